@@ -133,6 +133,8 @@ mod linux {
 
     /// How long the thread waits for a peer before it is given back.
     const PATIENCE: Duration = Duration::from_millis(20);
+    /// Bytes per system call, between which the end of the connection is noticed.
+    const MAX_SENDFILE: u64 = 16 << 20;
 
     enum Step {
         Done,
@@ -193,8 +195,12 @@ mod linux {
                 return Ok(Step::Done);
             };
             while self.left > 0 {
+                // Nobody can take the socket from this thread: a connection that has ended meanwhile ends here.
+                if shared.session.lock().closed_by().is_some() {
+                    return Err(io::ErrorKind::NotConnected.into());
+                }
                 let mut position = segment.offset + self.offset;
-                let count = usize::try_from(self.left).unwrap_or(usize::MAX).min(1 << 30);
+                let count = self.left.min(MAX_SENDFILE) as usize;
                 let sent = socket.try_io(Interest::WRITABLE, || {
                     Ok(rustix::fs::sendfile(socket.as_fd(), file.as_fd(), Some(&mut position), count)?)
                 });
