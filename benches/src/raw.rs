@@ -69,12 +69,12 @@ pub async fn echo(address: SocketAddr, size: usize, window: usize, count: usize)
     let message = vec![7; size];
     let mut buffer = vec![0; 256 << 10];
     let (mut out, mut filled) = (Vec::new(), 0);
-    let mut waiting: VecDeque<(oneshot::Sender<Vec<u8>>, oneshot::Receiver<Vec<u8>>)> = VecDeque::new();
+    let mut waiting = VecDeque::new();
     let (mut sent, mut done) = (0, 0);
     let begun = Instant::now();
     while done < count {
         while waiting.len() < window && sent < count {
-            waiting.push_back(oneshot::channel());
+            waiting.push_back(oneshot::channel::<Vec<u8>>());
             out.extend_from_slice(&message);
             sent += 1;
         }
@@ -138,7 +138,12 @@ pub async fn serve_file(address: &str, file: PathBuf, length: u64) -> anyhow::Re
 ///
 /// # Errors
 /// When the socket fails.
-pub async fn fetch(address: SocketAddr, size: usize, window: usize, count: usize) -> anyhow::Result<Duration> {
+pub async fn fetch(
+    address: SocketAddr,
+    size: usize,
+    window: usize,
+    count: usize,
+) -> anyhow::Result<Duration> {
     let mut stream = TcpStream::connect(address).await?;
     stream.set_nodelay(true)?;
     let mut buffer = vec![1; size];

@@ -50,7 +50,7 @@ async fn main() -> anyhow::Result<()> {
 
 async fn serve(kind: &str, file: Option<&Path>) -> anyhow::Result<()> {
     const ADDRESS: &str = "127.0.0.1:0";
-    let file = file.unwrap_or(Path::new("")).to_owned();
+    let file = file.map(Path::to_owned).unwrap_or_default();
     let mut server = None;
     let address = match kind {
         "ours" => {
@@ -91,7 +91,8 @@ async fn echo(runs: usize) -> anyhow::Result<()> {
         let mut limit = raw::ping_pong(raw_at, frame, 50_000).await?;
         mine.sort();
         limit.sort();
-        let at = |sorted: &[Duration], share: f64| sorted[(sorted.len() as f64 * share) as usize].as_secs_f64();
+        let at =
+            |sorted: &[Duration], share: f64| sorted[(sorted.len() as f64 * share) as usize].as_secs_f64();
         p50.push((at(&mine, 0.5), at(&limit, 0.5)));
         p99.push((at(&mine, 0.99), at(&limit, 0.99)));
     }
