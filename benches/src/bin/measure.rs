@@ -33,6 +33,8 @@ enum What {
     Echo,
     /// Chunks of a page-cached file.
     Bulk,
+    /// Memory per idle connection, after one call on each.
+    Idle,
     /// Internal: the other process.
     #[command(hide = true)]
     Serve { kind: String, file: Option<std::path::PathBuf> },
@@ -45,6 +47,7 @@ async fn main() -> anyhow::Result<()> {
     match options.what {
         What::Echo => tokio::spawn(echo(options.runs)).await?,
         What::Bulk => tokio::spawn(bulk(options.runs)).await?,
+        What::Idle => tokio::spawn(idle()).await?,
         What::Serve { kind, file } => serve(&kind, file.as_deref()).await,
     }
 }
@@ -134,6 +137,43 @@ async fn bulk(runs: usize) -> anyhow::Result<()> {
         print(&format!("B1 chunks of {} MiB, GB/s", size >> 20), &rates, 1e-9);
     }
     Ok(())
+}
+
+async fn idle() -> anyhow::Result<()> {
+    const CONNECTIONS: usize = 5000;
+    let (server, address) = start("ours", None).await?;
+    let server = server.id().context("the server has gone")?;
+    let context = network_common::TransportContext::new(
+        network_common::TransportConf::new("bench"),
+        network_common::NoOpRpcHandler::new(),
+    );
+    let factory = context.create_client_factory();
+    let mut clients = Vec::with_capacity(2 * CONNECTIONS);
+    let mut before = (0, 0);
+    for made in 0..2 * CONNECTIONS {
+        if made == CONNECTIONS {
+            // The first half warms allocator and tables up.
+            before = (resident(std::process::id())?, resident(server)?);
+        }
+        let client = factory.create_unmanaged_client(address).await?;
+        client.send_rpc("x").await?;
+        clients.push(client);
+    }
+    let after = (resident(std::process::id())?, resident(server)?);
+    let per = |before: usize, after: usize| (after.saturating_sub(before)) as f64 / CONNECTIONS as f64;
+    println!(
+        "S1 bytes per idle connection: client {:.0}, server {:.0}",
+        per(before.0, after.0),
+        per(before.1, after.1)
+    );
+    Ok(())
+}
+
+/// Resident memory of a process in bytes.
+fn resident(process: u32) -> anyhow::Result<usize> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).context("no VmRSS")?;
+    Ok(line.split_whitespace().nth(1).context("no value")?.parse::<usize>()? << 10)
 }
 
 fn rate(count: usize, took: Duration) -> f64 {

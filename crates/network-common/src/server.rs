@@ -138,7 +138,7 @@ impl Inner {
         );
     }
 
-    fn prepare(&self, stream: TcpStream, peer: SocketAddr) -> Result<Connection, TransportError> {
+    fn prepare(&self, stream: TcpStream, peer: SocketAddr) -> Result<Box<Connection>, TransportError> {
         let conf = &self.resources.conf;
         let io_error = |error: std::io::Error| {
             TransportError::new(

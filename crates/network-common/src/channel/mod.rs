@@ -98,12 +98,13 @@ struct Reported {
 }
 
 impl Connection {
-    /// Takes over a connected socket. Nothing is read or written before [`run`](Self::run).
+    /// Takes over a connected socket. Nothing is read or written before [`run`](Self::run). Boxed: every future that it is
+    /// moved through would have room for another copy.
     pub(crate) fn new(
         stream: TcpStream,
         handler: Arc<dyn RpcHandler>,
         resources: Arc<Resources>,
-    ) -> std::io::Result<Self> {
+    ) -> std::io::Result<Box<Self>> {
         let (peer, local): (SocketAddr, SocketAddr) = (stream.peer_addr()?, stream.local_addr()?);
         let conf = &resources.conf;
         let outgoing = Outgoing::new(conf.max_write_queue_size(), conf.key("maxWriteQueueSize"));
@@ -111,7 +112,7 @@ impl Connection {
         let (read_half, write_half) = stream.into_split();
         resources.metrics.connections.fetch_add(1, Ordering::Relaxed);
         resources.metrics.connections_total.fetch_add(1, Ordering::Relaxed);
-        Ok(Self {
+        Ok(Box::new(Self {
             client: TransportClient::reverse(Arc::clone(&shared)),
             reader: Reader::new(read_half, &resources),
             writer: Writer::new(write_half, Arc::clone(&shared), Arc::clone(&resources)),
@@ -122,7 +123,7 @@ impl Connection {
             shared,
             handler,
             resources,
-        })
+        }))
     }
 
     pub(crate) fn shared(&self) -> &Arc<Shared> {
@@ -143,7 +144,7 @@ impl Connection {
     }
 
     /// Drives the connection to its end.
-    pub(crate) async fn run(mut self) {
+    pub(crate) async fn run(mut self: Box<Self>) {
         guarded("channel_active", || self.handler.channel_active(&self.client));
         let error = std::future::poll_fn(|context| self.poll(context)).await;
         self.end(&error);
