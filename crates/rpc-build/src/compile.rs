@@ -1,16 +1,14 @@
 //! From `.proto` files to a directory of Rust files.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::{env, fmt, fs};
+use std::{env, fmt, fs, io};
 
 use prost_types::FileDescriptorSet;
 use protox::Compiler;
 use protox::file::{ChainFileResolver, File, FileResolver, GoogleFileResolver, IncludeFileResolver};
 
-use crate::service::{Generator, ONE_WAY};
-
-/// What the messages' attributes silence: lints that a crate may have switched on for its own code.
-const ALLOW: &str = "#[allow(missing_docs, clippy::all, clippy::pedantic, clippy::restriction)]";
+use crate::service::{ALLOW, Generator, ONE_WAY};
 
 /// Compiles `protos` and writes one Rust file per package to `OUT_DIR`, for `rpc_core::include_proto!`.
 ///
@@ -22,7 +20,8 @@ const ALLOW: &str = "#[allow(missing_docs, clippy::all, clippy::pedantic, clippy
 ///
 /// A file that is missing or wrong (with the place in it), an rpc with `stream`, `OUT_DIR` not set or not writable.
 pub fn compile_protos(protos: &[impl AsRef<Path>], includes: &[impl AsRef<Path>]) -> Result<(), Error> {
-    let out = env::var_os("OUT_DIR").ok_or_else(|| Error::new("OUT_DIR is not set: call this from build.rs"))?;
+    let out =
+        env::var_os("OUT_DIR").ok_or_else(|| Error::new("OUT_DIR is not set: call this from build.rs"))?;
     for file in compile_into(Path::new(&out), protos, includes)? {
         println!("cargo:rerun-if-changed={}", file.display());
     }
@@ -48,6 +47,7 @@ pub(crate) fn compile_into(
     let files = compiler.files().filter_map(|file| file.path().map(Path::to_owned)).collect();
     let descriptors = compiler.file_descriptor_set();
     refuse_streams(&descriptors)?;
+    let packages: BTreeSet<String> = descriptors.file.iter().map(|file| file.package().to_owned()).collect();
 
     fs::create_dir_all(out).map_err(|e| Error(format!("cannot create {}: {e}", out.display())))?;
     prost_build::Config::new()
@@ -60,7 +60,21 @@ pub(crate) fn compile_into(
         .service_generator(Box::new(Generator))
         .compile_fds(descriptors)
         .map_err(|e| Error(e.to_string()))?;
+    for package in packages {
+        let file = out.join(format!("{package}.rs"));
+        silence_modules(&file).map_err(|e| Error(format!("cannot rewrite {}: {e}", file.display())))?;
+    }
     Ok(files)
+}
+
+/// prost-build puts attributes on types, but not on the modules in which it nests them.
+fn silence_modules(file: &Path) -> io::Result<()> {
+    // A package in which everything is declared elsewhere has no file.
+    if !file.exists() {
+        return Ok(());
+    }
+    let text = fs::read_to_string(file)?;
+    fs::write(file, text.replace("\npub mod ", &format!("\n{ALLOW}\npub mod ")))
 }
 
 fn refuse_streams(descriptors: &FileDescriptorSet) -> Result<(), Error> {
@@ -160,8 +174,8 @@ mod tests {
 
     #[test]
     fn rpcs_that_share_a_request_get_newtypes() {
-        let text =
-            compile_service("rpc Get(A) returns (B); rpc Put(A) returns (B); rpc Del(B) returns (A);").unwrap();
+        let text = compile_service("rpc Get(A) returns (B); rpc Put(A) returns (B); rpc Del(B) returns (A);")
+            .unwrap();
         assert!(text.contains("pub struct SvcGet(pub A);"), "{text}");
         assert!(text.contains("pub struct SvcPut(pub A);"), "{text}");
         assert!(text.contains("impl ::rpc_core::RpcRequest<SvcMessage> for SvcPut {"), "{text}");

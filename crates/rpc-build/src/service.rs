@@ -8,9 +8,9 @@ use prost_build::{Comments, Method, Service, ServiceGenerator};
 /// The return type of rpcs without an answer.
 pub(crate) const ONE_WAY: &str = ".rpc_core.OneWay";
 
-/// For the enum and the impls: user code is linted by rules that generated code need not follow.
-const ALLOW: &str =
-    "#[allow(missing_docs, unreachable_pub, non_camel_case_types, clippy::all, clippy::pedantic, clippy::restriction)]";
+/// Stands on everything generated: lints that a crate may have switched on for the code it writes itself.
+pub(crate) const ALLOW: &str = "#[allow(missing_docs, unreachable_pub, unnameable_types, non_camel_case_types, \
+                                clippy::all, clippy::pedantic, clippy::restriction)]";
 
 pub(crate) struct Generator;
 
@@ -119,8 +119,15 @@ fn write_decode(message: &str, full_name: &str, rpcs: &[Rpc<'_>], out: &mut Stri
 
 fn write_newtype(full_name: &str, rpc: &Rpc<'_>, out: &mut String) -> std::fmt::Result {
     let Method { proto_name, input_type, .. } = rpc.method;
-    writeln!(out, "/// The request of `rpc {proto_name}` of `{full_name}`, which shares its type with others.")?;
-    writeln!(out, "{ALLOW}\n#[derive(Clone, Debug, PartialEq)]\npub struct {}(pub {input_type});\n", rpc.request)
+    writeln!(
+        out,
+        "/// The request of `rpc {proto_name}` of `{full_name}`, which shares its type with others."
+    )?;
+    writeln!(
+        out,
+        "{ALLOW}\n#[derive(Clone, Debug, PartialEq)]\npub struct {}(pub {input_type});\n",
+        rpc.request
+    )
 }
 
 fn write_request(message: &str, full_name: &str, rpc: &Rpc<'_>, out: &mut String) -> std::fmt::Result {
@@ -139,7 +146,10 @@ fn write_request(message: &str, full_name: &str, rpc: &Rpc<'_>, out: &mut String
         writeln!(out, "\n    fn into_message(self, _: ::rpc_core::RpcCallContext<()>) -> {message} {{")?;
         writeln!(out, "        {message}::{name}({inner})\n    }}")?;
     } else {
-        writeln!(out, "\n    fn into_message(self, context: ::rpc_core::RpcCallContext<{reply}>) -> {message} {{")?;
+        writeln!(
+            out,
+            "\n    fn into_message(self, context: ::rpc_core::RpcCallContext<{reply}>) -> {message} {{"
+        )?;
         writeln!(out, "        {message}::{name}({inner}, context)\n    }}")?;
     }
     let borrow = if rpc.wrapped { "&self.0" } else { "self" };

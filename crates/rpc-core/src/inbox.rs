@@ -1,0 +1,149 @@
+//! The queue of one endpoint.
+
+use std::collections::VecDeque;
+use std::task::Waker;
+
+use parking_lot::Mutex;
+
+use crate::address::{RpcAddress, RpcEndpointAddress};
+use crate::call_context::Origin;
+use crate::error::{ErrorKind, RpcError};
+use crate::post::Mailbox;
+
+/// A queue that keeps its buffer while parked only up to this many items.
+const KEEP: usize = 64;
+
+/// What an endpoint is to do. Starting is not among it: a loop begins with it.
+pub(crate) enum Item<M> {
+    Message { message: M, origin: Origin },
+    Event(Event),
+    Stop,
+}
+
+/// What befell a connection.
+#[derive(Clone, Debug)]
+pub(crate) enum Event {
+    Connected(RpcAddress),
+    Disconnected(RpcAddress),
+    NetworkError(RpcError, RpcAddress),
+}
+
+/// Many put in, one loop takes out: everything at once, so the lock is taken twice per batch and not per message.
+pub(crate) struct Inbox<M> {
+    state: Mutex<State<M>>,
+    address: RpcEndpointAddress,
+}
+
+struct State<M> {
+    queue: VecDeque<Item<M>>,
+    /// The loop, if it waits for something to come.
+    parked: Option<Waker>,
+    closed: Option<Closed>,
+}
+
+/// Why nothing goes in any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Closed {
+    Endpoint,
+    Env,
+    /// The loop's task was dropped, as happens when its runtime shuts down.
+    Runtime,
+}
+
+impl<M> Inbox<M> {
+    pub(crate) fn new(address: RpcEndpointAddress) -> Self {
+        let state = State { queue: VecDeque::new(), parked: None, closed: None };
+        Self { state: Mutex::new(state), address }
+    }
+
+    pub(crate) fn address(&self) -> &RpcEndpointAddress {
+        &self.address
+    }
+
+    /// Appends what `build` makes, which may be nothing.
+    fn append(&self, build: impl FnOnce() -> Option<Item<M>>) -> Result<(), Closed> {
+        let mut state = self.state.lock();
+        if let Some(closed) = state.closed {
+            return Err(closed);
+        }
+        let Some(item) = build() else { return Ok(()) };
+        state.queue.push_back(item);
+        let parked = state.parked.take();
+        drop(state);
+        if let Some(loop_) = parked {
+            loop_.wake();
+        }
+        Ok(())
+    }
+
+    pub(crate) fn post_event(&self, event: Event) {
+        // An endpoint that has stopped is told nothing more.
+        let _ = self.append(|| Some(Item::Event(event)));
+    }
+
+    /// Takes nothing more; what is queued is handled, then the endpoint's `on_stop` runs. Only the first call counts.
+    pub(crate) fn stop(&self, why: Closed) {
+        let mut state = self.state.lock();
+        if state.closed.is_none() {
+            state.closed = Some(why);
+            state.queue.push_back(Item::Stop);
+            let parked = state.parked.take();
+            drop(state);
+            if let Some(loop_) = parked {
+                loop_.wake();
+            }
+        }
+    }
+
+    /// The loop has ended: takes nothing more and fails what is left, by dropping it after the door is shut.
+    pub(crate) fn abandon(&self) {
+        let mut state = self.state.lock();
+        state.closed.get_or_insert(Closed::Runtime);
+        let left = std::mem::take(&mut state.queue);
+        drop(state);
+        drop(left);
+    }
+
+    /// Exchanges the queue for `batch`, which is empty. False if there is nothing.
+    pub(crate) fn take(&self, batch: &mut VecDeque<Item<M>>) -> bool {
+        let mut state = self.state.lock();
+        std::mem::swap(&mut state.queue, batch);
+        !batch.is_empty()
+    }
+
+    /// Has `waker` woken by the next item; false if there is one already. `spare` is an empty buffer to go on with.
+    pub(crate) fn park(&self, waker: &Waker, spare: &mut VecDeque<Item<M>>) -> bool {
+        let mut state = self.state.lock();
+        if !state.queue.is_empty() {
+            return false;
+        }
+        if (state.queue.capacity() < spare.capacity() && spare.capacity() <= KEEP)
+            || state.queue.capacity() > KEEP
+        {
+            std::mem::swap(&mut state.queue, spare);
+        }
+        if state.queue.capacity() > KEEP {
+            state.queue = VecDeque::new();
+        }
+        match &mut state.parked {
+            Some(parked) => parked.clone_from(waker),
+            None => state.parked = Some(waker.clone()),
+        }
+        true
+    }
+
+    fn refusal(&self, closed: Closed) -> RpcError {
+        let text = match closed {
+            Closed::Endpoint => format!("the endpoint {} has been stopped", self.address),
+            Closed::Env => format!("RpcEnv already stopped: {} takes no more messages", self.address),
+            Closed::Runtime => format!("the runtime that ran the endpoint {} has shut down", self.address),
+        };
+        RpcError::new(ErrorKind::Stopped, text).with_peer(&self.address)
+    }
+}
+
+impl<M: Send> Mailbox<M> for Inbox<M> {
+    fn post(&self, origin: Origin, build: &mut dyn FnMut() -> Option<M>) -> Result<(), RpcError> {
+        self.append(|| build().map(|message| Item::Message { message, origin })).map_err(|c| self.refusal(c))
+    }
+}
