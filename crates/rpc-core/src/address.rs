@@ -35,6 +35,11 @@ impl RpcAddress {
         &self.host
     }
 
+    /// The host as name resolution takes it.
+    pub(crate) fn bare_host(&self) -> &str {
+        self.host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(&self.host)
+    }
+
     /// The port.
     #[must_use]
     pub fn port(&self) -> u16 {

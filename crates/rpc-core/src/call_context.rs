@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
+use network_common::RpcResponseCallback;
 
 use crate::address::RpcAddress;
 use crate::error::{ErrorKind, RpcError};
@@ -42,7 +43,7 @@ enum Asker<T> {
 /// The way back over the connection that brought a request.
 pub(crate) struct RemoteReply {
     origin: Origin,
-    send: Box<dyn FnOnce(Bytes) + Send>,
+    callback: RpcResponseCallback,
 }
 
 impl fmt::Debug for RemoteReply {
@@ -55,14 +56,19 @@ impl fmt::Debug for RemoteReply {
 pub(crate) type Origin = u64;
 
 impl RemoteReply {
-    pub(crate) fn new(send: impl FnOnce(Bytes) + Send + 'static) -> Self {
+    pub(crate) fn new(callback: RpcResponseCallback) -> Self {
         // Odd numbers: those of local asks are addresses, which are even.
         static NEXT: AtomicU64 = AtomicU64::new(1);
-        Self { origin: NEXT.fetch_add(2, Ordering::Relaxed), send: Box::new(send) }
+        Self { origin: NEXT.fetch_add(2, Ordering::Relaxed), callback }
     }
 
     pub(crate) fn origin(&self) -> Origin {
         self.origin
+    }
+
+    /// The request reached no endpoint.
+    pub(crate) fn refuse(self, error: &RpcError) {
+        self.callback.fail(error);
     }
 }
 
@@ -89,7 +95,7 @@ impl<T: Send + 'static> RpcCallContext<T> {
     pub fn reply(mut self, value: T) -> Result<(), RpcError> {
         match self.asker.take() {
             Some(Asker::Local(slot)) => slot.complete(Ok(value)),
-            Some(Asker::Remote { reply, encode }) => (reply.send)(encode(&value)),
+            Some(Asker::Remote { reply, encode }) => reply.callback.reply(encode(&value)),
             Some(Asker::Nobody) | None => {}
         }
         Ok(())
@@ -117,7 +123,7 @@ impl<T: Send + 'static> Asker<T> {
     fn fail(self, error: RpcError) {
         match self {
             Self::Local(slot) => slot.complete(Err(error)),
-            Self::Remote { reply, .. } => (reply.send)(wire::encode_failure(&error)),
+            Self::Remote { reply, .. } => reply.callback.reply(wire::encode_failure(&error)),
             Self::Nobody => {}
         }
     }
@@ -202,6 +208,22 @@ pub(crate) async fn supervise(
         fail(outcome.as_ref().err().cloned().unwrap_or_else(unanswered));
     }
     outcome
+}
+
+/// Drops a message that no endpoint will handle; if it is an ask, the asker learns why.
+pub(crate) fn discard<M>(origin: Origin, message: M, why: &RpcError) {
+    let outer = RUNNING.with(|running| (running.origin.replace(origin), running.abandoned.take()));
+    let dropped = catch_unwind(AssertUnwindSafe(|| drop(message)));
+    let abandoned = RUNNING.with(|running| {
+        running.origin.set(outer.0);
+        running.abandoned.replace(outer.1)
+    });
+    if let Some(fail) = abandoned {
+        fail(why.clone());
+    }
+    if dropped.is_err() {
+        tracing::error!("the destructor of a message panicked");
+    }
 }
 
 fn panicked(payload: &(dyn Any + Send)) -> RpcError {

@@ -9,6 +9,7 @@ use tokio::runtime::Handle;
 use tokio_util::task::TaskTracker;
 
 use crate::address::RpcEndpointAddress;
+use crate::call_context::discard;
 use crate::endpoint::EndpointContext;
 use crate::endpoint_ref::RpcEndpointRef;
 use crate::error::{ErrorKind, RpcError};
@@ -16,9 +17,6 @@ use crate::inbox::{Closed, Event, Inbox};
 use crate::message::{IncomingRequest, RpcMessage};
 use crate::message_loop::{IntoEndpoint, Seat};
 use crate::post::Mailbox;
-
-/// The name of the endpoint that tells whether another one is registered (`rpc 6`).
-pub(crate) const VERIFIER: &str = "endpoint-verifier";
 
 pub(crate) struct Dispatcher {
     state: RwLock<State>,
@@ -54,7 +52,11 @@ impl<M: RpcMessage> Registered for Inbox<M> {
         }
         let origin = request.origin();
         let mut message = Some(M::decode(request)?);
-        self.post(origin, &mut || message.take())
+        let posted = self.post(origin, &mut || message.take());
+        if let (Err(why), Some(message)) = (&posted, message) {
+            discard(origin, message, why);
+        }
+        posted
     }
 
     fn post_event(&self, event: Event) {

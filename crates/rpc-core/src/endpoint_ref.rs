@@ -6,18 +6,16 @@ use std::hash::{Hash, Hasher};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Instant;
 
 use bytes::Bytes;
-use futures::future::BoxFuture;
-use tokio::runtime::Handle;
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
 
 use crate::address::RpcEndpointAddress;
 use crate::call_context::{RpcCallContext, origin_of};
+use crate::deadlines::{COARSE_FROM, Deadlines};
 use crate::error::{RpcError, SendError};
 use crate::message::{RpcMessage, RpcRequest, local_only};
-use crate::post::{Mailbox, Wire};
+use crate::post::{Mailbox, RemoteAnswer, Wire};
 use crate::slot::Slot;
 use crate::timeout::RpcTimeout;
 use crate::wire::{self, IncomingBody};
@@ -35,7 +33,7 @@ pub struct RpcEndpointRef<M> {
 struct About {
     address: RpcEndpointAddress,
     ask_timeout: RpcTimeout,
-    runtime: Handle,
+    deadlines: Arc<Deadlines>,
 }
 
 enum Target<M> {
@@ -51,21 +49,21 @@ impl<M> RpcEndpointRef<M> {
     pub(crate) fn local(
         address: RpcEndpointAddress,
         ask_timeout: RpcTimeout,
-        runtime: Handle,
+        deadlines: Arc<Deadlines>,
         mailbox: Arc<dyn Mailbox<M>>,
     ) -> Self {
-        Self { about: Arc::new(About { address, ask_timeout, runtime }), target: Target::Local(mailbox) }
+        Self { about: Arc::new(About { address, ask_timeout, deadlines }), target: Target::Local(mailbox) }
     }
 
     pub(crate) fn remote(
         address: RpcEndpointAddress,
         ask_timeout: RpcTimeout,
-        runtime: Handle,
+        deadlines: Arc<Deadlines>,
         wire: Arc<dyn Wire>,
         head: Bytes,
     ) -> Self {
         Self {
-            about: Arc::new(About { address, ask_timeout, runtime }),
+            about: Arc::new(About { address, ask_timeout, deadlines }),
             target: Target::Remote { wire, head },
         }
     }
@@ -179,7 +177,7 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
                 Err(error) => State::Refused(error),
             },
         };
-        Ask { state, about: Arc::clone(&self.about), timeout, asked: Instant::now(), timer: None }
+        Ask { state, about: Arc::clone(&self.about), timeout, asked: Instant::now(), timer: Timer::Unset }
     }
 }
 
@@ -246,16 +244,24 @@ pub struct Ask<T> {
     about: Arc<About>,
     timeout: RpcTimeout,
     asked: Instant,
-    /// Made when the answer is not there at the first poll.
-    timer: Option<Pin<Box<Sleep>>>,
+    timer: Timer,
+}
+
+enum Timer {
+    /// The answer may be there at the first poll.
+    Unset,
+    Coarse {
+        due: Instant,
+        key: usize,
+    },
+    Precise(Pin<Box<Sleep>>),
+    /// A time beyond what the clock can count never comes.
+    Never,
 }
 
 enum State<T> {
     Local(Arc<Slot<T>>),
-    Remote {
-        answer: BoxFuture<'static, Result<Bytes, RpcError>>,
-        decode: fn(IncomingBody) -> Result<T, RpcError>,
-    },
+    Remote { answer: RemoteAnswer, decode: fn(IncomingBody) -> Result<T, RpcError> },
     Refused(RpcError),
     Done,
 }
@@ -270,7 +276,7 @@ impl<T> Future for Ask<T> {
         let this = &mut *self;
         let polled = match &mut this.state {
             State::Local(slot) => slot.poll(cx),
-            State::Remote { answer, decode } => answer.as_mut().poll(cx).map(|answer| {
+            State::Remote { answer, decode } => Pin::new(answer).poll(cx).map(|answer| {
                 let peer = this.about.address.to_string();
                 wire::decode_answer(answer?, &peer).and_then(*decode)
             }),
@@ -291,24 +297,39 @@ impl<T> Future for Ask<T> {
 
 impl<T> Ask<T> {
     fn poll_timer(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let timer = match &mut self.timer {
-            Some(timer) => timer,
-            None => {
-                // A time beyond what the clock can count never comes.
-                let Some(deadline) = self.asked.checked_add(self.timeout.duration()) else {
+        if let Timer::Unset = self.timer {
+            let limit = self.timeout.duration();
+            self.timer = match self.asked.checked_add(limit) {
+                None => Timer::Never,
+                Some(due) if limit >= COARSE_FROM => {
+                    // One that is due already is woken by the next tick.
+                    self.timer = Timer::Coarse { due, key: self.about.deadlines.add(due, cx.waker()) };
                     return Poll::Pending;
-                };
-                // The poller may be on another executor.
-                let _runtime = self.about.runtime.enter();
-                self.timer.insert(Box::pin(tokio::time::sleep_until(deadline.into())))
+                }
+                Some(due) => {
+                    // The poller may be on another executor.
+                    let _runtime = self.about.deadlines.runtime().enter();
+                    Timer::Precise(Box::pin(tokio::time::sleep_until(due)))
+                }
+            };
+        }
+        match &mut self.timer {
+            Timer::Precise(sleep) => sleep.as_mut().poll(cx),
+            Timer::Coarse { due, .. } if *due <= Instant::now() => Poll::Ready(()),
+            Timer::Coarse { key, .. } => {
+                self.about.deadlines.update(*key, cx.waker());
+                Poll::Pending
             }
-        };
-        timer.as_mut().poll(cx)
+            Timer::Unset | Timer::Never => Poll::Pending,
+        }
     }
 
     fn finish(&mut self) {
         if let State::Local(slot) = std::mem::replace(&mut self.state, State::Done) {
             slot.close();
+        }
+        if let Timer::Coarse { key, .. } = std::mem::replace(&mut self.timer, Timer::Never) {
+            self.about.deadlines.cancel(key);
         }
     }
 }

@@ -1,22 +1,37 @@
 //! The environment: what users start, register endpoints with, and look endpoints up in.
 
+mod builder;
+
 use std::any::Any;
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
+use network_common::TransportServer;
+use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
+pub use builder::RpcEnvBuilder;
+
 use crate::address::{RpcAddress, RpcEndpointAddress};
-use crate::conf::RpcConf;
-use crate::dispatcher::Dispatcher;
+use crate::deadlines::Deadlines;
+use crate::dispatcher::{Dispatcher, endpoint_not_found, service_mismatch};
 use crate::endpoint::EndpointContext;
 use crate::endpoint_ref::RpcEndpointRef;
 use crate::error::{ErrorKind, RpcError};
+use crate::message::{RpcMessage, local_only};
 use crate::message_loop::IntoEndpoint;
+use crate::outbox::Outboxes;
 use crate::timeout::RpcTimeout;
+use crate::verifier::EndpointVerifier;
+use crate::wire::proto::{CheckExistence, EndpointVerifierMessage};
+use crate::wire::request_head;
+
+/// How long a shutdown waits for answers that are still being written.
+const SERVER_CLOSE: Duration = Duration::from_secs(5);
 
 /// A messaging environment: endpoints that others reach by name, and refs to endpoints elsewhere. Cheap to clone.
 ///
@@ -36,16 +51,21 @@ struct Inner {
     ask_timeout: RpcTimeout,
     lookup_timeout: RpcTimeout,
     runtime: Handle,
+    deadlines: Arc<Deadlines>,
     dispatcher: Arc<Dispatcher>,
+    outboxes: Arc<Outboxes>,
+    /// Taken by the shutdown.
+    server: Mutex<Option<TransportServer>>,
+    /// Tells this run of the process from earlier ones at the same address.
+    incarnation: u64,
     stopping: AtomicBool,
     terminated: watch::Sender<bool>,
 }
 
 impl RpcEnv {
     /// Begins an environment; `name` appears in logs and errors only.
-    #[must_use]
     pub fn builder(name: impl Into<String>) -> RpcEnvBuilder {
-        RpcEnvBuilder { name: name.into(), conf: RpcConf::new(), mode: Mode::Undecided }
+        RpcEnvBuilder::new(name.into())
     }
 
     /// The name given to the builder.
@@ -74,10 +94,57 @@ impl RpcEnv {
         let inner = &self.inner;
         let address = RpcEndpointAddress::new(inner.address.clone(), name)?;
         let make_ref = |mailbox| {
-            RpcEndpointRef::local(address.clone(), inner.ask_timeout.clone(), inner.runtime.clone(), mailbox)
+            RpcEndpointRef::local(
+                address.clone(),
+                inner.ask_timeout.clone(),
+                Arc::clone(&inner.deadlines),
+                mailbox,
+            )
         };
         let env = Arc::clone(inner) as Arc<dyn Any + Send + Sync>;
         inner.dispatcher.register(address.clone(), endpoint, make_ref, env)
+    }
+
+    /// Looks up the endpoint `name` of the environment at `address` and checks that it receives `M`.
+    ///
+    /// Asks the endpoint verifier there and waits as long as `spark.rpc.lookupTimeout` says. The ref of an endpoint
+    /// of this environment itself is a local one: its messages are not encoded.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::EndpointNotFound`]; [`ErrorKind::ServiceMismatch`] if the endpoint serves other services than
+    /// those of `M`; [`ErrorKind::LocalOnly`] if `M` has none; [`ErrorKind::Timeout`] and [`ErrorKind::Network`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Can be dropped at any time.
+    pub async fn setup_endpoint_ref<M: RpcMessage>(
+        &self,
+        address: RpcAddress,
+        name: &str,
+    ) -> Result<RpcEndpointRef<M>, RpcError> {
+        let inner = &self.inner;
+        let endpoint = RpcEndpointAddress::new(Some(address.clone()), name)?;
+        if inner.address.as_ref() == Some(&address) {
+            let mailbox = inner.dispatcher.inbox::<M>(&endpoint)?;
+            let (timeout, deadlines) = (inner.ask_timeout.clone(), Arc::clone(&inner.deadlines));
+            return Ok(RpcEndpointRef::local(endpoint, timeout, deadlines, mailbox));
+        }
+        if M::SERVICES.is_empty() {
+            return Err(local_only());
+        }
+        let verifier = RpcEndpointAddress::new(Some(address), EndpointVerifier::NAME)?;
+        let verifier = inner.remote_ref::<EndpointVerifierMessage>(verifier)?;
+        let check = CheckExistence { endpoint: name.to_owned() };
+        let found = verifier.ask_with_timeout(check, inner.lookup_timeout.clone()).await?;
+        if !found.exists {
+            return Err(endpoint_not_found(&endpoint));
+        }
+        let served: Vec<&str> = found.services.iter().map(String::as_str).collect();
+        if !M::SERVICES.iter().all(|service| served.contains(service)) {
+            return Err(service_mismatch(&endpoint, M::SERVICES, &served));
+        }
+        inner.remote_ref(endpoint)
     }
 
     /// Stops an endpoint of this environment: the name is free at once, messages that are queued are handled, then
@@ -99,7 +166,13 @@ impl RpcEnv {
         if !self.inner.stopping.swap(true, Ordering::AcqRel) {
             let inner = Arc::clone(&self.inner);
             self.inner.runtime.spawn(async move {
+                // First, so that what an on_stop sends still goes out, and the connections' end is told to nobody.
                 inner.dispatcher.stop().await;
+                inner.outboxes.stop();
+                let server = inner.server.lock().take();
+                if let Some(server) = server {
+                    server.close(SERVER_CLOSE).await;
+                }
                 tracing::debug!(env = %inner.name, "environment has shut down");
                 inner.terminated.send_replace(true);
             });
@@ -121,6 +194,22 @@ impl RpcEnv {
     }
 }
 
+impl Inner {
+    /// The ref of an endpoint elsewhere, not checked.
+    fn remote_ref<M: RpcMessage>(&self, endpoint: RpcEndpointAddress) -> Result<RpcEndpointRef<M>, RpcError> {
+        let Some(address) = endpoint.address() else {
+            return Err(RpcError::new(
+                ErrorKind::Address,
+                format!("{endpoint} does not say where the endpoint is"),
+            ));
+        };
+        let outbox = self.outboxes.get(address);
+        let head = request_head(self.address.as_ref(), self.incarnation, endpoint.name());
+        let (timeout, deadlines) = (self.ask_timeout.clone(), Arc::clone(&self.deadlines));
+        Ok(RpcEndpointRef::remote(endpoint, timeout, deadlines, outbox, head))
+    }
+}
+
 impl fmt::Debug for RpcEnv {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RpcEnv")
@@ -138,71 +227,5 @@ impl<M> EndpointContext<M> {
             Ok(inner) => RpcEnv { inner },
             Err(_) => unreachable!("setup_endpoint puts nothing else there"),
         }
-    }
-}
-
-/// Makes an [`RpcEnv`]. Either [`bind`](Self::bind) or [`client_mode`](Self::client_mode) must be chosen.
-#[derive(Clone, Debug)]
-#[must_use = "nothing happens before `start`"]
-pub struct RpcEnvBuilder {
-    name: String,
-    conf: RpcConf,
-    mode: Mode,
-}
-
-#[derive(Clone, Debug)]
-enum Mode {
-    Undecided,
-    Server { bind: String },
-    Client,
-}
-
-impl RpcEnvBuilder {
-    /// Listen at `address`, host:port. Port 0 takes a free one; [`RpcEnv::address`] tells which.
-    pub fn bind(mut self, address: impl Into<String>) -> Self {
-        self.mode = Mode::Server { bind: address.into() };
-        self
-    }
-
-    /// Do not listen. Endpoints of other environments can be reached, and answer over the connections made to them.
-    pub fn client_mode(mut self) -> Self {
-        self.mode = Mode::Client;
-        self
-    }
-
-    /// Use these settings.
-    pub fn conf(mut self, conf: RpcConf) -> Self {
-        self.conf = conf;
-        self
-    }
-
-    /// Starts the environment on the current tokio runtime.
-    ///
-    /// # Errors
-    ///
-    /// [`ErrorKind::Config`] for options that cannot work, [`ErrorKind::Address`] if the address to bind is not
-    /// host:port, [`ErrorKind::Bind`] if it cannot be listened at.
-    pub async fn start(self) -> Result<RpcEnv, RpcError> {
-        let runtime = Handle::current();
-        let address = match &self.mode {
-            Mode::Client => None,
-            Mode::Server { bind } => Some(bind.parse::<RpcAddress>()?),
-            Mode::Undecided => {
-                let text =
-                    format!("the environment {} needs an address to bind, or client_mode()", self.name);
-                return Err(RpcError::new(ErrorKind::Config, text));
-            }
-        };
-        let inner = Inner {
-            ask_timeout: self.conf.ask_timeout()?,
-            lookup_timeout: self.conf.lookup_timeout()?,
-            name: self.name,
-            address,
-            dispatcher: Arc::new(Dispatcher::new(runtime.clone())),
-            runtime,
-            stopping: AtomicBool::new(false),
-            terminated: watch::Sender::new(false),
-        };
-        Ok(RpcEnv { inner: Arc::new(inner) })
     }
 }

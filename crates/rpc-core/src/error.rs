@@ -4,6 +4,8 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::sync::Arc;
 
+use network_common::TransportError;
+
 /// Any error with any cause, as [`RpcError::application`] takes it. `?` and `.into()` make one from strings too.
 pub type BoxError = Box<dyn StdError + Send + Sync>;
 
@@ -37,6 +39,8 @@ pub enum ErrorKind {
     NotDelivered,
     /// The peer cannot be reached, or the connection was lost.
     Network,
+    /// A queue is full; nothing was sent.
+    Limit,
     /// A message's bytes are not what its schema says.
     Decode,
     /// A message without a schema was to leave the process.
@@ -56,6 +60,7 @@ struct Inner {
     peer: Option<String>,
     remote: bool,
     retryable: bool,
+    timeout: bool,
     source: Option<BoxError>,
 }
 
@@ -67,6 +72,7 @@ impl RpcError {
             peer: None,
             remote: false,
             retryable: false,
+            timeout: kind == ErrorKind::Timeout,
             source: None,
         }))
     }
@@ -92,6 +98,33 @@ impl RpcError {
         }
     }
 
+    /// What the transport reports about `peer`.
+    pub(crate) fn from_transport(error: TransportError, peer: impl fmt::Display) -> Self {
+        use network_common::ErrorKind as Transport;
+        let kind = match error.kind() {
+            Transport::Config => ErrorKind::Config,
+            Transport::Bind => ErrorKind::Bind,
+            Transport::Remote => ErrorKind::NotDelivered,
+            Transport::Limit => ErrorKind::Limit,
+            _ => ErrorKind::Network,
+        };
+        let text = match kind {
+            ErrorKind::NotDelivered => format!("{peer} refused the message: {error}"),
+            _ => error.to_string(),
+        };
+        let (remote, timeout) = (error.is_remote(), error.is_timeout());
+        // Only these are known to have sent nothing. A connection that is lost may have carried the request.
+        let unsent = matches!(
+            error.kind(),
+            Transport::Connect | Transport::ConnectTimeout | Transport::FastFail | Transport::Limit
+        );
+        Self::new(kind, text).with_peer(peer).with_source(error).change(|inner| {
+            inner.remote = remote;
+            inner.timeout = timeout;
+            inner.retryable = unsent;
+        })
+    }
+
     /// This error, marked as one after which the same request may be repeated: it did no harm, and may succeed.
     #[must_use]
     pub fn retryable(self) -> Self {
@@ -106,7 +139,7 @@ impl RpcError {
         self.change(|inner| inner.source = Some(source.into()))
     }
 
-    pub(crate) fn from_remote(self) -> Self {
+    pub(crate) fn reported_by_peer(self) -> Self {
         self.change(|inner| inner.remote = true)
     }
 
@@ -124,6 +157,7 @@ impl RpcError {
                     peer: self.0.peer.clone(),
                     remote: self.0.remote,
                     retryable: self.0.retryable,
+                    timeout: self.0.timeout,
                     source: Some(Box::new(self)),
                 };
                 change(&mut inner);
@@ -148,7 +182,7 @@ impl RpcError {
     /// A time limit passed, here or in what this error is about.
     #[must_use]
     pub fn is_timeout(&self) -> bool {
-        self.0.kind == ErrorKind::Timeout
+        self.0.timeout
     }
 
     /// The peer reported this error, rather than this process finding it.

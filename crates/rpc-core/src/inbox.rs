@@ -6,7 +6,7 @@ use std::task::Waker;
 use parking_lot::Mutex;
 
 use crate::address::{RpcAddress, RpcEndpointAddress};
-use crate::call_context::Origin;
+use crate::call_context::{Origin, discard};
 use crate::error::{ErrorKind, RpcError};
 use crate::post::Mailbox;
 
@@ -98,10 +98,14 @@ impl<M> Inbox<M> {
     /// The loop has ended: takes nothing more and fails what is left, by dropping it after the door is shut.
     pub(crate) fn abandon(&self) {
         let mut state = self.state.lock();
-        state.closed.get_or_insert(Closed::Runtime);
+        let closed = *state.closed.get_or_insert(Closed::Runtime);
         let left = std::mem::take(&mut state.queue);
         drop(state);
-        drop(left);
+        for item in left {
+            if let Item::Message { message, origin } = item {
+                discard(origin, message, &self.refusal(closed));
+            }
+        }
     }
 
     /// Exchanges the queue for `batch`, which is empty. False if there is nothing.

@@ -94,7 +94,7 @@ pub struct IncomingRequest<'a> {
     service: &'a str,
     method: &'a str,
     body: Bytes,
-    sender: Option<RpcAddress>,
+    sender: RpcAddress,
     /// Left in place if decoding fails, so that the dispatcher can tell the asker why.
     reply: &'a mut Option<RemoteReply>,
 }
@@ -105,7 +105,7 @@ impl<'a> IncomingRequest<'a> {
         service: &'a str,
         method: &'a str,
         body: Bytes,
-        sender: Option<RpcAddress>,
+        sender: RpcAddress,
         reply: &'a mut Option<RemoteReply>,
     ) -> Self {
         Self { service, method, body, sender, reply }
@@ -141,9 +141,10 @@ impl<'a> IncomingRequest<'a> {
 
     /// The handle for the answer. To be called once, after [`decode`](Self::decode).
     pub fn context<T: Message + 'static>(&mut self) -> RpcCallContext<T> {
+        let sender = Some(self.sender.clone());
         match self.reply.take() {
-            Some(reply) => RpcCallContext::remote(reply, wire::encode_value::<T>, self.sender.clone()),
-            None => RpcCallContext::nobody(self.sender.clone()),
+            Some(reply) => RpcCallContext::remote(reply, wire::encode_value::<T>, sender),
+            None => RpcCallContext::nobody(sender),
         }
     }
 

@@ -73,18 +73,17 @@ pub(crate) fn encode_failure(error: &RpcError) -> Bytes {
         ErrorKind::Timeout => proto::failure::Kind::Timeout,
         _ => proto::failure::Kind::Application,
     };
-    let mut causes = Vec::new();
+    let mut texts = vec![error.to_string()];
     let mut next = std::error::Error::source(error);
     while let Some(cause) = next {
-        causes.push(cause.to_string());
+        texts.push(cause.to_string());
         next = cause.source();
     }
-    let failure = proto::Failure {
-        kind: kind.into(),
-        message: error.to_string(),
-        causes,
-        retryable: error.is_retryable(),
-    };
+    // An error made from another one says the same.
+    texts.dedup();
+    let message = texts.remove(0);
+    let failure =
+        proto::Failure { kind: kind.into(), message, causes: texts, retryable: error.is_retryable() };
     let answer = proto::Answer { result: Some(proto::answer::Result::Failure(failure)) };
     answer.encode_to_vec().into()
 }
@@ -161,18 +160,107 @@ fn decode_failure(failure: proto::Failure) -> RpcError {
     };
     // The innermost cause is the source of the one before it, and so on outwards.
     let cause = failure.causes.into_iter().rev().fold(None, |inner, text| {
-        let error = RpcError::new(kind, text).from_remote();
+        let error = RpcError::new(kind, text).reported_by_peer();
         Some(match inner {
             Some(inner) => error.with_source(inner),
             None => error,
         })
     });
-    let mut error = RpcError::new(kind, failure.message).from_remote();
+    let mut error = RpcError::new(kind, failure.message).reported_by_peer();
     if failure.retryable {
         error = error.retryable();
     }
     match cause {
         Some(cause) => error.with_source(cause),
         None => error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Clone, PartialEq, Message)]
+    struct Text {
+        #[prost(string, tag = "1")]
+        text: String,
+    }
+
+    fn text(text: &str) -> Text {
+        Text { text: text.to_owned() }
+    }
+
+    fn sample() -> Bytes {
+        let head = request_head(Some(&RpcAddress::new("::1", 7077)), 0x0102_0304_0506_0708, "ep");
+        let method = Method::new("pkg.Svc", "Do");
+        request(&head, method, Some(Duration::from_millis(300)), |body| body.message(&text("hi"))).unwrap()
+    }
+
+    /// Other versions and other implementations read and write exactly this.
+    #[test]
+    fn a_request_has_these_bytes() {
+        let mut expected = Vec::new();
+        expected.extend(b"\x0a\x0a[::1]:7077");
+        expected.extend(b"\x11\x08\x07\x06\x05\x04\x03\x02\x01");
+        expected.extend(b"\x1a\x02ep");
+        expected.extend(b"\x22\x07pkg.Svc");
+        expected.extend(b"\x2a\x02Do");
+        // 300 000 microseconds.
+        expected.extend(b"\x30\xe0\xa7\x12");
+        expected.extend(b"\x7a\x04\x0a\x02hi");
+        assert_eq!(&sample()[..], expected);
+    }
+
+    #[test]
+    fn a_request_reads_back() {
+        let read = proto::Request::decode(sample()).unwrap();
+        let expected = proto::Request {
+            sender: "[::1]:7077".to_owned(),
+            incarnation: 0x0102_0304_0506_0708,
+            endpoint: "ep".to_owned(),
+            service: "pkg.Svc".to_owned(),
+            method: "Do".to_owned(),
+            remaining_us: 300_000,
+            body: text("hi").encode_to_vec().into(),
+        };
+        assert_eq!(read, expected);
+    }
+
+    #[test]
+    fn fields_of_newer_peers_are_skipped() {
+        let mut bytes = sample().to_vec();
+        // Field 99, a string.
+        bytes.extend(b"\x9a\x06\x03new");
+        assert_eq!(proto::Request::decode(&bytes[..]).unwrap().endpoint, "ep");
+    }
+
+    #[test]
+    fn answers_have_these_bytes_and_read_back() {
+        let value = encode_value(&text("yes"));
+        assert_eq!(&value[..], b"\x0a\x05\x0a\x03yes");
+        assert_eq!(decode_answer(value, "peer").unwrap().decode::<Text>().unwrap(), text("yes"));
+
+        let cause = RpcError::application("inner").with_source(RpcError::application("innermost"));
+        let error = RpcError::new(ErrorKind::Timeout, "outer").with_source(cause).retryable();
+        let failure = encode_failure(&error);
+        assert_eq!(&failure[..], b"\x12\x1d\x08\x04\x12\x05outer\x1a\x05inner\x1a\x09innermost\x20\x01");
+        let read = decode_answer(failure, "peer").unwrap_err();
+        assert_eq!((read.kind(), read.to_string().as_str()), (ErrorKind::Timeout, "outer"));
+        assert!(read.is_remote() && read.is_retryable() && read.is_timeout());
+        assert_eq!(read.peer(), Some("peer"));
+        let inner = std::error::Error::source(&read).unwrap();
+        assert_eq!(inner.to_string(), "inner");
+        assert_eq!(inner.source().unwrap().to_string(), "innermost");
+    }
+
+    #[test]
+    fn bad_answers_are_errors() {
+        for bytes in [&b""[..], b"\x0a\x7f", b"\xff\xff\xff\xff", b"\x9a\x06\x03new"] {
+            let error = decode_answer(Bytes::copy_from_slice(bytes), "peer").unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Decode);
+        }
+        // A kind of failure that only newer peers know.
+        let newer = Bytes::from_static(b"\x12\x05\x08\x63\x12\x01x");
+        assert_eq!(decode_answer(newer, "peer").unwrap_err().kind(), ErrorKind::Application);
     }
 }

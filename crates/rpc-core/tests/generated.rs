@@ -1,10 +1,8 @@
 //! What rpc-build generates compiles without a warning under the strictest lints and does what it says.
-#![deny(warnings, missing_docs, unreachable_pub, clippy::all, clippy::pedantic)]
-
-mod common;
 
 /// Every form of rpc.
-mod coverage {
+#[deny(warnings, missing_docs, unreachable_pub, clippy::all, clippy::pedantic, clippy::unwrap_used)]
+pub mod coverage {
     rpc_core::include_proto!("coverage");
 }
 

@@ -1,6 +1,6 @@
 //! What several test files use.
 
-#![allow(dead_code, unreachable_pub, missing_docs)]
+#![allow(dead_code, unreachable_pub, missing_docs, clippy::unwrap_used)]
 
 use std::future::Future;
 use std::time::Duration;
@@ -44,6 +44,10 @@ pub fn bye(msg: &str) -> SayBye {
 
 pub async fn client() -> RpcEnv {
     RpcEnv::builder("client").client_mode().start().await.unwrap()
+}
+
+pub async fn server() -> RpcEnv {
+    RpcEnv::builder("server").bind("127.0.0.1:0").start().await.unwrap()
 }
 
 pub fn short_timeout(setting: &str, value: &str) -> RpcConf {
