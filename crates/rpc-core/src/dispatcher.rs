@@ -187,3 +187,81 @@ impl Dispatcher {
 pub(crate) fn endpoint_not_found(address: &RpcEndpointAddress) -> RpcError {
     RpcError::new(ErrorKind::EndpointNotFound, format!("Cannot find endpoint: {address}")).with_peer(address)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::address::RpcAddress;
+    use crate::deadlines::Deadlines;
+    use crate::endpoint::ThreadSafeRpcEndpoint;
+
+    struct Nothing;
+    impl RpcMessage for Nothing {}
+
+    struct Watch(mpsc::UnboundedSender<String>);
+
+    impl ThreadSafeRpcEndpoint for Watch {
+        type Message = Nothing;
+        async fn receive(&mut self, _: Nothing, _: &EndpointContext<Nothing>) -> Result<(), RpcError> {
+            Ok(())
+        }
+        async fn on_connected(
+            &mut self,
+            from: RpcAddress,
+            _: &EndpointContext<Nothing>,
+        ) -> Result<(), RpcError> {
+            self.0.send(format!("connected {from}")).map_err(RpcError::application)
+        }
+        async fn on_disconnected(
+            &mut self,
+            from: RpcAddress,
+            _: &EndpointContext<Nothing>,
+        ) -> Result<(), RpcError> {
+            self.0.send(format!("disconnected {from}")).map_err(RpcError::application)
+        }
+        async fn on_network_error(
+            &mut self,
+            error: RpcError,
+            from: RpcAddress,
+            _: &EndpointContext<Nothing>,
+        ) -> Result<(), RpcError> {
+            self.0.send(format!("{error} {from}")).map_err(RpcError::application)
+        }
+    }
+
+    /// Rows INB-04 to INB-06: each endpoint gets each event once, and none after it was stopped.
+    #[tokio::test]
+    async fn inb_04_05_06_events_reach_every_endpoint_once() {
+        let runtime = Handle::current();
+        let (dispatcher, deadlines) = (Dispatcher::new(runtime.clone()), Deadlines::new(runtime));
+        let mut received = Vec::new();
+        for name in ["a", "b"] {
+            let (told, events) = mpsc::unbounded_channel();
+            received.push(events);
+            let address = RpcEndpointAddress::new(None, name).unwrap();
+            let make_ref = |mailbox| {
+                let limit = Duration::from_secs(1).into();
+                RpcEndpointRef::local(address.clone(), limit, Arc::clone(&deadlines), mailbox)
+            };
+            dispatcher.register(address.clone(), Watch(told), make_ref, Arc::new(())).unwrap();
+        }
+        let peer = RpcAddress::new("peer", 1);
+        dispatcher.post_to_all(&Event::Connected(peer.clone()));
+        let error = RpcError::new(ErrorKind::Network, "reset");
+        dispatcher.post_to_all(&Event::NetworkError(error, peer.clone()));
+        dispatcher.post_to_all(&Event::Disconnected(peer.clone()));
+        dispatcher.stop().await;
+        dispatcher.post_to_all(&Event::Connected(peer));
+        for mut events in received {
+            let mut all = Vec::new();
+            while let Some(event) = events.recv().await {
+                all.push(event);
+            }
+            assert_eq!(all, ["connected peer:1", "reset peer:1", "disconnected peer:1"]);
+        }
+    }
+}

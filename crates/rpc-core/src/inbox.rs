@@ -1,6 +1,7 @@
 //! The queue of one endpoint.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::task::Waker;
 
 use parking_lot::Mutex;
@@ -101,18 +102,15 @@ impl<M> Inbox<M> {
         let closed = *state.closed.get_or_insert(Closed::Runtime);
         let left = std::mem::take(&mut state.queue);
         drop(state);
-        for item in left {
-            if let Item::Message { message, origin } = item {
-                discard(origin, message, &self.refusal(closed));
-            }
-        }
+        self.discard(left, closed);
     }
 
-    /// Exchanges the queue for `batch`, which is empty. False if there is nothing.
-    pub(crate) fn take(&self, batch: &mut VecDeque<Item<M>>) -> bool {
-        let mut state = self.state.lock();
-        std::mem::swap(&mut state.queue, batch);
-        !batch.is_empty()
+    fn discard(&self, items: VecDeque<Item<M>>, why: Closed) {
+        for item in items {
+            if let Item::Message { message, origin } = item {
+                discard(origin, message, &self.refusal(why));
+            }
+        }
     }
 
     /// Has `waker` woken by the next item; false if there is one already. `spare` is an empty buffer to go on with.
@@ -143,6 +141,41 @@ impl<M> Inbox<M> {
             Closed::Runtime => format!("the runtime that ran the endpoint {} has shut down", self.address),
         };
         RpcError::new(ErrorKind::Stopped, text).with_peer(&self.address)
+    }
+}
+
+/// What a loop has taken out and not handled yet. Dropped with the loop, it fails the askers in it.
+pub(crate) struct Batch<M> {
+    items: VecDeque<Item<M>>,
+    inbox: Arc<Inbox<M>>,
+}
+
+impl<M> Batch<M> {
+    pub(crate) fn new(inbox: &Arc<Inbox<M>>) -> Self {
+        Self { items: VecDeque::new(), inbox: Arc::clone(inbox) }
+    }
+
+    pub(crate) fn pop(&mut self) -> Option<Item<M>> {
+        self.items.pop_front()
+    }
+
+    /// When all is handled: takes out what has come since. False if that is nothing.
+    pub(crate) fn refill(&mut self) -> bool {
+        std::mem::swap(&mut self.inbox.state.lock().queue, &mut self.items);
+        !self.items.is_empty()
+    }
+
+    /// The buffer, to go on with.
+    pub(crate) fn into_buffer(mut self) -> VecDeque<Item<M>> {
+        std::mem::take(&mut self.items)
+    }
+}
+
+impl<M> Drop for Batch<M> {
+    fn drop(&mut self) {
+        if !self.items.is_empty() {
+            self.inbox.discard(std::mem::take(&mut self.items), Closed::Runtime);
+        }
     }
 }
 

@@ -17,7 +17,7 @@ use futures::stream::FuturesUnordered;
 use crate::call_context::supervise;
 use crate::endpoint::{EndpointContext, RpcEndpoint, ThreadSafeRpcEndpoint};
 use crate::error::RpcError;
-use crate::inbox::{Event, Inbox, Item};
+use crate::inbox::{Batch, Event, Inbox, Item};
 use crate::message::RpcMessage;
 
 /// After this many messages in a row the loop lets other tasks run.
@@ -83,10 +83,10 @@ impl<M> Seat<M> {
     }
 }
 
-type Batch<M> = VecDeque<Item<M>>;
+type Buffer<M> = VecDeque<Item<M>>;
 
 /// What [`Behaviour::drain`] ends with: itself and an empty buffer when there is nothing to do, nothing after stop.
-type Drained<B, M> = Option<(Box<B>, Batch<M>)>;
+type Drained<B, M> = Option<(Box<B>, Buffer<M>)>;
 
 trait Behaviour: Sized + Send + 'static {
     type Message: RpcMessage;
@@ -104,7 +104,7 @@ struct Life<B: Behaviour> {
 }
 
 enum LifeState<B: Behaviour> {
-    Idle(Box<B>, Batch<B::Message>),
+    Idle(Box<B>, Buffer<B::Message>),
     Busy(BoxFuture<'static, Drained<B, B::Message>>),
     Over,
 }
@@ -137,7 +137,7 @@ impl<B: Behaviour> Future for Life<B> {
                 },
                 LifeState::Idle(behaviour, mut spare) => {
                     if this.place.inbox.park(cx.waker(), &mut spare) {
-                        this.state = LifeState::Idle(behaviour, Batch::new());
+                        this.state = LifeState::Idle(behaviour, Buffer::new());
                         return Poll::Pending;
                     }
                     LifeState::Busy(behaviour.drain(Arc::clone(&this.place)))
@@ -181,10 +181,10 @@ impl<E: ThreadSafeRpcEndpoint> Behaviour for Serial<E> {
                 let outcome = supervise(0, async { self.endpoint.on_start(&place.cx).await }).await;
                 self.settle(outcome, &place.cx, &place).await;
             }
-            let mut batch = Batch::new();
+            let mut batch = Batch::new(&place.inbox);
             let mut in_a_row = 0;
-            while place.inbox.take(&mut batch) {
-                while let Some(item) = batch.pop_front() {
+            while batch.refill() {
+                while let Some(item) = batch.pop() {
                     let outcome = match item {
                         Item::Message { message, origin } => {
                             supervise(origin, async { self.endpoint.receive(message, &place.cx).await }).await
@@ -205,7 +205,7 @@ impl<E: ThreadSafeRpcEndpoint> Behaviour for Serial<E> {
                     }
                 }
             }
-            Some((self, batch))
+            Some((self, batch.into_buffer()))
         })
     }
 }
@@ -258,7 +258,7 @@ impl<E: RpcEndpoint> Behaviour for Concurrent<E> {
                 self.phase = if outcome.is_ok() { Phase::Concurrent } else { Phase::OneByOne };
                 settle(&*self.endpoint, outcome, &place.cx, &place).await;
             }
-            let mut batch = Batch::new();
+            let mut batch = Batch::new(&place.inbox);
             let mut running = FuturesUnordered::<BoxFuture<'static, ()>>::new();
             let mut in_a_row = 0;
             while let Some(item) = next(&place.inbox, &mut batch, &mut running).await {
@@ -286,7 +286,7 @@ impl<E: RpcEndpoint> Behaviour for Concurrent<E> {
                     tokio::task::yield_now().await;
                 }
             }
-            Some((self, batch))
+            Some((self, batch.into_buffer()))
         })
     }
 }
@@ -298,19 +298,19 @@ async fn next<M>(
     running: &mut FuturesUnordered<BoxFuture<'static, ()>>,
 ) -> Option<Item<M>> {
     poll_fn(|cx| {
-        if let Some(item) = batch.pop_front() {
+        if let Some(item) = batch.pop() {
             return Poll::Ready(Some(item));
         }
         // Once per batch, so that a full inbox does not keep them waiting.
         while let Poll::Ready(Some(())) = running.poll_next_unpin(cx) {}
         loop {
-            if inbox.take(batch) {
-                return Poll::Ready(batch.pop_front());
+            if batch.refill() {
+                return Poll::Ready(batch.pop());
             }
             if running.is_empty() {
                 return Poll::Ready(None);
             }
-            if inbox.park(cx.waker(), &mut Batch::new()) {
+            if inbox.park(cx.waker(), &mut Buffer::new()) {
                 return Poll::Pending;
             }
         }

@@ -10,8 +10,11 @@ use std::error::Error;
 use std::fmt;
 use std::time::Duration;
 
-use common::{Greeting, Hello, HelloMessage, SayHi, bye, client, hi, next, server, short_timeout, soon};
+use common::{
+    Greeting, Hello, HelloMessage, SayHi, address, bye, client, hi, next, server, short_timeout, soon,
+};
 use coverage::{Key, Mark, Pair, StoreGet, StoreMessage};
+use network_common::{NoOpRpcHandler, TransportConf, TransportContext};
 use rpc_core::{
     EndpointContext, ErrorKind, IncomingBody, IncomingRequest, Method, OutgoingBody, RpcAddress,
     RpcCallContext, RpcEnv, RpcError, RpcMessage, RpcRequest, ThreadSafeRpcEndpoint,
@@ -38,10 +41,6 @@ fn mark(name: &str) -> Mark {
 
 fn get(name: &str) -> StoreGet {
     StoreGet(Key { name: name.to_owned() })
-}
-
-fn address(env: &RpcEnv) -> RpcAddress {
-    env.address().expect("a server").clone()
 }
 
 #[tokio::test]
@@ -334,6 +333,34 @@ async fn an_unknown_method_fails_its_ask_only() {
 }
 
 #[tokio::test]
+async fn bytes_that_are_no_envelope_fail_their_request_only() {
+    let server = server().await;
+    server.setup_endpoint("hello", Hello).unwrap();
+    let context = TransportContext::new(TransportConf::new("rpc"), NoOpRpcHandler::new());
+    let factory = context.create_client_factory();
+    let at = address(&server);
+    let client = soon(factory.create_client((at.host(), at.port()))).await.unwrap();
+    // Cut off, a length beyond the end, not UTF-8, no endpoint, a sender that is no address.
+    let refused: [(&[u8], &str); 5] = [
+        (b"\xff", "no envelope"),
+        (b"\x7a\xff\xff\xff\xff\x0f", "no envelope"),
+        (b"\x1a\x01\xff", "no envelope"),
+        (b"", "Could not find ."),
+        (b"\x0a\x03@@@\x1a\x05hello", "serves hello.Hello, not"),
+    ];
+    for (bytes, text) in refused {
+        client.send(bytes).unwrap();
+        let error = soon(client.send_rpc(bytes)).await.unwrap_err();
+        assert!(error.is_remote() && error.to_string().contains(text), "{bytes:?}: {error}");
+    }
+    // A method whose request is cut off.
+    let bytes: &[u8] = b"\x1a\x05hello\x22\x0bhello.Hello\x2a\x05SayHi\x7a\x02\x0a\x7f";
+    let error = soon(client.send_rpc(bytes)).await.unwrap_err();
+    assert!(error.to_string().contains("hello.Hello/SayHi cannot be decoded"), "{error}");
+    assert!(client.is_active());
+}
+
+#[tokio::test]
 async fn unknown_fields_are_tolerated() {
     let (server, client) = (server().await, client().await);
     server.setup_endpoint("hello", Hello).unwrap();
@@ -459,133 +486,6 @@ async fn the_sender_is_where_the_asker_listens_or_its_socket() {
             None => assert_eq!(sender.host(), "127.0.0.1"),
         }
     }
-}
-
-/// Tells the test of connections.
-struct Watch(mpsc::UnboundedSender<(&'static str, RpcAddress)>);
-
-impl ThreadSafeRpcEndpoint for Watch {
-    type Message = HelloMessage;
-    async fn receive(
-        &mut self,
-        message: HelloMessage,
-        _: &EndpointContext<HelloMessage>,
-    ) -> Result<(), RpcError> {
-        drop(message);
-        Ok(())
-    }
-    async fn on_connected(
-        &mut self,
-        remote: RpcAddress,
-        _: &EndpointContext<HelloMessage>,
-    ) -> Result<(), RpcError> {
-        let _ = self.0.send(("connected", remote));
-        Ok(())
-    }
-    async fn on_disconnected(
-        &mut self,
-        remote: RpcAddress,
-        _: &EndpointContext<HelloMessage>,
-    ) -> Result<(), RpcError> {
-        let _ = self.0.send(("disconnected", remote));
-        Ok(())
-    }
-    async fn on_network_error(
-        &mut self,
-        _: RpcError,
-        remote: RpcAddress,
-        _: &EndpointContext<HelloMessage>,
-    ) -> Result<(), RpcError> {
-        let _ = self.0.send(("network error", remote));
-        Ok(())
-    }
-    async fn on_stop(&mut self, _: &EndpointContext<HelloMessage>) -> Result<(), RpcError> {
-        let _ = self.0.send(("stop", RpcAddress::new("-", 0)));
-        Ok(())
-    }
-}
-
-fn watch(env: &RpcEnv) -> mpsc::UnboundedReceiver<(&'static str, RpcAddress)> {
-    let (told, events) = mpsc::unbounded_channel();
-    env.setup_endpoint("watch", Watch(told)).expect("the name is free");
-    events
-}
-
-/// Waits for one event, passing over others.
-async fn until(
-    events: &mut mpsc::UnboundedReceiver<(&'static str, RpcAddress)>,
-    what: &str,
-    matches: impl Fn(&RpcAddress) -> bool,
-) {
-    loop {
-        let (event, address) = next(events).await;
-        if event == what && matches(&address) {
-            return;
-        }
-    }
-}
-
-#[tokio::test]
-async fn rpc_env_21_network_events_between_servers() {
-    let (first, second) = (server().await, server().await);
-    let (mut events, mut others) = (watch(&first), watch(&second));
-    let there = address(&second);
-    soon(first.setup_endpoint_ref::<HelloMessage>(there.clone(), "watch")).await.unwrap();
-    until(&mut events, "connected", |address| *address == there).await;
-    // The other side learns where the first one listens from its first message.
-    let here = address(&first);
-    until(&mut others, "connected", |address| *address == here).await;
-    soon(second.shutdown()).await;
-    until(&mut events, "disconnected", |address| *address == there).await;
-}
-
-#[tokio::test]
-async fn rpc_env_22_network_events_in_a_server_of_a_client() {
-    let (server, client) = (server().await, client().await);
-    let mut events = watch(&server);
-    soon(client.setup_endpoint_ref::<HelloMessage>(address(&server), "watch")).await.unwrap();
-    let (event, socket) = next(&mut events).await;
-    assert_eq!((event, socket.host()), ("connected", "127.0.0.1"));
-    soon(client.shutdown()).await;
-    until(&mut events, "disconnected", |address| *address == socket).await;
-}
-
-#[tokio::test]
-async fn rpc_env_23_network_events_in_a_client_of_a_server() {
-    let (server, client) = (server().await, client().await);
-    let mut events = watch(&client);
-    server.setup_endpoint("hello", Hello).unwrap();
-    let there = address(&server);
-    soon(client.setup_endpoint_ref::<HelloMessage>(there.clone(), "hello")).await.unwrap();
-    until(&mut events, "connected", |address| *address == there).await;
-    soon(server.shutdown()).await;
-    until(&mut events, "disconnected", |address| *address == there).await;
-}
-
-#[tokio::test]
-async fn rpc_env_35_shutdown_does_not_fire_disconnected() {
-    let (server, client) = (server().await, client().await);
-    let mut events = watch(&client);
-    server.setup_endpoint("hello", Hello).unwrap();
-    soon(client.setup_endpoint_ref::<HelloMessage>(address(&server), "hello")).await.unwrap();
-    soon(client.shutdown()).await;
-    let mut all = Vec::new();
-    while let Some((event, _)) = soon(events.recv()).await {
-        all.push(event);
-    }
-    assert_eq!(all, ["connected", "stop"]);
-}
-
-#[tokio::test]
-async fn dropping_a_client_env_and_its_refs_closes_its_connections() {
-    let (server, client) = (server().await, client().await);
-    let mut events = watch(&server);
-    let watcher = soon(client.setup_endpoint_ref::<HelloMessage>(address(&server), "watch")).await.unwrap();
-    let (_, socket) = next(&mut events).await;
-    drop(client);
-    watcher.send(hi("a ref is enough")).unwrap();
-    drop(watcher);
-    until(&mut events, "disconnected", |address| *address == socket).await;
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@
 use std::future::Future;
 use std::time::Duration;
 
-use rpc_core::{EndpointContext, RpcConf, RpcEnv, RpcError, ThreadSafeRpcEndpoint};
+use rpc_core::{EndpointContext, RpcAddress, RpcConf, RpcEnv, RpcError, ThreadSafeRpcEndpoint};
 use tokio::sync::mpsc;
 
 pub mod hello {
@@ -48,6 +48,10 @@ pub async fn client() -> RpcEnv {
 
 pub async fn server() -> RpcEnv {
     RpcEnv::builder("server").bind("127.0.0.1:0").start().await.unwrap()
+}
+
+pub fn address(env: &RpcEnv) -> RpcAddress {
+    env.address().expect("a server").clone()
 }
 
 pub fn short_timeout(setting: &str, value: &str) -> RpcConf {
