@@ -14,7 +14,9 @@ impl ThreadSafeRpcEndpoint for Hello {
     type Message = HelloMessage;
 
     async fn on_start(&mut self, cx: &EndpointContext<HelloMessage>) -> Result<(), RpcError> {
-        println!("start hello endpoint at {:?}", cx.env().address());
+        if let Some(itself) = cx.self_ref() {
+            println!("start {itself}");
+        }
         Ok(())
     }
 

@@ -276,10 +276,9 @@ impl<T> Future for Ask<T> {
         let this = &mut *self;
         let polled = match &mut this.state {
             State::Local(slot) => slot.poll(cx),
-            State::Remote { answer, decode } => Pin::new(answer).poll(cx).map(|answer| {
-                let peer = this.about.address.to_string();
-                wire::decode_answer(answer?, &peer).and_then(*decode)
-            }),
+            State::Remote { answer, decode } => Pin::new(answer)
+                .poll(cx)
+                .map(|answer| wire::decode_answer(answer?, &this.about.address).and_then(*decode)),
             State::Refused(error) => Poll::Ready(Err(error.clone())),
             State::Done => panic!("Ask polled after it was ready"),
         };

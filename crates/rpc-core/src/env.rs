@@ -148,9 +148,12 @@ impl RpcEnv {
     }
 
     /// Stops an endpoint of this environment: the name is free at once, messages that are queued are handled, then
-    /// its `on_stop` runs. Goes by name; nothing happens if there is none (`rpc 2`).
+    /// its `on_stop` runs. Goes by name, so a second call does nothing, or stops what has taken the name since
+    /// (`rpc 2`). Endpoints of other environments cannot be stopped; nothing happens then.
     pub fn stop<M>(&self, endpoint: &RpcEndpointRef<M>) {
-        self.inner.dispatcher.unregister(endpoint.name());
+        if endpoint.address().address() == self.address() {
+            self.inner.dispatcher.unregister(endpoint.name());
+        }
     }
 
     /// Stops all endpoints, waits until every `on_stop` has run, and closes all connections.
@@ -164,8 +167,9 @@ impl RpcEnv {
     /// Dropping the future stops the waiting, not the shutdown.
     pub fn shutdown(&self) -> impl Future<Output = ()> + Send + 'static + use<> {
         if !self.inner.stopping.swap(true, Ordering::AcqRel) {
-            let inner = Arc::clone(&self.inner);
+            let ending = Ending(Arc::clone(&self.inner));
             self.inner.runtime.spawn(async move {
+                let inner = &ending.0;
                 // First, so that what an on_stop sends still goes out, and the connections' end is told to nobody.
                 inner.dispatcher.stop().await;
                 inner.outboxes.stop();
@@ -173,8 +177,6 @@ impl RpcEnv {
                 if let Some(server) = server {
                     server.close(SERVER_CLOSE).await;
                 }
-                tracing::debug!(env = %inner.name, "environment has shut down");
-                inner.terminated.send_replace(true);
             });
         }
         self.await_termination()
@@ -191,6 +193,16 @@ impl RpcEnv {
             // It fails only if the environment is gone, which is an end too.
             let _ = terminated.wait_for(|over| *over).await;
         }
+    }
+}
+
+/// A shutdown under way. It ends also when the runtime dies with it, and everything it would have stopped.
+struct Ending(Arc<Inner>);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        tracing::debug!(env = %self.0.name, "environment has shut down");
+        self.0.terminated.send_replace(true);
     }
 }
 

@@ -13,6 +13,7 @@ use std::task::{Context, Poll};
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
+use tokio::task::coop::poll_proceed;
 
 use crate::call_context::supervise;
 use crate::endpoint::{EndpointContext, RpcEndpoint, ThreadSafeRpcEndpoint};
@@ -140,6 +141,12 @@ impl<B: Behaviour> Future for Life<B> {
                         this.state = LifeState::Idle(behaviour, Buffer::new());
                         return Poll::Pending;
                     }
+                    // A sender that is as fast as the endpoint must not keep the thread for ever.
+                    let Poll::Ready(share) = poll_proceed(cx) else {
+                        this.state = LifeState::Idle(behaviour, spare);
+                        return Poll::Pending;
+                    };
+                    share.made_progress();
                     LifeState::Busy(behaviour.drain(Arc::clone(&this.place)))
                 }
                 LifeState::Over => return Poll::Ready(()),

@@ -1,5 +1,6 @@
 //! The envelope's bytes: `proto/rpc_envelope.proto`, written and read without copying bodies more than once.
 
+use std::fmt::Display;
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -134,7 +135,7 @@ fn put_varint(out: &mut BytesMut, mut value: u64) {
 }
 
 /// Takes the value out of an answer, or makes an error of the failure in it.
-pub(crate) fn decode_answer(answer: Bytes, peer: &str) -> Result<IncomingBody, RpcError> {
+pub(crate) fn decode_answer(answer: Bytes, peer: &dyn Display) -> Result<IncomingBody, RpcError> {
     let answer = proto::Answer::decode(answer).map_err(|e| {
         RpcError::new(ErrorKind::Decode, format!("the answer from {peer} cannot be decoded: {e}"))
             .with_peer(peer)
@@ -238,13 +239,13 @@ mod tests {
     fn answers_have_these_bytes_and_read_back() {
         let value = encode_value(&text("yes"));
         assert_eq!(&value[..], b"\x0a\x05\x0a\x03yes");
-        assert_eq!(decode_answer(value, "peer").unwrap().decode::<Text>().unwrap(), text("yes"));
+        assert_eq!(decode_answer(value, &"peer").unwrap().decode::<Text>().unwrap(), text("yes"));
 
         let cause = RpcError::application("inner").with_source(RpcError::application("innermost"));
         let error = RpcError::new(ErrorKind::Timeout, "outer").with_source(cause).retryable();
         let failure = encode_failure(&error);
         assert_eq!(&failure[..], b"\x12\x1d\x08\x04\x12\x05outer\x1a\x05inner\x1a\x09innermost\x20\x01");
-        let read = decode_answer(failure, "peer").unwrap_err();
+        let read = decode_answer(failure, &"peer").unwrap_err();
         assert_eq!((read.kind(), read.to_string().as_str()), (ErrorKind::Timeout, "outer"));
         assert!(read.is_remote() && read.is_retryable() && read.is_timeout());
         assert_eq!(read.peer(), Some("peer"));
@@ -256,11 +257,11 @@ mod tests {
     #[test]
     fn bad_answers_are_errors() {
         for bytes in [&b""[..], b"\x0a\x7f", b"\xff\xff\xff\xff", b"\x9a\x06\x03new"] {
-            let error = decode_answer(Bytes::copy_from_slice(bytes), "peer").unwrap_err();
+            let error = decode_answer(Bytes::copy_from_slice(bytes), &"peer").unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Decode);
         }
         // A kind of failure that only newer peers know.
         let newer = Bytes::from_static(b"\x12\x05\x08\x63\x12\x01x");
-        assert_eq!(decode_answer(newer, "peer").unwrap_err().kind(), ErrorKind::Application);
+        assert_eq!(decode_answer(newer, &"peer").unwrap_err().kind(), ErrorKind::Application);
     }
 }

@@ -597,7 +597,7 @@ async fn shutdown_can_be_awaited_by_many_and_started_by_an_endpoint() {
 #[test]
 fn asks_end_when_the_runtime_dies() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let (endpoint, waiting, entered) = runtime.block_on(async {
+    let (env, endpoint, waiting, entered) = runtime.block_on(async {
         let env = client().await;
         let (told, mut entered) = mpsc::unbounded_channel();
         struct Stuck(mpsc::UnboundedSender<()>);
@@ -611,7 +611,7 @@ fn asks_end_when_the_runtime_dies() {
         let endpoint = env.setup_endpoint("stuck", Stuck(told)).unwrap();
         let waiting = [endpoint.ask(Work(0)), endpoint.ask(Work(1))];
         next(&mut entered).await;
-        (endpoint, waiting, entered)
+        (env, endpoint, waiting, entered)
     });
     drop(runtime);
     drop(entered);
@@ -621,5 +621,6 @@ fn asks_end_when_the_runtime_dies() {
         assert_eq!(soon(running).await.unwrap_err().kind(), ErrorKind::Unanswered);
         assert_eq!(soon(queued).await.unwrap_err().kind(), ErrorKind::Stopped);
         assert_eq!(soon(endpoint.ask(Work(2))).await.unwrap_err().kind(), ErrorKind::Stopped);
+        soon(env.shutdown()).await;
     });
 }

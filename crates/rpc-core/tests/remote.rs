@@ -70,6 +70,17 @@ async fn rpc_env_05_ask_a_message_remotely() {
 }
 
 #[tokio::test]
+async fn endpoints_elsewhere_cannot_be_stopped() {
+    let (first, second) = (server().await, server().await);
+    let here = first.setup_endpoint("hello", Hello).unwrap();
+    second.setup_endpoint("hello", Hello).unwrap();
+    let there = soon(first.setup_endpoint_ref::<HelloMessage>(address(&second), "hello")).await.unwrap();
+    first.stop(&there);
+    assert_eq!(soon(there.ask(hi("there"))).await.unwrap().text, "hi, there");
+    assert_eq!(soon(here.ask(hi("here"))).await.unwrap().text, "hi, here");
+}
+
+#[tokio::test]
 async fn rpc_env_06_ask_a_message_timeout_remotely() {
     let server = server().await;
     let client = RpcEnv::builder("client")

@@ -89,7 +89,7 @@ impl RpcEnvBuilder {
         // The outbox promises order, which holds on one connection only (`rpc 12`).
         let transport_conf = TransportConf::from_settings("rpc", self.conf.settings())
             .and_then(|conf| conf.with("spark.rpc.io.numConnectionsPerPeer", "1"))
-            .map_err(|e| RpcError::from_transport(e, &self.name))?;
+            .map_err(|e| RpcError::new(ErrorKind::Config, e.to_string()).with_source(e))?;
 
         let runtime = Handle::current();
         let dispatcher = Arc::new(Dispatcher::new(runtime.clone()));
