@@ -55,9 +55,10 @@ impl Resources {
         pool: Arc<BufferPool>,
         close_idle: bool,
     ) -> Self {
-        let mut limits = FrameLimits::default();
-        limits.max_request = conf.max_request_size();
-        limits.max_request_setting = conf.key("maxRequestSize");
+        let limits = FrameLimits {
+            max_request: conf.max_request_size(),
+            max_request_setting: conf.key("maxRequestSize"),
+        };
         let native_file_transfer = conf.native_file_transfer();
         Self { conf, metrics, pool, limits, native_file_transfer, close_idle }
     }
