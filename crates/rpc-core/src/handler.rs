@@ -1,6 +1,7 @@
 //! What the transport calls: requests go to the dispatcher, connections become events.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -14,7 +15,7 @@ use crate::dispatcher::Dispatcher;
 use crate::error::{ErrorKind, RpcError};
 use crate::inbox::Event;
 use crate::message::IncomingRequest;
-use crate::wire::proto::Request;
+use crate::wire::RequestView;
 
 pub(crate) struct EnvHandler {
     dispatcher: Arc<Dispatcher>,
@@ -40,14 +41,12 @@ impl EnvHandler {
         message: Bytes,
         reply: &mut Option<RemoteReply>,
     ) -> Result<(), RpcError> {
-        let request = Request::decode(message).map_err(|e| {
-            let text =
-                format!("the message from {} is no envelope of this protocol: {e}", client.peer_addr());
-            RpcError::new(ErrorKind::Decode, text)
-        })?;
-        let sender = self.sender(client, &request.sender);
-        let incoming = IncomingRequest::new(&request.service, &request.method, request.body, sender, reply);
-        self.dispatcher.deliver(&request.endpoint, incoming)
+        let mut request = RequestView::decode(message).map_err(|e| no_envelope(client, &e))?;
+        let body = std::mem::take(&mut request.body);
+        let texts = request.texts().map_err(|e| no_envelope(client, &e))?;
+        let sender = self.sender(client, texts.sender);
+        let incoming = IncomingRequest::new(texts.service, texts.method, body, sender, reply);
+        self.dispatcher.deliver(texts.endpoint, incoming)
     }
 
     /// Who sent a message with `text` in its sender field.
@@ -74,6 +73,11 @@ impl EnvHandler {
         }
         address
     }
+}
+
+fn no_envelope(client: &TransportClient, why: &dyn fmt::Display) -> RpcError {
+    let text = format!("the message from {} is no envelope of this protocol: {why}", client.peer_addr());
+    RpcError::new(ErrorKind::Decode, text)
 }
 
 impl RpcHandler for EnvHandler {

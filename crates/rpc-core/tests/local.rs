@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use common::{Greeting, Hello, HelloMessage, bye, client, hi, next, short_timeout, soon};
+use common::{Greeting, Hello, HelloMessage, bye, client, hi, next, setting, soon};
 use rpc_core::{
     EndpointContext, ErrorKind, RpcCallContext, RpcEndpoint, RpcEnv, RpcError, RpcMessage, RpcRequest,
     RpcTimeout, ThreadSafeRpcEndpoint,
@@ -156,7 +156,7 @@ async fn a_local_message_arrives_as_the_same_object() {
 async fn rpc_env_06_ask_a_message_timeout() {
     let env = RpcEnv::builder("client")
         .client_mode()
-        .conf(short_timeout("spark.rpc.askTimeout", "1ms"))
+        .conf(setting("spark.rpc.askTimeout", "1ms"))
         .start()
         .await
         .unwrap();

@@ -10,9 +10,7 @@ use std::error::Error;
 use std::fmt;
 use std::time::Duration;
 
-use common::{
-    Greeting, Hello, HelloMessage, SayHi, address, bye, client, hi, next, server, short_timeout, soon,
-};
+use common::{Greeting, Hello, HelloMessage, SayHi, address, bye, client, hi, next, server, setting, soon};
 use coverage::{Key, Mark, Pair, StoreGet, StoreMessage};
 use network_common::{NoOpRpcHandler, TransportConf, TransportContext};
 use rpc_core::{
@@ -85,7 +83,7 @@ async fn rpc_env_06_ask_a_message_timeout_remotely() {
     let server = server().await;
     let client = RpcEnv::builder("client")
         .client_mode()
-        .conf(short_timeout("spark.rpc.askTimeout", "1ms"))
+        .conf(setting("spark.rpc.askTimeout", "1ms"))
         .start()
         .await
         .unwrap();
@@ -411,6 +409,52 @@ async fn sends_and_asks_arrive_in_order_also_before_the_connection_stands() {
 }
 
 #[tokio::test]
+async fn a_full_write_queue_gives_the_request_back() {
+    let server = server().await;
+    let client = RpcEnv::builder("client")
+        .client_mode()
+        .conf(setting("spark.rpc.io.maxWriteQueueSize", "4k"))
+        .start()
+        .await
+        .unwrap();
+    let mut received = 0;
+    let store = Store(move |message| match message {
+        StoreMessage::Touch(_) => {
+            received += 1;
+            Ok(())
+        }
+        StoreMessage::Get(_, context) => context.reply(coverage::Value { value: received }),
+        _ => Ok(()),
+    });
+    server.setup_endpoint("store", store).unwrap();
+    let store = soon(client.setup_endpoint_ref::<StoreMessage>(address(&server), "store")).await.unwrap();
+    // On this one thread nothing is written before the test gives way.
+    let mut sent = 0;
+    let refused = loop {
+        match store.send(mark(&"x".repeat(1000))) {
+            Ok(()) => sent += 1,
+            Err(refused) => break refused,
+        }
+        assert!(sent < 100, "there is no limit");
+    };
+    assert_eq!(refused.error().kind(), ErrorKind::Limit);
+    assert!(refused.error().is_retryable());
+    assert_eq!(refused.into_message().name.len(), 1000);
+    assert_eq!(soon(store.ask(get(&"x".repeat(1000)))).await.unwrap_err().kind(), ErrorKind::Limit);
+    // What was taken is sent, and there is room again.
+    let count = soon(async {
+        loop {
+            match store.ask(get("x")).await {
+                Ok(count) => break count.value,
+                Err(_) => tokio::task::yield_now().await,
+            }
+        }
+    })
+    .await;
+    assert_eq!(count, sent);
+}
+
+#[tokio::test]
 async fn an_unreachable_peer_fails_what_waits_and_is_tried_anew() {
     let client = client().await;
     let server = server().await;
@@ -506,7 +550,7 @@ async fn a_lookup_that_is_not_answered_names_its_setting() {
     let silent = RpcAddress::from(listener.local_addr().unwrap());
     let client = RpcEnv::builder("client")
         .client_mode()
-        .conf(short_timeout("spark.rpc.lookupTimeout", "20ms"))
+        .conf(setting("spark.rpc.lookupTimeout", "20ms"))
         .start()
         .await
         .unwrap();

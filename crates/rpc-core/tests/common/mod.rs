@@ -54,8 +54,8 @@ pub fn address(env: &RpcEnv) -> RpcAddress {
     env.address().expect("a server").clone()
 }
 
-pub fn short_timeout(setting: &str, value: &str) -> RpcConf {
-    RpcConf::new().with(setting, value).unwrap()
+pub fn setting(key: &str, value: &str) -> RpcConf {
+    RpcConf::new().with(key, value).unwrap()
 }
 
 /// Fails the test rather than hanging it.
