@@ -41,9 +41,10 @@ enum What {
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let options = Options::parse();
+    // On a worker: the main thread is not one, and every wake from there to the connection would cross threads.
     match options.what {
-        What::Echo => echo(options.runs).await,
-        What::Bulk => bulk(options.runs).await,
+        What::Echo => tokio::spawn(echo(options.runs)).await?,
+        What::Bulk => tokio::spawn(bulk(options.runs)).await?,
         What::Serve { kind, file } => serve(&kind, file.as_deref()).await,
     }
 }

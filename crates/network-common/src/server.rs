@@ -76,7 +76,7 @@ impl TransportServer {
     /// Dropping the future cuts them all.
     pub async fn close(self, deadline: Duration) -> usize {
         self.accepting.abort();
-        self.inner.stop(|shared| shared.update(crate::session::Session::drain));
+        self.inner.stop(Shared::drain);
         self.inner.tasks.close();
         if tokio::time::timeout(deadline, self.inner.tasks.wait()).await.is_ok() {
             return 0;

@@ -180,7 +180,7 @@ impl Connection {
                 return Poll::Pending;
             }
             let mut session = self.shared.session.lock();
-            let (closing, draining) = (session.closing().cloned(), session.is_draining());
+            let (closing, draining) = (session.closing().cloned(), self.shared.is_draining());
             if written && session.outgoing.is_empty() && !self.writer.is_sending_file() {
                 let served = self.reader.received == session.answered
                     && !session.is_busy()
