@@ -560,3 +560,44 @@ async fn a_lookup_that_is_not_answered_names_its_setting() {
     assert!(error.to_string().contains("spark.rpc.lookupTimeout"), "{error}");
     assert!(started.elapsed() >= Duration::from_millis(20));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_ask_ends_once_while_endpoints_and_connections_come_and_go() {
+    for round in 0..20 {
+        let (server, client) = (server().await, client().await);
+        server.setup_endpoint("hello", Hello).unwrap();
+        let hello = soon(client.setup_endpoint_ref::<HelloMessage>(address(&server), "hello")).await.unwrap();
+        let askers: Vec<_> = (0..4)
+            .map(|_| {
+                let hello = hello.clone();
+                tokio::spawn(async move {
+                    let (mut answered, mut failed) = (0, 0);
+                    for n in 0..200 {
+                        let ask = hello.ask(hi("neo"));
+                        // Some give up.
+                        if n % 7 == 0 {
+                            continue;
+                        }
+                        match ask.await {
+                            Ok(greeting) => {
+                                assert_eq!(greeting.text, "hi, neo");
+                                answered += 1;
+                            }
+                            Err(_) => failed += 1,
+                        }
+                    }
+                    (answered, failed)
+                })
+            })
+            .collect();
+        if round % 2 == 0 {
+            soon(server.shutdown()).await;
+        } else {
+            soon(client.shutdown()).await;
+        }
+        for asker in askers {
+            let (answered, failed) = soon(asker).await.unwrap();
+            assert_eq!(answered + failed, 200 - 29);
+        }
+    }
+}
