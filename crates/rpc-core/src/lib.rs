@@ -139,7 +139,7 @@ pub mod codegen {
 
 /// Includes what rpc-build generated for a package of `.proto` files.
 ///
-/// ```ignore
+/// ```text
 /// pub mod hello {
 ///     rpc_core::include_proto!("hello");
 /// }
