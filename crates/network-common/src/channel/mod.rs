@@ -271,7 +271,11 @@ impl Connection {
             guarded("exception_caught", || handler.exception_caught(error, client));
         }
         let mut wakers = Vec::new();
-        self.shared.session.lock().end(error.clone(), &mut wakers);
+        let mut session = self.shared.session.lock();
+        let unserved = session.pending_bulk.len() as u64;
+        session.end(error.clone(), &mut wakers);
+        drop(session);
+        self.resources.metrics.chunks_in_transfer.fetch_sub(unserved, Ordering::Relaxed);
         wakers.into_iter().for_each(std::task::Waker::wake);
         self.reader.end(error);
         guarded("connection_terminated", || handler.stream_manager().connection_terminated(client));
