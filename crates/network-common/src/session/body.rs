@@ -23,6 +23,8 @@ struct Pipe {
     queued: usize,
     end: Option<Result<(), TransportError>>,
     reader: Option<Waker>,
+    /// Waits for the end only. Not the reader: that may be another task, which goes on reading.
+    probe: Option<Waker>,
     writer: Option<Waker>,
     reader_gone: bool,
     writer_gone: bool,
@@ -93,7 +95,9 @@ impl Drop for PipeWriter {
     fn drop(&mut self) {
         let mut pipe = self.0.lock();
         pipe.writer_gone = true;
+        let probe = pipe.probe.take();
         wake(pipe.reader.take(), pipe);
+        probe.into_iter().for_each(Waker::wake);
     }
 }
 
@@ -114,7 +118,7 @@ impl DrainProbe {
             if pipe.end.is_some() || pipe.writer_gone {
                 return Poll::Ready(());
             }
-            pipe.reader = Some(context.waker().clone());
+            pipe.probe = Some(context.waker().clone());
             Poll::Pending
         })
         .await;
