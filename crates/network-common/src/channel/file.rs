@@ -151,10 +151,13 @@ mod linux {
     ) -> io::Result<Sent> {
         loop {
             match send.advance(half.as_ref(), shared, resources)? {
-                Step::Done => match shared.session.lock().outgoing.take_file() {
-                    Some(item) => send = FileSend::new(item),
-                    None => return Ok(Sent::All(half)),
-                },
+                Step::Done => {
+                    let next = shared.session.lock().outgoing.take_file();
+                    match next {
+                        Some(item) => send = FileSend::new(item),
+                        None => return Ok(Sent::All(half)),
+                    }
+                }
                 Step::Blocked => {
                     if !becomes_writable(half.as_ref())? {
                         return Ok(Sent::Stalled(half, send));

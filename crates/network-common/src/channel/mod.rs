@@ -273,11 +273,12 @@ impl Connection {
         let mut wakers = Vec::new();
         let mut session = self.shared.session.lock();
         let unserved = session.pending_bulk.len() as u64;
-        session.end(error.clone(), &mut wakers);
+        let unwritten = session.end(error.clone(), &mut wakers);
         drop(session);
         self.resources.metrics.chunks_in_transfer.fetch_sub(unserved, Ordering::Relaxed);
         wakers.into_iter().for_each(std::task::Waker::wake);
         self.reader.end(error);
+        guarded("on_release", || drop(unwritten));
         guarded("connection_terminated", || handler.stream_manager().connection_terminated(client));
         guarded("channel_inactive", || handler.channel_inactive(client));
         let metrics = &self.resources.metrics;

@@ -137,8 +137,9 @@ impl Writer {
 
     /// Takes what is to be written next; false: there is nothing.
     fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        let written = self.batch.reset();
         let mut session = self.shared.session.lock();
-        session.outgoing.written(&mut self.batch);
+        session.outgoing.written(&written);
         session.room_made(&mut self.wakers);
         self.written = 0;
         if session.outgoing.is_empty() {

@@ -152,8 +152,8 @@ impl TransportClient {
     /// [`Io`](ErrorKind::Io), [`Protocol`](ErrorKind::Protocol): the connection ended.
     /// [`Limit`](ErrorKind::Limit): too much waits to be written, or the body does not fit into a frame.
     pub fn send_rpc(&self, body: impl Into<Bytes>) -> RpcFuture {
-        let body = body.into();
-        self.request(Answer::into_body, |session| session.send_rpc(body))
+        let mut body = body.into();
+        self.request(Answer::into_body, |session| session.send_rpc(&mut body))
     }
 
     /// Sends a message that is never answered. It may be lost when the connection ends.
@@ -161,8 +161,8 @@ impl TransportClient {
     /// # Errors
     /// [`Closed`](ErrorKind::Closed) or [`Limit`](ErrorKind::Limit); nothing was queued then.
     pub fn send(&self, body: impl Into<Bytes>) -> Result<(), TransportError> {
-        let body = body.into();
-        self.0.shared.update(|session| session.send_one_way(body))
+        let mut body = body.into();
+        self.0.shared.update(|session| session.send_one_way(&mut body))
     }
 
     /// Fetches one chunk of a stream that the peer has registered, into memory.
@@ -193,8 +193,8 @@ impl TransportClient {
     /// # Errors
     /// [`Io`](ErrorKind::Io): the data could not be read. Otherwise as [`send_rpc`](Self::send_rpc).
     pub fn upload_stream(&self, meta: impl Into<Bytes>, data: impl Into<ManagedBuffer>) -> RpcFuture {
-        let (meta, data) = (meta.into(), data.into());
-        self.request(Answer::into_body, |session| session.upload(meta, data))
+        let (mut meta, data) = (meta.into(), data.into());
+        self.request(Answer::into_body, |session| session.upload(&mut meta, &data))
     }
 
     /// Asks which map outputs the chunks of a merged shuffle block hold (peers of 3.2 and later).

@@ -62,10 +62,11 @@ impl MergedBlockMetaCallback {
         }
         self.0.answered = true;
         let message = Message::MergedBlockMetaSuccess { request_id: self.0.request_id, num_chunks, body: () };
-        self.0.shared.update(|session| {
+        let too_late = self.0.shared.update(|session| {
             session.answered += 1;
-            session.answer_bulk(BulkItem { message, body, upload: None });
+            session.answer_bulk(BulkItem { message, body, upload: None })
         });
+        drop(too_late);
     }
 
     /// Fails; the asker sees the text of `error`.
@@ -104,9 +105,9 @@ struct Pending {
 }
 
 impl Pending {
-    fn answer(&mut self, message: impl FnOnce(i64) -> Message<()>, body: Bytes) {
+    fn answer(&mut self, message: impl FnOnce(i64) -> Message<()>, mut body: Bytes) {
         self.answered = true;
-        self.shared.update(|session| session.answer(&message(self.request_id), body));
+        self.shared.update(|session| session.answer(&message(self.request_id), &mut body));
     }
 
     fn fail(&mut self, error: &dyn fmt::Display) {

@@ -15,7 +15,7 @@ use bytes::Bytes;
 pub use body::StreamBody;
 pub(crate) use body::{PipeWriter, pipe};
 pub use filter::ByteFilter;
-pub(crate) use outgoing::{Batch, BulkItem, Outgoing};
+pub(crate) use outgoing::{Batch, BulkItem, Outgoing, Unwritten};
 pub use requests::MergedBlockMeta;
 pub(crate) use requests::{Answer, Requests, StreamStart, Ticket};
 
@@ -110,8 +110,8 @@ impl Session {
         self.outgoing.check_room(operation, &self.peer, queued)
     }
 
-    /// Queues an RPC.
-    pub(crate) fn send_rpc(&mut self, body: Bytes) -> Result<Ticket, TransportError> {
+    /// Queues an RPC. What is not taken of `body`, here and below, is the caller's to drop outside the lock.
+    pub(crate) fn send_rpc(&mut self, body: &mut Bytes) -> Result<Ticket, TransportError> {
         self.check_request("RPC", body.len(), body.len() as u64)?;
         let ticket = self.requests.open();
         self.outgoing.push_control(&Message::RpcRequest { request_id: ticket.id(), body: () }, body);
@@ -120,7 +120,7 @@ impl Session {
     }
 
     /// Queues a message that is never answered.
-    pub(crate) fn send_one_way(&mut self, body: Bytes) -> Result<(), TransportError> {
+    pub(crate) fn send_one_way(&mut self, body: &mut Bytes) -> Result<(), TransportError> {
         self.check_request("one-way message", body.len(), body.len() as u64)?;
         self.outgoing.push_control(&Message::OneWayMessage { body: () }, body);
         Ok(())
@@ -139,7 +139,7 @@ impl Session {
             )
             .with_peer(&self.peer));
         };
-        self.outgoing.push_control(&Message::ChunkFetchRequest { stream_id, chunk_index }, Bytes::new());
+        self.outgoing.push_control(&Message::ChunkFetchRequest { stream_id, chunk_index }, &mut Bytes::new());
         self.requested = true;
         Ok(ticket)
     }
@@ -148,20 +148,21 @@ impl Session {
     pub(crate) fn stream(&mut self, stream_id: &str) -> Result<Ticket, TransportError> {
         self.check_request("stream request", stream_id.len(), stream_id.len() as u64)?;
         let ticket = self.requests.open_stream();
-        self.outgoing.push_control(&Message::StreamRequest { stream_id: stream_id.to_owned() }, Bytes::new());
+        self.outgoing.push_control(&Message::StreamRequest { stream_id: stream_id.to_owned() }, &mut Bytes::new());
         self.requested = true;
         Ok(ticket)
     }
 
     /// Queues an upload.
-    pub(crate) fn upload(&mut self, meta: Bytes, data: ManagedBuffer) -> Result<Ticket, TransportError> {
+    pub(crate) fn upload(&mut self, meta: &mut Bytes, data: &ManagedBuffer) -> Result<Ticket, TransportError> {
         self.check_request("upload header", meta.len(), meta.len() as u64 + data.len())?;
         let Ok(byte_count) = i64::try_from(data.len()) else {
             return Err(TransportError::new(ErrorKind::Limit, "an upload is limited to 2^63-1 bytes"));
         };
         let ticket = self.requests.open();
+        let meta = std::mem::take(meta);
         let message = Message::UploadStream { request_id: ticket.id(), meta, byte_count };
-        self.outgoing.push_bulk(BulkItem { message, body: data, upload: Some(ticket) });
+        self.outgoing.push_bulk(BulkItem { message, body: data.clone(), upload: Some(ticket) });
         self.requested = true;
         Ok(ticket)
     }
@@ -174,24 +175,26 @@ impl Session {
         self.check_request("merged block meta request", request.app_id.len(), request.app_id.len() as u64)?;
         let ticket = self.requests.open();
         request.request_id = ticket.id();
-        self.outgoing.push_control(&Message::MergedBlockMetaRequest(request), Bytes::new());
+        self.outgoing.push_control(&Message::MergedBlockMetaRequest(request), &mut Bytes::new());
         self.requested = true;
         Ok(ticket)
     }
 
     /// Queues an answer to an RPC. Answers are never refused: the peer is not read while too many wait.
-    pub(crate) fn answer(&mut self, message: &Message<()>, body: Bytes) {
+    pub(crate) fn answer(&mut self, message: &Message<()>, body: &mut Bytes) {
         self.answered += 1;
         if self.closed.is_none() {
             self.outgoing.push_control(message, body);
         }
     }
 
-    /// Queues an answer with a body for the bulk lane.
-    pub(crate) fn answer_bulk(&mut self, item: BulkItem) {
-        if self.closed.is_none() {
-            self.outgoing.push_bulk(item);
+    /// Queues an answer with a body for the bulk lane; gives it back when it is too late.
+    pub(crate) fn answer_bulk(&mut self, item: BulkItem) -> Option<BulkItem> {
+        if self.closed.is_some() {
+            return Some(item);
         }
+        self.outgoing.push_bulk(item);
+        None
     }
 
     /// Whether the peer's requests must wait until it has read more of its answers.
@@ -231,12 +234,13 @@ impl Session {
     }
 
     /// The connection is gone: everything outstanding fails, in the order of transport 6.
-    pub(crate) fn end(&mut self, error: TransportError, wakers: &mut Vec<Waker>) {
+    pub(crate) fn end(&mut self, error: TransportError, wakers: &mut Vec<Waker>) -> Unwritten {
         self.requests.fail_all(&error, wakers);
-        self.outgoing.clear();
+        let unwritten = self.outgoing.clear();
         self.pending_bulk.clear();
         self.closed = Some(error);
         wakers.append(&mut self.watchers);
+        unwritten
     }
 
     /// The driver is at work: no need to wake it.

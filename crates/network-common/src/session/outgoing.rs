@@ -51,13 +51,14 @@ impl Batch {
         message.encode_head(in_frame, &mut self.bytes);
     }
 
-    fn push(&mut self, message: &Message<()>, in_frame: u64, body: Bytes) -> u64 {
+    /// Takes `body` only if it is not copied: what its owner does when it is dropped must not happen under the lock.
+    fn push(&mut self, message: &Message<()>, in_frame: u64, body: &mut Bytes) -> u64 {
         let before = self.len();
         self.push_head(message, in_frame);
         if body.len() <= INLINE_BODY {
-            self.bytes.extend_from_slice(&body);
+            self.bytes.extend_from_slice(body);
         } else {
-            self.push_piece(body);
+            self.push_piece(std::mem::take(body));
         }
         let added = (self.len() - before) as u64;
         self.counted += added;
@@ -105,9 +106,11 @@ impl Batch {
         self.body_bytes = 0;
     }
 
-    /// Empty again; keeps a small buffer for the next round, so that a quiet connection holds little.
-    fn reset(&mut self) {
+    /// Empty again; keeps a small buffer for the next round, so that a quiet connection holds little. Not under the lock:
+    /// hooks of bodies run here. [`Outgoing::written`] is to be told.
+    pub(crate) fn reset(&mut self) -> Written {
         const KEPT: usize = 512;
+        let written = Written { counted: self.counted, answers: self.answers };
         self.bytes.clear();
         if self.bytes.capacity() > KEPT {
             self.bytes = Vec::new();
@@ -117,7 +120,23 @@ impl Batch {
         self.body_bytes = 0;
         self.counted = 0;
         self.answers = 0;
+        written
     }
+}
+
+/// How much a batch that was written or given up counted for.
+#[derive(Debug)]
+pub(crate) struct Written {
+    counted: u64,
+    answers: u64,
+}
+
+/// What will not be written any more; to be dropped outside the lock, as hooks of bodies run then.
+#[must_use]
+#[derive(Debug)]
+pub(crate) struct Unwritten {
+    _batches: [Batch; 2],
+    _bulk: VecDeque<BulkItem>,
 }
 
 /// One message with a body of any size: the unit of the bulk lane.
@@ -203,7 +222,7 @@ impl Outgoing {
         self.queued
     }
 
-    pub(super) fn push_control(&mut self, message: &Message<()>, body: Bytes) {
+    pub(super) fn push_control(&mut self, message: &Message<()>, body: &mut Bytes) {
         let answers = self.control.answers;
         self.queued += self.control.push(message, body.len() as u64, body);
         self.answers += self.control.answers - answers;
@@ -252,9 +271,9 @@ impl Outgoing {
             let size = item.body.len() as usize;
             match item.body.content() {
                 Content::Memory(bytes) if gathered == 0 || gathered + size <= BULK_GATHER => {
-                    let bytes = bytes.clone();
+                    let mut bytes = bytes.clone();
                     // The body was counted when it was queued; the header comes on top.
-                    let head = batch.push(&item.message, item.in_frame(), bytes) - size as u64;
+                    let head = batch.push(&item.message, item.in_frame(), &mut bytes) - size as u64;
                     self.queued += head;
                     self.answers += if item.message.is_request() { 0 } else { head };
                     gathered += size.max(1);
@@ -273,18 +292,18 @@ impl Outgoing {
         if file && self.control.is_empty() { self.bulk.pop_front() } else { None }
     }
 
-    /// `batch` was written or given up.
-    pub(crate) fn written(&mut self, batch: &mut Batch) {
-        self.queued = self.queued.saturating_sub(batch.counted);
-        self.answers = self.answers.saturating_sub(batch.answers);
-        batch.reset();
+    /// A batch was written or given up.
+    pub(crate) fn written(&mut self, written: &Written) {
+        self.queued = self.queued.saturating_sub(written.counted);
+        self.answers = self.answers.saturating_sub(written.answers);
     }
 
-    pub(super) fn clear(&mut self) {
-        self.unsealed = None;
-        self.control.reset();
-        self.bulk.clear();
+    pub(super) fn clear(&mut self) -> Unwritten {
         self.queued = 0;
         self.answers = 0;
+        Unwritten {
+            _batches: [self.unsealed.take().unwrap_or_default(), std::mem::take(&mut self.control)],
+            _bulk: std::mem::take(&mut self.bulk),
+        }
     }
 }
