@@ -6,6 +6,7 @@
 mod clock;
 mod file;
 mod reading;
+mod sendfile;
 mod serve;
 pub(crate) mod socket;
 mod writing;
@@ -182,7 +183,7 @@ impl Connection {
             }
             let mut session = self.shared.session.lock();
             let (closing, draining) = (session.closing().cloned(), self.shared.is_draining());
-            if written && session.outgoing.is_empty() && !self.writer.is_sending_file() {
+            if written && session.outgoing.is_empty(true) && !self.writer.is_sending_file() {
                 let served = self.reader.received == session.answered
                     && !session.is_busy()
                     && !self.reader.is_receiving();
@@ -204,7 +205,8 @@ impl Connection {
                 continue;
             }
             let resumes = self.reader.paused && !session.peer_must_wait();
-            if resumes || matches!(session.closing(), Some(Closing::Now(_))) {
+            let overtakes = self.writer.takes_control() && !session.outgoing.is_empty(false);
+            if resumes || overtakes || matches!(session.closing(), Some(Closing::Now(_))) {
                 continue;
             }
             let outstanding = session.requests.outstanding() as u64;
