@@ -8,6 +8,7 @@ mod outgoing;
 mod requests;
 
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::task::Waker;
 
 use bytes::Bytes;
@@ -42,7 +43,7 @@ pub(crate) enum Closing {
 }
 
 pub(crate) struct Session {
-    peer: String,
+    peer: SocketAddr,
     pub(crate) requests: Requests,
     pub(crate) outgoing: Outgoing,
     /// The peer's requests for the stream manager, oldest first.
@@ -65,7 +66,7 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    pub(crate) fn new(peer: String, outgoing: Outgoing) -> Self {
+    pub(crate) fn new(peer: SocketAddr, outgoing: Outgoing) -> Self {
         Self {
             peer,
             requests: Requests::default(),
@@ -105,9 +106,9 @@ impl Session {
                     self.peer
                 ),
             )
-            .with_peer(&self.peer));
+            .with_peer(self.peer));
         }
-        self.outgoing.check_room(operation, &self.peer, queued)
+        self.outgoing.check_room(operation, self.peer, queued)
     }
 
     /// Queues an RPC.
@@ -137,7 +138,7 @@ impl Session {
                     self.peer
                 ),
             )
-            .with_peer(&self.peer));
+            .with_peer(self.peer));
         };
         self.outgoing.push_control(&Message::ChunkFetchRequest { stream_id, chunk_index }, Bytes::new());
         self.requested = true;

@@ -2,6 +2,8 @@
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
+use std::net::SocketAddr;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -155,11 +157,11 @@ pub(crate) struct Outgoing {
     /// How many of them answer the peer.
     answers: u64,
     limit: u64,
-    limit_setting: String,
+    limit_setting: Arc<str>,
 }
 
 impl Outgoing {
-    pub(crate) fn new(limit: u64, limit_setting: String) -> Self {
+    pub(crate) fn new(limit: u64, limit_setting: Arc<str>) -> Self {
         Self {
             unsealed: None,
             control: Batch::default(),
@@ -171,7 +173,12 @@ impl Outgoing {
         }
     }
 
-    pub(super) fn check_room(&self, operation: &str, peer: &str, size: u64) -> Result<(), TransportError> {
+    pub(super) fn check_room(
+        &self,
+        operation: &str,
+        peer: SocketAddr,
+        size: u64,
+    ) -> Result<(), TransportError> {
         // One request of any size may go into an empty queue.
         if self.queued == 0 || self.queued.saturating_add(size) <= self.limit {
             return Ok(());
