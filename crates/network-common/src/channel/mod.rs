@@ -1,0 +1,315 @@
+//! The driver of one connection: the only place that does socket I/O.
+//!
+//! One task reads, dispatches and writes, so that the answers to all requests of one read leave with one write. Only bodies
+//! in files (blocking threads), the stream manager and uploads (tasks that live while there is work) run beside it.
+
+mod clock;
+mod file;
+mod reading;
+mod serve;
+pub(crate) mod socket;
+mod writing;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout_at};
+
+use self::clock::IdleClock;
+use self::reading::Reader;
+use self::writing::Writer;
+use crate::buffer::BufferPool;
+use crate::client::{Shared, TransportClient};
+use crate::conf::TransportConf;
+use crate::error::{BoxError, ErrorKind, TransportError};
+use crate::handler::RpcHandler;
+use crate::metrics::{SideMetrics, report};
+use crate::protocol::FrameLimits;
+use crate::session::{Closing, Outgoing, Session};
+
+/// How long what is queued may take to be written when a connection is closed.
+const FLUSH_LIMIT: Duration = Duration::from_secs(10);
+/// How long a closed connection is still read, so that the peer gets our last words instead of a reset.
+const LINGER_LIMIT: Duration = Duration::from_secs(1);
+
+/// What all connections of one side of a context share.
+#[derive(Debug)]
+pub(crate) struct Resources {
+    pub(crate) conf: Arc<TransportConf>,
+    pub(crate) metrics: Arc<SideMetrics>,
+    pub(crate) pool: Arc<BufferPool>,
+    pub(crate) limits: FrameLimits,
+    pub(crate) native_file_transfer: bool,
+    pub(crate) close_idle: bool,
+}
+
+impl Resources {
+    pub(crate) fn new(
+        conf: Arc<TransportConf>,
+        metrics: Arc<SideMetrics>,
+        pool: Arc<BufferPool>,
+        close_idle: bool,
+    ) -> Self {
+        let mut limits = FrameLimits::default();
+        limits.max_request = conf.max_request_size();
+        limits.max_request_setting = conf.key("maxRequestSize");
+        let native_file_transfer = conf.native_file_transfer();
+        Self { conf, metrics, pool, limits, native_file_transfer, close_idle }
+    }
+
+    fn wrote(&self, shared: &Shared, count: usize) {
+        self.metrics.bytes_out.fetch_add(count as u64, Ordering::Relaxed);
+        shared.moved(count);
+    }
+
+    fn read(&self, shared: &Shared, count: usize) {
+        self.metrics.bytes_in.fetch_add(count as u64, Ordering::Relaxed);
+        shared.moved(count);
+    }
+}
+
+/// One connection before and while it is driven.
+pub(crate) struct Connection {
+    shared: Arc<Shared>,
+    /// Handed to handlers.
+    client: TransportClient,
+    handler: Arc<dyn RpcHandler>,
+    resources: Arc<Resources>,
+    reader: Reader,
+    writer: Writer,
+    clock: Option<IdleClock>,
+    flush: Option<std::pin::Pin<Box<tokio::time::Sleep>>>,
+    reported: Reported,
+    ended: bool,
+}
+
+/// What this connection last added to the gauges.
+#[derive(Debug, Default)]
+struct Reported {
+    in_flight: u64,
+    being_served: u64,
+    queued: u64,
+}
+
+impl Connection {
+    /// Takes over a connected socket. Nothing is read or written before [`run`](Self::run).
+    pub(crate) fn new(
+        stream: TcpStream,
+        handler: Arc<dyn RpcHandler>,
+        resources: Arc<Resources>,
+    ) -> std::io::Result<Self> {
+        let (peer, local): (SocketAddr, SocketAddr) = (stream.peer_addr()?, stream.local_addr()?);
+        let conf = &resources.conf;
+        let outgoing = Outgoing::new(conf.max_write_queue_size(), conf.key("maxWriteQueueSize"));
+        let shared = Arc::new(Shared::new(Session::new(peer.to_string(), outgoing), peer, local));
+        let (read_half, write_half) = stream.into_split();
+        resources.metrics.connections.fetch_add(1, Ordering::Relaxed);
+        resources.metrics.connections_total.fetch_add(1, Ordering::Relaxed);
+        Ok(Self {
+            client: TransportClient::reverse(Arc::clone(&shared)),
+            reader: Reader::new(read_half, &resources),
+            writer: Writer::new(write_half, Arc::clone(&shared), Arc::clone(&resources)),
+            clock: conf.connection_timeout().map(IdleClock::new),
+            flush: None,
+            reported: Reported::default(),
+            ended: false,
+            shared,
+            handler,
+            resources,
+        })
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    pub(crate) fn client(&self) -> &TransportClient {
+        &self.client
+    }
+
+    pub(crate) fn handler(&self) -> &Arc<dyn RpcHandler> {
+        &self.handler
+    }
+
+    /// Replaces the handler; for server bootstraps.
+    pub(crate) fn set_handler(&mut self, handler: Arc<dyn RpcHandler>) {
+        self.handler = handler;
+    }
+
+    /// Drives the connection to its end.
+    pub(crate) async fn run(mut self) {
+        guarded("channel_active", || self.handler.channel_active(&self.client));
+        let error = std::future::poll_fn(|context| self.poll(context)).await;
+        self.end(&error);
+        if error.kind() == ErrorKind::Closed {
+            self.linger().await;
+        }
+    }
+
+    /// One turn of the driver. `Ready`: the connection ends for this reason.
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<TransportError> {
+        self.shared.session.lock().driver_runs();
+        loop {
+            if let Some(Closing::Now(error)) = self.shared.session.lock().closing() {
+                return Poll::Ready(error.clone());
+            }
+            let read = match self.poll_read(context) {
+                Poll::Ready(Err(error)) => return Poll::Ready(error),
+                Poll::Ready(Ok(())) => true,
+                Poll::Pending => false,
+            };
+            let written = match self.writer.poll_write(context) {
+                Poll::Ready(Err(error)) => {
+                    return Poll::Ready(io_error(self.shared.peer, "writing to", error));
+                }
+                Poll::Ready(Ok(())) => true,
+                Poll::Pending => false,
+            };
+            if let Poll::Ready(error) = self.poll_clock(context) {
+                return Poll::Ready(error);
+            }
+            if read {
+                // There may be more; but others on this thread get their turn first.
+                context.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            let mut session = self.shared.session.lock();
+            let (closing, draining) = (session.closing().cloned(), session.is_draining());
+            if written && session.outgoing.is_empty() && !self.writer.is_sending_file() {
+                let served = self.reader.received == session.answered
+                    && !session.is_busy()
+                    && !self.reader.is_receiving();
+                if let Some(Closing::Flush(error)) = closing {
+                    return Poll::Ready(error);
+                }
+                if draining && served {
+                    return Poll::Ready(TransportError::closed(self.shared.peer));
+                }
+            } else if written || (closing.is_some() && self.flush.is_none()) {
+                // Something was queued meanwhile, or the flush needs its deadline.
+                drop(session);
+                if closing.is_some() && self.flush.is_none() {
+                    self.flush = Some(Box::pin(tokio::time::sleep(FLUSH_LIMIT)));
+                }
+                if self.flush_expired(context) {
+                    return Poll::Ready(TransportError::closed(self.shared.peer));
+                }
+                continue;
+            }
+            let resumes = self.reader.paused && !session.peer_must_wait();
+            if resumes || matches!(session.closing(), Some(Closing::Now(_))) {
+                continue;
+            }
+            let outstanding = session.requests.outstanding() as u64;
+            let metrics = &self.resources.metrics;
+            report(&metrics.requests_in_flight, &mut self.reported.in_flight, outstanding);
+            let being_served = self.reader.received.saturating_sub(session.answered);
+            report(&metrics.requests_being_served, &mut self.reported.being_served, being_served);
+            report(&metrics.queued_bytes, &mut self.reported.queued, session.outgoing.queued());
+            session.driver_sleeps(context.waker().clone());
+            drop(session);
+            if self.flush_expired(context) {
+                return Poll::Ready(TransportError::closed(self.shared.peer));
+            }
+            return Poll::Pending;
+        }
+    }
+
+    fn flush_expired(&mut self, context: &mut Context<'_>) -> bool {
+        self.flush.as_mut().is_some_and(|limit| limit.as_mut().poll(context).is_ready())
+    }
+
+    /// The idle and request timeout of transport 8.
+    fn poll_clock(&mut self, context: &mut Context<'_>) -> Poll<TransportError> {
+        let Some(clock) = &mut self.clock else {
+            return Poll::Pending;
+        };
+        let shared = &self.shared;
+        loop {
+            let overdue = std::task::ready!(clock.poll_overdue(context, || {
+                let requested = std::mem::take(&mut shared.session.lock().requested);
+                (shared.moved.load(Ordering::Relaxed), requested)
+            }));
+            if !overdue {
+                continue;
+            }
+            let outstanding = shared.session.lock().requests.outstanding();
+            let (peer, timeout) = (shared.peer, self.resources.conf.connection_timeout().unwrap_or_default());
+            let setting = self.resources.conf.key("connectionTimeout");
+            if outstanding > 0 {
+                let text = format!(
+                    "Connection to {peer} has been quiet for {timeout:?} while there are {outstanding} outstanding \
+                     requests. This timeout is controlled by {setting}"
+                );
+                tracing::warn!(%peer, ?timeout, outstanding, setting, "closing a quiet connection with outstanding requests");
+                return Poll::Ready(TransportError::new(ErrorKind::Timeout, text).with_peer(peer));
+            }
+            if self.resources.close_idle {
+                tracing::debug!(%peer, ?timeout, setting, "closing an idle connection");
+                return Poll::Ready(TransportError::closed(peer));
+            }
+        }
+    }
+
+    /// Tells everybody, in the order of transport 6 and 8.
+    fn end(&mut self, error: &TransportError) {
+        self.ended = true;
+        self.shared.deactivate();
+        let (handler, client) = (&self.handler, &self.client);
+        if error.kind() == ErrorKind::Closed {
+            tracing::debug!(peer = %self.shared.peer, "connection ended");
+        } else {
+            tracing::warn!(peer = %self.shared.peer, %error, "connection ended by an error");
+            self.resources.metrics.failed(error);
+            guarded("exception_caught", || handler.exception_caught(error, client));
+        }
+        let mut wakers = Vec::new();
+        self.shared.session.lock().end(error.clone(), &mut wakers);
+        wakers.into_iter().for_each(std::task::Waker::wake);
+        self.reader.end(error);
+        guarded("connection_terminated", || handler.stream_manager().connection_terminated(client));
+        guarded("channel_inactive", || handler.channel_inactive(client));
+        let metrics = &self.resources.metrics;
+        metrics.connections.fetch_sub(1, Ordering::Relaxed);
+        report(&metrics.requests_in_flight, &mut self.reported.in_flight, 0);
+        report(&metrics.requests_being_served, &mut self.reported.being_served, 0);
+        report(&metrics.queued_bytes, &mut self.reported.queued, 0);
+    }
+
+    /// Ends the sending direction and reads until the peer does the same: closing with unread data would reset the
+    /// connection and could destroy what the peer has not read yet.
+    async fn linger(&mut self) {
+        self.writer.shut();
+        let deadline = Instant::now() + LINGER_LIMIT;
+        let mut scrap = vec![0; 4096];
+        while let Ok(Ok(1..)) = timeout_at(deadline, self.reader.half().read(&mut scrap)).await {}
+    }
+}
+
+/// Reached without an end only when the runtime drops the task: nobody may wait for ever.
+impl Drop for Connection {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.end(&TransportError::closed(self.shared.peer));
+        }
+    }
+}
+
+fn io_error(peer: SocketAddr, operation: &str, error: impl Into<BoxError>) -> TransportError {
+    let error = error.into();
+    TransportError::new(ErrorKind::Io, format!("{operation} {peer} failed: {error}"))
+        .with_peer(peer)
+        .with_source(error)
+}
+
+/// Calls user code that has nobody to report a panic to.
+fn guarded(what: &str, call: impl FnOnce()) {
+    if std::panic::catch_unwind(std::panic::AssertUnwindSafe(call)).is_err() {
+        tracing::error!(callback = what, "a callback of the RPC handler panicked");
+    }
+}

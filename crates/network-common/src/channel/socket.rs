@@ -1,0 +1,45 @@
+//! Options of sockets.
+
+use std::io;
+use std::time::Duration;
+
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::{TcpSocket, TcpStream};
+
+use crate::conf::TransportConf;
+
+/// How long a silent peer is trusted before keepalive probes begin, and how often they are sent.
+const KEEPALIVE_TIME: Duration = Duration::from_secs(60);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+
+/// What must be set before listening or connecting: buffer sizes decide the window scale.
+pub(crate) fn configure_new(socket: &TcpSocket, conf: &TransportConf) -> io::Result<()> {
+    let size = |size: usize| u32::try_from(size).unwrap_or(u32::MAX);
+    if let Some(bytes) = conf.receive_buffer() {
+        socket.set_recv_buffer_size(size(bytes))?;
+    }
+    if let Some(bytes) = conf.send_buffer() {
+        socket.set_send_buffer_size(size(bytes))?;
+    }
+    Ok(())
+}
+
+/// What is set on every connection.
+pub(crate) fn configure_connected(
+    stream: &TcpStream,
+    conf: &TransportConf,
+    keep_alive: bool,
+) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let socket = SockRef::from(stream);
+    if keep_alive {
+        let times = TcpKeepalive::new().with_time(KEEPALIVE_TIME).with_interval(KEEPALIVE_INTERVAL);
+        socket.set_tcp_keepalive(&times)?;
+    }
+    // Elsewhere the system's own retransmission limit applies.
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_user_timeout(conf.tcp_user_timeout())?;
+    #[cfg(not(target_os = "linux"))]
+    let _ = conf;
+    Ok(())
+}

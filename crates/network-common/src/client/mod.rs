@@ -1,0 +1,313 @@
+//! One connection as a caller sees it.
+
+mod future;
+mod read;
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::task::Poll;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+pub use future::{ChunkFuture, MergedBlockMetaFuture, RequestFuture, RpcFuture, StreamFuture};
+
+use crate::buffer::ManagedBuffer;
+use crate::error::{ErrorKind, TransportError};
+use crate::protocol::MergedBlockMetaRequest;
+use crate::session::{Answer, ByteFilter, Closing, Session, Ticket};
+
+/// Names one connection, unique in this process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ConnectionId(u64);
+
+/// One connection, shared by its handles, its driver and the callbacks that answer over it.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) session: Mutex<Session>,
+    pub(crate) peer: SocketAddr,
+    pub(crate) local: SocketAddr,
+    id: ConnectionId,
+    /// False from the moment the connection is known to be of no more use.
+    active: AtomicBool,
+    client_id: OnceLock<String>,
+    /// Bytes read and written, for the idle clock.
+    pub(crate) moved: AtomicU64,
+}
+
+impl Shared {
+    pub(crate) fn new(session: Session, peer: SocketAddr, local: SocketAddr) -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Self {
+            session: Mutex::new(session),
+            peer,
+            local,
+            id: ConnectionId(NEXT.fetch_add(1, Ordering::Relaxed)),
+            active: AtomicBool::new(true),
+            client_id: OnceLock::new(),
+            moved: AtomicU64::new(0),
+        }
+    }
+
+    pub(crate) fn deactivate(&self) {
+        self.active.store(false, Ordering::Release);
+    }
+
+    pub(crate) fn moved(&self, bytes: usize) {
+        self.moved.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// Changes the session and wakes the driver if it sleeps.
+    pub(crate) fn update<T>(&self, change: impl FnOnce(&mut Session) -> T) -> T {
+        let mut session = self.session.lock();
+        let result = change(&mut session);
+        let driver = session.wake_driver();
+        drop(session);
+        if let Some(driver) = driver {
+            driver.wake();
+        }
+        result
+    }
+
+    pub(crate) fn close(&self, closing: Closing) {
+        self.deactivate();
+        self.update(|session| session.close(closing));
+    }
+}
+
+/// A handle on one connection: sends requests to the peer (transport 5). Cheap to clone.
+///
+/// Connections are symmetric: a server's handlers get a client too, with which they call back over the same connection.
+///
+/// Every request is queued when the method is called, in the order of the calls; the future it returns only waits for the
+/// answer. Dropping that future frees its place: the answer to an RPC or upload is then ignored, a chunk or stream that
+/// still arrives is read and discarded. When the connection ends, every outstanding request fails.
+///
+/// Requests are refused with kind [`Limit`](ErrorKind::Limit) while more than `spark.<module>.io.maxWriteQueueSize` bytes
+/// wait to be written; [`ready`](Self::ready) waits until there is room.
+///
+/// A connection that was opened by a factory ends when it is closed, when its factory is closed, or when the last handle
+/// (the pool's, for a pooled one) and the last future are dropped; what was queued before is still written. Handles that a
+/// server's handlers get never keep a connection open, and dropping them does not close it.
+#[derive(Clone)]
+pub struct TransportClient(Arc<Handle>);
+
+struct Handle {
+    shared: Arc<Shared>,
+    closes_on_drop: bool,
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        if self.closes_on_drop {
+            self.shared.close(Closing::Flush(TransportError::closed(self.shared.peer)));
+        }
+    }
+}
+
+impl TransportClient {
+    /// The handle of an outgoing connection: the last one closes it.
+    pub(crate) fn owning(shared: Arc<Shared>) -> Self {
+        Self(Arc::new(Handle { shared, closes_on_drop: true }))
+    }
+
+    /// The handle of an accepted connection.
+    pub(crate) fn reverse(shared: Arc<Shared>) -> Self {
+        Self(Arc::new(Handle { shared, closes_on_drop: false }))
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.0.shared
+    }
+
+    fn request<T>(
+        &self,
+        extract: fn(Answer) -> Option<T>,
+        queue: impl FnOnce(&mut Session) -> Result<Ticket, TransportError>,
+    ) -> RequestFuture<T> {
+        RequestFuture::new(self, self.0.shared.update(queue), extract)
+    }
+
+    /// Asks the peer's [`RpcHandler`](crate::RpcHandler); the answer is its reply.
+    ///
+    /// # Errors
+    /// [`Remote`](ErrorKind::Remote): the handler failed. [`Closed`](ErrorKind::Closed), [`Timeout`](ErrorKind::Timeout),
+    /// [`Io`](ErrorKind::Io), [`Protocol`](ErrorKind::Protocol): the connection ended.
+    /// [`Limit`](ErrorKind::Limit): too much waits to be written, or the body does not fit into a frame.
+    pub fn send_rpc(&self, body: impl Into<Bytes>) -> RpcFuture {
+        let body = body.into();
+        self.request(Answer::into_body, |session| session.send_rpc(body))
+    }
+
+    /// Sends a message that is never answered. It may be lost when the connection ends.
+    ///
+    /// # Errors
+    /// [`Closed`](ErrorKind::Closed) or [`Limit`](ErrorKind::Limit); nothing was queued then.
+    pub fn send(&self, body: impl Into<Bytes>) -> Result<(), TransportError> {
+        let body = body.into();
+        self.0.shared.update(|session| session.send_one_way(body))
+    }
+
+    /// Fetches one chunk of a stream that the peer has registered, into memory.
+    ///
+    /// The buffer may be a recycled one of the context: it returns there when the last slice of it is dropped.
+    ///
+    /// # Errors
+    /// [`ChunkFetchFailure`](ErrorKind::ChunkFetchFailure): the peer could not serve it.
+    /// [`Refused`](ErrorKind::Refused): the same chunk is being fetched over this connection, or its abandoned fetch is
+    /// still unanswered. Otherwise as [`send_rpc`](Self::send_rpc).
+    pub fn fetch_chunk(&self, stream_id: i64, chunk_index: i32) -> ChunkFuture {
+        self.request(Answer::into_body, |session| session.fetch_chunk(stream_id, chunk_index))
+    }
+
+    /// Asks for a whole stream by name; yields its body as soon as the peer begins to send it.
+    ///
+    /// While nobody reads the [`StreamBody`](crate::StreamBody), the whole connection stalls.
+    ///
+    /// # Errors
+    /// [`StreamFailure`](ErrorKind::StreamFailure): the peer could not serve it. Otherwise as [`send_rpc`](Self::send_rpc).
+    pub fn stream(&self, stream_id: &str) -> StreamFuture {
+        self.request(Answer::into_stream, |session| session.stream(stream_id))
+    }
+
+    /// An RPC with data of any size, which the peer's [`receive_stream`](crate::RpcHandler::receive_stream) reads as it
+    /// arrives; the answer is what that returns.
+    ///
+    /// # Errors
+    /// [`Io`](ErrorKind::Io): the data could not be read. Otherwise as [`send_rpc`](Self::send_rpc).
+    pub fn upload_stream(&self, meta: impl Into<Bytes>, data: impl Into<ManagedBuffer>) -> RpcFuture {
+        let (meta, data) = (meta.into(), data.into());
+        self.request(Answer::into_body, |session| session.upload(meta, data))
+    }
+
+    /// Asks which map outputs the chunks of a merged shuffle block hold (peers of 3.2 and later).
+    ///
+    /// # Errors
+    /// As [`send_rpc`](Self::send_rpc).
+    pub fn merged_block_meta(
+        &self,
+        app_id: &str,
+        shuffle_id: i32,
+        shuffle_merge_id: i32,
+        reduce_id: i32,
+    ) -> MergedBlockMetaFuture {
+        let app_id = app_id.to_owned();
+        let request =
+            MergedBlockMetaRequest { request_id: 0, app_id, shuffle_id, shuffle_merge_id, reduce_id };
+        self.request(Answer::into_meta, |session| session.merged_block_meta(request))
+    }
+
+    /// Waits until the write queue has room for another request. Cancel safe.
+    ///
+    /// # Errors
+    /// The reason why the connection ended.
+    pub async fn ready(&self) -> Result<(), TransportError> {
+        std::future::poll_fn(|context| {
+            let mut session = self.0.shared.session.lock();
+            if let Some(error) = session.closed_by() {
+                return Poll::Ready(Err(error.clone()));
+            }
+            if session.outgoing.has_room() {
+                return Poll::Ready(Ok(()));
+            }
+            session.watch(context.waker());
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// Requests that have no answer yet, abandoned chunks and streams included.
+    pub fn outstanding_requests(&self) -> usize {
+        self.0.shared.session.lock().requests.outstanding()
+    }
+
+    /// False from the moment the connection is known to have ended, is being closed, or has timed out.
+    pub fn is_active(&self) -> bool {
+        self.0.shared.active.load(Ordering::Acquire)
+    }
+
+    /// Counts as a request for the idle clock, so that a connection just taken from the pool is not closed as idle.
+    /// Returns whether it is still active.
+    pub(crate) fn touch(&self) -> bool {
+        let mut session = self.0.shared.session.lock();
+        session.requested = true;
+        self.is_active() && session.is_open()
+    }
+
+    /// Marks the connection as unusable for the pool and nothing else: requests go on (Spark's `timeOut`).
+    pub fn time_out(&self) {
+        self.0.shared.deactivate();
+    }
+
+    /// Address of the peer.
+    pub fn peer_addr(&self) -> SocketAddr {
+        self.0.shared.peer
+    }
+
+    /// Address of this end.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.0.shared.local
+    }
+
+    /// The connection's name in this process: equal for all handles of one connection.
+    pub fn id(&self) -> ConnectionId {
+        self.0.shared.id
+    }
+
+    /// Who the peer proved to be, once a bootstrap has set it.
+    pub fn client_id(&self) -> Option<&str> {
+        self.0.shared.client_id.get().map(String::as_str)
+    }
+
+    /// Records who the peer proved to be; for bootstraps.
+    ///
+    /// # Errors
+    /// [`Refused`](ErrorKind::Refused) when it is set already: an identity does not change.
+    pub fn set_client_id(&self, id: impl Into<String>) -> Result<(), TransportError> {
+        self.0.shared.client_id.set(id.into()).map_err(|id| {
+            let peer = self.peer_addr();
+            let text = format!("client id '{id}' refused: the connection to {peer} has one already");
+            TransportError::new(ErrorKind::Refused, text).with_peer(peer)
+        })
+    }
+
+    /// From here on every byte of the connection passes through these filters, in both directions; for bootstraps.
+    ///
+    /// What is queued already is sent as it is, so an answer that ends a handshake is queued first. Nothing may be arriving
+    /// while they are installed, unless they are installed by a handler's `receive`: then the bytes after that request pass
+    /// through `open`.
+    pub fn install_filters(&self, seal: Box<dyn ByteFilter>, open: Box<dyn ByteFilter>) {
+        self.0.shared.update(|session| session.install_filters(seal, open));
+    }
+
+    /// Ends the connection: new requests are refused, what is queued is written (for at most 10 s), then outstanding
+    /// requests fail with kind [`Closed`](ErrorKind::Closed). Returns at once; see [`closed`](Self::closed).
+    pub fn close(&self) {
+        self.0.shared.close(Closing::Flush(TransportError::closed(self.peer_addr())));
+    }
+
+    /// Resolves when the connection is gone, with the reason. Cancel safe.
+    pub async fn closed(&self) -> TransportError {
+        std::future::poll_fn(|context| {
+            let mut session = self.0.shared.session.lock();
+            if let Some(error) = session.closed_by() {
+                return Poll::Ready(error.clone());
+            }
+            session.watch(context.waker());
+            Poll::Pending
+        })
+        .await
+    }
+}
+
+impl fmt::Debug for TransportClient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TransportClient")
+            .field("peer", &self.peer_addr())
+            .field("id", &self.id())
+            .field("active", &self.is_active())
+            .finish()
+    }
+}

@@ -1,0 +1,288 @@
+//! Settings of one module, under Spark's names and in Spark's units.
+
+mod units;
+
+use std::time::Duration;
+
+use crate::error::{ErrorKind, TransportError};
+use crate::protocol::MAX_FRAME_PAYLOAD;
+
+/// Typed view of the settings of one module ("rpc", "shuffle", "files", ...; transport 3).
+///
+/// `<m>` stands for the module. Times are integers with a suffix us, ms, s, m, min, h or d, without one seconds; sizes are
+/// integers with b, k, m, g, t or p (binary; also kb, mb, ...), without one bytes.
+///
+/// | key | default | meaning |
+/// |---|---|---|
+/// | `spark.<m>.io.mode`, `spark.io.mode.default` | AUTO | NIO: portable calls only; EPOLL (Linux), KQUEUE (macOS), AUTO: with the system's own, as sendfile |
+/// | `spark.<m>.io.connectionTimeout` | `spark.network.timeout`, 120s | idle and request timeout of a connection; 0 or less: none |
+/// | `spark.<m>.io.connectionCreationTimeout` | connectionTimeout | limit for connecting; 0 or less: none |
+/// | `spark.<m>.io.backLog` | -1 | listen backlog; 0 or less: 1024 |
+/// | `spark.<m>.io.numConnectionsPerPeer` | 1 | pool size per address |
+/// | `spark.<m>.io.receiveBuffer`, `.sendBuffer` | -1 | socket buffer sizes; 0 or less: the system's |
+/// | `spark.<m>.io.maxRetries`, `.retryWait` | 3, 5s | for block fetchers; 95 % of retryWait is the fast-fail window |
+/// | `spark.<m>.io.lazyFD` | true | open files when they are sent, not when they are answered |
+/// | `spark.<m>.io.enableTcpKeepAlive` | false | keepalive on accepted sockets (outgoing ones always have it) |
+/// | `spark.shuffle.maxChunksBeingTransferred` | 2^63-1 | chunks and streams served at once per context; beyond it connections are closed |
+///
+/// These have no counterpart in Spark:
+///
+/// | key | default | meaning |
+/// |---|---|---|
+/// | `spark.<m>.io.maxRequestSize` | 256m | the longest request frame accepted from a peer (uploaded data does not count) |
+/// | `spark.<m>.io.maxWriteQueueSize` | 64m | bytes queued per connection before requests are refused and the peer's are no longer read |
+/// | `spark.<m>.io.tcpUserTimeout` | connectionTimeout | how long sent data may stay unacknowledged (Linux); 0 or less: the system's |
+///
+/// Keys of other modules, and of Spark's that mean nothing here (threads, allocators), are ignored, so that a whole
+/// Spark configuration can be passed.
+///
+/// ```
+/// use network_common::TransportConf;
+///
+/// let conf = TransportConf::from_settings("shuffle", [
+///     ("spark.network.timeout", "2min"),
+///     ("spark.shuffle.io.numConnectionsPerPeer", "4"),
+/// ])?;
+/// assert_eq!(conf.connections_per_peer(), 4);
+/// assert_eq!(conf.connection_timeout().unwrap().as_secs(), 120);
+///
+/// let error = conf.with("spark.shuffle.io.retryWait", "soon").unwrap_err();
+/// assert!(error.to_string().contains("spark.shuffle.io.retryWait"));
+/// # Ok::<(), network_common::TransportError>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct TransportConf {
+    module: String,
+    mode: Option<IoMode>,
+    default_mode: Option<IoMode>,
+    network_timeout: Duration,
+    connection_timeout: Option<Duration>,
+    connection_creation_timeout: Option<Duration>,
+    backlog: i64,
+    connections_per_peer: usize,
+    receive_buffer: i64,
+    send_buffer: i64,
+    max_retries: u32,
+    retry_wait: Duration,
+    lazy_fd: bool,
+    tcp_keep_alive: bool,
+    max_chunks_being_transferred: u64,
+    max_request_size: u64,
+    max_write_queue_size: u64,
+    tcp_user_timeout: Option<Duration>,
+}
+
+/// Which system calls move bytes; see `spark.<m>.io.mode` of [`TransportConf`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum IoMode {
+    /// Calls that every system has: files pass through memory.
+    Nio,
+    /// Linux's own.
+    Epoll,
+    /// macOS' own.
+    Kqueue,
+    /// The best this system has.
+    Auto,
+}
+
+impl TransportConf {
+    /// All defaults.
+    pub fn new(module: impl Into<String>) -> Self {
+        Self {
+            module: module.into(),
+            mode: None,
+            default_mode: None,
+            network_timeout: Duration::from_secs(120),
+            connection_timeout: None,
+            connection_creation_timeout: None,
+            backlog: -1,
+            connections_per_peer: 1,
+            receive_buffer: -1,
+            send_buffer: -1,
+            max_retries: 3,
+            retry_wait: Duration::from_secs(5),
+            lazy_fd: true,
+            tcp_keep_alive: false,
+            max_chunks_being_transferred: i64::MAX.unsigned_abs(),
+            max_request_size: 256 << 20,
+            max_write_queue_size: 64 << 20,
+            tcp_user_timeout: None,
+        }
+    }
+
+    /// Defaults, changed by those of `settings` that concern this module.
+    ///
+    /// # Errors
+    /// Kind [`Config`](ErrorKind::Config), naming key, value and what is accepted.
+    pub fn from_settings<K: AsRef<str>, V: AsRef<str>>(
+        module: impl Into<String>,
+        settings: impl IntoIterator<Item = (K, V)>,
+    ) -> Result<Self, TransportError> {
+        settings
+            .into_iter()
+            .try_fold(Self::new(module), |conf, (key, value)| conf.with(key.as_ref(), value.as_ref()))
+    }
+
+    /// These settings with one changed. Keys that are not of the table are ignored.
+    ///
+    /// # Errors
+    /// Kind [`Config`](ErrorKind::Config), naming key, value and what is accepted.
+    pub fn with(mut self, key: &str, value: &str) -> Result<Self, TransportError> {
+        self.set(key, value.trim()).map_err(|accepted| {
+            TransportError::new(
+                ErrorKind::Config,
+                format!("{key} has the value '{value}', but only {accepted} is accepted"),
+            )
+        })?;
+        Ok(self)
+    }
+
+    fn set(&mut self, key: &str, value: &str) -> Result<(), &'static str> {
+        match key {
+            "spark.io.mode.default" => self.default_mode = Some(parse_mode(value)?),
+            "spark.network.timeout" => self.network_timeout = units::time(value)?,
+            "spark.shuffle.maxChunksBeingTransferred" => {
+                self.max_chunks_being_transferred = units::positive(value, i64::MAX.unsigned_abs())?;
+            }
+            _ => {
+                let own = key.strip_prefix("spark.").and_then(|key| key.strip_prefix(self.module.as_str()));
+                if let Some(name) = own.and_then(|name| name.strip_prefix(".io.")) {
+                    self.set_io(name, value)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn set_io(&mut self, name: &str, value: &str) -> Result<(), &'static str> {
+        match name {
+            "mode" => self.mode = Some(parse_mode(value)?),
+            "connectionTimeout" => self.connection_timeout = Some(units::time(value)?),
+            "connectionCreationTimeout" => self.connection_creation_timeout = Some(units::time(value)?),
+            "backLog" => self.backlog = units::integer(value)?,
+            "numConnectionsPerPeer" => {
+                self.connections_per_peer = units::positive(value, u64::from(u16::MAX))? as usize;
+            }
+            "receiveBuffer" => self.receive_buffer = units::size(value)?,
+            "sendBuffer" => self.send_buffer = units::size(value)?,
+            "maxRetries" => {
+                self.max_retries = u32::try_from(units::integer(value)?).map_err(|_| "a count")?;
+            }
+            "retryWait" => self.retry_wait = units::time(value)?,
+            "lazyFD" => self.lazy_fd = units::boolean(value)?,
+            "enableTcpKeepAlive" => self.tcp_keep_alive = units::boolean(value)?,
+            "maxRequestSize" => self.max_request_size = units::positive_size(value, MAX_FRAME_PAYLOAD)?,
+            "maxWriteQueueSize" => {
+                self.max_write_queue_size = units::positive_size(value, i64::MAX.unsigned_abs())?;
+            }
+            "tcpUserTimeout" => self.tcp_user_timeout = Some(units::time(value)?),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// The module these settings are of.
+    pub fn module(&self) -> &str {
+        &self.module
+    }
+
+    /// The full name of one of this module's settings, for error texts.
+    pub(crate) fn key(&self, name: &str) -> String {
+        format!("spark.{}.io.{name}", self.module)
+    }
+
+    /// `spark.<m>.io.mode`, else `spark.io.mode.default`.
+    pub fn io_mode(&self) -> IoMode {
+        self.mode.or(self.default_mode).unwrap_or(IoMode::Auto)
+    }
+
+    /// Whether file regions may be sent by the kernel.
+    pub(crate) fn native_file_transfer(&self) -> bool {
+        cfg!(target_os = "linux") && self.io_mode() != IoMode::Nio
+    }
+
+    /// `spark.<m>.io.connectionTimeout`; `None`: no limit.
+    pub fn connection_timeout(&self) -> Option<Duration> {
+        limit(self.connection_timeout.unwrap_or(self.network_timeout))
+    }
+
+    /// `spark.<m>.io.connectionCreationTimeout`; `None`: no limit.
+    pub fn connection_creation_timeout(&self) -> Option<Duration> {
+        self.connection_creation_timeout.map_or_else(|| self.connection_timeout(), limit)
+    }
+
+    /// `spark.<m>.io.backLog`.
+    pub fn backlog(&self) -> u32 {
+        u32::try_from(self.backlog).ok().filter(|backlog| *backlog > 0).unwrap_or(1024)
+    }
+
+    /// `spark.<m>.io.numConnectionsPerPeer`.
+    pub fn connections_per_peer(&self) -> usize {
+        self.connections_per_peer
+    }
+
+    /// `spark.<m>.io.receiveBuffer`, in bytes; `None`: the system's.
+    pub fn receive_buffer(&self) -> Option<usize> {
+        usize::try_from(self.receive_buffer).ok().filter(|size| *size > 0)
+    }
+
+    /// `spark.<m>.io.sendBuffer`, in bytes; `None`: the system's.
+    pub fn send_buffer(&self) -> Option<usize> {
+        usize::try_from(self.send_buffer).ok().filter(|size| *size > 0)
+    }
+
+    /// `spark.<m>.io.maxRetries`: how often a block fetcher built on this crate should try again.
+    pub fn max_retries(&self) -> u32 {
+        self.max_retries
+    }
+
+    /// `spark.<m>.io.retryWait`: how long it should wait in between.
+    pub fn retry_wait(&self) -> Duration {
+        self.retry_wait
+    }
+
+    /// `spark.<m>.io.lazyFD`.
+    pub fn lazy_fd(&self) -> bool {
+        self.lazy_fd
+    }
+
+    /// `spark.<m>.io.enableTcpKeepAlive`.
+    pub fn tcp_keep_alive(&self) -> bool {
+        self.tcp_keep_alive
+    }
+
+    /// `spark.shuffle.maxChunksBeingTransferred`.
+    pub fn max_chunks_being_transferred(&self) -> u64 {
+        self.max_chunks_being_transferred
+    }
+
+    /// `spark.<m>.io.maxRequestSize`, in bytes.
+    pub fn max_request_size(&self) -> u64 {
+        self.max_request_size
+    }
+
+    /// `spark.<m>.io.maxWriteQueueSize`, in bytes.
+    pub fn max_write_queue_size(&self) -> u64 {
+        self.max_write_queue_size
+    }
+
+    /// `spark.<m>.io.tcpUserTimeout`; `None`: the system's.
+    pub fn tcp_user_timeout(&self) -> Option<Duration> {
+        self.tcp_user_timeout.map_or_else(|| self.connection_timeout(), limit)
+    }
+}
+
+fn limit(duration: Duration) -> Option<Duration> {
+    (!duration.is_zero()).then_some(duration)
+}
+
+fn parse_mode(value: &str) -> Result<IoMode, &'static str> {
+    match value.to_ascii_uppercase().as_str() {
+        "NIO" => Ok(IoMode::Nio),
+        "EPOLL" if cfg!(target_os = "linux") => Ok(IoMode::Epoll),
+        "KQUEUE" if cfg!(target_os = "macos") => Ok(IoMode::Kqueue),
+        "AUTO" => Ok(IoMode::Auto),
+        _ => Err("NIO, EPOLL (on Linux), KQUEUE (on macOS) or AUTO"),
+    }
+}

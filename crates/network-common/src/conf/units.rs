@@ -1,0 +1,65 @@
+//! Spark's grammar for values.
+
+use std::time::Duration;
+
+const TIME: &str = "an integer with us, ms, s, m, min, h or d (none: seconds)";
+const SIZE: &str = "an integer with b, k, m, g, t or p (none: bytes)";
+
+/// A time; a negative one counts as 0, which means "no limit" wherever it is used.
+pub(super) fn time(value: &str) -> Result<Duration, &'static str> {
+    let (number, unit) = split(value, TIME)?;
+    let micros: u64 = match unit.as_str() {
+        "us" => 1,
+        "ms" => 1_000,
+        "s" | "" => 1_000_000,
+        "m" | "min" => 60_000_000,
+        "h" => 3_600_000_000,
+        "d" => 86_400_000_000,
+        _ => return Err(TIME),
+    };
+    let number = u64::try_from(number).unwrap_or(0);
+    number.checked_mul(micros).map(Duration::from_micros).ok_or(TIME)
+}
+
+/// A size in bytes; may be negative.
+pub(super) fn size(value: &str) -> Result<i64, &'static str> {
+    let (number, unit) = split(value, SIZE)?;
+    let shift = match unit.as_str() {
+        "b" | "" => 0,
+        "k" | "kb" => 10,
+        "m" | "mb" => 20,
+        "g" | "gb" => 30,
+        "t" | "tb" => 40,
+        "p" | "pb" => 50,
+        _ => return Err(SIZE),
+    };
+    number.checked_mul(1 << shift).ok_or(SIZE)
+}
+
+/// A size of at least one byte, cut to `max`.
+pub(super) fn positive_size(value: &str, max: u64) -> Result<u64, &'static str> {
+    match u64::try_from(size(value)?) {
+        Ok(size) if size > 0 => Ok(size.min(max)),
+        _ => Err("a positive size (an integer with b, k, m, g, t or p)"),
+    }
+}
+
+pub(super) fn integer(value: &str) -> Result<i64, &'static str> {
+    value.parse().map_err(|_| "an integer")
+}
+
+/// An integer from 1 to `max`.
+pub(super) fn positive(value: &str, max: u64) -> Result<u64, &'static str> {
+    value.parse().ok().filter(|number| (1..=max).contains(number)).ok_or("a positive integer in range")
+}
+
+pub(super) fn boolean(value: &str) -> Result<bool, &'static str> {
+    value.to_ascii_lowercase().parse().map_err(|_| "true or false")
+}
+
+fn split(value: &str, accepted: &'static str) -> Result<(i64, String), &'static str> {
+    let digits = value.strip_prefix('-').unwrap_or(value);
+    let end = digits.find(|c: char| !c.is_ascii_digit()).unwrap_or(digits.len());
+    let (number, unit) = value.split_at(end + (value.len() - digits.len()));
+    Ok((number.parse().map_err(|_| accepted)?, unit.trim().to_ascii_lowercase()))
+}

@@ -1,0 +1,116 @@
+//! Making one connection.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::net::{TcpSocket, TcpStream, lookup_host};
+use tracing::Instrument;
+
+use crate::address::PeerAddress;
+use crate::channel::{Connection, Resources, socket};
+use crate::client::TransportClient;
+use crate::error::{ErrorKind, TransportError};
+use crate::handler::{RpcHandler, TransportClientBootstrap};
+
+/// Resolving that takes longer is worth a warning.
+const SLOW_LOOKUP: Duration = Duration::from_secs(2);
+
+pub(super) struct Connector {
+    resources: Arc<Resources>,
+    handler: Arc<dyn RpcHandler>,
+    bootstraps: Vec<Arc<dyn TransportClientBootstrap>>,
+}
+
+impl Connector {
+    pub(super) fn new(
+        resources: Arc<Resources>,
+        handler: Arc<dyn RpcHandler>,
+        bootstraps: Vec<Arc<dyn TransportClientBootstrap>>,
+    ) -> Self {
+        Self { resources, handler, bootstraps }
+    }
+
+    pub(super) fn connections_per_peer(&self) -> usize {
+        self.resources.conf.connections_per_peer()
+    }
+
+    pub(super) fn retry_wait(&self) -> Duration {
+        self.resources.conf.retry_wait()
+    }
+
+    pub(super) async fn connect(&self, address: &PeerAddress) -> Result<TransportClient, TransportError> {
+        let result = self.try_connect(address).await;
+        if let Err(error) = &result {
+            self.resources.metrics.failed(error);
+        }
+        result
+    }
+
+    async fn try_connect(&self, address: &PeerAddress) -> Result<TransportClient, TransportError> {
+        let failed = |error: io::Error| {
+            TransportError::new(ErrorKind::Connect, format!("Failed to connect to {address}: {error}"))
+                .with_peer(address)
+                .with_source(error)
+        };
+        let stream = match self.resources.conf.connection_creation_timeout() {
+            None => self.open(address).await.map_err(failed)?,
+            Some(limit) => tokio::time::timeout(limit, self.open(address))
+                .await
+                .map_err(|elapsed| {
+                    let setting = self.resources.conf.key("connectionCreationTimeout");
+                    let text = format!(
+                        "Connecting to {address} timed out ({} ms). This timeout is controlled by {setting}",
+                        limit.as_millis()
+                    );
+                    TransportError::new(ErrorKind::ConnectTimeout, text)
+                        .with_peer(address)
+                        .with_source(elapsed)
+                })?
+                .map_err(failed)?,
+        };
+        let connection = Connection::new(stream, Arc::clone(&self.handler), Arc::clone(&self.resources))
+            .map_err(failed)?;
+        let client = TransportClient::owning(Arc::clone(connection.shared()));
+        let span = tracing::debug_span!("connection", peer = %address, side = "client");
+        tokio::spawn(connection.run().instrument(span));
+        for bootstrap in &self.bootstraps {
+            if let Err(error) = bootstrap.do_bootstrap(&client).await {
+                client.close();
+                let text = format!("bootstrap of the connection to {address} failed: {error}");
+                return Err(TransportError::new(ErrorKind::Bootstrap, text)
+                    .with_peer(address)
+                    .with_source(error));
+            }
+        }
+        tracing::debug!(peer = %address, "connected");
+        Ok(client)
+    }
+
+    /// Tries the resolved addresses in turn.
+    async fn open(&self, address: &PeerAddress) -> io::Result<TcpStream> {
+        let begun = Instant::now();
+        let addresses = lookup_host((address.lookup_host(), address.port())).await?;
+        if begun.elapsed() > SLOW_LOOKUP {
+            tracing::warn!(peer = %address, took = ?begun.elapsed(), "resolving a peer's name is slow");
+        }
+        let mut failure = io::Error::new(io::ErrorKind::NotFound, "the name resolves to no address");
+        for address in addresses {
+            match self.open_one(address).await {
+                Ok(stream) => return Ok(stream),
+                Err(error) => failure = error,
+            }
+        }
+        Err(failure)
+    }
+
+    async fn open_one(&self, address: SocketAddr) -> io::Result<TcpStream> {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        let conf = &self.resources.conf;
+        socket::configure_new(&socket, conf)?;
+        let stream = socket.connect(address).await?;
+        socket::configure_connected(&stream, conf, true)?;
+        Ok(stream)
+    }
+}

@@ -1,0 +1,82 @@
+//! One place of a pool: a connection, or an attempt that everybody who meets here shares.
+
+use std::future::Future;
+
+use futures::FutureExt;
+use futures::future::{BoxFuture, Shared};
+use parking_lot::Mutex;
+
+use crate::client::TransportClient;
+use crate::error::{ErrorKind, TransportError};
+
+type Attempt = Shared<BoxFuture<'static, Result<TransportClient, TransportError>>>;
+
+#[derive(Default)]
+pub(super) struct Slot {
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    client: Option<TransportClient>,
+    attempt: Option<Attempt>,
+}
+
+impl Slot {
+    /// The connection, if it can be used. It counts as just used, so that the idle clock does not close it meanwhile.
+    pub(super) fn active(&self) -> Option<TransportClient> {
+        let client = self.state.lock().client.clone()?;
+        client.touch().then_some(client)
+    }
+
+    /// The connection, made by `connect` unless somebody is at it already. The attempt runs on a task of its own: it does
+    /// not end with the caller that began it.
+    pub(super) async fn connect<C, F>(&self, connect: C) -> Result<TransportClient, TransportError>
+    where
+        C: FnOnce() -> F,
+        F: Future<Output = Result<TransportClient, TransportError>> + Send + 'static,
+    {
+        let attempt = {
+            let mut state = self.state.lock();
+            state.settle();
+            if let Some(client) = state.client.clone().filter(TransportClient::touch) {
+                return Ok(client);
+            }
+            match &state.attempt {
+                Some(attempt) => attempt.clone(),
+                None => {
+                    let task = tokio::spawn(connect());
+                    let attempt = async move {
+                        task.await.unwrap_or_else(|error| {
+                            let text = "connecting was cut off: the runtime shuts down";
+                            Err(TransportError::new(ErrorKind::Closed, text).with_source(error))
+                        })
+                    };
+                    state.attempt.insert(attempt.boxed().shared()).clone()
+                }
+            }
+        };
+        let result = attempt.clone().await;
+        self.state.lock().settle();
+        result
+    }
+
+    pub(super) fn close(&self) {
+        let mut state = self.state.lock();
+        state.settle();
+        if let Some(client) = state.client.take() {
+            client.close();
+        }
+        state.attempt = None;
+    }
+}
+
+impl State {
+    /// Puts the outcome of a finished attempt in place; also of one whose callers have all gone.
+    fn settle(&mut self) {
+        if let Some(outcome) = self.attempt.as_ref().and_then(|attempt| attempt.peek().cloned()) {
+            self.attempt = None;
+            self.client = outcome.ok();
+        }
+    }
+}

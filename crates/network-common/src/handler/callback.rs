@@ -1,0 +1,128 @@
+//! Handles with which one request of a peer is answered, once.
+
+use std::fmt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::buffer::ManagedBuffer;
+use crate::client::Shared;
+use crate::protocol::{MAX_FRAME_PAYLOAD, Message};
+use crate::session::BulkItem;
+
+/// Error texts sent to peers are cut to this many bytes.
+const MAX_ERROR_TEXT: usize = 1 << 20;
+
+/// Answers one RPC, from any thread and at any time. Dropped unanswered, it fails the asker.
+///
+/// Answering succeeds also when the asker or its connection has gone: there is nothing the answerer could do about it.
+#[must_use = "dropping it fails the asker"]
+pub struct RpcResponseCallback(Pending);
+
+impl RpcResponseCallback {
+    pub(crate) fn new(shared: Arc<Shared>, request_id: i64) -> Self {
+        Self(Pending { shared, request_id, answered: false })
+    }
+
+    /// Succeeds with `body`. One that does not fit into a frame fails the asker, naming both sizes.
+    pub fn reply(mut self, body: impl Into<Bytes>) {
+        let body = body.into();
+        match too_large(body.len() as u64) {
+            None => self.0.answer(|request_id| Message::RpcResponse { request_id, body: () }, body),
+            Some(error) => self.0.fail(&error),
+        }
+    }
+
+    /// Fails; the asker sees the text of `error`.
+    pub fn fail(mut self, error: impl fmt::Display) {
+        self.0.fail(&error);
+    }
+}
+
+impl fmt::Debug for RpcResponseCallback {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("RpcResponseCallback").field(&self.0.request_id).finish()
+    }
+}
+
+/// Answers one question for merged block meta. Dropped unanswered, it fails the asker.
+#[must_use = "dropping it fails the asker"]
+pub struct MergedBlockMetaCallback(Pending);
+
+impl MergedBlockMetaCallback {
+    pub(crate) fn new(shared: Arc<Shared>, request_id: i64) -> Self {
+        Self(Pending { shared, request_id, answered: false })
+    }
+
+    /// Succeeds with `num_chunks` serialized bitmaps (see [`put_bitmap`](crate::protocol::put_bitmap)).
+    pub fn reply(mut self, num_chunks: i32, bitmaps: impl Into<ManagedBuffer>) {
+        let body = bitmaps.into();
+        if let Some(error) = too_large(body.len()) {
+            return self.0.fail(&error);
+        }
+        self.0.answered = true;
+        let message = Message::MergedBlockMetaSuccess { request_id: self.0.request_id, num_chunks, body: () };
+        self.0.shared.update(|session| {
+            session.answered += 1;
+            session.answer_bulk(BulkItem { message, body, upload: None });
+        });
+    }
+
+    /// Fails; the asker sees the text of `error`.
+    pub fn fail(mut self, error: impl fmt::Display) {
+        self.0.fail(&error);
+    }
+}
+
+impl fmt::Debug for MergedBlockMetaCallback {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("MergedBlockMetaCallback").field(&self.0.request_id).finish()
+    }
+}
+
+/// Why a body of `size` bytes cannot be an answer, if so.
+pub(crate) fn too_large(size: u64) -> Option<String> {
+    (size + 64 > MAX_FRAME_PAYLOAD).then(|| {
+        format!("an answer of {size} bytes does not fit into a frame of at most {MAX_FRAME_PAYLOAD} bytes")
+    })
+}
+
+/// The text of an error for the peer: cut to what a frame should carry.
+pub(crate) fn error_text(error: &dyn fmt::Display) -> String {
+    let mut text = error.to_string();
+    if text.len() > MAX_ERROR_TEXT {
+        let end = (0..=MAX_ERROR_TEXT).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
+        text.truncate(end);
+    }
+    text
+}
+
+struct Pending {
+    shared: Arc<Shared>,
+    request_id: i64,
+    answered: bool,
+}
+
+impl Pending {
+    fn answer(&mut self, message: impl FnOnce(i64) -> Message<()>, body: Bytes) {
+        self.answered = true;
+        self.shared.update(|session| session.answer(&message(self.request_id), body));
+    }
+
+    fn fail(&mut self, error: &dyn fmt::Display) {
+        let error = error_text(error);
+        self.answer(|request_id| Message::RpcFailure { request_id, error }, Bytes::new());
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        if !self.answered {
+            self.fail(if std::thread::panicking() {
+                &"the handler panicked"
+            } else {
+                &"the handler dropped the request without an answer"
+            });
+        }
+    }
+}

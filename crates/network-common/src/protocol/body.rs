@@ -1,0 +1,157 @@
+//! Receiving one body that is too large for, or outside of, its frame.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::frame::Event;
+use super::message::Message;
+use crate::buffer::BufferPool;
+
+/// How much a socket read asks for at once, unless a body's own buffer is the target.
+pub(crate) const READ_BLOCK: usize = 64 << 10;
+/// From this many missing bytes on, a body is read straight into its own buffer: below, one more system call
+/// costs more than the copy it saves.
+const DIRECT_MIN: u64 = 32 << 10;
+/// A body is given a buffer of its announced length only up to here, and only if we asked for it.
+const PREALLOCATE_MAX: u64 = 64 << 20;
+/// Size of the pieces in which streamed bodies are handed on.
+const PIECE: u64 = 256 << 10;
+
+#[derive(Debug)]
+pub(super) struct Body {
+    /// Bytes that have not arrived yet.
+    missing: u64,
+    buffer: Vec<u8>,
+    filled: usize,
+    plan: Plan,
+    pool: Arc<BufferPool>,
+}
+
+#[derive(Debug)]
+enum Plan {
+    /// `None` once the message has been handed out.
+    Collect(Option<Message<()>>),
+    Stream {
+        ended: bool,
+    },
+    Discard,
+}
+
+impl Body {
+    /// Gathers the whole body. `expected`: we asked for it, so its announced length can be trusted.
+    pub(super) fn collect(message: Message<()>, length: u64, expected: bool, pool: Arc<BufferPool>) -> Self {
+        let first = length.min(if expected { PREALLOCATE_MAX } else { READ_BLOCK as u64 }) as usize;
+        let buffer = if first >= READ_BLOCK { pool.take(first) } else { vec![0; first] };
+        Self { missing: length, buffer, filled: 0, plan: Plan::Collect(Some(message)), pool }
+    }
+
+    pub(super) fn stream(length: u64, pool: Arc<BufferPool>) -> Self {
+        Self { missing: length, buffer: Vec::new(), filled: 0, plan: Plan::Stream { ended: false }, pool }
+    }
+
+    pub(super) fn discard(length: u64, pool: Arc<BufferPool>) -> Self {
+        Self { missing: length, buffer: Vec::new(), filled: 0, plan: Plan::Discard, pool }
+    }
+
+    pub(super) fn missing(&self) -> u64 {
+        self.missing
+    }
+
+    /// The next event of this body from `input`; `None` when more bytes are needed or the body is over.
+    pub(super) fn next_event(&mut self, input: &mut &[u8]) -> Option<Event> {
+        match &mut self.plan {
+            Plan::Collect(message) => {
+                while self.missing > 0 && !input.is_empty() {
+                    let room = room(&mut self.buffer, self.filled, self.missing);
+                    let count = room.len().min(input.len());
+                    room[..count].copy_from_slice(&input[..count]);
+                    *input = &input[count..];
+                    self.filled += count;
+                    self.missing -= count as u64;
+                }
+                if self.missing > 0 {
+                    return None;
+                }
+                let message = message.take()?;
+                Some(Event::Message(message.with_body(self.take_filled())))
+            }
+            Plan::Stream { ended } => {
+                if self.filled > 0 {
+                    return Some(Event::Piece(self.take_filled()));
+                }
+                let count = input.len().min(usize::try_from(self.missing).unwrap_or(usize::MAX));
+                if count > 0 {
+                    let piece = Bytes::copy_from_slice(&input[..count]);
+                    *input = &input[count..];
+                    self.missing -= count as u64;
+                    return Some(Event::Piece(piece));
+                }
+                if self.missing == 0 && !*ended {
+                    *ended = true;
+                    return Some(Event::BodyEnd);
+                }
+                None
+            }
+            Plan::Discard => {
+                let count = input.len().min(usize::try_from(self.missing).unwrap_or(usize::MAX));
+                *input = &input[count..];
+                self.missing -= count as u64;
+                None
+            }
+        }
+    }
+
+    /// Where the socket may write body bytes directly, if that pays.
+    pub(super) fn direct(&mut self) -> Option<&mut [u8]> {
+        if self.missing < DIRECT_MIN {
+            return None;
+        }
+        match self.plan {
+            Plan::Collect(_) => Some(room(&mut self.buffer, self.filled, self.missing)),
+            Plan::Stream { .. } => {
+                if self.buffer.is_empty() {
+                    self.buffer = self.pool.take(self.missing.min(PIECE) as usize);
+                }
+                let end = self.buffer.len().min(PIECE as usize);
+                let limit = end.min(self.filled + usize::try_from(self.missing).unwrap_or(usize::MAX));
+                Some(&mut self.buffer[self.filled..limit])
+            }
+            Plan::Discard => None,
+        }
+    }
+
+    pub(super) fn direct_filled(&mut self, count: usize) {
+        self.filled += count;
+        self.missing -= count as u64;
+    }
+
+    /// What has been gathered. A nearly empty pooled buffer is copied out of, so that what a user holds is what is counted.
+    fn take_filled(&mut self) -> Bytes {
+        let filled = std::mem::take(&mut self.filled);
+        if filled * 4 < self.buffer.len() {
+            let piece = Bytes::copy_from_slice(&self.buffer[..filled]);
+            if self.missing == 0 {
+                self.pool.put(std::mem::take(&mut self.buffer));
+            }
+            return piece;
+        }
+        let mut buffer = std::mem::take(&mut self.buffer);
+        if buffer.len() >= READ_BLOCK {
+            self.pool.freeze(buffer, filled)
+        } else {
+            buffer.truncate(filled);
+            Bytes::from(buffer)
+        }
+    }
+}
+
+/// The free part of `buffer`, at most `missing` long; grown, at most doubled, when it is full.
+fn room(buffer: &mut Vec<u8>, filled: usize, missing: u64) -> &mut [u8] {
+    let wanted = filled + usize::try_from(missing).unwrap_or(usize::MAX - filled);
+    if filled == buffer.len() {
+        buffer.resize(wanted.min(buffer.len().max(READ_BLOCK / 2) * 2), 0);
+    }
+    let end = buffer.len().min(wanted);
+    &mut buffer[filled..end]
+}

@@ -1,0 +1,33 @@
+//! The wire format of Spark's transport, without sockets or clocks: bytes in, messages out, and back.
+//!
+//! Everything here follows the rules of Spark 2.4 to 4.x, which are the same to the byte. There is no handshake or version
+//! number: the first byte of a connection is the first byte of a frame.
+//!
+//! ```
+//! use bytes::Bytes;
+//! use network_common::protocol::{Event, FrameDecoder, Message};
+//!
+//! let request = Message::RpcRequest { request_id: 1, body: Bytes::from("abc") };
+//! let frame = request.encode()?;
+//! assert_eq!(frame, b"\0\0\0\0\0\0\0\x18\x03\0\0\0\0\0\0\0\x01\0\0\0\x03abc");
+//!
+//! let mut decoder = FrameDecoder::default();
+//! assert_eq!(decoder.next_event(&mut &frame[..10])?, None);
+//! assert_eq!(decoder.next_event(&mut &frame[10..])?, Some(Event::Message(request)));
+//! # Ok::<(), network_common::protocol::ProtocolError>(())
+//! ```
+
+mod body;
+mod error;
+mod frame;
+mod message;
+mod primitives;
+
+pub(crate) use body::READ_BLOCK;
+pub use error::ProtocolError;
+pub use frame::{Event, FrameDecoder, FrameLimits};
+pub use message::{MergedBlockMetaRequest, Message};
+pub use primitives::{Reader, put_bitmap, put_bitmap_array, put_byte_array, put_string, read_bitmaps};
+
+/// The longest payload (type, header, in-frame body) a frame can have: one byte less than 2^31 - 1 (wire 6).
+pub const MAX_FRAME_PAYLOAD: u64 = (1 << 31) - 2;

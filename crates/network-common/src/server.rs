@@ -1,0 +1,210 @@
+//! Accepting connections.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::net::{TcpListener, TcpSocket, TcpStream, ToSocketAddrs, lookup_host};
+use tokio::task::AbortHandle;
+use tokio_util::task::TaskTracker;
+use tracing::Instrument;
+
+use crate::channel::{Connection, Resources, socket};
+use crate::client::{ConnectionId, Shared};
+use crate::error::{ErrorKind, TransportError};
+use crate::handler::{RpcHandler, TransportServerBootstrap};
+use crate::session::Closing;
+
+/// How long accepting rests after an error such as "too many open files", which would otherwise come again at once.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Listens, and serves the connections it accepts (transport 7).
+///
+/// Dropping it stops listening and closes its connections at once; [`close`](Self::close) lets them finish.
+#[derive(Debug)]
+pub struct TransportServer {
+    address: SocketAddr,
+    accepting: AbortHandle,
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    resources: Arc<Resources>,
+    handler: Arc<dyn RpcHandler>,
+    bootstraps: Vec<Arc<dyn TransportServerBootstrap>>,
+    connections: Mutex<Connections>,
+    tasks: TaskTracker,
+}
+
+#[derive(Debug, Default)]
+struct Connections {
+    open: HashMap<ConnectionId, Weak<Shared>>,
+    /// No new ones: one that was just being accepted is dropped.
+    closed: bool,
+}
+
+impl TransportServer {
+    pub(crate) async fn bind(
+        address: impl ToSocketAddrs,
+        resources: Arc<Resources>,
+        handler: Arc<dyn RpcHandler>,
+        bootstraps: Vec<Arc<dyn TransportServerBootstrap>>,
+    ) -> Result<Self, TransportError> {
+        let listener = listen(address, &resources).await.map_err(|(address, error)| {
+            TransportError::new(ErrorKind::Bind, format!("cannot listen on {address}: {error}"))
+                .with_source(error)
+        })?;
+        let address = listener.local_addr().map_err(|error| {
+            TransportError::new(ErrorKind::Bind, format!("cannot listen: {error}")).with_source(error)
+        })?;
+        let tasks = TaskTracker::new();
+        let inner = Arc::new(Inner { resources, handler, bootstraps, connections: Mutex::default(), tasks });
+        let accepting = tokio::spawn(accept(listener, Arc::clone(&inner))).abort_handle();
+        Ok(Self { address, accepting, inner })
+    }
+
+    /// The address it listens on, with the real port.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Stops listening, lets what was asked before be answered, and closes the connections; those that are not finished
+    /// after `deadline` are cut. New requests of connected peers fail meanwhile. Returns how many connections were cut.
+    ///
+    /// Dropping the future cuts them all.
+    pub async fn close(self, deadline: Duration) -> usize {
+        self.accepting.abort();
+        self.inner.stop(|shared| shared.update(crate::session::Session::drain));
+        self.inner.tasks.close();
+        if tokio::time::timeout(deadline, self.inner.tasks.wait()).await.is_ok() {
+            return 0;
+        }
+        let cut = self.inner.cut();
+        self.inner.tasks.wait().await;
+        cut
+    }
+}
+
+impl Drop for TransportServer {
+    fn drop(&mut self) {
+        self.accepting.abort();
+        self.inner.cut();
+    }
+}
+
+impl Inner {
+    /// No new connections, and `each` of the open ones is told.
+    fn stop(&self, each: impl Fn(&Shared)) -> usize {
+        let open: Vec<_> = {
+            let mut connections = self.connections.lock();
+            connections.closed = true;
+            connections.open.values().filter_map(Weak::upgrade).collect()
+        };
+        open.iter().for_each(|shared| each(shared));
+        open.len()
+    }
+
+    fn cut(&self) -> usize {
+        self.stop(|shared| shared.close(Closing::Now(TransportError::closed(shared.peer))))
+    }
+
+    fn serve(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr) {
+        let connection = match self.prepare(stream, peer) {
+            Ok(connection) => connection,
+            Err(error) => {
+                tracing::warn!(%peer, %error, "connection refused");
+                self.resources.metrics.failed(&error);
+                return;
+            }
+        };
+        let id = connection.client().id();
+        {
+            let mut connections = self.connections.lock();
+            if connections.closed {
+                return;
+            }
+            connections.open.insert(id, Arc::downgrade(connection.shared()));
+        }
+        let inner = Arc::clone(self);
+        let span = tracing::debug_span!("connection", %peer, side = "server");
+        self.tasks.spawn(
+            async move {
+                connection.run().await;
+                inner.connections.lock().open.remove(&id);
+            }
+            .instrument(span),
+        );
+    }
+
+    fn prepare(&self, stream: TcpStream, peer: SocketAddr) -> Result<Connection, TransportError> {
+        let conf = &self.resources.conf;
+        let io_error = |error: std::io::Error| {
+            TransportError::new(
+                ErrorKind::Io,
+                format!("setting up the connection from {peer} failed: {error}"),
+            )
+            .with_peer(peer)
+            .with_source(error)
+        };
+        socket::configure_connected(&stream, conf, conf.tcp_keep_alive()).map_err(io_error)?;
+        let mut connection = Connection::new(stream, Arc::clone(&self.handler), Arc::clone(&self.resources))
+            .map_err(io_error)?;
+        for bootstrap in &self.bootstraps {
+            let handler = Arc::clone(connection.handler());
+            let handler = bootstrap.do_bootstrap(connection.client(), handler).map_err(|error| {
+                TransportError::new(ErrorKind::Bootstrap, format!("bootstrap for {peer} failed: {error}"))
+                    .with_peer(peer)
+                    .with_source(error)
+            })?;
+            connection.set_handler(handler);
+        }
+        Ok(connection)
+    }
+}
+
+impl std::fmt::Debug for Inner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Inner").field("connections", &self.connections).finish_non_exhaustive()
+    }
+}
+
+async fn accept(listener: TcpListener, inner: Arc<Inner>) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, peer)) => inner.serve(stream, peer),
+            Err(error) => {
+                // A connection that was reset while it waited, or no file descriptors left: neither ends the server.
+                tracing::warn!(%error, "accepting a connection failed");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Listens on the first of the resolved addresses that works.
+async fn listen(
+    address: impl ToSocketAddrs,
+    resources: &Resources,
+) -> Result<TcpListener, (String, std::io::Error)> {
+    let addresses = lookup_host(address).await.map_err(|error| ("the given address".to_owned(), error))?;
+    let mut failure = None;
+    for address in addresses {
+        let listen = || {
+            let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+            socket::configure_new(&socket, &resources.conf)?;
+            // On Windows it would let two servers share a port.
+            #[cfg(not(windows))]
+            socket.set_reuseaddr(true)?;
+            socket.bind(address)?;
+            socket.listen(resources.conf.backlog())
+        };
+        match listen() {
+            Ok(listener) => return Ok(listener),
+            Err(error) => failure = Some((address.to_string(), error)),
+        }
+    }
+    Err(failure
+        .unwrap_or_else(|| ("the given address".to_owned(), std::io::Error::other("it resolves to nothing"))))
+}

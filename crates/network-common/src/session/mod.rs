@@ -1,0 +1,293 @@
+//! The state of one connection, without sockets or clocks: who waits for what, and what waits to be written.
+//!
+//! Calls that end a wait return the waker instead of calling it, so that nobody is woken under the lock.
+
+mod body;
+mod filter;
+mod outgoing;
+mod requests;
+
+use std::collections::VecDeque;
+use std::task::Waker;
+
+use bytes::Bytes;
+
+pub use body::StreamBody;
+pub(crate) use body::{PipeWriter, pipe};
+pub use filter::ByteFilter;
+pub(crate) use outgoing::{Batch, BulkItem, Outgoing};
+pub use requests::MergedBlockMeta;
+pub(crate) use requests::{Answer, Outcome, Requests, StreamStart, Ticket};
+
+use crate::buffer::ManagedBuffer;
+use crate::error::{ErrorKind, TransportError};
+use crate::protocol::{MAX_FRAME_PAYLOAD, MergedBlockMetaRequest, Message};
+
+/// Chunk and stream requests of the peer that wait for their turn; with more, the peer is no longer read.
+const MAX_PENDING_BULK: usize = 4096;
+
+/// A request of the peer that is served by the stream manager, in arrival order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum BulkRequest {
+    Chunk { stream_id: i64, chunk_index: i32 },
+    Stream { stream_id: String },
+}
+
+/// How the driver is to end the connection.
+#[derive(Debug, Clone)]
+pub(crate) enum Closing {
+    /// Write what is queued first.
+    Flush(TransportError),
+    Now(TransportError),
+}
+
+pub(crate) struct Session {
+    peer: String,
+    pub(crate) requests: Requests,
+    pub(crate) outgoing: Outgoing,
+    /// The peer's requests for the stream manager, oldest first.
+    pub(crate) pending_bulk: VecDeque<BulkRequest>,
+    /// A task is working on `pending_bulk`.
+    pub(crate) bulk_server_runs: bool,
+    /// How many of the peer's requests were answered by handlers.
+    pub(crate) answered: u64,
+    /// A request was registered since the driver last looked at the clock.
+    pub(crate) requested: bool,
+    draining: bool,
+    /// Filters that the driver has yet to take up.
+    pub(crate) seal: Option<Box<dyn ByteFilter>>,
+    pub(crate) open: Option<Box<dyn ByteFilter>>,
+    closing: Option<Closing>,
+    closed: Option<TransportError>,
+    /// Set while the driver sleeps.
+    driver: Option<Waker>,
+    /// Waiting for room in the write queue, or for the end.
+    watchers: Vec<Waker>,
+}
+
+impl Session {
+    pub(crate) fn new(peer: String, outgoing: Outgoing) -> Self {
+        Self {
+            peer,
+            requests: Requests::default(),
+            outgoing,
+            pending_bulk: VecDeque::new(),
+            bulk_server_runs: false,
+            answered: 0,
+            draining: false,
+            seal: None,
+            open: None,
+            requested: false,
+            closing: None,
+            closed: None,
+            driver: None,
+            watchers: Vec::new(),
+        }
+    }
+
+    fn check_open(&self) -> Result<(), TransportError> {
+        match (&self.closed, &self.closing) {
+            (Some(error), _) | (None, Some(Closing::Flush(error) | Closing::Now(error))) => {
+                Err(error.clone())
+            }
+            (None, None) => Ok(()),
+        }
+    }
+
+    /// Checks that a request may be queued: open, within the frame, within the write queue.
+    fn check_request(&self, operation: &str, in_frame: usize, queued: u64) -> Result<(), TransportError> {
+        self.check_open()?;
+        // 64: more than any header in front of the body.
+        if in_frame as u64 + 64 > MAX_FRAME_PAYLOAD {
+            return Err(TransportError::new(
+                ErrorKind::Limit,
+                format!(
+                    "{operation} of {in_frame} bytes to {} does not fit into a frame of at most {MAX_FRAME_PAYLOAD} bytes: \
+                     upload it as a stream",
+                    self.peer
+                ),
+            )
+            .with_peer(&self.peer));
+        }
+        self.outgoing.check_room(operation, &self.peer, queued)
+    }
+
+    /// Queues an RPC.
+    pub(crate) fn send_rpc(&mut self, body: Bytes) -> Result<Ticket, TransportError> {
+        self.check_request("RPC", body.len(), body.len() as u64)?;
+        let ticket = self.requests.open();
+        self.outgoing.push_control(&Message::RpcRequest { request_id: ticket.id(), body: () }, body);
+        self.requested = true;
+        Ok(ticket)
+    }
+
+    /// Queues a message that is never answered.
+    pub(crate) fn send_one_way(&mut self, body: Bytes) -> Result<(), TransportError> {
+        self.check_request("one-way message", body.len(), body.len() as u64)?;
+        self.outgoing.push_control(&Message::OneWayMessage { body: () }, body);
+        Ok(())
+    }
+
+    /// Queues a chunk request.
+    pub(crate) fn fetch_chunk(&mut self, stream_id: i64, chunk_index: i32) -> Result<Ticket, TransportError> {
+        self.check_request("chunk request", 0, 0)?;
+        let Some(ticket) = self.requests.open_fetch(stream_id, chunk_index) else {
+            return Err(TransportError::new(
+                ErrorKind::Refused,
+                format!(
+                    "chunk {chunk_index} of stream {stream_id} is already being fetched from {}",
+                    self.peer
+                ),
+            )
+            .with_peer(&self.peer));
+        };
+        self.outgoing.push_control(&Message::ChunkFetchRequest { stream_id, chunk_index }, Bytes::new());
+        self.requested = true;
+        Ok(ticket)
+    }
+
+    /// Queues a stream request. One lock covers both queues, so that their orders agree.
+    pub(crate) fn stream(&mut self, stream_id: &str) -> Result<Ticket, TransportError> {
+        self.check_request("stream request", stream_id.len(), stream_id.len() as u64)?;
+        let ticket = self.requests.open_stream();
+        self.outgoing.push_control(&Message::StreamRequest { stream_id: stream_id.to_owned() }, Bytes::new());
+        self.requested = true;
+        Ok(ticket)
+    }
+
+    /// Queues an upload.
+    pub(crate) fn upload(&mut self, meta: Bytes, data: ManagedBuffer) -> Result<Ticket, TransportError> {
+        self.check_request("upload header", meta.len(), meta.len() as u64 + data.len())?;
+        let Ok(byte_count) = i64::try_from(data.len()) else {
+            return Err(TransportError::new(ErrorKind::Limit, "an upload is limited to 2^63-1 bytes"));
+        };
+        let ticket = self.requests.open();
+        let message = Message::UploadStream { request_id: ticket.id(), meta, byte_count };
+        self.outgoing.push_bulk(BulkItem { message, body: data, upload: Some(ticket) });
+        self.requested = true;
+        Ok(ticket)
+    }
+
+    /// Queues a request for merged block meta.
+    pub(crate) fn merged_block_meta(
+        &mut self,
+        mut request: MergedBlockMetaRequest,
+    ) -> Result<Ticket, TransportError> {
+        self.check_request("merged block meta request", request.app_id.len(), request.app_id.len() as u64)?;
+        let ticket = self.requests.open();
+        request.request_id = ticket.id();
+        self.outgoing.push_control(&Message::MergedBlockMetaRequest(request), Bytes::new());
+        self.requested = true;
+        Ok(ticket)
+    }
+
+    /// Queues an answer to an RPC. Answers are never refused: the peer is not read while too many wait.
+    pub(crate) fn answer(&mut self, message: &Message<()>, body: Bytes) {
+        self.answered += 1;
+        if self.closed.is_none() {
+            self.outgoing.push_control(message, body);
+        }
+    }
+
+    /// Queues an answer with a body for the bulk lane.
+    pub(crate) fn answer_bulk(&mut self, item: BulkItem) {
+        if self.closed.is_none() {
+            self.outgoing.push_bulk(item);
+        }
+    }
+
+    /// Whether the peer's requests must wait until it has read more of its answers.
+    pub(crate) fn peer_must_wait(&self) -> bool {
+        self.outgoing.answers_over_limit() || self.pending_bulk.len() >= MAX_PENDING_BULK
+    }
+
+    /// Whether chunks or streams are being prepared for the peer, or anything waits to be written.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.bulk_server_runs || !self.pending_bulk.is_empty() || !self.outgoing.is_drained()
+    }
+
+    /// From now on new requests of the peer fail, and the connection ends when the earlier ones are answered.
+    pub(crate) fn drain(&mut self) {
+        self.draining = true;
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining
+    }
+
+    /// All bytes from here on, in both directions, pass through these filters; what is queued already is not sealed.
+    pub(crate) fn install_filters(&mut self, seal: Box<dyn ByteFilter>, open: Box<dyn ByteFilter>) {
+        self.outgoing.seal_from_here();
+        self.seal = Some(seal);
+        self.open = Some(open);
+    }
+
+    /// Asks the driver to end the connection; the first wish counts, but a flush can become immediate.
+    pub(crate) fn close(&mut self, closing: Closing) {
+        if matches!((&self.closing, &closing), (None, _) | (Some(Closing::Flush(_)), Closing::Now(_))) {
+            self.closing = Some(closing);
+        }
+    }
+
+    pub(crate) fn closing(&self) -> Option<&Closing> {
+        self.closing.as_ref()
+    }
+
+    pub(crate) fn is_open(&self) -> bool {
+        self.closed.is_none() && self.closing.is_none()
+    }
+
+    pub(crate) fn closed_by(&self) -> Option<&TransportError> {
+        self.closed.as_ref()
+    }
+
+    /// The connection is gone: everything outstanding fails, in the order of transport 6.
+    pub(crate) fn end(&mut self, error: TransportError, wakers: &mut Vec<Waker>) {
+        self.requests.fail_all(&error, wakers);
+        self.outgoing.clear();
+        self.pending_bulk.clear();
+        self.closed = Some(error);
+        wakers.append(&mut self.watchers);
+    }
+
+    /// The driver is at work: no need to wake it.
+    pub(crate) fn driver_runs(&mut self) {
+        self.driver = None;
+    }
+
+    /// The driver goes to sleep.
+    pub(crate) fn driver_sleeps(&mut self, waker: Waker) {
+        self.driver = Some(waker);
+    }
+
+    /// The sleeping driver's waker; to be called, outside the lock, by whoever gave it work.
+    #[must_use]
+    pub(crate) fn wake_driver(&mut self) -> Option<Waker> {
+        self.driver.take()
+    }
+
+    /// Remembers who waits for room in the write queue, or for the end of the connection.
+    pub(crate) fn watch(&mut self, waker: &Waker) {
+        if !self.watchers.iter().any(|known| known.will_wake(waker)) {
+            self.watchers.push(waker.clone());
+        }
+    }
+
+    /// Called when something was written.
+    pub(crate) fn room_made(&mut self, wakers: &mut Vec<Waker>) {
+        if self.outgoing.has_room() {
+            wakers.append(&mut self.watchers);
+        }
+    }
+}
+
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session")
+            .field("peer", &self.peer)
+            .field("outstanding", &self.requests.outstanding())
+            .field("queued_bytes", &self.outgoing.queued())
+            .field("closed", &self.closed)
+            .finish_non_exhaustive()
+    }
+}

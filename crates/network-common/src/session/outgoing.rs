@@ -1,0 +1,290 @@
+//! What waits to be written: two lanes (control, bulk) and how much of it there may be.
+
+use std::collections::VecDeque;
+use std::io::IoSlice;
+
+use bytes::Bytes;
+
+use super::Ticket;
+use crate::buffer::{Content, ManagedBuffer};
+use crate::error::{ErrorKind, TransportError};
+use crate::protocol::Message;
+
+/// Bodies up to this size are copied behind their header: cheaper than a slice of their own in a vectored write.
+const INLINE_BODY: usize = 4 << 10;
+/// Small bulk bodies are written together up to here; a control frame waits for no more than this or one body.
+const BULK_GATHER: usize = 256 << 10;
+/// Bodies in the bulk lane, of whatever size; beyond, the stream manager is not asked for more.
+const MAX_BULK_ITEMS: usize = 64;
+
+/// Frames that are written together: one run of bytes, into which larger bodies are spliced without copying.
+#[derive(Debug, Default)]
+pub(crate) struct Batch {
+    bytes: Vec<u8>,
+    /// Each stands before the byte of `bytes` with that index.
+    bodies: Vec<(usize, Bytes)>,
+    body_bytes: usize,
+    /// How many of the bytes count in the queue, and how many of those answer the peer.
+    counted: u64,
+    answers: u64,
+    /// Bulk items whose content is in here, kept for their hooks.
+    items: Vec<BulkItem>,
+}
+
+impl Batch {
+    pub(crate) fn len(&self) -> usize {
+        self.bytes.len() + self.body_bytes
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Appends bytes that are part of no frame of this batch: a piece of a body.
+    pub(crate) fn push_piece(&mut self, piece: Bytes) {
+        self.body_bytes += piece.len();
+        self.bodies.push((self.bytes.len(), piece));
+    }
+
+    /// Appends the header of a message whose body, of `in_frame` bytes, is written by other means.
+    pub(crate) fn push_head(&mut self, message: &Message<()>, in_frame: u64) {
+        message.encode_head(in_frame, &mut self.bytes);
+    }
+
+    fn push(&mut self, message: &Message<()>, in_frame: u64, body: Bytes) -> u64 {
+        let before = self.len();
+        self.push_head(message, in_frame);
+        if body.len() <= INLINE_BODY {
+            self.bytes.extend_from_slice(&body);
+        } else {
+            self.push_piece(body);
+        }
+        let added = (self.len() - before) as u64;
+        self.counted += added;
+        if !message.is_request() {
+            self.answers += added;
+        }
+        added
+    }
+
+    /// The bytes from `skip` on, as many as fit into `slices`; returns how many slices were filled.
+    pub(crate) fn slices<'a>(&'a self, mut skip: usize, slices: &mut [IoSlice<'a>]) -> usize {
+        let mut filled = 0;
+        let mut add = |part: &'a [u8]| {
+            if skip >= part.len() {
+                skip -= part.len();
+            } else if filled < slices.len() {
+                slices[filled] = IoSlice::new(&part[skip..]);
+                skip = 0;
+                filled += 1;
+            }
+        };
+        let mut start = 0;
+        for (position, body) in &self.bodies {
+            add(&self.bytes[start..*position]);
+            add(body);
+            start = *position;
+        }
+        add(&self.bytes[start..]);
+        filled
+    }
+
+    /// All bytes in one run, for a filter.
+    pub(crate) fn contiguous(&self) -> Vec<u8> {
+        let mut all = Vec::with_capacity(self.len());
+        let mut slices = vec![IoSlice::new(&[]); 2 * self.bodies.len() + 1];
+        let filled = self.slices(0, &mut slices);
+        slices[..filled].iter().for_each(|slice| all.extend_from_slice(slice));
+        all
+    }
+
+    /// Other bytes for the same messages: sealed ones.
+    pub(crate) fn replace(&mut self, bytes: Vec<u8>) {
+        self.bytes = bytes;
+        self.bodies = Vec::new();
+        self.body_bytes = 0;
+    }
+
+    /// Empty again; keeps a small buffer for the next round, so that a quiet connection holds little.
+    fn reset(&mut self) {
+        const KEPT: usize = 512;
+        self.bytes.clear();
+        if self.bytes.capacity() > KEPT {
+            self.bytes = Vec::new();
+        }
+        self.bodies = Vec::new();
+        self.items = Vec::new();
+        self.body_bytes = 0;
+        self.counted = 0;
+        self.answers = 0;
+    }
+}
+
+/// One message with a body of any size: the unit of the bulk lane.
+pub(crate) struct BulkItem {
+    pub(crate) message: Message<()>,
+    pub(crate) body: ManagedBuffer,
+    /// The request that fails if the data of an upload cannot be read.
+    pub(crate) upload: Option<Ticket>,
+}
+
+impl std::fmt::Debug for BulkItem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("BulkItem").field("message", &self.message).field("body", &self.body).finish()
+    }
+}
+
+impl BulkItem {
+    /// Bytes of the body that count into the frame's length.
+    pub(crate) fn in_frame(&self) -> u64 {
+        match self.message {
+            Message::ChunkFetchSuccess { .. } | Message::MergedBlockMetaSuccess { .. } => self.body.len(),
+            _ => 0,
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Outgoing {
+    /// Control frames that were queued before filters were installed: they go first, unsealed.
+    unsealed: Option<Batch>,
+    control: Batch,
+    bulk: VecDeque<BulkItem>,
+    /// Bytes of memory in both lanes and in the batch that is being written.
+    queued: u64,
+    /// How many of them answer the peer.
+    answers: u64,
+    limit: u64,
+    limit_setting: String,
+}
+
+impl Outgoing {
+    pub(crate) fn new(limit: u64, limit_setting: String) -> Self {
+        Self {
+            unsealed: None,
+            control: Batch::default(),
+            bulk: VecDeque::new(),
+            queued: 0,
+            answers: 0,
+            limit,
+            limit_setting,
+        }
+    }
+
+    pub(super) fn check_room(&self, operation: &str, peer: &str, size: u64) -> Result<(), TransportError> {
+        // One request of any size may go into an empty queue.
+        if self.queued == 0 || self.queued.saturating_add(size) <= self.limit {
+            return Ok(());
+        }
+        Err(TransportError::new(
+            ErrorKind::Limit,
+            format!(
+                "{operation} of {size} bytes to {peer} refused: {} bytes wait to be written already, and {} allows {}",
+                self.queued, self.limit_setting, self.limit
+            ),
+        )
+        .with_peer(peer))
+    }
+
+    pub(crate) fn has_room(&self) -> bool {
+        self.queued < self.limit
+    }
+
+    pub(super) fn answers_over_limit(&self) -> bool {
+        self.answers >= self.limit
+    }
+
+    /// Whether the stream manager may be asked for another body.
+    pub(crate) fn takes_bodies(&self) -> bool {
+        self.bulk.len() < MAX_BULK_ITEMS && !self.answers_over_limit()
+    }
+
+    pub(crate) fn queued(&self) -> u64 {
+        self.queued
+    }
+
+    pub(super) fn push_control(&mut self, message: &Message<()>, body: Bytes) {
+        let answers = self.control.answers;
+        self.queued += self.control.push(message, body.len() as u64, body);
+        self.answers += self.control.answers - answers;
+    }
+
+    pub(super) fn push_bulk(&mut self, item: BulkItem) {
+        if let Content::Memory(bytes) = item.body.content() {
+            self.queued += bytes.len() as u64;
+            if !item.message.is_request() {
+                self.answers += bytes.len() as u64;
+            }
+        }
+        self.bulk.push_back(item);
+    }
+
+    pub(super) fn seal_from_here(&mut self) {
+        if !self.control.is_empty() {
+            self.unsealed = Some(std::mem::take(&mut self.control));
+        }
+    }
+
+    /// Whether the next batch is to be sealed by filters that were just installed.
+    pub(crate) fn unsealed_is_written(&self) -> bool {
+        self.unsealed.is_none()
+    }
+
+    /// Nothing waits and nothing is being written.
+    pub(super) fn is_drained(&self) -> bool {
+        self.queued == 0 && self.is_empty()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.unsealed.is_none() && self.control.is_empty() && self.bulk.is_empty()
+    }
+
+    /// Moves what is to be written next into `batch`, which must be empty: all control frames, then bodies in memory.
+    /// When there is nothing but a body in a file, that is returned.
+    pub(crate) fn take(&mut self, batch: &mut Batch) -> Option<BulkItem> {
+        if let Some(unsealed) = self.unsealed.take() {
+            *batch = unsealed;
+            return None;
+        }
+        std::mem::swap(&mut self.control, batch);
+        let mut gathered = 0;
+        while let Some(item) = self.bulk.front() {
+            let size = item.body.len() as usize;
+            match item.body.content() {
+                Content::Memory(bytes) if gathered == 0 || gathered + size <= BULK_GATHER => {
+                    let bytes = bytes.clone();
+                    // The body was counted when it was queued; the header comes on top.
+                    let head = batch.push(&item.message, item.in_frame(), bytes) - size as u64;
+                    self.queued += head;
+                    self.answers += if item.message.is_request() { 0 } else { head };
+                    gathered += size.max(1);
+                    batch.items.extend(self.bulk.pop_front());
+                }
+                Content::File(_) if batch.is_empty() => return self.bulk.pop_front(),
+                _ => break,
+            }
+        }
+        None
+    }
+
+    /// The next item, if it is a file and nothing else wants to be written.
+    pub(crate) fn take_file(&mut self) -> Option<BulkItem> {
+        let file = matches!(self.bulk.front()?.body.content(), Content::File(_));
+        if file && self.control.is_empty() { self.bulk.pop_front() } else { None }
+    }
+
+    /// `batch` was written or given up.
+    pub(crate) fn written(&mut self, batch: &mut Batch) {
+        self.queued = self.queued.saturating_sub(batch.counted);
+        self.answers = self.answers.saturating_sub(batch.answers);
+        batch.reset();
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.unsealed = None;
+        self.control.reset();
+        self.bulk.clear();
+        self.queued = 0;
+        self.answers = 0;
+    }
+}
