@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use super::Mode;
 use super::cache::{self, Cache};
 use super::release::Release;
 use crate::process;
@@ -100,23 +99,8 @@ impl Jdk {
 }
 
 impl JavaPeer {
-    /// A server on a free port.
-    pub(crate) fn server(&self, mode: Mode) -> Command {
-        let mut command = self.command();
-        command.args(["server", "0"]).args(mode.peer_options());
-        command
-    }
-
-    /// A client of `port`.
-    pub(crate) fn client(&self, mode: Mode) -> impl FnOnce(u16) -> Command {
-        let mut command = self.command();
-        move |port| {
-            command.args(["client", "127.0.0.1", &port.to_string()]).args(mode.peer_options());
-            command
-        }
-    }
-
-    fn command(&self) -> Command {
+    /// Starts the harness; the role and its options are to follow.
+    pub(crate) fn command(&self) -> Command {
         let mut command = Command::new("java");
         command.args(JVM_OPTIONS).arg("-classpath").arg(&self.class_path).arg("SparkPeer");
         command

@@ -10,6 +10,8 @@ mod release;
 mod rust;
 mod spark;
 
+use std::process::Command;
+
 use anyhow::{Result, ensure};
 use clap::{Args, ValueEnum};
 
@@ -28,6 +30,9 @@ pub(crate) struct Options {
     /// How the connections authenticate
     #[arg(long, value_delimiter = ',', default_value = "none")]
     modes: Vec<Mode>,
+    /// A setting under Spark's name for every peer; repeatable
+    #[arg(long = "conf", value_name = "KEY=VALUE")]
+    settings: Vec<String>,
     /// Run Spark against Spark of the same release, to prove the harness itself
     #[arg(long)]
     self_test: bool,
@@ -40,17 +45,35 @@ enum Mode {
 }
 
 impl Mode {
-    /// The options that put a peer, ours or Spark's, into this mode.
-    fn peer_options(self) -> &'static [&'static str] {
-        match self {
-            Self::None => &["--auth", "none"],
-        }
-    }
-
     fn name(self) -> &'static str {
         match self {
             Self::None => "none",
         }
+    }
+}
+
+/// The options that every peer of one pair gets, ours and Spark's alike.
+struct PeerOptions(Vec<String>);
+
+impl PeerOptions {
+    fn new(mode: Mode, settings: &[String]) -> Self {
+        let mut words = vec!["--auth".to_owned(), mode.name().to_owned()];
+        for setting in settings {
+            words.extend(["--conf".to_owned(), setting.clone()]);
+        }
+        Self(words)
+    }
+
+    /// Completes the command of a server on a free port.
+    fn server(&self, mut command: Command) -> Command {
+        command.args(["server", "0"]).args(&self.0);
+        command
+    }
+
+    /// Completes the command of a client of `port`.
+    fn client(&self, mut command: Command, port: u16) -> Command {
+        command.args(["client", "127.0.0.1", &port.to_string()]).args(&self.0);
+        command
     }
 }
 
@@ -70,13 +93,22 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
                 continue;
             }
         };
-        for mode in &options.modes {
+        for &mode in &options.modes {
+            let peers = PeerOptions::new(mode, &options.settings);
             let label = |direction| format!("{release} {} {direction}", mode.name());
+            let java_server = || peers.server(java.command());
+            let java_client = |port| peers.client(java.command(), port);
             match &rust {
-                None => tally.run(&label("java->java"), java.server(*mode), java.client(*mode)),
+                None => tally.run(&label("java->java"), java_server(), java_client),
                 Some(rust) => {
-                    tally.run(&label("rust->java"), java.server(*mode), rust.client(*mode, release));
-                    tally.run(&label("java->rust"), rust.server(*mode), java.client(*mode));
+                    let rust_client = |port| {
+                        let mut client = peers.client(rust.command(), port);
+                        // Decides which cases apply: before 3.2 a server cannot do all of them.
+                        client.arg("--spark").arg(release.to_string());
+                        client
+                    };
+                    tally.run(&label("rust->java"), java_server(), rust_client);
+                    tally.run(&label("java->rust"), peers.server(rust.command()), java_client);
                 }
             }
         }

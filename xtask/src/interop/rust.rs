@@ -8,8 +8,6 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-use super::Mode;
-use super::release::Release;
 use crate::process;
 
 const BUILD_LIMIT: Duration = Duration::from_secs(60 * 60);
@@ -39,22 +37,8 @@ impl RustPeer {
         Ok(Self { program })
     }
 
-    /// A server on a free port.
-    pub(crate) fn server(&self, mode: Mode) -> Command {
-        let mut command = Command::new(&self.program);
-        command.args(["server", "0"]).args(mode.peer_options());
-        command
-    }
-
-    /// A client of `port`, where Spark of `release` listens.
-    pub(crate) fn client(&self, mode: Mode, release: Release) -> impl FnOnce(u16) -> Command {
-        let mut command = Command::new(&self.program);
-        let release = release.to_string();
-        move |port| {
-            command.args(["client", "127.0.0.1", &port.to_string()]).args(mode.peer_options());
-            // Decides which cases apply: before 3.2 a server cannot do all of them.
-            command.args(["--spark", &release]);
-            command
-        }
+    /// Starts the example; the role and its options are to follow.
+    pub(crate) fn command(&self) -> Command {
+        Command::new(&self.program)
     }
 }
