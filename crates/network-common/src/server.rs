@@ -76,7 +76,7 @@ impl TransportServer {
     /// Dropping the future cuts them all.
     pub async fn close(self, deadline: Duration) -> usize {
         self.accepting.abort();
-        self.inner.stop(|shared| shared.update(crate::session::Session::drain));
+        self.inner.stop(Shared::drain);
         self.inner.tasks.close();
         if tokio::time::timeout(deadline, self.inner.tasks.wait()).await.is_ok() {
             return 0;
@@ -138,7 +138,7 @@ impl Inner {
         );
     }
 
-    fn prepare(&self, stream: TcpStream, peer: SocketAddr) -> Result<Connection, TransportError> {
+    fn prepare(&self, stream: TcpStream, peer: SocketAddr) -> Result<Box<Connection>, TransportError> {
         let conf = &self.resources.conf;
         let io_error = |error: std::io::Error| {
             TransportError::new(

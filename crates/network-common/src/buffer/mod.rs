@@ -239,7 +239,7 @@ fn read_exact_at(file: &File, mut buffer: &mut [u8], mut offset: u64) -> io::Res
 
 struct ReleaseHook {
     hook: Option<Box<dyn FnOnce() + Send + Sync>>,
-    _earlier: Option<Arc<ReleaseHook>>,
+    _earlier: Option<Arc<Self>>,
 }
 
 impl Drop for ReleaseHook {

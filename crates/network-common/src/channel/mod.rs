@@ -55,9 +55,10 @@ impl Resources {
         pool: Arc<BufferPool>,
         close_idle: bool,
     ) -> Self {
-        let mut limits = FrameLimits::default();
-        limits.max_request = conf.max_request_size();
-        limits.max_request_setting = conf.key("maxRequestSize");
+        let limits = FrameLimits {
+            max_request: conf.max_request_size(),
+            max_request_setting: conf.key("maxRequestSize"),
+        };
         let native_file_transfer = conf.native_file_transfer();
         Self { conf, metrics, pool, limits, native_file_transfer, close_idle }
     }
@@ -97,12 +98,13 @@ struct Reported {
 }
 
 impl Connection {
-    /// Takes over a connected socket. Nothing is read or written before [`run`](Self::run).
+    /// Takes over a connected socket. Nothing is read or written before [`run`](Self::run). Boxed: every future that it is
+    /// moved through would have room for another copy.
     pub(crate) fn new(
         stream: TcpStream,
         handler: Arc<dyn RpcHandler>,
         resources: Arc<Resources>,
-    ) -> std::io::Result<Self> {
+    ) -> std::io::Result<Box<Self>> {
         let (peer, local): (SocketAddr, SocketAddr) = (stream.peer_addr()?, stream.local_addr()?);
         let conf = &resources.conf;
         let outgoing = Outgoing::new(conf.max_write_queue_size(), conf.key("maxWriteQueueSize"));
@@ -110,7 +112,7 @@ impl Connection {
         let (read_half, write_half) = stream.into_split();
         resources.metrics.connections.fetch_add(1, Ordering::Relaxed);
         resources.metrics.connections_total.fetch_add(1, Ordering::Relaxed);
-        Ok(Self {
+        Ok(Box::new(Self {
             client: TransportClient::reverse(Arc::clone(&shared)),
             reader: Reader::new(read_half, &resources),
             writer: Writer::new(write_half, Arc::clone(&shared), Arc::clone(&resources)),
@@ -121,7 +123,7 @@ impl Connection {
             shared,
             handler,
             resources,
-        })
+        }))
     }
 
     pub(crate) fn shared(&self) -> &Arc<Shared> {
@@ -142,7 +144,7 @@ impl Connection {
     }
 
     /// Drives the connection to its end.
-    pub(crate) async fn run(mut self) {
+    pub(crate) async fn run(mut self: Box<Self>) {
         guarded("channel_active", || self.handler.channel_active(&self.client));
         let error = std::future::poll_fn(|context| self.poll(context)).await;
         self.end(&error);
@@ -179,7 +181,7 @@ impl Connection {
                 return Poll::Pending;
             }
             let mut session = self.shared.session.lock();
-            let (closing, draining) = (session.closing().cloned(), session.is_draining());
+            let (closing, draining) = (session.closing().cloned(), self.shared.is_draining());
             if written && session.outgoing.is_empty() && !self.writer.is_sending_file() {
                 let served = self.reader.received == session.answered
                     && !session.is_busy()
@@ -269,7 +271,11 @@ impl Connection {
             guarded("exception_caught", || handler.exception_caught(error, client));
         }
         let mut wakers = Vec::new();
-        self.shared.session.lock().end(error.clone(), &mut wakers);
+        let mut session = self.shared.session.lock();
+        let unserved = session.pending_bulk.len() as u64;
+        session.end(error.clone(), &mut wakers);
+        drop(session);
+        self.resources.metrics.chunks_in_transfer.fetch_sub(unserved, Ordering::Relaxed);
         wakers.into_iter().for_each(std::task::Waker::wake);
         self.reader.end(error);
         guarded("connection_terminated", || handler.stream_manager().connection_terminated(client));

@@ -1,24 +1,26 @@
 //! The reading half of a connection's driver: bytes to messages, messages to whom they concern.
 
 use std::cell::Cell;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, Waker, ready};
 
 use bytes::Bytes;
+use parking_lot::MutexGuard;
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::tcp::OwnedReadHalf;
 
-use super::{Connection, Resources, io_error, serve};
+use super::{Connection, Resources, io_error};
+use crate::client::Shared;
 use crate::error::{ErrorKind, TransportError};
-use crate::handler::{MergedBlockMetaCallback, RpcResponseCallback};
 use crate::protocol::{Event, FrameDecoder, Message, ProtocolError, READ_BLOCK};
-use crate::session::{Answer, BulkRequest, ByteFilter, MergedBlockMeta, Outcome, PipeWriter, StreamStart};
+use crate::session::{Answer, ByteFilter, MergedBlockMeta, PipeWriter, Session, StreamStart};
 
 /// Reads per turn, before the writer and other tasks get theirs.
 const READS_PER_TURN: usize = 8;
+/// Answers handed on under one lock.
+const ANSWERS_PER_LOCK: usize = 32;
 
 thread_local! {
     /// Where sockets are read to when no body's own buffer is the target: idle connections need none.
@@ -69,6 +71,78 @@ impl Reader {
     pub(super) fn end(&mut self, error: &TransportError) {
         if let Some(receiving) = self.receiving.take() {
             receiving.pipe.finish(Err(error.clone()));
+        }
+    }
+}
+
+impl Reader {
+    /// An answer without a body of its own, or with one that has arrived.
+    fn on_answer(
+        &mut self,
+        session: &mut Session,
+        answer: Message<Bytes>,
+        shared: &Shared,
+    ) -> Result<(), TransportError> {
+        let remote = |kind, text| TransportError::new(kind, text).with_peer(shared.peer);
+        let requests = &mut session.requests;
+        let waker = match answer {
+            Message::RpcResponse { request_id, body } => {
+                requests.answer_rpc(request_id, Ok(Answer::Body(body)))
+            }
+            Message::RpcFailure { request_id, error } => {
+                requests.answer_rpc(request_id, Err(remote(ErrorKind::Remote, error)))
+            }
+            Message::MergedBlockMetaSuccess { request_id, num_chunks, body } => {
+                let meta = MergedBlockMeta { num_chunks, body };
+                requests.answer_rpc(request_id, Ok(Answer::MergedBlockMeta(meta)))
+            }
+            Message::ChunkFetchSuccess { stream_id, chunk_index, body } => {
+                requests.answer_fetch(stream_id, chunk_index, Ok(Answer::Body(body)))
+            }
+            Message::ChunkFetchFailure { stream_id, chunk_index, error } => {
+                let text = format!(
+                    "Failure while fetching StreamChunkId[streamId={stream_id},chunkIndex={chunk_index}]: {error}"
+                );
+                let failure = remote(ErrorKind::ChunkFetchFailure, text);
+                requests.answer_fetch(stream_id, chunk_index, Err(failure))
+            }
+            Message::StreamFailure { error, .. } => {
+                requests.fail_stream(remote(ErrorKind::StreamFailure, error)).map_err(Err)
+            }
+            Message::StreamResponse { stream_id, .. } => {
+                // Nothing follows an empty stream: its pipe is complete from the start.
+                self.start_stream(session, stream_id, 0, shared)?;
+                Ok(None)
+            }
+            // Requests do not come here.
+            _ => Ok(None),
+        };
+        match waker {
+            Ok(waker) => self.wakers.extend(waker),
+            Err(outcome) => {
+                tracing::debug!(peer = %shared.peer, failed = outcome.is_err(), "an answer that nobody waits for is ignored");
+            }
+        }
+        Ok(())
+    }
+
+    /// Where the body of the oldest stream request goes; `None` if its asker has gone.
+    fn start_stream(
+        &mut self,
+        session: &mut Session,
+        stream_id: String,
+        length: u64,
+        shared: &Shared,
+    ) -> Result<Option<PipeWriter>, TransportError> {
+        match session.requests.start_stream(&stream_id, length) {
+            StreamStart::Feed(pipe, waker) => {
+                self.wakers.extend(waker);
+                Ok(Some(pipe))
+            }
+            StreamStart::Skip => Ok(None),
+            StreamStart::Unsolicited => {
+                Err(protocol_error(shared, ProtocolError::UnsolicitedStream(stream_id)))
+            }
         }
     }
 }
@@ -129,10 +203,11 @@ impl Connection {
 
     /// Takes up filters that were installed meanwhile; whether there were any.
     fn take_open_filter(&mut self) -> bool {
-        let open = self.shared.session.lock().open.take();
-        let taken = open.is_some();
-        self.reader.open = open.or_else(|| self.reader.open.take());
-        taken
+        if !self.shared.filters_installed.swap(false, Ordering::Acquire) {
+            return false;
+        }
+        self.reader.open = self.shared.session.lock().open.take();
+        self.reader.open.is_some()
     }
 
     fn unfilter(&mut self, input: &[u8]) -> Result<Vec<u8>, TransportError> {
@@ -146,9 +221,24 @@ impl Connection {
 
     /// Takes in bytes and hands on every message that they complete.
     fn dispatch(&mut self, mut input: &[u8]) -> Result<(), TransportError> {
+        let shared = Arc::clone(&self.shared);
+        // Answers follow each other: one lock serves a run of them, but not so long that callers have to wait for it.
+        let mut held: Option<(MutexGuard<'_, Session>, usize)> = None;
         let result = loop {
             match self.reader.decoder.next_event(&mut input) {
+                Ok(Some(Event::Message(message))) if !message.is_request() => {
+                    let (session, run) = held.get_or_insert_with(|| (shared.session.lock(), 0));
+                    let answered = self.reader.on_answer(session, message, &shared);
+                    *run += 1;
+                    if *run == ANSWERS_PER_LOCK {
+                        held = None;
+                    }
+                    if let Err(error) = answered {
+                        break Err(error);
+                    }
+                }
                 Ok(Some(event)) => {
+                    held = None;
                     if let Err(error) = self.on_event(event) {
                         break Err(error);
                     }
@@ -159,19 +249,13 @@ impl Connection {
                     }
                 }
                 Ok(None) => break Ok(()),
-                Err(error) => break Err(self.protocol_error(error)),
+                Err(error) => break Err(protocol_error(&shared, error)),
             }
         };
+        drop(held);
         self.take_open_filter();
         self.reader.wakers.drain(..).for_each(Waker::wake);
         result
-    }
-
-    fn protocol_error(&self, error: ProtocolError) -> TransportError {
-        let peer = self.shared.peer;
-        TransportError::new(ErrorKind::Protocol, format!("malformed data from {peer}: {error}"))
-            .with_peer(peer)
-            .with_source(error)
     }
 
     /// The peer has closed: in the middle of something that is worth a word, but the kind is the same.
@@ -185,7 +269,7 @@ impl Connection {
 
     fn on_event(&mut self, event: Event) -> Result<(), TransportError> {
         match event {
-            Event::Message(message) => self.on_message(message),
+            Event::Message(request) => self.on_request(request),
             Event::BodyStart { message, length } => self.on_body_start(message, length),
             Event::Piece(piece) => {
                 if let Some(receiving) = &self.reader.receiving {
@@ -228,14 +312,17 @@ impl Connection {
                     self.reader.decoder.discard_body();
                 }
             }
-            Message::StreamResponse { stream_id, .. } => match self.start_stream(stream_id, length)? {
-                Some(pipe) => {
-                    self.shared.session.lock().requests.stream_active = true;
-                    self.reader.receiving = Some(Receiving { pipe, is_stream: true });
-                    self.reader.decoder.stream_body();
+            Message::StreamResponse { stream_id, .. } => {
+                let mut session = self.shared.session.lock();
+                match self.reader.start_stream(&mut session, stream_id, length, &self.shared)? {
+                    Some(pipe) => {
+                        session.requests.stream_active = true;
+                        self.reader.receiving = Some(Receiving { pipe, is_stream: true });
+                        self.reader.decoder.stream_body();
+                    }
+                    None => self.reader.decoder.discard_body(),
                 }
-                None => self.reader.decoder.discard_body(),
-            },
+            }
             Message::UploadStream { request_id, meta, .. } => {
                 match self.start_upload(request_id, meta, length) {
                     Some(pipe) => {
@@ -249,167 +336,11 @@ impl Connection {
         }
         Ok(())
     }
-
-    fn start_stream(&mut self, stream_id: String, length: u64) -> Result<Option<PipeWriter>, TransportError> {
-        let start = self.shared.session.lock().requests.start_stream(stream_id.clone(), length);
-        match start {
-            StreamStart::Feed(pipe, waker) => {
-                self.reader.wakers.extend(waker);
-                Ok(Some(pipe))
-            }
-            StreamStart::Skip => Ok(None),
-            StreamStart::Unsolicited => Err(self.protocol_error(ProtocolError::UnsolicitedStream(stream_id))),
-        }
-    }
-
-    fn on_message(&mut self, message: Message<Bytes>) -> Result<(), TransportError> {
-        match message {
-            Message::RpcResponse { request_id, body } => {
-                self.answer_rpc(request_id, Ok(Answer::Body(body)));
-            }
-            Message::RpcFailure { request_id, error } => {
-                let error = self.remote(ErrorKind::Remote, error);
-                self.answer_rpc(request_id, Err(error));
-            }
-            Message::MergedBlockMetaSuccess { request_id, num_chunks, body } => {
-                let meta = MergedBlockMeta { num_chunks, body };
-                self.answer_rpc(request_id, Ok(Answer::MergedBlockMeta(meta)));
-            }
-            Message::ChunkFetchSuccess { stream_id, chunk_index, body } => {
-                self.answer_fetch(stream_id, chunk_index, Ok(Answer::Body(body)));
-            }
-            Message::ChunkFetchFailure { stream_id, chunk_index, error } => {
-                let text = format!(
-                    "Failure while fetching StreamChunkId[streamId={stream_id},chunkIndex={chunk_index}]: {error}"
-                );
-                let error = self.remote(ErrorKind::ChunkFetchFailure, text);
-                self.answer_fetch(stream_id, chunk_index, Err(error));
-            }
-            Message::StreamResponse { stream_id, .. } => {
-                // Nothing follows an empty stream: its pipe is complete from the start.
-                self.start_stream(stream_id, 0)?;
-            }
-            Message::StreamFailure { stream_id, error } => {
-                let failure = self.remote(ErrorKind::StreamFailure, error);
-                match self.shared.session.lock().requests.fail_stream(failure) {
-                    Ok(waker) => self.reader.wakers.extend(waker),
-                    Err(error) => {
-                        tracing::warn!(peer = %self.shared.peer, stream_id, %error, "unsolicited stream failure ignored");
-                    }
-                }
-            }
-            Message::UploadStream { request_id, meta, .. } => {
-                if let Some(pipe) = self.start_upload(request_id, meta, 0) {
-                    pipe.finish(Ok(()));
-                }
-            }
-            request => return self.on_request(request),
-        }
-        Ok(())
-    }
-
-    fn remote(&self, kind: ErrorKind, text: String) -> TransportError {
-        TransportError::new(kind, text).with_peer(self.shared.peer)
-    }
-
-    fn answer_rpc(&mut self, request_id: i64, outcome: Outcome) {
-        match self.shared.session.lock().requests.answer_rpc(request_id, outcome) {
-            Ok(waker) => self.reader.wakers.extend(waker),
-            Err(_) => {
-                tracing::debug!(peer = %self.shared.peer, request_id, "answer to an unknown request ignored")
-            }
-        }
-    }
-
-    fn answer_fetch(&mut self, stream_id: i64, chunk_index: i32, outcome: Outcome) {
-        match self.shared.session.lock().requests.answer_fetch(stream_id, chunk_index, outcome) {
-            Ok(waker) => self.reader.wakers.extend(waker),
-            Err(_) => {
-                tracing::debug!(peer = %self.shared.peer, stream_id, chunk_index, "answer to an unknown fetch ignored");
-            }
-        }
-    }
-
-    fn on_request(&mut self, request: Message<Bytes>) -> Result<(), TransportError> {
-        let draining = self.shared.session.lock().is_draining();
-        let (handler, client) = (&self.handler, &self.client);
-        match request {
-            Message::RpcRequest { request_id, body } => {
-                self.reader.received += 1;
-                let callback = RpcResponseCallback::new(Arc::clone(&self.shared), request_id);
-                if draining {
-                    callback.fail(SHUTTING_DOWN);
-                } else if catch_unwind(AssertUnwindSafe(|| handler.receive(client, body, callback))).is_err()
-                {
-                    tracing::error!(peer = %self.shared.peer, "the RPC handler panicked; its request fails");
-                }
-            }
-            Message::OneWayMessage { body } => {
-                if draining {
-                    tracing::warn!(peer = %self.shared.peer, "one-way message dropped: {SHUTTING_DOWN}");
-                } else if catch_unwind(AssertUnwindSafe(|| handler.receive_one_way(client, body))).is_err() {
-                    tracing::error!(peer = %self.shared.peer, "the RPC handler panicked on a one-way message");
-                }
-            }
-            Message::MergedBlockMetaRequest(request) => {
-                self.reader.received += 1;
-                let callback = MergedBlockMetaCallback::new(Arc::clone(&self.shared), request.request_id);
-                let receive = || handler.receive_merged_block_meta(client, request, callback);
-                if catch_unwind(AssertUnwindSafe(receive)).is_err() {
-                    tracing::error!(peer = %self.shared.peer, "the RPC handler panicked; its request fails");
-                }
-            }
-            Message::ChunkFetchRequest { stream_id, chunk_index } => {
-                self.queue_bulk(BulkRequest::Chunk { stream_id, chunk_index })?;
-            }
-            Message::StreamRequest { stream_id } => {
-                self.queue_bulk(BulkRequest::Stream { stream_id })?;
-            }
-            _ => {}
-        }
-        Ok(())
-    }
-
-    /// Queues a request for the stream manager, and starts the task that works on the queue if it is not running.
-    fn queue_bulk(&mut self, request: BulkRequest) -> Result<(), TransportError> {
-        let metrics = &self.resources.metrics;
-        let limit = self.resources.conf.max_chunks_being_transferred();
-        let transferred = metrics.chunks_in_transfer.load(Ordering::Relaxed);
-        if transferred >= limit {
-            let peer = self.shared.peer;
-            let text = format!(
-                "{peer} asks for a chunk while {transferred} are being transferred: \
-                 spark.shuffle.maxChunksBeingTransferred allows {limit}"
-            );
-            return Err(TransportError::new(ErrorKind::Limit, text).with_peer(peer));
-        }
-        metrics.chunks_in_transfer.fetch_add(1, Ordering::Relaxed);
-        let mut session = self.shared.session.lock();
-        session.pending_bulk.push_back(request);
-        if !std::mem::replace(&mut session.bulk_server_runs, true) {
-            drop(session);
-            let server = serve::BulkServer {
-                shared: Arc::clone(&self.shared),
-                client: self.client.clone(),
-                handler: Arc::clone(&self.handler),
-                resources: Arc::clone(&self.resources),
-            };
-            tokio::spawn(server.run());
-        }
-        Ok(())
-    }
-
-    /// Hands an upload to the handler; `None` if it does not want the data.
-    fn start_upload(&mut self, request_id: i64, meta: Bytes, length: u64) -> Option<PipeWriter> {
-        self.reader.received += 1;
-        let callback = RpcResponseCallback::new(Arc::clone(&self.shared), request_id);
-        let draining = self.shared.session.lock().is_draining();
-        if draining {
-            callback.fail(SHUTTING_DOWN);
-            return None;
-        }
-        serve::start_upload(&self.handler, &self.client, meta, length, callback)
-    }
 }
 
-const SHUTTING_DOWN: &str = "the server is shutting down";
+fn protocol_error(shared: &Shared, error: ProtocolError) -> TransportError {
+    let peer = shared.peer;
+    TransportError::new(ErrorKind::Protocol, format!("malformed data from {peer}: {error}"))
+        .with_peer(peer)
+        .with_source(error)
+}

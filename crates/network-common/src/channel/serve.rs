@@ -1,4 +1,4 @@
-//! Serving what takes time: chunks and streams from the stream manager, and uploads.
+//! Serving the peer's requests: on the driver's task what the handler answers itself, beside it what takes time.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -8,20 +8,111 @@ use std::task::Poll;
 use bytes::Bytes;
 use futures::FutureExt;
 
-use super::Resources;
+use super::{Connection, Resources};
 use crate::buffer::ManagedBuffer;
 use crate::client::{Shared, TransportClient};
-use crate::error::{BoxError, TransportError};
-use crate::handler::{RpcHandler, RpcResponseCallback, error_text, too_large};
+use crate::error::{BoxError, ErrorKind, TransportError};
+use crate::handler::{MergedBlockMetaCallback, RpcHandler, RpcResponseCallback, error_text, too_large};
 use crate::protocol::Message;
 use crate::session::{BulkItem, BulkRequest, Closing, PipeWriter, pipe};
 
+const SHUTTING_DOWN: &str = "the server is shutting down";
+
+impl Connection {
+    /// Hands a request to whom it concerns.
+    pub(super) fn on_request(&mut self, request: Message<Bytes>) -> Result<(), TransportError> {
+        let draining = self.shared.is_draining();
+        let (handler, client) = (&self.handler, &self.client);
+        match request {
+            Message::RpcRequest { request_id, body } => {
+                self.reader.received += 1;
+                let callback = RpcResponseCallback::new(Arc::clone(&self.shared), request_id);
+                if draining {
+                    callback.fail(SHUTTING_DOWN);
+                } else if catch_unwind(AssertUnwindSafe(|| handler.receive(client, body, callback))).is_err()
+                {
+                    tracing::error!(peer = %self.shared.peer, "the RPC handler panicked; its request fails");
+                }
+            }
+            Message::OneWayMessage { body } => {
+                if draining {
+                    tracing::warn!(peer = %self.shared.peer, "one-way message dropped: {SHUTTING_DOWN}");
+                } else if catch_unwind(AssertUnwindSafe(|| handler.receive_one_way(client, body))).is_err() {
+                    tracing::error!(peer = %self.shared.peer, "the RPC handler panicked on a one-way message");
+                }
+            }
+            Message::MergedBlockMetaRequest(request) => {
+                self.reader.received += 1;
+                let callback = MergedBlockMetaCallback::new(Arc::clone(&self.shared), request.request_id);
+                let receive = || handler.receive_merged_block_meta(client, request, callback);
+                if catch_unwind(AssertUnwindSafe(receive)).is_err() {
+                    tracing::error!(peer = %self.shared.peer, "the RPC handler panicked; its request fails");
+                }
+            }
+            Message::ChunkFetchRequest { stream_id, chunk_index } => {
+                self.queue_bulk(BulkRequest::Chunk { stream_id, chunk_index })?;
+            }
+            Message::StreamRequest { stream_id } => {
+                self.queue_bulk(BulkRequest::Stream { stream_id })?;
+            }
+            Message::UploadStream { request_id, meta, .. } => {
+                if let Some(pipe) = self.start_upload(request_id, meta, 0) {
+                    pipe.finish(Ok(()));
+                }
+            }
+            // Answers do not come here.
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Queues a request for the stream manager, and starts the task that works on the queue if it is not running.
+    fn queue_bulk(&mut self, request: BulkRequest) -> Result<(), TransportError> {
+        let metrics = &self.resources.metrics;
+        let limit = self.resources.conf.max_chunks_being_transferred();
+        let transferred = metrics.chunks_in_transfer.load(Ordering::Relaxed);
+        if transferred >= limit {
+            let peer = self.shared.peer;
+            let text = format!(
+                "{peer} asks for a chunk while {transferred} are being transferred: \
+                 spark.shuffle.maxChunksBeingTransferred allows {limit}"
+            );
+            return Err(TransportError::new(ErrorKind::Limit, text).with_peer(peer));
+        }
+        metrics.chunks_in_transfer.fetch_add(1, Ordering::Relaxed);
+        let mut session = self.shared.session.lock();
+        session.pending_bulk.push_back(request);
+        if !std::mem::replace(&mut session.bulk_server_runs, true) {
+            drop(session);
+            let server = BulkServer {
+                shared: Arc::clone(&self.shared),
+                client: self.client.clone(),
+                handler: Arc::clone(&self.handler),
+                resources: Arc::clone(&self.resources),
+            };
+            tokio::spawn(server.run());
+        }
+        Ok(())
+    }
+
+    /// Hands an upload to the handler; `None` if it does not want the data.
+    pub(super) fn start_upload(&mut self, request_id: i64, meta: Bytes, length: u64) -> Option<PipeWriter> {
+        self.reader.received += 1;
+        let callback = RpcResponseCallback::new(Arc::clone(&self.shared), request_id);
+        if self.shared.is_draining() {
+            callback.fail(SHUTTING_DOWN);
+            return None;
+        }
+        upload(&self.handler, &self.client, meta, length, callback)
+    }
+}
+
 /// Works on one connection's requests for chunks and streams, in arrival order, while there are any.
-pub(super) struct BulkServer {
-    pub(super) shared: Arc<Shared>,
-    pub(super) client: TransportClient,
-    pub(super) handler: Arc<dyn RpcHandler>,
-    pub(super) resources: Arc<Resources>,
+struct BulkServer {
+    shared: Arc<Shared>,
+    client: TransportClient,
+    handler: Arc<dyn RpcHandler>,
+    resources: Arc<Resources>,
 }
 
 /// Counts one chunk or stream as being transferred until it is dropped.
@@ -34,7 +125,7 @@ impl Drop for Transfer {
 }
 
 impl BulkServer {
-    pub(super) async fn run(self) {
+    async fn run(self) {
         while let Some(request) = self.next().await {
             // Counted when it arrived.
             let transfer = Transfer(Arc::clone(&self.resources));
@@ -116,7 +207,7 @@ async fn user_code<T>(code: impl Future<Output = Result<T, BoxError>>) -> Result
 }
 
 /// Hands an upload to the handler and answers it when that has finished; `None` if the handler panicked at once.
-pub(super) fn start_upload(
+fn upload(
     handler: &Arc<dyn RpcHandler>,
     client: &TransportClient,
     meta: Bytes,

@@ -32,6 +32,10 @@ pub(crate) struct Shared {
     id: ConnectionId,
     /// False from the moment the connection is known to be of no more use.
     active: AtomicBool,
+    /// New requests of the peer fail, and the connection ends when the earlier ones are answered.
+    draining: AtomicBool,
+    /// Filters wait in the session for the reader.
+    pub(crate) filters_installed: AtomicBool,
     client_id: OnceLock<String>,
     /// Bytes read and written, for the idle clock.
     pub(crate) moved: AtomicU64,
@@ -46,6 +50,8 @@ impl Shared {
             local,
             id: ConnectionId(NEXT.fetch_add(1, Ordering::Relaxed)),
             active: AtomicBool::new(true),
+            draining: AtomicBool::new(false),
+            filters_installed: AtomicBool::new(false),
             client_id: OnceLock::new(),
             moved: AtomicU64::new(0),
         }
@@ -69,6 +75,15 @@ impl Shared {
             driver.wake();
         }
         result
+    }
+
+    pub(crate) fn drain(&self) {
+        self.draining.store(true, Ordering::Release);
+        self.update(|_| ());
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
     }
 
     pub(crate) fn close(&self, closing: Closing) {
@@ -280,6 +295,7 @@ impl TransportClient {
     /// through `open`.
     pub fn install_filters(&self, seal: Box<dyn ByteFilter>, open: Box<dyn ByteFilter>) {
         self.0.shared.update(|session| session.install_filters(seal, open));
+        self.0.shared.filters_installed.store(true, Ordering::Release);
     }
 
     /// Ends the connection: new requests are refused, what is queued is written (for at most 10 s), then outstanding

@@ -61,7 +61,7 @@ pub trait RpcHandler: Send + Sync + 'static {
         callback.fail("this handler has no merged blocks");
     }
 
-    /// A connection is ready, on either side.
+    /// A connection is ready, on either side. Called before anything of it is read.
     fn channel_active(&self, client: &TransportClient) {
         let _ = client;
     }

@@ -221,7 +221,7 @@ impl FrameDecoder {
             return Ok(LENGTH_FIELD + 1);
         };
         if kind > 0x0c {
-            return Err(ProtocolError::UnknownType(kind.cast_signed()));
+            return Err(ProtocolError::UnknownType(i8::from_be_bytes([kind])));
         }
         if is_request_type(kind) && payload > self.limits.max_request {
             return Err(ProtocolError::RequestTooLarge {

@@ -17,7 +17,7 @@ pub(crate) use body::{PipeWriter, pipe};
 pub use filter::ByteFilter;
 pub(crate) use outgoing::{Batch, BulkItem, Outgoing};
 pub use requests::MergedBlockMeta;
-pub(crate) use requests::{Answer, Outcome, Requests, StreamStart, Ticket};
+pub(crate) use requests::{Answer, Requests, StreamStart, Ticket};
 
 use crate::buffer::ManagedBuffer;
 use crate::error::{ErrorKind, TransportError};
@@ -53,7 +53,6 @@ pub(crate) struct Session {
     pub(crate) answered: u64,
     /// A request was registered since the driver last looked at the clock.
     pub(crate) requested: bool,
-    draining: bool,
     /// Filters that the driver has yet to take up.
     pub(crate) seal: Option<Box<dyn ByteFilter>>,
     pub(crate) open: Option<Box<dyn ByteFilter>>,
@@ -74,7 +73,6 @@ impl Session {
             pending_bulk: VecDeque::new(),
             bulk_server_runs: false,
             answered: 0,
-            draining: false,
             seal: None,
             open: None,
             requested: false,
@@ -204,15 +202,6 @@ impl Session {
     /// Whether chunks or streams are being prepared for the peer, or anything waits to be written.
     pub(crate) fn is_busy(&self) -> bool {
         self.bulk_server_runs || !self.pending_bulk.is_empty() || !self.outgoing.is_drained()
-    }
-
-    /// From now on new requests of the peer fail, and the connection ends when the earlier ones are answered.
-    pub(crate) fn drain(&mut self) {
-        self.draining = true;
-    }
-
-    pub(crate) fn is_draining(&self) -> bool {
-        self.draining
     }
 
     /// All bytes from here on, in both directions, pass through these filters; what is queued already is not sealed.

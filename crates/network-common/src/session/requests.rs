@@ -243,14 +243,14 @@ impl Requests {
     }
 
     /// The oldest stream request is answered with a body of `length` bytes.
-    pub(crate) fn start_stream(&mut self, stream_id: String, length: u64) -> StreamStart {
+    pub(crate) fn start_stream(&mut self, stream_id: &str, length: u64) -> StreamStart {
         let Some(ticket) = self.streams.pop_front() else {
             return StreamStart::Unsolicited;
         };
         if self.get(ticket).is_none() {
             return StreamStart::Skip;
         }
-        let (writer, body) = pipe(stream_id, length);
+        let (writer, body) = pipe(stream_id.to_owned(), length);
         StreamStart::Feed(writer, self.complete(ticket, Ok(Answer::Stream(body))))
     }
 

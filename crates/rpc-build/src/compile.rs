@@ -1,0 +1,203 @@
+//! From `.proto` files to a directory of Rust files.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::{env, fmt, fs, io};
+
+use prost_types::FileDescriptorSet;
+use protox::Compiler;
+use protox::file::{ChainFileResolver, File, FileResolver, GoogleFileResolver, IncludeFileResolver};
+
+use crate::service::{ALLOW, Generator, ONE_WAY};
+
+/// Compiles `protos` and writes one Rust file per package to `OUT_DIR`, for `rpc_core::include_proto!`.
+///
+/// `includes` are the directories in which `protos` and what they import are looked for, in this order.
+/// `rpc_core.proto` and `google/protobuf/*.proto` are built in. Cargo is told to run the build script again when
+/// one of the files read changes.
+///
+/// # Errors
+///
+/// A file that is missing or wrong (with the place in it), an rpc with `stream`, `OUT_DIR` not set or not writable.
+pub fn compile_protos(protos: &[impl AsRef<Path>], includes: &[impl AsRef<Path>]) -> Result<(), Error> {
+    let out =
+        env::var_os("OUT_DIR").ok_or_else(|| Error::new("OUT_DIR is not set: call this from build.rs"))?;
+    for file in compile_into(Path::new(&out), protos, includes)? {
+        println!("cargo:rerun-if-changed={}", file.display());
+    }
+    Ok(())
+}
+
+/// The files that were read come back.
+pub(crate) fn compile_into(
+    out: &Path,
+    protos: &[impl AsRef<Path>],
+    includes: &[impl AsRef<Path>],
+) -> Result<Vec<PathBuf>, Error> {
+    let mut resolver = ChainFileResolver::new();
+    for include in includes {
+        resolver.add(IncludeFileResolver::new(include.as_ref().to_owned()));
+    }
+    resolver.add(OwnFiles);
+    resolver.add(GoogleFileResolver::new());
+
+    let mut compiler = Compiler::with_file_resolver(resolver);
+    compiler.include_imports(true).include_source_info(true);
+    compiler.open_files(protos.iter().map(AsRef::as_ref)).map_err(|e| Error(format!("{e:?}")))?;
+    let files = compiler.files().filter_map(|file| file.path().map(Path::to_owned)).collect();
+    let descriptors = compiler.file_descriptor_set();
+    refuse_streams(&descriptors)?;
+    let packages: BTreeSet<String> = descriptors.file.iter().map(|file| file.package().to_owned()).collect();
+
+    fs::create_dir_all(out).map_err(|e| Error(format!("cannot create {}: {e}", out.display())))?;
+    prost_build::Config::new()
+        .out_dir(out)
+        .prost_path("::rpc_core::codegen::prost")
+        .bytes(["."])
+        // It never travels and is never constructed; this keeps it out of the output.
+        .extern_path(ONE_WAY, "()")
+        .type_attribute(".", ALLOW)
+        .service_generator(Box::new(Generator))
+        .compile_fds(descriptors)
+        .map_err(|e| Error(e.to_string()))?;
+    for package in packages {
+        let file = out.join(format!("{package}.rs"));
+        silence_modules(&file).map_err(|e| Error(format!("cannot rewrite {}: {e}", file.display())))?;
+    }
+    Ok(files)
+}
+
+/// prost-build puts attributes on types, but not on the modules in which it nests them.
+fn silence_modules(file: &Path) -> io::Result<()> {
+    // A package in which everything is declared elsewhere has no file.
+    if !file.exists() {
+        return Ok(());
+    }
+    let text = fs::read_to_string(file)?;
+    fs::write(file, text.replace("\npub mod ", &format!("\n{ALLOW}\npub mod ")))
+}
+
+fn refuse_streams(descriptors: &FileDescriptorSet) -> Result<(), Error> {
+    for service in descriptors.file.iter().flat_map(|file| &file.service) {
+        for method in &service.method {
+            if method.client_streaming() || method.server_streaming() {
+                return Err(Error(format!(
+                    "rpc {}.{} uses `stream`: endpoints take and answer single messages; \
+                     send bulk data through network-common, or one message per item",
+                    service.name(),
+                    method.name(),
+                )));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// `rpc_core.proto`, which users import without having it on disk.
+struct OwnFiles;
+
+impl FileResolver for OwnFiles {
+    fn open_file(&self, name: &str) -> Result<File, protox::Error> {
+        match name {
+            "rpc_core.proto" => File::from_source(name, include_str!("../proto/rpc_core.proto")),
+            _ => Err(protox::Error::file_not_found(name)),
+        }
+    }
+}
+
+/// Why the build script failed. Its text, also the one that `unwrap` prints, is meant for the developer.
+pub struct Error(String);
+
+impl Error {
+    fn new(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+// A build script that returns its error prints it in this form.
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Error {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn compile(source: &str) -> Result<String, Error> {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("a.proto"), source).unwrap();
+        let out = dir.path().join("out");
+        compile_into(&out, &["a.proto"], &[dir.path()])?;
+        Ok(fs::read_to_string(out.join("pkg.rs")).unwrap())
+    }
+
+    const HEADER: &str = "syntax = \"proto3\"; package pkg; import \"rpc_core.proto\"; \
+                          import \"google/protobuf/empty.proto\"; message A {} message B {} ";
+
+    fn compile_service(rpcs: &str) -> Result<String, Error> {
+        compile(&format!("{HEADER} service Svc {{ {rpcs} }}"))
+    }
+
+    #[test]
+    fn an_rpc_becomes_a_variant_with_its_context() {
+        let text = compile_service("rpc Get(A) returns (B);").unwrap();
+        assert!(text.contains("pub enum SvcMessage {"), "{text}");
+        assert!(text.contains("Get(A, ::rpc_core::RpcCallContext<B>),"), "{text}");
+        assert!(text.contains("impl ::rpc_core::RpcRequest<SvcMessage> for A {"), "{text}");
+        assert!(text.contains("type Reply = B;"), "{text}");
+        assert!(text.contains(r#"::rpc_core::Method::new("pkg.Svc", "Get")"#), "{text}");
+    }
+
+    #[test]
+    fn a_one_way_rpc_has_no_context() {
+        let text = compile_service("rpc Tell(A) returns (rpc_core.OneWay);").unwrap();
+        assert!(text.contains("Tell(A),"), "{text}");
+        assert!(text.contains("const ONE_WAY: bool = true;"), "{text}");
+        assert!(!text.contains("RpcCallContext<OneWay>"), "{text}");
+    }
+
+    #[test]
+    fn empty_is_an_answer() {
+        let text = compile_service("rpc Get(A) returns (google.protobuf.Empty);").unwrap();
+        assert!(text.contains("Get(A, ::rpc_core::RpcCallContext<()>),"), "{text}");
+    }
+
+    #[test]
+    fn rpcs_that_share_a_request_get_newtypes() {
+        let text = compile_service("rpc Get(A) returns (B); rpc Put(A) returns (B); rpc Del(B) returns (A);")
+            .unwrap();
+        assert!(text.contains("pub struct SvcGet(pub A);"), "{text}");
+        assert!(text.contains("pub struct SvcPut(pub A);"), "{text}");
+        assert!(text.contains("impl ::rpc_core::RpcRequest<SvcMessage> for SvcPut {"), "{text}");
+        assert!(!text.contains("RpcRequest<SvcMessage> for A {"), "{text}");
+        assert!(text.contains("impl ::rpc_core::RpcRequest<SvcMessage> for B {"), "{text}");
+    }
+
+    #[test]
+    fn comments_become_documentation() {
+        let text = compile_service("\n// Fetches it.\nrpc Get(A) returns (B);").unwrap();
+        assert!(text.contains("    /// Fetches it.\n    Get("), "{text}");
+    }
+
+    #[test]
+    fn streams_are_refused_by_name() {
+        let error = compile_service("rpc Watch(A) returns (stream B);").unwrap_err();
+        assert!(error.to_string().contains("Svc.Watch"), "{error}");
+    }
+
+    #[test]
+    fn a_wrong_file_is_told_with_its_place() {
+        let error = compile("syntax = \"proto3\"; package pkg; message A { Unknown u = 1; }").unwrap_err();
+        assert!(error.to_string().contains("Unknown"), "{error}");
+    }
+}

@@ -1,0 +1,8 @@
+//! Generates the envelope, and the messages of the examples and tests, which find them in this package's OUT_DIR.
+
+fn main() -> Result<(), rpc_build::Error> {
+    rpc_build::compile_protos(
+        &["proto/rpc_envelope.proto", "proto/hello.proto", "tests/protos/coverage.proto"],
+        &["proto", "tests/protos"],
+    )
+}

@@ -1,0 +1,25 @@
+//! The client of the Hello example: start `hello_server` first.
+
+use rpc_core::{RpcAddress, RpcEnv};
+
+use crate::hello::{HelloMessage, SayBye, SayHi};
+
+mod hello {
+    rpc_core::include_proto!("hello");
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    tracing_subscriber::fmt::init();
+    let env = RpcEnv::builder("hello-client").client_mode().start().await?;
+    let server = RpcAddress::new("127.0.0.1", 52345);
+    let hello = env.setup_endpoint_ref::<HelloMessage>(server, "hello-service").await?;
+
+    let greeting = hello.ask(SayHi { msg: "neo".to_owned() }).await?;
+    println!("{}", greeting.text);
+    let greeting = hello.ask(SayBye { msg: "neo".to_owned() }).await?;
+    println!("{}", greeting.text);
+
+    env.shutdown().await;
+    Ok(())
+}

@@ -1,0 +1,60 @@
+//! The server of the Hello example: `cargo run --example hello_server`, then `hello_client` in another terminal.
+
+use rpc_core::{EndpointContext, RpcEnv, RpcError, ThreadSafeRpcEndpoint};
+
+use crate::hello::{Greeting, HelloMessage};
+
+mod hello {
+    rpc_core::include_proto!("hello");
+}
+
+struct Hello;
+
+impl ThreadSafeRpcEndpoint for Hello {
+    type Message = HelloMessage;
+
+    async fn on_start(&mut self, cx: &EndpointContext<HelloMessage>) -> Result<(), RpcError> {
+        if let Some(itself) = cx.self_ref() {
+            println!("start {itself}");
+        }
+        Ok(())
+    }
+
+    async fn receive(
+        &mut self,
+        message: HelloMessage,
+        _cx: &EndpointContext<HelloMessage>,
+    ) -> Result<(), RpcError> {
+        match message {
+            HelloMessage::SayHi(hi, context) => {
+                println!("receive hi {}", hi.msg);
+                context.reply(Greeting { text: format!("hi, {}", hi.msg) })
+            }
+            HelloMessage::SayBye(bye, context) => {
+                println!("receive bye {}", bye.msg);
+                context.reply(Greeting { text: format!("bye, {}", bye.msg) })
+            }
+        }
+    }
+
+    async fn on_stop(&mut self, _cx: &EndpointContext<HelloMessage>) -> Result<(), RpcError> {
+        println!("stop hello endpoint");
+        Ok(())
+    }
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    tracing_subscriber::fmt::init();
+    let env = RpcEnv::builder("hello-server").bind("127.0.0.1:52345").start().await?;
+    env.setup_endpoint("hello-service", Hello)?;
+
+    let stopping = env.clone();
+    tokio::spawn(async move {
+        if tokio::signal::ctrl_c().await.is_ok() {
+            stopping.shutdown().await;
+        }
+    });
+    env.await_termination().await;
+    Ok(())
+}

@@ -1,0 +1,107 @@
+//! Settings under Spark's names.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::error::{ErrorKind, RpcError};
+use crate::timeout::RpcTimeout;
+
+const ASK_TIMEOUT: &str = "spark.rpc.askTimeout";
+const LOOKUP_TIMEOUT: &str = "spark.rpc.lookupTimeout";
+const NETWORK_TIMEOUT: &str = "spark.network.timeout";
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// The settings of an environment, under Spark's names (`rpc 12`).
+///
+/// | key | default | effect |
+/// |---|---|---|
+/// | `spark.rpc.askTimeout` | `spark.network.timeout` | how long an ask waits for its answer |
+/// | `spark.rpc.lookupTimeout` | `spark.network.timeout` | how long a lookup waits for its answer |
+/// | `spark.network.timeout` | `120s` | the default of both |
+///
+/// Times are numbers with a unit (`us`, `ms`, `s`, `m`, `min`, `h`, `d`); without one they are seconds. Settings
+/// that this crate does not know are kept and passed on to the transport, which reads `spark.rpc.io.*`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RpcConf {
+    settings: BTreeMap<String, String>,
+}
+
+impl RpcConf {
+    /// All defaults.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The settings given, a later one of the same key replacing an earlier one.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Config`], naming key and value, if a value cannot be what its key needs.
+    pub fn from_settings<K, V>(settings: impl IntoIterator<Item = (K, V)>) -> Result<Self, RpcError>
+    where
+        K: AsRef<str>,
+        V: AsRef<str>,
+    {
+        settings
+            .into_iter()
+            .try_fold(Self::new(), |conf, (key, value)| conf.with(key.as_ref(), value.as_ref()))
+    }
+
+    /// These settings and one more.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Config`], naming key and value, if the value cannot be what the key needs.
+    pub fn with(mut self, key: &str, value: &str) -> Result<Self, RpcError> {
+        if [ASK_TIMEOUT, LOOKUP_TIMEOUT, NETWORK_TIMEOUT].contains(&key) {
+            parse_duration(key, value)?;
+        }
+        self.settings.insert(key.to_owned(), value.to_owned());
+        Ok(self)
+    }
+
+    /// The text set for `key`.
+    #[must_use]
+    pub fn get(&self, key: &str) -> Option<&str> {
+        self.settings.get(key).map(String::as_str)
+    }
+
+    /// All that is set, in the order of the keys.
+    pub fn settings(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.settings.iter().map(|(key, value)| (key.as_str(), value.as_str()))
+    }
+
+    pub(crate) fn duration(&self, key: &str) -> Result<Option<Duration>, RpcError> {
+        self.get(key).map(|value| parse_duration(key, value)).transpose()
+    }
+
+    pub(crate) fn ask_timeout(&self) -> Result<RpcTimeout, RpcError> {
+        RpcTimeout::from_conf(self, &[ASK_TIMEOUT, NETWORK_TIMEOUT], Some(DEFAULT_TIMEOUT))
+    }
+
+    pub(crate) fn lookup_timeout(&self) -> Result<RpcTimeout, RpcError> {
+        RpcTimeout::from_conf(self, &[LOOKUP_TIMEOUT, NETWORK_TIMEOUT], Some(DEFAULT_TIMEOUT))
+    }
+}
+
+fn parse_duration(key: &str, value: &str) -> Result<Duration, RpcError> {
+    let text = value.trim();
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let micros_per_unit = match unit.trim().to_ascii_lowercase().as_str() {
+        "us" => Some(1),
+        "ms" => Some(1_000),
+        "" | "s" => Some(1_000_000),
+        "m" | "min" => Some(60_000_000),
+        "h" => Some(3_600_000_000),
+        "d" => Some(86_400_000_000),
+        _ => None,
+    };
+    let micros =
+        number.parse().ok().zip(micros_per_unit).and_then(|(n, unit): (u64, u64)| n.checked_mul(unit));
+    micros.map(Duration::from_micros).ok_or_else(|| {
+        let text = format!("{key} is `{value}`; it takes a time such as 120s, 500ms or 2min");
+        RpcError::new(ErrorKind::Config, text)
+    })
+}

@@ -1,0 +1,267 @@
+//! The registry of an environment's endpoints, and the way of every message to one of them.
+
+use std::any::{Any, TypeId};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use parking_lot::RwLock;
+use tokio::runtime::Handle;
+use tokio_util::task::TaskTracker;
+
+use crate::address::RpcEndpointAddress;
+use crate::call_context::discard;
+use crate::endpoint::EndpointContext;
+use crate::endpoint_ref::RpcEndpointRef;
+use crate::error::{ErrorKind, RpcError};
+use crate::inbox::{Closed, Event, Inbox};
+use crate::message::{IncomingRequest, RpcMessage};
+use crate::message_loop::{IntoEndpoint, Seat};
+use crate::post::Mailbox;
+
+pub(crate) struct Dispatcher {
+    state: RwLock<State>,
+    runtime: Handle,
+    /// The loops of all endpoints, also of those that are no longer registered but not yet done.
+    loops: TaskTracker,
+}
+
+#[derive(Default)]
+struct State {
+    endpoints: HashMap<Arc<str>, Arc<dyn Registered>>,
+    stopped: bool,
+}
+
+/// An inbox whose message type is not known here.
+trait Registered: Send + Sync {
+    fn services(&self) -> &'static [&'static str];
+    fn deliver(&self, request: IncomingRequest<'_>) -> Result<(), RpcError>;
+    fn post_event(&self, event: Event);
+    fn stop(&self, why: Closed);
+    fn into_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync>;
+    fn message_type(&self) -> (TypeId, &'static str);
+}
+
+impl<M: RpcMessage> Registered for Inbox<M> {
+    fn services(&self) -> &'static [&'static str] {
+        M::SERVICES
+    }
+
+    fn deliver(&self, request: IncomingRequest<'_>) -> Result<(), RpcError> {
+        if !M::SERVICES.contains(&request.service()) {
+            return Err(service_mismatch(self.address(), &[request.service()], M::SERVICES));
+        }
+        let origin = request.origin();
+        let mut message = Some(M::decode(request)?);
+        let posted = self.post(origin, &mut || message.take());
+        if let (Err(why), Some(message)) = (&posted, message) {
+            discard(origin, message, why);
+        }
+        posted
+    }
+
+    fn post_event(&self, event: Event) {
+        Self::post_event(self, event);
+    }
+
+    fn stop(&self, why: Closed) {
+        Self::stop(self, why);
+    }
+
+    fn into_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync> {
+        self
+    }
+
+    fn message_type(&self) -> (TypeId, &'static str) {
+        (TypeId::of::<M>(), std::any::type_name::<M>())
+    }
+}
+
+pub(crate) fn service_mismatch(endpoint: &RpcEndpointAddress, wanted: &[&str], served: &[&str]) -> RpcError {
+    let served = if served.is_empty() { "local messages only".to_owned() } else { served.join(", ") };
+    let text = format!("the endpoint {endpoint} serves {served}, not {}", wanted.join(", "));
+    RpcError::new(ErrorKind::ServiceMismatch, text).with_peer(endpoint)
+}
+
+pub(crate) fn env_stopped() -> RpcError {
+    RpcError::new(ErrorKind::Stopped, "RpcEnv already stopped.")
+}
+
+impl Dispatcher {
+    pub(crate) fn new(runtime: Handle) -> Self {
+        Self { state: RwLock::default(), runtime, loops: TaskTracker::new() }
+    }
+
+    /// Registers `endpoint` and starts its loop. `make_ref` makes its ref, which is there before it starts.
+    pub(crate) fn register<K, E: IntoEndpoint<K>>(
+        &self,
+        address: RpcEndpointAddress,
+        endpoint: E,
+        make_ref: impl FnOnce(Arc<dyn Mailbox<E::Message>>) -> RpcEndpointRef<E::Message>,
+        env: Arc<dyn Any + Send + Sync>,
+    ) -> Result<RpcEndpointRef<E::Message>, RpcError> {
+        let inbox = Arc::new(Inbox::<E::Message>::new(address));
+        let endpoint_ref = make_ref(Arc::clone(&inbox) as _);
+        {
+            let mut state = self.state.write();
+            if state.stopped {
+                return Err(RpcError::new(ErrorKind::Stopped, "RpcEnv has been stopped"));
+            }
+            let name: Arc<str> = inbox.address().name().into();
+            if state.endpoints.contains_key(&name) {
+                let text = format!("There is already an RpcEndpoint called {name}");
+                return Err(RpcError::new(ErrorKind::EndpointExists, text));
+            }
+            state.endpoints.insert(name, Arc::clone(&inbox) as _);
+            // Under the lock, so that a stop that follows waits for this loop too.
+            let cx = EndpointContext::new(endpoint_ref.clone(), env);
+            self.loops.spawn_on(endpoint.run(Seat::new(inbox, cx)), &self.runtime);
+        }
+        Ok(endpoint_ref)
+    }
+
+    /// Frees the name at once; the endpoint handles what is queued and then stops. Nothing if there is none.
+    pub(crate) fn unregister(&self, name: &str) {
+        let removed = self.state.write().endpoints.remove(name);
+        if let Some(inbox) = removed {
+            inbox.stop(Closed::Endpoint);
+        }
+    }
+
+    /// The inbox of `address`, if it takes messages of type `M`.
+    pub(crate) fn inbox<M: RpcMessage>(
+        &self,
+        address: &RpcEndpointAddress,
+    ) -> Result<Arc<dyn Mailbox<M>>, RpcError> {
+        let inbox = self.get(address.name())?.ok_or_else(|| endpoint_not_found(address))?;
+        let (id, name) = inbox.message_type();
+        if id != TypeId::of::<M>() {
+            let text = format!("the endpoint {address} receives {name}, not {}", std::any::type_name::<M>());
+            return Err(RpcError::new(ErrorKind::ServiceMismatch, text).with_peer(address));
+        }
+        match inbox.into_any().downcast::<Inbox<M>>() {
+            Ok(inbox) => Ok(inbox),
+            Err(_) => Err(endpoint_not_found(address)),
+        }
+    }
+
+    /// The services of the endpoint `name`; none if there is no such endpoint.
+    pub(crate) fn services(&self, name: &str) -> Option<&'static [&'static str]> {
+        self.get(name).ok().flatten().map(|inbox| inbox.services())
+    }
+
+    /// Hands a message from the network to the endpoint `name`.
+    pub(crate) fn deliver(&self, name: &str, request: IncomingRequest<'_>) -> Result<(), RpcError> {
+        let not_found = || RpcError::new(ErrorKind::EndpointNotFound, format!("Could not find {name}."));
+        self.get(name)?.ok_or_else(not_found)?.deliver(request)
+    }
+
+    pub(crate) fn post_to_all(&self, event: &Event) {
+        for inbox in self.state.read().endpoints.values() {
+            inbox.post_event(event.clone());
+        }
+    }
+
+    fn get(&self, name: &str) -> Result<Option<Arc<dyn Registered>>, RpcError> {
+        let state = self.state.read();
+        if state.stopped {
+            return Err(env_stopped());
+        }
+        Ok(state.endpoints.get(name).cloned())
+    }
+
+    /// Stops every endpoint and waits until the last `on_stop` has run.
+    pub(crate) async fn stop(&self) {
+        let endpoints = {
+            let mut state = self.state.write();
+            state.stopped = true;
+            std::mem::take(&mut state.endpoints)
+        };
+        for inbox in endpoints.into_values() {
+            inbox.stop(Closed::Env);
+        }
+        self.loops.close();
+        self.loops.wait().await;
+    }
+}
+
+pub(crate) fn endpoint_not_found(address: &RpcEndpointAddress) -> RpcError {
+    RpcError::new(ErrorKind::EndpointNotFound, format!("Cannot find endpoint: {address}")).with_peer(address)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::address::RpcAddress;
+    use crate::deadlines::Deadlines;
+    use crate::endpoint::ThreadSafeRpcEndpoint;
+
+    struct Nothing;
+    impl RpcMessage for Nothing {}
+
+    struct Watch(mpsc::UnboundedSender<String>);
+
+    impl ThreadSafeRpcEndpoint for Watch {
+        type Message = Nothing;
+        async fn receive(&mut self, _: Nothing, _: &EndpointContext<Nothing>) -> Result<(), RpcError> {
+            Ok(())
+        }
+        async fn on_connected(
+            &mut self,
+            from: RpcAddress,
+            _: &EndpointContext<Nothing>,
+        ) -> Result<(), RpcError> {
+            self.0.send(format!("connected {from}")).map_err(RpcError::application)
+        }
+        async fn on_disconnected(
+            &mut self,
+            from: RpcAddress,
+            _: &EndpointContext<Nothing>,
+        ) -> Result<(), RpcError> {
+            self.0.send(format!("disconnected {from}")).map_err(RpcError::application)
+        }
+        async fn on_network_error(
+            &mut self,
+            error: RpcError,
+            from: RpcAddress,
+            _: &EndpointContext<Nothing>,
+        ) -> Result<(), RpcError> {
+            self.0.send(format!("{error} {from}")).map_err(RpcError::application)
+        }
+    }
+
+    /// Rows INB-04 to INB-06: each endpoint gets each event once, and none after it was stopped.
+    #[tokio::test]
+    async fn inb_04_05_06_events_reach_every_endpoint_once() {
+        let runtime = Handle::current();
+        let (dispatcher, deadlines) = (Dispatcher::new(runtime.clone()), Deadlines::new(runtime));
+        let mut received = Vec::new();
+        for name in ["a", "b"] {
+            let (told, events) = mpsc::unbounded_channel();
+            received.push(events);
+            let address = RpcEndpointAddress::new(None, name).unwrap();
+            let make_ref = |mailbox| {
+                let limit = Duration::from_secs(1).into();
+                RpcEndpointRef::local(address.clone(), limit, Arc::clone(&deadlines), mailbox)
+            };
+            dispatcher.register(address.clone(), Watch(told), make_ref, Arc::new(())).unwrap();
+        }
+        let peer = RpcAddress::new("peer", 1);
+        dispatcher.post_to_all(&Event::Connected(peer.clone()));
+        let error = RpcError::new(ErrorKind::Network, "reset");
+        dispatcher.post_to_all(&Event::NetworkError(error, peer.clone()));
+        dispatcher.post_to_all(&Event::Disconnected(peer.clone()));
+        dispatcher.stop().await;
+        dispatcher.post_to_all(&Event::Connected(peer));
+        for mut events in received {
+            let mut all = Vec::new();
+            while let Some(event) = events.recv().await {
+                all.push(event);
+            }
+            assert_eq!(all, ["connected peer:1", "reset peer:1", "disconnected peer:1"]);
+        }
+    }
+}

@@ -1,0 +1,349 @@
+//! What users hold to reach an endpoint.
+
+use std::fmt;
+use std::future::Future;
+use std::hash::{Hash, Hasher};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use tokio::time::{Instant, Sleep};
+
+use crate::address::RpcEndpointAddress;
+use crate::call_context::{RpcCallContext, origin_of};
+use crate::deadlines::{COARSE_FROM, Deadlines};
+use crate::error::{RpcError, SendError};
+use crate::message::{RpcMessage, RpcRequest, local_only};
+use crate::post::{Mailbox, RemoteAnswer, Wire};
+use crate::slot::Slot;
+use crate::timeout::RpcTimeout;
+use crate::wire::{self, IncomingBody};
+
+/// Reaches one endpoint, here or elsewhere, with the messages of `M`. Cheap to clone.
+///
+/// What one holder of a ref sends and asks arrives in that order. A message is handled at most once; it is lost if
+/// the endpoint stops or the connection breaks before. Refs are equal if their endpoints' addresses are.
+pub struct RpcEndpointRef<M> {
+    about: Arc<About>,
+    target: Target<M>,
+}
+
+/// What asks keep of the ref that made them.
+struct About {
+    address: RpcEndpointAddress,
+    ask_timeout: RpcTimeout,
+    deadlines: Arc<Deadlines>,
+}
+
+enum Target<M> {
+    Local(Arc<dyn Mailbox<M>>),
+    /// `head`: the fields of the envelope that are the same in every message.
+    Remote {
+        wire: Arc<dyn Wire>,
+        head: Bytes,
+    },
+}
+
+impl<M> RpcEndpointRef<M> {
+    pub(crate) fn local(
+        address: RpcEndpointAddress,
+        ask_timeout: RpcTimeout,
+        deadlines: Arc<Deadlines>,
+        mailbox: Arc<dyn Mailbox<M>>,
+    ) -> Self {
+        Self { about: Arc::new(About { address, ask_timeout, deadlines }), target: Target::Local(mailbox) }
+    }
+
+    pub(crate) fn remote(
+        address: RpcEndpointAddress,
+        ask_timeout: RpcTimeout,
+        deadlines: Arc<Deadlines>,
+        wire: Arc<dyn Wire>,
+        head: Bytes,
+    ) -> Self {
+        Self {
+            about: Arc::new(About { address, ask_timeout, deadlines }),
+            target: Target::Remote { wire, head },
+        }
+    }
+
+    /// The endpoint's full address.
+    #[must_use]
+    pub fn address(&self) -> &RpcEndpointAddress {
+        &self.about.address
+    }
+
+    /// The endpoint's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.about.address.name()
+    }
+}
+
+impl<M: RpcMessage> RpcEndpointRef<M> {
+    /// Sends `request` and waits for no answer; one that is given is discarded. Never blocks.
+    ///
+    /// Ok means that it is on its way: in the endpoint's inbox if that is in this environment, else in the queue to
+    /// the other one. What becomes of it there is not told; who needs to know asks.
+    ///
+    /// # Errors
+    ///
+    /// The request comes back in the error if the endpoint or the environment has stopped.
+    pub fn send<R: RpcRequest<M>>(&self, request: R) -> Result<(), SendError<R>> {
+        match &self.target {
+            Target::Local(mailbox) => {
+                let sender = self.about.address.address().cloned();
+                let mut parts = Some((request, RpcCallContext::nobody(sender)));
+                let posted = post(&**mailbox, 0, &mut parts);
+                match (posted, parts) {
+                    (Err(error), Some((request, _))) => Err(SendError::new(request, error)),
+                    _ => Ok(()),
+                }
+            }
+            Target::Remote { wire, head } => {
+                let sent = encode(head, &request, None).and_then(|envelope| wire.send(envelope));
+                sent.map_err(|error| SendError::new(request, error))
+            }
+        }
+    }
+
+    /// Sends `request` and gives a future of the answer. Waits as long as `spark.rpc.askTimeout` says.
+    ///
+    /// The request is on its way when this returns: the future need not be polled for that, and asks made one after
+    /// the other arrive in that order.
+    ///
+    /// To ask a one-way request does not compile:
+    ///
+    /// ```compile_fail
+    /// # use rpc_core::{RpcCallContext, RpcEndpointRef, RpcMessage, RpcRequest};
+    /// struct Message;
+    /// impl RpcMessage for Message {}
+    /// struct Tell;
+    /// impl RpcRequest<Message> for Tell {
+    ///     type Reply = ();
+    ///     const ONE_WAY: bool = true;
+    ///     fn into_message(self, _: RpcCallContext<()>) -> Message { Message }
+    /// }
+    /// fn main() {
+    ///     let ask: fn(&RpcEndpointRef<Message>, Tell) -> rpc_core::Ask<()> = RpcEndpointRef::ask;
+    ///     std::hint::black_box(ask);
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// The future fails with what the endpoint failed the request with; with [`ErrorKind::Timeout`]; and if the
+    /// request cannot be delivered ([`ErrorKind::Stopped`], [`ErrorKind::NotDelivered`], [`ErrorKind::Network`]).
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future frees everything that waited for the answer. The request may be handled all the same.
+    ///
+    /// [`ErrorKind::Timeout`]: crate::ErrorKind::Timeout
+    /// [`ErrorKind::Stopped`]: crate::ErrorKind::Stopped
+    /// [`ErrorKind::NotDelivered`]: crate::ErrorKind::NotDelivered
+    /// [`ErrorKind::Network`]: crate::ErrorKind::Network
+    pub fn ask<R: RpcRequest<M>>(&self, request: R) -> Ask<R::Reply> {
+        self.ask_with_timeout(request, self.about.ask_timeout.clone())
+    }
+
+    /// [`ask`](Self::ask), waiting as long as `timeout` says: a [`Duration`](std::time::Duration), or an
+    /// [`RpcTimeout`] to have the setting that controls it in the error.
+    pub fn ask_with_timeout<R: RpcRequest<M>>(
+        &self,
+        request: R,
+        timeout: impl Into<RpcTimeout>,
+    ) -> Ask<R::Reply> {
+        const {
+            assert!(
+                !R::ONE_WAY,
+                "this rpc returns rpc_core.OneWay: nobody answers it, so it can only be sent"
+            );
+        }
+        let timeout = timeout.into();
+        let state = match &self.target {
+            Target::Local(mailbox) => {
+                let slot = Arc::new(Slot::new());
+                let sender = self.about.address.address().cloned();
+                let context = RpcCallContext::local(Arc::clone(&slot), sender);
+                match post(&**mailbox, origin_of(&slot), &mut Some((request, context))) {
+                    Ok(()) => State::Local(slot),
+                    Err(error) => State::Refused(error),
+                }
+            }
+            Target::Remote { wire, head } => match encode(head, &request, Some(&timeout)) {
+                Ok(envelope) => State::Remote { answer: wire.ask(envelope), decode: R::decode_reply },
+                Err(error) => State::Refused(error),
+            },
+        };
+        Ask { state, about: Arc::clone(&self.about), timeout, asked: Instant::now(), timer: Timer::Unset }
+    }
+}
+
+fn post<M, R: RpcRequest<M>>(
+    mailbox: &dyn Mailbox<M>,
+    origin: u64,
+    parts: &mut Option<(R, RpcCallContext<R::Reply>)>,
+) -> Result<(), RpcError>
+where
+    M: RpcMessage,
+{
+    mailbox.post(origin, &mut || parts.take().map(|(request, context)| request.into_message(context)))
+}
+
+fn encode<M: RpcMessage, R: RpcRequest<M>>(
+    head: &Bytes,
+    request: &R,
+    timeout: Option<&RpcTimeout>,
+) -> Result<Bytes, RpcError> {
+    let method = R::METHOD.ok_or_else(local_only)?;
+    wire::request(head, method, timeout.map(RpcTimeout::duration), |body| request.encode(body))
+}
+
+impl<M> Clone for RpcEndpointRef<M> {
+    fn clone(&self) -> Self {
+        let target = match &self.target {
+            Target::Local(mailbox) => Target::Local(Arc::clone(mailbox)),
+            Target::Remote { wire, head } => Target::Remote { wire: Arc::clone(wire), head: head.clone() },
+        };
+        Self { about: Arc::clone(&self.about), target }
+    }
+}
+
+impl<M> PartialEq for RpcEndpointRef<M> {
+    fn eq(&self, other: &Self) -> bool {
+        self.address() == other.address()
+    }
+}
+
+impl<M> Eq for RpcEndpointRef<M> {}
+
+impl<M> Hash for RpcEndpointRef<M> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.address().hash(state);
+    }
+}
+
+impl<M> fmt::Display for RpcEndpointRef<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self.address(), f)
+    }
+}
+
+impl<M> fmt::Debug for RpcEndpointRef<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "RpcEndpointRef({})", self.address())
+    }
+}
+
+/// The answer to come of an [ask](RpcEndpointRef::ask). Can be polled on any executor.
+#[must_use = "the request is sent already; await this for the answer, or use `send` if there is no need to know"]
+pub struct Ask<T> {
+    state: State<T>,
+    about: Arc<About>,
+    timeout: RpcTimeout,
+    asked: Instant,
+    timer: Timer,
+}
+
+enum Timer {
+    /// The answer may be there at the first poll.
+    Unset,
+    Coarse {
+        due: Instant,
+        key: usize,
+    },
+    Precise(Pin<Box<Sleep>>),
+    /// A time beyond what the clock can count never comes.
+    Never,
+}
+
+enum State<T> {
+    Local(Arc<Slot<T>>),
+    Remote { answer: RemoteAnswer, decode: fn(IncomingBody) -> Result<T, RpcError> },
+    Refused(RpcError),
+    Done,
+}
+
+// Nothing in it is pinned in place.
+impl<T> Unpin for Ask<T> {}
+
+impl<T> Future for Ask<T> {
+    type Output = Result<T, RpcError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = &mut *self;
+        let polled = match &mut this.state {
+            State::Local(slot) => slot.poll(cx),
+            State::Remote { answer, decode } => Pin::new(answer)
+                .poll(cx)
+                .map(|answer| wire::decode_answer(answer?, &this.about.address).and_then(*decode)),
+            State::Refused(error) => Poll::Ready(Err(error.clone())),
+            State::Done => panic!("Ask polled after it was ready"),
+        };
+        let outcome = match polled {
+            Poll::Ready(outcome) => outcome,
+            Poll::Pending => {
+                std::task::ready!(this.poll_timer(cx));
+                Err(this.timeout.expired(&this.about.address))
+            }
+        };
+        this.finish();
+        Poll::Ready(outcome)
+    }
+}
+
+impl<T> Ask<T> {
+    fn poll_timer(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if let Timer::Unset = self.timer {
+            let limit = self.timeout.duration();
+            self.timer = match self.asked.checked_add(limit) {
+                None => Timer::Never,
+                Some(due) if limit >= COARSE_FROM => {
+                    // One that is due already is woken by the next tick.
+                    self.timer = Timer::Coarse { due, key: self.about.deadlines.add(due, cx.waker()) };
+                    return Poll::Pending;
+                }
+                Some(due) => {
+                    // The poller may be on another executor.
+                    let _runtime = self.about.deadlines.runtime().enter();
+                    Timer::Precise(Box::pin(tokio::time::sleep_until(due)))
+                }
+            };
+        }
+        match &mut self.timer {
+            Timer::Precise(sleep) => sleep.as_mut().poll(cx),
+            Timer::Coarse { due, .. } if *due <= Instant::now() => Poll::Ready(()),
+            Timer::Coarse { key, .. } => {
+                self.about.deadlines.update(*key, cx.waker());
+                Poll::Pending
+            }
+            Timer::Unset | Timer::Never => Poll::Pending,
+        }
+    }
+
+    fn finish(&mut self) {
+        if let State::Local(slot) = std::mem::replace(&mut self.state, State::Done) {
+            slot.close();
+        }
+        if let Timer::Coarse { key, .. } = std::mem::replace(&mut self.timer, Timer::Never) {
+            self.about.deadlines.cancel(key);
+        }
+    }
+}
+
+impl<T> Drop for Ask<T> {
+    fn drop(&mut self) {
+        self.finish();
+    }
+}
+
+impl<T> fmt::Debug for Ask<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ask")
+            .field("of", &self.about.address)
+            .field("timeout", &self.timeout)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,173 @@
+//! How an environment starts.
+
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher, Hasher};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use network_common::{TransportConf, TransportContext, TransportServer};
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+
+use super::{Inner, RpcEnv};
+use crate::address::{RpcAddress, RpcEndpointAddress};
+use crate::conf::RpcConf;
+use crate::deadlines::Deadlines;
+use crate::dispatcher::Dispatcher;
+use crate::endpoint_ref::RpcEndpointRef;
+use crate::error::{ErrorKind, RpcError};
+use crate::handler::EnvHandler;
+use crate::outbox::Outboxes;
+use crate::verifier::EndpointVerifier;
+
+/// Makes an [`RpcEnv`]. Either [`bind`](Self::bind) or [`client_mode`](Self::client_mode) must be chosen.
+#[derive(Clone, Debug)]
+#[must_use = "nothing happens before `start`"]
+pub struct RpcEnvBuilder {
+    name: String,
+    conf: RpcConf,
+    mode: Mode,
+    advertised: Option<String>,
+}
+
+#[derive(Clone, Debug)]
+enum Mode {
+    Undecided,
+    Server { bind: String },
+    Client,
+}
+
+impl RpcEnvBuilder {
+    pub(super) fn new(name: String) -> Self {
+        Self { name, conf: RpcConf::new(), mode: Mode::Undecided, advertised: None }
+    }
+
+    /// Listen at `address`, host:port. Port 0 takes a free one; [`RpcEnv::address`] tells which.
+    pub fn bind(mut self, address: impl Into<String>) -> Self {
+        self.mode = Mode::Server { bind: address.into() };
+        self
+    }
+
+    /// Tell others to reach this environment at `host`, with the port that is listened at. By default that is the
+    /// host of [`bind`](Self::bind); a wildcard like 0.0.0.0 is no address to be reached at, so it needs this.
+    pub fn advertise(mut self, host: impl Into<String>) -> Self {
+        self.advertised = Some(host.into());
+        self
+    }
+
+    /// Do not listen. Endpoints of other environments can be reached, and answer over the connections made to them.
+    pub fn client_mode(mut self) -> Self {
+        self.mode = Mode::Client;
+        self
+    }
+
+    /// Use these settings.
+    pub fn conf(mut self, conf: RpcConf) -> Self {
+        self.conf = conf;
+        self
+    }
+
+    /// Starts the environment on the current tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Config`] for options and settings that cannot work, [`ErrorKind::Address`] if the address to
+    /// bind is not host:port, [`ErrorKind::Bind`] if it cannot be listened at.
+    pub async fn start(self) -> Result<RpcEnv, RpcError> {
+        let bind = match &self.mode {
+            Mode::Client => None,
+            Mode::Server { bind } => Some(bind.parse::<RpcAddress>()?),
+            Mode::Undecided => {
+                let text =
+                    format!("the environment {} needs an address to bind, or client_mode()", self.name);
+                return Err(RpcError::new(ErrorKind::Config, text));
+            }
+        };
+        let advertised = bind.as_ref().map(|bind| self.advertised_host(bind)).transpose()?;
+        let (ask_timeout, lookup_timeout) = (self.conf.ask_timeout()?, self.conf.lookup_timeout()?);
+        // The outbox promises order, which holds on one connection only (`rpc 12`).
+        let transport_conf = TransportConf::from_settings("rpc", self.conf.settings())
+            .and_then(|conf| conf.with("spark.rpc.io.numConnectionsPerPeer", "1"))
+            .map_err(|e| RpcError::new(ErrorKind::Config, e.to_string()).with_source(e))?;
+
+        let runtime = Handle::current();
+        let dispatcher = Arc::new(Dispatcher::new(runtime.clone()));
+        let context = TransportContext::new(transport_conf, EnvHandler::new(Arc::clone(&dispatcher)));
+        let outboxes = Outboxes::new(context.create_client_factory(), runtime.clone());
+
+        let mut inner = Inner {
+            name: self.name,
+            address: None,
+            ask_timeout,
+            lookup_timeout,
+            deadlines: Deadlines::new(runtime.clone()),
+            dispatcher,
+            outboxes,
+            server: Mutex::new(None),
+            incarnation: incarnation(),
+            runtime,
+            stopping: AtomicBool::new(false),
+            terminated: watch::Sender::new(false),
+        };
+        if let (Some(bind), Some(host)) = (bind, advertised) {
+            // Before anybody can connect, so that no lookup finds it missing.
+            inner.register_verifier()?;
+            match listen(&context, &bind).await {
+                Ok(server) => {
+                    inner.address = Some(RpcAddress::new(&host, server.local_addr().port()));
+                    inner.server = Mutex::new(Some(server));
+                }
+                Err(error) => {
+                    inner.dispatcher.stop().await;
+                    return Err(error);
+                }
+            }
+        }
+        Ok(RpcEnv { inner: Arc::new(inner) })
+    }
+
+    fn advertised_host(&self, bind: &RpcAddress) -> Result<String, RpcError> {
+        match &self.advertised {
+            Some(host) => Ok(host.clone()),
+            None if ["0.0.0.0", "[::]"].contains(&bind.host()) => {
+                let text = format!(
+                    "the environment {} binds {bind}, which others cannot connect to: \
+                     say with advertise(host) how they reach this machine",
+                    self.name
+                );
+                Err(RpcError::new(ErrorKind::Config, text))
+            }
+            None => Ok(bind.host().to_owned()),
+        }
+    }
+}
+
+async fn listen(context: &TransportContext, bind: &RpcAddress) -> Result<TransportServer, RpcError> {
+    let server = context.create_server((bind.bare_host(), bind.port())).await;
+    server.map_err(|e| RpcError::from_transport(e, bind))
+}
+
+impl Inner {
+    fn register_verifier(&self) -> Result<(), RpcError> {
+        let address = RpcEndpointAddress::new(None, EndpointVerifier::NAME)?;
+        let make_ref = |mailbox| {
+            RpcEndpointRef::local(
+                address.clone(),
+                self.ask_timeout.clone(),
+                Arc::clone(&self.deadlines),
+                mailbox,
+            )
+        };
+        // It never looks at its environment, which is not complete yet.
+        let verifier = EndpointVerifier::new(&self.dispatcher);
+        self.dispatcher.register(address.clone(), verifier, make_ref, Arc::new(()))?;
+        Ok(())
+    }
+}
+
+/// Random, and never 0, which means not told.
+fn incarnation() -> u64 {
+    // Every RandomState has keys of its own from the system's randomness.
+    RandomState::new().build_hasher().finish() | 1
+}

@@ -1,0 +1,286 @@
+//! What can go wrong, told to the person who must act.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::sync::Arc;
+
+use network_common::TransportError;
+
+/// Any error with any cause, as [`RpcError::application`] takes it. `?` and `.into()` make one from strings too.
+pub type BoxError = Box<dyn StdError + Send + Sync>;
+
+/// What kind of thing went wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// A setting, name or combination of options that cannot work. The text names it.
+    Config,
+    /// A text is not an address of the form it should have.
+    Address,
+    /// The environment cannot listen at its address.
+    Bind,
+    /// No endpoint of that name is registered.
+    EndpointNotFound,
+    /// An endpoint of that name is registered already.
+    EndpointExists,
+    /// The endpoint is there, but takes other messages than those of the ref asked for.
+    ServiceMismatch,
+    /// The endpoint, or the environment it lived in, has stopped.
+    Stopped,
+    /// No answer within the time given. The request may or may not have been handled.
+    Timeout,
+    /// The endpoint dropped the request without an answer.
+    Unanswered,
+    /// The endpoint's handler panicked.
+    Panic,
+    /// The endpoint failed the request in its own terms.
+    Application,
+    /// The peer refused a message before any endpoint saw it: unknown endpoint or method, undecodable, stopped.
+    NotDelivered,
+    /// The peer cannot be reached, or the connection was lost.
+    Network,
+    /// A queue is full; nothing was sent.
+    Limit,
+    /// A message's bytes are not what its schema says.
+    Decode,
+    /// A message without a schema was to leave the process.
+    LocalOnly,
+}
+
+/// Why something failed.
+///
+/// Cheap to clone: when a connection breaks, everything that waited for it gets the same error.
+/// [`source`](StdError::source) gives the cause: across the network its text, in one process the object itself.
+#[derive(Clone)]
+pub struct RpcError(Arc<Inner>);
+
+struct Inner {
+    kind: ErrorKind,
+    text: String,
+    peer: Option<String>,
+    remote: bool,
+    retryable: bool,
+    timeout: bool,
+    source: Option<BoxError>,
+}
+
+impl RpcError {
+    pub(crate) fn new(kind: ErrorKind, text: impl Into<String>) -> Self {
+        Self(Arc::new(Inner {
+            kind,
+            text: text.into(),
+            peer: None,
+            remote: false,
+            retryable: false,
+            timeout: kind == ErrorKind::Timeout,
+            source: None,
+        }))
+    }
+
+    /// A failure in the application's own terms, for `receive` and
+    /// [`send_failure`](crate::RpcCallContext::send_failure).
+    ///
+    /// An asker in the same environment finds `cause` as the [`source`](StdError::source); a remote one finds the
+    /// text of it and of its causes. If `cause` is an `RpcError` already, it stays what it is.
+    ///
+    /// ```
+    /// use rpc_core::{ErrorKind, RpcError};
+    ///
+    /// let error = RpcError::application("no such task");
+    /// assert_eq!(error.kind(), ErrorKind::Application);
+    /// assert_eq!(error.to_string(), "no such task");
+    /// ```
+    #[must_use]
+    pub fn application(cause: impl Into<BoxError>) -> Self {
+        match cause.into().downcast::<Self>() {
+            Ok(error) => *error,
+            Err(cause) => Self::new(ErrorKind::Application, cause.to_string()).with_source(cause),
+        }
+    }
+
+    /// What the transport reports about `peer`.
+    pub(crate) fn from_transport(error: TransportError, peer: impl fmt::Display) -> Self {
+        use network_common::ErrorKind as Transport;
+        let kind = match error.kind() {
+            Transport::Config => ErrorKind::Config,
+            Transport::Bind => ErrorKind::Bind,
+            Transport::Remote => ErrorKind::NotDelivered,
+            Transport::Limit => ErrorKind::Limit,
+            _ => ErrorKind::Network,
+        };
+        let text = match kind {
+            ErrorKind::NotDelivered => format!("{peer} refused the message: {error}"),
+            _ => error.to_string(),
+        };
+        let (remote, timeout) = (error.is_remote(), error.is_timeout());
+        // Only these are known to have sent nothing. A connection that is lost may have carried the request.
+        let unsent = matches!(
+            error.kind(),
+            Transport::Connect | Transport::ConnectTimeout | Transport::FastFail | Transport::Limit
+        );
+        Self::new(kind, text).with_peer(peer).with_source(error).change(|inner| {
+            inner.remote = remote;
+            inner.timeout = timeout;
+            inner.retryable = unsent;
+        })
+    }
+
+    /// This error, marked as one after which the same request may be repeated: it did no harm, and may succeed.
+    #[must_use]
+    pub fn retryable(self) -> Self {
+        self.change(|inner| inner.retryable = true)
+    }
+
+    pub(crate) fn with_peer(self, peer: impl fmt::Display) -> Self {
+        self.change(|inner| inner.peer = Some(peer.to_string()))
+    }
+
+    pub(crate) fn with_source(self, source: impl Into<BoxError>) -> Self {
+        self.change(|inner| inner.source = Some(source.into()))
+    }
+
+    pub(crate) fn reported_by_peer(self) -> Self {
+        self.change(|inner| inner.remote = true)
+    }
+
+    fn change(mut self, change: impl FnOnce(&mut Inner)) -> Self {
+        match Arc::get_mut(&mut self.0) {
+            Some(inner) => {
+                change(inner);
+                self
+            }
+            // Others hold it too: a new error that keeps the old one as its cause.
+            None => {
+                let mut inner = Inner {
+                    kind: self.0.kind,
+                    text: self.0.text.clone(),
+                    peer: self.0.peer.clone(),
+                    remote: self.0.remote,
+                    retryable: self.0.retryable,
+                    timeout: self.0.timeout,
+                    source: Some(Box::new(self)),
+                };
+                change(&mut inner);
+                Self(Arc::new(inner))
+            }
+        }
+    }
+
+    /// What kind of thing went wrong.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        self.0.kind
+    }
+
+    /// The request was certainly not handled, or whoever handled it said that repeating it does no harm; and
+    /// repeating it may succeed. A timeout is neither.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        self.0.retryable
+    }
+
+    /// A time limit passed, here or in what this error is about.
+    #[must_use]
+    pub fn is_timeout(&self) -> bool {
+        self.0.timeout
+    }
+
+    /// The peer reported this error, rather than this process finding it.
+    #[must_use]
+    pub fn is_remote(&self) -> bool {
+        self.0.remote
+    }
+
+    /// Whom the failed operation was addressed to: `name@host:port`, or `host:port`.
+    #[must_use]
+    pub fn peer(&self) -> Option<&str> {
+        self.0.peer.as_deref()
+    }
+}
+
+impl fmt::Display for RpcError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.text)
+    }
+}
+
+impl fmt::Debug for RpcError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut out = f.debug_struct("RpcError");
+        out.field("kind", &self.0.kind).field("text", &self.0.text);
+        if let Some(peer) = &self.0.peer {
+            out.field("peer", peer);
+        }
+        if self.0.remote {
+            out.field("remote", &true);
+        }
+        if let Some(source) = &self.0.source {
+            out.field("source", source);
+        }
+        out.finish_non_exhaustive()
+    }
+}
+
+impl StdError for RpcError {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        match &self.0.source {
+            Some(source) => Some(&**source),
+            None => None,
+        }
+    }
+}
+
+/// A message that was refused, and why. The message is in it: nothing is lost by trying to send.
+pub struct SendError<R> {
+    message: R,
+    error: RpcError,
+}
+
+impl<R> SendError<R> {
+    pub(crate) fn new(message: R, error: RpcError) -> Self {
+        Self { message, error }
+    }
+
+    /// Why it was refused.
+    #[must_use]
+    pub fn error(&self) -> &RpcError {
+        &self.error
+    }
+
+    /// The message, to send it elsewhere or later.
+    #[must_use]
+    pub fn into_message(self) -> R {
+        self.message
+    }
+
+    /// Both.
+    #[must_use]
+    pub fn into_parts(self) -> (R, RpcError) {
+        (self.message, self.error)
+    }
+}
+
+impl<R> fmt::Display for SendError<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.error, f)
+    }
+}
+
+impl<R> fmt::Debug for SendError<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SendError").field("error", &self.error).finish_non_exhaustive()
+    }
+}
+
+impl<R> StdError for SendError<R> {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        Some(&self.error)
+    }
+}
+
+/// So that `?` works where the message is of no further use.
+impl<R> From<SendError<R>> for RpcError {
+    fn from(refused: SendError<R>) -> Self {
+        refused.error
+    }
+}

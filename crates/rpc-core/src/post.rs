@@ -1,0 +1,84 @@
+//! How a ref reaches an inbox or an outbox without knowing either.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use network_common::RpcFuture;
+use tokio::sync::oneshot;
+
+use crate::address::RpcAddress;
+use crate::call_context::Origin;
+use crate::error::{ErrorKind, RpcError};
+
+/// The inbox of an endpoint of this environment.
+pub(crate) trait Mailbox<M>: Send + Sync {
+    /// Appends what `build` makes. It is called under the inbox's lock and only if the inbox takes the message, so
+    /// a refused request is still the caller's.
+    fn post(&self, origin: Origin, build: &mut dyn FnMut() -> Option<M>) -> Result<(), RpcError>;
+}
+
+/// The way to one other environment.
+pub(crate) trait Wire: Send + Sync {
+    /// Queues an envelope, to be sent in the order of these calls.
+    fn send(&self, envelope: Bytes) -> Result<(), RpcError>;
+
+    /// The same, and the answer's envelope. Queues when called; dropping the answer frees its waiter.
+    fn ask(&self, envelope: Bytes) -> RemoteAnswer;
+}
+
+/// The answer's envelope to come. Not a boxed future, as there is one per ask.
+pub(crate) struct RemoteAnswer {
+    state: State,
+    peer: RpcAddress,
+}
+
+/// How an envelope that had to wait for a connection went on: sent, or why not.
+pub(crate) type Dispatched = Result<RpcFuture, RpcError>;
+
+enum State {
+    Sent(RpcFuture),
+    Queued(oneshot::Receiver<Dispatched>),
+    Refused(RpcError),
+}
+
+impl RemoteAnswer {
+    pub(crate) fn sent(answer: RpcFuture, peer: RpcAddress) -> Self {
+        Self { state: State::Sent(answer), peer }
+    }
+
+    pub(crate) fn queued(dispatched: oneshot::Receiver<Dispatched>, peer: RpcAddress) -> Self {
+        Self { state: State::Queued(dispatched), peer }
+    }
+
+    pub(crate) fn refused(error: RpcError, peer: RpcAddress) -> Self {
+        Self { state: State::Refused(error), peer }
+    }
+}
+
+impl Future for RemoteAnswer {
+    type Output = Result<Bytes, RpcError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = &mut *self;
+        loop {
+            this.state = match &mut this.state {
+                State::Sent(answer) => {
+                    let answer = ready!(Pin::new(answer).poll(cx));
+                    return Poll::Ready(answer.map_err(|e| RpcError::from_transport(e, &this.peer)));
+                }
+                State::Queued(dispatched) => match ready!(Pin::new(dispatched).poll(cx)) {
+                    Ok(Ok(answer)) => State::Sent(answer),
+                    Ok(Err(error)) => State::Refused(error),
+                    // The task that connects was dropped with its runtime.
+                    Err(_) => {
+                        let text = format!("the runtime shut down before {} was connected", this.peer);
+                        State::Refused(RpcError::new(ErrorKind::Stopped, text).with_peer(&this.peer))
+                    }
+                },
+                State::Refused(error) => return Poll::Ready(Err(error.clone())),
+            };
+        }
+    }
+}

@@ -1,0 +1,40 @@
+//! The endpoint that lookups ask.
+
+use std::sync::{Arc, Weak};
+
+use crate::dispatcher::Dispatcher;
+use crate::endpoint::{EndpointContext, RpcEndpoint};
+use crate::error::RpcError;
+use crate::wire::proto::{EndpointVerifierMessage, Existence};
+
+/// Tells whether a name is registered, and which services its endpoint serves. Registered in server mode.
+pub(crate) struct EndpointVerifier {
+    /// The dispatcher runs the verifier, so the verifier must not keep it.
+    dispatcher: Weak<Dispatcher>,
+}
+
+impl EndpointVerifier {
+    /// The name it is registered under (`rpc 6`).
+    pub(crate) const NAME: &'static str = "endpoint-verifier";
+
+    pub(crate) fn new(dispatcher: &Arc<Dispatcher>) -> Self {
+        Self { dispatcher: Arc::downgrade(dispatcher) }
+    }
+}
+
+impl RpcEndpoint for EndpointVerifier {
+    type Message = EndpointVerifierMessage;
+
+    async fn receive(
+        &self,
+        message: EndpointVerifierMessage,
+        _cx: &EndpointContext<EndpointVerifierMessage>,
+    ) -> Result<(), RpcError> {
+        let EndpointVerifierMessage::CheckExistence(check, context) = message;
+        let services = self.dispatcher.upgrade().and_then(|dispatcher| dispatcher.services(&check.endpoint));
+        context.reply(Existence {
+            exists: services.is_some(),
+            services: services.unwrap_or_default().iter().map(|&service| service.to_owned()).collect(),
+        })
+    }
+}

@@ -1,0 +1,69 @@
+//! What several test files use.
+
+#![allow(dead_code, unreachable_pub, missing_docs, clippy::unwrap_used)]
+
+use std::future::Future;
+use std::time::Duration;
+
+use rpc_core::{EndpointContext, RpcAddress, RpcConf, RpcEnv, RpcError, ThreadSafeRpcEndpoint};
+use tokio::sync::mpsc;
+
+pub mod hello {
+    rpc_core::include_proto!("hello");
+}
+
+pub use hello::{Greeting, HelloMessage, SayBye, SayHi};
+
+/// The endpoint of the Hello example.
+pub struct Hello;
+
+impl ThreadSafeRpcEndpoint for Hello {
+    type Message = HelloMessage;
+
+    async fn receive(
+        &mut self,
+        message: HelloMessage,
+        _cx: &EndpointContext<HelloMessage>,
+    ) -> Result<(), RpcError> {
+        match message {
+            HelloMessage::SayHi(hi, context) => context.reply(Greeting { text: format!("hi, {}", hi.msg) }),
+            HelloMessage::SayBye(bye, context) => {
+                context.reply(Greeting { text: format!("bye, {}", bye.msg) })
+            }
+        }
+    }
+}
+
+pub fn hi(msg: &str) -> SayHi {
+    SayHi { msg: msg.to_owned() }
+}
+
+pub fn bye(msg: &str) -> SayBye {
+    SayBye { msg: msg.to_owned() }
+}
+
+pub async fn client() -> RpcEnv {
+    RpcEnv::builder("client").client_mode().start().await.unwrap()
+}
+
+pub async fn server() -> RpcEnv {
+    RpcEnv::builder("server").bind("127.0.0.1:0").start().await.unwrap()
+}
+
+pub fn address(env: &RpcEnv) -> RpcAddress {
+    env.address().expect("a server").clone()
+}
+
+pub fn setting(key: &str, value: &str) -> RpcConf {
+    RpcConf::new().with(key, value).unwrap()
+}
+
+/// Fails the test rather than hanging it.
+pub async fn soon<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(10), future).await.expect("did not happen within 10 s")
+}
+
+/// Waits for the next thing that an endpoint told the test.
+pub async fn next<T>(events: &mut mpsc::UnboundedReceiver<T>) -> T {
+    soon(events.recv()).await.expect("the endpoint is gone")
+}

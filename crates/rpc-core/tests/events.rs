@@ -1,0 +1,134 @@
+//! What endpoints are told of connections: rows RPC-ENV-21 to 23 and 35 of the checklist.
+
+mod common;
+
+use common::{Hello, HelloMessage, address, client, hi, next, server, soon};
+use rpc_core::{EndpointContext, RpcAddress, RpcEnv, RpcError, ThreadSafeRpcEndpoint};
+use tokio::sync::mpsc;
+
+/// Tells the test of connections.
+struct Watch(mpsc::UnboundedSender<(&'static str, RpcAddress)>);
+
+impl ThreadSafeRpcEndpoint for Watch {
+    type Message = HelloMessage;
+    async fn receive(
+        &mut self,
+        message: HelloMessage,
+        _: &EndpointContext<HelloMessage>,
+    ) -> Result<(), RpcError> {
+        drop(message);
+        Ok(())
+    }
+    async fn on_connected(
+        &mut self,
+        remote: RpcAddress,
+        _: &EndpointContext<HelloMessage>,
+    ) -> Result<(), RpcError> {
+        let _ = self.0.send(("connected", remote));
+        Ok(())
+    }
+    async fn on_disconnected(
+        &mut self,
+        remote: RpcAddress,
+        _: &EndpointContext<HelloMessage>,
+    ) -> Result<(), RpcError> {
+        let _ = self.0.send(("disconnected", remote));
+        Ok(())
+    }
+    async fn on_network_error(
+        &mut self,
+        _: RpcError,
+        remote: RpcAddress,
+        _: &EndpointContext<HelloMessage>,
+    ) -> Result<(), RpcError> {
+        let _ = self.0.send(("network error", remote));
+        Ok(())
+    }
+    async fn on_stop(&mut self, _: &EndpointContext<HelloMessage>) -> Result<(), RpcError> {
+        let _ = self.0.send(("stop", RpcAddress::new("-", 0)));
+        Ok(())
+    }
+}
+
+fn watch(env: &RpcEnv) -> mpsc::UnboundedReceiver<(&'static str, RpcAddress)> {
+    let (told, events) = mpsc::unbounded_channel();
+    env.setup_endpoint("watch", Watch(told)).expect("the name is free");
+    events
+}
+
+/// Waits for one event, passing over others.
+async fn until(
+    events: &mut mpsc::UnboundedReceiver<(&'static str, RpcAddress)>,
+    what: &str,
+    matches: impl Fn(&RpcAddress) -> bool,
+) {
+    loop {
+        let (event, address) = next(events).await;
+        if event == what && matches(&address) {
+            return;
+        }
+    }
+}
+
+#[tokio::test]
+async fn rpc_env_21_network_events_between_servers() {
+    let (first, second) = (server().await, server().await);
+    let (mut events, mut others) = (watch(&first), watch(&second));
+    let there = address(&second);
+    soon(first.setup_endpoint_ref::<HelloMessage>(there.clone(), "watch")).await.unwrap();
+    until(&mut events, "connected", |address| *address == there).await;
+    // The other side learns where the first one listens from its first message.
+    let here = address(&first);
+    until(&mut others, "connected", |address| *address == here).await;
+    soon(second.shutdown()).await;
+    until(&mut events, "disconnected", |address| *address == there).await;
+}
+
+#[tokio::test]
+async fn rpc_env_22_network_events_in_a_server_of_a_client() {
+    let (server, client) = (server().await, client().await);
+    let mut events = watch(&server);
+    soon(client.setup_endpoint_ref::<HelloMessage>(address(&server), "watch")).await.unwrap();
+    let (event, socket) = next(&mut events).await;
+    assert_eq!((event, socket.host()), ("connected", "127.0.0.1"));
+    soon(client.shutdown()).await;
+    until(&mut events, "disconnected", |address| *address == socket).await;
+}
+
+#[tokio::test]
+async fn rpc_env_23_network_events_in_a_client_of_a_server() {
+    let (server, client) = (server().await, client().await);
+    let mut events = watch(&client);
+    server.setup_endpoint("hello", Hello).unwrap();
+    let there = address(&server);
+    soon(client.setup_endpoint_ref::<HelloMessage>(there.clone(), "hello")).await.unwrap();
+    until(&mut events, "connected", |address| *address == there).await;
+    soon(server.shutdown()).await;
+    until(&mut events, "disconnected", |address| *address == there).await;
+}
+
+#[tokio::test]
+async fn rpc_env_35_shutdown_does_not_fire_disconnected() {
+    let (server, client) = (server().await, client().await);
+    let mut events = watch(&client);
+    server.setup_endpoint("hello", Hello).unwrap();
+    soon(client.setup_endpoint_ref::<HelloMessage>(address(&server), "hello")).await.unwrap();
+    soon(client.shutdown()).await;
+    let mut all = Vec::new();
+    while let Some((event, _)) = soon(events.recv()).await {
+        all.push(event);
+    }
+    assert_eq!(all, ["connected", "stop"]);
+}
+
+#[tokio::test]
+async fn dropping_a_client_env_and_its_refs_closes_its_connections() {
+    let (server, client) = (server().await, client().await);
+    let mut events = watch(&server);
+    let watcher = soon(client.setup_endpoint_ref::<HelloMessage>(address(&server), "watch")).await.unwrap();
+    let (_, socket) = next(&mut events).await;
+    drop(client);
+    watcher.send(hi("a ref is enough")).unwrap();
+    drop(watcher);
+    until(&mut events, "disconnected", |address| *address == socket).await;
+}

@@ -1,0 +1,626 @@
+//! Endpoints and refs in one environment: rows RPC-ENV and INB of the checklist.
+
+mod common;
+
+use std::error::Error;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use common::{Greeting, Hello, HelloMessage, bye, client, hi, next, setting, soon};
+use rpc_core::{
+    EndpointContext, ErrorKind, RpcCallContext, RpcEndpoint, RpcEnv, RpcError, RpcMessage, RpcRequest,
+    RpcTimeout, ThreadSafeRpcEndpoint,
+};
+use tokio::sync::{Notify, Semaphore, mpsc};
+
+/// Tells the test everything that happens to it, and does in each function what the test wants.
+struct Probe {
+    events: mpsc::UnboundedSender<String>,
+    fail_in: &'static str,
+}
+
+impl Probe {
+    fn new(fail_in: &'static str) -> (Self, mpsc::UnboundedReceiver<String>) {
+        let (events, received) = mpsc::unbounded_channel();
+        (Self { events, fail_in }, received)
+    }
+
+    fn tell(&self, what: &str, cx: &EndpointContext<HelloMessage>) -> Result<(), RpcError> {
+        let has_self = if cx.self_ref().is_some() { "" } else { " without self" };
+        let _ = self.events.send(format!("{what}{has_self}"));
+        if self.fail_in == what { Err(RpcError::application(format!("Oops in {what}"))) } else { Ok(()) }
+    }
+}
+
+impl ThreadSafeRpcEndpoint for Probe {
+    type Message = HelloMessage;
+
+    async fn receive(
+        &mut self,
+        message: HelloMessage,
+        cx: &EndpointContext<HelloMessage>,
+    ) -> Result<(), RpcError> {
+        match message {
+            HelloMessage::SayHi(hi, context) => {
+                self.tell("receive", cx)?;
+                if hi.msg == "panic" {
+                    panic!("no hi today");
+                }
+                context.reply(Greeting { text: hi.msg })
+            }
+            HelloMessage::SayBye(_, context) => {
+                drop(context);
+                self.tell("dropped", cx)
+            }
+        }
+    }
+
+    async fn on_start(&mut self, cx: &EndpointContext<HelloMessage>) -> Result<(), RpcError> {
+        self.tell("start", cx)
+    }
+
+    async fn on_stop(&mut self, cx: &EndpointContext<HelloMessage>) -> Result<(), RpcError> {
+        self.tell("stop", cx)
+    }
+
+    async fn on_error(&mut self, error: RpcError, _: &EndpointContext<HelloMessage>) -> Result<(), RpcError> {
+        let _ = self.events.send(format!("error: {error}"));
+        Ok(())
+    }
+}
+
+/// The reply cannot be encoded, and the test sees that it is the same object.
+enum Local {
+    Same(Same, RpcCallContext<Arc<AtomicBool>>),
+    Work(Work, RpcCallContext<usize>),
+    Tell(Tell),
+}
+struct Same(Arc<AtomicBool>);
+struct Work(usize);
+struct Tell(usize);
+
+impl RpcMessage for Local {}
+impl RpcRequest<Local> for Same {
+    type Reply = Arc<AtomicBool>;
+    fn into_message(self, context: RpcCallContext<Arc<AtomicBool>>) -> Local {
+        Local::Same(self, context)
+    }
+}
+impl RpcRequest<Local> for Work {
+    type Reply = usize;
+    fn into_message(self, context: RpcCallContext<usize>) -> Local {
+        Local::Work(self, context)
+    }
+}
+impl RpcRequest<Local> for Tell {
+    type Reply = ();
+    const ONE_WAY: bool = true;
+    fn into_message(self, _: RpcCallContext<()>) -> Local {
+        Local::Tell(self)
+    }
+}
+
+/// Serves `Local` with a closure, one message at a time.
+struct Serve<F>(F);
+
+impl<F: FnMut(Local) -> Result<(), RpcError> + Send + 'static> ThreadSafeRpcEndpoint for Serve<F> {
+    type Message = Local;
+    async fn receive(&mut self, message: Local, _: &EndpointContext<Local>) -> Result<(), RpcError> {
+        (self.0)(message)
+    }
+}
+
+#[tokio::test]
+async fn rpc_env_01_send_a_message_locally() {
+    let env = client().await;
+    let (told, mut received) = mpsc::unbounded_channel();
+    let endpoint = env
+        .setup_endpoint(
+            "local",
+            Serve(move |message| {
+                if let Local::Tell(Tell(n)) = message {
+                    let _ = told.send(n);
+                }
+                Ok(())
+            }),
+        )
+        .unwrap();
+    endpoint.send(Tell(7)).unwrap();
+    assert_eq!(next(&mut received).await, 7);
+}
+
+#[tokio::test]
+async fn rpc_env_04_ask_a_message_locally() {
+    let env = client().await;
+    let hello = env.setup_endpoint("hello", Hello).unwrap();
+    assert_eq!(soon(hello.ask(hi("neo"))).await.unwrap().text, "hi, neo");
+    assert_eq!(soon(hello.ask(bye("neo"))).await.unwrap().text, "bye, neo");
+}
+
+#[tokio::test]
+async fn a_local_message_arrives_as_the_same_object() {
+    let env = client().await;
+    let serve = Serve(|message| match message {
+        Local::Same(Same(flag), context) => context.reply(flag),
+        _ => Ok(()),
+    });
+    let endpoint = env.setup_endpoint("same", serve).unwrap();
+    let flag = Arc::new(AtomicBool::new(false));
+    let back = soon(endpoint.ask(Same(Arc::clone(&flag)))).await.unwrap();
+    assert!(Arc::ptr_eq(&flag, &back));
+}
+
+#[tokio::test]
+async fn rpc_env_06_ask_a_message_timeout() {
+    let env = RpcEnv::builder("client")
+        .client_mode()
+        .conf(setting("spark.rpc.askTimeout", "1ms"))
+        .start()
+        .await
+        .unwrap();
+    let mut kept = Vec::new();
+    let serve = Serve(move |message| {
+        kept.push(message);
+        Ok(())
+    });
+    let endpoint = env.setup_endpoint("slow", serve).unwrap();
+
+    let error = soon(endpoint.ask(Work(1))).await.unwrap_err();
+    assert!(error.is_timeout());
+    assert!(!error.is_retryable(), "it may be running");
+    let text = error.to_string();
+    assert_eq!(text.matches("spark.rpc.askTimeout").count(), 1, "{text}");
+    assert!(text.contains("slow") && text.contains("1ms"), "{text}");
+
+    let timeout = RpcTimeout::new(Duration::from_millis(2), "my.own.setting");
+    let error = soon(endpoint.ask_with_timeout(Work(1), timeout)).await.unwrap_err();
+    assert!(error.to_string().ends_with("in 2ms. This timeout is controlled by my.own.setting"), "{error}");
+}
+
+#[tokio::test]
+async fn rpc_env_08_on_start_and_on_stop() {
+    let env = client().await;
+    let (probe, mut events) = Probe::new("");
+    let endpoint = env.setup_endpoint("probe", probe).unwrap();
+    assert_eq!(next(&mut events).await, "start");
+    env.stop(&endpoint);
+    assert_eq!(next(&mut events).await, "stop without self");
+    assert_eq!(soon(events.recv()).await, None, "the endpoint is dropped after on_stop");
+}
+
+#[tokio::test]
+async fn rpc_env_09_on_error_in_on_start() {
+    let env = client().await;
+    let (probe, mut events) = Probe::new("start");
+    let endpoint = env.setup_endpoint("probe", probe).unwrap();
+    assert_eq!(next(&mut events).await, "start");
+    assert_eq!(next(&mut events).await, "error: Oops in start");
+    assert_eq!(soon(endpoint.ask(hi("still here"))).await.unwrap().text, "still here");
+}
+
+#[tokio::test]
+async fn rpc_env_10_on_error_in_on_stop() {
+    let env = client().await;
+    let (probe, mut events) = Probe::new("stop");
+    env.setup_endpoint("probe", probe).unwrap();
+    soon(env.shutdown()).await;
+    let mut all = Vec::new();
+    while let Some(event) = soon(events.recv()).await {
+        all.push(event);
+    }
+    assert_eq!(all, ["start", "stop without self", "error: Oops in stop"]);
+}
+
+#[tokio::test]
+async fn rpc_env_11_on_error_in_receive() {
+    let env = client().await;
+    let (probe, mut events) = Probe::new("receive");
+    let endpoint = env.setup_endpoint("probe", probe).unwrap();
+    endpoint.send(hi("x")).unwrap();
+    assert_eq!(next(&mut events).await, "start");
+    assert_eq!(next(&mut events).await, "receive");
+    assert_eq!(next(&mut events).await, "error: Oops in receive");
+}
+
+#[tokio::test]
+async fn rpc_env_12_and_13_self_in_on_start_and_receive() {
+    struct Echo(mpsc::UnboundedSender<usize>);
+    impl ThreadSafeRpcEndpoint for Echo {
+        type Message = Local;
+        async fn on_start(&mut self, cx: &EndpointContext<Local>) -> Result<(), RpcError> {
+            Ok(cx.self_ref().expect("registered").send(Tell(1))?)
+        }
+        async fn receive(&mut self, message: Local, cx: &EndpointContext<Local>) -> Result<(), RpcError> {
+            if let Local::Tell(Tell(n)) = message {
+                let _ = self.0.send(n);
+                if n == 1 {
+                    cx.self_ref().expect("registered").send(Tell(2))?;
+                }
+            }
+            Ok(())
+        }
+    }
+    let env = client().await;
+    let (told, mut received) = mpsc::unbounded_channel();
+    env.setup_endpoint("echo", Echo(told)).unwrap();
+    assert_eq!(next(&mut received).await, 1);
+    assert_eq!(next(&mut received).await, 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rpc_env_15_receive_in_sequence() {
+    let env = client().await;
+    for round in 0..100 {
+        let mut counter = 0;
+        let serve = Serve(move |message| match message {
+            Local::Tell(_) => {
+                counter += 1;
+                Ok(())
+            }
+            Local::Work(_, context) => context.reply(counter),
+            Local::Same(..) => Ok(()),
+        });
+        let endpoint = env.setup_endpoint(&format!("counter-{round}"), serve).unwrap();
+        let senders: Vec<_> = (0..10)
+            .map(|_| {
+                let endpoint = endpoint.clone();
+                std::thread::spawn(move || (0..100).for_each(|i| endpoint.send(Tell(i)).unwrap()))
+            })
+            .collect();
+        for sender in senders {
+            sender.join().unwrap();
+        }
+        assert_eq!(soon(endpoint.ask(Work(0))).await.unwrap(), 1000);
+        env.stop(&endpoint);
+    }
+}
+
+#[tokio::test]
+async fn rpc_env_16_stop_twice() {
+    let env = client().await;
+    let (probe, mut events) = Probe::new("");
+    let endpoint = env.setup_endpoint("probe", probe).unwrap();
+    env.stop(&endpoint);
+    env.stop(&endpoint);
+    assert_eq!(next(&mut events).await, "start");
+    assert_eq!(next(&mut events).await, "stop without self");
+    assert_eq!(soon(events.recv()).await, None);
+}
+
+#[tokio::test]
+async fn rpc_env_17_send_with_reply() {
+    let env = client().await;
+    // Answered later and from elsewhere.
+    let serve = Serve(|message| {
+        if let Local::Work(Work(n), context) = message {
+            tokio::spawn(async move {
+                tokio::task::yield_now().await;
+                context.reply(n + 1)
+            });
+        }
+        Ok(())
+    });
+    let endpoint = env.setup_endpoint("later", serve).unwrap();
+    assert_eq!(soon(endpoint.ask(Work(1))).await.unwrap(), 2);
+}
+
+#[derive(Debug)]
+struct Oops(u32);
+impl fmt::Display for Oops {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Oops {}", self.0)
+    }
+}
+impl Error for Oops {}
+
+#[tokio::test]
+async fn rpc_env_19_send_with_reply_error() {
+    let env = client().await;
+    let serve = Serve(|message| {
+        if let Local::Work(Work(n), context) = message {
+            if n == 0 {
+                return Err(RpcError::application(Oops(0)));
+            }
+            context.send_failure(RpcError::application(Oops(1)).retryable());
+        }
+        Ok(())
+    });
+    let endpoint = env.setup_endpoint("oops", serve).unwrap();
+    let error = soon(endpoint.ask(Work(1))).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Application);
+    assert!(error.is_retryable() && !error.is_remote());
+    assert_eq!(error.source().and_then(|e| e.downcast_ref::<Oops>()).map(|oops| oops.0), Some(1));
+    // `?` in receive reaches the asker as the same object, too.
+    let error = soon(endpoint.ask(Work(0))).await.unwrap_err();
+    assert_eq!(error.source().and_then(|e| e.downcast_ref::<Oops>()).map(|oops| oops.0), Some(0));
+}
+
+#[tokio::test]
+async fn nre_04_a_panic_fails_its_message_only() {
+    let env = client().await;
+    let (probe, mut events) = Probe::new("");
+    let endpoint = env.setup_endpoint("probe", probe).unwrap();
+    for _ in 0..2 {
+        let error = soon(endpoint.ask(hi("panic"))).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Panic);
+        assert!(error.to_string().contains("no hi today"), "{error}");
+    }
+    assert_eq!(soon(endpoint.ask(hi("alive"))).await.unwrap().text, "alive");
+    let expected = ["start", "receive", "error: the endpoint's handler panicked: no hi today"];
+    for event in expected {
+        assert_eq!(next(&mut events).await, event);
+    }
+}
+
+#[tokio::test]
+async fn a_dropped_context_fails_the_asker() {
+    let env = client().await;
+    let (probe, _events) = Probe::new("");
+    let endpoint = env.setup_endpoint("probe", probe).unwrap();
+    assert_eq!(soon(endpoint.ask(bye("x"))).await.unwrap_err().kind(), ErrorKind::Unanswered);
+
+    // One that was kept, dropped while *another* receive runs for long, fails at once all the same.
+    let mut kept = Vec::new();
+    let endpoint = env
+        .setup_endpoint(
+            "keeps",
+            Serve(move |message| {
+                match message {
+                    Local::Work(Work(0), context) => kept.push(context),
+                    _ => {
+                        kept.clear();
+                        return Err(RpcError::application("not for the first"));
+                    }
+                }
+                Ok(())
+            }),
+        )
+        .unwrap();
+    let first = endpoint.ask(Work(0));
+    let second = endpoint.ask(Work(1));
+    assert_eq!(soon(first).await.unwrap_err().kind(), ErrorKind::Unanswered);
+    assert_eq!(soon(second).await.unwrap_err().to_string(), "not for the first");
+}
+
+#[tokio::test]
+async fn inb_01_queued_messages_are_handled_before_stop() {
+    let env = client().await;
+    let (probe, mut events) = Probe::new("");
+    let endpoint = env.setup_endpoint("probe", probe).unwrap();
+    // The loop has not run yet: this thread has not given way since.
+    endpoint.send(hi("x")).unwrap();
+    env.stop(&endpoint);
+    let refused = endpoint.send(hi("late")).unwrap_err();
+    assert_eq!(refused.error().kind(), ErrorKind::Stopped);
+    assert_eq!(refused.into_message().msg, "late", "the message comes back");
+    for event in ["start", "receive", "stop without self"] {
+        assert_eq!(next(&mut events).await, event);
+    }
+    assert_eq!(soon(events.recv()).await, None);
+}
+
+#[tokio::test]
+async fn inb_02_an_ask_is_received_once() {
+    let env = client().await;
+    let count = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&count);
+    let serve = Serve(move |message| {
+        counted.fetch_add(1, Ordering::Relaxed);
+        match message {
+            Local::Work(Work(n), context) => context.reply(n),
+            _ => Ok(()),
+        }
+    });
+    let endpoint = env.setup_endpoint("once", serve).unwrap();
+    assert_eq!(soon(endpoint.ask(Work(3))).await.unwrap(), 3);
+    soon(env.shutdown()).await;
+    assert_eq!(count.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn inb_03_posting_from_many_threads_while_stopping() {
+    for round in 0..50 {
+        let env = client().await;
+        let received = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&received);
+        let serve = Serve(move |_| {
+            counted.fetch_add(1, Ordering::Relaxed);
+            Ok(())
+        });
+        let endpoint = env.setup_endpoint("busy", serve).unwrap();
+        let refused = Arc::new(AtomicUsize::new(0));
+        let senders: Vec<_> = (0..10)
+            .map(|_| {
+                let (endpoint, refused) = (endpoint.clone(), Arc::clone(&refused));
+                std::thread::spawn(move || {
+                    for n in 0..100 {
+                        if endpoint.send(Tell(n)).is_err() {
+                            refused.fetch_add(1, Ordering::Relaxed);
+                        }
+                    }
+                })
+            })
+            .collect();
+        if round % 2 == 0 {
+            env.stop(&endpoint);
+        }
+        soon(env.shutdown()).await;
+        for sender in senders {
+            sender.join().unwrap();
+        }
+        assert_eq!(received.load(Ordering::Relaxed) + refused.load(Ordering::Relaxed), 1000);
+    }
+}
+
+/// Counts how many of its receives run at the same time, and lets them go on by permits.
+struct Crowd {
+    inside: Arc<AtomicUsize>,
+    gate: Arc<Semaphore>,
+    fail_start: bool,
+    arrived: Arc<Notify>,
+}
+
+impl RpcEndpoint for Crowd {
+    type Message = Local;
+    async fn on_start(&self, _: &EndpointContext<Local>) -> Result<(), RpcError> {
+        if self.fail_start { Err(RpcError::application("no")) } else { Ok(()) }
+    }
+    async fn receive(&self, message: Local, _: &EndpointContext<Local>) -> Result<(), RpcError> {
+        let inside = self.inside.fetch_add(1, Ordering::SeqCst) + 1;
+        self.arrived.notify_one();
+        let permit = self.gate.acquire().await.map_err(RpcError::application)?;
+        permit.forget();
+        self.inside.fetch_sub(1, Ordering::SeqCst);
+        match message {
+            Local::Work(_, context) => context.reply(inside),
+            _ => Ok(()),
+        }
+    }
+    async fn on_stop(&self, _: &EndpointContext<Local>) -> Result<(), RpcError> {
+        assert_eq!(self.inside.load(Ordering::SeqCst), 0, "on_stop must be alone");
+        Ok(())
+    }
+    async fn on_error(&self, error: RpcError, _: &EndpointContext<Local>) -> Result<(), RpcError> {
+        assert!(self.fail_start, "{error}");
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_concurrent_endpoint_begins_messages_while_others_wait() {
+    let env = client().await;
+    let (inside, gate, arrived) = (Arc::default(), Arc::new(Semaphore::new(0)), Arc::new(Notify::new()));
+    let crowd = Crowd {
+        inside: Arc::clone(&inside),
+        gate: Arc::clone(&gate),
+        fail_start: false,
+        arrived: Arc::clone(&arrived),
+    };
+    let endpoint = env.setup_endpoint("crowd", crowd).unwrap();
+    let asks: Vec<_> = (0..10).map(|n| endpoint.ask(Work(n))).collect();
+    soon(async {
+        while inside.load(Ordering::SeqCst) < 10 {
+            arrived.notified().await;
+        }
+    })
+    .await;
+    // Stopped while all ten wait: on_stop comes when they are done.
+    let shutdown = env.shutdown();
+    gate.add_permits(10);
+    for (n, ask) in asks.into_iter().enumerate() {
+        assert_eq!(soon(ask).await.unwrap(), n + 1, "messages begin in order");
+    }
+    soon(shutdown).await;
+}
+
+#[tokio::test]
+async fn a_concurrent_endpoint_stays_serial_when_on_start_fails() {
+    let env = client().await;
+    let crowd = Crowd {
+        inside: Arc::default(),
+        gate: Arc::new(Semaphore::new(10)),
+        fail_start: true,
+        arrived: Arc::new(Notify::new()),
+    };
+    let endpoint = env.setup_endpoint("crowd", crowd).unwrap();
+    let asks: Vec<_> = (0..10).map(|n| endpoint.ask(Work(n))).collect();
+    for ask in asks {
+        assert_eq!(soon(ask).await.unwrap(), 1, "no other receive may be inside");
+    }
+}
+
+#[tokio::test]
+async fn names_are_unique_and_free_after_stop() {
+    let env = client().await;
+    let first = env.setup_endpoint("hello", Hello).unwrap();
+    let error = env.setup_endpoint("hello", Hello).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::EndpointExists);
+    assert_eq!(error.to_string(), "There is already an RpcEndpoint called hello");
+    env.stop(&first);
+    let second = env.setup_endpoint("hello", Hello).unwrap();
+    assert_eq!(soon(second.ask(hi("again"))).await.unwrap().text, "hi, again");
+    assert_eq!(soon(first.ask(hi("old"))).await.unwrap_err().kind(), ErrorKind::Stopped);
+}
+
+#[tokio::test]
+async fn sends_and_asks_of_one_holder_arrive_in_order() {
+    let env = client().await;
+    let mut seen = Vec::new();
+    let serve = Serve(move |message| {
+        match message {
+            Local::Tell(Tell(n)) => seen.push(n),
+            Local::Work(Work(n), context) => {
+                seen.push(n);
+                context.reply(usize::from(seen.is_sorted()) * seen.len())?;
+            }
+            Local::Same(..) => {}
+        }
+        Ok(())
+    });
+    let endpoint = env.setup_endpoint("order", serve).unwrap();
+    let mut last = None;
+    for n in 0..1000 {
+        if n % 10 == 9 {
+            // Not polled before the end: asks are on their way when they are called.
+            last = Some(endpoint.ask(Work(n)));
+        } else {
+            endpoint.send(Tell(n)).unwrap();
+        }
+    }
+    assert_eq!(soon(last.unwrap()).await.unwrap(), 1000);
+}
+
+#[tokio::test]
+async fn shutdown_can_be_awaited_by_many_and_started_by_an_endpoint() {
+    struct Quits;
+    impl ThreadSafeRpcEndpoint for Quits {
+        type Message = Local;
+        async fn receive(&mut self, _: Local, cx: &EndpointContext<Local>) -> Result<(), RpcError> {
+            drop(cx.env().shutdown());
+            Ok(())
+        }
+    }
+    let env = client().await;
+    let endpoint = env.setup_endpoint("quits", Quits).unwrap();
+    let waiting = tokio::spawn(env.await_termination());
+    endpoint.send(Tell(0)).unwrap();
+    soon(waiting).await.unwrap();
+    soon(env.shutdown()).await;
+    soon(env.await_termination()).await;
+    assert_eq!(env.setup_endpoint("late", Hello).unwrap_err().kind(), ErrorKind::Stopped);
+    let error = soon(endpoint.ask(Work(1))).await.unwrap_err();
+    assert!(error.to_string().contains("RpcEnv already stopped"), "{error}");
+}
+
+#[test]
+fn asks_end_when_the_runtime_dies() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let (env, endpoint, waiting, entered) = runtime.block_on(async {
+        let env = client().await;
+        let (told, mut entered) = mpsc::unbounded_channel();
+        struct Stuck(mpsc::UnboundedSender<()>);
+        impl ThreadSafeRpcEndpoint for Stuck {
+            type Message = Local;
+            async fn receive(&mut self, _message: Local, _: &EndpointContext<Local>) -> Result<(), RpcError> {
+                let _ = self.0.send(());
+                std::future::pending().await
+            }
+        }
+        let endpoint = env.setup_endpoint("stuck", Stuck(told)).unwrap();
+        let waiting = [endpoint.ask(Work(0)), endpoint.ask(Work(1))];
+        next(&mut entered).await;
+        (env, endpoint, waiting, entered)
+    });
+    drop(runtime);
+    drop(entered);
+    let other = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    other.block_on(async {
+        let [running, queued] = waiting;
+        assert_eq!(soon(running).await.unwrap_err().kind(), ErrorKind::Unanswered);
+        assert_eq!(soon(queued).await.unwrap_err().kind(), ErrorKind::Stopped);
+        assert_eq!(soon(endpoint.ask(Work(2))).await.unwrap_err().kind(), ErrorKind::Stopped);
+        soon(env.shutdown()).await;
+    });
+}

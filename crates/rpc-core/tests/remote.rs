@@ -1,0 +1,603 @@
+//! Endpoints of another environment, over TCP: rows RPC-ENV and NRE of the checklist.
+
+mod common;
+
+mod coverage {
+    rpc_core::include_proto!("coverage");
+}
+
+use std::error::Error;
+use std::fmt;
+use std::time::Duration;
+
+use common::{Greeting, Hello, HelloMessage, SayHi, address, bye, client, hi, next, server, setting, soon};
+use coverage::{Key, Mark, Pair, StoreGet, StoreMessage};
+use network_common::{NoOpRpcHandler, TransportConf, TransportContext};
+use rpc_core::{
+    EndpointContext, ErrorKind, IncomingBody, IncomingRequest, Method, OutgoingBody, RpcAddress,
+    RpcCallContext, RpcEnv, RpcError, RpcMessage, RpcRequest, ThreadSafeRpcEndpoint,
+};
+use tokio::sync::mpsc;
+
+/// Serves the store's messages with a closure.
+struct Store<F>(F);
+
+impl<F: FnMut(StoreMessage) -> Result<(), RpcError> + Send + 'static> ThreadSafeRpcEndpoint for Store<F> {
+    type Message = StoreMessage;
+    async fn receive(
+        &mut self,
+        message: StoreMessage,
+        _: &EndpointContext<StoreMessage>,
+    ) -> Result<(), RpcError> {
+        (self.0)(message)
+    }
+}
+
+fn mark(name: &str) -> Mark {
+    Mark { name: name.to_owned() }
+}
+
+fn get(name: &str) -> StoreGet {
+    StoreGet(Key { name: name.to_owned() })
+}
+
+#[tokio::test]
+async fn rpc_env_02_send_a_message_remotely() {
+    let (server, client) = (server().await, client().await);
+    let (told, mut received) = mpsc::unbounded_channel();
+    let store = Store(move |message| {
+        if let StoreMessage::Touch(mark) = message {
+            let _ = told.send(mark.name);
+        }
+        Ok(())
+    });
+    server.setup_endpoint("store", store).unwrap();
+    let store = soon(client.setup_endpoint_ref::<StoreMessage>(address(&server), "store")).await.unwrap();
+    store.send(mark("hello")).unwrap();
+    assert_eq!(next(&mut received).await, "hello");
+}
+
+#[tokio::test]
+async fn rpc_env_05_ask_a_message_remotely() {
+    let (server, client) = (server().await, client().await);
+    server.setup_endpoint("hello", Hello).unwrap();
+    let hello = soon(client.setup_endpoint_ref::<HelloMessage>(address(&server), "hello")).await.unwrap();
+    assert_eq!(hello.to_string(), format!("spark://hello@{}", address(&server)));
+    assert_eq!(soon(hello.ask(hi("neo"))).await.unwrap().text, "hi, neo");
+    assert_eq!(soon(hello.ask(bye("neo"))).await.unwrap().text, "bye, neo");
+}
+
+#[tokio::test]
+async fn endpoints_elsewhere_cannot_be_stopped() {
+    let (first, second) = (server().await, server().await);
+    let here = first.setup_endpoint("hello", Hello).unwrap();
+    second.setup_endpoint("hello", Hello).unwrap();
+    let there = soon(first.setup_endpoint_ref::<HelloMessage>(address(&second), "hello")).await.unwrap();
+    first.stop(&there);
+    assert_eq!(soon(there.ask(hi("there"))).await.unwrap().text, "hi, there");
+    assert_eq!(soon(here.ask(hi("here"))).await.unwrap().text, "hi, here");
+}
+
+#[tokio::test]
+async fn rpc_env_06_ask_a_message_timeout_remotely() {
+    let server = server().await;
+    let client = RpcEnv::builder("client")
+        .client_mode()
+        .conf(setting("spark.rpc.askTimeout", "1ms"))
+        .start()
+        .await
+        .unwrap();
+    let mut kept = Vec::new();
+    let store = Store(move |message| {
+        kept.push(message);
+        Ok(())
+    });
+    server.setup_endpoint("slow", store).unwrap();
+    let store = soon(client.setup_endpoint_ref::<StoreMessage>(address(&server), "slow")).await.unwrap();
+    let error = soon(store.ask(get("x"))).await.unwrap_err();
+    assert!(error.is_timeout() && !error.is_remote());
+    assert_eq!(error.to_string().matches("spark.rpc.askTimeout").count(), 1, "{error}");
+    assert_eq!(error.peer(), Some(format!("spark://slow@{}", address(&server)).as_str()));
+}
+
+#[tokio::test]
+async fn rpc_env_18_send_with_reply_remotely() {
+    let (server, client) = (server().await, client().await);
+    // Answered later and from elsewhere.
+    let store = Store(|message| {
+        if let StoreMessage::Remove(_, context) = message {
+            tokio::spawn(async move { context.reply(()) });
+        }
+        Ok(())
+    });
+    server.setup_endpoint("store", store).unwrap();
+    let store = soon(client.setup_endpoint_ref::<StoreMessage>(address(&server), "store")).await.unwrap();
+    soon(store.ask(coverage::StoreRemove(Key::default()))).await.unwrap();
+}
+
+#[derive(Debug)]
+struct NoBlock(std::io::Error);
+
+impl fmt::Display for NoBlock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("cannot read the block")
+    }
+}
+
+impl Error for NoBlock {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        Some(&self.0)
+    }
+}
+
+#[tokio::test]
+async fn rpc_env_20_send_with_reply_remotely_error() {
+    let (server, client) = (server().await, client().await);
+    let store = Store(|message| match message {
+        StoreMessage::Get(key, context) if key.name == "send_failure" => {
+            let cause = NoBlock(std::io::Error::other("disk on fire"));
+            context.send_failure(RpcError::application(cause).retryable());
+            Ok(())
+        }
+        StoreMessage::Get(key, _context) if key.name == "panic" => panic!("no {}", key.name),
+        StoreMessage::Get(key, _context) if key.name == "drop" => Ok(()),
+        _ => Err(RpcError::application("Oops")),
+    });
+    server.setup_endpoint("store", store).unwrap();
+    let store = soon(client.setup_endpoint_ref::<StoreMessage>(address(&server), "store")).await.unwrap();
+
+    let error = soon(store.ask(get("?"))).await.unwrap_err();
+    assert_eq!((error.kind(), error.to_string().as_str()), (ErrorKind::Application, "Oops"));
+    assert!(error.is_remote() && !error.is_retryable());
+    assert_eq!(error.peer(), Some(format!("spark://store@{}", address(&server)).as_str()));
+
+    let error = soon(store.ask(get("send_failure"))).await.unwrap_err();
+    assert!(error.is_remote() && error.is_retryable());
+    assert_eq!(error.to_string(), "cannot read the block");
+    assert_eq!(error.source().expect("the cause").to_string(), "disk on fire");
+
+    let error = soon(store.ask(get("panic"))).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Panic);
+    assert!(error.to_string().contains("no panic"), "{error}");
+
+    let error = soon(store.ask(get("drop"))).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unanswered);
+}
+
+#[tokio::test]
+async fn nre_01_non_existent_endpoint() {
+    let (server, client) = (server().await, client().await);
+    for env in [&client, &server] {
+        let lookup = env.setup_endpoint_ref::<HelloMessage>(address(&server), "nobody");
+        let error = soon(lookup).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::EndpointNotFound);
+        assert_eq!(error.to_string(), format!("Cannot find endpoint: spark://nobody@{}", address(&server)));
+    }
+}
+
+#[tokio::test]
+async fn nre_02_advertise_address_different_from_bind_address() {
+    let env = RpcEnv::builder("server").bind("127.0.0.1:0").advertise("example.com").start().await.unwrap();
+    assert!(address(&env).to_string().starts_with("example.com:"));
+    assert_ne!(address(&env).port(), 0);
+}
+
+#[tokio::test]
+async fn a_wildcard_needs_an_address_to_advertise() {
+    for bind in ["0.0.0.0:0", "[::]:0"] {
+        let error = RpcEnv::builder("server").bind(bind).start().await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Config);
+        assert!(error.to_string().contains("advertise"), "{error}");
+    }
+    let env = RpcEnv::builder("server").bind("0.0.0.0:0").advertise("127.0.0.1").start().await.unwrap();
+    env.setup_endpoint("hello", Hello).unwrap();
+    let client = client().await;
+    soon(client.setup_endpoint_ref::<HelloMessage>(address(&env), "hello")).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_env_without_a_mode_or_with_a_bad_address_does_not_start() {
+    assert_eq!(RpcEnv::builder("none").start().await.unwrap_err().kind(), ErrorKind::Config);
+    assert_eq!(RpcEnv::builder("bad").bind("here").start().await.unwrap_err().kind(), ErrorKind::Address);
+    let first = server().await;
+    let second = RpcEnv::builder("second").bind(address(&first).to_string()).start().await.unwrap_err();
+    assert_eq!(second.kind(), ErrorKind::Bind);
+}
+
+#[tokio::test]
+async fn a_lookup_checks_the_service() {
+    let (server, client) = (server().await, client().await);
+    server.setup_endpoint("hello", Hello).unwrap();
+    let error = soon(client.setup_endpoint_ref::<StoreMessage>(address(&server), "hello")).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ServiceMismatch);
+    let text = error.to_string();
+    assert!(text.contains("serves hello.Hello, not coverage.Store"), "{text}");
+    // In the own environment too, where types are compared.
+    let error = soon(server.setup_endpoint_ref::<StoreMessage>(address(&server), "hello")).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ServiceMismatch);
+}
+
+/// The messages of two services.
+enum Both {
+    Hello(HelloMessage),
+    Store(StoreMessage),
+}
+
+impl RpcMessage for Both {
+    const SERVICES: &'static [&'static str] = &["hello.Hello", "coverage.Store"];
+    fn decode(request: IncomingRequest<'_>) -> Result<Self, RpcError> {
+        match request.service() {
+            "hello.Hello" => HelloMessage::decode(request).map(Self::Hello),
+            _ => StoreMessage::decode(request).map(Self::Store),
+        }
+    }
+}
+
+struct ServesBoth;
+
+impl ThreadSafeRpcEndpoint for ServesBoth {
+    type Message = Both;
+    async fn receive(&mut self, message: Both, _: &EndpointContext<Both>) -> Result<(), RpcError> {
+        match message {
+            Both::Hello(HelloMessage::SayHi(hi, context)) => context.reply(Greeting { text: hi.msg }),
+            Both::Store(StoreMessage::Get(_, context)) => context.reply(coverage::Value { value: 42 }),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[tokio::test]
+async fn one_endpoint_can_serve_several_services() {
+    let (server, client) = (server().await, client().await);
+    server.setup_endpoint("both", ServesBoth).unwrap();
+    let hello = soon(client.setup_endpoint_ref::<HelloMessage>(address(&server), "both")).await.unwrap();
+    let store = soon(client.setup_endpoint_ref::<StoreMessage>(address(&server), "both")).await.unwrap();
+    assert_eq!(soon(hello.ask(hi("x"))).await.unwrap().text, "x");
+    assert_eq!(soon(store.ask(get("x"))).await.unwrap().value, 42);
+}
+
+#[tokio::test]
+async fn messages_without_a_schema_stay_at_home() {
+    struct Home;
+    impl RpcMessage for Home {}
+    let (server, client) = (server().await, client().await);
+    let error = soon(client.setup_endpoint_ref::<Home>(address(&server), "hello")).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::LocalOnly);
+}
+
+#[tokio::test]
+async fn a_lookup_in_the_own_environment_gives_a_local_ref() {
+    let server = server().await;
+    let thread = std::thread::current().id();
+    let store = Store(move |message| {
+        // Over the network there would be two messages, one for each side.
+        assert_eq!(std::thread::current().id(), thread);
+        match message {
+            StoreMessage::Get(_, context) => context.reply(coverage::Value { value: 1 }),
+            _ => Ok(()),
+        }
+    });
+    let direct = server.setup_endpoint("store", store).unwrap();
+    let found = soon(server.setup_endpoint_ref::<StoreMessage>(address(&server), "store")).await.unwrap();
+    assert_eq!(direct, found);
+    assert_eq!(soon(found.ask(get("x"))).await.unwrap().value, 1);
+    server.stop(&direct);
+    // A local ref knows at once.
+    assert_eq!(found.send(get("x")).unwrap_err().error().kind(), ErrorKind::Stopped);
+}
+
+/// What a newer peer may send: an rpc that this side's schema does not have; and what a broken one may: a request
+/// that is something else.
+struct Newer(&'static str);
+
+impl RpcRequest<HelloMessage> for Newer {
+    type Reply = Greeting;
+    const METHOD: Option<Method> = Some(Method::new("hello.Hello", "SayNothing"));
+    fn into_message(self, context: RpcCallContext<Greeting>) -> HelloMessage {
+        HelloMessage::SayHi(hi(self.0), context)
+    }
+    fn encode(&self, body: &mut OutgoingBody<'_>) -> Result<(), RpcError> {
+        body.message(&hi(self.0))
+    }
+    fn decode_reply(body: IncomingBody) -> Result<Greeting, RpcError> {
+        body.decode()
+    }
+}
+
+struct Broken;
+
+impl RpcRequest<HelloMessage> for Broken {
+    type Reply = Greeting;
+    const METHOD: Option<Method> = Some(Method::new("hello.Hello", "SayHi"));
+    fn into_message(self, context: RpcCallContext<Greeting>) -> HelloMessage {
+        HelloMessage::SayHi(SayHi::default(), context)
+    }
+    fn encode(&self, body: &mut OutgoingBody<'_>) -> Result<(), RpcError> {
+        // Field 1 is a message here and not UTF-8, where SayHi has a string.
+        let key = Key { name: "\u{7f}\u{7f}".to_owned() };
+        body.message(&Pair { key: Some(key), payload: vec![0xff; 3].into(), ..Pair::default() })
+    }
+    fn decode_reply(body: IncomingBody) -> Result<Greeting, RpcError> {
+        body.decode()
+    }
+}
+
+#[tokio::test]
+async fn an_unknown_method_fails_its_ask_only() {
+    let (server, client) = (server().await, client().await);
+    let endpoint = server.setup_endpoint("hello", Hello).unwrap();
+    let hello = soon(client.setup_endpoint_ref::<HelloMessage>(address(&server), "hello")).await.unwrap();
+    let error = soon(hello.ask(Newer("x"))).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotDelivered);
+    assert!(error.is_remote());
+    assert!(error.to_string().contains("hello.Hello has no method SayNothing"), "{error}");
+    hello.send(Newer("x")).unwrap();
+    assert_eq!(soon(hello.ask(hi("neo"))).await.unwrap().text, "hi, neo");
+
+    // So does an endpoint that is gone meanwhile.
+    server.stop(&endpoint);
+    let error = soon(hello.ask(hi("neo"))).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotDelivered);
+    assert!(error.to_string().contains("Could not find hello."), "{error}");
+}
+
+#[tokio::test]
+async fn bytes_that_are_no_envelope_fail_their_request_only() {
+    let server = server().await;
+    server.setup_endpoint("hello", Hello).unwrap();
+    let context = TransportContext::new(TransportConf::new("rpc"), NoOpRpcHandler::new());
+    let factory = context.create_client_factory();
+    let at = address(&server);
+    let client = soon(factory.create_client((at.host(), at.port()))).await.unwrap();
+    // Cut off, a length beyond the end, not UTF-8, no endpoint, a sender that is no address.
+    let refused: [(&[u8], &str); 5] = [
+        (b"\xff", "no envelope"),
+        (b"\x7a\xff\xff\xff\xff\x0f", "no envelope"),
+        (b"\x1a\x01\xff", "no envelope"),
+        (b"", "Could not find ."),
+        (b"\x0a\x03@@@\x1a\x05hello", "serves hello.Hello, not"),
+    ];
+    for (bytes, text) in refused {
+        client.send(bytes).unwrap();
+        let error = soon(client.send_rpc(bytes)).await.unwrap_err();
+        assert!(error.is_remote() && error.to_string().contains(text), "{bytes:?}: {error}");
+    }
+    // A method whose request is cut off.
+    let bytes: &[u8] = b"\x1a\x05hello\x22\x0bhello.Hello\x2a\x05SayHi\x7a\x02\x0a\x7f";
+    let error = soon(client.send_rpc(bytes)).await.unwrap_err();
+    assert!(error.to_string().contains("hello.Hello/SayHi cannot be decoded"), "{error}");
+    assert!(client.is_active());
+}
+
+#[tokio::test]
+async fn unknown_fields_are_tolerated() {
+    let (server, client) = (server().await, client().await);
+    server.setup_endpoint("hello", Hello).unwrap();
+    let hello = soon(client.setup_endpoint_ref::<HelloMessage>(address(&server), "hello")).await.unwrap();
+    // Pair's field 1 holds bytes that are a string as well; SayHi does not know its field 3.
+    let text = soon(hello.ask(Broken)).await.unwrap().text;
+    assert!(text.starts_with("hi, "), "{text}");
+}
+
+#[tokio::test]
+async fn sends_and_asks_arrive_in_order_also_before_the_connection_stands() {
+    let (server, client) = (server().await, client().await);
+    let mut seen = Vec::new();
+    let store = Store(move |message| match message {
+        StoreMessage::Touch(mark) => {
+            seen.push(mark.name.parse::<usize>().map_err(RpcError::application)?);
+            Ok(())
+        }
+        StoreMessage::Get(key, context) => {
+            seen.push(key.name.parse::<usize>().map_err(RpcError::application)?);
+            let sorted = seen.is_sorted();
+            context.reply(coverage::Value { value: if sorted { seen.len() as i64 } else { -1 } })
+        }
+        _ => Ok(()),
+    });
+    server.setup_endpoint("order", store).unwrap();
+    let store = soon(client.setup_endpoint_ref::<StoreMessage>(address(&server), "order")).await.unwrap();
+    let mut last = None;
+    for n in 0..2000 {
+        if n % 10 == 9 {
+            last = Some(store.ask(get(&n.to_string())));
+        } else {
+            store.send(mark(&n.to_string())).unwrap();
+        }
+    }
+    assert_eq!(soon(last.unwrap()).await.unwrap().value, 2000);
+}
+
+#[tokio::test]
+async fn a_full_write_queue_gives_the_request_back() {
+    let server = server().await;
+    let client = RpcEnv::builder("client")
+        .client_mode()
+        .conf(setting("spark.rpc.io.maxWriteQueueSize", "4k"))
+        .start()
+        .await
+        .unwrap();
+    let mut received = 0;
+    let store = Store(move |message| match message {
+        StoreMessage::Touch(_) => {
+            received += 1;
+            Ok(())
+        }
+        StoreMessage::Get(_, context) => context.reply(coverage::Value { value: received }),
+        _ => Ok(()),
+    });
+    server.setup_endpoint("store", store).unwrap();
+    let store = soon(client.setup_endpoint_ref::<StoreMessage>(address(&server), "store")).await.unwrap();
+    // On this one thread nothing is written before the test gives way.
+    let mut sent = 0;
+    let refused = loop {
+        match store.send(mark(&"x".repeat(1000))) {
+            Ok(()) => sent += 1,
+            Err(refused) => break refused,
+        }
+        assert!(sent < 100, "there is no limit");
+    };
+    assert_eq!(refused.error().kind(), ErrorKind::Limit);
+    assert!(refused.error().is_retryable());
+    assert_eq!(refused.into_message().name.len(), 1000);
+    assert_eq!(soon(store.ask(get(&"x".repeat(1000)))).await.unwrap_err().kind(), ErrorKind::Limit);
+    // What was taken is sent, and there is room again.
+    let count = soon(async {
+        loop {
+            match store.ask(get("x")).await {
+                Ok(count) => break count.value,
+                Err(_) => tokio::task::yield_now().await,
+            }
+        }
+    })
+    .await;
+    assert_eq!(count, sent);
+}
+
+#[tokio::test]
+async fn an_unreachable_peer_fails_what_waits_and_is_tried_anew() {
+    let client = client().await;
+    let server = server().await;
+    server.setup_endpoint("hello", Hello).unwrap();
+    let at = address(&server);
+    let hello = soon(client.setup_endpoint_ref::<HelloMessage>(at.clone(), "hello")).await.unwrap();
+    soon(server.shutdown()).await;
+
+    let error = soon(async {
+        loop {
+            // The close may still be on its way to this side.
+            match hello.ask(hi("neo")).await {
+                Err(error) if error.is_retryable() => break error,
+                _ => {}
+            }
+        }
+    })
+    .await;
+    assert_eq!(error.kind(), ErrorKind::Network);
+    assert!(error.to_string().contains(&at.to_string()), "{error}");
+
+    let again = soon(async {
+        loop {
+            match RpcEnv::builder("again").bind(at.to_string()).start().await {
+                Ok(env) => break env,
+                Err(_) => tokio::task::yield_now().await,
+            }
+        }
+    })
+    .await;
+    again.setup_endpoint("hello", Hello).unwrap();
+    soon(async {
+        // The transport may refuse to connect for a moment after a failure.
+        while hello.ask(hi("neo")).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn asks_end_when_the_peer_or_the_own_environment_stops() {
+    let mut kept = Vec::new();
+    let (told, mut arrived) = mpsc::unbounded_channel();
+    let store = Store(move |message| {
+        kept.push(message);
+        let _ = told.send(());
+        Ok(())
+    });
+    let (server, client) = (server().await, client().await);
+    server.setup_endpoint("keeps", store).unwrap();
+    let store = soon(client.setup_endpoint_ref::<StoreMessage>(address(&server), "keeps")).await.unwrap();
+    let ask = store.ask(get("x"));
+    next(&mut arrived).await;
+    soon(server.shutdown()).await;
+    // Its endpoint was dropped, and what it had kept with it.
+    let error = soon(ask).await.unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::Unanswered | ErrorKind::Network), "{error:?}");
+
+    soon(client.shutdown()).await;
+    let refused = store.send(mark("late")).unwrap_err();
+    assert_eq!(refused.error().kind(), ErrorKind::Stopped);
+    assert_eq!(refused.into_message().name, "late");
+    assert_eq!(soon(store.ask(get("late"))).await.unwrap_err().kind(), ErrorKind::Stopped);
+}
+
+#[tokio::test]
+async fn the_sender_is_where_the_asker_listens_or_its_socket() {
+    let (first, second, client) = (server().await, server().await, client().await);
+    let (told, mut senders) = mpsc::unbounded_channel();
+    let store = Store(move |message| {
+        if let StoreMessage::Get(_, context) = message {
+            let _ = told.send(context.sender_address().cloned());
+        }
+        Ok(())
+    });
+    first.setup_endpoint("store", store).unwrap();
+    for env in [&second, &client] {
+        let store = soon(env.setup_endpoint_ref::<StoreMessage>(address(&first), "store")).await.unwrap();
+        store.send(get("x")).unwrap();
+        let sender = next(&mut senders).await.expect("known");
+        match env.address() {
+            Some(address) => assert_eq!(&sender, address),
+            None => assert_eq!(sender.host(), "127.0.0.1"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_lookup_that_is_not_answered_names_its_setting() {
+    // It accepts and says nothing.
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let silent = RpcAddress::from(listener.local_addr().unwrap());
+    let client = RpcEnv::builder("client")
+        .client_mode()
+        .conf(setting("spark.rpc.lookupTimeout", "20ms"))
+        .start()
+        .await
+        .unwrap();
+    let started = std::time::Instant::now();
+    let error = soon(client.setup_endpoint_ref::<HelloMessage>(silent, "hello")).await.unwrap_err();
+    assert!(error.is_timeout(), "{error:?}");
+    assert!(error.to_string().contains("spark.rpc.lookupTimeout"), "{error}");
+    assert!(started.elapsed() >= Duration::from_millis(20));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_ask_ends_once_while_endpoints_and_connections_come_and_go() {
+    for round in 0..20 {
+        let (server, client) = (server().await, client().await);
+        server.setup_endpoint("hello", Hello).unwrap();
+        let hello = soon(client.setup_endpoint_ref::<HelloMessage>(address(&server), "hello")).await.unwrap();
+        let askers: Vec<_> = (0..4)
+            .map(|_| {
+                let hello = hello.clone();
+                tokio::spawn(async move {
+                    let (mut answered, mut failed) = (0, 0);
+                    for n in 0..200 {
+                        let ask = hello.ask(hi("neo"));
+                        // Some give up.
+                        if n % 7 == 0 {
+                            continue;
+                        }
+                        match ask.await {
+                            Ok(greeting) => {
+                                assert_eq!(greeting.text, "hi, neo");
+                                answered += 1;
+                            }
+                            Err(_) => failed += 1,
+                        }
+                    }
+                    (answered, failed)
+                })
+            })
+            .collect();
+        if round % 2 == 0 {
+            soon(server.shutdown()).await;
+        } else {
+            soon(client.shutdown()).await;
+        }
+        for asker in askers {
+            let (answered, failed) = soon(asker).await.unwrap();
+            assert_eq!(answered + failed, 200 - 29);
+        }
+    }
+}

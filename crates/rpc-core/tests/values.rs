@@ -1,0 +1,170 @@
+//! Addresses, timeouts and settings: rows ADR, NRA and RPC-ENV-32 of the checklist.
+
+use std::time::Duration;
+
+use rpc_core::{ErrorKind, RpcAddress, RpcConf, RpcEndpointAddress, RpcTimeout};
+
+#[test]
+fn adr_01_host_port() {
+    let address = RpcAddress::new("1.2.3.4", 1234);
+    assert_eq!((address.host(), address.port()), ("1.2.3.4", 1234));
+    assert_eq!(address.host_port(), "1.2.3.4:1234");
+    assert_eq!(address.to_string(), "1.2.3.4:1234");
+    assert_eq!("1.2.3.4:1234".parse::<RpcAddress>().unwrap(), address);
+}
+
+#[test]
+fn adr_02_from_spark_url() {
+    let address = RpcAddress::from_spark_url("spark://1.2.3.4:1234").unwrap();
+    assert_eq!((address.host(), address.port()), ("1.2.3.4", 1234));
+}
+
+#[test]
+fn adr_03_from_spark_url_a_typo_url() {
+    let error = RpcAddress::from_spark_url("spark://1.2. 3.4:1234").unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Address);
+    assert_eq!(error.to_string(), "Invalid master URL: spark://1.2. 3.4:1234");
+}
+
+#[test]
+fn adr_04_from_spark_url_invalid_scheme() {
+    for url in [
+        "invalid://1.2.3.4:1234",
+        "spark:1.2.3.4:1234",
+        "1.2.3.4:1234",
+        "spark://1.2.3.4",
+        "spark://:1234",
+        "spark://h:-1",
+        "spark://h:+1",
+        "spark://h:65536",
+        "spark://h:",
+        "spark://h:1/",
+        "spark://h:1?q",
+        "spark://h:1#f",
+        "spark://user@h:1",
+        "spark://::1:1234",
+        "spark://[::1:1234",
+        "spark://[host]:1234",
+        "",
+    ] {
+        let error = RpcAddress::from_spark_url(url).unwrap_err();
+        assert_eq!(error.to_string(), format!("Invalid master URL: {url}"));
+    }
+}
+
+#[test]
+fn adr_05_to_spark_url() {
+    assert_eq!(RpcAddress::new("1.2.3.4", 1234).to_spark_url(), "spark://1.2.3.4:1234");
+}
+
+#[test]
+fn adr_06_ipv6_host_port() {
+    for host in ["::1", "[::1]"] {
+        let address = RpcAddress::new(host, 1234);
+        assert_eq!(address.host(), "[::1]");
+        assert_eq!(address.to_string(), "[::1]:1234");
+    }
+}
+
+#[test]
+fn adr_07_ipv6_from_spark_url() {
+    let address = RpcAddress::from_spark_url("spark://[::1]:1234").unwrap();
+    assert_eq!((address.host(), address.port()), ("[::1]", 1234));
+}
+
+#[test]
+fn adr_08_ipv6_to_spark_url() {
+    assert_eq!(RpcAddress::new("::1", 1234).to_spark_url(), "spark://[::1]:1234");
+}
+
+#[test]
+fn adr_09_consistent_sparse_mapping() {
+    assert_eq!(RpcAddress::new("::0:1", 1234).host(), "[::1]");
+    assert_eq!(RpcAddress::new("::0:1", 1234), RpcAddress::new("[0:0::1]", 1234));
+}
+
+#[test]
+fn adr_10_consistent_sparse_mapping_trailing_zeros() {
+    assert_eq!(RpcAddress::new("2600::", 1234).host(), "[2600::]");
+    assert_eq!(RpcAddress::new("2600:0:0:0:0:0:0:0", 1234).host(), "[2600::]");
+}
+
+#[test]
+fn nra_01_to_string() {
+    let address = RpcEndpointAddress::new(Some(RpcAddress::new("localhost", 12345)), "test").unwrap();
+    assert_eq!(address.to_string(), "spark://test@localhost:12345");
+    assert_eq!("spark://test@localhost:12345".parse::<RpcEndpointAddress>().unwrap(), address);
+}
+
+#[test]
+fn nra_02_to_string_for_client_mode() {
+    let address = RpcEndpointAddress::new(None, "test").unwrap();
+    assert_eq!(address.to_string(), "spark-client://test");
+    let error = "spark-client://test".parse::<RpcEndpointAddress>().unwrap_err();
+    assert_eq!(error.to_string(), "Invalid Spark URL: spark-client://test");
+}
+
+#[test]
+fn endpoint_addresses_need_a_name_that_fits() {
+    for url in
+        ["spark://h:1", "spark://@h:1", "spark://a b@h:1", "spark://a@h", "http://a@h:1", "spark://a@h:1/p"]
+    {
+        let error = url.parse::<RpcEndpointAddress>().unwrap_err();
+        assert_eq!(error.to_string(), format!("Invalid Spark URL: {url}"));
+    }
+    assert_eq!(
+        RpcEndpointAddress::new(None, "").unwrap_err().to_string(),
+        "RpcEndpoint name must be provided."
+    );
+    assert_eq!(RpcEndpointAddress::new(None, "a@b").unwrap_err().kind(), ErrorKind::Address);
+}
+
+#[test]
+fn rpc_env_32_construct_rpc_timeout_with_conf_property() {
+    let conf = RpcConf::from_settings([("second", "30s"), ("third", "1ms")]).unwrap();
+    let timeout = RpcTimeout::from_conf(&conf, &["second"], None).unwrap();
+    assert_eq!((timeout.duration(), timeout.setting()), (Duration::from_secs(30), Some("second")));
+
+    let timeout = RpcTimeout::from_conf(&conf, &["first", "second", "third"], None).unwrap();
+    assert_eq!((timeout.duration(), timeout.setting()), (Duration::from_secs(30), Some("second")));
+
+    let default = Some(Duration::from_secs(7));
+    let timeout = RpcTimeout::from_conf(&conf, &["fourth", "fifth"], default).unwrap();
+    assert_eq!((timeout.duration(), timeout.setting()), (Duration::from_secs(7), Some("fourth")));
+
+    for keys in [&["fourth"][..], &[]] {
+        assert_eq!(RpcTimeout::from_conf(&conf, keys, None).unwrap_err().kind(), ErrorKind::Config);
+    }
+}
+
+#[test]
+fn times_have_sparks_units() {
+    let parse = |text: &str| {
+        let conf = RpcConf::new().with("key", text)?;
+        RpcTimeout::from_conf(&conf, &["key"], None).map(|timeout| timeout.duration())
+    };
+    for (text, millis) in [
+        ("120s", 120_000),
+        ("500ms", 500),
+        ("2min", 120_000),
+        ("2m", 120_000),
+        ("1h", 3_600_000),
+        ("3", 3_000),
+    ] {
+        assert_eq!(parse(text).unwrap(), Duration::from_millis(millis), "{text}");
+    }
+    for text in ["", "s", "-1s", "1.5s", "1 week", "99999999999999999999", "999999999999999999d"] {
+        let error = parse(text).unwrap_err();
+        assert!(error.to_string().contains("key") && error.to_string().contains("120s"), "{error}");
+    }
+}
+
+#[test]
+fn a_wrong_setting_is_refused_where_it_is_set() {
+    let error = RpcConf::new().with("spark.rpc.askTimeout", "soon").unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Config);
+    assert_eq!(
+        error.to_string(),
+        "spark.rpc.askTimeout is `soon`; it takes a time such as 120s, 500ms or 2min"
+    );
+}
