@@ -383,13 +383,19 @@ final class PeerClient {
     for (int i = 0; i < 10; i++) {
       answers.add(Calls.upload(client, "digest", memory(Bytes.pattern(i, i * 50_000))));
     }
-    String expected = null;
+    String last = null;
+    boolean told = true;
     for (int i = 0; i < 10; i++) {
       byte[] bytes = Bytes.pattern(i, i * 50_000);
-      expected = Bytes.digestAnswer(Bytes.sha256().digest(bytes), bytes.length);
-      uploadAnswer(expected, await(answers.get(i)));
+      last = Bytes.digestAnswer(Bytes.sha256().digest(bytes), bytes.length);
+      byte[] answer = await(answers.get(i));
+      uploadAnswer(last, answer);
+      told = told && answer.length > 0;
     }
-    equal(expected, Bytes.text(await(rpc("lastdigest"))));
+    if (!told) {
+      // Spark ends uploads in the order in which they came; others need not, but tell each answer.
+      equal(last, Bytes.text(await(rpc("lastdigest"))));
+    }
   }
 
   /** A server of before 3.2 has no way to answer an upload with bytes; only lastdigest tells then. */
