@@ -17,6 +17,7 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Task {
     /// Prove the transport against real Spark, in both directions
+    #[command(after_help = interop::HELP)]
     Interop(interop::Options),
 }
 

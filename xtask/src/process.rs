@@ -132,3 +132,36 @@ fn each_line(pipe: impl Read, mut take: impl FnMut(String) -> bool) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(script: &str) -> Command {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        command
+    }
+
+    #[test]
+    fn a_stalled_child_misses_its_deadline_and_does_not_outlive_its_owner() {
+        let start = Instant::now();
+        let mut stalled = Process::start("stalled", &mut shell("echo started; exec sleep 600")).unwrap();
+        assert_eq!(stalled.line(start + Duration::from_secs(60)).unwrap().as_deref(), Some("started"));
+        let soon = Instant::now() + Duration::from_millis(20);
+        assert!(stalled.line(soon).unwrap_err().to_string().contains("stalled said nothing more"));
+        assert!(stalled.exit(soon).unwrap_err().to_string().contains("stalled did not exit"));
+        // Waits for the child, so that it ends soon only because the child was killed.
+        drop(stalled);
+        assert!(start.elapsed() < Duration::from_secs(60));
+    }
+
+    #[test]
+    fn output_shows_what_a_failed_command_said() {
+        let limit = Duration::from_secs(60);
+        assert_eq!(output("sh", &mut shell("echo a; echo b"), limit).unwrap(), ["a", "b"]);
+        let error =
+            output("sh", &mut shell("echo out; echo err >&2; exit 3"), limit).unwrap_err().to_string();
+        assert!(error.contains("out") && error.contains("err") && error.contains('3'), "{error}");
+    }
+}

@@ -21,6 +21,13 @@ use pair::Tally;
 use release::Release;
 use rust::RustPeer;
 
+/// What the options do not say.
+pub(crate) const HELP: &str = "\
+The first run against a release fetches it from PyPI (200 to 450 MB, of which 15 to 30 MB of jars are kept) into
+$SPARK_INTEROP_CACHE, or else $XDG_CACHE_HOME/network-common-interop, or else ~/.cache/network-common-interop.
+Needed on the PATH: java and javac of version 17 or later, pip (or python3 -m pip), tar.
+The last line of the output is `N passed, M failed`; the exit code is 1 when a case failed or none ran.";
+
 /// What `cargo xtask interop` takes.
 #[derive(Args)]
 pub(crate) struct Options {

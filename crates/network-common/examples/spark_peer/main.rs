@@ -83,16 +83,27 @@ fn major_and_minor(text: &str) -> Result<(u32, u32)> {
 }
 
 #[tokio::main]
-async fn main() -> Result<ExitCode> {
-    match Arguments::parse().role {
+async fn main() -> ExitCode {
+    match run(Arguments::parse()).await {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// False when a case of a client failed.
+async fn run(arguments: Arguments) -> Result<bool> {
+    match arguments.role {
         Role::Server { port, options } => {
             server::serve(options.conf()?, port).await?;
-            Ok(ExitCode::SUCCESS)
+            Ok(true)
         }
         Role::Client { host, port, spark, options } => {
             let since_3_2 = spark.is_none_or(|release| release >= (3, 2));
-            let all_passed = cases::run(options.conf()?, host, port, since_3_2).await?;
-            Ok(if all_passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+            cases::run(options.conf()?, host, port, since_3_2).await
         }
     }
 }
