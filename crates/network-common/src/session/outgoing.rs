@@ -173,20 +173,15 @@ impl Outgoing {
         }
     }
 
-    pub(super) fn check_room(
-        &self,
-        operation: &str,
-        peer: SocketAddr,
-        size: u64,
-    ) -> Result<(), TransportError> {
-        // One request of any size may go into an empty queue.
-        if self.queued == 0 || self.queued.saturating_add(size) <= self.limit {
+    /// A request of any size goes in while there is room at all, so that nothing is too large for ever.
+    pub(super) fn check_room(&self, operation: &str, peer: SocketAddr) -> Result<(), TransportError> {
+        if self.has_room() {
             return Ok(());
         }
         Err(TransportError::new(
             ErrorKind::Limit,
             format!(
-                "{operation} of {size} bytes to {peer} refused: {} bytes wait to be written already, and {} allows {}",
+                "{operation} to {peer} refused: {} bytes wait to be written already, and {} allows {}",
                 self.queued, self.limit_setting, self.limit
             ),
         )
