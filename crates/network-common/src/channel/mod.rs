@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
+use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout_at};
 
 use self::clock::IdleClock;
@@ -89,6 +90,8 @@ pub(crate) struct Connection {
     clock: Option<IdleClock>,
     flush: Option<std::pin::Pin<Box<tokio::time::Sleep>>>,
     reported: Reported,
+    /// The task that asks the stream manager, which ends with the connection.
+    bulk_server: Option<AbortHandle>,
     ended: bool,
 }
 
@@ -122,6 +125,7 @@ impl Connection {
             clock: conf.connection_timeout().map(IdleClock::new),
             flush: None,
             reported: Reported::default(),
+            bulk_server: None,
             ended: false,
             shared,
             handler,
@@ -283,6 +287,9 @@ impl Connection {
         wakers.into_iter().for_each(std::task::Waker::wake);
         self.reader.end(error);
         guarded("on_release", || drop(unwritten));
+        if let Some(server) = self.bulk_server.take() {
+            server.abort();
+        }
         guarded("connection_terminated", || handler.stream_manager().connection_terminated(client));
         guarded("channel_inactive", || handler.channel_inactive(client));
         let metrics = &self.resources.metrics;

@@ -90,7 +90,7 @@ impl Connection {
                 handler: Arc::clone(&self.handler),
                 resources: Arc::clone(&self.resources),
             };
-            tokio::spawn(server.run());
+            self.bulk_server = Some(tokio::spawn(server.run()).abort_handle());
         }
         Ok(())
     }
