@@ -280,7 +280,7 @@ impl Connection {
         }
         let mut wakers = Vec::new();
         let mut session = self.shared.session.lock();
-        let unserved = session.pending_bulk.len() as u64;
+        let unserved = session.bulk_requests() as u64;
         let unwritten = session.end(error.clone(), &mut wakers);
         drop(session);
         self.resources.metrics.chunks_in_transfer.fetch_sub(unserved, Ordering::Relaxed);

@@ -37,6 +37,8 @@ pub(super) struct Reader {
     pub(super) received: u64,
     /// Not reading, because the peer does not read its answers.
     pub(super) paused: bool,
+    /// Read, but not taken in when reading paused: one read holds thousands of requests, each with an answer of any size.
+    backlog: Vec<u8>,
     wakers: Vec<Waker>,
 }
 
@@ -54,6 +56,7 @@ impl Reader {
             receiving: None,
             received: 0,
             paused: false,
+            backlog: Vec::new(),
             wakers: Vec::new(),
         }
     }
@@ -69,6 +72,7 @@ impl Reader {
 
     /// The connection has ended.
     pub(super) fn end(&mut self, error: &TransportError) {
+        self.wakers.drain(..).for_each(Waker::wake);
         if let Some(receiving) = self.receiving.take() {
             receiving.pipe.finish(Err(error.clone()));
         }
@@ -151,9 +155,15 @@ impl Connection {
     /// Reads and dispatches what has arrived. `Ready(Ok)`: there may be more. `Ready(Err)`: the connection ends.
     pub(super) fn poll_read(&mut self, context: &mut Context<'_>) -> Poll<Result<(), TransportError>> {
         for _ in 0..READS_PER_TURN {
+            self.shared.answers_full.store(false, Ordering::Relaxed);
             self.reader.paused = self.shared.session.lock().peer_must_wait();
             if self.reader.paused {
                 return Poll::Pending;
+            }
+            if !self.reader.backlog.is_empty() {
+                let backlog = std::mem::take(&mut self.reader.backlog);
+                self.dispatch(&backlog)?;
+                continue;
             }
             if let Some(receiving) = &self.reader.receiving {
                 ready!(receiving.pipe.poll_room(context));
@@ -246,6 +256,10 @@ impl Connection {
                         // A handler has just installed filters: the rest of what was read is theirs.
                         let plain = self.unfilter(input)?;
                         return self.dispatch(&plain);
+                    }
+                    if !input.is_empty() && shared.answers_full.load(Ordering::Relaxed) {
+                        self.reader.backlog = input.to_vec();
+                        break Ok(());
                     }
                 }
                 Ok(None) => break Ok(()),

@@ -81,9 +81,9 @@ impl Connection {
         }
         metrics.chunks_in_transfer.fetch_add(1, Ordering::Relaxed);
         let mut session = self.shared.session.lock();
-        session.pending_bulk.push_back(request);
-        if !std::mem::replace(&mut session.bulk_server_runs, true) {
-            drop(session);
+        let start = session.push_bulk_request(request);
+        drop(session);
+        if start {
             let server = BulkServer {
                 shared: Arc::clone(&self.shared),
                 client: self.client.clone(),
@@ -140,13 +140,11 @@ impl BulkServer {
     async fn next(&self) -> Option<BulkRequest> {
         std::future::poll_fn(|context| {
             let mut session = self.shared.session.lock();
-            if !session.pending_bulk.is_empty() && !session.outgoing.takes_bodies() {
+            if session.bulk_requests() > 0 && !session.outgoing.takes_bodies() {
                 session.watch(context.waker());
                 return Poll::Pending;
             }
-            let request = session.pending_bulk.pop_front();
-            session.bulk_server_runs = request.is_some();
-            Poll::Ready(request)
+            Poll::Ready(session.pop_bulk_request())
         })
         .await
     }

@@ -34,6 +34,8 @@ pub(crate) struct Shared {
     active: AtomicBool,
     /// New requests of the peer fail, and the connection ends when the earlier ones are answered.
     draining: AtomicBool,
+    /// The reader had better look whether the peer must wait.
+    pub(crate) answers_full: AtomicBool,
     /// Filters wait in the session for the reader.
     pub(crate) filters_installed: AtomicBool,
     client_id: OnceLock<String>,
@@ -51,6 +53,7 @@ impl Shared {
             id: ConnectionId(NEXT.fetch_add(1, Ordering::Relaxed)),
             active: AtomicBool::new(true),
             draining: AtomicBool::new(false),
+            answers_full: AtomicBool::new(false),
             filters_installed: AtomicBool::new(false),
             client_id: OnceLock::new(),
             moved: AtomicU64::new(0),

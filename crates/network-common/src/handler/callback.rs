@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 
@@ -107,7 +108,13 @@ struct Pending {
 impl Pending {
     fn answer(&mut self, message: impl FnOnce(i64) -> Message<()>, mut body: Bytes) {
         self.answered = true;
-        self.shared.update(|session| session.answer(&message(self.request_id), &mut body));
+        let full = self.shared.update(|session| {
+            session.answer(&message(self.request_id), &mut body);
+            session.peer_must_wait()
+        });
+        if full {
+            self.shared.answers_full.store(true, Ordering::Relaxed);
+        }
     }
 
     fn fail(&mut self, error: &dyn fmt::Display) {

@@ -26,12 +26,23 @@ use crate::protocol::{MAX_FRAME_PAYLOAD, MergedBlockMetaRequest, Message};
 
 /// Chunk and stream requests of the peer that wait for their turn; with more, the peer is no longer read.
 const MAX_PENDING_BULK: usize = 4096;
+/// The same in bytes of their stream names.
+const MAX_PENDING_NAMES: usize = 1 << 20;
 
 /// A request of the peer that is served by the stream manager, in arrival order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum BulkRequest {
     Chunk { stream_id: i64, chunk_index: i32 },
     Stream { stream_id: String },
+}
+
+impl BulkRequest {
+    fn name_length(&self) -> usize {
+        match self {
+            Self::Chunk { .. } => 0,
+            Self::Stream { stream_id } => stream_id.len(),
+        }
+    }
 }
 
 /// How the driver is to end the connection.
@@ -47,9 +58,10 @@ pub(crate) struct Session {
     pub(crate) requests: Requests,
     pub(crate) outgoing: Outgoing,
     /// The peer's requests for the stream manager, oldest first.
-    pub(crate) pending_bulk: VecDeque<BulkRequest>,
+    pending_bulk: VecDeque<BulkRequest>,
+    pending_names: usize,
     /// A task is working on `pending_bulk`.
-    pub(crate) bulk_server_runs: bool,
+    bulk_server_runs: bool,
     /// How many of the peer's requests were answered by handlers.
     pub(crate) answered: u64,
     /// A request was registered since the driver last looked at the clock.
@@ -72,6 +84,7 @@ impl Session {
             requests: Requests::default(),
             outgoing,
             pending_bulk: VecDeque::new(),
+            pending_names: 0,
             bulk_server_runs: false,
             answered: 0,
             seal: None,
@@ -198,9 +211,31 @@ impl Session {
         None
     }
 
+    /// A request for the stream manager; whether somebody must be set to work on the queue.
+    pub(crate) fn push_bulk_request(&mut self, request: BulkRequest) -> bool {
+        self.pending_names += request.name_length();
+        self.pending_bulk.push_back(request);
+        !std::mem::replace(&mut self.bulk_server_runs, true)
+    }
+
+    /// The oldest request for the stream manager; `None`: there is none, and whoever asks stops working.
+    pub(crate) fn pop_bulk_request(&mut self) -> Option<BulkRequest> {
+        let request = self.pending_bulk.pop_front();
+        self.pending_names -= request.as_ref().map_or(0, BulkRequest::name_length);
+        self.bulk_server_runs = request.is_some();
+        request
+    }
+
+    /// How many requests for the stream manager wait.
+    pub(crate) fn bulk_requests(&self) -> usize {
+        self.pending_bulk.len()
+    }
+
     /// Whether the peer's requests must wait until it has read more of its answers.
     pub(crate) fn peer_must_wait(&self) -> bool {
-        self.outgoing.answers_over_limit() || self.pending_bulk.len() >= MAX_PENDING_BULK
+        self.outgoing.answers_over_limit()
+            || self.pending_bulk.len() >= MAX_PENDING_BULK
+            || self.pending_names >= MAX_PENDING_NAMES
     }
 
     /// Whether chunks or streams are being prepared for the peer, or anything waits to be written.
@@ -238,7 +273,8 @@ impl Session {
     pub(crate) fn end(&mut self, error: TransportError, wakers: &mut Vec<Waker>) -> Unwritten {
         self.requests.fail_all(&error, wakers);
         let unwritten = self.outgoing.clear();
-        self.pending_bulk.clear();
+        self.pending_bulk = VecDeque::new();
+        self.pending_names = 0;
         self.closed = Some(error);
         wakers.append(&mut self.watchers);
         unwritten

@@ -156,6 +156,22 @@ impl std::fmt::Debug for BulkItem {
 }
 
 impl BulkItem {
+    /// Bytes of memory it holds while it waits: its body, unless that is in a file, and texts that the peer chose.
+    fn held(&self) -> u64 {
+        let texts = match &self.message {
+            Message::StreamResponse { stream_id, .. } => stream_id.len(),
+            Message::StreamFailure { stream_id, error } => stream_id.len() + error.len(),
+            Message::ChunkFetchFailure { error, .. } => error.len(),
+            Message::UploadStream { meta, .. } => meta.len(),
+            _ => 0,
+        };
+        let body = match self.body.content() {
+            Content::Memory(bytes) => bytes.len(),
+            Content::File(_) => 0,
+        };
+        (texts + body) as u64
+    }
+
     /// Bytes of the body that count into the frame's length.
     pub(crate) fn in_frame(&self) -> u64 {
         match self.message {
@@ -231,13 +247,16 @@ impl Outgoing {
     }
 
     pub(super) fn push_bulk(&mut self, item: BulkItem) {
-        if let Content::Memory(bytes) = item.body.content() {
-            self.queued += bytes.len() as u64;
-            if !item.message.is_request() {
-                self.answers += bytes.len() as u64;
-            }
-        }
+        self.queued += item.held();
+        self.answers += if item.message.is_request() { 0 } else { item.held() };
         self.bulk.push_back(item);
+    }
+
+    fn pop_bulk(&mut self) -> Option<BulkItem> {
+        let item = self.bulk.pop_front()?;
+        self.queued = self.queued.saturating_sub(item.held());
+        self.answers = self.answers.saturating_sub(if item.message.is_request() { 0 } else { item.held() });
+        Some(item)
     }
 
     pub(super) fn seal_from_here(&mut self) {
@@ -275,12 +294,12 @@ impl Outgoing {
             match item.body.content() {
                 Content::Memory(bytes) if gathered == 0 || gathered + size <= BULK_GATHER => {
                     let mut bytes = bytes.clone();
-                    // The body was counted when it was queued; the header comes on top.
-                    let head = batch.push(&item.message, item.in_frame(), &mut bytes) - size as u64;
-                    self.queued += head;
-                    self.answers += if item.message.is_request() { 0 } else { head };
+                    // From now on the batch counts it.
+                    let added = batch.push(&item.message, item.in_frame(), &mut bytes);
+                    self.queued += added;
+                    self.answers += if item.message.is_request() { 0 } else { added };
                     gathered += size.max(1);
-                    batch.items.extend(self.bulk.pop_front());
+                    batch.items.extend(self.pop_bulk());
                 }
                 _ => break,
             }
@@ -290,7 +309,7 @@ impl Outgoing {
     /// The next body, if it is in a file.
     pub(crate) fn take_file(&mut self) -> Option<BulkItem> {
         match self.bulk.front()?.body.content() {
-            Content::File(_) => self.bulk.pop_front(),
+            Content::File(_) => self.pop_bulk(),
             Content::Memory(_) => None,
         }
     }
