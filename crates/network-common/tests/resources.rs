@@ -219,12 +219,12 @@ fn long_stream_names_are_counted_by_their_bytes() {
                 writing.abort();
                 drop(writing.await);
             } else {
-                let mut count = 0;
-                let mut answer = vec![0; 64 << 10];
-                while count < 64 * (8 << 20) {
-                    let bytes = within("answers", read.read(&mut answer)).await.unwrap();
-                    assert!(bytes > 0);
-                    count += bytes;
+                let mut answer = vec![0; 256 << 10];
+                let length = within("answers", read.read_u64()).await.unwrap();
+                let mut left = 64 * length - 8;
+                while left > 0 {
+                    let count = answer.len().min(left as usize);
+                    left -= within("answers", read.read_exact(&mut answer[..count])).await.unwrap() as u64;
                 }
                 drop(within("the writer", writing).await.unwrap().unwrap());
             }
@@ -436,7 +436,8 @@ fn a_thousand_connections_leave_nothing_behind() {
             }
         }
         let now = metrics.server().snapshot();
-        assert!(now.connections_total >= 1200);
+        // Those that were reset may have been gone before they were accepted.
+        assert!(now.connections_total >= 800);
         assert_eq!((now.requests_being_served, now.queued_bytes, now.chunks_in_transfer), (0, 0, 0));
         // 1000 connections came and went since the first measurement.
         eventually_or(
