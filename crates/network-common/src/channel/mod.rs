@@ -92,6 +92,8 @@ pub(crate) struct Connection {
     reported: Reported,
     /// The task that asks the stream manager, which ends with the connection.
     bulk_server: Option<AbortHandle>,
+    /// The handler knows of it.
+    begun: bool,
     ended: bool,
 }
 
@@ -126,6 +128,7 @@ impl Connection {
             flush: None,
             reported: Reported::default(),
             bulk_server: None,
+            begun: false,
             ended: false,
             shared,
             handler,
@@ -152,6 +155,7 @@ impl Connection {
 
     /// Drives the connection to its end.
     pub(crate) async fn run(mut self: Box<Self>) {
+        self.begun = true;
         guarded("channel_active", || self.handler.channel_active(&self.client));
         let error = std::future::poll_fn(|context| self.poll(context)).await;
         self.end(&error);
@@ -290,8 +294,10 @@ impl Connection {
         if let Some(server) = self.bulk_server.take() {
             server.abort();
         }
-        guarded("connection_terminated", || handler.stream_manager().connection_terminated(client));
-        guarded("channel_inactive", || handler.channel_inactive(client));
+        if self.begun {
+            guarded("connection_terminated", || handler.stream_manager().connection_terminated(client));
+            guarded("channel_inactive", || handler.channel_inactive(client));
+        }
         let metrics = &self.resources.metrics;
         metrics.connections.fetch_sub(1, Ordering::Relaxed);
         report(&metrics.requests_in_flight, &mut self.reported.in_flight, 0);
