@@ -44,8 +44,13 @@ impl Connection {
             Message::MergedBlockMetaRequest(request) => {
                 self.reader.received += 1;
                 let callback = MergedBlockMetaCallback::new(Arc::clone(&self.shared), request.request_id);
-                let receive = || handler.receive_merged_block_meta(client, request, callback);
-                if catch_unwind(AssertUnwindSafe(receive)).is_err() {
+                if draining {
+                    callback.fail(SHUTTING_DOWN);
+                } else if catch_unwind(AssertUnwindSafe(|| {
+                    handler.receive_merged_block_meta(client, request, callback);
+                }))
+                .is_err()
+                {
                     tracing::error!(peer = %self.shared.peer, "the RPC handler panicked; its request fails");
                 }
             }
@@ -81,7 +86,7 @@ impl Connection {
         }
         metrics.chunks_in_transfer.fetch_add(1, Ordering::Relaxed);
         let mut session = self.shared.session.lock();
-        let start = session.push_bulk_request(request);
+        let start = session.push_bulk_request(request, self.shared.is_draining());
         drop(session);
         if start {
             let server = BulkServer {
@@ -126,10 +131,10 @@ impl Drop for Transfer {
 
 impl BulkServer {
     async fn run(self) {
-        while let Some(request) = self.next().await {
+        while let Some((request, refused)) = self.next().await {
             // Counted when it arrived.
             let transfer = Transfer(Arc::clone(&self.resources));
-            let (message, body) = self.serve(request).await;
+            let (message, body) = self.serve(request, refused).await;
             let body = body.on_release(move || drop(transfer));
             let item = BulkItem { message, body, upload: None };
             drop(self.shared.update(|session| session.answer_bulk(item)));
@@ -137,7 +142,7 @@ impl BulkServer {
     }
 
     /// The next request, once the write queue has room for its answer; `None`: there is none, and the task ends.
-    async fn next(&self) -> Option<BulkRequest> {
+    async fn next(&self) -> Option<(BulkRequest, bool)> {
         std::future::poll_fn(|context| {
             let mut session = self.shared.session.lock();
             if session.bulk_requests() > 0 && !session.outgoing.takes_bodies() {
@@ -149,17 +154,19 @@ impl BulkServer {
         .await
     }
 
-    async fn serve(&self, request: BulkRequest) -> (Message<()>, ManagedBuffer) {
+    async fn serve(&self, request: BulkRequest, refused: bool) -> (Message<()>, ManagedBuffer) {
         match request {
-            BulkRequest::Chunk { stream_id, chunk_index } => match self.chunk(stream_id, chunk_index).await {
-                Ok(body) => (Message::ChunkFetchSuccess { stream_id, chunk_index, body: () }, body),
-                Err(error) => {
-                    tracing::debug!(peer = %self.shared.peer, stream_id, chunk_index, %error, "chunk not served");
-                    let error = error_text(&error);
-                    (Message::ChunkFetchFailure { stream_id, chunk_index, error }, Bytes::new().into())
+            BulkRequest::Chunk { stream_id, chunk_index } => {
+                match self.chunk(stream_id, chunk_index, refused).await {
+                    Ok(body) => (Message::ChunkFetchSuccess { stream_id, chunk_index, body: () }, body),
+                    Err(error) => {
+                        tracing::debug!(peer = %self.shared.peer, stream_id, chunk_index, %error, "chunk not served");
+                        let error = error_text(&error);
+                        (Message::ChunkFetchFailure { stream_id, chunk_index, error }, Bytes::new().into())
+                    }
                 }
-            },
-            BulkRequest::Stream { stream_id } => match self.stream(&stream_id).await {
+            }
+            BulkRequest::Stream { stream_id } => match self.stream(&stream_id, refused).await {
                 Ok(body) => {
                     let byte_count = i64::try_from(body.len()).unwrap_or(i64::MAX);
                     (Message::StreamResponse { stream_id, byte_count }, body)
@@ -173,7 +180,15 @@ impl BulkServer {
         }
     }
 
-    async fn chunk(&self, stream_id: i64, chunk_index: i32) -> Result<ManagedBuffer, BoxError> {
+    async fn chunk(
+        &self,
+        stream_id: i64,
+        chunk_index: i32,
+        refused: bool,
+    ) -> Result<ManagedBuffer, BoxError> {
+        if refused {
+            return Err(SHUTTING_DOWN.into());
+        }
         let manager = self.handler.stream_manager();
         let body = user_code(async { manager.get_chunk(&self.client, stream_id, chunk_index).await }).await?;
         if let Some(error) = too_large(body.len()) {
@@ -182,7 +197,10 @@ impl BulkServer {
         self.opened(body).await
     }
 
-    async fn stream(&self, stream_id: &str) -> Result<ManagedBuffer, BoxError> {
+    async fn stream(&self, stream_id: &str, refused: bool) -> Result<ManagedBuffer, BoxError> {
+        if refused {
+            return Err(SHUTTING_DOWN.into());
+        }
         let manager = self.handler.stream_manager();
         match user_code(async { manager.open_stream(&self.client, stream_id).await }).await? {
             Some(body) => self.opened(body).await,

@@ -58,7 +58,7 @@ pub(crate) struct Session {
     pub(crate) requests: Requests,
     pub(crate) outgoing: Outgoing,
     /// The peer's requests for the stream manager, oldest first.
-    pending_bulk: VecDeque<BulkRequest>,
+    pending_bulk: VecDeque<(BulkRequest, bool)>,
     pending_names: usize,
     /// A task is working on `pending_bulk`.
     bulk_server_runs: bool,
@@ -162,13 +162,18 @@ impl Session {
     pub(crate) fn stream(&mut self, stream_id: &str) -> Result<Ticket, TransportError> {
         self.check_request("stream request", stream_id.len())?;
         let ticket = self.requests.open_stream();
-        self.outgoing.push_control(&Message::StreamRequest { stream_id: stream_id.to_owned() }, &mut Bytes::new());
+        self.outgoing
+            .push_control(&Message::StreamRequest { stream_id: stream_id.to_owned() }, &mut Bytes::new());
         self.requested = true;
         Ok(ticket)
     }
 
     /// Queues an upload.
-    pub(crate) fn upload(&mut self, meta: &mut Bytes, data: &ManagedBuffer) -> Result<Ticket, TransportError> {
+    pub(crate) fn upload(
+        &mut self,
+        meta: &mut Bytes,
+        data: &ManagedBuffer,
+    ) -> Result<Ticket, TransportError> {
         self.check_request("upload header", meta.len())?;
         let Ok(byte_count) = i64::try_from(data.len()) else {
             return Err(TransportError::new(ErrorKind::Limit, "an upload is limited to 2^63-1 bytes"));
@@ -211,17 +216,18 @@ impl Session {
         None
     }
 
-    /// A request for the stream manager; whether somebody must be set to work on the queue.
-    pub(crate) fn push_bulk_request(&mut self, request: BulkRequest) -> bool {
+    /// A request for the stream manager, or one that is to be `refused` when its turn has come; whether somebody must be set
+    /// to work on the queue.
+    pub(crate) fn push_bulk_request(&mut self, request: BulkRequest, refused: bool) -> bool {
         self.pending_names += request.name_length();
-        self.pending_bulk.push_back(request);
+        self.pending_bulk.push_back((request, refused));
         !std::mem::replace(&mut self.bulk_server_runs, true)
     }
 
     /// The oldest request for the stream manager; `None`: there is none, and whoever asks stops working.
-    pub(crate) fn pop_bulk_request(&mut self) -> Option<BulkRequest> {
+    pub(crate) fn pop_bulk_request(&mut self) -> Option<(BulkRequest, bool)> {
         let request = self.pending_bulk.pop_front();
-        self.pending_names -= request.as_ref().map_or(0, BulkRequest::name_length);
+        self.pending_names -= request.as_ref().map_or(0, |(request, _)| request.name_length());
         self.bulk_server_runs = request.is_some();
         request
     }
