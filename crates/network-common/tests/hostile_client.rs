@@ -58,7 +58,11 @@ async fn frame_06_07_08_malformed_bytes_close_the_connection_without_an_answer_a
         ("negative error text".into(), frame(RPC_FAILURE, &[&zero8, &negative]), "error text"),
         ("huge error text".into(), frame(CHUNK_FAILURE, &[&zero8, &[0; 4], &huge]), "error text"),
         ("stream failure without text".into(), frame(STREAM_FAILURE, &[&text("s")]), "error text"),
-        ("stream response without count".into(), frame(STREAM_RESPONSE, &[&text("s"), &[0; 4]]), "byte count"),
+        (
+            "stream response without count".into(),
+            frame(STREAM_RESPONSE, &[&text("s"), &[0; 4]]),
+            "byte count",
+        ),
         ("meta success without count".into(), frame(META_SUCCESS, &[&zero8, &[0; 3]]), "chunk count"),
         ("unsolicited stream".into(), stream_response("nobody asked", 4), "unsolicited stream response"),
         ("unsolicited empty stream".into(), stream_response("s", 0), "unsolicited stream response"),
@@ -324,7 +328,7 @@ async fn uploads_without_data_hold_up_nobody_and_fail_with_their_connection() {
     for (i, mut raw) in silent.into_iter().enumerate() {
         if i % 2 == 0 {
             raw.finish_sending().await;
-            raw.to_end().await;
+            raw.until_end().await;
         } else {
             raw.reset();
         }
@@ -436,7 +440,7 @@ async fn a_file_shrinks_while_it_is_sent(mode: &str) {
         let mut some = vec![0; 1 << 20];
         within("the beginning", raw.0.read_exact(&mut some)).await.unwrap();
         file.as_file().set_len(2 << 20).unwrap();
-        let (count, _) = raw.to_end().await;
+        let (count, _) = raw.until_end().await;
         assert!((count as u64) < LENGTH - (1 << 20), "{mode}: the body was completed with what?");
         let (kind, text) = fixture.handler.exception(peer).await;
         assert_eq!(kind, ErrorKind::Io);
@@ -450,7 +454,9 @@ async fn a_file_shrinks_while_it_is_sent(mode: &str) {
     *fixture.handler.file.lock() = file.path().to_owned();
     let mut raw = fixture.raw().await;
     raw.send(&[chunk_request(FILE, 1), stream_request("file 11"), stream_request("file 10")].concat()).await;
-    for (kind, part) in [(CHUNK_FAILURE, "Reached EOF"), (STREAM_FAILURE, "Reached EOF"), (STREAM_RESPONSE, "")] {
+    for (kind, part) in
+        [(CHUNK_FAILURE, "Reached EOF"), (STREAM_FAILURE, "Reached EOF"), (STREAM_RESPONSE, "")]
+    {
         let answer = raw.frame().await.unwrap();
         assert_eq!(answer.kind, kind);
         assert!(answer.lossy().contains(part), "{}", answer.lossy());
@@ -481,7 +487,7 @@ async fn a_dropped_server_stops_in_the_middle_of_a_file() {
     let mut some = vec![0; 8 << 20];
     within("the beginning", raw.0.read_exact(&mut some)).await.unwrap();
     // The peer reads on as fast as it can: nothing stalls the sending thread.
-    let reading = tokio::spawn(async move { raw.to_end().await });
+    let reading = tokio::spawn(async move { raw.until_end().await });
     drop(fixture.server.take());
     eventually("the end", || fixture.handler.seen(peer).last() == Some(&Seen::Inactive)).await;
     within("the peer sees the end", reading).await.unwrap();

@@ -183,7 +183,8 @@ async fn an_abandoned_fetch_is_a_tombstone_until_it_is_answered() {
     let (first, second, third) = (client.stream("1"), client.stream("2"), client.stream("3"));
     drop((first, second));
     raw.send(&[stream_response("1", 3 << 20), vec![0; 3 << 20]].concat()).await;
-    raw.send(&[stream_response("2", 2), b"no".to_vec(), stream_response("3", 3), b"yes".to_vec()].concat()).await;
+    raw.send(&[stream_response("2", 2), b"no".to_vec(), stream_response("3", 3), b"yes".to_vec()].concat())
+        .await;
     let body = within("the third", third).await.unwrap();
     assert_eq!(within("its body", body.collect()).await.unwrap(), "yes");
     assert_eq!(client.outstanding_requests(), 0);
@@ -361,7 +362,11 @@ async fn an_upload_whose_peer_goes_away_fails() {
             let mut raw = raw;
             let header = raw.frame().await.unwrap();
             assert_eq!(header.kind, UPLOAD);
-            if reset { raw.reset() } else { drop(raw) }
+            if reset {
+                raw.reset()
+            } else {
+                drop(raw)
+            }
             let error = within("the upload", upload).await.unwrap_err();
             assert_lost(&error, c.peer_addr());
             eventually("the data is released", || released.now() == 0).await;
@@ -497,7 +502,8 @@ impl network_common::TransportClientBootstrap for Endless {
 
 #[test]
 fn a_server_whose_runtime_dies_tells_its_handler_and_frees_its_port() {
-    let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let runtime =
+        || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let (server_side, client_side) = (runtime(), runtime());
     let fixture = server_side.block_on(Fixture::new(&[]));
     let mut raw = client_side.block_on(fixture.raw());
@@ -507,10 +513,12 @@ fn a_server_whose_runtime_dies_tells_its_handler_and_frees_its_port() {
         raw.send(&[rpc(1, b"never"), chunk_request(NEVER, 1), upload(2, "sum", 100)].concat()).await;
     });
     let handler = Arc::clone(&fixture.handler);
-    client_side.block_on(eventually("all are served", || handler.futures.now() == 2 && handler.kept.lock().len() == 1));
+    client_side.block_on(eventually("all are served", || {
+        handler.futures.now() == 2 && handler.kept.lock().len() == 1
+    }));
     drop(server_side);
     client_side.block_on(async {
-        raw.to_end().await;
+        raw.until_end().await;
         fixture.handler.assert_ended_quietly(peer).await;
         // Answering late is harmless.
         fixture.handler.kept.lock().pop().unwrap().reply("late");
@@ -609,12 +617,15 @@ fn the_hook_of_a_refused_or_unsent_upload_may_use_the_connection() {
         raw.frame().await.unwrap();
         let refused = within("the refusal", client.upload_stream("refused", body())).await;
         assert_eq!(refused.unwrap_err().kind(), ErrorKind::Limit);
-        let queued = client.upload_stream("", ManagedBuffer::from("").on_release({
-            let client = client.clone();
-            move || {
-                client.outstanding_requests();
-            }
-        }));
+        let queued = client.upload_stream(
+            "",
+            ManagedBuffer::from("").on_release({
+                let client = client.clone();
+                move || {
+                    client.outstanding_requests();
+                }
+            }),
+        );
         raw.reset();
         within("the first", first).await.unwrap_err();
         within("the queued", queued).await.unwrap_err();

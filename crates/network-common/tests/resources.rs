@@ -353,7 +353,11 @@ fn cfh_01_chunks_never_sent_do_not_count_as_transferred_for_ever() {
             let stream = if round % 2 == 0 { MEBIBYTES } else { NEVER };
             raw.send(&(0..300).flat_map(|i| chunk_request(stream, i)).collect::<Vec<u8>>()).await;
             eventually("they are counted", || metrics.server().snapshot().chunks_in_transfer == 300).await;
-            if round % 4 < 2 { raw.reset() } else { drop(raw) }
+            if round % 4 < 2 {
+                raw.reset()
+            } else {
+                drop(raw)
+            }
             eventually_or(
                 || format!("round {round}: the gauge is back: {:?}", metrics.server().snapshot()),
                 || metrics.server().snapshot().chunks_in_transfer == 0,
@@ -412,7 +416,7 @@ fn a_thousand_connections_leave_nothing_behind() {
                         1 => drop(raw),
                         _ => {
                             drop(raw.0.shutdown().await);
-                            raw.to_end().await;
+                            raw.until_end().await;
                         }
                     }
                 }
@@ -461,7 +465,9 @@ fn clients_and_factories_leave_nothing_behind() {
                 let context = TransportContext::new(TransportConf::new("test"), Obedient::default());
                 let factory = context.create_client_factory();
                 let client = match i % 4 {
-                    3 => within("connecting", factory.create_unmanaged_client(fixture.address)).await.unwrap(),
+                    3 => {
+                        within("connecting", factory.create_unmanaged_client(fixture.address)).await.unwrap()
+                    }
                     _ => within("connecting", factory.create_client(fixture.address)).await.unwrap(),
                 };
                 let calls = [client.send_rpc("never"), client.fetch_chunk(NEVER, 1), client.send_rpc("echo")];
@@ -523,7 +529,11 @@ fn a_peer_that_goes_away_while_the_stream_manager_is_stuck_is_noticed() {
             let peer = local(&raw);
             raw.send(&(0..1000).flat_map(|i| chunk_request(NEVER, i)).collect::<Vec<u8>>()).await;
             settled(&fixture).await;
-            if reset { raw.reset() } else { drop(raw) }
+            if reset {
+                raw.reset()
+            } else {
+                drop(raw)
+            }
             let handler = &fixture.handler;
             eventually("the end", || handler.seen(peer).last() == Some(&Seen::Inactive)).await;
             eventually("the stream manager's future is dropped", || handler.futures.now() == 0).await;

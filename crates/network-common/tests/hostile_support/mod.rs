@@ -14,8 +14,8 @@ use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use network_common::{
-    BoxError, ErrorKind, ManagedBuffer, RpcHandler, RpcResponseCallback, StreamBody,
-    StreamManager, TransportClient, TransportConf, TransportContext, TransportError, TransportServer,
+    BoxError, ErrorKind, ManagedBuffer, RpcHandler, RpcResponseCallback, StreamBody, StreamManager,
+    TransportClient, TransportConf, TransportContext, TransportError, TransportServer,
 };
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -212,7 +212,7 @@ impl Raw {
     }
 
     /// All that comes before the end, which may be a reset.
-    pub(crate) async fn to_end(&mut self) -> (usize, Vec<u8>) {
+    pub(crate) async fn until_end(&mut self) -> (usize, Vec<u8>) {
         within("the end of the connection", async {
             let (mut count, mut all) = (0, Vec::new());
             let mut buffer = vec![0; 256 << 10];
@@ -227,7 +227,7 @@ impl Raw {
 
     /// The peer must close without a word.
     pub(crate) async fn assert_closed_silently(&mut self, what: &str) {
-        let (count, bytes) = self.to_end().await;
+        let (count, bytes) = self.until_end().await;
         assert_eq!(count, 0, "{what}: answered {bytes:?}");
     }
 
@@ -568,4 +568,3 @@ pub(crate) fn assert_lost(error: &TransportError, peer: SocketAddr) {
 pub(crate) fn local(raw: &Raw) -> SocketAddr {
     raw.0.local_addr().unwrap()
 }
-
