@@ -5,8 +5,8 @@ mod decoding;
 
 use bytes::{BufMut as _, Bytes};
 use network_common::protocol::{
-    Event, FrameLimits, MergedBlockMetaRequest, Message, Reader, put_bitmap_array, put_byte_array, put_string,
-    read_bitmaps,
+    Event, FrameLimits, MergedBlockMetaRequest, Message, Reader, put_bitmap_array, put_byte_array,
+    put_string, read_bitmaps,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -108,13 +108,14 @@ fn hostile() -> impl Strategy<Value = Vec<u8>> {
         },
     );
     // A right length around anything.
-    let honest = (0..13_u8, vec(prop_oneof![3 => 0..4_u8, 1 => any::<u8>()], 0..60)).prop_map(|(kind, rest)| {
-        let mut bytes = Vec::new();
-        bytes.put_u64(9 + rest.len() as u64);
-        bytes.put_u8(kind);
-        bytes.extend(rest);
-        bytes
-    });
+    let honest =
+        (0..13_u8, vec(prop_oneof![3 => 0..4_u8, 1 => any::<u8>()], 0..60)).prop_map(|(kind, rest)| {
+            let mut bytes = Vec::new();
+            bytes.put_u64(9 + rest.len() as u64);
+            bytes.put_u8(kind);
+            bytes.extend(rest);
+            bytes
+        });
     let noise = vec(any::<u8>(), 0..50);
     vec(prop_oneof![2 => frame, 5 => honest, 1 => noise], 1..8).prop_map(|parts| parts.concat())
 }
