@@ -24,7 +24,7 @@ fn receive(
     let next = Message::<Bytes>::StreamRequest { stream_id: "next".into() };
     wire.extend(next.encode().unwrap());
 
-    let mut decoder = FrameDecoder::with_pool(FrameLimits::default(), Arc::clone(pool));
+    let mut decoder = FrameDecoder::with_pool(Arc::default(), Arc::clone(pool));
     assert!(decoder.direct().is_none(), "only a body has a buffer");
     let (mut body, mut directly, mut ended) = (BytesMut::new(), 0, false);
     let mut rest = &wire[..];

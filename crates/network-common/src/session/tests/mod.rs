@@ -47,7 +47,7 @@ impl Log {
 const LIMIT: u64 = 1 << 20;
 
 fn session() -> Session {
-    Session::new("peer:1".into(), Outgoing::new(LIMIT, "spark.test.limit".into()))
+    Session::new(([127, 0, 0, 1], 1).into(), Outgoing::new(LIMIT, "spark.test.limit".into()))
 }
 
 fn failure(text: &str) -> TransportError {
@@ -82,8 +82,9 @@ fn next_piece(body: &mut StreamBody) -> Poll<Option<Result<Bytes, TransportError
 /// Takes everything that is queued in memory, as the writer would; returns the bytes.
 fn drain(outgoing: &mut Outgoing) -> Vec<u8> {
     let (mut all, mut batch) = (Vec::new(), Batch::default());
-    while !outgoing.is_empty() {
-        assert!(outgoing.take(&mut batch).is_none(), "no files here");
+    while !outgoing.is_empty(true) {
+        outgoing.take(&mut batch, true);
+        assert!(!batch.is_empty(), "no files here");
         all.extend(batch.contiguous());
         outgoing.written(&mut batch);
     }

@@ -27,7 +27,7 @@ fn counted(bytes: Bytes) -> (ManagedBuffer, Arc<AtomicUsize>) {
 #[test]
 fn mwh_01_single_write() {
     let longs: Vec<u8> = (0..8_u64).flat_map(u64::to_be_bytes).collect();
-    let mut outgoing = Outgoing::new(LIMIT, String::new());
+    let mut outgoing = Outgoing::new(LIMIT, "".into());
     outgoing.push_bulk(chunk(2, longs.clone()));
     let bytes = drain(&mut outgoing);
     let header = b"\0\0\0\0\0\0\0\x55\x01\0\0\0\0\0\0\0\x01\0\0\0\x02";
@@ -36,7 +36,7 @@ fn mwh_01_single_write() {
 
 /// A batch of small and large frames of both lanes.
 fn mixed() -> (Outgoing, Vec<u8>) {
-    let mut outgoing = Outgoing::new(LIMIT, String::new());
+    let mut outgoing = Outgoing::new(LIMIT, "".into());
     let mut expected = Vec::new();
     for (id, length) in [(1, 3), (2, LARGE), (3, 0), (4, LARGE)] {
         let body = large(length, id as usize);
@@ -57,7 +57,7 @@ fn mixed() -> (Outgoing, Vec<u8>) {
 fn mwh_02_short_write() {
     let (mut outgoing, expected) = mixed();
     let mut batch = Batch::default();
-    assert!(outgoing.take(&mut batch).is_none());
+    outgoing.take(&mut batch, true);
     assert_eq!(batch.len(), expected.len());
     assert_eq!(batch.contiguous(), expected);
     for step in [1, 8, 21, 1000, LARGE, expected.len()] {
@@ -78,7 +78,7 @@ fn mwh_02_short_write() {
 fn mwh_02_every_start_and_number_of_slices() {
     let (mut outgoing, expected) = mixed();
     let mut batch = Batch::default();
-    assert!(outgoing.take(&mut batch).is_none());
+    outgoing.take(&mut batch, true);
     for skip in (0..expected.len()).step_by(97).chain(expected.len() - 3..=expected.len()) {
         for slices in [1, 2, 100] {
             let offer = offered(&batch, skip, slices);
@@ -93,11 +93,11 @@ fn mwh_02_every_start_and_number_of_slices() {
 #[test]
 fn mwh_03_bodies_are_released_after_they_were_written() {
     for length in [0, 8, LARGE] {
-        let mut outgoing = Outgoing::new(LIMIT, String::new());
+        let mut outgoing = Outgoing::new(LIMIT, "".into());
         let (buffer, releases) = counted(large(length, 1));
         outgoing.push_bulk(chunk(0, buffer));
         let mut batch = Batch::default();
-        assert!(outgoing.take(&mut batch).is_none());
+        outgoing.take(&mut batch, true);
         assert_eq!(batch.contiguous()[21..], large(length, 1));
         assert_eq!(releases.load(Ordering::SeqCst), 0, "not before it is written");
         outgoing.written(&mut batch);
@@ -111,7 +111,7 @@ fn mwh_03_bodies_are_released_after_they_were_written() {
 /// A clone held elsewhere puts the release off; every hook of a buffer runs.
 #[test]
 fn mwh_03_clones_share_one_release() {
-    let mut outgoing = Outgoing::new(LIMIT, String::new());
+    let mut outgoing = Outgoing::new(LIMIT, "".into());
     let (buffer, first) = counted(large(LARGE, 1));
     let second = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&second);
@@ -130,11 +130,11 @@ fn mwh_03_clones_share_one_release() {
 #[test]
 fn mwh_04_shared_bodies_are_not_copied() {
     let (rpc, block) = (large(LARGE, 1), large(LARGE, 2));
-    let mut outgoing = Outgoing::new(LIMIT, String::new());
+    let mut outgoing = Outgoing::new(LIMIT, "".into());
     outgoing.push_control(&Message::RpcRequest { request_id: 1, body: () }, rpc.clone());
     outgoing.push_bulk(chunk(0, block.clone()));
     let mut batch = Batch::default();
-    assert!(outgoing.take(&mut batch).is_none());
+    outgoing.take(&mut batch, true);
     let mut slices = [IoSlice::new(&[]); 9];
     let filled = batch.slices(0, &mut slices);
     let lengths: Vec<usize> = slices[..filled].iter().map(|slice| slice.len()).collect();
@@ -146,18 +146,18 @@ fn mwh_04_shared_bodies_are_not_copied() {
 /// MWH-06: given up without being written, in the queue or in the batch.
 #[test]
 fn mwh_06_bodies_are_released_when_given_up() {
-    let mut outgoing = Outgoing::new(LIMIT, String::new());
+    let mut outgoing = Outgoing::new(LIMIT, "".into());
     let (buffer, in_batch) = counted(large(LARGE, 1));
     outgoing.push_bulk(chunk(0, buffer));
     let mut batch = Batch::default();
-    assert!(outgoing.take(&mut batch).is_none());
+    outgoing.take(&mut batch, true);
     let (buffer, queued) = counted(large(LARGE, 1));
     outgoing.push_bulk(chunk(1, buffer));
     outgoing.clear();
     assert_eq!((in_batch.load(Ordering::SeqCst), queued.load(Ordering::SeqCst)), (0, 1));
     drop(batch);
     assert_eq!((in_batch.load(Ordering::SeqCst), queued.load(Ordering::SeqCst)), (1, 1));
-    assert!(outgoing.is_empty());
+    assert!(outgoing.is_empty(true));
     assert_eq!(outgoing.queued(), 0);
 }
 
@@ -173,7 +173,7 @@ fn mwh_06_a_closed_session_releases_what_it_refuses() {
     assert!(session.upload(Bytes::new(), buffer).is_err());
     assert_eq!(releases.load(Ordering::SeqCst), 1);
     session.answer(&Message::RpcResponse { request_id: 1, body: () }, Bytes::new());
-    assert!(session.outgoing.is_empty());
+    assert!(session.outgoing.is_empty(true));
 }
 
 /// All that is counted while it waits and while it is written is gone in the end (rule 5).
@@ -184,7 +184,7 @@ fn mwh_03_the_count_of_bytes_returns_to_zero() {
     let bodies_queued = outgoing.queued();
     assert!(bodies_queued >= 4 * LARGE as u64, "bodies in memory count while they wait");
     let mut batch = Batch::default();
-    assert!(outgoing.take(&mut batch).is_none());
+    outgoing.take(&mut batch, true);
     assert_eq!(outgoing.queued(), expected.len() as u64, "what is being written counts to the byte");
     assert!(!outgoing.is_drained());
     outgoing.push_control(&Message::OneWayMessage { body: () }, Bytes::from("abc"));
@@ -251,7 +251,7 @@ fn frame_08_a_request_that_no_frame_can_carry_is_refused() {
     let error = session.send_rpc(Bytes::from(vec![0; 0x7fff_fffe])).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Limit);
     assert!(error.to_string().contains("upload it as a stream"), "{error}");
-    assert!(session.outgoing.is_empty());
+    assert!(session.outgoing.is_empty(true));
     assert_eq!(session.requests.outstanding(), 0);
 }
 
@@ -265,7 +265,7 @@ fn mwh_01_control_overtakes_queued_bodies() {
     (1..4).for_each(|id| session.answer(&Message::RpcResponse { request_id: id, body: () }, Bytes::new()));
     let (mut order, mut batch) = (Vec::new(), Batch::default());
     for round in 0.. {
-        assert!(session.outgoing.take(&mut batch).is_none());
+        session.outgoing.take(&mut batch, true);
         if batch.is_empty() {
             break;
         }
@@ -290,11 +290,11 @@ fn mwh_01_control_overtakes_queued_bodies() {
 /// Small bodies are gathered, but only so many: a control frame waits for no more than that.
 #[test]
 fn mwh_01_small_bodies_are_gathered_within_bounds() {
-    let mut outgoing = Outgoing::new(1 << 30, String::new());
+    let mut outgoing = Outgoing::new(1 << 30, "".into());
     (0..200).for_each(|index| outgoing.push_bulk(chunk(index, large(LARGE, 1))));
     let (mut batch, mut batches, mut indexes) = (Batch::default(), 0, Vec::new());
-    while !outgoing.is_empty() {
-        assert!(outgoing.take(&mut batch).is_none());
+    while !outgoing.is_empty(true) {
+        outgoing.take(&mut batch, true);
         assert!(batch.len() <= (256 << 10) + 100 * 21, "{}", batch.len());
         batches += 1;
         for message in messages(&batch.contiguous()) {
@@ -307,32 +307,34 @@ fn mwh_01_small_bodies_are_gathered_within_bounds() {
     assert!(indexes.into_iter().eq(0..200));
 }
 
-/// A file is handed out alone, in its turn: after what was queued before it, and after all control frames.
+/// A file keeps its place among the bodies; control frames go before it.
 #[test]
 fn mwh_01_files_keep_their_turn() {
-    let mut outgoing = Outgoing::new(LIMIT, String::new());
+    let file = |range| ManagedBuffer::file("/nonexistent", range);
+    let mut outgoing = Outgoing::new(LIMIT, "".into());
     outgoing.push_bulk(chunk(0, large(10, 1)));
-    outgoing.push_bulk(chunk(1, ManagedBuffer::file("/nonexistent", 5..25)));
+    outgoing.push_bulk(chunk(1, file(5..25)));
     outgoing.push_bulk(chunk(2, large(10, 1)));
     outgoing.push_control(&Message::OneWayMessage { body: () }, Bytes::new());
     let mut batch = Batch::default();
-    assert!(outgoing.take(&mut batch).is_none());
+    assert!(outgoing.take_file().is_none(), "a body in memory comes first");
+    outgoing.take(&mut batch, true);
     assert_eq!(messages(&batch.contiguous()).len(), 2, "the control frame and the first body");
     outgoing.written(&mut batch);
-    let item = outgoing.take(&mut batch).expect("the file");
-    assert!(batch.is_empty());
+
+    let item = outgoing.take_file().expect("the file is next");
     assert_eq!(item.in_frame(), 20);
     assert!(matches!(item.body.content(), Content::File(segment) if segment.length == 20));
     assert!(outgoing.take_file().is_none(), "what follows is no file");
+    // While it is being sent, control frames go out, but no body.
+    outgoing.push_control(&Message::OneWayMessage { body: () }, Bytes::new());
+    assert!(!outgoing.is_empty(false));
+    outgoing.take(&mut batch, false);
+    assert_eq!(messages(&batch.contiguous()), [Message::OneWayMessage { body: Bytes::new() }]);
+    outgoing.written(&mut batch);
+    assert!(outgoing.is_empty(false) && !outgoing.is_empty(true));
     assert_eq!(messages(&drain(&mut outgoing)).len(), 1);
     assert_eq!(outgoing.queued(), 0);
-
-    outgoing.push_bulk(chunk(3, ManagedBuffer::file("/nonexistent", 0..1)));
-    outgoing.push_control(&Message::OneWayMessage { body: () }, Bytes::new());
-    assert!(outgoing.take_file().is_none(), "control goes first");
-    drop(outgoing.take(&mut batch));
-    assert!(outgoing.take_file().is_some());
-    assert!(outgoing.is_empty());
 }
 
 /// Wire 5: bodies of streams and uploads follow their frame and do not count into its length.
@@ -373,7 +375,7 @@ fn mwh_06_failure_twins() {
 /// Filters begin between two writes: what was queued before them goes out first, by itself.
 #[test]
 fn mwh_05_frames_queued_before_filters_are_written_apart() {
-    let mut outgoing = Outgoing::new(LIMIT, String::new());
+    let mut outgoing = Outgoing::new(LIMIT, "".into());
     let push = |outgoing: &mut Outgoing, text: &'static str| {
         outgoing.push_control(&Message::OneWayMessage { body: () }, Bytes::from(text));
     };
@@ -383,8 +385,8 @@ fn mwh_05_frames_queued_before_filters_are_written_apart() {
     assert!(!outgoing.unsealed_is_written());
     let mut batch = Batch::default();
     for (text, last) in [("plain", false), ("sealed", true)] {
-        assert!(!outgoing.is_empty());
-        assert!(outgoing.take(&mut batch).is_none());
+        assert!(!outgoing.is_empty(true));
+        outgoing.take(&mut batch, true);
         assert!(outgoing.unsealed_is_written());
         assert_eq!(messages(&batch.contiguous()), [Message::OneWayMessage { body: Bytes::from(text) }]);
         if last {
