@@ -31,7 +31,7 @@ use crate::error::{BoxError, ErrorKind, TransportError};
 use crate::handler::RpcHandler;
 use crate::metrics::{SideMetrics, report};
 use crate::protocol::FrameLimits;
-use crate::session::{Closing, Outgoing, Session};
+use crate::session::{Closing, Outgoing, Released, Session};
 
 /// How long what is queued may take to be written when a connection is closed.
 const FLUSH_LIMIT: Duration = Duration::from_secs(10);
@@ -274,11 +274,12 @@ impl Connection {
             self.resources.metrics.failed(error);
             guarded("exception_caught", || handler.exception_caught(error, client));
         }
-        let mut wakers = Vec::new();
+        let (mut wakers, mut released) = (Vec::new(), Released::default());
         let mut session = self.shared.session.lock();
         let unserved = session.pending_bulk.len() as u64;
-        session.end(error.clone(), &mut wakers);
+        session.end(error.clone(), &mut wakers, &mut released);
         drop(session);
+        drop(released);
         self.resources.metrics.chunks_in_transfer.fetch_sub(unserved, Ordering::Relaxed);
         wakers.into_iter().for_each(std::task::Waker::wake);
         self.reader.end(error);

@@ -132,7 +132,7 @@ impl BulkServer {
             let (message, body) = self.serve(request).await;
             let body = body.on_release(move || drop(transfer));
             let item = BulkItem { message, body, upload: None };
-            self.shared.update(|session| session.answer_bulk(item));
+            drop(self.shared.update(|session| session.answer_bulk(item)));
         }
     }
 

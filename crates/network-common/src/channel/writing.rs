@@ -12,7 +12,7 @@ use tokio::net::tcp::OwnedWriteHalf;
 use super::file::{Ahead, FileSend, Piece, Ready, Region};
 use super::{Resources, sendfile};
 use crate::client::Shared;
-use crate::session::{Batch, ByteFilter};
+use crate::session::{Batch, ByteFilter, Released};
 
 /// Slices handed to one vectored write.
 const MAX_SLICES: usize = 64;
@@ -148,8 +148,10 @@ impl Writer {
     fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<io::Result<bool>> {
         self.finishing = None;
         let shared = Arc::clone(&self.shared);
+        // Before the lock, so that it is dropped after it.
+        let mut released = Released::default();
         let mut session = shared.session.lock();
-        session.outgoing.written(&mut self.batch);
+        session.outgoing.written(&mut self.batch, &mut released);
         session.room_made(&mut self.wakers);
         self.written = 0;
         if session.seal.is_some() && session.outgoing.unsealed_is_written() {

@@ -194,7 +194,11 @@ impl TransportClient {
     /// [`Io`](ErrorKind::Io): the data could not be read. Otherwise as [`send_rpc`](Self::send_rpc).
     pub fn upload_stream(&self, meta: impl Into<Bytes>, data: impl Into<ManagedBuffer>) -> RpcFuture {
         let (meta, data) = (meta.into(), data.into());
-        self.request(Answer::into_body, |session| session.upload(meta, data))
+        // If the upload is refused, this clone is the last: its hooks run outside the lock.
+        let refused = data.clone();
+        let answer = self.request(Answer::into_body, |session| session.upload(meta, data));
+        drop(refused);
+        answer
     }
 
     /// Asks which map outputs the chunks of a merged shuffle block hold (peers of 3.2 and later).

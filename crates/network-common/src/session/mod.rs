@@ -18,7 +18,7 @@ use bytes::Bytes;
 pub use body::StreamBody;
 pub(crate) use body::{PipeWriter, pipe};
 pub use filter::ByteFilter;
-pub(crate) use outgoing::{Batch, BulkItem, Outgoing};
+pub(crate) use outgoing::{Batch, BulkItem, Outgoing, Released};
 pub use requests::MergedBlockMeta;
 pub(crate) use requests::{Answer, Requests, StreamStart, Ticket};
 
@@ -190,11 +190,14 @@ impl Session {
         }
     }
 
-    /// Queues an answer with a body for the bulk lane.
-    pub(crate) fn answer_bulk(&mut self, item: BulkItem) {
-        if self.closed.is_none() {
-            self.outgoing.push_bulk(item);
+    /// Queues an answer with a body for the bulk lane. On a closed connection it comes back, to be dropped outside the lock.
+    #[must_use]
+    pub(crate) fn answer_bulk(&mut self, item: BulkItem) -> Option<BulkItem> {
+        if self.closed.is_some() {
+            return Some(item);
         }
+        self.outgoing.push_bulk(item);
+        None
     }
 
     /// Whether the peer's requests must wait until it has read more of its answers.
@@ -234,9 +237,9 @@ impl Session {
     }
 
     /// The connection is gone: everything outstanding fails, in the order of transport 6.
-    pub(crate) fn end(&mut self, error: TransportError, wakers: &mut Vec<Waker>) {
+    pub(crate) fn end(&mut self, error: TransportError, wakers: &mut Vec<Waker>, released: &mut Released) {
         self.requests.fail_all(&error, wakers);
-        self.outgoing.clear();
+        self.outgoing.clear(released);
         self.pending_bulk.clear();
         self.closed = Some(error);
         wakers.append(&mut self.watchers);

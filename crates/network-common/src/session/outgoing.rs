@@ -108,18 +108,28 @@ impl Batch {
     }
 
     /// Empty again; keeps a small buffer for the next round, so that a quiet connection holds little.
-    fn reset(&mut self) {
+    fn reset(&mut self, released: &mut Released) {
         const KEPT: usize = 512;
         self.bytes.clear();
         if self.bytes.capacity() > KEPT {
             self.bytes = Vec::new();
         }
-        self.bodies = Vec::new();
-        self.items = Vec::new();
+        released.bodies = std::mem::take(&mut self.bodies);
+        released.items = std::mem::take(&mut self.items);
         self.body_bytes = 0;
         self.counted = 0;
         self.answers = 0;
     }
+}
+
+/// Bodies that are done with, to be dropped outside the session's lock: their owners and hooks are the user's code, which
+/// may use the connection.
+#[derive(Debug, Default)]
+pub(crate) struct Released {
+    bodies: Vec<(usize, Bytes)>,
+    items: Vec<BulkItem>,
+    unsealed: Option<Batch>,
+    bulk: VecDeque<BulkItem>,
 }
 
 /// One message with a body of any size: the unit of the bulk lane.
@@ -277,16 +287,16 @@ impl Outgoing {
     }
 
     /// `batch` was written or given up.
-    pub(crate) fn written(&mut self, batch: &mut Batch) {
+    pub(crate) fn written(&mut self, batch: &mut Batch, released: &mut Released) {
         self.queued = self.queued.saturating_sub(batch.counted);
         self.answers = self.answers.saturating_sub(batch.answers);
-        batch.reset();
+        batch.reset(released);
     }
 
-    pub(super) fn clear(&mut self) {
-        self.unsealed = None;
-        self.control.reset();
-        self.bulk.clear();
+    pub(super) fn clear(&mut self, released: &mut Released) {
+        self.control.reset(released);
+        released.unsealed = self.unsealed.take();
+        released.bulk = std::mem::take(&mut self.bulk);
         self.queued = 0;
         self.answers = 0;
     }

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::requests::Outcome;
-use super::{Answer, Batch, BulkItem, Outgoing, Session, StreamBody, Ticket};
+use super::{Answer, Batch, BulkItem, Outgoing, Released, Session, StreamBody, Ticket};
 use crate::buffer::ManagedBuffer;
 use crate::error::{ErrorKind, TransportError};
 use crate::protocol::{Event, FrameDecoder, Message};
@@ -86,7 +86,7 @@ fn drain(outgoing: &mut Outgoing) -> Vec<u8> {
         outgoing.take(&mut batch, true);
         assert!(!batch.is_empty(), "no files here");
         all.extend(batch.contiguous());
-        outgoing.written(&mut batch);
+        outgoing.written(&mut batch, &mut Released::default());
     }
     all
 }

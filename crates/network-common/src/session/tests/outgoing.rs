@@ -100,10 +100,12 @@ fn mwh_03_bodies_are_released_after_they_were_written() {
         outgoing.take(&mut batch, true);
         assert_eq!(batch.contiguous()[21..], large(length, 1));
         assert_eq!(releases.load(Ordering::SeqCst), 0, "not before it is written");
-        outgoing.written(&mut batch);
-        assert_eq!(releases.load(Ordering::SeqCst), 1);
+        let mut released = Released::default();
+        outgoing.written(&mut batch, &mut released);
         assert!(batch.is_empty());
         drop((outgoing, batch));
+        assert_eq!(releases.load(Ordering::SeqCst), 0, "not under the lock");
+        drop(released);
         assert_eq!(releases.load(Ordering::SeqCst), 1);
     }
 }
@@ -153,7 +155,10 @@ fn mwh_06_bodies_are_released_when_given_up() {
     outgoing.take(&mut batch, true);
     let (buffer, queued) = counted(large(LARGE, 1));
     outgoing.push_bulk(chunk(1, buffer));
-    outgoing.clear();
+    let mut released = Released::default();
+    outgoing.clear(&mut released);
+    assert_eq!(queued.load(Ordering::SeqCst), 0, "not under the lock");
+    drop(released);
     assert_eq!((in_batch.load(Ordering::SeqCst), queued.load(Ordering::SeqCst)), (0, 1));
     drop(batch);
     assert_eq!((in_batch.load(Ordering::SeqCst), queued.load(Ordering::SeqCst)), (1, 1));
@@ -165,9 +170,11 @@ fn mwh_06_bodies_are_released_when_given_up() {
 #[test]
 fn mwh_06_a_closed_session_releases_what_it_refuses() {
     let mut session = session();
-    session.end(failure("lost"), &mut Vec::new());
+    session.end(failure("lost"), &mut Vec::new(), &mut Released::default());
     let (buffer, releases) = counted(large(LARGE, 1));
-    session.answer_bulk(chunk(0, buffer));
+    let refused = session.answer_bulk(chunk(0, buffer));
+    assert_eq!(releases.load(Ordering::SeqCst), 0, "not under the lock");
+    drop(refused);
     assert_eq!(releases.load(Ordering::SeqCst), 1);
     let (buffer, releases) = counted(large(LARGE, 1));
     assert!(session.upload(Bytes::new(), buffer).is_err());
@@ -189,7 +196,7 @@ fn mwh_03_the_count_of_bytes_returns_to_zero() {
     assert!(!outgoing.is_drained());
     outgoing.push_control(&Message::OneWayMessage { body: () }, Bytes::from("abc"));
     assert_eq!(outgoing.queued(), expected.len() as u64 + 16);
-    outgoing.written(&mut batch);
+    outgoing.written(&mut batch, &mut Released::default());
     assert_eq!(outgoing.queued(), 16);
     assert!(!outgoing.is_drained());
     drain(&mut outgoing);
@@ -206,7 +213,7 @@ fn mwh_03_only_answers_make_the_peer_wait() {
     assert!(!session.peer_must_wait(), "own requests do not count");
     for bulk in [false, true] {
         if bulk {
-            session.answer_bulk(chunk(0, all.clone()));
+            assert!(session.answer_bulk(chunk(0, all.clone())).is_none());
         } else {
             session.answer(&Message::RpcResponse { request_id: 1, body: () }, all.clone());
         }
@@ -261,7 +268,7 @@ fn mwh_01_control_overtakes_queued_bodies() {
     let mut session = session();
     // Too large to be gathered with others: one per batch.
     let block = || large(300_000, 3);
-    (0..3).for_each(|index| session.answer_bulk(chunk(index, block())));
+    assert!((0..3).all(|index| session.answer_bulk(chunk(index, block())).is_none()));
     (1..4).for_each(|id| session.answer(&Message::RpcResponse { request_id: id, body: () }, Bytes::new()));
     let (mut order, mut batch) = (Vec::new(), Batch::default());
     for round in 0.. {
@@ -279,7 +286,7 @@ fn mwh_01_control_overtakes_queued_bodies() {
                 other => panic!("{other:?}"),
             });
         }
-        session.outgoing.written(&mut batch);
+        session.outgoing.written(&mut batch, &mut Released::default());
         if round == 0 {
             session.answer(&Message::RpcResponse { request_id: 4, body: () }, Bytes::new());
         }
@@ -301,7 +308,7 @@ fn mwh_01_small_bodies_are_gathered_within_bounds() {
             let Message::ChunkFetchSuccess { chunk_index, .. } = message else { panic!("{message:?}") };
             indexes.push(chunk_index);
         }
-        outgoing.written(&mut batch);
+        outgoing.written(&mut batch, &mut Released::default());
     }
     assert!(batches < 20, "{batches} writes for 200 small bodies");
     assert!(indexes.into_iter().eq(0..200));
@@ -320,7 +327,7 @@ fn mwh_01_files_keep_their_turn() {
     assert!(outgoing.take_file().is_none(), "a body in memory comes first");
     outgoing.take(&mut batch, true);
     assert_eq!(messages(&batch.contiguous()).len(), 2, "the control frame and the first body");
-    outgoing.written(&mut batch);
+    outgoing.written(&mut batch, &mut Released::default());
 
     let item = outgoing.take_file().expect("the file is next");
     assert_eq!(item.in_frame(), 20);
@@ -331,7 +338,7 @@ fn mwh_01_files_keep_their_turn() {
     assert!(!outgoing.is_empty(false));
     outgoing.take(&mut batch, false);
     assert_eq!(messages(&batch.contiguous()), [Message::OneWayMessage { body: Bytes::new() }]);
-    outgoing.written(&mut batch);
+    outgoing.written(&mut batch, &mut Released::default());
     assert!(outgoing.is_empty(false) && !outgoing.is_empty(true));
     assert_eq!(messages(&drain(&mut outgoing)).len(), 1);
     assert_eq!(outgoing.queued(), 0);
@@ -343,7 +350,7 @@ fn mwh_01_bodies_behind_their_frame() {
     let mut session = session();
     let ticket = session.upload("met".into(), "four".into()).unwrap();
     let message = Message::StreamResponse { stream_id: "d".into(), byte_count: 4 };
-    session.answer_bulk(BulkItem { message, body: "DATA".into(), upload: None });
+    assert!(session.answer_bulk(BulkItem { message, body: "DATA".into(), upload: None }).is_none());
     let bytes = drain(&mut session.outgoing);
     let mut expected = b"\0\0\0\0\0\0\0\x20\x0a".to_vec();
     expected.extend(ticket.id().to_be_bytes());
@@ -393,7 +400,7 @@ fn mwh_05_frames_queued_before_filters_are_written_apart() {
             batch.replace(b"other bytes".to_vec());
             assert_eq!(offered(&batch, 6, 5), b"bytes");
         }
-        outgoing.written(&mut batch);
+        outgoing.written(&mut batch, &mut Released::default());
     }
     assert!(outgoing.is_drained());
 }

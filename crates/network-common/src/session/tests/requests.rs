@@ -49,7 +49,11 @@ fn rsp_03_clear_all_outstanding_requests() {
     let tickets: Vec<_> = (0..3).map(|index| session.fetch_chunk(1, index).unwrap()).collect();
     assert_eq!(session.requests.outstanding(), 3);
     answer_chunk(&mut session, 0, body("chunk"));
-    session.end(TransportError::new(ErrorKind::Io, "duh duh duhhhh"), &mut Vec::new());
+    session.end(
+        TransportError::new(ErrorKind::Io, "duh duh duhhhh"),
+        &mut Vec::new(),
+        &mut Released::default(),
+    );
 
     assert!(outcome(&mut session, tickets[0]).is_ok());
     for ticket in &tickets[1..] {
@@ -78,12 +82,12 @@ fn rsp_03_the_order_of_failures() {
     assert_eq!(session.requests.outstanding(), 7);
 
     let mut wakers = Vec::new();
-    session.end(failure("lost"), &mut wakers);
+    session.end(failure("lost"), &mut wakers, &mut Released::default());
     assert_eq!(log.take(), Vec::<&str>::new(), "nobody is woken under the lock");
     wakers.drain(..).for_each(Waker::wake);
     assert_eq!(log.take(), ["fetch", "fetch", "rpc", "rpc", "first stream", "second stream"]);
     assert_eq!(session.requests.outstanding(), 0);
-    session.end(failure("again"), &mut wakers);
+    session.end(failure("again"), &mut wakers, &mut Released::default());
     assert!(wakers.is_empty());
     for (ticket, _) in tickets {
         assert_eq!(outcome(&mut session, ticket).unwrap_err().to_string(), "lost");
@@ -180,7 +184,7 @@ fn rsp_07_and_08_queued_streams_fail_on_close_and_on_exception() {
         let ticket = session.stream("stream").unwrap();
         wait(&mut session, ticket, &log.waker("stream"));
         let mut wakers = Vec::new();
-        session.end(end.clone(), &mut wakers);
+        session.end(end.clone(), &mut wakers, &mut Released::default());
         wakers.into_iter().for_each(Waker::wake);
         assert_eq!(log.take(), ["stream"]);
         let error = outcome(&mut session, ticket).unwrap_err();
@@ -362,7 +366,7 @@ fn rsp_03_an_end_clears_tombstones_and_spares_answers() {
     session.requests.abandon(stream);
     assert!(session.requests.answer_rpc(rpc.id(), body("answer")).is_ok());
     let mut wakers = Vec::new();
-    session.end(failure("lost"), &mut wakers);
+    session.end(failure("lost"), &mut wakers, &mut Released::default());
     assert!(wakers.is_empty());
     assert_eq!(session.requests.outstanding(), 0);
     assert_eq!(outcome(&mut session, rpc).unwrap().into_body().unwrap(), "answer");
@@ -376,10 +380,10 @@ fn rsp_03_watchers_are_told_of_the_end() {
     session.watch(&waker);
     session.watch(&waker);
     let mut wakers = Vec::new();
-    session.end(failure("lost"), &mut wakers);
+    session.end(failure("lost"), &mut wakers, &mut Released::default());
     wakers.drain(..).for_each(Waker::wake);
     assert_eq!(log.take(), ["watcher"]);
-    session.end(failure("lost"), &mut wakers);
+    session.end(failure("lost"), &mut wakers, &mut Released::default());
     assert!(wakers.is_empty());
 }
 
