@@ -12,10 +12,7 @@ use network_common::protocol::{Event, FrameDecoder, FrameLimits, ProtocolError};
 /// A body is gathered from this much memory at most; hostile lengths are tested by tests/memory.rs.
 const MAX_REQUEST: u64 = 1 << 20;
 
-fn decode<'a>(
-    pieces: impl Iterator<Item = &'a [u8]>,
-    decisions: u8,
-) -> (Vec<Event>, Option<ProtocolError>) {
+fn decode<'a>(pieces: impl Iterator<Item = &'a [u8]>, decisions: u8) -> (Vec<Event>, Option<ProtocolError>) {
     let mut limits = FrameLimits::default();
     limits.max_request = MAX_REQUEST;
     let mut decoder = FrameDecoder::new(limits);

@@ -89,3 +89,26 @@ fn frame_02_bodies_read_directly_are_the_same() {
         }
     }
 }
+
+/// A few bytes that are kept must not keep a whole buffer: what a user holds is what is counted.
+#[test]
+fn frame_04_a_small_piece_does_not_pin_a_large_buffer() {
+    let mut head = Vec::new();
+    Message::<()>::StreamResponse { stream_id: "s".into(), byte_count: 1 << 20 }.encode_head(0, &mut head);
+    let mut decoder = FrameDecoder::default();
+    assert!(matches!(decoder.next_event(&mut &head[..]), Ok(Some(Event::BodyStart { .. }))));
+    decoder.stream_body();
+    let (mut buffers, mut kept) = (Vec::new(), Vec::new());
+    for fill in 0..10 {
+        let target = decoder.direct().unwrap();
+        target[..100].fill(fill);
+        buffers.push(target.as_ptr());
+        decoder.direct_filled(100);
+        match decoder.next_event(&mut &b""[..]) {
+            Ok(Some(Event::Piece(piece))) => kept.push(piece),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(buffers.iter().all(|buffer| *buffer == buffers[0]), "one buffer serves all reads");
+    assert!(kept.iter().zip(0..).all(|(piece, fill)| piece == &[fill; 100][..]));
+}
