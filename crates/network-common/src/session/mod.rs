@@ -6,6 +6,8 @@ mod body;
 mod filter;
 mod outgoing;
 mod requests;
+#[cfg(test)]
+mod tests;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
