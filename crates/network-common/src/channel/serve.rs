@@ -8,7 +8,7 @@ use std::task::Poll;
 use bytes::Bytes;
 use futures::FutureExt;
 
-use super::{Connection, Resources};
+use super::{Connection, Resources, guarded};
 use crate::buffer::ManagedBuffer;
 use crate::client::{Shared, TransportClient};
 use crate::error::{BoxError, ErrorKind, TransportError};
@@ -29,16 +29,15 @@ impl Connection {
                 let callback = RpcResponseCallback::new(Arc::clone(&self.shared), request_id);
                 if draining {
                     callback.fail(SHUTTING_DOWN);
-                } else if catch_unwind(AssertUnwindSafe(|| handler.receive(client, body, callback))).is_err()
-                {
-                    tracing::error!(peer = %self.shared.peer, "the RPC handler panicked; its request fails");
+                } else {
+                    guarded("receive", || handler.receive(client, body, callback));
                 }
             }
             Message::OneWayMessage { body } => {
                 if draining {
                     tracing::warn!(peer = %self.shared.peer, "one-way message dropped: {SHUTTING_DOWN}");
-                } else if catch_unwind(AssertUnwindSafe(|| handler.receive_one_way(client, body))).is_err() {
-                    tracing::error!(peer = %self.shared.peer, "the RPC handler panicked on a one-way message");
+                } else {
+                    guarded("receive_one_way", || handler.receive_one_way(client, body));
                 }
             }
             Message::MergedBlockMetaRequest(request) => {
@@ -46,12 +45,10 @@ impl Connection {
                 let callback = MergedBlockMetaCallback::new(Arc::clone(&self.shared), request.request_id);
                 if draining {
                     callback.fail(SHUTTING_DOWN);
-                } else if catch_unwind(AssertUnwindSafe(|| {
-                    handler.receive_merged_block_meta(client, request, callback);
-                }))
-                .is_err()
-                {
-                    tracing::error!(peer = %self.shared.peer, "the RPC handler panicked; its request fails");
+                } else {
+                    guarded("receive_merged_block_meta", || {
+                        handler.receive_merged_block_meta(client, request, callback);
+                    });
                 }
             }
             Message::ChunkFetchRequest { stream_id, chunk_index } => {

@@ -293,12 +293,25 @@ impl TransportClient {
 
     /// From here on every byte of the connection passes through these filters, in both directions; for bootstraps.
     ///
-    /// What is queued already is sent as it is, so an answer that ends a handshake is queued first. Nothing may be arriving
-    /// while they are installed, unless they are installed by a handler's `receive`: then the bytes after that request pass
-    /// through `open`.
-    pub fn install_filters(&self, seal: Box<dyn ByteFilter>, open: Box<dyn ByteFilter>) {
-        self.0.shared.update(|session| session.install_filters(seal, open));
+    /// RPCs and answers that are queued already are sent as they are, so an answer that ends a handshake is queued first;
+    /// no chunk, stream or upload may be queued. Nothing may be arriving while they are installed, unless they are installed
+    /// by a handler's `receive`: then the bytes after that request pass through `open`.
+    ///
+    /// # Errors
+    /// [`Refused`](ErrorKind::Refused): this connection has filters.
+    pub fn install_filters(
+        &self,
+        seal: Box<dyn ByteFilter>,
+        open: Box<dyn ByteFilter>,
+    ) -> Result<(), TransportError> {
+        let installed = self.0.shared.update(|session| session.install_filters(seal, open));
+        if !installed {
+            let peer = self.peer_addr();
+            let text = format!("filters refused: the connection to {peer} has some already");
+            return Err(TransportError::new(ErrorKind::Refused, text).with_peer(peer));
+        }
         self.0.shared.filters_installed.store(true, Ordering::Release);
+        Ok(())
     }
 
     /// Ends the connection: new requests are refused, what is queued is written (for at most 10 s), then outstanding

@@ -68,6 +68,7 @@ pub(crate) struct Session {
     pub(crate) answered: u64,
     /// A request was registered since the driver last looked at the clock.
     pub(crate) requested: bool,
+    filtered: bool,
     /// Filters that the driver has yet to take up.
     pub(crate) seal: Option<Box<dyn ByteFilter>>,
     pub(crate) open: Option<Box<dyn ByteFilter>>,
@@ -89,6 +90,7 @@ impl Session {
             pending_names: 0,
             bulk_server_runs: false,
             answered: 0,
+            filtered: false,
             seal: None,
             open: None,
             requested: false,
@@ -251,11 +253,17 @@ impl Session {
         self.bulk_server_runs || !self.pending_bulk.is_empty() || !self.outgoing.is_drained()
     }
 
-    /// All bytes from here on, in both directions, pass through these filters; what is queued already is not sealed.
-    pub(crate) fn install_filters(&mut self, seal: Box<dyn ByteFilter>, open: Box<dyn ByteFilter>) {
+    /// All bytes from here on, in both directions, pass through these filters; control frames that are queued already are
+    /// not sealed. False if there are filters.
+    pub(crate) fn install_filters(&mut self, seal: Box<dyn ByteFilter>, open: Box<dyn ByteFilter>) -> bool {
+        if self.filtered {
+            return false;
+        }
+        self.filtered = true;
         self.outgoing.seal_from_here();
         self.seal = Some(seal);
         self.open = Some(open);
+        true
     }
 
     /// Asks the driver to end the connection; the first wish counts, but a flush can become immediate.
