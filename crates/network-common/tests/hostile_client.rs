@@ -514,3 +514,17 @@ async fn a_peer_that_floods_cannot_keep_its_connection_from_being_closed() {
     eventually("the end", || fixture.handler.seen(peer).last() == Some(&Seen::Inactive)).await;
     tokio::task::spawn_blocking(move || flooding.join().unwrap()).await.unwrap();
 }
+
+/// A peer that ends its sending direction still gets the answers to what it sent.
+#[tokio::test]
+async fn a_half_closed_peer_gets_the_answers_it_has_earned() {
+    let fixture = Fixture::new(&[]).await;
+    let mut raw = fixture.raw().await;
+    raw.send(&[rpc(1, b"one"), rpc(2, b"two")].concat()).await;
+    raw.0.shutdown().await.unwrap();
+    let mut answered = Vec::new();
+    while let Some(answer) = raw.frame().await {
+        answered.push((answer.kind, answer.long(0)));
+    }
+    assert_eq!(answered, [(RPC_RESPONSE, 1), (RPC_RESPONSE, 2)]);
+}

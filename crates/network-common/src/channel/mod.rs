@@ -178,7 +178,11 @@ impl Connection {
             };
             let written = match self.writer.poll_write(context) {
                 Poll::Ready(Err(error)) => {
-                    return Poll::Ready(io_error(self.shared.peer, "writing to", error));
+                    // A connection that is being closed anyway ends for the first reason.
+                    return Poll::Ready(match self.shared.session.lock().closing() {
+                        Some(Closing::Flush(reason) | Closing::Now(reason)) => reason.clone(),
+                        None => io_error(self.shared.peer, "writing to", error),
+                    });
                 }
                 Poll::Ready(Ok(())) => true,
                 Poll::Pending => false,

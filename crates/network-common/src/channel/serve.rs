@@ -186,8 +186,9 @@ impl BulkServer {
         if refused {
             return Err(SHUTTING_DOWN.into());
         }
-        let manager = self.handler.stream_manager();
-        let body = user_code(async { manager.get_chunk(&self.client, stream_id, chunk_index).await }).await?;
+        let manager = || self.handler.stream_manager();
+        let body =
+            user_code(async { manager().get_chunk(&self.client, stream_id, chunk_index).await }).await?;
         if let Some(error) = too_large(body.len()) {
             return Err(error.into());
         }
@@ -198,8 +199,8 @@ impl BulkServer {
         if refused {
             return Err(SHUTTING_DOWN.into());
         }
-        let manager = self.handler.stream_manager();
-        match user_code(async { manager.open_stream(&self.client, stream_id).await }).await? {
+        let manager = || self.handler.stream_manager();
+        match user_code(async { manager().open_stream(&self.client, stream_id).await }).await? {
             Some(body) => self.opened(body).await,
             None => Err(format!("Stream '{stream_id}' was not found.").into()),
         }

@@ -156,9 +156,12 @@ impl Writer {
         if session.seal.is_some() && session.outgoing.unsealed_is_written() {
             self.seal = session.seal.take();
         }
-        if self.next.is_none() {
-            let file = session.outgoing.take_file();
+        let file = if self.next.is_none() { session.outgoing.take_file() } else { None };
+        if file.is_some() {
+            // A runtime that shuts down drops what it is given: not under the lock.
+            drop(session);
             self.next = self.prepare(file);
+            session = shared.session.lock();
         }
         let bodies = self.next.is_none();
         if session.outgoing.is_empty(bodies) {

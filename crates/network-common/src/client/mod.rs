@@ -107,7 +107,7 @@ impl Shared {
 /// wait to be written (files do not count); [`ready`](Self::ready) waits until there is room.
 ///
 /// A connection that was opened by a factory ends when it is closed, when its factory is closed, or when the last handle
-/// (the pool's, for a pooled one) and the last future are dropped; what was queued before is still written. Handles that a
+/// (the pool's, for a pooled one) and the last future and stream body are dropped; what was queued before is still written. Handles that a
 /// server's handlers get never keep a connection open, and dropping them does not close it.
 #[derive(Clone)]
 pub struct TransportClient(Arc<Handle>);

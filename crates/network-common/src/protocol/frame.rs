@@ -122,12 +122,10 @@ impl FrameDecoder {
     }
 
     /// Gather the announced body and yield it as one message. `expected`: this side asked for it, so that a buffer of the
-    /// announced length may be reserved for it. Bodies that are not part of their message (wire 5) are streamed instead.
+    /// announced length may be reserved for it. Only for bodies that are part of their message: those of
+    /// [`StreamResponse`](Message::StreamResponse) and [`UploadStream`](Message::UploadStream) would be gathered for nothing.
     pub fn collect_body(&mut self, expected: bool) {
-        self.decide(|message, length, pool| match message {
-            Message::StreamResponse { .. } | Message::UploadStream { .. } => Body::stream(length, pool),
-            message => Body::collect(message, length, expected, pool),
-        });
+        self.decide(|message, length, pool| Body::collect(message, length, expected, pool));
     }
 
     /// Yield the announced body in pieces.
