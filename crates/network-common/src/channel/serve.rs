@@ -176,8 +176,10 @@ impl BulkServer {
     }
 
     async fn chunk(&self, stream_id: i64, chunk_index: i32) -> Result<ManagedBuffer, BoxError> {
-        let manager = self.handler.stream_manager();
-        let body = user_code(async { manager.get_chunk(&self.client, stream_id, chunk_index).await }).await?;
+        let body = user_code(async {
+            self.handler.stream_manager().get_chunk(&self.client, stream_id, chunk_index).await
+        })
+        .await?;
         if let Some(error) = too_large(body.len()) {
             return Err(error.into());
         }
@@ -185,8 +187,9 @@ impl BulkServer {
     }
 
     async fn stream(&self, stream_id: &str) -> Result<ManagedBuffer, BoxError> {
-        let manager = self.handler.stream_manager();
-        match user_code(async { manager.open_stream(&self.client, stream_id).await }).await? {
+        let opened =
+            user_code(async { self.handler.stream_manager().open_stream(&self.client, stream_id).await });
+        match opened.await? {
             Some(body) => self.opened(body).await,
             None => Err(format!("Stream '{stream_id}' was not found.").into()),
         }
@@ -217,9 +220,9 @@ fn upload(
     let (writer, data) = pipe(String::new(), length);
     let progress = writer.probe();
     let receive = || handler.receive_stream(client, meta, data);
-    // On a panic the callback is dropped, which fails the asker.
     let Ok(receiving) = catch_unwind(AssertUnwindSafe(receive)) else {
         tracing::error!(peer = %client.peer_addr(), "the RPC handler panicked on an upload");
+        callback.fail("the handler panicked");
         return None;
     };
     let shared = Arc::clone(client.shared());
