@@ -172,8 +172,8 @@ impl Outgoing {
     }
 
     pub(super) fn check_room(&self, operation: &str, peer: &str, size: u64) -> Result<(), TransportError> {
-        // One request of any size may go into an empty queue.
-        if self.queued == 0 || self.queued.saturating_add(size) <= self.limit {
+        // One request of any size may go in where there is room at all: that is what `ready` waits for.
+        if self.has_room() {
             return Ok(());
         }
         Err(TransportError::new(
