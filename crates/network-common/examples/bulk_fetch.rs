@@ -27,7 +27,8 @@ struct Sink {
 }
 
 impl Sink {
-    fn new(mut file: File, progress: ProgressBar) -> Self {
+    fn new(output: &str, progress: ProgressBar) -> anyhow::Result<Self> {
+        let mut file = File::create(output).with_context(|| format!("cannot write {output}"))?;
         let (pieces, mut waiting) = mpsc::channel::<Bytes>(IN_FLIGHT);
         let writing = tokio::task::spawn_blocking(move || {
             while let Some(piece) = waiting.blocking_recv() {
@@ -35,7 +36,7 @@ impl Sink {
             }
             file.flush()
         });
-        Self { pieces, writing, progress }
+        Ok(Self { pieces, writing, progress })
     }
 
     async fn write(&self, piece: Bytes) -> anyhow::Result<()> {
@@ -51,7 +52,7 @@ impl Sink {
     }
 }
 
-async fn by_chunks(client: &TransportClient, name: &str, output: File) -> anyhow::Result<u64> {
+async fn by_chunks(client: &TransportClient, name: &str, output: &str) -> anyhow::Result<u64> {
     let answer = client.send_rpc(format!("open:{CHUNK}:{name}")).await?;
     let numbers: Vec<i64> =
         std::str::from_utf8(&answer)?.split(' ').map(str::parse).collect::<Result<_, _>>()?;
@@ -59,7 +60,7 @@ async fn by_chunks(client: &TransportClient, name: &str, output: File) -> anyhow
         anyhow::bail!("the server's answer is not understood");
     };
     let size = u64::try_from(size)?;
-    let sink = Sink::new(output, progress(size));
+    let sink = Sink::new(output, progress(size))?;
     let mut asked = VecDeque::new();
     for index in 0..i32::try_from(chunks)? {
         if asked.len() == IN_FLIGHT {
@@ -78,9 +79,9 @@ async fn next(asked: &mut VecDeque<network_common::ChunkFuture>) -> anyhow::Resu
     Ok(asked.pop_front().context("nothing is asked for")?.await?)
 }
 
-async fn as_stream(client: &TransportClient, name: &str, output: File) -> anyhow::Result<u64> {
+async fn as_stream(client: &TransportClient, name: &str, output: &str) -> anyhow::Result<u64> {
     let mut body = client.stream(name).await?;
-    let sink = Sink::new(output, progress(body.len()));
+    let sink = Sink::new(output, progress(body.len()))?;
     while let Some(piece) = body.next_piece().await {
         sink.write(piece?).await?;
     }
@@ -108,12 +109,11 @@ async fn main() -> anyhow::Result<()> {
     let context = TransportContext::new(TransportConf::new("shuffle"), NoOpRpcHandler::new());
     let factory = context.create_client_factory();
     let client = factory.create_client((host, port.parse()?)).await?;
-    let file = File::create(&output).with_context(|| format!("cannot write {output}"))?;
     let begun = Instant::now();
     let size = if flags.is_empty() {
-        by_chunks(&client, &name, file).await?
+        by_chunks(&client, &name, &output).await?
     } else {
-        as_stream(&client, &name, file).await?
+        as_stream(&client, &name, &output).await?
     };
     let seconds = begun.elapsed().as_secs_f64();
     println!("{name} -> {output}: {size} bytes in {seconds:.2} s, {:.2} GB/s", size as f64 / seconds / 1e9);

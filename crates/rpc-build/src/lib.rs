@@ -7,7 +7,7 @@
 //! }
 //! ```
 //!
-//! ```ignore
+//! ```text
 //! // lib.rs: every package becomes a file of its name in OUT_DIR
 //! pub mod hello {
 //!     rpc_core::include_proto!("hello");
@@ -27,7 +27,7 @@
 //!
 //! becomes
 //!
-//! ```ignore
+//! ```text
 //! pub enum HelloMessage {
 //!     SayHi(SayHi, RpcCallContext<Greeting>),
 //!     Wave(Wave),

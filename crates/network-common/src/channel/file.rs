@@ -1,4 +1,5 @@
-//! Sending a region of a file: by the kernel from a blocking thread, or in pieces through memory.
+//! A body in a file, made ready piece by piece on blocking threads: a region that is in the page cache, for the kernel to
+//! send, or bytes in memory where the kernel cannot.
 
 use std::fs::File;
 use std::io;
@@ -6,228 +7,137 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
-use tokio::net::tcp::OwnedWriteHalf;
+use futures::future::BoxFuture;
 
-use super::Resources;
+use super::{Resources, sendfile};
 use crate::buffer::{Content, FileSegment};
 use crate::client::Shared;
 use crate::error::{ErrorKind, TransportError};
 use crate::handler::error_text;
 use crate::session::BulkItem;
 
-/// Size of the pieces that pass through memory.
+/// How much is read ahead for the kernel, and how much at once into memory.
+const REGION: u64 = 4 << 20;
 const PIECE: u64 = 1 << 20;
 
-/// A message whose body is in a file, and how far its sending has come.
+/// The next piece to come.
+pub(super) type Ahead = BoxFuture<'static, io::Result<Ready>>;
+
+/// A message whose body is in a file, and how much of that has been made ready.
 pub(super) struct FileSend {
     item: BulkItem,
-    /// `None` until the file is open, and after it turned out not to be readable.
+    segment: FileSegment,
+    /// `None` until it is open.
     file: Option<Arc<File>>,
-    segment: Option<FileSegment>,
-    /// Header bytes, and how many of them were sent.
-    head: Vec<u8>,
-    head_sent: usize,
-    /// Body bytes that are left.
-    offset: u64,
-    left: u64,
+    done: u64,
+    /// Whether the kernel may send it.
+    native: bool,
+}
+
+pub(super) enum Piece {
+    /// Bytes of a file that are in the page cache.
+    Cached(Region),
+    Memory(Bytes),
+    /// There is no body.
+    Nothing,
+}
+
+#[derive(Debug)]
+pub(super) struct Region {
+    pub(super) file: Arc<File>,
+    pub(super) position: u64,
+    pub(super) left: u64,
+    segment: FileSegment,
+}
+
+impl Region {
+    /// The error of a file that ends too early.
+    pub(super) fn truncated(&self) -> io::Error {
+        self.segment.truncated(self.file.metadata().map_or(0, |metadata| metadata.len()))
+    }
+}
+
+/// What can be written now.
+pub(super) struct Ready {
+    /// Header bytes, if they come before this piece.
+    pub(super) head: Vec<u8>,
+    pub(super) piece: Piece,
+    pub(super) send: FileSend,
+    /// No piece follows.
+    pub(super) last: bool,
 }
 
 impl FileSend {
-    pub(super) fn new(item: BulkItem) -> Self {
-        let segment = match item.body.content() {
-            Content::File(segment) => Some(segment.clone()),
-            Content::Memory(_) => None,
-        };
-        Self { item, file: None, segment, head: Vec::new(), head_sent: 0, offset: 0, left: 0 }
+    /// `None` if the body is not in a file.
+    pub(super) fn new(item: BulkItem, native: bool) -> Option<Self> {
+        let Content::File(segment) = item.body.content() else { return None };
+        let segment = segment.clone();
+        Some(Self { item, segment, file: None, done: 0, native })
     }
 
-    /// Opens the file. If that fails nothing was written yet, so the failure twin goes out instead (wire 5), or, for an
-    /// upload, nothing at all.
-    fn open(&mut self, shared: &Shared) {
-        let Some(segment) = &self.segment else { return };
-        match segment.open() {
-            Ok(file) => {
-                self.file = Some(file);
-                self.left = segment.length;
-                self.item.message.encode_head(self.item.in_frame(), &mut self.head);
-            }
-            Err(error) => {
-                tracing::warn!(peer = %shared.peer, %error, "a file body cannot be sent");
-                self.segment = None;
-                if let Some(ticket) = self.item.upload {
-                    let failure = TransportError::new(
-                        ErrorKind::Io,
-                        format!("upload to {} failed: {error}", shared.peer),
-                    )
-                    .with_peer(shared.peer)
-                    .with_source(error);
-                    let waker = shared.session.lock().requests.answer_rpc(ticket.id(), Err(failure));
-                    if let Ok(Some(waker)) = waker {
-                        waker.wake();
+    /// Makes the next piece ready on a blocking thread.
+    pub(super) fn prepare(mut self, shared: &Arc<Shared>, resources: &Arc<Resources>) -> Ahead {
+        let (shared, resources) = (Arc::clone(shared), Arc::clone(resources));
+        let thread = tokio::task::spawn_blocking(move || {
+            let mut head = Vec::new();
+            let file = match &self.file {
+                Some(file) => Arc::clone(file),
+                None => match self.segment.open() {
+                    Ok(file) => {
+                        self.item.message.encode_head(self.item.in_frame(), &mut head);
+                        Arc::clone(self.file.insert(file))
                     }
-                } else if let Some(twin) = self.item.message.clone().failure_twin(error_text(&error)) {
-                    twin.encode_head(0, &mut self.head);
-                }
-            }
-        }
-    }
-
-    /// The next bytes in memory: the header if it was not sent, and a piece of the file; empty at the end. Blocks.
-    fn read_piece(&mut self, shared: &Shared, resources: &Resources) -> io::Result<(Bytes, Bytes)> {
-        if self.file.is_none() {
-            self.open(shared);
-        }
-        let head = Bytes::copy_from_slice(&self.head[self.head_sent..]);
-        self.head_sent = self.head.len();
-        let (Some(file), Some(segment)) = (&self.file, &self.segment) else {
-            return Ok((head, Bytes::new()));
-        };
-        let length = self.left.min(PIECE) as usize;
-        let mut buffer = resources.pool.take(length);
-        segment.read_exact_at(file, &mut buffer[..length], self.offset)?;
-        self.offset += length as u64;
-        self.left -= length as u64;
-        resources.metrics.copied_file_bytes.fetch_add(length as u64, Ordering::Relaxed);
-        Ok((head, resources.pool.freeze(buffer, length)))
-    }
-}
-
-/// Reads the next piece on a blocking thread.
-pub(super) async fn read_ahead(
-    mut send: FileSend,
-    shared: Arc<Shared>,
-    resources: Arc<Resources>,
-) -> io::Result<(FileSend, Bytes, Bytes)> {
-    let read = move || {
-        let (head, piece) = send.read_piece(&shared, &resources)?;
-        Ok((send, head, piece))
-    };
-    tokio::task::spawn_blocking(read).await.map_err(io::Error::other)?
-}
-
-/// How a run of the sending thread ended. The socket comes back in every case but an error.
-pub(super) enum Sent {
-    /// No more files wait, or something else does.
-    All(OwnedWriteHalf),
-    /// The peer does not read: wait for it without holding a thread.
-    Stalled(OwnedWriteHalf, FileSend),
-    /// The kernel cannot send this file.
-    Unsupported(OwnedWriteHalf, FileSend),
-}
-
-#[cfg(target_os = "linux")]
-pub(super) use linux::send_files;
-
-#[cfg(target_os = "linux")]
-mod linux {
-    use std::os::fd::AsFd;
-    use std::time::Duration;
-
-    use rustix::event::{PollFd, PollFlags, Timespec, poll};
-    use rustix::io::Errno;
-    use rustix::net::SendFlags;
-    use tokio::io::Interest;
-    use tokio::net::TcpStream;
-
-    use super::*;
-
-    /// How long the thread waits for a peer before it is given back.
-    const PATIENCE: Duration = Duration::from_millis(20);
-
-    enum Step {
-        Done,
-        Blocked,
-        Unsupported,
-    }
-
-    /// Sends `send`, and then every file that is next in line. Blocks: cold files are read from the disk here.
-    pub(in super::super) fn send_files(
-        half: OwnedWriteHalf,
-        mut send: FileSend,
-        shared: &Shared,
-        resources: &Resources,
-    ) -> io::Result<Sent> {
-        loop {
-            match send.advance(half.as_ref(), shared, resources)? {
-                Step::Done => match shared.session.lock().outgoing.take_file() {
-                    Some(item) => send = FileSend::new(item),
-                    None => return Ok(Sent::All(half)),
+                    Err(error) => {
+                        self.unreadable(&error, &shared, &mut head);
+                        return Ok(Ready { head, piece: Piece::Nothing, send: self, last: true });
+                    }
                 },
-                Step::Blocked => {
-                    if !becomes_writable(half.as_ref())? {
-                        return Ok(Sent::Stalled(half, send));
-                    }
-                }
-                Step::Unsupported => return Ok(Sent::Unsupported(half, send)),
-            }
-        }
-    }
-
-    impl FileSend {
-        fn advance(
-            &mut self,
-            socket: &TcpStream,
-            shared: &Shared,
-            resources: &Resources,
-        ) -> io::Result<Step> {
-            if self.file.is_none() {
-                self.open(shared);
-            }
-            while self.head_sent < self.head.len() {
-                let rest = &self.head[self.head_sent..];
-                // The body follows at once: without this the header would travel as a packet of its own.
-                let flags =
-                    SendFlags::NOSIGNAL | if self.left > 0 { SendFlags::MORE } else { SendFlags::empty() };
-                match socket
-                    .try_io(Interest::WRITABLE, || Ok(rustix::net::send(socket.as_fd(), rest, flags)?))
-                {
-                    Ok(count) => {
-                        self.head_sent += count;
-                        resources.wrote(shared, count);
-                    }
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Step::Blocked),
-                    Err(error) => return Err(error),
-                }
-            }
-            let (Some(file), Some(segment)) = (&self.file, &self.segment) else {
-                return Ok(Step::Done);
             };
-            while self.left > 0 {
-                let mut position = segment.offset + self.offset;
-                let count = usize::try_from(self.left).unwrap_or(usize::MAX).min(1 << 30);
-                let sent = socket.try_io(Interest::WRITABLE, || {
-                    Ok(rustix::fs::sendfile(socket.as_fd(), file.as_fd(), Some(&mut position), count)?)
-                });
-                match sent {
-                    Ok(0) => return Err(segment.truncated(file.metadata()?.len())),
-                    Ok(count) => {
-                        self.offset += count as u64;
-                        self.left -= count as u64;
-                        resources.metrics.sendfile_bytes.fetch_add(count as u64, Ordering::Relaxed);
-                        resources.wrote(shared, count);
-                    }
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Step::Blocked),
-                    Err(error)
-                        if [Errno::INVAL, Errno::NOSYS, Errno::OPNOTSUPP]
-                            .iter()
-                            .any(|errno| error.raw_os_error() == Some(errno.raw_os_error())) =>
-                    {
-                        return Ok(Step::Unsupported);
-                    }
-                    Err(error) => return Err(error),
-                }
-            }
-            Ok(Step::Done)
-        }
+            let piece = self.next_piece(file, &resources)?;
+            let last = self.done == self.segment.length;
+            Ok(Ready { head, piece, send: self, last })
+        });
+        Box::pin(async move { thread.await.map_err(io::Error::other)? })
     }
 
-    fn becomes_writable(socket: &TcpStream) -> io::Result<bool> {
-        let patience = Timespec { tv_sec: 0, tv_nsec: PATIENCE.subsec_nanos().into() };
-        let mut sockets = [PollFd::new(socket, PollFlags::OUT)];
-        match poll(&mut sockets, Some(&patience)) {
-            Ok(count) => Ok(count > 0),
-            Err(Errno::INTR) => Ok(true),
-            Err(error) => Err(error.into()),
+    fn next_piece(&mut self, file: Arc<File>, resources: &Resources) -> io::Result<Piece> {
+        let left = self.segment.length - self.done;
+        if left == 0 {
+            return Ok(Piece::Nothing);
+        }
+        let position = self.segment.offset + self.done;
+        if self.native {
+            let length = left.min(REGION);
+            if sendfile::read_ahead(&file, position, length)? {
+                self.done += length;
+                let segment = self.segment.clone();
+                return Ok(Piece::Cached(Region { file, position, left: length, segment }));
+            }
+            self.native = false;
+        }
+        let length = left.min(PIECE) as usize;
+        let mut buffer = resources.pool.take(length);
+        self.segment.read_exact_at(&file, &mut buffer[..length], self.done)?;
+        self.done += length as u64;
+        resources.metrics.copied_file_bytes.fetch_add(length as u64, Ordering::Relaxed);
+        Ok(Piece::Memory(resources.pool.freeze(buffer, length)))
+    }
+
+    /// The file cannot be opened. Nothing was written yet, so the failure twin goes out instead (wire 5), or, for an
+    /// upload, nothing at all.
+    fn unreadable(&self, error: &io::Error, shared: &Shared, head: &mut Vec<u8>) {
+        tracing::warn!(peer = %shared.peer, %error, "a file body cannot be sent");
+        if let Some(ticket) = self.item.upload {
+            let text = format!("upload to {} failed: {error}", shared.peer);
+            let failure = TransportError::new(ErrorKind::Io, text)
+                .with_peer(shared.peer)
+                .with_source(io::Error::new(error.kind(), error.to_string()));
+            let answered = shared.session.lock().requests.answer_rpc(ticket.id(), Err(failure));
+            if let Ok(Some(waker)) = answered {
+                waker.wake();
+            }
+        } else if let Some(twin) = self.item.message.clone().failure_twin(error_text(error)) {
+            twin.encode_head(0, head);
         }
     }
 }

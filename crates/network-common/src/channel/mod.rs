@@ -6,6 +6,7 @@
 mod clock;
 mod file;
 mod reading;
+mod sendfile;
 mod serve;
 pub(crate) mod socket;
 mod writing;
@@ -43,7 +44,8 @@ pub(crate) struct Resources {
     pub(crate) conf: Arc<TransportConf>,
     pub(crate) metrics: Arc<SideMetrics>,
     pub(crate) pool: Arc<BufferPool>,
-    pub(crate) limits: FrameLimits,
+    pub(crate) limits: Arc<FrameLimits>,
+    pub(crate) write_queue_setting: Arc<str>,
     pub(crate) native_file_transfer: bool,
     pub(crate) close_idle: bool,
 }
@@ -55,12 +57,13 @@ impl Resources {
         pool: Arc<BufferPool>,
         close_idle: bool,
     ) -> Self {
-        let limits = FrameLimits {
+        let limits = Arc::new(FrameLimits {
             max_request: conf.max_request_size(),
             max_request_setting: conf.key("maxRequestSize"),
-        };
+        });
+        let write_queue_setting = conf.key("maxWriteQueueSize").into();
         let native_file_transfer = conf.native_file_transfer();
-        Self { conf, metrics, pool, limits, native_file_transfer, close_idle }
+        Self { conf, metrics, pool, limits, write_queue_setting, native_file_transfer, close_idle }
     }
 
     fn wrote(&self, shared: &Shared, count: usize) {
@@ -107,8 +110,8 @@ impl Connection {
     ) -> std::io::Result<Box<Self>> {
         let (peer, local): (SocketAddr, SocketAddr) = (stream.peer_addr()?, stream.local_addr()?);
         let conf = &resources.conf;
-        let outgoing = Outgoing::new(conf.max_write_queue_size(), conf.key("maxWriteQueueSize"));
-        let shared = Arc::new(Shared::new(Session::new(peer.to_string(), outgoing), peer, local));
+        let outgoing = Outgoing::new(conf.max_write_queue_size(), Arc::clone(&resources.write_queue_setting));
+        let shared = Arc::new(Shared::new(Session::new(peer, outgoing), peer, local));
         let (read_half, write_half) = stream.into_split();
         resources.metrics.connections.fetch_add(1, Ordering::Relaxed);
         resources.metrics.connections_total.fetch_add(1, Ordering::Relaxed);
@@ -182,7 +185,7 @@ impl Connection {
             }
             let mut session = self.shared.session.lock();
             let (closing, draining) = (session.closing().cloned(), self.shared.is_draining());
-            if written && session.outgoing.is_empty() && !self.writer.is_sending_file() {
+            if written && session.outgoing.is_empty(true) && !self.writer.is_sending_file() {
                 let served = self.reader.received == session.answered
                     && !session.is_busy()
                     && !self.reader.is_receiving();
@@ -204,7 +207,8 @@ impl Connection {
                 continue;
             }
             let resumes = self.reader.paused && !session.peer_must_wait();
-            if resumes || matches!(session.closing(), Some(Closing::Now(_))) {
+            let overtakes = self.writer.takes_control() && !session.outgoing.is_empty(false);
+            if resumes || overtakes || matches!(session.closing(), Some(Closing::Now(_))) {
                 continue;
             }
             let outstanding = session.requests.outstanding() as u64;

@@ -49,7 +49,7 @@ impl Reader {
     pub(super) fn new(half: OwnedReadHalf, resources: &Resources) -> Self {
         Self {
             half,
-            decoder: FrameDecoder::with_pool(resources.limits.clone(), Arc::clone(&resources.pool)),
+            decoder: FrameDecoder::with_pool(Arc::clone(&resources.limits), Arc::clone(&resources.pool)),
             open: None,
             receiving: None,
             received: 0,

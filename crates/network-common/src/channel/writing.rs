@@ -3,27 +3,34 @@
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, Waker, ready};
 
-use futures::future::BoxFuture;
 use tokio::io::AsyncWrite;
 use tokio::net::tcp::OwnedWriteHalf;
 
-use super::Resources;
-use super::file::{FileSend, Sent, read_ahead};
+use super::file::{Ahead, FileSend, Piece, Ready, Region};
+use super::{Resources, sendfile};
 use crate::client::Shared;
-use crate::session::{Batch, BulkItem, ByteFilter};
+use crate::session::{Batch, ByteFilter};
 
 /// Slices handed to one vectored write.
 const MAX_SLICES: usize = 64;
 
-type Ahead = BoxFuture<'static, io::Result<(FileSend, bytes::Bytes, bytes::Bytes)>>;
-
 pub(super) struct Writer {
-    state: State,
+    /// `None` once the sending direction has ended.
+    half: Option<OwnedWriteHalf>,
     /// What is being written, and how much of it is.
     batch: Batch,
     written: usize,
+    /// The part of a file that goes out after it.
+    region: Option<Region>,
+    /// The file of which something was written and something is left.
+    current: Option<Ahead>,
+    /// The file whose turn is next; nothing of it was written, so control frames still overtake it.
+    next: Option<Ahead>,
+    /// The file whose last bytes are being written, kept for its hooks.
+    finishing: Option<FileSend>,
     seal: Option<Box<dyn ByteFilter>>,
     /// Whether others were already given the chance to add to the next batch.
     yielded: bool,
@@ -32,25 +39,16 @@ pub(super) struct Writer {
     wakers: Vec<Waker>,
 }
 
-enum State {
-    /// The socket is here.
-    Ready(OwnedWriteHalf),
-    /// A blocking thread has the socket and sends files.
-    Away(BoxFuture<'static, io::Result<Sent>>),
-    /// The peer does not read; the file waits for it.
-    Stalled(OwnedWriteHalf, FileSend),
-    /// A file passes through memory; the next piece is being read.
-    Copying(OwnedWriteHalf, Ahead),
-    /// The socket is lost.
-    Gone,
-}
-
 impl Writer {
     pub(super) fn new(half: OwnedWriteHalf, shared: Arc<Shared>, resources: Arc<Resources>) -> Self {
         Self {
-            state: State::Ready(half),
+            half: Some(half),
             batch: Batch::default(),
             written: 0,
+            region: None,
+            current: None,
+            next: None,
+            finishing: None,
             seal: None,
             yielded: false,
             shared,
@@ -59,92 +57,117 @@ impl Writer {
         }
     }
 
-    /// Whether a file is on its way, which the session does not know of.
+    /// Whether a file is on its way, which the session no longer knows of.
     pub(super) fn is_sending_file(&self) -> bool {
-        !matches!(self.state, State::Ready(_))
+        self.current.is_some() || self.next.is_some() || self.finishing.is_some()
+    }
+
+    /// Whether control frames could be written although a file is waited for.
+    pub(super) fn takes_control(&self) -> bool {
+        let waits_for_disk = self.next.is_some() && self.current.is_none() && self.region.is_none();
+        waits_for_disk && self.written == self.batch.len()
     }
 
     /// Lets go of the socket, which ends the sending direction.
     pub(super) fn shut(&mut self) {
-        self.state = State::Gone;
+        self.half = None;
     }
 
-    /// Writes until nothing is left (`Ready`) or the socket takes no more.
+    /// Writes until nothing is left (`Ready`) or the socket or disk takes its time.
     pub(super) fn poll_write(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
-            match &mut self.state {
-                State::Ready(half) => {
-                    if self.written < self.batch.len() {
-                        ready!(write_some(
-                            half,
-                            context,
-                            &self.batch,
-                            &mut self.written,
-                            &self.shared,
-                            &self.resources
-                        ))?;
-                    } else if !ready!(self.poll_next(context))? {
-                        return Poll::Ready(Ok(()));
-                    }
-                }
-                State::Gone => return Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
-                State::Away(sending) => match ready!(sending.as_mut().poll(context))? {
-                    Sent::All(half) => self.state = State::Ready(half),
-                    Sent::Stalled(half, send) => self.state = State::Stalled(half, send),
-                    Sent::Unsupported(half, send) => self.copy(half, send),
-                },
-                State::Stalled(half, _) => {
-                    ready!(half.as_ref().poll_write_ready(context))?;
-                    if let State::Stalled(half, send) = std::mem::replace(&mut self.state, State::Gone) {
-                        self.send(half, send);
-                    }
-                }
-                State::Copying(half, ahead) => {
-                    if self.written < self.batch.len() {
-                        ready!(write_some(
-                            half,
-                            context,
-                            &self.batch,
-                            &mut self.written,
-                            &self.shared,
-                            &self.resources
-                        ))?;
-                        continue;
-                    }
-                    let (send, head, piece) = ready!(ahead.as_mut().poll(context))?;
-                    self.batch = Batch::default();
-                    self.written = 0;
-                    let ended = head.is_empty() && piece.is_empty();
-                    if !head.is_empty() {
-                        self.batch.push_piece(head);
-                    }
-                    if !piece.is_empty() {
-                        self.batch.push_piece(piece);
-                    }
-                    self.apply_seal()?;
-                    if let State::Copying(half, _) = std::mem::replace(&mut self.state, State::Gone) {
-                        if ended {
-                            self.state = State::Ready(half);
-                        } else {
-                            // Read while this piece is written.
-                            self.copy(half, send);
-                        }
-                    }
-                }
+            if self.written < self.batch.len() {
+                let count = ready!(self.poll_batch(context))?;
+                self.written += count;
+                self.resources.wrote(&self.shared, count);
+            } else if self.region.is_some() {
+                ready!(self.poll_region(context))?;
+            } else if let Some(current) = &mut self.current {
+                let ready = ready!(current.as_mut().poll(context))?;
+                self.begin(ready)?;
+            } else if !ready!(self.poll_next(context))? {
+                return Poll::Ready(Ok(()));
             }
         }
     }
 
+    fn poll_batch(&mut self, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let half = self.half.as_mut().ok_or(io::ErrorKind::NotConnected)?;
+        let mut slices = [IoSlice::new(&[]); MAX_SLICES];
+        let filled = self.batch.slices(self.written, &mut slices);
+        match ready!(Pin::new(half).poll_write_vectored(context, &slices[..filled]))? {
+            0 => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+            count => Poll::Ready(Ok(count)),
+        }
+    }
+
+    fn poll_region(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let half = self.half.as_ref().ok_or(io::ErrorKind::NotConnected)?;
+        while let Some(region) = self.region.as_mut().filter(|region| region.left > 0) {
+            let count = ready!(sendfile::send(half.as_ref(), region, context))?;
+            self.resources.metrics.sendfile_bytes.fetch_add(count as u64, Ordering::Relaxed);
+            self.resources.wrote(&self.shared, count);
+        }
+        self.region = None;
+        Poll::Ready(Ok(()))
+    }
+
+    /// Goes on with a piece of a file, and has the one after it made ready meanwhile.
+    fn begin(&mut self, ready: Ready) -> io::Result<()> {
+        self.batch = Batch::default();
+        self.written = 0;
+        if !ready.head.is_empty() {
+            self.batch.push_piece(ready.head.into());
+        }
+        match ready.piece {
+            Piece::Memory(bytes) => self.batch.push_piece(bytes),
+            Piece::Cached(_) if self.seal.is_some() => {
+                return Err(io::Error::other("filters were installed while a file was about to be sent"));
+            }
+            Piece::Cached(region) => self.region = Some(region),
+            Piece::Nothing => {}
+        }
+        self.apply_seal()?;
+        if ready.last {
+            self.current = None;
+            self.finishing = Some(ready.send);
+            let following = self.shared.session.lock().outgoing.take_file();
+            self.next = self.prepare(following);
+        } else {
+            self.current = Some(ready.send.prepare(&self.shared, &self.resources));
+        }
+        Ok(())
+    }
+
+    fn prepare(&self, item: Option<crate::session::BulkItem>) -> Option<Ahead> {
+        let native = self.resources.native_file_transfer && self.seal.is_none();
+        Some(FileSend::new(item?, native)?.prepare(&self.shared, &self.resources))
+    }
+
     /// Takes what is to be written next; false: there is nothing.
     fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<io::Result<bool>> {
-        let mut session = self.shared.session.lock();
+        self.finishing = None;
+        let shared = Arc::clone(&self.shared);
+        let mut session = shared.session.lock();
         session.outgoing.written(&mut self.batch);
         session.room_made(&mut self.wakers);
         self.written = 0;
-        if session.outgoing.is_empty() {
+        if session.seal.is_some() && session.outgoing.unsealed_is_written() {
+            self.seal = session.seal.take();
+        }
+        if self.next.is_none() {
+            let file = session.outgoing.take_file();
+            self.next = self.prepare(file);
+        }
+        let bodies = self.next.is_none();
+        if session.outgoing.is_empty(bodies) {
             drop(session);
             self.wake();
-            return Poll::Ready(Ok(false));
+            let Some(next) = &mut self.next else { return Poll::Ready(Ok(false)) };
+            let ready = ready!(next.as_mut().poll(context))?;
+            self.next = None;
+            self.begin(ready)?;
+            return Poll::Ready(Ok(true));
         }
         // With several callers about, others are likely to add more at once: one round through the scheduler makes one
         // write out of many. A lone caller never waits.
@@ -156,16 +179,10 @@ impl Writer {
             return Poll::Pending;
         }
         self.yielded = false;
-        if session.seal.is_some() && session.outgoing.unsealed_is_written() {
-            self.seal = session.seal.take();
-        }
-        let file = session.outgoing.take(&mut self.batch);
+        session.outgoing.take(&mut self.batch, bodies);
         drop(session);
         self.wake();
         self.apply_seal()?;
-        if let Some(item) = file {
-            self.start_file(item);
-        }
         Poll::Ready(Ok(true))
     }
 
@@ -184,52 +201,4 @@ impl Writer {
         }
         Ok(())
     }
-
-    fn start_file(&mut self, item: BulkItem) {
-        if let State::Ready(half) = std::mem::replace(&mut self.state, State::Gone) {
-            let send = FileSend::new(item);
-            if self.resources.native_file_transfer && self.seal.is_none() {
-                self.send(half, send);
-            } else {
-                self.copy(half, send);
-            }
-        }
-    }
-
-    fn copy(&mut self, half: OwnedWriteHalf, send: FileSend) {
-        let ahead = read_ahead(send, Arc::clone(&self.shared), Arc::clone(&self.resources));
-        self.state = State::Copying(half, Box::pin(ahead));
-    }
-
-    #[cfg(target_os = "linux")]
-    fn send(&mut self, half: OwnedWriteHalf, send: FileSend) {
-        let (shared, resources) = (Arc::clone(&self.shared), Arc::clone(&self.resources));
-        let thread =
-            tokio::task::spawn_blocking(move || super::file::send_files(half, send, &shared, &resources));
-        self.state = State::Away(Box::pin(async move { thread.await.map_err(io::Error::other)? }));
-    }
-
-    #[cfg(not(target_os = "linux"))]
-    fn send(&mut self, half: OwnedWriteHalf, send: FileSend) {
-        self.copy(half, send);
-    }
-}
-
-fn write_some(
-    half: &mut OwnedWriteHalf,
-    context: &mut Context<'_>,
-    batch: &Batch,
-    written: &mut usize,
-    shared: &Shared,
-    resources: &Resources,
-) -> Poll<io::Result<()>> {
-    let mut slices = [IoSlice::new(&[]); MAX_SLICES];
-    let filled = batch.slices(*written, &mut slices);
-    let count = ready!(Pin::new(half).poll_write_vectored(context, &slices[..filled]))?;
-    if count == 0 {
-        return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
-    }
-    *written += count;
-    resources.wrote(shared, count);
-    Poll::Ready(Ok(()))
 }

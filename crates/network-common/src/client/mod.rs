@@ -100,8 +100,8 @@ impl Shared {
 /// answer. Dropping that future frees its place: the answer to an RPC or upload is then ignored, a chunk or stream that
 /// still arrives is read and discarded. When the connection ends, every outstanding request fails.
 ///
-/// Requests are refused with kind [`Limit`](ErrorKind::Limit) while more than `spark.<module>.io.maxWriteQueueSize` bytes
-/// wait to be written; [`ready`](Self::ready) waits until there is room.
+/// Requests are refused with kind [`Limit`](ErrorKind::Limit) while `spark.<module>.io.maxWriteQueueSize` bytes or more
+/// wait to be written (files do not count); [`ready`](Self::ready) waits until there is room.
 ///
 /// A connection that was opened by a factory ends when it is closed, when its factory is closed, or when the last handle
 /// (the pool's, for a pooled one) and the last future are dropped; what was queued before is still written. Handles that a
@@ -214,7 +214,7 @@ impl TransportClient {
         self.request(Answer::into_meta, |session| session.merged_block_meta(request))
     }
 
-    /// Waits until the write queue has room for another request. Cancel safe.
+    /// Waits until the write queue takes another request, of any size. Cancel safe.
     ///
     /// # Errors
     /// The reason why the connection ended.

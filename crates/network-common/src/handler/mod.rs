@@ -35,6 +35,7 @@ pub trait RpcHandler: Send + Sync + 'static {
     ///
     /// What the future returns is the answer. Data it leaves unread is skipped. If it fails before it has read all data, the
     /// connection is closed after the failure was sent, as Spark does; if later, the connection lives on (transport 9).
+    /// Uploads of one connection arrive one after the other, but what follows the last byte of one may overlap the next.
     fn receive_stream(
         &self,
         client: &TransportClient,

@@ -58,7 +58,7 @@ impl Default for FrameLimits {
 /// memory follows what was received, not what was announced. After an error the connection is of no more use.
 #[derive(Debug)]
 pub struct FrameDecoder {
-    limits: FrameLimits,
+    limits: Arc<FrameLimits>,
     pool: Arc<BufferPool>,
     /// The start of an unfinished frame.
     partial: Vec<u8>,
@@ -83,10 +83,10 @@ impl Default for FrameDecoder {
 impl FrameDecoder {
     /// A decoder for a new connection.
     pub fn new(limits: FrameLimits) -> Self {
-        Self::with_pool(limits, Arc::default())
+        Self::with_pool(Arc::new(limits), Arc::default())
     }
 
-    pub(crate) fn with_pool(limits: FrameLimits, pool: Arc<BufferPool>) -> Self {
+    pub(crate) fn with_pool(limits: Arc<FrameLimits>, pool: Arc<BufferPool>) -> Self {
         Self { limits, pool, partial: Vec::new(), state: State::Frame, fresh: true }
     }
 

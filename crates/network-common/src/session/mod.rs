@@ -8,6 +8,7 @@ mod outgoing;
 mod requests;
 
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::task::Waker;
 
 use bytes::Bytes;
@@ -42,7 +43,7 @@ pub(crate) enum Closing {
 }
 
 pub(crate) struct Session {
-    peer: String,
+    peer: SocketAddr,
     pub(crate) requests: Requests,
     pub(crate) outgoing: Outgoing,
     /// The peer's requests for the stream manager, oldest first.
@@ -65,7 +66,7 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    pub(crate) fn new(peer: String, outgoing: Outgoing) -> Self {
+    pub(crate) fn new(peer: SocketAddr, outgoing: Outgoing) -> Self {
         Self {
             peer,
             requests: Requests::default(),
@@ -93,7 +94,7 @@ impl Session {
     }
 
     /// Checks that a request may be queued: open, within the frame, within the write queue.
-    fn check_request(&self, operation: &str, in_frame: usize, queued: u64) -> Result<(), TransportError> {
+    fn check_request(&self, operation: &str, in_frame: usize) -> Result<(), TransportError> {
         self.check_open()?;
         // 64: more than any header in front of the body.
         if in_frame as u64 + 64 > MAX_FRAME_PAYLOAD {
@@ -105,14 +106,14 @@ impl Session {
                     self.peer
                 ),
             )
-            .with_peer(&self.peer));
+            .with_peer(self.peer));
         }
-        self.outgoing.check_room(operation, &self.peer, queued)
+        self.outgoing.check_room(operation, self.peer)
     }
 
     /// Queues an RPC.
     pub(crate) fn send_rpc(&mut self, body: Bytes) -> Result<Ticket, TransportError> {
-        self.check_request("RPC", body.len(), body.len() as u64)?;
+        self.check_request("RPC", body.len())?;
         let ticket = self.requests.open();
         self.outgoing.push_control(&Message::RpcRequest { request_id: ticket.id(), body: () }, body);
         self.requested = true;
@@ -121,14 +122,14 @@ impl Session {
 
     /// Queues a message that is never answered.
     pub(crate) fn send_one_way(&mut self, body: Bytes) -> Result<(), TransportError> {
-        self.check_request("one-way message", body.len(), body.len() as u64)?;
+        self.check_request("one-way message", body.len())?;
         self.outgoing.push_control(&Message::OneWayMessage { body: () }, body);
         Ok(())
     }
 
     /// Queues a chunk request.
     pub(crate) fn fetch_chunk(&mut self, stream_id: i64, chunk_index: i32) -> Result<Ticket, TransportError> {
-        self.check_request("chunk request", 0, 0)?;
+        self.check_request("chunk request", 0)?;
         let Some(ticket) = self.requests.open_fetch(stream_id, chunk_index) else {
             return Err(TransportError::new(
                 ErrorKind::Refused,
@@ -137,7 +138,7 @@ impl Session {
                     self.peer
                 ),
             )
-            .with_peer(&self.peer));
+            .with_peer(self.peer));
         };
         self.outgoing.push_control(&Message::ChunkFetchRequest { stream_id, chunk_index }, Bytes::new());
         self.requested = true;
@@ -146,7 +147,7 @@ impl Session {
 
     /// Queues a stream request. One lock covers both queues, so that their orders agree.
     pub(crate) fn stream(&mut self, stream_id: &str) -> Result<Ticket, TransportError> {
-        self.check_request("stream request", stream_id.len(), stream_id.len() as u64)?;
+        self.check_request("stream request", stream_id.len())?;
         let ticket = self.requests.open_stream();
         self.outgoing.push_control(&Message::StreamRequest { stream_id: stream_id.to_owned() }, Bytes::new());
         self.requested = true;
@@ -155,7 +156,7 @@ impl Session {
 
     /// Queues an upload.
     pub(crate) fn upload(&mut self, meta: Bytes, data: ManagedBuffer) -> Result<Ticket, TransportError> {
-        self.check_request("upload header", meta.len(), meta.len() as u64 + data.len())?;
+        self.check_request("upload header", meta.len())?;
         let Ok(byte_count) = i64::try_from(data.len()) else {
             return Err(TransportError::new(ErrorKind::Limit, "an upload is limited to 2^63-1 bytes"));
         };
@@ -171,7 +172,7 @@ impl Session {
         &mut self,
         mut request: MergedBlockMetaRequest,
     ) -> Result<Ticket, TransportError> {
-        self.check_request("merged block meta request", request.app_id.len(), request.app_id.len() as u64)?;
+        self.check_request("merged block meta request", request.app_id.len())?;
         let ticket = self.requests.open();
         request.request_id = ticket.id();
         self.outgoing.push_control(&Message::MergedBlockMetaRequest(request), Bytes::new());

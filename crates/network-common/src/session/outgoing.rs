@@ -2,6 +2,8 @@
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
+use std::net::SocketAddr;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -155,11 +157,11 @@ pub(crate) struct Outgoing {
     /// How many of them answer the peer.
     answers: u64,
     limit: u64,
-    limit_setting: String,
+    limit_setting: Arc<str>,
 }
 
 impl Outgoing {
-    pub(crate) fn new(limit: u64, limit_setting: String) -> Self {
+    pub(crate) fn new(limit: u64, limit_setting: Arc<str>) -> Self {
         Self {
             unsealed: None,
             control: Batch::default(),
@@ -171,15 +173,15 @@ impl Outgoing {
         }
     }
 
-    pub(super) fn check_room(&self, operation: &str, peer: &str, size: u64) -> Result<(), TransportError> {
-        // One request of any size may go in where there is room at all: that is what `ready` waits for.
+    /// A request of any size goes in while there is room at all, so that nothing is too large for ever.
+    pub(super) fn check_room(&self, operation: &str, peer: SocketAddr) -> Result<(), TransportError> {
         if self.has_room() {
             return Ok(());
         }
         Err(TransportError::new(
             ErrorKind::Limit,
             format!(
-                "{operation} of {size} bytes to {peer} refused: {} bytes wait to be written already, and {} allows {}",
+                "{operation} to {peer} refused: {} bytes wait to be written already, and {} allows {}",
                 self.queued, self.limit_setting, self.limit
             ),
         )
@@ -232,23 +234,24 @@ impl Outgoing {
 
     /// Nothing waits and nothing is being written.
     pub(super) fn is_drained(&self) -> bool {
-        self.queued == 0 && self.is_empty()
+        self.queued == 0 && self.is_empty(true)
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
-        self.unsealed.is_none() && self.control.is_empty() && self.bulk.is_empty()
+    /// Whether nothing waits; without `bodies`, nothing of the control lane.
+    pub(crate) fn is_empty(&self, bodies: bool) -> bool {
+        self.unsealed.is_none() && self.control.is_empty() && (!bodies || self.bulk.is_empty())
     }
 
-    /// Moves what is to be written next into `batch`, which must be empty: all control frames, then bodies in memory.
-    /// When there is nothing but a body in a file, that is returned.
-    pub(crate) fn take(&mut self, batch: &mut Batch) -> Option<BulkItem> {
+    /// Moves what is to be written next into `batch`, which must be empty: all control frames, then, if `bodies` may come,
+    /// those in memory.
+    pub(crate) fn take(&mut self, batch: &mut Batch, bodies: bool) {
         if let Some(unsealed) = self.unsealed.take() {
             *batch = unsealed;
-            return None;
+            return;
         }
         std::mem::swap(&mut self.control, batch);
         let mut gathered = 0;
-        while let Some(item) = self.bulk.front() {
+        while let Some(item) = self.bulk.front().filter(|_| bodies) {
             let size = item.body.len() as usize;
             match item.body.content() {
                 Content::Memory(bytes) if gathered == 0 || gathered + size <= BULK_GATHER => {
@@ -260,17 +263,17 @@ impl Outgoing {
                     gathered += size.max(1);
                     batch.items.extend(self.bulk.pop_front());
                 }
-                Content::File(_) if batch.is_empty() => return self.bulk.pop_front(),
                 _ => break,
             }
         }
-        None
     }
 
-    /// The next item, if it is a file and nothing else wants to be written.
+    /// The next body, if it is in a file.
     pub(crate) fn take_file(&mut self) -> Option<BulkItem> {
-        let file = matches!(self.bulk.front()?.body.content(), Content::File(_));
-        if file && self.control.is_empty() { self.bulk.pop_front() } else { None }
+        match self.bulk.front()?.body.content() {
+            Content::File(_) => self.bulk.pop_front(),
+            Content::Memory(_) => None,
+        }
     }
 
     /// `batch` was written or given up.

@@ -1,0 +1,447 @@
+//! The cases. The Java client of `interop/java` has the same ones under the same names.
+
+use std::future::Future;
+use std::ops::Range;
+
+use anyhow::{Context, Result, ensure};
+use bytes::Bytes;
+use futures::FutureExt;
+use futures::future::{BoxFuture, join_all};
+use network_common::{
+    ErrorKind, ManagedBuffer, RpcFuture, TransportClient, TransportClientFactory, TransportConf,
+    TransportContext, TransportError,
+};
+use tempfile::NamedTempFile;
+
+use crate::client::{CallbackHandler, Report, answer, ends, equal, equal_text, fails, whole_stream};
+use crate::protocol::{digest_of, pattern};
+
+const MIB: usize = 1 << 20;
+/// Two chunks of 4 MiB and a piece, so that segments can start and end anywhere in it.
+const FILE_SIZE: usize = 9 * MIB + 17;
+const NO_SUCH_STREAM_ID: i64 = 4_611_686_018_427_387_905;
+
+/// Runs them all; true when none failed.
+pub(crate) async fn run(conf: TransportConf, host: String, port: u16, since_3_2: bool) -> Result<bool> {
+    let content = file_content();
+    let file = NamedTempFile::with_prefix("spark-peer")?;
+    std::fs::write(&file, &content)?;
+    let factory = TransportContext::new(conf, CallbackHandler).create_client_factory();
+
+    let mut report = Report::default();
+    let mut connected = None;
+    report
+        .check("connect", async {
+            connected = Some(factory.create_client((host.as_str(), port)).await?);
+            Ok(())
+        })
+        .await;
+    if let Some(client) = connected {
+        let server = Server { client, factory, host, port, file, content, since_3_2 };
+        server.rpcs(&mut report).await;
+        server.chunks(&mut report).await;
+        server.streams(&mut report).await;
+        server.uploads(&mut report).await;
+        server.merged_block_meta(&mut report).await;
+        report.check("everything at once on one connection", server.everything_at_once()).await;
+        server.callbacks(&mut report).await;
+        server.connections(&mut report).await;
+    }
+    Ok(report.finish())
+}
+
+/// The server under test, and what the cases share.
+struct Server {
+    /// The connection of every case that does not break its own.
+    client: TransportClient,
+    factory: TransportClientFactory,
+    host: String,
+    port: u16,
+    file: NamedTempFile,
+    /// What the file holds.
+    content: Bytes,
+    /// Whether the server knows merged block meta and can answer an upload with bytes.
+    since_3_2: bool,
+}
+
+impl Server {
+    async fn rpcs(&self, report: &mut Report) {
+        report.check("echo of nothing", self.echo(b"")).await;
+        report.check("echo of a few bytes", self.echo(b"abc")).await;
+        report.check("echo of every byte value", self.echo(&every_byte())).await;
+        report.check("echo of 1 MiB", self.echo(&pattern(1, MIB))).await;
+        // Over 20 MiB, where Spark's frame decoder first gathers its pieces.
+        report.check("echo of 24 MiB", self.echo(&pattern(2, 24 * MIB))).await;
+        let fails = |request: &'static str, part: &'static str| {
+            fails(self.client.send_rpc(request), ErrorKind::Remote, part)
+        };
+        report.check("fail carries its message", fails("fail:out of cheese ü ✓", "out of cheese ü ✓")).await;
+        report.check("fail without a message", fails("fail:", "")).await;
+        report.check("unknown request fails", fails("nonsense:1", "unknown request")).await;
+        report.check("empty request fails", fails("", "unknown request")).await;
+        report.check("100 concurrent echoes", self.echoes(100, 997)).await;
+        report.check("5000 pipelined echoes", self.echoes(5000, 3)).await;
+        report.check("one-ways are counted and not answered", self.one_ways()).await;
+    }
+
+    async fn chunks(&self, report: &mut Report) {
+        report.check("memory chunks one by one", self.memory_chunks(16, 10_000, false)).await;
+        report.check("memory chunks pipelined", self.memory_chunks(16, 100_000, true)).await;
+        report.check("1000 small memory chunks pipelined", self.memory_chunks(1000, 7, true)).await;
+        report.check("empty memory chunks", self.memory_chunks(3, 0, true)).await;
+        report.check("memory chunks of 4 MiB", self.memory_chunks(3, 4 * MIB, true)).await;
+        report.check("empty file chunks", self.file_chunks(3, 0)).await;
+        report.check("file chunks of 1 byte", self.file_chunks(5, 1)).await;
+        report.check("file chunks of 100000 bytes", self.file_chunks(20, 100_000)).await;
+        report.check("file chunks of 4 MiB", self.file_chunks(2, 4 * MIB)).await;
+        report.check("a file in one chunk", self.file_chunks(1, FILE_SIZE)).await;
+        report.check("two streams read in turns", self.two_chunk_streams()).await;
+
+        let fails =
+            |id, index, part| fails(self.client.fetch_chunk(id, index), ErrorKind::ChunkFetchFailure, part);
+        let case = async {
+            let id = self.open("open:3:10").await?;
+            fails(id, 1, "out-of-order chunk index").await?;
+            fails(id, -1, "out-of-order chunk index").await?;
+            for i in 0..3 {
+                equal(&pattern(i, 10), &answer(self.client.fetch_chunk(id, i as i32)).await?)?;
+            }
+            Ok(())
+        };
+        report.check("chunk out of order fails, the stream goes on", case).await;
+        let case = async {
+            let id = self.open("open:1:10").await?;
+            equal(&pattern(0, 10), &answer(self.client.fetch_chunk(id, 0)).await?)?;
+            fails(id, 1, "").await?;
+            self.alive().await
+        };
+        report.check("chunk beyond the end fails", case).await;
+        let case = async {
+            fails(NO_SUCH_STREAM_ID, 0, "").await?;
+            self.alive().await
+        };
+        report.check("chunk of an unknown stream fails", case).await;
+    }
+
+    async fn streams(&self, report: &mut Report) {
+        report.check("empty stream", self.pattern_stream(0)).await;
+        report.check("stream of 1 byte", self.pattern_stream(1)).await;
+        report.check("stream of 100000 bytes", self.pattern_stream(100_000)).await;
+        report.check("stream of 8 MiB", self.pattern_stream(8 * MIB)).await;
+        report.check("stream of a file", self.stream(&self.file_stream(), &self.content)).await;
+        let case = async {
+            let empty = NamedTempFile::with_prefix("spark-peer-empty")?;
+            self.stream(&format!("file:{}", empty.path().display()), b"").await
+        };
+        report.check("stream of an empty file", case).await;
+
+        let fails = |id: String, part| async move {
+            fails(self.client.stream(&id), ErrorKind::StreamFailure, part).await?;
+            self.alive().await
+        };
+        let case = fails("no such ü".to_owned(), "Stream 'no such ü' was not found");
+        report.check("unknown stream fails", case).await;
+        let case = fails(self.file_stream() + ".missing", "was not found");
+        report.check("stream of a missing file fails", case).await;
+        report.check("20 concurrent streams, some failing", self.concurrent_streams()).await;
+    }
+
+    async fn uploads(&self, report: &mut Report) {
+        report.check("upload of nothing", self.upload(Bytes::new())).await;
+        report.check("upload of a few bytes", self.upload(every_byte())).await;
+        report.check("upload of 1 MiB", self.upload(pattern(3, MIB).into())).await;
+        report.check("upload of a file", self.upload_file(0..FILE_SIZE)).await;
+        report.check("upload of a part of a file", self.upload_file(1001..1001 + 3 * MIB)).await;
+        report.check("10 concurrent uploads", self.concurrent_uploads()).await;
+        let case = async {
+            let own = self.own_connection().await?;
+            fails(own.upload_stream("nonsense", every_byte()), ErrorKind::Remote, "unknown upload").await
+        };
+        report.check("upload of an unknown kind fails", case).await;
+    }
+
+    async fn merged_block_meta(&self, report: &mut Report) {
+        if !self.since_3_2 {
+            return report.skip("merged block meta", "came with Spark 3.2");
+        }
+        let succeeds = |app_id, shuffle_id, shuffle_merge_id, reduce_id| async move {
+            let request = self.client.merged_block_meta(app_id, shuffle_id, shuffle_merge_id, reduce_id);
+            let meta = answer(request).await?;
+            ensure!(meta.num_chunks == 3, "{} chunks instead of 3", meta.num_chunks);
+            equal_text(&format!("merged:{app_id}:{shuffle_id}:{shuffle_merge_id}:{reduce_id}"), &meta.body)
+        };
+        report.check("merged block meta", succeeds("app-ü", 7, 2, 5)).await;
+        report.check("merged block meta of extreme numbers", succeeds("", i32::MIN, -1, i32::MAX)).await;
+        let request = self.client.merged_block_meta("app-1", 7, 2, -1);
+        report.check("merged block meta fails", fails(request, ErrorKind::Remote, "no merged block")).await;
+    }
+
+    async fn callbacks(&self, report: &mut Report) {
+        let callback = |count| async move {
+            let done = answer(self.client.send_rpc(format!("callback:{count}"))).await?;
+            equal_text(&format!("done:{count}"), &done)
+        };
+        report.check("no callback", callback(0)).await;
+        report.check("5 callbacks", callback(5)).await;
+        report.check("500 callbacks", callback(500)).await;
+    }
+
+    async fn connections(&self, report: &mut Report) {
+        let case = async {
+            let own = self.own_connection().await?;
+            let (mut first, mut second) = (own.send_rpc("hang"), own.send_rpc("hang"));
+            // Requests of one connection are served in order: both have been taken now.
+            equal(b"", &answer(own.send_rpc("echo:")).await?)?;
+            let answered = (&mut first).now_or_never().is_some() || (&mut second).now_or_never().is_some();
+            ensure!(!answered, "hang was answered");
+            own.close();
+            fails(first, ErrorKind::Closed, "").await?;
+            fails(second, ErrorKind::Closed, "").await
+        };
+        report.check("closing the connection fails what hangs", case).await;
+        let case = async {
+            let own = self.own_connection().await?;
+            let hanging = own.send_rpc("hang");
+            fails(own.send_rpc("close"), ErrorKind::Closed, "").await?;
+            fails(hanging, ErrorKind::Closed, "").await?;
+            ends(&own).await
+        };
+        report.check("close by the server fails what is outstanding", case).await;
+        report.check("8 connections at once", self.eight_connections()).await;
+        report.check("the shared connection outlived every case", self.alive()).await;
+        let case = async {
+            fails(self.client.send_rpc("close"), ErrorKind::Closed, "").await?;
+            ends(&self.client).await?;
+            let next = self.factory.create_client((self.host.as_str(), self.port)).await?;
+            ensure!(next.id() != self.client.id(), "the pool gave the dead connection again");
+            equal(b"alive", &answer(next.send_rpc("echo:alive")).await?)
+        };
+        report.check("the pool replaces a connection that the server closed", case).await;
+    }
+
+    async fn echo(&self, body: &[u8]) -> Result<()> {
+        equal(body, &answer(echo(&self.client, body)).await?)
+    }
+
+    async fn echoes(&self, count: usize, step: usize) -> Result<()> {
+        let body = |i| pattern(i, i * step % 20_000);
+        let mut answers = Vec::new();
+        for i in 0..count {
+            answer(self.client.ready()).await?;
+            answers.push(echo(&self.client, &body(i)));
+        }
+        for (i, echoed) in answers.into_iter().enumerate() {
+            equal(&body(i), &answer(echoed).await?)?;
+        }
+        Ok(())
+    }
+
+    async fn one_ways(&self) -> Result<()> {
+        const SENT: usize = 50;
+        let count = async || -> Result<usize> {
+            let text = answer(self.client.send_rpc("count")).await?;
+            Ok(std::str::from_utf8(&text)?.parse()?)
+        };
+        let before = count().await?;
+        for i in 0..SENT {
+            self.client.send(pattern(i, i * 1000))?;
+        }
+        // On the same connection, so after them.
+        let received = count().await? - before;
+        ensure!(received == SENT, "{received} arrived of {SENT}");
+        Ok(())
+    }
+
+    async fn memory_chunks(&self, count: usize, size: usize, pipelined: bool) -> Result<()> {
+        let id = self.open(&format!("open:{count}:{size}")).await?;
+        let expected = |i| Bytes::from(pattern(i, size));
+        self.fetch_all(id, count, expected, pipelined).await
+    }
+
+    async fn file_chunks(&self, count: usize, size: usize) -> Result<()> {
+        let id = self.open_file(count, size).await?;
+        self.fetch_all(id, count, |i| self.segment(i, size), true).await
+    }
+
+    async fn fetch_all(
+        &self,
+        id: i64,
+        count: usize,
+        expected: impl Fn(usize) -> Bytes,
+        pipelined: bool,
+    ) -> Result<()> {
+        let fetch = |i: usize| self.client.fetch_chunk(id, i as i32);
+        if pipelined {
+            let chunks: Vec<_> = (0..count).map(fetch).collect();
+            for (i, chunk) in chunks.into_iter().enumerate() {
+                equal(&expected(i), &answer(chunk).await?)?;
+            }
+        } else {
+            for i in 0..count {
+                equal(&expected(i), &answer(fetch(i)).await?)?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn two_chunk_streams(&self) -> Result<()> {
+        let memory = self.open("open:4:1000").await?;
+        let segments = self.open_file(4, 2000).await?;
+        ensure!(memory != segments, "two streams have the id {memory}");
+        for i in 0..4 {
+            let first = self.client.fetch_chunk(memory, i as i32);
+            let second = self.client.fetch_chunk(segments, i as i32);
+            equal(&pattern(i, 1000), &answer(first).await?)?;
+            equal(&self.segment(i, 2000), &answer(second).await?)?;
+        }
+        Ok(())
+    }
+
+    async fn pattern_stream(&self, size: usize) -> Result<()> {
+        self.stream(&format!("pattern:{size}"), &pattern(0, size)).await
+    }
+
+    async fn stream(&self, id: &str, expected: &[u8]) -> Result<()> {
+        let body = answer(self.client.stream(id)).await?;
+        ensure!(body.stream_id() == id, "asked for stream {id}, got {}", body.stream_id());
+        ensure!(body.len() == expected.len() as u64, "a length of {} was announced", body.len());
+        equal(expected, &answer(body.collect()).await?)
+    }
+
+    async fn concurrent_streams(&self) -> Result<()> {
+        let id = |i: usize| match i % 4 {
+            1 => self.file_stream(),
+            3 => format!("missing-{i}"),
+            _ => format!("pattern:{}", i * 10_000),
+        };
+        let streams: Vec<_> = (0..20).map(|i| whole_stream(&self.client, &id(i))).collect();
+        // Read together: a body that nobody reads would hold up those behind it.
+        let checks = streams.into_iter().enumerate().map(|(i, stream)| async move {
+            match i % 4 {
+                1 => equal(&self.content, &answer(stream).await?),
+                3 => fails(stream, ErrorKind::StreamFailure, "was not found").await,
+                _ => equal(&pattern(0, i * 10_000), &answer(stream).await?),
+            }
+        });
+        join_all(checks).await.into_iter().collect()
+    }
+
+    async fn upload(&self, bytes: Bytes) -> Result<()> {
+        let request = self.client.upload_stream("digest", bytes.clone());
+        self.check_upload(&bytes, request).await?;
+        self.check_last_upload(&bytes).await
+    }
+
+    async fn upload_file(&self, range: Range<usize>) -> Result<()> {
+        let data = ManagedBuffer::file(self.file.path(), range.start as u64..range.end as u64);
+        let bytes = self.content.slice(range);
+        self.check_upload(&bytes, self.client.upload_stream("digest", data)).await?;
+        self.check_last_upload(&bytes).await
+    }
+
+    async fn concurrent_uploads(&self) -> Result<()> {
+        let bodies: Vec<Bytes> = (0..10).map(|i| pattern(i, i * 50_000).into()).collect();
+        let uploads: Vec<_> =
+            bodies.iter().map(|body| self.client.upload_stream("digest", body.clone())).collect();
+        for (body, upload) in bodies.iter().zip(uploads) {
+            self.check_upload(body, upload).await?;
+        }
+        if !self.since_3_2 {
+            // Spark ends uploads in the order in which they came; others need not, but tell each answer.
+            self.check_last_upload(&bodies[9]).await?;
+        }
+        Ok(())
+    }
+
+    /// A server of before 3.2 has no way to answer an upload with bytes; only lastdigest tells then.
+    async fn check_upload(&self, bytes: &[u8], upload: RpcFuture) -> Result<()> {
+        let expected = if self.since_3_2 { digest_of(bytes) } else { String::new() };
+        equal_text(&expected, &answer(upload).await?)
+    }
+
+    async fn check_last_upload(&self, bytes: &[u8]) -> Result<()> {
+        equal_text(&digest_of(bytes), &answer(self.client.send_rpc("lastdigest")).await?)
+    }
+
+    async fn everything_at_once(&self) -> Result<()> {
+        const SIZE: usize = 300_000;
+        let memory = self.open(&format!("open:8:{SIZE}")).await?;
+        let segments = self.open_file(8, SIZE).await?;
+        let client = &self.client;
+        let mut checks: Vec<BoxFuture<'_, Result<()>>> = Vec::new();
+        for i in 0..8 {
+            let bytes = Bytes::from(pattern(i, SIZE));
+            let part = self.segment(i, SIZE);
+            checks.push(expect(bytes.clone(), client.fetch_chunk(memory, i as i32)));
+            let stream = whole_stream(client, &format!("pattern:{}", i * SIZE));
+            checks.push(expect(pattern(0, i * SIZE).into(), stream));
+            checks.push(expect(part.clone(), client.fetch_chunk(segments, i as i32)));
+            checks.push(expect(part.clone(), echo(client, &part)));
+            let upload = client.upload_stream("digest", bytes.clone());
+            client.send(bytes.clone())?;
+            checks.push(Box::pin(async move { self.check_upload(&bytes, upload).await }));
+        }
+        join_all(checks).await.into_iter().collect()
+    }
+
+    async fn eight_connections(&self) -> Result<()> {
+        let body = |i| pattern(i, 64 << 10);
+        let mut connections = Vec::new();
+        for i in 0..8 {
+            let own = self.own_connection().await?;
+            let echoed = echo(&own, &body(i));
+            connections.push((own, echoed));
+        }
+        for (i, (_own, echoed)) in connections.into_iter().enumerate() {
+            equal(&body(i), &answer(echoed).await?)?;
+        }
+        Ok(())
+    }
+
+    async fn alive(&self) -> Result<()> {
+        self.echo(b"alive").await
+    }
+
+    async fn own_connection(&self) -> Result<TransportClient> {
+        Ok(self.factory.create_unmanaged_client((self.host.as_str(), self.port)).await?)
+    }
+
+    async fn open(&self, request: &str) -> Result<i64> {
+        let id = answer(self.client.send_rpc(request.to_owned())).await?;
+        let id = <[u8; 8]>::try_from(&id[..]);
+        Ok(i64::from_be_bytes(id.context("a stream id has 8 bytes")?))
+    }
+
+    async fn open_file(&self, count: usize, size: usize) -> Result<i64> {
+        self.open(&format!("openfile:{}:{count}:{size}", self.file.path().display())).await
+    }
+
+    /// Chunk `i` of the file in chunks of `size`.
+    fn segment(&self, i: usize, size: usize) -> Bytes {
+        self.content.slice(i * size..(i + 1) * size)
+    }
+
+    fn file_stream(&self) -> String {
+        format!("file:{}", self.file.path().display())
+    }
+}
+
+fn echo(client: &TransportClient, body: &[u8]) -> RpcFuture {
+    client.send_rpc([b"echo:", body].concat())
+}
+
+fn expect<'a>(
+    expected: Bytes,
+    request: impl Future<Output = Result<Bytes, TransportError>> + Send + 'a,
+) -> BoxFuture<'a, Result<()>> {
+    Box::pin(async move { equal(&expected, &answer(request).await?) })
+}
+
+fn every_byte() -> Bytes {
+    (0..=255).collect()
+}
+
+/// Differs from every memory pattern and at every MiB, so a wrong offset shows.
+fn file_content() -> Bytes {
+    (0..FILE_SIZE).map(|j| (j * 31 + (j >> 8) * 17 + (j >> 16)) as u8).collect()
+}

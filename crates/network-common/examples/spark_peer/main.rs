@@ -1,0 +1,109 @@
+//! A peer that speaks the application protocol of `interop/README.md`, to prove the transport against real Spark.
+//!
+//! ```text
+//! cargo run --release -p network-common --example spark_peer -- server PORT [options]        # prints: LISTENING <port>
+//! cargo run --release -p network-common --example spark_peer -- client HOST PORT [options]   # last line: N passed, M failed
+//! ```
+//!
+//! `cargo xtask interop` runs both roles against the Java harness.
+
+mod cases;
+mod client;
+mod protocol;
+mod server;
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, Parser, Subcommand};
+use network_common::TransportConf;
+
+/// Spark's module name of these connections: the `shuffle` in `spark.shuffle.io.serverThreads`.
+const MODULE: &str = "shuffle";
+
+#[derive(Parser)]
+#[command(name = "spark_peer", about = "One end of the interop protocol, over this crate's transport")]
+struct Arguments {
+    #[command(subcommand)]
+    role: Role,
+}
+
+#[derive(Subcommand)]
+enum Role {
+    /// Listen on 127.0.0.1, print LISTENING <port>, serve until stdin ends
+    Server {
+        /// 0: any free port
+        port: u16,
+        #[command(flatten)]
+        options: Options,
+    },
+    /// Run every case against a server; the last line is: N passed, M failed
+    Client {
+        host: String,
+        port: u16,
+        /// The server's Spark release: before 3.2, it cannot do every case
+        #[arg(long, value_name = "RELEASE", value_parser = major_and_minor)]
+        spark: Option<(u32, u32)>,
+        #[command(flatten)]
+        options: Options,
+    },
+}
+
+#[derive(Args)]
+struct Options {
+    /// How the connection authenticates and encrypts; only none is supported yet
+    #[arg(long, value_delimiter = ',', default_value = "none")]
+    auth: Vec<String>,
+    /// A setting under Spark's name; repeatable
+    #[arg(long = "conf", value_name = "KEY=VALUE", value_parser = key_and_value)]
+    settings: Vec<(String, String)>,
+}
+
+impl Options {
+    fn conf(&self) -> Result<TransportConf> {
+        if let Some(other) = self.auth.iter().find(|auth| *auth != "none") {
+            bail!("--auth {other} is not supported yet");
+        }
+        let settings = self.settings.iter().map(|(key, value)| (key, value));
+        Ok(TransportConf::from_settings(MODULE, settings)?)
+    }
+}
+
+fn key_and_value(text: &str) -> Result<(String, String)> {
+    let (key, value) = text.split_once('=').context("key=value is wanted")?;
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+fn major_and_minor(text: &str) -> Result<(u32, u32)> {
+    let mut parts = text.split('.').map(str::parse);
+    match (parts.next(), parts.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => Ok((major, minor)),
+        _ => bail!("a Spark release such as 3.5.7 is wanted"),
+    }
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match run(Arguments::parse()).await {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// False when a case of a client failed.
+async fn run(arguments: Arguments) -> Result<bool> {
+    match arguments.role {
+        Role::Server { port, options } => {
+            server::serve(options.conf()?, port).await?;
+            Ok(true)
+        }
+        Role::Client { host, port, spark, options } => {
+            let since_3_2 = spark.is_none_or(|release| release >= (3, 2));
+            cases::run(options.conf()?, host, port, since_3_2).await
+        }
+    }
+}

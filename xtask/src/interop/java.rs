@@ -1,0 +1,108 @@
+//! The Java harness: Spark's own transport behind the application protocol.
+
+use std::env;
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use super::cache::{self, Cache};
+use super::release::Release;
+use crate::process;
+
+/// What Spark 4 is compiled for.
+const OLDEST_JAVA: u32 = 17;
+const INSTALL: &str = "install a JDK of version 17 or later (Debian: apt install openjdk-17-jdk-headless)";
+
+const VERSION_LIMIT: Duration = Duration::from_secs(60);
+const COMPILE_LIMIT: Duration = Duration::from_secs(5 * 60);
+
+const SOURCES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../interop/java");
+
+/// For Netty of the old releases, which reaches into the JDK; and a quick start, since a run is short.
+const JVM_OPTIONS: [&str; 7] = [
+    "--add-opens",
+    "java.base/java.nio=ALL-UNNAMED",
+    "--add-opens",
+    "java.base/sun.nio.ch=ALL-UNNAMED",
+    "-XX:+UseSerialGC",
+    "-XX:TieredStopAtLevel=1",
+    "-Xmx1g",
+];
+
+/// The installed `java` and `javac`.
+pub(crate) struct Jdk {
+    /// What javac says its version is.
+    version: String,
+}
+
+/// The harness compiled against one release.
+pub(crate) struct JavaPeer {
+    class_path: OsString,
+}
+
+impl Jdk {
+    /// Looks for them on the PATH.
+    pub(crate) fn find() -> Result<Self> {
+        let version = |tool: &str, option: &str| {
+            process::output(tool, Command::new(tool).arg(option), VERSION_LIMIT)
+                .with_context(|| format!("`{tool}` does not run: {INSTALL}"))
+        };
+        version("java", "-version")?;
+        let version = version("javac", "-version")?.join(" ");
+        let major =
+            version.trim_start_matches("javac ").split('.').next().and_then(|major| major.parse().ok());
+        ensure!(
+            major.is_some_and(|major: u32| major >= OLDEST_JAVA),
+            "`javac` is too old ({version}): {INSTALL}"
+        );
+        Ok(Self { version })
+    }
+
+    /// The harness for `release`, compiled if these sources have not been compiled against it yet.
+    pub(crate) fn harness(&self, cache: &Cache, release: Release, jars: &Path) -> Result<JavaPeer> {
+        let sources_root = Path::new(SOURCES);
+        let generation = if release.since(3, 2) { "since-3.2" } else { "before-3.2" };
+        let mut sources = cache::files(&sources_root.join("common"), "java")?;
+        sources.extend(cache::files(&sources_root.join(generation), "java")?);
+        let resources = cache::files(&sources_root.join("resources"), "properties")?;
+
+        let contents = sources
+            .iter()
+            .chain(&resources)
+            .map(|file| fs::read(file).with_context(|| format!("cannot read {}", file.display())));
+        let contents = contents.collect::<Result<Vec<_>>>()?;
+        let parts = [self.version.as_bytes(), jars.as_os_str().as_encoded_bytes()];
+        let key = cache::fingerprint(parts.into_iter().chain(contents.iter().map(Vec::as_slice)));
+
+        let every_jar = jars.join("*");
+        let classes = cache.directory(&format!("spark-{release}-harness-{key}"), |classes| {
+            eprintln!("compiling the Java harness against Spark {release}");
+            let mut javac = Command::new("javac");
+            // Spark's classes name annotations of jars that are not needed otherwise.
+            javac.args(["-Xlint:all,-classfile,-path,-processing", "-encoding", "UTF-8", "-classpath"]);
+            javac.arg(&every_jar).arg("-d").arg(classes).args(&sources);
+            process::output("javac", &mut javac, COMPILE_LIMIT)?;
+            for resource in &resources {
+                fs::copy(resource, classes.join(resource.file_name().unwrap_or_default()))?;
+            }
+            Ok(())
+        })?;
+        let class_path: [PathBuf; 2] = [classes, every_jar];
+        Ok(JavaPeer {
+            class_path: env::join_paths(class_path).context("a path of the cache holds a separator")?,
+        })
+    }
+}
+
+impl JavaPeer {
+    /// Starts the harness; the role and its options are to follow.
+    pub(crate) fn command(&self) -> Command {
+        let mut command = Command::new("java");
+        command.args(JVM_OPTIONS).arg("-classpath").arg(&self.class_path).arg("SparkPeer");
+        command
+    }
+}

@@ -1,0 +1,126 @@
+//! `cargo xtask interop`: our transport against the transport of released Spark.
+//!
+//! Both sides run the application protocol of `interop/README.md`: the Java harness in `interop/java`, compiled
+//! against the jars of each release, and the example `spark_peer` of network-common.
+
+mod cache;
+mod java;
+mod pair;
+mod release;
+mod rust;
+mod spark;
+
+use std::process::Command;
+
+use anyhow::{Result, ensure};
+use clap::{Args, ValueEnum};
+
+use cache::Cache;
+use java::Jdk;
+use pair::Tally;
+use release::Release;
+use rust::RustPeer;
+
+/// What the options do not say.
+pub(crate) const HELP: &str = "\
+The first run against a release fetches it from PyPI (200 to 450 MB, of which 15 to 30 MB of jars are kept) into
+$SPARK_INTEROP_CACHE, or else $XDG_CACHE_HOME/network-common-interop, or else ~/.cache/network-common-interop.
+Needed on the PATH: java and javac of version 17 or later, pip (or python3 -m pip), tar.
+The last line of the output is `N passed, M failed`; the exit code is 1 when a case failed or none ran.";
+
+/// What `cargo xtask interop` takes.
+#[derive(Args)]
+pub(crate) struct Options {
+    /// The Spark releases to run against
+    #[arg(long, value_delimiter = ',', default_value = "2.4.8,3.5.7,4.1.4,4.3.0")]
+    releases: Vec<Release>,
+    /// How the connections authenticate
+    #[arg(long, value_delimiter = ',', default_value = "none")]
+    modes: Vec<Mode>,
+    /// A setting under Spark's name for every peer; repeatable
+    #[arg(long = "conf", value_name = "KEY=VALUE")]
+    settings: Vec<String>,
+    /// Run Spark against Spark of the same release, to prove the harness itself
+    #[arg(long)]
+    self_test: bool,
+}
+
+/// A row of the matrix: how the connections of both peers authenticate and encrypt.
+#[derive(Clone, Copy, ValueEnum)]
+enum Mode {
+    None,
+}
+
+impl Mode {
+    fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+        }
+    }
+}
+
+/// The options that every peer of one pair gets, ours and Spark's alike.
+struct PeerOptions(Vec<String>);
+
+impl PeerOptions {
+    fn new(mode: Mode, settings: &[String]) -> Self {
+        let mut words = vec!["--auth".to_owned(), mode.name().to_owned()];
+        for setting in settings {
+            words.extend(["--conf".to_owned(), setting.clone()]);
+        }
+        Self(words)
+    }
+
+    /// Completes the command of a server on a free port.
+    fn server(&self, mut command: Command) -> Command {
+        command.args(["server", "0"]).args(&self.0);
+        command
+    }
+
+    /// Completes the command of a client of `port`.
+    fn client(&self, mut command: Command, port: u16) -> Command {
+        command.args(["client", "127.0.0.1", &port.to_string()]).args(&self.0);
+        command
+    }
+}
+
+/// Runs the matrix; false when a case failed or none ran.
+pub(crate) fn run(options: &Options) -> Result<bool> {
+    let jdk = Jdk::find()?;
+    let cache = Cache::open()?;
+    let rust = if options.self_test { None } else { Some(RustPeer::build()?) };
+    let mut tally = Tally::default();
+    for &release in &options.releases {
+        let prepared = spark::jars(&cache, release).and_then(|jars| jdk.harness(&cache, release, &jars));
+        let java = match prepared {
+            Ok(java) => java,
+            // The other releases can still tell something.
+            Err(error) => {
+                tally.fail(&release.to_string(), &format!("set-up: {error:#}"));
+                continue;
+            }
+        };
+        for &mode in &options.modes {
+            let peers = PeerOptions::new(mode, &options.settings);
+            let label = |direction| format!("{release} {} {direction}", mode.name());
+            let java_server = || peers.server(java.command());
+            let java_client = |port| peers.client(java.command(), port);
+            match &rust {
+                None => tally.run(&label("java->java"), java_server(), java_client),
+                Some(rust) => {
+                    let rust_client = |port| {
+                        let mut client = peers.client(rust.command(), port);
+                        // Decides which cases apply: before 3.2 a server cannot do all of them.
+                        client.arg("--spark").arg(release.to_string());
+                        client
+                    };
+                    tally.run(&label("rust->java"), java_server(), rust_client);
+                    tally.run(&label("java->rust"), peers.server(rust.command()), java_client);
+                }
+            }
+        }
+    }
+    tally.print();
+    ensure!(tally.ran_anything(), "no case ran");
+    Ok(tally.failed == 0)
+}
