@@ -44,6 +44,10 @@ impl Connection {
             Message::MergedBlockMetaRequest(request) => {
                 self.reader.received += 1;
                 let callback = MergedBlockMetaCallback::new(Arc::clone(&self.shared), request.request_id);
+                if draining {
+                    callback.fail(SHUTTING_DOWN);
+                    return Ok(());
+                }
                 let receive = || handler.receive_merged_block_meta(client, request, callback);
                 if catch_unwind(AssertUnwindSafe(receive)).is_err() {
                     tracing::error!(peer = %self.shared.peer, "the RPC handler panicked; its request fails");
@@ -81,7 +85,8 @@ impl Connection {
         }
         metrics.chunks_in_transfer.fetch_add(1, Ordering::Relaxed);
         let mut session = self.shared.session.lock();
-        session.pending_bulk.push_back(request);
+        // Refused in its turn: answers to streams are told apart by their order alone.
+        session.pending_bulk.push_back((request, self.shared.is_draining()));
         if !std::mem::replace(&mut session.bulk_server_runs, true) {
             drop(session);
             let server = BulkServer {
@@ -126,10 +131,15 @@ impl Drop for Transfer {
 
 impl BulkServer {
     async fn run(self) {
-        while let Some(request) = self.next().await {
+        while let Some((request, refused)) = self.next().await {
             // Counted when it arrived.
             let transfer = Transfer(Arc::clone(&self.resources));
-            let (message, body) = self.serve(request).await;
+            // What the manager is slow to come up with ends with the connection.
+            let (message, body) = tokio::select! {
+                biased;
+                answer = self.serve(request, refused) => answer,
+                _ = self.client.closed() => break,
+            };
             let body = body.on_release(move || drop(transfer));
             let item = BulkItem { message, body, upload: None };
             self.shared.update(|session| session.answer_bulk(item));
@@ -137,7 +147,7 @@ impl BulkServer {
     }
 
     /// The next request, once the write queue has room for its answer; `None`: there is none, and the task ends.
-    async fn next(&self) -> Option<BulkRequest> {
+    async fn next(&self) -> Option<(BulkRequest, bool)> {
         std::future::poll_fn(|context| {
             let mut session = self.shared.session.lock();
             if !session.pending_bulk.is_empty() && !session.outgoing.takes_bodies() {
@@ -151,9 +161,15 @@ impl BulkServer {
         .await
     }
 
-    async fn serve(&self, request: BulkRequest) -> (Message<()>, ManagedBuffer) {
+    async fn serve(&self, request: BulkRequest, refused: bool) -> (Message<()>, ManagedBuffer) {
+        let allowed = || if refused { Err(BoxError::from(SHUTTING_DOWN)) } else { Ok(()) };
         match request {
-            BulkRequest::Chunk { stream_id, chunk_index } => match self.chunk(stream_id, chunk_index).await {
+            BulkRequest::Chunk { stream_id, chunk_index } => match async {
+                allowed()?;
+                self.chunk(stream_id, chunk_index).await
+            }
+            .await
+            {
                 Ok(body) => (Message::ChunkFetchSuccess { stream_id, chunk_index, body: () }, body),
                 Err(error) => {
                     tracing::debug!(peer = %self.shared.peer, stream_id, chunk_index, %error, "chunk not served");
@@ -161,7 +177,12 @@ impl BulkServer {
                     (Message::ChunkFetchFailure { stream_id, chunk_index, error }, Bytes::new().into())
                 }
             },
-            BulkRequest::Stream { stream_id } => match self.stream(&stream_id).await {
+            BulkRequest::Stream { stream_id } => match async {
+                allowed()?;
+                self.stream(&stream_id).await
+            }
+            .await
+            {
                 Ok(body) => {
                     let byte_count = i64::try_from(body.len()).unwrap_or(i64::MAX);
                     (Message::StreamResponse { stream_id, byte_count }, body)

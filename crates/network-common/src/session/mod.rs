@@ -47,7 +47,8 @@ pub(crate) struct Session {
     pub(crate) requests: Requests,
     pub(crate) outgoing: Outgoing,
     /// The peer's requests for the stream manager, oldest first.
-    pub(crate) pending_bulk: VecDeque<BulkRequest>,
+    /// Each with whether it is to be refused.
+    pub(crate) pending_bulk: VecDeque<(BulkRequest, bool)>,
     /// A task is working on `pending_bulk`.
     pub(crate) bulk_server_runs: bool,
     /// How many of the peer's requests were answered by handlers.
