@@ -277,8 +277,9 @@ impl Connection {
         let mut wakers = Vec::new();
         let mut session = self.shared.session.lock();
         let unserved = session.pending_bulk.len() as u64;
-        session.end(error.clone(), &mut wakers);
+        let queued = session.end(error.clone(), &mut wakers);
         drop(session);
+        drop(queued);
         self.resources.metrics.chunks_in_transfer.fetch_sub(unserved, Ordering::Relaxed);
         wakers.into_iter().for_each(std::task::Waker::wake);
         self.reader.end(error);

@@ -142,7 +142,8 @@ impl BulkServer {
             };
             let body = body.on_release(move || drop(transfer));
             let item = BulkItem { message, body, upload: None };
-            self.shared.update(|session| session.answer_bulk(item));
+            let late = self.shared.update(|session| session.answer_bulk(item));
+            drop(late);
         }
     }
 

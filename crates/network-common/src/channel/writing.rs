@@ -149,7 +149,8 @@ impl Writer {
         self.finishing = None;
         let shared = Arc::clone(&self.shared);
         let mut session = shared.session.lock();
-        session.outgoing.written(&mut self.batch);
+        // Dropped after the lock, at the end of this call.
+        let _released = session.outgoing.written(&mut self.batch);
         session.room_made(&mut self.wakers);
         self.written = 0;
         if session.seal.is_some() && session.outgoing.unsealed_is_written() {

@@ -194,6 +194,8 @@ impl TransportClient {
     /// [`Io`](ErrorKind::Io): the data could not be read. Otherwise as [`send_rpc`](Self::send_rpc).
     pub fn upload_stream(&self, meta: impl Into<Bytes>, data: impl Into<ManagedBuffer>) -> RpcFuture {
         let (meta, data) = (meta.into(), data.into());
+        // If it is refused, what its release runs must not run under the lock.
+        let _held = data.clone();
         self.request(Answer::into_body, |session| session.upload(meta, data))
     }
 

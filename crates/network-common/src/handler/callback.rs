@@ -62,10 +62,11 @@ impl MergedBlockMetaCallback {
         }
         self.0.answered = true;
         let message = Message::MergedBlockMetaSuccess { request_id: self.0.request_id, num_chunks, body: () };
-        self.0.shared.update(|session| {
+        let late = self.0.shared.update(|session| {
             session.answered += 1;
-            session.answer_bulk(BulkItem { message, body, upload: None });
+            session.answer_bulk(BulkItem { message, body, upload: None })
         });
+        drop(late);
     }
 
     /// Fails; the asker sees the text of `error`.

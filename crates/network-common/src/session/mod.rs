@@ -189,11 +189,13 @@ impl Session {
         }
     }
 
-    /// Queues an answer with a body for the bulk lane.
-    pub(crate) fn answer_bulk(&mut self, item: BulkItem) {
-        if self.closed.is_none() {
-            self.outgoing.push_bulk(item);
+    /// Queues an answer with a body for the bulk lane; hands it back, to be dropped outside of the lock, when it is too late.
+    pub(crate) fn answer_bulk(&mut self, item: BulkItem) -> Option<BulkItem> {
+        if self.closed.is_some() {
+            return Some(item);
         }
+        self.outgoing.push_bulk(item);
+        None
     }
 
     /// Whether the peer's requests must wait until it has read more of its answers.
@@ -233,12 +235,14 @@ impl Session {
     }
 
     /// The connection is gone: everything outstanding fails, in the order of transport 6.
-    pub(crate) fn end(&mut self, error: TransportError, wakers: &mut Vec<Waker>) {
+    /// Yields what was queued, to be dropped outside of the lock.
+    pub(crate) fn end(&mut self, error: TransportError, wakers: &mut Vec<Waker>) -> impl Sized + use<> {
         self.requests.fail_all(&error, wakers);
-        self.outgoing.clear();
+        let queued = self.outgoing.clear();
         self.pending_bulk.clear();
         self.closed = Some(error);
         wakers.append(&mut self.watchers);
+        queued
     }
 
     /// The driver is at work: no need to wake it.

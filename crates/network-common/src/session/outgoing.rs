@@ -107,18 +107,19 @@ impl Batch {
         self.body_bytes = 0;
     }
 
-    /// Empty again; keeps a small buffer for the next round, so that a quiet connection holds little.
-    fn reset(&mut self) {
+    /// Empty again; keeps a small buffer for the next round, so that a quiet connection holds little. What it held of users
+    /// is handed back: releasing it runs their code, which must not happen under the session's lock.
+    #[must_use]
+    fn reset(&mut self) -> (Vec<(usize, Bytes)>, Vec<BulkItem>) {
         const KEPT: usize = 512;
         self.bytes.clear();
         if self.bytes.capacity() > KEPT {
             self.bytes = Vec::new();
         }
-        self.bodies = Vec::new();
-        self.items = Vec::new();
         self.body_bytes = 0;
         self.counted = 0;
         self.answers = 0;
+        (std::mem::take(&mut self.bodies), std::mem::take(&mut self.items))
     }
 }
 
@@ -277,17 +278,17 @@ impl Outgoing {
     }
 
     /// `batch` was written or given up.
-    pub(crate) fn written(&mut self, batch: &mut Batch) {
+    /// What it held is to be dropped outside of the lock.
+    pub(crate) fn written(&mut self, batch: &mut Batch) -> impl Sized + use<> {
         self.queued = self.queued.saturating_sub(batch.counted);
         self.answers = self.answers.saturating_sub(batch.answers);
-        batch.reset();
+        batch.reset()
     }
 
-    pub(super) fn clear(&mut self) {
-        self.unsealed = None;
-        self.control.reset();
-        self.bulk.clear();
+    /// What was queued, to be dropped outside of the lock.
+    pub(super) fn clear(&mut self) -> impl Sized + use<> {
         self.queued = 0;
         self.answers = 0;
+        (self.unsealed.take(), std::mem::take(&mut self.control), std::mem::take(&mut self.bulk))
     }
 }
