@@ -1,5 +1,8 @@
 //! ChunkFetchIntegrationSuite and ChunkFetchRequestHandlerSuite (CFI, CFH), in memory, by `sendfile` and by copying.
 
+// Outside of the test functions themselves too.
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use std::sync::Arc;
@@ -140,7 +143,8 @@ async fn chunks_fetched_at_once_are_not_mixed_up() {
         let content = pattern(1 << 20, 3);
         let file = file_of(&content);
         let (path, memory) = (file.path().to_owned(), content.clone());
-        let region = |index: i32| (index as usize * 7919) % 500_000..(index as usize * 7919) % 500_000 + 33_000;
+        let region =
+            |index: i32| (index as usize * 7919) % 500_000..(index as usize * 7919) % 500_000 + 33_000;
         let handler = Handler::new().on_chunk(move |_, index| {
             let range = region(index);
             Ok(if index % 2 == 0 {
@@ -352,8 +356,7 @@ async fn cfh_01_handle_chunk_fetch_request() {
     ];
     let id = streams.register_fallible_stream(chunks, StreamOptions::default());
     let handler = Handler::new().with_manager(streams);
-    let context =
-        TransportContext::new(conf(&[("spark.shuffle.maxChunksBeingTransferred", "2")]), handler);
+    let context = TransportContext::new(conf(&[("spark.shuffle.maxChunksBeingTransferred", "2")]), handler);
     let server = serve(&context).await;
     let transferred = || context.metrics().server().snapshot().chunks_in_transfer;
     let mut peer = RawPeer::connect(server.local_addr()).await;

@@ -1,5 +1,8 @@
 //! TransportClientFactorySuite and TransportClientSuite (TCF, TCL), and what sharing an attempt to connect means.
 
+// Outside of the test functions themselves too.
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use std::collections::HashSet;
@@ -40,7 +43,8 @@ async fn hanging_port() -> (SocketAddr, impl Sized) {
     let listener = socket.listen(1).unwrap();
     let address = listener.local_addr().unwrap();
     let mut filling = Vec::new();
-    while let Ok(Ok(stream)) = timeout(Duration::from_millis(300), tokio::net::TcpStream::connect(address)).await
+    while let Ok(Ok(stream)) =
+        timeout(Duration::from_millis(300), tokio::net::TcpStream::connect(address)).await
     {
         filling.push(stream);
         assert!(filling.len() < 100, "its backlog does not fill");
@@ -443,8 +447,7 @@ async fn closing_the_factory_ends_attempts_under_way() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hung_connect_delays_nobody_else_and_times_out() {
     let (hanging, _keep) = hanging_port().await;
-    let (server, factory) =
-        server_and_factory(&[("spark.shuffle.io.connectionCreationTimeout", "2s")]).await;
+    let (server, factory) = server_and_factory(&[("spark.shuffle.io.connectionCreationTimeout", "2s")]).await;
     let getting = factory.clone();
     let begun = Instant::now();
     let hung = tokio::spawn(async move { getting.create_client(hanging).await });
@@ -456,7 +459,10 @@ async fn a_hung_connect_delays_nobody_else_and_times_out() {
     assert_eq!(error.kind(), ErrorKind::ConnectTimeout, "{error}");
     assert!(begun.elapsed() >= Duration::from_secs(2));
     assert!(error.is_timeout() && error.is_retryable());
-    assert!(error.to_string().starts_with(&format!("Connecting to {hanging} timed out (2000 ms)")), "{error}");
+    assert!(
+        error.to_string().starts_with(&format!("Connecting to {hanging} timed out (2000 ms)")),
+        "{error}"
+    );
     assert!(error.to_string().contains("spark.shuffle.io.connectionCreationTimeout"));
     // It opens the fast-fail window as a refusal does.
     let error = within(factory.create_client_fast_fail(hanging)).await.unwrap_err();
@@ -519,14 +525,19 @@ impl RpcHandler for Wrapper {
 #[tokio::test]
 async fn server_bootstraps_wrap_the_handler_in_order() {
     let seen = Arc::new(Mutex::new(Vec::new()));
-    let wrapping =
-        |name, fails| -> Arc<dyn TransportServerBootstrap> { Arc::new(Wrapping { name, seen: seen.clone(), fails }) };
+    let wrapping = |name, fails| -> Arc<dyn TransportServerBootstrap> {
+        Arc::new(Wrapping { name, seen: seen.clone(), fails })
+    };
     let context = context(&[]);
     let bootstraps = vec![wrapping("inner", false), wrapping("outer", false)];
     let server = context.create_server_with("127.0.0.1:0", bootstraps).await.unwrap();
     let factory = context.create_client_factory();
     let client = within(factory.create_client(server.local_addr())).await.unwrap();
-    assert_eq!(within(client.send_rpc("x")).await.unwrap(), "inner(outer(x))", "the last wrapper is asked first");
+    assert_eq!(
+        within(client.send_rpc("x")).await.unwrap(),
+        "inner(outer(x))",
+        "the last wrapper is asked first"
+    );
     within(client.send_rpc("x")).await.unwrap();
     assert_eq!(*seen.lock(), ["inner", "outer"], "once per connection, in order");
 

@@ -3,6 +3,9 @@
 //! CONF-01..11 are about the keys of TLS and come with it. MET-02 counts what a JVM's allocator does: there is nothing it
 //! could map to. Of MET-01 the names' prefixes are kept; instead of heap and direct memory our gauges are checked.
 
+// Outside of the test functions themselves too.
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use std::time::Duration;

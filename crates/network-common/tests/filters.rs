@@ -1,5 +1,8 @@
 //! The place where ciphers sit: filters installed by bootstraps after a handshake, and everything that passes through them.
 
+// Outside of the test functions themselves too.
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use std::sync::Arc;

@@ -1,5 +1,8 @@
 //! Rule 9 of the design: what it means to drop or close a client, a factory, a server, and what is kept.
 
+// Outside of the test functions themselves too.
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use std::sync::Arc;
@@ -214,20 +217,88 @@ async fn close_lets_bodies_finish() {
     let content = pattern(24 << 20, 1);
     let file = file_of(&content);
     let path = file.path().to_owned();
+    let (open, gate) = tokio::sync::watch::channel(false);
+    let upload_gate = gate.clone();
     let handler = Handler::new()
-        .on_chunk(move |_, _| Ok(ManagedBuffer::file(&path, 0..24 << 20)))
-        .on_upload(|_, data| async move { Ok(data.collect().await?.len().to_string().into()) });
+        .on_chunk_later(move |_, _| {
+            let (path, mut gate) = (path.clone(), gate.clone());
+            async move {
+                gate.wait_for(|open| *open).await?;
+                Ok(ManagedBuffer::file(path, 0..24 << 20))
+            }
+        })
+        .on_upload(move |_, data| {
+            let mut gate = upload_gate.clone();
+            async move {
+                gate.wait_for(|open| *open).await?;
+                Ok(data.collect().await?.len().to_string().into())
+            }
+        });
     let pair = pair(handler).await;
     let chunks: Vec<_> = (0..3).map(|index| pair.client.fetch_chunk(1, index)).collect();
     let upload = pair.client.upload_stream("", content.clone());
     until(|| pair.context.metrics().server().snapshot().chunks_in_transfer == 3).await;
     until(|| pair.context.metrics().server().snapshot().requests_being_served == 1).await;
+    let address = pair.server.local_addr();
     let closing = tokio::spawn(pair.server.close(Duration::from_secs(20)));
+    until(|| std::net::TcpStream::connect(address).is_err()).await;
+    open.send(true).unwrap();
     for chunk in chunks {
         assert!(within(chunk).await.unwrap() == content);
     }
     assert_eq!(within(upload).await.unwrap(), (24 << 20).to_string());
     assert_eq!(within(closing).await.unwrap(), 0);
+}
+
+/// Release hooks are the user's code: they may use the connection, wherever its buffers are let go.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_release_hook_may_use_the_connection() {
+    let file = file_of(b"a file");
+    let path = file.path().to_owned();
+    let (released, mut releases) = mpsc::unbounded_channel();
+    let connection = Arc::new(Mutex::new(None::<TransportClient>));
+    let hook = move |connection: &Arc<Mutex<Option<TransportClient>>>| {
+        let (connection, released) = (Arc::clone(connection), released.clone());
+        move || {
+            if let Some(client) = &*connection.lock() {
+                // Takes the lock of the session; whether it succeeds depends on when.
+                let _ = client.send("released");
+                client.outstanding_requests();
+            }
+            released.send(()).unwrap_or_default();
+        }
+    };
+    let (at_server, server_hook) = (Arc::clone(&connection), hook.clone());
+    let handler = Handler::new()
+        .on_active(move |client| *at_server.lock() = Some(client.clone()))
+        .on_chunk(move |_, index| {
+            let body = match index {
+                0 => ManagedBuffer::from(vec![0; 100_000]),
+                1 => ManagedBuffer::file(&path, 0..6),
+                _ => ManagedBuffer::from(vec![0; 32 << 20]),
+            };
+            let at_server = Arc::clone(&connection);
+            Ok(body.on_release(server_hook(&at_server)))
+        })
+        .on_stream(|_| Ok(Some(vec![0; 32 << 20].into())));
+    let pair = pair(handler).await;
+    let at_client = Arc::new(Mutex::new(Some(pair.client.clone())));
+    for index in 0..2 {
+        within(pair.client.fetch_chunk(1, index)).await.unwrap();
+        within(releases.recv()).await.unwrap();
+    }
+    // Queued when the connection ends, behind a body that nobody reads.
+    let unread = within(pair.client.stream("unread")).await.unwrap();
+    let chunk = pair.client.fetch_chunk(1, 2);
+    until(|| pair.context.metrics().server().snapshot().queued_bytes >= 32 << 20).await;
+    drop(pair.server);
+    within(releases.recv()).await.unwrap();
+    drop(unread);
+    within(chunk).await.unwrap_err();
+    // Refused.
+    let data = ManagedBuffer::from("data").on_release(hook(&at_client));
+    within(pair.client.upload_stream("", data)).await.unwrap_err();
+    within(releases.recv()).await.unwrap();
 }
 
 #[tokio::test]

@@ -1,5 +1,8 @@
 //! Rule 5 of the design: the write queue is bounded, and says so; binding that fails says where.
 
+// Outside of the test functions themselves too.
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use std::time::Duration;
@@ -147,8 +150,7 @@ async fn ready_ends_with_the_connection() {
 async fn a_peer_that_does_not_read_its_answers_is_no_longer_read() {
     use network_common::protocol::Message;
     use tokio::io::AsyncWriteExt;
-    let handler =
-        Handler::new().on_rpc(|_, _, callback| callback.reply(Bytes::from_static(&[1; 16 << 10])));
+    let handler = Handler::new().on_rpc(|_, _, callback| callback.reply(Bytes::from_static(&[1; 16 << 10])));
     let settings = [("spark.shuffle.io.maxWriteQueueSize", "256k")];
     let context = TransportContext::new(conf(&settings), handler);
     let server = serve(&context).await;
@@ -171,7 +173,8 @@ async fn a_peer_that_does_not_read_its_answers_is_no_longer_read() {
     // As soon as it reads it is served.
     let mut block = vec![0; 64 << 10];
     let before = now.bytes_in;
-    until_read(&mut peer, &mut block, || context.metrics().server().snapshot().bytes_in > before + (1 << 20)).await;
+    until_read(&mut peer, &mut block, || context.metrics().server().snapshot().bytes_in > before + (1 << 20))
+        .await;
 }
 
 async fn until_read(peer: &mut TcpStream, block: &mut [u8], done: impl Fn() -> bool) {

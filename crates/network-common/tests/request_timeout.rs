@@ -1,5 +1,8 @@
 //! RequestTimeoutIntegrationSuite (RTO), with a connection timeout of one second.
 
+// Outside of the test functions themselves too.
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use std::sync::Arc;
@@ -59,8 +62,7 @@ async fn rto_02_timeout_cleanly_closes_client() {
 /// The clock runs from the last request, for all that are outstanding.
 #[tokio::test]
 async fn rto_03_further_requests_delay() {
-    let handler =
-        Handler::new().on_chunk_later(|_, _| std::future::pending::<Result<ManagedBuffer, _>>());
+    let handler = Handler::new().on_chunk_later(|_, _| std::future::pending::<Result<ManagedBuffer, _>>());
     let pair = pair_with(handler, &[], &[SETTING]).await;
     let ended = Arc::new(Mutex::new(Vec::new()));
     let fetch = |index| {
@@ -75,7 +77,10 @@ async fn rto_03_further_requests_delay() {
     sleep(TIMEOUT * 6 / 10).await;
     let (second, second_sent) = (fetch(1), Instant::now());
     sleep(TIMEOUT * 6 / 10).await;
-    assert!(!first.is_finished() && !second.is_finished(), "1.2 timeouts after the first, 0.6 after the second");
+    assert!(
+        !first.is_finished() && !second.is_finished(),
+        "1.2 timeouts after the first, 0.6 after the second"
+    );
     for fetch in [first, second] {
         assert_timeout(&within(fetch).await.unwrap());
     }
@@ -104,8 +109,7 @@ async fn every_outstanding_request_fails_with_the_timeout() {
         )
     })
     .await;
-    let errors =
-        [rpc.err(), chunk.err(), stream.err(), upload.err(), meta.err()].map(|error| error.unwrap());
+    let errors = [rpc.err(), chunk.err(), stream.err(), upload.err(), meta.err()].map(|error| error.unwrap());
     errors.iter().for_each(assert_timeout);
     assert_eq!(client.outstanding_requests(), 0);
     assert_timeout(&within(client.send_rpc("too late")).await.unwrap_err());
@@ -148,8 +152,8 @@ async fn a_slow_body_does_not_time_out() {
 #[tokio::test]
 async fn idle_connections_are_closed_only_where_asked_for() {
     for close_idle in [false, true] {
-        let client_context = TransportContext::new(conf(&[SETTING]), Handler::new())
-            .close_idle_connections(close_idle);
+        let client_context =
+            TransportContext::new(conf(&[SETTING]), Handler::new()).close_idle_connections(close_idle);
         let pair = pair_of(TransportContext::new(conf(&[]), handler()), client_context).await;
         within(pair.client.send_rpc("x")).await.unwrap();
         if close_idle {

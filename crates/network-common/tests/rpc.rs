@@ -1,6 +1,9 @@
 //! RpcIntegrationSuite (RPC), the merged-meta half of TransportRequestHandlerSuite (TRH-02), calls in both directions, and
 //! handlers that panic or forget to answer.
 
+// Outside of the test functions themselves too.
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use std::sync::Arc;
@@ -214,7 +217,8 @@ async fn rpc_08_send_rpc_with_stream_one_at_a_time() {
             assert_eq!((received_meta, received), (Bytes::from(*meta), content.clone()));
         }
         let metrics = pair.client_context.metrics();
-        let sent = || (metrics.client().snapshot().sendfile_bytes, metrics.client().snapshot().copied_file_bytes);
+        let sent =
+            || (metrics.client().snapshot().sendfile_bytes, metrics.client().snapshot().copied_file_bytes);
         until(|| sent().0 + sent().1 >= 512 << 10).await;
         let native = mode == "AUTO" && cfg!(target_os = "linux");
         assert_eq!(sent(), if native { (512 << 10, 0) } else { (0, 512 << 10) }, "{mode}");
@@ -547,11 +551,8 @@ async fn handlers_call_back_over_the_same_connection() {
         .on_rpc(|_, message, callback| callback.reply([b"client saw ", &message[..]].concat()))
         .on_one_way(move |_, message| came_back.send(message).unwrap())
         .on_chunk(move |_, _| Ok(ManagedBuffer::file(&path, 0..300_000)));
-    let pair = pair_of(
-        TransportContext::new(conf(&[]), server),
-        TransportContext::new(conf(&[]), client),
-    )
-    .await;
+    let pair =
+        pair_of(TransportContext::new(conf(&[]), server), TransportContext::new(conf(&[]), client)).await;
     assert_eq!(within(pair.client.send_rpc("early")).await.unwrap(), "client saw early");
     assert_eq!(within(pair.client.send_rpc("from a task")).await.unwrap(), "client saw from a task");
     pair.client.send("ping").unwrap();
@@ -579,11 +580,8 @@ async fn both_directions_at_once() {
             accepted.send(client.clone()).unwrap();
         }
     });
-    let pair = pair_of(
-        TransportContext::new(conf(&[]), server),
-        TransportContext::new(conf(&[]), both()),
-    )
-    .await;
+    let pair =
+        pair_of(TransportContext::new(conf(&[]), server), TransportContext::new(conf(&[]), both())).await;
     let reverse = within(reverse).await.unwrap();
     assert_eq!(reverse.peer_addr(), pair.client.local_addr());
     assert_eq!(reverse.local_addr(), pair.client.peer_addr());
@@ -598,7 +596,9 @@ async fn both_directions_at_once() {
                     client.upload_stream("", content.clone())
                 );
                 assert_eq!(rpc.unwrap(), round.to_string());
-                assert!(chunk.unwrap() == content && stream.unwrap() == content && upload.unwrap() == content);
+                assert!(
+                    chunk.unwrap() == content && stream.unwrap() == content && upload.unwrap() == content
+                );
             }
         })
     };

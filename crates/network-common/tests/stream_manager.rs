@@ -3,6 +3,9 @@
 //! Spark raises the first error of an iterator from `connectionTerminated`; ours has nobody to raise it to and logs it.
 //! What must hold is the rest: buffers are released, the other streams cleaned, no state is left.
 
+// Outside of the test functions themselves too.
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use std::sync::Arc;
@@ -275,9 +278,8 @@ async fn a_chunk_that_fails_does_not_end_its_stream() {
 /// Ids of two managers do not start at the same place, and fit the wire's signed numbers.
 #[test]
 fn ids_start_at_random() {
-    let ids: Vec<i64> = (0..8)
-        .map(|_| OneForOneStreamManager::new().register_stream([], StreamOptions::default()))
-        .collect();
+    let ids: Vec<i64> =
+        (0..8).map(|_| OneForOneStreamManager::new().register_stream([], StreamOptions::default())).collect();
     assert!(ids.iter().all(|id| *id >= 0));
     assert!(ids.iter().any(|id| *id != ids[0]), "{ids:?}");
 }

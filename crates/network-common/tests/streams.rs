@@ -1,5 +1,8 @@
 //! StreamSuite (STR) and the stream half of TransportRequestHandlerSuite (TRH), in memory, by `sendfile` and by copying.
 
+// Outside of the test functions themselves too.
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use std::sync::Arc;
@@ -87,7 +90,9 @@ async fn str_02_single_stream_of_a_file() {
             let streams = streams(mode, lazy).await;
             streams.check("file").await;
             let metrics = streams.pair.context.metrics();
-            let sent = || (metrics.server().snapshot().sendfile_bytes, metrics.server().snapshot().copied_file_bytes);
+            let sent = || {
+                (metrics.server().snapshot().sendfile_bytes, metrics.server().snapshot().copied_file_bytes)
+            };
             let size = streams.file.len() as u64;
             until(|| sent().0 + sent().1 >= size).await;
             let native = mode == "AUTO" && cfg!(target_os = "linux");
@@ -149,7 +154,7 @@ async fn a_stream_larger_than_every_buffer_arrives_however_it_is_read() {
 
         let body = within(pair.client.stream("as a Stream")).await.unwrap();
         let pieces: Vec<_> = within(StreamExt::collect(body)).await;
-        assert!(pieces.into_iter().map(Result::unwrap).flatten().eq(content.iter().copied()));
+        assert!(pieces.into_iter().flat_map(Result::unwrap).eq(content.iter().copied()));
 
         let mut body = within(pair.client.stream("as AsyncRead")).await.unwrap();
         let mut start = [0; 3];

@@ -71,12 +71,10 @@ pub fn until(condition: impl Fn() -> bool) -> impl Future<Output = ()> {
 
 type OnRpc = dyn Fn(&TransportClient, Bytes, RpcResponseCallback) + Send + Sync;
 type OnOneWay = dyn Fn(&TransportClient, Bytes) + Send + Sync;
-type OnUpload = dyn Fn(&TransportClient, Bytes, StreamBody) -> BoxFuture<'static, Result<Bytes, BoxError>>
-    + Send
-    + Sync;
-type OnChunk = dyn Fn(&TransportClient, i64, i32) -> BoxFuture<'static, Result<ManagedBuffer, BoxError>>
-    + Send
-    + Sync;
+type OnUpload =
+    dyn Fn(&TransportClient, Bytes, StreamBody) -> BoxFuture<'static, Result<Bytes, BoxError>> + Send + Sync;
+type OnChunk =
+    dyn Fn(&TransportClient, i64, i32) -> BoxFuture<'static, Result<ManagedBuffer, BoxError>> + Send + Sync;
 type OnStream = dyn Fn(&TransportClient, &str) -> BoxFuture<'static, Result<Option<ManagedBuffer>, BoxError>>
     + Send
     + Sync;
