@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::net::{TcpListener, TcpSocket, TcpStream, ToSocketAddrs, lookup_host};
-use tokio::task::AbortHandle;
+use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
@@ -26,7 +26,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub struct TransportServer {
     address: SocketAddr,
-    accepting: AbortHandle,
+    accepting: JoinHandle<()>,
     inner: Arc<Inner>,
 }
 
@@ -61,7 +61,7 @@ impl TransportServer {
         })?;
         let tasks = TaskTracker::new();
         let inner = Arc::new(Inner { resources, handler, bootstraps, connections: Mutex::default(), tasks });
-        let accepting = tokio::spawn(accept(listener, Arc::clone(&inner))).abort_handle();
+        let accepting = tokio::spawn(accept(listener, Arc::clone(&inner)));
         Ok(Self { address, accepting, inner })
     }
 
@@ -74,8 +74,10 @@ impl TransportServer {
     /// after `deadline` are cut. New requests of connected peers fail meanwhile. Returns how many connections were cut.
     ///
     /// Dropping the future cuts them all.
-    pub async fn close(self, deadline: Duration) -> usize {
+    pub async fn close(mut self, deadline: Duration) -> usize {
         self.accepting.abort();
+        // When it has ended the port is free.
+        let _ = (&mut self.accepting).await;
         self.inner.stop(Shared::drain);
         self.inner.tasks.close();
         if tokio::time::timeout(deadline, self.inner.tasks.wait()).await.is_ok() {

@@ -174,6 +174,8 @@ impl Connection {
             if let Some(receiving) = &self.reader.receiving {
                 ready!(receiving.pipe.poll_room(context));
             }
+            // Those that a client's bootstrap installed: nothing sealed can arrive before this side has sent something.
+            self.take_open_filter();
             let filtered = self.reader.open.is_some();
             if let (Some(target), false) = (self.reader.decoder.direct(), filtered) {
                 let mut buffer = ReadBuf::new(target);
@@ -219,7 +221,10 @@ impl Connection {
 
     /// Takes up filters that were installed meanwhile; whether there were any.
     fn take_open_filter(&mut self) -> bool {
-        if !self.shared.filters_installed.swap(false, Ordering::Acquire) {
+        // Asked before every read: only looking is cheaper.
+        if !self.shared.filters_installed.load(Ordering::Relaxed)
+            || !self.shared.filters_installed.swap(false, Ordering::Acquire)
+        {
             return false;
         }
         self.reader.open = self.shared.session.lock().open.take();

@@ -199,8 +199,9 @@ impl BulkServer {
         if refused {
             return Err(SHUTTING_DOWN.into());
         }
-        let manager = || self.handler.stream_manager();
-        match user_code(async { manager().open_stream(&self.client, stream_id).await }).await? {
+        let opened =
+            user_code(async { self.handler.stream_manager().open_stream(&self.client, stream_id).await });
+        match opened.await? {
             Some(body) => self.opened(body).await,
             None => Err(format!("Stream '{stream_id}' was not found.").into()),
         }
@@ -231,9 +232,9 @@ fn upload(
     let (writer, data) = pipe(String::new(), length);
     let progress = writer.probe();
     let receive = || handler.receive_stream(client, meta, data);
-    // On a panic the callback is dropped, which fails the asker.
     let Ok(receiving) = catch_unwind(AssertUnwindSafe(receive)) else {
         tracing::error!(peer = %client.peer_addr(), "the RPC handler panicked on an upload");
+        callback.fail("the handler panicked");
         return None;
     };
     let shared = Arc::clone(client.shared());

@@ -74,7 +74,8 @@ impl Slot {
 impl State {
     /// Puts the outcome of a finished attempt in place; also of one whose callers have all gone.
     fn settle(&mut self) {
-        if let Some(outcome) = self.attempt.as_ref().and_then(|attempt| attempt.peek().cloned()) {
+        // Polled, not peeked at: when all callers have gone, nobody has taken the outcome out of its task yet.
+        if let Some(outcome) = self.attempt.clone().and_then(FutureExt::now_or_never) {
             self.attempt = None;
             self.client = outcome.ok();
         }

@@ -223,8 +223,9 @@ impl StreamManager for OneForOneStreamManager {
         }
         for stream in gone {
             if !stream.options.materialized_on_next {
-                // Chunks that exist are released by being taken; one that fails does not keep the others.
-                for error in stream.chunks.filter_map(Result::err) {
+                // Chunks that exist are released by being taken. One that fails ends that: what is left goes with the
+                // iterator, which might fail for ever.
+                if let Some(error) = stream.chunks.filter_map(Result::err).next() {
                     tracing::warn!(%error, "a chunk of a stream whose connection ended could not be released");
                 }
             }

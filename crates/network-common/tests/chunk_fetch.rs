@@ -1,0 +1,402 @@
+//! ChunkFetchIntegrationSuite and ChunkFetchRequestHandlerSuite (CFI, CFH), in memory, by `sendfile` and by copying.
+
+// Outside of the test functions themselves too.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use network_common::protocol::{Event, FrameDecoder, Message};
+use network_common::{
+    BoxError, ErrorKind, ManagedBuffer, OneForOneStreamManager, StreamOptions, TransportContext,
+};
+use support::*;
+use tempfile::NamedTempFile;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::oneshot;
+
+const STREAM: i64 = 1;
+const BUFFER_CHUNK: i32 = 0;
+const FILE_CHUNK: i32 = 1;
+const MISSING_FILE: i32 = 2;
+const SHORT_FILE: i32 = 3;
+const SIZE: usize = 100_000;
+
+/// Where files are sent by the kernel, and where they pass through memory.
+const MODES: [&str; 2] = ["AUTO", "NIO"];
+
+struct Chunks {
+    pair: Pair,
+    buffer: Bytes,
+    file: Bytes,
+    _file: NamedTempFile,
+}
+
+/// The set-up of the suite: chunk 0 in memory, chunk 1 a region of a file, everything else unknown.
+async fn chunks(mode: &str, lazy: &str) -> Chunks {
+    let buffer = pattern(SIZE, 1);
+    let content = pattern(SIZE, 2);
+    let file = file_of(&content);
+    let path = file.path().to_owned();
+    let memory = buffer.clone();
+    let handler = Handler::new().on_chunk(move |stream_id, index| {
+        assert_eq!(stream_id, STREAM);
+        match index {
+            BUFFER_CHUNK => Ok(memory.clone().into()),
+            FILE_CHUNK => Ok(ManagedBuffer::file(&path, 10..(SIZE - 15) as u64)),
+            MISSING_FILE => Ok(ManagedBuffer::file("/nowhere/to/be/found", 0..10)),
+            SHORT_FILE => Ok(ManagedBuffer::file(&path, 0..SIZE as u64 + 1)),
+            other => Err(format!("Invalid chunk index: {other}").into()),
+        }
+    });
+    let settings = [("spark.shuffle.io.mode", mode), ("spark.shuffle.io.lazyFD", lazy)];
+    let pair = pair_with(handler, &settings, &[]).await;
+    Chunks { pair, buffer, file: content.slice(10..SIZE - 15), _file: file }
+}
+
+impl Chunks {
+    async fn fetch(&self, index: i32) -> Result<Bytes, network_common::TransportError> {
+        within(self.pair.client.fetch_chunk(STREAM, index)).await
+    }
+
+    /// Bytes of files sent by the kernel and through memory.
+    async fn assert_file_bytes(&self, mode: &str, expected: u64) {
+        let metrics = self.pair.context.metrics();
+        let sent = move || {
+            let snapshot = metrics.server().snapshot();
+            (snapshot.sendfile_bytes, snapshot.copied_file_bytes)
+        };
+        let native = mode == "AUTO" && cfg!(target_os = "linux");
+        // The kernel has sent it before the sending thread counts it.
+        until(|| sent().0 + sent().1 >= expected).await;
+        assert_eq!(sent(), if native { (expected, 0) } else { (0, expected) }, "{mode}");
+    }
+}
+
+#[tokio::test]
+async fn cfi_01_fetch_buffer_chunk() {
+    for mode in MODES {
+        let chunks = chunks(mode, "true").await;
+        assert_eq!(chunks.fetch(BUFFER_CHUNK).await.unwrap(), chunks.buffer);
+        chunks.assert_file_bytes(mode, 0).await;
+        chunks.pair.assert_no_failures();
+    }
+}
+
+#[tokio::test]
+async fn cfi_02_fetch_file_chunk() {
+    for mode in MODES {
+        for lazy in ["true", "false"] {
+            let chunks = chunks(mode, lazy).await;
+            assert_eq!(chunks.fetch(FILE_CHUNK).await.unwrap(), chunks.file);
+            chunks.assert_file_bytes(mode, chunks.file.len() as u64).await;
+            chunks.pair.assert_no_failures();
+        }
+    }
+}
+
+#[tokio::test]
+async fn cfi_03_fetch_non_existent_chunk() {
+    let chunks = chunks("AUTO", "true").await;
+    let error = chunks.fetch(12345).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ChunkFetchFailure);
+    assert!(error.is_remote() && !error.is_retryable());
+    assert_eq!(
+        error.to_string(),
+        "Failure while fetching StreamChunkId[streamId=1,chunkIndex=12345]: Invalid chunk index: 12345"
+    );
+    assert_eq!(error.peer(), Some(chunks.pair.server.local_addr().to_string().as_str()));
+    assert_eq!(chunks.pair.client.outstanding_requests(), 0);
+    chunks.pair.assert_no_failures();
+}
+
+#[tokio::test]
+async fn cfi_04_fetch_both_chunks() {
+    for mode in MODES {
+        let chunks = chunks(mode, "true").await;
+        let (buffer, file) = tokio::join!(chunks.fetch(BUFFER_CHUNK), chunks.fetch(FILE_CHUNK));
+        assert_eq!(buffer.unwrap(), chunks.buffer);
+        assert_eq!(file.unwrap(), chunks.file);
+        chunks.assert_file_bytes(mode, chunks.file.len() as u64).await;
+    }
+}
+
+#[tokio::test]
+async fn cfi_05_fetch_chunk_and_non_existent() {
+    for mode in MODES {
+        let chunks = chunks(mode, "true").await;
+        let (buffer, missing) = tokio::join!(chunks.fetch(BUFFER_CHUNK), chunks.fetch(12345));
+        assert_eq!(buffer.unwrap(), chunks.buffer);
+        assert_eq!(missing.unwrap_err().kind(), ErrorKind::ChunkFetchFailure);
+        assert_eq!(chunks.fetch(FILE_CHUNK).await.unwrap(), chunks.file);
+        chunks.pair.assert_alive().await;
+    }
+}
+
+/// Many fetches at once, of files and memory in turn: each gets its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn chunks_fetched_at_once_are_not_mixed_up() {
+    for mode in MODES {
+        let content = pattern(1 << 20, 3);
+        let file = file_of(&content);
+        let (path, memory) = (file.path().to_owned(), content.clone());
+        let region =
+            |index: i32| (index as usize * 7919) % 500_000..(index as usize * 7919) % 500_000 + 33_000;
+        let handler = Handler::new().on_chunk(move |_, index| {
+            let range = region(index);
+            Ok(if index % 2 == 0 {
+                ManagedBuffer::file(&path, range.start as u64..range.end as u64)
+            } else {
+                memory.slice(range).into()
+            })
+        });
+        let pair = pair_with(handler, &[("spark.shuffle.io.mode", mode)], &[]).await;
+        let fetches: Vec<_> = (0..200).map(|index| pair.client.fetch_chunk(7, index)).collect();
+        for (index, chunk) in within(futures::future::join_all(fetches)).await.into_iter().enumerate() {
+            assert_eq!(chunk.unwrap(), content.slice(region(index as i32)), "chunk {index} by {mode}");
+        }
+        pair.assert_no_failures();
+    }
+}
+
+/// Rule 2 of the design: dropped fetches leave a tombstone, and what is asked for afterwards is right.
+#[tokio::test]
+async fn a_dropped_fetch_leaves_a_tombstone_until_it_is_answered() {
+    for size in [10, 3 << 20] {
+        let (release, released) = oneshot::channel::<()>();
+        let released = parking_lot::Mutex::new(Some(released));
+        let content = pattern(size, 4);
+        let served = content.clone();
+        let handler = Handler::new().on_chunk_later(move |_, index| {
+            let wait = released.lock().take();
+            let chunk = served.slice(index as usize..);
+            async move {
+                if let Some(wait) = wait {
+                    wait.await?;
+                }
+                Ok(chunk.into())
+            }
+        });
+        let pair = pair(handler).await;
+        drop(pair.client.fetch_chunk(STREAM, 0));
+        assert_eq!(pair.client.outstanding_requests(), 1, "the wire cannot cancel it");
+        let again = within(pair.client.fetch_chunk(STREAM, 0)).await.unwrap_err();
+        assert_eq!(again.kind(), ErrorKind::Refused, "it could be mistaken for the abandoned one");
+        let other = pair.client.fetch_chunk(STREAM, 1);
+        release.send(()).unwrap();
+        assert_eq!(within(other).await.unwrap(), content.slice(1..));
+        assert_eq!(within(pair.client.fetch_chunk(STREAM, 0)).await.unwrap(), content);
+        pair.assert_alive().await;
+        pair.assert_no_failures();
+    }
+}
+
+#[tokio::test]
+async fn a_second_fetch_of_an_outstanding_chunk_is_refused_and_does_not_disturb_the_first() {
+    let (release, released) = oneshot::channel::<()>();
+    let released = parking_lot::Mutex::new(Some(released));
+    let handler = Handler::new().on_chunk_later(move |_, _| {
+        let wait = released.lock().take();
+        async move {
+            wait.ok_or("asked twice")?.await?;
+            Ok(ManagedBuffer::from("once"))
+        }
+    });
+    let pair = pair(handler).await;
+    let first = pair.client.fetch_chunk(STREAM, 0);
+    let second = within(pair.client.fetch_chunk(STREAM, 0)).await.unwrap_err();
+    assert_eq!(second.kind(), ErrorKind::Refused);
+    assert_eq!(pair.client.outstanding_requests(), 1);
+    release.send(()).unwrap();
+    assert_eq!(within(first).await.unwrap(), "once");
+}
+
+/// Rules 4 and 9 of the issue: missing and truncated files fail the chunk, whenever they are opened.
+#[tokio::test]
+async fn a_file_that_cannot_be_read_fails_its_chunk_only() {
+    for mode in MODES {
+        for lazy in ["true", "false"] {
+            let chunks = chunks(mode, lazy).await;
+            for (index, text) in [(MISSING_FILE, "/nowhere/to/be/found"), (SHORT_FILE, "Reached EOF")] {
+                // With a neighbour on each side, so that the failure has to keep its place in line.
+                let (before, failed, after) =
+                    tokio::join!(chunks.fetch(BUFFER_CHUNK), chunks.fetch(index), chunks.fetch(FILE_CHUNK));
+                assert_eq!(before.unwrap(), chunks.buffer);
+                assert_eq!(after.unwrap(), chunks.file);
+                let error = failed.unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::ChunkFetchFailure, "{mode}, lazyFD={lazy}");
+                assert!(error.to_string().contains(text), "{error}");
+            }
+            chunks.pair.assert_alive().await;
+            chunks.pair.assert_no_failures();
+        }
+    }
+}
+
+#[tokio::test]
+async fn empty_chunks_are_chunks() {
+    let file = file_of(b"abc");
+    let path = file.path().to_owned();
+    let handler = Handler::new().on_chunk(move |_, index| {
+        Ok(if index == 0 { Bytes::new().into() } else { ManagedBuffer::file(&path, 3..3) })
+    });
+    let pair = pair(handler).await;
+    assert_eq!(within(pair.client.fetch_chunk(STREAM, 0)).await.unwrap(), "");
+    assert_eq!(within(pair.client.fetch_chunk(STREAM, 1)).await.unwrap(), "");
+    pair.assert_alive().await;
+}
+
+/// A large body is read by the socket into its own buffer: all but what came with its header.
+#[tokio::test]
+async fn a_large_chunk_is_read_straight_into_its_buffer() {
+    let content = pattern(8 << 20, 5);
+    let file = file_of(&content);
+    let (path, memory) = (file.path().to_owned(), content.clone());
+    let handler = Handler::new().on_chunk(move |_, index| {
+        Ok(if index == 0 { memory.clone().into() } else { ManagedBuffer::file(&path, 0..8 << 20) })
+    });
+    let pair = pair(handler).await;
+    let direct = || pair.client_context.metrics().client().snapshot().direct_body_bytes;
+    for index in 0..2 {
+        let before = direct();
+        assert_eq!(within(pair.client.fetch_chunk(STREAM, index)).await.unwrap(), content);
+        let read = direct() - before;
+        let copied = content.len() as u64 - read;
+        assert!(copied <= 128 << 10, "{copied} of {} bytes were copied", content.len());
+    }
+    // And a small one is not worth a buffer of its own.
+    let before = direct();
+    assert_eq!(pair.client.send_rpc("small").await.unwrap(), "small");
+    assert_eq!(direct(), before);
+}
+
+/// Drops nothing, releases everything: the hook of every buffer runs once, after it was sent.
+#[tokio::test]
+async fn every_chunk_is_released_once() {
+    let file = file_of(&pattern(50_000, 6));
+    let path = file.path().to_owned();
+    let released = Arc::new(parking_lot::Mutex::new(vec![0; 40]));
+    let count = Arc::clone(&released);
+    let handler = Handler::new().on_chunk(move |_, index| {
+        let count = Arc::clone(&count);
+        let body = match index % 4 {
+            0 => Bytes::from(vec![1; 50_000]).into(),
+            1 => ManagedBuffer::file(&path, 0..50_000),
+            2 => ManagedBuffer::file("/nowhere", 0..1),
+            _ => Bytes::new().into(),
+        };
+        Ok(body.on_release(move || count.lock()[index as usize] += 1))
+    });
+    let pair = pair(handler).await;
+    let fetches: Vec<_> = (0..40).map(|index| pair.client.fetch_chunk(STREAM, index)).collect();
+    within(futures::future::join_all(fetches)).await;
+    until(|| released.lock().iter().all(|count| *count == 1)).await;
+    until(|| pair.context.metrics().server().snapshot().chunks_in_transfer == 0).await;
+}
+
+/// A peer that is driven by hand, so that it can refuse to read.
+struct RawPeer {
+    socket: TcpStream,
+    decoder: FrameDecoder,
+    unread: Vec<u8>,
+}
+
+impl RawPeer {
+    async fn connect(address: std::net::SocketAddr) -> Self {
+        let socket = TcpStream::connect(address).await.unwrap();
+        Self { socket, decoder: FrameDecoder::default(), unread: Vec::new() }
+    }
+
+    async fn send(&mut self, message: Message<Bytes>) {
+        self.socket.write_all(&message.encode().unwrap()).await.unwrap();
+    }
+
+    /// The next message with its body; `None` when the connection has ended.
+    async fn next(&mut self) -> Option<Message<Bytes>> {
+        within(async {
+            loop {
+                let mut input = self.unread.as_slice();
+                let event = self.decoder.next_event(&mut input).unwrap();
+                self.unread = input.to_vec();
+                match event {
+                    Some(Event::Message(message)) => return Some(message),
+                    Some(_) => self.decoder.collect_body(true),
+                    None => {
+                        let mut block = vec![0; 64 << 10];
+                        match self.socket.read(&mut block).await {
+                            Ok(0) | Err(_) => return None,
+                            Ok(count) => self.unread.extend_from_slice(&block[..count]),
+                        }
+                    }
+                }
+            }
+        })
+        .await
+    }
+}
+
+/// As CFH-01, with a peer that holds writes back by not reading: more than what socket buffers take.
+#[tokio::test(flavor = "multi_thread")]
+async fn cfh_01_handle_chunk_fetch_request() {
+    const LARGE: usize = 16 << 20;
+    let streams = Arc::new(OneForOneStreamManager::new());
+    let (a, b) = (pattern(LARGE, 1), pattern(LARGE, 2));
+    let body = |bytes: &Bytes| -> Result<_, BoxError> { Ok(Some(ManagedBuffer::from(bytes.clone()))) };
+    let chunks = vec![
+        body(&a),
+        body(&b),
+        Ok(None),
+        body(&Bytes::from("C")),
+        body(&a),
+        body(&b),
+        body(&Bytes::from("never sent")),
+    ];
+    let id = streams.register_fallible_stream(chunks, StreamOptions::default());
+    let handler = Handler::new().with_manager(streams);
+    let context = TransportContext::new(conf(&[("spark.shuffle.maxChunksBeingTransferred", "2")]), handler);
+    let server = serve(&context).await;
+    let transferred = || context.metrics().server().snapshot().chunks_in_transfer;
+    let mut peer = RawPeer::connect(server.local_addr()).await;
+    let fetch = |index| Message::ChunkFetchRequest { stream_id: id, chunk_index: index };
+    let success = |index, bytes: &Bytes| {
+        Some(Message::ChunkFetchSuccess { stream_id: id, chunk_index: index, body: bytes.clone() })
+    };
+
+    peer.send(fetch(0)).await;
+    peer.send(fetch(1)).await;
+    until(|| transferred() == 2).await;
+    assert!(peer.next().await == success(0, &a));
+    // The first is written: room for one more, which has no body.
+    until(|| transferred() < 2).await;
+    peer.send(fetch(2)).await;
+    assert!(peer.next().await == success(1, &b));
+    match peer.next().await {
+        Some(Message::ChunkFetchFailure { stream_id, chunk_index: 2, error }) => {
+            assert_eq!(stream_id, id);
+            let first_line = error.lines().next().unwrap();
+            assert_eq!(first_line, "java.lang.IllegalStateException: Chunk was not found");
+        }
+        other => panic!("{other:?}"),
+    }
+    until(|| transferred() == 0).await;
+    peer.send(fetch(3)).await;
+    assert_eq!(peer.next().await, success(3, &Bytes::from("C")));
+    until(|| transferred() == 0).await;
+
+    // Two that the peer does not read, then one too many: closed without an answer.
+    peer.send(fetch(4)).await;
+    peer.send(fetch(5)).await;
+    until(|| transferred() == 2).await;
+    peer.send(fetch(6)).await;
+    until(|| context.metrics().server().snapshot().connections == 0).await;
+    assert_eq!(context.metrics().server().snapshot().failures, [(ErrorKind::Limit, 1)]);
+    while let Some(message) = peer.next().await {
+        let Message::ChunkFetchSuccess { chunk_index: 4 | 5, .. } = message else {
+            panic!("{message:?}");
+        };
+    }
+    until(|| transferred() == 0).await;
+}

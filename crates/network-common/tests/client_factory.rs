@@ -1,0 +1,580 @@
+//! TransportClientFactorySuite and TransportClientSuite (TCF, TCL), and what sharing an attempt to connect means.
+
+// Outside of the test functions themselves too.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::collections::HashSet;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use futures::future::{BoxFuture, join_all};
+use network_common::{
+    BoxError, ErrorKind, RpcHandler, TransportClient, TransportClientBootstrap, TransportClientFactory,
+    TransportConf, TransportContext, TransportServer, TransportServerBootstrap,
+};
+use parking_lot::Mutex;
+use support::*;
+use tokio::net::TcpListener;
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout};
+
+fn context(settings: &[(&str, &str)]) -> TransportContext {
+    TransportContext::new(conf(settings), Handler::new())
+}
+
+async fn server_and_factory(settings: &[(&str, &str)]) -> (TransportServer, TransportClientFactory) {
+    let context = context(settings);
+    (serve(&context).await, context.create_client_factory())
+}
+
+/// An address where nobody listens.
+async fn closed_port() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
+}
+
+/// An address that accepts no connection for a while: its backlog is full. The sockets keep it so.
+async fn hanging_port() -> (SocketAddr, impl Sized) {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = socket.listen(1).unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut filling = Vec::new();
+    while let Ok(Ok(stream)) =
+        timeout(Duration::from_millis(300), tokio::net::TcpStream::connect(address)).await
+    {
+        filling.push(stream);
+        assert!(filling.len() < 100, "its backlog does not fill");
+    }
+    (address, (listener, filling))
+}
+
+#[tokio::test]
+async fn tcf_01_reuse_clients_up_to_config_variable() {
+    for limit in 1..=4_usize {
+        let count = limit.to_string();
+        let settings = [("spark.shuffle.io.numConnectionsPerPeer", count.as_str())];
+        let (server, factory) = server_and_factory(&settings).await;
+        let mut clients = Vec::new();
+        for _ in 0..limit * 10 {
+            clients.push(within(factory.create_client(server.local_addr())).await.unwrap());
+        }
+        assert!(clients.iter().all(TransportClient::is_active));
+        let distinct: HashSet<_> = clients.iter().map(TransportClient::id).collect();
+        assert!(distinct.len() <= limit, "{} of {limit}", distinct.len());
+        // 40 draws of 4 that leave one out: less than one in 20000. With one, it is exact.
+        assert!(limit == 1 || distinct.len() > 1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn tcf_02_reuse_clients_up_to_config_variable_concurrent() {
+    for limit in 1..=4_usize {
+        let count = limit.to_string();
+        let settings = [("spark.shuffle.io.numConnectionsPerPeer", count.as_str())];
+        let context = context(&settings);
+        let server = serve(&context).await;
+        let factory = context.create_client_factory();
+        let getting: Vec<_> = (0..limit * 10)
+            .map(|_| {
+                let (factory, address) = (factory.clone(), server.local_addr());
+                tokio::spawn(async move { factory.create_client(address).await.unwrap() })
+            })
+            .collect();
+        let clients: Vec<_> = within(join_all(getting)).await.into_iter().map(Result::unwrap).collect();
+        assert!(clients.iter().all(TransportClient::is_active));
+        let distinct: HashSet<_> = clients.iter().map(TransportClient::id).collect();
+        assert!(distinct.len() <= limit);
+        // Nobody connected in vain, either.
+        assert_eq!(context.metrics().client().snapshot().connections_total, distinct.len() as u64);
+        until(|| context.metrics().server().snapshot().connections_total == distinct.len() as u64).await;
+    }
+}
+
+#[tokio::test]
+async fn tcf_03_return_different_clients_for_different_servers() {
+    let context = context(&[]);
+    let (one, two) = (serve(&context).await, serve(&context).await);
+    let factory = context.create_client_factory();
+    let first = within(factory.create_client(one.local_addr())).await.unwrap();
+    let second = within(factory.create_client(two.local_addr())).await.unwrap();
+    assert!(first.is_active() && second.is_active());
+    assert_ne!(first.id(), second.id());
+    assert_eq!((first.peer_addr(), second.peer_addr()), (one.local_addr(), two.local_addr()));
+}
+
+#[tokio::test]
+async fn tcf_04_never_return_inactive_clients() {
+    let (server, factory) = server_and_factory(&[]).await;
+    let first = within(factory.create_client(server.local_addr())).await.unwrap();
+    first.close();
+    assert!(!first.is_active(), "at once, not when the socket is gone");
+    let second = within(factory.create_client(server.local_addr())).await.unwrap();
+    assert_ne!(first.id(), second.id());
+    assert!(second.is_active());
+    // Marked, it is replaced too, but goes on (Spark's timeOut).
+    second.time_out();
+    let third = within(factory.create_client(server.local_addr())).await.unwrap();
+    assert_ne!(second.id(), third.id());
+    assert_eq!(within(second.send_rpc("still works")).await.unwrap(), "still works");
+}
+
+#[tokio::test]
+async fn tcf_05_close_block_clients_with_factory() {
+    let context = context(&[]);
+    let (one, two) = (serve(&context).await, serve(&context).await);
+    let factory = context.create_client_factory();
+    let first = within(factory.create_client(one.local_addr())).await.unwrap();
+    let second = within(factory.create_client(two.local_addr())).await.unwrap();
+    let unmanaged = within(factory.create_unmanaged_client(one.local_addr())).await.unwrap();
+    factory.close();
+    assert!(!first.is_active() && !second.is_active());
+    assert_eq!(within(first.closed()).await.kind(), ErrorKind::Closed);
+    within(second.closed()).await;
+    assert_eq!(within(unmanaged.send_rpc("its caller's")).await.unwrap(), "its caller's");
+}
+
+#[tokio::test]
+async fn tcf_06_close_idle_connection_for_request_time_out() {
+    let context = context(&[("spark.shuffle.io.connectionTimeout", "1s")]).close_idle_connections(true);
+    let server = serve(&context).await;
+    let factory = context.create_client_factory();
+    let client = within(factory.create_client(server.local_addr())).await.unwrap();
+    assert!(client.is_active());
+    let begun = Instant::now();
+    within(client.closed()).await;
+    assert!(!client.is_active());
+    assert!(begun.elapsed() < Duration::from_secs(10));
+    // The pool notices.
+    let next = within(factory.create_client(server.local_addr())).await.unwrap();
+    assert_ne!(client.id(), next.id());
+}
+
+#[tokio::test]
+async fn tcf_07_close_factory_before_create_client() {
+    let (server, factory) = server_and_factory(&[]).await;
+    factory.close();
+    let clone = factory.clone();
+    for error in [
+        within(factory.create_client(server.local_addr())).await.unwrap_err(),
+        within(clone.create_client_fast_fail(server.local_addr())).await.unwrap_err(),
+        within(clone.create_unmanaged_client(server.local_addr())).await.unwrap_err(),
+    ] {
+        assert_eq!(error.kind(), ErrorKind::Closed);
+        assert!(error.to_string().contains("factory is closed"), "{error}");
+        assert_eq!(error.peer(), Some(server.local_addr().to_string().as_str()));
+    }
+    factory.close();
+}
+
+#[tokio::test]
+async fn tcf_08_fast_fail_connection_in_time_window() {
+    let context = context(&[("spark.shuffle.io.retryWait", "1s")]);
+    let factory = context.create_client_factory();
+    let address = closed_port().await;
+    let begun = Instant::now();
+    let first = within(factory.create_client_fast_fail(address)).await.unwrap_err();
+    assert_eq!(first.kind(), ErrorKind::Connect);
+    assert!(first.to_string().starts_with(&format!("Failed to connect to {address}")), "{first}");
+    assert!(std::error::Error::source(&first).is_some() && first.is_retryable());
+    let second = within(factory.create_client_fast_fail(address)).await.unwrap_err();
+    assert!(begun.elapsed() < Duration::from_millis(950), "too slow a machine for this test");
+    assert_eq!(second.kind(), ErrorKind::FastFail);
+    assert_eq!(
+        second.to_string(),
+        format!("Connecting to {address} failed in the last 950 ms, fail this connection directly")
+    );
+    // Others are not concerned: a plain get, another address.
+    assert_eq!(within(factory.create_client(address)).await.unwrap_err().kind(), ErrorKind::Connect);
+    let other = within(factory.create_client_fast_fail(closed_port().await)).await.unwrap_err();
+    assert_eq!(other.kind(), ErrorKind::Connect);
+    // The window runs from the last failure; past it the address is tried again.
+    tokio::time::sleep(Duration::from_millis(960)).await;
+    let later = within(factory.create_client_fast_fail(address)).await.unwrap_err();
+    assert_eq!(later.kind(), ErrorKind::Connect);
+    // A success ends it.
+    let server = context.create_server(address).await.unwrap();
+    within(factory.create_client(address)).await.unwrap().close();
+    assert_eq!(within(server.close(Duration::from_secs(10))).await, 0);
+    let listening_again = context.create_server(address).await.unwrap();
+    within(factory.create_client_fast_fail(listening_again.local_addr())).await.unwrap();
+}
+
+#[tokio::test]
+async fn tcf_09_unlimited_connection_and_creation_timeouts() {
+    let settings = [
+        ("spark.network.timeout", "1s"),
+        ("spark.shuffle.io.connectionTimeout", "-1"),
+        ("spark.shuffle.io.connectionCreationTimeout", "-1"),
+    ];
+    let context = context(&settings).close_idle_connections(true);
+    let server = serve(&context).await;
+    let factory = context.create_client_factory();
+    let client = within(factory.create_client(server.local_addr())).await.unwrap();
+    // Twice what would end it if the default were used.
+    let closed = timeout(Duration::from_millis(2500), client.closed()).await;
+    assert!(closed.is_err() && client.is_active());
+    let error = within(factory.create_client(closed_port().await)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Connect);
+    assert!(std::error::Error::source(&error).is_some());
+}
+
+/// The mapped form of "its event loop is shutting down": the runtime that drives the connection has gone.
+#[test]
+fn tcl_01_is_active_false_when_the_runtime_has_gone() {
+    let mine = tokio::runtime::Runtime::new().unwrap();
+    let (server, _context) = mine.block_on(async {
+        let context = context(&[]);
+        (serve(&context).await, context)
+    });
+    let other = tokio::runtime::Runtime::new().unwrap();
+    let factory = context(&[]).create_client_factory();
+    let client = other.block_on(factory.create_client(server.local_addr())).unwrap();
+    assert!(client.is_active());
+    let waiting = client.send_rpc("answered or not, it must end");
+    other.shutdown_timeout(Duration::from_secs(10));
+    assert!(!client.is_active());
+    // Everything that waits ends, everything new is refused, also outside of a runtime.
+    mine.block_on(within(async {
+        let _ = waiting.await;
+        assert_eq!(client.send_rpc("new").await.unwrap_err().kind(), ErrorKind::Closed);
+        assert_eq!(client.closed().await.kind(), ErrorKind::Closed);
+        assert_eq!(client.send("new").unwrap_err().kind(), ErrorKind::Closed);
+        // The pool connects anew, on the runtime of the caller.
+        let next = factory.create_client(server.local_addr()).await.unwrap();
+        assert_ne!(next.id(), client.id());
+        assert_eq!(next.send_rpc("next").await.unwrap(), "next");
+    }));
+}
+
+/// Rule 1: also an attempt that is under way when its runtime goes ends, and the next one is a new one.
+#[test]
+fn an_attempt_ends_with_its_runtime() {
+    let mine = tokio::runtime::Runtime::new().unwrap();
+    let (server, _context) = mine.block_on(async {
+        let context = context(&[]);
+        (serve(&context).await, context)
+    });
+    let gate = Arc::new(Gate::default());
+    let factory = context(&[]).create_client_factory_with(vec![gate.clone()]);
+    let other = tokio::runtime::Runtime::new().unwrap();
+    let address = server.local_addr();
+    let (getting, from_there) = (factory.clone(), mine.handle().clone());
+    other.block_on(async {
+        let begun = tokio::spawn(async move { getting.create_client(address).await });
+        within(gate.reached.notified()).await;
+        begun.abort();
+    });
+    let getting = factory.clone();
+    let waiting = from_there.spawn(async move { getting.create_client(address).await });
+    other.shutdown_timeout(Duration::from_secs(10));
+    gate.open();
+    mine.block_on(within(async {
+        if let Err(error) = waiting.await.unwrap() {
+            assert_eq!(error.kind(), ErrorKind::Closed, "{error}");
+        }
+        let client = factory.create_client(address).await.unwrap();
+        assert_eq!(client.send_rpc("x").await.unwrap(), "x");
+    }));
+}
+
+/// A bootstrap that can be held up and told to fail.
+#[derive(Default)]
+struct Gate {
+    reached: Notify,
+    opened: Notify,
+    is_open: AtomicBool,
+    fails: AtomicBool,
+    entered: AtomicUsize,
+}
+
+impl Gate {
+    fn open(&self) {
+        self.is_open.store(true, Ordering::SeqCst);
+        self.opened.notify_waiters();
+    }
+}
+
+impl TransportClientBootstrap for Gate {
+    fn do_bootstrap<'a>(&'a self, _: &'a TransportClient) -> BoxFuture<'a, Result<(), BoxError>> {
+        Box::pin(async {
+            self.entered.fetch_add(1, Ordering::SeqCst);
+            let opened = self.opened.notified();
+            let fails = self.fails.load(Ordering::SeqCst);
+            self.reached.notify_one();
+            if !self.is_open.load(Ordering::SeqCst) {
+                opened.await;
+            }
+            if fails { Err("the gate is shut".into()) } else { Ok(()) }
+        })
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn callers_that_meet_share_one_connect() {
+    let server_context = context(&[]);
+    let server = serve(&server_context).await;
+    let gate = Arc::new(Gate::default());
+    let factory = context(&[]).create_client_factory_with(vec![gate.clone()]);
+    let getting: Vec<_> = (0..20)
+        .map(|_| {
+            let (factory, address) = (factory.clone(), server.local_addr());
+            tokio::spawn(async move { factory.create_client(address).await.unwrap() })
+        })
+        .collect();
+    within(gate.reached.notified()).await;
+    assert!(getting.iter().all(|get| !get.is_finished()));
+    gate.open();
+    let clients = within(join_all(getting)).await;
+    let distinct: HashSet<_> = clients.into_iter().map(|client| client.unwrap().id()).collect();
+    assert_eq!(distinct.len(), 1);
+    assert_eq!(gate.entered.load(Ordering::SeqCst), 1);
+    assert_eq!(server_context.metrics().server().snapshot().connections_total, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancelled_caller_does_not_break_the_others() {
+    let server_context = context(&[]);
+    let server = serve(&server_context).await;
+    let gate = Arc::new(Gate::default());
+    let factory = context(&[]).create_client_factory_with(vec![gate.clone()]);
+    let get = || {
+        let (factory, address) = (factory.clone(), server.local_addr());
+        tokio::spawn(async move { factory.create_client(address).await })
+    };
+    let first = get();
+    within(gate.reached.notified()).await;
+    let second = get();
+    first.abort();
+    assert!(within(first).await.unwrap_err().is_cancelled());
+    gate.open();
+    let client = within(second).await.unwrap().unwrap();
+    assert_eq!(within(client.send_rpc("x")).await.unwrap(), "x");
+    // Also when nobody waits any more the attempt is of use to the next one.
+    assert_eq!(server_context.metrics().server().snapshot().connections_total, 1);
+}
+
+/// A failure that nobody waited for belongs to nobody: who comes later gets an attempt of their own.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failure_is_not_remembered_for_later_callers() {
+    let server = serve(&context(&[])).await;
+    let runtime = tokio::runtime::Handle::current().metrics();
+    let tasks = runtime.num_alive_tasks();
+    for cancelled in [false, true] {
+        let gate = Arc::new(Gate::default());
+        gate.fails.store(true, Ordering::SeqCst);
+        let client_context = context(&[]);
+        let factory = client_context.create_client_factory_with(vec![gate.clone()]);
+        let (getting, address) = (factory.clone(), server.local_addr());
+        let first = tokio::spawn(async move { getting.create_client(address).await });
+        within(gate.reached.notified()).await;
+        if cancelled {
+            first.abort();
+            assert!(within(first).await.unwrap_err().is_cancelled());
+            gate.open();
+        } else {
+            gate.open();
+            assert_eq!(within(first).await.unwrap().unwrap_err().kind(), ErrorKind::Bootstrap);
+        }
+        let metrics = client_context.metrics();
+        until(|| metrics.client().snapshot().failures == [(ErrorKind::Bootstrap, 1)]).await;
+        // The attempt is over, and so are both ends of its connection.
+        until(|| runtime.num_alive_tasks() == tasks).await;
+        gate.fails.store(false, Ordering::SeqCst);
+        let client = within(factory.create_client(address)).await.unwrap();
+        assert_eq!(within(client.send_rpc("x")).await.unwrap(), "x", "cancelled: {cancelled}");
+        client.close();
+        until(|| runtime.num_alive_tasks() == tasks).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bootstrap_error_has_its_own_kind_and_no_fast_fail_window() {
+    let server_context = context(&[]);
+    let server = serve(&server_context).await;
+    let gate = Arc::new(Gate::default());
+    gate.open();
+    gate.fails.store(true, Ordering::SeqCst);
+    let factory = context(&[]).create_client_factory_with(vec![gate.clone()]);
+    for _ in 0..2 {
+        let error = within(factory.create_client_fast_fail(server.local_addr())).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Bootstrap, "{error}");
+        assert!(!error.is_retryable() && full_text(&error).contains("the gate is shut"));
+        assert_eq!(error.peer(), Some(server.local_addr().to_string().as_str()));
+    }
+    let error = within(factory.create_unmanaged_client(server.local_addr())).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Bootstrap);
+    // The connections are closed.
+    until(|| {
+        let now = server_context.metrics().server().snapshot();
+        (now.connections, now.connections_total) == (0, 3)
+    })
+    .await;
+    gate.fails.store(false, Ordering::SeqCst);
+    within(factory.create_client_fast_fail(server.local_addr())).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn closing_the_factory_ends_attempts_under_way() {
+    let server_context = context(&[]);
+    let server = serve(&server_context).await;
+    let gate = Arc::new(Gate::default());
+    let factory = context(&[]).create_client_factory_with(vec![gate.clone()]);
+    let (getting, address) = (factory.clone(), server.local_addr());
+    let waiting = tokio::spawn(async move { getting.create_client(address).await });
+    within(gate.reached.notified()).await;
+    factory.close();
+    gate.open();
+    assert_eq!(within(waiting).await.unwrap().unwrap_err().kind(), ErrorKind::Closed);
+    until(|| server_context.metrics().server().snapshot().connections == 0).await;
+    // Not pooled, but no less "after close": the caller of an unmanaged client gets none either.
+    let gate = Arc::new(Gate::default());
+    let factory = context(&[]).create_client_factory_with(vec![gate.clone()]);
+    let getting = factory.clone();
+    let waiting = tokio::spawn(async move { getting.create_unmanaged_client(address).await });
+    within(gate.reached.notified()).await;
+    factory.close();
+    gate.open();
+    if let Ok(client) = within(waiting).await.unwrap() {
+        assert_eq!(within(client.send_rpc("its caller's")).await.unwrap(), "its caller's");
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hung_connect_delays_nobody_else_and_times_out() {
+    let (hanging, _keep) = hanging_port().await;
+    let (server, factory) = server_and_factory(&[("spark.shuffle.io.connectionCreationTimeout", "2s")]).await;
+    let getting = factory.clone();
+    let begun = Instant::now();
+    let hung = tokio::spawn(async move { getting.create_client(hanging).await });
+    tokio::task::yield_now().await;
+    let client = within(factory.create_client(server.local_addr())).await.unwrap();
+    assert_eq!(within(client.send_rpc("x")).await.unwrap(), "x");
+    assert!(!hung.is_finished(), "it does not hang");
+    let error = within(hung).await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectTimeout, "{error}");
+    assert!(begun.elapsed() >= Duration::from_secs(2));
+    assert!(error.is_timeout() && error.is_retryable());
+    assert!(
+        error.to_string().starts_with(&format!("Connecting to {hanging} timed out (2000 ms)")),
+        "{error}"
+    );
+    assert!(error.to_string().contains("spark.shuffle.io.connectionCreationTimeout"));
+    // It opens the fast-fail window as a refusal does.
+    let error = within(factory.create_client_fast_fail(hanging)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::FastFail);
+}
+
+#[tokio::test]
+async fn names_are_resolved_and_errors_name_what_was_asked_for() {
+    let (server, factory) = server_and_factory(&[]).await;
+    let client = within(factory.create_client(("localhost", server.local_addr().port()))).await.unwrap();
+    assert_eq!(client.peer_addr(), server.local_addr());
+    // The key is the unresolved name.
+    let by_address = within(factory.create_client(server.local_addr())).await.unwrap();
+    assert_ne!(client.id(), by_address.id());
+    let error = within(factory.create_client(("no.such.host.invalid", 7))).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Connect);
+    assert!(error.to_string().contains("no.such.host.invalid:7"), "{error}");
+    assert_eq!(error.peer(), Some("no.such.host.invalid:7"));
+}
+
+/// What a bootstrap saw, and a handler that tells its depth.
+struct Wrapping {
+    name: &'static str,
+    seen: Arc<Mutex<Vec<&'static str>>>,
+    fails: bool,
+}
+
+struct Wrapper {
+    name: &'static str,
+    inner: Arc<dyn RpcHandler>,
+}
+
+impl TransportServerBootstrap for Wrapping {
+    fn do_bootstrap(
+        &self,
+        client: &TransportClient,
+        handler: Arc<dyn RpcHandler>,
+    ) -> Result<Arc<dyn RpcHandler>, BoxError> {
+        assert!(client.is_active());
+        self.seen.lock().push(self.name);
+        if self.fails {
+            return Err("not this one".into());
+        }
+        Ok(Arc::new(Wrapper { name: self.name, inner: handler }))
+    }
+}
+
+impl RpcHandler for Wrapper {
+    fn receive(
+        &self,
+        client: &TransportClient,
+        message: bytes::Bytes,
+        callback: network_common::RpcResponseCallback,
+    ) {
+        let message = [self.name.as_bytes(), b"(", &message, b")"].concat();
+        self.inner.receive(client, message.into(), callback);
+    }
+}
+
+#[tokio::test]
+async fn server_bootstraps_wrap_the_handler_in_order() {
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let wrapping = |name, fails| -> Arc<dyn TransportServerBootstrap> {
+        Arc::new(Wrapping { name, seen: seen.clone(), fails })
+    };
+    let context = context(&[]);
+    let bootstraps = vec![wrapping("inner", false), wrapping("outer", false)];
+    let server = context.create_server_with("127.0.0.1:0", bootstraps).await.unwrap();
+    let factory = context.create_client_factory();
+    let client = within(factory.create_client(server.local_addr())).await.unwrap();
+    assert_eq!(
+        within(client.send_rpc("x")).await.unwrap(),
+        "inner(outer(x))",
+        "the last wrapper is asked first"
+    );
+    within(client.send_rpc("x")).await.unwrap();
+    assert_eq!(*seen.lock(), ["inner", "outer"], "once per connection, in order");
+
+    // One that fails closes the connection; the next one is not asked.
+    seen.lock().clear();
+    let bootstraps = vec![wrapping("fails", true), wrapping("never", false)];
+    let server = context.create_server_with("127.0.0.1:0", bootstraps).await.unwrap();
+    let client = within(factory.create_client(server.local_addr())).await.unwrap();
+    within(client.closed()).await;
+    assert_eq!(*seen.lock(), ["fails"]);
+    assert_eq!(context.metrics().server().snapshot().failures, [(ErrorKind::Bootstrap, 1)]);
+    until(|| context.metrics().server().snapshot().connections == 1).await;
+}
+
+/// Client bootstraps run in order, before anybody gets the client, and a failing one ends the row.
+#[tokio::test]
+async fn client_bootstraps_run_in_order_before_the_client_is_handed_out() {
+    struct Asks(&'static str, Arc<Mutex<Vec<&'static str>>>);
+    impl TransportClientBootstrap for Asks {
+        fn do_bootstrap<'a>(&'a self, client: &'a TransportClient) -> BoxFuture<'a, Result<(), BoxError>> {
+            Box::pin(async {
+                assert_eq!(client.send_rpc(self.0).await?, self.0);
+                self.1.lock().push(self.0);
+                if self.0 == "fails" { Err("it does".into()) } else { Ok(()) }
+            })
+        }
+    }
+    let server = serve(&context(&[])).await;
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let asks = |name| -> Arc<dyn TransportClientBootstrap> { Arc::new(Asks(name, seen.clone())) };
+    let conf = TransportConf::new(MODULE);
+    let client_context = TransportContext::new(conf, Handler::new());
+    let factory = client_context.create_client_factory_with(vec![asks("one"), asks("two")]);
+    within(factory.create_client(server.local_addr())).await.unwrap();
+    within(factory.create_client(server.local_addr())).await.unwrap();
+    assert_eq!(*seen.lock(), ["one", "two"]);
+    let factory = client_context.create_client_factory_with(vec![asks("fails"), asks("never")]);
+    within(factory.create_client(server.local_addr())).await.unwrap_err();
+    assert_eq!(*seen.lock(), ["one", "two", "fails"]);
+}

@@ -1,0 +1,374 @@
+//! TransportConfSuite without TLS (CONF-12 and every key of `TransportConf`), and NettyMemoryMetricsSuite (MET-01).
+//!
+//! CONF-01..11 are about the keys of TLS and come with it. MET-02 counts what a JVM's allocator does: there is nothing it
+//! could map to. Of MET-01 the names' prefixes are kept; instead of heap and direct memory our gauges are checked.
+
+// Outside of the test functions themselves too.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::time::Duration;
+
+use network_common::{ErrorKind, IoMode, ManagedBuffer, TransportConf, TransportContext};
+use parking_lot::Mutex;
+use std::sync::Arc;
+use support::*;
+
+const fn secs(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+fn with(key: &str, value: &str) -> TransportConf {
+    conf(&[(key, value)])
+}
+
+/// The error says which key, which value, and what would do.
+fn assert_refused(key: &str, value: &str, accepted: &str) {
+    let error = TransportConf::new(MODULE).with(key, value).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Config);
+    assert!(!error.is_retryable() && !error.is_timeout());
+    let text = error.to_string();
+    for part in [key, &format!("'{value}'"), accepted] {
+        assert!(text.contains(part), "{text} should contain {part}");
+    }
+    let by_settings = TransportConf::from_settings(MODULE, [("spark.ok", "1"), (key, value)]).unwrap_err();
+    assert_eq!(by_settings.to_string(), text);
+}
+
+#[test]
+fn conf_12_default_io_mode() {
+    let mode = |settings: &[(&str, &str)]| conf(settings).io_mode();
+    assert_eq!(mode(&[]), IoMode::Auto);
+    assert_eq!(mode(&[("spark.io.mode.default", "NIO")]), IoMode::Nio);
+    let both = [("spark.shuffle.io.mode", "AUTO"), ("spark.io.mode.default", "NIO")];
+    assert_eq!(mode(&both), IoMode::Auto, "the module's own wins");
+    assert_eq!(mode(&[both[1], both[0]]), IoMode::Auto, "in whatever order");
+    assert_eq!(mode(&[("spark.rpc.io.mode", "NIO")]), IoMode::Auto, "another module's does not count");
+    assert_eq!(mode(&[("spark.shuffle.io.mode", " nio ")]), IoMode::Nio);
+    #[cfg(target_os = "linux")]
+    {
+        assert_eq!(mode(&[("spark.shuffle.io.mode", "epoll")]), IoMode::Epoll);
+        assert_refused("spark.shuffle.io.mode", "KQUEUE", "EPOLL");
+    }
+    for key in ["spark.shuffle.io.mode", "spark.io.mode.default"] {
+        assert_refused(key, "IOCP", "AUTO");
+        assert_refused(key, "", "NIO");
+    }
+}
+
+#[test]
+fn times() {
+    type Get = fn(&TransportConf) -> Option<Duration>;
+    let keys: [(&str, Get, Option<Duration>); 5] = [
+        ("spark.network.timeout", TransportConf::connection_timeout, Some(secs(120))),
+        ("spark.shuffle.io.connectionTimeout", TransportConf::connection_timeout, Some(secs(120))),
+        (
+            "spark.shuffle.io.connectionCreationTimeout",
+            TransportConf::connection_creation_timeout,
+            Some(secs(120)),
+        ),
+        ("spark.shuffle.io.tcpUserTimeout", TransportConf::tcp_user_timeout, Some(secs(120))),
+        ("spark.shuffle.io.retryWait", |conf| Some(conf.retry_wait()), Some(secs(5))),
+    ];
+    for (key, get, default) in keys {
+        assert_eq!(get(&TransportConf::new(MODULE)), default, "{key}");
+        let units = [
+            ("7", secs(7)),
+            ("7s", secs(7)),
+            ("1500ms", Duration::from_millis(1500)),
+            ("9000us", Duration::from_millis(9)),
+            ("2m", secs(120)),
+            ("2min", secs(120)),
+            ("3h", secs(3 * 3600)),
+            ("1d", secs(86400)),
+            (" 8S ", secs(8)),
+            ("5 s", secs(5)),
+        ];
+        for (value, expected) in units {
+            assert_eq!(get(&with(key, value)), Some(expected), "{key}={value}");
+        }
+        for wrong in ["soon", "", "s", "1.5s", "1y", "99999999999999999999s", "9223372036854775807d", "1s2"] {
+            assert_refused(key, wrong, "an integer with us, ms, s, m, min, h or d");
+        }
+        if key != "spark.shuffle.io.retryWait" {
+            for none in ["0", "-1", "-5min"] {
+                assert_eq!(get(&with(key, none)), None, "{key}={none}");
+            }
+        }
+    }
+}
+
+#[test]
+fn timeouts_follow_each_other() {
+    let conf = conf(&[("spark.network.timeout", "7s")]);
+    assert_eq!(conf.connection_timeout(), Some(secs(7)));
+    assert_eq!(conf.connection_creation_timeout(), Some(secs(7)));
+    assert_eq!(conf.tcp_user_timeout(), Some(secs(7)));
+    let conf = conf.with("spark.shuffle.io.connectionTimeout", "3s").unwrap();
+    assert_eq!(conf.connection_timeout(), Some(secs(3)));
+    assert_eq!(conf.connection_creation_timeout(), Some(secs(3)));
+    assert_eq!(conf.tcp_user_timeout(), Some(secs(3)));
+    let conf = conf.with("spark.shuffle.io.connectionCreationTimeout", "0").unwrap();
+    let conf = conf.with("spark.shuffle.io.tcpUserTimeout", "1s").unwrap();
+    assert_eq!(conf.connection_timeout(), Some(secs(3)));
+    assert_eq!(conf.connection_creation_timeout(), None);
+    assert_eq!(conf.tcp_user_timeout(), Some(secs(1)));
+    let conf = conf.with("spark.shuffle.io.connectionTimeout", "-1").unwrap();
+    assert_eq!(conf.connection_timeout(), None);
+}
+
+#[test]
+fn sizes() {
+    type Get = fn(&TransportConf) -> Option<u64>;
+    let keys: [(&str, Get, Option<u64>); 4] = [
+        ("spark.shuffle.io.receiveBuffer", |conf| conf.receive_buffer().map(|size| size as u64), None),
+        ("spark.shuffle.io.sendBuffer", |conf| conf.send_buffer().map(|size| size as u64), None),
+        ("spark.shuffle.io.maxRequestSize", |conf| Some(conf.max_request_size()), Some(256 << 20)),
+        ("spark.shuffle.io.maxWriteQueueSize", |conf| Some(conf.max_write_queue_size()), Some(64 << 20)),
+    ];
+    for (key, get, default) in keys {
+        assert_eq!(get(&TransportConf::new(MODULE)), default, "{key}");
+        let units = [
+            ("123", 123),
+            ("123b", 123),
+            ("5k", 5 << 10),
+            ("5kb", 5 << 10),
+            ("5m", 5 << 20),
+            ("5 MB", 5 << 20),
+            ("1g", 1 << 30),
+            ("1gb", 1 << 30),
+        ];
+        for (value, expected) in units {
+            assert_eq!(get(&with(key, value)), Some(expected), "{key}={value}");
+        }
+        for wrong in ["big", "", "k", "1.5m", "1e", "99999999p", "99999999999999999999"] {
+            assert_refused(key, wrong, "k, m, g, t or p");
+        }
+    }
+    for key in ["receiveBuffer", "sendBuffer"] {
+        let key = format!("spark.shuffle.io.{key}");
+        for none in ["0", "-1"] {
+            assert_eq!(with(&key, none).receive_buffer().or_else(|| with(&key, none).send_buffer()), None);
+        }
+    }
+    for key in ["maxRequestSize", "maxWriteQueueSize"] {
+        for wrong in ["0", "-1", "-5m"] {
+            assert_refused(&format!("spark.shuffle.io.{key}"), wrong, "positive");
+        }
+    }
+    let queue = |value| with("spark.shuffle.io.maxWriteQueueSize", value).max_write_queue_size();
+    assert_eq!((queue("2t"), queue("3tb"), queue("1p"), queue("1pb")), (2 << 40, 3 << 40, 1 << 50, 1 << 50));
+    // No frame can be longer than this.
+    assert_eq!(with("spark.shuffle.io.maxRequestSize", "1t").max_request_size(), (1 << 31) - 2);
+}
+
+#[test]
+fn counts_and_switches() {
+    let default = TransportConf::new(MODULE);
+    assert_eq!(default.module(), MODULE);
+    assert_eq!(default.backlog(), 1024);
+    for (value, expected) in [("-1", 1024), ("0", 1024), ("1", 1), ("77", 77)] {
+        assert_eq!(with("spark.shuffle.io.backLog", value).backlog(), expected);
+    }
+    assert_refused("spark.shuffle.io.backLog", "many", "an integer");
+
+    assert_eq!(default.connections_per_peer(), 1);
+    assert_eq!(with("spark.shuffle.io.numConnectionsPerPeer", "8").connections_per_peer(), 8);
+    for wrong in ["0", "-1", "few", "100000"] {
+        assert_refused("spark.shuffle.io.numConnectionsPerPeer", wrong, "a positive integer");
+    }
+
+    assert_eq!(default.max_retries(), 3);
+    assert_eq!(with("spark.shuffle.io.maxRetries", "0").max_retries(), 0);
+    for wrong in ["-1", "4294967296", "x"] {
+        let error = TransportConf::new(MODULE).with("spark.shuffle.io.maxRetries", wrong).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Config);
+        assert!(error.to_string().contains("spark.shuffle.io.maxRetries"), "{error}");
+        assert!(error.to_string().contains(wrong), "{error}");
+    }
+
+    assert!(default.lazy_fd() && !default.tcp_keep_alive());
+    assert!(!with("spark.shuffle.io.lazyFD", "False").lazy_fd());
+    assert!(with("spark.shuffle.io.enableTcpKeepAlive", "true").tcp_keep_alive());
+    for key in ["spark.shuffle.io.lazyFD", "spark.shuffle.io.enableTcpKeepAlive"] {
+        for wrong in ["yes", "1", ""] {
+            assert_refused(key, wrong, "true or false");
+        }
+    }
+
+    assert_eq!(default.max_chunks_being_transferred(), (1 << 63) - 1);
+    assert_eq!(with("spark.shuffle.maxChunksBeingTransferred", "5").max_chunks_being_transferred(), 5);
+    for wrong in ["0", "-1", "lots", "9223372036854775808"] {
+        assert_refused("spark.shuffle.maxChunksBeingTransferred", wrong, "a positive integer");
+    }
+}
+
+/// A whole Spark configuration can be passed: what is not ours is nobody's error.
+#[test]
+fn keys_of_others_are_ignored() {
+    let conf = conf(&[
+        ("spark.rpc.io.connectionTimeout", "nonsense"),
+        ("spark.shuffle2.io.connectionTimeout", "nonsense"),
+        ("spark.shuffle.io.serverThreads", "nonsense"),
+        ("spark.shuffle.io.preferDirectBufs", "nonsense"),
+        ("spark.executor.memory", "4g"),
+        ("shuffle.io.connectionTimeout", "nonsense"),
+        ("", ""),
+    ]);
+    assert_eq!(conf.connection_timeout(), Some(secs(120)));
+    // The same keys, of the other module.
+    let rpc = TransportConf::from_settings("rpc", [("spark.rpc.io.connectionTimeout", "1s")]).unwrap();
+    assert_eq!(rpc.connection_timeout(), Some(secs(1)));
+    // Later ones win.
+    let twice = [("spark.rpc.io.connectionTimeout", "1s"), ("spark.rpc.io.connectionTimeout", "2s")];
+    assert_eq!(TransportConf::from_settings("rpc", twice).unwrap().connection_timeout(), Some(secs(2)));
+}
+
+fn value(named: &[(String, u64)], name: &str) -> u64 {
+    named.iter().find(|(known, _)| known == name).unwrap_or_else(|| panic!("no {name}")).1
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn met_01_metrics() {
+    let kept = Arc::new(Mutex::new(Vec::new()));
+    let keep = Arc::clone(&kept);
+    let file = file_of(&pattern(200_000, 1));
+    let path = file.path().to_owned();
+    let (answer, answered) = tokio::sync::oneshot::channel::<()>();
+    let answered = Mutex::new(Some(answered));
+    let handler = Handler::new()
+        .on_rpc(move |_, message, callback| match &message[..] {
+            b"keep" => keep.lock().push(callback),
+            _ => callback.reply(message),
+        })
+        .on_chunk_later(move |_, _| {
+            let answered = answered.lock().take();
+            let path = path.clone();
+            async move {
+                if let Some(answered) = answered {
+                    answered.await?;
+                }
+                Ok(ManagedBuffer::file(path, 0..200_000))
+            }
+        });
+    let context = TransportContext::new(TransportConf::new("files"), handler);
+    let client_context = TransportContext::new(TransportConf::new("blocks"), Handler::new());
+    let pair = pair_of(context, client_context).await;
+    let (server, client) = (pair.context.metrics(), pair.client_context.metrics());
+    let (server, client) = (server.server(), client.client());
+    assert_eq!((server.prefix(), client.prefix()), ("files-server", "blocks-client"));
+
+    let rpcs: Vec<_> = (0..3).map(|_| pair.client.send_rpc("keep")).collect();
+    let chunk = pair.client.fetch_chunk(1, 0);
+    until(|| server.snapshot().requests_being_served == 3).await;
+    until(|| client.snapshot().requests_in_flight == 4).await;
+    until(|| server.snapshot().chunks_in_transfer == 1).await;
+    let named = server.named();
+    assert!(named.iter().all(|(name, _)| name.starts_with("files-server.")), "{named:?}");
+    assert_eq!(value(&named, "files-server.connections"), 1);
+    assert_eq!(value(&named, "files-server.connectionsTotal"), 1);
+    assert_eq!(value(&named, "files-server.requestsBeingServed"), 3);
+    assert_eq!(value(&named, "files-server.requestsInFlight"), 0);
+    assert_eq!(value(&named, "files-server.chunksInTransfer"), 1);
+    let named = client.named();
+    assert!(named.iter().all(|(name, _)| name.starts_with("blocks-client.")), "{named:?}");
+    assert_eq!(value(&named, "blocks-client.requestsInFlight"), 4);
+    assert_eq!(value(&named, "blocks-client.requestsBeingServed"), 0);
+
+    std::mem::take(&mut *kept.lock()).into_iter().for_each(|callback| callback.reply("kept"));
+    answer.send(()).unwrap();
+    assert_eq!(within(chunk).await.unwrap().len(), 200_000);
+    for rpc in rpcs {
+        assert_eq!(within(rpc).await.unwrap(), "kept");
+    }
+    // What one wrote the other read, all of it.
+    until(|| {
+        let (server, client) = (server.snapshot(), client.snapshot());
+        server.bytes_out == client.bytes_in && server.bytes_in == client.bytes_out
+    })
+    .await;
+    let frames = 8 + 13 + 200_000 + 3 * (8 + 13 + 4);
+    assert_eq!(client.snapshot().bytes_in, frames);
+    // Gauges return to zero, counters stay; an error is counted under its kind.
+    pair.client.fetch_chunk(1, 1).await.unwrap();
+    drop(pair.server);
+    within(pair.client.closed()).await;
+    until(|| {
+        [server.snapshot(), client.snapshot()].iter().all(|now| {
+            [
+                now.connections,
+                now.requests_in_flight,
+                now.requests_being_served,
+                now.queued_bytes,
+                now.chunks_in_transfer,
+            ] == [0; 5]
+        })
+    })
+    .await;
+    assert_eq!((server.snapshot().connections_total, client.snapshot().connections_total), (1, 1));
+    let address = pair.client.peer_addr();
+    within(pair.factory.create_client(address)).await.unwrap_err();
+    assert_eq!(value(&client.named(), "blocks-client.failures.Connect"), 1);
+    assert!(server.named().iter().all(|(name, _)| !name.contains("failures")));
+}
+
+/// Rule 9: a chunk that its manager never comes up with is forgotten with the connection that asked for it.
+#[tokio::test]
+async fn a_chunk_that_never_comes_ends_with_its_connection() {
+    let (held, mut dropped) = tokio::sync::mpsc::channel::<()>(1);
+    let held = Mutex::new(Some(held));
+    let handler = Handler::new().on_chunk_later(move |_, _| {
+        let held = held.lock().take();
+        async move {
+            let _held = held;
+            std::future::pending().await
+        }
+    });
+    let pair = pair(handler).await;
+    let chunk = pair.client.fetch_chunk(1, 0);
+    until(|| pair.context.metrics().server().snapshot().chunks_in_transfer == 1).await;
+    pair.client.close();
+    assert_eq!(within(chunk).await.unwrap_err().kind(), ErrorKind::Closed);
+    assert_eq!(within(dropped.recv()).await, None, "its future was dropped");
+    until(|| pair.context.metrics().server().snapshot().chunks_in_transfer == 0).await;
+}
+
+/// Also when the connection ends in the middle of everything.
+#[tokio::test(flavor = "multi_thread")]
+async fn gauges_return_to_zero_when_a_connection_is_cut() {
+    let handler = Handler::new()
+        .on_rpc({
+            let kept = Mutex::new(Vec::new());
+            move |_, _, callback| kept.lock().push(callback)
+        })
+        .on_chunk_later(|_, index| async move {
+            if index == 0 { std::future::pending().await } else { Ok(ManagedBuffer::from(vec![0; 16 << 20])) }
+        })
+        .on_stream(|_| Ok(Some(vec![0; 32 << 20].into())));
+    let pair = pair(handler).await;
+    let stream = within(pair.client.stream("unread")).await.unwrap();
+    let rpcs: Vec<_> = (0..10).map(|_| pair.client.send_rpc("never answered")).collect();
+    let chunks: Vec<_> = [1, 2, 0, 3, 4].map(|index| pair.client.fetch_chunk(1, index)).into();
+    until(|| pair.context.metrics().server().snapshot().requests_being_served == 10).await;
+    until(|| pair.context.metrics().server().snapshot().chunks_in_transfer >= 5).await;
+    drop(pair.server);
+    until(|| {
+        let now = pair.context.metrics().server().snapshot();
+        (now.connections, now.requests_being_served, now.queued_bytes) == (0, 0, 0)
+    })
+    .await;
+    drop(stream);
+    for outcome in within(futures::future::join_all(rpcs)).await {
+        outcome.unwrap_err();
+    }
+    for outcome in within(futures::future::join_all(chunks)).await {
+        outcome.unwrap_err();
+    }
+    until(|| {
+        let now = pair.client_context.metrics().client().snapshot();
+        (now.connections, now.requests_in_flight, now.queued_bytes) == (0, 0, 0)
+    })
+    .await;
+    until(|| pair.context.metrics().server().snapshot().chunks_in_transfer == 0).await;
+}

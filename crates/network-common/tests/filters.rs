@@ -1,0 +1,247 @@
+//! The place where ciphers sit: filters installed by bootstraps after a handshake, and everything that passes through them.
+
+// Outside of the test functions themselves too.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use network_common::{
+    BoxError, ByteFilter, ErrorKind, ManagedBuffer, RpcHandler, RpcResponseCallback, StreamBody,
+    StreamManager, TransportClient, TransportClientBootstrap, TransportContext, TransportServerBootstrap,
+};
+use support::*;
+
+/// A stream cipher of sorts: its key moves with every byte, so that one byte lost, doubled or unsealed spoils the rest.
+struct Xor {
+    position: u64,
+    key: u64,
+    seen: Arc<AtomicU64>,
+}
+
+impl ByteFilter for Xor {
+    fn transform(&mut self, input: &[u8], output: &mut Vec<u8>) -> Result<(), BoxError> {
+        for byte in input {
+            let key = (self.key ^ self.position).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56;
+            output.push(byte ^ key as u8);
+            self.position += 1;
+        }
+        self.seen.fetch_add(input.len() as u64, Ordering::SeqCst);
+        Ok(())
+    }
+}
+
+/// Holds every byte back until its whole block of 16 is there, as a block cipher does, when `open`; seals to such blocks.
+struct Blocks {
+    open: bool,
+    held: Vec<u8>,
+}
+
+impl ByteFilter for Blocks {
+    /// Sealed: a byte that says how many of the 15 that follow it count.
+    fn transform(&mut self, input: &[u8], output: &mut Vec<u8>) -> Result<(), BoxError> {
+        if !self.open {
+            for piece in input.chunks(15) {
+                output.push(piece.len() as u8);
+                output.extend_from_slice(piece);
+                output.resize(output.len() + 15 - piece.len(), 0xff);
+            }
+            return Ok(());
+        }
+        self.held.extend_from_slice(input);
+        let whole = self.held.len() / 16 * 16;
+        for block in self.held[..whole].chunks(16) {
+            let count = usize::from(block[0]);
+            if count > 15 {
+                return Err("a block of impossible length".into());
+            }
+            output.extend_from_slice(&block[1..=count]);
+        }
+        self.held.drain(..whole);
+        Ok(())
+    }
+}
+
+#[derive(Clone)]
+struct Handshake {
+    kind: &'static str,
+    seen: Arc<AtomicU64>,
+    key: u64,
+}
+
+impl Handshake {
+    fn new(kind: &'static str) -> Self {
+        Self { kind, seen: Arc::default(), key: 5 }
+    }
+
+    fn install(&self, client: &TransportClient, to_server: bool) {
+        let filter = |key, open| -> Box<dyn ByteFilter> {
+            match self.kind {
+                "xor" => Box::new(Xor { position: 0, key, seen: self.seen.clone() }),
+                _ => Box::new(Blocks { open, held: Vec::new() }),
+            }
+        };
+        let (seal, open) = if to_server { (self.key, 6) } else { (6, 5) };
+        client.install_filters(filter(seal, false), filter(open, true)).unwrap();
+    }
+}
+
+impl TransportClientBootstrap for Handshake {
+    fn do_bootstrap<'a>(&'a self, client: &'a TransportClient) -> BoxFuture<'a, Result<(), BoxError>> {
+        Box::pin(async move {
+            if client.send_rpc("handshake").await? != "welcome" {
+                return Err("not welcome".into());
+            }
+            self.install(client, true);
+            Ok(())
+        })
+    }
+}
+
+impl TransportServerBootstrap for Handshake {
+    fn do_bootstrap(
+        &self,
+        _: &TransportClient,
+        handler: Arc<dyn RpcHandler>,
+    ) -> Result<Arc<dyn RpcHandler>, BoxError> {
+        Ok(Arc::new(Guard { handshake: self.clone(), inner: handler }))
+    }
+}
+
+/// Answers the handshake and lets everything else through.
+struct Guard {
+    handshake: Handshake,
+    inner: Arc<dyn RpcHandler>,
+}
+
+impl RpcHandler for Guard {
+    fn receive(&self, client: &TransportClient, message: Bytes, callback: RpcResponseCallback) {
+        if message == "handshake" {
+            callback.reply("welcome");
+            self.handshake.install(client, false);
+        } else {
+            self.inner.receive(client, message, callback);
+        }
+    }
+
+    fn receive_one_way(&self, client: &TransportClient, message: Bytes) {
+        self.inner.receive_one_way(client, message);
+    }
+
+    fn receive_stream(
+        &self,
+        client: &TransportClient,
+        meta: Bytes,
+        data: StreamBody,
+    ) -> BoxFuture<'static, Result<Bytes, BoxError>> {
+        self.inner.receive_stream(client, meta, data)
+    }
+
+    fn stream_manager(&self) -> &dyn StreamManager {
+        self.inner.stream_manager()
+    }
+}
+
+const SIZE: u64 = 3 << 20;
+
+async fn filtered(handshake: Handshake, at_server: Handshake) -> (Pair, Bytes, tempfile::NamedTempFile) {
+    let content = pattern(SIZE as usize, 9);
+    let file = file_of(&content);
+    let (path, path2, memory) = (file.path().to_owned(), file.path().to_owned(), content.clone());
+    let handler = Handler::new()
+        .on_chunk(move |_, index| {
+            Ok(if index == 0 { memory.clone().into() } else { ManagedBuffer::file(&path, 0..SIZE) })
+        })
+        .on_stream(move |_| Ok(Some(ManagedBuffer::file(&path2, 0..SIZE))))
+        .on_upload(|_, data| async move { Ok(data.collect().await?) });
+    let context = TransportContext::new(conf(&[]), handler);
+    let server = context.create_server_with("127.0.0.1:0", vec![Arc::new(at_server)]).await.unwrap();
+    let client_context = TransportContext::new(conf(&[]), Handler::new());
+    let factory = client_context.create_client_factory_with(vec![Arc::new(handshake)]);
+    let client = within(factory.create_client(server.local_addr())).await.unwrap();
+    (Pair { context, server, client_context, factory, client }, content, file)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn everything_passes_through_filters() {
+    for kind in ["xor", "blocks"] {
+        let handshake = Handshake::new(kind);
+        let (pair, content, file) = filtered(handshake.clone(), handshake.clone()).await;
+        let client = &pair.client;
+        assert_eq!(within(client.send_rpc("small")).await.unwrap(), "small");
+        assert!(within(client.send_rpc(content.clone())).await.unwrap() == content);
+        assert!(within(client.fetch_chunk(1, 0)).await.unwrap() == content, "from memory");
+        assert!(within(client.fetch_chunk(1, 1)).await.unwrap() == content, "from a file");
+        let body = within(client.stream("s")).await.unwrap();
+        assert!(within(body.collect()).await.unwrap() == content);
+        let uploads = [ManagedBuffer::from(content.clone()), ManagedBuffer::file(file.path(), 0..SIZE)];
+        for data in uploads {
+            assert!(within(client.upload_stream("u", data)).await.unwrap() == content);
+        }
+        client.send("ignored").unwrap();
+        // All at once.
+        let (a, b, c, d, e) = within(async {
+            tokio::join!(
+                client.send_rpc("with the others"),
+                client.fetch_chunk(1, 1),
+                client.fetch_chunk(1, 0),
+                async { client.stream("s").await?.collect().await },
+                client.upload_stream("u", content.clone())
+            )
+        })
+        .await;
+        assert_eq!(a.unwrap(), "with the others");
+        for body in [b, c, d, e] {
+            assert!(body.unwrap() == content);
+        }
+        // No file went past the filter.
+        let (at_server, at_client) =
+            (pair.context.metrics().server().snapshot(), pair.client_context.metrics().client().snapshot());
+        assert_eq!((at_server.sendfile_bytes, at_client.sendfile_bytes), (0, 0));
+        assert_eq!((at_server.copied_file_bytes, at_client.copied_file_bytes), (4 * SIZE, SIZE));
+        if kind == "xor" {
+            // What was sealed here was opened there: all but the handshake, in both directions and at both ends.
+            let moved = at_server.bytes_in + at_server.bytes_out + at_client.bytes_in + at_client.bytes_out;
+            let handshake_bytes = (8 + 13 + "handshake".len() + 8 + 13 + "welcome".len()) as u64;
+            assert_eq!(handshake.seen.load(Ordering::SeqCst), moved - 2 * handshake_bytes);
+        }
+        pair.assert_alive().await;
+        pair.assert_no_failures();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn failures_pass_through_filters_and_leave_the_connection() {
+    let handshake = Handshake::new("blocks");
+    let (pair, content, file) = filtered(handshake.clone(), handshake).await;
+    std::fs::write(file.path(), "truncated").unwrap();
+    let failed = within(pair.client.fetch_chunk(1, 1)).await.unwrap_err();
+    assert_eq!(failed.kind(), ErrorKind::ChunkFetchFailure);
+    let failed = within(pair.client.stream("s")).await.unwrap_err();
+    assert_eq!(failed.kind(), ErrorKind::StreamFailure);
+    let missing = pair.client.upload_stream("u", ManagedBuffer::file("/nowhere", 0..1));
+    assert_eq!(within(missing).await.unwrap_err().kind(), ErrorKind::Io);
+    assert!(within(pair.client.fetch_chunk(1, 0)).await.unwrap() == content);
+    pair.assert_alive().await;
+}
+
+/// Ends that do not agree on the key: an error and an end, not a panic or a wait for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn filters_that_do_not_fit_end_the_connection() {
+    let (good, bad) = (Handshake::new("xor"), Handshake { key: 77, ..Handshake::new("xor") });
+    let (pair, ..) = filtered(bad, good).await;
+    let kind = within(pair.client.send_rpc("garbage to the server")).await.unwrap_err().kind();
+    assert!(matches!(kind, ErrorKind::Closed | ErrorKind::Io | ErrorKind::Protocol), "{kind:?}");
+    until(|| pair.context.metrics().server().snapshot().connections == 0).await;
+    assert_eq!(pair.context.metrics().server().snapshot().failures, [(ErrorKind::Protocol, 1)]);
+
+    // A filter that refuses what it sees.
+    let (pair, ..) = filtered(Handshake::new("xor"), Handshake::new("blocks")).await;
+    within(pair.client.send_rpc(vec![0xff; 100])).await.unwrap_err();
+    until(|| pair.context.metrics().server().snapshot().connections == 0).await;
+    assert_eq!(pair.context.metrics().server().snapshot().failures, [(ErrorKind::Io, 1)]);
+}

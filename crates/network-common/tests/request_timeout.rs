@@ -1,0 +1,181 @@
+//! RequestTimeoutIntegrationSuite (RTO), with a connection timeout of one second.
+
+// Outside of the test functions themselves too.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use network_common::{ErrorKind, ManagedBuffer, TransportContext, TransportError};
+use parking_lot::Mutex;
+use support::*;
+use tokio::time::{Instant, sleep};
+
+const TIMEOUT: Duration = Duration::from_secs(1);
+const SETTING: (&str, &str) = ("spark.shuffle.io.connectionTimeout", "1s");
+
+/// Echoes, but keeps `never`.
+fn handler() -> Handler {
+    let kept = Mutex::new(Vec::new());
+    Handler::new().on_rpc(move |_, message, callback| match &message[..] {
+        b"never" => kept.lock().push(callback),
+        _ => callback.reply(message),
+    })
+}
+
+fn assert_timeout(error: &TransportError) {
+    assert_eq!(error.kind(), ErrorKind::Timeout);
+    assert!(error.is_timeout() && error.is_retryable() && !error.is_remote());
+    assert!(error.to_string().contains("spark.shuffle.io.connectionTimeout"), "{error}");
+    assert!(error.to_string().contains("1s"), "{error}");
+}
+
+#[tokio::test]
+async fn rto_01_timeout_inactive_requests() {
+    let pair = pair_with(handler(), &[], &[SETTING]).await;
+    assert_eq!(within(pair.client.send_rpc("at once")).await.unwrap(), "at once");
+    let begun = Instant::now();
+    let error = within(pair.client.send_rpc("never")).await.unwrap_err();
+    assert_timeout(&error);
+    // Between one and two timeouts after the last request; the upper end is generous to a busy machine.
+    let took = begun.elapsed();
+    assert!(took >= TIMEOUT && took < 4 * TIMEOUT, "{took:?}");
+    assert_eq!(pair.client_context.metrics().client().snapshot().failures, [(ErrorKind::Timeout, 1)]);
+}
+
+#[tokio::test]
+async fn rto_02_timeout_cleanly_closes_client() {
+    let pair = pair_with(handler(), &[], &[SETTING]).await;
+    let error = within(pair.client.send_rpc("never")).await.unwrap_err();
+    assert_timeout(&error);
+    assert!(!pair.client.is_active());
+    assert_eq!(pair.client.outstanding_requests(), 0);
+    assert_timeout(&within(pair.client.closed()).await);
+    let client = within(pair.factory.create_client(pair.server.local_addr())).await.unwrap();
+    assert_ne!(client.id(), pair.client.id());
+    assert_eq!(within(client.send_rpc("again")).await.unwrap(), "again");
+    until(|| pair.context.metrics().server().snapshot().connections == 1).await;
+}
+
+/// The clock runs from the last request, for all that are outstanding.
+#[tokio::test]
+async fn rto_03_further_requests_delay() {
+    let handler = Handler::new().on_chunk_later(|_, _| std::future::pending::<Result<ManagedBuffer, _>>());
+    let pair = pair_with(handler, &[], &[SETTING]).await;
+    let ended = Arc::new(Mutex::new(Vec::new()));
+    let fetch = |index| {
+        let (chunk, ended) = (pair.client.fetch_chunk(1, index), Arc::clone(&ended));
+        tokio::spawn(async move {
+            let error = chunk.await.unwrap_err();
+            ended.lock().push(Instant::now());
+            error
+        })
+    };
+    let first = fetch(0);
+    sleep(TIMEOUT * 6 / 10).await;
+    let (second, second_sent) = (fetch(1), Instant::now());
+    sleep(TIMEOUT * 6 / 10).await;
+    assert!(
+        !first.is_finished() && !second.is_finished(),
+        "1.2 timeouts after the first, 0.6 after the second"
+    );
+    for fetch in [first, second] {
+        assert_timeout(&within(fetch).await.unwrap());
+    }
+    let ended = ended.lock();
+    assert!(ended[0] >= second_sent + TIMEOUT, "{:?}", ended[0] - second_sent);
+    assert!(ended[1] - ended[0] < TIMEOUT / 2, "they fail together");
+}
+
+/// All kinds of requests end with the connection, and each once.
+#[tokio::test]
+async fn every_outstanding_request_fails_with_the_timeout() {
+    let kept = Mutex::new(Vec::new());
+    let handler = handler()
+        .on_chunk_later(|_, _| std::future::pending::<Result<ManagedBuffer, _>>())
+        .on_upload(|_, _| std::future::pending())
+        .on_meta(move |_, _, callback| kept.lock().push(callback));
+    let pair = pair_with(handler, &[], &[SETTING]).await;
+    let client = &pair.client;
+    let (rpc, chunk, stream, upload, meta) = within(async {
+        tokio::join!(
+            client.send_rpc("never"),
+            client.fetch_chunk(1, 0),
+            client.stream("behind the chunk"),
+            client.upload_stream("", "data"),
+            client.merged_block_meta("app", 0, 0, 0)
+        )
+    })
+    .await;
+    let errors = [rpc.err(), chunk.err(), stream.err(), upload.err(), meta.err()].map(|error| error.unwrap());
+    errors.iter().for_each(assert_timeout);
+    assert_eq!(client.outstanding_requests(), 0);
+    assert_timeout(&within(client.send_rpc("too late")).await.unwrap_err());
+    assert_timeout(&client.send("too late").unwrap_err());
+}
+
+/// Requests received do not count as outstanding, so the side that owes the answer does not close, however long it takes.
+#[tokio::test]
+async fn a_slow_answer_does_not_time_out_the_server() {
+    let handler = Handler::new().on_rpc(|_, message, callback| {
+        tokio::spawn(async move {
+            sleep(TIMEOUT * 5 / 2).await;
+            callback.reply(message);
+        });
+    });
+    let pair = pair_with(handler, &[SETTING], &[]).await;
+    assert_eq!(within(pair.client.send_rpc("slow")).await.unwrap(), "slow");
+}
+
+/// Bytes that move keep the clock from running out: a body that takes long is not a stuck request.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_body_does_not_time_out() {
+    let handler = Handler::new().on_stream(|_| Ok(Some(vec![1; 8 << 20].into())));
+    let pair = pair_with(handler, &[], &[SETTING]).await;
+    let mut body = within(pair.client.stream("slow reader")).await.unwrap();
+    let begun = Instant::now();
+    let mut received = 0;
+    while let Some(piece) = within(body.next_piece()).await {
+        received += piece.unwrap().len();
+        if begun.elapsed() < TIMEOUT * 3 {
+            sleep(TIMEOUT / 10).await;
+        }
+    }
+    assert_eq!(received, 8 << 20);
+    assert!(begun.elapsed() >= TIMEOUT * 2, "it was not slow");
+    pair.assert_alive().await;
+}
+
+/// Core RPC: idle connections stay. The shuffle's clients: they are closed.
+#[tokio::test]
+async fn idle_connections_are_closed_only_where_asked_for() {
+    for close_idle in [false, true] {
+        let client_context =
+            TransportContext::new(conf(&[SETTING]), Handler::new()).close_idle_connections(close_idle);
+        let pair = pair_of(TransportContext::new(conf(&[]), handler()), client_context).await;
+        within(pair.client.send_rpc("x")).await.unwrap();
+        if close_idle {
+            assert_eq!(within(pair.client.closed()).await.kind(), ErrorKind::Closed);
+            assert!(!pair.client.is_active());
+        } else {
+            let closed = tokio::time::timeout(TIMEOUT * 2, pair.client.closed()).await;
+            assert!(closed.is_err(), "{closed:?}");
+            pair.assert_alive().await;
+        }
+        pair.assert_no_failures();
+    }
+}
+
+/// Zero and less: never.
+#[tokio::test]
+async fn without_a_timeout_requests_wait() {
+    for none in ["0", "-1"] {
+        let settings = [("spark.network.timeout", "1s"), ("spark.shuffle.io.connectionTimeout", none)];
+        let pair = pair_with(handler(), &[], &settings).await;
+        let waiting = tokio::time::timeout(TIMEOUT * 5 / 2, pair.client.send_rpc("never")).await;
+        assert!(waiting.is_err(), "{waiting:?}");
+        pair.assert_alive().await;
+    }
+}

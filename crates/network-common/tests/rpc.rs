@@ -1,0 +1,653 @@
+//! RpcIntegrationSuite (RPC), the merged-meta half of TransportRequestHandlerSuite (TRH-02), calls in both directions, and
+//! handlers that panic or forget to answer.
+
+// Outside of the test functions themselves too.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use futures::future::join_all;
+use network_common::protocol::put_bitmap;
+use network_common::{BoxError, ErrorKind, ManagedBuffer, TransportContext, TransportError};
+use parking_lot::Mutex;
+use roaring::RoaringBitmap;
+use support::*;
+use tokio::sync::{mpsc, oneshot};
+
+/// The handler of the suite: `hello/x`, `return error/x`, `throw error/x`.
+fn suite() -> Handler {
+    Handler::new().on_rpc(|_, message, callback| {
+        let text = std::str::from_utf8(&message).unwrap();
+        match text.split_once('/') {
+            Some(("hello", name)) => callback.reply(format!("Hello, {name}!")),
+            Some(("return error", error)) => callback.fail(format_args!("Returned: {error}")),
+            Some(("throw error", error)) => panic!("Thrown: {error}"),
+            _ => callback.reply(message),
+        }
+    })
+}
+
+/// Sends all at once; the answers and the errors.
+async fn send_all(pair: &Pair, commands: &[&'static str]) -> (Vec<Bytes>, Vec<TransportError>) {
+    let sent: Vec<_> = commands.iter().map(|command| pair.client.send_rpc(*command)).collect();
+    let (mut answers, mut errors) = (Vec::new(), Vec::new());
+    for outcome in within(join_all(sent)).await {
+        match outcome {
+            Ok(answer) => answers.push(answer),
+            Err(error) => errors.push(error),
+        }
+    }
+    pair.assert_alive().await;
+    (answers, errors)
+}
+
+fn assert_remote(error: &TransportError, text: &str) {
+    assert_eq!(error.kind(), ErrorKind::Remote);
+    assert!(error.is_remote() && !error.is_timeout() && !error.is_retryable());
+    assert!(error.peer().is_some());
+    assert!(error.to_string().contains(text), "{error}");
+}
+
+#[tokio::test]
+async fn rpc_01_single_rpc() {
+    let pair = pair(suite()).await;
+    let (answers, errors) = send_all(&pair, &["hello/Aaron"]).await;
+    assert_eq!(answers, ["Hello, Aaron!"]);
+    assert!(errors.is_empty());
+    pair.assert_no_failures();
+}
+
+#[tokio::test]
+async fn rpc_02_double_rpc() {
+    let pair = pair(suite()).await;
+    let (answers, errors) = send_all(&pair, &["hello/Aaron", "hello/Reynold"]).await;
+    assert_eq!(answers, ["Hello, Aaron!", "Hello, Reynold!"]);
+    assert!(errors.is_empty());
+}
+
+#[tokio::test]
+async fn rpc_03_return_error_rpc() {
+    let pair = pair(suite()).await;
+    let (answers, errors) = send_all(&pair, &["return error/OK"]).await;
+    assert!(answers.is_empty());
+    assert_remote(&errors[0], "Returned: OK");
+    pair.assert_no_failures();
+}
+
+/// Throwing is panicking; unlike a Java stack trace its text stays at the server.
+#[tokio::test]
+async fn rpc_04_throw_error_rpc() {
+    let pair = pair(suite()).await;
+    let (answers, errors) = send_all(&pair, &["throw error/uh-oh"]).await;
+    assert!(answers.is_empty());
+    assert_remote(&errors[0], "panicked");
+    pair.assert_no_failures();
+}
+
+#[tokio::test]
+async fn rpc_05_double_trouble() {
+    let pair = pair(suite()).await;
+    let (answers, errors) = send_all(&pair, &["return error/OK", "throw error/uh-oh"]).await;
+    assert!(answers.is_empty());
+    assert_eq!(errors.len(), 2);
+    assert_remote(&errors[0], "Returned: OK");
+    assert_remote(&errors[1], "panicked");
+}
+
+#[tokio::test]
+async fn rpc_06_send_success_and_failure() {
+    let pair = pair(suite()).await;
+    let commands = ["hello/Bob", "throw error/the", "hello/Builder", "return error/!"];
+    let (answers, errors) = send_all(&pair, &commands).await;
+    assert_eq!(answers, ["Hello, Bob!", "Hello, Builder!"]);
+    assert_remote(&errors[0], "panicked");
+    assert_remote(&errors[1], "Returned: !");
+}
+
+#[tokio::test]
+async fn rpc_07_send_one_way_message() {
+    let (arrived, mut messages) = mpsc::unbounded_channel();
+    let handler = suite().on_one_way(move |_, message| arrived.send(message).unwrap());
+    let pair = pair(handler).await;
+    pair.client.send("no reply").unwrap();
+    assert_eq!(pair.client.outstanding_requests(), 0);
+    assert_eq!(within(messages.recv()).await.unwrap(), "no reply");
+    // It came once: what is sent later comes next.
+    pair.client.send(pattern(100_000, 1)).unwrap();
+    pair.assert_alive().await;
+    assert_eq!(messages.try_recv().unwrap(), pattern(100_000, 1));
+    assert!(messages.try_recv().is_err());
+}
+
+/// Rule 7: what one caller sends arrives in that order, whichever kind it is.
+#[tokio::test(flavor = "multi_thread")]
+async fn rpcs_and_one_ways_arrive_in_the_order_of_the_calls() {
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let (rpcs, one_ways) = (Arc::clone(&seen), Arc::clone(&seen));
+    let number = |message: &Bytes| u32::from_be_bytes(message[..4].try_into().unwrap());
+    let handler = Handler::new()
+        .on_rpc(move |_, message, callback| {
+            rpcs.lock().push(number(&message));
+            callback.reply(message);
+        })
+        .on_one_way(move |_, message| one_ways.lock().push(number(&message)));
+    let pair = pair(handler).await;
+    let mut answers = Vec::new();
+    for i in 0..3000_u32 {
+        // Small ones, and some that are larger than every buffer on the way.
+        let mut message = BytesMut::zeroed(if i % 100 == 0 { 200_000 } else { 4 });
+        message[..4].copy_from_slice(&i.to_be_bytes());
+        if i % 3 == 0 {
+            pair.client.send(message).unwrap();
+        } else {
+            answers.push((i, pair.client.send_rpc(message)));
+        }
+        if i % 500 == 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+    for (i, answer) in answers {
+        assert_eq!(number(&within(answer).await.unwrap()), i);
+    }
+    assert!(seen.lock().iter().copied().eq(0..3000));
+}
+
+/// Each upload's data by its meta; `fail/...` metas fail as RPC-10 says. The answer is the number of bytes.
+/// Meta and data of each upload.
+type Received = Arc<Mutex<Vec<(Bytes, Bytes)>>>;
+
+fn upload_suite() -> (Handler, Received) {
+    let received = Arc::new(Mutex::new(Vec::new()));
+    let store = Arc::clone(&received);
+    let handler = Handler::new().on_upload(move |meta, mut data| {
+        let store = Arc::clone(&store);
+        async move {
+            match &meta[..] {
+                b"fail/data" => {
+                    data.next_piece().await.ok_or("no data")??;
+                    return Err("fail/data".into());
+                }
+                b"fail/null" => return Err("fail/null".into()),
+                b"fail/panic" => panic!("fail/panic"),
+                b"skip" => return Ok("skipped".into()),
+                _ => {}
+            }
+            let content = data.collect().await?;
+            let length = content.len();
+            store.lock().push((meta.clone(), content));
+            match &meta[..] {
+                b"fail/complete" => Err("fail/complete".into()),
+                b"fail/complete with a panic" => panic!("fail/complete"),
+                _ => Ok(length.to_string().into()),
+            }
+        }
+    });
+    (handler, received)
+}
+
+struct Uploads {
+    bodies: Vec<(&'static str, Bytes, ManagedBuffer)>,
+    _file: tempfile::NamedTempFile,
+}
+
+fn uploads() -> Uploads {
+    let (large, small, file) = (pattern(100_000, 1), pattern(100, 2), pattern(512 << 10, 3));
+    let temporary = file_of(&file);
+    let region = ManagedBuffer::file(temporary.path(), 0..512 << 10);
+    let bodies = vec![
+        ("largeBuffer", large.clone(), large.into()),
+        ("smallBuffer", small.clone(), small.into()),
+        ("emptyBuffer", Bytes::new(), Bytes::new().into()),
+        ("file", file, region),
+    ];
+    Uploads { bodies, _file: temporary }
+}
+
+#[tokio::test]
+async fn rpc_08_send_rpc_with_stream_one_at_a_time() {
+    for mode in ["AUTO", "NIO"] {
+        let (handler, received) = upload_suite();
+        let pair = pair_with(handler, &[], &[("spark.shuffle.io.mode", mode)]).await;
+        let uploads = uploads();
+        for (meta, content, body) in &uploads.bodies {
+            let answer = within(pair.client.upload_stream(*meta, body.clone())).await.unwrap();
+            assert_eq!(answer, content.len().to_string());
+            let (received_meta, received) = received.lock().pop().unwrap();
+            assert_eq!((received_meta, received), (Bytes::from(*meta), content.clone()));
+        }
+        let metrics = pair.client_context.metrics();
+        let sent =
+            || (metrics.client().snapshot().sendfile_bytes, metrics.client().snapshot().copied_file_bytes);
+        until(|| sent().0 + sent().1 >= 512 << 10).await;
+        let native = mode == "AUTO" && cfg!(target_os = "linux");
+        assert_eq!(sent(), if native { (512 << 10, 0) } else { (0, 512 << 10) }, "{mode}");
+        pair.assert_alive().await;
+        pair.assert_no_failures();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rpc_09_send_rpc_with_stream_concurrently() {
+    for mode in ["AUTO", "NIO"] {
+        let (handler, received) = upload_suite();
+        let pair = pair_with(handler, &[], &[("spark.shuffle.io.mode", mode)]).await;
+        let uploads = uploads();
+        let sent: Vec<_> = (0..10)
+            .map(|i| {
+                let (_, content, body) = &uploads.bodies[i % 4];
+                (content, pair.client.upload_stream(i.to_string(), body.clone()))
+            })
+            .collect();
+        for (content, answer) in sent {
+            assert_eq!(within(answer).await.unwrap(), content.len().to_string());
+        }
+        let mut received = std::mem::take(&mut *received.lock());
+        received.sort();
+        assert_eq!(received.len(), 10);
+        for (i, (meta, content)) in received.into_iter().enumerate() {
+            assert_eq!(meta, i.to_string());
+            assert!(content == uploads.bodies[i % 4].1, "upload {i}");
+        }
+        pair.assert_alive().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rpc_10_send_rpc_with_stream_failures() {
+    // (a) and (b): given up before its end, so the connection is closed; what comes behind it fails too. The data is more
+    // than any buffer on the way takes, so that the second upload cannot slip through before that.
+    for (meta, text) in [("fail/data", "fail/data"), ("fail/null", "fail/null"), ("fail/panic", "panicked")] {
+        let (handler, received) = upload_suite();
+        let pair = pair(handler).await;
+        let failing = pair.client.upload_stream(meta, pattern(16 << 20, 1));
+        let behind = pair.client.upload_stream("behind it", pattern(100, 2));
+        let error = within(failing).await.unwrap_err();
+        // The failure is sent before the connection closes.
+        assert_remote(&error, "Destination failed while reading stream");
+        assert!(error.to_string().contains(text), "{error}");
+        assert_ne!(within(behind).await.unwrap_err().kind(), ErrorKind::Remote);
+        within(pair.client.closed()).await;
+        assert!(!pair.client.is_active());
+        assert!(received.lock().is_empty());
+    }
+    // (c): the connection stays.
+    for (meta, text) in [("fail/complete", "fail/complete"), ("fail/complete with a panic", "panicked")] {
+        let (handler, received) = upload_suite();
+        let pair = pair(handler).await;
+        let failing = pair.client.upload_stream(meta, pattern(100_000, 1));
+        let behind = pair.client.upload_stream("behind it", pattern(100, 2));
+        let error = within(failing).await.unwrap_err();
+        assert_remote(&error, "Failure post-processing");
+        assert!(error.to_string().contains(text), "{error}");
+        assert_eq!(within(behind).await.unwrap(), "100");
+        assert_eq!(received.lock().len(), 2);
+        pair.assert_alive().await;
+        pair.assert_no_failures();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn data_that_a_handler_leaves_unread_is_skipped() {
+    let (handler, received) = upload_suite();
+    let pair = pair(handler).await;
+    for data in [pattern(8 << 20, 1), pattern(10, 1), Bytes::new()] {
+        let skipped = pair.client.upload_stream("skip", data);
+        let behind = pair.client.upload_stream("behind it", pattern(50, 2));
+        assert_eq!(within(skipped).await.unwrap(), "skipped");
+        assert_eq!(within(behind).await.unwrap(), "50");
+        assert_eq!(received.lock().pop().unwrap().1, pattern(50, 2));
+    }
+    pair.assert_alive().await;
+}
+
+/// A handler that panics before it has even returned its future.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_panic_at_the_start_of_an_upload_fails_it() {
+    struct Panics;
+    impl network_common::RpcHandler for Panics {
+        fn receive(
+            &self,
+            _: &network_common::TransportClient,
+            message: Bytes,
+            callback: network_common::RpcResponseCallback,
+        ) {
+            callback.reply(message);
+        }
+        fn receive_stream(
+            &self,
+            _: &network_common::TransportClient,
+            _: Bytes,
+            _: network_common::StreamBody,
+        ) -> futures::future::BoxFuture<'static, Result<Bytes, BoxError>> {
+            panic!("at once")
+        }
+    }
+    let client_context = TransportContext::new(conf(&[]), Handler::new());
+    let pair = pair_of(TransportContext::new(conf(&[]), Panics), client_context).await;
+    for size in [0, 100, 4 << 20] {
+        let error = within(pair.client.upload_stream("", pattern(size, 1))).await.unwrap_err();
+        assert_remote(&error, "panicked");
+    }
+    // The server lives on, if not this connection.
+    let client = within(pair.factory.create_client(pair.server.local_addr())).await.unwrap();
+    assert_eq!(within(client.send_rpc("next")).await.unwrap(), "next");
+}
+
+/// `lazyFD` decides when the peer's files are opened; an upload's file is always opened when its turn has come.
+#[tokio::test]
+async fn an_upload_of_a_missing_file_fails_that_upload_only() {
+    for mode in ["AUTO", "NIO"] {
+        for lazy in ["true", "false"] {
+            let (handler, received) = upload_suite();
+            let settings = [("spark.shuffle.io.mode", mode), ("spark.shuffle.io.lazyFD", lazy)];
+            let pair = pair_with(handler, &[], &settings).await;
+            let before = pair.client.upload_stream("before", pattern(10, 1));
+            let missing = pair.client.upload_stream("missing", ManagedBuffer::file("/nowhere/at/all", 0..10));
+            let short = {
+                let file = file_of(b"short");
+                let opened = Arc::new(file.reopen().unwrap());
+                pair.client.upload_stream("short", ManagedBuffer::open_file(opened, 0..100))
+            };
+            let after = pair.client.upload_stream("after", pattern(20, 1));
+            assert_eq!(within(before).await.unwrap(), "10");
+            for (failed, text) in [(missing, "/nowhere/at/all"), (short, "Reached EOF")] {
+                let error = within(failed).await.unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::Io);
+                assert!(error.to_string().contains(text), "{error}");
+                assert!(error.peer().is_some() && std::error::Error::source(&error).is_some());
+            }
+            assert_eq!(within(after).await.unwrap(), "20");
+            let metas: Vec<_> = received.lock().iter().map(|(meta, _)| meta.clone()).collect();
+            assert_eq!(metas, ["before", "after"], "the peer saw nothing of the others");
+            pair.assert_alive().await;
+            pair.assert_no_failures();
+        }
+    }
+}
+
+#[tokio::test]
+async fn trh_02_handle_merged_block_meta_request() {
+    let bitmaps: Vec<RoaringBitmap> = vec![(1..4).collect(), (5..1000).step_by(2).collect()];
+    let mut body = BytesMut::new().writer();
+    bitmaps.iter().for_each(|bitmap| put_bitmap(bitmap, body.get_mut()).unwrap());
+    let body = body.into_inner().freeze();
+    let file = file_of(&body);
+    let (path, size, memory) = (file.path().to_owned(), body.len() as u64, body.clone());
+    let handler = Handler::new().on_meta(move |_, request, callback| {
+        assert_eq!((&request.app_id[..], request.shuffle_merge_id), ("app1", 3));
+        match (request.shuffle_id, request.reduce_id) {
+            (-1, _) | (_, -1) => callback.fail("Failed to get meta"),
+            (0, _) => callback.reply(2, memory.clone()),
+            (1, _) => callback.reply(2, ManagedBuffer::file(&path, 0..size)),
+            (2, _) => callback.reply(1, ManagedBuffer::file("/nowhere", 0..1)),
+            (3, _) => drop(callback),
+            _ => panic!("a question that kills"),
+        }
+    });
+    let pair = pair(handler).await;
+    let ask = |shuffle_id, reduce_id| within(pair.client.merged_block_meta("app1", shuffle_id, 3, reduce_id));
+    for shuffle_id in [0, 1] {
+        let meta = ask(shuffle_id, 0).await.unwrap();
+        assert_eq!((meta.num_chunks, &meta.body), (2, &body));
+        assert_eq!(meta.bitmaps().unwrap(), bitmaps);
+    }
+    for (shuffle_id, reduce_id, text) in [
+        (-1, 0, "Failed to get meta"),
+        (0, -1, "Failed to get meta"),
+        (2, 0, "/nowhere"),
+        (3, 0, "without an answer"),
+        (4, 0, "panicked"),
+    ] {
+        assert_remote(&ask(shuffle_id, reduce_id).await.unwrap_err(), text);
+    }
+    pair.assert_alive().await;
+    pair.assert_no_failures();
+}
+
+/// Defaults: one-ways are ignored, everything else that is not served fails. Nobody waits for ever.
+#[tokio::test]
+async fn a_handler_that_serves_nothing_fails_every_request() {
+    let nothing = TransportContext::new(conf(&[]), network_common::NoOpRpcHandler::new());
+    let pair = pair_of(nothing.clone(), nothing).await;
+    let client = &pair.client;
+    client.send("ignored").unwrap();
+    let rpc = within(client.send_rpc("hi")).await.unwrap_err();
+    assert_remote(&rpc, "java.lang.UnsupportedOperationException: Cannot handle messages");
+    let chunk = within(client.fetch_chunk(1, 0)).await.unwrap_err();
+    assert_eq!(chunk.kind(), ErrorKind::ChunkFetchFailure);
+    let stream = within(client.stream("x")).await.unwrap_err();
+    assert_eq!(stream.kind(), ErrorKind::StreamFailure);
+    let meta = within(client.merged_block_meta("a", 0, 0, 0)).await.unwrap_err();
+    assert_eq!(meta.kind(), ErrorKind::Remote);
+    assert!(client.is_active());
+    let upload = within(client.upload_stream("x", vec![0; 1 << 20])).await.unwrap_err();
+    assert_eq!(upload.kind(), ErrorKind::Remote);
+}
+
+/// A panic in any callback: the asker gets a failure, connection and server live on.
+#[tokio::test]
+async fn handlers_that_panic_fail_their_request_only() {
+    let handler = suite()
+        .on_one_way(|_, _| panic!("one-way"))
+        .on_chunk(|_, _| panic!("chunk"))
+        .on_stream(|_| panic!("stream"))
+        .on_active(|_| panic!("active"))
+        .on_inactive(|_| panic!("inactive"))
+        .on_terminated(|_| panic!("terminated"));
+    let pair = pair(handler).await;
+    pair.client.send("x").unwrap();
+    assert_remote(&within(pair.client.send_rpc("throw error/x")).await.unwrap_err(), "panicked");
+    let chunk = within(pair.client.fetch_chunk(1, 0)).await.unwrap_err();
+    assert_eq!(chunk.kind(), ErrorKind::ChunkFetchFailure);
+    let stream = within(pair.client.stream("x")).await.unwrap_err();
+    assert_eq!(stream.kind(), ErrorKind::StreamFailure);
+    pair.assert_alive().await;
+    pair.client.close();
+    within(pair.client.closed()).await;
+    until(|| pair.context.metrics().server().snapshot().connections == 0).await;
+    let client = within(pair.factory.create_client(pair.server.local_addr())).await.unwrap();
+    assert_eq!(within(client.send_rpc("next")).await.unwrap(), "next");
+}
+
+/// Also the one method that is called on behalf of other requests.
+#[tokio::test]
+async fn a_stream_manager_that_cannot_be_got_fails_the_request() {
+    struct NoManager;
+    impl network_common::RpcHandler for NoManager {
+        fn receive(
+            &self,
+            _: &network_common::TransportClient,
+            message: Bytes,
+            callback: network_common::RpcResponseCallback,
+        ) {
+            callback.reply(message);
+        }
+        fn stream_manager(&self) -> &dyn network_common::StreamManager {
+            panic!("no manager")
+        }
+    }
+    let client_context = TransportContext::new(conf(&[]), Handler::new());
+    let pair = pair_of(TransportContext::new(conf(&[]), NoManager), client_context).await;
+    for _ in 0..2 {
+        let chunk = within(pair.client.fetch_chunk(1, 0)).await.unwrap_err();
+        assert_eq!(chunk.kind(), ErrorKind::ChunkFetchFailure);
+        let stream = within(pair.client.stream("x")).await.unwrap_err();
+        assert_eq!(stream.kind(), ErrorKind::StreamFailure);
+    }
+    pair.assert_alive().await;
+}
+
+#[tokio::test]
+async fn a_callback_dropped_unanswered_fails_the_asker() {
+    let handler = Handler::new().on_rpc(|_, message, callback| match &message[..] {
+        b"now" => drop(callback),
+        b"later" => drop(tokio::spawn(async move {
+            tokio::task::yield_now().await;
+            drop(callback);
+        })),
+        _ => callback.reply(message),
+    });
+    let pair = pair(handler).await;
+    for when in ["now", "later"] {
+        let error = within(pair.client.send_rpc(when)).await.unwrap_err();
+        assert_remote(&error, "without an answer");
+    }
+    pair.assert_alive().await;
+    assert_eq!(pair.context.metrics().server().snapshot().requests_being_served, 0);
+}
+
+#[tokio::test]
+async fn a_dropped_rpc_future_frees_its_place_and_a_late_answer_is_ignored() {
+    let callbacks = Arc::new(Mutex::new(Vec::new()));
+    let kept = Arc::clone(&callbacks);
+    let handler = Handler::new().on_rpc(move |_, message, callback| match &message[..] {
+        b"keep" => kept.lock().push(callback),
+        _ => callback.reply(message),
+    });
+    let pair = pair(handler).await;
+    let (first, second) = (pair.client.send_rpc("keep"), pair.client.send_rpc("keep"));
+    assert_eq!(within(pair.client.send_rpc("x")).await.unwrap(), "x");
+    drop(first);
+    assert_eq!(pair.client.outstanding_requests(), 1);
+    // These take the place that was freed; the late answers must not be mistaken for theirs.
+    let newer: Vec<_> = (0..3).map(|_| pair.client.send_rpc("keep")).collect();
+    until(|| callbacks.lock().len() == 5).await;
+    for (i, callback) in std::mem::take(&mut *callbacks.lock()).into_iter().enumerate() {
+        // One small, one that is skipped as it arrives.
+        if i == 0 { callback.reply(vec![b'L'; 1 << 20]) } else { callback.reply(i.to_string()) }
+    }
+    assert_eq!(within(second).await.unwrap(), "1");
+    for (i, answer) in within(join_all(newer)).await.into_iter().enumerate() {
+        assert_eq!(answer.unwrap(), (i + 2).to_string());
+    }
+    pair.assert_alive().await;
+}
+
+/// The layer is symmetric: handlers call back over the connection that brought the request, at once or from a task.
+#[tokio::test(flavor = "multi_thread")]
+async fn handlers_call_back_over_the_same_connection() {
+    let server = Handler::new()
+        .on_rpc(|client, message, callback| {
+            let client = client.clone();
+            // Queued here or on the task: both must work.
+            let early = message.starts_with(b"early").then(|| client.send_rpc(message.clone()));
+            tokio::spawn(async move {
+                let call = match early {
+                    Some(call) => call,
+                    None => client.send_rpc(message),
+                };
+                match call.await {
+                    Ok(answer) => callback.reply(answer),
+                    Err(error) => callback.fail(error),
+                }
+            });
+        })
+        .on_one_way(|client, message| client.send(message).unwrap());
+    let (came_back, mut one_ways) = mpsc::unbounded_channel();
+    let file = file_of(&pattern(300_000, 1));
+    let path = file.path().to_owned();
+    let client = Handler::new()
+        .on_rpc(|_, message, callback| callback.reply([b"client saw ", &message[..]].concat()))
+        .on_one_way(move |_, message| came_back.send(message).unwrap())
+        .on_chunk(move |_, _| Ok(ManagedBuffer::file(&path, 0..300_000)));
+    let pair =
+        pair_of(TransportContext::new(conf(&[]), server), TransportContext::new(conf(&[]), client)).await;
+    assert_eq!(within(pair.client.send_rpc("early")).await.unwrap(), "client saw early");
+    assert_eq!(within(pair.client.send_rpc("from a task")).await.unwrap(), "client saw from a task");
+    pair.client.send("ping").unwrap();
+    assert_eq!(within(one_ways.recv()).await.unwrap(), "ping");
+    assert_eq!(pair.context.metrics().server().snapshot().connections_total, 1);
+}
+
+/// Both directions at once, of every kind, over one connection.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn both_directions_at_once() {
+    let content = pattern(400_000, 1);
+    let file = file_of(&content);
+    let both = || {
+        let path = file.path().to_owned();
+        let stream = content.clone();
+        Handler::new()
+            .on_chunk(move |_, _| Ok(ManagedBuffer::file(&path, 0..400_000)))
+            .on_stream(move |_| Ok(Some(stream.clone().into())))
+            .on_upload(|_, data| async move { Ok(data.collect().await?) })
+    };
+    let (accepted, reverse) = oneshot::channel();
+    let accepted = Mutex::new(Some(accepted));
+    let server = both().on_active(move |client| {
+        if let Some(accepted) = accepted.lock().take() {
+            accepted.send(client.clone()).unwrap();
+        }
+    });
+    let pair =
+        pair_of(TransportContext::new(conf(&[]), server), TransportContext::new(conf(&[]), both())).await;
+    let reverse = within(reverse).await.unwrap();
+    assert_eq!(reverse.peer_addr(), pair.client.local_addr());
+    assert_eq!(reverse.local_addr(), pair.client.peer_addr());
+    let traffic = |client: network_common::TransportClient| {
+        let content = content.clone();
+        tokio::spawn(async move {
+            for round in 0..15_i32 {
+                let (rpc, chunk, stream, upload) = tokio::join!(
+                    client.send_rpc(round.to_string()),
+                    client.fetch_chunk(1, round),
+                    async { client.stream("s").await?.collect().await },
+                    client.upload_stream("", content.clone())
+                );
+                assert_eq!(rpc.unwrap(), round.to_string());
+                assert!(
+                    chunk.unwrap() == content && stream.unwrap() == content && upload.unwrap() == content
+                );
+            }
+        })
+    };
+    let (forward, backward) = (traffic(pair.client.clone()), traffic(reverse));
+    within(async { (forward.await.unwrap(), backward.await.unwrap()) }).await;
+    pair.assert_alive().await;
+    pair.assert_no_failures();
+}
+
+/// Requests of one connection are handed over one at a time and in order.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn receive_is_never_entered_twice_for_one_connection() {
+    let (inside, worst) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (now, most) = (Arc::clone(&inside), Arc::clone(&worst));
+    let handler = Handler::new().on_rpc(move |_, message, callback| {
+        most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+        std::thread::yield_now();
+        now.fetch_sub(1, Ordering::SeqCst);
+        callback.reply(message);
+    });
+    let pair = pair(handler).await;
+    let askers: Vec<_> = (0..8)
+        .map(|_| {
+            let client = pair.client.clone();
+            tokio::spawn(async move {
+                for _ in 0..200 {
+                    client.send_rpc("x").await.unwrap();
+                }
+            })
+        })
+        .collect();
+    for asker in askers {
+        within(asker).await.unwrap();
+    }
+    assert_eq!(worst.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn a_body_that_fits_no_frame_is_refused_before_anything_is_sent() {
+    let (handler, _) = upload_suite();
+    let pair = pair(handler).await;
+    // Zero pages that nobody touches.
+    let huge = Bytes::from(vec![0; (1 << 31) - 1]);
+    let error = within(pair.client.send_rpc(huge.clone())).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Limit);
+    assert!(error.to_string().contains("upload"), "it should say what to do: {error}");
+    assert_eq!(pair.client.send(huge).unwrap_err().kind(), ErrorKind::Limit);
+    pair.assert_alive().await;
+}
