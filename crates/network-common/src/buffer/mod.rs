@@ -67,7 +67,7 @@ impl ManagedBuffer {
         Self { content: Content::File(FileSegment { source, offset: range.start, length }), _hooks: None }
     }
 
-    /// Runs `hook` when the last clone is dropped: after it was sent, or when that is given up.
+    /// Runs `hook` when the last clone is dropped: after it was sent, or when that is given up. A panic of it is logged.
     pub fn on_release(mut self, hook: impl FnOnce() + Send + Sync + 'static) -> Self {
         self._hooks =
             Some(Arc::new(ReleaseHook { hook: Some(Box::new(hook)), _earlier: self._hooks.take() }));
@@ -250,8 +250,10 @@ struct ReleaseHook {
 
 impl Drop for ReleaseHook {
     fn drop(&mut self) {
-        if let Some(hook) = self.hook.take() {
-            hook();
+        let Some(hook) = self.hook.take() else { return };
+        // Many bodies may be dropped at once: a second panic on the way out would end the process.
+        if std::panic::catch_unwind(std::panic::AssertUnwindSafe(hook)).is_err() {
+            tracing::error!("a hook panicked when its body was released");
         }
     }
 }

@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
+use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout_at};
 
 use self::clock::IdleClock;
@@ -89,6 +90,10 @@ pub(crate) struct Connection {
     clock: Option<IdleClock>,
     flush: Option<std::pin::Pin<Box<tokio::time::Sleep>>>,
     reported: Reported,
+    /// The task that asks the stream manager, which ends with the connection.
+    bulk_server: Option<AbortHandle>,
+    /// The handler knows of it.
+    begun: bool,
     ended: bool,
 }
 
@@ -122,6 +127,8 @@ impl Connection {
             clock: conf.connection_timeout().map(IdleClock::new),
             flush: None,
             reported: Reported::default(),
+            bulk_server: None,
+            begun: false,
             ended: false,
             shared,
             handler,
@@ -148,6 +155,7 @@ impl Connection {
 
     /// Drives the connection to its end.
     pub(crate) async fn run(mut self: Box<Self>) {
+        self.begun = true;
         guarded("channel_active", || self.handler.channel_active(&self.client));
         let error = std::future::poll_fn(|context| self.poll(context)).await;
         self.end(&error);
@@ -170,7 +178,11 @@ impl Connection {
             };
             let written = match self.writer.poll_write(context) {
                 Poll::Ready(Err(error)) => {
-                    return Poll::Ready(io_error(self.shared.peer, "writing to", error));
+                    // A connection that is being closed anyway ends for the first reason.
+                    return Poll::Ready(match self.shared.session.lock().closing() {
+                        Some(Closing::Flush(reason) | Closing::Now(reason)) => reason.clone(),
+                        None => io_error(self.shared.peer, "writing to", error),
+                    });
                 }
                 Poll::Ready(Ok(())) => true,
                 Poll::Pending => false,
@@ -276,15 +288,20 @@ impl Connection {
         }
         let mut wakers = Vec::new();
         let mut session = self.shared.session.lock();
-        let unserved = session.pending_bulk.len() as u64;
-        let queued = session.end(error.clone(), &mut wakers);
+        let unserved = session.bulk_requests() as u64;
+        let unwritten = session.end(error.clone(), &mut wakers);
         drop(session);
-        drop(queued);
         self.resources.metrics.chunks_in_transfer.fetch_sub(unserved, Ordering::Relaxed);
         wakers.into_iter().for_each(std::task::Waker::wake);
         self.reader.end(error);
-        guarded("connection_terminated", || handler.stream_manager().connection_terminated(client));
-        guarded("channel_inactive", || handler.channel_inactive(client));
+        guarded("on_release", || drop(unwritten));
+        if let Some(server) = self.bulk_server.take() {
+            server.abort();
+        }
+        if self.begun {
+            guarded("connection_terminated", || handler.stream_manager().connection_terminated(client));
+            guarded("channel_inactive", || handler.channel_inactive(client));
+        }
         let metrics = &self.resources.metrics;
         metrics.connections.fetch_sub(1, Ordering::Relaxed);
         report(&metrics.requests_in_flight, &mut self.reported.in_flight, 0);

@@ -15,7 +15,7 @@ use super::{Connection, Resources, io_error};
 use crate::client::Shared;
 use crate::error::{ErrorKind, TransportError};
 use crate::protocol::{Event, FrameDecoder, Message, ProtocolError, READ_BLOCK};
-use crate::session::{Answer, ByteFilter, MergedBlockMeta, PipeWriter, Session, StreamStart};
+use crate::session::{Answer, ByteFilter, Closing, MergedBlockMeta, PipeWriter, Session, StreamStart};
 
 /// Reads per turn, before the writer and other tasks get theirs.
 const READS_PER_TURN: usize = 8;
@@ -37,6 +37,10 @@ pub(super) struct Reader {
     pub(super) received: u64,
     /// Not reading, because the peer does not read its answers.
     pub(super) paused: bool,
+    /// The peer has ended its sending direction.
+    at_end: bool,
+    /// Read, but not taken in when reading paused: one read holds thousands of requests, each with an answer of any size.
+    backlog: Vec<u8>,
     wakers: Vec<Waker>,
 }
 
@@ -54,6 +58,8 @@ impl Reader {
             receiving: None,
             received: 0,
             paused: false,
+            at_end: false,
+            backlog: Vec::new(),
             wakers: Vec::new(),
         }
     }
@@ -69,6 +75,7 @@ impl Reader {
 
     /// The connection has ended.
     pub(super) fn end(&mut self, error: &TransportError) {
+        self.wakers.drain(..).for_each(Waker::wake);
         if let Some(receiving) = self.receiving.take() {
             receiving.pipe.finish(Err(error.clone()));
         }
@@ -151,9 +158,18 @@ impl Connection {
     /// Reads and dispatches what has arrived. `Ready(Ok)`: there may be more. `Ready(Err)`: the connection ends.
     pub(super) fn poll_read(&mut self, context: &mut Context<'_>) -> Poll<Result<(), TransportError>> {
         for _ in 0..READS_PER_TURN {
+            if self.reader.at_end {
+                return Poll::Pending;
+            }
+            self.shared.answers_full.store(false, Ordering::Relaxed);
             self.reader.paused = self.shared.session.lock().peer_must_wait();
             if self.reader.paused {
                 return Poll::Pending;
+            }
+            if !self.reader.backlog.is_empty() {
+                let backlog = std::mem::take(&mut self.reader.backlog);
+                self.dispatch(&backlog)?;
+                continue;
             }
             if let Some(receiving) = &self.reader.receiving {
                 ready!(receiving.pipe.poll_room(context));
@@ -167,7 +183,7 @@ impl Connection {
                 ready!(read).map_err(|error| io_error(self.shared.peer, "reading from", error))?;
                 let count = buffer.filled().len();
                 if count == 0 {
-                    return Poll::Ready(Err(self.ended_by_peer()));
+                    return self.ended_by_peer();
                 }
                 self.reader.decoder.direct_filled(count);
                 self.resources.read(&self.shared, count);
@@ -193,7 +209,7 @@ impl Connection {
         ready!(read).map_err(|error| io_error(self.shared.peer, "reading from", error))?;
         let count = buffer.filled().len();
         if count == 0 {
-            return Poll::Ready(Err(self.ended_by_peer()));
+            return self.ended_by_peer();
         }
         self.resources.read(&self.shared, count);
         if self.reader.open.is_none() {
@@ -252,6 +268,10 @@ impl Connection {
                         let plain = self.unfilter(input)?;
                         return self.dispatch(&plain);
                     }
+                    if !input.is_empty() && shared.answers_full.load(Ordering::Relaxed) {
+                        self.reader.backlog = input.to_vec();
+                        break Ok(());
+                    }
                 }
                 Ok(None) => break Ok(()),
                 Err(error) => break Err(protocol_error(&shared, error)),
@@ -263,13 +283,16 @@ impl Connection {
         result
     }
 
-    /// The peer has closed: in the middle of something that is worth a word, but the kind is the same.
-    fn ended_by_peer(&self) -> TransportError {
+    /// The peer sends no more. The answers it has earned are still written, if it takes them.
+    fn ended_by_peer(&mut self) -> Poll<Result<(), TransportError>> {
+        self.reader.at_end = true;
         let closed = TransportError::closed(self.shared.peer);
-        match self.reader.decoder.finish() {
+        let error = match self.reader.decoder.finish() {
             Ok(()) => closed,
             Err(error) => closed.with_source(error),
-        }
+        };
+        self.shared.close(Closing::Flush(error));
+        Poll::Pending
     }
 
     fn on_event(&mut self, event: Event) -> Result<(), TransportError> {

@@ -8,7 +8,7 @@ use std::task::Poll;
 use bytes::Bytes;
 use futures::FutureExt;
 
-use super::{Connection, Resources};
+use super::{Connection, Resources, guarded};
 use crate::buffer::ManagedBuffer;
 use crate::client::{Shared, TransportClient};
 use crate::error::{BoxError, ErrorKind, TransportError};
@@ -29,16 +29,15 @@ impl Connection {
                 let callback = RpcResponseCallback::new(Arc::clone(&self.shared), request_id);
                 if draining {
                     callback.fail(SHUTTING_DOWN);
-                } else if catch_unwind(AssertUnwindSafe(|| handler.receive(client, body, callback))).is_err()
-                {
-                    tracing::error!(peer = %self.shared.peer, "the RPC handler panicked; its request fails");
+                } else {
+                    guarded("receive", || handler.receive(client, body, callback));
                 }
             }
             Message::OneWayMessage { body } => {
                 if draining {
                     tracing::warn!(peer = %self.shared.peer, "one-way message dropped: {SHUTTING_DOWN}");
-                } else if catch_unwind(AssertUnwindSafe(|| handler.receive_one_way(client, body))).is_err() {
-                    tracing::error!(peer = %self.shared.peer, "the RPC handler panicked on a one-way message");
+                } else {
+                    guarded("receive_one_way", || handler.receive_one_way(client, body));
                 }
             }
             Message::MergedBlockMetaRequest(request) => {
@@ -46,11 +45,10 @@ impl Connection {
                 let callback = MergedBlockMetaCallback::new(Arc::clone(&self.shared), request.request_id);
                 if draining {
                     callback.fail(SHUTTING_DOWN);
-                    return Ok(());
-                }
-                let receive = || handler.receive_merged_block_meta(client, request, callback);
-                if catch_unwind(AssertUnwindSafe(receive)).is_err() {
-                    tracing::error!(peer = %self.shared.peer, "the RPC handler panicked; its request fails");
+                } else {
+                    guarded("receive_merged_block_meta", || {
+                        handler.receive_merged_block_meta(client, request, callback);
+                    });
                 }
             }
             Message::ChunkFetchRequest { stream_id, chunk_index } => {
@@ -85,17 +83,16 @@ impl Connection {
         }
         metrics.chunks_in_transfer.fetch_add(1, Ordering::Relaxed);
         let mut session = self.shared.session.lock();
-        // Refused in its turn: answers to streams are told apart by their order alone.
-        session.pending_bulk.push_back((request, self.shared.is_draining()));
-        if !std::mem::replace(&mut session.bulk_server_runs, true) {
-            drop(session);
+        let start = session.push_bulk_request(request, self.shared.is_draining());
+        drop(session);
+        if start {
             let server = BulkServer {
                 shared: Arc::clone(&self.shared),
                 client: self.client.clone(),
                 handler: Arc::clone(&self.handler),
                 resources: Arc::clone(&self.resources),
             };
-            tokio::spawn(server.run());
+            self.bulk_server = Some(tokio::spawn(server.run()).abort_handle());
         }
         Ok(())
     }
@@ -134,16 +131,10 @@ impl BulkServer {
         while let Some((request, refused)) = self.next().await {
             // Counted when it arrived.
             let transfer = Transfer(Arc::clone(&self.resources));
-            // What the manager is slow to come up with ends with the connection.
-            let (message, body) = tokio::select! {
-                biased;
-                answer = self.serve(request, refused) => answer,
-                _ = self.client.closed() => break,
-            };
+            let (message, body) = self.serve(request, refused).await;
             let body = body.on_release(move || drop(transfer));
             let item = BulkItem { message, body, upload: None };
-            let late = self.shared.update(|session| session.answer_bulk(item));
-            drop(late);
+            drop(self.shared.update(|session| session.answer_bulk(item)));
         }
     }
 
@@ -151,39 +142,28 @@ impl BulkServer {
     async fn next(&self) -> Option<(BulkRequest, bool)> {
         std::future::poll_fn(|context| {
             let mut session = self.shared.session.lock();
-            if !session.pending_bulk.is_empty() && !session.outgoing.takes_bodies() {
+            if session.bulk_requests() > 0 && !session.outgoing.takes_bodies() {
                 session.watch(context.waker());
                 return Poll::Pending;
             }
-            let request = session.pending_bulk.pop_front();
-            session.bulk_server_runs = request.is_some();
-            Poll::Ready(request)
+            Poll::Ready(session.pop_bulk_request())
         })
         .await
     }
 
     async fn serve(&self, request: BulkRequest, refused: bool) -> (Message<()>, ManagedBuffer) {
-        let allowed = || if refused { Err(BoxError::from(SHUTTING_DOWN)) } else { Ok(()) };
         match request {
-            BulkRequest::Chunk { stream_id, chunk_index } => match async {
-                allowed()?;
-                self.chunk(stream_id, chunk_index).await
-            }
-            .await
-            {
-                Ok(body) => (Message::ChunkFetchSuccess { stream_id, chunk_index, body: () }, body),
-                Err(error) => {
-                    tracing::debug!(peer = %self.shared.peer, stream_id, chunk_index, %error, "chunk not served");
-                    let error = error_text(&error);
-                    (Message::ChunkFetchFailure { stream_id, chunk_index, error }, Bytes::new().into())
+            BulkRequest::Chunk { stream_id, chunk_index } => {
+                match self.chunk(stream_id, chunk_index, refused).await {
+                    Ok(body) => (Message::ChunkFetchSuccess { stream_id, chunk_index, body: () }, body),
+                    Err(error) => {
+                        tracing::debug!(peer = %self.shared.peer, stream_id, chunk_index, %error, "chunk not served");
+                        let error = error_text(&error);
+                        (Message::ChunkFetchFailure { stream_id, chunk_index, error }, Bytes::new().into())
+                    }
                 }
-            },
-            BulkRequest::Stream { stream_id } => match async {
-                allowed()?;
-                self.stream(&stream_id).await
             }
-            .await
-            {
+            BulkRequest::Stream { stream_id } => match self.stream(&stream_id, refused).await {
                 Ok(body) => {
                     let byte_count = i64::try_from(body.len()).unwrap_or(i64::MAX);
                     (Message::StreamResponse { stream_id, byte_count }, body)
@@ -197,21 +177,30 @@ impl BulkServer {
         }
     }
 
-    async fn chunk(&self, stream_id: i64, chunk_index: i32) -> Result<ManagedBuffer, BoxError> {
-        let body = user_code(async {
-            self.handler.stream_manager().get_chunk(&self.client, stream_id, chunk_index).await
-        })
-        .await?;
+    async fn chunk(
+        &self,
+        stream_id: i64,
+        chunk_index: i32,
+        refused: bool,
+    ) -> Result<ManagedBuffer, BoxError> {
+        if refused {
+            return Err(SHUTTING_DOWN.into());
+        }
+        let manager = || self.handler.stream_manager();
+        let body =
+            user_code(async { manager().get_chunk(&self.client, stream_id, chunk_index).await }).await?;
         if let Some(error) = too_large(body.len()) {
             return Err(error.into());
         }
         self.opened(body).await
     }
 
-    async fn stream(&self, stream_id: &str) -> Result<ManagedBuffer, BoxError> {
-        let opened =
-            user_code(async { self.handler.stream_manager().open_stream(&self.client, stream_id).await });
-        match opened.await? {
+    async fn stream(&self, stream_id: &str, refused: bool) -> Result<ManagedBuffer, BoxError> {
+        if refused {
+            return Err(SHUTTING_DOWN.into());
+        }
+        let manager = || self.handler.stream_manager();
+        match user_code(async { manager().open_stream(&self.client, stream_id).await }).await? {
             Some(body) => self.opened(body).await,
             None => Err(format!("Stream '{stream_id}' was not found.").into()),
         }

@@ -147,18 +147,21 @@ impl Writer {
     /// Takes what is to be written next; false: there is nothing.
     fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<io::Result<bool>> {
         self.finishing = None;
+        let written = self.batch.reset();
         let shared = Arc::clone(&self.shared);
         let mut session = shared.session.lock();
-        // Dropped after the lock, at the end of this call.
-        let _released = session.outgoing.written(&mut self.batch);
+        session.outgoing.written(&written);
         session.room_made(&mut self.wakers);
         self.written = 0;
         if session.seal.is_some() && session.outgoing.unsealed_is_written() {
             self.seal = session.seal.take();
         }
-        if self.next.is_none() {
-            let file = session.outgoing.take_file();
+        let file = if self.next.is_none() { session.outgoing.take_file() } else { None };
+        if file.is_some() {
+            // A runtime that shuts down drops what it is given: not under the lock.
+            drop(session);
             self.next = self.prepare(file);
+            session = shared.session.lock();
         }
         let bodies = self.next.is_none();
         if session.outgoing.is_empty(bodies) {

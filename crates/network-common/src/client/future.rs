@@ -62,12 +62,17 @@ impl<T> Future for RequestFuture<T> {
                 return Poll::Pending;
             };
             let peer = client.peer_addr();
-            self.state = State::Finished;
+            let finished = std::mem::replace(&mut self.state, State::Finished);
             return Poll::Ready(match outcome {
-                Some(Ok(answer)) => (self.extract)(answer).ok_or_else(|| {
-                    let text = format!("{peer} answered with a message of another kind");
-                    TransportError::new(ErrorKind::Protocol, text).with_peer(peer)
-                }),
+                Some(Ok(mut answer)) => {
+                    if let (Answer::Stream(body), State::Waiting(client, _)) = (&mut answer, finished) {
+                        body.keep(client);
+                    }
+                    (self.extract)(answer).ok_or_else(|| {
+                        let text = format!("{peer} answered with a message of another kind");
+                        TransportError::new(ErrorKind::Protocol, text).with_peer(peer)
+                    })
+                }
                 Some(Err(error)) => Err(error),
                 None => Err(TransportError::closed(peer)),
             });

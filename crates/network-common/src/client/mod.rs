@@ -34,6 +34,8 @@ pub(crate) struct Shared {
     active: AtomicBool,
     /// New requests of the peer fail, and the connection ends when the earlier ones are answered.
     draining: AtomicBool,
+    /// The reader had better look whether the peer must wait.
+    pub(crate) answers_full: AtomicBool,
     /// Filters wait in the session for the reader.
     pub(crate) filters_installed: AtomicBool,
     client_id: OnceLock<String>,
@@ -51,6 +53,7 @@ impl Shared {
             id: ConnectionId(NEXT.fetch_add(1, Ordering::Relaxed)),
             active: AtomicBool::new(true),
             draining: AtomicBool::new(false),
+            answers_full: AtomicBool::new(false),
             filters_installed: AtomicBool::new(false),
             client_id: OnceLock::new(),
             moved: AtomicU64::new(0),
@@ -104,7 +107,7 @@ impl Shared {
 /// wait to be written (files do not count); [`ready`](Self::ready) waits until there is room.
 ///
 /// A connection that was opened by a factory ends when it is closed, when its factory is closed, or when the last handle
-/// (the pool's, for a pooled one) and the last future are dropped; what was queued before is still written. Handles that a
+/// (the pool's, for a pooled one) and the last future and stream body are dropped; what was queued before is still written. Handles that a
 /// server's handlers get never keep a connection open, and dropping them does not close it.
 #[derive(Clone)]
 pub struct TransportClient(Arc<Handle>);
@@ -152,8 +155,8 @@ impl TransportClient {
     /// [`Io`](ErrorKind::Io), [`Protocol`](ErrorKind::Protocol): the connection ended.
     /// [`Limit`](ErrorKind::Limit): too much waits to be written, or the body does not fit into a frame.
     pub fn send_rpc(&self, body: impl Into<Bytes>) -> RpcFuture {
-        let body = body.into();
-        self.request(Answer::into_body, |session| session.send_rpc(body))
+        let mut body = body.into();
+        self.request(Answer::into_body, |session| session.send_rpc(&mut body))
     }
 
     /// Sends a message that is never answered. It may be lost when the connection ends.
@@ -161,8 +164,8 @@ impl TransportClient {
     /// # Errors
     /// [`Closed`](ErrorKind::Closed) or [`Limit`](ErrorKind::Limit); nothing was queued then.
     pub fn send(&self, body: impl Into<Bytes>) -> Result<(), TransportError> {
-        let body = body.into();
-        self.0.shared.update(|session| session.send_one_way(body))
+        let mut body = body.into();
+        self.0.shared.update(|session| session.send_one_way(&mut body))
     }
 
     /// Fetches one chunk of a stream that the peer has registered, into memory.
@@ -193,10 +196,8 @@ impl TransportClient {
     /// # Errors
     /// [`Io`](ErrorKind::Io): the data could not be read. Otherwise as [`send_rpc`](Self::send_rpc).
     pub fn upload_stream(&self, meta: impl Into<Bytes>, data: impl Into<ManagedBuffer>) -> RpcFuture {
-        let (meta, data) = (meta.into(), data.into());
-        // If it is refused, what its release runs must not run under the lock.
-        let _held = data.clone();
-        self.request(Answer::into_body, |session| session.upload(meta, data))
+        let (mut meta, data) = (meta.into(), data.into());
+        self.request(Answer::into_body, |session| session.upload(&mut meta, &data))
     }
 
     /// Asks which map outputs the chunks of a merged shuffle block hold (peers of 3.2 and later).
@@ -292,12 +293,25 @@ impl TransportClient {
 
     /// From here on every byte of the connection passes through these filters, in both directions; for bootstraps.
     ///
-    /// What is queued already is sent as it is, so an answer that ends a handshake is queued first. Nothing may be arriving
-    /// while they are installed, unless they are installed by a handler's `receive`: then the bytes after that request pass
-    /// through `open`.
-    pub fn install_filters(&self, seal: Box<dyn ByteFilter>, open: Box<dyn ByteFilter>) {
-        self.0.shared.update(|session| session.install_filters(seal, open));
+    /// RPCs and answers that are queued already are sent as they are, so an answer that ends a handshake is queued first;
+    /// no chunk, stream or upload may be queued. Nothing may be arriving while they are installed, unless they are installed
+    /// by a handler's `receive`: then the bytes after that request pass through `open`.
+    ///
+    /// # Errors
+    /// [`Refused`](ErrorKind::Refused): this connection has filters.
+    pub fn install_filters(
+        &self,
+        seal: Box<dyn ByteFilter>,
+        open: Box<dyn ByteFilter>,
+    ) -> Result<(), TransportError> {
+        let installed = self.0.shared.update(|session| session.install_filters(seal, open));
+        if !installed {
+            let peer = self.peer_addr();
+            let text = format!("filters refused: the connection to {peer} has some already");
+            return Err(TransportError::new(ErrorKind::Refused, text).with_peer(peer));
+        }
         self.0.shared.filters_installed.store(true, Ordering::Release);
+        Ok(())
     }
 
     /// Ends the connection: new requests are refused, what is queued is written (for at most 10 s), then outstanding

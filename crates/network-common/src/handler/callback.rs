@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 
@@ -62,11 +63,11 @@ impl MergedBlockMetaCallback {
         }
         self.0.answered = true;
         let message = Message::MergedBlockMetaSuccess { request_id: self.0.request_id, num_chunks, body: () };
-        let late = self.0.shared.update(|session| {
+        let too_late = self.0.shared.update(|session| {
             session.answered += 1;
             session.answer_bulk(BulkItem { message, body, upload: None })
         });
-        drop(late);
+        drop(too_late);
     }
 
     /// Fails; the asker sees the text of `error`.
@@ -105,9 +106,15 @@ struct Pending {
 }
 
 impl Pending {
-    fn answer(&mut self, message: impl FnOnce(i64) -> Message<()>, body: Bytes) {
+    fn answer(&mut self, message: impl FnOnce(i64) -> Message<()>, mut body: Bytes) {
         self.answered = true;
-        self.shared.update(|session| session.answer(&message(self.request_id), body));
+        let full = self.shared.update(|session| {
+            session.answer(&message(self.request_id), &mut body);
+            session.peer_must_wait()
+        });
+        if full {
+            self.shared.answers_full.store(true, Ordering::Relaxed);
+        }
     }
 
     fn fail(&mut self, error: &dyn fmt::Display) {

@@ -99,9 +99,9 @@ impl RpcHandler for NoOpRpcHandler {
 /// Where chunks and streams come from (transport 10).
 ///
 /// It is asked in the order in which the requests of a connection arrived, for the next body only when the earlier ones do
-/// not fill the write queue. The futures run on a task of their own per connection; disk work in them still
-/// belongs into [`spawn_blocking`](tokio::task::spawn_blocking), but opening and reading files does not happen here: return
-/// [`ManagedBuffer::file`]. A future that is under way when its connection ends is dropped.
+/// not fill the write queue. The futures run on a task of their own per connection and are dropped when that ends; disk work
+/// in them still belongs into [`spawn_blocking`](tokio::task::spawn_blocking), but opening and reading files does not happen
+/// here: return [`ManagedBuffer::file`].
 pub trait StreamManager: Send + Sync {
     /// One chunk of a stream.
     ///

@@ -26,6 +26,8 @@ pub(super) struct Body {
     filled: usize,
     plan: Plan,
     pool: Arc<BufferPool>,
+    /// Whether buffers of this size will be needed again. Those of requests start small and grow.
+    recycled: bool,
 }
 
 #[derive(Debug)]
@@ -42,16 +44,24 @@ impl Body {
     /// Gathers the whole body. `expected`: we asked for it, so its announced length can be trusted.
     pub(super) fn collect(message: Message<()>, length: u64, expected: bool, pool: Arc<BufferPool>) -> Self {
         let first = length.min(if expected { PREALLOCATE_MAX } else { READ_BLOCK as u64 }) as usize;
-        let buffer = if first >= READ_BLOCK { pool.take(first) } else { vec![0; first] };
-        Self { missing: length, buffer, filled: 0, plan: Plan::Collect(Some(message)), pool }
+        let recycled = expected && first >= READ_BLOCK;
+        let buffer = if recycled { pool.take(first) } else { vec![0; first] };
+        Self { missing: length, buffer, filled: 0, plan: Plan::Collect(Some(message)), pool, recycled }
     }
 
     pub(super) fn stream(length: u64, pool: Arc<BufferPool>) -> Self {
-        Self { missing: length, buffer: Vec::new(), filled: 0, plan: Plan::Stream { ended: false }, pool }
+        Self {
+            missing: length,
+            buffer: Vec::new(),
+            filled: 0,
+            plan: Plan::Stream { ended: false },
+            pool,
+            recycled: true,
+        }
     }
 
     pub(super) fn discard(length: u64, pool: Arc<BufferPool>) -> Self {
-        Self { missing: length, buffer: Vec::new(), filled: 0, plan: Plan::Discard, pool }
+        Self { missing: length, buffer: Vec::new(), filled: 0, plan: Plan::Discard, pool, recycled: false }
     }
 
     pub(super) fn missing(&self) -> u64 {
@@ -131,13 +141,13 @@ impl Body {
         let filled = std::mem::take(&mut self.filled);
         if filled * 4 < self.buffer.len() {
             let piece = Bytes::copy_from_slice(&self.buffer[..filled]);
-            if self.missing == 0 {
+            if self.recycled && self.missing == 0 {
                 self.pool.put(std::mem::take(&mut self.buffer));
             }
             return piece;
         }
         let mut buffer = std::mem::take(&mut self.buffer);
-        if buffer.len() >= READ_BLOCK {
+        if self.recycled {
             self.pool.freeze(buffer, filled)
         } else {
             buffer.truncate(filled);

@@ -122,7 +122,8 @@ impl FrameDecoder {
     }
 
     /// Gather the announced body and yield it as one message. `expected`: this side asked for it, so that a buffer of the
-    /// announced length may be reserved for it.
+    /// announced length may be reserved for it. Only for bodies that are part of their message: those of
+    /// [`StreamResponse`](Message::StreamResponse) and [`UploadStream`](Message::UploadStream) would be gathered for nothing.
     pub fn collect_body(&mut self, expected: bool) {
         self.decide(|message, length, pool| Body::collect(message, length, expected, pool));
     }

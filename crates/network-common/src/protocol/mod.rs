@@ -22,6 +22,8 @@ mod error;
 mod frame;
 mod message;
 mod primitives;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use body::READ_BLOCK;
 pub use error::ProtocolError;

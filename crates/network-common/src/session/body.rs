@@ -1,5 +1,6 @@
 //! A body on its way from the connection to its reader: a bounded queue of pieces.
 
+use std::any::Any;
 use std::collections::VecDeque;
 use std::fmt;
 use std::pin::Pin;
@@ -23,6 +24,8 @@ struct Pipe {
     queued: usize,
     end: Option<Result<(), TransportError>>,
     reader: Option<Waker>,
+    /// Waits for the end only. Not the reader: that may be another task, which goes on reading.
+    probe: Option<Waker>,
     writer: Option<Waker>,
     reader_gone: bool,
     writer_gone: bool,
@@ -48,14 +51,22 @@ pub struct StreamBody {
     remaining: u64,
     /// The part of a piece that was given back.
     rest: Bytes,
+    /// Only here to be dropped: keeps the connection open.
+    _connection: Option<Box<dyn Any + Send + Sync>>,
 }
 
 /// A body of `length` bytes.
 pub(crate) fn pipe(stream_id: String, length: u64) -> (PipeWriter, StreamBody) {
     let end = (length == 0).then_some(Ok(()));
     let pipe = Arc::new(Mutex::new(Pipe { end, drained: length == 0, ..Pipe::default() }));
-    let body =
-        StreamBody { pipe: Arc::clone(&pipe), stream_id, length, remaining: length, rest: Bytes::new() };
+    let body = StreamBody {
+        pipe: Arc::clone(&pipe),
+        stream_id,
+        length,
+        remaining: length,
+        rest: Bytes::new(),
+        _connection: None,
+    };
     (PipeWriter(pipe), body)
 }
 
@@ -93,7 +104,9 @@ impl Drop for PipeWriter {
     fn drop(&mut self) {
         let mut pipe = self.0.lock();
         pipe.writer_gone = true;
+        let probe = pipe.probe.take();
         wake(pipe.reader.take(), pipe);
+        probe.into_iter().for_each(Waker::wake);
     }
 }
 
@@ -114,7 +127,7 @@ impl DrainProbe {
             if pipe.end.is_some() || pipe.writer_gone {
                 return Poll::Ready(());
             }
-            pipe.reader = Some(context.waker().clone());
+            pipe.probe = Some(context.waker().clone());
             Poll::Pending
         })
         .await;
@@ -195,6 +208,11 @@ impl StreamBody {
         pipe.drained = self.remaining == 0;
         wake(pipe.writer.take(), pipe);
         Poll::Ready(Some(Ok(piece)))
+    }
+
+    /// Holds on to `connection` as long as the body lives.
+    pub(crate) fn keep(&mut self, connection: impl Any + Send + Sync) {
+        self._connection = Some(Box::new(connection));
     }
 
     /// Gives back the unused end of the piece that was handed out last.

@@ -6,6 +6,8 @@ mod body;
 mod filter;
 mod outgoing;
 mod requests;
+#[cfg(test)]
+mod tests;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -16,7 +18,7 @@ use bytes::Bytes;
 pub use body::StreamBody;
 pub(crate) use body::{PipeWriter, pipe};
 pub use filter::ByteFilter;
-pub(crate) use outgoing::{Batch, BulkItem, Outgoing};
+pub(crate) use outgoing::{Batch, BulkItem, Outgoing, Unwritten};
 pub use requests::MergedBlockMeta;
 pub(crate) use requests::{Answer, Requests, StreamStart, Ticket};
 
@@ -26,12 +28,23 @@ use crate::protocol::{MAX_FRAME_PAYLOAD, MergedBlockMetaRequest, Message};
 
 /// Chunk and stream requests of the peer that wait for their turn; with more, the peer is no longer read.
 const MAX_PENDING_BULK: usize = 4096;
+/// The same in bytes of their stream names.
+const MAX_PENDING_NAMES: usize = 1 << 20;
 
 /// A request of the peer that is served by the stream manager, in arrival order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum BulkRequest {
     Chunk { stream_id: i64, chunk_index: i32 },
     Stream { stream_id: String },
+}
+
+impl BulkRequest {
+    fn name_length(&self) -> usize {
+        match self {
+            Self::Chunk { .. } => 0,
+            Self::Stream { stream_id } => stream_id.len(),
+        }
+    }
 }
 
 /// How the driver is to end the connection.
@@ -47,14 +60,15 @@ pub(crate) struct Session {
     pub(crate) requests: Requests,
     pub(crate) outgoing: Outgoing,
     /// The peer's requests for the stream manager, oldest first.
-    /// Each with whether it is to be refused.
-    pub(crate) pending_bulk: VecDeque<(BulkRequest, bool)>,
+    pending_bulk: VecDeque<(BulkRequest, bool)>,
+    pending_names: usize,
     /// A task is working on `pending_bulk`.
-    pub(crate) bulk_server_runs: bool,
+    bulk_server_runs: bool,
     /// How many of the peer's requests were answered by handlers.
     pub(crate) answered: u64,
     /// A request was registered since the driver last looked at the clock.
     pub(crate) requested: bool,
+    filtered: bool,
     /// Filters that the driver has yet to take up.
     pub(crate) seal: Option<Box<dyn ByteFilter>>,
     pub(crate) open: Option<Box<dyn ByteFilter>>,
@@ -73,8 +87,10 @@ impl Session {
             requests: Requests::default(),
             outgoing,
             pending_bulk: VecDeque::new(),
+            pending_names: 0,
             bulk_server_runs: false,
             answered: 0,
+            filtered: false,
             seal: None,
             open: None,
             requested: false,
@@ -112,8 +128,8 @@ impl Session {
         self.outgoing.check_room(operation, self.peer)
     }
 
-    /// Queues an RPC.
-    pub(crate) fn send_rpc(&mut self, body: Bytes) -> Result<Ticket, TransportError> {
+    /// Queues an RPC. What is not taken of `body`, here and below, is the caller's to drop outside the lock.
+    pub(crate) fn send_rpc(&mut self, body: &mut Bytes) -> Result<Ticket, TransportError> {
         self.check_request("RPC", body.len())?;
         let ticket = self.requests.open();
         self.outgoing.push_control(&Message::RpcRequest { request_id: ticket.id(), body: () }, body);
@@ -122,7 +138,7 @@ impl Session {
     }
 
     /// Queues a message that is never answered.
-    pub(crate) fn send_one_way(&mut self, body: Bytes) -> Result<(), TransportError> {
+    pub(crate) fn send_one_way(&mut self, body: &mut Bytes) -> Result<(), TransportError> {
         self.check_request("one-way message", body.len())?;
         self.outgoing.push_control(&Message::OneWayMessage { body: () }, body);
         Ok(())
@@ -141,7 +157,7 @@ impl Session {
             )
             .with_peer(self.peer));
         };
-        self.outgoing.push_control(&Message::ChunkFetchRequest { stream_id, chunk_index }, Bytes::new());
+        self.outgoing.push_control(&Message::ChunkFetchRequest { stream_id, chunk_index }, &mut Bytes::new());
         self.requested = true;
         Ok(ticket)
     }
@@ -150,20 +166,26 @@ impl Session {
     pub(crate) fn stream(&mut self, stream_id: &str) -> Result<Ticket, TransportError> {
         self.check_request("stream request", stream_id.len())?;
         let ticket = self.requests.open_stream();
-        self.outgoing.push_control(&Message::StreamRequest { stream_id: stream_id.to_owned() }, Bytes::new());
+        self.outgoing
+            .push_control(&Message::StreamRequest { stream_id: stream_id.to_owned() }, &mut Bytes::new());
         self.requested = true;
         Ok(ticket)
     }
 
     /// Queues an upload.
-    pub(crate) fn upload(&mut self, meta: Bytes, data: ManagedBuffer) -> Result<Ticket, TransportError> {
+    pub(crate) fn upload(
+        &mut self,
+        meta: &mut Bytes,
+        data: &ManagedBuffer,
+    ) -> Result<Ticket, TransportError> {
         self.check_request("upload header", meta.len())?;
         let Ok(byte_count) = i64::try_from(data.len()) else {
             return Err(TransportError::new(ErrorKind::Limit, "an upload is limited to 2^63-1 bytes"));
         };
         let ticket = self.requests.open();
+        let meta = std::mem::take(meta);
         let message = Message::UploadStream { request_id: ticket.id(), meta, byte_count };
-        self.outgoing.push_bulk(BulkItem { message, body: data, upload: Some(ticket) });
+        self.outgoing.push_bulk(BulkItem { message, body: data.clone(), upload: Some(ticket) });
         self.requested = true;
         Ok(ticket)
     }
@@ -176,20 +198,20 @@ impl Session {
         self.check_request("merged block meta request", request.app_id.len())?;
         let ticket = self.requests.open();
         request.request_id = ticket.id();
-        self.outgoing.push_control(&Message::MergedBlockMetaRequest(request), Bytes::new());
+        self.outgoing.push_control(&Message::MergedBlockMetaRequest(request), &mut Bytes::new());
         self.requested = true;
         Ok(ticket)
     }
 
     /// Queues an answer to an RPC. Answers are never refused: the peer is not read while too many wait.
-    pub(crate) fn answer(&mut self, message: &Message<()>, body: Bytes) {
+    pub(crate) fn answer(&mut self, message: &Message<()>, body: &mut Bytes) {
         self.answered += 1;
         if self.closed.is_none() {
             self.outgoing.push_control(message, body);
         }
     }
 
-    /// Queues an answer with a body for the bulk lane; hands it back, to be dropped outside of the lock, when it is too late.
+    /// Queues an answer with a body for the bulk lane; gives it back when it is too late.
     pub(crate) fn answer_bulk(&mut self, item: BulkItem) -> Option<BulkItem> {
         if self.closed.is_some() {
             return Some(item);
@@ -198,9 +220,32 @@ impl Session {
         None
     }
 
+    /// A request for the stream manager, or one that is to be `refused` when its turn has come; whether somebody must be set
+    /// to work on the queue.
+    pub(crate) fn push_bulk_request(&mut self, request: BulkRequest, refused: bool) -> bool {
+        self.pending_names += request.name_length();
+        self.pending_bulk.push_back((request, refused));
+        !std::mem::replace(&mut self.bulk_server_runs, true)
+    }
+
+    /// The oldest request for the stream manager; `None`: there is none, and whoever asks stops working.
+    pub(crate) fn pop_bulk_request(&mut self) -> Option<(BulkRequest, bool)> {
+        let request = self.pending_bulk.pop_front();
+        self.pending_names -= request.as_ref().map_or(0, |(request, _)| request.name_length());
+        self.bulk_server_runs = request.is_some();
+        request
+    }
+
+    /// How many requests for the stream manager wait.
+    pub(crate) fn bulk_requests(&self) -> usize {
+        self.pending_bulk.len()
+    }
+
     /// Whether the peer's requests must wait until it has read more of its answers.
     pub(crate) fn peer_must_wait(&self) -> bool {
-        self.outgoing.answers_over_limit() || self.pending_bulk.len() >= MAX_PENDING_BULK
+        self.outgoing.answers_over_limit()
+            || self.pending_bulk.len() >= MAX_PENDING_BULK
+            || self.pending_names >= MAX_PENDING_NAMES
     }
 
     /// Whether chunks or streams are being prepared for the peer, or anything waits to be written.
@@ -208,11 +253,17 @@ impl Session {
         self.bulk_server_runs || !self.pending_bulk.is_empty() || !self.outgoing.is_drained()
     }
 
-    /// All bytes from here on, in both directions, pass through these filters; what is queued already is not sealed.
-    pub(crate) fn install_filters(&mut self, seal: Box<dyn ByteFilter>, open: Box<dyn ByteFilter>) {
+    /// All bytes from here on, in both directions, pass through these filters; control frames that are queued already are
+    /// not sealed. False if there are filters.
+    pub(crate) fn install_filters(&mut self, seal: Box<dyn ByteFilter>, open: Box<dyn ByteFilter>) -> bool {
+        if self.filtered {
+            return false;
+        }
+        self.filtered = true;
         self.outgoing.seal_from_here();
         self.seal = Some(seal);
         self.open = Some(open);
+        true
     }
 
     /// Asks the driver to end the connection; the first wish counts, but a flush can become immediate.
@@ -235,14 +286,14 @@ impl Session {
     }
 
     /// The connection is gone: everything outstanding fails, in the order of transport 6.
-    /// Yields what was queued, to be dropped outside of the lock.
-    pub(crate) fn end(&mut self, error: TransportError, wakers: &mut Vec<Waker>) -> impl Sized + use<> {
+    pub(crate) fn end(&mut self, error: TransportError, wakers: &mut Vec<Waker>) -> Unwritten {
         self.requests.fail_all(&error, wakers);
-        let queued = self.outgoing.clear();
-        self.pending_bulk.clear();
+        let unwritten = self.outgoing.clear();
+        self.pending_bulk = VecDeque::new();
+        self.pending_names = 0;
         self.closed = Some(error);
         wakers.append(&mut self.watchers);
-        queued
+        unwritten
     }
 
     /// The driver is at work: no need to wake it.

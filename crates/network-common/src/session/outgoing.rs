@@ -53,13 +53,14 @@ impl Batch {
         message.encode_head(in_frame, &mut self.bytes);
     }
 
-    fn push(&mut self, message: &Message<()>, in_frame: u64, body: Bytes) -> u64 {
+    /// Takes `body` only if it is not copied: what its owner does when it is dropped must not happen under the lock.
+    fn push(&mut self, message: &Message<()>, in_frame: u64, body: &mut Bytes) -> u64 {
         let before = self.len();
         self.push_head(message, in_frame);
         if body.len() <= INLINE_BODY {
-            self.bytes.extend_from_slice(&body);
+            self.bytes.extend_from_slice(body);
         } else {
-            self.push_piece(body);
+            self.push_piece(std::mem::take(body));
         }
         let added = (self.len() - before) as u64;
         self.counted += added;
@@ -107,20 +108,37 @@ impl Batch {
         self.body_bytes = 0;
     }
 
-    /// Empty again; keeps a small buffer for the next round, so that a quiet connection holds little. What it held of users
-    /// is handed back: releasing it runs their code, which must not happen under the session's lock.
-    #[must_use]
-    fn reset(&mut self) -> (Vec<(usize, Bytes)>, Vec<BulkItem>) {
+    /// Empty again; keeps a small buffer for the next round, so that a quiet connection holds little. Not under the lock:
+    /// hooks of bodies run here. [`Outgoing::written`] is to be told.
+    pub(crate) fn reset(&mut self) -> Written {
         const KEPT: usize = 512;
+        let written = Written { counted: self.counted, answers: self.answers };
         self.bytes.clear();
         if self.bytes.capacity() > KEPT {
             self.bytes = Vec::new();
         }
+        self.bodies = Vec::new();
+        self.items = Vec::new();
         self.body_bytes = 0;
         self.counted = 0;
         self.answers = 0;
-        (std::mem::take(&mut self.bodies), std::mem::take(&mut self.items))
+        written
     }
+}
+
+/// How much a batch that was written or given up counted for.
+#[derive(Debug)]
+pub(crate) struct Written {
+    counted: u64,
+    answers: u64,
+}
+
+/// What will not be written any more; to be dropped outside the lock, as hooks of bodies run then.
+#[must_use]
+#[derive(Debug)]
+pub(crate) struct Unwritten {
+    _batches: [Batch; 2],
+    _bulk: VecDeque<BulkItem>,
 }
 
 /// One message with a body of any size: the unit of the bulk lane.
@@ -138,6 +156,22 @@ impl std::fmt::Debug for BulkItem {
 }
 
 impl BulkItem {
+    /// Bytes of memory it holds while it waits: its body, unless that is in a file, and texts that the peer chose.
+    fn held(&self) -> u64 {
+        let texts = match &self.message {
+            Message::StreamResponse { stream_id, .. } => stream_id.len(),
+            Message::StreamFailure { stream_id, error } => stream_id.len() + error.len(),
+            Message::ChunkFetchFailure { error, .. } => error.len(),
+            Message::UploadStream { meta, .. } => meta.len(),
+            _ => 0,
+        };
+        let body = match self.body.content() {
+            Content::Memory(bytes) => bytes.len(),
+            Content::File(_) => 0,
+        };
+        (texts + body) as u64
+    }
+
     /// Bytes of the body that count into the frame's length.
     pub(crate) fn in_frame(&self) -> u64 {
         match self.message {
@@ -206,20 +240,23 @@ impl Outgoing {
         self.queued
     }
 
-    pub(super) fn push_control(&mut self, message: &Message<()>, body: Bytes) {
+    pub(super) fn push_control(&mut self, message: &Message<()>, body: &mut Bytes) {
         let answers = self.control.answers;
         self.queued += self.control.push(message, body.len() as u64, body);
         self.answers += self.control.answers - answers;
     }
 
     pub(super) fn push_bulk(&mut self, item: BulkItem) {
-        if let Content::Memory(bytes) = item.body.content() {
-            self.queued += bytes.len() as u64;
-            if !item.message.is_request() {
-                self.answers += bytes.len() as u64;
-            }
-        }
+        self.queued += item.held();
+        self.answers += if item.message.is_request() { 0 } else { item.held() };
         self.bulk.push_back(item);
+    }
+
+    fn pop_bulk(&mut self) -> Option<BulkItem> {
+        let item = self.bulk.pop_front()?;
+        self.queued = self.queued.saturating_sub(item.held());
+        self.answers = self.answers.saturating_sub(if item.message.is_request() { 0 } else { item.held() });
+        Some(item)
     }
 
     pub(super) fn seal_from_here(&mut self) {
@@ -256,13 +293,13 @@ impl Outgoing {
             let size = item.body.len() as usize;
             match item.body.content() {
                 Content::Memory(bytes) if gathered == 0 || gathered + size <= BULK_GATHER => {
-                    let bytes = bytes.clone();
-                    // The body was counted when it was queued; the header comes on top.
-                    let head = batch.push(&item.message, item.in_frame(), bytes) - size as u64;
-                    self.queued += head;
-                    self.answers += if item.message.is_request() { 0 } else { head };
+                    let mut bytes = bytes.clone();
+                    // From now on the batch counts it.
+                    let added = batch.push(&item.message, item.in_frame(), &mut bytes);
+                    self.queued += added;
+                    self.answers += if item.message.is_request() { 0 } else { added };
                     gathered += size.max(1);
-                    batch.items.extend(self.bulk.pop_front());
+                    batch.items.extend(self.pop_bulk());
                 }
                 _ => break,
             }
@@ -272,23 +309,23 @@ impl Outgoing {
     /// The next body, if it is in a file.
     pub(crate) fn take_file(&mut self) -> Option<BulkItem> {
         match self.bulk.front()?.body.content() {
-            Content::File(_) => self.bulk.pop_front(),
+            Content::File(_) => self.pop_bulk(),
             Content::Memory(_) => None,
         }
     }
 
-    /// `batch` was written or given up.
-    /// What it held is to be dropped outside of the lock.
-    pub(crate) fn written(&mut self, batch: &mut Batch) -> impl Sized + use<> {
-        self.queued = self.queued.saturating_sub(batch.counted);
-        self.answers = self.answers.saturating_sub(batch.answers);
-        batch.reset()
+    /// A batch was written or given up.
+    pub(crate) fn written(&mut self, written: &Written) {
+        self.queued = self.queued.saturating_sub(written.counted);
+        self.answers = self.answers.saturating_sub(written.answers);
     }
 
-    /// What was queued, to be dropped outside of the lock.
-    pub(super) fn clear(&mut self) -> impl Sized + use<> {
+    pub(super) fn clear(&mut self) -> Unwritten {
         self.queued = 0;
         self.answers = 0;
-        (self.unsealed.take(), std::mem::take(&mut self.control), std::mem::take(&mut self.bulk))
+        Unwritten {
+            _batches: [self.unsealed.take().unwrap_or_default(), std::mem::take(&mut self.control)],
+            _bulk: std::mem::take(&mut self.bulk),
+        }
     }
 }

@@ -1,0 +1,114 @@
+//! The way into a body's own buffer, which only the connection's driver uses. All else is tested from the outside, in
+//! `tests/protocol`.
+
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+
+use super::*;
+use crate::buffer::BufferPool;
+
+/// Decodes one announced body and the frame behind it, reading directly whenever `direct` says so (and the decoder
+/// offers it), `step` bytes at most each time. Returns the body and how many bytes went the direct way.
+fn receive(
+    pool: &Arc<BufferPool>,
+    length: usize,
+    stream: bool,
+    step: usize,
+    mut direct: impl FnMut() -> bool,
+) -> (Bytes, usize) {
+    let head = Message::ChunkFetchSuccess { stream_id: 1, chunk_index: 2, body: () };
+    let mut wire = Vec::new();
+    head.encode_head(length as u64, &mut wire);
+    wire.extend((0..length).map(|index| (index * 31 % 251) as u8));
+    let next = Message::<Bytes>::StreamRequest { stream_id: "next".into() };
+    wire.extend(next.encode().unwrap());
+
+    let mut decoder = FrameDecoder::with_pool(Arc::default(), Arc::clone(pool));
+    assert!(decoder.direct().is_none(), "only a body has a buffer");
+    let (mut body, mut directly, mut ended) = (BytesMut::new(), 0, false);
+    let mut rest = &wire[..];
+    loop {
+        let mut input: &[u8] = &[];
+        match (direct(), decoder.direct()) {
+            (true, Some(target)) => {
+                assert!(!target.is_empty(), "reading nothing looks like the end of the connection");
+                let count = step.min(target.len()).min(rest.len());
+                target[..count].copy_from_slice(&rest[..count]);
+                rest = &rest[count..];
+                decoder.direct_filled(count);
+                directly += count;
+            }
+            _ => (input, rest) = rest.split_at(step.min(rest.len())),
+        }
+        while let Some(event) = decoder.next_event(&mut input).unwrap() {
+            match event {
+                Event::BodyStart { .. } if stream => decoder.stream_body(),
+                Event::BodyStart { .. } => decoder.collect_body(length % 2 == 0),
+                Event::Piece(piece) => body.extend_from_slice(&piece),
+                Event::BodyEnd => ended = true,
+                Event::Message(Message::ChunkFetchSuccess { body: whole, .. }) if !stream => {
+                    body.extend_from_slice(&whole);
+                    ended = true;
+                }
+                Event::Message(message) => {
+                    assert!(ended && rest.is_empty());
+                    assert_eq!(message, next);
+                    assert_eq!(decoder.finish(), Ok(()));
+                    return (body.freeze(), directly);
+                }
+            }
+        }
+        assert!(input.is_empty());
+    }
+}
+
+#[test]
+fn frame_02_bodies_read_directly_are_the_same() {
+    // Buffers come back from earlier bodies of all sizes, with their old content.
+    let pool = Arc::new(BufferPool::default());
+    for length in [5_000, 40_000, 65_536, 65_537, 100_000, 262_144, 300_001, 1 << 20] {
+        let expected: Vec<u8> = (0..length).map(|index| (index * 31 % 251) as u8).collect();
+        for stream in [false, true] {
+            for step in [100, 4_096, 65_536, usize::MAX] {
+                let (never, none) = receive(&pool, length, stream, step, || false);
+                let (always, most) = receive(&pool, length, stream, step, || true);
+                let mut turn = 0;
+                let (mixed, _) = receive(&pool, length, stream, step, || {
+                    turn += 1;
+                    turn % 3 == 0
+                });
+                let context = format!("{length} bytes in steps of {step}, streamed: {stream}");
+                assert!(never == expected && always == expected && mixed == expected, "{context}");
+                assert_eq!(none, 0);
+                assert!(
+                    length < 200_000 || step > 65_536 || most > length - 70_000 - step,
+                    "{context}: {most}"
+                );
+            }
+        }
+    }
+}
+
+/// A few bytes that are kept must not keep a whole buffer: what a user holds is what is counted.
+#[test]
+fn frame_04_a_small_piece_does_not_pin_a_large_buffer() {
+    let mut head = Vec::new();
+    Message::<()>::StreamResponse { stream_id: "s".into(), byte_count: 1 << 20 }.encode_head(0, &mut head);
+    let mut decoder = FrameDecoder::default();
+    assert!(matches!(decoder.next_event(&mut &head[..]), Ok(Some(Event::BodyStart { .. }))));
+    decoder.stream_body();
+    let (mut buffers, mut kept) = (Vec::new(), Vec::new());
+    for fill in 0..10 {
+        let target = decoder.direct().unwrap();
+        target[..100].fill(fill);
+        buffers.push(target.as_ptr());
+        decoder.direct_filled(100);
+        match decoder.next_event(&mut &b""[..]) {
+            Ok(Some(Event::Piece(piece))) => kept.push(piece),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(buffers.iter().all(|buffer| *buffer == buffers[0]), "one buffer serves all reads");
+    assert!(kept.iter().zip(0..).all(|(piece, fill)| piece == &[fill; 100][..]));
+}

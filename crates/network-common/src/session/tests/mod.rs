@@ -1,0 +1,117 @@
+//! One connection's state without a connection: rows RSP and MWH of Spark's suites, and rules 2, 3 and 5 of the design.
+
+mod bodies;
+mod outgoing;
+mod requests;
+
+use std::io::IoSlice;
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use super::requests::Outcome;
+use super::{Answer, Batch, BulkItem, Outgoing, Session, StreamBody, Ticket};
+use crate::buffer::ManagedBuffer;
+use crate::error::{ErrorKind, TransportError};
+use crate::protocol::{Event, FrameDecoder, Message};
+
+/// Who was woken, in order.
+#[derive(Debug, Clone, Default)]
+struct Log(Arc<Mutex<Vec<&'static str>>>);
+
+struct Named(&'static str, Log);
+
+impl Wake for Named {
+    fn wake(self: Arc<Self>) {
+        self.1.0.lock().push(self.0);
+    }
+}
+
+impl Log {
+    fn waker(&self, name: &'static str) -> Waker {
+        Waker::from(Arc::new(Named(name, self.clone())))
+    }
+
+    fn add(&self, name: &'static str) {
+        self.0.lock().push(name);
+    }
+
+    fn take(&self) -> Vec<&'static str> {
+        std::mem::take(&mut self.0.lock())
+    }
+}
+
+/// A write queue of 1 MiB.
+const LIMIT: u64 = 1 << 20;
+
+fn session() -> Session {
+    Session::new(([127, 0, 0, 1], 1).into(), Outgoing::new(LIMIT, "spark.test.limit".into()))
+}
+
+fn failure(text: &str) -> TransportError {
+    TransportError::new(ErrorKind::Remote, text)
+}
+
+fn body(bytes: &'static str) -> Outcome {
+    Ok(Answer::Body(bytes.into()))
+}
+
+/// Registers `name` as the one who waits; the request must not be over yet.
+fn wait(session: &mut Session, ticket: Ticket, waker: &Waker) {
+    assert!(session.requests.poll(ticket, &Context::from_waker(waker)).is_pending());
+}
+
+/// The outcome of a request that is over, and that it can be had only once.
+fn outcome(session: &mut Session, ticket: Ticket) -> Outcome {
+    let mut poll = || session.requests.poll(ticket, &Context::from_waker(Waker::noop()));
+    let Poll::Ready(Some(outcome)) = poll() else { panic!("{ticket:?} has no outcome yet") };
+    assert!(matches!(poll(), Poll::Ready(None)), "an outcome comes once");
+    outcome
+}
+
+fn is_pending(session: &mut Session, ticket: Ticket) -> bool {
+    session.requests.poll(ticket, &Context::from_waker(Waker::noop())).is_pending()
+}
+
+fn next_piece(body: &mut StreamBody) -> Poll<Option<Result<Bytes, TransportError>>> {
+    body.poll_piece(&Context::from_waker(Waker::noop()))
+}
+
+/// Takes everything that is queued in memory, as the writer would; returns the bytes.
+fn drain(outgoing: &mut Outgoing) -> Vec<u8> {
+    let (mut all, mut batch) = (Vec::new(), Batch::default());
+    while !outgoing.is_empty(true) {
+        outgoing.take(&mut batch, true);
+        assert!(!batch.is_empty(), "no files here");
+        all.extend(batch.contiguous());
+        outgoing.written(&batch.reset());
+    }
+    all
+}
+
+fn messages(bytes: &[u8]) -> Vec<Message<Bytes>> {
+    let (mut decoder, mut input, mut messages) = (FrameDecoder::default(), bytes, Vec::new());
+    while let Some(event) = decoder.next_event(&mut input).unwrap() {
+        match event {
+            Event::Message(message) => messages.push(message),
+            Event::BodyStart { .. } => decoder.collect_body(true),
+            other => panic!("{other:?}"),
+        }
+    }
+    decoder.finish().unwrap();
+    messages
+}
+
+fn chunk(index: i32, body: impl Into<ManagedBuffer>) -> BulkItem {
+    let message = Message::ChunkFetchSuccess { stream_id: 1, chunk_index: index, body: () };
+    BulkItem { message, body: body.into(), upload: None }
+}
+
+/// The bytes that a vectored write from `skip` on with that many slices would be offered.
+fn offered(batch: &Batch, skip: usize, slices: usize) -> Vec<u8> {
+    let mut places = vec![IoSlice::new(b"stale"); slices];
+    let filled = batch.slices(skip, &mut places);
+    places[..filled].iter().flat_map(|slice| slice.to_vec()).collect()
+}

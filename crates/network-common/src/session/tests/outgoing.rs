@@ -1,0 +1,407 @@
+//! MessageWithHeaderSuite: header and body on their way out, and what is counted and released meanwhile.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::*;
+use crate::buffer::Content;
+
+/// More than is copied behind its header.
+const LARGE: usize = 10_000;
+
+/// A large body, its bytes told apart by position.
+fn large(length: usize, seed: usize) -> Bytes {
+    (0..length).map(|index| ((index + seed) * 31 % 251) as u8).collect()
+}
+
+/// A buffer and the count of its releases.
+fn counted(bytes: Bytes) -> (ManagedBuffer, Arc<AtomicUsize>) {
+    let releases = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&releases);
+    let hook = move || {
+        count.fetch_add(1, Ordering::SeqCst);
+    };
+    (ManagedBuffer::from(bytes).on_release(hook), releases)
+}
+
+/// A header and 8 longs: header first, then 0 to 7.
+#[test]
+fn mwh_01_single_write() {
+    let longs: Vec<u8> = (0..8_u64).flat_map(u64::to_be_bytes).collect();
+    let mut outgoing = Outgoing::new(LIMIT, "".into());
+    outgoing.push_bulk(chunk(2, longs.clone()));
+    let bytes = drain(&mut outgoing);
+    let header = b"\0\0\0\0\0\0\0\x55\x01\0\0\0\0\0\0\0\x01\0\0\0\x02";
+    assert_eq!(bytes, [&header[..], &longs].concat());
+}
+
+/// A batch of small and large frames of both lanes.
+fn mixed() -> (Outgoing, Vec<u8>) {
+    let mut outgoing = Outgoing::new(LIMIT, "".into());
+    let mut expected = Vec::new();
+    for (id, length) in [(1, 3), (2, LARGE), (3, 0), (4, LARGE)] {
+        let body = large(length, id as usize);
+        outgoing.push_control(&Message::RpcRequest { request_id: id, body: () }, &mut body.clone());
+        expected.extend(Message::RpcRequest { request_id: id, body }.encode().unwrap());
+    }
+    for (index, length) in [(0, LARGE), (1, 5), (2, LARGE)] {
+        let body = large(length, 7);
+        outgoing.push_bulk(chunk(index, body.clone()));
+        let message = Message::ChunkFetchSuccess { stream_id: 1, chunk_index: index, body };
+        expected.extend(message.encode().unwrap());
+    }
+    (outgoing, expected)
+}
+
+/// However little the socket takes each time, the bytes are the same.
+#[test]
+fn mwh_02_short_write() {
+    let (mut outgoing, expected) = mixed();
+    let mut batch = Batch::default();
+    outgoing.take(&mut batch, true);
+    assert_eq!(batch.len(), expected.len());
+    assert_eq!(batch.contiguous(), expected);
+    for step in [1, 8, 21, 1000, LARGE, expected.len()] {
+        let mut written: Vec<u8> = Vec::new();
+        while written.len() < batch.len() {
+            let mut slices = [IoSlice::new(&[]); 3];
+            let filled = batch.slices(written.len(), &mut slices);
+            let before = written.len();
+            let bytes = slices[..filled].iter().flat_map(|slice| slice.iter());
+            written.extend(bytes.take(step));
+            assert!(written.len() > before, "there is always something to write");
+        }
+        assert!(written == expected, "{step} bytes at a time");
+    }
+}
+
+#[test]
+fn mwh_02_every_start_and_number_of_slices() {
+    let (mut outgoing, expected) = mixed();
+    let mut batch = Batch::default();
+    outgoing.take(&mut batch, true);
+    for skip in (0..expected.len()).step_by(97).chain(expected.len() - 3..=expected.len()) {
+        for slices in [1, 2, 100] {
+            let offer = offered(&batch, skip, slices);
+            assert!(expected[skip..].starts_with(&offer), "{skip} bytes skipped, {slices} slices");
+            assert_eq!(offer.is_empty(), skip == expected.len());
+            assert!(slices < 100 || offer.len() == expected.len() - skip);
+        }
+    }
+}
+
+/// MWH-03 to 05: a counted body is written and then released, once; however header and body are laid out.
+#[test]
+fn mwh_03_bodies_are_released_after_they_were_written() {
+    for length in [0, 8, LARGE] {
+        let mut outgoing = Outgoing::new(LIMIT, "".into());
+        let (buffer, releases) = counted(large(length, 1));
+        outgoing.push_bulk(chunk(0, buffer));
+        let mut batch = Batch::default();
+        outgoing.take(&mut batch, true);
+        assert_eq!(batch.contiguous()[21..], large(length, 1));
+        assert_eq!(releases.load(Ordering::SeqCst), 0, "not before it is written");
+        // Outside the lock, and only then is the session told.
+        let written = batch.reset();
+        assert_eq!(releases.load(Ordering::SeqCst), 1);
+        outgoing.written(&written);
+        assert!(batch.is_empty());
+        drop((outgoing, batch));
+        assert_eq!(releases.load(Ordering::SeqCst), 1);
+    }
+}
+
+/// A clone held elsewhere puts the release off; every hook of a buffer runs.
+#[test]
+fn mwh_03_clones_share_one_release() {
+    let mut outgoing = Outgoing::new(LIMIT, "".into());
+    let (buffer, first) = counted(large(LARGE, 1));
+    let second = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&second);
+    let buffer = buffer.on_release(move || {
+        count.fetch_add(1, Ordering::SeqCst);
+    });
+    outgoing.push_bulk(chunk(0, buffer.clone()));
+    outgoing.push_bulk(chunk(1, buffer.clone()));
+    drain(&mut outgoing);
+    assert_eq!((first.load(Ordering::SeqCst), second.load(Ordering::SeqCst)), (0, 0));
+    drop(buffer);
+    assert_eq!((first.load(Ordering::SeqCst), second.load(Ordering::SeqCst)), (1, 1));
+}
+
+/// Large bodies are spliced into the write, not copied.
+#[test]
+fn mwh_04_shared_bodies_are_not_copied() {
+    let (rpc, block) = (large(LARGE, 1), large(LARGE, 2));
+    let mut outgoing = Outgoing::new(LIMIT, "".into());
+    outgoing.push_control(&Message::RpcRequest { request_id: 1, body: () }, &mut rpc.clone());
+    outgoing.push_bulk(chunk(0, block.clone()));
+    let mut batch = Batch::default();
+    outgoing.take(&mut batch, true);
+    let mut slices = [IoSlice::new(&[]); 9];
+    let filled = batch.slices(0, &mut slices);
+    let lengths: Vec<usize> = slices[..filled].iter().map(|slice| slice.len()).collect();
+    assert_eq!(lengths, [21, LARGE, 21, LARGE]);
+    assert_eq!(slices[1].as_ptr(), rpc.as_ptr());
+    assert_eq!(slices[3].as_ptr(), block.as_ptr());
+}
+
+/// MWH-06: given up without being written, in the queue or in the batch.
+#[test]
+fn mwh_06_bodies_are_released_when_given_up() {
+    let mut outgoing = Outgoing::new(LIMIT, "".into());
+    let (buffer, in_batch) = counted(large(LARGE, 1));
+    outgoing.push_bulk(chunk(0, buffer));
+    let mut batch = Batch::default();
+    outgoing.take(&mut batch, true);
+    let (buffer, queued) = counted(large(LARGE, 1));
+    outgoing.push_bulk(chunk(1, buffer));
+    let released = outgoing.clear();
+    assert_eq!(queued.load(Ordering::SeqCst), 0, "not under the lock");
+    drop(released);
+    assert_eq!((in_batch.load(Ordering::SeqCst), queued.load(Ordering::SeqCst)), (0, 1));
+    drop(batch);
+    assert_eq!((in_batch.load(Ordering::SeqCst), queued.load(Ordering::SeqCst)), (1, 1));
+    assert!(outgoing.is_empty(true));
+    assert_eq!(outgoing.queued(), 0);
+}
+
+/// ... or refused: a closed session releases at once.
+#[test]
+fn mwh_06_a_closed_session_releases_what_it_refuses() {
+    let mut session = session();
+    drop(session.end(failure("lost"), &mut Vec::new()));
+    let (buffer, releases) = counted(large(LARGE, 1));
+    let refused = session.answer_bulk(chunk(0, buffer));
+    assert_eq!(releases.load(Ordering::SeqCst), 0, "not under the lock");
+    drop(refused);
+    assert_eq!(releases.load(Ordering::SeqCst), 1);
+    let (buffer, releases) = counted(large(LARGE, 1));
+    assert!(session.upload(&mut Bytes::new(), &buffer).is_err());
+    drop(buffer);
+    assert_eq!(releases.load(Ordering::SeqCst), 1);
+    session.answer(&Message::RpcResponse { request_id: 1, body: () }, &mut Bytes::new());
+    assert!(session.outgoing.is_empty(true));
+}
+
+/// All that is counted while it waits and while it is written is gone in the end (rule 5).
+#[test]
+fn mwh_03_the_count_of_bytes_returns_to_zero() {
+    let (mut outgoing, expected) = mixed();
+    assert!(!outgoing.is_drained());
+    let bodies_queued = outgoing.queued();
+    assert!(bodies_queued >= 4 * LARGE as u64, "bodies in memory count while they wait");
+    let mut batch = Batch::default();
+    outgoing.take(&mut batch, true);
+    assert_eq!(outgoing.queued(), expected.len() as u64, "what is being written counts to the byte");
+    assert!(!outgoing.is_drained());
+    outgoing.push_control(&Message::OneWayMessage { body: () }, &mut Bytes::from("abc"));
+    assert_eq!(outgoing.queued(), expected.len() as u64 + 16);
+    outgoing.written(&batch.reset());
+    assert_eq!(outgoing.queued(), 16);
+    assert!(!outgoing.is_drained());
+    drain(&mut outgoing);
+    assert_eq!(outgoing.queued(), 0);
+    assert!(outgoing.is_drained());
+}
+
+/// Only answers to the peer make it wait; they too are counted down.
+#[test]
+fn mwh_03_only_answers_make_the_peer_wait() {
+    let mut session = session();
+    let all = Bytes::from(vec![0; LIMIT as usize]);
+    session.send_rpc(&mut all.clone()).unwrap();
+    assert!(!session.peer_must_wait(), "own requests do not count");
+    for bulk in [false, true] {
+        if bulk {
+            assert!(session.answer_bulk(chunk(0, all.clone())).is_none());
+        } else {
+            session.answer(&Message::RpcResponse { request_id: 1, body: () }, &mut all.clone());
+        }
+        assert!(session.peer_must_wait());
+        drain(&mut session.outgoing);
+        assert!(!session.peer_must_wait());
+        assert_eq!(session.outgoing.queued(), 0);
+    }
+}
+
+#[test]
+fn mwh_03_a_full_queue_refuses_requests_but_never_answers() {
+    let mut session = session();
+    let (all, one) = (Bytes::from(vec![0; LIMIT as usize + 1]), Bytes::from("x"));
+    session.send_one_way(&mut all.clone()).expect("one request of any size goes into an empty queue");
+    let queued = session.outgoing.queued();
+    let error = session.send_rpc(&mut one.clone()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Limit);
+    assert!(error.to_string().contains("spark.test.limit"), "{error}");
+    assert!(session.send_one_way(&mut one.clone()).is_err() && session.stream("s").is_err());
+    assert!(session.upload(&mut one.clone(), &one.clone().into()).is_err());
+    assert_eq!((session.outgoing.queued(), session.requests.outstanding()), (queued, 0));
+    session.answer(&Message::RpcResponse { request_id: 1, body: () }, &mut one.clone());
+    assert!(session.outgoing.queued() > queued);
+
+    let log = Log::default();
+    session.watch(&log.waker("room"));
+    let mut wakers = Vec::new();
+    session.room_made(&mut wakers);
+    assert!(wakers.is_empty(), "there is none yet");
+    drain(&mut session.outgoing);
+    session.room_made(&mut wakers);
+    wakers.into_iter().for_each(Waker::wake);
+    assert_eq!(log.take(), ["room"]);
+    assert!(session.send_rpc(&mut one.clone()).is_ok());
+}
+
+/// Wire 6: a body that no frame can carry is refused, and the text says what to do instead.
+#[test]
+fn frame_08_a_request_that_no_frame_can_carry_is_refused() {
+    let mut session = session();
+    let error = session.send_rpc(&mut Bytes::from(vec![0; 0x7fff_fffe])).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Limit);
+    assert!(error.to_string().contains("upload it as a stream"), "{error}");
+    assert!(session.outgoing.is_empty(true));
+    assert_eq!(session.requests.outstanding(), 0);
+}
+
+/// Rule 3: control overtakes whole queued bodies; each lane is FIFO.
+#[test]
+fn mwh_01_control_overtakes_queued_bodies() {
+    let mut session = session();
+    // Too large to be gathered with others: one per batch.
+    let block = || large(300_000, 3);
+    assert!((0..3).all(|index| session.answer_bulk(chunk(index, block())).is_none()));
+    (1..4)
+        .for_each(|id| session.answer(&Message::RpcResponse { request_id: id, body: () }, &mut Bytes::new()));
+    let (mut order, mut batch) = (Vec::new(), Batch::default());
+    for round in 0.. {
+        session.outgoing.take(&mut batch, true);
+        if batch.is_empty() {
+            break;
+        }
+        for message in messages(&batch.contiguous()) {
+            order.push(match message {
+                Message::ChunkFetchSuccess { chunk_index, body, .. } => {
+                    assert!(body == block());
+                    format!("body {chunk_index}")
+                }
+                Message::RpcResponse { request_id, .. } => format!("answer {request_id}"),
+                other => panic!("{other:?}"),
+            });
+        }
+        session.outgoing.written(&batch.reset());
+        if round == 0 {
+            session.answer(&Message::RpcResponse { request_id: 4, body: () }, &mut Bytes::new());
+        }
+    }
+    assert_eq!(order, ["answer 1", "answer 2", "answer 3", "body 0", "answer 4", "body 1", "body 2"]);
+}
+
+/// Small bodies are gathered, but only so many: a control frame waits for no more than that.
+#[test]
+fn mwh_01_small_bodies_are_gathered_within_bounds() {
+    let mut outgoing = Outgoing::new(1 << 30, "".into());
+    (0..200).for_each(|index| outgoing.push_bulk(chunk(index, large(LARGE, 1))));
+    let (mut batch, mut batches, mut indexes) = (Batch::default(), 0, Vec::new());
+    while !outgoing.is_empty(true) {
+        outgoing.take(&mut batch, true);
+        assert!(batch.len() <= (256 << 10) + 100 * 21, "{}", batch.len());
+        batches += 1;
+        for message in messages(&batch.contiguous()) {
+            let Message::ChunkFetchSuccess { chunk_index, .. } = message else { panic!("{message:?}") };
+            indexes.push(chunk_index);
+        }
+        outgoing.written(&batch.reset());
+    }
+    assert!(batches < 20, "{batches} writes for 200 small bodies");
+    assert!(indexes.into_iter().eq(0..200));
+}
+
+/// A file keeps its place among the bodies; control frames go before it.
+#[test]
+fn mwh_01_files_keep_their_turn() {
+    let file = |range| ManagedBuffer::file("/nonexistent", range);
+    let mut outgoing = Outgoing::new(LIMIT, "".into());
+    outgoing.push_bulk(chunk(0, large(10, 1)));
+    outgoing.push_bulk(chunk(1, file(5..25)));
+    outgoing.push_bulk(chunk(2, large(10, 1)));
+    outgoing.push_control(&Message::OneWayMessage { body: () }, &mut Bytes::new());
+    let mut batch = Batch::default();
+    assert!(outgoing.take_file().is_none(), "a body in memory comes first");
+    outgoing.take(&mut batch, true);
+    assert_eq!(messages(&batch.contiguous()).len(), 2, "the control frame and the first body");
+    outgoing.written(&batch.reset());
+
+    let item = outgoing.take_file().expect("the file is next");
+    assert_eq!(item.in_frame(), 20);
+    assert!(matches!(item.body.content(), Content::File(segment) if segment.length == 20));
+    assert!(outgoing.take_file().is_none(), "what follows is no file");
+    // While it is being sent, control frames go out, but no body.
+    outgoing.push_control(&Message::OneWayMessage { body: () }, &mut Bytes::new());
+    assert!(!outgoing.is_empty(false));
+    outgoing.take(&mut batch, false);
+    assert_eq!(messages(&batch.contiguous()), [Message::OneWayMessage { body: Bytes::new() }]);
+    outgoing.written(&batch.reset());
+    assert!(outgoing.is_empty(false) && !outgoing.is_empty(true));
+    assert_eq!(messages(&drain(&mut outgoing)).len(), 1);
+    assert_eq!(outgoing.queued(), 0);
+}
+
+/// Wire 5: bodies of streams and uploads follow their frame and do not count into its length.
+#[test]
+fn mwh_01_bodies_behind_their_frame() {
+    let mut session = session();
+    let ticket = session.upload(&mut Bytes::from("met"), &"four".into()).unwrap();
+    let message = Message::StreamResponse { stream_id: "d".into(), byte_count: 4 };
+    assert!(session.answer_bulk(BulkItem { message, body: "DATA".into(), upload: None }).is_none());
+    let bytes = drain(&mut session.outgoing);
+    let mut expected = b"\0\0\0\0\0\0\0\x20\x0a".to_vec();
+    expected.extend(ticket.id().to_be_bytes());
+    expected.extend_from_slice(b"\0\0\0\x03met\0\0\0\0\0\0\0\x04four");
+    expected.extend_from_slice(b"\0\0\0\0\0\0\0\x16\x07\0\0\0\x01d\0\0\0\0\0\0\0\x04DATA");
+    assert_eq!(bytes, expected);
+}
+
+/// Wire 5: which failure replaces an answer whose body cannot be read.
+#[test]
+fn mwh_06_failure_twins() {
+    let text = || "gone".to_owned();
+    let twin = |message: Message<()>| message.failure_twin(text());
+    assert_eq!(
+        twin(Message::ChunkFetchSuccess { stream_id: 1, chunk_index: 2, body: () }),
+        Some(Message::ChunkFetchFailure { stream_id: 1, chunk_index: 2, error: text() })
+    );
+    assert_eq!(
+        twin(Message::MergedBlockMetaSuccess { request_id: 3, num_chunks: 4, body: () }),
+        Some(Message::RpcFailure { request_id: 3, error: text() })
+    );
+    assert_eq!(
+        twin(Message::StreamResponse { stream_id: "s".into(), byte_count: 5 }),
+        Some(Message::StreamFailure { stream_id: "s".into(), error: text() })
+    );
+    assert_eq!(twin(Message::UploadStream { request_id: 1, meta: Bytes::new(), byte_count: 5 }), None);
+}
+
+/// Filters begin between two writes: what was queued before them goes out first, by itself.
+#[test]
+fn mwh_05_frames_queued_before_filters_are_written_apart() {
+    let mut outgoing = Outgoing::new(LIMIT, "".into());
+    let push = |outgoing: &mut Outgoing, text: &'static str| {
+        outgoing.push_control(&Message::OneWayMessage { body: () }, &mut Bytes::from(text));
+    };
+    push(&mut outgoing, "plain");
+    outgoing.seal_from_here();
+    push(&mut outgoing, "sealed");
+    assert!(!outgoing.unsealed_is_written());
+    let mut batch = Batch::default();
+    for (text, last) in [("plain", false), ("sealed", true)] {
+        assert!(!outgoing.is_empty(true));
+        outgoing.take(&mut batch, true);
+        assert!(outgoing.unsealed_is_written());
+        assert_eq!(messages(&batch.contiguous()), [Message::OneWayMessage { body: Bytes::from(text) }]);
+        if last {
+            batch.replace(b"other bytes".to_vec());
+            assert_eq!(offered(&batch, 6, 5), b"bytes");
+        }
+        outgoing.written(&batch.reset());
+    }
+    assert!(outgoing.is_drained());
+}

@@ -1,0 +1,530 @@
+//! Raw peers that misbehave against our server.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod hostile_support;
+
+use std::time::Duration;
+
+use hostile_support::*;
+use network_common::ErrorKind;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+fn length(length: i64) -> Vec<u8> {
+    length.to_be_bytes().to_vec()
+}
+
+/// A frame whose length field says something else than what follows.
+fn lying(kind: u8, announced: i64, rest: &[u8]) -> Vec<u8> {
+    [&announced.to_be_bytes()[..], &[kind], rest].concat()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn frame_06_07_08_malformed_bytes_close_the_connection_without_an_answer_and_nothing_else() {
+    let fixture = Fixture::new(&[]).await;
+    let mut neighbour = fixture.raw().await;
+    let negative = (-5_i32).to_be_bytes();
+    let huge = i32::MAX.to_be_bytes();
+    let zero8 = [0; 8];
+    let mut cases: Vec<(String, Vec<u8>, &str)> = Vec::new();
+    for l in 0..=8 {
+        let text = "Frame length should be positive";
+        cases.push((format!("length {l}"), length(l), text));
+        // Also when the bytes behind it would be a good frame.
+        cases.push((format!("length {l} and a frame"), [length(l), rpc(1, b"echo")].concat(), text));
+    }
+    cases.extend([
+        ("length -1".into(), length(-1), "Frame length should be positive: -9"),
+        ("length min".into(), length(i64::MIN), "rame"),
+        ("length max".into(), length(i64::MAX), "Too large frame"),
+        ("just too long".into(), length(0x8000_0007), "Too large frame: 2147483647"),
+        ("type 13".into(), frame(13, &[&zero8]), "Unknown message type: 13"),
+        ("type 127".into(), frame(127, &[&zero8]), "Unknown message type: 127"),
+        ("type -128".into(), frame(0x80, &[&zero8]), "Unknown message type: -128"),
+        ("type User".into(), frame(0xff, &[&zero8]), "Unknown message type: -1"),
+        ("short chunk request".into(), frame(CHUNK_REQUEST, &[&zero8, &[0; 3]]), "chunk index"),
+        ("short rpc".into(), frame(RPC_REQUEST, &[&[0; 7]]), "request id"),
+        ("rpc without body length".into(), frame(RPC_REQUEST, &[&zero8]), "body length"),
+        ("empty one-way".into(), frame(ONE_WAY, &[]), "body length"),
+        ("empty stream request".into(), frame(STREAM_REQUEST, &[]), "stream id"),
+        ("negative stream id".into(), frame(STREAM_REQUEST, &[&negative]), "stream id"),
+        ("huge stream id".into(), frame(STREAM_REQUEST, &[&huge, b"abc"]), "stream id"),
+        ("stream id over the frame".into(), frame(STREAM_REQUEST, &[&[0, 0, 0, 4], b"abc"]), "stream id"),
+        ("negative meta".into(), frame(UPLOAD, &[&zero8, &negative, &zero8]), "upload meta"),
+        ("huge meta".into(), frame(UPLOAD, &[&zero8, &huge, &zero8]), "upload meta"),
+        ("upload without count".into(), frame(UPLOAD, &[&zero8, &text("m"), &[0; 7]]), "byte count"),
+        ("negative app id".into(), frame(META_REQUEST, &[&zero8, &negative, &[0; 12]]), "application id"),
+        ("short meta request".into(), frame(META_REQUEST, &[&zero8, &text("a"), &[0; 11]]), "reduce id"),
+        ("negative error text".into(), frame(RPC_FAILURE, &[&zero8, &negative]), "error text"),
+        ("huge error text".into(), frame(CHUNK_FAILURE, &[&zero8, &[0; 4], &huge]), "error text"),
+        ("stream failure without text".into(), frame(STREAM_FAILURE, &[&text("s")]), "error text"),
+        (
+            "stream response without count".into(),
+            frame(STREAM_RESPONSE, &[&text("s"), &[0; 4]]),
+            "byte count",
+        ),
+        ("meta success without count".into(), frame(META_SUCCESS, &[&zero8, &[0; 3]]), "chunk count"),
+        ("unsolicited stream".into(), stream_response("nobody asked", 4), "unsolicited stream response"),
+        ("unsolicited empty stream".into(), stream_response("s", 0), "unsolicited stream response"),
+        ("header over 16 MiB".into(), lying(RPC_FAILURE, 17 << 20, b""), "header"),
+        ("17 MiB chunk request".into(), lying(CHUNK_REQUEST, 17 << 20, &zero8), "header"),
+        ("text".into(), b"hello, is anybody there?\n".to_vec(), "Too large frame"),
+    ]);
+    let mut dice = Dice::new(7);
+    for i in 0..20 {
+        // The first byte makes it too long, whatever follows.
+        let mut garbage: Vec<u8> = (0..64).map(|_| dice.next() as u8).collect();
+        garbage[0] = garbage[0] & 0x3f | 0x01;
+        garbage[1] |= 0x10;
+        cases.push((format!("garbage {i}"), garbage, "rame"));
+    }
+    for (name, bytes, expected) in &cases {
+        // As the first bytes, all at once; then behind a good request; then byte by byte.
+        for style in 0..3 {
+            let mut raw = fixture.raw().await;
+            let peer = local(&raw);
+            match style {
+                0 => raw.send(bytes).await,
+                1 => {
+                    raw.echo(b"good").await;
+                    raw.send(bytes).await;
+                }
+                _ => {
+                    for byte in bytes.iter().take(40) {
+                        if within("writing", raw.0.write_all(&[*byte])).await.is_err() {
+                            break;
+                        }
+                    }
+                    let _ = within("writing", raw.0.write_all(bytes.get(40..).unwrap_or_default())).await;
+                }
+            }
+            raw.assert_closed_silently(name).await;
+            let (kind, text) = fixture.handler.exception(peer).await;
+            assert_eq!(kind, ErrorKind::Protocol, "{name}");
+            assert!(text.contains(expected), "{name}: {text}");
+            assert!(text.contains(&peer.to_string()), "{name}: {text} does not name {peer}");
+        }
+        neighbour.echo(name.as_bytes()).await;
+    }
+    drop(neighbour);
+    let metrics = fixture.context.metrics();
+    eventually("all connections are gone", || metrics.server().snapshot().connections == 0).await;
+    let failures = metrics.server().snapshot().failures;
+    assert_eq!(failures, [(ErrorKind::Protocol, 3 * cases.len() as u64)]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn other_protocols_are_named() {
+    let fixture = Fixture::new(&[]).await;
+    let cases: [(&[u8], &str); 7] = [
+        (b"GET / HTTP/1.1\r\nHost: spark\r\n\r\n", "HTTP"),
+        (b"POST /submit HTTP/1.1\r\n\r\n", "HTTP"),
+        (b"PUT / HTTP/1.1\r\n\r\n", "HTTP"),
+        (b"OPTIONS * HTTP/1.1\r\n\r\n", "HTTP"),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "HTTP/2"),
+        (b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03", "TLS"),
+        (b"SSH-2.0-OpenSSH_9.6\r\n", "SSH"),
+    ];
+    for (bytes, name) in cases {
+        let mut raw = fixture.raw().await;
+        let peer = local(&raw);
+        raw.send(bytes).await;
+        raw.assert_closed_silently(name).await;
+        let (kind, text) = fixture.handler.exception(peer).await;
+        assert_eq!(kind, ErrorKind::Protocol);
+        assert!(text.contains("not Spark's transport protocol"), "{text}");
+        assert!(text.ends_with(&format!("the peer speaks {name}")), "{text}");
+    }
+    // On a connection that has spoken the protocol, the same bytes are only a wrong length.
+    let mut raw = fixture.raw().await;
+    let peer = local(&raw);
+    raw.echo(b"x").await;
+    raw.send(b"GET / HTTP/1.1\r\n").await;
+    raw.assert_closed_silently("late HTTP").await;
+    assert!(fixture.handler.exception(peer).await.1.contains("Too large frame"));
+    fixture.assert_serves().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_ends_inside_a_frame_ends_quietly_once() {
+    let fixture = Fixture::new(&[]).await;
+    let body = vec![1; 10_000];
+    let frames = [rpc(1, b"echo"), rpc(2, &body), stream_request("bytes 10"), chunk_request(BYTES, 3)];
+    for whole in frames {
+        let cuts = [1, 7, 8, 9, 12, whole.len() / 2, whole.len() - 1];
+        for cut in cuts.into_iter().filter(|cut| *cut < whole.len()) {
+            for reset in [false, true] {
+                let mut raw = fixture.raw().await;
+                let peer = local(&raw);
+                // Known to be accepted before it is reset.
+                raw.echo(b"x").await;
+                raw.send(&whole[..cut]).await;
+                if reset {
+                    raw.reset();
+                    let handler = &fixture.handler;
+                    eventually("the end", || handler.seen(peer).last() == Some(&Seen::Inactive)).await;
+                    let seen = fixture.handler.seen(peer);
+                    let ends = seen.iter().filter(|seen| **seen == Seen::Inactive).count();
+                    let exceptions = seen.iter().filter(|seen| matches!(seen, Seen::Exception(..))).count();
+                    assert!(ends == 1 && exceptions <= 1, "{seen:?}");
+                } else {
+                    raw.finish_sending().await;
+                    raw.assert_closed_silently("truncated").await;
+                    fixture.handler.assert_ended_quietly(peer).await;
+                }
+            }
+        }
+    }
+    fixture.assert_serves().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_over_the_limit_are_refused_before_they_are_buffered() {
+    let fixture = Fixture::new(&[("spark.test.io.maxRequestSize", "1m")]).await;
+    for kind in [RPC_REQUEST, ONE_WAY, STREAM_REQUEST, UPLOAD, CHUNK_REQUEST, META_REQUEST] {
+        let mut raw = fixture.raw().await;
+        let peer = local(&raw);
+        // Length and type only: the error must not wait for more.
+        raw.send(&lying(kind, (1 << 20) + 9, b"")).await;
+        raw.assert_closed_silently("too large").await;
+        let (error, text) = fixture.handler.exception(peer).await;
+        assert_eq!(error, ErrorKind::Protocol);
+        for part in ["spark.test.io.maxRequestSize", "1048577", "1048576"] {
+            assert!(text.contains(part), "type {kind}: {text} lacks {part}");
+        }
+    }
+    // Exactly the limit is served: payload = type, id, length, body.
+    fixture.raw().await.echo(&vec![3; (1 << 20) - 13]).await;
+    // Data of uploads do not count, nor do answers.
+    let mut raw = fixture.raw().await;
+    raw.send(&upload(5, "sum", 3 << 20)).await;
+    raw.send(&vec![0; 3 << 20]).await;
+    let answer = raw.frame().await.unwrap();
+    assert_eq!((answer.kind, answer.long(0), &answer.rest[12..]), (RPC_RESPONSE, 5, &b"3145728"[..]));
+    raw.send(&rpc_response(99, &vec![0; 2 << 20])).await;
+    raw.echo(b"an answer nobody awaits was skipped").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lying_body_lengths_and_odd_ids_are_harmless() {
+    let fixture = Fixture::new(&[]).await;
+    let mut raw = fixture.raw().await;
+    for (id, announced) in [(i64::MIN, i32::MAX), (-1, -1), (0, 0), (i64::MAX, i32::MIN)] {
+        raw.send(&frame(RPC_REQUEST, &[&id.to_be_bytes(), &announced.to_be_bytes(), b"abc"])).await;
+        let answer = raw.frame().await.unwrap();
+        assert_eq!((answer.kind, answer.long(0)), (RPC_RESPONSE, id));
+        assert_eq!((answer.int(8), &answer.rest[12..]), (3, &b"abc"[..]));
+    }
+    // The same id twice, outstanding: both are answered.
+    raw.send(&[rpc(4, b"one"), rpc(4, b"two")].concat()).await;
+    for expected in [b"one", b"two"] {
+        assert_eq!(raw.frame().await.unwrap().rest[12..], expected[..]);
+    }
+    // Trailing bytes in frames without body are ignored.
+    raw.send(&frame(CHUNK_REQUEST, &[&BYTES.to_be_bytes(), &5_i32.to_be_bytes(), b"trailing bytes"])).await;
+    let answer = raw.frame().await.unwrap();
+    assert_eq!((answer.kind, &answer.rest[12..]), (CHUNK_SUCCESS, &pattern(5)[..]));
+    // Negative chunk ids are the stream manager's business.
+    raw.send(&chunk_request(-5, -7)).await;
+    let answer = raw.frame().await.unwrap();
+    assert_eq!((answer.kind, answer.long(0), answer.int(8)), (CHUNK_FAILURE, -5, -7));
+    // Answers that nobody asked for.
+    let unsolicited = [
+        rpc_response(1, b"x"),
+        rpc_failure(2, "y"),
+        chunk_success(1, 1, b"z"),
+        chunk_success(1, 2, &vec![0; 1 << 20]),
+        chunk_failure(1, 3, "w"),
+        stream_failure("s", "v"),
+        meta_success(3, 0, b""),
+        meta_success(3, 7, &vec![0; 1 << 20]),
+    ];
+    raw.send(&unsolicited.concat()).await;
+    raw.echo(b"still there").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hundred_thousand_chunk_requests_are_answered_in_order_when_the_peer_reads_at_last() {
+    const COUNT: i32 = 100_000;
+    let fixture = Fixture::new(&[]).await;
+    let (mut read, mut write) = fixture.raw().await.0.into_split();
+    let requests: Vec<u8> = (0..COUNT).flat_map(|i| chunk_request(BYTES, i % 8)).collect();
+    let writing = tokio::spawn(async move { write.write_all(&requests).await.map(|()| write) });
+    // It is served up to the limits; nothing was read yet. Others are served meanwhile.
+    let metrics = fixture.context.metrics();
+    eventually("the flood is being served", || metrics.server().snapshot().bytes_in > 100_000).await;
+    fixture.assert_serves().await;
+    let mut answer = [0; 32];
+    for i in 0..COUNT {
+        let size = 21 + (i % 8) as usize;
+        within("an answer", read.read_exact(&mut answer[..size])).await.unwrap();
+        assert_eq!(answer[..9], [&(size as u64).to_be_bytes()[..], &[CHUNK_SUCCESS]].concat());
+        assert_eq!(answer[17..21], (i % 8).to_be_bytes(), "answer {i}");
+    }
+    let write = within("the writer", writing).await.unwrap().unwrap();
+    drop((read, write));
+    eventually("nothing is left", || {
+        let now = metrics.server().snapshot();
+        now.connections == 0 && now.chunks_in_transfer == 0 && fixture.handler.bodies.now() == 0
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hundred_thousand_rpcs_are_answered_in_order_when_the_peer_reads_at_last() {
+    const COUNT: i64 = 100_000;
+    let fixture = Fixture::new(&[("spark.test.io.maxWriteQueueSize", "256k")]).await;
+    let (mut read, mut write) = fixture.raw().await.0.into_split();
+    let requests: Vec<u8> = (0..COUNT).flat_map(|i| rpc(i, &[9; 40])).collect();
+    let writing = tokio::spawn(async move { write.write_all(&requests).await.map(|()| write) });
+    let metrics = fixture.context.metrics();
+    eventually("the flood is being served", || metrics.server().snapshot().bytes_in > 100_000).await;
+    fixture.assert_serves().await;
+    let mut answer = [0; 61];
+    for i in 0..COUNT {
+        within("an answer", read.read_exact(&mut answer)).await.unwrap();
+        assert_eq!((answer[8], &answer[9..17]), (RPC_RESPONSE, &i.to_be_bytes()[..]));
+    }
+    let write = within("the writer", writing).await.unwrap().unwrap();
+    assert_eq!(fixture.handler.rpcs.load(std::sync::atomic::Ordering::SeqCst) as i64, COUNT + 1);
+    drop((read, write));
+    eventually("nothing is left", || metrics.server().snapshot().connections == 0).await;
+    let now = metrics.server().snapshot();
+    assert_eq!((now.requests_being_served, now.queued_bytes), (0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stream_ids_of_the_longest_length_are_answered_and_longer_ones_refused() {
+    const LONGEST: usize = (16 << 20) - 5;
+    let fixture = Fixture::new(&[]).await;
+    let mut raw = fixture.raw().await;
+    for _ in 0..3 {
+        raw.send(&stream_request(&"x".repeat(LONGEST))).await;
+        let answer = raw.frame().await.unwrap();
+        assert_eq!((answer.kind, answer.int(0)), (STREAM_FAILURE, LONGEST as i32));
+    }
+    raw.echo(b"alive").await;
+    let mut raw = fixture.raw().await;
+    raw.send(&lying(STREAM_REQUEST, 9 + 4 + LONGEST as i64 + 1, b"")).await;
+    raw.assert_closed_silently("too long an id").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn uploads_without_data_hold_up_nobody_and_fail_with_their_connection() {
+    let fixture = Fixture::new(&[]).await;
+    let mut silent = Vec::new();
+    for i in 0..16 {
+        let mut raw = fixture.raw().await;
+        raw.send(&upload(1, "sum", 1000)).await;
+        raw.send(&vec![0; 10 * i]).await;
+        silent.push(raw);
+    }
+    let futures = &fixture.handler.futures;
+    eventually("the handlers wait", || futures.now() == 16).await;
+    fixture.assert_serves().await;
+    // A request behind the missing data is data.
+    silent[0].send(&rpc(5, b"echo")).await;
+    let peers: Vec<_> = silent.iter().map(local).collect();
+    for (i, mut raw) in silent.into_iter().enumerate() {
+        if i % 2 == 0 {
+            raw.finish_sending().await;
+            raw.until_end().await;
+        } else {
+            raw.reset();
+        }
+    }
+    eventually("the handlers see the end", || futures.now() == 0).await;
+    for peer in peers {
+        eventually("the end", || fixture.handler.seen(peer).last() == Some(&Seen::Inactive)).await;
+    }
+    let metrics = fixture.context.metrics();
+    eventually("no requests are left", || {
+        let now = metrics.server().snapshot();
+        (now.connections, now.requests_being_served) == (0, 0)
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn upload_data_may_come_byte_by_byte_and_a_frame_may_follow_in_the_same_segment() {
+    let fixture = Fixture::new(&[]).await;
+    let mut raw = fixture.raw().await;
+    let bytes = [upload(-3, "sum", 300), vec![b'd'; 299]].concat();
+    for byte in &bytes {
+        raw.send(&[*byte]).await;
+    }
+    raw.send(&[b"d".to_vec(), rpc(6, b"behind")].concat()).await;
+    let mut answers = [raw.frame().await.unwrap(), raw.frame().await.unwrap()];
+    answers.sort_by_key(|answer| answer.long(0));
+    assert_eq!((answers[0].long(0), &answers[0].rest[12..]), (-3, &b"300"[..]));
+    assert_eq!((answers[1].long(0), &answers[1].rest[12..]), (6, &b"behind"[..]));
+    // No data: complete at once, also when the count is negative.
+    for count in [0, -1, i64::MIN] {
+        raw.send(&[upload(8, "sum", count), rpc(9, b"behind")].concat()).await;
+        let mut answers = [raw.frame().await.unwrap(), raw.frame().await.unwrap()];
+        answers.sort_by_key(|answer| answer.long(0));
+        assert_eq!((answers[0].kind, &answers[0].rest[12..]), (RPC_RESPONSE, &b"0"[..]), "count {count}");
+        assert_eq!(&answers[1].rest[12..], b"behind");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rpc_10_the_failure_of_an_upload_given_up_in_the_middle_reaches_a_peer_that_is_still_sending() {
+    let fixture = Fixture::new(&[]).await;
+    for (meta, reads) in [("give-up 1000", true), ("give-up 3000000", true), ("panic-later", false)] {
+        let raw = fixture.raw().await;
+        let peer = local(&raw);
+        let (read, mut write) = raw.0.into_split();
+        let writing = tokio::spawn(async move {
+            write.write_all(&upload(4, meta, i64::MAX)).await?;
+            let block = vec![0; 64 << 10];
+            loop {
+                // Endless: it ends when the server closes.
+                write.write_all(&block).await?;
+            }
+            #[allow(unreachable_code, reason = "gives the block its type")]
+            Ok::<(), std::io::Error>(())
+        });
+        let mut read = tokio::io::BufReader::new(read);
+        let length = within("the failure", read.read_u64()).await.unwrap();
+        let mut rest = vec![0; length as usize - 8];
+        within("the failure", read.read_exact(&mut rest)).await.unwrap();
+        assert_eq!((rest[0], &rest[1..9]), (RPC_FAILURE, &4_i64.to_be_bytes()[..]));
+        let text = String::from_utf8_lossy(&rest[13..]).into_owned();
+        assert!(text.starts_with("Destination failed while reading stream"), "{text}");
+        assert_eq!(text.contains("gave up"), reads, "{text}");
+        within("the writer sees the end", writing).await.unwrap().unwrap_err();
+        let handler = &fixture.handler;
+        eventually("the end", || handler.seen(peer).last() == Some(&Seen::Inactive)).await;
+        assert_eq!(handler.seen(peer).iter().filter(|seen| **seen == Seen::Inactive).count(), 1);
+    }
+    fixture.assert_serves().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rpc_10_uploads_that_fail_after_their_data_or_read_nothing_keep_the_connection() {
+    let fixture = Fixture::new(&[]).await;
+    let mut raw = fixture.raw().await;
+    raw.send(&upload(1, "post-fail", 5)).await;
+    raw.send(b"hello").await;
+    let answer = raw.frame().await.unwrap();
+    assert_eq!((answer.kind, answer.long(0)), (RPC_FAILURE, 1));
+    assert!(answer.lossy().contains("Failure post-processing complete stream"), "{}", answer.lossy());
+    raw.echo(b"alive").await;
+    // The answer of a handler that reads nothing comes after the data were skipped.
+    raw.send(&upload(2, "early", 3_000_000)).await;
+    raw.send(&[vec![1; 3_000_000], rpc(3, b"behind")].concat()).await;
+    let mut answers = [raw.frame().await.unwrap(), raw.frame().await.unwrap()];
+    answers.sort_by_key(|answer| answer.long(0));
+    assert_eq!(&answers[0].rest[12..], b"early");
+    assert_eq!(&answers[1].rest[12..], b"behind");
+    // A handler that panics before it has a future: failed, data skipped.
+    raw.send(&upload(4, "panic", 100_000)).await;
+    raw.send(&vec![1; 100_000]).await;
+    let answer = raw.frame().await.unwrap();
+    assert_eq!((answer.kind, answer.long(0)), (RPC_FAILURE, 4));
+    raw.echo(b"alive").await;
+}
+
+async fn a_file_shrinks_while_it_is_sent(mode: &str) {
+    const LENGTH: u64 = 256 << 20;
+    let fixture = Fixture::new(&[("spark.test.io.mode", mode)]).await;
+    for by_stream in [false, true] {
+        let file = sparse_file(LENGTH);
+        *fixture.handler.file.lock() = file.path().to_owned();
+        let mut raw = fixture.raw().await;
+        let peer = local(&raw);
+        let request =
+            if by_stream { stream_request(&format!("file {LENGTH}")) } else { chunk_request(FILE, 256) };
+        raw.send(&request).await;
+        let mut some = vec![0; 1 << 20];
+        within("the beginning", raw.0.read_exact(&mut some)).await.unwrap();
+        file.as_file().set_len(2 << 20).unwrap();
+        let (count, _) = raw.until_end().await;
+        assert!((count as u64) < LENGTH - (1 << 20), "{mode}: the body was completed with what?");
+        let (kind, text) = fixture.handler.exception(peer).await;
+        assert_eq!(kind, ErrorKind::Io);
+        assert!(text.contains("Reached EOF before filling buffer"), "{text}");
+        assert!(text.contains(&file.path().display().to_string()), "{text} does not name the file");
+        fixture.assert_serves().await;
+        eventually("the body is released", || fixture.handler.bodies.now() == 0).await;
+    }
+    // A file that is too short from the start: the failure twin, and the connection lives.
+    let file = sparse_file(10);
+    *fixture.handler.file.lock() = file.path().to_owned();
+    let mut raw = fixture.raw().await;
+    raw.send(&[chunk_request(FILE, 1), stream_request("file 11"), stream_request("file 10")].concat()).await;
+    for (kind, part) in
+        [(CHUNK_FAILURE, "Reached EOF"), (STREAM_FAILURE, "Reached EOF"), (STREAM_RESPONSE, "")]
+    {
+        let answer = raw.frame().await.unwrap();
+        assert_eq!(answer.kind, kind);
+        assert!(answer.lossy().contains(part), "{}", answer.lossy());
+    }
+    let mut body = [1; 10];
+    within("the body", raw.0.read_exact(&mut body)).await.unwrap();
+    raw.echo(b"alive").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_truncated_while_sendfile_sends_it_closes_its_connection_only() {
+    a_file_shrinks_while_it_is_sent("AUTO").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_truncated_while_it_passes_through_memory_closes_its_connection_only() {
+    a_file_shrinks_while_it_is_sent("NIO").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dropped_server_stops_in_the_middle_of_a_file() {
+    let mut fixture = Fixture::new(&[]).await;
+    let file = sparse_file(1 << 40);
+    *fixture.handler.file.lock() = file.path().to_owned();
+    let mut raw = fixture.raw().await;
+    let peer = local(&raw);
+    raw.send(&stream_request(&format!("file {}", 1_u64 << 40))).await;
+    let mut some = vec![0; 8 << 20];
+    within("the beginning", raw.0.read_exact(&mut some)).await.unwrap();
+    // The peer reads on as fast as it can: nothing stalls the sending thread.
+    let reading = tokio::spawn(async move { raw.until_end().await });
+    drop(fixture.server.take());
+    eventually("the end", || fixture.handler.seen(peer).last() == Some(&Seen::Inactive)).await;
+    within("the peer sees the end", reading).await.unwrap();
+    eventually("the body is released", || fixture.handler.bodies.now() == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_floods_cannot_keep_its_connection_from_being_closed() {
+    let fixture = Fixture::new(&[]).await;
+    let mut raw = fixture.raw().await;
+    let peer = local(&raw);
+    raw.send(&one_way(b"close")).await;
+    let mut flood = Vec::new();
+    (0..5000).for_each(|_| flood.extend(one_way(b"")));
+    // A thread of its own, so that the socket is never empty.
+    let stream = raw.0.into_std().unwrap();
+    stream.set_nonblocking(false).unwrap();
+    stream.set_write_timeout(Some(Duration::from_secs(30))).unwrap();
+    let flooding = std::thread::spawn(move || {
+        use std::io::Write;
+        let until = std::time::Instant::now() + LIMIT * 2;
+        while std::time::Instant::now() < until && (&stream).write_all(&flood).is_ok() {}
+    });
+    eventually("the end", || fixture.handler.seen(peer).last() == Some(&Seen::Inactive)).await;
+    tokio::task::spawn_blocking(move || flooding.join().unwrap()).await.unwrap();
+}
+
+/// A peer that ends its sending direction still gets the answers to what it sent.
+#[tokio::test]
+async fn a_half_closed_peer_gets_the_answers_it_has_earned() {
+    let fixture = Fixture::new(&[]).await;
+    let mut raw = fixture.raw().await;
+    raw.send(&[rpc(1, b"one"), rpc(2, b"two")].concat()).await;
+    raw.0.shutdown().await.unwrap();
+    let mut answered = Vec::new();
+    while let Some(answer) = raw.frame().await {
+        answered.push((answer.kind, answer.long(0)));
+    }
+    assert_eq!(answered, [(RPC_RESPONSE, 1), (RPC_RESPONSE, 2)]);
+}

@@ -1,0 +1,677 @@
+//! Raw peers that misbehave against our client.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod hostile_support;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Wake};
+
+use bytes::Bytes;
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use hostile_support::*;
+use network_common::{
+    BoxError, ErrorKind, ManagedBuffer, RpcHandler, RpcResponseCallback, StreamBody, TransportClient,
+    TransportConf, TransportContext, TransportError,
+};
+use tokio::io::AsyncWriteExt;
+
+/// The id of the next request, whose type must be `kind`; for uploads, whose data follow, the frame only.
+async fn request_id(raw: &mut Raw, kind: u8) -> i64 {
+    let frame = raw.frame().await.expect("a request");
+    assert_eq!(frame.kind, kind);
+    frame.long(0)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rsp_04_05_answers_out_of_order_twice_and_with_unknown_ids_reach_whom_they_concern_once() {
+    let (mut raw, client, _context) = raw_server().await;
+    let calls: Vec<_> = (0..8_u8).map(|i| client.send_rpc(vec![i])).collect();
+    let mut ids = Vec::new();
+    for _ in &calls {
+        ids.push(request_id(&mut raw, RPC_REQUEST).await);
+    }
+    let mut answers = Vec::new();
+    for (i, id) in ids.iter().enumerate().rev() {
+        // Ids near the true one, as a table with reused places would know them.
+        for wrong in [!id, id ^ (1 << 63), id ^ (1 << 32), id ^ 0x7fff_ffff, 0, -1, i64::MIN, i64::MAX] {
+            answers.push(rpc_response(wrong, b"wrong"));
+            answers.push(rpc_failure(wrong, "wrong"));
+            answers.push(rpc_response(wrong, &[9; 10_000]));
+        }
+        if i == 3 {
+            answers.push(rpc_failure(*id, "the third fails"));
+        }
+        answers.push(rpc_response(*id, &[i as u8, 1]));
+        answers.push(rpc_response(*id, b"twice"));
+        answers.push(rpc_response(*id, &vec![8; 100_000]));
+        answers.push(rpc_failure(*id, "twice"));
+    }
+    raw.send(&answers.concat()).await;
+    for (i, call) in calls.into_iter().enumerate() {
+        let result = within("an answer", call).await;
+        if i == 3 {
+            let error = result.unwrap_err();
+            assert_eq!((error.kind(), error.is_remote()), (ErrorKind::Remote, true));
+            assert!(error.to_string().contains("the third fails"));
+        } else {
+            assert_eq!(result.unwrap(), [i as u8, 1][..]);
+        }
+    }
+    assert_eq!(client.outstanding_requests(), 0);
+    assert!(client.is_active());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn late_answers_do_not_meet_a_newer_request_in_the_same_place() {
+    let (mut raw, client, _context) = raw_server().await;
+    let mut old = Vec::new();
+    for _ in 0..50 {
+        let given_up = client.send_rpc("given up");
+        old.push(request_id(&mut raw, RPC_REQUEST).await);
+        drop(given_up);
+        assert_eq!(client.outstanding_requests(), 0);
+    }
+    let call = client.send_rpc("kept");
+    let id = request_id(&mut raw, RPC_REQUEST).await;
+    assert!(!old.contains(&id));
+    let late: Vec<u8> = old.iter().flat_map(|id| rpc_response(*id, b"late")).collect();
+    raw.send(&late).await;
+    raw.send(&rpc_response(id, b"in time")).await;
+    assert_eq!(within("the answer", call).await.unwrap(), "in time");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_of_the_wrong_kind_fail_their_request_and_nothing_else() {
+    let (mut raw, client, _context) = raw_server().await;
+    for large in [0, 100_000] {
+        let body = vec![0; large];
+        let call = client.send_rpc("rpc");
+        let id = request_id(&mut raw, RPC_REQUEST).await;
+        raw.send(&meta_success(id, 0, &body)).await;
+        let error = within("an answer", call).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Protocol);
+        assert!(error.to_string().contains("another kind"), "{error}");
+
+        let call = client.merged_block_meta("app", 1, 2, 3);
+        let id = request_id(&mut raw, META_REQUEST).await;
+        raw.send(&rpc_response(id, &body)).await;
+        assert_eq!(within("an answer", call).await.unwrap_err().kind(), ErrorKind::Protocol);
+
+        let call = client.upload_stream("meta", "data");
+        let id = request_id(&mut raw, UPLOAD).await;
+        let mut data = [0; 4];
+        within("data", tokio::io::AsyncReadExt::read_exact(&mut raw.0, &mut data)).await.unwrap();
+        raw.send(&meta_success(id, 1, &body)).await;
+        assert_eq!(within("an answer", call).await.unwrap_err().kind(), ErrorKind::Protocol);
+
+        // Chunks and streams are not answered by id: these answers are unknown ones.
+        let mut chunk = client.fetch_chunk(5, 6);
+        let mut stream = client.stream("s");
+        raw.frame().await.unwrap();
+        raw.frame().await.unwrap();
+        for id in [5, 6, (5 << 32) | 6] {
+            raw.send(&[rpc_response(id, &body), rpc_failure(id, "no")].concat()).await;
+        }
+        raw.send(&chunk_failure(6, 5, "another chunk")).await;
+        let call = client.send_rpc("barrier");
+        let id = request_id(&mut raw, RPC_REQUEST).await;
+        raw.send(&rpc_response(id, b"")).await;
+        within("the barrier", call).await.unwrap();
+        assert!((&mut chunk).now_or_never().is_none() && (&mut stream).now_or_never().is_none());
+        raw.send(&chunk_failure(5, 6, "this chunk")).await;
+        raw.send(&stream_failure("whatever name", "this stream")).await;
+        let error = within("the chunk", chunk).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ChunkFetchFailure);
+        assert!(error.to_string().contains("this chunk"));
+        let error = within("the stream", stream).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::StreamFailure);
+    }
+    // Bitmaps that are none: an error of the call that reads them.
+    let call = client.merged_block_meta("app", 1, 2, 3);
+    let id = request_id(&mut raw, META_REQUEST).await;
+    raw.send(&meta_success(id, i32::MAX, b"no bitmaps")).await;
+    let meta = within("the meta", call).await.unwrap();
+    assert_eq!(meta.num_chunks, i32::MAX);
+    meta.bitmaps().unwrap_err();
+    assert_eq!(client.outstanding_requests(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn unsolicited_chunks_and_stream_failures_are_skipped() {
+    let (mut raw, client, context) = raw_server().await;
+    let fetch = client.fetch_chunk(1, 1);
+    raw.frame().await.unwrap();
+    raw.send(&stream_failure("nobody asked", "for it")).await;
+    raw.send(&chunk_success(1, 2, b"small")).await;
+    raw.send(&chunk_success(2, 1, &vec![1; 10 << 20])).await;
+    raw.send(&chunk_failure(3, 3, "no")).await;
+    raw.send(&chunk_success(1, 1, &vec![2; 10 << 20])).await;
+    let body = within("the chunk", fetch).await.unwrap();
+    assert!(body.len() == 10 << 20 && body.iter().all(|byte| *byte == 2));
+    // The same chunk once more, unasked.
+    raw.send(&chunk_success(1, 1, &vec![3; 10 << 20])).await;
+    let call = client.send_rpc("alive?");
+    let id = request_id(&mut raw, RPC_REQUEST).await;
+    raw.send(&rpc_response(id, b"yes")).await;
+    assert_eq!(within("the answer", call).await.unwrap(), "yes");
+    assert_eq!(client.outstanding_requests(), 0);
+    let direct = context.metrics().client().snapshot().direct_body_bytes;
+    assert!(direct <= 10 << 20, "skipped bodies are not collected");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_abandoned_fetch_is_a_tombstone_until_it_is_answered() {
+    let (mut raw, client, _context) = raw_server().await;
+    for length in [10, 5 << 20] {
+        drop(client.fetch_chunk(1, 1));
+        raw.frame().await.unwrap();
+        assert_eq!(client.outstanding_requests(), 1);
+        let error = within("the refusal", client.fetch_chunk(1, 1)).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Refused);
+        raw.send(&chunk_success(1, 1, &vec![0; length])).await;
+        let c = client.clone();
+        eventually("the tombstone is gone", move || c.outstanding_requests() == 0).await;
+        let again = client.fetch_chunk(1, 1);
+        raw.frame().await.unwrap();
+        raw.send(&chunk_success(1, 1, b"again")).await;
+        assert_eq!(within("the chunk", again).await.unwrap(), "again");
+    }
+    // Streams: the place in the queue stays, and its body is skipped.
+    let (first, second, third) = (client.stream("1"), client.stream("2"), client.stream("3"));
+    drop((first, second));
+    raw.send(&[stream_response("1", 3 << 20), vec![0; 3 << 20]].concat()).await;
+    raw.send(&[stream_response("2", 2), b"no".to_vec(), stream_response("3", 3), b"yes".to_vec()].concat())
+        .await;
+    let body = within("the third", third).await.unwrap();
+    assert_eq!(within("its body", body.collect()).await.unwrap(), "yes");
+    assert_eq!(client.outstanding_requests(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_unsolicited_stream_response_closes_the_connection() {
+    for count in [5, 0, -1] {
+        let (mut raw, client, _context) = raw_server().await;
+        let peer = client.peer_addr();
+        let (rpc, chunk) = (client.send_rpc("never answered"), client.fetch_chunk(1, 1));
+        raw.frame().await.unwrap();
+        raw.frame().await.unwrap();
+        raw.send(&stream_response("surprise", count)).await;
+        raw.assert_closed_silently("unsolicited stream").await;
+        for error in
+            [within("the rpc", rpc).await.unwrap_err(), within("the chunk", chunk).await.unwrap_err()]
+        {
+            assert_eq!(error.kind(), ErrorKind::Protocol);
+            let text = error.to_string();
+            assert!(text.contains("unsolicited stream response 'surprise'"), "{text}");
+            assert!(text.contains(&peer.to_string()), "{text}");
+        }
+        assert_eq!(within("closed", client.closed()).await.kind(), ErrorKind::Protocol);
+        assert!(!client.is_active());
+        assert_eq!(client.outstanding_requests(), 0);
+        assert!(within("refused", client.send_rpc("x")).await.is_err());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rsp_06_stream_bodies_of_every_announced_length() {
+    let (mut raw, client, _context) = raw_server().await;
+    for count in [0, -1, i64::MIN] {
+        let stream = client.stream("s");
+        raw.frame().await.unwrap();
+        raw.send(&stream_response("the server's name", count)).await;
+        let body = within("the stream", stream).await.unwrap();
+        assert_eq!((body.len(), body.stream_id()), (0, "the server's name"));
+        assert_eq!(within("the body", body.collect()).await.unwrap(), "");
+        assert_eq!(client.outstanding_requests(), 0);
+    }
+    // Huge, then the end: what arrived is delivered, then the error.
+    for arrives in [0, 1, 70_000, 3_000_000] {
+        let (mut raw, client, _context) = raw_server().await;
+        let peer = client.peer_addr();
+        let (stream, rpc) = (client.stream("s"), client.send_rpc("behind"));
+        raw.frame().await.unwrap();
+        raw.send(&stream_response("s", i64::MAX)).await;
+        let mut body: StreamBody = within("the stream", stream).await.unwrap();
+        assert_eq!(body.len(), i64::MAX as u64);
+        let sending = tokio::spawn(async move {
+            raw.send(&pattern(arrives)).await;
+            drop(raw.0.shutdown().await);
+            raw
+        });
+        let mut got = Vec::new();
+        let error = loop {
+            match within("a piece", body.next_piece()).await.expect("an error before the end") {
+                Ok(piece) => got.extend_from_slice(&piece),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(got, pattern(arrives));
+        assert_lost(&error, peer);
+        assert!(within("after the error", body.next_piece()).await.is_none());
+        assert_lost(&within("the rpc", rpc).await.unwrap_err(), peer);
+        drop(sending.await.unwrap());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_split_byte_by_byte_are_understood() {
+    let (mut raw, client, _context) = raw_server().await;
+    let (rpc, failing, chunk, stream, meta) = (
+        client.send_rpc("1"),
+        client.send_rpc("2"),
+        client.fetch_chunk(3, 4),
+        client.stream("5"),
+        client.merged_block_meta("app", 1, 2, 3),
+    );
+    let first = request_id(&mut raw, RPC_REQUEST).await;
+    let second = request_id(&mut raw, RPC_REQUEST).await;
+    raw.frame().await.unwrap();
+    raw.frame().await.unwrap();
+    let third = request_id(&mut raw, META_REQUEST).await;
+    let answers = [
+        rpc_response(first, b"body"),
+        rpc_failure(second, "why not"),
+        chunk_success(3, 4, b"chunk"),
+        stream_response("5", 6),
+        b"stream".to_vec(),
+        meta_success(third, 9, b"meta"),
+    ];
+    let sending = tokio::spawn(async move {
+        for byte in answers.concat() {
+            raw.send(&[byte]).await;
+        }
+        raw
+    });
+    assert_eq!(within("the rpc", rpc).await.unwrap(), "body");
+    assert!(within("the failure", failing).await.unwrap_err().to_string().contains("why not"));
+    assert_eq!(within("the chunk", chunk).await.unwrap(), "chunk");
+    let body = within("the stream", stream).await.unwrap();
+    assert_eq!(within("its body", body.collect()).await.unwrap(), "stream");
+    let meta = within("the meta", meta).await.unwrap();
+    assert_eq!((meta.num_chunks, &meta.body[..]), (9, &b"meta"[..]));
+    drop(sending.await.unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_closes_in_the_middle_of_an_answer_fails_everything_that_waits() {
+    for length in [0_usize, 100, 5_000, 1 << 20, 100 << 20] {
+        for (which, reset) in [(0, false), (1, false), (2, false), (1, true)] {
+            let (mut raw, client, context) = raw_server().await;
+            let peer = client.peer_addr();
+            let rpc = client.send_rpc("rpc");
+            let chunk = client.fetch_chunk(7, 7);
+            let upload = client.upload_stream("meta", "");
+            let id = request_id(&mut raw, RPC_REQUEST).await;
+            raw.frame().await.unwrap();
+            raw.frame().await.unwrap();
+            let mut answer = match which {
+                0 => rpc_response(id, &[]),
+                1 => chunk_success(7, 7, &[]),
+                _ => rpc_failure(id, ""),
+            };
+            // Announces one byte more than comes.
+            let announced = (answer.len() + length + 1) as i64;
+            answer[..8].copy_from_slice(&announced.to_be_bytes());
+            answer.resize(answer.len() + length.min(200_000), 1);
+            if which == 2 && length > 1 << 20 {
+                // Such a header is refused: covered by the tests of the server.
+                continue;
+            }
+            raw.send(&answer).await;
+            if reset {
+                raw.reset();
+            } else {
+                raw.finish_sending().await;
+            }
+            for error in [
+                within("the rpc", rpc).await.unwrap_err(),
+                within("the chunk", chunk).await.unwrap_err(),
+                within("the upload", upload).await.unwrap_err(),
+            ] {
+                assert_lost(&error, peer);
+                assert!(error.is_retryable());
+            }
+            assert_lost(&within("closed", client.closed()).await, peer);
+            let metrics = context.metrics();
+            eventually("the gauges are back", || {
+                let now = metrics.client().snapshot();
+                (now.connections, now.requests_in_flight, now.queued_bytes) == (0, 0, 0)
+            })
+            .await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upload_whose_peer_goes_away_fails() {
+    for reset in [false, true] {
+        for file in [false, true] {
+            let sparse = sparse_file(1 << 30);
+            let (raw, client, _context) = raw_server().await;
+            let released = Alive::default();
+            let data = if file {
+                ManagedBuffer::file(sparse.path(), 0..1 << 30)
+            } else {
+                ManagedBuffer::from(vec![0; 64 << 20])
+            };
+            let upload = client.upload_stream("meta", data.on_release(released.up()));
+            let c = client.clone();
+            let mut raw = raw;
+            let header = raw.frame().await.unwrap();
+            assert_eq!(header.kind, UPLOAD);
+            if reset {
+                raw.reset()
+            } else {
+                drop(raw)
+            }
+            let error = within("the upload", upload).await.unwrap_err();
+            assert_lost(&error, c.peer_addr());
+            eventually("the data is released", || released.now() == 0).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upload_answered_before_its_data_was_sent_goes_on() {
+    let (mut raw, client, _context) = raw_server().await;
+    let upload = client.upload_stream("meta", vec![5; 32 << 20]);
+    let id = request_id(&mut raw, UPLOAD).await;
+    raw.send(&rpc_response(id, b"thanks, enough")).await;
+    assert_eq!(within("the answer", upload).await.unwrap(), "thanks, enough");
+    // The wire cannot cancel: the data still come, and then the next request.
+    let call = client.send_rpc("next");
+    let mut data = vec![0; 32 << 20];
+    within("the data", tokio::io::AsyncReadExt::read_exact(&mut raw.0, &mut data)).await.unwrap();
+    assert!(data.iter().all(|byte| *byte == 5));
+    let id = request_id(&mut raw, RPC_REQUEST).await;
+    raw.send(&rpc_response(id, b"ok")).await;
+    assert_eq!(within("the answer", call).await.unwrap(), "ok");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn malformed_answers_close_the_connection_and_fail_what_waits() {
+    let cases: Vec<(Vec<u8>, &str)> = vec![
+        (7_i64.to_be_bytes().to_vec(), "Frame length should be positive"),
+        (frame(RPC_RESPONSE, &[&[0; 11]]), "body length"),
+        (frame(13, &[]), "Unknown message type: 13"),
+        (b"HTTP/1.1 400 Bad Request\r\n".to_vec(), "HTTP"),
+        (frame(CHUNK_FAILURE, &[&[0; 12], &[0xff; 4]]), "error text"),
+    ];
+    for (bytes, part) in cases {
+        let (mut raw, client, _context) = raw_server().await;
+        let calls = [client.send_rpc("1"), client.fetch_chunk(1, 1), client.upload_stream("m", "data")];
+        let stream = client.stream("s");
+        for _ in 0..3 {
+            raw.frame().await.unwrap();
+        }
+        raw.send(&bytes).await;
+        for call in calls {
+            let error = within("a failure", call).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Protocol);
+            assert!(error.to_string().contains(part), "{error}");
+            assert!(error.to_string().contains(&client.peer_addr().to_string()));
+        }
+        assert_eq!(within("the stream", stream).await.unwrap_err().kind(), ErrorKind::Protocol);
+    }
+}
+
+/// Counts how often it is woken.
+struct Counting(AtomicUsize);
+
+impl Wake for Counting {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_runtime_that_shuts_down_fails_what_others_wait_for() {
+    let other = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let context = TransportContext::new(TransportConf::new("test"), Obedient::default());
+    let factory = context.create_client_factory();
+    let (f, handle) = (factory.clone(), other.handle().clone());
+    let connecting = handle.spawn(async move { f.create_client(address).await });
+    let mut raw = Raw::accept(&listener).await;
+    let client = within("connecting", connecting).await.unwrap().unwrap();
+    let peer = client.peer_addr();
+    // A stream that has begun, and one of every kind that has not.
+    let begun = client.stream("begun");
+    raw.frame().await.unwrap();
+    raw.send(&[stream_response("begun", 100), vec![1; 10]].concat()).await;
+    let mut begun = within("the stream", begun).await.unwrap();
+    assert_eq!(within("a piece", begun.next_piece()).await.unwrap().unwrap().len(), 10);
+    let mut calls = vec![client.send_rpc("1"), client.fetch_chunk(1, 1), client.upload_stream("m", "data")];
+    let (mut stream, mut meta) = (client.stream("s"), client.merged_block_meta("a", 1, 2, 3));
+    let waker = Arc::new(Counting(AtomicUsize::new(0)));
+    let task = std::task::Waker::from(Arc::clone(&waker));
+    let mut cx = Context::from_waker(&task);
+    for call in &mut calls {
+        assert!(call.poll_unpin(&mut cx).is_pending());
+    }
+    assert!(stream.poll_unpin(&mut cx).is_pending() && meta.poll_unpin(&mut cx).is_pending());
+    let (c, d) = (client.clone(), client.clone());
+    let closed = tokio::spawn(async move { c.closed().await });
+    // A reader that waits in the pipe.
+    let reading = tokio::spawn(async move { (begun.next_piece().await, begun.next_piece().await.is_none()) });
+    // An attempt to connect that never ends: the backlog accepts it, the bootstrap waits.
+    let bootstrapped = context.create_client_factory_with(vec![Arc::new(Endless)]);
+    let attempt = bootstrapped.clone();
+    let in_other = handle.spawn(async move { attempt.create_client(address).await.map(drop) });
+    let waiting = Raw::accept(&listener).await;
+    let attempt = bootstrapped.clone();
+    // Shares the attempt that runs in the other runtime.
+    let mut shared = Box::pin(async move { attempt.create_client(address).await.map(drop) });
+    assert!(shared.poll_unpin(&mut cx).is_pending());
+
+    tokio::task::spawn_blocking(move || drop(other)).await.unwrap();
+    for call in calls {
+        assert_lost(&within("a failure", call).await.unwrap_err(), peer);
+    }
+    assert_lost(&within("the stream", stream).await.unwrap_err(), peer);
+    assert_lost(&within("the meta", meta).await.unwrap_err(), peer);
+    assert!(waker.0.load(Ordering::SeqCst) >= 5, "all were woken");
+    assert_lost(&within("closed", closed).await.unwrap(), peer);
+    let (error, ended) = within("the reader", reading).await.unwrap();
+    assert_lost(&error.unwrap().unwrap_err(), peer);
+    assert!(ended);
+    assert_lost(&within("afterwards", d.send_rpc("late")).await.unwrap_err(), peer);
+    let error = within("the shared attempt", shared).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Closed);
+    drop((in_other, waiting));
+    // The factory works on in this runtime.
+    let again = within("connecting again", factory.create_client(address)).await.unwrap();
+    let mut raw = Raw::accept(&listener).await;
+    let call = again.send_rpc("hello");
+    let id = request_id(&mut raw, RPC_REQUEST).await;
+    raw.send(&rpc_response(id, b"again")).await;
+    assert_eq!(within("the answer", call).await.unwrap(), "again");
+}
+
+struct Endless;
+
+impl network_common::TransportClientBootstrap for Endless {
+    fn do_bootstrap<'a>(&'a self, _: &'a TransportClient) -> BoxFuture<'a, Result<(), BoxError>> {
+        std::future::pending().boxed()
+    }
+}
+
+#[test]
+fn a_server_whose_runtime_dies_tells_its_handler_and_frees_its_port() {
+    let runtime =
+        || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let (server_side, client_side) = (runtime(), runtime());
+    let fixture = server_side.block_on(Fixture::new(&[]));
+    let mut raw = client_side.block_on(fixture.raw());
+    let peer = local(&raw);
+    client_side.block_on(async {
+        raw.echo(b"x").await;
+        raw.send(&[rpc(1, b"never"), chunk_request(NEVER, 1), upload(2, "sum", 100)].concat()).await;
+    });
+    let handler = Arc::clone(&fixture.handler);
+    client_side.block_on(eventually("all are served", || {
+        handler.futures.now() == 2 && handler.kept.lock().len() == 1
+    }));
+    drop(server_side);
+    client_side.block_on(async {
+        raw.until_end().await;
+        fixture.handler.assert_ended_quietly(peer).await;
+        // Answering late is harmless.
+        fixture.handler.kept.lock().pop().unwrap().reply("late");
+        assert_eq!(fixture.handler.futures.now(), 0);
+        let now = fixture.context.metrics().server().snapshot();
+        assert_eq!((now.connections, now.requests_being_served, now.chunks_in_transfer), (0, 0, 0));
+        fixture.context.create_server(fixture.address).await.expect("the port is free");
+    });
+}
+
+/// Calls back over the connection from the hook of a body that is released.
+#[derive(Default)]
+struct CallsBack;
+
+impl RpcHandler for CallsBack {
+    fn receive(&self, client: &TransportClient, message: Bytes, callback: RpcResponseCallback) {
+        drop(message);
+        struct Owner(TransportClient);
+        impl AsRef<[u8]> for Owner {
+            fn as_ref(&self) -> &[u8] {
+                &[1; 100_000]
+            }
+        }
+        impl Drop for Owner {
+            fn drop(&mut self) {
+                drop(self.0.send("released"));
+            }
+        }
+        callback.reply(Bytes::from_owner(Owner(client.clone())));
+    }
+
+    fn receive_merged_block_meta(
+        &self,
+        client: &TransportClient,
+        _: network_common::MergedBlockMetaRequest,
+        callback: network_common::MergedBlockMetaCallback,
+    ) {
+        let client = client.clone();
+        let body = ManagedBuffer::from(vec![2; 100_000]);
+        callback.reply(1, body.on_release(move || drop(client.send("released"))));
+    }
+
+    fn exception_caught(&self, _: &TransportError, _: &TransportClient) {}
+}
+
+/// On a thread of its own: a deadlock must fail the test, not hang it.
+fn without_deadlock(what: &str, test: impl Future<Output = ()> + Send + 'static) {
+    let (done, is_done) = std::sync::mpsc::channel();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.spawn(async move {
+        test.await;
+        done.send(()).unwrap();
+    });
+    let result = is_done.recv_timeout(LIMIT);
+    runtime.shutdown_background();
+    result.unwrap_or_else(|_| panic!("{what}"));
+}
+
+#[test]
+fn what_runs_when_a_body_is_released_may_use_the_connection() {
+    for kind in [RPC_REQUEST, META_REQUEST] {
+        without_deadlock("a hook that sends deadlocks", async move {
+            let context = TransportContext::new(TransportConf::new("test"), CallsBack);
+            let server = context.create_server("127.0.0.1:0").await.unwrap();
+            let mut raw = Raw::connect(server.local_addr()).await;
+            let request = match kind {
+                RPC_REQUEST => rpc(1, b""),
+                _ => frame(META_REQUEST, &[&[0; 8], &text("app"), &[0; 12]]),
+            };
+            raw.send(&request).await;
+            let answer = raw.frame().await.unwrap();
+            assert_eq!(answer.rest.len(), 100_000 + 12);
+            let hook = raw.frame().await.unwrap();
+            assert_eq!((hook.kind, &hook.rest[4..]), (ONE_WAY, &b"released"[..]));
+            // Also when the connection ends with the body unsent: the peer asks for a lot, reads nothing, goes away.
+            let many: Vec<u8> = (0..200).flat_map(|_| request.clone()).collect();
+            raw.send(&many).await;
+            raw.reset();
+            let metrics = context.metrics();
+            eventually("the end", || metrics.server().snapshot().connections == 0).await;
+        });
+    }
+}
+
+#[test]
+fn the_hook_of_a_refused_or_unsent_upload_may_use_the_connection() {
+    without_deadlock("a hook that asks deadlocks", async {
+        let (mut raw, client, _context) = raw_server_with(&[("spark.test.io.maxWriteQueueSize", "1m")]).await;
+        let body = || {
+            let client = client.clone();
+            ManagedBuffer::from(vec![1; 16 << 20]).on_release(move || {
+                client.outstanding_requests();
+            })
+        };
+        let first = client.upload_stream("fits into the empty queue", body());
+        raw.frame().await.unwrap();
+        let refused = within("the refusal", client.upload_stream("refused", body())).await;
+        assert_eq!(refused.unwrap_err().kind(), ErrorKind::Limit);
+        let queued = client.upload_stream(
+            "",
+            ManagedBuffer::from("").on_release({
+                let client = client.clone();
+                move || {
+                    client.outstanding_requests();
+                }
+            }),
+        );
+        raw.reset();
+        within("the first", first).await.unwrap_err();
+        within("the queued", queued).await.unwrap_err();
+        // After the end.
+        within("the late", client.upload_stream("late", body())).await.unwrap_err();
+    });
+}
+
+/// Hands the data of uploads to a task and answers at once.
+struct HandsOn(tokio::sync::mpsc::UnboundedSender<Result<Bytes, TransportError>>);
+
+impl RpcHandler for HandsOn {
+    fn receive(&self, _: &TransportClient, _: Bytes, callback: RpcResponseCallback) {
+        callback.reply("");
+    }
+
+    fn receive_stream(
+        &self,
+        _: &TransportClient,
+        _: Bytes,
+        data: StreamBody,
+    ) -> BoxFuture<'static, Result<Bytes, BoxError>> {
+        let results = self.0.clone();
+        async move {
+            tokio::spawn(async move { results.send(data.collect().await) });
+            Ok(Bytes::from("handed on"))
+        }
+        .boxed()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upload_may_be_read_by_another_task_after_its_handler_has_finished() {
+    let (sender, mut results) = tokio::sync::mpsc::unbounded_channel();
+    let context = TransportContext::new(TransportConf::new("test"), HandsOn(sender));
+    let server = context.create_server("127.0.0.1:0").await.unwrap();
+    for _ in 0..5 {
+        let mut raw = Raw::connect(server.local_addr()).await;
+        raw.send(&upload(1, "", 5_000_000)).await;
+        let data = pattern(5_000_000);
+        for piece in data.chunks(100_000) {
+            raw.send(piece).await;
+        }
+        let answer = raw.frame().await.unwrap();
+        assert_eq!((answer.kind, &answer.rest[12..]), (RPC_RESPONSE, &b"handed on"[..]));
+        let result = within("the data", results.recv()).await.unwrap();
+        assert_eq!(result.unwrap(), data);
+    }
+}

@@ -1,0 +1,138 @@
+//! Release hooks are the user's code: whatever they call, also on the same connection, must not lock up.
+
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use network_common::{
+    BoxError, ManagedBuffer, RpcHandler, RpcResponseCallback, StreamManager, TransportClient, TransportConf,
+    TransportContext,
+};
+
+/// Serves chunks whose hook uses the connection that they were sent on.
+struct Chunks(SyncSender<()>);
+
+fn hooked(client: &TransportClient, released: &SyncSender<()>, length: usize) -> ManagedBuffer {
+    let (client, released) = (client.clone(), released.clone());
+    ManagedBuffer::from(vec![1; length]).on_release(move || {
+        client.outstanding_requests();
+        // The connection may be gone by now; that this returns is what counts.
+        let _ = client.send("released");
+        drop(client);
+        released.send(()).expect("the test listens");
+    })
+}
+
+impl StreamManager for Chunks {
+    fn get_chunk<'a>(
+        &'a self,
+        client: &'a TransportClient,
+        _: i64,
+        length: i32,
+    ) -> BoxFuture<'a, Result<ManagedBuffer, BoxError>> {
+        Box::pin(async move { Ok(hooked(client, &self.0, length as usize)) })
+    }
+}
+
+impl RpcHandler for Chunks {
+    fn receive(&self, _: &TransportClient, message: Bytes, callback: RpcResponseCallback) {
+        callback.reply(message);
+    }
+
+    fn receive_stream(
+        &self,
+        _: &TransportClient,
+        meta: Bytes,
+        _: network_common::StreamBody,
+    ) -> BoxFuture<'static, Result<Bytes, BoxError>> {
+        Box::pin(async move { Ok(meta) })
+    }
+
+    fn stream_manager(&self) -> &dyn StreamManager {
+        self
+    }
+}
+
+/// Runs `test` with a connection of its own, on a thread that is not waited for: a hook that locks up never ends.
+fn run(test: impl AsyncFnOnce(TransportClient, SyncSender<()>) + Send + 'static) -> Receiver<()> {
+    let (released, releases) = sync_channel(100);
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+        runtime.block_on(async {
+            let context = TransportContext::new(TransportConf::new("test"), Chunks(released.clone()));
+            let server = context.create_server("127.0.0.1:0").await.expect("server");
+            let factory = context.create_client_factory();
+            let client = factory.create_client(server.local_addr()).await.expect("client");
+            test(client, released).await;
+        });
+    });
+    releases
+}
+
+fn released(releases: &Receiver<()>) {
+    releases.recv_timeout(Duration::from_secs(10)).expect("the hook locked up, or never ran");
+}
+
+#[test]
+fn mwh_06_a_hook_may_use_the_connection_when_its_body_was_written() {
+    let releases = run(async |client, _| {
+        for length in [0, 10, 100_000] {
+            let chunk = client.fetch_chunk(1, length).await.expect("chunk");
+            assert_eq!(chunk.len(), length as usize);
+        }
+        client.closed().await;
+    });
+    (0..3).for_each(|_| released(&releases));
+}
+
+#[test]
+fn mwh_06_a_hook_may_use_the_connection_when_its_upload_was_written() {
+    let releases = run(async |client, released| {
+        let data = hooked(&client, &released, 100_000);
+        assert_eq!(client.upload_stream("meta", data).await.expect("answer"), "meta");
+        client.closed().await;
+    });
+    released(&releases);
+}
+
+#[test]
+fn mwh_06_a_hook_may_use_the_connection_when_its_upload_is_refused() {
+    let releases = run(async |client, released| {
+        client.close();
+        client.closed().await;
+        let data = hooked(&client, &released, 100_000);
+        client.upload_stream("meta", data).await.expect_err("closed");
+    });
+    released(&releases);
+}
+
+/// Nobody reads at the other end, so that the body is still queued when the connection ends.
+#[test]
+fn mwh_06_a_hook_may_use_the_connection_when_that_ends() {
+    let (released_by, releases) = sync_channel(100);
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+        runtime.block_on(async {
+            let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("listener");
+            let context = TransportContext::new(TransportConf::new("test"), Chunks(released_by.clone()));
+            let factory = context.create_client_factory();
+            let address = silent.local_addr().expect("address");
+            let client = factory.create_client(address).await.expect("client");
+            let (socket, _) = silent.accept().await.expect("accepted");
+            let uploads: Vec<_> = (0..2)
+                .map(|_| client.upload_stream("meta", hooked(&client, &released_by, 12 << 20)))
+                .collect();
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            drop(socket);
+            for upload in uploads {
+                upload.await.expect_err("the connection ended");
+            }
+            // The driver lets go of the batch that it was writing.
+            client.closed().await;
+            drop(client);
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        });
+    });
+    (0..2).for_each(|_| released(&releases));
+}

@@ -1,0 +1,542 @@
+//! What peers can make us hold: memory, threads, tasks, file descriptors; and that nothing of it stays.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(unsafe_code, reason = "a counting allocator")]
+
+mod hostile_support;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicIsize, Ordering};
+use std::time::Duration;
+
+use futures::FutureExt;
+use futures::future::join_all;
+use hostile_support::*;
+use network_common::{ErrorKind, TransportConf, TransportContext};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+/// Counts live bytes, and the most there were.
+struct Counting;
+
+static LIVE: AtomicIsize = AtomicIsize::new(0);
+static PEAK: AtomicIsize = AtomicIsize::new(0);
+
+fn count(bytes: isize) {
+    let live = LIVE.fetch_add(bytes, Ordering::Relaxed) + bytes;
+    PEAK.fetch_max(live, Ordering::Relaxed);
+}
+
+// SAFETY: every call is handed on to the system's allocator unchanged.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count(layout.size() as isize);
+        // SAFETY: the caller keeps the contract.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        count(layout.size() as isize);
+        // SAFETY: the caller keeps the contract.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
+        count(-(layout.size() as isize));
+        // SAFETY: the caller keeps the contract.
+        unsafe { System.dealloc(memory, layout) }
+    }
+
+    unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        count(size as isize - layout.size() as isize);
+        // SAFETY: the caller keeps the contract.
+        unsafe { System.realloc(memory, layout, size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+const MIB: isize = 1 << 20;
+
+fn live() -> isize {
+    LIVE.load(Ordering::Relaxed)
+}
+
+fn open_files() -> usize {
+    std::fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+/// The counters are those of the process: one test at a time, in a runtime of its own.
+fn alone(blocking_threads: usize, test: impl Future<Output = ()> + Send + 'static) {
+    static ALONE: parking_lot::Mutex<()> = parking_lot::Mutex::new(());
+    let _alone = ALONE.lock();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .max_blocking_threads(blocking_threads)
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async { runtime.spawn(test).await.unwrap() });
+}
+
+/// The most that was live, above what is live now, until [`Peak::so_far`].
+struct Peak(isize);
+
+impl Peak {
+    fn start() -> Self {
+        let now = live();
+        PEAK.store(now, Ordering::Relaxed);
+        Self(now)
+    }
+
+    fn so_far(&self) -> isize {
+        PEAK.load(Ordering::Relaxed) - self.0
+    }
+}
+
+/// Waits until nothing has moved for a while: the stalled peers' sockets are full.
+async fn settled(fixture: &Fixture) {
+    let metrics = fixture.context.metrics();
+    let mut last = (0, 0);
+    let mut quiet = 0;
+    within("the server to stop", async {
+        while quiet < 20 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            let now = metrics.server().snapshot();
+            let moved = (now.bytes_in, now.bytes_out);
+            quiet = if moved == last { quiet + 1 } else { 0 };
+            last = moved;
+        }
+    })
+    .await;
+}
+
+#[test]
+fn a_gigabyte_of_chunks_for_a_peer_that_does_not_read_is_made_as_it_can_be_sent() {
+    alone(8, async {
+        let fixture = Fixture::new(&[("spark.test.io.maxWriteQueueSize", "16m")]).await;
+        let mut raw = fixture.raw().await;
+        let peak = Peak::start();
+        let requests: Vec<u8> = (0..256).flat_map(|i| chunk_request(MEBIBYTES, i)).collect();
+        raw.send(&requests).await;
+        settled(&fixture).await;
+        fixture.assert_serves().await;
+        // 4 chunks fill the queue; one more may be under way, and one batch is being written.
+        let bodies = &fixture.handler.bodies;
+        assert!((1..=8).contains(&bodies.peak()), "{} chunks of 4 MiB alive", bodies.peak());
+        assert!(peak.so_far() < 40 * MIB, "{} MiB", peak.so_far() / MIB);
+        // All of them arrive when the peer reads at last.
+        let mut answer = vec![0; (4 << 20) + 21];
+        for i in 0..256_usize {
+            within("a chunk", raw.0.read_exact(&mut answer)).await.unwrap();
+            assert_eq!(answer[8..21], chunk_success(MEBIBYTES, i as i32, &[])[8..]);
+            assert!(answer[21] == i as u8 && answer[answer.len() - 1] == i as u8);
+        }
+        assert!(bodies.peak() <= 8, "{} chunks of 4 MiB alive", bodies.peak());
+        assert!(peak.so_far() < 44 * MIB, "{} MiB", peak.so_far() / MIB);
+        raw.echo(b"alive").await;
+        eventually("all are released", || bodies.now() == 0).await;
+    });
+}
+
+#[test]
+fn a_gigabyte_of_echoes_for_a_peer_that_does_not_read_is_left_in_the_sockets() {
+    alone(8, async {
+        let fixture = Fixture::new(&[("spark.test.io.maxWriteQueueSize", "16m")]).await;
+        let (mut read, mut write) = fixture.raw().await.0.into_split();
+        let request = rpc(5, &vec![6; 4 << 20]);
+        let size = request.len();
+        let peak = Peak::start();
+        let writing = tokio::spawn(async move {
+            for _ in 0..256 {
+                write.write_all(&request).await.unwrap();
+            }
+            write
+        });
+        settled(&fixture).await;
+        fixture.assert_serves().await;
+        let metrics = fixture.context.metrics();
+        let received = metrics.server().snapshot().bytes_in;
+        assert!(received < 64 << 20, "{} MiB were read from a peer that reads nothing", received >> 20);
+        assert!(peak.so_far() < 64 * MIB, "{} MiB", peak.so_far() / MIB);
+        let mut answer = vec![0; size];
+        for _ in 0..256 {
+            within("an echo", read.read_exact(&mut answer)).await.unwrap();
+            assert_eq!((answer[8], answer[21], answer[size - 1]), (RPC_RESPONSE, 6, 6));
+        }
+        // Up to 64 MiB of idle buffers are kept for the next bodies.
+        assert!(peak.so_far() < 128 * MIB, "{} MiB", peak.so_far() / MIB);
+        drop(within("the writer", writing).await.unwrap());
+    });
+}
+
+#[test]
+fn a_gigabyte_of_answers_to_small_requests_is_not_made_at_once() {
+    alone(8, async {
+        let fixture = Fixture::new(&[("spark.test.io.maxWriteQueueSize", "16m")]).await;
+        let mut raw = fixture.raw().await;
+        // All of them fit into one read of the server.
+        let requests: Vec<u8> = (0..256).flat_map(|i| rpc(i, b"big 4194304")).collect();
+        raw.send(&requests).await;
+        settled(&fixture).await;
+        fixture.assert_serves().await;
+        let bodies = &fixture.handler.bodies;
+        assert!((1..=8).contains(&bodies.peak()), "{} answers of 4 MiB alive", bodies.peak());
+        let mut answer = vec![0; (4 << 20) + 21];
+        for i in 0..256_i64 {
+            within("an answer", raw.0.read_exact(&mut answer)).await.unwrap();
+            assert_eq!((answer[8], &answer[9..17]), (RPC_RESPONSE, &i.to_be_bytes()[..]));
+        }
+        raw.echo(b"alive").await;
+        eventually("all are released", || bodies.now() == 0).await;
+    });
+}
+
+#[test]
+fn long_stream_names_are_counted_by_their_bytes() {
+    alone(8, async {
+        let fixture = Fixture::new(&[("spark.test.io.maxWriteQueueSize", "16m")]).await;
+        let request = stream_request(&format!("missing {}", "x".repeat(8 << 20)));
+        let first = stream_request("never");
+        let peak = Peak::start();
+        // One request that is never answered holds up those behind it; then answers that are not read.
+        for hold in [true, false] {
+            let (mut read, mut write) = fixture.raw().await.0.into_split();
+            if hold {
+                within("writing", write.write_all(&first)).await.unwrap();
+            }
+            let request = request.clone();
+            let writing = tokio::spawn(async move {
+                for _ in 0..64 {
+                    write.write_all(&request).await?;
+                }
+                std::io::Result::Ok(write)
+            });
+            settled(&fixture).await;
+            fixture.assert_serves().await;
+            assert!(peak.so_far() < 128 * MIB, "hold {hold}: {} MiB", peak.so_far() / MIB);
+            if hold {
+                writing.abort();
+                drop(writing.await);
+            } else {
+                let mut answer = vec![0; 256 << 10];
+                let length = within("answers", read.read_u64()).await.unwrap();
+                let mut left = 64 * length - 8;
+                while left > 0 {
+                    let count = answer.len().min(left as usize);
+                    left -= within("answers", read.read_exact(&mut answer[..count])).await.unwrap() as u64;
+                }
+                drop(within("the writer", writing).await.unwrap().unwrap());
+            }
+        }
+    });
+}
+
+#[test]
+fn announced_lengths_reserve_nothing() {
+    alone(8, async {
+        let fixture = Fixture::new(&[]).await;
+        let peak = Peak::start();
+        let mut raws = Vec::new();
+        for i in 0..200_i64 {
+            let mut raw = fixture.raw().await;
+            let mut bytes = match i % 4 {
+                0 => rpc(1, b"x"),
+                1 => one_way(b"x"),
+                2 => stream_request("some"),
+                _ => upload(1, "hold", i64::MAX),
+            };
+            if i % 4 < 2 {
+                bytes[..8].copy_from_slice(&(200_i64 << 20).to_be_bytes());
+            } else if i % 4 == 2 {
+                bytes[..8].copy_from_slice(&(15_i64 << 20).to_be_bytes());
+            }
+            raw.send(&bytes).await;
+            raws.push(raw);
+        }
+        settled(&fixture).await;
+        // 50 uploads with a buffer of 256 KiB for the next piece, 100 requests with one of 64 KiB, and the connections.
+        let expected = 50 * 256 + 100 * 64 + 200 * 16;
+        assert!(peak.so_far() < expected * 1024, "{} KiB", peak.so_far() / 1024);
+        fixture.assert_serves().await;
+    });
+}
+
+#[test]
+fn uploads_nobody_reads_hold_a_mebibyte_each() {
+    alone(8, async {
+        let fixture = Fixture::new(&[]).await;
+        let peak = Peak::start();
+        let mut uploads = Vec::new();
+        for _ in 0..8 {
+            let (read, mut write) = fixture.raw().await.0.into_split();
+            let writing = tokio::spawn(async move {
+                write.write_all(&upload(1, "hold", i64::MAX)).await?;
+                let block = [0; 16 << 10];
+                loop {
+                    write.write_all(&block).await?;
+                }
+                #[allow(unreachable_code, reason = "gives the block its type")]
+                Ok::<(), std::io::Error>(())
+            });
+            uploads.push((read, writing));
+        }
+        settled(&fixture).await;
+        assert!(peak.so_far() < 8 * (3 * MIB / 2) + 4 * MIB, "{} KiB", peak.so_far() / 1024);
+        fixture.assert_serves().await;
+        for (read, writing) in uploads {
+            writing.abort();
+            drop((read, writing.await));
+        }
+    });
+}
+
+/// 16 peers that ask for files and do not read, in a runtime with 4 blocking threads.
+fn stalled_files(mode: &'static str, name: &'static str) {
+    alone(4, async move {
+        let file = sparse_file(64 << 20);
+        let fixture = Fixture::new(&[("spark.test.io.mode", mode)]).await;
+        *fixture.handler.file.lock() = file.path().to_owned();
+        let peak = Peak::start();
+        let mut stalled = Vec::new();
+        for _ in 0..16 {
+            let mut raw = fixture.raw().await;
+            let requests: Vec<u8> = (0..100).flat_map(|_| chunk_request(FILE, 64)).collect();
+            raw.send(&requests).await;
+            stalled.push(raw);
+        }
+        settled(&fixture).await;
+        for _ in 0..5 {
+            let mut raw = fixture.raw().await;
+            raw.send(&chunk_request(FILE, 2)).await;
+            let answer = raw.frame().await.expect(name);
+            assert_eq!((answer.kind, answer.rest.len()), (CHUNK_SUCCESS, 12 + (2 << 20)));
+            raw.echo(b"and others").await;
+        }
+        assert!(peak.so_far() < 100 * MIB, "{} MiB", peak.so_far() / MIB);
+        // One of them reads after all.
+        let mut answer = vec![0; 21 + (64 << 20)];
+        within("a chunk", stalled[7].0.read_exact(&mut answer)).await.unwrap();
+        assert_eq!(answer[8], CHUNK_SUCCESS);
+        // They go; nothing stays.
+        drop(stalled);
+        let metrics = fixture.context.metrics();
+        eventually("all are gone", || {
+            let now = metrics.server().snapshot();
+            (now.connections, now.chunks_in_transfer, fixture.handler.bodies.now()) == (0, 0, 0)
+        })
+        .await;
+    });
+}
+
+#[test]
+fn stalled_peers_of_sendfile_hold_no_blocking_thread() {
+    stalled_files("AUTO", "sendfile");
+}
+
+#[test]
+fn stalled_peers_of_files_in_pieces_hold_no_blocking_thread() {
+    stalled_files("NIO", "pieces");
+}
+
+#[test]
+fn cfh_01_chunks_never_sent_do_not_count_as_transferred_for_ever() {
+    alone(8, async {
+        let fixture = Fixture::new(&[
+            ("spark.shuffle.maxChunksBeingTransferred", "1000"),
+            ("spark.test.io.maxWriteQueueSize", "8m"),
+        ])
+        .await;
+        let metrics = fixture.context.metrics();
+        for round in 0..8 {
+            let mut raw = fixture.raw().await;
+            let stream = if round % 2 == 0 { MEBIBYTES } else { NEVER };
+            raw.send(&(0..300).flat_map(|i| chunk_request(stream, i)).collect::<Vec<u8>>()).await;
+            eventually("they are counted", || metrics.server().snapshot().chunks_in_transfer == 300).await;
+            if round % 4 < 2 {
+                raw.reset()
+            } else {
+                drop(raw)
+            }
+            eventually_or(
+                || format!("round {round}: the gauge is back: {:?}", metrics.server().snapshot()),
+                || metrics.server().snapshot().chunks_in_transfer == 0,
+            )
+            .await;
+        }
+        // Over the limit: closed without an answer, and the error says why.
+        let mut raw = fixture.raw().await;
+        let peer = local(&raw);
+        raw.send(&(0..2000).flat_map(|i| chunk_request(NEVER, i)).collect::<Vec<u8>>()).await;
+        raw.assert_closed_silently("over the limit").await;
+        let (kind, text) = fixture.handler.exception(peer).await;
+        assert_eq!(kind, ErrorKind::Limit);
+        assert!(text.contains("spark.shuffle.maxChunksBeingTransferred") && text.contains("1000"), "{text}");
+        eventually("the gauge is back", || metrics.server().snapshot().chunks_in_transfer == 0).await;
+        fixture.assert_serves().await;
+    });
+}
+
+#[test]
+fn a_thousand_connections_leave_nothing_behind() {
+    alone(8, async {
+        let fixture = Fixture::new(&[("spark.test.io.maxWriteQueueSize", "1m")]).await;
+        let file = sparse_file(64 << 20);
+        *fixture.handler.file.lock() = file.path().to_owned();
+        let metrics = fixture.context.metrics();
+        let runtime = tokio::runtime::Handle::current();
+        let alive = || runtime.metrics().num_alive_tasks();
+        let is_quiet = || {
+            let now = metrics.server().snapshot();
+            now.connections == 0 && fixture.handler.bodies.now() == 0 && fixture.handler.futures.now() == 0
+        };
+        let files_before = open_files();
+        let tasks_before = alive();
+        let mut after_warm_up = 0;
+        for round in 0..6 {
+            for batch in 0..4 {
+                let raws = join_all((0..50).map(|_| fixture.raw())).await;
+                for (i, mut raw) in raws.into_iter().enumerate() {
+                    let bytes = match (i + batch) % 10 {
+                        0 => Vec::new(),
+                        1 => rpc(1, b"echo"),
+                        2 => rpc(1, b"echo")[..15].to_vec(),
+                        3 => rpc(1, &vec![1; 100_000])[..50_000].to_vec(),
+                        4 => [upload(1, "sum", 1 << 20), vec![0; 1000]].concat(),
+                        5 => (0..100).flat_map(|i| chunk_request(MEBIBYTES, i)).collect(),
+                        6 => [chunk_request(FILE, 64), chunk_request(FILE, 64)].concat(),
+                        7 => chunk_request(NEVER, 1),
+                        8 => rpc(1, b"later"),
+                        _ => vec![0xff; 100],
+                    };
+                    // It may already be closed.
+                    drop(within("writing", raw.0.write_all(&bytes)).await);
+                    match i % 3 {
+                        0 => raw.reset(),
+                        1 => drop(raw),
+                        _ => {
+                            drop(raw.0.shutdown().await);
+                            raw.until_end().await;
+                        }
+                    }
+                }
+                eventually_or(
+                    || format!("{:?} {:?}", metrics.server().snapshot(), fixture.handler.futures),
+                    is_quiet,
+                )
+                .await;
+            }
+            fixture.handler.seen.lock().clear();
+            fixture.handler.seen.lock().shrink_to_fit();
+            eventually_or(
+                || format!("{} tasks instead of {tasks_before}", alive()),
+                || alive() <= tasks_before && is_quiet(),
+            )
+            .await;
+            // One more: the first file that was sent by the kernel opened /dev/null, for good.
+            eventually_or(|| format!("{} files", open_files()), || open_files() <= files_before + 1).await;
+            if round == 0 {
+                after_warm_up = live();
+            }
+        }
+        let now = metrics.server().snapshot();
+        // Those that were reset may have been gone before they were accepted.
+        assert!(now.connections_total >= 800);
+        assert_eq!((now.requests_being_served, now.queued_bytes, now.chunks_in_transfer), (0, 0, 0));
+        // 1000 connections came and went since the first measurement.
+        eventually_or(
+            || format!("{} bytes more than after the first round", live() - after_warm_up),
+            || live() - after_warm_up < 200_000,
+        )
+        .await;
+    });
+}
+
+#[test]
+fn clients_and_factories_leave_nothing_behind() {
+    alone(8, async {
+        let fixture = Fixture::new(&[]).await;
+        let runtime = tokio::runtime::Handle::current();
+        let alive = || runtime.metrics().num_alive_tasks();
+        let (files_before, tasks_before) = (open_files(), alive());
+        let mut after_warm_up = 0;
+        for round in 0..5 {
+            for i in 0..40 {
+                let context = TransportContext::new(TransportConf::new("test"), Obedient::default());
+                let factory = context.create_client_factory();
+                let client = match i % 4 {
+                    3 => {
+                        within("connecting", factory.create_unmanaged_client(fixture.address)).await.unwrap()
+                    }
+                    _ => within("connecting", factory.create_client(fixture.address)).await.unwrap(),
+                };
+                let calls = [client.send_rpc("never"), client.fetch_chunk(NEVER, 1), client.send_rpc("echo")];
+                match i % 4 {
+                    0 => drop(factory),
+                    1 => factory.close(),
+                    2 => client.close(),
+                    _ => drop((client, factory)),
+                }
+                for (place, call) in calls.into_iter().enumerate() {
+                    if i % 4 == 3 {
+                        // Futures keep the connection: only the one that is answered can be waited for.
+                        if place == 2 {
+                            assert_eq!(within("the echo", call).await.unwrap(), "echo");
+                        } else {
+                            let mut call = call;
+                            assert!((&mut call).now_or_never().is_none_or(|result| result.is_err()));
+                        }
+                    } else if let Err(error) = within("an end", call).await {
+                        assert_lost(&error, fixture.address);
+                    }
+                }
+                fixture.handler.kept.lock().clear();
+                let metrics = context.metrics();
+                eventually_or(
+                    || format!("{i}: {:?}", metrics.client().snapshot()),
+                    || {
+                        let now = metrics.client().snapshot();
+                        (now.connections, now.requests_in_flight, now.queued_bytes) == (0, 0, 0)
+                    },
+                )
+                .await;
+            }
+            fixture.handler.kept.lock().clear();
+            fixture.handler.seen.lock().clear();
+            fixture.handler.seen.lock().shrink_to_fit();
+            eventually_or(|| format!("{} tasks, {tasks_before} before", alive()), || alive() <= tasks_before)
+                .await;
+            eventually_or(|| format!("{} files", open_files()), || open_files() <= files_before).await;
+            if round == 0 {
+                after_warm_up = live();
+            }
+        }
+        eventually_or(
+            || format!("{} bytes more than after the first round", live() - after_warm_up),
+            || live() - after_warm_up < 200_000,
+        )
+        .await;
+    });
+}
+
+#[test]
+fn a_peer_that_goes_away_while_the_stream_manager_is_stuck_is_noticed() {
+    alone(8, async {
+        let fixture = Fixture::new(&[]).await;
+        // Fewer than those that wait for their turn before the peer is no longer read, and its end no longer seen.
+        for reset in [false, true] {
+            let mut raw = fixture.raw().await;
+            let peer = local(&raw);
+            raw.send(&(0..1000).flat_map(|i| chunk_request(NEVER, i)).collect::<Vec<u8>>()).await;
+            settled(&fixture).await;
+            if reset {
+                raw.reset()
+            } else {
+                drop(raw)
+            }
+            let handler = &fixture.handler;
+            eventually("the end", || handler.seen(peer).last() == Some(&Seen::Inactive)).await;
+            eventually("the stream manager's future is dropped", || handler.futures.now() == 0).await;
+        }
+    });
+}

@@ -1,0 +1,111 @@
+//! Any message is decoded to what was encoded, and any bitmap that can be read can be written and read again.
+
+#![no_main]
+
+use arbitrary::Arbitrary;
+use bytes::Bytes;
+use libfuzzer_sys::fuzz_target;
+use network_common::protocol::{
+    Event, FrameDecoder, MergedBlockMetaRequest, Message, Reader, put_bitmap, read_bitmaps,
+};
+
+#[derive(Debug, Arbitrary)]
+enum Any {
+    ChunkFetchRequest(i64, i32),
+    ChunkFetchSuccess(i64, i32, Vec<u8>),
+    ChunkFetchFailure(i64, i32, String),
+    RpcRequest(i64, Vec<u8>),
+    RpcResponse(i64, Vec<u8>),
+    RpcFailure(i64, String),
+    StreamRequest(String),
+    StreamResponse(String, Vec<u8>),
+    StreamFailure(String, String),
+    OneWayMessage(Vec<u8>),
+    UploadStream(i64, Vec<u8>, Vec<u8>),
+    MergedBlockMetaRequest(i64, String, i32, i32, i32),
+    MergedBlockMetaSuccess(i64, i32, Vec<u8>),
+}
+
+impl Any {
+    /// The message, and the body that follows its frame.
+    fn message(self) -> (Message<Bytes>, Vec<u8>) {
+        let message = match self {
+            Self::ChunkFetchRequest(stream_id, chunk_index) => {
+                Message::ChunkFetchRequest { stream_id, chunk_index }
+            }
+            Self::ChunkFetchSuccess(stream_id, chunk_index, body) => {
+                Message::ChunkFetchSuccess { stream_id, chunk_index, body: body.into() }
+            }
+            Self::ChunkFetchFailure(stream_id, chunk_index, error) => {
+                Message::ChunkFetchFailure { stream_id, chunk_index, error }
+            }
+            Self::RpcRequest(request_id, body) => Message::RpcRequest { request_id, body: body.into() },
+            Self::RpcResponse(request_id, body) => Message::RpcResponse { request_id, body: body.into() },
+            Self::RpcFailure(request_id, error) => Message::RpcFailure { request_id, error },
+            Self::StreamRequest(stream_id) => Message::StreamRequest { stream_id },
+            Self::StreamResponse(stream_id, body) => {
+                return (Message::StreamResponse { stream_id, byte_count: body.len() as i64 }, body);
+            }
+            Self::StreamFailure(stream_id, error) => Message::StreamFailure { stream_id, error },
+            Self::OneWayMessage(body) => Message::OneWayMessage { body: body.into() },
+            Self::UploadStream(request_id, meta, body) => {
+                let byte_count = body.len() as i64;
+                return (Message::UploadStream { request_id, meta: meta.into(), byte_count }, body);
+            }
+            Self::MergedBlockMetaRequest(request_id, app_id, shuffle_id, shuffle_merge_id, reduce_id) => {
+                Message::MergedBlockMetaRequest(MergedBlockMetaRequest {
+                    request_id,
+                    app_id,
+                    shuffle_id,
+                    shuffle_merge_id,
+                    reduce_id,
+                })
+            }
+            Self::MergedBlockMetaSuccess(request_id, num_chunks, body) => {
+                Message::MergedBlockMetaSuccess { request_id, num_chunks, body: body.into() }
+            }
+        };
+        (message, Vec::new())
+    }
+}
+
+fn check(bytes: Vec<u8>) {
+    let body = Bytes::from(bytes);
+    let mut reader = Reader::new(&body);
+    if let Ok(bitmap) = reader.bitmap() {
+        let used = body.len() - reader.remaining();
+        let mut again = Vec::new();
+        put_bitmap(&bitmap, &mut again).expect("a vector has room");
+        assert_eq!(Reader::new(&again).bitmap(), Ok(bitmap.clone()));
+        assert_eq!(read_bitmaps(&body.slice(..used), 1), Ok(vec![bitmap]));
+    }
+    let _ = Reader::new(&body).bitmap_array();
+    let _ = Reader::new(&body).string("text");
+}
+
+fuzz_target!(|input: (Vec<Any>, Vec<u8>)| {
+    let (messages, bitmap) = input;
+    check(bitmap);
+    for any in messages {
+        let (message, outside) = any.message();
+        let mut wire = message.encode().expect("far below the limit");
+        assert_eq!(wire[..8], (wire.len() as u64).to_be_bytes());
+        wire.extend_from_slice(&outside);
+        let (mut decoder, mut rest) = (FrameDecoder::default(), &wire[..]);
+        let mut streamed = Vec::new();
+        while let Some(event) = decoder.next_event(&mut rest).expect("well-formed") {
+            match event {
+                Event::Message(decoded) => assert_eq!(decoded, message),
+                Event::BodyStart { length, .. } if !outside.is_empty() => {
+                    assert_eq!(length, outside.len() as u64);
+                    decoder.stream_body();
+                }
+                Event::BodyStart { .. } => decoder.collect_body(true),
+                Event::Piece(piece) => streamed.extend_from_slice(&piece),
+                Event::BodyEnd => assert_eq!(streamed, outside),
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(decoder.finish(), Ok(()));
+    }
+});
