@@ -149,7 +149,7 @@ fn sizes() {
     for key in ["receiveBuffer", "sendBuffer"] {
         let key = format!("spark.shuffle.io.{key}");
         for none in ["0", "-1"] {
-            assert_eq!(with(&key, none).receive_buffer().or_else(|| with(&key, none).send_buffer()), None);
+            assert_eq!((with(&key, none).receive_buffer(), with(&key, none).send_buffer()), (None, None));
         }
     }
     for key in ["maxRequestSize", "maxWriteQueueSize"] {
@@ -308,6 +308,8 @@ async fn met_01_metrics() {
     .await;
     assert_eq!((server.snapshot().connections_total, client.snapshot().connections_total), (1, 1));
     let address = pair.client.peer_addr();
+    // The listener goes as soon as its task notices.
+    until(|| std::net::TcpStream::connect(address).is_err()).await;
     within(pair.factory.create_client(address)).await.unwrap_err();
     assert_eq!(value(&client.named(), "blocks-client.failures.Connect"), 1);
     assert!(server.named().iter().all(|(name, _)| !name.contains("failures")));

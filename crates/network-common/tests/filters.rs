@@ -12,7 +12,8 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use network_common::{
     BoxError, ByteFilter, ErrorKind, ManagedBuffer, RpcHandler, RpcResponseCallback, StreamBody,
-    StreamManager, TransportClient, TransportClientBootstrap, TransportContext, TransportServerBootstrap,
+    StreamManager, TransportClient, TransportClientBootstrap, TransportContext, TransportError,
+    TransportServerBootstrap,
 };
 use support::*;
 
@@ -78,7 +79,7 @@ impl Handshake {
         Self { kind, seen: Arc::default(), key: 5 }
     }
 
-    fn install(&self, client: &TransportClient, to_server: bool) {
+    fn install(&self, client: &TransportClient, to_server: bool) -> Result<(), TransportError> {
         let filter = |key, open| -> Box<dyn ByteFilter> {
             match self.kind {
                 "xor" => Box::new(Xor { position: 0, key, seen: self.seen.clone() }),
@@ -86,7 +87,7 @@ impl Handshake {
             }
         };
         let (seal, open) = if to_server { (self.key, 6) } else { (6, 5) };
-        client.install_filters(filter(seal, false), filter(open, true)).unwrap();
+        client.install_filters(filter(seal, false), filter(open, true))
     }
 }
 
@@ -96,7 +97,7 @@ impl TransportClientBootstrap for Handshake {
             if client.send_rpc("handshake").await? != "welcome" {
                 return Err("not welcome".into());
             }
-            self.install(client, true);
+            self.install(client, true)?;
             Ok(())
         })
     }
@@ -122,7 +123,7 @@ impl RpcHandler for Guard {
     fn receive(&self, client: &TransportClient, message: Bytes, callback: RpcResponseCallback) {
         if message == "handshake" {
             callback.reply("welcome");
-            self.handshake.install(client, false);
+            self.handshake.install(client, false).unwrap();
         } else {
             self.inner.receive(client, message, callback);
         }
@@ -198,6 +199,8 @@ async fn everything_passes_through_filters() {
         for body in [b, c, d, e] {
             assert!(body.unwrap() == content);
         }
+        // Once and for all.
+        assert_eq!(handshake.install(client, true).unwrap_err().kind(), ErrorKind::Refused);
         // No file went past the filter.
         let (at_server, at_client) =
             (pair.context.metrics().server().snapshot(), pair.client_context.metrics().client().snapshot());

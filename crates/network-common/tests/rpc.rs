@@ -156,12 +156,12 @@ async fn rpcs_and_one_ways_arrive_in_the_order_of_the_calls() {
     assert!(seen.lock().iter().copied().eq(0..3000));
 }
 
-/// Each upload's data by its meta; `fail/...` metas fail as RPC-10 says. The answer is the number of bytes.
-/// Meta and data of each upload.
+/// Meta and data of the uploads that arrived whole.
 type Received = Arc<Mutex<Vec<(Bytes, Bytes)>>>;
 
+/// Each upload's data by its meta; `fail/...` metas fail as RPC-10 says. The answer is the number of bytes.
 fn upload_suite() -> (Handler, Received) {
-    let received = Arc::new(Mutex::new(Vec::new()));
+    let received = Received::default();
     let store = Arc::clone(&received);
     let handler = Handler::new().on_upload(move |meta, mut data| {
         let store = Arc::clone(&store);
