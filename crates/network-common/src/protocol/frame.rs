@@ -251,18 +251,16 @@ fn decode(have: &[u8]) -> Result<(Event, usize), ProtocolError> {
     let in_hand = usize::try_from(payload).unwrap_or(usize::MAX).min(rest.len());
     let kind = rest.first().copied().unwrap_or_default();
     if let (Some(head), true) = (fixed_head(kind), payload > SMALL_FRAME as u64) {
-        let (message, _) = Message::decode_head(rest.get(..head).unwrap_or(rest))?;
+        let message = Message::decode(rest.get(..head).unwrap_or(rest), |_| ())?;
         return Ok((Event::BodyStart { message, length: payload - head as u64 }, LENGTH_FIELD + head));
     }
-    let frame = &rest[..in_hand];
-    let (message, head) = Message::decode_head(frame)?;
-    let event = match message {
-        Message::StreamResponse { byte_count, .. } | Message::UploadStream { byte_count, .. }
+    let event = match Message::decode(&rest[..in_hand], Bytes::copy_from_slice)? {
+        message @ (Message::StreamResponse { byte_count, .. } | Message::UploadStream { byte_count, .. })
             if byte_count > 0 =>
         {
-            Event::BodyStart { message, length: byte_count.unsigned_abs() }
+            Event::BodyStart { message: message.with_body(()), length: byte_count.unsigned_abs() }
         }
-        message => Event::Message(message.with_body(Bytes::copy_from_slice(&frame[head..]))),
+        message => Event::Message(message),
     };
     Ok((event, LENGTH_FIELD + in_hand))
 }

@@ -173,28 +173,13 @@ impl<B> Message<B> {
             }
         }
     }
-}
 
-impl Message<()> {
-    /// What to send when this response's body turns out to be unreadable before anything was written (wire 5).
-    /// `None` for messages that have no failure twin.
-    pub(crate) fn failure_twin(self, error: String) -> Option<Self> {
-        Some(match self {
-            Self::ChunkFetchSuccess { stream_id, chunk_index, .. } => {
-                Self::ChunkFetchFailure { stream_id, chunk_index, error }
-            }
-            Self::MergedBlockMetaSuccess { request_id, .. } => Self::RpcFailure { request_id, error },
-            Self::StreamResponse { stream_id, .. } => Self::StreamFailure { stream_id, error },
-            _ => return None,
-        })
-    }
-
-    /// Reads type and header fields from the front of a frame's payload; returns the bytes they took.
-    /// What is left is the body, or, for types without one, to be ignored.
-    pub(crate) fn decode_head(payload: &[u8]) -> Result<(Self, usize), ProtocolError> {
+    /// Reads type and header fields from the front of a frame's payload. What is left makes the body, or, for types without
+    /// one, is ignored.
+    pub(crate) fn decode(payload: &[u8], body: impl FnOnce(&[u8]) -> B) -> Result<Self, ProtocolError> {
         let mut reader = Reader::new(payload);
         let kind = reader.byte("message type")?;
-        let message = match kind {
+        Ok(match kind {
             0x00 => Self::ChunkFetchRequest {
                 stream_id: reader.long("stream id")?,
                 chunk_index: reader.int("chunk index")?,
@@ -202,7 +187,7 @@ impl Message<()> {
             0x01 => Self::ChunkFetchSuccess {
                 stream_id: reader.long("stream id")?,
                 chunk_index: reader.int("chunk index")?,
-                body: (),
+                body: body(reader.rest()),
             },
             0x02 => Self::ChunkFetchFailure {
                 stream_id: reader.long("stream id")?,
@@ -213,9 +198,9 @@ impl Message<()> {
                 let request_id = reader.long("request id")?;
                 reader.int("body length")?;
                 if kind == 0x03 {
-                    Self::RpcRequest { request_id, body: () }
+                    Self::RpcRequest { request_id, body: body(reader.rest()) }
                 } else {
-                    Self::RpcResponse { request_id, body: () }
+                    Self::RpcResponse { request_id, body: body(reader.rest()) }
                 }
             }
             0x05 => Self::RpcFailure {
@@ -233,7 +218,7 @@ impl Message<()> {
             },
             0x09 => {
                 reader.int("body length")?;
-                Self::OneWayMessage { body: () }
+                Self::OneWayMessage { body: body(reader.rest()) }
             }
             0x0a => Self::UploadStream {
                 request_id: reader.long("request id")?,
@@ -250,11 +235,25 @@ impl Message<()> {
             0x0c => Self::MergedBlockMetaSuccess {
                 request_id: reader.long("request id")?,
                 num_chunks: reader.int("chunk count")?,
-                body: (),
+                body: body(reader.rest()),
             },
             unknown => return Err(ProtocolError::UnknownType(unknown)),
-        };
-        Ok((message, payload.len() - reader.remaining()))
+        })
+    }
+}
+
+impl Message<()> {
+    /// What to send when this response's body turns out to be unreadable before anything was written (wire 5).
+    /// `None` for messages that have no failure twin.
+    pub(crate) fn failure_twin(self, error: String) -> Option<Self> {
+        Some(match self {
+            Self::ChunkFetchSuccess { stream_id, chunk_index, .. } => {
+                Self::ChunkFetchFailure { stream_id, chunk_index, error }
+            }
+            Self::MergedBlockMetaSuccess { request_id, .. } => Self::RpcFailure { request_id, error },
+            Self::StreamResponse { stream_id, .. } => Self::StreamFailure { stream_id, error },
+            _ => return None,
+        })
     }
 }
 

@@ -22,6 +22,11 @@ impl<'a> Reader<'a> {
         self.rest.len()
     }
 
+    /// What is left.
+    pub(super) fn rest(&self) -> &'a [u8] {
+        self.rest
+    }
+
     fn take(&mut self, count: usize, field: &'static str) -> Result<&'a [u8], ProtocolError> {
         match self.rest.split_at_checked(count) {
             Some((taken, rest)) => {
