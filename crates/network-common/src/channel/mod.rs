@@ -293,6 +293,7 @@ impl Connection {
         drop(session);
         self.resources.metrics.chunks_in_transfer.fetch_sub(unserved, Ordering::Relaxed);
         wakers.into_iter().for_each(std::task::Waker::wake);
+        self.shared.ended.notify_waiters();
         self.reader.end(error);
         guarded("on_release", || drop(unwritten));
         if let Some(server) = self.bulk_server.take() {

@@ -11,6 +11,7 @@ use std::task::Poll;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 
 pub use future::{ChunkFuture, MergedBlockMetaFuture, RequestFuture, RpcFuture, StreamFuture};
 
@@ -39,6 +40,8 @@ pub(crate) struct Shared {
     /// Filters wait in the session for the reader.
     pub(crate) filters_installed: AtomicBool,
     client_id: OnceLock<String>,
+    /// Tells those who wait for the end of the connection.
+    pub(crate) ended: Notify,
     /// Bytes read and written, for the idle clock.
     pub(crate) moved: AtomicU64,
 }
@@ -56,6 +59,7 @@ impl Shared {
             answers_full: AtomicBool::new(false),
             filters_installed: AtomicBool::new(false),
             client_id: OnceLock::new(),
+            ended: Notify::new(),
             moved: AtomicU64::new(0),
         }
     }
@@ -322,15 +326,16 @@ impl TransportClient {
 
     /// Resolves when the connection is gone, with the reason. Cancel safe.
     pub async fn closed(&self) -> TransportError {
-        std::future::poll_fn(|context| {
-            let mut session = self.0.shared.session.lock();
-            if let Some(error) = session.closed_by() {
-                return Poll::Ready(error.clone());
+        let shared = &self.0.shared;
+        loop {
+            let mut ended = std::pin::pin!(shared.ended.notified());
+            // From here on the end is noticed, so it cannot slip in between.
+            ended.as_mut().enable();
+            if let Some(error) = shared.session.lock().closed_by() {
+                return error.clone();
             }
-            session.watch(context.waker());
-            Poll::Pending
-        })
-        .await
+            ended.await;
+        }
     }
 }
 

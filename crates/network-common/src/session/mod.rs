@@ -76,7 +76,7 @@ pub(crate) struct Session {
     closed: Option<TransportError>,
     /// Set while the driver sleeps.
     driver: Option<Waker>,
-    /// Waiting for room in the write queue, or for the end.
+    /// Waiting for room in the write queue.
     watchers: Vec<Waker>,
 }
 
@@ -312,7 +312,7 @@ impl Session {
         self.driver.take()
     }
 
-    /// Remembers who waits for room in the write queue, or for the end of the connection.
+    /// Remembers who waits for room in the write queue; the end of the connection wakes them too.
     pub(crate) fn watch(&mut self, waker: &Waker) {
         if !self.watchers.iter().any(|known| known.will_wake(waker)) {
             self.watchers.push(waker.clone());
