@@ -97,6 +97,7 @@
 extern crate self as rpc_core;
 
 mod address;
+mod ask;
 mod call_context;
 mod conf;
 mod deadlines;
@@ -118,10 +119,11 @@ mod verifier;
 mod wire;
 
 pub use address::{RpcAddress, RpcEndpointAddress};
+pub use ask::Ask;
 pub use call_context::RpcCallContext;
 pub use conf::RpcConf;
 pub use endpoint::{EndpointContext, RpcEndpoint, ThreadSafeRpcEndpoint};
-pub use endpoint_ref::{Ask, RpcEndpointRef};
+pub use endpoint_ref::RpcEndpointRef;
 pub use env::{RpcEnv, RpcEnvBuilder};
 pub use error::{BoxError, ErrorKind, RpcError, SendError};
 pub use message::{IncomingRequest, RpcMessage, RpcRequest};

@@ -1,0 +1,139 @@
+//! The answer to come of an ask, with its time limit.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use tokio::time::{Instant, Sleep};
+
+use crate::address::RpcEndpointAddress;
+use crate::deadlines::{COARSE_FROM, Deadlines};
+use crate::error::RpcError;
+use crate::post::RemoteAnswer;
+use crate::slot::Slot;
+use crate::timeout::RpcTimeout;
+use crate::wire::{self, IncomingBody};
+
+/// What asks keep of the ref that made them.
+pub(crate) struct About {
+    pub(crate) address: RpcEndpointAddress,
+    pub(crate) ask_timeout: RpcTimeout,
+    pub(crate) deadlines: Arc<Deadlines>,
+}
+
+/// The answer to come of an [ask](crate::RpcEndpointRef::ask). Can be polled on any executor.
+#[must_use = "the request is sent already; await this for the answer, or use `send` if there is no need to know"]
+pub struct Ask<T> {
+    state: State<T>,
+    about: Arc<About>,
+    timeout: RpcTimeout,
+    asked: Instant,
+    timer: Timer,
+}
+
+enum Timer {
+    /// The answer may be there at the first poll.
+    Unset,
+    Coarse {
+        due: Instant,
+        key: usize,
+    },
+    Precise(Pin<Box<Sleep>>),
+    /// A time beyond what the clock can count never comes.
+    Never,
+}
+
+pub(crate) enum State<T> {
+    Local(Arc<Slot<T>>),
+    Remote { answer: RemoteAnswer, decode: fn(IncomingBody) -> Result<T, RpcError> },
+    Refused(RpcError),
+    Done,
+}
+
+// Nothing in it is pinned in place.
+impl<T> Unpin for Ask<T> {}
+
+impl<T> Future for Ask<T> {
+    type Output = Result<T, RpcError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = &mut *self;
+        let polled = match &mut this.state {
+            State::Local(slot) => slot.poll(cx),
+            State::Remote { answer, decode } => Pin::new(answer)
+                .poll(cx)
+                .map(|answer| wire::decode_answer(answer?, &this.about.address).and_then(*decode)),
+            State::Refused(error) => Poll::Ready(Err(error.clone())),
+            State::Done => panic!("Ask polled after it was ready"),
+        };
+        let outcome = match polled {
+            Poll::Ready(outcome) => outcome,
+            Poll::Pending => {
+                std::task::ready!(this.poll_timer(cx));
+                Err(this.timeout.expired(&this.about.address))
+            }
+        };
+        this.finish();
+        Poll::Ready(outcome)
+    }
+}
+
+impl<T> Ask<T> {
+    pub(crate) fn new(state: State<T>, about: Arc<About>, timeout: RpcTimeout) -> Self {
+        Self { state, about, timeout, asked: Instant::now(), timer: Timer::Unset }
+    }
+
+    fn poll_timer(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if let Timer::Unset = self.timer {
+            let limit = self.timeout.duration();
+            self.timer = match self.asked.checked_add(limit) {
+                None => Timer::Never,
+                Some(due) if limit >= COARSE_FROM => {
+                    // One that is due already is woken by the next tick.
+                    self.timer = Timer::Coarse { due, key: self.about.deadlines.add(due, cx.waker()) };
+                    return Poll::Pending;
+                }
+                Some(due) => {
+                    // The poller may be on another executor.
+                    let _runtime = self.about.deadlines.runtime().enter();
+                    Timer::Precise(Box::pin(tokio::time::sleep_until(due)))
+                }
+            };
+        }
+        match &mut self.timer {
+            Timer::Precise(sleep) => sleep.as_mut().poll(cx),
+            Timer::Coarse { due, .. } if *due <= Instant::now() => Poll::Ready(()),
+            Timer::Coarse { key, .. } => {
+                self.about.deadlines.update(*key, cx.waker());
+                Poll::Pending
+            }
+            Timer::Unset | Timer::Never => Poll::Pending,
+        }
+    }
+
+    fn finish(&mut self) {
+        if let State::Local(slot) = std::mem::replace(&mut self.state, State::Done) {
+            slot.close();
+        }
+        if let Timer::Coarse { key, .. } = std::mem::replace(&mut self.timer, Timer::Never) {
+            self.about.deadlines.cancel(key);
+        }
+    }
+}
+
+impl<T> Drop for Ask<T> {
+    fn drop(&mut self) {
+        self.finish();
+    }
+}
+
+impl<T> fmt::Debug for Ask<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ask")
+            .field("of", &self.about.address)
+            .field("timeout", &self.timeout)
+            .finish_non_exhaustive()
+    }
+}
