@@ -29,7 +29,7 @@ pub struct Ask<T> {
     state: State<T>,
     about: Arc<About>,
     timeout: RpcTimeout,
-    asked: Instant,
+    deadline: Option<Instant>,
     timer: Timer,
 }
 
@@ -81,14 +81,20 @@ impl<T> Future for Ask<T> {
 }
 
 impl<T> Ask<T> {
-    pub(crate) fn new(state: State<T>, about: Arc<About>, timeout: RpcTimeout) -> Self {
-        Self { state, about, timeout, asked: Instant::now(), timer: Timer::Unset }
+    /// `deadline`: none if it is beyond what the clock can count.
+    pub(crate) fn new(
+        state: State<T>,
+        about: Arc<About>,
+        timeout: RpcTimeout,
+        deadline: Option<Instant>,
+    ) -> Self {
+        Self { state, about, timeout, deadline, timer: Timer::Unset }
     }
 
     fn poll_timer(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if let Timer::Unset = self.timer {
             let limit = self.timeout.duration();
-            self.timer = match self.asked.checked_add(limit) {
+            self.timer = match self.deadline {
                 None => Timer::Never,
                 Some(due) if limit >= COARSE_FROM => {
                     // One that is due already is woken by the next tick.

@@ -4,6 +4,7 @@ use std::any::{Any, TypeId};
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use network_common::ConnectionId;
 use parking_lot::RwLock;
 use tokio::runtime::Handle;
 use tokio_util::task::TaskTracker;
@@ -14,8 +15,10 @@ use crate::endpoint::EndpointContext;
 use crate::endpoint_ref::RpcEndpointRef;
 use crate::error::{ErrorKind, RpcError};
 use crate::inbox::{Closed, Event, Inbox};
+use crate::limits::InboxLimits;
 use crate::message::{IncomingRequest, RpcMessage};
 use crate::message_loop::{IntoEndpoint, Seat};
+use crate::origin::{Arrival, Origin};
 use crate::post::Mailbox;
 
 pub(crate) struct Dispatcher {
@@ -34,7 +37,8 @@ struct State {
 /// An inbox whose message type is not known here.
 trait Registered: Send + Sync {
     fn services(&self) -> &'static [&'static str];
-    fn deliver(&self, request: IncomingRequest<'_>) -> Result<(), RpcError>;
+    fn deliver(&self, request: IncomingRequest<'_>, arrival: Arrival) -> Result<(), RpcError>;
+    fn disconnected(&self, connection: ConnectionId);
     fn post_event(&self, event: Event);
     fn stop(&self, why: Closed);
     fn into_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync>;
@@ -46,17 +50,22 @@ impl<M: RpcMessage> Registered for Inbox<M> {
         M::SERVICES
     }
 
-    fn deliver(&self, request: IncomingRequest<'_>) -> Result<(), RpcError> {
+    fn deliver(&self, request: IncomingRequest<'_>, arrival: Arrival) -> Result<(), RpcError> {
         if !M::SERVICES.contains(&request.service()) {
             return Err(service_mismatch(self.address(), &[request.service()], M::SERVICES));
         }
-        let origin = request.origin();
+        let origin = Origin::Arrived { arrival, ask: request.ask() };
+        let ask = origin.ask_id();
         let mut message = Some(M::decode(request)?);
         let posted = self.post(origin, &mut || message.take());
         if let (Err(why), Some(message)) = (&posted, message) {
-            discard(origin, message, why);
+            discard(ask, message, why);
         }
         posted
+    }
+
+    fn disconnected(&self, connection: ConnectionId) {
+        Self::disconnected(self, connection);
     }
 
     fn post_event(&self, event: Event) {
@@ -96,10 +105,11 @@ impl Dispatcher {
         &self,
         address: RpcEndpointAddress,
         endpoint: E,
+        limits: InboxLimits,
         make_ref: impl FnOnce(Arc<dyn Mailbox<E::Message>>) -> RpcEndpointRef<E::Message>,
         env: Arc<dyn Any + Send + Sync>,
     ) -> Result<RpcEndpointRef<E::Message>, RpcError> {
-        let inbox = Arc::new(Inbox::<E::Message>::new(address));
+        let inbox = Arc::new(Inbox::<E::Message>::new(address, limits));
         let endpoint_ref = make_ref(Arc::clone(&inbox) as _);
         {
             let mut state = self.state.write();
@@ -150,9 +160,21 @@ impl Dispatcher {
     }
 
     /// Hands a message from the network to the endpoint `name`.
-    pub(crate) fn deliver(&self, name: &str, request: IncomingRequest<'_>) -> Result<(), RpcError> {
+    pub(crate) fn deliver(
+        &self,
+        name: &str,
+        request: IncomingRequest<'_>,
+        arrival: Arrival,
+    ) -> Result<(), RpcError> {
         let not_found = || RpcError::new(ErrorKind::EndpointNotFound, format!("Could not find {name}."));
-        self.get(name)?.ok_or_else(not_found)?.deliver(request)
+        self.get(name)?.ok_or_else(not_found)?.deliver(request, arrival)
+    }
+
+    /// A connection has ended, and what the inboxes granted it.
+    pub(crate) fn disconnected(&self, connection: ConnectionId) {
+        for inbox in self.state.read().endpoints.values() {
+            inbox.disconnected(connection);
+        }
     }
 
     pub(crate) fn post_to_all(&self, event: &Event) {
@@ -196,6 +218,7 @@ mod tests {
 
     use super::*;
     use crate::address::RpcAddress;
+    use crate::conf::RpcConf;
     use crate::deadlines::Deadlines;
     use crate::endpoint::ThreadSafeRpcEndpoint;
 
@@ -247,7 +270,8 @@ mod tests {
                 let limit = Duration::from_secs(1).into();
                 RpcEndpointRef::local(address.clone(), limit, Arc::clone(&deadlines), mailbox)
             };
-            dispatcher.register(address.clone(), Watch(told), make_ref, Arc::new(())).unwrap();
+            let limits = RpcConf::new().inbox_limits().unwrap();
+            dispatcher.register(address.clone(), Watch(told), limits, make_ref, Arc::new(())).unwrap();
         }
         let peer = RpcAddress::new("peer", 1);
         dispatcher.post_to_all(&Event::Connected(peer.clone()));

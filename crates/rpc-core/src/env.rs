@@ -22,6 +22,7 @@ use crate::dispatcher::{Dispatcher, endpoint_not_found, service_mismatch};
 use crate::endpoint::EndpointContext;
 use crate::endpoint_ref::RpcEndpointRef;
 use crate::error::{ErrorKind, RpcError};
+use crate::limits::InboxLimits;
 use crate::message::{RpcMessage, local_only};
 use crate::message_loop::IntoEndpoint;
 use crate::outbox::Outboxes;
@@ -50,6 +51,7 @@ struct Inner {
     address: Option<RpcAddress>,
     ask_timeout: RpcTimeout,
     lookup_timeout: RpcTimeout,
+    inbox_limits: InboxLimits,
     runtime: Handle,
     deadlines: Arc<Deadlines>,
     dispatcher: Arc<Dispatcher>,
@@ -102,7 +104,7 @@ impl RpcEnv {
             )
         };
         let env = Arc::clone(inner) as Arc<dyn Any + Send + Sync>;
-        inner.dispatcher.register(address.clone(), endpoint, make_ref, env)
+        inner.dispatcher.register(address.clone(), endpoint, inner.inbox_limits, make_ref, env)
     }
 
     /// Looks up the endpoint `name` of the environment at `address` and checks that it receives `M`.
@@ -215,10 +217,10 @@ impl Inner {
                 format!("{endpoint} does not say where the endpoint is"),
             ));
         };
-        let outbox = self.outboxes.get(address);
+        let lane = Arc::new(self.outboxes.get(address).lane(endpoint.name()));
         let head = request_head(self.address.as_ref(), self.incarnation, endpoint.name());
         let (timeout, deadlines) = (self.ask_timeout.clone(), Arc::clone(&self.deadlines));
-        Ok(RpcEndpointRef::remote(endpoint, timeout, deadlines, outbox, head))
+        Ok(RpcEndpointRef::remote(endpoint, timeout, deadlines, lane, head))
     }
 }
 
