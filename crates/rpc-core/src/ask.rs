@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 
 use tokio::time::{Instant, Sleep};
 
+use crate::abort::AbortHandle;
 use crate::address::RpcEndpointAddress;
 use crate::deadlines::{COARSE_FROM, Deadlines};
 use crate::error::RpcError;
@@ -31,6 +32,8 @@ pub struct Ask<T> {
     timeout: RpcTimeout,
     asked: Instant,
     timer: Timer,
+    /// There once somebody wanted one.
+    abort: Option<AbortHandle>,
 }
 
 enum Timer {
@@ -60,6 +63,10 @@ impl<T> Future for Ask<T> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
+        if let Some(error) = this.abort.as_ref().and_then(|abort| abort.poll_aborted(cx)) {
+            this.finish();
+            return Poll::Ready(Err(error));
+        }
         let polled = match &mut this.state {
             State::Local(slot) => slot.poll(cx),
             State::Remote { answer, decode } => Pin::new(answer)
@@ -81,8 +88,23 @@ impl<T> Future for Ask<T> {
 }
 
 impl<T> Ask<T> {
+    /// What gives this ask up, from elsewhere and with an error of one's own. To give it up without one, drop it.
+    ///
+    /// ```
+    /// # use rpc_core::{Ask, ErrorKind, RpcError};
+    /// # async fn example(mut ask: Ask<u32>) {
+    /// let abort = ask.abort_handle();
+    /// let answer = tokio::spawn(ask);
+    /// abort.abort("the stage was cancelled");
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn abort_handle(&mut self) -> AbortHandle {
+        self.abort.get_or_insert_with(|| AbortHandle::new(&self.about.address)).clone()
+    }
+
     pub(crate) fn new(state: State<T>, about: Arc<About>, timeout: RpcTimeout) -> Self {
-        Self { state, about, timeout, asked: Instant::now(), timer: Timer::Unset }
+        Self { state, about, timeout, asked: Instant::now(), timer: Timer::Unset, abort: None }
     }
 
     fn poll_timer(&mut self, cx: &mut Context<'_>) -> Poll<()> {

@@ -29,6 +29,8 @@ pub enum ErrorKind {
     Stopped,
     /// No answer within the time given. The request may or may not have been handled.
     Timeout,
+    /// The asker gave up, with an [`AbortHandle`](crate::AbortHandle). The request may or may not have been handled.
+    Aborted,
     /// The endpoint dropped the request without an answer.
     Unanswered,
     /// The endpoint's handler panicked.
