@@ -10,6 +10,7 @@ use tokio::time::{Instant, Sleep};
 
 use crate::abort::AbortHandle;
 use crate::address::RpcEndpointAddress;
+use crate::conf::AskConf;
 use crate::deadlines::{COARSE_FROM, Deadlines};
 use crate::error::RpcError;
 use crate::post::RemoteAnswer;
@@ -20,7 +21,7 @@ use crate::wire::{self, IncomingBody};
 /// What asks keep of the ref that made them.
 pub(crate) struct About {
     pub(crate) address: RpcEndpointAddress,
-    pub(crate) ask_timeout: RpcTimeout,
+    pub(crate) conf: AskConf,
     pub(crate) deadlines: Arc<Deadlines>,
 }
 

@@ -9,7 +9,17 @@ use crate::timeout::RpcTimeout;
 const ASK_TIMEOUT: &str = "spark.rpc.askTimeout";
 const LOOKUP_TIMEOUT: &str = "spark.rpc.lookupTimeout";
 const NETWORK_TIMEOUT: &str = "spark.network.timeout";
+const NUM_RETRIES: &str = "spark.rpc.numRetries";
+const RETRY_WAIT: &str = "spark.rpc.retry.wait";
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// What the asks of an environment go by.
+#[derive(Clone, Debug)]
+pub(crate) struct AskConf {
+    pub(crate) timeout: RpcTimeout,
+    pub(crate) attempts: u32,
+    pub(crate) retry_wait: Duration,
+}
 
 /// The settings of an environment, under Spark's names (`rpc 12`).
 ///
@@ -18,6 +28,8 @@ const DEFAULT_TIMEOUT: Duration = Duration::from_secs(120);
 /// | `spark.rpc.askTimeout` | `spark.network.timeout` | how long an ask waits for its answer |
 /// | `spark.rpc.lookupTimeout` | `spark.network.timeout` | how long a lookup waits for its answer |
 /// | `spark.network.timeout` | `120s` | the default of both |
+/// | `spark.rpc.numRetries` | `3` | how often `ask_with_retry` asks in all |
+/// | `spark.rpc.retry.wait` | `3s` | how long it waits in between |
 ///
 /// Times are numbers with a unit (`us`, `ms`, `s`, `m`, `min`, `h`, `d`); without one they are seconds. Settings
 /// that this crate does not know are kept and passed on to the transport, which reads `spark.rpc.io.*`.
@@ -54,8 +66,11 @@ impl RpcConf {
     ///
     /// [`ErrorKind::Config`], naming key and value, if the value cannot be what the key needs.
     pub fn with(mut self, key: &str, value: &str) -> Result<Self, RpcError> {
-        if [ASK_TIMEOUT, LOOKUP_TIMEOUT, NETWORK_TIMEOUT].contains(&key) {
+        if [ASK_TIMEOUT, LOOKUP_TIMEOUT, NETWORK_TIMEOUT, RETRY_WAIT].contains(&key) {
             parse_duration(key, value)?;
+        }
+        if key == NUM_RETRIES {
+            parse_attempts(key, value)?;
         }
         self.settings.insert(key.to_owned(), value.to_owned());
         Ok(self)
@@ -76,13 +91,25 @@ impl RpcConf {
         self.get(key).map(|value| parse_duration(key, value)).transpose()
     }
 
-    pub(crate) fn ask_timeout(&self) -> Result<RpcTimeout, RpcError> {
-        RpcTimeout::from_conf(self, &[ASK_TIMEOUT, NETWORK_TIMEOUT], Some(DEFAULT_TIMEOUT))
+    pub(crate) fn ask(&self) -> Result<AskConf, RpcError> {
+        let attempts = self.get(NUM_RETRIES).map(|value| parse_attempts(NUM_RETRIES, value)).transpose()?;
+        Ok(AskConf {
+            timeout: RpcTimeout::from_conf(self, &[ASK_TIMEOUT, NETWORK_TIMEOUT], Some(DEFAULT_TIMEOUT))?,
+            attempts: attempts.unwrap_or(3),
+            retry_wait: self.duration(RETRY_WAIT)?.unwrap_or(Duration::from_secs(3)),
+        })
     }
 
     pub(crate) fn lookup_timeout(&self) -> Result<RpcTimeout, RpcError> {
         RpcTimeout::from_conf(self, &[LOOKUP_TIMEOUT, NETWORK_TIMEOUT], Some(DEFAULT_TIMEOUT))
     }
+}
+
+fn parse_attempts(key: &str, value: &str) -> Result<u32, RpcError> {
+    value.trim().parse().ok().filter(|attempts| *attempts > 0).ok_or_else(|| {
+        let text = format!("{key} is `{value}`; it takes a number from 1, as the first attempt counts");
+        RpcError::new(ErrorKind::Config, text)
+    })
 }
 
 fn parse_duration(key: &str, value: &str) -> Result<Duration, RpcError> {

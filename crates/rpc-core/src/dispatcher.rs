@@ -190,12 +190,11 @@ pub(crate) fn endpoint_not_found(address: &RpcEndpointAddress) -> RpcError {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use tokio::sync::mpsc;
 
     use super::*;
     use crate::address::RpcAddress;
+    use crate::conf::RpcConf;
     use crate::deadlines::Deadlines;
     use crate::endpoint::ThreadSafeRpcEndpoint;
 
@@ -244,8 +243,8 @@ mod tests {
             received.push(events);
             let address = RpcEndpointAddress::new(None, name).unwrap();
             let make_ref = |mailbox| {
-                let limit = Duration::from_secs(1).into();
-                RpcEndpointRef::local(address.clone(), limit, Arc::clone(&deadlines), mailbox)
+                let conf = RpcConf::new().ask().unwrap();
+                RpcEndpointRef::local(address.clone(), conf, Arc::clone(&deadlines), mailbox)
             };
             dispatcher.register(address.clone(), Watch(told), make_ref, Arc::new(())).unwrap();
         }

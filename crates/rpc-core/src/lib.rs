@@ -99,6 +99,7 @@ extern crate self as rpc_core;
 mod abort;
 mod address;
 mod ask;
+mod ask_variants;
 mod call_context;
 mod conf;
 mod deadlines;

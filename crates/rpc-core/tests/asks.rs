@@ -4,9 +4,12 @@ mod common;
 
 use std::error::Error;
 use std::fmt;
+use std::time::Duration;
 
-use common::{Greeting, HelloMessage, address, client, hi, next, server, soon};
-use rpc_core::{EndpointContext, ErrorKind, RpcCallContext, RpcError, ThreadSafeRpcEndpoint};
+use common::{Greeting, Hello, HelloMessage, address, client, hi, next, server, soon};
+use rpc_core::{
+    EndpointContext, ErrorKind, RpcCallContext, RpcConf, RpcEnv, RpcError, ThreadSafeRpcEndpoint,
+};
 use tokio::sync::mpsc;
 
 /// Hands what it is asked to the test.
@@ -82,4 +85,82 @@ async fn an_ask_aborted_before_its_first_poll_fails_too() {
     ask.abort_handle().abort("no longer needed");
     assert_eq!(soon(ask).await.unwrap_err().kind(), ErrorKind::Aborted);
     next(&mut contexts).await;
+}
+
+#[test]
+fn ask_sync_blocks_a_thread_outside_and_is_refused_inside() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let env = runtime.block_on(client());
+    let hello = env.setup_endpoint("hello", Hello).unwrap();
+    assert_eq!(hello.ask_sync(hi("neo")).unwrap().text, "hi, neo");
+
+    let (endpoint, mut contexts) = HandOver::new();
+    let slow = env.setup_endpoint("slow", endpoint).unwrap();
+    let limit = Duration::from_millis(1);
+    let error = slow.ask_sync_with_timeout(hi("neo"), limit).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Timeout);
+    assert!(contexts.blocking_recv().is_some());
+
+    let inside = runtime.block_on(async { slow.ask_sync(hi("neo")) }).unwrap_err();
+    assert_eq!(inside.kind(), ErrorKind::Deadlock);
+    assert!(inside.to_string().contains("await `ask` instead"), "{inside}");
+    let spawned = runtime.block_on(runtime.spawn(async move { slow.ask_sync(hi("neo")) })).unwrap();
+    assert_eq!(spawned.unwrap_err().kind(), ErrorKind::Deadlock);
+    assert!(contexts.try_recv().is_err(), "nothing was sent");
+}
+
+/// Fails the first asks of each kind of request.
+struct Reluctant {
+    failures: u32,
+    retryable: bool,
+}
+
+impl ThreadSafeRpcEndpoint for Reluctant {
+    type Message = HelloMessage;
+    async fn receive(
+        &mut self,
+        message: HelloMessage,
+        _: &EndpointContext<HelloMessage>,
+    ) -> Result<(), RpcError> {
+        let HelloMessage::SayHi(_, context) = message else { return Ok(()) };
+        if self.failures == 0 {
+            return context.reply(Greeting { text: "at last".to_owned() });
+        }
+        self.failures -= 1;
+        let error = RpcError::application(format!("not yet, {} to go", self.failures));
+        Err(if self.retryable { error.retryable() } else { error })
+    }
+}
+
+#[tokio::test]
+async fn ask_with_retry_repeats_what_may_be_repeated() {
+    let conf =
+        RpcConf::from_settings([("spark.rpc.numRetries", "3"), ("spark.rpc.retry.wait", "1ms")]).unwrap();
+    let client = RpcEnv::builder("client").client_mode().conf(conf).start().await.unwrap();
+    let server = server().await;
+    let setup = async |name: &str, failures, retryable| {
+        server.setup_endpoint(name, Reluctant { failures, retryable }).unwrap();
+        soon(client.setup_endpoint_ref::<HelloMessage>(address(&server), name)).await.unwrap()
+    };
+
+    let endpoint = setup("third-time", 2, true).await;
+    assert_eq!(soon(endpoint.ask_with_retry(hi("neo"))).await.unwrap().text, "at last");
+
+    let endpoint = setup("fourth-time", 3, true).await;
+    let error = soon(endpoint.ask_with_retry(hi("neo"))).await.unwrap_err();
+    assert_eq!(error.to_string(), "no success after 3 attempts: not yet, 0 to go");
+    assert_eq!(error.kind(), ErrorKind::Application);
+    assert!(error.is_retryable() && error.is_remote());
+    assert_eq!(error.peer(), Some(endpoint.to_string().as_str()));
+    assert_eq!(error.source().unwrap().to_string(), "not yet, 0 to go");
+    assert_eq!(soon(endpoint.ask(hi("neo"))).await.unwrap().text, "at last", "it was asked three times");
+
+    let endpoint = setup("harmful", 1, false).await;
+    let error = soon(endpoint.ask_with_retry(hi("neo"))).await.unwrap_err();
+    assert_eq!(error.to_string(), "not yet, 0 to go");
+    assert_eq!(soon(endpoint.ask(hi("neo"))).await.unwrap().text, "at last", "it was asked once");
+
+    let error = RpcConf::new().with("spark.rpc.numRetries", "0").unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Config);
+    assert!(error.to_string().contains("spark.rpc.numRetries is `0`"), "{error}");
 }
