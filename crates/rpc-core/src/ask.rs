@@ -8,7 +8,9 @@ use std::task::{Context, Poll};
 
 use tokio::time::{Instant, Sleep};
 
+use crate::abort::AbortHandle;
 use crate::address::RpcEndpointAddress;
+use crate::conf::AskConf;
 use crate::deadlines::{COARSE_FROM, Deadlines};
 use crate::error::RpcError;
 use crate::post::RemoteAnswer;
@@ -19,7 +21,7 @@ use crate::wire::{self, IncomingBody};
 /// What asks keep of the ref that made them.
 pub(crate) struct About {
     pub(crate) address: RpcEndpointAddress,
-    pub(crate) ask_timeout: RpcTimeout,
+    pub(crate) conf: AskConf,
     pub(crate) deadlines: Arc<Deadlines>,
 }
 
@@ -31,6 +33,8 @@ pub struct Ask<T> {
     timeout: RpcTimeout,
     deadline: Option<Instant>,
     timer: Timer,
+    /// There once somebody wanted one.
+    abort: Option<AbortHandle>,
 }
 
 enum Timer {
@@ -60,6 +64,10 @@ impl<T> Future for Ask<T> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
+        if let Some(error) = this.abort.as_ref().and_then(|abort| abort.poll_aborted(cx)) {
+            this.finish();
+            return Poll::Ready(Err(error));
+        }
         let polled = match &mut this.state {
             State::Local(slot) => slot.poll(cx),
             State::Remote { answer, decode } => Pin::new(answer)
@@ -81,6 +89,21 @@ impl<T> Future for Ask<T> {
 }
 
 impl<T> Ask<T> {
+    /// What gives this ask up, from elsewhere and with an error of one's own. To give it up without one, drop it.
+    ///
+    /// ```
+    /// # use rpc_core::{Ask, ErrorKind, RpcError};
+    /// # async fn example(mut ask: Ask<u32>) {
+    /// let abort = ask.abort_handle();
+    /// let answer = tokio::spawn(ask);
+    /// abort.abort("the stage was cancelled");
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn abort_handle(&mut self) -> AbortHandle {
+        self.abort.get_or_insert_with(|| AbortHandle::new(&self.about.address)).clone()
+    }
+
     /// `deadline`: none if it is beyond what the clock can count.
     pub(crate) fn new(
         state: State<T>,
@@ -88,7 +111,7 @@ impl<T> Ask<T> {
         timeout: RpcTimeout,
         deadline: Option<Instant>,
     ) -> Self {
-        Self { state, about, timeout, deadline, timer: Timer::Unset }
+        Self { state, about, timeout, deadline, timer: Timer::Unset, abort: None }
     }
 
     fn poll_timer(&mut self, cx: &mut Context<'_>) -> Poll<()> {

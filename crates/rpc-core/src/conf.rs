@@ -16,9 +16,19 @@ const INBOX_BYTES: &str = "spark.rpc.inbox.maxBytes";
 const INBOX_TOTAL_BYTES: &str = "spark.rpc.inbox.maxTotalBytes";
 const OUTBOX_MESSAGES: &str = "spark.rpc.outbox.maxMessages";
 const OUTBOX_BYTES: &str = "spark.rpc.outbox.maxBytes";
-const TIMES: [&str; 3] = [ASK_TIMEOUT, LOOKUP_TIMEOUT, NETWORK_TIMEOUT];
+const TIMES: [&str; 4] = [ASK_TIMEOUT, LOOKUP_TIMEOUT, NETWORK_TIMEOUT, RETRY_WAIT];
 const AMOUNTS: [&str; 5] = [INBOX_MESSAGES, INBOX_BYTES, INBOX_TOTAL_BYTES, OUTBOX_MESSAGES, OUTBOX_BYTES];
+const NUM_RETRIES: &str = "spark.rpc.numRetries";
+const RETRY_WAIT: &str = "spark.rpc.retry.wait";
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// What the asks of an environment go by.
+#[derive(Clone, Debug)]
+pub(crate) struct AskConf {
+    pub(crate) timeout: RpcTimeout,
+    pub(crate) attempts: u32,
+    pub(crate) retry_wait: Duration,
+}
 
 /// The settings of an environment, under Spark's names (`rpc 12`).
 ///
@@ -27,6 +37,8 @@ const DEFAULT_TIMEOUT: Duration = Duration::from_secs(120);
 /// | `spark.rpc.askTimeout` | `spark.network.timeout` | how long an ask waits for its answer |
 /// | `spark.rpc.lookupTimeout` | `spark.network.timeout` | how long a lookup waits for its answer |
 /// | `spark.network.timeout` | `120s` | the default of both |
+/// | `spark.rpc.numRetries` | `3` | how often `ask_with_retry` asks in all |
+/// | `spark.rpc.retry.wait` | `3s` | how long it waits in between |
 /// | `spark.rpc.inbox.maxMessages` | 65536 | messages that wait for one endpoint or are being handled by it |
 /// | `spark.rpc.inbox.maxBytes` | `64m` | their bytes: of the frame, or of the object if it was sent in this process |
 /// | `spark.rpc.inbox.maxTotalBytes` | `512m` | bytes of messages from the network in all inboxes together |
@@ -75,6 +87,9 @@ impl RpcConf {
         if AMOUNTS.contains(&key) {
             parse_amount(key, value)?;
         }
+        if key == NUM_RETRIES {
+            parse_attempts(key, value)?;
+        }
         self.settings.insert(key.to_owned(), value.to_owned());
         Ok(self)
     }
@@ -94,8 +109,13 @@ impl RpcConf {
         self.get(key).map(|value| parse_duration(key, value)).transpose()
     }
 
-    pub(crate) fn ask_timeout(&self) -> Result<RpcTimeout, RpcError> {
-        RpcTimeout::from_conf(self, &[ASK_TIMEOUT, NETWORK_TIMEOUT], Some(DEFAULT_TIMEOUT))
+    pub(crate) fn ask(&self) -> Result<AskConf, RpcError> {
+        let attempts = self.get(NUM_RETRIES).map(|value| parse_attempts(NUM_RETRIES, value)).transpose()?;
+        Ok(AskConf {
+            timeout: RpcTimeout::from_conf(self, &[ASK_TIMEOUT, NETWORK_TIMEOUT], Some(DEFAULT_TIMEOUT))?,
+            attempts: attempts.unwrap_or(3),
+            retry_wait: self.duration(RETRY_WAIT)?.unwrap_or(Duration::from_secs(3)),
+        })
     }
 
     pub(crate) fn lookup_timeout(&self) -> Result<RpcTimeout, RpcError> {
@@ -136,6 +156,13 @@ fn parse_amount(key: &str, value: &str) -> Result<u64, RpcError> {
     let amount = number.parse().ok().zip(factor).and_then(|(n, factor): (u64, u64)| n.checked_mul(factor));
     amount.filter(|amount| *amount > 0).ok_or_else(|| {
         let text = format!("{key} is `{value}`; it takes a number above 0, such as 1000, 64k or 16m");
+        RpcError::new(ErrorKind::Config, text)
+    })
+}
+
+fn parse_attempts(key: &str, value: &str) -> Result<u32, RpcError> {
+    value.trim().parse().ok().filter(|attempts| *attempts > 0).ok_or_else(|| {
+        let text = format!("{key} is `{value}`; it takes a number from 1, as the first attempt counts");
         RpcError::new(ErrorKind::Config, text)
     })
 }

@@ -212,8 +212,6 @@ pub(crate) fn endpoint_not_found(address: &RpcEndpointAddress) -> RpcError {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use tokio::sync::mpsc;
 
     use super::*;
@@ -267,8 +265,8 @@ mod tests {
             received.push(events);
             let address = RpcEndpointAddress::new(None, name).unwrap();
             let make_ref = |mailbox| {
-                let limit = Duration::from_secs(1).into();
-                RpcEndpointRef::local(address.clone(), limit, Arc::clone(&deadlines), mailbox)
+                let conf = RpcConf::new().ask().unwrap();
+                RpcEndpointRef::local(address.clone(), conf, Arc::clone(&deadlines), mailbox)
             };
             let limits = RpcConf::new().inbox_limits().unwrap();
             dispatcher.register(address.clone(), Watch(told), limits, make_ref, Arc::new(())).unwrap();

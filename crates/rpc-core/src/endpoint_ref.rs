@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use crate::address::RpcEndpointAddress;
 use crate::ask::{About, Ask, State};
 use crate::call_context::{RpcCallContext, id_of, running_deadline};
+use crate::conf::AskConf;
 use crate::deadlines::Deadlines;
 use crate::error::{ErrorKind, RpcError, SendError};
 use crate::message::{RpcMessage, RpcRequest, local_only};
@@ -40,30 +41,31 @@ enum Target<M> {
 impl<M> RpcEndpointRef<M> {
     pub(crate) fn local(
         address: RpcEndpointAddress,
-        ask_timeout: RpcTimeout,
+        conf: AskConf,
         deadlines: Arc<Deadlines>,
         mailbox: Arc<dyn Mailbox<M>>,
     ) -> Self {
-        Self { about: Arc::new(About { address, ask_timeout, deadlines }), target: Target::Local(mailbox) }
+        Self { about: Arc::new(About { address, conf, deadlines }), target: Target::Local(mailbox) }
     }
 
     pub(crate) fn remote(
         address: RpcEndpointAddress,
-        ask_timeout: RpcTimeout,
+        conf: AskConf,
         deadlines: Arc<Deadlines>,
         wire: Arc<dyn Wire>,
         head: Bytes,
     ) -> Self {
-        Self {
-            about: Arc::new(About { address, ask_timeout, deadlines }),
-            target: Target::Remote { wire, head },
-        }
+        Self { about: Arc::new(About { address, conf, deadlines }), target: Target::Remote { wire, head } }
     }
 
     /// The endpoint's full address.
     #[must_use]
     pub fn address(&self) -> &RpcEndpointAddress {
         &self.about.address
+    }
+
+    pub(crate) fn about(&self) -> &About {
+        &self.about
     }
 
     /// The endpoint's name.
@@ -165,7 +167,7 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
     /// [`ErrorKind::NotDelivered`]: crate::ErrorKind::NotDelivered
     /// [`ErrorKind::Network`]: crate::ErrorKind::Network
     pub fn ask<R: RpcRequest<M>>(&self, request: R) -> Ask<R::Reply> {
-        self.ask_with_timeout(request, self.about.ask_timeout.clone())
+        self.ask_with_timeout(request, self.about.conf.timeout.clone())
     }
 
     /// [`ask`](Self::ask), waiting as long as `timeout` says: a [`Duration`](std::time::Duration), or an

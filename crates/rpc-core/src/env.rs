@@ -17,6 +17,7 @@ use tokio::sync::watch;
 pub use builder::RpcEnvBuilder;
 
 use crate::address::{RpcAddress, RpcEndpointAddress};
+use crate::conf::AskConf;
 use crate::deadlines::Deadlines;
 use crate::dispatcher::{Dispatcher, endpoint_not_found, service_mismatch};
 use crate::endpoint::EndpointContext;
@@ -49,7 +50,7 @@ pub struct RpcEnv {
 struct Inner {
     name: String,
     address: Option<RpcAddress>,
-    ask_timeout: RpcTimeout,
+    ask_conf: AskConf,
     lookup_timeout: RpcTimeout,
     inbox_limits: InboxLimits,
     runtime: Handle,
@@ -98,7 +99,7 @@ impl RpcEnv {
         let make_ref = |mailbox| {
             RpcEndpointRef::local(
                 address.clone(),
-                inner.ask_timeout.clone(),
+                inner.ask_conf.clone(),
                 Arc::clone(&inner.deadlines),
                 mailbox,
             )
@@ -129,8 +130,8 @@ impl RpcEnv {
         let endpoint = RpcEndpointAddress::new(Some(address.clone()), name)?;
         if inner.address.as_ref() == Some(&address) {
             let mailbox = inner.dispatcher.inbox::<M>(&endpoint)?;
-            let (timeout, deadlines) = (inner.ask_timeout.clone(), Arc::clone(&inner.deadlines));
-            return Ok(RpcEndpointRef::local(endpoint, timeout, deadlines, mailbox));
+            let (conf, deadlines) = (inner.ask_conf.clone(), Arc::clone(&inner.deadlines));
+            return Ok(RpcEndpointRef::local(endpoint, conf, deadlines, mailbox));
         }
         if M::SERVICES.is_empty() {
             return Err(local_only());
@@ -219,8 +220,8 @@ impl Inner {
         };
         let lane = Arc::new(self.outboxes.get(address).lane(endpoint.name()));
         let head = request_head(self.address.as_ref(), self.incarnation, endpoint.name());
-        let (timeout, deadlines) = (self.ask_timeout.clone(), Arc::clone(&self.deadlines));
-        Ok(RpcEndpointRef::remote(endpoint, timeout, deadlines, lane, head))
+        let (conf, deadlines) = (self.ask_conf.clone(), Arc::clone(&self.deadlines));
+        Ok(RpcEndpointRef::remote(endpoint, conf, deadlines, lane, head))
     }
 }
 

@@ -80,7 +80,7 @@
 //!
 //! * What one holder of a ref sends and asks arrives in that order, here and across the network.
 //! * A message is handled at most once. Nothing is sent again by itself.
-//! * Every ask ends exactly once: with the answer, the endpoint's failure, a timeout, or the news that the way
+//! * Every ask ends exactly once: with the answer, the endpoint's failure, a timeout, an abort, or the news that the way
 //!   there was lost; also when an endpoint, a connection or a runtime ends with messages queued.
 //!
 //! # Between two versions
@@ -96,8 +96,10 @@
 // Generated code says `::rpc_core`, also where this crate generates for itself.
 extern crate self as rpc_core;
 
+mod abort;
 mod address;
 mod ask;
+mod ask_variants;
 mod call_context;
 mod conf;
 mod credit;
@@ -122,6 +124,7 @@ mod timeout;
 mod verifier;
 mod wire;
 
+pub use abort::AbortHandle;
 pub use address::{RpcAddress, RpcEndpointAddress};
 pub use ask::Ask;
 pub use call_context::RpcCallContext;

@@ -86,7 +86,7 @@ impl RpcEnvBuilder {
             }
         };
         let advertised = bind.as_ref().map(|bind| self.advertised_host(bind)).transpose()?;
-        let (ask_timeout, lookup_timeout) = (self.conf.ask_timeout()?, self.conf.lookup_timeout()?);
+        let (ask_conf, lookup_timeout) = (self.conf.ask()?, self.conf.lookup_timeout()?);
         // The outbox promises order, which holds on one connection only (`rpc 12`).
         let transport_conf = TransportConf::from_settings("rpc", self.conf.settings())
             .and_then(|conf| conf.with("spark.rpc.io.numConnectionsPerPeer", "1"))
@@ -103,7 +103,7 @@ impl RpcEnvBuilder {
         let mut inner = Inner {
             name: self.name,
             address: None,
-            ask_timeout,
+            ask_conf,
             lookup_timeout,
             inbox_limits: self.conf.inbox_limits()?,
             deadlines: Deadlines::new(runtime.clone()),
@@ -159,7 +159,7 @@ impl Inner {
         let make_ref = |mailbox| {
             RpcEndpointRef::local(
                 address.clone(),
-                self.ask_timeout.clone(),
+                self.ask_conf.clone(),
                 Arc::clone(&self.deadlines),
                 mailbox,
             )
