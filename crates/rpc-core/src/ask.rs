@@ -4,25 +4,75 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
+use tokio::runtime::Handle;
 use tokio::time::{Instant, Sleep};
 
 use crate::abort::AbortHandle;
 use crate::address::RpcEndpointAddress;
 use crate::conf::AskConf;
 use crate::deadlines::{COARSE_FROM, Deadlines};
-use crate::error::RpcError;
+use crate::error::{ErrorKind, RpcError};
 use crate::post::RemoteAnswer;
 use crate::slot::Slot;
 use crate::timeout::RpcTimeout;
 use crate::wire::{self, IncomingBody};
 
-/// What asks keep of the ref that made them.
-pub(crate) struct About {
-    pub(crate) address: RpcEndpointAddress,
+/// All asks of an environment: what they go by, and how many there are.
+pub(crate) struct Asks {
     pub(crate) conf: AskConf,
     pub(crate) deadlines: Arc<Deadlines>,
+    pending: AtomicUsize,
+}
+
+impl Asks {
+    pub(crate) fn new(conf: AskConf, runtime: Handle) -> Arc<Self> {
+        Arc::new(Self { conf, deadlines: Deadlines::new(runtime), pending: AtomicUsize::new(0) })
+    }
+
+    /// How many wait for an answer.
+    pub(crate) fn pending(&self) -> usize {
+        self.pending.load(Ordering::Relaxed)
+    }
+}
+
+/// What asks keep of the ref that made them. Its clones have it in common.
+pub(crate) struct About {
+    pub(crate) address: RpcEndpointAddress,
+    pub(crate) asks: Arc<Asks>,
+    pending: AtomicUsize,
+}
+
+impl About {
+    pub(crate) fn new(address: RpcEndpointAddress, asks: Arc<Asks>) -> Arc<Self> {
+        Arc::new(Self { address, asks, pending: AtomicUsize::new(0) })
+    }
+
+    /// Counts one more ask that waits, unless there are too many.
+    pub(crate) fn begin(&self) -> Result<(), RpcError> {
+        let conf = &self.asks.conf;
+        let of_all = self.asks.pending.fetch_add(1, Ordering::Relaxed);
+        let of_this = self.pending.fetch_add(1, Ordering::Relaxed);
+        let (limit, what, setting) = if of_this >= conf.max_pending_per_endpoint {
+            (conf.max_pending_per_endpoint, "asks of it", "spark.rpc.ask.maxPendingPerEndpoint")
+        } else if of_all >= conf.max_pending {
+            (conf.max_pending, "asks of this environment", "spark.rpc.ask.maxPending")
+        } else {
+            return Ok(());
+        };
+        self.end();
+        let text =
+            format!("cannot ask {}: {limit} {what} wait for an answer already ({setting})", self.address);
+        Err(RpcError::new(ErrorKind::Limit, text).with_peer(&self.address).retryable())
+    }
+
+    /// One ask less.
+    pub(crate) fn end(&self) {
+        self.pending.fetch_sub(1, Ordering::Relaxed);
+        self.asks.pending.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// The answer to come of an [ask](crate::RpcEndpointRef::ask). Can be polled on any executor.
@@ -49,6 +99,7 @@ enum Timer {
     Never,
 }
 
+/// The first two have been counted by [`About::begin`].
 pub(crate) enum State<T> {
     Local(Arc<Slot<T>>),
     Remote { answer: RemoteAnswer, decode: fn(IncomingBody) -> Result<T, RpcError> },
@@ -121,12 +172,12 @@ impl<T> Ask<T> {
                 None => Timer::Never,
                 Some(due) if limit >= COARSE_FROM => {
                     // One that is due already is woken by the next tick.
-                    self.timer = Timer::Coarse { due, key: self.about.deadlines.add(due, cx.waker()) };
+                    self.timer = Timer::Coarse { due, key: self.about.asks.deadlines.add(due, cx.waker()) };
                     return Poll::Pending;
                 }
                 Some(due) => {
                     // The poller may be on another executor.
-                    let _runtime = self.about.deadlines.runtime().enter();
+                    let _runtime = self.about.asks.deadlines.runtime().enter();
                     Timer::Precise(Box::pin(tokio::time::sleep_until(due)))
                 }
             };
@@ -135,7 +186,7 @@ impl<T> Ask<T> {
             Timer::Precise(sleep) => sleep.as_mut().poll(cx),
             Timer::Coarse { due, .. } if *due <= Instant::now() => Poll::Ready(()),
             Timer::Coarse { key, .. } => {
-                self.about.deadlines.update(*key, cx.waker());
+                self.about.asks.deadlines.update(*key, cx.waker());
                 Poll::Pending
             }
             Timer::Unset | Timer::Never => Poll::Pending,
@@ -143,11 +194,17 @@ impl<T> Ask<T> {
     }
 
     fn finish(&mut self) {
-        if let State::Local(slot) = std::mem::replace(&mut self.state, State::Done) {
-            slot.close();
+        match std::mem::replace(&mut self.state, State::Done) {
+            State::Local(slot) => {
+                slot.close();
+                self.about.end();
+            }
+            State::Remote { .. } => self.about.end(),
+            // It was never begun, or it has ended.
+            State::Refused(_) | State::Done => {}
         }
         if let Timer::Coarse { key, .. } = std::mem::replace(&mut self.timer, Timer::Never) {
-            self.about.deadlines.cancel(key);
+            self.about.asks.deadlines.cancel(key);
         }
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::credit::Volume;
 use crate::error::{ErrorKind, RpcError};
-use crate::limits::{Budget, InboxLimits, Overflow};
+use crate::limits::{Budget, InboxConf, Overflow};
 use crate::timeout::RpcTimeout;
 
 const ASK_TIMEOUT: &str = "spark.rpc.askTimeout";
@@ -16,8 +16,19 @@ const INBOX_BYTES: &str = "spark.rpc.inbox.maxBytes";
 const INBOX_TOTAL_BYTES: &str = "spark.rpc.inbox.maxTotalBytes";
 const OUTBOX_MESSAGES: &str = "spark.rpc.outbox.maxMessages";
 const OUTBOX_BYTES: &str = "spark.rpc.outbox.maxBytes";
-const TIMES: [&str; 4] = [ASK_TIMEOUT, LOOKUP_TIMEOUT, NETWORK_TIMEOUT, RETRY_WAIT];
-const AMOUNTS: [&str; 5] = [INBOX_MESSAGES, INBOX_BYTES, INBOX_TOTAL_BYTES, OUTBOX_MESSAGES, OUTBOX_BYTES];
+const MAX_PENDING: &str = "spark.rpc.ask.maxPending";
+const MAX_PENDING_PER_ENDPOINT: &str = "spark.rpc.ask.maxPendingPerEndpoint";
+const SLOW_MESSAGE: &str = "spark.rpc.slowMessageThreshold";
+const TIMES: [&str; 5] = [ASK_TIMEOUT, LOOKUP_TIMEOUT, NETWORK_TIMEOUT, RETRY_WAIT, SLOW_MESSAGE];
+const AMOUNTS: [&str; 7] = [
+    INBOX_MESSAGES,
+    INBOX_BYTES,
+    INBOX_TOTAL_BYTES,
+    OUTBOX_MESSAGES,
+    OUTBOX_BYTES,
+    MAX_PENDING,
+    MAX_PENDING_PER_ENDPOINT,
+];
 const NUM_RETRIES: &str = "spark.rpc.numRetries";
 const RETRY_WAIT: &str = "spark.rpc.retry.wait";
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(120);
@@ -28,6 +39,8 @@ pub(crate) struct AskConf {
     pub(crate) timeout: RpcTimeout,
     pub(crate) attempts: u32,
     pub(crate) retry_wait: Duration,
+    pub(crate) max_pending: usize,
+    pub(crate) max_pending_per_endpoint: usize,
 }
 
 /// The settings of an environment, under Spark's names (`rpc 12`).
@@ -39,13 +52,16 @@ pub(crate) struct AskConf {
 /// | `spark.network.timeout` | `120s` | the default of both |
 /// | `spark.rpc.numRetries` | `3` | how often `ask_with_retry` asks in all |
 /// | `spark.rpc.retry.wait` | `3s` | how long it waits in between |
+/// | `spark.rpc.ask.maxPending` | 1000000 | asks of this environment that wait for an answer |
+/// | `spark.rpc.ask.maxPendingPerEndpoint` | 250000 | of them those of one endpoint, by one ref and its clones |
 /// | `spark.rpc.inbox.maxMessages` | 65536 | messages that wait for one endpoint or are being handled by it |
 /// | `spark.rpc.inbox.maxBytes` | `64m` | their bytes: of the frame, or of the object if it was sent in this process |
 /// | `spark.rpc.inbox.maxTotalBytes` | `512m` | bytes of messages from the network in all inboxes together |
 /// | `spark.rpc.outbox.maxMessages` | 65536 | messages to one remote endpoint that wait for a connection or for credit |
 /// | `spark.rpc.outbox.maxBytes` | `64m` | their bytes |
+/// | `spark.rpc.slowMessageThreshold` | `5s` | a message whose handling takes longer is logged as a warning |
 ///
-/// The last five are not Spark's, whose queues have no limits. Sizes are numbers with a unit (`b`, `k`, `m`, `g`);
+/// The last eight are not Spark's, whose queues have no limits. Sizes are numbers with a unit (`b`, `k`, `m`, `g`);
 /// without one they are bytes. Times are numbers with a unit (`us`, `ms`, `s`, `m`, `min`, `h`, `d`); without one they are seconds. Settings
 /// that this crate does not know are kept and passed on to the transport, which reads `spark.rpc.io.*`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -115,6 +131,8 @@ impl RpcConf {
             timeout: RpcTimeout::from_conf(self, &[ASK_TIMEOUT, NETWORK_TIMEOUT], Some(DEFAULT_TIMEOUT))?,
             attempts: attempts.unwrap_or(3),
             retry_wait: self.duration(RETRY_WAIT)?.unwrap_or(Duration::from_secs(3)),
+            max_pending: self.amount(MAX_PENDING, 1_000_000)? as usize,
+            max_pending_per_endpoint: self.amount(MAX_PENDING_PER_ENDPOINT, 250_000)? as usize,
         })
     }
 
@@ -122,10 +140,14 @@ impl RpcConf {
         RpcTimeout::from_conf(self, &[LOOKUP_TIMEOUT, NETWORK_TIMEOUT], Some(DEFAULT_TIMEOUT))
     }
 
-    pub(crate) fn inbox_limits(&self) -> Result<InboxLimits, RpcError> {
+    pub(crate) fn inbox(&self) -> Result<InboxConf, RpcError> {
         let messages = self.amount(INBOX_MESSAGES, 65_536)?;
         let bytes = self.amount(INBOX_BYTES, 64 << 20)?;
-        Ok(InboxLimits { volume: Volume::new(messages, bytes), overflow: Overflow::default() })
+        Ok(InboxConf {
+            limit: Volume::new(messages, bytes),
+            overflow: Overflow::default(),
+            slow: self.duration(SLOW_MESSAGE)?.unwrap_or(Duration::from_secs(5)),
+        })
     }
 
     pub(crate) fn inbox_budget(&self) -> Result<Budget, RpcError> {

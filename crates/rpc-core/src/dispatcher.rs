@@ -216,8 +216,8 @@ mod tests {
 
     use super::*;
     use crate::address::RpcAddress;
+    use crate::ask::Asks;
     use crate::conf::RpcConf;
-    use crate::deadlines::Deadlines;
     use crate::endpoint::ThreadSafeRpcEndpoint;
 
     struct Nothing;
@@ -258,16 +258,14 @@ mod tests {
     #[tokio::test]
     async fn inb_04_05_06_events_reach_every_endpoint_once() {
         let runtime = Handle::current();
-        let (dispatcher, deadlines) = (Dispatcher::new(runtime.clone()), Deadlines::new(runtime));
+        let asks = Asks::new(RpcConf::new().ask().unwrap(), runtime.clone());
+        let dispatcher = Dispatcher::new(runtime);
         let mut received = Vec::new();
         for name in ["a", "b"] {
             let (told, events) = mpsc::unbounded_channel();
             received.push(events);
             let address = RpcEndpointAddress::new(None, name).unwrap();
-            let make_ref = |mailbox| {
-                let conf = RpcConf::new().ask().unwrap();
-                RpcEndpointRef::local(address.clone(), conf, Arc::clone(&deadlines), mailbox)
-            };
+            let make_ref = |mailbox| RpcEndpointRef::local(address.clone(), Arc::clone(&asks), mailbox);
             let limits = RpcConf::new().inbox_limits().unwrap();
             dispatcher.register(address.clone(), Watch(told), limits, make_ref, Arc::new(())).unwrap();
         }

@@ -8,10 +8,8 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use crate::address::RpcEndpointAddress;
-use crate::ask::{About, Ask, State};
+use crate::ask::{About, Ask, Asks, State};
 use crate::call_context::{RpcCallContext, id_of, running_deadline};
-use crate::conf::AskConf;
-use crate::deadlines::Deadlines;
 use crate::error::{ErrorKind, RpcError, SendError};
 use crate::message::{RpcMessage, RpcRequest, local_only};
 use crate::origin::{Asker, Origin};
@@ -39,23 +37,17 @@ enum Target<M> {
 }
 
 impl<M> RpcEndpointRef<M> {
-    pub(crate) fn local(
-        address: RpcEndpointAddress,
-        conf: AskConf,
-        deadlines: Arc<Deadlines>,
-        mailbox: Arc<dyn Mailbox<M>>,
-    ) -> Self {
-        Self { about: Arc::new(About { address, conf, deadlines }), target: Target::Local(mailbox) }
+    pub(crate) fn local(address: RpcEndpointAddress, asks: Arc<Asks>, mailbox: Arc<dyn Mailbox<M>>) -> Self {
+        Self { about: About::new(address, asks), target: Target::Local(mailbox) }
     }
 
     pub(crate) fn remote(
         address: RpcEndpointAddress,
-        conf: AskConf,
-        deadlines: Arc<Deadlines>,
+        asks: Arc<Asks>,
         wire: Arc<dyn Wire>,
         head: Bytes,
     ) -> Self {
-        Self { about: Arc::new(About { address, conf, deadlines }), target: Target::Remote { wire, head } }
+        Self { about: About::new(address, asks), target: Target::Remote { wire, head } }
     }
 
     /// The endpoint's full address.
@@ -167,7 +159,7 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
     /// [`ErrorKind::NotDelivered`]: crate::ErrorKind::NotDelivered
     /// [`ErrorKind::Network`]: crate::ErrorKind::Network
     pub fn ask<R: RpcRequest<M>>(&self, request: R) -> Ask<R::Reply> {
-        self.ask_with_timeout(request, self.about.conf.timeout.clone())
+        self.ask_with_timeout(request, self.about.asks.conf.timeout.clone())
     }
 
     /// [`ask`](Self::ask), waiting as long as `timeout` says: a [`Duration`](std::time::Duration), or an
@@ -186,25 +178,38 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
         let timeout = timeout.into().within(running_deadline());
         let asked = Instant::now();
         let deadline = asked.checked_add(timeout.duration());
-        let state = match &self.target {
-            _ if timeout.duration().is_zero() => State::Refused(timeout.expired(&self.about.address)),
+        let begun = if timeout.duration().is_zero() {
+            Err(timeout.expired(&self.about.address))
+        } else {
+            self.about.begin().and_then(|()| {
+                let dispatched = self.dispatch(request, &timeout, deadline);
+                dispatched.inspect_err(|_| self.about.end())
+            })
+        };
+        Ask::new(begun.unwrap_or_else(State::Refused), Arc::clone(&self.about), timeout, deadline)
+    }
+
+    fn dispatch<R: RpcRequest<M>>(
+        &self,
+        request: R,
+        timeout: &RpcTimeout,
+        deadline: Option<Instant>,
+    ) -> Result<State<R::Reply>, RpcError> {
+        Ok(match &self.target {
             Target::Local(mailbox) => {
                 let slot = Arc::new(Slot::new());
                 let sender = self.about.address.address().cloned();
                 let context = RpcCallContext::local(Arc::clone(&slot), deadline, sender);
-                let origin =
-                    Origin::Asked { id: id_of(&slot), asker: Arc::clone(&slot) as Arc<dyn Asker>, deadline };
-                match post(&**mailbox, origin, &mut Some((request, context))) {
-                    Ok(()) => State::Local(slot),
-                    Err(error) => State::Refused(error),
-                }
+                let asker = Arc::clone(&slot) as Arc<dyn Asker>;
+                let origin = Origin::Asked { id: id_of(&slot), asker, deadline };
+                post(&**mailbox, origin, &mut Some((request, context)))?;
+                State::Local(slot)
             }
-            Target::Remote { wire, head } => match encode(head, &request, Some(&timeout)) {
-                Ok(envelope) => State::Remote { answer: wire.ask(envelope), decode: R::decode_reply },
-                Err(error) => State::Refused(error),
-            },
-        };
-        Ask::new(state, Arc::clone(&self.about), timeout, deadline)
+            Target::Remote { wire, head } => {
+                let envelope = encode(head, &request, Some(timeout))?;
+                State::Remote { answer: wire.ask(envelope), decode: R::decode_reply }
+            }
+        })
     }
 }
 

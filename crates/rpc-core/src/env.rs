@@ -17,8 +17,7 @@ use tokio::sync::watch;
 pub use builder::RpcEnvBuilder;
 
 use crate::address::{RpcAddress, RpcEndpointAddress};
-use crate::conf::AskConf;
-use crate::deadlines::Deadlines;
+use crate::ask::Asks;
 use crate::dispatcher::{Dispatcher, endpoint_not_found, service_mismatch};
 use crate::endpoint::EndpointContext;
 use crate::endpoint_ref::RpcEndpointRef;
@@ -50,11 +49,10 @@ pub struct RpcEnv {
 struct Inner {
     name: String,
     address: Option<RpcAddress>,
-    ask_conf: AskConf,
     lookup_timeout: RpcTimeout,
     inbox_limits: InboxLimits,
     runtime: Handle,
-    deadlines: Arc<Deadlines>,
+    asks: Arc<Asks>,
     dispatcher: Arc<Dispatcher>,
     outboxes: Arc<Outboxes>,
     /// Taken by the shutdown.
@@ -96,14 +94,7 @@ impl RpcEnv {
     ) -> Result<RpcEndpointRef<E::Message>, RpcError> {
         let inner = &self.inner;
         let address = RpcEndpointAddress::new(inner.address.clone(), name)?;
-        let make_ref = |mailbox| {
-            RpcEndpointRef::local(
-                address.clone(),
-                inner.ask_conf.clone(),
-                Arc::clone(&inner.deadlines),
-                mailbox,
-            )
-        };
+        let make_ref = |mailbox| RpcEndpointRef::local(address.clone(), Arc::clone(&inner.asks), mailbox);
         let env = Arc::clone(inner) as Arc<dyn Any + Send + Sync>;
         inner.dispatcher.register(address.clone(), endpoint, inner.inbox_limits, make_ref, env)
     }
@@ -130,8 +121,7 @@ impl RpcEnv {
         let endpoint = RpcEndpointAddress::new(Some(address.clone()), name)?;
         if inner.address.as_ref() == Some(&address) {
             let mailbox = inner.dispatcher.inbox::<M>(&endpoint)?;
-            let (conf, deadlines) = (inner.ask_conf.clone(), Arc::clone(&inner.deadlines));
-            return Ok(RpcEndpointRef::local(endpoint, conf, deadlines, mailbox));
+            return Ok(RpcEndpointRef::local(endpoint, Arc::clone(&inner.asks), mailbox));
         }
         if M::SERVICES.is_empty() {
             return Err(local_only());
@@ -220,8 +210,7 @@ impl Inner {
         };
         let lane = Arc::new(self.outboxes.get(address).lane(endpoint.name()));
         let head = request_head(self.address.as_ref(), self.incarnation, endpoint.name());
-        let (conf, deadlines) = (self.ask_conf.clone(), Arc::clone(&self.deadlines));
-        Ok(RpcEndpointRef::remote(endpoint, conf, deadlines, lane, head))
+        Ok(RpcEndpointRef::remote(endpoint, Arc::clone(&self.asks), lane, head))
     }
 }
 

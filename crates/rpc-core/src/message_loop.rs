@@ -163,17 +163,23 @@ impl<B: Behaviour> Drop for Life<B> {
     }
 }
 
-/// Runs `handler`; where it waits, what was handled before must not keep others from sending.
-async fn giving_back<M, T>(batch: &mut Batch<M>, handler: impl Future<Output = T>) -> T {
+/// Runs `handler` and measures it, if it waits or is to be sampled. While it waits, what was handled before must not
+/// keep others from sending.
+async fn watch<M, T>(batch: &mut Batch<M>, place: &Place<M>, handler: impl Future<Output = T>) -> T {
+    let mut started = batch.sample().then(Instant::now);
     let mut handler = pin!(handler);
-    poll_fn(|cx| {
+    let outcome = poll_fn(|cx| {
         let polled = handler.as_mut().poll(cx);
         if polled.is_pending() {
-            batch.give_back();
+            batch.waits(*started.get_or_insert_with(Instant::now));
         }
         polled
     })
-    .await
+    .await;
+    if let Some(started) = started {
+        place.inbox.took(started.elapsed());
+    }
+    outcome
 }
 
 /// An error that on_error itself ended with, or that nobody handles.
@@ -209,12 +215,13 @@ impl<E: ThreadSafeRpcEndpoint> Behaviour for Serial<E> {
                     let outcome = match item {
                         Item::Message { message, origin } => {
                             let receive = async { self.endpoint.receive(message, &place.cx).await };
-                            let outcome = giving_back(&mut batch, supervise(Some(&origin), receive)).await;
-                            batch.done(&origin);
+                            let outcome = watch(&mut batch, &place, supervise(Some(&origin), receive)).await;
+                            batch.handled(&origin, outcome.is_err());
                             outcome
                         }
                         Item::Event(event) => {
-                            giving_back(&mut batch, supervise(None, self.event(event, &place.cx))).await
+                            let event = supervise(None, self.event(event, &place.cx));
+                            watch(&mut batch, &place, event).await
                         }
                         Item::Stop => {
                             let cx = place.cx.for_stop();

@@ -12,8 +12,8 @@ use tokio::sync::watch;
 
 use super::{Inner, RpcEnv};
 use crate::address::{RpcAddress, RpcEndpointAddress};
+use crate::ask::Asks;
 use crate::conf::RpcConf;
-use crate::deadlines::Deadlines;
 use crate::dispatcher::Dispatcher;
 use crate::endpoint_ref::RpcEndpointRef;
 use crate::error::{ErrorKind, RpcError};
@@ -86,7 +86,7 @@ impl RpcEnvBuilder {
             }
         };
         let advertised = bind.as_ref().map(|bind| self.advertised_host(bind)).transpose()?;
-        let (ask_conf, lookup_timeout) = (self.conf.ask()?, self.conf.lookup_timeout()?);
+        let lookup_timeout = self.conf.lookup_timeout()?;
         // The outbox promises order, which holds on one connection only (`rpc 12`).
         let transport_conf = TransportConf::from_settings("rpc", self.conf.settings())
             .and_then(|conf| conf.with("spark.rpc.io.numConnectionsPerPeer", "1"))
@@ -103,10 +103,9 @@ impl RpcEnvBuilder {
         let mut inner = Inner {
             name: self.name,
             address: None,
-            ask_conf,
             lookup_timeout,
             inbox_limits: self.conf.inbox_limits()?,
-            deadlines: Deadlines::new(runtime.clone()),
+            asks: Asks::new(self.conf.ask()?, runtime.clone()),
             dispatcher,
             outboxes,
             server: Mutex::new(None),
@@ -156,14 +155,7 @@ async fn listen(context: &TransportContext, bind: &RpcAddress) -> Result<Transpo
 impl Inner {
     fn register_verifier(&self) -> Result<(), RpcError> {
         let address = RpcEndpointAddress::new(None, EndpointVerifier::NAME)?;
-        let make_ref = |mailbox| {
-            RpcEndpointRef::local(
-                address.clone(),
-                self.ask_conf.clone(),
-                Arc::clone(&self.deadlines),
-                mailbox,
-            )
-        };
+        let make_ref = |mailbox| RpcEndpointRef::local(address.clone(), Arc::clone(&self.asks), mailbox);
         // It never looks at its environment, which is not complete yet.
         let verifier = EndpointVerifier::new(&self.dispatcher);
         self.dispatcher.register(address.clone(), verifier, self.inbox_limits, make_ref, Arc::new(()))?;

@@ -1,20 +1,28 @@
 //! The queue of one endpoint.
 
+mod batch;
+
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::task::Waker;
+use std::time::Duration;
 
 use futures::future::BoxFuture;
 use network_common::ConnectionId;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
+use tokio::time::Instant;
+
+pub(crate) use batch::Batch;
+use batch::Done;
 
 use crate::address::{RpcAddress, RpcEndpointAddress};
 use crate::call_context::discard;
 use crate::credit::{Account, Volume, Windows};
 use crate::error::{ErrorKind, RpcError};
-use crate::limits::{InboxLimits, Overflow};
+use crate::limits::{InboxConf, Overflow};
 use crate::link::Link;
+use crate::metrics::{EndpointSnapshot, Histogram};
 use crate::origin::Origin;
 use crate::post::Mailbox;
 
@@ -42,8 +50,10 @@ pub(crate) enum Event {
 /// A message counts against the limits until it has been handled, so what the loop has in hand counts too.
 pub(crate) struct Inbox<M> {
     state: Mutex<State<M>>,
+    /// How long messages took. There with the first that was measured.
+    processing: Mutex<Option<Box<Histogram>>>,
     address: RpcEndpointAddress,
-    limits: InboxLimits,
+    conf: InboxConf,
     windows: Windows,
     /// There is room again.
     room: Notify,
@@ -60,6 +70,21 @@ struct State<M> {
     /// The loop, if it waits for something to come.
     parked: Option<Waker>,
     closed: Option<Closed>,
+    counts: Counts,
+    /// Since when the queue has not been empty while the loop was busy.
+    queued_since: Option<Instant>,
+    /// Since when what the loop has in hand keeps it busy, as far as is known.
+    in_hand_since: Option<Instant>,
+}
+
+/// What has become of messages.
+#[derive(Clone, Copy, Default)]
+struct Counts {
+    handled: u64,
+    failed: u64,
+    refused: u64,
+    dropped: u64,
+    expired: u64,
 }
 
 /// Why nothing goes in any more.
@@ -77,7 +102,7 @@ enum Refusal {
 }
 
 impl<M> Inbox<M> {
-    pub(crate) fn new(address: RpcEndpointAddress, limits: InboxLimits) -> Self {
+    pub(crate) fn new(address: RpcEndpointAddress, conf: InboxConf) -> Self {
         let state = State {
             queue: VecDeque::new(),
             held: Volume::default(),
@@ -85,9 +110,12 @@ impl<M> Inbox<M> {
             accounts: HashMap::new(),
             parked: None,
             closed: None,
+            counts: Counts::default(),
+            queued_since: None,
+            in_hand_since: None,
         };
-        let windows = Windows::of(limits.volume);
-        Self { state: Mutex::new(state), address, limits, windows, room: Notify::new() }
+        let windows = Windows::of(conf.limit);
+        Self { state: Mutex::new(state), processing: Mutex::default(), address, conf, windows, room: Notify::new() }
     }
 
     pub(crate) fn address(&self) -> &RpcEndpointAddress {
@@ -106,23 +134,29 @@ impl<M> Inbox<M> {
             Some(link) => state.expects(link.id(), &self.windows),
             None => false,
         };
-        if !expected && !state.held.fits(self.limits.volume) {
-            match self.limits.overflow {
-                Overflow::Refuse => return Err(Refusal::Full),
-                Overflow::DropOldest => match state.take_oldest() {
-                    Some(oldest) => dropped = Some(oldest),
-                    // All is in hand.
-                    None => return Err(Refusal::Full),
-                },
+        if !expected && !state.held.fits(self.conf.limit) {
+            match self.conf.overflow {
+                // If nothing is taken out, all is in hand.
+                Overflow::DropOldest => dropped = state.take_oldest(),
+                Overflow::Refuse => {}
             }
+            if dropped.is_none() {
+                state.counts.refused += 1;
+                return Err(Refusal::Full);
+            }
+            state.counts.dropped += 1;
         }
         let Some(message) = build() else { return Ok(()) };
         state.held.add(Volume::message(bytes));
         if let Some(link) = origin.link() {
             grant = state.receive(link.id(), bytes).map(|more| (Arc::clone(link), more));
         }
-        state.queue.push_back(Item::Message { message, origin });
         let parked = state.parked.take();
+        // While the loop is parked it has nothing else to do, so the clock can be spared.
+        if parked.is_none() && state.queue.is_empty() {
+            state.queued_since = Some(Instant::now());
+        }
+        state.queue.push_back(Item::Message { message, origin });
         drop(state);
         if let Some(loop_) = parked {
             loop_.wake();
@@ -133,7 +167,9 @@ impl<M> Inbox<M> {
         if let Some((message, origin)) = dropped {
             tracing::warn!(endpoint = %self.address, "the inbox is full: its oldest message is dropped");
             discard(origin.ask_id(), message, &self.full());
-            self.release([Done::of::<M>(&origin)]);
+            let done = Done { volume: Volume::message(origin.bytes::<M>()), link: origin.link().cloned() };
+            let released = self.state.lock().release([done], self.conf.limit, &self.windows);
+            self.tell(released);
         }
         Ok(())
     }
@@ -193,12 +229,7 @@ impl<M> Inbox<M> {
         }
     }
 
-    /// Messages have been handled: there is room for others, and credit for who sent them.
-    fn release(&self, done: impl IntoIterator<Item = Done>) {
-        let released = self.state.lock().release(done, self.limits.volume, &self.windows);
-        self.tell(released);
-    }
-
+    /// To be called when messages have been handled: there is room for others, and credit for who sent them.
     fn tell(&self, released: Released) {
         if released.room {
             self.room.notify_waiters();
@@ -229,9 +260,41 @@ impl<M> Inbox<M> {
         true
     }
 
+    /// The handling of a message has taken so long.
+    pub(crate) fn took(&self, time: Duration) {
+        self.processing.lock().get_or_insert_default().record(time);
+        if time >= self.conf.slow {
+            tracing::warn!(
+                endpoint = %self.address,
+                ?time,
+                setting = "spark.rpc.slowMessageThreshold",
+                "handling a message took long"
+            );
+        }
+    }
+
+    pub(crate) fn snapshot(&self) -> EndpointSnapshot {
+        let processing = self.processing.lock().as_deref().cloned().unwrap_or_default();
+        let state = self.state.lock();
+        let oldest = state.in_hand_since.or(state.queued_since);
+        let Counts { handled, failed, refused, dropped, expired } = state.counts;
+        EndpointSnapshot {
+            name: self.address.name().to_owned(),
+            queued: state.held.messages,
+            queued_bytes: state.held.bytes,
+            lag: oldest.map(|since| since.elapsed()).unwrap_or_default(),
+            handled,
+            failed,
+            refused,
+            dropped,
+            expired,
+            processing,
+        }
+    }
+
     fn is_full(&self) -> bool {
         let state = self.state.lock();
-        state.closed.is_none() && !state.held.fits(self.limits.volume)
+        state.closed.is_none() && !state.held.fits(self.conf.limit)
     }
 
     fn closed(&self, closed: Closed) -> RpcError {
@@ -244,7 +307,7 @@ impl<M> Inbox<M> {
     }
 
     fn full(&self) -> RpcError {
-        let text = format!("the inbox of {} is full: {}", self.address, self.limits);
+        let text = format!("the inbox of {} is full: {}", self.address, self.conf.limit_text());
         RpcError::new(ErrorKind::Limit, text).with_peer(&self.address).retryable()
     }
 }
@@ -302,112 +365,6 @@ struct Released {
     /// There is room where there was none.
     room: bool,
     grants: Vec<(Arc<Link>, Volume)>,
-}
-
-/// Messages of one connection, or of this environment, that no longer count.
-struct Done {
-    volume: Volume,
-    link: Option<Arc<Link>>,
-}
-
-impl Done {
-    fn of<M>(origin: &Origin) -> Self {
-        Self { volume: Volume::message(origin.bytes::<M>()), link: origin.link().cloned() }
-    }
-
-    fn is_of(&self, origin: &Origin) -> bool {
-        match (&self.link, origin.link()) {
-            (None, None) => true,
-            (Some(mine), Some(its)) => Arc::ptr_eq(mine, its),
-            _ => false,
-        }
-    }
-}
-
-/// What a loop has taken out and not handled yet. Dropped with the loop, it fails the askers in it.
-pub(crate) struct Batch<M> {
-    items: VecDeque<Item<M>>,
-    /// Handled, and not yet given back to the inbox.
-    done: Vec<Done>,
-    count: usize,
-    /// Gives back when so many are done.
-    share: usize,
-    inbox: Arc<Inbox<M>>,
-}
-
-impl<M> Batch<M> {
-    pub(crate) fn new(inbox: &Arc<Inbox<M>>) -> Self {
-        let share = (inbox.limits.volume.messages / 8).clamp(1, 64) as usize;
-        Self { items: VecDeque::new(), done: Vec::new(), count: 0, share, inbox: Arc::clone(inbox) }
-    }
-
-    /// The next message whose asker still waits, or the next event.
-    pub(crate) fn pop(&mut self) -> Option<Item<M>> {
-        while let Some(item) = self.items.pop_front() {
-            match item {
-                Item::Message { message, origin } if !origin.waits() => {
-                    discard(origin.ask_id(), message, &expired(&self.inbox.address));
-                    self.done(&origin);
-                }
-                item => return Some(item),
-            }
-        }
-        None
-    }
-
-    /// A message has been handled.
-    pub(crate) fn done(&mut self, origin: &Origin) {
-        match self.done.last_mut() {
-            Some(last) if last.is_of(origin) => last.volume.add(Volume::message(origin.bytes::<M>())),
-            _ => self.done.push(Done::of::<M>(origin)),
-        }
-        self.count += 1;
-        if self.count >= self.share {
-            self.give_back();
-        }
-    }
-
-    /// Gives back what is done: at the latest when the loop is about to wait for something.
-    pub(crate) fn give_back(&mut self) {
-        if self.count > 0 {
-            self.count = 0;
-            self.inbox.release(self.done.drain(..));
-        }
-    }
-
-    /// When all is handled: takes out what has come since. False if that is nothing.
-    pub(crate) fn refill(&mut self) -> bool {
-        let inbox = &self.inbox;
-        let mut state = inbox.state.lock();
-        std::mem::swap(&mut state.queue, &mut self.items);
-        if self.count > 0 {
-            self.count = 0;
-            let released = state.release(self.done.drain(..), inbox.limits.volume, &inbox.windows);
-            drop(state);
-            inbox.tell(released);
-        }
-        !self.items.is_empty()
-    }
-
-    /// The buffer, to go on with.
-    pub(crate) fn into_buffer(mut self) -> VecDeque<Item<M>> {
-        std::mem::take(&mut self.items)
-    }
-}
-
-impl<M> Drop for Batch<M> {
-    fn drop(&mut self) {
-        self.give_back();
-        if !self.items.is_empty() {
-            self.inbox.discard(std::mem::take(&mut self.items), Closed::Runtime);
-        }
-    }
-}
-
-/// What an asker would be told that no longer listens.
-fn expired(endpoint: &RpcEndpointAddress) -> RpcError {
-    let text = format!("the time of the request was over before its turn came at {endpoint}");
-    RpcError::new(ErrorKind::Timeout, text).with_peer(endpoint)
 }
 
 impl<M: Send> Mailbox<M> for Inbox<M> {
