@@ -4,6 +4,7 @@ use std::any::{Any, TypeId};
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use async_task::FallibleTask;
 use parking_lot::RwLock;
 use tokio::runtime::Handle;
 use tokio_util::task::TaskTracker;
@@ -11,12 +12,14 @@ use tokio_util::task::TaskTracker;
 use crate::address::RpcEndpointAddress;
 use crate::call_context::discard;
 use crate::endpoint::EndpointContext;
+use crate::endpoint_options::EndpointOptions;
 use crate::endpoint_ref::RpcEndpointRef;
 use crate::error::{ErrorKind, RpcError};
 use crate::inbox::{Closed, Event, Inbox};
 use crate::message::{IncomingRequest, RpcMessage};
 use crate::message_loop::{IntoEndpoint, Seat};
 use crate::post::Mailbox;
+use crate::threads::Threads;
 
 pub(crate) struct Dispatcher {
     state: RwLock<State>,
@@ -28,6 +31,8 @@ pub(crate) struct Dispatcher {
 #[derive(Default)]
 struct State {
     endpoints: HashMap<Arc<str>, Arc<dyn Registered>>,
+    /// Those that are told of connections.
+    told: HashMap<Arc<str>, Arc<dyn Registered>>,
     stopped: bool,
 }
 
@@ -96,9 +101,11 @@ impl Dispatcher {
         &self,
         address: RpcEndpointAddress,
         endpoint: E,
+        options: &EndpointOptions,
         make_ref: impl FnOnce(Arc<dyn Mailbox<E::Message>>) -> RpcEndpointRef<E::Message>,
         env: Arc<dyn Any + Send + Sync>,
     ) -> Result<RpcEndpointRef<E::Message>, RpcError> {
+        let threads = self.threads(&address, options.isolated, E::ONE_AT_A_TIME)?;
         let inbox = Arc::new(Inbox::<E::Message>::new(address));
         let endpoint_ref = make_ref(Arc::clone(&inbox) as _);
         {
@@ -111,17 +118,50 @@ impl Dispatcher {
                 let text = format!("There is already an RpcEndpoint called {name}");
                 return Err(RpcError::new(ErrorKind::EndpointExists, text));
             }
+            if options.connection_events {
+                state.told.insert(Arc::clone(&name), Arc::clone(&inbox) as _);
+            }
             state.endpoints.insert(name, Arc::clone(&inbox) as _);
             // Under the lock, so that a stop that follows waits for this loop too.
             let cx = EndpointContext::new(endpoint_ref.clone(), env);
-            self.loops.spawn_on(endpoint.run(Seat::new(inbox, cx)), &self.runtime);
+            let life = endpoint.run(Seat::new(Arc::clone(&inbox), cx, threads.clone()));
+            match threads {
+                None => self.loops.spawn_on(life, &self.runtime),
+                Some(threads) => {
+                    let tie = AbandonOnDrop(inbox);
+                    self.loops.spawn_on(tie.with(threads.spawn(life)), &self.runtime)
+                }
+            };
         }
         Ok(endpoint_ref)
     }
 
+    fn threads(
+        &self,
+        address: &RpcEndpointAddress,
+        count: Option<usize>,
+        one_at_a_time: bool,
+    ) -> Result<Option<Threads>, RpcError> {
+        let Some(count) = count else { return Ok(None) };
+        let refuse = |why| RpcError::new(ErrorKind::Config, format!("{address}: isolated({count}): {why}"));
+        match count {
+            0 => Err(refuse("an isolated endpoint needs a thread".to_owned())),
+            2.. if one_at_a_time => Err(refuse(
+                "a ThreadSafeRpcEndpoint handles one message at a time, so it takes 1 thread".to_owned(),
+            )),
+            _ => Threads::start(&format!("dispatcher-{}", address.name()), count, &self.runtime)
+                .map(Some)
+                .map_err(|e| refuse(format!("the threads cannot be started: {e}")).with_source(e)),
+        }
+    }
+
     /// Frees the name at once; the endpoint handles what is queued and then stops. Nothing if there is none.
     pub(crate) fn unregister(&self, name: &str) {
-        let removed = self.state.write().endpoints.remove(name);
+        let removed = {
+            let mut state = self.state.write();
+            state.told.remove(name);
+            state.endpoints.remove(name)
+        };
         if let Some(inbox) = removed {
             inbox.stop(Closed::Endpoint);
         }
@@ -156,7 +196,7 @@ impl Dispatcher {
     }
 
     pub(crate) fn post_to_all(&self, event: &Event) {
-        for inbox in self.state.read().endpoints.values() {
+        for inbox in self.state.read().told.values() {
             inbox.post_event(event.clone());
         }
     }
@@ -174,6 +214,7 @@ impl Dispatcher {
         let endpoints = {
             let mut state = self.state.write();
             state.stopped = true;
+            state.told.clear();
             std::mem::take(&mut state.endpoints)
         };
         for inbox in endpoints.into_values() {
@@ -181,6 +222,22 @@ impl Dispatcher {
         }
         self.loops.close();
         self.loops.wait().await;
+    }
+}
+
+/// Keeps an isolated endpoint to the runtime: dropped with it, it fails what waits in the inbox and ends the loop.
+struct AbandonOnDrop<M>(Arc<Inbox<M>>);
+
+impl<M> AbandonOnDrop<M> {
+    async fn with(self, life: FallibleTask<()>) {
+        // The loop tells by ending that all is done; also when a destructor panicked in it.
+        let _ = life.await;
+    }
+}
+
+impl<M> Drop for AbandonOnDrop<M> {
+    fn drop(&mut self) {
+        self.0.abandon();
     }
 }
 
@@ -246,7 +303,8 @@ mod tests {
                 let conf = RpcConf::new().ask().unwrap();
                 RpcEndpointRef::local(address.clone(), conf, Arc::clone(&deadlines), mailbox)
             };
-            dispatcher.register(address.clone(), Watch(told), make_ref, Arc::new(())).unwrap();
+            let options = EndpointOptions::new();
+            dispatcher.register(address.clone(), Watch(told), &options, make_ref, Arc::new(())).unwrap();
         }
         let peer = RpcAddress::new("peer", 1);
         dispatcher.post_to_all(&Event::Connected(peer.clone()));

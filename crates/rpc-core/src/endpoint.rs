@@ -107,7 +107,8 @@ macro_rules! hooks {
 /// return, or use [`RpcEndpoint`]. A `receive` that *asks its own endpoint* and waits for the answer waits for
 /// itself, until the timeout.
 ///
-/// Handlers run on the runtime that started the environment and must not block its threads.
+/// Handlers run on the runtime that started the environment and must not block its threads; those of an
+/// [isolated](crate::EndpointOptions::isolated) endpoint may.
 pub trait ThreadSafeRpcEndpoint: Sized + Send + 'static {
     /// What it receives.
     type Message: RpcMessage;

@@ -21,6 +21,7 @@ use crate::conf::AskConf;
 use crate::deadlines::Deadlines;
 use crate::dispatcher::{Dispatcher, endpoint_not_found, service_mismatch};
 use crate::endpoint::EndpointContext;
+use crate::endpoint_options::EndpointOptions;
 use crate::endpoint_ref::RpcEndpointRef;
 use crate::error::{ErrorKind, RpcError};
 use crate::message::{RpcMessage, local_only};
@@ -92,6 +93,21 @@ impl RpcEnv {
         name: &str,
         endpoint: E,
     ) -> Result<RpcEndpointRef<E::Message>, RpcError> {
+        self.setup_endpoint_with(name, endpoint, EndpointOptions::new())
+    }
+
+    /// [`setup_endpoint`](Self::setup_endpoint) with options: on threads of its own, or untold of connections.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`setup_endpoint`](Self::setup_endpoint), and [`ErrorKind::Config`] for options that do not fit the
+    /// endpoint or if its threads cannot be started.
+    pub fn setup_endpoint_with<K, E: IntoEndpoint<K>>(
+        &self,
+        name: &str,
+        endpoint: E,
+        options: EndpointOptions,
+    ) -> Result<RpcEndpointRef<E::Message>, RpcError> {
         let inner = &self.inner;
         let address = RpcEndpointAddress::new(inner.address.clone(), name)?;
         let make_ref = |mailbox| {
@@ -103,7 +119,7 @@ impl RpcEnv {
             )
         };
         let env = Arc::clone(inner) as Arc<dyn Any + Send + Sync>;
-        inner.dispatcher.register(address.clone(), endpoint, make_ref, env)
+        inner.dispatcher.register(address.clone(), endpoint, &options, make_ref, env)
     }
 
     /// Looks up the endpoint `name` of the environment at `address` and checks that it receives `M`.

@@ -101,6 +101,8 @@ impl<M> Inbox<M> {
         let mut state = self.state.lock();
         let closed = *state.closed.get_or_insert(Closed::Runtime);
         let left = std::mem::take(&mut state.queue);
+        // The waker keeps an isolated endpoint's threads.
+        let _parked = state.parked.take();
         drop(state);
         self.discard(left, closed);
     }

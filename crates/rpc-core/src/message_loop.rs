@@ -10,9 +10,9 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
+use futures::{FutureExt, StreamExt};
 use tokio::task::coop::poll_proceed;
 
 use crate::call_context::supervise;
@@ -20,6 +20,7 @@ use crate::endpoint::{EndpointContext, RpcEndpoint, ThreadSafeRpcEndpoint};
 use crate::error::RpcError;
 use crate::inbox::{Batch, Event, Inbox, Item};
 use crate::message::RpcMessage;
+use crate::threads::Threads;
 
 /// After this many messages in a row the loop lets other tasks run.
 const FAIR_SHARE: usize = 256;
@@ -41,6 +42,9 @@ pub trait IntoEndpoint<Kind>: Sized + Send + 'static {
     /// What the endpoint receives.
     type Message: RpcMessage;
 
+    #[doc(hidden)]
+    const ONE_AT_A_TIME: bool;
+
     /// The endpoint's whole life.
     #[doc(hidden)]
     fn run(self, seat: Seat<Self::Message>) -> impl Future<Output = ()> + Send + 'static;
@@ -48,6 +52,7 @@ pub trait IntoEndpoint<Kind>: Sized + Send + 'static {
 
 impl<E: ThreadSafeRpcEndpoint> IntoEndpoint<ThreadSafeKind> for E {
     type Message = E::Message;
+    const ONE_AT_A_TIME: bool = true;
 
     fn run(self, seat: Seat<E::Message>) -> impl Future<Output = ()> + Send + 'static {
         Life::new(seat, Serial { endpoint: self, started: false })
@@ -56,6 +61,7 @@ impl<E: ThreadSafeRpcEndpoint> IntoEndpoint<ThreadSafeKind> for E {
 
 impl<E: RpcEndpoint> IntoEndpoint<ConcurrentKind> for E {
     type Message = E::Message;
+    const ONE_AT_A_TIME: bool = false;
 
     fn run(self, seat: Seat<E::Message>) -> impl Future<Output = ()> + Send + 'static {
         Life::new(seat, Concurrent { endpoint: Arc::new(self), phase: Phase::New })
@@ -70,6 +76,8 @@ pub struct Seat<M>(Arc<Place<M>>);
 struct Place<M> {
     inbox: Arc<Inbox<M>>,
     cx: EndpointContext<M>,
+    /// If the endpoint is isolated.
+    threads: Option<Threads>,
 }
 
 impl<M> std::fmt::Debug for Place<M> {
@@ -79,8 +87,8 @@ impl<M> std::fmt::Debug for Place<M> {
 }
 
 impl<M> Seat<M> {
-    pub(crate) fn new(inbox: Arc<Inbox<M>>, cx: EndpointContext<M>) -> Self {
-        Self(Arc::new(Place { inbox, cx }))
+    pub(crate) fn new(inbox: Arc<Inbox<M>>, cx: EndpointContext<M>, threads: Option<Threads>) -> Self {
+        Self(Arc::new(Place { inbox, cx, threads }))
     }
 }
 
@@ -276,8 +284,12 @@ impl<E: RpcEndpoint> Behaviour for Concurrent<E> {
                     settle(&*self.endpoint, outcome, &cx, &place).await;
                     return None;
                 }
-                let mut handling: BoxFuture<'static, ()> =
-                    Box::pin(handle(Arc::clone(&self.endpoint), item, Arc::clone(&place)));
+                let handling = handle(Arc::clone(&self.endpoint), item, Arc::clone(&place));
+                let mut handling: BoxFuture<'static, ()> = match &place.threads {
+                    None => Box::pin(handling),
+                    // Apart from this task, so that as many can block as there are threads.
+                    Some(threads) => Box::pin(threads.spawn(handling).map(drop)),
+                };
                 if self.phase == Phase::OneByOne {
                     handling.await;
                 } else {

@@ -15,6 +15,7 @@ use crate::address::{RpcAddress, RpcEndpointAddress};
 use crate::conf::RpcConf;
 use crate::deadlines::Deadlines;
 use crate::dispatcher::Dispatcher;
+use crate::endpoint_options::EndpointOptions;
 use crate::endpoint_ref::RpcEndpointRef;
 use crate::error::{ErrorKind, RpcError};
 use crate::handler::EnvHandler;
@@ -161,7 +162,8 @@ impl Inner {
         };
         // It never looks at its environment, which is not complete yet.
         let verifier = EndpointVerifier::new(&self.dispatcher);
-        self.dispatcher.register(address.clone(), verifier, make_ref, Arc::new(()))?;
+        let options = EndpointOptions::new();
+        self.dispatcher.register(address.clone(), verifier, &options, make_ref, Arc::new(()))?;
         Ok(())
     }
 }
