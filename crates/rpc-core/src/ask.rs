@@ -12,8 +12,9 @@ use crate::abort::AbortHandle;
 use crate::address::RpcEndpointAddress;
 use crate::conf::AskConf;
 use crate::deadlines::{COARSE_FROM, Deadlines};
-use crate::error::RpcError;
+use crate::error::{ErrorKind, RpcError};
 use crate::post::RemoteAnswer;
+use crate::running::EndpointId;
 use crate::slot::Slot;
 use crate::timeout::RpcTimeout;
 use crate::wire::{self, IncomingBody};
@@ -23,6 +24,8 @@ pub(crate) struct About {
     pub(crate) address: RpcEndpointAddress,
     pub(crate) conf: AskConf,
     pub(crate) deadlines: Arc<Deadlines>,
+    /// If it is in this environment.
+    pub(crate) endpoint: Option<EndpointId>,
 }
 
 /// The answer to come of an [ask](crate::RpcEndpointRef::ask). Can be polled on any executor.
@@ -78,6 +81,9 @@ impl<T> Future for Ask<T> {
         };
         let outcome = match polled {
             Poll::Ready(outcome) => outcome,
+            Poll::Pending if this.about.endpoint.is_some_and(EndpointId::is_running) => {
+                Err(waits_for_itself(&this.about.address))
+            }
             Poll::Pending => {
                 std::task::ready!(this.poll_timer(cx));
                 Err(this.timeout.expired(&this.about.address))
@@ -144,6 +150,14 @@ impl<T> Ask<T> {
             self.about.deadlines.cancel(key);
         }
     }
+}
+
+fn waits_for_itself(endpoint: &RpcEndpointAddress) -> RpcError {
+    let text = format!(
+        "{endpoint} waits in a handler for its own answer, which it can only give when that handler has ended: \
+         await the ask in a spawned task, or make it an RpcEndpoint"
+    );
+    RpcError::new(ErrorKind::Deadlock, text).with_peer(endpoint)
 }
 
 impl<T> Drop for Ask<T> {

@@ -14,6 +14,7 @@ use crate::deadlines::Deadlines;
 use crate::error::{RpcError, SendError};
 use crate::message::{RpcMessage, RpcRequest, local_only};
 use crate::post::{Mailbox, Wire};
+use crate::running::EndpointId;
 use crate::slot::Slot;
 use crate::timeout::RpcTimeout;
 use crate::wire;
@@ -43,7 +44,8 @@ impl<M> RpcEndpointRef<M> {
         deadlines: Arc<Deadlines>,
         mailbox: Arc<dyn Mailbox<M>>,
     ) -> Self {
-        Self { about: Arc::new(About { address, conf, deadlines }), target: Target::Local(mailbox) }
+        let endpoint = Some(EndpointId::of(&mailbox));
+        Self { about: Arc::new(About { address, conf, deadlines, endpoint }), target: Target::Local(mailbox) }
     }
 
     pub(crate) fn remote(
@@ -53,7 +55,10 @@ impl<M> RpcEndpointRef<M> {
         wire: Arc<dyn Wire>,
         head: Bytes,
     ) -> Self {
-        Self { about: Arc::new(About { address, conf, deadlines }), target: Target::Remote { wire, head } }
+        Self {
+            about: Arc::new(About { address, conf, deadlines, endpoint: None }),
+            target: Target::Remote { wire, head },
+        }
     }
 
     /// The endpoint's full address.
@@ -127,12 +132,15 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
     ///
     /// The future fails with what the endpoint failed the request with; with [`ErrorKind::Timeout`]; and if the
     /// request cannot be delivered ([`ErrorKind::Stopped`], [`ErrorKind::NotDelivered`], [`ErrorKind::Network`]).
+    /// Awaited by a handler of the very endpoint that it asks, one that handles one message at a time, it fails with
+    /// [`ErrorKind::Deadlock`].
     ///
     /// # Cancel safety
     ///
     /// Dropping the future frees everything that waited for the answer. The request may be handled all the same.
     ///
     /// [`ErrorKind::Timeout`]: crate::ErrorKind::Timeout
+    /// [`ErrorKind::Deadlock`]: crate::ErrorKind::Deadlock
     /// [`ErrorKind::Stopped`]: crate::ErrorKind::Stopped
     /// [`ErrorKind::NotDelivered`]: crate::ErrorKind::NotDelivered
     /// [`ErrorKind::Network`]: crate::ErrorKind::Network

@@ -116,6 +116,7 @@ mod message_loop;
 mod method;
 mod outbox;
 mod post;
+mod running;
 mod slot;
 mod threads;
 mod timeout;

@@ -20,6 +20,7 @@ use crate::endpoint::{EndpointContext, RpcEndpoint, ThreadSafeRpcEndpoint};
 use crate::error::RpcError;
 use crate::inbox::{Batch, Event, Inbox, Item};
 use crate::message::RpcMessage;
+use crate::running::EndpointId;
 use crate::threads::Threads;
 
 /// After this many messages in a row the loop lets other tasks run.
@@ -99,6 +100,7 @@ type Drained<B, M> = Option<(Box<B>, Buffer<M>)>;
 
 trait Behaviour: Sized + Send + 'static {
     type Message: RpcMessage;
+    const ONE_AT_A_TIME: bool;
 
     /// Handles messages until there are none.
     fn drain(
@@ -134,6 +136,7 @@ impl<B: Behaviour> Future for Life<B> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = &mut *self;
+        let _running = B::ONE_AT_A_TIME.then(|| EndpointId::of(&this.place.inbox).run());
         loop {
             this.state = match std::mem::replace(&mut this.state, LifeState::Over) {
                 LifeState::Busy(mut drain) => match drain.as_mut().poll(cx) {
@@ -185,6 +188,7 @@ struct Serial<E> {
 
 impl<E: ThreadSafeRpcEndpoint> Behaviour for Serial<E> {
     type Message = E::Message;
+    const ONE_AT_A_TIME: bool = true;
 
     fn drain(
         mut self: Box<Self>,
@@ -262,6 +266,7 @@ enum Phase {
 
 impl<E: RpcEndpoint> Behaviour for Concurrent<E> {
     type Message = E::Message;
+    const ONE_AT_A_TIME: bool = false;
 
     fn drain(
         mut self: Box<Self>,
