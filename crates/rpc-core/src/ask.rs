@@ -34,7 +34,7 @@ pub struct Ask<T> {
     state: State<T>,
     about: Arc<About>,
     timeout: RpcTimeout,
-    asked: Instant,
+    deadline: Option<Instant>,
     timer: Timer,
     /// There once somebody wanted one.
     abort: Option<AbortHandle>,
@@ -110,14 +110,20 @@ impl<T> Ask<T> {
         self.abort.get_or_insert_with(|| AbortHandle::new(&self.about.address)).clone()
     }
 
-    pub(crate) fn new(state: State<T>, about: Arc<About>, timeout: RpcTimeout) -> Self {
-        Self { state, about, timeout, asked: Instant::now(), timer: Timer::Unset, abort: None }
+    /// `deadline`: none if it is beyond what the clock can count.
+    pub(crate) fn new(
+        state: State<T>,
+        about: Arc<About>,
+        timeout: RpcTimeout,
+        deadline: Option<Instant>,
+    ) -> Self {
+        Self { state, about, timeout, deadline, timer: Timer::Unset, abort: None }
     }
 
     fn poll_timer(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if let Timer::Unset = self.timer {
             let limit = self.timeout.duration();
-            self.timer = match self.asked.checked_add(limit) {
+            self.timer = match self.deadline {
                 None => Timer::Never,
                 Some(due) if limit >= COARSE_FROM => {
                     // One that is due already is woken by the next tick.

@@ -3,12 +3,21 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crate::credit::Volume;
 use crate::error::{ErrorKind, RpcError};
+use crate::limits::{Budget, InboxLimits, Overflow};
 use crate::timeout::RpcTimeout;
 
 const ASK_TIMEOUT: &str = "spark.rpc.askTimeout";
 const LOOKUP_TIMEOUT: &str = "spark.rpc.lookupTimeout";
 const NETWORK_TIMEOUT: &str = "spark.network.timeout";
+const INBOX_MESSAGES: &str = "spark.rpc.inbox.maxMessages";
+const INBOX_BYTES: &str = "spark.rpc.inbox.maxBytes";
+const INBOX_TOTAL_BYTES: &str = "spark.rpc.inbox.maxTotalBytes";
+const OUTBOX_MESSAGES: &str = "spark.rpc.outbox.maxMessages";
+const OUTBOX_BYTES: &str = "spark.rpc.outbox.maxBytes";
+const TIMES: [&str; 4] = [ASK_TIMEOUT, LOOKUP_TIMEOUT, NETWORK_TIMEOUT, RETRY_WAIT];
+const AMOUNTS: [&str; 5] = [INBOX_MESSAGES, INBOX_BYTES, INBOX_TOTAL_BYTES, OUTBOX_MESSAGES, OUTBOX_BYTES];
 const NUM_RETRIES: &str = "spark.rpc.numRetries";
 const RETRY_WAIT: &str = "spark.rpc.retry.wait";
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(120);
@@ -30,8 +39,14 @@ pub(crate) struct AskConf {
 /// | `spark.network.timeout` | `120s` | the default of both |
 /// | `spark.rpc.numRetries` | `3` | how often `ask_with_retry` asks in all |
 /// | `spark.rpc.retry.wait` | `3s` | how long it waits in between |
+/// | `spark.rpc.inbox.maxMessages` | 65536 | messages that wait for one endpoint or are being handled by it |
+/// | `spark.rpc.inbox.maxBytes` | `64m` | their bytes: of the frame, or of the object if it was sent in this process |
+/// | `spark.rpc.inbox.maxTotalBytes` | `512m` | bytes of messages from the network in all inboxes together |
+/// | `spark.rpc.outbox.maxMessages` | 65536 | messages to one remote endpoint that wait for a connection or for credit |
+/// | `spark.rpc.outbox.maxBytes` | `64m` | their bytes |
 ///
-/// Times are numbers with a unit (`us`, `ms`, `s`, `m`, `min`, `h`, `d`); without one they are seconds. Settings
+/// The last five are not Spark's, whose queues have no limits. Sizes are numbers with a unit (`b`, `k`, `m`, `g`);
+/// without one they are bytes. Times are numbers with a unit (`us`, `ms`, `s`, `m`, `min`, `h`, `d`); without one they are seconds. Settings
 /// that this crate does not know are kept and passed on to the transport, which reads `spark.rpc.io.*`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RpcConf {
@@ -66,8 +81,11 @@ impl RpcConf {
     ///
     /// [`ErrorKind::Config`], naming key and value, if the value cannot be what the key needs.
     pub fn with(mut self, key: &str, value: &str) -> Result<Self, RpcError> {
-        if [ASK_TIMEOUT, LOOKUP_TIMEOUT, NETWORK_TIMEOUT, RETRY_WAIT].contains(&key) {
+        if TIMES.contains(&key) {
             parse_duration(key, value)?;
+        }
+        if AMOUNTS.contains(&key) {
+            parse_amount(key, value)?;
         }
         if key == NUM_RETRIES {
             parse_attempts(key, value)?;
@@ -103,6 +121,43 @@ impl RpcConf {
     pub(crate) fn lookup_timeout(&self) -> Result<RpcTimeout, RpcError> {
         RpcTimeout::from_conf(self, &[LOOKUP_TIMEOUT, NETWORK_TIMEOUT], Some(DEFAULT_TIMEOUT))
     }
+
+    pub(crate) fn inbox_limits(&self) -> Result<InboxLimits, RpcError> {
+        let messages = self.amount(INBOX_MESSAGES, 65_536)?;
+        let bytes = self.amount(INBOX_BYTES, 64 << 20)?;
+        Ok(InboxLimits { volume: Volume::new(messages, bytes), overflow: Overflow::default() })
+    }
+
+    pub(crate) fn inbox_budget(&self) -> Result<Budget, RpcError> {
+        Ok(Budget::new(self.amount(INBOX_TOTAL_BYTES, 512 << 20)?))
+    }
+
+    pub(crate) fn outbox_limits(&self) -> Result<Volume, RpcError> {
+        Ok(Volume::new(self.amount(OUTBOX_MESSAGES, 65_536)?, self.amount(OUTBOX_BYTES, 64 << 20)?))
+    }
+
+    fn amount(&self, key: &str, default: u64) -> Result<u64, RpcError> {
+        self.get(key).map_or(Ok(default), |value| parse_amount(key, value))
+    }
+}
+
+/// A number of messages or bytes; at least one, as nothing could pass a limit of none.
+fn parse_amount(key: &str, value: &str) -> Result<u64, RpcError> {
+    let text = value.trim();
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let factor = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => Some(1),
+        "k" | "kb" => Some(1 << 10),
+        "m" | "mb" => Some(1 << 20),
+        "g" | "gb" => Some(1 << 30),
+        _ => None,
+    };
+    let amount = number.parse().ok().zip(factor).and_then(|(n, factor): (u64, u64)| n.checked_mul(factor));
+    amount.filter(|amount| *amount > 0).ok_or_else(|| {
+        let text = format!("{key} is `{value}`; it takes a number above 0, such as 1000, 64k or 16m");
+        RpcError::new(ErrorKind::Config, text)
+    })
 }
 
 fn parse_attempts(key: &str, value: &str) -> Result<u32, RpcError> {

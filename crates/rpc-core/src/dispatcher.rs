@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use async_task::FallibleTask;
+use network_common::ConnectionId;
 use parking_lot::RwLock;
 use tokio::runtime::Handle;
 use tokio_util::task::TaskTracker;
@@ -16,8 +17,10 @@ use crate::endpoint_options::EndpointOptions;
 use crate::endpoint_ref::RpcEndpointRef;
 use crate::error::{ErrorKind, RpcError};
 use crate::inbox::{Closed, Event, Inbox};
+use crate::limits::InboxLimits;
 use crate::message::{IncomingRequest, RpcMessage};
 use crate::message_loop::{IntoEndpoint, Seat};
+use crate::origin::{Arrival, Origin};
 use crate::post::Mailbox;
 use crate::threads::Threads;
 
@@ -39,7 +42,8 @@ struct State {
 /// An inbox whose message type is not known here.
 trait Registered: Send + Sync {
     fn services(&self) -> &'static [&'static str];
-    fn deliver(&self, request: IncomingRequest<'_>) -> Result<(), RpcError>;
+    fn deliver(&self, request: IncomingRequest<'_>, arrival: Arrival) -> Result<(), RpcError>;
+    fn disconnected(&self, connection: ConnectionId);
     fn post_event(&self, event: Event);
     fn stop(&self, why: Closed);
     fn into_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync>;
@@ -51,17 +55,22 @@ impl<M: RpcMessage> Registered for Inbox<M> {
         M::SERVICES
     }
 
-    fn deliver(&self, request: IncomingRequest<'_>) -> Result<(), RpcError> {
+    fn deliver(&self, request: IncomingRequest<'_>, arrival: Arrival) -> Result<(), RpcError> {
         if !M::SERVICES.contains(&request.service()) {
             return Err(service_mismatch(self.address(), &[request.service()], M::SERVICES));
         }
-        let origin = request.origin();
+        let origin = Origin::Arrived { arrival, ask: request.ask() };
+        let ask = origin.ask_id();
         let mut message = Some(M::decode(request)?);
         let posted = self.post(origin, &mut || message.take());
         if let (Err(why), Some(message)) = (&posted, message) {
-            discard(origin, message, why);
+            discard(ask, message, why);
         }
         posted
+    }
+
+    fn disconnected(&self, connection: ConnectionId) {
+        Self::disconnected(self, connection);
     }
 
     fn post_event(&self, event: Event) {
@@ -102,11 +111,12 @@ impl Dispatcher {
         address: RpcEndpointAddress,
         endpoint: E,
         options: &EndpointOptions,
+        limits: InboxLimits,
         make_ref: impl FnOnce(Arc<dyn Mailbox<E::Message>>) -> RpcEndpointRef<E::Message>,
         env: Arc<dyn Any + Send + Sync>,
     ) -> Result<RpcEndpointRef<E::Message>, RpcError> {
         let threads = self.threads(&address, options.isolated, E::ONE_AT_A_TIME)?;
-        let inbox = Arc::new(Inbox::<E::Message>::new(address));
+        let inbox = Arc::new(Inbox::<E::Message>::new(address, limits));
         let endpoint_ref = make_ref(Arc::clone(&inbox) as _);
         {
             let mut state = self.state.write();
@@ -190,9 +200,21 @@ impl Dispatcher {
     }
 
     /// Hands a message from the network to the endpoint `name`.
-    pub(crate) fn deliver(&self, name: &str, request: IncomingRequest<'_>) -> Result<(), RpcError> {
+    pub(crate) fn deliver(
+        &self,
+        name: &str,
+        request: IncomingRequest<'_>,
+        arrival: Arrival,
+    ) -> Result<(), RpcError> {
         let not_found = || RpcError::new(ErrorKind::EndpointNotFound, format!("Could not find {name}."));
-        self.get(name)?.ok_or_else(not_found)?.deliver(request)
+        self.get(name)?.ok_or_else(not_found)?.deliver(request, arrival)
+    }
+
+    /// A connection has ended, and what the inboxes granted it.
+    pub(crate) fn disconnected(&self, connection: ConnectionId) {
+        for inbox in self.state.read().endpoints.values() {
+            inbox.disconnected(connection);
+        }
     }
 
     pub(crate) fn post_to_all(&self, event: &Event) {
@@ -304,7 +326,10 @@ mod tests {
                 RpcEndpointRef::local(address.clone(), conf, Arc::clone(&deadlines), mailbox)
             };
             let options = EndpointOptions::new();
-            dispatcher.register(address.clone(), Watch(told), &options, make_ref, Arc::new(())).unwrap();
+            let limits = RpcConf::new().inbox_limits().unwrap();
+            dispatcher
+                .register(address.clone(), Watch(told), &options, limits, make_ref, Arc::new(()))
+                .unwrap();
         }
         let peer = RpcAddress::new("peer", 1);
         dispatcher.post_to_all(&Event::Connected(peer.clone()));

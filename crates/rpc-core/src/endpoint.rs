@@ -98,6 +98,22 @@ macro_rules! hooks {
             let _ = (error, remote, cx);
             ready(Ok(()))
         }
+
+        /// A message that this environment *sent* to `remote` was refused there: `error` says which and why. An ask
+        /// that is refused fails instead.
+        ///
+        /// # Errors
+        ///
+        /// What it returns goes to [`on_error`](Self::on_error).
+        fn on_undelivered(
+            self: $self,
+            error: RpcError,
+            remote: RpcAddress,
+            cx: &EndpointContext<Self::Message>,
+        ) -> impl Future<Output = Result<(), RpcError>> + Send {
+            let _ = (error, remote, cx);
+            ready(Ok(()))
+        }
     };
 }
 

@@ -31,7 +31,8 @@ impl EndpointOptions {
         self
     }
 
-    /// Whether the endpoint is told of connections (`on_connected` and the like); it is by default.
+    /// Whether the endpoint is told of connections (`on_connected`, `on_disconnected`, `on_network_error`,
+    /// `on_undelivered`); it is by default.
     ///
     /// An event goes into the inbox of every endpoint that is told, so where endpoints come by the thousand, such as
     /// one for each task or session, they should not be.

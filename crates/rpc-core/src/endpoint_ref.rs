@@ -5,14 +5,16 @@ use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio::time::Instant;
 
 use crate::address::RpcEndpointAddress;
 use crate::ask::{About, Ask, State};
-use crate::call_context::{RpcCallContext, origin_of};
+use crate::call_context::{RpcCallContext, id_of, running_deadline};
 use crate::conf::AskConf;
 use crate::deadlines::Deadlines;
-use crate::error::{RpcError, SendError};
+use crate::error::{ErrorKind, RpcError, SendError};
 use crate::message::{RpcMessage, RpcRequest, local_only};
+use crate::origin::{Asker, Origin};
 use crate::post::{Mailbox, Wire};
 use crate::running::EndpointId;
 use crate::slot::Slot;
@@ -79,20 +81,22 @@ impl<M> RpcEndpointRef<M> {
 }
 
 impl<M: RpcMessage> RpcEndpointRef<M> {
-    /// Sends `request` and waits for no answer; one that is given is discarded. Never blocks.
+    /// Sends `request` and waits for no answer; one that is given is discarded. Never blocks and never waits.
     ///
     /// Ok means that it is on its way: in the endpoint's inbox if that is in this environment, else in the queue to
-    /// the other one. What becomes of it there is not told; who needs to know asks.
+    /// the other one. What becomes of it there is not told, but that it was refused is: to the endpoints of this
+    /// environment, by `on_undelivered`. Who needs to know more asks.
     ///
     /// # Errors
     ///
-    /// The request comes back in the error if the endpoint or the environment has stopped.
+    /// The request comes back in the error if the endpoint or the environment has stopped, or
+    /// ([`ErrorKind::Limit`](crate::ErrorKind::Limit), retryable) if the queue is full.
     pub fn send<R: RpcRequest<M>>(&self, request: R) -> Result<(), SendError<R>> {
         match &self.target {
             Target::Local(mailbox) => {
                 let sender = self.about.address.address().cloned();
                 let mut parts = Some((request, RpcCallContext::nobody(sender)));
-                let posted = post(&**mailbox, 0, &mut parts);
+                let posted = post(&**mailbox, Origin::Sent, &mut parts);
                 match (posted, parts) {
                     (Err(error), Some((request, _))) => Err(SendError::new(request, error)),
                     _ => Ok(()),
@@ -105,10 +109,36 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
         }
     }
 
+    /// [`send`](Self::send), which waits while the queue is full: so a sender is slowed down to what the endpoint
+    /// handles, here and across the network.
+    ///
+    /// # Errors
+    ///
+    /// The request comes back in the error if the endpoint or the environment has stopped.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped before it is ready, it has sent nothing, and the request is dropped.
+    pub async fn send_wait<R: RpcRequest<M>>(&self, mut request: R) -> Result<(), SendError<R>> {
+        loop {
+            let refused = match self.send(request) {
+                Err(refused) if refused.error().kind() == ErrorKind::Limit => refused,
+                sent => return sent,
+            };
+            match &self.target {
+                Target::Local(mailbox) => mailbox.room().await,
+                Target::Remote { wire, .. } => wire.room().await,
+            }
+            request = refused.into_message();
+        }
+    }
+
     /// Sends `request` and gives a future of the answer. Waits as long as `spark.rpc.askTimeout` says.
     ///
     /// The request is on its way when this returns: the future need not be polled for that, and asks made one after
     /// the other arrive in that order.
+    ///
+    /// Made by an endpoint's `receive` while it handles an ask, it waits no longer than that ask's asker does.
     ///
     /// To ask a one-way request does not compile:
     ///
@@ -161,13 +191,18 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
                 "this rpc returns rpc_core.OneWay: nobody answers it, so it can only be sent"
             );
         }
-        let timeout = timeout.into();
+        let timeout = timeout.into().within(running_deadline());
+        let asked = Instant::now();
+        let deadline = asked.checked_add(timeout.duration());
         let state = match &self.target {
+            _ if timeout.duration().is_zero() => State::Refused(timeout.expired(&self.about.address)),
             Target::Local(mailbox) => {
                 let slot = Arc::new(Slot::new());
                 let sender = self.about.address.address().cloned();
-                let context = RpcCallContext::local(Arc::clone(&slot), sender);
-                match post(&**mailbox, origin_of(&slot), &mut Some((request, context))) {
+                let context = RpcCallContext::local(Arc::clone(&slot), deadline, sender);
+                let origin =
+                    Origin::Asked { id: id_of(&slot), asker: Arc::clone(&slot) as Arc<dyn Asker>, deadline };
+                match post(&**mailbox, origin, &mut Some((request, context))) {
                     Ok(()) => State::Local(slot),
                     Err(error) => State::Refused(error),
                 }
@@ -177,13 +212,13 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
                 Err(error) => State::Refused(error),
             },
         };
-        Ask::new(state, Arc::clone(&self.about), timeout)
+        Ask::new(state, Arc::clone(&self.about), timeout, deadline)
     }
 }
 
 fn post<M, R: RpcRequest<M>>(
     mailbox: &dyn Mailbox<M>,
-    origin: u64,
+    origin: Origin,
     parts: &mut Option<(R, RpcCallContext<R::Reply>)>,
 ) -> Result<(), RpcError>
 where

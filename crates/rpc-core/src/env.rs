@@ -24,6 +24,7 @@ use crate::endpoint::EndpointContext;
 use crate::endpoint_options::EndpointOptions;
 use crate::endpoint_ref::RpcEndpointRef;
 use crate::error::{ErrorKind, RpcError};
+use crate::limits::InboxLimits;
 use crate::message::{RpcMessage, local_only};
 use crate::message_loop::IntoEndpoint;
 use crate::outbox::Outboxes;
@@ -52,6 +53,7 @@ struct Inner {
     address: Option<RpcAddress>,
     ask_conf: AskConf,
     lookup_timeout: RpcTimeout,
+    inbox_limits: InboxLimits,
     runtime: Handle,
     deadlines: Arc<Deadlines>,
     dispatcher: Arc<Dispatcher>,
@@ -119,7 +121,7 @@ impl RpcEnv {
             )
         };
         let env = Arc::clone(inner) as Arc<dyn Any + Send + Sync>;
-        inner.dispatcher.register(address.clone(), endpoint, &options, make_ref, env)
+        inner.dispatcher.register(address.clone(), endpoint, &options, inner.inbox_limits, make_ref, env)
     }
 
     /// Looks up the endpoint `name` of the environment at `address` and checks that it receives `M`.
@@ -232,10 +234,10 @@ impl Inner {
                 format!("{endpoint} does not say where the endpoint is"),
             ));
         };
-        let outbox = self.outboxes.get(address);
+        let lane = Arc::new(self.outboxes.get(address).lane(endpoint.name()));
         let head = request_head(self.address.as_ref(), self.incarnation, endpoint.name());
         let (conf, deadlines) = (self.ask_conf.clone(), Arc::clone(&self.deadlines));
-        Ok(RpcEndpointRef::remote(endpoint, conf, deadlines, outbox, head))
+        Ok(RpcEndpointRef::remote(endpoint, conf, deadlines, lane, head))
     }
 }
 

@@ -43,7 +43,7 @@ pub enum ErrorKind {
     NotDelivered,
     /// The peer cannot be reached, or the connection was lost.
     Network,
-    /// A queue is full; nothing was sent.
+    /// A queue is full, here or at the peer; nothing was handled.
     Limit,
     /// A message's bytes are not what its schema says.
     Decode,

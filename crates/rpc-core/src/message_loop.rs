@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -20,6 +20,7 @@ use crate::endpoint::{EndpointContext, RpcEndpoint, ThreadSafeRpcEndpoint};
 use crate::error::RpcError;
 use crate::inbox::{Batch, Event, Inbox, Item};
 use crate::message::RpcMessage;
+use crate::origin::Origin;
 use crate::running::EndpointId;
 use crate::threads::Threads;
 
@@ -173,6 +174,19 @@ impl<B: Behaviour> Drop for Life<B> {
     }
 }
 
+/// Runs `handler`; where it waits, what was handled before must not keep others from sending.
+async fn giving_back<M, T>(batch: &mut Batch<M>, handler: impl Future<Output = T>) -> T {
+    let mut handler = pin!(handler);
+    poll_fn(|cx| {
+        let polled = handler.as_mut().poll(cx);
+        if polled.is_pending() {
+            batch.give_back();
+        }
+        polled
+    })
+    .await
+}
+
 /// An error that on_error itself ended with, or that nobody handles.
 fn report<M>(place: &Place<M>, outcome: Result<(), RpcError>) {
     if let Err(error) = outcome {
@@ -197,7 +211,7 @@ impl<E: ThreadSafeRpcEndpoint> Behaviour for Serial<E> {
         Box::pin(async move {
             if !self.started {
                 self.started = true;
-                let outcome = supervise(0, async { self.endpoint.on_start(&place.cx).await }).await;
+                let outcome = supervise(None, async { self.endpoint.on_start(&place.cx).await }).await;
                 self.settle(outcome, &place.cx, &place).await;
             }
             let mut batch = Batch::new(&place.inbox);
@@ -206,12 +220,17 @@ impl<E: ThreadSafeRpcEndpoint> Behaviour for Serial<E> {
                 while let Some(item) = batch.pop() {
                     let outcome = match item {
                         Item::Message { message, origin } => {
-                            supervise(origin, async { self.endpoint.receive(message, &place.cx).await }).await
+                            let receive = async { self.endpoint.receive(message, &place.cx).await };
+                            let outcome = giving_back(&mut batch, supervise(Some(&origin), receive)).await;
+                            batch.done(&origin);
+                            outcome
                         }
-                        Item::Event(event) => supervise(0, self.event(event, &place.cx)).await,
+                        Item::Event(event) => {
+                            giving_back(&mut batch, supervise(None, self.event(event, &place.cx))).await
+                        }
                         Item::Stop => {
                             let cx = place.cx.for_stop();
-                            let outcome = supervise(0, async { self.endpoint.on_stop(&cx).await }).await;
+                            let outcome = supervise(None, async { self.endpoint.on_stop(&cx).await }).await;
                             self.settle(outcome, &cx, &place).await;
                             return None;
                         }
@@ -235,6 +254,7 @@ impl<E: ThreadSafeRpcEndpoint> Serial<E> {
             Event::Connected(remote) => self.endpoint.on_connected(remote, cx).await,
             Event::Disconnected(remote) => self.endpoint.on_disconnected(remote, cx).await,
             Event::NetworkError(error, remote) => self.endpoint.on_network_error(error, remote, cx).await,
+            Event::Undelivered(error, remote) => self.endpoint.on_undelivered(error, remote, cx).await,
         }
     }
 
@@ -245,7 +265,7 @@ impl<E: ThreadSafeRpcEndpoint> Serial<E> {
         place: &Place<E::Message>,
     ) {
         if let Err(error) = outcome {
-            report(place, supervise(0, async { self.endpoint.on_error(error, cx).await }).await);
+            report(place, supervise(None, async { self.endpoint.on_error(error, cx).await }).await);
         }
     }
 }
@@ -274,34 +294,37 @@ impl<E: RpcEndpoint> Behaviour for Concurrent<E> {
     ) -> BoxFuture<'static, Drained<Self, E::Message>> {
         Box::pin(async move {
             if self.phase == Phase::New {
-                let outcome = supervise(0, async { self.endpoint.on_start(&place.cx).await }).await;
+                let outcome = supervise(None, async { self.endpoint.on_start(&place.cx).await }).await;
                 self.phase = if outcome.is_ok() { Phase::Concurrent } else { Phase::OneByOne };
                 settle(&*self.endpoint, outcome, &place.cx, &place).await;
             }
             let mut batch = Batch::new(&place.inbox);
-            let mut running = FuturesUnordered::<BoxFuture<'static, ()>>::new();
+            let mut running = Running::new();
             let mut in_a_row = 0;
             while let Some(item) = next(&place.inbox, &mut batch, &mut running).await {
                 if matches!(item, Item::Stop) {
-                    while running.next().await.is_some() {}
+                    while let Some(origin) = running.next().await {
+                        origin.iter().for_each(|origin| batch.done(origin));
+                    }
                     let cx = place.cx.for_stop();
-                    let outcome = supervise(0, async { self.endpoint.on_stop(&cx).await }).await;
+                    let outcome = supervise(None, async { self.endpoint.on_stop(&cx).await }).await;
                     settle(&*self.endpoint, outcome, &cx, &place).await;
                     return None;
                 }
                 let handling = handle(Arc::clone(&self.endpoint), item, Arc::clone(&place));
-                let mut handling: BoxFuture<'static, ()> = match &place.threads {
+                let mut handling: Handling = match &place.threads {
                     None => Box::pin(handling),
                     // Apart from this task, so that as many can block as there are threads.
-                    Some(threads) => Box::pin(threads.spawn(handling).map(drop)),
+                    Some(threads) => Box::pin(threads.spawn(handling).map(Option::flatten)),
                 };
                 if self.phase == Phase::OneByOne {
-                    handling.await;
+                    let origin = giving_back(&mut batch, handling).await;
+                    origin.iter().for_each(|origin| batch.done(origin));
                 } else {
                     // Most end at once and never need a place among those that wait.
-                    let polled = poll_fn(|cx| Poll::Ready(handling.as_mut().poll(cx))).await;
-                    if polled.is_pending() {
-                        running.push(handling);
+                    match poll_fn(|cx| Poll::Ready(handling.as_mut().poll(cx))).await {
+                        Poll::Ready(origin) => origin.iter().for_each(|origin| batch.done(origin)),
+                        Poll::Pending => running.push(handling),
                     }
                 }
                 in_a_row += 1;
@@ -315,21 +338,26 @@ impl<E: RpcEndpoint> Behaviour for Concurrent<E> {
     }
 }
 
+/// One item being handled. Gives the origin back if it was a message, which counts against the limits until then.
+type Handling = BoxFuture<'static, Option<Origin>>;
+type Running = FuturesUnordered<Handling>;
+
 /// The next item, moving on meanwhile what is running. None when nothing is queued and nothing runs.
-async fn next<M>(
-    inbox: &Inbox<M>,
-    batch: &mut Batch<M>,
-    running: &mut FuturesUnordered<BoxFuture<'static, ()>>,
-) -> Option<Item<M>> {
+async fn next<M>(inbox: &Inbox<M>, batch: &mut Batch<M>, running: &mut Running) -> Option<Item<M>> {
     poll_fn(|cx| {
         if let Some(item) = batch.pop() {
             return Poll::Ready(Some(item));
         }
         // Once per batch, so that a full inbox does not keep them waiting.
-        while let Poll::Ready(Some(())) = running.poll_next_unpin(cx) {}
+        while let Poll::Ready(Some(origin)) = running.poll_next_unpin(cx) {
+            origin.iter().for_each(|origin| batch.done(origin));
+        }
         loop {
             if batch.refill() {
-                return Poll::Ready(batch.pop());
+                if let Some(item) = batch.pop() {
+                    return Poll::Ready(Some(item));
+                }
+                continue;
             }
             if running.is_empty() {
                 return Poll::Ready(None);
@@ -342,26 +370,33 @@ async fn next<M>(
     .await
 }
 
-async fn handle<E: RpcEndpoint>(endpoint: Arc<E>, item: Item<E::Message>, place: Arc<Place<E::Message>>) {
+async fn handle<E: RpcEndpoint>(
+    endpoint: Arc<E>,
+    item: Item<E::Message>,
+    place: Arc<Place<E::Message>>,
+) -> Option<Origin> {
     let cx = &place.cx;
-    let outcome = match item {
+    let (outcome, origin) = match item {
         Item::Message { message, origin } => {
-            supervise(origin, async { endpoint.receive(message, cx).await }).await
+            let receive = async { endpoint.receive(message, cx).await };
+            (supervise(Some(&origin), receive).await, Some(origin))
         }
         Item::Event(event) => {
-            supervise(0, async {
+            let handle = async {
                 match event {
                     Event::Connected(remote) => endpoint.on_connected(remote, cx).await,
                     Event::Disconnected(remote) => endpoint.on_disconnected(remote, cx).await,
                     Event::NetworkError(error, remote) => endpoint.on_network_error(error, remote, cx).await,
+                    Event::Undelivered(error, remote) => endpoint.on_undelivered(error, remote, cx).await,
                 }
-            })
-            .await
+            };
+            (supervise(None, handle).await, None)
         }
         // The loop deals with it itself, as it comes alone.
-        Item::Stop => Ok(()),
+        Item::Stop => (Ok(()), None),
     };
     settle(&*endpoint, outcome, cx, &place).await;
+    origin
 }
 
 async fn settle<E: RpcEndpoint>(
@@ -371,6 +406,6 @@ async fn settle<E: RpcEndpoint>(
     place: &Place<E::Message>,
 ) {
     if let Err(error) = outcome {
-        report(place, supervise(0, async { endpoint.on_error(error, cx).await }).await);
+        report(place, supervise(None, async { endpoint.on_error(error, cx).await }).await);
     }
 }

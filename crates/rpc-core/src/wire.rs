@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use prost::Message;
+use tokio::time::Instant;
 
 use crate::address::RpcAddress;
 use crate::error::{ErrorKind, RpcError};
@@ -66,14 +67,42 @@ pub(crate) fn encode_value<T: Message>(value: &T) -> Bytes {
     out.freeze()
 }
 
+/// The answer of an endpoint that failed a request.
 pub(crate) fn encode_failure(error: &RpcError) -> Bytes {
     let kind = match error.kind() {
         ErrorKind::Panic => proto::failure::Kind::Panic,
         ErrorKind::Unanswered => proto::failure::Kind::Unanswered,
         ErrorKind::Stopped => proto::failure::Kind::Stopped,
         ErrorKind::Timeout => proto::failure::Kind::Timeout,
+        // The inbox's own; one that the endpoint met elsewhere is not retryable here.
+        ErrorKind::Limit if error.is_retryable() => proto::failure::Kind::Limit,
         _ => proto::failure::Kind::Application,
     };
+    answer(failure(kind, error))
+}
+
+/// The answer to a request that no endpoint saw.
+pub(crate) fn encode_refusal(error: &RpcError) -> Bytes {
+    answer(refusal(error))
+}
+
+/// Why no endpoint saw a message.
+pub(crate) fn refusal(error: &RpcError) -> proto::Failure {
+    let kind = match error.kind() {
+        ErrorKind::EndpointNotFound => proto::failure::Kind::EndpointNotFound,
+        ErrorKind::Stopped => proto::failure::Kind::Stopped,
+        ErrorKind::Limit => proto::failure::Kind::Limit,
+        _ => proto::failure::Kind::NotDelivered,
+    };
+    failure(kind, error)
+}
+
+fn answer(failure: proto::Failure) -> Bytes {
+    let answer = proto::Answer { result: Some(proto::answer::Result::Failure(failure)) };
+    answer.encode_to_vec().into()
+}
+
+fn failure(kind: proto::failure::Kind, error: &RpcError) -> proto::Failure {
     let mut texts = vec![error.to_string()];
     let mut next = std::error::Error::source(error);
     while let Some(cause) = next {
@@ -83,10 +112,15 @@ pub(crate) fn encode_failure(error: &RpcError) -> Bytes {
     // An error made from another one says the same.
     texts.dedup();
     let message = texts.remove(0);
-    let failure =
-        proto::Failure { kind: kind.into(), message, causes: texts, retryable: error.is_retryable() };
-    let answer = proto::Answer { result: Some(proto::answer::Result::Failure(failure)) };
-    answer.encode_to_vec().into()
+    proto::Failure { kind: kind.into(), message, causes: texts, retryable: error.is_retryable() }
+}
+
+/// A notice in its envelope, for a one-way message.
+pub(crate) fn notice(notice: proto::notice::Notice) -> Bytes {
+    let notice = proto::Notice { notice: Some(notice) };
+    let mut out = BytesMut::new();
+    put_message(&mut out, REQUEST_BODY_KEY, &notice);
+    out.freeze()
 }
 
 /// The fields of a request that are the same in all messages of one ref.
@@ -112,6 +146,8 @@ pub(crate) struct RequestView {
     service: Bytes,
     #[prost(bytes = "bytes", tag = "5")]
     method: Bytes,
+    #[prost(uint64, tag = "6")]
+    pub(crate) remaining_us: u64,
     #[prost(bytes = "bytes", tag = "15")]
     pub(crate) body: Bytes,
 }
@@ -125,6 +161,19 @@ pub(crate) struct Texts<'a> {
 }
 
 impl RequestView {
+    /// It is about the connection and not for an endpoint.
+    pub(crate) fn is_notice(&self) -> bool {
+        self.endpoint.is_empty()
+    }
+
+    /// Until when its asker waits, as far as is told.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        match self.remaining_us {
+            0 => None,
+            micros => Instant::now().checked_add(Duration::from_micros(micros)),
+        }
+    }
+
     pub(crate) fn texts(&self) -> Result<Texts<'_>, std::str::Utf8Error> {
         Ok(Texts {
             sender: std::str::from_utf8(&self.sender)?,
@@ -135,7 +184,7 @@ impl RequestView {
     }
 }
 
-/// A whole request. `remaining`: how long the asker waits; none for a one-way message.
+/// A whole request. `remaining`: how long the asker waits; none for a one-way message, or if it waits for ever.
 pub(crate) fn request(
     head: &[u8],
     method: Method,
@@ -186,13 +235,16 @@ pub(crate) fn decode_answer(answer: Bytes, peer: &dyn Display) -> Result<Incomin
     }
 }
 
-fn decode_failure(failure: proto::Failure) -> RpcError {
+pub(crate) fn decode_failure(failure: proto::Failure) -> RpcError {
     let kind = match failure.kind() {
         proto::failure::Kind::Application => ErrorKind::Application,
         proto::failure::Kind::Panic => ErrorKind::Panic,
         proto::failure::Kind::Unanswered => ErrorKind::Unanswered,
         proto::failure::Kind::Stopped => ErrorKind::Stopped,
         proto::failure::Kind::Timeout => ErrorKind::Timeout,
+        proto::failure::Kind::EndpointNotFound => ErrorKind::EndpointNotFound,
+        proto::failure::Kind::NotDelivered => ErrorKind::NotDelivered,
+        proto::failure::Kind::Limit => ErrorKind::Limit,
     };
     // The innermost cause is the source of the one before it, and so on outwards.
     let cause = failure.causes.into_iter().rev().fold(None, |inner, text| {
@@ -257,6 +309,7 @@ mod tests {
             service: "pkg.Svc".to_owned(),
             method: "Do".to_owned(),
             remaining_us: 300_000,
+            traceparent: String::new(),
             body: text("hi").encode_to_vec().into(),
         };
         assert_eq!(read, expected);

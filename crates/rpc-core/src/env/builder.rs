@@ -19,6 +19,7 @@ use crate::endpoint_options::EndpointOptions;
 use crate::endpoint_ref::RpcEndpointRef;
 use crate::error::{ErrorKind, RpcError};
 use crate::handler::EnvHandler;
+use crate::link::Links;
 use crate::outbox::Outboxes;
 use crate::verifier::EndpointVerifier;
 
@@ -94,14 +95,18 @@ impl RpcEnvBuilder {
 
         let runtime = Handle::current();
         let dispatcher = Arc::new(Dispatcher::new(runtime.clone()));
-        let context = TransportContext::new(transport_conf, EnvHandler::new(Arc::clone(&dispatcher)));
-        let outboxes = Outboxes::new(context.create_client_factory(), runtime.clone());
+        let links = Links::new(self.conf.inbox_budget()?, runtime.clone());
+        let handler = EnvHandler::new(Arc::clone(&dispatcher), Arc::clone(&links));
+        let context = TransportContext::new(transport_conf, handler);
+        let outbox_limits = self.conf.outbox_limits()?;
+        let outboxes = Outboxes::new(context.create_client_factory(), links, outbox_limits, runtime.clone());
 
         let mut inner = Inner {
             name: self.name,
             address: None,
             ask_conf,
             lookup_timeout,
+            inbox_limits: self.conf.inbox_limits()?,
             deadlines: Deadlines::new(runtime.clone()),
             dispatcher,
             outboxes,
@@ -163,7 +168,8 @@ impl Inner {
         // It never looks at its environment, which is not complete yet.
         let verifier = EndpointVerifier::new(&self.dispatcher);
         let options = EndpointOptions::new();
-        self.dispatcher.register(address.clone(), verifier, &options, make_ref, Arc::new(()))?;
+        let limits = self.inbox_limits;
+        self.dispatcher.register(address.clone(), verifier, &options, limits, make_ref, Arc::new(()))?;
         Ok(())
     }
 }

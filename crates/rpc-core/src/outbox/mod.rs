@@ -1,0 +1,225 @@
+//! The way to each other environment.
+
+mod lane;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Weak};
+
+use network_common::{ConnectionId, TransportClient, TransportClientFactory, TransportError};
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+
+use lane::Lanes;
+
+use crate::address::RpcAddress;
+use crate::credit::Volume;
+use crate::error::{ErrorKind, RpcError};
+use crate::link::{Links, Sender};
+
+/// All outboxes of an environment. Each lives as long as a ref that uses it, or a message that waits in it.
+pub(crate) struct Outboxes {
+    boxes: Mutex<Boxes>,
+    factory: TransportClientFactory,
+    links: Arc<Links>,
+    /// What may wait for one endpoint.
+    limits: Volume,
+    runtime: Handle,
+}
+
+struct Boxes {
+    by_address: HashMap<RpcAddress, Weak<Outbox>>,
+    /// Beyond this many the dead ones are looked for.
+    prune_at: usize,
+    stopped: bool,
+}
+
+impl Outboxes {
+    pub(crate) fn new(
+        factory: TransportClientFactory,
+        links: Arc<Links>,
+        limits: Volume,
+        runtime: Handle,
+    ) -> Arc<Self> {
+        let boxes = Boxes { by_address: HashMap::new(), prune_at: 16, stopped: false };
+        Arc::new(Self { boxes: Mutex::new(boxes), factory, links, limits, runtime })
+    }
+
+    /// The one outbox to `address`.
+    pub(crate) fn get(self: &Arc<Self>, address: &RpcAddress) -> Arc<Outbox> {
+        let mut boxes = self.boxes.lock();
+        if let Some(outbox) = boxes.by_address.get(address).and_then(Weak::upgrade) {
+            return outbox;
+        }
+        let phase = if boxes.stopped { Phase::Stopped } else { Phase::Idle };
+        let outbox = Arc::new_cyclic(|me| Outbox {
+            me: me.clone(),
+            address: address.clone(),
+            all: Arc::clone(self),
+            state: Mutex::new(State { phase, lanes: Lanes::default() }),
+        });
+        if boxes.by_address.len() >= boxes.prune_at {
+            boxes.by_address.retain(|_, outbox| outbox.strong_count() > 0);
+            boxes.prune_at = 16.max(2 * boxes.by_address.len());
+        }
+        boxes.by_address.insert(address.clone(), Arc::downgrade(&outbox));
+        outbox
+    }
+
+    /// Fails what is queued, refuses what comes, and closes the connections.
+    pub(crate) fn stop(&self) {
+        let live: Vec<_> = {
+            let mut boxes = self.boxes.lock();
+            boxes.stopped = true;
+            boxes.by_address.drain().filter_map(|(_, outbox)| outbox.upgrade()).collect()
+        };
+        for outbox in live {
+            let error = outbox.dropped();
+            outbox.fail(Phase::Stopped, &error, |_| true);
+        }
+        self.factory.close();
+    }
+}
+
+/// The messages to one address: sent over its connection, or queued while there is none, or no credit.
+///
+/// One that waits for a connection is sent once it stands, in order. If it cannot be made, or ends, all that wait
+/// fail and the next message tries anew (`rpc 5`). Nothing is ever sent twice.
+pub(crate) struct Outbox {
+    me: Weak<Self>,
+    address: RpcAddress,
+    all: Arc<Outboxes>,
+    state: Mutex<State>,
+}
+
+struct State {
+    phase: Phase,
+    lanes: Lanes,
+}
+
+enum Phase {
+    /// Never connected, or the connection failed.
+    Idle,
+    /// A task is at it; messages queue.
+    Connecting,
+    /// Callers send over the connection themselves, as their credit allows.
+    Connected(TransportClient),
+    Stopped,
+}
+
+impl Phase {
+    fn connection(&self) -> Option<&TransportClient> {
+        match self {
+            Self::Connected(client) => Some(client),
+            Self::Idle | Self::Connecting | Self::Stopped => None,
+        }
+    }
+}
+
+impl Outbox {
+    /// The connection stands: sends what has queued.
+    async fn connected(&self, client: TransportClient) -> Result<(), TransportError> {
+        let sender: Weak<Self> = self.me.clone();
+        if !self.all.links.add_sender(&client, sender) {
+            return Err(client.closed().await);
+        }
+        let mut state = self.state.lock();
+        if matches!(state.phase, Phase::Connecting) {
+            state.phase = Phase::Connected(client);
+            self.pump(&mut state);
+        }
+        Ok(())
+    }
+
+    /// Sends what the lanes' credit allows. Under the lock, so that nobody who finds a lane empty overtakes.
+    fn pump(&self, state: &mut State) {
+        let Some(client) = state.phase.connection() else { return };
+        if state.lanes.pump(client) {
+            return;
+        }
+        // The connection's write queue is full.
+        let (client, me) = (client.clone(), self.me.clone());
+        self.all.runtime.spawn(async move {
+            // If the connection ends instead, what waits is failed by that.
+            let _ = client.ready().await;
+            if let Some(outbox) = me.upgrade() {
+                outbox.pump(&mut outbox.state.lock());
+            }
+        });
+    }
+
+    /// Goes over to `next` from any phase that is `from`, and fails all that waits.
+    fn fail(&self, next: Phase, error: &RpcError, from: impl FnOnce(&Phase) -> bool) {
+        let mut state = self.state.lock();
+        if !from(&state.phase) {
+            return;
+        }
+        state.phase = next;
+        let failed = state.lanes.reset();
+        drop(state);
+        failed.fail(error);
+    }
+
+    fn closed(&self) -> RpcError {
+        let text = format!("Connection from {} closed", self.address);
+        RpcError::new(ErrorKind::Network, text).with_peer(&self.address)
+    }
+
+    fn dropped(&self) -> RpcError {
+        let text = format!(
+            "Message to {} is dropped because Outbox is stopped: RpcEnv already stopped.",
+            self.address
+        );
+        RpcError::new(ErrorKind::Stopped, text).with_peer(&self.address)
+    }
+}
+
+impl Sender for Outbox {
+    fn granted(&self, endpoint: &str, more: Volume) {
+        let mut state = self.state.lock();
+        if state.lanes.granted(endpoint, more) {
+            self.pump(&mut state);
+        }
+    }
+
+    fn disconnected(&self, connection: ConnectionId) {
+        self.fail(Phase::Idle, &self.closed(), |phase| {
+            phase.connection().is_some_and(|client| client.id() == connection)
+        });
+    }
+}
+
+/// Keeps the promise that an outbox is connecting only as long as a task is at it.
+struct Connecting(Option<Arc<Outbox>>);
+
+impl Connecting {
+    /// Starts the task.
+    fn start(outbox: &Outbox) {
+        let connecting = Self(outbox.me.upgrade());
+        outbox.all.runtime.spawn(connecting.run());
+    }
+
+    async fn run(mut self) {
+        let Some(outbox) = &self.0 else { return };
+        let peer = (outbox.address.bare_host(), outbox.address.port());
+        let outcome = match outbox.all.factory.create_client(peer).await {
+            Ok(client) => outbox.connected(client).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = outcome {
+            let error = RpcError::from_transport(error, &outbox.address);
+            outbox.fail(Phase::Idle, &error, |phase| matches!(phase, Phase::Connecting));
+        }
+        // Done: the outbox may already be connecting again, with another task.
+        self.0 = None;
+    }
+}
+
+impl Drop for Connecting {
+    fn drop(&mut self) {
+        if let Some(outbox) = self.0.take() {
+            let text = format!("the runtime shut down before {} was connected", outbox.address);
+            let error = RpcError::new(ErrorKind::Stopped, text).with_peer(&outbox.address);
+            outbox.fail(Phase::Idle, &error, |phase| matches!(phase, Phase::Connecting));
+        }
+    }
+}
