@@ -16,6 +16,7 @@ use crate::conf::AskConf;
 use crate::deadlines::{COARSE_FROM, Deadlines};
 use crate::error::{ErrorKind, RpcError};
 use crate::post::RemoteAnswer;
+use crate::running::EndpointId;
 use crate::slot::Slot;
 use crate::timeout::RpcTimeout;
 use crate::wire::{self, IncomingBody};
@@ -42,12 +43,18 @@ impl Asks {
 pub(crate) struct About {
     pub(crate) address: RpcEndpointAddress,
     pub(crate) asks: Arc<Asks>,
+    /// If it is in this environment.
+    pub(crate) endpoint: Option<EndpointId>,
     pending: AtomicUsize,
 }
 
 impl About {
-    pub(crate) fn new(address: RpcEndpointAddress, asks: Arc<Asks>) -> Arc<Self> {
-        Arc::new(Self { address, asks, pending: AtomicUsize::new(0) })
+    pub(crate) fn new(
+        address: RpcEndpointAddress,
+        endpoint: Option<EndpointId>,
+        asks: Arc<Asks>,
+    ) -> Arc<Self> {
+        Arc::new(Self { address, endpoint, asks, pending: AtomicUsize::new(0) })
     }
 
     /// Counts one more ask that waits, unless there are too many.
@@ -129,6 +136,9 @@ impl<T> Future for Ask<T> {
         };
         let outcome = match polled {
             Poll::Ready(outcome) => outcome,
+            Poll::Pending if this.about.endpoint.is_some_and(EndpointId::is_running) => {
+                Err(waits_for_itself(&this.about.address))
+            }
             Poll::Pending => {
                 std::task::ready!(this.poll_timer(cx));
                 Err(this.timeout.expired(&this.about.address))
@@ -207,6 +217,14 @@ impl<T> Ask<T> {
             self.about.asks.deadlines.cancel(key);
         }
     }
+}
+
+fn waits_for_itself(endpoint: &RpcEndpointAddress) -> RpcError {
+    let text = format!(
+        "{endpoint} waits in a handler for its own answer, which it can only give when that handler has ended: \
+         await the ask in a spawned task, or make it an RpcEndpoint"
+    );
+    RpcError::new(ErrorKind::Deadlock, text).with_peer(endpoint)
 }
 
 impl<T> Drop for Ask<T> {

@@ -4,7 +4,7 @@ use std::any::{Any, TypeId};
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use network_common::ConnectionId;
+use async_task::FallibleTask;
 use parking_lot::RwLock;
 use tokio::runtime::Handle;
 use tokio_util::task::TaskTracker;
@@ -12,14 +12,17 @@ use tokio_util::task::TaskTracker;
 use crate::address::RpcEndpointAddress;
 use crate::call_context::discard;
 use crate::endpoint::EndpointContext;
+use crate::endpoint_options::EndpointOptions;
 use crate::endpoint_ref::RpcEndpointRef;
 use crate::error::{ErrorKind, RpcError};
 use crate::inbox::{Closed, Event, Inbox};
-use crate::limits::InboxLimits;
+use crate::limits::InboxConf;
 use crate::message::{IncomingRequest, RpcMessage};
 use crate::message_loop::{IntoEndpoint, Seat};
+use crate::metrics::EndpointSnapshot;
 use crate::origin::{Arrival, Origin};
 use crate::post::Mailbox;
+use crate::threads::Threads;
 
 pub(crate) struct Dispatcher {
     state: RwLock<State>,
@@ -31,14 +34,16 @@ pub(crate) struct Dispatcher {
 #[derive(Default)]
 struct State {
     endpoints: HashMap<Arc<str>, Arc<dyn Registered>>,
+    /// Those that are told of connections.
+    told: HashMap<Arc<str>, Arc<dyn Registered>>,
     stopped: bool,
 }
 
 /// An inbox whose message type is not known here.
 trait Registered: Send + Sync {
     fn services(&self) -> &'static [&'static str];
-    fn deliver(&self, request: IncomingRequest<'_>, arrival: Arrival) -> Result<(), RpcError>;
-    fn disconnected(&self, connection: ConnectionId);
+    fn deliver(self: Arc<Self>, request: IncomingRequest<'_>, arrival: Arrival) -> Result<(), RpcError>;
+    fn snapshot(&self) -> EndpointSnapshot;
     fn post_event(&self, event: Event);
     fn stop(&self, why: Closed);
     fn into_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync>;
@@ -50,22 +55,26 @@ impl<M: RpcMessage> Registered for Inbox<M> {
         M::SERVICES
     }
 
-    fn deliver(&self, request: IncomingRequest<'_>, arrival: Arrival) -> Result<(), RpcError> {
+    fn deliver(self: Arc<Self>, request: IncomingRequest<'_>, arrival: Arrival) -> Result<(), RpcError> {
         if !M::SERVICES.contains(&request.service()) {
             return Err(service_mismatch(self.address(), &[request.service()], M::SERVICES));
         }
+        let link = Arc::clone(arrival.link());
         let origin = Origin::Arrived { arrival, ask: request.ask() };
         let ask = origin.ask_id();
         let mut message = Some(M::decode(request)?);
-        let posted = self.post(origin, &mut || message.take());
-        if let (Err(why), Some(message)) = (&posted, message) {
+        let appended = self.append(origin, || message.take());
+        if let (Err(why), Some(message)) = (&appended, message) {
             discard(ask, message, why);
         }
-        posted
+        if appended? {
+            link.add_receiver(Arc::downgrade(&self) as _);
+        }
+        Ok(())
     }
 
-    fn disconnected(&self, connection: ConnectionId) {
-        Self::disconnected(self, connection);
+    fn snapshot(&self) -> EndpointSnapshot {
+        Self::snapshot(self)
     }
 
     fn post_event(&self, event: Event) {
@@ -105,11 +114,13 @@ impl Dispatcher {
         &self,
         address: RpcEndpointAddress,
         endpoint: E,
-        limits: InboxLimits,
+        options: &EndpointOptions,
+        conf: InboxConf,
         make_ref: impl FnOnce(Arc<dyn Mailbox<E::Message>>) -> RpcEndpointRef<E::Message>,
         env: Arc<dyn Any + Send + Sync>,
     ) -> Result<RpcEndpointRef<E::Message>, RpcError> {
-        let inbox = Arc::new(Inbox::<E::Message>::new(address, limits));
+        let threads = self.threads(&address, options.isolated, E::ONE_AT_A_TIME)?;
+        let inbox = Arc::new(Inbox::<E::Message>::new(address, options.inbox(conf)));
         let endpoint_ref = make_ref(Arc::clone(&inbox) as _);
         {
             let mut state = self.state.write();
@@ -121,17 +132,50 @@ impl Dispatcher {
                 let text = format!("There is already an RpcEndpoint called {name}");
                 return Err(RpcError::new(ErrorKind::EndpointExists, text));
             }
+            if options.connection_events {
+                state.told.insert(Arc::clone(&name), Arc::clone(&inbox) as _);
+            }
             state.endpoints.insert(name, Arc::clone(&inbox) as _);
             // Under the lock, so that a stop that follows waits for this loop too.
             let cx = EndpointContext::new(endpoint_ref.clone(), env);
-            self.loops.spawn_on(endpoint.run(Seat::new(inbox, cx)), &self.runtime);
+            let life = endpoint.run(Seat::new(Arc::clone(&inbox), cx, threads.clone()));
+            match threads {
+                None => self.loops.spawn_on(life, &self.runtime),
+                Some(threads) => {
+                    let tie = AbandonOnDrop(inbox);
+                    self.loops.spawn_on(tie.with(threads.spawn(life)), &self.runtime)
+                }
+            };
         }
         Ok(endpoint_ref)
     }
 
+    fn threads(
+        &self,
+        address: &RpcEndpointAddress,
+        count: Option<usize>,
+        one_at_a_time: bool,
+    ) -> Result<Option<Threads>, RpcError> {
+        let Some(count) = count else { return Ok(None) };
+        let refuse = |why| RpcError::new(ErrorKind::Config, format!("{address}: isolated({count}): {why}"));
+        match count {
+            0 => Err(refuse("an isolated endpoint needs a thread".to_owned())),
+            2.. if one_at_a_time => Err(refuse(
+                "a ThreadSafeRpcEndpoint handles one message at a time, so it takes 1 thread".to_owned(),
+            )),
+            _ => Threads::start(&format!("dispatcher-{}", address.name()), count, &self.runtime)
+                .map(Some)
+                .map_err(|e| refuse(format!("the threads cannot be started: {e}")).with_source(e)),
+        }
+    }
+
     /// Frees the name at once; the endpoint handles what is queued and then stops. Nothing if there is none.
     pub(crate) fn unregister(&self, name: &str) {
-        let removed = self.state.write().endpoints.remove(name);
+        let removed = {
+            let mut state = self.state.write();
+            state.told.remove(name);
+            state.endpoints.remove(name)
+        };
         if let Some(inbox) = removed {
             inbox.stop(Closed::Endpoint);
         }
@@ -170,15 +214,16 @@ impl Dispatcher {
         self.get(name)?.ok_or_else(not_found)?.deliver(request, arrival)
     }
 
-    /// A connection has ended, and what the inboxes granted it.
-    pub(crate) fn disconnected(&self, connection: ConnectionId) {
-        for inbox in self.state.read().endpoints.values() {
-            inbox.disconnected(connection);
-        }
+    /// The state of every endpoint, by name.
+    pub(crate) fn snapshot(&self) -> Vec<EndpointSnapshot> {
+        let inboxes: Vec<_> = self.state.read().endpoints.values().cloned().collect();
+        let mut all: Vec<_> = inboxes.iter().map(|inbox| inbox.snapshot()).collect();
+        all.sort_by(|one, other| one.name.cmp(&other.name));
+        all
     }
 
     pub(crate) fn post_to_all(&self, event: &Event) {
-        for inbox in self.state.read().endpoints.values() {
+        for inbox in self.state.read().told.values() {
             inbox.post_event(event.clone());
         }
     }
@@ -196,6 +241,7 @@ impl Dispatcher {
         let endpoints = {
             let mut state = self.state.write();
             state.stopped = true;
+            state.told.clear();
             std::mem::take(&mut state.endpoints)
         };
         for inbox in endpoints.into_values() {
@@ -203,6 +249,22 @@ impl Dispatcher {
         }
         self.loops.close();
         self.loops.wait().await;
+    }
+}
+
+/// Keeps an isolated endpoint to the runtime: dropped with it, it fails what waits in the inbox and ends the loop.
+struct AbandonOnDrop<M>(Arc<Inbox<M>>);
+
+impl<M> AbandonOnDrop<M> {
+    async fn with(self, life: FallibleTask<()>) {
+        // The loop tells by ending that all is done; also when a destructor panicked in it.
+        let _ = life.await;
+    }
+}
+
+impl<M> Drop for AbandonOnDrop<M> {
+    fn drop(&mut self) {
+        self.0.abandon();
     }
 }
 
@@ -266,8 +328,11 @@ mod tests {
             received.push(events);
             let address = RpcEndpointAddress::new(None, name).unwrap();
             let make_ref = |mailbox| RpcEndpointRef::local(address.clone(), Arc::clone(&asks), mailbox);
-            let limits = RpcConf::new().inbox_limits().unwrap();
-            dispatcher.register(address.clone(), Watch(told), limits, make_ref, Arc::new(())).unwrap();
+            let options = EndpointOptions::new();
+            let conf = RpcConf::new().inbox().unwrap();
+            dispatcher
+                .register(address.clone(), Watch(told), &options, conf, make_ref, Arc::new(()))
+                .unwrap();
         }
         let peer = RpcAddress::new("peer", 1);
         dispatcher.post_to_all(&Event::Connected(peer.clone()));

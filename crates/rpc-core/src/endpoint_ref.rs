@@ -14,6 +14,7 @@ use crate::error::{ErrorKind, RpcError, SendError};
 use crate::message::{RpcMessage, RpcRequest, local_only};
 use crate::origin::{Asker, Origin};
 use crate::post::{Mailbox, Wire};
+use crate::running::EndpointId;
 use crate::slot::Slot;
 use crate::timeout::RpcTimeout;
 use crate::wire;
@@ -38,7 +39,8 @@ enum Target<M> {
 
 impl<M> RpcEndpointRef<M> {
     pub(crate) fn local(address: RpcEndpointAddress, asks: Arc<Asks>, mailbox: Arc<dyn Mailbox<M>>) -> Self {
-        Self { about: About::new(address, asks), target: Target::Local(mailbox) }
+        let endpoint = Some(EndpointId::of(&mailbox));
+        Self { about: About::new(address, endpoint, asks), target: Target::Local(mailbox) }
     }
 
     pub(crate) fn remote(
@@ -47,7 +49,7 @@ impl<M> RpcEndpointRef<M> {
         wire: Arc<dyn Wire>,
         head: Bytes,
     ) -> Self {
-        Self { about: About::new(address, asks), target: Target::Remote { wire, head } }
+        Self { about: About::new(address, None, asks), target: Target::Remote { wire, head } }
     }
 
     /// The endpoint's full address.
@@ -149,12 +151,15 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
     ///
     /// The future fails with what the endpoint failed the request with; with [`ErrorKind::Timeout`]; and if the
     /// request cannot be delivered ([`ErrorKind::Stopped`], [`ErrorKind::NotDelivered`], [`ErrorKind::Network`]).
+    /// Awaited by a handler of the very endpoint that it asks, one that handles one message at a time, it fails with
+    /// [`ErrorKind::Deadlock`].
     ///
     /// # Cancel safety
     ///
     /// Dropping the future frees everything that waited for the answer. The request may be handled all the same.
     ///
     /// [`ErrorKind::Timeout`]: crate::ErrorKind::Timeout
+    /// [`ErrorKind::Deadlock`]: crate::ErrorKind::Deadlock
     /// [`ErrorKind::Stopped`]: crate::ErrorKind::Stopped
     /// [`ErrorKind::NotDelivered`]: crate::ErrorKind::NotDelivered
     /// [`ErrorKind::Network`]: crate::ErrorKind::Network

@@ -1,6 +1,7 @@
 //! The environment: what users start, register endpoints with, and look endpoints up in.
 
 mod builder;
+mod snapshot;
 
 use std::any::Any;
 use std::fmt;
@@ -9,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use network_common::TransportServer;
+use network_common::{TransportMetrics, TransportServer};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -20,9 +21,11 @@ use crate::address::{RpcAddress, RpcEndpointAddress};
 use crate::ask::Asks;
 use crate::dispatcher::{Dispatcher, endpoint_not_found, service_mismatch};
 use crate::endpoint::EndpointContext;
+use crate::endpoint_options::EndpointOptions;
 use crate::endpoint_ref::RpcEndpointRef;
 use crate::error::{ErrorKind, RpcError};
-use crate::limits::InboxLimits;
+use crate::limits::InboxConf;
+use crate::link::Links;
 use crate::message::{RpcMessage, local_only};
 use crate::message_loop::IntoEndpoint;
 use crate::outbox::Outboxes;
@@ -50,11 +53,13 @@ struct Inner {
     name: String,
     address: Option<RpcAddress>,
     lookup_timeout: RpcTimeout,
-    inbox_limits: InboxLimits,
+    inbox_conf: InboxConf,
     runtime: Handle,
     asks: Arc<Asks>,
     dispatcher: Arc<Dispatcher>,
     outboxes: Arc<Outboxes>,
+    links: Arc<Links>,
+    transport: TransportMetrics,
     /// Taken by the shutdown.
     server: Mutex<Option<TransportServer>>,
     /// Tells this run of the process from earlier ones at the same address.
@@ -92,11 +97,26 @@ impl RpcEnv {
         name: &str,
         endpoint: E,
     ) -> Result<RpcEndpointRef<E::Message>, RpcError> {
+        self.setup_endpoint_with(name, endpoint, EndpointOptions::new())
+    }
+
+    /// [`setup_endpoint`](Self::setup_endpoint) with options: on threads of its own, or untold of connections.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`setup_endpoint`](Self::setup_endpoint), and [`ErrorKind::Config`] for options that do not fit the
+    /// endpoint or if its threads cannot be started.
+    pub fn setup_endpoint_with<K, E: IntoEndpoint<K>>(
+        &self,
+        name: &str,
+        endpoint: E,
+        options: EndpointOptions,
+    ) -> Result<RpcEndpointRef<E::Message>, RpcError> {
         let inner = &self.inner;
         let address = RpcEndpointAddress::new(inner.address.clone(), name)?;
         let make_ref = |mailbox| RpcEndpointRef::local(address.clone(), Arc::clone(&inner.asks), mailbox);
         let env = Arc::clone(inner) as Arc<dyn Any + Send + Sync>;
-        inner.dispatcher.register(address.clone(), endpoint, inner.inbox_limits, make_ref, env)
+        inner.dispatcher.register(address.clone(), endpoint, &options, inner.inbox_conf, make_ref, env)
     }
 
     /// Looks up the endpoint `name` of the environment at `address` and checks that it receives `M`.

@@ -79,6 +79,7 @@ impl EnvHandler {
                 let text = format!("{remote} refused a message {service}/{method} to {endpoint}: {why}");
                 let error = RpcError::new(why.kind(), text).with_peer(&remote).with_source(why);
                 tracing::warn!(%error, "one-way message undelivered");
+                self.links.count_undelivered();
                 self.dispatcher.post_to_all(&Event::Undelivered(error.reported_by_peer(), remote));
             }
             Some(Notice::Cancel(cancel)) => link.give_up(cancel.request_id),
@@ -157,7 +158,6 @@ impl RpcHandler for EnvHandler {
 
     fn channel_inactive(&self, client: &TransportClient) {
         let Some(link) = self.links.remove(client) else { return };
-        self.dispatcher.disconnected(client.id());
         self.dispatcher.post_to_all(&Event::Disconnected(link.socket().clone()));
         if let Some(address) = link.listens_at() {
             self.dispatcher.post_to_all(&Event::Disconnected(address.clone()));

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
 use network_common::{ConnectionId, ErrorKind, TransportClient};
@@ -25,6 +25,7 @@ pub(crate) struct Links {
     /// Several where two addresses lead to one peer.
     senders: Mutex<HashMap<ConnectionId, Vec<Weak<dyn Sender>>>>,
     budget: Arc<Budget>,
+    undelivered: AtomicU64,
     runtime: Handle,
 }
 
@@ -37,10 +38,36 @@ pub(crate) trait Sender: Send + Sync {
     fn disconnected(&self, connection: ConnectionId);
 }
 
+/// Who of this environment gets messages over a connection.
+pub(crate) trait Receiver: Send + Sync {
+    /// The connection has ended.
+    fn disconnected(&self, connection: ConnectionId);
+}
+
 impl Links {
     pub(crate) fn new(budget: Budget, runtime: Handle) -> Arc<Self> {
         let budget = Arc::new(budget);
-        Arc::new(Self { by_id: RwLock::default(), senders: Mutex::default(), budget, runtime })
+        Arc::new(Self {
+            by_id: RwLock::default(),
+            senders: Mutex::default(),
+            budget,
+            undelivered: AtomicU64::new(0),
+            runtime,
+        })
+    }
+
+    /// What messages from the network may hold in this environment.
+    pub(crate) fn budget(&self) -> &Budget {
+        &self.budget
+    }
+
+    /// A peer refused a one-way message.
+    pub(crate) fn count_undelivered(&self) {
+        self.undelivered.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn undelivered(&self) -> u64 {
+        self.undelivered.load(Ordering::Relaxed)
     }
 
     pub(crate) fn add(&self, client: &TransportClient) -> Arc<Link> {
@@ -77,6 +104,10 @@ impl Links {
             sender.disconnected(client.id());
         }
         let link = self.by_id.write().remove(&client.id())?;
+        let receivers = std::mem::take(&mut *link.receivers.lock());
+        for receiver in receivers.iter().filter_map(Weak::upgrade) {
+            receiver.disconnected(client.id());
+        }
         // Nobody waits for answers over it any more.
         link.changed.notify_waiters();
         Some(link)
@@ -89,6 +120,8 @@ pub(crate) struct Link {
     socket: RpcAddress,
     /// Where the peer listens, once it has said so; with the text that said it, which every message repeats.
     told: OnceLock<(String, RpcAddress)>,
+    /// Who has an account for it.
+    receivers: Mutex<Vec<Weak<dyn Receiver>>>,
     given_up: Mutex<VecDeque<i64>>,
     /// Its length, to look at without the lock.
     given_up_count: AtomicUsize,
@@ -103,6 +136,7 @@ impl Link {
             client: client.clone(),
             socket: client.peer_addr().into(),
             told: OnceLock::new(),
+            receivers: Mutex::default(),
             given_up: Mutex::default(),
             given_up_count: AtomicUsize::new(0),
             changed: Notify::new(),
@@ -139,6 +173,16 @@ impl Link {
         let Ok(address) = text.parse::<RpcAddress>() else { return (self.socket.clone(), false) };
         let first = self.told.set((text.to_owned(), address.clone())).is_ok();
         (address, first)
+    }
+
+    /// `receiver` is to be told of the end of this connection.
+    pub(crate) fn add_receiver(&self, receiver: Weak<dyn Receiver>) {
+        let mut receivers = self.receivers.lock();
+        // Endpoints may come and go during a connection's life.
+        if receivers.len() == receivers.capacity() {
+            receivers.retain(|receiver| receiver.strong_count() > 0);
+        }
+        receivers.push(receiver);
     }
 
     pub(crate) fn grant(&self, endpoint: &str, more: Volume) {

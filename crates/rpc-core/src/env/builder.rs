@@ -15,6 +15,7 @@ use crate::address::{RpcAddress, RpcEndpointAddress};
 use crate::ask::Asks;
 use crate::conf::RpcConf;
 use crate::dispatcher::Dispatcher;
+use crate::endpoint_options::EndpointOptions;
 use crate::endpoint_ref::RpcEndpointRef;
 use crate::error::{ErrorKind, RpcError};
 use crate::handler::EnvHandler;
@@ -98,16 +99,23 @@ impl RpcEnvBuilder {
         let handler = EnvHandler::new(Arc::clone(&dispatcher), Arc::clone(&links));
         let context = TransportContext::new(transport_conf, handler);
         let outbox_limits = self.conf.outbox_limits()?;
-        let outboxes = Outboxes::new(context.create_client_factory(), links, outbox_limits, runtime.clone());
+        let outboxes = Outboxes::new(
+            context.create_client_factory(),
+            Arc::clone(&links),
+            outbox_limits,
+            runtime.clone(),
+        );
 
         let mut inner = Inner {
             name: self.name,
             address: None,
             lookup_timeout,
-            inbox_limits: self.conf.inbox_limits()?,
+            inbox_conf: self.conf.inbox()?,
             asks: Asks::new(self.conf.ask()?, runtime.clone()),
             dispatcher,
             outboxes,
+            links,
+            transport: context.metrics(),
             server: Mutex::new(None),
             incarnation: incarnation(),
             runtime,
@@ -158,7 +166,9 @@ impl Inner {
         let make_ref = |mailbox| RpcEndpointRef::local(address.clone(), Arc::clone(&self.asks), mailbox);
         // It never looks at its environment, which is not complete yet.
         let verifier = EndpointVerifier::new(&self.dispatcher);
-        self.dispatcher.register(address.clone(), verifier, self.inbox_limits, make_ref, Arc::new(()))?;
+        let options = EndpointOptions::new();
+        let limits = self.inbox_conf;
+        self.dispatcher.register(address.clone(), verifier, &options, limits, make_ref, Arc::new(()))?;
         Ok(())
     }
 }

@@ -2,6 +2,7 @@
 
 mod batch;
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::task::Waker;
@@ -21,7 +22,7 @@ use crate::call_context::discard;
 use crate::credit::{Account, Volume, Windows};
 use crate::error::{ErrorKind, RpcError};
 use crate::limits::{InboxConf, Overflow};
-use crate::link::Link;
+use crate::link::{Link, Receiver};
 use crate::metrics::{EndpointSnapshot, Histogram};
 use crate::origin::Origin;
 use crate::post::Mailbox;
@@ -96,11 +97,6 @@ pub(crate) enum Closed {
     Runtime,
 }
 
-enum Refusal {
-    Closed(Closed),
-    Full,
-}
-
 impl<M> Inbox<M> {
     pub(crate) fn new(address: RpcEndpointAddress, conf: InboxConf) -> Self {
         let state = State {
@@ -115,25 +111,33 @@ impl<M> Inbox<M> {
             in_hand_since: None,
         };
         let windows = Windows::of(conf.limit);
-        Self { state: Mutex::new(state), processing: Mutex::default(), address, conf, windows, room: Notify::new() }
+        Self {
+            state: Mutex::new(state),
+            processing: Mutex::default(),
+            address,
+            conf,
+            windows,
+            room: Notify::new(),
+        }
     }
 
     pub(crate) fn address(&self) -> &RpcEndpointAddress {
         &self.address
     }
 
-    /// Appends what `build` makes, which may be nothing.
-    fn append(&self, origin: Origin, build: impl FnOnce() -> Option<M>) -> Result<(), Refusal> {
-        let (mut dropped, mut grant) = (None, None);
+    /// Appends what `build` makes, which may be nothing. True if that opened an account for its connection, which
+    /// [`Receiver::disconnected`] closes.
+    pub(crate) fn append(&self, origin: Origin, build: impl FnOnce() -> Option<M>) -> Result<bool, RpcError> {
+        let (mut dropped, mut grant, mut opened) = (None, None, false);
+        let bytes = origin.bytes::<M>();
         let mut state = self.state.lock();
         if let Some(closed) = state.closed {
-            return Err(Refusal::Closed(closed));
+            return Err(self.closed(closed));
         }
-        let bytes = origin.bytes::<M>();
-        let expected = match origin.link() {
-            Some(link) => state.expects(link.id(), &self.windows),
-            None => false,
-        };
+        let expected = origin.link().is_some_and(|link| {
+            opened = state.open_account(link.id(), &self.windows);
+            state.accounts.get(&link.id()).is_some_and(Account::expects)
+        });
         if !expected && !state.held.fits(self.conf.limit) {
             match self.conf.overflow {
                 // If nothing is taken out, all is in hand.
@@ -142,11 +146,11 @@ impl<M> Inbox<M> {
             }
             if dropped.is_none() {
                 state.counts.refused += 1;
-                return Err(Refusal::Full);
+                return Err(self.full());
             }
             state.counts.dropped += 1;
         }
-        let Some(message) = build() else { return Ok(()) };
+        let Some(message) = build() else { return Ok(opened) };
         state.held.add(Volume::message(bytes));
         if let Some(link) = origin.link() {
             grant = state.receive(link.id(), bytes).map(|more| (Arc::clone(link), more));
@@ -171,7 +175,7 @@ impl<M> Inbox<M> {
             let released = self.state.lock().release([done], self.conf.limit, &self.windows);
             self.tell(released);
         }
-        Ok(())
+        Ok(opened)
     }
 
     /// Events are few and bypass the limits.
@@ -208,6 +212,8 @@ impl<M> Inbox<M> {
         let mut state = self.state.lock();
         let closed = *state.closed.get_or_insert(Closed::Runtime);
         let left = std::mem::take(&mut state.queue);
+        // The waker keeps an isolated endpoint's threads.
+        let _parked = state.parked.take();
         drop(state);
         self.room.notify_waiters();
         self.discard(left, closed);
@@ -218,14 +224,6 @@ impl<M> Inbox<M> {
             if let Item::Message { message, origin } = item {
                 discard(origin.ask_id(), message, &self.closed(why));
             }
-        }
-    }
-
-    /// The connection has ended, and with it its account.
-    pub(crate) fn disconnected(&self, connection: ConnectionId) {
-        let mut state = self.state.lock();
-        if let Some(account) = state.accounts.remove(&connection) {
-            state.promised.remove(account.promised());
         }
     }
 
@@ -313,13 +311,16 @@ impl<M> Inbox<M> {
 }
 
 impl<M> State<M> {
-    fn expects(&mut self, connection: ConnectionId, windows: &Windows) -> bool {
-        let account = self.accounts.entry(connection).or_insert_with(|| {
-            let account = Account::new(windows);
-            self.promised.add(account.promised());
-            account
-        });
-        account.expects()
+    /// False if there was one.
+    fn open_account(&mut self, connection: ConnectionId, windows: &Windows) -> bool {
+        match self.accounts.entry(connection) {
+            Entry::Occupied(_) => false,
+            Entry::Vacant(place) => {
+                let account = place.insert(Account::new(windows));
+                self.promised.add(account.promised());
+                true
+            }
+        }
     }
 
     fn receive(&mut self, connection: ConnectionId, bytes: u64) -> Option<Volume> {
@@ -369,10 +370,7 @@ struct Released {
 
 impl<M: Send> Mailbox<M> for Inbox<M> {
     fn post(&self, origin: Origin, build: &mut dyn FnMut() -> Option<M>) -> Result<(), RpcError> {
-        self.append(origin, build).map_err(|refusal| match refusal {
-            Refusal::Closed(closed) => self.closed(closed),
-            Refusal::Full => self.full(),
-        })
+        self.append(origin, build).map(drop)
     }
 
     fn room(&self) -> BoxFuture<'_, ()> {
@@ -383,5 +381,14 @@ impl<M: Send> Mailbox<M> for Inbox<M> {
                 room.await;
             }
         })
+    }
+}
+
+impl<M: Send> Receiver for Inbox<M> {
+    fn disconnected(&self, connection: ConnectionId) {
+        let mut state = self.state.lock();
+        if let Some(account) = state.accounts.remove(&connection) {
+            state.promised.remove(account.promised());
+        }
     }
 }

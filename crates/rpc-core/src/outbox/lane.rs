@@ -59,6 +59,13 @@ impl Lanes {
         open
     }
 
+    /// What waits in all.
+    pub(super) fn volume(&self) -> Volume {
+        let mut all = Volume::default();
+        self.lanes.iter().for_each(|(_, queue)| all.add(queue.volume));
+        all
+    }
+
     /// Whether messages of `endpoint` wait that may go now.
     pub(super) fn granted(&mut self, endpoint: &str, more: Volume) -> bool {
         let Some(place) = self.by_endpoint.get(endpoint) else { return false };

@@ -15,6 +15,7 @@ use crate::address::RpcAddress;
 use crate::credit::Volume;
 use crate::error::{ErrorKind, RpcError};
 use crate::link::{Links, Sender};
+use crate::metrics::OutboxSnapshot;
 
 /// All outboxes of an environment. Each lives as long as a ref that uses it, or a message that waits in it.
 pub(crate) struct Outboxes {
@@ -63,6 +64,14 @@ impl Outboxes {
         }
         boxes.by_address.insert(address.clone(), Arc::downgrade(&outbox));
         outbox
+    }
+
+    /// The state of every outbox, by address.
+    pub(crate) fn snapshot(&self) -> Vec<OutboxSnapshot> {
+        let live: Vec<_> = self.boxes.lock().by_address.values().filter_map(Weak::upgrade).collect();
+        let mut all: Vec<_> = live.iter().map(|outbox| outbox.snapshot()).collect();
+        all.sort_by(|one, other| one.address.cmp(&other.address));
+        all
     }
 
     /// Fails what is queued, refuses what comes, and closes the connections.
@@ -157,6 +166,13 @@ impl Outbox {
         let failed = state.lanes.reset();
         drop(state);
         failed.fail(error);
+    }
+
+    fn snapshot(&self) -> OutboxSnapshot {
+        let state = self.state.lock();
+        let Volume { messages, bytes } = state.lanes.volume();
+        let connected = state.phase.connection().is_some_and(TransportClient::is_active);
+        OutboxSnapshot { address: self.address.clone(), connected, queued: messages, queued_bytes: bytes }
     }
 
     fn closed(&self) -> RpcError {
