@@ -19,7 +19,9 @@ const OUTBOX_BYTES: &str = "spark.rpc.outbox.maxBytes";
 const MAX_PENDING: &str = "spark.rpc.ask.maxPending";
 const MAX_PENDING_PER_ENDPOINT: &str = "spark.rpc.ask.maxPendingPerEndpoint";
 const SLOW_MESSAGE: &str = "spark.rpc.slowMessageThreshold";
-const TIMES: [&str; 5] = [ASK_TIMEOUT, LOOKUP_TIMEOUT, NETWORK_TIMEOUT, RETRY_WAIT, SLOW_MESSAGE];
+const SHUTDOWN_TIMEOUT: &str = "spark.rpc.shutdownTimeout";
+const TIMES: [&str; 6] =
+    [ASK_TIMEOUT, LOOKUP_TIMEOUT, NETWORK_TIMEOUT, RETRY_WAIT, SLOW_MESSAGE, SHUTDOWN_TIMEOUT];
 const AMOUNTS: [&str; 7] = [
     INBOX_MESSAGES,
     INBOX_BYTES,
@@ -60,8 +62,9 @@ pub(crate) struct AskConf {
 /// | `spark.rpc.outbox.maxMessages` | 65536 | messages to one remote endpoint that wait for a connection or for credit |
 /// | `spark.rpc.outbox.maxBytes` | `64m` | their bytes |
 /// | `spark.rpc.slowMessageThreshold` | `5s` | a message whose handling takes longer is logged as a warning |
+/// | `spark.rpc.shutdownTimeout` | `30s` | how long a shutdown lets endpoints finish what they have accepted |
 ///
-/// The last eight are not Spark's, whose queues have no limits. Sizes are numbers with a unit (`b`, `k`, `m`, `g`);
+/// The last nine are not Spark's, whose queues have no limits. Sizes are numbers with a unit (`b`, `k`, `m`, `g`);
 /// without one they are bytes. Times are numbers with a unit (`us`, `ms`, `s`, `m`, `min`, `h`, `d`); without one they are seconds. Settings
 /// that this crate does not know are kept and passed on to the transport, which reads `spark.rpc.io.*`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -148,6 +151,10 @@ impl RpcConf {
             overflow: Overflow::default(),
             slow: self.duration(SLOW_MESSAGE)?.unwrap_or(Duration::from_secs(5)),
         })
+    }
+
+    pub(crate) fn shutdown_timeout(&self) -> Result<Duration, RpcError> {
+        Ok(self.duration(SHUTDOWN_TIMEOUT)?.unwrap_or(Duration::from_secs(30)))
     }
 
     pub(crate) fn inbox_budget(&self) -> Result<Budget, RpcError> {

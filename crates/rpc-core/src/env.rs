@@ -1,13 +1,13 @@
 //! The environment: what users start, register endpoints with, and look endpoints up in.
 
 mod builder;
+mod shutdown;
 mod snapshot;
 
 use std::any::Any;
 use std::fmt;
-use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use network_common::{TransportMetrics, TransportServer};
@@ -28,14 +28,12 @@ use crate::limits::InboxConf;
 use crate::link::Links;
 use crate::message::{RpcMessage, local_only};
 use crate::message_loop::IntoEndpoint;
+use crate::metrics::ShutdownReport;
 use crate::outbox::Outboxes;
 use crate::timeout::RpcTimeout;
 use crate::verifier::EndpointVerifier;
 use crate::wire::proto::{CheckExistence, EndpointVerifierMessage};
 use crate::wire::request_head;
-
-/// How long a shutdown waits for answers that are still being written.
-const SERVER_CLOSE: Duration = Duration::from_secs(5);
 
 /// A messaging environment: endpoints that others reach by name, and refs to endpoints elsewhere. Cheap to clone.
 ///
@@ -54,6 +52,7 @@ struct Inner {
     address: Option<RpcAddress>,
     lookup_timeout: RpcTimeout,
     inbox_conf: InboxConf,
+    shutdown_timeout: Duration,
     runtime: Handle,
     asks: Arc<Asks>,
     dispatcher: Arc<Dispatcher>,
@@ -65,7 +64,8 @@ struct Inner {
     /// Tells this run of the process from earlier ones at the same address.
     incarnation: u64,
     stopping: AtomicBool,
-    terminated: watch::Sender<bool>,
+    /// There when it has come to its end.
+    terminated: watch::Sender<Option<ShutdownReport>>,
 }
 
 impl RpcEnv {
@@ -167,55 +167,6 @@ impl RpcEnv {
         if endpoint.address().address() == self.address() {
             self.inner.dispatcher.unregister(endpoint.name());
         }
-    }
-
-    /// Stops all endpoints, waits until every `on_stop` has run, and closes all connections.
-    ///
-    /// Begins when called, not when polled; the future waits for the end. May be called many times, then all wait
-    /// for the same end. An endpoint that wants to shut its own environment down must not await it, as it would
-    /// wait for itself: `drop(cx.env().shutdown())`.
-    ///
-    /// # Cancel safety
-    ///
-    /// Dropping the future stops the waiting, not the shutdown.
-    pub fn shutdown(&self) -> impl Future<Output = ()> + Send + 'static + use<> {
-        if !self.inner.stopping.swap(true, Ordering::AcqRel) {
-            let ending = Ending(Arc::clone(&self.inner));
-            self.inner.runtime.spawn(async move {
-                let inner = &ending.0;
-                // First, so that what an on_stop sends still goes out, and the connections' end is told to nobody.
-                inner.dispatcher.stop().await;
-                inner.outboxes.stop();
-                let server = inner.server.lock().take();
-                if let Some(server) = server {
-                    server.close(SERVER_CLOSE).await;
-                }
-            });
-        }
-        self.await_termination()
-    }
-
-    /// Waits until [`shutdown`](Self::shutdown), called by whomever, has come to its end.
-    ///
-    /// # Cancel safety
-    ///
-    /// Can be dropped at any time.
-    pub fn await_termination(&self) -> impl Future<Output = ()> + Send + 'static + use<> {
-        let mut terminated = self.inner.terminated.subscribe();
-        async move {
-            // It fails only if the environment is gone, which is an end too.
-            let _ = terminated.wait_for(|over| *over).await;
-        }
-    }
-}
-
-/// A shutdown under way. It ends also when the runtime dies with it, and everything it would have stopped.
-struct Ending(Arc<Inner>);
-
-impl Drop for Ending {
-    fn drop(&mut self) {
-        tracing::debug!(env = %self.0.name, "environment has shut down");
-        self.0.terminated.send_replace(true);
     }
 }
 

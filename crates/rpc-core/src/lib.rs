@@ -142,7 +142,7 @@ pub use limits::Overflow;
 pub use message::{IncomingRequest, RpcMessage, RpcRequest};
 pub use message_loop::{ConcurrentKind, IntoEndpoint, ThreadSafeKind};
 pub use method::Method;
-pub use metrics::{EndpointSnapshot, EnvSnapshot, Histogram, OutboxSnapshot};
+pub use metrics::{EndpointReport, EndpointSnapshot, EnvSnapshot, Histogram, OutboxSnapshot, ShutdownReport};
 pub use timeout::RpcTimeout;
 pub use wire::{IncomingBody, OutgoingBody};
 

@@ -53,8 +53,7 @@ async fn a_snapshot_tells_what_endpoints_do() {
     let (release, released) = mpsc::unbounded_channel();
     let options = EndpointOptions::new().max_messages(4);
     let local = server.setup_endpoint_with("slow", Slow(released), options).unwrap();
-    let remote =
-        soon(client.setup_endpoint_ref::<HelloMessage>(address(&server), "slow")).await.unwrap();
+    let remote = soon(client.setup_endpoint_ref::<HelloMessage>(address(&server), "slow")).await.unwrap();
     let asks: Vec<_> = (0..3).map(|_| tokio::spawn(local.ask(hi("x")))).collect();
     let last = remote.ask(hi("y"));
     let waiting = until(&server, "slow", |slow| slow.queued == 4 && slow.lag > Duration::ZERO).await;

@@ -111,6 +111,7 @@ impl RpcEnvBuilder {
             address: None,
             lookup_timeout,
             inbox_conf: self.conf.inbox()?,
+            shutdown_timeout: self.conf.shutdown_timeout()?,
             asks: Asks::new(self.conf.ask()?, runtime.clone()),
             dispatcher,
             outboxes,
@@ -120,7 +121,7 @@ impl RpcEnvBuilder {
             incarnation: incarnation(),
             runtime,
             stopping: AtomicBool::new(false),
-            terminated: watch::Sender::new(false),
+            terminated: watch::Sender::new(None),
         };
         if let (Some(bind), Some(host)) = (bind, advertised) {
             // Before anybody can connect, so that no lookup finds it missing.
@@ -131,7 +132,8 @@ impl RpcEnvBuilder {
                     inner.server = Mutex::new(Some(server));
                 }
                 Err(error) => {
-                    inner.dispatcher.stop().await;
+                    let stopping = inner.dispatcher.begin_stop();
+                    inner.dispatcher.finish_stop(stopping, inner.shutdown_timeout).await;
                     return Err(error);
                 }
             }

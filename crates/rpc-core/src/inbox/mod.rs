@@ -71,6 +71,7 @@ struct State<M> {
     /// The loop, if it waits for something to come.
     parked: Option<Waker>,
     closed: Option<Closed>,
+    ended: bool,
     counts: Counts,
     /// Since when the queue has not been empty while the loop was busy.
     queued_since: Option<Instant>,
@@ -86,6 +87,17 @@ struct Counts {
     refused: u64,
     dropped: u64,
     expired: u64,
+    /// Came after the inbox was closed.
+    late: u64,
+}
+
+/// What has become of messages, for the report of a shutdown.
+pub(crate) struct Ending {
+    pub(crate) handled: u64,
+    pub(crate) late: u64,
+    pub(crate) held: u64,
+    /// The endpoint has been stopped, to the end of its `on_stop`.
+    pub(crate) ended: bool,
 }
 
 /// Why nothing goes in any more.
@@ -106,6 +118,7 @@ impl<M> Inbox<M> {
             accounts: HashMap::new(),
             parked: None,
             closed: None,
+            ended: false,
             counts: Counts::default(),
             queued_since: None,
             in_hand_since: None,
@@ -132,6 +145,7 @@ impl<M> Inbox<M> {
         let bytes = origin.bytes::<M>();
         let mut state = self.state.lock();
         if let Some(closed) = state.closed {
+            state.counts.late += 1;
             return Err(self.closed(closed));
         }
         let expected = origin.link().is_some_and(|link| {
@@ -271,11 +285,22 @@ impl<M> Inbox<M> {
         }
     }
 
+    /// The endpoint's `on_stop` has run.
+    pub(crate) fn end(&self) {
+        self.state.lock().ended = true;
+    }
+
+    pub(crate) fn ending(&self) -> Ending {
+        let state = self.state.lock();
+        let Counts { handled, late, .. } = state.counts;
+        Ending { handled, late, held: state.held.messages, ended: state.ended }
+    }
+
     pub(crate) fn snapshot(&self) -> EndpointSnapshot {
         let processing = self.processing.lock().as_deref().cloned().unwrap_or_default();
         let state = self.state.lock();
         let oldest = state.in_hand_since.or(state.queued_since);
-        let Counts { handled, failed, refused, dropped, expired } = state.counts;
+        let Counts { handled, failed, refused, dropped, expired, late: _ } = state.counts;
         EndpointSnapshot {
             name: self.address.name().to_owned(),
             queued: state.held.messages,

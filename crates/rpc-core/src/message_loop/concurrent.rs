@@ -61,6 +61,8 @@ impl<E: RpcEndpoint> Behaviour for Concurrent<E> {
                     let cx = place.cx.for_stop();
                     let outcome = supervise(None, async { self.endpoint.on_stop(&cx).await }).await;
                     settle(&*self.endpoint, outcome, &cx, &place).await;
+                    drop(batch);
+                    place.inbox.end();
                     return None;
                 }
                 let sample = batch.sample();

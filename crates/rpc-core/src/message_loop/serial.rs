@@ -58,6 +58,8 @@ impl<E: ThreadSafeRpcEndpoint> Behaviour for Serial<E> {
                             let cx = place.cx.for_stop();
                             let outcome = supervise(None, async { self.endpoint.on_stop(&cx).await }).await;
                             self.settle(outcome, &cx, &place).await;
+                            drop(batch);
+                            place.inbox.end();
                             return None;
                         }
                     };

@@ -4,10 +4,13 @@ mod lane;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
+use futures::future::join_all;
 use network_common::{ConnectionId, TransportClient, TransportClientFactory, TransportError};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
+use tokio::sync::Notify;
 
 use lane::Lanes;
 
@@ -56,7 +59,8 @@ impl Outboxes {
             me: me.clone(),
             address: address.clone(),
             all: Arc::clone(self),
-            state: Mutex::new(State { phase, lanes: Lanes::default() }),
+            state: Mutex::new(State { phase, lanes: Lanes::default(), blocked: false }),
+            emptied: Notify::new(),
         });
         if boxes.by_address.len() >= boxes.prune_at {
             boxes.by_address.retain(|_, outbox| outbox.strong_count() > 0);
@@ -74,18 +78,20 @@ impl Outboxes {
         all
     }
 
-    /// Fails what is queued, refuses what comes, and closes the connections.
-    pub(crate) fn stop(&self) {
+    /// Waits up to `limit` for what is queued to be sent, fails the rest, refuses what comes, and closes the
+    /// connections. Tells how many messages were not sent.
+    pub(crate) async fn stop(&self, limit: Duration) -> u64 {
         let live: Vec<_> = {
             let mut boxes = self.boxes.lock();
             boxes.stopped = true;
             boxes.by_address.drain().filter_map(|(_, outbox)| outbox.upgrade()).collect()
         };
-        for outbox in live {
-            let error = outbox.dropped();
-            outbox.fail(Phase::Stopped, &error, |_| true);
-        }
+        let all_sent = join_all(live.iter().map(|outbox| outbox.emptied()));
+        let _ = tokio::time::timeout(limit, all_sent).await;
+        let unsent = live.iter().map(|outbox| outbox.fail(Phase::Stopped, &outbox.dropped(), |_| true));
+        let unsent = unsent.sum();
         self.factory.close();
+        unsent
     }
 }
 
@@ -98,11 +104,15 @@ pub(crate) struct Outbox {
     address: RpcAddress,
     all: Arc<Outboxes>,
     state: Mutex<State>,
+    /// Nothing waits any more.
+    emptied: Notify,
 }
 
 struct State {
     phase: Phase,
     lanes: Lanes,
+    /// A task waits for room in the connection's write queue, and goes on then.
+    blocked: bool,
 }
 
 enum Phase {
@@ -134,38 +144,61 @@ impl Outbox {
         let mut state = self.state.lock();
         if matches!(state.phase, Phase::Connecting) {
             state.phase = Phase::Connected(client);
-            self.pump(&mut state);
+            self.pump(&mut state, None);
         }
         Ok(())
     }
 
-    /// Sends what the lanes' credit allows. Under the lock, so that nobody who finds a lane empty overtakes.
-    fn pump(&self, state: &mut State) {
+    /// Sends what credit allows, of all lanes or of one. Under the lock, so that nobody who finds a lane empty
+    /// overtakes.
+    fn pump(&self, state: &mut State, lane: Option<usize>) {
         let Some(client) = state.phase.connection() else { return };
-        if state.lanes.pump(client) {
+        if state.blocked {
             return;
         }
-        // The connection's write queue is full.
+        let open = match lane {
+            Some(lane) => state.lanes.pump_one(lane, client),
+            None => state.lanes.pump(client),
+        };
+        if !state.lanes.waits() {
+            self.emptied.notify_waiters();
+        }
+        if open {
+            return;
+        }
+        state.blocked = true;
         let (client, me) = (client.clone(), self.me.clone());
         self.all.runtime.spawn(async move {
             // If the connection ends instead, what waits is failed by that.
             let _ = client.ready().await;
             if let Some(outbox) = me.upgrade() {
-                outbox.pump(&mut outbox.state.lock());
+                let mut state = outbox.state.lock();
+                state.blocked = false;
+                outbox.pump(&mut state, None);
             }
         });
     }
 
-    /// Goes over to `next` from any phase that is `from`, and fails all that waits.
-    fn fail(&self, next: Phase, error: &RpcError, from: impl FnOnce(&Phase) -> bool) {
+    /// Goes over to `next` from any phase that is `from`, and fails all that waits; tells how much that was.
+    fn fail(&self, next: Phase, error: &RpcError, from: impl FnOnce(&Phase) -> bool) -> u64 {
         let mut state = self.state.lock();
         if !from(&state.phase) {
-            return;
+            return 0;
         }
         state.phase = next;
-        let failed = state.lanes.reset();
+        let unsent = state.lanes.reset();
         drop(state);
-        failed.fail(error);
+        self.emptied.notify_waiters();
+        unsent.fail(error)
+    }
+
+    /// Until nothing waits to be sent.
+    async fn emptied(&self) {
+        let mut emptied = std::pin::pin!(self.emptied.notified());
+        emptied.as_mut().enable();
+        if self.state.lock().lanes.waits() {
+            emptied.await;
+        }
     }
 
     fn snapshot(&self) -> OutboxSnapshot {
@@ -192,8 +225,8 @@ impl Outbox {
 impl Sender for Outbox {
     fn granted(&self, endpoint: &str, more: Volume) {
         let mut state = self.state.lock();
-        if state.lanes.granted(endpoint, more) {
-            self.pump(&mut state);
+        if let Some(lane) = state.lanes.granted(endpoint, more) {
+            self.pump(&mut state, Some(lane));
         }
     }
 

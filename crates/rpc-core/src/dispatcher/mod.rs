@@ -1,16 +1,21 @@
 //! The registry of an environment's endpoints, and the way of every message to one of them.
 
+mod registered;
+mod stop;
+
 use std::any::{Any, TypeId};
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use async_task::FallibleTask;
 use parking_lot::RwLock;
+use registered::Registered;
+pub(crate) use stop::Stopping;
 use tokio::runtime::Handle;
+use tokio::task::AbortHandle;
 use tokio_util::task::TaskTracker;
 
 use crate::address::RpcEndpointAddress;
-use crate::call_context::discard;
 use crate::endpoint::EndpointContext;
 use crate::endpoint_options::EndpointOptions;
 use crate::endpoint_ref::RpcEndpointRef;
@@ -20,7 +25,7 @@ use crate::limits::InboxConf;
 use crate::message::{IncomingRequest, RpcMessage};
 use crate::message_loop::{IntoEndpoint, Seat};
 use crate::metrics::EndpointSnapshot;
-use crate::origin::{Arrival, Origin};
+use crate::origin::Arrival;
 use crate::post::Mailbox;
 use crate::threads::Threads;
 
@@ -33,65 +38,18 @@ pub(crate) struct Dispatcher {
 
 #[derive(Default)]
 struct State {
-    endpoints: HashMap<Arc<str>, Arc<dyn Registered>>,
+    endpoints: HashMap<Arc<str>, Entry>,
     /// Those that are told of connections.
     told: HashMap<Arc<str>, Arc<dyn Registered>>,
+    /// Those that are no longer registered and not yet done.
+    leaving: Vec<Entry>,
     stopped: bool,
 }
 
-/// An inbox whose message type is not known here.
-trait Registered: Send + Sync {
-    fn services(&self) -> &'static [&'static str];
-    fn deliver(self: Arc<Self>, request: IncomingRequest<'_>, arrival: Arrival) -> Result<(), RpcError>;
-    fn snapshot(&self) -> EndpointSnapshot;
-    fn post_event(&self, event: Event);
-    fn stop(&self, why: Closed);
-    fn into_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync>;
-    fn message_type(&self) -> (TypeId, &'static str);
-}
-
-impl<M: RpcMessage> Registered for Inbox<M> {
-    fn services(&self) -> &'static [&'static str] {
-        M::SERVICES
-    }
-
-    fn deliver(self: Arc<Self>, request: IncomingRequest<'_>, arrival: Arrival) -> Result<(), RpcError> {
-        if !M::SERVICES.contains(&request.service()) {
-            return Err(service_mismatch(self.address(), &[request.service()], M::SERVICES));
-        }
-        let link = Arc::clone(arrival.link());
-        let origin = Origin::Arrived { arrival, ask: request.ask() };
-        let ask = origin.ask_id();
-        let mut message = Some(M::decode(request)?);
-        let appended = self.append(origin, || message.take());
-        if let (Err(why), Some(message)) = (&appended, message) {
-            discard(ask, message, why);
-        }
-        if appended? {
-            link.add_receiver(Arc::downgrade(&self) as _);
-        }
-        Ok(())
-    }
-
-    fn snapshot(&self) -> EndpointSnapshot {
-        Self::snapshot(self)
-    }
-
-    fn post_event(&self, event: Event) {
-        Self::post_event(self, event);
-    }
-
-    fn stop(&self, why: Closed) {
-        Self::stop(self, why);
-    }
-
-    fn into_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync> {
-        self
-    }
-
-    fn message_type(&self) -> (TypeId, &'static str) {
-        (TypeId::of::<M>(), std::any::type_name::<M>())
-    }
+#[derive(Clone)]
+struct Entry {
+    inbox: Arc<dyn Registered>,
+    task: AbortHandle,
 }
 
 pub(crate) fn service_mismatch(endpoint: &RpcEndpointAddress, wanted: &[&str], served: &[&str]) -> RpcError {
@@ -135,17 +93,17 @@ impl Dispatcher {
             if options.connection_events {
                 state.told.insert(Arc::clone(&name), Arc::clone(&inbox) as _);
             }
-            state.endpoints.insert(name, Arc::clone(&inbox) as _);
             // Under the lock, so that a stop that follows waits for this loop too.
             let cx = EndpointContext::new(endpoint_ref.clone(), env);
             let life = endpoint.run(Seat::new(Arc::clone(&inbox), cx, threads.clone()));
-            match threads {
+            let task = match threads {
                 None => self.loops.spawn_on(life, &self.runtime),
                 Some(threads) => {
-                    let tie = AbandonOnDrop(inbox);
+                    let tie = AbandonOnDrop(Arc::clone(&inbox));
                     self.loops.spawn_on(tie.with(threads.spawn(life)), &self.runtime)
                 }
             };
+            state.endpoints.insert(name, Entry { inbox, task: task.abort_handle() });
         }
         Ok(endpoint_ref)
     }
@@ -174,10 +132,13 @@ impl Dispatcher {
         let removed = {
             let mut state = self.state.write();
             state.told.remove(name);
-            state.endpoints.remove(name)
+            state.leaving.retain(|entry| !entry.task.is_finished());
+            let removed = state.endpoints.remove(name);
+            state.leaving.extend(removed.clone());
+            removed
         };
-        if let Some(inbox) = removed {
-            inbox.stop(Closed::Endpoint);
+        if let Some(entry) = removed {
+            entry.inbox.stop(Closed::Endpoint);
         }
     }
 
@@ -216,8 +177,8 @@ impl Dispatcher {
 
     /// The state of every endpoint, by name.
     pub(crate) fn snapshot(&self) -> Vec<EndpointSnapshot> {
-        let inboxes: Vec<_> = self.state.read().endpoints.values().cloned().collect();
-        let mut all: Vec<_> = inboxes.iter().map(|inbox| inbox.snapshot()).collect();
+        let entries: Vec<_> = self.state.read().endpoints.values().cloned().collect();
+        let mut all: Vec<_> = entries.iter().map(|entry| entry.inbox.snapshot()).collect();
         all.sort_by(|one, other| one.name.cmp(&other.name));
         all
     }
@@ -230,25 +191,11 @@ impl Dispatcher {
 
     fn get(&self, name: &str) -> Result<Option<Arc<dyn Registered>>, RpcError> {
         let state = self.state.read();
-        if state.stopped {
-            return Err(env_stopped());
+        match state.endpoints.get(name) {
+            Some(entry) => Ok(Some(Arc::clone(&entry.inbox))),
+            None if state.stopped => Err(env_stopped()),
+            None => Ok(None),
         }
-        Ok(state.endpoints.get(name).cloned())
-    }
-
-    /// Stops every endpoint and waits until the last `on_stop` has run.
-    pub(crate) async fn stop(&self) {
-        let endpoints = {
-            let mut state = self.state.write();
-            state.stopped = true;
-            state.told.clear();
-            std::mem::take(&mut state.endpoints)
-        };
-        for inbox in endpoints.into_values() {
-            inbox.stop(Closed::Env);
-        }
-        self.loops.close();
-        self.loops.wait().await;
     }
 }
 
@@ -339,7 +286,8 @@ mod tests {
         let error = RpcError::new(ErrorKind::Network, "reset");
         dispatcher.post_to_all(&Event::NetworkError(error, peer.clone()));
         dispatcher.post_to_all(&Event::Disconnected(peer.clone()));
-        dispatcher.stop().await;
+        let stopping = dispatcher.begin_stop();
+        dispatcher.finish_stop(stopping, std::time::Duration::from_secs(10)).await;
         dispatcher.post_to_all(&Event::Connected(peer));
         for mut events in received {
             let mut all = Vec::new();
