@@ -19,18 +19,20 @@ use crate::post::RemoteAnswer;
 use crate::running::EndpointId;
 use crate::slot::Slot;
 use crate::timeout::RpcTimeout;
+use crate::trace::Tracer;
 use crate::wire::{self, IncomingBody};
 
-/// All asks of an environment: what they go by, and how many there are.
+/// What the refs of an environment have in common: what their asks go by, and how many of these there are.
 pub(crate) struct Asks {
     pub(crate) conf: AskConf,
     pub(crate) deadlines: Arc<Deadlines>,
+    pub(crate) tracer: Tracer,
     pending: AtomicUsize,
 }
 
 impl Asks {
-    pub(crate) fn new(conf: AskConf, runtime: Handle) -> Arc<Self> {
-        Arc::new(Self { conf, deadlines: Deadlines::new(runtime), pending: AtomicUsize::new(0) })
+    pub(crate) fn new(conf: AskConf, tracer: Tracer, runtime: Handle) -> Arc<Self> {
+        Arc::new(Self { conf, deadlines: Deadlines::new(runtime), tracer, pending: AtomicUsize::new(0) })
     }
 
     /// How many wait for an answer.

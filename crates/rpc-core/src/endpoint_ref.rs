@@ -85,14 +85,15 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
             Target::Local(mailbox) => {
                 let sender = self.about.address.address().cloned();
                 let mut parts = Some((request, RpcCallContext::nobody(sender)));
-                let posted = post(&**mailbox, Origin::Sent, &mut parts);
+                let span = self.about.asks.tracer.local(self.name());
+                let posted = post(&**mailbox, Origin::Sent { span }, &mut parts);
                 match (posted, parts) {
                     (Err(error), Some((request, _))) => Err(SendError::new(request, error)),
                     _ => Ok(()),
                 }
             }
             Target::Remote { wire, head } => {
-                let sent = encode(head, &request, None).and_then(|envelope| wire.send(envelope));
+                let sent = self.encode(head, &request, None).and_then(|envelope| wire.send(envelope));
                 sent.map_err(|error| SendError::new(request, error))
             }
         }
@@ -206,15 +207,28 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
                 let sender = self.about.address.address().cloned();
                 let context = RpcCallContext::local(Arc::clone(&slot), deadline, sender);
                 let asker = Arc::clone(&slot) as Arc<dyn Asker>;
-                let origin = Origin::Asked { id: id_of(&slot), asker, deadline };
+                let span = self.about.asks.tracer.local(self.name());
+                let origin = Origin::Asked { id: id_of(&slot), asker, deadline, span };
                 post(&**mailbox, origin, &mut Some((request, context)))?;
                 State::Local(slot)
             }
             Target::Remote { wire, head } => {
-                let envelope = encode(head, &request, Some(timeout))?;
+                let envelope = self.encode(head, &request, Some(timeout))?;
                 State::Remote { answer: wire.ask(envelope), decode: R::decode_reply }
             }
         })
+    }
+
+    fn encode<R: RpcRequest<M>>(
+        &self,
+        head: &Bytes,
+        request: &R,
+        timeout: Option<&RpcTimeout>,
+    ) -> Result<Bytes, RpcError> {
+        let method = R::METHOD.ok_or_else(local_only)?;
+        let trace = self.about.asks.tracer.current();
+        let remaining = timeout.map(RpcTimeout::duration);
+        wire::request(head, method, remaining, trace.as_deref(), |body| request.encode(body))
     }
 }
 
@@ -227,15 +241,6 @@ where
     M: RpcMessage,
 {
     mailbox.post(origin, &mut || parts.take().map(|(request, context)| request.into_message(context)))
-}
-
-fn encode<M: RpcMessage, R: RpcRequest<M>>(
-    head: &Bytes,
-    request: &R,
-    timeout: Option<&RpcTimeout>,
-) -> Result<Bytes, RpcError> {
-    let method = R::METHOD.ok_or_else(local_only)?;
-    wire::request(head, method, timeout.map(RpcTimeout::duration), |body| request.encode(body))
 }
 
 impl<M> Clone for RpcEndpointRef<M> {

@@ -125,6 +125,7 @@ mod running;
 mod slot;
 mod threads;
 mod timeout;
+mod trace;
 mod verifier;
 mod wire;
 
@@ -144,6 +145,7 @@ pub use message_loop::{ConcurrentKind, IntoEndpoint, ThreadSafeKind};
 pub use method::Method;
 pub use metrics::{EndpointReport, EndpointSnapshot, EnvSnapshot, Histogram, OutboxSnapshot, ShutdownReport};
 pub use timeout::RpcTimeout;
+pub use trace::TraceContext;
 pub use wire::{IncomingBody, OutgoingBody};
 
 /// What generated code needs and nobody else should.

@@ -28,6 +28,7 @@ use crate::metrics::EndpointSnapshot;
 use crate::origin::Arrival;
 use crate::post::Mailbox;
 use crate::threads::Threads;
+use crate::trace::TraceSpan;
 
 pub(crate) struct Dispatcher {
     state: RwLock<State>,
@@ -170,9 +171,10 @@ impl Dispatcher {
         name: &str,
         request: IncomingRequest<'_>,
         arrival: Arrival,
+        span: TraceSpan,
     ) -> Result<(), RpcError> {
         let not_found = || RpcError::new(ErrorKind::EndpointNotFound, format!("Could not find {name}."));
-        self.get(name)?.ok_or_else(not_found)?.deliver(request, arrival)
+        self.get(name)?.ok_or_else(not_found)?.deliver(request, arrival, span)
     }
 
     /// The state of every endpoint, by name.
@@ -228,6 +230,7 @@ mod tests {
     use crate::ask::Asks;
     use crate::conf::RpcConf;
     use crate::endpoint::ThreadSafeRpcEndpoint;
+    use crate::trace::Tracer;
 
     struct Nothing;
     impl RpcMessage for Nothing {}
@@ -267,7 +270,7 @@ mod tests {
     #[tokio::test]
     async fn inb_04_05_06_events_reach_every_endpoint_once() {
         let runtime = Handle::current();
-        let asks = Asks::new(RpcConf::new().ask().unwrap(), runtime.clone());
+        let asks = Asks::new(RpcConf::new().ask().unwrap(), Tracer::default(), runtime.clone());
         let dispatcher = Dispatcher::new(runtime);
         let mut received = Vec::new();
         for name in ["a", "b"] {

@@ -21,6 +21,7 @@ use crate::error::{ErrorKind, RpcError};
 use crate::handler::EnvHandler;
 use crate::link::Links;
 use crate::outbox::Outboxes;
+use crate::trace::{TraceContext, Tracer};
 use crate::verifier::EndpointVerifier;
 
 /// Makes an [`RpcEnv`]. Either [`bind`](Self::bind) or [`client_mode`](Self::client_mode) must be chosen.
@@ -31,6 +32,7 @@ pub struct RpcEnvBuilder {
     conf: RpcConf,
     mode: Mode,
     advertised: Option<String>,
+    tracer: Tracer,
 }
 
 #[derive(Clone, Debug)]
@@ -42,7 +44,13 @@ enum Mode {
 
 impl RpcEnvBuilder {
     pub(super) fn new(name: String) -> Self {
-        Self { name, conf: RpcConf::new(), mode: Mode::Undecided, advertised: None }
+        Self {
+            name,
+            conf: RpcConf::new(),
+            mode: Mode::Undecided,
+            advertised: None,
+            tracer: Tracer::default(),
+        }
     }
 
     /// Listen at `address`, host:port. Port 0 takes a free one; [`RpcEnv::address`] tells which.
@@ -67,6 +75,12 @@ impl RpcEnvBuilder {
     /// Use these settings.
     pub fn conf(mut self, conf: RpcConf) -> Self {
         self.conf = conf;
+        self
+    }
+
+    /// Carry distributed traces along with messages.
+    pub fn trace_context(mut self, context: impl TraceContext) -> Self {
+        self.tracer = Tracer(Some(Arc::new(context)));
         self
     }
 
@@ -96,7 +110,7 @@ impl RpcEnvBuilder {
         let runtime = Handle::current();
         let dispatcher = Arc::new(Dispatcher::new(runtime.clone()));
         let links = Links::new(self.conf.inbox_budget()?, runtime.clone());
-        let handler = EnvHandler::new(Arc::clone(&dispatcher), Arc::clone(&links));
+        let handler = EnvHandler::new(Arc::clone(&dispatcher), Arc::clone(&links), self.tracer.clone());
         let context = TransportContext::new(transport_conf, handler);
         let outbox_limits = self.conf.outbox_limits()?;
         let outboxes = Outboxes::new(
@@ -112,7 +126,7 @@ impl RpcEnvBuilder {
             lookup_timeout,
             inbox_conf: self.conf.inbox()?,
             shutdown_timeout: self.conf.shutdown_timeout()?,
-            asks: Asks::new(self.conf.ask()?, runtime.clone()),
+            asks: Asks::new(self.conf.ask()?, self.tracer, runtime.clone()),
             dispatcher,
             outboxes,
             links,
