@@ -20,6 +20,7 @@ const MAX_PENDING: &str = "spark.rpc.ask.maxPending";
 const MAX_PENDING_PER_ENDPOINT: &str = "spark.rpc.ask.maxPendingPerEndpoint";
 const SLOW_MESSAGE: &str = "spark.rpc.slowMessageThreshold";
 const SHUTDOWN_TIMEOUT: &str = "spark.rpc.shutdownTimeout";
+const MAX_MESSAGE_MIB: &str = "spark.rpc.message.maxSize";
 const TIMES: [&str; 6] =
     [ASK_TIMEOUT, LOOKUP_TIMEOUT, NETWORK_TIMEOUT, RETRY_WAIT, SLOW_MESSAGE, SHUTDOWN_TIMEOUT];
 const AMOUNTS: [&str; 7] = [
@@ -43,6 +44,7 @@ pub(crate) struct AskConf {
     pub(crate) retry_wait: Duration,
     pub(crate) max_pending: usize,
     pub(crate) max_pending_per_endpoint: usize,
+    pub(crate) max_message: usize,
 }
 
 /// The settings of an environment, under Spark's names (`rpc 12`).
@@ -54,6 +56,7 @@ pub(crate) struct AskConf {
 /// | `spark.network.timeout` | `120s` | the default of both |
 /// | `spark.rpc.numRetries` | `3` | how often `ask_with_retry` asks in all |
 /// | `spark.rpc.retry.wait` | `3s` | how long it waits in between |
+/// | `spark.rpc.message.maxSize` | `128` | MiB that one message may have when it leaves the process, up to 2047 |
 /// | `spark.rpc.ask.maxPending` | 1000000 | asks of this environment that wait for an answer |
 /// | `spark.rpc.ask.maxPendingPerEndpoint` | 250000 | of them those of one endpoint, by one ref and its clones |
 /// | `spark.rpc.inbox.maxMessages` | 65536 | messages that wait for one endpoint or are being handled by it |
@@ -109,6 +112,9 @@ impl RpcConf {
         if key == NUM_RETRIES {
             parse_attempts(key, value)?;
         }
+        if key == MAX_MESSAGE_MIB {
+            parse_max_message(value)?;
+        }
         self.settings.insert(key.to_owned(), value.to_owned());
         Ok(self)
     }
@@ -136,7 +142,13 @@ impl RpcConf {
             retry_wait: self.duration(RETRY_WAIT)?.unwrap_or(Duration::from_secs(3)),
             max_pending: self.amount(MAX_PENDING, 1_000_000)? as usize,
             max_pending_per_endpoint: self.amount(MAX_PENDING_PER_ENDPOINT, 250_000)? as usize,
+            max_message: self.max_message()?,
         })
+    }
+
+    /// The bytes that one message may have.
+    pub(crate) fn max_message(&self) -> Result<usize, RpcError> {
+        self.get(MAX_MESSAGE_MIB).map_or(Ok(128 << 20), parse_max_message)
     }
 
     pub(crate) fn lookup_timeout(&self) -> Result<RpcTimeout, RpcError> {
@@ -185,6 +197,14 @@ fn parse_amount(key: &str, value: &str) -> Result<u64, RpcError> {
     let amount = number.parse().ok().zip(factor).and_then(|(n, factor): (u64, u64)| n.checked_mul(factor));
     amount.filter(|amount| *amount > 0).ok_or_else(|| {
         let text = format!("{key} is `{value}`; it takes a number above 0, such as 1000, 64k or 16m");
+        RpcError::new(ErrorKind::Config, text)
+    })
+}
+
+fn parse_max_message(value: &str) -> Result<usize, RpcError> {
+    let mib = value.trim().parse().ok().filter(|mib| (1..=2047).contains(mib));
+    mib.map(|mib: usize| mib << 20).ok_or_else(|| {
+        let text = format!("{MAX_MESSAGE_MIB} is `{value}`; it takes a number of MiB from 1 to 2047");
         RpcError::new(ErrorKind::Config, text)
     })
 }

@@ -79,7 +79,8 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
     /// # Errors
     ///
     /// The request comes back in the error if the endpoint or the environment has stopped, or
-    /// ([`ErrorKind::Limit`](crate::ErrorKind::Limit), retryable) if the queue is full.
+    /// ([`ErrorKind::Limit`](crate::ErrorKind::Limit)) if the queue is full, which is retryable, or the message is too
+    /// large to leave the process, which is not.
     pub fn send<R: RpcRequest<M>>(&self, request: R) -> Result<(), SendError<R>> {
         match &self.target {
             Target::Local(mailbox) => {
@@ -112,7 +113,11 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
     pub async fn send_wait<R: RpcRequest<M>>(&self, mut request: R) -> Result<(), SendError<R>> {
         loop {
             let refused = match self.send(request) {
-                Err(refused) if refused.error().kind() == ErrorKind::Limit => refused,
+                Err(refused)
+                    if refused.error().kind() == ErrorKind::Limit && refused.error().is_retryable() =>
+                {
+                    refused
+                }
                 sent => return sent,
             };
             match &self.target {
@@ -228,7 +233,10 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
         let method = R::METHOD.ok_or_else(local_only)?;
         let trace = self.about.asks.tracer.current();
         let remaining = timeout.map(RpcTimeout::duration);
-        wire::request(head, method, remaining, trace.as_deref(), |body| request.encode(body))
+        let envelope = wire::request(head, method, remaining, trace.as_deref(), |body| request.encode(body))?;
+        wire::check_size("the message", envelope.len(), self.about.asks.conf.max_message)
+            .map_err(|error| error.with_peer(self.address()))?;
+        Ok(envelope)
     }
 }
 

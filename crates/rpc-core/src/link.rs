@@ -26,6 +26,8 @@ pub(crate) struct Links {
     senders: Mutex<HashMap<ConnectionId, Vec<Weak<dyn Sender>>>>,
     budget: Arc<Budget>,
     undelivered: AtomicU64,
+    /// Bytes that an answer may have.
+    max_message: usize,
     runtime: Handle,
 }
 
@@ -45,13 +47,14 @@ pub(crate) trait Receiver: Send + Sync {
 }
 
 impl Links {
-    pub(crate) fn new(budget: Budget, runtime: Handle) -> Arc<Self> {
+    pub(crate) fn new(budget: Budget, max_message: usize, runtime: Handle) -> Arc<Self> {
         let budget = Arc::new(budget);
         Arc::new(Self {
             by_id: RwLock::default(),
             senders: Mutex::default(),
             budget,
             undelivered: AtomicU64::new(0),
+            max_message,
             runtime,
         })
     }
@@ -127,6 +130,7 @@ pub(crate) struct Link {
     given_up_count: AtomicUsize,
     changed: Notify,
     budget: Arc<Budget>,
+    max_message: usize,
     runtime: Handle,
 }
 
@@ -141,6 +145,7 @@ impl Link {
             given_up_count: AtomicUsize::new(0),
             changed: Notify::new(),
             budget: Arc::clone(&all.budget),
+            max_message: all.max_message,
             runtime: all.runtime.clone(),
         })
     }
@@ -148,6 +153,11 @@ impl Link {
     /// What messages from the network may hold in this environment.
     pub(crate) fn budget(&self) -> &Budget {
         &self.budget
+    }
+
+    /// Bytes that an answer may have.
+    pub(crate) fn max_message(&self) -> usize {
+        self.max_message
     }
 
     pub(crate) fn id(&self) -> ConnectionId {

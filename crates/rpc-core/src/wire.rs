@@ -29,7 +29,7 @@ impl OutgoingBody<'_> {
     ///
     /// # Errors
     ///
-    /// None at present; a message that is too large to travel will be one.
+    /// None at present.
     pub fn message(&mut self, message: &impl Message) -> Result<(), RpcError> {
         put_message(self.0, REQUEST_BODY_KEY, message);
         Ok(())
@@ -95,6 +95,18 @@ pub(crate) fn refusal(error: &RpcError) -> proto::Failure {
         _ => proto::failure::Kind::NotDelivered,
     };
     failure(kind, error)
+}
+
+/// Checks the size of what is to leave the process.
+pub(crate) fn check_size(what: &str, bytes: usize, max: usize) -> Result<(), RpcError> {
+    if bytes <= max {
+        return Ok(());
+    }
+    let text = format!(
+        "{what} has {bytes} bytes, and {max} is the limit of spark.rpc.message.maxSize: \
+         large data travels as chunks or streams of the transport"
+    );
+    Err(RpcError::new(ErrorKind::Limit, text))
 }
 
 fn answer(failure: proto::Failure) -> Bytes {

@@ -109,7 +109,7 @@ impl RpcEnvBuilder {
 
         let runtime = Handle::current();
         let dispatcher = Arc::new(Dispatcher::new(runtime.clone()));
-        let links = Links::new(self.conf.inbox_budget()?, runtime.clone());
+        let links = Links::new(self.conf.inbox_budget()?, self.conf.max_message()?, runtime.clone());
         let handler = EnvHandler::new(Arc::clone(&dispatcher), Arc::clone(&links), self.tracer.clone());
         let context = TransportContext::new(transport_conf, handler);
         let outbox_limits = self.conf.outbox_limits()?;
