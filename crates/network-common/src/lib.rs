@@ -113,6 +113,8 @@ mod metrics;
 pub mod protocol;
 mod server;
 mod session;
+#[cfg(feature = "tls")]
+mod tls;
 
 pub use address::PeerAddress;
 pub use buffer::ManagedBuffer;
@@ -120,6 +122,8 @@ pub use client::{
     ChunkFuture, ConnectionId, MergedBlockMetaFuture, RequestFuture, RpcFuture, StreamFuture, TransportClient,
 };
 pub use conf::{IoMode, TransportConf};
+#[cfg(feature = "tls")]
+pub use conf::{TlsConf, TlsProtocol};
 pub use context::TransportContext;
 pub use error::{BoxError, ErrorKind, TransportError};
 pub use factory::TransportClientFactory;
@@ -130,4 +134,4 @@ pub use handler::{
 pub use metrics::{MetricsSnapshot, SideMetrics, TransportMetrics};
 pub use protocol::MergedBlockMetaRequest;
 pub use server::TransportServer;
-pub use session::{ByteFilter, MergedBlockMeta, StreamBody};
+pub use session::{ByteFilter, EndMark, MergedBlockMeta, StreamBody};
