@@ -140,8 +140,14 @@ impl Inner {
                     Some(security) => connection.secure(&**security, &peer.into()).await,
                     None => Ok(()),
                 };
-                if secured.is_ok() {
-                    connection.run().await;
+                match secured {
+                    Ok(()) => connection.run().await,
+                    Err(error) => {
+                        if error.kind() != ErrorKind::Closed {
+                            inner.resources.metrics.failed(&error);
+                        }
+                        connection.give_up(&error).await;
+                    }
                 }
                 inner.connections.lock().open.remove(&id);
             }

@@ -48,7 +48,7 @@ pub(crate) struct Secured {
 }
 
 impl Connection {
-    /// Secures the connection before it is run. An error has ended it; its handler hears nothing of it.
+    /// Secures the connection before it is run. After an error it is to be [given up](Self::give_up).
     pub(crate) async fn secure(
         &mut self,
         security: &dyn Security,
@@ -58,9 +58,9 @@ impl Connection {
         let shared = Arc::clone(&self.shared);
         let attempt = async {
             let handshake = security.begin(peer).await?;
-            self.shake_hands(handshake).await
+            self.shake_hands(handshake, peer).await
         };
-        let result = tokio::select! {
+        tokio::select! {
             result = tokio::time::timeout(limit, attempt) => result.unwrap_or_else(|elapsed| {
                 let text = format!(
                     "the TLS handshake with {peer} took longer than {limit:?}. This timeout is controlled by {setting}"
@@ -68,18 +68,23 @@ impl Connection {
                 Err(TransportError::new(ErrorKind::ConnectTimeout, text).with_peer(peer).with_source(elapsed))
             }),
             closed = closing(&shared) => Err(closed),
-        };
-        if let Err(error) = &result {
-            self.end(error);
-            if error.kind() == ErrorKind::Tls {
-                self.linger().await;
-            }
         }
-        result
     }
 
-    async fn shake_hands(&mut self, mut handshake: Box<dyn Handshake>) -> Result<(), TransportError> {
-        let peer = self.shared.peer;
+    /// Ends a connection that could not be secured. Its handler has not heard of it, and whoever made it counts the failure.
+    pub(crate) async fn give_up(mut self: Box<Self>, error: &TransportError) {
+        self.end(error);
+        if error.kind() == ErrorKind::Tls {
+            // The peer is to read why.
+            self.linger().await;
+        }
+    }
+
+    async fn shake_hands(
+        &mut self,
+        mut handshake: Box<dyn Handshake>,
+        peer: &PeerAddress,
+    ) -> Result<(), TransportError> {
         let failed = |error: BoxError| {
             TransportError::new(ErrorKind::Tls, format!("the TLS handshake with {peer} failed: {error}"))
                 .with_peer(peer)

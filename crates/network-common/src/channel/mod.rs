@@ -285,8 +285,9 @@ impl Connection {
             tracing::debug!(peer = %self.shared.peer, "connection ended");
         } else {
             tracing::warn!(peer = %self.shared.peer, %error, "connection ended by an error");
-            self.resources.metrics.failed(error);
+            // One that has not begun fails as an attempt, which is counted where it was made.
             if self.begun {
+                self.resources.metrics.failed(error);
                 guarded("exception_caught", || handler.exception_caught(error, client));
             }
         }

@@ -305,15 +305,18 @@ impl Connection {
     /// The peer sends no more. The answers it has earned are still written, if it takes them.
     fn ended_by_peer(&mut self) -> Poll<Result<(), TransportError>> {
         self.reader.at_end = true;
+        let unfinished = self.reader.decoder.finish().err();
+        if self.reader.end_mark() == EndMark::Missing
+            && (unfinished.is_some() || self.shared.session.lock().requests.outstanding() > 0)
+        {
+            // Not by the peer, which would have said so: perhaps by somebody who wants a part to be taken for the whole.
+            let cut = "it was cut off without close_notify";
+            return Poll::Ready(Err(io_error(self.shared.peer, "reading from", cut)));
+        }
         let closed = TransportError::closed(self.shared.peer);
-        let error = match self.reader.decoder.finish() {
-            Ok(()) => closed,
-            Err(error) if self.reader.end_mark() == EndMark::Missing => {
-                // Not the peer's doing, or it would have said so: somebody else may want half a message to be taken for one.
-                let cut = format!("it was cut off without close_notify: {error}");
-                return Poll::Ready(Err(io_error(self.shared.peer, "reading from", cut)));
-            }
-            Err(error) => closed.with_source(error),
+        let error = match unfinished {
+            None => closed,
+            Some(error) => closed.with_source(error),
         };
         self.shared.close(Closing::Flush(error));
         Poll::Pending

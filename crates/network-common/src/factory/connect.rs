@@ -76,8 +76,11 @@ impl Connector {
         };
         let mut connection = Connection::new(stream, Arc::clone(&self.handler), Arc::clone(&self.resources))
             .map_err(failed)?;
-        if let Some(security) = security {
-            connection.secure(&**security, address).await?;
+        if let Some(security) = security
+            && let Err(error) = connection.secure(&**security, address).await
+        {
+            connection.give_up(&error).await;
+            return Err(error);
         }
         let client = TransportClient::owning(Arc::clone(connection.shared()));
         let span = tracing::debug_span!("connection", peer = %address, side = "client");

@@ -122,7 +122,8 @@ fn take_sealed(connection: &mut Connection, output: &mut Vec<u8>) -> io::Result<
 /// The same error with what can be done about it.
 fn explained(error: Error) -> BoxError {
     let advice = match &error {
-        Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
+        // The signature is wrong if the trust store has another key under the name of the issuer.
+        Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature) => {
             "nothing in spark.ssl.rpc.trustStore vouches for it"
         }
         Error::InvalidCertificate(

@@ -27,16 +27,18 @@ pub struct Ca {
 
 impl Ca {
     pub fn new(name: &str) -> Self {
-        Self::with(name, |_| {})
+        let key = KeyPair::generate().unwrap();
+        let params = ca_params(name);
+        let certificate = params.self_signed(&key).unwrap().pem();
+        Self { issuer: Issuer::new(params, key), certificate }
     }
 
-    pub fn with(name: &str, change: impl FnOnce(&mut CertificateParams)) -> Self {
-        let mut params = params(&[], name);
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-        change(&mut params);
+    /// One that this one has issued.
+    pub fn intermediate(&self, change: impl FnOnce(&mut CertificateParams)) -> Self {
         let key = KeyPair::generate().unwrap();
-        let certificate = params.self_signed(&key).unwrap().pem();
+        let mut params = ca_params("in between");
+        change(&mut params);
+        let certificate = params.signed_by(&key, &self.issuer).unwrap().pem();
         Self { issuer: Issuer::new(params, key), certificate }
     }
 
@@ -62,6 +64,13 @@ pub fn self_signed(names: &[&str], change: impl FnOnce(&mut CertificateParams)) 
 pub fn expired(params: &mut CertificateParams) {
     params.not_before = date_time_ymd(2001, 1, 1);
     params.not_after = date_time_ymd(2002, 1, 1);
+}
+
+fn ca_params(name: &str) -> CertificateParams {
+    let mut params = params(&[], name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    params
 }
 
 fn params(names: &[&str], common_name: &str) -> CertificateParams {
@@ -123,6 +132,10 @@ impl Settings {
     pub fn and(mut self, key: &str, value: &str) -> Self {
         self.0.push((key.to_owned(), value.to_owned()));
         self
+    }
+
+    pub fn last(&self) -> (String, String) {
+        self.0.last().unwrap().clone()
     }
 
     pub fn conf(&self) -> TransportConf {
