@@ -81,6 +81,12 @@
 //! # }
 //! ```
 //!
+//! # TLS
+//!
+//! With the feature `tls` and `spark.ssl.rpc.enabled`, every connection of a context is TLS from its first byte, as between
+//! processes of Spark 4; nothing in the clear is accepted or sent. `TlsConf` has the settings. Without the feature that
+//! setting is refused, so it cannot be overlooked.
+//!
 //! # What is promised
 //!
 //! * Every request ends exactly once: answer, failure, or the end of its connection. Calls queue when they are made, in

@@ -24,7 +24,9 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout_at};
 
 use self::clock::IdleClock;
-pub(crate) use self::handshake::{Handshake, Secured, Security};
+pub(crate) use self::handshake::Security;
+#[cfg(feature = "tls")]
+pub(crate) use self::handshake::{Handshake, Secured};
 use self::reading::Reader;
 use self::writing::Writer;
 use crate::buffer::BufferPool;

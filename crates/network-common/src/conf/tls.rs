@@ -43,6 +43,22 @@ const INHERITED: &str = "spark.ssl.";
 /// There is no way to trust everybody: without `trustStore` and `certChain` no connection can be opened. What is trusted:
 /// certificates of the trust store that are presented themselves (also where no chain could be built, as self-signed ones), and
 /// chains that end in one of them. Neither may have expired.
+///
+/// `spark.network.ssl.maxEncryptedBlockSize` means nothing here: files are read in pieces of 1 MiB.
+///
+/// ```no_run
+/// use network_common::{NoOpRpcHandler, TransportConf, TransportContext};
+///
+/// let conf = TransportConf::from_settings("rpc", [
+///     ("spark.ssl.rpc.enabled", "true"),
+///     ("spark.ssl.rpc.certChain", "/etc/node/cert.pem"),
+///     ("spark.ssl.rpc.privateKey", "/etc/node/key.pem"),
+///     ("spark.ssl.rpc.trustStore", "/etc/node/ca.pem"),
+/// ])?;
+/// let context = TransportContext::new(conf, NoOpRpcHandler::new());
+/// context.check_tls()?; // mistakes show now, not at the first connection
+/// # Ok::<(), network_common::TransportError>(())
+/// ```
 #[derive(Debug, Clone, Default)]
 pub struct TlsConf {
     own: Values,
