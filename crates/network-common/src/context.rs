@@ -14,6 +14,7 @@ use crate::error::TransportError;
 use crate::factory::TransportClientFactory;
 use crate::handler::{RpcHandler, TransportClientBootstrap, TransportServerBootstrap};
 use crate::metrics::TransportMetrics;
+use crate::network::MemoryNetwork;
 use crate::server::TransportServer;
 #[cfg(feature = "tls")]
 use crate::tls::Tls;
@@ -28,6 +29,7 @@ pub struct TransportContext {
     metrics: TransportMetrics,
     pool: Arc<BufferPool>,
     close_idle_connections: bool,
+    network: Option<MemoryNetwork>,
     #[cfg(feature = "tls")]
     tls: Arc<OnceLock<Result<Arc<Tls>, TransportError>>>,
 }
@@ -47,6 +49,7 @@ impl TransportContext {
             metrics,
             pool: Arc::default(),
             close_idle_connections: false,
+            network: None,
             #[cfg(feature = "tls")]
             tls: Arc::default(),
         }
@@ -56,6 +59,12 @@ impl TransportContext {
     /// request is outstanding. Spark does so for shuffle and file clients, not for its core RPC. Default: false.
     pub fn close_idle_connections(mut self, close: bool) -> Self {
         self.close_idle_connections = close;
+        self
+    }
+
+    /// Servers and clients meet on `network` instead of the system's: for tests.
+    pub fn on_network(mut self, network: &MemoryNetwork) -> Self {
+        self.network = Some(network.clone());
         self
     }
 
@@ -155,6 +164,7 @@ impl TransportContext {
             Arc::clone(metrics),
             Arc::clone(&self.pool),
             self.close_idle_connections,
+            self.network.clone(),
         ))
     }
 }

@@ -116,6 +116,7 @@ mod error;
 mod factory;
 mod handler;
 mod metrics;
+mod network;
 pub mod protocol;
 mod server;
 mod session;
@@ -138,6 +139,7 @@ pub use handler::{
     StreamManager, StreamOptions, TransportClientBootstrap, TransportServerBootstrap,
 };
 pub use metrics::{MetricsSnapshot, SideMetrics, TransportMetrics};
+pub use network::MemoryNetwork;
 pub use protocol::MergedBlockMetaRequest;
 pub use server::TransportServer;
 pub use session::{ByteFilter, EndMark, MergedBlockMeta, StreamBody};

@@ -150,6 +150,36 @@
 //! # }
 //! ```
 //!
+//! # Testing
+//!
+//! Environments on one [`MemoryNetwork`] meet without sockets. Messages are encoded, queued and limited as across a real
+//! network, and tokio's time may be paused, so that a time limit of two minutes passes at once:
+//!
+//! ```
+//! # use rpc_core::{EndpointContext, ErrorKind, MemoryNetwork, RpcEnv, RpcError, ThreadSafeRpcEndpoint};
+//! # mod hello { rpc_core::include_proto!("hello"); }
+//! # use hello::{HelloMessage, SayHi};
+//! # struct Silent(Vec<HelloMessage>);
+//! # impl ThreadSafeRpcEndpoint for Silent {
+//! #     type Message = HelloMessage;
+//! #     async fn receive(&mut self, m: HelloMessage, _: &EndpointContext<HelloMessage>) -> Result<(), RpcError> {
+//! #         self.0.push(m);
+//! #         Ok(())
+//! #     }
+//! # }
+//! # #[tokio::main(flavor = "current_thread", start_paused = true)]
+//! # async fn main() -> Result<(), RpcError> {
+//! let network = MemoryNetwork::new();
+//! let server = RpcEnv::builder("server").bind("10.0.0.1:7077").on_network(&network).start().await?;
+//! server.setup_endpoint("silent", Silent(Vec::new()))?;
+//! let client = RpcEnv::builder("client").client_mode().on_network(&network).start().await?;
+//! let silent = client.setup_endpoint_ref::<HelloMessage>("10.0.0.1:7077".parse()?, "silent").await?;
+//! let error = silent.ask(SayHi { msg: "anybody?".to_owned() }).await.unwrap_err();
+//! assert!(error.is_timeout());
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! # Between two versions
 //!
 //! Messages travel in the envelope of `proto/rpc_envelope.proto` over the frames of [network-common]. Its fields
@@ -211,6 +241,7 @@ pub use message::{IncomingRequest, RpcMessage, RpcRequest};
 pub use message_loop::{ConcurrentKind, IntoEndpoint, ThreadSafeKind};
 pub use method::Method;
 pub use metrics::{EndpointReport, EndpointSnapshot, EnvSnapshot, Histogram, OutboxSnapshot, ShutdownReport};
+pub use network_common::MemoryNetwork;
 pub use timeout::RpcTimeout;
 pub use trace::TraceContext;
 pub use wire::{IncomingBody, OutgoingBody};

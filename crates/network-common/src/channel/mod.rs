@@ -10,6 +10,7 @@ mod reading;
 mod sendfile;
 mod serve;
 pub(crate) mod socket;
+mod stream;
 mod writing;
 
 use std::net::SocketAddr;
@@ -19,7 +20,6 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::io::AsyncReadExt;
-use tokio::net::TcpStream;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout_at};
 
@@ -28,6 +28,7 @@ pub(crate) use self::handshake::Security;
 #[cfg(feature = "tls")]
 pub(crate) use self::handshake::{Handshake, Secured};
 use self::reading::Reader;
+pub(crate) use self::stream::Stream;
 use self::writing::Writer;
 use crate::buffer::BufferPool;
 use crate::client::{Shared, TransportClient};
@@ -35,6 +36,7 @@ use crate::conf::TransportConf;
 use crate::error::{BoxError, ErrorKind, TransportError};
 use crate::handler::RpcHandler;
 use crate::metrics::{SideMetrics, report};
+use crate::network::MemoryNetwork;
 use crate::protocol::FrameLimits;
 use crate::session::{Closing, Outgoing, Session};
 
@@ -53,6 +55,8 @@ pub(crate) struct Resources {
     pub(crate) write_queue_setting: Arc<str>,
     pub(crate) native_file_transfer: bool,
     pub(crate) close_idle: bool,
+    /// Instead of the system's.
+    pub(crate) network: Option<MemoryNetwork>,
 }
 
 impl Resources {
@@ -61,6 +65,7 @@ impl Resources {
         metrics: Arc<SideMetrics>,
         pool: Arc<BufferPool>,
         close_idle: bool,
+        network: Option<MemoryNetwork>,
     ) -> Self {
         let limits = Arc::new(FrameLimits {
             max_request: conf.max_request_size(),
@@ -68,7 +73,7 @@ impl Resources {
         });
         let write_queue_setting = conf.key("maxWriteQueueSize").into();
         let native_file_transfer = conf.native_file_transfer();
-        Self { conf, metrics, pool, limits, write_queue_setting, native_file_transfer, close_idle }
+        Self { conf, metrics, pool, limits, write_queue_setting, native_file_transfer, close_idle, network }
     }
 
     fn wrote(&self, shared: &Shared, count: usize) {
@@ -113,11 +118,11 @@ impl Connection {
     /// Takes over a connected socket. Nothing is read or written before [`run`](Self::run). Boxed: every future that it is
     /// moved through would have room for another copy.
     pub(crate) fn new(
-        stream: TcpStream,
+        stream: Stream,
         handler: Arc<dyn RpcHandler>,
         resources: Arc<Resources>,
     ) -> std::io::Result<Box<Self>> {
-        let (peer, local): (SocketAddr, SocketAddr) = (stream.peer_addr()?, stream.local_addr()?);
+        let (peer, local) = stream.addresses()?;
         let conf = &resources.conf;
         let outgoing = Outgoing::new(conf.max_write_queue_size(), Arc::clone(&resources.write_queue_setting));
         let shared = Arc::new(Shared::new(Session::new(peer, outgoing), peer, local));

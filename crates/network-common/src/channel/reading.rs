@@ -9,8 +9,8 @@ use std::task::{Context, Poll, Waker, ready};
 use bytes::Bytes;
 use parking_lot::MutexGuard;
 use tokio::io::{AsyncRead, ReadBuf};
-use tokio::net::tcp::OwnedReadHalf;
 
+use super::stream::ReadHalf;
 use super::{Connection, Resources, io_error};
 use crate::client::Shared;
 use crate::error::{BoxError, ErrorKind, TransportError};
@@ -30,7 +30,7 @@ thread_local! {
 }
 
 pub(super) struct Reader {
-    half: OwnedReadHalf,
+    half: ReadHalf,
     decoder: FrameDecoder,
     open: Option<Box<dyn ByteFilter>>,
     /// Who gets the body that is arriving in pieces.
@@ -52,7 +52,7 @@ struct Receiving {
 }
 
 impl Reader {
-    pub(super) fn new(half: OwnedReadHalf, resources: &Resources) -> Self {
+    pub(super) fn new(half: ReadHalf, resources: &Resources) -> Self {
         Self {
             half,
             decoder: FrameDecoder::with_pool(Arc::clone(&resources.limits), Arc::clone(&resources.pool)),
@@ -81,7 +81,7 @@ impl Reader {
     }
 
     /// The socket, for its last bytes.
-    pub(super) fn half(&mut self) -> &mut OwnedReadHalf {
+    pub(super) fn half(&mut self) -> &mut ReadHalf {
         &mut self.half
     }
 

@@ -7,9 +7,9 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, Waker, ready};
 
 use tokio::io::{AsyncWrite, AsyncWriteExt};
-use tokio::net::tcp::OwnedWriteHalf;
 
 use super::file::{Ahead, FileSend, Piece, Ready, Region};
+use super::stream::WriteHalf;
 use super::{Resources, sendfile};
 use crate::client::Shared;
 use crate::session::{Batch, ByteFilter, Stack};
@@ -19,7 +19,7 @@ const MAX_SLICES: usize = 64;
 
 pub(super) struct Writer {
     /// `None` once the sending direction has ended.
-    half: Option<OwnedWriteHalf>,
+    half: Option<WriteHalf>,
     /// What is being written, and how much of it is.
     batch: Batch,
     written: usize,
@@ -40,7 +40,7 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    pub(super) fn new(half: OwnedWriteHalf, shared: Arc<Shared>, resources: Arc<Resources>) -> Self {
+    pub(super) fn new(half: WriteHalf, shared: Arc<Shared>, resources: Arc<Resources>) -> Self {
         Self {
             half: Some(half),
             batch: Batch::default(),
@@ -132,8 +132,9 @@ impl Writer {
 
     fn poll_region(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let half = self.half.as_ref().ok_or(io::ErrorKind::NotConnected)?;
+        let socket = half.socket().ok_or(io::ErrorKind::Unsupported)?;
         while let Some(region) = self.region.as_mut().filter(|region| region.left > 0) {
-            let count = ready!(sendfile::send(half.as_ref(), region, context))?;
+            let count = ready!(sendfile::send(socket, region, context))?;
             self.resources.metrics.sendfile_bytes.fetch_add(count as u64, Ordering::Relaxed);
             self.resources.wrote(&self.shared, count);
         }
@@ -169,7 +170,8 @@ impl Writer {
     }
 
     fn prepare(&self, item: Option<crate::session::BulkItem>) -> Option<Ahead> {
-        let native = self.resources.native_file_transfer && self.seal.is_none();
+        let socket = self.half.as_ref().is_some_and(|half| half.socket().is_some());
+        let native = self.resources.native_file_transfer && self.seal.is_none() && socket;
         Some(FileSend::new(item?, native)?.prepare(&self.shared, &self.resources))
     }
 

@@ -9,7 +9,7 @@ use tokio::net::{TcpSocket, TcpStream, lookup_host};
 use tracing::Instrument;
 
 use crate::address::PeerAddress;
-use crate::channel::{Connection, Resources, Security, socket};
+use crate::channel::{Connection, Resources, Security, Stream, socket};
 use crate::client::TransportClient;
 use crate::error::{ErrorKind, TransportError};
 use crate::handler::{RpcHandler, TransportClientBootstrap};
@@ -99,7 +99,10 @@ impl Connector {
     }
 
     /// Tries the resolved addresses in turn.
-    async fn open(&self, address: &PeerAddress) -> io::Result<TcpStream> {
+    async fn open(&self, address: &PeerAddress) -> io::Result<Stream> {
+        if let Some(network) = &self.resources.network {
+            return network.connect(address.lookup_host(), address.port()).map(Stream::Memory);
+        }
         let begun = Instant::now();
         let addresses = lookup_host((address.lookup_host(), address.port())).await?;
         if begun.elapsed() > SLOW_LOOKUP {
@@ -108,7 +111,7 @@ impl Connector {
         let mut failure = io::Error::new(io::ErrorKind::NotFound, "the name resolves to no address");
         for address in addresses {
             match self.open_one(address).await {
-                Ok(stream) => return Ok(stream),
+                Ok(stream) => return Ok(Stream::Tcp(stream)),
                 Err(error) => failure = error,
             }
         }

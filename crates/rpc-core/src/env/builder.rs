@@ -5,7 +5,7 @@ use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use network_common::{TransportConf, TransportContext, TransportServer};
+use network_common::{MemoryNetwork, TransportConf, TransportContext, TransportServer};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -33,6 +33,7 @@ pub struct RpcEnvBuilder {
     mode: Mode,
     advertised: Option<String>,
     tracer: Tracer,
+    network: Option<MemoryNetwork>,
 }
 
 #[derive(Clone, Debug)]
@@ -50,6 +51,7 @@ impl RpcEnvBuilder {
             mode: Mode::Undecided,
             advertised: None,
             tracer: Tracer::default(),
+            network: None,
         }
     }
 
@@ -84,6 +86,13 @@ impl RpcEnvBuilder {
         self
     }
 
+    /// Meet other environments on `network` instead of the system's: for tests, also in tokio's paused time. The host to
+    /// bind is any IP address.
+    pub fn on_network(mut self, network: &MemoryNetwork) -> Self {
+        self.network = Some(network.clone());
+        self
+    }
+
     /// Starts the environment on the current tokio runtime.
     ///
     /// # Errors
@@ -111,7 +120,10 @@ impl RpcEnvBuilder {
         let dispatcher = Arc::new(Dispatcher::new(runtime.clone()));
         let links = Links::new(self.conf.inbox_budget()?, self.conf.max_message()?, runtime.clone());
         let handler = EnvHandler::new(Arc::clone(&dispatcher), Arc::clone(&links), self.tracer.clone());
-        let context = TransportContext::new(transport_conf, handler);
+        let mut context = TransportContext::new(transport_conf, handler);
+        if let Some(network) = &self.network {
+            context = context.on_network(network);
+        }
         let outbox_limits = self.conf.outbox_limits()?;
         let outboxes = Outboxes::new(
             context.create_client_factory(),
