@@ -1,5 +1,7 @@
 //! Both planes without sockets.
 
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use std::io::ErrorKind as IoErrorKind;
