@@ -7,6 +7,7 @@ fn main() -> Result<(), rpc_build::Error> {
             "proto/hello.proto",
             "proto/heartbeat.proto",
             "tests/protos/coverage.proto",
+            "tests/protos/refs.proto",
         ],
         &["proto", "tests/protos"],
     )

@@ -1,6 +1,7 @@
 //! Settings under Spark's names.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::time::Duration;
 
 use crate::credit::Volume;
@@ -70,7 +71,7 @@ pub(crate) struct AskConf {
 /// The last nine are not Spark's, whose queues have no limits. Sizes are numbers with a unit (`b`, `k`, `m`, `g`);
 /// without one they are bytes. Times are numbers with a unit (`us`, `ms`, `s`, `m`, `min`, `h`, `d`); without one they are seconds. Settings
 /// that this crate does not know are kept and passed on to the transport, which reads `spark.rpc.io.*`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct RpcConf {
     settings: BTreeMap<String, String>,
 }
@@ -179,6 +180,18 @@ impl RpcConf {
 
     fn amount(&self, key: &str, default: u64) -> Result<u64, RpcError> {
         self.get(key).map_or(Ok(default), |value| parse_amount(key, value))
+    }
+}
+
+/// Values whose keys say so are secret.
+impl fmt::Debug for RpcConf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let secret = |key: &str| {
+            let key = key.to_ascii_lowercase();
+            ["password", "secret", "token"].iter().any(|word| key.contains(word))
+        };
+        let shown = self.settings().map(|(key, value)| (key, if secret(key) { "*****" } else { value }));
+        f.debug_map().entries(shown).finish()
     }
 }
 

@@ -44,6 +44,7 @@ impl EnvHandler {
             link.grant(texts.endpoint, Volume::message(bytes as u64));
             return Err(self.budget_used_up(link));
         };
+        link.set_incarnation(request.incarnation);
         let (sender, new) = link.sender_of(texts.sender);
         if new {
             self.dispatcher.post_to_all(&Event::Connected(sender.clone()));

@@ -99,6 +99,35 @@
 //! and an endpoint at work on it can [find out](RpcCallContext::is_cancelled). An ask made inside `receive` waits no
 //! longer than the asker of the request being handled does.
 //!
+//! # Refs inside messages
+//!
+//! A worker that registers with a master sends its own ref along, and the master asks it back:
+//!
+//! ```proto
+//! import "rpc_core.proto";
+//!
+//! message RegisterWorker {
+//!   rpc_core.EndpointRef worker = 1;
+//! }
+//! ```
+//!
+//! The field's type is [`EndpointRef`]. It is made from a typed ref, and made a typed ref again where it arrives:
+//!
+//! ```
+//! # use rpc_core::{EndpointRef, RpcEndpointRef, RpcEnv, RpcError};
+//! # mod hello { rpc_core::include_proto!("hello"); }
+//! # use hello::HelloMessage;
+//! # fn example(worker: RpcEndpointRef<HelloMessage>, env: RpcEnv) -> Result<(), RpcError> {
+//! let field = EndpointRef::try_from(&worker)?;
+//! // In the master's `receive`, where `cx.env()` gives its environment:
+//! let worker: RpcEndpointRef<HelloMessage> = env.resolve(&field)?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! The endpoint may be in an environment that does not listen, a driver behind a firewall say: then the connection that
+//! it has made to the reader carries what is sent to it, as long as it lasts.
+//!
 //! # What is promised
 //!
 //! * What one holder of a ref sends and asks arrives in that order, here and across the network.
@@ -218,6 +247,7 @@ mod metrics;
 mod origin;
 mod outbox;
 mod post;
+mod ref_message;
 mod running;
 mod slot;
 mod threads;
@@ -242,6 +272,7 @@ pub use message_loop::{ConcurrentKind, IntoEndpoint, ThreadSafeKind};
 pub use method::Method;
 pub use metrics::{EndpointReport, EndpointSnapshot, EnvSnapshot, Histogram, OutboxSnapshot, ShutdownReport};
 pub use network_common::MemoryNetwork;
+pub use ref_message::EndpointRef;
 pub use timeout::RpcTimeout;
 pub use trace::TraceContext;
 pub use wire::{IncomingBody, OutgoingBody};

@@ -79,6 +79,13 @@ impl Links {
         link
     }
 
+    /// The latest connection to the environment of that incarnation, if it is connected.
+    pub(crate) fn of_incarnation(&self, incarnation: u64) -> Option<Arc<Link>> {
+        let links = self.by_id.read();
+        let live = links.values().filter(|link| link.incarnation() == incarnation && link.client.is_active());
+        live.max_by_key(|link| link.id()).cloned()
+    }
+
     pub(crate) fn get(&self, client: &TransportClient) -> Option<Arc<Link>> {
         self.by_id.read().get(&client.id()).cloned()
     }
@@ -123,6 +130,8 @@ pub(crate) struct Link {
     socket: RpcAddress,
     /// Where the peer listens, once it has said so; with the text that said it, which every message repeats.
     told: OnceLock<(String, RpcAddress)>,
+    /// Which run of the peer's environment it is; 0 until that has been told.
+    incarnation: AtomicU64,
     /// Who has an account for it.
     receivers: Mutex<Vec<Weak<dyn Receiver>>>,
     given_up: Mutex<VecDeque<i64>>,
@@ -140,6 +149,7 @@ impl Link {
             client: client.clone(),
             socket: client.peer_addr().into(),
             told: OnceLock::new(),
+            incarnation: AtomicU64::new(0),
             receivers: Mutex::default(),
             given_up: Mutex::default(),
             given_up_count: AtomicUsize::new(0),
@@ -166,6 +176,22 @@ impl Link {
 
     pub(crate) fn socket(&self) -> &RpcAddress {
         &self.socket
+    }
+
+    pub(crate) fn client(&self) -> &TransportClient {
+        &self.client
+    }
+
+    /// Which run of the peer's environment it is; 0 if that has not been told.
+    pub(crate) fn incarnation(&self) -> u64 {
+        self.incarnation.load(Ordering::Relaxed)
+    }
+
+    /// A message has told it.
+    pub(crate) fn set_incarnation(&self, incarnation: u64) {
+        if self.incarnation() == 0 {
+            self.incarnation.store(incarnation, Ordering::Relaxed);
+        }
     }
 
     /// Where the peer listens, if it has said so.

@@ -152,6 +152,8 @@ pub(crate) fn request_head(sender: Option<&RpcAddress>, incarnation: u64, endpoi
 pub(crate) struct RequestView {
     #[prost(bytes = "bytes", tag = "1")]
     sender: Bytes,
+    #[prost(fixed64, tag = "2")]
+    pub(crate) incarnation: u64,
     #[prost(bytes = "bytes", tag = "3")]
     endpoint: Bytes,
     #[prost(bytes = "bytes", tag = "4")]

@@ -151,7 +151,10 @@ impl Dispatcher {
         let inbox = self.get(address.name())?.ok_or_else(|| endpoint_not_found(address))?;
         let (id, name) = inbox.message_type();
         if id != TypeId::of::<M>() {
-            let text = format!("the endpoint {address} receives {name}, not {}", std::any::type_name::<M>());
+            let text = format!(
+                "the endpoint {address} receives {name}, not {}; where that is a part of it, `narrow` its ref",
+                std::any::type_name::<M>()
+            );
             return Err(RpcError::new(ErrorKind::ServiceMismatch, text).with_peer(address));
         }
         match inbox.into_any().downcast::<Inbox<M>>() {
@@ -277,7 +280,7 @@ mod tests {
             let (told, events) = mpsc::unbounded_channel();
             received.push(events);
             let address = RpcEndpointAddress::new(None, name).unwrap();
-            let make_ref = |mailbox| RpcEndpointRef::local(address.clone(), Arc::clone(&asks), mailbox);
+            let make_ref = |mailbox| RpcEndpointRef::local(address.clone(), 1, Arc::clone(&asks), mailbox);
             let options = EndpointOptions::new();
             let conf = RpcConf::new().inbox().unwrap();
             dispatcher

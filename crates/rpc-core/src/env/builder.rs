@@ -191,7 +191,9 @@ async fn listen(context: &TransportContext, bind: &RpcAddress) -> Result<Transpo
 impl Inner {
     fn register_verifier(&self) -> Result<(), RpcError> {
         let address = RpcEndpointAddress::new(None, EndpointVerifier::NAME)?;
-        let make_ref = |mailbox| RpcEndpointRef::local(address.clone(), Arc::clone(&self.asks), mailbox);
+        let make_ref = |mailbox| {
+            RpcEndpointRef::local(address.clone(), self.incarnation, Arc::clone(&self.asks), mailbox)
+        };
         // It never looks at its environment, which is not complete yet.
         let verifier = EndpointVerifier::new(&self.dispatcher);
         let options = EndpointOptions::new();
