@@ -11,7 +11,7 @@ use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
-use crate::channel::{Connection, Resources, socket};
+use crate::channel::{Connection, Resources, Security, socket};
 use crate::client::{ConnectionId, Shared};
 use crate::error::{ErrorKind, TransportError};
 use crate::handler::{RpcHandler, TransportServerBootstrap};
@@ -32,6 +32,7 @@ pub struct TransportServer {
 
 struct Inner {
     resources: Arc<Resources>,
+    security: Option<Arc<dyn Security>>,
     handler: Arc<dyn RpcHandler>,
     bootstraps: Vec<Arc<dyn TransportServerBootstrap>>,
     connections: Mutex<Connections>,
@@ -49,6 +50,7 @@ impl TransportServer {
     pub(crate) async fn bind(
         address: impl ToSocketAddrs,
         resources: Arc<Resources>,
+        security: Option<Arc<dyn Security>>,
         handler: Arc<dyn RpcHandler>,
         bootstraps: Vec<Arc<dyn TransportServerBootstrap>>,
     ) -> Result<Self, TransportError> {
@@ -60,7 +62,8 @@ impl TransportServer {
             TransportError::new(ErrorKind::Bind, format!("cannot listen: {error}")).with_source(error)
         })?;
         let tasks = TaskTracker::new();
-        let inner = Arc::new(Inner { resources, handler, bootstraps, connections: Mutex::default(), tasks });
+        let connections = Mutex::default();
+        let inner = Arc::new(Inner { resources, security, handler, bootstraps, connections, tasks });
         let accepting = tokio::spawn(accept(listener, Arc::clone(&inner)));
         Ok(Self { address, accepting, inner })
     }
@@ -113,7 +116,7 @@ impl Inner {
     }
 
     fn serve(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr) {
-        let connection = match self.prepare(stream, peer) {
+        let mut connection = match self.prepare(stream, peer) {
             Ok(connection) => connection,
             Err(error) => {
                 tracing::warn!(%peer, %error, "connection refused");
@@ -133,7 +136,19 @@ impl Inner {
         let span = tracing::debug_span!("connection", %peer, side = "server");
         self.tasks.spawn(
             async move {
-                connection.run().await;
+                let secured = match &inner.security {
+                    Some(security) => connection.secure(&**security, &peer.into()).await,
+                    None => Ok(()),
+                };
+                match secured {
+                    Ok(()) => connection.run().await,
+                    Err(error) => {
+                        if error.kind() != ErrorKind::Closed {
+                            inner.resources.metrics.failed(&error);
+                        }
+                        connection.give_up(&error).await;
+                    }
+                }
                 inner.connections.lock().open.remove(&id);
             }
             .instrument(span),

@@ -5,6 +5,7 @@
 
 mod clock;
 mod file;
+mod handshake;
 mod reading;
 mod sendfile;
 mod serve;
@@ -23,6 +24,9 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout_at};
 
 use self::clock::IdleClock;
+pub(crate) use self::handshake::Security;
+#[cfg(feature = "tls")]
+pub(crate) use self::handshake::{Handshake, Secured};
 use self::reading::Reader;
 use self::writing::Writer;
 use crate::buffer::BufferPool;
@@ -159,7 +163,7 @@ impl Connection {
         guarded("channel_active", || self.handler.channel_active(&self.client));
         let error = std::future::poll_fn(|context| self.poll(context)).await;
         self.end(&error);
-        if error.kind() == ErrorKind::Closed {
+        if error.kind() == ErrorKind::Closed || self.writer.is_sealed() {
             self.linger().await;
         }
     }
@@ -283,8 +287,11 @@ impl Connection {
             tracing::debug!(peer = %self.shared.peer, "connection ended");
         } else {
             tracing::warn!(peer = %self.shared.peer, %error, "connection ended by an error");
-            self.resources.metrics.failed(error);
-            guarded("exception_caught", || handler.exception_caught(error, client));
+            // One that has not begun fails as an attempt, which is counted where it was made.
+            if self.begun {
+                self.resources.metrics.failed(error);
+                guarded("exception_caught", || handler.exception_caught(error, client));
+            }
         }
         let mut wakers = Vec::new();
         let mut session = self.shared.session.lock();
@@ -313,8 +320,8 @@ impl Connection {
     /// Ends the sending direction and reads until the peer does the same: closing with unread data would reset the
     /// connection and could destroy what the peer has not read yet.
     async fn linger(&mut self) {
-        self.writer.shut();
         let deadline = Instant::now() + LINGER_LIMIT;
+        let _ = timeout_at(deadline, self.writer.shut()).await;
         let mut scrap = vec![0; 4096];
         while let Ok(Ok(1..)) = timeout_at(deadline, self.reader.half().read(&mut scrap)).await {}
     }

@@ -6,13 +6,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, Waker, ready};
 
-use tokio::io::AsyncWrite;
+use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::net::tcp::OwnedWriteHalf;
 
 use super::file::{Ahead, FileSend, Piece, Ready, Region};
 use super::{Resources, sendfile};
 use crate::client::Shared;
-use crate::session::{Batch, ByteFilter};
+use crate::session::{Batch, ByteFilter, Stack};
 
 /// Slices handed to one vectored write.
 const MAX_SLICES: usize = 64;
@@ -57,6 +57,11 @@ impl Writer {
         }
     }
 
+    /// Whether filters are installed.
+    pub(super) fn is_sealed(&self) -> bool {
+        self.seal.is_some()
+    }
+
     /// Whether a file is on its way, which the session no longer knows of.
     pub(super) fn is_sending_file(&self) -> bool {
         self.current.is_some() || self.next.is_some() || self.finishing.is_some()
@@ -68,8 +73,32 @@ impl Writer {
         waits_for_disk && self.written == self.batch.len()
     }
 
-    /// Lets go of the socket, which ends the sending direction.
-    pub(super) fn shut(&mut self) {
+    /// All that is written from here on passes through `seal`.
+    pub(super) fn install(&mut self, seal: Box<dyn ByteFilter>) {
+        self.seal = Some(seal);
+    }
+
+    /// Writes bytes of the handshake, before there are messages.
+    pub(super) async fn write_raw(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let half = self.half.as_mut().ok_or(io::ErrorKind::NotConnected)?;
+        half.write_all(bytes).await?;
+        self.resources.wrote(&self.shared, bytes.len());
+        Ok(())
+    }
+
+    /// Tells the peer that nothing follows, where filters have words for that, and lets go of the socket, which ends the
+    /// sending direction.
+    pub(super) async fn shut(&mut self) {
+        let mut last_words = Vec::new();
+        if let Some(seal) = &mut self.seal
+            // Inside of what was sealed before they would only be garbage.
+            && self.written == self.batch.len()
+        {
+            seal.finish(&mut last_words);
+        }
+        if let Err(error) = self.write_raw(&last_words).await {
+            tracing::debug!(peer = %self.shared.peer, %error, "the peer does not hear that nothing follows");
+        }
         self.half = None;
     }
 
@@ -154,7 +183,7 @@ impl Writer {
         session.room_made(&mut self.wakers);
         self.written = 0;
         if session.seal.is_some() && session.outgoing.unsealed_is_written() {
-            self.seal = session.seal.take();
+            self.seal = Stack::of(session.seal.take(), self.seal.take());
         }
         let file = if self.next.is_none() { session.outgoing.take_file() } else { None };
         if file.is_some() {
@@ -198,7 +227,7 @@ impl Writer {
         if let Some(seal) = &mut self.seal {
             let plain = self.batch.contiguous();
             if !plain.is_empty() {
-                let mut sealed = Vec::with_capacity(plain.len() + 64);
+                let mut sealed = Vec::with_capacity(plain.len() + plain.len() / 256 + 64);
                 seal.transform(&plain, &mut sealed).map_err(io::Error::other)?;
                 self.batch.replace(sealed);
             }
