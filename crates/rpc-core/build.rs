@@ -2,7 +2,12 @@
 
 fn main() -> Result<(), rpc_build::Error> {
     rpc_build::compile_protos(
-        &["proto/rpc_envelope.proto", "proto/hello.proto", "tests/protos/coverage.proto"],
+        &[
+            "proto/rpc_envelope.proto",
+            "proto/hello.proto",
+            "proto/heartbeat.proto",
+            "tests/protos/coverage.proto",
+        ],
         &["proto", "tests/protos"],
     )
 }

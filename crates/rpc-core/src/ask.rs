@@ -4,23 +4,84 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
+use tokio::runtime::Handle;
 use tokio::time::{Instant, Sleep};
 
+use crate::abort::AbortHandle;
 use crate::address::RpcEndpointAddress;
+use crate::conf::AskConf;
 use crate::deadlines::{COARSE_FROM, Deadlines};
-use crate::error::RpcError;
+use crate::error::{ErrorKind, RpcError};
 use crate::post::RemoteAnswer;
+use crate::running::EndpointId;
 use crate::slot::Slot;
 use crate::timeout::RpcTimeout;
+use crate::trace::Tracer;
 use crate::wire::{self, IncomingBody};
 
-/// What asks keep of the ref that made them.
+/// What the refs of an environment have in common: what their asks go by, and how many of these there are.
+pub(crate) struct Asks {
+    pub(crate) conf: AskConf,
+    pub(crate) deadlines: Arc<Deadlines>,
+    pub(crate) tracer: Tracer,
+    pending: AtomicUsize,
+}
+
+impl Asks {
+    pub(crate) fn new(conf: AskConf, tracer: Tracer, runtime: Handle) -> Arc<Self> {
+        Arc::new(Self { conf, deadlines: Deadlines::new(runtime), tracer, pending: AtomicUsize::new(0) })
+    }
+
+    /// How many wait for an answer.
+    pub(crate) fn pending(&self) -> usize {
+        self.pending.load(Ordering::Relaxed)
+    }
+}
+
+/// What asks keep of the ref that made them. Its clones have it in common.
 pub(crate) struct About {
     pub(crate) address: RpcEndpointAddress,
-    pub(crate) ask_timeout: RpcTimeout,
-    pub(crate) deadlines: Arc<Deadlines>,
+    pub(crate) asks: Arc<Asks>,
+    /// If it is in this environment.
+    pub(crate) endpoint: Option<EndpointId>,
+    pending: AtomicUsize,
+}
+
+impl About {
+    pub(crate) fn new(
+        address: RpcEndpointAddress,
+        endpoint: Option<EndpointId>,
+        asks: Arc<Asks>,
+    ) -> Arc<Self> {
+        Arc::new(Self { address, endpoint, asks, pending: AtomicUsize::new(0) })
+    }
+
+    /// Counts one more ask that waits, unless there are too many.
+    pub(crate) fn begin(&self) -> Result<(), RpcError> {
+        let conf = &self.asks.conf;
+        let of_all = self.asks.pending.fetch_add(1, Ordering::Relaxed);
+        let of_this = self.pending.fetch_add(1, Ordering::Relaxed);
+        let (limit, what, setting) = if of_this >= conf.max_pending_per_endpoint {
+            (conf.max_pending_per_endpoint, "asks of it", "spark.rpc.ask.maxPendingPerEndpoint")
+        } else if of_all >= conf.max_pending {
+            (conf.max_pending, "asks of this environment", "spark.rpc.ask.maxPending")
+        } else {
+            return Ok(());
+        };
+        self.end();
+        let text =
+            format!("cannot ask {}: {limit} {what} wait for an answer already ({setting})", self.address);
+        Err(RpcError::new(ErrorKind::Limit, text).with_peer(&self.address).retryable())
+    }
+
+    /// One ask less.
+    pub(crate) fn end(&self) {
+        self.pending.fetch_sub(1, Ordering::Relaxed);
+        self.asks.pending.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// The answer to come of an [ask](crate::RpcEndpointRef::ask). Can be polled on any executor.
@@ -29,8 +90,10 @@ pub struct Ask<T> {
     state: State<T>,
     about: Arc<About>,
     timeout: RpcTimeout,
-    asked: Instant,
+    deadline: Option<Instant>,
     timer: Timer,
+    /// There once somebody wanted one.
+    abort: Option<AbortHandle>,
 }
 
 enum Timer {
@@ -45,6 +108,7 @@ enum Timer {
     Never,
 }
 
+/// The first two have been counted by [`About::begin`].
 pub(crate) enum State<T> {
     Local(Arc<Slot<T>>),
     Remote { answer: RemoteAnswer, decode: fn(IncomingBody) -> Result<T, RpcError> },
@@ -60,6 +124,10 @@ impl<T> Future for Ask<T> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
+        if let Some(error) = this.abort.as_ref().and_then(|abort| abort.poll_aborted(cx)) {
+            this.finish();
+            return Poll::Ready(Err(error));
+        }
         let polled = match &mut this.state {
             State::Local(slot) => slot.poll(cx),
             State::Remote { answer, decode } => Pin::new(answer)
@@ -70,6 +138,9 @@ impl<T> Future for Ask<T> {
         };
         let outcome = match polled {
             Poll::Ready(outcome) => outcome,
+            Poll::Pending if this.about.endpoint.is_some_and(EndpointId::is_running) => {
+                Err(waits_for_itself(&this.about.address))
+            }
             Poll::Pending => {
                 std::task::ready!(this.poll_timer(cx));
                 Err(this.timeout.expired(&this.about.address))
@@ -81,23 +152,44 @@ impl<T> Future for Ask<T> {
 }
 
 impl<T> Ask<T> {
-    pub(crate) fn new(state: State<T>, about: Arc<About>, timeout: RpcTimeout) -> Self {
-        Self { state, about, timeout, asked: Instant::now(), timer: Timer::Unset }
+    /// What gives this ask up, from elsewhere and with an error of one's own. To give it up without one, drop it.
+    ///
+    /// ```
+    /// # use rpc_core::{Ask, ErrorKind, RpcError};
+    /// # async fn example(mut ask: Ask<u32>) {
+    /// let abort = ask.abort_handle();
+    /// let answer = tokio::spawn(ask);
+    /// abort.abort("the stage was cancelled");
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn abort_handle(&mut self) -> AbortHandle {
+        self.abort.get_or_insert_with(|| AbortHandle::new(&self.about.address)).clone()
+    }
+
+    /// `deadline`: none if it is beyond what the clock can count.
+    pub(crate) fn new(
+        state: State<T>,
+        about: Arc<About>,
+        timeout: RpcTimeout,
+        deadline: Option<Instant>,
+    ) -> Self {
+        Self { state, about, timeout, deadline, timer: Timer::Unset, abort: None }
     }
 
     fn poll_timer(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if let Timer::Unset = self.timer {
             let limit = self.timeout.duration();
-            self.timer = match self.asked.checked_add(limit) {
+            self.timer = match self.deadline {
                 None => Timer::Never,
                 Some(due) if limit >= COARSE_FROM => {
                     // One that is due already is woken by the next tick.
-                    self.timer = Timer::Coarse { due, key: self.about.deadlines.add(due, cx.waker()) };
+                    self.timer = Timer::Coarse { due, key: self.about.asks.deadlines.add(due, cx.waker()) };
                     return Poll::Pending;
                 }
                 Some(due) => {
                     // The poller may be on another executor.
-                    let _runtime = self.about.deadlines.runtime().enter();
+                    let _runtime = self.about.asks.deadlines.runtime().enter();
                     Timer::Precise(Box::pin(tokio::time::sleep_until(due)))
                 }
             };
@@ -106,7 +198,7 @@ impl<T> Ask<T> {
             Timer::Precise(sleep) => sleep.as_mut().poll(cx),
             Timer::Coarse { due, .. } if *due <= Instant::now() => Poll::Ready(()),
             Timer::Coarse { key, .. } => {
-                self.about.deadlines.update(*key, cx.waker());
+                self.about.asks.deadlines.update(*key, cx.waker());
                 Poll::Pending
             }
             Timer::Unset | Timer::Never => Poll::Pending,
@@ -114,13 +206,27 @@ impl<T> Ask<T> {
     }
 
     fn finish(&mut self) {
-        if let State::Local(slot) = std::mem::replace(&mut self.state, State::Done) {
-            slot.close();
+        match std::mem::replace(&mut self.state, State::Done) {
+            State::Local(slot) => {
+                slot.close();
+                self.about.end();
+            }
+            State::Remote { .. } => self.about.end(),
+            // It was never begun, or it has ended.
+            State::Refused(_) | State::Done => {}
         }
         if let Timer::Coarse { key, .. } = std::mem::replace(&mut self.timer, Timer::Never) {
-            self.about.deadlines.cancel(key);
+            self.about.asks.deadlines.cancel(key);
         }
     }
+}
+
+fn waits_for_itself(endpoint: &RpcEndpointAddress) -> RpcError {
+    let text = format!(
+        "{endpoint} waits in a handler for its own answer, which it can only give when that handler has ended: \
+         await the ask in a spawned task, or make it an RpcEndpoint"
+    );
+    RpcError::new(ErrorKind::Deadlock, text).with_peer(endpoint)
 }
 
 impl<T> Drop for Ask<T> {

@@ -7,13 +7,16 @@ use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use network_common::RpcResponseCallback;
+use tokio::time::Instant;
 
 use crate::address::RpcAddress;
 use crate::error::{ErrorKind, RpcError};
+use crate::link::Link;
+use crate::origin::{AskId, Asker as _, Origin, RemoteAsk};
 use crate::slot::Slot;
 use crate::wire;
 
@@ -31,7 +34,10 @@ pub struct RpcCallContext<T: Send + 'static> {
 }
 
 enum Asker<T> {
-    Local(Arc<Slot<T>>),
+    Local {
+        slot: Arc<Slot<T>>,
+        deadline: Option<Instant>,
+    },
     Remote {
         reply: RemoteReply,
         encode: fn(&T) -> Bytes,
@@ -42,39 +48,52 @@ enum Asker<T> {
 
 /// The way back over the connection that brought a request.
 pub(crate) struct RemoteReply {
-    origin: Origin,
+    ask: RemoteAsk,
     callback: RpcResponseCallback,
+    link: Arc<Link>,
 }
 
 impl fmt::Debug for RemoteReply {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RemoteReply").finish_non_exhaustive()
+        f.debug_struct("RemoteReply")
+            .field("ask", &self.ask)
+            .field("link", &self.link)
+            .finish_non_exhaustive()
     }
 }
 
-/// Which ask a context answers: unique among those alive. Zero: none.
-pub(crate) type Origin = u64;
-
 impl RemoteReply {
-    pub(crate) fn new(callback: RpcResponseCallback) -> Self {
-        // Odd numbers: those of local asks are addresses, which are even.
-        static NEXT: AtomicU64 = AtomicU64::new(1);
-        Self { origin: NEXT.fetch_add(2, Ordering::Relaxed), callback }
+    pub(crate) fn new(callback: RpcResponseCallback, link: Arc<Link>, deadline: Option<Instant>) -> Self {
+        Self { ask: RemoteAsk::new(callback.request_id(), deadline), callback, link }
     }
 
-    pub(crate) fn origin(&self) -> Origin {
-        self.origin
+    pub(crate) fn ask(&self) -> RemoteAsk {
+        self.ask
     }
 
     /// The request reached no endpoint.
     pub(crate) fn refuse(self, error: &RpcError) {
-        self.callback.fail(error);
+        self.answer(wire::encode_refusal(error));
+    }
+
+    fn send(self, answer: Bytes) -> Result<(), RpcError> {
+        let checked = wire::check_size("the answer", answer.len(), self.link.max_message());
+        self.answer(match &checked {
+            Ok(()) => answer,
+            Err(error) => wire::encode_refusal(error),
+        });
+        checked
+    }
+
+    fn answer(self, answer: Bytes) {
+        self.link.forget(self.ask.request);
+        self.callback.reply(answer);
     }
 }
 
 impl<T: Send + 'static> RpcCallContext<T> {
-    pub(crate) fn local(slot: Arc<Slot<T>>, sender: Option<RpcAddress>) -> Self {
-        Self { asker: Some(Asker::Local(slot)), sender }
+    pub(crate) fn local(slot: Arc<Slot<T>>, deadline: Option<Instant>, sender: Option<RpcAddress>) -> Self {
+        Self { asker: Some(Asker::Local { slot, deadline }), sender }
     }
 
     pub(crate) fn remote(reply: RemoteReply, encode: fn(&T) -> Bytes, sender: Option<RpcAddress>) -> Self {
@@ -91,11 +110,11 @@ impl<T: Send + 'static> RpcCallContext<T> {
     ///
     /// # Errors
     ///
-    /// None at present; an answer that is too large to travel will be one, and fails the asker too.
+    /// [`ErrorKind::Limit`] if the answer is too large to leave the process; the asker gets it too.
     pub fn reply(mut self, value: T) -> Result<(), RpcError> {
         match self.asker.take() {
-            Some(Asker::Local(slot)) => slot.complete(Ok(value)),
-            Some(Asker::Remote { reply, encode }) => reply.callback.reply(encode(&value)),
+            Some(Asker::Local { slot, .. }) => slot.complete(Ok(value)),
+            Some(Asker::Remote { reply, encode }) => return reply.send(encode(&value)),
             Some(Asker::Nobody) | None => {}
         }
         Ok(())
@@ -111,6 +130,60 @@ impl<T: Send + 'static> RpcCallContext<T> {
         }
     }
 
+    /// How long the asker still waits, zero if its time is over. `None` for ever, or if nobody waits.
+    #[must_use]
+    pub fn remaining(&self) -> Option<Duration> {
+        let deadline = match &self.asker {
+            Some(Asker::Local { deadline, .. }) => *deadline,
+            Some(Asker::Remote { reply, .. }) => reply.ask.deadline,
+            Some(Asker::Nobody) | None => None,
+        };
+        deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()))
+    }
+
+    /// Whether the asker has given up: it dropped or aborted its ask, its time is over, or the connection to it is
+    /// lost. Always false for a request that was sent rather than asked.
+    #[must_use]
+    pub fn is_cancelled(&self) -> bool {
+        match &self.asker {
+            Some(Asker::Local { slot, .. }) => !slot.waits(),
+            Some(Asker::Remote { reply, .. }) => {
+                self.remaining() == Some(Duration::ZERO) || !reply.link.waits(reply.ask.request)
+            }
+            Some(Asker::Nobody) | None => false,
+        }
+    }
+
+    /// Waits until the asker has given up; never ends for a request that was sent. To stop work that nobody needs:
+    ///
+    /// ```
+    /// # async fn compute() -> u64 { 1 }
+    /// # async fn handle(context: rpc_core::RpcCallContext<u64>) -> Result<(), rpc_core::RpcError> {
+    /// tokio::select! {
+    ///     result = compute() => context.reply(result),
+    ///     () = context.cancelled() => Ok(()),
+    /// }
+    /// # }
+    /// ```
+    ///
+    /// # Cancel safety
+    ///
+    /// Can be dropped at any time.
+    pub async fn cancelled(&self) {
+        match &self.asker {
+            Some(Asker::Local { slot, .. }) => poll_fn(|cx| slot.poll_closed(cx)).await,
+            Some(Asker::Remote { reply, .. }) => {
+                let given_up = reply.link.given_up(reply.ask.request);
+                match reply.ask.deadline {
+                    // It ends early either way.
+                    Some(deadline) => drop(tokio::time::timeout_at(deadline, given_up).await),
+                    None => given_up.await,
+                }
+            }
+            Some(Asker::Nobody) | None => std::future::pending().await,
+        }
+    }
+
     /// Where the asker's environment listens; for one that does not, the address of its socket. `None` if the
     /// asker is in this environment and this environment does not listen.
     #[must_use]
@@ -122,35 +195,35 @@ impl<T: Send + 'static> RpcCallContext<T> {
 impl<T: Send + 'static> Asker<T> {
     fn fail(self, error: RpcError) {
         match self {
-            Self::Local(slot) => slot.complete(Err(error)),
-            Self::Remote { reply, .. } => reply.callback.reply(wire::encode_failure(&error)),
+            Self::Local { slot, .. } => slot.complete(Err(error)),
+            Self::Remote { reply, .. } => reply.answer(wire::encode_failure(&error)),
             Self::Nobody => {}
         }
     }
 
-    fn origin(&self) -> Origin {
+    fn id(&self) -> AskId {
         match self {
-            Self::Local(slot) => origin_of(slot),
-            Self::Remote { reply, .. } => reply.origin,
+            Self::Local { slot, .. } => id_of(slot),
+            Self::Remote { reply, .. } => reply.ask.id,
             Self::Nobody => 0,
         }
     }
 }
 
 /// The number of a local ask: the address of its slot, which is unique as long as its context lives.
-pub(crate) fn origin_of<T>(slot: &Arc<Slot<T>>) -> Origin {
-    Arc::as_ptr(slot) as usize as Origin
+pub(crate) fn id_of<T>(slot: &Arc<Slot<T>>) -> AskId {
+    Arc::as_ptr(slot) as usize as AskId
 }
 
 impl<T: Send + 'static> Drop for RpcCallContext<T> {
     fn drop(&mut self) {
         let Some(asker) = self.asker.take() else { return };
-        let origin = asker.origin();
-        if origin == 0 {
+        let id = asker.id();
+        if id == 0 {
             return;
         }
         // Thread locals are gone while a thread ends; then nothing is running here either.
-        let running = RUNNING.try_with(|running| running.origin.get() == origin).unwrap_or(false);
+        let running = RUNNING.try_with(|running| running.ask.get() == id).unwrap_or(false);
         if running {
             RUNNING.with(|running| running.abandoned.replace(Some(Box::new(move |error| asker.fail(error)))));
         } else {
@@ -173,30 +246,48 @@ type Abandoned = Box<dyn FnOnce(RpcError) + Send>;
 
 thread_local! {
     /// The request whose `receive` this thread polls right now, and its context if `receive` has dropped it.
-    static RUNNING: Running = const { Running { origin: Cell::new(0), abandoned: RefCell::new(None) } };
+    static RUNNING: Running =
+        const { Running { ask: Cell::new(0), deadline: Cell::new(None), abandoned: RefCell::new(None) } };
 }
 
 struct Running {
-    origin: Cell<Origin>,
+    ask: Cell<AskId>,
+    deadline: Cell<Option<Instant>>,
     abandoned: RefCell<Option<Abandoned>>,
 }
 
-/// Runs one handler to its end: a panic becomes an error, and if it dropped the context of `origin` unanswered,
-/// the asker gets what the handler ended with.
+/// Until when the asker waits whose request this thread handles right now.
+pub(crate) fn running_deadline() -> Option<Instant> {
+    RUNNING.try_with(|running| running.deadline.get()).ok().flatten()
+}
+
+/// Calls `inside` as the handler of a request; also gives what fails its asker, if its context was dropped meanwhile.
+/// Polls nest where a handler blocks on a future, so what was there is put back.
+fn run<T>(ask: AskId, deadline: Option<Instant>, inside: impl FnOnce() -> T) -> (T, Option<Abandoned>) {
+    let outer = RUNNING.with(|running| {
+        (running.ask.replace(ask), running.deadline.replace(deadline), running.abandoned.take())
+    });
+    let result = inside();
+    let abandoned = RUNNING.with(|running| {
+        running.ask.set(outer.0);
+        running.deadline.set(outer.1);
+        running.abandoned.replace(outer.2)
+    });
+    (result, abandoned)
+}
+
+/// Runs one handler to its end: a panic becomes an error, and if it dropped the context of its request unanswered,
+/// the asker gets what the handler ended with. `origin` is none for what is no message.
 pub(crate) async fn supervise(
-    origin: Origin,
+    origin: Option<&Origin>,
     handler: impl Future<Output = Result<(), RpcError>>,
 ) -> Result<(), RpcError> {
+    let (ask, deadline) = origin.map_or((0, None), |origin| (origin.ask_id(), origin.deadline()));
     let mut handler = pin!(handler);
     let mut abandoned = None;
     let outcome = poll_fn(|cx| {
-        // Polls nest where a handler blocks on a future, so what was there is put back.
-        let outer = RUNNING.with(|running| (running.origin.replace(origin), running.abandoned.take()));
-        let polled = catch_unwind(AssertUnwindSafe(|| handler.as_mut().poll(cx)));
-        let dropped = RUNNING.with(|running| {
-            running.origin.set(outer.0);
-            running.abandoned.replace(outer.1)
-        });
+        let (polled, dropped) =
+            run(ask, deadline, || catch_unwind(AssertUnwindSafe(|| handler.as_mut().poll(cx))));
         abandoned = abandoned.take().or(dropped);
         match polled {
             Ok(polled) => polled,
@@ -210,14 +301,9 @@ pub(crate) async fn supervise(
     outcome
 }
 
-/// Drops a message that no endpoint will handle; if it is an ask, the asker learns why.
-pub(crate) fn discard<M>(origin: Origin, message: M, why: &RpcError) {
-    let outer = RUNNING.with(|running| (running.origin.replace(origin), running.abandoned.take()));
-    let dropped = catch_unwind(AssertUnwindSafe(|| drop(message)));
-    let abandoned = RUNNING.with(|running| {
-        running.origin.set(outer.0);
-        running.abandoned.replace(outer.1)
-    });
+/// Drops a message that no endpoint will handle; if it is the ask `ask`, the asker learns why.
+pub(crate) fn discard<M>(ask: AskId, message: M, why: &RpcError) {
+    let (dropped, abandoned) = run(ask, None, || catch_unwind(AssertUnwindSafe(|| drop(message))));
     if let Some(fail) = abandoned {
         fail(why.clone());
     }

@@ -5,14 +5,16 @@ use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio::time::Instant;
 
 use crate::address::RpcEndpointAddress;
-use crate::ask::{About, Ask, State};
-use crate::call_context::{RpcCallContext, origin_of};
-use crate::deadlines::Deadlines;
-use crate::error::{RpcError, SendError};
+use crate::ask::{About, Ask, Asks, State};
+use crate::call_context::{RpcCallContext, id_of, running_deadline};
+use crate::error::{ErrorKind, RpcError, SendError};
 use crate::message::{RpcMessage, RpcRequest, local_only};
+use crate::origin::{Asker, Origin};
 use crate::post::{Mailbox, Wire};
+use crate::running::EndpointId;
 use crate::slot::Slot;
 use crate::timeout::RpcTimeout;
 use crate::wire;
@@ -36,32 +38,28 @@ enum Target<M> {
 }
 
 impl<M> RpcEndpointRef<M> {
-    pub(crate) fn local(
-        address: RpcEndpointAddress,
-        ask_timeout: RpcTimeout,
-        deadlines: Arc<Deadlines>,
-        mailbox: Arc<dyn Mailbox<M>>,
-    ) -> Self {
-        Self { about: Arc::new(About { address, ask_timeout, deadlines }), target: Target::Local(mailbox) }
+    pub(crate) fn local(address: RpcEndpointAddress, asks: Arc<Asks>, mailbox: Arc<dyn Mailbox<M>>) -> Self {
+        let endpoint = Some(EndpointId::of(&mailbox));
+        Self { about: About::new(address, endpoint, asks), target: Target::Local(mailbox) }
     }
 
     pub(crate) fn remote(
         address: RpcEndpointAddress,
-        ask_timeout: RpcTimeout,
-        deadlines: Arc<Deadlines>,
+        asks: Arc<Asks>,
         wire: Arc<dyn Wire>,
         head: Bytes,
     ) -> Self {
-        Self {
-            about: Arc::new(About { address, ask_timeout, deadlines }),
-            target: Target::Remote { wire, head },
-        }
+        Self { about: About::new(address, None, asks), target: Target::Remote { wire, head } }
     }
 
     /// The endpoint's full address.
     #[must_use]
     pub fn address(&self) -> &RpcEndpointAddress {
         &self.about.address
+    }
+
+    pub(crate) fn about(&self) -> &About {
+        &self.about
     }
 
     /// The endpoint's name.
@@ -72,29 +70,61 @@ impl<M> RpcEndpointRef<M> {
 }
 
 impl<M: RpcMessage> RpcEndpointRef<M> {
-    /// Sends `request` and waits for no answer; one that is given is discarded. Never blocks.
+    /// Sends `request` and waits for no answer; one that is given is discarded. Never blocks and never waits.
     ///
     /// Ok means that it is on its way: in the endpoint's inbox if that is in this environment, else in the queue to
-    /// the other one. What becomes of it there is not told; who needs to know asks.
+    /// the other one. What becomes of it there is not told, but that it was refused is: to the endpoints of this
+    /// environment, by `on_undelivered`. Who needs to know more asks.
     ///
     /// # Errors
     ///
-    /// The request comes back in the error if the endpoint or the environment has stopped.
+    /// The request comes back in the error if the endpoint or the environment has stopped, or
+    /// ([`ErrorKind::Limit`](crate::ErrorKind::Limit)) if the queue is full, which is retryable, or the message is too
+    /// large to leave the process, which is not.
     pub fn send<R: RpcRequest<M>>(&self, request: R) -> Result<(), SendError<R>> {
         match &self.target {
             Target::Local(mailbox) => {
                 let sender = self.about.address.address().cloned();
                 let mut parts = Some((request, RpcCallContext::nobody(sender)));
-                let posted = post(&**mailbox, 0, &mut parts);
+                let span = self.about.asks.tracer.local(self.name());
+                let posted = post(&**mailbox, Origin::Sent { span }, &mut parts);
                 match (posted, parts) {
                     (Err(error), Some((request, _))) => Err(SendError::new(request, error)),
                     _ => Ok(()),
                 }
             }
             Target::Remote { wire, head } => {
-                let sent = encode(head, &request, None).and_then(|envelope| wire.send(envelope));
+                let sent = self.encode(head, &request, None).and_then(|envelope| wire.send(envelope));
                 sent.map_err(|error| SendError::new(request, error))
             }
+        }
+    }
+
+    /// [`send`](Self::send), which waits while the queue is full: so a sender is slowed down to what the endpoint
+    /// handles, here and across the network.
+    ///
+    /// # Errors
+    ///
+    /// The request comes back in the error if the endpoint or the environment has stopped.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped before it is ready, it has sent nothing, and the request is dropped.
+    pub async fn send_wait<R: RpcRequest<M>>(&self, mut request: R) -> Result<(), SendError<R>> {
+        loop {
+            let refused = match self.send(request) {
+                Err(refused)
+                    if refused.error().kind() == ErrorKind::Limit && refused.error().is_retryable() =>
+                {
+                    refused
+                }
+                sent => return sent,
+            };
+            match &self.target {
+                Target::Local(mailbox) => mailbox.room().await,
+                Target::Remote { wire, .. } => wire.room().await,
+            }
+            request = refused.into_message();
         }
     }
 
@@ -102,6 +132,8 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
     ///
     /// The request is on its way when this returns: the future need not be polled for that, and asks made one after
     /// the other arrive in that order.
+    ///
+    /// Made by an endpoint's `receive` while it handles an ask, it waits no longer than that ask's asker does.
     ///
     /// To ask a one-way request does not compile:
     ///
@@ -125,17 +157,20 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
     ///
     /// The future fails with what the endpoint failed the request with; with [`ErrorKind::Timeout`]; and if the
     /// request cannot be delivered ([`ErrorKind::Stopped`], [`ErrorKind::NotDelivered`], [`ErrorKind::Network`]).
+    /// Awaited by a handler of the very endpoint that it asks, one that handles one message at a time, it fails with
+    /// [`ErrorKind::Deadlock`].
     ///
     /// # Cancel safety
     ///
     /// Dropping the future frees everything that waited for the answer. The request may be handled all the same.
     ///
     /// [`ErrorKind::Timeout`]: crate::ErrorKind::Timeout
+    /// [`ErrorKind::Deadlock`]: crate::ErrorKind::Deadlock
     /// [`ErrorKind::Stopped`]: crate::ErrorKind::Stopped
     /// [`ErrorKind::NotDelivered`]: crate::ErrorKind::NotDelivered
     /// [`ErrorKind::Network`]: crate::ErrorKind::Network
     pub fn ask<R: RpcRequest<M>>(&self, request: R) -> Ask<R::Reply> {
-        self.ask_with_timeout(request, self.about.ask_timeout.clone())
+        self.ask_with_timeout(request, self.about.asks.conf.timeout.clone())
     }
 
     /// [`ask`](Self::ask), waiting as long as `timeout` says: a [`Duration`](std::time::Duration), or an
@@ -151,44 +186,69 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
                 "this rpc returns rpc_core.OneWay: nobody answers it, so it can only be sent"
             );
         }
-        let timeout = timeout.into();
-        let state = match &self.target {
+        let timeout = timeout.into().within(running_deadline());
+        let asked = Instant::now();
+        let deadline = asked.checked_add(timeout.duration());
+        let begun = if timeout.duration().is_zero() {
+            Err(timeout.expired(&self.about.address))
+        } else {
+            self.about.begin().and_then(|()| {
+                let dispatched = self.dispatch(request, &timeout, deadline);
+                dispatched.inspect_err(|_| self.about.end())
+            })
+        };
+        Ask::new(begun.unwrap_or_else(State::Refused), Arc::clone(&self.about), timeout, deadline)
+    }
+
+    fn dispatch<R: RpcRequest<M>>(
+        &self,
+        request: R,
+        timeout: &RpcTimeout,
+        deadline: Option<Instant>,
+    ) -> Result<State<R::Reply>, RpcError> {
+        Ok(match &self.target {
             Target::Local(mailbox) => {
                 let slot = Arc::new(Slot::new());
                 let sender = self.about.address.address().cloned();
-                let context = RpcCallContext::local(Arc::clone(&slot), sender);
-                match post(&**mailbox, origin_of(&slot), &mut Some((request, context))) {
-                    Ok(()) => State::Local(slot),
-                    Err(error) => State::Refused(error),
-                }
+                let context = RpcCallContext::local(Arc::clone(&slot), deadline, sender);
+                let asker = Arc::clone(&slot) as Arc<dyn Asker>;
+                let span = self.about.asks.tracer.local(self.name());
+                let origin = Origin::Asked { id: id_of(&slot), asker, deadline, span };
+                post(&**mailbox, origin, &mut Some((request, context)))?;
+                State::Local(slot)
             }
-            Target::Remote { wire, head } => match encode(head, &request, Some(&timeout)) {
-                Ok(envelope) => State::Remote { answer: wire.ask(envelope), decode: R::decode_reply },
-                Err(error) => State::Refused(error),
-            },
-        };
-        Ask::new(state, Arc::clone(&self.about), timeout)
+            Target::Remote { wire, head } => {
+                let envelope = self.encode(head, &request, Some(timeout))?;
+                State::Remote { answer: wire.ask(envelope), decode: R::decode_reply }
+            }
+        })
+    }
+
+    fn encode<R: RpcRequest<M>>(
+        &self,
+        head: &Bytes,
+        request: &R,
+        timeout: Option<&RpcTimeout>,
+    ) -> Result<Bytes, RpcError> {
+        let method = R::METHOD.ok_or_else(local_only)?;
+        let trace = self.about.asks.tracer.current();
+        let remaining = timeout.map(RpcTimeout::duration);
+        let envelope = wire::request(head, method, remaining, trace.as_deref(), |body| request.encode(body))?;
+        wire::check_size("the message", envelope.len(), self.about.asks.conf.max_message)
+            .map_err(|error| error.with_peer(self.address()))?;
+        Ok(envelope)
     }
 }
 
 fn post<M, R: RpcRequest<M>>(
     mailbox: &dyn Mailbox<M>,
-    origin: u64,
+    origin: Origin,
     parts: &mut Option<(R, RpcCallContext<R::Reply>)>,
 ) -> Result<(), RpcError>
 where
     M: RpcMessage,
 {
     mailbox.post(origin, &mut || parts.take().map(|(request, context)| request.into_message(context)))
-}
-
-fn encode<M: RpcMessage, R: RpcRequest<M>>(
-    head: &Bytes,
-    request: &R,
-    timeout: Option<&RpcTimeout>,
-) -> Result<Bytes, RpcError> {
-    let method = R::METHOD.ok_or_else(local_only)?;
-    wire::request(head, method, timeout.map(RpcTimeout::duration), |body| request.encode(body))
 }
 
 impl<M> Clone for RpcEndpointRef<M> {

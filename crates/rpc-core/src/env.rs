@@ -1,15 +1,16 @@
 //! The environment: what users start, register endpoints with, and look endpoints up in.
 
 mod builder;
+mod shutdown;
+mod snapshot;
 
 use std::any::Any;
 use std::fmt;
-use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use network_common::TransportServer;
+use network_common::{TransportMetrics, TransportServer};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -17,21 +18,22 @@ use tokio::sync::watch;
 pub use builder::RpcEnvBuilder;
 
 use crate::address::{RpcAddress, RpcEndpointAddress};
-use crate::deadlines::Deadlines;
+use crate::ask::Asks;
 use crate::dispatcher::{Dispatcher, endpoint_not_found, service_mismatch};
 use crate::endpoint::EndpointContext;
+use crate::endpoint_options::EndpointOptions;
 use crate::endpoint_ref::RpcEndpointRef;
 use crate::error::{ErrorKind, RpcError};
+use crate::limits::InboxConf;
+use crate::link::Links;
 use crate::message::{RpcMessage, local_only};
 use crate::message_loop::IntoEndpoint;
+use crate::metrics::ShutdownReport;
 use crate::outbox::Outboxes;
 use crate::timeout::RpcTimeout;
 use crate::verifier::EndpointVerifier;
 use crate::wire::proto::{CheckExistence, EndpointVerifierMessage};
 use crate::wire::request_head;
-
-/// How long a shutdown waits for answers that are still being written.
-const SERVER_CLOSE: Duration = Duration::from_secs(5);
 
 /// A messaging environment: endpoints that others reach by name, and refs to endpoints elsewhere. Cheap to clone.
 ///
@@ -48,18 +50,22 @@ pub struct RpcEnv {
 struct Inner {
     name: String,
     address: Option<RpcAddress>,
-    ask_timeout: RpcTimeout,
     lookup_timeout: RpcTimeout,
+    inbox_conf: InboxConf,
+    shutdown_timeout: Duration,
     runtime: Handle,
-    deadlines: Arc<Deadlines>,
+    asks: Arc<Asks>,
     dispatcher: Arc<Dispatcher>,
     outboxes: Arc<Outboxes>,
+    links: Arc<Links>,
+    transport: TransportMetrics,
     /// Taken by the shutdown.
     server: Mutex<Option<TransportServer>>,
     /// Tells this run of the process from earlier ones at the same address.
     incarnation: u64,
     stopping: AtomicBool,
-    terminated: watch::Sender<bool>,
+    /// There when it has come to its end.
+    terminated: watch::Sender<Option<ShutdownReport>>,
 }
 
 impl RpcEnv {
@@ -91,18 +97,26 @@ impl RpcEnv {
         name: &str,
         endpoint: E,
     ) -> Result<RpcEndpointRef<E::Message>, RpcError> {
+        self.setup_endpoint_with(name, endpoint, EndpointOptions::new())
+    }
+
+    /// [`setup_endpoint`](Self::setup_endpoint) with options: on threads of its own, or untold of connections.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`setup_endpoint`](Self::setup_endpoint), and [`ErrorKind::Config`] for options that do not fit the
+    /// endpoint or if its threads cannot be started.
+    pub fn setup_endpoint_with<K, E: IntoEndpoint<K>>(
+        &self,
+        name: &str,
+        endpoint: E,
+        options: EndpointOptions,
+    ) -> Result<RpcEndpointRef<E::Message>, RpcError> {
         let inner = &self.inner;
         let address = RpcEndpointAddress::new(inner.address.clone(), name)?;
-        let make_ref = |mailbox| {
-            RpcEndpointRef::local(
-                address.clone(),
-                inner.ask_timeout.clone(),
-                Arc::clone(&inner.deadlines),
-                mailbox,
-            )
-        };
+        let make_ref = |mailbox| RpcEndpointRef::local(address.clone(), Arc::clone(&inner.asks), mailbox);
         let env = Arc::clone(inner) as Arc<dyn Any + Send + Sync>;
-        inner.dispatcher.register(address.clone(), endpoint, make_ref, env)
+        inner.dispatcher.register(address.clone(), endpoint, &options, inner.inbox_conf, make_ref, env)
     }
 
     /// Looks up the endpoint `name` of the environment at `address` and checks that it receives `M`.
@@ -127,8 +141,7 @@ impl RpcEnv {
         let endpoint = RpcEndpointAddress::new(Some(address.clone()), name)?;
         if inner.address.as_ref() == Some(&address) {
             let mailbox = inner.dispatcher.inbox::<M>(&endpoint)?;
-            let (timeout, deadlines) = (inner.ask_timeout.clone(), Arc::clone(&inner.deadlines));
-            return Ok(RpcEndpointRef::local(endpoint, timeout, deadlines, mailbox));
+            return Ok(RpcEndpointRef::local(endpoint, Arc::clone(&inner.asks), mailbox));
         }
         if M::SERVICES.is_empty() {
             return Err(local_only());
@@ -155,55 +168,6 @@ impl RpcEnv {
             self.inner.dispatcher.unregister(endpoint.name());
         }
     }
-
-    /// Stops all endpoints, waits until every `on_stop` has run, and closes all connections.
-    ///
-    /// Begins when called, not when polled; the future waits for the end. May be called many times, then all wait
-    /// for the same end. An endpoint that wants to shut its own environment down must not await it, as it would
-    /// wait for itself: `drop(cx.env().shutdown())`.
-    ///
-    /// # Cancel safety
-    ///
-    /// Dropping the future stops the waiting, not the shutdown.
-    pub fn shutdown(&self) -> impl Future<Output = ()> + Send + 'static + use<> {
-        if !self.inner.stopping.swap(true, Ordering::AcqRel) {
-            let ending = Ending(Arc::clone(&self.inner));
-            self.inner.runtime.spawn(async move {
-                let inner = &ending.0;
-                // First, so that what an on_stop sends still goes out, and the connections' end is told to nobody.
-                inner.dispatcher.stop().await;
-                inner.outboxes.stop();
-                let server = inner.server.lock().take();
-                if let Some(server) = server {
-                    server.close(SERVER_CLOSE).await;
-                }
-            });
-        }
-        self.await_termination()
-    }
-
-    /// Waits until [`shutdown`](Self::shutdown), called by whomever, has come to its end.
-    ///
-    /// # Cancel safety
-    ///
-    /// Can be dropped at any time.
-    pub fn await_termination(&self) -> impl Future<Output = ()> + Send + 'static + use<> {
-        let mut terminated = self.inner.terminated.subscribe();
-        async move {
-            // It fails only if the environment is gone, which is an end too.
-            let _ = terminated.wait_for(|over| *over).await;
-        }
-    }
-}
-
-/// A shutdown under way. It ends also when the runtime dies with it, and everything it would have stopped.
-struct Ending(Arc<Inner>);
-
-impl Drop for Ending {
-    fn drop(&mut self) {
-        tracing::debug!(env = %self.0.name, "environment has shut down");
-        self.0.terminated.send_replace(true);
-    }
 }
 
 impl Inner {
@@ -215,10 +179,9 @@ impl Inner {
                 format!("{endpoint} does not say where the endpoint is"),
             ));
         };
-        let outbox = self.outboxes.get(address);
+        let lane = Arc::new(self.outboxes.get(address).lane(endpoint.name()));
         let head = request_head(self.address.as_ref(), self.incarnation, endpoint.name());
-        let (timeout, deadlines) = (self.ask_timeout.clone(), Arc::clone(&self.deadlines));
-        Ok(RpcEndpointRef::remote(endpoint, timeout, deadlines, outbox, head))
+        Ok(RpcEndpointRef::remote(endpoint, Arc::clone(&self.asks), lane, head))
     }
 }
 

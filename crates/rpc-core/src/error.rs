@@ -29,6 +29,10 @@ pub enum ErrorKind {
     Stopped,
     /// No answer within the time given. The request may or may not have been handled.
     Timeout,
+    /// The asker gave up, with an [`AbortHandle`](crate::AbortHandle). The request may or may not have been handled.
+    Aborted,
+    /// The wait would hold up what it waits for: the endpoint itself, or a thread that many tasks share.
+    Deadlock,
     /// The endpoint dropped the request without an answer.
     Unanswered,
     /// The endpoint's handler panicked.
@@ -39,7 +43,7 @@ pub enum ErrorKind {
     NotDelivered,
     /// The peer cannot be reached, or the connection was lost.
     Network,
-    /// A queue is full; nothing was sent.
+    /// A queue is full, here or at the peer; nothing was handled.
     Limit,
     /// A message's bytes are not what its schema says.
     Decode,
@@ -137,6 +141,16 @@ impl RpcError {
 
     pub(crate) fn with_source(self, source: impl Into<BoxError>) -> Self {
         self.change(|inner| inner.source = Some(source.into()))
+    }
+
+    /// What the last of several attempts ended with. All else that it says holds for all of them.
+    pub(crate) fn after_attempts(self, attempts: u32) -> Self {
+        let text = format!("no success after {attempts} attempts: {self}");
+        let last = self.clone();
+        self.change(|inner| {
+            inner.text = text;
+            inner.source = Some(last.into());
+        })
     }
 
     pub(crate) fn reported_by_peer(self) -> Self {

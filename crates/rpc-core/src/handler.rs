@@ -1,89 +1,142 @@
 //! What the transport calls: requests go to the dispatcher, connections become events.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use network_common::{ConnectionId, RpcHandler, RpcResponseCallback, TransportClient, TransportError};
-use parking_lot::RwLock;
+use network_common::{RpcHandler, RpcResponseCallback, TransportClient, TransportError};
 use prost::Message;
 
-use crate::address::RpcAddress;
 use crate::call_context::RemoteReply;
+use crate::credit::Volume;
 use crate::dispatcher::Dispatcher;
 use crate::error::{ErrorKind, RpcError};
 use crate::inbox::Event;
+use crate::link::{Link, Links};
 use crate::message::IncomingRequest;
-use crate::wire::RequestView;
+use crate::origin::Arrival;
+use crate::trace::Tracer;
+use crate::wire::proto::notice::Notice;
+use crate::wire::{self, RequestView, proto};
 
 pub(crate) struct EnvHandler {
     dispatcher: Arc<Dispatcher>,
-    peers: RwLock<HashMap<ConnectionId, Peer>>,
-}
-
-/// Who is at the other end of a connection.
-struct Peer {
-    socket: RpcAddress,
-    /// Where it listens, once it has said so; with the text that said it, which every message repeats.
-    told: Option<(String, RpcAddress)>,
+    links: Arc<Links>,
+    tracer: Tracer,
 }
 
 impl EnvHandler {
-    pub(crate) fn new(dispatcher: Arc<Dispatcher>) -> Self {
-        Self { dispatcher, peers: RwLock::default() }
+    pub(crate) fn new(dispatcher: Arc<Dispatcher>, links: Arc<Links>, tracer: Tracer) -> Self {
+        Self { dispatcher, links, tracer }
     }
 
     /// `reply` is still there if the message reached no endpoint.
     fn dispatch(
         &self,
-        client: &TransportClient,
-        message: Bytes,
+        link: &Arc<Link>,
+        request: &mut RequestView,
+        bytes: usize,
         reply: &mut Option<RemoteReply>,
     ) -> Result<(), RpcError> {
-        let mut request = RequestView::decode(message).map_err(|e| no_envelope(client, &e))?;
         let body = std::mem::take(&mut request.body);
-        let texts = request.texts().map_err(|e| no_envelope(client, &e))?;
-        let sender = self.sender(client, texts.sender);
+        let texts = request.texts().map_err(|e| no_envelope(link, &e))?;
+        let Some(arrival) = Arrival::new(link, bytes as u64) else {
+            link.grant(texts.endpoint, Volume::message(bytes as u64));
+            return Err(self.budget_used_up(link));
+        };
+        let (sender, new) = link.sender_of(texts.sender);
+        if new {
+            self.dispatcher.post_to_all(&Event::Connected(sender.clone()));
+        }
         let incoming = IncomingRequest::new(texts.service, texts.method, body, sender, reply);
-        self.dispatcher.deliver(texts.endpoint, incoming)
+        let span = self.tracer.arrived(texts.endpoint, texts.traceparent);
+        let delivered = self.dispatcher.deliver(texts.endpoint, incoming, arrival, span);
+        if delivered.is_err() {
+            // It will not be handled, so its credit goes back now.
+            link.grant(texts.endpoint, Volume::message(bytes as u64));
+        }
+        delivered
     }
 
-    /// Who sent a message with `text` in its sender field.
-    fn sender(&self, client: &TransportClient, text: &str) -> RpcAddress {
-        if let Some(peer) = self.peers.read().get(&client.id()) {
-            match &peer.told {
-                Some((told, address)) if told == text => return address.clone(),
-                _ if text.is_empty() => return peer.socket.clone(),
-                _ => {}
+    fn budget_used_up(&self, link: &Link) -> RpcError {
+        let text = format!(
+            "messages from the network hold all of the {} bytes that this environment has for them \
+             (spark.rpc.inbox.maxTotalBytes)",
+            link.budget().limit()
+        );
+        RpcError::new(ErrorKind::Limit, text).retryable()
+    }
+
+    /// What the peer says about the connection.
+    fn notice(&self, client: &TransportClient, link: &Link, body: Bytes) -> Result<(), RpcError> {
+        let notice = proto::Notice::decode(body).map_err(|e| no_envelope(link, &e))?;
+        match notice.notice {
+            Some(Notice::Credit(credit)) => {
+                let more = Volume::new(credit.messages, credit.bytes);
+                self.links.granted(client, &credit.endpoint, more);
             }
-        }
-        let Ok(address) = text.parse::<RpcAddress>() else {
-            return client.peer_addr().into();
-        };
-        let first = self.peers.write().get_mut(&client.id()).is_some_and(|peer| {
-            let first = peer.told.is_none();
-            if first {
-                peer.told = Some((text.to_owned(), address.clone()));
+            Some(Notice::Refused(refused)) => {
+                let remote = link.listens_at().unwrap_or_else(|| link.socket()).clone();
+                let proto::Refused { endpoint, service, method, failure } = refused;
+                let why = wire::decode_failure(failure.unwrap_or_default());
+                let text = format!("{remote} refused a message {service}/{method} to {endpoint}: {why}");
+                let error = RpcError::new(why.kind(), text).with_peer(&remote).with_source(why);
+                tracing::warn!(%error, "one-way message undelivered");
+                self.links.count_undelivered();
+                self.dispatcher.post_to_all(&Event::Undelivered(error.reported_by_peer(), remote));
             }
-            first
-        });
-        if first {
-            self.dispatcher.post_to_all(&Event::Connected(address.clone()));
+            Some(Notice::Cancel(cancel)) => link.give_up(cancel.request_id),
+            // One that only newer peers know.
+            None => {}
         }
-        address
+        Ok(())
+    }
+
+    fn link(&self, client: &TransportClient) -> Result<Arc<Link>, RpcError> {
+        self.links.get(client).ok_or_else(|| {
+            let text = format!("the connection from {} has ended", client.peer_addr());
+            RpcError::new(ErrorKind::Network, text)
+        })
+    }
+
+    fn one_way(&self, client: &TransportClient, message: Bytes) -> Result<(), RpcError> {
+        let link = self.link(client)?;
+        let bytes = message.len();
+        let mut request = RequestView::decode(message).map_err(|e| no_envelope(&link, &e))?;
+        if request.is_notice() {
+            return self.notice(client, &link, request.body);
+        }
+        let dispatched = self.dispatch(&link, &mut request, bytes, &mut None);
+        if let (Err(error), Ok(texts)) = (&dispatched, request.texts()) {
+            link.tell(Notice::Refused(proto::Refused {
+                endpoint: texts.endpoint.to_owned(),
+                service: texts.service.to_owned(),
+                method: texts.method.to_owned(),
+                failure: Some(wire::refusal(error)),
+            }));
+        }
+        dispatched
     }
 }
 
-fn no_envelope(client: &TransportClient, why: &dyn fmt::Display) -> RpcError {
-    let text = format!("the message from {} is no envelope of this protocol: {why}", client.peer_addr());
+fn no_envelope(link: &Link, why: &dyn fmt::Display) -> RpcError {
+    let text = format!("the message from {} is no envelope of this protocol: {why}", link.socket());
     RpcError::new(ErrorKind::Decode, text)
 }
 
 impl RpcHandler for EnvHandler {
     fn receive(&self, client: &TransportClient, message: Bytes, callback: RpcResponseCallback) {
-        let mut reply = Some(RemoteReply::new(callback));
-        if let Err(error) = self.dispatch(client, message, &mut reply) {
+        let bytes = message.len();
+        let link = match self.link(client) {
+            Ok(link) => link,
+            Err(error) => return callback.fail(error),
+        };
+        let mut request = match RequestView::decode(message) {
+            Ok(request) => request,
+            Err(error) => return callback.fail(no_envelope(&link, &error)),
+        };
+        let mut reply = Some(RemoteReply::new(callback, Arc::clone(&link), request.deadline()));
+        if let Err(error) = self.dispatch(&link, &mut request, bytes, &mut reply) {
             tracing::debug!(peer = %client.peer_addr(), %error, "request refused");
             if let Some(reply) = reply {
                 reply.refuse(&error);
@@ -92,7 +145,7 @@ impl RpcHandler for EnvHandler {
     }
 
     fn receive_one_way(&self, client: &TransportClient, message: Bytes) {
-        if let Err(error) = self.dispatch(client, message, &mut None) {
+        if let Err(error) = self.one_way(client, message) {
             if error.kind() == ErrorKind::Stopped {
                 tracing::debug!(peer = %client.peer_addr(), %error, "one-way message dropped");
             } else {
@@ -102,28 +155,23 @@ impl RpcHandler for EnvHandler {
     }
 
     fn channel_active(&self, client: &TransportClient) {
-        let socket = RpcAddress::from(client.peer_addr());
-        self.peers.write().insert(client.id(), Peer { socket: socket.clone(), told: None });
-        self.dispatcher.post_to_all(&Event::Connected(socket));
+        let link = self.links.add(client);
+        self.dispatcher.post_to_all(&Event::Connected(link.socket().clone()));
     }
 
     fn channel_inactive(&self, client: &TransportClient) {
-        let Some(peer) = self.peers.write().remove(&client.id()) else { return };
-        self.dispatcher.post_to_all(&Event::Disconnected(peer.socket));
-        if let Some((_, address)) = peer.told {
-            self.dispatcher.post_to_all(&Event::Disconnected(address));
+        let Some(link) = self.links.remove(client) else { return };
+        self.dispatcher.post_to_all(&Event::Disconnected(link.socket().clone()));
+        if let Some(address) = link.listens_at() {
+            self.dispatcher.post_to_all(&Event::Disconnected(address.clone()));
         }
     }
 
     fn exception_caught(&self, error: &TransportError, client: &TransportClient) {
-        let addresses = {
-            let peers = self.peers.read();
-            let Some(peer) = peers.get(&client.id()) else { return };
-            [Some(peer.socket.clone()), peer.told.as_ref().map(|(_, address)| address.clone())]
-        };
-        for address in addresses.into_iter().flatten() {
-            let error = RpcError::from_transport(error.clone(), &address);
-            self.dispatcher.post_to_all(&Event::NetworkError(error, address));
+        let Some(link) = self.links.get(client) else { return };
+        for address in [Some(link.socket()), link.listens_at()].into_iter().flatten() {
+            let error = RpcError::from_transport(error.clone(), address);
+            self.dispatcher.post_to_all(&Event::NetworkError(error, address.clone()));
         }
     }
 }

@@ -4,9 +4,10 @@ use bytes::Bytes;
 use prost::Message;
 
 use crate::address::RpcAddress;
-use crate::call_context::{Origin, RemoteReply, RpcCallContext};
+use crate::call_context::{RemoteReply, RpcCallContext};
 use crate::error::{ErrorKind, RpcError};
 use crate::method::Method;
+use crate::origin::RemoteAsk;
 use crate::wire::{self, IncomingBody, OutgoingBody};
 
 /// What an endpoint receives: usually the enum that rpc-build makes from a service, with a variant per rpc.
@@ -111,8 +112,8 @@ impl<'a> IncomingRequest<'a> {
         Self { service, method, body, sender, reply }
     }
 
-    pub(crate) fn origin(&self) -> Origin {
-        self.reply.as_ref().map_or(0, RemoteReply::origin)
+    pub(crate) fn ask(&self) -> Option<RemoteAsk> {
+        self.reply.as_ref().map(RemoteReply::ask)
     }
 
     /// Full name of the service: `hello.Hello`.

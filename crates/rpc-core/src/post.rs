@@ -5,27 +5,36 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use network_common::RpcFuture;
 use tokio::sync::oneshot;
 
 use crate::address::RpcAddress;
-use crate::call_context::Origin;
 use crate::error::{ErrorKind, RpcError};
+use crate::origin::Origin;
+use crate::wire::{self, proto};
 
 /// The inbox of an endpoint of this environment.
 pub(crate) trait Mailbox<M>: Send + Sync {
     /// Appends what `build` makes. It is called under the inbox's lock and only if the inbox takes the message, so
     /// a refused request is still the caller's.
     fn post(&self, origin: Origin, build: &mut dyn FnMut() -> Option<M>) -> Result<(), RpcError>;
+
+    /// Until there may be room for a message, or there will never be.
+    fn room(&self) -> BoxFuture<'_, ()>;
 }
 
-/// The way to one other environment.
+/// The way to one endpoint of another environment.
 pub(crate) trait Wire: Send + Sync {
     /// Queues an envelope, to be sent in the order of these calls.
     fn send(&self, envelope: Bytes) -> Result<(), RpcError>;
 
-    /// The same, and the answer's envelope. Queues when called; dropping the answer frees its waiter.
+    /// The same, and the answer's envelope. Queues when called; dropping the answer frees its waiter and tells the
+    /// peer that nobody waits.
     fn ask(&self, envelope: Bytes) -> RemoteAnswer;
+
+    /// Until there may be room in the queue, or there will never be.
+    fn room(&self) -> BoxFuture<'_, ()>;
 }
 
 /// The answer's envelope to come. Not a boxed future, as there is one per ask.
@@ -80,5 +89,30 @@ impl Future for RemoteAnswer {
                 State::Refused(error) => return Poll::Ready(Err(error.clone())),
             };
         }
+    }
+}
+
+/// The asker has given up: it timed out, or dropped its future.
+impl Drop for RemoteAnswer {
+    fn drop(&mut self) {
+        match &mut self.state {
+            State::Sent(answer) => cancel(answer),
+            State::Queued(dispatched) => {
+                dispatched.close();
+                // It may have been sent without having been polled since.
+                if let Ok(Ok(answer)) = dispatched.try_recv() {
+                    cancel(&answer);
+                }
+            }
+            State::Refused(_) => {}
+        }
+    }
+}
+
+fn cancel(answer: &RpcFuture) {
+    if let Some((client, request_id)) = answer.pending() {
+        let notice = proto::notice::Notice::Cancel(proto::Cancel { request_id });
+        // Where it cannot be sent, the peer will learn it from the request's deadline.
+        let _ = client.send(wire::notice(notice));
     }
 }

@@ -5,28 +5,32 @@ use std::task::{Context, Poll, Waker};
 use parking_lot::Mutex;
 
 use crate::error::RpcError;
+use crate::origin::Asker;
 
 /// One answer, written once and taken once. Smaller than a channel: the waker and the value share their place.
 pub(crate) struct Slot<T>(Mutex<State<T>>);
 
 enum State<T> {
-    Waiting(Option<Waker>),
+    Waiting {
+        asker: Option<Waker>,
+        answerers: Vec<Waker>,
+    },
     Answered(Result<T, RpcError>),
-    /// Taken, or nobody waits any more.
+    /// Answered and taken, or nobody waits any more.
     Closed,
 }
 
 impl<T> Slot<T> {
     pub(crate) fn new() -> Self {
-        Self(Mutex::new(State::Waiting(None)))
+        Self(Mutex::new(State::Waiting { asker: None, answerers: Vec::new() }))
     }
 
     /// Leaves the answer, unless the asker has gone.
     pub(crate) fn complete(&self, answer: Result<T, RpcError>) {
         let mut state = self.0.lock();
-        if let State::Waiting(waker) = &mut *state {
-            let waker = waker.take();
-            *state = State::Answered(answer);
+        if let State::Waiting { asker, .. } = &mut *state {
+            let waker = asker.take();
+            let _answerers = std::mem::replace(&mut *state, State::Answered(answer));
             drop(state);
             if let Some(waker) = waker {
                 waker.wake();
@@ -36,22 +40,44 @@ impl<T> Slot<T> {
 
     /// The asker no longer waits.
     pub(crate) fn close(&self) {
-        // An answer is dropped outside the lock: its destructor may be anything.
-        let _unread = std::mem::replace(&mut *self.0.lock(), State::Closed);
+        let unread = std::mem::replace(&mut *self.0.lock(), State::Closed);
+        // Outside the lock, as is dropping an answer: its destructor may be anything.
+        if let State::Waiting { answerers, .. } = unread {
+            answerers.into_iter().for_each(Waker::wake);
+        }
+    }
+
+    /// Ready once the asker no longer waits.
+    pub(crate) fn poll_closed(&self, cx: &Context<'_>) -> Poll<()> {
+        match &mut *self.0.lock() {
+            State::Waiting { answerers, .. } => {
+                if !answerers.iter().any(|waker| waker.will_wake(cx.waker())) {
+                    answerers.push(cx.waker().clone());
+                }
+                Poll::Pending
+            }
+            State::Answered(_) | State::Closed => Poll::Ready(()),
+        }
     }
 
     pub(crate) fn poll(&self, cx: &Context<'_>) -> Poll<Result<T, RpcError>> {
         let mut state = self.0.lock();
-        if let State::Waiting(waker) = &mut *state {
-            match waker {
+        if let State::Waiting { asker, .. } = &mut *state {
+            match asker {
                 Some(waker) => waker.clone_from(cx.waker()),
-                None => *waker = Some(cx.waker().clone()),
+                None => *asker = Some(cx.waker().clone()),
             }
             return Poll::Pending;
         }
         match std::mem::replace(&mut *state, State::Closed) {
             State::Answered(answer) => Poll::Ready(answer),
-            State::Waiting(_) | State::Closed => Poll::Pending,
+            State::Waiting { .. } | State::Closed => Poll::Pending,
         }
+    }
+}
+
+impl<T: Send> Asker for Slot<T> {
+    fn waits(&self) -> bool {
+        matches!(*self.0.lock(), State::Waiting { .. })
     }
 }

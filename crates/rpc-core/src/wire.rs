@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use prost::Message;
+use tokio::time::Instant;
 
 use crate::address::RpcAddress;
 use crate::error::{ErrorKind, RpcError};
@@ -28,7 +29,7 @@ impl OutgoingBody<'_> {
     ///
     /// # Errors
     ///
-    /// None at present; a message that is too large to travel will be one.
+    /// None at present.
     pub fn message(&mut self, message: &impl Message) -> Result<(), RpcError> {
         put_message(self.0, REQUEST_BODY_KEY, message);
         Ok(())
@@ -66,14 +67,54 @@ pub(crate) fn encode_value<T: Message>(value: &T) -> Bytes {
     out.freeze()
 }
 
+/// The answer of an endpoint that failed a request.
 pub(crate) fn encode_failure(error: &RpcError) -> Bytes {
     let kind = match error.kind() {
         ErrorKind::Panic => proto::failure::Kind::Panic,
         ErrorKind::Unanswered => proto::failure::Kind::Unanswered,
         ErrorKind::Stopped => proto::failure::Kind::Stopped,
         ErrorKind::Timeout => proto::failure::Kind::Timeout,
+        // The inbox's own; one that the endpoint met elsewhere is not retryable here.
+        ErrorKind::Limit if error.is_retryable() => proto::failure::Kind::Limit,
         _ => proto::failure::Kind::Application,
     };
+    answer(failure(kind, error))
+}
+
+/// The answer to a request that no endpoint saw.
+pub(crate) fn encode_refusal(error: &RpcError) -> Bytes {
+    answer(refusal(error))
+}
+
+/// Why no endpoint saw a message.
+pub(crate) fn refusal(error: &RpcError) -> proto::Failure {
+    let kind = match error.kind() {
+        ErrorKind::EndpointNotFound => proto::failure::Kind::EndpointNotFound,
+        ErrorKind::Stopped => proto::failure::Kind::Stopped,
+        ErrorKind::Limit => proto::failure::Kind::Limit,
+        _ => proto::failure::Kind::NotDelivered,
+    };
+    failure(kind, error)
+}
+
+/// Checks the size of what is to leave the process.
+pub(crate) fn check_size(what: &str, bytes: usize, max: usize) -> Result<(), RpcError> {
+    if bytes <= max {
+        return Ok(());
+    }
+    let text = format!(
+        "{what} has {bytes} bytes, and {max} is the limit of spark.rpc.message.maxSize: \
+         large data travels as chunks or streams of the transport"
+    );
+    Err(RpcError::new(ErrorKind::Limit, text))
+}
+
+fn answer(failure: proto::Failure) -> Bytes {
+    let answer = proto::Answer { result: Some(proto::answer::Result::Failure(failure)) };
+    answer.encode_to_vec().into()
+}
+
+fn failure(kind: proto::failure::Kind, error: &RpcError) -> proto::Failure {
     let mut texts = vec![error.to_string()];
     let mut next = std::error::Error::source(error);
     while let Some(cause) = next {
@@ -83,10 +124,15 @@ pub(crate) fn encode_failure(error: &RpcError) -> Bytes {
     // An error made from another one says the same.
     texts.dedup();
     let message = texts.remove(0);
-    let failure =
-        proto::Failure { kind: kind.into(), message, causes: texts, retryable: error.is_retryable() };
-    let answer = proto::Answer { result: Some(proto::answer::Result::Failure(failure)) };
-    answer.encode_to_vec().into()
+    proto::Failure { kind: kind.into(), message, causes: texts, retryable: error.is_retryable() }
+}
+
+/// A notice in its envelope, for a one-way message.
+pub(crate) fn notice(notice: proto::notice::Notice) -> Bytes {
+    let notice = proto::Notice { notice: Some(notice) };
+    let mut out = BytesMut::new();
+    put_message(&mut out, REQUEST_BODY_KEY, &notice);
+    out.freeze()
 }
 
 /// The fields of a request that are the same in all messages of one ref.
@@ -112,6 +158,10 @@ pub(crate) struct RequestView {
     service: Bytes,
     #[prost(bytes = "bytes", tag = "5")]
     method: Bytes,
+    #[prost(uint64, tag = "6")]
+    pub(crate) remaining_us: u64,
+    #[prost(bytes = "bytes", tag = "7")]
+    traceparent: Bytes,
     #[prost(bytes = "bytes", tag = "15")]
     pub(crate) body: Bytes,
 }
@@ -122,24 +172,40 @@ pub(crate) struct Texts<'a> {
     pub(crate) endpoint: &'a str,
     pub(crate) service: &'a str,
     pub(crate) method: &'a str,
+    pub(crate) traceparent: &'a str,
 }
 
 impl RequestView {
+    /// It is about the connection and not for an endpoint.
+    pub(crate) fn is_notice(&self) -> bool {
+        self.endpoint.is_empty()
+    }
+
+    /// Until when its asker waits, as far as is told.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        match self.remaining_us {
+            0 => None,
+            micros => Instant::now().checked_add(Duration::from_micros(micros)),
+        }
+    }
+
     pub(crate) fn texts(&self) -> Result<Texts<'_>, std::str::Utf8Error> {
         Ok(Texts {
             sender: std::str::from_utf8(&self.sender)?,
             endpoint: std::str::from_utf8(&self.endpoint)?,
             service: std::str::from_utf8(&self.service)?,
             method: std::str::from_utf8(&self.method)?,
+            traceparent: std::str::from_utf8(&self.traceparent)?,
         })
     }
 }
 
-/// A whole request. `remaining`: how long the asker waits; none for a one-way message.
+/// A whole request. `remaining`: how long the asker waits; none for a one-way message, or if it waits for ever.
 pub(crate) fn request(
     head: &[u8],
     method: Method,
     remaining: Option<Duration>,
+    traceparent: Option<&str>,
     encode: impl FnOnce(&mut OutgoingBody<'_>) -> Result<(), RpcError>,
 ) -> Result<Bytes, RpcError> {
     let mut out = BytesMut::with_capacity(head.len() + method.service().len() + method.name().len() + 32);
@@ -150,6 +216,9 @@ pub(crate) fn request(
         let micros = u64::try_from(remaining.as_micros()).unwrap_or(u64::MAX);
         out.put_u8(6 << 3);
         put_varint(&mut out, micros);
+    }
+    if let Some(traceparent) = traceparent {
+        put_text(&mut out, 7 << 3 | 2, traceparent);
     }
     encode(&mut OutgoingBody(&mut out))?;
     Ok(out.freeze())
@@ -186,13 +255,16 @@ pub(crate) fn decode_answer(answer: Bytes, peer: &dyn Display) -> Result<Incomin
     }
 }
 
-fn decode_failure(failure: proto::Failure) -> RpcError {
+pub(crate) fn decode_failure(failure: proto::Failure) -> RpcError {
     let kind = match failure.kind() {
         proto::failure::Kind::Application => ErrorKind::Application,
         proto::failure::Kind::Panic => ErrorKind::Panic,
         proto::failure::Kind::Unanswered => ErrorKind::Unanswered,
         proto::failure::Kind::Stopped => ErrorKind::Stopped,
         proto::failure::Kind::Timeout => ErrorKind::Timeout,
+        proto::failure::Kind::EndpointNotFound => ErrorKind::EndpointNotFound,
+        proto::failure::Kind::NotDelivered => ErrorKind::NotDelivered,
+        proto::failure::Kind::Limit => ErrorKind::Limit,
     };
     // The innermost cause is the source of the one before it, and so on outwards.
     let cause = failure.causes.into_iter().rev().fold(None, |inner, text| {
@@ -229,7 +301,8 @@ mod tests {
     fn sample() -> Bytes {
         let head = request_head(Some(&RpcAddress::new("::1", 7077)), 0x0102_0304_0506_0708, "ep");
         let method = Method::new("pkg.Svc", "Do");
-        request(&head, method, Some(Duration::from_millis(300)), |body| body.message(&text("hi"))).unwrap()
+        let remaining = Some(Duration::from_millis(300));
+        request(&head, method, remaining, Some("00-1-2-01"), |body| body.message(&text("hi"))).unwrap()
     }
 
     /// Other versions and other implementations read and write exactly this.
@@ -243,6 +316,7 @@ mod tests {
         expected.extend(b"\x2a\x02Do");
         // 300 000 microseconds.
         expected.extend(b"\x30\xe0\xa7\x12");
+        expected.extend(b"\x3a\x0900-1-2-01");
         expected.extend(b"\x7a\x04\x0a\x02hi");
         assert_eq!(&sample()[..], expected);
     }
@@ -257,6 +331,7 @@ mod tests {
             service: "pkg.Svc".to_owned(),
             method: "Do".to_owned(),
             remaining_us: 300_000,
+            traceparent: "00-1-2-01".to_owned(),
             body: text("hi").encode_to_vec().into(),
         };
         assert_eq!(read, expected);
@@ -264,7 +339,7 @@ mod tests {
         let view = RequestView::decode(sample()).unwrap();
         let texts = view.texts().unwrap();
         assert_eq!((texts.sender, texts.endpoint), ("[::1]:7077", "ep"));
-        assert_eq!((texts.service, texts.method), ("pkg.Svc", "Do"));
+        assert_eq!((texts.service, texts.method, texts.traceparent), ("pkg.Svc", "Do", "00-1-2-01"));
         assert_eq!(view.body, text("hi").encode_to_vec());
     }
 

@@ -560,16 +560,16 @@ async fn sends_and_asks_of_one_holder_arrive_in_order() {
         Ok(())
     });
     let endpoint = env.setup_endpoint("order", serve).unwrap();
-    let mut last = None;
+    let mut asks = Vec::new();
     for n in 0..1000 {
         if n % 10 == 9 {
             // Not polled before the end: asks are on their way when they are called.
-            last = Some(endpoint.ask(Work(n)));
+            asks.push(endpoint.ask(Work(n)));
         } else {
             endpoint.send(Tell(n)).unwrap();
         }
     }
-    assert_eq!(soon(last.unwrap()).await.unwrap(), 1000);
+    assert_eq!(soon(asks.pop().unwrap()).await.unwrap(), 1000);
 }
 
 #[tokio::test]

@@ -48,6 +48,18 @@ impl<T> RequestFuture<T> {
         };
         Self { state, extract }
     }
+
+    /// The connection that the answer is to come over and the request's id on it; none once the future has ended.
+    ///
+    /// For protocols on top that tell the peer more about an RPC under way. Fetches are named otherwise on the wire, so
+    /// theirs means nothing to the peer.
+    #[must_use]
+    pub fn pending(&self) -> Option<(&TransportClient, i64)> {
+        match &self.state {
+            State::Waiting(client, ticket) => Some((client, ticket.id())),
+            State::Failed(_) | State::Finished => None,
+        }
+    }
 }
 
 impl<T> Future for RequestFuture<T> {

@@ -25,6 +25,13 @@ impl RpcResponseCallback {
         Self(Pending { shared, request_id, answered: false })
     }
 
+    /// The id of the request on its connection, as the asker knows it too
+    /// ([`RequestFuture::pending`](crate::RequestFuture::pending)).
+    #[must_use]
+    pub fn request_id(&self) -> i64 {
+        self.0.request_id
+    }
+
     /// Succeeds with `body`. One that does not fit into a frame fails the asker, naming both sizes.
     pub fn reply(mut self, body: impl Into<Bytes>) {
         let body = body.into();

@@ -12,13 +12,16 @@ use tokio::sync::watch;
 
 use super::{Inner, RpcEnv};
 use crate::address::{RpcAddress, RpcEndpointAddress};
+use crate::ask::Asks;
 use crate::conf::RpcConf;
-use crate::deadlines::Deadlines;
 use crate::dispatcher::Dispatcher;
+use crate::endpoint_options::EndpointOptions;
 use crate::endpoint_ref::RpcEndpointRef;
 use crate::error::{ErrorKind, RpcError};
 use crate::handler::EnvHandler;
+use crate::link::Links;
 use crate::outbox::Outboxes;
+use crate::trace::{TraceContext, Tracer};
 use crate::verifier::EndpointVerifier;
 
 /// Makes an [`RpcEnv`]. Either [`bind`](Self::bind) or [`client_mode`](Self::client_mode) must be chosen.
@@ -29,6 +32,7 @@ pub struct RpcEnvBuilder {
     conf: RpcConf,
     mode: Mode,
     advertised: Option<String>,
+    tracer: Tracer,
 }
 
 #[derive(Clone, Debug)]
@@ -40,7 +44,13 @@ enum Mode {
 
 impl RpcEnvBuilder {
     pub(super) fn new(name: String) -> Self {
-        Self { name, conf: RpcConf::new(), mode: Mode::Undecided, advertised: None }
+        Self {
+            name,
+            conf: RpcConf::new(),
+            mode: Mode::Undecided,
+            advertised: None,
+            tracer: Tracer::default(),
+        }
     }
 
     /// Listen at `address`, host:port. Port 0 takes a free one; [`RpcEnv::address`] tells which.
@@ -68,6 +78,12 @@ impl RpcEnvBuilder {
         self
     }
 
+    /// Carry distributed traces along with messages.
+    pub fn trace_context(mut self, context: impl TraceContext) -> Self {
+        self.tracer = Tracer(Some(Arc::new(context)));
+        self
+    }
+
     /// Starts the environment on the current tokio runtime.
     ///
     /// # Errors
@@ -85,7 +101,7 @@ impl RpcEnvBuilder {
             }
         };
         let advertised = bind.as_ref().map(|bind| self.advertised_host(bind)).transpose()?;
-        let (ask_timeout, lookup_timeout) = (self.conf.ask_timeout()?, self.conf.lookup_timeout()?);
+        let lookup_timeout = self.conf.lookup_timeout()?;
         // The outbox promises order, which holds on one connection only (`rpc 12`).
         let transport_conf = TransportConf::from_settings("rpc", self.conf.settings())
             .and_then(|conf| conf.with("spark.rpc.io.numConnectionsPerPeer", "1"))
@@ -93,22 +109,33 @@ impl RpcEnvBuilder {
 
         let runtime = Handle::current();
         let dispatcher = Arc::new(Dispatcher::new(runtime.clone()));
-        let context = TransportContext::new(transport_conf, EnvHandler::new(Arc::clone(&dispatcher)));
-        let outboxes = Outboxes::new(context.create_client_factory(), runtime.clone());
+        let links = Links::new(self.conf.inbox_budget()?, self.conf.max_message()?, runtime.clone());
+        let handler = EnvHandler::new(Arc::clone(&dispatcher), Arc::clone(&links), self.tracer.clone());
+        let context = TransportContext::new(transport_conf, handler);
+        let outbox_limits = self.conf.outbox_limits()?;
+        let outboxes = Outboxes::new(
+            context.create_client_factory(),
+            Arc::clone(&links),
+            outbox_limits,
+            runtime.clone(),
+        );
 
         let mut inner = Inner {
             name: self.name,
             address: None,
-            ask_timeout,
             lookup_timeout,
-            deadlines: Deadlines::new(runtime.clone()),
+            inbox_conf: self.conf.inbox()?,
+            shutdown_timeout: self.conf.shutdown_timeout()?,
+            asks: Asks::new(self.conf.ask()?, self.tracer, runtime.clone()),
             dispatcher,
             outboxes,
+            links,
+            transport: context.metrics(),
             server: Mutex::new(None),
             incarnation: incarnation(),
             runtime,
             stopping: AtomicBool::new(false),
-            terminated: watch::Sender::new(false),
+            terminated: watch::Sender::new(None),
         };
         if let (Some(bind), Some(host)) = (bind, advertised) {
             // Before anybody can connect, so that no lookup finds it missing.
@@ -119,7 +146,8 @@ impl RpcEnvBuilder {
                     inner.server = Mutex::new(Some(server));
                 }
                 Err(error) => {
-                    inner.dispatcher.stop().await;
+                    let stopping = inner.dispatcher.begin_stop();
+                    inner.dispatcher.finish_stop(stopping, inner.shutdown_timeout).await;
                     return Err(error);
                 }
             }
@@ -151,17 +179,12 @@ async fn listen(context: &TransportContext, bind: &RpcAddress) -> Result<Transpo
 impl Inner {
     fn register_verifier(&self) -> Result<(), RpcError> {
         let address = RpcEndpointAddress::new(None, EndpointVerifier::NAME)?;
-        let make_ref = |mailbox| {
-            RpcEndpointRef::local(
-                address.clone(),
-                self.ask_timeout.clone(),
-                Arc::clone(&self.deadlines),
-                mailbox,
-            )
-        };
+        let make_ref = |mailbox| RpcEndpointRef::local(address.clone(), Arc::clone(&self.asks), mailbox);
         // It never looks at its environment, which is not complete yet.
         let verifier = EndpointVerifier::new(&self.dispatcher);
-        self.dispatcher.register(address.clone(), verifier, make_ref, Arc::new(()))?;
+        let options = EndpointOptions::new();
+        let limits = self.inbox_conf;
+        self.dispatcher.register(address.clone(), verifier, &options, limits, make_ref, Arc::new(()))?;
         Ok(())
     }
 }

@@ -1,0 +1,419 @@
+//! The queue of one endpoint.
+
+mod batch;
+
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::task::Waker;
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use network_common::ConnectionId;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+pub(crate) use batch::Batch;
+use batch::Done;
+
+use crate::address::{RpcAddress, RpcEndpointAddress};
+use crate::call_context::discard;
+use crate::credit::{Account, Volume, Windows};
+use crate::error::{ErrorKind, RpcError};
+use crate::limits::{InboxConf, Overflow};
+use crate::link::{Link, Receiver};
+use crate::metrics::{EndpointSnapshot, Histogram};
+use crate::origin::Origin;
+use crate::post::Mailbox;
+
+/// A queue that keeps its buffer while parked only up to this many items.
+const KEEP: usize = 64;
+
+/// What an endpoint is to do. Starting is not among it: a loop begins with it.
+pub(crate) enum Item<M> {
+    Message { message: M, origin: Origin },
+    Event(Event),
+    Stop,
+}
+
+/// What befell a connection, or a message that went over it.
+#[derive(Clone, Debug)]
+pub(crate) enum Event {
+    Connected(RpcAddress),
+    Disconnected(RpcAddress),
+    NetworkError(RpcError, RpcAddress),
+    Undelivered(RpcError, RpcAddress),
+}
+
+/// Many put in, one loop takes out: everything at once, so the lock is taken twice per batch and not per message.
+///
+/// A message counts against the limits until it has been handled, so what the loop has in hand counts too.
+pub(crate) struct Inbox<M> {
+    state: Mutex<State<M>>,
+    /// How long messages took. There with the first that was measured.
+    processing: Mutex<Option<Box<Histogram>>>,
+    address: RpcEndpointAddress,
+    conf: InboxConf,
+    windows: Windows,
+    /// There is room again.
+    room: Notify,
+}
+
+struct State<M> {
+    queue: VecDeque<Item<M>>,
+    /// Of messages, queued or in hand.
+    held: Volume,
+    /// What the accounts may still send.
+    promised: Volume,
+    /// Of the connections that messages came over.
+    accounts: HashMap<ConnectionId, Account>,
+    /// The loop, if it waits for something to come.
+    parked: Option<Waker>,
+    closed: Option<Closed>,
+    ended: bool,
+    counts: Counts,
+    /// Since when the queue has not been empty while the loop was busy.
+    queued_since: Option<Instant>,
+    /// Since when what the loop has in hand keeps it busy, as far as is known.
+    in_hand_since: Option<Instant>,
+}
+
+/// What has become of messages.
+#[derive(Clone, Copy, Default)]
+struct Counts {
+    handled: u64,
+    failed: u64,
+    refused: u64,
+    dropped: u64,
+    expired: u64,
+    /// Came after the inbox was closed.
+    late: u64,
+}
+
+/// What has become of messages, for the report of a shutdown.
+pub(crate) struct Ending {
+    pub(crate) handled: u64,
+    pub(crate) late: u64,
+    pub(crate) held: u64,
+    /// The endpoint has been stopped, to the end of its `on_stop`.
+    pub(crate) ended: bool,
+}
+
+/// Why nothing goes in any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Closed {
+    Endpoint,
+    Env,
+    /// The loop's task was dropped, as happens when its runtime shuts down.
+    Runtime,
+}
+
+impl<M> Inbox<M> {
+    pub(crate) fn new(address: RpcEndpointAddress, conf: InboxConf) -> Self {
+        let state = State {
+            queue: VecDeque::new(),
+            held: Volume::default(),
+            promised: Volume::default(),
+            accounts: HashMap::new(),
+            parked: None,
+            closed: None,
+            ended: false,
+            counts: Counts::default(),
+            queued_since: None,
+            in_hand_since: None,
+        };
+        let windows = Windows::of(conf.limit);
+        Self {
+            state: Mutex::new(state),
+            processing: Mutex::default(),
+            address,
+            conf,
+            windows,
+            room: Notify::new(),
+        }
+    }
+
+    pub(crate) fn address(&self) -> &RpcEndpointAddress {
+        &self.address
+    }
+
+    /// Appends what `build` makes, which may be nothing. True if that opened an account for its connection, which
+    /// [`Receiver::disconnected`] closes.
+    pub(crate) fn append(&self, origin: Origin, build: impl FnOnce() -> Option<M>) -> Result<bool, RpcError> {
+        let (mut dropped, mut grant, mut opened) = (None, None, false);
+        let bytes = origin.bytes::<M>();
+        let mut state = self.state.lock();
+        if let Some(closed) = state.closed {
+            state.counts.late += 1;
+            return Err(self.closed(closed));
+        }
+        let expected = origin.link().is_some_and(|link| {
+            opened = state.open_account(link.id(), &self.windows);
+            state.accounts.get(&link.id()).is_some_and(Account::expects)
+        });
+        if !expected && !state.held.fits(self.conf.limit) {
+            match self.conf.overflow {
+                // If nothing is taken out, all is in hand.
+                Overflow::DropOldest => dropped = state.take_oldest(),
+                Overflow::Refuse => {}
+            }
+            if dropped.is_none() {
+                state.counts.refused += 1;
+                return Err(self.full());
+            }
+            state.counts.dropped += 1;
+        }
+        let Some(message) = build() else { return Ok(opened) };
+        state.held.add(Volume::message(bytes));
+        if let Some(link) = origin.link() {
+            grant = state.receive(link.id(), bytes).map(|more| (Arc::clone(link), more));
+        }
+        let parked = state.parked.take();
+        // While the loop is parked it has nothing else to do, so the clock can be spared.
+        if parked.is_none() && state.queue.is_empty() {
+            state.queued_since = Some(Instant::now());
+        }
+        state.queue.push_back(Item::Message { message, origin });
+        drop(state);
+        if let Some(loop_) = parked {
+            loop_.wake();
+        }
+        if let Some((link, more)) = grant {
+            link.grant(self.address.name(), more);
+        }
+        if let Some((message, origin)) = dropped {
+            tracing::warn!(endpoint = %self.address, "the inbox is full: its oldest message is dropped");
+            discard(origin.ask_id(), message, &self.full());
+            let done = Done { volume: Volume::message(origin.bytes::<M>()), link: origin.link().cloned() };
+            let released = self.state.lock().release([done], self.conf.limit, &self.windows);
+            self.tell(released);
+        }
+        Ok(opened)
+    }
+
+    /// Events are few and bypass the limits.
+    pub(crate) fn post_event(&self, event: Event) {
+        let mut state = self.state.lock();
+        // An endpoint that has stopped is told nothing more.
+        if state.closed.is_none() {
+            state.queue.push_back(Item::Event(event));
+            let parked = state.parked.take();
+            drop(state);
+            if let Some(loop_) = parked {
+                loop_.wake();
+            }
+        }
+    }
+
+    /// Takes nothing more; what is queued is handled, then the endpoint's `on_stop` runs. Only the first call counts.
+    pub(crate) fn stop(&self, why: Closed) {
+        let mut state = self.state.lock();
+        if state.closed.is_none() {
+            state.closed = Some(why);
+            state.queue.push_back(Item::Stop);
+            let parked = state.parked.take();
+            drop(state);
+            if let Some(loop_) = parked {
+                loop_.wake();
+            }
+            self.room.notify_waiters();
+        }
+    }
+
+    /// The loop has ended: takes nothing more and fails what is left, by dropping it after the door is shut.
+    pub(crate) fn abandon(&self) {
+        let mut state = self.state.lock();
+        let closed = *state.closed.get_or_insert(Closed::Runtime);
+        let left = std::mem::take(&mut state.queue);
+        // The waker keeps an isolated endpoint's threads.
+        let _parked = state.parked.take();
+        drop(state);
+        self.room.notify_waiters();
+        self.discard(left, closed);
+    }
+
+    fn discard(&self, items: VecDeque<Item<M>>, why: Closed) {
+        for item in items {
+            if let Item::Message { message, origin } = item {
+                discard(origin.ask_id(), message, &self.closed(why));
+            }
+        }
+    }
+
+    /// To be called when messages have been handled: there is room for others, and credit for who sent them.
+    fn tell(&self, released: Released) {
+        if released.room {
+            self.room.notify_waiters();
+        }
+        for (link, more) in released.grants {
+            link.grant(self.address.name(), more);
+        }
+    }
+
+    /// Has `waker` woken by the next item; false if there is one already. `spare` is an empty buffer to go on with.
+    pub(crate) fn park(&self, waker: &Waker, spare: &mut VecDeque<Item<M>>) -> bool {
+        let mut state = self.state.lock();
+        if !state.queue.is_empty() {
+            return false;
+        }
+        if (state.queue.capacity() < spare.capacity() && spare.capacity() <= KEEP)
+            || state.queue.capacity() > KEEP
+        {
+            std::mem::swap(&mut state.queue, spare);
+        }
+        if state.queue.capacity() > KEEP {
+            state.queue = VecDeque::new();
+        }
+        match &mut state.parked {
+            Some(parked) => parked.clone_from(waker),
+            None => state.parked = Some(waker.clone()),
+        }
+        true
+    }
+
+    /// The handling of a message has taken so long.
+    pub(crate) fn took(&self, time: Duration) {
+        self.processing.lock().get_or_insert_default().record(time);
+        if time >= self.conf.slow {
+            tracing::warn!(
+                endpoint = %self.address,
+                ?time,
+                setting = "spark.rpc.slowMessageThreshold",
+                "handling a message took long"
+            );
+        }
+    }
+
+    /// The endpoint's `on_stop` has run.
+    pub(crate) fn end(&self) {
+        self.state.lock().ended = true;
+    }
+
+    pub(crate) fn ending(&self) -> Ending {
+        let state = self.state.lock();
+        let Counts { handled, late, .. } = state.counts;
+        Ending { handled, late, held: state.held.messages, ended: state.ended }
+    }
+
+    pub(crate) fn snapshot(&self) -> EndpointSnapshot {
+        let processing = self.processing.lock().as_deref().cloned().unwrap_or_default();
+        let state = self.state.lock();
+        let oldest = state.in_hand_since.or(state.queued_since);
+        let Counts { handled, failed, refused, dropped, expired, late: _ } = state.counts;
+        EndpointSnapshot {
+            name: self.address.name().to_owned(),
+            queued: state.held.messages,
+            queued_bytes: state.held.bytes,
+            lag: oldest.map(|since| since.elapsed()).unwrap_or_default(),
+            handled,
+            failed,
+            refused,
+            dropped,
+            expired,
+            processing,
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        let state = self.state.lock();
+        state.closed.is_none() && !state.held.fits(self.conf.limit)
+    }
+
+    fn closed(&self, closed: Closed) -> RpcError {
+        let text = match closed {
+            Closed::Endpoint => format!("the endpoint {} has been stopped", self.address),
+            Closed::Env => format!("RpcEnv already stopped: {} takes no more messages", self.address),
+            Closed::Runtime => format!("the runtime that ran the endpoint {} has shut down", self.address),
+        };
+        RpcError::new(ErrorKind::Stopped, text).with_peer(&self.address)
+    }
+
+    fn full(&self) -> RpcError {
+        let text = format!("the inbox of {} is full: {}", self.address, self.conf.limit_text());
+        RpcError::new(ErrorKind::Limit, text).with_peer(&self.address).retryable()
+    }
+}
+
+impl<M> State<M> {
+    /// False if there was one.
+    fn open_account(&mut self, connection: ConnectionId, windows: &Windows) -> bool {
+        match self.accounts.entry(connection) {
+            Entry::Occupied(_) => false,
+            Entry::Vacant(place) => {
+                let account = place.insert(Account::new(windows));
+                self.promised.add(account.promised());
+                true
+            }
+        }
+    }
+
+    fn receive(&mut self, connection: ConnectionId, bytes: u64) -> Option<Volume> {
+        let account = self.accounts.get_mut(&connection)?;
+        self.promised.remove(account.promised());
+        let grant = account.receive(bytes);
+        self.promised.add(account.promised());
+        grant
+    }
+
+    fn release(
+        &mut self,
+        done: impl IntoIterator<Item = Done>,
+        limit: Volume,
+        windows: &Windows,
+    ) -> Released {
+        let was_full = !self.held.fits(limit);
+        let mut grants = Vec::new();
+        for done in done {
+            self.held.remove(done.volume);
+            let Some(link) = done.link else { continue };
+            let Some(account) = self.accounts.get_mut(&link.id()) else { continue };
+            let free = limit.minus(self.held).minus(self.promised);
+            self.promised.remove(account.promised());
+            grants.extend(account.handle(done.volume, free, windows).map(|more| (link, more)));
+            self.promised.add(account.promised());
+        }
+        Released { room: was_full && self.held.fits(limit), grants }
+    }
+
+    /// Takes out the message that has waited longest.
+    fn take_oldest(&mut self) -> Option<(M, Origin)> {
+        let place = self.queue.iter().position(|item| matches!(item, Item::Message { .. }))?;
+        match self.queue.remove(place)? {
+            Item::Message { message, origin } => Some((message, origin)),
+            Item::Event(_) | Item::Stop => None,
+        }
+    }
+}
+
+/// What is to be told, after the lock, when messages have been handled.
+struct Released {
+    /// There is room where there was none.
+    room: bool,
+    grants: Vec<(Arc<Link>, Volume)>,
+}
+
+impl<M: Send> Mailbox<M> for Inbox<M> {
+    fn post(&self, origin: Origin, build: &mut dyn FnMut() -> Option<M>) -> Result<(), RpcError> {
+        self.append(origin, build).map(drop)
+    }
+
+    fn room(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async {
+            let mut room = std::pin::pin!(self.room.notified());
+            room.as_mut().enable();
+            if self.is_full() {
+                room.await;
+            }
+        })
+    }
+}
+
+impl<M: Send> Receiver for Inbox<M> {
+    fn disconnected(&self, connection: ConnectionId) {
+        let mut state = self.state.lock();
+        if let Some(account) = state.accounts.remove(&connection) {
+            state.promised.remove(account.promised());
+        }
+    }
+}

@@ -1,0 +1,266 @@
+//! One connection to another environment, with what both sides tell each other about it.
+
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
+
+use network_common::{ConnectionId, ErrorKind, TransportClient};
+use parking_lot::{Mutex, RwLock};
+use tokio::runtime::Handle;
+use tokio::sync::Notify;
+
+use crate::address::RpcAddress;
+use crate::credit::Volume;
+use crate::limits::Budget;
+use crate::wire::{self, proto};
+
+/// So many requests that the peer gave up are remembered until their turn comes. The oldest are forgotten first,
+/// and then handled although nobody waits.
+const MAX_GIVEN_UP: usize = 4096;
+
+/// All connections of an environment.
+pub(crate) struct Links {
+    by_id: RwLock<HashMap<ConnectionId, Arc<Link>>>,
+    /// Several where two addresses lead to one peer.
+    senders: Mutex<HashMap<ConnectionId, Vec<Weak<dyn Sender>>>>,
+    budget: Arc<Budget>,
+    undelivered: AtomicU64,
+    /// Bytes that an answer may have.
+    max_message: usize,
+    runtime: Handle,
+}
+
+/// Who of this environment sends over a connection.
+pub(crate) trait Sender: Send + Sync {
+    /// The peer takes so much more for `endpoint`.
+    fn granted(&self, endpoint: &str, more: Volume);
+
+    /// The connection has ended.
+    fn disconnected(&self, connection: ConnectionId);
+}
+
+/// Who of this environment gets messages over a connection.
+pub(crate) trait Receiver: Send + Sync {
+    /// The connection has ended.
+    fn disconnected(&self, connection: ConnectionId);
+}
+
+impl Links {
+    pub(crate) fn new(budget: Budget, max_message: usize, runtime: Handle) -> Arc<Self> {
+        let budget = Arc::new(budget);
+        Arc::new(Self {
+            by_id: RwLock::default(),
+            senders: Mutex::default(),
+            budget,
+            undelivered: AtomicU64::new(0),
+            max_message,
+            runtime,
+        })
+    }
+
+    /// What messages from the network may hold in this environment.
+    pub(crate) fn budget(&self) -> &Budget {
+        &self.budget
+    }
+
+    /// A peer refused a one-way message.
+    pub(crate) fn count_undelivered(&self) {
+        self.undelivered.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn undelivered(&self) -> u64 {
+        self.undelivered.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn add(&self, client: &TransportClient) -> Arc<Link> {
+        let link = Link::new(client, self);
+        self.by_id.write().insert(client.id(), Arc::clone(&link));
+        link
+    }
+
+    pub(crate) fn get(&self, client: &TransportClient) -> Option<Arc<Link>> {
+        self.by_id.read().get(&client.id()).cloned()
+    }
+
+    /// `sender` is told what the peer says of what it sends over `client`. False if that has ended already.
+    pub(crate) fn add_sender(&self, client: &TransportClient, sender: Weak<dyn Sender>) -> bool {
+        self.senders.lock().entry(client.id()).or_default().push(sender);
+        // A connection that ends from here on finds the entry.
+        let active = client.is_active();
+        if !active {
+            self.senders.lock().remove(&client.id());
+        }
+        active
+    }
+
+    pub(crate) fn granted(&self, client: &TransportClient, endpoint: &str, more: Volume) {
+        let senders = self.senders.lock().get(&client.id()).cloned().unwrap_or_default();
+        for sender in senders.iter().filter_map(Weak::upgrade) {
+            sender.granted(endpoint, more);
+        }
+    }
+
+    pub(crate) fn remove(&self, client: &TransportClient) -> Option<Arc<Link>> {
+        let senders = self.senders.lock().remove(&client.id()).unwrap_or_default();
+        for sender in senders.iter().filter_map(Weak::upgrade) {
+            sender.disconnected(client.id());
+        }
+        let link = self.by_id.write().remove(&client.id())?;
+        let receivers = std::mem::take(&mut *link.receivers.lock());
+        for receiver in receivers.iter().filter_map(Weak::upgrade) {
+            receiver.disconnected(client.id());
+        }
+        // Nobody waits for answers over it any more.
+        link.changed.notify_waiters();
+        Some(link)
+    }
+}
+
+/// One connection, whoever made it.
+pub(crate) struct Link {
+    client: TransportClient,
+    socket: RpcAddress,
+    /// Where the peer listens, once it has said so; with the text that said it, which every message repeats.
+    told: OnceLock<(String, RpcAddress)>,
+    /// Who has an account for it.
+    receivers: Mutex<Vec<Weak<dyn Receiver>>>,
+    given_up: Mutex<VecDeque<i64>>,
+    /// Its length, to look at without the lock.
+    given_up_count: AtomicUsize,
+    changed: Notify,
+    budget: Arc<Budget>,
+    max_message: usize,
+    runtime: Handle,
+}
+
+impl Link {
+    fn new(client: &TransportClient, all: &Links) -> Arc<Self> {
+        Arc::new(Self {
+            client: client.clone(),
+            socket: client.peer_addr().into(),
+            told: OnceLock::new(),
+            receivers: Mutex::default(),
+            given_up: Mutex::default(),
+            given_up_count: AtomicUsize::new(0),
+            changed: Notify::new(),
+            budget: Arc::clone(&all.budget),
+            max_message: all.max_message,
+            runtime: all.runtime.clone(),
+        })
+    }
+
+    /// What messages from the network may hold in this environment.
+    pub(crate) fn budget(&self) -> &Budget {
+        &self.budget
+    }
+
+    /// Bytes that an answer may have.
+    pub(crate) fn max_message(&self) -> usize {
+        self.max_message
+    }
+
+    pub(crate) fn id(&self) -> ConnectionId {
+        self.client.id()
+    }
+
+    pub(crate) fn socket(&self) -> &RpcAddress {
+        &self.socket
+    }
+
+    /// Where the peer listens, if it has said so.
+    pub(crate) fn listens_at(&self) -> Option<&RpcAddress> {
+        self.told.get().map(|(_, address)| address)
+    }
+
+    /// Who sent a message with `text` in its sender field, and whether it said so for the first time.
+    pub(crate) fn sender_of(&self, text: &str) -> (RpcAddress, bool) {
+        match self.told.get() {
+            Some((told, address)) if told == text => return (address.clone(), false),
+            _ if text.is_empty() => return (self.socket.clone(), false),
+            _ => {}
+        }
+        let Ok(address) = text.parse::<RpcAddress>() else { return (self.socket.clone(), false) };
+        let first = self.told.set((text.to_owned(), address.clone())).is_ok();
+        (address, first)
+    }
+
+    /// `receiver` is to be told of the end of this connection.
+    pub(crate) fn add_receiver(&self, receiver: Weak<dyn Receiver>) {
+        let mut receivers = self.receivers.lock();
+        // Endpoints may come and go during a connection's life.
+        if receivers.len() == receivers.capacity() {
+            receivers.retain(|receiver| receiver.strong_count() > 0);
+        }
+        receivers.push(receiver);
+    }
+
+    pub(crate) fn grant(&self, endpoint: &str, more: Volume) {
+        let (messages, bytes) = (more.messages, more.bytes);
+        self.tell(proto::notice::Notice::Credit(proto::Credit {
+            endpoint: endpoint.to_owned(),
+            messages,
+            bytes,
+        }));
+    }
+
+    pub(crate) fn tell(&self, notice: proto::notice::Notice) {
+        let notice = wire::notice(notice);
+        let Err(error) = self.client.send(notice.clone()) else { return };
+        if error.kind() != ErrorKind::Limit {
+            // The connection has ended, and with it what there was to tell.
+            return;
+        }
+        // The peer does not read what it is sent, for now. A credit that is lost would be missed for ever.
+        let client = self.client.clone();
+        self.runtime.spawn(async move {
+            while let (Ok(()), Err(_)) = (client.ready().await, client.send(notice.clone())) {}
+        });
+    }
+
+    /// The peer no longer waits for the answer to `request`.
+    pub(crate) fn give_up(&self, request: i64) {
+        let mut given_up = self.given_up.lock();
+        if given_up.len() == MAX_GIVEN_UP {
+            given_up.pop_front();
+        }
+        given_up.push_back(request);
+        self.given_up_count.store(given_up.len(), Ordering::Release);
+        drop(given_up);
+        self.changed.notify_waiters();
+    }
+
+    /// Whether the asker of `request` still waits, as far as is known.
+    pub(crate) fn waits(&self, request: i64) -> bool {
+        self.client.is_active()
+            && (self.given_up_count.load(Ordering::Acquire) == 0 || !self.given_up.lock().contains(&request))
+    }
+
+    /// `request` is answered, so it need not be remembered.
+    pub(crate) fn forget(&self, request: i64) {
+        if self.given_up_count.load(Ordering::Acquire) > 0 {
+            let mut given_up = self.given_up.lock();
+            given_up.retain(|other| *other != request);
+            self.given_up_count.store(given_up.len(), Ordering::Release);
+        }
+    }
+
+    /// Until the asker of `request` no longer waits.
+    pub(crate) async fn given_up(&self, request: i64) {
+        loop {
+            let changed = self.changed.notified();
+            let mut changed = std::pin::pin!(changed);
+            changed.as_mut().enable();
+            if !self.waits(request) {
+                return;
+            }
+            changed.await;
+        }
+    }
+}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Link").field("socket", &self.socket).finish_non_exhaustive()
+    }
+}

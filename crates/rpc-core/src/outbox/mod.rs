@@ -1,0 +1,274 @@
+//! The way to each other environment.
+
+mod lane;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use futures::future::join_all;
+use network_common::{ConnectionId, TransportClient, TransportClientFactory, TransportError};
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+use tokio::sync::Notify;
+
+use lane::Lanes;
+
+use crate::address::RpcAddress;
+use crate::credit::Volume;
+use crate::error::{ErrorKind, RpcError};
+use crate::link::{Links, Sender};
+use crate::metrics::OutboxSnapshot;
+
+/// All outboxes of an environment. Each lives as long as a ref that uses it, or a message that waits in it.
+pub(crate) struct Outboxes {
+    boxes: Mutex<Boxes>,
+    factory: TransportClientFactory,
+    links: Arc<Links>,
+    /// What may wait for one endpoint.
+    limits: Volume,
+    runtime: Handle,
+}
+
+struct Boxes {
+    by_address: HashMap<RpcAddress, Weak<Outbox>>,
+    /// Beyond this many the dead ones are looked for.
+    prune_at: usize,
+    stopped: bool,
+}
+
+impl Outboxes {
+    pub(crate) fn new(
+        factory: TransportClientFactory,
+        links: Arc<Links>,
+        limits: Volume,
+        runtime: Handle,
+    ) -> Arc<Self> {
+        let boxes = Boxes { by_address: HashMap::new(), prune_at: 16, stopped: false };
+        Arc::new(Self { boxes: Mutex::new(boxes), factory, links, limits, runtime })
+    }
+
+    /// The one outbox to `address`.
+    pub(crate) fn get(self: &Arc<Self>, address: &RpcAddress) -> Arc<Outbox> {
+        let mut boxes = self.boxes.lock();
+        if let Some(outbox) = boxes.by_address.get(address).and_then(Weak::upgrade) {
+            return outbox;
+        }
+        let phase = if boxes.stopped { Phase::Stopped } else { Phase::Idle };
+        let outbox = Arc::new_cyclic(|me| Outbox {
+            me: me.clone(),
+            address: address.clone(),
+            all: Arc::clone(self),
+            state: Mutex::new(State { phase, lanes: Lanes::default(), blocked: false }),
+            emptied: Notify::new(),
+        });
+        if boxes.by_address.len() >= boxes.prune_at {
+            boxes.by_address.retain(|_, outbox| outbox.strong_count() > 0);
+            boxes.prune_at = 16.max(2 * boxes.by_address.len());
+        }
+        boxes.by_address.insert(address.clone(), Arc::downgrade(&outbox));
+        outbox
+    }
+
+    /// The state of every outbox, by address.
+    pub(crate) fn snapshot(&self) -> Vec<OutboxSnapshot> {
+        let live: Vec<_> = self.boxes.lock().by_address.values().filter_map(Weak::upgrade).collect();
+        let mut all: Vec<_> = live.iter().map(|outbox| outbox.snapshot()).collect();
+        all.sort_by(|one, other| one.address.cmp(&other.address));
+        all
+    }
+
+    /// Waits up to `limit` for what is queued to be sent, fails the rest, refuses what comes, and closes the
+    /// connections. Tells how many messages were not sent.
+    pub(crate) async fn stop(&self, limit: Duration) -> u64 {
+        let live: Vec<_> = {
+            let mut boxes = self.boxes.lock();
+            boxes.stopped = true;
+            boxes.by_address.drain().filter_map(|(_, outbox)| outbox.upgrade()).collect()
+        };
+        let all_sent = join_all(live.iter().map(|outbox| outbox.emptied()));
+        let _ = tokio::time::timeout(limit, all_sent).await;
+        let unsent = live.iter().map(|outbox| outbox.fail(Phase::Stopped, &outbox.dropped(), |_| true));
+        let unsent = unsent.sum();
+        self.factory.close();
+        unsent
+    }
+}
+
+/// The messages to one address: sent over its connection, or queued while there is none, or no credit.
+///
+/// One that waits for a connection is sent once it stands, in order. If it cannot be made, or ends, all that wait
+/// fail and the next message tries anew (`rpc 5`). Nothing is ever sent twice.
+pub(crate) struct Outbox {
+    me: Weak<Self>,
+    address: RpcAddress,
+    all: Arc<Outboxes>,
+    state: Mutex<State>,
+    /// Nothing waits any more.
+    emptied: Notify,
+}
+
+struct State {
+    phase: Phase,
+    lanes: Lanes,
+    /// A task waits for room in the connection's write queue, and goes on then.
+    blocked: bool,
+}
+
+enum Phase {
+    /// Never connected, or the connection failed.
+    Idle,
+    /// A task is at it; messages queue.
+    Connecting,
+    /// Callers send over the connection themselves, as their credit allows.
+    Connected(TransportClient),
+    Stopped,
+}
+
+impl Phase {
+    fn connection(&self) -> Option<&TransportClient> {
+        match self {
+            Self::Connected(client) => Some(client),
+            Self::Idle | Self::Connecting | Self::Stopped => None,
+        }
+    }
+}
+
+impl Outbox {
+    /// The connection stands: sends what has queued.
+    async fn connected(&self, client: TransportClient) -> Result<(), TransportError> {
+        let sender: Weak<Self> = self.me.clone();
+        if !self.all.links.add_sender(&client, sender) {
+            return Err(client.closed().await);
+        }
+        let mut state = self.state.lock();
+        if matches!(state.phase, Phase::Connecting) {
+            state.phase = Phase::Connected(client);
+            self.pump(&mut state, None);
+        }
+        Ok(())
+    }
+
+    /// Sends what credit allows, of all lanes or of one. Under the lock, so that nobody who finds a lane empty
+    /// overtakes.
+    fn pump(&self, state: &mut State, lane: Option<usize>) {
+        let Some(client) = state.phase.connection() else { return };
+        if state.blocked {
+            return;
+        }
+        let open = match lane {
+            Some(lane) => state.lanes.pump_one(lane, client),
+            None => state.lanes.pump(client),
+        };
+        if !state.lanes.waits() {
+            self.emptied.notify_waiters();
+        }
+        if open {
+            return;
+        }
+        state.blocked = true;
+        let (client, me) = (client.clone(), self.me.clone());
+        self.all.runtime.spawn(async move {
+            // If the connection ends instead, what waits is failed by that.
+            let _ = client.ready().await;
+            if let Some(outbox) = me.upgrade() {
+                let mut state = outbox.state.lock();
+                state.blocked = false;
+                outbox.pump(&mut state, None);
+            }
+        });
+    }
+
+    /// Goes over to `next` from any phase that is `from`, and fails all that waits; tells how much that was.
+    fn fail(&self, next: Phase, error: &RpcError, from: impl FnOnce(&Phase) -> bool) -> u64 {
+        let mut state = self.state.lock();
+        if !from(&state.phase) {
+            return 0;
+        }
+        state.phase = next;
+        let unsent = state.lanes.reset();
+        drop(state);
+        self.emptied.notify_waiters();
+        unsent.fail(error)
+    }
+
+    /// Until nothing waits to be sent.
+    async fn emptied(&self) {
+        let mut emptied = std::pin::pin!(self.emptied.notified());
+        emptied.as_mut().enable();
+        if self.state.lock().lanes.waits() {
+            emptied.await;
+        }
+    }
+
+    fn snapshot(&self) -> OutboxSnapshot {
+        let state = self.state.lock();
+        let Volume { messages, bytes } = state.lanes.volume();
+        let connected = state.phase.connection().is_some_and(TransportClient::is_active);
+        OutboxSnapshot { address: self.address.clone(), connected, queued: messages, queued_bytes: bytes }
+    }
+
+    fn closed(&self) -> RpcError {
+        let text = format!("Connection from {} closed", self.address);
+        RpcError::new(ErrorKind::Network, text).with_peer(&self.address)
+    }
+
+    fn dropped(&self) -> RpcError {
+        let text = format!(
+            "Message to {} is dropped because Outbox is stopped: RpcEnv already stopped.",
+            self.address
+        );
+        RpcError::new(ErrorKind::Stopped, text).with_peer(&self.address)
+    }
+}
+
+impl Sender for Outbox {
+    fn granted(&self, endpoint: &str, more: Volume) {
+        let mut state = self.state.lock();
+        if let Some(lane) = state.lanes.granted(endpoint, more) {
+            self.pump(&mut state, Some(lane));
+        }
+    }
+
+    fn disconnected(&self, connection: ConnectionId) {
+        self.fail(Phase::Idle, &self.closed(), |phase| {
+            phase.connection().is_some_and(|client| client.id() == connection)
+        });
+    }
+}
+
+/// Keeps the promise that an outbox is connecting only as long as a task is at it.
+struct Connecting(Option<Arc<Outbox>>);
+
+impl Connecting {
+    /// Starts the task.
+    fn start(outbox: &Outbox) {
+        let connecting = Self(outbox.me.upgrade());
+        outbox.all.runtime.spawn(connecting.run());
+    }
+
+    async fn run(mut self) {
+        let Some(outbox) = &self.0 else { return };
+        let peer = (outbox.address.bare_host(), outbox.address.port());
+        let outcome = match outbox.all.factory.create_client(peer).await {
+            Ok(client) => outbox.connected(client).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = outcome {
+            let error = RpcError::from_transport(error, &outbox.address);
+            outbox.fail(Phase::Idle, &error, |phase| matches!(phase, Phase::Connecting));
+        }
+        // Done: the outbox may already be connecting again, with another task.
+        self.0 = None;
+    }
+}
+
+impl Drop for Connecting {
+    fn drop(&mut self) {
+        if let Some(outbox) = self.0.take() {
+            let text = format!("the runtime shut down before {} was connected", outbox.address);
+            let error = RpcError::new(ErrorKind::Stopped, text).with_peer(&outbox.address);
+            outbox.fail(Phase::Idle, &error, |phase| matches!(phase, Phase::Connecting));
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! What askers can do besides waiting: abort, block, ask again; and asks that would wait for themselves.
+
+mod common;
+
+use std::error::Error;
+use std::fmt;
+use std::time::Duration;
+
+use common::{Greeting, Hello, HelloMessage, address, bye, client, hi, next, server, soon};
+use rpc_core::{
+    EndpointContext, EndpointOptions, ErrorKind, RpcCallContext, RpcConf, RpcEndpointRef, RpcEnv, RpcError,
+    ThreadSafeRpcEndpoint,
+};
+use tokio::sync::mpsc;
+
+/// Hands what it is asked to the test.
+struct HandOver(mpsc::UnboundedSender<RpcCallContext<Greeting>>);
+
+impl HandOver {
+    fn new() -> (Self, mpsc::UnboundedReceiver<RpcCallContext<Greeting>>) {
+        let (contexts, received) = mpsc::unbounded_channel();
+        (Self(contexts), received)
+    }
+}
+
+impl ThreadSafeRpcEndpoint for HandOver {
+    type Message = HelloMessage;
+    async fn receive(
+        &mut self,
+        message: HelloMessage,
+        _: &EndpointContext<HelloMessage>,
+    ) -> Result<(), RpcError> {
+        if let HelloMessage::SayHi(_, context) = message {
+            self.0.send(context).map_err(RpcError::application)?;
+        }
+        Ok(())
+    }
+}
+
+#[derive(Debug)]
+struct StageCancelled(u32);
+impl fmt::Display for StageCancelled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "stage {} was cancelled", self.0)
+    }
+}
+impl Error for StageCancelled {}
+
+#[tokio::test]
+async fn rpc_env_07_ask_a_message_abort() {
+    let (server, client) = (server().await, client().await);
+    let (endpoint, mut contexts) = HandOver::new();
+    let local = server.setup_endpoint("slow", endpoint).unwrap();
+    let remote = soon(client.setup_endpoint_ref(address(&server), "slow")).await.unwrap();
+    for endpoint in [local, remote] {
+        let mut ask = endpoint.ask(hi("neo"));
+        let abort = ask.abort_handle();
+        let waiting = tokio::spawn(ask);
+        let context = next(&mut contexts).await;
+
+        let also = abort.clone();
+        std::thread::spawn(move || also.abort(StageCancelled(7))).join().unwrap();
+        abort.abort("only the first counts");
+        let error = soon(waiting).await.unwrap().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Aborted);
+        assert_eq!(error.to_string(), format!("the ask of {endpoint} was aborted: stage 7 was cancelled"));
+        assert_eq!(error.source().and_then(|e| e.downcast_ref::<StageCancelled>()).map(|e| e.0), Some(7));
+        assert!(!error.is_retryable(), "it may be running");
+        assert_eq!(error.peer(), Some(endpoint.to_string().as_str()));
+
+        context.reply(Greeting::default()).expect("a late answer is no error");
+        let mut ask = endpoint.ask(hi("trinity"));
+        let abort = ask.abort_handle();
+        next(&mut contexts).await.reply(Greeting { text: "here".to_owned() }).unwrap();
+        assert_eq!(soon(&mut ask).await.unwrap().text, "here");
+        abort.abort("too late");
+    }
+}
+
+#[tokio::test]
+async fn an_ask_aborted_before_its_first_poll_fails_too() {
+    let env = client().await;
+    let (endpoint, mut contexts) = HandOver::new();
+    let endpoint = env.setup_endpoint("slow", endpoint).unwrap();
+    let mut ask = endpoint.ask(hi("neo"));
+    ask.abort_handle().abort("no longer needed");
+    assert_eq!(soon(ask).await.unwrap_err().kind(), ErrorKind::Aborted);
+    // It was given up before its turn came, so the endpoint never saw it.
+    soon(env.shutdown()).await;
+    assert!(contexts.recv().await.is_none());
+}
+
+#[test]
+fn ask_sync_blocks_a_thread_outside_and_is_refused_inside() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let env = runtime.block_on(client());
+    let hello = env.setup_endpoint("hello", Hello).unwrap();
+    assert_eq!(hello.ask_sync(hi("neo")).unwrap().text, "hi, neo");
+
+    let (endpoint, mut contexts) = HandOver::new();
+    let slow = env.setup_endpoint("slow", endpoint).unwrap();
+    let limit = Duration::from_millis(1);
+    let error = slow.ask_sync_with_timeout(hi("neo"), limit).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Timeout);
+    assert!(contexts.blocking_recv().is_some());
+
+    let inside = runtime.block_on(async { slow.ask_sync(hi("neo")) }).unwrap_err();
+    assert_eq!(inside.kind(), ErrorKind::Deadlock);
+    assert!(inside.to_string().contains("await `ask` instead"), "{inside}");
+    let spawned = runtime.block_on(runtime.spawn(async move { slow.ask_sync(hi("neo")) })).unwrap();
+    assert_eq!(spawned.unwrap_err().kind(), ErrorKind::Deadlock);
+    assert!(contexts.try_recv().is_err(), "nothing was sent");
+}
+
+/// Fails the first asks of each kind of request.
+struct Reluctant {
+    failures: u32,
+    retryable: bool,
+}
+
+impl ThreadSafeRpcEndpoint for Reluctant {
+    type Message = HelloMessage;
+    async fn receive(
+        &mut self,
+        message: HelloMessage,
+        _: &EndpointContext<HelloMessage>,
+    ) -> Result<(), RpcError> {
+        let HelloMessage::SayHi(_, context) = message else { return Ok(()) };
+        if self.failures == 0 {
+            return context.reply(Greeting { text: "at last".to_owned() });
+        }
+        self.failures -= 1;
+        let error = RpcError::application(format!("not yet, {} to go", self.failures));
+        Err(if self.retryable { error.retryable() } else { error })
+    }
+}
+
+#[tokio::test]
+async fn ask_with_retry_repeats_what_may_be_repeated() {
+    let conf =
+        RpcConf::from_settings([("spark.rpc.numRetries", "3"), ("spark.rpc.retry.wait", "1ms")]).unwrap();
+    let client = RpcEnv::builder("client").client_mode().conf(conf).start().await.unwrap();
+    let server = server().await;
+    let setup = async |name: &str, failures, retryable| {
+        server.setup_endpoint(name, Reluctant { failures, retryable }).unwrap();
+        soon(client.setup_endpoint_ref::<HelloMessage>(address(&server), name)).await.unwrap()
+    };
+
+    let endpoint = setup("third-time", 2, true).await;
+    assert_eq!(soon(endpoint.ask_with_retry(hi("neo"))).await.unwrap().text, "at last");
+
+    let endpoint = setup("fourth-time", 3, true).await;
+    let error = soon(endpoint.ask_with_retry(hi("neo"))).await.unwrap_err();
+    assert_eq!(error.to_string(), "no success after 3 attempts: not yet, 0 to go");
+    assert_eq!(error.kind(), ErrorKind::Application);
+    assert!(error.is_retryable() && error.is_remote());
+    assert_eq!(error.peer(), Some(endpoint.to_string().as_str()));
+    assert_eq!(error.source().unwrap().to_string(), "not yet, 0 to go");
+    assert_eq!(soon(endpoint.ask(hi("neo"))).await.unwrap().text, "at last", "it was asked three times");
+
+    let endpoint = setup("harmful", 1, false).await;
+    let error = soon(endpoint.ask_with_retry(hi("neo"))).await.unwrap_err();
+    assert_eq!(error.to_string(), "not yet, 0 to go");
+    assert_eq!(soon(endpoint.ask(hi("neo"))).await.unwrap().text, "at last", "it was asked once");
+
+    let error = RpcConf::new().with("spark.rpc.numRetries", "0").unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Config);
+    assert!(error.to_string().contains("spark.rpc.numRetries is `0`"), "{error}");
+}
+
+/// Asks itself, in the way that the message says.
+struct AsksItself;
+
+impl ThreadSafeRpcEndpoint for AsksItself {
+    type Message = HelloMessage;
+    async fn receive(
+        &mut self,
+        message: HelloMessage,
+        cx: &EndpointContext<HelloMessage>,
+    ) -> Result<(), RpcError> {
+        let me = cx.self_ref().expect("running");
+        match message {
+            HelloMessage::SayBye(_, context) => context.reply(Greeting { text: "bye".to_owned() }),
+            HelloMessage::SayHi(hi, context) if hi.msg == "await" => context.reply(me.ask(bye("neo")).await?),
+            HelloMessage::SayHi(_, context) => {
+                let ask = me.ask(bye("neo"));
+                tokio::spawn(async move { context.reply(ask.await?) });
+                Ok(())
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_self_ask_awaited_by_its_own_receive_fails_at_once() {
+    let env = client().await;
+    let endpoint = env.setup_endpoint("itself", AsksItself).unwrap();
+    let error = soon(endpoint.ask(hi("await"))).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Deadlock);
+    assert!(error.to_string().starts_with("spark-client://itself waits in a handler"), "{error}");
+    assert_eq!(soon(endpoint.ask(hi("spawn"))).await.unwrap().text, "bye");
+
+    let isolated = EndpointOptions::new().isolated(1);
+    let endpoint = env.setup_endpoint_with("isolated", AsksItself, isolated).unwrap();
+    assert_eq!(soon(endpoint.ask(hi("await"))).await.unwrap_err().kind(), ErrorKind::Deadlock);
+    assert_eq!(soon(endpoint.ask(hi("spawn"))).await.unwrap().text, "bye");
+
+    // A handler of one endpoint may wait for another one.
+    struct Forwards(RpcEndpointRef<HelloMessage>);
+    impl ThreadSafeRpcEndpoint for Forwards {
+        type Message = HelloMessage;
+        async fn receive(
+            &mut self,
+            message: HelloMessage,
+            _: &EndpointContext<HelloMessage>,
+        ) -> Result<(), RpcError> {
+            let HelloMessage::SayHi(hi, context) = message else { return Ok(()) };
+            context.reply(self.0.ask(hi).await?)
+        }
+    }
+    let forwards = env.setup_endpoint("forwards", Forwards(endpoint)).unwrap();
+    assert_eq!(soon(forwards.ask(hi("spawn"))).await.unwrap().text, "bye");
+}

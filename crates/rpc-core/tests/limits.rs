@@ -1,0 +1,335 @@
+//! Full queues, credit across the network, and askers that give up.
+
+#![allow(missing_docs, clippy::unwrap_used)]
+
+mod common;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use common::{Greeting, Hello, HelloMessage, address, bye, client, hi, next, server, setting, soon};
+use rpc_core::{
+    EndpointContext, ErrorKind, RpcAddress, RpcCallContext, RpcConf, RpcEndpointRef, RpcEnv, RpcError,
+    ThreadSafeRpcEndpoint,
+};
+use tokio::sync::{Semaphore, mpsc};
+
+/// Handles a message per permit and tells the test its text.
+struct Gated {
+    permits: Arc<Semaphore>,
+    handled: mpsc::UnboundedSender<String>,
+}
+
+impl ThreadSafeRpcEndpoint for Gated {
+    type Message = HelloMessage;
+
+    async fn receive(
+        &mut self,
+        message: HelloMessage,
+        _: &EndpointContext<HelloMessage>,
+    ) -> Result<(), RpcError> {
+        self.permits.acquire().await.map_err(RpcError::application)?.forget();
+        let (text, context) = match message {
+            HelloMessage::SayHi(hi, context) => (hi.msg, context),
+            HelloMessage::SayBye(bye, context) => (bye.msg, context),
+        };
+        self.handled.send(text.clone()).map_err(RpcError::application)?;
+        context.reply(Greeting { text })
+    }
+}
+
+struct Gate {
+    permits: Arc<Semaphore>,
+    handled: mpsc::UnboundedReceiver<String>,
+}
+
+fn gated() -> (Gated, Gate) {
+    let permits = Arc::new(Semaphore::new(0));
+    let (told, handled) = mpsc::unbounded_channel();
+    (Gated { permits: Arc::clone(&permits), handled: told }, Gate { permits, handled })
+}
+
+async fn server_with(conf: RpcConf) -> RpcEnv {
+    RpcEnv::builder("server").bind("127.0.0.1:0").conf(conf).start().await.unwrap()
+}
+
+async fn lookup(client: &RpcEnv, server: &RpcEnv, name: &str) -> RpcEndpointRef<HelloMessage> {
+    soon(client.setup_endpoint_ref::<HelloMessage>(address(server), name)).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_full_inbox_gives_a_send_back_and_fails_an_ask() {
+    let env = server_with(setting("spark.rpc.inbox.maxMessages", "3")).await;
+    let (endpoint, mut gate) = gated();
+    let slow = env.setup_endpoint("slow", endpoint).unwrap();
+    for n in 0..3 {
+        slow.send(hi(&n.to_string())).unwrap();
+    }
+    let refused = slow.send(hi("3")).unwrap_err();
+    assert_eq!(refused.error().kind(), ErrorKind::Limit);
+    assert!(refused.error().is_retryable());
+    assert!(refused.to_string().contains("spark.rpc.inbox.maxMessages"), "{refused}");
+    assert_eq!(refused.into_message().msg, "3");
+    let error = soon(slow.ask(hi("4"))).await.unwrap_err();
+    assert_eq!((error.kind(), error.is_retryable()), (ErrorKind::Limit, true));
+
+    // Who waits gets in as soon as there is room.
+    let waiting = slow.clone();
+    let waiting = tokio::spawn(async move { waiting.send_wait(hi("5")).await.map_err(RpcError::from) });
+    gate.permits.add_permits(1);
+    soon(waiting).await.unwrap().unwrap();
+    gate.permits.add_permits(10);
+    for expected in ["0", "1", "2", "5"] {
+        assert_eq!(next(&mut gate.handled).await, expected);
+    }
+}
+
+#[tokio::test]
+async fn waiting_for_room_ends_when_the_endpoint_stops() {
+    let env = server_with(setting("spark.rpc.inbox.maxMessages", "1")).await;
+    let (endpoint, gate) = gated();
+    let slow = env.setup_endpoint("slow", endpoint).unwrap();
+    slow.send(hi("0")).unwrap();
+    let mut waiting = std::pin::pin!(slow.send_wait(hi("1")));
+    assert!(futures::poll!(waiting.as_mut()).is_pending());
+    env.stop(&slow);
+    assert_eq!(soon(waiting).await.unwrap_err().error().kind(), ErrorKind::Stopped);
+    gate.permits.add_permits(1);
+}
+
+/// Everything arrives, in order, and what waits at the receiver stays bounded, whatever the sender's speed.
+#[tokio::test]
+async fn a_fast_sender_is_slowed_down_by_a_slow_remote_endpoint() {
+    let conf = setting("spark.rpc.inbox.maxMessages", "100");
+    let (server, client) = (server_with(conf).await, client().await);
+    let (endpoint, mut gate) = gated();
+    server.setup_endpoint("slow", endpoint).unwrap();
+    server.setup_endpoint("other", Hello).unwrap();
+    let slow = lookup(&client, &server, "slow").await;
+    let other = lookup(&client, &server, "other").await;
+    let sent = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&sent);
+    let total = 70_000;
+    let sender = tokio::spawn(async move {
+        for n in 0..total {
+            slow.send_wait(hi(&n.to_string())).await.map_err(RpcError::from)?;
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok::<_, RpcError>(slow)
+    });
+    // Its outbox fills up, and then it waits; others on the connection are not held up.
+    soon(async {
+        while sent.load(Ordering::Relaxed) < 65_536 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert_eq!(soon(other.ask(hi("neo"))).await.unwrap().text, "hi, neo");
+    assert!(sent.load(Ordering::Relaxed) <= 65_536 + 200, "{}", sent.load(Ordering::Relaxed));
+
+    gate.permits.add_permits(total);
+    for n in 0..total {
+        assert_eq!(next(&mut gate.handled).await, n.to_string());
+    }
+    let slow = soon(sender).await.unwrap().unwrap();
+    gate.permits.add_permits(1);
+    assert_eq!(soon(slow.ask(hi("last"))).await.unwrap().text, "last");
+}
+
+/// Tells what it is told of messages that were refused.
+struct Refusals(mpsc::UnboundedSender<(RpcError, RpcAddress)>);
+
+impl ThreadSafeRpcEndpoint for Refusals {
+    type Message = HelloMessage;
+    async fn receive(&mut self, _: HelloMessage, _: &EndpointContext<HelloMessage>) -> Result<(), RpcError> {
+        Ok(())
+    }
+    async fn on_undelivered(
+        &mut self,
+        error: RpcError,
+        remote: RpcAddress,
+        _: &EndpointContext<HelloMessage>,
+    ) -> Result<(), RpcError> {
+        self.0.send((error, remote)).map_err(RpcError::application)
+    }
+}
+
+#[tokio::test]
+async fn the_sender_of_a_refused_one_way_message_is_told() {
+    let (server, client) = (server().await, client().await);
+    let (told, mut refusals) = mpsc::unbounded_channel();
+    client.setup_endpoint("refusals", Refusals(told)).unwrap();
+    let hello = server.setup_endpoint("hello", Hello).unwrap();
+    let remote = lookup(&client, &server, "hello").await;
+    server.stop(&hello);
+    remote.send(hi("neo")).unwrap();
+    let (error, from) = next(&mut refusals).await;
+    assert_eq!((error.kind(), from), (ErrorKind::EndpointNotFound, address(&server)));
+    assert!(error.to_string().contains("hello.Hello/SayHi to hello"), "{error}");
+    // What was refused gives its credit back: many more than it began with pass.
+    for _ in 0..200 {
+        remote.send(bye("neo")).unwrap();
+    }
+    for _ in 0..200 {
+        assert_eq!(next(&mut refusals).await.0.kind(), ErrorKind::EndpointNotFound);
+    }
+}
+
+/// Keeps contexts for the test.
+struct Keep(mpsc::UnboundedSender<RpcCallContext<Greeting>>);
+
+impl ThreadSafeRpcEndpoint for Keep {
+    type Message = HelloMessage;
+    async fn receive(
+        &mut self,
+        message: HelloMessage,
+        _: &EndpointContext<HelloMessage>,
+    ) -> Result<(), RpcError> {
+        let (HelloMessage::SayHi(_, context) | HelloMessage::SayBye(_, context)) = message;
+        self.0.send(context).map_err(RpcError::application)
+    }
+}
+
+#[tokio::test]
+async fn an_endpoint_learns_that_its_asker_has_given_up() {
+    let (server, client) = (server().await, client().await);
+    let (told, mut kept) = mpsc::unbounded_channel();
+    let local = server.setup_endpoint("keep", Keep(told)).unwrap();
+    let remote = lookup(&client, &server, "keep").await;
+    for keep in [&local, &remote] {
+        // It drops its future,
+        let ask = keep.ask(hi("neo"));
+        let context = next(&mut kept).await;
+        assert!(!context.is_cancelled());
+        let remaining = context.remaining().unwrap();
+        assert!(
+            remaining > Duration::from_secs(110) && remaining <= Duration::from_secs(120),
+            "{remaining:?}"
+        );
+        drop(ask);
+        soon(context.cancelled()).await;
+        assert!(context.is_cancelled());
+        context.reply(Greeting::default()).unwrap();
+
+        // or its time is over,
+        let ask = tokio::spawn(keep.ask_with_timeout(hi("neo"), Duration::from_millis(50)));
+        let context = next(&mut kept).await;
+        soon(context.cancelled()).await;
+        assert!(context.is_cancelled());
+        assert!(soon(ask).await.unwrap().unwrap_err().is_timeout());
+    }
+    // or it is lost.
+    let ask = tokio::spawn(remote.ask(hi("neo")));
+    let context = next(&mut kept).await;
+    client.shutdown().await;
+    soon(context.cancelled()).await;
+    assert!(soon(ask).await.unwrap().is_err());
+
+    // Nobody waits for the answer to what was sent.
+    local.send(hi("neo")).unwrap();
+    let context = next(&mut kept).await;
+    assert!(!context.is_cancelled() && context.remaining().is_none());
+    assert!(futures::poll!(std::pin::pin!(context.cancelled())).is_pending());
+}
+
+#[tokio::test]
+async fn what_nobody_waits_for_is_dropped_before_it_runs() {
+    let (server, client) = (server().await, client().await);
+    let (endpoint, mut gate) = gated();
+    let local = server.setup_endpoint("slow", endpoint).unwrap();
+    let remote = lookup(&client, &server, "slow").await;
+    for slow in [&local, &remote] {
+        let first = tokio::spawn(slow.ask(hi("first")));
+        let second = slow.ask(hi("second"));
+        let third = slow.ask_with_timeout(hi("third"), Duration::from_millis(20));
+        let fourth = tokio::spawn(slow.ask(hi("fourth")));
+        assert!(soon(third).await.unwrap_err().is_timeout());
+        drop(second);
+        // The notice that nobody waits overtakes nothing: what comes behind it on the connection shows that it came.
+        let verifier = soon(client.setup_endpoint_ref::<HelloMessage>(address(&server), "slow")).await;
+        assert!(verifier.is_ok());
+        gate.permits.add_permits(2);
+        assert_eq!(next(&mut gate.handled).await, "first");
+        assert_eq!(next(&mut gate.handled).await, "fourth");
+        assert!(soon(first).await.unwrap().is_ok() && soon(fourth).await.unwrap().is_ok());
+    }
+}
+
+/// Asks another endpoint on behalf of its asker.
+struct Forward(RpcEndpointRef<HelloMessage>);
+
+impl ThreadSafeRpcEndpoint for Forward {
+    type Message = HelloMessage;
+    async fn receive(
+        &mut self,
+        message: HelloMessage,
+        _: &EndpointContext<HelloMessage>,
+    ) -> Result<(), RpcError> {
+        let (HelloMessage::SayHi(_, context) | HelloMessage::SayBye(_, context)) = message;
+        context.reply(self.0.ask(hi("inner")).await?)
+    }
+}
+
+#[tokio::test]
+async fn an_ask_inside_receive_inherits_what_is_left_of_the_deadline() {
+    let (server, client) = (server().await, client().await);
+    let (told, mut kept) = mpsc::unbounded_channel();
+    let keep = server.setup_endpoint("keep", Keep(told)).unwrap();
+    let local = server.setup_endpoint("forward", Forward(keep)).unwrap();
+    let remote = lookup(&client, &server, "forward").await;
+    for forward in [&local, &remote] {
+        let ask = tokio::spawn(forward.ask_with_timeout(hi("outer"), Duration::from_secs(9)));
+        let inner = next(&mut kept).await;
+        assert!(inner.remaining().unwrap() <= Duration::from_secs(9), "{:?}", inner.remaining());
+        inner.reply(Greeting { text: "done".to_owned() }).unwrap();
+        assert_eq!(soon(ask).await.unwrap().unwrap().text, "done");
+    }
+}
+
+/// Answers as many bytes as the asker's text says.
+struct Repeat;
+
+impl ThreadSafeRpcEndpoint for Repeat {
+    type Message = HelloMessage;
+    async fn receive(
+        &mut self,
+        message: HelloMessage,
+        _: &EndpointContext<HelloMessage>,
+    ) -> Result<(), RpcError> {
+        let (HelloMessage::SayHi(hi, context), ..) = (message,) else { return Ok(()) };
+        let length = hi.msg.parse().unwrap_or(hi.msg.len());
+        context.reply(Greeting { text: "x".repeat(length) })
+    }
+}
+
+/// In Spark an answer fails that cannot be serialized; here one that is too large.
+#[tokio::test]
+async fn rpc_env_24_an_answer_that_cannot_travel_fails_the_asker() {
+    let server = server_with(setting("spark.rpc.message.maxSize", "1")).await;
+    let client = client().await;
+    let local = server.setup_endpoint("repeat", Repeat).unwrap();
+    let remote = lookup(&client, &server, "repeat").await;
+    let too_large = (1 << 20).to_string();
+    let error = soon(remote.ask(hi(&too_large))).await.unwrap_err();
+    assert_eq!((error.kind(), error.is_retryable(), error.is_remote()), (ErrorKind::Limit, false, true));
+    assert!(error.to_string().contains("spark.rpc.message.maxSize"), "{error}");
+    assert_eq!(soon(remote.ask(hi("1000"))).await.unwrap().text.len(), 1000);
+    // What stays in the process may have any size.
+    assert_eq!(soon(local.ask(hi(&too_large))).await.unwrap().text.len(), 1 << 20);
+}
+
+#[tokio::test]
+async fn a_message_that_is_too_large_is_given_back() {
+    let (server, conf) = (server().await, setting("spark.rpc.message.maxSize", "1"));
+    let client = RpcEnv::builder("client").client_mode().conf(conf).start().await.unwrap();
+    server.setup_endpoint("repeat", Repeat).unwrap();
+    let remote = lookup(&client, &server, "repeat").await;
+    let large = "x".repeat(1 << 20);
+    let refused = soon(remote.send_wait(hi(&large))).await.unwrap_err();
+    assert_eq!((refused.error().kind(), refused.error().is_retryable()), (ErrorKind::Limit, false));
+    assert_eq!(refused.into_message().msg.len(), 1 << 20);
+    let error = soon(remote.ask(hi(&large))).await.unwrap_err();
+    assert!(error.to_string().contains("spark.rpc.message.maxSize"), "{error}");
+    assert_eq!(soon(remote.ask(hi("fits"))).await.unwrap().text, "xxxx");
+}
