@@ -16,6 +16,8 @@ use crate::session::{Batch, ByteFilter, Stack};
 
 /// Slices handed to one vectored write.
 const MAX_SLICES: usize = 64;
+/// Bytes that pass through a filter at once: enough to be worth a write, not so many that others on this thread wait for it.
+const SEAL_RUN: usize = 256 << 10;
 
 pub(super) struct Writer {
     /// `None` once the sending direction has ended.
@@ -32,6 +34,9 @@ pub(super) struct Writer {
     /// The file whose last bytes are being written, kept for its hooks.
     finishing: Option<FileSend>,
     seal: Option<Box<dyn ByteFilter>>,
+    /// What a filter made of those bytes of the batch that count as written already, and how much of it really is.
+    sealed: Vec<u8>,
+    sealed_written: usize,
     /// Whether others were already given the chance to add to the next batch.
     yielded: bool,
     shared: Arc<Shared>,
@@ -50,6 +55,8 @@ impl Writer {
             next: None,
             finishing: None,
             seal: None,
+            sealed: Vec::new(),
+            sealed_written: 0,
             yielded: false,
             shared,
             resources,
@@ -70,7 +77,12 @@ impl Writer {
     /// Whether control frames could be written although a file is waited for.
     pub(super) fn takes_control(&self) -> bool {
         let waits_for_disk = self.next.is_some() && self.current.is_none() && self.region.is_none();
-        waits_for_disk && self.written == self.batch.len()
+        waits_for_disk && self.is_written()
+    }
+
+    /// Whether the batch is on its way.
+    fn is_written(&self) -> bool {
+        self.written == self.batch.len() && self.sealed_written == self.sealed.len()
     }
 
     /// All that is written from here on passes through `seal`.
@@ -90,10 +102,9 @@ impl Writer {
     /// sending direction.
     pub(super) async fn shut(&mut self) {
         let mut last_words = Vec::new();
-        if let Some(seal) = &mut self.seal
-            // Inside of what was sealed before they would only be garbage.
-            && self.written == self.batch.len()
-        {
+        // Inside of what was sealed before they would only be garbage.
+        let between_runs = self.is_written();
+        if let Some(seal) = self.seal.as_mut().filter(|_| between_runs) {
             seal.finish(&mut last_words);
         }
         if let Err(error) = self.write_raw(&last_words).await {
@@ -105,10 +116,14 @@ impl Writer {
     /// Writes until nothing is left (`Ready`) or the socket or disk takes its time.
     pub(super) fn poll_write(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
-            if self.written < self.batch.len() {
-                let count = ready!(self.poll_batch(context))?;
-                self.written += count;
-                self.resources.wrote(&self.shared, count);
+            if self.sealed_written < self.sealed.len() {
+                self.sealed_written += ready!(self.poll_sealed(context))?;
+            } else if self.written < self.batch.len() {
+                if self.seal.is_some() {
+                    self.seal_run()?;
+                } else {
+                    self.written += ready!(self.poll_batch(context))?;
+                }
             } else if self.region.is_some() {
                 ready!(self.poll_region(context))?;
             } else if let Some(current) = &mut self.current {
@@ -121,13 +136,25 @@ impl Writer {
     }
 
     fn poll_batch(&mut self, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        let half = self.half.as_mut().ok_or(io::ErrorKind::NotConnected)?;
         let mut slices = [IoSlice::new(&[]); MAX_SLICES];
         let filled = self.batch.slices(self.written, &mut slices);
-        match ready!(Pin::new(half).poll_write_vectored(context, &slices[..filled]))? {
-            0 => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-            count => Poll::Ready(Ok(count)),
+        let half = self.half.as_mut().ok_or(io::ErrorKind::NotConnected)?;
+        let count = ready!(Pin::new(half).poll_write_vectored(context, &slices[..filled]))?;
+        Poll::Ready(self.wrote(count))
+    }
+
+    fn poll_sealed(&mut self, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let half = self.half.as_mut().ok_or(io::ErrorKind::NotConnected)?;
+        let count = ready!(Pin::new(half).poll_write(context, &self.sealed[self.sealed_written..]))?;
+        Poll::Ready(self.wrote(count))
+    }
+
+    fn wrote(&self, count: usize) -> io::Result<usize> {
+        if count == 0 {
+            return Err(io::ErrorKind::WriteZero.into());
         }
+        self.resources.wrote(&self.shared, count);
+        Ok(count)
     }
 
     fn poll_region(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -157,7 +184,6 @@ impl Writer {
             Piece::Cached(region) => self.region = Some(region),
             Piece::Nothing => {}
         }
-        self.apply_seal()?;
         if ready.last {
             self.current = None;
             self.finishing = Some(ready.send);
@@ -178,6 +204,9 @@ impl Writer {
     /// Takes what is to be written next; false: there is nothing.
     fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<io::Result<bool>> {
         self.finishing = None;
+        // A quiet connection keeps no large buffer.
+        self.sealed = Vec::new();
+        self.sealed_written = 0;
         let written = self.batch.reset();
         let shared = Arc::clone(&self.shared);
         let mut session = shared.session.lock();
@@ -217,7 +246,6 @@ impl Writer {
         session.outgoing.take(&mut self.batch, bodies);
         drop(session);
         self.wake();
-        self.apply_seal()?;
         Poll::Ready(Ok(true))
     }
 
@@ -225,15 +253,15 @@ impl Writer {
         self.wakers.drain(..).for_each(Waker::wake);
     }
 
-    fn apply_seal(&mut self) -> io::Result<()> {
-        if let Some(seal) = &mut self.seal {
-            let plain = self.batch.contiguous();
-            if !plain.is_empty() {
-                let mut sealed = Vec::with_capacity(plain.len() + plain.len() / 256 + 64);
-                seal.transform(&plain, &mut sealed).map_err(io::Error::other)?;
-                self.batch.replace(sealed);
-            }
-        }
+    /// Passes the next bytes of the batch through the filter.
+    fn seal_run(&mut self) -> io::Result<()> {
+        let Some(seal) = &mut self.seal else { return Ok(()) };
+        let plain = self.batch.run(self.written, SEAL_RUN);
+        self.sealed.clear();
+        self.sealed_written = 0;
+        self.sealed.reserve(plain.len() + plain.len() / 256 + 64);
+        seal.transform(&plain, &mut self.sealed).map_err(io::Error::other)?;
+        self.written += plain.len();
         Ok(())
     }
 }
