@@ -87,8 +87,8 @@ impl RpcEnv {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::EndpointExists`] if the name is taken, [`ErrorKind::Address`] if it cannot be part of an
-    /// address, [`ErrorKind::Stopped`] once the environment shuts down.
+    /// [`ErrorKind::EndpointExists`](crate::ErrorKind::EndpointExists) if the name is taken, [`ErrorKind::Address`](crate::ErrorKind::Address) if it cannot be part of an
+    /// address, [`ErrorKind::Stopped`](crate::ErrorKind::Stopped) once the environment shuts down.
     pub fn setup_endpoint<K, E: IntoEndpoint<K>>(
         &self,
         name: &str,
@@ -101,7 +101,7 @@ impl RpcEnv {
     ///
     /// # Errors
     ///
-    /// Those of [`setup_endpoint`](Self::setup_endpoint), and [`ErrorKind::Config`] for options that do not fit the
+    /// Those of [`setup_endpoint`](Self::setup_endpoint), and [`ErrorKind::Config`](crate::ErrorKind::Config) for options that do not fit the
     /// endpoint or if its threads cannot be started.
     pub fn setup_endpoint_with<K, E: IntoEndpoint<K>>(
         &self,
