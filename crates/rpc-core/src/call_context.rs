@@ -216,7 +216,10 @@ impl<T: Send + 'static> Drop for RpcCallContext<T> {
         // Thread locals are gone while a thread ends; then nothing is running here either.
         let running = RUNNING.try_with(|running| running.ask.get() == id).unwrap_or(false);
         if running {
-            RUNNING.with(|running| running.abandoned.replace(Some(Box::new(move |error| asker.fail(error)))));
+            // A context again, so that the asker is not forgotten if the handler is dropped with its runtime.
+            let context = Self { asker: Some(asker), sender: None };
+            let fail = Box::new(move |error| context.send_failure(error));
+            RUNNING.with(|running| running.abandoned.replace(Some(fail)));
         } else {
             asker.fail(unanswered());
         }

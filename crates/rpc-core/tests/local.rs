@@ -624,3 +624,62 @@ fn asks_end_when_the_runtime_dies() {
         soon(env.shutdown()).await;
     });
 }
+
+#[test]
+fn asks_with_any_time_limit_end_with_the_runtime() {
+    for limit in [Duration::from_secs(3), Duration::from_secs(600), Duration::MAX] {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let other = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let (endpoint, mut polled, unpolled, contexts) = runtime.block_on(async {
+            let env = client().await;
+            let (told, mut contexts) = mpsc::unbounded_channel();
+            let serve = Serve(move |message| {
+                let _ = told.send(message);
+                Ok(())
+            });
+            let endpoint = env.setup_endpoint("keeps", serve).unwrap();
+            let asks = [0, 1].map(|n| endpoint.ask_with_timeout(Work(n), limit));
+            let contexts = [next(&mut contexts).await, next(&mut contexts).await];
+            let [polled, unpolled] = asks;
+            (endpoint, polled, unpolled, contexts)
+        });
+        other.block_on(async { assert!(futures::poll!(&mut polled).is_pending()) });
+        drop(runtime);
+        other.block_on(async {
+            for ask in [polled, unpolled, endpoint.ask_with_timeout(Work(2), limit)] {
+                assert_eq!(soon(ask).await.unwrap_err().kind(), ErrorKind::Stopped);
+            }
+        });
+        drop(contexts);
+    }
+}
+
+#[test]
+fn a_request_dropped_by_a_receive_that_ends_with_the_runtime_fails() {
+    struct DropsAndHangs(mpsc::UnboundedSender<()>);
+    impl ThreadSafeRpcEndpoint for DropsAndHangs {
+        type Message = HelloMessage;
+        async fn receive(
+            &mut self,
+            message: HelloMessage,
+            _: &EndpointContext<HelloMessage>,
+        ) -> Result<(), RpcError> {
+            drop(message);
+            let _ = self.0.send(());
+            std::future::pending().await
+        }
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let ask = runtime.block_on(async {
+        let (told, mut dropped) = mpsc::unbounded_channel();
+        let endpoint = client().await.setup_endpoint("hangs", DropsAndHangs(told)).unwrap();
+        let ask = endpoint.ask(hi("neo"));
+        next(&mut dropped).await;
+        [ask]
+    });
+    drop(runtime);
+    let other = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let [ask] = ask;
+    let error = other.block_on(async { soon(ask).await }).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unanswered, "{error}");
+}
