@@ -4,12 +4,14 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
+use tokio::runtime::Handle;
 use tokio::time::Instant;
 
 use crate::abort::AbortHandle;
-use crate::address::RpcEndpointAddress;
+use crate::address::{RpcAddress, RpcEndpointAddress};
 use crate::conf::AskConf;
 use crate::deadlines::{Deadlines, Over};
 use crate::error::{ErrorKind, RpcError};
@@ -17,15 +19,77 @@ use crate::post::RemoteAnswer;
 use crate::running::EndpointId;
 use crate::slot::Slot;
 use crate::timeout::RpcTimeout;
+use crate::trace::Tracer;
 use crate::wire::{self, IncomingBody};
 
-/// What asks keep of the ref that made them.
-pub(crate) struct About {
-    pub(crate) address: RpcEndpointAddress,
+/// What the refs of an environment have in common: what their asks go by, and how many of these there are.
+pub(crate) struct Asks {
     pub(crate) conf: AskConf,
     pub(crate) deadlines: Arc<Deadlines>,
+    pub(crate) tracer: Tracer,
+    pending: AtomicUsize,
+}
+
+impl Asks {
+    pub(crate) fn new(conf: AskConf, tracer: Tracer, runtime: Handle) -> Arc<Self> {
+        Arc::new(Self { conf, deadlines: Deadlines::new(runtime), tracer, pending: AtomicUsize::new(0) })
+    }
+
+    /// How many wait for an answer.
+    pub(crate) fn pending(&self) -> usize {
+        self.pending.load(Ordering::Relaxed)
+    }
+}
+
+/// What asks keep of the ref that made them. Its clones have it in common.
+pub(crate) struct About {
+    pub(crate) address: RpcEndpointAddress,
+    pub(crate) asks: Arc<Asks>,
     /// If it is in this environment.
     pub(crate) endpoint: Option<EndpointId>,
+    /// Which run of its environment it belongs to; 0 if that is not known.
+    pub(crate) incarnation: u64,
+    /// The peer of the connection it is reached over, if its environment does not listen.
+    pub(crate) socket: Option<RpcAddress>,
+    pending: AtomicUsize,
+}
+
+impl About {
+    pub(crate) fn new(address: RpcEndpointAddress, asks: Arc<Asks>) -> Self {
+        Self { address, asks, endpoint: None, incarnation: 0, socket: None, pending: AtomicUsize::new(0) }
+    }
+
+    /// Who does not answer, for error texts.
+    pub(crate) fn peer(&self) -> &dyn fmt::Display {
+        match &self.socket {
+            Some(socket) => socket,
+            None => &self.address,
+        }
+    }
+
+    /// Counts one more ask that waits, unless there are too many.
+    pub(crate) fn begin(&self) -> Result<(), RpcError> {
+        let conf = &self.asks.conf;
+        let of_all = self.asks.pending.fetch_add(1, Ordering::Relaxed);
+        let of_this = self.pending.fetch_add(1, Ordering::Relaxed);
+        let (limit, what, setting) = if of_this >= conf.max_pending_per_endpoint {
+            (conf.max_pending_per_endpoint, "asks of it", "spark.rpc.ask.maxPendingPerEndpoint")
+        } else if of_all >= conf.max_pending {
+            (conf.max_pending, "asks of this environment", "spark.rpc.ask.maxPending")
+        } else {
+            return Ok(());
+        };
+        self.end();
+        let text =
+            format!("cannot ask {}: {limit} {what} wait for an answer already ({setting})", self.address);
+        Err(RpcError::new(ErrorKind::Limit, text).with_peer(&self.address).retryable())
+    }
+
+    /// One ask less.
+    pub(crate) fn end(&self) {
+        self.pending.fetch_sub(1, Ordering::Relaxed);
+        self.asks.pending.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// The answer to come of an [ask](crate::RpcEndpointRef::ask). Can be polled on any executor.
@@ -41,6 +105,7 @@ pub struct Ask<T> {
     abort: Option<AbortHandle>,
 }
 
+/// The first two have been counted by [`About::begin`].
 pub(crate) enum State<T> {
     Local(Arc<Slot<T>>),
     Remote { answer: RemoteAnswer, decode: fn(IncomingBody) -> Result<T, RpcError> },
@@ -74,7 +139,7 @@ impl<T> Future for Ask<T> {
                 Err(waits_for_itself(&this.about.address))
             }
             Poll::Pending => Err(match std::task::ready!(this.poll_deadline(cx)) {
-                Over::Due => this.timeout.expired(&this.about.address),
+                Over::Due => this.timeout.expired(this.about.peer()),
                 Over::RuntimeGone => runtime_gone(&this.about.address),
             }),
         };
@@ -110,7 +175,7 @@ impl<T> Ask<T> {
     }
 
     fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<Over> {
-        let deadlines = &self.about.deadlines;
+        let deadlines = &self.about.asks.deadlines;
         match self.waiting {
             Some(key) => deadlines.poll(key, cx.waker()),
             None => match deadlines.add(self.deadline, cx.waker()) {
@@ -124,11 +189,17 @@ impl<T> Ask<T> {
     }
 
     fn finish(&mut self) {
-        if let State::Local(slot) = std::mem::replace(&mut self.state, State::Done) {
-            slot.close();
+        match std::mem::replace(&mut self.state, State::Done) {
+            State::Local(slot) => {
+                slot.close();
+                self.about.end();
+            }
+            State::Remote { .. } => self.about.end(),
+            // It was never begun, or it has ended.
+            State::Refused(_) | State::Done => {}
         }
         if let Some(key) = self.waiting.take() {
-            self.about.deadlines.cancel(key);
+            self.about.asks.deadlines.cancel(key);
         }
     }
 }

@@ -19,7 +19,7 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
     ///
     /// Those of [`ask`](Self::ask), and [`ErrorKind::Deadlock`] on a thread of a runtime: nothing was sent then.
     pub fn ask_sync<R: RpcRequest<M>>(&self, request: R) -> Result<R::Reply, RpcError> {
-        self.ask_sync_with_timeout(request, self.about().conf.timeout.clone())
+        self.ask_sync_with_timeout(request, self.about().asks.conf.timeout.clone())
     }
 
     /// [`ask_sync`](Self::ask_sync), waiting as long as `timeout` says.
@@ -39,7 +39,7 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
             );
             return Err(RpcError::new(ErrorKind::Deadlock, text).with_peer(self.address()));
         }
-        self.about().deadlines.runtime().block_on(self.ask_with_timeout(request, timeout))
+        self.about().asks.deadlines.runtime().block_on(self.ask_with_timeout(request, timeout))
     }
 
     /// [`ask`](Self::ask) that asks again after an error that [is retryable](RpcError::is_retryable).
@@ -56,7 +56,7 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
     ///
     /// As with [`ask`](Self::ask), except that nothing is sent before the first poll.
     pub async fn ask_with_retry<R: RpcRequest<M> + Clone>(&self, request: R) -> Result<R::Reply, RpcError> {
-        let conf = &self.about().conf;
+        let conf = &self.about().asks.conf;
         let mut attempt = 1;
         loop {
             let error = match self.ask(request.clone()).await {
@@ -70,7 +70,7 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
             // Whoever polls this may be on another executor.
             let wait = conf.retry_wait;
             let waited =
-                self.about().deadlines.runtime().spawn(async move { tokio::time::sleep(wait).await });
+                self.about().asks.deadlines.runtime().spawn(async move { tokio::time::sleep(wait).await });
             if waited.await.is_err() {
                 // The runtime has shut down, and the environment with it.
                 return Err(error.after_attempts(attempt));

@@ -1,5 +1,8 @@
 //! How an endpoint is to be run.
 
+use crate::credit::Volume;
+use crate::limits::{InboxConf, Overflow};
+
 /// How an endpoint is to be run, for [`setup_endpoint_with`](crate::RpcEnv::setup_endpoint_with).
 ///
 /// ```
@@ -12,12 +15,21 @@
 pub struct EndpointOptions {
     pub(crate) isolated: Option<usize>,
     pub(crate) connection_events: bool,
+    max_messages: Option<u64>,
+    max_bytes: Option<u64>,
+    overflow: Overflow,
 }
 
 impl EndpointOptions {
     /// What [`setup_endpoint`](crate::RpcEnv::setup_endpoint) does: on the environment's runtime, with all events.
     pub fn new() -> Self {
-        Self { isolated: None, connection_events: true }
+        Self {
+            isolated: None,
+            connection_events: true,
+            max_messages: None,
+            max_bytes: None,
+            overflow: Overflow::default(),
+        }
     }
 
     /// Run the endpoint on `threads` threads of its own, named `dispatcher-` and the endpoint's name: all of its
@@ -39,6 +51,32 @@ impl EndpointOptions {
     pub fn connection_events(mut self, told: bool) -> Self {
         self.connection_events = told;
         self
+    }
+
+    /// How many messages its inbox holds at most, instead of `spark.rpc.inbox.maxMessages`; at least 1. One counts
+    /// until it has been handled.
+    pub fn max_messages(mut self, messages: u64) -> Self {
+        self.max_messages = Some(messages.max(1));
+        self
+    }
+
+    /// How many bytes they may have in all, instead of `spark.rpc.inbox.maxBytes`; at least 1.
+    pub fn max_bytes(mut self, bytes: u64) -> Self {
+        self.max_bytes = Some(bytes.max(1));
+        self
+    }
+
+    /// What happens to a message that does not fit; [`Overflow::Refuse`] by default.
+    pub fn overflow(mut self, overflow: Overflow) -> Self {
+        self.overflow = overflow;
+        self
+    }
+
+    /// What the inbox goes by, where the environment's is `conf`.
+    pub(crate) fn inbox(&self, conf: InboxConf) -> InboxConf {
+        let messages = self.max_messages.unwrap_or(conf.limit.messages);
+        let bytes = self.max_bytes.unwrap_or(conf.limit.bytes);
+        InboxConf { limit: Volume::new(messages, bytes), overflow: self.overflow, ..conf }
     }
 }
 

@@ -1,7 +1,7 @@
 //! How much may wait where, and what happens beyond.
 
-use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use crate::credit::Volume;
 
@@ -19,18 +19,20 @@ pub enum Overflow {
     DropOldest,
 }
 
-/// What one inbox holds at most.
+/// What one inbox holds at most, and what its endpoint is watched for.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct InboxLimits {
-    pub(crate) volume: Volume,
+pub(crate) struct InboxConf {
+    pub(crate) limit: Volume,
     pub(crate) overflow: Overflow,
+    /// A message whose handling takes longer is worth a warning.
+    pub(crate) slow: Duration,
 }
 
-impl fmt::Display for InboxLimits {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Volume { messages, bytes } = self.volume;
-        write!(
-            f,
+impl InboxConf {
+    /// Why something does not fit, for error texts.
+    pub(crate) fn limit_text(&self) -> String {
+        let Volume { messages, bytes } = self.limit;
+        format!(
             "it holds {messages} messages (spark.rpc.inbox.maxMessages) and {bytes} bytes (spark.rpc.inbox.maxBytes)"
         )
     }
@@ -63,5 +65,9 @@ impl Budget {
 
     pub(crate) fn limit(&self) -> u64 {
         self.limit
+    }
+
+    pub(crate) fn used(&self) -> u64 {
+        self.used.load(Ordering::Relaxed)
     }
 }

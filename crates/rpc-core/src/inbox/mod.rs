@@ -1,20 +1,29 @@
 //! The queue of one endpoint.
 
+mod batch;
+
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::task::Waker;
+use std::time::Duration;
 
 use futures::future::BoxFuture;
 use network_common::ConnectionId;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
+use tokio::time::Instant;
+
+pub(crate) use batch::Batch;
+use batch::Done;
 
 use crate::address::{RpcAddress, RpcEndpointAddress};
 use crate::call_context::discard;
 use crate::credit::{Account, Volume, Windows};
 use crate::error::{ErrorKind, RpcError};
-use crate::limits::{InboxLimits, Overflow};
-use crate::link::Link;
+use crate::limits::{InboxConf, Overflow};
+use crate::link::{Link, Receiver};
+use crate::metrics::{EndpointSnapshot, Histogram};
 use crate::origin::Origin;
 use crate::post::Mailbox;
 
@@ -42,8 +51,10 @@ pub(crate) enum Event {
 /// A message counts against the limits until it has been handled, so what the loop has in hand counts too.
 pub(crate) struct Inbox<M> {
     state: Mutex<State<M>>,
+    /// How long messages took. There with the first that was measured.
+    processing: Mutex<Option<Box<Histogram>>>,
     address: RpcEndpointAddress,
-    limits: InboxLimits,
+    conf: InboxConf,
     windows: Windows,
     /// There is room again.
     room: Notify,
@@ -60,6 +71,33 @@ struct State<M> {
     /// The loop, if it waits for something to come.
     parked: Option<Waker>,
     closed: Option<Closed>,
+    ended: bool,
+    counts: Counts,
+    /// Since when the queue has not been empty while the loop was busy.
+    queued_since: Option<Instant>,
+    /// Since when what the loop has in hand keeps it busy, as far as is known.
+    in_hand_since: Option<Instant>,
+}
+
+/// What has become of messages.
+#[derive(Clone, Copy, Default)]
+struct Counts {
+    handled: u64,
+    failed: u64,
+    refused: u64,
+    dropped: u64,
+    expired: u64,
+    /// Came after the inbox was closed.
+    late: u64,
+}
+
+/// What has become of messages, for the report of a shutdown.
+pub(crate) struct Ending {
+    pub(crate) handled: u64,
+    pub(crate) late: u64,
+    pub(crate) held: u64,
+    /// The endpoint has been stopped, to the end of its `on_stop`.
+    pub(crate) ended: bool,
 }
 
 /// Why nothing goes in any more.
@@ -71,13 +109,8 @@ pub(crate) enum Closed {
     Runtime,
 }
 
-enum Refusal {
-    Closed(Closed),
-    Full,
-}
-
 impl<M> Inbox<M> {
-    pub(crate) fn new(address: RpcEndpointAddress, limits: InboxLimits) -> Self {
+    pub(crate) fn new(address: RpcEndpointAddress, conf: InboxConf) -> Self {
         let state = State {
             queue: VecDeque::new(),
             held: Volume::default(),
@@ -85,44 +118,63 @@ impl<M> Inbox<M> {
             accounts: HashMap::new(),
             parked: None,
             closed: None,
+            ended: false,
+            counts: Counts::default(),
+            queued_since: None,
+            in_hand_since: None,
         };
-        let windows = Windows::of(limits.volume);
-        Self { state: Mutex::new(state), address, limits, windows, room: Notify::new() }
+        let windows = Windows::of(conf.limit);
+        Self {
+            state: Mutex::new(state),
+            processing: Mutex::default(),
+            address,
+            conf,
+            windows,
+            room: Notify::new(),
+        }
     }
 
     pub(crate) fn address(&self) -> &RpcEndpointAddress {
         &self.address
     }
 
-    /// Appends what `build` makes, which may be nothing.
-    fn append(&self, origin: Origin, build: impl FnOnce() -> Option<M>) -> Result<(), Refusal> {
-        let (mut dropped, mut grant) = (None, None);
+    /// Appends what `build` makes, which may be nothing. True if that opened an account for its connection, which
+    /// [`Receiver::disconnected`] closes.
+    pub(crate) fn append(&self, origin: Origin, build: impl FnOnce() -> Option<M>) -> Result<bool, RpcError> {
+        let (mut dropped, mut grant, mut opened) = (None, None, false);
+        let bytes = origin.bytes::<M>();
         let mut state = self.state.lock();
         if let Some(closed) = state.closed {
-            return Err(Refusal::Closed(closed));
+            state.counts.late += 1;
+            return Err(self.closed(closed));
         }
-        let bytes = origin.bytes::<M>();
-        let expected = match origin.link() {
-            Some(link) => state.expects(link.id(), &self.windows),
-            None => false,
-        };
-        if !expected && !state.held.fits(self.limits.volume) {
-            match self.limits.overflow {
-                Overflow::Refuse => return Err(Refusal::Full),
-                Overflow::DropOldest => match state.take_oldest() {
-                    Some(oldest) => dropped = Some(oldest),
-                    // All is in hand.
-                    None => return Err(Refusal::Full),
-                },
+        let expected = origin.link().is_some_and(|link| {
+            opened = state.open_account(link.id(), &self.windows);
+            state.accounts.get(&link.id()).is_some_and(Account::expects)
+        });
+        if !expected && !state.held.fits(self.conf.limit) {
+            match self.conf.overflow {
+                // If nothing is taken out, all is in hand.
+                Overflow::DropOldest => dropped = state.take_oldest(),
+                Overflow::Refuse => {}
             }
+            if dropped.is_none() {
+                state.counts.refused += 1;
+                return Err(self.full());
+            }
+            state.counts.dropped += 1;
         }
-        let Some(message) = build() else { return Ok(()) };
+        let Some(message) = build() else { return Ok(opened) };
         state.held.add(Volume::message(bytes));
         if let Some(link) = origin.link() {
             grant = state.receive(link.id(), bytes).map(|more| (Arc::clone(link), more));
         }
-        state.queue.push_back(Item::Message { message, origin });
         let parked = state.parked.take();
+        // While the loop is parked it has nothing else to do, so the clock can be spared.
+        if parked.is_none() && state.queue.is_empty() {
+            state.queued_since = Some(Instant::now());
+        }
+        state.queue.push_back(Item::Message { message, origin });
         drop(state);
         if let Some(loop_) = parked {
             loop_.wake();
@@ -133,9 +185,11 @@ impl<M> Inbox<M> {
         if let Some((message, origin)) = dropped {
             tracing::warn!(endpoint = %self.address, "the inbox is full: its oldest message is dropped");
             discard(origin.ask_id(), message, &self.full());
-            self.release([Done::of::<M>(&origin)]);
+            let done = Done { volume: Volume::message(origin.bytes::<M>()), link: origin.link().cloned() };
+            let released = self.state.lock().release([done], self.conf.limit, &self.windows);
+            self.tell(released);
         }
-        Ok(())
+        Ok(opened)
     }
 
     /// Events are few and bypass the limits.
@@ -187,20 +241,7 @@ impl<M> Inbox<M> {
         }
     }
 
-    /// The connection has ended, and with it its account.
-    pub(crate) fn disconnected(&self, connection: ConnectionId) {
-        let mut state = self.state.lock();
-        if let Some(account) = state.accounts.remove(&connection) {
-            state.promised.remove(account.promised());
-        }
-    }
-
-    /// Messages have been handled: there is room for others, and credit for who sent them.
-    fn release(&self, done: impl IntoIterator<Item = Done>) {
-        let released = self.state.lock().release(done, self.limits.volume, &self.windows);
-        self.tell(released);
-    }
-
+    /// To be called when messages have been handled: there is room for others, and credit for who sent them.
     fn tell(&self, released: Released) {
         if released.room {
             self.room.notify_waiters();
@@ -231,9 +272,52 @@ impl<M> Inbox<M> {
         true
     }
 
+    /// The handling of a message has taken so long.
+    pub(crate) fn took(&self, time: Duration) {
+        self.processing.lock().get_or_insert_default().record(time);
+        if time >= self.conf.slow {
+            tracing::warn!(
+                endpoint = %self.address,
+                ?time,
+                setting = "spark.rpc.slowMessageThreshold",
+                "handling a message took long"
+            );
+        }
+    }
+
+    /// The endpoint's `on_stop` has run.
+    pub(crate) fn end(&self) {
+        self.state.lock().ended = true;
+    }
+
+    pub(crate) fn ending(&self) -> Ending {
+        let state = self.state.lock();
+        let Counts { handled, late, .. } = state.counts;
+        Ending { handled, late, held: state.held.messages, ended: state.ended }
+    }
+
+    pub(crate) fn snapshot(&self) -> EndpointSnapshot {
+        let processing = self.processing.lock().as_deref().cloned().unwrap_or_default();
+        let state = self.state.lock();
+        let oldest = state.in_hand_since.or(state.queued_since);
+        let Counts { handled, failed, refused, dropped, expired, late: _ } = state.counts;
+        EndpointSnapshot {
+            name: self.address.name().to_owned(),
+            queued: state.held.messages,
+            queued_bytes: state.held.bytes,
+            lag: oldest.map(|since| since.elapsed()).unwrap_or_default(),
+            handled,
+            failed,
+            refused,
+            dropped,
+            expired,
+            processing,
+        }
+    }
+
     fn is_full(&self) -> bool {
         let state = self.state.lock();
-        state.closed.is_none() && !state.held.fits(self.limits.volume)
+        state.closed.is_none() && !state.held.fits(self.conf.limit)
     }
 
     fn closed(&self, closed: Closed) -> RpcError {
@@ -246,19 +330,22 @@ impl<M> Inbox<M> {
     }
 
     fn full(&self) -> RpcError {
-        let text = format!("the inbox of {} is full: {}", self.address, self.limits);
+        let text = format!("the inbox of {} is full: {}", self.address, self.conf.limit_text());
         RpcError::new(ErrorKind::Limit, text).with_peer(&self.address).retryable()
     }
 }
 
 impl<M> State<M> {
-    fn expects(&mut self, connection: ConnectionId, windows: &Windows) -> bool {
-        let account = self.accounts.entry(connection).or_insert_with(|| {
-            let account = Account::new(windows);
-            self.promised.add(account.promised());
-            account
-        });
-        account.expects()
+    /// False if there was one.
+    fn open_account(&mut self, connection: ConnectionId, windows: &Windows) -> bool {
+        match self.accounts.entry(connection) {
+            Entry::Occupied(_) => false,
+            Entry::Vacant(place) => {
+                let account = place.insert(Account::new(windows));
+                self.promised.add(account.promised());
+                true
+            }
+        }
     }
 
     fn receive(&mut self, connection: ConnectionId, bytes: u64) -> Option<Volume> {
@@ -306,118 +393,9 @@ struct Released {
     grants: Vec<(Arc<Link>, Volume)>,
 }
 
-/// Messages of one connection, or of this environment, that no longer count.
-struct Done {
-    volume: Volume,
-    link: Option<Arc<Link>>,
-}
-
-impl Done {
-    fn of<M>(origin: &Origin) -> Self {
-        Self { volume: Volume::message(origin.bytes::<M>()), link: origin.link().cloned() }
-    }
-
-    fn is_of(&self, origin: &Origin) -> bool {
-        match (&self.link, origin.link()) {
-            (None, None) => true,
-            (Some(mine), Some(its)) => Arc::ptr_eq(mine, its),
-            _ => false,
-        }
-    }
-}
-
-/// What a loop has taken out and not handled yet. Dropped with the loop, it fails the askers in it.
-pub(crate) struct Batch<M> {
-    items: VecDeque<Item<M>>,
-    /// Handled, and not yet given back to the inbox.
-    done: Vec<Done>,
-    count: usize,
-    /// Gives back when so many are done.
-    share: usize,
-    inbox: Arc<Inbox<M>>,
-}
-
-impl<M> Batch<M> {
-    pub(crate) fn new(inbox: &Arc<Inbox<M>>) -> Self {
-        let share = (inbox.limits.volume.messages / 8).clamp(1, 64) as usize;
-        Self { items: VecDeque::new(), done: Vec::new(), count: 0, share, inbox: Arc::clone(inbox) }
-    }
-
-    /// The next message whose asker still waits, or the next event.
-    pub(crate) fn pop(&mut self) -> Option<Item<M>> {
-        while let Some(item) = self.items.pop_front() {
-            match item {
-                Item::Message { message, origin } if !origin.waits() => {
-                    discard(origin.ask_id(), message, &expired(&self.inbox.address));
-                    self.done(&origin);
-                }
-                item => return Some(item),
-            }
-        }
-        None
-    }
-
-    /// A message has been handled.
-    pub(crate) fn done(&mut self, origin: &Origin) {
-        match self.done.last_mut() {
-            Some(last) if last.is_of(origin) => last.volume.add(Volume::message(origin.bytes::<M>())),
-            _ => self.done.push(Done::of::<M>(origin)),
-        }
-        self.count += 1;
-        if self.count >= self.share {
-            self.give_back();
-        }
-    }
-
-    /// Gives back what is done: at the latest when the loop is about to wait for something.
-    pub(crate) fn give_back(&mut self) {
-        if self.count > 0 {
-            self.count = 0;
-            self.inbox.release(self.done.drain(..));
-        }
-    }
-
-    /// When all is handled: takes out what has come since. False if that is nothing.
-    pub(crate) fn refill(&mut self) -> bool {
-        let inbox = &self.inbox;
-        let mut state = inbox.state.lock();
-        std::mem::swap(&mut state.queue, &mut self.items);
-        if self.count > 0 {
-            self.count = 0;
-            let released = state.release(self.done.drain(..), inbox.limits.volume, &inbox.windows);
-            drop(state);
-            inbox.tell(released);
-        }
-        !self.items.is_empty()
-    }
-
-    /// The buffer, to go on with.
-    pub(crate) fn into_buffer(mut self) -> VecDeque<Item<M>> {
-        std::mem::take(&mut self.items)
-    }
-}
-
-impl<M> Drop for Batch<M> {
-    fn drop(&mut self) {
-        self.give_back();
-        if !self.items.is_empty() {
-            self.inbox.discard(std::mem::take(&mut self.items), Closed::Runtime);
-        }
-    }
-}
-
-/// What an asker would be told that no longer listens.
-fn expired(endpoint: &RpcEndpointAddress) -> RpcError {
-    let text = format!("the time of the request was over before its turn came at {endpoint}");
-    RpcError::new(ErrorKind::Timeout, text).with_peer(endpoint)
-}
-
 impl<M: Send> Mailbox<M> for Inbox<M> {
     fn post(&self, origin: Origin, build: &mut dyn FnMut() -> Option<M>) -> Result<(), RpcError> {
-        self.append(origin, build).map_err(|refusal| match refusal {
-            Refusal::Closed(closed) => self.closed(closed),
-            Refusal::Full => self.full(),
-        })
+        self.append(origin, build).map(drop)
     }
 
     fn room(&self) -> BoxFuture<'_, ()> {
@@ -428,5 +406,14 @@ impl<M: Send> Mailbox<M> for Inbox<M> {
                 room.await;
             }
         })
+    }
+}
+
+impl<M: Send> Receiver for Inbox<M> {
+    fn disconnected(&self, connection: ConnectionId) {
+        let mut state = self.state.lock();
+        if let Some(account) = state.accounts.remove(&connection) {
+            state.promised.remove(account.promised());
+        }
     }
 }

@@ -1,0 +1,172 @@
+//! What a loop has taken out of an inbox.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::{Closed, Counts, Inbox, Item, Released, State};
+use crate::address::RpcEndpointAddress;
+use crate::call_context::discard;
+use crate::credit::Volume;
+use crate::error::{ErrorKind, RpcError};
+use crate::link::Link;
+use crate::origin::Origin;
+
+/// Of messages that do not wait, the handling of one in so many is measured.
+const SAMPLE: u64 = 16;
+
+/// What a loop has taken out and not handled yet. Dropped with the loop, it fails the askers in it.
+pub(crate) struct Batch<M> {
+    items: VecDeque<Item<M>>,
+    handled: Handled,
+    /// Gives back when so many are handled.
+    share: usize,
+    /// Messages taken out so far, for sampling.
+    taken: u64,
+    inbox: Arc<Inbox<M>>,
+}
+
+impl<M> Batch<M> {
+    pub(crate) fn new(inbox: &Arc<Inbox<M>>) -> Self {
+        let share = (inbox.conf.limit.messages / 8).clamp(1, 64) as usize;
+        Self {
+            items: VecDeque::new(),
+            handled: Handled::default(),
+            share,
+            taken: 0,
+            inbox: Arc::clone(inbox),
+        }
+    }
+
+    /// The next message whose asker still waits, or the next event.
+    pub(crate) fn pop(&mut self) -> Option<Item<M>> {
+        while let Some(item) = self.items.pop_front() {
+            match item {
+                Item::Message { message, origin } if !origin.waits() => {
+                    self.handled.counts.expired += 1;
+                    discard(origin.ask_id(), message, &expired(&self.inbox.address));
+                    self.done(&origin);
+                }
+                item => return Some(item),
+            }
+        }
+        None
+    }
+
+    /// A message has been handled.
+    pub(crate) fn handled(&mut self, origin: &Origin, failed: bool) {
+        self.handled.counts.handled += 1;
+        self.handled.counts.failed += u64::from(failed);
+        self.done(origin);
+    }
+
+    fn done(&mut self, origin: &Origin) {
+        self.handled.add(Volume::message(origin.bytes::<M>()), origin.link());
+        if self.handled.messages >= self.share {
+            self.give_back();
+        }
+    }
+
+    /// Gives back what is handled: at the latest when the loop is about to wait for something.
+    fn give_back(&mut self) {
+        if self.handled.messages > 0 {
+            let released = self.handled.give_back(&mut self.inbox.state.lock(), &self.inbox);
+            self.inbox.tell(released);
+        }
+    }
+
+    /// The loop begins to wait for what it has in hand.
+    pub(crate) fn waits(&mut self, since: Instant) {
+        self.give_back();
+        self.inbox.state.lock().in_hand_since.get_or_insert(since);
+    }
+
+    /// Whether the handling of the next message is to be measured also if it does not wait.
+    pub(crate) fn sample(&mut self) -> bool {
+        self.taken += 1;
+        self.taken % SAMPLE == 1
+    }
+
+    /// When all is handled: takes out what has come since. False if that is nothing.
+    pub(crate) fn refill(&mut self) -> bool {
+        let mut state = self.inbox.state.lock();
+        std::mem::swap(&mut state.queue, &mut self.items);
+        state.in_hand_since = state.queued_since.take();
+        if self.handled.messages > 0 {
+            let released = self.handled.give_back(&mut state, &self.inbox);
+            self.taken = state.counts.handled;
+            drop(state);
+            self.inbox.tell(released);
+        } else {
+            self.taken = state.counts.handled;
+        }
+        !self.items.is_empty()
+    }
+
+    /// The buffer, to go on with.
+    pub(crate) fn into_buffer(mut self) -> VecDeque<Item<M>> {
+        std::mem::take(&mut self.items)
+    }
+}
+
+impl<M> Drop for Batch<M> {
+    fn drop(&mut self) {
+        self.give_back();
+        if !self.items.is_empty() {
+            self.inbox.discard(std::mem::take(&mut self.items), Closed::Runtime);
+        }
+    }
+}
+
+/// What an asker would be told that no longer listens.
+fn expired(endpoint: &RpcEndpointAddress) -> RpcError {
+    let text = format!("the time of the request was over before its turn came at {endpoint}");
+    RpcError::new(ErrorKind::Timeout, text).with_peer(endpoint)
+}
+
+/// What has been handled and not yet been given back to the inbox.
+#[derive(Default)]
+struct Handled {
+    messages: usize,
+    counts: Counts,
+    /// Of one connection; the ones before are in `earlier`.
+    latest: Option<Done>,
+    earlier: Vec<Done>,
+}
+
+impl Handled {
+    fn add(&mut self, volume: Volume, link: Option<&Arc<Link>>) {
+        self.messages += 1;
+        match &mut self.latest {
+            Some(latest) if latest.is_of(link) => latest.volume.add(volume),
+            latest => self.earlier.extend(latest.replace(Done { volume, link: link.cloned() })),
+        }
+    }
+
+    fn give_back<M>(&mut self, state: &mut State<M>, inbox: &Inbox<M>) -> Released {
+        self.messages = 0;
+        let Counts { handled, failed, expired, .. } = std::mem::take(&mut self.counts);
+        state.counts.handled += handled;
+        state.counts.failed += failed;
+        state.counts.expired += expired;
+        let done = self.earlier.drain(..).chain(self.latest.take());
+        state.release(done, inbox.conf.limit, &inbox.windows)
+    }
+}
+
+/// Messages of one connection, or of this environment, that no longer count.
+pub(super) struct Done {
+    pub(super) volume: Volume,
+    pub(super) link: Option<Arc<Link>>,
+}
+
+impl Done {
+    fn is_of(&self, link: Option<&Arc<Link>>) -> bool {
+        match (&self.link, link) {
+            (None, None) => true,
+            (Some(mine), Some(its)) => Arc::ptr_eq(mine, its),
+            _ => false,
+        }
+    }
+}
