@@ -123,7 +123,7 @@ impl<T> Future for Ask<T> {
         let this = &mut *self;
         if let Some(error) = this.abort.as_ref().and_then(|abort| abort.poll_aborted(cx)) {
             this.finish();
-            return Poll::Ready(Err(error));
+            return Poll::Ready(Err(error.received()));
         }
         let polled = match &mut this.state {
             State::Local(slot) => slot.poll(cx),
@@ -144,7 +144,7 @@ impl<T> Future for Ask<T> {
             }),
         };
         this.finish();
-        Poll::Ready(outcome)
+        Poll::Ready(outcome.map_err(RpcError::received))
     }
 }
 

@@ -123,10 +123,11 @@ impl<T: Send + 'static> RpcCallContext<T> {
     /// Fails the asker with `error`.
     ///
     /// In the same environment it gets the very object; across the network kind, text, causes' texts and
-    /// [`is_retryable`](RpcError::is_retryable).
+    /// [`is_retryable`](RpcError::is_retryable). An error of one of the endpoint's own requests becomes the source of
+    /// a new one, which is not retryable unless the endpoint [says so](RpcError::retryable): this request was handled.
     pub fn send_failure(mut self, error: RpcError) {
         if let Some(asker) = self.asker.take() {
-            asker.fail(error);
+            asker.fail(error.in_own_name());
         }
     }
 
