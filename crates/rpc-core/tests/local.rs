@@ -180,7 +180,7 @@ async fn rpc_env_06_ask_a_message_timeout() {
 }
 
 #[tokio::test]
-async fn rpc_env_08_on_start_and_on_stop() {
+async fn rpc_env_08_and_14_on_start_and_on_stop_without_self() {
     let env = client().await;
     let (probe, mut events) = Probe::new("");
     let endpoint = env.setup_endpoint("probe", probe).unwrap();
@@ -682,4 +682,30 @@ fn a_request_dropped_by_a_receive_that_ends_with_the_runtime_fails() {
     let [ask] = ask;
     let error = other.block_on(async { soon(ask).await }).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unanswered, "{error}");
+}
+
+/// A panic is what comes nearest to the row's fatal error: it leaves nothing counted as running.
+#[tokio::test]
+async fn inb_07_a_panic_does_not_count_as_running() {
+    struct Panics(mpsc::UnboundedSender<()>);
+    impl RpcEndpoint for Panics {
+        type Message = HelloMessage;
+        async fn receive(&self, _: HelloMessage, _: &EndpointContext<HelloMessage>) -> Result<(), RpcError> {
+            tokio::task::yield_now().await;
+            panic!("out of memory");
+        }
+        async fn on_stop(&self, _: &EndpointContext<HelloMessage>) -> Result<(), RpcError> {
+            self.0.send(()).map_err(RpcError::application)
+        }
+    }
+    let env = client().await;
+    let (told, mut stopped) = mpsc::unbounded_channel();
+    let endpoint = env.setup_endpoint("panics", Panics(told)).unwrap();
+    let asks = ["a", "b", "c"].map(|name| endpoint.ask(hi(name)));
+    env.stop(&endpoint);
+    for ask in asks {
+        assert_eq!(soon(ask).await.unwrap_err().kind(), ErrorKind::Panic);
+    }
+    // It comes only when nothing runs any more.
+    next(&mut stopped).await;
 }
