@@ -123,10 +123,11 @@ impl<T: Send + 'static> RpcCallContext<T> {
     /// Fails the asker with `error`.
     ///
     /// In the same environment it gets the very object; across the network kind, text, causes' texts and
-    /// [`is_retryable`](RpcError::is_retryable).
+    /// [`is_retryable`](RpcError::is_retryable). An error of one of the endpoint's own requests becomes the source of
+    /// a new one, which is not retryable unless the endpoint [says so](RpcError::retryable): this request was handled.
     pub fn send_failure(mut self, error: RpcError) {
         if let Some(asker) = self.asker.take() {
-            asker.fail(error);
+            asker.fail(error.in_own_name());
         }
     }
 
@@ -225,7 +226,10 @@ impl<T: Send + 'static> Drop for RpcCallContext<T> {
         // Thread locals are gone while a thread ends; then nothing is running here either.
         let running = RUNNING.try_with(|running| running.ask.get() == id).unwrap_or(false);
         if running {
-            RUNNING.with(|running| running.abandoned.replace(Some(Box::new(move |error| asker.fail(error)))));
+            // A context again, so that the asker is not forgotten if the handler is dropped with its runtime.
+            let context = Self { asker: Some(asker), sender: None };
+            let fail = Box::new(move |error| context.send_failure(error));
+            RUNNING.with(|running| running.abandoned.replace(Some(fail)));
         } else {
             asker.fail(unanswered());
         }
