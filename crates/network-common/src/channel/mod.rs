@@ -193,9 +193,11 @@ impl Connection {
             if read {
                 // There may be more; but others on this thread get their turn first.
                 context.waker().wake_by_ref();
-                return Poll::Pending;
             }
             let mut session = self.shared.session.lock();
+            if read && session.is_open() {
+                return Poll::Pending;
+            }
             let (closing, draining) = (session.closing().cloned(), self.shared.is_draining());
             if written && session.outgoing.is_empty(true) && !self.writer.is_sending_file() {
                 let served = self.reader.received == session.answered
