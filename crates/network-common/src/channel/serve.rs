@@ -134,7 +134,7 @@ impl BulkServer {
             let (message, body) = self.serve(request, refused).await;
             let body = body.on_release(move || drop(transfer));
             let item = BulkItem { message, body, upload: None };
-            drop(self.shared.update(|session| session.answer_bulk(item)));
+            drop(self.shared.update(|session| session.answer_bulk_request(item)));
         }
     }
 
