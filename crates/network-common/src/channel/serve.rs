@@ -126,6 +126,15 @@ impl Drop for Transfer {
     }
 }
 
+/// A panic that got past [`user_code`], in an error's text or a body's drop: what waits would never be served.
+impl Drop for BulkServer {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.shared.close(Closing::Now(TransportError::closed(self.shared.peer)));
+        }
+    }
+}
+
 impl BulkServer {
     async fn run(self) {
         while let Some((request, refused)) = self.next().await {

@@ -93,7 +93,7 @@ impl fmt::Debug for MergedBlockMetaCallback {
 
 /// Why a body of `size` bytes cannot be an answer, if so.
 pub(crate) fn too_large(size: u64) -> Option<String> {
-    (size + 64 > MAX_FRAME_PAYLOAD).then(|| {
+    (size > MAX_FRAME_PAYLOAD - 64).then(|| {
         format!("an answer of {size} bytes does not fit into a frame of at most {MAX_FRAME_PAYLOAD} bytes")
     })
 }
