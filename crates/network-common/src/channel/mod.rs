@@ -258,21 +258,31 @@ impl Connection {
             if !overdue {
                 continue;
             }
-            let outstanding = shared.session.lock().requests.outstanding();
+            let mut session = shared.session.lock();
+            let outstanding = session.requests.outstanding();
+            if session.requested || (outstanding == 0 && !self.resources.close_idle) {
+                continue;
+            }
             let (peer, timeout) = (shared.peer, self.resources.conf.connection_timeout().unwrap_or_default());
             let setting = self.resources.conf.key("connectionTimeout");
-            if outstanding > 0 {
+            let error = if outstanding > 0 {
                 let text = format!(
                     "Connection to {peer} has been quiet for {timeout:?} while there are {outstanding} outstanding \
                      requests. This timeout is controlled by {setting}"
                 );
+                TransportError::new(ErrorKind::Timeout, text).with_peer(peer)
+            } else {
+                TransportError::closed(peer)
+            };
+            // Under the same lock: nobody who comes now gets a connection, or registers a request, that ends at once.
+            session.close(Closing::Now(error.clone()));
+            drop(session);
+            if outstanding > 0 {
                 tracing::warn!(%peer, ?timeout, outstanding, setting, "closing a quiet connection with outstanding requests");
-                return Poll::Ready(TransportError::new(ErrorKind::Timeout, text).with_peer(peer));
-            }
-            if self.resources.close_idle {
+            } else {
                 tracing::debug!(%peer, ?timeout, setting, "closing an idle connection");
-                return Poll::Ready(TransportError::closed(peer));
             }
+            return Poll::Ready(error);
         }
     }
 
