@@ -172,17 +172,14 @@ impl Connection {
                 return Poll::Ready(error.clone());
             }
             let read = match self.poll_read(context) {
-                Poll::Ready(Err(error)) => return Poll::Ready(error),
+                Poll::Ready(Err(error)) => return Poll::Ready(self.first_reason(error)),
                 Poll::Ready(Ok(())) => true,
                 Poll::Pending => false,
             };
             let written = match self.writer.poll_write(context) {
                 Poll::Ready(Err(error)) => {
-                    // A connection that is being closed anyway ends for the first reason.
-                    return Poll::Ready(match self.shared.session.lock().closing() {
-                        Some(Closing::Flush(reason) | Closing::Now(reason)) => reason.clone(),
-                        None => io_error(self.shared.peer, "writing to", error),
-                    });
+                    let error = io_error(self.shared.peer, "writing to", error);
+                    return Poll::Ready(self.first_reason(error));
                 }
                 Poll::Ready(Ok(())) => true,
                 Poll::Pending => false,
@@ -237,6 +234,14 @@ impl Connection {
                 return Poll::Ready(TransportError::closed(self.shared.peer));
             }
             return Poll::Pending;
+        }
+    }
+
+    /// A connection that is being closed anyway does not end for what goes wrong meanwhile.
+    fn first_reason(&self, error: TransportError) -> TransportError {
+        match self.shared.session.lock().closing() {
+            Some(Closing::Flush(reason) | Closing::Now(reason)) => reason.clone(),
+            None => error,
         }
     }
 
