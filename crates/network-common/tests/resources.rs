@@ -611,9 +611,10 @@ fn addresses_that_are_gone_leave_nothing_in_a_pool() {
                 after_warm_up = live();
             }
         }
-        eventually_or(|| format!("{} bytes for 1000 addresses", live() - after_warm_up), || {
-            live() - after_warm_up < 200_000
-        })
+        eventually_or(
+            || format!("{} bytes for 1000 addresses", live() - after_warm_up),
+            || live() - after_warm_up < 200_000,
+        )
         .await;
         let again = within("connecting", factory.create_client(kept.address)).await.unwrap();
         assert_eq!(again.id(), client.id(), "who is still there stays in the pool");
