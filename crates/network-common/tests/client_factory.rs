@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use futures::future::{BoxFuture, join_all};
 use network_common::{
-    BoxError, ErrorKind, RpcHandler, TransportClient, TransportClientBootstrap, TransportClientFactory,
-    TransportConf, TransportContext, TransportServer, TransportServerBootstrap,
+    BoxError, ErrorKind, PeerAddress, RpcHandler, TransportClient, TransportClientBootstrap,
+    TransportClientFactory, TransportConf, TransportContext, TransportServer, TransportServerBootstrap,
 };
 use parking_lot::Mutex;
 use support::*;
@@ -622,4 +622,12 @@ async fn a_bootstrap_that_panics_refuses_its_connection_only() {
         assert!(error.to_string().contains("panicked"), "{error}");
     }
     until(|| server_context.metrics().server().snapshot().connections == 0).await;
+}
+
+#[test]
+fn an_address_keeps_its_scope() {
+    for text in ["[fe80::1%7]:80", "[fe80::1]:80", "127.0.0.1:80"] {
+        let address: SocketAddr = text.parse().unwrap();
+        assert_eq!(PeerAddress::from(address).to_string(), text);
+    }
 }
