@@ -2,17 +2,22 @@
 
 use std::fmt;
 use std::sync::Arc;
+#[cfg(feature = "tls")]
+use std::sync::OnceLock;
 
 use tokio::net::ToSocketAddrs;
 
 use crate::buffer::BufferPool;
-use crate::channel::Resources;
+use crate::channel::{Resources, Security};
 use crate::conf::TransportConf;
 use crate::error::TransportError;
 use crate::factory::TransportClientFactory;
 use crate::handler::{RpcHandler, TransportClientBootstrap, TransportServerBootstrap};
 use crate::metrics::TransportMetrics;
+use crate::network::MemoryNetwork;
 use crate::server::TransportServer;
+#[cfg(feature = "tls")]
+use crate::tls::Tls;
 
 /// Settings and one [`RpcHandler`]: makes servers and client factories whose connections share them (transport 1).
 ///
@@ -24,6 +29,9 @@ pub struct TransportContext {
     metrics: TransportMetrics,
     pool: Arc<BufferPool>,
     close_idle_connections: bool,
+    network: Option<MemoryNetwork>,
+    #[cfg(feature = "tls")]
+    tls: Arc<OnceLock<Result<Arc<Tls>, TransportError>>>,
 }
 
 impl TransportContext {
@@ -35,13 +43,28 @@ impl TransportContext {
     /// The same with a handler that is shared with others.
     pub fn with_handler(conf: TransportConf, handler: Arc<dyn RpcHandler>) -> Self {
         let metrics = TransportMetrics::new(conf.module());
-        Self { conf: Arc::new(conf), handler, metrics, pool: Arc::default(), close_idle_connections: false }
+        Self {
+            conf: Arc::new(conf),
+            handler,
+            metrics,
+            pool: Arc::default(),
+            close_idle_connections: false,
+            network: None,
+            #[cfg(feature = "tls")]
+            tls: Arc::default(),
+        }
     }
 
     /// Whether connections on which nothing has moved for `spark.<module>.io.connectionTimeout` are closed also when no
     /// request is outstanding. Spark does so for shuffle and file clients, not for its core RPC. Default: false.
     pub fn close_idle_connections(mut self, close: bool) -> Self {
         self.close_idle_connections = close;
+        self
+    }
+
+    /// Servers and clients meet on `network` instead of the system's: for tests.
+    pub fn on_network(mut self, network: &MemoryNetwork) -> Self {
+        self.network = Some(network.clone());
         self
     }
 
@@ -58,7 +81,8 @@ impl TransportContext {
     /// Listens on `address`; port 0 is an ephemeral one. Must be called in a tokio runtime.
     ///
     /// # Errors
-    /// Kind [`Bind`](crate::ErrorKind::Bind).
+    /// Kind [`Bind`](crate::ErrorKind::Bind); [`Config`](crate::ErrorKind::Config) if TLS is enabled but its settings or files
+    /// cannot be used.
     pub async fn create_server(
         &self,
         address: impl ToSocketAddrs,
@@ -76,7 +100,8 @@ impl TransportContext {
         bootstraps: Vec<Arc<dyn TransportServerBootstrap>>,
     ) -> Result<TransportServer, TransportError> {
         let resources = self.resources(self.metrics.server());
-        TransportServer::bind(address, resources, Arc::clone(&self.handler), bootstraps).await
+        let security = self.server_security()?;
+        TransportServer::bind(address, resources, security, Arc::clone(&self.handler), bootstraps).await
     }
 
     /// A pool of outgoing connections.
@@ -90,7 +115,47 @@ impl TransportContext {
         bootstraps: Vec<Arc<dyn TransportClientBootstrap>>,
     ) -> TransportClientFactory {
         let resources = self.resources(self.metrics.client());
-        TransportClientFactory::new(resources, Arc::clone(&self.handler), bootstraps)
+        TransportClientFactory::new(resources, self.client_security(), Arc::clone(&self.handler), bootstraps)
+    }
+
+    /// Reads the files that the settings of TLS name, so that mistakes show before the first connection. Nothing is done if TLS
+    /// is not enabled. Servers do so when they are created; the files are read once and, with
+    /// `spark.ssl.rpc.trustStoreReloadingEnabled`, again when they change.
+    ///
+    /// # Errors
+    /// Kind [`Config`](crate::ErrorKind::Config), naming setting and file.
+    #[cfg(feature = "tls")]
+    pub fn check_tls(&self) -> Result<(), TransportError> {
+        self.tls().map(|_| ())
+    }
+
+    /// `None`: TLS is not enabled.
+    #[cfg(feature = "tls")]
+    fn tls(&self) -> Result<Option<Arc<Tls>>, TransportError> {
+        if !self.conf.tls().enabled() {
+            return Ok(None);
+        }
+        self.tls.get_or_init(|| Tls::load(&self.conf).map(Arc::new)).clone().map(Some)
+    }
+
+    #[cfg(feature = "tls")]
+    fn server_security(&self) -> Result<Option<Arc<dyn Security>>, TransportError> {
+        self.tls()?.map(Tls::server_side).transpose()
+    }
+
+    #[cfg(feature = "tls")]
+    fn client_security(&self) -> Result<Option<Arc<dyn Security>>, TransportError> {
+        self.tls()?.map(Tls::client_side).transpose()
+    }
+
+    #[cfg(not(feature = "tls"))]
+    fn server_security(&self) -> Result<Option<Arc<dyn Security>>, TransportError> {
+        Ok(None)
+    }
+
+    #[cfg(not(feature = "tls"))]
+    fn client_security(&self) -> Result<Option<Arc<dyn Security>>, TransportError> {
+        Ok(None)
     }
 
     fn resources(&self, metrics: &Arc<crate::metrics::SideMetrics>) -> Arc<Resources> {
@@ -99,6 +164,7 @@ impl TransportContext {
             Arc::clone(metrics),
             Arc::clone(&self.pool),
             self.close_idle_connections,
+            self.network.clone(),
         ))
     }
 }

@@ -11,25 +11,28 @@ use tokio::runtime::Handle;
 use tokio::time::{Instant, Sleep};
 
 use crate::abort::AbortHandle;
-use crate::address::RpcEndpointAddress;
+use crate::address::{RpcAddress, RpcEndpointAddress};
 use crate::conf::AskConf;
 use crate::deadlines::{COARSE_FROM, Deadlines};
 use crate::error::{ErrorKind, RpcError};
 use crate::post::RemoteAnswer;
+use crate::running::EndpointId;
 use crate::slot::Slot;
 use crate::timeout::RpcTimeout;
+use crate::trace::Tracer;
 use crate::wire::{self, IncomingBody};
 
-/// All asks of an environment: what they go by, and how many there are.
+/// What the refs of an environment have in common: what their asks go by, and how many of these there are.
 pub(crate) struct Asks {
     pub(crate) conf: AskConf,
     pub(crate) deadlines: Arc<Deadlines>,
+    pub(crate) tracer: Tracer,
     pending: AtomicUsize,
 }
 
 impl Asks {
-    pub(crate) fn new(conf: AskConf, runtime: Handle) -> Arc<Self> {
-        Arc::new(Self { conf, deadlines: Deadlines::new(runtime), pending: AtomicUsize::new(0) })
+    pub(crate) fn new(conf: AskConf, tracer: Tracer, runtime: Handle) -> Arc<Self> {
+        Arc::new(Self { conf, deadlines: Deadlines::new(runtime), tracer, pending: AtomicUsize::new(0) })
     }
 
     /// How many wait for an answer.
@@ -42,12 +45,26 @@ impl Asks {
 pub(crate) struct About {
     pub(crate) address: RpcEndpointAddress,
     pub(crate) asks: Arc<Asks>,
+    /// If it is in this environment.
+    pub(crate) endpoint: Option<EndpointId>,
+    /// Which run of its environment it belongs to; 0 if that is not known.
+    pub(crate) incarnation: u64,
+    /// The peer of the connection it is reached over, if its environment does not listen.
+    pub(crate) socket: Option<RpcAddress>,
     pending: AtomicUsize,
 }
 
 impl About {
-    pub(crate) fn new(address: RpcEndpointAddress, asks: Arc<Asks>) -> Arc<Self> {
-        Arc::new(Self { address, asks, pending: AtomicUsize::new(0) })
+    pub(crate) fn new(address: RpcEndpointAddress, asks: Arc<Asks>) -> Self {
+        Self { address, asks, endpoint: None, incarnation: 0, socket: None, pending: AtomicUsize::new(0) }
+    }
+
+    /// Who does not answer, for error texts.
+    pub(crate) fn peer(&self) -> &dyn fmt::Display {
+        match &self.socket {
+            Some(socket) => socket,
+            None => &self.address,
+        }
     }
 
     /// Counts one more ask that waits, unless there are too many.
@@ -129,9 +146,12 @@ impl<T> Future for Ask<T> {
         };
         let outcome = match polled {
             Poll::Ready(outcome) => outcome,
+            Poll::Pending if this.about.endpoint.is_some_and(EndpointId::is_running) => {
+                Err(waits_for_itself(&this.about.address))
+            }
             Poll::Pending => {
                 std::task::ready!(this.poll_timer(cx));
-                Err(this.timeout.expired(&this.about.address))
+                Err(this.timeout.expired(this.about.peer()))
             }
         };
         this.finish();
@@ -207,6 +227,14 @@ impl<T> Ask<T> {
             self.about.asks.deadlines.cancel(key);
         }
     }
+}
+
+fn waits_for_itself(endpoint: &RpcEndpointAddress) -> RpcError {
+    let text = format!(
+        "{endpoint} waits in a handler for its own answer, which it can only give when that handler has ended: \
+         await the ask in a spawned task, or make it an RpcEndpoint"
+    );
+    RpcError::new(ErrorKind::Deadlock, text).with_peer(endpoint)
 }
 
 impl<T> Drop for Ask<T> {

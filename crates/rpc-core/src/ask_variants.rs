@@ -5,11 +5,12 @@ use tokio::runtime::Handle;
 use crate::endpoint_ref::RpcEndpointRef;
 use crate::error::{ErrorKind, RpcError};
 use crate::message::{RpcMessage, RpcRequest};
+use crate::threads::may_block;
 use crate::timeout::RpcTimeout;
 
 impl<M: RpcMessage> RpcEndpointRef<M> {
-    /// [`ask`](Self::ask) that blocks the thread until the answer is there: for threads that are not the runtime's
-    /// (`rpc 9`).
+    /// [`ask`](Self::ask) that blocks the thread until the answer is there: for threads that are not the runtime's,
+    /// and those of [isolated](crate::EndpointOptions::isolated) endpoints (`rpc 9`).
     ///
     /// On a thread of tokio's blocking pool, where this is refused too, `Handle::current().block_on(endpoint.ask(..))`
     /// does the same.
@@ -31,7 +32,7 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
         request: R,
         timeout: impl Into<RpcTimeout>,
     ) -> Result<R::Reply, RpcError> {
-        if Handle::try_current().is_ok() {
+        if Handle::try_current().is_ok() && !may_block() {
             let text = format!(
                 "ask_sync of {} on a thread of a runtime would block the tasks that run there: await `ask` instead",
                 self.address()

@@ -120,10 +120,12 @@ macro_rules! hooks {
 /// An endpoint that handles one message at a time, in order: its state needs no locks.
 ///
 /// A `receive` that waits holds up the messages behind it; where that hurts, move the context to a spawned task and
-/// return, or use [`RpcEndpoint`]. A `receive` that *asks its own endpoint* and waits for the answer waits for
-/// itself, until the timeout.
+/// return, or use [`RpcEndpoint`]. A `receive` that *asks its own endpoint* and awaits the answer itself gets
+/// [`ErrorKind::Deadlock`](crate::ErrorKind::Deadlock). A circle of several endpoints that wait for each other is not
+/// noticed and lasts until the timeout.
 ///
-/// Handlers run on the runtime that started the environment and must not block its threads.
+/// Handlers run on the runtime that started the environment and must not block its threads; those of an
+/// [isolated](crate::EndpointOptions::isolated) endpoint may.
 pub trait ThreadSafeRpcEndpoint: Sized + Send + 'static {
     /// What it receives.
     type Message: RpcMessage;

@@ -1,15 +1,17 @@
 //! The environment: what users start, register endpoints with, and look endpoints up in.
 
 mod builder;
+mod lookup;
+mod shutdown;
+mod snapshot;
 
 use std::any::Any;
 use std::fmt;
-use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use network_common::TransportServer;
+use network_common::{TransportMetrics, TransportServer};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -18,21 +20,17 @@ pub use builder::RpcEnvBuilder;
 
 use crate::address::{RpcAddress, RpcEndpointAddress};
 use crate::ask::Asks;
-use crate::dispatcher::{Dispatcher, endpoint_not_found, service_mismatch};
+use crate::dispatcher::Dispatcher;
 use crate::endpoint::EndpointContext;
+use crate::endpoint_options::EndpointOptions;
 use crate::endpoint_ref::RpcEndpointRef;
-use crate::error::{ErrorKind, RpcError};
-use crate::limits::InboxLimits;
-use crate::message::{RpcMessage, local_only};
+use crate::error::RpcError;
+use crate::limits::InboxConf;
+use crate::link::Links;
 use crate::message_loop::IntoEndpoint;
+use crate::metrics::ShutdownReport;
 use crate::outbox::Outboxes;
 use crate::timeout::RpcTimeout;
-use crate::verifier::EndpointVerifier;
-use crate::wire::proto::{CheckExistence, EndpointVerifierMessage};
-use crate::wire::request_head;
-
-/// How long a shutdown waits for answers that are still being written.
-const SERVER_CLOSE: Duration = Duration::from_secs(5);
 
 /// A messaging environment: endpoints that others reach by name, and refs to endpoints elsewhere. Cheap to clone.
 ///
@@ -50,17 +48,21 @@ struct Inner {
     name: String,
     address: Option<RpcAddress>,
     lookup_timeout: RpcTimeout,
-    inbox_limits: InboxLimits,
+    inbox_conf: InboxConf,
+    shutdown_timeout: Duration,
     runtime: Handle,
     asks: Arc<Asks>,
     dispatcher: Arc<Dispatcher>,
     outboxes: Arc<Outboxes>,
+    links: Arc<Links>,
+    transport: TransportMetrics,
     /// Taken by the shutdown.
     server: Mutex<Option<TransportServer>>,
     /// Tells this run of the process from earlier ones at the same address.
     incarnation: u64,
     stopping: AtomicBool,
-    terminated: watch::Sender<bool>,
+    /// There when it has come to its end.
+    terminated: watch::Sender<Option<ShutdownReport>>,
 }
 
 impl RpcEnv {
@@ -85,132 +87,44 @@ impl RpcEnv {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::EndpointExists`] if the name is taken, [`ErrorKind::Address`] if it cannot be part of an
-    /// address, [`ErrorKind::Stopped`] once the environment shuts down.
+    /// [`ErrorKind::EndpointExists`](crate::ErrorKind::EndpointExists) if the name is taken, [`ErrorKind::Address`](crate::ErrorKind::Address) if it cannot be part of an
+    /// address, [`ErrorKind::Stopped`](crate::ErrorKind::Stopped) once the environment shuts down.
     pub fn setup_endpoint<K, E: IntoEndpoint<K>>(
         &self,
         name: &str,
         endpoint: E,
     ) -> Result<RpcEndpointRef<E::Message>, RpcError> {
-        let inner = &self.inner;
-        let address = RpcEndpointAddress::new(inner.address.clone(), name)?;
-        let make_ref = |mailbox| RpcEndpointRef::local(address.clone(), Arc::clone(&inner.asks), mailbox);
-        let env = Arc::clone(inner) as Arc<dyn Any + Send + Sync>;
-        inner.dispatcher.register(address.clone(), endpoint, inner.inbox_limits, make_ref, env)
+        self.setup_endpoint_with(name, endpoint, EndpointOptions::new())
     }
 
-    /// Looks up the endpoint `name` of the environment at `address` and checks that it receives `M`.
-    ///
-    /// Asks the endpoint verifier there and waits as long as `spark.rpc.lookupTimeout` says. The ref of an endpoint
-    /// of this environment itself is a local one: its messages are not encoded.
+    /// [`setup_endpoint`](Self::setup_endpoint) with options: on threads of its own, or untold of connections.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::EndpointNotFound`]; [`ErrorKind::ServiceMismatch`] if the endpoint serves other services than
-    /// those of `M`; [`ErrorKind::LocalOnly`] if `M` has none; [`ErrorKind::Timeout`] and [`ErrorKind::Network`].
-    ///
-    /// # Cancel safety
-    ///
-    /// Can be dropped at any time.
-    pub async fn setup_endpoint_ref<M: RpcMessage>(
+    /// Those of [`setup_endpoint`](Self::setup_endpoint), and [`ErrorKind::Config`](crate::ErrorKind::Config) for options that do not fit the
+    /// endpoint or if its threads cannot be started.
+    pub fn setup_endpoint_with<K, E: IntoEndpoint<K>>(
         &self,
-        address: RpcAddress,
         name: &str,
-    ) -> Result<RpcEndpointRef<M>, RpcError> {
+        endpoint: E,
+        options: EndpointOptions,
+    ) -> Result<RpcEndpointRef<E::Message>, RpcError> {
         let inner = &self.inner;
-        let endpoint = RpcEndpointAddress::new(Some(address.clone()), name)?;
-        if inner.address.as_ref() == Some(&address) {
-            let mailbox = inner.dispatcher.inbox::<M>(&endpoint)?;
-            return Ok(RpcEndpointRef::local(endpoint, Arc::clone(&inner.asks), mailbox));
-        }
-        if M::SERVICES.is_empty() {
-            return Err(local_only());
-        }
-        let verifier = RpcEndpointAddress::new(Some(address), EndpointVerifier::NAME)?;
-        let verifier = inner.remote_ref::<EndpointVerifierMessage>(verifier)?;
-        let check = CheckExistence { endpoint: name.to_owned() };
-        let found = verifier.ask_with_timeout(check, inner.lookup_timeout.clone()).await?;
-        if !found.exists {
-            return Err(endpoint_not_found(&endpoint));
-        }
-        let served: Vec<&str> = found.services.iter().map(String::as_str).collect();
-        if !M::SERVICES.iter().all(|service| served.contains(service)) {
-            return Err(service_mismatch(&endpoint, M::SERVICES, &served));
-        }
-        inner.remote_ref(endpoint)
+        let address = RpcEndpointAddress::new(inner.address.clone(), name)?;
+        let make_ref = |mailbox| {
+            RpcEndpointRef::local(address.clone(), inner.incarnation, Arc::clone(&inner.asks), mailbox)
+        };
+        let env = Arc::clone(inner) as Arc<dyn Any + Send + Sync>;
+        inner.dispatcher.register(address.clone(), endpoint, &options, inner.inbox_conf, make_ref, env)
     }
 
     /// Stops an endpoint of this environment: the name is free at once, messages that are queued are handled, then
     /// its `on_stop` runs. Goes by name, so a second call does nothing, or stops what has taken the name since
     /// (`rpc 2`). Endpoints of other environments cannot be stopped; nothing happens then.
     pub fn stop<M>(&self, endpoint: &RpcEndpointRef<M>) {
-        if endpoint.address().address() == self.address() {
+        if endpoint.incarnation() == self.inner.incarnation {
             self.inner.dispatcher.unregister(endpoint.name());
         }
-    }
-
-    /// Stops all endpoints, waits until every `on_stop` has run, and closes all connections.
-    ///
-    /// Begins when called, not when polled; the future waits for the end. May be called many times, then all wait
-    /// for the same end. An endpoint that wants to shut its own environment down must not await it, as it would
-    /// wait for itself: `drop(cx.env().shutdown())`.
-    ///
-    /// # Cancel safety
-    ///
-    /// Dropping the future stops the waiting, not the shutdown.
-    pub fn shutdown(&self) -> impl Future<Output = ()> + Send + 'static + use<> {
-        if !self.inner.stopping.swap(true, Ordering::AcqRel) {
-            let ending = Ending(Arc::clone(&self.inner));
-            self.inner.runtime.spawn(async move {
-                let inner = &ending.0;
-                // First, so that what an on_stop sends still goes out, and the connections' end is told to nobody.
-                inner.dispatcher.stop().await;
-                inner.outboxes.stop();
-                let server = inner.server.lock().take();
-                if let Some(server) = server {
-                    server.close(SERVER_CLOSE).await;
-                }
-            });
-        }
-        self.await_termination()
-    }
-
-    /// Waits until [`shutdown`](Self::shutdown), called by whomever, has come to its end.
-    ///
-    /// # Cancel safety
-    ///
-    /// Can be dropped at any time.
-    pub fn await_termination(&self) -> impl Future<Output = ()> + Send + 'static + use<> {
-        let mut terminated = self.inner.terminated.subscribe();
-        async move {
-            // It fails only if the environment is gone, which is an end too.
-            let _ = terminated.wait_for(|over| *over).await;
-        }
-    }
-}
-
-/// A shutdown under way. It ends also when the runtime dies with it, and everything it would have stopped.
-struct Ending(Arc<Inner>);
-
-impl Drop for Ending {
-    fn drop(&mut self) {
-        tracing::debug!(env = %self.0.name, "environment has shut down");
-        self.0.terminated.send_replace(true);
-    }
-}
-
-impl Inner {
-    /// The ref of an endpoint elsewhere, not checked.
-    fn remote_ref<M: RpcMessage>(&self, endpoint: RpcEndpointAddress) -> Result<RpcEndpointRef<M>, RpcError> {
-        let Some(address) = endpoint.address() else {
-            return Err(RpcError::new(
-                ErrorKind::Address,
-                format!("{endpoint} does not say where the endpoint is"),
-            ));
-        };
-        let lane = Arc::new(self.outboxes.get(address).lane(endpoint.name()));
-        let head = request_head(self.address.as_ref(), self.incarnation, endpoint.name());
-        Ok(RpcEndpointRef::remote(endpoint, Arc::clone(&self.asks), lane, head))
     }
 }
 

@@ -15,17 +15,19 @@ use crate::inbox::Event;
 use crate::link::{Link, Links};
 use crate::message::IncomingRequest;
 use crate::origin::Arrival;
+use crate::trace::Tracer;
 use crate::wire::proto::notice::Notice;
 use crate::wire::{self, RequestView, proto};
 
 pub(crate) struct EnvHandler {
     dispatcher: Arc<Dispatcher>,
     links: Arc<Links>,
+    tracer: Tracer,
 }
 
 impl EnvHandler {
-    pub(crate) fn new(dispatcher: Arc<Dispatcher>, links: Arc<Links>) -> Self {
-        Self { dispatcher, links }
+    pub(crate) fn new(dispatcher: Arc<Dispatcher>, links: Arc<Links>, tracer: Tracer) -> Self {
+        Self { dispatcher, links, tracer }
     }
 
     /// `reply` is still there if the message reached no endpoint.
@@ -42,12 +44,14 @@ impl EnvHandler {
             link.grant(texts.endpoint, Volume::message(bytes as u64));
             return Err(self.budget_used_up(link));
         };
+        link.set_incarnation(request.incarnation);
         let (sender, new) = link.sender_of(texts.sender);
         if new {
             self.dispatcher.post_to_all(&Event::Connected(sender.clone()));
         }
         let incoming = IncomingRequest::new(texts.service, texts.method, body, sender, reply);
-        let delivered = self.dispatcher.deliver(texts.endpoint, incoming, arrival);
+        let span = self.tracer.arrived(texts.endpoint, texts.traceparent);
+        let delivered = self.dispatcher.deliver(texts.endpoint, incoming, arrival, span);
         if delivered.is_err() {
             // It will not be handled, so its credit goes back now.
             link.grant(texts.endpoint, Volume::message(bytes as u64));
@@ -79,6 +83,7 @@ impl EnvHandler {
                 let text = format!("{remote} refused a message {service}/{method} to {endpoint}: {why}");
                 let error = RpcError::new(why.kind(), text).with_peer(&remote).with_source(why);
                 tracing::warn!(%error, "one-way message undelivered");
+                self.links.count_undelivered();
                 self.dispatcher.post_to_all(&Event::Undelivered(error.reported_by_peer(), remote));
             }
             Some(Notice::Cancel(cancel)) => link.give_up(cancel.request_id),
@@ -157,7 +162,6 @@ impl RpcHandler for EnvHandler {
 
     fn channel_inactive(&self, client: &TransportClient) {
         let Some(link) = self.links.remove(client) else { return };
-        self.dispatcher.disconnected(client.id());
         self.dispatcher.post_to_all(&Event::Disconnected(link.socket().clone()));
         if let Some(address) = link.listens_at() {
             self.dispatcher.post_to_all(&Event::Disconnected(address.clone()));

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
 use network_common::{ConnectionId, ErrorKind, TransportClient};
@@ -25,6 +25,9 @@ pub(crate) struct Links {
     /// Several where two addresses lead to one peer.
     senders: Mutex<HashMap<ConnectionId, Vec<Weak<dyn Sender>>>>,
     budget: Arc<Budget>,
+    undelivered: AtomicU64,
+    /// Bytes that an answer may have.
+    max_message: usize,
     runtime: Handle,
 }
 
@@ -37,16 +40,50 @@ pub(crate) trait Sender: Send + Sync {
     fn disconnected(&self, connection: ConnectionId);
 }
 
+/// Who of this environment gets messages over a connection.
+pub(crate) trait Receiver: Send + Sync {
+    /// The connection has ended.
+    fn disconnected(&self, connection: ConnectionId);
+}
+
 impl Links {
-    pub(crate) fn new(budget: Budget, runtime: Handle) -> Arc<Self> {
+    pub(crate) fn new(budget: Budget, max_message: usize, runtime: Handle) -> Arc<Self> {
         let budget = Arc::new(budget);
-        Arc::new(Self { by_id: RwLock::default(), senders: Mutex::default(), budget, runtime })
+        Arc::new(Self {
+            by_id: RwLock::default(),
+            senders: Mutex::default(),
+            budget,
+            undelivered: AtomicU64::new(0),
+            max_message,
+            runtime,
+        })
+    }
+
+    /// What messages from the network may hold in this environment.
+    pub(crate) fn budget(&self) -> &Budget {
+        &self.budget
+    }
+
+    /// A peer refused a one-way message.
+    pub(crate) fn count_undelivered(&self) {
+        self.undelivered.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn undelivered(&self) -> u64 {
+        self.undelivered.load(Ordering::Relaxed)
     }
 
     pub(crate) fn add(&self, client: &TransportClient) -> Arc<Link> {
         let link = Link::new(client, self);
         self.by_id.write().insert(client.id(), Arc::clone(&link));
         link
+    }
+
+    /// The latest connection to the environment of that incarnation, if it is connected.
+    pub(crate) fn of_incarnation(&self, incarnation: u64) -> Option<Arc<Link>> {
+        let links = self.by_id.read();
+        let live = links.values().filter(|link| link.incarnation() == incarnation && link.client.is_active());
+        live.max_by_key(|link| link.id()).cloned()
     }
 
     pub(crate) fn get(&self, client: &TransportClient) -> Option<Arc<Link>> {
@@ -77,6 +114,10 @@ impl Links {
             sender.disconnected(client.id());
         }
         let link = self.by_id.write().remove(&client.id())?;
+        let receivers = std::mem::take(&mut *link.receivers.lock());
+        for receiver in receivers.iter().filter_map(Weak::upgrade) {
+            receiver.disconnected(client.id());
+        }
         // Nobody waits for answers over it any more.
         link.changed.notify_waiters();
         Some(link)
@@ -89,11 +130,16 @@ pub(crate) struct Link {
     socket: RpcAddress,
     /// Where the peer listens, once it has said so; with the text that said it, which every message repeats.
     told: OnceLock<(String, RpcAddress)>,
+    /// Which run of the peer's environment it is; 0 until that has been told.
+    incarnation: AtomicU64,
+    /// Who has an account for it.
+    receivers: Mutex<Vec<Weak<dyn Receiver>>>,
     given_up: Mutex<VecDeque<i64>>,
     /// Its length, to look at without the lock.
     given_up_count: AtomicUsize,
     changed: Notify,
     budget: Arc<Budget>,
+    max_message: usize,
     runtime: Handle,
 }
 
@@ -103,10 +149,13 @@ impl Link {
             client: client.clone(),
             socket: client.peer_addr().into(),
             told: OnceLock::new(),
+            incarnation: AtomicU64::new(0),
+            receivers: Mutex::default(),
             given_up: Mutex::default(),
             given_up_count: AtomicUsize::new(0),
             changed: Notify::new(),
             budget: Arc::clone(&all.budget),
+            max_message: all.max_message,
             runtime: all.runtime.clone(),
         })
     }
@@ -116,12 +165,33 @@ impl Link {
         &self.budget
     }
 
+    /// Bytes that an answer may have.
+    pub(crate) fn max_message(&self) -> usize {
+        self.max_message
+    }
+
     pub(crate) fn id(&self) -> ConnectionId {
         self.client.id()
     }
 
     pub(crate) fn socket(&self) -> &RpcAddress {
         &self.socket
+    }
+
+    pub(crate) fn client(&self) -> &TransportClient {
+        &self.client
+    }
+
+    /// Which run of the peer's environment it is; 0 if that has not been told.
+    pub(crate) fn incarnation(&self) -> u64 {
+        self.incarnation.load(Ordering::Relaxed)
+    }
+
+    /// A message has told it.
+    pub(crate) fn set_incarnation(&self, incarnation: u64) {
+        if self.incarnation() == 0 {
+            self.incarnation.store(incarnation, Ordering::Relaxed);
+        }
     }
 
     /// Where the peer listens, if it has said so.
@@ -139,6 +209,16 @@ impl Link {
         let Ok(address) = text.parse::<RpcAddress>() else { return (self.socket.clone(), false) };
         let first = self.told.set((text.to_owned(), address.clone())).is_ok();
         (address, first)
+    }
+
+    /// `receiver` is to be told of the end of this connection.
+    pub(crate) fn add_receiver(&self, receiver: Weak<dyn Receiver>) {
+        let mut receivers = self.receivers.lock();
+        // Endpoints may come and go during a connection's life.
+        if receivers.len() == receivers.capacity() {
+            receivers.retain(|receiver| receiver.strong_count() > 0);
+        }
+        receivers.push(receiver);
     }
 
     pub(crate) fn grant(&self, endpoint: &str, more: Volume) {

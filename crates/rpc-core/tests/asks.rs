@@ -6,9 +6,10 @@ use std::error::Error;
 use std::fmt;
 use std::time::Duration;
 
-use common::{Greeting, Hello, HelloMessage, address, client, hi, next, server, soon};
+use common::{Greeting, Hello, HelloMessage, address, bye, client, hi, next, server, soon};
 use rpc_core::{
-    EndpointContext, ErrorKind, RpcCallContext, RpcConf, RpcEnv, RpcError, ThreadSafeRpcEndpoint,
+    EndpointContext, EndpointOptions, ErrorKind, RpcCallContext, RpcConf, RpcEndpointRef, RpcEnv, RpcError,
+    ThreadSafeRpcEndpoint,
 };
 use tokio::sync::mpsc;
 
@@ -165,4 +166,58 @@ async fn ask_with_retry_repeats_what_may_be_repeated() {
     let error = RpcConf::new().with("spark.rpc.numRetries", "0").unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Config);
     assert!(error.to_string().contains("spark.rpc.numRetries is `0`"), "{error}");
+}
+
+/// Asks itself, in the way that the message says.
+struct AsksItself;
+
+impl ThreadSafeRpcEndpoint for AsksItself {
+    type Message = HelloMessage;
+    async fn receive(
+        &mut self,
+        message: HelloMessage,
+        cx: &EndpointContext<HelloMessage>,
+    ) -> Result<(), RpcError> {
+        let me = cx.self_ref().expect("running");
+        match message {
+            HelloMessage::SayBye(_, context) => context.reply(Greeting { text: "bye".to_owned() }),
+            HelloMessage::SayHi(hi, context) if hi.msg == "await" => context.reply(me.ask(bye("neo")).await?),
+            HelloMessage::SayHi(_, context) => {
+                let ask = me.ask(bye("neo"));
+                tokio::spawn(async move { context.reply(ask.await?) });
+                Ok(())
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_self_ask_awaited_by_its_own_receive_fails_at_once() {
+    let env = client().await;
+    let endpoint = env.setup_endpoint("itself", AsksItself).unwrap();
+    let error = soon(endpoint.ask(hi("await"))).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Deadlock);
+    assert!(error.to_string().starts_with("spark-client://itself waits in a handler"), "{error}");
+    assert_eq!(soon(endpoint.ask(hi("spawn"))).await.unwrap().text, "bye");
+
+    let isolated = EndpointOptions::new().isolated(1);
+    let endpoint = env.setup_endpoint_with("isolated", AsksItself, isolated).unwrap();
+    assert_eq!(soon(endpoint.ask(hi("await"))).await.unwrap_err().kind(), ErrorKind::Deadlock);
+    assert_eq!(soon(endpoint.ask(hi("spawn"))).await.unwrap().text, "bye");
+
+    // A handler of one endpoint may wait for another one.
+    struct Forwards(RpcEndpointRef<HelloMessage>);
+    impl ThreadSafeRpcEndpoint for Forwards {
+        type Message = HelloMessage;
+        async fn receive(
+            &mut self,
+            message: HelloMessage,
+            _: &EndpointContext<HelloMessage>,
+        ) -> Result<(), RpcError> {
+            let HelloMessage::SayHi(hi, context) = message else { return Ok(()) };
+            context.reply(self.0.ask(hi).await?)
+        }
+    }
+    let forwards = env.setup_endpoint("forwards", Forwards(endpoint)).unwrap();
+    assert_eq!(soon(forwards.ask(hi("spawn"))).await.unwrap().text, "bye");
 }

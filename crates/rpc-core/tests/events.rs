@@ -3,7 +3,9 @@
 mod common;
 
 use common::{Hello, HelloMessage, address, client, hi, next, server, soon};
-use rpc_core::{EndpointContext, RpcAddress, RpcEnv, RpcError, ThreadSafeRpcEndpoint};
+use rpc_core::{
+    EndpointContext, EndpointOptions, ErrorKind, RpcAddress, RpcEnv, RpcError, ThreadSafeRpcEndpoint,
+};
 use tokio::sync::mpsc;
 
 /// Tells the test of connections.
@@ -119,6 +121,22 @@ async fn rpc_env_35_shutdown_does_not_fire_disconnected() {
         all.push(event);
     }
     assert_eq!(all, ["connected", "stop"]);
+}
+
+#[tokio::test]
+async fn who_wants_no_connection_events_gets_none() {
+    let (server, client) = (server().await, client().await);
+    let mut events = watch(&server);
+    let (told, mut untold) = mpsc::unbounded_channel();
+    let options = EndpointOptions::new().connection_events(false);
+    server.setup_endpoint_with("untold", Watch(told), options).unwrap();
+    let watcher = soon(client.setup_endpoint_ref::<HelloMessage>(address(&server), "untold")).await.unwrap();
+    until(&mut events, "connected", |_| true).await;
+    assert_eq!(soon(watcher.ask(hi("it gets messages"))).await.unwrap_err().kind(), ErrorKind::Unanswered);
+    soon(client.shutdown()).await;
+    until(&mut events, "disconnected", |_| true).await;
+    soon(server.shutdown()).await;
+    assert_eq!(next(&mut untold).await.0, "stop");
 }
 
 #[tokio::test]

@@ -1,9 +1,13 @@
 //! Settings of one module, under Spark's names and in Spark's units.
 
+#[cfg(feature = "tls")]
+mod tls;
 mod units;
 
 use std::time::Duration;
 
+#[cfg(feature = "tls")]
+pub use self::tls::{TlsConf, TlsProtocol};
 use crate::error::{ErrorKind, TransportError};
 use crate::protocol::MAX_FRAME_PAYLOAD;
 
@@ -32,6 +36,8 @@ use crate::protocol::MAX_FRAME_PAYLOAD;
 /// | `spark.<m>.io.maxRequestSize` | 256m | the longest request frame accepted from a peer (uploaded data does not count) |
 /// | `spark.<m>.io.maxWriteQueueSize` | 64m | bytes queued per connection before requests are refused and the peer's are no longer read |
 /// | `spark.<m>.io.tcpUserTimeout` | connectionTimeout | how long sent data may stay unacknowledged (Linux); 0 or less: the system's |
+///
+/// `spark.ssl.rpc.*` is TLS, of all modules: see `TlsConf` (feature `tls`; without it `spark.ssl.rpc.enabled = true` is refused).
 ///
 /// Keys of other modules, and of Spark's that mean nothing here (threads, allocators), are ignored, so that a whole
 /// Spark configuration can be passed.
@@ -70,6 +76,8 @@ pub struct TransportConf {
     max_request_size: u64,
     max_write_queue_size: u64,
     tcp_user_timeout: Option<Duration>,
+    #[cfg(feature = "tls")]
+    tls: TlsConf,
 }
 
 /// Which system calls move bytes; see `spark.<m>.io.mode` of [`TransportConf`].
@@ -108,6 +116,8 @@ impl TransportConf {
             max_request_size: 256 << 20,
             max_write_queue_size: 64 << 20,
             tcp_user_timeout: None,
+            #[cfg(feature = "tls")]
+            tls: TlsConf::default(),
         }
     }
 
@@ -144,6 +154,12 @@ impl TransportConf {
             "spark.network.timeout" => self.network_timeout = units::time(value)?,
             "spark.shuffle.maxChunksBeingTransferred" => {
                 self.max_chunks_being_transferred = units::positive(value, i64::MAX.unsigned_abs())?;
+            }
+            #[cfg(feature = "tls")]
+            key if key.starts_with("spark.ssl.") => self.tls.set(key, value)?,
+            #[cfg(not(feature = "tls"))]
+            "spark.ssl.rpc.enabled" if units::boolean(value)? => {
+                return Err("false (network-common was built without its feature 'tls')");
             }
             _ => {
                 let own = key.strip_prefix("spark.").and_then(|key| key.strip_prefix(self.module.as_str()));
@@ -265,6 +281,12 @@ impl TransportConf {
     /// `spark.<m>.io.maxWriteQueueSize`, in bytes.
     pub fn max_write_queue_size(&self) -> u64 {
         self.max_write_queue_size
+    }
+
+    /// `spark.ssl.rpc.*`.
+    #[cfg(feature = "tls")]
+    pub fn tls(&self) -> &TlsConf {
+        &self.tls
     }
 
     /// `spark.<m>.io.tcpUserTimeout`; `None`: the system's.

@@ -11,7 +11,7 @@ use tokio::net::{TcpSocket, TcpStream, lookup_host};
 use tracing::Instrument;
 
 use crate::address::PeerAddress;
-use crate::channel::{Connection, Resources, socket};
+use crate::channel::{Connection, Resources, Security, Stream, socket};
 use crate::client::TransportClient;
 use crate::error::{ErrorKind, TransportError};
 use crate::handler::{RpcHandler, TransportClientBootstrap};
@@ -21,6 +21,8 @@ const SLOW_LOOKUP: Duration = Duration::from_secs(2);
 
 pub(super) struct Connector {
     resources: Arc<Resources>,
+    /// An error: settings that ask for security cannot be met.
+    security: Result<Option<Arc<dyn Security>>, TransportError>,
     handler: Arc<dyn RpcHandler>,
     bootstraps: Vec<Arc<dyn TransportClientBootstrap>>,
 }
@@ -28,10 +30,11 @@ pub(super) struct Connector {
 impl Connector {
     pub(super) fn new(
         resources: Arc<Resources>,
+        security: Result<Option<Arc<dyn Security>>, TransportError>,
         handler: Arc<dyn RpcHandler>,
         bootstraps: Vec<Arc<dyn TransportClientBootstrap>>,
     ) -> Self {
-        Self { resources, handler, bootstraps }
+        Self { resources, security, handler, bootstraps }
     }
 
     pub(super) fn connections_per_peer(&self) -> usize {
@@ -56,6 +59,7 @@ impl Connector {
                 .with_peer(address)
                 .with_source(error)
         };
+        let security = self.security.as_ref().map_err(Clone::clone)?;
         let stream = match self.resources.conf.connection_creation_timeout() {
             None => self.open(address).await.map_err(failed)?,
             Some(limit) => tokio::time::timeout(limit, self.open(address))
@@ -72,8 +76,14 @@ impl Connector {
                 })?
                 .map_err(failed)?,
         };
-        let connection = Connection::new(stream, Arc::clone(&self.handler), Arc::clone(&self.resources))
+        let mut connection = Connection::new(stream, Arc::clone(&self.handler), Arc::clone(&self.resources))
             .map_err(failed)?;
+        if let Some(security) = security
+            && let Err(error) = connection.secure(&**security, address).await
+        {
+            connection.give_up(&error).await;
+            return Err(error);
+        }
         let client = TransportClient::owning(Arc::clone(connection.shared()));
         let span = tracing::debug_span!("connection", peer = %address, side = "client");
         tokio::spawn(connection.run().instrument(span));
@@ -93,7 +103,10 @@ impl Connector {
     }
 
     /// Tries the resolved addresses in turn.
-    async fn open(&self, address: &PeerAddress) -> io::Result<TcpStream> {
+    async fn open(&self, address: &PeerAddress) -> io::Result<Stream> {
+        if let Some(network) = &self.resources.network {
+            return network.connect(address.lookup_host(), address.port()).map(Stream::Memory);
+        }
         let begun = Instant::now();
         let addresses = lookup_host((address.lookup_host(), address.port())).await?;
         if begun.elapsed() > SLOW_LOOKUP {
@@ -102,7 +115,7 @@ impl Connector {
         let mut failure = io::Error::new(io::ErrorKind::NotFound, "the name resolves to no address");
         for address in addresses {
             match self.open_one(address).await {
-                Ok(stream) => return Ok(stream),
+                Ok(stream) => return Ok(Stream::Tcp(stream)),
                 Err(error) => failure = error,
             }
         }

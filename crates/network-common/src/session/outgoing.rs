@@ -92,20 +92,15 @@ impl Batch {
         filled
     }
 
-    /// All bytes in one run, for a filter.
-    pub(crate) fn contiguous(&self) -> Vec<u8> {
-        let mut all = Vec::with_capacity(self.len());
+    /// The bytes from `skip` on in one run, at most `limit` of them: for a filter.
+    pub(crate) fn run(&self, skip: usize, limit: usize) -> Vec<u8> {
+        let mut run = Vec::with_capacity(limit.min(self.len() - skip));
         let mut slices = vec![IoSlice::new(&[]); 2 * self.bodies.len() + 1];
-        let filled = self.slices(0, &mut slices);
-        slices[..filled].iter().for_each(|slice| all.extend_from_slice(slice));
-        all
-    }
-
-    /// Other bytes for the same messages: sealed ones.
-    pub(crate) fn replace(&mut self, bytes: Vec<u8>) {
-        self.bytes = bytes;
-        self.bodies = Vec::new();
-        self.body_bytes = 0;
+        let filled = self.slices(skip, &mut slices);
+        for slice in &slices[..filled] {
+            run.extend_from_slice(&slice[..slice.len().min(limit - run.len())]);
+        }
+        run
     }
 
     /// Empty again; keeps a small buffer for the next round, so that a quiet connection holds little. Not under the lock:

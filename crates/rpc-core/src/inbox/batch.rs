@@ -30,7 +30,13 @@ pub(crate) struct Batch<M> {
 impl<M> Batch<M> {
     pub(crate) fn new(inbox: &Arc<Inbox<M>>) -> Self {
         let share = (inbox.conf.limit.messages / 8).clamp(1, 64) as usize;
-        Self { items: VecDeque::new(), handled: Handled::default(), share, taken: 0, inbox: Arc::clone(inbox) }
+        Self {
+            items: VecDeque::new(),
+            handled: Handled::default(),
+            share,
+            taken: 0,
+            inbox: Arc::clone(inbox),
+        }
     }
 
     /// The next message whose asker still waits, or the next event.

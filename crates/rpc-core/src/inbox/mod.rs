@@ -2,6 +2,7 @@
 
 mod batch;
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::task::Waker;
@@ -21,7 +22,7 @@ use crate::call_context::discard;
 use crate::credit::{Account, Volume, Windows};
 use crate::error::{ErrorKind, RpcError};
 use crate::limits::{InboxConf, Overflow};
-use crate::link::Link;
+use crate::link::{Link, Receiver};
 use crate::metrics::{EndpointSnapshot, Histogram};
 use crate::origin::Origin;
 use crate::post::Mailbox;
@@ -70,6 +71,7 @@ struct State<M> {
     /// The loop, if it waits for something to come.
     parked: Option<Waker>,
     closed: Option<Closed>,
+    ended: bool,
     counts: Counts,
     /// Since when the queue has not been empty while the loop was busy.
     queued_since: Option<Instant>,
@@ -85,6 +87,17 @@ struct Counts {
     refused: u64,
     dropped: u64,
     expired: u64,
+    /// Came after the inbox was closed.
+    late: u64,
+}
+
+/// What has become of messages, for the report of a shutdown.
+pub(crate) struct Ending {
+    pub(crate) handled: u64,
+    pub(crate) late: u64,
+    pub(crate) held: u64,
+    /// The endpoint has been stopped, to the end of its `on_stop`.
+    pub(crate) ended: bool,
 }
 
 /// Why nothing goes in any more.
@@ -96,11 +109,6 @@ pub(crate) enum Closed {
     Runtime,
 }
 
-enum Refusal {
-    Closed(Closed),
-    Full,
-}
-
 impl<M> Inbox<M> {
     pub(crate) fn new(address: RpcEndpointAddress, conf: InboxConf) -> Self {
         let state = State {
@@ -110,30 +118,40 @@ impl<M> Inbox<M> {
             accounts: HashMap::new(),
             parked: None,
             closed: None,
+            ended: false,
             counts: Counts::default(),
             queued_since: None,
             in_hand_since: None,
         };
         let windows = Windows::of(conf.limit);
-        Self { state: Mutex::new(state), processing: Mutex::default(), address, conf, windows, room: Notify::new() }
+        Self {
+            state: Mutex::new(state),
+            processing: Mutex::default(),
+            address,
+            conf,
+            windows,
+            room: Notify::new(),
+        }
     }
 
     pub(crate) fn address(&self) -> &RpcEndpointAddress {
         &self.address
     }
 
-    /// Appends what `build` makes, which may be nothing.
-    fn append(&self, origin: Origin, build: impl FnOnce() -> Option<M>) -> Result<(), Refusal> {
-        let (mut dropped, mut grant) = (None, None);
+    /// Appends what `build` makes, which may be nothing. True if that opened an account for its connection, which
+    /// [`Receiver::disconnected`] closes.
+    pub(crate) fn append(&self, origin: Origin, build: impl FnOnce() -> Option<M>) -> Result<bool, RpcError> {
+        let (mut dropped, mut grant, mut opened) = (None, None, false);
+        let bytes = origin.bytes::<M>();
         let mut state = self.state.lock();
         if let Some(closed) = state.closed {
-            return Err(Refusal::Closed(closed));
+            state.counts.late += 1;
+            return Err(self.closed(closed));
         }
-        let bytes = origin.bytes::<M>();
-        let expected = match origin.link() {
-            Some(link) => state.expects(link.id(), &self.windows),
-            None => false,
-        };
+        let expected = origin.link().is_some_and(|link| {
+            opened = state.open_account(link.id(), &self.windows);
+            state.accounts.get(&link.id()).is_some_and(Account::expects)
+        });
         if !expected && !state.held.fits(self.conf.limit) {
             match self.conf.overflow {
                 // If nothing is taken out, all is in hand.
@@ -142,11 +160,11 @@ impl<M> Inbox<M> {
             }
             if dropped.is_none() {
                 state.counts.refused += 1;
-                return Err(Refusal::Full);
+                return Err(self.full());
             }
             state.counts.dropped += 1;
         }
-        let Some(message) = build() else { return Ok(()) };
+        let Some(message) = build() else { return Ok(opened) };
         state.held.add(Volume::message(bytes));
         if let Some(link) = origin.link() {
             grant = state.receive(link.id(), bytes).map(|more| (Arc::clone(link), more));
@@ -171,7 +189,7 @@ impl<M> Inbox<M> {
             let released = self.state.lock().release([done], self.conf.limit, &self.windows);
             self.tell(released);
         }
-        Ok(())
+        Ok(opened)
     }
 
     /// Events are few and bypass the limits.
@@ -208,6 +226,8 @@ impl<M> Inbox<M> {
         let mut state = self.state.lock();
         let closed = *state.closed.get_or_insert(Closed::Runtime);
         let left = std::mem::take(&mut state.queue);
+        // The waker keeps an isolated endpoint's threads.
+        let _parked = state.parked.take();
         drop(state);
         self.room.notify_waiters();
         self.discard(left, closed);
@@ -218,14 +238,6 @@ impl<M> Inbox<M> {
             if let Item::Message { message, origin } = item {
                 discard(origin.ask_id(), message, &self.closed(why));
             }
-        }
-    }
-
-    /// The connection has ended, and with it its account.
-    pub(crate) fn disconnected(&self, connection: ConnectionId) {
-        let mut state = self.state.lock();
-        if let Some(account) = state.accounts.remove(&connection) {
-            state.promised.remove(account.promised());
         }
     }
 
@@ -273,11 +285,22 @@ impl<M> Inbox<M> {
         }
     }
 
+    /// The endpoint's `on_stop` has run.
+    pub(crate) fn end(&self) {
+        self.state.lock().ended = true;
+    }
+
+    pub(crate) fn ending(&self) -> Ending {
+        let state = self.state.lock();
+        let Counts { handled, late, .. } = state.counts;
+        Ending { handled, late, held: state.held.messages, ended: state.ended }
+    }
+
     pub(crate) fn snapshot(&self) -> EndpointSnapshot {
         let processing = self.processing.lock().as_deref().cloned().unwrap_or_default();
         let state = self.state.lock();
         let oldest = state.in_hand_since.or(state.queued_since);
-        let Counts { handled, failed, refused, dropped, expired } = state.counts;
+        let Counts { handled, failed, refused, dropped, expired, late: _ } = state.counts;
         EndpointSnapshot {
             name: self.address.name().to_owned(),
             queued: state.held.messages,
@@ -313,13 +336,16 @@ impl<M> Inbox<M> {
 }
 
 impl<M> State<M> {
-    fn expects(&mut self, connection: ConnectionId, windows: &Windows) -> bool {
-        let account = self.accounts.entry(connection).or_insert_with(|| {
-            let account = Account::new(windows);
-            self.promised.add(account.promised());
-            account
-        });
-        account.expects()
+    /// False if there was one.
+    fn open_account(&mut self, connection: ConnectionId, windows: &Windows) -> bool {
+        match self.accounts.entry(connection) {
+            Entry::Occupied(_) => false,
+            Entry::Vacant(place) => {
+                let account = place.insert(Account::new(windows));
+                self.promised.add(account.promised());
+                true
+            }
+        }
     }
 
     fn receive(&mut self, connection: ConnectionId, bytes: u64) -> Option<Volume> {
@@ -369,10 +395,7 @@ struct Released {
 
 impl<M: Send> Mailbox<M> for Inbox<M> {
     fn post(&self, origin: Origin, build: &mut dyn FnMut() -> Option<M>) -> Result<(), RpcError> {
-        self.append(origin, build).map_err(|refusal| match refusal {
-            Refusal::Closed(closed) => self.closed(closed),
-            Refusal::Full => self.full(),
-        })
+        self.append(origin, build).map(drop)
     }
 
     fn room(&self) -> BoxFuture<'_, ()> {
@@ -383,5 +406,14 @@ impl<M: Send> Mailbox<M> for Inbox<M> {
                 room.await;
             }
         })
+    }
+}
+
+impl<M: Send> Receiver for Inbox<M> {
+    fn disconnected(&self, connection: ConnectionId) {
+        let mut state = self.state.lock();
+        if let Some(account) = state.accounts.remove(&connection) {
+            state.promised.remove(account.promised());
+        }
     }
 }

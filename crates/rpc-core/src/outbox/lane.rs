@@ -27,6 +27,8 @@ pub(crate) struct Lane {
 pub(super) struct Lanes {
     lanes: Slab<Queue>,
     by_endpoint: HashMap<Arc<str>, usize>,
+    /// Messages in all of them.
+    waiting: usize,
     /// While messages wait the outbox must live, also without refs.
     alive: Option<Arc<Outbox>>,
 }
@@ -53,18 +55,39 @@ pub(super) struct Unsent(Vec<Queued>);
 impl Lanes {
     /// Sends what credit allows; false if the connection's write queue is full before that.
     pub(super) fn pump(&mut self, client: &TransportClient) -> bool {
-        let open = self.lanes.iter_mut().all(|(_, queue)| queue.pump(client));
-        self.alive =
-            self.alive.take().filter(|_| self.lanes.iter().any(|(_, queue)| !queue.messages.is_empty()));
+        let places: Vec<usize> = self.by_endpoint.values().copied().collect();
+        places.into_iter().all(|place| self.pump_one(place, client))
+    }
+
+    /// The same for one lane.
+    pub(super) fn pump_one(&mut self, place: usize, client: &TransportClient) -> bool {
+        let Some(queue) = self.lanes.get_mut(place) else { return true };
+        let before = queue.messages.len();
+        let open = queue.pump(client);
+        self.waiting -= before - queue.messages.len();
+        if self.waiting == 0 {
+            self.alive = None;
+        }
         open
     }
 
-    /// Whether messages of `endpoint` wait that may go now.
-    pub(super) fn granted(&mut self, endpoint: &str, more: Volume) -> bool {
-        let Some(place) = self.by_endpoint.get(endpoint) else { return false };
-        let Some(queue) = self.lanes.get_mut(*place) else { return false };
-        queue.credit.put(more);
-        !queue.messages.is_empty()
+    /// Whether anything waits.
+    pub(super) fn waits(&self) -> bool {
+        self.waiting > 0
+    }
+
+    /// What waits in all.
+    pub(super) fn volume(&self) -> Volume {
+        let mut all = Volume::default();
+        self.lanes.iter().for_each(|(_, queue)| all.add(queue.volume));
+        all
+    }
+
+    /// The lane to `endpoint`, with more credit.
+    pub(super) fn granted(&mut self, endpoint: &str, more: Volume) -> Option<usize> {
+        let place = *self.by_endpoint.get(endpoint)?;
+        self.lanes.get_mut(place)?.credit.put(more);
+        Some(place)
     }
 
     /// There is no connection any more, and with it no credit; takes out what waits.
@@ -84,6 +107,7 @@ impl Lanes {
             }
             used
         });
+        self.waiting = 0;
         self.alive = None;
         Unsent(unsent)
     }
@@ -117,13 +141,16 @@ impl Queue {
 }
 
 impl Unsent {
-    pub(super) fn fail(self, error: &RpcError) {
+    /// Tells how many there were.
+    pub(super) fn fail(self, error: &RpcError) -> u64 {
+        let count = self.0.len() as u64;
         for queued in self.0 {
             match queued.asker {
                 Some(asker) => drop(asker.send(Err(error.clone()))),
                 None => tracing::warn!(%error, "a one-way message was lost"),
             }
         }
+        count
     }
 }
 
@@ -166,9 +193,10 @@ impl Lane {
         let state = &mut *guard;
         match &state.phase {
             Phase::Stopped => return Err(outbox.dropped()),
+            Phase::Lost => return Err(outbox.closed()),
             // What waits for credit of this connection goes down with it; what comes now does not.
             Phase::Connected(client) if !client.is_active() => {
-                state.phase = Phase::Idle;
+                state.phase = outbox.after_connection();
                 let unsent = state.lanes.reset();
                 drop(guard);
                 unsent.fail(&outbox.closed());
@@ -189,7 +217,10 @@ impl Lane {
         }
         queue.volume.add(Volume::message(envelope.len() as u64));
         queue.messages.push_back(queued());
-        state.lanes.alive = outbox.me.upgrade();
+        if state.lanes.waiting == 0 {
+            state.lanes.alive = outbox.me.upgrade();
+        }
+        state.lanes.waiting += 1;
         if matches!(state.phase, Phase::Idle) {
             state.phase = Phase::Connecting;
             Connecting::start(outbox);

@@ -4,17 +4,21 @@ mod lane;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
+use futures::future::join_all;
 use network_common::{ConnectionId, TransportClient, TransportClientFactory, TransportError};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
+use tokio::sync::Notify;
 
 use lane::Lanes;
 
 use crate::address::RpcAddress;
 use crate::credit::Volume;
 use crate::error::{ErrorKind, RpcError};
-use crate::link::{Links, Sender};
+use crate::link::{Link, Links, Sender};
+use crate::metrics::OutboxSnapshot;
 
 /// All outboxes of an environment. Each lives as long as a ref that uses it, or a message that waits in it.
 pub(crate) struct Outboxes {
@@ -28,6 +32,7 @@ pub(crate) struct Outboxes {
 
 struct Boxes {
     by_address: HashMap<RpcAddress, Weak<Outbox>>,
+    by_connection: HashMap<ConnectionId, Weak<Outbox>>,
     /// Beyond this many the dead ones are looked for.
     prune_at: usize,
     stopped: bool,
@@ -40,7 +45,8 @@ impl Outboxes {
         limits: Volume,
         runtime: Handle,
     ) -> Arc<Self> {
-        let boxes = Boxes { by_address: HashMap::new(), prune_at: 16, stopped: false };
+        let boxes =
+            Boxes { by_address: HashMap::new(), by_connection: HashMap::new(), prune_at: 16, stopped: false };
         Arc::new(Self { boxes: Mutex::new(boxes), factory, links, limits, runtime })
     }
 
@@ -51,12 +57,7 @@ impl Outboxes {
             return outbox;
         }
         let phase = if boxes.stopped { Phase::Stopped } else { Phase::Idle };
-        let outbox = Arc::new_cyclic(|me| Outbox {
-            me: me.clone(),
-            address: address.clone(),
-            all: Arc::clone(self),
-            state: Mutex::new(State { phase, lanes: Lanes::default() }),
-        });
+        let outbox = Arc::new_cyclic(|me| Outbox::new(me, address, self, phase, false));
         if boxes.by_address.len() >= boxes.prune_at {
             boxes.by_address.retain(|_, outbox| outbox.strong_count() > 0);
             boxes.prune_at = 16.max(2 * boxes.by_address.len());
@@ -65,18 +66,53 @@ impl Outboxes {
         outbox
     }
 
-    /// Fails what is queued, refuses what comes, and closes the connections.
-    pub(crate) fn stop(&self) {
+    /// The outbox that goes over `link` and nothing else: to an environment that does not listen.
+    pub(crate) fn over(self: &Arc<Self>, link: &Link) -> Arc<Outbox> {
+        let mut boxes = self.boxes.lock();
+        let boxes = &mut *boxes;
+        if let Some(outbox) = boxes.by_connection.get(&link.id()).and_then(Weak::upgrade) {
+            return outbox;
+        }
+        let client = link.client().clone();
+        let outbox = Arc::new_cyclic(|me: &Weak<Outbox>| {
+            // If the connection has ended meanwhile, that shows when something is sent.
+            self.links.add_sender(&client, me.clone() as _);
+            let phase = if boxes.stopped { Phase::Stopped } else { Phase::Connected(client) };
+            Outbox::new(me, link.socket(), self, phase, true)
+        });
+        boxes.by_connection.retain(|_, outbox| outbox.strong_count() > 0);
+        boxes.by_connection.insert(link.id(), Arc::downgrade(&outbox));
+        outbox
+    }
+
+    /// The state of every outbox, by address.
+    pub(crate) fn snapshot(&self) -> Vec<OutboxSnapshot> {
+        let live: Vec<_> = {
+            let boxes = self.boxes.lock();
+            boxes.by_address.values().chain(boxes.by_connection.values()).filter_map(Weak::upgrade).collect()
+        };
+        let mut all: Vec<_> = live.iter().map(|outbox| outbox.snapshot()).collect();
+        all.sort_by(|one, other| one.address.cmp(&other.address));
+        all
+    }
+
+    /// Waits up to `limit` for what is queued to be sent, fails the rest, refuses what comes, and closes the
+    /// connections. Tells how many messages were not sent.
+    pub(crate) async fn stop(&self, limit: Duration) -> u64 {
         let live: Vec<_> = {
             let mut boxes = self.boxes.lock();
             boxes.stopped = true;
-            boxes.by_address.drain().filter_map(|(_, outbox)| outbox.upgrade()).collect()
+            let (by_address, by_connection) =
+                (std::mem::take(&mut boxes.by_address), std::mem::take(&mut boxes.by_connection));
+            let all = by_address.into_values().chain(by_connection.into_values());
+            all.filter_map(|outbox| outbox.upgrade()).collect()
         };
-        for outbox in live {
-            let error = outbox.dropped();
-            outbox.fail(Phase::Stopped, &error, |_| true);
-        }
+        let all_sent = join_all(live.iter().map(|outbox| outbox.emptied()));
+        let _ = tokio::time::timeout(limit, all_sent).await;
+        let unsent = live.iter().map(|outbox| outbox.fail(Phase::Stopped, &outbox.dropped(), |_| true));
+        let unsent = unsent.sum();
         self.factory.close();
+        unsent
     }
 }
 
@@ -88,12 +124,18 @@ pub(crate) struct Outbox {
     me: Weak<Self>,
     address: RpcAddress,
     all: Arc<Outboxes>,
+    /// It goes over one connection that the peer has made, and ends with it.
+    bound: bool,
     state: Mutex<State>,
+    /// Nothing waits any more.
+    emptied: Notify,
 }
 
 struct State {
     phase: Phase,
     lanes: Lanes,
+    /// A task waits for room in the connection's write queue, and goes on then.
+    blocked: bool,
 }
 
 enum Phase {
@@ -103,6 +145,8 @@ enum Phase {
     Connecting,
     /// Callers send over the connection themselves, as their credit allows.
     Connected(TransportClient),
+    /// The one connection there was has ended.
+    Lost,
     Stopped,
 }
 
@@ -110,12 +154,28 @@ impl Phase {
     fn connection(&self) -> Option<&TransportClient> {
         match self {
             Self::Connected(client) => Some(client),
-            Self::Idle | Self::Connecting | Self::Stopped => None,
+            Self::Idle | Self::Connecting | Self::Lost | Self::Stopped => None,
         }
     }
 }
 
 impl Outbox {
+    fn new(me: &Weak<Self>, address: &RpcAddress, all: &Arc<Outboxes>, phase: Phase, bound: bool) -> Self {
+        Self {
+            me: me.clone(),
+            address: address.clone(),
+            all: Arc::clone(all),
+            bound,
+            state: Mutex::new(State { phase, lanes: Lanes::default(), blocked: false }),
+            emptied: Notify::new(),
+        }
+    }
+
+    /// What comes after a connection.
+    fn after_connection(&self) -> Phase {
+        if self.bound { Phase::Lost } else { Phase::Idle }
+    }
+
     /// The connection stands: sends what has queued.
     async fn connected(&self, client: TransportClient) -> Result<(), TransportError> {
         let sender: Weak<Self> = self.me.clone();
@@ -125,38 +185,68 @@ impl Outbox {
         let mut state = self.state.lock();
         if matches!(state.phase, Phase::Connecting) {
             state.phase = Phase::Connected(client);
-            self.pump(&mut state);
+            self.pump(&mut state, None);
         }
         Ok(())
     }
 
-    /// Sends what the lanes' credit allows. Under the lock, so that nobody who finds a lane empty overtakes.
-    fn pump(&self, state: &mut State) {
+    /// Sends what credit allows, of all lanes or of one. Under the lock, so that nobody who finds a lane empty
+    /// overtakes.
+    fn pump(&self, state: &mut State, lane: Option<usize>) {
         let Some(client) = state.phase.connection() else { return };
-        if state.lanes.pump(client) {
+        if state.blocked {
             return;
         }
-        // The connection's write queue is full.
+        let open = match lane {
+            Some(lane) => state.lanes.pump_one(lane, client),
+            None => state.lanes.pump(client),
+        };
+        if !state.lanes.waits() {
+            self.emptied.notify_waiters();
+        }
+        if open {
+            return;
+        }
+        state.blocked = true;
         let (client, me) = (client.clone(), self.me.clone());
         self.all.runtime.spawn(async move {
             // If the connection ends instead, what waits is failed by that.
             let _ = client.ready().await;
             if let Some(outbox) = me.upgrade() {
-                outbox.pump(&mut outbox.state.lock());
+                let mut state = outbox.state.lock();
+                state.blocked = false;
+                outbox.pump(&mut state, None);
             }
         });
     }
 
-    /// Goes over to `next` from any phase that is `from`, and fails all that waits.
-    fn fail(&self, next: Phase, error: &RpcError, from: impl FnOnce(&Phase) -> bool) {
+    /// Goes over to `next` from any phase that is `from`, and fails all that waits; tells how much that was.
+    fn fail(&self, next: Phase, error: &RpcError, from: impl FnOnce(&Phase) -> bool) -> u64 {
         let mut state = self.state.lock();
         if !from(&state.phase) {
-            return;
+            return 0;
         }
         state.phase = next;
-        let failed = state.lanes.reset();
+        let unsent = state.lanes.reset();
         drop(state);
-        failed.fail(error);
+        self.emptied.notify_waiters();
+        unsent.fail(error)
+    }
+
+    /// Until nothing waits to be sent.
+    async fn emptied(&self) {
+        let mut emptied = std::pin::pin!(self.emptied.notified());
+        emptied.as_mut().enable();
+        if self.state.lock().lanes.waits() {
+            emptied.await;
+        }
+    }
+
+    fn snapshot(&self) -> OutboxSnapshot {
+        let state = self.state.lock();
+        let Volume { messages, bytes } = state.lanes.volume();
+        let connected = state.phase.connection().is_some_and(TransportClient::is_active);
+        OutboxSnapshot { address: self.address.clone(), connected, queued: messages, queued_bytes: bytes }
     }
 
     fn closed(&self) -> RpcError {
@@ -176,13 +266,13 @@ impl Outbox {
 impl Sender for Outbox {
     fn granted(&self, endpoint: &str, more: Volume) {
         let mut state = self.state.lock();
-        if state.lanes.granted(endpoint, more) {
-            self.pump(&mut state);
+        if let Some(lane) = state.lanes.granted(endpoint, more) {
+            self.pump(&mut state, Some(lane));
         }
     }
 
     fn disconnected(&self, connection: ConnectionId) {
-        self.fail(Phase::Idle, &self.closed(), |phase| {
+        self.fail(self.after_connection(), &self.closed(), |phase| {
             phase.connection().is_some_and(|client| client.id() == connection)
         });
     }

@@ -85,7 +85,7 @@ fn drain(outgoing: &mut Outgoing) -> Vec<u8> {
     while !outgoing.is_empty(true) {
         outgoing.take(&mut batch, true);
         assert!(!batch.is_empty(), "no files here");
-        all.extend(batch.contiguous());
+        all.extend(batch.run(0, usize::MAX));
         outgoing.written(&batch.reset());
     }
     all

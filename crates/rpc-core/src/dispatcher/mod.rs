@@ -1,25 +1,34 @@
 //! The registry of an environment's endpoints, and the way of every message to one of them.
 
+mod registered;
+mod stop;
+
 use std::any::{Any, TypeId};
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use network_common::ConnectionId;
+use async_task::FallibleTask;
 use parking_lot::RwLock;
+use registered::Registered;
+pub(crate) use stop::Stopping;
 use tokio::runtime::Handle;
+use tokio::task::AbortHandle;
 use tokio_util::task::TaskTracker;
 
 use crate::address::RpcEndpointAddress;
-use crate::call_context::discard;
 use crate::endpoint::EndpointContext;
+use crate::endpoint_options::EndpointOptions;
 use crate::endpoint_ref::RpcEndpointRef;
 use crate::error::{ErrorKind, RpcError};
 use crate::inbox::{Closed, Event, Inbox};
-use crate::limits::InboxLimits;
+use crate::limits::InboxConf;
 use crate::message::{IncomingRequest, RpcMessage};
 use crate::message_loop::{IntoEndpoint, Seat};
-use crate::origin::{Arrival, Origin};
+use crate::metrics::EndpointSnapshot;
+use crate::origin::Arrival;
 use crate::post::Mailbox;
+use crate::threads::Threads;
+use crate::trace::TraceSpan;
 
 pub(crate) struct Dispatcher {
     state: RwLock<State>,
@@ -30,59 +39,18 @@ pub(crate) struct Dispatcher {
 
 #[derive(Default)]
 struct State {
-    endpoints: HashMap<Arc<str>, Arc<dyn Registered>>,
+    endpoints: HashMap<Arc<str>, Entry>,
+    /// Those that are told of connections.
+    told: HashMap<Arc<str>, Arc<dyn Registered>>,
+    /// Those that are no longer registered and not yet done.
+    leaving: Vec<Entry>,
     stopped: bool,
 }
 
-/// An inbox whose message type is not known here.
-trait Registered: Send + Sync {
-    fn services(&self) -> &'static [&'static str];
-    fn deliver(&self, request: IncomingRequest<'_>, arrival: Arrival) -> Result<(), RpcError>;
-    fn disconnected(&self, connection: ConnectionId);
-    fn post_event(&self, event: Event);
-    fn stop(&self, why: Closed);
-    fn into_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync>;
-    fn message_type(&self) -> (TypeId, &'static str);
-}
-
-impl<M: RpcMessage> Registered for Inbox<M> {
-    fn services(&self) -> &'static [&'static str] {
-        M::SERVICES
-    }
-
-    fn deliver(&self, request: IncomingRequest<'_>, arrival: Arrival) -> Result<(), RpcError> {
-        if !M::SERVICES.contains(&request.service()) {
-            return Err(service_mismatch(self.address(), &[request.service()], M::SERVICES));
-        }
-        let origin = Origin::Arrived { arrival, ask: request.ask() };
-        let ask = origin.ask_id();
-        let mut message = Some(M::decode(request)?);
-        let posted = self.post(origin, &mut || message.take());
-        if let (Err(why), Some(message)) = (&posted, message) {
-            discard(ask, message, why);
-        }
-        posted
-    }
-
-    fn disconnected(&self, connection: ConnectionId) {
-        Self::disconnected(self, connection);
-    }
-
-    fn post_event(&self, event: Event) {
-        Self::post_event(self, event);
-    }
-
-    fn stop(&self, why: Closed) {
-        Self::stop(self, why);
-    }
-
-    fn into_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync> {
-        self
-    }
-
-    fn message_type(&self) -> (TypeId, &'static str) {
-        (TypeId::of::<M>(), std::any::type_name::<M>())
-    }
+#[derive(Clone)]
+struct Entry {
+    inbox: Arc<dyn Registered>,
+    task: AbortHandle,
 }
 
 pub(crate) fn service_mismatch(endpoint: &RpcEndpointAddress, wanted: &[&str], served: &[&str]) -> RpcError {
@@ -105,11 +73,13 @@ impl Dispatcher {
         &self,
         address: RpcEndpointAddress,
         endpoint: E,
-        limits: InboxLimits,
+        options: &EndpointOptions,
+        conf: InboxConf,
         make_ref: impl FnOnce(Arc<dyn Mailbox<E::Message>>) -> RpcEndpointRef<E::Message>,
         env: Arc<dyn Any + Send + Sync>,
     ) -> Result<RpcEndpointRef<E::Message>, RpcError> {
-        let inbox = Arc::new(Inbox::<E::Message>::new(address, limits));
+        let threads = self.threads(&address, options.isolated, E::ONE_AT_A_TIME)?;
+        let inbox = Arc::new(Inbox::<E::Message>::new(address, options.inbox(conf)));
         let endpoint_ref = make_ref(Arc::clone(&inbox) as _);
         {
             let mut state = self.state.write();
@@ -121,19 +91,55 @@ impl Dispatcher {
                 let text = format!("There is already an RpcEndpoint called {name}");
                 return Err(RpcError::new(ErrorKind::EndpointExists, text));
             }
-            state.endpoints.insert(name, Arc::clone(&inbox) as _);
+            if options.connection_events {
+                state.told.insert(Arc::clone(&name), Arc::clone(&inbox) as _);
+            }
             // Under the lock, so that a stop that follows waits for this loop too.
             let cx = EndpointContext::new(endpoint_ref.clone(), env);
-            self.loops.spawn_on(endpoint.run(Seat::new(inbox, cx)), &self.runtime);
+            let life = endpoint.run(Seat::new(Arc::clone(&inbox), cx, threads.clone()));
+            let task = match threads {
+                None => self.loops.spawn_on(life, &self.runtime),
+                Some(threads) => {
+                    let tie = AbandonOnDrop(Arc::clone(&inbox));
+                    self.loops.spawn_on(tie.with(threads.spawn(life)), &self.runtime)
+                }
+            };
+            state.endpoints.insert(name, Entry { inbox, task: task.abort_handle() });
         }
         Ok(endpoint_ref)
     }
 
+    fn threads(
+        &self,
+        address: &RpcEndpointAddress,
+        count: Option<usize>,
+        one_at_a_time: bool,
+    ) -> Result<Option<Threads>, RpcError> {
+        let Some(count) = count else { return Ok(None) };
+        let refuse = |why| RpcError::new(ErrorKind::Config, format!("{address}: isolated({count}): {why}"));
+        match count {
+            0 => Err(refuse("an isolated endpoint needs a thread".to_owned())),
+            2.. if one_at_a_time => Err(refuse(
+                "a ThreadSafeRpcEndpoint handles one message at a time, so it takes 1 thread".to_owned(),
+            )),
+            _ => Threads::start(&format!("dispatcher-{}", address.name()), count, &self.runtime)
+                .map(Some)
+                .map_err(|e| refuse(format!("the threads cannot be started: {e}")).with_source(e)),
+        }
+    }
+
     /// Frees the name at once; the endpoint handles what is queued and then stops. Nothing if there is none.
     pub(crate) fn unregister(&self, name: &str) {
-        let removed = self.state.write().endpoints.remove(name);
-        if let Some(inbox) = removed {
-            inbox.stop(Closed::Endpoint);
+        let removed = {
+            let mut state = self.state.write();
+            state.told.remove(name);
+            state.leaving.retain(|entry| !entry.task.is_finished());
+            let removed = state.endpoints.remove(name);
+            state.leaving.extend(removed.clone());
+            removed
+        };
+        if let Some(entry) = removed {
+            entry.inbox.stop(Closed::Endpoint);
         }
     }
 
@@ -145,7 +151,10 @@ impl Dispatcher {
         let inbox = self.get(address.name())?.ok_or_else(|| endpoint_not_found(address))?;
         let (id, name) = inbox.message_type();
         if id != TypeId::of::<M>() {
-            let text = format!("the endpoint {address} receives {name}, not {}", std::any::type_name::<M>());
+            let text = format!(
+                "the endpoint {address} receives {name}, not {}; where that is a part of it, `narrow` its ref",
+                std::any::type_name::<M>()
+            );
             return Err(RpcError::new(ErrorKind::ServiceMismatch, text).with_peer(address));
         }
         match inbox.into_any().downcast::<Inbox<M>>() {
@@ -165,44 +174,49 @@ impl Dispatcher {
         name: &str,
         request: IncomingRequest<'_>,
         arrival: Arrival,
+        span: TraceSpan,
     ) -> Result<(), RpcError> {
         let not_found = || RpcError::new(ErrorKind::EndpointNotFound, format!("Could not find {name}."));
-        self.get(name)?.ok_or_else(not_found)?.deliver(request, arrival)
+        self.get(name)?.ok_or_else(not_found)?.deliver(request, arrival, span)
     }
 
-    /// A connection has ended, and what the inboxes granted it.
-    pub(crate) fn disconnected(&self, connection: ConnectionId) {
-        for inbox in self.state.read().endpoints.values() {
-            inbox.disconnected(connection);
-        }
+    /// The state of every endpoint, by name.
+    pub(crate) fn snapshot(&self) -> Vec<EndpointSnapshot> {
+        let entries: Vec<_> = self.state.read().endpoints.values().cloned().collect();
+        let mut all: Vec<_> = entries.iter().map(|entry| entry.inbox.snapshot()).collect();
+        all.sort_by(|one, other| one.name.cmp(&other.name));
+        all
     }
 
     pub(crate) fn post_to_all(&self, event: &Event) {
-        for inbox in self.state.read().endpoints.values() {
+        for inbox in self.state.read().told.values() {
             inbox.post_event(event.clone());
         }
     }
 
     fn get(&self, name: &str) -> Result<Option<Arc<dyn Registered>>, RpcError> {
         let state = self.state.read();
-        if state.stopped {
-            return Err(env_stopped());
+        match state.endpoints.get(name) {
+            Some(entry) => Ok(Some(Arc::clone(&entry.inbox))),
+            None if state.stopped => Err(env_stopped()),
+            None => Ok(None),
         }
-        Ok(state.endpoints.get(name).cloned())
     }
+}
 
-    /// Stops every endpoint and waits until the last `on_stop` has run.
-    pub(crate) async fn stop(&self) {
-        let endpoints = {
-            let mut state = self.state.write();
-            state.stopped = true;
-            std::mem::take(&mut state.endpoints)
-        };
-        for inbox in endpoints.into_values() {
-            inbox.stop(Closed::Env);
-        }
-        self.loops.close();
-        self.loops.wait().await;
+/// Keeps an isolated endpoint to the runtime: dropped with it, it fails what waits in the inbox and ends the loop.
+struct AbandonOnDrop<M>(Arc<Inbox<M>>);
+
+impl<M> AbandonOnDrop<M> {
+    async fn with(self, life: FallibleTask<()>) {
+        // The loop tells by ending that all is done; also when a destructor panicked in it.
+        let _ = life.await;
+    }
+}
+
+impl<M> Drop for AbandonOnDrop<M> {
+    fn drop(&mut self) {
+        self.0.abandon();
     }
 }
 
@@ -219,6 +233,7 @@ mod tests {
     use crate::ask::Asks;
     use crate::conf::RpcConf;
     use crate::endpoint::ThreadSafeRpcEndpoint;
+    use crate::trace::Tracer;
 
     struct Nothing;
     impl RpcMessage for Nothing {}
@@ -258,23 +273,27 @@ mod tests {
     #[tokio::test]
     async fn inb_04_05_06_events_reach_every_endpoint_once() {
         let runtime = Handle::current();
-        let asks = Asks::new(RpcConf::new().ask().unwrap(), runtime.clone());
+        let asks = Asks::new(RpcConf::new().ask().unwrap(), Tracer::default(), runtime.clone());
         let dispatcher = Dispatcher::new(runtime);
         let mut received = Vec::new();
         for name in ["a", "b"] {
             let (told, events) = mpsc::unbounded_channel();
             received.push(events);
             let address = RpcEndpointAddress::new(None, name).unwrap();
-            let make_ref = |mailbox| RpcEndpointRef::local(address.clone(), Arc::clone(&asks), mailbox);
-            let limits = RpcConf::new().inbox_limits().unwrap();
-            dispatcher.register(address.clone(), Watch(told), limits, make_ref, Arc::new(())).unwrap();
+            let make_ref = |mailbox| RpcEndpointRef::local(address.clone(), 1, Arc::clone(&asks), mailbox);
+            let options = EndpointOptions::new();
+            let conf = RpcConf::new().inbox().unwrap();
+            dispatcher
+                .register(address.clone(), Watch(told), &options, conf, make_ref, Arc::new(()))
+                .unwrap();
         }
         let peer = RpcAddress::new("peer", 1);
         dispatcher.post_to_all(&Event::Connected(peer.clone()));
         let error = RpcError::new(ErrorKind::Network, "reset");
         dispatcher.post_to_all(&Event::NetworkError(error, peer.clone()));
         dispatcher.post_to_all(&Event::Disconnected(peer.clone()));
-        dispatcher.stop().await;
+        let stopping = dispatcher.begin_stop();
+        dispatcher.finish_stop(stopping, std::time::Duration::from_secs(10)).await;
         dispatcher.post_to_all(&Event::Connected(peer));
         for mut events in received {
             let mut all = Vec::new();

@@ -1,5 +1,8 @@
 //! What an environment tells about itself.
 
+#[cfg(feature = "metrics")]
+mod export;
+
 use std::time::Duration;
 
 use network_common::MetricsSnapshot;
@@ -69,6 +72,42 @@ pub struct OutboxSnapshot {
     pub queued: u64,
     /// Their bytes.
     pub queued_bytes: u64,
+}
+
+/// What a shutdown did, as [`RpcEnv::shutdown`](crate::RpcEnv::shutdown) tells.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct ShutdownReport {
+    /// Each endpoint that was there when it began, by name.
+    pub endpoints: Vec<EndpointReport>,
+    /// Messages to other environments that could not be sent any more.
+    pub unsent: u64,
+    /// How long it took.
+    pub took: Duration,
+}
+
+impl ShutdownReport {
+    /// Whether everything that had been accepted was handled, or sent, and every `on_stop` ran.
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        self.unsent == 0 && self.endpoints.iter().all(|endpoint| endpoint.stopped && endpoint.abandoned == 0)
+    }
+}
+
+/// What a shutdown did to one endpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct EndpointReport {
+    /// The name it was registered under.
+    pub name: String,
+    /// Messages handled after the shutdown had begun.
+    pub finished: u64,
+    /// Messages that came after it had begun, and were refused.
+    pub refused: u64,
+    /// Messages that were waiting or being handled when time was up. Their askers have failed.
+    pub abandoned: u64,
+    /// Whether its `on_stop` has run to its end.
+    pub stopped: bool,
 }
 
 const BUCKETS: usize = 40;

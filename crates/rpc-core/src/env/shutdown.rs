@@ -1,0 +1,91 @@
+//! The end of an environment.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::{Inner, RpcEnv};
+use crate::dispatcher::Stopping;
+use crate::metrics::ShutdownReport;
+
+/// How long a shutdown waits, after the endpoints have stopped, for messages that wait for a connection or for credit,
+/// and then for answers that are still being written.
+const SEND_OUT: Duration = Duration::from_secs(5);
+
+impl RpcEnv {
+    /// Stops all endpoints, waits until every `on_stop` has run, and closes all connections.
+    ///
+    /// New messages are refused at once; those that were accepted are handled, then each endpoint's `on_stop` runs.
+    /// What `spark.rpc.shutdownTimeout` does not suffice for is abandoned: its askers fail. The report tells which
+    /// endpoint finished, refused and abandoned how much.
+    ///
+    /// Begins when called, not when polled; the future waits for the end. May be called many times, then all wait
+    /// for the same end. An endpoint that wants to shut its own environment down must not await it, as it would
+    /// wait for itself: `drop(cx.env().shutdown())`.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future stops the waiting, not the shutdown.
+    pub fn shutdown(&self) -> impl Future<Output = ShutdownReport> + Send + 'static + use<> {
+        if !self.inner.stopping.swap(true, Ordering::AcqRel) {
+            let stopping = self.inner.dispatcher.begin_stop();
+            let ending = Ending { inner: Arc::clone(&self.inner), report: ShutdownReport::default() };
+            self.inner.runtime.spawn(ending.run(stopping));
+        }
+        self.terminated()
+    }
+
+    /// Waits until [`shutdown`](Self::shutdown), called by whomever, has come to its end.
+    ///
+    /// # Cancel safety
+    ///
+    /// Can be dropped at any time.
+    pub fn await_termination(&self) -> impl Future<Output = ()> + Send + 'static + use<> {
+        let terminated = self.terminated();
+        async move { drop(terminated.await) }
+    }
+
+    fn terminated(&self) -> impl Future<Output = ShutdownReport> + Send + 'static + use<> {
+        let mut terminated = self.inner.terminated.subscribe();
+        async move {
+            let report = terminated.wait_for(Option::is_some).await.map(|report| report.clone());
+            // It fails only if the environment is gone, which is an end too.
+            report.ok().flatten().unwrap_or_default()
+        }
+    }
+}
+
+/// A shutdown under way. It ends also when the runtime dies with it, and everything it would have stopped.
+struct Ending {
+    inner: Arc<Inner>,
+    report: ShutdownReport,
+}
+
+impl Ending {
+    async fn run(mut self, stopping: Stopping) {
+        let (inner, begun) = (&self.inner, Instant::now());
+        // First, so that what an on_stop sends still goes out, and the connections' end is told to nobody.
+        self.report.endpoints = inner.dispatcher.finish_stop(stopping, inner.shutdown_timeout).await;
+        self.report.unsent = inner.outboxes.stop(SEND_OUT).await;
+        let server = inner.server.lock().take();
+        if let Some(server) = server {
+            server.close(SEND_OUT).await;
+        }
+        self.report.took = begun.elapsed();
+    }
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        let report = std::mem::take(&mut self.report);
+        if report.is_clean() {
+            tracing::debug!(env = %self.inner.name, ?report, "environment has shut down");
+        } else {
+            tracing::warn!(env = %self.inner.name, ?report, "environment has shut down and abandoned messages");
+        }
+        self.inner.terminated.send_replace(Some(report));
+    }
+}

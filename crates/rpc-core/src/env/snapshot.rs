@@ -1,0 +1,26 @@
+//! What an environment tells about itself.
+
+use super::RpcEnv;
+use crate::metrics::EnvSnapshot;
+
+impl RpcEnv {
+    /// The state of this environment now: queues, counts, times. Cheap enough for every few seconds; it takes each
+    /// endpoint's lock for a moment.
+    ///
+    /// Of endpoints only those that are registered are in it.
+    #[must_use]
+    pub fn snapshot(&self) -> EnvSnapshot {
+        let inner = &self.inner;
+        EnvSnapshot {
+            name: inner.name.clone(),
+            address: inner.address.clone(),
+            endpoints: inner.dispatcher.snapshot(),
+            outboxes: inner.outboxes.snapshot(),
+            pending_asks: inner.asks.pending() as u64,
+            inbox_bytes: inner.links.budget().used(),
+            undelivered: inner.links.undelivered(),
+            server: inner.transport.server().snapshot(),
+            client: inner.transport.client().snapshot(),
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! The loop of an endpoint that handles one message at a time.
+
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+
+use super::{Behaviour, Drained, FAIR_SHARE, Place, report, watch};
+use tracing::Instrument;
+
+use crate::call_context::supervise;
+use crate::endpoint::{EndpointContext, ThreadSafeRpcEndpoint};
+use crate::error::RpcError;
+use crate::inbox::{Batch, Event, Item};
+
+/// One message at a time, with exclusive access.
+pub(super) struct Serial<E> {
+    endpoint: E,
+    started: bool,
+}
+
+impl<E> Serial<E> {
+    pub(super) fn new(endpoint: E) -> Self {
+        Self { endpoint, started: false }
+    }
+}
+
+impl<E: ThreadSafeRpcEndpoint> Behaviour for Serial<E> {
+    type Message = E::Message;
+    const ONE_AT_A_TIME: bool = true;
+
+    fn drain(
+        mut self: Box<Self>,
+        place: Arc<Place<E::Message>>,
+    ) -> BoxFuture<'static, Drained<Self, E::Message>> {
+        Box::pin(async move {
+            if !self.started {
+                self.started = true;
+                let outcome = supervise(None, async { self.endpoint.on_start(&place.cx).await }).await;
+                self.settle(outcome, &place.cx, &place).await;
+            }
+            let mut batch = Batch::new(&place.inbox);
+            let mut in_a_row = 0;
+            while batch.refill() {
+                while let Some(item) = batch.pop() {
+                    let outcome = match item {
+                        Item::Message { message, mut origin } => {
+                            let span = origin.take_span();
+                            let receive = async { self.endpoint.receive(message, &place.cx).await };
+                            let sample = batch.sample();
+                            let waits = |since| batch.waits(since);
+                            let outcome = watch(
+                                &place,
+                                sample,
+                                waits,
+                                supervise(Some(&origin), receive).instrument(span),
+                            )
+                            .await;
+                            batch.handled(&origin, outcome.is_err());
+                            outcome
+                        }
+                        Item::Event(event) => {
+                            let waits = |since| batch.waits(since);
+                            watch(&place, false, waits, supervise(None, self.event(event, &place.cx))).await
+                        }
+                        Item::Stop => {
+                            let cx = place.cx.for_stop();
+                            let outcome = supervise(None, async { self.endpoint.on_stop(&cx).await }).await;
+                            self.settle(outcome, &cx, &place).await;
+                            drop(batch);
+                            place.inbox.end();
+                            return None;
+                        }
+                    };
+                    self.settle(outcome, &place.cx, &place).await;
+                    in_a_row += 1;
+                    if in_a_row == FAIR_SHARE {
+                        in_a_row = 0;
+                        tokio::task::yield_now().await;
+                    }
+                }
+            }
+            Some((self, batch.into_buffer()))
+        })
+    }
+}
+
+impl<E: ThreadSafeRpcEndpoint> Serial<E> {
+    async fn event(&mut self, event: Event, cx: &EndpointContext<E::Message>) -> Result<(), RpcError> {
+        match event {
+            Event::Connected(remote) => self.endpoint.on_connected(remote, cx).await,
+            Event::Disconnected(remote) => self.endpoint.on_disconnected(remote, cx).await,
+            Event::NetworkError(error, remote) => self.endpoint.on_network_error(error, remote, cx).await,
+            Event::Undelivered(error, remote) => self.endpoint.on_undelivered(error, remote, cx).await,
+        }
+    }
+
+    async fn settle(
+        &mut self,
+        outcome: Result<(), RpcError>,
+        cx: &EndpointContext<E::Message>,
+        place: &Place<E::Message>,
+    ) {
+        if let Err(error) = outcome {
+            report(place, supervise(None, async { self.endpoint.on_error(error, cx).await }).await);
+        }
+    }
+}

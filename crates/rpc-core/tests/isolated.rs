@@ -1,0 +1,238 @@
+//! Isolated endpoints: row RPC-ENV-36 of the checklist.
+
+mod common;
+
+use std::cell::RefCell;
+use std::sync::{Barrier, mpsc};
+use std::thread;
+use std::time::Duration;
+
+use common::{Greeting, Hello, HelloMessage, bye, client, hi, soon};
+use rpc_core::{
+    EndpointContext, EndpointOptions, ErrorKind, RpcEndpoint, RpcEndpointRef, RpcError, ThreadSafeRpcEndpoint,
+};
+
+fn isolated(threads: usize) -> EndpointOptions {
+    EndpointOptions::new().isolated(threads)
+}
+
+fn thread_name() -> String {
+    thread::current().name().unwrap_or_default().to_owned()
+}
+
+thread_local! {
+    static ENDS_WITH_THE_THREAD: RefCell<Option<mpsc::Sender<String>>> = const { RefCell::new(None) };
+}
+
+/// Blocks its thread in `SayHi` until the test lets go, and tells of its life.
+struct Blocks {
+    release: mpsc::Receiver<()>,
+    events: mpsc::Sender<String>,
+}
+
+struct BlocksTest {
+    release: mpsc::Sender<()>,
+    events: mpsc::Receiver<String>,
+}
+
+impl Blocks {
+    fn new() -> (Self, BlocksTest) {
+        let (release, released) = mpsc::channel();
+        let (events, received) = mpsc::channel();
+        (Self { release: released, events }, BlocksTest { release, events: received })
+    }
+
+    fn tell(&self, what: &str) {
+        let _ = self.events.send(format!("{what} on {}", thread_name()));
+    }
+}
+
+impl BlocksTest {
+    async fn next(&mut self) -> Option<String> {
+        soon(async {
+            loop {
+                match self.events.try_recv() {
+                    Ok(event) => return Some(event),
+                    Err(mpsc::TryRecvError::Disconnected) => return None,
+                    Err(mpsc::TryRecvError::Empty) => tokio::time::sleep(Duration::from_millis(1)).await,
+                }
+            }
+        })
+        .await
+    }
+}
+
+impl ThreadSafeRpcEndpoint for Blocks {
+    type Message = HelloMessage;
+
+    async fn receive(
+        &mut self,
+        message: HelloMessage,
+        _: &EndpointContext<HelloMessage>,
+    ) -> Result<(), RpcError> {
+        match message {
+            HelloMessage::SayHi(hi, context) => {
+                self.tell("receive");
+                self.release.recv().map_err(RpcError::application)?;
+                // Timers and tasks are those of the environment's runtime.
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                let text = tokio::spawn(async move { hi.msg }).await.map_err(RpcError::application)?;
+                context.reply(Greeting { text })
+            }
+            HelloMessage::SayBye(..) => panic!("no bye today"),
+        }
+    }
+
+    async fn on_start(&mut self, _: &EndpointContext<HelloMessage>) -> Result<(), RpcError> {
+        let events = self.events.clone();
+        ENDS_WITH_THE_THREAD.with(|end| end.replace(Some(events)));
+        self.tell("start");
+        Ok(())
+    }
+
+    async fn on_stop(&mut self, _: &EndpointContext<HelloMessage>) -> Result<(), RpcError> {
+        self.tell("stop");
+        Ok(())
+    }
+
+    async fn on_error(&mut self, _: RpcError, _: &EndpointContext<HelloMessage>) -> Result<(), RpcError> {
+        self.tell("error");
+        Ok(())
+    }
+}
+
+/// All on one thread besides the isolated one, as `#[tokio::test]` is.
+#[tokio::test]
+async fn rpc_env_36_isolated_endpoints() {
+    let env = client().await;
+    let (blocks, mut test) = Blocks::new();
+    let blocked = env.setup_endpoint_with("blocked", blocks, isolated(1)).unwrap();
+    let hello = env.setup_endpoint("hello", Hello).unwrap();
+    assert_eq!(test.next().await.as_deref(), Some("start on dispatcher-blocked"));
+
+    let waiting = blocked.ask(hi("neo"));
+    assert_eq!(test.next().await.as_deref(), Some("receive on dispatcher-blocked"));
+    assert_eq!(soon(hello.ask(hi("trinity"))).await.unwrap().text, "hi, trinity");
+    let queued = blocked.ask(hi("morpheus"));
+    env.stop(&blocked);
+    test.release.send(()).unwrap();
+    assert_eq!(soon(waiting).await.unwrap().text, "neo");
+
+    // What was queued before the stop is handled, then comes on_stop, then the thread ends.
+    assert_eq!(test.next().await.as_deref(), Some("receive on dispatcher-blocked"));
+    test.release.send(()).unwrap();
+    assert_eq!(soon(queued).await.unwrap().text, "morpheus");
+    assert_eq!(test.next().await.as_deref(), Some("stop on dispatcher-blocked"));
+    assert_eq!(test.next().await, None, "the thread still runs");
+    assert_eq!(soon(blocked.ask(hi("x"))).await.unwrap_err().kind(), ErrorKind::Stopped);
+}
+
+#[tokio::test]
+async fn rpc_env_36_a_panic_fails_its_message_only() {
+    let env = client().await;
+    let (blocks, mut test) = Blocks::new();
+    let endpoint = env.setup_endpoint_with("panics", blocks, isolated(1)).unwrap();
+    assert_eq!(soon(endpoint.ask(bye("neo"))).await.unwrap_err().kind(), ErrorKind::Panic);
+    test.release.send(()).unwrap();
+    assert_eq!(soon(endpoint.ask(hi("alive"))).await.unwrap().text, "alive");
+    soon(env.shutdown()).await;
+    let name = "dispatcher-panics";
+    for event in ["start", "error", "receive", "stop"] {
+        assert_eq!(test.next().await, Some(format!("{event} on {name}")));
+    }
+    assert_eq!(test.next().await, None);
+}
+
+/// Each message waits until as many are handled as the barrier says.
+struct Meet(Barrier);
+
+impl RpcEndpoint for Meet {
+    type Message = HelloMessage;
+    async fn receive(
+        &self,
+        message: HelloMessage,
+        _: &EndpointContext<HelloMessage>,
+    ) -> Result<(), RpcError> {
+        let HelloMessage::SayHi(_, context) = message else { return Ok(()) };
+        self.0.wait();
+        context.reply(Greeting { text: thread_name() })
+    }
+}
+
+#[tokio::test]
+async fn rpc_env_36_as_many_receives_block_as_there_are_threads() {
+    let env = client().await;
+    let meet = env.setup_endpoint_with("meet", Meet(Barrier::new(3)), isolated(3)).unwrap();
+    for _ in 0..50 {
+        let asks = ["a", "b", "c"].map(|name| meet.ask(hi(name)));
+        for answer in soon(futures::future::join_all(asks)).await {
+            assert_eq!(answer.unwrap().text, "dispatcher-meet");
+        }
+    }
+    soon(env.shutdown()).await;
+}
+
+/// Blocks for an answer of its own endpoint, which another of its threads gives.
+struct AsksItself;
+
+impl RpcEndpoint for AsksItself {
+    type Message = HelloMessage;
+    async fn receive(
+        &self,
+        message: HelloMessage,
+        cx: &EndpointContext<HelloMessage>,
+    ) -> Result<(), RpcError> {
+        match message {
+            HelloMessage::SayHi(_, context) => {
+                let me: &RpcEndpointRef<HelloMessage> = cx.self_ref().expect("running");
+                context.reply(me.ask_sync(bye("neo"))?)
+            }
+            HelloMessage::SayBye(_, context) => context.reply(Greeting { text: "bye".to_owned() }),
+        }
+    }
+}
+
+#[tokio::test]
+async fn rpc_env_36_blocking_asks_are_allowed() {
+    let env = client().await;
+    let endpoint = env.setup_endpoint_with("itself", AsksItself, isolated(2)).unwrap();
+    for _ in 0..50 {
+        assert_eq!(soon(endpoint.ask(hi("neo"))).await.unwrap().text, "bye");
+    }
+}
+
+#[test]
+fn an_isolated_endpoint_ends_with_the_runtime() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let (endpoint, mut test, running, queued) = runtime.block_on(async {
+        let env = client().await;
+        let (blocks, mut test) = Blocks::new();
+        let endpoint = env.setup_endpoint_with("blocked", blocks, isolated(1)).unwrap();
+        let running = endpoint.ask(hi("neo"));
+        test.next().await;
+        test.next().await;
+        let queued = endpoint.ask(hi("trinity"));
+        (endpoint, test, running, queued)
+    });
+    drop(runtime);
+    let other = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    other.block_on(async {
+        // Also while the thread is blocked.
+        assert_eq!(soon(queued).await.unwrap_err().kind(), ErrorKind::Stopped);
+        assert_eq!(soon(endpoint.ask(hi("x"))).await.unwrap_err().kind(), ErrorKind::Stopped);
+        test.release.send(()).unwrap();
+        assert!(soon(running).await.is_err());
+        while test.next().await.is_some() {}
+    });
+}
+
+#[tokio::test]
+async fn numbers_of_threads_that_cannot_work_are_refused() {
+    let env = client().await;
+    let error = env.setup_endpoint_with("none", Hello, isolated(0)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Config);
+    let error = env.setup_endpoint_with("two", Hello, isolated(2)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Config);
+    assert!(error.to_string().contains("two: isolated(2): a ThreadSafeRpcEndpoint handles one"), "{error}");
+    env.setup_endpoint("two", Hello).expect("the name is free");
+}
