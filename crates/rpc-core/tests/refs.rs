@@ -262,3 +262,56 @@ async fn only_the_environment_of_an_endpoint_stops_it() {
     one.stop(&hello);
     assert_eq!(soon(hello.ask(hi("neo"))).await.unwrap_err().kind(), ErrorKind::Stopped);
 }
+
+/// A ref as it looks when its bytes are `endpoint`'s with `more` after them: the last occurrence of a field counts.
+fn with_fields(endpoint: &EndpointRef, more: &[u8]) -> EndpointRef {
+    let mut bytes = prost::Message::encode_to_vec(endpoint);
+    bytes.extend(more);
+    prost::Message::decode(&bytes[..]).unwrap()
+}
+
+#[tokio::test]
+async fn a_ref_that_comes_home_is_local() {
+    let (home, elsewhere) = (server().await, client().await);
+    let hello = home.setup_endpoint("hello", Hello).unwrap();
+    // Who looked it up does not know which run it belongs to.
+    let looked_up: RpcEndpointRef<HelloMessage> =
+        soon(elsewhere.setup_endpoint_ref(address(&home), "hello")).await.unwrap();
+    let told = EndpointRef::try_from(&looked_up).unwrap();
+    let came_home = home.resolve::<HelloMessage>(&told).unwrap();
+    assert_eq!(came_home, hello);
+    assert_eq!(soon(came_home.ask(hi("neo"))).await.unwrap().text, "hi, neo");
+    assert_eq!(home.snapshot().client.connections, 0);
+}
+
+#[tokio::test]
+async fn a_ref_with_neither_address_nor_incarnation_leads_nowhere() {
+    let (server, client) = (server().await, client().await);
+    let hello = server.setup_endpoint("hello", Hello).unwrap();
+    // A connection whose other end has sent no message.
+    let remote: RpcEndpointRef<HelloMessage> =
+        soon(client.setup_endpoint_ref(address(&server), "hello")).await.unwrap();
+    soon(remote.ask(hi("neo"))).await.unwrap();
+    let told = EndpointRef::try_from(&hello).unwrap();
+    let nowhere = with_fields(&told, b"\x0a\x00\x21\0\0\0\0\0\0\0\0");
+    let error = client.resolve::<HelloMessage>(&nowhere).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Address, "{error}");
+}
+
+#[tokio::test]
+async fn refs_may_come_and_go_on_one_connection() {
+    let (master, driver) = (server().await, client().await);
+    let hello = driver.setup_endpoint("hello", Hello).unwrap();
+    let there = master.setup_endpoint("hello", Hello).unwrap();
+    soon(driver.setup_endpoint_ref::<HelloMessage>(address(&master), "hello")).await.unwrap();
+    let (with_address, without) =
+        (EndpointRef::try_from(&there).unwrap(), EndpointRef::try_from(&hello).unwrap());
+    for (env, told) in [(&driver, with_address), (&master, without)] {
+        for _ in 0..100 {
+            let known = env.resolve::<HelloMessage>(&told).unwrap();
+            for _ in 0..3 {
+                assert_eq!(soon(known.ask(hi("neo"))).await.unwrap().text, "hi, neo");
+            }
+        }
+    }
+}
