@@ -129,7 +129,7 @@ async fn rpc_env_35_shutdown_does_not_fire_disconnected() {
 async fn nrh_01_and_02_a_connection_is_told_once_when_it_begins_and_once_when_it_ends() {
     let server = server().await;
     let mut events = watch(&server);
-    let context = TransportContext::new(TransportConf::new("rpc"), NoOpRpcHandler);
+    let context = TransportContext::new(TransportConf::new("rpc"), NoOpRpcHandler::new());
     let factory = context.create_client_factory();
     let there = address(&server);
     let client = soon(factory.create_client((there.host(), there.port()))).await.unwrap();
