@@ -148,8 +148,8 @@ impl RpcEndpointAddress {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Address`] if `name` is empty, longer than 65535 bytes, or has a character that the texts could not carry. Letters,
-    /// digits and `-._~!$&'()*+,;=:%` are good.
+    /// [`ErrorKind::Address`] if `name` is empty, longer than 65535 bytes, or has a character that the texts could not
+    /// carry. Letters, digits and `-._~!$&'()*+,;=:%` are good.
     pub fn new(address: Option<RpcAddress>, name: &str) -> Result<Self, RpcError> {
         check_name(name)?;
         Ok(Self { address, name: name.into() })

@@ -386,7 +386,7 @@ async fn another_run_at_the_same_address_refuses_what_was_for_its_predecessor() 
     assert_eq!(soon(of_first_run.ask(hi("neo"))).await.unwrap().text, "hi, neo");
 
     soon(first.shutdown()).await;
-    let second = RpcEnv::builder("second").bind(&there.host_port()).start().await.unwrap();
+    let second = RpcEnv::builder("second").bind(there.host_port()).start().await.unwrap();
     second.setup_endpoint("hello", Hello).unwrap();
     assert_eq!(soon(looked_up.ask(hi("trinity"))).await.unwrap().text, "hi, trinity");
     let error = soon(of_first_run.ask(hi("neo"))).await.unwrap_err();
