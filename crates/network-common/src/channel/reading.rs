@@ -191,8 +191,8 @@ impl Connection {
             }
             // Those that a client's bootstrap installed: nothing sealed can arrive before this side has sent something.
             self.take_open_filter(&[])?;
-            let filtered = self.reader.open.is_some();
-            if let (Some(target), false) = (self.reader.decoder.direct(), filtered) {
+            let direct = if self.reader.open.is_none() { self.reader.decoder.direct() } else { None };
+            if let Some(target) = direct {
                 let mut buffer = ReadBuf::new(target);
                 let read = Pin::new(&mut self.reader.half).poll_read(context, &mut buffer);
                 ready!(read).map_err(|error| io_error(self.shared.peer, "reading from", error))?;
