@@ -95,7 +95,7 @@ impl FromStr for RpcAddress {
         parse_host_port(text).map_err(|why| {
             RpcError::new(
                 ErrorKind::Address,
-                format!("`{text}` is not host:port, for example 127.0.0.1:7077: {why}"),
+                format!("`{text:.200}` is not host:port, for example 127.0.0.1:7077: {why}"),
             )
         })
     }
@@ -116,6 +116,10 @@ fn parse_host_port(text: &str) -> Result<RpcAddress, &'static str> {
         None => {
             if host.is_empty() {
                 return Err("there is no host");
+            }
+            // As many as names of the domain name system have.
+            if host.len() > 255 {
+                return Err("the host is longer than 255 bytes");
             }
             if !host.chars().all(is_host_char) {
                 return Err(
@@ -144,8 +148,8 @@ impl RpcEndpointAddress {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Address`] if `name` is empty or has a character that the texts could not carry. Letters,
-    /// digits and `-._~!$&'()*+,;=:%` are good.
+    /// [`ErrorKind::Address`] if `name` is empty, longer than 65535 bytes, or has a character that the texts could not
+    /// carry. Letters, digits and `-._~!$&'()*+,;=:%` are good.
     pub fn new(address: Option<RpcAddress>, name: &str) -> Result<Self, RpcError> {
         check_name(name)?;
         Ok(Self { address, name: name.into() })
@@ -164,15 +168,24 @@ impl RpcEndpointAddress {
     }
 }
 
+/// The bytes that a name may have: as many as Spark's envelope carries (`rpc 6.1`).
+const MAX_NAME: usize = 65_535;
+
 fn check_name(name: &str) -> Result<(), RpcError> {
     if name.is_empty() {
         return Err(RpcError::new(ErrorKind::Address, "RpcEndpoint name must be provided."));
+    }
+    if name.len() > MAX_NAME {
+        let text = format!("the endpoint name `{name:.200}`... is longer than {MAX_NAME} bytes");
+        return Err(RpcError::new(ErrorKind::Address, text));
     }
     let good = |c: char| c.is_alphanumeric() || "-._~!$&'()*+,;=:%".contains(c);
     match name.chars().find(|c| !good(*c)) {
         Some(bad) => Err(RpcError::new(
             ErrorKind::Address,
-            format!("the endpoint name `{name}` contains {bad:?}, which spark://name@host:port cannot carry"),
+            format!(
+                "the endpoint name `{name:.200}` contains {bad:?}, which spark://name@host:port cannot carry"
+            ),
         )),
         None => Ok(()),
     }

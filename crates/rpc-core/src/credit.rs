@@ -40,7 +40,7 @@ impl Volume {
 }
 
 /// The sender's side. It begins with one message, and the first brings more.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Credit {
     messages: i64,
     bytes: i64,

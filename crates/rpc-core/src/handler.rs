@@ -9,7 +9,7 @@ use prost::Message;
 
 use crate::call_context::RemoteReply;
 use crate::credit::Volume;
-use crate::dispatcher::Dispatcher;
+use crate::dispatcher::{Dispatcher, earlier_run};
 use crate::error::{ErrorKind, RpcError};
 use crate::inbox::Event;
 use crate::link::{Link, Links};
@@ -23,11 +23,17 @@ pub(crate) struct EnvHandler {
     dispatcher: Arc<Dispatcher>,
     links: Arc<Links>,
     tracer: Tracer,
+    incarnation: u64,
 }
 
 impl EnvHandler {
-    pub(crate) fn new(dispatcher: Arc<Dispatcher>, links: Arc<Links>, tracer: Tracer) -> Self {
-        Self { dispatcher, links, tracer }
+    pub(crate) fn new(
+        dispatcher: Arc<Dispatcher>,
+        links: Arc<Links>,
+        tracer: Tracer,
+        incarnation: u64,
+    ) -> Self {
+        Self { dispatcher, links, tracer, incarnation }
     }
 
     /// `reply` is still there if the message reached no endpoint.
@@ -49,9 +55,13 @@ impl EnvHandler {
         if new {
             self.dispatcher.post_to_all(&Event::Connected(sender.clone()));
         }
-        let incoming = IncomingRequest::new(texts.service, texts.method, body, sender, reply);
-        let span = self.tracer.arrived(texts.endpoint, texts.traceparent);
-        let delivered = self.dispatcher.deliver(texts.endpoint, incoming, arrival, span);
+        let delivered = if [0, self.incarnation].contains(&request.receiver_incarnation) {
+            let incoming = IncomingRequest::new(texts.service, texts.method, body, sender, reply);
+            let span = self.tracer.arrived(texts.endpoint, texts.traceparent);
+            self.dispatcher.deliver(texts.endpoint, incoming, arrival, span)
+        } else {
+            Err(earlier_run(texts.endpoint))
+        };
         if delivered.is_err() {
             // It will not be handled, so its credit goes back now.
             link.grant(texts.endpoint, Volume::message(bytes as u64));

@@ -126,7 +126,12 @@
 //! ```
 //!
 //! The endpoint may be in an environment that does not listen, a driver behind a firewall say: then the connection that
-//! it has made to the reader carries what is sent to it, as long as it lasts.
+//! it has made to the reader carries what is sent to it, as long as it lasts. Such a ref cannot be passed on to a third.
+//! Any other one can, over as many hops as you like; back home it is local again.
+//!
+//! A ref in a message stands for the endpoint of one run of its environment. A successor at the same address refuses
+//! what is sent to it with [`ErrorKind::Stopped`], whereas a ref that was
+//! [looked up](RpcEnv::setup_endpoint_ref) reaches whichever run is there, as in Spark.
 //!
 //! # What is promised
 //!

@@ -22,8 +22,9 @@ const MAX_GIVEN_UP: usize = 4096;
 /// All connections of an environment.
 pub(crate) struct Links {
     by_id: RwLock<HashMap<ConnectionId, Arc<Link>>>,
-    /// Several where two addresses lead to one peer.
-    senders: Mutex<HashMap<ConnectionId, Vec<Weak<dyn Sender>>>>,
+    /// Several where two addresses lead to one peer. They live as long as the connection, so that credit is not lost
+    /// where refs come and go.
+    senders: Mutex<HashMap<ConnectionId, Vec<Arc<dyn Sender>>>>,
     budget: Arc<Budget>,
     undelivered: AtomicU64,
     /// Bytes that an answer may have.
@@ -33,8 +34,8 @@ pub(crate) struct Links {
 
 /// Who of this environment sends over a connection.
 pub(crate) trait Sender: Send + Sync {
-    /// The peer takes so much more for `endpoint`.
-    fn granted(&self, endpoint: &str, more: Volume);
+    /// The peer takes so much more for `endpoint` over the connection.
+    fn granted(&self, connection: ConnectionId, endpoint: &str, more: Volume);
 
     /// The connection has ended.
     fn disconnected(&self, connection: ConnectionId);
@@ -91,26 +92,26 @@ impl Links {
     }
 
     /// `sender` is told what the peer says of what it sends over `client`. False if that has ended already.
-    pub(crate) fn add_sender(&self, client: &TransportClient, sender: Weak<dyn Sender>) -> bool {
-        self.senders.lock().entry(client.id()).or_default().push(sender);
-        // A connection that ends from here on finds the entry.
+    pub(crate) fn add_sender(&self, client: &TransportClient, sender: Arc<dyn Sender>) -> bool {
+        let mut senders = self.senders.lock();
+        // Under the lock: a connection that ends from here on finds the entry.
         let active = client.is_active();
-        if !active {
-            self.senders.lock().remove(&client.id());
+        if active {
+            senders.entry(client.id()).or_default().push(sender);
         }
         active
     }
 
     pub(crate) fn granted(&self, client: &TransportClient, endpoint: &str, more: Volume) {
         let senders = self.senders.lock().get(&client.id()).cloned().unwrap_or_default();
-        for sender in senders.iter().filter_map(Weak::upgrade) {
-            sender.granted(endpoint, more);
+        for sender in senders {
+            sender.granted(client.id(), endpoint, more);
         }
     }
 
     pub(crate) fn remove(&self, client: &TransportClient) -> Option<Arc<Link>> {
         let senders = self.senders.lock().remove(&client.id()).unwrap_or_default();
-        for sender in senders.iter().filter_map(Weak::upgrade) {
+        for sender in senders {
             sender.disconnected(client.id());
         }
         let link = self.by_id.write().remove(&client.id())?;

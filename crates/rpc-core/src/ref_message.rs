@@ -15,6 +15,9 @@ use crate::message::{RpcMessage, local_only};
 /// An endpoint of an environment that does not listen can be told of too: who gets its ref from that environment reaches
 /// it over the connection that environment made, as long as it lasts. Passing such a ref on is an error, as the third
 /// has no such connection.
+///
+/// It names the run of the environment as far as that is known, so that no other run takes the endpoint's messages:
+/// see [`RpcEnv::resolve`](crate::RpcEnv::resolve).
 #[derive(Clone, PartialEq, Eq, Hash, Message)]
 pub struct EndpointRef {
     #[prost(string, tag = "1")]

@@ -138,11 +138,17 @@ pub(crate) fn notice(notice: proto::notice::Notice) -> Bytes {
 }
 
 /// The fields of a request that are the same in all messages of one ref.
-pub(crate) fn request_head(sender: Option<&RpcAddress>, incarnation: u64, endpoint: &str) -> Bytes {
+pub(crate) fn request_head(
+    sender: Option<&RpcAddress>,
+    incarnation: u64,
+    endpoint: &str,
+    receiver_incarnation: u64,
+) -> Bytes {
     let head = proto::Request {
         sender: sender.map(ToString::to_string).unwrap_or_default(),
         incarnation,
         endpoint: endpoint.to_owned(),
+        receiver_incarnation,
         ..proto::Request::default()
     };
     head.encode_to_vec().into()
@@ -166,6 +172,8 @@ pub(crate) struct RequestView {
     pub(crate) remaining_us: u64,
     #[prost(bytes = "bytes", tag = "7")]
     traceparent: Bytes,
+    #[prost(fixed64, tag = "8")]
+    pub(crate) receiver_incarnation: u64,
     #[prost(bytes = "bytes", tag = "15")]
     pub(crate) body: Bytes,
 }
@@ -303,7 +311,7 @@ mod tests {
     }
 
     fn sample() -> Bytes {
-        let head = request_head(Some(&RpcAddress::new("::1", 7077)), 0x0102_0304_0506_0708, "ep");
+        let head = request_head(Some(&RpcAddress::new("::1", 7077)), 0x0102_0304_0506_0708, "ep", 0x18);
         let method = Method::new("pkg.Svc", "Do");
         let remaining = Some(Duration::from_millis(300));
         request(&head, method, remaining, Some("00-1-2-01"), |body| body.message(&text("hi"))).unwrap()
@@ -316,6 +324,7 @@ mod tests {
         expected.extend(b"\x0a\x0a[::1]:7077");
         expected.extend(b"\x11\x08\x07\x06\x05\x04\x03\x02\x01");
         expected.extend(b"\x1a\x02ep");
+        expected.extend(b"\x41\x18\0\0\0\0\0\0\0");
         expected.extend(b"\x22\x07pkg.Svc");
         expected.extend(b"\x2a\x02Do");
         // 300 000 microseconds.
@@ -336,6 +345,7 @@ mod tests {
             method: "Do".to_owned(),
             remaining_us: 300_000,
             traceparent: "00-1-2-01".to_owned(),
+            receiver_incarnation: 0x18,
             body: text("hi").encode_to_vec().into(),
         };
         assert_eq!(read, expected);
@@ -344,6 +354,7 @@ mod tests {
         let texts = view.texts().unwrap();
         assert_eq!((texts.sender, texts.endpoint), ("[::1]:7077", "ep"));
         assert_eq!((texts.service, texts.method, texts.traceparent), ("pkg.Svc", "Do", "00-1-2-01"));
+        assert_eq!(view.receiver_incarnation, 0x18);
         assert_eq!(view.body, text("hi").encode_to_vec());
     }
 

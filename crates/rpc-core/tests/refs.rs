@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use common::{Greeting, Hello, HelloMessage, address, client, hi, next, server, soon};
 use rpc_core::{
-    EndpointContext, EndpointRef, ErrorKind, IncomingRequest, RpcCallContext, RpcEndpointRef, RpcEnv,
-    RpcError, RpcMessage, ThreadSafeRpcEndpoint,
+    EndpointContext, EndpointRef, ErrorKind, IncomingRequest, RpcAddress, RpcCallContext, RpcEndpointRef,
+    RpcEnv, RpcError, RpcMessage, ThreadSafeRpcEndpoint,
 };
 use tokio::sync::mpsc;
 
@@ -171,19 +171,13 @@ async fn a_ref_in_a_message_is_checked() {
     let error = soon(registry.ask(Registration { who: None })).await.unwrap_err();
     assert!(error.to_string().contains("must be provided"), "{error}");
     let hello = server.setup_endpoint("hello", Hello).unwrap();
-    let good = prost::Message::encode_to_vec(&EndpointRef::try_from(&hello).unwrap());
+    let good = EndpointRef::try_from(&hello).unwrap();
     for (field, text) in [(1_u8, "no port"), (1, "host:99999"), (2, ""), (2, "a/b@c")] {
-        // The last occurrence of a field counts.
-        let mut bytes = good.clone();
-        bytes.extend([field << 3 | 2, text.len() as u8]);
-        bytes.extend(text.as_bytes());
-        let bad: EndpointRef = prost::Message::decode(&bytes[..]).unwrap();
-        let error = client.resolve::<HelloMessage>(&bad).unwrap_err();
+        let error =
+            client.resolve::<HelloMessage>(&with_fields(&good, &text_field(field, text))).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Address, "{text}: {error}");
     }
-    let mut bytes = good.clone();
-    (0..10_000).for_each(|_| bytes.extend(b"\x1a\x01x"));
-    let many: EndpointRef = prost::Message::decode(&bytes[..]).unwrap();
+    let many = with_fields(&good, &text_field(3, "x").repeat(10_000));
     let error = client.resolve::<RegistryMessage>(&many).unwrap_err();
     assert!(error.to_string().len() < 1000, "{error}");
 }
@@ -246,7 +240,13 @@ async fn a_ref_can_be_narrowed_to_one_of_several_services() {
         assert!(client.resolve::<HelloMessage>(&told).is_ok());
         assert_eq!(client.resolve::<Both>(&told).unwrap_err().kind(), ErrorKind::ServiceMismatch);
     }
-    // At home a part must be narrowed, and the error says so.
+    // At home a part must be narrowed, and the error says so; also of one that was told of as a part.
+    let home: RpcEndpointRef<Both> = server.setup_endpoint_ref(address(&server), "both").await.unwrap();
+    let told = EndpointRef::try_from(&home.narrow::<HelloMessage>()).unwrap();
+    let error = server.resolve::<HelloMessage>(&told).unwrap_err();
+    assert!(error.to_string().contains("narrow"), "{error}");
+    let part = server.resolve::<Both>(&told).unwrap().narrow::<HelloMessage>();
+    assert_eq!(soon(part.ask(hi("neo"))).await.unwrap().text, "hi, neo");
     let error = soon(server.setup_endpoint_ref::<HelloMessage>(address(&server), "both")).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ServiceMismatch);
     assert!(error.to_string().contains("narrow"), "{error}");
@@ -261,4 +261,170 @@ async fn only_the_environment_of_an_endpoint_stops_it() {
     assert_eq!(soon(hello.ask(hi("neo"))).await.unwrap().text, "hi, neo");
     one.stop(&hello);
     assert_eq!(soon(hello.ask(hi("neo"))).await.unwrap_err().kind(), ErrorKind::Stopped);
+}
+
+/// A ref as it looks when its bytes are `endpoint`'s with `more` after them: the last occurrence of a field counts.
+fn with_fields(endpoint: &EndpointRef, more: &[u8]) -> EndpointRef {
+    let mut bytes = prost::Message::encode_to_vec(endpoint);
+    bytes.extend(more);
+    prost::Message::decode(&bytes[..]).unwrap()
+}
+
+/// A field of a message as protobuf writes it.
+fn text_field(field: u8, text: &str) -> Vec<u8> {
+    let mut bytes = vec![field << 3 | 2];
+    prost::encode_length_delimiter(text.len(), &mut bytes).unwrap();
+    bytes.extend(text.as_bytes());
+    bytes
+}
+
+#[tokio::test]
+async fn a_ref_that_comes_home_is_local() {
+    let (home, elsewhere) = (server().await, client().await);
+    let hello = home.setup_endpoint("hello", Hello).unwrap();
+    // Who looked it up does not know which run it belongs to.
+    let looked_up: RpcEndpointRef<HelloMessage> =
+        soon(elsewhere.setup_endpoint_ref(address(&home), "hello")).await.unwrap();
+    let told = EndpointRef::try_from(&looked_up).unwrap();
+    let came_home = home.resolve::<HelloMessage>(&told).unwrap();
+    assert_eq!(came_home, hello);
+    assert_eq!(soon(came_home.ask(hi("neo"))).await.unwrap().text, "hi, neo");
+    assert_eq!(home.snapshot().client.connections, 0);
+}
+
+#[tokio::test]
+async fn a_ref_with_neither_address_nor_incarnation_leads_nowhere() {
+    let (server, client) = (server().await, client().await);
+    let hello = server.setup_endpoint("hello", Hello).unwrap();
+    // A connection whose other end has sent no message.
+    let remote: RpcEndpointRef<HelloMessage> =
+        soon(client.setup_endpoint_ref(address(&server), "hello")).await.unwrap();
+    soon(remote.ask(hi("neo"))).await.unwrap();
+    let told = EndpointRef::try_from(&hello).unwrap();
+    let nowhere = with_fields(&told, b"\x0a\x00\x21\0\0\0\0\0\0\0\0");
+    let error = client.resolve::<HelloMessage>(&nowhere).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Address, "{error}");
+}
+
+#[tokio::test]
+async fn refs_may_come_and_go_on_one_connection() {
+    let (master, driver) = (server().await, client().await);
+    let hello = driver.setup_endpoint("hello", Hello).unwrap();
+    let there = master.setup_endpoint("hello", Hello).unwrap();
+    soon(driver.setup_endpoint_ref::<HelloMessage>(address(&master), "hello")).await.unwrap();
+    let (with_address, without) =
+        (EndpointRef::try_from(&there).unwrap(), EndpointRef::try_from(&hello).unwrap());
+    for (env, told) in [(&driver, with_address), (&master, without)] {
+        for _ in 0..100 {
+            let known = env.resolve::<HelloMessage>(&told).unwrap();
+            for _ in 0..3 {
+                assert_eq!(soon(known.ask(hi("neo"))).await.unwrap().text, "hi, neo");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_was_asked_of_a_client_ends_with_its_connection() {
+    let (master, driver) = (server().await, client().await);
+    master.setup_endpoint("hello", Hello).unwrap();
+    let (told, mut kept) = mpsc::unbounded_channel();
+    let keep = driver.setup_endpoint("keep", Keep(told)).unwrap();
+    soon(driver.setup_endpoint_ref::<HelloMessage>(address(&master), "hello")).await.unwrap();
+    let known = master.resolve::<HelloMessage>(&EndpointRef::try_from(&keep).unwrap()).unwrap();
+    assert_eq!(known.to_string(), "spark-client://keep");
+    let pending = tokio::spawn(known.ask(hi("neo")));
+    let _unanswered = next(&mut kept).await;
+    // Many of them wait for credit, and end as well.
+    let queued: Vec<_> = (0..1000).map(|_| known.ask(hi("trinity"))).collect();
+    let shutdown = tokio::spawn(driver.shutdown());
+    let error = soon(pending).await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Network, "{error}");
+    for ask in queued {
+        let error = soon(ask).await.unwrap_err();
+        assert!(matches!(error.kind(), ErrorKind::Network | ErrorKind::Stopped), "{error}");
+    }
+    soon(shutdown).await.unwrap();
+    // No connection is made to where it was.
+    let refused = soon(known.send_wait(hi("neo"))).await.unwrap_err();
+    assert_eq!((refused.error().kind(), refused.error().is_retryable()), (ErrorKind::Network, false));
+    assert!(refused.to_string().contains("Connection from 127.0.0.1:"), "{refused}");
+    assert_eq!(refused.into_message().msg, "neo");
+    assert_eq!(soon(known.ask(hi("neo"))).await.unwrap_err().kind(), ErrorKind::Network);
+    assert_eq!(master.snapshot().client.connections, 0);
+}
+
+/// Tells of one-way messages that were refused.
+struct Refusals(mpsc::UnboundedSender<RpcError>);
+
+impl ThreadSafeRpcEndpoint for Refusals {
+    type Message = HelloMessage;
+    async fn receive(&mut self, _: HelloMessage, _: &EndpointContext<HelloMessage>) -> Result<(), RpcError> {
+        Ok(())
+    }
+    async fn on_undelivered(
+        &mut self,
+        error: RpcError,
+        _: RpcAddress,
+        _: &EndpointContext<HelloMessage>,
+    ) -> Result<(), RpcError> {
+        self.0.send(error).map_err(RpcError::application)
+    }
+}
+
+#[tokio::test]
+async fn another_run_at_the_same_address_refuses_what_was_for_its_predecessor() {
+    let (first, client) = (server().await, client().await);
+    let there = address(&first);
+    let hello = first.setup_endpoint("hello", Hello).unwrap();
+    let told = EndpointRef::try_from(&hello).unwrap();
+    let (told_of_refusals, mut refusals) = mpsc::unbounded_channel();
+    client.setup_endpoint("refusals", Refusals(told_of_refusals)).unwrap();
+    let of_first_run = client.resolve::<HelloMessage>(&told).unwrap();
+    let looked_up: RpcEndpointRef<HelloMessage> =
+        soon(client.setup_endpoint_ref(there.clone(), "hello")).await.unwrap();
+    assert_eq!(soon(of_first_run.ask(hi("neo"))).await.unwrap().text, "hi, neo");
+
+    soon(first.shutdown()).await;
+    let second = RpcEnv::builder("second").bind(there.host_port()).start().await.unwrap();
+    second.setup_endpoint("hello", Hello).unwrap();
+    assert_eq!(soon(looked_up.ask(hi("trinity"))).await.unwrap().text, "hi, trinity");
+    let error = soon(of_first_run.ask(hi("neo"))).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Stopped);
+    assert!(error.is_remote() && !error.is_retryable(), "{error:?}");
+    assert!(error.to_string().contains("earlier run"), "{error}");
+    // What is refused uses up no credit.
+    for _ in 0..10 {
+        of_first_run.send(hi("neo")).unwrap();
+    }
+    for _ in 0..10 {
+        assert_eq!(next(&mut refusals).await.kind(), ErrorKind::Stopped);
+    }
+    // The second run knows its own address when it sees it.
+    let error = second.resolve::<HelloMessage>(&told).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Stopped);
+    // Passed on, it is still that of the first run.
+    let passed_on = EndpointRef::try_from(&of_first_run).unwrap();
+    assert_eq!(second.resolve::<HelloMessage>(&passed_on).unwrap_err().kind(), ErrorKind::Stopped);
+}
+
+#[tokio::test]
+async fn errors_quote_little_of_what_a_peer_wrote() {
+    let (server, client) = (server().await, client().await);
+    let hello = server.setup_endpoint("hello", Hello).unwrap();
+    let good = EndpointRef::try_from(&hello).unwrap();
+    let long = "a".repeat(100_000);
+    let addresses = [long.clone(), format!("{long}:7077"), format!("{long} ")];
+    let names = [long.clone(), format!("{long}/")];
+    let wrong = addresses.iter().map(|text| (1, text)).chain(names.iter().map(|text| (2, text)));
+    for (field, text) in wrong {
+        let wrong = with_fields(&good, &text_field(field, text));
+        let error = client.resolve::<HelloMessage>(&wrong).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Address);
+        assert!(error.to_string().len() < 1000, "{error}");
+    }
+    let served = with_fields(&good, &text_field(3, &long));
+    let error = client.resolve::<RegistryMessage>(&served).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ServiceMismatch);
+    assert!(error.to_string().len() < 1000, "{error}");
 }

@@ -55,8 +55,16 @@ struct Entry {
 
 pub(crate) fn service_mismatch(endpoint: &RpcEndpointAddress, wanted: &[&str], served: &[&str]) -> RpcError {
     let served = if served.is_empty() { "local messages only".to_owned() } else { served.join(", ") };
-    let text = format!("the endpoint {endpoint} serves {served}, not {}", wanted.join(", "));
+    // A peer may claim or want any number of them.
+    let text = format!("the endpoint {endpoint} serves {served:.500}, not {:.500}", wanted.join(", "));
     RpcError::new(ErrorKind::ServiceMismatch, text).with_peer(endpoint)
+}
+
+/// What is for an earlier run of an environment is for none of the endpoints of this one.
+pub(crate) fn earlier_run(endpoint: &str) -> RpcError {
+    let text =
+        format!("{endpoint:.200} was an endpoint of an earlier run of the environment, and ended with that");
+    RpcError::new(ErrorKind::Stopped, text)
 }
 
 pub(crate) fn env_stopped() -> RpcError {
@@ -176,7 +184,7 @@ impl Dispatcher {
         arrival: Arrival,
         span: TraceSpan,
     ) -> Result<(), RpcError> {
-        let not_found = || RpcError::new(ErrorKind::EndpointNotFound, format!("Could not find {name}."));
+        let not_found = || RpcError::new(ErrorKind::EndpointNotFound, format!("Could not find {name:.200}."));
         self.get(name)?.ok_or_else(not_found)?.deliver(request, arrival, span)
     }
 

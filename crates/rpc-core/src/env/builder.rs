@@ -119,7 +119,9 @@ impl RpcEnvBuilder {
         let runtime = Handle::current();
         let dispatcher = Arc::new(Dispatcher::new(runtime.clone()));
         let links = Links::new(self.conf.inbox_budget()?, self.conf.max_message()?, runtime.clone());
-        let handler = EnvHandler::new(Arc::clone(&dispatcher), Arc::clone(&links), self.tracer.clone());
+        let incarnation = incarnation();
+        let tracer = self.tracer.clone();
+        let handler = EnvHandler::new(Arc::clone(&dispatcher), Arc::clone(&links), tracer, incarnation);
         let mut context = TransportContext::new(transport_conf, handler);
         if let Some(network) = &self.network {
             context = context.on_network(network);
@@ -144,7 +146,7 @@ impl RpcEnvBuilder {
             links,
             transport: context.metrics(),
             server: Mutex::new(None),
-            incarnation: incarnation(),
+            incarnation,
             runtime,
             stopping: AtomicBool::new(false),
             terminated: watch::Sender::new(None),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{Inner, RpcEnv};
 use crate::address::{RpcAddress, RpcEndpointAddress};
 use crate::ask::About;
-use crate::dispatcher::{endpoint_not_found, service_mismatch};
+use crate::dispatcher::{earlier_run, endpoint_not_found, service_mismatch};
 use crate::endpoint_ref::RpcEndpointRef;
 use crate::error::{ErrorKind, RpcError};
 use crate::message::{RpcMessage, local_only};
@@ -39,15 +39,23 @@ impl RpcEnv {
     /// The typed ref of an endpoint that a message told of, without asking anybody whether it is there.
     ///
     /// The ref of an endpoint of this environment itself is a local one. That of an endpoint whose environment does not
-    /// listen goes over the connection which that environment has made to this one; when it ends, so does the use of
-    /// the ref.
+    /// listen goes over the connection which that environment has made to this one; when it ends, what waits for an
+    /// answer fails, and so does everything later ([`ErrorKind::Network`]).
+    ///
+    /// The ref stands for the endpoint of one run of its environment. When another run listens at the address, that
+    /// refuses what is sent ([`ErrorKind::Stopped`]): it knows nothing of what was agreed with its predecessor. To reach
+    /// whichever run is there, [look the endpoint up](Self::setup_endpoint_ref); the ref of somebody who had looked it
+    /// up says nothing about the run either.
     ///
     /// # Errors
     ///
     /// [`ErrorKind::Address`] if the message names no endpoint, or its address is none;
-    /// [`ErrorKind::ServiceMismatch`] if the endpoint serves other services than those of `M`;
-    /// [`ErrorKind::LocalOnly`] if `M` has none; [`ErrorKind::EndpointNotFound`] if it is to be in this environment and
-    /// is not; [`ErrorKind::Network`] if its environment does not listen and is not connected to this one.
+    /// [`ErrorKind::ServiceMismatch`] if the endpoint serves other services than those of `M`, or receives in this very
+    /// environment a message of which `M` is a part: then resolve it as what it receives and
+    /// [narrow](RpcEndpointRef::narrow) that; [`ErrorKind::LocalOnly`] if `M` has no services;
+    /// [`ErrorKind::EndpointNotFound`] if it is to be in this environment and is not; [`ErrorKind::Stopped`] if it was in
+    /// an earlier run of this environment; [`ErrorKind::Network`] if its environment does not listen and is not connected
+    /// to this one.
     pub fn resolve<M: RpcMessage>(&self, endpoint: &EndpointRef) -> Result<RpcEndpointRef<M>, RpcError> {
         self.inner.resolve(endpoint).map_err(RpcError::received)
     }
@@ -57,8 +65,7 @@ fn check_services<M: RpcMessage>(endpoint: &RpcEndpointAddress, served: &[String
     if M::SERVICES.iter().all(|service| served.iter().any(|other| other == service)) {
         return Ok(());
     }
-    // A peer may claim any number of them.
-    let served: Vec<&str> = served.iter().take(16).map(String::as_str).collect();
+    let served: Vec<&str> = served.iter().map(String::as_str).collect();
     Err(service_mismatch(endpoint, M::SERVICES, &served))
 }
 
@@ -92,8 +99,12 @@ impl Inner {
             address => Some(address.parse::<RpcAddress>()?),
         };
         let full = RpcEndpointAddress::new(address.clone(), endpoint.name())?;
-        if endpoint.incarnation == self.incarnation {
-            return self.local_ref(full);
+        let at_home = address.is_some() && address == self.address;
+        if endpoint.incarnation == self.incarnation || (at_home && endpoint.incarnation == 0) {
+            return self.local_ref(RpcEndpointAddress::new(self.address.clone(), endpoint.name())?);
+        }
+        if at_home {
+            return Err(earlier_run(endpoint.name()).with_peer(&full));
         }
         if M::SERVICES.is_empty() {
             return Err(local_only());
@@ -117,8 +128,8 @@ impl Inner {
         address: &RpcAddress,
         incarnation: u64,
     ) -> RpcEndpointRef<M> {
-        let lane = Arc::new(self.outboxes.get(address).lane(endpoint.name()));
-        let head = request_head(self.address.as_ref(), self.incarnation, endpoint.name());
+        let lane = Arc::new(self.outboxes.lane(self.outboxes.get(address), endpoint.name()));
+        let head = request_head(self.address.as_ref(), self.incarnation, endpoint.name(), incarnation);
         let mut about = About::new(endpoint, Arc::clone(&self.asks));
         about.incarnation = incarnation;
         RpcEndpointRef::remote(about, lane, head)
@@ -130,14 +141,18 @@ impl Inner {
         endpoint: RpcEndpointAddress,
         incarnation: u64,
     ) -> Result<RpcEndpointRef<M>, RpcError> {
+        if incarnation == 0 {
+            let text = format!("{endpoint} says neither where its environment listens nor which one it is");
+            return Err(RpcError::new(ErrorKind::Address, text).with_peer(&endpoint));
+        }
         let Some(link) = self.links.of_incarnation(incarnation) else {
             let text = format!(
                 "{endpoint} is in an environment that does not listen, and it is not connected to this one"
             );
             return Err(RpcError::new(ErrorKind::Network, text).with_peer(&endpoint));
         };
-        let lane = Arc::new(self.outboxes.over(&link).lane(endpoint.name()));
-        let head = request_head(self.address.as_ref(), self.incarnation, endpoint.name());
+        let lane = Arc::new(self.outboxes.lane(self.outboxes.over(&link), endpoint.name()));
+        let head = request_head(self.address.as_ref(), self.incarnation, endpoint.name(), incarnation);
         let mut about = About::new(endpoint, Arc::clone(&self.asks));
         about.incarnation = incarnation;
         about.socket = Some(link.socket().clone());

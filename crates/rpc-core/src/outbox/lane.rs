@@ -10,13 +10,14 @@ use network_common::TransportClient;
 use slab::Slab;
 use tokio::sync::{Notify, oneshot};
 
-use super::{Connecting, Outbox, Phase};
+use super::{Connecting, Outbox, Outboxes, Phase};
 use crate::credit::{Credit, Volume};
 use crate::error::{ErrorKind, RpcError};
 use crate::post::{Dispatched, RemoteAnswer, Wire};
 
 /// What refs to one endpoint hold: a place among the lanes of the outbox to its address.
 pub(crate) struct Lane {
+    all: Arc<Outboxes>,
     outbox: Arc<Outbox>,
     place: usize,
     room: Arc<Notify>,
@@ -29,8 +30,8 @@ pub(super) struct Lanes {
     by_endpoint: HashMap<Arc<str>, usize>,
     /// Messages in all of them.
     waiting: usize,
-    /// While messages wait the outbox must live, also without refs.
-    alive: Option<Arc<Outbox>>,
+    /// While messages wait the connections must live, also without refs.
+    alive: Option<Arc<Outboxes>>,
 }
 
 /// The messages to one endpoint that wait for a connection or for credit.
@@ -83,11 +84,23 @@ impl Lanes {
         all
     }
 
-    /// The lane to `endpoint`, with more credit.
+    /// The lane to `endpoint`, with more credit, if there is anybody to use it.
     pub(super) fn granted(&mut self, endpoint: &str, more: Volume) -> Option<usize> {
         let place = *self.by_endpoint.get(endpoint)?;
         self.lanes.get_mut(place)?.credit.put(more);
-        Some(place)
+        (!self.forget_unused(place)).then_some(place)
+    }
+
+    /// Removes a lane that differs in nothing from a new one. Credit used or gained counts as long as the connection.
+    fn forget_unused(&mut self, place: usize) -> bool {
+        let unused = self.lanes.get(place).is_some_and(|queue| {
+            queue.refs == 0 && queue.messages.is_empty() && queue.credit == Credit::new()
+        });
+        if unused {
+            let queue = self.lanes.remove(place);
+            self.by_endpoint.remove(&queue.endpoint);
+        }
+        unused
     }
 
     /// There is no connection any more, and with it no credit; takes out what waits.
@@ -154,10 +167,10 @@ impl Unsent {
     }
 }
 
-impl Outbox {
-    /// The lane to `endpoint`.
-    pub(crate) fn lane(self: &Arc<Self>, endpoint: &str) -> Lane {
-        let mut state = self.state.lock();
+impl Outboxes {
+    /// The lane of `outbox` to `endpoint`.
+    pub(crate) fn lane(self: &Arc<Self>, outbox: Arc<Outbox>, endpoint: &str) -> Lane {
+        let mut state = outbox.state.lock();
         let lanes = &mut state.lanes;
         let place = match lanes.by_endpoint.get(endpoint) {
             Some(place) => *place,
@@ -177,7 +190,9 @@ impl Outbox {
         };
         let queue = &mut lanes.lanes[place];
         queue.refs += 1;
-        Lane { outbox: Arc::clone(self), place, room: Arc::clone(&queue.room) }
+        let room = Arc::clone(&queue.room);
+        drop(state);
+        Lane { all: Arc::clone(self), outbox, place, room }
     }
 }
 
@@ -212,18 +227,18 @@ impl Lane {
             Phase::Idle | Phase::Connecting => {}
         }
         let queue = &mut state.lanes.lanes[self.place];
-        if !queue.volume.fits(outbox.all.limits) {
+        if !queue.volume.fits(self.all.limits) {
             return Err(self.full());
         }
         queue.volume.add(Volume::message(envelope.len() as u64));
         queue.messages.push_back(queued());
         if state.lanes.waiting == 0 {
-            state.lanes.alive = outbox.me.upgrade();
+            state.lanes.alive = Some(Arc::clone(&self.all));
         }
         state.lanes.waiting += 1;
         if matches!(state.phase, Phase::Idle) {
             state.phase = Phase::Connecting;
-            Connecting::start(outbox);
+            Connecting::start(&self.all, outbox);
         }
         Ok(None)
     }
@@ -234,7 +249,7 @@ impl Lane {
     }
 
     fn full(&self) -> RpcError {
-        let Volume { messages, bytes } = self.outbox.all.limits;
+        let Volume { messages, bytes } = self.all.limits;
         let text = format!(
             "the queue to an endpoint at {} is full: it holds {messages} messages (spark.rpc.outbox.maxMessages) and \
              {bytes} bytes (spark.rpc.outbox.maxBytes)",
@@ -254,7 +269,7 @@ enum Obstacle {
 impl Lane {
     fn obstacle(&self) -> Obstacle {
         let state = self.outbox.state.lock();
-        if !state.lanes.lanes[self.place].volume.fits(self.outbox.all.limits) {
+        if !state.lanes.lanes[self.place].volume.fits(self.all.limits) {
             return Obstacle::Queue;
         }
         state.phase.connection().cloned().map_or(Obstacle::None, Obstacle::Connection)
@@ -314,10 +329,6 @@ impl Drop for Lane {
         let state = &mut *state;
         let queue = &mut state.lanes.lanes[self.place];
         queue.refs -= 1;
-        // With a connection it is kept: the credit used on it counts as long as it lasts.
-        if queue.refs == 0 && queue.messages.is_empty() && state.phase.connection().is_none() {
-            let queue = state.lanes.lanes.remove(self.place);
-            state.lanes.by_endpoint.remove(&queue.endpoint);
-        }
+        state.lanes.forget_unused(self.place);
     }
 }

@@ -20,7 +20,8 @@ use crate::error::{ErrorKind, RpcError};
 use crate::link::{Link, Links, Sender};
 use crate::metrics::OutboxSnapshot;
 
-/// All outboxes of an environment. Each lives as long as a ref that uses it, or a message that waits in it.
+/// All outboxes of an environment. Each lives as long as a ref that uses it, a message that waits in it, or its
+/// connection, whose credit it knows. Only the first two keep this alive, and with it the connections.
 pub(crate) struct Outboxes {
     boxes: Mutex<Boxes>,
     factory: TransportClientFactory,
@@ -57,7 +58,7 @@ impl Outboxes {
             return outbox;
         }
         let phase = if boxes.stopped { Phase::Stopped } else { Phase::Idle };
-        let outbox = Arc::new_cyclic(|me| Outbox::new(me, address, self, phase, false));
+        let outbox = Arc::new_cyclic(|me| Outbox::new(me, address, &self.runtime, phase, false));
         if boxes.by_address.len() >= boxes.prune_at {
             boxes.by_address.retain(|_, outbox| outbox.strong_count() > 0);
             boxes.prune_at = 16.max(2 * boxes.by_address.len());
@@ -73,13 +74,11 @@ impl Outboxes {
         if let Some(outbox) = boxes.by_connection.get(&link.id()).and_then(Weak::upgrade) {
             return outbox;
         }
-        let client = link.client().clone();
-        let outbox = Arc::new_cyclic(|me: &Weak<Outbox>| {
-            // If the connection has ended meanwhile, that shows when something is sent.
-            self.links.add_sender(&client, me.clone() as _);
-            let phase = if boxes.stopped { Phase::Stopped } else { Phase::Connected(client) };
-            Outbox::new(me, link.socket(), self, phase, true)
-        });
+        let client = link.client();
+        let phase = if boxes.stopped { Phase::Stopped } else { Phase::Connected(client.clone()) };
+        let outbox = Arc::new_cyclic(|me| Outbox::new(me, link.socket(), &self.runtime, phase, true));
+        // If the connection has ended meanwhile, that shows when something is sent.
+        self.links.add_sender(client, Arc::clone(&outbox) as _);
         boxes.by_connection.retain(|_, outbox| outbox.strong_count() > 0);
         boxes.by_connection.insert(link.id(), Arc::downgrade(&outbox));
         outbox
@@ -123,7 +122,7 @@ impl Outboxes {
 pub(crate) struct Outbox {
     me: Weak<Self>,
     address: RpcAddress,
-    all: Arc<Outboxes>,
+    runtime: Handle,
     /// It goes over one connection that the peer has made, and ends with it.
     bound: bool,
     state: Mutex<State>,
@@ -160,11 +159,11 @@ impl Phase {
 }
 
 impl Outbox {
-    fn new(me: &Weak<Self>, address: &RpcAddress, all: &Arc<Outboxes>, phase: Phase, bound: bool) -> Self {
+    fn new(me: &Weak<Self>, address: &RpcAddress, runtime: &Handle, phase: Phase, bound: bool) -> Self {
         Self {
             me: me.clone(),
             address: address.clone(),
-            all: Arc::clone(all),
+            runtime: runtime.clone(),
             bound,
             state: Mutex::new(State { phase, lanes: Lanes::default(), blocked: false }),
             emptied: Notify::new(),
@@ -177,9 +176,12 @@ impl Outbox {
     }
 
     /// The connection stands: sends what has queued.
-    async fn connected(&self, client: TransportClient) -> Result<(), TransportError> {
-        let sender: Weak<Self> = self.me.clone();
-        if !self.all.links.add_sender(&client, sender) {
+    async fn connected(
+        self: &Arc<Self>,
+        client: TransportClient,
+        links: &Links,
+    ) -> Result<(), TransportError> {
+        if !links.add_sender(&client, Arc::clone(self) as _) {
             return Err(client.closed().await);
         }
         let mut state = self.state.lock();
@@ -209,7 +211,7 @@ impl Outbox {
         }
         state.blocked = true;
         let (client, me) = (client.clone(), self.me.clone());
-        self.all.runtime.spawn(async move {
+        self.runtime.spawn(async move {
             // If the connection ends instead, what waits is failed by that.
             let _ = client.ready().await;
             if let Some(outbox) = me.upgrade() {
@@ -264,8 +266,12 @@ impl Outbox {
 }
 
 impl Sender for Outbox {
-    fn granted(&self, endpoint: &str, more: Volume) {
+    fn granted(&self, connection: ConnectionId, endpoint: &str, more: Volume) {
         let mut state = self.state.lock();
+        // Credit of a connection that is being replaced says nothing about its successor.
+        if state.phase.connection().is_none_or(|client| client.id() != connection) {
+            return;
+        }
         if let Some(lane) = state.lanes.granted(endpoint, more) {
             self.pump(&mut state, Some(lane));
         }
@@ -279,20 +285,20 @@ impl Sender for Outbox {
 }
 
 /// Keeps the promise that an outbox is connecting only as long as a task is at it.
-struct Connecting(Option<Arc<Outbox>>);
+struct Connecting(Option<(Arc<Outboxes>, Arc<Outbox>)>);
 
 impl Connecting {
     /// Starts the task.
-    fn start(outbox: &Outbox) {
-        let connecting = Self(outbox.me.upgrade());
-        outbox.all.runtime.spawn(connecting.run());
+    fn start(all: &Arc<Outboxes>, outbox: &Arc<Outbox>) {
+        let connecting = Self(Some((Arc::clone(all), Arc::clone(outbox))));
+        outbox.runtime.spawn(connecting.run());
     }
 
     async fn run(mut self) {
-        let Some(outbox) = &self.0 else { return };
+        let Some((all, outbox)) = &self.0 else { return };
         let peer = (outbox.address.bare_host(), outbox.address.port());
-        let outcome = match outbox.all.factory.create_client(peer).await {
-            Ok(client) => outbox.connected(client).await,
+        let outcome = match all.factory.create_client(peer).await {
+            Ok(client) => outbox.connected(client, &all.links).await,
             Err(error) => Err(error),
         };
         if let Err(error) = outcome {
@@ -306,7 +312,7 @@ impl Connecting {
 
 impl Drop for Connecting {
     fn drop(&mut self) {
-        if let Some(outbox) = self.0.take() {
+        if let Some((_, outbox)) = self.0.take() {
             let text = format!("the runtime shut down before {} was connected", outbox.address);
             let error = RpcError::new(ErrorKind::Stopped, text).with_peer(&outbox.address);
             outbox.fail(Phase::Idle, &error, |phase| matches!(phase, Phase::Connecting));
