@@ -4,13 +4,14 @@ use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use network_common::{RpcHandler, RpcResponseCallback, TransportClient, TransportError};
+use network_common::{RpcHandler, RpcResponseCallback, StreamManager, TransportClient, TransportError};
 use prost::Message;
 
 use crate::call_context::RemoteReply;
 use crate::credit::Volume;
 use crate::dispatcher::Dispatcher;
 use crate::error::{ErrorKind, RpcError};
+use crate::file_server::Registry;
 use crate::inbox::Event;
 use crate::link::{Link, Links};
 use crate::message::IncomingRequest;
@@ -23,11 +24,17 @@ pub(crate) struct EnvHandler {
     dispatcher: Arc<Dispatcher>,
     links: Arc<Links>,
     tracer: Tracer,
+    files: Arc<Registry>,
 }
 
 impl EnvHandler {
-    pub(crate) fn new(dispatcher: Arc<Dispatcher>, links: Arc<Links>, tracer: Tracer) -> Self {
-        Self { dispatcher, links, tracer }
+    pub(crate) fn new(
+        dispatcher: Arc<Dispatcher>,
+        links: Arc<Links>,
+        tracer: Tracer,
+        files: Arc<Registry>,
+    ) -> Self {
+        Self { dispatcher, links, tracer, files }
     }
 
     /// `reply` is still there if the message reached no endpoint.
@@ -153,6 +160,10 @@ impl RpcHandler for EnvHandler {
                 tracing::warn!(peer = %client.peer_addr(), %error, "one-way message dropped");
             }
         }
+    }
+
+    fn stream_manager(&self) -> &dyn StreamManager {
+        &*self.files
     }
 
     fn channel_active(&self, client: &TransportClient) {
