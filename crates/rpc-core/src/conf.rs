@@ -22,6 +22,7 @@ const MAX_PENDING_PER_ENDPOINT: &str = "spark.rpc.ask.maxPendingPerEndpoint";
 const SLOW_MESSAGE: &str = "spark.rpc.slowMessageThreshold";
 const SHUTDOWN_TIMEOUT: &str = "spark.rpc.shutdownTimeout";
 const MAX_MESSAGE_MIB: &str = "spark.rpc.message.maxSize";
+const PORT_MAX_RETRIES: &str = "spark.port.maxRetries";
 const TIMES: [&str; 6] =
     [ASK_TIMEOUT, LOOKUP_TIMEOUT, NETWORK_TIMEOUT, RETRY_WAIT, SLOW_MESSAGE, SHUTDOWN_TIMEOUT];
 const AMOUNTS: [&str; 7] = [
@@ -58,6 +59,9 @@ pub(crate) struct AskConf {
 /// | `spark.rpc.numRetries` | `3` | how often `ask_with_retry` asks in all |
 /// | `spark.rpc.retry.wait` | `3s` | how long it waits in between |
 /// | `spark.rpc.message.maxSize` | `128` | MiB that one message may have when it leaves the process, up to 2047 |
+/// | `spark.port.maxRetries` | 16 (100 if `spark.testing` is set) | how many other ports are tried when that to bind is in use |
+/// | `spark.rpc.io.*` | see [network-common](network_common::TransportConf) | connections for messages; one per peer, whatever `numConnectionsPerPeer` says |
+/// | `spark.files.io.*` | `spark.rpc.io.*` | connections for downloads; `numConnectionsPerPeer`: how many are kept for later ones |
 /// | `spark.rpc.ask.maxPending` | 1000000 | asks of this environment that wait for an answer |
 /// | `spark.rpc.ask.maxPendingPerEndpoint` | 250000 | of them those of one endpoint, by one ref and its clones |
 /// | `spark.rpc.inbox.maxMessages` | 65536 | messages that wait for one endpoint or are being handled by it |
@@ -70,7 +74,10 @@ pub(crate) struct AskConf {
 ///
 /// The last nine are not Spark's, whose queues have no limits. Sizes are numbers with a unit (`b`, `k`, `m`, `g`);
 /// without one they are bytes. Times are numbers with a unit (`us`, `ms`, `s`, `m`, `min`, `h`, `d`); without one they are seconds. Settings
-/// that this crate does not know are kept and passed on to the transport, which reads `spark.rpc.io.*`.
+/// that this crate does not know are kept and passed on to the transport, which reads `spark.rpc.io.*`. Spark's numbers of
+/// threads mean nothing, as all run on the tokio runtime: `spark.rpc.io.threads`, `spark.rpc.connect.threads`,
+/// `spark.rpc.netty.dispatcher.numThreads`, `spark.files.io.threads`, and their variants for `spark.driver` and
+/// `spark.executor`.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct RpcConf {
     settings: BTreeMap<String, String>,
@@ -115,6 +122,9 @@ impl RpcConf {
         }
         if key == MAX_MESSAGE_MIB {
             parse_max_message(value)?;
+        }
+        if key == PORT_MAX_RETRIES {
+            parse_port_retries(value)?;
         }
         self.settings.insert(key.to_owned(), value.to_owned());
         Ok(self)
@@ -178,6 +188,11 @@ impl RpcConf {
         Ok(Volume::new(self.amount(OUTBOX_MESSAGES, 65_536)?, self.amount(OUTBOX_BYTES, 64 << 20)?))
     }
 
+    pub(crate) fn port_max_retries(&self) -> Result<u32, RpcError> {
+        let default = if self.get("spark.testing").is_some() { 100 } else { 16 };
+        self.get(PORT_MAX_RETRIES).map_or(Ok(default), parse_port_retries)
+    }
+
     fn amount(&self, key: &str, default: u64) -> Result<u64, RpcError> {
         self.get(key).map_or(Ok(default), |value| parse_amount(key, value))
     }
@@ -218,6 +233,13 @@ fn parse_max_message(value: &str) -> Result<usize, RpcError> {
     let mib = value.trim().parse().ok().filter(|mib| (1..=2047).contains(mib));
     mib.map(|mib: usize| mib << 20).ok_or_else(|| {
         let text = format!("{MAX_MESSAGE_MIB} is `{value}`; it takes a number of MiB from 1 to 2047");
+        RpcError::new(ErrorKind::Config, text)
+    })
+}
+
+fn parse_port_retries(value: &str) -> Result<u32, RpcError> {
+    value.trim().parse().ok().filter(|retries| *retries <= 65_535).ok_or_else(|| {
+        let text = format!("{PORT_MAX_RETRIES} is `{value}`; it takes a number from 0 to 65535");
         RpcError::new(ErrorKind::Config, text)
     })
 }

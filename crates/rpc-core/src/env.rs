@@ -1,6 +1,8 @@
 //! The environment: what users start, register endpoints with, and look endpoints up in.
 
 mod builder;
+mod files;
+mod listen;
 mod lookup;
 mod shutdown;
 mod snapshot;
@@ -21,10 +23,12 @@ pub use builder::RpcEnvBuilder;
 use crate::address::{RpcAddress, RpcEndpointAddress};
 use crate::ask::Asks;
 use crate::dispatcher::Dispatcher;
+use crate::download::Downloads;
 use crate::endpoint::EndpointContext;
 use crate::endpoint_options::EndpointOptions;
 use crate::endpoint_ref::RpcEndpointRef;
 use crate::error::RpcError;
+use crate::file_server::Registry;
 use crate::limits::InboxConf;
 use crate::link::Links;
 use crate::message_loop::IntoEndpoint;
@@ -55,6 +59,8 @@ struct Inner {
     dispatcher: Arc<Dispatcher>,
     outboxes: Arc<Outboxes>,
     links: Arc<Links>,
+    files: Arc<Registry>,
+    downloads: Arc<Downloads>,
     transport: TransportMetrics,
     /// Taken by the shutdown.
     server: Mutex<Option<TransportServer>>,

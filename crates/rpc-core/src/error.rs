@@ -41,6 +41,8 @@ pub enum ErrorKind {
     Application,
     /// The peer refused a message before any endpoint saw it: unknown endpoint or method, undecodable, stopped.
     NotDelivered,
+    /// The peer has no such file to download, or cannot read it.
+    NotServed,
     /// The peer cannot be reached, or the connection was lost.
     Network,
     /// A queue is full, here or at the peer; nothing was handled.
@@ -114,6 +116,7 @@ impl RpcError {
             Transport::Config => ErrorKind::Config,
             Transport::Bind => ErrorKind::Bind,
             Transport::Remote => ErrorKind::NotDelivered,
+            Transport::StreamFailure => ErrorKind::NotServed,
             Transport::Limit => ErrorKind::Limit,
             _ => ErrorKind::Network,
         };
@@ -159,6 +162,10 @@ impl RpcError {
         // A time limit that passed on the way is one for every asker on the way.
         let kind = if self.is_timeout() { ErrorKind::Timeout } else { ErrorKind::Application };
         Self::new(kind, self.to_string()).with_source(self)
+    }
+
+    pub(crate) fn with_text(self, text: String) -> Self {
+        self.change(|inner| inner.text = text)
     }
 
     pub(crate) fn with_peer(self, peer: impl fmt::Display) -> Self {

@@ -4,13 +4,14 @@ use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use network_common::{RpcHandler, RpcResponseCallback, TransportClient, TransportError};
+use network_common::{RpcHandler, RpcResponseCallback, StreamManager, TransportClient, TransportError};
 use prost::Message;
 
 use crate::call_context::RemoteReply;
 use crate::credit::Volume;
 use crate::dispatcher::{Dispatcher, earlier_run};
 use crate::error::{ErrorKind, RpcError};
+use crate::file_server::Registry;
 use crate::inbox::Event;
 use crate::link::{Link, Links};
 use crate::message::IncomingRequest;
@@ -24,6 +25,7 @@ pub(crate) struct EnvHandler {
     links: Arc<Links>,
     tracer: Tracer,
     incarnation: u64,
+    files: Arc<Registry>,
 }
 
 impl EnvHandler {
@@ -32,8 +34,9 @@ impl EnvHandler {
         links: Arc<Links>,
         tracer: Tracer,
         incarnation: u64,
+        files: Arc<Registry>,
     ) -> Self {
-        Self { dispatcher, links, tracer, incarnation }
+        Self { dispatcher, links, tracer, incarnation, files }
     }
 
     /// `reply` is still there if the message reached no endpoint.
@@ -163,6 +166,10 @@ impl RpcHandler for EnvHandler {
                 tracing::warn!(peer = %client.peer_addr(), %error, "one-way message dropped");
             }
         }
+    }
+
+    fn stream_manager(&self) -> &dyn StreamManager {
+        &*self.files
     }
 
     fn channel_active(&self, client: &TransportClient) {

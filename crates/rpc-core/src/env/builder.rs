@@ -5,19 +5,22 @@ use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use network_common::{MemoryNetwork, TransportConf, TransportContext, TransportServer};
+use network_common::{MemoryNetwork, TransportConf, TransportContext};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
+use super::listen::listen;
 use super::{Inner, RpcEnv};
 use crate::address::{RpcAddress, RpcEndpointAddress};
 use crate::ask::Asks;
 use crate::conf::RpcConf;
 use crate::dispatcher::Dispatcher;
+use crate::download::Downloads;
 use crate::endpoint_options::EndpointOptions;
 use crate::endpoint_ref::RpcEndpointRef;
 use crate::error::{ErrorKind, RpcError};
+use crate::file_server::Registry;
 use crate::handler::EnvHandler;
 use crate::link::Links;
 use crate::outbox::Outboxes;
@@ -55,7 +58,8 @@ impl RpcEnvBuilder {
         }
     }
 
-    /// Listen at `address`, host:port. Port 0 takes a free one; [`RpcEnv::address`] tells which.
+    /// Listen at `address`, host:port. Port 0 takes a free one; others are from 1024 on. If the port is in use the next one
+    /// is tried, `spark.port.maxRetries` times in all (`rpc 1`). [`RpcEnv::address`] tells which it is.
     pub fn bind(mut self, address: impl Into<String>) -> Self {
         self.mode = Mode::Server { bind: address.into() };
         self
@@ -98,7 +102,8 @@ impl RpcEnvBuilder {
     /// # Errors
     ///
     /// [`ErrorKind::Config`] for options and settings that cannot work, [`ErrorKind::Address`] if the address to
-    /// bind is not host:port, [`ErrorKind::Bind`] if it cannot be listened at.
+    /// bind is not host:port, [`ErrorKind::Bind`] if it cannot be listened at, or is in use as are those that were tried
+    /// in its place.
     pub async fn start(self) -> Result<RpcEnv, RpcError> {
         let bind = match &self.mode {
             Mode::Client => None,
@@ -120,12 +125,20 @@ impl RpcEnvBuilder {
         let dispatcher = Arc::new(Dispatcher::new(runtime.clone()));
         let links = Links::new(self.conf.inbox_budget()?, self.conf.max_message()?, runtime.clone());
         let incarnation = incarnation();
-        let tracer = self.tracer.clone();
-        let handler = EnvHandler::new(Arc::clone(&dispatcher), Arc::clone(&links), tracer, incarnation);
+        let files = Arc::<Registry>::default();
+        let handler = EnvHandler::new(
+            Arc::clone(&dispatcher),
+            Arc::clone(&links),
+            self.tracer.clone(),
+            incarnation,
+            Arc::clone(&files),
+        );
         let mut context = TransportContext::new(transport_conf, handler);
         if let Some(network) = &self.network {
             context = context.on_network(network);
         }
+        let downloads = Downloads::new(&self.conf, self.network.as_ref())?;
+        let max_retries = self.conf.port_max_retries()?;
         let outbox_limits = self.conf.outbox_limits()?;
         let outboxes = Outboxes::new(
             context.create_client_factory(),
@@ -144,6 +157,8 @@ impl RpcEnvBuilder {
             dispatcher,
             outboxes,
             links,
+            files,
+            downloads,
             transport: context.metrics(),
             server: Mutex::new(None),
             incarnation,
@@ -154,7 +169,7 @@ impl RpcEnvBuilder {
         if let (Some(bind), Some(host)) = (bind, advertised) {
             // Before anybody can connect, so that no lookup finds it missing.
             inner.register_verifier()?;
-            match listen(&context, &bind).await {
+            match listen(&context, &bind, &inner.name, max_retries).await {
                 Ok(server) => {
                     inner.address = Some(RpcAddress::new(&host, server.local_addr().port()));
                     inner.server = Mutex::new(Some(server));
@@ -183,11 +198,6 @@ impl RpcEnvBuilder {
             None => Ok(bind.host().to_owned()),
         }
     }
-}
-
-async fn listen(context: &TransportContext, bind: &RpcAddress) -> Result<TransportServer, RpcError> {
-    let server = context.create_server((bind.bare_host(), bind.port())).await;
-    server.map_err(|e| RpcError::from_transport(e, bind))
 }
 
 impl Inner {

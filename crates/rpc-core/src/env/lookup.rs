@@ -36,6 +36,25 @@ impl RpcEnv {
         self.inner.look_up(address, name).await.map_err(RpcError::received)
     }
 
+    /// [`setup_endpoint_ref`](Self::setup_endpoint_ref) of the endpoint at `uri`, which is `spark://name@host:port`.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Address`] if `uri` is not of that form, and those of [`setup_endpoint_ref`](Self::setup_endpoint_ref).
+    ///
+    /// # Cancel safety
+    ///
+    /// Can be dropped at any time.
+    pub async fn setup_endpoint_ref_by_uri<M: RpcMessage>(
+        &self,
+        uri: &str,
+    ) -> Result<RpcEndpointRef<M>, RpcError> {
+        let invalid = || RpcError::new(ErrorKind::Address, format!("Invalid Spark URL: {uri}"));
+        let endpoint: RpcEndpointAddress = uri.parse()?;
+        let address = endpoint.address().ok_or_else(invalid)?.clone();
+        self.setup_endpoint_ref(address, endpoint.name()).await
+    }
+
     /// The typed ref of an endpoint that a message told of, without asking anybody whether it is there.
     ///
     /// The ref of an endpoint of this environment itself is a local one. That of an endpoint whose environment does not

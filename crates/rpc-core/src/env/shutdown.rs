@@ -79,6 +79,7 @@ impl Ending {
         if let Some(server) = server {
             server.close(SEND_OUT).await;
         }
+        inner.downloads.close();
         self.report.took = begun.elapsed();
         self.report.complete = true;
     }

@@ -1,0 +1,78 @@
+//! Listening: at the port asked for, or at one of those behind it (`rpc 1`).
+
+use std::error::Error;
+use std::io;
+
+use network_common::{TransportContext, TransportError, TransportServer};
+
+use crate::address::RpcAddress;
+use crate::error::{ErrorKind, RpcError};
+
+/// Those below need rights that servers should not have.
+const FIRST_PORT: u16 = 1024;
+
+pub(super) async fn listen(
+    context: &TransportContext,
+    bind: &RpcAddress,
+    env: &str,
+    max_retries: u32,
+) -> Result<TransportServer, RpcError> {
+    let start = bind.port();
+    if (1..FIRST_PORT).contains(&start) {
+        let text = format!(
+            "the environment {env} cannot bind {bind}: the port must be from {FIRST_PORT} to 65535, or 0 for any free one"
+        );
+        return Err(RpcError::new(ErrorKind::Config, text));
+    }
+    let mut retry = 0;
+    loop {
+        let port = port_of_attempt(start, retry);
+        let error = match context.create_server((bind.bare_host(), port)).await {
+            Ok(server) => return Ok(server),
+            Err(error) => error,
+        };
+        if !is_address_in_use(&error) {
+            return Err(RpcError::from_transport(error, bind));
+        }
+        if retry == max_retries {
+            let text = format!(
+                "{error}: '{env}' failed after {max_retries} retries (starting from {bind}). Set another port, or more \
+                 retries with spark.port.maxRetries"
+            );
+            return Err(RpcError::from_transport(error, bind).with_text(text));
+        }
+        retry += 1;
+        let next = port_of_attempt(start, retry);
+        tracing::warn!(env, host = bind.host(), port, "port in use, trying {next}");
+    }
+}
+
+/// Counts on from `start`, and after the last port goes on with the first.
+fn port_of_attempt(start: u16, retry: u32) -> u16 {
+    if start == 0 {
+        return 0;
+    }
+    let (first, ports) = (u32::from(FIRST_PORT), 65_536 - u32::from(FIRST_PORT));
+    let offset = (u32::from(start) - first + retry % ports) % ports;
+    (first + offset) as u16
+}
+
+fn is_address_in_use(error: &TransportError) -> bool {
+    let causes = std::iter::successors(error.source(), |&error| error.source());
+    causes
+        .filter_map(|cause| cause.downcast_ref::<io::Error>())
+        .any(|cause| cause.kind() == io::ErrorKind::AddrInUse)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::port_of_attempt;
+
+    #[test]
+    fn rpc_env_25_ports_go_round_from_the_last_to_the_first() {
+        let attempts = |start| [0, 1, 2, 64_512].map(|retry| port_of_attempt(start, retry));
+        assert_eq!(attempts(7077), [7077, 7078, 7079, 7077]);
+        assert_eq!(attempts(65_535), [65_535, 1024, 1025, 65_535]);
+        assert_eq!(attempts(0), [0; 4]);
+    }
+}

@@ -1,0 +1,165 @@
+//! What is offered under which name, and how it is opened for a peer.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::fs::File;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use cap_std::ambient_authority;
+use cap_std::fs::Dir;
+use futures::future::BoxFuture;
+use network_common::{BoxError, ManagedBuffer, StreamManager, TransportClient};
+use parking_lot::Mutex;
+
+/// Where single files are offered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Kind {
+    File,
+    Jar,
+}
+
+impl Kind {
+    pub(super) const ALL: [Self; 2] = [Self::File, Self::Jar];
+
+    /// The first segment of their URIs' paths.
+    pub(super) fn segment(self) -> &'static str {
+        match self {
+            Self::File => "files",
+            Self::Jar => "jars",
+        }
+    }
+}
+
+/// Another file has the name.
+pub(super) struct Refused {
+    pub(super) old: PathBuf,
+    pub(super) new: PathBuf,
+}
+
+/// Everything that is offered, as the transport's [`StreamManager`].
+#[derive(Debug, Default)]
+pub(crate) struct Registry {
+    offered: Mutex<Offered>,
+}
+
+#[derive(Debug, Default)]
+struct Offered {
+    files: HashMap<(Kind, String), PathBuf>,
+    /// By prefix, without a slash before or behind it.
+    directories: HashMap<String, PathBuf>,
+}
+
+/// Where a stream's content is.
+#[derive(Debug)]
+enum Place {
+    File(PathBuf),
+    Below { directory: PathBuf, rest: String },
+}
+
+impl Registry {
+    pub(super) fn add(&self, kind: Kind, name: &str, path: PathBuf) -> Result<(), Refused> {
+        let mut offered = self.offered.lock();
+        let old = offered.files.entry((kind, name.to_owned())).or_insert_with(|| path.clone());
+        if *old == path { Ok(()) } else { Err(Refused { old: old.clone(), new: path }) }
+    }
+
+    /// Whether the prefix, written without a slash before or behind it, was free.
+    pub(super) fn add_directory(&self, prefix: String, path: PathBuf) -> bool {
+        match self.offered.lock().directories.entry(prefix) {
+            Entry::Occupied(_) => false,
+            Entry::Vacant(free) => {
+                free.insert(path);
+                true
+            }
+        }
+    }
+
+    /// Whether there was one.
+    pub(super) fn remove(&self, kind: Kind, name: &str) -> bool {
+        self.offered.lock().files.remove(&(kind, name.to_owned())).is_some()
+    }
+
+    /// `None`: no file of that name.
+    fn place(&self, stream_id: &str) -> Result<Option<Place>, BoxError> {
+        let path = stream_id.strip_prefix('/').unwrap_or(stream_id);
+        let (first, rest) = path.split_once('/').unwrap_or((path, ""));
+        let offered = self.offered.lock();
+        if let Some(kind) = Kind::ALL.into_iter().find(|kind| kind.segment() == first) {
+            return Ok(offered.files.get(&(kind, rest.to_owned())).cloned().map(Place::File));
+        }
+        let below = offered.directories.iter().filter_map(|(prefix, directory)| {
+            let rest = path.strip_prefix(prefix.as_str())?;
+            (rest.is_empty() || rest.starts_with('/')).then_some((prefix.len(), directory, rest))
+        });
+        let longest = below.max_by_key(|(length, ..)| *length);
+        let (_, directory, rest) =
+            longest.ok_or_else(|| format!("Invalid stream URI: {first:.200} not found."))?;
+        let rest = rest.strip_prefix('/').unwrap_or(rest).to_owned();
+        Ok(Some(Place::Below { directory: directory.clone(), rest }))
+    }
+}
+
+impl Place {
+    /// The whole file, open, so that what is sent is what was checked. May block on the disk.
+    fn open(self) -> io::Result<Option<ManagedBuffer>> {
+        // Asked before opening: to open a pipe would wait for its other end.
+        let file = match self {
+            Self::File(path) if path.metadata()?.is_file() => File::open(path)?,
+            Self::Below { directory, rest } => {
+                // Opened anew each time, as the directory may have been made anew.
+                let directory = Dir::open_ambient_dir(directory, ambient_authority())?;
+                if !directory.metadata(&rest)?.is_file() {
+                    return Ok(None);
+                }
+                directory.open(&rest)?.into_std()
+            }
+            Self::File(_) => return Ok(None),
+        };
+        let metadata = file.metadata()?;
+        Ok(metadata.is_file().then(|| ManagedBuffer::open_file(Arc::new(file), 0..metadata.len())))
+    }
+}
+
+/// Whether `error` says that there is nothing at a path, or nothing that it is allowed to lead to.
+fn nothing_there(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound
+            | io::ErrorKind::NotADirectory
+            | io::ErrorKind::PermissionDenied
+            | io::ErrorKind::InvalidInput
+    )
+}
+
+impl StreamManager for Registry {
+    fn get_chunk<'a>(
+        &'a self,
+        _: &'a TransportClient,
+        _: i64,
+        _: i32,
+    ) -> BoxFuture<'a, Result<ManagedBuffer, BoxError>> {
+        Box::pin(async {
+            Err("java.lang.UnsupportedOperationException: files are not served in chunks".into())
+        })
+    }
+
+    fn open_stream<'a>(
+        &'a self,
+        client: &'a TransportClient,
+        stream_id: &'a str,
+    ) -> BoxFuture<'a, Result<Option<ManagedBuffer>, BoxError>> {
+        Box::pin(async move {
+            let Some(place) = self.place(stream_id)? else { return Ok(None) };
+            match tokio::task::spawn_blocking(move || place.open()).await? {
+                Ok(found) => Ok(found),
+                Err(error) if nothing_there(&error) => {
+                    tracing::debug!(peer = %client.peer_addr(), stream_id, %error, "nothing to serve");
+                    Ok(None)
+                }
+                Err(error) => Err(format!("Stream '{stream_id:.200}' cannot be opened: {error}").into()),
+            }
+        })
+    }
+}

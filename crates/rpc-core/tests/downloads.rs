@@ -1,0 +1,263 @@
+//! Downloads as their reader sees them.
+
+#![allow(missing_docs, clippy::unwrap_used)]
+
+mod common;
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use common::{address, client, server, setting, soon};
+use futures::TryStreamExt;
+use rpc_core::{Download, ErrorKind, MemoryNetwork, RpcConf, RpcEnv, RpcError};
+use tempfile::TempDir;
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpListener;
+
+/// More than all buffers on the way hold together.
+const LARGE: u64 = 64 << 20;
+
+fn large(directory: &Path) -> PathBuf {
+    let path = directory.join("large");
+    File::create(&path).unwrap().set_len(LARGE).unwrap();
+    path
+}
+
+async fn offered(server: &RpcEnv, path: impl Into<PathBuf>) -> String {
+    soon(server.file_server().add_file(path)).await.unwrap()
+}
+
+/// Reads to the end; how many bytes that were.
+async fn read_on(download: &mut Download) -> Result<u64, RpcError> {
+    let mut length = 0;
+    while let Some(piece) = soon(download.next_piece()).await {
+        length += piece?.len() as u64;
+    }
+    Ok(length)
+}
+
+async fn begin(env: &RpcEnv, uri: &str) -> Download {
+    let mut download = soon(env.open_channel(uri)).await.unwrap();
+    assert!(!soon(download.next_piece()).await.unwrap().unwrap().is_empty());
+    download
+}
+
+#[tokio::test]
+async fn rpc_env_34_a_download_knows_its_length_and_how_far_it_is() {
+    let (server, client, temp) = (server().await, client().await, TempDir::new().unwrap());
+    fs::write(temp.path().join("name"), "content").unwrap();
+    let uri = offered(&server, temp.path().join("name")).await;
+
+    let mut download = soon(client.open_channel(&uri)).await.unwrap();
+    assert_eq!((download.uri(), download.len(), download.remaining()), (&*uri, 7, 7));
+    let mut start = [0; 3];
+    soon(download.read_exact(&mut start)).await.unwrap();
+    assert_eq!((&start, download.remaining()), (b"con", 4));
+    let mut rest = String::new();
+    soon(download.read_to_string(&mut rest)).await.unwrap();
+    assert_eq!((rest.as_str(), download.remaining()), ("tent", 0));
+
+    let download = soon(client.open_channel(&uri)).await.unwrap();
+    let pieces: Vec<_> = soon(download.try_collect()).await.unwrap();
+    assert_eq!(pieces.concat(), b"content");
+}
+
+#[tokio::test]
+async fn rpc_env_34_a_uri_must_be_complete() {
+    let client = client().await;
+    for (uri, why) in [
+        ("", "spark://"),
+        ("http://host:1/files/x", "spark://"),
+        ("spark://", "Host name must be defined."),
+        ("spark:///files/x", "Host name must be defined."),
+        ("spark://:1/files/x", "Host name must be defined."),
+        ("spark://host/files/x", "Port must be defined."),
+        ("spark://host:0/files/x", "Port must be defined."),
+        ("spark://host:port/files/x", "not a number"),
+        ("spark://host:1", "Path must be defined."),
+        ("spark://host:1/files/x?y", "query"),
+        ("spark://host:1/files/x#y", "fragment"),
+        ("spark://host:1/files/%ff", "UTF-8"),
+    ] {
+        let error = soon(client.open_channel(uri)).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Address, "{uri}");
+        let text = error.to_string();
+        assert!(text.starts_with(&format!("cannot download {uri}: ")) && text.contains(why), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn rpc_env_34_who_does_not_answer_is_named() {
+    // Bound and given back: nobody listens there.
+    let unused = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let uri = format!("spark://{unused}/files/name");
+    let error = soon(client().await.open_channel(&uri)).await.unwrap_err();
+    assert_eq!((error.kind(), error.peer()), (ErrorKind::Network, Some(&*unused.to_string())));
+    assert!(error.is_retryable() && !error.is_remote());
+    assert!(error.to_string().contains(&uri), "{error}");
+}
+
+#[tokio::test]
+async fn rpc_env_34_a_file_that_shrinks_while_it_is_sent_is_an_error_after_what_arrived() {
+    let (server, client, temp) = (server().await, client().await, TempDir::new().unwrap());
+    let path = large(temp.path());
+    let uri = offered(&server, &path).await;
+    let mut download = begin(&client, &uri).await;
+    File::options().write(true).open(&path).unwrap().set_len(1000).unwrap();
+    let error = read_on(&mut download).await.unwrap_err();
+    let done = LARGE - download.remaining();
+    assert!(done > 0 && done < LARGE, "{done}");
+    assert_eq!(error.kind(), ErrorKind::Network);
+    assert!(error.is_retryable(), "{error:?}");
+    assert!(error.to_string().contains(&format!("{uri} broke off after {done} of {LARGE} bytes")), "{error}");
+    assert!(soon(download.next_piece()).await.is_none());
+    // Others go on, and so does the next of this one.
+    let mut again = soon(client.open_channel(&uri)).await.unwrap();
+    assert_eq!(read_on(&mut again).await.unwrap(), 1000);
+
+    // The same error by way of AsyncRead.
+    File::options().write(true).open(&path).unwrap().set_len(LARGE).unwrap();
+    let mut download = begin(&client, &uri).await;
+    File::options().write(true).open(&path).unwrap().set_len(1000).unwrap();
+    let error = soon(tokio::io::copy(&mut download, &mut tokio::io::sink())).await.unwrap_err();
+    assert!(error.to_string().contains(&uri), "{error}");
+    assert_eq!(error.downcast::<RpcError>().unwrap().kind(), ErrorKind::Network);
+}
+
+/// What is open stays readable, as on every system that lets open files be removed.
+#[cfg(unix)]
+#[tokio::test]
+async fn rpc_env_34_a_file_that_is_removed_while_it_is_sent_arrives_whole() {
+    let (server, client, temp) = (server().await, client().await, TempDir::new().unwrap());
+    let path = large(temp.path());
+    let uri = offered(&server, &path).await;
+    let mut download = begin(&client, &uri).await;
+    fs::remove_file(&path).unwrap();
+    let rest = download.remaining();
+    assert_eq!(read_on(&mut download).await.unwrap(), rest);
+}
+
+#[tokio::test]
+async fn downloads_do_not_wait_for_each_other() {
+    let (server, client, temp) = (server().await, client().await, TempDir::new().unwrap());
+    let uri = offered(&server, large(temp.path())).await;
+    let mut first = soon(client.open_channel(&uri)).await.unwrap();
+    // Nobody reads the first.
+    let mut second = soon(client.open_channel(&uri)).await.unwrap();
+    assert_eq!(read_on(&mut second).await.unwrap(), LARGE);
+    assert_eq!(read_on(&mut first).await.unwrap(), LARGE);
+}
+
+#[tokio::test]
+async fn a_connection_serves_one_download_after_the_other() {
+    let (server, client, temp) = (server().await, client().await, TempDir::new().unwrap());
+    let uri = offered(&server, large(temp.path())).await;
+    let connections = || server.snapshot().server.connections_total;
+    for _ in 0..3 {
+        let mut download = soon(client.open_channel(&uri)).await.unwrap();
+        assert_eq!(read_on(&mut download).await.unwrap(), LARGE);
+        drop(download);
+        let missing = format!("{}/files/missing", address(&server).to_spark_url());
+        assert_eq!(soon(client.open_channel(&missing)).await.unwrap_err().kind(), ErrorKind::NotServed);
+        assert_eq!(connections(), 1);
+    }
+    // The rest of one that is given up is not sent.
+    drop(begin(&client, &uri).await);
+    soon(async {
+        while server.snapshot().server.connections > 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    read_on(&mut begin(&client, &uri).await).await.unwrap();
+    assert_eq!(connections(), 2);
+}
+
+#[tokio::test]
+async fn a_connection_that_the_server_closed_meanwhile_is_replaced() {
+    let network = MemoryNetwork::new();
+    let start =
+        async || RpcEnv::builder("server").bind("10.0.0.1:7077").on_network(&network).start().await.unwrap();
+    let client = RpcEnv::builder("client").client_mode().on_network(&network).start().await.unwrap();
+    let temp = TempDir::new().unwrap();
+    fs::write(temp.path().join("name"), "content").unwrap();
+    for _ in 0..3 {
+        let server = start().await;
+        let uri = offered(&server, temp.path().join("name")).await;
+        let mut download = soon(client.open_channel(&uri)).await.unwrap();
+        assert_eq!(read_on(&mut download).await.unwrap(), 7);
+        drop(download);
+        soon(server.shutdown()).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_is_not_used_is_closed() {
+    let network = MemoryNetwork::new();
+    let server = RpcEnv::builder("server").bind("10.0.0.1:7077").on_network(&network).start().await.unwrap();
+    // The setting of messages counts where that of downloads is silent.
+    let conf = setting("spark.rpc.io.connectionTimeout", "7s");
+    let client =
+        RpcEnv::builder("client").client_mode().conf(conf).on_network(&network).start().await.unwrap();
+    let missing = "spark://10.0.0.1:7077/files/missing";
+    let begun = tokio::time::Instant::now();
+    assert_eq!(client.open_channel(missing).await.unwrap_err().kind(), ErrorKind::NotServed);
+    assert_eq!(server.snapshot().server.connections, 1);
+    while server.snapshot().server.connections > 0 {
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    let took = begun.elapsed().as_secs_f64();
+    assert!((7.0..9.0).contains(&took), "{took}");
+}
+
+#[tokio::test]
+async fn settings_of_downloads_are_checked_at_the_start() {
+    for key in ["spark.files.io.connectionTimeout", "spark.files.io.numConnectionsPerPeer"] {
+        let conf = RpcConf::new().with(key, "soon").unwrap();
+        let error = RpcEnv::builder("env").client_mode().conf(conf).start().await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Config);
+        assert!(error.to_string().contains(key), "{error}");
+    }
+    // What the own setting says counts before that of messages.
+    let conf = setting("spark.rpc.io.retryWait", "5s").with("spark.files.io.retryWait", "1s").unwrap();
+    RpcEnv::builder("env").client_mode().conf(conf).start().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_server_that_shuts_down_finishes_what_it_sends() {
+    let (server, client, temp) = (server().await, client().await, TempDir::new().unwrap());
+    let uri = offered(&server, large(temp.path())).await;
+    let mut download = begin(&client, &uri).await;
+    let rest = download.remaining();
+    let down = server.shutdown();
+    assert_eq!(read_on(&mut download).await.unwrap(), rest);
+    soon(down).await;
+    drop(download);
+    let error = soon(client.open_channel(&uri)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Network);
+    assert!(error.to_string().contains(&uri), "{error}");
+}
+
+#[tokio::test]
+async fn a_server_that_shuts_down_does_not_wait_for_ever() {
+    let (server, client, temp) = (server().await, client().await, TempDir::new().unwrap());
+    let uri = offered(&server, large(temp.path())).await;
+    let mut download = begin(&client, &uri).await;
+    // Nobody reads meanwhile.
+    soon(server.shutdown()).await;
+    let error = read_on(&mut download).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Network);
+    assert!(error.to_string().contains(&uri), "{error}");
+}
+
+#[tokio::test]
+async fn the_own_shutdown_ends_downloads() {
+    let (server, client, temp) = (server().await, client().await, TempDir::new().unwrap());
+    let uri = offered(&server, large(temp.path())).await;
+    let mut download = begin(&client, &uri).await;
+    soon(client.shutdown()).await;
+    let error = read_on(&mut download).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Stopped);
+    assert!(error.to_string().contains(&uri), "{error}");
+    assert_eq!(soon(client.open_channel(&uri)).await.unwrap_err().kind(), ErrorKind::Stopped);
+}
