@@ -175,26 +175,26 @@ impl Player {
             && limit == LONG;
         let mut expected =
             Expected { deed: order.deed(), mark: (order.holder, order.number), limit, certain };
+        let asked = Instant::now();
         let mut ask = holder.endpoint.ask_with_timeout(WorkDo(order), limit);
         match self.random.random_range(0..8) {
             0 => drop(ask),
             1 => {
                 expected.certain = false;
                 self.aborts.push(ask.abort_handle());
-                self.wait_for(ask, expected);
+                self.wait_for(ask, asked, expected);
             }
             2 => {
                 // Given up a little later, whether it has been polled or not.
                 let patience = Duration::from_millis(self.random.random_range(0..3));
                 self.asks.spawn(async move { drop(timeout(patience, ask).await) });
             }
-            _ => self.wait_for(ask, expected),
+            _ => self.wait_for(ask, asked, expected),
         }
     }
 
-    fn wait_for(&mut self, ask: Ask<Done>, expected: Expected) {
+    fn wait_for(&mut self, ask: Ask<Done>, asked: Instant, expected: Expected) {
         let book = Arc::clone(&self.world.book);
-        let asked = Instant::now();
         self.asks.spawn(async move {
             match timeout(expected.limit + SLACK, ask).await {
                 Ok(outcome) => expected.check(&book, outcome, asked.elapsed()),
