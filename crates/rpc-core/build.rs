@@ -8,6 +8,7 @@ fn main() -> Result<(), rpc_build::Error> {
             "proto/heartbeat.proto",
             "proto/standalone.proto",
             "tests/protos/coverage.proto",
+            "tests/protos/random.proto",
             "tests/protos/refs.proto",
         ],
         &["proto", "tests/protos"],

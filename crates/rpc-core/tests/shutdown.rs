@@ -181,3 +181,27 @@ async fn an_endpoint_that_awaits_its_own_end_does_not_hang() {
     let killer = env.setup_endpoint("killer", Killer(other)).unwrap();
     assert_eq!(soon(killer.ask(hi("neo"))).await.unwrap().text, "complete: true");
 }
+
+#[test]
+fn what_is_sent_after_the_end_of_the_runtime_fails() {
+    let build = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let (theirs, ours) = (build(), build());
+    let server = theirs.block_on(server());
+    server.setup_endpoint("hello", Hello).unwrap();
+    let peer = std::thread::spawn({
+        let server = server.clone();
+        move || theirs.block_on(server.await_termination())
+    });
+    let hello = ours.block_on(async {
+        let client = client().await;
+        soon(client.setup_endpoint_ref::<HelloMessage>(address(&server), "hello")).await.unwrap()
+    });
+    drop(ours);
+    let (told, failed) = std::sync::mpsc::channel();
+    // It may not hang: not even the thread.
+    std::thread::spawn(move || told.send(build().block_on(hello.ask(hi("neo"))).map_err(|e| e.kind())));
+    let failed = failed.recv_timeout(std::time::Duration::from_secs(10)).expect("the ask hangs");
+    assert_eq!(failed.unwrap_err(), ErrorKind::Stopped);
+    drop(server.shutdown());
+    peer.join().unwrap();
+}

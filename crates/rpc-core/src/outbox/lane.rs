@@ -6,13 +6,14 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use network_common::TransportClient;
+use network_common::{ErrorKind as TransportErrorKind, TransportClient};
 use slab::Slab;
 use tokio::sync::{Notify, oneshot};
 
 use super::{Connecting, Outbox, Outboxes, Phase};
 use crate::credit::{Credit, Volume};
 use crate::error::{ErrorKind, RpcError};
+use crate::link::Sender;
 use crate::post::{Dispatched, RemoteAnswer, Wire};
 
 /// What refs to one endpoint hold: a place among the lanes of the outbox to its address.
@@ -128,28 +129,43 @@ impl Lanes {
 
 impl Queue {
     fn pump(&mut self, client: &TransportClient) -> bool {
-        while self.credit.allows() && !self.messages.is_empty() {
-            // If the connection has ended, that fails what waits.
-            let Some(Ok(())) = client.ready().now_or_never() else { return false };
+        while self.credit.allows() {
             let Some(queued) = self.messages.pop_front() else { break };
-            self.volume.remove(Volume::message(queued.envelope.len() as u64));
-            self.room.notify_waiters();
-            match queued.asker {
-                // Given up meanwhile.
-                Some(asker) if asker.is_closed() => continue,
-                Some(asker) => {
-                    self.credit.take(queued.envelope.len());
-                    let _ = asker.send(Ok(client.send_rpc(queued.envelope)));
+            let bytes = queued.envelope.len();
+            let given_up = queued.asker.as_ref().is_some_and(oneshot::Sender::is_closed);
+            if !given_up {
+                if let Some(queued) = queued.send(client) {
+                    self.messages.push_front(queued);
+                    return false;
                 }
-                None => {
-                    self.credit.take(queued.envelope.len());
-                    if let Err(error) = client.send(queued.envelope) {
-                        tracing::warn!(endpoint = %self.endpoint, %error, "a one-way message was lost");
-                    }
-                }
+                self.credit.take(bytes);
             }
+            self.volume.remove(Volume::message(bytes as u64));
+            self.room.notify_waiters();
         }
         true
+    }
+}
+
+impl Queued {
+    /// Gives it back if the connection's write queue is full.
+    fn send(self, client: &TransportClient) -> Option<Self> {
+        let envelope = self.envelope.clone();
+        match self.asker {
+            Some(asker) => {
+                let answer = client.send_rpc(envelope);
+                if answer.pending().is_none() && client.ready().now_or_never().is_none() {
+                    return Some(Self { asker: Some(asker), ..self });
+                }
+                let _ = asker.send(Ok(answer));
+            }
+            None => match client.send(envelope) {
+                Err(full) if full.kind() == TransportErrorKind::Limit => return Some(self),
+                Err(error) => tracing::warn!(%error, "a one-way message was lost"),
+                Ok(()) => {}
+            },
+        }
+        None
     }
 }
 
@@ -211,10 +227,9 @@ impl Lane {
             Phase::Lost => return Err(outbox.closed()),
             // What waits for credit of this connection goes down with it; what comes now does not.
             Phase::Connected(client) if !client.is_active() => {
-                state.phase = outbox.after_connection();
-                let unsent = state.lanes.reset();
+                let connection = client.id();
                 drop(guard);
-                unsent.fail(&outbox.closed());
+                outbox.disconnected(connection);
                 return self.route(envelope, queued);
             }
             Phase::Connected(client) => {
@@ -238,14 +253,20 @@ impl Lane {
         state.lanes.waiting += 1;
         if matches!(state.phase, Phase::Idle) {
             state.phase = Phase::Connecting;
+            // Outside the lock: without a runtime the task is dropped at once, and fails what waits.
+            drop(guard);
             Connecting::start(&self.all, outbox);
         }
         Ok(None)
     }
 
-    fn put_back(&self, envelope: &Bytes) {
+    /// `envelope` was not sent over `client`: who queued meanwhile for want of its credit may go on.
+    fn put_back(&self, envelope: &Bytes, client: &TransportClient) {
         let mut state = self.outbox.state.lock();
-        state.lanes.lanes[self.place].credit.put(Volume::message(envelope.len() as u64));
+        if state.phase.connection().is_some_and(|current| current.id() == client.id()) {
+            state.lanes.lanes[self.place].credit.put(Volume::message(envelope.len() as u64));
+            self.outbox.pump(&mut state, Some(self.place));
+        }
     }
 
     fn full(&self) -> RpcError {
@@ -281,7 +302,7 @@ impl Wire for Lane {
         let queued = || Queued { envelope: envelope.clone(), asker: None };
         let Some(client) = self.route(&envelope, queued)? else { return Ok(()) };
         client.send(envelope.clone()).map_err(|error| {
-            self.put_back(&envelope);
+            self.put_back(&envelope, &client);
             RpcError::from_transport(error, &self.outbox.address)
         })
     }
@@ -299,7 +320,7 @@ impl Wire for Lane {
                 let answer = client.send_rpc(envelope.clone());
                 if answer.pending().is_none() {
                     // It was not sent.
-                    self.put_back(&envelope);
+                    self.put_back(&envelope, &client);
                 }
                 RemoteAnswer::sent(answer, peer)
             }

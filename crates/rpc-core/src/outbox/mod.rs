@@ -181,15 +181,19 @@ impl Outbox {
         client: TransportClient,
         links: &Links,
     ) -> Result<(), TransportError> {
-        if !links.add_sender(&client, Arc::clone(self) as _) {
-            return Err(client.closed().await);
+        let told_of_its_end = links.add_sender(&client, Arc::clone(self) as _);
+        {
+            let mut state = self.state.lock();
+            // One that ends from here on is found in the state.
+            if told_of_its_end && client.is_active() {
+                if matches!(state.phase, Phase::Connecting) {
+                    state.phase = Phase::Connected(client);
+                    self.pump(&mut state, None);
+                }
+                return Ok(());
+            }
         }
-        let mut state = self.state.lock();
-        if matches!(state.phase, Phase::Connecting) {
-            state.phase = Phase::Connected(client);
-            self.pump(&mut state, None);
-        }
-        Ok(())
+        Err(client.closed().await)
     }
 
     /// Sends what credit allows, of all lanes or of one. Under the lock, so that nobody who finds a lane empty

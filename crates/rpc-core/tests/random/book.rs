@@ -1,0 +1,110 @@
+//! What happened in a play, and what should not have.
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use rpc_core::{RpcCallContext, RpcEndpointRef};
+
+use crate::messages::{Done, WorkMessage};
+use crate::witness::Life;
+
+pub type Ref = RpcEndpointRef<WorkMessage>;
+
+/// A message: its holder, and which of the holder's it is.
+pub type Mark = (u64, u64);
+
+#[derive(Default)]
+pub struct Book {
+    complaints: Mutex<Vec<String>>,
+    stage: Mutex<String>,
+    holders: AtomicU64,
+    /// Messages that were sent and may not be lost.
+    owed: Mutex<HashSet<Mark>>,
+    handled: Mutex<HashSet<Mark>>,
+    lives: Mutex<Vec<Arc<Life>>>,
+    /// Contexts that endpoints kept, for others to answer.
+    kept: Mutex<Vec<RpcCallContext<Done>>>,
+    /// Nobody will answer what is kept.
+    closing: AtomicBool,
+    /// Refs that anybody may use.
+    pub refs: Mutex<Vec<Ref>>,
+}
+
+impl Book {
+    pub fn complain(&self, what: impl Into<String>) {
+        self.complaints.lock().unwrap().push(what.into());
+    }
+
+    pub fn complaints(&self) -> Vec<String> {
+        self.complaints.lock().unwrap().clone()
+    }
+
+    /// What the play is about to do, for when it hangs.
+    pub fn set_stage(&self, stage: impl Into<String>) {
+        *self.stage.lock().unwrap() = stage.into();
+    }
+
+    pub fn stage(&self) -> String {
+        self.stage.lock().unwrap().clone()
+    }
+
+    pub fn new_holder(&self) -> u64 {
+        self.holders.fetch_add(1, Ordering::Relaxed)
+    }
+
+    pub fn owe(&self, mark: Mark) {
+        self.owed.lock().unwrap().insert(mark);
+    }
+
+    pub fn handled(&self, mark: Mark) {
+        if !self.handled.lock().unwrap().insert(mark) {
+            self.complain(format!("{mark:?} is handled twice"));
+        }
+    }
+
+    /// What was sent and has not been handled.
+    pub fn missing(&self) -> Vec<Mark> {
+        let handled = self.handled.lock().unwrap();
+        self.owed.lock().unwrap().difference(&handled).copied().collect()
+    }
+
+    pub fn new_life(&self, life: &Arc<Life>) {
+        self.lives.lock().unwrap().push(Arc::clone(life));
+    }
+
+    pub fn lives(&self) -> Vec<Arc<Life>> {
+        self.lives.lock().unwrap().clone()
+    }
+
+    pub fn keep(&self, context: RpcCallContext<Done>) {
+        let mut kept = self.kept.lock().unwrap();
+        if !self.closing.load(Ordering::Relaxed) {
+            kept.push(context);
+        }
+    }
+
+    pub fn take_kept(&self) -> Option<RpcCallContext<Done>> {
+        self.kept.lock().unwrap().pop()
+    }
+
+    /// Drops what endpoints and players left behind.
+    pub fn forget(&self) {
+        self.closing.store(true, Ordering::Relaxed);
+        // Outside the locks, as a dropped context fails its asker.
+        let kept = std::mem::take(&mut *self.kept.lock().unwrap());
+        let refs = std::mem::take(&mut *self.refs.lock().unwrap());
+        drop((kept, refs));
+    }
+
+    /// Offers a ref to everybody, in the place of another if there are many.
+    pub fn offer(&self, offered: Ref) {
+        let mut refs = self.refs.lock().unwrap();
+        if refs.len() == 24 {
+            let place = self.holders.load(Ordering::Relaxed) as usize % refs.len();
+            refs[place] = offered;
+        } else {
+            refs.push(offered);
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! Many senders that wait for room, and endpoints that give little of it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use rpc_core::{
+    EndpointContext, ErrorKind, MemoryNetwork, RpcAddress, RpcConf, RpcEndpointRef, RpcEnv, RpcError,
+    ThreadSafeRpcEndpoint,
+};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use crate::book::{Book, Mark};
+use crate::messages::{Order, WorkDo, WorkMessage, WorkTell};
+use crate::world::SOON;
+
+const ENDPOINTS: [&str; 3] = ["first", "second", "third"];
+
+/// Tells what has come, now and then after some time.
+struct Slow(mpsc::UnboundedSender<Mark>);
+
+impl ThreadSafeRpcEndpoint for Slow {
+    type Message = WorkMessage;
+    async fn receive(
+        &mut self,
+        message: WorkMessage,
+        _: &EndpointContext<WorkMessage>,
+    ) -> Result<(), RpcError> {
+        let (WorkMessage::Do(order, _) | WorkMessage::Tell(order)) = message;
+        if order.millis > 0 {
+            tokio::time::sleep(Duration::from_millis(order.millis.into())).await;
+        }
+        self.0.send((order.holder, order.number)).map_err(RpcError::application)
+    }
+}
+
+struct Sender {
+    book: Arc<Book>,
+    random: StdRng,
+    env: RpcEnv,
+    to: RpcAddress,
+}
+
+impl Sender {
+    /// Sends to one endpoint; tells how much it was, and as whom.
+    async fn flood(mut self) -> Result<(u64, u64), RpcError> {
+        let (holder, total) = (self.book.new_holder(), self.random.random_range(1..200));
+        let name = ENDPOINTS[self.random.random_range(0..ENDPOINTS.len())];
+        let mut endpoint = self.look_up(name).await?;
+        for number in 1..=total {
+            if self.random.random_bool(0.02) {
+                endpoint = self.look_up(name).await?;
+            }
+            let order = Order {
+                holder,
+                number,
+                millis: self.random.random_range(0_u32..60).saturating_sub(58),
+                payload: vec![0; self.random.random_range(0..400)].into(),
+                ..Order::default()
+            };
+            if self.random.random() {
+                endpoint.send_wait(WorkTell(order)).await?;
+            } else {
+                endpoint.send_wait(WorkDo(order)).await?;
+            }
+        }
+        Ok((holder, total))
+    }
+
+    async fn look_up(&self, name: &str) -> Result<RpcEndpointRef<WorkMessage>, RpcError> {
+        loop {
+            match self.env.setup_endpoint_ref(self.to.clone(), name).await {
+                // Nothing waits for room to ask.
+                Err(full) if full.kind() == ErrorKind::Limit => {
+                    tokio::time::sleep(Duration::from_millis(1)).await
+                }
+                looked_up => return looked_up,
+            }
+        }
+    }
+}
+
+fn conf(random: &mut StdRng) -> RpcConf {
+    let mut conf = RpcConf::new();
+    let settings = [
+        ("spark.rpc.inbox.maxMessages", 40),
+        ("spark.rpc.inbox.maxBytes", 4000),
+        ("spark.rpc.outbox.maxMessages", 10),
+        ("spark.rpc.outbox.maxBytes", 2000),
+        ("spark.rpc.io.maxWriteQueueSize", 4000),
+    ];
+    for (key, most) in settings {
+        if random.random() {
+            conf = conf.with(key, &random.random_range(1..=most).to_string()).unwrap();
+        }
+    }
+    conf
+}
+
+async fn environment(random: &mut StdRng, server: bool, network: Option<&MemoryNetwork>) -> RpcEnv {
+    let mut builder = RpcEnv::builder("flood").conf(conf(random));
+    builder = if server { builder.bind("127.0.0.1:0") } else { builder.client_mode() };
+    if let Some(network) = network {
+        builder = builder.on_network(network);
+    }
+    builder.start().await.unwrap()
+}
+
+pub async fn play(mut random: StdRng, book: Arc<Book>, network: Option<MemoryNetwork>) {
+    book.set_stage("beginning");
+    let server = environment(&mut random, true, network.as_ref()).await;
+    let (told, mut arrived) = mpsc::unbounded_channel();
+    for name in ENDPOINTS {
+        server.setup_endpoint(name, Slow(told.clone())).unwrap();
+    }
+    let mut envs = vec![server.clone()];
+    let mut senders = JoinSet::new();
+    for _ in 0..random.random_range(1..=2) {
+        let listens = random.random();
+        let env = environment(&mut random, listens, network.as_ref()).await;
+        for _ in 0..random.random_range(1..=3) {
+            let (to, random) = (server.address().unwrap().clone(), StdRng::seed_from_u64(random.random()));
+            senders.spawn(Sender { book: Arc::clone(&book), random, env: env.clone(), to }.flood());
+        }
+        envs.push(env);
+    }
+    book.set_stage("flooding");
+    let mut sent = Vec::new();
+    while let Some(outcome) = senders.join_next().await {
+        match outcome.unwrap() {
+            Ok(flood) => sent.push(flood),
+            Err(error) => book.complain(format!("a sender was refused: {error}")),
+        }
+    }
+    book.set_stage("waiting for what was sent");
+    let total: u64 = sent.iter().map(|(_, total)| total).sum();
+    let mut came: Vec<Mark> = Vec::new();
+    while (came.len() as u64) < total {
+        match timeout(SOON, arrived.recv()).await {
+            Ok(mark) => came.extend(mark),
+            Err(_) => break,
+        }
+    }
+    for env in envs {
+        env.shutdown().await;
+    }
+    for (holder, total) in sent {
+        let numbers: Vec<u64> = came.iter().filter(|mark| mark.0 == holder).map(|mark| mark.1).collect();
+        if !numbers.iter().copied().eq(1..=total) {
+            book.complain(format!("of {total} messages of holder {holder} came {numbers:?}"));
+        }
+    }
+}

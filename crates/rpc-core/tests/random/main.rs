@@ -1,0 +1,146 @@
+//! Random plays of several environments, each from a seed, and what must hold in all of them.
+//!
+//! `RANDOM_SEEDS=1000` plays so many, `RANDOM_SEED=17` that one only. A play over sockets is not the same twice, as its
+//! threads are not; one in memory nearly is.
+
+#![allow(missing_docs, unreachable_pub, clippy::unwrap_used)]
+
+mod book;
+mod flood;
+mod player;
+mod proxy;
+mod witness;
+mod world;
+
+use std::panic;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use rpc_core::MemoryNetwork;
+use tokio::runtime::{Builder, Runtime};
+
+use book::Book;
+
+mod messages {
+    rpc_core::include_proto!("random");
+}
+
+/// What handlers and tasks that panic on purpose say.
+const ON_PURPOSE: &str = "on purpose";
+
+/// All of a play: far more than the longest time limit in it.
+const TOO_LONG: Duration = Duration::from_secs(120);
+
+/// Plays every seed, several at a time, and fails with the complaints of the first that has some.
+fn for_all_seeds(by_default: u64, play: impl Fn(u64) -> Arc<Book> + Sync) {
+    quiet_panics();
+    let number = |name| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
+    let seeds = match number("RANDOM_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("RANDOM_SEEDS").unwrap_or(by_default),
+    };
+    let next = AtomicU64::new(seeds.start);
+    let failed = Mutex::new(None);
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                while failed.lock().unwrap().is_none() {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= seeds.end {
+                        return;
+                    }
+                    let complaints = play(seed).complaints();
+                    if !complaints.is_empty() {
+                        failed.lock().unwrap().get_or_insert((seed, complaints));
+                    }
+                }
+            });
+        }
+    });
+    if let Some((seed, complaints)) = failed.into_inner().unwrap() {
+        panic!("RANDOM_SEED={seed}: {complaints:#?}");
+    }
+}
+
+fn quiet_panics() {
+    let loud = panic::take_hook();
+    panic::set_hook(Box::new(move |info| {
+        if info.payload().downcast_ref::<&str>() != Some(&ON_PURPOSE) {
+            loud(info);
+        }
+    }));
+}
+
+/// Runs `play` on a runtime of its own, of which nothing may be left afterwards.
+fn on_a_runtime<F>(runtime: &Runtime, book: &Book, play: F)
+where
+    F: Future<Output = ()>,
+{
+    runtime.block_on(async {
+        if tokio::time::timeout(TOO_LONG, play).await.is_err() {
+            book.complain(format!("the play hangs: {}", book.stage()));
+        }
+        let ended = Instant::now();
+        let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
+        while tasks() > 0 && ended.elapsed() < Duration::from_secs(5) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        if tasks() > 0 {
+            book.complain(format!("{} tasks are left", tasks()));
+        }
+    });
+}
+
+fn threads() -> Runtime {
+    Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
+}
+
+fn paused() -> Runtime {
+    Builder::new_current_thread().enable_all().start_paused(true).build().unwrap()
+}
+
+/// Of three plays one is calm: nothing is stopped, cut or restarted, so nothing may be lost.
+#[test]
+fn plays_over_sockets() {
+    for_all_seeds(30, |seed| {
+        let book = Arc::new(Book::default());
+        let play = world::play(StdRng::seed_from_u64(seed), Arc::clone(&book), seed % 3 == 0, None);
+        on_a_runtime(&threads(), &book, play);
+        book
+    });
+}
+
+#[test]
+fn plays_in_memory() {
+    for_all_seeds(60, |seed| {
+        let book = Arc::new(Book::default());
+        let network = Some(MemoryNetwork::new());
+        let play = world::play(StdRng::seed_from_u64(seed), Arc::clone(&book), seed % 3 == 0, network);
+        on_a_runtime(&paused(), &book, play);
+        book
+    });
+}
+
+/// Slow endpoints, small limits, many senders that wait for room: every message arrives once and in order.
+#[test]
+fn floods_over_sockets() {
+    for_all_seeds(20, |seed| {
+        let book = Arc::new(Book::default());
+        on_a_runtime(&threads(), &book, flood::play(StdRng::seed_from_u64(seed), Arc::clone(&book), None));
+        book
+    });
+}
+
+#[test]
+fn floods_in_memory() {
+    for_all_seeds(40, |seed| {
+        let book = Arc::new(Book::default());
+        let network = Some(MemoryNetwork::new());
+        on_a_runtime(&paused(), &book, flood::play(StdRng::seed_from_u64(seed), Arc::clone(&book), network));
+        book
+    });
+}
