@@ -2,6 +2,7 @@ import java.util.function.Consumer;
 
 import org.apache.spark.SecurityManager;
 import org.apache.spark.SparkConf;
+import org.apache.spark.internal.config.package$;
 import org.apache.spark.rpc.RpcAddress;
 import org.apache.spark.rpc.RpcCallContext;
 import org.apache.spark.rpc.RpcEndpointRef;
@@ -19,8 +20,7 @@ final class CoreBench implements SparkBench.Client {
   private static final String ENDPOINT = "bench";
 
   private final RpcEndpointRef endpoint;
-  private final ExecutionContext here =
-      ExecutionContext.fromExecutor(Runnable::run);
+  private final ExecutionContext here = ExecutionContext.fromExecutor(Runnable::run);
 
   private CoreBench(RpcEndpointRef endpoint) {
     this.endpoint = endpoint;
@@ -28,7 +28,8 @@ final class CoreBench implements SparkBench.Client {
 
   private static RpcEnv env(String name, boolean clientMode) {
     SparkConf conf = new SparkConf(false);
-    SecurityManager security = new SecurityManager(conf, Option.empty(), Option.empty());
+    SecurityManager security =
+        new SecurityManager(conf, Option.empty(), package$.MODULE$.AUTH_SECRET_FILE());
     return RpcEnv.create(name, "127.0.0.1", "127.0.0.1", 0, conf, security, 0, clientMode);
   }
 
