@@ -1,25 +1,58 @@
-//! What the benches measure: this workspace's transport, and the limits of the machine beside it.
+//! What is measured: this workspace's two crates, and the limits of the machine beside them.
 //!
-//! [`ours`] uses the library as any user would. [`raw`] holds the limits of PERFORMANCE: a ping-pong, a framed echo that
-//! batches perfectly, and file bodies by `sendfile` into a reused buffer.
+//! [`ours`] uses the crates as any user would. [`limits`] are small programs of plain tokio that do the same work with
+//! nothing in between. Other libraries are in `benches/peers`, a workspace of its own. All of them, and the Java program
+//! in `interop/java/bench`, can be driven by [`bench_protocol`]; criterion drives the same code in one process.
 
+pub mod actors;
+pub mod limits;
+pub mod load;
 pub mod ours;
-pub mod raw;
+pub mod process;
+
+pub use bench_protocol as protocol;
 
 use std::io::Write;
+use std::path::{Path, PathBuf};
 
-use tempfile::NamedTempFile;
+use anyhow::Context;
 
-/// A file of `size` bytes, in the page cache.
+/// Where a server takes chunks from.
+#[derive(Clone, Debug)]
+#[allow(clippy::exhaustive_structs, reason = "a bench")]
+pub struct Chunks {
+    /// A file, meant to be in the page cache.
+    pub path: PathBuf,
+    /// Its length.
+    pub length: u64,
+}
+
+impl Chunks {
+    /// Those of this file.
+    ///
+    /// # Errors
+    /// When it cannot be looked at.
+    pub fn of(path: &Path) -> anyhow::Result<Self> {
+        let length = std::fs::metadata(path).with_context(|| path.display().to_string())?.len();
+        Ok(Self { path: path.to_owned(), length })
+    }
+
+    /// Where chunk `index` of those of `size` bytes begins. After the last comes the first again.
+    #[must_use]
+    pub fn start(&self, size: u64, index: u64) -> u64 {
+        index % (self.length / size).max(1) * size
+    }
+}
+
+/// Writes a file of `size` bytes, which so is in the page cache.
 ///
 /// # Errors
 /// When it cannot be written.
-pub fn cached_file(size: usize) -> anyhow::Result<NamedTempFile> {
-    let mut file = NamedTempFile::new()?;
+pub fn write_file(path: &Path, size: usize) -> anyhow::Result<()> {
     let piece: Vec<u8> = (0..1usize << 20).map(|i| (i % 251) as u8).collect();
+    let mut file = std::fs::File::create(path).with_context(|| path.display().to_string())?;
     for _ in 0..size / piece.len() {
         file.write_all(&piece)?;
     }
-    file.flush()?;
-    Ok(file)
+    Ok(())
 }

@@ -1,5 +1,7 @@
 //! The project's own tasks, run as `cargo xtask <task>`.
 
+mod build;
+mod compare;
 mod interop;
 mod process;
 
@@ -19,11 +21,18 @@ enum Task {
     /// Prove the transport against real Spark, in both directions
     #[command(after_help = interop::HELP)]
     Interop(interop::Options),
+    /// Measure ours beside the limits, other libraries and real Spark, and judge the goals
+    #[command(after_help = compare::HELP)]
+    Compare(compare::Options),
+    /// Measure what idle connections, endpoints and outstanding asks cost, in memory and in speed
+    Scale(compare::ScaleOptions),
 }
 
 fn main() -> ExitCode {
     let done = match Arguments::parse().task {
         Task::Interop(options) => interop::run(&options),
+        Task::Compare(options) => compare::run(&options),
+        Task::Scale(options) => compare::scale(&options),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,

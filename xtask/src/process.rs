@@ -1,7 +1,7 @@
 //! Child processes that cannot outlive their owner or stall it.
 
 use std::collections::VecDeque;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -58,6 +58,17 @@ impl Process {
         });
         let stdin = child.stdin.take();
         Ok(Self { name, child, stdin, stdout, stderr, log })
+    }
+
+    /// Its process id.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Writes a line to its stdin.
+    pub(crate) fn tell(&mut self, line: &str) -> Result<()> {
+        let stdin = self.stdin.as_mut().with_context(|| format!("{} is being ended", self.name))?;
+        writeln!(stdin, "{line}").with_context(|| format!("cannot write to {}", self.name))
     }
 
     /// The next line of its stdout; `None` at the end.

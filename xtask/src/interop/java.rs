@@ -22,16 +22,15 @@ const COMPILE_LIMIT: Duration = Duration::from_secs(5 * 60);
 
 const SOURCES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../interop/java");
 
-/// For Netty of the old releases, which reaches into the JDK; and a quick start, since a run is short.
-const JVM_OPTIONS: [&str; 7] = [
-    "--add-opens",
-    "java.base/java.nio=ALL-UNNAMED",
-    "--add-opens",
-    "java.base/sun.nio.ch=ALL-UNNAMED",
-    "-XX:+UseSerialGC",
-    "-XX:TieredStopAtLevel=1",
-    "-Xmx1g",
-];
+/// For Netty of the old releases, which reaches into the JDK.
+const JVM_OPTIONS: [&str; 4] =
+    ["--add-opens", "java.base/java.nio=ALL-UNNAMED", "--add-opens", "java.base/sun.nio.ch=ALL-UNNAMED"];
+
+/// A quick start, since a run of cases is short.
+const SHORT_RUN: &[&str] = &["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xmx1g"];
+
+/// The JVM's own choices, and memory enough.
+const LONG_RUN: &[&str] = &["-Xms1g", "-Xmx2g"];
 
 /// The installed `java` and `javac`.
 pub(crate) struct Jdk {
@@ -39,9 +38,11 @@ pub(crate) struct Jdk {
     version: String,
 }
 
-/// The harness compiled against one release.
+/// A program of ours compiled against one release.
 pub(crate) struct JavaPeer {
     class_path: OsString,
+    main: &'static str,
+    options: &'static [&'static str],
 }
 
 impl Jdk {
@@ -68,6 +69,20 @@ impl Jdk {
         let generation = if release.since(3, 2) { "since-3.2" } else { "before-3.2" };
         let mut sources = cache::files(&sources_root.join("common"), "java")?;
         sources.extend(cache::files(&sources_root.join(generation), "java")?);
+        let class_path = self.compile(cache, &format!("spark-{release}-harness"), jars, &sources)?;
+        Ok(JavaPeer { class_path, main: "SparkPeer", options: SHORT_RUN })
+    }
+
+    /// The bench for `release`; `jars` are all of the release.
+    pub(crate) fn bench(&self, cache: &Cache, release: Release, jars: &Path) -> Result<JavaPeer> {
+        let sources = cache::files(&Path::new(SOURCES).join("bench"), "java")?;
+        let class_path = self.compile(cache, &format!("spark-{release}-bench"), jars, &sources)?;
+        Ok(JavaPeer { class_path, main: "SparkBench", options: LONG_RUN })
+    }
+
+    /// The class path of `sources`, compiled under the name `what` if these have not been compiled yet.
+    fn compile(&self, cache: &Cache, what: &str, jars: &Path, sources: &[PathBuf]) -> Result<OsString> {
+        let sources_root = Path::new(SOURCES);
         let resources = cache::files(&sources_root.join("resources"), "properties")?;
 
         let contents = sources
@@ -79,12 +94,12 @@ impl Jdk {
         let key = cache::fingerprint(parts.into_iter().chain(contents.iter().map(Vec::as_slice)));
 
         let every_jar = jars.join("*");
-        let classes = cache.directory(&format!("spark-{release}-harness-{key}"), |classes| {
-            eprintln!("compiling the Java harness against Spark {release}");
+        let classes = cache.directory(&format!("{what}-{key}"), |classes| {
+            eprintln!("compiling {what}");
             let mut javac = Command::new("javac");
             // Spark's classes name annotations of jars that are not needed otherwise.
             javac.args(["-Xlint:all,-classfile,-path,-processing", "-encoding", "UTF-8", "-classpath"]);
-            javac.arg(&every_jar).arg("-d").arg(classes).args(&sources);
+            javac.arg(&every_jar).arg("-d").arg(classes).args(sources);
             process::output("javac", &mut javac, COMPILE_LIMIT)?;
             for resource in &resources {
                 fs::copy(resource, classes.join(resource.file_name().unwrap_or_default()))?;
@@ -92,17 +107,15 @@ impl Jdk {
             Ok(())
         })?;
         let class_path: [PathBuf; 2] = [classes, every_jar];
-        Ok(JavaPeer {
-            class_path: env::join_paths(class_path).context("a path of the cache holds a separator")?,
-        })
+        env::join_paths(class_path).context("a path of the cache holds a separator")
     }
 }
 
 impl JavaPeer {
-    /// Starts the harness; the role and its options are to follow.
+    /// Starts it; the role and its options are to follow.
     pub(crate) fn command(&self) -> Command {
         let mut command = Command::new("java");
-        command.args(JVM_OPTIONS).arg("-classpath").arg(&self.class_path).arg("SparkPeer");
+        command.args(JVM_OPTIONS).args(self.options).arg("-classpath").arg(&self.class_path).arg(self.main);
         command
     }
 }

@@ -3,12 +3,12 @@
 //! Both sides run the application protocol of `interop/README.md`: the Java harness in `interop/java`, compiled
 //! against the jars of each release, and the example `spark_peer` of network-common.
 
-mod cache;
-mod java;
+pub(crate) mod cache;
+pub(crate) mod java;
 mod pair;
-mod release;
+pub(crate) mod release;
 mod rust;
-mod spark;
+pub(crate) mod spark;
 mod tls;
 
 use std::process::Command;

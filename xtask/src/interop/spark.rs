@@ -41,14 +41,23 @@ const WANTED: [&str; 15] = [
 /// The directory with the jars of `release`, downloaded if it is not in the cache.
 pub(crate) fn jars(cache: &Cache, release: Release) -> Result<PathBuf> {
     let selection = cache::fingerprint(WANTED.map(str::as_bytes));
-    cache.directory(&format!("spark-{release}-jars-{selection}"), |jars| {
+    fill(cache, release, &format!("spark-{release}-jars-{selection}"), wanted)
+}
+
+/// The directory with every jar of `release`, which RpcEnv needs: it loads most of Spark's core.
+pub(crate) fn every_jar(cache: &Cache, release: Release) -> Result<PathBuf> {
+    fill(cache, release, &format!("spark-{release}-every-jar"), is_jar)
+}
+
+fn fill(cache: &Cache, release: Release, name: &str, wanted: fn(&Path) -> bool) -> Result<PathBuf> {
+    cache.directory(name, |jars| {
         let download = cache.scratch()?;
         fetch(release, download.path())?;
         let sdists = cache::files(download.path(), "gz")?;
         let [sdist] = &sdists[..] else {
             bail!("pip brought {} archives of pyspark {release}, not one", sdists.len());
         };
-        unpack(sdist, jars)?;
+        unpack(sdist, jars, wanted)?;
         ensure!(has_transport(jars)?, "pyspark {release} has no {TRANSPORT}*.jar");
         Ok(())
     })
@@ -96,7 +105,7 @@ fn has_transport(jars: &Path) -> Result<bool> {
 }
 
 /// By the system's tar: in a debug build of this task, a decompressor of our own takes minutes.
-fn unpack(sdist: &Path, jars: &Path) -> Result<()> {
+fn unpack(sdist: &Path, jars: &Path, wanted: fn(&Path) -> bool) -> Result<()> {
     let listed = process::output("tar", Command::new("tar").arg("-tzf").arg(sdist), UNPACK_LIMIT)?;
     let wanted: Vec<&Path> = listed.iter().map(Path::new).filter(|path| wanted(path)).collect();
     let unpacked = sdist.with_extension("unpacked");
@@ -113,9 +122,12 @@ fn unpack(sdist: &Path, jars: &Path) -> Result<()> {
 /// Whether an entry of the sdist is a jar that the transport needs.
 fn wanted(path: &Path) -> bool {
     let Some(name) = path.file_name().and_then(|name| name.to_str()) else { return false };
+    is_jar(path) && WANTED.iter().any(|beginning| name.starts_with(beginning))
+}
+
+fn is_jar(path: &Path) -> bool {
     path.parent().is_some_and(|parent| parent.ends_with("deps/jars"))
-        && name.ends_with(".jar")
-        && WANTED.iter().any(|beginning| name.starts_with(beginning))
+        && path.extension() == Some("jar".as_ref())
 }
 
 #[cfg(test)]

@@ -1,0 +1,68 @@
+//! The peers in the groups of `cargo bench`: with the same `CARGO_TARGET_DIR`, criterion's report shows them beside ours.
+
+#[path = "../../benches/support/mod.rs"]
+mod support;
+
+use benches::actors::{Actor, Local};
+use benches::load::{Calls, Target};
+use benches::protocol::{Case, Job};
+use criterion::{Criterion, criterion_group, criterion_main};
+use peers::{actix, flight, hyper, kameo, ractor, tarpc, tonic};
+use support::{bench, bodies, echoes, group, local};
+use tokio::runtime::Runtime;
+
+/// Runs `jobs` against a server that `listen` starts.
+fn remote<T: Target>(
+    criterion: &mut Criterion,
+    contender: &str,
+    listen: impl Future<Output = anyhow::Result<std::net::SocketAddr>>,
+    groups: &[(&str, &[(&str, Job)])],
+) {
+    let runtime = Runtime::new().expect("a runtime");
+    let address = runtime.block_on(listen).expect("a server");
+    for (name, jobs) in groups {
+        let mut group = group(criterion, name);
+        for (parameter, job) in *jobs {
+            let mut client = Some(Calls::<T>::new(address));
+            bench(&mut group, &runtime, contender, parameter, &mut client, *job);
+        }
+        group.finish();
+    }
+}
+
+fn transports(criterion: &mut Criterion) {
+    let (short, long) = (echoes(64), echoes(1024));
+    let groups: [(&str, &[_]); 2] = [("echo_64B", &short), ("echo_1KiB", &long)];
+    remote::<tarpc::Tarpc>(criterion, "tarpc", tarpc::listen(), &groups);
+    remote::<tonic::Tonic>(criterion, "tonic", tonic::listen(), &groups);
+}
+
+fn bulk(criterion: &mut Criterion) {
+    let jobs = bodies(Case::FetchMemory);
+    let groups: [(&str, &[_]); 1] = [("fetch_memory", &jobs)];
+    remote::<hyper::Hyper>(criterion, "hyper", hyper::listen(), &groups);
+    remote::<flight::Flight>(criterion, "arrow-flight", flight::listen(), &groups);
+}
+
+fn actor<A: Actor>(
+    criterion: &mut Criterion,
+    contender: &str,
+    start: impl FnMut() -> anyhow::Result<A> + Send + 'static,
+) {
+    let runtime = Runtime::new().expect("a runtime");
+    let mut client = Some(Local::new(start));
+    for (name, parameter, job) in local() {
+        let mut group = group(criterion, name);
+        bench(&mut group, &runtime, contender, parameter, &mut client, job);
+        group.finish();
+    }
+}
+
+fn actors(criterion: &mut Criterion) {
+    actor(criterion, "actix", actix::starter().expect("arbiters"));
+    actor(criterion, "kameo", || Ok(kameo::Kameo::start()));
+    actor(criterion, "ractor", ractor::Ractor::start);
+}
+
+criterion_group!(benches, transports, bulk, actors);
+criterion_main!(benches);

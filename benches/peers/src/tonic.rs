@@ -1,0 +1,55 @@
+//! tonic, unary, prost with `Bytes`. No timeouts, no interceptors, no compression.
+
+use std::net::SocketAddr;
+
+use benches::load::{Request, Target};
+use benches::protocol::Case;
+use tonic::transport::{Channel, Endpoint, Server, server::TcpIncoming};
+
+#[allow(missing_docs)]
+mod proto {
+    ::tonic::include_proto!("echo");
+}
+use proto::Body;
+use proto::echo_client::EchoClient;
+use proto::echo_server::{Echo, EchoServer};
+
+struct Service;
+
+#[::tonic::async_trait]
+impl Echo for Service {
+    async fn echo(&self, request: tonic::Request<Body>) -> Result<tonic::Response<Body>, tonic::Status> {
+        Ok(tonic::Response::new(request.into_inner()))
+    }
+}
+
+/// Serves at a free port.
+pub async fn listen() -> anyhow::Result<SocketAddr> {
+    let incoming = TcpIncoming::bind("127.0.0.1:0".parse()?)?.with_nodelay(Some(true));
+    let address = incoming.local_addr()?;
+    tokio::spawn(Server::builder().add_service(EchoServer::new(Service)).serve_with_incoming(incoming));
+    Ok(address)
+}
+
+/// A connection.
+#[derive(Clone)]
+pub struct Tonic(EchoClient<Channel>);
+
+impl Target for Tonic {
+    const CASES: &'static [Case] = &[Case::Echo];
+    const QUEUES: bool = false;
+
+    async fn connect(address: SocketAddr) -> anyhow::Result<Self> {
+        let endpoint = Endpoint::from_shared(format!("http://{address}"))?.tcp_nodelay(true);
+        Ok(Self(EchoClient::new(endpoint.connect().await?)))
+    }
+
+    fn call(&self, request: &Request) -> impl Future<Output = anyhow::Result<()>> + Send + 'static {
+        let (mut client, body, size) = (self.0.clone(), request.body.clone(), request.size);
+        async move {
+            let answer = client.echo(Body { body }).await?.into_inner();
+            anyhow::ensure!(answer.body.len() == size, "an answer of the wrong length");
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! What the measured programs and their conductor (`cargo xtask compare`) say to each other.
+//!
+//! Every program, whatever it is written in, runs in two processes: `PROGRAM serve KIND` and `PROGRAM drive KIND
+//! ADDRESS`. Both print a line when they are ready, the server with its address behind [`READY`]. From then on each
+//! line of stdin is a [`Job`] and is answered with one line of stdout, a [`Sample`], both in flat JSON. The end of stdin
+//! ends the process. So connections stay, JVMs stay warm, and the conductor interleaves the programs as it likes.
+
+use serde::{Deserialize, Serialize};
+
+/// The first word of the line that a process prints when it is ready.
+pub const READY: &str = "READY";
+
+/// What is done in a [`Job`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[allow(clippy::exhaustive_enums, reason = "both sides are built from one tree")]
+pub enum Case {
+    /// Bytes there and the same bytes back, over the transport.
+    Echo,
+    /// The same with typed messages to an endpoint or actor.
+    Ask,
+    /// One-way messages to an endpoint or actor. Ends with a question that shows that all arrived, in order.
+    Send,
+    /// Chunks of a file.
+    FetchFile,
+    /// Chunks out of memory.
+    FetchMemory,
+    /// One stream of a file, read piece by piece.
+    StreamFile,
+    /// One stream out of memory, read piece by piece.
+    StreamMemory,
+    /// A file's chunks as streams, each written to a file as its pieces come.
+    FetchToFile,
+    /// A file's chunks fetched into memory, and then written to a file.
+    FetchThenWrite,
+    /// Echoes, one at a time, while four fetches of file chunks are in flight on the same connection. The operations
+    /// are the fetches, the latency is that of the echoes.
+    EchoBesideFetch,
+    /// The same with the fetches on another connection.
+    EchoApartFromFetch,
+    /// Asks every one of `population` endpoints once, over all connections, and begins again when all have answered.
+    /// An operation is such a round.
+    FanOut,
+    /// Server: registers endpoints until there are `population`. Client: opens connections until there are that many,
+    /// and calls once on each; or starts that many actors, if it has no server.
+    Hold,
+    /// Client: asks until `population` asks are outstanding. Nobody answers them.
+    HoldAsks,
+}
+
+/// When a job ends.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[allow(clippy::exhaustive_enums, reason = "both sides are built from one tree")]
+pub enum Until {
+    /// When so many operations have been begun.
+    Operations(u64),
+    /// After so many milliseconds.
+    Millis(u64),
+}
+
+/// A piece of work for a measured program.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[allow(clippy::exhaustive_structs, reason = "both sides are built from one tree")]
+pub struct Job {
+    /// What is done.
+    pub case: Case,
+    /// The body of a message or the length of a chunk.
+    pub bytes: usize,
+    /// Connections that are used, of those to one server.
+    pub connections: usize,
+    /// Tasks on each connection; producers, where there is none.
+    pub tasks: usize,
+    /// What each task has in flight.
+    pub window: usize,
+    /// Endpoints or actors that are used, or what the [`Case`] says.
+    pub population: usize,
+    /// When it ends.
+    #[serde(flatten)]
+    pub until: Until,
+}
+
+impl Job {
+    /// One at a time on one connection, 64 bytes, for a second.
+    #[must_use]
+    pub fn new(case: Case) -> Self {
+        Self {
+            case,
+            bytes: 64,
+            connections: 1,
+            tasks: 1,
+            window: 1,
+            population: 1,
+            until: Until::Millis(1000),
+        }
+    }
+}
+
+/// What a job came to.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[allow(clippy::exhaustive_structs, reason = "both sides are built from one tree")]
+pub struct Sample {
+    /// Operations that were completed.
+    pub operations: u64,
+    /// How long that took, without preparations.
+    pub seconds: f64,
+    /// Of every operation if they went one at a time, else of one in 64; none if nothing was timed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub latency: Option<Latency>,
+}
+
+/// Points of a latency histogram, in microseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[allow(clippy::exhaustive_structs, reason = "both sides are built from one tree")]
+pub struct Latency {
+    /// Half took no longer.
+    pub p50: f64,
+    /// 90 in 100 took no longer.
+    pub p90: f64,
+    /// 99 in 100 took no longer.
+    pub p99: f64,
+    /// 999 in 1000 took no longer.
+    pub p999: f64,
+    /// The slowest.
+    pub max: f64,
+}

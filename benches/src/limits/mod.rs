@@ -1,0 +1,92 @@
+//! The limits: what plain tokio does when little or nothing stands between a program and its socket.
+
+mod batched;
+mod bulk;
+mod echo_server;
+mod local;
+mod ping_pong;
+mod smallest;
+
+pub use batched::Batched;
+pub use bulk::{RawChunks, serve_chunks};
+pub use echo_server::serve_echo;
+pub use local::Channel;
+pub use ping_pong::PingPong;
+pub use smallest::Smallest;
+
+use std::net::SocketAddr;
+
+use bytes::BufMut;
+use tokio::net::{TcpListener, TcpStream};
+
+/// Header of a frame, as long as that of an RPC in Spark's format: length, type, id, length of the body.
+const HEADER: usize = 21;
+
+fn put_frame(out: &mut Vec<u8>, id: u64, body: &[u8]) {
+    out.put_u64((HEADER + body.len()) as u64);
+    out.put_u8(3);
+    out.put_u64(id);
+    out.put_u32(body.len() as u32);
+    out.put_slice(body);
+}
+
+/// Hands over id and body of each whole frame in `bytes`; gives the length of them all.
+fn each_frame(bytes: &[u8], mut take: impl FnMut(u64, &[u8])) -> usize {
+    let mut position = 0;
+    while let Some((header, _)) = bytes[position..].split_first_chunk::<HEADER>() {
+        let field = |from: usize| u64::from_be_bytes(std::array::from_fn(|i| header[from + i]));
+        let Some(body) = bytes.get(position + HEADER..position + field(0) as usize) else { break };
+        take(field(9), body);
+        position += HEADER + body.len();
+    }
+    position
+}
+
+/// What has been read and not yet been taken.
+struct ReadBuffer {
+    bytes: Vec<u8>,
+    filled: usize,
+}
+
+impl ReadBuffer {
+    fn new() -> Self {
+        Self { bytes: vec![0; 256 << 10], filled: 0 }
+    }
+
+    /// Where the next read goes.
+    fn space(&mut self) -> &mut [u8] {
+        &mut self.bytes[self.filled..]
+    }
+
+    /// `count` bytes were read: hands over the frames that are whole now.
+    fn frames(&mut self, count: usize, take: impl FnMut(u64, &[u8])) {
+        self.filled += count;
+        let whole = each_frame(&self.bytes[..self.filled], take);
+        self.bytes.copy_within(whole..self.filled, 0);
+        self.filled -= whole;
+    }
+}
+
+async fn connect(address: SocketAddr) -> std::io::Result<TcpStream> {
+    let stream = TcpStream::connect(address).await?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+/// Listens at a free port and serves each connection with a task.
+async fn listen<S, F>(serve: S) -> anyhow::Result<SocketAddr>
+where
+    S: Fn(TcpStream) -> F + Send + 'static,
+    F: Future<Output = std::io::Result<()>> + Send + 'static,
+{
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let address = listener.local_addr()?;
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            if stream.set_nodelay(true).is_ok() {
+                tokio::spawn(serve(stream));
+            }
+        }
+    });
+    Ok(address)
+}

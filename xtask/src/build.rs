@@ -1,0 +1,31 @@
+//! Programs of this tree, built for a task.
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+use crate::process;
+
+const BUILD_LIMIT: Duration = Duration::from_secs(60 * 60);
+
+/// The root of this tree.
+pub(crate) const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+
+/// Builds the program `name` in release mode, by a `cargo build` with `words` in the directory `place` of this tree.
+pub(crate) fn program(place: &str, name: &str, words: &[&str]) -> Result<PathBuf> {
+    eprintln!("building {name}");
+    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(Path::new(ROOT).join(place)).args(["build", "--release"]).args(words);
+    // Where the program lands depends on the user's configuration, so cargo is asked.
+    cargo.args(["--message-format", "json-render-diagnostics"]);
+    process::output("cargo build", &mut cargo, BUILD_LIMIT)?
+        .iter()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .filter(|message| message["target"]["name"] == name)
+        .find_map(|message| message["executable"].as_str().map(PathBuf::from))
+        .with_context(|| format!("cargo build did not say where it put {name}"))
+}

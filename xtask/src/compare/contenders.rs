@@ -1,0 +1,135 @@
+//! Who is measured, and how its processes are started.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use crate::build;
+use crate::interop::cache::Cache;
+use crate::interop::java::{JavaPeer, Jdk};
+use crate::interop::release::Release;
+use crate::interop::spark;
+
+/// What a contender is to us.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Side {
+    Ours,
+    Limit,
+    Peer,
+}
+
+/// Who is measured.
+#[derive(Clone, Copy)]
+pub(crate) struct Contender {
+    pub(crate) name: &'static str,
+    pub(crate) side: Side,
+    program: Program,
+    /// What its server is called; none if everything is in one process.
+    pub(crate) server: Option<&'static str>,
+    client: &'static str,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Program {
+    /// `benches`
+    Own,
+    /// `benches/peers`
+    Peers,
+    /// `interop/java/bench`
+    Spark,
+}
+
+const fn own(name: &'static str, side: Side, server: Option<&'static str>) -> Contender {
+    Contender { name, side, program: Program::Own, server, client: name }
+}
+
+const fn peer(name: &'static str, server: Option<&'static str>) -> Contender {
+    Contender { name, side: Side::Peer, program: Program::Peers, server, client: name }
+}
+
+const fn spark(name: &'static str, kind: &'static str) -> Contender {
+    Contender { name, side: Side::Peer, program: Program::Spark, server: Some(kind), client: kind }
+}
+
+const CONTENDERS: [Contender; 17] = [
+    own("ours", Side::Ours, Some("ours")),
+    own("ours-rpc", Side::Ours, Some("ours-rpc")),
+    own("ours-local", Side::Ours, None),
+    own("ping-pong", Side::Limit, Some("echo")),
+    own("batched", Side::Limit, Some("echo")),
+    own("smallest", Side::Limit, Some("echo")),
+    own("yielding", Side::Limit, Some("echo")),
+    own("chunks", Side::Limit, Some("chunks")),
+    own("channel", Side::Limit, None),
+    peer("tarpc", Some("tarpc")),
+    peer("tonic", Some("tonic")),
+    peer("hyper", Some("hyper")),
+    peer("flight", Some("flight")),
+    peer("actix", None),
+    peer("kameo", None),
+    peer("ractor", None),
+    spark("spark", "transport"),
+];
+const SPARK_RPC: Contender = spark("spark-rpc", "core");
+
+/// The contender called `name`.
+pub(crate) fn contender(name: &str) -> Contender {
+    let found = CONTENDERS.into_iter().chain([SPARK_RPC]).find(|contender| contender.name == name);
+    found.unwrap_or_else(|| unreachable!("{name} is in no list of contenders"))
+}
+
+/// The built programs.
+pub(crate) struct Programs {
+    own: PathBuf,
+    peers: Option<PathBuf>,
+    spark: Option<JavaPeer>,
+}
+
+impl Programs {
+    /// Builds ours, and the others as far as they are wanted.
+    pub(crate) fn build(peers: bool, release: Option<Release>) -> Result<Self> {
+        let own = build::program(".", "contender", &["--package", "benches"])?;
+        let peers = peers.then(|| build::program("benches/peers", "peers", &[])).transpose()?;
+        let spark = release.map(Self::spark).transpose()?;
+        Ok(Self { own, peers, spark })
+    }
+
+    fn spark(release: Release) -> Result<JavaPeer> {
+        let (jdk, cache) = (Jdk::find()?, Cache::open()?);
+        let jars = spark::every_jar(&cache, release)?;
+        jdk.bench(&cache, release, &jars)
+    }
+
+    /// Whether this contender was built.
+    pub(crate) fn have(&self, contender: Contender) -> bool {
+        match contender.program {
+            Program::Own => true,
+            Program::Peers => self.peers.is_some(),
+            Program::Spark => self.spark.is_some(),
+        }
+    }
+
+    /// The command of its server, if it has one.
+    pub(crate) fn server(&self, contender: Contender) -> Result<Option<Command>> {
+        let Some(kind) = contender.server else { return Ok(None) };
+        let mut command = self.command(contender)?;
+        command.args(["serve", kind]);
+        Ok(Some(command))
+    }
+
+    /// The command of its client.
+    pub(crate) fn client(&self, contender: Contender) -> Result<Command> {
+        let mut command = self.command(contender)?;
+        command.args(["drive", contender.client]);
+        Ok(command)
+    }
+
+    fn command(&self, contender: Contender) -> Result<Command> {
+        Ok(match contender.program {
+            Program::Own => Command::new(&self.own),
+            Program::Peers => Command::new(self.peers.as_ref().context("the peers are not built")?),
+            Program::Spark => self.spark.as_ref().context("Spark is not there")?.command(),
+        })
+    }
+}

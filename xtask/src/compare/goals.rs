@@ -1,0 +1,248 @@
+//! The goals, and whether they are met.
+
+use std::collections::BTreeMap;
+
+use bench_protocol::Latency;
+use serde::Serialize;
+
+use super::pair::Measured;
+
+/// Samples by measurement and contender, in the order of the runs.
+#[derive(Default)]
+pub(crate) struct Results(BTreeMap<(&'static str, &'static str), Vec<Measured>>);
+
+impl Results {
+    pub(crate) fn add(&mut self, measurement: &'static str, contender: &'static str, measured: Measured) {
+        self.0.entry((measurement, contender)).or_default().push(measured);
+    }
+
+    /// Everything, in the order of names.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&'static str, &'static str, &[Measured])> {
+        self.0.iter().map(|((measurement, contender), samples)| (*measurement, *contender, &samples[..]))
+    }
+
+    /// One value for each run.
+    fn values(&self, what: &What) -> Vec<f64> {
+        let samples = self.0.get(&(what.measurement, what.contender)).map_or(&[][..], Vec::as_slice);
+        samples.iter().filter_map(|measured| what.metric.of(measured)).collect()
+    }
+
+    /// The median of a metric over the runs.
+    pub(crate) fn median(
+        &self,
+        measurement: &'static str,
+        contender: &'static str,
+        metric: Metric,
+    ) -> Option<f64> {
+        median(self.values(&What { measurement, contender, metric }))
+    }
+}
+
+/// What is read out of a sample.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Metric {
+    /// Operations a second.
+    Rate,
+    /// Latency, microseconds.
+    P50,
+    P99,
+    /// The slowest, microseconds.
+    Slowest,
+    /// How long an operation takes when they follow each other, microseconds.
+    Each,
+    /// CPU of both ends, microseconds an operation.
+    Cpu,
+    /// System calls of both ends an operation.
+    SystemCalls,
+    /// Resident bytes of both ends at their highest.
+    Peak,
+    /// A number that the measurement itself is.
+    Value,
+}
+
+impl Metric {
+    pub(crate) fn of(self, measured: &Measured) -> Option<f64> {
+        let operations = measured.sample.operations as f64;
+        let latency = |field: fn(Latency) -> f64| measured.sample.latency.map(field);
+        match self {
+            // System calls are counted in runs of their own, which are slower.
+            Self::SystemCalls => measured.system_calls.map(|calls| calls as f64 / operations),
+            _ if measured.system_calls.is_some() => None,
+            Self::Rate => Some(operations / measured.sample.seconds),
+            Self::P50 => latency(|latency| latency.p50),
+            Self::P99 => latency(|latency| latency.p99),
+            Self::Slowest => latency(|latency| latency.max),
+            Self::Each => Some(measured.sample.seconds / operations * 1e6),
+            Self::Cpu => Some(measured.cpu_seconds / operations * 1e6),
+            Self::Peak => Some(measured.peak_bytes as f64),
+            Self::Value => Some(operations),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Serialize)]
+struct What {
+    measurement: &'static str,
+    contender: &'static str,
+    metric: Metric,
+}
+
+/// What the ratio, or the value if there is nothing to compare with, has to be.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Bound {
+    AtLeast(f64),
+    AtMost(f64),
+    MoreThan(f64),
+}
+
+impl Bound {
+    fn holds(self, value: f64) -> bool {
+        match self {
+            Self::AtLeast(bound) => value >= bound,
+            Self::AtMost(bound) => value <= bound,
+            Self::MoreThan(bound) => value > bound,
+        }
+    }
+}
+
+struct Goal {
+    id: &'static str,
+    ours: What,
+    against: Option<What>,
+    bound: Bound,
+}
+
+/// A goal that could be judged.
+#[derive(Serialize)]
+pub(crate) struct Verdict {
+    pub(crate) goal: &'static str,
+    pub(crate) measurement: &'static str,
+    pub(crate) metric: Metric,
+    pub(crate) contender: &'static str,
+    pub(crate) ours: f64,
+    /// With what it is compared: contender, its measurement, its value.
+    pub(crate) against: Option<(&'static str, &'static str, f64)>,
+    /// The median of the ratios of the runs, or the value itself.
+    pub(crate) ratio: f64,
+    pub(crate) bound: Bound,
+    pub(crate) met: bool,
+}
+
+/// Judges all goals for which there are samples.
+pub(crate) fn judge(results: &Results) -> Vec<Verdict> {
+    let mut verdicts: Vec<_> = goals().iter().filter_map(|goal| verdict(goal, results)).collect();
+    verdicts.sort_by_key(|verdict| ("EALBS".find(&verdict.goal[..1]), verdict.goal));
+    verdicts
+}
+
+fn verdict(goal: &Goal, results: &Results) -> Option<Verdict> {
+    let mine = results.values(&goal.ours);
+    let ours = median(mine.clone())?;
+    let (ratio, against) = match &goal.against {
+        None => (ours, None),
+        Some(what) => {
+            let theirs = results.values(what);
+            // Run by run: what disturbed one disturbed the other.
+            let ratios = mine.iter().zip(&theirs).map(|(mine, theirs)| mine / theirs).collect();
+            (median(ratios)?, Some((what.contender, what.measurement, median(theirs)?)))
+        }
+    };
+    let What { measurement, contender, metric } = goal.ours;
+    let met = goal.bound.holds(ratio);
+    Some(Verdict {
+        goal: goal.id,
+        measurement,
+        metric,
+        contender,
+        ours,
+        against,
+        ratio,
+        bound: goal.bound,
+        met,
+    })
+}
+
+fn median(mut values: Vec<f64>) -> Option<f64> {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied()
+}
+
+/// The table of PERFORMANCE, line by line.
+fn goals() -> Vec<Goal> {
+    use Bound::{AtLeast, AtMost, MoreThan};
+    use Metric::{Cpu, Each, P50, P99, Peak, Rate, Slowest, SystemCalls, Value};
+    let what = |contender, measurement, metric| What { measurement, contender, metric };
+    let mut goals = Vec::new();
+    // Ours and another contender in the same measurement.
+    let mut beside = |id, ours, measurement, metric, bounds: &[(&'static str, Bound)]| {
+        for (contender, bound) in bounds {
+            let against = Some(what(contender, measurement, metric));
+            goals.push(Goal { id, ours: what(ours, measurement, metric), against, bound: *bound });
+        }
+    };
+    beside("E1", "ours", "echo-1-pinned", P50, &[("ping-pong", AtMost(1.1))]);
+    beside("E1", "ours", "echo-1-pinned", P99, &[("ping-pong", AtMost(1.3))]);
+    beside("E1", "ours", "echo-1", P50, &[("ping-pong", AtMost(1.15))]);
+    let few = [("batched", AtLeast(1.0)), ("tarpc", AtLeast(2.0))];
+    let many = |tonic| {
+        [
+            ("batched", AtLeast(0.65)),
+            ("tarpc", AtLeast(6.0)),
+            ("tonic", AtLeast(tonic)),
+            ("spark", AtLeast(18.0)),
+        ]
+    };
+    beside("E2", "ours", "echo-16", Rate, &few);
+    beside("E3", "ours", "echo-128", Rate, &many(30.0));
+    beside("E3", "ours", "echo-1024", Rate, &[("tarpc", AtLeast(4.0))]);
+    let shared = [("yielding", AtLeast(0.8)), ("tarpc", AtLeast(6.0)), ("tonic", AtLeast(15.0))];
+    beside("E4", "ours", "echo-64-tasks", Rate, &shared);
+    beside("E5", "ours", "kib-16", Rate, &few);
+    beside("E5", "ours", "kib-128", Rate, &many(25.0));
+    beside("E5", "ours", "kib-1024", Rate, &[("tarpc", AtLeast(4.0))]);
+    beside("E5", "ours", "kib-64-tasks", Rate, &shared);
+    for measurement in ["echo-128", "kib-128"] {
+        beside("E5", "ours", measurement, Cpu, &[("smallest", AtMost(1.4))]);
+    }
+    beside("A2", "ours-rpc", "ask-128", Rate, &[("spark-rpc", AtLeast(15.0))]);
+    for measurement in ["local-send-1", "local-send-4", "local-send-1000", "local-ask-1", "local-ask-128"] {
+        let ahead = MoreThan(1.0);
+        let bounds = [("channel", AtLeast(0.7)), ("actix", ahead), ("kameo", ahead), ("ractor", ahead)];
+        beside("L1", "ours-local", measurement, Rate, &bounds);
+    }
+    beside("B1", "ours", "file-4", Rate, &[("chunks", AtLeast(0.95))]);
+    beside("B1", "ours", "file-4", Cpu, &[("chunks", AtMost(1.1))]);
+    beside("B2", "ours", "file-4", Rate, &[("flight", AtLeast(3.0)), ("spark", AtLeast(1.3))]);
+    beside("B3", "ours", "memory-4", Rate, &[("chunks", AtLeast(0.95)), ("hyper", AtLeast(1.0))]);
+
+    let mut between = |id, ours, against, bound| goals.push(Goal { id, ours, against, bound });
+    for measurement in ["echo-128", "kib-128"] {
+        between("E5", what("ours", measurement, SystemCalls), None, AtMost(0.1));
+    }
+    let typed = |measurement, metric| what("ours-rpc", measurement, metric);
+    between("A1", typed("echo-1-pinned", P50), Some(what("ping-pong", "echo-1-pinned", P50)), AtMost(1.3));
+    between("A2", typed("ask-128", Rate), Some(what("ours", "ask-echo-128", Rate)), AtLeast(0.5));
+    between("A3", typed("send", Rate), Some(typed("ask-128", Rate)), AtLeast(2.0));
+    let ours = |measurement, metric| what("ours", measurement, metric);
+    between("B4", ours("file-4-long", Peak), Some(ours("file-4-short", Peak)), AtMost(1.1));
+    between("B5", ours("to-file", Rate), Some(ours("then-write", Rate)), AtLeast(1.0));
+    between("B5", ours("to-file", Peak), Some(ours("file-4-short", Peak)), AtMost(1.1));
+    between("B6", ours("beside", P99), Some(ours("beside", Each)), AtMost(1.5));
+    between("B6", ours("apart", P99), Some(ours("alone", P99)), AtMost(3.0));
+    for contender in ["server", "client"] {
+        between("S1", what(contender, "bytes-per-connection", Value), None, AtMost(3072.0));
+    }
+    for (large, small) in [
+        ("endpoints-100000", "endpoints-1"),
+        ("connections-5000", "connections-1"),
+        ("asks-100000", "asks-1"),
+    ] {
+        between("S2", what("scale", large, Each), Some(what("scale", small, Each)), AtMost(1.3));
+    }
+    // Rounds that stall stand out from the usual one.
+    between("S3", what("scale", "fan-out", Slowest), Some(what("scale", "fan-out", P50)), AtMost(10.0));
+    between("L2", what("ours-local", "bytes-per-actor", Value), None, AtMost(800.0));
+    goals
+}

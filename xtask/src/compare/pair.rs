@@ -1,0 +1,156 @@
+//! A contender at work: its server, its client, and what the system says of both.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use bench_protocol::{Job, READY, Sample};
+use serde::Serialize;
+
+use super::contenders::{Contender, Programs};
+use super::place::{Place, Places};
+use crate::process::{self, Process};
+
+/// A JVM loads most of Spark before it is ready.
+const START_LIMIT: Duration = Duration::from_secs(120);
+/// Over what a job is to take.
+const JOB_LIMIT: Duration = Duration::from_secs(180);
+
+/// What one job came to.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Measured {
+    #[serde(flatten)]
+    pub(crate) sample: Sample,
+    /// CPU seconds of both processes together.
+    pub(crate) cpu_seconds: f64,
+    /// The most memory that both processes together had resident, in bytes.
+    pub(crate) peak_bytes: u64,
+    /// What the server had at the end; nothing if there is none.
+    pub(crate) server_bytes: u64,
+    /// What the client had at the end.
+    pub(crate) client_bytes: u64,
+    /// System calls of both processes, where they were counted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) system_calls: Option<u64>,
+}
+
+/// The processes of a contender.
+pub(crate) struct Pair {
+    server: Option<Process>,
+    client: Process,
+}
+
+impl Pair {
+    /// Starts them and waits until they are ready.
+    pub(crate) fn start(
+        programs: &Programs,
+        places: &Places,
+        place: Place,
+        contender: Contender,
+        file: &Path,
+    ) -> Result<Self> {
+        let deadline = Instant::now() + START_LIMIT;
+        let mut client = programs.client(contender)?;
+        let mut server = None;
+        if let Some(mut command) = programs.server(contender)? {
+            command.arg("--file").arg(file);
+            let started =
+                Process::start(format!("server {}", contender.name), &mut places.put(place, command))?;
+            client.arg(ready(&started, deadline)?);
+            server = Some(started);
+        }
+        let client = Process::start(format!("client {}", contender.name), &mut places.put(place, client))?;
+        ready(&client, deadline)?;
+        Ok(Self { server, client })
+    }
+
+    /// Has the client do `job`.
+    pub(crate) fn run(&mut self, job: &Job) -> Result<Measured> {
+        for id in self.ids() {
+            // Begins the peak anew. Not allowed everywhere; then it is the peak since the start.
+            let _ = fs::write(format!("/proc/{id}/clear_refs"), "5");
+        }
+        let before = self.sum(cpu_seconds)?;
+        let sample = tell(&mut self.client, job)?;
+        Ok(Measured {
+            sample,
+            cpu_seconds: self.sum(cpu_seconds)? - before,
+            peak_bytes: self.sum(|id| status(id, "VmHWM:"))?,
+            server_bytes: self.server.as_ref().map_or(Ok(0), |server| status(server.id(), "VmRSS:"))?,
+            client_bytes: status(self.client.id(), "VmRSS:")?,
+            system_calls: None,
+        })
+    }
+
+    /// The same with system calls counted, which slows it down; nothing without strace or the right to use it.
+    pub(crate) fn run_traced(&mut self, job: &Job) -> Result<Option<Measured>> {
+        let counts = tempfile::NamedTempFile::new()?;
+        let mut strace = Command::new("strace");
+        strace.args(["-f", "-c", "-U", "calls,name", "-o"]).arg(counts.path());
+        for id in self.ids() {
+            strace.args(["-p", &id.to_string()]);
+        }
+        let Ok(mut tracer) = Process::start("strace", &mut strace) else { return Ok(None) };
+        // It says on stderr when it is attached, and to how many threads; nothing else tells.
+        std::thread::sleep(Duration::from_millis(500));
+        let mut measured = self.run(job)?;
+        process::output("kill", Command::new("kill").args(["-INT", &tracer.id().to_string()]), JOB_LIMIT)
+            .ok();
+        tracer.exit(Instant::now() + JOB_LIMIT)?;
+        let total = fs::read_to_string(counts.path())?;
+        let total = total.lines().find(|line| line.trim_end().ends_with("total"));
+        measured.system_calls = total.and_then(|line| line.split_whitespace().next()?.parse().ok());
+        Ok(measured.system_calls.is_some().then_some(measured))
+    }
+
+    /// Has the server do `job`.
+    pub(crate) fn server(&mut self, job: &Job) -> Result<()> {
+        tell(self.server.as_mut().context("there is no server")?, job).map(drop)
+    }
+
+    fn ids(&self) -> Vec<u32> {
+        self.server.iter().chain([&self.client]).map(Process::id).collect()
+    }
+
+    fn sum<T: std::iter::Sum>(&self, of: impl Fn(u32) -> Result<T>) -> Result<T> {
+        self.ids().into_iter().map(of).sum()
+    }
+}
+
+/// Waits for the first line; gives what stands behind the word.
+fn ready(process: &Process, deadline: Instant) -> Result<String> {
+    while let Some(line) = process.line(deadline)? {
+        if let Some(rest) = line.strip_prefix(READY) {
+            return Ok(rest.trim().to_owned());
+        }
+    }
+    anyhow::bail!("it ended before it was ready: {}", process.stderr().join("\n"))
+}
+
+fn tell(process: &mut Process, job: &Job) -> Result<Sample> {
+    process.tell(&serde_json::to_string(job)?)?;
+    let answer = process.line(Instant::now() + JOB_LIMIT)?;
+    ensure!(answer.is_some(), "{job:?} failed:\n{}", process.stderr().join("\n"));
+    let answer = answer.unwrap_or_default();
+    serde_json::from_str(&answer).with_context(|| format!("not a sample: {answer}"))
+}
+
+/// User and system time of a process.
+fn cpu_seconds(id: u32) -> Result<f64> {
+    /// The unit of /proc, on every Linux.
+    const TICKS: f64 = 100.0;
+    let stat = fs::read_to_string(format!("/proc/{id}/stat"))?;
+    // The name may hold anything but ends with the last parenthesis; utime and stime are fields 14 and 15.
+    let fields = stat.rsplit(')').next().context("no fields")?.split_whitespace().skip(11).take(2);
+    fields.map(|ticks| Ok(ticks.parse::<f64>()? / TICKS)).sum()
+}
+
+/// A line of /proc/ID/status, in bytes.
+fn status(id: u32, name: &str) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{id}/status"))?;
+    let line =
+        status.lines().find_map(|line| line.strip_prefix(name)).with_context(|| format!("no {name}"))?;
+    Ok(line.split_whitespace().next().context("no value")?.parse::<u64>()? << 10)
+}

@@ -1,0 +1,157 @@
+//! What was found, as text and as JSON.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use bench_protocol::Case;
+use serde::Serialize;
+use serde_json::json;
+
+use super::contenders::{Side, contender};
+use super::goals::{Bound, Metric, Results, Verdict};
+use super::place::Places;
+use super::plan::Measurement;
+use crate::process;
+
+/// What the figures depend on.
+#[derive(Serialize)]
+pub(crate) struct Conditions {
+    smoke: bool,
+    runs: usize,
+    cores: usize,
+    kernel: String,
+    date: String,
+    bulk_congestion_control: String,
+    load_average: String,
+}
+
+pub(crate) fn conditions(places: &Places, smoke: bool, runs: usize) -> Conditions {
+    let says = |name: &str, words: &[&str]| {
+        let said = process::output(name, Command::new(name).args(words), Duration::from_secs(10));
+        said.unwrap_or_default().join(" ")
+    };
+    Conditions {
+        smoke,
+        runs,
+        cores: std::thread::available_parallelism().map_or(0, usize::from),
+        kernel: says("uname", &["-sr"]),
+        date: says("date", &["-u", "+%F"]),
+        bulk_congestion_control: places.congestion_control(),
+        load_average: fs::read_to_string("/proc/loadavg").unwrap_or_default().trim().to_owned(),
+    }
+}
+
+/// Tables of everything, then of the goals.
+pub(crate) fn print(
+    conditions: &Conditions,
+    measurements: &[Measurement],
+    results: &Results,
+    verdicts: &[Verdict],
+) {
+    println!(
+        "{}, {} cores, {}, {} runs, bulk under {}, load {}{}",
+        conditions.date,
+        conditions.cores,
+        conditions.kernel,
+        conditions.runs,
+        conditions.bulk_congestion_control,
+        conditions.load_average,
+        if conditions.smoke { "\nA SMOKE RUN: the figures mean nothing" } else { "" }
+    );
+    for measurement in measurements {
+        let mut title = Some(measurement.title);
+        for name in measurement.contenders {
+            let median = |metric| results.median(measurement.id, name, metric);
+            let Some(rate) = median(Metric::Rate) else { continue };
+            if let Some(title) = title.take() {
+                println!("\n{title}");
+            }
+            let cell = |value: Option<f64>, unit: &str| {
+                value.map_or(String::new(), |value| format!("{value:.2} {unit}"))
+            };
+            let rate = match bytes(measurement) {
+                Some(bytes) => format!("{:.2} GB/s", rate * bytes / 1e9),
+                None => format!("{:.1} k/s", rate / 1e3),
+            };
+            println!(
+                "  {name:<12} {rate:>14} {:>16} {:>16} {:>18} {:>16} {:>14}",
+                cell(median(Metric::P50), "us p50"),
+                cell(median(Metric::P99), "us p99"),
+                cell(median(Metric::Cpu), "us CPU/op"),
+                cell(median(Metric::SystemCalls), "syscalls/op"),
+                cell(median(Metric::Peak).map(|bytes| bytes / 1e6), "MB peak"),
+            );
+        }
+    }
+    println!(
+        "\n| goal | measurement | of | ours | against | ratio | wanted | |\n|---|---|---|---|---|---|---|---|"
+    );
+    for verdict in verdicts {
+        println!("{}", row(verdict));
+    }
+}
+
+/// The bytes of an operation, where they are what counts.
+pub(crate) fn bytes(measurement: &Measurement) -> Option<f64> {
+    let job = &measurement.job;
+    (!matches!(job.case, Case::Echo | Case::Ask | Case::Send)).then_some(job.bytes as f64)
+}
+
+fn row(verdict: &Verdict) -> String {
+    let against = match verdict.against {
+        None => String::new(),
+        Some((name, measurement, value)) if measurement == verdict.measurement => {
+            let side = if is_limit(name) { "limit " } else { "" };
+            format!("{side}{name} {}", short(value))
+        }
+        Some((name, measurement, value)) => format!("{name}, {measurement}: {}", short(value)),
+    };
+    let wanted = match verdict.bound {
+        Bound::AtLeast(bound) => format!("at least {bound}"),
+        Bound::AtMost(bound) => format!("at most {bound}"),
+        Bound::MoreThan(bound) => format!("more than {bound}"),
+    };
+    let metric = format!("{:?}", verdict.metric).to_lowercase();
+    format!(
+        "| {} | {} | {metric} | {} | {against} | {:.2} | {wanted} | {} |",
+        verdict.goal,
+        verdict.measurement,
+        short(verdict.ours),
+        verdict.ratio,
+        if verdict.met { "met" } else { "MISSED" },
+    )
+}
+
+fn is_limit(name: &str) -> bool {
+    name != "scale" && contender(name).side == Side::Limit
+}
+
+/// Three digits.
+fn short(value: f64) -> String {
+    match value {
+        value if value >= 1e6 => format!("{:.2} M", value / 1e6),
+        value if value >= 1e4 => format!("{:.0} k", value / 1e3),
+        value if value >= 100.0 => format!("{value:.0}"),
+        value => format!("{value:.2}"),
+    }
+}
+
+/// Everything that was measured.
+pub(crate) fn write_json(
+    path: &Path,
+    conditions: &Conditions,
+    results: &Results,
+    verdicts: &[Verdict],
+) -> Result<()> {
+    let samples: Vec<_> = results
+        .iter()
+        .map(|(measurement, contender, runs)| {
+            json!({ "measurement": measurement, "contender": contender, "runs": runs })
+        })
+        .collect();
+    let all = json!({ "conditions": conditions, "goals": verdicts, "samples": samples });
+    fs::write(path, serde_json::to_string_pretty(&all)?).with_context(|| path.display().to_string())
+}
