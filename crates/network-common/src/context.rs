@@ -5,10 +5,12 @@ use std::sync::Arc;
 
 use tokio::net::ToSocketAddrs;
 
+#[cfg(feature = "auth")]
+use crate::auth::{AuthClientBootstrap, AuthServerBootstrap, Policy, SecretKeyHolder};
 use crate::buffer::BufferPool;
 use crate::channel::Resources;
 use crate::conf::TransportConf;
-use crate::error::TransportError;
+use crate::error::{ErrorKind, TransportError};
 use crate::factory::TransportClientFactory;
 use crate::handler::{RpcHandler, TransportClientBootstrap, TransportServerBootstrap};
 use crate::metrics::TransportMetrics;
@@ -24,6 +26,8 @@ pub struct TransportContext {
     metrics: TransportMetrics,
     pool: Arc<BufferPool>,
     close_idle_connections: bool,
+    #[cfg(feature = "auth")]
+    auth: Option<Arc<Policy>>,
 }
 
 impl TransportContext {
@@ -35,7 +39,36 @@ impl TransportContext {
     /// The same with a handler that is shared with others.
     pub fn with_handler(conf: TransportConf, handler: Arc<dyn RpcHandler>) -> Self {
         let metrics = TransportMetrics::new(conf.module());
-        Self { conf: Arc::new(conf), handler, metrics, pool: Arc::default(), close_idle_connections: false }
+        Self {
+            conf: Arc::new(conf),
+            handler,
+            metrics,
+            pool: Arc::default(),
+            close_idle_connections: false,
+            #[cfg(feature = "auth")]
+            auth: None,
+        }
+    }
+
+    /// Every connection made from here on authenticates both ends to each other, and is encrypted if the settings say so
+    /// ([`auth`](crate::auth) tells how). Outgoing connections are made as `app_id`; accepted ones by any application whose
+    /// secret `secrets` knows. Afterwards [`client_id`](crate::TransportClient::client_id) is the application's id at both
+    /// ends.
+    ///
+    /// On a client it comes before other bootstraps, and those of a server see nothing of a peer that is not authenticated.
+    /// A server whose `spark.<module>.io.maxHandshakes` are under way refuses connections with kind
+    /// [`Bootstrap`](ErrorKind::Bootstrap).
+    ///
+    /// # Errors
+    /// Kind [`Config`](ErrorKind::Config) if the settings ask for something that is not part of this build.
+    #[cfg(feature = "auth")]
+    pub fn with_auth(
+        mut self,
+        app_id: impl Into<String>,
+        secrets: Arc<dyn SecretKeyHolder>,
+    ) -> Result<Self, TransportError> {
+        self.auth = Some(Arc::new(Policy::new(&self.conf, app_id.into(), secrets)?));
+        Ok(self)
     }
 
     /// Whether connections on which nothing has moved for `spark.<module>.io.connectionTimeout` are closed also when no
@@ -58,7 +91,8 @@ impl TransportContext {
     /// Listens on `address`; port 0 is an ephemeral one. Must be called in a tokio runtime.
     ///
     /// # Errors
-    /// Kind [`Bind`](crate::ErrorKind::Bind).
+    /// Kind [`Bind`](ErrorKind::Bind). Kind [`Config`](ErrorKind::Config) if `spark.authenticate` is true and this context
+    /// has neither been given secrets nor, here, bootstraps.
     pub async fn create_server(
         &self,
         address: impl ToSocketAddrs,
@@ -69,12 +103,20 @@ impl TransportContext {
     /// The same with bootstraps, which run in order on every accepted connection.
     ///
     /// # Errors
-    /// Kind [`Bind`](crate::ErrorKind::Bind).
+    /// Those of [`create_server`](Self::create_server).
     pub async fn create_server_with(
         &self,
         address: impl ToSocketAddrs,
-        bootstraps: Vec<Arc<dyn TransportServerBootstrap>>,
+        #[cfg_attr(not(feature = "auth"), expect(unused_mut))] mut bootstraps: Vec<
+            Arc<dyn TransportServerBootstrap>,
+        >,
     ) -> Result<TransportServer, TransportError> {
+        #[cfg(feature = "auth")]
+        if let Some(policy) = &self.auth {
+            // The last one's handler is the outermost.
+            bootstraps.push(Arc::new(AuthServerBootstrap::new(Arc::clone(policy))));
+        }
+        check_authenticated(&self.conf, bootstraps.is_empty())?;
         let resources = self.resources(self.metrics.server());
         TransportServer::bind(address, resources, Arc::clone(&self.handler), bootstraps).await
     }
@@ -87,8 +129,14 @@ impl TransportContext {
     /// The same with bootstraps, which run in order on every new connection.
     pub fn create_client_factory_with(
         &self,
-        bootstraps: Vec<Arc<dyn TransportClientBootstrap>>,
+        #[cfg_attr(not(feature = "auth"), expect(unused_mut))] mut bootstraps: Vec<
+            Arc<dyn TransportClientBootstrap>,
+        >,
     ) -> TransportClientFactory {
+        #[cfg(feature = "auth")]
+        if let Some(policy) = &self.auth {
+            bootstraps.insert(0, Arc::new(AuthClientBootstrap::new(Arc::clone(policy))));
+        }
         let resources = self.resources(self.metrics.client());
         TransportClientFactory::new(resources, Arc::clone(&self.handler), bootstraps)
     }
@@ -101,6 +149,15 @@ impl TransportContext {
             self.close_idle_connections,
         ))
     }
+}
+
+/// A setting that asks for authentication is not passed over in silence.
+pub(crate) fn check_authenticated(conf: &TransportConf, unprotected: bool) -> Result<(), TransportError> {
+    if conf.authenticate() && unprotected {
+        let text = "spark.authenticate is true, but the context has no secrets: TransportContext::with_auth gives it some";
+        return Err(TransportError::new(ErrorKind::Config, text));
+    }
+    Ok(())
 }
 
 impl fmt::Debug for TransportContext {

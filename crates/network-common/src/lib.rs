@@ -101,6 +101,8 @@
 //! was written from: "wire 5" is section 5 of its wire format, "transport 8" section 8 of its transport layer.
 
 mod address;
+#[cfg(feature = "auth")]
+pub mod auth;
 mod buffer;
 mod channel;
 mod client;

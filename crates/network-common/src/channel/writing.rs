@@ -16,13 +16,16 @@ use crate::session::{Batch, ByteFilter};
 
 /// Slices handed to one vectored write.
 const MAX_SLICES: usize = 64;
+/// How much is sealed at once.
+const SEAL_PIECE: usize = 1 << 20;
 
 pub(super) struct Writer {
     /// `None` once the sending direction has ended.
     half: Option<OwnedWriteHalf>,
-    /// What is being written, and how much of it is.
+    /// What is being written, and how much of it is, or is sealed.
     batch: Batch,
     written: usize,
+    sealed: Sealed,
     /// The part of a file that goes out after it.
     region: Option<Region>,
     /// The file of which something was written and something is left.
@@ -31,12 +34,45 @@ pub(super) struct Writer {
     next: Option<Ahead>,
     /// The file whose last bytes are being written, kept for its hooks.
     finishing: Option<FileSend>,
-    seal: Option<Box<dyn ByteFilter>>,
     /// Whether others were already given the chance to add to the next batch.
     yielded: bool,
     shared: Arc<Shared>,
     resources: Arc<Resources>,
     wakers: Vec<Waker>,
+}
+
+/// What passes through a filter on its way out.
+#[derive(Default)]
+struct Sealed {
+    filter: Option<Box<dyn ByteFilter>>,
+    /// Sealed bytes of the batch, and how many of them are written.
+    bytes: Vec<u8>,
+    written: usize,
+}
+
+impl Sealed {
+    fn is_written(&self) -> bool {
+        self.written == self.bytes.len()
+    }
+
+    /// Seals the next piece of `batch`; returns how much of it that was.
+    fn refill(&mut self, batch: &Batch, from: usize) -> io::Result<usize> {
+        self.bytes.clear();
+        self.written = 0;
+        let Some(filter) = &mut self.filter else { return Ok(0) };
+        let mut slices = [IoSlice::new(&[]); MAX_SLICES];
+        let filled = batch.slices(from, &mut slices);
+        let mut taken = 0;
+        for slice in &slices[..filled] {
+            let piece = &slice[..slice.len().min(SEAL_PIECE - taken)];
+            filter.transform(piece, &mut self.bytes).map_err(io::Error::other)?;
+            taken += piece.len();
+            if taken == SEAL_PIECE {
+                break;
+            }
+        }
+        Ok(taken)
+    }
 }
 
 impl Writer {
@@ -45,11 +81,11 @@ impl Writer {
             half: Some(half),
             batch: Batch::default(),
             written: 0,
+            sealed: Sealed::default(),
             region: None,
             current: None,
             next: None,
             finishing: None,
-            seal: None,
             yielded: false,
             shared,
             resources,
@@ -65,7 +101,11 @@ impl Writer {
     /// Whether control frames could be written although a file is waited for.
     pub(super) fn takes_control(&self) -> bool {
         let waits_for_disk = self.next.is_some() && self.current.is_none() && self.region.is_none();
-        waits_for_disk && self.written == self.batch.len()
+        waits_for_disk && self.batch_is_written()
+    }
+
+    fn batch_is_written(&self) -> bool {
+        self.written == self.batch.len() && self.sealed.is_written()
     }
 
     /// Lets go of the socket, which ends the sending direction.
@@ -76,9 +116,8 @@ impl Writer {
     /// Writes until nothing is left (`Ready`) or the socket or disk takes its time.
     pub(super) fn poll_write(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
-            if self.written < self.batch.len() {
+            if !self.batch_is_written() {
                 let count = ready!(self.poll_batch(context))?;
-                self.written += count;
                 self.resources.wrote(&self.shared, count);
             } else if self.region.is_some() {
                 ready!(self.poll_region(context))?;
@@ -93,12 +132,29 @@ impl Writer {
 
     fn poll_batch(&mut self, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let half = self.half.as_mut().ok_or(io::ErrorKind::NotConnected)?;
-        let mut slices = [IoSlice::new(&[]); MAX_SLICES];
-        let filled = self.batch.slices(self.written, &mut slices);
-        match ready!(Pin::new(half).poll_write_vectored(context, &slices[..filled]))? {
-            0 => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-            count => Poll::Ready(Ok(count)),
+        let count = if self.sealed.filter.is_some() {
+            if self.sealed.is_written() {
+                self.written += self.sealed.refill(&self.batch, self.written)?;
+            }
+            if self.sealed.is_written() {
+                // Held back by the filter.
+                return Poll::Ready(Ok(0));
+            }
+            let count =
+                ready!(Pin::new(half).poll_write(context, &self.sealed.bytes[self.sealed.written..]))?;
+            self.sealed.written += count;
+            count
+        } else {
+            let mut slices = [IoSlice::new(&[]); MAX_SLICES];
+            let filled = self.batch.slices(self.written, &mut slices);
+            let count = ready!(Pin::new(half).poll_write_vectored(context, &slices[..filled]))?;
+            self.written += count;
+            count
+        };
+        if count == 0 {
+            return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
         }
+        Poll::Ready(Ok(count))
     }
 
     fn poll_region(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -121,13 +177,12 @@ impl Writer {
         }
         match ready.piece {
             Piece::Memory(bytes) => self.batch.push_piece(bytes),
-            Piece::Cached(_) if self.seal.is_some() => {
+            Piece::Cached(_) if self.sealed.filter.is_some() => {
                 return Err(io::Error::other("filters were installed while a file was about to be sent"));
             }
             Piece::Cached(region) => self.region = Some(region),
             Piece::Nothing => {}
         }
-        self.apply_seal()?;
         if ready.last {
             self.current = None;
             self.finishing = Some(ready.send);
@@ -140,7 +195,7 @@ impl Writer {
     }
 
     fn prepare(&self, item: Option<crate::session::BulkItem>) -> Option<Ahead> {
-        let native = self.resources.native_file_transfer && self.seal.is_none();
+        let native = self.resources.native_file_transfer && self.sealed.filter.is_none();
         Some(FileSend::new(item?, native)?.prepare(&self.shared, &self.resources))
     }
 
@@ -154,7 +209,7 @@ impl Writer {
         session.room_made(&mut self.wakers);
         self.written = 0;
         if session.seal.is_some() && session.outgoing.unsealed_is_written() {
-            self.seal = session.seal.take();
+            self.sealed.filter = session.seal.take();
         }
         let file = if self.next.is_none() { session.outgoing.take_file() } else { None };
         if file.is_some() {
@@ -167,6 +222,9 @@ impl Writer {
         if session.outgoing.is_empty(bodies) {
             drop(session);
             self.wake();
+            // A quiet connection keeps no buffer.
+            self.sealed.bytes = Vec::new();
+            self.sealed.written = 0;
             let Some(next) = &mut self.next else { return Poll::Ready(Ok(false)) };
             let ready = ready!(next.as_mut().poll(context))?;
             self.next = None;
@@ -186,23 +244,10 @@ impl Writer {
         session.outgoing.take(&mut self.batch, bodies);
         drop(session);
         self.wake();
-        self.apply_seal()?;
         Poll::Ready(Ok(true))
     }
 
     fn wake(&mut self) {
         self.wakers.drain(..).for_each(Waker::wake);
-    }
-
-    fn apply_seal(&mut self) -> io::Result<()> {
-        if let Some(seal) = &mut self.seal {
-            let plain = self.batch.contiguous();
-            if !plain.is_empty() {
-                let mut sealed = Vec::with_capacity(plain.len() + 64);
-                seal.transform(&plain, &mut sealed).map_err(io::Error::other)?;
-                self.batch.replace(sealed);
-            }
-        }
-        Ok(())
     }
 }

@@ -11,6 +11,7 @@ use tracing::Instrument;
 use crate::address::PeerAddress;
 use crate::channel::{Connection, Resources, socket};
 use crate::client::TransportClient;
+use crate::context::check_authenticated;
 use crate::error::{ErrorKind, TransportError};
 use crate::handler::{RpcHandler, TransportClientBootstrap};
 
@@ -49,6 +50,7 @@ impl Connector {
     }
 
     async fn try_connect(&self, address: &PeerAddress) -> Result<TransportClient, TransportError> {
+        check_authenticated(&self.resources.conf, self.bootstraps.is_empty())?;
         let failed = |error: io::Error| {
             TransportError::new(ErrorKind::Connect, format!("Failed to connect to {address}: {error}"))
                 .with_peer(address)
@@ -70,9 +72,15 @@ impl Connector {
                 })?
                 .map_err(failed)?,
         };
-        let connection = Connection::new(stream, Arc::clone(&self.handler), Arc::clone(&self.resources))
+        let mut connection = Connection::new(stream, Arc::clone(&self.handler), Arc::clone(&self.resources))
             .map_err(failed)?;
         let client = TransportClient::owning(Arc::clone(connection.shared()));
+        // The first bootstrap's handler is the outermost.
+        for bootstrap in self.bootstraps.iter().rev() {
+            let handler = bootstrap.wrap_handler(connection.client(), Arc::clone(connection.handler()));
+            connection.set_handler(handler);
+        }
+        client.shared().set_bootstrapping(!self.bootstraps.is_empty());
         let span = tracing::debug_span!("connection", peer = %address, side = "client");
         tokio::spawn(connection.run().instrument(span));
         for bootstrap in &self.bootstraps {
@@ -84,6 +92,7 @@ impl Connector {
                     .with_source(error));
             }
         }
+        client.shared().set_bootstrapping(false);
         tracing::debug!(peer = %address, "connected");
         Ok(client)
     }

@@ -92,22 +92,6 @@ impl Batch {
         filled
     }
 
-    /// All bytes in one run, for a filter.
-    pub(crate) fn contiguous(&self) -> Vec<u8> {
-        let mut all = Vec::with_capacity(self.len());
-        let mut slices = vec![IoSlice::new(&[]); 2 * self.bodies.len() + 1];
-        let filled = self.slices(0, &mut slices);
-        slices[..filled].iter().for_each(|slice| all.extend_from_slice(slice));
-        all
-    }
-
-    /// Other bytes for the same messages: sealed ones.
-    pub(crate) fn replace(&mut self, bytes: Vec<u8>) {
-        self.bytes = bytes;
-        self.bodies = Vec::new();
-        self.body_bytes = 0;
-    }
-
     /// Empty again; keeps a small buffer for the next round, so that a quiet connection holds little. Not under the lock:
     /// hooks of bodies run here. [`Outgoing::written`] is to be told.
     pub(crate) fn reset(&mut self) -> Written {
