@@ -8,7 +8,7 @@ use futures::future::BoxFuture;
 use super::cipher::{Filters, Side};
 use super::digest::{Credentials, DigestClient, Quality};
 use super::engine::AuthEngine;
-use super::guard::Guard;
+use super::guard::{FAILED, Guard};
 use super::{AuthError, Policy, SaslMessage, Secret};
 use crate::client::TransportClient;
 use crate::error::{BoxError, ErrorKind, TransportError};
@@ -56,7 +56,7 @@ impl AuthClientBootstrap {
             return self.sasl(client, secret, sasl.unwrap_or(Quality::Plain)).await;
         }
         match (self.engine(client, secret).await, sasl) {
-            // The peer's handler refused: perhaps it does not know the auth engine. Nothing else is a reason.
+            // The peer's handler refused: it may not know the auth engine. Nothing else is a reason.
             (Err(error), Some(quality)) if is_refusal(&error) => {
                 let peer = client.peer_addr();
                 tracing::warn!(%peer, %error, "the server refused the auth engine: falling back to SASL");
@@ -112,6 +112,9 @@ impl AuthClientBootstrap {
     }
 }
 
+/// Whether the peer refused, and not because it knows the auth engine and found us wanting.
 fn is_refusal(error: &BoxError) -> bool {
-    error.downcast_ref::<TransportError>().is_some_and(|error| error.kind() == ErrorKind::Remote)
+    error
+        .downcast_ref::<TransportError>()
+        .is_some_and(|error| error.kind() == ErrorKind::Remote && !error.to_string().contains(FAILED))
 }

@@ -17,8 +17,8 @@ use crate::protocol::MergedBlockMetaRequest;
 use crate::session::{Closing, StreamBody};
 
 /// All that a peer is told, whatever the reason; Spark's texts (auth 2).
-const FAILED: &str = "java.lang.RuntimeException: Authentication failed.";
-const UNKNOWN: &str = "java.lang.IllegalArgumentException: Unknown challenge message.";
+pub(super) const FAILED: &str = "Authentication failed.";
+const UNKNOWN: &str = "Unknown challenge message.";
 
 /// Stands before the handler of one connection. Who has a client id is authenticated.
 pub(super) struct Guard {
