@@ -2,7 +2,13 @@
 
 fn main() -> Result<(), rpc_build::Error> {
     rpc_build::compile_protos(
-        &["proto/rpc_envelope.proto", "proto/hello.proto", "tests/protos/coverage.proto"],
+        &[
+            "proto/rpc_envelope.proto",
+            "proto/hello.proto",
+            "proto/heartbeat.proto",
+            "tests/protos/coverage.proto",
+            "tests/protos/refs.proto",
+        ],
         &["proto", "tests/protos"],
     )
 }

@@ -2,19 +2,24 @@
 
 use std::fmt;
 use std::sync::Arc;
+#[cfg(feature = "tls")]
+use std::sync::OnceLock;
 
 use tokio::net::ToSocketAddrs;
 
 #[cfg(feature = "auth")]
-use crate::auth::{AuthClientBootstrap, AuthServerBootstrap, Policy, SecretKeyHolder};
+use crate::auth::{self, Policy, SecretKeyHolder};
 use crate::buffer::BufferPool;
-use crate::channel::Resources;
+use crate::channel::{Resources, Security};
 use crate::conf::TransportConf;
-use crate::error::{ErrorKind, TransportError};
+use crate::error::TransportError;
 use crate::factory::TransportClientFactory;
 use crate::handler::{RpcHandler, TransportClientBootstrap, TransportServerBootstrap};
 use crate::metrics::TransportMetrics;
+use crate::network::MemoryNetwork;
 use crate::server::TransportServer;
+#[cfg(feature = "tls")]
+use crate::tls::Tls;
 
 /// Settings and one [`RpcHandler`]: makes servers and client factories whose connections share them (transport 1).
 ///
@@ -28,6 +33,9 @@ pub struct TransportContext {
     close_idle_connections: bool,
     #[cfg(feature = "auth")]
     auth: Option<Arc<Policy>>,
+    network: Option<MemoryNetwork>,
+    #[cfg(feature = "tls")]
+    tls: Arc<OnceLock<Result<Arc<Tls>, TransportError>>>,
 }
 
 impl TransportContext {
@@ -45,6 +53,9 @@ impl TransportContext {
             metrics,
             pool: Arc::default(),
             close_idle_connections: false,
+            network: None,
+            #[cfg(feature = "tls")]
+            tls: Arc::default(),
             #[cfg(feature = "auth")]
             auth: None,
         }
@@ -57,10 +68,10 @@ impl TransportContext {
     ///
     /// On a client it comes before other bootstraps, and those of a server see nothing of a peer that is not authenticated.
     /// A server whose `spark.<module>.io.maxHandshakes` are under way refuses connections with kind
-    /// [`Bootstrap`](ErrorKind::Bootstrap).
+    /// [`Bootstrap`](crate::ErrorKind::Bootstrap).
     ///
     /// # Errors
-    /// Kind [`Config`](ErrorKind::Config) if the settings ask for something that is not part of this build.
+    /// Kind [`Config`](crate::ErrorKind::Config) if the settings ask for something that is not part of this build.
     #[cfg(feature = "auth")]
     pub fn with_auth(
         mut self,
@@ -78,6 +89,12 @@ impl TransportContext {
         self
     }
 
+    /// Servers and clients meet on `network` instead of the system's: for tests.
+    pub fn on_network(mut self, network: &MemoryNetwork) -> Self {
+        self.network = Some(network.clone());
+        self
+    }
+
     /// The settings.
     pub fn conf(&self) -> &TransportConf {
         &self.conf
@@ -91,8 +108,9 @@ impl TransportContext {
     /// Listens on `address`; port 0 is an ephemeral one. Must be called in a tokio runtime.
     ///
     /// # Errors
-    /// Kind [`Bind`](ErrorKind::Bind). Kind [`Config`](ErrorKind::Config) if `spark.authenticate` is true and this context
-    /// has neither been given secrets nor, here, bootstraps.
+    /// Kind [`Bind`](crate::ErrorKind::Bind). Kind [`Config`](crate::ErrorKind::Config) if TLS is enabled but its settings or
+    /// files cannot be used, or if `spark.authenticate` is true and this context has neither been given secrets nor, here,
+    /// bootstraps.
     pub async fn create_server(
         &self,
         address: impl ToSocketAddrs,
@@ -107,18 +125,13 @@ impl TransportContext {
     pub async fn create_server_with(
         &self,
         address: impl ToSocketAddrs,
-        #[cfg_attr(not(feature = "auth"), expect(unused_mut))] mut bootstraps: Vec<
-            Arc<dyn TransportServerBootstrap>,
-        >,
+        bootstraps: Vec<Arc<dyn TransportServerBootstrap>>,
     ) -> Result<TransportServer, TransportError> {
         #[cfg(feature = "auth")]
-        if let Some(policy) = &self.auth {
-            // The last one's handler is the outermost.
-            bootstraps.push(Arc::new(AuthServerBootstrap::new(Arc::clone(policy))));
-        }
-        check_authenticated(&self.conf, bootstraps.is_empty())?;
+        let bootstraps = auth::server_bootstraps(&self.conf, self.auth.as_ref(), bootstraps)?;
         let resources = self.resources(self.metrics.server());
-        TransportServer::bind(address, resources, Arc::clone(&self.handler), bootstraps).await
+        let security = self.server_security()?;
+        TransportServer::bind(address, resources, security, Arc::clone(&self.handler), bootstraps).await
     }
 
     /// A pool of outgoing connections.
@@ -129,16 +142,52 @@ impl TransportContext {
     /// The same with bootstraps, which run in order on every new connection.
     pub fn create_client_factory_with(
         &self,
-        #[cfg_attr(not(feature = "auth"), expect(unused_mut))] mut bootstraps: Vec<
-            Arc<dyn TransportClientBootstrap>,
-        >,
+        bootstraps: Vec<Arc<dyn TransportClientBootstrap>>,
     ) -> TransportClientFactory {
         #[cfg(feature = "auth")]
-        if let Some(policy) = &self.auth {
-            bootstraps.insert(0, Arc::new(AuthClientBootstrap::new(Arc::clone(policy))));
-        }
+        let bootstraps = auth::client_bootstraps(&self.conf, self.auth.as_ref(), bootstraps);
         let resources = self.resources(self.metrics.client());
-        TransportClientFactory::new(resources, Arc::clone(&self.handler), bootstraps)
+        TransportClientFactory::new(resources, self.client_security(), Arc::clone(&self.handler), bootstraps)
+    }
+
+    /// Reads the files that the settings of TLS name, so that mistakes show before the first connection. Nothing is done if TLS
+    /// is not enabled. Servers do so when they are created; the files are read once and, with
+    /// `spark.ssl.rpc.trustStoreReloadingEnabled`, again when they change.
+    ///
+    /// # Errors
+    /// Kind [`Config`](crate::ErrorKind::Config), naming setting and file.
+    #[cfg(feature = "tls")]
+    pub fn check_tls(&self) -> Result<(), TransportError> {
+        self.tls().map(|_| ())
+    }
+
+    /// `None`: TLS is not enabled.
+    #[cfg(feature = "tls")]
+    fn tls(&self) -> Result<Option<Arc<Tls>>, TransportError> {
+        if !self.conf.tls().enabled() {
+            return Ok(None);
+        }
+        self.tls.get_or_init(|| Tls::load(&self.conf).map(Arc::new)).clone().map(Some)
+    }
+
+    #[cfg(feature = "tls")]
+    fn server_security(&self) -> Result<Option<Arc<dyn Security>>, TransportError> {
+        self.tls()?.map(Tls::server_side).transpose()
+    }
+
+    #[cfg(feature = "tls")]
+    fn client_security(&self) -> Result<Option<Arc<dyn Security>>, TransportError> {
+        self.tls()?.map(Tls::client_side).transpose()
+    }
+
+    #[cfg(not(feature = "tls"))]
+    fn server_security(&self) -> Result<Option<Arc<dyn Security>>, TransportError> {
+        Ok(None)
+    }
+
+    #[cfg(not(feature = "tls"))]
+    fn client_security(&self) -> Result<Option<Arc<dyn Security>>, TransportError> {
+        Ok(None)
     }
 
     fn resources(&self, metrics: &Arc<crate::metrics::SideMetrics>) -> Arc<Resources> {
@@ -147,17 +196,9 @@ impl TransportContext {
             Arc::clone(metrics),
             Arc::clone(&self.pool),
             self.close_idle_connections,
+            self.network.clone(),
         ))
     }
-}
-
-/// A setting that asks for authentication is not passed over in silence.
-pub(crate) fn check_authenticated(conf: &TransportConf, unprotected: bool) -> Result<(), TransportError> {
-    if conf.authenticate() && unprotected {
-        let text = "spark.authenticate is true, but the context has no secrets: TransportContext::with_auth gives it some";
-        return Err(TransportError::new(ErrorKind::Config, text));
-    }
-    Ok(())
 }
 
 impl fmt::Debug for TransportContext {

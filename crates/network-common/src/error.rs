@@ -17,12 +17,15 @@ pub enum ErrorKind {
     Bind,
     /// The peer refused the connection, or its name did not resolve.
     Connect,
-    /// The connection was not made within `spark.<module>.io.connectionCreationTimeout`.
+    /// The connection was not made within `spark.<module>.io.connectionCreationTimeout`, or TLS not agreed on within
+    /// `spark.ssl.rpc.handshakeTimeout`.
     ConnectTimeout,
     /// Not even tried: this address failed within the fast-fail window.
     FastFail,
     /// A client bootstrap (authentication, say) failed.
     Bootstrap,
+    /// TLS could not be agreed on: the peer speaks none, or one of the two does not trust the other.
+    Tls,
     /// The connection was closed by either side.
     Closed,
     /// Nothing moved for `spark.<module>.io.connectionTimeout` while requests were outstanding.
@@ -45,13 +48,14 @@ pub enum ErrorKind {
 
 impl ErrorKind {
     /// Every kind, in the order of [`TransportMetrics`](crate::TransportMetrics)' failure counters.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Config,
         Self::Bind,
         Self::Connect,
         Self::ConnectTimeout,
         Self::FastFail,
         Self::Bootstrap,
+        Self::Tls,
         Self::Closed,
         Self::Timeout,
         Self::Io,

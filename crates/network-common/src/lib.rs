@@ -81,6 +81,12 @@
 //! # }
 //! ```
 //!
+//! # TLS
+//!
+//! With the feature `tls` and `spark.ssl.rpc.enabled`, every connection of a context is TLS from its first byte, as between
+//! processes of Spark 4; nothing in the clear is accepted or sent. `TlsConf` has the settings. Without the feature that
+//! setting is refused, so it cannot be overlooked.
+//!
 //! # What is promised
 //!
 //! * Every request ends exactly once: answer, failure, or the end of its connection. Calls queue when they are made, in
@@ -112,9 +118,12 @@ mod error;
 mod factory;
 mod handler;
 mod metrics;
+mod network;
 pub mod protocol;
 mod server;
 mod session;
+#[cfg(feature = "tls")]
+mod tls;
 
 pub use address::PeerAddress;
 pub use buffer::ManagedBuffer;
@@ -122,6 +131,8 @@ pub use client::{
     ChunkFuture, ConnectionId, MergedBlockMetaFuture, RequestFuture, RpcFuture, StreamFuture, TransportClient,
 };
 pub use conf::{IoMode, TransportConf};
+#[cfg(feature = "tls")]
+pub use conf::{TlsConf, TlsProtocol};
 pub use context::TransportContext;
 pub use error::{BoxError, ErrorKind, TransportError};
 pub use factory::TransportClientFactory;
@@ -130,6 +141,7 @@ pub use handler::{
     StreamManager, StreamOptions, TransportClientBootstrap, TransportServerBootstrap,
 };
 pub use metrics::{MetricsSnapshot, SideMetrics, TransportMetrics};
+pub use network::MemoryNetwork;
 pub use protocol::MergedBlockMetaRequest;
 pub use server::TransportServer;
-pub use session::{ByteFilter, MergedBlockMeta, StreamBody};
+pub use session::{ByteFilter, EndMark, MergedBlockMeta, StreamBody};

@@ -6,15 +6,16 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::net::{TcpListener, TcpSocket, TcpStream, ToSocketAddrs, lookup_host};
+use tokio::net::{TcpListener, TcpSocket, ToSocketAddrs, lookup_host};
 use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
-use crate::channel::{Connection, Resources, socket};
+use crate::channel::{Connection, Resources, Security, Stream, socket};
 use crate::client::{ConnectionId, Shared};
 use crate::error::{ErrorKind, TransportError};
 use crate::handler::{RpcHandler, TransportServerBootstrap};
+use crate::network::MemoryListener;
 use crate::session::Closing;
 
 /// How long accepting rests after an error such as "too many open files", which would otherwise come again at once.
@@ -32,6 +33,7 @@ pub struct TransportServer {
 
 struct Inner {
     resources: Arc<Resources>,
+    security: Option<Arc<dyn Security>>,
     handler: Arc<dyn RpcHandler>,
     bootstraps: Vec<Arc<dyn TransportServerBootstrap>>,
     connections: Mutex<Connections>,
@@ -49,6 +51,7 @@ impl TransportServer {
     pub(crate) async fn bind(
         address: impl ToSocketAddrs,
         resources: Arc<Resources>,
+        security: Option<Arc<dyn Security>>,
         handler: Arc<dyn RpcHandler>,
         bootstraps: Vec<Arc<dyn TransportServerBootstrap>>,
     ) -> Result<Self, TransportError> {
@@ -60,7 +63,8 @@ impl TransportServer {
             TransportError::new(ErrorKind::Bind, format!("cannot listen: {error}")).with_source(error)
         })?;
         let tasks = TaskTracker::new();
-        let inner = Arc::new(Inner { resources, handler, bootstraps, connections: Mutex::default(), tasks });
+        let connections = Mutex::default();
+        let inner = Arc::new(Inner { resources, security, handler, bootstraps, connections, tasks });
         let accepting = tokio::spawn(accept(listener, Arc::clone(&inner)));
         Ok(Self { address, accepting, inner })
     }
@@ -112,8 +116,8 @@ impl Inner {
         self.stop(|shared| shared.close(Closing::Now(TransportError::closed(shared.peer))))
     }
 
-    fn serve(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr) {
-        let connection = match self.prepare(stream, peer) {
+    fn serve(self: &Arc<Self>, stream: Stream, peer: SocketAddr) {
+        let mut connection = match self.prepare(stream, peer) {
             Ok(connection) => connection,
             Err(error) => {
                 tracing::warn!(%peer, %error, "connection refused");
@@ -133,14 +137,26 @@ impl Inner {
         let span = tracing::debug_span!("connection", %peer, side = "server");
         self.tasks.spawn(
             async move {
-                connection.run().await;
+                let secured = match &inner.security {
+                    Some(security) => connection.secure(&**security, &peer.into()).await,
+                    None => Ok(()),
+                };
+                match secured {
+                    Ok(()) => connection.run().await,
+                    Err(error) => {
+                        if error.kind() != ErrorKind::Closed {
+                            inner.resources.metrics.failed(&error);
+                        }
+                        connection.give_up(&error).await;
+                    }
+                }
                 inner.connections.lock().open.remove(&id);
             }
             .instrument(span),
         );
     }
 
-    fn prepare(&self, stream: TcpStream, peer: SocketAddr) -> Result<Box<Connection>, TransportError> {
+    fn prepare(&self, stream: Stream, peer: SocketAddr) -> Result<Box<Connection>, TransportError> {
         let conf = &self.resources.conf;
         let io_error = |error: std::io::Error| {
             TransportError::new(
@@ -150,7 +166,9 @@ impl Inner {
             .with_peer(peer)
             .with_source(error)
         };
-        socket::configure_connected(&stream, conf, conf.tcp_keep_alive()).map_err(io_error)?;
+        if let Stream::Tcp(stream) = &stream {
+            socket::configure_connected(stream, conf, conf.tcp_keep_alive()).map_err(io_error)?;
+        }
         let mut connection = Connection::new(stream, Arc::clone(&self.handler), Arc::clone(&self.resources))
             .map_err(io_error)?;
         for bootstrap in &self.bootstraps {
@@ -172,7 +190,7 @@ impl std::fmt::Debug for Inner {
     }
 }
 
-async fn accept(listener: TcpListener, inner: Arc<Inner>) {
+async fn accept(mut listener: Listener, inner: Arc<Inner>) {
     loop {
         match listener.accept().await {
             Ok((stream, peer)) => inner.serve(stream, peer),
@@ -185,22 +203,51 @@ async fn accept(listener: TcpListener, inner: Arc<Inner>) {
     }
 }
 
+/// Where connections arrive.
+enum Listener {
+    Tcp(TcpListener),
+    Memory(MemoryListener),
+}
+
+impl Listener {
+    fn local_addr(&self) -> std::io::Result<SocketAddr> {
+        match self {
+            Self::Tcp(listener) => listener.local_addr(),
+            Self::Memory(listener) => Ok(listener.address),
+        }
+    }
+
+    async fn accept(&mut self) -> std::io::Result<(Stream, SocketAddr)> {
+        match self {
+            Self::Tcp(listener) => listener.accept().await.map(|(stream, peer)| (Stream::Tcp(stream), peer)),
+            Self::Memory(listener) => {
+                let stream = listener.accept().await?;
+                let peer = stream.peer;
+                Ok((Stream::Memory(stream), peer))
+            }
+        }
+    }
+}
+
 /// Listens on the first of the resolved addresses that works.
 async fn listen(
     address: impl ToSocketAddrs,
     resources: &Resources,
-) -> Result<TcpListener, (String, std::io::Error)> {
+) -> Result<Listener, (String, std::io::Error)> {
     let addresses = lookup_host(address).await.map_err(|error| ("the given address".to_owned(), error))?;
     let mut failure = None;
     for address in addresses {
         let listen = || {
+            if let Some(network) = &resources.network {
+                return network.listen(address).map(Listener::Memory);
+            }
             let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
             socket::configure_new(&socket, &resources.conf)?;
             // On Windows it would let two servers share a port.
             #[cfg(not(windows))]
             socket.set_reuseaddr(true)?;
             socket.bind(address)?;
-            socket.listen(resources.conf.backlog())
+            socket.listen(resources.conf.backlog()).map(Listener::Tcp)
         };
         match listen() {
             Ok(listener) => return Ok(listener),

@@ -1,6 +1,6 @@
 //! TransportConfSuite without TLS (CONF-12 and every key of `TransportConf`), and NettyMemoryMetricsSuite (MET-01).
 //!
-//! CONF-01..11 are about the keys of TLS and come with it. MET-02 counts what a JVM's allocator does: there is nothing it
+//! CONF-01..11 are about the keys of TLS: see the suite `tls`. MET-02 counts what a JVM's allocator does: there is nothing it
 //! could map to. Of MET-01 the names' prefixes are kept; instead of heap and direct memory our gauges are checked.
 
 // Outside of the test functions themselves too.
@@ -34,6 +34,15 @@ fn assert_refused(key: &str, value: &str, accepted: &str) {
     }
     let by_settings = TransportConf::from_settings(MODULE, [("spark.ok", "1"), (key, value)]).unwrap_err();
     assert_eq!(by_settings.to_string(), text);
+}
+
+/// Nobody is to believe that they have TLS when it was not even built.
+#[cfg(not(feature = "tls"))]
+#[test]
+fn conf_07_tls_that_was_not_built_is_refused() {
+    assert_refused("spark.ssl.rpc.enabled", "true", "feature 'tls'");
+    with("spark.ssl.rpc.enabled", "false");
+    with("spark.ssl.rpc.keyStore", "/ignored");
 }
 
 #[test]

@@ -8,7 +8,7 @@ use prost_types::FileDescriptorSet;
 use protox::Compiler;
 use protox::file::{ChainFileResolver, File, FileResolver, GoogleFileResolver, IncludeFileResolver};
 
-use crate::service::{ALLOW, Generator, ONE_WAY};
+use crate::service::{ALLOW, ENDPOINT_REF, Generator, ONE_WAY};
 
 /// Compiles `protos` and writes one Rust file per package to `OUT_DIR`, for `rpc_core::include_proto!`.
 ///
@@ -56,6 +56,7 @@ pub(crate) fn compile_into(
         .bytes(["."])
         // It never travels and is never constructed; this keeps it out of the output.
         .extern_path(ONE_WAY, "()")
+        .extern_path(ENDPOINT_REF, "::rpc_core::EndpointRef")
         .type_attribute(".", ALLOW)
         .service_generator(Box::new(Generator))
         .compile_fds(descriptors)
@@ -170,6 +171,12 @@ mod tests {
     fn empty_is_an_answer() {
         let text = compile_service("rpc Get(A) returns (google.protobuf.Empty);").unwrap();
         assert!(text.contains("Get(A, ::rpc_core::RpcCallContext<()>),"), "{text}");
+    }
+
+    #[test]
+    fn a_ref_in_a_message_is_the_one_of_rpc_core() {
+        let text = compile(&format!("{HEADER} message C {{ rpc_core.EndpointRef who = 1; }}")).unwrap();
+        assert!(text.contains("pub who: ::core::option::Option<::rpc_core::EndpointRef>,"), "{text}");
     }
 
     #[test]

@@ -41,6 +41,7 @@
 //!   with nothing in it: `()`.
 //! * Rpcs of one service that share a request type cannot be told apart by it. Each gets a newtype named after
 //!   service and rpc: `HelloSayHi(pub Name)`.
+//! * A field of type `rpc_core.EndpointRef` holds the ref of an endpoint.
 //! * Streams have no place in this model: an rpc with `stream` is an error.
 //!
 //! The `.proto` files are compiled by [protox]: nothing needs to be installed.

@@ -8,6 +8,9 @@ use prost_build::{Comments, Method, Service, ServiceGenerator};
 /// The return type of rpcs without an answer.
 pub(crate) const ONE_WAY: &str = ".rpc_core.OneWay";
 
+/// The ref of an endpoint inside a message, which is a type of rpc-core.
+pub(crate) const ENDPOINT_REF: &str = ".rpc_core.EndpointRef";
+
 /// Stands on everything generated: lints that a crate may have switched on for the code it writes itself. Nor does
 /// a client that matches on no message have dead code.
 pub(crate) const ALLOW: &str = "#[allow(dead_code, missing_docs, unreachable_pub, unnameable_types, non_camel_case_types, \

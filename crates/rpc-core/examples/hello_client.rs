@@ -17,7 +17,8 @@ async fn main() -> anyhow::Result<()> {
 
     let greeting = hello.ask(SayHi { msg: "neo".to_owned() }).await?;
     println!("{}", greeting.text);
-    let greeting = hello.ask(SayBye { msg: "neo".to_owned() }).await?;
+    // Asks again, but only after errors that say that the request was certainly not handled.
+    let greeting = hello.ask_with_retry(SayBye { msg: "neo".to_owned() }).await?;
     println!("{}", greeting.text);
 
     env.shutdown().await;

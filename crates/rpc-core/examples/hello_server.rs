@@ -1,6 +1,6 @@
 //! The server of the Hello example: `cargo run --example hello_server`, then `hello_client` in another terminal.
 
-use rpc_core::{EndpointContext, RpcEnv, RpcError, ThreadSafeRpcEndpoint};
+use rpc_core::{EndpointContext, RpcEndpoint, RpcEnv, RpcError};
 
 use crate::hello::{Greeting, HelloMessage};
 
@@ -8,12 +8,13 @@ mod hello {
     rpc_core::include_proto!("hello");
 }
 
+/// `&self`: while one greeting waits for something, others begin. What such an endpoint changes is behind a lock.
 struct Hello;
 
-impl ThreadSafeRpcEndpoint for Hello {
+impl RpcEndpoint for Hello {
     type Message = HelloMessage;
 
-    async fn on_start(&mut self, cx: &EndpointContext<HelloMessage>) -> Result<(), RpcError> {
+    async fn on_start(&self, cx: &EndpointContext<HelloMessage>) -> Result<(), RpcError> {
         if let Some(itself) = cx.self_ref() {
             println!("start {itself}");
         }
@@ -21,7 +22,7 @@ impl ThreadSafeRpcEndpoint for Hello {
     }
 
     async fn receive(
-        &mut self,
+        &self,
         message: HelloMessage,
         _cx: &EndpointContext<HelloMessage>,
     ) -> Result<(), RpcError> {
@@ -37,7 +38,7 @@ impl ThreadSafeRpcEndpoint for Hello {
         }
     }
 
-    async fn on_stop(&mut self, _cx: &EndpointContext<HelloMessage>) -> Result<(), RpcError> {
+    async fn on_stop(&self, _cx: &EndpointContext<HelloMessage>) -> Result<(), RpcError> {
         println!("stop hello endpoint");
         Ok(())
     }

@@ -11,7 +11,7 @@ use tokio::runtime::Handle;
 use tokio::time::{Instant, Sleep};
 
 use crate::abort::AbortHandle;
-use crate::address::RpcEndpointAddress;
+use crate::address::{RpcAddress, RpcEndpointAddress};
 use crate::conf::AskConf;
 use crate::deadlines::{COARSE_FROM, Deadlines};
 use crate::error::{ErrorKind, RpcError};
@@ -19,18 +19,20 @@ use crate::post::RemoteAnswer;
 use crate::running::EndpointId;
 use crate::slot::Slot;
 use crate::timeout::RpcTimeout;
+use crate::trace::Tracer;
 use crate::wire::{self, IncomingBody};
 
-/// All asks of an environment: what they go by, and how many there are.
+/// What the refs of an environment have in common: what their asks go by, and how many of these there are.
 pub(crate) struct Asks {
     pub(crate) conf: AskConf,
     pub(crate) deadlines: Arc<Deadlines>,
+    pub(crate) tracer: Tracer,
     pending: AtomicUsize,
 }
 
 impl Asks {
-    pub(crate) fn new(conf: AskConf, runtime: Handle) -> Arc<Self> {
-        Arc::new(Self { conf, deadlines: Deadlines::new(runtime), pending: AtomicUsize::new(0) })
+    pub(crate) fn new(conf: AskConf, tracer: Tracer, runtime: Handle) -> Arc<Self> {
+        Arc::new(Self { conf, deadlines: Deadlines::new(runtime), tracer, pending: AtomicUsize::new(0) })
     }
 
     /// How many wait for an answer.
@@ -45,16 +47,24 @@ pub(crate) struct About {
     pub(crate) asks: Arc<Asks>,
     /// If it is in this environment.
     pub(crate) endpoint: Option<EndpointId>,
+    /// Which run of its environment it belongs to; 0 if that is not known.
+    pub(crate) incarnation: u64,
+    /// The peer of the connection it is reached over, if its environment does not listen.
+    pub(crate) socket: Option<RpcAddress>,
     pending: AtomicUsize,
 }
 
 impl About {
-    pub(crate) fn new(
-        address: RpcEndpointAddress,
-        endpoint: Option<EndpointId>,
-        asks: Arc<Asks>,
-    ) -> Arc<Self> {
-        Arc::new(Self { address, endpoint, asks, pending: AtomicUsize::new(0) })
+    pub(crate) fn new(address: RpcEndpointAddress, asks: Arc<Asks>) -> Self {
+        Self { address, asks, endpoint: None, incarnation: 0, socket: None, pending: AtomicUsize::new(0) }
+    }
+
+    /// Who does not answer, for error texts.
+    pub(crate) fn peer(&self) -> &dyn fmt::Display {
+        match &self.socket {
+            Some(socket) => socket,
+            None => &self.address,
+        }
     }
 
     /// Counts one more ask that waits, unless there are too many.
@@ -141,7 +151,7 @@ impl<T> Future for Ask<T> {
             }
             Poll::Pending => {
                 std::task::ready!(this.poll_timer(cx));
-                Err(this.timeout.expired(&this.about.address))
+                Err(this.timeout.expired(this.about.peer()))
             }
         };
         this.finish();

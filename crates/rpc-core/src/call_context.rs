@@ -76,6 +76,15 @@ impl RemoteReply {
         self.answer(wire::encode_refusal(error));
     }
 
+    fn send(self, answer: Bytes) -> Result<(), RpcError> {
+        let checked = wire::check_size("the answer", answer.len(), self.link.max_message());
+        self.answer(match &checked {
+            Ok(()) => answer,
+            Err(error) => wire::encode_refusal(error),
+        });
+        checked
+    }
+
     fn answer(self, answer: Bytes) {
         self.link.forget(self.ask.request);
         self.callback.reply(answer);
@@ -101,11 +110,11 @@ impl<T: Send + 'static> RpcCallContext<T> {
     ///
     /// # Errors
     ///
-    /// None at present; an answer that is too large to travel will be one, and fails the asker too.
+    /// [`ErrorKind::Limit`] if the answer is too large to leave the process; the asker gets it too.
     pub fn reply(mut self, value: T) -> Result<(), RpcError> {
         match self.asker.take() {
             Some(Asker::Local { slot, .. }) => slot.complete(Ok(value)),
-            Some(Asker::Remote { reply, encode }) => reply.answer(encode(&value)),
+            Some(Asker::Remote { reply, encode }) => return reply.send(encode(&value)),
             Some(Asker::Nobody) | None => {}
         }
         Ok(())

@@ -1,6 +1,7 @@
 //! Settings under Spark's names.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::time::Duration;
 
 use crate::credit::Volume;
@@ -20,6 +21,7 @@ const MAX_PENDING: &str = "spark.rpc.ask.maxPending";
 const MAX_PENDING_PER_ENDPOINT: &str = "spark.rpc.ask.maxPendingPerEndpoint";
 const SLOW_MESSAGE: &str = "spark.rpc.slowMessageThreshold";
 const SHUTDOWN_TIMEOUT: &str = "spark.rpc.shutdownTimeout";
+const MAX_MESSAGE_MIB: &str = "spark.rpc.message.maxSize";
 const TIMES: [&str; 6] =
     [ASK_TIMEOUT, LOOKUP_TIMEOUT, NETWORK_TIMEOUT, RETRY_WAIT, SLOW_MESSAGE, SHUTDOWN_TIMEOUT];
 const AMOUNTS: [&str; 7] = [
@@ -43,6 +45,7 @@ pub(crate) struct AskConf {
     pub(crate) retry_wait: Duration,
     pub(crate) max_pending: usize,
     pub(crate) max_pending_per_endpoint: usize,
+    pub(crate) max_message: usize,
 }
 
 /// The settings of an environment, under Spark's names (`rpc 12`).
@@ -54,6 +57,7 @@ pub(crate) struct AskConf {
 /// | `spark.network.timeout` | `120s` | the default of both |
 /// | `spark.rpc.numRetries` | `3` | how often `ask_with_retry` asks in all |
 /// | `spark.rpc.retry.wait` | `3s` | how long it waits in between |
+/// | `spark.rpc.message.maxSize` | `128` | MiB that one message may have when it leaves the process, up to 2047 |
 /// | `spark.rpc.ask.maxPending` | 1000000 | asks of this environment that wait for an answer |
 /// | `spark.rpc.ask.maxPendingPerEndpoint` | 250000 | of them those of one endpoint, by one ref and its clones |
 /// | `spark.rpc.inbox.maxMessages` | 65536 | messages that wait for one endpoint or are being handled by it |
@@ -67,7 +71,7 @@ pub(crate) struct AskConf {
 /// The last nine are not Spark's, whose queues have no limits. Sizes are numbers with a unit (`b`, `k`, `m`, `g`);
 /// without one they are bytes. Times are numbers with a unit (`us`, `ms`, `s`, `m`, `min`, `h`, `d`); without one they are seconds. Settings
 /// that this crate does not know are kept and passed on to the transport, which reads `spark.rpc.io.*`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct RpcConf {
     settings: BTreeMap<String, String>,
 }
@@ -109,6 +113,9 @@ impl RpcConf {
         if key == NUM_RETRIES {
             parse_attempts(key, value)?;
         }
+        if key == MAX_MESSAGE_MIB {
+            parse_max_message(value)?;
+        }
         self.settings.insert(key.to_owned(), value.to_owned());
         Ok(self)
     }
@@ -136,7 +143,13 @@ impl RpcConf {
             retry_wait: self.duration(RETRY_WAIT)?.unwrap_or(Duration::from_secs(3)),
             max_pending: self.amount(MAX_PENDING, 1_000_000)? as usize,
             max_pending_per_endpoint: self.amount(MAX_PENDING_PER_ENDPOINT, 250_000)? as usize,
+            max_message: self.max_message()?,
         })
+    }
+
+    /// The bytes that one message may have.
+    pub(crate) fn max_message(&self) -> Result<usize, RpcError> {
+        self.get(MAX_MESSAGE_MIB).map_or(Ok(128 << 20), parse_max_message)
     }
 
     pub(crate) fn lookup_timeout(&self) -> Result<RpcTimeout, RpcError> {
@@ -170,6 +183,18 @@ impl RpcConf {
     }
 }
 
+/// Values whose keys say so are secret.
+impl fmt::Debug for RpcConf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let secret = |key: &str| {
+            let key = key.to_ascii_lowercase();
+            ["password", "secret", "token"].iter().any(|word| key.contains(word))
+        };
+        let shown = self.settings().map(|(key, value)| (key, if secret(key) { "*****" } else { value }));
+        f.debug_map().entries(shown).finish()
+    }
+}
+
 /// A number of messages or bytes; at least one, as nothing could pass a limit of none.
 fn parse_amount(key: &str, value: &str) -> Result<u64, RpcError> {
     let text = value.trim();
@@ -185,6 +210,14 @@ fn parse_amount(key: &str, value: &str) -> Result<u64, RpcError> {
     let amount = number.parse().ok().zip(factor).and_then(|(n, factor): (u64, u64)| n.checked_mul(factor));
     amount.filter(|amount| *amount > 0).ok_or_else(|| {
         let text = format!("{key} is `{value}`; it takes a number above 0, such as 1000, 64k or 16m");
+        RpcError::new(ErrorKind::Config, text)
+    })
+}
+
+fn parse_max_message(value: &str) -> Result<usize, RpcError> {
+    let mib = value.trim().parse().ok().filter(|mib| (1..=2047).contains(mib));
+    mib.map(|mib: usize| mib << 20).ok_or_else(|| {
+        let text = format!("{MAX_MESSAGE_MIB} is `{value}`; it takes a number of MiB from 1 to 2047");
         RpcError::new(ErrorKind::Config, text)
     })
 }

@@ -5,6 +5,7 @@ use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use tokio::time::Instant;
 
 use crate::address::RpcEndpointAddress;
@@ -38,18 +39,31 @@ enum Target<M> {
 }
 
 impl<M> RpcEndpointRef<M> {
-    pub(crate) fn local(address: RpcEndpointAddress, asks: Arc<Asks>, mailbox: Arc<dyn Mailbox<M>>) -> Self {
+    pub(crate) fn local(
+        address: RpcEndpointAddress,
+        incarnation: u64,
+        asks: Arc<Asks>,
+        mailbox: Arc<dyn Mailbox<M>>,
+    ) -> Self {
         let endpoint = Some(EndpointId::of(&mailbox));
-        Self { about: About::new(address, endpoint, asks), target: Target::Local(mailbox) }
+        let mut about = About::new(address, asks);
+        about.endpoint = endpoint;
+        about.incarnation = incarnation;
+        Self { about: Arc::new(about), target: Target::Local(mailbox) }
     }
 
-    pub(crate) fn remote(
-        address: RpcEndpointAddress,
-        asks: Arc<Asks>,
-        wire: Arc<dyn Wire>,
-        head: Bytes,
-    ) -> Self {
-        Self { about: About::new(address, None, asks), target: Target::Remote { wire, head } }
+    /// `about`: of an endpoint elsewhere.
+    pub(crate) fn remote(about: About, wire: Arc<dyn Wire>, head: Bytes) -> Self {
+        Self { about: Arc::new(about), target: Target::Remote { wire, head } }
+    }
+
+    pub(crate) fn is_local(&self) -> bool {
+        matches!(self.target, Target::Local(_))
+    }
+
+    /// Which run of its environment the endpoint belongs to; 0 if that is not known.
+    pub(crate) fn incarnation(&self) -> u64 {
+        self.about.incarnation
     }
 
     /// The endpoint's full address.
@@ -70,6 +84,44 @@ impl<M> RpcEndpointRef<M> {
 }
 
 impl<M: RpcMessage> RpcEndpointRef<M> {
+    /// The ref of one of several services that the endpoint serves: `N` is a part of its message `M`.
+    ///
+    /// ```
+    /// # use rpc_core::{IncomingRequest, RpcEndpointRef, RpcError, RpcMessage};
+    /// # mod hello { rpc_core::include_proto!("hello"); }
+    /// # use hello::HelloMessage;
+    /// # struct Admin;
+    /// enum Served {
+    ///     Hello(HelloMessage),
+    ///     Admin(Admin),
+    /// }
+    /// # impl RpcMessage for Served {
+    /// #     const SERVICES: &'static [&'static str] = HelloMessage::SERVICES;
+    /// #     fn decode(request: IncomingRequest<'_>) -> Result<Self, RpcError> {
+    /// #         HelloMessage::decode(request).map(Self::Hello)
+    /// #     }
+    /// # }
+    /// impl From<HelloMessage> for Served {
+    ///     fn from(message: HelloMessage) -> Self {
+    ///         Self::Hello(message)
+    ///     }
+    /// }
+    /// fn for_guests(endpoint: &RpcEndpointRef<Served>) -> RpcEndpointRef<HelloMessage> {
+    ///     endpoint.narrow()
+    /// }
+    /// ```
+    #[must_use]
+    pub fn narrow<N: RpcMessage>(&self) -> RpcEndpointRef<N>
+    where
+        M: From<N>,
+    {
+        let target = match &self.target {
+            Target::Local(mailbox) => Target::Local(Arc::new(Narrowed(Arc::clone(mailbox))) as _),
+            Target::Remote { wire, head } => Target::Remote { wire: Arc::clone(wire), head: head.clone() },
+        };
+        RpcEndpointRef { about: Arc::clone(&self.about), target }
+    }
+
     /// Sends `request` and waits for no answer; one that is given is discarded. Never blocks and never waits.
     ///
     /// Ok means that it is on its way: in the endpoint's inbox if that is in this environment, else in the queue to
@@ -79,20 +131,22 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
     /// # Errors
     ///
     /// The request comes back in the error if the endpoint or the environment has stopped, or
-    /// ([`ErrorKind::Limit`](crate::ErrorKind::Limit), retryable) if the queue is full.
+    /// ([`ErrorKind::Limit`](crate::ErrorKind::Limit)) if the queue is full, which is retryable, or the message is too
+    /// large to leave the process, which is not.
     pub fn send<R: RpcRequest<M>>(&self, request: R) -> Result<(), SendError<R>> {
         match &self.target {
             Target::Local(mailbox) => {
                 let sender = self.about.address.address().cloned();
                 let mut parts = Some((request, RpcCallContext::nobody(sender)));
-                let posted = post(&**mailbox, Origin::Sent, &mut parts);
+                let span = self.about.asks.tracer.local(self.name());
+                let posted = post(&**mailbox, Origin::Sent { span }, &mut parts);
                 match (posted, parts) {
                     (Err(error), Some((request, _))) => Err(SendError::new(request, error)),
                     _ => Ok(()),
                 }
             }
             Target::Remote { wire, head } => {
-                let sent = encode(head, &request, None).and_then(|envelope| wire.send(envelope));
+                let sent = self.encode(head, &request, None).and_then(|envelope| wire.send(envelope));
                 sent.map_err(|error| SendError::new(request, error))
             }
         }
@@ -111,7 +165,11 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
     pub async fn send_wait<R: RpcRequest<M>>(&self, mut request: R) -> Result<(), SendError<R>> {
         loop {
             let refused = match self.send(request) {
-                Err(refused) if refused.error().kind() == ErrorKind::Limit => refused,
+                Err(refused)
+                    if refused.error().kind() == ErrorKind::Limit && refused.error().is_retryable() =>
+                {
+                    refused
+                }
                 sent => return sent,
             };
             match &self.target {
@@ -184,7 +242,7 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
         let asked = Instant::now();
         let deadline = asked.checked_add(timeout.duration());
         let begun = if timeout.duration().is_zero() {
-            Err(timeout.expired(&self.about.address))
+            Err(timeout.expired(self.about.peer()))
         } else {
             self.about.begin().and_then(|()| {
                 let dispatched = self.dispatch(request, &timeout, deadline);
@@ -206,15 +264,31 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
                 let sender = self.about.address.address().cloned();
                 let context = RpcCallContext::local(Arc::clone(&slot), deadline, sender);
                 let asker = Arc::clone(&slot) as Arc<dyn Asker>;
-                let origin = Origin::Asked { id: id_of(&slot), asker, deadline };
+                let span = self.about.asks.tracer.local(self.name());
+                let origin = Origin::Asked { id: id_of(&slot), asker, deadline, span };
                 post(&**mailbox, origin, &mut Some((request, context)))?;
                 State::Local(slot)
             }
             Target::Remote { wire, head } => {
-                let envelope = encode(head, &request, Some(timeout))?;
+                let envelope = self.encode(head, &request, Some(timeout))?;
                 State::Remote { answer: wire.ask(envelope), decode: R::decode_reply }
             }
         })
+    }
+
+    fn encode<R: RpcRequest<M>>(
+        &self,
+        head: &Bytes,
+        request: &R,
+        timeout: Option<&RpcTimeout>,
+    ) -> Result<Bytes, RpcError> {
+        let method = R::METHOD.ok_or_else(local_only)?;
+        let trace = self.about.asks.tracer.current();
+        let remaining = timeout.map(RpcTimeout::duration);
+        let envelope = wire::request(head, method, remaining, trace.as_deref(), |body| request.encode(body))?;
+        wire::check_size("the message", envelope.len(), self.about.asks.conf.max_message)
+            .map_err(|error| error.with_peer(self.address()))?;
+        Ok(envelope)
     }
 }
 
@@ -229,13 +303,17 @@ where
     mailbox.post(origin, &mut || parts.take().map(|(request, context)| request.into_message(context)))
 }
 
-fn encode<M: RpcMessage, R: RpcRequest<M>>(
-    head: &Bytes,
-    request: &R,
-    timeout: Option<&RpcTimeout>,
-) -> Result<Bytes, RpcError> {
-    let method = R::METHOD.ok_or_else(local_only)?;
-    wire::request(head, method, timeout.map(RpcTimeout::duration), |body| request.encode(body))
+/// The inbox of an endpoint that receives more than what is put in here.
+struct Narrowed<M>(Arc<dyn Mailbox<M>>);
+
+impl<N, M: From<N>> Mailbox<N> for Narrowed<M> {
+    fn post(&self, origin: Origin, build: &mut dyn FnMut() -> Option<N>) -> Result<(), RpcError> {
+        self.0.post(origin, &mut || build().map(M::from))
+    }
+
+    fn room(&self) -> BoxFuture<'_, ()> {
+        self.0.room()
+    }
 }
 
 impl<M> Clone for RpcEndpointRef<M> {
@@ -250,7 +328,9 @@ impl<M> Clone for RpcEndpointRef<M> {
 
 impl<M> PartialEq for RpcEndpointRef<M> {
     fn eq(&self, other: &Self) -> bool {
+        // Without an address the name alone says little: every environment that does not listen may have one.
         self.address() == other.address()
+            && (self.address().address().is_some() || self.incarnation() == other.incarnation())
     }
 }
 

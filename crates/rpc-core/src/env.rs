@@ -1,6 +1,7 @@
 //! The environment: what users start, register endpoints with, and look endpoints up in.
 
 mod builder;
+mod lookup;
 mod shutdown;
 mod snapshot;
 
@@ -19,21 +20,17 @@ pub use builder::RpcEnvBuilder;
 
 use crate::address::{RpcAddress, RpcEndpointAddress};
 use crate::ask::Asks;
-use crate::dispatcher::{Dispatcher, endpoint_not_found, service_mismatch};
+use crate::dispatcher::Dispatcher;
 use crate::endpoint::EndpointContext;
 use crate::endpoint_options::EndpointOptions;
 use crate::endpoint_ref::RpcEndpointRef;
-use crate::error::{ErrorKind, RpcError};
+use crate::error::RpcError;
 use crate::limits::InboxConf;
 use crate::link::Links;
-use crate::message::{RpcMessage, local_only};
 use crate::message_loop::IntoEndpoint;
 use crate::metrics::ShutdownReport;
 use crate::outbox::Outboxes;
 use crate::timeout::RpcTimeout;
-use crate::verifier::EndpointVerifier;
-use crate::wire::proto::{CheckExistence, EndpointVerifierMessage};
-use crate::wire::request_head;
 
 /// A messaging environment: endpoints that others reach by name, and refs to endpoints elsewhere. Cheap to clone.
 ///
@@ -90,8 +87,8 @@ impl RpcEnv {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::EndpointExists`] if the name is taken, [`ErrorKind::Address`] if it cannot be part of an
-    /// address, [`ErrorKind::Stopped`] once the environment shuts down.
+    /// [`ErrorKind::EndpointExists`](crate::ErrorKind::EndpointExists) if the name is taken, [`ErrorKind::Address`](crate::ErrorKind::Address) if it cannot be part of an
+    /// address, [`ErrorKind::Stopped`](crate::ErrorKind::Stopped) once the environment shuts down.
     pub fn setup_endpoint<K, E: IntoEndpoint<K>>(
         &self,
         name: &str,
@@ -104,7 +101,7 @@ impl RpcEnv {
     ///
     /// # Errors
     ///
-    /// Those of [`setup_endpoint`](Self::setup_endpoint), and [`ErrorKind::Config`] for options that do not fit the
+    /// Those of [`setup_endpoint`](Self::setup_endpoint), and [`ErrorKind::Config`](crate::ErrorKind::Config) for options that do not fit the
     /// endpoint or if its threads cannot be started.
     pub fn setup_endpoint_with<K, E: IntoEndpoint<K>>(
         &self,
@@ -114,74 +111,20 @@ impl RpcEnv {
     ) -> Result<RpcEndpointRef<E::Message>, RpcError> {
         let inner = &self.inner;
         let address = RpcEndpointAddress::new(inner.address.clone(), name)?;
-        let make_ref = |mailbox| RpcEndpointRef::local(address.clone(), Arc::clone(&inner.asks), mailbox);
+        let make_ref = |mailbox| {
+            RpcEndpointRef::local(address.clone(), inner.incarnation, Arc::clone(&inner.asks), mailbox)
+        };
         let env = Arc::clone(inner) as Arc<dyn Any + Send + Sync>;
         inner.dispatcher.register(address.clone(), endpoint, &options, inner.inbox_conf, make_ref, env)
-    }
-
-    /// Looks up the endpoint `name` of the environment at `address` and checks that it receives `M`.
-    ///
-    /// Asks the endpoint verifier there and waits as long as `spark.rpc.lookupTimeout` says. The ref of an endpoint
-    /// of this environment itself is a local one: its messages are not encoded.
-    ///
-    /// # Errors
-    ///
-    /// [`ErrorKind::EndpointNotFound`]; [`ErrorKind::ServiceMismatch`] if the endpoint serves other services than
-    /// those of `M`; [`ErrorKind::LocalOnly`] if `M` has none; [`ErrorKind::Timeout`] and [`ErrorKind::Network`].
-    ///
-    /// # Cancel safety
-    ///
-    /// Can be dropped at any time.
-    pub async fn setup_endpoint_ref<M: RpcMessage>(
-        &self,
-        address: RpcAddress,
-        name: &str,
-    ) -> Result<RpcEndpointRef<M>, RpcError> {
-        let inner = &self.inner;
-        let endpoint = RpcEndpointAddress::new(Some(address.clone()), name)?;
-        if inner.address.as_ref() == Some(&address) {
-            let mailbox = inner.dispatcher.inbox::<M>(&endpoint)?;
-            return Ok(RpcEndpointRef::local(endpoint, Arc::clone(&inner.asks), mailbox));
-        }
-        if M::SERVICES.is_empty() {
-            return Err(local_only());
-        }
-        let verifier = RpcEndpointAddress::new(Some(address), EndpointVerifier::NAME)?;
-        let verifier = inner.remote_ref::<EndpointVerifierMessage>(verifier)?;
-        let check = CheckExistence { endpoint: name.to_owned() };
-        let found = verifier.ask_with_timeout(check, inner.lookup_timeout.clone()).await?;
-        if !found.exists {
-            return Err(endpoint_not_found(&endpoint));
-        }
-        let served: Vec<&str> = found.services.iter().map(String::as_str).collect();
-        if !M::SERVICES.iter().all(|service| served.contains(service)) {
-            return Err(service_mismatch(&endpoint, M::SERVICES, &served));
-        }
-        inner.remote_ref(endpoint)
     }
 
     /// Stops an endpoint of this environment: the name is free at once, messages that are queued are handled, then
     /// its `on_stop` runs. Goes by name, so a second call does nothing, or stops what has taken the name since
     /// (`rpc 2`). Endpoints of other environments cannot be stopped; nothing happens then.
     pub fn stop<M>(&self, endpoint: &RpcEndpointRef<M>) {
-        if endpoint.address().address() == self.address() {
+        if endpoint.incarnation() == self.inner.incarnation {
             self.inner.dispatcher.unregister(endpoint.name());
         }
-    }
-}
-
-impl Inner {
-    /// The ref of an endpoint elsewhere, not checked.
-    fn remote_ref<M: RpcMessage>(&self, endpoint: RpcEndpointAddress) -> Result<RpcEndpointRef<M>, RpcError> {
-        let Some(address) = endpoint.address() else {
-            return Err(RpcError::new(
-                ErrorKind::Address,
-                format!("{endpoint} does not say where the endpoint is"),
-            ));
-        };
-        let lane = Arc::new(self.outboxes.get(address).lane(endpoint.name()));
-        let head = request_head(self.address.as_ref(), self.incarnation, endpoint.name());
-        Ok(RpcEndpointRef::remote(endpoint, Arc::clone(&self.asks), lane, head))
     }
 }
 

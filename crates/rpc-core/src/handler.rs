@@ -15,17 +15,19 @@ use crate::inbox::Event;
 use crate::link::{Link, Links};
 use crate::message::IncomingRequest;
 use crate::origin::Arrival;
+use crate::trace::Tracer;
 use crate::wire::proto::notice::Notice;
 use crate::wire::{self, RequestView, proto};
 
 pub(crate) struct EnvHandler {
     dispatcher: Arc<Dispatcher>,
     links: Arc<Links>,
+    tracer: Tracer,
 }
 
 impl EnvHandler {
-    pub(crate) fn new(dispatcher: Arc<Dispatcher>, links: Arc<Links>) -> Self {
-        Self { dispatcher, links }
+    pub(crate) fn new(dispatcher: Arc<Dispatcher>, links: Arc<Links>, tracer: Tracer) -> Self {
+        Self { dispatcher, links, tracer }
     }
 
     /// `reply` is still there if the message reached no endpoint.
@@ -42,12 +44,14 @@ impl EnvHandler {
             link.grant(texts.endpoint, Volume::message(bytes as u64));
             return Err(self.budget_used_up(link));
         };
+        link.set_incarnation(request.incarnation);
         let (sender, new) = link.sender_of(texts.sender);
         if new {
             self.dispatcher.post_to_all(&Event::Connected(sender.clone()));
         }
         let incoming = IncomingRequest::new(texts.service, texts.method, body, sender, reply);
-        let delivered = self.dispatcher.deliver(texts.endpoint, incoming, arrival);
+        let span = self.tracer.arrived(texts.endpoint, texts.traceparent);
+        let delivered = self.dispatcher.deliver(texts.endpoint, incoming, arrival, span);
         if delivered.is_err() {
             // It will not be handled, so its credit goes back now.
             link.grant(texts.endpoint, Volume::message(bytes as u64));

@@ -76,12 +76,138 @@
 //! stopped still handles what was queued before. An error or panic in any of them goes to `on_error`, and, if it
 //! left a request unanswered, to the asker. It ends that message, not the endpoint.
 //!
+//! An endpoint is one of two kinds. A [`ThreadSafeRpcEndpoint`] handles one message at a time with `&mut self`, so its
+//! state needs no locks. An [`RpcEndpoint`] begins the next message while others wait for something. Either runs on
+//! the environment's runtime and must not block it; where that cannot be helped, the endpoint gets
+//! [threads of its own](EndpointOptions::isolated). Asking itself and awaiting the answer inside `receive` is an error at
+//! once ([`ErrorKind::Deadlock`]); a circle of several thread-safe endpoints that await each other is not noticed, and
+//! ends with the first time limit.
+//!
+//! # Ways to send
+//!
+//! | | waits for | fails when |
+//! |---|---|---|
+//! | [`send`](RpcEndpointRef::send) | nothing | the queue is full, the endpoint has stopped: the request comes back |
+//! | [`send_wait`](RpcEndpointRef::send_wait) | room in the queue | the endpoint has stopped: the request comes back |
+//! | [`ask`](RpcEndpointRef::ask) | the answer | the same, and as the endpoint says, or time is over |
+//! | [`ask_with_retry`](RpcEndpointRef::ask_with_retry) | the answer | the same, after several attempts |
+//! | [`ask_sync`](RpcEndpointRef::ask_sync) | the answer, blocking the thread | the same |
+//!
+//! All of them are on their way when the function returns, or when the future that waits for room is ready; an
+//! answer need not be awaited for that. Dropping an ask gives it up, and so do its time limit and its
+//! [abort handle](Ask::abort_handle). A request that has been given up is not handled any more if its turn has not come,
+//! and an endpoint at work on it can [find out](RpcCallContext::is_cancelled). An ask made inside `receive` waits no
+//! longer than the asker of the request being handled does.
+//!
+//! # Refs inside messages
+//!
+//! A worker that registers with a master sends its own ref along, and the master asks it back:
+//!
+//! ```proto
+//! import "rpc_core.proto";
+//!
+//! message RegisterWorker {
+//!   rpc_core.EndpointRef worker = 1;
+//! }
+//! ```
+//!
+//! The field's type is [`EndpointRef`]. It is made from a typed ref, and made a typed ref again where it arrives:
+//!
+//! ```
+//! # use rpc_core::{EndpointRef, RpcEndpointRef, RpcEnv, RpcError};
+//! # mod hello { rpc_core::include_proto!("hello"); }
+//! # use hello::HelloMessage;
+//! # fn example(worker: RpcEndpointRef<HelloMessage>, env: RpcEnv) -> Result<(), RpcError> {
+//! let field = EndpointRef::try_from(&worker)?;
+//! // In the master's `receive`, where `cx.env()` gives its environment:
+//! let worker: RpcEndpointRef<HelloMessage> = env.resolve(&field)?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! The endpoint may be in an environment that does not listen, a driver behind a firewall say: then the connection that
+//! it has made to the reader carries what is sent to it, as long as it lasts.
+//!
 //! # What is promised
 //!
 //! * What one holder of a ref sends and asks arrives in that order, here and across the network.
 //! * A message is handled at most once. Nothing is sent again by itself.
-//! * Every ask ends exactly once: with the answer, the endpoint's failure, a timeout, an abort, or the news that the way
+//! * Every ask ends exactly once: with the answer, the endpoint's failure, a timeout, or the news that the way
 //!   there was lost; also when an endpoint, a connection or a runtime ends with messages queued.
+//! * A one-way message that was accepted is lost only with its endpoint, environment or connection. If the other side
+//!   refuses it, the endpoints of the sending environment are told (`on_undelivered`).
+//!
+//! `docs/semantics.md` in the repository states these and all others on one page, each with the test that proves it.
+//!
+//! # Limits
+//!
+//! Nothing grows without bounds. An inbox holds so many messages and bytes, counted until they have been handled; what
+//! does not fit is [refused, or the oldest is dropped](Overflow). The settings are in the table of [`RpcConf`]; an
+//! endpoint can have [its own](EndpointOptions::max_messages).
+//!
+//! Across the network a full inbox slows its senders down before it refuses anything: each connection has *credit* for
+//! each endpoint, which every message uses up and which comes back when it has been handled. A sender without credit
+//! queues in its own process, in an outbox with limits of its own; then `send` gives the request back and `send_wait`
+//! waits. Messages to other endpoints pass by on the same connection.
+//!
+//! What an environment does and holds is told by [`RpcEnv::snapshot`].
+//!
+//! # Errors
+//!
+//! An [`RpcError`] says what [kind](RpcError::kind) of thing went wrong, [with whom](RpcError::peer), whether the
+//! [other side reported it](RpcError::is_remote), and whether the same request may be
+//! [tried again](RpcError::is_retryable) without being handled twice. Its text names the limit or time and the setting
+//! that controls it. To fail a request in its own terms an endpoint returns
+//! [`RpcError::application`] from `receive`, or calls [`send_failure`](RpcCallContext::send_failure).
+//!
+//! # Shutting down
+//!
+//! [`RpcEnv::shutdown`] refuses new messages, lets the endpoints finish what they have accepted, runs their `on_stop`,
+//! sends out what is still queued and closes the connections, all within time limits. What did not make it is in the
+//! [report](ShutdownReport):
+//!
+//! ```
+//! # #[tokio::main]
+//! # async fn main() -> Result<(), rpc_core::RpcError> {
+//! # let env = rpc_core::RpcEnv::builder("doc").client_mode().start().await?;
+//! let report = env.shutdown().await;
+//! for endpoint in report.endpoints.iter().filter(|endpoint| endpoint.abandoned > 0) {
+//!     eprintln!("{} left {} messages", endpoint.name, endpoint.abandoned);
+//! }
+//! assert!(report.is_clean());
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Testing
+//!
+//! Environments on one [`MemoryNetwork`] meet without sockets. Messages are encoded, queued and limited as across a real
+//! network, and tokio's time may be paused, so that a time limit of two minutes passes at once:
+//!
+//! ```
+//! # use rpc_core::{EndpointContext, ErrorKind, MemoryNetwork, RpcEnv, RpcError, ThreadSafeRpcEndpoint};
+//! # mod hello { rpc_core::include_proto!("hello"); }
+//! # use hello::{HelloMessage, SayHi};
+//! # struct Silent(Vec<HelloMessage>);
+//! # impl ThreadSafeRpcEndpoint for Silent {
+//! #     type Message = HelloMessage;
+//! #     async fn receive(&mut self, m: HelloMessage, _: &EndpointContext<HelloMessage>) -> Result<(), RpcError> {
+//! #         self.0.push(m);
+//! #         Ok(())
+//! #     }
+//! # }
+//! # #[tokio::main(flavor = "current_thread", start_paused = true)]
+//! # async fn main() -> Result<(), RpcError> {
+//! let network = MemoryNetwork::new();
+//! let server = RpcEnv::builder("server").bind("10.0.0.1:7077").on_network(&network).start().await?;
+//! server.setup_endpoint("silent", Silent(Vec::new()))?;
+//! let client = RpcEnv::builder("client").client_mode().on_network(&network).start().await?;
+//! let silent = client.setup_endpoint_ref::<HelloMessage>("10.0.0.1:7077".parse()?, "silent").await?;
+//! let error = silent.ask(SayHi { msg: "anybody?".to_owned() }).await.unwrap_err();
+//! assert!(error.is_timeout());
+//! # Ok(())
+//! # }
+//! ```
 //!
 //! # Between two versions
 //!
@@ -121,10 +247,12 @@ mod metrics;
 mod origin;
 mod outbox;
 mod post;
+mod ref_message;
 mod running;
 mod slot;
 mod threads;
 mod timeout;
+mod trace;
 mod verifier;
 mod wire;
 
@@ -143,7 +271,10 @@ pub use message::{IncomingRequest, RpcMessage, RpcRequest};
 pub use message_loop::{ConcurrentKind, IntoEndpoint, ThreadSafeKind};
 pub use method::Method;
 pub use metrics::{EndpointReport, EndpointSnapshot, EnvSnapshot, Histogram, OutboxSnapshot, ShutdownReport};
+pub use network_common::MemoryNetwork;
+pub use ref_message::EndpointRef;
 pub use timeout::RpcTimeout;
+pub use trace::TraceContext;
 pub use wire::{IncomingBody, OutgoingBody};
 
 /// What generated code needs and nobody else should.

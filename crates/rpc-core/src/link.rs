@@ -26,6 +26,8 @@ pub(crate) struct Links {
     senders: Mutex<HashMap<ConnectionId, Vec<Weak<dyn Sender>>>>,
     budget: Arc<Budget>,
     undelivered: AtomicU64,
+    /// Bytes that an answer may have.
+    max_message: usize,
     runtime: Handle,
 }
 
@@ -45,13 +47,14 @@ pub(crate) trait Receiver: Send + Sync {
 }
 
 impl Links {
-    pub(crate) fn new(budget: Budget, runtime: Handle) -> Arc<Self> {
+    pub(crate) fn new(budget: Budget, max_message: usize, runtime: Handle) -> Arc<Self> {
         let budget = Arc::new(budget);
         Arc::new(Self {
             by_id: RwLock::default(),
             senders: Mutex::default(),
             budget,
             undelivered: AtomicU64::new(0),
+            max_message,
             runtime,
         })
     }
@@ -74,6 +77,13 @@ impl Links {
         let link = Link::new(client, self);
         self.by_id.write().insert(client.id(), Arc::clone(&link));
         link
+    }
+
+    /// The latest connection to the environment of that incarnation, if it is connected.
+    pub(crate) fn of_incarnation(&self, incarnation: u64) -> Option<Arc<Link>> {
+        let links = self.by_id.read();
+        let live = links.values().filter(|link| link.incarnation() == incarnation && link.client.is_active());
+        live.max_by_key(|link| link.id()).cloned()
     }
 
     pub(crate) fn get(&self, client: &TransportClient) -> Option<Arc<Link>> {
@@ -120,6 +130,8 @@ pub(crate) struct Link {
     socket: RpcAddress,
     /// Where the peer listens, once it has said so; with the text that said it, which every message repeats.
     told: OnceLock<(String, RpcAddress)>,
+    /// Which run of the peer's environment it is; 0 until that has been told.
+    incarnation: AtomicU64,
     /// Who has an account for it.
     receivers: Mutex<Vec<Weak<dyn Receiver>>>,
     given_up: Mutex<VecDeque<i64>>,
@@ -127,6 +139,7 @@ pub(crate) struct Link {
     given_up_count: AtomicUsize,
     changed: Notify,
     budget: Arc<Budget>,
+    max_message: usize,
     runtime: Handle,
 }
 
@@ -136,11 +149,13 @@ impl Link {
             client: client.clone(),
             socket: client.peer_addr().into(),
             told: OnceLock::new(),
+            incarnation: AtomicU64::new(0),
             receivers: Mutex::default(),
             given_up: Mutex::default(),
             given_up_count: AtomicUsize::new(0),
             changed: Notify::new(),
             budget: Arc::clone(&all.budget),
+            max_message: all.max_message,
             runtime: all.runtime.clone(),
         })
     }
@@ -150,12 +165,33 @@ impl Link {
         &self.budget
     }
 
+    /// Bytes that an answer may have.
+    pub(crate) fn max_message(&self) -> usize {
+        self.max_message
+    }
+
     pub(crate) fn id(&self) -> ConnectionId {
         self.client.id()
     }
 
     pub(crate) fn socket(&self) -> &RpcAddress {
         &self.socket
+    }
+
+    pub(crate) fn client(&self) -> &TransportClient {
+        &self.client
+    }
+
+    /// Which run of the peer's environment it is; 0 if that has not been told.
+    pub(crate) fn incarnation(&self) -> u64 {
+        self.incarnation.load(Ordering::Relaxed)
+    }
+
+    /// A message has told it.
+    pub(crate) fn set_incarnation(&self, incarnation: u64) {
+        if self.incarnation() == 0 {
+            self.incarnation.store(incarnation, Ordering::Relaxed);
+        }
     }
 
     /// Where the peer listens, if it has said so.

@@ -5,8 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::time::Instant;
+use tracing::Span;
 
 use crate::link::Link;
+use crate::trace::TraceSpan;
 
 /// Which ask a context answers: unique among those alive. Zero: none.
 pub(crate) type AskId = u64;
@@ -14,11 +16,11 @@ pub(crate) type AskId = u64;
 /// What goes into the inbox beside a message.
 pub(crate) enum Origin {
     /// Sent in this environment.
-    Sent,
+    Sent { span: TraceSpan },
     /// Asked in this environment.
-    Asked { id: AskId, asker: Arc<dyn Asker>, deadline: Option<Instant> },
+    Asked { id: AskId, asker: Arc<dyn Asker>, deadline: Option<Instant>, span: TraceSpan },
     /// Came over a connection.
-    Arrived { arrival: Arrival, ask: Option<RemoteAsk> },
+    Arrived { arrival: Arrival, ask: Option<RemoteAsk>, span: TraceSpan },
 }
 
 /// Who waits for a local answer.
@@ -69,7 +71,7 @@ impl RemoteAsk {
 impl Origin {
     pub(crate) fn ask_id(&self) -> AskId {
         match self {
-            Self::Sent => 0,
+            Self::Sent { .. } => 0,
             Self::Asked { id, .. } => *id,
             Self::Arrived { ask, .. } => ask.map_or(0, |ask| ask.id),
         }
@@ -77,17 +79,23 @@ impl Origin {
 
     pub(crate) fn deadline(&self) -> Option<Instant> {
         match self {
-            Self::Sent => None,
+            Self::Sent { .. } => None,
             Self::Asked { deadline, .. } => *deadline,
             Self::Arrived { ask, .. } => ask.and_then(|ask| ask.deadline),
         }
+    }
+
+    /// The span to handle it in; one that does nothing if it is not traced.
+    pub(crate) fn take_span(&mut self) -> Span {
+        let (Self::Sent { span } | Self::Asked { span, .. } | Self::Arrived { span, .. }) = self;
+        span.take().map_or_else(Span::none, |span| *span)
     }
 
     /// The connection it came over.
     pub(crate) fn link(&self) -> Option<&Arc<Link>> {
         match self {
             Self::Arrived { arrival, .. } => Some(&arrival.link),
-            Self::Sent | Self::Asked { .. } => None,
+            Self::Sent { .. } | Self::Asked { .. } => None,
         }
     }
 
@@ -95,16 +103,16 @@ impl Origin {
     pub(crate) fn bytes<M>(&self) -> u64 {
         match self {
             Self::Arrived { arrival, .. } => arrival.bytes,
-            Self::Sent | Self::Asked { .. } => size_of::<M>() as u64,
+            Self::Sent { .. } | Self::Asked { .. } => size_of::<M>() as u64,
         }
     }
 
     /// False if it was asked and nobody waits for the answer any more.
     pub(crate) fn waits(&self) -> bool {
         match self {
-            Self::Sent | Self::Arrived { ask: None, .. } => true,
+            Self::Sent { .. } | Self::Arrived { ask: None, .. } => true,
             Self::Asked { asker, .. } => asker.waits(),
-            Self::Arrived { arrival, ask: Some(ask) } => {
+            Self::Arrived { arrival, ask: Some(ask), .. } => {
                 ask.deadline.is_none_or(|deadline| Instant::now() < deadline)
                     && arrival.link.waits(ask.request)
             }

@@ -29,7 +29,7 @@ impl OutgoingBody<'_> {
     ///
     /// # Errors
     ///
-    /// None at present; a message that is too large to travel will be one.
+    /// None at present.
     pub fn message(&mut self, message: &impl Message) -> Result<(), RpcError> {
         put_message(self.0, REQUEST_BODY_KEY, message);
         Ok(())
@@ -97,6 +97,18 @@ pub(crate) fn refusal(error: &RpcError) -> proto::Failure {
     failure(kind, error)
 }
 
+/// Checks the size of what is to leave the process.
+pub(crate) fn check_size(what: &str, bytes: usize, max: usize) -> Result<(), RpcError> {
+    if bytes <= max {
+        return Ok(());
+    }
+    let text = format!(
+        "{what} has {bytes} bytes, and {max} is the limit of spark.rpc.message.maxSize: \
+         large data travels as chunks or streams of the transport"
+    );
+    Err(RpcError::new(ErrorKind::Limit, text))
+}
+
 fn answer(failure: proto::Failure) -> Bytes {
     let answer = proto::Answer { result: Some(proto::answer::Result::Failure(failure)) };
     answer.encode_to_vec().into()
@@ -140,6 +152,8 @@ pub(crate) fn request_head(sender: Option<&RpcAddress>, incarnation: u64, endpoi
 pub(crate) struct RequestView {
     #[prost(bytes = "bytes", tag = "1")]
     sender: Bytes,
+    #[prost(fixed64, tag = "2")]
+    pub(crate) incarnation: u64,
     #[prost(bytes = "bytes", tag = "3")]
     endpoint: Bytes,
     #[prost(bytes = "bytes", tag = "4")]
@@ -148,6 +162,8 @@ pub(crate) struct RequestView {
     method: Bytes,
     #[prost(uint64, tag = "6")]
     pub(crate) remaining_us: u64,
+    #[prost(bytes = "bytes", tag = "7")]
+    traceparent: Bytes,
     #[prost(bytes = "bytes", tag = "15")]
     pub(crate) body: Bytes,
 }
@@ -158,6 +174,7 @@ pub(crate) struct Texts<'a> {
     pub(crate) endpoint: &'a str,
     pub(crate) service: &'a str,
     pub(crate) method: &'a str,
+    pub(crate) traceparent: &'a str,
 }
 
 impl RequestView {
@@ -180,6 +197,7 @@ impl RequestView {
             endpoint: std::str::from_utf8(&self.endpoint)?,
             service: std::str::from_utf8(&self.service)?,
             method: std::str::from_utf8(&self.method)?,
+            traceparent: std::str::from_utf8(&self.traceparent)?,
         })
     }
 }
@@ -189,6 +207,7 @@ pub(crate) fn request(
     head: &[u8],
     method: Method,
     remaining: Option<Duration>,
+    traceparent: Option<&str>,
     encode: impl FnOnce(&mut OutgoingBody<'_>) -> Result<(), RpcError>,
 ) -> Result<Bytes, RpcError> {
     let mut out = BytesMut::with_capacity(head.len() + method.service().len() + method.name().len() + 32);
@@ -199,6 +218,9 @@ pub(crate) fn request(
         let micros = u64::try_from(remaining.as_micros()).unwrap_or(u64::MAX);
         out.put_u8(6 << 3);
         put_varint(&mut out, micros);
+    }
+    if let Some(traceparent) = traceparent {
+        put_text(&mut out, 7 << 3 | 2, traceparent);
     }
     encode(&mut OutgoingBody(&mut out))?;
     Ok(out.freeze())
@@ -281,7 +303,8 @@ mod tests {
     fn sample() -> Bytes {
         let head = request_head(Some(&RpcAddress::new("::1", 7077)), 0x0102_0304_0506_0708, "ep");
         let method = Method::new("pkg.Svc", "Do");
-        request(&head, method, Some(Duration::from_millis(300)), |body| body.message(&text("hi"))).unwrap()
+        let remaining = Some(Duration::from_millis(300));
+        request(&head, method, remaining, Some("00-1-2-01"), |body| body.message(&text("hi"))).unwrap()
     }
 
     /// Other versions and other implementations read and write exactly this.
@@ -295,6 +318,7 @@ mod tests {
         expected.extend(b"\x2a\x02Do");
         // 300 000 microseconds.
         expected.extend(b"\x30\xe0\xa7\x12");
+        expected.extend(b"\x3a\x0900-1-2-01");
         expected.extend(b"\x7a\x04\x0a\x02hi");
         assert_eq!(&sample()[..], expected);
     }
@@ -309,7 +333,7 @@ mod tests {
             service: "pkg.Svc".to_owned(),
             method: "Do".to_owned(),
             remaining_us: 300_000,
-            traceparent: String::new(),
+            traceparent: "00-1-2-01".to_owned(),
             body: text("hi").encode_to_vec().into(),
         };
         assert_eq!(read, expected);
@@ -317,7 +341,7 @@ mod tests {
         let view = RequestView::decode(sample()).unwrap();
         let texts = view.texts().unwrap();
         assert_eq!((texts.sender, texts.endpoint), ("[::1]:7077", "ep"));
-        assert_eq!((texts.service, texts.method), ("pkg.Svc", "Do"));
+        assert_eq!((texts.service, texts.method, texts.traceparent), ("pkg.Svc", "Do", "00-1-2-01"));
         assert_eq!(view.body, text("hi").encode_to_vec());
     }
 

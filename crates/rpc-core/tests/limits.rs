@@ -286,3 +286,50 @@ async fn an_ask_inside_receive_inherits_what_is_left_of_the_deadline() {
         assert_eq!(soon(ask).await.unwrap().unwrap().text, "done");
     }
 }
+
+/// Answers as many bytes as the asker's text says.
+struct Repeat;
+
+impl ThreadSafeRpcEndpoint for Repeat {
+    type Message = HelloMessage;
+    async fn receive(
+        &mut self,
+        message: HelloMessage,
+        _: &EndpointContext<HelloMessage>,
+    ) -> Result<(), RpcError> {
+        let (HelloMessage::SayHi(hi, context), ..) = (message,) else { return Ok(()) };
+        let length = hi.msg.parse().unwrap_or(hi.msg.len());
+        context.reply(Greeting { text: "x".repeat(length) })
+    }
+}
+
+/// In Spark an answer fails that cannot be serialized; here one that is too large.
+#[tokio::test]
+async fn rpc_env_24_an_answer_that_cannot_travel_fails_the_asker() {
+    let server = server_with(setting("spark.rpc.message.maxSize", "1")).await;
+    let client = client().await;
+    let local = server.setup_endpoint("repeat", Repeat).unwrap();
+    let remote = lookup(&client, &server, "repeat").await;
+    let too_large = (1 << 20).to_string();
+    let error = soon(remote.ask(hi(&too_large))).await.unwrap_err();
+    assert_eq!((error.kind(), error.is_retryable(), error.is_remote()), (ErrorKind::Limit, false, true));
+    assert!(error.to_string().contains("spark.rpc.message.maxSize"), "{error}");
+    assert_eq!(soon(remote.ask(hi("1000"))).await.unwrap().text.len(), 1000);
+    // What stays in the process may have any size.
+    assert_eq!(soon(local.ask(hi(&too_large))).await.unwrap().text.len(), 1 << 20);
+}
+
+#[tokio::test]
+async fn a_message_that_is_too_large_is_given_back() {
+    let (server, conf) = (server().await, setting("spark.rpc.message.maxSize", "1"));
+    let client = RpcEnv::builder("client").client_mode().conf(conf).start().await.unwrap();
+    server.setup_endpoint("repeat", Repeat).unwrap();
+    let remote = lookup(&client, &server, "repeat").await;
+    let large = "x".repeat(1 << 20);
+    let refused = soon(remote.send_wait(hi(&large))).await.unwrap_err();
+    assert_eq!((refused.error().kind(), refused.error().is_retryable()), (ErrorKind::Limit, false));
+    assert_eq!(refused.into_message().msg.len(), 1 << 20);
+    let error = soon(remote.ask(hi(&large))).await.unwrap_err();
+    assert!(error.to_string().contains("spark.rpc.message.maxSize"), "{error}");
+    assert_eq!(soon(remote.ask(hi("fits"))).await.unwrap().text, "xxxx");
+}

@@ -143,3 +143,67 @@ async fn asks_that_wait_for_an_answer_are_limited() {
     release.send(Ok(Duration::ZERO)).unwrap();
     soon(slow.ask(hi("4"))).await.unwrap();
 }
+
+/// Counts what is given to the recorder, by name.
+#[cfg(feature = "metrics")]
+#[tokio::test]
+async fn a_snapshot_can_be_exported() {
+    use std::collections::BTreeMap;
+    use std::sync::{Arc, Mutex};
+
+    use metrics::{
+        Counter, CounterFn, Gauge, GaugeFn, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit,
+    };
+
+    #[derive(Default)]
+    struct Values(Arc<Mutex<BTreeMap<String, f64>>>);
+    struct Value(String, Arc<Mutex<BTreeMap<String, f64>>>);
+    impl CounterFn for Value {
+        fn increment(&self, _: u64) {
+            unreachable!("totals are set");
+        }
+        fn absolute(&self, value: u64) {
+            self.1.lock().unwrap().insert(self.0.clone(), value as f64);
+        }
+    }
+    impl GaugeFn for Value {
+        fn increment(&self, _: f64) {
+            unreachable!("values are set");
+        }
+        fn decrement(&self, _: f64) {
+            unreachable!("values are set");
+        }
+        fn set(&self, value: f64) {
+            self.1.lock().unwrap().insert(self.0.clone(), value);
+        }
+    }
+    fn name(key: &Key) -> String {
+        let labels: Vec<_> = key.labels().map(|label| format!("{}={}", label.key(), label.value())).collect();
+        format!("{} {}", key.name(), labels.join(","))
+    }
+    impl Recorder for Values {
+        fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+        fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+        fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+        fn register_counter(&self, key: &Key, _: &Metadata<'_>) -> Counter {
+            Counter::from_arc(Arc::new(Value(name(key), Arc::clone(&self.0))))
+        }
+        fn register_gauge(&self, key: &Key, _: &Metadata<'_>) -> Gauge {
+            Gauge::from_arc(Arc::new(Value(name(key), Arc::clone(&self.0))))
+        }
+        fn register_histogram(&self, _: &Key, _: &Metadata<'_>) -> Histogram {
+            Histogram::noop()
+        }
+    }
+
+    let env = server().await;
+    let hello = env.setup_endpoint("hello", common::Hello).unwrap();
+    soon(hello.ask(hi("neo"))).await.unwrap();
+    until(&env, "hello", |hello| hello.handled == 1).await;
+    let recorder = Values::default();
+    metrics::with_local_recorder(&recorder, || env.snapshot().export());
+    let values = recorder.0.lock().unwrap();
+    assert_eq!(values["rpc_endpoint_handled_total env=server,endpoint=hello"], 1.0);
+    assert_eq!(values["rpc_pending_asks env=server"], 0.0);
+    assert_eq!(values["rpc_connections env=server,side=server"], 0.0);
+}

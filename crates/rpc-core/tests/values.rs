@@ -5,6 +5,14 @@ use std::time::Duration;
 use rpc_core::{ErrorKind, RpcAddress, RpcConf, RpcEndpointAddress, RpcTimeout};
 
 #[test]
+fn secrets_among_the_settings_are_not_shown() {
+    let settings = [("spark.ssl.rpc.keyStorePassword", "hush"), ("spark.authenticate.secret", "hush")];
+    let conf = RpcConf::from_settings(settings).unwrap().with("spark.network.timeout", "7s").unwrap();
+    let shown = format!("{conf:?}");
+    assert!(!shown.contains("hush") && shown.contains("7s"), "{shown}");
+}
+
+#[test]
 fn adr_01_host_port() {
     let address = RpcAddress::new("1.2.3.4", 1234);
     assert_eq!((address.host(), address.port()), ("1.2.3.4", 1234));

@@ -25,7 +25,16 @@ impl RustPeer {
         let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         cargo
             .current_dir(env!("CARGO_MANIFEST_DIR"))
-            .args(["build", "--release", "--package", "network-common", "--example", EXAMPLE])
+            .args([
+                "build",
+                "--release",
+                "--package",
+                "network-common",
+                "--example",
+                EXAMPLE,
+                "--features",
+                "tls",
+            ])
             // Where the program lands depends on the user's configuration, so cargo is asked.
             .args(["--message-format", "json-render-diagnostics"]);
         let program = process::output("cargo build", &mut cargo, BUILD_LIMIT)?

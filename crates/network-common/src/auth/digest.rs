@@ -54,7 +54,7 @@ pub(super) enum Quality {
 /// The outcome of a handshake. `hash` is H(A1), from which keys are derived.
 pub(super) struct Agreed {
     pub(super) protection: Protection,
-    #[cfg_attr(not(feature = "legacy-auth"), expect(dead_code))]
+    #[cfg_attr(not(any(test, feature = "legacy-auth")), expect(dead_code))]
     pub(super) hash: Zeroizing<[u8; 16]>,
 }
 

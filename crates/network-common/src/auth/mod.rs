@@ -1,5 +1,8 @@
-//! Authentication and encryption, byte-compatible with Spark 2.4 to 4.x (feature `auth`, on by default: a configuration
-//! that asks for it must not need another build; switch it off where no C compiler is at hand).
+//! Authentication and encryption, byte-compatible with Spark 2.4 to 4.x.
+//!
+//! Part of the feature `auth`, which is off by default because its ciphers need a C compiler; a configuration that asks for
+//! authentication is refused by a build without it. What only old peers need, and should not be offered to others, is part
+//! of `legacy-auth`.
 //!
 //! [`TransportContext::with_auth`](crate::TransportContext::with_auth) makes every connection of a context prove, in both
 //! directions, that it knows the secret of its application; the settings say how (see
@@ -74,9 +77,7 @@ mod server;
 mod test_support;
 
 pub use cipher::{GcmOpen, GcmSeal};
-pub(crate) use client::AuthClientBootstrap;
 pub use error::AuthError;
 pub use message::{AuthMessage, SaslMessage};
-pub(crate) use policy::Policy;
+pub(crate) use policy::{Policy, client_bootstraps, server_bootstraps};
 pub use secret::{Secret, SecretKeyHolder, SecretStore};
-pub(crate) use server::AuthServerBootstrap;

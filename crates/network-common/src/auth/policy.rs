@@ -2,13 +2,18 @@
 
 use std::sync::Arc;
 
+use futures::future::BoxFuture;
 use tokio::sync::Semaphore;
 
 use super::cipher::Filters;
+use super::client::AuthClientBootstrap;
 use super::digest::{Agreed, Protection, Quality};
+use super::server::AuthServerBootstrap;
 use super::{AuthError, SecretKeyHolder};
+use crate::client::TransportClient;
 use crate::conf::{AuthConf, CipherName, TransportConf};
-use crate::error::{ErrorKind, TransportError};
+use crate::error::{BoxError, ErrorKind, TransportError};
+use crate::handler::{TransportClientBootstrap, TransportServerBootstrap};
 
 /// Whether this build knows the weak modes of old.
 const LEGACY: bool = cfg!(feature = "legacy-auth");
@@ -135,5 +140,52 @@ impl Policy {
                 Err(AuthError::Unacceptable("this build lacks the feature `legacy-auth`".to_owned()))
             }
         }
+    }
+}
+
+type ServerBootstraps = Vec<Arc<dyn TransportServerBootstrap>>;
+type ClientBootstraps = Vec<Arc<dyn TransportClientBootstrap>>;
+
+/// What runs on accepted connections: `given`, behind authentication. Settings that ask for it are not passed over in
+/// silence.
+pub(crate) fn server_bootstraps(
+    conf: &TransportConf,
+    policy: Option<&Arc<Policy>>,
+    mut given: ServerBootstraps,
+) -> Result<ServerBootstraps, TransportError> {
+    match policy {
+        // The last one's handler is the outermost.
+        Some(policy) => given.push(Arc::new(AuthServerBootstrap::new(Arc::clone(policy)))),
+        None if conf.authenticate() && given.is_empty() => return Err(no_secrets()),
+        None => {}
+    }
+    Ok(given)
+}
+
+/// The same for outgoing connections.
+pub(crate) fn client_bootstraps(
+    conf: &TransportConf,
+    policy: Option<&Arc<Policy>>,
+    mut given: ClientBootstraps,
+) -> ClientBootstraps {
+    match policy {
+        Some(policy) => given.insert(0, Arc::new(AuthClientBootstrap::new(Arc::clone(policy)))),
+        None if conf.authenticate() && given.is_empty() => given.push(Arc::new(NoSecrets)),
+        None => {}
+    }
+    given
+}
+
+fn no_secrets() -> TransportError {
+    let text = "spark.authenticate is true, but the context has no secrets: TransportContext::with_auth gives it some";
+    TransportError::new(ErrorKind::Config, text)
+}
+
+/// Fails every connection.
+struct NoSecrets;
+
+impl TransportClientBootstrap for NoSecrets {
+    fn do_bootstrap<'a>(&'a self, _: &'a TransportClient) -> BoxFuture<'a, Result<(), BoxError>> {
+        Box::pin(async { Err(no_secrets().into()) })
     }
 }

@@ -5,10 +5,12 @@
 
 mod clock;
 mod file;
+mod handshake;
 mod reading;
 mod sendfile;
 mod serve;
 pub(crate) mod socket;
+mod stream;
 mod writing;
 
 use std::net::SocketAddr;
@@ -18,12 +20,15 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::io::AsyncReadExt;
-use tokio::net::TcpStream;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout_at};
 
 use self::clock::IdleClock;
+pub(crate) use self::handshake::Security;
+#[cfg(feature = "tls")]
+pub(crate) use self::handshake::{Handshake, Secured};
 use self::reading::Reader;
+pub(crate) use self::stream::Stream;
 use self::writing::Writer;
 use crate::buffer::BufferPool;
 use crate::client::{Shared, TransportClient};
@@ -31,6 +36,7 @@ use crate::conf::TransportConf;
 use crate::error::{BoxError, ErrorKind, TransportError};
 use crate::handler::RpcHandler;
 use crate::metrics::{SideMetrics, report};
+use crate::network::MemoryNetwork;
 use crate::protocol::FrameLimits;
 use crate::session::{Closing, Outgoing, Session};
 
@@ -49,6 +55,8 @@ pub(crate) struct Resources {
     pub(crate) write_queue_setting: Arc<str>,
     pub(crate) native_file_transfer: bool,
     pub(crate) close_idle: bool,
+    /// Instead of the system's.
+    pub(crate) network: Option<MemoryNetwork>,
 }
 
 impl Resources {
@@ -57,6 +65,7 @@ impl Resources {
         metrics: Arc<SideMetrics>,
         pool: Arc<BufferPool>,
         close_idle: bool,
+        network: Option<MemoryNetwork>,
     ) -> Self {
         let limits = Arc::new(FrameLimits {
             max_request: conf.max_request_size(),
@@ -64,7 +73,7 @@ impl Resources {
         });
         let write_queue_setting = conf.key("maxWriteQueueSize").into();
         let native_file_transfer = conf.native_file_transfer();
-        Self { conf, metrics, pool, limits, write_queue_setting, native_file_transfer, close_idle }
+        Self { conf, metrics, pool, limits, write_queue_setting, native_file_transfer, close_idle, network }
     }
 
     fn wrote(&self, shared: &Shared, count: usize) {
@@ -109,11 +118,11 @@ impl Connection {
     /// Takes over a connected socket. Nothing is read or written before [`run`](Self::run). Boxed: every future that it is
     /// moved through would have room for another copy.
     pub(crate) fn new(
-        stream: TcpStream,
+        stream: Stream,
         handler: Arc<dyn RpcHandler>,
         resources: Arc<Resources>,
     ) -> std::io::Result<Box<Self>> {
-        let (peer, local): (SocketAddr, SocketAddr) = (stream.peer_addr()?, stream.local_addr()?);
+        let (peer, local) = stream.addresses()?;
         let conf = &resources.conf;
         let outgoing = Outgoing::new(conf.max_write_queue_size(), Arc::clone(&resources.write_queue_setting));
         let shared = Arc::new(Shared::new(Session::new(peer, outgoing), peer, local));
@@ -159,7 +168,7 @@ impl Connection {
         guarded("channel_active", || self.handler.channel_active(&self.client));
         let error = std::future::poll_fn(|context| self.poll(context)).await;
         self.end(&error);
-        if error.kind() == ErrorKind::Closed {
+        if error.kind() == ErrorKind::Closed || self.writer.is_sealed() {
             self.linger().await;
         }
     }
@@ -283,8 +292,11 @@ impl Connection {
             tracing::debug!(peer = %self.shared.peer, "connection ended");
         } else {
             tracing::warn!(peer = %self.shared.peer, %error, "connection ended by an error");
-            self.resources.metrics.failed(error);
-            guarded("exception_caught", || handler.exception_caught(error, client));
+            // One that has not begun fails as an attempt, which is counted where it was made.
+            if self.begun {
+                self.resources.metrics.failed(error);
+                guarded("exception_caught", || handler.exception_caught(error, client));
+            }
         }
         let mut wakers = Vec::new();
         let mut session = self.shared.session.lock();
@@ -313,8 +325,8 @@ impl Connection {
     /// Ends the sending direction and reads until the peer does the same: closing with unread data would reset the
     /// connection and could destroy what the peer has not read yet.
     async fn linger(&mut self) {
-        self.writer.shut();
         let deadline = Instant::now() + LINGER_LIMIT;
+        let _ = timeout_at(deadline, self.writer.shut()).await;
         let mut scrap = vec![0; 4096];
         while let Ok(Ok(1..)) = timeout_at(deadline, self.reader.half().read(&mut scrap)).await {}
     }

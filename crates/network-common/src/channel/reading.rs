@@ -9,13 +9,15 @@ use std::task::{Context, Poll, Waker, ready};
 use bytes::Bytes;
 use parking_lot::MutexGuard;
 use tokio::io::{AsyncRead, ReadBuf};
-use tokio::net::tcp::OwnedReadHalf;
 
+use super::stream::ReadHalf;
 use super::{Connection, Resources, io_error};
 use crate::client::Shared;
-use crate::error::{ErrorKind, TransportError};
+use crate::error::{BoxError, ErrorKind, TransportError};
 use crate::protocol::{Event, FrameDecoder, Message, ProtocolError, READ_BLOCK};
-use crate::session::{Answer, ByteFilter, Closing, MergedBlockMeta, PipeWriter, Session, StreamStart};
+use crate::session::{
+    Answer, ByteFilter, Closing, EndMark, MergedBlockMeta, PipeWriter, Session, Stack, StreamStart,
+};
 
 /// Reads per turn, before the writer and other tasks get theirs.
 const READS_PER_TURN: usize = 8;
@@ -30,7 +32,7 @@ thread_local! {
 }
 
 pub(super) struct Reader {
-    half: OwnedReadHalf,
+    half: ReadHalf,
     decoder: FrameDecoder,
     open: Option<Box<dyn ByteFilter>>,
     /// Who gets the body that is arriving in pieces.
@@ -54,7 +56,7 @@ struct Receiving {
 }
 
 impl Reader {
-    pub(super) fn new(half: OwnedReadHalf, resources: &Resources) -> Self {
+    pub(super) fn new(half: ReadHalf, resources: &Resources) -> Self {
         Self {
             half,
             decoder: FrameDecoder::with_pool(Arc::clone(&resources.limits), Arc::clone(&resources.pool)),
@@ -69,12 +71,22 @@ impl Reader {
         }
     }
 
+    /// All that is read from here on passes through `open`; `early` has passed already.
+    pub(super) fn install(&mut self, open: Box<dyn ByteFilter>, early: Vec<u8>) {
+        self.open = Some(open);
+        self.backlog = early;
+    }
+
+    fn end_mark(&self) -> EndMark {
+        self.open.as_ref().map_or(EndMark::Unknown, |open| open.end_mark())
+    }
+
     pub(super) fn is_receiving(&self) -> bool {
         self.receiving.is_some()
     }
 
     /// The socket, for its last bytes.
-    pub(super) fn half(&mut self) -> &mut OwnedReadHalf {
+    pub(super) fn half(&mut self) -> &mut ReadHalf {
         &mut self.half
     }
 
@@ -172,14 +184,14 @@ impl Connection {
                 return Poll::Pending;
             }
             // Those of a client's bootstrap. What waited for it to decide is theirs already.
-            let installed = self.take_open_filter();
-            if !self.reader.backlog.is_empty() {
-                let mut backlog = std::mem::take(&mut self.reader.backlog);
-                if installed {
-                    backlog = self.unfilter(&backlog)?;
-                }
+            let backlog = std::mem::take(&mut self.reader.backlog);
+            let backlog = self.take_open_filter(&backlog)?.unwrap_or(backlog);
+            if !backlog.is_empty() {
                 self.dispatch(&backlog)?;
                 continue;
+            }
+            if self.reader.end_mark() == EndMark::Seen {
+                return self.ended_by_peer();
             }
             if let Some(receiving) = &self.reader.receiving {
                 ready!(receiving.pipe.poll_room(context));
@@ -244,23 +256,26 @@ impl Connection {
         TransportError::new(ErrorKind::Limit, text).with_peer(peer)
     }
 
-    /// Takes up filters that were installed meanwhile; whether there were any.
-    fn take_open_filter(&mut self) -> bool {
+    /// Takes up a filter that was installed meanwhile, on top of what there is already; what it makes of `rest`, which lower
+    /// ones have let through. `None`: there was none.
+    fn take_open_filter(&mut self, rest: &[u8]) -> Result<Option<Vec<u8>>, TransportError> {
         // Asked before every read: only looking is cheaper.
         if !self.shared.filters_installed.load(Ordering::Relaxed)
             || !self.shared.filters_installed.swap(false, Ordering::Acquire)
         {
-            return false;
+            return Ok(None);
         }
-        self.reader.open = self.shared.session.lock().open.take();
-        self.reader.open.is_some()
+        let Some(mut open) = self.shared.session.lock().open.take() else { return Ok(None) };
+        let mut plain = Vec::with_capacity(rest.len());
+        open.transform(rest, &mut plain).map_err(|error| undecodable(&self.shared, error))?;
+        self.reader.open = Stack::of(self.reader.open.take(), Some(open));
+        Ok(Some(plain))
     }
 
     fn unfilter(&mut self, input: &[u8]) -> Result<Vec<u8>, TransportError> {
         let mut plain = Vec::with_capacity(input.len());
         if let Some(open) = &mut self.reader.open {
-            open.transform(input, &mut plain)
-                .map_err(|error| io_error(self.shared.peer, "decoding what was read from", error))?;
+            open.transform(input, &mut plain).map_err(|error| undecodable(&self.shared, error))?;
         }
         Ok(plain)
     }
@@ -293,9 +308,10 @@ impl Connection {
                     if let Err(error) = self.on_event(event) {
                         break Err(error);
                     }
-                    if !input.is_empty() && self.take_open_filter() {
+                    if !input.is_empty()
+                        && let Some(plain) = self.take_open_filter(input)?
+                    {
                         // A handler has just installed filters: the rest of what was read is theirs.
-                        let plain = self.unfilter(input)?;
                         return self.dispatch(&plain);
                     }
                     if !input.is_empty() && shared.answers_full.load(Ordering::Relaxed) {
@@ -315,10 +331,18 @@ impl Connection {
     /// The peer sends no more. The answers it has earned are still written, if it takes them.
     fn ended_by_peer(&mut self) -> Poll<Result<(), TransportError>> {
         self.reader.at_end = true;
+        let unfinished = self.reader.decoder.finish().err();
+        if self.reader.end_mark() == EndMark::Missing
+            && (unfinished.is_some() || self.shared.session.lock().requests.outstanding() > 0)
+        {
+            // Not by the peer, which would have said so: perhaps by somebody who wants a part to be taken for the whole.
+            let cut = "it was cut off without close_notify";
+            return Poll::Ready(Err(io_error(self.shared.peer, "reading from", cut)));
+        }
         let closed = TransportError::closed(self.shared.peer);
-        let error = match self.reader.decoder.finish() {
-            Ok(()) => closed,
-            Err(error) => closed.with_source(error),
+        let error = match unfinished {
+            None => closed,
+            Some(error) => closed.with_source(error),
         };
         self.shared.close(Closing::Flush(error));
         Poll::Pending
@@ -396,6 +420,10 @@ impl Connection {
         }
         Ok(())
     }
+}
+
+fn undecodable(shared: &Shared, error: BoxError) -> TransportError {
+    io_error(shared.peer, "decoding what was read from", error)
 }
 
 fn protocol_error(shared: &Shared, error: ProtocolError) -> TransportError {

@@ -6,26 +6,25 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, Waker, ready};
 
-use tokio::io::AsyncWrite;
-use tokio::net::tcp::OwnedWriteHalf;
+use tokio::io::{AsyncWrite, AsyncWriteExt};
 
 use super::file::{Ahead, FileSend, Piece, Ready, Region};
+use super::stream::WriteHalf;
 use super::{Resources, sendfile};
 use crate::client::Shared;
-use crate::session::{Batch, ByteFilter};
+use crate::session::{Batch, ByteFilter, Stack};
 
 /// Slices handed to one vectored write.
 const MAX_SLICES: usize = 64;
-/// How much is sealed at once.
-const SEAL_PIECE: usize = 1 << 20;
+/// Bytes that pass through a filter at once: enough to be worth a write, not so many that others on this thread wait for it.
+const SEAL_RUN: usize = 256 << 10;
 
 pub(super) struct Writer {
     /// `None` once the sending direction has ended.
-    half: Option<OwnedWriteHalf>,
-    /// What is being written, and how much of it is, or is sealed.
+    half: Option<WriteHalf>,
+    /// What is being written, and how much of it is.
     batch: Batch,
     written: usize,
-    sealed: Sealed,
     /// The part of a file that goes out after it.
     region: Option<Region>,
     /// The file of which something was written and something is left.
@@ -34,6 +33,10 @@ pub(super) struct Writer {
     next: Option<Ahead>,
     /// The file whose last bytes are being written, kept for its hooks.
     finishing: Option<FileSend>,
+    seal: Option<Box<dyn ByteFilter>>,
+    /// What a filter made of those bytes of the batch that count as written already, and how much of it really is.
+    sealed: Vec<u8>,
+    sealed_written: usize,
     /// Whether others were already given the chance to add to the next batch.
     yielded: bool,
     shared: Arc<Shared>,
@@ -41,56 +44,29 @@ pub(super) struct Writer {
     wakers: Vec<Waker>,
 }
 
-/// What passes through a filter on its way out.
-#[derive(Default)]
-struct Sealed {
-    filter: Option<Box<dyn ByteFilter>>,
-    /// Sealed bytes of the batch, and how many of them are written.
-    bytes: Vec<u8>,
-    written: usize,
-}
-
-impl Sealed {
-    fn is_written(&self) -> bool {
-        self.written == self.bytes.len()
-    }
-
-    /// Seals the next piece of `batch`; returns how much of it that was.
-    fn refill(&mut self, batch: &Batch, from: usize) -> io::Result<usize> {
-        self.bytes.clear();
-        self.written = 0;
-        let Some(filter) = &mut self.filter else { return Ok(0) };
-        let mut slices = [IoSlice::new(&[]); MAX_SLICES];
-        let filled = batch.slices(from, &mut slices);
-        let mut taken = 0;
-        for slice in &slices[..filled] {
-            let piece = &slice[..slice.len().min(SEAL_PIECE - taken)];
-            filter.transform(piece, &mut self.bytes).map_err(io::Error::other)?;
-            taken += piece.len();
-            if taken == SEAL_PIECE {
-                break;
-            }
-        }
-        Ok(taken)
-    }
-}
-
 impl Writer {
-    pub(super) fn new(half: OwnedWriteHalf, shared: Arc<Shared>, resources: Arc<Resources>) -> Self {
+    pub(super) fn new(half: WriteHalf, shared: Arc<Shared>, resources: Arc<Resources>) -> Self {
         Self {
             half: Some(half),
             batch: Batch::default(),
             written: 0,
-            sealed: Sealed::default(),
             region: None,
             current: None,
             next: None,
             finishing: None,
+            seal: None,
+            sealed: Vec::new(),
+            sealed_written: 0,
             yielded: false,
             shared,
             resources,
             wakers: Vec::new(),
         }
+    }
+
+    /// Whether filters are installed.
+    pub(super) fn is_sealed(&self) -> bool {
+        self.seal.is_some()
     }
 
     /// Whether a file is on its way, which the session no longer knows of.
@@ -101,24 +77,53 @@ impl Writer {
     /// Whether control frames could be written although a file is waited for.
     pub(super) fn takes_control(&self) -> bool {
         let waits_for_disk = self.next.is_some() && self.current.is_none() && self.region.is_none();
-        waits_for_disk && self.batch_is_written()
+        waits_for_disk && self.is_written()
     }
 
-    fn batch_is_written(&self) -> bool {
-        self.written == self.batch.len() && self.sealed.is_written()
+    /// Whether the batch is on its way.
+    fn is_written(&self) -> bool {
+        self.written == self.batch.len() && self.sealed_written == self.sealed.len()
     }
 
-    /// Lets go of the socket, which ends the sending direction.
-    pub(super) fn shut(&mut self) {
+    /// All that is written from here on passes through `seal`.
+    pub(super) fn install(&mut self, seal: Box<dyn ByteFilter>) {
+        self.seal = Some(seal);
+    }
+
+    /// Writes bytes of the handshake, before there are messages.
+    pub(super) async fn write_raw(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let half = self.half.as_mut().ok_or(io::ErrorKind::NotConnected)?;
+        half.write_all(bytes).await?;
+        self.resources.wrote(&self.shared, bytes.len());
+        Ok(())
+    }
+
+    /// Tells the peer that nothing follows, where filters have words for that, and lets go of the socket, which ends the
+    /// sending direction.
+    pub(super) async fn shut(&mut self) {
+        let mut last_words = Vec::new();
+        // Inside of what was sealed before they would only be garbage.
+        let between_runs = self.is_written();
+        if let Some(seal) = self.seal.as_mut().filter(|_| between_runs) {
+            seal.finish(&mut last_words);
+        }
+        if let Err(error) = self.write_raw(&last_words).await {
+            tracing::debug!(peer = %self.shared.peer, %error, "the peer does not hear that nothing follows");
+        }
         self.half = None;
     }
 
     /// Writes until nothing is left (`Ready`) or the socket or disk takes its time.
     pub(super) fn poll_write(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
-            if !self.batch_is_written() {
-                let count = ready!(self.poll_batch(context))?;
-                self.resources.wrote(&self.shared, count);
+            if self.sealed_written < self.sealed.len() {
+                self.sealed_written += ready!(self.poll_sealed(context))?;
+            } else if self.written < self.batch.len() {
+                if self.seal.is_some() {
+                    self.seal_run()?;
+                } else {
+                    self.written += ready!(self.poll_batch(context))?;
+                }
             } else if self.region.is_some() {
                 ready!(self.poll_region(context))?;
             } else if let Some(current) = &mut self.current {
@@ -131,36 +136,32 @@ impl Writer {
     }
 
     fn poll_batch(&mut self, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let mut slices = [IoSlice::new(&[]); MAX_SLICES];
+        let filled = self.batch.slices(self.written, &mut slices);
         let half = self.half.as_mut().ok_or(io::ErrorKind::NotConnected)?;
-        let count = if self.sealed.filter.is_some() {
-            if self.sealed.is_written() {
-                self.written += self.sealed.refill(&self.batch, self.written)?;
-            }
-            if self.sealed.is_written() {
-                // Held back by the filter.
-                return Poll::Ready(Ok(0));
-            }
-            let count =
-                ready!(Pin::new(half).poll_write(context, &self.sealed.bytes[self.sealed.written..]))?;
-            self.sealed.written += count;
-            count
-        } else {
-            let mut slices = [IoSlice::new(&[]); MAX_SLICES];
-            let filled = self.batch.slices(self.written, &mut slices);
-            let count = ready!(Pin::new(half).poll_write_vectored(context, &slices[..filled]))?;
-            self.written += count;
-            count
-        };
+        let count = ready!(Pin::new(half).poll_write_vectored(context, &slices[..filled]))?;
+        Poll::Ready(self.wrote(count))
+    }
+
+    fn poll_sealed(&mut self, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let half = self.half.as_mut().ok_or(io::ErrorKind::NotConnected)?;
+        let count = ready!(Pin::new(half).poll_write(context, &self.sealed[self.sealed_written..]))?;
+        Poll::Ready(self.wrote(count))
+    }
+
+    fn wrote(&self, count: usize) -> io::Result<usize> {
         if count == 0 {
-            return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            return Err(io::ErrorKind::WriteZero.into());
         }
-        Poll::Ready(Ok(count))
+        self.resources.wrote(&self.shared, count);
+        Ok(count)
     }
 
     fn poll_region(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let half = self.half.as_ref().ok_or(io::ErrorKind::NotConnected)?;
+        let socket = half.socket().ok_or(io::ErrorKind::Unsupported)?;
         while let Some(region) = self.region.as_mut().filter(|region| region.left > 0) {
-            let count = ready!(sendfile::send(half.as_ref(), region, context))?;
+            let count = ready!(sendfile::send(socket, region, context))?;
             self.resources.metrics.sendfile_bytes.fetch_add(count as u64, Ordering::Relaxed);
             self.resources.wrote(&self.shared, count);
         }
@@ -177,7 +178,7 @@ impl Writer {
         }
         match ready.piece {
             Piece::Memory(bytes) => self.batch.push_piece(bytes),
-            Piece::Cached(_) if self.sealed.filter.is_some() => {
+            Piece::Cached(_) if self.seal.is_some() => {
                 return Err(io::Error::other("filters were installed while a file was about to be sent"));
             }
             Piece::Cached(region) => self.region = Some(region),
@@ -195,13 +196,17 @@ impl Writer {
     }
 
     fn prepare(&self, item: Option<crate::session::BulkItem>) -> Option<Ahead> {
-        let native = self.resources.native_file_transfer && self.sealed.filter.is_none();
+        let socket = self.half.as_ref().is_some_and(|half| half.socket().is_some());
+        let native = self.resources.native_file_transfer && self.seal.is_none() && socket;
         Some(FileSend::new(item?, native)?.prepare(&self.shared, &self.resources))
     }
 
     /// Takes what is to be written next; false: there is nothing.
     fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<io::Result<bool>> {
         self.finishing = None;
+        // A quiet connection keeps no large buffer.
+        self.sealed = Vec::new();
+        self.sealed_written = 0;
         let written = self.batch.reset();
         let shared = Arc::clone(&self.shared);
         let mut session = shared.session.lock();
@@ -209,7 +214,7 @@ impl Writer {
         session.room_made(&mut self.wakers);
         self.written = 0;
         if session.seal.is_some() && session.outgoing.unsealed_is_written() {
-            self.sealed.filter = session.seal.take();
+            self.seal = Stack::of(session.seal.take(), self.seal.take());
         }
         let file = if self.next.is_none() { session.outgoing.take_file() } else { None };
         if file.is_some() {
@@ -222,9 +227,6 @@ impl Writer {
         if session.outgoing.is_empty(bodies) {
             drop(session);
             self.wake();
-            // A quiet connection keeps no buffer.
-            self.sealed.bytes = Vec::new();
-            self.sealed.written = 0;
             let Some(next) = &mut self.next else { return Poll::Ready(Ok(false)) };
             let ready = ready!(next.as_mut().poll(context))?;
             self.next = None;
@@ -249,5 +251,17 @@ impl Writer {
 
     fn wake(&mut self) {
         self.wakers.drain(..).for_each(Waker::wake);
+    }
+
+    /// Passes the next bytes of the batch through the filter.
+    fn seal_run(&mut self) -> io::Result<()> {
+        let Some(seal) = &mut self.seal else { return Ok(()) };
+        let plain = self.batch.run(self.written, SEAL_RUN);
+        self.sealed.clear();
+        self.sealed_written = 0;
+        self.sealed.reserve(plain.len() + plain.len() / 256 + 64);
+        seal.transform(&plain, &mut self.sealed).map_err(io::Error::other)?;
+        self.written += plain.len();
+        Ok(())
     }
 }

@@ -53,8 +53,13 @@ impl Default for AuthConf {
 }
 
 impl AuthConf {
-    /// Takes a setting that is not of one module; others are ignored.
-    pub(super) fn set(&mut self, key: &str, value: &str) -> Result<(), &'static str> {
+    /// Takes the setting `key`, which is `own` behind the module's prefix, if it is one of these.
+    pub(super) fn set(&mut self, key: &str, own: &str, value: &str) -> Result<(), &'static str> {
+        match own {
+            ".sasl.timeout" => self.sasl_timeout = units::positive_time(value)?,
+            ".io.maxHandshakes" => self.max_handshakes = units::positive(value, 1 << 20)? as usize,
+            _ => {}
+        }
         match key {
             "spark.authenticate" => self.authenticate = units::boolean(value)?,
             "spark.authenticate.enableSaslEncryption" => self.sasl_encryption = units::boolean(value)?,
@@ -103,18 +108,7 @@ impl AuthConf {
         Ok(())
     }
 
-    /// Takes a setting of the module: `sasl.timeout`, `io.maxHandshakes`.
-    pub(super) fn set_own(&mut self, name: &str, value: &str) -> Result<(), &'static str> {
-        match name {
-            ".sasl.timeout" => self.sasl_timeout = units::positive_time(value)?,
-            ".io.maxHandshakes" => self.max_handshakes = units::positive(value, 1 << 20)? as usize,
-            _ => {}
-        }
-        Ok(())
-    }
-
     /// `spark.network.auth.rpcTimeout`, else `spark.<m>.sasl.timeout`.
-    #[cfg(feature = "auth")]
     pub(crate) fn rpc_timeout(&self) -> Duration {
         self.rpc_timeout.unwrap_or(self.sasl_timeout)
     }

@@ -1,14 +1,17 @@
 //! Settings of one module, under Spark's names and in Spark's units.
 
+#[cfg(feature = "auth")]
 mod auth;
+#[cfg(feature = "tls")]
+mod tls;
 mod units;
 
 use std::time::Duration;
 
-pub(crate) use auth::AuthConf;
 #[cfg(feature = "auth")]
-pub(crate) use auth::CipherName;
-
+pub(crate) use self::auth::{AuthConf, CipherName};
+#[cfg(feature = "tls")]
+pub use self::tls::{TlsConf, TlsProtocol};
 use crate::error::{ErrorKind, TransportError};
 use crate::protocol::MAX_FRAME_PAYLOAD;
 
@@ -30,11 +33,12 @@ use crate::protocol::MAX_FRAME_PAYLOAD;
 /// | `spark.<m>.io.enableTcpKeepAlive` | false | keepalive on accepted sockets (outgoing ones always have it) |
 /// | `spark.shuffle.maxChunksBeingTransferred` | 2^63-1 | chunks and streams served at once per context; beyond it connections are closed |
 ///
-/// Authentication and encryption ([`auth`](crate::auth) tells which to choose):
+/// Authentication and encryption, with the feature `auth`, whose module tells which to choose; without it, `spark.authenticate`
+/// must not be true:
 ///
 /// | key | default | meaning |
 /// |---|---|---|
-/// | `spark.authenticate` | false | peers must prove that they know the application's secret; see [`TransportContext::with_auth`](crate::TransportContext::with_auth) |
+/// | `spark.authenticate` | false | peers must prove that they know the application's secret; see `TransportContext::with_auth` |
 /// | `spark.network.crypto.enabled` | false | by the auth engine (Spark 3.2 and later), then AES; otherwise by SASL DIGEST-MD5 |
 /// | `spark.network.crypto.authEngineVersion` | 1 | how the session key is derived; both ends must agree. 2 is the better one (Spark 3.5 and later) |
 /// | `spark.network.crypto.cipher` | AES/CTR/NoPadding | or AES/GCM/NoPadding, which alone detects changed bytes (Spark 4.1 and later) |
@@ -54,6 +58,8 @@ use crate::protocol::MAX_FRAME_PAYLOAD;
 /// | `spark.<m>.io.maxRequestSize` | 256m | the longest request frame accepted from a peer (uploaded data does not count) |
 /// | `spark.<m>.io.maxWriteQueueSize` | 64m | bytes queued per connection before requests are refused and the peer's are no longer read |
 /// | `spark.<m>.io.tcpUserTimeout` | connectionTimeout | how long sent data may stay unacknowledged (Linux); 0 or less: the system's |
+///
+/// `spark.ssl.rpc.*` is TLS, of all modules: see `TlsConf` (feature `tls`; without it `spark.ssl.rpc.enabled = true` is refused).
 ///
 /// Keys of other modules, and of Spark's that mean nothing here (threads, allocators), are ignored, so that a whole
 /// Spark configuration can be passed.
@@ -92,7 +98,10 @@ pub struct TransportConf {
     max_request_size: u64,
     max_write_queue_size: u64,
     tcp_user_timeout: Option<Duration>,
+    #[cfg(feature = "auth")]
     auth: AuthConf,
+    #[cfg(feature = "tls")]
+    tls: TlsConf,
 }
 
 /// Which system calls move bytes; see `spark.<m>.io.mode` of [`TransportConf`].
@@ -131,7 +140,10 @@ impl TransportConf {
             max_request_size: 256 << 20,
             max_write_queue_size: 64 << 20,
             tcp_user_timeout: None,
+            #[cfg(feature = "auth")]
             auth: AuthConf::default(),
+            #[cfg(feature = "tls")]
+            tls: TlsConf::default(),
         }
     }
 
@@ -169,13 +181,23 @@ impl TransportConf {
             "spark.shuffle.maxChunksBeingTransferred" => {
                 self.max_chunks_being_transferred = units::positive(value, i64::MAX.unsigned_abs())?;
             }
+            #[cfg(feature = "tls")]
+            key if key.starts_with("spark.ssl.") => self.tls.set(key, value)?,
+            #[cfg(not(feature = "tls"))]
+            "spark.ssl.rpc.enabled" if units::boolean(value)? => {
+                return Err("false (network-common was built without its feature 'tls')");
+            }
+            #[cfg(not(feature = "auth"))]
+            "spark.authenticate" if units::boolean(value)? => {
+                return Err("false (network-common was built without its feature 'auth')");
+            }
             _ => {
                 let own = key.strip_prefix("spark.").and_then(|key| key.strip_prefix(self.module.as_str()));
                 if let Some(name) = own.and_then(|name| name.strip_prefix(".io.")) {
                     self.set_io(name, value)?;
                 }
-                self.auth.set(key, value)?;
-                self.auth.set_own(own.unwrap_or_default(), value)?;
+                #[cfg(feature = "auth")]
+                self.auth.set(key, own.unwrap_or_default(), value)?;
             }
         }
         Ok(())
@@ -294,6 +316,7 @@ impl TransportConf {
     }
 
     /// `spark.authenticate`: whether peers must authenticate.
+    #[cfg(feature = "auth")]
     pub fn authenticate(&self) -> bool {
         self.auth.authenticate
     }
@@ -301,6 +324,12 @@ impl TransportConf {
     #[cfg(feature = "auth")]
     pub(crate) fn auth(&self) -> &AuthConf {
         &self.auth
+    }
+
+    /// `spark.ssl.rpc.*`.
+    #[cfg(feature = "tls")]
+    pub fn tls(&self) -> &TlsConf {
+        &self.tls
     }
 
     /// `spark.<m>.io.tcpUserTimeout`; `None`: the system's.

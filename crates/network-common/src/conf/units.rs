@@ -22,6 +22,7 @@ pub(super) fn time(value: &str) -> Result<Duration, &'static str> {
 }
 
 /// A time of which there must be some.
+#[cfg(feature = "auth")]
 pub(super) fn positive_time(value: &str) -> Result<Duration, &'static str> {
     let duration = time(value)?;
     if duration.is_zero() {

@@ -9,9 +9,8 @@ use tokio::net::{TcpSocket, TcpStream, lookup_host};
 use tracing::Instrument;
 
 use crate::address::PeerAddress;
-use crate::channel::{Connection, Resources, socket};
+use crate::channel::{Connection, Resources, Security, Stream, socket};
 use crate::client::TransportClient;
-use crate::context::check_authenticated;
 use crate::error::{ErrorKind, TransportError};
 use crate::handler::{RpcHandler, TransportClientBootstrap};
 
@@ -20,6 +19,8 @@ const SLOW_LOOKUP: Duration = Duration::from_secs(2);
 
 pub(super) struct Connector {
     resources: Arc<Resources>,
+    /// An error: settings that ask for security cannot be met.
+    security: Result<Option<Arc<dyn Security>>, TransportError>,
     handler: Arc<dyn RpcHandler>,
     bootstraps: Vec<Arc<dyn TransportClientBootstrap>>,
 }
@@ -27,10 +28,11 @@ pub(super) struct Connector {
 impl Connector {
     pub(super) fn new(
         resources: Arc<Resources>,
+        security: Result<Option<Arc<dyn Security>>, TransportError>,
         handler: Arc<dyn RpcHandler>,
         bootstraps: Vec<Arc<dyn TransportClientBootstrap>>,
     ) -> Self {
-        Self { resources, handler, bootstraps }
+        Self { resources, security, handler, bootstraps }
     }
 
     pub(super) fn connections_per_peer(&self) -> usize {
@@ -50,12 +52,12 @@ impl Connector {
     }
 
     async fn try_connect(&self, address: &PeerAddress) -> Result<TransportClient, TransportError> {
-        check_authenticated(&self.resources.conf, self.bootstraps.is_empty())?;
         let failed = |error: io::Error| {
             TransportError::new(ErrorKind::Connect, format!("Failed to connect to {address}: {error}"))
                 .with_peer(address)
                 .with_source(error)
         };
+        let security = self.security.as_ref().map_err(Clone::clone)?;
         let stream = match self.resources.conf.connection_creation_timeout() {
             None => self.open(address).await.map_err(failed)?,
             Some(limit) => tokio::time::timeout(limit, self.open(address))
@@ -74,6 +76,12 @@ impl Connector {
         };
         let mut connection = Connection::new(stream, Arc::clone(&self.handler), Arc::clone(&self.resources))
             .map_err(failed)?;
+        if let Some(security) = security
+            && let Err(error) = connection.secure(&**security, address).await
+        {
+            connection.give_up(&error).await;
+            return Err(error);
+        }
         let client = TransportClient::owning(Arc::clone(connection.shared()));
         // The first bootstrap's handler is the outermost.
         for bootstrap in self.bootstraps.iter().rev() {
@@ -98,7 +106,10 @@ impl Connector {
     }
 
     /// Tries the resolved addresses in turn.
-    async fn open(&self, address: &PeerAddress) -> io::Result<TcpStream> {
+    async fn open(&self, address: &PeerAddress) -> io::Result<Stream> {
+        if let Some(network) = &self.resources.network {
+            return network.connect(address.lookup_host(), address.port()).map(Stream::Memory);
+        }
         let begun = Instant::now();
         let addresses = lookup_host((address.lookup_host(), address.port())).await?;
         if begun.elapsed() > SLOW_LOOKUP {
@@ -107,7 +118,7 @@ impl Connector {
         let mut failure = io::Error::new(io::ErrorKind::NotFound, "the name resolves to no address");
         for address in addresses {
             match self.open_one(address).await {
-                Ok(stream) => return Ok(stream),
+                Ok(stream) => return Ok(Stream::Tcp(stream)),
                 Err(error) => failure = error,
             }
         }

@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use self::connect::Connector;
 use self::slot::Slot;
 use crate::address::PeerAddress;
-use crate::channel::Resources;
+use crate::channel::{Resources, Security};
 use crate::client::TransportClient;
 use crate::error::{ErrorKind, TransportError};
 use crate::handler::{RpcHandler, TransportClientBootstrap};
@@ -40,10 +40,11 @@ struct Pool {
 impl TransportClientFactory {
     pub(crate) fn new(
         resources: Arc<Resources>,
+        security: Result<Option<Arc<dyn Security>>, TransportError>,
         handler: Arc<dyn RpcHandler>,
         bootstraps: Vec<Arc<dyn TransportClientBootstrap>>,
     ) -> Self {
-        let connector = Arc::new(Connector::new(resources, handler, bootstraps));
+        let connector = Arc::new(Connector::new(resources, security, handler, bootstraps));
         Self(Arc::new(Factory { connector, pools: Mutex::new(Some(HashMap::new())) }))
     }
 
@@ -55,6 +56,7 @@ impl TransportClientFactory {
     ///
     /// # Errors
     /// [`Connect`](ErrorKind::Connect), [`ConnectTimeout`](ErrorKind::ConnectTimeout): naming the address.
+    /// [`Tls`](ErrorKind::Tls): TLS could not be agreed on. [`Config`](ErrorKind::Config): its settings cannot be used.
     /// [`Bootstrap`](ErrorKind::Bootstrap): a bootstrap failed. [`Closed`](ErrorKind::Closed): the factory is closed.
     pub async fn create_client(
         &self,

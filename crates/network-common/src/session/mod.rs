@@ -17,7 +17,8 @@ use bytes::Bytes;
 
 pub use body::StreamBody;
 pub(crate) use body::{PipeWriter, pipe};
-pub use filter::ByteFilter;
+pub(crate) use filter::Stack;
+pub use filter::{ByteFilter, EndMark};
 pub(crate) use outgoing::{Batch, BulkItem, Outgoing, Unwritten};
 pub use requests::MergedBlockMeta;
 pub(crate) use requests::{Answer, Requests, StreamStart, Ticket};

@@ -92,6 +92,17 @@ impl Batch {
         filled
     }
 
+    /// The bytes from `skip` on in one run, at most `limit` of them: for a filter.
+    pub(crate) fn run(&self, skip: usize, limit: usize) -> Vec<u8> {
+        let mut run = Vec::with_capacity(limit.min(self.len() - skip));
+        let mut slices = vec![IoSlice::new(&[]); 2 * self.bodies.len() + 1];
+        let filled = self.slices(skip, &mut slices);
+        for slice in &slices[..filled] {
+            run.extend_from_slice(&slice[..slice.len().min(limit - run.len())]);
+        }
+        run
+    }
+
     /// Empty again; keeps a small buffer for the next round, so that a quiet connection holds little. Not under the lock:
     /// hooks of bodies run here. [`Outgoing::written`] is to be told.
     pub(crate) fn reset(&mut self) -> Written {

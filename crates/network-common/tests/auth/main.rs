@@ -2,7 +2,6 @@
 
 // Outside of the test functions themselves too.
 #![allow(clippy::unwrap_used, unreachable_pub)]
-#![cfg(feature = "auth")]
 
 #[path = "../support/mod.rs"]
 mod support;

@@ -28,6 +28,7 @@ use crate::metrics::EndpointSnapshot;
 use crate::origin::Arrival;
 use crate::post::Mailbox;
 use crate::threads::Threads;
+use crate::trace::TraceSpan;
 
 pub(crate) struct Dispatcher {
     state: RwLock<State>,
@@ -150,7 +151,10 @@ impl Dispatcher {
         let inbox = self.get(address.name())?.ok_or_else(|| endpoint_not_found(address))?;
         let (id, name) = inbox.message_type();
         if id != TypeId::of::<M>() {
-            let text = format!("the endpoint {address} receives {name}, not {}", std::any::type_name::<M>());
+            let text = format!(
+                "the endpoint {address} receives {name}, not {}; where that is a part of it, `narrow` its ref",
+                std::any::type_name::<M>()
+            );
             return Err(RpcError::new(ErrorKind::ServiceMismatch, text).with_peer(address));
         }
         match inbox.into_any().downcast::<Inbox<M>>() {
@@ -170,9 +174,10 @@ impl Dispatcher {
         name: &str,
         request: IncomingRequest<'_>,
         arrival: Arrival,
+        span: TraceSpan,
     ) -> Result<(), RpcError> {
         let not_found = || RpcError::new(ErrorKind::EndpointNotFound, format!("Could not find {name}."));
-        self.get(name)?.ok_or_else(not_found)?.deliver(request, arrival)
+        self.get(name)?.ok_or_else(not_found)?.deliver(request, arrival, span)
     }
 
     /// The state of every endpoint, by name.
@@ -228,6 +233,7 @@ mod tests {
     use crate::ask::Asks;
     use crate::conf::RpcConf;
     use crate::endpoint::ThreadSafeRpcEndpoint;
+    use crate::trace::Tracer;
 
     struct Nothing;
     impl RpcMessage for Nothing {}
@@ -267,14 +273,14 @@ mod tests {
     #[tokio::test]
     async fn inb_04_05_06_events_reach_every_endpoint_once() {
         let runtime = Handle::current();
-        let asks = Asks::new(RpcConf::new().ask().unwrap(), runtime.clone());
+        let asks = Asks::new(RpcConf::new().ask().unwrap(), Tracer::default(), runtime.clone());
         let dispatcher = Dispatcher::new(runtime);
         let mut received = Vec::new();
         for name in ["a", "b"] {
             let (told, events) = mpsc::unbounded_channel();
             received.push(events);
             let address = RpcEndpointAddress::new(None, name).unwrap();
-            let make_ref = |mailbox| RpcEndpointRef::local(address.clone(), Arc::clone(&asks), mailbox);
+            let make_ref = |mailbox| RpcEndpointRef::local(address.clone(), 1, Arc::clone(&asks), mailbox);
             let options = EndpointOptions::new();
             let conf = RpcConf::new().inbox().unwrap();
             dispatcher

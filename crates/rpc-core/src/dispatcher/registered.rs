@@ -10,11 +10,17 @@ use crate::inbox::{Closed, Ending, Event, Inbox};
 use crate::message::{IncomingRequest, RpcMessage};
 use crate::metrics::EndpointSnapshot;
 use crate::origin::{Arrival, Origin};
+use crate::trace::TraceSpan;
 
 /// An inbox whose message type is not known here.
 pub(super) trait Registered: Send + Sync {
     fn services(&self) -> &'static [&'static str];
-    fn deliver(self: Arc<Self>, request: IncomingRequest<'_>, arrival: Arrival) -> Result<(), RpcError>;
+    fn deliver(
+        self: Arc<Self>,
+        request: IncomingRequest<'_>,
+        arrival: Arrival,
+        span: TraceSpan,
+    ) -> Result<(), RpcError>;
     fn snapshot(&self) -> EndpointSnapshot;
     fn ending(&self) -> Ending;
     fn post_event(&self, event: Event);
@@ -28,12 +34,17 @@ impl<M: RpcMessage> Registered for Inbox<M> {
         M::SERVICES
     }
 
-    fn deliver(self: Arc<Self>, request: IncomingRequest<'_>, arrival: Arrival) -> Result<(), RpcError> {
+    fn deliver(
+        self: Arc<Self>,
+        request: IncomingRequest<'_>,
+        arrival: Arrival,
+        span: TraceSpan,
+    ) -> Result<(), RpcError> {
         if !M::SERVICES.contains(&request.service()) {
             return Err(service_mismatch(self.address(), &[request.service()], M::SERVICES));
         }
         let link = Arc::clone(arrival.link());
-        let origin = Origin::Arrived { arrival, ask: request.ask() };
+        let origin = Origin::Arrived { arrival, ask: request.ask(), span };
         let ask = origin.ask_id();
         let mut message = Some(M::decode(request)?);
         let appended = self.append(origin, || message.take());

@@ -5,7 +5,7 @@ use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use network_common::{TransportConf, TransportContext, TransportServer};
+use network_common::{MemoryNetwork, TransportConf, TransportContext, TransportServer};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -21,6 +21,7 @@ use crate::error::{ErrorKind, RpcError};
 use crate::handler::EnvHandler;
 use crate::link::Links;
 use crate::outbox::Outboxes;
+use crate::trace::{TraceContext, Tracer};
 use crate::verifier::EndpointVerifier;
 
 /// Makes an [`RpcEnv`]. Either [`bind`](Self::bind) or [`client_mode`](Self::client_mode) must be chosen.
@@ -31,6 +32,8 @@ pub struct RpcEnvBuilder {
     conf: RpcConf,
     mode: Mode,
     advertised: Option<String>,
+    tracer: Tracer,
+    network: Option<MemoryNetwork>,
 }
 
 #[derive(Clone, Debug)]
@@ -42,7 +45,14 @@ enum Mode {
 
 impl RpcEnvBuilder {
     pub(super) fn new(name: String) -> Self {
-        Self { name, conf: RpcConf::new(), mode: Mode::Undecided, advertised: None }
+        Self {
+            name,
+            conf: RpcConf::new(),
+            mode: Mode::Undecided,
+            advertised: None,
+            tracer: Tracer::default(),
+            network: None,
+        }
     }
 
     /// Listen at `address`, host:port. Port 0 takes a free one; [`RpcEnv::address`] tells which.
@@ -67,6 +77,19 @@ impl RpcEnvBuilder {
     /// Use these settings.
     pub fn conf(mut self, conf: RpcConf) -> Self {
         self.conf = conf;
+        self
+    }
+
+    /// Carry distributed traces along with messages.
+    pub fn trace_context(mut self, context: impl TraceContext) -> Self {
+        self.tracer = Tracer(Some(Arc::new(context)));
+        self
+    }
+
+    /// Meet other environments on `network` instead of the system's: for tests, also in tokio's paused time. The host to
+    /// bind is any IP address.
+    pub fn on_network(mut self, network: &MemoryNetwork) -> Self {
+        self.network = Some(network.clone());
         self
     }
 
@@ -95,9 +118,12 @@ impl RpcEnvBuilder {
 
         let runtime = Handle::current();
         let dispatcher = Arc::new(Dispatcher::new(runtime.clone()));
-        let links = Links::new(self.conf.inbox_budget()?, runtime.clone());
-        let handler = EnvHandler::new(Arc::clone(&dispatcher), Arc::clone(&links));
-        let context = TransportContext::new(transport_conf, handler);
+        let links = Links::new(self.conf.inbox_budget()?, self.conf.max_message()?, runtime.clone());
+        let handler = EnvHandler::new(Arc::clone(&dispatcher), Arc::clone(&links), self.tracer.clone());
+        let mut context = TransportContext::new(transport_conf, handler);
+        if let Some(network) = &self.network {
+            context = context.on_network(network);
+        }
         let outbox_limits = self.conf.outbox_limits()?;
         let outboxes = Outboxes::new(
             context.create_client_factory(),
@@ -112,7 +138,7 @@ impl RpcEnvBuilder {
             lookup_timeout,
             inbox_conf: self.conf.inbox()?,
             shutdown_timeout: self.conf.shutdown_timeout()?,
-            asks: Asks::new(self.conf.ask()?, runtime.clone()),
+            asks: Asks::new(self.conf.ask()?, self.tracer, runtime.clone()),
             dispatcher,
             outboxes,
             links,
@@ -165,7 +191,9 @@ async fn listen(context: &TransportContext, bind: &RpcAddress) -> Result<Transpo
 impl Inner {
     fn register_verifier(&self) -> Result<(), RpcError> {
         let address = RpcEndpointAddress::new(None, EndpointVerifier::NAME)?;
-        let make_ref = |mailbox| RpcEndpointRef::local(address.clone(), Arc::clone(&self.asks), mailbox);
+        let make_ref = |mailbox| {
+            RpcEndpointRef::local(address.clone(), self.incarnation, Arc::clone(&self.asks), mailbox)
+        };
         // It never looks at its environment, which is not complete yet.
         let verifier = EndpointVerifier::new(&self.dispatcher);
         let options = EndpointOptions::new();

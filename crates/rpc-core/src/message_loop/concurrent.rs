@@ -10,6 +10,8 @@ use futures::{FutureExt, StreamExt};
 use tokio::time::Instant;
 
 use super::{Behaviour, Buffer, Drained, FAIR_SHARE, Place, report, watch};
+use tracing::Instrument;
+
 use crate::call_context::supervise;
 use crate::endpoint::{EndpointContext, RpcEndpoint};
 use crate::error::RpcError;
@@ -140,9 +142,11 @@ async fn handle<E: RpcEndpoint>(
 ) -> Option<(Origin, bool)> {
     let cx = &place.cx;
     let (outcome, origin) = match item {
-        Item::Message { message, origin } => {
+        Item::Message { message, mut origin } => {
+            let span = origin.take_span();
             let receive = async { endpoint.receive(message, cx).await };
-            let outcome = watch(&place, sample, |_| {}, supervise(Some(&origin), receive)).await;
+            let outcome =
+                watch(&place, sample, |_| {}, supervise(Some(&origin), receive).instrument(span)).await;
             (outcome, Some(origin))
         }
         Item::Event(event) => {

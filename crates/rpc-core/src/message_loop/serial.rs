@@ -5,6 +5,8 @@ use std::sync::Arc;
 use futures::future::BoxFuture;
 
 use super::{Behaviour, Drained, FAIR_SHARE, Place, report, watch};
+use tracing::Instrument;
+
 use crate::call_context::supervise;
 use crate::endpoint::{EndpointContext, ThreadSafeRpcEndpoint};
 use crate::error::RpcError;
@@ -41,12 +43,18 @@ impl<E: ThreadSafeRpcEndpoint> Behaviour for Serial<E> {
             while batch.refill() {
                 while let Some(item) = batch.pop() {
                     let outcome = match item {
-                        Item::Message { message, origin } => {
+                        Item::Message { message, mut origin } => {
+                            let span = origin.take_span();
                             let receive = async { self.endpoint.receive(message, &place.cx).await };
                             let sample = batch.sample();
                             let waits = |since| batch.waits(since);
-                            let outcome =
-                                watch(&place, sample, waits, supervise(Some(&origin), receive)).await;
+                            let outcome = watch(
+                                &place,
+                                sample,
+                                waits,
+                                supervise(Some(&origin), receive).instrument(span),
+                            )
+                            .await;
                             batch.handled(&origin, outcome.is_err());
                             outcome
                         }

@@ -193,9 +193,10 @@ impl Lane {
         let state = &mut *guard;
         match &state.phase {
             Phase::Stopped => return Err(outbox.dropped()),
+            Phase::Lost => return Err(outbox.closed()),
             // What waits for credit of this connection goes down with it; what comes now does not.
             Phase::Connected(client) if !client.is_active() => {
-                state.phase = Phase::Idle;
+                state.phase = outbox.after_connection();
                 let unsent = state.lanes.reset();
                 drop(guard);
                 unsent.fail(&outbox.closed());

@@ -17,7 +17,7 @@ use lane::Lanes;
 use crate::address::RpcAddress;
 use crate::credit::Volume;
 use crate::error::{ErrorKind, RpcError};
-use crate::link::{Links, Sender};
+use crate::link::{Link, Links, Sender};
 use crate::metrics::OutboxSnapshot;
 
 /// All outboxes of an environment. Each lives as long as a ref that uses it, or a message that waits in it.
@@ -32,6 +32,7 @@ pub(crate) struct Outboxes {
 
 struct Boxes {
     by_address: HashMap<RpcAddress, Weak<Outbox>>,
+    by_connection: HashMap<ConnectionId, Weak<Outbox>>,
     /// Beyond this many the dead ones are looked for.
     prune_at: usize,
     stopped: bool,
@@ -44,7 +45,8 @@ impl Outboxes {
         limits: Volume,
         runtime: Handle,
     ) -> Arc<Self> {
-        let boxes = Boxes { by_address: HashMap::new(), prune_at: 16, stopped: false };
+        let boxes =
+            Boxes { by_address: HashMap::new(), by_connection: HashMap::new(), prune_at: 16, stopped: false };
         Arc::new(Self { boxes: Mutex::new(boxes), factory, links, limits, runtime })
     }
 
@@ -55,13 +57,7 @@ impl Outboxes {
             return outbox;
         }
         let phase = if boxes.stopped { Phase::Stopped } else { Phase::Idle };
-        let outbox = Arc::new_cyclic(|me| Outbox {
-            me: me.clone(),
-            address: address.clone(),
-            all: Arc::clone(self),
-            state: Mutex::new(State { phase, lanes: Lanes::default(), blocked: false }),
-            emptied: Notify::new(),
-        });
+        let outbox = Arc::new_cyclic(|me| Outbox::new(me, address, self, phase, false));
         if boxes.by_address.len() >= boxes.prune_at {
             boxes.by_address.retain(|_, outbox| outbox.strong_count() > 0);
             boxes.prune_at = 16.max(2 * boxes.by_address.len());
@@ -70,9 +66,31 @@ impl Outboxes {
         outbox
     }
 
+    /// The outbox that goes over `link` and nothing else: to an environment that does not listen.
+    pub(crate) fn over(self: &Arc<Self>, link: &Link) -> Arc<Outbox> {
+        let mut boxes = self.boxes.lock();
+        let boxes = &mut *boxes;
+        if let Some(outbox) = boxes.by_connection.get(&link.id()).and_then(Weak::upgrade) {
+            return outbox;
+        }
+        let client = link.client().clone();
+        let outbox = Arc::new_cyclic(|me: &Weak<Outbox>| {
+            // If the connection has ended meanwhile, that shows when something is sent.
+            self.links.add_sender(&client, me.clone() as _);
+            let phase = if boxes.stopped { Phase::Stopped } else { Phase::Connected(client) };
+            Outbox::new(me, link.socket(), self, phase, true)
+        });
+        boxes.by_connection.retain(|_, outbox| outbox.strong_count() > 0);
+        boxes.by_connection.insert(link.id(), Arc::downgrade(&outbox));
+        outbox
+    }
+
     /// The state of every outbox, by address.
     pub(crate) fn snapshot(&self) -> Vec<OutboxSnapshot> {
-        let live: Vec<_> = self.boxes.lock().by_address.values().filter_map(Weak::upgrade).collect();
+        let live: Vec<_> = {
+            let boxes = self.boxes.lock();
+            boxes.by_address.values().chain(boxes.by_connection.values()).filter_map(Weak::upgrade).collect()
+        };
         let mut all: Vec<_> = live.iter().map(|outbox| outbox.snapshot()).collect();
         all.sort_by(|one, other| one.address.cmp(&other.address));
         all
@@ -84,7 +102,10 @@ impl Outboxes {
         let live: Vec<_> = {
             let mut boxes = self.boxes.lock();
             boxes.stopped = true;
-            boxes.by_address.drain().filter_map(|(_, outbox)| outbox.upgrade()).collect()
+            let (by_address, by_connection) =
+                (std::mem::take(&mut boxes.by_address), std::mem::take(&mut boxes.by_connection));
+            let all = by_address.into_values().chain(by_connection.into_values());
+            all.filter_map(|outbox| outbox.upgrade()).collect()
         };
         let all_sent = join_all(live.iter().map(|outbox| outbox.emptied()));
         let _ = tokio::time::timeout(limit, all_sent).await;
@@ -103,6 +124,8 @@ pub(crate) struct Outbox {
     me: Weak<Self>,
     address: RpcAddress,
     all: Arc<Outboxes>,
+    /// It goes over one connection that the peer has made, and ends with it.
+    bound: bool,
     state: Mutex<State>,
     /// Nothing waits any more.
     emptied: Notify,
@@ -122,6 +145,8 @@ enum Phase {
     Connecting,
     /// Callers send over the connection themselves, as their credit allows.
     Connected(TransportClient),
+    /// The one connection there was has ended.
+    Lost,
     Stopped,
 }
 
@@ -129,12 +154,28 @@ impl Phase {
     fn connection(&self) -> Option<&TransportClient> {
         match self {
             Self::Connected(client) => Some(client),
-            Self::Idle | Self::Connecting | Self::Stopped => None,
+            Self::Idle | Self::Connecting | Self::Lost | Self::Stopped => None,
         }
     }
 }
 
 impl Outbox {
+    fn new(me: &Weak<Self>, address: &RpcAddress, all: &Arc<Outboxes>, phase: Phase, bound: bool) -> Self {
+        Self {
+            me: me.clone(),
+            address: address.clone(),
+            all: Arc::clone(all),
+            bound,
+            state: Mutex::new(State { phase, lanes: Lanes::default(), blocked: false }),
+            emptied: Notify::new(),
+        }
+    }
+
+    /// What comes after a connection.
+    fn after_connection(&self) -> Phase {
+        if self.bound { Phase::Lost } else { Phase::Idle }
+    }
+
     /// The connection stands: sends what has queued.
     async fn connected(&self, client: TransportClient) -> Result<(), TransportError> {
         let sender: Weak<Self> = self.me.clone();
@@ -231,7 +272,7 @@ impl Sender for Outbox {
     }
 
     fn disconnected(&self, connection: ConnectionId) {
-        self.fail(Phase::Idle, &self.closed(), |phase| {
+        self.fail(self.after_connection(), &self.closed(), |phase| {
             phase.connection().is_some_and(|client| client.id() == connection)
         });
     }

@@ -85,18 +85,9 @@ fn drain(outgoing: &mut Outgoing) -> Vec<u8> {
     while !outgoing.is_empty(true) {
         outgoing.take(&mut batch, true);
         assert!(!batch.is_empty(), "no files here");
-        all.extend(contiguous(&batch));
+        all.extend(batch.run(0, usize::MAX));
         outgoing.written(&batch.reset());
     }
-    all
-}
-
-/// All bytes in one run.
-fn contiguous(batch: &Batch) -> Vec<u8> {
-    let mut slices = [IoSlice::new(&[]); 256];
-    let filled = batch.slices(0, &mut slices);
-    let all: Vec<u8> = slices[..filled].iter().flat_map(|slice| slice.iter().copied()).collect();
-    assert_eq!(all.len(), batch.len());
     all
 }
 

@@ -59,7 +59,7 @@ fn mwh_02_short_write() {
     let mut batch = Batch::default();
     outgoing.take(&mut batch, true);
     assert_eq!(batch.len(), expected.len());
-    assert_eq!(contiguous(&batch), expected);
+    assert_eq!(batch.run(0, usize::MAX), expected);
     for step in [1, 8, 21, 1000, LARGE, expected.len()] {
         let mut written: Vec<u8> = Vec::new();
         while written.len() < batch.len() {
@@ -98,7 +98,7 @@ fn mwh_03_bodies_are_released_after_they_were_written() {
         outgoing.push_bulk(chunk(0, buffer));
         let mut batch = Batch::default();
         outgoing.take(&mut batch, true);
-        assert_eq!(contiguous(&batch)[21..], large(length, 1));
+        assert_eq!(batch.run(0, usize::MAX)[21..], large(length, 1));
         assert_eq!(releases.load(Ordering::SeqCst), 0, "not before it is written");
         // Outside the lock, and only then is the session told.
         let written = batch.reset();
@@ -277,7 +277,7 @@ fn mwh_01_control_overtakes_queued_bodies() {
         if batch.is_empty() {
             break;
         }
-        for message in messages(&contiguous(&batch)) {
+        for message in messages(&batch.run(0, usize::MAX)) {
             order.push(match message {
                 Message::ChunkFetchSuccess { chunk_index, body, .. } => {
                     assert!(body == block());
@@ -305,7 +305,7 @@ fn mwh_01_small_bodies_are_gathered_within_bounds() {
         outgoing.take(&mut batch, true);
         assert!(batch.len() <= (256 << 10) + 100 * 21, "{}", batch.len());
         batches += 1;
-        for message in messages(&contiguous(&batch)) {
+        for message in messages(&batch.run(0, usize::MAX)) {
             let Message::ChunkFetchSuccess { chunk_index, .. } = message else { panic!("{message:?}") };
             indexes.push(chunk_index);
         }
@@ -327,7 +327,7 @@ fn mwh_01_files_keep_their_turn() {
     let mut batch = Batch::default();
     assert!(outgoing.take_file().is_none(), "a body in memory comes first");
     outgoing.take(&mut batch, true);
-    assert_eq!(messages(&contiguous(&batch)).len(), 2, "the control frame and the first body");
+    assert_eq!(messages(&batch.run(0, usize::MAX)).len(), 2, "the control frame and the first body");
     outgoing.written(&batch.reset());
 
     let item = outgoing.take_file().expect("the file is next");
@@ -338,7 +338,7 @@ fn mwh_01_files_keep_their_turn() {
     outgoing.push_control(&Message::OneWayMessage { body: () }, &mut Bytes::new());
     assert!(!outgoing.is_empty(false));
     outgoing.take(&mut batch, false);
-    assert_eq!(messages(&contiguous(&batch)), [Message::OneWayMessage { body: Bytes::new() }]);
+    assert_eq!(messages(&batch.run(0, usize::MAX)), [Message::OneWayMessage { body: Bytes::new() }]);
     outgoing.written(&batch.reset());
     assert!(outgoing.is_empty(false) && !outgoing.is_empty(true));
     assert_eq!(messages(&drain(&mut outgoing)).len(), 1);
@@ -396,7 +396,7 @@ fn mwh_05_frames_queued_before_filters_are_written_apart() {
         assert!(!outgoing.is_empty(true));
         outgoing.take(&mut batch, true);
         assert!(outgoing.unsealed_is_written());
-        assert_eq!(messages(&contiguous(&batch)), [Message::OneWayMessage { body: Bytes::from(text) }]);
+        assert_eq!(messages(&batch.run(0, usize::MAX)), [Message::OneWayMessage { body: Bytes::from(text) }]);
         outgoing.written(&batch.reset());
     }
     assert!(outgoing.is_drained());

@@ -1,5 +1,8 @@
 //! What an environment tells about itself.
 
+#[cfg(feature = "metrics")]
+mod export;
+
 use std::time::Duration;
 
 use network_common::MetricsSnapshot;

@@ -1,0 +1,105 @@
+//! What a connection reads from and writes to: a socket, or a pipe of a [`MemoryNetwork`](crate::MemoryNetwork).
+
+use std::io::{self, IoSlice};
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+
+use crate::network::MemoryStream;
+
+#[derive(Debug)]
+pub(crate) enum Stream {
+    Tcp(TcpStream),
+    Memory(MemoryStream),
+}
+
+impl Stream {
+    pub(super) fn addresses(&self) -> io::Result<(SocketAddr, SocketAddr)> {
+        match self {
+            Self::Tcp(stream) => Ok((stream.peer_addr()?, stream.local_addr()?)),
+            Self::Memory(stream) => Ok((stream.peer, stream.local)),
+        }
+    }
+
+    pub(super) fn into_split(self) -> (ReadHalf, WriteHalf) {
+        match self {
+            Self::Tcp(stream) => {
+                let (read, write) = stream.into_split();
+                (ReadHalf::Tcp(read), WriteHalf::Tcp(write))
+            }
+            Self::Memory(stream) => (ReadHalf::Memory(stream.incoming), WriteHalf::Memory(stream.outgoing)),
+        }
+    }
+}
+
+pub(super) enum ReadHalf {
+    Tcp(OwnedReadHalf),
+    Memory(DuplexStream),
+}
+
+impl AsyncRead for ReadHalf {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(half) => Pin::new(half).poll_read(context, buffer),
+            Self::Memory(pipe) => Pin::new(pipe).poll_read(context, buffer),
+        }
+    }
+}
+
+/// Dropped, it ends the sending direction.
+pub(super) enum WriteHalf {
+    Tcp(OwnedWriteHalf),
+    Memory(DuplexStream),
+}
+
+impl WriteHalf {
+    /// What the kernel can send files to.
+    pub(super) fn socket(&self) -> Option<&TcpStream> {
+        match self {
+            Self::Tcp(half) => Some(half.as_ref()),
+            Self::Memory(_) => None,
+        }
+    }
+}
+
+impl AsyncWrite for WriteHalf {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(half) => Pin::new(half).poll_write(context, bytes),
+            Self::Memory(pipe) => Pin::new(pipe).poll_write(context, bytes),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(half) => Pin::new(half).poll_write_vectored(context, slices),
+            Self::Memory(pipe) => Pin::new(pipe).poll_write_vectored(context, slices),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(half) => Pin::new(half).poll_flush(context),
+            Self::Memory(pipe) => Pin::new(pipe).poll_flush(context),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(half) => Pin::new(half).poll_shutdown(context),
+            Self::Memory(pipe) => Pin::new(pipe).poll_shutdown(context),
+        }
+    }
+}

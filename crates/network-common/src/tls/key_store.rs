@@ -1,0 +1,205 @@
+//! Certificates and keys out of the files that the settings name: PEM, PKCS#12 or JKS, told apart by their first bytes.
+
+use std::path::Path;
+
+use p12_keystore::Pkcs12Archive;
+use pkcs8::EncryptedPrivateKeyInfoRef;
+use pkcs8::der::SecretDocument;
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::sign::CertifiedKey;
+use secrecy::{ExposeSecret, SecretString};
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use super::config_error;
+use super::jks::{self, Jks};
+use crate::conf::TlsConf;
+use crate::error::{BoxError, TransportError};
+
+const ENCRYPTED_PEM: &str = "-----BEGIN ENCRYPTED PRIVATE KEY-----";
+
+type Certificates = Vec<CertificateDer<'static>>;
+
+/// Our own certificate and key; `None`: no setting names one.
+pub(super) fn identity(
+    conf: &TlsConf,
+    provider: &CryptoProvider,
+) -> Result<Option<CertifiedKey>, TransportError> {
+    let (file, (chain, key)) = match (conf.cert_chain(), conf.private_key(), conf.key_store()) {
+        (Some(chain), Some(key), _) => {
+            let chain = File::read("spark.ssl.rpc.certChain", chain)?;
+            let chain = chain.parse(pem_certificates)?;
+            let key = File::read("spark.ssl.rpc.privateKey", key)?;
+            let password = conf.private_key_password();
+            let parsed = key.parse(|bytes| pem_key(bytes, password.as_ref(), "privateKeyPassword"))?;
+            (key, (chain, parsed))
+        }
+        (_, _, Some(store)) => {
+            let file = File::read("spark.ssl.rpc.keyStore", store)?;
+            let parsed = file.parse(|bytes| stored_identity(bytes, conf))?;
+            (file, parsed)
+        }
+        (None, None, None) | (Some(_), None, None) => return Ok(None),
+        (None, Some(_), None) => {
+            return Err(config_error("spark.ssl.rpc.privateKey needs spark.ssl.rpc.certChain too"));
+        }
+    };
+    let certified = file.parse(|_| {
+        let key = provider.key_provider.load_private_key(key)?;
+        let certificate = chain.first().ok_or("there is no certificate of the key")?;
+        let (_, certificate) = X509Certificate::from_der(certificate)?;
+        if key.public_key().is_some_and(|key| *key != *certificate.public_key().raw) {
+            return Err(format!("the key is not that of the certificate of {}", certificate.subject()).into());
+        }
+        Ok(CertifiedKey::new(chain.clone(), key))
+    })?;
+    Ok(Some(certified))
+}
+
+/// Whom we trust; `None`: no setting says.
+pub(super) fn trusted(conf: &TlsConf) -> Result<Option<Certificates>, TransportError> {
+    if let Some(store) = conf.trust_store() {
+        let password = conf.trust_store_password();
+        let file = File::read("spark.ssl.rpc.trustStore", store)?;
+        return file.parse(|bytes| stored_trust(bytes, password.as_ref())).map(Some);
+    }
+    match conf.cert_chain() {
+        Some(chain) => File::read("spark.ssl.rpc.certChain", chain)?.parse(pem_certificates).map(Some),
+        None => Ok(None),
+    }
+}
+
+/// A file and the setting that names it.
+struct File<'a> {
+    setting: &'static str,
+    path: &'a Path,
+    bytes: Vec<u8>,
+}
+
+impl<'a> File<'a> {
+    fn read(setting: &'static str, path: &'a Path) -> Result<Self, TransportError> {
+        let file = Self { setting, path, bytes: Vec::new() };
+        let bytes = std::fs::read(path).map_err(|error| file.unusable(error.into()))?;
+        Ok(Self { bytes, ..file })
+    }
+
+    fn parse<T>(&self, parse: impl FnOnce(&[u8]) -> Result<T, BoxError>) -> Result<T, TransportError> {
+        parse(&self.bytes).map_err(|error| self.unusable(error))
+    }
+
+    fn unusable(&self, error: BoxError) -> TransportError {
+        let text = format!("{} cannot be used ('{}'): {error}", self.setting, self.path.display());
+        config_error(text).with_source(error)
+    }
+}
+
+enum Store {
+    Jks(Jks),
+    Pkcs12(Pkcs12Archive),
+    Pem,
+}
+
+fn open_store(bytes: &[u8], password: Option<&SecretString>) -> Result<Store, BoxError> {
+    let password = password.map(ExposeSecret::expose_secret);
+    if bytes.starts_with(&jks::MAGIC) {
+        Ok(Store::Jks(Jks::read(bytes, password)?))
+    } else if bytes.first() == Some(&0x30) {
+        let archive = Pkcs12Archive::from_pkcs12(bytes, password.unwrap_or_default());
+        Ok(Store::Pkcs12(archive.map_err(|error| format!("as PKCS#12 with this password: {error}"))?))
+    } else if bytes.windows(11).any(|window| window == b"-----BEGIN ") {
+        Ok(Store::Pem)
+    } else {
+        Err("it is neither JKS nor PKCS#12 nor PEM".into())
+    }
+}
+
+fn stored_identity(bytes: &[u8], conf: &TlsConf) -> Result<(Certificates, PrivateKeyDer<'static>), BoxError> {
+    let store_password = conf.key_store_password();
+    let key_password = conf.key_password().or_else(|| store_password.clone());
+    match open_store(bytes, store_password.as_ref())? {
+        Store::Jks(store) => {
+            let entry = store.keys.into_iter().next().ok_or("there is no key in it")?;
+            let password = key_password.ok_or("its key needs spark.ssl.rpc.keyPassword")?;
+            let key = jks::recover(&entry.protected, password.expose_secret())
+                .map_err(|error| format!("key '{}' with spark.ssl.rpc.keyPassword: {error}", entry.alias))?;
+            Ok((entry.chain, PrivatePkcs8KeyDer::from(key).into()))
+        }
+        Store::Pkcs12(archive) => {
+            let entry = archive.keys.first().ok_or("there is no key in it")?;
+            let key = PrivatePkcs8KeyDer::from(entry.key.as_der().to_vec()).into();
+            Ok((pkcs12_chain(&archive), key))
+        }
+        Store::Pem => Ok((pem_certificates(bytes)?, pem_key(bytes, key_password.as_ref(), "keyPassword")?)),
+    }
+}
+
+/// The certificate of the first key and those that vouch for it, in this order.
+fn pkcs12_chain(archive: &Pkcs12Archive) -> Certificates {
+    let id = archive.keys.first().and_then(|key| key.local_key_id.as_ref());
+    let is_ours = |id: &[u8]| archive.certs.iter().find(|bag| bag.local_key_id.as_deref() == Some(id));
+    // Without an id there is but one key, and by custom its certificate comes first.
+    let mut next = id.and_then(|id| is_ours(&id.0)).or_else(|| archive.certs.first());
+    let mut chain = Vec::new();
+    while let Some(bag) = next {
+        chain.push(CertificateDer::from(bag.cert.as_der().to_vec()));
+        let is_self_signed = bag.cert.subject() == bag.cert.issuer();
+        next = archive.certs.iter().find(|other| {
+            !is_self_signed && other.cert.subject() == bag.cert.issuer() && chain.len() < archive.certs.len()
+        });
+    }
+    chain
+}
+
+fn stored_trust(bytes: &[u8], password: Option<&SecretString>) -> Result<Certificates, BoxError> {
+    let certificates = match open_store(bytes, password)? {
+        Store::Jks(store) => {
+            // As in Java, the certificate of a key in the store is trusted too.
+            let of_keys = store.keys.into_iter().filter_map(|key| key.chain.into_iter().next());
+            store.certificates.into_iter().chain(of_keys).collect()
+        }
+        Store::Pkcs12(archive) => {
+            // Java marks what is trusted; openssl does not, so without keys everything is.
+            let keys: Vec<_> = archive.keys.iter().filter_map(|key| key.local_key_id.as_ref()).collect();
+            let of_key = |id: &[u8]| keys.iter().any(|key| key.0 == id);
+            let all = archive.keys.is_empty() && !archive.certs.iter().any(|bag| bag.trusted);
+            let bags = archive.certs.iter();
+            bags.filter(|bag| all || bag.trusted || bag.local_key_id.as_deref().is_some_and(of_key))
+                .map(|bag| CertificateDer::from(bag.cert.as_der().to_vec()))
+                .collect()
+        }
+        Store::Pem => pem_certificates(bytes)?,
+    };
+    if certificates.is_empty() {
+        Err("there is no trusted certificate in it".into())
+    } else {
+        Ok(certificates)
+    }
+}
+
+fn pem_certificates(bytes: &[u8]) -> Result<Certificates, BoxError> {
+    let certificates: Certificates = CertificateDer::pem_slice_iter(bytes).collect::<Result<_, _>>()?;
+    if certificates.is_empty() { Err("there is no PEM certificate in it".into()) } else { Ok(certificates) }
+}
+
+fn pem_key(
+    bytes: &[u8],
+    password: Option<&SecretString>,
+    setting: &str,
+) -> Result<PrivateKeyDer<'static>, BoxError> {
+    let text = std::str::from_utf8(bytes)?;
+    if text.contains("Proc-Type: 4,ENCRYPTED") {
+        return Err(
+            "its key is encrypted in OpenSSL's old way: convert it with 'openssl pkcs8 -topk8'".into()
+        );
+    }
+    let Some(begin) = text.find(ENCRYPTED_PEM) else {
+        return Ok(PrivateKeyDer::from_pem_slice(bytes)?);
+    };
+    let password = password.ok_or_else(|| format!("its key is encrypted: set spark.ssl.rpc.{setting}"))?;
+    let (_, sealed) = SecretDocument::from_pem(&text[begin..])?;
+    let key = EncryptedPrivateKeyInfoRef::try_from(sealed.as_bytes())?
+        .decrypt(password.expose_secret())
+        .map_err(|error| format!("its key cannot be decrypted with spark.ssl.rpc.{setting}: {error}"))?;
+    Ok(PrivatePkcs8KeyDer::from(key.as_bytes().to_vec()).into())
+}

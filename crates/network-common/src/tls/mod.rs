@@ -1,0 +1,154 @@
+//! TLS under all connections of a context, from their first byte on (auth 6). Settings: [`TlsConf`](crate::TlsConf).
+//!
+//! rustls does the work, without a socket: what it agrees on in a handshake is installed as filters between socket and frames,
+//! under those of an authentication, if there is one.
+//!
+//! Sessions are not resumed: connections live long, and so every one of them is checked against the trust store of its time.
+
+mod config;
+mod filters;
+mod jks;
+mod key_store;
+mod reload;
+mod trust;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use parking_lot::RwLock;
+use rustls::pki_types::ServerName;
+use rustls::{ClientConnection, ServerConnection};
+use tokio::sync::Semaphore;
+
+use self::config::Configs;
+use self::filters::TlsHandshake;
+use self::reload::Watch;
+use crate::address::PeerAddress;
+use crate::channel::{Handshake, Security};
+use crate::conf::TransportConf;
+use crate::error::{BoxError, ErrorKind, TransportError};
+
+/// What new connections of one context are secured with.
+pub(crate) struct Tls {
+    conf: Arc<TransportConf>,
+    current: RwLock<Configs>,
+    watch: Option<Watch>,
+    /// Accepted connections that may be in their handshake at once.
+    turns: Arc<Semaphore>,
+}
+
+impl Tls {
+    /// Reads what the settings name.
+    pub(crate) fn load(conf: &Arc<TransportConf>) -> Result<Self, TransportError> {
+        let tls = conf.tls();
+        let watch = tls.trust_store_reloading_enabled().then(|| Watch::new(tls));
+        Ok(Self {
+            current: RwLock::new(Configs::load(tls)?),
+            watch,
+            turns: Arc::new(Semaphore::new(tls.max_handshakes())),
+            conf: Arc::clone(conf),
+        })
+    }
+
+    pub(crate) fn server_side(self: Arc<Self>) -> Result<Arc<dyn Security>, TransportError> {
+        if self.current.read().server.is_none() {
+            return Err(config_error(
+                "RPC SSL encryption enabled but keys not found! A server needs spark.ssl.rpc.keyStore, or \
+                 spark.ssl.rpc.certChain and spark.ssl.rpc.privateKey",
+            ));
+        }
+        Ok(Arc::new(Accepting(self)))
+    }
+
+    pub(crate) fn client_side(self: Arc<Self>) -> Result<Arc<dyn Security>, TransportError> {
+        if self.current.read().client.is_none() {
+            return Err(config_error(
+                "TLS is enabled but nobody is trusted: opening connections needs spark.ssl.rpc.trustStore or \
+                 spark.ssl.rpc.certChain",
+            ));
+        }
+        Ok(Arc::new(Connecting(self)))
+    }
+
+    /// Takes up files that have changed. Those that cannot be used leave everything as it was.
+    async fn refresh(&self) {
+        let Some(turn) = self.watch.as_ref().and_then(Watch::due) else { return };
+        let conf = Arc::clone(&self.conf);
+        // Opening a key store takes a while on purpose.
+        let loaded = tokio::task::spawn_blocking(move || {
+            let stamps = turn.changed(conf.tls())?;
+            Some((Configs::load(conf.tls()), stamps, turn))
+        });
+        match loaded.await {
+            Ok(Some((Ok(configs), stamps, turn))) => {
+                *self.current.write() = configs;
+                turn.done(stamps);
+                tracing::info!("TLS: changed key or trust store taken up");
+            }
+            Ok(Some((Err(error), ..))) => {
+                tracing::warn!(%error, "TLS: a changed key or trust store cannot be used, the old one stays");
+            }
+            Ok(None) | Err(_) => {}
+        }
+    }
+
+    fn limit(&self) -> (Duration, &'static str) {
+        (self.conf.tls().handshake_timeout(), "spark.ssl.rpc.handshakeTimeout")
+    }
+}
+
+struct Accepting(Arc<Tls>);
+struct Connecting(Arc<Tls>);
+
+impl Security for Accepting {
+    fn begin<'a>(
+        &'a self,
+        peer: &'a PeerAddress,
+    ) -> BoxFuture<'a, Result<Box<dyn Handshake>, TransportError>> {
+        Box::pin(async move {
+            let failed = |error| handshake_error(peer, error);
+            let turn =
+                Arc::clone(&self.0.turns).acquire_owned().await.map_err(|error| failed(error.into()))?;
+            self.0.refresh().await;
+            let config = self.0.current.read().server.clone().ok_or_else(|| failed("no key".into()))?;
+            let connection = ServerConnection::new(config).map_err(|error| failed(error.into()))?;
+            Ok(Box::new(TlsHandshake::new(connection.into(), Some(turn))) as _)
+        })
+    }
+
+    fn limit(&self) -> (Duration, &'static str) {
+        self.0.limit()
+    }
+}
+
+impl Security for Connecting {
+    fn begin<'a>(
+        &'a self,
+        peer: &'a PeerAddress,
+    ) -> BoxFuture<'a, Result<Box<dyn Handshake>, TransportError>> {
+        Box::pin(async move {
+            let failed = |error| handshake_error(peer, error);
+            self.0.refresh().await;
+            let config = self.0.current.read().client.clone().ok_or_else(|| failed("no trust".into()))?;
+            let name = ServerName::try_from(peer.lookup_host().to_owned());
+            let name = name.map_err(|error| failed(error.into()))?;
+            let connection = ClientConnection::new(config, name).map_err(|error| failed(error.into()))?;
+            Ok(Box::new(TlsHandshake::new(connection.into(), None)) as _)
+        })
+    }
+
+    fn limit(&self) -> (Duration, &'static str) {
+        self.0.limit()
+    }
+}
+
+fn handshake_error(peer: &PeerAddress, error: BoxError) -> TransportError {
+    TransportError::new(ErrorKind::Tls, format!("the TLS handshake with {peer} cannot begin: {error}"))
+        .with_peer(peer)
+        .with_source(error)
+}
+
+fn config_error(text: impl Into<String>) -> TransportError {
+    TransportError::new(ErrorKind::Config, text)
+}

@@ -1,0 +1,78 @@
+//! Both planes without sockets.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::io::ErrorKind as IoErrorKind;
+use std::time::{Duration, Instant};
+
+use network_common::{ErrorKind, ManagedBuffer, MemoryNetwork, NoOpRpcHandler, TransportContext};
+use support::{Handler, conf, file_of, pair_of, pattern, within};
+
+fn on(network: &MemoryNetwork, handler: Handler, settings: &[(&str, &str)]) -> TransportContext {
+    TransportContext::new(conf(settings), handler).on_network(network)
+}
+
+#[tokio::test]
+async fn everything_goes_through_memory() {
+    let network = MemoryNetwork::new();
+    let content = pattern(3 << 20, 1);
+    let file = file_of(&content);
+    let path = file.path().to_owned();
+    let (chunk_path, stream_path) = (path.clone(), path);
+    let length = content.len() as u64;
+    let handler = Handler::new()
+        .on_rpc(|_, message, callback| callback.reply(message))
+        .on_chunk(move |_, _| Ok(ManagedBuffer::file(&chunk_path, 0..length)))
+        .on_stream(move |_| Ok(Some(ManagedBuffer::file(&stream_path, 0..length))))
+        .on_upload(|_, data| async move { Ok(data.collect().await?) });
+    let pair = pair_of(on(&network, handler, &[]), on(&network, Handler::new(), &[])).await;
+    assert_eq!(within(pair.client.send_rpc("hello")).await.unwrap(), "hello");
+    assert_eq!(within(pair.client.fetch_chunk(1, 0)).await.unwrap(), content);
+    let stream = within(pair.client.stream("file")).await.unwrap();
+    assert_eq!(within(stream.collect()).await.unwrap(), content);
+    assert_eq!(within(pair.client.upload_stream("meta", content.clone())).await.unwrap(), content);
+    let server = pair.context.metrics().server().snapshot();
+    assert_eq!((server.sendfile_bytes, server.copied_file_bytes), (0, 2 * length));
+    assert_eq!(pair.client.peer_addr(), pair.server.local_addr());
+    pair.assert_no_failures();
+
+    assert_eq!(pair.server.close(Duration::from_secs(5)).await, 0);
+    within(pair.client.closed()).await;
+}
+
+#[tokio::test]
+async fn addresses_are_taken_free_and_refused() {
+    let network = MemoryNetwork::new();
+    let context = on(&network, Handler::new(), &[]);
+    let server = context.create_server("10.0.0.1:7337").await.unwrap();
+    let taken = context.create_server("10.0.0.1:7337").await.unwrap_err();
+    assert_eq!(taken.kind(), ErrorKind::Bind);
+    let factory = context.create_client_factory();
+    within(factory.create_client(("10.0.0.1", 7337))).await.unwrap();
+    for nowhere in [("10.0.0.2", 7337), ("10.0.0.1", 1), ("example.com", 7337)] {
+        assert_eq!(within(factory.create_client(nowhere)).await.unwrap_err().kind(), ErrorKind::Connect);
+    }
+    // Another network knows nothing of it.
+    let elsewhere = on(&MemoryNetwork::new(), Handler::new(), &[]).create_client_factory();
+    let error = within(elsewhere.create_client(("10.0.0.1", 7337))).await.unwrap_err();
+    let cause = std::error::Error::source(&error).and_then(|cause| cause.downcast_ref::<std::io::Error>());
+    assert_eq!(cause.map(std::io::Error::kind), Some(IoErrorKind::ConnectionRefused));
+    server.close(Duration::ZERO).await;
+    context.create_server("10.0.0.1:7337").await.unwrap();
+}
+
+/// Two minutes pass at once, as nothing waits for the system.
+#[tokio::test(start_paused = true)]
+async fn time_may_be_paused() {
+    let begun = Instant::now();
+    let network = MemoryNetwork::new();
+    let (keep, _kept) = std::sync::mpsc::channel();
+    let silent = Handler::new().on_rpc(move |_, _, callback| drop(keep.send(callback)));
+    let client = TransportContext::new(conf(&[]), NoOpRpcHandler::new()).on_network(&network);
+    let pair = pair_of(on(&network, silent, &[]), client).await;
+    let error = pair.client.send_rpc("anybody?").await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Timeout);
+    assert!(begun.elapsed() < Duration::from_secs(60));
+}

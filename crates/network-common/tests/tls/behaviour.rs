@@ -1,0 +1,330 @@
+//! Everything that connections do, over TLS: ChunkFetchIntegrationSuite and TransportClientFactorySuite in their TLS forms, the
+//! encoder's suites, and authentication above it.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use network_common::{
+    BoxError, ByteFilter, ErrorKind, ManagedBuffer, RpcHandler, TransportClient, TransportClientBootstrap,
+    TransportServerBootstrap,
+};
+
+use crate::fixture::*;
+use crate::support::*;
+
+const SIZE: usize = 100_000;
+
+/// Chunk 0 from memory, 1 from a file (offset 10, length size - 25), everything else fails.
+struct Chunks {
+    pair: Pair,
+    memory: bytes::Bytes,
+    of_file: bytes::Bytes,
+    _file: tempfile::NamedTempFile,
+    _world: World,
+}
+
+async fn chunks() -> Chunks {
+    let world = World::new();
+    let (memory, content) = (pattern(SIZE, 1), pattern(SIZE, 2));
+    let file = file_of(&content);
+    let (path, served) = (file.path().to_owned(), memory.clone());
+    let handler = Handler::new().on_chunk(move |_, index| match index {
+        0 => Ok(served.clone().into()),
+        1 => Ok(ManagedBuffer::file(&path, 10..(SIZE - 15) as u64)),
+        _ => Err(format!("Invalid chunk index: {index}").into()),
+    });
+    let pair = world.pair(handler).await;
+    Chunks { pair, memory, of_file: content.slice(10..SIZE - 15), _file: file, _world: world }
+}
+
+#[tokio::test]
+async fn cfi_06_fetch_buffer_chunk() {
+    let chunks = chunks().await;
+    assert_eq!(within(chunks.pair.client.fetch_chunk(1, 0)).await.unwrap(), chunks.memory);
+}
+
+#[tokio::test]
+async fn cfi_07_fetch_file_chunk() {
+    let chunks = chunks().await;
+    assert_eq!(within(chunks.pair.client.fetch_chunk(1, 1)).await.unwrap(), chunks.of_file);
+    let metrics = chunks.pair.context.metrics().server().snapshot();
+    assert_eq!(metrics.sendfile_bytes, 0, "the kernel would send it as it is");
+}
+
+#[tokio::test]
+async fn cfi_08_fetch_non_existent_chunk() {
+    let chunks = chunks().await;
+    let error = within(chunks.pair.client.fetch_chunk(1, 12345)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ChunkFetchFailure);
+    assert_says(&error, &["12345"]);
+}
+
+#[tokio::test]
+async fn cfi_09_fetch_both_chunks() {
+    let chunks = chunks().await;
+    let client = &chunks.pair.client;
+    let (first, second) =
+        within(async { tokio::join!(client.fetch_chunk(1, 0), client.fetch_chunk(1, 1)) }).await;
+    assert_eq!((first.unwrap(), second.unwrap()), (chunks.memory, chunks.of_file));
+}
+
+#[tokio::test]
+async fn cfi_10_fetch_chunk_and_non_existent() {
+    let chunks = chunks().await;
+    let client = &chunks.pair.client;
+    let (good, bad) =
+        within(async { tokio::join!(client.fetch_chunk(1, 0), client.fetch_chunk(1, 12345)) }).await;
+    assert_eq!(good.unwrap(), chunks.memory);
+    assert_eq!(bad.unwrap_err().kind(), ErrorKind::ChunkFetchFailure);
+    chunks.pair.assert_alive().await;
+    chunks.pair.assert_no_failures();
+}
+
+/// How many different clients `count` gets of a pool of `connections` come to.
+async fn distinct_clients(connections: usize, count: usize, at_once: bool) -> usize {
+    let mut world = World::new();
+    world.client = world.client.and("spark.shuffle.io.numConnectionsPerPeer", &connections.to_string());
+    let context = world.server.context(Handler::new());
+    let server = serve(&context).await;
+    let factory = world.client.client_context().create_client_factory();
+    let address = server.local_addr();
+    let clients = if at_once {
+        within(futures::future::try_join_all((0..count).map(|_| factory.create_client(address))))
+            .await
+            .unwrap()
+    } else {
+        let mut clients = Vec::new();
+        for _ in 0..count {
+            clients.push(within(factory.create_client(address)).await.unwrap());
+        }
+        clients
+    };
+    assert!(clients.iter().all(TransportClient::is_active));
+    clients.iter().map(TransportClient::id).collect::<HashSet<_>>().len()
+}
+
+#[tokio::test]
+async fn tcf_10_reuse_clients_up_to_config_variable() {
+    for connections in 1..=4 {
+        let distinct = distinct_clients(connections, connections * 10, false).await;
+        assert!((1..=connections).contains(&distinct), "{distinct} of {connections}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tcf_11_reuse_clients_up_to_config_variable_concurrent() {
+    for connections in 1..=4 {
+        let distinct = distinct_clients(connections, connections * 10, true).await;
+        assert!((1..=connections).contains(&distinct), "{distinct} of {connections}");
+    }
+}
+
+#[tokio::test]
+async fn tcf_12_return_different_clients_for_different_servers() {
+    let world = World::new();
+    let pair = world.pair(Handler::new()).await;
+    let other = serve(&pair.context).await;
+    let second = within(pair.factory.create_client(other.local_addr())).await.unwrap();
+    assert!(pair.client.is_active() && second.is_active());
+    assert_ne!(pair.client.id(), second.id());
+}
+
+#[tokio::test]
+async fn tcf_13_never_return_inactive_clients() {
+    let pair = World::new().pair(Handler::new()).await;
+    pair.client.close();
+    let second = within(pair.factory.create_client(pair.server.local_addr())).await.unwrap();
+    assert_ne!(pair.client.id(), second.id());
+    assert!(!pair.client.is_active() && second.is_active());
+}
+
+#[tokio::test]
+async fn tcf_14_close_block_clients_with_factory() {
+    let pair = World::new().pair(Handler::new()).await;
+    pair.factory.close();
+    within(pair.client.closed()).await;
+    assert!(!pair.client.is_active());
+}
+
+#[tokio::test]
+async fn tcf_15_close_idle_connection_for_request_time_out() {
+    let mut world = World::new();
+    world.client = world.client.and("spark.shuffle.io.connectionTimeout", "1s");
+    let context = world.server.context(Handler::new());
+    let server = serve(&context).await;
+    let factory = world.client.client_context().close_idle_connections(true).create_client_factory();
+    let client = within(factory.create_client(server.local_addr())).await.unwrap();
+    assert_eq!(within(client.closed()).await.kind(), ErrorKind::Closed);
+    assert!(!client.is_active());
+}
+
+#[tokio::test]
+async fn tcf_16_close_factory_before_create_client() {
+    let pair = World::new().pair(Handler::new()).await;
+    pair.factory.close();
+    let error = within(pair.factory.create_client(pair.server.local_addr())).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Closed);
+}
+
+#[tokio::test]
+async fn tcf_17_fast_fail_connection_in_time_window() {
+    let pair = World::new().pair(Handler::new()).await;
+    let address = pair.server.local_addr();
+    pair.server.close(Duration::ZERO).await;
+    within(pair.client.closed()).await;
+    let first = within(pair.factory.create_client_fast_fail(address)).await.unwrap_err();
+    assert_eq!(first.kind(), ErrorKind::Connect);
+    let second = within(pair.factory.create_client_fast_fail(address)).await.unwrap_err();
+    assert_eq!(second.kind(), ErrorKind::FastFail);
+    assert_says(&second, &["fail this connection directly"]);
+}
+
+#[tokio::test]
+async fn tcf_18_unlimited_connection_and_creation_timeouts() {
+    let mut world = World::new();
+    for key in ["spark.shuffle.io.connectionTimeout", "spark.shuffle.io.connectionCreationTimeout"] {
+        world.client = world.client.and(key, "-1");
+    }
+    let context = world.server.context(Handler::new());
+    let server = serve(&context).await;
+    let address = server.local_addr();
+    let factory = world.client.client_context().close_idle_connections(true).create_client_factory();
+    let client = within(factory.create_client(address)).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(2), client.closed()).await.unwrap_err();
+    assert!(client.is_active());
+    server.close(Duration::ZERO).await;
+    within(client.closed()).await;
+    let error = within(factory.create_client(address)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Connect);
+    assert!(std::error::Error::source(&error).is_some());
+}
+
+/// All kinds of messages, small and large, alone and at once, under each version of TLS.
+#[tokio::test(flavor = "multi_thread")]
+async fn emh_01_02_every_kind_of_body_passes_whole() {
+    const LARGE: usize = 5 << 20;
+    for protocol in ["TLSv1.3", "TLSv1.2", "TLS"] {
+        let mut world = World::new();
+        world.server = world.server.with("protocol", protocol);
+        world.client = world.client.with("protocol", protocol);
+        let content = pattern(LARGE, 3);
+        let file = file_of(&content);
+        let (path, path2, memory) = (file.path().to_owned(), file.path().to_owned(), content.clone());
+        let handler = Handler::new()
+            .on_chunk(move |_, length| {
+                let length = length as usize;
+                Ok(if length % 2 == 0 {
+                    memory.slice(..length).into()
+                } else {
+                    ManagedBuffer::file(&path, 0..length as u64)
+                })
+            })
+            .on_stream(move |_| Ok(Some(ManagedBuffer::file(&path2, 0..LARGE as u64))))
+            .on_upload(|_, data| async move { Ok(data.collect().await?) });
+        let pair = world.pair(handler).await;
+        let client = &pair.client;
+        for length in [0, 1, 128, 129, 16_383, 16_384, 16_385, 1 << 20, (1 << 20) + 1, LARGE] {
+            assert_eq!(within(client.fetch_chunk(1, length as i32)).await.unwrap(), content[..length]);
+            let echo = within(client.send_rpc(content.slice(..length))).await.unwrap();
+            assert_eq!(echo, content[..length]);
+        }
+        let body = within(client.stream("s")).await.unwrap();
+        assert!(within(body.collect()).await.unwrap() == content);
+        let file = ManagedBuffer::file(file.path(), 0..LARGE as u64);
+        let (small, chunk, from_file, from_memory, stream) = within(async {
+            tokio::join!(
+                client.send_rpc("among others"),
+                client.fetch_chunk(1, LARGE as i32),
+                client.upload_stream("u", file),
+                client.upload_stream("u", content.clone()),
+                async { client.stream("s").await?.collect().await }
+            )
+        })
+        .await;
+        assert_eq!(small.unwrap(), "among others");
+        for body in [chunk, from_file, from_memory, stream] {
+            assert!(body.unwrap() == content);
+        }
+        pair.assert_alive().await;
+        pair.assert_no_failures();
+    }
+}
+
+/// A body's owner hears when it has been sent, and that once.
+#[tokio::test]
+async fn sslenc_01_and_emh_03_bodies_are_released_after_sending() {
+    let (released, mut releases) = tokio::sync::mpsc::unbounded_channel();
+    let handler = Handler::new().on_chunk(move |_, index| {
+        let released = released.clone();
+        Ok(ManagedBuffer::from(pattern(200_000, 4)).on_release(move || released.send(index).unwrap()))
+    });
+    let pair = World::new().pair(handler).await;
+    for index in 0..3 {
+        within(pair.client.fetch_chunk(1, index)).await.unwrap();
+        assert_eq!(within(releases.recv()).await, Some(index));
+    }
+    pair.assert_alive().await;
+    assert!(releases.is_empty());
+}
+
+/// A cipher of sorts that an authentication installs: its key moves with every byte.
+struct Rolling(u8);
+
+impl ByteFilter for Rolling {
+    fn transform(&mut self, input: &[u8], output: &mut Vec<u8>) -> Result<(), BoxError> {
+        for byte in input {
+            output.push(byte ^ self.0);
+            self.0 = self.0.wrapping_add(1);
+        }
+        Ok(())
+    }
+}
+
+struct Authentication;
+
+impl TransportClientBootstrap for Authentication {
+    fn do_bootstrap<'a>(&'a self, client: &'a TransportClient) -> BoxFuture<'a, Result<(), BoxError>> {
+        Box::pin(async move {
+            assert_eq!(client.send_rpc("authenticate").await?, "go on");
+            Ok(client.install_filters(Box::new(Rolling(1)), Box::new(Rolling(2)))?)
+        })
+    }
+}
+
+impl TransportServerBootstrap for Authentication {
+    fn do_bootstrap(
+        &self,
+        _: &TransportClient,
+        handler: Arc<dyn RpcHandler>,
+    ) -> Result<Arc<dyn RpcHandler>, BoxError> {
+        let guard = Handler::new().on_rpc(move |client, message, callback| {
+            if message == "authenticate" {
+                callback.reply("go on");
+                client.install_filters(Box::new(Rolling(2)), Box::new(Rolling(1))).unwrap();
+            } else {
+                handler.receive(client, message, callback);
+            }
+        });
+        Ok(Arc::new(guard))
+    }
+}
+
+#[tokio::test]
+async fn filters_of_an_authentication_stack_on_tls() {
+    let world = World::new();
+    let context = world.server.context(Handler::new());
+    let server = context.create_server_with("127.0.0.1:0", vec![Arc::new(Authentication)]).await.unwrap();
+    let client_context = world.client.client_context();
+    let factory = client_context.create_client_factory_with(vec![Arc::new(Authentication)]);
+    let client = within(factory.create_client(server.local_addr())).await.unwrap();
+    for length in [10, 100_000, 3_000_000] {
+        let message = pattern(length, 5);
+        assert!(within(client.send_rpc(message.clone())).await.unwrap() == message);
+    }
+    client.close();
+    assert_eq!(within(client.closed()).await.kind(), ErrorKind::Closed);
+    until(|| context.metrics().server().snapshot().connections == 0).await;
+    assert_eq!(context.metrics().server().snapshot().failures, []);
+}

@@ -1,0 +1,254 @@
+//! SSLFactorySuite, and ReloadingX509TrustManagerSuite's rows about the first load: files as `keytool` and `openssl` make them, and
+//! what is said of those that cannot be used.
+
+use network_common::ErrorKind;
+use proptest::prelude::*;
+
+use crate::fixture::*;
+
+/// Files of the JDK's and OpenSSL's tools: `store.jks`, `store.p12` (both with an RSA key, and the passwords `store-pass` and, in
+/// the JKS file, `key-pass`), `trust.jks`, `trust.p12` and `root.pem` with who has issued it.
+fn tools() -> Files {
+    let files = Files::new();
+    let directory = files.path("");
+    let keytool = |command: &str| run(&directory, &format!("keytool {command}"));
+    let store = "-storetype JKS -keystore store.jks -storepass store-pass";
+    keytool(
+        "-genkeypair -alias root -keyalg RSA -dname CN=root -ext bc:c -validity 7 -storetype JKS -keystore root.jks -storepass root-pass -keypass root-pass",
+    );
+    keytool("-exportcert -rfc -alias root -keystore root.jks -storepass root-pass -file root.pem");
+    keytool(&format!(
+        "-genkeypair -alias Node -keyalg RSA -dname CN=node -validity 7 {store} -keypass key-pass"
+    ));
+    keytool(&format!("-certreq -alias Node {store} -keypass key-pass -file node.csr"));
+    keytool(
+        "-gencert -alias root -keystore root.jks -storepass root-pass -keypass root-pass -infile node.csr -rfc -outfile node.pem -validity 7 -ext san=ip:127.0.0.1,dns:localhost",
+    );
+    keytool(&format!("-importcert -noprompt -alias root {store} -file root.pem"));
+    keytool(&format!("-importcert -noprompt -alias Node {store} -keypass key-pass -file node.pem"));
+    keytool(
+        "-importkeystore -srckeystore store.jks -srcstorepass store-pass -srcalias node -srckeypass key-pass -destkeystore store.p12 -deststoretype PKCS12 -deststorepass store-pass -destkeypass store-pass",
+    );
+    for (kind, name) in [("JKS", "trust.jks"), ("PKCS12", "trust.p12")] {
+        keytool(&format!(
+            "-importcert -noprompt -alias root -file root.pem -storetype {kind} -keystore {name} -storepass trust-pass"
+        ));
+    }
+    files
+}
+
+fn store(files: &Files, name: &str) -> Settings {
+    Settings::on().with("keyStore", &files.named(name)).with("keyStorePassword", "store-pass")
+}
+
+fn trust(files: &Files, name: &str) -> Settings {
+    Settings::on().with("trustStore", &files.named(name)).with("trustStorePassword", "trust-pass")
+}
+
+#[tokio::test]
+async fn sslf_01_02_03_04_stores_of_the_jdk() {
+    let files = tools();
+    let jks = store(&files, "store.jks");
+    let right = jks.clone().with("keyPassword", "key-pass");
+    for key in [&right, &store(&files, "store.p12")] {
+        for name in ["trust.jks", "trust.p12", "root.pem"] {
+            let error = outcome(key, &trust(&files, name), "127.0.0.1").await;
+            assert!(error.is_none(), "{name}: {error:?}");
+        }
+    }
+    // The certificates beside a key are trusted as in Java: the key's own, and entries of their own.
+    let error =
+        outcome(&right, &trust(&files, "store.jks").with("trustStorePassword", "store-pass"), "localhost")
+            .await;
+    assert!(error.is_none(), "{error:?}");
+
+    // sslf_03: where no password of the key is set, it is the store's; keys and stores of PKCS#12 always share theirs.
+    let directory = files.path("");
+    run(
+        &directory,
+        "keytool -genkeypair -alias one -keyalg EC -dname CN=localhost -validity 7 -storetype JKS -keystore one.jks -storepass store-pass -keypass store-pass",
+    );
+    let one = store(&files, "one.jks");
+    let pinned = trust(&files, "one.jks").with("trustStorePassword", "store-pass");
+    let error = outcome(&one, &pinned, "localhost").await;
+    assert!(error.is_none(), "{error:?}");
+
+    // sslf_04
+    for wrong in [jks.clone(), jks.clone().with("keyPassword", "wrong")] {
+        let error = wrong.refused();
+        assert_eq!(error.kind(), ErrorKind::Config);
+        assert_says(&error, &["spark.ssl.rpc.keyStore", "store.jks", "'node'", "spark.ssl.rpc.keyPassword"]);
+    }
+    for name in ["store.jks", "store.p12"] {
+        let error = store(&files, name).with("keyStorePassword", "wrong-pass").refused();
+        assert_says(&error, &["spark.ssl.rpc.keyStore", name, "password"]);
+    }
+    for name in ["trust.jks", "trust.p12"] {
+        let error = trust(&files, name).with("trustStorePassword", "wrong-pass").refused();
+        assert_says(&error, &["spark.ssl.rpc.trustStore", name, "password"]);
+    }
+    // As in Java, a JKS trust store opens without a password, unchecked; one of PKCS#12 is encrypted.
+    let without = |name| Settings::on().with("trustStore", &files.named(name));
+    without("trust.jks").client_context().check_tls().unwrap();
+    without("trust.p12").refused();
+    // There is no key in a trust store, and none is made up.
+    let error = store(&files, "trust.jks").with("keyStorePassword", "trust-pass").refused();
+    assert_says(&error, &["no key"]);
+}
+
+#[tokio::test]
+async fn stores_of_openssl() {
+    let files = Files::new();
+    let directory = files.path("");
+    run(
+        &directory,
+        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-384 -nodes -keyout k.pem -out c.pem -subj /CN=localhost -days 7 -addext subjectAltName=DNS:localhost",
+    );
+    run(&directory, "openssl pkcs12 -export -inkey k.pem -in c.pem -out new.p12 -passout pass:store-pass");
+    run(
+        &directory,
+        "openssl pkcs12 -export -inkey k.pem -in c.pem -out old.p12 -passout pass:store-pass -keypbe PBE-SHA1-3DES -certpbe PBE-SHA1-3DES -macalg sha1",
+    );
+    run(&directory, "openssl pkcs12 -export -nokeys -in c.pem -out trust.p12 -passout pass:trust-pass");
+    for name in ["new.p12", "old.p12"] {
+        for trusted in ["trust.p12", "c.pem"] {
+            let error = outcome(&store(&files, name), &trust(&files, trusted), "localhost").await;
+            assert!(error.is_none(), "{name} {trusted}: {error:?}");
+        }
+    }
+    // One PEM file for everything.
+    let both = std::fs::read_to_string(files.path("k.pem")).unwrap()
+        + &std::fs::read_to_string(files.path("c.pem")).unwrap();
+    let one = Settings::on().with("keyStore", &files.write("both.pem", both));
+    assert!(outcome(&one, &trust(&files, "c.pem"), "localhost").await.is_none());
+}
+
+#[tokio::test]
+async fn sslf_01_02_keys_in_pem() {
+    let files = Files::new();
+    let directory = files.path("");
+    run(
+        &directory,
+        "openssl req -x509 -newkey rsa:2048 -nodes -keyout k.pem -out c.pem -subj /CN=localhost -days 7 -addext subjectAltName=DNS:localhost",
+    );
+    for (name, cipher) in [
+        ("aes.pem", "-v2 aes-256-cbc"),
+        ("des.pem", "-v2 des3 -v2prf hmacWithSHA1"),
+        ("scrypt.pem", "-scrypt"),
+    ] {
+        run(&directory, &format!("openssl pkcs8 -topk8 -in k.pem -out {name} {cipher} -passout pass:k3y"));
+    }
+    run(&directory, "openssl rsa -in k.pem -traditional -out pkcs1.pem");
+    run(&directory, "openssl rsa -in k.pem -traditional -aes128 -passout pass:k3y -out old.pem");
+    let with =
+        |key| Settings::on().with("certChain", &files.named("c.pem")).with("privateKey", &files.named(key));
+    for key in ["k.pem", "pkcs1.pem"] {
+        let error = outcome(&with(key), &with(key), "localhost").await;
+        assert!(error.is_none(), "{key}: {error:?}");
+    }
+    for key in ["aes.pem", "des.pem", "scrypt.pem"] {
+        let right = with(key).with("privateKeyPassword", "k3y");
+        let error = outcome(&right, &right, "localhost").await;
+        assert!(error.is_none(), "{key}: {error:?}");
+        for wrong in [with(key), with(key).with("privateKeyPassword", "wrong")] {
+            let error = wrong.refused();
+            assert_eq!(error.kind(), ErrorKind::Config);
+            assert_says(&error, &["spark.ssl.rpc.privateKey", key, "spark.ssl.rpc.privateKeyPassword"]);
+        }
+    }
+    assert_says(
+        &with("old.pem").with("privateKeyPassword", "k3y").refused(),
+        &["old.pem", "openssl pkcs8 -topk8"],
+    );
+    assert_says(&with("c.pem").refused(), &["spark.ssl.rpc.privateKey", "c.pem"]);
+    let swapped =
+        Settings::on().with("certChain", &files.named("k.pem")).with("privateKey", &files.named("k.pem"));
+    assert_says(&swapped.refused(), &["spark.ssl.rpc.certChain", "k.pem", "no PEM certificate"]);
+}
+
+#[test]
+fn rtm_01_missing_files_are_named() {
+    let files = World::new().files;
+    let missing = files.named("missing");
+    for settings in [
+        Settings::on().with("trustStore", &missing),
+        Settings::on().with("keyStore", &missing),
+        Settings::on().with("certChain", &missing),
+        Settings::on().with("certChain", &files.named("cert.pem")).with("privateKey", &missing),
+    ] {
+        let error = settings.refused();
+        assert_eq!(error.kind(), ErrorKind::Config);
+        let setting = settings.last().0;
+        assert_says(&error, &[&setting, &missing, "No such file"]);
+    }
+}
+
+#[test]
+fn rtm_02_corrupt_files_are_named() {
+    let files = Files::new();
+    for content in [
+        &b"x"[..],
+        b"",
+        b"\xfe\xed\xfe\xed",
+        b"\x30",
+        b"\x30\x82\x01\x00",
+        b"-----BEGIN CERTIFICATE-----\n!\n",
+    ] {
+        let path = files.write("corrupt", content);
+        for setting in ["trustStore", "keyStore"] {
+            let error = Settings::on().with(setting, &path).refused();
+            assert_eq!(error.kind(), ErrorKind::Config);
+            assert_says(&error, &[&format!("spark.ssl.rpc.{setting}"), &path]);
+        }
+    }
+}
+
+/// Cut anywhere or changed anywhere: never anything but an error, also where no digest tells (no password).
+#[test]
+fn damaged_jks_files_are_errors() {
+    let files = tools();
+    let stores = ["store.jks", "trust.jks"].map(|name| std::fs::read(files.path(name)).unwrap());
+    let refused = |content: &[u8], password: Option<&str>| {
+        let path = files.write("damaged.jks", content);
+        let as_trust = Settings::on().with("trustStore", &path);
+        let as_key = Settings::on().with("keyStore", &path).with("keyPassword", "key-pass");
+        match password {
+            Some(password) => {
+                assert_says(&as_trust.with("trustStorePassword", password).refused(), &["damaged.jks"]);
+                assert_says(&as_key.with("keyStorePassword", password).refused(), &["damaged.jks"]);
+            }
+            None => {
+                // Whatever comes of it, it comes of it without a panic.
+                let _ = (as_trust.client_context().check_tls(), as_key.client_context().check_tls());
+            }
+        }
+    };
+    for (content, password) in stores.iter().zip(["store-pass", "trust-pass"]) {
+        for end in (0..content.len()).step_by(7) {
+            refused(&content[..end], Some(password));
+            refused(&content[..end], None);
+        }
+        for position in (0..content.len()).step_by(11) {
+            let mut changed = content.clone();
+            changed[position] ^= 0x40;
+            refused(&changed, Some(password));
+            refused(&changed, None);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(500))]
+
+    /// Lengths and counts that promise more than there is.
+    #[test]
+    fn hostile_jks_files_are_errors(version in 0u32..4, count in any::<u32>(), rest in prop::collection::vec(any::<u8>(), 0..200)) {
+        let mut content = vec![0xfe, 0xed, 0xfe, 0xed];
+        content.extend(version.to_be_bytes());
+        content.extend(count.to_be_bytes());
+        content.extend(rest);
+        let files = Files::new();
+        let error = Settings::on().with("trustStore", &files.write("hostile.jks", content)).refused();
+        prop_assert_eq!(error.kind(), ErrorKind::Config);
+    }
+}

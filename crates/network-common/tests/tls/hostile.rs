@@ -1,0 +1,406 @@
+//! Peers that do not speak TLS, stop in the middle, or whose bytes somebody changes or cuts off on the way.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use network_common::{ErrorKind, ManagedBuffer, SideMetrics, TransportContext, TransportServer};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, Error, SignatureScheme};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::fixture::*;
+use crate::support::*;
+
+/// The beginning of a ClientHello.
+const HALF_HELLO: [u8; 11] = [0x16, 3, 1, 0, 200, 1, 0, 0, 196, 3, 3];
+
+async fn server(world: &World, handler: Handler) -> (TransportContext, TransportServer, Arc<SideMetrics>) {
+    let context = world.server.context(handler);
+    let server = serve(&context).await;
+    let metrics = Arc::clone(context.metrics().server());
+    (context, server, metrics)
+}
+
+/// Everybody has gone, and this is what went wrong.
+async fn assert_failures(metrics: &SideMetrics, failures: &[(ErrorKind, u64)]) {
+    until(|| metrics.snapshot().connections == 0).await;
+    assert_eq!(metrics.snapshot().failures, failures);
+}
+
+#[tokio::test]
+async fn a_plain_client_is_refused_by_a_tls_server() {
+    let world = World::new();
+    let (_context, server, metrics) = server(&world, Handler::new()).await;
+    let plain = TransportContext::new(conf(&[]), Handler::new()).create_client_factory();
+    let client = within(plain.create_client(server.local_addr())).await.unwrap();
+    within(client.send_rpc("in the clear")).await.unwrap_err();
+    assert_failures(&metrics, &[(ErrorKind::Tls, 1)]).await;
+    assert_eq!(metrics.snapshot().requests_being_served, 0);
+}
+
+#[tokio::test]
+async fn a_tls_client_refuses_a_plain_server() {
+    let world = World::new();
+    let plain = TransportContext::new(conf(&[]), Handler::new());
+    let server = serve(&plain).await;
+    let factory = world.client.client_context().create_client_factory();
+    let error = within(factory.create_client(server.local_addr())).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Io);
+    assert_says(&error, &["TLS handshake", "does it speak TLS?", &server.local_addr().to_string()]);
+    assert_eq!(plain.metrics().server().snapshot().failures, [(ErrorKind::Protocol, 1)]);
+}
+
+/// One that speaks first: with a frame of Spark's.
+#[tokio::test]
+async fn plain_bytes_are_told_from_tls() {
+    let world = World::new();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let (mut peer, _) = listener.accept().await.unwrap();
+        peer.write_all(&[0, 0, 0, 0, 0, 0, 0, 9, 9]).await.unwrap();
+        peer.read_to_end(&mut Vec::new()).await.unwrap();
+    });
+    let factory = world.client.client_context().create_client_factory();
+    let error = within(factory.create_client(address)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Tls);
+    assert_says(&error, &["does not speak TLS", "spark.ssl.rpc.enabled", &address.to_string()]);
+}
+
+#[tokio::test]
+async fn silence_in_a_handshake_times_out_and_frees_its_turn() {
+    let mut world = World::new();
+    world.server = world.server.with("handshakeTimeout", "300ms").with("maxHandshakes", "1");
+    let (_context, server, metrics) = server(&world, Handler::new()).await;
+    let mut silent = TcpStream::connect(server.local_addr()).await.unwrap();
+    let mut halfway = TcpStream::connect(server.local_addr()).await.unwrap();
+    halfway.write_all(&HALF_HELLO).await.unwrap();
+    until(|| metrics.snapshot().connections == 2).await;
+    for peer in [&mut silent, &mut halfway] {
+        // The server hangs up.
+        let _ = within(peer.read_to_end(&mut Vec::new())).await;
+    }
+    assert_failures(&metrics, &[(ErrorKind::ConnectTimeout, 2)]).await;
+    let factory = world.client.client_context().create_client_factory();
+    let client = within(factory.create_client(server.local_addr())).await.unwrap();
+    assert_eq!(within(client.send_rpc("hello")).await.unwrap(), "hello");
+}
+
+/// The others wait for their turn.
+#[tokio::test]
+async fn handshakes_beyond_the_limit_wait() {
+    let mut world = World::new();
+    world.server = world.server.with("maxHandshakes", "1");
+    let (_context, server, metrics) = server(&world, Handler::new()).await;
+    let mut halfway = TcpStream::connect(server.local_addr()).await.unwrap();
+    halfway.write_all(&HALF_HELLO).await.unwrap();
+    until(|| metrics.snapshot().bytes_in == HALF_HELLO.len() as u64).await;
+    let factory = world.client.client_context().create_client_factory();
+    let mut waiting = tokio::spawn({
+        let (factory, address) = (factory.clone(), server.local_addr());
+        async move { factory.create_client(address).await }
+    });
+    until(|| metrics.snapshot().connections == 2).await;
+    tokio::time::timeout(Duration::from_millis(200), &mut waiting).await.unwrap_err();
+    drop(halfway);
+    let client = within(waiting).await.unwrap().unwrap();
+    assert_eq!(within(client.send_rpc("hello")).await.unwrap(), "hello");
+    assert_eq!(metrics.snapshot().failures, [(ErrorKind::Io, 1)]);
+}
+
+#[tokio::test]
+async fn a_silent_server_times_out() {
+    let mut world = World::new();
+    world.client = world.client.with("handshakeTimeout", "200ms");
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let context = world.client.client_context();
+    let error = within(context.create_client_factory().create_client(listener.local_addr().unwrap()))
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectTimeout);
+    assert!(error.is_timeout() && error.is_retryable());
+    assert_says(&error, &["200ms", "spark.ssl.rpc.handshakeTimeout"]);
+    assert_eq!(context.metrics().client().snapshot().connections, 0);
+}
+
+#[tokio::test]
+async fn a_server_that_closes_does_not_wait_for_handshakes() {
+    let world = World::new();
+    let (_context, server, metrics) = server(&world, Handler::new()).await;
+    let _silent = TcpStream::connect(server.local_addr()).await.unwrap();
+    until(|| metrics.snapshot().connections == 1).await;
+    assert_eq!(within(server.close(Duration::from_secs(20))).await, 0, "nothing had to be cut");
+    assert_failures(&metrics, &[]).await;
+}
+
+#[tokio::test]
+async fn garbage_in_a_handshake_is_an_error() {
+    let world = World::new();
+    let (_context, server, metrics) = server(&world, Handler::new()).await;
+    for (count, length) in
+        (1..=20).zip([1_usize, 2, 3, 4, 5, 10, 100, 5_000, 16_384, 40_000].into_iter().cycle())
+    {
+        let mut peer = TcpStream::connect(server.local_addr()).await.unwrap();
+        let mut garbage = vec![0x16, 3, 3, 0x10, 0];
+        garbage.extend(pattern(length, count));
+        // Refused before the end, perhaps.
+        let _ = peer.write_all(&garbage).await;
+        let _ = peer.shutdown().await;
+        let _ = within(peer.read_to_end(&mut Vec::new())).await;
+        until(|| metrics.snapshot().connections == 0).await;
+        let failed: u64 = metrics.snapshot().failures.iter().map(|(_, count)| count).sum();
+        assert_eq!(failed, count);
+    }
+}
+
+/// What becomes of the bytes that go to one of the ends.
+#[derive(Clone, Copy)]
+enum Fault {
+    Flip,
+    Cut,
+}
+
+/// A proxy in front of `server` that does `fault` at byte `at` of those to the client, or to the server.
+async fn faulty(server: SocketAddr, fault: Fault, at: usize, to_client: bool) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let (client, _) = listener.accept().await.unwrap();
+        let (from_client, to_client_half) = client.into_split();
+        let (from_server, to_server_half) = TcpStream::connect(server).await.unwrap().into_split();
+        let (down, up) = ((from_server, to_client_half), (from_client, to_server_half));
+        let ((mut bad_from, mut bad_to), (mut good_from, mut good_to)) =
+            if to_client { (down, up) } else { (up, down) };
+        let good = async {
+            let _ = tokio::io::copy(&mut good_from, &mut good_to).await;
+        };
+        let bad = async {
+            let (mut buffer, mut passed) = (vec![0; 4096], 0);
+            while let Ok(count @ 1..) = bad_from.read(&mut buffer).await {
+                let hit = (passed..passed + count).contains(&at).then(|| at - passed);
+                let piece = match (hit, fault) {
+                    (Some(place), Fault::Cut) => &buffer[..place],
+                    (Some(place), Fault::Flip) => {
+                        buffer[place] ^= 1;
+                        &buffer[..count]
+                    }
+                    (None, _) => &buffer[..count],
+                };
+                if bad_to.write_all(piece).await.is_err() || (hit.is_some() && matches!(fault, Fault::Cut)) {
+                    break;
+                }
+                passed += count;
+            }
+            let _ = bad_to.shutdown().await;
+        };
+        tokio::join!(good, bad);
+    });
+    address
+}
+
+const CHUNK: usize = 300_000;
+
+/// Fetches a chunk and uploads as much through a fault: an error of the connection at the end that was hit, and none of the
+/// bytes are taken for good. The number of bytes that a whole exchange has in one direction is a bit more than that.
+async fn through(fault: Fault, at: usize, to_client: bool) -> (Vec<(ErrorKind, u64)>, String) {
+    let world = World::new();
+    let content = pattern(CHUNK, 7);
+    let (served, expected) = (content.clone(), content.clone());
+    let handler = Handler::new().on_chunk(move |_, _| Ok(ManagedBuffer::from(served.clone()))).on_upload(
+        move |_, data| {
+            let expected = expected.clone();
+            async move {
+                assert!(data.collect().await? == expected);
+                Ok("whole".into())
+            }
+        },
+    );
+    let (_context, server, at_server) = server(&world, handler).await;
+    let address = faulty(server.local_addr(), fault, at, to_client).await;
+    let client_context = world.client.client_context();
+    let at_client = Arc::clone(client_context.metrics().client());
+    let factory = client_context.create_client_factory();
+    let error = match within(factory.create_client(address)).await {
+        Ok(client) => {
+            let (chunk, upload) = within(async {
+                tokio::join!(client.fetch_chunk(1, 0), client.upload_stream("u", content.clone()))
+            })
+            .await;
+            if let Ok(chunk) = &chunk {
+                assert!(*chunk == content);
+            }
+            // In the direction that was hit, nothing gets through.
+            let error = if to_client { chunk.unwrap_err() } else { upload.unwrap_err() };
+            drop(client);
+            error
+        }
+        Err(error) => error,
+    };
+    factory.close();
+    until(|| at_server.snapshot().connections == 0 && at_client.snapshot().connections == 0).await;
+    let hit = if to_client { at_client } else { at_server };
+    (hit.snapshot().failures, full_text(&error))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn flipped_bits_end_the_connection() {
+    for to_client in [true, false] {
+        // In the handshake, in the first message, in the middle of a body.
+        for at in [0, 40, 150, 3_000, 100_000, 200_000] {
+            let (failures, text) = through(Fault::Flip, at, to_client).await;
+            assert_eq!(failures.iter().map(|(_, count)| count).sum::<u64>(), 1, "{at}: {failures:?} {text}");
+            assert!(
+                matches!(failures[0].0, ErrorKind::Tls | ErrorKind::Io),
+                "{at}, to client {to_client}: {failures:?} {text}"
+            );
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn truncation_is_an_error() {
+    // In the handshake, in the first record (of which the server has nothing to miss), in the middle of a body.
+    for (to_client, places) in
+        [(true, &[10, 500, 10_000, 100_000, 200_000][..]), (false, &[10, 100_000, 200_000])]
+    {
+        for &at in places {
+            let (failures, text) = through(Fault::Cut, at, to_client).await;
+            assert_eq!(failures, [(ErrorKind::Io, 1)], "{at}, to client {to_client}: {text}");
+            if to_client && at >= 10_000 {
+                assert!(text.contains("cut off without close_notify"), "{text}");
+            }
+        }
+    }
+}
+
+/// A client whose records are made by hand. It trusts everybody, which only a test may.
+struct Raw {
+    socket: std::net::TcpStream,
+    tls: ClientConnection,
+}
+
+impl Raw {
+    fn connect(address: SocketAddr) -> Self {
+        let provider = rustls::crypto::aws_lc_rs::default_provider();
+        let config = ClientConfig::builder_with_provider(Arc::new(provider))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(Anyone))
+            .with_no_client_auth();
+        let mut tls = ClientConnection::new(Arc::new(config), "localhost".try_into().unwrap()).unwrap();
+        let mut socket = std::net::TcpStream::connect(address).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        while tls.is_handshaking() {
+            tls.complete_io(&mut socket).unwrap();
+        }
+        Self { socket, tls }
+    }
+
+    /// Whether the server sends close_notify before it ends the connection.
+    fn hears_close_notify(&mut self) -> bool {
+        loop {
+            match self.tls.read_tls(&mut self.socket) {
+                Ok(0) => return false,
+                Ok(_) if self.tls.process_new_packets().unwrap().peer_has_closed() => return true,
+                Ok(_) => {}
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Anyone;
+
+impl ServerCertVerifier for Anyone {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        vec![SignatureScheme::ECDSA_NISTP256_SHA256]
+    }
+}
+
+/// The socket itself stays open.
+#[tokio::test(flavor = "multi_thread")]
+async fn close_notify_ends_a_connection() {
+    let world = World::new();
+    let (_context, server, metrics) = server(&world, Handler::new()).await;
+    let address = server.local_addr();
+    let talk = tokio::task::spawn_blocking(move || {
+        let mut raw = Raw::connect(address);
+        raw.tls.send_close_notify();
+        raw.tls.complete_io(&mut raw.socket).unwrap();
+        assert!(raw.hears_close_notify(), "and it is answered");
+    });
+    within(talk).await.unwrap();
+    assert_failures(&metrics, &[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_orderly_end_sends_close_notify() {
+    let world = World::new();
+    let (_context, server, metrics) = server(&world, Handler::new()).await;
+    let address = server.local_addr();
+    let talk = tokio::task::spawn_blocking(move || Raw::connect(address).hears_close_notify());
+    until(|| metrics.snapshot().connections == 1 && metrics.snapshot().bytes_in > 300).await;
+    assert_eq!(within(server.close(Duration::from_secs(20))).await, 0);
+    assert!(within(talk).await.unwrap());
+    assert_failures(&metrics, &[]).await;
+}
+
+/// Peers may change their keys in the middle, which must be followed.
+#[tokio::test(flavor = "multi_thread")]
+async fn key_updates_are_followed() {
+    let world = World::new();
+    let (_context, server, metrics) = server(&world, Handler::new()).await;
+    let address = server.local_addr();
+    let talk = tokio::task::spawn_blocking(move || {
+        use std::io::{Read, Write};
+        let mut raw = Raw::connect(address);
+        // An RPC of 2 bytes with request id 1, and what comes back.
+        let request = [&[0, 0, 0, 0, 0, 0, 0, 23, 3], &[0; 7][..], &[1], &[0, 0, 0, 2], b"hi"].concat();
+        for _ in 0..3 {
+            raw.tls.refresh_traffic_keys().unwrap();
+            let mut stream = rustls::Stream::new(&mut raw.tls, &mut raw.socket);
+            stream.write_all(&request).unwrap();
+            let mut answer = [0; 23];
+            stream.read_exact(&mut answer).unwrap();
+            assert_eq!(answer[21..], *b"hi");
+        }
+        raw.tls.send_close_notify();
+        raw.tls.complete_io(&mut raw.socket).unwrap();
+    });
+    within(talk).await.unwrap();
+    assert_failures(&metrics, &[]).await;
+}

@@ -1,0 +1,59 @@
+//! The way to the `metrics` crate and whatever it is exported to.
+
+use std::time::Duration;
+
+use metrics::{counter, gauge};
+use network_common::MetricsSnapshot;
+
+use super::{EndpointSnapshot, EnvSnapshot, OutboxSnapshot};
+
+impl EnvSnapshot {
+    /// Sets counters and gauges of the [`metrics`] crate's recorder to these values: to be called every few seconds, or
+    /// before each export.
+    ///
+    /// Names begin with `rpc_`; labels are `env`, and `endpoint`, `peer` or `side` where they apply. Times are in
+    /// seconds. Needs the feature `metrics`.
+    pub fn export(&self) {
+        let env = &self.name;
+        gauge!("rpc_pending_asks", "env" => env.clone()).set(self.pending_asks as f64);
+        gauge!("rpc_inbox_bytes", "env" => env.clone()).set(self.inbox_bytes as f64);
+        counter!("rpc_undelivered_total", "env" => env.clone()).absolute(self.undelivered);
+        self.endpoints.iter().for_each(|endpoint| export_endpoint(env, endpoint));
+        self.outboxes.iter().for_each(|outbox| export_outbox(env, outbox));
+        export_transport(env, "server", &self.server);
+        export_transport(env, "client", &self.client);
+    }
+}
+
+fn export_endpoint(env: &str, endpoint: &EndpointSnapshot) {
+    let labels = [("env", env.to_owned()), ("endpoint", endpoint.name.clone())];
+    let seconds = |time: Duration| time.as_secs_f64();
+    gauge!("rpc_endpoint_queued", &labels).set(endpoint.queued as f64);
+    gauge!("rpc_endpoint_queued_bytes", &labels).set(endpoint.queued_bytes as f64);
+    gauge!("rpc_endpoint_lag_seconds", &labels).set(seconds(endpoint.lag));
+    counter!("rpc_endpoint_handled_total", &labels).absolute(endpoint.handled);
+    counter!("rpc_endpoint_failed_total", &labels).absolute(endpoint.failed);
+    counter!("rpc_endpoint_refused_total", &labels).absolute(endpoint.refused);
+    counter!("rpc_endpoint_dropped_total", &labels).absolute(endpoint.dropped);
+    counter!("rpc_endpoint_expired_total", &labels).absolute(endpoint.expired);
+    let processing = &endpoint.processing;
+    gauge!("rpc_endpoint_processing_seconds_p50", &labels).set(seconds(processing.quantile(0.5)));
+    gauge!("rpc_endpoint_processing_seconds_p99", &labels).set(seconds(processing.quantile(0.99)));
+    gauge!("rpc_endpoint_processing_seconds_max", &labels).set(seconds(processing.max()));
+}
+
+fn export_outbox(env: &str, outbox: &OutboxSnapshot) {
+    let labels = [("env", env.to_owned()), ("peer", outbox.address.to_string())];
+    gauge!("rpc_outbox_connected", &labels).set(f64::from(u8::from(outbox.connected)));
+    gauge!("rpc_outbox_queued", &labels).set(outbox.queued as f64);
+    gauge!("rpc_outbox_queued_bytes", &labels).set(outbox.queued_bytes as f64);
+}
+
+fn export_transport(env: &str, side: &'static str, transport: &MetricsSnapshot) {
+    let labels = [("env", env.to_owned()), ("side", side.to_owned())];
+    gauge!("rpc_connections", &labels).set(transport.connections as f64);
+    gauge!("rpc_write_queue_bytes", &labels).set(transport.queued_bytes as f64);
+    counter!("rpc_connections_total", &labels).absolute(transport.connections_total);
+    counter!("rpc_bytes_in_total", &labels).absolute(transport.bytes_in);
+    counter!("rpc_bytes_out_total", &labels).absolute(transport.bytes_out);
+}

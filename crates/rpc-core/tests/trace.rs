@@ -1,0 +1,70 @@
+//! Traces that go along with messages.
+
+#![allow(missing_docs, clippy::unwrap_used)]
+
+mod common;
+
+use common::{Greeting, HelloMessage, address, hi, next, soon};
+use rpc_core::{EndpointContext, RpcEnv, RpcError, ThreadSafeRpcEndpoint, TraceContext};
+use tokio::sync::mpsc;
+use tracing::Span;
+use tracing_subscriber::registry::Registry;
+
+tokio::task_local! {
+    static PARENT: String;
+}
+
+/// What a tracing system would do: the current place is a task local, and each message gets a span.
+struct Propagator(mpsc::UnboundedSender<String>);
+
+impl TraceContext for Propagator {
+    fn current(&self) -> Option<String> {
+        PARENT.try_with(Clone::clone).ok()
+    }
+
+    fn receive(&self, endpoint: &str, traceparent: &str) -> Span {
+        let _ = self.0.send(format!("{endpoint} {traceparent}"));
+        tracing::info_span!("receive", traceparent)
+    }
+}
+
+/// Answers with the name of the span it runs in.
+struct InSpan;
+
+impl ThreadSafeRpcEndpoint for InSpan {
+    type Message = HelloMessage;
+    async fn receive(
+        &mut self,
+        message: HelloMessage,
+        _: &EndpointContext<HelloMessage>,
+    ) -> Result<(), RpcError> {
+        tokio::task::yield_now().await;
+        let (HelloMessage::SayHi(_, context) | HelloMessage::SayBye(_, context)) = message;
+        let text = Span::current().metadata().map(|metadata| metadata.name().to_owned()).unwrap_or_default();
+        context.reply(Greeting { text })
+    }
+}
+
+#[tokio::test]
+async fn a_trace_goes_along_with_messages_here_and_across_the_network() {
+    let _subscriber = tracing::subscriber::set_default(Registry::default());
+    let (told, mut received) = mpsc::unbounded_channel();
+    let server = RpcEnv::builder("server").bind("127.0.0.1:0");
+    let server = server.trace_context(Propagator(told.clone())).start().await.unwrap();
+    let client =
+        RpcEnv::builder("client").client_mode().trace_context(Propagator(told)).start().await.unwrap();
+    let local = server.setup_endpoint("traced", InSpan).unwrap();
+    let remote = soon(client.setup_endpoint_ref::<HelloMessage>(address(&server), "traced")).await.unwrap();
+    for endpoint in [&local, &remote] {
+        let traceparent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let asked = PARENT.scope(traceparent.to_owned(), async { endpoint.ask(hi("neo")).await });
+        assert_eq!(soon(asked).await.unwrap().text, "receive");
+        assert_eq!(next(&mut received).await, format!("traced {traceparent}"));
+        // Without a trace there is none.
+        assert_eq!(soon(endpoint.ask(hi("neo"))).await.unwrap().text, "");
+        // Nobody keeps what cannot be a traceparent.
+        let asked = PARENT.scope("x".repeat(1000), async { remote.ask(hi("neo")).await });
+        assert_eq!(soon(asked).await.unwrap().text, "");
+    }
+    assert!(received.try_recv().is_err());
+}
