@@ -4,7 +4,6 @@ import java.nio.charset.StandardCharsets;
 import java.security.MessageDigest;
 import java.util.ArrayList;
 import java.util.Arrays;
-import java.util.Collections;
 import java.util.List;
 import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.atomic.AtomicLong;
@@ -19,6 +18,7 @@ import org.apache.spark.network.client.TransportClient;
 import org.apache.spark.network.server.OneForOneStreamManager;
 import org.apache.spark.network.server.StreamManager;
 import org.apache.spark.network.server.TransportServer;
+import org.apache.spark.network.server.TransportServerBootstrap;
 import org.apache.spark.network.util.TransportConf;
 
 /** Answers the application protocol. */
@@ -35,9 +35,10 @@ final class PeerServer extends Generation.Handler {
     this.conf = conf;
   }
 
-  static void serve(TransportConf conf, int port) throws Exception {
+  static void serve(TransportConf conf, List<TransportServerBootstrap> bootstraps, int port)
+      throws Exception {
     TransportContext context = new TransportContext(conf, new PeerServer(conf));
-    TransportServer server = context.createServer("127.0.0.1", port, Collections.emptyList());
+    TransportServer server = context.createServer("127.0.0.1", port, bootstraps);
     System.out.println("LISTENING " + server.getPort());
     System.out.flush();
     while (System.in.read() >= 0) {

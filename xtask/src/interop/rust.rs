@@ -33,7 +33,7 @@ impl RustPeer {
                 "--example",
                 EXAMPLE,
                 "--features",
-                "tls",
+                "tls,legacy-auth",
             ])
             // Where the program lands depends on the user's configuration, so cargo is asked.
             .args(["--message-format", "json-render-diagnostics"]);

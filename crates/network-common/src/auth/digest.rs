@@ -102,10 +102,11 @@ impl Exchange<'_> {
     /// The proof for one direction, in hex.
     fn proof(&self, direction: &str) -> String {
         let suffix = if self.quality == "auth" { "" } else { ":00000000000000000000000000000000" };
-        let (first, second) =
-            (hex(&*self.hash()), hex(&*md5(&[format!("{direction}:{URI}{suffix}").as_bytes()])));
+        let first = Zeroizing::new(hex(&*self.hash()));
+        let second = hex(&*md5(&[format!("{direction}:{URI}{suffix}").as_bytes()]));
         let parts = [&first, self.nonce, COUNT, self.client_nonce, self.quality, &second];
-        hex(&*md5(&[parts.join(":").as_bytes()]))
+        let all = Zeroizing::new(parts.join(":"));
+        hex(&*md5(&[all.as_bytes()]))
     }
 
     fn agreed(&self, cipher: Option<Cipher>) -> Agreed {
