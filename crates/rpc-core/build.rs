@@ -6,6 +6,7 @@ fn main() -> Result<(), rpc_build::Error> {
             "proto/rpc_envelope.proto",
             "proto/hello.proto",
             "proto/heartbeat.proto",
+            "proto/standalone.proto",
             "tests/protos/coverage.proto",
             "tests/protos/refs.proto",
         ],

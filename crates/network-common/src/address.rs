@@ -44,7 +44,12 @@ impl fmt::Display for PeerAddress {
 
 impl From<SocketAddr> for PeerAddress {
     fn from(address: SocketAddr) -> Self {
-        Self::new(address.ip().to_string(), address.port())
+        let host = match address {
+            // Without its scope a link-local address names no peer, or another one.
+            SocketAddr::V6(v6) if v6.scope_id() != 0 => format!("{}%{}", v6.ip(), v6.scope_id()),
+            _ => address.ip().to_string(),
+        };
+        Self::new(host, address.port())
     }
 }
 

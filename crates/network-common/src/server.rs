@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -173,7 +174,10 @@ impl Inner {
             .map_err(io_error)?;
         for bootstrap in &self.bootstraps {
             let handler = Arc::clone(connection.handler());
-            let handler = bootstrap.do_bootstrap(connection.client(), handler).map_err(|error| {
+            let bootstrapped = || bootstrap.do_bootstrap(connection.client(), handler);
+            // A panic is an error like any other: it must not end the accept loop.
+            let bootstrapped = catch_unwind(AssertUnwindSafe(bootstrapped));
+            let handler = bootstrapped.unwrap_or_else(|_| Err("it panicked".into())).map_err(|error| {
                 TransportError::new(ErrorKind::Bootstrap, format!("bootstrap for {peer} failed: {error}"))
                     .with_peer(peer)
                     .with_source(error)

@@ -400,3 +400,68 @@ async fn cfh_01_handle_chunk_fetch_request() {
     }
     until(|| transferred() == 0).await;
 }
+
+/// Nothing of the answer was written when its first bytes cannot be read: the failure twin goes out (wire 5).
+#[tokio::test]
+async fn a_file_whose_first_bytes_cannot_be_read_fails_its_chunk_only() {
+    let path = file_of(&pattern(SIZE, 3)).into_temp_path();
+    for mode in MODES {
+        let unreadable = Arc::new(std::fs::File::options().write(true).open(&path).unwrap());
+        let handler = Handler::new()
+            .on_chunk(move |_, _| Ok(ManagedBuffer::open_file(unreadable.clone(), 0..SIZE as u64)));
+        let pair = pair_with(handler, &[("spark.shuffle.io.mode", mode)], &[]).await;
+        let error = within(pair.client.fetch_chunk(STREAM, 0)).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ChunkFetchFailure, "{mode}: {error}");
+        assert!(error.to_string().contains("<open file>"), "{error}");
+        pair.assert_alive().await;
+        pair.assert_no_failures();
+    }
+}
+
+/// Opening a named pipe waits for somebody to write to it, which would hold a thread and the whole bulk lane.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_named_pipe_is_not_a_file() {
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("pipe");
+    mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+    for lazy in ["true", "false"] {
+        let path = path.clone();
+        let handler = Handler::new().on_chunk(move |_, _| Ok(ManagedBuffer::file(&path, 0..10)));
+        let pair = pair_with(handler, &[("spark.shuffle.io.lazyFD", lazy)], &[]).await;
+        let error = within(pair.client.fetch_chunk(STREAM, 0)).await.unwrap_err();
+        assert!(error.to_string().contains("not a regular file"), "{error}");
+        pair.assert_alive().await;
+    }
+}
+
+/// A length that no file has is told apart from one that fits, whatever is added to it.
+#[tokio::test]
+async fn a_chunk_of_an_impossible_length_fails_alone() {
+    let handler = Handler::new().on_chunk(|_, _| Ok(ManagedBuffer::file("/dev/null", 0..u64::MAX)));
+    let pair = pair(handler).await;
+    let error = within(pair.client.fetch_chunk(STREAM, 0)).await.unwrap_err();
+    assert!(error.to_string().contains("does not fit into a frame"), "{error}");
+    pair.assert_alive().await;
+}
+
+/// Whatever a stream manager's error does when it is told, requests behind it must end.
+#[tokio::test]
+async fn an_error_that_panics_when_it_is_printed_leaves_nobody_waiting() {
+    #[derive(Debug)]
+    struct Unspeakable;
+    impl std::fmt::Display for Unspeakable {
+        fn fmt(&self, _: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            panic!("told to")
+        }
+    }
+    impl std::error::Error for Unspeakable {}
+    let handler = Handler::new()
+        .on_chunk(|_, index| if index == 0 { Err(Unspeakable.into()) } else { Ok(Bytes::new().into()) });
+    let pair = pair(handler).await;
+    let chunks: Vec<_> = (0..3).map(|index| pair.client.fetch_chunk(STREAM, index)).collect();
+    for chunk in chunks {
+        drop(within(chunk).await);
+    }
+}

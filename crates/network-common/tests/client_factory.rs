@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use futures::future::{BoxFuture, join_all};
 use network_common::{
-    BoxError, ErrorKind, RpcHandler, TransportClient, TransportClientBootstrap, TransportClientFactory,
-    TransportConf, TransportContext, TransportServer, TransportServerBootstrap,
+    BoxError, ErrorKind, PeerAddress, RpcHandler, TransportClient, TransportClientBootstrap,
+    TransportClientFactory, TransportConf, TransportContext, TransportServer, TransportServerBootstrap,
 };
 use parking_lot::Mutex;
 use support::*;
@@ -577,4 +577,57 @@ async fn client_bootstraps_run_in_order_before_the_client_is_handed_out() {
     let factory = client_context.create_client_factory_with(vec![asks("fails"), asks("never")]);
     within(factory.create_client(server.local_addr())).await.unwrap_err();
     assert_eq!(*seen.lock(), ["one", "two", "fails"]);
+}
+
+/// A bootstrap is the user's code: its panic costs the connection, not the server that accepts others.
+#[tokio::test]
+async fn a_bootstrap_that_panics_refuses_its_connection_only() {
+    struct Panics(AtomicBool);
+    impl TransportServerBootstrap for Panics {
+        fn do_bootstrap(
+            &self,
+            _: &TransportClient,
+            handler: Arc<dyn RpcHandler>,
+        ) -> Result<Arc<dyn RpcHandler>, BoxError> {
+            assert!(!self.0.load(Ordering::SeqCst), "told to");
+            Ok(handler)
+        }
+    }
+    impl TransportClientBootstrap for Panics {
+        fn do_bootstrap<'a>(&'a self, _: &'a TransportClient) -> BoxFuture<'a, Result<(), BoxError>> {
+            assert!(!self.0.load(Ordering::SeqCst), "told to");
+            Box::pin(async { Ok(()) })
+        }
+    }
+    let (at_server, at_client) =
+        (Arc::new(Panics(AtomicBool::new(true))), Arc::new(Panics(AtomicBool::new(false))));
+    let server_context = context(&[]);
+    let server = server_context.create_server_with("127.0.0.1:0", vec![at_server.clone()]).await.unwrap();
+    let factory = context(&[]).create_client_factory_with(vec![at_client.clone()]);
+    let client = within(factory.create_client(server.local_addr())).await.unwrap();
+    within(client.closed()).await;
+    assert_eq!(server_context.metrics().server().snapshot().failures, [(ErrorKind::Bootstrap, 1)]);
+    at_server.0.store(false, Ordering::SeqCst);
+    let client = within(factory.create_client(server.local_addr())).await.unwrap();
+    assert_eq!(within(client.send_rpc("x")).await.unwrap(), "x", "the server accepts");
+    client.close();
+
+    at_client.0.store(true, Ordering::SeqCst);
+    for pooled in [true, false] {
+        let error = match pooled {
+            true => within(factory.create_client(server.local_addr())).await.unwrap_err(),
+            false => within(factory.create_unmanaged_client(server.local_addr())).await.unwrap_err(),
+        };
+        assert_eq!(error.kind(), ErrorKind::Bootstrap, "{error}");
+        assert!(error.to_string().contains("panicked"), "{error}");
+    }
+    until(|| server_context.metrics().server().snapshot().connections == 0).await;
+}
+
+#[test]
+fn an_address_keeps_its_scope() {
+    for text in ["[fe80::1%7]:80", "[fe80::1]:80", "127.0.0.1:80"] {
+        let address: SocketAddr = text.parse().unwrap();
+        assert_eq!(PeerAddress::from(address).to_string(), text);
+    }
 }

@@ -496,19 +496,20 @@ async fn a_dropped_server_stops_in_the_middle_of_a_file() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_peer_that_floods_cannot_keep_its_connection_from_being_closed() {
-    let fixture = Fixture::new(&[]).await;
-    let mut raw = fixture.raw().await;
+    let fixture = Fixture::new(&[("spark.test.io.receiveBuffer", "4m")]).await;
+    let raw = fixture.raw().await;
     let peer = local(&raw);
-    raw.send(&one_way(b"close")).await;
     let mut flood = Vec::new();
-    (0..5000).for_each(|_| flood.extend(one_way(b"")));
-    // A thread of its own, so that the socket is never empty.
+    (0..50_000).for_each(|_| flood.extend(one_way(b"")));
+    // A thread of its own, so that the socket is never empty, also when the wish to close is met with.
     let stream = raw.0.into_std().unwrap();
     stream.set_nonblocking(false).unwrap();
     stream.set_write_timeout(Some(Duration::from_secs(30))).unwrap();
     let flooding = std::thread::spawn(move || {
         use std::io::Write;
         let until = std::time::Instant::now() + LIMIT * 2;
+        let begun = (&stream).write_all(&flood).and_then(|()| (&stream).write_all(&one_way(b"close")));
+        begun.unwrap();
         while std::time::Instant::now() < until && (&stream).write_all(&flood).is_ok() {}
     });
     eventually("the end", || fixture.handler.seen(peer).last() == Some(&Seen::Inactive)).await;

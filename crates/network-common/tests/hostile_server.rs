@@ -675,3 +675,15 @@ async fn an_upload_may_be_read_by_another_task_after_its_handler_has_finished() 
         assert_eq!(result.unwrap(), data);
     }
 }
+
+/// Expected closes raise no alarm: a connection that this side is closing ends as closed, also when the peer resets it.
+#[tokio::test]
+async fn a_reset_while_a_connection_is_being_closed_is_no_error() {
+    let (raw, client, context) = raw_server().await;
+    client.send(vec![0; 32 << 20]).unwrap();
+    eventually("the socket is full", || context.metrics().client().snapshot().bytes_out > 0).await;
+    client.close();
+    raw.reset();
+    assert_eq!(within("the end", client.closed()).await.kind(), ErrorKind::Closed);
+    assert_eq!(context.metrics().client().snapshot().failures, []);
+}

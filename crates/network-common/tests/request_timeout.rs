@@ -8,6 +8,7 @@ mod support;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt;
 use network_common::{ErrorKind, ManagedBuffer, TransportContext, TransportError};
 use parking_lot::Mutex;
 use support::*;
@@ -178,4 +179,55 @@ async fn without_a_timeout_requests_wait() {
         assert!(waiting.is_err(), "{waiting:?}");
         pair.assert_alive().await;
     }
+}
+
+/// Calls `.1` when the crate says `.0`.
+struct OnEvent<F>(&'static str, F);
+
+impl<F: Fn() + Send + Sync + 'static> tracing::Subscriber for OnEvent<F> {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        metadata.target().starts_with("network_common")
+    }
+
+    fn event(&self, event: &tracing::Event<'_>) {
+        struct Says<'a>(&'a str, bool);
+        impl tracing::field::Visit for Says<'_> {
+            fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
+                self.1 |= field.name() == "message" && format!("{value:?}") == self.0;
+            }
+        }
+        let mut says = Says(self.0, false);
+        event.record(&mut says);
+        if says.1 {
+            (self.1)();
+        }
+    }
+
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+    fn enter(&self, _: &tracing::span::Id) {}
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+/// The pool must not hand out a connection that the idle clock has just given up (transport 4). The moment between the two
+/// is met by asking for one when the clock tells what it does.
+#[tokio::test]
+async fn an_idle_connection_that_is_about_to_be_closed_is_not_handed_out() {
+    let client_context = TransportContext::new(conf(&[SETTING]), Handler::new()).close_idle_connections(true);
+    let pair = pair_of(TransportContext::new(conf(&[]), handler()), client_context).await;
+    let (handed_out, mut asked) = tokio::sync::mpsc::unbounded_channel();
+    let (factory, address) = (pair.factory.clone(), pair.server.local_addr());
+    let _guard = tracing::subscriber::set_default(OnEvent("closing an idle connection", move || {
+        handed_out.send(factory.create_client(address).now_or_never()).unwrap();
+    }));
+    within(pair.client.closed()).await;
+    let client = match within(asked.recv()).await.unwrap() {
+        Some(at_once) => at_once.unwrap(),
+        None => within(pair.factory.create_client(address)).await.unwrap(),
+    };
+    assert_eq!(within(client.send_rpc("x")).await.unwrap(), "x");
 }

@@ -9,11 +9,16 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicIsize, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::join_all;
 use hostile_support::*;
-use network_common::{ErrorKind, TransportConf, TransportContext};
+use network_common::{
+    ErrorKind, MergedBlockMetaCallback, MergedBlockMetaRequest, NoOpRpcHandler, RpcHandler,
+    RpcResponseCallback, TransportClient, TransportConf, TransportContext,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
 
 /// Counts live bytes, and the most there were.
 struct Counting;
@@ -190,6 +195,52 @@ fn a_gigabyte_of_answers_to_small_requests_is_not_made_at_once() {
         raw.echo(b"alive").await;
         eventually("all are released", || bodies.now() == 0).await;
     });
+}
+
+/// Answers every question for merged blocks with as many bytes.
+struct Metas(usize);
+
+impl RpcHandler for Metas {
+    fn receive(&self, _: &TransportClient, message: Bytes, callback: RpcResponseCallback) {
+        callback.reply(message);
+    }
+
+    fn receive_merged_block_meta(
+        &self,
+        _: &TransportClient,
+        _: MergedBlockMetaRequest,
+        callback: MergedBlockMetaCallback,
+    ) {
+        callback.reply(0, vec![0; self.0]);
+    }
+}
+
+/// They go through the bulk lane, which is bounded like the other: by their bytes, and by their number when they have none.
+#[test]
+fn answers_to_questions_for_merged_blocks_are_bounded() {
+    for (size, requests) in [(0, 500_000), (4 << 20, 256)] {
+        alone(8, async move {
+            let conf =
+                TransportConf::from_settings("test", [("spark.test.io.maxWriteQueueSize", "1m")]).unwrap();
+            let context = TransportContext::new(conf, Metas(size));
+            let server = context.create_server("127.0.0.1:0").await.unwrap();
+            let request = frame(META_REQUEST, &[&[0; 8], &text("a"), &[0; 12]]);
+            let requests = request.repeat(requests);
+            let (_read, mut write) = Raw::connect(server.local_addr()).await.0.into_split();
+            let peak = Peak::start();
+            let writing = tokio::spawn(async move { write.write_all(&requests).await });
+            let bytes_in = || context.metrics().server().snapshot().bytes_in;
+            let (mut last, mut quiet) = (0, 0);
+            while quiet < 20 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                let now = bytes_in();
+                quiet = if now == last && now > 0 { quiet + 1 } else { 0 };
+                last = now;
+            }
+            assert!(peak.so_far() < 16 * MIB, "{} MiB for answers of {size} bytes", peak.so_far() / MIB);
+            writing.abort();
+        });
+    }
 }
 
 #[test]
@@ -392,6 +443,14 @@ fn a_thousand_connections_leave_nothing_behind() {
         };
         let files_before = open_files();
         let tasks_before = alive();
+        // More uploads at once than later: the buffers that their context keeps are no leak.
+        let mut uploads = join_all((0..20).map(|_| fixture.raw())).await;
+        for raw in &mut uploads {
+            raw.send(&[upload(1, "sum", 1 << 20), vec![0; 1000]].concat()).await;
+        }
+        eventually("all have begun", || fixture.handler.futures.now() == uploads.len()).await;
+        settled(&fixture).await;
+        drop(uploads);
         let mut after_warm_up = 0;
         for round in 0..6 {
             for batch in 0..4 {
@@ -538,5 +597,34 @@ fn a_peer_that_goes_away_while_the_stream_manager_is_stuck_is_noticed() {
             eventually("the end", || handler.seen(peer).last() == Some(&Seen::Inactive)).await;
             eventually("the stream manager's future is dropped", || handler.futures.now() == 0).await;
         }
+    });
+}
+
+/// A peer may be at another address every time: what is kept for those that are gone must not add up.
+#[test]
+fn addresses_that_are_gone_leave_nothing_in_a_pool() {
+    alone(8, async {
+        let context = TransportContext::new(TransportConf::new("test"), NoOpRpcHandler::new());
+        let factory = context.create_client_factory();
+        let kept = Fixture::new(&[]).await;
+        let client = within("connecting", factory.create_client(kept.address)).await.unwrap();
+        let mut after_warm_up = 0;
+        for round in 0..1200 {
+            let gone = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = gone.local_addr().unwrap();
+            let passing = within("connecting", factory.create_client(address)).await.unwrap();
+            drop(gone);
+            within("the end", passing.closed()).await;
+            if round == 200 {
+                after_warm_up = live();
+            }
+        }
+        eventually_or(
+            || format!("{} bytes for 1000 addresses", live() - after_warm_up),
+            || live() - after_warm_up < 200_000,
+        )
+        .await;
+        let again = within("connecting", factory.create_client(kept.address)).await.unwrap();
+        assert_eq!(again.id(), client.id(), "who is still there stays in the pool");
     });
 }

@@ -283,3 +283,37 @@ fn ids_start_at_random() {
     assert!(ids.iter().all(|id| *id >= 0));
     assert!(ids.iter().any(|id| *id != ids[0]), "{ids:?}");
 }
+
+/// The chunks of a stream are made by the user's code: it may use the manager, and holds up no other stream.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn making_a_chunk_may_use_the_manager_and_holds_up_its_stream_only() {
+    let (managed, connection) = managed().await;
+    let (release, gate) = std::sync::mpsc::channel::<()>();
+    let (began, mut begun) = mpsc::unbounded_channel();
+    let manager = Arc::clone(&managed.manager);
+    let mut gate = Some(gate);
+    let made = (0..2).map(move |index| {
+        began.send(()).unwrap();
+        if let Some(gate) = gate.take() {
+            tokio::task::block_in_place(|| gate.recv().unwrap());
+        }
+        let next = manager.register_stream([ManagedBuffer::from("next")], StreamOptions::default());
+        ManagedBuffer::from(format!("{index} {next}").into_bytes())
+    });
+    let slow = managed.manager.register_stream(made, StreamOptions::default().connection(&connection));
+    let other = managed.manager.register_stream([ManagedBuffer::from("other")], StreamOptions::default());
+    let first = managed.pair.client.fetch_chunk(slow, 0);
+    within(begun.recv()).await.unwrap();
+    let address = managed.pair.server.local_addr();
+    let second = within(managed.pair.factory.create_unmanaged_client(address)).await.unwrap();
+    assert_eq!(fetch(&second, other, 0).await.unwrap(), "other");
+    release.send(()).unwrap();
+    let chunk = within(first).await.unwrap();
+    let (index, next) = std::str::from_utf8(&chunk).unwrap().split_once(' ').unwrap();
+    assert_eq!(index, "0");
+    assert_eq!(managed.fetch(next.parse().unwrap(), 0).await.unwrap(), "next");
+    second.close();
+    // What was not handed out is made to be released, which may use the manager too.
+    managed.terminate().await;
+    assert_eq!(managed.manager.streams(), 1);
+}

@@ -8,12 +8,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
 use tokio::runtime::Handle;
-use tokio::time::{Instant, Sleep};
+use tokio::time::Instant;
 
 use crate::abort::AbortHandle;
 use crate::address::{RpcAddress, RpcEndpointAddress};
 use crate::conf::AskConf;
-use crate::deadlines::{COARSE_FROM, Deadlines};
+use crate::deadlines::{Deadlines, Over};
 use crate::error::{ErrorKind, RpcError};
 use crate::post::RemoteAnswer;
 use crate::running::EndpointId;
@@ -99,21 +99,10 @@ pub struct Ask<T> {
     about: Arc<About>,
     timeout: RpcTimeout,
     deadline: Option<Instant>,
-    timer: Timer,
+    /// The key among the deadlines. None before the first poll, when the answer may be there.
+    waiting: Option<usize>,
     /// There once somebody wanted one.
     abort: Option<AbortHandle>,
-}
-
-enum Timer {
-    /// The answer may be there at the first poll.
-    Unset,
-    Coarse {
-        due: Instant,
-        key: usize,
-    },
-    Precise(Pin<Box<Sleep>>),
-    /// A time beyond what the clock can count never comes.
-    Never,
 }
 
 /// The first two have been counted by [`About::begin`].
@@ -134,7 +123,7 @@ impl<T> Future for Ask<T> {
         let this = &mut *self;
         if let Some(error) = this.abort.as_ref().and_then(|abort| abort.poll_aborted(cx)) {
             this.finish();
-            return Poll::Ready(Err(error));
+            return Poll::Ready(Err(error.received()));
         }
         let polled = match &mut this.state {
             State::Local(slot) => slot.poll(cx),
@@ -149,13 +138,13 @@ impl<T> Future for Ask<T> {
             Poll::Pending if this.about.endpoint.is_some_and(EndpointId::is_running) => {
                 Err(waits_for_itself(&this.about.address))
             }
-            Poll::Pending => {
-                std::task::ready!(this.poll_timer(cx));
-                Err(this.timeout.expired(this.about.peer()))
-            }
+            Poll::Pending => Err(match std::task::ready!(this.poll_deadline(cx)) {
+                Over::Due => this.timeout.expired(this.about.peer()),
+                Over::RuntimeGone => runtime_gone(&this.about.address),
+            }),
         };
         this.finish();
-        Poll::Ready(outcome)
+        Poll::Ready(outcome.map_err(RpcError::received))
     }
 }
 
@@ -182,34 +171,20 @@ impl<T> Ask<T> {
         timeout: RpcTimeout,
         deadline: Option<Instant>,
     ) -> Self {
-        Self { state, about, timeout, deadline, timer: Timer::Unset, abort: None }
+        Self { state, about, timeout, deadline, waiting: None, abort: None }
     }
 
-    fn poll_timer(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if let Timer::Unset = self.timer {
-            let limit = self.timeout.duration();
-            self.timer = match self.deadline {
-                None => Timer::Never,
-                Some(due) if limit >= COARSE_FROM => {
-                    // One that is due already is woken by the next tick.
-                    self.timer = Timer::Coarse { due, key: self.about.asks.deadlines.add(due, cx.waker()) };
-                    return Poll::Pending;
+    fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<Over> {
+        let deadlines = &self.about.asks.deadlines;
+        match self.waiting {
+            Some(key) => deadlines.poll(key, cx.waker()),
+            None => match deadlines.add(self.deadline, cx.waker()) {
+                Ok(key) => {
+                    self.waiting = Some(key);
+                    Poll::Pending
                 }
-                Some(due) => {
-                    // The poller may be on another executor.
-                    let _runtime = self.about.asks.deadlines.runtime().enter();
-                    Timer::Precise(Box::pin(tokio::time::sleep_until(due)))
-                }
-            };
-        }
-        match &mut self.timer {
-            Timer::Precise(sleep) => sleep.as_mut().poll(cx),
-            Timer::Coarse { due, .. } if *due <= Instant::now() => Poll::Ready(()),
-            Timer::Coarse { key, .. } => {
-                self.about.asks.deadlines.update(*key, cx.waker());
-                Poll::Pending
-            }
-            Timer::Unset | Timer::Never => Poll::Pending,
+                Err(over) => Poll::Ready(over),
+            },
         }
     }
 
@@ -223,7 +198,7 @@ impl<T> Ask<T> {
             // It was never begun, or it has ended.
             State::Refused(_) | State::Done => {}
         }
-        if let Timer::Coarse { key, .. } = std::mem::replace(&mut self.timer, Timer::Never) {
+        if let Some(key) = self.waiting.take() {
             self.about.asks.deadlines.cancel(key);
         }
     }
@@ -235,6 +210,11 @@ fn waits_for_itself(endpoint: &RpcEndpointAddress) -> RpcError {
          await the ask in a spawned task, or make it an RpcEndpoint"
     );
     RpcError::new(ErrorKind::Deadlock, text).with_peer(endpoint)
+}
+
+fn runtime_gone(endpoint: &RpcEndpointAddress) -> RpcError {
+    let text = format!("the runtime of the environment shut down before {endpoint} answered");
+    RpcError::new(ErrorKind::Stopped, text).with_peer(endpoint)
 }
 
 impl<T> Drop for Ask<T> {

@@ -1,11 +1,7 @@
 //! The handle that answers one ask.
 
-use std::any::Any;
-use std::cell::{Cell, RefCell};
 use std::fmt;
-use std::future::{Future, poll_fn};
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::pin;
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,9 +10,10 @@ use network_common::RpcResponseCallback;
 use tokio::time::Instant;
 
 use crate::address::RpcAddress;
-use crate::error::{ErrorKind, RpcError};
+use crate::error::RpcError;
 use crate::link::Link;
-use crate::origin::{AskId, Asker as _, Origin, RemoteAsk};
+use crate::origin::{AskId, Asker as _, RemoteAsk};
+use crate::running::{abandon, unanswered};
 use crate::slot::Slot;
 use crate::wire;
 
@@ -110,7 +107,7 @@ impl<T: Send + 'static> RpcCallContext<T> {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Limit`] if the answer is too large to leave the process; the asker gets it too.
+    /// [`ErrorKind::Limit`](crate::ErrorKind::Limit) if the answer is too large to leave the process; the asker gets it too.
     pub fn reply(mut self, value: T) -> Result<(), RpcError> {
         match self.asker.take() {
             Some(Asker::Local { slot, .. }) => slot.complete(Ok(value)),
@@ -123,10 +120,11 @@ impl<T: Send + 'static> RpcCallContext<T> {
     /// Fails the asker with `error`.
     ///
     /// In the same environment it gets the very object; across the network kind, text, causes' texts and
-    /// [`is_retryable`](RpcError::is_retryable).
+    /// [`is_retryable`](RpcError::is_retryable). An error of one of the endpoint's own requests becomes the source of
+    /// a new one, which is not retryable unless the endpoint [says so](RpcError::retryable): this request was handled.
     pub fn send_failure(mut self, error: RpcError) {
         if let Some(asker) = self.asker.take() {
-            asker.fail(error);
+            asker.fail(error.in_own_name());
         }
     }
 
@@ -222,12 +220,10 @@ impl<T: Send + 'static> Drop for RpcCallContext<T> {
         if id == 0 {
             return;
         }
-        // Thread locals are gone while a thread ends; then nothing is running here either.
-        let running = RUNNING.try_with(|running| running.ask.get() == id).unwrap_or(false);
-        if running {
-            RUNNING.with(|running| running.abandoned.replace(Some(Box::new(move |error| asker.fail(error)))));
-        } else {
-            asker.fail(unanswered());
+        // A context again, so that the asker is not forgotten if the handler is dropped with its runtime.
+        let context = Self { asker: Some(asker), sender: None };
+        if let Some(fail) = abandon(id, Box::new(move |error| context.send_failure(error))) {
+            fail(unanswered());
         }
     }
 }
@@ -236,87 +232,4 @@ impl<T: Send + 'static> fmt::Debug for RpcCallContext<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RpcCallContext").field("sender", &self.sender).finish_non_exhaustive()
     }
-}
-
-fn unanswered() -> RpcError {
-    RpcError::new(ErrorKind::Unanswered, "the endpoint dropped the request without an answer")
-}
-
-type Abandoned = Box<dyn FnOnce(RpcError) + Send>;
-
-thread_local! {
-    /// The request whose `receive` this thread polls right now, and its context if `receive` has dropped it.
-    static RUNNING: Running =
-        const { Running { ask: Cell::new(0), deadline: Cell::new(None), abandoned: RefCell::new(None) } };
-}
-
-struct Running {
-    ask: Cell<AskId>,
-    deadline: Cell<Option<Instant>>,
-    abandoned: RefCell<Option<Abandoned>>,
-}
-
-/// Until when the asker waits whose request this thread handles right now.
-pub(crate) fn running_deadline() -> Option<Instant> {
-    RUNNING.try_with(|running| running.deadline.get()).ok().flatten()
-}
-
-/// Calls `inside` as the handler of a request; also gives what fails its asker, if its context was dropped meanwhile.
-/// Polls nest where a handler blocks on a future, so what was there is put back.
-fn run<T>(ask: AskId, deadline: Option<Instant>, inside: impl FnOnce() -> T) -> (T, Option<Abandoned>) {
-    let outer = RUNNING.with(|running| {
-        (running.ask.replace(ask), running.deadline.replace(deadline), running.abandoned.take())
-    });
-    let result = inside();
-    let abandoned = RUNNING.with(|running| {
-        running.ask.set(outer.0);
-        running.deadline.set(outer.1);
-        running.abandoned.replace(outer.2)
-    });
-    (result, abandoned)
-}
-
-/// Runs one handler to its end: a panic becomes an error, and if it dropped the context of its request unanswered,
-/// the asker gets what the handler ended with. `origin` is none for what is no message.
-pub(crate) async fn supervise(
-    origin: Option<&Origin>,
-    handler: impl Future<Output = Result<(), RpcError>>,
-) -> Result<(), RpcError> {
-    let (ask, deadline) = origin.map_or((0, None), |origin| (origin.ask_id(), origin.deadline()));
-    let mut handler = pin!(handler);
-    let mut abandoned = None;
-    let outcome = poll_fn(|cx| {
-        let (polled, dropped) =
-            run(ask, deadline, || catch_unwind(AssertUnwindSafe(|| handler.as_mut().poll(cx))));
-        abandoned = abandoned.take().or(dropped);
-        match polled {
-            Ok(polled) => polled,
-            Err(payload) => std::task::Poll::Ready(Err(panicked(&*payload))),
-        }
-    })
-    .await;
-    if let Some(fail) = abandoned {
-        fail(outcome.as_ref().err().cloned().unwrap_or_else(unanswered));
-    }
-    outcome
-}
-
-/// Drops a message that no endpoint will handle; if it is the ask `ask`, the asker learns why.
-pub(crate) fn discard<M>(ask: AskId, message: M, why: &RpcError) {
-    let (dropped, abandoned) = run(ask, None, || catch_unwind(AssertUnwindSafe(|| drop(message))));
-    if let Some(fail) = abandoned {
-        fail(why.clone());
-    }
-    if dropped.is_err() {
-        tracing::error!("the destructor of a message panicked");
-    }
-}
-
-fn panicked(payload: &(dyn Any + Send)) -> RpcError {
-    let text = payload
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("(no text)");
-    RpcError::new(ErrorKind::Panic, format!("the endpoint's handler panicked: {text}"))
 }

@@ -1,72 +1,110 @@
-//! The long time limits of asks, kept by one task on a coarse tick.
+//! The time limits of an environment's asks, kept by one task.
 //!
-//! A timer of the runtime per ask costs as much as the rest of a local ask. Nearly all time limits are long and
-//! nearly all asks are answered long before, so putting one in and taking it out again is what must be cheap.
+//! A timer of the runtime per ask costs as much as the rest of a local ask. Nearly all asks are answered long before
+//! their time is over, so putting a limit in and taking it out again is what must be cheap. The task looks every
+//! [`TICK`], or earlier if one is due earlier.
+//!
+//! It also tells the end of the runtime, to askers that live on another one: it is dropped with it.
 
 use std::sync::{Arc, Weak};
-use std::task::Waker;
+use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use slab::Slab;
 use tokio::runtime::Handle;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 const TICK: Duration = Duration::from_millis(50);
 
-/// Time limits from here on may be late by a tick, which is one per cent then.
-pub(crate) const COARSE_FROM: Duration = Duration::from_secs(5);
-
-/// With nothing to wait for, the task ends after this many ticks; not at once, as the next ask is usually near.
-const IDLE_TICKS: u32 = 40;
+/// With nothing to wait for, the task ends after this many looks; not at once, as the next ask is usually near.
+const IDLE_LOOKS: u32 = 40;
 
 pub(crate) struct Deadlines {
     state: Mutex<State>,
+    /// Tells the task to look earlier than it means to.
+    sooner: Arc<Notify>,
     runtime: Handle,
 }
 
 struct State {
     waiting: Slab<Waiting>,
-    /// Nothing in `waiting` is due before.
+    /// Nothing in `waiting` that was not woken yet is due before.
     earliest: Option<Instant>,
-    ticking: bool,
-    idle_ticks: u32,
+    /// When the task looks; none if there is no task.
+    next_look: Option<Instant>,
+    idle_looks: u32,
+    runtime_gone: bool,
 }
 
 struct Waiting {
-    due: Instant,
+    /// None: beyond what the clock can count.
+    due: Option<Instant>,
     waker: Waker,
+}
+
+/// Why there is nothing more to wait for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Over {
+    Due,
+    RuntimeGone,
 }
 
 impl Deadlines {
     pub(crate) fn new(runtime: Handle) -> Arc<Self> {
-        let state = State { waiting: Slab::new(), earliest: None, ticking: false, idle_ticks: 0 };
-        Arc::new(Self { state: Mutex::new(state), runtime })
+        let state = State {
+            waiting: Slab::new(),
+            earliest: None,
+            next_look: None,
+            idle_looks: 0,
+            runtime_gone: false,
+        };
+        Arc::new(Self { state: Mutex::new(state), sooner: Arc::default(), runtime })
     }
 
     pub(crate) fn runtime(&self) -> &Handle {
         &self.runtime
     }
 
-    /// Has `waker` woken at `due` or a little later, until [`cancel`](Self::cancel) with the key returned.
-    pub(crate) fn add(self: &Arc<Self>, due: Instant, waker: &Waker) -> usize {
+    /// Has `waker` woken when it is over, until [`cancel`](Self::cancel) with the key returned.
+    pub(crate) fn add(self: &Arc<Self>, due: Option<Instant>, waker: &Waker) -> Result<usize, Over> {
         let mut state = self.state.lock();
-        let key = state.waiting.insert(Waiting { due, waker: waker.clone() });
-        state.earliest = Some(state.earliest.map_or(due, |earliest| earliest.min(due)));
-        if !state.ticking {
-            state.ticking = true;
-            state.idle_ticks = 0;
-            drop(state);
-            self.runtime.spawn(tick(Arc::downgrade(self)));
+        if state.runtime_gone {
+            return Err(Over::RuntimeGone);
         }
-        key
+        let key = state.waiting.insert(Waiting { due, waker: waker.clone() });
+        state.earliest = state.earliest.into_iter().chain(due).min();
+        match state.next_look {
+            None => {
+                state.next_look = Some(Instant::now());
+                state.idle_looks = 0;
+                drop(state);
+                self.runtime.spawn(look(Task { deadlines: Arc::downgrade(self), ended: false }));
+            }
+            Some(next_look) if due.is_some_and(|due| due < next_look) => {
+                state.next_look = due;
+                drop(state);
+                self.sooner.notify_one();
+            }
+            Some(_) => {}
+        }
+        Ok(key)
     }
 
-    /// Has `waker` woken instead of the one given before.
-    pub(crate) fn update(&self, key: usize, waker: &Waker) {
-        if let Some(waiting) = self.state.lock().waiting.get_mut(key) {
-            waiting.waker.clone_from(waker);
+    /// Whether it is over; if not, `waker` is woken instead of the one given before.
+    pub(crate) fn poll(&self, key: usize, waker: &Waker) -> Poll<Over> {
+        let mut state = self.state.lock();
+        if state.runtime_gone {
+            return Poll::Ready(Over::RuntimeGone);
         }
+        let Some(waiting) = state.waiting.get_mut(key) else { return Poll::Pending };
+        // Under the lock: the task may just have woken the waker given before.
+        if waiting.due.is_some_and(|due| due <= Instant::now()) {
+            return Poll::Ready(Over::Due);
+        }
+        waiting.waker.clone_from(waker);
+        Poll::Pending
     }
 
     pub(crate) fn cancel(&self, key: usize) {
@@ -75,76 +113,108 @@ impl Deadlines {
         drop(removed);
     }
 
-    /// Wakes what is due. False if the task is to end.
-    fn expire(&self) -> bool {
+    /// Wakes what is due. Gives the time to do so again; none if the task is to end.
+    fn wake_due(&self) -> Option<Instant> {
         let now = Instant::now();
         let mut state = self.state.lock();
+        let mut due = Vec::new();
         if state.waiting.is_empty() {
             state.earliest = None;
-            state.idle_ticks += 1;
-            state.ticking = state.idle_ticks < IDLE_TICKS;
-            return state.ticking;
+            state.idle_looks += 1;
+            if state.idle_looks == IDLE_LOOKS {
+                state.next_look = None;
+                return None;
+            }
+        } else {
+            state.idle_looks = 0;
+            if state.earliest.is_some_and(|earliest| earliest <= now) {
+                let mut earliest: Option<Instant> = None;
+                for (_, waiting) in &state.waiting {
+                    match waiting.due {
+                        Some(time) if time <= now => due.push(waiting.waker.clone()),
+                        later => earliest = earliest.into_iter().chain(later).min(),
+                    }
+                }
+                state.earliest = earliest;
+            }
         }
-        state.idle_ticks = 0;
-        if state.earliest.is_some_and(|earliest| earliest > now) {
-            return true;
-        }
-        let due: Vec<Waker> = state
-            .waiting
-            .iter()
-            .filter(|(_, waiting)| waiting.due <= now)
-            .map(|(_, waiting)| waiting.waker.clone())
-            .collect();
-        state.earliest = state.waiting.iter().map(|(_, waiting)| waiting.due).min();
+        let tick = now + TICK;
+        let next_look = state.earliest.map_or(tick, |earliest| earliest.min(tick));
+        state.next_look = Some(next_look);
         drop(state);
         due.into_iter().for_each(Waker::wake);
-        true
+        Some(next_look)
+    }
+
+    fn runtime_gone(&self) {
+        let mut state = self.state.lock();
+        state.runtime_gone = true;
+        let wakers: Vec<Waker> = state.waiting.iter().map(|(_, waiting)| waiting.waker.clone()).collect();
+        drop(state);
+        wakers.into_iter().for_each(Waker::wake);
     }
 }
 
-async fn tick(deadlines: Weak<Deadlines>) {
-    loop {
-        tokio::time::sleep(TICK).await;
-        match deadlines.upgrade() {
-            Some(deadlines) if deadlines.expire() => {}
-            _ => return,
+struct Task {
+    deadlines: Weak<Deadlines>,
+    ended: bool,
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        if !self.ended {
+            if let Some(deadlines) = self.deadlines.upgrade() {
+                deadlines.runtime_gone();
+            }
         }
+    }
+}
+
+async fn look(mut task: Task) {
+    while let Some(deadlines) = task.deadlines.upgrade() {
+        let Some(next_look) = deadlines.wake_due() else {
+            task.ended = true;
+            return;
+        };
+        let sooner = Arc::clone(&deadlines.sooner);
+        drop(deadlines);
+        // Either way it is time to look.
+        let _ = tokio::time::timeout_at(next_look, sooner.notified()).await;
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::future::poll_fn;
-    use std::task::Poll;
 
     use super::*;
 
     async fn wait(deadlines: &Arc<Deadlines>, limit: Duration) -> Duration {
         let started = Instant::now();
-        let due = started + limit;
         let mut key = None;
-        poll_fn(|cx| {
-            if Instant::now() >= due {
-                return Poll::Ready(());
-            }
-            match key {
-                Some(key) => deadlines.update(key, cx.waker()),
-                None => key = Some(deadlines.add(due, cx.waker())),
-            }
-            Poll::Pending
+        let over = poll_fn(|cx| match key {
+            Some(key) => deadlines.poll(key, cx.waker()),
+            None => match deadlines.add(Some(started + limit), cx.waker()) {
+                Ok(new) => {
+                    key = Some(new);
+                    Poll::Pending
+                }
+                Err(over) => Poll::Ready(over),
+            },
         })
         .await;
+        assert_eq!(over, Over::Due);
         key.into_iter().for_each(|key| deadlines.cancel(key));
         started.elapsed()
     }
 
     #[tokio::test(start_paused = true)]
-    async fn each_is_woken_within_a_tick() {
+    async fn each_is_woken_when_it_is_due() {
         let deadlines = Deadlines::new(Handle::current());
-        let limits = [7, 5, 120].map(Duration::from_secs);
+        let limits = [7_000, 5_000, 1, 49, 120_000, 0, 51, 7_000].map(Duration::from_millis);
         let waits = futures::future::join_all(limits.map(|limit| wait(&deadlines, limit))).await;
         for (limit, waited) in limits.into_iter().zip(waits) {
-            assert!(waited >= limit && waited <= limit + 2 * TICK, "{limit:?}: {waited:?}");
+            assert!(waited >= limit && waited <= limit + Duration::from_millis(2), "{limit:?}: {waited:?}");
         }
         assert!(deadlines.state.lock().waiting.is_empty());
     }
@@ -153,10 +223,11 @@ mod tests {
     async fn the_task_ends_when_idle_and_starts_again() {
         let deadlines = Deadlines::new(Handle::current());
         for _ in 0..2 {
-            let waited = wait(&deadlines, COARSE_FROM).await;
-            assert!(waited <= COARSE_FROM + 2 * TICK, "{waited:?}");
-            tokio::time::sleep(TICK * (IDLE_TICKS + 2)).await;
-            assert!(!deadlines.state.lock().ticking);
+            let limit = Duration::from_secs(5);
+            let waited = wait(&deadlines, limit).await;
+            assert!(waited <= limit + Duration::from_millis(2), "{waited:?}");
+            tokio::time::sleep(TICK * (IDLE_LOOKS + 2)).await;
+            assert_eq!(deadlines.state.lock().next_look, None);
         }
     }
 }

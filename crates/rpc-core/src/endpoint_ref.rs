@@ -10,12 +10,12 @@ use tokio::time::Instant;
 
 use crate::address::RpcEndpointAddress;
 use crate::ask::{About, Ask, Asks, State};
-use crate::call_context::{RpcCallContext, id_of, running_deadline};
+use crate::call_context::{RpcCallContext, id_of};
 use crate::error::{ErrorKind, RpcError, SendError};
 use crate::message::{RpcMessage, RpcRequest, local_only};
 use crate::origin::{Asker, Origin};
 use crate::post::{Mailbox, Wire};
-use crate::running::EndpointId;
+use crate::running::{EndpointId, running_deadline};
 use crate::slot::Slot;
 use crate::timeout::RpcTimeout;
 use crate::wire;

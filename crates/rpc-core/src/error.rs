@@ -56,7 +56,11 @@ pub enum ErrorKind {
 /// Cheap to clone: when a connection breaks, everything that waited for it gets the same error.
 /// [`source`](StdError::source) gives the cause: across the network its text, in one process the object itself.
 #[derive(Clone)]
-pub struct RpcError(Arc<Inner>);
+pub struct RpcError {
+    inner: Arc<Inner>,
+    /// A request of this process ended with it. Not in `inner`, which who failed that request may share.
+    received: bool,
+}
 
 struct Inner {
     kind: ErrorKind,
@@ -70,7 +74,7 @@ struct Inner {
 
 impl RpcError {
     pub(crate) fn new(kind: ErrorKind, text: impl Into<String>) -> Self {
-        Self(Arc::new(Inner {
+        let inner = Inner {
             kind,
             text: text.into(),
             peer: None,
@@ -78,7 +82,8 @@ impl RpcError {
             retryable: false,
             timeout: kind == ErrorKind::Timeout,
             source: None,
-        }))
+        };
+        Self { inner: Arc::new(inner), received: false }
     }
 
     /// A failure in the application's own terms, for `receive` and
@@ -130,9 +135,30 @@ impl RpcError {
     }
 
     /// This error, marked as one after which the same request may be repeated: it did no harm, and may succeed.
+    ///
+    /// What the endpoint's *own* requests ended with is not so marked for its asker, whatever it says itself: the
+    /// endpoint has handled the request, so only the endpoint can know. Then this makes a new error with that as the
+    /// source.
     #[must_use]
     pub fn retryable(self) -> Self {
-        self.change(|inner| inner.retryable = true)
+        self.in_own_name().change(|inner| inner.retryable = true)
+    }
+
+    /// This error, as that of a request of this process.
+    pub(crate) fn received(mut self) -> Self {
+        self.received = true;
+        self
+    }
+
+    /// This error as the failure of a request that this process handled. If one of its own requests ended with it,
+    /// who failed that one, and whether that one may be repeated, does not hold for the one handled.
+    pub(crate) fn in_own_name(self) -> Self {
+        if !self.received {
+            return self;
+        }
+        // A time limit that passed on the way is one for every asker on the way.
+        let kind = if self.is_timeout() { ErrorKind::Timeout } else { ErrorKind::Application };
+        Self::new(kind, self.to_string()).with_source(self)
     }
 
     pub(crate) fn with_peer(self, peer: impl fmt::Display) -> Self {
@@ -158,24 +184,25 @@ impl RpcError {
     }
 
     fn change(mut self, change: impl FnOnce(&mut Inner)) -> Self {
-        match Arc::get_mut(&mut self.0) {
+        match Arc::get_mut(&mut self.inner) {
             Some(inner) => {
                 change(inner);
                 self
             }
             // Others hold it too: a new error that keeps the old one as its cause.
             None => {
+                let received = self.received;
                 let mut inner = Inner {
-                    kind: self.0.kind,
-                    text: self.0.text.clone(),
-                    peer: self.0.peer.clone(),
-                    remote: self.0.remote,
-                    retryable: self.0.retryable,
-                    timeout: self.0.timeout,
+                    kind: self.inner.kind,
+                    text: self.inner.text.clone(),
+                    peer: self.inner.peer.clone(),
+                    remote: self.inner.remote,
+                    retryable: self.inner.retryable,
+                    timeout: self.inner.timeout,
                     source: Some(Box::new(self)),
                 };
                 change(&mut inner);
-                Self(Arc::new(inner))
+                Self { inner: Arc::new(inner), received }
             }
         }
     }
@@ -183,52 +210,52 @@ impl RpcError {
     /// What kind of thing went wrong.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
-        self.0.kind
+        self.inner.kind
     }
 
     /// The request was certainly not handled, or whoever handled it said that repeating it does no harm; and
     /// repeating it may succeed. A timeout is neither.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
-        self.0.retryable
+        self.inner.retryable
     }
 
     /// A time limit passed, here or in what this error is about.
     #[must_use]
     pub fn is_timeout(&self) -> bool {
-        self.0.timeout
+        self.inner.timeout
     }
 
     /// The peer reported this error, rather than this process finding it.
     #[must_use]
     pub fn is_remote(&self) -> bool {
-        self.0.remote
+        self.inner.remote
     }
 
     /// Whom the failed operation was addressed to: `name@host:port`, or `host:port`.
     #[must_use]
     pub fn peer(&self) -> Option<&str> {
-        self.0.peer.as_deref()
+        self.inner.peer.as_deref()
     }
 }
 
 impl fmt::Display for RpcError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0.text)
+        f.write_str(&self.inner.text)
     }
 }
 
 impl fmt::Debug for RpcError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut out = f.debug_struct("RpcError");
-        out.field("kind", &self.0.kind).field("text", &self.0.text);
-        if let Some(peer) = &self.0.peer {
+        out.field("kind", &self.inner.kind).field("text", &self.inner.text);
+        if let Some(peer) = &self.inner.peer {
             out.field("peer", peer);
         }
-        if self.0.remote {
+        if self.inner.remote {
             out.field("remote", &true);
         }
-        if let Some(source) = &self.0.source {
+        if let Some(source) = &self.inner.source {
             out.field("source", source);
         }
         out.finish_non_exhaustive()
@@ -237,7 +264,7 @@ impl fmt::Debug for RpcError {
 
 impl StdError for RpcError {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        match &self.0.source {
+        match &self.inner.source {
             Some(source) => Some(&**source),
             None => None,
         }
@@ -295,6 +322,6 @@ impl<R> StdError for SendError<R> {
 /// So that `?` works where the message is of no further use.
 impl<R> From<SendError<R>> for RpcError {
     fn from(refused: SendError<R>) -> Self {
-        refused.error
+        refused.error.received()
     }
 }

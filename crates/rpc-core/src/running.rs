@@ -1,15 +1,34 @@
-//! Which endpoint's handler this thread runs right now, so that one that waits for itself is noticed.
+//! What this thread runs right now: whose handler, and for which request. So an ask knows the deadline it inherits, a
+//! dropped context that its handler may still tell why, and who waits for itself is noticed.
 
-use std::cell::Cell;
+use std::any::Any;
+use std::cell::{Cell, RefCell};
+use std::future::{Future, poll_fn};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 
-thread_local! {
-    static RUNNING: Cell<Option<EndpointId>> = const { Cell::new(None) };
-}
+use tokio::time::Instant;
+
+use crate::error::{ErrorKind, RpcError};
+use crate::origin::{AskId, Origin};
 
 /// An endpoint of this process that handles one message at a time: the address of its inbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct EndpointId(usize);
+
+/// An environment of this process, by the address of its inside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct EnvId(usize);
+
+/// Whose handlers run.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Actor {
+    pub(crate) env: EnvId,
+    /// None if it handles many messages at a time, as then none of them waits for another.
+    pub(crate) endpoint: Option<EndpointId>,
+}
 
 impl EndpointId {
     pub(crate) fn of<I: ?Sized>(inbox: &Arc<I>) -> Self {
@@ -18,20 +37,116 @@ impl EndpointId {
 
     /// Whether a handler of this endpoint is further up on this thread's stack.
     pub(crate) fn is_running(self) -> bool {
-        RUNNING.get() == Some(self)
-    }
-
-    /// Says that handlers of this endpoint run on this thread until the guard is dropped.
-    pub(crate) fn run(self) -> Running {
-        // Polls nest where a handler blocks on a future, so what was there is put back.
-        Running(RUNNING.replace(Some(self)))
+        current(|running| running.actor.and_then(|actor| actor.endpoint)) == Some(self)
     }
 }
 
-pub(crate) struct Running(Option<EndpointId>);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        RUNNING.set(self.0);
+impl EnvId {
+    pub(crate) fn of<I: ?Sized>(env: &Arc<I>) -> Self {
+        Self(Arc::as_ptr(env).cast::<()>().addr())
     }
+
+    /// Whether a handler of one of its endpoints is further up on this thread's stack.
+    pub(crate) fn is_running(self) -> bool {
+        current(|running| running.actor.map(|actor| actor.env)) == Some(self)
+    }
+}
+
+/// Until when the asker waits whose request this thread handles right now.
+pub(crate) fn running_deadline() -> Option<Instant> {
+    current(|running| running.deadline)
+}
+
+type Fail = Box<dyn FnOnce(RpcError) + Send>;
+
+#[derive(Clone, Copy)]
+struct Running {
+    actor: Option<Actor>,
+    /// Zero if it is no ask.
+    ask: AskId,
+    deadline: Option<Instant>,
+}
+
+thread_local! {
+    static RUNNING: Cell<Running> = const { Cell::new(Running { actor: None, ask: 0, deadline: None }) };
+    /// What fails the asker of the request, if its handler has dropped the context.
+    static ABANDONED: RefCell<Option<Fail>> = const { RefCell::new(None) };
+}
+
+fn current<T>(part: impl FnOnce(&Running) -> Option<T>) -> Option<T> {
+    // Thread locals are gone while a thread ends; then nothing is running here either.
+    RUNNING.try_with(|running| part(&running.get())).ok().flatten()
+}
+
+/// The context of `ask` was dropped: if its handler is running, what that ends with is for `fail`; else `fail` comes back.
+pub(crate) fn abandon(ask: AskId, fail: Fail) -> Option<Fail> {
+    if current(|running| Some(running.ask)) != Some(ask) {
+        return Some(fail);
+    }
+    ABANDONED.with(|abandoned| abandoned.replace(Some(fail)));
+    None
+}
+
+/// Calls `inside` as the handler that `running` tells of; also gives what fails its asker, if its context was dropped.
+/// Polls nest where a handler blocks on a future, so what was there is put back.
+fn run<T>(running: Running, inside: impl FnOnce() -> T) -> (T, Option<Fail>) {
+    let outer = (RUNNING.replace(running), ABANDONED.take());
+    let result = inside();
+    RUNNING.set(outer.0);
+    (result, ABANDONED.replace(outer.1))
+}
+
+/// Runs one handler to its end: a panic becomes an error, and if it dropped the context of its request unanswered,
+/// the asker gets what the handler ended with. `origin` is none for what is no message.
+pub(crate) async fn supervise(
+    actor: Actor,
+    origin: Option<&Origin>,
+    handler: impl Future<Output = Result<(), RpcError>>,
+) -> Result<(), RpcError> {
+    let running = Running {
+        actor: Some(actor),
+        ask: origin.map_or(0, Origin::ask_id),
+        deadline: origin.and_then(Origin::deadline),
+    };
+    let mut handler = pin!(handler);
+    let mut abandoned = None;
+    let outcome = poll_fn(|cx| {
+        let (polled, dropped) = run(running, || catch_unwind(AssertUnwindSafe(|| handler.as_mut().poll(cx))));
+        abandoned = abandoned.take().or(dropped);
+        match polled {
+            Ok(polled) => polled,
+            Err(payload) => Poll::Ready(Err(panicked(&*payload))),
+        }
+    })
+    .await;
+    if let Some(fail) = abandoned {
+        fail(outcome.as_ref().err().cloned().unwrap_or_else(unanswered));
+    }
+    outcome
+}
+
+/// Drops a message that no endpoint will handle; if it is the ask `ask`, the asker learns why.
+pub(crate) fn discard<M>(ask: AskId, message: M, why: &RpcError) {
+    let running = Running { actor: None, ask, deadline: None };
+    let (dropped, abandoned) = run(running, || catch_unwind(AssertUnwindSafe(|| drop(message))));
+    if let Some(fail) = abandoned {
+        fail(why.clone());
+    }
+    if dropped.is_err() {
+        tracing::error!("the destructor of a message panicked");
+    }
+}
+
+/// The endpoint gave no reason.
+pub(crate) fn unanswered() -> RpcError {
+    RpcError::new(ErrorKind::Unanswered, "the endpoint dropped the request without an answer")
+}
+
+fn panicked(payload: &(dyn Any + Send)) -> RpcError {
+    let text = payload
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("(no text)");
+    RpcError::new(ErrorKind::Panic, format!("the endpoint's handler panicked: {text}"))
 }

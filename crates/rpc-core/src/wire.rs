@@ -18,6 +18,8 @@ pub(crate) mod proto {
 
 /// Key of `Request.body` and `Answer.value`: field number and wire type 2, length-delimited.
 const REQUEST_BODY_KEY: u8 = 15 << 3 | 2;
+/// Of an error's chain of causes so many travel. Each source is dropped by the one before it, on the stack.
+const MAX_CAUSES: usize = 32;
 const ANSWER_VALUE_KEY: u8 = 1 << 3 | 2;
 
 /// A request message on its way out. What [`RpcRequest::encode`](crate::RpcRequest::encode) writes to.
@@ -117,7 +119,7 @@ fn answer(failure: proto::Failure) -> Bytes {
 fn failure(kind: proto::failure::Kind, error: &RpcError) -> proto::Failure {
     let mut texts = vec![error.to_string()];
     let mut next = std::error::Error::source(error);
-    while let Some(cause) = next {
+    while let Some(cause) = next.filter(|_| texts.len() <= MAX_CAUSES) {
         texts.push(cause.to_string());
         next = cause.source();
     }
@@ -269,7 +271,7 @@ pub(crate) fn decode_failure(failure: proto::Failure) -> RpcError {
         proto::failure::Kind::Limit => ErrorKind::Limit,
     };
     // The innermost cause is the source of the one before it, and so on outwards.
-    let cause = failure.causes.into_iter().rev().fold(None, |inner, text| {
+    let cause = failure.causes.into_iter().take(MAX_CAUSES).rev().fold(None, |inner, text| {
         let error = RpcError::new(kind, text).reported_by_peer();
         Some(match inner {
             Some(inner) => error.with_source(inner),

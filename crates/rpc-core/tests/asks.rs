@@ -9,7 +9,7 @@ use std::time::Duration;
 use common::{Greeting, Hello, HelloMessage, address, bye, client, hi, next, server, soon};
 use rpc_core::{
     EndpointContext, EndpointOptions, ErrorKind, RpcCallContext, RpcConf, RpcEndpointRef, RpcEnv, RpcError,
-    ThreadSafeRpcEndpoint,
+    RpcTimeout, ThreadSafeRpcEndpoint,
 };
 use tokio::sync::mpsc;
 
@@ -191,18 +191,24 @@ impl ThreadSafeRpcEndpoint for AsksItself {
     }
 }
 
+/// What the handler's own ask ended with.
+fn met_by_the_handler(error: &RpcError) -> Option<ErrorKind> {
+    error.source().and_then(|e| e.downcast_ref::<RpcError>()).map(RpcError::kind)
+}
+
 #[tokio::test]
 async fn a_self_ask_awaited_by_its_own_receive_fails_at_once() {
     let env = client().await;
     let endpoint = env.setup_endpoint("itself", AsksItself).unwrap();
     let error = soon(endpoint.ask(hi("await"))).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Deadlock);
+    assert_eq!(met_by_the_handler(&error), Some(ErrorKind::Deadlock));
     assert!(error.to_string().starts_with("spark-client://itself waits in a handler"), "{error}");
     assert_eq!(soon(endpoint.ask(hi("spawn"))).await.unwrap().text, "bye");
 
     let isolated = EndpointOptions::new().isolated(1);
     let endpoint = env.setup_endpoint_with("isolated", AsksItself, isolated).unwrap();
-    assert_eq!(soon(endpoint.ask(hi("await"))).await.unwrap_err().kind(), ErrorKind::Deadlock);
+    let error = soon(endpoint.ask(hi("await"))).await.unwrap_err();
+    assert_eq!(met_by_the_handler(&error), Some(ErrorKind::Deadlock));
     assert_eq!(soon(endpoint.ask(hi("spawn"))).await.unwrap().text, "bye");
 
     // A handler of one endpoint may wait for another one.
@@ -220,4 +226,34 @@ async fn a_self_ask_awaited_by_its_own_receive_fails_at_once() {
     }
     let forwards = env.setup_endpoint("forwards", Forwards(endpoint)).unwrap();
     assert_eq!(soon(forwards.ask(hi("spawn"))).await.unwrap().text, "bye");
+}
+
+#[tokio::test]
+async fn rpc_env_33_ask_a_message_timeout_on_future_using_rpc_timeout() {
+    let (server, client) = (server().await, client().await);
+    let (never, mut contexts) = HandOver::new();
+    let never_here = server.setup_endpoint("never", never).unwrap();
+    let hello_here = server.setup_endpoint("hello", Hello).unwrap();
+    let never_there = soon(client.setup_endpoint_ref(address(&server), "never")).await.unwrap();
+    let hello_there = soon(client.setup_endpoint_ref(address(&server), "hello")).await.unwrap();
+    for (hello, never) in [(hello_here, never_here), (hello_there, never_there)] {
+        let long = RpcTimeout::new(Duration::from_secs(60), "my.long.setting");
+        assert_eq!(soon(hello.ask_with_timeout(hi("neo"), long)).await.unwrap().text, "hi, neo");
+
+        let short = RpcTimeout::new(Duration::from_millis(10), "my.short.setting");
+        let awaited = never.ask_with_timeout(hi("neo"), short.clone());
+        let late = never.ask_with_timeout(hi("neo"), short);
+        let errors = [soon(awaited).await.unwrap_err(), {
+            // Its time is over before it is first polled.
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            soon(late).await.unwrap_err()
+        }];
+        for error in errors {
+            assert!(error.kind() == ErrorKind::Timeout && error.is_timeout());
+            let text = error.to_string();
+            assert!(text.ends_with("in 10ms. This timeout is controlled by my.short.setting"), "{text}");
+            assert_eq!(text.matches("my.short.setting").count(), 1, "{text}");
+        }
+    }
+    contexts.close();
 }

@@ -1,8 +1,9 @@
-//! What endpoints are told of connections: rows RPC-ENV-21 to 23 and 35 of the checklist.
+//! What endpoints are told of connections: rows RPC-ENV-21 to 23 and 35, NRH-01 and 02 of the checklist.
 
 mod common;
 
 use common::{Hello, HelloMessage, address, client, hi, next, server, soon};
+use network_common::{NoOpRpcHandler, TransportConf, TransportContext};
 use rpc_core::{
     EndpointContext, EndpointOptions, ErrorKind, RpcAddress, RpcEnv, RpcError, ThreadSafeRpcEndpoint,
 };
@@ -121,6 +122,24 @@ async fn rpc_env_35_shutdown_does_not_fire_disconnected() {
         all.push(event);
     }
     assert_eq!(all, ["connected", "stop"]);
+}
+
+/// A connection that says nothing: the events of the connection itself, once each.
+#[tokio::test]
+async fn nrh_01_and_02_a_connection_is_told_once_when_it_begins_and_once_when_it_ends() {
+    let server = server().await;
+    let mut events = watch(&server);
+    let context = TransportContext::new(TransportConf::new("rpc"), NoOpRpcHandler::new());
+    let factory = context.create_client_factory();
+    let there = address(&server);
+    let client = soon(factory.create_client((there.host(), there.port()))).await.unwrap();
+    let socket = RpcAddress::from(client.local_addr());
+    assert_eq!(next(&mut events).await, ("connected", socket.clone()));
+    client.close();
+    assert_eq!(next(&mut events).await, ("disconnected", socket));
+    soon(server.shutdown()).await;
+    assert_eq!(next(&mut events).await.0, "stop");
+    assert_eq!(soon(events.recv()).await, None);
 }
 
 #[tokio::test]

@@ -180,7 +180,7 @@ async fn rpc_env_06_ask_a_message_timeout() {
 }
 
 #[tokio::test]
-async fn rpc_env_08_on_start_and_on_stop() {
+async fn rpc_env_08_and_14_on_start_and_on_stop_without_self() {
     let env = client().await;
     let (probe, mut events) = Probe::new("");
     let endpoint = env.setup_endpoint("probe", probe).unwrap();
@@ -623,4 +623,89 @@ fn asks_end_when_the_runtime_dies() {
         assert_eq!(soon(endpoint.ask(Work(2))).await.unwrap_err().kind(), ErrorKind::Stopped);
         soon(env.shutdown()).await;
     });
+}
+
+#[test]
+fn asks_with_any_time_limit_end_with_the_runtime() {
+    for limit in [Duration::from_secs(3), Duration::from_secs(600), Duration::MAX] {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let other = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let (endpoint, mut polled, unpolled, contexts) = runtime.block_on(async {
+            let env = client().await;
+            let (told, mut contexts) = mpsc::unbounded_channel();
+            let serve = Serve(move |message| {
+                let _ = told.send(message);
+                Ok(())
+            });
+            let endpoint = env.setup_endpoint("keeps", serve).unwrap();
+            let asks = [0, 1].map(|n| endpoint.ask_with_timeout(Work(n), limit));
+            let contexts = [next(&mut contexts).await, next(&mut contexts).await];
+            let [polled, unpolled] = asks;
+            (endpoint, polled, unpolled, contexts)
+        });
+        other.block_on(async { assert!(futures::poll!(&mut polled).is_pending()) });
+        drop(runtime);
+        other.block_on(async {
+            for ask in [polled, unpolled, endpoint.ask_with_timeout(Work(2), limit)] {
+                assert_eq!(soon(ask).await.unwrap_err().kind(), ErrorKind::Stopped);
+            }
+        });
+        drop(contexts);
+    }
+}
+
+#[test]
+fn a_request_dropped_by_a_receive_that_ends_with_the_runtime_fails() {
+    struct DropsAndHangs(mpsc::UnboundedSender<()>);
+    impl ThreadSafeRpcEndpoint for DropsAndHangs {
+        type Message = HelloMessage;
+        async fn receive(
+            &mut self,
+            message: HelloMessage,
+            _: &EndpointContext<HelloMessage>,
+        ) -> Result<(), RpcError> {
+            drop(message);
+            let _ = self.0.send(());
+            std::future::pending().await
+        }
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let ask = runtime.block_on(async {
+        let (told, mut dropped) = mpsc::unbounded_channel();
+        let endpoint = client().await.setup_endpoint("hangs", DropsAndHangs(told)).unwrap();
+        let ask = endpoint.ask(hi("neo"));
+        next(&mut dropped).await;
+        [ask]
+    });
+    drop(runtime);
+    let other = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let [ask] = ask;
+    let error = other.block_on(async { soon(ask).await }).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unanswered, "{error}");
+}
+
+/// A panic is what comes nearest to the row's fatal error: it leaves nothing counted as running.
+#[tokio::test]
+async fn inb_07_a_panic_does_not_count_as_running() {
+    struct Panics(mpsc::UnboundedSender<()>);
+    impl RpcEndpoint for Panics {
+        type Message = HelloMessage;
+        async fn receive(&self, _: HelloMessage, _: &EndpointContext<HelloMessage>) -> Result<(), RpcError> {
+            tokio::task::yield_now().await;
+            panic!("out of memory");
+        }
+        async fn on_stop(&self, _: &EndpointContext<HelloMessage>) -> Result<(), RpcError> {
+            self.0.send(()).map_err(RpcError::application)
+        }
+    }
+    let env = client().await;
+    let (told, mut stopped) = mpsc::unbounded_channel();
+    let endpoint = env.setup_endpoint("panics", Panics(told)).unwrap();
+    let asks = ["a", "b", "c"].map(|name| endpoint.ask(hi(name)));
+    env.stop(&endpoint);
+    for ask in asks {
+        assert_eq!(soon(ask).await.unwrap_err().kind(), ErrorKind::Panic);
+    }
+    // It comes only when nothing runs any more.
+    next(&mut stopped).await;
 }

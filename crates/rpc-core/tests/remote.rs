@@ -604,3 +604,16 @@ async fn every_ask_ends_once_while_endpoints_and_connections_come_and_go() {
         }
     }
 }
+
+#[tokio::test]
+async fn endpoints_of_another_env_that_does_not_listen_cannot_be_stopped() {
+    let (one, other) = (client().await, client().await);
+    let here = one.setup_endpoint("hello", Hello).unwrap();
+    let there = other.setup_endpoint("hello", Hello).unwrap();
+    one.stop(&there);
+    for endpoint in [&here, &there] {
+        assert_eq!(soon(endpoint.ask(hi("neo"))).await.unwrap().text, "hi, neo");
+    }
+    one.stop(&here);
+    assert_eq!(soon(here.ask(hi("neo"))).await.unwrap_err().kind(), ErrorKind::Stopped);
+}

@@ -138,3 +138,46 @@ async fn messages_that_cannot_be_sent_any_more_are_counted() {
     soon(client.shutdown()).await;
     assert!(matches!(soon(ask).await.unwrap_err().kind(), ErrorKind::Network | ErrorKind::Stopped));
 }
+
+/// Shuts its own environment down and waits for that.
+struct Suicidal;
+
+impl ThreadSafeRpcEndpoint for Suicidal {
+    type Message = HelloMessage;
+    async fn receive(
+        &mut self,
+        message: HelloMessage,
+        cx: &EndpointContext<HelloMessage>,
+    ) -> Result<(), RpcError> {
+        let (HelloMessage::SayHi(_, context) | HelloMessage::SayBye(_, context)) = message;
+        let report = cx.env().shutdown().await;
+        cx.env().await_termination().await;
+        context.reply(Greeting { text: format!("complete: {}", report.complete) })
+    }
+}
+
+#[tokio::test]
+async fn an_endpoint_that_awaits_its_own_end_does_not_hang() {
+    let (env, other) = (client().await, client().await);
+    let endpoint = env.setup_endpoint("suicidal", Suicidal).unwrap();
+    assert_eq!(soon(endpoint.ask(hi("neo"))).await.unwrap().text, "complete: false");
+    let report = soon(env.shutdown()).await;
+    assert!(report.is_clean() && report.endpoints[0].stopped, "{report:?}");
+
+    // Another's end can be awaited.
+    struct Killer(RpcEnv);
+    impl ThreadSafeRpcEndpoint for Killer {
+        type Message = HelloMessage;
+        async fn receive(
+            &mut self,
+            message: HelloMessage,
+            _: &EndpointContext<HelloMessage>,
+        ) -> Result<(), RpcError> {
+            let (HelloMessage::SayHi(_, context) | HelloMessage::SayBye(_, context)) = message;
+            context.reply(Greeting { text: format!("complete: {}", self.0.shutdown().await.complete) })
+        }
+    }
+    let env = client().await;
+    let killer = env.setup_endpoint("killer", Killer(other)).unwrap();
+    assert_eq!(soon(killer.ask(hi("neo"))).await.unwrap().text, "complete: true");
+}

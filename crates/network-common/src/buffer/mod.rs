@@ -174,7 +174,7 @@ impl FileSegment {
     pub(crate) fn open(&self) -> io::Result<Arc<File>> {
         let file = match &self.source {
             FileSource::Path(path) => {
-                Arc::new(File::open(path).map_err(|error| self.describe(error.kind(), &error))?)
+                Arc::new(open(path).map_err(|error| self.describe(error.kind(), &error))?)
             }
             FileSource::Open(file) => Arc::clone(file),
         };
@@ -203,7 +203,8 @@ impl FileSegment {
         self.describe(io::ErrorKind::UnexpectedEof, &reason)
     }
 
-    fn describe(&self, kind: io::ErrorKind, reason: &dyn fmt::Display) -> io::Error {
+    /// An error of this kind that names the file.
+    pub(crate) fn describe(&self, kind: io::ErrorKind, reason: &dyn fmt::Display) -> io::Error {
         io::Error::new(kind, format!("Error in reading {self}: {reason}"))
     }
 }
@@ -222,6 +223,18 @@ impl fmt::Display for FileSegment {
         };
         write!(f, "FileSegment{{file={path}, offset={}, length={}}}", self.offset, self.length)
     }
+}
+
+/// Does not wait for the other end of a named pipe, which is refused later.
+#[cfg(unix)]
+fn open(path: &Path) -> io::Result<File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    File::options().read(true).custom_flags(rustix::fs::OFlags::NONBLOCK.bits() as i32).open(path)
+}
+
+#[cfg(not(unix))]
+fn open(path: &Path) -> io::Result<File> {
+    File::open(path)
 }
 
 #[cfg(unix)]

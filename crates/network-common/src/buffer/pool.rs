@@ -1,11 +1,12 @@
 //! Recycled receive buffers: a fresh mapping costs half a second of page faults per gigabyte.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-/// Idle bytes a pool keeps at most; what comes back beyond it is freed.
+/// Idle bytes a pool keeps at most; beyond it, those that were idle longest are freed.
 const MAX_IDLE: usize = 64 << 20;
 /// Buffers are made in steps of this size, so that bodies of nearly one size share them.
 const STEP: usize = 64 << 10;
@@ -18,7 +19,8 @@ pub(crate) struct BufferPool {
 
 #[derive(Debug, Default)]
 struct Idle {
-    buffers: Vec<Vec<u8>>,
+    /// The one that came back last is last.
+    buffers: VecDeque<Vec<u8>>,
     bytes: usize,
 }
 
@@ -27,21 +29,34 @@ impl BufferPool {
     pub(crate) fn take(&self, len: usize) -> Vec<u8> {
         let mut idle = self.idle.lock();
         let fitting = |buffer: &Vec<u8>| buffer.len() >= len && buffer.len() / 4 <= len;
-        let Some(position) = idle.buffers.iter().rposition(fitting) else {
-            drop(idle);
-            return vec![0; len.next_multiple_of(STEP)];
-        };
-        let buffer = idle.buffers.swap_remove(position);
-        idle.bytes -= buffer.len();
-        buffer
+        let position = idle.buffers.iter().rposition(fitting);
+        match position.and_then(|position| idle.buffers.remove(position)) {
+            Some(buffer) => {
+                idle.bytes -= buffer.len();
+                buffer
+            }
+            None => {
+                drop(idle);
+                vec![0; len.next_multiple_of(STEP)]
+            }
+        }
     }
 
     pub(crate) fn put(&self, buffer: Vec<u8>) {
-        let mut idle = self.idle.lock();
-        if buffer.len() >= STEP && idle.bytes + buffer.len() <= MAX_IDLE {
-            idle.bytes += buffer.len();
-            idle.buffers.push(buffer);
+        if !(STEP..=MAX_IDLE).contains(&buffer.len()) {
+            return;
         }
+        // Freed outside the lock.
+        let mut freed = Vec::new();
+        let mut idle = self.idle.lock();
+        while idle.bytes + buffer.len() > MAX_IDLE {
+            let Some(oldest) = idle.buffers.pop_front() else { break };
+            idle.bytes -= oldest.len();
+            freed.push(oldest);
+        }
+        idle.bytes += buffer.len();
+        idle.buffers.push_back(buffer);
+        drop(idle);
     }
 
     /// The first `len` bytes of `buffer`, which returns to the pool when they are no longer used.
@@ -93,5 +108,17 @@ mod tests {
             pool.put(vec![0; 16 << 20]);
         }
         assert_eq!(pool.idle.lock().bytes, MAX_IDLE);
+    }
+
+    /// What is used now is kept, not what was used once.
+    #[test]
+    fn buffers_of_a_size_that_is_no_longer_used_make_room() {
+        let pool = BufferPool::default();
+        (0..MAX_IDLE / STEP).for_each(|_| pool.put(vec![0; STEP]));
+        let mut buffer = pool.take(16 << 20);
+        buffer[0] = 7;
+        pool.put(buffer);
+        assert!(pool.idle.lock().bytes <= MAX_IDLE);
+        assert_eq!(pool.take(16 << 20)[0], 7, "a new one is empty");
     }
 }

@@ -80,27 +80,31 @@ impl FileSend {
         let (shared, resources) = (Arc::clone(shared), Arc::clone(resources));
         let thread = tokio::task::spawn_blocking(move || {
             let mut head = Vec::new();
-            let file = match &self.file {
-                Some(file) => Arc::clone(file),
-                None => match self.segment.open() {
-                    Ok(file) => {
-                        self.item.message.encode_head(self.item.in_frame(), &mut head);
-                        Arc::clone(self.file.insert(file))
-                    }
-                    Err(error) => {
-                        self.unreadable(&error, &shared, &mut head);
-                        return Ok(Ready { head, piece: Piece::Nothing, send: self, last: true });
-                    }
-                },
+            let begins = self.file.is_none();
+            let piece = match self.next_piece(&resources) {
+                Ok(piece) => piece,
+                Err(error) if begins => {
+                    self.unreadable(&error, &shared, &mut head);
+                    return Ok(Ready { head, piece: Piece::Nothing, send: self, last: true });
+                }
+                Err(error) => return Err(error),
             };
-            let piece = self.next_piece(file, &resources)?;
+            if begins {
+                self.item.message.encode_head(self.item.in_frame(), &mut head);
+            }
             let last = self.done == self.segment.length;
             Ok(Ready { head, piece, send: self, last })
         });
         Box::pin(async move { thread.await.map_err(io::Error::other)? })
     }
 
-    fn next_piece(&mut self, file: Arc<File>, resources: &Resources) -> io::Result<Piece> {
+    /// Opens the file first if that was not done yet.
+    fn next_piece(&mut self, resources: &Resources) -> io::Result<Piece> {
+        let file = match self.file.take() {
+            Some(file) => file,
+            None => self.segment.open()?,
+        };
+        self.file = Some(Arc::clone(&file));
         let left = self.segment.length - self.done;
         if left == 0 {
             return Ok(Piece::Nothing);
@@ -108,7 +112,8 @@ impl FileSend {
         let position = self.segment.offset + self.done;
         if self.native {
             let length = left.min(REGION);
-            if sendfile::read_ahead(&file, position, length)? {
+            let sendable = sendfile::read_ahead(&file, position, length);
+            if sendable.map_err(|error| self.segment.describe(error.kind(), &error))? {
                 self.done += length;
                 let segment = self.segment.clone();
                 return Ok(Piece::Cached(Region { file, position, left: length, segment }));
@@ -123,7 +128,7 @@ impl FileSend {
         Ok(Piece::Memory(resources.pool.freeze(buffer, length)))
     }
 
-    /// The file cannot be opened. Nothing was written yet, so the failure twin goes out instead (wire 5), or, for an
+    /// The file cannot be opened or read. Nothing was written yet, so the failure twin goes out instead (wire 5), or, for an
     /// upload, nothing at all.
     fn unreadable(&self, error: &io::Error, shared: &Shared, head: &mut Vec<u8>) {
         tracing::warn!(peer = %shared.peer, %error, "a file body cannot be sent");

@@ -181,17 +181,14 @@ impl Connection {
                 return Poll::Ready(error.clone());
             }
             let read = match self.poll_read(context) {
-                Poll::Ready(Err(error)) => return Poll::Ready(error),
+                Poll::Ready(Err(error)) => return Poll::Ready(self.first_reason(error)),
                 Poll::Ready(Ok(())) => true,
                 Poll::Pending => false,
             };
             let written = match self.writer.poll_write(context) {
                 Poll::Ready(Err(error)) => {
-                    // A connection that is being closed anyway ends for the first reason.
-                    return Poll::Ready(match self.shared.session.lock().closing() {
-                        Some(Closing::Flush(reason) | Closing::Now(reason)) => reason.clone(),
-                        None => io_error(self.shared.peer, "writing to", error),
-                    });
+                    let error = io_error(self.shared.peer, "writing to", error);
+                    return Poll::Ready(self.first_reason(error));
                 }
                 Poll::Ready(Ok(())) => true,
                 Poll::Pending => false,
@@ -202,9 +199,11 @@ impl Connection {
             if read {
                 // There may be more; but others on this thread get their turn first.
                 context.waker().wake_by_ref();
-                return Poll::Pending;
             }
             let mut session = self.shared.session.lock();
+            if read && session.is_open() {
+                return Poll::Pending;
+            }
             let (closing, draining) = (session.closing().cloned(), self.shared.is_draining());
             if written && session.outgoing.is_empty(true) && !self.writer.is_sending_file() {
                 let served = self.reader.received == session.answered
@@ -247,6 +246,14 @@ impl Connection {
         }
     }
 
+    /// A connection that is being closed anyway does not end for what goes wrong meanwhile.
+    fn first_reason(&self, error: TransportError) -> TransportError {
+        match self.shared.session.lock().closing() {
+            Some(Closing::Flush(reason) | Closing::Now(reason)) => reason.clone(),
+            None => error,
+        }
+    }
+
     fn flush_expired(&mut self, context: &mut Context<'_>) -> bool {
         self.flush.as_mut().is_some_and(|limit| limit.as_mut().poll(context).is_ready())
     }
@@ -265,21 +272,31 @@ impl Connection {
             if !overdue {
                 continue;
             }
-            let outstanding = shared.session.lock().requests.outstanding();
+            let mut session = shared.session.lock();
+            let outstanding = session.requests.outstanding();
+            if session.requested || (outstanding == 0 && !self.resources.close_idle) {
+                continue;
+            }
             let (peer, timeout) = (shared.peer, self.resources.conf.connection_timeout().unwrap_or_default());
             let setting = self.resources.conf.key("connectionTimeout");
-            if outstanding > 0 {
+            let error = if outstanding > 0 {
                 let text = format!(
                     "Connection to {peer} has been quiet for {timeout:?} while there are {outstanding} outstanding \
                      requests. This timeout is controlled by {setting}"
                 );
+                TransportError::new(ErrorKind::Timeout, text).with_peer(peer)
+            } else {
+                TransportError::closed(peer)
+            };
+            // Under the same lock: nobody who comes now gets a connection, or registers a request, that ends at once.
+            session.close(Closing::Now(error.clone()));
+            drop(session);
+            if outstanding > 0 {
                 tracing::warn!(%peer, ?timeout, outstanding, setting, "closing a quiet connection with outstanding requests");
-                return Poll::Ready(TransportError::new(ErrorKind::Timeout, text).with_peer(peer));
-            }
-            if self.resources.close_idle {
+            } else {
                 tracing::debug!(%peer, ?timeout, setting, "closing an idle connection");
-                return Poll::Ready(TransportError::closed(peer));
             }
+            return Poll::Ready(error);
         }
     }
 

@@ -196,8 +196,8 @@ impl Connection {
             if let Some(receiving) = &self.reader.receiving {
                 ready!(receiving.pipe.poll_room(context));
             }
-            let filtered = self.reader.open.is_some();
-            if let (Some(target), false) = (self.reader.decoder.direct(), filtered) {
+            let direct = if self.reader.open.is_none() { self.reader.decoder.direct() } else { None };
+            if let Some(target) = direct {
                 let mut buffer = ReadBuf::new(target);
                 let read = Pin::new(&mut self.reader.half).poll_read(context, &mut buffer);
                 ready!(read).map_err(|error| io_error(self.shared.peer, "reading from", error))?;

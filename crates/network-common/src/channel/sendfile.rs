@@ -14,7 +14,7 @@ mod linux {
     use std::task::{Context, Poll, ready};
 
     use rustix::fs::sendfile;
-    use rustix::io::{Errno, ReadWriteFlags, preadv2};
+    use rustix::io::{Errno, ReadWriteFlags, preadv2, retry_on_intr};
     use tokio::io::Interest;
     use tokio::net::TcpStream;
 
@@ -30,7 +30,7 @@ mod linux {
         let null = null()?;
         let end = position + length;
         // One byte tells whether this kind of file can be sent at all.
-        match sendfile(null, file, Some(&mut { position }), 1) {
+        match retry_on_intr(|| sendfile(null, file, Some(&mut { position }), 1)) {
             Ok(_) => {}
             Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => return Ok(false),
             Err(error) => return Err(error.into()),
@@ -45,11 +45,9 @@ mod linux {
         position -= position % PROBE_STEP.min(length);
         while position < end {
             let count = (end - position) as usize;
-            match sendfile(null, file, Some(&mut position), count) {
-                // The file is shorter: sending it will tell.
-                Ok(0) => break,
-                Ok(_) | Err(Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
+            // 0: the file is shorter; sending it will tell.
+            if retry_on_intr(|| sendfile(null, file, Some(&mut position), count))? == 0 {
+                break;
             }
         }
         Ok(true)
@@ -65,7 +63,9 @@ mod linux {
             ready!(socket.poll_write_ready(context))?;
             let count = region.left.min(MAX_SENDFILE) as usize;
             let sent = socket.try_io(Interest::WRITABLE, || {
-                Ok(sendfile(socket.as_fd(), &region.file, Some(&mut region.position), count)?)
+                Ok(retry_on_intr(|| {
+                    sendfile(socket.as_fd(), &region.file, Some(&mut region.position), count)
+                })?)
             });
             match sent {
                 Ok(0) => return Poll::Ready(Err(region.truncated())),

@@ -126,6 +126,15 @@ impl Drop for Transfer {
     }
 }
 
+/// A panic that got past [`user_code`], in an error's text or a body's drop: what waits would never be served.
+impl Drop for BulkServer {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.shared.close(Closing::Now(TransportError::closed(self.shared.peer)));
+        }
+    }
+}
+
 impl BulkServer {
     async fn run(self) {
         while let Some((request, refused)) = self.next().await {
@@ -134,7 +143,7 @@ impl BulkServer {
             let (message, body) = self.serve(request, refused).await;
             let body = body.on_release(move || drop(transfer));
             let item = BulkItem { message, body, upload: None };
-            drop(self.shared.update(|session| session.answer_bulk(item)));
+            drop(self.shared.update(|session| session.answer_bulk_request(item)));
         }
     }
 

@@ -2,9 +2,11 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures::FutureExt;
 use tokio::net::{TcpSocket, TcpStream, lookup_host};
 use tracing::Instrument;
 
@@ -92,7 +94,9 @@ impl Connector {
         let span = tracing::debug_span!("connection", peer = %address, side = "client");
         tokio::spawn(connection.run().instrument(span));
         for bootstrap in &self.bootstraps {
-            if let Err(error) = bootstrap.do_bootstrap(&client).await {
+            let bootstrapped = AssertUnwindSafe(async { bootstrap.do_bootstrap(&client).await });
+            let bootstrapped = bootstrapped.catch_unwind().await;
+            if let Err(error) = bootstrapped.unwrap_or_else(|_| Err("it panicked".into())) {
                 client.close();
                 let text = format!("bootstrap of the connection to {address} failed: {error}");
                 return Err(TransportError::new(ErrorKind::Bootstrap, text)

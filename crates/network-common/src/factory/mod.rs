@@ -37,6 +37,14 @@ struct Pool {
     last_failure: Mutex<Option<Instant>>,
 }
 
+impl Pool {
+    /// Whether it holds a connection, an attempt, or a failure that is younger than `window`.
+    fn is_of_use(&self, window: Duration) -> bool {
+        self.last_failure.lock().is_some_and(|last| last.elapsed() < window)
+            || self.slots.iter().any(Slot::is_of_use)
+    }
+}
+
 impl TransportClientFactory {
     pub(crate) fn new(
         resources: Arc<Resources>,
@@ -136,6 +144,11 @@ impl TransportClientFactory {
         let pools = pools.as_mut().ok_or_else(|| closed(address))?;
         if let Some(pool) = pools.get(address) {
             return Ok(Arc::clone(pool));
+        }
+        if pools.len() == pools.capacity() {
+            // Before it grows: addresses that are gone must not add up.
+            let window = self.0.connector.retry_wait();
+            pools.retain(|_, pool| Arc::strong_count(pool) > 1 || pool.is_of_use(window));
         }
         let slots = (0..self.0.connector.connections_per_peer()).map(|_| Slot::default()).collect();
         let pool = Arc::new(Pool { slots, last_failure: Mutex::new(None) });

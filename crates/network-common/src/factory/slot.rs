@@ -61,6 +61,12 @@ impl Slot {
         result
     }
 
+    /// Whether there is a connection that is not known to have ended, or an attempt.
+    pub(super) fn is_of_use(&self) -> bool {
+        let state = self.state.lock();
+        state.attempt.is_some() || state.client.as_ref().is_some_and(TransportClient::is_active)
+    }
+
     pub(super) fn close(&self) {
         let mut state = self.state.lock();
         state.settle();

@@ -70,11 +70,13 @@ impl MergedBlockMetaCallback {
         }
         self.0.answered = true;
         let message = Message::MergedBlockMetaSuccess { request_id: self.0.request_id, num_chunks, body: () };
-        let too_late = self.0.shared.update(|session| {
+        let (too_late, full) = self.0.shared.update(|session| {
             session.answered += 1;
-            session.answer_bulk(BulkItem { message, body, upload: None })
+            let too_late = session.answer_bulk(BulkItem { message, body, upload: None });
+            (too_late, session.peer_must_wait())
         });
         drop(too_late);
+        self.0.note_full(full);
     }
 
     /// Fails; the asker sees the text of `error`.
@@ -91,7 +93,7 @@ impl fmt::Debug for MergedBlockMetaCallback {
 
 /// Why a body of `size` bytes cannot be an answer, if so.
 pub(crate) fn too_large(size: u64) -> Option<String> {
-    (size + 64 > MAX_FRAME_PAYLOAD).then(|| {
+    (size > MAX_FRAME_PAYLOAD - 64).then(|| {
         format!("an answer of {size} bytes does not fit into a frame of at most {MAX_FRAME_PAYLOAD} bytes")
     })
 }
@@ -119,6 +121,11 @@ impl Pending {
             session.answer(&message(self.request_id), &mut body);
             session.peer_must_wait()
         });
+        self.note_full(full);
+    }
+
+    /// Has the reader look whether the peer must wait before it takes in another request.
+    fn note_full(&self, full: bool) {
         if full {
             self.shared.answers_full.store(true, Ordering::Relaxed);
         }

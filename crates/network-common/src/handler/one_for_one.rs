@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::sync::Arc;
 
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
@@ -33,7 +34,7 @@ pub struct OneForOneStreamManager {
 
 struct State {
     next_id: i64,
-    streams: HashMap<i64, StreamState>,
+    streams: HashMap<i64, Arc<StreamState>>,
 }
 
 impl Default for State {
@@ -44,9 +45,15 @@ impl Default for State {
 }
 
 struct StreamState {
+    options: StreamOptions,
+    /// The user's code runs under this lock, and under no other.
+    rest: Mutex<Rest>,
+}
+
+/// What was not yet handed out.
+struct Rest {
     chunks: std::iter::Peekable<Chunks>,
     next_index: i32,
-    options: StreamOptions,
 }
 
 /// Who may read a registered stream, and how long it lives.
@@ -105,7 +112,8 @@ impl OneForOneStreamManager {
         let mut state = self.state.lock();
         let id = state.next_id;
         state.next_id = id.wrapping_add(1) & i64::MAX;
-        state.streams.insert(id, StreamState { chunks: chunks.peekable(), next_index: 0, options });
+        let rest = Mutex::new(Rest { chunks: chunks.peekable(), next_index: 0 });
+        state.streams.insert(id, Arc::new(StreamState { options, rest }));
         id
     }
 
@@ -115,35 +123,35 @@ impl OneForOneStreamManager {
     }
 
     fn take_chunk(&self, client: &TransportClient, stream_id: i64, index: i32) -> Chunk {
-        let mut state = self.state.lock();
-        let Some(stream) = state.streams.get_mut(&stream_id) else {
+        let Some(stream) = self.state.lock().streams.get(&stream_id).cloned() else {
             return Err(format!(
                 "java.lang.IllegalStateException: Requested chunk not available since streamId {stream_id} is closed"
             )
             .into());
         };
         stream.authorize(client, stream_id)?;
-        let expected = stream.next_index;
+        let mut rest = stream.rest.lock();
+        let expected = rest.next_index;
         if index != expected {
             return Err(format!(
                 "java.lang.IllegalStateException: Received out-of-order chunk index {index} (expected {expected})"
             )
             .into());
         }
-        let Some(chunk) = stream.chunks.next() else {
+        let Some(chunk) = rest.chunks.next() else {
             return Err(
                 format!("java.lang.IllegalStateException: Requested chunk index beyond end {index}").into()
             );
         };
-        stream.next_index += 1;
+        rest.next_index += 1;
         // Looking ahead makes the next chunk: only where the iterator does not say how much is left.
-        let last = match stream.chunks.size_hint() {
+        let last = match rest.chunks.size_hint() {
             (_, Some(0)) => true,
-            (0, _) if !stream.options.materialized_on_next => stream.chunks.peek().is_none(),
+            (0, _) if !stream.options.materialized_on_next => rest.chunks.peek().is_none(),
             _ => false,
         };
         if last {
-            state.streams.remove(&stream_id);
+            drop(self.state.lock().streams.remove(&stream_id));
         }
         chunk
     }
@@ -210,22 +218,19 @@ impl StreamManager for OneForOneStreamManager {
     }
 
     fn connection_terminated(&self, client: &TransportClient) {
-        let mut gone: Vec<StreamState> = Vec::new();
-        {
-            let mut state = self.state.lock();
-            let ids: Vec<i64> = state
-                .streams
-                .iter()
-                .filter(|(_, stream)| stream.options.connection == Some(client.id()))
-                .map(|(id, _)| *id)
-                .collect();
-            gone.extend(ids.iter().filter_map(|id| state.streams.remove(id)));
-        }
+        let mut gone = Vec::new();
+        self.state.lock().streams.retain(|_, stream| {
+            let stays = stream.options.connection != Some(client.id());
+            if !stays {
+                gone.push(Arc::clone(stream));
+            }
+            stays
+        });
         for stream in gone {
             if !stream.options.materialized_on_next {
                 // Chunks that exist are released by being taken. One that fails ends that: what is left goes with the
                 // iterator, which might fail for ever.
-                if let Some(error) = stream.chunks.filter_map(Result::err).next() {
+                if let Some(error) = stream.rest.lock().chunks.by_ref().find_map(Result::err) {
                     tracing::warn!(%error, "a chunk of a stream whose connection ended could not be released");
                 }
             }

@@ -140,11 +140,7 @@ impl Body {
     fn take_filled(&mut self) -> Bytes {
         let filled = std::mem::take(&mut self.filled);
         if filled * 4 < self.buffer.len() {
-            let piece = Bytes::copy_from_slice(&self.buffer[..filled]);
-            if self.recycled && self.missing == 0 {
-                self.pool.put(std::mem::take(&mut self.buffer));
-            }
-            return piece;
+            return Bytes::copy_from_slice(&self.buffer[..filled]);
         }
         let mut buffer = std::mem::take(&mut self.buffer);
         if self.recycled {
@@ -152,6 +148,15 @@ impl Body {
         } else {
             buffer.truncate(filled);
             Bytes::from(buffer)
+        }
+    }
+}
+
+/// Done, or cut off: a buffer that was not handed out is of use to others.
+impl Drop for Body {
+    fn drop(&mut self) {
+        if self.recycled {
+            self.pool.put(std::mem::take(&mut self.buffer));
         }
     }
 }

@@ -112,3 +112,28 @@ fn frame_04_a_small_piece_does_not_pin_a_large_buffer() {
     assert!(buffers.iter().all(|buffer| *buffer == buffers[0]), "one buffer serves all reads");
     assert!(kept.iter().zip(0..).all(|(piece, fill)| piece == &[fill; 100][..]));
 }
+
+/// Also those of bodies that ended otherwise than by filling them, or were cut off.
+#[test]
+fn frame_04_every_buffer_of_a_body_returns_to_the_pool() {
+    let mut head = Vec::new();
+    Message::<()>::StreamResponse { stream_id: "s".into(), byte_count: 100_000 }.encode_head(0, &mut head);
+    let pool = Arc::new(BufferPool::default());
+    for cut in [false, true] {
+        let mut decoder = FrameDecoder::with_pool(Arc::default(), Arc::clone(&pool));
+        assert!(matches!(decoder.next_event(&mut &head[..]), Ok(Some(Event::BodyStart { .. }))));
+        decoder.stream_body();
+        let buffer = decoder.direct().unwrap();
+        buffer[0] = 7;
+        decoder.direct_filled(100);
+        while let Ok(Some(Event::Piece(_))) = decoder.next_event(&mut &b""[..]) {}
+        if !cut {
+            let rest = vec![0; 99_900];
+            let mut input = &rest[..];
+            while !matches!(decoder.next_event(&mut input), Ok(Some(Event::BodyEnd))) {}
+        }
+        drop(decoder);
+        // It is not handed back: the other round begins without.
+        assert_eq!(pool.take(100_000)[0], 7, "cut: {cut}: a new one is empty");
+    }
+}

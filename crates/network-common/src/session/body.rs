@@ -15,6 +15,8 @@ use crate::error::{ErrorKind, TransportError};
 
 /// Bytes that may wait for the reader; beyond, the connection is not read.
 const PIPE_LIMIT: usize = 1 << 20;
+/// What holding a piece costs beside its bytes.
+const PIECE_COST: usize = 96;
 /// [`StreamBody::collect`] reserves no more than this at once.
 const COLLECT_STEP: u64 = 64 << 20;
 
@@ -86,7 +88,7 @@ impl PipeWriter {
         if pipe.reader_gone {
             return;
         }
-        pipe.queued += piece.len();
+        pipe.queued += piece.len() + PIECE_COST;
         pipe.pieces.push_back(piece);
         wake(pipe.reader.take(), pipe);
     }
@@ -203,7 +205,7 @@ impl StreamBody {
                 }
             };
         };
-        pipe.queued -= piece.len();
+        pipe.queued -= piece.len() + PIECE_COST;
         self.remaining -= piece.len() as u64;
         pipe.drained = self.remaining == 0;
         wake(pipe.writer.take(), pipe);

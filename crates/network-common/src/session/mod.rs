@@ -65,6 +65,8 @@ pub(crate) struct Session {
     pending_names: usize,
     /// A task is working on `pending_bulk`.
     bulk_server_runs: bool,
+    /// It has taken a request that is not answered yet.
+    bulk_in_hand: bool,
     /// How many of the peer's requests were answered by handlers.
     pub(crate) answered: u64,
     /// A request was registered since the driver last looked at the clock.
@@ -92,6 +94,7 @@ impl Session {
             pending_bulk: VecDeque::new(),
             pending_names: 0,
             bulk_server_runs: false,
+            bulk_in_hand: false,
             answered: 0,
             bootstrapping: false,
             filtered: false,
@@ -224,6 +227,12 @@ impl Session {
         None
     }
 
+    /// Queues the answer to the request for the stream manager that was taken last.
+    pub(crate) fn answer_bulk_request(&mut self, item: BulkItem) -> Option<BulkItem> {
+        self.bulk_in_hand = false;
+        self.answer_bulk(item)
+    }
+
     /// A request for the stream manager, or one that is to be `refused` when its turn has come; whether somebody must be set
     /// to work on the queue.
     pub(crate) fn push_bulk_request(&mut self, request: BulkRequest, refused: bool) -> bool {
@@ -237,6 +246,7 @@ impl Session {
         let request = self.pending_bulk.pop_front();
         self.pending_names -= request.as_ref().map_or(0, |(request, _)| request.name_length());
         self.bulk_server_runs = request.is_some();
+        self.bulk_in_hand = request.is_some();
         request
     }
 
@@ -261,7 +271,7 @@ impl Session {
 
     /// Whether chunks or streams are being prepared for the peer, or anything waits to be written.
     pub(crate) fn is_busy(&self) -> bool {
-        self.bulk_server_runs || !self.pending_bulk.is_empty() || !self.outgoing.is_drained()
+        self.bulk_in_hand || !self.pending_bulk.is_empty() || !self.outgoing.is_drained()
     }
 
     /// All bytes from here on, in both directions, pass through these filters; control frames that are queued already are

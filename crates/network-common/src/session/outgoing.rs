@@ -151,7 +151,8 @@ impl std::fmt::Debug for BulkItem {
 }
 
 impl BulkItem {
-    /// Bytes of memory it holds while it waits: its body, unless that is in a file, and texts that the peer chose.
+    /// Bytes of memory it holds while it waits: its own, those of its body, unless that is in a file, and texts that the
+    /// peer chose.
     fn held(&self) -> u64 {
         let texts = match &self.message {
             Message::StreamResponse { stream_id, .. } => stream_id.len(),
@@ -164,7 +165,7 @@ impl BulkItem {
             Content::Memory(bytes) => bytes.len(),
             Content::File(_) => 0,
         };
-        (texts + body) as u64
+        (size_of::<Self>() + texts + body) as u64
     }
 
     /// Bytes of the body that count into the frame's length.

@@ -96,7 +96,7 @@ impl Dispatcher {
             }
             // Under the lock, so that a stop that follows waits for this loop too.
             let cx = EndpointContext::new(endpoint_ref.clone(), env);
-            let life = endpoint.run(Seat::new(Arc::clone(&inbox), cx, threads.clone()));
+            let life = endpoint.run(Seat::new(Arc::clone(&inbox), cx, E::ONE_AT_A_TIME, threads.clone()));
             let task = match threads {
                 None => self.loops.spawn_on(life, &self.runtime),
                 Some(threads) => {

@@ -4,12 +4,12 @@ use std::any::{Any, TypeId};
 use std::sync::Arc;
 
 use super::service_mismatch;
-use crate::call_context::discard;
 use crate::error::RpcError;
 use crate::inbox::{Closed, Ending, Event, Inbox};
 use crate::message::{IncomingRequest, RpcMessage};
 use crate::metrics::EndpointSnapshot;
 use crate::origin::{Arrival, Origin};
+use crate::running::discard;
 use crate::trace::TraceSpan;
 
 /// An inbox whose message type is not known here.

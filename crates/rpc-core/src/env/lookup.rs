@@ -33,23 +33,7 @@ impl RpcEnv {
         address: RpcAddress,
         name: &str,
     ) -> Result<RpcEndpointRef<M>, RpcError> {
-        let inner = &self.inner;
-        let endpoint = RpcEndpointAddress::new(Some(address.clone()), name)?;
-        if inner.address.as_ref() == Some(&address) {
-            return inner.local_ref(endpoint);
-        }
-        if M::SERVICES.is_empty() {
-            return Err(local_only());
-        }
-        let verifier = RpcEndpointAddress::new(Some(address.clone()), EndpointVerifier::NAME)?;
-        let verifier = inner.remote_ref::<EndpointVerifierMessage>(verifier, &address, 0);
-        let check = CheckExistence { endpoint: name.to_owned() };
-        let found = verifier.ask_with_timeout(check, inner.lookup_timeout.clone()).await?;
-        if !found.exists {
-            return Err(endpoint_not_found(&endpoint));
-        }
-        check_services::<M>(&endpoint, &found.services)?;
-        Ok(inner.remote_ref(endpoint, &address, 0))
+        self.inner.look_up(address, name).await.map_err(RpcError::received)
     }
 
     /// The typed ref of an endpoint that a message told of, without asking anybody whether it is there.
@@ -65,23 +49,7 @@ impl RpcEnv {
     /// [`ErrorKind::LocalOnly`] if `M` has none; [`ErrorKind::EndpointNotFound`] if it is to be in this environment and
     /// is not; [`ErrorKind::Network`] if its environment does not listen and is not connected to this one.
     pub fn resolve<M: RpcMessage>(&self, endpoint: &EndpointRef) -> Result<RpcEndpointRef<M>, RpcError> {
-        let inner = &self.inner;
-        let address = match endpoint.address() {
-            "" => None,
-            address => Some(address.parse::<RpcAddress>()?),
-        };
-        let full = RpcEndpointAddress::new(address.clone(), endpoint.name())?;
-        if endpoint.incarnation == inner.incarnation {
-            return inner.local_ref(full);
-        }
-        if M::SERVICES.is_empty() {
-            return Err(local_only());
-        }
-        check_services::<M>(&full, &endpoint.services)?;
-        match address {
-            Some(address) => Ok(inner.remote_ref(full, &address, endpoint.incarnation)),
-            None => inner.connected_ref(full, endpoint.incarnation),
-        }
+        self.inner.resolve(endpoint).map_err(RpcError::received)
     }
 }
 
@@ -95,6 +63,48 @@ fn check_services<M: RpcMessage>(endpoint: &RpcEndpointAddress, served: &[String
 }
 
 impl Inner {
+    async fn look_up<M: RpcMessage>(
+        &self,
+        address: RpcAddress,
+        name: &str,
+    ) -> Result<RpcEndpointRef<M>, RpcError> {
+        let endpoint = RpcEndpointAddress::new(Some(address.clone()), name)?;
+        if self.address.as_ref() == Some(&address) {
+            return self.local_ref(endpoint);
+        }
+        if M::SERVICES.is_empty() {
+            return Err(local_only());
+        }
+        let verifier = RpcEndpointAddress::new(Some(address.clone()), EndpointVerifier::NAME)?;
+        let verifier = self.remote_ref::<EndpointVerifierMessage>(verifier, &address, 0);
+        let check = CheckExistence { endpoint: name.to_owned() };
+        let found = verifier.ask_with_timeout(check, self.lookup_timeout.clone()).await?;
+        if !found.exists {
+            return Err(endpoint_not_found(&endpoint));
+        }
+        check_services::<M>(&endpoint, &found.services)?;
+        Ok(self.remote_ref(endpoint, &address, 0))
+    }
+
+    fn resolve<M: RpcMessage>(&self, endpoint: &EndpointRef) -> Result<RpcEndpointRef<M>, RpcError> {
+        let address = match endpoint.address() {
+            "" => None,
+            address => Some(address.parse::<RpcAddress>()?),
+        };
+        let full = RpcEndpointAddress::new(address.clone(), endpoint.name())?;
+        if endpoint.incarnation == self.incarnation {
+            return self.local_ref(full);
+        }
+        if M::SERVICES.is_empty() {
+            return Err(local_only());
+        }
+        check_services::<M>(&full, &endpoint.services)?;
+        match address {
+            Some(address) => Ok(self.remote_ref(full, &address, endpoint.incarnation)),
+            None => self.connected_ref(full, endpoint.incarnation),
+        }
+    }
+
     fn local_ref<M: RpcMessage>(&self, endpoint: RpcEndpointAddress) -> Result<RpcEndpointRef<M>, RpcError> {
         let mailbox = self.dispatcher.inbox::<M>(&endpoint)?;
         Ok(RpcEndpointRef::local(endpoint, self.incarnation, Arc::clone(&self.asks), mailbox))

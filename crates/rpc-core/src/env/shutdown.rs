@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use super::{Inner, RpcEnv};
 use crate::dispatcher::Stopping;
 use crate::metrics::ShutdownReport;
+use crate::running::EnvId;
 
 /// How long a shutdown waits, after the endpoints have stopped, for messages that wait for a connection or for credit,
 /// and then for answers that are still being written.
@@ -23,8 +24,8 @@ impl RpcEnv {
     /// endpoint finished, refused and abandoned how much.
     ///
     /// Begins when called, not when polled; the future waits for the end. May be called many times, then all wait
-    /// for the same end. An endpoint that wants to shut its own environment down must not await it, as it would
-    /// wait for itself: `drop(cx.env().shutdown())`.
+    /// for the same end. An endpoint that shuts its own environment down gets a report at once that says that the
+    /// shutdown is [not complete](ShutdownReport::complete): else it would wait for itself.
     ///
     /// # Cancel safety
     ///
@@ -38,7 +39,8 @@ impl RpcEnv {
         self.terminated()
     }
 
-    /// Waits until [`shutdown`](Self::shutdown), called by whomever, has come to its end.
+    /// Waits until [`shutdown`](Self::shutdown), called by whomever, has come to its end. Inside an endpoint of this
+    /// environment it does not wait.
     ///
     /// # Cancel safety
     ///
@@ -49,8 +51,11 @@ impl RpcEnv {
     }
 
     fn terminated(&self) -> impl Future<Output = ShutdownReport> + Send + 'static + use<> {
-        let mut terminated = self.inner.terminated.subscribe();
+        let (env, mut terminated) = (EnvId::of(&self.inner), self.inner.terminated.subscribe());
         async move {
+            if env.is_running() {
+                return ShutdownReport::default();
+            }
             let report = terminated.wait_for(Option::is_some).await.map(|report| report.clone());
             // It fails only if the environment is gone, which is an end too.
             report.ok().flatten().unwrap_or_default()
@@ -75,6 +80,7 @@ impl Ending {
             server.close(SEND_OUT).await;
         }
         self.report.took = begun.elapsed();
+        self.report.complete = true;
     }
 }
 

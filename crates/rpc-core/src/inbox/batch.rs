@@ -7,11 +7,11 @@ use tokio::time::Instant;
 
 use super::{Closed, Counts, Inbox, Item, Released, State};
 use crate::address::RpcEndpointAddress;
-use crate::call_context::discard;
 use crate::credit::Volume;
 use crate::error::{ErrorKind, RpcError};
 use crate::link::Link;
 use crate::origin::Origin;
+use crate::running::discard;
 
 /// Of messages that do not wait, the handling of one in so many is measured.
 const SAMPLE: u64 = 16;

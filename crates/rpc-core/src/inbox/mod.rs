@@ -18,7 +18,6 @@ pub(crate) use batch::Batch;
 use batch::Done;
 
 use crate::address::{RpcAddress, RpcEndpointAddress};
-use crate::call_context::discard;
 use crate::credit::{Account, Volume, Windows};
 use crate::error::{ErrorKind, RpcError};
 use crate::limits::{InboxConf, Overflow};
@@ -26,6 +25,7 @@ use crate::link::{Link, Receiver};
 use crate::metrics::{EndpointSnapshot, Histogram};
 use crate::origin::Origin;
 use crate::post::Mailbox;
+use crate::running::discard;
 
 /// A queue that keeps its buffer while parked only up to this many items.
 const KEEP: usize = 64;

@@ -12,11 +12,11 @@ use tokio::time::Instant;
 use super::{Behaviour, Buffer, Drained, FAIR_SHARE, Place, report, watch};
 use tracing::Instrument;
 
-use crate::call_context::supervise;
 use crate::endpoint::{EndpointContext, RpcEndpoint};
 use crate::error::RpcError;
 use crate::inbox::{Batch, Event, Inbox, Item};
 use crate::origin::Origin;
+use crate::running::supervise;
 
 /// Many messages at a time, with shared access.
 pub(super) struct Concurrent<E> {
@@ -40,7 +40,6 @@ enum Phase {
 
 impl<E: RpcEndpoint> Behaviour for Concurrent<E> {
     type Message = E::Message;
-    const ONE_AT_A_TIME: bool = false;
 
     fn drain(
         mut self: Box<Self>,
@@ -48,7 +47,8 @@ impl<E: RpcEndpoint> Behaviour for Concurrent<E> {
     ) -> BoxFuture<'static, Drained<Self, E::Message>> {
         Box::pin(async move {
             if self.phase == Phase::New {
-                let outcome = supervise(None, async { self.endpoint.on_start(&place.cx).await }).await;
+                let outcome =
+                    supervise(place.actor, None, async { self.endpoint.on_start(&place.cx).await }).await;
                 self.phase = if outcome.is_ok() { Phase::Concurrent } else { Phase::OneByOne };
                 settle(&*self.endpoint, outcome, &place.cx, &place).await;
             }
@@ -61,7 +61,8 @@ impl<E: RpcEndpoint> Behaviour for Concurrent<E> {
                         count(&mut batch, handled);
                     }
                     let cx = place.cx.for_stop();
-                    let outcome = supervise(None, async { self.endpoint.on_stop(&cx).await }).await;
+                    let outcome =
+                        supervise(place.actor, None, async { self.endpoint.on_stop(&cx).await }).await;
                     settle(&*self.endpoint, outcome, &cx, &place).await;
                     drop(batch);
                     place.inbox.end();
@@ -145,8 +146,13 @@ async fn handle<E: RpcEndpoint>(
         Item::Message { message, mut origin } => {
             let span = origin.take_span();
             let receive = async { endpoint.receive(message, cx).await };
-            let outcome =
-                watch(&place, sample, |_| {}, supervise(Some(&origin), receive).instrument(span)).await;
+            let outcome = watch(
+                &place,
+                sample,
+                |_| {},
+                supervise(place.actor, Some(&origin), receive).instrument(span),
+            )
+            .await;
             (outcome, Some(origin))
         }
         Item::Event(event) => {
@@ -158,7 +164,7 @@ async fn handle<E: RpcEndpoint>(
                     Event::Undelivered(error, remote) => endpoint.on_undelivered(error, remote, cx).await,
                 }
             };
-            (supervise(None, handle).await, None)
+            (supervise(place.actor, None, handle).await, None)
         }
         // The loop deals with it itself, as it comes alone.
         Item::Stop => (Ok(()), None),
@@ -175,6 +181,6 @@ async fn settle<E: RpcEndpoint>(
     place: &Place<E::Message>,
 ) {
     if let Err(error) = outcome {
-        report(place, supervise(None, async { endpoint.on_error(error, cx).await }).await);
+        report(place, supervise(place.actor, None, async { endpoint.on_error(error, cx).await }).await);
     }
 }

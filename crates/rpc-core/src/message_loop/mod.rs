@@ -23,7 +23,7 @@ use crate::endpoint::{EndpointContext, RpcEndpoint, ThreadSafeRpcEndpoint};
 use crate::error::RpcError;
 use crate::inbox::{Inbox, Item};
 use crate::message::RpcMessage;
-use crate::running::EndpointId;
+use crate::running::{Actor, EndpointId, EnvId};
 use crate::threads::Threads;
 
 /// After this many messages in a row the loop lets other tasks run.
@@ -80,6 +80,7 @@ pub struct Seat<M>(Arc<Place<M>>);
 struct Place<M> {
     inbox: Arc<Inbox<M>>,
     cx: EndpointContext<M>,
+    actor: Actor,
     /// If the endpoint is isolated.
     threads: Option<Threads>,
 }
@@ -91,8 +92,15 @@ impl<M> std::fmt::Debug for Place<M> {
 }
 
 impl<M> Seat<M> {
-    pub(crate) fn new(inbox: Arc<Inbox<M>>, cx: EndpointContext<M>, threads: Option<Threads>) -> Self {
-        Self(Arc::new(Place { inbox, cx, threads }))
+    pub(crate) fn new(
+        inbox: Arc<Inbox<M>>,
+        cx: EndpointContext<M>,
+        one_at_a_time: bool,
+        threads: Option<Threads>,
+    ) -> Self {
+        let endpoint = one_at_a_time.then(|| EndpointId::of(&inbox));
+        let actor = Actor { env: EnvId::of(cx.env_inner()), endpoint };
+        Self(Arc::new(Place { inbox, cx, actor, threads }))
     }
 }
 
@@ -103,7 +111,6 @@ type Drained<B, M> = Option<(Box<B>, Buffer<M>)>;
 
 trait Behaviour: Sized + Send + 'static {
     type Message: RpcMessage;
-    const ONE_AT_A_TIME: bool;
 
     /// Handles messages until there are none.
     fn drain(
@@ -139,7 +146,6 @@ impl<B: Behaviour> Future for Life<B> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = &mut *self;
-        let _running = B::ONE_AT_A_TIME.then(|| EndpointId::of(&this.place.inbox).run());
         loop {
             this.state = match std::mem::replace(&mut this.state, LifeState::Over) {
                 LifeState::Busy(mut drain) => match drain.as_mut().poll(cx) {

@@ -7,10 +7,10 @@ use futures::future::BoxFuture;
 use super::{Behaviour, Drained, FAIR_SHARE, Place, report, watch};
 use tracing::Instrument;
 
-use crate::call_context::supervise;
 use crate::endpoint::{EndpointContext, ThreadSafeRpcEndpoint};
 use crate::error::RpcError;
 use crate::inbox::{Batch, Event, Item};
+use crate::running::supervise;
 
 /// One message at a time, with exclusive access.
 pub(super) struct Serial<E> {
@@ -26,7 +26,6 @@ impl<E> Serial<E> {
 
 impl<E: ThreadSafeRpcEndpoint> Behaviour for Serial<E> {
     type Message = E::Message;
-    const ONE_AT_A_TIME: bool = true;
 
     fn drain(
         mut self: Box<Self>,
@@ -35,7 +34,8 @@ impl<E: ThreadSafeRpcEndpoint> Behaviour for Serial<E> {
         Box::pin(async move {
             if !self.started {
                 self.started = true;
-                let outcome = supervise(None, async { self.endpoint.on_start(&place.cx).await }).await;
+                let outcome =
+                    supervise(place.actor, None, async { self.endpoint.on_start(&place.cx).await }).await;
                 self.settle(outcome, &place.cx, &place).await;
             }
             let mut batch = Batch::new(&place.inbox);
@@ -52,7 +52,7 @@ impl<E: ThreadSafeRpcEndpoint> Behaviour for Serial<E> {
                                 &place,
                                 sample,
                                 waits,
-                                supervise(Some(&origin), receive).instrument(span),
+                                supervise(place.actor, Some(&origin), receive).instrument(span),
                             )
                             .await;
                             batch.handled(&origin, outcome.is_err());
@@ -60,11 +60,19 @@ impl<E: ThreadSafeRpcEndpoint> Behaviour for Serial<E> {
                         }
                         Item::Event(event) => {
                             let waits = |since| batch.waits(since);
-                            watch(&place, false, waits, supervise(None, self.event(event, &place.cx))).await
+                            watch(
+                                &place,
+                                false,
+                                waits,
+                                supervise(place.actor, None, self.event(event, &place.cx)),
+                            )
+                            .await
                         }
                         Item::Stop => {
                             let cx = place.cx.for_stop();
-                            let outcome = supervise(None, async { self.endpoint.on_stop(&cx).await }).await;
+                            let outcome =
+                                supervise(place.actor, None, async { self.endpoint.on_stop(&cx).await })
+                                    .await;
                             self.settle(outcome, &cx, &place).await;
                             drop(batch);
                             place.inbox.end();
@@ -101,7 +109,10 @@ impl<E: ThreadSafeRpcEndpoint> Serial<E> {
         place: &Place<E::Message>,
     ) {
         if let Err(error) = outcome {
-            report(place, supervise(None, async { self.endpoint.on_error(error, cx).await }).await);
+            report(
+                place,
+                supervise(place.actor, None, async { self.endpoint.on_error(error, cx).await }).await,
+            );
         }
     }
 }

@@ -84,13 +84,18 @@ pub struct ShutdownReport {
     pub unsent: u64,
     /// How long it took.
     pub took: Duration,
+    /// The shutdown has come to its end. If not, its runtime ended before, or it was awaited by an endpoint that it is
+    /// to stop.
+    pub complete: bool,
 }
 
 impl ShutdownReport {
     /// Whether everything that had been accepted was handled, or sent, and every `on_stop` ran.
     #[must_use]
     pub fn is_clean(&self) -> bool {
-        self.unsent == 0 && self.endpoints.iter().all(|endpoint| endpoint.stopped && endpoint.abandoned == 0)
+        self.complete
+            && self.unsent == 0
+            && self.endpoints.iter().all(|endpoint| endpoint.stopped && endpoint.abandoned == 0)
     }
 }
 

@@ -109,3 +109,18 @@ fn rsp_06_the_probe_tells_whether_every_byte_was_taken() {
     drop(body);
     assert!(probe.drained());
 }
+
+/// A piece costs more than its bytes: a peer that sends them one by one must not fill the memory of who does not read.
+#[test]
+fn rsp_06_many_small_pieces_stop_the_connection_too() {
+    let (writer, mut body) = pipe("s".into(), 10 << 20);
+    let mut pieces = 0;
+    while writer.poll_room(&Context::from_waker(Waker::noop())).is_ready() && pieces < 1 << 20 {
+        writer.push(vec![0].into());
+        pieces += 1;
+    }
+    assert!(pieces <= 20_000, "{pieces} pieces are held");
+    (0..pieces).for_each(|_| drop(taken(&mut body)));
+    assert!(next_piece(&mut body).is_pending());
+    assert!(writer.poll_room(&Context::from_waker(Waker::noop())).is_ready(), "all are forgotten");
+}

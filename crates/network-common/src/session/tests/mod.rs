@@ -12,7 +12,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::requests::Outcome;
-use super::{Answer, Batch, BulkItem, Outgoing, Session, StreamBody, Ticket};
+use super::{Answer, Batch, BulkItem, BulkRequest, Outgoing, Session, StreamBody, Ticket};
 use crate::buffer::ManagedBuffer;
 use crate::error::{ErrorKind, TransportError};
 use crate::protocol::{Event, FrameDecoder, Message};

@@ -401,3 +401,20 @@ fn mwh_05_frames_queued_before_filters_are_written_apart() {
     }
     assert!(outgoing.is_drained());
 }
+
+/// Whoever drains a connection is woken by the last answer, so it must not have to wait for more than that.
+#[test]
+fn rule_1_a_session_is_done_when_its_last_chunk_is_written() {
+    let mut session = session();
+    let request = || BulkRequest::Chunk { stream_id: 1, chunk_index: 0 };
+    assert!(session.push_bulk_request(request(), false));
+    assert!(!session.push_bulk_request(request(), false));
+    for _ in 0..2 {
+        assert!(session.pop_bulk_request().is_some() && session.is_busy());
+        assert!(session.answer_bulk_request(chunk(0, "x")).is_none());
+        assert!(session.is_busy(), "it is not written");
+        drain(&mut session.outgoing);
+    }
+    assert!(!session.is_busy());
+    assert!(session.pop_bulk_request().is_none() && !session.is_busy());
+}

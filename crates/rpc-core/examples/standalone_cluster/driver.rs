@@ -1,0 +1,224 @@
+//! The application: registers with a master, hands tasks to its executors, collects the results.
+
+use std::collections::{HashMap, VecDeque};
+
+use anyhow::Context;
+use rpc_core::{
+    EndpointContext, EndpointRef, RpcAddress, RpcEndpointRef, RpcEnv, RpcError, ThreadSafeRpcEndpoint,
+};
+use tokio::sync::mpsc;
+
+use crate::blocks::BlockFetcher;
+use crate::standalone::{
+    AppClientMessage, Block, CoarseGrainedSchedulerMessage, ExecutorMessage, LaunchTask, MasterMessage,
+    RegisterApplication, RegisterExecutor, RegisteredExecutor, RequestExecutors, ReviveOffers, StatusUpdate,
+    StopAppClient, UnregisterApplication,
+};
+use crate::worker::find_master;
+
+/// The primes below it are counted.
+pub(crate) const LIMIT: u32 = 1_000_000;
+const TASKS: u32 = 20;
+
+/// Runs the application. `finished` is told how many results have come in.
+pub(crate) async fn run(masters: &[RpcAddress], finished: impl Fn(usize)) -> anyhow::Result<usize> {
+    // Executors connect to the scheduler, so its environment listens. The one that talks to the master need not.
+    let listening = RpcEnv::builder("driver").bind("127.0.0.1:0").start().await?;
+    let (results, mut blocks) = mpsc::unbounded_channel();
+    let scheduler = listening.setup_endpoint("CoarseGrainedScheduler", Scheduler::new(results))?;
+
+    let env = RpcEnv::builder("driver-client").client_mode().start().await?;
+    let master = find_master(&env, masters).await?;
+    let (removed, mut removal) = mpsc::unbounded_channel();
+    let client = AppClient { master, driver: EndpointRef::try_from(&scheduler)?, app_id: None, removed };
+    let client = env.setup_endpoint("AppClient", client)?;
+    client.ask(RequestExecutors { app_id: String::new(), total: 4 }).await?;
+
+    let fetcher = BlockFetcher::new();
+    let mut by_task = HashMap::new();
+    while by_task.len() < TASKS as usize {
+        let (task_id, block) = blocks.recv().await.context("the scheduler is gone")?;
+        match fetcher.fetch(&block).await {
+            Ok(bytes) => {
+                by_task.insert(task_id, bytes.len() / size_of::<u32>());
+                finished(by_task.len());
+            }
+            Err(error) => {
+                println!("driver:   result of task {task_id} is lost: {error}");
+                scheduler.send(StatusUpdate { executor_id: 0, task_id, result: None })?;
+            }
+        }
+    }
+    client.ask(StopAppClient {}).await?;
+    removal.recv().await.context("the client is gone")?;
+    env.shutdown().await;
+    listening.shutdown().await;
+    Ok(by_task.into_values().sum())
+}
+
+/// Hands out tasks.
+struct Scheduler {
+    waiting: VecDeque<LaunchTask>,
+    executors: HashMap<u32, ExecutorData>,
+    results: mpsc::UnboundedSender<(u32, Block)>,
+}
+
+struct ExecutorData {
+    endpoint: RpcEndpointRef<ExecutorMessage>,
+    /// Where its connection comes from.
+    address: Option<RpcAddress>,
+    cores: u32,
+    running: HashMap<u32, LaunchTask>,
+}
+
+impl Scheduler {
+    fn new(results: mpsc::UnboundedSender<(u32, Block)>) -> Self {
+        Self { waiting: (0..TASKS).map(task).collect(), executors: HashMap::new(), results }
+    }
+
+    fn offer(&mut self) -> Result<(), RpcError> {
+        for (executor_id, executor) in &mut self.executors {
+            while (executor.running.len() as u32) < executor.cores {
+                let Some(task) = self.waiting.pop_front() else { return Ok(()) };
+                println!("driver:   task {} to executor {executor_id}", task.task_id);
+                executor.endpoint.send(task)?;
+                executor.running.insert(task.task_id, task);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn task(task_id: u32) -> LaunchTask {
+    let size = LIMIT / TASKS;
+    LaunchTask { task_id, from: task_id * size, to: (task_id + 1) * size }
+}
+
+/// There may be cores for tasks that wait.
+fn revive(cx: &EndpointContext<CoarseGrainedSchedulerMessage>) {
+    if let Some(itself) = cx.self_ref() {
+        // It fails only if the scheduler is being stopped.
+        let _ = itself.send(ReviveOffers {});
+    }
+}
+
+impl ThreadSafeRpcEndpoint for Scheduler {
+    type Message = CoarseGrainedSchedulerMessage;
+
+    async fn receive(
+        &mut self,
+        message: CoarseGrainedSchedulerMessage,
+        cx: &EndpointContext<CoarseGrainedSchedulerMessage>,
+    ) -> Result<(), RpcError> {
+        match message {
+            CoarseGrainedSchedulerMessage::RegisterExecutor(registration, context) => {
+                let RegisterExecutor { executor_id, cores, executor } = registration;
+                let endpoint = cx.env().resolve(&executor.unwrap_or_default())?;
+                let address = context.sender_address().cloned();
+                println!("driver:   executor {executor_id} is ready");
+                let running = HashMap::new();
+                self.executors.insert(executor_id, ExecutorData { endpoint, address, cores, running });
+                context.reply(RegisteredExecutor {})?;
+                revive(cx);
+            }
+            CoarseGrainedSchedulerMessage::StatusUpdate(update) => {
+                if let Some(executor) = self.executors.get_mut(&update.executor_id) {
+                    executor.running.remove(&update.task_id);
+                }
+                match update.result {
+                    Some(block) => {
+                        self.results.send((update.task_id, block)).map_err(RpcError::application)?;
+                    }
+                    None => self.waiting.push_back(task(update.task_id)),
+                }
+                revive(cx);
+            }
+            CoarseGrainedSchedulerMessage::ReviveOffers(_) => self.offer()?,
+        }
+        Ok(())
+    }
+
+    /// An executor is lost: others get its tasks.
+    async fn on_disconnected(
+        &mut self,
+        remote: RpcAddress,
+        cx: &EndpointContext<CoarseGrainedSchedulerMessage>,
+    ) -> Result<(), RpcError> {
+        let lost = self.executors.iter().find(|(_, executor)| executor.address.as_ref() == Some(&remote));
+        let Some(executor_id) = lost.map(|(id, _)| *id) else { return Ok(()) };
+        if let Some(executor) = self.executors.remove(&executor_id) {
+            println!("driver:   executor {executor_id} is lost with {} tasks", executor.running.len());
+            self.waiting.extend(executor.running.into_values());
+        }
+        revive(cx);
+        Ok(())
+    }
+}
+
+/// The driver's side of the talk with the master.
+struct AppClient {
+    master: RpcEndpointRef<MasterMessage>,
+    /// Where executors register.
+    driver: EndpointRef,
+    /// Once it is registered.
+    app_id: Option<String>,
+    removed: mpsc::UnboundedSender<()>,
+}
+
+impl AppClient {
+    fn app_id(&self) -> Result<String, RpcError> {
+        self.app_id.clone().ok_or_else(|| RpcError::application("the application is not registered"))
+    }
+}
+
+impl ThreadSafeRpcEndpoint for AppClient {
+    type Message = AppClientMessage;
+
+    async fn on_start(&mut self, cx: &EndpointContext<AppClientMessage>) -> Result<(), RpcError> {
+        let Some(itself) = cx.self_ref() else { return Ok(()) };
+        let application = RegisterApplication {
+            name: "count primes".to_owned(),
+            executors: 2,
+            app_client: Some(EndpointRef::try_from(itself)?),
+            driver: Some(self.driver.clone()),
+        };
+        let registered = self.master.ask(application).await?;
+        println!("driver:   registered as {}", registered.app_id);
+        self.app_id = Some(registered.app_id);
+        Ok(())
+    }
+
+    async fn receive(
+        &mut self,
+        message: AppClientMessage,
+        _cx: &EndpointContext<AppClientMessage>,
+    ) -> Result<(), RpcError> {
+        match message {
+            AppClientMessage::RequestExecutors(request, context) => {
+                let request = RequestExecutors { app_id: self.app_id()?, ..request };
+                self.master.ask(request).await?;
+                context.reply(())
+            }
+            AppClientMessage::StopAppClient(_, context) => {
+                self.master.send(UnregisterApplication { app_id: self.app_id()? })?;
+                context.reply(())
+            }
+            AppClientMessage::ExecutorAdded(added) => {
+                println!("driver:   executor {} is added on {}", added.executor_id, added.worker_id);
+                Ok(())
+            }
+            AppClientMessage::ExecutorUpdated(updated) => {
+                println!("driver:   executor {} is {:?}", updated.executor_id, updated.state());
+                Ok(())
+            }
+            AppClientMessage::WorkerRemoved(removed) => {
+                println!("driver:   {} is removed", removed.worker_id);
+                Ok(())
+            }
+            AppClientMessage::ApplicationRemoved(removed) => {
+                println!("driver:   removed, as it has {}", removed.reason);
+                self.removed.send(()).map_err(RpcError::application)
+            }
+        }
+    }
+}
