@@ -125,7 +125,7 @@ final class PeerServer extends Generation.Handler {
     for (int i = 0; i < count; i++) {
       buffers.add(new NioManagedBuffer(ByteBuffer.wrap(Bytes.pattern(i, size))));
     }
-    return chunks.registerStream(null, buffers.iterator(), client.getChannel());
+    return chunks.registerStream(client.getClientId(), buffers.iterator(), client.getChannel());
   }
 
   private long openFile(TransportClient client, String argument) {
@@ -139,7 +139,7 @@ final class PeerServer extends Generation.Handler {
     for (int i = 0; i < count; i++) {
       buffers.add(new FileSegmentManagedBuffer(conf, file, i * size, size));
     }
-    return chunks.registerStream(null, buffers.iterator(), client.getChannel());
+    return chunks.registerStream(client.getClientId(), buffers.iterator(), client.getChannel());
   }
 
   /** All reverse requests are out before the first answer: this runs on the thread that reads the answers. */

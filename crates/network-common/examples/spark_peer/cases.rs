@@ -8,8 +8,8 @@ use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::{BoxFuture, join_all};
 use network_common::{
-    ErrorKind, ManagedBuffer, RpcFuture, TransportClient, TransportClientFactory, TransportConf,
-    TransportContext, TransportError,
+    ErrorKind, ManagedBuffer, RpcFuture, TransportClient, TransportClientFactory, TransportContext,
+    TransportError,
 };
 use tempfile::NamedTempFile;
 

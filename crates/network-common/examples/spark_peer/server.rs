@@ -11,8 +11,7 @@ use futures::future::{BoxFuture, try_join_all};
 use network_common::protocol::MergedBlockMetaRequest;
 use network_common::{
     BoxError, ManagedBuffer, MergedBlockMetaCallback, OneForOneStreamManager, RpcHandler,
-    RpcResponseCallback, StreamBody, StreamManager, StreamOptions, TransportClient, TransportConf,
-    TransportContext,
+    RpcResponseCallback, StreamBody, StreamManager, StreamOptions, TransportClient, TransportContext,
 };
 use sha2::{Digest, Sha256};
 
