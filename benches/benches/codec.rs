@@ -14,7 +14,7 @@ use prost::Message as _;
 fn frames(criterion: &mut Criterion) {
     for (name, size) in [("codec_64B", 64), ("codec_1KiB", 1024)] {
         let message = Message::RpcRequest { request_id: 1, body: vec![7; size].into() };
-        let frame: Bytes = message.encode().expect("a short message");
+        let frame: Bytes = message.encode().expect("a short message").into();
         // As many as a full read brings under load.
         let many: Bytes = frame.repeat(128).into();
         let mut group = criterion.benchmark_group(name);

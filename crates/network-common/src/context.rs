@@ -7,6 +7,8 @@ use std::sync::OnceLock;
 
 use tokio::net::ToSocketAddrs;
 
+#[cfg(feature = "auth")]
+use crate::auth::{self, Policy, SecretKeyHolder};
 use crate::buffer::BufferPool;
 use crate::channel::{Resources, Security};
 use crate::conf::TransportConf;
@@ -29,6 +31,8 @@ pub struct TransportContext {
     metrics: TransportMetrics,
     pool: Arc<BufferPool>,
     close_idle_connections: bool,
+    #[cfg(feature = "auth")]
+    auth: Option<Arc<Policy>>,
     network: Option<MemoryNetwork>,
     #[cfg(feature = "tls")]
     tls: Arc<OnceLock<Result<Arc<Tls>, TransportError>>>,
@@ -52,7 +56,30 @@ impl TransportContext {
             network: None,
             #[cfg(feature = "tls")]
             tls: Arc::default(),
+            #[cfg(feature = "auth")]
+            auth: None,
         }
+    }
+
+    /// Every connection made from here on authenticates both ends to each other, and is encrypted if the settings say so
+    /// ([`auth`](crate::auth) tells how). Outgoing connections are made as `app_id`; accepted ones by any application whose
+    /// secret `secrets` knows. Afterwards [`client_id`](crate::TransportClient::client_id) is the application's id at both
+    /// ends.
+    ///
+    /// On a client it comes before other bootstraps, and those of a server see nothing of a peer that is not authenticated.
+    /// A server whose `spark.<module>.io.maxHandshakes` are under way refuses connections with kind
+    /// [`Bootstrap`](crate::ErrorKind::Bootstrap).
+    ///
+    /// # Errors
+    /// Kind [`Config`](crate::ErrorKind::Config) if the settings ask for something that is not part of this build.
+    #[cfg(feature = "auth")]
+    pub fn with_auth(
+        mut self,
+        app_id: impl Into<String>,
+        secrets: Arc<dyn SecretKeyHolder>,
+    ) -> Result<Self, TransportError> {
+        self.auth = Some(Arc::new(Policy::new(&self.conf, app_id.into(), secrets)?));
+        Ok(self)
     }
 
     /// Whether connections on which nothing has moved for `spark.<module>.io.connectionTimeout` are closed also when no
@@ -81,8 +108,9 @@ impl TransportContext {
     /// Listens on `address`; port 0 is an ephemeral one. Must be called in a tokio runtime.
     ///
     /// # Errors
-    /// Kind [`Bind`](crate::ErrorKind::Bind); [`Config`](crate::ErrorKind::Config) if TLS is enabled but its settings or files
-    /// cannot be used.
+    /// Kind [`Bind`](crate::ErrorKind::Bind). Kind [`Config`](crate::ErrorKind::Config) if TLS is enabled but its settings or
+    /// files cannot be used, or if `spark.authenticate` is true and this context has neither been given secrets nor, here,
+    /// bootstraps.
     pub async fn create_server(
         &self,
         address: impl ToSocketAddrs,
@@ -93,12 +121,14 @@ impl TransportContext {
     /// The same with bootstraps, which run in order on every accepted connection.
     ///
     /// # Errors
-    /// Kind [`Bind`](crate::ErrorKind::Bind).
+    /// Those of [`create_server`](Self::create_server).
     pub async fn create_server_with(
         &self,
         address: impl ToSocketAddrs,
         bootstraps: Vec<Arc<dyn TransportServerBootstrap>>,
     ) -> Result<TransportServer, TransportError> {
+        #[cfg(feature = "auth")]
+        let bootstraps = auth::server_bootstraps(&self.conf, self.auth.as_ref(), bootstraps)?;
         let resources = self.resources(self.metrics.server());
         let security = self.server_security()?;
         TransportServer::bind(address, resources, security, Arc::clone(&self.handler), bootstraps).await
@@ -114,6 +144,8 @@ impl TransportContext {
         &self,
         bootstraps: Vec<Arc<dyn TransportClientBootstrap>>,
     ) -> TransportClientFactory {
+        #[cfg(feature = "auth")]
+        let bootstraps = auth::client_bootstraps(&self.conf, self.auth.as_ref(), bootstraps);
         let resources = self.resources(self.metrics.client());
         TransportClientFactory::new(resources, self.client_security(), Arc::clone(&self.handler), bootstraps)
     }

@@ -81,6 +81,12 @@
 //! # }
 //! ```
 //!
+//! # Authentication and encryption
+//!
+//! With the feature `auth`, `TransportContext::with_auth` makes every connection prove who it is and encrypts it, as the
+//! settings `spark.network.crypto.*` and `spark.authenticate.*` say; the module `auth` tells which mode to choose. The
+//! feature `legacy-auth` adds what only old peers need.
+//!
 //! # TLS
 //!
 //! With the feature `tls` and `spark.ssl.rpc.enabled`, every connection of a context is TLS from its first byte, as between
@@ -107,6 +113,8 @@
 //! was written from: "wire 5" is section 5 of its wire format, "transport 8" section 8 of its transport layer.
 
 mod address;
+#[cfg(feature = "auth")]
+pub mod auth;
 mod buffer;
 mod channel;
 mod client;

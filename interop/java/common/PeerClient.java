@@ -16,6 +16,7 @@ import org.apache.spark.network.buffer.ManagedBuffer;
 import org.apache.spark.network.buffer.NioManagedBuffer;
 import org.apache.spark.network.client.RpcResponseCallback;
 import org.apache.spark.network.client.TransportClient;
+import org.apache.spark.network.client.TransportClientBootstrap;
 import org.apache.spark.network.client.TransportClientFactory;
 import org.apache.spark.network.server.OneForOneStreamManager;
 import org.apache.spark.network.server.RpcHandler;
@@ -35,6 +36,7 @@ final class PeerClient {
   private static final int FILE_SIZE = 9 * MIB + 17;
 
   private final TransportConf conf;
+  private final List<TransportClientBootstrap> bootstraps;
   private final String host;
   private final int port;
   private TransportClientFactory factory;
@@ -47,8 +49,10 @@ final class PeerClient {
   private int passed;
   private int failed;
 
-  PeerClient(TransportConf conf, String host, int port) {
+  PeerClient(
+      TransportConf conf, List<TransportClientBootstrap> bootstraps, String host, int port) {
     this.conf = conf;
+    this.bootstraps = bootstraps;
     this.host = host;
     this.port = port;
   }
@@ -58,7 +62,7 @@ final class PeerClient {
   }
 
   boolean run() throws Exception {
-    factory = new TransportContext(conf, new CallbackHandler()).createClientFactory();
+    factory = new TransportContext(conf, new CallbackHandler()).createClientFactory(bootstraps);
     Path path = Files.createTempFile("spark-peer", ".bin");
     try {
       file = path.toFile();

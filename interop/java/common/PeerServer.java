@@ -4,7 +4,6 @@ import java.nio.charset.StandardCharsets;
 import java.security.MessageDigest;
 import java.util.ArrayList;
 import java.util.Arrays;
-import java.util.Collections;
 import java.util.List;
 import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.atomic.AtomicLong;
@@ -19,6 +18,7 @@ import org.apache.spark.network.client.TransportClient;
 import org.apache.spark.network.server.OneForOneStreamManager;
 import org.apache.spark.network.server.StreamManager;
 import org.apache.spark.network.server.TransportServer;
+import org.apache.spark.network.server.TransportServerBootstrap;
 import org.apache.spark.network.util.TransportConf;
 
 /** Answers the application protocol. */
@@ -35,9 +35,10 @@ final class PeerServer extends Generation.Handler {
     this.conf = conf;
   }
 
-  static void serve(TransportConf conf, int port) throws Exception {
+  static void serve(TransportConf conf, List<TransportServerBootstrap> bootstraps, int port)
+      throws Exception {
     TransportContext context = new TransportContext(conf, new PeerServer(conf));
-    TransportServer server = context.createServer("127.0.0.1", port, Collections.emptyList());
+    TransportServer server = context.createServer("127.0.0.1", port, bootstraps);
     System.out.println("LISTENING " + server.getPort());
     System.out.flush();
     while (System.in.read() >= 0) {
@@ -124,7 +125,7 @@ final class PeerServer extends Generation.Handler {
     for (int i = 0; i < count; i++) {
       buffers.add(new NioManagedBuffer(ByteBuffer.wrap(Bytes.pattern(i, size))));
     }
-    return chunks.registerStream(null, buffers.iterator(), client.getChannel());
+    return chunks.registerStream(client.getClientId(), buffers.iterator(), client.getChannel());
   }
 
   private long openFile(TransportClient client, String argument) {
@@ -138,7 +139,7 @@ final class PeerServer extends Generation.Handler {
     for (int i = 0; i < count; i++) {
       buffers.add(new FileSegmentManagedBuffer(conf, file, i * size, size));
     }
-    return chunks.registerStream(null, buffers.iterator(), client.getChannel());
+    return chunks.registerStream(client.getClientId(), buffers.iterator(), client.getChannel());
   }
 
   /** All reverse requests are out before the first answer: this runs on the thread that reads the answers. */

@@ -1,6 +1,13 @@
+import java.util.Collections;
 import java.util.LinkedHashMap;
+import java.util.List;
 import java.util.Map;
 
+import org.apache.spark.network.client.TransportClientBootstrap;
+import org.apache.spark.network.crypto.AuthClientBootstrap;
+import org.apache.spark.network.crypto.AuthServerBootstrap;
+import org.apache.spark.network.sasl.SecretKeyHolder;
+import org.apache.spark.network.server.TransportServerBootstrap;
 import org.apache.spark.network.util.MapConfigProvider;
 import org.apache.spark.network.util.TransportConf;
 
@@ -10,16 +17,18 @@ import org.apache.spark.network.util.TransportConf;
  * <pre>
  * SparkPeer server PORT [options]        prints LISTENING (port); serves until its stdin ends
  * SparkPeer client HOST PORT [options]   runs its cases; last line: N passed, M failed
- * options: --auth none   --conf key=value (repeatable)
+ * options: --secret TEXT (authenticate with it)   --conf key=value (repeatable)
  * </pre>
  */
 final class SparkPeer {
   static final String USAGE =
       "usage: SparkPeer server PORT [options] | SparkPeer client HOST PORT [options]\n"
-          + "options: --auth none   --conf key=value (repeatable)";
+          + "options: --secret TEXT   --conf key=value (repeatable)";
 
   /** Spark's module name of these connections: the {@code shuffle} in spark.shuffle.io.serverThreads. */
   private static final String MODULE = "shuffle";
+
+  private static final String APP_ID = "app-1";
 
   private SparkPeer() {}
 
@@ -29,11 +38,13 @@ final class SparkPeer {
     if (!server && !client) {
       throw usage("a role and an address are needed");
     }
-    TransportConf conf = options(args, server ? 2 : 3);
+    Options options = options(args, server ? 2 : 3);
     if (server) {
-      PeerServer.serve(conf, port(args[1]));
+      PeerServer.serve(options.conf, options.serverBootstraps(), port(args[1]));
     } else {
-      System.exit(new PeerClient(conf, args[1], port(args[2])).run() ? 0 : 1);
+      PeerClient peer =
+          new PeerClient(options.conf, options.clientBootstraps(), args[1], port(args[2]));
+      System.exit(peer.run() ? 0 : 1);
     }
   }
 
@@ -45,12 +56,46 @@ final class SparkPeer {
     }
   }
 
-  /**
-   * The one place that turns options into Spark's settings. An authentication mode belongs here for
-   * its settings; its bootstraps go where PeerServer and PeerClient make their server and factory.
-   */
-  private static TransportConf options(String[] args, int from) {
+  /** What the command line says; how to authenticate is said by the settings. */
+  private static final class Options {
+    final TransportConf conf;
+    private final SecretKeyHolder secrets;
+
+    Options(TransportConf conf, String secret) {
+      this.conf = conf;
+      this.secrets = secret == null ? null : holder(secret);
+    }
+
+    List<TransportServerBootstrap> serverBootstraps() {
+      return secrets == null
+          ? Collections.emptyList()
+          : Collections.singletonList(new AuthServerBootstrap(conf, secrets));
+    }
+
+    List<TransportClientBootstrap> clientBootstraps() {
+      return secrets == null
+          ? Collections.emptyList()
+          : Collections.singletonList(new AuthClientBootstrap(conf, APP_ID, secrets));
+    }
+
+    private static SecretKeyHolder holder(String secret) {
+      return new SecretKeyHolder() {
+        @Override
+        public String getSaslUser(String appId) {
+          return "sparkSaslUser";
+        }
+
+        @Override
+        public String getSecretKey(String appId) {
+          return appId.equals(APP_ID) ? secret : null;
+        }
+      };
+    }
+  }
+
+  private static Options options(String[] args, int from) {
     Map<String, String> settings = new LinkedHashMap<>();
+    String secret = null;
     for (int i = from; i < args.length; i += 2) {
       if (i + 1 == args.length) {
         throw usage(args[i] + " needs a value");
@@ -64,16 +109,14 @@ final class SparkPeer {
           }
           settings.put(value.substring(0, equals), value.substring(equals + 1));
           break;
-        case "--auth":
-          if (!value.equals("none")) {
-            throw usage("--auth " + value + " is not supported yet");
-          }
+        case "--secret":
+          secret = value;
           break;
         default:
           throw usage("unknown option " + args[i]);
       }
     }
-    return new TransportConf(MODULE, new MapConfigProvider(settings));
+    return new Options(new TransportConf(MODULE, new MapConfigProvider(settings)), secret);
   }
 
   /** Ends the process; typed as an exception so that callers can throw it and the compiler sees the end. */

@@ -30,6 +30,9 @@ $SPARK_INTEROP_CACHE, or else $XDG_CACHE_HOME/network-common-interop, or else ~/
 Needed on the PATH: java and javac of version 17 or later, pip (or python3 -m pip), tar.
 The last line of the output is `N passed, M failed`; the exit code is 1 when a case failed or none ran.";
 
+/// As long as those that Spark makes, whose encoding does not fit into one line.
+const SECRET: &str = "0f1e2d3c4b5a69788796a5b4c3d2e1f00f1e2d3c4b5a69788796a5b4c3d2e1f0";
+
 /// What `cargo xtask interop` takes.
 #[derive(Args)]
 pub(crate) struct Options {
@@ -51,6 +54,16 @@ pub(crate) struct Options {
 #[derive(Clone, Copy, ValueEnum)]
 enum Mode {
     None,
+    /// SASL DIGEST-MD5, without encryption
+    Sasl,
+    /// SASL with encryption
+    SaslEncrypted,
+    /// The auth engine and AES-CTR; before Spark 3.2 the engine of then
+    Auth,
+    /// Version 2 of the auth engine and AES-CTR; since Spark 3.5
+    Auth2,
+    /// Version 2 of the auth engine and AES-GCM; since Spark 4.1
+    AuthGcm,
     /// TLS with the key and trust stores of the JDK; since Spark 4.0
     Tls,
     /// TLS with PEM files, against Spark's server alone; since Spark 4.0
@@ -61,17 +74,18 @@ impl Mode {
     fn name(self) -> &'static str {
         match self {
             Self::None => "none",
+            Self::Sasl => "sasl",
+            Self::SaslEncrypted => "sasl-encrypted",
+            Self::Auth => "auth",
+            Self::Auth2 => "auth-2",
+            Self::AuthGcm => "auth-gcm",
             Self::Tls => "tls",
             Self::TlsPem => "tls-pem",
         }
     }
 
-    /// The option of the peers.
-    fn authentication(self) -> &'static str {
-        match self {
-            // Settings alone turn TLS on.
-            Self::None | Self::Tls | Self::TlsPem => "none",
-        }
+    fn authenticates(self) -> bool {
+        !matches!(self, Self::None | Self::Tls | Self::TlsPem)
     }
 
     /// Spark's client with PEM files (4.1.4, 4.3.0) asks for a host name that it has not set itself, and so connects to nobody.
@@ -79,9 +93,21 @@ impl Mode {
         !matches!(self, Self::TlsPem)
     }
 
-    fn settings(self, keys: &Keys) -> Vec<String> {
+    fn settings(self, release: Release, keys: &Keys) -> Vec<String> {
+        let crypto = "spark.network.crypto";
         match self {
-            Self::None => Vec::new(),
+            Self::None | Self::Sasl => Vec::new(),
+            Self::SaslEncrypted => vec!["spark.authenticate.enableSaslEncryption=true".to_owned()],
+            Self::Auth => {
+                let legacy = !release.since(3, 2);
+                vec![format!("{crypto}.enabled=true"), format!("{crypto}.legacyEngine={legacy}")]
+            }
+            Self::Auth2 => vec![format!("{crypto}.enabled=true"), format!("{crypto}.authEngineVersion=2")],
+            Self::AuthGcm => vec![
+                format!("{crypto}.enabled=true"),
+                format!("{crypto}.authEngineVersion=2"),
+                format!("{crypto}.cipher=AES/GCM/NoPadding"),
+            ],
             Self::Tls => keys.stores(),
             Self::TlsPem => keys.pem(),
         }
@@ -92,9 +118,12 @@ impl Mode {
 struct PeerOptions(Vec<String>);
 
 impl PeerOptions {
-    fn new(mode: Mode, keys: &Keys, settings: &[String]) -> Self {
-        let mut words = vec!["--auth".to_owned(), mode.authentication().to_owned()];
-        for setting in mode.settings(keys).iter().chain(settings) {
+    fn new(mode: Mode, release: Release, keys: &Keys, settings: &[String]) -> Self {
+        let mut words = Vec::new();
+        if mode.authenticates() {
+            words.extend(["--secret".to_owned(), SECRET.to_owned()]);
+        }
+        for setting in mode.settings(release, keys).iter().chain(settings) {
             words.extend(["--conf".to_owned(), setting.clone()]);
         }
         Self(words)
@@ -131,7 +160,7 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
             }
         };
         for &mode in &options.modes {
-            let peers = PeerOptions::new(mode, &keys, &options.settings);
+            let peers = PeerOptions::new(mode, release, &keys, &options.settings);
             let label = |direction| format!("{release} {} {direction}", mode.name());
             let java_server = || peers.server(java.command());
             let java_client = |port| peers.client(java.command(), port);

@@ -8,12 +8,12 @@ use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::{BoxFuture, join_all};
 use network_common::{
-    ErrorKind, ManagedBuffer, RpcFuture, TransportClient, TransportClientFactory, TransportConf,
-    TransportContext, TransportError,
+    ErrorKind, ManagedBuffer, RpcFuture, TransportClient, TransportClientFactory, TransportContext,
+    TransportError,
 };
 use tempfile::NamedTempFile;
 
-use crate::client::{CallbackHandler, Report, answer, ends, equal, equal_text, fails, whole_stream};
+use crate::client::{Report, answer, ends, equal, equal_text, fails, whole_stream};
 use crate::protocol::{digest_of, pattern};
 
 const MIB: usize = 1 << 20;
@@ -22,11 +22,11 @@ const FILE_SIZE: usize = 9 * MIB + 17;
 const NO_SUCH_STREAM_ID: i64 = 4_611_686_018_427_387_905;
 
 /// Runs them all; true when none failed.
-pub(crate) async fn run(conf: TransportConf, host: String, port: u16, since_3_2: bool) -> Result<bool> {
+pub(crate) async fn run(context: TransportContext, host: String, port: u16, since_3_2: bool) -> Result<bool> {
     let content = file_content();
     let file = NamedTempFile::with_prefix("spark-peer")?;
     std::fs::write(&file, &content)?;
-    let factory = TransportContext::new(conf, CallbackHandler).create_client_factory();
+    let factory = context.create_client_factory();
 
     let mut report = Report::default();
     let mut connected = None;

@@ -16,10 +16,13 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
-use network_common::TransportConf;
+use network_common::{RpcHandler, TransportConf, TransportContext};
 
 /// Spark's module name of these connections: the `shuffle` in `spark.shuffle.io.serverThreads`.
 const MODULE: &str = "shuffle";
+
+#[cfg(feature = "auth")]
+const APP_ID: &str = "app-1";
 
 #[derive(Parser)]
 #[command(name = "spark_peer", about = "One end of the interop protocol, over this crate's transport")]
@@ -51,22 +54,36 @@ enum Role {
 
 #[derive(Args)]
 struct Options {
-    /// How the connection authenticates and encrypts; only none is supported yet
-    #[arg(long, value_delimiter = ',', default_value = "none")]
-    auth: Vec<String>,
+    /// Authenticate with this secret, as the settings say
+    #[arg(long)]
+    secret: Option<String>,
     /// A setting under Spark's name; repeatable
     #[arg(long = "conf", value_name = "KEY=VALUE", value_parser = key_and_value)]
     settings: Vec<(String, String)>,
 }
 
 impl Options {
-    fn conf(&self) -> Result<TransportConf> {
-        if let Some(other) = self.auth.iter().find(|auth| *auth != "none") {
-            bail!("--auth {other} is not supported yet");
-        }
+    fn context(&self, handler: impl RpcHandler) -> Result<TransportContext> {
         let settings = self.settings.iter().map(|(key, value)| (key, value));
-        Ok(TransportConf::from_settings(MODULE, settings)?)
+        let context = TransportContext::new(TransportConf::from_settings(MODULE, settings)?, handler);
+        match &self.secret {
+            None => Ok(context),
+            Some(secret) => with_auth(context, secret),
+        }
     }
+}
+
+#[cfg(feature = "auth")]
+fn with_auth(context: TransportContext, secret: &str) -> Result<TransportContext> {
+    use network_common::auth::{Secret, SecretStore};
+    let secrets = SecretStore::new();
+    secrets.register_app(APP_ID, Secret::new(secret));
+    Ok(context.with_auth(APP_ID, std::sync::Arc::new(secrets))?)
+}
+
+#[cfg(not(feature = "auth"))]
+fn with_auth(_: TransportContext, _: &str) -> Result<TransportContext> {
+    bail!("--secret needs the feature `auth`");
 }
 
 fn key_and_value(text: &str) -> Result<(String, String)> {
@@ -98,12 +115,12 @@ async fn main() -> ExitCode {
 async fn run(arguments: Arguments) -> Result<bool> {
     match arguments.role {
         Role::Server { port, options } => {
-            server::serve(options.conf()?, port).await?;
+            server::serve(options.context(server::PeerHandler::default())?, port).await?;
             Ok(true)
         }
         Role::Client { host, port, spark, options } => {
             let since_3_2 = spark.is_none_or(|release| release >= (3, 2));
-            cases::run(options.conf()?, host, port, since_3_2).await
+            cases::run(options.context(client::CallbackHandler)?, host, port, since_3_2).await
         }
     }
 }

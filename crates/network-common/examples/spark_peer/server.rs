@@ -11,8 +11,7 @@ use futures::future::{BoxFuture, try_join_all};
 use network_common::protocol::MergedBlockMetaRequest;
 use network_common::{
     BoxError, ManagedBuffer, MergedBlockMetaCallback, OneForOneStreamManager, RpcHandler,
-    RpcResponseCallback, StreamBody, StreamManager, StreamOptions, TransportClient, TransportConf,
-    TransportContext,
+    RpcResponseCallback, StreamBody, StreamManager, StreamOptions, TransportClient, TransportContext,
 };
 use sha2::{Digest, Sha256};
 
@@ -22,8 +21,7 @@ const MERGED_CHUNKS: i32 = 3;
 const STOP_LIMIT: Duration = Duration::from_secs(5);
 
 /// Serves until stdin ends.
-pub(crate) async fn serve(conf: TransportConf, port: u16) -> Result<()> {
-    let context = TransportContext::new(conf, PeerHandler::default());
+pub(crate) async fn serve(context: TransportContext, port: u16) -> Result<()> {
     let server = context.create_server(("127.0.0.1", port)).await?;
     println!("LISTENING {}", server.local_addr().port());
     // Only the end of the input means something: whoever started us is gone or done.
@@ -33,7 +31,7 @@ pub(crate) async fn serve(conf: TransportConf, port: u16) -> Result<()> {
 }
 
 #[derive(Default)]
-struct PeerHandler {
+pub(crate) struct PeerHandler {
     streams: Streams,
     one_ways: AtomicU64,
     last_digest: Arc<Mutex<Option<String>>>,

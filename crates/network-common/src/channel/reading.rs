@@ -21,6 +21,8 @@ use crate::session::{
 
 /// Reads per turn, before the writer and other tasks get theirs.
 const READS_PER_TURN: usize = 8;
+/// Bytes that a peer may send before it has proved who it is; no handshake needs more.
+const MAX_FROM_STRANGER: usize = 64 << 10;
 /// Answers handed on under one lock.
 const ANSWERS_PER_LOCK: usize = 32;
 
@@ -43,6 +45,8 @@ pub(super) struct Reader {
     at_end: bool,
     /// Read, but not taken in when reading paused: one read holds thousands of requests, each with an answer of any size.
     backlog: Vec<u8>,
+    /// Bytes read before the peer had proved who it is.
+    from_stranger: usize,
     wakers: Vec<Waker>,
 }
 
@@ -62,6 +66,7 @@ impl Reader {
             paused: false,
             at_end: false,
             backlog: Vec::new(),
+            from_stranger: 0,
             wakers: Vec::new(),
         }
     }
@@ -178,8 +183,10 @@ impl Connection {
             if self.reader.paused {
                 return Poll::Pending;
             }
-            if !self.reader.backlog.is_empty() {
-                let backlog = std::mem::take(&mut self.reader.backlog);
+            // Those of a client's bootstrap. What waited for it to decide is theirs already.
+            let backlog = std::mem::take(&mut self.reader.backlog);
+            let backlog = self.take_open_filter(&backlog)?.unwrap_or(backlog);
+            if !backlog.is_empty() {
                 self.dispatch(&backlog)?;
                 continue;
             }
@@ -189,8 +196,6 @@ impl Connection {
             if let Some(receiving) = &self.reader.receiving {
                 ready!(receiving.pipe.poll_room(context));
             }
-            // Those that a client's bootstrap installed: nothing sealed can arrive before this side has sent something.
-            self.take_open_filter(&[])?;
             let direct = if self.reader.open.is_none() { self.reader.decoder.direct() } else { None };
             if let Some(target) = direct {
                 let mut buffer = ReadBuf::new(target);
@@ -201,7 +206,7 @@ impl Connection {
                     return self.ended_by_peer();
                 }
                 self.reader.decoder.direct_filled(count);
-                self.resources.read(&self.shared, count);
+                self.count_read(count)?;
                 self.resources.metrics.direct_body_bytes.fetch_add(count as u64, Ordering::Relaxed);
                 self.dispatch(&[])?;
             } else {
@@ -226,12 +231,29 @@ impl Connection {
         if count == 0 {
             return self.ended_by_peer();
         }
-        self.resources.read(&self.shared, count);
+        self.count_read(count)?;
         if self.reader.open.is_none() {
             return Poll::Ready(self.dispatch(buffer.filled()));
         }
         let plain = self.unfilter(buffer.filled())?;
         Poll::Ready(self.dispatch(&plain))
+    }
+
+    fn count_read(&mut self, count: usize) -> Result<(), TransportError> {
+        self.resources.read(&self.shared, count);
+        if self.shared.peer_is_stranger() {
+            self.reader.from_stranger += count;
+            if self.reader.from_stranger > MAX_FROM_STRANGER {
+                return Err(self.too_much_from_stranger("has sent", self.reader.from_stranger as u64));
+            }
+        }
+        Ok(())
+    }
+
+    fn too_much_from_stranger(&self, verb: &str, bytes: u64) -> TransportError {
+        let peer = self.shared.peer;
+        let text = format!("{peer} {verb} {bytes} bytes before it was authenticated");
+        TransportError::new(ErrorKind::Limit, text).with_peer(peer)
     }
 
     /// Takes up a filter that was installed meanwhile, on top of what there is already; what it makes of `rest`, which lower
@@ -269,11 +291,16 @@ impl Connection {
                     let (session, run) = held.get_or_insert_with(|| (shared.session.lock(), 0));
                     let answered = self.reader.on_answer(session, message, &shared);
                     *run += 1;
+                    let bootstrap_thinks = session.bootstrap_thinks();
                     if *run == ANSWERS_PER_LOCK {
                         held = None;
                     }
                     if let Err(error) = answered {
                         break Err(error);
+                    }
+                    if bootstrap_thinks && !input.is_empty() {
+                        self.reader.backlog = input.to_vec();
+                        break Ok(());
                     }
                 }
                 Ok(Some(event)) => {
@@ -297,7 +324,6 @@ impl Connection {
             }
         };
         drop(held);
-        self.take_open_filter(&[])?;
         self.reader.wakers.drain(..).for_each(Waker::wake);
         result
     }
@@ -346,6 +372,9 @@ impl Connection {
 
     /// Decides what becomes of a large body before it arrives.
     fn on_body_start(&mut self, message: Message<()>, length: u64) -> Result<(), TransportError> {
+        if self.shared.peer_is_stranger() {
+            return Err(self.too_much_from_stranger("announces a body of", length));
+        }
         match message {
             Message::ChunkFetchSuccess { stream_id, chunk_index, .. } => {
                 let mut session = self.shared.session.lock();

@@ -40,6 +40,8 @@ pub(crate) struct Shared {
     /// Filters wait in the session for the reader.
     pub(crate) filters_installed: AtomicBool,
     client_id: OnceLock<String>,
+    /// A peer without client id may only send what a handshake needs.
+    awaits_identity: AtomicBool,
     /// Tells those who wait for the end of the connection.
     pub(crate) ended: Notify,
     /// Bytes read and written, for the idle clock.
@@ -59,6 +61,7 @@ impl Shared {
             answers_full: AtomicBool::new(false),
             filters_installed: AtomicBool::new(false),
             client_id: OnceLock::new(),
+            awaits_identity: AtomicBool::new(false),
             ended: Notify::new(),
             moved: AtomicU64::new(0),
         }
@@ -82,6 +85,21 @@ impl Shared {
             driver.wake();
         }
         result
+    }
+
+    /// From here on the peer is a stranger until it has a client id.
+    #[cfg(feature = "auth")]
+    pub(crate) fn awaits_identity(&self) {
+        self.awaits_identity.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn peer_is_stranger(&self) -> bool {
+        self.awaits_identity.load(Ordering::Relaxed) && self.client_id.get().is_none()
+    }
+
+    /// Whether client bootstraps are running.
+    pub(crate) fn set_bootstrapping(&self, running: bool) {
+        self.update(|session| session.bootstrapping = running);
     }
 
     pub(crate) fn drain(&self) {
@@ -298,8 +316,8 @@ impl TransportClient {
     /// From here on every byte of the connection passes through these filters, in both directions; for bootstraps.
     ///
     /// RPCs and answers that are queued already are sent as they are, so an answer that ends a handshake is queued first;
-    /// no chunk, stream or upload may be queued. Nothing may be arriving while they are installed, unless they are installed
-    /// by a handler's `receive`: then the bytes after that request pass through `open`.
+    /// no chunk, stream or upload may be queued. They are installed by a client's bootstrap, or on a server by a handler's
+    /// `receive` before it returns: then `open` gets exactly the bytes behind the last answer or request of the handshake.
     ///
     /// # Errors
     /// [`Refused`](ErrorKind::Refused): this connection has filters.

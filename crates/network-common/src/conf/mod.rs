@@ -1,11 +1,15 @@
 //! Settings of one module, under Spark's names and in Spark's units.
 
+#[cfg(feature = "auth")]
+mod auth;
 #[cfg(feature = "tls")]
 mod tls;
 mod units;
 
 use std::time::Duration;
 
+#[cfg(feature = "auth")]
+pub(crate) use self::auth::{AuthConf, CipherName};
 #[cfg(feature = "tls")]
 pub use self::tls::{TlsConf, TlsProtocol};
 use crate::error::{ErrorKind, TransportError};
@@ -29,10 +33,28 @@ use crate::protocol::MAX_FRAME_PAYLOAD;
 /// | `spark.<m>.io.enableTcpKeepAlive` | false | keepalive on accepted sockets (outgoing ones always have it) |
 /// | `spark.shuffle.maxChunksBeingTransferred` | 2^63-1 | chunks and streams served at once per context; beyond it connections are closed |
 ///
+/// Authentication and encryption, with the feature `auth`, whose module tells which to choose; without it, `spark.authenticate`
+/// must not be true:
+///
+/// | key | default | meaning |
+/// |---|---|---|
+/// | `spark.authenticate` | false | peers must prove that they know the application's secret; see `TransportContext::with_auth` |
+/// | `spark.network.crypto.enabled` | false | by the auth engine (Spark 3.2 and later), then AES; otherwise by SASL DIGEST-MD5 |
+/// | `spark.network.crypto.authEngineVersion` | 1 | how the session key is derived; both ends must agree. 2 is the better one (Spark 3.5 and later) |
+/// | `spark.network.crypto.cipher` | AES/CTR/NoPadding | or AES/GCM/NoPadding, which alone detects changed bytes (Spark 4.1 and later) |
+/// | `spark.network.crypto.saslFallback` | true | SASL when the peer does not speak the auth engine. Not set, it must encrypt; set to true, it need not |
+/// | `spark.authenticate.enableSaslEncryption` | false | clients of SASL ask for encryption (feature `legacy-auth`) |
+/// | `spark.network.sasl.serverAlwaysEncrypt` | false | servers of SASL refuse clients that do not (feature `legacy-auth`) |
+/// | `spark.network.sasl.maxEncryptedBlockSize` | 64k | bytes per encrypted block of SASL |
+/// | `spark.network.auth.rpcTimeout` | `spark.<m>.sasl.timeout`, 30s | limit for each round trip of a client's handshake, and for the whole of a server's |
+/// | `spark.network.crypto.keyLength`, `.keyFactoryIterations` | 128, 1024 | of the auth engine before Spark 3.2 (feature `legacy-auth`) |
+///
 /// These have no counterpart in Spark:
 ///
 /// | key | default | meaning |
 /// |---|---|---|
+/// | `spark.<m>.io.maxHandshakes` | 1024 | connections of a context's servers that are not authenticated yet; more are refused |
+/// | `spark.network.crypto.legacyEngine` | false | clients speak the auth engine before Spark 3.2, servers accept it too (feature `legacy-auth`) |
 /// | `spark.<m>.io.maxRequestSize` | 256m | the longest request frame accepted from a peer (uploaded data does not count) |
 /// | `spark.<m>.io.maxWriteQueueSize` | 64m | bytes queued per connection before requests are refused and the peer's are no longer read |
 /// | `spark.<m>.io.tcpUserTimeout` | connectionTimeout | how long sent data may stay unacknowledged (Linux); 0 or less: the system's |
@@ -76,6 +98,8 @@ pub struct TransportConf {
     max_request_size: u64,
     max_write_queue_size: u64,
     tcp_user_timeout: Option<Duration>,
+    #[cfg(feature = "auth")]
+    auth: AuthConf,
     #[cfg(feature = "tls")]
     tls: TlsConf,
 }
@@ -116,6 +140,8 @@ impl TransportConf {
             max_request_size: 256 << 20,
             max_write_queue_size: 64 << 20,
             tcp_user_timeout: None,
+            #[cfg(feature = "auth")]
+            auth: AuthConf::default(),
             #[cfg(feature = "tls")]
             tls: TlsConf::default(),
         }
@@ -161,11 +187,17 @@ impl TransportConf {
             "spark.ssl.rpc.enabled" if units::boolean(value)? => {
                 return Err("false (network-common was built without its feature 'tls')");
             }
+            #[cfg(not(feature = "auth"))]
+            "spark.authenticate" if units::boolean(value)? => {
+                return Err("false (network-common was built without its feature 'auth')");
+            }
             _ => {
                 let own = key.strip_prefix("spark.").and_then(|key| key.strip_prefix(self.module.as_str()));
                 if let Some(name) = own.and_then(|name| name.strip_prefix(".io.")) {
                     self.set_io(name, value)?;
                 }
+                #[cfg(feature = "auth")]
+                self.auth.set(key, own.unwrap_or_default(), value)?;
             }
         }
         Ok(())
@@ -281,6 +313,17 @@ impl TransportConf {
     /// `spark.<m>.io.maxWriteQueueSize`, in bytes.
     pub fn max_write_queue_size(&self) -> u64 {
         self.max_write_queue_size
+    }
+
+    /// `spark.authenticate`: whether peers must authenticate.
+    #[cfg(feature = "auth")]
+    pub fn authenticate(&self) -> bool {
+        self.auth.authenticate
+    }
+
+    #[cfg(feature = "auth")]
+    pub(crate) fn auth(&self) -> &AuthConf {
+        &self.auth
     }
 
     /// `spark.ssl.rpc.*`.

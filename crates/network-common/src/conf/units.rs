@@ -21,6 +21,17 @@ pub(super) fn time(value: &str) -> Result<Duration, &'static str> {
     number.checked_mul(micros).map(Duration::from_micros).ok_or(TIME)
 }
 
+/// A time of which there must be some.
+#[cfg(feature = "auth")]
+pub(super) fn positive_time(value: &str) -> Result<Duration, &'static str> {
+    let duration = time(value)?;
+    if duration.is_zero() {
+        Err("a time above 0 (an integer with us, ms, s, m, min, h or d)")
+    } else {
+        Ok(duration)
+    }
+}
+
 /// A size in bytes; may be negative.
 pub(super) fn size(value: &str) -> Result<i64, &'static str> {
     let (number, unit) = split(value, SIZE)?;

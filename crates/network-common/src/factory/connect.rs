@@ -85,6 +85,12 @@ impl Connector {
             return Err(error);
         }
         let client = TransportClient::owning(Arc::clone(connection.shared()));
+        // The first bootstrap's handler is the outermost.
+        for bootstrap in self.bootstraps.iter().rev() {
+            let handler = bootstrap.wrap_handler(connection.client(), Arc::clone(connection.handler()));
+            connection.set_handler(handler);
+        }
+        client.shared().set_bootstrapping(!self.bootstraps.is_empty());
         let span = tracing::debug_span!("connection", peer = %address, side = "client");
         tokio::spawn(connection.run().instrument(span));
         for bootstrap in &self.bootstraps {
@@ -98,6 +104,7 @@ impl Connector {
                     .with_source(error));
             }
         }
+        client.shared().set_bootstrapping(false);
         tracing::debug!(peer = %address, "connected");
         Ok(client)
     }

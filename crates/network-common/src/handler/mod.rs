@@ -145,7 +145,16 @@ impl StreamManager for NoStreams {
 }
 
 /// Runs once on every new outgoing connection, in order, before anybody gets its client (authentication, say).
+///
+/// While bootstraps run, the connection is read only as long as a request is outstanding: what the peer sends behind an
+/// answer waits, and passes through [filters](TransportClient::install_filters) that follow from that answer.
 pub trait TransportClientBootstrap: Send + Sync + 'static {
+    /// The handler for this connection, called before its first byte is read: `handler` itself, or one that wraps it.
+    fn wrap_handler(&self, client: &TransportClient, handler: Arc<dyn RpcHandler>) -> Arc<dyn RpcHandler> {
+        let _ = client;
+        handler
+    }
+
     /// An error closes the connection and fails its creation with kind [`Bootstrap`](crate::ErrorKind::Bootstrap).
     fn do_bootstrap<'a>(&'a self, client: &'a TransportClient) -> BoxFuture<'a, Result<(), BoxError>>;
 }

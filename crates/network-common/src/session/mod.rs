@@ -71,6 +71,8 @@ pub(crate) struct Session {
     pub(crate) answered: u64,
     /// A request was registered since the driver last looked at the clock.
     pub(crate) requested: bool,
+    /// Client bootstraps are running.
+    pub(crate) bootstrapping: bool,
     filtered: bool,
     /// Filters that the driver has yet to take up.
     pub(crate) seal: Option<Box<dyn ByteFilter>>,
@@ -94,6 +96,7 @@ impl Session {
             bulk_server_runs: false,
             bulk_in_hand: false,
             answered: 0,
+            bootstrapping: false,
             filtered: false,
             seal: None,
             open: None,
@@ -252,11 +255,18 @@ impl Session {
         self.pending_bulk.len()
     }
 
-    /// Whether the peer's requests must wait until it has read more of its answers.
+    /// Whether the peer's bytes must wait: until it has read more of its answers, or, after the answer to a client bootstrap,
+    /// until that has decided what they mean.
     pub(crate) fn peer_must_wait(&self) -> bool {
-        self.outgoing.answers_over_limit()
+        self.bootstrap_thinks()
+            || self.outgoing.answers_over_limit()
             || self.pending_bulk.len() >= MAX_PENDING_BULK
             || self.pending_names >= MAX_PENDING_NAMES
+    }
+
+    /// Whether a client bootstrap is to go on: filters may be about to come.
+    pub(crate) fn bootstrap_thinks(&self) -> bool {
+        self.bootstrapping && !self.filtered && self.requests.outstanding() == 0
     }
 
     /// Whether chunks or streams are being prepared for the peer, or anything waits to be written.

@@ -1,0 +1,140 @@
+use super::*;
+use crate::auth::test_support::bits;
+
+fn sealed(key: &[u8], plain: &[u8]) -> Vec<u8> {
+    let mut out = Vec::new();
+    GcmSeal::new(key).unwrap().transform(plain, &mut out).unwrap();
+    out
+}
+
+fn opened<'a>(key: &[u8], pieces: impl IntoIterator<Item = &'a [u8]>) -> Result<Vec<u8>, BoxError> {
+    let mut open = GcmOpen::new(key)?;
+    let mut out = Vec::new();
+    pieces.into_iter().try_for_each(|piece| open.transform(piece, &mut out))?;
+    Ok(out)
+}
+
+fn pattern(length: usize) -> Vec<u8> {
+    (0..length).map(|index| (index * 7 + index / 251) as u8).collect()
+}
+
+const KEY: [u8; 16] = [7; 16];
+const LONG_KEY: [u8; 32] = [9; 32];
+
+#[test]
+fn gcm_10_encrypted_count_boundary() {
+    // auth 5: sizes with keys of 32 and 16 bytes.
+    for (plain, long, short) in [
+        (1, 65, 49),
+        (5, 69, 53),
+        (32_752, 32_816, 32_800),
+        (32_753, 32_833, 32_817),
+        (40_000, 40_080, 40_064),
+        (65_504, 65_584, 65_568),
+    ] {
+        assert_eq!(sealed(&LONG_KEY, &pattern(plain)).len(), long, "{plain}");
+        assert_eq!(sealed(&KEY, &pattern(plain)).len(), short, "{plain}");
+    }
+    for plain in [1, 32_729, 32_740, 32_752, 32_753, 65_504, 65_505, 2 << 20] {
+        for key in [&KEY[..], &LONG_KEY] {
+            let message = sealed(key, &pattern(plain));
+            assert_eq!(message[..8], (message.len() as u64).to_be_bytes());
+            assert!(opened(key, [&message[..]]).unwrap() == pattern(plain), "{plain}");
+        }
+    }
+}
+
+/// Rows GCM-01, 03, 06 and 07: cut anywhere.
+#[test]
+fn gcm_03_unaligned_decryption() {
+    let plain = pattern(PLAIN_SEGMENT * 3 / 2);
+    let message = sealed(&KEY, &plain);
+    for size in [1, 7, 8, 24, 31, 32, 33, 1000, 32_767, 32_768, 32_769] {
+        assert!(opened(&KEY, message.chunks(size)).unwrap() == plain, "pieces of {size}");
+    }
+    for cut in (0..64).chain([32_799, 32_800, 32_801, message.len() - 1]) {
+        assert!(opened(&KEY, [&message[..cut], &message[cut..]]).unwrap() == plain, "cut at {cut}");
+    }
+}
+
+#[test]
+fn gcm_04_multiple_messages_and_gcm_05_batched_messages() {
+    let mut seal = GcmSeal::new(&KEY).unwrap();
+    let (mut stream, mut plain) = (Vec::new(), Vec::new());
+    for length in [1, 100, PLAIN_SEGMENT, 5, PLAIN_SEGMENT + 1, 1] {
+        seal.transform(&pattern(length), &mut stream).unwrap();
+        plain.extend(pattern(length));
+    }
+    assert!(opened(&KEY, [&stream[..]]).unwrap() == plain);
+    assert!(opened(&KEY, stream.chunks(50)).unwrap() == plain);
+}
+
+/// Spark sends such a message for an empty write.
+#[test]
+fn an_empty_message_is_only_a_header() {
+    let empty = |key: &[u8], total: u64| {
+        let header = total as u8 - 8;
+        [&total.to_be_bytes()[..], &[header], &vec![1; key.len() + 7]].concat()
+    };
+    for (key, total) in [(&KEY[..], 32), (&LONG_KEY, 48)] {
+        let stream = [empty(key, total), sealed(key, b"x"), empty(key, total)].concat();
+        assert_eq!(opened(key, [&stream[..]]).unwrap(), b"x");
+        assert_eq!(opened(key, stream.chunks(1)).unwrap(), b"x");
+    }
+}
+
+#[test]
+fn gcm_08_ciphertext_length_larger_than_max_int_waits() {
+    let mut message = sealed(&KEY, b"hello");
+    message[..8].copy_from_slice(&(32 + (1_u64 << 20) * 32_768).to_be_bytes());
+    // Nothing to open yet, and nothing allocated by that length.
+    assert_eq!(opened(&KEY, [&message[..]]).unwrap(), b"");
+}
+
+#[test]
+fn gcm_09_invalid_expected_ciphertext_length() {
+    let message = sealed(&KEY, b"hello");
+    for length in [0, 1, 8, 31, 33, 48, -1, i64::MIN] {
+        let mut lying = message.clone();
+        lying[..8].copy_from_slice(&i64::to_be_bytes(length));
+        // At once, before there is more than the length.
+        let error = opened(&KEY, [&lying[..8]]).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            format!("malformed authentication message: Invalid expected ciphertext length: {length}")
+        );
+    }
+}
+
+#[test]
+fn gcm_13_corrupt_gcm_encrypted_message() {
+    let plain = pattern(40);
+    let message = sealed(&KEY, &plain);
+    for damaged in bits(&message) {
+        match opened(&KEY, [&damaged[..]]) {
+            // A greater length: what is there is opened with the wrong key as soon as it is whole, so never.
+            Ok(nothing) => assert_eq!(nothing, b""),
+            Err(error) => assert!(error.is::<AuthError>()),
+        }
+    }
+    for end in 0..message.len() {
+        assert_eq!(opened(&KEY, [&message[..end]]).unwrap(), b"", "cut at {end}");
+    }
+    assert!(opened(&[8; 16], [&message[..]]).is_err(), "another key");
+    assert!(opened(&LONG_KEY, [&message[..]]).is_err(), "a longer key");
+}
+
+/// Segments that change places, are left out, or are the last one too early.
+#[test]
+fn segments_keep_their_places() {
+    let message = sealed(&KEY, &pattern(3 * PLAIN_SEGMENT));
+    let (head, body) = message.split_at(32);
+    let segments: Vec<&[u8]> = body.chunks(SEALED_SEGMENT).collect();
+    for order in [[1, 0, 2], [0, 2, 1], [0, 0, 2], [2, 1, 0]] {
+        let shuffled = order.map(|index| segments[index]).concat();
+        assert!(opened(&KEY, [head, &shuffled]).is_err());
+    }
+    let mut shorter = head.to_vec();
+    shorter[..8].copy_from_slice(&((32 + 2 * SEALED_SEGMENT) as u64).to_be_bytes());
+    assert!(opened(&KEY, [&shorter[..], segments[0], segments[1]]).is_err());
+}

@@ -1,0 +1,169 @@
+use super::*;
+use crate::auth::test_support::bits;
+
+const NONCE: &str = "CYi97PqCTT6NYtoajOx9Up5YlDERgjLy/OJSkJu9";
+const CLIENT_NONCE: &str = "QFvZYIUw4dj7F26DUQJZvVjRXGjmIIbXj4PpJWAi";
+
+fn credentials(secret: &str) -> Credentials {
+    Credentials::new("sparkSaslUser", &Secret::new(secret))
+}
+
+fn server(secret: &str, quality: Quality) -> DigestServer {
+    DigestServer::new(credentials(secret), quality).unwrap()
+}
+
+fn client(secret: &str, quality: Quality) -> DigestClient {
+    DigestClient::new(credentials(secret), quality).unwrap()
+}
+
+#[test]
+fn recorded_exchange() {
+    let server =
+        DigestServer { credentials: credentials("secret"), quality: Quality::Either, nonce: NONCE.into() };
+    let client = DigestClient {
+        credentials: credentials("secret"),
+        quality: Quality::Plain,
+        client_nonce: CLIENT_NONCE.into(),
+    };
+    let challenge = format!(
+        "realm=\"default\",nonce=\"{NONCE}\",qop=\"auth-conf,auth\",charset=utf-8,\
+         cipher=\"3des,rc4,des,rc4-56,rc4-40\",algorithm=md5-sess"
+    );
+    let (response, responded) = client.respond(challenge.as_bytes()).unwrap();
+    assert_eq!(
+        String::from_utf8(response.clone()).unwrap(),
+        format!(
+            "charset=utf-8,username=\"c3BhcmtTYXNsVXNlcg==\",realm=\"default\",nonce=\"{NONCE}\",nc=00000001,\
+             cnonce=\"{CLIENT_NONCE}\",digest-uri=\"null/default\",maxbuf=65536,\
+             response=cf769a52fe0a94017a1a1fba58533ad9,qop=auth"
+        )
+    );
+    let (answer, agreed) = server.verify(&response).unwrap();
+    assert_eq!(answer, b"rspauth=ca41320d1684de33f9cce24e45f89262");
+    assert_eq!(agreed.protection, Protection::None);
+    responded.finish(&answer).unwrap();
+}
+
+#[test]
+fn the_challenge_is_sparks() {
+    let server =
+        DigestServer { credentials: credentials("secret"), quality: Quality::Plain, nonce: NONCE.into() };
+    assert_eq!(
+        server.challenge(),
+        format!("realm=\"default\",nonce=\"{NONCE}\",qop=\"auth\",charset=utf-8,algorithm=md5-sess")
+            .as_bytes()
+    );
+}
+
+/// Spark's generated secrets encode to more than a line.
+#[test]
+fn long_secrets_are_broken_into_lines() {
+    let encoded = wrapped("0123456789abcdef".repeat(4).as_bytes());
+    assert_eq!((encoded.len(), encoded.find('\n')), (88 + 1, Some(76)));
+    // A full line is the last one.
+    assert_eq!(wrapped(&[b'x'; 57]).find('\n'), None);
+    assert_eq!(wrapped(&[b'x'; 57]).len(), 76);
+    assert_eq!(wrapped(&[b'x'; 171]).matches('\n').count(), 2);
+    let user = "a user name that is so long that its encoding does not fit into one line either".repeat(2);
+    let credentials = || Credentials::new(&user, &Secret::new("s".repeat(200)));
+    let server = DigestServer::new(credentials(), Quality::Plain).unwrap();
+    let client = DigestClient::new(credentials(), Quality::Plain).unwrap();
+    let (response, responded) = client.respond(&server.challenge()).unwrap();
+    responded.finish(&server.verify(&response).unwrap().0).unwrap();
+}
+
+#[test]
+fn sasl_01_matching() {
+    use Quality::{Either, Encrypted, Plain};
+    let encryption = Protection::Encryption(Cipher::TripleDes);
+    for (offered, wanted, agreed) in [
+        (Plain, Plain, Protection::None),
+        (Either, Plain, Protection::None),
+        (Either, Encrypted, encryption),
+        (Encrypted, Encrypted, encryption),
+    ] {
+        let (server, client) = (server("secret", offered), client("secret", wanted));
+        let (response, responded) = client.respond(&server.challenge()).unwrap();
+        let (answer, at_server) = server.verify(&response).unwrap();
+        let at_client = responded.finish(&answer).unwrap();
+        assert_eq!((at_server.protection, at_client.protection), (agreed, agreed));
+        assert_eq!(at_server.hash, at_client.hash);
+    }
+}
+
+#[test]
+fn sasl_02_non_matching() {
+    let (server, client) = (server("one", Quality::Plain), client("two", Quality::Plain));
+    let (response, _) = client.respond(&server.challenge()).unwrap();
+    let error = server.verify(&response).err().unwrap();
+    assert!(error.to_string().contains("Mismatched response"), "{error}");
+}
+
+#[test]
+fn the_client_checks_the_server() {
+    let (server, client) = (server("secret", Quality::Plain), client("secret", Quality::Plain));
+    for answer in [&b"rspauth=00000000000000000000000000000000"[..], b"", b"rspauth=", b"ok"] {
+        let (_, responded) = client.respond(&server.challenge()).unwrap();
+        assert!(responded.finish(answer).is_err());
+    }
+}
+
+#[test]
+fn sasl_08_server_always_encrypts() {
+    let (server, client) = (server("secret", Quality::Encrypted), client("secret", Quality::Plain));
+    let error = client.respond(&server.challenge()).err().unwrap();
+    assert!(error.to_string().contains("no common protection layer"), "{error}");
+    // A client that answers all the same.
+    let lenient = String::from_utf8(server.challenge()).unwrap().replace("auth-conf", "auth");
+    let (response, _) = client.respond(lenient.as_bytes()).unwrap();
+    assert!(matches!(server.verify(&response), Err(AuthError::Unacceptable(_))));
+}
+
+/// Somebody on the path takes encryption, or the better cipher, out of the offer.
+#[test]
+fn downgrades_are_noticed() {
+    let (server, client) = (server("secret", Quality::Either), client("secret", Quality::Encrypted));
+    let offer = String::from_utf8(server.challenge()).unwrap();
+    assert!(client.respond(offer.replace("auth-conf,auth", "auth").as_bytes()).is_err());
+    assert!(client.respond(offer.replace("3des,rc4", "none").as_bytes()).is_err());
+    let (response, _) = client.respond(offer.as_bytes()).unwrap();
+    let response = String::from_utf8(response).unwrap();
+    assert!(server.verify(response.replace("qop=auth-conf", "qop=auth").as_bytes()).is_err());
+    assert!(server.verify(response.replace("3des", "rc4-40").as_bytes()).is_err());
+}
+
+#[test]
+fn no_damaged_token_is_accepted() {
+    let (server, client) = (server("secret", Quality::Plain), client("secret", Quality::Plain));
+    let (response, _) = client.respond(&server.challenge()).unwrap();
+    // Not hashed, so not protected: names in another case, and how large the client's buffer is.
+    let meaning = |token: &[u8]| {
+        let token = Directives::parse(token).ok()?;
+        let fields = ["username", "realm", "nonce", "nc", "cnonce", "digest-uri", "response", "qop"];
+        Some(fields.map(|name| token.get(name).map(str::to_owned)))
+    };
+    let mut refused = 0;
+    for damaged in bits(&response) {
+        if meaning(&damaged) != meaning(&response) && server.verify(&damaged).is_err() {
+            refused += 1;
+        } else {
+            assert_eq!(meaning(&damaged), meaning(&response), "{:?}", String::from_utf8_lossy(&damaged));
+        }
+    }
+    assert!(refused > response.len() * 6, "{refused} of {}", response.len() * 8);
+    for end in 0..response.len() {
+        assert!(server.verify(&response[..end]).is_err(), "cut at {end}");
+    }
+    let (answer, _) = server.verify(&response).unwrap();
+    for damaged in bits(&answer["rspauth=".len()..]) {
+        let (_, responded) = client.respond(&server.challenge()).unwrap();
+        assert!(responded.finish(&[b"rspauth=", &damaged[..]].concat()).is_err());
+    }
+}
+
+#[test]
+fn a_response_is_good_for_its_own_challenge_only() {
+    let (one, two) = (server("secret", Quality::Plain), server("secret", Quality::Plain));
+    let (response, _) = client("secret", Quality::Plain).respond(&one.challenge()).unwrap();
+    assert!(two.verify(&response).is_err());
+}

@@ -1,0 +1,162 @@
+use aws_lc_rs::agreement::{PrivateKey, X25519};
+use aws_lc_rs::hkdf::{HKDF_SHA256, Salt};
+
+use super::*;
+use crate::auth::cipher::Side;
+use crate::auth::test_support::{bits, hex, unhex};
+use crate::conf::CipherName;
+
+/// The recorded exchange of auth 3.5.
+const CLIENT_PRIVATE: &str = "efe6b68b3fce92158e3637f6ef9d937e75558928dd4b401de04b43d300a73186";
+const CLIENT_PUBLIC: &str = "fa987505e4a338d08229328dd22750491bc11de6da05d00a654c513f1c191355";
+const CHALLENGE: &str = "fb00000005617070496400000010890b6e960f48e998777267a7e4e623220000003c\
+    48ad7dc7ec9466da93bda9f11488dc9404050e02c661d87d67c782444944c6e369b27e0a416c30845a2d9e64271511ca98b41d65f8c426e18ff380f6";
+const RESPONSE: &str = "fb00000005617070496400000010708451c9dd2792c97c1ca66e6df449ef0000003c\
+    64fe899ecdaf458d4e25e9d5c5a380b8e6d1a184692fac065ed84f8592c18e9629f9c636809dca2ffc041f20346eb53db7873808ecad08b46b5ee3ff";
+const INPUT_IV: &str = "fc6a5dc8b90a9dad8f54f08b51a59ed2";
+const OUTPUT_IV: &str = "a72709baf00785cad6329ce09f631f71";
+
+fn secret() -> Secret {
+    Secret::new("secret")
+}
+
+fn key_id(keys: &SessionKeys) -> String {
+    let mut id = [0; 32];
+    expand(&Salt::none(HKDF_SHA256).extract(&keys.key), b"keyID", &mut id).unwrap();
+    hex(&id)
+}
+
+fn recorded(version: i64) -> SessionKeys {
+    let private = PrivateKey::from_private_key(&X25519, &unhex(CLIENT_PRIVATE)).unwrap();
+    let challenge = Challenge { private, encoded: unhex(CHALLENGE) };
+    AuthEngine::new("appId", &secret(), version).finish(&challenge, &unhex(RESPONSE)).unwrap()
+}
+
+#[test]
+fn ae_01_auth_engine() {
+    for version in [1, 2, 7] {
+        let secret = secret();
+        let engine = AuthEngine::new("appId", &secret, version);
+        let challenge = engine.challenge().unwrap();
+        let message = AuthMessage::decode(&challenge.encoded()).unwrap();
+        let (response, server) = engine.respond(&message).unwrap();
+        let client = engine.finish(&challenge, &response).unwrap();
+        assert_eq!(key_id(&client), key_id(&server));
+        assert_eq!((client.input_iv, client.output_iv), (server.input_iv, server.output_iv));
+        assert_eq!(client.key.len(), if version == 1 { 32 } else { 16 });
+        assert_eq!(challenge.encoded().len(), 1 + 4 + 5 + 4 + 16 + 4 + 60);
+    }
+}
+
+#[test]
+fn ae_08_fixed_challenge() {
+    let secret = secret();
+    let engine = AuthEngine::new("appId", &secret, 1);
+    let challenge = AuthMessage::decode(&unhex(CHALLENGE)).unwrap();
+    assert_eq!(hex(&engine.open(&challenge, &[]).unwrap()), CLIENT_PUBLIC);
+    engine.respond(&challenge).unwrap();
+}
+
+#[test]
+fn ae_09_fixed_challenge_response() {
+    let keys = recorded(2);
+    assert_eq!(hex(&keys.key), "2d6e7a9048c8265c33a8f3747bfcc84c");
+    assert_eq!((hex(&keys.input_iv), hex(&keys.output_iv)), (INPUT_IV.into(), OUTPUT_IV.into()));
+    assert_eq!(key_id(&keys), "de04fd52d71040ed9d260579dacfdf4f5695f991ce8ddb1dde05a7335880906e");
+}
+
+#[test]
+fn ae_10_fixed_challenge_response_unsafe_version() {
+    let keys = recorded(1);
+    assert_eq!(hex(&keys.key), "31963f15a320d5c90333f7ecf5cf3a31c7eaf151de07fef8494663a9f47cfd31");
+    assert_eq!((hex(&keys.input_iv), hex(&keys.output_iv)), (INPUT_IV.into(), OUTPUT_IV.into()));
+    assert_eq!(key_id(&keys), "759e309e7e7389c0b7be46f4b988177733ea47c822a7145ecc4e4dfba94f23e7");
+}
+
+#[test]
+fn ae_12_ctr_encrypted_message() {
+    for (version, hello, world) in [(1, "5874774c59", "6def8c563c7f"), (2, "204da02f06", "b5d5d6a8610c")] {
+        let mut client = recorded(version).filters(CipherName::AesCtr, Side::Client).unwrap();
+        let mut server = recorded(version).filters(CipherName::AesCtr, Side::Server).unwrap();
+        let (mut sealed, mut opened) = (Vec::new(), Vec::new());
+        client.seal.transform(b"hello", &mut sealed).unwrap();
+        client.seal.transform(b"world!", &mut sealed).unwrap();
+        assert_eq!(hex(&sealed), format!("{hello}{world}"));
+        server.open.transform(&sealed, &mut opened).unwrap();
+        assert_eq!(opened, b"helloworld!");
+
+        // Longer than a piece of the library, in both directions.
+        let long = vec![7; (2 << 20) + 5];
+        let (mut sealed, mut opened) = (Vec::new(), Vec::new());
+        server.seal.transform(&long, &mut sealed).unwrap();
+        assert_eq!(sealed.len(), long.len());
+        for piece in sealed.chunks(32_769) {
+            client.open.transform(piece, &mut opened).unwrap();
+        }
+        assert!(opened == long);
+    }
+}
+
+#[test]
+fn ae_11_mismatched_secret() {
+    let (right, wrong) = (secret(), Secret::new("another"));
+    let challenge = AuthEngine::new("appId", &right, 1).challenge().unwrap();
+    let message = AuthMessage::decode(&challenge.encoded()).unwrap();
+    let refused = AuthEngine::new("appId", &wrong, 1).respond(&message).unwrap_err();
+    assert!(matches!(refused, AuthError::Mismatch(_)), "{refused}");
+}
+
+/// Rows AE-02 to AE-07: every bit of both messages counts, the application's name included.
+#[test]
+fn ae_02_to_07_corrupt_challenge_and_response() {
+    let secret = secret();
+    let engine = AuthEngine::new("appId", &secret, 2);
+    let respond = |challenge: &[u8]| {
+        AuthMessage::decode(challenge)
+            .and_then(|message| engine.respond(&message))
+            .map(|(response, _)| response)
+    };
+    let challenge = engine.challenge().unwrap();
+    let response = respond(&challenge.encoded()).unwrap();
+    for damaged in bits(&challenge.encoded()) {
+        respond(&damaged).unwrap_err();
+    }
+    for damaged in bits(&response) {
+        engine.finish(&challenge, &damaged).unwrap_err();
+    }
+    let other = AuthEngine::new("other", &secret, 2);
+    let refused = other.respond(&AuthMessage::decode(&challenge.encoded()).unwrap()).unwrap_err();
+    assert!(matches!(refused, AuthError::OtherApp { .. }), "{refused}");
+    let elsewhere = other.challenge().unwrap();
+    let answer = other.respond(&AuthMessage::decode(&elsewhere.encoded()).unwrap()).unwrap().0;
+    assert!(matches!(engine.finish(&challenge, &answer), Err(AuthError::OtherApp { .. })));
+}
+
+#[test]
+fn messages_of_another_exchange_are_refused() {
+    let secret = secret();
+    let engine = AuthEngine::new("appId", &secret, 2);
+    let (one, two) = (engine.challenge().unwrap(), engine.challenge().unwrap());
+    let answer = engine.respond(&AuthMessage::decode(&one.encoded()).unwrap()).unwrap().0;
+    engine.finish(&two, &answer).unwrap_err();
+    // A challenge is no response, also when it comes back to who made it.
+    engine.finish(&one, &one.encoded()).unwrap_err();
+    engine.finish(&one, &answer).unwrap();
+}
+
+#[test]
+fn am_01_public_key_encode_decode() {
+    let message = AuthMessage::new("appId", [1; 16], [2; 60]);
+    let encoded = message.encode();
+    assert_eq!(AuthMessage::decode(&encoded).unwrap(), message);
+    for end in 0..encoded.len() {
+        AuthMessage::decode(&encoded[..end]).unwrap_err();
+    }
+    AuthMessage::decode(&[&encoded[..], &[0]].concat()).unwrap_err();
+    // Lengths that are not true.
+    for (position, length) in [(1, u32::MAX), (1, 1 << 30), (10, 17), (10, 15), (30, 61), (30, u32::MAX)] {
+        let mut lying = encoded.clone();
+        lying[position..position + 4].copy_from_slice(&u32::to_be_bytes(length));
+        AuthMessage::decode(&lying).unwrap_err();
+    }
+}

@@ -1,0 +1,200 @@
+//! Nothing is served before the peer has proved who it is.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+
+use super::AuthError;
+use super::server::{ServerHandshake, Step};
+use crate::buffer::ManagedBuffer;
+use crate::client::TransportClient;
+use crate::error::{BoxError, ErrorKind, TransportError};
+use crate::handler::{MergedBlockMetaCallback, RpcHandler, RpcResponseCallback, StreamManager};
+use crate::protocol::MergedBlockMetaRequest;
+use crate::session::{Closing, StreamBody};
+
+/// All that a peer is told, whatever the reason; Spark's texts (auth 2).
+pub(super) const FAILED: &str = "Authentication failed.";
+const UNKNOWN: &str = "Unknown challenge message.";
+
+/// Stands before the handler of one connection. Who has a client id is authenticated.
+pub(super) struct Guard {
+    inner: Arc<dyn RpcHandler>,
+    streams: GuardedStreams,
+    /// `None` on the side that connects: its handshake does not come in as requests.
+    handshake: Option<Mutex<Pending>>,
+}
+
+struct Pending {
+    handshake: ServerHandshake,
+    /// Ends the wait for the end of the handshake.
+    over: Option<oneshot::Sender<()>>,
+}
+
+struct GuardedStreams(Arc<dyn RpcHandler>);
+
+impl Guard {
+    pub(super) fn client(inner: Arc<dyn RpcHandler>) -> Self {
+        Self { streams: GuardedStreams(Arc::clone(&inner)), inner, handshake: None }
+    }
+
+    pub(super) fn server(
+        inner: Arc<dyn RpcHandler>,
+        handshake: ServerHandshake,
+        over: oneshot::Sender<()>,
+    ) -> Self {
+        let handshake = Some(Mutex::new(Pending { handshake, over: Some(over) }));
+        Self { handshake, ..Self::client(inner) }
+    }
+}
+
+fn is_authenticated(client: &TransportClient) -> bool {
+    client.client_id().is_some()
+}
+
+/// Ends the connection of a peer that asks for something before it is authenticated.
+fn refuse(client: &TransportClient, what: &str) -> BoxError {
+    let peer = client.peer_addr();
+    let text = format!("{peer} sent {what} before it was authenticated");
+    end(client, TransportError::new(ErrorKind::Bootstrap, text).with_peer(peer));
+    FAILED.into()
+}
+
+pub(super) fn end(client: &TransportClient, error: TransportError) {
+    client.shared().close(Closing::Flush(error));
+}
+
+pub(super) fn failure(client: &TransportClient, error: impl Into<BoxError>) -> TransportError {
+    let (peer, error) = (client.peer_addr(), error.into());
+    TransportError::new(ErrorKind::Bootstrap, format!("authentication of {peer} failed: {error}"))
+        .with_peer(peer)
+        .with_source(error)
+}
+
+impl Pending {
+    /// Takes in one message of the peer, and answers it.
+    fn step(&mut self, client: &TransportClient, message: &[u8], callback: RpcResponseCallback) {
+        let done = match self.handshake.step(message) {
+            Ok(Step::Continue(reply)) => return callback.reply(reply),
+            Ok(Step::NotSpoken(error)) => {
+                tracing::debug!(peer = %client.peer_addr(), %error, "a handshake in another protocol");
+                return callback.fail(UNKNOWN);
+            }
+            Ok(Step::Done(done)) => done,
+            Err(error) => {
+                callback.fail(if matches!(error, AuthError::NotOurs(_)) { UNKNOWN } else { FAILED });
+                return end(client, failure(client, error));
+            }
+        };
+        tracing::debug!(peer = %client.peer_addr(), app_id = done.app_id, "authenticated");
+        if let Err(error) = client.set_client_id(done.app_id) {
+            callback.fail(FAILED);
+            return end(client, error);
+        }
+        // The reply goes out as it is; all behind it, in both directions, is sealed.
+        callback.reply(done.reply);
+        if let Some(filters) = done.filters {
+            if let Err(error) = client.install_filters(filters.seal, filters.open) {
+                return end(client, error);
+            }
+        }
+        if let Some(over) = self.over.take() {
+            // Nobody waits any more if the time is up this very moment.
+            let _ = over.send(());
+        }
+    }
+}
+
+impl RpcHandler for Guard {
+    fn receive(&self, client: &TransportClient, message: Bytes, callback: RpcResponseCallback) {
+        if is_authenticated(client) {
+            return self.inner.receive(client, message, callback);
+        }
+        match &self.handshake {
+            Some(pending) => pending.lock().step(client, &message, callback),
+            None => callback.fail(refuse(client, "an RPC")),
+        }
+    }
+
+    fn receive_one_way(&self, client: &TransportClient, message: Bytes) {
+        if is_authenticated(client) {
+            return self.inner.receive_one_way(client, message);
+        }
+        refuse(client, "a one-way message");
+    }
+
+    fn receive_stream(
+        &self,
+        client: &TransportClient,
+        meta: Bytes,
+        data: StreamBody,
+    ) -> BoxFuture<'static, Result<Bytes, BoxError>> {
+        if is_authenticated(client) {
+            return self.inner.receive_stream(client, meta, data);
+        }
+        let error = refuse(client, "an upload");
+        Box::pin(async { Err(error) })
+    }
+
+    fn stream_manager(&self) -> &dyn StreamManager {
+        &self.streams
+    }
+
+    fn receive_merged_block_meta(
+        &self,
+        client: &TransportClient,
+        request: MergedBlockMetaRequest,
+        callback: MergedBlockMetaCallback,
+    ) {
+        if is_authenticated(client) {
+            return self.inner.receive_merged_block_meta(client, request, callback);
+        }
+        callback.fail(refuse(client, "a question for merged blocks"));
+    }
+
+    fn channel_active(&self, client: &TransportClient) {
+        self.inner.channel_active(client);
+    }
+
+    fn channel_inactive(&self, client: &TransportClient) {
+        self.inner.channel_inactive(client);
+    }
+
+    fn exception_caught(&self, error: &TransportError, client: &TransportClient) {
+        self.inner.exception_caught(error, client);
+    }
+}
+
+impl StreamManager for GuardedStreams {
+    fn get_chunk<'a>(
+        &'a self,
+        client: &'a TransportClient,
+        stream_id: i64,
+        chunk_index: i32,
+    ) -> BoxFuture<'a, Result<ManagedBuffer, BoxError>> {
+        if is_authenticated(client) {
+            return self.0.stream_manager().get_chunk(client, stream_id, chunk_index);
+        }
+        let error = refuse(client, "a chunk request");
+        Box::pin(async { Err(error) })
+    }
+
+    fn open_stream<'a>(
+        &'a self,
+        client: &'a TransportClient,
+        stream_id: &'a str,
+    ) -> BoxFuture<'a, Result<Option<ManagedBuffer>, BoxError>> {
+        if is_authenticated(client) {
+            return self.0.stream_manager().open_stream(client, stream_id);
+        }
+        let error = refuse(client, "a stream request");
+        Box::pin(async { Err(error) })
+    }
+
+    fn connection_terminated(&self, client: &TransportClient) {
+        self.0.stream_manager().connection_terminated(client);
+    }
+}

@@ -1,0 +1,107 @@
+use super::*;
+use crate::auth::cipher::Side;
+use crate::auth::test_support::{bits, hex};
+use crate::conf::{CipherName, TransportConf};
+
+fn conf() -> AuthConf {
+    // Fewer rounds than the default: these tests make many keys.
+    let conf =
+        TransportConf::from_settings("rpc", [("spark.network.crypto.keyFactoryIterations", "2")]).unwrap();
+    conf.auth().clone()
+}
+
+fn secret() -> Secret {
+    Secret::new("secret")
+}
+
+#[test]
+fn numbers_are_javas() {
+    for (number, sum) in [
+        ("00", "01"),
+        ("7f", "0080"),
+        ("ff", "00"),
+        ("80", "81"),
+        ("00ff", "0100"),
+        ("ffff", "00"),
+        ("7fff", "008000"),
+        ("8000", "8001"),
+        ("ff7f", "80"),
+        ("fe80", "fe81"),
+        ("000001", "02"),
+        ("ffffff01", "ff02"),
+    ] {
+        let bytes = crate::auth::test_support::unhex(number);
+        assert_eq!(hex(&incremented(&bytes)), sum, "{number}");
+    }
+}
+
+#[test]
+fn both_ends_agree() {
+    let (conf, secret) = (conf(), secret());
+    // Often enough for challenges of either sign.
+    for _ in 0..20 {
+        let client = ClientChallenge::new("appId", &secret, &conf).unwrap();
+        let message = Challenge::decode(&client.encoded()).unwrap();
+        assert_eq!(message.app_id, "appId");
+        let (reply, at_server) = respond(&message, &secret, &conf).unwrap();
+        let at_client = client.finish(&reply).unwrap();
+        let mut client = at_client.filters(CipherName::AesCtr, Side::Client).unwrap();
+        let mut server = at_server.filters(CipherName::AesCtr, Side::Server).unwrap();
+        for (seal, open) in [(&mut client.seal, &mut server.open), (&mut server.seal, &mut client.open)] {
+            let (mut sealed, mut opened) = (Vec::new(), Vec::new());
+            seal.transform(b"hello", &mut sealed).unwrap();
+            open.transform(&sealed, &mut opened).unwrap();
+            assert_eq!(opened, b"hello");
+        }
+    }
+}
+
+#[test]
+fn ae_14_changed_parts_fail() {
+    let (conf, secret) = (conf(), secret());
+    let challenge = ClientChallenge::new("appId", &secret, &conf).unwrap().encoded();
+    let answer =
+        |bytes: &[u8]| Challenge::decode(bytes).and_then(|message| respond(&message, &secret, &conf));
+    // The random number itself is not protected on its way there, but its echo is.
+    let unprotected = challenge.len() - 16;
+    for damaged in bits(&challenge[..unprotected]) {
+        assert!(answer(&[&damaged, &challenge[unprotected..]].concat()).is_err());
+    }
+    for end in 0..challenge.len() {
+        assert!(answer(&challenge[..end]).is_err());
+    }
+    let another =
+        Challenge::decode(&challenge).and_then(|message| respond(&message, &Secret::new("other"), &conf));
+    assert!(matches!(another, Err(AuthError::Mismatch(_))));
+
+    let client = || ClientChallenge::new("appId", &secret, &conf).unwrap();
+    let reply = |client: &ClientChallenge<'_>| answer(&client.encoded()).unwrap().0;
+    let proof = 1 + 4 + reply(&client()).len() - 1 - 4 - 3 * (4 + 16);
+    for bit in 0..8 * proof {
+        let client = client();
+        let mut damaged = reply(&client);
+        damaged[bit / 8] ^= 1 << (bit % 8);
+        assert!(client.finish(&damaged).is_err(), "bit {bit}");
+    }
+    let (one, two) = (client(), client());
+    assert!(two.finish(&reply(&one)).is_err(), "the answer to another challenge");
+    let cut = client();
+    let answer = reply(&cut);
+    assert!(cut.finish(&answer[..answer.len() - 1]).is_err());
+}
+
+/// The client does not choose how long the server computes.
+#[test]
+fn other_parameters_are_refused() {
+    let (conf, secret) = (conf(), secret());
+    let message =
+        || Challenge::decode(&ClientChallenge::new("appId", &secret, &conf).unwrap().encoded()).unwrap();
+    let asking = [
+        Challenge { iterations: i32::MAX, ..message() },
+        Challenge { key_bits: 256, ..message() },
+        Challenge { nonce: vec![0; 4096], ..message() },
+    ];
+    for message in asking {
+        assert!(matches!(respond(&message, &secret, &conf), Err(AuthError::Unacceptable(_))));
+    }
+}

@@ -1,0 +1,191 @@
+//! What the settings of a context allow and ask for.
+
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+use tokio::sync::Semaphore;
+
+use super::cipher::Filters;
+use super::client::AuthClientBootstrap;
+use super::digest::{Agreed, Protection, Quality};
+use super::server::AuthServerBootstrap;
+use super::{AuthError, SecretKeyHolder};
+use crate::client::TransportClient;
+use crate::conf::{AuthConf, CipherName, TransportConf};
+use crate::error::{BoxError, ErrorKind, TransportError};
+use crate::handler::{TransportClientBootstrap, TransportServerBootstrap};
+
+/// Whether this build knows the weak modes of old.
+const LEGACY: bool = cfg!(feature = "legacy-auth");
+
+/// What all handshakes of one context share.
+pub(crate) struct Policy {
+    pub(super) conf: AuthConf,
+    /// Who this side claims to be when it connects.
+    pub(super) app_id: String,
+    pub(super) secrets: Arc<dyn SecretKeyHolder>,
+    /// One permit for each handshake of a server that may be under way.
+    pub(super) slots: Arc<Semaphore>,
+    pub(super) slots_setting: String,
+}
+
+impl Policy {
+    /// Checks the settings, and warns of what is weak in them.
+    pub(crate) fn new(
+        conf: &TransportConf,
+        app_id: String,
+        secrets: Arc<dyn SecretKeyHolder>,
+    ) -> Result<Self, TransportError> {
+        let auth = conf.auth().clone();
+        let legacy = [
+            ("spark.authenticate.enableSaslEncryption", auth.sasl_encryption),
+            ("spark.network.sasl.serverAlwaysEncrypt", auth.server_always_encrypts),
+            ("spark.network.crypto.legacyEngine", auth.legacy_engine),
+        ];
+        if let Some((setting, _)) = legacy.into_iter().find(|(_, set)| *set && !LEGACY) {
+            let text = format!("{setting} is true, but this build lacks the feature `legacy-auth`");
+            return Err(TransportError::new(ErrorKind::Config, text));
+        }
+        let policy = Self {
+            slots: Arc::new(Semaphore::new(auth.max_handshakes)),
+            slots_setting: conf.key("maxHandshakes"),
+            conf: auth,
+            app_id,
+            secrets,
+        };
+        let weak = policy.weaknesses();
+        if !weak.is_empty() {
+            tracing::warn!(
+                module = conf.module(),
+                weak = weak.join("; "),
+                "authentication is weaker than it could be"
+            );
+        }
+        Ok(policy)
+    }
+
+    fn weaknesses(&self) -> Vec<&'static str> {
+        let conf = &self.conf;
+        let weaknesses = [
+            (
+                !conf.crypto && !conf.sasl_encryption,
+                "SASL without encryption: everything but the secret can be read and changed on the way (spark.network.crypto.enabled)",
+            ),
+            (
+                !conf.crypto && conf.sasl_encryption,
+                "SASL encrypts with 3DES or RC4 (spark.network.crypto.enabled)",
+            ),
+            (
+                conf.crypto && conf.cipher == CipherName::AesCtr,
+                "AES-CTR does not detect changed bytes (spark.network.crypto.cipher)",
+            ),
+            (
+                conf.crypto && conf.engine_version == 1,
+                "version 1 of the auth engine uses an underived key (spark.network.crypto.authEngineVersion)",
+            ),
+            (
+                conf.crypto && conf.legacy_engine,
+                "the auth engine before Spark 3.2 (spark.network.crypto.legacyEngine)",
+            ),
+            (
+                conf.crypto && conf.sasl_fallback == Some(true),
+                "the peer may choose SASL, without encryption too (spark.network.crypto.saslFallback)",
+            ),
+        ];
+        weaknesses.into_iter().filter(|(applies, _)| *applies).map(|(_, text)| text).collect()
+    }
+
+    /// What this side asks for as a client of SASL; `None`: not even as a fallback.
+    pub(super) fn client_sasl(&self) -> Option<Quality> {
+        let quality = if self.conf.sasl_encryption { Quality::Encrypted } else { Quality::Plain };
+        self.allowed_sasl(quality)
+    }
+
+    /// What this side offers as a server of SASL; `None`: not even as a fallback.
+    pub(super) fn server_sasl(&self) -> Option<Quality> {
+        let quality = match (LEGACY, self.conf.server_always_encrypts) {
+            (true, true) => Quality::Encrypted,
+            (true, false) => Quality::Either,
+            (false, _) => Quality::Plain,
+        };
+        self.allowed_sasl(quality)
+    }
+
+    fn allowed_sasl(&self, quality: Quality) -> Option<Quality> {
+        match (self.conf.crypto, self.conf.sasl_fallback) {
+            (false, _) | (true, Some(true)) => Some(quality),
+            (true, Some(false)) => None,
+            // Nobody has asked for plain connections.
+            (true, None) => LEGACY.then_some(Quality::Encrypted),
+        }
+    }
+
+    /// The filters that a SASL handshake has agreed on.
+    #[cfg_attr(not(feature = "legacy-auth"), expect(clippy::unused_self))]
+    pub(super) fn sasl_filters(
+        &self,
+        agreed: &Agreed,
+        side: super::cipher::Side,
+    ) -> Result<Option<Filters>, AuthError> {
+        match agreed.protection {
+            Protection::None => Ok(None),
+            #[cfg(feature = "legacy-auth")]
+            Protection::Encryption(cipher) => {
+                let block = self.conf.max_encrypted_block;
+                super::sasl_layer::filters(cipher, &agreed.hash, side, block).map(Some)
+            }
+            #[cfg(not(feature = "legacy-auth"))]
+            Protection::Encryption(_) => {
+                let _ = side;
+                Err(AuthError::Unacceptable("this build lacks the feature `legacy-auth`".to_owned()))
+            }
+        }
+    }
+}
+
+type ServerBootstraps = Vec<Arc<dyn TransportServerBootstrap>>;
+type ClientBootstraps = Vec<Arc<dyn TransportClientBootstrap>>;
+
+/// What runs on accepted connections: `given`, behind authentication. Settings that ask for it are not passed over in
+/// silence.
+pub(crate) fn server_bootstraps(
+    conf: &TransportConf,
+    policy: Option<&Arc<Policy>>,
+    mut given: ServerBootstraps,
+) -> Result<ServerBootstraps, TransportError> {
+    match policy {
+        // The last one's handler is the outermost.
+        Some(policy) => given.push(Arc::new(AuthServerBootstrap::new(Arc::clone(policy)))),
+        None if conf.authenticate() && given.is_empty() => return Err(no_secrets()),
+        None => {}
+    }
+    Ok(given)
+}
+
+/// The same for outgoing connections.
+pub(crate) fn client_bootstraps(
+    conf: &TransportConf,
+    policy: Option<&Arc<Policy>>,
+    mut given: ClientBootstraps,
+) -> ClientBootstraps {
+    match policy {
+        Some(policy) => given.insert(0, Arc::new(AuthClientBootstrap::new(Arc::clone(policy)))),
+        None if conf.authenticate() && given.is_empty() => given.push(Arc::new(NoSecrets)),
+        None => {}
+    }
+    given
+}
+
+fn no_secrets() -> TransportError {
+    let text = "spark.authenticate is true, but the context has no secrets: TransportContext::with_auth gives it some";
+    TransportError::new(ErrorKind::Config, text)
+}
+
+/// Fails every connection.
+struct NoSecrets;
+
+impl TransportClientBootstrap for NoSecrets {
+    fn do_bootstrap<'a>(&'a self, _: &'a TransportClient) -> BoxFuture<'a, Result<(), BoxError>> {
+        Box::pin(async { Err(no_secrets().into()) })
+    }
+}

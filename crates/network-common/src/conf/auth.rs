@@ -1,0 +1,115 @@
+//! Settings of authentication and encryption (auth 0 to 7).
+
+use std::time::Duration;
+
+use super::units;
+
+/// Values as they were set; what follows from several of them is for the getters.
+#[derive(Debug, Clone)]
+pub(crate) struct AuthConf {
+    pub(super) authenticate: bool,
+    pub(crate) sasl_encryption: bool,
+    pub(crate) server_always_encrypts: bool,
+    pub(crate) max_encrypted_block: usize,
+    pub(crate) crypto: bool,
+    pub(crate) engine_version: i64,
+    pub(crate) cipher: CipherName,
+    /// `None`: not said.
+    pub(crate) sasl_fallback: Option<bool>,
+    pub(crate) legacy_engine: bool,
+    pub(crate) key_factory_iterations: u32,
+    pub(crate) key_length: usize,
+    rpc_timeout: Option<Duration>,
+    sasl_timeout: Duration,
+    pub(crate) max_handshakes: usize,
+}
+
+/// `spark.network.crypto.cipher`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum CipherName {
+    AesCtr,
+    AesGcm,
+}
+
+impl Default for AuthConf {
+    fn default() -> Self {
+        Self {
+            authenticate: false,
+            sasl_encryption: false,
+            server_always_encrypts: false,
+            max_encrypted_block: 64 << 10,
+            crypto: false,
+            engine_version: 1,
+            cipher: CipherName::AesCtr,
+            sasl_fallback: None,
+            legacy_engine: false,
+            key_factory_iterations: 1024,
+            key_length: 16,
+            rpc_timeout: None,
+            sasl_timeout: Duration::from_secs(30),
+            max_handshakes: 1024,
+        }
+    }
+}
+
+impl AuthConf {
+    /// Takes the setting `key`, which is `own` behind the module's prefix, if it is one of these.
+    pub(super) fn set(&mut self, key: &str, own: &str, value: &str) -> Result<(), &'static str> {
+        match own {
+            ".sasl.timeout" => self.sasl_timeout = units::positive_time(value)?,
+            ".io.maxHandshakes" => self.max_handshakes = units::positive(value, 1 << 20)? as usize,
+            _ => {}
+        }
+        match key {
+            "spark.authenticate" => self.authenticate = units::boolean(value)?,
+            "spark.authenticate.enableSaslEncryption" => self.sasl_encryption = units::boolean(value)?,
+            "spark.network.sasl.serverAlwaysEncrypt" => self.server_always_encrypts = units::boolean(value)?,
+            "spark.network.sasl.maxEncryptedBlockSize" => {
+                self.max_encrypted_block = units::positive_size(value, 16 << 20)? as usize;
+            }
+            "spark.network.auth.rpcTimeout" => self.rpc_timeout = Some(units::positive_time(value)?),
+            _ => {
+                if let Some(name) = key.strip_prefix("spark.network.crypto.") {
+                    self.set_crypto(name, value)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn set_crypto(&mut self, name: &str, value: &str) -> Result<(), &'static str> {
+        match name {
+            "enabled" => self.crypto = units::boolean(value)?,
+            "authEngineVersion" => self.engine_version = units::integer(value)?,
+            "cipher" => {
+                self.cipher = match value.to_ascii_uppercase().as_str() {
+                    "AES/CTR/NOPADDING" => CipherName::AesCtr,
+                    "AES/GCM/NOPADDING" => CipherName::AesGcm,
+                    _ => return Err("AES/CTR/NoPadding or AES/GCM/NoPadding"),
+                };
+            }
+            "saslFallback" => self.sasl_fallback = Some(units::boolean(value)?),
+            "legacyEngine" => self.legacy_engine = units::boolean(value)?,
+            "keyFactoryIterations" => {
+                self.key_factory_iterations = units::positive(value, 1 << 20)? as u32;
+            }
+            "keyLength" => {
+                self.key_length = match value {
+                    "128" => 16,
+                    "256" => 32,
+                    _ => return Err("128 or 256 (bits)"),
+                };
+            }
+            "ivLength" if value != "16" => return Err("16"),
+            "keyFactoryAlgorithm" if value != "PBKDF2WithHmacSHA1" => return Err("PBKDF2WithHmacSHA1"),
+            "keyAlgorithm" if value != "AES" => return Err("AES"),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// `spark.network.auth.rpcTimeout`, else `spark.<m>.sasl.timeout`.
+    pub(crate) fn rpc_timeout(&self) -> Duration {
+        self.rpc_timeout.unwrap_or(self.sasl_timeout)
+    }
+}

@@ -1,0 +1,13 @@
+//! Authentication and encryption over sockets: every mode, and everything that can go wrong on the way.
+
+// Outside of the test functions themselves too.
+#![allow(clippy::unwrap_used, unreachable_pub)]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod hostile;
+mod modes;
+mod proxy;
+mod strangers;
+mod world;

@@ -1,0 +1,288 @@
+//! What must work, in every mode.
+
+use std::time::Duration;
+
+use network_common::auth::Secret;
+use network_common::{ErrorKind, ManagedBuffer, TransportContext};
+
+use crate::proxy::{Direction, Fault, Proxy};
+use crate::support::*;
+use crate::world::*;
+
+/// More than a piece that is sealed at once; less where the build without optimisation takes long for it.
+fn size(mode: &Mode) -> u64 {
+    if mode.name.starts_with("sasl, ") { 300_017 } else { (2 << 20) + 17 }
+}
+
+/// Rows AI-01, AI-02, SASL-03, SASL-04, SASL-07 and GCM-02, seen by somebody on the path.
+#[tokio::test(flavor = "multi_thread")]
+async fn ai_01_02_sasl_03_04_07_every_mode_carries_everything_and_shows_nothing() {
+    for mode in MODES {
+        let size = size(mode);
+        let content = pattern(size as usize, 9);
+        let file = file_of(&content);
+        let (path, path2, memory) = (file.path().to_owned(), file.path().to_owned(), content.clone());
+        let handler = Handler::new()
+            .on_chunk(move |_, index| {
+                Ok(if index == 0 { memory.clone().into() } else { ManagedBuffer::file(&path, 0..size) })
+            })
+            .on_stream(move |_| Ok(Some(ManagedBuffer::file(&path2, 0..size))))
+            .on_upload(|_, data| async move { Ok(data.collect().await?) });
+        let server = Server::with(mode.settings, handler).await;
+        let proxy = Proxy::before(server.server.local_addr(), Fault::None).await;
+        let end = Client::new(mode.settings);
+        let client = end.connect(proxy.address).await.unwrap();
+        assert_eq!(client.client_id(), Some(APP), "{}", mode.name);
+
+        echoes(&client).await;
+        assert_eq!(within(client.send_rpc("")).await.unwrap(), "");
+        assert!(within(client.send_rpc(content.clone())).await.unwrap() == content, "{}", mode.name);
+        assert!(within(client.fetch_chunk(1, 0)).await.unwrap() == content, "from memory, {}", mode.name);
+        assert!(within(client.fetch_chunk(1, 1)).await.unwrap() == content, "from a file, {}", mode.name);
+        let body = within(client.stream("s")).await.unwrap();
+        assert!(within(body.collect()).await.unwrap() == content, "{}", mode.name);
+        for data in [ManagedBuffer::from(content.clone()), ManagedBuffer::file(file.path(), 0..size)] {
+            assert!(within(client.upload_stream("u", data)).await.unwrap() == content, "{}", mode.name);
+        }
+        client.send("one-way").unwrap();
+        let (a, b, c, d) = within(async {
+            tokio::join!(
+                client.send_rpc("with the others"),
+                client.fetch_chunk(1, 1),
+                async { client.stream("s").await?.collect().await },
+                client.upload_stream("u", content.clone())
+            )
+        })
+        .await;
+        assert_eq!(a.unwrap(), "with the others");
+        assert!([b, c, d].into_iter().all(|body| body.unwrap() == content), "{}", mode.name);
+
+        let marks: [&[u8]; 3] = [b"still there?", b"with the others", &content[100_000..100_040]];
+        for direction in [Direction::ToServer, Direction::ToClient] {
+            let seen = proxy.seen(direction);
+            for mark in marks {
+                let shown = seen.windows(mark.len()).any(|window| window == mark);
+                assert_eq!(shown, !mode.encrypts, "{}, {direction:?}", mode.name);
+            }
+        }
+        let snapshot = server.context.metrics().server().snapshot();
+        assert_eq!(snapshot.sendfile_bytes > 0, !mode.encrypts, "{}", mode.name);
+        assert_eq!(snapshot.failures, []);
+        assert_eq!(end.context.metrics().client().snapshot().failures, []);
+    }
+}
+
+#[tokio::test]
+async fn ai_08_large_message_encryption() {
+    for mode in MODES {
+        let server = Server::new(mode.settings).await;
+        let client = Client::new(mode.settings).connect(server.server.local_addr()).await.unwrap();
+        let text = "D".repeat(32_768);
+        let error = within(client.send_rpc(format!("fail:{text}"))).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Remote);
+        assert!(error.to_string().contains(&text), "{}", mode.name);
+    }
+}
+
+/// Bytes that the server sends right behind its last handshake message, in one read with it, pass through the filter.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_comes_right_behind_the_handshake_is_opened() {
+    for mode in MODES {
+        let handler = Handler::new().on_active(|client| {
+            let client = client.clone();
+            tokio::spawn(async move {
+                while client.client_id().is_none() {
+                    tokio::task::yield_now().await;
+                }
+                client.send("at once").unwrap();
+            });
+        });
+        let server = Server::with(mode.settings, handler).await;
+        let fault = Fault::Gather(Direction::ToClient, Duration::from_millis(50));
+        let proxy = Proxy::before(server.server.local_addr(), fault).await;
+        let (arrived, mut arrivals) = tokio::sync::mpsc::unbounded_channel();
+        let at_client = Handler::new().on_one_way(move |_, body| arrived.send(body).unwrap());
+        let end = Client::with(mode.settings, APP, SECRET, Some(at_client));
+        let client = end.connect(proxy.address).await.unwrap();
+        assert_eq!(within(arrivals.recv()).await.unwrap(), "at once", "{}", mode.name);
+        echoes(&client).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn both_ends_may_ask_once_they_are_authenticated() {
+    for mode in MODES {
+        let handler = Handler::new();
+        let server = Server::with(mode.settings, handler).await;
+        let at_client = Handler::new().on_rpc(|_, _, callback| callback.reply("the client"));
+        let end = Client::with(mode.settings, APP, SECRET, Some(at_client));
+        let client = end.connect(server.server.local_addr()).await.unwrap();
+        let calls = (0..100).map(|i| client.send_rpc(vec![i; 5000]));
+        for (i, answer) in within(futures::future::join_all(calls)).await.into_iter().enumerate() {
+            assert_eq!(answer.unwrap(), vec![i as u8; 5000], "{}", mode.name);
+        }
+    }
+}
+
+#[tokio::test]
+async fn secrets_rotate_without_dropping_connections() {
+    for mode in MODES {
+        let server = Server::new(mode.settings).await;
+        let address = server.server.local_addr();
+        let early = Client::new(mode.settings).connect(address).await.unwrap();
+        server.secrets.register_app(APP, Secret::new("rotated"));
+        let late = Client::new(mode.settings).connect(address).await.unwrap_err();
+        assert_eq!(late.kind(), ErrorKind::Bootstrap);
+        Client::with(mode.settings, APP, "rotated", None).connect(address).await.unwrap();
+        server.secrets.unregister_app(APP);
+        let gone = Client::with(mode.settings, APP, "rotated", None).connect(address).await;
+        assert_eq!(gone.unwrap_err().kind(), ErrorKind::Bootstrap);
+        echoes(&early).await;
+    }
+}
+
+#[tokio::test]
+async fn each_application_has_its_own_secret_on_one_port() {
+    for mode in MODES {
+        let server = Server::new(mode.settings).await;
+        server.secrets.register_app("app-2", Secret::new("another secret"));
+        let address = server.server.local_addr();
+        let two = Client::with(mode.settings, "app-2", "another secret", None);
+        let client = two.connect(address).await.unwrap();
+        assert_eq!(client.client_id(), Some("app-2"));
+        echoes(&client).await;
+        let stolen = Client::with(mode.settings, "app-2", SECRET, None).connect(address).await;
+        assert_eq!(stolen.unwrap_err().kind(), ErrorKind::Bootstrap, "{}", mode.name);
+    }
+}
+
+const FALLS_BACK: Settings =
+    &[("spark.network.crypto.enabled", "true"), ("spark.network.crypto.saslFallback", "true")];
+
+#[tokio::test]
+async fn ai_05_sasl_server_fallback() {
+    let server = Server::new(FALLS_BACK).await;
+    let client = Client::new(SASL.settings).connect(server.server.local_addr()).await.unwrap();
+    echoes(&client).await;
+    // Who speaks the engine still does.
+    let client = Client::new(CTR_1.settings).connect(server.server.local_addr()).await.unwrap();
+    echoes(&client).await;
+}
+
+#[tokio::test]
+async fn ai_06_sasl_client_fallback() {
+    let server = Server::new(SASL.settings).await;
+    let client = Client::new(FALLS_BACK).connect(server.server.local_addr()).await.unwrap();
+    echoes(&client).await;
+}
+
+/// Not asked for in so many words, there is no fallback that leaves the connection plain.
+#[tokio::test]
+async fn downgrade_to_plain_is_refused() {
+    let never: Settings =
+        &[("spark.network.crypto.enabled", "true"), ("spark.network.crypto.saslFallback", "false")];
+    let server = Server::new(SASL.settings).await;
+    let refused = Client::new(never).connect(server.server.local_addr()).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Bootstrap);
+    if !cfg!(feature = "legacy-auth") {
+        let refused = Client::new(CTR_1.settings).connect(server.server.local_addr()).await.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Bootstrap);
+    }
+    for strict in [CTR_1.settings, never] {
+        let server = Server::new(strict).await;
+        let refused = Client::new(SASL.settings).connect(server.server.local_addr()).await.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Bootstrap);
+        server.is_empty().await;
+        assert_eq!(server.served(), 0);
+    }
+}
+
+#[cfg(feature = "legacy-auth")]
+mod with_legacy {
+    use super::*;
+
+    const ENCRYPTS: Settings = &[("spark.authenticate.enableSaslEncryption", "true")];
+
+    #[tokio::test]
+    async fn sasl_08_server_always_encrypt() {
+        let server = Server::new(SASL_ENCRYPTED.settings).await;
+        let refused = Client::new(SASL.settings).connect(server.server.local_addr()).await.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Bootstrap);
+        assert!(full_text(&refused).contains("no common protection layer"), "{}", full_text(&refused));
+    }
+
+    #[tokio::test]
+    async fn a_fallback_that_encrypts_needs_no_permission() {
+        let server = Server::new(CTR_1.settings).await;
+        let client = Client::new(ENCRYPTS).connect(server.server.local_addr()).await.unwrap();
+        echoes(&client).await;
+        let server = Server::new(SASL.settings).await;
+        let client = Client::new(CTR_1.settings).connect(server.server.local_addr()).await.unwrap();
+        echoes(&client).await;
+    }
+
+    #[tokio::test]
+    async fn a_server_of_both_engines() {
+        let server = Server::new(LEGACY.settings).await;
+        for settings in [LEGACY.settings, CTR_1.settings] {
+            let client = Client::new(settings).connect(server.server.local_addr()).await.unwrap();
+            echoes(&client).await;
+        }
+        let server = Server::new(CTR_1.settings).await;
+        let refused = Client::new(LEGACY.settings).connect(server.server.local_addr()).await;
+        assert_eq!(refused.unwrap_err().kind(), ErrorKind::Bootstrap);
+    }
+}
+
+#[cfg(not(feature = "legacy-auth"))]
+#[test]
+fn what_this_build_lacks_is_refused_by_name() {
+    for setting in [
+        "spark.authenticate.enableSaslEncryption",
+        "spark.network.sasl.serverAlwaysEncrypt",
+        "spark.network.crypto.legacyEngine",
+    ] {
+        let context = TransportContext::new(conf(&[(setting, "true")]), Handler::new());
+        let error = context.with_auth(APP, secrets(APP, SECRET)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Config);
+        assert!(error.to_string().contains(setting) && error.to_string().contains("legacy-auth"), "{error}");
+    }
+}
+
+/// A configuration that asks for authentication is never served without.
+#[tokio::test]
+async fn authenticate_without_secrets_is_a_configuration_error() {
+    let context = TransportContext::new(conf(&[("spark.authenticate", "true")]), Handler::new());
+    assert_eq!(context.create_server("127.0.0.1:0").await.unwrap_err().kind(), ErrorKind::Config);
+    let factory = context.create_client_factory();
+    let open = serve(&TransportContext::new(conf(&[]), Handler::new())).await;
+    let refused = within(factory.create_client(open.local_addr())).await.unwrap_err();
+    assert!(full_text(&refused).contains("spark.authenticate"), "{refused}");
+    let context = context.with_auth(APP, secrets(APP, SECRET)).unwrap();
+    let server = serve(&context).await;
+    echoes(&within(context.create_client_factory().create_client(server.local_addr())).await.unwrap()).await;
+}
+
+#[test]
+fn settings_are_checked() {
+    for (key, value) in [
+        ("spark.network.crypto.cipher", "AES/CBC/PKCS5Padding"),
+        ("spark.network.crypto.keyLength", "100"),
+        ("spark.network.crypto.ivLength", "12"),
+        ("spark.network.auth.rpcTimeout", "0"),
+        ("spark.shuffle.io.maxHandshakes", "0"),
+        ("spark.network.sasl.maxEncryptedBlockSize", "0"),
+        ("spark.authenticate", "maybe"),
+    ] {
+        let error = network_common::TransportConf::new(MODULE).with(key, value).unwrap_err();
+        assert!(error.to_string().contains(key) && error.to_string().contains(value), "{error}");
+    }
+    assert!(conf(&[("spark.authenticate", "true")]).authenticate() && !conf(&[]).authenticate());
+}
+
+/// Nothing secret in what is printed.
+#[test]
+fn secrets_are_not_shown() {
+    let shown = format!("{:?} {:?}", Secret::new(SECRET), secrets(APP, SECRET));
+    assert!(shown.contains(APP) && !shown.contains(SECRET), "{shown}");
+}
