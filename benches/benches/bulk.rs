@@ -2,12 +2,13 @@
 
 mod support;
 
+use benches::groups::bodies;
 use benches::limits::{RawChunks, serve_chunks};
 use benches::ours::{self, TransportCalls};
 use benches::protocol::Case;
 use benches::{Chunks, write_file};
 use criterion::{Criterion, criterion_group, criterion_main};
-use support::{bench, bodies, group};
+use support::{bench, group};
 use tempfile::NamedTempFile;
 use tokio::runtime::Runtime;
 

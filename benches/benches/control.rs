@@ -3,12 +3,13 @@
 mod support;
 
 use benches::actors::Local;
+use benches::groups::{echoes, local};
 use benches::limits::{Batched, Channel, PingPong, Smallest, serve_echo};
 use benches::load::Calls;
 use benches::ours::{self, RpcClient, RpcServer, TransportCalls};
 use benches::protocol::{Case, Job};
 use criterion::{Criterion, criterion_group, criterion_main};
-use support::{bench, echoes, group, local};
+use support::{bench, group};
 use tokio::runtime::Runtime;
 
 fn echo(criterion: &mut Criterion) {

@@ -4,11 +4,12 @@
 mod support;
 
 use benches::actors::{Actor, Local};
+use benches::groups::{bodies, echoes, local};
 use benches::load::{Calls, Target};
 use benches::protocol::{Case, Job};
 use criterion::{Criterion, criterion_group, criterion_main};
 use peers::{actix, flight, hyper, kameo, ractor, tarpc, tonic};
-use support::{bench, bodies, echoes, group, local};
+use support::{bench, group};
 use tokio::runtime::Runtime;
 
 /// Runs `jobs` against a server that `listen` starts.

@@ -1,0 +1,36 @@
+//! The jobs in the groups of `cargo bench`, which are the same for ours and for other libraries.
+
+use bench_protocol::{Case, Job};
+
+/// The echo jobs: name and job.
+#[must_use]
+pub fn echoes(bytes: usize) -> [(&'static str, Job); 5] {
+    let job = Job { bytes, ..Job::new(Case::Echo) };
+    [
+        ("1", job),
+        ("16", Job { window: 16, ..job }),
+        ("128", Job { window: 128, ..job }),
+        ("64_tasks", Job { tasks: 64, ..job }),
+        ("8_connections_x16", Job { connections: 8, window: 16, ..job }),
+    ]
+}
+
+/// The jobs of local actors: group, name and job.
+#[must_use]
+pub fn local() -> [(&'static str, &'static str, Job); 5] {
+    let (send, ask) = (Job { bytes: 0, ..Job::new(Case::Send) }, Job::new(Case::Ask));
+    [
+        ("send_local", "1_producer", send),
+        ("send_local", "4_producers", Job { tasks: 4, ..send }),
+        ("send_local", "4_producers_to_1000", Job { tasks: 4, population: 1000, ..send }),
+        ("ask_local", "1", ask),
+        ("ask_local", "128", Job { window: 128, ..ask }),
+    ]
+}
+
+/// The jobs of bodies: name and job.
+#[must_use]
+pub fn bodies(case: Case) -> [(&'static str, Job); 3] {
+    [("1MiB", 1 << 20), ("4MiB", 4 << 20), ("16MiB", 16 << 20)]
+        .map(|(name, bytes)| (name, Job { bytes, window: 4, ..Job::new(case) }))
+}
