@@ -193,7 +193,8 @@ impl Client for RpcClient {
         }
         let refs = self.refs(job.connections, job.population).await?;
         match job.case {
-            Case::Ask => {
+            // An echo of this crate is a typed one.
+            Case::Ask | Case::Echo => {
                 let targets: Vec<_> = refs.into_iter().map(Turns::new).collect();
                 run(&targets, &job).await
             }
@@ -228,7 +229,7 @@ impl Turns {
 }
 
 impl Target for Turns {
-    const CASES: &'static [Case] = &[Case::Ask];
+    const CASES: &'static [Case] = &[Case::Ask, Case::Echo];
     const QUEUES: bool = true;
 
     async fn connect(_: SocketAddr) -> anyhow::Result<Self> {
