@@ -9,10 +9,10 @@ use rc4::{Rc4, StreamCipher};
 use zeroize::Zeroizing;
 
 use super::AuthError;
-use super::cipher::{Filters, Side};
+use super::cipher::Side;
 use super::digest::Cipher;
 use crate::error::BoxError;
-use crate::session::ByteFilter;
+use crate::session::{ByteFilter, Filters};
 
 const BLOCK: usize = 8;
 const MAC: usize = 10;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
-use super::cipher::{Filters, Side};
+use super::cipher::Side;
 use super::digest::{Credentials, DigestServer, Quality};
 use super::engine::AuthEngine;
 use super::guard::{Guard, end};
@@ -13,6 +13,7 @@ use super::{AuthError, AuthMessage, Policy, SaslMessage, Secret};
 use crate::client::TransportClient;
 use crate::error::{BoxError, ErrorKind, TransportError};
 use crate::handler::{RpcHandler, TransportServerBootstrap};
+use crate::session::Filters;
 
 /// Makes every accepted connection prove who it is, by whatever the settings allow (Spark's `AuthServerBootstrap` and
 /// `SaslServerBootstrap`).
@@ -122,8 +123,8 @@ impl ServerHandshake {
             (Ok(_), None) => Err(AuthError::NotOurs(
                 "it is SASL, and spark.network.crypto.saslFallback does not allow that".to_owned(),
             )),
-            // A client of the auth engine falls back to SASL on the same connection.
-            (Err(error @ AuthError::NotOurs(_)), Some(_)) if !self.policy.conf.crypto && !tried => {
+            // A client of another auth engine falls back to SASL on the same connection.
+            (Err(error @ AuthError::NotOurs(_)), Some(_)) if !tried => {
                 self.stage = Stage::Start { tried: true };
                 Ok(Step::NotSpoken(error))
             }

@@ -21,7 +21,7 @@ use crate::session::{
 
 /// Reads per turn, before the writer and other tasks get theirs.
 const READS_PER_TURN: usize = 8;
-/// Bytes that a peer may send before it has proved who it is; no handshake needs more.
+/// A peer that has sent so many bytes is not read again before it has proved who it is; no handshake needs more.
 const MAX_FROM_STRANGER: usize = 64 << 10;
 /// Answers handed on under one lock.
 const ANSWERS_PER_LOCK: usize = 32;
@@ -193,6 +193,11 @@ impl Connection {
             if self.reader.end_mark() == EndMark::Seen {
                 return self.ended_by_peer();
             }
+            // Only now: in the read that reached the limit, much else may stand behind the handshake's last message.
+            if self.reader.from_stranger >= MAX_FROM_STRANGER && self.shared.peer_is_stranger() {
+                let sent = self.reader.from_stranger as u64;
+                return Poll::Ready(Err(self.too_much_from_stranger("has sent", sent)));
+            }
             if let Some(receiving) = &self.reader.receiving {
                 ready!(receiving.pipe.poll_room(context));
             }
@@ -206,7 +211,7 @@ impl Connection {
                     return self.ended_by_peer();
                 }
                 self.reader.decoder.direct_filled(count);
-                self.count_read(count)?;
+                self.count_read(count);
                 self.resources.metrics.direct_body_bytes.fetch_add(count as u64, Ordering::Relaxed);
                 self.dispatch(&[])?;
             } else {
@@ -231,7 +236,7 @@ impl Connection {
         if count == 0 {
             return self.ended_by_peer();
         }
-        self.count_read(count)?;
+        self.count_read(count);
         if self.reader.open.is_none() {
             return Poll::Ready(self.dispatch(buffer.filled()));
         }
@@ -239,15 +244,11 @@ impl Connection {
         Poll::Ready(self.dispatch(&plain))
     }
 
-    fn count_read(&mut self, count: usize) -> Result<(), TransportError> {
+    fn count_read(&mut self, count: usize) {
         self.resources.read(&self.shared, count);
         if self.shared.peer_is_stranger() {
             self.reader.from_stranger += count;
-            if self.reader.from_stranger > MAX_FROM_STRANGER {
-                return Err(self.too_much_from_stranger("has sent", self.reader.from_stranger as u64));
-            }
         }
-        Ok(())
     }
 
     fn too_much_from_stranger(&self, verb: &str, bytes: u64) -> TransportError {

@@ -18,7 +18,10 @@ pub use future::{ChunkFuture, MergedBlockMetaFuture, RequestFuture, RpcFuture, S
 use crate::buffer::ManagedBuffer;
 use crate::error::{ErrorKind, TransportError};
 use crate::protocol::MergedBlockMetaRequest;
-use crate::session::{Answer, ByteFilter, Closing, Session, Ticket};
+use crate::session::{Answer, ByteFilter, Closing, Filters, Session, Ticket};
+
+#[cfg(all(test, feature = "auth"))]
+mod tests;
 
 /// Names one connection, unique in this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -326,14 +329,29 @@ impl TransportClient {
         seal: Box<dyn ByteFilter>,
         open: Box<dyn ByteFilter>,
     ) -> Result<(), TransportError> {
-        let installed = self.0.shared.update(|session| session.install_filters(seal, open));
-        if !installed {
+        self.0.shared.update(|session| self.filter(session, Filters { seal, open }))
+    }
+
+    fn filter(&self, session: &mut Session, filters: Filters) -> Result<(), TransportError> {
+        if !session.install_filters(filters) {
             let peer = self.peer_addr();
             let text = format!("filters refused: the connection to {peer} has some already");
             return Err(TransportError::new(ErrorKind::Refused, text).with_peer(peer));
         }
+        // Under the lock, which the reader takes before every read: it must not take sealed bytes for plain ones.
         self.0.shared.filters_installed.store(true, Ordering::Release);
         Ok(())
+    }
+
+    /// The peer has proved to be `id`. Whoever sees that finds the filters in force.
+    #[cfg(feature = "auth")]
+    pub(crate) fn authenticated(&self, id: String, filters: Option<Filters>) -> Result<(), TransportError> {
+        self.0.shared.update(|session| {
+            if let Some(filters) = filters {
+                self.filter(session, filters)?;
+            }
+            self.set_client_id(id)
+        })
     }
 
     /// Ends the connection: new requests are refused, what is queued is written (for at most 10 s), then outstanding
