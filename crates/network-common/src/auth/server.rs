@@ -109,14 +109,13 @@ impl ServerHandshake {
     }
 
     fn start(&mut self, message: &[u8], tried: bool) -> Result<Step, AuthError> {
-        if self.policy.conf.crypto {
-            if message.first() == Some(&AUTH_TAG) {
-                return self.engine(&AuthMessage::decode(message)?).map(Step::Done);
-            }
-            #[cfg(feature = "legacy-auth")]
-            if self.policy.conf.legacy_engine && message.first() == Some(&super::legacy_engine::TAG) {
-                return self.legacy_engine(message).map(Step::Done);
-            }
+        let (conf, tag) = (&self.policy.conf, message.first());
+        if conf.crypto && tag == Some(&AUTH_TAG) {
+            return self.engine(&AuthMessage::decode(message)?).map(Step::Done);
+        }
+        #[cfg(feature = "legacy-auth")]
+        if conf.crypto && conf.legacy_engine && tag == Some(&super::legacy_engine::TAG) {
+            return self.legacy_engine(message).map(Step::Done);
         }
         match (SaslMessage::decode(message), self.policy.server_sasl()) {
             (Ok(message), Some(quality)) => self.sasl(message, quality),
