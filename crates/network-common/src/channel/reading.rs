@@ -26,9 +26,14 @@ const MAX_FROM_STRANGER: usize = 64 << 10;
 /// Answers handed on under one lock.
 const ANSWERS_PER_LOCK: usize = 32;
 
+/// The same of bytes that are to be opened: sealed pieces that a read cuts apart are copied once more.
+const SEALED_READ_BLOCK: usize = 4 * READ_BLOCK;
+
 thread_local! {
     /// Where sockets are read to when no body's own buffer is the target: idle connections need none.
-    static SCRATCH: Cell<Option<Box<[u8]>>> = const { Cell::new(None) };
+    static SCRATCH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+    /// What filters make of it.
+    static OPENED: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
 pub(super) struct Reader {
@@ -215,9 +220,13 @@ impl Connection {
                 self.resources.metrics.direct_body_bytes.fetch_add(count as u64, Ordering::Relaxed);
                 self.dispatch(&[])?;
             } else {
-                let mut scratch = SCRATCH.take().unwrap_or_else(|| vec![0; READ_BLOCK].into_boxed_slice());
-                let result = self.read_scratch(context, &mut scratch);
-                SCRATCH.set(Some(scratch));
+                let block = if self.reader.open.is_none() { READ_BLOCK } else { SEALED_READ_BLOCK };
+                let mut scratch = SCRATCH.take();
+                if scratch.len() < block {
+                    scratch.resize(block, 0);
+                }
+                let result = self.read_scratch(context, &mut scratch[..block]);
+                SCRATCH.set(scratch);
                 ready!(result)?;
             }
         }
@@ -240,8 +249,11 @@ impl Connection {
         if self.reader.open.is_none() {
             return Poll::Ready(self.dispatch(buffer.filled()));
         }
-        let plain = self.unfilter(buffer.filled())?;
-        Poll::Ready(self.dispatch(&plain))
+        let mut plain = OPENED.take();
+        let dispatched = self.unfilter(buffer.filled(), &mut plain).and_then(|()| self.dispatch(&plain));
+        plain.clear();
+        OPENED.set(plain);
+        Poll::Ready(dispatched)
     }
 
     fn count_read(&mut self, count: usize) {
@@ -273,12 +285,11 @@ impl Connection {
         Ok(Some(plain))
     }
 
-    fn unfilter(&mut self, input: &[u8]) -> Result<Vec<u8>, TransportError> {
-        let mut plain = Vec::with_capacity(input.len());
-        if let Some(open) = &mut self.reader.open {
-            open.transform(input, &mut plain).map_err(|error| undecodable(&self.shared, error))?;
+    fn unfilter(&mut self, input: &[u8], plain: &mut Vec<u8>) -> Result<(), TransportError> {
+        match &mut self.reader.open {
+            Some(open) => open.transform(input, plain).map_err(|error| undecodable(&self.shared, error)),
+            None => Ok(()),
         }
-        Ok(plain)
     }
 
     /// Takes in bytes and hands on every message that they complete.
