@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use crate::address::RpcEndpointAddress;
 use crate::ask::{About, Ask, Asks, State};
-use crate::call_context::{RpcCallContext, id_of};
+use crate::call_context::RpcCallContext;
 use crate::error::{ErrorKind, RpcError, SendError};
 use crate::message::{RpcMessage, RpcRequest, local_only};
 use crate::origin::{Asker, Origin};
@@ -260,12 +260,12 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
     ) -> Result<State<R::Reply>, RpcError> {
         Ok(match &self.target {
             Target::Local(mailbox) => {
-                let slot = Arc::new(Slot::new());
+                let slot = Arc::new(Slot::new(deadline));
                 let sender = self.about.address.address().cloned();
-                let context = RpcCallContext::local(Arc::clone(&slot), deadline, sender);
+                let context = RpcCallContext::local(Arc::clone(&slot), sender);
                 let asker = Arc::clone(&slot) as Arc<dyn Asker>;
                 let span = self.about.asks.tracer.local(self.name());
-                let origin = Origin::Asked { id: id_of(&slot), asker, deadline, span };
+                let origin = Origin::Asked { asker, span };
                 post(&**mailbox, origin, &mut Some((request, context)))?;
                 State::Local(slot)
             }

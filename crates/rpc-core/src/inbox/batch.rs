@@ -64,21 +64,19 @@ impl<M> Batch<M> {
     fn done(&mut self, origin: &Origin) {
         self.handled.add(Volume::message(origin.bytes::<M>()), origin.link());
         if self.handled.messages >= self.share {
-            self.give_back();
+            self.give_back(true);
         }
     }
 
-    /// Gives back what is handled: at the latest when the loop is about to wait for something.
-    fn give_back(&mut self) {
-        if self.handled.messages > 0 {
-            let released = self.handled.give_back(&mut self.inbox.state.lock(), &self.inbox);
-            self.inbox.tell(released);
-        }
+    /// Gives back what is handled: at the latest when the loop is about to wait for something, and not `goes_on`.
+    fn give_back(&mut self, goes_on: bool) {
+        let released = self.handled.give_back(&mut self.inbox.state.lock(), &self.inbox, goes_on);
+        self.inbox.tell(released);
     }
 
     /// The loop begins to wait for what it has in hand.
     pub(crate) fn waits(&mut self, since: Instant) {
-        self.give_back();
+        self.give_back(false);
         self.inbox.state.lock().in_hand_since.get_or_insert(since);
     }
 
@@ -93,14 +91,10 @@ impl<M> Batch<M> {
         let mut state = self.inbox.state.lock();
         std::mem::swap(&mut state.queue, &mut self.items);
         state.in_hand_since = state.queued_since.take();
-        if self.handled.messages > 0 {
-            let released = self.handled.give_back(&mut state, &self.inbox);
-            self.taken = state.counts.handled;
-            drop(state);
-            self.inbox.tell(released);
-        } else {
-            self.taken = state.counts.handled;
-        }
+        let released = self.handled.give_back(&mut state, &self.inbox, !self.items.is_empty());
+        self.taken = state.counts.handled;
+        drop(state);
+        self.inbox.tell(released);
         !self.items.is_empty()
     }
 
@@ -112,7 +106,7 @@ impl<M> Batch<M> {
 
 impl<M> Drop for Batch<M> {
     fn drop(&mut self) {
-        self.give_back();
+        self.give_back(false);
         if !self.items.is_empty() {
             self.inbox.discard(std::mem::take(&mut self.items), Closed::Runtime);
         }
@@ -144,14 +138,15 @@ impl Handled {
         }
     }
 
-    fn give_back<M>(&mut self, state: &mut State<M>, inbox: &Inbox<M>) -> Released {
+    fn give_back<M>(&mut self, state: &mut State<M>, inbox: &Inbox<M>, goes_on: bool) -> Released {
         self.messages = 0;
         let Counts { handled, failed, expired, .. } = std::mem::take(&mut self.counts);
         state.counts.handled += handled;
         state.counts.failed += failed;
         state.counts.expired += expired;
         let done = self.earlier.drain(..).chain(self.latest.take());
-        state.release(done, inbox.conf.limit, &inbox.windows)
+        let grants = state.release(done, inbox.conf.limit, &inbox.windows);
+        Released { room: state.has_room(inbox.conf.limit, goes_on), grants }
     }
 }
 

@@ -73,6 +73,8 @@ struct State<M> {
     closed: Option<Closed>,
     ended: bool,
     counts: Counts,
+    /// Somebody waits for room.
+    room_awaited: bool,
     /// Since when the queue has not been empty while the loop was busy.
     queued_since: Option<Instant>,
     /// Since when what the loop has in hand keeps it busy, as far as is known.
@@ -120,6 +122,7 @@ impl<M> Inbox<M> {
             closed: None,
             ended: false,
             counts: Counts::default(),
+            room_awaited: false,
             queued_since: None,
             in_hand_since: None,
         };
@@ -186,8 +189,8 @@ impl<M> Inbox<M> {
             tracing::warn!(endpoint = %self.address, "the inbox is full: its oldest message is dropped");
             discard(origin.ask_id(), message, &self.full());
             let done = Done { volume: Volume::message(origin.bytes::<M>()), link: origin.link().cloned() };
-            let released = self.state.lock().release([done], self.conf.limit, &self.windows);
-            self.tell(released);
+            let grants = self.state.lock().release([done], self.conf.limit, &self.windows);
+            self.tell(Released { room: false, grants });
         }
         Ok(opened)
     }
@@ -315,9 +318,12 @@ impl<M> Inbox<M> {
         }
     }
 
-    fn is_full(&self) -> bool {
-        let state = self.state.lock();
-        state.closed.is_none() && !state.held.fits(self.conf.limit)
+    /// Whether who wants room has to wait for it.
+    fn await_room(&self) -> bool {
+        let mut state = self.state.lock();
+        let full = state.closed.is_none() && !state.held.fits(self.conf.limit);
+        state.room_awaited |= full;
+        full
     }
 
     fn closed(&self, closed: Closed) -> RpcError {
@@ -361,8 +367,7 @@ impl<M> State<M> {
         done: impl IntoIterator<Item = Done>,
         limit: Volume,
         windows: &Windows,
-    ) -> Released {
-        let was_full = !self.held.fits(limit);
+    ) -> Vec<(Arc<Link>, Volume)> {
         let mut grants = Vec::new();
         for done in done {
             self.held.remove(done.volume);
@@ -373,7 +378,15 @@ impl<M> State<M> {
             grants.extend(account.handle(done.volume, free, windows).map(|more| (link, more)));
             self.promised.add(account.promised());
         }
-        Released { room: was_full && self.held.fits(limit), grants }
+        grants
+    }
+
+    /// Whether those who wait for room are to be told. While the loop goes on they are told when half is free, so that
+    /// they and the loop do not wake each other for every few messages.
+    fn has_room(&mut self, limit: Volume, goes_on: bool) -> bool {
+        let room = self.room_awaited && self.held.fits(if goes_on { limit.half() } else { limit });
+        self.room_awaited &= !room;
+        room
     }
 
     /// Takes out the message that has waited longest.
@@ -388,7 +401,7 @@ impl<M> State<M> {
 
 /// What is to be told, after the lock, when messages have been handled.
 struct Released {
-    /// There is room where there was none.
+    /// There is room where somebody waits for it.
     room: bool,
     grants: Vec<(Arc<Link>, Volume)>,
 }
@@ -402,7 +415,7 @@ impl<M: Send> Mailbox<M> for Inbox<M> {
         Box::pin(async {
             let mut room = std::pin::pin!(self.room.notified());
             room.as_mut().enable();
-            if self.is_full() {
+            if self.await_room() {
                 room.await;
             }
         })

@@ -9,7 +9,7 @@ mod serial;
 
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -187,12 +187,11 @@ async fn watch<M, T>(
     place: &Place<M>,
     sample: bool,
     mut waits: impl FnMut(Instant),
-    handler: impl Future<Output = T>,
+    mut handler: impl Future<Output = T> + Unpin,
 ) -> T {
     let mut started = sample.then(Instant::now);
-    let mut handler = pin!(handler);
     let outcome = poll_fn(|cx| {
-        let polled = handler.as_mut().poll(cx);
+        let polled = Pin::new(&mut handler).poll(cx);
         if polled.is_pending() {
             waits(*started.get_or_insert_with(Instant::now));
         }
