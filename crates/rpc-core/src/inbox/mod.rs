@@ -188,11 +188,20 @@ impl<M> Inbox<M> {
         if let Some((message, origin)) = dropped {
             tracing::warn!(endpoint = %self.address, "the inbox is full: its oldest message is dropped");
             discard(origin.ask_id(), message, &self.full());
-            let done = Done { volume: Volume::message(origin.bytes::<M>()), link: origin.link().cloned() };
-            let grants = self.state.lock().release([done], self.conf.limit, &self.windows);
-            self.tell(Released { room: false, grants });
+            self.drop_volume(&origin);
         }
         Ok(opened)
+    }
+
+    /// A message that was in the queue no longer counts.
+    fn drop_volume(&self, origin: &Origin) {
+        let volume = Volume::message(origin.bytes::<M>());
+        let mut state = self.state.lock();
+        let Some(link) = origin.link() else { return state.held.remove(volume) };
+        let done = Done { volume, link: Arc::clone(link) };
+        let grants = state.release(done, self.conf.limit, &self.windows).into_iter().collect();
+        drop(state);
+        self.tell(Released { room: false, grants });
     }
 
     /// Events are few and bypass the limits.
@@ -249,8 +258,10 @@ impl<M> Inbox<M> {
         if released.room {
             self.room.notify_waiters();
         }
-        for (link, more) in released.grants {
-            link.grant(self.address.name(), more);
+        if !released.grants.is_empty() {
+            for (link, more) in released.grants {
+                link.grant(self.address.name(), more);
+            }
         }
     }
 
@@ -362,23 +373,15 @@ impl<M> State<M> {
         grant
     }
 
-    fn release(
-        &mut self,
-        done: impl IntoIterator<Item = Done>,
-        limit: Volume,
-        windows: &Windows,
-    ) -> Vec<(Arc<Link>, Volume)> {
-        let mut grants = Vec::new();
-        for done in done {
-            self.held.remove(done.volume);
-            let Some(link) = done.link else { continue };
-            let Some(account) = self.accounts.get_mut(&link.id()) else { continue };
-            let free = limit.minus(self.held).minus(self.promised);
-            self.promised.remove(account.promised());
-            grants.extend(account.handle(done.volume, free, windows).map(|more| (link, more)));
-            self.promised.add(account.promised());
-        }
-        grants
+    /// Messages of a connection no longer count. Gives what its sender is to be told.
+    fn release(&mut self, done: Done, limit: Volume, windows: &Windows) -> Option<(Arc<Link>, Volume)> {
+        self.held.remove(done.volume);
+        let account = self.accounts.get_mut(&done.link.id())?;
+        let free = limit.minus(self.held).minus(self.promised);
+        self.promised.remove(account.promised());
+        let more = account.handle(done.volume, free, windows);
+        self.promised.add(account.promised());
+        more.map(|more| (done.link, more))
     }
 
     /// Whether those who wait for room are to be told. While the loop goes on they are told when half is free, so that

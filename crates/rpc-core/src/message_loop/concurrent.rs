@@ -164,7 +164,9 @@ async fn handle<E: RpcEndpoint>(
         Item::Stop => (Ok(()), None),
     };
     let failed = outcome.is_err();
-    settle(&*endpoint, outcome, cx, &place).await;
+    if failed {
+        settle(&*endpoint, outcome, cx, &place).await;
+    }
     origin.map(|origin| (origin, failed))
 }
 

@@ -126,6 +126,8 @@ struct Life<B: Behaviour> {
 
 enum LifeState<B: Behaviour> {
     Idle(Box<B>, Buffer<B::Message>),
+    /// Waits for something to do.
+    Parked(Box<B>),
     Busy(BoxFuture<'static, Drained<B, B::Message>>),
     Over,
 }
@@ -158,7 +160,7 @@ impl<B: Behaviour> Future for Life<B> {
                 },
                 LifeState::Idle(behaviour, mut spare) => {
                     if this.place.inbox.park(cx.waker(), &mut spare) {
-                        this.state = LifeState::Idle(behaviour, Buffer::new());
+                        this.state = LifeState::Parked(behaviour);
                         return Poll::Pending;
                     }
                     // A sender that is as fast as the endpoint must not keep the thread for ever.
@@ -169,6 +171,8 @@ impl<B: Behaviour> Future for Life<B> {
                     share.made_progress();
                     LifeState::Busy(behaviour.drain(Arc::clone(&this.place)))
                 }
+                // It was woken, so there is something, or else it will be idle again at once.
+                LifeState::Parked(behaviour) => LifeState::Busy(behaviour.drain(Arc::clone(&this.place))),
                 LifeState::Over => return Poll::Ready(()),
             };
         }

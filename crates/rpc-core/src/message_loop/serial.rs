@@ -69,7 +69,9 @@ impl<E: ThreadSafeRpcEndpoint> Behaviour for Serial<E> {
                             return None;
                         }
                     };
-                    self.settle(outcome, &place.cx, &place).await;
+                    if outcome.is_err() {
+                        self.settle(outcome, &place.cx, &place).await;
+                    }
                     in_a_row += 1;
                     if in_a_row == FAIR_SHARE {
                         in_a_row = 0;
