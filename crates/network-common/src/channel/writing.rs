@@ -37,6 +37,8 @@ pub(super) struct Writer {
     /// What a filter made of those bytes of the batch that count as written already, and how much of it really is.
     sealed: Vec<u8>,
     sealed_written: usize,
+    /// The connection ended in the middle of something sealed.
+    cut_short: bool,
     /// The answers that were read last were for several tasks, so several are likely to call again.
     pub(super) many_callers: bool,
     /// Whether others were already given the chance to add to the next batch.
@@ -59,6 +61,7 @@ impl Writer {
             seal: None,
             sealed: Vec::new(),
             sealed_written: 0,
+            cut_short: false,
             many_callers: false,
             yielded: false,
             shared,
@@ -103,10 +106,7 @@ impl Writer {
 
     /// The connection has ended: lets go of what was not written, whose hooks wait for that.
     pub(super) fn end(&mut self) {
-        if !self.is_written() {
-            // Inside of what was sealed, last words would only be garbage.
-            self.seal = None;
-        }
+        self.cut_short = self.sealed_written < self.sealed.len();
         self.batch = Batch::default();
         self.written = 0;
         self.sealed = Vec::new();
@@ -121,7 +121,8 @@ impl Writer {
     /// sending direction.
     pub(super) async fn shut(&mut self) {
         let mut last_words = Vec::new();
-        if let Some(seal) = &mut self.seal {
+        // Inside of something sealed they would only be garbage.
+        if let Some(seal) = self.seal.as_mut().filter(|_| !self.cut_short) {
             seal.finish(&mut last_words);
         }
         if let Err(error) = self.write_raw(&last_words).await {
