@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use shuttle::future::{JoinHandle, block_on, spawn, yield_now};
 use shuttle::thread;
 use tokio::runtime::{Builder, Runtime};
+use tokio::sync::Barrier;
 
 use super::check;
 use crate::address::RpcEndpointAddress;
@@ -57,6 +58,16 @@ struct Life {
     running: usize,
     /// In the order in which their handling began.
     received: Vec<Mark>,
+    /// What should not have been. Told at the end, as a handler's panic ends nothing but the handler.
+    complaints: Vec<&'static str>,
+}
+
+impl Life {
+    fn demand(&mut self, holds: bool, what: &'static str) {
+        if !holds {
+            self.complaints.push(what);
+        }
+    }
 }
 
 /// Looks at what the loop calls and when, and lets others go on in the middle of each call.
@@ -75,8 +86,9 @@ impl Drop for Call<'_> {
 impl Witness {
     fn begin(&self, alone: bool) -> Call<'_> {
         let mut life = self.0.lock().unwrap();
-        assert!(!life.stopped, "nothing comes after on_stop");
-        assert!(!alone || life.running == 0, "it runs beside another");
+        let (stopped, running) = (life.stopped, life.running);
+        life.demand(!stopped, "nothing comes after on_stop");
+        life.demand(!alone || running == 0, "it comes alone");
         life.running += 1;
         Call(self)
     }
@@ -84,7 +96,9 @@ impl Witness {
     async fn on_start(&self) -> Result<(), RpcError> {
         let _call = self.begin(true);
         yield_now().await;
-        assert!(!std::mem::replace(&mut self.0.lock().unwrap().started, true), "it starts once");
+        let mut life = self.0.lock().unwrap();
+        let started = std::mem::replace(&mut life.started, true);
+        life.demand(!started, "it starts once");
         Ok(())
     }
 
@@ -98,7 +112,8 @@ impl Witness {
 
     fn received(&self, mark: Mark) {
         let mut life = self.0.lock().unwrap();
-        assert!(life.started, "on_start comes first");
+        let started = life.started;
+        life.demand(started, "on_start comes first");
         life.received.push(mark);
     }
 
@@ -116,6 +131,7 @@ impl Witness {
     /// All that was `accepted` has been handled once, then `on_stop` has run.
     fn has_ended(&self, kind: Kind, mut accepted: Vec<Mark>) {
         let mut life = self.0.lock().unwrap();
+        assert_eq!(life.complaints, [""; 0]);
         assert!(life.stopped && life.running == 0);
         match kind {
             // In the order of each sender.
@@ -160,6 +176,20 @@ impl RpcEndpoint for Concurrent {
     }
 }
 
+/// Answers two asks when both have come.
+struct Meeting(Barrier);
+
+impl RpcEndpoint for Meeting {
+    type Message = Message;
+    async fn receive(&self, message: Message, _: &EndpointContext<Message>) -> Result<(), RpcError> {
+        self.0.wait().await;
+        match message {
+            Message::Ask(mark, context) => context.reply(mark),
+            Message::Tell(_) => Ok(()),
+        }
+    }
+}
+
 /// An inbox and what is around it, but for its loop.
 struct Room {
     inbox: Arc<Inbox<Message>>,
@@ -192,14 +222,17 @@ impl Room {
         let witness = self.witness.clone();
         match kind {
             Kind::Serial => spawn(Serial(witness).run(self.seat(true, None))),
-            Kind::Concurrent => spawn(Concurrent(witness).run(self.seat(false, None))),
-            Kind::Isolated => {
-                let threads = Threads::start("model", 2, self.runtime.handle()).unwrap();
-                let life = Concurrent(witness).run(self.seat(false, Some(threads.clone())));
-                let life = threads.spawn(life);
-                spawn(async { life.await.unwrap() })
-            }
+            Kind::Concurrent | Kind::Isolated => self.start_concurrent(kind, Concurrent(witness)),
         }
+    }
+
+    fn start_concurrent(&self, kind: Kind, endpoint: impl RpcEndpoint<Message = Message>) -> JoinHandle<()> {
+        let threads = match kind {
+            Kind::Isolated => Threads::start("model", 2, self.runtime.handle()).unwrap(),
+            Kind::Serial | Kind::Concurrent => return spawn(endpoint.run(self.seat(false, None))),
+        };
+        let life = threads.spawn(endpoint.run(self.seat(false, Some(threads.clone()))));
+        spawn(async { life.await.unwrap() })
     }
 
     /// Sends from a thread of its own.
@@ -269,6 +302,15 @@ fn posts_wake_the_loop(kind: Kind) {
     room.witness.has_ended(kind, accepted);
 }
 
+/// A message is received while another is being handled.
+fn handlers_meet(kind: Kind) {
+    let room = Room::new(100);
+    let life = room.start_concurrent(kind, Meeting(Barrier::new(2)));
+    assert_eq!(join([room.sender(0, 2, ask), room.sender(1, 2, ask)]).len(), 4);
+    room.inbox.stop(Closed::Endpoint);
+    block_on(life).unwrap();
+}
+
 /// What is accepted while the endpoint is stopped is handled before `on_stop`; what is refused never.
 fn stop_races_with_posts(kind: Kind) {
     let room = Room::new(100);
@@ -298,8 +340,9 @@ fn the_end_of_the_runtime_ends_asks(kind: Kind) {
     let senders = [room.sender(0, 2, ask), room.sender(1, 2, ask)];
     life.abort();
     let answered = join(senders);
-    let received = &room.witness.0.lock().unwrap().received;
-    assert!(answered.iter().all(|mark| received.contains(mark)));
+    let life = room.witness.0.lock().unwrap();
+    assert_eq!(life.complaints, [""; 0]);
+    assert!(answered.iter().all(|mark| life.received.contains(mark)));
 }
 
 #[test]
@@ -315,6 +358,12 @@ fn posts_wake_the_loop_of_a_concurrent_endpoint() {
 #[test]
 fn posts_wake_the_loop_of_an_isolated_endpoint() {
     check(2000, || posts_wake_the_loop(Kind::Isolated));
+}
+
+#[test]
+fn a_concurrent_endpoint_receives_while_it_handles() {
+    check(2000, || handlers_meet(Kind::Concurrent));
+    check(2000, || handlers_meet(Kind::Isolated));
 }
 
 #[test]

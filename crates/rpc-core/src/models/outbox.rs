@@ -56,12 +56,12 @@ impl RpcHandler for Server {
 /// The connections of the environment that sends.
 struct Connections {
     links: Arc<Links>,
-    latest: Mutex<Option<TransportClient>>,
+    all: Mutex<Vec<TransportClient>>,
 }
 
 impl Connections {
     fn latest(&self) -> Option<TransportClient> {
-        self.latest.lock().unwrap().clone()
+        self.all.lock().unwrap().last().cloned()
     }
 }
 
@@ -72,12 +72,20 @@ impl RpcHandler for Connections {
 
     fn channel_active(&self, client: &TransportClient) {
         self.links.add(client);
-        *self.latest.lock().unwrap() = Some(client.clone());
+        self.all.lock().unwrap().push(client.clone());
     }
 
     fn channel_inactive(&self, client: &TransportClient) {
         self.links.remove(client);
     }
+}
+
+/// What senders have to wait for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Scarce {
+    Credit,
+    /// Room in the connection's write queue: every message fills it.
+    Queue,
 }
 
 /// Two environments, as far as outboxes need them.
@@ -93,19 +101,19 @@ struct World {
 }
 
 impl World {
-    /// `write_queue`: the bytes that a connection takes before it is full.
-    fn new(write_queue: &str) -> Self {
+    fn new(scarce: Scarce) -> Self {
         let runtime = Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
         let handle = runtime.handle().clone();
         let network = MemoryNetwork::new();
-        let conf =
-            TransportConf::from_settings("rpc", [("spark.rpc.io.maxWriteQueueSize", write_queue)]).unwrap();
+        let write_queue = if scarce == Scarce::Queue { "1" } else { "1m" };
+        let settings = [("spark.rpc.io.maxWriteQueueSize", write_queue)];
+        let conf = TransportConf::from_settings("rpc", settings).unwrap();
         let server = Arc::new(Server::default());
         let listener =
             TransportContext::with_handler(conf.clone(), Arc::clone(&server) as _).on_network(&network);
         let listener = runtime.block_on(listener.create_server("127.0.0.1:0")).unwrap();
         let links = Links::new(Budget::new(u64::MAX), usize::MAX, handle.clone());
-        let connections = Arc::new(Connections { links: Arc::clone(&links), latest: Mutex::default() });
+        let connections = Arc::new(Connections { links: Arc::clone(&links), all: Mutex::default() });
         let context =
             TransportContext::with_handler(conf, Arc::clone(&connections) as _).on_network(&network);
         let limits = Volume::new(100, u64::MAX);
@@ -138,17 +146,20 @@ impl World {
         })
     }
 
-    /// The server's credit: as much as has arrived. Until `over`.
-    fn granter(&self) -> JoinHandle<()> {
+    /// The server's credit: so much for each message that has arrived. Until `over`.
+    fn granter(&self, credit: u64) -> JoinHandle<()> {
         let (server, connections) = (Arc::clone(&self.server), Arc::clone(&self.connections));
         let over = Arc::clone(&self.over);
         thread::spawn(move || {
-            let mut granted = 0;
+            let mut answered = 0;
             while !over.load(Ordering::Relaxed) {
-                let arrived = server.arrived().len();
-                if let (Some(client), true) = (connections.latest(), granted < arrived) {
-                    granted += 1;
-                    connections.links.granted(&client, ENDPOINT, Volume::new(1, 100));
+                let arrived = server.arrived().len() as u64;
+                // Every connection begins with one.
+                let allowed = answered * credit + connections.all.lock().unwrap().len() as u64;
+                assert!(arrived <= allowed, "{arrived} messages have arrived, {allowed} are allowed");
+                if let (Some(client), true) = (connections.latest(), answered < arrived) {
+                    answered += 1;
+                    connections.links.granted(&client, ENDPOINT, Volume::new(credit, 100 * credit));
                 }
                 thread::yield_now();
             }
@@ -219,7 +230,10 @@ fn send(lane: &dyn Wire, mark: Mark) -> bool {
 fn ask(lane: &dyn Wire, mark: Mark) -> Result<(), RpcError> {
     loop {
         match block_on(lane.ask(message(mark))) {
-            Ok(answer) => return Ok(assert_eq!(answer, message(mark))),
+            Ok(answer) => {
+                assert_eq!(answer, message(mark));
+                return Ok(());
+            }
             Err(error) if error.kind() == ErrorKind::Limit => block_on(lane.room()),
             Err(error) => return Err(error),
         }
@@ -236,9 +250,9 @@ fn is_in_order(arrived: &[(ConnectionId, Mark)]) {
 }
 
 /// What waits for the connection or for credit is sent in order, all of it, once.
-fn all_arrives(write_queue: &str) {
-    let world = World::new(write_queue);
-    let granter = world.granter();
+fn all_arrives(scarce: Scarce) {
+    let world = World::new(scarce);
+    let granter = world.granter(if scarce == Scarce::Credit { 1 } else { 3 });
     for sender in [world.sender(0), world.sender(1)] {
         let sent = sender.join().unwrap();
         assert_eq!((sent.answered.len(), sent.failed), (1, Vec::new()));
@@ -250,9 +264,9 @@ fn all_arrives(write_queue: &str) {
 }
 
 /// A connection that ends takes messages with it, but none is sent twice, and every ask ends.
-fn the_connection_ends(write_queue: &str) {
-    let world = World::new(write_queue);
-    let granter = world.granter();
+fn the_connection_ends(scarce: Scarce) {
+    let world = World::new(scarce);
+    let granter = world.granter(if scarce == Scarce::Credit { 1 } else { 3 });
     let (senders, cutter) = ([world.sender(0), world.sender(1)], world.cutter());
     let answered = senders.into_iter().flat_map(|sender| {
         let sent = sender.join().unwrap();
@@ -274,9 +288,9 @@ fn the_connection_ends(write_queue: &str) {
 }
 
 /// Of what is accepted while the environment stops, the report knows what was not sent, and the rest arrives.
-fn the_environment_stops(write_queue: &str) {
-    let world = World::new(write_queue);
-    let granter = world.granter();
+fn the_environment_stops(scarce: Scarce) {
+    let world = World::new(scarce);
+    let granter = world.granter(if scarce == Scarce::Credit { 1 } else { 3 });
     let senders = [world.sender(0), world.sender(1)];
     let outboxes = Arc::clone(&world.outboxes);
     let stopped = world.runtime.spawn(async move { outboxes.stop(Duration::from_secs(1)).await });
@@ -295,25 +309,20 @@ fn the_environment_stops(write_queue: &str) {
     world.end(granter);
 }
 
-/// No write queue is full.
-const WIDE: &str = "1m";
-/// Every message fills it.
-const NARROW: &str = "1";
-
 #[test]
 fn what_waits_is_sent_in_order() {
-    check(2000, || all_arrives(WIDE));
-    check(2000, || all_arrives(NARROW));
+    check(1000, || all_arrives(Scarce::Credit));
+    check(1000, || all_arrives(Scarce::Queue));
 }
 
 #[test]
 fn nothing_is_sent_twice_when_the_connection_ends() {
-    check(2000, || the_connection_ends(WIDE));
-    check(2000, || the_connection_ends(NARROW));
+    check(1000, || the_connection_ends(Scarce::Credit));
+    check(1000, || the_connection_ends(Scarce::Queue));
 }
 
 #[test]
 fn a_stop_loses_nothing_untold() {
-    check(2000, || the_environment_stops(WIDE));
-    check(2000, || the_environment_stops(NARROW));
+    check(1000, || the_environment_stops(Scarce::Credit));
+    check(1000, || the_environment_stops(Scarce::Queue));
 }
