@@ -12,10 +12,9 @@ use std::time::Duration;
 
 use slab::Slab;
 use tokio::runtime::Handle;
-use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::sync::Mutex;
+use crate::sync::{Mutex, Notify};
 
 const TICK: Duration = Duration::from_millis(50);
 

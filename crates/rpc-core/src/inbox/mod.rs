@@ -11,7 +11,6 @@ use std::time::Duration;
 use foldhash::HashMap;
 use futures::future::BoxFuture;
 use network_common::ConnectionId;
-use tokio::sync::Notify;
 use tokio::time::Instant;
 
 pub(crate) use batch::Batch;
@@ -26,7 +25,7 @@ use crate::metrics::{EndpointSnapshot, Histogram};
 use crate::origin::Origin;
 use crate::post::Mailbox;
 use crate::running::discard;
-use crate::sync::Mutex;
+use crate::sync::{Mutex, Notify};
 
 /// A queue that keeps its buffer while parked only up to this many items.
 const KEEP: usize = 64;

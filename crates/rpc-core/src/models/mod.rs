@@ -3,7 +3,8 @@
 //!
 //! `RUSTFLAGS="--cfg shuttle" cargo test --package rpc-core --lib --target-dir target/models models`
 //!
-//! A step is what lies between two uses of something in `sync`. The transport and tokio do theirs without interruption.
+//! A step is what lies between two uses of something in `sync`. The transport and the rest of tokio do theirs without
+//! interruption.
 
 #![allow(clippy::unwrap_used)]
 
