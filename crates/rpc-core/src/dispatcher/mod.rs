@@ -8,7 +8,6 @@ use std::sync::Arc;
 
 use async_task::FallibleTask;
 use foldhash::HashMap;
-use parking_lot::RwLock;
 use registered::Registered;
 pub(crate) use stop::Stopping;
 use tokio::runtime::Handle;
@@ -27,6 +26,7 @@ use crate::message_loop::{IntoEndpoint, Seat};
 use crate::metrics::EndpointSnapshot;
 use crate::origin::Arrival;
 use crate::post::Mailbox;
+use crate::sync::RwLock;
 use crate::threads::Threads;
 use crate::trace::TraceSpan;
 

@@ -8,13 +8,14 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use network_common::{ErrorKind as TransportErrorKind, TransportClient};
 use slab::Slab;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::oneshot;
 
 use super::{Connecting, Outbox, Outboxes, Phase};
 use crate::credit::{Credit, Volume};
 use crate::error::{ErrorKind, RpcError};
 use crate::link::Sender;
 use crate::post::{Dispatched, RemoteAnswer, Wire};
+use crate::sync::Notify;
 
 /// What refs to one endpoint hold: a place among the lanes of the outbox to its address.
 pub(crate) struct Lane {
