@@ -109,6 +109,14 @@ impl Links {
         }
     }
 
+    /// Until every connection there is now has ended.
+    pub(crate) async fn ended(&self) {
+        let clients: Vec<_> = self.by_id.read().values().map(|link| link.client.clone()).collect();
+        for client in clients {
+            client.closed().await;
+        }
+    }
+
     pub(crate) fn remove(&self, client: &TransportClient) -> Option<Arc<Link>> {
         let senders = self.senders.lock().remove(&client.id()).unwrap_or_default();
         for sender in senders {

@@ -120,6 +120,42 @@ async fn what_is_sent_in_on_stop_still_goes_out() {
     assert!(report.is_clean(), "{report:?}");
 }
 
+/// A shutdown ends only when what was sent has left: the process may end right behind it.
+#[test]
+fn what_is_sent_in_on_stop_does_not_need_the_runtime_afterwards() {
+    /// More than the buffers of a socket hold.
+    const LARGE: usize = 32 << 20;
+    struct Parting(RpcEndpointRef<HelloMessage>);
+    impl ThreadSafeRpcEndpoint for Parting {
+        type Message = HelloMessage;
+        async fn receive(
+            &mut self,
+            _: HelloMessage,
+            _: &EndpointContext<HelloMessage>,
+        ) -> Result<(), RpcError> {
+            Ok(())
+        }
+        async fn on_stop(&mut self, _: &EndpointContext<HelloMessage>) -> Result<(), RpcError> {
+            Ok(self.0.send(hi(&"x".repeat(LARGE)))?)
+        }
+    }
+    let build =
+        || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let (theirs, ours) = (build(), build());
+    let (told, mut heard) = mpsc::unbounded_channel();
+    let server = theirs.block_on(server());
+    server.setup_endpoint("tell", Tell(told)).unwrap();
+    let report = ours.block_on(async {
+        let client = client().await;
+        let tell = soon(client.setup_endpoint_ref::<HelloMessage>(address(&server), "tell")).await.unwrap();
+        client.setup_endpoint("parting", Parting(tell)).unwrap();
+        soon(client.shutdown()).await
+    });
+    drop(ours);
+    assert!(report.is_clean(), "{report:?}");
+    assert_eq!(theirs.block_on(next(&mut heard)).len(), LARGE);
+}
+
 #[tokio::test]
 async fn messages_that_cannot_be_sent_any_more_are_counted() {
     let gone = server().await;

@@ -13,7 +13,7 @@ use crate::metrics::ShutdownReport;
 use crate::running::EnvId;
 
 /// How long a shutdown waits, after the endpoints have stopped, for messages that wait for a connection or for credit,
-/// and then for answers that are still being written.
+/// then for answers that are still being written, and then for the connections that it made to end.
 const SEND_OUT: Duration = Duration::from_secs(5);
 
 impl RpcEnv {
@@ -79,6 +79,8 @@ impl Ending {
         if let Some(server) = server {
             server.close(SEND_OUT).await;
         }
+        // Those that this environment made: they are closing, and what the runtime's end found unwritten would be lost.
+        let _ = tokio::time::timeout(SEND_OUT, inner.links.ended()).await;
         inner.downloads.close();
         self.report.took = begun.elapsed();
         self.report.complete = true;
