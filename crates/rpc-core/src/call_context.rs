@@ -196,7 +196,8 @@ impl<T: Send + 'static> Asker<T> {
     fn fail(self, error: RpcError) {
         match self {
             Self::Local(slot) => slot.complete(Err(error)),
-            Self::Remote { reply, .. } => reply.answer(wire::encode_failure(&error)),
+            // One whose text is too large is told so instead.
+            Self::Remote { reply, .. } => drop(reply.send(wire::encode_failure(&error))),
             Self::Nobody => {}
         }
     }

@@ -319,6 +319,34 @@ async fn rpc_env_24_an_answer_that_cannot_travel_fails_the_asker() {
     assert_eq!(soon(local.ask(hi(&too_large))).await.unwrap().text.len(), 1 << 20);
 }
 
+/// Fails with as many bytes as the asker's text says.
+struct Complain;
+
+impl ThreadSafeRpcEndpoint for Complain {
+    type Message = HelloMessage;
+    async fn receive(
+        &mut self,
+        message: HelloMessage,
+        _: &EndpointContext<HelloMessage>,
+    ) -> Result<(), RpcError> {
+        let (HelloMessage::SayHi(hi, _context), ..) = (message,) else { return Ok(()) };
+        Err(RpcError::application("x".repeat(hi.msg.parse().map_err(RpcError::application)?)))
+    }
+}
+
+#[tokio::test]
+async fn rpc_env_24_a_failure_that_cannot_travel_fails_the_asker() {
+    let server = server_with(setting("spark.rpc.message.maxSize", "1")).await;
+    let client = client().await;
+    server.setup_endpoint("complain", Complain).unwrap();
+    let remote = lookup(&client, &server, "complain").await;
+    let error = soon(remote.ask(hi(&(1 << 20).to_string()))).await.unwrap_err();
+    assert_eq!((error.kind(), error.is_retryable(), error.is_remote()), (ErrorKind::Limit, false, true));
+    assert!(error.to_string().contains("spark.rpc.message.maxSize"), "{error}");
+    let error = soon(remote.ask(hi("1000"))).await.unwrap_err();
+    assert_eq!((error.kind(), error.to_string().len()), (ErrorKind::Application, 1000));
+}
+
 #[tokio::test]
 async fn a_message_that_is_too_large_is_given_back() {
     let (server, conf) = (server().await, setting("spark.rpc.message.maxSize", "1"));
