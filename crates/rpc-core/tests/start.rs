@@ -90,6 +90,21 @@ async fn nre_02_the_advertised_host_is_the_address() {
     assert_eq!(soon(hello.ask(hi("neo"))).await.unwrap().text, "hi, neo");
 }
 
+/// Others would learn it from every message and not be able to read it.
+#[tokio::test]
+async fn nre_02_a_host_that_no_address_can_have_is_not_advertised() {
+    for host in ["", "a host", "host:7077", "spark://host", "[host]"] {
+        let error = RpcEnv::builder("env").bind("127.0.0.1:0").advertise(host).start().await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Config, "{host}");
+        assert!(
+            error.to_string().starts_with(&format!("the environment env cannot advertise `{host}`")),
+            "{error}"
+        );
+    }
+    let env = RpcEnv::builder("env").bind("127.0.0.1:0").advertise("::0:1").start().await.unwrap();
+    assert_eq!(address(&env).host(), "[::1]");
+}
+
 #[tokio::test]
 async fn nre_01_an_endpoint_is_looked_up_by_its_uri() {
     let (server, client) = (server().await, client().await);

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
-use super::listen::listen;
+use super::listen::{FIRST_PORT, listen};
 use super::{Inner, RpcEnv};
 use crate::address::{RpcAddress, RpcEndpointAddress};
 use crate::ask::Asks;
@@ -66,7 +66,8 @@ impl RpcEnvBuilder {
     }
 
     /// Tell others to reach this environment at `host`, with the port that is listened at. By default that is the
-    /// host of [`bind`](Self::bind); a wildcard like 0.0.0.0 is no address to be reached at, so it needs this.
+    /// host of [`bind`](Self::bind); a wildcard like 0.0.0.0 is no address to be reached at, so it needs this. A host only,
+    /// without a port (`rpc 1`).
     pub fn advertise(mut self, host: impl Into<String>) -> Self {
         self.advertised = Some(host.into());
         self
@@ -186,7 +187,13 @@ impl RpcEnvBuilder {
 
     fn advertised_host(&self, bind: &RpcAddress) -> Result<String, RpcError> {
         match &self.advertised {
-            Some(host) => Ok(host.clone()),
+            Some(host) => match RpcAddress::new(host, FIRST_PORT).to_string().parse::<RpcAddress>() {
+                Ok(address) => Ok(address.host().to_owned()),
+                Err(error) => {
+                    let text = format!("the environment {} cannot advertise `{host}`: {error}", self.name);
+                    Err(RpcError::new(ErrorKind::Config, text).with_source(error))
+                }
+            },
             None if ["0.0.0.0", "[::]"].contains(&bind.host()) => {
                 let text = format!(
                     "the environment {} binds {bind}, which others cannot connect to: \
