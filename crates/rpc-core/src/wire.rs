@@ -16,11 +16,16 @@ pub(crate) mod proto {
     include!(concat!(env!("OUT_DIR"), "/rpc_core.envelope.rs"));
 }
 
-/// Key of `Request.body` and `Answer.value`: field number and wire type 2, length-delimited.
+/// The name of the endpoint that lookups ask (`rpc 6`).
+pub(crate) const ENDPOINT_VERIFIER: &str = "endpoint-verifier";
+
+/// Key of `Request.body`: field number and wire type 2, length-delimited.
 const REQUEST_BODY_KEY: u8 = 15 << 3 | 2;
+/// Key of `Answer.value`.
+const ANSWER_VALUE_KEY: u8 = 1 << 3 | 2;
+
 /// Of an error's chain of causes so many travel. Each source is dropped by the one before it, on the stack.
 const MAX_CAUSES: usize = 32;
-const ANSWER_VALUE_KEY: u8 = 1 << 3 | 2;
 
 /// A request message on its way out. What [`RpcRequest::encode`](crate::RpcRequest::encode) writes to.
 #[derive(Debug)]

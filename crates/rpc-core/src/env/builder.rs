@@ -26,6 +26,7 @@ use crate::link::Links;
 use crate::outbox::Outboxes;
 use crate::trace::{TraceContext, Tracer};
 use crate::verifier::EndpointVerifier;
+use crate::wire::ENDPOINT_VERIFIER;
 
 /// Makes an [`RpcEnv`]. Either [`bind`](Self::bind) or [`client_mode`](Self::client_mode) must be chosen.
 #[derive(Clone, Debug)]
@@ -209,7 +210,7 @@ impl RpcEnvBuilder {
 
 impl Inner {
     fn register_verifier(&self) -> Result<(), RpcError> {
-        let address = RpcEndpointAddress::new(None, EndpointVerifier::NAME)?;
+        let address = RpcEndpointAddress::new(None, ENDPOINT_VERIFIER)?;
         let make_ref = |mailbox| {
             RpcEndpointRef::local(address.clone(), self.incarnation, Arc::clone(&self.asks), mailbox)
         };

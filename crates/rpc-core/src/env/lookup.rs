@@ -10,9 +10,8 @@ use crate::endpoint_ref::RpcEndpointRef;
 use crate::error::{ErrorKind, RpcError};
 use crate::message::{RpcMessage, local_only};
 use crate::ref_message::EndpointRef;
-use crate::verifier::EndpointVerifier;
 use crate::wire::proto::{CheckExistence, EndpointVerifierMessage};
-use crate::wire::request_head;
+use crate::wire::{ENDPOINT_VERIFIER, request_head};
 
 impl RpcEnv {
     /// Looks up the endpoint `name` of the environment at `address` and checks that it receives `M`.
@@ -101,7 +100,7 @@ impl Inner {
         if M::SERVICES.is_empty() {
             return Err(local_only());
         }
-        let verifier = RpcEndpointAddress::new(Some(address.clone()), EndpointVerifier::NAME)?;
+        let verifier = RpcEndpointAddress::new(Some(address.clone()), ENDPOINT_VERIFIER)?;
         let verifier = self.remote_ref::<EndpointVerifierMessage>(verifier, &address, 0);
         let check = CheckExistence { endpoint: name.to_owned() };
         let found = verifier.ask_with_timeout(check, self.lookup_timeout.clone()).await?;
