@@ -93,7 +93,9 @@ impl EnvHandler {
                 let remote = link.listens_at().unwrap_or_else(|| link.socket()).clone();
                 let proto::Refused { endpoint, service, method, failure } = refused;
                 let why = wire::decode_failure(failure.unwrap_or_default());
-                let text = format!("{remote} refused a message {service}/{method} to {endpoint}: {why}");
+                let text = format!(
+                    "{remote} refused a message {service:.200}/{method:.200} to {endpoint:.200}: {why}"
+                );
                 let error = RpcError::new(why.kind(), text).with_peer(&remote).with_source(why);
                 tracing::warn!(%error, "one-way message undelivered");
                 self.links.count_undelivered();

@@ -135,7 +135,7 @@ impl<'a> IncomingRequest<'a> {
     /// [`ErrorKind::Decode`] if the bytes are no `T`.
     pub fn decode<T: Message + Default>(&mut self) -> Result<T, RpcError> {
         T::decode(std::mem::take(&mut self.body)).map_err(|e| {
-            let text = format!("the request {}/{} cannot be decoded: {e}", self.service, self.method);
+            let text = format!("the request {}/{:.200} cannot be decoded: {e}", self.service, self.method);
             RpcError::new(ErrorKind::Decode, text)
         })
     }
@@ -152,7 +152,9 @@ impl<'a> IncomingRequest<'a> {
     /// The error for a method that the service does not have: the peer's schema is newer, or another one.
     #[must_use]
     pub fn unknown_method(&self) -> RpcError {
-        let text = format!("the service {} has no method {}: the schemas differ", self.service, self.method);
+        // The peer may have written anything.
+        let text =
+            format!("the service {} has no method {:.200}: the schemas differ", self.service, self.method);
         RpcError::new(ErrorKind::NotDelivered, text)
     }
 }

@@ -173,11 +173,15 @@ impl Unsent {
     /// Tells how many there were.
     pub(super) fn fail(self, error: &RpcError) -> u64 {
         let count = self.0.len() as u64;
+        let mut one_way = 0_u64;
         for queued in self.0 {
             match queued.asker {
                 Some(asker) => drop(asker.send(Err(error.clone()))),
-                None => tracing::warn!(%error, "a one-way message was lost"),
+                None => one_way += 1,
             }
+        }
+        if one_way > 0 {
+            tracing::warn!(%error, messages = one_way, "one-way messages were lost");
         }
         count
     }
