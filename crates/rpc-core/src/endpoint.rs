@@ -102,6 +102,9 @@ macro_rules! hooks {
         /// A message that this environment *sent* to `remote` was refused there: `error` says which and why. An ask
         /// that is refused fails instead.
         ///
+        /// While an endpoint is behind, at most 1024 of these wait for it; how many there were in all is in
+        /// [`EnvSnapshot::undelivered`](crate::EnvSnapshot::undelivered).
+        ///
         /// # Errors
         ///
         /// What it returns goes to [`on_error`](Self::on_error).

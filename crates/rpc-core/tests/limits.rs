@@ -176,6 +176,58 @@ async fn the_sender_of_a_refused_one_way_message_is_told() {
     }
 }
 
+/// Handles nothing until it may, and counts what it is told of messages that were refused.
+struct Late {
+    gate: Arc<Semaphore>,
+    refusals: usize,
+}
+
+impl ThreadSafeRpcEndpoint for Late {
+    type Message = HelloMessage;
+    async fn receive(
+        &mut self,
+        message: HelloMessage,
+        _: &EndpointContext<HelloMessage>,
+    ) -> Result<(), RpcError> {
+        let (HelloMessage::SayHi(_, context) | HelloMessage::SayBye(_, context)) = message;
+        self.gate.acquire().await.map_err(RpcError::application)?.forget();
+        context.reply(Greeting { text: self.refusals.to_string() })
+    }
+    async fn on_undelivered(
+        &mut self,
+        _: RpcError,
+        _: RpcAddress,
+        _: &EndpointContext<HelloMessage>,
+    ) -> Result<(), RpcError> {
+        self.refusals += 1;
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn an_endpoint_that_is_behind_does_not_collect_refusals_without_end() {
+    let (server, client) = (server().await, client().await);
+    let gate = Arc::new(Semaphore::new(0));
+    let late = client.setup_endpoint("late", Late { gate: Arc::clone(&gate), refusals: 0 }).unwrap();
+    let first = late.ask(hi("it is busy from here on"));
+    let gone = server.setup_endpoint("gone", Hello).unwrap();
+    let remote = lookup(&client, &server, "gone").await;
+    server.stop(&gone);
+    for _ in 0..3000 {
+        soon(remote.send_wait(hi("neo"))).await.unwrap();
+    }
+    soon(async {
+        while client.snapshot().undelivered < 3000 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let last = late.ask(hi("neo"));
+    gate.add_permits(2);
+    assert_eq!(soon(first).await.unwrap().text, "0");
+    assert_eq!(soon(last).await.unwrap().text, "1024");
+}
+
 /// Keeps contexts for the test.
 struct Keep(mpsc::UnboundedSender<RpcCallContext<Greeting>>);
 

@@ -92,6 +92,7 @@ impl<M> Batch<M> {
         self.items.clear();
         let mut state = self.inbox.state.lock();
         std::mem::swap(&mut state.queue, &mut self.items);
+        state.undelivered = 0;
         state.in_hand_since = state.queued_since.take();
         let released = self.handled.give_back(&mut state, &self.inbox, !self.items.is_empty());
         self.taken = state.counts.handled;

@@ -30,6 +30,9 @@ use crate::running::discard;
 /// A queue that keeps its buffer while parked only up to this many items.
 const KEEP: usize = 64;
 
+/// So many refusals of messages wait at most to be told to an endpoint: unlike connections, a peer has any number of them.
+const MAX_UNDELIVERED: usize = 1024;
+
 /// What an endpoint is to do. Starting is not among it: a loop begins with it.
 pub(crate) enum Item<M> {
     Message { message: M, origin: Origin },
@@ -70,6 +73,8 @@ struct State<M> {
     accounts: HashMap<ConnectionId, Account>,
     /// The loop, if it waits for something to come.
     parked: Option<Waker>,
+    /// How many [`Event::Undelivered`] are in the queue.
+    undelivered: usize,
     closed: Option<Closed>,
     ended: bool,
     counts: Counts,
@@ -119,6 +124,7 @@ impl<M> Inbox<M> {
             promised: Volume::default(),
             accounts: HashMap::new(),
             parked: None,
+            undelivered: 0,
             closed: None,
             ended: false,
             counts: Counts::default(),
@@ -204,11 +210,18 @@ impl<M> Inbox<M> {
         self.tell(Released { room: false, grants });
     }
 
-    /// Events are few and bypass the limits.
+    /// Events of connections are few and bypass the limits; of messages that were refused so many wait and no more.
     pub(crate) fn post_event(&self, event: Event) {
         let mut state = self.state.lock();
+        let too_many = match event {
+            Event::Undelivered(..) => {
+                state.undelivered += 1;
+                state.undelivered > MAX_UNDELIVERED
+            }
+            Event::Connected(_) | Event::Disconnected(_) | Event::NetworkError(..) => false,
+        };
         // An endpoint that has stopped is told nothing more.
-        if state.closed.is_none() {
+        if state.closed.is_none() && !too_many {
             state.queue.push_back(Item::Event(event));
             let parked = state.parked.take();
             drop(state);
