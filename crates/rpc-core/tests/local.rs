@@ -515,6 +515,41 @@ async fn a_concurrent_endpoint_begins_messages_while_others_wait() {
     soon(shutdown).await;
 }
 
+/// The first message waits for one that comes soon after it; the answer is how many had begun by then.
+#[tokio::test]
+async fn a_receive_that_can_go_on_does_not_wait_for_a_long_queue() {
+    struct Rendezvous {
+        begun: AtomicUsize,
+        met: Notify,
+    }
+    impl RpcEndpoint for Rendezvous {
+        type Message = Local;
+        async fn receive(&self, message: Local, _: &EndpointContext<Local>) -> Result<(), RpcError> {
+            self.begun.fetch_add(1, Ordering::Relaxed);
+            match message {
+                Local::Work(_, context) => {
+                    self.met.notified().await;
+                    context.reply(self.begun.load(Ordering::Relaxed))
+                }
+                Local::Tell(_) => {
+                    self.met.notify_one();
+                    Ok(())
+                }
+                Local::Same(..) => Ok(()),
+            }
+        }
+    }
+    let env = client().await;
+    let rendezvous = Rendezvous { begun: AtomicUsize::new(0), met: Notify::new() };
+    let endpoint = env.setup_endpoint("rendezvous", rendezvous).unwrap();
+    let first = endpoint.ask(Work(0));
+    for n in 0..10_000 {
+        endpoint.send(Tell(n)).unwrap();
+    }
+    let begun = soon(first).await.unwrap();
+    assert!(begun < 1000, "{begun} of the messages behind it went first");
+}
+
 #[tokio::test]
 async fn a_concurrent_endpoint_stays_serial_when_on_start_fails() {
     let env = client().await;
