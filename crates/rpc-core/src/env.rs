@@ -41,8 +41,8 @@ use crate::timeout::RpcTimeout;
 /// A process usually has one. It runs on the tokio runtime that [`start`](RpcEnvBuilder::start) was awaited on.
 ///
 /// It ends with [`shutdown`](Self::shutdown) only. Dropping all handles does not end it while it has endpoints, as
-/// these hold one too; an environment in client mode without endpoints closes its connections when the last handle
-/// and the last ref obtained from it are dropped.
+/// these hold one too. One without endpoints ends when the last handle is dropped: it stops listening, and the
+/// connections that others made to it are cut; those that it made are closed with the last ref obtained from it.
 #[derive(Clone)]
 pub struct RpcEnv {
     inner: Arc<Inner>,

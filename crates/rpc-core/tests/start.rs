@@ -79,6 +79,23 @@ async fn rpc_env_25_only_ports_in_use_are_tried_again() {
     }
 }
 
+/// The tasks that an environment began end with it, also if it was not shut down, or has not even started.
+#[tokio::test]
+async fn nothing_is_left_of_an_env_that_is_dropped() {
+    let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
+    let server = server().await;
+    client().await.setup_endpoint_ref::<HelloMessage>(address(&server), "nobody").await.unwrap_err();
+    let taken = RpcEnv::builder("taken").conf(setting("spark.port.maxRetries", "0"));
+    taken.bind(address(&server).to_string()).start().await.unwrap_err();
+    drop(server);
+    soon(async {
+        while tasks() > 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn nre_02_the_advertised_host_is_the_address() {
     let env = RpcEnv::builder("env").bind("localhost:0").advertise("example.com").start().await.unwrap();

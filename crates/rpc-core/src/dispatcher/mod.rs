@@ -212,6 +212,13 @@ impl Dispatcher {
     }
 }
 
+/// Only endpoints that do not hold their environment can be left: the verifier, whose loop would wait for ever.
+impl Drop for Dispatcher {
+    fn drop(&mut self) {
+        self.begin_stop();
+    }
+}
+
 /// Keeps an isolated endpoint to the runtime: dropped with it, it fails what waits in the inbox and ends the loop.
 struct AbandonOnDrop<M>(Arc<Inbox<M>>);
 

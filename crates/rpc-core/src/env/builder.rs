@@ -106,6 +106,10 @@ impl RpcEnvBuilder {
     /// [`ErrorKind::Config`] for options and settings that cannot work, [`ErrorKind::Address`] if the address to
     /// bind is not host:port, [`ErrorKind::Bind`] if it cannot be listened at, or is in use as are those that were tried
     /// in its place.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped before it is ready, it leaves nothing behind: nobody listens.
     pub async fn start(self) -> Result<RpcEnv, RpcError> {
         let bind = match &self.mode {
             Mode::Client => None,
