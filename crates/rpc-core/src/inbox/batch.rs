@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use super::{Closed, Counts, Inbox, Item, Released, State};
+use super::state::{Counts, Released, State};
+use super::{Closed, Inbox, Item};
 use crate::address::RpcEndpointAddress;
 use crate::credit::Volume;
 use crate::error::{ErrorKind, RpcError};
