@@ -1,6 +1,6 @@
 //! One connection to another environment, with what both sides tell each other about it.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
@@ -143,8 +143,8 @@ pub(crate) struct Link {
     incarnation: AtomicU64,
     /// Who has an account for it.
     receivers: Mutex<Vec<Weak<dyn Receiver>>>,
-    given_up: Mutex<VecDeque<i64>>,
-    /// Its length, to look at without the lock.
+    given_up: Mutex<GivenUp>,
+    /// How many there are, to look at without the lock.
     given_up_count: AtomicUsize,
     changed: Notify,
     budget: Arc<Budget>,
@@ -256,11 +256,8 @@ impl Link {
     /// The peer no longer waits for the answer to `request`.
     pub(crate) fn give_up(&self, request: i64) {
         let mut given_up = self.given_up.lock();
-        if given_up.len() == MAX_GIVEN_UP {
-            given_up.pop_front();
-        }
-        given_up.push_back(request);
-        self.given_up_count.store(given_up.len(), Ordering::Release);
+        given_up.add(request);
+        self.given_up_count.store(given_up.requests.len(), Ordering::Release);
         drop(given_up);
         self.changed.notify_waiters();
     }
@@ -268,15 +265,16 @@ impl Link {
     /// Whether the asker of `request` still waits, as far as is known.
     pub(crate) fn waits(&self, request: i64) -> bool {
         self.client.is_active()
-            && (self.given_up_count.load(Ordering::Acquire) == 0 || !self.given_up.lock().contains(&request))
+            && (self.given_up_count.load(Ordering::Acquire) == 0
+                || !self.given_up.lock().requests.contains(&request))
     }
 
     /// `request` is answered, so it need not be remembered.
     pub(crate) fn forget(&self, request: i64) {
         if self.given_up_count.load(Ordering::Acquire) > 0 {
             let mut given_up = self.given_up.lock();
-            given_up.retain(|other| *other != request);
-            self.given_up_count.store(given_up.len(), Ordering::Release);
+            given_up.requests.remove(&request);
+            self.given_up_count.store(given_up.requests.len(), Ordering::Release);
         }
     }
 
@@ -294,8 +292,50 @@ impl Link {
     }
 }
 
+/// Requests that the peer gave up. One that had been answered when its notice came stays until the oldest are forgotten, so
+/// there may be many, and every request is looked for.
+#[derive(Default)]
+struct GivenUp {
+    requests: HashSet<i64>,
+    /// In the order they were given up; also those that have been answered since.
+    order: VecDeque<i64>,
+}
+
+impl GivenUp {
+    fn add(&mut self, request: i64) {
+        if !self.requests.insert(request) {
+            return;
+        }
+        self.order.push_back(request);
+        if self.order.len() > MAX_GIVEN_UP {
+            let oldest = self.order.pop_front();
+            oldest.map(|oldest| self.requests.remove(&oldest));
+        }
+    }
+}
+
 impl fmt::Debug for Link {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Link").field("socket", &self.socket).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_oldest_of_too_many_requests_that_were_given_up_are_forgotten() {
+        let mut given_up = GivenUp::default();
+        for request in 0..10_000 {
+            given_up.add(request);
+            given_up.add(request);
+            if request % 2 == 0 {
+                given_up.requests.remove(&request);
+            }
+        }
+        assert_eq!(given_up.order.len(), MAX_GIVEN_UP);
+        assert_eq!(given_up.requests.len(), MAX_GIVEN_UP / 2);
+        assert!(given_up.requests.contains(&9_999) && !given_up.requests.contains(&1));
     }
 }
