@@ -137,6 +137,32 @@ async fn a_fast_sender_is_slowed_down_by_a_slow_remote_endpoint() {
     assert_eq!(soon(slow.ask(hi("last"))).await.unwrap().text, "last");
 }
 
+/// Also while no credit comes.
+#[tokio::test]
+async fn asks_that_were_given_up_make_room_in_the_outbox() {
+    let server = server_with(setting("spark.rpc.inbox.maxMessages", "1")).await;
+    let conf = setting("spark.rpc.outbox.maxMessages", "2");
+    let client = RpcEnv::builder("client").client_mode().conf(conf).start().await.unwrap();
+    let (endpoint, mut gate) = gated();
+    server.setup_endpoint("slow", endpoint).unwrap();
+    let slow = lookup(&client, &server, "slow").await;
+    let first = slow.ask(hi("first"));
+    let (second, third) = (slow.ask(hi("second")), slow.ask(hi("third")));
+    assert_eq!(slow.send(hi("refused")).unwrap_err().error().kind(), ErrorKind::Limit);
+    let mut waiting = std::pin::pin!(slow.send_wait(hi("fourth")));
+    assert!(futures::poll!(waiting.as_mut()).is_pending());
+    drop(second);
+    soon(waiting).await.unwrap();
+    assert_eq!(slow.send(hi("refused")).unwrap_err().error().kind(), ErrorKind::Limit);
+    drop(third);
+    slow.send(hi("fifth")).unwrap();
+    gate.permits.add_permits(3);
+    for expected in ["first", "fourth", "fifth"] {
+        assert_eq!(next(&mut gate.handled).await, expected);
+    }
+    soon(first).await.unwrap();
+}
+
 /// Tells what it is told of messages that were refused.
 struct Refusals(mpsc::UnboundedSender<(RpcError, RpcAddress)>);
 

@@ -8,20 +8,20 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use network_common::{ErrorKind as TransportErrorKind, TransportClient};
 use slab::Slab;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::oneshot;
 
 use super::{Connecting, Outbox, Outboxes, Phase};
 use crate::credit::{Credit, Volume};
 use crate::error::{ErrorKind, RpcError};
 use crate::link::Sender;
-use crate::post::{Dispatched, RemoteAnswer, Wire};
+use crate::post::{Dispatched, RemoteAnswer, Room, Wire};
 
 /// What refs to one endpoint hold: a place among the lanes of the outbox to its address.
 pub(crate) struct Lane {
     all: Arc<Outboxes>,
     outbox: Arc<Outbox>,
     place: usize,
-    room: Arc<Notify>,
+    room: Arc<Room>,
 }
 
 /// The lanes of one outbox.
@@ -42,7 +42,7 @@ struct Queue {
     volume: Volume,
     credit: Credit,
     refs: usize,
-    room: Arc<Notify>,
+    room: Arc<Room>,
 }
 
 struct Queued {
@@ -71,6 +71,23 @@ impl Lanes {
             self.alive = None;
         }
         open
+    }
+
+    /// Takes the requests that nobody waits for any more out of a lane.
+    fn forget_given_up(&mut self, place: usize) {
+        let queue = &mut self.lanes[place];
+        if !queue.room.take_given_up() {
+            return;
+        }
+        let (before, volume) = (queue.messages.len(), &mut queue.volume);
+        queue.messages.retain(|queued| {
+            let given_up = queued.is_given_up();
+            if given_up {
+                volume.remove(Volume::message(queued.envelope.len() as u64));
+            }
+            !given_up
+        });
+        self.waiting -= before - queue.messages.len();
     }
 
     /// Whether anything waits.
@@ -111,7 +128,7 @@ impl Lanes {
             unsent.extend(queue.messages.drain(..));
             queue.volume = Volume::default();
             queue.credit = Credit::new();
-            queue.room.notify_waiters();
+            queue.room.freed();
         }
         let by_endpoint = &mut self.by_endpoint;
         self.lanes.retain(|_, queue| {
@@ -132,8 +149,7 @@ impl Queue {
         while self.credit.allows() {
             let Some(queued) = self.messages.pop_front() else { break };
             let bytes = queued.envelope.len();
-            let given_up = queued.asker.as_ref().is_some_and(oneshot::Sender::is_closed);
-            if !given_up {
+            if !queued.is_given_up() {
                 if let Some(queued) = queued.send(client) {
                     self.messages.push_front(queued);
                     return false;
@@ -141,13 +157,18 @@ impl Queue {
                 self.credit.take(bytes);
             }
             self.volume.remove(Volume::message(bytes as u64));
-            self.room.notify_waiters();
+            self.room.freed();
         }
         true
     }
 }
 
 impl Queued {
+    /// Whether nobody waits for its answer any more.
+    fn is_given_up(&self) -> bool {
+        self.asker.as_ref().is_some_and(oneshot::Sender::is_closed)
+    }
+
     /// Gives it back if the connection's write queue is full.
     fn send(self, client: &TransportClient) -> Option<Self> {
         let envelope = self.envelope.clone();
@@ -245,10 +266,14 @@ impl Lane {
             }
             Phase::Idle | Phase::Connecting => {}
         }
-        let queue = &mut state.lanes.lanes[self.place];
-        if !queue.volume.fits(self.all.limits) {
+        let full = |lanes: &Lanes| !lanes.lanes[self.place].volume.fits(self.all.limits);
+        if full(&state.lanes) {
+            state.lanes.forget_given_up(self.place);
+        }
+        if full(&state.lanes) {
             return Err(self.full());
         }
+        let queue = &mut state.lanes.lanes[self.place];
         queue.volume.add(Volume::message(envelope.len() as u64));
         queue.messages.push_back(queued());
         if state.lanes.waiting == 0 {
@@ -294,7 +319,7 @@ enum Obstacle {
 impl Lane {
     fn obstacle(&self) -> Obstacle {
         let state = self.outbox.state.lock();
-        if !state.lanes.lanes[self.place].volume.fits(self.all.limits) {
+        if !state.lanes.lanes[self.place].volume.fits(self.all.limits) && !self.room.has_given_up() {
             return Obstacle::Queue;
         }
         state.phase.connection().cloned().map_or(Obstacle::None, Obstacle::Connection)
@@ -328,7 +353,7 @@ impl Wire for Lane {
                 }
                 RemoteAnswer::sent(answer, peer)
             }
-            (Ok(None), Some(dispatched)) => RemoteAnswer::queued(dispatched, peer),
+            (Ok(None), Some(dispatched)) => RemoteAnswer::queued(dispatched, Arc::clone(&self.room), peer),
             (Ok(None), None) => RemoteAnswer::refused(self.outbox.dropped(), peer),
             (Err(error), _) => RemoteAnswer::refused(error, peer),
         }
@@ -336,7 +361,7 @@ impl Wire for Lane {
 
     fn room(&self) -> BoxFuture<'_, ()> {
         Box::pin(async {
-            let mut room = std::pin::pin!(self.room.notified());
+            let mut room = std::pin::pin!(self.room.changed());
             room.as_mut().enable();
             match self.obstacle() {
                 // Its write queue may be what was full.
