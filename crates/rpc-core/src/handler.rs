@@ -102,6 +102,7 @@ impl EnvHandler {
                 self.dispatcher.post_to_all(&Event::Undelivered(error.reported_by_peer(), remote));
             }
             Some(Notice::Cancel(cancel)) => link.give_up(cancel.request_id),
+            Some(Notice::Forgo(forgo)) => self.dispatcher.forgo(&forgo.endpoint, link.id()),
             // One that only newer peers know.
             None => {}
         }

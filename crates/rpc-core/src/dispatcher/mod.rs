@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use async_task::FallibleTask;
+use network_common::ConnectionId;
 use parking_lot::RwLock;
 use registered::Registered;
 pub(crate) use stop::Stopping;
@@ -186,6 +187,13 @@ impl Dispatcher {
     ) -> Result<(), RpcError> {
         let not_found = || RpcError::new(ErrorKind::EndpointNotFound, format!("Could not find {name:.200}."));
         self.get(name)?.ok_or_else(not_found)?.deliver(request, arrival, span)
+    }
+
+    /// Who sends over `connection` to the endpoint `name` has given its credit back.
+    pub(crate) fn forgo(&self, name: &str, connection: ConnectionId) {
+        if let Ok(Some(inbox)) = self.get(name) {
+            inbox.forgo(connection);
+        }
     }
 
     /// The state of every endpoint, by name.

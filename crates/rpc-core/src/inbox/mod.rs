@@ -183,6 +183,17 @@ impl<M> Inbox<M> {
         }
     }
 
+    /// The sender at the other end of `connection` has given its credit back.
+    pub(crate) fn forgo(&self, connection: ConnectionId) {
+        let mut guard = self.state.lock();
+        let state = &mut *guard;
+        if let Some(account) = state.accounts.get_mut(&connection) {
+            state.promised.remove(account.promised());
+            account.forgo();
+            state.promised.add(account.promised());
+        }
+    }
+
     /// Takes nothing more; what is queued is handled, then the endpoint's `on_stop` runs. Only the first call counts.
     pub(crate) fn stop(&self, why: Closed) {
         let mut state = self.state.lock();

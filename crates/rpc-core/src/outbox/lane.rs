@@ -15,6 +15,11 @@ use crate::credit::{Credit, Volume};
 use crate::error::{ErrorKind, RpcError};
 use crate::link::Sender;
 use crate::post::{Dispatched, RemoteAnswer, Room, Wire};
+use crate::wire::proto::notice::Notice;
+use crate::wire::{self, proto};
+
+/// Beyond so many lanes one that nobody uses is given up, with the credit it has.
+const KEPT: usize = 64;
 
 /// What refs to one endpoint hold: a place among the lanes of the outbox to its address.
 pub(crate) struct Lane {
@@ -103,22 +108,34 @@ impl Lanes {
     }
 
     /// The lane to `endpoint`, with more credit, if there is anybody to use it.
-    pub(super) fn granted(&mut self, endpoint: &str, more: Volume) -> Option<usize> {
+    pub(super) fn granted(
+        &mut self,
+        endpoint: &str,
+        more: Volume,
+        client: &TransportClient,
+    ) -> Option<usize> {
         let place = *self.by_endpoint.get(endpoint)?;
         self.lanes.get_mut(place)?.credit.put(more);
-        (!self.forget_unused(place)).then_some(place)
+        (!self.forget_unused(place, Some(client))).then_some(place)
     }
 
-    /// Removes a lane that differs in nothing from a new one. Credit used or gained counts as long as the connection.
-    fn forget_unused(&mut self, place: usize) -> bool {
-        let unused = self.lanes.get(place).is_some_and(|queue| {
-            queue.refs == 0 && queue.messages.is_empty() && queue.credit == Credit::new()
-        });
-        if unused {
+    /// Removes a lane that nobody uses if it differs in nothing from a new one. Credit used or gained counts as long as
+    /// the connection; only where there are many lanes, it is given back.
+    fn forget_unused(&mut self, place: usize, client: Option<&TransportClient>) -> bool {
+        let Some(queue) = self.lanes.get(place) else { return false };
+        let unused = queue.refs == 0 && queue.messages.is_empty();
+        let forgone = || self.lanes.len() > KEPT && client.is_some_and(|client| queue.forgo(client));
+        let forgotten = unused && (queue.credit == Credit::new() || forgone());
+        if forgotten {
             let queue = self.lanes.remove(place);
             self.by_endpoint.remove(&queue.endpoint);
         }
-        unused
+        forgotten
+    }
+
+    /// How many there are.
+    pub(super) fn count(&self) -> usize {
+        self.lanes.len()
     }
 
     /// There is no connection any more, and with it no credit; takes out what waits.
@@ -145,6 +162,13 @@ impl Lanes {
 }
 
 impl Queue {
+    /// Gives credit back; false if that cannot be done now. What was sent is ahead of the notice, and nothing else is sent
+    /// while nobody uses the lane.
+    fn forgo(&self, client: &TransportClient) -> bool {
+        let notice = || Notice::Forgo(proto::Forgo { endpoint: self.endpoint.to_string() });
+        self.credit.covers_a_new_one() && client.send(wire::notice(notice())).is_ok()
+    }
+
     fn pump(&mut self, client: &TransportClient) -> bool {
         while self.credit.allows() {
             let Some(queued) = self.messages.pop_front() else { break };
@@ -379,6 +403,6 @@ impl Drop for Lane {
         let state = &mut *state;
         let queue = &mut state.lanes.lanes[self.place];
         queue.refs -= 1;
-        state.lanes.forget_unused(self.place);
+        state.lanes.forget_unused(self.place, state.phase.connection());
     }
 }
