@@ -1,6 +1,7 @@
 //! The way to each other environment.
 
 mod lane;
+mod lanes;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
@@ -12,7 +13,7 @@ use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 
-use lane::Lanes;
+use lanes::Lanes;
 
 use crate::address::RpcAddress;
 use crate::credit::Volume;
