@@ -17,7 +17,7 @@ use crate::running::{abandon, unanswered};
 use crate::slot::Slot;
 use crate::wire;
 
-/// Answers one ask, now or later, from anywhere: it may be kept, moved to another task, or passed on.
+/// Answers one ask, now or later, from anywhere (`rpc 2`): it may be kept, moved to another task, or passed on.
 ///
 /// Dropped without an answer it fails the asker. When it is dropped while the `receive` that got it still runs, the
 /// asker gets what that `receive` ends with, so `?` inside `receive` reaches the asker; dropped elsewhere, the asker

@@ -69,7 +69,7 @@ macro_rules! hooks {
             ready(Ok(()))
         }
 
-        /// A connection to or from `remote` has ended. Not told of connections that end because this environment
+        /// A connection to or from `remote` has ended (`rpc 7`). Not told of connections that end because this environment
         /// shuts down.
         ///
         /// # Errors
@@ -84,7 +84,7 @@ macro_rules! hooks {
             ready(Ok(()))
         }
 
-        /// A connection to or from `remote` broke with `error`; [`on_disconnected`](Self::on_disconnected) follows.
+        /// A connection to or from `remote` broke with `error` (`rpc 7`); [`on_disconnected`](Self::on_disconnected) follows.
         ///
         /// # Errors
         ///
@@ -120,7 +120,7 @@ macro_rules! hooks {
     };
 }
 
-/// An endpoint that handles one message at a time, in order: its state needs no locks.
+/// An endpoint that handles one message at a time, in order (`rpc 2`): its state needs no locks.
 ///
 /// A `receive` that waits holds up the messages behind it; where that hurts, move the context to a spawned task and
 /// return, or use [`RpcEndpoint`]. A `receive` that *asks its own endpoint* and awaits the answer itself gets

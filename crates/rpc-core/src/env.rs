@@ -36,7 +36,7 @@ use crate::metrics::ShutdownReport;
 use crate::outbox::Outboxes;
 use crate::timeout::RpcTimeout;
 
-/// A messaging environment: endpoints that others reach by name, and refs to endpoints elsewhere. Cheap to clone.
+/// A messaging environment: endpoints that others reach by name, and refs to endpoints elsewhere (`rpc 1`). Cheap to clone.
 ///
 /// A process usually has one. It runs on the tokio runtime that [`start`](RpcEnvBuilder::start) was awaited on.
 ///
@@ -89,7 +89,8 @@ impl RpcEnv {
         self.inner.address.as_ref()
     }
 
-    /// Registers `endpoint` under `name` and starts it.
+    /// Registers `endpoint` under `name` and starts it (`rpc 4`). Messages can be sent to it at once; they wait for its
+    /// `on_start`.
     ///
     /// # Errors
     ///

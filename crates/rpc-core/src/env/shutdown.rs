@@ -19,9 +19,10 @@ const SEND_OUT: Duration = Duration::from_secs(5);
 impl RpcEnv {
     /// Stops all endpoints, waits until every `on_stop` has run, and closes all connections.
     ///
-    /// New messages are refused at once; those that were accepted are handled, then each endpoint's `on_stop` runs.
-    /// What `spark.rpc.shutdownTimeout` does not suffice for is abandoned: its askers fail. The report tells which
-    /// endpoint finished, refused and abandoned how much.
+    /// New messages are refused at once (`rpc 4`, `rpc 6`); those that were accepted are handled, then each endpoint's `on_stop` runs.
+    /// What `spark.rpc.shutdownTimeout` does not suffice for is abandoned: its askers fail. Then what is still to be sent
+    /// goes out, with answers and with the connections' own queues up to 5 seconds each; when the future is ready the process
+    /// may end. The report tells which endpoint finished, refused and abandoned how much.
     ///
     /// Begins when called, not when polled; the future waits for the end. May be called many times, then all wait
     /// for the same end. An endpoint that shuts its own environment down gets a report at once that says that the
