@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
+use bytes::Bytes;
 use network_common::{ConnectionId, ErrorKind, TransportClient};
 use parking_lot::{Mutex, RwLock};
 use tokio::runtime::Handle;
@@ -18,6 +19,9 @@ use crate::wire::{self, proto};
 /// So many requests that the peer gave up are remembered until their turn comes. The oldest are forgotten first,
 /// and then handled although nobody waits.
 const MAX_GIVEN_UP: usize = 4096;
+
+/// Bytes of notices that may wait for room in a connection's write queue.
+const MAX_UNTOLD: usize = 4 << 20;
 
 /// All connections of an environment.
 pub(crate) struct Links {
@@ -147,6 +151,7 @@ pub(crate) struct Link {
     /// How many there are, to look at without the lock.
     given_up_count: AtomicUsize,
     changed: Notify,
+    untold: Mutex<Untold>,
     budget: Arc<Budget>,
     max_message: usize,
     runtime: Handle,
@@ -163,6 +168,7 @@ impl Link {
             given_up: Mutex::default(),
             given_up_count: AtomicUsize::new(0),
             changed: Notify::new(),
+            untold: Mutex::default(),
             budget: Arc::clone(&all.budget),
             max_message: all.max_message,
             runtime: all.runtime.clone(),
@@ -230,7 +236,7 @@ impl Link {
         receivers.push(receiver);
     }
 
-    pub(crate) fn grant(&self, endpoint: &str, more: Volume) {
+    pub(crate) fn grant(self: &Arc<Self>, endpoint: &str, more: Volume) {
         let (messages, bytes) = (more.messages, more.bytes);
         self.tell(proto::notice::Notice::Credit(proto::Credit {
             endpoint: endpoint.to_owned(),
@@ -239,18 +245,44 @@ impl Link {
         }));
     }
 
-    pub(crate) fn tell(&self, notice: proto::notice::Notice) {
+    /// Sends a notice, now or as soon as there is room for it: a credit that is lost would be missed for ever. A peer that
+    /// lets too many of them wait does not read what it is sent, so its connection ends.
+    pub(crate) fn tell(self: &Arc<Self>, notice: proto::notice::Notice) {
         let notice = wire::notice(notice);
-        let Err(error) = self.client.send(notice.clone()) else { return };
-        if error.kind() != ErrorKind::Limit {
-            // The connection has ended, and with it what there was to tell.
+        let mut untold = self.untold.lock();
+        if untold.notices.is_empty() && self.is_sent(&notice) {
             return;
         }
-        // The peer does not read what it is sent, for now. A credit that is lost would be missed for ever.
-        let client = self.client.clone();
-        self.runtime.spawn(async move {
-            while let (Ok(()), Err(_)) = (client.ready().await, client.send(notice.clone())) {}
-        });
+        untold.bytes += notice.len();
+        untold.notices.push_back(notice);
+        if untold.bytes > MAX_UNTOLD {
+            *untold = Untold::default();
+            drop(untold);
+            tracing::warn!(peer = %self.socket, "the peer does not read what it is sent: its connection is closed");
+            self.client.close();
+        } else if untold.notices.len() == 1 {
+            drop(untold);
+            self.runtime.spawn(Arc::clone(self).tell_later());
+        }
+    }
+
+    async fn tell_later(self: Arc<Self>) {
+        while self.client.ready().await.is_ok() {
+            let mut untold = self.untold.lock();
+            while untold.notices.front().is_some_and(|notice| self.is_sent(notice)) {
+                let sent = untold.notices.pop_front();
+                untold.bytes -= sent.map_or(0, |notice| notice.len());
+            }
+            if untold.notices.is_empty() {
+                return;
+            }
+        }
+    }
+
+    /// False if there is no room for it. Where the connection has ended there is nothing more to tell.
+    fn is_sent(&self, notice: &Bytes) -> bool {
+        let sent = self.client.send(notice.clone());
+        sent.map_or_else(|error| error.kind() != ErrorKind::Limit, |()| true)
     }
 
     /// The peer no longer waits for the answer to `request`.
@@ -290,6 +322,13 @@ impl Link {
             changed.await;
         }
     }
+}
+
+/// Notices that wait, in order. While there are any, a task is at it.
+#[derive(Default)]
+struct Untold {
+    notices: VecDeque<Bytes>,
+    bytes: usize,
 }
 
 /// Requests that the peer gave up. One that had been answered when its notice came stays until the oldest are forgotten, so

@@ -13,6 +13,8 @@ use rpc_core::{
     EndpointContext, ErrorKind, RpcAddress, RpcCallContext, RpcConf, RpcEndpointRef, RpcEnv, RpcError,
     ThreadSafeRpcEndpoint,
 };
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, mpsc};
 
 /// Handles a message per permit and tells the test its text.
@@ -252,6 +254,30 @@ async fn an_endpoint_that_is_behind_does_not_collect_refusals_without_end() {
     gate.add_permits(2);
     assert_eq!(soon(first).await.unwrap().text, "0");
     assert_eq!(soon(last).await.unwrap().text, "1024");
+}
+
+/// It is told of every message that is refused, and gets its credit back.
+#[tokio::test]
+async fn a_peer_that_does_not_read_cannot_make_notices_gather() {
+    let server = server_with(setting("spark.rpc.io.maxWriteQueueSize", "4k")).await;
+    let mut peer = TcpStream::connect(address(&server).host_port()).await.unwrap();
+    // One-way messages to an endpoint with a long name, which the notices repeat, in their frames (`wire 2`).
+    let mut envelope = b"\x1a\xe0\xd4\x03".to_vec();
+    envelope.resize(envelope.len() + 60_000, b'x');
+    let mut frame = (13 + envelope.len() as u64).to_be_bytes().to_vec();
+    frame.push(9);
+    frame.extend((envelope.len() as u32).to_be_bytes());
+    frame.extend(envelope);
+    for _ in 0..500 {
+        peer.write_all(&frame).await.unwrap();
+    }
+    // Now it reads, and finds the end behind a part of them.
+    let mut notices = Vec::new();
+    let _ = soon(peer.read_to_end(&mut notices)).await;
+    assert!(!notices.is_empty() && notices.len() < 500 * 60_000, "{}", notices.len());
+    let (client, endpoint) = (client().await, Hello);
+    server.setup_endpoint("hello", endpoint).unwrap();
+    assert_eq!(soon(lookup(&client, &server, "hello").await.ask(hi("neo"))).await.unwrap().text, "hi, neo");
 }
 
 /// Keeps contexts for the test.
