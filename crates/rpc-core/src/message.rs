@@ -8,7 +8,7 @@ use crate::call_context::{RemoteReply, RpcCallContext};
 use crate::error::{ErrorKind, RpcError};
 use crate::method::Method;
 use crate::origin::RemoteAsk;
-use crate::wire::{self, IncomingBody, OutgoingBody};
+use crate::wire::{self, IncomingBody, OutgoingBody, Request};
 
 /// What an endpoint receives: usually the enum that rpc-build makes from a service, with a variant per rpc.
 ///
@@ -89,12 +89,15 @@ pub(crate) fn local_only() -> RpcError {
     RpcError::new(ErrorKind::LocalOnly, "this message has no schema, so it cannot leave the process")
 }
 
+/// From so many bytes on, the `bytes` fields of a request are parts of the frame that brought it.
+const SHARED: usize = 1024;
+
 /// A request that came over the network, not yet decoded.
 #[derive(Debug)]
 pub struct IncomingRequest<'a> {
-    service: &'a str,
-    method: &'a str,
-    body: Bytes,
+    request: &'a Request<'a>,
+    /// What its texts and body are parts of.
+    frame: &'a Bytes,
     sender: RpcAddress,
     /// Left in place if decoding fails, so that the dispatcher can tell the asker why.
     reply: &'a mut Option<Box<RemoteReply>>,
@@ -103,13 +106,12 @@ pub struct IncomingRequest<'a> {
 impl<'a> IncomingRequest<'a> {
     /// `reply` is none for a one-way message.
     pub(crate) fn new(
-        service: &'a str,
-        method: &'a str,
-        body: Bytes,
+        request: &'a Request<'a>,
+        frame: &'a Bytes,
         sender: RpcAddress,
         reply: &'a mut Option<Box<RemoteReply>>,
     ) -> Self {
-        Self { service, method, body, sender, reply }
+        Self { request, frame, sender, reply }
     }
 
     pub(crate) fn ask(&self) -> Option<RemoteAsk> {
@@ -119,13 +121,13 @@ impl<'a> IncomingRequest<'a> {
     /// Full name of the service: `hello.Hello`.
     #[must_use]
     pub fn service(&self) -> &str {
-        self.service
+        self.request.service
     }
 
     /// Name of the rpc: `SayHi`.
     #[must_use]
     pub fn method(&self) -> &str {
-        self.method
+        self.request.method
     }
 
     /// Reads the request message.
@@ -134,8 +136,15 @@ impl<'a> IncomingRequest<'a> {
     ///
     /// [`ErrorKind::Decode`] if the bytes are no `T`.
     pub fn decode<T: Message + Default>(&mut self) -> Result<T, RpcError> {
-        T::decode(std::mem::take(&mut self.body)).map_err(|e| {
-            let text = format!("the request {}/{:.200} cannot be decoded: {e}", self.service, self.method);
+        // To share a buffer costs more than to copy a few bytes out of it, and keeps all of it.
+        let body = self.request.body;
+        let decoded =
+            if body.len() < SHARED { T::decode(body) } else { T::decode(self.frame.slice_ref(body)) };
+        decoded.map_err(|e| {
+            let text = format!(
+                "the request {}/{:.200} cannot be decoded: {e}",
+                self.request.service, self.request.method
+            );
             RpcError::new(ErrorKind::Decode, text)
         })
     }
@@ -153,8 +162,10 @@ impl<'a> IncomingRequest<'a> {
     #[must_use]
     pub fn unknown_method(&self) -> RpcError {
         // The peer may have written anything.
-        let text =
-            format!("the service {} has no method {:.200}: the schemas differ", self.service, self.method);
+        let text = format!(
+            "the service {} has no method {:.200}: the schemas differ",
+            self.request.service, self.request.method
+        );
         RpcError::new(ErrorKind::NotDelivered, text)
     }
 }

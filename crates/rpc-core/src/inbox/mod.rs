@@ -19,7 +19,7 @@ use batch::Done;
 use state::{Counts, Released, State};
 
 use crate::address::{RpcAddress, RpcEndpointAddress};
-use crate::credit::{Account, Volume, Windows};
+use crate::credit::{Volume, Windows};
 use crate::error::{ErrorKind, RpcError};
 use crate::limits::{InboxConf, Overflow};
 use crate::link::Receiver;
@@ -109,10 +109,10 @@ impl<M> Inbox<M> {
             state.counts.late += 1;
             return Err(self.closed(closed));
         }
-        let expected = origin.link().is_some_and(|link| {
-            opened = state.open_account(link.id(), &self.windows);
-            state.accounts.get(&link.id()).is_some_and(Account::expects)
-        });
+        let mut expected = false;
+        if let Some(link) = origin.link() {
+            (opened, expected) = state.open_account(link.id(), &self.windows);
+        }
         if !expected && !state.held.fits(self.conf.limit) {
             match self.conf.overflow {
                 // If nothing is taken out, all is in hand.

@@ -1,10 +1,11 @@
 //! What is under an inbox's lock: its queue, what that holds, and what connections may send.
 
+use std::collections::VecDeque;
 use std::collections::hash_map::Entry;
-use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::task::Waker;
 
+use foldhash::HashMap;
 use network_common::ConnectionId;
 use tokio::time::Instant;
 
@@ -62,7 +63,7 @@ impl<M> State<M> {
             queue: VecDeque::new(),
             held: Volume::default(),
             promised: Volume::default(),
-            accounts: HashMap::new(),
+            accounts: HashMap::default(),
             parked: None,
             undelivered: 0,
             closed: None,
@@ -74,14 +75,14 @@ impl<M> State<M> {
         }
     }
 
-    /// False if there was one.
-    pub(super) fn open_account(&mut self, connection: ConnectionId, windows: &Windows) -> bool {
+    /// Whether there was none, and whether it expects a message.
+    pub(super) fn open_account(&mut self, connection: ConnectionId, windows: &Windows) -> (bool, bool) {
         match self.accounts.entry(connection) {
-            Entry::Occupied(_) => false,
+            Entry::Occupied(account) => (false, account.get().expects()),
             Entry::Vacant(place) => {
                 let account = place.insert(Account::new(windows));
                 self.promised.add(account.promised());
-                true
+                (true, account.expects())
             }
         }
     }
