@@ -170,6 +170,8 @@ async fn messages_that_cannot_be_sent_any_more_are_counted() {
     // The first uses up the credit there is; the others wait for more.
     let asks = ["first", "second"].map(|name| stuck.ask(hi(name)));
     stuck.send(hi("third")).unwrap();
+    // Nobody would miss this one.
+    drop(stuck.ask(hi("given up")));
     let report = client.shutdown().await;
     assert_eq!((report.unsent, report.complete, report.is_clean()), (2, true, false));
     let [sent, waiting] = asks;

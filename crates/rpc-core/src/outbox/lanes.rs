@@ -264,19 +264,18 @@ impl Queued {
 }
 
 impl Unsent {
-    /// Tells how many there were.
+    /// Tells how many there were, without those that nobody waits for any more.
     pub(super) fn fail(self, error: &RpcError) -> u64 {
-        let count = self.0.len() as u64;
-        let mut one_way = 0_u64;
+        let (mut asks, mut one_way) = (0_u64, 0_u64);
         for queued in self.0 {
             match queued.asker {
-                Some(asker) => drop(asker.send(Err(error.clone()))),
+                Some(asker) => asks += u64::from(asker.send(Err(error.clone())).is_ok()),
                 None => one_way += 1,
             }
         }
         if one_way > 0 {
             tracing::warn!(%error, messages = one_way, "one-way messages were lost");
         }
-        count
+        asks + one_way
     }
 }
