@@ -89,9 +89,6 @@ pub(crate) fn local_only() -> RpcError {
     RpcError::new(ErrorKind::LocalOnly, "this message has no schema, so it cannot leave the process")
 }
 
-/// From so many bytes on, the `bytes` fields of a request are parts of the frame that brought it.
-const SHARED: usize = 1024;
-
 /// A request that came over the network, not yet decoded.
 #[derive(Debug)]
 pub struct IncomingRequest<'a> {
@@ -136,11 +133,7 @@ impl<'a> IncomingRequest<'a> {
     ///
     /// [`ErrorKind::Decode`] if the bytes are no `T`.
     pub fn decode<T: Message + Default>(&mut self) -> Result<T, RpcError> {
-        // To share a buffer costs more than to copy a few bytes out of it, and keeps all of it.
-        let body = self.request.body;
-        let decoded =
-            if body.len() < SHARED { T::decode(body) } else { T::decode(self.frame.slice_ref(body)) };
-        decoded.map_err(|e| {
+        T::decode(self.frame.slice_ref(self.request.body)).map_err(|e| {
             let text = format!(
                 "the request {}/{:.200} cannot be decoded: {e}",
                 self.request.service, self.request.method
