@@ -9,7 +9,7 @@ use network_common::TransportError;
 /// Any error with any cause, as [`RpcError::application`] takes it. `?` and `.into()` make one from strings too.
 pub type BoxError = Box<dyn StdError + Send + Sync>;
 
-/// What kind of thing went wrong.
+/// What kind of thing went wrong (`rpc 11` has Spark's kinds).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
@@ -239,7 +239,8 @@ impl RpcError {
         self.inner.remote
     }
 
-    /// Whom the failed operation was addressed to: `name@host:port`, or `host:port`.
+    /// Whom the failed operation was addressed to: an endpoint as `spark://name@host:port` or `spark-client://name`, an
+    /// environment as `host:port`.
     #[must_use]
     pub fn peer(&self) -> Option<&str> {
         self.inner.peer.as_deref()

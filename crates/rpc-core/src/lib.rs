@@ -301,7 +301,8 @@ pub mod codegen {
     pub use prost;
 }
 
-/// Includes what rpc-build generated for a package of `.proto` files.
+/// Includes what rpc-build generated for a package of `.proto` files. The name of the package is the literal; the module
+/// around it may have any.
 ///
 /// ```text
 /// pub mod hello {

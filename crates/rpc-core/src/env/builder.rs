@@ -9,7 +9,7 @@ use network_common::{MemoryNetwork, TransportConf, TransportContext};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
-use super::listen::listen;
+use super::listen::{FIRST_PORT, listen};
 use super::{Inner, RpcEnv};
 use crate::address::{RpcAddress, RpcEndpointAddress};
 use crate::ask::Asks;
@@ -26,6 +26,7 @@ use crate::outbox::Outboxes;
 use crate::sync::Mutex;
 use crate::trace::{TraceContext, Tracer};
 use crate::verifier::EndpointVerifier;
+use crate::wire::ENDPOINT_VERIFIER;
 
 /// Makes an [`RpcEnv`]. Either [`bind`](Self::bind) or [`client_mode`](Self::client_mode) must be chosen.
 #[derive(Clone, Debug)]
@@ -66,7 +67,8 @@ impl RpcEnvBuilder {
     }
 
     /// Tell others to reach this environment at `host`, with the port that is listened at. By default that is the
-    /// host of [`bind`](Self::bind); a wildcard like 0.0.0.0 is no address to be reached at, so it needs this.
+    /// host of [`bind`](Self::bind); a wildcard like 0.0.0.0 is no address to be reached at, so it needs this. A host only,
+    /// without a port (`rpc 1`).
     pub fn advertise(mut self, host: impl Into<String>) -> Self {
         self.advertised = Some(host.into());
         self
@@ -104,6 +106,10 @@ impl RpcEnvBuilder {
     /// [`ErrorKind::Config`] for options and settings that cannot work, [`ErrorKind::Address`] if the address to
     /// bind is not host:port, [`ErrorKind::Bind`] if it cannot be listened at, or is in use as are those that were tried
     /// in its place.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped before it is ready, it leaves nothing behind: nobody listens.
     pub async fn start(self) -> Result<RpcEnv, RpcError> {
         let bind = match &self.mode {
             Mode::Client => None,
@@ -186,7 +192,13 @@ impl RpcEnvBuilder {
 
     fn advertised_host(&self, bind: &RpcAddress) -> Result<String, RpcError> {
         match &self.advertised {
-            Some(host) => Ok(host.clone()),
+            Some(host) => match RpcAddress::new(host, FIRST_PORT).to_string().parse::<RpcAddress>() {
+                Ok(address) => Ok(address.host().to_owned()),
+                Err(error) => {
+                    let text = format!("the environment {} cannot advertise `{host}`: {error}", self.name);
+                    Err(RpcError::new(ErrorKind::Config, text).with_source(error))
+                }
+            },
             None if ["0.0.0.0", "[::]"].contains(&bind.host()) => {
                 let text = format!(
                     "the environment {} binds {bind}, which others cannot connect to: \
@@ -202,7 +214,7 @@ impl RpcEnvBuilder {
 
 impl Inner {
     fn register_verifier(&self) -> Result<(), RpcError> {
-        let address = RpcEndpointAddress::new(None, EndpointVerifier::NAME)?;
+        let address = RpcEndpointAddress::new(None, ENDPOINT_VERIFIER)?;
         let make_ref = |mailbox| {
             RpcEndpointRef::local(address.clone(), self.incarnation, Arc::clone(&self.asks), mailbox)
         };
