@@ -79,5 +79,5 @@ mod test_support;
 pub use cipher::{GcmOpen, GcmSeal};
 pub use error::AuthError;
 pub use message::{AuthMessage, SaslMessage};
-pub(crate) use policy::{Policy, client_bootstraps, server_bootstraps};
+pub(crate) use policy::{Policy, check_unauthenticated, client_bootstraps, server_bootstraps};
 pub use secret::{Secret, SecretKeyHolder, SecretStore};

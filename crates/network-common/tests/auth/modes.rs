@@ -263,6 +263,42 @@ async fn authenticate_without_secrets_is_a_configuration_error() {
     echoes(&within(context.create_client_factory().create_client(server.local_addr())).await.unwrap()).await;
 }
 
+/// Nor is one that asks for encryption, which without authentication there is not.
+#[tokio::test]
+async fn encryption_without_authentication_is_a_configuration_error() {
+    for key in ["spark.network.crypto.enabled", "spark.authenticate.enableSaslEncryption"] {
+        let context = TransportContext::new(conf(&[(key, "true")]), Handler::new());
+        for error in [context.check_security(), context.create_server("127.0.0.1:0").await.map(drop)] {
+            let error = error.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Config);
+            assert!(error.to_string().contains("spark.authenticate must be enabled"), "{error}");
+        }
+        let open = serve(&TransportContext::new(conf(&[]), Handler::new())).await;
+        let factory = context.create_client_factory();
+        let refused = within(factory.create_client(open.local_addr())).await.unwrap_err();
+        assert!(full_text(&refused).contains("spark.authenticate must be enabled"), "{refused}");
+    }
+}
+
+/// A second context that shares the security of the first, with settings of its own for the rest.
+#[tokio::test]
+async fn a_context_is_secured_as_another() {
+    for mode in MODES {
+        let server = Server::new(mode.settings).await;
+        let known = Client::new(mode.settings);
+        let other = TransportContext::new(conf(&[]), Handler::new()).secured_as(&known.context);
+        let factory = other.create_client_factory();
+        let client = within(factory.create_client(server.server.local_addr())).await.unwrap();
+        assert_eq!(client.client_id(), Some(APP), "{}", mode.name);
+        echoes(&client).await;
+        // Its server believes whom the first one's would.
+        let serves = serve(&other).await;
+        within(known.connect(serves.local_addr())).await.unwrap();
+        let stranger = Client::with(mode.settings, APP, "wrong", None).connect(serves.local_addr()).await;
+        assert_eq!(stranger.unwrap_err().kind(), ErrorKind::Bootstrap, "{}", mode.name);
+    }
+}
+
 #[test]
 fn settings_are_checked() {
     for (key, value) in [

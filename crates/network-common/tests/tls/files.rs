@@ -89,7 +89,7 @@ async fn sslf_01_02_03_04_stores_of_the_jdk() {
     }
     // As in Java, a JKS trust store opens without a password, unchecked; one of PKCS#12 is encrypted.
     let without = |name| Settings::on().with("trustStore", &files.named(name));
-    without("trust.jks").client_context().check_tls().unwrap();
+    without("trust.jks").client_context().check_security().unwrap();
     without("trust.p12").refused();
     // There is no key in a trust store, and none is made up.
     let error = store(&files, "trust.jks").with("keyStorePassword", "trust-pass").refused();
@@ -219,7 +219,8 @@ fn damaged_jks_files_are_errors() {
             }
             None => {
                 // Whatever comes of it, it comes of it without a panic.
-                let _ = (as_trust.client_context().check_tls(), as_key.client_context().check_tls());
+                let _ =
+                    (as_trust.client_context().check_security(), as_key.client_context().check_security());
             }
         }
     };

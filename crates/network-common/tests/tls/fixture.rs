@@ -152,7 +152,7 @@ impl Settings {
 
     /// Why these settings cannot be used.
     pub fn refused(&self) -> TransportError {
-        self.client_context().check_tls().unwrap_err()
+        self.client_context().check_security().unwrap_err()
     }
 }
 
