@@ -7,6 +7,7 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use network_common::TransportContext;
 use network_common::auth::{Secret, SecretKeyHolder, SecretStore};
+use zeroize::Zeroizing;
 
 use crate::conf::RpcConf;
 use crate::error::{ErrorKind, RpcError};
@@ -56,7 +57,7 @@ impl fmt::Debug for Identity {
 /// The file's bytes in Base64: what Spark makes of it.
 async fn read_secret(path: &str) -> Result<Secret, RpcError> {
     let owned = path.to_owned();
-    let read = tokio::task::spawn_blocking(move || std::fs::read(owned));
+    let read = tokio::task::spawn_blocking(move || std::fs::read(owned).map(Zeroizing::new));
     let bytes = read.await.map_err(std::io::Error::other).and_then(|read| read).map_err(|error| {
         let text = format!("the secret cannot be read from {path} ({SECRET_FILE}): {error}");
         RpcError::new(ErrorKind::Config, text).with_source(error)
@@ -65,7 +66,7 @@ async fn read_secret(path: &str) -> Result<Secret, RpcError> {
         let text = format!("the secret in {path} ({SECRET_FILE}) is empty");
         return Err(RpcError::new(ErrorKind::Config, text));
     }
-    Ok(Secret::new(BASE64_STANDARD.encode(bytes)))
+    Ok(Secret::new(BASE64_STANDARD.encode(&*bytes)))
 }
 
 /// `context` with the authentication that was `given`, or that the settings ask for.

@@ -72,9 +72,9 @@ pub mod tls {
 
     use super::{Mode, authenticated, mode};
 
-    /// One certificate for all hosts of these tests.
+    /// One certificate for all hosts of these tests. Nobody drops it, so it is in cargo's own directory.
     static FILES: LazyLock<TempDir> = LazyLock::new(|| {
-        let directory = TempDir::new().unwrap();
+        let directory = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let names = ["127.0.0.1", "10.0.0.1"].map(str::to_owned);
         let identity = rcgen::generate_simple_self_signed(names).unwrap();
         std::fs::write(directory.path().join("cert.pem"), identity.cert.pem()).unwrap();
