@@ -8,6 +8,7 @@ use std::time::Instant;
 use anyhow::Context;
 use bench_protocol::{Case, Job, Sample};
 use bytes::Bytes;
+use futures::FutureExt;
 use futures::future::try_join_all;
 use rpc_core::{
     Ask, EndpointContext, RpcAddress, RpcCallContext, RpcEndpointRef, RpcEnv, RpcError, ThreadSafeRpcEndpoint,
@@ -64,10 +65,7 @@ impl Actor for LocalEndpoint {
 
     fn ask(&self) -> impl Future<Output = anyhow::Result<(u64, bool)>> + Send + 'static {
         let answer = self.0.ask(Count {});
-        async move {
-            let counted = answer.await?;
-            Ok((counted.received, counted.in_order))
-        }
+        answer.map(|counted| counted.map(|counted| (counted.received, counted.in_order)).map_err(Into::into))
     }
 }
 
@@ -240,9 +238,9 @@ impl Target for Turns {
         let turn = self.next.fetch_add(1, Ordering::Relaxed) % self.endpoints.len();
         let answer = self.endpoints[turn].0.ask(Ping { payload: request.body.clone() });
         let size = request.size;
-        async move {
-            anyhow::ensure!(answer.await?.payload.len() == size, "an answer of the wrong length");
+        answer.map(move |pong| {
+            anyhow::ensure!(pong?.payload.len() == size, "an answer of the wrong length");
             Ok(())
-        }
+        })
     }
 }

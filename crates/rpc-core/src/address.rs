@@ -12,8 +12,12 @@ use crate::error::{ErrorKind, RpcError};
 /// An IPv6 host is kept in its shortest form and in brackets: `::0:1` becomes `[::1]`. Two addresses are equal if
 /// their texts are; no name is ever looked up.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct RpcAddress {
-    host: Arc<str>,
+pub struct RpcAddress(Arc<HostPort>);
+
+/// Behind one pointer, as every message carries an address or two.
+#[derive(PartialEq, Eq, Hash, PartialOrd, Ord)]
+struct HostPort {
+    host: Box<str>,
     port: u16,
 }
 
@@ -26,24 +30,24 @@ impl RpcAddress {
             Ok(ip) => format!("[{ip}]").into(),
             Err(_) => host.into(),
         };
-        Self { host, port }
+        Self(Arc::new(HostPort { host, port }))
     }
 
     /// The host; an IPv6 address is in brackets.
     #[must_use]
     pub fn host(&self) -> &str {
-        &self.host
+        &self.0.host
     }
 
     /// The host as name resolution takes it.
     pub(crate) fn bare_host(&self) -> &str {
-        self.host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(&self.host)
+        self.host().strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or_else(|| self.host())
     }
 
     /// The port.
     #[must_use]
     pub fn port(&self) -> u16 {
-        self.port
+        self.0.port
     }
 
     /// `host:port`.
@@ -71,7 +75,7 @@ impl RpcAddress {
 
 impl fmt::Display for RpcAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.host, self.port)
+        write!(f, "{}:{}", self.host(), self.port())
     }
 }
 

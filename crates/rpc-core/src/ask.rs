@@ -97,7 +97,8 @@ impl About {
 pub struct Ask<T> {
     state: State<T>,
     about: Arc<About>,
-    timeout: RpcTimeout,
+    /// Unless it is the environment's. Boxed: an ask is moved often.
+    timeout: Option<Box<RpcTimeout>>,
     deadline: Option<Instant>,
     /// The key among the deadlines. None before the first poll, when the answer may be there.
     waiting: Option<usize>,
@@ -108,8 +109,13 @@ pub struct Ask<T> {
 /// The first two have been counted by [`About::begin`].
 pub(crate) enum State<T> {
     Local(Arc<Slot<T>>),
-    Remote { answer: RemoteAnswer, decode: fn(IncomingBody) -> Result<T, RpcError> },
+    Remote {
+        answer: RemoteAnswer,
+        decode: fn(IncomingBody) -> Result<T, RpcError>,
+    },
     Refused(RpcError),
+    /// Its slot had the answer.
+    Answered,
     Done,
 }
 
@@ -126,12 +132,18 @@ impl<T> Future for Ask<T> {
             return Poll::Ready(Err(error.received()));
         }
         let polled = match &mut this.state {
-            State::Local(slot) => slot.poll(cx),
+            State::Local(slot) => {
+                let polled = slot.poll(cx);
+                if polled.is_ready() {
+                    this.state = State::Answered;
+                }
+                polled
+            }
             State::Remote { answer, decode } => Pin::new(answer)
                 .poll(cx)
                 .map(|answer| wire::decode_answer(answer?, &this.about.address).and_then(*decode)),
             State::Refused(error) => Poll::Ready(Err(error.clone())),
-            State::Done => panic!("Ask polled after it was ready"),
+            State::Answered | State::Done => panic!("Ask polled after it was ready"),
         };
         let outcome = match polled {
             Poll::Ready(outcome) => outcome,
@@ -139,7 +151,7 @@ impl<T> Future for Ask<T> {
                 Err(waits_for_itself(&this.about.address))
             }
             Poll::Pending => Err(match std::task::ready!(this.poll_deadline(cx)) {
-                Over::Due => this.timeout.expired(this.about.peer()),
+                Over::Due => this.timeout().expired(this.about.peer()),
                 Over::RuntimeGone => runtime_gone(&this.about.address),
             }),
         };
@@ -164,14 +176,18 @@ impl<T> Ask<T> {
         self.abort.get_or_insert_with(|| AbortHandle::new(&self.about.address)).clone()
     }
 
-    /// `deadline`: none if it is beyond what the clock can count.
+    /// `timeout`: none if it is the environment's. `deadline`: none if it is beyond what the clock can count.
     pub(crate) fn new(
         state: State<T>,
         about: Arc<About>,
-        timeout: RpcTimeout,
+        timeout: Option<RpcTimeout>,
         deadline: Option<Instant>,
     ) -> Self {
-        Self { state, about, timeout, deadline, waiting: None, abort: None }
+        Self { state, about, timeout: timeout.map(Box::new), deadline, waiting: None, abort: None }
+    }
+
+    fn timeout(&self) -> &RpcTimeout {
+        self.timeout.as_deref().unwrap_or(&self.about.asks.conf.timeout)
     }
 
     fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<Over> {
@@ -194,7 +210,7 @@ impl<T> Ask<T> {
                 slot.close();
                 self.about.end();
             }
-            State::Remote { .. } => self.about.end(),
+            State::Remote { .. } | State::Answered => self.about.end(),
             // It was never begun, or it has ended.
             State::Refused(_) | State::Done => {}
         }
@@ -227,7 +243,7 @@ impl<T> fmt::Debug for Ask<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Ask")
             .field("of", &self.about.address)
-            .field("timeout", &self.timeout)
+            .field("timeout", self.timeout())
             .finish_non_exhaustive()
     }
 }

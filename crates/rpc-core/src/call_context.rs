@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use crate::address::RpcAddress;
 use crate::error::RpcError;
 use crate::link::Link;
-use crate::origin::{AskId, Asker as _, RemoteAsk};
+use crate::origin::{AskId, Asker as _, RemoteAsk, id_of};
 use crate::running::{abandon, unanswered};
 use crate::slot::Slot;
 use crate::wire;
@@ -31,12 +31,10 @@ pub struct RpcCallContext<T: Send + 'static> {
 }
 
 enum Asker<T> {
-    Local {
-        slot: Arc<Slot<T>>,
-        deadline: Option<Instant>,
-    },
+    Local(Arc<Slot<T>>),
+    /// Boxed: messages, which carry this, are moved often.
     Remote {
-        reply: RemoteReply,
+        reply: Box<RemoteReply>,
         encode: fn(&T) -> Bytes,
     },
     /// The request was sent, nobody waits.
@@ -89,11 +87,15 @@ impl RemoteReply {
 }
 
 impl<T: Send + 'static> RpcCallContext<T> {
-    pub(crate) fn local(slot: Arc<Slot<T>>, deadline: Option<Instant>, sender: Option<RpcAddress>) -> Self {
-        Self { asker: Some(Asker::Local { slot, deadline }), sender }
+    pub(crate) fn local(slot: Arc<Slot<T>>, sender: Option<RpcAddress>) -> Self {
+        Self { asker: Some(Asker::Local(slot)), sender }
     }
 
-    pub(crate) fn remote(reply: RemoteReply, encode: fn(&T) -> Bytes, sender: Option<RpcAddress>) -> Self {
+    pub(crate) fn remote(
+        reply: Box<RemoteReply>,
+        encode: fn(&T) -> Bytes,
+        sender: Option<RpcAddress>,
+    ) -> Self {
         Self { asker: Some(Asker::Remote { reply, encode }), sender }
     }
 
@@ -110,7 +112,7 @@ impl<T: Send + 'static> RpcCallContext<T> {
     /// [`ErrorKind::Limit`](crate::ErrorKind::Limit) if the answer is too large to leave the process; the asker gets it too.
     pub fn reply(mut self, value: T) -> Result<(), RpcError> {
         match self.asker.take() {
-            Some(Asker::Local { slot, .. }) => slot.complete(Ok(value)),
+            Some(Asker::Local(slot)) => slot.complete(Ok(value)),
             Some(Asker::Remote { reply, encode }) => return reply.send(encode(&value)),
             Some(Asker::Nobody) | None => {}
         }
@@ -132,7 +134,7 @@ impl<T: Send + 'static> RpcCallContext<T> {
     #[must_use]
     pub fn remaining(&self) -> Option<Duration> {
         let deadline = match &self.asker {
-            Some(Asker::Local { deadline, .. }) => *deadline,
+            Some(Asker::Local(slot)) => slot.deadline(),
             Some(Asker::Remote { reply, .. }) => reply.ask.deadline,
             Some(Asker::Nobody) | None => None,
         };
@@ -144,7 +146,7 @@ impl<T: Send + 'static> RpcCallContext<T> {
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
         match &self.asker {
-            Some(Asker::Local { slot, .. }) => !slot.waits(),
+            Some(Asker::Local(slot)) => !slot.waits(),
             Some(Asker::Remote { reply, .. }) => {
                 self.remaining() == Some(Duration::ZERO) || !reply.link.waits(reply.ask.request)
             }
@@ -169,7 +171,7 @@ impl<T: Send + 'static> RpcCallContext<T> {
     /// Can be dropped at any time.
     pub async fn cancelled(&self) {
         match &self.asker {
-            Some(Asker::Local { slot, .. }) => poll_fn(|cx| slot.poll_closed(cx)).await,
+            Some(Asker::Local(slot)) => poll_fn(|cx| slot.poll_closed(cx)).await,
             Some(Asker::Remote { reply, .. }) => {
                 let given_up = reply.link.given_up(reply.ask.request);
                 match reply.ask.deadline {
@@ -193,7 +195,7 @@ impl<T: Send + 'static> RpcCallContext<T> {
 impl<T: Send + 'static> Asker<T> {
     fn fail(self, error: RpcError) {
         match self {
-            Self::Local { slot, .. } => slot.complete(Err(error)),
+            Self::Local(slot) => slot.complete(Err(error)),
             Self::Remote { reply, .. } => reply.answer(wire::encode_failure(&error)),
             Self::Nobody => {}
         }
@@ -201,16 +203,11 @@ impl<T: Send + 'static> Asker<T> {
 
     fn id(&self) -> AskId {
         match self {
-            Self::Local { slot, .. } => id_of(slot),
+            Self::Local(slot) => id_of(slot),
             Self::Remote { reply, .. } => reply.ask.id,
             Self::Nobody => 0,
         }
     }
-}
-
-/// The number of a local ask: the address of its slot, which is unique as long as its context lives.
-pub(crate) fn id_of<T>(slot: &Arc<Slot<T>>) -> AskId {
-    Arc::as_ptr(slot) as usize as AskId
 }
 
 impl<T: Send + 'static> Drop for RpcCallContext<T> {

@@ -33,6 +33,10 @@ impl Volume {
         }
     }
 
+    pub(crate) fn half(self) -> Self {
+        Self { messages: self.messages.div_ceil(2), bytes: self.bytes.div_ceil(2) }
+    }
+
     /// Both parts are below those of `limit`, so one more message fits.
     pub(crate) fn fits(self, limit: Self) -> bool {
         self.messages < limit.messages && self.bytes < limit.bytes

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use crate::address::RpcEndpointAddress;
 use crate::ask::{About, Ask, Asks, State};
-use crate::call_context::{RpcCallContext, id_of};
+use crate::call_context::RpcCallContext;
 use crate::error::{ErrorKind, RpcError, SendError};
 use crate::message::{RpcMessage, RpcRequest, local_only};
 use crate::origin::{Asker, Origin};
@@ -163,6 +163,8 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
     ///
     /// Dropped before it is ready, it has sent nothing, and the request is dropped.
     pub async fn send_wait<R: RpcRequest<M>>(&self, mut request: R) -> Result<(), SendError<R>> {
+        // Else who sends in a loop would keep the thread from the endpoint until the queue is full.
+        tokio::task::coop::consume_budget().await;
         loop {
             let refused = match self.send(request) {
                 Err(refused)
@@ -222,7 +224,7 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
     /// [`ErrorKind::NotDelivered`]: crate::ErrorKind::NotDelivered
     /// [`ErrorKind::Network`]: crate::ErrorKind::Network
     pub fn ask<R: RpcRequest<M>>(&self, request: R) -> Ask<R::Reply> {
-        self.ask_with_timeout(request, self.about.asks.conf.timeout.clone())
+        self.ask_within(request, None)
     }
 
     /// [`ask`](Self::ask), waiting as long as `timeout` says: a [`Duration`](std::time::Duration), or an
@@ -232,20 +234,31 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
         request: R,
         timeout: impl Into<RpcTimeout>,
     ) -> Ask<R::Reply> {
+        self.ask_within(request, Some(timeout.into()))
+    }
+
+    /// `timeout`: none for the environment's.
+    fn ask_within<R: RpcRequest<M>>(&self, request: R, timeout: Option<RpcTimeout>) -> Ask<R::Reply> {
         const {
             assert!(
                 !R::ONE_WAY,
                 "this rpc returns rpc_core.OneWay: nobody answers it, so it can only be sent"
             );
         }
-        let timeout = timeout.into().within(running_deadline());
+        let usual = &self.about.asks.conf.timeout;
         let asked = Instant::now();
-        let deadline = asked.checked_add(timeout.duration());
-        let begun = if timeout.duration().is_zero() {
-            Err(timeout.expired(self.about.peer()))
+        let left = running_deadline().map(|deadline| deadline.saturating_duration_since(asked));
+        let timeout = match left {
+            Some(left) if left < timeout.as_ref().unwrap_or(usual).duration() => Some(left.into()),
+            _ => timeout,
+        };
+        let limit = timeout.as_ref().unwrap_or(usual);
+        let deadline = asked.checked_add(limit.duration());
+        let begun = if limit.duration().is_zero() {
+            Err(limit.expired(self.about.peer()))
         } else {
             self.about.begin().and_then(|()| {
-                let dispatched = self.dispatch(request, &timeout, deadline);
+                let dispatched = self.dispatch(request, limit, deadline);
                 dispatched.inspect_err(|_| self.about.end())
             })
         };
@@ -260,12 +273,12 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
     ) -> Result<State<R::Reply>, RpcError> {
         Ok(match &self.target {
             Target::Local(mailbox) => {
-                let slot = Arc::new(Slot::new());
+                let slot = Arc::new(Slot::new(deadline));
                 let sender = self.about.address.address().cloned();
-                let context = RpcCallContext::local(Arc::clone(&slot), deadline, sender);
+                let context = RpcCallContext::local(Arc::clone(&slot), sender);
                 let asker = Arc::clone(&slot) as Arc<dyn Asker>;
                 let span = self.about.asks.tracer.local(self.name());
-                let origin = Origin::Asked { id: id_of(&slot), asker, deadline, span };
+                let origin = Origin::Asked { asker, span };
                 post(&**mailbox, origin, &mut Some((request, context)))?;
                 State::Local(slot)
             }

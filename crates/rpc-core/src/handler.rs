@@ -45,7 +45,7 @@ impl EnvHandler {
         link: &Arc<Link>,
         request: &mut RequestView,
         bytes: usize,
-        reply: &mut Option<RemoteReply>,
+        reply: &mut Option<Box<RemoteReply>>,
     ) -> Result<(), RpcError> {
         let body = std::mem::take(&mut request.body);
         let texts = request.texts().map_err(|e| no_envelope(link, &e))?;
@@ -149,7 +149,7 @@ impl RpcHandler for EnvHandler {
             Ok(request) => request,
             Err(error) => return callback.fail(no_envelope(&link, &error)),
         };
-        let mut reply = Some(RemoteReply::new(callback, Arc::clone(&link), request.deadline()));
+        let mut reply = Some(Box::new(RemoteReply::new(callback, Arc::clone(&link), request.deadline())));
         if let Err(error) = self.dispatch(&link, &mut request, bytes, &mut reply) {
             tracing::debug!(peer = %client.peer_addr(), %error, "request refused");
             if let Some(reply) = reply {

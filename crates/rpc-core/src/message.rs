@@ -97,7 +97,7 @@ pub struct IncomingRequest<'a> {
     body: Bytes,
     sender: RpcAddress,
     /// Left in place if decoding fails, so that the dispatcher can tell the asker why.
-    reply: &'a mut Option<RemoteReply>,
+    reply: &'a mut Option<Box<RemoteReply>>,
 }
 
 impl<'a> IncomingRequest<'a> {
@@ -107,13 +107,13 @@ impl<'a> IncomingRequest<'a> {
         method: &'a str,
         body: Bytes,
         sender: RpcAddress,
-        reply: &'a mut Option<RemoteReply>,
+        reply: &'a mut Option<Box<RemoteReply>>,
     ) -> Self {
         Self { service, method, body, sender, reply }
     }
 
     pub(crate) fn ask(&self) -> Option<RemoteAsk> {
-        self.reply.as_ref().map(RemoteReply::ask)
+        self.reply.as_deref().map(RemoteReply::ask)
     }
 
     /// Full name of the service: `hello.Hello`.

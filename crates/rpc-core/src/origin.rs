@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::time::Instant;
-use tracing::Span;
 
 use crate::link::Link;
 use crate::trace::TraceSpan;
@@ -18,7 +17,7 @@ pub(crate) enum Origin {
     /// Sent in this environment.
     Sent { span: TraceSpan },
     /// Asked in this environment.
-    Asked { id: AskId, asker: Arc<dyn Asker>, deadline: Option<Instant>, span: TraceSpan },
+    Asked { asker: Arc<dyn Asker>, span: TraceSpan },
     /// Came over a connection.
     Arrived { arrival: Arrival, ask: Option<RemoteAsk>, span: TraceSpan },
 }
@@ -26,6 +25,14 @@ pub(crate) enum Origin {
 /// Who waits for a local answer.
 pub(crate) trait Asker: Send + Sync {
     fn waits(&self) -> bool;
+
+    /// Until when.
+    fn deadline(&self) -> Option<Instant>;
+}
+
+/// The number of a local ask: the address of who waits for it, which is unique as long as its context lives.
+pub(crate) fn id_of<A: ?Sized>(asker: &Arc<A>) -> AskId {
+    Arc::as_ptr(asker).cast::<()>().addr() as AskId
 }
 
 /// A message from the network, counted in its environment's budget.
@@ -72,7 +79,7 @@ impl Origin {
     pub(crate) fn ask_id(&self) -> AskId {
         match self {
             Self::Sent { .. } => 0,
-            Self::Asked { id, .. } => *id,
+            Self::Asked { asker, .. } => id_of(asker),
             Self::Arrived { ask, .. } => ask.map_or(0, |ask| ask.id),
         }
     }
@@ -80,15 +87,15 @@ impl Origin {
     pub(crate) fn deadline(&self) -> Option<Instant> {
         match self {
             Self::Sent { .. } => None,
-            Self::Asked { deadline, .. } => *deadline,
+            Self::Asked { asker, .. } => asker.deadline(),
             Self::Arrived { ask, .. } => ask.and_then(|ask| ask.deadline),
         }
     }
 
-    /// The span to handle it in; one that does nothing if it is not traced.
-    pub(crate) fn take_span(&mut self) -> Span {
+    /// The span to handle it in.
+    pub(crate) fn take_span(&mut self) -> TraceSpan {
         let (Self::Sent { span } | Self::Asked { span, .. } | Self::Arrived { span, .. }) = self;
-        span.take().map_or_else(Span::none, |span| *span)
+        span.take()
     }
 
     /// The connection it came over.

@@ -3,16 +3,18 @@
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::pin;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 
 use tokio::time::Instant;
+use tracing::Span;
 
 use crate::error::{ErrorKind, RpcError};
 use crate::origin::{AskId, Origin};
+use crate::trace::TraceSpan;
 
 /// An endpoint of this process that handles one message at a time: the address of its inbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,39 +92,62 @@ pub(crate) fn abandon(ask: AskId, fail: Fail) -> Option<Fail> {
 /// Calls `inside` as the handler that `running` tells of; also gives what fails its asker, if its context was dropped.
 /// Polls nest where a handler blocks on a future, so what was there is put back.
 fn run<T>(running: Running, inside: impl FnOnce() -> T) -> (T, Option<Fail>) {
-    let outer = (RUNNING.replace(running), ABANDONED.take());
+    let outer = RUNNING.replace(running);
+    if running.ask == 0 {
+        let result = inside();
+        RUNNING.set(outer);
+        return (result, None);
+    }
+    let outer = (outer, ABANDONED.take());
     let result = inside();
     RUNNING.set(outer.0);
     (result, ABANDONED.replace(outer.1))
 }
 
 /// Runs one handler to its end: a panic becomes an error, and if it dropped the context of its request unanswered,
-/// the asker gets what the handler ended with. `origin` is none for what is no message.
-pub(crate) async fn supervise(
-    actor: Actor,
-    origin: Option<&Origin>,
-    handler: impl Future<Output = Result<(), RpcError>>,
-) -> Result<(), RpcError> {
-    let running = Running {
-        actor: Some(actor),
-        ask: origin.map_or(0, Origin::ask_id),
-        deadline: origin.and_then(Origin::deadline),
-    };
-    let mut handler = pin!(handler);
-    let mut abandoned = None;
-    let outcome = poll_fn(|cx| {
-        let (polled, dropped) = run(running, || catch_unwind(AssertUnwindSafe(|| handler.as_mut().poll(cx))));
-        abandoned = abandoned.take().or(dropped);
-        match polled {
-            Ok(polled) => polled,
-            Err(payload) => Poll::Ready(Err(panicked(&*payload))),
-        }
-    })
-    .await;
-    if let Some(fail) = abandoned {
-        fail(outcome.as_ref().err().cloned().unwrap_or_else(unanswered));
+/// the asker gets what the handler ended with.
+///
+/// The handler is pinned by whoever runs it, as a future that is passed on by value is copied each time.
+pub(crate) struct Supervised<'a, F> {
+    handler: Pin<&'a mut F>,
+    running: Running,
+    span: TraceSpan,
+    abandoned: Option<Fail>,
+}
+
+impl<'a, F> Supervised<'a, F> {
+    pub(crate) fn new(actor: Actor, handler: Pin<&'a mut F>) -> Self {
+        let running = Running { actor: Some(actor), ask: 0, deadline: None };
+        Self { handler, running, span: None, abandoned: None }
     }
-    outcome
+
+    /// The handling of a message that has this origin.
+    pub(crate) fn of_message(actor: Actor, origin: &mut Origin, handler: Pin<&'a mut F>) -> Self {
+        let running = Running { actor: Some(actor), ask: origin.ask_id(), deadline: origin.deadline() };
+        Self { handler, running, span: origin.take_span(), abandoned: None }
+    }
+}
+
+impl<F: Future<Output = Result<(), RpcError>>> Future for Supervised<'_, F> {
+    type Output = Result<(), RpcError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let Self { handler, running, span, abandoned } = &mut *self;
+        let _entered = span.as_deref().map(Span::enter);
+        let poll = || catch_unwind(AssertUnwindSafe(|| handler.as_mut().poll(cx)));
+        let (polled, dropped) = run(*running, poll);
+        if dropped.is_some() {
+            *abandoned = dropped;
+        }
+        let outcome = match polled {
+            Ok(polled) => std::task::ready!(polled),
+            Err(payload) => Err(panicked(&*payload)),
+        };
+        if let Some(fail) = abandoned.take() {
+            fail(outcome.as_ref().err().cloned().unwrap_or_else(unanswered));
+        }
+        Poll::Ready(outcome)
+    }
 }
 
 /// Drops a message that no endpoint will handle; if it is the ask `ask`, the asker learns why.

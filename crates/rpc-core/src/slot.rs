@@ -3,12 +3,17 @@
 use std::task::{Context, Poll, Waker};
 
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
 use crate::error::RpcError;
 use crate::origin::Asker;
 
 /// One answer, written once and taken once. Smaller than a channel: the waker and the value share their place.
-pub(crate) struct Slot<T>(Mutex<State<T>>);
+pub(crate) struct Slot<T> {
+    state: Mutex<State<T>>,
+    /// Until when the asker waits.
+    deadline: Option<Instant>,
+}
 
 enum State<T> {
     Waiting {
@@ -21,13 +26,13 @@ enum State<T> {
 }
 
 impl<T> Slot<T> {
-    pub(crate) fn new() -> Self {
-        Self(Mutex::new(State::Waiting { asker: None, answerers: Vec::new() }))
+    pub(crate) fn new(deadline: Option<Instant>) -> Self {
+        Self { state: Mutex::new(State::Waiting { asker: None, answerers: Vec::new() }), deadline }
     }
 
     /// Leaves the answer, unless the asker has gone.
     pub(crate) fn complete(&self, answer: Result<T, RpcError>) {
-        let mut state = self.0.lock();
+        let mut state = self.state.lock();
         if let State::Waiting { asker, .. } = &mut *state {
             let waker = asker.take();
             let _answerers = std::mem::replace(&mut *state, State::Answered(answer));
@@ -40,7 +45,7 @@ impl<T> Slot<T> {
 
     /// The asker no longer waits.
     pub(crate) fn close(&self) {
-        let unread = std::mem::replace(&mut *self.0.lock(), State::Closed);
+        let unread = std::mem::replace(&mut *self.state.lock(), State::Closed);
         // Outside the lock, as is dropping an answer: its destructor may be anything.
         if let State::Waiting { answerers, .. } = unread {
             answerers.into_iter().for_each(Waker::wake);
@@ -49,7 +54,7 @@ impl<T> Slot<T> {
 
     /// Ready once the asker no longer waits.
     pub(crate) fn poll_closed(&self, cx: &Context<'_>) -> Poll<()> {
-        match &mut *self.0.lock() {
+        match &mut *self.state.lock() {
             State::Waiting { answerers, .. } => {
                 if !answerers.iter().any(|waker| waker.will_wake(cx.waker())) {
                     answerers.push(cx.waker().clone());
@@ -61,7 +66,7 @@ impl<T> Slot<T> {
     }
 
     pub(crate) fn poll(&self, cx: &Context<'_>) -> Poll<Result<T, RpcError>> {
-        let mut state = self.0.lock();
+        let mut state = self.state.lock();
         if let State::Waiting { asker, .. } = &mut *state {
             match asker {
                 Some(waker) => waker.clone_from(cx.waker()),
@@ -78,6 +83,10 @@ impl<T> Slot<T> {
 
 impl<T: Send> Asker for Slot<T> {
     fn waits(&self) -> bool {
-        matches!(*self.0.lock(), State::Waiting { .. })
+        matches!(*self.state.lock(), State::Waiting { .. })
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        self.deadline
     }
 }

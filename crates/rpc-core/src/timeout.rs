@@ -4,8 +4,6 @@ use std::borrow::Cow;
 use std::fmt::Display;
 use std::time::Duration;
 
-use tokio::time::Instant;
-
 use crate::conf::RpcConf;
 use crate::error::{ErrorKind, RpcError};
 
@@ -61,13 +59,6 @@ impl RpcTimeout {
     #[must_use]
     pub fn setting(&self) -> Option<&str> {
         self.setting.as_deref()
-    }
-
-    /// This, or what is left until `deadline` if that is less.
-    pub(crate) fn within(self, deadline: Option<Instant>) -> Self {
-        let Some(deadline) = deadline else { return self };
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left < self.duration { Self { duration: left, setting: None } } else { self }
     }
 
     /// The error when it has passed without an answer from `peer`.

@@ -64,21 +64,19 @@ impl<M> Batch<M> {
     fn done(&mut self, origin: &Origin) {
         self.handled.add(Volume::message(origin.bytes::<M>()), origin.link());
         if self.handled.messages >= self.share {
-            self.give_back();
+            self.give_back(true);
         }
     }
 
-    /// Gives back what is handled: at the latest when the loop is about to wait for something.
-    fn give_back(&mut self) {
-        if self.handled.messages > 0 {
-            let released = self.handled.give_back(&mut self.inbox.state.lock(), &self.inbox);
-            self.inbox.tell(released);
-        }
+    /// Gives back what is handled: at the latest when the loop is about to wait for something, and not `goes_on`.
+    fn give_back(&mut self, goes_on: bool) {
+        let released = self.handled.give_back(&mut self.inbox.state.lock(), &self.inbox, goes_on);
+        self.inbox.tell(released);
     }
 
     /// The loop begins to wait for what it has in hand.
     pub(crate) fn waits(&mut self, since: Instant) {
-        self.give_back();
+        self.give_back(false);
         self.inbox.state.lock().in_hand_since.get_or_insert(since);
     }
 
@@ -90,17 +88,15 @@ impl<M> Batch<M> {
 
     /// When all is handled: takes out what has come since. False if that is nothing.
     pub(crate) fn refill(&mut self) -> bool {
+        // Begins at the front again, where the memory is warm.
+        self.items.clear();
         let mut state = self.inbox.state.lock();
         std::mem::swap(&mut state.queue, &mut self.items);
         state.in_hand_since = state.queued_since.take();
-        if self.handled.messages > 0 {
-            let released = self.handled.give_back(&mut state, &self.inbox);
-            self.taken = state.counts.handled;
-            drop(state);
-            self.inbox.tell(released);
-        } else {
-            self.taken = state.counts.handled;
-        }
+        let released = self.handled.give_back(&mut state, &self.inbox, !self.items.is_empty());
+        self.taken = state.counts.handled;
+        drop(state);
+        self.inbox.tell(released);
         !self.items.is_empty()
     }
 
@@ -112,7 +108,9 @@ impl<M> Batch<M> {
 
 impl<M> Drop for Batch<M> {
     fn drop(&mut self) {
-        self.give_back();
+        if self.handled.messages > 0 {
+            self.give_back(false);
+        }
         if !self.items.is_empty() {
             self.inbox.discard(std::mem::take(&mut self.items), Closed::Runtime);
         }
@@ -130,43 +128,41 @@ fn expired(endpoint: &RpcEndpointAddress) -> RpcError {
 struct Handled {
     messages: usize,
     counts: Counts,
-    /// Of one connection; the ones before are in `earlier`.
-    latest: Option<Done>,
-    earlier: Vec<Done>,
+    /// Of this environment.
+    local: Volume,
+    /// One after the other from one connection are one.
+    remote: Vec<Done>,
 }
 
 impl Handled {
     fn add(&mut self, volume: Volume, link: Option<&Arc<Link>>) {
         self.messages += 1;
-        match &mut self.latest {
-            Some(latest) if latest.is_of(link) => latest.volume.add(volume),
-            latest => self.earlier.extend(latest.replace(Done { volume, link: link.cloned() })),
+        let Some(link) = link else { return self.local.add(volume) };
+        match self.remote.last_mut() {
+            Some(latest) if Arc::ptr_eq(&latest.link, link) => latest.volume.add(volume),
+            _ => self.remote.push(Done { volume, link: Arc::clone(link) }),
         }
     }
 
-    fn give_back<M>(&mut self, state: &mut State<M>, inbox: &Inbox<M>) -> Released {
-        self.messages = 0;
-        let Counts { handled, failed, expired, .. } = std::mem::take(&mut self.counts);
-        state.counts.handled += handled;
-        state.counts.failed += failed;
-        state.counts.expired += expired;
-        let done = self.earlier.drain(..).chain(self.latest.take());
-        state.release(done, inbox.conf.limit, &inbox.windows)
+    fn give_back<M>(&mut self, state: &mut State<M>, inbox: &Inbox<M>, goes_on: bool) -> Released {
+        let mut grants = Vec::new();
+        if self.messages > 0 {
+            self.messages = 0;
+            let Counts { handled, failed, expired, .. } = std::mem::take(&mut self.counts);
+            state.counts.handled += handled;
+            state.counts.failed += failed;
+            state.counts.expired += expired;
+            state.held.remove(std::mem::take(&mut self.local));
+            for done in self.remote.drain(..) {
+                grants.extend(state.release(done, inbox.conf.limit, &inbox.windows));
+            }
+        }
+        Released { room: state.has_room(inbox.conf.limit, goes_on), grants }
     }
 }
 
-/// Messages of one connection, or of this environment, that no longer count.
+/// Messages of one connection that no longer count.
 pub(super) struct Done {
     pub(super) volume: Volume,
-    pub(super) link: Option<Arc<Link>>,
-}
-
-impl Done {
-    fn is_of(&self, link: Option<&Arc<Link>>) -> bool {
-        match (&self.link, link) {
-            (None, None) => true,
-            (Some(mine), Some(its)) => Arc::ptr_eq(mine, its),
-            _ => false,
-        }
-    }
+    pub(super) link: Arc<Link>,
 }

@@ -73,6 +73,8 @@ struct State<M> {
     closed: Option<Closed>,
     ended: bool,
     counts: Counts,
+    /// Somebody waits for room.
+    room_awaited: bool,
     /// Since when the queue has not been empty while the loop was busy.
     queued_since: Option<Instant>,
     /// Since when what the loop has in hand keeps it busy, as far as is known.
@@ -120,6 +122,7 @@ impl<M> Inbox<M> {
             closed: None,
             ended: false,
             counts: Counts::default(),
+            room_awaited: false,
             queued_since: None,
             in_hand_since: None,
         };
@@ -185,11 +188,20 @@ impl<M> Inbox<M> {
         if let Some((message, origin)) = dropped {
             tracing::warn!(endpoint = %self.address, "the inbox is full: its oldest message is dropped");
             discard(origin.ask_id(), message, &self.full());
-            let done = Done { volume: Volume::message(origin.bytes::<M>()), link: origin.link().cloned() };
-            let released = self.state.lock().release([done], self.conf.limit, &self.windows);
-            self.tell(released);
+            self.drop_volume(&origin);
         }
         Ok(opened)
+    }
+
+    /// A message that was in the queue no longer counts.
+    fn drop_volume(&self, origin: &Origin) {
+        let volume = Volume::message(origin.bytes::<M>());
+        let mut state = self.state.lock();
+        let Some(link) = origin.link() else { return state.held.remove(volume) };
+        let done = Done { volume, link: Arc::clone(link) };
+        let grants = state.release(done, self.conf.limit, &self.windows).into_iter().collect();
+        drop(state);
+        self.tell(Released { room: false, grants });
     }
 
     /// Events are few and bypass the limits.
@@ -246,8 +258,10 @@ impl<M> Inbox<M> {
         if released.room {
             self.room.notify_waiters();
         }
-        for (link, more) in released.grants {
-            link.grant(self.address.name(), more);
+        if !released.grants.is_empty() {
+            for (link, more) in released.grants {
+                link.grant(self.address.name(), more);
+            }
         }
     }
 
@@ -315,9 +329,12 @@ impl<M> Inbox<M> {
         }
     }
 
-    fn is_full(&self) -> bool {
-        let state = self.state.lock();
-        state.closed.is_none() && !state.held.fits(self.conf.limit)
+    /// Whether who wants room has to wait for it.
+    fn await_room(&self) -> bool {
+        let mut state = self.state.lock();
+        let full = state.closed.is_none() && !state.held.fits(self.conf.limit);
+        state.room_awaited |= full;
+        full
     }
 
     fn closed(&self, closed: Closed) -> RpcError {
@@ -356,24 +373,23 @@ impl<M> State<M> {
         grant
     }
 
-    fn release(
-        &mut self,
-        done: impl IntoIterator<Item = Done>,
-        limit: Volume,
-        windows: &Windows,
-    ) -> Released {
-        let was_full = !self.held.fits(limit);
-        let mut grants = Vec::new();
-        for done in done {
-            self.held.remove(done.volume);
-            let Some(link) = done.link else { continue };
-            let Some(account) = self.accounts.get_mut(&link.id()) else { continue };
-            let free = limit.minus(self.held).minus(self.promised);
-            self.promised.remove(account.promised());
-            grants.extend(account.handle(done.volume, free, windows).map(|more| (link, more)));
-            self.promised.add(account.promised());
-        }
-        Released { room: was_full && self.held.fits(limit), grants }
+    /// Messages of a connection no longer count. Gives what its sender is to be told.
+    fn release(&mut self, done: Done, limit: Volume, windows: &Windows) -> Option<(Arc<Link>, Volume)> {
+        self.held.remove(done.volume);
+        let account = self.accounts.get_mut(&done.link.id())?;
+        let free = limit.minus(self.held).minus(self.promised);
+        self.promised.remove(account.promised());
+        let more = account.handle(done.volume, free, windows);
+        self.promised.add(account.promised());
+        more.map(|more| (done.link, more))
+    }
+
+    /// Whether those who wait for room are to be told. While the loop goes on they are told when half is free, so that
+    /// they and the loop do not wake each other for every few messages.
+    fn has_room(&mut self, limit: Volume, goes_on: bool) -> bool {
+        let room = self.room_awaited && self.held.fits(if goes_on { limit.half() } else { limit });
+        self.room_awaited &= !room;
+        room
     }
 
     /// Takes out the message that has waited longest.
@@ -388,7 +404,7 @@ impl<M> State<M> {
 
 /// What is to be told, after the lock, when messages have been handled.
 struct Released {
-    /// There is room where there was none.
+    /// There is room where somebody waits for it.
     room: bool,
     grants: Vec<(Arc<Link>, Volume)>,
 }
@@ -402,7 +418,7 @@ impl<M: Send> Mailbox<M> for Inbox<M> {
         Box::pin(async {
             let mut room = std::pin::pin!(self.room.notified());
             room.as_mut().enable();
-            if self.is_full() {
+            if self.await_room() {
                 room.await;
             }
         })

@@ -1,6 +1,7 @@
 //! The loop of an endpoint that handles many messages at a time.
 
 use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 
@@ -10,13 +11,11 @@ use futures::{FutureExt, StreamExt};
 use tokio::time::Instant;
 
 use super::{Behaviour, Buffer, Drained, FAIR_SHARE, Place, report, watch};
-use tracing::Instrument;
-
 use crate::endpoint::{EndpointContext, RpcEndpoint};
 use crate::error::RpcError;
 use crate::inbox::{Batch, Event, Inbox, Item};
 use crate::origin::Origin;
-use crate::running::supervise;
+use crate::running::Supervised;
 
 /// Many messages at a time, with shared access.
 pub(super) struct Concurrent<E> {
@@ -48,7 +47,8 @@ impl<E: RpcEndpoint> Behaviour for Concurrent<E> {
         Box::pin(async move {
             if self.phase == Phase::New {
                 let outcome =
-                    supervise(place.actor, None, async { self.endpoint.on_start(&place.cx).await }).await;
+                    Supervised::new(place.actor, pin!(async { self.endpoint.on_start(&place.cx).await }))
+                        .await;
                 self.phase = if outcome.is_ok() { Phase::Concurrent } else { Phase::OneByOne };
                 settle(&*self.endpoint, outcome, &place.cx, &place).await;
             }
@@ -62,7 +62,7 @@ impl<E: RpcEndpoint> Behaviour for Concurrent<E> {
                     }
                     let cx = place.cx.for_stop();
                     let outcome =
-                        supervise(place.actor, None, async { self.endpoint.on_stop(&cx).await }).await;
+                        Supervised::new(place.actor, pin!(async { self.endpoint.on_stop(&cx).await })).await;
                     settle(&*self.endpoint, outcome, &cx, &place).await;
                     drop(batch);
                     place.inbox.end();
@@ -144,33 +144,29 @@ async fn handle<E: RpcEndpoint>(
     let cx = &place.cx;
     let (outcome, origin) = match item {
         Item::Message { message, mut origin } => {
-            let span = origin.take_span();
-            let receive = async { endpoint.receive(message, cx).await };
-            let outcome = watch(
-                &place,
-                sample,
-                |_| {},
-                supervise(place.actor, Some(&origin), receive).instrument(span),
-            )
-            .await;
+            let receive = pin!(async { endpoint.receive(message, cx).await });
+            let receive = Supervised::of_message(place.actor, &mut origin, receive);
+            let outcome = watch(&place, sample, |_| {}, receive).await;
             (outcome, Some(origin))
         }
         Item::Event(event) => {
-            let handle = async {
+            let handle = pin!(async {
                 match event {
                     Event::Connected(remote) => endpoint.on_connected(remote, cx).await,
                     Event::Disconnected(remote) => endpoint.on_disconnected(remote, cx).await,
                     Event::NetworkError(error, remote) => endpoint.on_network_error(error, remote, cx).await,
                     Event::Undelivered(error, remote) => endpoint.on_undelivered(error, remote, cx).await,
                 }
-            };
-            (supervise(place.actor, None, handle).await, None)
+            });
+            (Supervised::new(place.actor, handle).await, None)
         }
         // The loop deals with it itself, as it comes alone.
         Item::Stop => (Ok(()), None),
     };
     let failed = outcome.is_err();
-    settle(&*endpoint, outcome, cx, &place).await;
+    if failed {
+        settle(&*endpoint, outcome, cx, &place).await;
+    }
     origin.map(|origin| (origin, failed))
 }
 
@@ -181,6 +177,7 @@ async fn settle<E: RpcEndpoint>(
     place: &Place<E::Message>,
 ) {
     if let Err(error) = outcome {
-        report(place, supervise(place.actor, None, async { endpoint.on_error(error, cx).await }).await);
+        let on_error = pin!(async { endpoint.on_error(error, cx).await });
+        report(place, Supervised::new(place.actor, on_error).await);
     }
 }

@@ -9,7 +9,7 @@ mod serial;
 
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -126,6 +126,8 @@ struct Life<B: Behaviour> {
 
 enum LifeState<B: Behaviour> {
     Idle(Box<B>, Buffer<B::Message>),
+    /// Waits for something to do.
+    Parked(Box<B>),
     Busy(BoxFuture<'static, Drained<B, B::Message>>),
     Over,
 }
@@ -158,7 +160,7 @@ impl<B: Behaviour> Future for Life<B> {
                 },
                 LifeState::Idle(behaviour, mut spare) => {
                     if this.place.inbox.park(cx.waker(), &mut spare) {
-                        this.state = LifeState::Idle(behaviour, Buffer::new());
+                        this.state = LifeState::Parked(behaviour);
                         return Poll::Pending;
                     }
                     // A sender that is as fast as the endpoint must not keep the thread for ever.
@@ -169,6 +171,8 @@ impl<B: Behaviour> Future for Life<B> {
                     share.made_progress();
                     LifeState::Busy(behaviour.drain(Arc::clone(&this.place)))
                 }
+                // It was woken, so there is something, or else it will be idle again at once.
+                LifeState::Parked(behaviour) => LifeState::Busy(behaviour.drain(Arc::clone(&this.place))),
                 LifeState::Over => return Poll::Ready(()),
             };
         }
@@ -187,12 +191,11 @@ async fn watch<M, T>(
     place: &Place<M>,
     sample: bool,
     mut waits: impl FnMut(Instant),
-    handler: impl Future<Output = T>,
+    mut handler: impl Future<Output = T> + Unpin,
 ) -> T {
     let mut started = sample.then(Instant::now);
-    let mut handler = pin!(handler);
     let outcome = poll_fn(|cx| {
-        let polled = handler.as_mut().poll(cx);
+        let polled = Pin::new(&mut handler).poll(cx);
         if polled.is_pending() {
             waits(*started.get_or_insert_with(Instant::now));
         }

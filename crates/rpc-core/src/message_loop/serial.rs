@@ -1,16 +1,15 @@
 //! The loop of an endpoint that handles one message at a time.
 
+use std::pin::pin;
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
 
 use super::{Behaviour, Drained, FAIR_SHARE, Place, report, watch};
-use tracing::Instrument;
-
 use crate::endpoint::{EndpointContext, ThreadSafeRpcEndpoint};
 use crate::error::RpcError;
 use crate::inbox::{Batch, Event, Item};
-use crate::running::supervise;
+use crate::running::Supervised;
 
 /// One message at a time, with exclusive access.
 pub(super) struct Serial<E> {
@@ -35,7 +34,8 @@ impl<E: ThreadSafeRpcEndpoint> Behaviour for Serial<E> {
             if !self.started {
                 self.started = true;
                 let outcome =
-                    supervise(place.actor, None, async { self.endpoint.on_start(&place.cx).await }).await;
+                    Supervised::new(place.actor, pin!(async { self.endpoint.on_start(&place.cx).await }))
+                        .await;
                 self.settle(outcome, &place.cx, &place).await;
             }
             let mut batch = Batch::new(&place.inbox);
@@ -44,42 +44,34 @@ impl<E: ThreadSafeRpcEndpoint> Behaviour for Serial<E> {
                 while let Some(item) = batch.pop() {
                     let outcome = match item {
                         Item::Message { message, mut origin } => {
-                            let span = origin.take_span();
-                            let receive = async { self.endpoint.receive(message, &place.cx).await };
+                            let receive = pin!(async { self.endpoint.receive(message, &place.cx).await });
+                            let receive = Supervised::of_message(place.actor, &mut origin, receive);
                             let sample = batch.sample();
-                            let waits = |since| batch.waits(since);
-                            let outcome = watch(
-                                &place,
-                                sample,
-                                waits,
-                                supervise(place.actor, Some(&origin), receive).instrument(span),
-                            )
-                            .await;
+                            let outcome = watch(&place, sample, |since| batch.waits(since), receive).await;
                             batch.handled(&origin, outcome.is_err());
                             outcome
                         }
                         Item::Event(event) => {
-                            let waits = |since| batch.waits(since);
-                            watch(
-                                &place,
-                                false,
-                                waits,
-                                supervise(place.actor, None, self.event(event, &place.cx)),
-                            )
-                            .await
+                            let event = pin!(self.event(event, &place.cx));
+                            let event = Supervised::new(place.actor, event);
+                            watch(&place, false, |since| batch.waits(since), event).await
                         }
                         Item::Stop => {
                             let cx = place.cx.for_stop();
-                            let outcome =
-                                supervise(place.actor, None, async { self.endpoint.on_stop(&cx).await })
-                                    .await;
+                            let outcome = Supervised::new(
+                                place.actor,
+                                pin!(async { self.endpoint.on_stop(&cx).await }),
+                            )
+                            .await;
                             self.settle(outcome, &cx, &place).await;
                             drop(batch);
                             place.inbox.end();
                             return None;
                         }
                     };
-                    self.settle(outcome, &place.cx, &place).await;
+                    if outcome.is_err() {
+                        self.settle(outcome, &place.cx, &place).await;
+                    }
                     in_a_row += 1;
                     if in_a_row == FAIR_SHARE {
                         in_a_row = 0;
@@ -109,10 +101,8 @@ impl<E: ThreadSafeRpcEndpoint> Serial<E> {
         place: &Place<E::Message>,
     ) {
         if let Err(error) = outcome {
-            report(
-                place,
-                supervise(place.actor, None, async { self.endpoint.on_error(error, cx).await }).await,
-            );
+            let on_error = pin!(async { self.endpoint.on_error(error, cx).await });
+            report(place, Supervised::new(place.actor, on_error).await);
         }
     }
 }
