@@ -44,9 +44,10 @@
 //! | SASL with encryption (`legacy-auth`) | all | yes | 3DES or RC4 | of bytes, by MD5 |
 //! | SASL | all | yes | no | no |
 //!
-//! None gives forward secrecy against who knows the secret, and in GCM somebody on the path can still drop, repeat, reorder or
-//! send back whole messages: Spark does not number them. TLS has neither weakness. A context that uses a mode with
-//! a weakness of its own says so once, as a warning.
+//! Who learns the secret later can open what was recorded of SASL and of the engine before 3.2, whose keys come from it; the auth
+//! engine agrees on keys by X25519. In GCM somebody on the path can still drop, repeat, reorder or send back whole messages: Spark
+//! does not number them. TLS has neither weakness. A context that uses a mode with a weakness of its own says so once, as
+//! a warning; inside of TLS none matters.
 //!
 //! # Stricter than Spark
 //!

@@ -83,7 +83,7 @@ async fn ai_03_damaged_handshakes_fail_and_serve_nothing() {
 async fn damaged_sealed_bytes_end_the_connection(mode: &Mode) {
     let (to_server, to_client) = handshake_lengths(mode).await;
     let impatient: Settings =
-        [mode.settings, &[("spark.shuffle.io.connectionTimeout", "2s")]].concat().leak();
+        [mode.settings, &[("spark.shuffle.io.connectionTimeout", "5s")]].concat().leak();
     for (direction, start) in [(Direction::ToServer, to_server), (Direction::ToClient, to_client)] {
         let server = Server::new(mode.settings).await;
         let address = server.server.local_addr();

@@ -142,8 +142,8 @@ async fn no_envelope_is_read_before_its_sender_is_known() {
 #[tokio::test]
 async fn a_silent_peer_is_closed_in_time() {
     for mode in modes() {
-        let conf = mode.conf().with("spark.network.auth.rpcTimeout", "300ms").unwrap();
-        let conf = conf.with("spark.ssl.rpc.handshakeTimeout", "300ms").unwrap();
+        let conf = mode.conf().with("spark.network.auth.rpcTimeout", "1s").unwrap();
+        let conf = conf.with("spark.ssl.rpc.handshakeTimeout", "1s").unwrap();
         let server = RpcEnv::builder("server").conf(conf).bind("127.0.0.1:0").start().await.unwrap();
         let mut messages = greeter(&server);
         let mut silent = TcpStream::connect(address(&server).host_port()).await.unwrap();
