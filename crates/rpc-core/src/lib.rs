@@ -157,6 +157,11 @@
 //!
 //! What an environment does and holds is told by [`RpcEnv::snapshot`].
 //!
+//! # Files
+//!
+//! An environment that listens can offer files, jars and directories ([`RpcEnv::file_server`]), and any other one, also a
+//! Spark's, downloads them by URI ([`RpcEnv::open_channel`]), piece by piece and over a connection that no messages use.
+//!
 //! # Errors
 //!
 //! An [`RpcError`] says what [kind](RpcError::kind) of thing went wrong, [with whom](RpcError::peer), whether the

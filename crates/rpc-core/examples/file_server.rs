@@ -1,0 +1,86 @@
+//! Files, a jar and a directory for download, as a driver offers them to its executors:
+//! `cargo run --release --example file_server`.
+//!
+//! The driver starts a second process, which downloads everything into a directory of its own and shows how far it is.
+//! What it gets to know is only URIs.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, ensure};
+use indicatif::{ProgressBar, ProgressStyle};
+use rpc_core::{Download, RpcEnv};
+use tokio::fs::{self, File};
+use tokio::io::{AsyncWriteExt, BufWriter};
+
+/// Files that are worth a progress bar.
+const LARGE: usize = 256 << 20;
+
+async fn offer(env: &RpcEnv, files: &Path) -> anyhow::Result<Vec<String>> {
+    let (model, jar, classes) = (files.join("model.bin"), files.join("app.jar"), files.join("classes"));
+    fs::write(&model, vec![7; LARGE]).await?;
+    fs::write(&jar, vec![1; LARGE / 16]).await?;
+    fs::create_dir_all(classes.join("org")).await?;
+    fs::write(classes.join("org/Main.class"), "no real class").await?;
+
+    let server = env.file_server();
+    let classes = server.add_directory("/classes", classes).await?;
+    let uris =
+        vec![server.add_file(model).await?, server.add_jar(jar).await?, format!("{classes}/org/Main.class")];
+    for uri in &uris {
+        println!("driver: offers {uri}");
+    }
+    Ok(uris)
+}
+
+async fn download(uris: &[String], into: &Path) -> anyhow::Result<()> {
+    // It offers nothing, so it need not listen.
+    let env = RpcEnv::builder("executor").client_mode().start().await?;
+    for uri in uris {
+        let name = uri.rsplit('/').next().context("a URI has a path")?;
+        save(env.open_channel(uri).await?, &into.join(name)).await?;
+    }
+    env.shutdown().await;
+    Ok(())
+}
+
+async fn save(mut download: Download, path: &Path) -> anyhow::Result<()> {
+    let style = "{msg:30} {bar:40} {bytes}/{total_bytes} {binary_bytes_per_sec}";
+    let progress = ProgressBar::new(download.len()).with_style(ProgressStyle::with_template(style)?);
+    progress.set_message(download.uri().to_owned());
+    let mut file = BufWriter::new(File::create(path).await?);
+    while let Some(piece) = download.next_piece().await {
+        let piece = piece?;
+        file.write_all(&piece).await?;
+        progress.inc(piece.len() as u64);
+    }
+    file.flush().await?;
+    progress.finish();
+    println!("executor: {} has {} bytes", path.display(), download.len());
+    Ok(())
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    tracing_subscriber::fmt::init();
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let [into, uris @ ..] = &arguments[..] {
+        return download(uris, Path::new(into)).await;
+    }
+
+    let (files, into) = (tempfile::tempdir()?, tempfile::tempdir()?);
+    let env = RpcEnv::builder("driver").bind("127.0.0.1:0").start().await?;
+    let uris = offer(&env, files.path()).await?;
+    let mut executor = Command::new(std::env::current_exe()?);
+    executor.arg(into.path()).args(&uris);
+    let status = tokio::task::spawn_blocking(move || executor.status()).await??;
+    ensure!(status.success(), "the executor ended with {status}");
+
+    ensure!(
+        fs::read(into.path().join("model.bin")).await? == vec![7; LARGE],
+        "the model has changed on its way"
+    );
+    println!("driver: the executor has what was offered");
+    env.shutdown().await;
+    Ok(())
+}
