@@ -52,7 +52,8 @@
 //! # Stricter than Spark
 //!
 //! * Before a connection is authenticated nothing of it is served, on either side: no RPC, one-way message, chunk, stream,
-//!   upload or question for merged blocks. One that tries is closed. Life cycle callbacks are called.
+//!   upload or question for merged blocks. One that tries is closed. Life cycle callbacks are called, but what handlers send
+//!   there is refused: nothing but the handshake passes.
 //! * A server's handshake must be over within `spark.network.auth.rpcTimeout`, one context has at most
 //!   `spark.<m>.io.maxHandshakes` of them at once, and a peer that is not authenticated may send 64 KiB at most.
 //! * A peer that fails learns only that it failed, and is closed. This side's error says why.

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use network_common::protocol::Message;
 use network_common::{
-    BoxError, ManagedBuffer, MergedBlockMetaCallback, MergedBlockMetaRequest, RpcHandler,
+    BoxError, ErrorKind, ManagedBuffer, MergedBlockMetaCallback, MergedBlockMetaRequest, RpcHandler,
     RpcResponseCallback, StreamBody, StreamManager, TransportClient, TransportContext, TransportError,
     TransportServer,
 };
@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
+use crate::proxy::{Direction, Fault, Proxy};
 use crate::support::*;
 use crate::world::*;
 
@@ -176,6 +177,40 @@ async fn aah_02_stream_manager_delegates_after_auth() {
             let body = within(from.stream("s")).await.unwrap();
             assert_eq!(within(body.collect()).await.unwrap(), "stream", "{}", mode.name);
             assert_eq!(calls.seen(), ["chunk", "stream"]);
+        }
+    }
+}
+
+/// What a handler says as soon as it hears of a connection does not go to a stranger, at neither end.
+#[tokio::test(flavor = "multi_thread")]
+async fn handlers_say_nothing_to_strangers() {
+    for mode in MODES {
+        let (told, mut outcomes) = tokio::sync::mpsc::unbounded_channel();
+        let hasty = move || {
+            let told = told.clone();
+            Handler::new().on_active(move |client| {
+                let (rpc, stream) = (client.send_rpc("secret"), client.stream("secret"));
+                let (upload, chunk) = (client.upload_stream("secret", "secret"), client.fetch_chunk(1, 1));
+                let (one_way, told) = (client.send("secret"), told.clone());
+                tokio::spawn(async move {
+                    for failed in [one_way.err(), rpc.await.err(), upload.await.err(), chunk.await.err()] {
+                        told.send(failed.map(|error| error.kind())).unwrap();
+                    }
+                    told.send(stream.await.err().map(|error| error.kind())).unwrap();
+                });
+            })
+        };
+        let server = Server::with(mode.settings, hasty()).await;
+        let proxy = Proxy::before(server.server.local_addr(), Fault::None).await;
+        let end = Client::with(mode.settings, APP, SECRET, Some(hasty()));
+        let client = end.connect(proxy.address).await.unwrap();
+        for _ in 0..2 * 5 {
+            assert_eq!(within(outcomes.recv()).await.unwrap(), Some(ErrorKind::Refused), "{}", mode.name);
+        }
+        echoes(&client).await;
+        for direction in [Direction::ToServer, Direction::ToClient] {
+            let seen = proxy.seen(direction);
+            assert!(!seen.windows(6).any(|window| window == b"secret"), "{}", mode.name);
         }
     }
 }
