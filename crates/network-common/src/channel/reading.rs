@@ -324,7 +324,11 @@ impl Connection {
             }
         };
         drop(held);
-        self.reader.wakers.drain(..).for_each(Waker::wake);
+        let wakers = &mut self.reader.wakers;
+        if !wakers.is_empty() {
+            self.writer.many_callers = !wakers.windows(2).all(|pair| pair[0].will_wake(&pair[1]));
+            wakers.drain(..).for_each(Waker::wake);
+        }
         result
     }
 
