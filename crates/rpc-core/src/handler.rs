@@ -18,7 +18,7 @@ use crate::message::IncomingRequest;
 use crate::origin::Arrival;
 use crate::trace::Tracer;
 use crate::wire::proto::notice::Notice;
-use crate::wire::{self, RequestView, proto};
+use crate::wire::{self, Request, proto};
 
 pub(crate) struct EnvHandler {
     dispatcher: Arc<Dispatcher>,
@@ -43,31 +43,30 @@ impl EnvHandler {
     fn dispatch(
         &self,
         link: &Arc<Link>,
-        request: &mut RequestView,
-        bytes: usize,
+        frame: &Bytes,
+        request: &Request<'_>,
         reply: &mut Option<Box<RemoteReply>>,
     ) -> Result<(), RpcError> {
-        let body = std::mem::take(&mut request.body);
-        let texts = request.texts().map_err(|e| no_envelope(link, &e))?;
-        let Some(arrival) = Arrival::new(link, bytes as u64) else {
-            link.grant(texts.endpoint, Volume::message(bytes as u64));
+        let bytes = frame.len() as u64;
+        let Some(arrival) = Arrival::new(link, bytes) else {
+            link.grant(request.endpoint, Volume::message(bytes));
             return Err(self.budget_used_up(link));
         };
         link.set_incarnation(request.incarnation);
-        let (sender, new) = link.sender_of(texts.sender);
+        let (sender, new) = link.sender_of(request.sender);
         if new {
             self.dispatcher.post_to_all(&Event::Connected(sender.clone()));
         }
         let delivered = if [0, self.incarnation].contains(&request.receiver_incarnation) {
-            let incoming = IncomingRequest::new(texts.service, texts.method, body, sender, reply);
-            let span = self.tracer.arrived(texts.endpoint, texts.traceparent);
-            self.dispatcher.deliver(texts.endpoint, incoming, arrival, span)
+            let incoming = IncomingRequest::new(request, frame, sender, reply);
+            let span = self.tracer.arrived(request.endpoint, request.traceparent);
+            self.dispatcher.deliver(request.endpoint, incoming, arrival, span)
         } else {
-            Err(earlier_run(texts.endpoint))
+            Err(earlier_run(request.endpoint))
         };
         if delivered.is_err() {
             // It will not be handled, so its credit goes back now.
-            link.grant(texts.endpoint, Volume::message(bytes as u64));
+            link.grant(request.endpoint, Volume::message(bytes));
         }
         delivered
     }
@@ -82,7 +81,7 @@ impl EnvHandler {
     }
 
     /// What the peer says about the connection.
-    fn notice(&self, client: &TransportClient, link: &Link, body: Bytes) -> Result<(), RpcError> {
+    fn notice(&self, client: &TransportClient, link: &Link, body: &[u8]) -> Result<(), RpcError> {
         let notice = proto::Notice::decode(body).map_err(|e| no_envelope(link, &e))?;
         match notice.notice {
             Some(Notice::Credit(credit)) => {
@@ -115,17 +114,16 @@ impl EnvHandler {
 
     fn one_way(&self, client: &TransportClient, message: Bytes) -> Result<(), RpcError> {
         let link = self.link(client)?;
-        let bytes = message.len();
-        let mut request = RequestView::decode(message).map_err(|e| no_envelope(&link, &e))?;
+        let request = Request::read(&message).map_err(|e| no_envelope(&link, &e))?;
         if request.is_notice() {
             return self.notice(client, &link, request.body);
         }
-        let dispatched = self.dispatch(&link, &mut request, bytes, &mut None);
-        if let (Err(error), Ok(texts)) = (&dispatched, request.texts()) {
+        let dispatched = self.dispatch(&link, &message, &request, &mut None);
+        if let Err(error) = &dispatched {
             link.tell(Notice::Refused(proto::Refused {
-                endpoint: texts.endpoint.to_owned(),
-                service: texts.service.to_owned(),
-                method: texts.method.to_owned(),
+                endpoint: request.endpoint.to_owned(),
+                service: request.service.to_owned(),
+                method: request.method.to_owned(),
                 failure: Some(wire::refusal(error)),
             }));
         }
@@ -140,17 +138,16 @@ fn no_envelope(link: &Link, why: &dyn fmt::Display) -> RpcError {
 
 impl RpcHandler for EnvHandler {
     fn receive(&self, client: &TransportClient, message: Bytes, callback: RpcResponseCallback) {
-        let bytes = message.len();
         let link = match self.link(client) {
             Ok(link) => link,
             Err(error) => return callback.fail(error),
         };
-        let mut request = match RequestView::decode(message) {
+        let request = match Request::read(&message) {
             Ok(request) => request,
             Err(error) => return callback.fail(no_envelope(&link, &error)),
         };
         let mut reply = Some(Box::new(RemoteReply::new(callback, Arc::clone(&link), request.deadline())));
-        if let Err(error) = self.dispatch(&link, &mut request, bytes, &mut reply) {
+        if let Err(error) = self.dispatch(&link, &message, &request, &mut reply) {
             tracing::debug!(peer = %client.peer_addr(), %error, "request refused");
             if let Some(reply) = reply {
                 reply.refuse(&error);

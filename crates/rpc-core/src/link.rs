@@ -1,10 +1,11 @@
 //! One connection to another environment, with what both sides tell each other about it.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
+use foldhash::HashMap;
 use network_common::{ConnectionId, ErrorKind, TransportClient};
 use parking_lot::{Mutex, RwLock};
 use tokio::runtime::Handle;

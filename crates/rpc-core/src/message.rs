@@ -8,7 +8,7 @@ use crate::call_context::{RemoteReply, RpcCallContext};
 use crate::error::{ErrorKind, RpcError};
 use crate::method::Method;
 use crate::origin::RemoteAsk;
-use crate::wire::{self, IncomingBody, OutgoingBody};
+use crate::wire::{self, IncomingBody, OutgoingBody, Request};
 
 /// What an endpoint receives: usually the enum that rpc-build makes from a service, with a variant per rpc.
 ///
@@ -92,9 +92,9 @@ pub(crate) fn local_only() -> RpcError {
 /// A request that came over the network, not yet decoded.
 #[derive(Debug)]
 pub struct IncomingRequest<'a> {
-    service: &'a str,
-    method: &'a str,
-    body: Bytes,
+    request: &'a Request<'a>,
+    /// What its texts and body are parts of.
+    frame: &'a Bytes,
     sender: RpcAddress,
     /// Left in place if decoding fails, so that the dispatcher can tell the asker why.
     reply: &'a mut Option<Box<RemoteReply>>,
@@ -103,13 +103,12 @@ pub struct IncomingRequest<'a> {
 impl<'a> IncomingRequest<'a> {
     /// `reply` is none for a one-way message.
     pub(crate) fn new(
-        service: &'a str,
-        method: &'a str,
-        body: Bytes,
+        request: &'a Request<'a>,
+        frame: &'a Bytes,
         sender: RpcAddress,
         reply: &'a mut Option<Box<RemoteReply>>,
     ) -> Self {
-        Self { service, method, body, sender, reply }
+        Self { request, frame, sender, reply }
     }
 
     pub(crate) fn ask(&self) -> Option<RemoteAsk> {
@@ -119,13 +118,13 @@ impl<'a> IncomingRequest<'a> {
     /// Full name of the service: `hello.Hello`.
     #[must_use]
     pub fn service(&self) -> &str {
-        self.service
+        self.request.service
     }
 
     /// Name of the rpc: `SayHi`.
     #[must_use]
     pub fn method(&self) -> &str {
-        self.method
+        self.request.method
     }
 
     /// Reads the request message.
@@ -134,8 +133,11 @@ impl<'a> IncomingRequest<'a> {
     ///
     /// [`ErrorKind::Decode`] if the bytes are no `T`.
     pub fn decode<T: Message + Default>(&mut self) -> Result<T, RpcError> {
-        T::decode(std::mem::take(&mut self.body)).map_err(|e| {
-            let text = format!("the request {}/{} cannot be decoded: {e}", self.service, self.method);
+        T::decode(self.frame.slice_ref(self.request.body)).map_err(|e| {
+            let text = format!(
+                "the request {}/{} cannot be decoded: {e}",
+                self.request.service, self.request.method
+            );
             RpcError::new(ErrorKind::Decode, text)
         })
     }
@@ -152,7 +154,10 @@ impl<'a> IncomingRequest<'a> {
     /// The error for a method that the service does not have: the peer's schema is newer, or another one.
     #[must_use]
     pub fn unknown_method(&self) -> RpcError {
-        let text = format!("the service {} has no method {}: the schemas differ", self.service, self.method);
+        let text = format!(
+            "the service {} has no method {}: the schemas differ",
+            self.request.service, self.request.method
+        );
         RpcError::new(ErrorKind::NotDelivered, text)
     }
 }

@@ -4,10 +4,10 @@ mod registered;
 mod stop;
 
 use std::any::{Any, TypeId};
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use async_task::FallibleTask;
+use foldhash::HashMap;
 use parking_lot::RwLock;
 use registered::Registered;
 pub(crate) use stop::Stopping;

@@ -2,12 +2,13 @@
 
 mod batch;
 
+use std::collections::VecDeque;
 use std::collections::hash_map::Entry;
-use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::task::Waker;
 use std::time::Duration;
 
+use foldhash::HashMap;
 use futures::future::BoxFuture;
 use network_common::ConnectionId;
 use parking_lot::Mutex;
@@ -117,7 +118,7 @@ impl<M> Inbox<M> {
             queue: VecDeque::new(),
             held: Volume::default(),
             promised: Volume::default(),
-            accounts: HashMap::new(),
+            accounts: HashMap::default(),
             parked: None,
             closed: None,
             ended: false,
@@ -151,10 +152,10 @@ impl<M> Inbox<M> {
             state.counts.late += 1;
             return Err(self.closed(closed));
         }
-        let expected = origin.link().is_some_and(|link| {
-            opened = state.open_account(link.id(), &self.windows);
-            state.accounts.get(&link.id()).is_some_and(Account::expects)
-        });
+        let mut expected = false;
+        if let Some(link) = origin.link() {
+            (opened, expected) = state.open_account(link.id(), &self.windows);
+        }
         if !expected && !state.held.fits(self.conf.limit) {
             match self.conf.overflow {
                 // If nothing is taken out, all is in hand.
@@ -353,14 +354,14 @@ impl<M> Inbox<M> {
 }
 
 impl<M> State<M> {
-    /// False if there was one.
-    fn open_account(&mut self, connection: ConnectionId, windows: &Windows) -> bool {
+    /// Whether there was none, and whether it expects a message.
+    fn open_account(&mut self, connection: ConnectionId, windows: &Windows) -> (bool, bool) {
         match self.accounts.entry(connection) {
-            Entry::Occupied(_) => false,
+            Entry::Occupied(account) => (false, account.get().expects()),
             Entry::Vacant(place) => {
                 let account = place.insert(Account::new(windows));
                 self.promised.add(account.promised());
-                true
+                (true, account.expects())
             }
         }
     }

@@ -1,0 +1,301 @@
+//! The envelope of a request. Every message passes here, so it is written with one allocation and read with none.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::time::Duration;
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use prost::encoding::{DecodeContext, WireType, check_wire_type, decode_key, decode_varint, skip_field};
+use prost::{DecodeError, Message};
+use tokio::time::Instant;
+
+use super::{proto, put_message};
+use crate::address::RpcAddress;
+use crate::error::RpcError;
+use crate::method::Method;
+
+/// Key of `Request.body`: field number and wire type 2, length-delimited.
+const BODY_KEY: u8 = 15 << 3 | 2;
+
+/// The fields of a request that are the same in all messages of one ref.
+pub(crate) fn request_head(
+    sender: Option<&RpcAddress>,
+    incarnation: u64,
+    endpoint: &str,
+    receiver_incarnation: u64,
+) -> Bytes {
+    let head = proto::Request {
+        sender: sender.map(ToString::to_string).unwrap_or_default(),
+        incarnation,
+        endpoint: endpoint.to_owned(),
+        receiver_incarnation,
+        ..proto::Request::default()
+    };
+    head.encode_to_vec().into()
+}
+
+/// A whole request. `remaining`: how long the asker waits; none for a one-way message, or if it waits for ever.
+pub(crate) fn request(
+    head: &[u8],
+    method: Method,
+    remaining: Option<Duration>,
+    traceparent: Option<&str>,
+    encode: impl FnOnce(&mut OutgoingBody<'_>) -> Result<(), RpcError>,
+) -> Result<Bytes, RpcError> {
+    let mut body = OutgoingBody { head, method, remaining, traceparent, out: BytesMut::new() };
+    encode(&mut body)?;
+    if body.out.is_empty() {
+        body.put_fields(0);
+    }
+    Ok(body.out.freeze())
+}
+
+/// A notice in its envelope, for a one-way message.
+pub(crate) fn notice(notice: proto::notice::Notice) -> Bytes {
+    let notice = proto::Notice { notice: Some(notice) };
+    let mut out = BytesMut::new();
+    put_message(&mut out, BODY_KEY, &notice);
+    out.freeze()
+}
+
+/// A request message on its way out. What [`RpcRequest::encode`](crate::RpcRequest::encode) writes to.
+#[derive(Debug)]
+pub struct OutgoingBody<'a> {
+    head: &'a [u8],
+    method: Method,
+    remaining: Option<Duration>,
+    traceparent: Option<&'a str>,
+    out: BytesMut,
+}
+
+impl OutgoingBody<'_> {
+    /// Writes `message`. To be called once.
+    ///
+    /// # Errors
+    ///
+    /// None at present.
+    pub fn message(&mut self, message: &impl Message) -> Result<(), RpcError> {
+        if self.out.is_empty() {
+            let length = message.encoded_len();
+            self.put_fields(1 + prost::length_delimiter_len(length) + length);
+        }
+        put_message(&mut self.out, BODY_KEY, message);
+        Ok(())
+    }
+
+    /// Everything in front of the body, which will have so many bytes with its key.
+    fn put_fields(&mut self, body: usize) {
+        let texts = self.method.service().len() + self.method.name().len();
+        // Generous, but none of it is wasted on a second allocation: 3 keys and lengths, and a time.
+        let rest = self.traceparent.map_or(0, str::len) + 3 * 4 + 11;
+        self.out.reserve(self.head.len() + texts + rest + body);
+        self.out.put_slice(self.head);
+        put_text(&mut self.out, 4 << 3 | 2, self.method.service());
+        put_text(&mut self.out, 5 << 3 | 2, self.method.name());
+        if let Some(remaining) = self.remaining {
+            let micros = u64::try_from(remaining.as_micros()).unwrap_or(u64::MAX);
+            self.out.put_u8(6 << 3);
+            put_varint(&mut self.out, micros);
+        }
+        if let Some(traceparent) = self.traceparent {
+            put_text(&mut self.out, 7 << 3 | 2, traceparent);
+        }
+    }
+}
+
+fn put_text(out: &mut BytesMut, key: u8, text: &str) {
+    out.put_u8(key);
+    put_varint(out, text.len() as u64);
+    out.put_slice(text.as_bytes());
+}
+
+fn put_varint(out: &mut BytesMut, mut value: u64) {
+    while value >= 0x80 {
+        out.put_u8(value as u8 | 0x80);
+        value >>= 7;
+    }
+    out.put_u8(value as u8);
+}
+
+/// What is wrong with a request's bytes.
+#[derive(Debug)]
+pub(crate) struct Malformed(Cow<'static, str>);
+
+impl fmt::Display for Malformed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl From<DecodeError> for Malformed {
+    fn from(error: DecodeError) -> Self {
+        Self(error.to_string().into())
+    }
+}
+
+/// `proto::Request` as it is read: the texts and the body stay slices of the frame.
+#[derive(Debug, Default)]
+pub(crate) struct Request<'a> {
+    pub(crate) sender: &'a str,
+    pub(crate) incarnation: u64,
+    pub(crate) endpoint: &'a str,
+    pub(crate) service: &'a str,
+    pub(crate) method: &'a str,
+    remaining_us: u64,
+    pub(crate) traceparent: &'a str,
+    pub(crate) receiver_incarnation: u64,
+    pub(crate) body: &'a [u8],
+}
+
+impl<'a> Request<'a> {
+    pub(crate) fn read(message: &'a [u8]) -> Result<Self, Malformed> {
+        let mut request = Self::default();
+        let mut rest = message;
+        while !rest.is_empty() {
+            let (field, wire_type) = decode_key(&mut rest)?;
+            match field {
+                1 => request.sender = text(wire_type, &mut rest)?,
+                2 => request.incarnation = fixed64(wire_type, &mut rest)?,
+                3 => request.endpoint = text(wire_type, &mut rest)?,
+                4 => request.service = text(wire_type, &mut rest)?,
+                5 => request.method = text(wire_type, &mut rest)?,
+                6 => {
+                    check_wire_type(WireType::Varint, wire_type)?;
+                    request.remaining_us = decode_varint(&mut rest)?;
+                }
+                7 => request.traceparent = text(wire_type, &mut rest)?,
+                8 => request.receiver_incarnation = fixed64(wire_type, &mut rest)?,
+                15 => request.body = delimited(wire_type, &mut rest)?,
+                _ => skip_field(wire_type, field, &mut rest, DecodeContext::default())?,
+            }
+        }
+        Ok(request)
+    }
+
+    /// It is about the connection and not for an endpoint.
+    pub(crate) fn is_notice(&self) -> bool {
+        self.endpoint.is_empty()
+    }
+
+    /// Until when its asker waits, as far as is told.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        match self.remaining_us {
+            0 => None,
+            micros => Instant::now().checked_add(Duration::from_micros(micros)),
+        }
+    }
+}
+
+fn delimited<'a>(wire_type: WireType, rest: &mut &'a [u8]) -> Result<&'a [u8], Malformed> {
+    check_wire_type(WireType::LengthDelimited, wire_type)?;
+    let length = prost::decode_length_delimiter(&mut *rest)?;
+    let (field, after) = rest.split_at_checked(length).ok_or_else(|| Malformed("a field is cut".into()))?;
+    *rest = after;
+    Ok(field)
+}
+
+fn text<'a>(wire_type: WireType, rest: &mut &'a [u8]) -> Result<&'a str, Malformed> {
+    let bytes = delimited(wire_type, rest)?;
+    std::str::from_utf8(bytes).map_err(|_| Malformed("a text is not UTF-8".into()))
+}
+
+fn fixed64(wire_type: WireType, rest: &mut &[u8]) -> Result<u64, Malformed> {
+    check_wire_type(WireType::SixtyFourBit, wire_type)?;
+    rest.try_get_u64_le().map_err(|_| Malformed("a number is cut".into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Clone, PartialEq, Message)]
+    struct Text {
+        #[prost(string, tag = "1")]
+        text: String,
+    }
+
+    fn text(text: &str) -> Text {
+        Text { text: text.to_owned() }
+    }
+
+    fn sample() -> Bytes {
+        let head = request_head(Some(&RpcAddress::new("::1", 7077)), 0x0102_0304_0506_0708, "ep", 0x18);
+        let method = Method::new("pkg.Svc", "Do");
+        let remaining = Some(Duration::from_millis(300));
+        request(&head, method, remaining, Some("00-1-2-01"), |body| body.message(&text("hi"))).unwrap()
+    }
+
+    /// Other versions and other implementations read and write exactly this.
+    #[test]
+    fn a_request_has_these_bytes() {
+        let mut expected = Vec::new();
+        expected.extend(b"\x0a\x0a[::1]:7077");
+        expected.extend(b"\x11\x08\x07\x06\x05\x04\x03\x02\x01");
+        expected.extend(b"\x1a\x02ep");
+        expected.extend(b"\x41\x18\0\0\0\0\0\0\0");
+        expected.extend(b"\x22\x07pkg.Svc");
+        expected.extend(b"\x2a\x02Do");
+        // 300 000 microseconds.
+        expected.extend(b"\x30\xe0\xa7\x12");
+        expected.extend(b"\x3a\x0900-1-2-01");
+        expected.extend(b"\x7a\x04\x0a\x02hi");
+        assert_eq!(&sample()[..], expected);
+    }
+
+    #[test]
+    fn a_request_reads_back() {
+        let read = proto::Request::decode(sample()).unwrap();
+        let expected = proto::Request {
+            sender: "[::1]:7077".to_owned(),
+            incarnation: 0x0102_0304_0506_0708,
+            endpoint: "ep".to_owned(),
+            service: "pkg.Svc".to_owned(),
+            method: "Do".to_owned(),
+            remaining_us: 300_000,
+            traceparent: "00-1-2-01".to_owned(),
+            receiver_incarnation: 0x18,
+            body: text("hi").encode_to_vec().into(),
+        };
+        assert_eq!(read, expected);
+
+        let view = sample();
+        let view = Request::read(&view).unwrap();
+        assert_eq!((view.sender, view.endpoint), ("[::1]:7077", "ep"));
+        assert_eq!((view.service, view.method, view.traceparent), ("pkg.Svc", "Do", "00-1-2-01"));
+        assert_eq!(view.receiver_incarnation, 0x18);
+        assert_eq!(view.body, text("hi").encode_to_vec());
+    }
+
+    #[test]
+    fn fields_of_newer_peers_are_skipped() {
+        let mut bytes = sample().to_vec();
+        // Field 99, a string.
+        bytes.extend(b"\x9a\x06\x03new");
+        // Field 98, of 8 bytes; field 97, of 4; field 96, a number.
+        bytes.extend(b"\x91\x06new-abcd\x8d\x06abcd\x80\x06\xff\x01");
+        let message = Bytes::from(bytes);
+        assert_eq!(Request::read(&message).unwrap().endpoint, "ep");
+        assert_eq!(proto::Request::decode(message).unwrap().endpoint, "ep");
+    }
+
+    /// Bytes from a peer are read as prost reads them.
+    #[test]
+    fn what_is_cut_or_changed_is_read_as_the_schema_says_or_is_an_error() {
+        let whole = sample();
+        for end in 0..whole.len() {
+            for flipped in 0..=u8::BITS {
+                let mut bytes = whole.slice(..end).to_vec();
+                if let (Some(last), true) = (bytes.last_mut(), flipped < u8::BITS) {
+                    *last ^= 1 << flipped;
+                }
+                let message = Bytes::from(bytes);
+                let (read, schema) = (Request::read(&message), proto::Request::decode(message.clone()));
+                assert_eq!(read.is_ok(), schema.is_ok(), "{message:?}: {read:?} {schema:?}");
+                if let (Ok(read), Ok(schema)) = (read, schema) {
+                    assert_eq!((read.endpoint, read.method), (&*schema.endpoint, &*schema.method));
+                    assert_eq!((read.remaining_us, read.body), (schema.remaining_us, &*schema.body));
+                }
+            }
+        }
+    }
+}
