@@ -36,11 +36,8 @@ impl TransportClientBootstrap for AuthClientBootstrap {
             let secret =
                 self.0.secrets.secret_key(app_id).ok_or_else(|| AuthError::UnknownApp(app_id.clone()))?;
             let filters = self.handshake(client, &secret).await?;
-            client.set_client_id(app_id)?;
-            if let Some(filters) = filters {
-                client.install_filters(filters.seal, filters.open)?;
-            }
-            Ok(())
+            let filters = filters.map(|filters| (filters.seal, filters.open));
+            Ok(client.shared().authenticated(app_id.clone(), filters)?)
         })
     }
 }

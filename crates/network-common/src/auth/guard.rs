@@ -90,16 +90,11 @@ impl Pending {
             }
         };
         tracing::debug!(peer = %client.peer_addr(), app_id = done.app_id, "authenticated");
-        if let Err(error) = client.set_client_id(done.app_id) {
-            callback.fail(FAILED);
-            return end(client, error);
-        }
         // The reply goes out as it is; all behind it, in both directions, is sealed.
         callback.reply(done.reply);
-        if let Some(filters) = done.filters {
-            if let Err(error) = client.install_filters(filters.seal, filters.open) {
-                return end(client, error);
-            }
+        let filters = done.filters.map(|filters| (filters.seal, filters.open));
+        if let Err(error) = client.shared().authenticated(done.app_id, filters) {
+            return end(client, error);
         }
         if let Some(over) = self.over.take() {
             // Nobody waits any more if the time is up this very moment.

@@ -108,14 +108,16 @@ impl ServerHandshake {
     }
 
     fn start(&mut self, message: &[u8], tried: bool) -> Result<Step, AuthError> {
-        if self.policy.conf.crypto {
-            if message.first() == Some(&AUTH_TAG) {
+        let conf = &self.policy.conf;
+        match message.first() {
+            Some(&AUTH_TAG) if conf.crypto => {
                 return self.engine(&AuthMessage::decode(message)?).map(Step::Done);
             }
             #[cfg(feature = "legacy-auth")]
-            if self.policy.conf.legacy_engine && message.first() == Some(&super::legacy_engine::TAG) {
+            Some(&super::legacy_engine::TAG) if conf.crypto && conf.legacy_engine => {
                 return self.legacy_engine(message).map(Step::Done);
             }
+            _ => {}
         }
         match (SaslMessage::decode(message), self.policy.server_sasl()) {
             (Ok(message), Some(quality)) => self.sasl(message, quality),
@@ -123,7 +125,7 @@ impl ServerHandshake {
                 "it is SASL, and spark.network.crypto.saslFallback does not allow that".to_owned(),
             )),
             // A client of the auth engine falls back to SASL on the same connection.
-            (Err(error @ AuthError::NotOurs(_)), Some(_)) if !self.policy.conf.crypto && !tried => {
+            (Err(error @ AuthError::NotOurs(_)), Some(_)) if !conf.crypto && !tried => {
                 self.stage = Stage::Start { tried: true };
                 Ok(Step::NotSpoken(error))
             }
