@@ -55,10 +55,11 @@
 //!   upload or question for merged blocks. One that tries is closed. Life cycle callbacks are called, but what handlers send
 //!   there is refused: nothing but the handshake passes.
 //! * A server's handshake must be over within `spark.network.auth.rpcTimeout`, one context has at most
-//!   `spark.<m>.io.maxHandshakes` of them at once, and a peer that is not authenticated may send 64 KiB at most.
+//!   `spark.<m>.io.maxHandshakes` of them at once, and a peer that has sent 64 KiB without being authenticated
+//!   is not read again.
 //! * A peer that fails learns only that it failed, and is closed. This side's error says why.
-//! * Falling back from the auth engine to SASL without encryption needs `spark.network.crypto.saslFallback=true` in so many
-//!   words: Spark's default lets anybody on the path switch encryption off.
+//! * Falling back from the auth engine to SASL needs `spark.network.crypto.saslFallback=true` in so many words: Spark's default
+//!   lets anybody on the path switch encryption off, or to 3DES.
 
 mod cipher;
 mod client;

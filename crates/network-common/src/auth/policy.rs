@@ -5,7 +5,7 @@ use std::sync::Arc;
 use futures::future::BoxFuture;
 use tokio::sync::Semaphore;
 
-use super::cipher::Filters;
+use super::cipher::Side;
 use super::client::AuthClientBootstrap;
 use super::digest::{Agreed, Protection, Quality};
 use super::server::AuthServerBootstrap;
@@ -14,6 +14,7 @@ use crate::client::TransportClient;
 use crate::conf::{AuthConf, CipherName, TransportConf};
 use crate::error::{BoxError, ErrorKind, TransportError};
 use crate::handler::{TransportClientBootstrap, TransportServerBootstrap};
+use crate::session::Filters;
 
 /// Whether this build knows the weak modes of old.
 const LEGACY: bool = cfg!(feature = "legacy-auth");
@@ -93,8 +94,8 @@ impl Policy {
                 "the auth engine before Spark 3.2 (spark.network.crypto.legacyEngine)",
             ),
             (
-                conf.crypto && conf.sasl_fallback == Some(true),
-                "the peer may choose SASL, without encryption too (spark.network.crypto.saslFallback)",
+                conf.crypto && conf.sasl_fallback,
+                "whoever is on the path may switch to SASL (spark.network.crypto.saslFallback)",
             ),
         ];
         weaknesses.into_iter().filter(|(applies, _)| *applies).map(|(_, text)| text).collect()
@@ -117,21 +118,12 @@ impl Policy {
     }
 
     fn allowed_sasl(&self, quality: Quality) -> Option<Quality> {
-        match (self.conf.crypto, self.conf.sasl_fallback) {
-            (false, _) | (true, Some(true)) => Some(quality),
-            (true, Some(false)) => None,
-            // Nobody has asked for plain connections.
-            (true, None) => LEGACY.then_some(Quality::Encrypted),
-        }
+        (!self.conf.crypto || self.conf.sasl_fallback).then_some(quality)
     }
 
     /// The filters that a SASL handshake has agreed on.
     #[cfg_attr(not(feature = "legacy-auth"), expect(clippy::unused_self))]
-    pub(super) fn sasl_filters(
-        &self,
-        agreed: &Agreed,
-        side: super::cipher::Side,
-    ) -> Result<Option<Filters>, AuthError> {
+    pub(super) fn sasl_filters(&self, agreed: &Agreed, side: Side) -> Result<Option<Filters>, AuthError> {
         match agreed.protection {
             Protection::None => Ok(None),
             #[cfg(feature = "legacy-auth")]

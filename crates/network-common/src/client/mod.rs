@@ -18,7 +18,10 @@ pub use future::{ChunkFuture, MergedBlockMetaFuture, RequestFuture, RpcFuture, S
 use crate::buffer::ManagedBuffer;
 use crate::error::{ErrorKind, TransportError};
 use crate::protocol::MergedBlockMetaRequest;
-use crate::session::{Answer, ByteFilter, Closing, Session, Ticket};
+use crate::session::{Answer, ByteFilter, Closing, Filters, Session, Ticket};
+
+#[cfg(all(test, feature = "auth"))]
+mod tests;
 
 /// Names one connection, unique in this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -101,13 +104,8 @@ impl Shared {
     }
 
     /// The reader learns of them under the session's lock: what it takes in afterwards is theirs.
-    fn install_filters(
-        &self,
-        session: &mut Session,
-        seal: Box<dyn ByteFilter>,
-        open: Box<dyn ByteFilter>,
-    ) -> Result<(), TransportError> {
-        if !session.install_filters(seal, open) {
+    fn install_filters(&self, session: &mut Session, filters: Filters) -> Result<(), TransportError> {
+        if !session.install_filters(filters) {
             let text = format!("filters refused: the connection to {} has some already", self.peer);
             return Err(TransportError::new(ErrorKind::Refused, text).with_peer(self.peer));
         }
@@ -118,14 +116,10 @@ impl Shared {
     /// The peer is no stranger any more, and all that follows passes through filters, if there are some: both at once, so that
     /// nothing is sent or read in between.
     #[cfg(feature = "auth")]
-    pub(crate) fn authenticated(
-        &self,
-        id: String,
-        filters: Option<(Box<dyn ByteFilter>, Box<dyn ByteFilter>)>,
-    ) -> Result<(), TransportError> {
+    pub(crate) fn authenticated(&self, id: String, filters: Option<Filters>) -> Result<(), TransportError> {
         self.update(|session| {
-            if let Some((seal, open)) = filters {
-                self.install_filters(session, seal, open)?;
+            if let Some(filters) = filters {
+                self.install_filters(session, filters)?;
             }
             self.set_client_id(id)
         })
@@ -375,7 +369,7 @@ impl TransportClient {
         seal: Box<dyn ByteFilter>,
         open: Box<dyn ByteFilter>,
     ) -> Result<(), TransportError> {
-        self.0.shared.update(|session| self.0.shared.install_filters(session, seal, open))
+        self.0.shared.update(|session| self.0.shared.install_filters(session, Filters { seal, open }))
     }
 
     /// Ends the connection: new requests are refused, what is queued is written (for at most 10 s), then outstanding

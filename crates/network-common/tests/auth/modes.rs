@@ -169,6 +169,53 @@ async fn what_comes_right_behind_the_handshake_is_opened() {
     }
 }
 
+/// What the server sends as soon as it knows the peer is sealed, and is read by a client that knows the server.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_sees_the_identity_finds_the_filters_in_force() {
+    let handler = Handler::new().on_active(|client| {
+        let client = client.clone();
+        // A thread, which looks more often than a task.
+        std::thread::spawn(move || {
+            while client.client_id().is_none() && client.is_active() {
+                std::hint::spin_loop();
+            }
+            let _ = client.send("at once");
+        });
+    });
+    let server = Server::with(GCM_2.settings, handler).await;
+    for _ in 0..50 {
+        let (arrived, mut arrivals) = tokio::sync::mpsc::unbounded_channel();
+        let at_client = Handler::new().on_one_way(move |_, body| arrived.send(body).unwrap());
+        let end = Client::with(GCM_2.settings, APP, SECRET, Some(at_client));
+        let client = end.connect(server.server.local_addr()).await.unwrap();
+        assert_eq!(within(arrivals.recv()).await.unwrap(), "at once");
+        echoes(&client).await;
+    }
+}
+
+/// More than strangers may send, in one read with the end of the handshake: it is no stranger's any more.
+#[tokio::test(flavor = "multi_thread")]
+async fn much_may_come_right_behind_the_handshake() {
+    let handler = Handler::new().on_active(|client| {
+        let client = client.clone();
+        tokio::spawn(async move {
+            while client.client_id().is_none() {
+                tokio::task::yield_now().await;
+            }
+            client.send(vec![1; 200 << 10]).unwrap();
+        });
+    });
+    let server = Server::with(SASL.settings, handler).await;
+    let fault = Fault::Gather(Direction::ToClient, Duration::from_millis(50));
+    let proxy = Proxy::before(server.server.local_addr(), fault).await;
+    let (arrived, mut arrivals) = tokio::sync::mpsc::unbounded_channel();
+    let at_client = Handler::new().on_one_way(move |_, body| arrived.send(body).unwrap());
+    let end = Client::with(SASL.settings, APP, SECRET, Some(at_client));
+    let client = end.connect(proxy.address).await.unwrap();
+    assert_eq!(within(arrivals.recv()).await.unwrap().len(), 200 << 10);
+    echoes(&client).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn both_ends_may_ask_once_they_are_authenticated() {
     for mode in MODES {
@@ -236,19 +283,15 @@ async fn ai_06_sasl_client_fallback() {
     echoes(&client).await;
 }
 
-/// Not asked for in so many words, there is no fallback that leaves the connection plain.
+/// Not asked for in so many words, there is no fallback: anybody on the path could ask for it.
 #[tokio::test]
-async fn downgrade_to_plain_is_refused() {
+async fn downgrade_is_refused() {
     let never: Settings =
         &[("spark.network.crypto.enabled", "true"), ("spark.network.crypto.saslFallback", "false")];
-    let server = Server::new(SASL.settings).await;
-    let refused = Client::new(never).connect(server.server.local_addr()).await.unwrap_err();
-    assert_eq!(refused.kind(), ErrorKind::Bootstrap);
-    if !cfg!(feature = "legacy-auth") {
-        let refused = Client::new(CTR_1.settings).connect(server.server.local_addr()).await.unwrap_err();
-        assert_eq!(refused.kind(), ErrorKind::Bootstrap);
-    }
     for strict in [CTR_1.settings, never] {
+        let server = Server::new(SASL.settings).await;
+        let refused = Client::new(strict).connect(server.server.local_addr()).await.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Bootstrap);
         let server = Server::new(strict).await;
         let refused = Client::new(SASL.settings).connect(server.server.local_addr()).await.unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::Bootstrap);
@@ -263,6 +306,12 @@ mod with_legacy {
 
     const ENCRYPTS: Settings = &[("spark.authenticate.enableSaslEncryption", "true")];
 
+    const EITHER: Settings = &[
+        ("spark.network.crypto.enabled", "true"),
+        ("spark.network.crypto.legacyEngine", "true"),
+        ("spark.network.crypto.saslFallback", "true"),
+    ];
+
     #[tokio::test]
     async fn sasl_08_server_always_encrypt() {
         let server = Server::new(SASL_ENCRYPTED.settings).await;
@@ -272,12 +321,12 @@ mod with_legacy {
     }
 
     #[tokio::test]
-    async fn a_fallback_that_encrypts_needs_no_permission() {
+    async fn a_fallback_that_encrypts_needs_permission_too() {
         let server = Server::new(CTR_1.settings).await;
+        let refused = Client::new(ENCRYPTS).connect(server.server.local_addr()).await.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Bootstrap);
+        let server = Server::new(FALLS_BACK).await;
         let client = Client::new(ENCRYPTS).connect(server.server.local_addr()).await.unwrap();
-        echoes(&client).await;
-        let server = Server::new(SASL.settings).await;
-        let client = Client::new(CTR_1.settings).connect(server.server.local_addr()).await.unwrap();
         echoes(&client).await;
     }
 
@@ -288,6 +337,10 @@ mod with_legacy {
             let client = Client::new(settings).connect(server.server.local_addr()).await.unwrap();
             echoes(&client).await;
         }
+        // One that does not know the old engine lets its clients fall back, on the same connection.
+        let server = Server::new(FALLS_BACK).await;
+        let client = Client::new(EITHER).connect(server.server.local_addr()).await.unwrap();
+        echoes(&client).await;
         let server = Server::new(CTR_1.settings).await;
         let refused = Client::new(LEGACY.settings).connect(server.server.local_addr()).await;
         assert_eq!(refused.unwrap_err().kind(), ErrorKind::Bootstrap);

@@ -261,6 +261,27 @@ async fn replayed_answers_of_a_server_get_nowhere() {
     }
 }
 
+/// A request that came before the handshake is not served because a handshake came behind it.
+#[tokio::test]
+async fn requests_of_strangers_are_not_served_once_they_are_known() {
+    use crate::proxy::{Direction, Fault, Proxy};
+    let chunk = Message::<Bytes>::ChunkFetchRequest { stream_id: 1, chunk_index: 0 };
+    let stream = Message::<Bytes>::StreamRequest { stream_id: "s".into() };
+    for mode in [CTR_1, GCM_2] {
+        for request in [&chunk, &stream] {
+            let asked = Arc::new(AtomicUsize::new(0));
+            let server = Server::with(mode.settings, counting(&asked)).await;
+            let proxy = Proxy::before(server.server.local_addr(), Fault::None).await;
+            let client = Client::new(mode.settings).connect(proxy.address).await.unwrap();
+            let handshake = proxy.seen(Direction::ToServer);
+            drop(client);
+            say(server.server.local_addr(), &[&request.encode().unwrap()[..], &handshake].concat()).await;
+            server.is_empty().await;
+            assert_eq!(asked.load(Ordering::SeqCst), 0, "{}: {request:?}", mode.name);
+        }
+    }
+}
+
 async fn say_and_end(address: std::net::SocketAddr, bytes: &[u8]) {
     let mut stream = TcpStream::connect(address).await.unwrap();
     let _ = stream.write_all(bytes).await;
