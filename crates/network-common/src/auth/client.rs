@@ -37,7 +37,7 @@ impl TransportClientBootstrap for AuthClientBootstrap {
             let secret =
                 self.0.secrets.secret_key(app_id).ok_or_else(|| AuthError::UnknownApp(app_id.clone()))?;
             let filters = self.handshake(client, &secret).await?;
-            Ok(client.authenticated(app_id.clone(), filters)?)
+            Ok(client.shared().authenticated(app_id.clone(), filters)?)
         })
     }
 }

@@ -87,7 +87,7 @@ impl Pending {
         tracing::debug!(peer = %client.peer_addr(), app_id = done.app_id, "authenticated");
         // The reply goes out as it is; all behind it, in both directions, is sealed.
         callback.reply(done.reply);
-        if let Err(error) = client.authenticated(done.app_id, done.filters) {
+        if let Err(error) = client.shared().authenticated(done.app_id, done.filters) {
             return end(client, error);
         }
         if let Some(over) = self.over.take() {

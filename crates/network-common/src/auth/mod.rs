@@ -44,14 +44,16 @@
 //! | SASL with encryption (`legacy-auth`) | all | yes | 3DES or RC4 | of bytes, by MD5 |
 //! | SASL | all | yes | no | no |
 //!
-//! None gives forward secrecy against who knows the secret, and in GCM somebody on the path can still drop, repeat, reorder or
-//! send back whole messages: Spark does not number them. TLS has neither weakness. A context that uses a mode with
-//! a weakness of its own says so once, as a warning.
+//! Who learns the secret later can open what was recorded of SASL and of the engine before 3.2, whose keys come from it; the auth
+//! engine agrees on keys by X25519. In GCM somebody on the path can still drop, repeat, reorder or send back whole messages: Spark
+//! does not number them. TLS has neither weakness. A context that uses a mode with a weakness of its own says so once, as
+//! a warning; inside of TLS none matters.
 //!
 //! # Stricter than Spark
 //!
 //! * Before a connection is authenticated nothing of it is served, on either side: no RPC, one-way message, chunk, stream,
-//!   upload or question for merged blocks. One that tries is closed. Life cycle callbacks are called.
+//!   upload or question for merged blocks. One that tries is closed. Life cycle callbacks are called, but what handlers send
+//!   there is refused: nothing but the handshake passes.
 //! * A server's handshake must be over within `spark.network.auth.rpcTimeout`, one context has at most
 //!   `spark.<m>.io.maxHandshakes` of them at once, and a peer that has sent 64 KiB without being authenticated
 //!   is not read again.
@@ -80,5 +82,5 @@ mod test_support;
 pub use cipher::{GcmOpen, GcmSeal};
 pub use error::AuthError;
 pub use message::{AuthMessage, SaslMessage};
-pub(crate) use policy::{Policy, client_bootstraps, server_bootstraps};
+pub(crate) use policy::{Policy, check_unauthenticated, client_bootstraps, server_bootstraps};
 pub use secret::{Secret, SecretKeyHolder, SecretStore};

@@ -54,7 +54,12 @@ impl Policy {
             app_id,
             secrets,
         };
-        let weak = policy.weaknesses();
+        // Inside of TLS none of them matters.
+        #[cfg(feature = "tls")]
+        let hidden = conf.tls().enabled();
+        #[cfg(not(feature = "tls"))]
+        let hidden = false;
+        let weak = if hidden { Vec::new() } else { policy.weaknesses() };
         if !weak.is_empty() {
             tracing::warn!(
                 module = conf.module(),
@@ -138,8 +143,8 @@ impl Policy {
 type ServerBootstraps = Vec<Arc<dyn TransportServerBootstrap>>;
 type ClientBootstraps = Vec<Arc<dyn TransportClientBootstrap>>;
 
-/// What runs on accepted connections: `given`, behind authentication. Settings that ask for it are not passed over in
-/// silence.
+/// What runs on accepted connections: `given`, behind authentication. Settings that ask for security are not passed over
+/// in silence.
 pub(crate) fn server_bootstraps(
     conf: &TransportConf,
     policy: Option<&Arc<Policy>>,
@@ -148,7 +153,7 @@ pub(crate) fn server_bootstraps(
     match policy {
         // The last one's handler is the outermost.
         Some(policy) => given.push(Arc::new(AuthServerBootstrap::new(Arc::clone(policy)))),
-        None if conf.authenticate() && given.is_empty() => return Err(no_secrets()),
+        None if given.is_empty() => check_unauthenticated(conf)?,
         None => {}
     }
     Ok(given)
@@ -162,22 +167,35 @@ pub(crate) fn client_bootstraps(
 ) -> ClientBootstraps {
     match policy {
         Some(policy) => given.insert(0, Arc::new(AuthClientBootstrap::new(Arc::clone(policy)))),
-        None if conf.authenticate() && given.is_empty() => given.push(Arc::new(NoSecrets)),
+        None if given.is_empty() => {
+            if let Err(error) = check_unauthenticated(conf) {
+                given.push(Arc::new(Fails(error)));
+            }
+        }
         None => {}
     }
     given
 }
 
-fn no_secrets() -> TransportError {
-    let text = "spark.authenticate is true, but the context has no secrets: TransportContext::with_auth gives it some";
-    TransportError::new(ErrorKind::Config, text)
+/// Whether the settings are content with connections that do not authenticate, and so are not encrypted either.
+pub(crate) fn check_unauthenticated(conf: &TransportConf) -> Result<(), TransportError> {
+    let auth = conf.auth();
+    let text = if conf.authenticate() {
+        "spark.authenticate is true, but the context has no secrets: TransportContext::with_auth gives it some"
+    } else if auth.crypto || auth.sasl_encryption {
+        // Spark's text, of SparkConf.
+        "spark.authenticate must be enabled when enabling encryption."
+    } else {
+        return Ok(());
+    };
+    Err(TransportError::new(ErrorKind::Config, text))
 }
 
 /// Fails every connection.
-struct NoSecrets;
+struct Fails(TransportError);
 
-impl TransportClientBootstrap for NoSecrets {
+impl TransportClientBootstrap for Fails {
     fn do_bootstrap<'a>(&'a self, _: &'a TransportClient) -> BoxFuture<'a, Result<(), BoxError>> {
-        Box::pin(async { Err(no_secrets().into()) })
+        Box::pin(async { Err(self.0.clone().into()) })
     }
 }

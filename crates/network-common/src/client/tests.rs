@@ -36,6 +36,6 @@ fn a_driver_that_is_woken_finds_filters_and_identity_in_force() {
     let driver = Arc::new(Driver { shared: Arc::clone(&shared), found_both: AtomicBool::new(false) });
     shared.session.lock().driver_sleeps(Waker::from(Arc::clone(&driver)));
     let filters = Filters { seal: Box::new(Idle), open: Box::new(Idle) };
-    TransportClient::reverse(shared).authenticated("app-1".to_owned(), Some(filters)).unwrap();
+    shared.authenticated("app-1".to_owned(), Some(filters)).unwrap();
     assert!(driver.found_both.load(Ordering::Relaxed));
 }

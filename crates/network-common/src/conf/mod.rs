@@ -33,8 +33,8 @@ use crate::protocol::MAX_FRAME_PAYLOAD;
 /// | `spark.<m>.io.enableTcpKeepAlive` | false | keepalive on accepted sockets (outgoing ones always have it) |
 /// | `spark.shuffle.maxChunksBeingTransferred` | 2^63-1 | chunks and streams served at once per context; beyond it connections are closed |
 ///
-/// Authentication and encryption, with the feature `auth`, whose module tells which to choose; without it, `spark.authenticate`
-/// must not be true:
+/// Authentication and encryption, with the feature `auth`, whose module tells which to choose; without it, the three
+/// that switch something on must not be true:
 ///
 /// | key | default | meaning |
 /// |---|---|---|
@@ -188,7 +188,11 @@ impl TransportConf {
                 return Err("false (network-common was built without its feature 'tls')");
             }
             #[cfg(not(feature = "auth"))]
-            "spark.authenticate" if units::boolean(value)? => {
+            "spark.authenticate"
+            | "spark.network.crypto.enabled"
+            | "spark.authenticate.enableSaslEncryption"
+                if units::boolean(value)? =>
+            {
                 return Err("false (network-common was built without its feature 'auth')");
             }
             _ => {
