@@ -10,11 +10,11 @@ use std::sync::{Arc, Weak};
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use slab::Slab;
 use tokio::runtime::Handle;
-use tokio::sync::Notify;
 use tokio::time::Instant;
+
+use crate::sync::{Mutex, Notify};
 
 const TICK: Duration = Duration::from_millis(50);
 

@@ -13,13 +13,13 @@ use network_common::{
     ConnectionId, MemoryNetwork, NoOpRpcHandler, StreamBody, TransportClient, TransportClientFactory,
     TransportConf, TransportContext, TransportError,
 };
-use parking_lot::Mutex;
 use percent_encoding::percent_decode_str;
 use tokio::io::{AsyncRead, ReadBuf};
 
 use crate::address::RpcAddress;
 use crate::conf::RpcConf;
 use crate::error::{ErrorKind, RpcError};
+use crate::sync::Mutex;
 
 /// The connections that downloads go over. A connection carries one download at a time, so that one which nobody reads
 /// holds up no other, and one that is given up ends its transfer; in between it is kept for the next.

@@ -14,7 +14,6 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use network_common::{TransportMetrics, TransportServer};
-use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
@@ -34,6 +33,7 @@ use crate::link::Links;
 use crate::message_loop::IntoEndpoint;
 use crate::metrics::ShutdownReport;
 use crate::outbox::Outboxes;
+use crate::sync::Mutex;
 use crate::timeout::RpcTimeout;
 
 /// A messaging environment: endpoints that others reach by name, and refs to endpoints elsewhere (`rpc 1`). Cheap to clone.

@@ -256,12 +256,15 @@ mod message;
 mod message_loop;
 mod method;
 mod metrics;
+#[cfg(all(test, shuttle))]
+mod models;
 mod origin;
 mod outbox;
 mod post;
 mod ref_message;
 mod running;
 mod slot;
+mod sync;
 mod threads;
 mod timeout;
 mod trace;

@@ -8,13 +8,12 @@ use std::sync::{Arc, OnceLock, Weak};
 use bytes::Bytes;
 use foldhash::HashMap;
 use network_common::{ConnectionId, ErrorKind, TransportClient};
-use parking_lot::{Mutex, RwLock};
 use tokio::runtime::Handle;
-use tokio::sync::Notify;
 
 use crate::address::RpcAddress;
 use crate::credit::Volume;
 use crate::limits::Budget;
+use crate::sync::{Mutex, Notify, RwLock};
 use crate::wire::{self, proto};
 
 /// So many requests that the peer gave up are remembered until their turn comes. The oldest are forgotten first,

@@ -10,11 +10,12 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use network_common::RpcFuture;
 use tokio::sync::futures::Notified;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::oneshot;
 
 use crate::address::RpcAddress;
 use crate::error::{ErrorKind, RpcError};
 use crate::origin::Origin;
+use crate::sync::Notify;
 use crate::wire::{self, proto};
 
 /// The inbox of an endpoint of this environment.

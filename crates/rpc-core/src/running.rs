@@ -14,6 +14,7 @@ use tracing::Span;
 
 use crate::error::{ErrorKind, RpcError};
 use crate::origin::{AskId, Origin};
+use crate::sync::thread_local;
 use crate::trace::TraceSpan;
 
 /// An endpoint of this process that handles one message at a time: the address of its inbox.
@@ -92,16 +93,16 @@ pub(crate) fn abandon(ask: AskId, fail: Fail) -> Option<Fail> {
 /// Calls `inside` as the handler that `running` tells of; also gives what fails its asker, if its context was dropped.
 /// Polls nest where a handler blocks on a future, so what was there is put back.
 fn run<T>(running: Running, inside: impl FnOnce() -> T) -> (T, Option<Fail>) {
-    let outer = RUNNING.replace(running);
+    let outer = RUNNING.with(|outer| outer.replace(running));
     if running.ask == 0 {
         let result = inside();
-        RUNNING.set(outer);
+        RUNNING.with(|running| running.set(outer));
         return (result, None);
     }
-    let outer = (outer, ABANDONED.take());
+    let outer = (outer, ABANDONED.with(RefCell::take));
     let result = inside();
-    RUNNING.set(outer.0);
-    (result, ABANDONED.replace(outer.1))
+    RUNNING.with(|running| running.set(outer.0));
+    (result, ABANDONED.with(|abandoned| abandoned.replace(outer.1)))
 }
 
 /// Runs one handler to its end: a panic becomes an error, and if it dropped the context of its request unanswered,

@@ -2,11 +2,11 @@
 
 use std::task::{Context, Poll, Waker};
 
-use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::error::RpcError;
 use crate::origin::Asker;
+use crate::sync::Mutex;
 
 /// One answer, written once and taken once. Smaller than a channel: the waker and the value share their place.
 pub(crate) struct Slot<T> {

@@ -8,12 +8,12 @@ use std::cell::Cell;
 use std::future::Future;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, mpsc};
-use std::thread;
+use std::sync::Arc;
 
 use async_task::{FallibleTask, Runnable};
-use parking_lot::Mutex;
 use tokio::runtime::Handle;
+
+use crate::sync::{Mutex, enter, mpsc, thread, thread_local};
 
 thread_local! {
     static MAY_BLOCK: Cell<bool> = const { Cell::new(false) };
@@ -21,7 +21,7 @@ thread_local! {
 
 /// Whether blocking this thread holds up nobody but the isolated endpoint that it belongs to.
 pub(crate) fn may_block() -> bool {
-    MAY_BLOCK.get()
+    MAY_BLOCK.with(Cell::get)
 }
 
 /// A handle on threads that end with its last clone and the last task.
@@ -35,8 +35,8 @@ impl Threads {
         for _ in 0..count {
             let (receiver, runtime) = (Arc::clone(&receiver), runtime.clone());
             thread::Builder::new().name(name.to_owned()).spawn(move || {
-                MAY_BLOCK.set(true);
-                let _context = runtime.enter();
+                MAY_BLOCK.with(|may| may.set(true));
+                let _context = enter(&runtime);
                 work(&receiver);
             })?;
         }

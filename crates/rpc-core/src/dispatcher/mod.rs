@@ -9,7 +9,6 @@ use std::sync::Arc;
 use async_task::FallibleTask;
 use foldhash::HashMap;
 use network_common::ConnectionId;
-use parking_lot::RwLock;
 use registered::Registered;
 pub(crate) use stop::Stopping;
 use tokio::runtime::Handle;
@@ -28,6 +27,7 @@ use crate::message_loop::{IntoEndpoint, Seat};
 use crate::metrics::EndpointSnapshot;
 use crate::origin::Arrival;
 use crate::post::Mailbox;
+use crate::sync::RwLock;
 use crate::threads::Threads;
 use crate::trace::TraceSpan;
 

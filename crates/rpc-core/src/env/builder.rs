@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use network_common::{MemoryNetwork, TransportConf, TransportContext};
-use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
@@ -24,6 +23,7 @@ use crate::file_server::Registry;
 use crate::handler::EnvHandler;
 use crate::link::Links;
 use crate::outbox::Outboxes;
+use crate::sync::Mutex;
 use crate::trace::{TraceContext, Tracer};
 use crate::verifier::EndpointVerifier;
 use crate::wire::ENDPOINT_VERIFIER;

@@ -11,7 +11,8 @@ use cap_std::ambient_authority;
 use cap_std::fs::Dir;
 use futures::future::BoxFuture;
 use network_common::{BoxError, ManagedBuffer, StreamManager, TransportClient};
-use parking_lot::Mutex;
+
+use crate::sync::Mutex;
 
 /// Where single files are offered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -10,8 +10,6 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use network_common::ConnectionId;
-use parking_lot::Mutex;
-use tokio::sync::Notify;
 use tokio::time::Instant;
 
 pub(crate) use batch::Batch;
@@ -27,6 +25,7 @@ use crate::metrics::{EndpointSnapshot, Histogram};
 use crate::origin::Origin;
 use crate::post::Mailbox;
 use crate::running::discard;
+use crate::sync::{Mutex, Notify};
 
 /// A queue that keeps its buffer while parked only up to this many items.
 const KEEP: usize = 64;

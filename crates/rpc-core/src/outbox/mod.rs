@@ -9,9 +9,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use network_common::{ConnectionId, TransportClient, TransportClientFactory, TransportError};
-use parking_lot::Mutex;
 use tokio::runtime::Handle;
-use tokio::sync::Notify;
 
 use lanes::Lanes;
 
@@ -20,6 +18,7 @@ use crate::credit::Volume;
 use crate::error::{ErrorKind, RpcError};
 use crate::link::{Link, Links, Sender};
 use crate::metrics::OutboxSnapshot;
+use crate::sync::{Mutex, Notify};
 
 /// All outboxes of an environment. Each lives as long as a ref that uses it, a message that waits in it, or its
 /// connection, whose credit it knows. Only the first two keep this alive, and with it the connections.

@@ -1,10 +1,11 @@
 //! What happened in a play, and what should not have.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use rpc_core::{RpcCallContext, RpcEndpointRef};
+use rpc_core::{RpcCallContext, RpcEndpointRef, TraceContext};
+use tracing::Span;
 
 use crate::messages::{Done, WorkMessage};
 use crate::witness::Life;
@@ -13,6 +14,21 @@ pub type Ref = RpcEndpointRef<WorkMessage>;
 
 /// A message: its holder, and which of the holder's it is.
 pub type Mark = (u64, u64);
+
+/// Held by what is to be dropped in the end. An environment has it as its trace context, which its refs, its asks and
+/// its transport hold too.
+#[derive(Clone, Default)]
+pub struct Held(Arc<()>);
+
+impl TraceContext for Held {
+    fn current(&self) -> Option<String> {
+        None
+    }
+
+    fn receive(&self, _: &str, _: &str) -> Span {
+        Span::none()
+    }
+}
 
 #[derive(Default)]
 pub struct Book {
@@ -27,6 +43,9 @@ pub struct Book {
     kept: Mutex<Vec<RpcCallContext<Done>>>,
     /// Nobody will answer what is kept.
     closing: AtomicBool,
+    happened: Mutex<BTreeMap<&'static str, u64>>,
+    environments: Held,
+    endpoints: Held,
     /// Refs that anybody may use.
     pub refs: Mutex<Vec<Ref>>,
 }
@@ -38,6 +57,30 @@ impl Book {
 
     pub fn complaints(&self) -> Vec<String> {
         self.complaints.lock().unwrap().clone()
+    }
+
+    /// So that it shows if plays no longer come to it.
+    pub fn happened(&self, what: &'static str) {
+        *self.happened.lock().unwrap().entry(what).or_default() += 1;
+    }
+
+    pub fn all_that_happened(&self) -> BTreeMap<&'static str, u64> {
+        self.happened.lock().unwrap().clone()
+    }
+
+    /// For an environment.
+    pub fn environment(&self) -> Held {
+        self.environments.clone()
+    }
+
+    /// For an endpoint.
+    pub fn endpoint(&self) -> Held {
+        self.endpoints.clone()
+    }
+
+    /// What has not been dropped: parts of environments, and endpoints.
+    pub fn left(&self) -> (usize, usize) {
+        (Arc::strong_count(&self.environments.0) - 1, Arc::strong_count(&self.endpoints.0) - 1)
     }
 
     /// What the play is about to do, for when it hangs.

@@ -13,14 +13,17 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::book::{Book, Mark};
+use crate::book::{Book, Held, Mark};
 use crate::messages::{Order, WorkDo, WorkMessage, WorkTell};
 use crate::world::SOON;
 
 const ENDPOINTS: [&str; 3] = ["first", "second", "third"];
 
 /// Tells what has come, now and then after some time.
-struct Slow(mpsc::UnboundedSender<Mark>);
+struct Slow {
+    told: mpsc::UnboundedSender<Mark>,
+    _held: Held,
+}
 
 impl ThreadSafeRpcEndpoint for Slow {
     type Message = WorkMessage;
@@ -33,7 +36,7 @@ impl ThreadSafeRpcEndpoint for Slow {
         if order.millis > 0 {
             tokio::time::sleep(Duration::from_millis(order.millis.into())).await;
         }
-        self.0.send((order.holder, order.number)).map_err(RpcError::application)
+        self.told.send((order.holder, order.number)).map_err(RpcError::application)
     }
 }
 
@@ -100,8 +103,13 @@ fn conf(random: &mut StdRng) -> RpcConf {
     conf
 }
 
-async fn environment(random: &mut StdRng, server: bool, network: Option<&MemoryNetwork>) -> RpcEnv {
-    let mut builder = RpcEnv::builder("flood").conf(conf(random));
+async fn environment(
+    random: &mut StdRng,
+    server: bool,
+    network: Option<&MemoryNetwork>,
+    book: &Book,
+) -> RpcEnv {
+    let mut builder = RpcEnv::builder("flood").conf(conf(random)).trace_context(book.environment());
     builder = if server { builder.bind("127.0.0.1:0") } else { builder.client_mode() };
     if let Some(network) = network {
         builder = builder.on_network(network);
@@ -111,16 +119,16 @@ async fn environment(random: &mut StdRng, server: bool, network: Option<&MemoryN
 
 pub async fn play(mut random: StdRng, book: Arc<Book>, network: Option<MemoryNetwork>) {
     book.set_stage("beginning");
-    let server = environment(&mut random, true, network.as_ref()).await;
+    let server = environment(&mut random, true, network.as_ref(), &book).await;
     let (told, mut arrived) = mpsc::unbounded_channel();
     for name in ENDPOINTS {
-        server.setup_endpoint(name, Slow(told.clone())).unwrap();
+        server.setup_endpoint(name, Slow { told: told.clone(), _held: book.endpoint() }).unwrap();
     }
     let mut envs = vec![server.clone()];
     let mut senders = JoinSet::new();
     for _ in 0..random.random_range(1..=2) {
         let listens = random.random();
-        let env = environment(&mut random, listens, network.as_ref()).await;
+        let env = environment(&mut random, listens, network.as_ref(), &book).await;
         for _ in 0..random.random_range(1..=3) {
             let (to, random) = (server.address().unwrap().clone(), StdRng::seed_from_u64(random.random()));
             senders.spawn(Sender { book: Arc::clone(&book), random, env: env.clone(), to }.flood());

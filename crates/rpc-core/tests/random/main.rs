@@ -12,6 +12,7 @@ mod proxy;
 mod witness;
 mod world;
 
+use std::collections::BTreeSet;
 use std::panic;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -35,8 +36,22 @@ const ON_PURPOSE: &str = "on purpose";
 /// All of a play: far more than the longest time limit in it.
 const TOO_LONG: Duration = Duration::from_secs(120);
 
-/// Plays every seed, several at a time, and fails with the complaints of the first that has some.
-fn for_all_seeds(by_default: u64, play: impl Fn(u64) -> Arc<Book> + Sync) {
+const NOTHING: (usize, (usize, usize)) = (0, (0, 0));
+
+/// What some play must have come to.
+const EVENTS: [&str; 6] = [
+    "an ask was answered",
+    "an ask failed",
+    "an ask was dropped",
+    "an endpoint took the place of another",
+    "an environment took the place of another",
+    // Over sockets only.
+    "connections were cut",
+];
+
+/// Plays every seed, several at a time, and fails with the complaints of the first that has some. In all of them together
+/// what is `expected` must have happened.
+fn for_all_seeds(by_default: u64, expected: &[&str], play: impl Fn(u64) -> Arc<Book> + Sync) {
     quiet_panics();
     let number = |name| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
     let seeds = match number("RANDOM_SEED") {
@@ -44,6 +59,7 @@ fn for_all_seeds(by_default: u64, play: impl Fn(u64) -> Arc<Book> + Sync) {
         None => 0..number("RANDOM_SEEDS").unwrap_or(by_default),
     };
     let next = AtomicU64::new(seeds.start);
+    let happened = Mutex::new(BTreeSet::new());
     let failed = Mutex::new(None);
     thread::scope(|scope| {
         for _ in 0..4 {
@@ -53,7 +69,9 @@ fn for_all_seeds(by_default: u64, play: impl Fn(u64) -> Arc<Book> + Sync) {
                     if seed >= seeds.end {
                         return;
                     }
-                    let complaints = play(seed).complaints();
+                    let book = play(seed);
+                    happened.lock().unwrap().extend(book.all_that_happened().into_keys());
+                    let complaints = book.complaints();
                     if !complaints.is_empty() {
                         failed.lock().unwrap().get_or_insert((seed, complaints));
                     }
@@ -63,6 +81,10 @@ fn for_all_seeds(by_default: u64, play: impl Fn(u64) -> Arc<Book> + Sync) {
     });
     if let Some((seed, complaints)) = failed.into_inner().unwrap() {
         panic!("RANDOM_SEED={seed}: {complaints:#?}");
+    }
+    let happened = happened.into_inner().unwrap();
+    for what in expected.iter().filter(|_| seeds.end - seeds.start >= by_default) {
+        assert!(happened.contains(what), "in no play {what}");
     }
 }
 
@@ -85,12 +107,15 @@ where
             book.complain(format!("the play hangs: {}", book.stage()));
         }
         let ended = Instant::now();
-        let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
-        while tasks() > 0 && ended.elapsed() < Duration::from_secs(5) {
+        let left = || (tokio::runtime::Handle::current().metrics().num_alive_tasks(), book.left());
+        while left() != NOTHING && ended.elapsed() < Duration::from_secs(5) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        if tasks() > 0 {
-            book.complain(format!("{} tasks are left", tasks()));
+        if left() != NOTHING {
+            let (tasks, (parts, endpoints)) = left();
+            book.complain(format!(
+                "left: {tasks} tasks, {parts} parts of environments, {endpoints} endpoints"
+            ));
         }
     });
 }
@@ -106,7 +131,7 @@ fn paused() -> Runtime {
 /// Of three plays one is calm: nothing is stopped, cut or restarted, so nothing may be lost.
 #[test]
 fn plays_over_sockets() {
-    for_all_seeds(30, |seed| {
+    for_all_seeds(30, &EVENTS, |seed| {
         let book = Arc::new(Book::default());
         let play = world::play(StdRng::seed_from_u64(seed), Arc::clone(&book), seed % 3 == 0, None);
         on_a_runtime(&threads(), &book, play);
@@ -116,7 +141,7 @@ fn plays_over_sockets() {
 
 #[test]
 fn plays_in_memory() {
-    for_all_seeds(60, |seed| {
+    for_all_seeds(60, &EVENTS[..5], |seed| {
         let book = Arc::new(Book::default());
         let network = Some(MemoryNetwork::new());
         let play = world::play(StdRng::seed_from_u64(seed), Arc::clone(&book), seed % 3 == 0, network);
@@ -128,7 +153,7 @@ fn plays_in_memory() {
 /// Slow endpoints, small limits, many senders that wait for room: every message arrives once and in order.
 #[test]
 fn floods_over_sockets() {
-    for_all_seeds(20, |seed| {
+    for_all_seeds(20, &[], |seed| {
         let book = Arc::new(Book::default());
         on_a_runtime(&threads(), &book, flood::play(StdRng::seed_from_u64(seed), Arc::clone(&book), None));
         book
@@ -137,7 +162,7 @@ fn floods_over_sockets() {
 
 #[test]
 fn floods_in_memory() {
-    for_all_seeds(40, |seed| {
+    for_all_seeds(40, &[], |seed| {
         let book = Arc::new(Book::default());
         let network = Some(MemoryNetwork::new());
         on_a_runtime(&paused(), &book, flood::play(StdRng::seed_from_u64(seed), Arc::clone(&book), network));

@@ -61,7 +61,9 @@ impl Player {
     pub async fn play(mut self, turns: usize) -> JoinSet<()> {
         for _ in 0..turns {
             self.turn().await;
-            while self.asks.try_join_next().is_some() {}
+            while let Some(ended) = self.asks.try_join_next() {
+                ended.unwrap();
+            }
         }
         self.asks
     }
@@ -178,7 +180,10 @@ impl Player {
         let asked = Instant::now();
         let mut ask = holder.endpoint.ask_with_timeout(WorkDo(order), limit);
         match self.random.random_range(0..8) {
-            0 => drop(ask),
+            0 => {
+                self.world.book.happened("an ask was dropped");
+                drop(ask);
+            }
             1 => {
                 expected.certain = false;
                 self.aborts.push(ask.abort_handle());
@@ -197,7 +202,10 @@ impl Player {
         let book = Arc::clone(&self.world.book);
         self.asks.spawn(async move {
             match timeout(expected.limit + SLACK, ask).await {
-                Ok(outcome) => expected.check(&book, outcome, asked.elapsed()),
+                Ok(outcome) => {
+                    book.happened(if outcome.is_ok() { "an ask was answered" } else { "an ask failed" });
+                    expected.check(&book, outcome, asked.elapsed());
+                }
                 Err(_) => book.complain(format!("an ask does not end: {expected:?}")),
             }
         });
@@ -277,13 +285,17 @@ impl Player {
         offered.into_iter().for_each(|offered| home.env().stop(&offered));
         // The name is taken, unless that was the one.
         if let Ok(endpoint) = kind.setup(&home.env(), &self.world.book) {
+            self.world.book.happened("an endpoint took the place of another");
             self.world.book.offer(endpoint);
         }
     }
 
     fn cut(&mut self) {
         let home: &Home = self.world.homes.choose(&mut self.random).unwrap();
-        home.proxy.iter().for_each(|proxy| proxy.cut());
+        if let Some(proxy) = &home.proxy {
+            self.world.book.happened("connections were cut");
+            proxy.cut();
+        }
     }
 }
 

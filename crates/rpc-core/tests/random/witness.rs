@@ -10,7 +10,7 @@ use rpc_core::{
 };
 
 use crate::ON_PURPOSE;
-use crate::book::{Book, Ref};
+use crate::book::{Book, Held, Ref};
 use crate::messages::order::Deed;
 use crate::messages::{Done, Order, WorkDo, WorkMessage};
 
@@ -66,7 +66,7 @@ impl Kind {
 
     pub fn setup(self, env: &RpcEnv, book: &Arc<Book>) -> Result<Ref, RpcError> {
         let life = Arc::new(Life { kind: self, state: Mutex::default() });
-        let witness = Witness { life: Arc::clone(&life), book: Arc::clone(book) };
+        let witness = Witness { life: Arc::clone(&life), book: Arc::clone(book), _held: book.endpoint() };
         let options = EndpointOptions::new();
         let name = self.name();
         let endpoint = match self {
@@ -116,6 +116,7 @@ impl Life {
 struct Witness {
     life: Arc<Life>,
     book: Arc<Book>,
+    _held: Held,
 }
 
 /// Something runs in an endpoint.

@@ -22,6 +22,8 @@ pub struct World {
     /// Nothing is stopped, cut or restarted.
     pub calm: bool,
     pub homes: Vec<Home>,
+    /// All there have been.
+    envs: Mutex<Vec<RpcEnv>>,
     network: Option<MemoryNetwork>,
     waiting: Mutex<Vec<JoinSet<()>>>,
 }
@@ -51,8 +53,9 @@ fn conf() -> RpcConf {
     RpcConf::from_settings(settings).unwrap()
 }
 
-async fn start(bind: Option<&str>, network: Option<&MemoryNetwork>) -> Option<RpcEnv> {
-    let mut builder = RpcEnv::builder(bind.unwrap_or("client")).conf(conf());
+async fn start(bind: Option<&str>, network: Option<&MemoryNetwork>, book: &Book) -> Option<RpcEnv> {
+    let mut builder =
+        RpcEnv::builder(bind.unwrap_or("client")).conf(conf()).trace_context(book.environment());
     builder = match bind {
         Some(bind) => builder.bind(bind),
         None => builder.client_mode(),
@@ -68,7 +71,7 @@ impl World {
     async fn begin(book: Arc<Book>, calm: bool, network: Option<MemoryNetwork>) -> Self {
         let mut homes = Vec::new();
         for bind in [Some("127.0.0.1:0"), Some("127.0.0.1:0"), None] {
-            let env = start(bind, network.as_ref()).await.expect("a free port");
+            let env = start(bind, network.as_ref(), &book).await.expect("a free port");
             let address = env.address().cloned();
             let proxy = match &address {
                 Some(address) if network.is_none() => Proxy::start(address.clone()).await.ok(),
@@ -81,7 +84,8 @@ impl World {
                 restarting: tokio::sync::Mutex::default(),
             });
         }
-        let world = Self { book, calm, homes, network, waiting: Mutex::default() };
+        let envs = Mutex::new(homes.iter().map(Home::env).collect());
+        let world = Self { book, calm, homes, envs, network, waiting: Mutex::default() };
         world.homes.iter().for_each(|home| world.furnish(&home.env()));
         world
     }
@@ -106,8 +110,10 @@ impl World {
         self.shut_down(&home.env()).await;
         let bind = home.address.as_ref().map(RpcAddress::host_port);
         // Somebody else may have got the port.
-        if let Some(env) = start(bind.as_deref(), self.network.as_ref()).await {
+        if let Some(env) = start(bind.as_deref(), self.network.as_ref(), &self.book).await {
+            self.book.happened("an environment took the place of another");
             self.furnish(&env);
+            self.envs.lock().unwrap().push(env.clone());
             *home.env.lock().unwrap() = env;
         }
     }
@@ -124,6 +130,9 @@ impl World {
         }
         if !snapshot.endpoints.is_empty() {
             self.book.complain(format!("{name} has endpoints after its end: {:?}", snapshot.endpoints));
+        }
+        if snapshot.outboxes.iter().any(|outbox| outbox.queued > 0) {
+            self.book.complain(format!("{name} has messages to send after its end: {:?}", snapshot.outboxes));
         }
     }
 
@@ -172,7 +181,7 @@ impl World {
         futures::future::join_all(envs.iter().map(|env| self.shut_down(env))).await;
         self.book.forget();
         self.asks_end().await;
-        for env in envs {
+        for env in self.envs.lock().unwrap().iter() {
             let pending = env.snapshot().pending_asks;
             if pending != 0 {
                 self.book.complain(format!("{} counts {pending} pending asks", env.name()));
