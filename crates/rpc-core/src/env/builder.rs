@@ -5,6 +5,8 @@ use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+#[cfg(feature = "auth")]
+use network_common::auth::SecretKeyHolder;
 use network_common::{MemoryNetwork, TransportConf, TransportContext};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -23,6 +25,8 @@ use crate::file_server::Registry;
 use crate::handler::EnvHandler;
 use crate::link::Links;
 use crate::outbox::Outboxes;
+#[cfg(feature = "auth")]
+use crate::security::{self, Identity};
 use crate::sync::Mutex;
 use crate::trace::{TraceContext, Tracer};
 use crate::verifier::EndpointVerifier;
@@ -38,6 +42,8 @@ pub struct RpcEnvBuilder {
     advertised: Option<String>,
     tracer: Tracer,
     network: Option<MemoryNetwork>,
+    #[cfg(feature = "auth")]
+    identity: Option<Identity>,
 }
 
 #[derive(Clone, Debug)]
@@ -56,6 +62,8 @@ impl RpcEnvBuilder {
             advertised: None,
             tracer: Tracer::default(),
             network: None,
+            #[cfg(feature = "auth")]
+            identity: None,
         }
     }
 
@@ -99,11 +107,23 @@ impl RpcEnvBuilder {
         self
     }
 
+    /// Authenticate every connection, in both directions, before anything else of it is read: connect as the application
+    /// `app_id`, and believe who knows the secret that `secrets` has for the application it names (`auth 0`). How, and whether
+    /// with encryption, is for the settings to say; `spark.authenticate` need not be among them.
+    ///
+    /// Not needed where one secret serves for all: then `spark.authenticate` and `spark.authenticate.secret` do, as in Spark.
+    /// A secret that changes in `secrets` counts for connections made later.
+    #[cfg(feature = "auth")]
+    pub fn auth(mut self, app_id: impl Into<String>, secrets: Arc<dyn SecretKeyHolder>) -> Self {
+        self.identity = Some(Identity::new(app_id.into(), secrets));
+        self
+    }
+
     /// Starts the environment on the current tokio runtime.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Config`] for options and settings that cannot work, [`ErrorKind::Address`] if the address to
+    /// [`ErrorKind::Config`] for options and settings that cannot work, also for security that is asked for and cannot be had, [`ErrorKind::Address`] if the address to
     /// bind is not host:port, [`ErrorKind::Bind`] if it cannot be listened at, or is in use as are those that were tried
     /// in its place.
     ///
@@ -125,7 +145,7 @@ impl RpcEnvBuilder {
         // The outbox promises order, which holds on one connection only (`rpc 12`).
         let transport_conf = TransportConf::from_settings("rpc", self.conf.settings())
             .and_then(|conf| conf.with("spark.rpc.io.numConnectionsPerPeer", "1"))
-            .map_err(|e| RpcError::new(ErrorKind::Config, e.to_string()).with_source(e))?;
+            .map_err(RpcError::config)?;
 
         let runtime = Handle::current();
         let dispatcher = Arc::new(Dispatcher::new(runtime.clone()));
@@ -143,7 +163,10 @@ impl RpcEnvBuilder {
         if let Some(network) = &self.network {
             context = context.on_network(network);
         }
-        let downloads = Downloads::new(&self.conf, self.network.as_ref())?;
+        #[cfg(feature = "auth")]
+        let context = security::authenticated(context, self.identity, &self.conf).await?;
+        context.check_security().map_err(RpcError::config)?;
+        let downloads = Downloads::new(&self.conf, self.network.as_ref(), &context)?;
         let max_retries = self.conf.port_max_retries()?;
         let outbox_limits = self.conf.outbox_limits()?;
         let outboxes = Outboxes::new(
