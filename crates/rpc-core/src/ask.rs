@@ -146,6 +146,10 @@ impl<T> Future for Ask<T> {
             State::Answered | State::Done => panic!("Ask polled after it was ready"),
         };
         let outcome = match polled {
+            // The endpoint's side counts the same time, and may be the first to tell.
+            Poll::Ready(Err(error)) if error.is_remote() && error.is_timeout() && this.is_over() => {
+                Err(this.timeout().expired(this.about.peer()).with_source(error))
+            }
             Poll::Ready(outcome) => outcome,
             Poll::Pending if this.about.endpoint.is_some_and(EndpointId::is_running) => {
                 Err(waits_for_itself(&this.about.address))
@@ -188,6 +192,10 @@ impl<T> Ask<T> {
 
     fn timeout(&self) -> &RpcTimeout {
         self.timeout.as_deref().unwrap_or(&self.about.asks.conf.timeout)
+    }
+
+    fn is_over(&self) -> bool {
+        self.deadline.is_some_and(|deadline| deadline <= Instant::now())
     }
 
     fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<Over> {

@@ -7,7 +7,9 @@ use std::error::Error;
 use bytes::Bytes;
 use common::{HelloMessage, address, bye, client, hi, server, soon};
 use network_common::{RpcHandler, RpcResponseCallback, TransportClient, TransportConf, TransportContext};
-use rpc_core::{EndpointContext, ErrorKind, RpcAddress, RpcEndpointRef, RpcError, ThreadSafeRpcEndpoint};
+use rpc_core::{
+    EndpointContext, ErrorKind, RpcAddress, RpcEndpointRef, RpcEnv, RpcError, ThreadSafeRpcEndpoint,
+};
 
 /// Fails its request with what its own request to another endpoint ended with.
 struct Forwards {
@@ -106,4 +108,27 @@ async fn an_error_with_very_many_causes_is_cut() {
     let error = soon(client.setup_endpoint_ref::<HelloMessage>(there, "x")).await.unwrap_err();
     let causes = std::iter::successors(error.source(), |&error| error.source()).count();
     assert!((1..100).contains(&causes), "{causes}");
+}
+
+/// Takes its time, and then tells that it was too long.
+struct Late;
+
+impl RpcHandler for Late {
+    fn receive(&self, _: &TransportClient, _: Bytes, callback: RpcResponseCallback) {
+        // On the asker's own thread: by the time it is polled again its time is over too.
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        callback.reply(&b"\x12\x08\x08\x04\x12\x04over"[..]);
+    }
+}
+
+#[tokio::test]
+async fn rpc_env_33_a_time_limit_that_the_peer_notices_first_names_the_setting_too() {
+    let context = TransportContext::new(TransportConf::new("rpc"), Late);
+    let server = context.create_server(("127.0.0.1", 0)).await.unwrap();
+    let conf = common::setting("spark.rpc.lookupTimeout", "5ms");
+    let client = RpcEnv::builder("client").client_mode().conf(conf).start().await.unwrap();
+    let there = RpcAddress::new("127.0.0.1", server.local_addr().port());
+    let error = soon(client.setup_endpoint_ref::<HelloMessage>(there, "x")).await.unwrap_err();
+    assert!(error.kind() == ErrorKind::Timeout && error.is_timeout() && !error.is_remote(), "{error:?}");
+    assert_eq!(error.to_string().matches("spark.rpc.lookupTimeout").count(), 1, "{error}");
 }
