@@ -6,7 +6,7 @@ use benches::actors::Local;
 use benches::groups::{echoes, local};
 use benches::limits::{Batched, Channel, PingPong, Smallest, serve_echo};
 use benches::load::Calls;
-use benches::ours::{self, RpcClient, RpcServer, TransportCalls};
+use benches::ours::{self, RpcClient, RpcServer, Security, TransportCalls};
 use benches::protocol::{Case, Job};
 use criterion::{Criterion, criterion_group, criterion_main};
 use support::{bench, group};
@@ -15,12 +15,13 @@ use tokio::runtime::Runtime;
 fn echo(criterion: &mut Criterion) {
     let runtime = Runtime::new().expect("a runtime");
     let (server, limit_at) = runtime.block_on(async {
-        (ours::serve(None).await.expect("a server"), serve_echo().await.expect("a server"))
+        (ours::serve(None, Security::Plain).await.expect("a server"), serve_echo().await.expect("a server"))
     });
     for (name, bytes) in [("echo_64B", 64), ("echo_1KiB", 1024)] {
         let mut group = group(criterion, name);
         for (parameter, job) in echoes(bytes) {
-            let mut ours = Some(TransportCalls::new(server.local_addr()));
+            let ours = TransportCalls::new(server.local_addr(), Security::Plain);
+            let mut ours = Some(ours.expect("nothing is asked for"));
             bench(&mut group, &runtime, "ours", parameter, &mut ours, job);
             if job.tasks == 1 {
                 bench(&mut group, &runtime, "batched", parameter, &mut Some(Batched::new(limit_at)), job);

@@ -39,7 +39,7 @@ fuzz_target!(|content: &[u8]| {
             settings.push((format!("spark.ssl.rpc.{setting}Password"), password.to_owned()));
         }
         let conf = TransportConf::from_settings("fuzz", settings).expect("these are valid");
-        if let Err(error) = TransportContext::new(conf, NoOpRpcHandler::new()).check_tls() {
+        if let Err(error) = TransportContext::new(conf, NoOpRpcHandler::new()).check_security() {
             assert_eq!(error.kind(), ErrorKind::Config);
         }
     }

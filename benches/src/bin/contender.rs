@@ -1,9 +1,9 @@
 //! Ours and the limits as measured processes.
 
 use anyhow::Context;
-use benches::limits::{Batched, Channel, PingPong, RawChunks, Smallest, serve_chunks, serve_echo};
+use benches::limits::{Batched, Channel, Cipher, PingPong, RawChunks, Smallest, serve_chunks, serve_echo};
 use benches::load::Calls;
-use benches::ours::{self, RpcClient, RpcServer, TransportCalls};
+use benches::ours::{self, RpcClient, RpcServer, Security, TransportCalls};
 use benches::process::{Arguments, Role, Serving, drive, serve};
 use benches::{Chunks, actors};
 use clap::Parser;
@@ -14,8 +14,8 @@ async fn main() -> anyhow::Result<()> {
         Role::Serve { kind, file } => {
             let chunks = file.as_deref().map(Chunks::of).transpose()?;
             match kind.as_str() {
-                "ours" => {
-                    let server = ours::serve(chunks).await?;
+                "ours" | "ours-ctr" | "ours-gcm" | "ours-tls" => {
+                    let server = ours::serve(chunks, Security::of(&kind)?).await?;
                     serve(server.local_addr(), Serving(server)).await
                 }
                 "ours-rpc" => {
@@ -31,11 +31,16 @@ async fn main() -> anyhow::Result<()> {
         }
         Role::Drive { kind, address: None } => match kind.as_str() {
             "ours-local" => drive(ours::local_endpoints().await?).await,
+            "cipher-ctr" => drive(Cipher::Ctr).await,
+            "cipher-gcm" => drive(Cipher::Gcm).await,
+            "cipher-tls" => drive(Cipher::Tls).await,
             "channel" => drive(actors::Local::new(|| Ok(Channel::start()))).await,
             other => anyhow::bail!("no contender {other} without a server"),
         },
         Role::Drive { kind, address: Some(address) } => match kind.as_str() {
-            "ours" => drive(TransportCalls::new(address)).await,
+            "ours" | "ours-ctr" | "ours-gcm" | "ours-tls" => {
+                drive(TransportCalls::new(address, Security::of(&kind)?)?).await
+            }
             "ours-rpc" => drive(RpcClient::new(address)?).await,
             "ping-pong" => drive(PingPong::connect(address).await?).await,
             "batched" => drive(Batched::new(address)).await,

@@ -2,6 +2,7 @@
 
 mod batched;
 mod bulk;
+mod cipher;
 mod echo_server;
 mod local;
 mod ping_pong;
@@ -9,6 +10,7 @@ mod smallest;
 
 pub use batched::Batched;
 pub use bulk::{RawChunks, serve_chunks};
+pub use cipher::Cipher;
 pub use echo_server::serve_echo;
 pub use local::Channel;
 pub use ping_pong::PingPong;

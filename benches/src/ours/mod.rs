@@ -3,10 +3,12 @@
 mod beside;
 mod bulk;
 mod rpc;
+mod security;
 mod transport;
 
 pub use bulk::{Fetch, Stream};
 pub use rpc::{LocalEndpoint, RpcClient, RpcServer, local_endpoints};
+pub use security::Security;
 pub use transport::{Echo, TransportCalls, serve};
 
 /// The messages of `proto/bench.proto`.

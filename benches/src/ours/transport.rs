@@ -8,11 +8,11 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use network_common::{
     BoxError, ManagedBuffer, NoOpRpcHandler, RpcHandler, RpcResponseCallback, StreamManager, TransportClient,
-    TransportClientFactory, TransportConf, TransportContext, TransportServer,
+    TransportClientFactory, TransportServer,
 };
 
 use super::bulk::{Fetch, Stream, then_write, to_file};
-use super::{beside, bulk::MEMORY};
+use super::{Security, beside, bulk::MEMORY};
 use crate::Chunks;
 use crate::load::{Client, Request, Target, run};
 use crate::process::cannot;
@@ -75,14 +75,14 @@ impl StreamManager for Handler {
 /// A server of RPCs, chunks and streams.
 ///
 /// # Errors
-/// When it cannot listen.
-pub async fn serve(chunks: Option<Chunks>) -> anyhow::Result<TransportServer> {
+/// When it cannot listen, or cannot be secured in that way.
+pub async fn serve(chunks: Option<Chunks>, security: Security) -> anyhow::Result<TransportServer> {
     let handler = Handler { chunks, memory: OnceLock::new() };
-    Ok(TransportContext::new(TransportConf::new("bench"), handler).create_server("127.0.0.1:0").await?)
+    Ok(security.context(handler)?.create_server("127.0.0.1:0").await?)
 }
 
-fn factory() -> TransportClientFactory {
-    TransportContext::new(TransportConf::new("bench"), NoOpRpcHandler::new()).create_client_factory()
+fn factory(security: Security) -> anyhow::Result<TransportClientFactory> {
+    Ok(security.context(NoOpRpcHandler::new())?.create_client_factory())
 }
 
 /// Everything that network-common does, as jobs.
@@ -94,10 +94,12 @@ pub struct TransportCalls {
 }
 
 impl TransportCalls {
-    /// With the server at `address`.
-    #[must_use]
-    pub fn new(address: SocketAddr) -> Self {
-        Self { address, factory: factory(), open: Vec::new() }
+    /// With the server at `address`, which is secured in the same way.
+    ///
+    /// # Errors
+    /// When that way is not to be had.
+    pub fn new(address: SocketAddr, security: Security) -> anyhow::Result<Self> {
+        Ok(Self { address, factory: factory(security)?, open: Vec::new() })
     }
 
     /// So many connections; those that are not there yet are made, and called once.
@@ -148,7 +150,7 @@ impl Target for Echo {
     const QUEUES: bool = true;
 
     async fn connect(address: SocketAddr) -> anyhow::Result<Self> {
-        Ok(Self(factory().create_unmanaged_client(address).await?))
+        Ok(Self(factory(Security::Plain)?.create_unmanaged_client(address).await?))
     }
 
     fn call(&self, request: &Request) -> impl Future<Output = anyhow::Result<()>> + Send + 'static {

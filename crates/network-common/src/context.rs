@@ -2,8 +2,6 @@
 
 use std::fmt;
 use std::sync::Arc;
-#[cfg(feature = "tls")]
-use std::sync::OnceLock;
 
 use tokio::net::ToSocketAddrs;
 
@@ -19,7 +17,7 @@ use crate::metrics::TransportMetrics;
 use crate::network::MemoryNetwork;
 use crate::server::TransportServer;
 #[cfg(feature = "tls")]
-use crate::tls::Tls;
+use crate::tls::{LazyTls, Tls};
 
 /// Settings and one [`RpcHandler`]: makes servers and client factories whose connections share them (transport 1).
 ///
@@ -35,7 +33,7 @@ pub struct TransportContext {
     auth: Option<Arc<Policy>>,
     network: Option<MemoryNetwork>,
     #[cfg(feature = "tls")]
-    tls: Arc<OnceLock<Result<Arc<Tls>, TransportError>>>,
+    tls: Arc<LazyTls>,
 }
 
 impl TransportContext {
@@ -47,15 +45,16 @@ impl TransportContext {
     /// The same with a handler that is shared with others.
     pub fn with_handler(conf: TransportConf, handler: Arc<dyn RpcHandler>) -> Self {
         let metrics = TransportMetrics::new(conf.module());
+        let conf = Arc::new(conf);
         Self {
-            conf: Arc::new(conf),
+            #[cfg(feature = "tls")]
+            tls: Arc::new(LazyTls::new(Arc::clone(&conf))),
+            conf,
             handler,
             metrics,
             pool: Arc::default(),
             close_idle_connections: false,
             network: None,
-            #[cfg(feature = "tls")]
-            tls: Arc::default(),
             #[cfg(feature = "auth")]
             auth: None,
         }
@@ -80,6 +79,22 @@ impl TransportContext {
     ) -> Result<Self, TransportError> {
         self.auth = Some(Arc::new(Policy::new(&self.conf, app_id.into(), secrets)?));
         Ok(self)
+    }
+
+    /// Authenticates and encrypts as `other` does: with its secrets, its settings of authentication, and its certificates, which
+    /// are not read a second time. What this context's own settings say about these counts no more. Servers of both count their
+    /// handshakes together. Spark's downloads share the security of its RPC in this way (rpc 10).
+    #[cfg_attr(not(any(feature = "auth", feature = "tls")), expect(unused_mut, unused_variables))]
+    pub fn secured_as(mut self, other: &Self) -> Self {
+        #[cfg(feature = "auth")]
+        {
+            self.auth = other.auth.clone();
+        }
+        #[cfg(feature = "tls")]
+        {
+            self.tls = Arc::clone(&other.tls);
+        }
+        self
     }
 
     /// Whether connections on which nothing has moved for `spark.<module>.io.connectionTimeout` are closed also when no
@@ -150,34 +165,30 @@ impl TransportContext {
         TransportClientFactory::new(resources, self.client_security(), Arc::clone(&self.handler), bootstraps)
     }
 
-    /// Reads the files that the settings of TLS name, so that mistakes show before the first connection. Nothing is done if TLS
-    /// is not enabled. Servers do so when they are created; the files are read once and, with
+    /// Checks that what the settings ask for is there: secrets, and the files that those of TLS name. So mistakes show before
+    /// the first connection. Servers do so when they are created; the files are read once and, with
     /// `spark.ssl.rpc.trustStoreReloadingEnabled`, again when they change.
     ///
     /// # Errors
     /// Kind [`Config`](crate::ErrorKind::Config), naming setting and file.
-    #[cfg(feature = "tls")]
-    pub fn check_tls(&self) -> Result<(), TransportError> {
-        self.tls().map(|_| ())
-    }
-
-    /// `None`: TLS is not enabled.
-    #[cfg(feature = "tls")]
-    fn tls(&self) -> Result<Option<Arc<Tls>>, TransportError> {
-        if !self.conf.tls().enabled() {
-            return Ok(None);
+    pub fn check_security(&self) -> Result<(), TransportError> {
+        #[cfg(feature = "auth")]
+        if self.auth.is_none() {
+            auth::check_unauthenticated(&self.conf)?;
         }
-        self.tls.get_or_init(|| Tls::load(&self.conf).map(Arc::new)).clone().map(Some)
+        #[cfg(feature = "tls")]
+        self.tls.get()?;
+        Ok(())
     }
 
     #[cfg(feature = "tls")]
     fn server_security(&self) -> Result<Option<Arc<dyn Security>>, TransportError> {
-        self.tls()?.map(Tls::server_side).transpose()
+        self.tls.get()?.map(Tls::server_side).transpose()
     }
 
     #[cfg(feature = "tls")]
     fn client_security(&self) -> Result<Option<Arc<dyn Security>>, TransportError> {
-        self.tls()?.map(Tls::client_side).transpose()
+        self.tls.get()?.map(Tls::client_side).transpose()
     }
 
     #[cfg(not(feature = "tls"))]

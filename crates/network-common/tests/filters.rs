@@ -232,6 +232,45 @@ async fn failures_pass_through_filters_and_leave_the_connection() {
     pair.assert_alive().await;
 }
 
+/// A cipher that works, or fails with its first bytes.
+struct Cipher {
+    broken: bool,
+    calls: Arc<AtomicU64>,
+}
+
+impl ByteFilter for Cipher {
+    fn transform(&mut self, input: &[u8], output: &mut Vec<u8>) -> Result<(), BoxError> {
+        if self.broken {
+            self.calls.fetch_add(1, Ordering::SeqCst);
+            return Err("the cipher is broken".into());
+        }
+        output.extend_from_slice(input);
+        Ok(())
+    }
+}
+
+/// The error is the connection's, the cipher is given nothing more, and what was to be sent is released.
+#[tokio::test]
+async fn tc_01_buffer_not_leaks_on_internal_error() {
+    for seal_is_broken in [true, false] {
+        let pair = pair(Handler::new()).await;
+        let calls = Arc::new(AtomicU64::new(0));
+        let cipher = |broken| Box::new(Cipher { broken, calls: Arc::clone(&calls) });
+        pair.client.install_filters(cipher(seal_is_broken), cipher(!seal_is_broken)).unwrap();
+        let (released, is_released) = tokio::sync::oneshot::channel();
+        let body = ManagedBuffer::from(pattern(100_000, 1)).on_release(move || released.send(()).unwrap());
+        let (upload, rpc) = (pair.client.upload_stream("u", body), pair.client.send_rpc("x"));
+        for failed in [within(upload).await.unwrap_err(), within(rpc).await.unwrap_err()] {
+            assert_eq!(failed.kind(), ErrorKind::Io);
+            assert!(full_text(&failed).contains("the cipher is broken"), "{}", full_text(&failed));
+        }
+        within(is_released).await.unwrap();
+        let later = within(pair.client.send_rpc("y")).await.unwrap_err();
+        assert!(matches!(later.kind(), ErrorKind::Closed | ErrorKind::Io), "{later}");
+        assert_eq!(calls.load(Ordering::SeqCst), 1);
+    }
+}
+
 /// Ends that do not agree on the key: an error and an end, not a panic or a wait for ever.
 #[tokio::test(flavor = "multi_thread")]
 async fn filters_that_do_not_fit_end_the_connection() {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt;
-use network_common::{ErrorKind, ManagedBuffer, TransportContext, TransportError};
+use network_common::{ErrorKind, ManagedBuffer, TransportError};
 use parking_lot::Mutex;
 use support::*;
 use tokio::time::{Instant, sleep};
@@ -153,9 +153,8 @@ async fn a_slow_body_does_not_time_out() {
 #[tokio::test]
 async fn idle_connections_are_closed_only_where_asked_for() {
     for close_idle in [false, true] {
-        let client_context =
-            TransportContext::new(conf(&[SETTING]), Handler::new()).close_idle_connections(close_idle);
-        let pair = pair_of(TransportContext::new(conf(&[]), handler()), client_context).await;
+        let client_context = context(conf(&[SETTING]), Handler::new()).close_idle_connections(close_idle);
+        let pair = pair_of(context(conf(&[]), handler()), client_context).await;
         within(pair.client.send_rpc("x")).await.unwrap();
         if close_idle {
             assert_eq!(within(pair.client.closed()).await.kind(), ErrorKind::Closed);
@@ -217,8 +216,8 @@ impl<F: Fn() + Send + Sync + 'static> tracing::Subscriber for OnEvent<F> {
 /// is met by asking for one when the clock tells what it does.
 #[tokio::test]
 async fn an_idle_connection_that_is_about_to_be_closed_is_not_handed_out() {
-    let client_context = TransportContext::new(conf(&[SETTING]), Handler::new()).close_idle_connections(true);
-    let pair = pair_of(TransportContext::new(conf(&[]), handler()), client_context).await;
+    let client_context = context(conf(&[SETTING]), Handler::new()).close_idle_connections(true);
+    let pair = pair_of(context(conf(&[]), handler()), client_context).await;
     let (handed_out, mut asked) = tokio::sync::mpsc::unbounded_channel();
     let (factory, address) = (pair.factory.clone(), pair.server.local_addr());
     let _guard = tracing::subscriber::set_default(OnEvent("closing an idle connection", move || {

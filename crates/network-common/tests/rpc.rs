@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use bytes::{BufMut, Bytes, BytesMut};
 use futures::future::join_all;
 use network_common::protocol::put_bitmap;
-use network_common::{BoxError, ErrorKind, ManagedBuffer, TransportContext, TransportError};
+use network_common::{BoxError, ErrorKind, ManagedBuffer, TransportError};
 use parking_lot::Mutex;
 use roaring::RoaringBitmap;
 use support::*;
@@ -223,7 +223,7 @@ async fn rpc_08_send_rpc_with_stream_one_at_a_time() {
         let sent =
             || (metrics.client().snapshot().sendfile_bytes, metrics.client().snapshot().copied_file_bytes);
         until(|| sent().0 + sent().1 >= 512 << 10).await;
-        let native = mode == "AUTO" && cfg!(target_os = "linux");
+        let native = mode == "AUTO" && cfg!(target_os = "linux") && is_plain();
         assert_eq!(sent(), if native { (512 << 10, 0) } else { (0, 512 << 10) }, "{mode}");
         pair.assert_alive().await;
         pair.assert_no_failures();
@@ -326,8 +326,8 @@ async fn a_panic_at_the_start_of_an_upload_fails_it() {
             panic!("at once")
         }
     }
-    let client_context = TransportContext::new(conf(&[]), Handler::new());
-    let pair = pair_of(TransportContext::new(conf(&[]), Panics), client_context).await;
+    let client_context = context(conf(&[]), Handler::new());
+    let pair = pair_of(context(conf(&[]), Panics), client_context).await;
     for size in [0, 100, 4 << 20] {
         let error = within(pair.client.upload_stream("", pattern(size, 1))).await.unwrap_err();
         assert_remote(&error, "panicked");
@@ -411,7 +411,7 @@ async fn trh_02_handle_merged_block_meta_request() {
 /// Defaults: one-ways are ignored, everything else that is not served fails. Nobody waits for ever.
 #[tokio::test]
 async fn a_handler_that_serves_nothing_fails_every_request() {
-    let nothing = TransportContext::new(conf(&[]), network_common::NoOpRpcHandler::new());
+    let nothing = context(conf(&[]), network_common::NoOpRpcHandler::new());
     let pair = pair_of(nothing.clone(), nothing).await;
     let client = &pair.client;
     client.send("ignored").unwrap();
@@ -470,8 +470,8 @@ async fn a_stream_manager_that_cannot_be_got_fails_the_request() {
             panic!("no manager")
         }
     }
-    let client_context = TransportContext::new(conf(&[]), Handler::new());
-    let pair = pair_of(TransportContext::new(conf(&[]), NoManager), client_context).await;
+    let client_context = context(conf(&[]), Handler::new());
+    let pair = pair_of(context(conf(&[]), NoManager), client_context).await;
     for _ in 0..2 {
         let chunk = within(pair.client.fetch_chunk(1, 0)).await.unwrap_err();
         assert_eq!(chunk.kind(), ErrorKind::ChunkFetchFailure);
@@ -554,8 +554,7 @@ async fn handlers_call_back_over_the_same_connection() {
         .on_rpc(|_, message, callback| callback.reply([b"client saw ", &message[..]].concat()))
         .on_one_way(move |_, message| came_back.send(message).unwrap())
         .on_chunk(move |_, _| Ok(ManagedBuffer::file(&path, 0..300_000)));
-    let pair =
-        pair_of(TransportContext::new(conf(&[]), server), TransportContext::new(conf(&[]), client)).await;
+    let pair = pair_of(context(conf(&[]), server), context(conf(&[]), client)).await;
     assert_eq!(within(pair.client.send_rpc("early")).await.unwrap(), "client saw early");
     assert_eq!(within(pair.client.send_rpc("from a task")).await.unwrap(), "client saw from a task");
     pair.client.send("ping").unwrap();
@@ -583,15 +582,14 @@ async fn both_directions_at_once() {
             accepted.send(client.clone()).unwrap();
         }
     });
-    let pair =
-        pair_of(TransportContext::new(conf(&[]), server), TransportContext::new(conf(&[]), both())).await;
+    let pair = pair_of(context(conf(&[]), server), context(conf(&[]), both())).await;
     let reverse = within(reverse).await.unwrap();
     assert_eq!(reverse.peer_addr(), pair.client.local_addr());
     assert_eq!(reverse.local_addr(), pair.client.peer_addr());
     let traffic = |client: network_common::TransportClient| {
         let content = content.clone();
         tokio::spawn(async move {
-            for round in 0..15_i32 {
+            for round in 0..6_i32 {
                 let (rpc, chunk, stream, upload) = tokio::join!(
                     client.send_rpc(round.to_string()),
                     client.fetch_chunk(1, round),

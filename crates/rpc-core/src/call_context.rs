@@ -17,7 +17,7 @@ use crate::running::{abandon, unanswered};
 use crate::slot::Slot;
 use crate::wire;
 
-/// Answers one ask, now or later, from anywhere: it may be kept, moved to another task, or passed on.
+/// Answers one ask, now or later, from anywhere (`rpc 2`): it may be kept, moved to another task, or passed on.
 ///
 /// Dropped without an answer it fails the asker. When it is dropped while the `receive` that got it still runs, the
 /// asker gets what that `receive` ends with, so `?` inside `receive` reaches the asker; dropped elsewhere, the asker
@@ -196,7 +196,8 @@ impl<T: Send + 'static> Asker<T> {
     fn fail(self, error: RpcError) {
         match self {
             Self::Local(slot) => slot.complete(Err(error)),
-            Self::Remote { reply, .. } => reply.answer(wire::encode_failure(&error)),
+            // One whose text is too large is told so instead.
+            Self::Remote { reply, .. } => drop(reply.send(wire::encode_failure(&error))),
             Self::Nobody => {}
         }
     }

@@ -62,6 +62,9 @@ pub(crate) struct AskConf {
 /// | `spark.port.maxRetries` | 16 (100 if `spark.testing` is set) | how many other ports are tried when that to bind is in use |
 /// | `spark.rpc.io.*` | see [network-common](network_common::TransportConf) | connections for messages; one per peer, whatever `numConnectionsPerPeer` says |
 /// | `spark.files.io.*` | `spark.rpc.io.*` | connections for downloads; `numConnectionsPerPeer`: how many are kept for later ones |
+/// | `spark.authenticate`, `spark.network.crypto.*`, `spark.ssl.rpc.*` | off | security of all connections; see [network-common](network_common::TransportConf) (features `auth`, `legacy-auth` and `tls`) |
+/// | `spark.authenticate.secret` | | the secret, if it is one for all peers |
+/// | `spark.authenticate.secret.file` | | a file with the secret, which counts in Base64 |
 /// | `spark.rpc.ask.maxPending` | 1000000 | asks of this environment that wait for an answer |
 /// | `spark.rpc.ask.maxPendingPerEndpoint` | 250000 | of them those of one endpoint, by one ref and its clones |
 /// | `spark.rpc.inbox.maxMessages` | 65536 | messages that wait for one endpoint or are being handled by it |

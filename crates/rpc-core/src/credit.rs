@@ -60,6 +60,12 @@ impl Credit {
         self.messages > 0 && self.bytes > 0
     }
 
+    /// All but the beginning can be given back.
+    pub(crate) fn covers_a_new_one(&self) -> bool {
+        let Self { messages, bytes } = Self::new();
+        self.messages >= messages && self.bytes >= bytes
+    }
+
     pub(crate) fn take(&mut self, bytes: usize) {
         self.messages -= 1;
         self.bytes = self.bytes.saturating_sub_unsigned(bytes as u64);
@@ -123,6 +129,13 @@ impl Account {
         Volume::new(self.messages.promised(), self.bytes.promised())
     }
 
+    /// The sender gives back what it was granted, but for the message that it begins with.
+    pub(crate) fn forgo(&mut self) {
+        for flow in [&mut self.messages, &mut self.bytes] {
+            flow.granted = flow.granted.min(flow.received + 1);
+        }
+    }
+
     /// The sender keeps to what it was granted, so its next message is to be taken whatever else waits.
     pub(crate) fn expects(&self) -> bool {
         self.messages.promised() > 0 && self.bytes.promised() > 0
@@ -184,20 +197,35 @@ mod tests {
 
     use super::*;
 
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    enum Turn {
+        Sends,
+        Handles,
+        /// The sender gives its credit back.
+        Forgoes,
+    }
+
+    fn turn() -> impl Strategy<Value = Turn> {
+        prop_oneof![10 => Just(Turn::Sends), 10 => Just(Turn::Handles), 1 => Just(Turn::Forgoes)]
+    }
+
     /// A sender that sends whenever it may, an inbox that takes what it promised: everything arrives, and what waits
     /// and is promised stays within the limit and the initial windows, whatever the order of events.
-    fn play(limit: u64, senders: usize, turns: &[(usize, bool)]) {
+    fn play(limit: u64, senders: usize, turns: &[(usize, Turn)]) {
         let limit = Volume::new(limit, u64::MAX / 4);
         let windows = Windows::of(limit);
         let mut held = 0;
         let mut accounts: Vec<_> =
             (0..senders).map(|_| (Credit::new(), Account::new(&windows), 0_u64)).collect();
         let bound = limit.messages + senders as u64 * windows.initial.messages;
-        for &(sender, handles) in turns {
+        for &(sender, turn) in turns {
             let promised: u64 = accounts.iter().map(|(_, account, _)| account.promised().messages).sum();
             assert!(held + promised <= bound, "{held} held and {promised} promised of {limit:?}");
             let (credit, account, waiting) = &mut accounts[sender % senders];
-            if handles && *waiting > 0 {
+            if turn == Turn::Forgoes && credit.covers_a_new_one() {
+                *credit = Credit::new();
+                account.forgo();
+            } else if turn == Turn::Handles && *waiting > 0 {
                 *waiting -= 1;
                 held -= 1;
                 let free = limit.messages.saturating_sub(held + promised);
@@ -222,9 +250,41 @@ mod tests {
         fn nothing_is_refused_and_memory_is_bounded(
             limit in 1_u64..5000,
             senders in 1_usize..6,
-            turns in prop::collection::vec((0_usize..6, any::<bool>()), 0..3000),
+            turns in prop::collection::vec((0_usize..6, turn()), 0..3000),
         ) {
             play(limit, senders, &turns);
+        }
+    }
+
+    #[test]
+    fn a_sender_that_gave_its_credit_back_begins_anew() {
+        let limit = Volume::new(65_536, 64 << 20);
+        let windows = Windows::of(limit);
+        let (mut credit, mut account) = (Credit::new(), Account::new(&windows));
+        for round in 0..1000 {
+            // It sends as much as it may, all is handled, and then it forgets what it may send.
+            for _ in 0..=round {
+                assert!(credit.allows());
+                credit.take(100);
+                let first = account.receive(100);
+                let told = first.into_iter().chain(account.handle(Volume::message(100), limit, &windows));
+                told.for_each(|more| credit.put(more));
+            }
+            assert!(credit.covers_a_new_one());
+            account.forgo();
+            credit = Credit::new();
+            assert_eq!(account.promised(), Volume::new(1, 1));
+        }
+    }
+
+    #[test]
+    fn giving_credit_back_gains_nothing() {
+        let windows = Windows::of(Volume::new(16, 16));
+        let mut account = Account::new(&windows);
+        for _ in 0..10 {
+            account.receive(1);
+            account.forgo();
+            assert!(!account.expects(), "it was granted one message and has sent it");
         }
     }
 

@@ -37,10 +37,17 @@ struct Connections {
 }
 
 impl Downloads {
-    pub(crate) fn new(conf: &RpcConf, network: Option<&MemoryNetwork>) -> Result<Arc<Self>, RpcError> {
+    /// Secured as `messages`, the context of the connections for messages.
+    pub(crate) fn new(
+        conf: &RpcConf,
+        network: Option<&MemoryNetwork>,
+        messages: &TransportContext,
+    ) -> Result<Arc<Self>, RpcError> {
         let conf = transport_conf(conf)?;
         let idle_per_peer = conf.connections_per_peer();
-        let mut context = TransportContext::new(conf, NoOpRpcHandler::new()).close_idle_connections(true);
+        let mut context = TransportContext::new(conf, NoOpRpcHandler::new())
+            .close_idle_connections(true)
+            .secured_as(messages);
         if let Some(network) = network {
             context = context.on_network(network);
         }
@@ -255,8 +262,7 @@ fn transport_conf(conf: &RpcConf) -> Result<TransportConf, RpcError> {
         conf.get(&own).is_none().then(|| (own, value.to_owned()))
     });
     let all = conf.settings().map(|(key, value)| (key.to_owned(), value.to_owned())).chain(inherited);
-    TransportConf::from_settings("files", all)
-        .map_err(|error| RpcError::new(ErrorKind::Config, error.to_string()).with_source(error))
+    TransportConf::from_settings("files", all).map_err(RpcError::config)
 }
 
 /// The address that `uri` names and the path there, decoded.

@@ -69,7 +69,7 @@ macro_rules! hooks {
             ready(Ok(()))
         }
 
-        /// A connection to or from `remote` has ended. Not told of connections that end because this environment
+        /// A connection to or from `remote` has ended (`rpc 7`). Not told of connections that end because this environment
         /// shuts down.
         ///
         /// # Errors
@@ -84,7 +84,7 @@ macro_rules! hooks {
             ready(Ok(()))
         }
 
-        /// A connection to or from `remote` broke with `error`; [`on_disconnected`](Self::on_disconnected) follows.
+        /// A connection to or from `remote` broke with `error` (`rpc 7`); [`on_disconnected`](Self::on_disconnected) follows.
         ///
         /// # Errors
         ///
@@ -102,6 +102,9 @@ macro_rules! hooks {
         /// A message that this environment *sent* to `remote` was refused there: `error` says which and why. An ask
         /// that is refused fails instead.
         ///
+        /// While an endpoint is behind, at most 1024 of these wait for it; how many there were in all is in
+        /// [`EnvSnapshot::undelivered`](crate::EnvSnapshot::undelivered).
+        ///
         /// # Errors
         ///
         /// What it returns goes to [`on_error`](Self::on_error).
@@ -117,7 +120,7 @@ macro_rules! hooks {
     };
 }
 
-/// An endpoint that handles one message at a time, in order: its state needs no locks.
+/// An endpoint that handles one message at a time, in order (`rpc 2`): its state needs no locks.
 ///
 /// A `receive` that waits holds up the messages behind it; where that hurts, move the context to a spawned task and
 /// return, or use [`RpcEndpoint`]. A `receive` that *asks its own endpoint* and awaits the answer itself gets

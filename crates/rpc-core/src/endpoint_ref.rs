@@ -23,7 +23,8 @@ use crate::wire;
 /// Reaches one endpoint, here or elsewhere, with the messages of `M`. Cheap to clone.
 ///
 /// What one holder of a ref sends and asks arrives in that order. A message is handled at most once; it is lost if
-/// the endpoint stops or the connection breaks before. Refs are equal if their endpoints' addresses are.
+/// the endpoint stops or the connection breaks before. Refs are equal if their endpoints' addresses are (`rpc 6.3`); where
+/// these are without host and port, the environments must be the same too.
 pub struct RpcEndpointRef<M> {
     about: Arc<About>,
     target: Target<M>,
@@ -122,7 +123,7 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
         RpcEndpointRef { about: Arc::clone(&self.about), target }
     }
 
-    /// Sends `request` and waits for no answer; one that is given is discarded. Never blocks and never waits.
+    /// Sends `request` and waits for no answer; one that is given is discarded. Never blocks and never waits (`rpc 6`).
     ///
     /// Ok means that it is on its way: in the endpoint's inbox if that is in this environment, else in the queue to
     /// the other one. What becomes of it there is not told, but that it was refused is: to the endpoints of this
@@ -182,7 +183,7 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
         }
     }
 
-    /// Sends `request` and gives a future of the answer. Waits as long as `spark.rpc.askTimeout` says.
+    /// Sends `request` and gives a future of the answer. Waits as long as `spark.rpc.askTimeout` says (`rpc 6`).
     ///
     /// The request is on its way when this returns: the future need not be polled for that, and asks made one after
     /// the other arrive in that order.
@@ -228,7 +229,15 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
     }
 
     /// [`ask`](Self::ask), waiting as long as `timeout` says: a [`Duration`](std::time::Duration), or an
-    /// [`RpcTimeout`] to have the setting that controls it in the error.
+    /// [`RpcTimeout`] to have the setting that controls it in the error. One of zero fails at once, and sends nothing.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`ask`](Self::ask).
+    ///
+    /// # Cancel safety
+    ///
+    /// That of [`ask`](Self::ask).
     pub fn ask_with_timeout<R: RpcRequest<M>>(
         &self,
         request: R,

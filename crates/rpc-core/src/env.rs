@@ -36,13 +36,13 @@ use crate::outbox::Outboxes;
 use crate::sync::Mutex;
 use crate::timeout::RpcTimeout;
 
-/// A messaging environment: endpoints that others reach by name, and refs to endpoints elsewhere. Cheap to clone.
+/// A messaging environment: endpoints that others reach by name, and refs to endpoints elsewhere (`rpc 1`). Cheap to clone.
 ///
 /// A process usually has one. It runs on the tokio runtime that [`start`](RpcEnvBuilder::start) was awaited on.
 ///
 /// It ends with [`shutdown`](Self::shutdown) only. Dropping all handles does not end it while it has endpoints, as
-/// these hold one too; an environment in client mode without endpoints closes its connections when the last handle
-/// and the last ref obtained from it are dropped.
+/// these hold one too. One without endpoints ends when the last handle is dropped: it stops listening, and the
+/// connections that others made to it are cut; those that it made are closed with the last ref obtained from it.
 #[derive(Clone)]
 pub struct RpcEnv {
     inner: Arc<Inner>,
@@ -89,7 +89,8 @@ impl RpcEnv {
         self.inner.address.as_ref()
     }
 
-    /// Registers `endpoint` under `name` and starts it.
+    /// Registers `endpoint` under `name` and starts it (`rpc 4`). Messages can be sent to it at once; they wait for its
+    /// `on_start`.
     ///
     /// # Errors
     ///

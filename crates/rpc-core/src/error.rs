@@ -9,7 +9,7 @@ use network_common::TransportError;
 /// Any error with any cause, as [`RpcError::application`] takes it. `?` and `.into()` make one from strings too.
 pub type BoxError = Box<dyn StdError + Send + Sync>;
 
-/// What kind of thing went wrong.
+/// What kind of thing went wrong (`rpc 11` has Spark's kinds).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
@@ -45,6 +45,9 @@ pub enum ErrorKind {
     NotServed,
     /// The peer cannot be reached, or the connection was lost.
     Network,
+    /// This environment and the peer did not prove to each other who they are: secrets or certificates differ, or one
+    /// of them asks for security that the other does not offer. Nothing was sent.
+    Authentication,
     /// A queue is full, here or at the peer; nothing was handled.
     Limit,
     /// A message's bytes are not what its schema says.
@@ -118,6 +121,7 @@ impl RpcError {
             Transport::Remote => ErrorKind::NotDelivered,
             Transport::StreamFailure => ErrorKind::NotServed,
             Transport::Limit => ErrorKind::Limit,
+            Transport::Bootstrap | Transport::Tls => ErrorKind::Authentication,
             _ => ErrorKind::Network,
         };
         let text = match kind {
@@ -135,6 +139,11 @@ impl RpcError {
             inner.timeout = timeout;
             inner.retryable = unsent;
         })
+    }
+
+    /// What the transport says of settings.
+    pub(crate) fn config(error: TransportError) -> Self {
+        Self::new(ErrorKind::Config, error.to_string()).with_source(error)
     }
 
     /// This error, marked as one after which the same request may be repeated: it did no harm, and may succeed.
@@ -239,7 +248,8 @@ impl RpcError {
         self.inner.remote
     }
 
-    /// Whom the failed operation was addressed to: `name@host:port`, or `host:port`.
+    /// Whom the failed operation was addressed to: an endpoint as `spark://name@host:port` or `spark-client://name`, an
+    /// environment as `host:port`.
     #[must_use]
     pub fn peer(&self) -> Option<&str> {
         self.inner.peer.as_deref()

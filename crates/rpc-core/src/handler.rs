@@ -92,13 +92,16 @@ impl EnvHandler {
                 let remote = link.listens_at().unwrap_or_else(|| link.socket()).clone();
                 let proto::Refused { endpoint, service, method, failure } = refused;
                 let why = wire::decode_failure(failure.unwrap_or_default());
-                let text = format!("{remote} refused a message {service}/{method} to {endpoint}: {why}");
+                let text = format!(
+                    "{remote} refused a message {service:.200}/{method:.200} to {endpoint:.200}: {why}"
+                );
                 let error = RpcError::new(why.kind(), text).with_peer(&remote).with_source(why);
                 tracing::warn!(%error, "one-way message undelivered");
                 self.links.count_undelivered();
                 self.dispatcher.post_to_all(&Event::Undelivered(error.reported_by_peer(), remote));
             }
             Some(Notice::Cancel(cancel)) => link.give_up(cancel.request_id),
+            Some(Notice::Forgo(forgo)) => self.dispatcher.forgo(&forgo.endpoint, link.id()),
             // One that only newer peers know.
             None => {}
         }

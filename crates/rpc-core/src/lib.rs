@@ -170,6 +170,36 @@
 //! that controls it. To fail a request in its own terms an endpoint returns
 //! [`RpcError::application`] from `receive`, or calls [`send_failure`](RpcCallContext::send_failure).
 //!
+//! # Security
+//!
+//! By default whoever reaches the port may send and download. With the feature `auth` and the settings `spark.authenticate`
+//! and `spark.authenticate.secret` peers prove to each other that they know a secret, `spark.network.crypto.*` encrypts;
+//! with the feature `tls` `spark.ssl.rpc.*` does. All connections of an environment are under the same protection: those
+//! for messages, made by it or to it, and those for downloads; nothing of a peer is read before it has proved who it is.
+//! [`RpcEnvBuilder::auth`](crate::RpcEnvBuilder#method.auth) is for several applications and secrets that change. The table of
+//! [`TransportConf`](network_common::TransportConf) has all settings; `docs/security.md` in the repository tells which to choose.
+//!
+//! ```
+//! # #[cfg(feature = "auth")]
+//! # #[tokio::main]
+//! # async fn main() -> Result<(), rpc_core::RpcError> {
+//! # use rpc_core::{RpcConf, RpcEnv};
+//! let conf = RpcConf::from_settings([
+//!     ("spark.authenticate", "true"),
+//!     ("spark.authenticate.secret.file", "/run/secrets/spark"),
+//!     ("spark.network.crypto.enabled", "true"),
+//!     ("spark.network.crypto.authEngineVersion", "2"),
+//!     ("spark.network.crypto.cipher", "AES/GCM/NoPadding"),
+//! ])?;
+//! # let conf = conf.with("spark.authenticate.secret", "s3cret")?;
+//! let env = RpcEnv::builder("server").conf(conf).bind("127.0.0.1:0").start().await?;
+//! # env.shutdown().await;
+//! # Ok(())
+//! # }
+//! # #[cfg(not(feature = "auth"))]
+//! # fn main() {}
+//! ```
+//!
 //! # Shutting down
 //!
 //! [`RpcEnv::shutdown`] refuses new messages, lets the endpoints finish what they have accepted, runs their `on_stop`,
@@ -263,6 +293,8 @@ mod outbox;
 mod post;
 mod ref_message;
 mod running;
+#[cfg(feature = "auth")]
+mod security;
 mod slot;
 mod sync;
 mod threads;
@@ -289,6 +321,8 @@ pub use message_loop::{ConcurrentKind, IntoEndpoint, ThreadSafeKind};
 pub use method::Method;
 pub use metrics::{EndpointReport, EndpointSnapshot, EnvSnapshot, Histogram, OutboxSnapshot, ShutdownReport};
 pub use network_common::MemoryNetwork;
+#[cfg(feature = "auth")]
+pub use network_common::auth::{Secret, SecretKeyHolder, SecretStore};
 pub use ref_message::EndpointRef;
 pub use timeout::RpcTimeout;
 pub use trace::TraceContext;
@@ -301,7 +335,8 @@ pub mod codegen {
     pub use prost;
 }
 
-/// Includes what rpc-build generated for a package of `.proto` files.
+/// Includes what rpc-build generated for a package of `.proto` files. The name of the package is the literal; the module
+/// around it may have any.
 ///
 /// ```text
 /// pub mod hello {

@@ -1,10 +1,11 @@
 //! One connection to another environment, with what both sides tell each other about it.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
+use bytes::Bytes;
 use foldhash::HashMap;
 use network_common::{ConnectionId, ErrorKind, TransportClient};
 use tokio::runtime::Handle;
@@ -18,6 +19,9 @@ use crate::wire::{self, proto};
 /// So many requests that the peer gave up are remembered until their turn comes. The oldest are forgotten first,
 /// and then handled although nobody waits.
 const MAX_GIVEN_UP: usize = 4096;
+
+/// Bytes of notices that may wait for room in a connection's write queue.
+const MAX_UNTOLD: usize = 4 << 20;
 
 /// All connections of an environment.
 pub(crate) struct Links {
@@ -109,6 +113,14 @@ impl Links {
         }
     }
 
+    /// Until every connection there is now has ended.
+    pub(crate) async fn ended(&self) {
+        let clients: Vec<_> = self.by_id.read().values().map(|link| link.client.clone()).collect();
+        for client in clients {
+            client.closed().await;
+        }
+    }
+
     pub(crate) fn remove(&self, client: &TransportClient) -> Option<Arc<Link>> {
         let senders = self.senders.lock().remove(&client.id()).unwrap_or_default();
         for sender in senders {
@@ -135,10 +147,11 @@ pub(crate) struct Link {
     incarnation: AtomicU64,
     /// Who has an account for it.
     receivers: Mutex<Vec<Weak<dyn Receiver>>>,
-    given_up: Mutex<VecDeque<i64>>,
-    /// Its length, to look at without the lock.
+    given_up: Mutex<GivenUp>,
+    /// How many there are, to look at without the lock.
     given_up_count: AtomicUsize,
     changed: Notify,
+    untold: Mutex<Untold>,
     budget: Arc<Budget>,
     max_message: usize,
     runtime: Handle,
@@ -155,6 +168,7 @@ impl Link {
             given_up: Mutex::default(),
             given_up_count: AtomicUsize::new(0),
             changed: Notify::new(),
+            untold: Mutex::default(),
             budget: Arc::clone(&all.budget),
             max_message: all.max_message,
             runtime: all.runtime.clone(),
@@ -222,7 +236,7 @@ impl Link {
         receivers.push(receiver);
     }
 
-    pub(crate) fn grant(&self, endpoint: &str, more: Volume) {
+    pub(crate) fn grant(self: &Arc<Self>, endpoint: &str, more: Volume) {
         let (messages, bytes) = (more.messages, more.bytes);
         self.tell(proto::notice::Notice::Credit(proto::Credit {
             endpoint: endpoint.to_owned(),
@@ -231,28 +245,51 @@ impl Link {
         }));
     }
 
-    pub(crate) fn tell(&self, notice: proto::notice::Notice) {
+    /// Sends a notice, now or as soon as there is room for it: a credit that is lost would be missed for ever. A peer that
+    /// lets too many of them wait does not read what it is sent, so its connection ends.
+    pub(crate) fn tell(self: &Arc<Self>, notice: proto::notice::Notice) {
         let notice = wire::notice(notice);
-        let Err(error) = self.client.send(notice.clone()) else { return };
-        if error.kind() != ErrorKind::Limit {
-            // The connection has ended, and with it what there was to tell.
+        let mut untold = self.untold.lock();
+        if untold.notices.is_empty() && self.is_sent(&notice) {
             return;
         }
-        // The peer does not read what it is sent, for now. A credit that is lost would be missed for ever.
-        let client = self.client.clone();
-        self.runtime.spawn(async move {
-            while let (Ok(()), Err(_)) = (client.ready().await, client.send(notice.clone())) {}
-        });
+        untold.bytes += notice.len();
+        untold.notices.push_back(notice);
+        if untold.bytes > MAX_UNTOLD {
+            *untold = Untold::default();
+            drop(untold);
+            tracing::warn!(peer = %self.socket, "the peer does not read what it is sent: its connection is closed");
+            self.client.close();
+        } else if untold.notices.len() == 1 {
+            drop(untold);
+            self.runtime.spawn(Arc::clone(self).tell_later());
+        }
+    }
+
+    async fn tell_later(self: Arc<Self>) {
+        while self.client.ready().await.is_ok() {
+            let mut untold = self.untold.lock();
+            while untold.notices.front().is_some_and(|notice| self.is_sent(notice)) {
+                let sent = untold.notices.pop_front();
+                untold.bytes -= sent.map_or(0, |notice| notice.len());
+            }
+            if untold.notices.is_empty() {
+                return;
+            }
+        }
+    }
+
+    /// False if there is no room for it. Where the connection has ended there is nothing more to tell.
+    fn is_sent(&self, notice: &Bytes) -> bool {
+        let sent = self.client.send(notice.clone());
+        sent.map_or_else(|error| error.kind() != ErrorKind::Limit, |()| true)
     }
 
     /// The peer no longer waits for the answer to `request`.
     pub(crate) fn give_up(&self, request: i64) {
         let mut given_up = self.given_up.lock();
-        if given_up.len() == MAX_GIVEN_UP {
-            given_up.pop_front();
-        }
-        given_up.push_back(request);
-        self.given_up_count.store(given_up.len(), Ordering::Release);
+        given_up.add(request);
+        self.given_up_count.store(given_up.requests.len(), Ordering::Release);
         drop(given_up);
         self.changed.notify_waiters();
     }
@@ -260,15 +297,16 @@ impl Link {
     /// Whether the asker of `request` still waits, as far as is known.
     pub(crate) fn waits(&self, request: i64) -> bool {
         self.client.is_active()
-            && (self.given_up_count.load(Ordering::Acquire) == 0 || !self.given_up.lock().contains(&request))
+            && (self.given_up_count.load(Ordering::Acquire) == 0
+                || !self.given_up.lock().requests.contains(&request))
     }
 
     /// `request` is answered, so it need not be remembered.
     pub(crate) fn forget(&self, request: i64) {
         if self.given_up_count.load(Ordering::Acquire) > 0 {
             let mut given_up = self.given_up.lock();
-            given_up.retain(|other| *other != request);
-            self.given_up_count.store(given_up.len(), Ordering::Release);
+            given_up.requests.remove(&request);
+            self.given_up_count.store(given_up.requests.len(), Ordering::Release);
         }
     }
 
@@ -286,8 +324,57 @@ impl Link {
     }
 }
 
+/// Notices that wait, in order. While there are any, a task is at it.
+#[derive(Default)]
+struct Untold {
+    notices: VecDeque<Bytes>,
+    bytes: usize,
+}
+
+/// Requests that the peer gave up. One that had been answered when its notice came stays until the oldest are forgotten, so
+/// there may be many, and every request is looked for.
+#[derive(Default)]
+struct GivenUp {
+    requests: HashSet<i64>,
+    /// In the order they were given up; also those that have been answered since.
+    order: VecDeque<i64>,
+}
+
+impl GivenUp {
+    fn add(&mut self, request: i64) {
+        if !self.requests.insert(request) {
+            return;
+        }
+        self.order.push_back(request);
+        if self.order.len() > MAX_GIVEN_UP {
+            let oldest = self.order.pop_front();
+            oldest.map(|oldest| self.requests.remove(&oldest));
+        }
+    }
+}
+
 impl fmt::Debug for Link {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Link").field("socket", &self.socket).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_oldest_of_too_many_requests_that_were_given_up_are_forgotten() {
+        let mut given_up = GivenUp::default();
+        for request in 0..10_000 {
+            given_up.add(request);
+            given_up.add(request);
+            if request % 2 == 0 {
+                given_up.requests.remove(&request);
+            }
+        }
+        assert_eq!(given_up.order.len(), MAX_GIVEN_UP);
+        assert_eq!(given_up.requests.len(), MAX_GIVEN_UP / 2);
+        assert!(given_up.requests.contains(&9_999) && !given_up.requests.contains(&1));
     }
 }

@@ -135,7 +135,7 @@ impl<'a> IncomingRequest<'a> {
     pub fn decode<T: Message + Default>(&mut self) -> Result<T, RpcError> {
         T::decode(self.frame.slice_ref(self.request.body)).map_err(|e| {
             let text = format!(
-                "the request {}/{} cannot be decoded: {e}",
+                "the request {}/{:.200} cannot be decoded: {e}",
                 self.request.service, self.request.method
             );
             RpcError::new(ErrorKind::Decode, text)
@@ -154,8 +154,9 @@ impl<'a> IncomingRequest<'a> {
     /// The error for a method that the service does not have: the peer's schema is newer, or another one.
     #[must_use]
     pub fn unknown_method(&self) -> RpcError {
+        // The peer may have written anything.
         let text = format!(
-            "the service {} has no method {}: the schemas differ",
+            "the service {} has no method {:.200}: the schemas differ",
             self.request.service, self.request.method
         );
         RpcError::new(ErrorKind::NotDelivered, text)

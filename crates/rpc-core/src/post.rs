@@ -2,16 +2,20 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use network_common::RpcFuture;
+use tokio::sync::futures::Notified;
 use tokio::sync::oneshot;
 
 use crate::address::RpcAddress;
 use crate::error::{ErrorKind, RpcError};
 use crate::origin::Origin;
+use crate::sync::Notify;
 use crate::wire::{self, proto};
 
 /// The inbox of an endpoint of this environment.
@@ -37,6 +41,41 @@ pub(crate) trait Wire: Send + Sync {
     fn room(&self) -> BoxFuture<'_, ()>;
 }
 
+/// Room in the queue to an endpoint elsewhere.
+#[derive(Default)]
+pub(crate) struct Room {
+    /// There may be some again.
+    changed: Notify,
+    /// Since it was last looked for, somebody has given up a request that is in the queue.
+    given_up: AtomicBool,
+}
+
+impl Room {
+    /// Tells those who wait that there may be some.
+    pub(crate) fn freed(&self) {
+        self.changed.notify_waiters();
+    }
+
+    /// Until it is told that there may be some, from the first poll on.
+    pub(crate) fn changed(&self) -> Notified<'_> {
+        self.changed.notified()
+    }
+
+    pub(crate) fn has_given_up(&self) -> bool {
+        self.given_up.load(Ordering::Acquire)
+    }
+
+    /// Whether the queue is to be looked through for requests that nobody waits for.
+    pub(crate) fn take_given_up(&self) -> bool {
+        self.given_up.swap(false, Ordering::AcqRel)
+    }
+
+    fn give_up(&self) {
+        self.given_up.store(true, Ordering::Release);
+        self.freed();
+    }
+}
+
 /// The answer's envelope to come. Not a boxed future, as there is one per ask.
 pub(crate) struct RemoteAnswer {
     state: State,
@@ -48,7 +87,7 @@ pub(crate) type Dispatched = Result<RpcFuture, RpcError>;
 
 enum State {
     Sent(RpcFuture),
-    Queued(oneshot::Receiver<Dispatched>),
+    Queued(oneshot::Receiver<Dispatched>, Arc<Room>),
     Refused(RpcError),
 }
 
@@ -57,8 +96,12 @@ impl RemoteAnswer {
         Self { state: State::Sent(answer), peer }
     }
 
-    pub(crate) fn queued(dispatched: oneshot::Receiver<Dispatched>, peer: RpcAddress) -> Self {
-        Self { state: State::Queued(dispatched), peer }
+    pub(crate) fn queued(
+        dispatched: oneshot::Receiver<Dispatched>,
+        room: Arc<Room>,
+        peer: RpcAddress,
+    ) -> Self {
+        Self { state: State::Queued(dispatched, room), peer }
     }
 
     pub(crate) fn refused(error: RpcError, peer: RpcAddress) -> Self {
@@ -77,7 +120,7 @@ impl Future for RemoteAnswer {
                     let answer = ready!(Pin::new(answer).poll(cx));
                     return Poll::Ready(answer.map_err(|e| RpcError::from_transport(e, &this.peer)));
                 }
-                State::Queued(dispatched) => match ready!(Pin::new(dispatched).poll(cx)) {
+                State::Queued(dispatched, _) => match ready!(Pin::new(dispatched).poll(cx)) {
                     Ok(Ok(answer)) => State::Sent(answer),
                     Ok(Err(error)) => State::Refused(error),
                     // The task that connects was dropped with its runtime.
@@ -97,11 +140,13 @@ impl Drop for RemoteAnswer {
     fn drop(&mut self) {
         match &mut self.state {
             State::Sent(answer) => cancel(answer),
-            State::Queued(dispatched) => {
+            State::Queued(dispatched, room) => {
                 dispatched.close();
                 // It may have been sent without having been polled since.
-                if let Ok(Ok(answer)) = dispatched.try_recv() {
-                    cancel(&answer);
+                match dispatched.try_recv() {
+                    Ok(Ok(answer)) => cancel(&answer),
+                    Ok(Err(_)) => {}
+                    Err(_) => room.give_up(),
                 }
             }
             State::Refused(_) => {}

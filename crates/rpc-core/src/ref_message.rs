@@ -7,7 +7,7 @@ use crate::error::{ErrorKind, RpcError};
 use crate::message::{RpcMessage, local_only};
 
 /// A ref as a field of a message: `rpc_core.EndpointRef` of `rpc_core.proto`. (`spark://` addresses in messages are its
-/// counterpart in Spark, where a ref is serialized.)
+/// counterpart in Spark, where a ref is serialized: `rpc 6.3`.)
 ///
 /// Made from a typed ref with `EndpointRef::try_from(&endpoint)`; the reader makes a typed ref of it again with
 /// [`RpcEnv::resolve`](crate::RpcEnv::resolve).

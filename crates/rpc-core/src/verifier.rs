@@ -14,9 +14,6 @@ pub(crate) struct EndpointVerifier {
 }
 
 impl EndpointVerifier {
-    /// The name it is registered under (`rpc 6`).
-    pub(crate) const NAME: &'static str = "endpoint-verifier";
-
     pub(crate) fn new(dispatcher: &Arc<Dispatcher>) -> Self {
         Self { dispatcher: Arc::downgrade(dispatcher) }
     }

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{Hello, HelloMessage, address, client, hi, next, server, soon};
-use network_common::{NoOpRpcHandler, TransportConf, TransportContext};
+use network_common::{NoOpRpcHandler, TransportClient, TransportConf, TransportContext};
 use rpc_core::{
     EndpointContext, EndpointOptions, ErrorKind, RpcAddress, RpcEnv, RpcError, ThreadSafeRpcEndpoint,
 };
@@ -124,15 +124,31 @@ async fn rpc_env_35_shutdown_does_not_fire_disconnected() {
     assert_eq!(all, ["connected", "stop"]);
 }
 
-/// A connection that says nothing: the events of the connection itself, once each.
+/// A connection that says nothing: only the events of the connection itself.
+async fn silent_client(server: &RpcEnv) -> TransportClient {
+    let context = TransportContext::new(TransportConf::new("rpc"), NoOpRpcHandler::new());
+    let there = address(server);
+    let factory = context.create_client_factory();
+    soon(factory.create_unmanaged_client((there.host(), there.port()))).await.expect("it listens")
+}
+
 #[tokio::test]
-async fn nrh_01_and_02_a_connection_is_told_once_when_it_begins_and_once_when_it_ends() {
+async fn nrh_01_a_connection_is_told_once() {
     let server = server().await;
     let mut events = watch(&server);
-    let context = TransportContext::new(TransportConf::new("rpc"), NoOpRpcHandler::new());
-    let factory = context.create_client_factory();
-    let there = address(&server);
-    let client = soon(factory.create_client((there.host(), there.port()))).await.unwrap();
+    let client = silent_client(&server).await;
+    assert_eq!(next(&mut events).await, ("connected", RpcAddress::from(client.local_addr())));
+    // Its end is that of this environment, so nothing is told of it.
+    soon(server.shutdown()).await;
+    assert_eq!(next(&mut events).await.0, "stop");
+    assert_eq!(soon(events.recv()).await, None);
+}
+
+#[tokio::test]
+async fn nrh_02_a_connection_is_told_once_when_it_begins_and_once_when_it_ends() {
+    let server = server().await;
+    let mut events = watch(&server);
+    let client = silent_client(&server).await;
     let socket = RpcAddress::from(client.local_addr());
     assert_eq!(next(&mut events).await, ("connected", socket.clone()));
     client.close();

@@ -11,6 +11,7 @@ use common::{Greeting, Hello, HelloMessage, bye, client, hi, soon};
 use rpc_core::{
     EndpointContext, EndpointOptions, ErrorKind, RpcEndpoint, RpcEndpointRef, RpcError, ThreadSafeRpcEndpoint,
 };
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 fn isolated(threads: usize) -> EndpointOptions {
     EndpointOptions::new().isolated(threads)
@@ -21,24 +22,24 @@ fn thread_name() -> String {
 }
 
 thread_local! {
-    static ENDS_WITH_THE_THREAD: RefCell<Option<mpsc::Sender<String>>> = const { RefCell::new(None) };
+    static ENDS_WITH_THE_THREAD: RefCell<Option<UnboundedSender<String>>> = const { RefCell::new(None) };
 }
 
 /// Blocks its thread in `SayHi` until the test lets go, and tells of its life.
 struct Blocks {
     release: mpsc::Receiver<()>,
-    events: mpsc::Sender<String>,
+    events: UnboundedSender<String>,
 }
 
 struct BlocksTest {
     release: mpsc::Sender<()>,
-    events: mpsc::Receiver<String>,
+    events: UnboundedReceiver<String>,
 }
 
 impl Blocks {
     fn new() -> (Self, BlocksTest) {
         let (release, released) = mpsc::channel();
-        let (events, received) = mpsc::channel();
+        let (events, received) = unbounded_channel();
         (Self { release: released, events }, BlocksTest { release, events: received })
     }
 
@@ -49,16 +50,7 @@ impl Blocks {
 
 impl BlocksTest {
     async fn next(&mut self) -> Option<String> {
-        soon(async {
-            loop {
-                match self.events.try_recv() {
-                    Ok(event) => return Some(event),
-                    Err(mpsc::TryRecvError::Disconnected) => return None,
-                    Err(mpsc::TryRecvError::Empty) => tokio::time::sleep(Duration::from_millis(1)).await,
-                }
-            }
-        })
-        .await
+        soon(self.events.recv()).await
     }
 }
 

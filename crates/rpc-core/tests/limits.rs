@@ -13,6 +13,8 @@ use rpc_core::{
     EndpointContext, ErrorKind, RpcAddress, RpcCallContext, RpcConf, RpcEndpointRef, RpcEnv, RpcError,
     ThreadSafeRpcEndpoint,
 };
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, mpsc};
 
 /// Handles a message per permit and tells the test its text.
@@ -137,6 +139,32 @@ async fn a_fast_sender_is_slowed_down_by_a_slow_remote_endpoint() {
     assert_eq!(soon(slow.ask(hi("last"))).await.unwrap().text, "last");
 }
 
+/// Also while no credit comes.
+#[tokio::test]
+async fn asks_that_were_given_up_make_room_in_the_outbox() {
+    let server = server_with(setting("spark.rpc.inbox.maxMessages", "1")).await;
+    let conf = setting("spark.rpc.outbox.maxMessages", "2");
+    let client = RpcEnv::builder("client").client_mode().conf(conf).start().await.unwrap();
+    let (endpoint, mut gate) = gated();
+    server.setup_endpoint("slow", endpoint).unwrap();
+    let slow = lookup(&client, &server, "slow").await;
+    let first = slow.ask(hi("first"));
+    let (second, third) = (slow.ask(hi("second")), slow.ask(hi("third")));
+    assert_eq!(slow.send(hi("refused")).unwrap_err().error().kind(), ErrorKind::Limit);
+    let mut waiting = std::pin::pin!(slow.send_wait(hi("fourth")));
+    assert!(futures::poll!(waiting.as_mut()).is_pending());
+    drop(second);
+    soon(waiting).await.unwrap();
+    assert_eq!(slow.send(hi("refused")).unwrap_err().error().kind(), ErrorKind::Limit);
+    drop(third);
+    slow.send(hi("fifth")).unwrap();
+    gate.permits.add_permits(3);
+    for expected in ["first", "fourth", "fifth"] {
+        assert_eq!(next(&mut gate.handled).await, expected);
+    }
+    soon(first).await.unwrap();
+}
+
 /// Tells what it is told of messages that were refused.
 struct Refusals(mpsc::UnboundedSender<(RpcError, RpcAddress)>);
 
@@ -174,6 +202,82 @@ async fn the_sender_of_a_refused_one_way_message_is_told() {
     for _ in 0..200 {
         assert_eq!(next(&mut refusals).await.0.kind(), ErrorKind::EndpointNotFound);
     }
+}
+
+/// Handles nothing until it may, and counts what it is told of messages that were refused.
+struct Late {
+    gate: Arc<Semaphore>,
+    refusals: usize,
+}
+
+impl ThreadSafeRpcEndpoint for Late {
+    type Message = HelloMessage;
+    async fn receive(
+        &mut self,
+        message: HelloMessage,
+        _: &EndpointContext<HelloMessage>,
+    ) -> Result<(), RpcError> {
+        let (HelloMessage::SayHi(_, context) | HelloMessage::SayBye(_, context)) = message;
+        self.gate.acquire().await.map_err(RpcError::application)?.forget();
+        context.reply(Greeting { text: self.refusals.to_string() })
+    }
+    async fn on_undelivered(
+        &mut self,
+        _: RpcError,
+        _: RpcAddress,
+        _: &EndpointContext<HelloMessage>,
+    ) -> Result<(), RpcError> {
+        self.refusals += 1;
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn an_endpoint_that_is_behind_does_not_collect_refusals_without_end() {
+    let (server, client) = (server().await, client().await);
+    let gate = Arc::new(Semaphore::new(0));
+    let late = client.setup_endpoint("late", Late { gate: Arc::clone(&gate), refusals: 0 }).unwrap();
+    let first = late.ask(hi("it is busy from here on"));
+    let gone = server.setup_endpoint("gone", Hello).unwrap();
+    let remote = lookup(&client, &server, "gone").await;
+    server.stop(&gone);
+    for _ in 0..3000 {
+        soon(remote.send_wait(hi("neo"))).await.unwrap();
+    }
+    soon(async {
+        while client.snapshot().undelivered < 3000 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let last = late.ask(hi("neo"));
+    gate.add_permits(2);
+    assert_eq!(soon(first).await.unwrap().text, "0");
+    assert_eq!(soon(last).await.unwrap().text, "1024");
+}
+
+/// It is told of every message that is refused, and gets its credit back.
+#[tokio::test]
+async fn a_peer_that_does_not_read_cannot_make_notices_gather() {
+    let server = server_with(setting("spark.rpc.io.maxWriteQueueSize", "4k")).await;
+    let mut peer = TcpStream::connect(address(&server).host_port()).await.unwrap();
+    // One-way messages to an endpoint with a long name, which the notices repeat, in their frames (`wire 2`).
+    let mut envelope = b"\x1a\xe0\xd4\x03".to_vec();
+    envelope.resize(envelope.len() + 60_000, b'x');
+    let mut frame = (13 + envelope.len() as u64).to_be_bytes().to_vec();
+    frame.push(9);
+    frame.extend((envelope.len() as u32).to_be_bytes());
+    frame.extend(envelope);
+    for _ in 0..500 {
+        peer.write_all(&frame).await.unwrap();
+    }
+    // Now it reads, and finds the end behind a part of them.
+    let mut notices = Vec::new();
+    let _ = soon(peer.read_to_end(&mut notices)).await;
+    assert!(!notices.is_empty() && notices.len() < 500 * 60_000, "{}", notices.len());
+    let (client, endpoint) = (client().await, Hello);
+    server.setup_endpoint("hello", endpoint).unwrap();
+    assert_eq!(soon(lookup(&client, &server, "hello").await.ask(hi("neo"))).await.unwrap().text, "hi, neo");
 }
 
 /// Keeps contexts for the test.
@@ -317,6 +421,34 @@ async fn rpc_env_24_an_answer_that_cannot_travel_fails_the_asker() {
     assert_eq!(soon(remote.ask(hi("1000"))).await.unwrap().text.len(), 1000);
     // What stays in the process may have any size.
     assert_eq!(soon(local.ask(hi(&too_large))).await.unwrap().text.len(), 1 << 20);
+}
+
+/// Fails with as many bytes as the asker's text says.
+struct Complain;
+
+impl ThreadSafeRpcEndpoint for Complain {
+    type Message = HelloMessage;
+    async fn receive(
+        &mut self,
+        message: HelloMessage,
+        _: &EndpointContext<HelloMessage>,
+    ) -> Result<(), RpcError> {
+        let (HelloMessage::SayHi(hi, _context), ..) = (message,) else { return Ok(()) };
+        Err(RpcError::application("x".repeat(hi.msg.parse().map_err(RpcError::application)?)))
+    }
+}
+
+#[tokio::test]
+async fn rpc_env_24_a_failure_that_cannot_travel_fails_the_asker() {
+    let server = server_with(setting("spark.rpc.message.maxSize", "1")).await;
+    let client = client().await;
+    server.setup_endpoint("complain", Complain).unwrap();
+    let remote = lookup(&client, &server, "complain").await;
+    let error = soon(remote.ask(hi(&(1 << 20).to_string()))).await.unwrap_err();
+    assert_eq!((error.kind(), error.is_retryable(), error.is_remote()), (ErrorKind::Limit, false, true));
+    assert!(error.to_string().contains("spark.rpc.message.maxSize"), "{error}");
+    let error = soon(remote.ask(hi("1000"))).await.unwrap_err();
+    assert_eq!((error.kind(), error.to_string().len()), (ErrorKind::Application, 1000));
 }
 
 #[tokio::test]

@@ -362,6 +362,11 @@ async fn bytes_that_are_no_envelope_fail_their_request_only() {
         };
         assert!(answer.contains(text), "{bytes:?}: {answer}");
     }
+    // A method that nobody has, as long as a frame lets it be: the error does not repeat it.
+    let mut long = b"\x1a\x05hello\x22\x0bhello.Hello\x2a\x80\x80\x40".to_vec();
+    long.resize(long.len() + (1 << 20), b'x');
+    let answer = soon(client.send_rpc(long)).await.unwrap();
+    assert!(answer.len() < 1000, "{}", answer.len());
     // A method whose request is cut off.
     let bytes: &[u8] = b"\x1a\x05hello\x22\x0bhello.Hello\x2a\x05SayHi\x7a\x02\x0a\x7f";
     let answer = soon(client.send_rpc(bytes)).await.unwrap();

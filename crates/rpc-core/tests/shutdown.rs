@@ -5,7 +5,9 @@
 mod common;
 
 use common::{Greeting, Hello, HelloMessage, address, client, hi, next, server, setting, soon};
-use rpc_core::{EndpointContext, ErrorKind, RpcEndpointRef, RpcEnv, RpcError, ThreadSafeRpcEndpoint};
+use rpc_core::{
+    EndpointContext, ErrorKind, MemoryNetwork, RpcEndpointRef, RpcEnv, RpcError, ThreadSafeRpcEndpoint,
+};
 use tokio::sync::{Semaphore, mpsc};
 
 /// Handles a message per permit.
@@ -120,23 +122,108 @@ async fn what_is_sent_in_on_stop_still_goes_out() {
     assert!(report.is_clean(), "{report:?}");
 }
 
-#[tokio::test]
-async fn messages_that_cannot_be_sent_any_more_are_counted() {
-    let gone = server().await;
-    let client = client().await;
-    gone.setup_endpoint("hello", Hello).unwrap();
-    let hello = soon(client.setup_endpoint_ref::<HelloMessage>(address(&gone), "hello")).await.unwrap();
-    soon(gone.shutdown()).await;
-    soon(async {
-        while client.snapshot().client.connections > 0 {
-            tokio::task::yield_now().await;
+/// A shutdown ends only when what was sent has left: the process may end right behind it.
+#[test]
+fn what_is_sent_in_on_stop_does_not_need_the_runtime_afterwards() {
+    /// More than the buffers of a socket hold.
+    const LARGE: usize = 32 << 20;
+    struct Parting(RpcEndpointRef<HelloMessage>);
+    impl ThreadSafeRpcEndpoint for Parting {
+        type Message = HelloMessage;
+        async fn receive(
+            &mut self,
+            _: HelloMessage,
+            _: &EndpointContext<HelloMessage>,
+        ) -> Result<(), RpcError> {
+            Ok(())
         }
-    })
-    .await;
-    // Nobody listens there any more: it waits for a connection that never comes, or is lost with the attempt.
-    let ask = hello.ask(hi("neo"));
-    soon(client.shutdown()).await;
-    assert!(matches!(soon(ask).await.unwrap_err().kind(), ErrorKind::Network | ErrorKind::Stopped));
+        async fn on_stop(&mut self, _: &EndpointContext<HelloMessage>) -> Result<(), RpcError> {
+            Ok(self.0.send(hi(&"x".repeat(LARGE)))?)
+        }
+    }
+    let build =
+        || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let (theirs, ours) = (build(), build());
+    let (told, mut heard) = mpsc::unbounded_channel();
+    let server = theirs.block_on(server());
+    server.setup_endpoint("tell", Tell(told)).unwrap();
+    let report = ours.block_on(async {
+        let client = client().await;
+        let tell = soon(client.setup_endpoint_ref::<HelloMessage>(address(&server), "tell")).await.unwrap();
+        client.setup_endpoint("parting", Parting(tell)).unwrap();
+        soon(client.shutdown()).await
+    });
+    drop(ours);
+    assert!(report.is_clean(), "{report:?}");
+    assert_eq!(theirs.block_on(next(&mut heard)).len(), LARGE);
+}
+
+#[tokio::test(start_paused = true)]
+async fn messages_that_cannot_be_sent_any_more_are_counted() {
+    let network = MemoryNetwork::new();
+    let conf = setting("spark.rpc.inbox.maxMessages", "1");
+    let server = RpcEnv::builder("server").bind("10.0.0.1:7077").on_network(&network).conf(conf);
+    let server = server.start().await.unwrap();
+    let client = RpcEnv::builder("client").client_mode().on_network(&network).start().await.unwrap();
+    server.setup_endpoint("stuck", Gated(std::sync::Arc::new(Semaphore::new(0)))).unwrap();
+    let stuck = client.setup_endpoint_ref::<HelloMessage>(address(&server), "stuck").await.unwrap();
+    // The first uses up the credit there is; the others wait for more.
+    let asks = ["first", "second"].map(|name| stuck.ask(hi(name)));
+    stuck.send(hi("third")).unwrap();
+    // Nobody would miss this one.
+    drop(stuck.ask(hi("given up")));
+    let report = client.shutdown().await;
+    assert_eq!((report.unsent, report.complete, report.is_clean()), (2, true, false));
+    let [sent, waiting] = asks;
+    assert_eq!(sent.await.unwrap_err().kind(), ErrorKind::Network);
+    let error = waiting.await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Stopped);
+    assert!(error.to_string().contains("dropped because Outbox is stopped"), "{error}");
+}
+
+/// Where all goes well there is nothing that anybody should look at.
+#[tokio::test]
+async fn rpc_env_35_an_orderly_shutdown_logs_no_warning() {
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::WARN)
+        .with_writer(move || writer.clone())
+        .finish();
+    // All tasks are on this thread.
+    let _default = tracing::subscriber::set_default(subscriber);
+    for client_first in [true, false] {
+        let (server, other, client) = (server().await, server().await, client().await);
+        server.setup_endpoint("hello", Hello).unwrap();
+        client.setup_endpoint("hello", Hello).unwrap();
+        for env in [&client, &other] {
+            let hello =
+                soon(env.setup_endpoint_ref::<HelloMessage>(address(&server), "hello")).await.unwrap();
+            hello.send(hi("neo")).unwrap();
+            soon(hello.ask(hi("neo"))).await.unwrap();
+            // Given up, with the answer on its way.
+            drop(hello.ask(hi("neo")));
+        }
+        let envs = if client_first { [client, other, server] } else { [server, other, client] };
+        for env in envs {
+            assert!(soon(env.shutdown()).await.is_clean());
+        }
+    }
+    tracing::warn!("a last one, so that this test can fail");
+    let logged = String::from_utf8(std::mem::take(&mut *log.0.lock().unwrap())).unwrap();
+    assert_eq!(logged.lines().count(), 1, "{logged}");
+}
+
+#[derive(Clone, Default)]
+struct Log(std::sync::Arc<std::sync::Mutex<Vec<u8>>>);
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Shuts its own environment down and waits for that.

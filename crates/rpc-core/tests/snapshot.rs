@@ -6,7 +6,7 @@ mod common;
 
 use std::time::Duration;
 
-use common::{Greeting, HelloMessage, address, client, hi, server, soon};
+use common::{Greeting, Hello, HelloMessage, address, client, hi, server, soon};
 use rpc_core::{
     EndpointContext, EndpointOptions, EndpointSnapshot, ErrorKind, Overflow, RpcCallContext, RpcEnv,
     RpcError, ThreadSafeRpcEndpoint,
@@ -81,6 +81,36 @@ async fn a_snapshot_tells_what_endpoints_do() {
     assert_eq!((server.server.connections, client.client.connections), (1, 1));
     let [outbox] = &client.outboxes[..] else { panic!("{:?}", client.outboxes) };
     assert_eq!((&outbox.address, outbox.connected, outbox.queued), (&server.address.unwrap(), true, 0));
+}
+
+/// Where endpoints come and go by the thousand, each with a name of its own, the connection does not remember them all.
+#[tokio::test]
+async fn an_outbox_forgets_endpoints_that_nobody_sends_to_any_more() {
+    let (server, client) = (server().await, client().await);
+    let lookup = async |name: String| {
+        soon(client.setup_endpoint_ref::<HelloMessage>(address(&server), &name)).await.unwrap()
+    };
+    for n in 0..300 {
+        // Each is there twice, and its second run is sent to as the first was.
+        let name = format!("task-{n}");
+        for _ in 0..2 {
+            let task = server.setup_endpoint(&name, Hello).unwrap();
+            let remote = lookup(name.clone()).await;
+            assert_eq!(soon(remote.ask(hi("neo"))).await.unwrap().text, "hi, neo");
+            server.stop(&task);
+        }
+    }
+    let keeps = server.setup_endpoint("keeps", Hello).unwrap();
+    for _ in 0..300 {
+        // This one goes on, and counts what was given back.
+        let remote = lookup("keeps".to_owned()).await;
+        for _ in 0..3 {
+            assert_eq!(soon(remote.ask(hi("neo"))).await.unwrap().text, "hi, neo");
+        }
+    }
+    let [outbox] = &client.snapshot().outboxes[..] else { panic!("{:?}", client.snapshot()) };
+    assert!(outbox.endpoints <= 65, "{outbox:?}");
+    drop(keeps);
 }
 
 /// Keeps contexts for the test.

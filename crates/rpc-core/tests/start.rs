@@ -79,6 +79,23 @@ async fn rpc_env_25_only_ports_in_use_are_tried_again() {
     }
 }
 
+/// The tasks that an environment began end with it, also if it was not shut down, or has not even started.
+#[tokio::test]
+async fn nothing_is_left_of_an_env_that_is_dropped() {
+    let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
+    let server = server().await;
+    client().await.setup_endpoint_ref::<HelloMessage>(address(&server), "nobody").await.unwrap_err();
+    let taken = RpcEnv::builder("taken").conf(setting("spark.port.maxRetries", "0"));
+    taken.bind(address(&server).to_string()).start().await.unwrap_err();
+    drop(server);
+    soon(async {
+        while tasks() > 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn nre_02_the_advertised_host_is_the_address() {
     let env = RpcEnv::builder("env").bind("localhost:0").advertise("example.com").start().await.unwrap();
@@ -88,6 +105,21 @@ async fn nre_02_the_advertised_host_is_the_address() {
     let bound = RpcAddress::new("localhost", address(&env).port());
     let hello = soon(client().await.setup_endpoint_ref::<HelloMessage>(bound, "hello")).await.unwrap();
     assert_eq!(soon(hello.ask(hi("neo"))).await.unwrap().text, "hi, neo");
+}
+
+/// Others would learn it from every message and not be able to read it.
+#[tokio::test]
+async fn nre_02_a_host_that_no_address_can_have_is_not_advertised() {
+    for host in ["", "a host", "host:7077", "spark://host", "[host]"] {
+        let error = RpcEnv::builder("env").bind("127.0.0.1:0").advertise(host).start().await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Config, "{host}");
+        assert!(
+            error.to_string().starts_with(&format!("the environment env cannot advertise `{host}`")),
+            "{error}"
+        );
+    }
+    let env = RpcEnv::builder("env").bind("127.0.0.1:0").advertise("::0:1").start().await.unwrap();
+    assert_eq!(address(&env).host(), "[::1]");
 }
 
 #[tokio::test]

@@ -2,7 +2,33 @@
 
 use std::time::Duration;
 
-use rpc_core::{ErrorKind, RpcAddress, RpcConf, RpcEndpointAddress, RpcTimeout};
+use rpc_core::{
+    AbortHandle, Ask, Download, EndpointContext, EndpointRef, EnvSnapshot, ErrorKind, RpcAddress,
+    RpcCallContext, RpcConf, RpcEndpointAddress, RpcEndpointRef, RpcEnv, RpcEnvBuilder, RpcEnvFileServer,
+    RpcError, RpcTimeout, SendError, ShutdownReport,
+};
+
+/// What is held goes to any thread, whatever the messages are.
+#[test]
+fn everything_can_be_sent_and_shared_between_threads() {
+    fn is<T: Send + Sync + std::fmt::Debug>() {}
+    /// `Send`, as a message must be, and no more.
+    type Message = std::cell::Cell<u8>;
+    is::<RpcEnv>();
+    is::<RpcEnvBuilder>();
+    is::<RpcEnvFileServer>();
+    is::<RpcEndpointRef<Message>>();
+    is::<EndpointContext<Message>>();
+    is::<RpcCallContext<Message>>();
+    is::<AbortHandle>();
+    is::<EndpointRef>();
+    is::<RpcError>();
+    is::<SendError<u8>>();
+    is::<(EnvSnapshot, ShutdownReport)>();
+    fn is_send<T: Send + std::fmt::Debug>() {}
+    is_send::<Ask<Message>>();
+    is_send::<Download>();
+}
 
 #[test]
 fn secrets_among_the_settings_are_not_shown() {

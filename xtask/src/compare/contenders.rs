@@ -52,8 +52,11 @@ const fn spark(name: &'static str, kind: &'static str) -> Contender {
     Contender { name, side: Side::Peer, program: Program::Spark, server: Some(kind), client: kind }
 }
 
-const CONTENDERS: [Contender; 17] = [
+const CONTENDERS: [Contender; 23] = [
     own("ours", Side::Ours, Some("ours")),
+    own("ours-ctr", Side::Ours, Some("ours-ctr")),
+    own("ours-gcm", Side::Ours, Some("ours-gcm")),
+    own("ours-tls", Side::Ours, Some("ours-tls")),
     own("ours-rpc", Side::Ours, Some("ours-rpc")),
     own("ours-local", Side::Ours, None),
     own("ping-pong", Side::Limit, Some("echo")),
@@ -61,6 +64,9 @@ const CONTENDERS: [Contender; 17] = [
     own("smallest", Side::Limit, Some("echo")),
     own("yielding", Side::Limit, Some("echo")),
     own("chunks", Side::Limit, Some("chunks")),
+    own("cipher-ctr", Side::Limit, None),
+    own("cipher-gcm", Side::Limit, None),
+    own("cipher-tls", Side::Limit, None),
     own("channel", Side::Limit, None),
     peer("tarpc", Some("tarpc")),
     peer("tonic", Some("tonic")),

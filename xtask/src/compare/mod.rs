@@ -43,7 +43,7 @@ pub(crate) struct Options {
     /// Only these groups
     #[arg(long, value_delimiter = ',')]
     only: Vec<GroupName>,
-    /// Interleaved runs; bulk and beside have at least two more
+    /// Interleaved runs; bulk, secure and beside have at least two more
     #[arg(long, default_value_t = 3)]
     runs: usize,
     /// How long each job takes
@@ -178,7 +178,9 @@ impl Bench {
                 pairs.insert(*name, self.start(measurements[0].place, name)?);
             }
         }
-        let more = measurements.iter().any(|m| matches!(m.group, GroupName::Bulk | GroupName::Beside));
+        let more = measurements
+            .iter()
+            .any(|m| matches!(m.group, GroupName::Bulk | GroupName::Secure | GroupName::Beside));
         let runs = if more && !self.quick { self.runs + 2 } else { self.runs };
         for run in 0..=runs {
             for measurement in measurements {

@@ -18,6 +18,8 @@ pub(crate) enum GroupName {
     Local,
     /// Chunks and files (B1 to B5).
     Bulk,
+    /// Chunks over secured connections (C1 to C3).
+    Secure,
     /// Echoes beside chunks (B6).
     Beside,
     /// Idle populations (S1 to S3, L2).
@@ -44,9 +46,12 @@ const LOCAL: &[&str] = &["ours-local", "channel", "actix", "kameo", "ractor"];
 const FILE: &[&str] = &["ours", "chunks", "flight", "spark"];
 const MEMORY: &[&str] = &["ours", "chunks", "hyper", "flight"];
 
+const SECURED: &[&str] =
+    &["ours", "ours-ctr", "ours-gcm", "ours-tls", "cipher-ctr", "cipher-gcm", "cipher-tls"];
+
 /// All but the scale group, which is no list of independent jobs.
 pub(crate) fn measurements() -> Vec<Measurement> {
-    use GroupName::{Ask, Beside, Bulk, Echo, Latency, Local};
+    use GroupName::{Ask, Beside, Bulk, Echo, Latency, Local, Secure};
     use Place::{Cubic, Free, Pinned};
     let of = |group, place, contenders| {
         move |id, title, job| Measurement { id, title, group, place, job, contenders, traced: false }
@@ -67,6 +72,7 @@ pub(crate) fn measurements() -> Vec<Measurement> {
     let (asks, sends) = (of(Ask, Free, &["ours-rpc", "spark-rpc"]), of(Ask, Free, &["ours-rpc"]));
     let locals = of(Local, Free, LOCAL);
     let (file, memory, ours) = (of(Bulk, Cubic, FILE), of(Bulk, Cubic, MEMORY), of(Bulk, Cubic, &["ours"]));
+    let secured = of(Secure, Cubic, SECURED);
     let beside = of(Beside, Cubic, &["ours"]);
     vec![
         pinned("echo-1-pinned", "echo, 1 in flight, both ends on one core", echo),
@@ -122,6 +128,8 @@ pub(crate) fn measurements() -> Vec<Measurement> {
             "file chunks of 4 MiB, the machine's congestion control",
             chunks(Case::FetchFile, 4 * MIB),
         ),
+        secured("secured-file", "file chunks of 4 MiB, secured", chunks(Case::FetchFile, 4 * MIB)),
+        secured("secured-memory", "memory chunks of 4 MiB, secured", chunks(Case::FetchMemory, 4 * MIB)),
         beside(
             "beside",
             "echo beside 4 fetches of 16 MiB on its connection",

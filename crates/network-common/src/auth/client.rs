@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 
-use super::cipher::{Filters, Side};
+use super::cipher::Side;
 use super::digest::{Credentials, DigestClient, Quality};
 use super::engine::AuthEngine;
 use super::guard::{FAILED, Guard};
@@ -13,6 +13,7 @@ use super::{AuthError, Policy, SaslMessage, Secret};
 use crate::client::TransportClient;
 use crate::error::{BoxError, ErrorKind, TransportError};
 use crate::handler::{RpcHandler, TransportClientBootstrap};
+use crate::session::Filters;
 
 /// Proves to every server who this side is, and has it prove the same, by whatever the settings allow (Spark's
 /// `AuthClientBootstrap` and `SaslClientBootstrap`).
@@ -36,11 +37,7 @@ impl TransportClientBootstrap for AuthClientBootstrap {
             let secret =
                 self.0.secrets.secret_key(app_id).ok_or_else(|| AuthError::UnknownApp(app_id.clone()))?;
             let filters = self.handshake(client, &secret).await?;
-            client.set_client_id(app_id)?;
-            if let Some(filters) = filters {
-                client.install_filters(filters.seal, filters.open)?;
-            }
-            Ok(())
+            Ok(client.shared().authenticated(app_id.clone(), filters)?)
         })
     }
 }
@@ -53,7 +50,8 @@ impl AuthClientBootstrap {
     ) -> Result<Option<Filters>, BoxError> {
         let sasl = self.0.client_sasl();
         if !self.0.conf.crypto {
-            return self.sasl(client, secret, sasl.unwrap_or(Quality::Plain)).await;
+            let none = || AuthError::Unacceptable("the settings allow no protocol".to_owned());
+            return self.sasl(client, secret, sasl.ok_or_else(none)?).await;
         }
         match (self.engine(client, secret).await, sasl) {
             // The peer's handler refused: it may not know the auth engine. Nothing else is a reason.

@@ -1,3 +1,5 @@
+use std::ops::Range;
+
 use aws_lc_rs::agreement::{PrivateKey, X25519};
 use aws_lc_rs::hkdf::{HKDF_SHA256, Salt};
 
@@ -98,6 +100,21 @@ fn ae_12_ctr_encrypted_message() {
 }
 
 #[test]
+fn ae_13_encrypted_message_when_transferring_zero_bytes() {
+    for cipher in [CipherName::AesCtr, CipherName::AesGcm] {
+        let mut client = recorded(2).filters(cipher, Side::Client).unwrap();
+        let mut server = recorded(2).filters(cipher, Side::Server).unwrap();
+        let (mut sealed, mut opened) = (Vec::new(), Vec::new());
+        client.seal.transform(b"", &mut sealed).unwrap();
+        assert_eq!(sealed, b"");
+        client.seal.transform(b"four", &mut sealed).unwrap();
+        server.open.transform(b"", &mut opened).unwrap();
+        server.open.transform(&sealed, &mut opened).unwrap();
+        assert_eq!(opened, b"four");
+    }
+}
+
+#[test]
 fn ae_11_mismatched_secret() {
     let (right, wrong) = (secret(), Secret::new("another"));
     let challenge = AuthEngine::new("appId", &right, 1).challenge().unwrap();
@@ -106,30 +123,83 @@ fn ae_11_mismatched_secret() {
     assert!(matches!(refused, AuthError::Mismatch(_)), "{refused}");
 }
 
-/// Rows AE-02 to AE-07: every bit of both messages counts, the application's name included.
-#[test]
-fn ae_02_to_07_corrupt_challenge_and_response() {
+/// Where the fields of a message of `appId` are.
+const APP_ID: Range<usize> = 5..10;
+const SALT: Range<usize> = 14..30;
+const CIPHERTEXT: Range<usize> = 34..94;
+
+/// What the server says of every challenge with one wrong bit in these bytes.
+fn corrupt_challenges(place: Range<usize>) -> Vec<AuthError> {
     let secret = secret();
     let engine = AuthEngine::new("appId", &secret, 2);
-    let respond = |challenge: &[u8]| {
-        AuthMessage::decode(challenge)
-            .and_then(|message| engine.respond(&message))
-            .map(|(response, _)| response)
-    };
+    let challenge = engine.challenge().unwrap().encoded();
+    let respond = |challenge: &[u8]| engine.respond(&AuthMessage::decode(challenge)?).map(drop);
+    respond(&challenge).unwrap();
+    let damaged = bits(&challenge).skip(8 * place.start).take(8 * place.len());
+    damaged.map(|challenge| respond(&challenge).unwrap_err()).collect()
+}
+
+/// What the client says of every response with one wrong bit in these bytes.
+fn corrupt_responses(place: Range<usize>) -> Vec<AuthError> {
+    let secret = secret();
+    let engine = AuthEngine::new("appId", &secret, 2);
     let challenge = engine.challenge().unwrap();
-    let response = respond(&challenge.encoded()).unwrap();
-    for damaged in bits(&challenge.encoded()) {
-        respond(&damaged).unwrap_err();
+    let response = engine.respond(&AuthMessage::decode(&challenge.encoded()).unwrap()).unwrap().0;
+    engine.finish(&challenge, &response).unwrap();
+    let damaged = bits(&response).skip(8 * place.start).take(8 * place.len());
+    damaged.map(|response| engine.finish(&challenge, &response).unwrap_err()).collect()
+}
+
+/// Another application; or no name at all, where the wrong bit made it no UTF-8.
+fn assert_other_app(errors: &[AuthError]) {
+    for error in errors {
+        assert!(matches!(error, AuthError::OtherApp { .. } | AuthError::Malformed(_)), "{error}");
     }
-    for damaged in bits(&response) {
-        engine.finish(&challenge, &damaged).unwrap_err();
+    assert!(errors.iter().any(|error| matches!(error, AuthError::OtherApp { .. })));
+}
+
+fn assert_mismatch(errors: &[AuthError]) {
+    assert!(errors.iter().all(|error| matches!(error, AuthError::Mismatch(_))), "{errors:?}");
+}
+
+#[test]
+fn ae_02_corrupt_challenge_app_id() {
+    assert_other_app(&corrupt_challenges(APP_ID));
+}
+
+#[test]
+fn ae_03_corrupt_challenge_salt() {
+    assert_mismatch(&corrupt_challenges(SALT));
+}
+
+#[test]
+fn ae_04_corrupt_challenge_ciphertext() {
+    assert_mismatch(&corrupt_challenges(CIPHERTEXT));
+}
+
+#[test]
+fn ae_05_corrupt_response_app_id() {
+    assert_other_app(&corrupt_responses(APP_ID));
+}
+
+#[test]
+fn ae_06_corrupt_response_salt() {
+    assert_mismatch(&corrupt_responses(SALT));
+}
+
+#[test]
+fn ae_07_corrupt_server_ciphertext() {
+    assert_mismatch(&corrupt_responses(CIPHERTEXT));
+}
+
+/// The rest of the messages: tag and lengths.
+#[test]
+fn corrupt_tags_and_lengths() {
+    for place in [0..APP_ID.start, APP_ID.end..SALT.start, SALT.end..CIPHERTEXT.start] {
+        for error in corrupt_challenges(place.clone()).into_iter().chain(corrupt_responses(place)) {
+            assert!(matches!(error, AuthError::NotOurs(_) | AuthError::Malformed(_)), "{error}");
+        }
     }
-    let other = AuthEngine::new("other", &secret, 2);
-    let refused = other.respond(&AuthMessage::decode(&challenge.encoded()).unwrap()).unwrap_err();
-    assert!(matches!(refused, AuthError::OtherApp { .. }), "{refused}");
-    let elsewhere = other.challenge().unwrap();
-    let answer = other.respond(&AuthMessage::decode(&elsewhere.encoded()).unwrap()).unwrap().0;
-    assert!(matches!(engine.finish(&challenge, &answer), Err(AuthError::OtherApp { .. })));
 }
 
 #[test]

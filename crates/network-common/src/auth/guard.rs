@@ -9,7 +9,6 @@ use tokio::sync::oneshot;
 
 use super::AuthError;
 use super::server::{ServerHandshake, Step};
-use crate::buffer::ManagedBuffer;
 use crate::client::TransportClient;
 use crate::error::{BoxError, ErrorKind, TransportError};
 use crate::handler::{MergedBlockMetaCallback, RpcHandler, RpcResponseCallback, StreamManager};
@@ -23,7 +22,6 @@ const UNKNOWN: &str = "Unknown challenge message.";
 /// Stands before the handler of one connection. Who has a client id is authenticated.
 pub(super) struct Guard {
     inner: Arc<dyn RpcHandler>,
-    streams: GuardedStreams,
     /// `None` on the side that connects: its handshake does not come in as requests.
     handshake: Option<Mutex<Pending>>,
 }
@@ -34,11 +32,9 @@ struct Pending {
     over: Option<oneshot::Sender<()>>,
 }
 
-struct GuardedStreams(Arc<dyn RpcHandler>);
-
 impl Guard {
     pub(super) fn client(inner: Arc<dyn RpcHandler>) -> Self {
-        Self { streams: GuardedStreams(Arc::clone(&inner)), inner, handshake: None }
+        Self { inner, handshake: None }
     }
 
     pub(super) fn server(
@@ -46,8 +42,7 @@ impl Guard {
         handshake: ServerHandshake,
         over: oneshot::Sender<()>,
     ) -> Self {
-        let handshake = Some(Mutex::new(Pending { handshake, over: Some(over) }));
-        Self { handshake, ..Self::client(inner) }
+        Self { inner, handshake: Some(Mutex::new(Pending { handshake, over: Some(over) })) }
     }
 }
 
@@ -90,16 +85,10 @@ impl Pending {
             }
         };
         tracing::debug!(peer = %client.peer_addr(), app_id = done.app_id, "authenticated");
-        if let Err(error) = client.set_client_id(done.app_id) {
-            callback.fail(FAILED);
-            return end(client, error);
-        }
         // The reply goes out as it is; all behind it, in both directions, is sealed.
         callback.reply(done.reply);
-        if let Some(filters) = done.filters {
-            if let Err(error) = client.install_filters(filters.seal, filters.open) {
-                return end(client, error);
-            }
+        if let Err(error) = client.shared().authenticated(done.app_id, done.filters) {
+            return end(client, error);
         }
         if let Some(over) = self.over.take() {
             // Nobody waits any more if the time is up this very moment.
@@ -139,8 +128,9 @@ impl RpcHandler for Guard {
         Box::pin(async { Err(error) })
     }
 
+    /// Serves no strangers: the connection ends when they ask for a chunk or stream, before they come to their turn.
     fn stream_manager(&self) -> &dyn StreamManager {
-        &self.streams
+        self.inner.stream_manager()
     }
 
     fn receive_merged_block_meta(
@@ -165,36 +155,5 @@ impl RpcHandler for Guard {
 
     fn exception_caught(&self, error: &TransportError, client: &TransportClient) {
         self.inner.exception_caught(error, client);
-    }
-}
-
-impl StreamManager for GuardedStreams {
-    fn get_chunk<'a>(
-        &'a self,
-        client: &'a TransportClient,
-        stream_id: i64,
-        chunk_index: i32,
-    ) -> BoxFuture<'a, Result<ManagedBuffer, BoxError>> {
-        if is_authenticated(client) {
-            return self.0.stream_manager().get_chunk(client, stream_id, chunk_index);
-        }
-        let error = refuse(client, "a chunk request");
-        Box::pin(async { Err(error) })
-    }
-
-    fn open_stream<'a>(
-        &'a self,
-        client: &'a TransportClient,
-        stream_id: &'a str,
-    ) -> BoxFuture<'a, Result<Option<ManagedBuffer>, BoxError>> {
-        if is_authenticated(client) {
-            return self.0.stream_manager().open_stream(client, stream_id);
-        }
-        let error = refuse(client, "a stream request");
-        Box::pin(async { Err(error) })
-    }
-
-    fn connection_terminated(&self, client: &TransportClient) {
-        self.0.stream_manager().connection_terminated(client);
     }
 }

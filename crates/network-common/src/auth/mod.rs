@@ -44,19 +44,22 @@
 //! | SASL with encryption (`legacy-auth`) | all | yes | 3DES or RC4 | of bytes, by MD5 |
 //! | SASL | all | yes | no | no |
 //!
-//! None gives forward secrecy against who knows the secret, and in GCM somebody on the path can still drop, repeat, reorder or
-//! send back whole messages: Spark does not number them. TLS has neither weakness. A context that uses a mode with
-//! a weakness of its own says so once, as a warning.
+//! Who learns the secret later can open what was recorded of SASL and of the engine before 3.2, whose keys come from it; the auth
+//! engine agrees on keys by X25519. In GCM somebody on the path can still drop, repeat, reorder or send back whole messages: Spark
+//! does not number them. TLS has neither weakness. A context that uses a mode with a weakness of its own says so once, as
+//! a warning; inside of TLS none matters.
 //!
 //! # Stricter than Spark
 //!
 //! * Before a connection is authenticated nothing of it is served, on either side: no RPC, one-way message, chunk, stream,
-//!   upload or question for merged blocks. One that tries is closed. Life cycle callbacks are called.
+//!   upload or question for merged blocks. One that tries is closed. Life cycle callbacks are called, but what handlers send
+//!   there is refused: nothing but the handshake passes.
 //! * A server's handshake must be over within `spark.network.auth.rpcTimeout`, one context has at most
-//!   `spark.<m>.io.maxHandshakes` of them at once, and a peer that is not authenticated may send 64 KiB at most.
+//!   `spark.<m>.io.maxHandshakes` of them at once, and a peer that has sent 64 KiB without being authenticated
+//!   is not read again.
 //! * A peer that fails learns only that it failed, and is closed. This side's error says why.
-//! * Falling back from the auth engine to SASL without encryption needs `spark.network.crypto.saslFallback=true` in so many
-//!   words: Spark's default lets anybody on the path switch encryption off.
+//! * Falling back from the auth engine to SASL needs `spark.network.crypto.saslFallback=true` in so many words: Spark's default
+//!   lets anybody on the path switch encryption off, or to 3DES.
 
 mod cipher;
 mod client;
@@ -79,5 +82,5 @@ mod test_support;
 pub use cipher::{GcmOpen, GcmSeal};
 pub use error::AuthError;
 pub use message::{AuthMessage, SaslMessage};
-pub(crate) use policy::{Policy, client_bootstraps, server_bootstraps};
+pub(crate) use policy::{Policy, check_unauthenticated, client_bootstraps, server_bootstraps};
 pub use secret::{Secret, SecretKeyHolder, SecretStore};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use futures::future::BoxFuture;
 use tokio::sync::Semaphore;
 
-use super::cipher::Filters;
+use super::cipher::Side;
 use super::client::AuthClientBootstrap;
 use super::digest::{Agreed, Protection, Quality};
 use super::server::AuthServerBootstrap;
@@ -14,6 +14,7 @@ use crate::client::TransportClient;
 use crate::conf::{AuthConf, CipherName, TransportConf};
 use crate::error::{BoxError, ErrorKind, TransportError};
 use crate::handler::{TransportClientBootstrap, TransportServerBootstrap};
+use crate::session::Filters;
 
 /// Whether this build knows the weak modes of old.
 const LEGACY: bool = cfg!(feature = "legacy-auth");
@@ -53,7 +54,12 @@ impl Policy {
             app_id,
             secrets,
         };
-        let weak = policy.weaknesses();
+        // Inside of TLS none of them matters.
+        #[cfg(feature = "tls")]
+        let hidden = conf.tls().enabled();
+        #[cfg(not(feature = "tls"))]
+        let hidden = false;
+        let weak = if hidden { Vec::new() } else { policy.weaknesses() };
         if !weak.is_empty() {
             tracing::warn!(
                 module = conf.module(),
@@ -88,8 +94,8 @@ impl Policy {
                 "the auth engine before Spark 3.2 (spark.network.crypto.legacyEngine)",
             ),
             (
-                conf.crypto && conf.sasl_fallback == Some(true),
-                "the peer may choose SASL, without encryption too (spark.network.crypto.saslFallback)",
+                conf.crypto && conf.sasl_fallback,
+                "whoever is on the path may switch to SASL (spark.network.crypto.saslFallback)",
             ),
         ];
         weaknesses.into_iter().filter(|(applies, _)| *applies).map(|(_, text)| text).collect()
@@ -112,21 +118,12 @@ impl Policy {
     }
 
     fn allowed_sasl(&self, quality: Quality) -> Option<Quality> {
-        match (self.conf.crypto, self.conf.sasl_fallback) {
-            (false, _) | (true, Some(true)) => Some(quality),
-            (true, Some(false)) => None,
-            // Nobody has asked for plain connections.
-            (true, None) => LEGACY.then_some(Quality::Encrypted),
-        }
+        (!self.conf.crypto || self.conf.sasl_fallback).then_some(quality)
     }
 
     /// The filters that a SASL handshake has agreed on.
     #[cfg_attr(not(feature = "legacy-auth"), expect(clippy::unused_self))]
-    pub(super) fn sasl_filters(
-        &self,
-        agreed: &Agreed,
-        side: super::cipher::Side,
-    ) -> Result<Option<Filters>, AuthError> {
+    pub(super) fn sasl_filters(&self, agreed: &Agreed, side: Side) -> Result<Option<Filters>, AuthError> {
         match agreed.protection {
             Protection::None => Ok(None),
             #[cfg(feature = "legacy-auth")]
@@ -146,8 +143,8 @@ impl Policy {
 type ServerBootstraps = Vec<Arc<dyn TransportServerBootstrap>>;
 type ClientBootstraps = Vec<Arc<dyn TransportClientBootstrap>>;
 
-/// What runs on accepted connections: `given`, behind authentication. Settings that ask for it are not passed over in
-/// silence.
+/// What runs on accepted connections: `given`, behind authentication. Settings that ask for security are not passed over
+/// in silence.
 pub(crate) fn server_bootstraps(
     conf: &TransportConf,
     policy: Option<&Arc<Policy>>,
@@ -156,7 +153,7 @@ pub(crate) fn server_bootstraps(
     match policy {
         // The last one's handler is the outermost.
         Some(policy) => given.push(Arc::new(AuthServerBootstrap::new(Arc::clone(policy)))),
-        None if conf.authenticate() && given.is_empty() => return Err(no_secrets()),
+        None if given.is_empty() => check_unauthenticated(conf)?,
         None => {}
     }
     Ok(given)
@@ -170,22 +167,35 @@ pub(crate) fn client_bootstraps(
 ) -> ClientBootstraps {
     match policy {
         Some(policy) => given.insert(0, Arc::new(AuthClientBootstrap::new(Arc::clone(policy)))),
-        None if conf.authenticate() && given.is_empty() => given.push(Arc::new(NoSecrets)),
+        None if given.is_empty() => {
+            if let Err(error) = check_unauthenticated(conf) {
+                given.push(Arc::new(Fails(error)));
+            }
+        }
         None => {}
     }
     given
 }
 
-fn no_secrets() -> TransportError {
-    let text = "spark.authenticate is true, but the context has no secrets: TransportContext::with_auth gives it some";
-    TransportError::new(ErrorKind::Config, text)
+/// Whether the settings are content with connections that do not authenticate, and so are not encrypted either.
+pub(crate) fn check_unauthenticated(conf: &TransportConf) -> Result<(), TransportError> {
+    let auth = conf.auth();
+    let text = if conf.authenticate() {
+        "spark.authenticate is true, but the context has no secrets: TransportContext::with_auth gives it some"
+    } else if auth.crypto || auth.sasl_encryption {
+        // Spark's text, of SparkConf.
+        "spark.authenticate must be enabled when enabling encryption."
+    } else {
+        return Ok(());
+    };
+    Err(TransportError::new(ErrorKind::Config, text))
 }
 
 /// Fails every connection.
-struct NoSecrets;
+struct Fails(TransportError);
 
-impl TransportClientBootstrap for NoSecrets {
+impl TransportClientBootstrap for Fails {
     fn do_bootstrap<'a>(&'a self, _: &'a TransportClient) -> BoxFuture<'a, Result<(), BoxError>> {
-        Box::pin(async { Err(no_secrets().into()) })
+        Box::pin(async { Err(self.0.clone().into()) })
     }
 }

@@ -2,17 +2,17 @@
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use des::TdesEde2;
-use des::cipher::{BlockModeDecrypt, BlockModeEncrypt, InnerIvInit, KeyInit};
+use des::cipher::{Block, BlockModeDecrypt, BlockModeEncrypt, InnerIvInit, KeyInit};
 use hmac::{Hmac, Mac};
 use md5::{Digest, Md5};
 use rc4::{Rc4, StreamCipher};
 use zeroize::Zeroizing;
 
 use super::AuthError;
-use super::cipher::{Filters, Side};
+use super::cipher::Side;
 use super::digest::Cipher;
 use crate::error::BoxError;
-use crate::session::ByteFilter;
+use crate::session::{ByteFilter, Filters};
 
 const BLOCK: usize = 8;
 const MAC: usize = 10;
@@ -100,19 +100,15 @@ impl Direction {
 
     fn crypt(&mut self, bytes: &mut [u8]) {
         match &mut self.state {
-            State::Encrypt(chain) => blocks(bytes, |block| chain.encrypt_block(block.into())),
-            State::Decrypt(chain) => blocks(bytes, |block| chain.decrypt_block(block.into())),
+            State::Encrypt(chain) => chain.encrypt_blocks(blocks(bytes)),
+            State::Decrypt(chain) => chain.decrypt_blocks(blocks(bytes)),
             State::Rc4(stream) => stream.apply_keystream(bytes),
         }
     }
 }
 
-fn blocks(bytes: &mut [u8], mut each: impl FnMut(&mut [u8; BLOCK])) {
-    for block in bytes.chunks_exact_mut(BLOCK) {
-        if let Some(block) = block.first_chunk_mut() {
-            each(block);
-        }
-    }
+fn blocks(bytes: &mut [u8]) -> &mut [Block<TdesEde2>] {
+    Block::<TdesEde2>::slice_as_chunks_mut(bytes).0
 }
 
 /// 56 bits spread over 8 bytes; the lowest bit of each is parity, which nobody looks at.

@@ -102,3 +102,13 @@ fn blocks_of_odd_shapes_are_refused() {
         run(&mut server.open, &block).unwrap_err();
     }
 }
+
+/// Keys do not outlive their connection.
+#[test]
+fn keys_are_wiped() {
+    fn wiped<T: zeroize::ZeroizeOnDrop>() {}
+    wiped::<TdesEde2>();
+    wiped::<cbc::Encryptor<TdesEde2>>();
+    wiped::<cbc::Decryptor<TdesEde2>>();
+    wiped::<Rc4>();
+}

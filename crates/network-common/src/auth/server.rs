@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
-use super::cipher::{Filters, Side};
+use super::cipher::Side;
 use super::digest::{Credentials, DigestServer, Quality};
 use super::engine::AuthEngine;
 use super::guard::{Guard, end};
@@ -13,6 +13,7 @@ use super::{AuthError, AuthMessage, Policy, SaslMessage, Secret};
 use crate::client::TransportClient;
 use crate::error::{BoxError, ErrorKind, TransportError};
 use crate::handler::{RpcHandler, TransportServerBootstrap};
+use crate::session::Filters;
 
 /// Makes every accepted connection prove who it is, by whatever the settings allow (Spark's `AuthServerBootstrap` and
 /// `SaslServerBootstrap`).
@@ -108,22 +109,21 @@ impl ServerHandshake {
     }
 
     fn start(&mut self, message: &[u8], tried: bool) -> Result<Step, AuthError> {
-        if self.policy.conf.crypto {
-            if message.first() == Some(&AUTH_TAG) {
-                return self.engine(&AuthMessage::decode(message)?).map(Step::Done);
-            }
-            #[cfg(feature = "legacy-auth")]
-            if self.policy.conf.legacy_engine && message.first() == Some(&super::legacy_engine::TAG) {
-                return self.legacy_engine(message).map(Step::Done);
-            }
+        let (conf, tag) = (&self.policy.conf, message.first());
+        if conf.crypto && tag == Some(&AUTH_TAG) {
+            return self.engine(&AuthMessage::decode(message)?).map(Step::Done);
+        }
+        #[cfg(feature = "legacy-auth")]
+        if conf.crypto && conf.legacy_engine && tag == Some(&super::legacy_engine::TAG) {
+            return self.legacy_engine(message).map(Step::Done);
         }
         match (SaslMessage::decode(message), self.policy.server_sasl()) {
             (Ok(message), Some(quality)) => self.sasl(message, quality),
             (Ok(_), None) => Err(AuthError::NotOurs(
                 "it is SASL, and spark.network.crypto.saslFallback does not allow that".to_owned(),
             )),
-            // A client of the auth engine falls back to SASL on the same connection.
-            (Err(error @ AuthError::NotOurs(_)), Some(_)) if !self.policy.conf.crypto && !tried => {
+            // A client of another auth engine falls back to SASL on the same connection.
+            (Err(error @ AuthError::NotOurs(_)), Some(_)) if !tried => {
                 self.stage = Stage::Start { tried: true };
                 Ok(Step::NotSpoken(error))
             }

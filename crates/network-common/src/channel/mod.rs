@@ -325,6 +325,7 @@ impl Connection {
         self.shared.ended.notify_waiters();
         self.reader.end(error);
         guarded("on_release", || drop(unwritten));
+        guarded("on_release", || self.writer.end());
         if let Some(server) = self.bulk_server.take() {
             server.abort();
         }

@@ -21,14 +21,19 @@ use crate::session::{
 
 /// Reads per turn, before the writer and other tasks get theirs.
 const READS_PER_TURN: usize = 8;
-/// Bytes that a peer may send before it has proved who it is; no handshake needs more.
+/// A peer that has sent so many bytes is not read again before it has proved who it is; no handshake needs more.
 const MAX_FROM_STRANGER: usize = 64 << 10;
 /// Answers handed on under one lock.
 const ANSWERS_PER_LOCK: usize = 32;
 
+/// The same of bytes that are to be opened: sealed pieces that a read cuts apart are copied once more.
+const SEALED_READ_BLOCK: usize = 4 * READ_BLOCK;
+
 thread_local! {
     /// Where sockets are read to when no body's own buffer is the target: idle connections need none.
-    static SCRATCH: Cell<Option<Box<[u8]>>> = const { Cell::new(None) };
+    static SCRATCH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+    /// What filters make of it.
+    static OPENED: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
 pub(super) struct Reader {
@@ -193,6 +198,11 @@ impl Connection {
             if self.reader.end_mark() == EndMark::Seen {
                 return self.ended_by_peer();
             }
+            // Only now: in the read that reached the limit, much else may stand behind the handshake's last message.
+            if self.reader.from_stranger >= MAX_FROM_STRANGER && self.shared.peer_is_stranger() {
+                let sent = self.reader.from_stranger as u64;
+                return Poll::Ready(Err(self.too_much_from_stranger("has sent", sent)));
+            }
             if let Some(receiving) = &self.reader.receiving {
                 ready!(receiving.pipe.poll_room(context));
             }
@@ -206,13 +216,17 @@ impl Connection {
                     return self.ended_by_peer();
                 }
                 self.reader.decoder.direct_filled(count);
-                self.count_read(count)?;
+                self.count_read(count);
                 self.resources.metrics.direct_body_bytes.fetch_add(count as u64, Ordering::Relaxed);
                 self.dispatch(&[])?;
             } else {
-                let mut scratch = SCRATCH.take().unwrap_or_else(|| vec![0; READ_BLOCK].into_boxed_slice());
-                let result = self.read_scratch(context, &mut scratch);
-                SCRATCH.set(Some(scratch));
+                let block = if self.reader.open.is_none() { READ_BLOCK } else { SEALED_READ_BLOCK };
+                let mut scratch = SCRATCH.take();
+                if scratch.len() < block {
+                    scratch.resize(block, 0);
+                }
+                let result = self.read_scratch(context, &mut scratch[..block]);
+                SCRATCH.set(scratch);
                 ready!(result)?;
             }
         }
@@ -231,23 +245,22 @@ impl Connection {
         if count == 0 {
             return self.ended_by_peer();
         }
-        self.count_read(count)?;
+        self.count_read(count);
         if self.reader.open.is_none() {
             return Poll::Ready(self.dispatch(buffer.filled()));
         }
-        let plain = self.unfilter(buffer.filled())?;
-        Poll::Ready(self.dispatch(&plain))
+        let mut plain = OPENED.take();
+        let dispatched = self.unfilter(buffer.filled(), &mut plain).and_then(|()| self.dispatch(&plain));
+        plain.clear();
+        OPENED.set(plain);
+        Poll::Ready(dispatched)
     }
 
-    fn count_read(&mut self, count: usize) -> Result<(), TransportError> {
+    fn count_read(&mut self, count: usize) {
         self.resources.read(&self.shared, count);
         if self.shared.peer_is_stranger() {
             self.reader.from_stranger += count;
-            if self.reader.from_stranger > MAX_FROM_STRANGER {
-                return Err(self.too_much_from_stranger("has sent", self.reader.from_stranger as u64));
-            }
         }
-        Ok(())
     }
 
     fn too_much_from_stranger(&self, verb: &str, bytes: u64) -> TransportError {
@@ -272,12 +285,11 @@ impl Connection {
         Ok(Some(plain))
     }
 
-    fn unfilter(&mut self, input: &[u8]) -> Result<Vec<u8>, TransportError> {
-        let mut plain = Vec::with_capacity(input.len());
-        if let Some(open) = &mut self.reader.open {
-            open.transform(input, &mut plain).map_err(|error| undecodable(&self.shared, error))?;
+    fn unfilter(&mut self, input: &[u8], plain: &mut Vec<u8>) -> Result<(), TransportError> {
+        match &mut self.reader.open {
+            Some(open) => open.transform(input, plain).map_err(|error| undecodable(&self.shared, error)),
+            None => Ok(()),
         }
-        Ok(plain)
     }
 
     /// Takes in bytes and hands on every message that they complete.

@@ -70,6 +70,12 @@ impl Connection {
 
     /// Queues a request for the stream manager, and starts the task that works on the queue if it is not running.
     fn queue_bulk(&mut self, request: BulkRequest) -> Result<(), TransportError> {
+        if self.shared.peer_is_stranger() {
+            // Refused now: by its turn the peer may be known.
+            let peer = self.shared.peer;
+            let text = format!("{peer} asks for a chunk or stream before it was authenticated");
+            return Err(TransportError::new(ErrorKind::Bootstrap, text).with_peer(peer));
+        }
         let metrics = &self.resources.metrics;
         let limit = self.resources.conf.max_chunks_being_transferred();
         let transferred = metrics.chunks_in_transfer.load(Ordering::Relaxed);

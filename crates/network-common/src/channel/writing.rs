@@ -101,13 +101,27 @@ impl Writer {
         Ok(())
     }
 
+    /// The connection has ended: lets go of what was not written, whose hooks wait for that.
+    pub(super) fn end(&mut self) {
+        if !self.is_written() {
+            // Inside of what was sealed, last words would only be garbage.
+            self.seal = None;
+        }
+        self.batch = Batch::default();
+        self.written = 0;
+        self.sealed = Vec::new();
+        self.sealed_written = 0;
+        self.region = None;
+        self.current = None;
+        self.next = None;
+        self.finishing = None;
+    }
+
     /// Tells the peer that nothing follows, where filters have words for that, and lets go of the socket, which ends the
     /// sending direction.
     pub(super) async fn shut(&mut self) {
         let mut last_words = Vec::new();
-        // Inside of what was sealed before they would only be garbage.
-        let between_runs = self.is_written();
-        if let Some(seal) = self.seal.as_mut().filter(|_| between_runs) {
+        if let Some(seal) = &mut self.seal {
             seal.finish(&mut last_words);
         }
         if let Err(error) = self.write_raw(&last_words).await {
@@ -118,11 +132,18 @@ impl Writer {
 
     /// Writes until nothing is left (`Ready`) or the socket or disk takes its time.
     pub(super) fn poll_write(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut has_sealed = false;
         loop {
             if self.sealed_written < self.sealed.len() {
                 self.sealed_written += ready!(self.poll_sealed(context))?;
             } else if self.written < self.batch.len() {
                 if self.seal.is_some() {
+                    if has_sealed {
+                        // A socket that takes everything must not keep this thread from others, or the peer unread.
+                        context.waker().wake_by_ref();
+                        return Poll::Pending;
+                    }
+                    has_sealed = true;
                     self.seal_run()?;
                 } else {
                     self.written += ready!(self.poll_batch(context))?;

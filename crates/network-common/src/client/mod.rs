@@ -18,7 +18,10 @@ pub use future::{ChunkFuture, MergedBlockMetaFuture, RequestFuture, RpcFuture, S
 use crate::buffer::ManagedBuffer;
 use crate::error::{ErrorKind, TransportError};
 use crate::protocol::MergedBlockMetaRequest;
-use crate::session::{Answer, ByteFilter, Closing, Session, Ticket};
+use crate::session::{Answer, ByteFilter, Closing, Filters, Session, Ticket};
+
+#[cfg(all(test, feature = "auth"))]
+mod tests;
 
 /// Names one connection, unique in this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -93,6 +96,35 @@ impl Shared {
         self.awaits_identity.store(true, Ordering::Relaxed);
     }
 
+    fn set_client_id(&self, id: String) -> Result<(), TransportError> {
+        self.client_id.set(id).map_err(|id| {
+            let text = format!("client id '{id}' refused: the connection to {} has one already", self.peer);
+            TransportError::new(ErrorKind::Refused, text).with_peer(self.peer)
+        })
+    }
+
+    /// The reader learns of them under the session's lock: what it takes in afterwards is theirs.
+    fn install_filters(&self, session: &mut Session, filters: Filters) -> Result<(), TransportError> {
+        if !session.install_filters(filters) {
+            let text = format!("filters refused: the connection to {} has some already", self.peer);
+            return Err(TransportError::new(ErrorKind::Refused, text).with_peer(self.peer));
+        }
+        self.filters_installed.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// The peer is no stranger any more, and all that follows passes through filters, if there are some: both at once, so that
+    /// nothing is sent or read in between.
+    #[cfg(feature = "auth")]
+    pub(crate) fn authenticated(&self, id: String, filters: Option<Filters>) -> Result<(), TransportError> {
+        self.update(|session| {
+            if let Some(filters) = filters {
+                self.install_filters(session, filters)?;
+            }
+            self.set_client_id(id)
+        })
+    }
+
     pub(crate) fn peer_is_stranger(&self) -> bool {
         self.awaits_identity.load(Ordering::Relaxed) && self.client_id.get().is_none()
     }
@@ -124,6 +156,9 @@ impl Shared {
 /// Every request is queued when the method is called, in the order of the calls; the future it returns only waits for the
 /// answer. Dropping that future frees its place: the answer to an RPC or upload is then ignored, a chunk or stream that
 /// still arrives is read and discarded. When the connection ends, every outstanding request fails.
+///
+/// Handlers are told of a connection before its peer has authenticated, if it is to: until then
+/// ([`client_id`](Self::client_id) is not set) all requests over their handles fail with kind [`Refused`](ErrorKind::Refused).
 ///
 /// Requests are refused with kind [`Limit`](ErrorKind::Limit) while `spark.<module>.io.maxWriteQueueSize` bytes or more
 /// wait to be written (files do not count); [`ready`](Self::ready) waits until there is room.
@@ -167,7 +202,18 @@ impl TransportClient {
         extract: fn(Answer) -> Option<T>,
         queue: impl FnOnce(&mut Session) -> Result<Ticket, TransportError>,
     ) -> RequestFuture<T> {
-        RequestFuture::new(self, self.0.shared.update(queue), extract)
+        let queued = self.may_send().and_then(|()| self.0.shared.update(queue));
+        RequestFuture::new(self, queued, extract)
+    }
+
+    /// Handlers say nothing to a stranger, whom only bootstraps talk to.
+    fn may_send(&self) -> Result<(), TransportError> {
+        if self.0.closes_on_drop || !self.0.shared.peer_is_stranger() {
+            return Ok(());
+        }
+        let peer = self.peer_addr();
+        let text = format!("{peer} has not proved yet who it is: nothing is sent to it before");
+        Err(TransportError::new(ErrorKind::Refused, text).with_peer(peer))
     }
 
     /// Asks the peer's [`RpcHandler`](crate::RpcHandler); the answer is its reply.
@@ -187,6 +233,7 @@ impl TransportClient {
     /// [`Closed`](ErrorKind::Closed) or [`Limit`](ErrorKind::Limit); nothing was queued then.
     pub fn send(&self, body: impl Into<Bytes>) -> Result<(), TransportError> {
         let mut body = body.into();
+        self.may_send()?;
         self.0.shared.update(|session| session.send_one_way(&mut body))
     }
 
@@ -306,11 +353,7 @@ impl TransportClient {
     /// # Errors
     /// [`Refused`](ErrorKind::Refused) when it is set already: an identity does not change.
     pub fn set_client_id(&self, id: impl Into<String>) -> Result<(), TransportError> {
-        self.0.shared.client_id.set(id.into()).map_err(|id| {
-            let peer = self.peer_addr();
-            let text = format!("client id '{id}' refused: the connection to {peer} has one already");
-            TransportError::new(ErrorKind::Refused, text).with_peer(peer)
-        })
+        self.0.shared.set_client_id(id.into())
     }
 
     /// From here on every byte of the connection passes through these filters, in both directions; for bootstraps.
@@ -326,14 +369,7 @@ impl TransportClient {
         seal: Box<dyn ByteFilter>,
         open: Box<dyn ByteFilter>,
     ) -> Result<(), TransportError> {
-        let installed = self.0.shared.update(|session| session.install_filters(seal, open));
-        if !installed {
-            let peer = self.peer_addr();
-            let text = format!("filters refused: the connection to {peer} has some already");
-            return Err(TransportError::new(ErrorKind::Refused, text).with_peer(peer));
-        }
-        self.0.shared.filters_installed.store(true, Ordering::Release);
-        Ok(())
+        self.0.shared.update(|session| self.0.shared.install_filters(session, Filters { seal, open }))
     }
 
     /// Ends the connection: new requests are refused, what is queued is written (for at most 10 s), then outstanding

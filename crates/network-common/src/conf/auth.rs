@@ -15,7 +15,7 @@ pub(crate) struct AuthConf {
     pub(crate) engine_version: i64,
     pub(crate) cipher: CipherName,
     /// `None`: not said.
-    pub(crate) sasl_fallback: Option<bool>,
+    pub(crate) sasl_fallback: bool,
     pub(crate) legacy_engine: bool,
     pub(crate) key_factory_iterations: u32,
     pub(crate) key_length: usize,
@@ -41,7 +41,7 @@ impl Default for AuthConf {
             crypto: false,
             engine_version: 1,
             cipher: CipherName::AesCtr,
-            sasl_fallback: None,
+            sasl_fallback: false,
             legacy_engine: false,
             key_factory_iterations: 1024,
             key_length: 16,
@@ -88,7 +88,7 @@ impl AuthConf {
                     _ => return Err("AES/CTR/NoPadding or AES/GCM/NoPadding"),
                 };
             }
-            "saslFallback" => self.sasl_fallback = Some(units::boolean(value)?),
+            "saslFallback" => self.sasl_fallback = units::boolean(value)?,
             "legacyEngine" => self.legacy_engine = units::boolean(value)?,
             "keyFactoryIterations" => {
                 self.key_factory_iterations = units::positive(value, 1 << 20)? as u32;

@@ -33,8 +33,8 @@ use crate::protocol::MAX_FRAME_PAYLOAD;
 /// | `spark.<m>.io.enableTcpKeepAlive` | false | keepalive on accepted sockets (outgoing ones always have it) |
 /// | `spark.shuffle.maxChunksBeingTransferred` | 2^63-1 | chunks and streams served at once per context; beyond it connections are closed |
 ///
-/// Authentication and encryption, with the feature `auth`, whose module tells which to choose; without it, `spark.authenticate`
-/// must not be true:
+/// Authentication and encryption, with the feature `auth`, whose module tells which to choose; without it, the three
+/// that switch something on must not be true:
 ///
 /// | key | default | meaning |
 /// |---|---|---|
@@ -42,7 +42,7 @@ use crate::protocol::MAX_FRAME_PAYLOAD;
 /// | `spark.network.crypto.enabled` | false | by the auth engine (Spark 3.2 and later), then AES; otherwise by SASL DIGEST-MD5 |
 /// | `spark.network.crypto.authEngineVersion` | 1 | how the session key is derived; both ends must agree. 2 is the better one (Spark 3.5 and later) |
 /// | `spark.network.crypto.cipher` | AES/CTR/NoPadding | or AES/GCM/NoPadding, which alone detects changed bytes (Spark 4.1 and later) |
-/// | `spark.network.crypto.saslFallback` | true | SASL when the peer does not speak the auth engine. Not set, it must encrypt; set to true, it need not |
+/// | `spark.network.crypto.saslFallback` | false (Spark: true) | SASL when the peer does not speak the auth engine, or somebody on the path says so |
 /// | `spark.authenticate.enableSaslEncryption` | false | clients of SASL ask for encryption (feature `legacy-auth`) |
 /// | `spark.network.sasl.serverAlwaysEncrypt` | false | servers of SASL refuse clients that do not (feature `legacy-auth`) |
 /// | `spark.network.sasl.maxEncryptedBlockSize` | 64k | bytes per encrypted block of SASL |
@@ -188,7 +188,11 @@ impl TransportConf {
                 return Err("false (network-common was built without its feature 'tls')");
             }
             #[cfg(not(feature = "auth"))]
-            "spark.authenticate" if units::boolean(value)? => {
+            "spark.authenticate"
+            | "spark.network.crypto.enabled"
+            | "spark.authenticate.enableSaslEncryption"
+                if units::boolean(value)? =>
+            {
                 return Err("false (network-common was built without its feature 'auth')");
             }
             _ => {

@@ -56,7 +56,7 @@ const INHERITED: &str = "spark.ssl.";
 ///     ("spark.ssl.rpc.trustStore", "/etc/node/ca.pem"),
 /// ])?;
 /// let context = TransportContext::new(conf, NoOpRpcHandler::new());
-/// context.check_tls()?; // mistakes show now, not at the first connection
+/// context.check_security()?; // mistakes show now, not at the first connection
 /// # Ok::<(), network_common::TransportError>(())
 /// ```
 #[derive(Debug, Clone, Default)]

@@ -24,6 +24,12 @@ pub trait ByteFilter: Send {
     }
 }
 
+/// Those of both directions of a connection.
+pub(crate) struct Filters {
+    pub(crate) seal: Box<dyn ByteFilter>,
+    pub(crate) open: Box<dyn ByteFilter>,
+}
+
 /// Whether sealed bytes say where they end, so that it is noticed when somebody cuts them off.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]

@@ -17,8 +17,8 @@ use bytes::Bytes;
 
 pub use body::StreamBody;
 pub(crate) use body::{PipeWriter, pipe};
-pub(crate) use filter::Stack;
 pub use filter::{ByteFilter, EndMark};
+pub(crate) use filter::{Filters, Stack};
 pub(crate) use outgoing::{Batch, BulkItem, Outgoing, Unwritten};
 pub use requests::MergedBlockMeta;
 pub(crate) use requests::{Answer, Requests, StreamStart, Ticket};
@@ -276,7 +276,7 @@ impl Session {
 
     /// All bytes from here on, in both directions, pass through these filters; control frames that are queued already are
     /// not sealed. False if there are filters.
-    pub(crate) fn install_filters(&mut self, seal: Box<dyn ByteFilter>, open: Box<dyn ByteFilter>) -> bool {
+    pub(crate) fn install_filters(&mut self, Filters { seal, open }: Filters) -> bool {
         if self.filtered {
             return false;
         }

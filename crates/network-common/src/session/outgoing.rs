@@ -1,5 +1,6 @@
 //! What waits to be written: two lanes (control, bulk) and how much of it there may be.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::io::IoSlice;
 use std::net::SocketAddr;
@@ -70,37 +71,39 @@ impl Batch {
         added
     }
 
-    /// The bytes from `skip` on, as many as fit into `slices`; returns how many slices were filled.
-    pub(crate) fn slices<'a>(&'a self, mut skip: usize, slices: &mut [IoSlice<'a>]) -> usize {
-        let mut filled = 0;
-        let mut add = |part: &'a [u8]| {
-            if skip >= part.len() {
-                skip -= part.len();
-            } else if filled < slices.len() {
-                slices[filled] = IoSlice::new(&part[skip..]);
-                skip = 0;
-                filled += 1;
-            }
-        };
-        let mut start = 0;
-        for (position, body) in &self.bodies {
-            add(&self.bytes[start..*position]);
-            add(body);
-            start = *position;
-        }
-        add(&self.bytes[start..]);
-        filled
+    /// The bytes from `skip` on, in pieces.
+    fn parts(&self, mut skip: usize) -> impl Iterator<Item = &[u8]> {
+        let starts = std::iter::once(0).chain(self.bodies.iter().map(|(position, _)| *position));
+        let spliced = self.bodies.iter().zip(starts);
+        let last = self.bodies.last().map_or(0, |(position, _)| *position);
+        spliced
+            .flat_map(|((position, body), start)| [&self.bytes[start..*position], &body[..]])
+            .chain([&self.bytes[last..]])
+            .filter_map(move |part| {
+                let skipped = skip.min(part.len());
+                skip -= skipped;
+                Some(&part[skipped..]).filter(|part| !part.is_empty())
+            })
     }
 
-    /// The bytes from `skip` on in one run, at most `limit` of them: for a filter.
-    pub(crate) fn run(&self, skip: usize, limit: usize) -> Vec<u8> {
-        let mut run = Vec::with_capacity(limit.min(self.len() - skip));
-        let mut slices = vec![IoSlice::new(&[]); 2 * self.bodies.len() + 1];
-        let filled = self.slices(skip, &mut slices);
-        for slice in &slices[..filled] {
-            run.extend_from_slice(&slice[..slice.len().min(limit - run.len())]);
+    /// The bytes from `skip` on, as many as fit into `slices`; returns how many slices were filled.
+    pub(crate) fn slices<'a>(&'a self, skip: usize, slices: &mut [IoSlice<'a>]) -> usize {
+        let filled = slices.iter_mut().zip(self.parts(skip)).map(|(slice, part)| *slice = IoSlice::new(part));
+        filled.count()
+    }
+
+    /// The bytes from `skip` on in one run, at most `limit` of them: for a filter. Those of a large body are not copied.
+    pub(crate) fn run(&self, skip: usize, limit: usize) -> Cow<'_, [u8]> {
+        let mut parts = self.parts(skip);
+        let first = parts.next().unwrap_or_default();
+        if first.len() >= limit / 4 {
+            return Cow::Borrowed(&first[..first.len().min(limit)]);
         }
-        run
+        let mut run = Vec::with_capacity(limit.min(self.len() - skip));
+        for part in std::iter::once(first).chain(parts) {
+            run.extend_from_slice(&part[..part.len().min(limit - run.len())]);
+        }
+        Cow::Owned(run)
     }
 
     /// Empty again; keeps a small buffer for the next round, so that a quiet connection holds little. Not under the lock:

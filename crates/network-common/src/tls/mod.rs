@@ -12,7 +12,7 @@ mod key_store;
 mod reload;
 mod trust;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
@@ -28,6 +28,26 @@ use crate::address::PeerAddress;
 use crate::channel::{Handshake, Security};
 use crate::conf::TransportConf;
 use crate::error::{BoxError, ErrorKind, TransportError};
+
+/// Reads the files when they are asked for first; contexts may share it.
+pub(crate) struct LazyTls {
+    conf: Arc<TransportConf>,
+    loaded: OnceLock<Result<Arc<Tls>, TransportError>>,
+}
+
+impl LazyTls {
+    pub(crate) fn new(conf: Arc<TransportConf>) -> Self {
+        Self { conf, loaded: OnceLock::new() }
+    }
+
+    /// `None`: TLS is not enabled.
+    pub(crate) fn get(&self) -> Result<Option<Arc<Tls>>, TransportError> {
+        if !self.conf.tls().enabled() {
+            return Ok(None);
+        }
+        self.loaded.get_or_init(|| Tls::load(&self.conf).map(Arc::new)).clone().map(Some)
+    }
+}
 
 /// What new connections of one context are secured with.
 pub(crate) struct Tls {

@@ -6,8 +6,11 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod guard;
 mod hostile;
+mod isolation;
 mod modes;
 mod proxy;
+mod sealed;
 mod strangers;
 mod world;

@@ -1,5 +1,7 @@
 //! What must work, in every mode.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use network_common::auth::Secret;
@@ -14,10 +16,9 @@ fn size(mode: &Mode) -> u64 {
     if mode.name.starts_with("sasl, ") { 300_017 } else { (2 << 20) + 17 }
 }
 
-/// Rows AI-01, AI-02, SASL-03, SASL-04, SASL-07 and GCM-02, seen by somebody on the path.
-#[tokio::test(flavor = "multi_thread")]
-async fn ai_01_02_sasl_03_04_07_every_mode_carries_everything_and_shows_nothing() {
-    for mode in MODES {
+/// Everything that connections carry, seen by somebody on the path.
+async fn carries_everything_and_shows_nothing(modes: &[Mode]) {
+    for mode in modes {
         let size = size(mode);
         let content = pattern(size as usize, 9);
         let file = file_of(&content);
@@ -72,6 +73,65 @@ async fn ai_01_02_sasl_03_04_07_every_mode_carries_everything_and_shows_nothing(
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn ai_01_new_ctr_auth() {
+    carries_everything_and_shows_nothing(&[CTR_1, CTR_2]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ai_02_new_gcm_auth() {
+    carries_everything_and_shows_nothing(&[GCM_1, GCM_2]).await;
+}
+
+#[cfg(feature = "legacy-auth")]
+#[tokio::test(flavor = "multi_thread")]
+async fn ai_01_auth_of_before_spark_3_2() {
+    carries_everything_and_shows_nothing(&[LEGACY]).await;
+}
+
+/// Nothing is encrypted, and each end hears once that the connection has ended.
+#[tokio::test(flavor = "multi_thread")]
+async fn sasl_03_sasl_authentication() {
+    carries_everything_and_shows_nothing(&[SASL]).await;
+    let ended = Arc::new(AtomicUsize::new(0));
+    let counting = || {
+        let ended = Arc::clone(&ended);
+        Handler::new().on_inactive(move |_| {
+            ended.fetch_add(1, Ordering::SeqCst);
+        })
+    };
+    let server = Server::with(SASL.settings, counting()).await;
+    let end = Client::with(SASL.settings, APP, SECRET, Some(counting()));
+    let client = end.connect(server.server.local_addr()).await.unwrap();
+    echoes(&client).await;
+    client.close();
+    within(client.closed()).await;
+    server.is_empty().await;
+    until(|| end.context.metrics().client().snapshot().connections == 0).await;
+    assert_eq!(ended.load(Ordering::SeqCst), 2);
+}
+
+#[cfg(feature = "legacy-auth")]
+#[tokio::test(flavor = "multi_thread")]
+async fn sasl_04_sasl_encryption() {
+    carries_everything_and_shows_nothing(&[SASL_ENCRYPTED]).await;
+}
+
+/// What Spark had up to 2.1 only: it is neither offered nor asked for, whatever is set.
+#[tokio::test]
+async fn sasl_12_there_is_no_aes_inside_of_sasl() {
+    let settings: Settings = &[("spark.authenticate.sasl.encryption.aes.enabled", "true")];
+    let server = Server::new(settings).await;
+    let proxy = Proxy::before(server.server.local_addr(), Fault::None).await;
+    let end = Client::new(settings);
+    echoes(&end.connect(proxy.address).await.unwrap()).await;
+    for direction in [Direction::ToServer, Direction::ToClient] {
+        let seen = proxy.seen(direction);
+        assert!(seen.windows(12).any(|window| window == b"still there?"), "it is not encrypted");
+        assert!(!seen.to_ascii_lowercase().windows(3).any(|window| window == b"aes"));
+    }
+}
+
 #[tokio::test]
 async fn ai_08_large_message_encryption() {
     for mode in MODES {
@@ -107,6 +167,53 @@ async fn what_comes_right_behind_the_handshake_is_opened() {
         assert_eq!(within(arrivals.recv()).await.unwrap(), "at once", "{}", mode.name);
         echoes(&client).await;
     }
+}
+
+/// What the server sends as soon as it knows the peer is sealed, and is read by a client that knows the server.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_sees_the_identity_finds_the_filters_in_force() {
+    let handler = Handler::new().on_active(|client| {
+        let client = client.clone();
+        // A thread, which looks more often than a task.
+        std::thread::spawn(move || {
+            while client.client_id().is_none() && client.is_active() {
+                std::hint::spin_loop();
+            }
+            let _ = client.send("at once");
+        });
+    });
+    let server = Server::with(GCM_2.settings, handler).await;
+    for _ in 0..50 {
+        let (arrived, mut arrivals) = tokio::sync::mpsc::unbounded_channel();
+        let at_client = Handler::new().on_one_way(move |_, body| arrived.send(body).unwrap());
+        let end = Client::with(GCM_2.settings, APP, SECRET, Some(at_client));
+        let client = end.connect(server.server.local_addr()).await.unwrap();
+        assert_eq!(within(arrivals.recv()).await.unwrap(), "at once");
+        echoes(&client).await;
+    }
+}
+
+/// More than strangers may send, in one read with the end of the handshake: it is no stranger's any more.
+#[tokio::test(flavor = "multi_thread")]
+async fn much_may_come_right_behind_the_handshake() {
+    let handler = Handler::new().on_active(|client| {
+        let client = client.clone();
+        tokio::spawn(async move {
+            while client.client_id().is_none() {
+                tokio::task::yield_now().await;
+            }
+            client.send(vec![1; 200 << 10]).unwrap();
+        });
+    });
+    let server = Server::with(SASL.settings, handler).await;
+    let fault = Fault::Gather(Direction::ToClient, Duration::from_millis(50));
+    let proxy = Proxy::before(server.server.local_addr(), fault).await;
+    let (arrived, mut arrivals) = tokio::sync::mpsc::unbounded_channel();
+    let at_client = Handler::new().on_one_way(move |_, body| arrived.send(body).unwrap());
+    let end = Client::with(SASL.settings, APP, SECRET, Some(at_client));
+    let client = end.connect(proxy.address).await.unwrap();
+    assert_eq!(within(arrivals.recv()).await.unwrap().len(), 200 << 10);
+    echoes(&client).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -176,19 +283,15 @@ async fn ai_06_sasl_client_fallback() {
     echoes(&client).await;
 }
 
-/// Not asked for in so many words, there is no fallback that leaves the connection plain.
+/// Not asked for in so many words, there is no fallback: anybody on the path could ask for it.
 #[tokio::test]
-async fn downgrade_to_plain_is_refused() {
+async fn downgrade_is_refused() {
     let never: Settings =
         &[("spark.network.crypto.enabled", "true"), ("spark.network.crypto.saslFallback", "false")];
-    let server = Server::new(SASL.settings).await;
-    let refused = Client::new(never).connect(server.server.local_addr()).await.unwrap_err();
-    assert_eq!(refused.kind(), ErrorKind::Bootstrap);
-    if !cfg!(feature = "legacy-auth") {
-        let refused = Client::new(CTR_1.settings).connect(server.server.local_addr()).await.unwrap_err();
-        assert_eq!(refused.kind(), ErrorKind::Bootstrap);
-    }
     for strict in [CTR_1.settings, never] {
+        let server = Server::new(SASL.settings).await;
+        let refused = Client::new(strict).connect(server.server.local_addr()).await.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Bootstrap);
         let server = Server::new(strict).await;
         let refused = Client::new(SASL.settings).connect(server.server.local_addr()).await.unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::Bootstrap);
@@ -203,6 +306,12 @@ mod with_legacy {
 
     const ENCRYPTS: Settings = &[("spark.authenticate.enableSaslEncryption", "true")];
 
+    const EITHER: Settings = &[
+        ("spark.network.crypto.enabled", "true"),
+        ("spark.network.crypto.legacyEngine", "true"),
+        ("spark.network.crypto.saslFallback", "true"),
+    ];
+
     #[tokio::test]
     async fn sasl_08_server_always_encrypt() {
         let server = Server::new(SASL_ENCRYPTED.settings).await;
@@ -212,12 +321,12 @@ mod with_legacy {
     }
 
     #[tokio::test]
-    async fn a_fallback_that_encrypts_needs_no_permission() {
+    async fn a_fallback_that_encrypts_needs_permission_too() {
         let server = Server::new(CTR_1.settings).await;
+        let refused = Client::new(ENCRYPTS).connect(server.server.local_addr()).await.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Bootstrap);
+        let server = Server::new(FALLS_BACK).await;
         let client = Client::new(ENCRYPTS).connect(server.server.local_addr()).await.unwrap();
-        echoes(&client).await;
-        let server = Server::new(SASL.settings).await;
-        let client = Client::new(CTR_1.settings).connect(server.server.local_addr()).await.unwrap();
         echoes(&client).await;
     }
 
@@ -228,6 +337,10 @@ mod with_legacy {
             let client = Client::new(settings).connect(server.server.local_addr()).await.unwrap();
             echoes(&client).await;
         }
+        // One that does not know the old engine lets its clients fall back, on the same connection.
+        let server = Server::new(FALLS_BACK).await;
+        let client = Client::new(EITHER).connect(server.server.local_addr()).await.unwrap();
+        echoes(&client).await;
         let server = Server::new(CTR_1.settings).await;
         let refused = Client::new(LEGACY.settings).connect(server.server.local_addr()).await;
         assert_eq!(refused.unwrap_err().kind(), ErrorKind::Bootstrap);
@@ -261,6 +374,42 @@ async fn authenticate_without_secrets_is_a_configuration_error() {
     let context = context.with_auth(APP, secrets(APP, SECRET)).unwrap();
     let server = serve(&context).await;
     echoes(&within(context.create_client_factory().create_client(server.local_addr())).await.unwrap()).await;
+}
+
+/// Nor is one that asks for encryption, which without authentication there is not.
+#[tokio::test]
+async fn encryption_without_authentication_is_a_configuration_error() {
+    for key in ["spark.network.crypto.enabled", "spark.authenticate.enableSaslEncryption"] {
+        let context = TransportContext::new(conf(&[(key, "true")]), Handler::new());
+        for error in [context.check_security(), context.create_server("127.0.0.1:0").await.map(drop)] {
+            let error = error.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Config);
+            assert!(error.to_string().contains("spark.authenticate must be enabled"), "{error}");
+        }
+        let open = serve(&TransportContext::new(conf(&[]), Handler::new())).await;
+        let factory = context.create_client_factory();
+        let refused = within(factory.create_client(open.local_addr())).await.unwrap_err();
+        assert!(full_text(&refused).contains("spark.authenticate must be enabled"), "{refused}");
+    }
+}
+
+/// A second context that shares the security of the first, with settings of its own for the rest.
+#[tokio::test]
+async fn a_context_is_secured_as_another() {
+    for mode in MODES {
+        let server = Server::new(mode.settings).await;
+        let known = Client::new(mode.settings);
+        let other = TransportContext::new(conf(&[]), Handler::new()).secured_as(&known.context);
+        let factory = other.create_client_factory();
+        let client = within(factory.create_client(server.server.local_addr())).await.unwrap();
+        assert_eq!(client.client_id(), Some(APP), "{}", mode.name);
+        echoes(&client).await;
+        // Its server believes whom the first one's would.
+        let serves = serve(&other).await;
+        within(known.connect(serves.local_addr())).await.unwrap();
+        let stranger = Client::with(mode.settings, APP, "wrong", None).connect(serves.local_addr()).await;
+        assert_eq!(stranger.unwrap_err().kind(), ErrorKind::Bootstrap, "{}", mode.name);
+    }
 }
 
 #[test]

@@ -25,6 +25,8 @@ pub enum Fault {
     Cut(Direction, usize),
     /// Other bytes instead of all from this place on.
     Replace(Direction, usize, Vec<u8>),
+    /// Passes on so many bytes at a time.
+    Narrow(Direction, usize),
     /// Waits this long after every read, so that what follows comes with it.
     Gather(Direction, Duration),
 }
@@ -68,7 +70,11 @@ async fn forward(
     fault: Fault,
     log: Arc<Mutex<[Vec<u8>; 2]>>,
 ) {
-    let (mut buffer, mut place) = (vec![0; 64 << 10], 0);
+    let width = match fault {
+        Fault::Narrow(narrowed, width) if narrowed == direction => width,
+        _ => 64 << 10,
+    };
+    let (mut buffer, mut place) = (vec![0; width], 0);
     loop {
         if let Fault::Gather(gathered, pause) = fault {
             if gathered == direction && from.readable().await.is_ok() {

@@ -74,9 +74,9 @@ async fn aah_01_nothing_is_served_before_authentication() {
     }
 }
 
-#[tokio::test]
-async fn ai_03_04_sasl_02_wrong_secrets_and_unknown_applications_fail_without_detail() {
-    for mode in MODES {
+/// The peer does not learn which of the two it was.
+async fn wrong_secrets_and_unknown_applications_fail(modes: &[Mode]) {
+    for mode in modes {
         let server = Server::new(mode.settings).await;
         let mut texts = Vec::new();
         for (app, secret) in [(APP, "wrong"), ("unknown", SECRET)] {
@@ -91,6 +91,25 @@ async fn ai_03_04_sasl_02_wrong_secrets_and_unknown_applications_fail_without_de
         assert_eq!(server.served(), 0);
         assert_eq!(server.context.metrics().server().snapshot().failures, [(ErrorKind::Bootstrap, 2)]);
     }
+}
+
+#[tokio::test]
+async fn ai_03_ctr_auth_failure() {
+    wrong_secrets_and_unknown_applications_fail(&[CTR_1, CTR_2]).await;
+    #[cfg(feature = "legacy-auth")]
+    wrong_secrets_and_unknown_applications_fail(&[LEGACY]).await;
+}
+
+#[tokio::test]
+async fn ai_04_gcm_auth_failure() {
+    wrong_secrets_and_unknown_applications_fail(&[GCM_1, GCM_2]).await;
+}
+
+#[tokio::test]
+async fn sasl_02_non_matching() {
+    wrong_secrets_and_unknown_applications_fail(&[SASL]).await;
+    #[cfg(feature = "legacy-auth")]
+    wrong_secrets_and_unknown_applications_fail(&[SASL_ENCRYPTED]).await;
 }
 
 #[tokio::test]
@@ -203,6 +222,63 @@ async fn replayed_and_reordered_handshakes_get_nowhere() {
         }
         server.is_empty().await;
         assert_eq!(server.served(), 1, "{}", mode.name);
+    }
+}
+
+/// The other end of a recorded handshake: what a server has said once proves nothing to the next client.
+#[tokio::test(flavor = "multi_thread")]
+async fn replayed_answers_of_a_server_get_nowhere() {
+    use crate::proxy::{Direction, Fault, Proxy};
+    for mode in MODES {
+        let server = Server::new(mode.settings).await;
+        let proxy = Proxy::before(server.server.local_addr(), Fault::None).await;
+        Client::new(mode.settings).connect(proxy.address).await.unwrap();
+        let recorded = proxy.seen(Direction::ToClient);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let player = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut rest = &recorded[..];
+            while let Some(length) = rest.first_chunk::<8>() {
+                let (answer, more) = rest.split_at(u64::from_be_bytes(*length) as usize);
+                rest = more;
+                let mut length = [0; 8];
+                if stream.read_exact(&mut length).await.is_err() {
+                    return;
+                }
+                let mut request = vec![0; u64::from_be_bytes(length) as usize - 8];
+                stream.read_exact(&mut request).await.unwrap();
+                // The answer to this very request, by its id.
+                let answer = [&answer[..9], &request[1..9], &answer[17..]].concat();
+                let _ = stream.write_all(&answer).await;
+            }
+            let _ = stream.read_to_end(&mut Vec::new()).await;
+        });
+        let error = Client::new(mode.settings).connect(address).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Bootstrap, "{}", mode.name);
+        assert!(full_text(&error).contains("Mismatched response"), "{}: {}", mode.name, full_text(&error));
+        within(player).await.unwrap();
+    }
+}
+
+/// A request that came before the handshake is not served because a handshake came behind it.
+#[tokio::test]
+async fn requests_of_strangers_are_not_served_once_they_are_known() {
+    use crate::proxy::{Direction, Fault, Proxy};
+    let chunk = Message::<Bytes>::ChunkFetchRequest { stream_id: 1, chunk_index: 0 };
+    let stream = Message::<Bytes>::StreamRequest { stream_id: "s".into() };
+    for mode in [CTR_1, GCM_2] {
+        for request in [&chunk, &stream] {
+            let asked = Arc::new(AtomicUsize::new(0));
+            let server = Server::with(mode.settings, counting(&asked)).await;
+            let proxy = Proxy::before(server.server.local_addr(), Fault::None).await;
+            let client = Client::new(mode.settings).connect(proxy.address).await.unwrap();
+            let handshake = proxy.seen(Direction::ToServer);
+            drop(client);
+            say(server.server.local_addr(), &[&request.encode().unwrap()[..], &handshake].concat()).await;
+            server.is_empty().await;
+            assert_eq!(asked.load(Ordering::SeqCst), 0, "{}: {request:?}", mode.name);
+        }
     }
 }
 

@@ -3,6 +3,8 @@
 // Every suite is a crate of its own and uses a part of this.
 #![allow(dead_code, unreachable_pub)]
 
+mod mode;
+
 use std::future::Future;
 use std::io::Write;
 use std::sync::Arc;
@@ -12,20 +14,15 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use network_common::{
     BoxError, ManagedBuffer, MergedBlockMetaCallback, MergedBlockMetaRequest, NoOpRpcHandler, RpcHandler,
-    RpcResponseCallback, StreamBody, StreamManager, TransportClient, TransportClientFactory, TransportConf,
+    RpcResponseCallback, StreamBody, StreamManager, TransportClient, TransportClientFactory,
     TransportContext, TransportError, TransportServer,
 };
 use tempfile::NamedTempFile;
 
-/// The module of every suite: keys are `spark.shuffle.io.*`.
-pub const MODULE: &str = "shuffle";
+pub use self::mode::*;
 
 /// Longer than anything here takes, short enough to see what hangs.
-const PATIENCE: Duration = Duration::from_secs(30);
-
-pub fn conf(settings: &[(&str, &str)]) -> TransportConf {
-    TransportConf::from_settings(MODULE, settings.iter().copied()).unwrap()
-}
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// `length` bytes that differ between seeds and at every place.
 pub fn pattern(length: usize, seed: u64) -> Bytes {
@@ -296,8 +293,8 @@ pub async fn pair_with(
     server_settings: &[(&str, &str)],
     client_settings: &[(&str, &str)],
 ) -> Pair {
-    let client_context = TransportContext::new(conf(client_settings), NoOpRpcHandler::new());
-    pair_of(TransportContext::new(conf(server_settings), handler), client_context).await
+    let client_context = context(conf(client_settings), NoOpRpcHandler::new());
+    pair_of(context(conf(server_settings), handler), client_context).await
 }
 
 pub async fn pair_of(context: TransportContext, client_context: TransportContext) -> Pair {

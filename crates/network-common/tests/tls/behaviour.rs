@@ -5,11 +5,13 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::future::BoxFuture;
 use network_common::{
     BoxError, ByteFilter, ErrorKind, ManagedBuffer, RpcHandler, TransportClient, TransportClientBootstrap,
     TransportServerBootstrap,
 };
+use tempfile::NamedTempFile;
 
 use crate::fixture::*;
 use crate::support::*;
@@ -19,9 +21,9 @@ const SIZE: usize = 100_000;
 /// Chunk 0 from memory, 1 from a file (offset 10, length size - 25), everything else fails.
 struct Chunks {
     pair: Pair,
-    memory: bytes::Bytes,
-    of_file: bytes::Bytes,
-    _file: tempfile::NamedTempFile,
+    memory: Bytes,
+    of_file: Bytes,
+    _file: NamedTempFile,
     _world: World,
 }
 
@@ -201,35 +203,54 @@ async fn tcf_18_unlimited_connection_and_creation_timeouts() {
     assert!(std::error::Error::source(&error).is_some());
 }
 
-/// All kinds of messages, small and large, alone and at once, under each version of TLS.
-#[tokio::test(flavor = "multi_thread")]
-async fn emh_01_02_every_kind_of_body_passes_whole() {
-    const LARGE: usize = 5 << 20;
-    for protocol in ["TLSv1.3", "TLSv1.2", "TLS"] {
-        let mut world = World::new();
-        world.server = world.server.with("protocol", protocol);
-        world.client = world.client.with("protocol", protocol);
-        let content = pattern(LARGE, 3);
-        let file = file_of(&content);
-        let (path, path2, memory) = (file.path().to_owned(), file.path().to_owned(), content.clone());
-        let handler = Handler::new()
-            .on_chunk(move |_, length| {
-                let length = length as usize;
-                Ok(if length % 2 == 0 {
-                    memory.slice(..length).into()
-                } else {
-                    ManagedBuffer::file(&path, 0..length as u64)
-                })
+const LARGE: usize = 5 << 20;
+
+/// Two ends that speak this version of TLS, and the content that the server has in memory and in a file.
+async fn versioned(protocol: &str) -> (Pair, Bytes, NamedTempFile) {
+    let mut world = World::new();
+    world.server = world.server.with("protocol", protocol);
+    world.client = world.client.with("protocol", protocol);
+    let content = pattern(LARGE, 3);
+    let file = file_of(&content);
+    let (path, path2, memory) = (file.path().to_owned(), file.path().to_owned(), content.clone());
+    let handler = Handler::new()
+        .on_chunk(move |_, length| {
+            let length = length as usize;
+            Ok(if length % 2 == 0 {
+                memory.slice(..length).into()
+            } else {
+                ManagedBuffer::file(&path, 0..length as u64)
             })
-            .on_stream(move |_| Ok(Some(ManagedBuffer::file(&path2, 0..LARGE as u64))))
-            .on_upload(|_, data| async move { Ok(data.collect().await?) });
-        let pair = world.pair(handler).await;
+        })
+        .on_stream(move |_| Ok(Some(ManagedBuffer::file(&path2, 0..LARGE as u64))))
+        .on_upload(|_, data| async move { Ok(data.collect().await?) });
+    (world.pair(handler).await, content, file)
+}
+
+const VERSIONS: [&str; 3] = ["TLSv1.3", "TLSv1.2", "TLS"];
+
+/// Of every size, from memory and from files.
+#[tokio::test(flavor = "multi_thread")]
+async fn emh_01_bodies_pass_whole() {
+    for protocol in VERSIONS {
+        let (pair, content, _file) = versioned(protocol).await;
         let client = &pair.client;
         for length in [0, 1, 128, 129, 16_383, 16_384, 16_385, 1 << 20, (1 << 20) + 1, LARGE] {
             assert_eq!(within(client.fetch_chunk(1, length as i32)).await.unwrap(), content[..length]);
             let echo = within(client.send_rpc(content.slice(..length))).await.unwrap();
             assert_eq!(echo, content[..length]);
         }
+        pair.assert_alive().await;
+        pair.assert_no_failures();
+    }
+}
+
+/// What is sent piece by piece, alone and among others.
+#[tokio::test(flavor = "multi_thread")]
+async fn emh_02_streams_pass_whole() {
+    for protocol in VERSIONS {
+        let (pair, content, file) = versioned(protocol).await;
+        let client = &pair.client;
         let body = within(client.stream("s")).await.unwrap();
         assert!(within(body.collect()).await.unwrap() == content);
         let file = ManagedBuffer::file(file.path(), 0..LARGE as u64);
@@ -254,7 +275,23 @@ async fn emh_01_02_every_kind_of_body_passes_whole() {
 
 /// A body's owner hears when it has been sent, and that once.
 #[tokio::test]
-async fn sslenc_01_and_emh_03_bodies_are_released_after_sending() {
+async fn sslenc_01_bodies_of_requests_are_released_after_sending() {
+    let handler = Handler::new().on_upload(|_, data| async move { Ok(data.collect().await?) });
+    let pair = World::new().pair(handler).await;
+    let (released, mut releases) = tokio::sync::mpsc::unbounded_channel();
+    for index in 0..3 {
+        let released = released.clone();
+        let body = ManagedBuffer::from(pattern(200_000, 4)).on_release(move || released.send(index).unwrap());
+        within(pair.client.upload_stream("meta", body)).await.unwrap();
+        assert_eq!(within(releases.recv()).await, Some(index));
+    }
+    pair.assert_alive().await;
+    assert!(releases.is_empty());
+}
+
+/// The same at the server.
+#[tokio::test]
+async fn emh_03_bodies_of_answers_are_released_after_sending() {
     let (released, mut releases) = tokio::sync::mpsc::unbounded_channel();
     let handler = Handler::new().on_chunk(move |_, index| {
         let released = released.clone();

@@ -1,15 +1,20 @@
 //! SSLFactorySuite, and ReloadingX509TrustManagerSuite's rows about the first load: files as `keytool` and `openssl` make them, and
 //! what is said of those that cannot be used.
 
+use std::sync::LazyLock;
+
 use network_common::ErrorKind;
 use proptest::prelude::*;
 
 use crate::fixture::*;
 
+/// They take long to make.
+static TOOLS: LazyLock<Files> = LazyLock::new(tools);
+
 /// Files of the JDK's and OpenSSL's tools: `store.jks`, `store.p12` (both with an RSA key, and the passwords `store-pass` and, in
 /// the JKS file, `key-pass`), `trust.jks`, `trust.p12` and `root.pem` with who has issued it.
 fn tools() -> Files {
-    let files = Files::new();
+    let files = Files::kept();
     let directory = files.path("");
     let keytool = |command: &str| run(&directory, &format!("keytool {command}"));
     let store = "-storetype JKS -keystore store.jks -storepass store-pass";
@@ -46,23 +51,26 @@ fn trust(files: &Files, name: &str) -> Settings {
 }
 
 #[tokio::test]
-async fn sslf_01_02_03_04_stores_of_the_jdk() {
-    let files = tools();
-    let jks = store(&files, "store.jks");
-    let right = jks.clone().with("keyPassword", "key-pass");
-    for key in [&right, &store(&files, "store.p12")] {
+async fn sslf_01_key_stores_with_passwords() {
+    let files = &*TOOLS;
+    let right = store(files, "store.jks").with("keyPassword", "key-pass");
+    for key in [&right, &store(files, "store.p12")] {
         for name in ["trust.jks", "trust.p12", "root.pem"] {
-            let error = outcome(key, &trust(&files, name), "127.0.0.1").await;
+            let error = outcome(key, &trust(files, name), "127.0.0.1").await;
             assert!(error.is_none(), "{name}: {error:?}");
         }
     }
     // The certificates beside a key are trusted as in Java: the key's own, and entries of their own.
     let error =
-        outcome(&right, &trust(&files, "store.jks").with("trustStorePassword", "store-pass"), "localhost")
+        outcome(&right, &trust(files, "store.jks").with("trustStorePassword", "store-pass"), "localhost")
             .await;
     assert!(error.is_none(), "{error:?}");
+}
 
-    // sslf_03: where no password of the key is set, it is the store's; keys and stores of PKCS#12 always share theirs.
+/// Where no password of the key is set, it is the store's; keys and stores of PKCS#12 always share theirs.
+#[tokio::test]
+async fn sslf_03_key_store_password() {
+    let files = Files::new();
     let directory = files.path("");
     run(
         &directory,
@@ -72,27 +80,36 @@ async fn sslf_01_02_03_04_stores_of_the_jdk() {
     let pinned = trust(&files, "one.jks").with("trustStorePassword", "store-pass");
     let error = outcome(&one, &pinned, "localhost").await;
     assert!(error.is_none(), "{error:?}");
+}
 
-    // sslf_04
-    for wrong in [jks.clone(), jks.clone().with("keyPassword", "wrong")] {
+#[test]
+fn sslf_04_key_and_keystore_passwords_are_distinct() {
+    let files = &*TOOLS;
+    let jks = store(files, "store.jks");
+    for wrong in [jks.clone(), jks.with("keyPassword", "wrong")] {
         let error = wrong.refused();
         assert_eq!(error.kind(), ErrorKind::Config);
         assert_says(&error, &["spark.ssl.rpc.keyStore", "store.jks", "'node'", "spark.ssl.rpc.keyPassword"]);
     }
+}
+
+#[test]
+fn passwords_of_stores_must_be_right() {
+    let files = &*TOOLS;
     for name in ["store.jks", "store.p12"] {
-        let error = store(&files, name).with("keyStorePassword", "wrong-pass").refused();
+        let error = store(files, name).with("keyStorePassword", "wrong-pass").refused();
         assert_says(&error, &["spark.ssl.rpc.keyStore", name, "password"]);
     }
     for name in ["trust.jks", "trust.p12"] {
-        let error = trust(&files, name).with("trustStorePassword", "wrong-pass").refused();
+        let error = trust(files, name).with("trustStorePassword", "wrong-pass").refused();
         assert_says(&error, &["spark.ssl.rpc.trustStore", name, "password"]);
     }
     // As in Java, a JKS trust store opens without a password, unchecked; one of PKCS#12 is encrypted.
     let without = |name| Settings::on().with("trustStore", &files.named(name));
-    without("trust.jks").client_context().check_tls().unwrap();
+    without("trust.jks").client_context().check_security().unwrap();
     without("trust.p12").refused();
     // There is no key in a trust store, and none is made up.
-    let error = store(&files, "trust.jks").with("keyStorePassword", "trust-pass").refused();
+    let error = store(files, "trust.jks").with("keyStorePassword", "trust-pass").refused();
     assert_says(&error, &["no key"]);
 }
 
@@ -123,14 +140,24 @@ async fn stores_of_openssl() {
     assert!(outcome(&one, &trust(&files, "c.pem"), "localhost").await.is_none());
 }
 
-#[tokio::test]
-async fn sslf_01_02_keys_in_pem() {
+/// A certificate in `c.pem` and its key in `k.pem`.
+fn pem() -> Files {
     let files = Files::new();
-    let directory = files.path("");
     run(
-        &directory,
+        &files.path(""),
         "openssl req -x509 -newkey rsa:2048 -nodes -keyout k.pem -out c.pem -subj /CN=localhost -days 7 -addext subjectAltName=DNS:localhost",
     );
+    files
+}
+
+fn with_key(files: &Files, key: &str) -> Settings {
+    Settings::on().with("certChain", &files.named("c.pem")).with("privateKey", &files.named(key))
+}
+
+#[tokio::test]
+async fn sslf_01_encrypted_keys_in_pem() {
+    let files = pem();
+    let directory = files.path("");
     for (name, cipher) in [
         ("aes.pem", "-v2 aes-256-cbc"),
         ("des.pem", "-v2 des3 -v2prf hmacWithSHA1"),
@@ -138,14 +165,8 @@ async fn sslf_01_02_keys_in_pem() {
     ] {
         run(&directory, &format!("openssl pkcs8 -topk8 -in k.pem -out {name} {cipher} -passout pass:k3y"));
     }
-    run(&directory, "openssl rsa -in k.pem -traditional -out pkcs1.pem");
     run(&directory, "openssl rsa -in k.pem -traditional -aes128 -passout pass:k3y -out old.pem");
-    let with =
-        |key| Settings::on().with("certChain", &files.named("c.pem")).with("privateKey", &files.named(key));
-    for key in ["k.pem", "pkcs1.pem"] {
-        let error = outcome(&with(key), &with(key), "localhost").await;
-        assert!(error.is_none(), "{key}: {error:?}");
-    }
+    let with = |key| with_key(&files, key);
     for key in ["aes.pem", "des.pem", "scrypt.pem"] {
         let right = with(key).with("privateKeyPassword", "k3y");
         let error = outcome(&right, &right, "localhost").await;
@@ -164,6 +185,17 @@ async fn sslf_01_02_keys_in_pem() {
     let swapped =
         Settings::on().with("certChain", &files.named("k.pem")).with("privateKey", &files.named("k.pem"));
     assert_says(&swapped.refused(), &["spark.ssl.rpc.certChain", "k.pem", "no PEM certificate"]);
+}
+
+#[tokio::test]
+async fn sslf_02_plain_keys_in_pem() {
+    let files = pem();
+    run(&files.path(""), "openssl rsa -in k.pem -traditional -out pkcs1.pem");
+    for key in ["k.pem", "pkcs1.pem"] {
+        let settings = with_key(&files, key);
+        let error = outcome(&settings, &settings, "localhost").await;
+        assert!(error.is_none(), "{key}: {error:?}");
+    }
 }
 
 #[test]
@@ -219,7 +251,8 @@ fn damaged_jks_files_are_errors() {
             }
             None => {
                 // Whatever comes of it, it comes of it without a panic.
-                let _ = (as_trust.client_context().check_tls(), as_key.client_context().check_tls());
+                let _ =
+                    (as_trust.client_context().check_security(), as_key.client_context().check_security());
             }
         }
     };

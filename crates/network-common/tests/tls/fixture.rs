@@ -88,6 +88,11 @@ impl Files {
         Self(TempDir::new().unwrap())
     }
 
+    /// Which nobody drops, in cargo's own directory.
+    pub fn kept() -> Self {
+        Self(TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap())
+    }
+
     pub fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
@@ -152,7 +157,7 @@ impl Settings {
 
     /// Why these settings cannot be used.
     pub fn refused(&self) -> TransportError {
-        self.client_context().check_tls().unwrap_err()
+        self.client_context().check_security().unwrap_err()
     }
 }
 

@@ -3,6 +3,8 @@
 use std::any::{Any, TypeId};
 use std::sync::Arc;
 
+use network_common::ConnectionId;
+
 use super::service_mismatch;
 use crate::error::RpcError;
 use crate::inbox::{Closed, Ending, Event, Inbox};
@@ -23,6 +25,7 @@ pub(super) trait Registered: Send + Sync {
     ) -> Result<(), RpcError>;
     fn snapshot(&self) -> EndpointSnapshot;
     fn ending(&self) -> Ending;
+    fn forgo(&self, connection: ConnectionId);
     fn post_event(&self, event: Event);
     fn stop(&self, why: Closed);
     fn into_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync>;
@@ -63,6 +66,10 @@ impl<M: RpcMessage> Registered for Inbox<M> {
 
     fn ending(&self) -> Ending {
         Self::ending(self)
+    }
+
+    fn forgo(&self, connection: ConnectionId) {
+        Self::forgo(self, connection);
     }
 
     fn post_event(&self, event: Event) {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{Dispatcher, Entry};
 use crate::inbox::{Closed, Ending};
 use crate::metrics::EndpointReport;
-use crate::verifier::EndpointVerifier;
+use crate::wire::ENDPOINT_VERIFIER;
 
 /// How long loops that were told to end at once may take for that.
 const ABORT: Duration = Duration::from_secs(1);
@@ -42,7 +42,7 @@ impl Dispatcher {
             .iter()
             .zip(before)
             .map(|(entry, before)| report(entry.inbox.snapshot().name, &before, &entry.inbox.ending()))
-            .filter(|report| report.name != EndpointVerifier::NAME)
+            .filter(|report| report.name != ENDPOINT_VERIFIER)
             .collect();
         reports.sort_by(|one, other| one.name.cmp(&other.name));
         reports

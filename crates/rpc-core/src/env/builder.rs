@@ -5,11 +5,13 @@ use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+#[cfg(feature = "auth")]
+use network_common::auth::SecretKeyHolder;
 use network_common::{MemoryNetwork, TransportConf, TransportContext};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
-use super::listen::listen;
+use super::listen::{FIRST_PORT, listen};
 use super::{Inner, RpcEnv};
 use crate::address::{RpcAddress, RpcEndpointAddress};
 use crate::ask::Asks;
@@ -23,9 +25,12 @@ use crate::file_server::Registry;
 use crate::handler::EnvHandler;
 use crate::link::Links;
 use crate::outbox::Outboxes;
+#[cfg(feature = "auth")]
+use crate::security::{self, Identity};
 use crate::sync::Mutex;
 use crate::trace::{TraceContext, Tracer};
 use crate::verifier::EndpointVerifier;
+use crate::wire::ENDPOINT_VERIFIER;
 
 /// Makes an [`RpcEnv`]. Either [`bind`](Self::bind) or [`client_mode`](Self::client_mode) must be chosen.
 #[derive(Clone, Debug)]
@@ -37,6 +42,8 @@ pub struct RpcEnvBuilder {
     advertised: Option<String>,
     tracer: Tracer,
     network: Option<MemoryNetwork>,
+    #[cfg(feature = "auth")]
+    identity: Option<Identity>,
 }
 
 #[derive(Clone, Debug)]
@@ -55,6 +62,8 @@ impl RpcEnvBuilder {
             advertised: None,
             tracer: Tracer::default(),
             network: None,
+            #[cfg(feature = "auth")]
+            identity: None,
         }
     }
 
@@ -66,7 +75,8 @@ impl RpcEnvBuilder {
     }
 
     /// Tell others to reach this environment at `host`, with the port that is listened at. By default that is the
-    /// host of [`bind`](Self::bind); a wildcard like 0.0.0.0 is no address to be reached at, so it needs this.
+    /// host of [`bind`](Self::bind); a wildcard like 0.0.0.0 is no address to be reached at, so it needs this. A host only,
+    /// without a port (`rpc 1`).
     pub fn advertise(mut self, host: impl Into<String>) -> Self {
         self.advertised = Some(host.into());
         self
@@ -97,13 +107,29 @@ impl RpcEnvBuilder {
         self
     }
 
+    /// Authenticate every connection, in both directions, before anything else of it is read: connect as the application
+    /// `app_id`, and believe who knows the secret that `secrets` has for the application it names (`auth 0`). How, and whether
+    /// with encryption, is for the settings to say; `spark.authenticate` need not be among them.
+    ///
+    /// Not needed where one secret serves for all: then `spark.authenticate` and `spark.authenticate.secret` do, as in Spark.
+    /// A secret that changes in `secrets` counts for connections made later.
+    #[cfg(feature = "auth")]
+    pub fn auth(mut self, app_id: impl Into<String>, secrets: Arc<dyn SecretKeyHolder>) -> Self {
+        self.identity = Some(Identity::new(app_id.into(), secrets));
+        self
+    }
+
     /// Starts the environment on the current tokio runtime.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Config`] for options and settings that cannot work, [`ErrorKind::Address`] if the address to
+    /// [`ErrorKind::Config`] for options and settings that cannot work, also for security that is asked for and cannot be had, [`ErrorKind::Address`] if the address to
     /// bind is not host:port, [`ErrorKind::Bind`] if it cannot be listened at, or is in use as are those that were tried
     /// in its place.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped before it is ready, it leaves nothing behind: nobody listens.
     pub async fn start(self) -> Result<RpcEnv, RpcError> {
         let bind = match &self.mode {
             Mode::Client => None,
@@ -119,7 +145,7 @@ impl RpcEnvBuilder {
         // The outbox promises order, which holds on one connection only (`rpc 12`).
         let transport_conf = TransportConf::from_settings("rpc", self.conf.settings())
             .and_then(|conf| conf.with("spark.rpc.io.numConnectionsPerPeer", "1"))
-            .map_err(|e| RpcError::new(ErrorKind::Config, e.to_string()).with_source(e))?;
+            .map_err(RpcError::config)?;
 
         let runtime = Handle::current();
         let dispatcher = Arc::new(Dispatcher::new(runtime.clone()));
@@ -137,7 +163,10 @@ impl RpcEnvBuilder {
         if let Some(network) = &self.network {
             context = context.on_network(network);
         }
-        let downloads = Downloads::new(&self.conf, self.network.as_ref())?;
+        #[cfg(feature = "auth")]
+        let context = security::authenticated(context, self.identity, &self.conf).await?;
+        context.check_security().map_err(RpcError::config)?;
+        let downloads = Downloads::new(&self.conf, self.network.as_ref(), &context)?;
         let max_retries = self.conf.port_max_retries()?;
         let outbox_limits = self.conf.outbox_limits()?;
         let outboxes = Outboxes::new(
@@ -186,7 +215,13 @@ impl RpcEnvBuilder {
 
     fn advertised_host(&self, bind: &RpcAddress) -> Result<String, RpcError> {
         match &self.advertised {
-            Some(host) => Ok(host.clone()),
+            Some(host) => match RpcAddress::new(host, FIRST_PORT).to_string().parse::<RpcAddress>() {
+                Ok(address) => Ok(address.host().to_owned()),
+                Err(error) => {
+                    let text = format!("the environment {} cannot advertise `{host}`: {error}", self.name);
+                    Err(RpcError::new(ErrorKind::Config, text).with_source(error))
+                }
+            },
             None if ["0.0.0.0", "[::]"].contains(&bind.host()) => {
                 let text = format!(
                     "the environment {} binds {bind}, which others cannot connect to: \
@@ -202,7 +237,7 @@ impl RpcEnvBuilder {
 
 impl Inner {
     fn register_verifier(&self) -> Result<(), RpcError> {
-        let address = RpcEndpointAddress::new(None, EndpointVerifier::NAME)?;
+        let address = RpcEndpointAddress::new(None, ENDPOINT_VERIFIER)?;
         let make_ref = |mailbox| {
             RpcEndpointRef::local(address.clone(), self.incarnation, Arc::clone(&self.asks), mailbox)
         };

@@ -22,7 +22,7 @@ impl RpcEnv {
     /// not set: `spark.rpc.io.*`). Must be called in a tokio runtime.
     ///
     /// ```no_run
-    /// # async fn example(env: rpc_core::RpcEnv, output: &mut tokio::io::Stdout) -> Result<(), Box<dyn std::error::Error>> {
+    /// # async fn example(env: rpc_core::RpcEnv, output: &mut (impl tokio::io::AsyncWrite + Unpin)) -> Result<(), Box<dyn std::error::Error>> {
     /// let mut download = env.open_channel("spark://10.0.0.1:7077/files/model.bin").await?;
     /// println!("{} bytes", download.len());
     /// tokio::io::copy(&mut download, output).await?;

@@ -9,7 +9,7 @@ use crate::address::RpcAddress;
 use crate::error::{ErrorKind, RpcError};
 
 /// Those below need rights that servers should not have.
-const FIRST_PORT: u16 = 1024;
+pub(super) const FIRST_PORT: u16 = 1024;
 
 pub(super) async fn listen(
     context: &TransportContext,

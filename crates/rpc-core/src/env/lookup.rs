@@ -10,14 +10,13 @@ use crate::endpoint_ref::RpcEndpointRef;
 use crate::error::{ErrorKind, RpcError};
 use crate::message::{RpcMessage, local_only};
 use crate::ref_message::EndpointRef;
-use crate::verifier::EndpointVerifier;
 use crate::wire::proto::{CheckExistence, EndpointVerifierMessage};
-use crate::wire::request_head;
+use crate::wire::{ENDPOINT_VERIFIER, request_head};
 
 impl RpcEnv {
     /// Looks up the endpoint `name` of the environment at `address` and checks that it receives `M`.
     ///
-    /// Asks the endpoint verifier there and waits as long as `spark.rpc.lookupTimeout` says. The ref of an endpoint
+    /// Asks the endpoint verifier there and waits as long as `spark.rpc.lookupTimeout` says (`rpc 6`). The ref of an endpoint
     /// of this environment itself is a local one: its messages are not encoded.
     ///
     /// # Errors
@@ -55,7 +54,7 @@ impl RpcEnv {
         self.setup_endpoint_ref(address, endpoint.name()).await
     }
 
-    /// The typed ref of an endpoint that a message told of, without asking anybody whether it is there.
+    /// The typed ref of an endpoint that a message told of, without asking anybody whether it is there (`rpc 6.3`).
     ///
     /// The ref of an endpoint of this environment itself is a local one. That of an endpoint whose environment does not
     /// listen goes over the connection which that environment has made to this one; when it ends, what waits for an
@@ -101,7 +100,7 @@ impl Inner {
         if M::SERVICES.is_empty() {
             return Err(local_only());
         }
-        let verifier = RpcEndpointAddress::new(Some(address.clone()), EndpointVerifier::NAME)?;
+        let verifier = RpcEndpointAddress::new(Some(address.clone()), ENDPOINT_VERIFIER)?;
         let verifier = self.remote_ref::<EndpointVerifierMessage>(verifier, &address, 0);
         let check = CheckExistence { endpoint: name.to_owned() };
         let found = verifier.ask_with_timeout(check, self.lookup_timeout.clone()).await?;

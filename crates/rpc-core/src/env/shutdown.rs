@@ -13,15 +13,16 @@ use crate::metrics::ShutdownReport;
 use crate::running::EnvId;
 
 /// How long a shutdown waits, after the endpoints have stopped, for messages that wait for a connection or for credit,
-/// and then for answers that are still being written.
+/// then for answers that are still being written, and then for the connections that it made to end.
 const SEND_OUT: Duration = Duration::from_secs(5);
 
 impl RpcEnv {
     /// Stops all endpoints, waits until every `on_stop` has run, and closes all connections.
     ///
-    /// New messages are refused at once; those that were accepted are handled, then each endpoint's `on_stop` runs.
-    /// What `spark.rpc.shutdownTimeout` does not suffice for is abandoned: its askers fail. The report tells which
-    /// endpoint finished, refused and abandoned how much.
+    /// New messages are refused at once (`rpc 4`, `rpc 6`); those that were accepted are handled, then each endpoint's `on_stop` runs.
+    /// What `spark.rpc.shutdownTimeout` does not suffice for is abandoned: its askers fail. Then what is still to be sent
+    /// goes out, with answers and with the connections' own queues up to 5 seconds each; when the future is ready the process
+    /// may end. The report tells which endpoint finished, refused and abandoned how much.
     ///
     /// Begins when called, not when polled; the future waits for the end. May be called many times, then all wait
     /// for the same end. An endpoint that shuts its own environment down gets a report at once that says that the
@@ -79,6 +80,8 @@ impl Ending {
         if let Some(server) = server {
             server.close(SEND_OUT).await;
         }
+        // Those that this environment made: they are closing, and what the runtime's end found unwritten would be lost.
+        let _ = tokio::time::timeout(SEND_OUT, inner.links.ended()).await;
         inner.downloads.close();
         self.report.took = begun.elapsed();
         self.report.complete = true;

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use super::{Closed, Counts, Inbox, Item, Released, State};
+use super::state::{Counts, Released, State};
+use super::{Closed, Inbox, Item};
 use crate::address::RpcEndpointAddress;
 use crate::credit::Volume;
 use crate::error::{ErrorKind, RpcError};
@@ -92,6 +93,7 @@ impl<M> Batch<M> {
         self.items.clear();
         let mut state = self.inbox.state.lock();
         std::mem::swap(&mut state.queue, &mut self.items);
+        state.undelivered = 0;
         state.in_hand_since = state.queued_since.take();
         let released = self.handled.give_back(&mut state, &self.inbox, !self.items.is_empty());
         self.taken = state.counts.handled;

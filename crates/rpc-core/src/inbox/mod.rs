@@ -1,26 +1,26 @@
 //! The queue of one endpoint.
 
 mod batch;
+mod state;
 
 use std::collections::VecDeque;
-use std::collections::hash_map::Entry;
 use std::sync::Arc;
 use std::task::Waker;
 use std::time::Duration;
 
-use foldhash::HashMap;
 use futures::future::BoxFuture;
 use network_common::ConnectionId;
 use tokio::time::Instant;
 
 pub(crate) use batch::Batch;
 use batch::Done;
+use state::{Counts, Released, State};
 
 use crate::address::{RpcAddress, RpcEndpointAddress};
-use crate::credit::{Account, Volume, Windows};
+use crate::credit::{Volume, Windows};
 use crate::error::{ErrorKind, RpcError};
 use crate::limits::{InboxConf, Overflow};
-use crate::link::{Link, Receiver};
+use crate::link::Receiver;
 use crate::metrics::{EndpointSnapshot, Histogram};
 use crate::origin::Origin;
 use crate::post::Mailbox;
@@ -29,6 +29,9 @@ use crate::sync::{Mutex, Notify};
 
 /// A queue that keeps its buffer while parked only up to this many items.
 const KEEP: usize = 64;
+
+/// So many refusals of messages wait at most to be told to an endpoint: unlike connections, a peer has any number of them.
+const MAX_UNDELIVERED: usize = 1024;
 
 /// What an endpoint is to do. Starting is not among it: a loop begins with it.
 pub(crate) enum Item<M> {
@@ -60,39 +63,6 @@ pub(crate) struct Inbox<M> {
     room: Notify,
 }
 
-struct State<M> {
-    queue: VecDeque<Item<M>>,
-    /// Of messages, queued or in hand.
-    held: Volume,
-    /// What the accounts may still send.
-    promised: Volume,
-    /// Of the connections that messages came over.
-    accounts: HashMap<ConnectionId, Account>,
-    /// The loop, if it waits for something to come.
-    parked: Option<Waker>,
-    closed: Option<Closed>,
-    ended: bool,
-    counts: Counts,
-    /// Somebody waits for room.
-    room_awaited: bool,
-    /// Since when the queue has not been empty while the loop was busy.
-    queued_since: Option<Instant>,
-    /// Since when what the loop has in hand keeps it busy, as far as is known.
-    in_hand_since: Option<Instant>,
-}
-
-/// What has become of messages.
-#[derive(Clone, Copy, Default)]
-struct Counts {
-    handled: u64,
-    failed: u64,
-    refused: u64,
-    dropped: u64,
-    expired: u64,
-    /// Came after the inbox was closed.
-    late: u64,
-}
-
 /// What has become of messages, for the report of a shutdown.
 pub(crate) struct Ending {
     pub(crate) handled: u64,
@@ -113,22 +83,9 @@ pub(crate) enum Closed {
 
 impl<M> Inbox<M> {
     pub(crate) fn new(address: RpcEndpointAddress, conf: InboxConf) -> Self {
-        let state = State {
-            queue: VecDeque::new(),
-            held: Volume::default(),
-            promised: Volume::default(),
-            accounts: HashMap::default(),
-            parked: None,
-            closed: None,
-            ended: false,
-            counts: Counts::default(),
-            room_awaited: false,
-            queued_since: None,
-            in_hand_since: None,
-        };
         let windows = Windows::of(conf.limit);
         Self {
-            state: Mutex::new(state),
+            state: Mutex::new(State::new()),
             processing: Mutex::default(),
             address,
             conf,
@@ -204,17 +161,35 @@ impl<M> Inbox<M> {
         self.tell(Released { room: false, grants });
     }
 
-    /// Events are few and bypass the limits.
+    /// Events of connections are few and bypass the limits; of messages that were refused so many wait and no more.
     pub(crate) fn post_event(&self, event: Event) {
         let mut state = self.state.lock();
+        let too_many = match event {
+            Event::Undelivered(..) => {
+                state.undelivered += 1;
+                state.undelivered > MAX_UNDELIVERED
+            }
+            Event::Connected(_) | Event::Disconnected(_) | Event::NetworkError(..) => false,
+        };
         // An endpoint that has stopped is told nothing more.
-        if state.closed.is_none() {
+        if state.closed.is_none() && !too_many {
             state.queue.push_back(Item::Event(event));
             let parked = state.parked.take();
             drop(state);
             if let Some(loop_) = parked {
                 loop_.wake();
             }
+        }
+    }
+
+    /// The sender at the other end of `connection` has given its credit back.
+    pub(crate) fn forgo(&self, connection: ConnectionId) {
+        let mut guard = self.state.lock();
+        let state = &mut *guard;
+        if let Some(account) = state.accounts.get_mut(&connection) {
+            state.promised.remove(account.promised());
+            account.forgo();
+            state.promised.add(account.promised());
         }
     }
 
@@ -350,63 +325,6 @@ impl<M> Inbox<M> {
         let text = format!("the inbox of {} is full: {}", self.address, self.conf.limit_text());
         RpcError::new(ErrorKind::Limit, text).with_peer(&self.address).retryable()
     }
-}
-
-impl<M> State<M> {
-    /// Whether there was none, and whether it expects a message.
-    fn open_account(&mut self, connection: ConnectionId, windows: &Windows) -> (bool, bool) {
-        match self.accounts.entry(connection) {
-            Entry::Occupied(account) => (false, account.get().expects()),
-            Entry::Vacant(place) => {
-                let account = place.insert(Account::new(windows));
-                self.promised.add(account.promised());
-                (true, account.expects())
-            }
-        }
-    }
-
-    fn receive(&mut self, connection: ConnectionId, bytes: u64) -> Option<Volume> {
-        let account = self.accounts.get_mut(&connection)?;
-        self.promised.remove(account.promised());
-        let grant = account.receive(bytes);
-        self.promised.add(account.promised());
-        grant
-    }
-
-    /// Messages of a connection no longer count. Gives what its sender is to be told.
-    fn release(&mut self, done: Done, limit: Volume, windows: &Windows) -> Option<(Arc<Link>, Volume)> {
-        self.held.remove(done.volume);
-        let account = self.accounts.get_mut(&done.link.id())?;
-        let free = limit.minus(self.held).minus(self.promised);
-        self.promised.remove(account.promised());
-        let more = account.handle(done.volume, free, windows);
-        self.promised.add(account.promised());
-        more.map(|more| (done.link, more))
-    }
-
-    /// Whether those who wait for room are to be told. While the loop goes on they are told when half is free, so that
-    /// they and the loop do not wake each other for every few messages.
-    fn has_room(&mut self, limit: Volume, goes_on: bool) -> bool {
-        let room = self.room_awaited && self.held.fits(if goes_on { limit.half() } else { limit });
-        self.room_awaited &= !room;
-        room
-    }
-
-    /// Takes out the message that has waited longest.
-    fn take_oldest(&mut self) -> Option<(M, Origin)> {
-        let place = self.queue.iter().position(|item| matches!(item, Item::Message { .. }))?;
-        match self.queue.remove(place)? {
-            Item::Message { message, origin } => Some((message, origin)),
-            Item::Event(_) | Item::Stop => None,
-        }
-    }
-}
-
-/// What is to be told, after the lock, when messages have been handled.
-struct Released {
-    /// There is room where somebody waits for it.
-    room: bool,
-    grants: Vec<(Arc<Link>, Volume)>,
 }
 
 impl<M: Send> Mailbox<M> for Inbox<M> {

@@ -3,7 +3,7 @@
 use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
@@ -89,6 +89,8 @@ impl<E: RpcEndpoint> Behaviour for Concurrent<E> {
                 if in_a_row == FAIR_SHARE {
                     in_a_row = 0;
                     tokio::task::yield_now().await;
+                    // A batch may be long, and so may they wait for its end.
+                    poll_fn(|cx| move_on(&mut batch, &mut running, cx)).await;
                 }
             }
             Some((self, batch.into_buffer()))
@@ -107,6 +109,14 @@ fn count<M>(batch: &mut Batch<M>, handled: Option<(Origin, bool)>) {
     }
 }
 
+/// Polls those that wait and can go on. Always ready.
+fn move_on<M>(batch: &mut Batch<M>, running: &mut Running, cx: &mut Context<'_>) -> Poll<()> {
+    while let Poll::Ready(Some(handled)) = running.poll_next_unpin(cx) {
+        count(batch, handled);
+    }
+    Poll::Ready(())
+}
+
 /// The next item, moving on meanwhile what is running. None when nothing is queued and nothing runs.
 async fn next<M>(inbox: &Inbox<M>, batch: &mut Batch<M>, running: &mut Running) -> Option<Item<M>> {
     poll_fn(|cx| {
@@ -114,9 +124,7 @@ async fn next<M>(inbox: &Inbox<M>, batch: &mut Batch<M>, running: &mut Running) 
             return Poll::Ready(Some(item));
         }
         // Once per batch, so that a full inbox does not keep them waiting.
-        while let Poll::Ready(Some(handled)) = running.poll_next_unpin(cx) {
-            count(batch, handled);
-        }
+        let _ = move_on(batch, running, cx);
         loop {
             if batch.refill() {
                 if let Some(item) = batch.pop() {

@@ -68,6 +68,8 @@ pub struct OutboxSnapshot {
     pub address: RpcAddress,
     /// Whether there is a connection.
     pub connected: bool,
+    /// Endpoints there that it has a queue for: those that refs lead to, and up to 64 others.
+    pub endpoints: u64,
     /// Messages that wait for a connection or for credit.
     pub queued: u64,
     /// Their bytes.

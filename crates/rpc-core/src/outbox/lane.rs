@@ -1,214 +1,31 @@
-//! The messages to one endpoint of another environment.
+//! The way to one endpoint of another environment.
 
-use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures::FutureExt;
 use futures::future::BoxFuture;
-use network_common::{ErrorKind as TransportErrorKind, TransportClient};
-use slab::Slab;
+use network_common::TransportClient;
 use tokio::sync::oneshot;
 
+use super::lanes::Queued;
 use super::{Connecting, Outbox, Outboxes, Phase};
-use crate::credit::{Credit, Volume};
+use crate::credit::Volume;
 use crate::error::{ErrorKind, RpcError};
 use crate::link::Sender;
-use crate::post::{Dispatched, RemoteAnswer, Wire};
-use crate::sync::Notify;
+use crate::post::{RemoteAnswer, Room, Wire};
 
 /// What refs to one endpoint hold: a place among the lanes of the outbox to its address.
 pub(crate) struct Lane {
     all: Arc<Outboxes>,
     outbox: Arc<Outbox>,
     place: usize,
-    room: Arc<Notify>,
-}
-
-/// The lanes of one outbox.
-#[derive(Default)]
-pub(super) struct Lanes {
-    lanes: Slab<Queue>,
-    by_endpoint: HashMap<Arc<str>, usize>,
-    /// Messages in all of them.
-    waiting: usize,
-    /// While messages wait the connections must live, also without refs.
-    alive: Option<Arc<Outboxes>>,
-}
-
-/// The messages to one endpoint that wait for a connection or for credit.
-struct Queue {
-    endpoint: Arc<str>,
-    messages: VecDeque<Queued>,
-    volume: Volume,
-    credit: Credit,
-    refs: usize,
-    room: Arc<Notify>,
-}
-
-struct Queued {
-    envelope: Bytes,
-    /// None for a one-way message.
-    asker: Option<oneshot::Sender<Dispatched>>,
-}
-
-/// Messages that will not be sent. To be failed outside the lock.
-pub(super) struct Unsent(Vec<Queued>);
-
-impl Lanes {
-    /// Sends what credit allows; false if the connection's write queue is full before that.
-    pub(super) fn pump(&mut self, client: &TransportClient) -> bool {
-        let places: Vec<usize> = self.by_endpoint.values().copied().collect();
-        places.into_iter().all(|place| self.pump_one(place, client))
-    }
-
-    /// The same for one lane.
-    pub(super) fn pump_one(&mut self, place: usize, client: &TransportClient) -> bool {
-        let Some(queue) = self.lanes.get_mut(place) else { return true };
-        let before = queue.messages.len();
-        let open = queue.pump(client);
-        self.waiting -= before - queue.messages.len();
-        if self.waiting == 0 {
-            self.alive = None;
-        }
-        open
-    }
-
-    /// Whether anything waits.
-    pub(super) fn waits(&self) -> bool {
-        self.waiting > 0
-    }
-
-    /// What waits in all.
-    pub(super) fn volume(&self) -> Volume {
-        let mut all = Volume::default();
-        self.lanes.iter().for_each(|(_, queue)| all.add(queue.volume));
-        all
-    }
-
-    /// The lane to `endpoint`, with more credit, if there is anybody to use it.
-    pub(super) fn granted(&mut self, endpoint: &str, more: Volume) -> Option<usize> {
-        let place = *self.by_endpoint.get(endpoint)?;
-        self.lanes.get_mut(place)?.credit.put(more);
-        (!self.forget_unused(place)).then_some(place)
-    }
-
-    /// Removes a lane that differs in nothing from a new one. Credit used or gained counts as long as the connection.
-    fn forget_unused(&mut self, place: usize) -> bool {
-        let unused = self.lanes.get(place).is_some_and(|queue| {
-            queue.refs == 0 && queue.messages.is_empty() && queue.credit == Credit::new()
-        });
-        if unused {
-            let queue = self.lanes.remove(place);
-            self.by_endpoint.remove(&queue.endpoint);
-        }
-        unused
-    }
-
-    /// There is no connection any more, and with it no credit; takes out what waits.
-    pub(super) fn reset(&mut self) -> Unsent {
-        let mut unsent = Vec::new();
-        for (_, queue) in &mut self.lanes {
-            unsent.extend(queue.messages.drain(..));
-            queue.volume = Volume::default();
-            queue.credit = Credit::new();
-            queue.room.notify_waiters();
-        }
-        let by_endpoint = &mut self.by_endpoint;
-        self.lanes.retain(|_, queue| {
-            let used = queue.refs > 0;
-            if !used {
-                by_endpoint.remove(&queue.endpoint);
-            }
-            used
-        });
-        self.waiting = 0;
-        self.alive = None;
-        Unsent(unsent)
-    }
-}
-
-impl Queue {
-    fn pump(&mut self, client: &TransportClient) -> bool {
-        while self.credit.allows() {
-            let Some(queued) = self.messages.pop_front() else { break };
-            let bytes = queued.envelope.len();
-            let given_up = queued.asker.as_ref().is_some_and(oneshot::Sender::is_closed);
-            if !given_up {
-                if let Some(queued) = queued.send(client) {
-                    self.messages.push_front(queued);
-                    return false;
-                }
-                self.credit.take(bytes);
-            }
-            self.volume.remove(Volume::message(bytes as u64));
-            self.room.notify_waiters();
-        }
-        true
-    }
-}
-
-impl Queued {
-    /// Gives it back if the connection's write queue is full.
-    fn send(self, client: &TransportClient) -> Option<Self> {
-        let envelope = self.envelope.clone();
-        match self.asker {
-            Some(asker) => {
-                let answer = client.send_rpc(envelope);
-                if answer.pending().is_none() && client.ready().now_or_never().is_none() {
-                    return Some(Self { asker: Some(asker), ..self });
-                }
-                let _ = asker.send(Ok(answer));
-            }
-            None => match client.send(envelope) {
-                Err(full) if full.kind() == TransportErrorKind::Limit => return Some(self),
-                Err(error) => tracing::warn!(%error, "a one-way message was lost"),
-                Ok(()) => {}
-            },
-        }
-        None
-    }
-}
-
-impl Unsent {
-    /// Tells how many there were.
-    pub(super) fn fail(self, error: &RpcError) -> u64 {
-        let count = self.0.len() as u64;
-        for queued in self.0 {
-            match queued.asker {
-                Some(asker) => drop(asker.send(Err(error.clone()))),
-                None => tracing::warn!(%error, "a one-way message was lost"),
-            }
-        }
-        count
-    }
+    room: Arc<Room>,
 }
 
 impl Outboxes {
     /// The lane of `outbox` to `endpoint`.
     pub(crate) fn lane(self: &Arc<Self>, outbox: Arc<Outbox>, endpoint: &str) -> Lane {
-        let mut state = outbox.state.lock();
-        let lanes = &mut state.lanes;
-        let place = match lanes.by_endpoint.get(endpoint) {
-            Some(place) => *place,
-            None => {
-                let endpoint: Arc<str> = endpoint.into();
-                let place = lanes.lanes.insert(Queue {
-                    endpoint: Arc::clone(&endpoint),
-                    messages: VecDeque::new(),
-                    volume: Volume::default(),
-                    credit: Credit::new(),
-                    refs: 0,
-                    room: Arc::default(),
-                });
-                lanes.by_endpoint.insert(endpoint, place);
-                place
-            }
-        };
-        let queue = &mut lanes.lanes[place];
-        queue.refs += 1;
-        let room = Arc::clone(&queue.room);
-        drop(state);
+        let (place, room) = outbox.state.lock().lanes.open(endpoint);
         Lane { all: Arc::clone(self), outbox, place, room }
     }
 }
@@ -234,24 +51,19 @@ impl Lane {
                 return self.route(envelope, queued);
             }
             Phase::Connected(client) => {
-                let queue = &mut state.lanes.lanes[self.place];
-                if queue.messages.is_empty() && queue.credit.allows() {
-                    queue.credit.take(envelope.len());
+                if state.lanes.take_credit(self.place, envelope.len()) {
                     return Ok(Some(client.clone()));
                 }
             }
             Phase::Idle | Phase::Connecting => {}
         }
-        let queue = &mut state.lanes.lanes[self.place];
-        if !queue.volume.fits(self.all.limits) {
+        if state.lanes.is_full(self.place, self.all.limits) {
+            state.lanes.forget_given_up(self.place);
+        }
+        if state.lanes.is_full(self.place, self.all.limits) {
             return Err(self.full());
         }
-        queue.volume.add(Volume::message(envelope.len() as u64));
-        queue.messages.push_back(queued());
-        if state.lanes.waiting == 0 {
-            state.lanes.alive = Some(Arc::clone(&self.all));
-        }
-        state.lanes.waiting += 1;
+        state.lanes.push(self.place, queued(), &self.all);
         if matches!(state.phase, Phase::Idle) {
             state.phase = Phase::Connecting;
             // Outside the lock: without a runtime the task is dropped at once, and fails what waits.
@@ -265,7 +77,7 @@ impl Lane {
     fn put_back(&self, envelope: &Bytes, client: &TransportClient) {
         let mut state = self.outbox.state.lock();
         if state.phase.connection().is_some_and(|current| current.id() == client.id()) {
-            state.lanes.lanes[self.place].credit.put(Volume::message(envelope.len() as u64));
+            state.lanes.put_back(self.place, envelope.len());
             self.outbox.pump(&mut state, Some(self.place));
         }
     }
@@ -291,7 +103,7 @@ enum Obstacle {
 impl Lane {
     fn obstacle(&self) -> Obstacle {
         let state = self.outbox.state.lock();
-        if !state.lanes.lanes[self.place].volume.fits(self.all.limits) {
+        if state.lanes.is_full(self.place, self.all.limits) && !self.room.has_given_up() {
             return Obstacle::Queue;
         }
         state.phase.connection().cloned().map_or(Obstacle::None, Obstacle::Connection)
@@ -325,7 +137,7 @@ impl Wire for Lane {
                 }
                 RemoteAnswer::sent(answer, peer)
             }
-            (Ok(None), Some(dispatched)) => RemoteAnswer::queued(dispatched, peer),
+            (Ok(None), Some(dispatched)) => RemoteAnswer::queued(dispatched, Arc::clone(&self.room), peer),
             (Ok(None), None) => RemoteAnswer::refused(self.outbox.dropped(), peer),
             (Err(error), _) => RemoteAnswer::refused(error, peer),
         }
@@ -333,7 +145,7 @@ impl Wire for Lane {
 
     fn room(&self) -> BoxFuture<'_, ()> {
         Box::pin(async {
-            let mut room = std::pin::pin!(self.room.notified());
+            let mut room = std::pin::pin!(self.room.changed());
             room.as_mut().enable();
             match self.obstacle() {
                 // Its write queue may be what was full.
@@ -349,8 +161,6 @@ impl Drop for Lane {
     fn drop(&mut self) {
         let mut state = self.outbox.state.lock();
         let state = &mut *state;
-        let queue = &mut state.lanes.lanes[self.place];
-        queue.refs -= 1;
-        state.lanes.forget_unused(self.place);
+        state.lanes.close(self.place, state.phase.connection());
     }
 }

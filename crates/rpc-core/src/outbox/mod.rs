@@ -1,6 +1,7 @@
 //! The way to each other environment.
 
 mod lane;
+mod lanes;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
@@ -10,7 +11,7 @@ use futures::future::join_all;
 use network_common::{ConnectionId, TransportClient, TransportClientFactory, TransportError};
 use tokio::runtime::Handle;
 
-use lane::Lanes;
+use lanes::Lanes;
 
 use crate::address::RpcAddress;
 use crate::credit::Volume;
@@ -251,7 +252,13 @@ impl Outbox {
         let state = self.state.lock();
         let Volume { messages, bytes } = state.lanes.volume();
         let connected = state.phase.connection().is_some_and(TransportClient::is_active);
-        OutboxSnapshot { address: self.address.clone(), connected, queued: messages, queued_bytes: bytes }
+        OutboxSnapshot {
+            address: self.address.clone(),
+            connected,
+            endpoints: state.lanes.count() as u64,
+            queued: messages,
+            queued_bytes: bytes,
+        }
     }
 
     fn closed(&self) -> RpcError {
@@ -270,13 +277,14 @@ impl Outbox {
 
 impl Sender for Outbox {
     fn granted(&self, connection: ConnectionId, endpoint: &str, more: Volume) {
-        let mut state = self.state.lock();
+        let mut guard = self.state.lock();
+        let state = &mut *guard;
         // Credit of a connection that is being replaced says nothing about its successor.
-        if state.phase.connection().is_none_or(|client| client.id() != connection) {
+        let Some(client) = state.phase.connection().filter(|client| client.id() == connection) else {
             return;
-        }
-        if let Some(lane) = state.lanes.granted(endpoint, more) {
-            self.pump(&mut state, Some(lane));
+        };
+        if let Some(lane) = state.lanes.granted(endpoint, more, client) {
+            self.pump(state, Some(lane));
         }
     }
 

@@ -16,10 +16,14 @@ pub(crate) mod proto {
     include!(concat!(env!("OUT_DIR"), "/rpc_core.envelope.rs"));
 }
 
-/// Of an error's chain of causes so many travel. Each source is dropped by the one before it, on the stack.
-const MAX_CAUSES: usize = 32;
+/// The name of the endpoint that lookups ask (`rpc 6`).
+pub(crate) const ENDPOINT_VERIFIER: &str = "endpoint-verifier";
+
 /// Key of `Answer.value`: field number and wire type 2, length-delimited.
 const ANSWER_VALUE_KEY: u8 = 1 << 3 | 2;
+
+/// Of an error's chain of causes so many travel. Each source is dropped by the one before it, on the stack.
+const MAX_CAUSES: usize = 32;
 
 /// An answer that came in. What [`RpcRequest::decode_reply`](crate::RpcRequest::decode_reply) reads from.
 #[derive(Debug)]

@@ -243,7 +243,24 @@ mod tests {
     }
 
     #[test]
-    fn a_request_reads_back() {
+    fn nre_03_a_request_reads_back_with_or_without_a_sender_and_content() {
+        let address = RpcAddress::new("example.com", 7077);
+        for (sender, content) in
+            [(Some(&address), text("hi")), (None, text("hi")), (Some(&address), Text::default())]
+        {
+            let head = request_head(sender, 1, "ep", 0);
+            let method = Method::new("pkg.Svc", "Do");
+            let bytes = request(&head, method, None, None, |body| body.message(&content)).unwrap();
+            let read = Request::read(&bytes).unwrap();
+            assert_eq!(read.sender, sender.map(ToString::to_string).unwrap_or_default());
+            assert_eq!((read.endpoint, read.service, read.method), ("ep", "pkg.Svc", "Do"));
+            assert_eq!(Text::decode(read.body).unwrap(), content);
+            assert!(read.deadline().is_none());
+        }
+    }
+
+    #[test]
+    fn nre_03_every_field_of_a_request_reads_back() {
         let read = proto::Request::decode(sample()).unwrap();
         let expected = proto::Request {
             sender: "[::1]:7077".to_owned(),

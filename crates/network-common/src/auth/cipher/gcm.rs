@@ -97,12 +97,9 @@ impl ByteFilter for GcmSeal {
         while let Some(segment) = plain.next() {
             let nonce = state.nonce(plain.peek().is_none())?;
             let start = output.len();
-            output.resize(start + segment.len() + TAG, 0);
-            let (sealed, tag) = output[start..].split_at_mut(segment.len());
-            state
-                .key
-                .seal_out_of_place_scatter(nonce, Aad::empty(), segment, sealed, &[], tag)
-                .map_err(|_| AuthError::Crypto("sealing"))?;
+            output.extend_from_slice(segment);
+            let tag = state.key.seal_in_place_separate_tag(nonce, Aad::empty(), &mut output[start..]);
+            output.extend_from_slice(tag.map_err(|_| AuthError::Crypto("sealing"))?.as_ref());
         }
         Ok(())
     }

@@ -12,13 +12,7 @@ pub use gcm::{GcmOpen, GcmSeal};
 pub(super) use self::ctr::Ctr;
 use super::AuthError;
 use crate::conf::CipherName;
-use crate::session::ByteFilter;
-
-/// Both directions of a connection.
-pub(super) struct Filters {
-    pub(super) seal: Box<dyn ByteFilter>,
-    pub(super) open: Box<dyn ByteFilter>,
-}
+use crate::session::Filters;
 
 /// What a handshake yields, named as the client sees it (auth 3.4).
 pub(super) struct SessionKeys {

@@ -4,6 +4,7 @@ mod bodies;
 mod outgoing;
 mod requests;
 
+use std::borrow::Cow;
 use std::io::IoSlice;
 use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
@@ -85,7 +86,7 @@ fn drain(outgoing: &mut Outgoing) -> Vec<u8> {
     while !outgoing.is_empty(true) {
         outgoing.take(&mut batch, true);
         assert!(!batch.is_empty(), "no files here");
-        all.extend(batch.run(0, usize::MAX));
+        all.extend(batch.run(0, usize::MAX).iter());
         outgoing.written(&batch.reset());
     }
     all

@@ -52,6 +52,25 @@ fn mixed() -> (Outgoing, Vec<u8>) {
     (outgoing, expected)
 }
 
+/// What passes through a filter is the same too, and a large body is not copied for that.
+#[test]
+fn runs_of_any_length_make_up_the_batch() {
+    let (mut outgoing, expected) = mixed();
+    let mut batch = Batch::default();
+    outgoing.take(&mut batch, true);
+    for limit in [1, 7, 100, LARGE, 2 * LARGE, 1 << 20] {
+        let mut all = Vec::new();
+        while all.len() < expected.len() {
+            let run = batch.run(all.len(), limit);
+            assert!((1..=limit).contains(&run.len()), "{} of {limit}", run.len());
+            all.extend_from_slice(&run);
+        }
+        assert_eq!(all, expected, "{limit}");
+    }
+    let body = 21 + 3 + 21;
+    assert!(matches!(batch.run(body, 2 * LARGE), Cow::Borrowed(run) if run.len() == LARGE));
+}
+
 /// However little the socket takes each time, the bytes are the same.
 #[test]
 fn mwh_02_short_write() {

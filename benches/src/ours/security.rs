@@ -1,0 +1,76 @@
+//! network-common: ways of securing its connections.
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use network_common::auth::{Secret, SecretStore};
+use network_common::{RpcHandler, TransportConf, TransportContext};
+
+/// How the connections of a server or client are secured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(clippy::exhaustive_enums, reason = "a bench")]
+pub enum Security {
+    /// Not at all.
+    Plain,
+    /// Spark's default once `spark.network.crypto.enabled` is set: auth engine 1, AES-256-CTR.
+    Ctr,
+    /// Auth engine 2, AES-128-GCM.
+    Gcm,
+    /// TLS 1.3, AES-256-GCM.
+    Tls,
+}
+
+/// Of nobody: both ends of a bench know it. The certificate holds for a hundred years.
+const KEYS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/keys");
+const APP: &str = "bench";
+
+impl Security {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Plain, Self::Ctr, Self::Gcm, Self::Tls];
+
+    /// Its name in groups and on command lines.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Plain => "ours",
+            Self::Ctr => "ours-ctr",
+            Self::Gcm => "ours-gcm",
+            Self::Tls => "ours-tls",
+        }
+    }
+
+    /// The one with this name.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn of(name: &str) -> anyhow::Result<Self> {
+        let found = Self::ALL.into_iter().find(|security| security.name() == name);
+        found.with_context(|| format!("{name} is no way of securing connections"))
+    }
+
+    pub(super) fn context(self, handler: impl RpcHandler) -> anyhow::Result<TransportContext> {
+        let (chain, key) = (format!("{KEYS}/certificate.pem"), format!("{KEYS}/key.pem"));
+        let settings: &[(&str, &str)] = match self {
+            Self::Plain => &[],
+            Self::Ctr => &[("spark.network.crypto.enabled", "true")],
+            Self::Gcm => &[
+                ("spark.network.crypto.enabled", "true"),
+                ("spark.network.crypto.authEngineVersion", "2"),
+                ("spark.network.crypto.cipher", "AES/GCM/NoPadding"),
+            ],
+            Self::Tls => &[
+                ("spark.ssl.rpc.enabled", "true"),
+                ("spark.ssl.rpc.certChain", &chain),
+                ("spark.ssl.rpc.privateKey", &key),
+            ],
+        };
+        let context =
+            TransportContext::new(TransportConf::from_settings("bench", settings.iter().copied())?, handler);
+        if matches!(self, Self::Plain | Self::Tls) {
+            return Ok(context);
+        }
+        let secrets = SecretStore::new();
+        secrets.register_app(APP, Secret::new("s3cret"));
+        Ok(context.with_auth(APP, Arc::new(secrets))?)
+    }
+}

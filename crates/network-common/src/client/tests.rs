@@ -1,0 +1,41 @@
+use std::sync::atomic::AtomicBool;
+use std::task::{Wake, Waker};
+
+use super::*;
+use crate::error::BoxError;
+use crate::session::Outgoing;
+
+struct Idle;
+
+impl ByteFilter for Idle {
+    fn transform(&mut self, _: &[u8], _: &mut Vec<u8>) -> Result<(), BoxError> {
+        Ok(())
+    }
+}
+
+/// A driver that notes what it finds when it is woken.
+struct Driver {
+    shared: Arc<Shared>,
+    found_both: AtomicBool,
+}
+
+impl Wake for Driver {
+    fn wake(self: Arc<Self>) {
+        let both =
+            self.shared.filters_installed.load(Ordering::Relaxed) && self.shared.client_id.get().is_some();
+        self.found_both.store(both, Ordering::Relaxed);
+    }
+}
+
+/// Otherwise sealed bytes would be read as plain ones, or as those of a stranger.
+#[test]
+fn a_driver_that_is_woken_finds_filters_and_identity_in_force() {
+    let peer = ([127, 0, 0, 1], 1).into();
+    let session = Session::new(peer, Outgoing::new(1 << 20, "spark.test.limit".into()));
+    let shared = Arc::new(Shared::new(session, peer, peer));
+    let driver = Arc::new(Driver { shared: Arc::clone(&shared), found_both: AtomicBool::new(false) });
+    shared.session.lock().driver_sleeps(Waker::from(Arc::clone(&driver)));
+    let filters = Filters { seal: Box::new(Idle), open: Box::new(Idle) };
+    shared.authenticated("app-1".to_owned(), Some(filters)).unwrap();
+    assert!(driver.found_both.load(Ordering::Relaxed));
+}

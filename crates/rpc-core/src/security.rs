@@ -1,0 +1,84 @@
+//! How an environment proves who it is, and whom it believes (`auth 0`, `auth 8`).
+
+use std::fmt;
+use std::sync::Arc;
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use network_common::TransportContext;
+use network_common::auth::{Secret, SecretKeyHolder, SecretStore};
+use zeroize::Zeroizing;
+
+use crate::conf::RpcConf;
+use crate::error::{ErrorKind, RpcError};
+
+const SECRET: &str = "spark.authenticate.secret";
+const SECRET_FILE: &str = "spark.authenticate.secret.file";
+/// The application that all of Spark's own environments are.
+const SPARK_APP_ID: &str = "sparkSaslUser";
+
+/// As which application an environment connects, and whose secrets it knows.
+#[derive(Clone)]
+pub(crate) struct Identity {
+    app_id: String,
+    secrets: Arc<dyn SecretKeyHolder>,
+}
+
+impl Identity {
+    pub(crate) fn new(app_id: String, secrets: Arc<dyn SecretKeyHolder>) -> Self {
+        Self { app_id, secrets }
+    }
+
+    /// That of every environment of Spark, with the one secret that the settings tell.
+    async fn from_conf(conf: &RpcConf) -> Result<Self, RpcError> {
+        let secret = match (conf.get(SECRET), conf.get(SECRET_FILE)) {
+            (Some(secret), _) if !secret.is_empty() => Secret::new(secret),
+            (_, Some(path)) => read_secret(path).await?,
+            _ => {
+                let text = format!(
+                    "spark.authenticate is true, but there is no secret: it is set by {SECRET}, {SECRET_FILE} or \
+                     RpcEnvBuilder::auth"
+                );
+                return Err(RpcError::new(ErrorKind::Config, text));
+            }
+        };
+        let secrets = SecretStore::new();
+        secrets.register_app(SPARK_APP_ID, secret);
+        Ok(Self::new(SPARK_APP_ID.to_owned(), Arc::new(secrets)))
+    }
+}
+
+impl fmt::Debug for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Identity").field("app_id", &self.app_id).finish_non_exhaustive()
+    }
+}
+
+/// The file's bytes in Base64: what Spark makes of it.
+async fn read_secret(path: &str) -> Result<Secret, RpcError> {
+    let owned = path.to_owned();
+    let read = tokio::task::spawn_blocking(move || std::fs::read(owned).map(Zeroizing::new));
+    let bytes = read.await.map_err(std::io::Error::other).and_then(|read| read).map_err(|error| {
+        let text = format!("the secret cannot be read from {path} ({SECRET_FILE}): {error}");
+        RpcError::new(ErrorKind::Config, text).with_source(error)
+    })?;
+    if bytes.is_empty() {
+        let text = format!("the secret in {path} ({SECRET_FILE}) is empty");
+        return Err(RpcError::new(ErrorKind::Config, text));
+    }
+    Ok(Secret::new(BASE64_STANDARD.encode(&*bytes)))
+}
+
+/// `context` with the authentication that was `given`, or that the settings ask for.
+pub(crate) async fn authenticated(
+    context: TransportContext,
+    given: Option<Identity>,
+    conf: &RpcConf,
+) -> Result<TransportContext, RpcError> {
+    let identity = match given {
+        None if context.conf().authenticate() => Identity::from_conf(conf).await?,
+        None => return Ok(context),
+        Some(identity) => identity,
+    };
+    context.with_auth(identity.app_id, identity.secrets).map_err(RpcError::config)
+}

@@ -1,0 +1,120 @@
+//! Settings that ask for security: met, or refused when the environment starts.
+
+use std::io;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use rpc_core::{ErrorKind, RpcConf, RpcEnv, RpcError};
+use tempfile::TempDir;
+
+use crate::common::{Hello, hi, setting, soon};
+use crate::world::*;
+
+async fn refused(conf: RpcConf) -> RpcError {
+    let client = RpcEnv::builder("client").conf(conf.clone()).client_mode().start().await.unwrap_err();
+    let server = RpcEnv::builder("server").conf(conf).bind("127.0.0.1:0").start().await.unwrap_err();
+    assert_eq!((client.kind(), server.kind()), (ErrorKind::Config, ErrorKind::Config));
+    assert_eq!(client.to_string(), server.to_string());
+    client
+}
+
+#[tokio::test]
+async fn authentication_needs_a_secret() {
+    let on = setting("spark.authenticate", "true");
+    let empty = on.clone().with("spark.authenticate.secret", "").unwrap();
+    for conf in [on, empty] {
+        let text = refused(conf).await.to_string();
+        for part in ["spark.authenticate.secret", "spark.authenticate.secret.file", "RpcEnvBuilder::auth"] {
+            assert!(text.contains(part), "{text}");
+        }
+    }
+}
+
+/// Who asks for encryption and forgets authentication does not get plain connections.
+#[tokio::test]
+async fn encryption_needs_authentication() {
+    for key in ["spark.network.crypto.enabled", "spark.authenticate.enableSaslEncryption"] {
+        let text = refused(setting(key, "true")).await.to_string();
+        assert_eq!(text, "spark.authenticate must be enabled when enabling encryption.");
+    }
+}
+
+#[tokio::test]
+async fn a_secret_comes_from_a_file() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("secret");
+    let conf = |key: &str, value: &str| setting("spark.authenticate", "true").with(key, value).unwrap();
+    let from_file = conf("spark.authenticate.secret.file", path.to_str().unwrap());
+    let text = refused(from_file.clone()).await.to_string();
+    assert!(
+        text.contains(path.to_str().unwrap()) && text.contains("spark.authenticate.secret.file"),
+        "{text}"
+    );
+    std::fs::write(&path, "").unwrap();
+    assert!(refused(from_file.clone()).await.to_string().contains("is empty"));
+
+    std::fs::write(&path, [0xfb, 0xef, 0xff, b's']).unwrap();
+    let server = RpcEnv::builder("server").conf(from_file).bind("127.0.0.1:0").start().await.unwrap();
+    server.setup_endpoint("hello", Hello).unwrap();
+    // As Spark reads it: in Base64.
+    let client = client_with(conf("spark.authenticate.secret", "++//cw==")).await;
+    assert_eq!(soon(hello(&client, &server).await.ask(hi("neo"))).await.unwrap().text, "hi, neo");
+}
+
+#[cfg(feature = "tls")]
+#[tokio::test]
+async fn files_of_tls_are_read_at_the_start() {
+    let missing = tls::alone().conf().with("spark.ssl.rpc.certChain", "/no/such/file").unwrap();
+    let text = refused(missing).await.to_string();
+    assert!(text.contains("/no/such/file") && text.contains("spark.ssl.rpc.certChain"), "{text}");
+}
+
+#[cfg(not(feature = "legacy-auth"))]
+#[tokio::test]
+async fn what_this_build_lacks_is_refused_by_name() {
+    let conf = sasl().conf().with("spark.authenticate.enableSaslEncryption", "true").unwrap();
+    assert!(refused(conf).await.to_string().contains("legacy-auth"));
+}
+
+/// Logs of this thread.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_weak_mode_is_warned_of_once_per_environment() {
+    let warnings = async |mode: &Mode| {
+        let log = Log::default();
+        let writer = log.clone();
+        let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).with_ansi(false);
+        let guard = tracing::subscriber::set_default(subscriber.finish());
+        let (server, client) = (mode.server().await, mode.client().await);
+        server.setup_endpoint("hello", Hello).unwrap();
+        hello(&client, &server).await;
+        drop(guard);
+        let text = String::from_utf8(log.0.lock().clone()).unwrap();
+        (text.matches("authentication is weaker than it could be").count(), text)
+    };
+    for (mode, reason) in
+        [(sasl(), "SASL without encryption"), (ctr(), "AES-CTR does not detect changed bytes")]
+    {
+        let (count, text) = warnings(&mode).await;
+        assert_eq!(count, 2, "one of each environment: {text}");
+        assert!(text.contains(reason) && text.contains("spark.network.crypto."), "{text}");
+    }
+    assert_eq!(warnings(&gcm()).await.0, 0);
+    #[cfg(feature = "tls")]
+    for mode in [tls::alone(), tls::with_secret()] {
+        assert_eq!(warnings(&mode).await.0, 0, "{}", mode.name);
+    }
+}
