@@ -1,12 +1,13 @@
 //! The reading half of a connection's driver: bytes to messages, messages to whom they concern.
 
+mod answers;
+
 use std::cell::Cell;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, Waker, ready};
 
-use bytes::Bytes;
 use parking_lot::MutexGuard;
 use tokio::io::{AsyncRead, ReadBuf};
 
@@ -15,9 +16,7 @@ use super::{Connection, Resources, io_error};
 use crate::client::Shared;
 use crate::error::{BoxError, ErrorKind, TransportError};
 use crate::protocol::{Event, FrameDecoder, Message, ProtocolError, READ_BLOCK};
-use crate::session::{
-    Answer, ByteFilter, Closing, EndMark, MergedBlockMeta, PipeWriter, Session, Stack, StreamStart,
-};
+use crate::session::{ByteFilter, Closing, EndMark, PipeWriter, Session, Stack};
 
 /// Reads per turn, before the writer and other tasks get theirs.
 const READS_PER_TURN: usize = 8;
@@ -100,78 +99,6 @@ impl Reader {
         self.wakers.drain(..).for_each(Waker::wake);
         if let Some(receiving) = self.receiving.take() {
             receiving.pipe.finish(Err(error.clone()));
-        }
-    }
-}
-
-impl Reader {
-    /// An answer without a body of its own, or with one that has arrived.
-    fn on_answer(
-        &mut self,
-        session: &mut Session,
-        answer: Message<Bytes>,
-        shared: &Shared,
-    ) -> Result<(), TransportError> {
-        let remote = |kind, text| TransportError::new(kind, text).with_peer(shared.peer);
-        let requests = &mut session.requests;
-        let waker = match answer {
-            Message::RpcResponse { request_id, body } => {
-                requests.answer_rpc(request_id, Ok(Answer::Body(body)))
-            }
-            Message::RpcFailure { request_id, error } => {
-                requests.answer_rpc(request_id, Err(remote(ErrorKind::Remote, error)))
-            }
-            Message::MergedBlockMetaSuccess { request_id, num_chunks, body } => {
-                let meta = MergedBlockMeta { num_chunks, body };
-                requests.answer_rpc(request_id, Ok(Answer::MergedBlockMeta(meta)))
-            }
-            Message::ChunkFetchSuccess { stream_id, chunk_index, body } => {
-                requests.answer_fetch(stream_id, chunk_index, Ok(Answer::Body(body)))
-            }
-            Message::ChunkFetchFailure { stream_id, chunk_index, error } => {
-                let text = format!(
-                    "Failure while fetching StreamChunkId[streamId={stream_id},chunkIndex={chunk_index}]: {error}"
-                );
-                let failure = remote(ErrorKind::ChunkFetchFailure, text);
-                requests.answer_fetch(stream_id, chunk_index, Err(failure))
-            }
-            Message::StreamFailure { error, .. } => {
-                requests.fail_stream(remote(ErrorKind::StreamFailure, error)).map_err(Err)
-            }
-            Message::StreamResponse { stream_id, .. } => {
-                // Nothing follows an empty stream: its pipe is complete from the start.
-                self.start_stream(session, stream_id, 0, shared)?;
-                Ok(None)
-            }
-            // Requests do not come here.
-            _ => Ok(None),
-        };
-        match waker {
-            Ok(waker) => self.wakers.extend(waker),
-            Err(outcome) => {
-                tracing::debug!(peer = %shared.peer, failed = outcome.is_err(), "an answer that nobody waits for is ignored");
-            }
-        }
-        Ok(())
-    }
-
-    /// Where the body of the oldest stream request goes; `None` if its asker has gone.
-    fn start_stream(
-        &mut self,
-        session: &mut Session,
-        stream_id: String,
-        length: u64,
-        shared: &Shared,
-    ) -> Result<Option<PipeWriter>, TransportError> {
-        match session.requests.start_stream(&stream_id, length) {
-            StreamStart::Feed(pipe, waker) => {
-                self.wakers.extend(waker);
-                Ok(Some(pipe))
-            }
-            StreamStart::Skip => Ok(None),
-            StreamStart::Unsolicited => {
-                Err(protocol_error(shared, ProtocolError::UnsolicitedStream(stream_id)))
-            }
         }
     }
 }
