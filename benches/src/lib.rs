@@ -5,6 +5,7 @@
 //! in `interop/java/bench`, can be driven by [`bench_protocol`]; criterion drives the same code in one process.
 
 pub mod actors;
+pub mod codec;
 pub mod groups;
 pub mod limits;
 pub mod load;

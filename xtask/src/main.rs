@@ -2,6 +2,7 @@
 
 mod build;
 mod compare;
+mod instructions;
 mod interop;
 mod process;
 
@@ -26,6 +27,9 @@ enum Task {
     Compare(compare::Options),
     /// Measure what idle connections, endpoints and outstanding asks cost, in memory and in speed
     Scale(compare::ScaleOptions),
+    /// Count what the codec and the way of a message cost in instructions, and compare with what is committed
+    #[command(after_help = instructions::HELP)]
+    Instructions(instructions::Options),
 }
 
 fn main() -> ExitCode {
@@ -33,6 +37,7 @@ fn main() -> ExitCode {
         Task::Interop(options) => interop::run(&options),
         Task::Compare(options) => compare::run(&options),
         Task::Scale(options) => compare::scale(&options),
+        Task::Instructions(options) => instructions::run(&options),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,

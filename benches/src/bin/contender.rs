@@ -1,6 +1,7 @@
 //! Ours and the limits as measured processes.
 
 use anyhow::Context;
+use benches::codec::Codec;
 use benches::limits::{Batched, Channel, Cipher, PingPong, RawChunks, Smallest, serve_chunks, serve_echo};
 use benches::load::Calls;
 use benches::ours::{self, RpcClient, RpcServer, Security, TransportCalls};
@@ -30,7 +31,12 @@ async fn main() -> anyhow::Result<()> {
             }
         }
         Role::Drive { kind, address: None } => match kind.as_str() {
+            "codec" => drive(Codec::default()).await,
             "ours-local" => drive(ours::local_endpoints().await?).await,
+            "ours-loopback" => {
+                let server = RpcServer::start().await?;
+                drive(RpcClient::new(server.address()?)?).await
+            }
             "cipher-ctr" => drive(Cipher::Ctr).await,
             "cipher-gcm" => drive(Cipher::Gcm).await,
             "cipher-tls" => drive(Cipher::Tls).await,
