@@ -46,23 +46,25 @@ impl RpcHandler for Answers {
     }
 }
 
-fn context(protocol: u8, handler: impl RpcHandler, network: &MemoryNetwork) -> TransportContext {
-    let settings = PROTOCOLS[usize::from(protocol) % PROTOCOLS.len()];
-    let conf = TransportConf::from_settings("fuzz", settings.iter().copied()).expect("good settings");
-    TransportContext::new(conf, handler).on_network(network)
+/// That of an attacker, who speaks the bytes of a protocol and is held by none.
+fn attacker(handler: impl RpcHandler, network: &MemoryNetwork) -> TransportContext {
+    TransportContext::new(TransportConf::new("fuzz"), handler).on_network(network)
 }
 
-fn authenticated(context: TransportContext) -> TransportContext {
+fn authenticated(protocol: u8, network: &MemoryNetwork) -> TransportContext {
+    let settings = PROTOCOLS[usize::from(protocol) % PROTOCOLS.len()];
+    let conf = TransportConf::from_settings("fuzz", settings.iter().copied()).expect("good settings");
     let secrets = SecretStore::new();
     secrets.register_app("app", Secret::new("secret"));
+    let context = TransportContext::new(conf, Unreachable).on_network(network);
     context.with_auth("app", Arc::new(secrets)).expect("this build has all modes")
 }
 
 async fn attack(protocol: u8, messages: Vec<Vec<u8>>) {
     let network = MemoryNetwork::new();
-    let server = authenticated(context(protocol, Unreachable, &network));
+    let server = authenticated(protocol, &network);
     let server = server.create_server("10.0.0.1:1").await.expect("a free address");
-    let client = context(protocol, NoOpRpcHandler::new(), &network).create_client_factory();
+    let client = attacker(NoOpRpcHandler::new(), &network).create_client_factory();
     let client = client.create_client(server.local_addr()).await.expect("it listens");
     for message in &messages {
         let tokens = [message.clone(), SaslMessage::new("app", message.clone()).encode()];
@@ -71,9 +73,9 @@ async fn attack(protocol: u8, messages: Vec<Vec<u8>>) {
         }
     }
 
-    let answers = context(protocol, Answers(Mutex::new(messages.into())), &network);
+    let answers = attacker(Answers(Mutex::new(messages.into())), &network);
     let server = answers.create_server("10.0.0.2:1").await.expect("a free address");
-    let client = authenticated(context(protocol, Unreachable, &network)).create_client_factory();
+    let client = authenticated(protocol, &network).create_client_factory();
     client.create_client(server.local_addr()).await.expect_err("nobody there knows the secret");
 }
 
