@@ -13,8 +13,8 @@ pub mod ours;
 pub mod process;
 
 pub use bench_protocol as protocol;
+pub use bench_protocol::write_file;
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -44,17 +44,4 @@ impl Chunks {
     pub fn start(&self, size: u64, index: u64) -> u64 {
         index % (self.length / size).max(1) * size
     }
-}
-
-/// Writes a file of `size` bytes, which so is in the page cache.
-///
-/// # Errors
-/// When it cannot be written.
-pub fn write_file(path: &Path, size: usize) -> anyhow::Result<()> {
-    let piece: Vec<u8> = (0..1usize << 20).map(|i| (i % 251) as u8).collect();
-    let mut file = std::fs::File::create(path).with_context(|| path.display().to_string())?;
-    for _ in 0..size / piece.len() {
-        file.write_all(&piece)?;
-    }
-    Ok(())
 }

@@ -5,6 +5,10 @@
 //! line of stdin is a [`Job`] and is answered with one line of stdout, a [`Sample`], both in flat JSON. The end of stdin
 //! ends the process. So connections stay, JVMs stay warm, and the conductor interleaves the programs as it likes.
 
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::Path;
+
 use serde::{Deserialize, Serialize};
 
 /// The first word of the line that a process prints when it is ready.
@@ -123,4 +127,17 @@ pub struct Latency {
     pub p999: f64,
     /// The slowest.
     pub max: f64,
+}
+
+/// Writes the file that chunks are taken from, of `size` bytes; so it is in the page cache.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn write_file(path: &Path, size: usize) -> io::Result<()> {
+    let piece: Vec<u8> = (0..1usize << 20).map(|i| (i % 251) as u8).collect();
+    let mut file = File::create(path)?;
+    for _ in 0..size / piece.len() {
+        file.write_all(&piece)?;
+    }
+    Ok(())
 }

@@ -8,10 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use common::{Greeting, Hello, HelloMessage, address, bye, client, hi, next, server, setting, soon};
+use common::{Greeting, Hello, HelloMessage, Keep, address, bye, client, hi, next, server, setting, soon};
 use rpc_core::{
-    EndpointContext, ErrorKind, RpcAddress, RpcCallContext, RpcConf, RpcEndpointRef, RpcEnv, RpcError,
-    ThreadSafeRpcEndpoint,
+    EndpointContext, ErrorKind, RpcAddress, RpcConf, RpcEndpointRef, RpcEnv, RpcError, ThreadSafeRpcEndpoint,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -278,21 +277,6 @@ async fn a_peer_that_does_not_read_cannot_make_notices_gather() {
     let (client, endpoint) = (client().await, Hello);
     server.setup_endpoint("hello", endpoint).unwrap();
     assert_eq!(soon(lookup(&client, &server, "hello").await.ask(hi("neo"))).await.unwrap().text, "hi, neo");
-}
-
-/// Keeps contexts for the test.
-struct Keep(mpsc::UnboundedSender<RpcCallContext<Greeting>>);
-
-impl ThreadSafeRpcEndpoint for Keep {
-    type Message = HelloMessage;
-    async fn receive(
-        &mut self,
-        message: HelloMessage,
-        _: &EndpointContext<HelloMessage>,
-    ) -> Result<(), RpcError> {
-        let (HelloMessage::SayHi(_, context) | HelloMessage::SayBye(_, context)) = message;
-        self.0.send(context).map_err(RpcError::application)
-    }
 }
 
 #[tokio::test]

@@ -6,10 +6,10 @@ mod common;
 
 use std::time::Duration;
 
-use common::{Greeting, Hello, HelloMessage, address, client, hi, next, server, soon};
+use common::{Greeting, Hello, HelloMessage, Keep, address, client, hi, next, server, soon};
 use rpc_core::{
-    EndpointContext, EndpointRef, ErrorKind, IncomingRequest, RpcAddress, RpcCallContext, RpcEndpointRef,
-    RpcEnv, RpcError, RpcMessage, ThreadSafeRpcEndpoint,
+    EndpointContext, EndpointRef, ErrorKind, IncomingRequest, RpcAddress, RpcEndpointRef, RpcEnv, RpcError,
+    RpcMessage, ThreadSafeRpcEndpoint,
 };
 use tokio::sync::mpsc;
 
@@ -117,21 +117,6 @@ async fn an_environment_that_does_not_listen_is_reached_over_its_connection() {
     let error = soon(registry.ask(registration(&namesake))).await;
     assert!(error.is_ok(), "{error:?}");
     assert_eq!(soon(registry.ask(call("morpheus"))).await.unwrap().text, "hi, morpheus");
-}
-
-/// Keeps contexts for the test.
-struct Keep(mpsc::UnboundedSender<RpcCallContext<Greeting>>);
-
-impl ThreadSafeRpcEndpoint for Keep {
-    type Message = HelloMessage;
-    async fn receive(
-        &mut self,
-        message: HelloMessage,
-        _: &EndpointContext<HelloMessage>,
-    ) -> Result<(), RpcError> {
-        let (HelloMessage::SayHi(_, context) | HelloMessage::SayBye(_, context)) = message;
-        self.0.send(context).map_err(RpcError::application)
-    }
 }
 
 #[tokio::test]

@@ -14,12 +14,11 @@ mod report;
 mod scale;
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::Write;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use bench_protocol::{Job, Until};
+use bench_protocol::{Job, Until, write_file};
 use clap::{Args, ValueEnum};
 use tempfile::TempDir;
 
@@ -220,11 +219,7 @@ impl Files {
     fn new(size: usize) -> Result<Self> {
         let directory = tempfile::tempdir()?;
         let path = directory.path().join("chunks");
-        let mut file = File::create(&path)?;
-        let piece: Vec<u8> = (0..1usize << 20).map(|i| (i % 251) as u8).collect();
-        for _ in 0..size >> 20 {
-            file.write_all(&piece)?;
-        }
+        write_file(&path, size).with_context(|| path.display().to_string())?;
         Ok(Self { path, _directory: directory })
     }
 }

@@ -184,13 +184,7 @@ impl<M> Inbox<M> {
 
     /// The sender at the other end of `connection` has given its credit back.
     pub(crate) fn forgo(&self, connection: ConnectionId) {
-        let mut guard = self.state.lock();
-        let state = &mut *guard;
-        if let Some(account) = state.accounts.get_mut(&connection) {
-            state.promised.remove(account.promised());
-            account.forgo();
-            state.promised.add(account.promised());
-        }
+        self.state.lock().forgo(connection);
     }
 
     /// Takes nothing more; what is queued is handled, then the endpoint's `on_stop` runs. Only the first call counts.

@@ -88,11 +88,21 @@ impl<M> State<M> {
     }
 
     pub(super) fn receive(&mut self, connection: ConnectionId, bytes: u64) -> Option<Volume> {
+        self.change(connection, |account| account.receive(bytes))?
+    }
+
+    /// The sender has given its credit back.
+    pub(super) fn forgo(&mut self, connection: ConnectionId) {
+        self.change(connection, Account::forgo);
+    }
+
+    /// Changes an account, if there is one, and with it what all accounts may still send.
+    fn change<T>(&mut self, connection: ConnectionId, change: impl FnOnce(&mut Account) -> T) -> Option<T> {
         let account = self.accounts.get_mut(&connection)?;
         self.promised.remove(account.promised());
-        let grant = account.receive(bytes);
+        let result = change(account);
         self.promised.add(account.promised());
-        grant
+        Some(result)
     }
 
     /// Messages of a connection no longer count. Gives what its sender is to be told.
@@ -103,11 +113,8 @@ impl<M> State<M> {
         windows: &Windows,
     ) -> Option<(Arc<Link>, Volume)> {
         self.held.remove(done.volume);
-        let account = self.accounts.get_mut(&done.link.id())?;
         let free = limit.minus(self.held).minus(self.promised);
-        self.promised.remove(account.promised());
-        let more = account.handle(done.volume, free, windows);
-        self.promised.add(account.promised());
+        let more = self.change(done.link.id(), |account| account.handle(done.volume, free, windows))?;
         more.map(|more| (done.link, more))
     }
 

@@ -50,7 +50,9 @@ impl<E: RpcEndpoint> Behaviour for Concurrent<E> {
                     Supervised::new(place.actor, pin!(async { self.endpoint.on_start(&place.cx).await }))
                         .await;
                 self.phase = if outcome.is_ok() { Phase::Concurrent } else { Phase::OneByOne };
-                settle(&*self.endpoint, outcome, &place.cx, &place).await;
+                if let Err(error) = outcome {
+                    on_error(&*self.endpoint, error, &place.cx, &place).await;
+                }
             }
             let mut batch = Batch::new(&place.inbox);
             let mut running = Running::new();
@@ -63,7 +65,9 @@ impl<E: RpcEndpoint> Behaviour for Concurrent<E> {
                     let cx = place.cx.for_stop();
                     let outcome =
                         Supervised::new(place.actor, pin!(async { self.endpoint.on_stop(&cx).await })).await;
-                    settle(&*self.endpoint, outcome, &cx, &place).await;
+                    if let Err(error) = outcome {
+                        on_error(&*self.endpoint, error, &cx, &place).await;
+                    }
                     drop(batch);
                     place.inbox.end();
                     return None;
@@ -172,20 +176,18 @@ async fn handle<E: RpcEndpoint>(
         Item::Stop => (Ok(()), None),
     };
     let failed = outcome.is_err();
-    if failed {
-        settle(&*endpoint, outcome, cx, &place).await;
+    if let Err(error) = outcome {
+        on_error(&*endpoint, error, cx, &place).await;
     }
     origin.map(|origin| (origin, failed))
 }
 
-async fn settle<E: RpcEndpoint>(
+async fn on_error<E: RpcEndpoint>(
     endpoint: &E,
-    outcome: Result<(), RpcError>,
+    error: RpcError,
     cx: &EndpointContext<E::Message>,
     place: &Place<E::Message>,
 ) {
-    if let Err(error) = outcome {
-        let on_error = pin!(async { endpoint.on_error(error, cx).await });
-        report(place, Supervised::new(place.actor, on_error).await);
-    }
+    let on_error = pin!(async { endpoint.on_error(error, cx).await });
+    report(place, Supervised::new(place.actor, on_error).await);
 }

@@ -36,7 +36,9 @@ impl<E: ThreadSafeRpcEndpoint> Behaviour for Serial<E> {
                 let outcome =
                     Supervised::new(place.actor, pin!(async { self.endpoint.on_start(&place.cx).await }))
                         .await;
-                self.settle(outcome, &place.cx, &place).await;
+                if let Err(error) = outcome {
+                    self.on_error(error, &place.cx, &place).await;
+                }
             }
             let mut batch = Batch::new(&place.inbox);
             let mut in_a_row = 0;
@@ -63,14 +65,16 @@ impl<E: ThreadSafeRpcEndpoint> Behaviour for Serial<E> {
                                 pin!(async { self.endpoint.on_stop(&cx).await }),
                             )
                             .await;
-                            self.settle(outcome, &cx, &place).await;
+                            if let Err(error) = outcome {
+                                self.on_error(error, &cx, &place).await;
+                            }
                             drop(batch);
                             place.inbox.end();
                             return None;
                         }
                     };
-                    if outcome.is_err() {
-                        self.settle(outcome, &place.cx, &place).await;
+                    if let Err(error) = outcome {
+                        self.on_error(error, &place.cx, &place).await;
                     }
                     in_a_row += 1;
                     if in_a_row == FAIR_SHARE {
@@ -94,15 +98,13 @@ impl<E: ThreadSafeRpcEndpoint> Serial<E> {
         }
     }
 
-    async fn settle(
+    async fn on_error(
         &mut self,
-        outcome: Result<(), RpcError>,
+        error: RpcError,
         cx: &EndpointContext<E::Message>,
         place: &Place<E::Message>,
     ) {
-        if let Err(error) = outcome {
-            let on_error = pin!(async { self.endpoint.on_error(error, cx).await });
-            report(place, Supervised::new(place.actor, on_error).await);
-        }
+        let on_error = pin!(async { self.endpoint.on_error(error, cx).await });
+        report(place, Supervised::new(place.actor, on_error).await);
     }
 }

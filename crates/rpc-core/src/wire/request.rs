@@ -5,7 +5,9 @@ use std::fmt;
 use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use prost::encoding::{DecodeContext, WireType, check_wire_type, decode_key, decode_varint, skip_field};
+use prost::encoding::{
+    DecodeContext, WireType, check_wire_type, decode_key, decode_varint, encode_varint, skip_field,
+};
 use prost::{DecodeError, Message};
 use tokio::time::Instant;
 
@@ -95,7 +97,7 @@ impl OutgoingBody<'_> {
         if let Some(remaining) = self.remaining {
             let micros = u64::try_from(remaining.as_micros()).unwrap_or(u64::MAX);
             self.out.put_u8(6 << 3);
-            put_varint(&mut self.out, micros);
+            encode_varint(micros, &mut self.out);
         }
         if let Some(traceparent) = self.traceparent {
             put_text(&mut self.out, 7 << 3 | 2, traceparent);
@@ -105,16 +107,8 @@ impl OutgoingBody<'_> {
 
 fn put_text(out: &mut BytesMut, key: u8, text: &str) {
     out.put_u8(key);
-    put_varint(out, text.len() as u64);
+    encode_varint(text.len() as u64, out);
     out.put_slice(text.as_bytes());
-}
-
-fn put_varint(out: &mut BytesMut, mut value: u64) {
-    while value >= 0x80 {
-        out.put_u8(value as u8 | 0x80);
-        value >>= 7;
-    }
-    out.put_u8(value as u8);
 }
 
 /// What is wrong with a request's bytes.

@@ -5,7 +5,9 @@
 use std::future::Future;
 use std::time::Duration;
 
-use rpc_core::{EndpointContext, RpcAddress, RpcConf, RpcEnv, RpcError, ThreadSafeRpcEndpoint};
+use rpc_core::{
+    EndpointContext, RpcAddress, RpcCallContext, RpcConf, RpcEnv, RpcError, ThreadSafeRpcEndpoint,
+};
 use tokio::sync::mpsc;
 
 pub mod hello {
@@ -31,6 +33,21 @@ impl ThreadSafeRpcEndpoint for Hello {
                 context.reply(Greeting { text: format!("bye, {}", bye.msg) })
             }
         }
+    }
+}
+
+/// Keeps contexts for the test.
+pub struct Keep(pub mpsc::UnboundedSender<RpcCallContext<Greeting>>);
+
+impl ThreadSafeRpcEndpoint for Keep {
+    type Message = HelloMessage;
+    async fn receive(
+        &mut self,
+        message: HelloMessage,
+        _: &EndpointContext<HelloMessage>,
+    ) -> Result<(), RpcError> {
+        let (HelloMessage::SayHi(_, context) | HelloMessage::SayBye(_, context)) = message;
+        self.0.send(context).map_err(RpcError::application)
     }
 }
 
