@@ -2,15 +2,18 @@
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::io::Write;
+use std::io::{self, Seek, SeekFrom, Write};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
 use anyhow::Context;
-use bench_protocol::{Case, Job, Sample};
+use bench_protocol::{Case, Job, Sample, write_file};
+use bytes::Bytes;
+use futures::StreamExt;
 use network_common::TransportClient;
+use tempfile::NamedTempFile;
 use tokio::task::block_in_place;
 
 use crate::load::{Pace, Request, Target};
@@ -91,7 +94,10 @@ impl Target for Stream {
     }
 }
 
-/// Streams into a file: each piece is written when it comes.
+/// Pieces of a stream that are written at once, if so many have come.
+const PIECES: usize = 16;
+
+/// Streams into a file: what has come is written.
 pub(super) async fn to_file(client: &TransportClient, job: &Job) -> anyhow::Result<Sample> {
     let mut file = Output::new()?;
     let mut pace = Pace::new(job);
@@ -104,9 +110,9 @@ pub(super) async fn to_file(client: &TransportClient, job: &Job) -> anyhow::Resu
             index += 1;
         }
         let Some(stream) = waiting.pop_front() else { return Ok(pace.sample(begun.elapsed())) };
-        let mut body = stream.await?;
-        while let Some(piece) = body.next_piece().await {
-            file.write(&piece?)?;
+        let mut pieces = stream.await?.ready_chunks(PIECES);
+        while let Some(pieces) = pieces.next().await {
+            file.write(pieces.into_iter().collect::<Result<_, _>>()?)?;
         }
         pace.end(None)?;
     }
@@ -125,7 +131,7 @@ pub(super) async fn then_write(client: &TransportClient, job: &Job) -> anyhow::R
             index += 1;
         }
         let Some(chunk) = waiting.pop_front() else { return Ok(pace.sample(begun.elapsed())) };
-        file.write(&chunk.await?)?;
+        file.write(vec![chunk.await?])?;
         pace.end(None)?;
     }
 }
@@ -140,21 +146,23 @@ impl Output {
     const LENGTH: usize = 256 << 20;
 
     fn new() -> anyhow::Result<Self> {
-        let mut file = tempfile::tempfile().context("a file to write to")?;
+        let file = NamedTempFile::new().context("a file to write to")?;
         // Its pages are there before the clock starts.
-        file.write_all(&vec![1; Self::LENGTH])?;
-        Ok(Self { file, left: 0 })
+        write_file(file.path(), Self::LENGTH)?;
+        Ok(Self { file: file.into_file(), left: Self::LENGTH })
     }
 
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<()> {
-        use std::io::{Seek, SeekFrom};
+    fn write(&mut self, pieces: Vec<Bytes>) -> io::Result<()> {
         block_in_place(|| {
-            if self.left < bytes.len() {
-                self.file.seek(SeekFrom::Start(0))?;
-                self.left = Self::LENGTH;
+            for piece in pieces {
+                if self.left < piece.len() {
+                    self.file.seek(SeekFrom::Start(0))?;
+                    self.left = Self::LENGTH;
+                }
+                self.left -= piece.len();
+                self.file.write_all(&piece)?;
             }
-            self.left -= bytes.len();
-            self.file.write_all(bytes)
+            Ok(())
         })
     }
 }
