@@ -36,6 +36,8 @@ enum Program {
     Own,
     /// `benches/peers`
     Peers,
+    /// `benches/peers/remote-actors`
+    RemoteActors,
     /// `interop/java/bench`
     Spark,
 }
@@ -48,11 +50,15 @@ const fn peer(name: &'static str, server: Option<&'static str>) -> Contender {
     Contender { name, side: Side::Peer, program: Program::Peers, server, client: name }
 }
 
+const fn remote_actor(name: &'static str) -> Contender {
+    Contender { name, side: Side::Peer, program: Program::RemoteActors, server: Some(name), client: name }
+}
+
 const fn spark(name: &'static str, kind: &'static str) -> Contender {
     Contender { name, side: Side::Peer, program: Program::Spark, server: Some(kind), client: kind }
 }
 
-const CONTENDERS: [Contender; 23] = [
+const CONTENDERS: [Contender; 25] = [
     own("ours", Side::Ours, Some("ours")),
     own("ours-ctr", Side::Ours, Some("ours-ctr")),
     own("ours-gcm", Side::Ours, Some("ours-gcm")),
@@ -75,6 +81,8 @@ const CONTENDERS: [Contender; 23] = [
     peer("actix", None),
     peer("kameo", None),
     peer("ractor", None),
+    remote_actor("kameo-remote"),
+    remote_actor("ractor-cluster"),
     spark("spark", "transport"),
 ];
 const SPARK_RPC: Contender = spark("spark-rpc", "core");
@@ -89,6 +97,7 @@ pub(crate) fn contender(name: &str) -> Contender {
 pub(crate) struct Programs {
     own: PathBuf,
     peers: Option<PathBuf>,
+    remote_actors: Option<PathBuf>,
     spark: Option<JavaPeer>,
 }
 
@@ -96,9 +105,11 @@ impl Programs {
     /// Builds ours, and the others as far as they are wanted.
     pub(crate) fn build(peers: bool, release: Option<Release>) -> Result<Self> {
         let own = build::program(".", "contender", &["--package", "benches"])?;
-        let peers = peers.then(|| build::program("benches/peers", "peers", &[])).transpose()?;
+        let peer = |place, name| peers.then(|| build::program(place, name, &[])).transpose();
+        let remote_actors = peer("benches/peers/remote-actors", "remote-actors")?;
+        let peers = peer("benches/peers", "peers")?;
         let spark = release.map(Self::spark).transpose()?;
-        Ok(Self { own, peers, spark })
+        Ok(Self { own, peers, remote_actors, spark })
     }
 
     fn spark(release: Release) -> Result<JavaPeer> {
@@ -112,6 +123,7 @@ impl Programs {
         match contender.program {
             Program::Own => true,
             Program::Peers => self.peers.is_some(),
+            Program::RemoteActors => self.remote_actors.is_some(),
             Program::Spark => self.spark.is_some(),
         }
     }
@@ -132,9 +144,12 @@ impl Programs {
     }
 
     fn command(&self, contender: Contender) -> Result<Command> {
+        let peer =
+            |built: &Option<PathBuf>| built.as_ref().map(Command::new).context("the peers are not built");
         Ok(match contender.program {
             Program::Own => Command::new(&self.own),
-            Program::Peers => Command::new(self.peers.as_ref().context("the peers are not built")?),
+            Program::Peers => peer(&self.peers)?,
+            Program::RemoteActors => peer(&self.remote_actors)?,
             Program::Spark => self.spark.as_ref().context("Spark is not there")?.command(),
         })
     }

@@ -209,7 +209,9 @@ fn goals() -> Vec<Goal> {
     for measurement in ["echo-128", "kib-128"] {
         beside("E5", "ours", measurement, Cpu, &[("smallest", AtMost(1.4))]);
     }
-    beside("A2", "ours-rpc", "ask-128", Rate, &[("spark-rpc", AtLeast(15.0))]);
+    let actors =
+        [("ractor-cluster", AtLeast(8.0)), ("kameo-remote", AtLeast(40.0)), ("spark-rpc", AtLeast(15.0))];
+    beside("A2", "ours-rpc", "ask-128", Rate, &actors);
     for measurement in ["local-send-1", "local-send-4", "local-send-1000", "local-ask-1", "local-ask-128"] {
         let ahead = MoreThan(1.0);
         let bounds = [("channel", AtLeast(0.7)), ("actix", ahead), ("kameo", ahead), ("ractor", ahead)];

@@ -190,7 +190,7 @@ impl Bench {
                     let measured = pair.run(&job).with_context(context)?;
                     // The first one warms up: connections, allocators, and JVMs more than all.
                     if run > 0 {
-                        eprintln!("{:<18} {name:<10} {:.0}/s", measurement.id, rate(&measured));
+                        eprintln!("{:<18} {name:<14} {:.0}/s", measurement.id, rate(&measured));
                         results.add(measurement.id, name, measured);
                     } else if measurement.traced
                         && let Some(traced) = pair.run_traced(&job).with_context(context)?

@@ -39,9 +39,11 @@ pub(crate) struct Measurement {
 }
 
 const MIB: usize = 1 << 20;
-const LATENCY: &[&str] = &["ours", "ours-rpc", "ping-pong", "smallest", "tarpc", "tonic"];
+const LATENCY: &[&str] =
+    &["ours", "ours-rpc", "ping-pong", "smallest", "tarpc", "tonic", "ractor-cluster", "kameo-remote"];
 const ECHO: &[&str] = &["ours", "batched", "smallest", "tarpc", "tonic", "spark"];
 const SHARED: &[&str] = &["ours", "smallest", "yielding", "tarpc", "tonic"];
+const ASK: &[&str] = &["ours-rpc", "ractor-cluster", "kameo-remote", "spark-rpc"];
 const LOCAL: &[&str] = &["ours-local", "channel", "actix", "kameo", "ractor"];
 const FILE: &[&str] = &["ours", "chunks", "flight", "spark"];
 const MEMORY: &[&str] = &["ours", "chunks", "hyper", "flight"];
@@ -69,7 +71,7 @@ pub(crate) fn measurements() -> Vec<Measurement> {
 
     let (pinned, latency) = (of(Latency, Pinned, LATENCY), of(Latency, Free, LATENCY));
     let (echoes, shared) = (of(Echo, Free, ECHO), of(Echo, Free, SHARED));
-    let (asks, sends) = (of(Ask, Free, &["ours-rpc", "spark-rpc"]), of(Ask, Free, &["ours-rpc"]));
+    let (asks, sends) = (of(Ask, Free, ASK), of(Ask, Free, &["ours-rpc"]));
     let locals = of(Local, Free, LOCAL);
     let (file, memory, ours) = (of(Bulk, Cubic, FILE), of(Bulk, Cubic, MEMORY), of(Bulk, Cubic, &["ours"]));
     let secured = of(Secure, Cubic, SECURED);

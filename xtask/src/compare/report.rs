@@ -77,7 +77,7 @@ pub(crate) fn print(
                 None => format!("{:.1} k/s", rate / 1e3),
             };
             println!(
-                "  {name:<12} {rate:>14} {:>16} {:>16} {:>18} {:>16} {:>14}",
+                "  {name:<14} {rate:>14} {:>16} {:>16} {:>18} {:>16} {:>14}",
                 cell(median(Metric::P50), "us p50"),
                 cell(median(Metric::P99), "us p99"),
                 cell(median(Metric::Cpu), "us CPU/op"),
