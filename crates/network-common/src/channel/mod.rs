@@ -176,6 +176,7 @@ impl Connection {
     /// One turn of the driver. `Ready`: the connection ends for this reason.
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<TransportError> {
         self.shared.session.lock().driver_runs();
+        self.reader.begin_turn();
         loop {
             if let Some(Closing::Now(error)) = self.shared.session.lock().closing() {
                 return Poll::Ready(error.clone());
@@ -195,6 +196,9 @@ impl Connection {
             };
             if let Poll::Ready(error) = self.poll_clock(context) {
                 return Poll::Ready(error);
+            }
+            if read && written && self.reader.has_part() {
+                continue;
             }
             if read {
                 // There may be more; but others on this thread get their turn first.

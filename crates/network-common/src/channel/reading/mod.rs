@@ -18,8 +18,13 @@ use crate::error::{BoxError, ErrorKind, TransportError};
 use crate::protocol::{Event, FrameDecoder, Message, ProtocolError, READ_BLOCK};
 use crate::session::{ByteFilter, Closing, EndMark, PipeWriter, Session, Stack};
 
-/// Reads per turn, before the writer and other tasks get theirs.
+/// Reads, and parts of them, per turn, before other tasks get theirs.
 const READS_PER_TURN: usize = 8;
+/// What was read is served in so many parts, with a write after each: the peer is at work on the first answers while the
+/// others are made.
+const PARTS: usize = 4;
+/// Fewer requests are not worth a write of their own.
+const REQUESTS_PER_PART: usize = 16;
 /// A peer that has sent so many bytes is not read again before it has proved who it is; no handshake needs more.
 const MAX_FROM_STRANGER: usize = 64 << 10;
 /// Answers handed on under one lock.
@@ -47,8 +52,12 @@ pub(super) struct Reader {
     pub(super) paused: bool,
     /// The peer has ended its sending direction.
     at_end: bool,
-    /// Read, but not taken in when reading paused: one read holds thousands of requests, each with an answer of any size.
+    /// Read, but not taken in: it comes after the answers to what was, which may be so many that reading pauses.
     backlog: Vec<u8>,
+    /// How many bytes of what was read last make a part.
+    part: usize,
+    /// Reads and parts that are left in this turn.
+    left: usize,
     /// Bytes read before the peer had proved who it is.
     from_stranger: usize,
     wakers: Vec<Waker>,
@@ -70,6 +79,8 @@ impl Reader {
             paused: false,
             at_end: false,
             backlog: Vec::new(),
+            part: 0,
+            left: 0,
             from_stranger: 0,
             wakers: Vec::new(),
         }
@@ -83,6 +94,16 @@ impl Reader {
 
     fn end_mark(&self) -> EndMark {
         self.open.as_ref().map_or(EndMark::Unknown, |open| open.end_mark())
+    }
+
+    /// Before anything is read in a turn of the driver.
+    pub(super) fn begin_turn(&mut self) {
+        self.left = READS_PER_TURN;
+    }
+
+    /// Whether more can be taken in at once, in this turn.
+    pub(super) fn has_part(&self) -> bool {
+        self.left > 0 && !self.backlog.is_empty()
     }
 
     pub(super) fn is_receiving(&self) -> bool {
@@ -106,7 +127,8 @@ impl Reader {
 impl Connection {
     /// Reads and dispatches what has arrived. `Ready(Ok)`: there may be more. `Ready(Err)`: the connection ends.
     pub(super) fn poll_read(&mut self, context: &mut Context<'_>) -> Poll<Result<(), TransportError>> {
-        for _ in 0..READS_PER_TURN {
+        while self.reader.left > 0 {
+            self.reader.left -= 1;
             if self.reader.at_end {
                 return Poll::Pending;
             }
@@ -120,7 +142,10 @@ impl Connection {
             let backlog = self.take_open_filter(&backlog)?.unwrap_or(backlog);
             if !backlog.is_empty() {
                 self.dispatch(&backlog)?;
-                continue;
+                if self.reader.backlog.is_empty() {
+                    continue;
+                }
+                break;
             }
             if self.reader.end_mark() == EndMark::Seen {
                 return self.ended_by_peer();
@@ -155,6 +180,9 @@ impl Connection {
                 let result = self.read_scratch(context, &mut scratch[..block]);
                 SCRATCH.set(scratch);
                 ready!(result)?;
+                if !self.reader.backlog.is_empty() {
+                    break;
+                }
             }
         }
         Poll::Ready(Ok(()))
@@ -173,6 +201,7 @@ impl Connection {
             return self.ended_by_peer();
         }
         self.count_read(count);
+        self.reader.part = count / PARTS;
         if self.reader.open.is_none() {
             return Poll::Ready(self.dispatch(buffer.filled()));
         }
@@ -224,6 +253,7 @@ impl Connection {
         let shared = Arc::clone(&self.shared);
         // Answers follow each other: one lock serves a run of them, but not so long that callers have to wait for it.
         let mut held: Option<(MutexGuard<'_, Session>, usize)> = None;
+        let (length, mut requests) = (input.len(), 0);
         let result = loop {
             match self.reader.decoder.next_event(&mut input) {
                 Ok(Some(Event::Message(message))) if !message.is_request() => {
@@ -253,7 +283,9 @@ impl Connection {
                         // A handler has just installed filters: the rest of what was read is theirs.
                         return self.dispatch(&plain);
                     }
-                    if !input.is_empty() && shared.answers_full.load(Ordering::Relaxed) {
+                    requests += 1;
+                    let is_part = requests >= REQUESTS_PER_PART && length - input.len() >= self.reader.part;
+                    if !input.is_empty() && (is_part || shared.answers_full.load(Ordering::Relaxed)) {
                         self.reader.backlog = input.to_vec();
                         break Ok(());
                     }
