@@ -1,6 +1,7 @@
 //! Bodies: bytes in memory or a region of a file.
 
 mod pool;
+mod small;
 
 use std::fmt;
 use std::fs::File;
@@ -12,6 +13,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 pub(crate) use pool::BufferPool;
+pub(crate) use small::copy_of;
 
 /// The body of a chunk, stream or upload: memory of any owner, or a region of a file (transport 11).
 ///

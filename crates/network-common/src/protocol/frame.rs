@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::body::Body;
 use super::message::{LENGTH_FIELD, Message, fixed_head, is_request_type};
 use super::{MAX_FRAME_PAYLOAD, ProtocolError};
-use crate::buffer::BufferPool;
+use crate::buffer::{BufferPool, copy_of};
 
 /// Frames up to this size are decoded in one piece; larger ones hand their header on first.
 const SMALL_FRAME: usize = 4 << 10;
@@ -254,7 +254,7 @@ fn decode(have: &[u8]) -> Result<(Event, usize), ProtocolError> {
         let message = Message::decode(rest.get(..head).unwrap_or(rest), |_| ())?;
         return Ok((Event::BodyStart { message, length: payload - head as u64 }, LENGTH_FIELD + head));
     }
-    let event = match Message::decode(&rest[..in_hand], Bytes::copy_from_slice)? {
+    let event = match Message::decode(&rest[..in_hand], copy_of)? {
         message @ (Message::StreamResponse { byte_count, .. } | Message::UploadStream { byte_count, .. })
             if byte_count > 0 =>
         {

@@ -1,6 +1,7 @@
 //! What waits to be written: two lanes (control, bulk) and how much of it there may be.
 
 use std::borrow::Cow;
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::io::IoSlice;
 use std::net::SocketAddr;
@@ -19,6 +20,14 @@ const INLINE_BODY: usize = 4 << 10;
 const BULK_GATHER: usize = 256 << 10;
 /// Bodies in the bulk lane, of whatever size; beyond, the stream manager is not asked for more.
 const MAX_BULK_ITEMS: usize = 64;
+
+/// No larger buffer is kept for the next batch.
+const MAX_SPARE: usize = 256 << 10;
+
+thread_local! {
+    /// The buffer of a batch that was written, for the next one of any connection.
+    static SPARE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
 
 /// Frames that are written together: one run of bytes, into which larger bodies are spliced without copying.
 #[derive(Debug, Default)]
@@ -51,6 +60,9 @@ impl Batch {
 
     /// Appends the header of a message whose body, of `in_frame` bytes, is written by other means.
     pub(crate) fn push_head(&mut self, message: &Message<()>, in_frame: u64) {
+        if self.bytes.capacity() == 0 {
+            self.bytes = SPARE.take();
+        }
         message.encode_head(in_frame, &mut self.bytes);
     }
 
@@ -106,14 +118,14 @@ impl Batch {
         Cow::Owned(run)
     }
 
-    /// Empty again; keeps a small buffer for the next round, so that a quiet connection holds little. Not under the lock:
-    /// hooks of bodies run here. [`Outgoing::written`] is to be told.
+    /// Empty again, without a buffer: a quiet connection holds none. Not under the lock: hooks of bodies run here.
+    /// [`Outgoing::written`] is to be told.
     pub(crate) fn reset(&mut self) -> Written {
-        const KEPT: usize = 512;
         let written = Written { counted: self.counted, answers: self.answers };
-        self.bytes.clear();
-        if self.bytes.capacity() > KEPT {
-            self.bytes = Vec::new();
+        let mut bytes = std::mem::take(&mut self.bytes);
+        if (1..=MAX_SPARE).contains(&bytes.capacity()) {
+            bytes.clear();
+            SPARE.set(bytes);
         }
         self.bodies = Vec::new();
         self.items = Vec::new();

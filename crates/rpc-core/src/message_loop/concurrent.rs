@@ -10,7 +10,7 @@ use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
 use tokio::time::Instant;
 
-use super::{Behaviour, Buffer, Drained, FAIR_SHARE, Place, report, watch};
+use super::{Behaviour, Buffer, Drained, FAIR_SHARE, Place, report, share_of, watch};
 use crate::endpoint::{EndpointContext, RpcEndpoint};
 use crate::error::RpcError;
 use crate::inbox::{Batch, Event, Inbox, Item};
@@ -72,7 +72,7 @@ impl<E: RpcEndpoint> Behaviour for Concurrent<E> {
                     place.inbox.end();
                     return None;
                 }
-                let sample = batch.sample();
+                let (sample, share) = (batch.sample(), share_of(&item));
                 let handling = handle(Arc::clone(&self.endpoint), item, Arc::clone(&place), sample);
                 let mut handling: Handling = match &place.threads {
                     None => Box::pin(handling),
@@ -89,8 +89,8 @@ impl<E: RpcEndpoint> Behaviour for Concurrent<E> {
                     }
                     Poll::Pending => running.push(handling),
                 }
-                in_a_row += 1;
-                if in_a_row == FAIR_SHARE {
+                in_a_row += share;
+                if in_a_row >= FAIR_SHARE {
                     in_a_row = 0;
                     tokio::task::yield_now().await;
                     // A batch may be long, and so may they wait for its end.

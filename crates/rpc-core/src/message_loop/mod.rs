@@ -23,11 +23,14 @@ use crate::endpoint::{EndpointContext, RpcEndpoint, ThreadSafeRpcEndpoint};
 use crate::error::RpcError;
 use crate::inbox::{Inbox, Item};
 use crate::message::RpcMessage;
+use crate::origin::Origin;
 use crate::running::{Actor, EndpointId, EnvId};
 use crate::threads::Threads;
 
 /// After this many messages in a row the loop lets other tasks run.
 const FAIR_SHARE: usize = 256;
+/// As many as this one ask of a peer counts: the answers so far are to leave while others are made.
+const SHARE_OF_PEERS_ASK: usize = 6;
 
 /// Marks [`ThreadSafeRpcEndpoint`]s in [`IntoEndpoint`].
 #[derive(Debug)]
@@ -183,6 +186,14 @@ impl<B: Behaviour> Drop for Life<B> {
     fn drop(&mut self) {
         // Before the fields go, and with them the batch in hand: no sender may slip in behind.
         self.place.inbox.abandon();
+    }
+}
+
+/// As how many messages in a row `item` counts.
+fn share_of<M>(item: &Item<M>) -> usize {
+    match item {
+        Item::Message { origin: Origin::Arrived { ask: Some(_), .. }, .. } => SHARE_OF_PEERS_ASK,
+        _ => 1,
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use futures::future::BoxFuture;
 
-use super::{Behaviour, Drained, FAIR_SHARE, Place, report, watch};
+use super::{Behaviour, Drained, FAIR_SHARE, Place, report, share_of, watch};
 use crate::endpoint::{EndpointContext, ThreadSafeRpcEndpoint};
 use crate::error::RpcError;
 use crate::inbox::{Batch, Event, Item};
@@ -44,6 +44,7 @@ impl<E: ThreadSafeRpcEndpoint> Behaviour for Serial<E> {
             let mut in_a_row = 0;
             while batch.refill() {
                 while let Some(item) = batch.pop() {
+                    let share = share_of(&item);
                     let outcome = match item {
                         Item::Message { message, mut origin } => {
                             let receive = pin!(async { self.endpoint.receive(message, &place.cx).await });
@@ -76,8 +77,8 @@ impl<E: ThreadSafeRpcEndpoint> Behaviour for Serial<E> {
                     if let Err(error) = outcome {
                         self.on_error(error, &place.cx, &place).await;
                     }
-                    in_a_row += 1;
-                    if in_a_row == FAIR_SHARE {
+                    in_a_row += share;
+                    if in_a_row >= FAIR_SHARE {
                         in_a_row = 0;
                         tokio::task::yield_now().await;
                     }

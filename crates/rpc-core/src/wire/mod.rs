@@ -1,6 +1,7 @@
 //! The envelope's bytes: `proto/rpc_envelope.proto`, written and read without copying bodies more than once.
 
 mod request;
+mod scratch;
 
 use std::fmt::Display;
 
@@ -9,6 +10,7 @@ use prost::Message;
 
 pub use self::request::OutgoingBody;
 pub(crate) use self::request::{Request, notice, request, request_head};
+use self::scratch::Scratch;
 use crate::error::{ErrorKind, RpcError};
 
 /// Generated from `proto/rpc_envelope.proto`.
@@ -41,18 +43,22 @@ impl IncomingBody {
     }
 }
 
+/// How long a field is, with its key and its length, that holds `message`.
+fn field_len(message: &impl Message) -> usize {
+    let length = message.encoded_len();
+    1 + prost::length_delimiter_len(length) + length
+}
+
 /// Protobuf lets fields come in any order, so a body can be appended to encoded fields: no copy between the two.
 fn put_message(out: &mut BytesMut, key: u8, message: &impl Message) {
-    let length = message.encoded_len();
-    out.reserve(1 + prost::length_delimiter_len(length) + length);
     out.put_u8(key);
     // Writing to a growing buffer cannot fail.
     let _ = message.encode_length_delimited(out);
 }
 
 pub(crate) fn encode_value<T: Message>(value: &T) -> Bytes {
-    let mut out = BytesMut::new();
-    put_message(&mut out, ANSWER_VALUE_KEY, value);
+    let mut out = Scratch::new(field_len(value));
+    put_message(out.bytes(), ANSWER_VALUE_KEY, value);
     out.freeze()
 }
 

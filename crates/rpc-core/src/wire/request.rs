@@ -1,4 +1,4 @@
-//! The envelope of a request. Every message passes here, so it is written with one allocation and read with none.
+//! The envelope of a request. Every message passes here, so it is written and read without allocating.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -11,7 +11,8 @@ use prost::encoding::{
 use prost::{DecodeError, Message};
 use tokio::time::Instant;
 
-use super::{proto, put_message};
+use super::scratch::Scratch;
+use super::{field_len, proto, put_message};
 use crate::address::RpcAddress;
 use crate::error::RpcError;
 use crate::method::Method;
@@ -44,19 +45,16 @@ pub(crate) fn request(
     traceparent: Option<&str>,
     encode: impl FnOnce(&mut OutgoingBody<'_>) -> Result<(), RpcError>,
 ) -> Result<Bytes, RpcError> {
-    let mut body = OutgoingBody { head, method, remaining, traceparent, out: BytesMut::new() };
+    let mut body = OutgoingBody { head, method, remaining, traceparent, out: None };
     encode(&mut body)?;
-    if body.out.is_empty() {
-        body.put_fields(0);
-    }
-    Ok(body.out.freeze())
+    Ok(body.out_with(0).freeze())
 }
 
 /// A notice in its envelope, for a one-way message.
 pub(crate) fn notice(notice: proto::notice::Notice) -> Bytes {
     let notice = proto::Notice { notice: Some(notice) };
-    let mut out = BytesMut::new();
-    put_message(&mut out, BODY_KEY, &notice);
+    let mut out = Scratch::new(field_len(&notice));
+    put_message(out.bytes(), BODY_KEY, &notice);
     out.freeze()
 }
 
@@ -67,7 +65,8 @@ pub struct OutgoingBody<'a> {
     method: Method,
     remaining: Option<Duration>,
     traceparent: Option<&'a str>,
-    out: BytesMut,
+    /// There once the length is known.
+    out: Option<Scratch>,
 }
 
 impl OutgoingBody<'_> {
@@ -77,31 +76,34 @@ impl OutgoingBody<'_> {
     ///
     /// None at present.
     pub fn message(&mut self, message: &impl Message) -> Result<(), RpcError> {
-        if self.out.is_empty() {
-            let length = message.encoded_len();
-            self.put_fields(1 + prost::length_delimiter_len(length) + length);
-        }
-        put_message(&mut self.out, BODY_KEY, message);
+        let mut out = self.out_with(field_len(message));
+        put_message(out.bytes(), BODY_KEY, message);
+        self.out = Some(out);
         Ok(())
     }
 
-    /// Everything in front of the body, which will have so many bytes with its key.
-    fn put_fields(&mut self, body: usize) {
+    /// What was written, or else everything in front of the body, which will have `body` bytes with its key.
+    fn out_with(&mut self, body: usize) -> Scratch {
+        if let Some(out) = self.out.take() {
+            return out;
+        }
         let texts = self.method.service().len() + self.method.name().len();
         // Generous, but none of it is wasted on a second allocation: 3 keys and lengths, and a time.
         let rest = self.traceparent.map_or(0, str::len) + 3 * 4 + 11;
-        self.out.reserve(self.head.len() + texts + rest + body);
-        self.out.put_slice(self.head);
-        put_text(&mut self.out, 4 << 3 | 2, self.method.service());
-        put_text(&mut self.out, 5 << 3 | 2, self.method.name());
+        let mut scratch = Scratch::new(self.head.len() + texts + rest + body);
+        let out = scratch.bytes();
+        out.put_slice(self.head);
+        put_text(out, 4 << 3 | 2, self.method.service());
+        put_text(out, 5 << 3 | 2, self.method.name());
         if let Some(remaining) = self.remaining {
             let micros = u64::try_from(remaining.as_micros()).unwrap_or(u64::MAX);
-            self.out.put_u8(6 << 3);
-            encode_varint(micros, &mut self.out);
+            out.put_u8(6 << 3);
+            encode_varint(micros, out);
         }
         if let Some(traceparent) = self.traceparent {
-            put_text(&mut self.out, 7 << 3 | 2, traceparent);
+            put_text(out, 7 << 3 | 2, traceparent);
         }
+        scratch
     }
 }
 

@@ -284,7 +284,9 @@ impl Connection {
                         return self.dispatch(&plain);
                     }
                     requests += 1;
-                    let is_part = requests >= REQUESTS_PER_PART && length - input.len() >= self.reader.part;
+                    let is_part = requests % REQUESTS_PER_PART == 0
+                        && length - input.len() >= self.reader.part
+                        && !shared.session.lock().outgoing.is_empty(false);
                     if !input.is_empty() && (is_part || shared.answers_full.load(Ordering::Relaxed)) {
                         self.reader.backlog = input.to_vec();
                         break Ok(());

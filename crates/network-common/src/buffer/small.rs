@@ -1,0 +1,49 @@
+//! Small bodies: bytes and count of owners in one allocation.
+
+use bytes::Bytes;
+
+/// A copy of `body`. Slices and clones of it cost no allocation, as they do of the first clone of [`Bytes`] made from a vector.
+pub(crate) fn copy_of(body: &[u8]) -> Bytes {
+    match body.len() {
+        0 => Bytes::new(),
+        1..=64 => Small::<64>::holding(body),
+        65..=128 => Small::<128>::holding(body),
+        129..=256 => Small::<256>::holding(body),
+        257..=512 => Small::<512>::holding(body),
+        _ => Bytes::copy_from_slice(body),
+    }
+}
+
+struct Small<const N: usize> {
+    length: usize,
+    bytes: [u8; N],
+}
+
+impl<const N: usize> Small<N> {
+    fn holding(body: &[u8]) -> Bytes {
+        let mut small = Self { length: body.len(), bytes: [0; N] };
+        small.bytes[..body.len()].copy_from_slice(body);
+        Bytes::from_owner(small)
+    }
+}
+
+impl<const N: usize> AsRef<[u8]> for Small<N> {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes[..self.length]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_of_any_length_is_the_same() {
+        let body: Vec<u8> = (0..=255).cycle().take(600).collect();
+        for length in 0..body.len() {
+            let copy = copy_of(&body[..length]);
+            assert_eq!(copy, body[..length]);
+            assert_eq!(copy.slice(length / 2..), body[length / 2..length]);
+        }
+    }
+}
