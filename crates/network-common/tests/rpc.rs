@@ -649,3 +649,27 @@ async fn a_body_that_fits_no_frame_is_refused_before_anything_is_sent() {
     assert_eq!(pair.client.send(huge).unwrap_err().kind(), ErrorKind::Limit);
     pair.assert_alive().await;
 }
+
+/// Requests that came together do not wait for each other's answers to leave.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_answers_leave_while_the_last_requests_are_served() {
+    const REQUESTS: usize = 64;
+    let (arrived, first_answer) = std::sync::mpsc::channel::<()>();
+    let (first_answer, count) = (Mutex::new(first_answer), AtomicUsize::new(0));
+    let handler = Handler::new().on_rpc(move |_, message, callback| {
+        if count.fetch_add(1, Ordering::Relaxed) + 1 < REQUESTS {
+            return callback.reply(message);
+        }
+        // So that another thread looks after the sockets meanwhile.
+        match tokio::task::block_in_place(|| first_answer.lock().recv_timeout(PATIENCE)) {
+            Ok(()) => callback.reply(message),
+            Err(error) => callback.fail(error),
+        }
+    });
+    let pair = pair(handler).await;
+    let mut sent: Vec<_> = (0..REQUESTS).map(|_| pair.client.send_rpc("x")).collect();
+    let last = sent.split_off(1);
+    within(join_all(sent)).await.into_iter().for_each(|answer| assert_eq!(answer.unwrap(), "x"));
+    arrived.send(()).unwrap();
+    within(join_all(last)).await.into_iter().for_each(|answer| assert_eq!(answer.unwrap(), "x"));
+}

@@ -22,7 +22,7 @@ use tempfile::NamedTempFile;
 pub use self::mode::*;
 
 /// Longer than anything here takes, short enough to see what hangs.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// `length` bytes that differ between seeds and at every place.
 pub fn pattern(length: usize, seed: u64) -> Bytes {
