@@ -180,6 +180,19 @@ impl FileSegment {
             }
             FileSource::Open(file) => Arc::clone(file),
         };
+        self.check(file)
+    }
+
+    /// The same without blocking: `None` if that cannot be, or if there is an error to be told.
+    pub(crate) fn open_cached(&self) -> Option<Arc<File>> {
+        let file = match &self.source {
+            FileSource::Path(path) => Arc::new(open_cached(path)?),
+            FileSource::Open(file) => Arc::clone(file),
+        };
+        self.check(file).ok()
+    }
+
+    fn check(&self, file: Arc<File>) -> io::Result<Arc<File>> {
         let metadata = file.metadata()?;
         if !metadata.is_file() {
             return Err(self.describe(io::ErrorKind::InvalidInput, &"not a regular file"));
@@ -232,6 +245,19 @@ impl fmt::Display for FileSegment {
 fn open(path: &Path) -> io::Result<File> {
     use std::os::unix::fs::OpenOptionsExt;
     File::options().read(true).custom_flags(rustix::fs::OFlags::NONBLOCK.bits() as i32).open(path)
+}
+
+/// Only if all that the path leads through is in the kernel's memory.
+#[cfg(target_os = "linux")]
+fn open_cached(path: &Path) -> Option<File> {
+    use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    openat2(CWD, path, flags, Mode::empty(), ResolveFlags::CACHED).ok().map(File::from)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn open_cached(_: &Path) -> Option<File> {
+    None
 }
 
 #[cfg(not(unix))]

@@ -1,7 +1,8 @@
-//! A body in a file, made ready piece by piece on blocking threads: a region that is in the page cache, for the kernel to
-//! send, or bytes in memory where the kernel cannot.
+//! A body in a file, made ready piece by piece: a region that is in the page cache, for the kernel to send, or bytes in memory
+//! where the kernel cannot. Whatever may block, does so on a blocking thread.
 
 use std::fs::File;
+use std::future::ready;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -75,52 +76,74 @@ impl FileSend {
         Some(Self { item, segment, file: None, done: 0, native })
     }
 
-    /// Makes the next piece ready on a blocking thread.
+    /// Makes the next piece ready.
     pub(super) fn prepare(mut self, shared: &Arc<Shared>, resources: &Arc<Resources>) -> Ahead {
+        // What takes microseconds is not worth another thread's wake-up.
+        let begins = self.file.is_none();
+        if let Some(region) = self.next_cached() {
+            return Box::pin(ready(Ok(self.ready(begins, Piece::Cached(region)))));
+        }
         let (shared, resources) = (Arc::clone(shared), Arc::clone(resources));
-        let thread = tokio::task::spawn_blocking(move || {
-            let mut head = Vec::new();
-            let begins = self.file.is_none();
-            let piece = match self.next_piece(&resources) {
-                Ok(piece) => piece,
-                Err(error) if begins => {
-                    self.unreadable(&error, &shared, &mut head);
-                    return Ok(Ready { head, piece: Piece::Nothing, send: self, last: true });
-                }
-                Err(error) => return Err(error),
-            };
-            if begins {
-                self.item.message.encode_head(self.item.in_frame(), &mut head);
+        let thread = tokio::task::spawn_blocking(move || match self.next_piece(&resources) {
+            Ok(piece) => Ok(self.ready(begins, piece)),
+            Err(error) if begins => {
+                let head = self.unreadable(&error, &shared);
+                Ok(Ready { head, piece: Piece::Nothing, send: self, last: true })
             }
-            let last = self.done == self.segment.length;
-            Ok(Ready { head, piece, send: self, last })
+            Err(error) => Err(error),
         });
         Box::pin(async move { thread.await.map_err(io::Error::other)? })
     }
 
-    /// Opens the file first if that was not done yet.
+    /// `begins`: nothing of it was written yet.
+    fn ready(self, begins: bool, piece: Piece) -> Ready {
+        let mut head = Vec::new();
+        if begins {
+            self.item.message.encode_head(self.item.in_frame(), &mut head);
+        }
+        let last = self.done == self.segment.length;
+        Ready { head, piece, send: self, last }
+    }
+
+    /// What can be sent at once, if that can be told without blocking.
+    fn next_cached(&mut self) -> Option<Region> {
+        let (position, length) = self.next_region().filter(|_| self.native)?;
+        let file = match &self.file {
+            Some(file) => Arc::clone(file),
+            None => self.segment.open_cached()?,
+        };
+        sendfile::is_cached(&file, position, length).then(|| self.begin(file, length))
+    }
+
+    /// Where the next region is, and its length.
+    fn next_region(&self) -> Option<(u64, u64)> {
+        let left = self.segment.length - self.done;
+        (left > 0).then(|| (self.segment.offset + self.done, left.min(REGION)))
+    }
+
+    fn begin(&mut self, file: Arc<File>, length: u64) -> Region {
+        let position = self.segment.offset + self.done;
+        self.done += length;
+        self.file = Some(Arc::clone(&file));
+        Region { file, position, left: length, segment: self.segment.clone() }
+    }
+
+    /// Opens the file first if that was not done yet. Blocks.
     fn next_piece(&mut self, resources: &Resources) -> io::Result<Piece> {
         let file = match self.file.take() {
             Some(file) => file,
             None => self.segment.open()?,
         };
         self.file = Some(Arc::clone(&file));
-        let left = self.segment.length - self.done;
-        if left == 0 {
-            return Ok(Piece::Nothing);
-        }
-        let position = self.segment.offset + self.done;
+        let Some((position, length)) = self.next_region() else { return Ok(Piece::Nothing) };
         if self.native {
-            let length = left.min(REGION);
             let sendable = sendfile::read_ahead(&file, position, length);
             if sendable.map_err(|error| self.segment.describe(error.kind(), &error))? {
-                self.done += length;
-                let segment = self.segment.clone();
-                return Ok(Piece::Cached(Region { file, position, left: length, segment }));
+                return Ok(Piece::Cached(self.begin(file, length)));
             }
             self.native = false;
         }
-        let length = left.min(PIECE) as usize;
+        let length = length.min(PIECE) as usize;
         let mut buffer = resources.pool.take(length);
         self.segment.read_exact_at(&file, &mut buffer[..length], self.done)?;
         self.done += length as u64;
@@ -130,7 +153,8 @@ impl FileSend {
 
     /// The file cannot be opened or read. Nothing was written yet, so the failure twin goes out instead (wire 5), or, for an
     /// upload, nothing at all.
-    fn unreadable(&self, error: &io::Error, shared: &Shared, head: &mut Vec<u8>) {
+    fn unreadable(&self, error: &io::Error, shared: &Shared) -> Vec<u8> {
+        let mut head = Vec::new();
         tracing::warn!(peer = %shared.peer, %error, "a file body cannot be sent");
         if let Some(ticket) = self.item.upload {
             let text = format!("upload to {} failed: {error}", shared.peer);
@@ -142,7 +166,8 @@ impl FileSend {
                 waker.wake();
             }
         } else if let Some(twin) = self.item.message.clone().failure_twin(error_text(error)) {
-            twin.encode_head(0, head);
+            twin.encode_head(0, &mut head);
         }
+        head
     }
 }

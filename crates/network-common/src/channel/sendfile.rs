@@ -1,9 +1,9 @@
 //! Moving bytes from a file to a socket without copying them: Linux only, and `false` or an error elsewhere.
 
 #[cfg(target_os = "linux")]
-pub(super) use linux::{read_ahead, send};
+pub(super) use linux::{is_cached, read_ahead, send};
 #[cfg(not(target_os = "linux"))]
-pub(super) use portable::{read_ahead, send};
+pub(super) use portable::{is_cached, read_ahead, send};
 
 #[cfg(target_os = "linux")]
 mod linux {
@@ -20,27 +20,27 @@ mod linux {
 
     use super::super::file::Region;
 
-    /// Distance of the bytes that tell whether a region is cached; the kernel reads at least this much ahead.
-    const PROBE_STEP: u64 = 128 << 10;
+    /// Distance of the bytes that tell whether a region is cached. Each look costs a line of memory that nobody else needs.
+    const PROBE_STEP: u64 = 512 << 10;
     /// Bytes per system call, so that a fast receiver does not keep the thread.
     const MAX_SENDFILE: u64 = 1 << 20;
+
+    /// Whether the kernel can send the region from the page cache, as far as can be told without blocking.
+    pub(in super::super) fn is_cached(file: &File, position: u64, length: u64) -> bool {
+        missing(file, position, length).is_none()
+            && null().is_ok_and(|null| try_one(null, file, position).is_ok())
+    }
 
     /// Has the region read into the page cache; false if the kernel cannot send this file. Blocks.
     pub(in super::super) fn read_ahead(file: &File, position: u64, length: u64) -> io::Result<bool> {
         let null = null()?;
-        let end = position + length;
-        // One byte tells whether this kind of file can be sent at all.
-        match retry_on_intr(|| sendfile(null, file, Some(&mut { position }), 1)) {
-            Ok(_) => {}
+        match try_one(null, file, position) {
+            Ok(()) => {}
             Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => return Ok(false),
             Err(error) => return Err(error.into()),
         }
-        let mut byte = [0];
-        let missing = (position..end).step_by(PROBE_STEP as usize).chain([end - 1]).find(|&probe| {
-            let buffer = &mut [IoSliceMut::new(&mut byte)];
-            !matches!(preadv2(file, buffer, probe, ReadWriteFlags::NOWAIT), Ok(1))
-        });
-        let Some(mut position) = missing else { return Ok(true) };
+        let end = position + length;
+        let Some(mut position) = missing(file, position, length) else { return Ok(true) };
         // From somewhere before the first missing byte on: sending to nowhere reads without copying.
         position -= position % PROBE_STEP.min(length);
         while position < end {
@@ -51,6 +51,21 @@ mod linux {
             }
         }
         Ok(true)
+    }
+
+    /// One byte tells whether this kind of file can be sent at all.
+    fn try_one(null: &File, file: &File, position: u64) -> Result<(), Errno> {
+        retry_on_intr(|| sendfile(null, file, Some(&mut { position }), 1)).map(drop)
+    }
+
+    /// Where the first part of the region is that is not in the page cache. Does not block.
+    fn missing(file: &File, position: u64, length: u64) -> Option<u64> {
+        let end = position + length;
+        let mut byte = [0];
+        (position..end).step_by(PROBE_STEP as usize).chain([end - 1]).find(|&probe| {
+            let buffer = &mut [IoSliceMut::new(&mut byte)];
+            !matches!(preadv2(file, buffer, probe, ReadWriteFlags::NOWAIT), Ok(1))
+        })
     }
 
     /// Sends the rest of a region, or as much as the socket takes; `Ready` with the bytes of one call.
@@ -98,6 +113,10 @@ mod portable {
     use tokio::net::TcpStream;
 
     use super::super::file::Region;
+
+    pub(in super::super) fn is_cached(_: &File, _: u64, _: u64) -> bool {
+        false
+    }
 
     pub(in super::super) fn read_ahead(_: &File, _: u64, _: u64) -> io::Result<bool> {
         Ok(false)

@@ -133,24 +133,26 @@ impl Writer {
 
     /// Writes until nothing is left (`Ready`) or the socket or disk takes its time.
     pub(super) fn poll_write(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut has_sealed = false;
+        let mut has_worked = false;
         loop {
             if self.sealed_written < self.sealed.len() {
                 self.sealed_written += ready!(self.poll_sealed(context))?;
             } else if self.written < self.batch.len() {
                 if self.seal.is_some() {
-                    if has_sealed {
-                        // A socket that takes everything must not keep this thread from others, or the peer unread.
-                        context.waker().wake_by_ref();
-                        return Poll::Pending;
+                    if has_worked {
+                        return others_first(context);
                     }
-                    has_sealed = true;
+                    has_worked = true;
                     self.seal_run()?;
                 } else {
                     self.written += ready!(self.poll_batch(context))?;
                 }
             } else if self.region.is_some() {
+                if has_worked {
+                    return others_first(context);
+                }
                 ready!(self.poll_region(context))?;
+                has_worked = true;
             } else if let Some(current) = &mut self.current {
                 let ready = ready!(current.as_mut().poll(context))?;
                 self.begin(ready)?;
@@ -290,4 +292,10 @@ impl Writer {
         self.written += plain.len();
         Ok(())
     }
+}
+
+/// A socket that takes everything must not keep this thread from others, or the peer unread.
+fn others_first(context: &Context<'_>) -> Poll<io::Result<()>> {
+    context.waker().wake_by_ref();
+    Poll::Pending
 }

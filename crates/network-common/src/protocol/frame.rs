@@ -156,6 +156,11 @@ impl FrameDecoder {
         }
     }
 
+    /// Whether some of a body is still to come.
+    pub(crate) fn is_in_body(&self) -> bool {
+        matches!(self.state, State::Body(_))
+    }
+
     /// `count` bytes were written to the front of what [`direct`](Self::direct) returned.
     pub(crate) fn direct_filled(&mut self, count: usize) {
         if let State::Body(body) = &mut self.state {

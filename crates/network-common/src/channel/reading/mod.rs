@@ -171,6 +171,10 @@ impl Connection {
                 self.count_read(count);
                 self.resources.metrics.direct_body_bytes.fetch_add(count as u64, Ordering::Relaxed);
                 self.dispatch(&[])?;
+                if !self.reader.decoder.is_in_body() {
+                    // Who gets it may be done with it before the next one comes, whose buffer then is warm.
+                    break;
+                }
             } else {
                 let block = if self.reader.open.is_none() { READ_BLOCK } else { SEALED_READ_BLOCK };
                 let mut scratch = SCRATCH.take();
