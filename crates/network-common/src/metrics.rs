@@ -74,7 +74,7 @@ pub struct MetricsSnapshot {
     pub sendfile_bytes: u64,
     /// Bytes of files that passed through memory on their way to the socket.
     pub copied_file_bytes: u64,
-    /// Body bytes that the socket wrote straight into the body's own buffer.
+    /// Body bytes that came from the socket, or out of a cipher, straight into the body's own buffer.
     pub direct_body_bytes: u64,
     /// Connections and connection attempts that ended with an error, by kind.
     pub failures: Vec<(ErrorKind, u64)>,

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use network_common::{
-    BoxError, ByteFilter, ErrorKind, ManagedBuffer, RpcHandler, RpcResponseCallback, StreamBody,
+    BoxError, ByteFilter, ErrorKind, ManagedBuffer, Output, RpcHandler, RpcResponseCallback, StreamBody,
     StreamManager, TransportClient, TransportClientBootstrap, TransportContext, TransportError,
     TransportServerBootstrap,
 };
@@ -25,10 +25,10 @@ struct Xor {
 }
 
 impl ByteFilter for Xor {
-    fn transform(&mut self, input: &[u8], output: &mut Vec<u8>) -> Result<(), BoxError> {
+    fn transform(&mut self, input: &[u8], output: &mut Output<'_>) -> Result<(), BoxError> {
         for byte in input {
             let key = (self.key ^ self.position).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56;
-            output.push(byte ^ key as u8);
+            output.extend_from_slice(&[byte ^ key as u8]);
             self.position += 1;
         }
         self.seen.fetch_add(input.len() as u64, Ordering::SeqCst);
@@ -44,12 +44,13 @@ struct Blocks {
 
 impl ByteFilter for Blocks {
     /// Sealed: a byte that says how many of the 15 that follow it count.
-    fn transform(&mut self, input: &[u8], output: &mut Vec<u8>) -> Result<(), BoxError> {
+    fn transform(&mut self, input: &[u8], output: &mut Output<'_>) -> Result<(), BoxError> {
         if !self.open {
             for piece in input.chunks(15) {
-                output.push(piece.len() as u8);
-                output.extend_from_slice(piece);
-                output.resize(output.len() + 15 - piece.len(), 0xff);
+                let mut block = [0xff; 16];
+                block[0] = piece.len() as u8;
+                block[1..=piece.len()].copy_from_slice(piece);
+                output.extend_from_slice(&block);
             }
             return Ok(());
         }
@@ -239,7 +240,7 @@ struct Cipher {
 }
 
 impl ByteFilter for Cipher {
-    fn transform(&mut self, input: &[u8], output: &mut Vec<u8>) -> Result<(), BoxError> {
+    fn transform(&mut self, input: &[u8], output: &mut Output<'_>) -> Result<(), BoxError> {
         if self.broken {
             self.calls.fetch_add(1, Ordering::SeqCst);
             return Err("the cipher is broken".into());

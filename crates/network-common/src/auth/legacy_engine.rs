@@ -77,18 +77,12 @@ impl Streams {
     }
 
     fn encrypt(&mut self, bytes: &[u8]) -> Result<Vec<u8>, AuthError> {
-        run(&mut self.encrypt, bytes)
+        self.encrypt.transformed(bytes).map_err(|_| AuthError::Crypto("AES-CTR"))
     }
 
     fn decrypt(&mut self, bytes: &[u8]) -> Result<Zeroizing<Vec<u8>>, AuthError> {
-        run(&mut self.decrypt, bytes).map(Zeroizing::new)
+        self.decrypt.transformed(bytes).map(Zeroizing::new).map_err(|_| AuthError::Crypto("AES-CTR"))
     }
-}
-
-fn run(stream: &mut Ctr, bytes: &[u8]) -> Result<Vec<u8>, AuthError> {
-    let mut out = Vec::with_capacity(bytes.len() + IV);
-    stream.transform(bytes, &mut out).map_err(|_| AuthError::Crypto("AES-CTR"))?;
-    Ok(out)
 }
 
 fn password_key(secret: &Secret, salt: &[u8], conf: &AuthConf) -> Result<Zeroizing<Vec<u8>>, AuthError> {

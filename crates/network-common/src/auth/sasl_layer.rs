@@ -12,7 +12,7 @@ use super::AuthError;
 use super::cipher::Side;
 use super::digest::Cipher;
 use crate::error::BoxError;
-use crate::session::{ByteFilter, Filters};
+use crate::session::{ByteFilter, Filters, Output};
 
 const BLOCK: usize = 8;
 const MAC: usize = 10;
@@ -123,18 +123,19 @@ struct Seal {
 }
 
 impl ByteFilter for Seal {
-    fn transform(&mut self, input: &[u8], output: &mut Vec<u8>) -> Result<(), BoxError> {
+    fn transform(&mut self, input: &[u8], output: &mut Output<'_>) -> Result<(), BoxError> {
         for plain in input.chunks(self.max_block) {
             let padding = self.direction.padding(plain.len());
             let total = LENGTH + plain.len() + padding + MAC + TAIL;
-            output.extend_from_slice(&(total as u64).to_be_bytes());
-            let start = output.len();
-            output.extend_from_slice(plain);
-            output.resize(output.len() + padding, padding as u8);
-            output.extend_from_slice(&self.direction.mac(plain)?);
-            self.direction.crypt(&mut output[start..]);
-            output.extend_from_slice(&[0, 1]);
-            output.extend_from_slice(&self.direction.sequence.to_be_bytes());
+            let mut block = Vec::with_capacity(total);
+            block.extend_from_slice(&(total as u64).to_be_bytes());
+            block.extend_from_slice(plain);
+            block.resize(block.len() + padding, padding as u8);
+            block.extend_from_slice(&self.direction.mac(plain)?);
+            self.direction.crypt(&mut block[LENGTH..]);
+            block.extend_from_slice(&[0, 1]);
+            block.extend_from_slice(&self.direction.sequence.to_be_bytes());
+            output.extend_from_slice(&block);
             self.direction.sequence = self.direction.sequence.wrapping_add(1);
         }
         Ok(())
@@ -158,7 +159,7 @@ impl Open {
             .ok_or_else(|| AuthError::Malformed(format!("an encrypted block of {total} bytes")))
     }
 
-    fn open(&mut self, wrapped: &[u8], output: &mut Vec<u8>) -> Result<(), AuthError> {
+    fn open(&mut self, wrapped: &[u8], output: &mut Output<'_>) -> Result<(), AuthError> {
         let damaged = || AuthError::Mismatch("an encrypted block is damaged, or out of its order");
         let direction = &mut self.direction;
         let (sealed, tail) = wrapped.split_at(wrapped.len() - TAIL);
@@ -188,7 +189,7 @@ impl Open {
 }
 
 impl ByteFilter for Open {
-    fn transform(&mut self, mut input: &[u8], output: &mut Vec<u8>) -> Result<(), BoxError> {
+    fn transform(&mut self, mut input: &[u8], output: &mut Output<'_>) -> Result<(), BoxError> {
         while !input.is_empty() {
             let count = (self.announced()? - self.held.len()).min(input.len());
             self.held.extend_from_slice(&input[..count]);

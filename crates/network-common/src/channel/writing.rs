@@ -12,12 +12,16 @@ use super::file::{Ahead, FileSend, Piece, Ready, Region};
 use super::stream::WriteHalf;
 use super::{Resources, sendfile};
 use crate::client::Shared;
-use crate::session::{Batch, ByteFilter, Stack};
+use crate::session::{Batch, ByteFilter, Output, Stack};
 
 /// Slices handed to one vectored write.
 const MAX_SLICES: usize = 64;
-/// Bytes that pass through a filter at once: enough to be worth a write, not so many that others on this thread wait for it.
-const SEAL_RUN: usize = 256 << 10;
+/// Bytes that pass through a filter between two writes: few enough to be still in the core's cache when they are written.
+const SEAL_RUN: usize = 512 << 10;
+/// The same in one turn, so that others on this thread do not wait for long.
+const SEALED_PER_TURN: usize = 1 << 20;
+/// From this size on, memory for what is sealed is recycled.
+const POOLED: usize = 128 << 10;
 
 pub(super) struct Writer {
     /// `None` once the sending direction has ended.
@@ -34,8 +38,10 @@ pub(super) struct Writer {
     /// The file whose last bytes are being written, kept for its hooks.
     finishing: Option<FileSend>,
     seal: Option<Box<dyn ByteFilter>>,
-    /// What a filter made of those bytes of the batch that count as written already, and how much of it really is.
+    /// What a filter made of those bytes of the batch that count as written already: so many bytes at the front, and how many
+    /// of them really are.
     sealed: Vec<u8>,
+    sealed_length: usize,
     sealed_written: usize,
     /// The connection ended in the middle of something sealed.
     cut_short: bool,
@@ -60,6 +66,7 @@ impl Writer {
             finishing: None,
             seal: None,
             sealed: Vec::new(),
+            sealed_length: 0,
             sealed_written: 0,
             cut_short: false,
             many_callers: false,
@@ -88,7 +95,7 @@ impl Writer {
 
     /// Whether the batch is on its way.
     fn is_written(&self) -> bool {
-        self.written == self.batch.len() && self.sealed_written == self.sealed.len()
+        self.written == self.batch.len() && self.sealed_written == self.sealed_length
     }
 
     /// All that is written from here on passes through `seal`.
@@ -106,11 +113,10 @@ impl Writer {
 
     /// The connection has ended: lets go of what was not written, whose hooks wait for that.
     pub(super) fn end(&mut self) {
-        self.cut_short = self.sealed_written < self.sealed.len();
+        self.cut_short = self.sealed_written < self.sealed_length;
         self.batch = Batch::default();
         self.written = 0;
-        self.sealed = Vec::new();
-        self.sealed_written = 0;
+        self.forget_sealed();
         self.region = None;
         self.current = None;
         self.next = None;
@@ -120,11 +126,13 @@ impl Writer {
     /// Tells the peer that nothing follows, where filters have words for that, and lets go of the socket, which ends the
     /// sending direction.
     pub(super) async fn shut(&mut self) {
-        let mut last_words = Vec::new();
         // Inside of something sealed they would only be garbage.
-        if let Some(seal) = self.seal.as_mut().filter(|_| !self.cut_short) {
-            seal.finish(&mut last_words);
-        }
+        let Ok(last_words) = Output::collect(|words| {
+            if let Some(seal) = self.seal.as_mut().filter(|_| !self.cut_short) {
+                seal.finish(words);
+            }
+            Ok::<_, std::convert::Infallible>(())
+        });
         if let Err(error) = self.write_raw(&last_words).await {
             tracing::debug!(peer = %self.shared.peer, %error, "the peer does not hear that nothing follows");
         }
@@ -133,26 +141,25 @@ impl Writer {
 
     /// Writes until nothing is left (`Ready`) or the socket or disk takes its time.
     pub(super) fn poll_write(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut has_worked = false;
+        let (mut sealed, mut has_sent_region) = (0, false);
         loop {
-            if self.sealed_written < self.sealed.len() {
+            if self.sealed_written < self.sealed_length {
                 self.sealed_written += ready!(self.poll_sealed(context))?;
             } else if self.written < self.batch.len() {
                 if self.seal.is_some() {
-                    if has_worked {
+                    if sealed >= SEALED_PER_TURN {
                         return others_first(context);
                     }
-                    has_worked = true;
-                    self.seal_run()?;
+                    sealed += self.seal_run()?;
                 } else {
                     self.written += ready!(self.poll_batch(context))?;
                 }
             } else if self.region.is_some() {
-                if has_worked {
+                if has_sent_region {
                     return others_first(context);
                 }
                 ready!(self.poll_region(context))?;
-                has_worked = true;
+                has_sent_region = true;
             } else if let Some(current) = &mut self.current {
                 let ready = ready!(current.as_mut().poll(context))?;
                 self.begin(ready)?;
@@ -172,7 +179,9 @@ impl Writer {
 
     fn poll_sealed(&mut self, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let half = self.half.as_mut().ok_or(io::ErrorKind::NotConnected)?;
-        let count = ready!(Pin::new(half).poll_write(context, &self.sealed[self.sealed_written..]))?;
+        let count = ready!(
+            Pin::new(half).poll_write(context, &self.sealed[self.sealed_written..self.sealed_length])
+        )?;
         Poll::Ready(self.wrote(count))
     }
 
@@ -231,9 +240,6 @@ impl Writer {
     /// Takes what is to be written next; false: there is nothing.
     fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<io::Result<bool>> {
         self.finishing = None;
-        // A quiet connection keeps no large buffer.
-        self.sealed = Vec::new();
-        self.sealed_written = 0;
         let written = self.batch.reset();
         let shared = Arc::clone(&self.shared);
         let mut session = shared.session.lock();
@@ -254,7 +260,11 @@ impl Writer {
         if session.outgoing.is_empty(bodies) {
             drop(session);
             self.wake();
-            let Some(next) = &mut self.next else { return Poll::Ready(Ok(false)) };
+            let Some(next) = &mut self.next else {
+                // A quiet connection keeps no large buffer.
+                self.forget_sealed();
+                return Poll::Ready(Ok(false));
+            };
             let ready = ready!(next.as_mut().poll(context))?;
             self.next = None;
             self.begin(ready)?;
@@ -281,16 +291,33 @@ impl Writer {
         self.wakers.drain(..).for_each(Waker::wake);
     }
 
-    /// Passes the next bytes of the batch through the filter.
-    fn seal_run(&mut self) -> io::Result<()> {
-        let Some(seal) = &mut self.seal else { return Ok(()) };
-        let plain = self.batch.run(self.written, SEAL_RUN);
-        self.sealed.clear();
+    /// Passes the next bytes of the batch through the filter; returns how many.
+    fn seal_run(&mut self) -> io::Result<usize> {
+        let Some(seal) = &mut self.seal else { return Ok(0) };
+        let count = (self.batch.len() - self.written).min(SEAL_RUN);
+        if self.sealed.is_empty() {
+            // With room for what ciphers add. Much fresh memory would cost a page fault for every 4 KiB.
+            self.sealed = match count + count / 50 + 128 {
+                large @ POOLED.. => self.resources.pool.take(large),
+                small => Vec::with_capacity(small),
+            };
+        }
+        let mut output = Output::new(&mut [], &mut self.sealed);
+        let end = self.written + count;
+        while self.written < end {
+            let plain = self.batch.run(self.written, end - self.written);
+            seal.transform(&plain, &mut output).map_err(io::Error::other)?;
+            self.written += plain.len();
+        }
+        (_, self.sealed_length) = output.lengths();
         self.sealed_written = 0;
-        self.sealed.reserve(plain.len() + plain.len() / 256 + 64);
-        seal.transform(&plain, &mut self.sealed).map_err(io::Error::other)?;
-        self.written += plain.len();
-        Ok(())
+        Ok(count)
+    }
+
+    fn forget_sealed(&mut self) {
+        self.resources.pool.put(std::mem::take(&mut self.sealed));
+        self.sealed_length = 0;
+        self.sealed_written = 0;
     }
 }
 

@@ -3,12 +3,12 @@ use std::task::{Wake, Waker};
 
 use super::*;
 use crate::error::BoxError;
-use crate::session::Outgoing;
+use crate::session::{Outgoing, Output};
 
 struct Idle;
 
 impl ByteFilter for Idle {
-    fn transform(&mut self, _: &[u8], _: &mut Vec<u8>) -> Result<(), BoxError> {
+    fn transform(&mut self, _: &[u8], _: &mut Output<'_>) -> Result<(), BoxError> {
         Ok(())
     }
 }

@@ -1,5 +1,7 @@
 //! The place between socket and frames where ciphers sit.
 
+use std::io;
+
 use crate::error::BoxError;
 
 /// Transforms the bytes of one direction of a connection, statefully and in order: a cipher, say.
@@ -10,17 +12,97 @@ pub trait ByteFilter: Send {
     /// arrives) or more.
     ///
     /// # Errors
-    /// End the connection.
-    fn transform(&mut self, input: &[u8], output: &mut Vec<u8>) -> Result<(), BoxError>;
+    /// End the connection; nothing of `output` is used then.
+    fn transform(&mut self, input: &[u8], output: &mut Output<'_>) -> Result<(), BoxError>;
+
+    /// The same into memory of its own.
+    ///
+    /// # Errors
+    /// Those of [`transform`](Self::transform).
+    fn transformed(&mut self, input: &[u8]) -> Result<Vec<u8>, BoxError> {
+        Output::collect(|output| self.transform(input, output))
+    }
 
     /// Of the sealing direction: this side sends nothing more. Appends what tells the peer so. By default nothing does.
-    fn finish(&mut self, output: &mut Vec<u8>) {
+    fn finish(&mut self, output: &mut Output<'_>) {
         let _ = output;
     }
 
     /// Of the opening direction: whether the peer has told that it sends nothing more.
     fn end_mark(&self) -> EndMark {
         EndMark::Unknown
+    }
+}
+
+/// Where a filter leaves what it yields: in a place that is provided, while what comes next fits in there whole, and behind that
+/// in a buffer that grows. What either held before is overwritten, not cleared first: that costs as much as a copy.
+#[derive(Debug)]
+pub struct Output<'a> {
+    place: &'a mut [u8],
+    placed: usize,
+    buffer: &'a mut Vec<u8>,
+    buffered: usize,
+}
+
+impl<'a> Output<'a> {
+    pub(crate) fn new(place: &'a mut [u8], buffer: &'a mut Vec<u8>) -> Self {
+        Self { place, placed: 0, buffer, buffered: 0 }
+    }
+
+    /// All that `write` leaves.
+    pub(crate) fn collect<E>(write: impl FnOnce(&mut Output<'_>) -> Result<(), E>) -> Result<Vec<u8>, E> {
+        let mut buffer = Vec::new();
+        let mut output = Output::new(&mut [], &mut buffer);
+        write(&mut output)?;
+        let (_, length) = output.lengths();
+        buffer.truncate(length);
+        Ok(buffer)
+    }
+
+    /// How many bytes are in the place, and how many in the buffer.
+    pub(crate) fn lengths(&self) -> (usize, usize) {
+        (self.placed, self.buffered)
+    }
+
+    /// Has `write` leave the next bytes at the front of room for `length`, whose content is arbitrary; it returns how many.
+    ///
+    /// # Errors
+    /// Those of `write`; nothing is left then.
+    pub fn append<E>(
+        &mut self,
+        length: usize,
+        write: impl FnOnce(&mut [u8]) -> Result<usize, E>,
+    ) -> Result<(), E> {
+        if self.buffered == 0 && length <= self.place.len() - self.placed {
+            self.placed += write(&mut self.place[self.placed..][..length])?.min(length);
+            return Ok(());
+        }
+        let end = self.buffered + length;
+        if self.buffer.len() < end {
+            self.buffer.resize(end, 0);
+        }
+        self.buffered += write(&mut self.buffer[self.buffered..end])?.min(length);
+        Ok(())
+    }
+
+    /// Appends a copy of `bytes`.
+    pub fn extend_from_slice(&mut self, bytes: &[u8]) {
+        let Ok(()) = self.append(bytes.len(), |room| {
+            room.copy_from_slice(bytes);
+            Ok::<_, std::convert::Infallible>(bytes.len())
+        });
+    }
+}
+
+/// Takes everything.
+impl io::Write for Output<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
@@ -62,15 +144,16 @@ impl Stack {
 }
 
 impl ByteFilter for Stack {
-    fn transform(&mut self, input: &[u8], output: &mut Vec<u8>) -> Result<(), BoxError> {
-        let mut between = Vec::with_capacity(input.len());
-        self.first.transform(input, &mut between)?;
+    fn transform(&mut self, input: &[u8], output: &mut Output<'_>) -> Result<(), BoxError> {
+        let between = self.first.transformed(input)?;
         self.then.transform(&between, output)
     }
 
-    fn finish(&mut self, output: &mut Vec<u8>) {
-        let mut between = Vec::new();
-        self.first.finish(&mut between);
+    fn finish(&mut self, output: &mut Output<'_>) {
+        let Ok(between) = Output::collect(|between| {
+            self.first.finish(between);
+            Ok::<_, std::convert::Infallible>(())
+        });
         // One that fails has no last words.
         if self.then.transform(&between, output).is_ok() {
             self.then.finish(output);

@@ -17,7 +17,7 @@ use bytes::Bytes;
 
 pub use body::StreamBody;
 pub(crate) use body::{PipeWriter, pipe};
-pub use filter::{ByteFilter, EndMark};
+pub use filter::{ByteFilter, EndMark, Output};
 pub(crate) use filter::{Filters, Stack};
 pub(crate) use outgoing::{Batch, BulkItem, Outgoing, Unwritten};
 pub use requests::MergedBlockMeta;

@@ -16,6 +16,8 @@ use crate::protocol::Message;
 
 /// Bodies up to this size are copied behind their header: cheaper than a slice of their own in a vectored write.
 const INLINE_BODY: usize = 4 << 10;
+/// From this size on, a filter that begins anew costs less than the copy that would spare it.
+const LARGE_PART: usize = 64 << 10;
 /// Small bulk bodies are written together up to here; a control frame waits for no more than this or one body.
 const BULK_GATHER: usize = 256 << 10;
 /// Bodies in the bulk lane, of whatever size; beyond, the stream manager is not asked for more.
@@ -104,15 +106,17 @@ impl Batch {
         filled.count()
     }
 
-    /// The bytes from `skip` on in one run, at most `limit` of them: for a filter. Those of a large body are not copied.
+    /// The bytes from `skip` on, at most `limit` of them: for a filter. Small parts are gathered up to the next large one, which
+    /// is a run of its own and not copied.
     pub(crate) fn run(&self, skip: usize, limit: usize) -> Cow<'_, [u8]> {
-        let mut parts = self.parts(skip);
+        let is_large = |part: &&[u8]| part.len() >= LARGE_PART;
+        let mut parts = self.parts(skip).peekable();
         let first = parts.next().unwrap_or_default();
-        if first.len() >= limit / 4 {
+        if first.len() >= limit || is_large(&first) || parts.peek().is_none_or(is_large) {
             return Cow::Borrowed(&first[..first.len().min(limit)]);
         }
-        let mut run = Vec::with_capacity(limit.min(self.len() - skip));
-        for part in std::iter::once(first).chain(parts) {
+        let mut run = first.to_vec();
+        for part in parts.take_while(|part| !is_large(part)) {
             run.extend_from_slice(&part[..part.len().min(limit - run.len())]);
         }
         Cow::Owned(run)

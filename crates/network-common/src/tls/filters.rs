@@ -9,10 +9,12 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use crate::channel::{Handshake, Secured};
 use crate::error::BoxError;
-use crate::session::{ByteFilter, EndMark};
+use crate::session::{ByteFilter, EndMark, Output};
 
 /// The types of TLS records (RFC 8446, 5.1): what a first byte may be.
 const RECORD_TYPES: std::ops::RangeInclusive<u8> = 20..=24;
+/// What a full record holds (5.1).
+const RECORD: usize = 16 << 10;
 
 pub(super) struct TlsHandshake {
     connection: Connection,
@@ -39,7 +41,7 @@ impl Handshake for TlsHandshake {
                 return Err(text.into());
             }
         }
-        let result = open(&mut self.connection, input, &mut self.early);
+        let result = open(&mut self.connection, input, |plain| self.early.extend_from_slice(plain));
         take_sealed(&mut self.connection, output)?;
         result?;
         Ok(!self.connection.is_handshaking())
@@ -59,13 +61,17 @@ impl Handshake for TlsHandshake {
 struct Sealing(Arc<Mutex<Connection>>);
 
 impl ByteFilter for Sealing {
-    fn transform(&mut self, input: &[u8], output: &mut Vec<u8>) -> Result<(), BoxError> {
+    fn transform(&mut self, input: &[u8], output: &mut Output<'_>) -> Result<(), BoxError> {
         let mut connection = self.0.lock();
-        connection.writer().write_all(input)?;
-        Ok(take_sealed(&mut connection, output)?)
+        // One by one they stay in the cache, and in one piece of memory, while rustls copies them to and fro.
+        for record in input.chunks(RECORD) {
+            connection.writer().write_all(record)?;
+            take_sealed(&mut connection, output)?;
+        }
+        Ok(())
     }
 
-    fn finish(&mut self, output: &mut Vec<u8>) {
+    fn finish(&mut self, output: &mut Output<'_>) {
         let mut connection = self.0.lock();
         // After an error, the alert that says which goes out instead.
         connection.send_close_notify();
@@ -80,8 +86,8 @@ struct Opening {
 }
 
 impl ByteFilter for Opening {
-    fn transform(&mut self, input: &[u8], output: &mut Vec<u8>) -> Result<(), BoxError> {
-        self.end_seen |= open(&mut self.connection.lock(), input, output)?;
+    fn transform(&mut self, input: &[u8], output: &mut Output<'_>) -> Result<(), BoxError> {
+        self.end_seen |= open(&mut self.connection.lock(), input, |plain| output.extend_from_slice(plain))?;
         Ok(())
     }
 
@@ -90,8 +96,12 @@ impl ByteFilter for Opening {
     }
 }
 
-/// Takes in records and appends what they hold; true: the peer has said that nothing follows.
-fn open(connection: &mut Connection, mut input: &[u8], plain: &mut Vec<u8>) -> Result<bool, BoxError> {
+/// Takes in records and hands on what they hold; true: the peer has said that nothing follows.
+fn open(
+    connection: &mut Connection,
+    mut input: &[u8],
+    mut take: impl FnMut(&[u8]),
+) -> Result<bool, BoxError> {
     loop {
         // Also without input: what came behind the handshake may wait.
         let state = connection.process_new_packets().map_err(explained)?;
@@ -100,7 +110,7 @@ fn open(connection: &mut Connection, mut input: &[u8], plain: &mut Vec<u8>) -> R
             let mut reader = connection.reader();
             let piece = reader.fill_buf()?;
             let count = piece.len();
-            plain.extend_from_slice(piece);
+            take(piece);
             reader.consume(count);
             left -= count;
         }
@@ -112,7 +122,7 @@ fn open(connection: &mut Connection, mut input: &[u8], plain: &mut Vec<u8>) -> R
     }
 }
 
-fn take_sealed(connection: &mut Connection, output: &mut Vec<u8>) -> io::Result<()> {
+fn take_sealed(connection: &mut Connection, output: &mut dyn Write) -> io::Result<()> {
     while connection.wants_write() {
         connection.write_tls(output)?;
     }

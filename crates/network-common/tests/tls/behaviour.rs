@@ -8,8 +8,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use network_common::{
-    BoxError, ByteFilter, ErrorKind, ManagedBuffer, RpcHandler, TransportClient, TransportClientBootstrap,
-    TransportServerBootstrap,
+    BoxError, ByteFilter, ErrorKind, ManagedBuffer, Output, RpcHandler, TransportClient,
+    TransportClientBootstrap, TransportServerBootstrap,
 };
 use tempfile::NamedTempFile;
 
@@ -310,9 +310,9 @@ async fn emh_03_bodies_of_answers_are_released_after_sending() {
 struct Rolling(u8);
 
 impl ByteFilter for Rolling {
-    fn transform(&mut self, input: &[u8], output: &mut Vec<u8>) -> Result<(), BoxError> {
+    fn transform(&mut self, input: &[u8], output: &mut Output<'_>) -> Result<(), BoxError> {
         for byte in input {
-            output.push(byte ^ self.0);
+            output.extend_from_slice(&[byte ^ self.0]);
             self.0 = self.0.wrapping_add(1);
         }
         Ok(())

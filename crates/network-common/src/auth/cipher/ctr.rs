@@ -5,10 +5,10 @@ use aws_lc_rs::iv::FixedLength;
 
 use crate::auth::AuthError;
 use crate::error::BoxError;
-use crate::session::ByteFilter;
+use crate::session::{ByteFilter, Output};
 
-/// The library's calls are limited in length.
-const PIECE: usize = 1 << 20;
+/// Transformed at once: stays in the cache, and mostly fits whole into the place of a body.
+const PIECE: usize = 32 << 10;
 const BLOCK: usize = 16;
 
 /// Seals and opens: in this mode they are the same.
@@ -27,18 +27,13 @@ impl Ctr {
 }
 
 impl ByteFilter for Ctr {
-    fn transform(&mut self, input: &[u8], output: &mut Vec<u8>) -> Result<(), BoxError> {
+    fn transform(&mut self, input: &[u8], output: &mut Output<'_>) -> Result<(), BoxError> {
         for piece in input.chunks(PIECE) {
-            let start = output.len();
             // The library wants room for a block more than it fills.
-            output.resize(start + piece.len() + BLOCK, 0);
-            let written = self
-                .0
-                .update(piece, &mut output[start..])
-                .map_err(|_| AuthError::Crypto("AES-CTR"))?
-                .written()
-                .len();
-            output.truncate(start + written);
+            output.append(piece.len() + BLOCK, |room| {
+                let update = self.0.update(piece, room).map_err(|_| AuthError::Crypto("AES-CTR"))?;
+                Ok::<_, AuthError>(update.written().len())
+            })?;
         }
         Ok(())
     }

@@ -7,7 +7,7 @@ use zeroize::Zeroizing;
 use crate::auth::AuthError;
 use crate::auth::engine::{expand, random};
 use crate::error::BoxError;
-use crate::session::ByteFilter;
+use crate::session::{ByteFilter, Output};
 
 const LENGTH: usize = 8;
 const NONCE_PREFIX: usize = 7;
@@ -74,32 +74,34 @@ impl GcmSeal {
 }
 
 impl ByteFilter for GcmSeal {
-    fn transform(&mut self, input: &[u8], output: &mut Vec<u8>) -> Result<(), BoxError> {
+    fn transform(&mut self, input: &[u8], output: &mut Output<'_>) -> Result<(), BoxError> {
         if input.is_empty() {
             return Ok(());
         }
         let segments = input.len().div_ceil(PLAIN_SEGMENT);
         let total = LENGTH + self.0.header() + input.len() + segments * TAG;
-        output.reserve(total);
         let length = (total as u64).to_be_bytes();
-        output.extend_from_slice(&length);
-        output.push((self.0.header()) as u8);
-        let random_part = output.len();
-        output.resize(random_part + self.0.header() - 1, 0);
-        random(&mut output[random_part..])?;
-        let (salt, prefix) = output[random_part..].split_at(self.0.0.len());
+        let mut random_part = vec![0; self.0.header() - 1];
+        random(&mut random_part)?;
+        let (salt, prefix) = random_part.split_at(self.0.0.len());
         let mut state = Segments {
             key: self.0.message_key(length, salt)?,
             prefix: prefix.try_into().map_err(|_| AuthError::Crypto("AES-GCM"))?,
             next: 0,
         };
+        output.extend_from_slice(&length);
+        output.extend_from_slice(&[self.0.header() as u8]);
+        output.extend_from_slice(&random_part);
         let mut plain = input.chunks(PLAIN_SEGMENT).peekable();
         while let Some(segment) = plain.next() {
             let nonce = state.nonce(plain.peek().is_none())?;
-            let start = output.len();
-            output.extend_from_slice(segment);
-            let tag = state.key.seal_in_place_separate_tag(nonce, Aad::empty(), &mut output[start..]);
-            output.extend_from_slice(tag.map_err(|_| AuthError::Crypto("sealing"))?.as_ref());
+            output.append(segment.len() + TAG, |room| {
+                let (sealed, tag) = room.split_at_mut(segment.len());
+                let key = &state.key;
+                key.seal_out_of_place_scatter(nonce, Aad::empty(), segment, sealed, &[], tag)
+                    .map_err(|_| AuthError::Crypto("sealing"))?;
+                Ok::<_, AuthError>(room.len())
+            })?;
         }
         Ok(())
     }
@@ -139,21 +141,20 @@ impl GcmOpen {
     }
 
     /// Takes the next part of a message, which is complete.
-    fn step(&mut self, part: &[u8], output: &mut Vec<u8>) -> Result<(), AuthError> {
+    fn step(&mut self, part: &[u8], output: &mut Output<'_>) -> Result<(), AuthError> {
         self.state = match &mut self.state {
             Opening::Header => self.begin(part)?,
             Opening::Body(segments, left) => {
                 let rest = *left - part.len() as u64;
                 let nonce = segments.nonce(rest == 0)?;
                 let (sealed, tag) = part.split_at(part.len().saturating_sub(TAG));
-                let start = output.len();
-                output.resize(start + sealed.len(), 0);
-                let opened =
-                    segments.key.open_separate_gather(nonce, Aad::empty(), sealed, tag, &mut output[start..]);
-                if opened.is_err() {
-                    output.truncate(start);
-                    return Err(AuthError::Mismatch("a sealed segment has a wrong authentication tag"));
-                }
+                output.append(sealed.len(), |room| {
+                    let opened = segments.key.open_separate_gather(nonce, Aad::empty(), sealed, tag, room);
+                    opened.map_err(|_| {
+                        AuthError::Mismatch("a sealed segment has a wrong authentication tag")
+                    })?;
+                    Ok(sealed.len())
+                })?;
                 if rest > 0 {
                     *left = rest;
                     return Ok(());
@@ -199,7 +200,7 @@ impl GcmOpen {
 }
 
 impl ByteFilter for GcmOpen {
-    fn transform(&mut self, mut input: &[u8], output: &mut Vec<u8>) -> Result<(), BoxError> {
+    fn transform(&mut self, mut input: &[u8], output: &mut Output<'_>) -> Result<(), BoxError> {
         loop {
             let needed = self.needed();
             if self.held.is_empty() && input.len() >= needed && needed > LENGTH {

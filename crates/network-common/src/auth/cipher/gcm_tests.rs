@@ -2,16 +2,13 @@ use super::*;
 use crate::auth::test_support::bits;
 
 fn sealed(key: &[u8], plain: &[u8]) -> Vec<u8> {
-    let mut out = Vec::new();
-    GcmSeal::new(key).unwrap().transform(plain, &mut out).unwrap();
-    out
+    GcmSeal::new(key).unwrap().transformed(plain).unwrap()
 }
 
 fn opened<'a>(key: &[u8], pieces: impl IntoIterator<Item = &'a [u8]>) -> Result<Vec<u8>, BoxError> {
     let mut open = GcmOpen::new(key)?;
-    let mut out = Vec::new();
-    pieces.into_iter().try_for_each(|piece| open.transform(piece, &mut out))?;
-    Ok(out)
+    let pieces: Result<Vec<_>, _> = pieces.into_iter().map(|piece| open.transformed(piece)).collect();
+    Ok(pieces?.concat())
 }
 
 fn pattern(length: usize) -> Vec<u8> {
@@ -69,7 +66,7 @@ fn several() -> (Vec<u8>, Vec<u8>) {
     let mut seal = GcmSeal::new(&KEY).unwrap();
     let (mut stream, mut plain) = (Vec::new(), Vec::new());
     for length in [1, 100, PLAIN_SEGMENT, 5, PLAIN_SEGMENT + 1, 1] {
-        seal.transform(&pattern(length), &mut stream).unwrap();
+        stream.extend(seal.transformed(&pattern(length)).unwrap());
         plain.extend(pattern(length));
     }
     (stream, plain)
@@ -108,8 +105,8 @@ fn gcm_07_split_length_prefix() {
 fn gcm_11_single_fire_per_message() {
     let plain = pattern(5 * PLAIN_SEGMENT);
     let message = sealed(&KEY, &plain);
-    let (mut open, mut fired) = (GcmOpen::new(&KEY).unwrap(), Vec::new());
-    open.transform(&message, &mut fired).unwrap();
+    let mut open = GcmOpen::new(&KEY).unwrap();
+    let fired = open.transformed(&message).unwrap();
     assert!(fired == plain, "one call hands over all segments");
     assert_eq!(open.needed(), LENGTH, "nothing is left of it");
 }
@@ -122,7 +119,7 @@ fn gcm_12_large_message_batched_flush() {
     let (mut open, mut out, mut pieces) = (GcmOpen::new(&KEY).unwrap(), Vec::new(), 0);
     for read in message.chunks(64 << 10) {
         let before = out.len();
-        open.transform(read, &mut out).unwrap();
+        out.extend(open.transformed(read).unwrap());
         assert!(out[before..] == plain[before..out.len()]);
         assert!(open.held.len() < SEALED_SEGMENT);
         pieces += usize::from(out.len() > before);

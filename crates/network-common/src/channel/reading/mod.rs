@@ -16,7 +16,7 @@ use super::{Connection, Resources, io_error};
 use crate::client::Shared;
 use crate::error::{BoxError, ErrorKind, TransportError};
 use crate::protocol::{Event, FrameDecoder, Message, ProtocolError, READ_BLOCK};
-use crate::session::{ByteFilter, Closing, EndMark, PipeWriter, Session, Stack};
+use crate::session::{ByteFilter, Closing, EndMark, Output, PipeWriter, Session, Stack};
 
 /// Reads, and parts of them, per turn, before other tasks get theirs.
 const READS_PER_TURN: usize = 8;
@@ -31,12 +31,12 @@ const MAX_FROM_STRANGER: usize = 64 << 10;
 const ANSWERS_PER_LOCK: usize = 32;
 
 /// The same of bytes that are to be opened: sealed pieces that a read cuts apart are copied once more.
-const SEALED_READ_BLOCK: usize = 4 * READ_BLOCK;
+const SEALED_READ_BLOCK: usize = 8 * READ_BLOCK;
 
 thread_local! {
     /// Where sockets are read to when no body's own buffer is the target: idle connections need none.
     static SCRATCH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
-    /// What filters make of it.
+    /// What filters make of it, unless that goes into a body's own buffer.
     static OPENED: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
@@ -206,13 +206,21 @@ impl Connection {
         }
         self.count_read(count);
         self.reader.part = count / PARTS;
-        if self.reader.open.is_none() {
-            return Poll::Ready(self.dispatch(buffer.filled()));
-        }
-        let mut plain = OPENED.take();
-        let dispatched = self.unfilter(buffer.filled(), &mut plain).and_then(|()| self.dispatch(&plain));
-        plain.clear();
-        OPENED.set(plain);
+        let Some(open) = &mut self.reader.open else { return Poll::Ready(self.dispatch(buffer.filled())) };
+        let mut behind = OPENED.take();
+        // What belongs to a large body is opened straight into its own buffer.
+        let mut output = Output::new(self.reader.decoder.direct().unwrap_or_default(), &mut behind);
+        let opened = open.transform(buffer.filled(), &mut output);
+        let (direct, length) = output.lengths();
+        let dispatched = match opened {
+            Ok(()) => {
+                self.reader.decoder.direct_filled(direct);
+                self.resources.metrics.direct_body_bytes.fetch_add(direct as u64, Ordering::Relaxed);
+                self.dispatch(&behind[..length])
+            }
+            Err(error) => Err(undecodable(&self.shared, error)),
+        };
+        OPENED.set(behind);
         Poll::Ready(dispatched)
     }
 
@@ -239,17 +247,9 @@ impl Connection {
             return Ok(None);
         }
         let Some(mut open) = self.shared.session.lock().open.take() else { return Ok(None) };
-        let mut plain = Vec::with_capacity(rest.len());
-        open.transform(rest, &mut plain).map_err(|error| undecodable(&self.shared, error))?;
+        let plain = open.transformed(rest).map_err(|error| undecodable(&self.shared, error))?;
         self.reader.open = Stack::of(self.reader.open.take(), Some(open));
         Ok(Some(plain))
-    }
-
-    fn unfilter(&mut self, input: &[u8], plain: &mut Vec<u8>) -> Result<(), TransportError> {
-        match &mut self.reader.open {
-            Some(open) => open.transform(input, plain).map_err(|error| undecodable(&self.shared, error)),
-            None => Ok(()),
-        }
     }
 
     /// Takes in bytes and hands on every message that they complete.

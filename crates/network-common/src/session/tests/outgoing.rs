@@ -52,7 +52,7 @@ fn mixed() -> (Outgoing, Vec<u8>) {
     (outgoing, expected)
 }
 
-/// What passes through a filter is the same too, and a large body is not copied for that.
+/// What passes through a filter is the same too.
 #[test]
 fn runs_of_any_length_make_up_the_batch() {
     let (mut outgoing, expected) = mixed();
@@ -67,8 +67,22 @@ fn runs_of_any_length_make_up_the_batch() {
         }
         assert_eq!(all, expected, "{limit}");
     }
-    let body = 21 + 3 + 21;
-    assert!(matches!(batch.run(body, 2 * LARGE), Cow::Borrowed(run) if run.len() == LARGE));
+}
+
+/// It is neither copied for a filter, nor are the small parts before and behind it torn apart.
+#[test]
+fn a_large_body_is_a_run_of_its_own() {
+    let mut outgoing = Outgoing::new(LIMIT, "".into());
+    for (index, length) in [(0, 5), (1, 100_000), (2, 5)] {
+        outgoing.push_bulk(chunk(index, ManagedBuffer::from(large(length, 1))));
+    }
+    let mut batch = Batch::default();
+    outgoing.take(&mut batch, true);
+    let before = 21 + 5 + 21;
+    assert_eq!(batch.run(0, usize::MAX).len(), before);
+    assert!(matches!(batch.run(before, usize::MAX), Cow::Borrowed(run) if run.len() == 100_000));
+    assert!(matches!(batch.run(before + 5, 60_000), Cow::Borrowed(run) if run.len() == 60_000));
+    assert_eq!(batch.run(before + 100_000, usize::MAX).len(), 21 + 5);
 }
 
 /// However little the socket takes each time, the bytes are the same.
@@ -78,7 +92,7 @@ fn mwh_02_short_write() {
     let mut batch = Batch::default();
     outgoing.take(&mut batch, true);
     assert_eq!(batch.len(), expected.len());
-    assert_eq!(batch.run(0, usize::MAX), expected);
+    assert_eq!(bytes_of(&batch), expected);
     for step in [1, 8, 21, 1000, LARGE, expected.len()] {
         let mut written: Vec<u8> = Vec::new();
         while written.len() < batch.len() {
@@ -117,7 +131,7 @@ fn mwh_03_bodies_are_released_after_they_were_written() {
         outgoing.push_bulk(chunk(0, buffer));
         let mut batch = Batch::default();
         outgoing.take(&mut batch, true);
-        assert_eq!(batch.run(0, usize::MAX)[21..], large(length, 1));
+        assert_eq!(bytes_of(&batch)[21..], large(length, 1));
         assert_eq!(releases.load(Ordering::SeqCst), 0, "not before it is written");
         // Outside the lock, and only then is the session told.
         let written = batch.reset();
@@ -296,7 +310,7 @@ fn mwh_01_control_overtakes_queued_bodies() {
         if batch.is_empty() {
             break;
         }
-        for message in messages(&batch.run(0, usize::MAX)) {
+        for message in messages(&bytes_of(&batch)) {
             order.push(match message {
                 Message::ChunkFetchSuccess { chunk_index, body, .. } => {
                     assert!(body == block());
@@ -324,7 +338,7 @@ fn mwh_01_small_bodies_are_gathered_within_bounds() {
         outgoing.take(&mut batch, true);
         assert!(batch.len() <= (256 << 10) + 100 * 21, "{}", batch.len());
         batches += 1;
-        for message in messages(&batch.run(0, usize::MAX)) {
+        for message in messages(&bytes_of(&batch)) {
             let Message::ChunkFetchSuccess { chunk_index, .. } = message else { panic!("{message:?}") };
             indexes.push(chunk_index);
         }
@@ -346,7 +360,7 @@ fn mwh_01_files_keep_their_turn() {
     let mut batch = Batch::default();
     assert!(outgoing.take_file().is_none(), "a body in memory comes first");
     outgoing.take(&mut batch, true);
-    assert_eq!(messages(&batch.run(0, usize::MAX)).len(), 2, "the control frame and the first body");
+    assert_eq!(messages(&bytes_of(&batch)).len(), 2, "the control frame and the first body");
     outgoing.written(&batch.reset());
 
     let item = outgoing.take_file().expect("the file is next");
@@ -357,7 +371,7 @@ fn mwh_01_files_keep_their_turn() {
     outgoing.push_control(&Message::OneWayMessage { body: () }, &mut Bytes::new());
     assert!(!outgoing.is_empty(false));
     outgoing.take(&mut batch, false);
-    assert_eq!(messages(&batch.run(0, usize::MAX)), [Message::OneWayMessage { body: Bytes::new() }]);
+    assert_eq!(messages(&bytes_of(&batch)), [Message::OneWayMessage { body: Bytes::new() }]);
     outgoing.written(&batch.reset());
     assert!(outgoing.is_empty(false) && !outgoing.is_empty(true));
     assert_eq!(messages(&drain(&mut outgoing)).len(), 1);
@@ -415,7 +429,7 @@ fn mwh_05_frames_queued_before_filters_are_written_apart() {
         assert!(!outgoing.is_empty(true));
         outgoing.take(&mut batch, true);
         assert!(outgoing.unsealed_is_written());
-        assert_eq!(messages(&batch.run(0, usize::MAX)), [Message::OneWayMessage { body: Bytes::from(text) }]);
+        assert_eq!(messages(&bytes_of(&batch)), [Message::OneWayMessage { body: Bytes::from(text) }]);
         outgoing.written(&batch.reset());
     }
     assert!(outgoing.is_drained());
