@@ -63,9 +63,15 @@ async fn ai_03_damaged_handshakes_fail_and_serve_nothing() {
             .await;
         server.is_empty().await;
         // The old engine does not protect the IVs that its server sends: with a wrong one the client's request is
-        // served, and it is the client that cannot read the answer.
-        let unread = if mode.name == "engine before 3.2" { 16 } else { 0 };
-        assert_eq!(server.served(), survived.len() + unread, "{}", mode.name);
+        // served, and it is the client that cannot read the answer. The IVs do not always begin at the same byte: in front of
+        // them is a number in as few bytes as it takes.
+        let unread = if mode.name == "engine before 3.2" { 14..=18 } else { 0..=0 };
+        let served = server.served();
+        assert!(
+            unread.contains(&(served - survived.len())),
+            "{}: {served} served, {survived:?} survived",
+            mode.name
+        );
         // The receiver ignores the field of an RPC's body length (wire 2): four bytes of each of the two frames.
         let harmless = if mode.name.starts_with("sasl") {
             // What DIGEST-MD5 does not hash: the token's charset and maxbuf, spaces, offers of other ciphers.
