@@ -58,6 +58,8 @@ impl Target for Hyper {
         let (sender, size) = (Arc::clone(&self.0), request.size);
         async move {
             let mut sender = sender.lock().await;
+            // The end of the last body may not have come to its task yet.
+            sender.ready().await?;
             let request =
                 hyper::Request::get(format!("/{size}")).header("host", "bench").body(Empty::new())?;
             let mut body = sender.send_request(request).await?.into_body();

@@ -22,7 +22,7 @@ use bench_protocol::{Job, Until, write_file};
 use clap::{Args, ValueEnum};
 use tempfile::TempDir;
 
-use contenders::{Programs, contender};
+use contenders::{Programs, Side, contender};
 use goals::Results;
 use pair::Pair;
 use place::{Place, Places};
@@ -187,7 +187,16 @@ impl Bench {
                 for name in measurement.contenders {
                     let Some(pair) = pairs.get_mut(name) else { continue };
                     let context = || format!("{name}, {}", measurement.id);
-                    let measured = pair.run(&job).with_context(context)?;
+                    let measured = match pair.run(&job).with_context(context) {
+                        Ok(measured) => measured,
+                        // The others can still be measured.
+                        Err(error) if contender(name).side == Side::Peer => {
+                            eprintln!("left out from here on: {error:?}");
+                            pairs.remove(name);
+                            continue;
+                        }
+                        Err(error) => return Err(error),
+                    };
                     // The first one warms up: connections, allocators, and JVMs more than all.
                     if run > 0 {
                         eprintln!("{:<18} {name:<14} {:.0}/s", measurement.id, rate(&measured));
