@@ -63,21 +63,21 @@ pub(super) struct Ready {
     /// Header bytes, if they come before this piece.
     pub(super) head: Vec<u8>,
     pub(super) piece: Piece,
-    pub(super) send: FileSend,
+    pub(super) send: Box<FileSend>,
     /// No piece follows.
     pub(super) last: bool,
 }
 
 impl FileSend {
-    /// `None` if the body is not in a file.
-    pub(super) fn new(item: BulkItem, native: bool) -> Option<Self> {
+    /// `None` if the body is not in a file. Boxed: most connections never send one.
+    pub(super) fn new(item: BulkItem, native: bool) -> Option<Box<Self>> {
         let Content::File(segment) = item.body.content() else { return None };
         let segment = segment.clone();
-        Some(Self { item, segment, file: None, done: 0, native })
+        Some(Box::new(Self { item, segment, file: None, done: 0, native }))
     }
 
     /// Makes the next piece ready.
-    pub(super) fn prepare(mut self, shared: &Arc<Shared>, resources: &Arc<Resources>) -> Ahead {
+    pub(super) fn prepare(mut self: Box<Self>, shared: &Arc<Shared>, resources: &Arc<Resources>) -> Ahead {
         // What takes microseconds is not worth another thread's wake-up.
         let begins = self.file.is_none();
         if let Some(region) = self.next_cached() {
@@ -96,7 +96,7 @@ impl FileSend {
     }
 
     /// `begins`: nothing of it was written yet.
-    fn ready(self, begins: bool, piece: Piece) -> Ready {
+    fn ready(self: Box<Self>, begins: bool, piece: Piece) -> Ready {
         let mut head = Vec::new();
         if begins {
             self.item.message.encode_head(self.item.in_frame(), &mut head);

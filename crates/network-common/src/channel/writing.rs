@@ -36,7 +36,7 @@ pub(super) struct Writer {
     /// The file whose turn is next; nothing of it was written, so control frames still overtake it.
     next: Option<Ahead>,
     /// The file whose last bytes are being written, kept for its hooks.
-    finishing: Option<FileSend>,
+    finishing: Option<Box<FileSend>>,
     seal: Option<Box<dyn ByteFilter>>,
     /// What a filter made of those bytes of the batch that count as written already: so many bytes at the front, and how many
     /// of them really are.

@@ -37,7 +37,8 @@ impl MergedBlockMeta {
 pub(crate) enum Answer {
     Body(Bytes),
     MergedBlockMeta(MergedBlockMeta),
-    Stream(StreamBody),
+    /// Boxed: there is room for an answer in each request that waits.
+    Stream(Box<StreamBody>),
 }
 
 impl Answer {
@@ -50,7 +51,7 @@ impl Answer {
     }
 
     pub(crate) fn into_stream(self) -> Option<StreamBody> {
-        if let Self::Stream(body) = self { Some(body) } else { None }
+        if let Self::Stream(body) = self { Some(*body) } else { None }
     }
 }
 
@@ -251,7 +252,7 @@ impl Requests {
             return StreamStart::Skip;
         }
         let (writer, body) = pipe(stream_id.to_owned(), length);
-        StreamStart::Feed(writer, self.complete(ticket, Ok(Answer::Stream(body))))
+        StreamStart::Feed(writer, self.complete(ticket, Ok(Answer::Stream(Box::new(body)))))
     }
 
     /// `Err` when no stream was asked for.
