@@ -24,8 +24,8 @@ const READS_PER_TURN: usize = 8;
 /// What was read is served in so many parts, with a write after each: the peer is at work on the first answers while the
 /// others are made.
 const PARTS: usize = 4;
-/// Fewer requests are not worth a write of their own.
-const REQUESTS_PER_PART: usize = 16;
+/// The answers to fewer requests are not worth a write of their own.
+const REQUESTS_PER_PART: u64 = 16;
 /// A peer that has sent so many bytes is not read again before it has proved who it is; no handshake needs more.
 const MAX_FROM_STRANGER: usize = 64 << 10;
 /// Answers handed on under one lock.
@@ -258,7 +258,7 @@ impl Connection {
         let shared = Arc::clone(&self.shared);
         // Answers follow each other: one lock serves a run of them, but not so long that callers have to wait for it.
         let mut held: Option<(MutexGuard<'_, Session>, usize)> = None;
-        let (length, mut requests) = (input.len(), 0);
+        let (length, received) = (input.len(), self.reader.received);
         let result = loop {
             match self.reader.decoder.next_event(&mut input) {
                 Ok(Some(Event::Message(message))) if !message.is_request() => {
@@ -288,8 +288,9 @@ impl Connection {
                         // A handler has just installed filters: the rest of what was read is theirs.
                         return self.dispatch(&plain);
                     }
-                    requests += 1;
-                    let is_part = requests % REQUESTS_PER_PART == 0
+                    let requests = self.reader.received - received;
+                    let is_part = requests > 0
+                        && requests % REQUESTS_PER_PART == 0
                         && length - input.len() >= self.reader.part
                         && !shared.session.lock().outgoing.is_empty(false);
                     if !input.is_empty() && (is_part || shared.answers_full.load(Ordering::Relaxed)) {
