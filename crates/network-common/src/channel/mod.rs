@@ -1,7 +1,7 @@
 //! The driver of one connection: the only place that does socket I/O.
 //!
-//! One task reads, dispatches and writes, so that the answers to all requests of one read leave with one write. Only bodies
-//! in files (blocking threads), the stream manager and uploads (tasks that live while there is work) run beside it.
+//! One task reads, dispatches and writes, so that answers to requests that came together leave together. Only bodies in files
+//! that are not cached (blocking threads), the stream manager and uploads (tasks that live while there is work) run beside it.
 
 mod clock;
 mod file;
