@@ -84,6 +84,15 @@ impl Mode {
         }
     }
 
+    fn is_in(self, release: Release) -> bool {
+        match self {
+            Self::None | Self::Sasl | Self::SaslEncrypted | Self::Auth => true,
+            Self::Auth2 => release.since(3, 5),
+            Self::AuthGcm => release.since(4, 1),
+            Self::Tls | Self::TlsPem => release.since(4, 0),
+        }
+    }
+
     fn authenticates(self) -> bool {
         !matches!(self, Self::None | Self::Tls | Self::TlsPem)
     }
@@ -160,6 +169,10 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
             }
         };
         for &mode in &options.modes {
+            if !mode.is_in(release) {
+                println!("{release} {}: skipped, as this release does not have it", mode.name());
+                continue;
+            }
             let peers = PeerOptions::new(mode, release, &keys, &options.settings);
             let label = |direction| format!("{release} {} {direction}", mode.name());
             let java_server = || peers.server(java.command());
