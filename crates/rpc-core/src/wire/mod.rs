@@ -11,6 +11,7 @@ use prost::Message;
 pub use self::request::OutgoingBody;
 pub(crate) use self::request::{Request, notice, request, request_head};
 use self::scratch::Scratch;
+pub(crate) use self::scratch::apart;
 use crate::error::{ErrorKind, RpcError};
 
 /// Generated from `proto/rpc_envelope.proto`.
