@@ -6,13 +6,14 @@
 
 mod support;
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use futures::future::join_all;
 use network_common::protocol::put_bitmap;
-use network_common::{BoxError, ErrorKind, ManagedBuffer, TransportError};
+use network_common::{BoxError, ErrorKind, ManagedBuffer, RpcResponseCallback, TransportError};
 use parking_lot::Mutex;
 use roaring::RoaringBitmap;
 use support::*;
@@ -498,6 +499,26 @@ async fn a_callback_dropped_unanswered_fails_the_asker() {
     }
     pair.assert_alive().await;
     assert_eq!(pair.context.metrics().server().snapshot().requests_being_served, 0);
+}
+
+/// A thread that ends drops what its thread-locals hold, when those that this crate uses itself may be gone.
+#[tokio::test]
+async fn a_callback_that_ends_with_its_thread_fails_the_asker() {
+    thread_local! {
+        static KEPT: Cell<Option<RpcResponseCallback>> = const { Cell::new(None) };
+    }
+    let (callbacks, to_thread) = std::sync::mpsc::channel::<RpcResponseCallback>();
+    let (end, ends) = std::sync::mpsc::channel::<()>();
+    std::thread::spawn(move || {
+        KEPT.set(to_thread.recv().ok());
+        to_thread.recv().unwrap().reply("answered");
+        let _ = ends.recv();
+    });
+    let pair = pair(Handler::new().on_rpc(move |_, _, callback| callbacks.send(callback).unwrap())).await;
+    let (kept, answered) = (pair.client.send_rpc("keep"), pair.client.send_rpc("answer"));
+    assert_eq!(within(answered).await.unwrap(), "answered");
+    drop(end);
+    assert_remote(&within(kept).await.unwrap_err(), "the handler dropped the request without an answer");
 }
 
 #[tokio::test]

@@ -93,7 +93,7 @@ pub(crate) fn local_only() -> RpcError {
 #[derive(Debug)]
 pub struct IncomingRequest<'a> {
     request: &'a Request<'a>,
-    /// What its texts and body are parts of.
+    /// What its body is a part of.
     frame: &'a Bytes,
     /// Taken by the context.
     sender: Option<RpcAddress>,

@@ -6,6 +6,7 @@ mod coverage {
     rpc_core::include_proto!("coverage");
 }
 
+use std::cell::RefCell;
 use std::error::Error;
 use std::fmt;
 use std::time::Duration;
@@ -15,7 +16,7 @@ use coverage::{Key, Mark, Pair, StoreGet, StoreMessage};
 use network_common::{NoOpRpcHandler, TransportConf, TransportContext};
 use rpc_core::{
     EndpointContext, ErrorKind, IncomingBody, IncomingRequest, Method, OutgoingBody, RpcAddress,
-    RpcCallContext, RpcEnv, RpcError, RpcMessage, RpcRequest, ThreadSafeRpcEndpoint,
+    RpcCallContext, RpcEndpointRef, RpcEnv, RpcError, RpcMessage, RpcRequest, ThreadSafeRpcEndpoint,
 };
 use tokio::sync::mpsc;
 
@@ -55,6 +56,42 @@ async fn rpc_env_02_send_a_message_remotely() {
     let store = soon(client.setup_endpoint_ref::<StoreMessage>(address(&server), "store")).await.unwrap();
     store.send(mark("hello")).unwrap();
     assert_eq!(next(&mut received).await, "hello");
+}
+
+/// Sends its message when it is dropped.
+struct LastWords(RpcEndpointRef<StoreMessage>);
+
+impl Drop for LastWords {
+    fn drop(&mut self) {
+        self.0.send(mark("last words")).unwrap();
+    }
+}
+
+/// By the time a thread drops what its thread-locals hold, those that this crate uses itself may be gone.
+#[tokio::test]
+async fn a_thread_that_ends_can_still_send() {
+    thread_local! {
+        static LAST_WORDS: RefCell<Option<LastWords>> = const { RefCell::new(None) };
+    }
+    let (server, client) = (server().await, client().await);
+    let (told, mut received) = mpsc::unbounded_channel();
+    let store = Store(move |message| {
+        if let StoreMessage::Touch(mark) = message {
+            let _ = told.send(mark.name);
+        }
+        Ok(())
+    });
+    server.setup_endpoint("store", store).unwrap();
+    let store = soon(client.setup_endpoint_ref::<StoreMessage>(address(&server), "store")).await.unwrap();
+    let (end, ends) = std::sync::mpsc::channel::<()>();
+    std::thread::spawn(move || {
+        LAST_WORDS.set(Some(LastWords(store.clone())));
+        store.send(mark("first words")).unwrap();
+        let _ = ends.recv();
+    });
+    assert_eq!(next(&mut received).await, "first words");
+    drop(end);
+    assert_eq!(next(&mut received).await, "last words");
 }
 
 #[tokio::test]

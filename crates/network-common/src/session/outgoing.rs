@@ -27,7 +27,8 @@ const MAX_BULK_ITEMS: usize = 64;
 const MAX_SPARE: usize = 256 << 10;
 
 thread_local! {
-    /// The buffer of a batch that was written, for the next one of any connection.
+    /// The buffer of a batch that was written, for the next one of any connection. Gone while a thread ends, whose last words
+    /// may have to be queued.
     static SPARE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
@@ -63,7 +64,7 @@ impl Batch {
     /// Appends the header of a message whose body, of `in_frame` bytes, is written by other means.
     pub(crate) fn push_head(&mut self, message: &Message<()>, in_frame: u64) {
         if self.bytes.capacity() == 0 {
-            self.bytes = SPARE.take();
+            self.bytes = SPARE.try_with(Cell::take).unwrap_or_default();
         }
         message.encode_head(in_frame, &mut self.bytes);
     }

@@ -75,7 +75,7 @@ impl ByteFilter for Sealing {
         let mut connection = self.0.lock();
         // After an error, the alert that says which goes out instead.
         connection.send_close_notify();
-        // A vector takes everything.
+        // The output takes everything.
         let _ = take_sealed(&mut connection, output);
     }
 }

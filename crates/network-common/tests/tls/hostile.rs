@@ -5,6 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use network_common::{ErrorKind, ManagedBuffer, SideMetrics, TransportContext, TransportServer};
+#[cfg(feature = "auth")]
+use network_common::{
+    MemoryNetwork,
+    auth::{Secret, SecretStore},
+};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, Error, SignatureScheme};
@@ -274,6 +279,23 @@ async fn truncation_is_an_error() {
             }
         }
     }
+}
+
+/// Who has proved nothing yet sends as little as without TLS (docs/security.md).
+#[cfg(feature = "auth")]
+#[tokio::test]
+async fn strangers_cannot_send_much_behind_tls() {
+    let (world, network, secrets) = (World::new(), MemoryNetwork::new(), SecretStore::new());
+    secrets.register_app("app", Secret::new("secret"));
+    let context = world.server.context(Handler::new()).with_auth("app", Arc::new(secrets)).unwrap();
+    let context = context.on_network(&network);
+    let server = serve(&context).await;
+    let factory = world.client.client_context().on_network(&network).create_client_factory();
+    let client = within(factory.create_client(server.local_addr())).await.unwrap();
+    (0..300).for_each(|_| client.send(vec![0; 1000]).unwrap());
+    within(client.closed()).await;
+    let snapshot = context.metrics().server().snapshot();
+    assert!(snapshot.bytes_in <= 128 << 10, "{} bytes were read", snapshot.bytes_in);
 }
 
 /// A client whose records are made by hand. It trusts everybody, which only a test may.

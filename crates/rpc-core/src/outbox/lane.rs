@@ -112,7 +112,7 @@ impl Lane {
 
 impl Wire for Lane {
     fn send(&self, envelope: Bytes) -> Result<(), RpcError> {
-        let queued = || Queued { envelope: envelope.clone(), asker: None };
+        let queued = || Queued::new(&envelope, None);
         let Some(client) = self.route(&envelope, queued)? else { return Ok(()) };
         client.send(envelope.clone()).map_err(|error| {
             self.put_back(&envelope, &client);
@@ -125,7 +125,7 @@ impl Wire for Lane {
         let routed = self.route(&envelope, || {
             let (asker, receiver) = oneshot::channel();
             dispatched = Some(receiver);
-            Queued { envelope: envelope.clone(), asker: Some(asker) }
+            Queued::new(&envelope, Some(asker))
         });
         let peer = self.outbox.address.clone();
         match (routed, dispatched) {

@@ -41,9 +41,8 @@ struct Queue {
 }
 
 pub(super) struct Queued {
-    pub(super) envelope: Bytes,
-    /// None for a one-way message.
-    pub(super) asker: Option<oneshot::Sender<Dispatched>>,
+    envelope: Bytes,
+    asker: Option<oneshot::Sender<Dispatched>>,
 }
 
 /// Messages that will not be sent. To be failed outside the lock.
@@ -237,6 +236,12 @@ impl Queue {
 }
 
 impl Queued {
+    /// `asker`: none for a one-way message.
+    pub(super) fn new(envelope: &Bytes, asker: Option<oneshot::Sender<Dispatched>>) -> Self {
+        // It may wait for long.
+        Self { envelope: wire::apart(envelope), asker }
+    }
+
     /// Whether nobody waits for its answer any more.
     fn is_given_up(&self) -> bool {
         self.asker.as_ref().is_some_and(oneshot::Sender::is_closed)
@@ -277,5 +282,23 @@ impl Unsent {
             tracing::warn!(%error, messages = one_way, "one-way messages were lost");
         }
         asks + one_way
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A full queue holds what it counts, not the memory that short envelopes share while they are sent.
+    #[test]
+    fn what_waits_keeps_no_more_than_itself() {
+        for length in [0, 60, 2000] {
+            let endpoint = "x".repeat(length);
+            let envelope = wire::notice(Notice::Forgo(proto::Forgo { endpoint }));
+            let Queued { envelope: waiting, .. } = Queued::new(&envelope, None);
+            assert_eq!(waiting, envelope);
+            drop(envelope);
+            assert!(waiting.is_unique(), "{length}");
+        }
     }
 }

@@ -13,6 +13,7 @@ pub(crate) use self::recent::Recent;
 pub use self::request::OutgoingBody;
 pub(crate) use self::request::{Request, notice, request, request_head};
 use self::scratch::Scratch;
+pub(crate) use self::scratch::apart;
 use crate::error::{ErrorKind, RpcError};
 
 /// Generated from `proto/rpc_envelope.proto`.

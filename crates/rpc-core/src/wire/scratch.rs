@@ -10,7 +10,7 @@ const BLOCK: usize = 4 << 10;
 
 thread_local! {
     /// What is left of this thread's block. Once the envelopes in front of it are gone, which is when a connection has copied
-    /// them, reserving takes their place.
+    /// them, reserving takes their place. Gone itself while a thread ends, whose last words may have to be sent.
     static BLOCK_LEFT: Cell<BytesMut> = Cell::new(BytesMut::new());
 }
 
@@ -27,7 +27,7 @@ impl Scratch {
         if length > MAX_SMALL {
             return Self::Large(BytesMut::with_capacity(length));
         }
-        let mut left = BLOCK_LEFT.take();
+        let mut left = BLOCK_LEFT.try_with(Cell::take).unwrap_or_default();
         if left.capacity() < length {
             left.reserve(if left.capacity() == 0 { BLOCK } else { length });
         }
@@ -45,10 +45,15 @@ impl Scratch {
         match self {
             Self::Small(mut bytes) => {
                 let envelope = bytes.split().freeze();
-                BLOCK_LEFT.set(bytes);
+                let _ = BLOCK_LEFT.try_with(|left| left.set(bytes));
                 envelope
             }
             Self::Large(bytes) => bytes.freeze(),
         }
     }
+}
+
+/// The same envelope, to be kept: it holds on to no block, which would be many times as long.
+pub(crate) fn apart(envelope: &Bytes) -> Bytes {
+    if envelope.len() > MAX_SMALL { envelope.clone() } else { Bytes::copy_from_slice(envelope) }
 }

@@ -177,7 +177,8 @@ impl Connection {
                     break;
                 }
             } else {
-                let block = if self.reader.open.is_none() { READ_BLOCK } else { SEALED_READ_BLOCK };
+                let in_large_blocks = self.reader.open.is_some() && !self.shared.peer_is_stranger();
+                let block = if in_large_blocks { SEALED_READ_BLOCK } else { READ_BLOCK };
                 let mut scratch = SCRATCH.take();
                 if scratch.len() < block {
                     scratch.resize(block, 0);
