@@ -41,12 +41,11 @@ impl Asks {
     }
 }
 
-/// What asks keep of the ref that made them. Its clones have it in common.
+/// What is known of an endpoint. An endpoint of this environment has it in common with all of its refs, one elsewhere
+/// with the clones of a ref.
 pub(crate) struct About {
     pub(crate) address: RpcEndpointAddress,
     pub(crate) asks: Arc<Asks>,
-    /// If it is in this environment.
-    pub(crate) endpoint: Option<EndpointId>,
     /// Which run of its environment it belongs to; 0 if that is not known.
     pub(crate) incarnation: u64,
     /// The peer of the connection it is reached over, if its environment does not listen.
@@ -55,8 +54,8 @@ pub(crate) struct About {
 }
 
 impl About {
-    pub(crate) fn new(address: RpcEndpointAddress, asks: Arc<Asks>) -> Self {
-        Self { address, asks, endpoint: None, incarnation: 0, socket: None, pending: AtomicUsize::new(0) }
+    pub(crate) fn new(address: RpcEndpointAddress, asks: Arc<Asks>, incarnation: u64) -> Self {
+        Self { address, asks, incarnation, socket: None, pending: AtomicUsize::new(0) }
     }
 
     /// Who does not answer, for error texts.
@@ -151,7 +150,7 @@ impl<T> Future for Ask<T> {
                 Err(this.timeout().expired(this.about.peer()).with_source(error))
             }
             Poll::Ready(outcome) => outcome,
-            Poll::Pending if this.about.endpoint.is_some_and(EndpointId::is_running) => {
+            Poll::Pending if EndpointId::of(&this.about).is_running() => {
                 Err(waits_for_itself(&this.about.address))
             }
             Poll::Pending => Err(match std::task::ready!(this.poll_deadline(cx)) {

@@ -17,7 +17,7 @@ use crate::origin::{AskId, Origin};
 use crate::sync::thread_local;
 use crate::trace::TraceSpan;
 
-/// An endpoint of this process that handles one message at a time: the address of its inbox.
+/// An endpoint of this process: the address of what is known of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct EndpointId(usize);
 
@@ -34,8 +34,8 @@ pub(crate) struct Actor {
 }
 
 impl EndpointId {
-    pub(crate) fn of<I: ?Sized>(inbox: &Arc<I>) -> Self {
-        Self(Arc::as_ptr(inbox).cast::<()>().addr())
+    pub(crate) fn of<A>(about: &Arc<A>) -> Self {
+        Self(Arc::as_ptr(about).addr())
     }
 
     /// Whether a handler of this endpoint is further up on this thread's stack.

@@ -46,7 +46,7 @@ impl<M> Batch<M> {
             match item {
                 Item::Message { message, origin } if !origin.waits() => {
                     self.handled.counts.expired += 1;
-                    discard(origin.ask_id(), message, &expired(&self.inbox.address));
+                    discard(origin.ask_id(), message, &expired(&self.inbox.about.address));
                     self.done(&origin);
                 }
                 item => return Some(item),
@@ -114,6 +114,8 @@ impl<M> Drop for Batch<M> {
             self.give_back(false);
         }
         if !self.items.is_empty() {
+            // The loop was dropped. Before they fail: no sender may slip in behind.
+            self.inbox.abandon();
             self.inbox.discard(std::mem::take(&mut self.items), Closed::Runtime);
         }
     }
@@ -156,10 +158,10 @@ impl Handled {
             state.counts.expired += expired;
             state.held.remove(std::mem::take(&mut self.local));
             for done in self.remote.drain(..) {
-                grants.extend(state.release(done, inbox.conf.limit, &inbox.windows));
+                grants.extend(state.release(done, inbox.conf.limit, &inbox.conf.windows));
             }
         }
-        Released { room: state.has_room(inbox.conf.limit, goes_on), grants }
+        Released { room: state.room_for(inbox.conf.limit, goes_on), grants }
     }
 }
 
