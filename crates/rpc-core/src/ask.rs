@@ -107,14 +107,16 @@ pub struct Ask<T> {
 
 /// The first two have been counted by [`About::begin`].
 pub(crate) enum State<T> {
-    Local(Arc<Slot<T>>),
+    Local {
+        slot: Arc<Slot<T>>,
+        /// The answer has been taken out.
+        answered: bool,
+    },
     Remote {
         answer: RemoteAnswer,
         decode: fn(IncomingBody) -> Result<T, RpcError>,
     },
     Refused(RpcError),
-    /// Its slot had the answer.
-    Answered,
     Done,
 }
 
@@ -131,18 +133,16 @@ impl<T> Future for Ask<T> {
             return Poll::Ready(Err(error.received()));
         }
         let polled = match &mut this.state {
-            State::Local(slot) => {
+            State::Local { slot, answered } => {
                 let polled = slot.poll(cx);
-                if polled.is_ready() {
-                    this.state = State::Answered;
-                }
+                *answered = polled.is_ready();
                 polled
             }
             State::Remote { answer, decode } => Pin::new(answer)
                 .poll(cx)
                 .map(|answer| wire::decode_answer(answer?, &this.about.address).and_then(*decode)),
             State::Refused(error) => Poll::Ready(Err(error.clone())),
-            State::Answered | State::Done => panic!("Ask polled after it was ready"),
+            State::Done => panic!("Ask polled after it was ready"),
         };
         let outcome = match polled {
             // The endpoint's side counts the same time, and may be the first to tell.
@@ -212,15 +212,19 @@ impl<T> Ask<T> {
     }
 
     fn finish(&mut self) {
-        match std::mem::replace(&mut self.state, State::Done) {
-            State::Local(slot) => {
-                slot.close();
+        match &self.state {
+            State::Local { slot, answered } => {
+                if !answered {
+                    slot.close();
+                }
                 self.about.end();
             }
-            State::Remote { .. } | State::Answered => self.about.end(),
-            // It was never begun, or it has ended.
-            State::Refused(_) | State::Done => {}
+            State::Remote { .. } => self.about.end(),
+            // It was never begun.
+            State::Refused(_) => {}
+            State::Done => return,
         }
+        self.state = State::Done;
         if let Some(key) = self.waiting.take() {
             self.about.asks.deadlines.cancel(key);
         }

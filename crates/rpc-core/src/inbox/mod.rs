@@ -235,8 +235,10 @@ impl<M> Inbox<M> {
         if let Some(room) = released.room {
             room.notify_waiters();
         }
-        for (link, more) in released.grants {
-            link.grant(self.address().name(), more);
+        if !released.grants.is_empty() {
+            for (link, more) in released.grants {
+                link.grant(self.address().name(), more);
+            }
         }
     }
 

@@ -73,8 +73,7 @@ impl<E: RpcEndpoint> Behaviour for Concurrent<E> {
                         count(&mut batch, handled);
                     }
                     let cx = seat.cx.for_stop();
-                    let outcome =
-                        Supervised::new(*actor, pin!(async { endpoint.on_stop(&cx).await })).await;
+                    let outcome = Supervised::new(*actor, pin!(async { endpoint.on_stop(&cx).await })).await;
                     if let Err(error) = outcome {
                         seated.on_error(error, &cx).await;
                     }
@@ -82,7 +81,8 @@ impl<E: RpcEndpoint> Behaviour for Concurrent<E> {
                     seat.inbox.end();
                     return None;
                 }
-                let (sample, share) = (batch.sample(), share_of(&item));
+                let sample = batch.sample();
+                let share = if let Item::Message { origin, .. } = &item { share_of(origin) } else { 1 };
                 let handling = Arc::clone(seated).handle(item, sample);
                 let mut handling: Handling = match &seat.threads {
                     None => Box::pin(handling),
@@ -108,7 +108,6 @@ impl<E: RpcEndpoint> Behaviour for Concurrent<E> {
                 }
             }
             let buffer = batch.into_buffer();
-            drop(running);
             Some((self, buffer))
         })
     }
@@ -119,14 +118,14 @@ impl<E: RpcEndpoint> Behaviour for Concurrent<E> {
 type Handling = BoxFuture<'static, Option<(Origin, bool)>>;
 type Running = FuturesUnordered<Handling>;
 
-fn count<M>(batch: &mut Batch<M>, handled: Option<(Origin, bool)>) {
+fn count<M>(batch: &mut Batch<'_, M>, handled: Option<(Origin, bool)>) {
     if let Some((origin, failed)) = handled {
         batch.handled(&origin, failed);
     }
 }
 
 /// Polls those that wait and can go on. Always ready.
-fn move_on<M>(batch: &mut Batch<M>, running: &mut Running, cx: &mut Context<'_>) -> Poll<()> {
+fn move_on<M>(batch: &mut Batch<'_, M>, running: &mut Running, cx: &mut Context<'_>) -> Poll<()> {
     while let Poll::Ready(Some(handled)) = running.poll_next_unpin(cx) {
         count(batch, handled);
     }
@@ -134,7 +133,7 @@ fn move_on<M>(batch: &mut Batch<M>, running: &mut Running, cx: &mut Context<'_>)
 }
 
 /// The next item, moving on meanwhile what is running. None when nothing is queued and nothing runs.
-async fn next<M>(inbox: &Inbox<M>, batch: &mut Batch<M>, running: &mut Running) -> Option<Item<M>> {
+async fn next<M>(inbox: &Inbox<M>, batch: &mut Batch<'_, M>, running: &mut Running) -> Option<Item<M>> {
     poll_fn(|cx| {
         if let Some(item) = batch.pop() {
             return Poll::Ready(Some(item));
@@ -166,8 +165,8 @@ impl<E: RpcEndpoint> Seated<E> {
         let (outcome, origin) = match item {
             Item::Message { message, mut origin } => {
                 let receive = pin!(async { endpoint.receive(message, cx).await });
-                let receive = Supervised::of_message(*actor, &mut origin, receive);
-                let outcome = watch(&seat.inbox, sample, |_| {}, receive).await;
+                let mut receive = Supervised::of_message(*actor, &mut origin, receive);
+                let outcome = watch(&seat.inbox, sample, |_| {}, &mut receive).await;
                 (outcome, Some(origin))
             }
             Item::Event(event) => {

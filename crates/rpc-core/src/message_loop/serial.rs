@@ -44,23 +44,25 @@ impl<E: ThreadSafeRpcEndpoint> Behaviour for Serial<E> {
             let mut batch = Batch::new(inbox);
             let mut in_a_row = 0;
             while batch.refill() {
-                while let Some(item) = batch.pop() {
-                    let share = share_of(&item);
-                    let outcome = match item {
-                        Item::Message { message, mut origin } => {
+                loop {
+                    let mut share = 1;
+                    let outcome = match batch.pop() {
+                        Some(Item::Message { message, mut origin }) => {
+                            share = share_of(&origin);
                             let receive = pin!(async { endpoint.receive(message, cx).await });
-                            let receive = Supervised::of_message(actor, &mut origin, receive);
+                            let mut receive = Supervised::of_message(actor, &mut origin, receive);
                             let sample = batch.sample();
-                            let outcome = watch(inbox, sample, |since| batch.waits(since), receive).await;
+                            let outcome =
+                                watch(inbox, sample, |since| batch.waits(since), &mut receive).await;
                             batch.handled(&origin, outcome.is_err());
                             outcome
                         }
-                        Item::Event(event) => {
+                        Some(Item::Event(event)) => {
                             let event = pin!(tell(endpoint, event, cx));
-                            let event = Supervised::new(actor, event);
-                            watch(inbox, false, |since| batch.waits(since), event).await
+                            let mut event = Supervised::new(actor, event);
+                            watch(inbox, false, |since| batch.waits(since), &mut event).await
                         }
-                        Item::Stop => {
+                        Some(Item::Stop) => {
                             let cx = cx.for_stop();
                             let outcome =
                                 Supervised::new(actor, pin!(async { endpoint.on_stop(&cx).await })).await;
@@ -71,6 +73,7 @@ impl<E: ThreadSafeRpcEndpoint> Behaviour for Serial<E> {
                             inbox.end();
                             return None;
                         }
+                        None => break,
                     };
                     if let Err(error) = outcome {
                         on_error(endpoint, error, cx, seat).await;
