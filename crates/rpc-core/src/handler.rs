@@ -117,7 +117,8 @@ impl EnvHandler {
 
     fn one_way(&self, client: &TransportClient, message: Bytes) -> Result<(), RpcError> {
         let link = self.link(client)?;
-        let request = Request::read(&message).map_err(|e| no_envelope(&link, &e))?;
+        let mut recent = link.recent();
+        let request = recent.read(&message).map_err(|e| no_envelope(&link, &e))?;
         if request.is_notice() {
             return self.notice(client, &link, request.body);
         }
@@ -145,7 +146,8 @@ impl RpcHandler for EnvHandler {
             Ok(link) => link,
             Err(error) => return callback.fail(error),
         };
-        let request = match Request::read(&message) {
+        let mut recent = link.recent();
+        let request = match recent.read(&message) {
             Ok(request) => request,
             Err(error) => return callback.fail(no_envelope(&link, &error)),
         };

@@ -13,8 +13,8 @@ use tokio::runtime::Handle;
 use crate::address::RpcAddress;
 use crate::credit::Volume;
 use crate::limits::Budget;
-use crate::sync::{Mutex, Notify, RwLock};
-use crate::wire::{self, proto};
+use crate::sync::{Mutex, MutexGuard, Notify, RwLock};
+use crate::wire::{self, Recent, proto};
 
 /// So many requests that the peer gave up are remembered until their turn comes. The oldest are forgotten first,
 /// and then handled although nobody waits.
@@ -145,6 +145,8 @@ pub(crate) struct Link {
     told: OnceLock<(String, RpcAddress)>,
     /// Which run of the peer's environment it is; 0 until that has been told.
     incarnation: AtomicU64,
+    /// What the latest requests began with. Only the task that reads the connection takes it.
+    recent: Mutex<Recent>,
     /// Who has an account for it.
     receivers: Mutex<Vec<Weak<dyn Receiver>>>,
     given_up: Mutex<GivenUp>,
@@ -164,6 +166,7 @@ impl Link {
             socket: client.peer_addr().into(),
             told: OnceLock::new(),
             incarnation: AtomicU64::new(0),
+            recent: Mutex::default(),
             receivers: Mutex::default(),
             given_up: Mutex::default(),
             given_up_count: AtomicUsize::new(0),
@@ -195,6 +198,11 @@ impl Link {
 
     pub(crate) fn client(&self) -> &TransportClient {
         &self.client
+    }
+
+    /// What the latest requests began with.
+    pub(crate) fn recent(&self) -> MutexGuard<'_, Recent> {
+        self.recent.lock()
     }
 
     /// Which run of the peer's environment it is; 0 if that has not been told.

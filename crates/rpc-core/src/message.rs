@@ -95,7 +95,8 @@ pub struct IncomingRequest<'a> {
     request: &'a Request<'a>,
     /// What its texts and body are parts of.
     frame: &'a Bytes,
-    sender: RpcAddress,
+    /// Taken by the context.
+    sender: Option<RpcAddress>,
     /// Left in place if decoding fails, so that the dispatcher can tell the asker why.
     reply: &'a mut Option<Box<RemoteReply>>,
 }
@@ -108,7 +109,7 @@ impl<'a> IncomingRequest<'a> {
         sender: RpcAddress,
         reply: &'a mut Option<Box<RemoteReply>>,
     ) -> Self {
-        Self { request, frame, sender, reply }
+        Self { request, frame, sender: Some(sender), reply }
     }
 
     pub(crate) fn ask(&self) -> Option<RemoteAsk> {
@@ -144,7 +145,7 @@ impl<'a> IncomingRequest<'a> {
 
     /// The handle for the answer. To be called once, after [`decode`](Self::decode).
     pub fn context<T: Message + 'static>(&mut self) -> RpcCallContext<T> {
-        let sender = Some(self.sender.clone());
+        let sender = self.sender.take();
         match self.reply.take() {
             Some(reply) => RpcCallContext::remote(reply, wire::encode_value::<T>, sender),
             None => RpcCallContext::nobody(sender),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 pub(crate) use shuttle::sync::mpsc;
 pub(crate) use shuttle::{thread, thread_local};
-pub(crate) use shuttle_parking_lot::{Mutex, RwLock};
+pub(crate) use shuttle_parking_lot::{Mutex, MutexGuard, RwLock};
 use tokio::runtime::{EnterGuard, Handle};
 use tokio::sync::futures::{Notified, OwnedNotified};
 

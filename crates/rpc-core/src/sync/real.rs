@@ -3,7 +3,7 @@
 pub(crate) use std::sync::mpsc;
 pub(crate) use std::{thread, thread_local};
 
-pub(crate) use parking_lot::{Mutex, RwLock};
+pub(crate) use parking_lot::{Mutex, MutexGuard, RwLock};
 use tokio::runtime::{EnterGuard, Handle};
 pub(crate) use tokio::sync::Notify;
 

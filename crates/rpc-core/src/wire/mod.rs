@@ -1,5 +1,6 @@
 //! The envelope's bytes: `proto/rpc_envelope.proto`, written and read without copying bodies more than once.
 
+mod recent;
 mod request;
 mod scratch;
 
@@ -8,6 +9,7 @@ use std::fmt::Display;
 use bytes::{BufMut, Bytes, BytesMut};
 use prost::Message;
 
+pub(crate) use self::recent::Recent;
 pub use self::request::OutgoingBody;
 pub(crate) use self::request::{Request, notice, request, request_head};
 use self::scratch::Scratch;

@@ -137,35 +137,38 @@ pub(crate) struct Request<'a> {
     pub(crate) endpoint: &'a str,
     pub(crate) service: &'a str,
     pub(crate) method: &'a str,
-    remaining_us: u64,
+    pub(super) remaining_us: u64,
     pub(crate) traceparent: &'a str,
     pub(crate) receiver_incarnation: u64,
     pub(crate) body: &'a [u8],
 }
 
 impl<'a> Request<'a> {
-    pub(crate) fn read(message: &'a [u8]) -> Result<Self, Malformed> {
-        let mut request = Self::default();
+    /// Reads all of `message`; or only the `beginning`, which is the same in all messages of a ref to one method. Gives the
+    /// bytes that are left.
+    pub(super) fn read(&mut self, message: &'a [u8], beginning: bool) -> Result<&'a [u8], Malformed> {
         let mut rest = message;
         while !rest.is_empty() {
+            let left = rest;
             let (field, wire_type) = decode_key(&mut rest)?;
             match field {
-                1 => request.sender = text(wire_type, &mut rest)?,
-                2 => request.incarnation = fixed64(wire_type, &mut rest)?,
-                3 => request.endpoint = text(wire_type, &mut rest)?,
-                4 => request.service = text(wire_type, &mut rest)?,
-                5 => request.method = text(wire_type, &mut rest)?,
+                1 => self.sender = text(wire_type, &mut rest)?,
+                2 => self.incarnation = fixed64(wire_type, &mut rest)?,
+                3 => self.endpoint = text(wire_type, &mut rest)?,
+                4 => self.service = text(wire_type, &mut rest)?,
+                5 => self.method = text(wire_type, &mut rest)?,
+                8 => self.receiver_incarnation = fixed64(wire_type, &mut rest)?,
+                _ if beginning => return Ok(left),
                 6 => {
                     check_wire_type(WireType::Varint, wire_type)?;
-                    request.remaining_us = decode_varint(&mut rest)?;
+                    self.remaining_us = decode_varint(&mut rest)?;
                 }
-                7 => request.traceparent = text(wire_type, &mut rest)?,
-                8 => request.receiver_incarnation = fixed64(wire_type, &mut rest)?,
-                15 => request.body = delimited(wire_type, &mut rest)?,
+                7 => self.traceparent = text(wire_type, &mut rest)?,
+                15 => self.body = delimited(wire_type, &mut rest)?,
                 _ => skip_field(wire_type, field, &mut rest, DecodeContext::default())?,
             }
         }
-        Ok(request)
+        Ok(rest)
     }
 
     /// It is about the connection and not for an endpoint.
@@ -214,6 +217,11 @@ mod tests {
         Text { text: text.to_owned() }
     }
 
+    fn read(message: &[u8]) -> Result<Request<'_>, Malformed> {
+        let mut request = Request::default();
+        request.read(message, false).map(|_| request)
+    }
+
     fn sample() -> Bytes {
         let head = request_head(Some(&RpcAddress::new("::1", 7077)), 0x0102_0304_0506_0708, "ep", 0x18);
         let method = Method::new("pkg.Svc", "Do");
@@ -247,7 +255,7 @@ mod tests {
             let head = request_head(sender, 1, "ep", 0);
             let method = Method::new("pkg.Svc", "Do");
             let bytes = request(&head, method, None, None, |body| body.message(&content)).unwrap();
-            let read = Request::read(&bytes).unwrap();
+            let read = read(&bytes).unwrap();
             assert_eq!(read.sender, sender.map(ToString::to_string).unwrap_or_default());
             assert_eq!((read.endpoint, read.service, read.method), ("ep", "pkg.Svc", "Do"));
             assert_eq!(Text::decode(read.body).unwrap(), content);
@@ -257,7 +265,7 @@ mod tests {
 
     #[test]
     fn nre_03_every_field_of_a_request_reads_back() {
-        let read = proto::Request::decode(sample()).unwrap();
+        let decoded = proto::Request::decode(sample()).unwrap();
         let expected = proto::Request {
             sender: "[::1]:7077".to_owned(),
             incarnation: 0x0102_0304_0506_0708,
@@ -269,10 +277,10 @@ mod tests {
             receiver_incarnation: 0x18,
             body: text("hi").encode_to_vec().into(),
         };
-        assert_eq!(read, expected);
+        assert_eq!(decoded, expected);
 
         let view = sample();
-        let view = Request::read(&view).unwrap();
+        let view = read(&view).unwrap();
         assert_eq!((view.sender, view.endpoint), ("[::1]:7077", "ep"));
         assert_eq!((view.service, view.method, view.traceparent), ("pkg.Svc", "Do", "00-1-2-01"));
         assert_eq!(view.receiver_incarnation, 0x18);
@@ -287,7 +295,7 @@ mod tests {
         // Field 98, of 8 bytes; field 97, of 4; field 96, a number.
         bytes.extend(b"\x91\x06new-abcd\x8d\x06abcd\x80\x06\xff\x01");
         let message = Bytes::from(bytes);
-        assert_eq!(Request::read(&message).unwrap().endpoint, "ep");
+        assert_eq!(read(&message).unwrap().endpoint, "ep");
         assert_eq!(proto::Request::decode(message).unwrap().endpoint, "ep");
     }
 
@@ -302,7 +310,7 @@ mod tests {
                     *last ^= 1 << flipped;
                 }
                 let message = Bytes::from(bytes);
-                let (read, schema) = (Request::read(&message), proto::Request::decode(message.clone()));
+                let (read, schema) = (read(&message), proto::Request::decode(message.clone()));
                 assert_eq!(read.is_ok(), schema.is_ok(), "{message:?}: {read:?} {schema:?}");
                 if let (Ok(read), Ok(schema)) = (read, schema) {
                     assert_eq!((read.endpoint, read.method), (&*schema.endpoint, &*schema.method));
