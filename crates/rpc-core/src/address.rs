@@ -170,6 +170,10 @@ impl RpcEndpointAddress {
     pub fn name(&self) -> &str {
         &self.name
     }
+
+    pub(crate) fn shared_name(&self) -> Arc<str> {
+        Arc::clone(&self.name)
+    }
 }
 
 /// The bytes that a name may have: as many as Spark's envelope carries (`rpc 6.1`).

@@ -41,12 +41,11 @@ impl Asks {
     }
 }
 
-/// What asks keep of the ref that made them. Its clones have it in common.
+/// What is known of an endpoint. An endpoint of this environment has it in common with all of its refs, one elsewhere
+/// with the clones of a ref.
 pub(crate) struct About {
     pub(crate) address: RpcEndpointAddress,
     pub(crate) asks: Arc<Asks>,
-    /// If it is in this environment.
-    pub(crate) endpoint: Option<EndpointId>,
     /// Which run of its environment it belongs to; 0 if that is not known.
     pub(crate) incarnation: u64,
     /// The peer of the connection it is reached over, if its environment does not listen.
@@ -55,8 +54,8 @@ pub(crate) struct About {
 }
 
 impl About {
-    pub(crate) fn new(address: RpcEndpointAddress, asks: Arc<Asks>) -> Self {
-        Self { address, asks, endpoint: None, incarnation: 0, socket: None, pending: AtomicUsize::new(0) }
+    pub(crate) fn new(address: RpcEndpointAddress, asks: Arc<Asks>, incarnation: u64) -> Self {
+        Self { address, asks, incarnation, socket: None, pending: AtomicUsize::new(0) }
     }
 
     /// Who does not answer, for error texts.
@@ -108,14 +107,16 @@ pub struct Ask<T> {
 
 /// The first two have been counted by [`About::begin`].
 pub(crate) enum State<T> {
-    Local(Arc<Slot<T>>),
+    Local {
+        slot: Arc<Slot<T>>,
+        /// The answer has been taken out.
+        answered: bool,
+    },
     Remote {
         answer: RemoteAnswer,
         decode: fn(IncomingBody) -> Result<T, RpcError>,
     },
     Refused(RpcError),
-    /// Its slot had the answer.
-    Answered,
     Done,
 }
 
@@ -132,18 +133,16 @@ impl<T> Future for Ask<T> {
             return Poll::Ready(Err(error.received()));
         }
         let polled = match &mut this.state {
-            State::Local(slot) => {
+            State::Local { slot, answered } => {
                 let polled = slot.poll(cx);
-                if polled.is_ready() {
-                    this.state = State::Answered;
-                }
+                *answered = polled.is_ready();
                 polled
             }
             State::Remote { answer, decode } => Pin::new(answer)
                 .poll(cx)
                 .map(|answer| wire::decode_answer(answer?, &this.about.address).and_then(*decode)),
             State::Refused(error) => Poll::Ready(Err(error.clone())),
-            State::Answered | State::Done => panic!("Ask polled after it was ready"),
+            State::Done => panic!("Ask polled after it was ready"),
         };
         let outcome = match polled {
             // The endpoint's side counts the same time, and may be the first to tell.
@@ -151,7 +150,7 @@ impl<T> Future for Ask<T> {
                 Err(this.timeout().expired(this.about.peer()).with_source(error))
             }
             Poll::Ready(outcome) => outcome,
-            Poll::Pending if this.about.endpoint.is_some_and(EndpointId::is_running) => {
+            Poll::Pending if EndpointId::of(&this.about).is_running() => {
                 Err(waits_for_itself(&this.about.address))
             }
             Poll::Pending => Err(match std::task::ready!(this.poll_deadline(cx)) {
@@ -213,15 +212,19 @@ impl<T> Ask<T> {
     }
 
     fn finish(&mut self) {
-        match std::mem::replace(&mut self.state, State::Done) {
-            State::Local(slot) => {
-                slot.close();
+        match &self.state {
+            State::Local { slot, answered } => {
+                if !answered {
+                    slot.close();
+                }
                 self.about.end();
             }
-            State::Remote { .. } | State::Answered => self.about.end(),
-            // It was never begun, or it has ended.
-            State::Refused(_) | State::Done => {}
+            State::Remote { .. } => self.about.end(),
+            // It was never begun.
+            State::Refused(_) => {}
+            State::Done => return,
         }
+        self.state = State::Done;
         if let Some(key) = self.waiting.take() {
             self.about.asks.deadlines.cancel(key);
         }

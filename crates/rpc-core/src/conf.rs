@@ -172,11 +172,8 @@ impl RpcConf {
     pub(crate) fn inbox(&self) -> Result<InboxConf, RpcError> {
         let messages = self.amount(INBOX_MESSAGES, 65_536)?;
         let bytes = self.amount(INBOX_BYTES, 64 << 20)?;
-        Ok(InboxConf {
-            limit: Volume::new(messages, bytes),
-            overflow: Overflow::default(),
-            slow: self.duration(SLOW_MESSAGE)?.unwrap_or(Duration::from_secs(5)),
-        })
+        let slow = self.duration(SLOW_MESSAGE)?.unwrap_or(Duration::from_secs(5));
+        Ok(InboxConf::new(Volume::new(messages, bytes), Overflow::default(), slow))
     }
 
     pub(crate) fn shutdown_timeout(&self) -> Result<Duration, RpcError> {

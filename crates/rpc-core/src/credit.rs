@@ -79,7 +79,7 @@ impl Credit {
 }
 
 /// What an inbox grants: a connection gets `initial` with its first message, and its window grows while there is room.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Windows {
     pub(crate) initial: Volume,
     pub(crate) max: Volume,

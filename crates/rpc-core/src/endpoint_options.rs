@@ -1,5 +1,7 @@
 //! How an endpoint is to be run.
 
+use std::sync::Arc;
+
 use crate::credit::Volume;
 use crate::limits::{InboxConf, Overflow};
 
@@ -73,10 +75,11 @@ impl EndpointOptions {
     }
 
     /// What the inbox goes by, where the environment's is `conf`.
-    pub(crate) fn inbox(&self, conf: InboxConf) -> InboxConf {
+    pub(crate) fn inbox(&self, conf: &Arc<InboxConf>) -> Arc<InboxConf> {
         let messages = self.max_messages.unwrap_or(conf.limit.messages);
         let bytes = self.max_bytes.unwrap_or(conf.limit.bytes);
-        InboxConf { limit: Volume::new(messages, bytes), overflow: self.overflow, ..conf }
+        let own = InboxConf::new(Volume::new(messages, bytes), self.overflow, conf.slow);
+        if own == **conf { Arc::clone(conf) } else { Arc::new(own) }
     }
 }
 

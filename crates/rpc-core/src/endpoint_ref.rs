@@ -1,5 +1,6 @@
 //! What users hold to reach an endpoint.
 
+use std::cell::Cell;
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
@@ -9,16 +10,22 @@ use futures::future::BoxFuture;
 use tokio::time::Instant;
 
 use crate::address::RpcEndpointAddress;
-use crate::ask::{About, Ask, Asks, State};
+use crate::ask::{About, Ask, State};
 use crate::call_context::RpcCallContext;
 use crate::error::{ErrorKind, RpcError, SendError};
 use crate::message::{RpcMessage, RpcRequest, local_only};
 use crate::origin::{Asker, Origin};
 use crate::post::{Mailbox, Wire};
-use crate::running::{EndpointId, running_deadline};
+use crate::running::running_deadline;
 use crate::slot::Slot;
 use crate::timeout::RpcTimeout;
 use crate::wire;
+
+thread_local! {
+    /// Every second message takes from tokio's budget, so who sends in a loop has a turn of 256, as a loop has that
+    /// handles them.
+    static TURN: Cell<bool> = const { Cell::new(false) };
+}
 
 /// Reaches one endpoint, here or elsewhere, with the messages of `M`. Cheap to clone.
 ///
@@ -32,30 +39,24 @@ pub struct RpcEndpointRef<M> {
 
 enum Target<M> {
     Local(Arc<dyn Mailbox<M>>),
-    /// `head`: the fields of the envelope that are the same in every message.
-    Remote {
-        wire: Arc<dyn Wire>,
-        head: Bytes,
-    },
+    Remote(Arc<Route>),
+}
+
+/// Behind one pointer, as it is refs to endpoints of the same environment that come by the thousand.
+struct Route {
+    wire: Arc<dyn Wire>,
+    /// The fields of the envelope that are the same in every message.
+    head: Bytes,
 }
 
 impl<M> RpcEndpointRef<M> {
-    pub(crate) fn local(
-        address: RpcEndpointAddress,
-        incarnation: u64,
-        asks: Arc<Asks>,
-        mailbox: Arc<dyn Mailbox<M>>,
-    ) -> Self {
-        let endpoint = Some(EndpointId::of(&mailbox));
-        let mut about = About::new(address, asks);
-        about.endpoint = endpoint;
-        about.incarnation = incarnation;
-        Self { about: Arc::new(about), target: Target::Local(mailbox) }
+    pub(crate) fn local(about: Arc<About>, mailbox: Arc<dyn Mailbox<M>>) -> Self {
+        Self { about, target: Target::Local(mailbox) }
     }
 
     /// `about`: of an endpoint elsewhere.
     pub(crate) fn remote(about: About, wire: Arc<dyn Wire>, head: Bytes) -> Self {
-        Self { about: Arc::new(about), target: Target::Remote { wire, head } }
+        Self { about: Arc::new(about), target: Target::Remote(Arc::new(Route { wire, head })) }
     }
 
     pub(crate) fn is_local(&self) -> bool {
@@ -118,7 +119,7 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
     {
         let target = match &self.target {
             Target::Local(mailbox) => Target::Local(Arc::new(Narrowed(Arc::clone(mailbox))) as _),
-            Target::Remote { wire, head } => Target::Remote { wire: Arc::clone(wire), head: head.clone() },
+            Target::Remote(route) => Target::Remote(Arc::clone(route)),
         };
         RpcEndpointRef { about: Arc::clone(&self.about), target }
     }
@@ -146,8 +147,9 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
                     _ => Ok(()),
                 }
             }
-            Target::Remote { wire, head } => {
-                let sent = self.encode(head, &request, None).and_then(|envelope| wire.send(envelope));
+            Target::Remote(route) => {
+                let envelope = self.encode(&route.head, &request, None);
+                let sent = envelope.and_then(|envelope| route.wire.send(envelope));
                 sent.map_err(|error| SendError::new(request, error))
             }
         }
@@ -165,7 +167,9 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
     /// Dropped before it is ready, it has sent nothing, and the request is dropped.
     pub async fn send_wait<R: RpcRequest<M>>(&self, mut request: R) -> Result<(), SendError<R>> {
         // Else who sends in a loop would keep the thread from the endpoint until the queue is full.
-        tokio::task::coop::consume_budget().await;
+        if TURN.replace(!TURN.get()) {
+            tokio::task::coop::consume_budget().await;
+        }
         loop {
             let refused = match self.send(request) {
                 Err(refused)
@@ -177,7 +181,7 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
             };
             match &self.target {
                 Target::Local(mailbox) => mailbox.room().await,
-                Target::Remote { wire, .. } => wire.room().await,
+                Target::Remote(route) => route.wire.room().await,
             }
             request = refused.into_message();
         }
@@ -289,11 +293,11 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
                 let span = self.about.asks.tracer.local(self.name());
                 let origin = Origin::Asked { asker, span };
                 post(&**mailbox, origin, &mut Some((request, context)))?;
-                State::Local(slot)
+                State::Local { slot, answered: false }
             }
-            Target::Remote { wire, head } => {
-                let envelope = self.encode(head, &request, Some(timeout))?;
-                State::Remote { answer: wire.ask(envelope), decode: R::decode_reply }
+            Target::Remote(route) => {
+                let envelope = self.encode(&route.head, &request, Some(timeout))?;
+                State::Remote { answer: route.wire.ask(envelope), decode: R::decode_reply }
             }
         })
     }
@@ -342,7 +346,7 @@ impl<M> Clone for RpcEndpointRef<M> {
     fn clone(&self) -> Self {
         let target = match &self.target {
             Target::Local(mailbox) => Target::Local(Arc::clone(mailbox)),
-            Target::Remote { wire, head } => Target::Remote { wire: Arc::clone(wire), head: head.clone() },
+            Target::Remote(route) => Target::Remote(Arc::clone(route)),
         };
         Self { about: Arc::clone(&self.about), target }
     }

@@ -20,7 +20,7 @@ use tokio::sync::watch;
 pub use builder::RpcEnvBuilder;
 
 use crate::address::{RpcAddress, RpcEndpointAddress};
-use crate::ask::Asks;
+use crate::ask::{About, Asks};
 use crate::dispatcher::Dispatcher;
 use crate::download::Downloads;
 use crate::endpoint::EndpointContext;
@@ -28,6 +28,7 @@ use crate::endpoint_options::EndpointOptions;
 use crate::endpoint_ref::RpcEndpointRef;
 use crate::error::RpcError;
 use crate::file_server::Registry;
+use crate::inbox::Inbox;
 use crate::limits::InboxConf;
 use crate::link::Links;
 use crate::message_loop::IntoEndpoint;
@@ -52,7 +53,7 @@ struct Inner {
     name: String,
     address: Option<RpcAddress>,
     lookup_timeout: RpcTimeout,
-    inbox_conf: InboxConf,
+    inbox_conf: Arc<InboxConf>,
     shutdown_timeout: Duration,
     runtime: Handle,
     asks: Arc<Asks>,
@@ -118,11 +119,7 @@ impl RpcEnv {
     ) -> Result<RpcEndpointRef<E::Message>, RpcError> {
         let inner = &self.inner;
         let address = RpcEndpointAddress::new(inner.address.clone(), name)?;
-        let make_ref = |mailbox| {
-            RpcEndpointRef::local(address.clone(), inner.incarnation, Arc::clone(&inner.asks), mailbox)
-        };
-        let env = Arc::clone(inner) as Arc<dyn Any + Send + Sync>;
-        inner.dispatcher.register(address.clone(), endpoint, &options, inner.inbox_conf, make_ref, env)
+        inner.register(address, endpoint, &options, Arc::clone(inner) as _)
     }
 
     /// Stops an endpoint of this environment: the name is free at once, messages that are queued are handled, then
@@ -132,6 +129,21 @@ impl RpcEnv {
         if endpoint.incarnation() == self.inner.incarnation {
             self.inner.dispatcher.unregister(endpoint.name());
         }
+    }
+}
+
+impl Inner {
+    /// `env` is what the endpoint's context gives out.
+    fn register<K, E: IntoEndpoint<K>>(
+        &self,
+        address: RpcEndpointAddress,
+        endpoint: E,
+        options: &EndpointOptions,
+        env: Arc<dyn Any + Send + Sync>,
+    ) -> Result<RpcEndpointRef<E::Message>, RpcError> {
+        let about = About::new(address, Arc::clone(&self.asks), self.incarnation);
+        let inbox = Inbox::new(about, options.inbox(&self.inbox_conf));
+        self.dispatcher.register(endpoint, inbox, options, env)
     }
 }
 

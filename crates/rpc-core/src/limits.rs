@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use crate::credit::Volume;
+use crate::credit::{Volume, Windows};
 
 /// What an endpoint's inbox does with a message that does not fit.
 ///
@@ -19,16 +19,21 @@ pub enum Overflow {
     DropOldest,
 }
 
-/// What one inbox holds at most, and what its endpoint is watched for.
-#[derive(Clone, Copy, Debug)]
+/// What one inbox holds at most, and what its endpoint is watched for. Most inboxes of an environment share one.
+#[derive(Debug, PartialEq, Eq)]
 pub(crate) struct InboxConf {
     pub(crate) limit: Volume,
     pub(crate) overflow: Overflow,
     /// A message whose handling takes longer is worth a warning.
     pub(crate) slow: Duration,
+    pub(crate) windows: Windows,
 }
 
 impl InboxConf {
+    pub(crate) fn new(limit: Volume, overflow: Overflow, slow: Duration) -> Self {
+        Self { limit, overflow, slow, windows: Windows::of(limit) }
+    }
+
     /// Why something does not fit, for error texts.
     pub(crate) fn limit_text(&self) -> String {
         let Volume { messages, bytes } = self.limit;

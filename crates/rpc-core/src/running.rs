@@ -4,8 +4,10 @@
 use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::future::Future;
+use std::num::NonZero;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
+use std::ptr::NonNull;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -17,13 +19,13 @@ use crate::origin::{AskId, Origin};
 use crate::sync::thread_local;
 use crate::trace::TraceSpan;
 
-/// An endpoint of this process that handles one message at a time: the address of its inbox.
+/// An endpoint of this process: the address of what is known of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct EndpointId(usize);
+pub(crate) struct EndpointId(NonZero<usize>);
 
 /// An environment of this process, by the address of its inside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct EnvId(usize);
+pub(crate) struct EnvId(NonZero<usize>);
 
 /// Whose handlers run.
 #[derive(Clone, Copy, Debug)]
@@ -34,8 +36,8 @@ pub(crate) struct Actor {
 }
 
 impl EndpointId {
-    pub(crate) fn of<I: ?Sized>(inbox: &Arc<I>) -> Self {
-        Self(Arc::as_ptr(inbox).cast::<()>().addr())
+    pub(crate) fn of<A>(about: &Arc<A>) -> Self {
+        Self(NonNull::from(&**about).addr())
     }
 
     /// Whether a handler of this endpoint is further up on this thread's stack.
@@ -46,7 +48,7 @@ impl EndpointId {
 
 impl EnvId {
     pub(crate) fn of<I: ?Sized>(env: &Arc<I>) -> Self {
-        Self(Arc::as_ptr(env).cast::<()>().addr())
+        Self(NonNull::from(&**env).cast::<()>().addr())
     }
 
     /// Whether a handler of one of its endpoints is further up on this thread's stack.

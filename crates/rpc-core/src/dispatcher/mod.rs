@@ -21,12 +21,10 @@ use crate::endpoint_options::EndpointOptions;
 use crate::endpoint_ref::RpcEndpointRef;
 use crate::error::{ErrorKind, RpcError};
 use crate::inbox::{Closed, Event, Inbox};
-use crate::limits::InboxConf;
 use crate::message::{IncomingRequest, RpcMessage};
 use crate::message_loop::{IntoEndpoint, Seat};
 use crate::metrics::EndpointSnapshot;
 use crate::origin::Arrival;
-use crate::post::Mailbox;
 use crate::sync::RwLock;
 use crate::threads::Threads;
 use crate::trace::TraceSpan;
@@ -38,14 +36,34 @@ pub(crate) struct Dispatcher {
     loops: TaskTracker,
 }
 
+/// An endpoint is in one of the two maps, by its name.
 #[derive(Default)]
 struct State {
-    endpoints: HashMap<Arc<str>, Entry>,
     /// Those that are told of connections.
-    told: HashMap<Arc<str>, Arc<dyn Registered>>,
+    told: HashMap<Arc<str>, Entry>,
+    untold: HashMap<Arc<str>, Entry>,
     /// Those that are no longer registered and not yet done.
     leaving: Vec<Entry>,
     stopped: bool,
+}
+
+impl State {
+    fn get(&self, name: &str) -> Option<&Entry> {
+        self.told.get(name).or_else(|| self.untold.get(name))
+    }
+
+    fn remove(&mut self, name: &str) -> Option<Entry> {
+        self.told.remove(name).or_else(|| self.untold.remove(name))
+    }
+
+    fn clear(&mut self) {
+        self.told.clear();
+        self.untold.clear();
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Entry> {
+        self.told.values().chain(self.untold.values())
+    }
 }
 
 #[derive(Clone)]
@@ -77,35 +95,29 @@ impl Dispatcher {
         Self { state: RwLock::default(), runtime, loops: TaskTracker::new() }
     }
 
-    /// Registers `endpoint` and starts its loop. `make_ref` makes its ref, which is there before it starts.
+    /// Registers `endpoint` under the name that `inbox` has, and starts its loop.
     pub(crate) fn register<K, E: IntoEndpoint<K>>(
         &self,
-        address: RpcEndpointAddress,
         endpoint: E,
+        inbox: Arc<Inbox<E::Message>>,
         options: &EndpointOptions,
-        conf: InboxConf,
-        make_ref: impl FnOnce(Arc<dyn Mailbox<E::Message>>) -> RpcEndpointRef<E::Message>,
         env: Arc<dyn Any + Send + Sync>,
     ) -> Result<RpcEndpointRef<E::Message>, RpcError> {
-        let threads = self.threads(&address, options.isolated, E::ONE_AT_A_TIME)?;
-        let inbox = Arc::new(Inbox::<E::Message>::new(address, options.inbox(conf)));
-        let endpoint_ref = make_ref(Arc::clone(&inbox) as _);
+        let threads = self.threads(inbox.address(), options.isolated, E::ONE_AT_A_TIME)?;
+        let endpoint_ref = inbox.make_ref();
         {
             let mut state = self.state.write();
             if state.stopped {
                 return Err(RpcError::new(ErrorKind::Stopped, "RpcEnv has been stopped"));
             }
-            let name: Arc<str> = inbox.address().name().into();
-            if state.endpoints.contains_key(&name) {
+            let name = inbox.address().shared_name();
+            if state.get(&name).is_some() {
                 let text = format!("There is already an RpcEndpoint called {name}");
                 return Err(RpcError::new(ErrorKind::EndpointExists, text));
             }
-            if options.connection_events {
-                state.told.insert(Arc::clone(&name), Arc::clone(&inbox) as _);
-            }
             // Under the lock, so that a stop that follows waits for this loop too.
             let cx = EndpointContext::new(endpoint_ref.clone(), env);
-            let life = endpoint.run(Seat::new(Arc::clone(&inbox), cx, E::ONE_AT_A_TIME, threads.clone()));
+            let life = endpoint.run(Seat::new(Arc::clone(&inbox), cx, threads.clone()));
             let task = match threads {
                 None => self.loops.spawn_on(life, &self.runtime),
                 Some(threads) => {
@@ -113,7 +125,12 @@ impl Dispatcher {
                     self.loops.spawn_on(tie.with(threads.spawn(life)), &self.runtime)
                 }
             };
-            state.endpoints.insert(name, Entry { inbox, task: task.abort_handle() });
+            let entry = Entry { inbox, task: task.abort_handle() };
+            if options.connection_events {
+                state.told.insert(name, entry);
+            } else {
+                state.untold.insert(name, entry);
+            }
         }
         Ok(endpoint_ref)
     }
@@ -141,9 +158,8 @@ impl Dispatcher {
     pub(crate) fn unregister(&self, name: &str) {
         let removed = {
             let mut state = self.state.write();
-            state.told.remove(name);
             state.leaving.retain(|entry| !entry.task.is_finished());
-            let removed = state.endpoints.remove(name);
+            let removed = state.remove(name);
             state.leaving.extend(removed.clone());
             removed
         };
@@ -156,7 +172,7 @@ impl Dispatcher {
     pub(crate) fn inbox<M: RpcMessage>(
         &self,
         address: &RpcEndpointAddress,
-    ) -> Result<Arc<dyn Mailbox<M>>, RpcError> {
+    ) -> Result<Arc<Inbox<M>>, RpcError> {
         let inbox = self.get(address.name())?.ok_or_else(|| endpoint_not_found(address))?;
         let (id, name) = inbox.message_type();
         if id != TypeId::of::<M>() {
@@ -166,10 +182,7 @@ impl Dispatcher {
             );
             return Err(RpcError::new(ErrorKind::ServiceMismatch, text).with_peer(address));
         }
-        match inbox.into_any().downcast::<Inbox<M>>() {
-            Ok(inbox) => Ok(inbox),
-            Err(_) => Err(endpoint_not_found(address)),
-        }
+        inbox.into_any().downcast().map_err(|_| endpoint_not_found(address))
     }
 
     /// The services of the endpoint `name`; none if there is no such endpoint.
@@ -198,21 +211,23 @@ impl Dispatcher {
 
     /// The state of every endpoint, by name.
     pub(crate) fn snapshot(&self) -> Vec<EndpointSnapshot> {
-        let entries: Vec<_> = self.state.read().endpoints.values().cloned().collect();
+        let entries: Vec<_> = self.state.read().all().cloned().collect();
         let mut all: Vec<_> = entries.iter().map(|entry| entry.inbox.snapshot()).collect();
         all.sort_by(|one, other| one.name.cmp(&other.name));
         all
     }
 
     pub(crate) fn post_to_all(&self, event: &Event) {
-        for inbox in self.state.read().told.values() {
-            inbox.post_event(event.clone());
+        let state = self.state.read();
+        // Nobody is told of connections that end because all does.
+        if !state.stopped {
+            state.told.values().for_each(|entry| entry.inbox.post_event(event.clone()));
         }
     }
 
     fn get(&self, name: &str) -> Result<Option<Arc<dyn Registered>>, RpcError> {
         let state = self.state.read();
-        match state.endpoints.get(name) {
+        match state.get(name) {
             Some(entry) => Ok(Some(Arc::clone(&entry.inbox))),
             None if state.stopped => Err(env_stopped()),
             None => Ok(None),
@@ -253,7 +268,7 @@ mod tests {
 
     use super::*;
     use crate::address::RpcAddress;
-    use crate::ask::Asks;
+    use crate::ask::{About, Asks};
     use crate::conf::RpcConf;
     use crate::endpoint::ThreadSafeRpcEndpoint;
     use crate::trace::Tracer;
@@ -300,12 +315,9 @@ mod tests {
         let received = ["a", "b"].map(|name| {
             let (told, events) = mpsc::unbounded_channel();
             let address = RpcEndpointAddress::new(None, name).unwrap();
-            let make_ref = |mailbox| RpcEndpointRef::local(address.clone(), 1, Arc::clone(&asks), mailbox);
-            let options = EndpointOptions::new();
-            let conf = RpcConf::new().inbox().unwrap();
-            dispatcher
-                .register(address.clone(), Watch(told), &options, conf, make_ref, Arc::new(()))
-                .unwrap();
+            let about = About::new(address, Arc::clone(&asks), 1);
+            let inbox = Inbox::new(about, Arc::new(RpcConf::new().inbox().unwrap()));
+            dispatcher.register(Watch(told), inbox, &EndpointOptions::new(), Arc::new(())).unwrap();
             events
         });
         dispatcher.post_to_all(&event);

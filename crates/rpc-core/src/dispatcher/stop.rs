@@ -15,9 +15,8 @@ impl Dispatcher {
     pub(crate) fn begin_stop(&self) -> Stopping {
         let mut state = self.state.write();
         state.stopped = true;
-        state.told.clear();
         let leaving = std::mem::take(&mut state.leaving);
-        let entries: Vec<_> = state.endpoints.values().cloned().chain(leaving).collect();
+        let entries: Vec<_> = state.all().cloned().chain(leaving).collect();
         drop(state);
         let before = entries.iter().map(|entry| {
             let before = entry.inbox.ending();
@@ -37,7 +36,7 @@ impl Dispatcher {
             // One whose thread is blocked does not come back.
             let _ = tokio::time::timeout(ABORT, self.loops.wait()).await;
         }
-        self.state.write().endpoints.clear();
+        self.state.write().clear();
         let mut reports: Vec<_> = entries
             .iter()
             .zip(before)

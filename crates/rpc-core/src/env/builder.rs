@@ -19,7 +19,6 @@ use crate::conf::RpcConf;
 use crate::dispatcher::Dispatcher;
 use crate::download::Downloads;
 use crate::endpoint_options::EndpointOptions;
-use crate::endpoint_ref::RpcEndpointRef;
 use crate::error::{ErrorKind, RpcError};
 use crate::file_server::Registry;
 use crate::handler::EnvHandler;
@@ -180,7 +179,7 @@ impl RpcEnvBuilder {
             name: self.name,
             address: None,
             lookup_timeout,
-            inbox_conf: self.conf.inbox()?,
+            inbox_conf: Arc::new(self.conf.inbox()?),
             shutdown_timeout: self.conf.shutdown_timeout()?,
             asks: Asks::new(self.conf.ask()?, self.tracer, runtime.clone()),
             dispatcher,
@@ -238,14 +237,9 @@ impl RpcEnvBuilder {
 impl Inner {
     fn register_verifier(&self) -> Result<(), RpcError> {
         let address = RpcEndpointAddress::new(None, ENDPOINT_VERIFIER)?;
-        let make_ref = |mailbox| {
-            RpcEndpointRef::local(address.clone(), self.incarnation, Arc::clone(&self.asks), mailbox)
-        };
         // It never looks at its environment, which is not complete yet.
         let verifier = EndpointVerifier::new(&self.dispatcher);
-        let options = EndpointOptions::new();
-        let limits = self.inbox_conf;
-        self.dispatcher.register(address.clone(), verifier, &options, limits, make_ref, Arc::new(()))?;
+        self.register(address, verifier, &EndpointOptions::new(), Arc::new(()))?;
         Ok(())
     }
 }

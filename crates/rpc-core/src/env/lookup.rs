@@ -135,8 +135,7 @@ impl Inner {
     }
 
     fn local_ref<M: RpcMessage>(&self, endpoint: RpcEndpointAddress) -> Result<RpcEndpointRef<M>, RpcError> {
-        let mailbox = self.dispatcher.inbox::<M>(&endpoint)?;
-        Ok(RpcEndpointRef::local(endpoint, self.incarnation, Arc::clone(&self.asks), mailbox))
+        Ok(self.dispatcher.inbox::<M>(&endpoint)?.make_ref())
     }
 
     /// The ref of an endpoint at `address`, not checked.
@@ -148,8 +147,7 @@ impl Inner {
     ) -> RpcEndpointRef<M> {
         let lane = Arc::new(self.outboxes.lane(self.outboxes.get(address), endpoint.name()));
         let head = request_head(self.address.as_ref(), self.incarnation, endpoint.name(), incarnation);
-        let mut about = About::new(endpoint, Arc::clone(&self.asks));
-        about.incarnation = incarnation;
+        let about = About::new(endpoint, Arc::clone(&self.asks), incarnation);
         RpcEndpointRef::remote(about, lane, head)
     }
 
@@ -171,8 +169,7 @@ impl Inner {
         };
         let lane = Arc::new(self.outboxes.lane(self.outboxes.over(&link), endpoint.name()));
         let head = request_head(self.address.as_ref(), self.incarnation, endpoint.name(), incarnation);
-        let mut about = About::new(endpoint, Arc::clone(&self.asks));
-        about.incarnation = incarnation;
+        let mut about = About::new(endpoint, Arc::clone(&self.asks), incarnation);
         about.socket = Some(link.socket().clone());
         Ok(RpcEndpointRef::remote(about, lane, head))
     }

@@ -18,41 +18,41 @@ use crate::running::discard;
 const SAMPLE: u64 = 16;
 
 /// What a loop has taken out and not handled yet. Dropped with the loop, it fails the askers in it.
-pub(crate) struct Batch<M> {
+pub(crate) struct Batch<'a, M> {
     items: VecDeque<Item<M>>,
     handled: Handled,
     /// Gives back when so many are handled.
     share: usize,
     /// Messages taken out so far, for sampling.
     taken: u64,
-    inbox: Arc<Inbox<M>>,
+    inbox: &'a Inbox<M>,
 }
 
-impl<M> Batch<M> {
-    pub(crate) fn new(inbox: &Arc<Inbox<M>>) -> Self {
+impl<'a, M> Batch<'a, M> {
+    pub(crate) fn new(inbox: &'a Inbox<M>) -> Self {
         let share = (inbox.conf.limit.messages / 8).clamp(1, 64) as usize;
-        Self {
-            items: VecDeque::new(),
-            handled: Handled::default(),
-            share,
-            taken: 0,
-            inbox: Arc::clone(inbox),
-        }
+        Self { items: VecDeque::new(), handled: Handled::default(), share, taken: 0, inbox }
     }
 
     /// The next message whose asker still waits, or the next event.
     pub(crate) fn pop(&mut self) -> Option<Item<M>> {
-        while let Some(item) = self.items.pop_front() {
-            match item {
-                Item::Message { message, origin } if !origin.waits() => {
-                    self.handled.counts.expired += 1;
-                    discard(origin.ask_id(), message, &expired(&self.inbox.address));
-                    self.done(&origin);
-                }
-                item => return Some(item),
-            }
+        // Looked at where it lies: an item is large.
+        while let Some(Item::Message { origin, .. }) = self.items.front()
+            && !origin.waits()
+        {
+            self.pass_over();
         }
-        None
+        self.items.pop_front()
+    }
+
+    /// Drops the next message, as its asker no longer waits.
+    #[cold]
+    fn pass_over(&mut self) {
+        if let Some(Item::Message { message, origin }) = self.items.pop_front() {
+            self.handled.counts.expired += 1;
+            discard(origin.ask_id(), message, &expired(self.inbox.address()));
+            self.done(&origin);
+        }
     }
 
     /// A message has been handled.
@@ -71,8 +71,10 @@ impl<M> Batch<M> {
 
     /// Gives back what is handled: at the latest when the loop is about to wait for something, and not `goes_on`.
     fn give_back(&mut self, goes_on: bool) {
-        let released = self.handled.give_back(&mut self.inbox.state.lock(), &self.inbox, goes_on);
-        self.inbox.tell(released);
+        let released = self.handled.give_back(&mut self.inbox.state.lock(), self.inbox, goes_on);
+        if let Some(released) = released {
+            self.inbox.tell(released);
+        }
     }
 
     /// The loop begins to wait for what it has in hand.
@@ -95,10 +97,12 @@ impl<M> Batch<M> {
         std::mem::swap(&mut state.queue, &mut self.items);
         state.undelivered = 0;
         state.in_hand_since = state.queued_since.take();
-        let released = self.handled.give_back(&mut state, &self.inbox, !self.items.is_empty());
+        let released = self.handled.give_back(&mut state, self.inbox, !self.items.is_empty());
         self.taken = state.counts.handled;
         drop(state);
-        self.inbox.tell(released);
+        if let Some(released) = released {
+            self.inbox.tell(released);
+        }
         !self.items.is_empty()
     }
 
@@ -108,12 +112,14 @@ impl<M> Batch<M> {
     }
 }
 
-impl<M> Drop for Batch<M> {
+impl<M> Drop for Batch<'_, M> {
     fn drop(&mut self) {
         if self.handled.messages > 0 {
             self.give_back(false);
         }
         if !self.items.is_empty() {
+            // The loop was dropped. Before they fail: no sender may slip in behind.
+            self.inbox.abandon();
             self.inbox.discard(std::mem::take(&mut self.items), Closed::Runtime);
         }
     }
@@ -146,7 +152,7 @@ impl Handled {
         }
     }
 
-    fn give_back<M>(&mut self, state: &mut State<M>, inbox: &Inbox<M>, goes_on: bool) -> Released {
+    fn give_back<M>(&mut self, state: &mut State<M>, inbox: &Inbox<M>, goes_on: bool) -> Option<Released> {
         let mut grants = Vec::new();
         if self.messages > 0 {
             self.messages = 0;
@@ -155,11 +161,14 @@ impl Handled {
             state.counts.failed += failed;
             state.counts.expired += expired;
             state.held.remove(std::mem::take(&mut self.local));
-            for done in self.remote.drain(..) {
-                grants.extend(state.release(done, inbox.conf.limit, &inbox.windows));
+            if !self.remote.is_empty() {
+                for done in self.remote.drain(..) {
+                    grants.extend(state.release(done, inbox.conf.limit, &inbox.conf.windows));
+                }
             }
         }
-        Released { room: state.has_room(inbox.conf.limit, goes_on), grants }
+        let room = state.room_for(inbox.conf.limit, goes_on);
+        (room.is_some() || !grants.is_empty()).then_some(Released { room, grants })
     }
 }
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use network_common::ConnectionId;
+use tokio::sync::futures::OwnedNotified;
 use tokio::time::Instant;
 
 pub(crate) use batch::Batch;
@@ -17,21 +18,23 @@ use batch::Done;
 use state::{Counts, Released, State};
 
 use crate::address::{RpcAddress, RpcEndpointAddress};
-use crate::credit::{Volume, Windows};
+use crate::ask::About;
+use crate::credit::Volume;
+use crate::endpoint_ref::RpcEndpointRef;
 use crate::error::{ErrorKind, RpcError};
 use crate::limits::{InboxConf, Overflow};
 use crate::link::Receiver;
 use crate::metrics::{EndpointSnapshot, Histogram};
 use crate::origin::Origin;
 use crate::post::Mailbox;
-use crate::running::discard;
-use crate::sync::{Mutex, Notify};
+use crate::running::{EndpointId, discard};
+use crate::sync::Mutex;
 
 /// A queue that keeps its buffer while parked only up to this many items.
 const KEEP: usize = 64;
 
 /// So many refusals of messages wait at most to be told to an endpoint: unlike connections, a peer has any number of them.
-const MAX_UNDELIVERED: usize = 1024;
+const MAX_UNDELIVERED: u16 = 1024;
 
 /// What an endpoint is to do. Starting is not among it: a loop begins with it.
 pub(crate) enum Item<M> {
@@ -56,11 +59,8 @@ pub(crate) struct Inbox<M> {
     state: Mutex<State<M>>,
     /// How long messages took. There with the first that was measured.
     processing: Mutex<Option<Box<Histogram>>>,
-    address: RpcEndpointAddress,
-    conf: InboxConf,
-    windows: Windows,
-    /// There is room again.
-    room: Notify,
+    about: Arc<About>,
+    conf: Arc<InboxConf>,
 }
 
 /// What has become of messages, for the report of a shutdown.
@@ -82,20 +82,24 @@ pub(crate) enum Closed {
 }
 
 impl<M> Inbox<M> {
-    pub(crate) fn new(address: RpcEndpointAddress, conf: InboxConf) -> Self {
-        let windows = Windows::of(conf.limit);
-        Self {
-            state: Mutex::new(State::new()),
-            processing: Mutex::default(),
-            address,
-            conf,
-            windows,
-            room: Notify::new(),
-        }
+    pub(crate) fn new(about: About, conf: Arc<InboxConf>) -> Arc<Self> {
+        let (state, processing) = (Mutex::new(State::new()), Mutex::default());
+        Arc::new(Self { state, processing, about: Arc::new(about), conf })
     }
 
     pub(crate) fn address(&self) -> &RpcEndpointAddress {
-        &self.address
+        &self.about.address
+    }
+
+    pub(crate) fn id(&self) -> EndpointId {
+        EndpointId::of(&self.about)
+    }
+
+    pub(crate) fn make_ref(self: &Arc<Self>) -> RpcEndpointRef<M>
+    where
+        M: Send + 'static,
+    {
+        RpcEndpointRef::local(Arc::clone(&self.about), Arc::clone(self) as _)
     }
 
     /// Appends what `build` makes, which may be nothing. True if that opened an account for its connection, which
@@ -110,7 +114,7 @@ impl<M> Inbox<M> {
         }
         let mut expected = false;
         if let Some(link) = origin.link() {
-            (opened, expected) = state.open_account(link.id(), &self.windows);
+            (opened, expected) = state.open_account(link.id(), &self.conf.windows);
         }
         if !expected && !state.held.fits(self.conf.limit) {
             match self.conf.overflow {
@@ -140,10 +144,10 @@ impl<M> Inbox<M> {
             loop_.wake();
         }
         if let Some((link, more)) = grant {
-            link.grant(self.address.name(), more);
+            link.grant(self.address().name(), more);
         }
         if let Some((message, origin)) = dropped {
-            tracing::warn!(endpoint = %self.address, "the inbox is full: its oldest message is dropped");
+            tracing::warn!(endpoint = %self.address(), "the inbox is full: its oldest message is dropped");
             discard(origin.ask_id(), message, &self.full());
             self.drop_volume(&origin);
         }
@@ -156,9 +160,9 @@ impl<M> Inbox<M> {
         let mut state = self.state.lock();
         let Some(link) = origin.link() else { return state.held.remove(volume) };
         let done = Done { volume, link: Arc::clone(link) };
-        let grants = state.release(done, self.conf.limit, &self.windows).into_iter().collect();
+        let grants = state.release(done, self.conf.limit, &self.conf.windows).into_iter().collect();
         drop(state);
-        self.tell(Released { room: false, grants });
+        self.tell(Released { room: None, grants });
     }
 
     /// Events of connections are few and bypass the limits; of messages that were refused so many wait and no more.
@@ -166,7 +170,7 @@ impl<M> Inbox<M> {
         let mut state = self.state.lock();
         let too_many = match event {
             Event::Undelivered(..) => {
-                state.undelivered += 1;
+                state.undelivered = state.undelivered.saturating_add(1);
                 state.undelivered > MAX_UNDELIVERED
             }
             Event::Connected(_) | Event::Disconnected(_) | Event::NetworkError(..) => false,
@@ -193,12 +197,14 @@ impl<M> Inbox<M> {
         if state.closed.is_none() {
             state.closed = Some(why);
             state.queue.push_back(Item::Stop);
-            let parked = state.parked.take();
+            let (parked, room) = (state.parked.take(), state.room_awaited.take());
             drop(state);
             if let Some(loop_) = parked {
                 loop_.wake();
             }
-            self.room.notify_waiters();
+            if let Some(room) = room {
+                room.notify_waiters();
+            }
         }
     }
 
@@ -208,9 +214,11 @@ impl<M> Inbox<M> {
         let closed = *state.closed.get_or_insert(Closed::Runtime);
         let left = std::mem::take(&mut state.queue);
         // The waker keeps an isolated endpoint's threads.
-        let _parked = state.parked.take();
+        let (_parked, room) = (state.parked.take(), state.room_awaited.take());
         drop(state);
-        self.room.notify_waiters();
+        if let Some(room) = room {
+            room.notify_waiters();
+        }
         self.discard(left, closed);
     }
 
@@ -224,12 +232,12 @@ impl<M> Inbox<M> {
 
     /// To be called when messages have been handled: there is room for others, and credit for who sent them.
     fn tell(&self, released: Released) {
-        if released.room {
-            self.room.notify_waiters();
+        if let Some(room) = released.room {
+            room.notify_waiters();
         }
         if !released.grants.is_empty() {
             for (link, more) in released.grants {
-                link.grant(self.address.name(), more);
+                link.grant(self.address().name(), more);
             }
         }
     }
@@ -260,7 +268,7 @@ impl<M> Inbox<M> {
         self.processing.lock().get_or_insert_default().record(time);
         if time >= self.conf.slow {
             tracing::warn!(
-                endpoint = %self.address,
+                endpoint = %self.address(),
                 ?time,
                 setting = "spark.rpc.slowMessageThreshold",
                 "handling a message took long"
@@ -285,7 +293,7 @@ impl<M> Inbox<M> {
         let oldest = state.in_hand_since.or(state.queued_since);
         let Counts { handled, failed, refused, dropped, expired, late: _ } = state.counts;
         EndpointSnapshot {
-            name: self.address.name().to_owned(),
+            name: self.address().name().to_owned(),
             queued: state.held.messages,
             queued_bytes: state.held.bytes,
             lag: oldest.map(|since| since.elapsed()).unwrap_or_default(),
@@ -298,26 +306,26 @@ impl<M> Inbox<M> {
         }
     }
 
-    /// Whether who wants room has to wait for it.
-    fn await_room(&self) -> bool {
+    /// What tells who wants room that there is some; none if there is already, or never will be.
+    fn await_room(&self) -> Option<OwnedNotified> {
         let mut state = self.state.lock();
         let full = state.closed.is_none() && !state.held.fits(self.conf.limit);
-        state.room_awaited |= full;
-        full
+        // Made under the lock: it hears of every call of `notify_waiters` from then on.
+        full.then(|| Arc::clone(state.room_awaited.get_or_insert_default()).notified_owned())
     }
 
     fn closed(&self, closed: Closed) -> RpcError {
         let text = match closed {
-            Closed::Endpoint => format!("the endpoint {} has been stopped", self.address),
-            Closed::Env => format!("RpcEnv already stopped: {} takes no more messages", self.address),
-            Closed::Runtime => format!("the runtime that ran the endpoint {} has shut down", self.address),
+            Closed::Endpoint => format!("the endpoint {} has been stopped", self.address()),
+            Closed::Env => format!("RpcEnv already stopped: {} takes no more messages", self.address()),
+            Closed::Runtime => format!("the runtime that ran the endpoint {} has shut down", self.address()),
         };
-        RpcError::new(ErrorKind::Stopped, text).with_peer(&self.address)
+        RpcError::new(ErrorKind::Stopped, text).with_peer(self.address())
     }
 
     fn full(&self) -> RpcError {
-        let text = format!("the inbox of {} is full: {}", self.address, self.conf.limit_text());
-        RpcError::new(ErrorKind::Limit, text).with_peer(&self.address).retryable()
+        let text = format!("the inbox of {} is full: {}", self.address(), self.conf.limit_text());
+        RpcError::new(ErrorKind::Limit, text).with_peer(self.address()).retryable()
     }
 }
 
@@ -328,9 +336,7 @@ impl<M: Send> Mailbox<M> for Inbox<M> {
 
     fn room(&self) -> BoxFuture<'_, ()> {
         Box::pin(async {
-            let mut room = std::pin::pin!(self.room.notified());
-            room.as_mut().enable();
-            if self.await_room() {
+            if let Some(room) = self.await_room() {
                 room.await;
             }
         })
@@ -339,9 +345,6 @@ impl<M: Send> Mailbox<M> for Inbox<M> {
 
 impl<M: Send> Receiver for Inbox<M> {
     fn disconnected(&self, connection: ConnectionId) {
-        let mut state = self.state.lock();
-        if let Some(account) = state.accounts.remove(&connection) {
-            state.promised.remove(account.promised());
-        }
+        self.state.lock().close_account(connection);
     }
 }

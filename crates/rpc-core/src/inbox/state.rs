@@ -14,24 +14,23 @@ use super::{Closed, Item};
 use crate::credit::{Account, Volume, Windows};
 use crate::link::Link;
 use crate::origin::Origin;
+use crate::sync::Notify;
 
 pub(super) struct State<M> {
     pub(super) queue: VecDeque<Item<M>>,
     /// Of messages, queued or in hand.
     pub(super) held: Volume,
-    /// What the accounts may still send.
-    pub(super) promised: Volume,
-    /// Of the connections that messages came over.
-    pub(super) accounts: HashMap<ConnectionId, Account>,
+    /// There as long as a connection is that messages came over.
+    accounts: Option<Box<Accounts>>,
     /// The loop, if it waits for something to come.
     pub(super) parked: Option<Waker>,
     /// How many [`Event::Undelivered`] are in the queue.
-    pub(super) undelivered: usize,
+    pub(super) undelivered: u16,
     pub(super) closed: Option<Closed>,
     pub(super) ended: bool,
     pub(super) counts: Counts,
-    /// Somebody waits for room.
-    pub(super) room_awaited: bool,
+    /// Those who wait for room, if anybody does.
+    pub(super) room_awaited: Option<Arc<Notify>>,
     /// Since when the queue has not been empty while the loop was busy.
     pub(super) queued_since: Option<Instant>,
     /// Since when what the loop has in hand keeps it busy, as far as is known.
@@ -50,10 +49,18 @@ pub(super) struct Counts {
     pub(super) late: u64,
 }
 
+/// Of the connections that messages came over.
+#[derive(Default)]
+struct Accounts {
+    open: HashMap<ConnectionId, Account>,
+    /// What they may still send.
+    promised: Volume,
+}
+
 /// What is to be told, after the lock, when messages have been handled.
 pub(super) struct Released {
-    /// There is room where somebody waits for it.
-    pub(super) room: bool,
+    /// Those who wait for room, and there is some.
+    pub(super) room: Option<Arc<Notify>>,
     pub(super) grants: Vec<(Arc<Link>, Volume)>,
 }
 
@@ -62,14 +69,13 @@ impl<M> State<M> {
         Self {
             queue: VecDeque::new(),
             held: Volume::default(),
-            promised: Volume::default(),
-            accounts: HashMap::default(),
+            accounts: None,
             parked: None,
             undelivered: 0,
             closed: None,
             ended: false,
             counts: Counts::default(),
-            room_awaited: false,
+            room_awaited: None,
             queued_since: None,
             in_hand_since: None,
         }
@@ -77,13 +83,24 @@ impl<M> State<M> {
 
     /// Whether there was none, and whether it expects a message.
     pub(super) fn open_account(&mut self, connection: ConnectionId, windows: &Windows) -> (bool, bool) {
-        match self.accounts.entry(connection) {
+        let accounts = self.accounts.get_or_insert_default();
+        match accounts.open.entry(connection) {
             Entry::Occupied(account) => (false, account.get().expects()),
             Entry::Vacant(place) => {
                 let account = place.insert(Account::new(windows));
-                self.promised.add(account.promised());
+                accounts.promised.add(account.promised());
                 (true, account.expects())
             }
+        }
+    }
+
+    pub(super) fn close_account(&mut self, connection: ConnectionId) {
+        let Some(accounts) = &mut self.accounts else { return };
+        if let Some(account) = accounts.open.remove(&connection) {
+            accounts.promised.remove(account.promised());
+        }
+        if accounts.open.is_empty() {
+            self.accounts = None;
         }
     }
 
@@ -98,10 +115,11 @@ impl<M> State<M> {
 
     /// Changes an account, if there is one, and with it what all accounts may still send.
     fn change<T>(&mut self, connection: ConnectionId, change: impl FnOnce(&mut Account) -> T) -> Option<T> {
-        let account = self.accounts.get_mut(&connection)?;
-        self.promised.remove(account.promised());
+        let accounts = self.accounts.as_deref_mut()?;
+        let account = accounts.open.get_mut(&connection)?;
+        accounts.promised.remove(account.promised());
         let result = change(account);
-        self.promised.add(account.promised());
+        accounts.promised.add(account.promised());
         Some(result)
     }
 
@@ -113,17 +131,16 @@ impl<M> State<M> {
         windows: &Windows,
     ) -> Option<(Arc<Link>, Volume)> {
         self.held.remove(done.volume);
-        let free = limit.minus(self.held).minus(self.promised);
+        let promised = self.accounts.as_ref().map(|accounts| accounts.promised).unwrap_or_default();
+        let free = limit.minus(self.held).minus(promised);
         let more = self.change(done.link.id(), |account| account.handle(done.volume, free, windows))?;
         more.map(|more| (done.link, more))
     }
 
-    /// Whether those who wait for room are to be told. While the loop goes on they are told when half is free, so that
+    /// Those who wait for room, if they are to be told. While the loop goes on they are told when half is free, so that
     /// they and the loop do not wake each other for every few messages.
-    pub(super) fn has_room(&mut self, limit: Volume, goes_on: bool) -> bool {
-        let room = self.room_awaited && self.held.fits(if goes_on { limit.half() } else { limit });
-        self.room_awaited &= !room;
-        room
+    pub(super) fn room_for(&mut self, limit: Volume, goes_on: bool) -> Option<Arc<Notify>> {
+        self.room_awaited.take_if(|_| self.held.fits(if goes_on { limit.half() } else { limit }))
     }
 
     /// Takes out the message that has waited longest.

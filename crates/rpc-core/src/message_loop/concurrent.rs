@@ -10,22 +10,30 @@ use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
 use tokio::time::Instant;
 
-use super::{Behaviour, Buffer, Drained, FAIR_SHARE, Place, report, share_of, watch};
+use super::{Behaviour, Buffer, Drained, FAIR_SHARE, Seat, report, share_of, watch};
 use crate::endpoint::{EndpointContext, RpcEndpoint};
 use crate::error::RpcError;
 use crate::inbox::{Batch, Event, Inbox, Item};
 use crate::origin::Origin;
-use crate::running::Supervised;
+use crate::running::{Actor, Supervised};
 
 /// Many messages at a time, with shared access.
-pub(super) struct Concurrent<E> {
-    endpoint: Arc<E>,
+pub(super) struct Concurrent<E: RpcEndpoint> {
+    seated: Arc<Seated<E>>,
     phase: Phase,
 }
 
-impl<E> Concurrent<E> {
-    pub(super) fn new(endpoint: E) -> Self {
-        Self { endpoint: Arc::new(endpoint), phase: Phase::New }
+/// What the handlings of messages share.
+struct Seated<E: RpcEndpoint> {
+    endpoint: E,
+    actor: Actor,
+    seat: Seat<E::Message>,
+}
+
+impl<E: RpcEndpoint> Concurrent<E> {
+    pub(super) fn new(endpoint: E, seat: Seat<E::Message>) -> Self {
+        let actor = seat.actor(false);
+        Self { seated: Arc::new(Seated { endpoint, actor, seat }), phase: Phase::New }
     }
 }
 
@@ -40,41 +48,43 @@ enum Phase {
 impl<E: RpcEndpoint> Behaviour for Concurrent<E> {
     type Message = E::Message;
 
-    fn drain(
-        mut self: Box<Self>,
-        place: Arc<Place<E::Message>>,
-    ) -> BoxFuture<'static, Drained<Self, E::Message>> {
+    fn inbox(&self) -> &Inbox<E::Message> {
+        &self.seated.seat.inbox
+    }
+
+    fn drain(mut self: Box<Self>) -> BoxFuture<'static, Drained<Self, E::Message>> {
         Box::pin(async move {
-            if self.phase == Phase::New {
+            let Self { seated, phase } = &mut *self;
+            let Seated { endpoint, actor, seat } = &**seated;
+            if *phase == Phase::New {
                 let outcome =
-                    Supervised::new(place.actor, pin!(async { self.endpoint.on_start(&place.cx).await }))
-                        .await;
-                self.phase = if outcome.is_ok() { Phase::Concurrent } else { Phase::OneByOne };
+                    Supervised::new(*actor, pin!(async { endpoint.on_start(&seat.cx).await })).await;
+                *phase = if outcome.is_ok() { Phase::Concurrent } else { Phase::OneByOne };
                 if let Err(error) = outcome {
-                    on_error(&*self.endpoint, error, &place.cx, &place).await;
+                    seated.on_error(error, &seat.cx).await;
                 }
             }
-            let mut batch = Batch::new(&place.inbox);
+            let mut batch = Batch::new(&seat.inbox);
             let mut running = Running::new();
             let mut in_a_row = 0;
-            while let Some(item) = next(&place.inbox, &mut batch, &mut running).await {
+            while let Some(item) = next(&seat.inbox, &mut batch, &mut running).await {
                 if matches!(item, Item::Stop) {
                     while let Some(handled) = running.next().await {
                         count(&mut batch, handled);
                     }
-                    let cx = place.cx.for_stop();
-                    let outcome =
-                        Supervised::new(place.actor, pin!(async { self.endpoint.on_stop(&cx).await })).await;
+                    let cx = seat.cx.for_stop();
+                    let outcome = Supervised::new(*actor, pin!(async { endpoint.on_stop(&cx).await })).await;
                     if let Err(error) = outcome {
-                        on_error(&*self.endpoint, error, &cx, &place).await;
+                        seated.on_error(error, &cx).await;
                     }
                     drop(batch);
-                    place.inbox.end();
+                    seat.inbox.end();
                     return None;
                 }
-                let (sample, share) = (batch.sample(), share_of(&item));
-                let handling = handle(Arc::clone(&self.endpoint), item, Arc::clone(&place), sample);
-                let mut handling: Handling = match &place.threads {
+                let sample = batch.sample();
+                let share = if let Item::Message { origin, .. } = &item { share_of(origin) } else { 1 };
+                let handling = Arc::clone(seated).handle(item, sample);
+                let mut handling: Handling = match &seat.threads {
                     None => Box::pin(handling),
                     // Apart from this task, so that as many can block as there are threads.
                     Some(threads) => Box::pin(threads.spawn(handling).map(Option::flatten)),
@@ -82,7 +92,7 @@ impl<E: RpcEndpoint> Behaviour for Concurrent<E> {
                 // Most end at once and never need a place among those that wait.
                 match poll_fn(|cx| Poll::Ready(handling.as_mut().poll(cx))).await {
                     Poll::Ready(handled) => count(&mut batch, handled),
-                    Poll::Pending if self.phase == Phase::OneByOne => {
+                    Poll::Pending if *phase == Phase::OneByOne => {
                         batch.waits(Instant::now());
                         let handled = handling.await;
                         count(&mut batch, handled);
@@ -97,7 +107,8 @@ impl<E: RpcEndpoint> Behaviour for Concurrent<E> {
                     poll_fn(|cx| move_on(&mut batch, &mut running, cx)).await;
                 }
             }
-            Some((self, batch.into_buffer()))
+            let buffer = batch.into_buffer();
+            Some((self, buffer))
         })
     }
 }
@@ -107,14 +118,14 @@ impl<E: RpcEndpoint> Behaviour for Concurrent<E> {
 type Handling = BoxFuture<'static, Option<(Origin, bool)>>;
 type Running = FuturesUnordered<Handling>;
 
-fn count<M>(batch: &mut Batch<M>, handled: Option<(Origin, bool)>) {
+fn count<M>(batch: &mut Batch<'_, M>, handled: Option<(Origin, bool)>) {
     if let Some((origin, failed)) = handled {
         batch.handled(&origin, failed);
     }
 }
 
 /// Polls those that wait and can go on. Always ready.
-fn move_on<M>(batch: &mut Batch<M>, running: &mut Running, cx: &mut Context<'_>) -> Poll<()> {
+fn move_on<M>(batch: &mut Batch<'_, M>, running: &mut Running, cx: &mut Context<'_>) -> Poll<()> {
     while let Poll::Ready(Some(handled)) = running.poll_next_unpin(cx) {
         count(batch, handled);
     }
@@ -122,7 +133,7 @@ fn move_on<M>(batch: &mut Batch<M>, running: &mut Running, cx: &mut Context<'_>)
 }
 
 /// The next item, moving on meanwhile what is running. None when nothing is queued and nothing runs.
-async fn next<M>(inbox: &Inbox<M>, batch: &mut Batch<M>, running: &mut Running) -> Option<Item<M>> {
+async fn next<M>(inbox: &Inbox<M>, batch: &mut Batch<'_, M>, running: &mut Running) -> Option<Item<M>> {
     poll_fn(|cx| {
         if let Some(item) = batch.pop() {
             return Poll::Ready(Some(item));
@@ -147,47 +158,42 @@ async fn next<M>(inbox: &Inbox<M>, batch: &mut Batch<M>, running: &mut Running) 
     .await
 }
 
-async fn handle<E: RpcEndpoint>(
-    endpoint: Arc<E>,
-    item: Item<E::Message>,
-    place: Arc<Place<E::Message>>,
-    sample: bool,
-) -> Option<(Origin, bool)> {
-    let cx = &place.cx;
-    let (outcome, origin) = match item {
-        Item::Message { message, mut origin } => {
-            let receive = pin!(async { endpoint.receive(message, cx).await });
-            let receive = Supervised::of_message(place.actor, &mut origin, receive);
-            let outcome = watch(&place, sample, |_| {}, receive).await;
-            (outcome, Some(origin))
+impl<E: RpcEndpoint> Seated<E> {
+    async fn handle(self: Arc<Self>, item: Item<E::Message>, sample: bool) -> Option<(Origin, bool)> {
+        let Self { endpoint, actor, seat } = &*self;
+        let cx = &seat.cx;
+        let (outcome, origin) = match item {
+            Item::Message { message, mut origin } => {
+                let receive = pin!(async { endpoint.receive(message, cx).await });
+                let mut receive = Supervised::of_message(*actor, &mut origin, receive);
+                let outcome = watch(&seat.inbox, sample, |_| {}, &mut receive).await;
+                (outcome, Some(origin))
+            }
+            Item::Event(event) => {
+                let handle = pin!(async {
+                    match event {
+                        Event::Connected(remote) => endpoint.on_connected(remote, cx).await,
+                        Event::Disconnected(remote) => endpoint.on_disconnected(remote, cx).await,
+                        Event::NetworkError(error, remote) => {
+                            endpoint.on_network_error(error, remote, cx).await
+                        }
+                        Event::Undelivered(error, remote) => endpoint.on_undelivered(error, remote, cx).await,
+                    }
+                });
+                (Supervised::new(*actor, handle).await, None)
+            }
+            // The loop deals with it itself, as it comes alone.
+            Item::Stop => (Ok(()), None),
+        };
+        let failed = outcome.is_err();
+        if let Err(error) = outcome {
+            self.on_error(error, cx).await;
         }
-        Item::Event(event) => {
-            let handle = pin!(async {
-                match event {
-                    Event::Connected(remote) => endpoint.on_connected(remote, cx).await,
-                    Event::Disconnected(remote) => endpoint.on_disconnected(remote, cx).await,
-                    Event::NetworkError(error, remote) => endpoint.on_network_error(error, remote, cx).await,
-                    Event::Undelivered(error, remote) => endpoint.on_undelivered(error, remote, cx).await,
-                }
-            });
-            (Supervised::new(place.actor, handle).await, None)
-        }
-        // The loop deals with it itself, as it comes alone.
-        Item::Stop => (Ok(()), None),
-    };
-    let failed = outcome.is_err();
-    if let Err(error) = outcome {
-        on_error(&*endpoint, error, cx, &place).await;
+        origin.map(|origin| (origin, failed))
     }
-    origin.map(|origin| (origin, failed))
-}
 
-async fn on_error<E: RpcEndpoint>(
-    endpoint: &E,
-    error: RpcError,
-    cx: &EndpointContext<E::Message>,
-    place: &Place<E::Message>,
-) {
-    let on_error = pin!(async { endpoint.on_error(error, cx).await });
-    report(place, Supervised::new(place.actor, on_error).await);
+    async fn on_error(&self, error: RpcError, cx: &EndpointContext<E::Message>) {
+        let on_error = pin!(async { self.endpoint.on_error(error, cx).await });
+        report(&self.seat.inbox, Supervised::new(self.actor, on_error).await);
+    }
 }

@@ -1,81 +1,82 @@
 //! The loop of an endpoint that handles one message at a time.
 
 use std::pin::pin;
-use std::sync::Arc;
 
 use futures::future::BoxFuture;
 
-use super::{Behaviour, Drained, FAIR_SHARE, Place, report, share_of, watch};
+use super::{Behaviour, Drained, FAIR_SHARE, Seat, report, share_of, watch};
 use crate::endpoint::{EndpointContext, ThreadSafeRpcEndpoint};
 use crate::error::RpcError;
-use crate::inbox::{Batch, Event, Item};
+use crate::inbox::{Batch, Event, Inbox, Item};
 use crate::running::Supervised;
 
 /// One message at a time, with exclusive access.
-pub(super) struct Serial<E> {
+pub(super) struct Serial<E: ThreadSafeRpcEndpoint> {
     endpoint: E,
     started: bool,
+    seat: Seat<E::Message>,
 }
 
-impl<E> Serial<E> {
-    pub(super) fn new(endpoint: E) -> Self {
-        Self { endpoint, started: false }
+impl<E: ThreadSafeRpcEndpoint> Serial<E> {
+    pub(super) fn new(endpoint: E, seat: Seat<E::Message>) -> Self {
+        Self { endpoint, started: false, seat }
     }
 }
 
 impl<E: ThreadSafeRpcEndpoint> Behaviour for Serial<E> {
     type Message = E::Message;
 
-    fn drain(
-        mut self: Box<Self>,
-        place: Arc<Place<E::Message>>,
-    ) -> BoxFuture<'static, Drained<Self, E::Message>> {
+    fn inbox(&self) -> &Inbox<E::Message> {
+        &self.seat.inbox
+    }
+
+    fn drain(mut self: Box<Self>) -> BoxFuture<'static, Drained<Self, E::Message>> {
         Box::pin(async move {
-            if !self.started {
-                self.started = true;
-                let outcome =
-                    Supervised::new(place.actor, pin!(async { self.endpoint.on_start(&place.cx).await }))
-                        .await;
+            let Self { endpoint, started, seat } = &mut *self;
+            let (inbox, cx, actor) = (&seat.inbox, &seat.cx, seat.actor(true));
+            if !*started {
+                *started = true;
+                let outcome = Supervised::new(actor, pin!(async { endpoint.on_start(cx).await })).await;
                 if let Err(error) = outcome {
-                    self.on_error(error, &place.cx, &place).await;
+                    on_error(endpoint, error, cx, seat).await;
                 }
             }
-            let mut batch = Batch::new(&place.inbox);
+            let mut batch = Batch::new(inbox);
             let mut in_a_row = 0;
             while batch.refill() {
-                while let Some(item) = batch.pop() {
-                    let share = share_of(&item);
-                    let outcome = match item {
-                        Item::Message { message, mut origin } => {
-                            let receive = pin!(async { self.endpoint.receive(message, &place.cx).await });
-                            let receive = Supervised::of_message(place.actor, &mut origin, receive);
+                loop {
+                    let mut share = 1;
+                    let outcome = match batch.pop() {
+                        Some(Item::Message { message, mut origin }) => {
+                            share = share_of(&origin);
+                            let receive = pin!(async { endpoint.receive(message, cx).await });
+                            let mut receive = Supervised::of_message(actor, &mut origin, receive);
                             let sample = batch.sample();
-                            let outcome = watch(&place, sample, |since| batch.waits(since), receive).await;
+                            let outcome =
+                                watch(inbox, sample, |since| batch.waits(since), &mut receive).await;
                             batch.handled(&origin, outcome.is_err());
                             outcome
                         }
-                        Item::Event(event) => {
-                            let event = pin!(self.event(event, &place.cx));
-                            let event = Supervised::new(place.actor, event);
-                            watch(&place, false, |since| batch.waits(since), event).await
+                        Some(Item::Event(event)) => {
+                            let event = pin!(tell(endpoint, event, cx));
+                            let mut event = Supervised::new(actor, event);
+                            watch(inbox, false, |since| batch.waits(since), &mut event).await
                         }
-                        Item::Stop => {
-                            let cx = place.cx.for_stop();
-                            let outcome = Supervised::new(
-                                place.actor,
-                                pin!(async { self.endpoint.on_stop(&cx).await }),
-                            )
-                            .await;
+                        Some(Item::Stop) => {
+                            let cx = cx.for_stop();
+                            let outcome =
+                                Supervised::new(actor, pin!(async { endpoint.on_stop(&cx).await })).await;
                             if let Err(error) = outcome {
-                                self.on_error(error, &cx, &place).await;
+                                on_error(endpoint, error, &cx, seat).await;
                             }
                             drop(batch);
-                            place.inbox.end();
+                            inbox.end();
                             return None;
                         }
+                        None => break,
                     };
                     if let Err(error) = outcome {
-                        self.on_error(error, &place.cx, &place).await;
+                        on_error(endpoint, error, cx, seat).await;
                     }
                     in_a_row += share;
                     if in_a_row >= FAIR_SHARE {
@@ -84,28 +85,31 @@ impl<E: ThreadSafeRpcEndpoint> Behaviour for Serial<E> {
                     }
                 }
             }
-            Some((self, batch.into_buffer()))
+            let buffer = batch.into_buffer();
+            Some((self, buffer))
         })
     }
 }
 
-impl<E: ThreadSafeRpcEndpoint> Serial<E> {
-    async fn event(&mut self, event: Event, cx: &EndpointContext<E::Message>) -> Result<(), RpcError> {
-        match event {
-            Event::Connected(remote) => self.endpoint.on_connected(remote, cx).await,
-            Event::Disconnected(remote) => self.endpoint.on_disconnected(remote, cx).await,
-            Event::NetworkError(error, remote) => self.endpoint.on_network_error(error, remote, cx).await,
-            Event::Undelivered(error, remote) => self.endpoint.on_undelivered(error, remote, cx).await,
-        }
+async fn tell<E: ThreadSafeRpcEndpoint>(
+    endpoint: &mut E,
+    event: Event,
+    cx: &EndpointContext<E::Message>,
+) -> Result<(), RpcError> {
+    match event {
+        Event::Connected(remote) => endpoint.on_connected(remote, cx).await,
+        Event::Disconnected(remote) => endpoint.on_disconnected(remote, cx).await,
+        Event::NetworkError(error, remote) => endpoint.on_network_error(error, remote, cx).await,
+        Event::Undelivered(error, remote) => endpoint.on_undelivered(error, remote, cx).await,
     }
+}
 
-    async fn on_error(
-        &mut self,
-        error: RpcError,
-        cx: &EndpointContext<E::Message>,
-        place: &Place<E::Message>,
-    ) {
-        let on_error = pin!(async { self.endpoint.on_error(error, cx).await });
-        report(place, Supervised::new(place.actor, on_error).await);
-    }
+async fn on_error<E: ThreadSafeRpcEndpoint>(
+    endpoint: &mut E,
+    error: RpcError,
+    cx: &EndpointContext<E::Message>,
+    seat: &Seat<E::Message>,
+) {
+    let on_error = pin!(async { endpoint.on_error(error, cx).await });
+    report(&seat.inbox, Supervised::new(seat.actor(true), on_error).await);
 }

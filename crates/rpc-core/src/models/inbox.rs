@@ -9,7 +9,7 @@ use tokio::sync::Barrier;
 
 use super::check;
 use crate::address::RpcEndpointAddress;
-use crate::ask::Asks;
+use crate::ask::{About, Asks};
 use crate::call_context::RpcCallContext;
 use crate::conf::RpcConf;
 use crate::credit::Volume;
@@ -17,6 +17,7 @@ use crate::endpoint::{EndpointContext, RpcEndpoint, ThreadSafeRpcEndpoint};
 use crate::endpoint_ref::RpcEndpointRef;
 use crate::error::{ErrorKind, RpcError};
 use crate::inbox::{Closed, Inbox};
+use crate::limits::InboxConf;
 use crate::message::{RpcMessage, RpcRequest};
 use crate::message_loop::{IntoEndpoint, Seat};
 use crate::threads::Threads;
@@ -203,25 +204,25 @@ impl Room {
     fn new(limit: u64) -> Self {
         let runtime = Builder::new_current_thread().build().unwrap();
         let conf = RpcConf::new();
-        let mut limits = conf.inbox().unwrap();
-        limits.limit = Volume::new(limit, u64::MAX);
+        let usual = conf.inbox().unwrap();
+        let limits = InboxConf::new(Volume::new(limit, u64::MAX), usual.overflow, usual.slow);
         let address = RpcEndpointAddress::new(None, "model").unwrap();
         let asks = Asks::new(conf.ask().unwrap(), Tracer::default(), runtime.handle().clone());
-        let inbox = Arc::new(Inbox::new(address.clone(), limits));
-        let endpoint = RpcEndpointRef::local(address, 1, asks, Arc::clone(&inbox) as _);
+        let inbox = Inbox::new(About::new(address, asks, 1), Arc::new(limits));
+        let endpoint = inbox.make_ref();
         Self { inbox, endpoint, witness: Witness::default(), runtime }
     }
 
-    fn seat(&self, one_at_a_time: bool, threads: Option<Threads>) -> Seat<Message> {
+    fn seat(&self, threads: Option<Threads>) -> Seat<Message> {
         let cx = EndpointContext::new(self.endpoint.clone(), Arc::new(()));
-        Seat::new(Arc::clone(&self.inbox), cx, one_at_a_time, threads)
+        Seat::new(Arc::clone(&self.inbox), cx, threads)
     }
 
     /// Runs the endpoint's loop as a task.
     fn start(&self, kind: Kind) -> JoinHandle<()> {
         let witness = self.witness.clone();
         match kind {
-            Kind::Serial => spawn(Serial(witness).run(self.seat(true, None))),
+            Kind::Serial => spawn(Serial(witness).run(self.seat(None))),
             Kind::Concurrent | Kind::Isolated => self.start_concurrent(kind, Concurrent(witness)),
         }
     }
@@ -229,9 +230,9 @@ impl Room {
     fn start_concurrent(&self, kind: Kind, endpoint: impl RpcEndpoint<Message = Message>) -> JoinHandle<()> {
         let threads = match kind {
             Kind::Isolated => Threads::start("model", 2, self.runtime.handle()).unwrap(),
-            Kind::Serial | Kind::Concurrent => return spawn(endpoint.run(self.seat(false, None))),
+            Kind::Serial | Kind::Concurrent => return spawn(endpoint.run(self.seat(None))),
         };
-        let life = threads.spawn(endpoint.run(self.seat(false, Some(threads.clone()))));
+        let life = threads.spawn(endpoint.run(self.seat(Some(threads.clone()))));
         spawn(async { life.await.unwrap() })
     }
 
