@@ -66,7 +66,7 @@ pub(crate) struct AskConf {
 /// | `spark.authenticate.secret` | | the secret, if it is one for all peers |
 /// | `spark.authenticate.secret.file` | | a file with the secret, which counts in Base64 |
 /// | `spark.rpc.ask.maxPending` | 1000000 | asks of this environment that wait for an answer |
-/// | `spark.rpc.ask.maxPendingPerEndpoint` | 250000 | of them those of one endpoint, by one ref and its clones |
+/// | `spark.rpc.ask.maxPendingPerEndpoint` | 250000 | of them those of one endpoint; of one elsewhere, by one ref and its clones |
 /// | `spark.rpc.inbox.maxMessages` | 65536 | messages that wait for one endpoint or are being handled by it |
 /// | `spark.rpc.inbox.maxBytes` | `64m` | their bytes: of the frame, or of the object if it was sent in this process |
 /// | `spark.rpc.inbox.maxTotalBytes` | `512m` | bytes of messages from the network in all inboxes together |

@@ -55,10 +55,6 @@ impl Arrival {
     pub(crate) fn new(link: &Arc<Link>, bytes: u64) -> Option<Self> {
         link.budget().take(bytes).then(|| Self { link: Arc::clone(link), bytes })
     }
-
-    pub(crate) fn link(&self) -> &Arc<Link> {
-        &self.link
-    }
 }
 
 impl Drop for Arrival {

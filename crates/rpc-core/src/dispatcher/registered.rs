@@ -46,7 +46,6 @@ impl<M: RpcMessage> Registered for Inbox<M> {
         if !M::SERVICES.contains(&request.service()) {
             return Err(service_mismatch(self.address(), &[request.service()], M::SERVICES));
         }
-        let link = Arc::clone(arrival.link());
         let origin = Origin::Arrived { arrival, ask: request.ask(), span };
         let ask = origin.ask_id();
         let mut message = Some(M::decode(request)?);
@@ -54,7 +53,7 @@ impl<M: RpcMessage> Registered for Inbox<M> {
         if let (Err(why), Some(message)) = (&appended, message) {
             discard(ask, message, why);
         }
-        if appended? {
+        if let Some(link) = appended? {
             link.add_receiver(Arc::downgrade(&self) as _);
         }
         Ok(())

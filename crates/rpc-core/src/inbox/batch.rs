@@ -161,10 +161,8 @@ impl Handled {
             state.counts.failed += failed;
             state.counts.expired += expired;
             state.held.remove(std::mem::take(&mut self.local));
-            if !self.remote.is_empty() {
-                for done in self.remote.drain(..) {
-                    grants.extend(state.release(done, inbox.conf.limit, &inbox.conf.windows));
-                }
+            for done in self.remote.drain(..) {
+                grants.extend(state.release(done, inbox.conf.limit, &inbox.conf.windows));
             }
         }
         let room = state.room_for(inbox.conf.limit, goes_on);

@@ -23,7 +23,7 @@ use crate::credit::Volume;
 use crate::endpoint_ref::RpcEndpointRef;
 use crate::error::{ErrorKind, RpcError};
 use crate::limits::{InboxConf, Overflow};
-use crate::link::Receiver;
+use crate::link::{Link, Receiver};
 use crate::metrics::{EndpointSnapshot, Histogram};
 use crate::origin::Origin;
 use crate::post::Mailbox;
@@ -102,10 +102,14 @@ impl<M> Inbox<M> {
         RpcEndpointRef::local(Arc::clone(&self.about), Arc::clone(self) as _)
     }
 
-    /// Appends what `build` makes, which may be nothing. True if that opened an account for its connection, which
+    /// Appends what `build` makes, which may be nothing. Gives the connection if that opened an account for it, which
     /// [`Receiver::disconnected`] closes.
-    pub(crate) fn append(&self, origin: Origin, build: impl FnOnce() -> Option<M>) -> Result<bool, RpcError> {
-        let (mut dropped, mut grant, mut opened) = (None, None, false);
+    pub(crate) fn append(
+        &self,
+        origin: Origin,
+        build: impl FnOnce() -> Option<M>,
+    ) -> Result<Option<Arc<Link>>, RpcError> {
+        let (mut dropped, mut grant, mut opened) = (None, None, None);
         let bytes = origin.bytes::<M>();
         let mut state = self.state.lock();
         if let Some(closed) = state.closed {
@@ -114,7 +118,9 @@ impl<M> Inbox<M> {
         }
         let mut expected = false;
         if let Some(link) = origin.link() {
-            (opened, expected) = state.open_account(link.id(), &self.conf.windows);
+            let is_new;
+            (is_new, expected) = state.open_account(link.id(), &self.conf.windows);
+            opened = is_new.then(|| Arc::clone(link));
         }
         if !expected && !state.held.fits(self.conf.limit) {
             match self.conf.overflow {
@@ -235,10 +241,8 @@ impl<M> Inbox<M> {
         if let Some(room) = released.room {
             room.notify_waiters();
         }
-        if !released.grants.is_empty() {
-            for (link, more) in released.grants {
-                link.grant(self.address().name(), more);
-            }
+        for (link, more) in released.grants {
+            link.grant(self.address().name(), more);
         }
     }
 
