@@ -2,7 +2,9 @@
 
 use anyhow::Context;
 use benches::codec::Codec;
-use benches::limits::{Batched, Channel, Cipher, PingPong, RawChunks, Smallest, serve_chunks, serve_echo};
+use benches::limits::{
+    Batched, Channel, Cipher, Mixed, PingPong, RawChunks, Smallest, serve_chunks, serve_echo, serve_mixed,
+};
 use benches::load::Calls;
 use benches::ours::{self, RpcClient, RpcServer, Security, TransportCalls};
 use benches::process::{Arguments, Role, Serving, drive, serve};
@@ -27,6 +29,7 @@ async fn main() -> anyhow::Result<()> {
                 "chunks" => {
                     serve(serve_chunks(chunks.context("--file is needed")?).await?, Serving(())).await
                 }
+                "mixed" => serve(serve_mixed(chunks.context("--file is needed")?).await?, Serving(())).await,
                 other => anyhow::bail!("no server {other}"),
             }
         }
@@ -53,6 +56,7 @@ async fn main() -> anyhow::Result<()> {
             "smallest" => drive(Calls::<Smallest<false>>::new(address)).await,
             "yielding" => drive(Calls::<Smallest<true>>::new(address)).await,
             "chunks" => drive(RawChunks::connect(address).await?).await,
+            "mixed" => drive(Mixed::new(address)).await,
             other => anyhow::bail!("no contender {other}"),
         },
     }

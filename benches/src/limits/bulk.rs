@@ -35,14 +35,14 @@ async fn serve(mut stream: TcpStream, file: Arc<File>, chunks: Chunks) -> std::i
             memory.resize(size as usize, 7);
             stream.write_all(&memory).await?;
         } else {
-            send_file(&mut stream, &file, chunks.start(size, index), size).await?;
+            send_file(&stream, &file, chunks.start(size, index), size).await?;
         }
     }
     Ok(())
 }
 
-async fn send_file(
-    stream: &mut TcpStream,
+pub(super) async fn send_file(
+    stream: &TcpStream,
     file: &File,
     mut position: u64,
     mut left: u64,

@@ -5,6 +5,7 @@ mod bulk;
 mod cipher;
 mod echo_server;
 mod local;
+mod mixed;
 mod ping_pong;
 mod smallest;
 
@@ -13,6 +14,7 @@ pub use bulk::{RawChunks, serve_chunks};
 pub use cipher::Cipher;
 pub use echo_server::serve_echo;
 pub use local::Channel;
+pub use mixed::{Mixed, serve_mixed};
 pub use ping_pong::PingPong;
 pub use smallest::Smallest;
 

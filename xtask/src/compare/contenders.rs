@@ -58,7 +58,7 @@ const fn spark(name: &'static str, kind: &'static str) -> Contender {
     Contender { name, side: Side::Peer, program: Program::Spark, server: Some(kind), client: kind }
 }
 
-const CONTENDERS: [Contender; 25] = [
+const CONTENDERS: [Contender; 26] = [
     own("ours", Side::Ours, Some("ours")),
     own("ours-ctr", Side::Ours, Some("ours-ctr")),
     own("ours-gcm", Side::Ours, Some("ours-gcm")),
@@ -70,6 +70,7 @@ const CONTENDERS: [Contender; 25] = [
     own("smallest", Side::Limit, Some("echo")),
     own("yielding", Side::Limit, Some("echo")),
     own("chunks", Side::Limit, Some("chunks")),
+    own("mixed", Side::Limit, Some("mixed")),
     own("cipher-ctr", Side::Limit, None),
     own("cipher-gcm", Side::Limit, None),
     own("cipher-tls", Side::Limit, None),

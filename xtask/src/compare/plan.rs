@@ -75,7 +75,7 @@ pub(crate) fn measurements() -> Vec<Measurement> {
     let locals = of(Local, Free, LOCAL);
     let (file, memory, ours) = (of(Bulk, Cubic, FILE), of(Bulk, Cubic, MEMORY), of(Bulk, Cubic, &["ours"]));
     let secured = of(Secure, Cubic, SECURED);
-    let beside = of(Beside, Cubic, &["ours"]);
+    let beside = of(Beside, Cubic, &["ours", "mixed"]);
     vec![
         pinned("echo-1-pinned", "echo, 1 in flight, both ends on one core", echo),
         latency("echo-1", "echo, 1 in flight", echo),
@@ -142,7 +142,7 @@ pub(crate) fn measurements() -> Vec<Measurement> {
             "echo beside 4 fetches of 16 MiB on another connection",
             chunks(Case::EchoApartFromFetch, 16 * MIB),
         ),
-        beside("alone", "echo, 1 in flight, before that", echo),
+        of(Beside, Cubic, &["ours"])("alone", "echo, 1 in flight, before that", echo),
     ]
 }
 

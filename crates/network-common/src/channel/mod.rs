@@ -20,7 +20,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::io::AsyncReadExt;
-use tokio::task::AbortHandle;
+use tokio::task::{AbortHandle, yield_now};
 use tokio::time::{Instant, timeout_at};
 
 use self::clock::IdleClock;
@@ -200,9 +200,13 @@ impl Connection {
             if read && written && self.reader.has_part() {
                 continue;
             }
+            // There may be more to do; but others on this thread get their turn first.
             if read {
-                // There may be more; but others on this thread get their turn first.
                 context.waker().wake_by_ref();
+            } else if self.writer.turn_over {
+                // Nobody was told anything. To be woken at once would set an idle thread in motion for nothing, while nobody
+                // looks at the other sockets.
+                let _ = std::pin::pin!(yield_now()).poll(context);
             }
             let mut session = self.shared.session.lock();
             if read && session.is_open() {

@@ -49,6 +49,8 @@ pub(super) struct Writer {
     pub(super) many_callers: bool,
     /// Whether others were already given the chance to add to the next batch.
     yielded: bool,
+    /// More could be written at once, but it is for others on this thread to run now.
+    pub(super) turn_over: bool,
     shared: Arc<Shared>,
     resources: Arc<Resources>,
     wakers: Vec<Waker>,
@@ -71,6 +73,7 @@ impl Writer {
             cut_short: false,
             many_callers: false,
             yielded: false,
+            turn_over: false,
             shared,
             resources,
             wakers: Vec::new(),
@@ -139,8 +142,9 @@ impl Writer {
         self.half = None;
     }
 
-    /// Writes until nothing is left (`Ready`) or the socket or disk takes its time.
+    /// Writes until nothing is left (`Ready`), the socket or disk takes its time, or the turn is over.
     pub(super) fn poll_write(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.turn_over = false;
         let (mut sealed, mut has_sent_region) = (0, false);
         loop {
             if self.sealed_written < self.sealed_length {
@@ -148,7 +152,8 @@ impl Writer {
             } else if self.written < self.batch.len() {
                 if self.seal.is_some() {
                     if sealed >= SEALED_PER_TURN {
-                        return others_first(context);
+                        self.turn_over = true;
+                        return Poll::Pending;
                     }
                     sealed += self.seal_run()?;
                 } else {
@@ -156,7 +161,9 @@ impl Writer {
                 }
             } else if self.region.is_some() {
                 if has_sent_region {
-                    return others_first(context);
+                    // A socket that takes everything must not keep this thread from others, or the peer unread.
+                    self.turn_over = true;
+                    return Poll::Pending;
                 }
                 ready!(self.poll_region(context))?;
                 has_sent_region = true;
@@ -319,10 +326,4 @@ impl Writer {
         self.sealed_length = 0;
         self.sealed_written = 0;
     }
-}
-
-/// A socket that takes everything must not keep this thread from others, or the peer unread.
-fn others_first(context: &Context<'_>) -> Poll<io::Result<()>> {
-    context.waker().wake_by_ref();
-    Poll::Pending
 }

@@ -59,6 +59,8 @@ pub(super) struct Reader {
     part: usize,
     /// Reads and parts that are left in this turn.
     left: usize,
+    /// Callers were woken in this turn.
+    has_answered: bool,
     /// Bytes read before the peer had proved who it is.
     from_stranger: usize,
     wakers: Vec<Waker>,
@@ -82,6 +84,7 @@ impl Reader {
             backlog: Vec::new(),
             part: 0,
             left: 0,
+            has_answered: false,
             from_stranger: 0,
             wakers: Vec::new(),
         }
@@ -100,6 +103,7 @@ impl Reader {
     /// Before anything is read in a turn of the driver.
     pub(super) fn begin_turn(&mut self) {
         self.left = READS_PER_TURN;
+        self.has_answered = false;
     }
 
     /// Whether more can be taken in at once, in this turn.
@@ -186,7 +190,9 @@ impl Connection {
                 let result = self.read_scratch(context, &mut scratch[..block]);
                 SCRATCH.set(scratch);
                 ready!(result)?;
-                if !self.reader.backlog.is_empty() {
+                // Whoever got an answer does not wait for the body that follows.
+                let is_followed = self.reader.has_answered && self.reader.decoder.is_in_body();
+                if !self.reader.backlog.is_empty() || is_followed {
                     break;
                 }
             }
@@ -306,6 +312,7 @@ impl Connection {
         drop(held);
         let wakers = &mut self.reader.wakers;
         if !wakers.is_empty() {
+            self.reader.has_answered = true;
             self.writer.many_callers = !wakers.windows(2).all(|pair| pair[0].will_wake(&pair[1]));
             wakers.drain(..).for_each(Waker::wake);
         }
