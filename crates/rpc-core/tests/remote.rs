@@ -42,18 +42,27 @@ fn get(name: &str) -> StoreGet {
     StoreGet(Key { name: name.to_owned() })
 }
 
-#[tokio::test]
-async fn rpc_env_02_send_a_message_remotely() {
-    let (server, client) = (server().await, client().await);
-    let (told, mut received) = mpsc::unbounded_channel();
+/// A ref that `client` has to an endpoint of `server`, and the names of the marks that reach it.
+async fn store_of_marks(
+    server: &RpcEnv,
+    client: &RpcEnv,
+) -> (RpcEndpointRef<StoreMessage>, mpsc::UnboundedReceiver<String>) {
+    let (told, received) = mpsc::unbounded_channel();
     let store = Store(move |message| {
         if let StoreMessage::Touch(mark) = message {
             let _ = told.send(mark.name);
         }
         Ok(())
     });
-    server.setup_endpoint("store", store).unwrap();
-    let store = soon(client.setup_endpoint_ref::<StoreMessage>(address(&server), "store")).await.unwrap();
+    server.setup_endpoint("store", store).expect("the name is free");
+    let store = client.setup_endpoint_ref::<StoreMessage>(address(server), "store");
+    (soon(store).await.expect("it is there"), received)
+}
+
+#[tokio::test]
+async fn rpc_env_02_send_a_message_remotely() {
+    let (server, client) = (server().await, client().await);
+    let (store, mut received) = store_of_marks(&server, &client).await;
     store.send(mark("hello")).unwrap();
     assert_eq!(next(&mut received).await, "hello");
 }
@@ -74,15 +83,7 @@ async fn a_thread_that_ends_can_still_send() {
         static LAST_WORDS: RefCell<Option<LastWords>> = const { RefCell::new(None) };
     }
     let (server, client) = (server().await, client().await);
-    let (told, mut received) = mpsc::unbounded_channel();
-    let store = Store(move |message| {
-        if let StoreMessage::Touch(mark) = message {
-            let _ = told.send(mark.name);
-        }
-        Ok(())
-    });
-    server.setup_endpoint("store", store).unwrap();
-    let store = soon(client.setup_endpoint_ref::<StoreMessage>(address(&server), "store")).await.unwrap();
+    let (store, mut received) = store_of_marks(&server, &client).await;
     let (end, ends) = std::sync::mpsc::channel::<()>();
     std::thread::spawn(move || {
         LAST_WORDS.set(Some(LastWords(store.clone())));

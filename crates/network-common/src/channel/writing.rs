@@ -152,8 +152,7 @@ impl Writer {
             } else if self.written < self.batch.len() {
                 if self.seal.is_some() {
                     if sealed >= SEALED_PER_TURN {
-                        self.turn_over = true;
-                        return Poll::Pending;
+                        return self.end_turn();
                     }
                     sealed += self.seal_run()?;
                 } else {
@@ -161,9 +160,7 @@ impl Writer {
                 }
             } else if self.region.is_some() {
                 if has_sent_region {
-                    // A socket that takes everything must not keep this thread from others, or the peer unread.
-                    self.turn_over = true;
-                    return Poll::Pending;
+                    return self.end_turn();
                 }
                 ready!(self.poll_region(context))?;
                 has_sent_region = true;
@@ -174,6 +171,12 @@ impl Writer {
                 return Poll::Ready(Ok(()));
             }
         }
+    }
+
+    /// A socket that takes everything must not keep this thread from others, or the peer unread.
+    fn end_turn(&mut self) -> Poll<io::Result<()>> {
+        self.turn_over = true;
+        Poll::Pending
     }
 
     fn poll_batch(&mut self, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
