@@ -10,6 +10,7 @@ mod pair;
 mod picture;
 mod place;
 mod plan;
+mod rate;
 mod report;
 mod scale;
 
@@ -100,8 +101,11 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
     let mut results = Results::default();
     let measurements = measurements();
     for group in GroupName::value_variants().iter().copied().filter(|group| wanted(*group)) {
-        if group == GroupName::Scale {
-            scale::measure(&bench, &mut results)?;
+        // Groups that are more than a list of independent jobs run themselves.
+        match group {
+            GroupName::Scale => scale::measure(&bench, &mut results)?,
+            GroupName::Rate => rate::measure(&bench, &mut results)?,
+            _ => {}
         }
         for place in [Place::Pinned, Place::Free, Place::Cubic] {
             let together: Vec<_> =

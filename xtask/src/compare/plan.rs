@@ -24,6 +24,8 @@ pub(crate) enum GroupName {
     Beside,
     /// Idle populations (S1 to S3, L2).
     Scale,
+    /// Latency at a fixed rate (R1).
+    Rate,
 }
 
 /// A job and who does it.
@@ -51,7 +53,7 @@ const MEMORY: &[&str] = &["ours", "chunks", "hyper", "flight"];
 const SECURED: &[&str] =
     &["ours", "ours-ctr", "ours-gcm", "ours-tls", "cipher-ctr", "cipher-gcm", "cipher-tls"];
 
-/// All but the scale group, which is no list of independent jobs.
+/// Returns the measurements of all groups but those that run themselves.
 pub(crate) fn measurements() -> Vec<Measurement> {
     use GroupName::{Ask, Beside, Bulk, Echo, Latency, Local, Secure};
     use Place::{Cubic, Free, Pinned};
