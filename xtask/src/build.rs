@@ -15,11 +15,24 @@ const BUILD_LIMIT: Duration = Duration::from_secs(60 * 60);
 /// The root of this tree.
 pub(crate) const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
-/// Builds the program `name` in release mode, by a `cargo build` with `words` in the directory `place` of this tree.
+/// Builds the program `name` in release mode, with `cargo build` and `words` in the directory
+/// `place` of this tree.
 pub(crate) fn program(place: &str, name: &str, words: &[&str]) -> Result<PathBuf> {
+    program_with(place, name, &[&["--release"], words].concat(), &[])
+}
+
+/// Builds the program `name` in the profile that `words` select, with additional variables of the
+/// environment.
+pub(crate) fn program_with(
+    place: &str,
+    name: &str,
+    words: &[&str],
+    variables: &[(&str, &str)],
+) -> Result<PathBuf> {
     eprintln!("building {name}");
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(Path::new(ROOT).join(place)).args(["build", "--release"]).args(words);
+    cargo.current_dir(Path::new(ROOT).join(place)).arg("build").args(words);
+    cargo.envs(variables.iter().copied());
     // Where the program lands depends on the user's configuration, so cargo is asked.
     cargo.args(["--message-format", "json-render-diagnostics"]);
     process::output("cargo build", &mut cargo, BUILD_LIMIT)?

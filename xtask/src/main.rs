@@ -27,9 +27,9 @@ enum Task {
     Compare(compare::Options),
     /// Measure what idle connections, endpoints and outstanding asks cost, in memory and in speed
     Scale(compare::ScaleOptions),
-    /// Count what the codec and the way of a message cost in instructions, and compare with what is committed
+    /// Count the instructions of the codec, messages and chunks, and compare them with committed ones
     #[command(after_help = instructions::HELP)]
-    Instructions(instructions::Options),
+    Instructions(instructions::InstructionOptions),
 }
 
 fn main() -> ExitCode {

@@ -1,0 +1,178 @@
+//! Runs the processes of a row under callgrind and reads its output files.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use bench_protocol::{Job, READY, Until};
+
+use super::{End, Processes, Row};
+use crate::process::Process;
+
+const RUN_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// How much callgrind writes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Detail {
+    /// The total is enough.
+    Totals,
+    /// The cost of every instruction address, from which inlined functions can be told apart.
+    Addresses,
+}
+
+/// A program that is run under callgrind.
+pub(super) struct Callgrind<'a> {
+    pub(super) program: &'a Path,
+    /// The file that a server takes chunks from.
+    pub(super) file: &'a Path,
+    pub(super) detail: Detail,
+}
+
+impl Callgrind<'_> {
+    /// Does `operations` of a row; returns the output file of each process.
+    pub(super) fn run(&self, row: &Row, operations: u64, directory: &Path) -> Result<Vec<(End, PathBuf)>> {
+        let deadline = Instant::now() + RUN_TIMEOUT;
+        let mut server = None;
+        let mut client_words = vec!["drive".to_owned(), row.contender.to_owned()];
+        let mut end = End::Whole;
+        if let Processes::ClientAndServer = row.processes {
+            end = End::Client;
+            let output = directory.join(format!("server-{operations}.callgrind"));
+            let words = ["serve", row.contender, "--file", &self.file.to_string_lossy()];
+            let process = Process::start("server", &mut self.command(&output, &words))?;
+            client_words.push(ready(&process, deadline)?);
+            server = Some((process, output));
+        }
+        let output = directory.join(format!("client-{operations}.callgrind"));
+        let mut client = Process::start("client", &mut self.command(&output, &client_words))
+            .context("is valgrind installed? `apt-get install valgrind`")?;
+        ready(&client, deadline)?;
+        let job = Job { until: Until::Operations(operations), ..row.job };
+        client.tell(&serde_json::to_string(&job)?)?;
+        ensure!(client.line(deadline)?.is_some(), "{} failed:\n{}", row.name, client.stderr().join("\n"));
+        // Callgrind writes its totals when the process exits, which it does at the end of stdin.
+        let mut outputs = vec![(end, finish(client, output, deadline)?)];
+        if let Some((process, output)) = server {
+            outputs.push((End::Server, finish(process, output, deadline)?));
+        }
+        Ok(outputs)
+    }
+
+    fn command(&self, output: &Path, words: &[impl AsRef<std::ffi::OsStr>]) -> Command {
+        // On one core the ends take turns in the same order every time, so that batches are equal.
+        let mut command = Command::new("taskset");
+        command.args(["-c", "0", "valgrind", "--tool=callgrind"]);
+        command.arg(format!("--callgrind-out-file={}", output.display()));
+        if self.detail == Detail::Addresses {
+            command.args(["--dump-instr=yes", "--compress-strings=no", "--compress-pos=no"]);
+        }
+        command.arg(self.program).args(words).env("TOKIO_WORKER_THREADS", "1");
+        command
+    }
+}
+
+/// Waits until a process is ready; returns the rest of the line.
+fn ready(process: &Process, deadline: Instant) -> Result<String> {
+    while let Some(line) = process.line(deadline)? {
+        if let Some(rest) = line.strip_prefix(READY) {
+            return Ok(rest.trim().to_owned());
+        }
+    }
+    anyhow::bail!("it ended before it was ready: {}", process.stderr().join("\n"))
+}
+
+fn finish(mut process: Process, output: PathBuf, deadline: Instant) -> Result<PathBuf> {
+    let status = process.exit(deadline)?;
+    ensure!(status.success(), "it failed ({status}):\n{}", process.stderr().join("\n"));
+    Ok(output)
+}
+
+/// Reads the instructions of a whole run.
+pub(super) fn total(path: &Path) -> Result<f64> {
+    let text = fs::read_to_string(path).context("callgrind wrote nothing")?;
+    let total = text.lines().find_map(|line| line.strip_prefix("totals: "));
+    Ok(total.context("callgrind counted nothing")?.trim().parse()?)
+}
+
+/// A function as callgrind sees it: compiled code with a symbol of its own.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct CompiledFunction {
+    pub(super) object: String,
+    pub(super) name: String,
+}
+
+/// The costs and calls of a compiled function, by address.
+#[derive(Debug, Default)]
+pub(super) struct FunctionCosts {
+    /// Instructions executed at each address, without those of callees.
+    pub(super) costs: HashMap<u64, f64>,
+    /// The call sites and their callees.
+    pub(super) calls: Vec<(u64, CompiledFunction)>,
+}
+
+/// All functions of a run.
+pub(super) type CallGraph = HashMap<CompiledFunction, FunctionCosts>;
+
+/// Reads an output file that was written with [`Detail::Addresses`].
+pub(super) fn call_graph(path: &Path) -> Result<CallGraph> {
+    let text = fs::read_to_string(path).context("callgrind wrote nothing")?;
+    parse(&text).with_context(|| path.display().to_string())
+}
+
+fn parse(text: &str) -> Result<CallGraph> {
+    let mut graph = CallGraph::new();
+    let mut function = CompiledFunction { object: String::new(), name: String::new() };
+    let (mut callee_object, mut callee) = (None, String::new());
+    let mut is_call_cost = false;
+    for line in text.lines() {
+        if let Some((key, value)) = line.split_once('=') {
+            match key {
+                "ob" => value.clone_into(&mut function.object),
+                "fn" => value.clone_into(&mut function.name),
+                "cob" => callee_object = Some(value.to_owned()),
+                "cfn" => value.clone_into(&mut callee),
+                "calls" => is_call_cost = true,
+                _ => {}
+            }
+        } else if let Some(rest) = line.strip_prefix("0x") {
+            let mut fields = rest.split(' ');
+            let address = u64::from_str_radix(fields.next().unwrap_or_default(), 16)?;
+            let cost: f64 = fields.nth(1).context("a line without a cost")?.parse()?;
+            if !graph.contains_key(&function) {
+                graph.insert(function.clone(), FunctionCosts::default());
+            }
+            let Some(costs) = graph.get_mut(&function) else { continue };
+            if is_call_cost {
+                // The callee is in the caller's object unless `cob` says otherwise.
+                let object = callee_object.take().unwrap_or_else(|| function.object.clone());
+                let callee = CompiledFunction { object, name: callee.clone() };
+                costs.calls.push((address, callee));
+                is_call_cost = false;
+            } else {
+                *costs.costs.entry(address).or_default() += cost;
+            }
+        }
+    }
+    Ok(graph)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn costs_of_callees_are_not_costs_of_the_caller() {
+        let text = "positions: instr line\nevents: Ir\n\nob=/a\nfl=a.rs\nfn=caller\n0x10 1 5\n0x12 1 2\n\
+                    cob=/b\ncfi=b.rs\ncfn=callee\ncalls=3 0x40 7\n0x14 2 90\n0x16 2 1\n\n\
+                    ob=/b\nfl=b.rs\nfn=callee\n0x40 7 90\n\ntotals: 98\n";
+        let graph = parse(text).unwrap();
+        let of = |object: &str, name: &str| CompiledFunction { object: object.into(), name: name.into() };
+        let caller = &graph[&of("/a", "caller")];
+        assert_eq!(caller.costs.values().sum::<f64>(), 8.0);
+        assert_eq!(caller.calls, [(0x14, of("/b", "callee"))]);
+        assert_eq!(graph[&of("/b", "callee")].costs[&0x40], 90.0);
+    }
+}

@@ -1,0 +1,218 @@
+//! `cargo xtask instructions`: a cost that does not drift with the machine's load.
+
+mod callgrind;
+mod profile;
+mod symbols;
+mod types;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use bench_protocol::{Case, Job, write_file};
+use clap::Args;
+use tempfile::NamedTempFile;
+
+use crate::build::{self, ROOT};
+use callgrind::{Callgrind, Detail};
+
+/// The part of the help that the options do not cover.
+pub(crate) const HELP: &str = "\
+Needs valgrind. Runs the measured program of the benches under callgrind with one worker thread,
+twice with different numbers of operations: the difference is the cost of an operation, without
+start and end. Client and server of a remote row are two processes on one core, both under
+callgrind, and are counted apart. Fails when a row costs over 5 % more than
+xtask/instructions.json says. --profile and --types also need addr2line.";
+
+/// The options of `cargo xtask instructions`.
+#[derive(Args)]
+pub(crate) struct InstructionOptions {
+    /// Write the counts into xtask/instructions.json
+    #[arg(long)]
+    bless: bool,
+    /// Count only the rows whose names contain this text
+    #[arg(long, value_name = "TEXT", conflicts_with = "bless")]
+    row: Option<String>,
+    /// Print the 40 functions of highest cost of the rows whose names contain this text
+    #[arg(long, value_name = "TEXT", conflicts_with_all = ["bless", "row", "types"])]
+    profile: Option<String>,
+    /// List the types of rpc-core that a remote ask passes
+    #[arg(long, conflicts_with_all = ["bless", "row"])]
+    types: bool,
+    /// The directory in which --profile and --types keep the output of callgrind
+    #[arg(long, value_name = "DIRECTORY", default_value = "target/instructions")]
+    output: PathBuf,
+}
+
+/// The most that a row may grow. Compilers, allocators and sizes of batches differ by less.
+const TOLERANCE: f64 = 0.05;
+const REMOTE_ASK: &str = "remote ask, 128 in flight";
+const FILE_SIZE: usize = 64 << 20;
+
+/// The processes of a row.
+#[derive(Clone, Copy)]
+enum Processes {
+    /// One process, which is counted as a whole.
+    One,
+    /// A server and a client, which are counted apart.
+    ClientAndServer,
+}
+
+/// One of the processes of a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum End {
+    Whole,
+    Client,
+    Server,
+}
+
+impl End {
+    /// Returns the name of this end of `row`.
+    fn of(self, row: &str) -> String {
+        match self {
+            Self::Whole => row.to_owned(),
+            Self::Client => format!("{row}, client"),
+            Self::Server => format!("{row}, server"),
+        }
+    }
+}
+
+/// A job whose instructions are counted.
+#[derive(Clone, Copy)]
+struct Row {
+    name: &'static str,
+    /// The contender of the benches that does the job.
+    contender: &'static str,
+    processes: Processes,
+    job: Job,
+    /// The operations of the shorter and of the longer run.
+    operations: (u64, u64),
+}
+
+fn rows() -> [Row; 8] {
+    let (echo, send, ask) = (Job::new(Case::Echo), Job::new(Case::Send), Job::new(Case::Ask));
+    let many_asks = Job { window: 128, ..ask };
+    let chunks = |bytes| Job { bytes, window: 4, ..Job::new(Case::FetchFile) };
+    let one = |name, contender, job| Row {
+        name,
+        contender,
+        processes: Processes::One,
+        job,
+        operations: (20_000, 60_000),
+    };
+    let remote = |name, contender, job, operations| Row {
+        name,
+        contender,
+        processes: Processes::ClientAndServer,
+        job,
+        operations,
+    };
+    [
+        one("encode and decode a frame", "codec", echo),
+        one("local send", "ours-local", send),
+        one("local ask, one at a time", "ours-local", ask),
+        one("local ask, 128 in flight", "ours-local", many_asks),
+        remote(REMOTE_ASK, "ours-rpc", many_asks, (20_000, 60_000)),
+        remote("remote one-way", "ours-rpc", send, (20_000, 60_000)),
+        remote("chunk of 4 MiB from a file", "ours", chunks(4 << 20), (100, 500)),
+        remote("chunk of 20 KiB from a file", "ours", chunks(20 << 10), (2_000, 6_000)),
+    ]
+}
+
+/// Returns the rows that have `text` in the name of one of their ends.
+fn rows_with(text: &str) -> Result<Vec<Row>> {
+    let has_text =
+        |row: &Row| [End::Whole, End::Client, End::Server].iter().any(|end| end.of(row.name).contains(text));
+    let found: Vec<_> = rows().into_iter().filter(has_text).collect();
+    ensure!(!found.is_empty(), "no row has {text:?} in its name");
+    Ok(found)
+}
+
+/// Counts; returns false if a row costs more than it did.
+pub(crate) fn run(options: &InstructionOptions) -> Result<bool> {
+    if options.types || options.profile.is_some() {
+        return explain(options);
+    }
+    let words = ["--package", "benches", "--bin", "contender"];
+    let program = build::program(".", "contender", &words)?;
+    let file = served_file()?;
+    let callgrind = Callgrind { program: &program, file: file.path(), detail: Detail::Totals };
+    let rows = options.row.as_deref().map_or_else(|| Ok(rows().to_vec()), rows_with)?;
+    let mut counted = BTreeMap::new();
+    for row in rows {
+        eprintln!("counting {}", row.name);
+        counted.extend(per_operation(&callgrind, row)?);
+    }
+    let path = Path::new(ROOT).join("xtask/instructions.json");
+    if options.bless {
+        fs::write(&path, serde_json::to_string_pretty(&counted)? + "\n")?;
+    }
+    let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    let committed: BTreeMap<String, f64> = serde_json::from_str(&text)?;
+    compare(&counted, &committed)
+}
+
+/// Returns the instructions of an operation, for each process of `row`.
+fn per_operation(callgrind: &Callgrind<'_>, row: Row) -> Result<Vec<(String, f64)>> {
+    let (few, many) = row.operations;
+    let [shorter, longer] = [few, many].map(|operations| -> Result<Vec<(End, f64)>> {
+        let directory = tempfile::tempdir()?;
+        let outputs = callgrind.run(&row, operations, directory.path())?;
+        outputs.iter().map(|(end, path)| Ok((*end, callgrind::total(path)?))).collect()
+    });
+    let each = shorter?.into_iter().zip(longer?).map(|((end, shorter), (_, longer))| {
+        (end.of(row.name), ((longer - shorter) / (many - few) as f64).round())
+    });
+    Ok(each.collect())
+}
+
+/// Prints the counts beside the committed ones; returns false if a row costs more.
+fn compare(counted: &BTreeMap<String, f64>, committed: &BTreeMap<String, f64>) -> Result<bool> {
+    let mut all_within = true;
+    println!("instructions per operation: now, committed");
+    for (name, now) in counted {
+        let before = committed.get(name).with_context(|| format!("{name} is not committed"))?;
+        let verdict = match now / before - 1.0 {
+            change if change > TOLERANCE => "COSTS MORE",
+            change if change < -TOLERANCE => "costs less: commit it with --bless",
+            _ => "",
+        };
+        all_within &= now / before - 1.0 <= TOLERANCE;
+        println!("{name:45} {now:8} {before:8} {verdict}");
+    }
+    Ok(all_within)
+}
+
+/// Prints profiles, or the types on the path of a remote ask; always true.
+fn explain(options: &InstructionOptions) -> Result<bool> {
+    let program = build::program_with(
+        ".",
+        "contender",
+        &["--profile", "profiling", "--package", "benches", "--bin", "contender"],
+        // The older mangling drops the type of an inherent method's generic arguments.
+        &[("RUSTFLAGS", "-Csymbol-mangling-version=v0")],
+    )?;
+    let file = served_file()?;
+    let callgrind = Callgrind { program: &program, file: file.path(), detail: Detail::Addresses };
+    if let Some(text) = &options.profile {
+        for row in rows_with(text)? {
+            for profile in profile::take(&callgrind, &row, &options.output)? {
+                profile.print();
+            }
+        }
+    }
+    if options.types {
+        let row = rows().into_iter().find(|row| row.name == REMOTE_ASK);
+        let row = row.context("the row of remote asks is gone")?;
+        types::print(&profile::take(&callgrind, &row, &options.output)?);
+    }
+    Ok(true)
+}
+
+/// Returns the file that chunks are taken from, which is in the page cache.
+fn served_file() -> Result<NamedTempFile> {
+    let file = NamedTempFile::new()?;
+    write_file(file.path(), FILE_SIZE)?;
+    Ok(file)
+}
