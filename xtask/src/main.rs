@@ -27,7 +27,7 @@ enum Task {
     Compare(compare::Options),
     /// Measure what idle connections, endpoints and outstanding asks cost, in memory and in speed
     Scale(compare::ScaleOptions),
-    /// Count the instructions of the codec, messages and chunks, and compare them with committed ones
+    /// Count the instructions of messages and chunks, and compare them with committed counts
     #[command(after_help = instructions::HELP)]
     Instructions(instructions::InstructionOptions),
 }

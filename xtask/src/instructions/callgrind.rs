@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs;
+use std::hash::Hash;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -14,14 +15,17 @@ use crate::process::Process;
 
 const RUN_TIMEOUT: Duration = Duration::from_secs(600);
 
-/// How much callgrind writes.
+/// The detail of callgrind's output.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Detail {
     /// The total is enough.
     Totals,
-    /// The cost of every instruction address, from which inlined functions can be told apart.
+    /// The cost of every instruction address, by which inlined functions have costs of their own.
     Addresses,
 }
+
+/// The output file of each process of a row.
+pub(super) type Outputs = Vec<(End, PathBuf)>;
 
 /// A program that is run under callgrind.
 pub(super) struct Callgrind<'a> {
@@ -33,7 +37,7 @@ pub(super) struct Callgrind<'a> {
 
 impl Callgrind<'_> {
     /// Does `operations` of a row; returns the output file of each process.
-    pub(super) fn run(&self, row: &Row, operations: u64, directory: &Path) -> Result<Vec<(End, PathBuf)>> {
+    pub(super) fn run(&self, row: &Row, operations: u64, directory: &Path) -> Result<Outputs> {
         let deadline = Instant::now() + RUN_TIMEOUT;
         let mut server = None;
         let mut client_words = vec!["drive".to_owned(), row.contender.to_owned()];
@@ -52,7 +56,8 @@ impl Callgrind<'_> {
         ready(&client, deadline)?;
         let job = Job { until: Until::Operations(operations), ..row.job };
         client.tell(&serde_json::to_string(&job)?)?;
-        ensure!(client.line(deadline)?.is_some(), "{} failed:\n{}", row.name, client.stderr().join("\n"));
+        let sample = client.line(deadline)?;
+        ensure!(sample.is_some(), "{} failed:\n{}", row.name, client.stderr().join("\n"));
         // Callgrind writes its totals when the process exits, which it does at the end of stdin.
         let mut outputs = vec![(end, finish(client, output, deadline)?)];
         if let Some((process, output)) = server {
@@ -104,59 +109,75 @@ pub(super) struct CompiledFunction {
     pub(super) name: String,
 }
 
-/// The costs and calls of a compiled function, by address.
+/// Costs and calls by address, of a run or of an operation.
 #[derive(Debug, Default)]
-pub(super) struct FunctionCosts {
+pub(super) struct Costs {
     /// Instructions executed at each address, without those of callees.
-    pub(super) costs: HashMap<u64, f64>,
-    /// The call sites and their callees.
-    pub(super) calls: Vec<(u64, CompiledFunction)>,
+    pub(super) instructions: HashMap<(CompiledFunction, u64), f64>,
+    /// The number of calls of each callee, by call site.
+    pub(super) calls: HashMap<(CompiledFunction, u64, CompiledFunction), f64>,
 }
 
-/// All functions of a run.
-pub(super) type CallGraph = HashMap<CompiledFunction, FunctionCosts>;
+impl Costs {
+    /// Reads an output file that was written with [`Detail::Addresses`].
+    pub(super) fn read(path: &Path) -> Result<Self> {
+        let text = fs::read_to_string(path).context("callgrind wrote nothing")?;
+        Self::parse(&text).with_context(|| path.display().to_string())
+    }
 
-/// Reads an output file that was written with [`Detail::Addresses`].
-pub(super) fn call_graph(path: &Path) -> Result<CallGraph> {
-    let text = fs::read_to_string(path).context("callgrind wrote nothing")?;
-    parse(&text).with_context(|| path.display().to_string())
-}
-
-fn parse(text: &str) -> Result<CallGraph> {
-    let mut graph = CallGraph::new();
-    let mut function = CompiledFunction { object: String::new(), name: String::new() };
-    let (mut callee_object, mut callee) = (None, String::new());
-    let mut is_call_cost = false;
-    for line in text.lines() {
-        if let Some((key, value)) = line.split_once('=') {
-            match key {
-                "ob" => value.clone_into(&mut function.object),
-                "fn" => value.clone_into(&mut function.name),
-                "cob" => callee_object = Some(value.to_owned()),
-                "cfn" => value.clone_into(&mut callee),
-                "calls" => is_call_cost = true,
-                _ => {}
-            }
-        } else if let Some(rest) = line.strip_prefix("0x") {
-            let mut fields = rest.split(' ');
-            let address = u64::from_str_radix(fields.next().unwrap_or_default(), 16)?;
-            let cost: f64 = fields.nth(1).context("a line without a cost")?.parse()?;
-            if !graph.contains_key(&function) {
-                graph.insert(function.clone(), FunctionCosts::default());
-            }
-            let Some(costs) = graph.get_mut(&function) else { continue };
-            if is_call_cost {
-                // The callee is in the caller's object unless `cob` says otherwise.
-                let object = callee_object.take().unwrap_or_else(|| function.object.clone());
-                let callee = CompiledFunction { object, name: callee.clone() };
-                costs.calls.push((address, callee));
-                is_call_cost = false;
-            } else {
-                *costs.costs.entry(address).or_default() += cost;
+    fn parse(text: &str) -> Result<Self> {
+        let mut all = Self::default();
+        let mut function = CompiledFunction { object: String::new(), name: String::new() };
+        let (mut callee_object, mut callee) = (None, String::new());
+        // Set while the next line has the cost of calls instead of the function's own.
+        let mut calls: Option<f64> = None;
+        for line in text.lines() {
+            if let Some((key, value)) = line.split_once('=') {
+                match key {
+                    "ob" => value.clone_into(&mut function.object),
+                    "fn" => value.clone_into(&mut function.name),
+                    "cob" => callee_object = Some(value.to_owned()),
+                    "cfn" => value.clone_into(&mut callee),
+                    "calls" => calls = Some(value.split(' ').next().unwrap_or_default().parse()?),
+                    _ => {}
+                }
+            } else if let Some(rest) = line.strip_prefix("0x") {
+                let mut fields = rest.split(' ');
+                let address = u64::from_str_radix(fields.next().unwrap_or_default(), 16)?;
+                let cost: f64 = fields.nth(1).context("a line without a cost")?.parse()?;
+                if let Some(calls) = calls.take() {
+                    // The callee is in the caller's object unless `cob` says otherwise.
+                    let object = callee_object.take().unwrap_or_else(|| function.object.clone());
+                    let callee = CompiledFunction { object, name: callee.clone() };
+                    let site = (function.clone(), address, callee);
+                    *all.calls.entry(site).or_default() += calls;
+                } else {
+                    *all.instructions.entry((function.clone(), address)).or_default() += cost;
+                }
             }
         }
+        Ok(all)
     }
-    Ok(graph)
+
+    /// Returns the costs of one of the `operations` that this run has more than `shorter`.
+    pub(super) fn per_operation(self, shorter: &Self, operations: u64) -> Self {
+        Self {
+            instructions: subtract(self.instructions, &shorter.instructions, operations as f64),
+            calls: subtract(self.calls, &shorter.calls, operations as f64),
+        }
+    }
+}
+
+fn subtract<K: Eq + Hash>(
+    longer: HashMap<K, f64>,
+    shorter: &HashMap<K, f64>,
+    operations: f64,
+) -> HashMap<K, f64> {
+    let each = longer.into_iter().map(|(key, count)| {
+        let before = shorter.get(&key).copied().unwrap_or_default();
+        (key, (count - before) / operations)
+    });
+    each.collect()
 }
 
 #[cfg(test)]
@@ -165,14 +186,21 @@ mod tests {
 
     #[test]
     fn costs_of_callees_are_not_costs_of_the_caller() {
-        let text = "positions: instr line\nevents: Ir\n\nob=/a\nfl=a.rs\nfn=caller\n0x10 1 5\n0x12 1 2\n\
+        let text = "positions: instr line\nevents: Ir\n\n\
+                    ob=/a\nfl=a.rs\nfn=caller\n0x10 1 5\n0x12 1 2\n\
                     cob=/b\ncfi=b.rs\ncfn=callee\ncalls=3 0x40 7\n0x14 2 90\n0x16 2 1\n\n\
                     ob=/b\nfl=b.rs\nfn=callee\n0x40 7 90\n\ntotals: 98\n";
-        let graph = parse(text).unwrap();
-        let of = |object: &str, name: &str| CompiledFunction { object: object.into(), name: name.into() };
-        let caller = &graph[&of("/a", "caller")];
-        assert_eq!(caller.costs.values().sum::<f64>(), 8.0);
-        assert_eq!(caller.calls, [(0x14, of("/b", "callee"))]);
-        assert_eq!(graph[&of("/b", "callee")].costs[&0x40], 90.0);
+        let costs = Costs::parse(text).unwrap();
+        let of = |object: &str, name: &str| {
+            let (object, name) = (object.to_owned(), name.to_owned());
+            CompiledFunction { object, name }
+        };
+        let (caller, callee) = (of("/a", "caller"), of("/b", "callee"));
+        let own = |function: &CompiledFunction| -> f64 {
+            let own = costs.instructions.iter().filter(|((of, _), _)| of == function);
+            own.map(|(_, cost)| cost).sum()
+        };
+        assert_eq!((own(&caller), own(&callee)), (8.0, 90.0));
+        assert_eq!(costs.calls, [((caller, 0x14, callee), 3.0)].into());
     }
 }

@@ -35,7 +35,7 @@ pub(crate) struct InstructionOptions {
     #[arg(long, value_name = "TEXT", conflicts_with = "bless")]
     row: Option<String>,
     /// Print the 40 functions of highest cost of the rows whose names contain this text
-    #[arg(long, value_name = "TEXT", conflicts_with_all = ["bless", "row", "types"])]
+    #[arg(long, value_name = "TEXT", conflicts_with_all = ["bless", "row"])]
     profile: Option<String>,
     /// List the types of rpc-core that a remote ask passes
     #[arg(long, conflicts_with_all = ["bless", "row"])]

@@ -1,12 +1,12 @@
-//! Where the instructions of an operation go, with inlined functions counted by themselves.
+//! Profiles of the instructions of an operation. Inlined functions are counted apart.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use super::callgrind::{CallGraph, Callgrind, CompiledFunction, call_graph};
+use super::callgrind::{Callgrind, CompiledFunction, Costs};
 use super::symbols::{self, Frames};
 use super::{End, Row};
 
@@ -20,14 +20,12 @@ pub(super) struct Profile {
     name: String,
     /// The output of callgrind, which is kept.
     path: PathBuf,
-    /// Instructions per operation at each address of each compiled function.
-    pub(super) costs: HashMap<(CompiledFunction, u64), f64>,
-    /// The calls of the longer run.
-    pub(super) graph: CallGraph,
+    /// The costs of an operation.
+    pub(super) costs: Costs,
     /// The inlined functions at the addresses of the measured program.
     frames: Frames,
     /// The path of the measured program, by which callgrind names it.
-    program: String,
+    program_name: String,
 }
 
 /// Takes the profile of each process of `row`, and keeps callgrind's output in `directory`.
@@ -40,36 +38,25 @@ pub(super) fn take(callgrind: &Callgrind<'_>, row: &Row, directory: &Path) -> Re
     let longer = callgrind.run(row, many, &directory)?;
     let program = callgrind.program.canonicalize()?;
     let profiles = shorter.into_iter().zip(longer).map(|((end, shorter), (_, longer))| {
-        let graph = call_graph(&longer)?;
-        let mut costs = by_address(&graph);
-        for (place, cost) in by_address(&call_graph(&shorter)?) {
-            *costs.entry(place).or_default() -= cost;
-        }
-        costs.values_mut().for_each(|cost| *cost /= (many - few) as f64);
-        let name = program.to_string_lossy().into_owned();
-        let call_sites = graph
-            .iter()
-            .flat_map(|(function, costs)| costs.calls.iter().map(move |(address, _)| (function, *address)));
-        let places = costs.keys().map(|(function, address)| (function, *address)).chain(call_sites);
-        let addresses: std::collections::BTreeSet<_> =
-            places.filter(|(function, _)| function.object == name).map(|(_, address)| address).collect();
+        let costs = Costs::read(&longer)?.per_operation(&Costs::read(&shorter)?, many - few);
+        let program_name = program.to_string_lossy().into_owned();
+        let call_sites = costs.calls.keys().map(|(caller, address, _)| (caller, *address));
+        let executed = costs.instructions.keys().map(|(function, address)| (function, *address));
+        let places = executed.chain(call_sites);
+        let in_program = places.filter(|(function, _)| function.object == program_name);
+        let addresses: BTreeSet<_> = in_program.map(|(_, address)| address).collect();
         let frames = symbols::frames(&program, addresses.into_iter())?;
-        Ok(Profile { end, name: end.of(row.name), path: longer, costs, graph, frames, program: name })
+        let (name, path) = (end.of(row.name), longer);
+        Ok(Profile { end, name, path, costs, frames, program_name })
     });
     profiles.collect()
-}
-
-fn by_address(graph: &CallGraph) -> HashMap<(CompiledFunction, u64), f64> {
-    let each = graph.iter().flat_map(|(function, costs)| {
-        costs.costs.iter().map(move |(address, cost)| ((function.clone(), *address), *cost))
-    });
-    each.collect()
 }
 
 impl Profile {
     /// Returns the functions at an address, the innermost inlined one first.
     pub(super) fn frames(&self, function: &CompiledFunction, address: u64) -> Vec<String> {
-        let known = (function.object == self.program).then(|| self.frames.get(&address)).flatten();
+        let is_ours = function.object == self.program_name;
+        let known = is_ours.then(|| self.frames.get(&address)).flatten();
         let known = known.filter(|frames| frames.iter().any(|frame| frame != "??"));
         known.cloned().unwrap_or_else(|| {
             let library = function.object.rsplit('/').next().unwrap_or_default();
@@ -80,7 +67,7 @@ impl Profile {
     /// Prints the functions of highest cost.
     pub(super) fn print(&self) {
         let mut functions = BTreeMap::<String, f64>::new();
-        for ((function, address), cost) in &self.costs {
+        for ((function, address), cost) in &self.costs.instructions {
             let frames = self.frames(function, *address);
             let innermost = frames.first().map_or("??", String::as_str);
             *functions.entry(symbols::without_generics(innermost)).or_default() += cost;

@@ -12,7 +12,7 @@ use crate::process::Process;
 /// The debug information is large and is searched for each address.
 const TIMEOUT: Duration = Duration::from_secs(600);
 
-/// For each address its functions, the innermost inlined one first, the compiled one last.
+/// The functions of each address: the innermost inlined one first, the compiled one last.
 pub(super) type Frames = HashMap<u64, Vec<String>>;
 
 /// Looks up `addresses` in the debug information of `program`.
@@ -48,8 +48,8 @@ pub(super) fn without_generics(name: &str) -> String {
     let mut before = ' ';
     for (index, character) in name.char_indices() {
         // In `<T as Trait>::f` the bracket is at the start of a path; in `T<A>` it follows a name.
-        let opens_arguments =
-            character == '<' && (before.is_alphanumeric() || before == '_' || name[..index].ends_with("::"));
+        let is_after_name = before.is_alphanumeric() || before == '_';
+        let opens_arguments = character == '<' && (is_after_name || name[..index].ends_with("::"));
         let is_arrow = character == '>' && before == '-';
         if opens_arguments || (depth > 0 && character == '<') {
             depth += 1;

@@ -1,6 +1,7 @@
 //! The types of rpc-core whose methods a remote ask executes.
 //!
-//! A type counts when a method of it, inlined or not, executes once more for every few operations.
+//! A type counts when a method of it, inlined or not, executes at least once in some
+//! operations.
 //! It is on the path of the request when the method is reached from `RpcEndpointRef::ask` in the
 //! client, or in the server without passing through the endpoint's `receive`: what is reached only
 //! through that belongs to the reply.
@@ -14,19 +15,22 @@ use super::symbols::without_generics;
 
 /// Below this many instructions per operation a type has no part in the operation.
 const NEGLIGIBLE: f64 = 0.1;
+/// Below this many calls per operation a call has no part in the operation.
+const RARE: f64 = 0.01;
 const CRATE: &str = "rpc_core::";
 
 #[derive(Default)]
-struct Row {
+struct TypeRow {
     /// Instructions per operation in the client and in the server.
     client: f64,
     server: f64,
-    requests: bool,
+    /// The ends at which it is on the path of the request.
+    ends: Vec<&'static str>,
 }
 
 /// Prints the types of all `profiles` of a remote ask.
 pub(super) fn print(profiles: &[Profile]) {
-    let mut rows = BTreeMap::<String, Row>::new();
+    let mut rows = BTreeMap::<String, TypeRow>::new();
     let mut each = Vec::new();
     for profile in profiles {
         let executed = executed_types(profile, |_, frames| 0..frames.len());
@@ -40,18 +44,19 @@ pub(super) fn print(profiles: &[Profile]) {
             *if profile.end == End::Server { &mut row.server } else { &mut row.client } += cost;
         }
         for name in on_path {
-            rows.entry(name).or_default().requests = true;
+            let end = if profile.end == End::Server { "server" } else { "client" };
+            rows.entry(name).or_default().ends.push(end);
         }
     }
-    println!("\ntypes of rpc-core in a remote ask, with the instructions per operation inside them");
+    println!("\ntypes of rpc-core in a remote ask, with the instructions per operation in each");
     println!("{:>8} {:>8}  on the path of the request", "client", "server");
-    for (name, Row { client, server, requests }) in &rows {
-        println!("{client:8.1} {server:8.1}  {:3} {name}", if *requests { "yes" } else { "" });
+    for (name, TypeRow { client, server, ends }) in &rows {
+        println!("{client:8.1} {server:8.1}  {:14} {name}", ends.join(", "));
     }
     for (end, on_path, executed) in each {
         println!("{end:?}: {on_path} types on the path of the request, {executed} in all");
     }
-    let on_path = rows.values().filter(|row| row.requests).count();
+    let on_path = rows.values().filter(|row| !row.ends.is_empty()).count();
     println!("both: {on_path} types on the path of the request, {} in all", rows.len());
 }
 
@@ -63,7 +68,7 @@ fn executed_types(
 ) -> BTreeMap<String, f64> {
     let mut inside = HashMap::<String, f64>::new();
     let mut innermost = HashMap::<String, f64>::new();
-    for ((function, address), cost) in &profile.costs {
+    for ((function, address), cost) in &profile.costs.instructions {
         let frames = profile.frames(function, *address);
         let types = frames[part(function, &frames)].iter().filter_map(|frame| type_of(frame));
         let types: Vec<_> = types.collect();
@@ -74,27 +79,22 @@ fn executed_types(
             *inside.entry(name).or_default() += cost;
         }
     }
-    let executed = inside.into_iter().filter(|(_, cost)| *cost >= NEGLIGIBLE);
-    executed.map(|(name, _)| (innermost.get(&name).copied().unwrap_or(0.0), name)).map(swap).collect()
-}
-
-fn swap<A, B>((one, other): (A, B)) -> (B, A) {
-    (other, one)
+    inside.retain(|_, cost| *cost >= NEGLIGIBLE);
+    let own = |name: &String| innermost.get(name).copied().unwrap_or_default();
+    inside.into_keys().map(|name| (name.clone(), own(&name))).collect()
 }
 
 /// Returns the types that `RpcEndpointRef::ask` reaches.
 fn client_path(profile: &Profile) -> HashSet<String> {
-    let below_ask = |frames: &[String]| frames.iter().position(|frame| is_ask(frame));
-    let mut starts = Vec::new();
-    for (function, costs) in &profile.graph {
-        for (address, callee) in &costs.calls {
-            if below_ask(&profile.frames(function, *address)).is_some() {
-                starts.push(callee);
-            }
-        }
-    }
-    let reached = reachable(profile, starts, |_| true);
-    let part = |function: &CompiledFunction, frames: &[String]| match below_ask(frames) {
+    let ask = |frames: &[String]| frames.iter().position(|frame| is_ask(frame));
+    let calls = repeated_calls(profile);
+    let below_ask = calls.iter().flat_map(|(caller, calls)| calls.iter().map(move |c| (caller, c)));
+    let starts = below_ask
+        .filter(|(caller, (address, _))| ask(&profile.frames(caller, *address)).is_some())
+        .map(|(_, (_, callee))| *callee)
+        .collect();
+    let reached = reachable(profile, &calls, starts, |_| true);
+    let part = |function: &CompiledFunction, frames: &[String]| match ask(frames) {
         _ if reached.contains(function) => 0..frames.len(),
         Some(ask) => 0..ask + 1,
         None => 0..0,
@@ -104,10 +104,13 @@ fn client_path(profile: &Profile) -> HashSet<String> {
 
 /// Returns the types that the server reaches without passing through the endpoint.
 fn server_path(profile: &Profile) -> HashSet<String> {
-    let called: HashSet<_> =
-        profile.graph.values().flat_map(|costs| costs.calls.iter().map(|(_, callee)| callee)).collect();
-    let starts = profile.graph.keys().filter(|function| !called.contains(function)).collect();
-    let reached = reachable(profile, starts, |frames| !frames.iter().any(|frame| is_handler(frame)));
+    let calls = repeated_calls(profile);
+    let called: HashSet<_> = calls.values().flatten().map(|(_, callee)| *callee).collect();
+    // A loop, for instance that of a worker thread, is called only once.
+    let functions = profile.costs.instructions.keys().map(|(function, _)| function);
+    let starts = functions.filter(|function| !called.contains(function)).collect();
+    let is_outside = |frames: &[String]| !frames.iter().any(|frame| is_handler(frame));
+    let reached = reachable(profile, &calls, starts, is_outside);
     let part = |function: &CompiledFunction, frames: &[String]| {
         let handler = frames.iter().rposition(|frame| is_handler(frame));
         if reached.contains(function) { handler.map_or(0, |at| at + 1)..frames.len() } else { 0..0 }
@@ -115,9 +118,24 @@ fn server_path(profile: &Profile) -> HashSet<String> {
     executed_types(profile, part).into_keys().collect()
 }
 
+/// The call sites and callees of each function.
+type Calls<'a> = HashMap<&'a CompiledFunction, Vec<(u64, &'a CompiledFunction)>>;
+
+/// Returns the calls that are made again with more operations.
+fn repeated_calls(profile: &Profile) -> Calls<'_> {
+    let mut calls = Calls::new();
+    for ((caller, address, callee), count) in &profile.costs.calls {
+        if *count >= RARE {
+            calls.entry(caller).or_default().push((*address, callee));
+        }
+    }
+    calls
+}
+
 /// Returns the functions that are called from `starts`, through call sites that `follow` accepts.
 fn reachable<'a>(
-    profile: &'a Profile,
+    profile: &Profile,
+    calls: &Calls<'a>,
     starts: Vec<&'a CompiledFunction>,
     follow: impl Fn(&[String]) -> bool,
 ) -> HashSet<&'a CompiledFunction> {
@@ -127,8 +145,7 @@ fn reachable<'a>(
         if !reached.insert(function) {
             continue;
         }
-        let calls = profile.graph.get(function).map_or(&[][..], |costs| &costs.calls);
-        for (address, callee) in calls {
+        for (address, callee) in calls.get(function).into_iter().flatten() {
             if follow(&profile.frames(function, *address)) {
                 open.push(callee);
             }
@@ -180,7 +197,7 @@ mod tests {
         for (frame, expected) in [
             ("<rpc_core::ask::Ask<b::Pong> as core::future::Future>::poll", Some("ask::Ask")),
             ("<rpc_core::inbox::Inbox<b::M>>::post", Some("inbox::Inbox")),
-            ("<<rpc_core::a::B>::f::{closure#0} as core::ops::FnOnce<()>>::call_once", Some("a::B")),
+            ("<<rpc_core::a::B>::f::{closure#0} as b::FnOnce<()>>::call", Some("a::B")),
             ("<&mut rpc_core::a::B as core::fmt::Debug>::fmt", Some("a::B")),
             ("rpc_core::wire::encode::<b::M>", None),
             ("<benches::Bench as rpc_core::endpoint::RpcEndpoint>::receive", None),
