@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use bench_protocol::Latency;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::pair::Measured;
 
@@ -88,8 +88,18 @@ struct What {
     metric: Metric,
 }
 
+impl What {
+    /// Returns its name beside one of `measurement`.
+    fn beside(&self, measurement: &str) -> String {
+        if self.measurement == measurement {
+            return self.contender.to_owned();
+        }
+        format!("{} {}", self.contender, self.measurement)
+    }
+}
+
 /// What the ratio, or the value if there is nothing to compare with, has to be.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Bound {
     AtLeast(f64),
@@ -98,7 +108,7 @@ pub(crate) enum Bound {
 }
 
 impl Bound {
-    fn holds(self, value: f64) -> bool {
+    pub(crate) fn holds(self, value: f64) -> bool {
         match self {
             Self::AtLeast(bound) => value >= bound,
             Self::AtMost(bound) => value <= bound,
@@ -118,6 +128,8 @@ struct Goal {
 /// A goal that could be judged.
 #[derive(Serialize)]
 pub(crate) struct Verdict {
+    /// Goal, measurement, metric and both sides: the same in every run that judges it.
+    pub(crate) name: String,
     pub(crate) goal: &'static str,
     pub(crate) measurement: &'static str,
     pub(crate) metric: Metric,
@@ -154,7 +166,15 @@ fn verdict(goal: &Goal, results: &Results) -> Option<Verdict> {
     };
     let What { measurement, contender, metric } = goal.ours;
     let met = goal.bound.holds(ratio);
+    let metric_name = format!("{metric:?}").to_lowercase();
+    let mut name = format!("{} {measurement} {metric_name}: {contender}", goal.id);
+    if !goal.against.is_empty() {
+        // Which of several limits is the lesser one may change from run to run.
+        let limits: Vec<_> = goal.against.iter().map(|what| what.beside(measurement)).collect();
+        name = format!("{name} / {}", limits.join(" or "));
+    }
     Some(Verdict {
+        name,
         goal: goal.id,
         measurement,
         metric,

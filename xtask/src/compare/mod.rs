@@ -6,6 +6,7 @@
 
 mod contenders;
 mod goals;
+mod history;
 mod pair;
 mod picture;
 mod place;
@@ -55,6 +56,9 @@ pub(crate) struct Options {
     /// Exit with 1 when a goal is missed
     #[arg(long)]
     check: bool,
+    /// Append the judged ratios to benches/history.jsonl, and draw docs/history.svg anew
+    #[arg(long, conflicts_with = "quick")]
+    record: bool,
     /// Leave the other libraries out
     #[arg(long)]
     no_peers: bool,
@@ -113,7 +117,7 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
             bench.group(&together, &mut results)?;
         }
     }
-    let met = finish(&bench, &measurements, &results, &options.output)?;
+    let met = finish(&bench, &measurements, &results, &options.output, options.record)?;
     Ok(met || !options.check)
 }
 
@@ -129,19 +133,29 @@ pub(crate) fn scale(options: &ScaleOptions) -> Result<bool> {
     };
     let mut results = Results::default();
     scale::measure(&bench, &mut results)?;
-    finish(&bench, &[], &results, &options.output)?;
+    finish(&bench, &[], &results, &options.output, false)?;
     Ok(true)
 }
 
-/// Prints, writes and draws; whether all goals that could be judged are met.
-fn finish(bench: &Bench, measurements: &[Measurement], results: &Results, output: &Path) -> Result<bool> {
+/// Prints, writes, draws and records; returns whether all goals that could be judged are met.
+fn finish(
+    bench: &Bench,
+    measurements: &[Measurement],
+    results: &Results,
+    output: &Path,
+    is_recorded: bool,
+) -> Result<bool> {
     let verdicts = goals::judge(results);
     let conditions = report::conditions(&bench.places, bench.quick, bench.runs);
-    report::print(&conditions, measurements, results, &verdicts);
+    report::print(&conditions, measurements, results);
+    report::print_goals(&verdicts);
     fs::create_dir_all(output).with_context(|| output.display().to_string())?;
     report::write_json(&output.join("compare.json"), &conditions, results, &verdicts)?;
     picture::draw(output, measurements, results)?;
     println!("\nwritten to {}", output.display());
+    if is_recorded {
+        history::record(&conditions, &verdicts)?;
+    }
     Ok(verdicts.iter().all(|verdict| verdict.met))
 }
 

@@ -12,20 +12,24 @@ use serde_json::json;
 
 use super::contenders::{Side, contender};
 use super::goals::{Bound, Metric, Results, Verdict};
+use super::history;
 use super::place::Places;
 use super::plan::Measurement;
+use crate::build::ROOT;
 use crate::process;
 
 /// What the figures depend on.
 #[derive(Serialize)]
 pub(crate) struct Conditions {
     smoke: bool,
-    runs: usize,
-    cores: usize,
-    kernel: String,
-    date: String,
+    pub(crate) runs: usize,
+    pub(crate) commit: String,
+    pub(crate) cores: usize,
+    pub(crate) cpu: String,
+    pub(crate) kernel: String,
+    pub(crate) date: String,
     bulk_congestion_control: String,
-    load_average: String,
+    pub(crate) load_average: String,
 }
 
 pub(crate) fn conditions(places: &Places, smoke: bool, runs: usize) -> Conditions {
@@ -33,9 +37,17 @@ pub(crate) fn conditions(places: &Places, smoke: bool, runs: usize) -> Condition
         let said = process::output(name, Command::new(name).args(words), Duration::from_secs(10));
         said.unwrap_or_default().join(" ")
     };
+    let head = says("git", &["-C", ROOT, "rev-parse", "--short=10", "HEAD"]);
+    let tracked = ["-C", ROOT, "status", "--porcelain", "--untracked-files=no", "--", "."];
+    // The run before may have been recorded, and not committed yet.
+    let is_changed = !says("git", &[&tracked[..], &history::EXCLUDED].concat()).is_empty();
+    let cpus = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let cpu = cpus.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
     Conditions {
         smoke,
         runs,
+        commit: if is_changed { format!("{head}-dirty") } else { head },
+        cpu: cpu.map_or_else(String::new, |(_, model)| model.to_owned()),
         cores: std::thread::available_parallelism().map_or(0, usize::from),
         kernel: says("uname", &["-sr"]),
         date: says("date", &["-u", "+%F"]),
@@ -44,13 +56,8 @@ pub(crate) fn conditions(places: &Places, smoke: bool, runs: usize) -> Condition
     }
 }
 
-/// Tables of everything, then of the goals.
-pub(crate) fn print(
-    conditions: &Conditions,
-    measurements: &[Measurement],
-    results: &Results,
-    verdicts: &[Verdict],
-) {
+/// Prints a table of each measurement.
+pub(crate) fn print(conditions: &Conditions, measurements: &[Measurement], results: &Results) {
     println!(
         "{}, {} cores, {}, {} runs, bulk under {}, load {}{}",
         conditions.date,
@@ -86,6 +93,10 @@ pub(crate) fn print(
             );
         }
     }
+}
+
+/// Prints the table of the goals.
+pub(crate) fn print_goals(verdicts: &[Verdict]) {
     println!(
         "\n| goal | measurement | of | ours | against | ratio | wanted | |\n|---|---|---|---|---|---|---|---|"
     );
