@@ -9,6 +9,7 @@ pub mod codec;
 pub mod groups;
 pub mod limits;
 pub mod load;
+pub mod open_loop;
 pub mod ours;
 pub mod process;
 

@@ -4,12 +4,14 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use bench_protocol::{Case, Job, Latency, Sample, Until};
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use hdrhistogram::Histogram;
 
+use crate::open_loop;
 use crate::process::cannot;
 
 /// Operations between two looks at the clock when there are many.
@@ -96,6 +98,11 @@ impl<T: Target> Client for Calls<T> {
 /// # Errors
 /// When a call fails.
 pub async fn run<T: Target>(targets: &[T], job: &Job) -> anyhow::Result<Sample> {
+    if job.rate.is_some() {
+        let target = targets.first().context("an open loop needs a connection")?.clone();
+        // On a worker of its own choice, as the tasks of a closed loop.
+        return tokio::spawn(open_loop::run(target, *job)).await?;
+    }
     let request = Request::new(job);
     let begun = Instant::now();
     let paces = Pace::share(job, targets.len() * job.tasks);
@@ -225,15 +232,21 @@ impl Pace {
     /// The sum of it.
     #[must_use]
     pub fn sample(&self, took: Duration) -> Sample {
-        let micros = |nanos: u64| nanos as f64 / 1e3;
-        let at = |share| micros(self.latency.value_at_quantile(share));
-        let latency = (!self.latency.is_empty()).then(|| Latency {
-            p50: at(0.5),
-            p90: at(0.9),
-            p99: at(0.99),
-            p999: at(0.999),
-            max: micros(self.latency.max()),
-        });
+        let latency = latency(&self.latency);
         Sample { operations: self.ended, seconds: took.as_secs_f64(), latency }
     }
+}
+
+/// Returns the points of a histogram of nanoseconds; `None` if it is empty.
+pub(crate) fn latency(histogram: &Histogram<u64>) -> Option<Latency> {
+    let micros = |nanos: u64| nanos as f64 / 1e3;
+    let at = |share| micros(histogram.value_at_quantile(share));
+    (!histogram.is_empty()).then(|| Latency {
+        p50: at(0.5),
+        p90: at(0.9),
+        p99: at(0.99),
+        p999: at(0.999),
+        p9999: at(0.9999),
+        max: micros(histogram.max()),
+    })
 }

@@ -79,6 +79,10 @@ pub struct Job {
     pub window: usize,
     /// Endpoints or actors that are used, or what the [`Case`] says.
     pub population: usize,
+    /// Requests per second, sent on schedule by one task, whatever is in flight; `None`: each task
+    /// sends the next request when it has fewer than `window` in flight.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate: Option<f64>,
     /// When it ends.
     #[serde(flatten)]
     pub until: Until,
@@ -95,6 +99,7 @@ impl Job {
             tasks: 1,
             window: 1,
             population: 1,
+            rate: None,
             until: Until::Millis(1000),
         }
     }
@@ -125,6 +130,9 @@ pub struct Latency {
     pub p99: f64,
     /// 999 in 1000 took no longer.
     pub p999: f64,
+    /// 9999 in 10 000 took no longer.
+    #[serde(default)]
+    pub p9999: f64,
     /// The slowest.
     pub max: f64,
 }

@@ -3,7 +3,8 @@
 use anyhow::Context;
 use benches::codec::Codec;
 use benches::limits::{
-    Batched, Channel, Cipher, Mixed, PingPong, RawChunks, Smallest, serve_chunks, serve_echo, serve_mixed,
+    Batched, Channel, Cipher, Mixed, PingPong, RawChunks, Smallest, Timer, serve_chunks, serve_echo,
+    serve_mixed,
 };
 use benches::load::Calls;
 use benches::ours::{self, RpcClient, RpcServer, Security, TransportCalls};
@@ -44,6 +45,7 @@ async fn main() -> anyhow::Result<()> {
             "cipher-gcm" => drive(Cipher::Gcm).await,
             "cipher-tls" => drive(Cipher::Tls).await,
             "channel" => drive(actors::Local::new(|| Ok(Channel::start()))).await,
+            "timer" => drive(Timer::default()).await,
             other => anyhow::bail!("no contender {other} without a server"),
         },
         Role::Drive { kind, address: Some(address) } => match kind.as_str() {

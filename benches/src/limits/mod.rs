@@ -8,6 +8,7 @@ mod local;
 mod mixed;
 mod ping_pong;
 mod smallest;
+mod timer;
 
 pub use batched::Batched;
 pub use bulk::{RawChunks, serve_chunks};
@@ -17,6 +18,7 @@ pub use local::Channel;
 pub use mixed::{Mixed, serve_mixed};
 pub use ping_pong::PingPong;
 pub use smallest::Smallest;
+pub use timer::Timer;
 
 use std::net::SocketAddr;
 

@@ -58,7 +58,7 @@ const fn spark(name: &'static str, kind: &'static str) -> Contender {
     Contender { name, side: Side::Peer, program: Program::Spark, server: Some(kind), client: kind }
 }
 
-const CONTENDERS: [Contender; 26] = [
+const CONTENDERS: [Contender; 27] = [
     own("ours", Side::Ours, Some("ours")),
     own("ours-ctr", Side::Ours, Some("ours-ctr")),
     own("ours-gcm", Side::Ours, Some("ours-gcm")),
@@ -75,6 +75,7 @@ const CONTENDERS: [Contender; 26] = [
     own("cipher-gcm", Side::Limit, None),
     own("cipher-tls", Side::Limit, None),
     own("channel", Side::Limit, None),
+    own("timer", Side::Limit, None),
     peer("tarpc", Some("tarpc")),
     peer("tonic", Some("tonic")),
     peer("hyper", Some("hyper")),

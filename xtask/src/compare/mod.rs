@@ -148,6 +148,7 @@ fn finish(
     let verdicts = goals::judge(results);
     let conditions = report::conditions(&bench.places, bench.quick, bench.runs);
     report::print(&conditions, measurements, results);
+    rate::print(results);
     report::print_goals(&verdicts);
     fs::create_dir_all(output).with_context(|| output.display().to_string())?;
     report::write_json(&output.join("compare.json"), &conditions, results, &verdicts)?;

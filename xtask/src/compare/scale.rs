@@ -21,6 +21,7 @@ const fn job(case: Case) -> Job {
         tasks: 1,
         window: 1,
         population: 1,
+        rate: None,
         until: bench_protocol::Until::Millis(1000),
     }
 }
