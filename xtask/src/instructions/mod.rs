@@ -23,7 +23,8 @@ Needs valgrind. Runs the measured program of the benches under callgrind with on
 twice with different numbers of operations: the difference is the cost of an operation, without
 start and end. Client and server of a remote row are two processes on one core, both under
 callgrind, and are counted apart. Fails when a row costs over 5 % more than
-xtask/instructions.json says. --profile and --types also need addr2line.";
+xtask/instructions.json says, or over 10 % more for chunks. callgrind counts every byte that
+`rep movsb` copies as an instruction. --profile and --types also need addr2line.";
 
 /// The options of `cargo xtask instructions`.
 #[derive(Args)]
@@ -47,6 +48,9 @@ pub(crate) struct InstructionOptions {
 
 /// The most that a row may grow. Compilers, allocators and sizes of batches differ by less.
 const TOLERANCE: f64 = 0.05;
+/// The most that a row of chunks may grow. How much of a body each read finds depends on when the
+/// kernel switches between the ends: on a machine under load these rows vary by 4 %.
+const CHUNK_TOLERANCE: f64 = 0.1;
 const REMOTE_ASK: &str = "remote ask, 128 in flight";
 const FILE_SIZE: usize = 64 << 20;
 
@@ -173,12 +177,13 @@ fn compare(counted: &BTreeMap<String, f64>, committed: &BTreeMap<String, f64>) -
     println!("instructions per operation: now, committed");
     for (name, now) in counted {
         let before = committed.get(name).with_context(|| format!("{name} is not committed"))?;
+        let tolerance = if name.starts_with("chunk") { CHUNK_TOLERANCE } else { TOLERANCE };
         let verdict = match now / before - 1.0 {
-            change if change > TOLERANCE => "COSTS MORE",
-            change if change < -TOLERANCE => "costs less: commit it with --bless",
+            change if change > tolerance => "COSTS MORE",
+            change if change < -tolerance => "costs less: commit it with --bless",
             _ => "",
         };
-        all_within &= now / before - 1.0 <= TOLERANCE;
+        all_within &= now / before - 1.0 <= tolerance;
         println!("{name:45} {now:8} {before:8} {verdict}");
     }
     Ok(all_within)
