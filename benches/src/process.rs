@@ -2,10 +2,12 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Instant;
 
 use anyhow::Context;
-use bench_protocol::{Case, Job, READY, Sample};
+use bench_protocol::{Case, Job, READY, Sample, TransportSample};
 use clap::{Parser, Subcommand};
+use rustix::time::{ClockId, clock_gettime};
 use tokio::io::{AsyncBufReadExt, BufReader};
 
 use crate::load::Client;
@@ -38,6 +40,33 @@ pub enum Role {
         /// Where it is served; none for those that are in one process.
         address: Option<SocketAddr>,
     },
+}
+
+/// Measures the time and the CPU time of a repetition in this process.
+#[derive(Debug)]
+pub struct Stopwatch {
+    started: Instant,
+    cpu_seconds: f64,
+}
+
+impl Stopwatch {
+    /// Starts measuring.
+    #[must_use]
+    pub fn start() -> Self {
+        Self { started: Instant::now(), cpu_seconds: cpu_seconds() }
+    }
+
+    /// Returns the time and the CPU time since the start.
+    #[must_use]
+    pub fn stop(&self) -> TransportSample {
+        let seconds = self.started.elapsed().as_secs_f64();
+        TransportSample { seconds, cpu_seconds: cpu_seconds() - self.cpu_seconds }
+    }
+}
+
+fn cpu_seconds() -> f64 {
+    let used = clock_gettime(ClockId::ProcessCPUTime);
+    used.tv_sec as f64 + used.tv_nsec as f64 / 1e9
 }
 
 /// A server without jobs of its own.

@@ -7,6 +7,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
+use std::ops::Range;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -116,6 +117,73 @@ pub struct Sample {
     /// Of every operation if they went one at a time, else of one in 64; none if nothing was timed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub latency: Option<Latency>,
+}
+
+/// One repetition of a row of Spark's `NettyTransportBenchmark`.
+///
+/// A program receives it on stdin, as one line of flat JSON, and answers with one line, a
+/// [`TransportSample`]. It has both ends of the transport in its process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(clippy::exhaustive_structs, reason = "both sides are built from one tree")]
+pub struct TransportJob {
+    /// The request.
+    pub call: TransportCall,
+    /// The length of the body of an RPC, or of a chunk.
+    pub bytes: usize,
+    /// The number of calls, which the callers share.
+    pub calls: usize,
+    /// The number of connections.
+    pub connections: usize,
+    /// The number of callers. Caller `i` uses connection `i % connections`.
+    pub callers: usize,
+    /// A caller sends all its requests before it waits for the first response.
+    pub at_once: bool,
+    /// The setting `spark.shuffle.io.mode`.
+    pub io_mode: IoMode,
+    /// The setting `spark.shuffle.io.serverThreads`.
+    pub server_threads: usize,
+    /// All repetitions of a row use one server and one client factory.
+    pub keeps_transport: bool,
+}
+
+impl TransportJob {
+    /// Returns the indices of the calls of each caller.
+    pub fn shares(&self) -> impl Iterator<Item = Range<usize>> + use<> {
+        let each = self.calls / self.callers;
+        (0..self.callers).map(move |caller| caller * each..(caller + 1) * each)
+    }
+}
+
+/// The request of a [`TransportJob`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[allow(clippy::exhaustive_enums, reason = "both sides are built from one tree")]
+pub enum TransportCall {
+    /// An RPC, whose response is 8 bytes.
+    Rpc,
+    /// The fetch of a chunk, which is a whole file.
+    Chunk,
+}
+
+/// A value of `spark.<module>.io.mode`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+#[allow(clippy::exhaustive_enums, reason = "both sides are built from one tree")]
+pub enum IoMode {
+    /// The system calls that every platform has.
+    Nio,
+    /// The best system calls of the platform.
+    Auto,
+}
+
+/// The result of a [`TransportJob`].
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[allow(clippy::exhaustive_structs, reason = "both sides are built from one tree")]
+pub struct TransportSample {
+    /// The duration of all calls, without the set-up of connections.
+    pub seconds: f64,
+    /// The CPU time of the process in that duration.
+    pub cpu_seconds: f64,
 }
 
 /// Points of a latency histogram, in microseconds.

@@ -9,6 +9,7 @@ mod mixed;
 mod ping_pong;
 mod smallest;
 mod timer;
+mod suites;
 
 pub use batched::Batched;
 pub use bulk::{RawChunks, serve_chunks};
@@ -19,6 +20,7 @@ pub use mixed::{Mixed, serve_mixed};
 pub use ping_pong::PingPong;
 pub use smallest::Smallest;
 pub use timer::Timer;
+pub use suites::RawSuites;
 
 use std::net::SocketAddr;
 
