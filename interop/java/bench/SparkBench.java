@@ -33,7 +33,7 @@ final class SparkBench {
   static final class Job {
     private final Map<String, String> fields = new HashMap<>();
 
-    private Job(String line) {
+    Job(String line) {
       Matcher field = FIELD.matcher(line);
       while (field.find()) {
         fields.put(field.group(1), field.group(2));
@@ -46,6 +46,10 @@ final class SparkBench {
 
     int number(String name) {
       return Integer.parseInt(fields.get(name));
+    }
+
+    String text(String name) {
+      return fields.get(name);
     }
   }
 
