@@ -8,8 +8,8 @@ mod local;
 mod mixed;
 mod ping_pong;
 mod smallest;
-mod timer;
 mod suites;
+mod timer;
 
 pub use batched::Batched;
 pub use bulk::{RawChunks, serve_chunks};
@@ -19,8 +19,8 @@ pub use local::Channel;
 pub use mixed::{Mixed, serve_mixed};
 pub use ping_pong::PingPong;
 pub use smallest::Smallest;
-pub use timer::Timer;
 pub use suites::RawSuites;
+pub use timer::Timer;
 
 use std::net::SocketAddr;
 

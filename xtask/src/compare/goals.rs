@@ -21,9 +21,14 @@ impl Results {
         self.0.iter().map(|((measurement, contender), samples)| (*measurement, *contender, &samples[..]))
     }
 
+    /// Returns the samples of `contender` in the measurement `id`, in the order of the runs.
+    pub(crate) fn samples(&self, id: &'static str, contender: &'static str) -> &[Measured] {
+        self.0.get(&(id, contender)).map_or(&[], Vec::as_slice)
+    }
+
     /// One value for each run.
     fn values(&self, what: &What) -> Vec<f64> {
-        let samples = self.0.get(&(what.measurement, what.contender)).map_or(&[][..], Vec::as_slice);
+        let samples = self.samples(what.measurement, what.contender);
         samples.iter().filter_map(|measured| what.metric.of(measured)).collect()
     }
 

@@ -14,6 +14,7 @@ mod plan;
 mod rate;
 mod report;
 mod scale;
+mod transport;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -44,7 +45,7 @@ pub(crate) struct Options {
     /// Only these groups
     #[arg(long, value_delimiter = ',')]
     only: Vec<GroupName>,
-    /// Interleaved runs; bulk, secure and beside have at least two more
+    /// Interleaved runs; bulk, secure, beside and transport have two more
     #[arg(long, default_value_t = 3)]
     runs: usize,
     /// How long each job takes
@@ -94,10 +95,17 @@ pub(crate) struct ScaleOptions {
 pub(crate) fn run(options: &Options) -> Result<bool> {
     let release = (!options.no_spark).then_some(options.release);
     let wanted = |group| options.only.is_empty() || options.only.contains(&group);
+    // The transport group has files and programs of its own.
+    let is_transport_only = options.only == [GroupName::Transport];
+    let file_size = match options.quick {
+        _ if is_transport_only => 0,
+        true => 64 << 20,
+        false => 1 << 30,
+    };
     let bench = Bench {
-        programs: Programs::build(!options.no_peers, release)?,
+        programs: Programs::build(!is_transport_only && !options.no_peers, release)?,
         places: Places::new(),
-        files: Files::new(if options.quick { 64 << 20 } else { 1 << 30 })?,
+        files: Files::new(file_size)?,
         runs: if options.quick { 1 } else { options.runs },
         millis: if options.quick { 100 } else { options.millis },
         quick: options.quick,
@@ -109,6 +117,7 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
         match group {
             GroupName::Scale => scale::measure(&bench, &mut results)?,
             GroupName::Rate => rate::measure(&bench, &mut results)?,
+            GroupName::Transport => transport::measure(&bench, release, &mut results)?,
             _ => {}
         }
         for place in [Place::Pinned, Place::Free, Place::Cubic] {
@@ -145,10 +154,12 @@ fn finish(
     output: &Path,
     is_recorded: bool,
 ) -> Result<bool> {
-    let verdicts = goals::judge(results);
+    let mut verdicts = goals::judge(results);
+    verdicts.extend(transport::judge(results));
     let conditions = report::conditions(&bench.places, bench.quick, bench.runs);
     report::print(&conditions, measurements, results);
     rate::print(results);
+    transport::print(results);
     report::print_goals(&verdicts);
     fs::create_dir_all(output).with_context(|| output.display().to_string())?;
     report::write_json(&output.join("compare.json"), &conditions, results, &verdicts)?;

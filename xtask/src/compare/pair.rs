@@ -1,5 +1,6 @@
 //! A contender at work: its server, its client, and what the system says of both.
 
+use std::fmt::Debug;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -8,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use bench_protocol::{Job, READY, Sample};
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use super::contenders::{Contender, Programs};
 use super::place::{Place, Places};
@@ -69,8 +71,7 @@ impl Pair {
     /// Has the client do `job`.
     pub(crate) fn run(&mut self, job: &Job) -> Result<Measured> {
         for id in self.ids() {
-            // Begins the peak anew. Not allowed everywhere; then it is the peak since the start.
-            let _ = fs::write(format!("/proc/{id}/clear_refs"), "5");
+            reset_peak(id);
         }
         let before = self.sum(cpu_seconds)?;
         let sample = tell(&mut self.client, job)?;
@@ -107,7 +108,8 @@ impl Pair {
 
     /// Has the server do `job`.
     pub(crate) fn server(&mut self, job: &Job) -> Result<()> {
-        tell(self.server.as_mut().context("there is no server")?, job).map(drop)
+        let server = self.server.as_mut().context("there is no server")?;
+        tell::<_, Sample>(server, job).map(drop)
     }
 
     fn ids(&self) -> Vec<u32> {
@@ -120,7 +122,7 @@ impl Pair {
 }
 
 /// Waits for the first line; gives what stands behind the word.
-fn ready(process: &Process, deadline: Instant) -> Result<String> {
+pub(super) fn ready(process: &Process, deadline: Instant) -> Result<String> {
     while let Some(line) = process.line(deadline)? {
         if let Some(rest) = line.strip_prefix(READY) {
             return Ok(rest.trim().to_owned());
@@ -129,7 +131,12 @@ fn ready(process: &Process, deadline: Instant) -> Result<String> {
     anyhow::bail!("it ended before it was ready: {}", process.stderr().join("\n"))
 }
 
-fn tell(process: &mut Process, job: &Job) -> Result<Sample> {
+/// Has a process do `job`, and returns its sample.
+pub(super) fn tell<J, S>(process: &mut Process, job: &J) -> Result<S>
+where
+    J: Serialize + Debug,
+    S: DeserializeOwned,
+{
     process.tell(&serde_json::to_string(job)?)?;
     let answer = process.line(Instant::now() + JOB_LIMIT)?;
     ensure!(answer.is_some(), "{job:?} failed:\n{}", process.stderr().join("\n"));
@@ -147,8 +154,15 @@ fn cpu_seconds(id: u32) -> Result<f64> {
     fields.map(|ticks| Ok(ticks.parse::<f64>()? / TICKS)).sum()
 }
 
+/// Resets the peak of a process's resident memory.
+///
+/// Where that is not allowed, it stays the peak since the start.
+pub(super) fn reset_peak(id: u32) {
+    let _ = fs::write(format!("/proc/{id}/clear_refs"), "5");
+}
+
 /// A line of /proc/ID/status, in bytes.
-fn status(id: u32, name: &str) -> Result<u64> {
+pub(super) fn status(id: u32, name: &str) -> Result<u64> {
     let status = fs::read_to_string(format!("/proc/{id}/status"))?;
     let line =
         status.lines().find_map(|line| line.strip_prefix(name)).with_context(|| format!("no {name}"))?;

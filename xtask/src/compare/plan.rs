@@ -26,6 +26,8 @@ pub(crate) enum GroupName {
     Scale,
     /// Latency at a fixed rate (R1).
     Rate,
+    /// Spark's own transport benchmark (N1).
+    Transport,
 }
 
 /// A job and who does it.

@@ -32,6 +32,16 @@ const SHORT_RUN: &[&str] = &["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xm
 /// The JVM's own choices, and memory enough.
 const LONG_RUN: &[&str] = &["-Xms1g", "-Xmx2g"];
 
+/// The options of Spark's own transport benchmark.
+const SUITES: &[&str] = &[
+    "-Xms1g",
+    // A burst queues 5000 bodies of 1 MiB.
+    "-Xmx4g",
+    // Spark sets these for all its JVMs.
+    "-Dio.netty.tryReflectionSetAccessible=true",
+    "-Dio.netty.noUnsafe=false",
+];
+
 /// The installed `java` and `javac`.
 pub(crate) struct Jdk {
     /// What javac says its version is.
@@ -78,6 +88,12 @@ impl Jdk {
         let sources = cache::files(&Path::new(SOURCES).join("bench"), "java")?;
         let class_path = self.compile(cache, &format!("spark-{release}-bench"), jars, &sources)?;
         Ok(JavaPeer { class_path, main: "SparkBench", options: LONG_RUN })
+    }
+
+    /// The suites of Spark's own transport benchmark, a part of the bench.
+    pub(crate) fn suites(&self, cache: &Cache, release: Release, jars: &Path) -> Result<JavaPeer> {
+        let bench = self.bench(cache, release, jars)?;
+        Ok(JavaPeer { main: "TransportSuites", options: SUITES, ..bench })
     }
 
     /// The class path of `sources`, compiled under the name `what` if these have not been compiled yet.
