@@ -156,7 +156,7 @@ mod tests {
         assert!(text.contains("Get(A, ::rpc_core::RpcCallContext<B>),"), "{text}");
         assert!(text.contains("impl ::rpc_core::RpcRequest<SvcMessage> for A {"), "{text}");
         assert!(text.contains("type Reply = B;"), "{text}");
-        assert!(text.contains(r#"::rpc_core::Method::new("pkg.Svc", "Get")"#), "{text}");
+        assert!(text.contains(r#"::rpc_core::Method::new("/pkg.Svc/Get")"#), "{text}");
     }
 
     #[test]

@@ -112,11 +112,14 @@ fn write_decode(message: &str, full_name: &str, rpcs: &[Rpc<'_>], out: &mut Stri
         "    fn decode(mut request: ::rpc_core::IncomingRequest<'_>) \
          -> ::core::result::Result<Self, ::rpc_core::RpcError> {{"
     )?;
-    writeln!(out, "        match request.method() {{")?;
+    writeln!(out, "        match request.path() {{")?;
     for rpc in rpcs {
         let name = &rpc.method.proto_name;
         let context = if rpc.one_way { "" } else { ", request.context()" };
-        writeln!(out, "            \"{name}\" => Ok(Self::{name}(request.decode()?{context})),")?;
+        writeln!(
+            out,
+            "            \"/{full_name}/{name}\" => Ok(Self::{name}(request.decode()?{context})),"
+        )?;
     }
     writeln!(out, "            _ => Err(request.unknown_method()),\n        }}\n    }}\n}}\n")
 }
@@ -143,7 +146,7 @@ fn write_request(message: &str, full_name: &str, rpc: &Rpc<'_>, out: &mut String
     writeln!(
         out,
         "    const METHOD: ::core::option::Option<::rpc_core::Method> = \
-         ::core::option::Option::Some(::rpc_core::Method::new(\"{full_name}\", \"{name}\"));"
+         ::core::option::Option::Some(::rpc_core::Method::new(\"/{full_name}/{name}\"));"
     )?;
     if rpc.one_way {
         writeln!(out, "    const ONE_WAY: bool = true;")?;

@@ -15,7 +15,7 @@ use crate::address::{RpcAddress, RpcEndpointAddress};
 use crate::conf::AskConf;
 use crate::deadlines::{Deadlines, Over};
 use crate::error::{ErrorKind, RpcError};
-use crate::post::RemoteAnswer;
+use crate::peer::RemoteReplyFuture;
 use crate::running::EndpointId;
 use crate::slot::Slot;
 use crate::timeout::RpcTimeout;
@@ -113,7 +113,7 @@ pub(crate) enum State<T> {
         answered: bool,
     },
     Remote {
-        answer: RemoteAnswer,
+        reply: RemoteReplyFuture,
         decode: fn(IncomingBody) -> Result<T, RpcError>,
     },
     Refused(RpcError),
@@ -138,9 +138,9 @@ impl<T> Future for Ask<T> {
                 *answered = polled.is_ready();
                 polled
             }
-            State::Remote { answer, decode } => Pin::new(answer)
+            State::Remote { reply, decode } => Pin::new(reply)
                 .poll(cx)
-                .map(|answer| wire::decode_answer(answer?, &this.about.address).and_then(*decode)),
+                .map(|response| wire::decode_reply(response?, &this.about.address, *decode)),
             State::Refused(error) => Poll::Ready(Err(error.clone())),
             State::Done => panic!("Ask polled after it was ready"),
         };

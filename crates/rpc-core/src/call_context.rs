@@ -6,14 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use network_common::RpcResponseCallback;
 use tokio::time::Instant;
 
 use crate::address::RpcAddress;
-use crate::error::RpcError;
-use crate::link::Link;
-use crate::origin::{AskId, Asker as _, RemoteAsk, id_of};
-use crate::running::{abandon, unanswered};
+use crate::error::{RpcError, unanswered};
+use crate::message_metadata::{AskId, LocalCaller as _, ask_id};
+use crate::peer::RemoteAsk;
+use crate::running::abandon;
 use crate::slot::Slot;
 use crate::wire;
 
@@ -25,82 +24,33 @@ use crate::wire;
 ///
 /// A request that was sent rather than asked has a context too; what is replied to it is discarded.
 pub struct RpcCallContext<T: Send + 'static> {
-    /// Taken by the answer.
-    asker: Option<Asker<T>>,
+    /// Taken by the reply.
+    caller: Option<Caller<T>>,
+    /// `None` for a remote ask, whose connection has it.
     sender: Option<RpcAddress>,
 }
 
-enum Asker<T> {
+enum Caller<T> {
     Local(Arc<Slot<T>>),
-    /// Boxed: messages, which carry this, are moved often.
     Remote {
-        reply: Box<RemoteReply>,
+        ask: Box<RemoteAsk>,
         encode: fn(&T) -> Bytes,
     },
-    /// The request was sent, nobody waits.
-    Nobody,
-}
-
-/// The way back over the connection that brought a request.
-pub(crate) struct RemoteReply {
-    ask: RemoteAsk,
-    callback: RpcResponseCallback,
-    link: Arc<Link>,
-}
-
-impl fmt::Debug for RemoteReply {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RemoteReply")
-            .field("ask", &self.ask)
-            .field("link", &self.link)
-            .finish_non_exhaustive()
-    }
-}
-
-impl RemoteReply {
-    pub(crate) fn new(callback: RpcResponseCallback, link: Arc<Link>, deadline: Option<Instant>) -> Self {
-        Self { ask: RemoteAsk::new(callback.request_id(), deadline), callback, link }
-    }
-
-    pub(crate) fn ask(&self) -> RemoteAsk {
-        self.ask
-    }
-
-    /// The request reached no endpoint.
-    pub(crate) fn refuse(self, error: &RpcError) {
-        self.answer(wire::encode_refusal(error));
-    }
-
-    fn send(self, answer: Bytes) -> Result<(), RpcError> {
-        let checked = wire::check_size("the answer", answer.len(), self.link.max_message());
-        self.answer(match &checked {
-            Ok(()) => answer,
-            Err(error) => wire::encode_refusal(error),
-        });
-        checked
-    }
-
-    fn answer(self, answer: Bytes) {
-        self.link.forget(self.ask.request);
-        self.callback.reply(answer);
-    }
+    /// The request was sent: there is no caller to reply to.
+    OneWay,
 }
 
 impl<T: Send + 'static> RpcCallContext<T> {
     pub(crate) fn local(slot: Arc<Slot<T>>, sender: Option<RpcAddress>) -> Self {
-        Self { asker: Some(Asker::Local(slot)), sender }
+        Self { caller: Some(Caller::Local(slot)), sender }
     }
 
-    pub(crate) fn remote(
-        reply: Box<RemoteReply>,
-        encode: fn(&T) -> Bytes,
-        sender: Option<RpcAddress>,
-    ) -> Self {
-        Self { asker: Some(Asker::Remote { reply, encode }), sender }
+    pub(crate) fn remote(ask: Box<RemoteAsk>, encode: fn(&T) -> Bytes) -> Self {
+        Self { caller: Some(Caller::Remote { ask, encode }), sender: None }
     }
 
-    pub(crate) fn nobody(sender: Option<RpcAddress>) -> Self {
-        Self { asker: Some(Asker::Nobody), sender }
+    pub(crate) fn one_way(sender: Option<RpcAddress>) -> Self {
+        Self { caller: Some(Caller::OneWay), sender }
     }
 
     /// Answers the asker.
@@ -111,10 +61,10 @@ impl<T: Send + 'static> RpcCallContext<T> {
     ///
     /// [`ErrorKind::Limit`](crate::ErrorKind::Limit) if the answer is too large to leave the process; the asker gets it too.
     pub fn reply(mut self, value: T) -> Result<(), RpcError> {
-        match self.asker.take() {
-            Some(Asker::Local(slot)) => slot.complete(Ok(value)),
-            Some(Asker::Remote { reply, encode }) => return reply.send(encode(&value)),
-            Some(Asker::Nobody) | None => {}
+        match self.caller.take() {
+            Some(Caller::Local(slot)) => slot.complete(Ok(value)),
+            Some(Caller::Remote { ask, encode }) => return ask.respond(encode(&value)),
+            Some(Caller::OneWay) | None => {}
         }
         Ok(())
     }
@@ -125,18 +75,18 @@ impl<T: Send + 'static> RpcCallContext<T> {
     /// [`is_retryable`](RpcError::is_retryable). An error of one of the endpoint's own requests becomes the source of
     /// a new one, which is not retryable unless the endpoint [says so](RpcError::retryable): this request was handled.
     pub fn send_failure(mut self, error: RpcError) {
-        if let Some(asker) = self.asker.take() {
-            asker.fail(error.in_own_name());
+        if let Some(caller) = self.caller.take() {
+            caller.fail(error.in_own_name());
         }
     }
 
     /// How long the asker still waits, zero if its time is over. `None` for ever, or if nobody waits.
     #[must_use]
     pub fn remaining(&self) -> Option<Duration> {
-        let deadline = match &self.asker {
-            Some(Asker::Local(slot)) => slot.deadline(),
-            Some(Asker::Remote { reply, .. }) => reply.ask.deadline,
-            Some(Asker::Nobody) | None => None,
+        let deadline = match &self.caller {
+            Some(Caller::Local(slot)) => slot.deadline(),
+            Some(Caller::Remote { ask, .. }) => ask.key.deadline,
+            Some(Caller::OneWay) | None => None,
         };
         deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()))
     }
@@ -145,12 +95,10 @@ impl<T: Send + 'static> RpcCallContext<T> {
     /// lost. Always false for a request that was sent rather than asked.
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
-        match &self.asker {
-            Some(Asker::Local(slot)) => !slot.waits(),
-            Some(Asker::Remote { reply, .. }) => {
-                self.remaining() == Some(Duration::ZERO) || !reply.link.waits(reply.ask.request)
-            }
-            Some(Asker::Nobody) | None => false,
+        match &self.caller {
+            Some(Caller::Local(slot)) => !slot.is_pending(),
+            Some(Caller::Remote { ask, .. }) => !ask.key.is_pending(ask.connection()),
+            Some(Caller::OneWay) | None => false,
         }
     }
 
@@ -170,17 +118,16 @@ impl<T: Send + 'static> RpcCallContext<T> {
     ///
     /// Can be dropped at any time.
     pub async fn cancelled(&self) {
-        match &self.asker {
-            Some(Asker::Local(slot)) => poll_fn(|cx| slot.poll_closed(cx)).await,
-            Some(Asker::Remote { reply, .. }) => {
-                let given_up = reply.link.given_up(reply.ask.request);
-                match reply.ask.deadline {
-                    // It ends early either way.
-                    Some(deadline) => drop(tokio::time::timeout_at(deadline, given_up).await),
-                    None => given_up.await,
+        match &self.caller {
+            Some(Caller::Local(slot)) => poll_fn(|cx| slot.poll_closed(cx)).await,
+            Some(Caller::Remote { ask, .. }) => {
+                match ask.key.deadline {
+                    // The deadline cancels, too.
+                    Some(deadline) => drop(tokio::time::timeout_at(deadline, ask.cancelled()).await),
+                    None => ask.cancelled().await,
                 }
             }
-            Some(Asker::Nobody) | None => std::future::pending().await,
+            Some(Caller::OneWay) | None => std::future::pending().await,
         }
     }
 
@@ -188,38 +135,42 @@ impl<T: Send + 'static> RpcCallContext<T> {
     /// asker is in this environment and this environment does not listen.
     #[must_use]
     pub fn sender_address(&self) -> Option<&RpcAddress> {
-        self.sender.as_ref()
+        match &self.caller {
+            Some(Caller::Remote { ask, .. }) => Some(ask.connection().address()),
+            Some(Caller::Local(_) | Caller::OneWay) | None => self.sender.as_ref(),
+        }
     }
 }
 
-impl<T: Send + 'static> Asker<T> {
+impl<T: Send + 'static> Caller<T> {
     fn fail(self, error: RpcError) {
         match self {
             Self::Local(slot) => slot.complete(Err(error)),
-            // One whose text is too large is told so instead.
-            Self::Remote { reply, .. } => drop(reply.send(wire::encode_failure(&error))),
-            Self::Nobody => {}
+            // If the text is too large, that is what the caller gets instead.
+            Self::Remote { ask, .. } => drop(ask.respond(wire::encode_failure(&error))),
+            Self::OneWay => {}
         }
     }
 
     fn id(&self) -> AskId {
         match self {
-            Self::Local(slot) => id_of(slot),
-            Self::Remote { reply, .. } => reply.ask.id,
-            Self::Nobody => 0,
+            Self::Local(slot) => ask_id(slot),
+            Self::Remote { ask, .. } => ask.key.id,
+            Self::OneWay => 0,
         }
     }
 }
 
 impl<T: Send + 'static> Drop for RpcCallContext<T> {
     fn drop(&mut self) {
-        let Some(asker) = self.asker.take() else { return };
-        let id = asker.id();
+        let Some(caller) = self.caller.take() else { return };
+        let id = caller.id();
         if id == 0 {
             return;
         }
-        // A context again, so that the asker is not forgotten if the handler is dropped with its runtime.
-        let context = Self { asker: Some(asker), sender: None };
+        // A context again, so that the caller is failed also if the handler is dropped with its
+        // runtime.
+        let context = Self { caller: Some(caller), sender: None };
         if let Some(fail) = abandon(id, Box::new(move |error| context.send_failure(error))) {
             fail(unanswered());
         }
@@ -228,6 +179,6 @@ impl<T: Send + 'static> Drop for RpcCallContext<T> {
 
 impl<T: Send + 'static> fmt::Debug for RpcCallContext<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RpcCallContext").field("sender", &self.sender).finish_non_exhaustive()
+        f.debug_struct("RpcCallContext").field("sender", &self.sender_address()).finish_non_exhaustive()
     }
 }

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use crate::credit::Volume;
 use crate::error::{ErrorKind, RpcError};
-use crate::limits::{Budget, InboxConf, Overflow};
+use crate::limits::{ByteBudget, InboxConf, Overflow, Volume};
 use crate::timeout::RpcTimeout;
 
 const ASK_TIMEOUT: &str = "spark.rpc.askTimeout";
@@ -17,23 +17,13 @@ const INBOX_BYTES: &str = "spark.rpc.inbox.maxBytes";
 const INBOX_TOTAL_BYTES: &str = "spark.rpc.inbox.maxTotalBytes";
 const OUTBOX_MESSAGES: &str = "spark.rpc.outbox.maxMessages";
 const OUTBOX_BYTES: &str = "spark.rpc.outbox.maxBytes";
+const MAX_ROUTES: &str = "spark.rpc.maxRoutesPerConnection";
 const MAX_PENDING: &str = "spark.rpc.ask.maxPending";
 const MAX_PENDING_PER_ENDPOINT: &str = "spark.rpc.ask.maxPendingPerEndpoint";
 const SLOW_MESSAGE: &str = "spark.rpc.slowMessageThreshold";
 const SHUTDOWN_TIMEOUT: &str = "spark.rpc.shutdownTimeout";
 const MAX_MESSAGE_MIB: &str = "spark.rpc.message.maxSize";
 const PORT_MAX_RETRIES: &str = "spark.port.maxRetries";
-const TIMES: [&str; 6] =
-    [ASK_TIMEOUT, LOOKUP_TIMEOUT, NETWORK_TIMEOUT, RETRY_WAIT, SLOW_MESSAGE, SHUTDOWN_TIMEOUT];
-const AMOUNTS: [&str; 7] = [
-    INBOX_MESSAGES,
-    INBOX_BYTES,
-    INBOX_TOTAL_BYTES,
-    OUTBOX_MESSAGES,
-    OUTBOX_BYTES,
-    MAX_PENDING,
-    MAX_PENDING_PER_ENDPOINT,
-];
 const NUM_RETRIES: &str = "spark.rpc.numRetries";
 const RETRY_WAIT: &str = "spark.rpc.retry.wait";
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(120);
@@ -70,12 +60,13 @@ pub(crate) struct AskConf {
 /// | `spark.rpc.inbox.maxMessages` | 65536 | messages that wait for one endpoint or are being handled by it |
 /// | `spark.rpc.inbox.maxBytes` | `64m` | their bytes: of the frame, or of the object if it was sent in this process |
 /// | `spark.rpc.inbox.maxTotalBytes` | `512m` | bytes of messages from the network in all inboxes together |
+/// | `spark.rpc.maxRoutesPerConnection` | 65536 | endpoints that each side of a connection may send to over it |
 /// | `spark.rpc.outbox.maxMessages` | 65536 | messages to one remote endpoint that wait for a connection or for credit |
 /// | `spark.rpc.outbox.maxBytes` | `64m` | their bytes |
 /// | `spark.rpc.slowMessageThreshold` | `5s` | a message whose handling takes longer is logged as a warning |
 /// | `spark.rpc.shutdownTimeout` | `30s` | how long a shutdown lets endpoints finish what they have accepted |
 ///
-/// The last nine are not Spark's, whose queues have no limits. Sizes are numbers with a unit (`b`, `k`, `m`, `g`);
+/// The last ten are not Spark's, whose queues have no limits. Sizes are numbers with a unit (`b`, `k`, `m`, `g`);
 /// without one they are bytes. Times are numbers with a unit (`us`, `ms`, `s`, `m`, `min`, `h`, `d`); without one they are seconds. Settings
 /// that this crate does not know are kept and passed on to the transport, which reads `spark.rpc.io.*`. Spark's numbers of
 /// threads mean nothing, as all run on the tokio runtime: `spark.rpc.io.threads`, `spark.rpc.connect.threads`,
@@ -114,23 +105,22 @@ impl RpcConf {
     ///
     /// [`ErrorKind::Config`], naming key and value, if the value cannot be what the key needs.
     pub fn with(mut self, key: &str, value: &str) -> Result<Self, RpcError> {
-        if TIMES.contains(&key) {
-            parse_duration(key, value)?;
-        }
-        if AMOUNTS.contains(&key) {
-            parse_amount(key, value)?;
-        }
-        if key == NUM_RETRIES {
-            parse_attempts(key, value)?;
-        }
-        if key == MAX_MESSAGE_MIB {
-            parse_max_message(value)?;
-        }
-        if key == PORT_MAX_RETRIES {
-            parse_port_retries(value)?;
-        }
         self.settings.insert(key.to_owned(), value.to_owned());
+        self.check()?;
         Ok(self)
+    }
+
+    /// Reads all settings that this crate has.
+    fn check(&self) -> Result<(), RpcError> {
+        self.duration(NETWORK_TIMEOUT)?;
+        self.ask()?;
+        self.lookup_timeout()?;
+        self.inbox()?;
+        self.inbox_budget()?;
+        self.outbox_limits()?;
+        self.max_routes()?;
+        self.shutdown_timeout()?;
+        self.port_max_retries().map(drop)
     }
 
     /// The text set for `key`.
@@ -149,10 +139,10 @@ impl RpcConf {
     }
 
     pub(crate) fn ask(&self) -> Result<AskConf, RpcError> {
-        let attempts = self.get(NUM_RETRIES).map(|value| parse_attempts(NUM_RETRIES, value)).transpose()?;
+        let attempts = "a number from 1, as the first attempt counts";
         Ok(AskConf {
             timeout: RpcTimeout::from_conf(self, &[ASK_TIMEOUT, NETWORK_TIMEOUT], Some(DEFAULT_TIMEOUT))?,
-            attempts: attempts.unwrap_or(3),
+            attempts: self.integer(NUM_RETRIES, 3, 1..=u32::MAX, attempts)?,
             retry_wait: self.duration(RETRY_WAIT)?.unwrap_or(Duration::from_secs(3)),
             max_pending: self.amount(MAX_PENDING, 1_000_000)? as usize,
             max_pending_per_endpoint: self.amount(MAX_PENDING_PER_ENDPOINT, 250_000)? as usize,
@@ -162,7 +152,8 @@ impl RpcConf {
 
     /// The bytes that one message may have.
     pub(crate) fn max_message(&self) -> Result<usize, RpcError> {
-        self.get(MAX_MESSAGE_MIB).map_or(Ok(128 << 20), parse_max_message)
+        let mib = self.integer(MAX_MESSAGE_MIB, 128, 1..=2047, "a number of MiB from 1 to 2047")?;
+        Ok(mib as usize * (1 << 20))
     }
 
     pub(crate) fn lookup_timeout(&self) -> Result<RpcTimeout, RpcError> {
@@ -180,17 +171,40 @@ impl RpcConf {
         Ok(self.duration(SHUTDOWN_TIMEOUT)?.unwrap_or(Duration::from_secs(30)))
     }
 
-    pub(crate) fn inbox_budget(&self) -> Result<Budget, RpcError> {
-        Ok(Budget::new(self.amount(INBOX_TOTAL_BYTES, 512 << 20)?))
+    pub(crate) fn inbox_budget(&self) -> Result<ByteBudget, RpcError> {
+        Ok(ByteBudget::new(self.amount(INBOX_TOTAL_BYTES, 512 << 20)?))
+    }
+
+    /// A quarter of the budget of messages.
+    pub(crate) fn route_budget(&self) -> Result<ByteBudget, RpcError> {
+        Ok(ByteBudget::new(self.amount(INBOX_TOTAL_BYTES, 512 << 20)? / 4))
     }
 
     pub(crate) fn outbox_limits(&self) -> Result<Volume, RpcError> {
         Ok(Volume::new(self.amount(OUTBOX_MESSAGES, 65_536)?, self.amount(OUTBOX_BYTES, 64 << 20)?))
     }
 
+    pub(crate) fn max_routes(&self) -> Result<u32, RpcError> {
+        Ok(u32::try_from(self.amount(MAX_ROUTES, 65_536)?).unwrap_or(u32::MAX))
+    }
+
     pub(crate) fn port_max_retries(&self) -> Result<u32, RpcError> {
         let default = if self.get("spark.testing").is_some() { 100 } else { 16 };
-        self.get(PORT_MAX_RETRIES).map_or(Ok(default), parse_port_retries)
+        self.integer(PORT_MAX_RETRIES, default, 0..=65_535, "a number from 0 to 65535")
+    }
+
+    fn integer(
+        &self,
+        key: &str,
+        default: u32,
+        range: RangeInclusive<u32>,
+        expected: &str,
+    ) -> Result<u32, RpcError> {
+        let Some(value) = self.get(key) else { return Ok(default) };
+        let number = value.trim().parse().ok().filter(|number| range.contains(number));
+        number.ok_or_else(|| {
+            RpcError::new(ErrorKind::Config, format!("{key} is `{value}`; it takes {expected}"))
+        })
     }
 
     fn amount(&self, key: &str, default: u64) -> Result<u64, RpcError> {
@@ -225,28 +239,6 @@ fn parse_amount(key: &str, value: &str) -> Result<u64, RpcError> {
     let amount = number.parse().ok().zip(factor).and_then(|(n, factor): (u64, u64)| n.checked_mul(factor));
     amount.filter(|amount| *amount > 0).ok_or_else(|| {
         let text = format!("{key} is `{value}`; it takes a number above 0, such as 1000, 64k or 16m");
-        RpcError::new(ErrorKind::Config, text)
-    })
-}
-
-fn parse_max_message(value: &str) -> Result<usize, RpcError> {
-    let mib = value.trim().parse().ok().filter(|mib| (1..=2047).contains(mib));
-    mib.map(|mib: usize| mib << 20).ok_or_else(|| {
-        let text = format!("{MAX_MESSAGE_MIB} is `{value}`; it takes a number of MiB from 1 to 2047");
-        RpcError::new(ErrorKind::Config, text)
-    })
-}
-
-fn parse_port_retries(value: &str) -> Result<u32, RpcError> {
-    value.trim().parse().ok().filter(|retries| *retries <= 65_535).ok_or_else(|| {
-        let text = format!("{PORT_MAX_RETRIES} is `{value}`; it takes a number from 0 to 65535");
-        RpcError::new(ErrorKind::Config, text)
-    })
-}
-
-fn parse_attempts(key: &str, value: &str) -> Result<u32, RpcError> {
-    value.trim().parse().ok().filter(|attempts| *attempts > 0).ok_or_else(|| {
-        let text = format!("{key} is `{value}`; it takes a number from 1, as the first attempt counts");
         RpcError::new(ErrorKind::Config, text)
     })
 }

@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::credit::Volume;
-use crate::limits::{InboxConf, Overflow};
+use crate::limits::{InboxConf, Overflow, Volume};
 
 /// How an endpoint is to be run, for [`setup_endpoint_with`](crate::RpcEnv::setup_endpoint_with).
 ///

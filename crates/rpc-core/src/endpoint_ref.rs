@@ -5,7 +5,6 @@ use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
-use bytes::Bytes;
 use futures::future::BoxFuture;
 use tokio::time::Instant;
 
@@ -13,13 +12,14 @@ use crate::address::RpcEndpointAddress;
 use crate::ask::{About, Ask, State};
 use crate::call_context::RpcCallContext;
 use crate::error::{ErrorKind, RpcError, SendError};
+use crate::inbox_handle::InboxHandle;
 use crate::message::{RpcMessage, RpcRequest, local_only};
-use crate::origin::{Asker, Origin};
-use crate::post::{Mailbox, Wire};
+use crate::message_metadata::{LocalCaller, MessageMetadata};
+use crate::peer::OutboundRoute;
 use crate::running::running_deadline;
 use crate::slot::Slot;
 use crate::timeout::RpcTimeout;
-use crate::wire;
+use crate::wire::{self, EncodedMessage};
 
 thread_local! {
     /// Every second message takes from tokio's budget, so who sends in a loop has a turn of 256, as a loop has that
@@ -38,25 +38,18 @@ pub struct RpcEndpointRef<M> {
 }
 
 enum Target<M> {
-    Local(Arc<dyn Mailbox<M>>),
-    Remote(Arc<Route>),
-}
-
-/// Behind one pointer, as it is refs to endpoints of the same environment that come by the thousand.
-struct Route {
-    wire: Arc<dyn Wire>,
-    /// The fields of the envelope that are the same in every message.
-    head: Bytes,
+    Local(Arc<dyn InboxHandle<M>>),
+    Remote(Arc<OutboundRoute>),
 }
 
 impl<M> RpcEndpointRef<M> {
-    pub(crate) fn local(about: Arc<About>, mailbox: Arc<dyn Mailbox<M>>) -> Self {
-        Self { about, target: Target::Local(mailbox) }
+    pub(crate) fn local(about: Arc<About>, inbox: Arc<dyn InboxHandle<M>>) -> Self {
+        Self { about, target: Target::Local(inbox) }
     }
 
-    /// `about`: of an endpoint elsewhere.
-    pub(crate) fn remote(about: About, wire: Arc<dyn Wire>, head: Bytes) -> Self {
-        Self { about: Arc::new(about), target: Target::Remote(Arc::new(Route { wire, head })) }
+    /// `about`: of an endpoint of another environment.
+    pub(crate) fn remote(about: About, route: OutboundRoute) -> Self {
+        Self { about: Arc::new(about), target: Target::Remote(Arc::new(route)) }
     }
 
     pub(crate) fn is_local(&self) -> bool {
@@ -118,7 +111,7 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
         M: From<N>,
     {
         let target = match &self.target {
-            Target::Local(mailbox) => Target::Local(Arc::new(Narrowed(Arc::clone(mailbox))) as _),
+            Target::Local(inbox) => Target::Local(Arc::new(Narrowed(Arc::clone(inbox))) as _),
             Target::Remote(route) => Target::Remote(Arc::clone(route)),
         };
         RpcEndpointRef { about: Arc::clone(&self.about), target }
@@ -137,19 +130,18 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
     /// large to leave the process, which is not.
     pub fn send<R: RpcRequest<M>>(&self, request: R) -> Result<(), SendError<R>> {
         match &self.target {
-            Target::Local(mailbox) => {
+            Target::Local(inbox) => {
                 let sender = self.about.address.address().cloned();
-                let mut parts = Some((request, RpcCallContext::nobody(sender)));
+                let mut parts = Some((request, RpcCallContext::one_way(sender)));
                 let span = self.about.asks.tracer.local(self.name());
-                let posted = post(&**mailbox, Origin::Sent { span }, &mut parts);
+                let posted = post(&**inbox, MessageMetadata::LocalSend { span }, &mut parts);
                 match (posted, parts) {
                     (Err(error), Some((request, _))) => Err(SendError::new(request, error)),
                     _ => Ok(()),
                 }
             }
             Target::Remote(route) => {
-                let envelope = self.encode(&route.head, &request, None);
-                let sent = envelope.and_then(|envelope| route.wire.send(envelope));
+                let sent = self.encode(&request, false).and_then(|message| route.send(message));
                 sent.map_err(|error| SendError::new(request, error))
             }
         }
@@ -180,8 +172,8 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
                 sent => return sent,
             };
             match &self.target {
-                Target::Local(mailbox) => mailbox.room().await,
-                Target::Remote(route) => route.wire.room().await,
+                Target::Local(inbox) => inbox.wait_for_capacity().await,
+                Target::Remote(route) => route.wait_for_capacity().await,
             }
             request = refused.into_message();
         }
@@ -285,67 +277,62 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
         deadline: Option<Instant>,
     ) -> Result<State<R::Reply>, RpcError> {
         Ok(match &self.target {
-            Target::Local(mailbox) => {
+            Target::Local(inbox) => {
                 let slot = Arc::new(Slot::new(deadline));
                 let sender = self.about.address.address().cloned();
                 let context = RpcCallContext::local(Arc::clone(&slot), sender);
-                let asker = Arc::clone(&slot) as Arc<dyn Asker>;
+                let caller = Arc::clone(&slot) as Arc<dyn LocalCaller>;
                 let span = self.about.asks.tracer.local(self.name());
-                let origin = Origin::Asked { asker, span };
-                post(&**mailbox, origin, &mut Some((request, context)))?;
+                let metadata = MessageMetadata::LocalAsk { caller, span };
+                post(&**inbox, metadata, &mut Some((request, context)))?;
                 State::Local { slot, answered: false }
             }
             Target::Remote(route) => {
-                let envelope = self.encode(&route.head, &request, Some(timeout))?;
-                State::Remote { answer: route.wire.ask(envelope), decode: R::decode_reply }
+                let message = self.encode(&request, true)?;
+                let reply = route.ask(message, timeout, deadline)?;
+                State::Remote { reply, decode: R::decode_reply }
             }
         })
     }
 
-    fn encode<R: RpcRequest<M>>(
-        &self,
-        head: &Bytes,
-        request: &R,
-        timeout: Option<&RpcTimeout>,
-    ) -> Result<Bytes, RpcError> {
+    fn encode<R: RpcRequest<M>>(&self, request: &R, is_ask: bool) -> Result<EncodedMessage, RpcError> {
         let method = R::METHOD.ok_or_else(local_only)?;
         let trace = self.about.asks.tracer.current();
-        let remaining = timeout.map(RpcTimeout::duration);
-        let envelope = wire::request(head, method, remaining, trace.as_deref(), |body| request.encode(body))?;
-        wire::check_size("the message", envelope.len(), self.about.asks.conf.max_message)
+        let message = wire::encode_message(method, is_ask, trace.as_deref(), |body| request.encode(body))?;
+        wire::check_size("the message", message.len(), self.about.asks.conf.max_message)
             .map_err(|error| error.with_peer(self.address()))?;
-        Ok(envelope)
+        Ok(message)
     }
 }
 
 fn post<M, R: RpcRequest<M>>(
-    mailbox: &dyn Mailbox<M>,
-    origin: Origin,
+    inbox: &dyn InboxHandle<M>,
+    metadata: MessageMetadata,
     parts: &mut Option<(R, RpcCallContext<R::Reply>)>,
 ) -> Result<(), RpcError>
 where
     M: RpcMessage,
 {
-    mailbox.post(origin, &mut || parts.take().map(|(request, context)| request.into_message(context)))
+    inbox.post(metadata, &mut || parts.take().map(|(request, context)| request.into_message(context)))
 }
 
 /// The inbox of an endpoint that receives more than what is put in here.
-struct Narrowed<M>(Arc<dyn Mailbox<M>>);
+struct Narrowed<M>(Arc<dyn InboxHandle<M>>);
 
-impl<N, M: From<N>> Mailbox<N> for Narrowed<M> {
-    fn post(&self, origin: Origin, build: &mut dyn FnMut() -> Option<N>) -> Result<(), RpcError> {
-        self.0.post(origin, &mut || build().map(M::from))
+impl<N, M: From<N>> InboxHandle<N> for Narrowed<M> {
+    fn post(&self, metadata: MessageMetadata, build: &mut dyn FnMut() -> Option<N>) -> Result<(), RpcError> {
+        self.0.post(metadata, &mut || build().map(M::from))
     }
 
-    fn room(&self) -> BoxFuture<'_, ()> {
-        self.0.room()
+    fn wait_for_capacity(&self) -> BoxFuture<'_, ()> {
+        self.0.wait_for_capacity()
     }
 }
 
 impl<M> Clone for RpcEndpointRef<M> {
     fn clone(&self) -> Self {
         let target = match &self.target {
-            Target::Local(mailbox) => Target::Local(Arc::clone(mailbox)),
+            Target::Local(inbox) => Target::Local(Arc::clone(inbox)),
             Target::Remote(route) => Target::Remote(Arc::clone(route)),
         };
         Self { about: Arc::clone(&self.about), target }

@@ -30,10 +30,9 @@ use crate::error::RpcError;
 use crate::file_server::Registry;
 use crate::inbox::Inbox;
 use crate::limits::InboxConf;
-use crate::link::Links;
 use crate::message_loop::IntoEndpoint;
 use crate::metrics::ShutdownReport;
-use crate::outbox::Outboxes;
+use crate::peer::{Connections, PeerPool};
 use crate::sync::Mutex;
 use crate::timeout::RpcTimeout;
 
@@ -58,8 +57,8 @@ struct Inner {
     runtime: Handle,
     asks: Arc<Asks>,
     dispatcher: Arc<Dispatcher>,
-    outboxes: Arc<Outboxes>,
-    links: Arc<Links>,
+    peers: Arc<PeerPool>,
+    connections: Arc<Connections>,
     files: Arc<Registry>,
     downloads: Arc<Downloads>,
     transport: TransportMetrics,

@@ -77,6 +77,11 @@ struct Inner {
     source: Option<BoxError>,
 }
 
+/// The endpoint dropped a request and gave no reason.
+pub(crate) fn unanswered() -> RpcError {
+    RpcError::new(ErrorKind::Unanswered, "the endpoint dropped the request without an answer")
+}
+
 impl RpcError {
     pub(crate) fn new(kind: ErrorKind, text: impl Into<String>) -> Self {
         let inner = Inner {

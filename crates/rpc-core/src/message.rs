@@ -3,12 +3,11 @@
 use bytes::Bytes;
 use prost::Message;
 
-use crate::address::RpcAddress;
-use crate::call_context::{RemoteReply, RpcCallContext};
+use crate::call_context::RpcCallContext;
 use crate::error::{ErrorKind, RpcError};
-use crate::method::Method;
-use crate::origin::RemoteAsk;
-use crate::wire::{self, IncomingBody, OutgoingBody, Request};
+use crate::method::{Method, split};
+use crate::peer::{InboundMessage, PeerConnection, RemoteAsk};
+use crate::wire::{self, IncomingBody, MessageHeader, OutgoingBody};
 
 /// What an endpoint receives: usually the enum that rpc-build makes from a service, with a variant per rpc.
 ///
@@ -92,40 +91,36 @@ pub(crate) fn local_only() -> RpcError {
 /// A request that came over the network, not yet decoded.
 #[derive(Debug)]
 pub struct IncomingRequest<'a> {
-    request: &'a Request<'a>,
-    /// What its body is a part of.
+    header: &'a MessageHeader<'a>,
+    /// The header's slices are parts of it.
     frame: &'a Bytes,
-    /// Taken by the context.
-    sender: Option<RpcAddress>,
-    /// Left in place if decoding fails, so that the dispatcher can tell the asker why.
-    reply: &'a mut Option<Box<RemoteReply>>,
+    connection: &'a PeerConnection,
+    /// Taken by the context. `None` for a one-way message.
+    ask: &'a mut Option<Box<RemoteAsk>>,
 }
 
 impl<'a> IncomingRequest<'a> {
-    /// `reply` is none for a one-way message.
-    pub(crate) fn new(
-        request: &'a Request<'a>,
-        frame: &'a Bytes,
-        sender: RpcAddress,
-        reply: &'a mut Option<Box<RemoteReply>>,
-    ) -> Self {
-        Self { request, frame, sender: Some(sender), reply }
+    pub(crate) fn new(message: &'a mut InboundMessage<'_>) -> Self {
+        let InboundMessage { header, frame, connection, ask, .. } = message;
+        Self { header, frame, connection, ask }
     }
 
-    pub(crate) fn ask(&self) -> Option<RemoteAsk> {
-        self.reply.as_deref().map(RemoteReply::ask)
+    /// The path of the rpc: `/hello.Hello/SayHi`.
+    #[must_use]
+    pub fn path(&self) -> &str {
+        self.header.path
     }
 
-    /// Full name of the service: `hello.Hello`.
+    /// The full name of the service: `hello.Hello`.
     #[must_use]
     pub fn service(&self) -> &str {
-        self.request.service
+        split(self.header.path).0
     }
 
-    /// Name of the rpc: `SayHi`.
+    /// The name of the rpc: `SayHi`.
     #[must_use]
     pub fn method(&self) -> &str {
-        self.request.method
+        split(self.header.path).1
     }
 
     /// Reads the request message.
@@ -134,32 +129,26 @@ impl<'a> IncomingRequest<'a> {
     ///
     /// [`ErrorKind::Decode`] if the bytes are no `T`.
     pub fn decode<T: Message + Default>(&mut self) -> Result<T, RpcError> {
-        T::decode(self.frame.slice_ref(self.request.body)).map_err(|e| {
-            let text = format!(
-                "the request {}/{:.200} cannot be decoded: {e}",
-                self.request.service, self.request.method
-            );
+        T::decode(self.frame.slice_ref(self.header.body)).map_err(|e| {
+            let text = format!("the request {:.400} cannot be decoded: {e}", self.header.path);
             RpcError::new(ErrorKind::Decode, text)
         })
     }
 
-    /// The handle for the answer. To be called once, after [`decode`](Self::decode).
+    /// The context that replies. To be called once, after [`decode`](Self::decode).
     pub fn context<T: Message + 'static>(&mut self) -> RpcCallContext<T> {
-        let sender = self.sender.take();
-        match self.reply.take() {
-            Some(reply) => RpcCallContext::remote(reply, wire::encode_value::<T>, sender),
-            None => RpcCallContext::nobody(sender),
+        match self.ask.take() {
+            Some(ask) => RpcCallContext::remote(ask, wire::encode_reply::<T>),
+            None => RpcCallContext::one_way(Some(self.connection.address().clone())),
         }
     }
 
-    /// The error for a method that the service does not have: the peer's schema is newer, or another one.
+    /// The error for a method that the service does not have: the schemas differ.
     #[must_use]
     pub fn unknown_method(&self) -> RpcError {
-        // The peer may have written anything.
-        let text = format!(
-            "the service {} has no method {:.200}: the schemas differ",
-            self.request.service, self.request.method
-        );
+        // The path is cut: a peer may send a text of any length.
+        let (service, method) = (self.service(), self.method());
+        let text = format!("the service {service:.200} has no method {method:.200}: the schemas differ");
         RpcError::new(ErrorKind::NotDelivered, text)
     }
 }

@@ -14,8 +14,8 @@ use std::task::{Context, Poll};
 use tokio::time::Instant;
 use tracing::Span;
 
-use crate::error::{ErrorKind, RpcError};
-use crate::origin::{AskId, Origin};
+use crate::error::{ErrorKind, RpcError, unanswered};
+use crate::message_metadata::{AskId, MessageMetadata};
 use crate::sync::thread_local;
 use crate::trace::TraceSpan;
 
@@ -72,8 +72,12 @@ struct Running {
     deadline: Option<Instant>,
 }
 
+impl Running {
+    const NONE: Self = Self { actor: None, ask: 0, deadline: None };
+}
+
 thread_local! {
-    static RUNNING: Cell<Running> = const { Cell::new(Running { actor: None, ask: 0, deadline: None }) };
+    static RUNNING: Cell<Running> = const { Cell::new(Running::NONE) };
     /// What fails the asker of the request, if its handler has dropped the context.
     static ABANDONED: RefCell<Option<Fail>> = const { RefCell::new(None) };
 }
@@ -124,10 +128,10 @@ impl<'a, F> Supervised<'a, F> {
         Self { handler, running, span: None, abandoned: None }
     }
 
-    /// The handling of a message that has this origin.
-    pub(crate) fn of_message(actor: Actor, origin: &mut Origin, handler: Pin<&'a mut F>) -> Self {
-        let running = Running { actor: Some(actor), ask: origin.ask_id(), deadline: origin.deadline() };
-        Self { handler, running, span: origin.take_span(), abandoned: None }
+    /// The handling of a message with this metadata.
+    pub(crate) fn of_message(actor: Actor, metadata: &mut MessageMetadata, handler: Pin<&'a mut F>) -> Self {
+        let running = Running { actor: Some(actor), ask: metadata.ask_id(), deadline: metadata.deadline() };
+        Self { handler, running, span: metadata.take_span(), abandoned: None }
     }
 }
 
@@ -153,28 +157,48 @@ impl<F: Future<Output = Result<(), RpcError>>> Future for Supervised<'_, F> {
     }
 }
 
-/// Drops a message that no endpoint will handle; if it is the ask `ask`, the asker learns why.
+/// Decodes a request for an endpoint. If that fails or panics, the caller of `ask` gets the
+/// error, also when the request's context exists already.
+pub(crate) fn decode_request<M>(
+    ask: AskId,
+    decode: impl FnOnce() -> Result<M, RpcError>,
+) -> Result<M, RpcError> {
+    let running = Running { actor: None, ask, deadline: None };
+    let (decoded, abandoned) = run(running, || catch_unwind(AssertUnwindSafe(decode)));
+    let decoded = decoded.unwrap_or_else(|payload| {
+        let text = format!("decoding the request panicked: {}", panic_text(&*payload));
+        drop_payload(payload);
+        Err(RpcError::new(ErrorKind::Panic, text))
+    });
+    if let Some(fail) = abandoned {
+        fail(decoded.as_ref().err().cloned().unwrap_or_else(unanswered));
+    }
+    decoded
+}
+
+/// Drops a message that no endpoint will handle. If it is the ask `ask`, its caller gets `why`.
 pub(crate) fn discard<M>(ask: AskId, message: M, why: &RpcError) {
     let running = Running { actor: None, ask, deadline: None };
     let (dropped, abandoned) = run(running, || catch_unwind(AssertUnwindSafe(|| drop(message))));
     if let Some(fail) = abandoned {
         fail(why.clone());
     }
-    if dropped.is_err() {
+    if let Err(payload) = dropped {
         tracing::error!("the destructor of a message panicked");
+        drop_payload(payload);
     }
 }
 
-/// The endpoint gave no reason.
-pub(crate) fn unanswered() -> RpcError {
-    RpcError::new(ErrorKind::Unanswered, "the endpoint dropped the request without an answer")
+/// The destructor of a panic's payload may panic, too.
+fn drop_payload(payload: Box<dyn Any + Send>) {
+    let _ = catch_unwind(AssertUnwindSafe(|| drop(payload)));
 }
 
 fn panicked(payload: &(dyn Any + Send)) -> RpcError {
-    let text = payload
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("(no text)");
-    RpcError::new(ErrorKind::Panic, format!("the endpoint's handler panicked: {text}"))
+    RpcError::new(ErrorKind::Panic, format!("the endpoint's handler panicked: {}", panic_text(payload)))
+}
+
+fn panic_text(payload: &(dyn Any + Send)) -> &str {
+    let text = payload.downcast_ref::<&str>().copied();
+    text.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("(no text)")
 }

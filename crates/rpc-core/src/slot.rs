@@ -5,7 +5,7 @@ use std::task::{Context, Poll, Waker};
 use tokio::time::Instant;
 
 use crate::error::RpcError;
-use crate::origin::Asker;
+use crate::message_metadata::LocalCaller;
 use crate::sync::Mutex;
 
 /// One answer, written once and taken once. Smaller than a channel: the waker and the value share their place.
@@ -81,8 +81,8 @@ impl<T> Slot<T> {
     }
 }
 
-impl<T: Send> Asker for Slot<T> {
-    fn waits(&self) -> bool {
+impl<T: Send> LocalCaller for Slot<T> {
+    fn is_pending(&self) -> bool {
         matches!(*self.state.lock(), State::Waiting { .. })
     }
 

@@ -5,7 +5,7 @@ use std::sync::{Arc, Weak};
 use crate::dispatcher::Dispatcher;
 use crate::endpoint::{EndpointContext, RpcEndpoint};
 use crate::error::RpcError;
-use crate::wire::proto::{EndpointVerifierMessage, Existence};
+use crate::wire::proto::{CheckExistenceReply, EndpointVerifierMessage};
 
 /// Tells whether a name is registered, and which services its endpoint serves. Registered in server mode.
 pub(crate) struct EndpointVerifier {
@@ -29,7 +29,7 @@ impl RpcEndpoint for EndpointVerifier {
     ) -> Result<(), RpcError> {
         let EndpointVerifierMessage::CheckExistence(check, context) = message;
         let services = self.dispatcher.upgrade().and_then(|dispatcher| dispatcher.services(&check.endpoint));
-        context.reply(Existence {
+        context.reply(CheckExistenceReply {
             exists: services.is_some(),
             services: services.unwrap_or_default().iter().map(|&service| service.to_owned()).collect(),
         })

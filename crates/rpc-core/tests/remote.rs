@@ -11,9 +11,12 @@ use std::error::Error;
 use std::fmt;
 use std::time::Duration;
 
-use common::{Greeting, Hello, HelloMessage, SayHi, address, bye, client, hi, next, server, setting, soon};
+use common::{
+    Greeting, Hello, HelloMessage, SayHi, address, bye, client, envelope, hi, next, server, setting, soon,
+};
 use coverage::{Key, Mark, Pair, StoreGet, StoreMessage};
 use network_common::{NoOpRpcHandler, TransportConf, TransportContext};
+use prost::Message;
 use rpc_core::{
     EndpointContext, ErrorKind, IncomingBody, IncomingRequest, Method, OutgoingBody, RpcAddress,
     RpcCallContext, RpcEndpointRef, RpcEnv, RpcError, RpcMessage, RpcRequest, ThreadSafeRpcEndpoint,
@@ -327,7 +330,7 @@ struct Newer(&'static str);
 
 impl RpcRequest<HelloMessage> for Newer {
     type Reply = Greeting;
-    const METHOD: Option<Method> = Some(Method::new("hello.Hello", "SayNothing"));
+    const METHOD: Option<Method> = Some(Method::new("/hello.Hello/SayNothing"));
     fn into_message(self, context: RpcCallContext<Greeting>) -> HelloMessage {
         HelloMessage::SayHi(hi(self.0), context)
     }
@@ -343,7 +346,7 @@ struct Broken;
 
 impl RpcRequest<HelloMessage> for Broken {
     type Reply = Greeting;
-    const METHOD: Option<Method> = Some(Method::new("hello.Hello", "SayHi"));
+    const METHOD: Option<Method> = Some(Method::new("/hello.Hello/SayHi"));
     fn into_message(self, context: RpcCallContext<Greeting>) -> HelloMessage {
         HelloMessage::SayHi(SayHi::default(), context)
     }
@@ -384,31 +387,40 @@ async fn bytes_that_are_no_envelope_fail_their_request_only() {
     let factory = context.create_client_factory();
     let at = address(&server);
     let client = soon(factory.create_client((at.host(), at.port()))).await.unwrap();
-    // Cut off, a length beyond the end, not UTF-8, no endpoint, a sender that is no address.
-    let refused: [(&[u8], &str); 5] = [
+    client.send(envelope::hello(7).envelope()).unwrap();
+    let request = |endpoint, path, body: &[u8]| envelope::message(1, endpoint, path, body).encode_to_vec();
+    // Truncated, a length beyond the end, not UTF-8, no route, a route that is not open, no endpoint.
+    let rejected: [(&[u8], &str); 7] = [
         (b"\xff", "no envelope"),
         (b"\x7a\xff\xff\xff\xff\x0f", "no envelope"),
         (b"\x1a\x01\xff", "no envelope"),
-        (b"", "Could not find ."),
-        (b"\x0a\x03@@@\x1a\x05hello", "serves hello.Hello, not"),
+        (b"", "no route 0 has been opened"),
+        (&request("", "/hello.Hello/SayHi", b""), "no route 1 has been opened"),
+        (&request("hallo", "/hello.Hello/SayHi", b""), "Could not find hallo."),
+        (&request("", "/hallo.Hello/SayHi", b""), "Could not find hallo."),
     ];
-    for (bytes, text) in refused {
-        client.send(bytes).unwrap();
-        let answer = match soon(client.send_rpc(bytes)).await {
-            Ok(answer) => String::from_utf8_lossy(&answer).into_owned(),
+    for (bytes, text) in rejected {
+        let response = match soon(client.send_rpc(bytes.to_vec())).await {
+            Ok(response) => String::from_utf8_lossy(&response).into_owned(),
             Err(error) => error.to_string(),
         };
-        assert!(answer.contains(text), "{bytes:?}: {answer}");
+        assert!(response.contains(text), "{bytes:?}: {response}");
     }
-    // A method that nobody has, as long as a frame lets it be: the error does not repeat it.
-    let mut long = b"\x1a\x05hello\x22\x0bhello.Hello\x2a\x80\x80\x40".to_vec();
-    long.resize(long.len() + (1 << 20), b'x');
-    let answer = soon(client.send_rpc(long)).await.unwrap();
-    assert!(answer.len() < 1000, "{}", answer.len());
-    // A method whose request is cut off.
-    let bytes: &[u8] = b"\x1a\x05hello\x22\x0bhello.Hello\x2a\x05SayHi\x7a\x02\x0a\x7f";
-    let answer = soon(client.send_rpc(bytes)).await.unwrap();
-    assert!(String::from_utf8_lossy(&answer).contains("hello.Hello/SayHi cannot be decoded"), "{answer:?}");
+    let path = "/other.Service/SayHi";
+    let response =
+        soon(client.send_rpc(envelope::message(2, "hello", path, b"").encode_to_vec())).await.unwrap();
+    assert!(String::from_utf8_lossy(&response).contains("serves hello.Hello, not"), "{response:?}");
+    let request = |path: &str, body: &[u8]| envelope::message(2, "", path, body).encode_to_vec();
+    // A method that does not exist, as long as a frame allows: the error does not repeat it.
+    let long = format!("/hello.Hello/{}", "x".repeat(1 << 20));
+    let response = soon(client.send_rpc(request(&long, b""))).await.unwrap();
+    assert!(response.len() < 1000, "{}", response.len());
+    // A method whose request is truncated.
+    let response = soon(client.send_rpc(request("/hello.Hello/SayHi", b"\x0a\x7f"))).await.unwrap();
+    assert!(
+        String::from_utf8_lossy(&response).contains("/hello.Hello/SayHi cannot be decoded"),
+        "{response:?}"
+    );
     assert!(client.is_active());
 }
 

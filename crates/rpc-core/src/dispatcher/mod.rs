@@ -1,6 +1,7 @@
 //! The registry of an environment's endpoints, and the way of every message to one of them.
 
 mod registered;
+mod rpc_handler;
 mod stop;
 
 use std::any::{Any, TypeId};
@@ -8,8 +9,8 @@ use std::sync::Arc;
 
 use async_task::FallibleTask;
 use foldhash::HashMap;
-use network_common::ConnectionId;
 use registered::Registered;
+pub(crate) use rpc_handler::EnvRpcHandler;
 pub(crate) use stop::Stopping;
 use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
@@ -21,13 +22,12 @@ use crate::endpoint_options::EndpointOptions;
 use crate::endpoint_ref::RpcEndpointRef;
 use crate::error::{ErrorKind, RpcError};
 use crate::inbox::{Closed, Event, Inbox};
-use crate::message::{IncomingRequest, RpcMessage};
+use crate::message::RpcMessage;
 use crate::message_loop::{IntoEndpoint, Seat};
 use crate::metrics::EndpointSnapshot;
-use crate::origin::Arrival;
+use crate::peer::RouteTarget;
 use crate::sync::RwLock;
 use crate::threads::Threads;
-use crate::trace::TraceSpan;
 
 pub(crate) struct Dispatcher {
     state: RwLock<State>,
@@ -70,20 +70,6 @@ impl State {
 struct Entry {
     inbox: Arc<dyn Registered>,
     task: AbortHandle,
-}
-
-pub(crate) fn service_mismatch(endpoint: &RpcEndpointAddress, wanted: &[&str], served: &[&str]) -> RpcError {
-    let served = if served.is_empty() { "local messages only".to_owned() } else { served.join(", ") };
-    // A peer may claim or want any number of them.
-    let text = format!("the endpoint {endpoint} serves {served:.500}, not {:.500}", wanted.join(", "));
-    RpcError::new(ErrorKind::ServiceMismatch, text).with_peer(endpoint)
-}
-
-/// What is for an earlier run of an environment is for none of the endpoints of this one.
-pub(crate) fn earlier_run(endpoint: &str) -> RpcError {
-    let text =
-        format!("{endpoint:.200} was an endpoint of an earlier run of the environment, and ended with that");
-    RpcError::new(ErrorKind::Stopped, text)
 }
 
 pub(crate) fn env_stopped() -> RpcError {
@@ -190,23 +176,10 @@ impl Dispatcher {
         self.get(name).ok().flatten().map(|inbox| inbox.services())
     }
 
-    /// Hands a message from the network to the endpoint `name`.
-    pub(crate) fn deliver(
-        &self,
-        name: &str,
-        request: IncomingRequest<'_>,
-        arrival: Arrival,
-        span: TraceSpan,
-    ) -> Result<(), RpcError> {
+    /// The inbox of the endpoint `name`, for messages from the network.
+    pub(crate) fn target(&self, name: &str) -> Result<Arc<dyn RouteTarget>, RpcError> {
         let not_found = || RpcError::new(ErrorKind::EndpointNotFound, format!("Could not find {name:.200}."));
-        self.get(name)?.ok_or_else(not_found)?.deliver(request, arrival, span)
-    }
-
-    /// Who sends over `connection` to the endpoint `name` has given its credit back.
-    pub(crate) fn forgo(&self, name: &str, connection: ConnectionId) {
-        if let Ok(Some(inbox)) = self.get(name) {
-            inbox.forgo(connection);
-        }
+        Ok(self.get(name)?.ok_or_else(not_found)?)
     }
 
     /// The state of every endpoint, by name.

@@ -2,8 +2,8 @@
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Arc, OnceLock};
 
 #[cfg(feature = "auth")]
 use network_common::auth::SecretKeyHolder;
@@ -16,14 +16,13 @@ use super::{Inner, RpcEnv};
 use crate::address::{RpcAddress, RpcEndpointAddress};
 use crate::ask::Asks;
 use crate::conf::RpcConf;
-use crate::dispatcher::Dispatcher;
+use crate::dispatcher::{Dispatcher, EnvRpcHandler};
 use crate::download::Downloads;
 use crate::endpoint_options::EndpointOptions;
 use crate::error::{ErrorKind, RpcError};
 use crate::file_server::Registry;
-use crate::handler::EnvHandler;
-use crate::link::Links;
-use crate::outbox::Outboxes;
+use crate::inbox::Event;
+use crate::peer::{Connections, PeerPool, PeerShared};
 #[cfg(feature = "auth")]
 use crate::security::{self, Identity};
 use crate::sync::Mutex;
@@ -148,16 +147,26 @@ impl RpcEnvBuilder {
 
         let runtime = Handle::current();
         let dispatcher = Arc::new(Dispatcher::new(runtime.clone()));
-        let links = Links::new(self.conf.inbox_budget()?, self.conf.max_message()?, runtime.clone());
         let incarnation = incarnation();
-        let files = Arc::<Registry>::default();
-        let handler = EnvHandler::new(
-            Arc::clone(&dispatcher),
-            Arc::clone(&links),
-            self.tracer.clone(),
+        let endpoints = Arc::downgrade(&dispatcher);
+        let connections = Connections::new(Arc::new(PeerShared {
+            budget: self.conf.inbox_budget()?,
+            max_message: self.conf.max_message()?,
+            max_routes: self.conf.max_routes()?,
+            route_budget: self.conf.route_budget()?,
+            runtime: runtime.clone(),
             incarnation,
-            Arc::clone(&files),
-        );
+            address: OnceLock::new(),
+            undelivered: AtomicU64::new(0),
+            on_undelivered: Box::new(move |error, peer| {
+                if let Some(endpoints) = endpoints.upgrade() {
+                    endpoints.post_to_all(&Event::Undelivered(error, peer));
+                }
+            }),
+        }));
+        let files = Arc::<Registry>::default();
+        let handler =
+            EnvRpcHandler::new(Arc::clone(&dispatcher), Arc::clone(&connections), Arc::clone(&files));
         let mut context = TransportContext::new(transport_conf, handler);
         if let Some(network) = &self.network {
             context = context.on_network(network);
@@ -167,13 +176,8 @@ impl RpcEnvBuilder {
         context.check_security().map_err(RpcError::config)?;
         let downloads = Downloads::new(&self.conf, self.network.as_ref(), &context)?;
         let max_retries = self.conf.port_max_retries()?;
-        let outbox_limits = self.conf.outbox_limits()?;
-        let outboxes = Outboxes::new(
-            context.create_client_factory(),
-            Arc::clone(&links),
-            outbox_limits,
-            runtime.clone(),
-        );
+        let queue_limits = self.conf.outbox_limits()?;
+        let peers = PeerPool::new(context.create_client_factory(), Arc::clone(&connections), queue_limits);
 
         let mut inner = Inner {
             name: self.name,
@@ -183,8 +187,8 @@ impl RpcEnvBuilder {
             shutdown_timeout: self.conf.shutdown_timeout()?,
             asks: Asks::new(self.conf.ask()?, self.tracer, runtime.clone()),
             dispatcher,
-            outboxes,
-            links,
+            peers,
+            connections,
             files,
             downloads,
             transport: context.metrics(),
@@ -199,7 +203,9 @@ impl RpcEnvBuilder {
             inner.register_verifier()?;
             match listen(&context, &bind, &inner.name, max_retries).await {
                 Ok(server) => {
-                    inner.address = Some(RpcAddress::new(&host, server.local_addr().port()));
+                    let address = RpcAddress::new(&host, server.local_addr().port());
+                    let _ = inner.connections.shared().address.set(address.clone());
+                    inner.address = Some(address);
                     inner.server = Mutex::new(Some(server));
                 }
                 Err(error) => {

@@ -5,13 +5,15 @@ use std::sync::Arc;
 use super::{Inner, RpcEnv};
 use crate::address::{RpcAddress, RpcEndpointAddress};
 use crate::ask::About;
-use crate::dispatcher::{earlier_run, endpoint_not_found, service_mismatch};
+use crate::dispatcher::endpoint_not_found;
 use crate::endpoint_ref::RpcEndpointRef;
 use crate::error::{ErrorKind, RpcError};
+use crate::inbox::service_mismatch;
 use crate::message::{RpcMessage, local_only};
+use crate::peer::stale_incarnation_error;
 use crate::ref_message::EndpointRef;
+use crate::wire::ENDPOINT_VERIFIER;
 use crate::wire::proto::{CheckExistence, EndpointVerifierMessage};
-use crate::wire::{ENDPOINT_VERIFIER, request_head};
 
 impl RpcEnv {
     /// Looks up the endpoint `name` of the environment at `address` and checks that it receives `M`.
@@ -121,8 +123,8 @@ impl Inner {
         if endpoint.incarnation == self.incarnation || (at_home && endpoint.incarnation == 0) {
             return self.local_ref(RpcEndpointAddress::new(self.address.clone(), endpoint.name())?);
         }
-        if at_home {
-            return Err(earlier_run(endpoint.name()).with_peer(&full));
+        if let (true, Some(address)) = (at_home, &address) {
+            return Err(stale_incarnation_error(endpoint.name(), address).with_peer(&full));
         }
         if M::SERVICES.is_empty() {
             return Err(local_only());
@@ -138,20 +140,19 @@ impl Inner {
         Ok(self.dispatcher.inbox::<M>(&endpoint)?.make_ref())
     }
 
-    /// The ref of an endpoint at `address`, not checked.
+    /// The ref of an endpoint at `address`, unchecked.
     fn remote_ref<M: RpcMessage>(
         &self,
         endpoint: RpcEndpointAddress,
         address: &RpcAddress,
         incarnation: u64,
     ) -> RpcEndpointRef<M> {
-        let lane = Arc::new(self.outboxes.lane(self.outboxes.get(address), endpoint.name()));
-        let head = request_head(self.address.as_ref(), self.incarnation, endpoint.name(), incarnation);
-        let about = About::new(endpoint, Arc::clone(&self.asks), incarnation);
-        RpcEndpointRef::remote(about, lane, head)
+        let route = self.peers.route(self.peers.peer(address), endpoint.name(), incarnation);
+        RpcEndpointRef::remote(About::new(endpoint, Arc::clone(&self.asks), incarnation), route)
     }
 
-    /// The ref of an endpoint whose environment does not listen, over the connection it has made.
+    /// The ref of an endpoint whose environment does not listen, over the connection that this
+    /// environment opened.
     fn connected_ref<M: RpcMessage>(
         &self,
         endpoint: RpcEndpointAddress,
@@ -161,16 +162,19 @@ impl Inner {
             let text = format!("{endpoint} says neither where its environment listens nor which one it is");
             return Err(RpcError::new(ErrorKind::Address, text).with_peer(&endpoint));
         }
-        let Some(link) = self.links.of_incarnation(incarnation) else {
+        let connection = self.connections.of_incarnation(incarnation);
+        let connected = connection.and_then(|connection| {
+            Some((self.peers.connected_peer(&connection)?, connection.socket_address().clone()))
+        });
+        let Some((peer, socket)) = connected else {
             let text = format!(
                 "{endpoint} is in an environment that does not listen, and it is not connected to this one"
             );
             return Err(RpcError::new(ErrorKind::Network, text).with_peer(&endpoint));
         };
-        let lane = Arc::new(self.outboxes.lane(self.outboxes.over(&link), endpoint.name()));
-        let head = request_head(self.address.as_ref(), self.incarnation, endpoint.name(), incarnation);
+        let route = self.peers.route(peer, endpoint.name(), incarnation);
         let mut about = About::new(endpoint, Arc::clone(&self.asks), incarnation);
-        about.socket = Some(link.socket().clone());
-        Ok(RpcEndpointRef::remote(about, lane, head))
+        about.socket = Some(socket);
+        Ok(RpcEndpointRef::remote(about, route))
     }
 }

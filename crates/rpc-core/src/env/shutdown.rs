@@ -75,13 +75,13 @@ impl Ending {
         let (inner, begun) = (&self.inner, Instant::now());
         // First, so that what an on_stop sends still goes out, and the connections' end is told to nobody.
         self.report.endpoints = inner.dispatcher.finish_stop(stopping, inner.shutdown_timeout).await;
-        self.report.unsent = inner.outboxes.stop(SEND_OUT).await;
+        self.report.unsent = inner.peers.stop(SEND_OUT).await;
         let server = inner.server.lock().take();
         if let Some(server) = server {
             server.close(SEND_OUT).await;
         }
         // Those that this environment made: they are closing, and what the runtime's end found unwritten would be lost.
-        let _ = tokio::time::timeout(SEND_OUT, inner.links.ended()).await;
+        let _ = tokio::time::timeout(SEND_OUT, inner.connections.closed()).await;
         inner.downloads.close();
         self.report.took = begun.elapsed();
         self.report.complete = true;

@@ -1,5 +1,7 @@
 //! What an environment tells about itself.
 
+use std::sync::atomic::Ordering;
+
 use super::RpcEnv;
 use crate::metrics::EnvSnapshot;
 
@@ -11,14 +13,16 @@ impl RpcEnv {
     #[must_use]
     pub fn snapshot(&self) -> EnvSnapshot {
         let inner = &self.inner;
+        let shared = inner.connections.shared();
         EnvSnapshot {
             name: inner.name.clone(),
             address: inner.address.clone(),
             endpoints: inner.dispatcher.snapshot(),
-            outboxes: inner.outboxes.snapshot(),
+            outboxes: inner.peers.snapshot(),
             pending_asks: inner.asks.pending() as u64,
-            inbox_bytes: inner.links.budget().used(),
-            undelivered: inner.links.undelivered(),
+            inbox_bytes: shared.budget.used(),
+            route_bytes: shared.route_budget.used(),
+            undelivered: shared.undelivered.load(Ordering::Relaxed),
             server: inner.transport.server().snapshot(),
             client: inner.transport.client().snapshot(),
         }

@@ -5,14 +5,15 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use super::state::{Counts, Released, State};
+use super::state::{Counts, State};
 use super::{Closed, Inbox, Item};
 use crate::address::RpcEndpointAddress;
-use crate::credit::Volume;
 use crate::error::{ErrorKind, RpcError};
-use crate::link::Link;
-use crate::origin::Origin;
+use crate::limits::Volume;
+use crate::message_metadata::MessageMetadata;
+use crate::peer::ReleasedVolume;
 use crate::running::discard;
+use crate::sync::Notify;
 
 /// Of messages that do not wait, the handling of one in so many is measured.
 const SAMPLE: u64 = 16;
@@ -37,8 +38,8 @@ impl<'a, M> Batch<'a, M> {
     /// The next message whose asker still waits, or the next event.
     pub(crate) fn pop(&mut self) -> Option<Item<M>> {
         // Looked at where it lies: an item is large.
-        while let Some(Item::Message { origin, .. }) = self.items.front()
-            && !origin.waits()
+        while let Some(Item::Message { metadata, .. }) = self.items.front()
+            && !metadata.is_pending()
         {
             self.pass_over();
         }
@@ -48,22 +49,26 @@ impl<'a, M> Batch<'a, M> {
     /// Drops the next message, as its asker no longer waits.
     #[cold]
     fn pass_over(&mut self) {
-        if let Some(Item::Message { message, origin }) = self.items.pop_front() {
+        if let Some(Item::Message { message, metadata }) = self.items.pop_front() {
             self.handled.counts.expired += 1;
-            discard(origin.ask_id(), message, &expired(self.inbox.address()));
-            self.done(&origin);
+            discard(metadata.ask_id(), message, &expired(self.inbox.address()));
+            self.done(metadata);
         }
     }
 
     /// A message has been handled.
-    pub(crate) fn handled(&mut self, origin: &Origin, failed: bool) {
+    pub(crate) fn handled(&mut self, metadata: MessageMetadata, failed: bool) {
         self.handled.counts.handled += 1;
         self.handled.counts.failed += u64::from(failed);
-        self.done(origin);
+        self.done(metadata);
     }
 
-    fn done(&mut self, origin: &Origin) {
-        self.handled.add(Volume::message(origin.bytes::<M>()), origin.link());
+    fn done(&mut self, metadata: MessageMetadata) {
+        self.handled.messages += 1;
+        let volume = Volume::message(metadata.bytes::<M>());
+        if !metadata.release_with(&mut self.handled.remote) {
+            self.handled.local.add(volume);
+        }
         if self.handled.messages >= self.share {
             self.give_back(true);
         }
@@ -71,10 +76,16 @@ impl<'a, M> Batch<'a, M> {
 
     /// Gives back what is handled: at the latest when the loop is about to wait for something, and not `goes_on`.
     fn give_back(&mut self, goes_on: bool) {
-        let released = self.handled.give_back(&mut self.inbox.state.lock(), self.inbox, goes_on);
-        if let Some(released) = released {
-            self.inbox.tell(released);
+        let room = self.handled.give_back(&mut self.inbox.state.lock(), self.inbox, goes_on);
+        self.notify_released(room);
+    }
+
+    /// Notifies senders of capacity and credit.
+    fn notify_released(&mut self, room: Option<Arc<Notify>>) {
+        if let Some(room) = room {
+            room.notify_waiters();
         }
+        self.handled.remote.return_credit();
     }
 
     /// The loop begins to wait for what it has in hand.
@@ -97,12 +108,10 @@ impl<'a, M> Batch<'a, M> {
         std::mem::swap(&mut state.queue, &mut self.items);
         state.undelivered = 0;
         state.in_hand_since = state.queued_since.take();
-        let released = self.handled.give_back(&mut state, self.inbox, !self.items.is_empty());
+        let room = self.handled.give_back(&mut state, self.inbox, !self.items.is_empty());
         self.taken = state.counts.handled;
         drop(state);
-        if let Some(released) = released {
-            self.inbox.tell(released);
-        }
+        self.notify_released(room);
         !self.items.is_empty()
     }
 
@@ -138,22 +147,13 @@ struct Handled {
     counts: Counts,
     /// Of this environment.
     local: Volume,
-    /// One after the other from one connection are one.
-    remote: Vec<Done>,
+    /// From other environments.
+    remote: ReleasedVolume,
 }
 
 impl Handled {
-    fn add(&mut self, volume: Volume, link: Option<&Arc<Link>>) {
-        self.messages += 1;
-        let Some(link) = link else { return self.local.add(volume) };
-        match self.remote.last_mut() {
-            Some(latest) if Arc::ptr_eq(&latest.link, link) => latest.volume.add(volume),
-            _ => self.remote.push(Done { volume, link: Arc::clone(link) }),
-        }
-    }
-
-    fn give_back<M>(&mut self, state: &mut State<M>, inbox: &Inbox<M>, goes_on: bool) -> Option<Released> {
-        let mut grants = Vec::new();
+    /// Counts what was handled in the inbox. Returns who is to be notified of capacity.
+    fn give_back<M>(&mut self, state: &mut State<M>, inbox: &Inbox<M>, goes_on: bool) -> Option<Arc<Notify>> {
         if self.messages > 0 {
             self.messages = 0;
             let Counts { handled, failed, expired, .. } = std::mem::take(&mut self.counts);
@@ -161,17 +161,8 @@ impl Handled {
             state.counts.failed += failed;
             state.counts.expired += expired;
             state.held.remove(std::mem::take(&mut self.local));
-            for done in self.remote.drain(..) {
-                grants.extend(state.release(done, inbox.conf.limit, &inbox.conf.windows));
-            }
+            state.held.remove(self.remote.total());
         }
-        let room = state.room_for(inbox.conf.limit, goes_on);
-        (room.is_some() || !grants.is_empty()).then_some(Released { room, grants })
+        state.room_for(inbox.conf.limit, goes_on)
     }
-}
-
-/// Messages of one connection that no longer count.
-pub(super) struct Done {
-    pub(super) volume: Volume,
-    pub(super) link: Arc<Link>,
 }

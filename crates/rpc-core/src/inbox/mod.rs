@@ -4,30 +4,30 @@ mod batch;
 mod state;
 
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::Waker;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
-use network_common::ConnectionId;
 use tokio::sync::futures::OwnedNotified;
 use tokio::time::Instant;
 
 pub(crate) use batch::Batch;
-use batch::Done;
-use state::{Counts, Released, State};
+use state::{Counts, State};
 
 use crate::address::{RpcAddress, RpcEndpointAddress};
 use crate::ask::About;
-use crate::credit::Volume;
 use crate::endpoint_ref::RpcEndpointRef;
 use crate::error::{ErrorKind, RpcError};
-use crate::limits::{InboxConf, Overflow};
-use crate::link::{Link, Receiver};
+use crate::inbox_handle::InboxHandle;
+use crate::limits::{CreditLimits, InboxConf, Overflow, Volume};
+use crate::message::{IncomingRequest, RpcMessage};
+use crate::message_metadata::MessageMetadata;
+use crate::method::{is_of_service, split};
 use crate::metrics::{EndpointSnapshot, Histogram};
-use crate::origin::Origin;
-use crate::post::Mailbox;
-use crate::running::{EndpointId, discard};
+use crate::peer::{InboundMessage, RouteTarget, TargetRoutes};
+use crate::running::{EndpointId, decode_request, discard};
 use crate::sync::Mutex;
 
 /// A queue that keeps its buffer while parked only up to this many items.
@@ -38,7 +38,7 @@ const MAX_UNDELIVERED: u16 = 1024;
 
 /// What an endpoint is to do. Starting is not among it: a loop begins with it.
 pub(crate) enum Item<M> {
-    Message { message: M, origin: Origin },
+    Message { message: M, metadata: MessageMetadata },
     Event(Event),
     Stop,
 }
@@ -61,6 +61,9 @@ pub(crate) struct Inbox<M> {
     processing: Mutex<Option<Box<Histogram>>>,
     about: Arc<About>,
     conf: Arc<InboxConf>,
+    /// Present with the first route.
+    routes: OnceLock<Box<TargetRoutes>>,
+    is_stopped: AtomicBool,
 }
 
 /// What has become of messages, for the report of a shutdown.
@@ -84,7 +87,8 @@ pub(crate) enum Closed {
 impl<M> Inbox<M> {
     pub(crate) fn new(about: About, conf: Arc<InboxConf>) -> Arc<Self> {
         let (state, processing) = (Mutex::new(State::new()), Mutex::default());
-        Arc::new(Self { state, processing, about: Arc::new(about), conf })
+        let (routes, is_stopped) = (OnceLock::new(), AtomicBool::new(false));
+        Arc::new(Self { state, processing, about: Arc::new(about), conf, routes, is_stopped })
     }
 
     pub(crate) fn address(&self) -> &RpcEndpointAddress {
@@ -102,73 +106,51 @@ impl<M> Inbox<M> {
         RpcEndpointRef::local(Arc::clone(&self.about), Arc::clone(self) as _)
     }
 
-    /// Appends what `build` makes, which may be nothing. Gives the connection if that opened an account for it, which
-    /// [`Receiver::disconnected`] closes.
+    /// Appends the message that `build` makes, if it makes one.
     pub(crate) fn append(
         &self,
-        origin: Origin,
+        metadata: MessageMetadata,
         build: impl FnOnce() -> Option<M>,
-    ) -> Result<Option<Arc<Link>>, RpcError> {
-        let (mut dropped, mut grant, mut opened) = (None, None, None);
-        let bytes = origin.bytes::<M>();
+    ) -> Result<(), RpcError> {
+        let mut dropped = None;
+        let volume = Volume::message(metadata.bytes::<M>());
         let mut state = self.state.lock();
         if let Some(closed) = state.closed {
             state.counts.late += 1;
+            drop(state);
             return Err(self.closed(closed));
         }
-        let mut expected = false;
-        if let Some(link) = origin.link() {
-            let is_new;
-            (is_new, expected) = state.open_account(link.id(), &self.conf.windows);
-            opened = is_new.then(|| Arc::clone(link));
-        }
-        if !expected && !state.held.fits(self.conf.limit) {
+        if !state.held.fits(self.conf.limit) && !metadata.is_covered() {
             match self.conf.overflow {
-                // If nothing is taken out, all is in hand.
+                // None if all messages are being handled.
                 Overflow::DropOldest => dropped = state.take_oldest(),
                 Overflow::Refuse => {}
             }
             if dropped.is_none() {
                 state.counts.refused += 1;
+                drop(state);
                 return Err(self.full());
             }
             state.counts.dropped += 1;
         }
-        let Some(message) = build() else { return Ok(opened) };
-        state.held.add(Volume::message(bytes));
-        if let Some(link) = origin.link() {
-            grant = state.receive(link.id(), bytes).map(|more| (Arc::clone(link), more));
-        }
+        let Some(message) = build() else { return Ok(()) };
+        state.held.add(volume);
         let parked = state.parked.take();
         // While the loop is parked it has nothing else to do, so the clock can be spared.
         if parked.is_none() && state.queue.is_empty() {
             state.queued_since = Some(Instant::now());
         }
-        state.queue.push_back(Item::Message { message, origin });
+        state.queue.push_back(Item::Message { message, metadata });
         drop(state);
         if let Some(loop_) = parked {
             loop_.wake();
         }
-        if let Some((link, more)) = grant {
-            link.grant(self.address().name(), more);
-        }
-        if let Some((message, origin)) = dropped {
+        if let Some((message, metadata)) = dropped {
             tracing::warn!(endpoint = %self.address(), "the inbox is full: its oldest message is dropped");
-            discard(origin.ask_id(), message, &self.full());
-            self.drop_volume(&origin);
+            discard(metadata.ask_id(), message, &self.full());
+            self.state.lock().held.remove(Volume::message(metadata.bytes::<M>()));
         }
-        Ok(opened)
-    }
-
-    /// A message that was in the queue no longer counts.
-    fn drop_volume(&self, origin: &Origin) {
-        let volume = Volume::message(origin.bytes::<M>());
-        let mut state = self.state.lock();
-        let Some(link) = origin.link() else { return state.held.remove(volume) };
-        let done = Done { volume, link: Arc::clone(link) };
-        let grants = state.release(done, self.conf.limit, &self.conf.windows).into_iter().collect();
-        drop(state);
-        self.tell(Released { room: None, grants });
+        Ok(())
     }
 
     /// Events of connections are few and bypass the limits; of messages that were refused so many wait and no more.
@@ -192,11 +174,6 @@ impl<M> Inbox<M> {
         }
     }
 
-    /// The sender at the other end of `connection` has given its credit back.
-    pub(crate) fn forgo(&self, connection: ConnectionId) {
-        self.state.lock().forgo(connection);
-    }
-
     /// Takes nothing more; what is queued is handled, then the endpoint's `on_stop` runs. Only the first call counts.
     pub(crate) fn stop(&self, why: Closed) {
         let mut state = self.state.lock();
@@ -211,6 +188,15 @@ impl<M> Inbox<M> {
             if let Some(room) = room {
                 room.notify_waiters();
             }
+            self.detach_routes();
+        }
+    }
+
+    /// Returns the credit of all messages held to their senders.
+    fn detach_routes(&self) {
+        self.is_stopped.store(true, Ordering::Release);
+        if let Some(routes) = self.routes.get() {
+            routes.detach_all();
         }
     }
 
@@ -225,24 +211,15 @@ impl<M> Inbox<M> {
         if let Some(room) = room {
             room.notify_waiters();
         }
+        self.detach_routes();
         self.discard(left, closed);
     }
 
     fn discard(&self, items: VecDeque<Item<M>>, why: Closed) {
         for item in items {
-            if let Item::Message { message, origin } = item {
-                discard(origin.ask_id(), message, &self.closed(why));
+            if let Item::Message { message, metadata } = item {
+                discard(metadata.ask_id(), message, &self.closed(why));
             }
-        }
-    }
-
-    /// To be called when messages have been handled: there is room for others, and credit for who sent them.
-    fn tell(&self, released: Released) {
-        if let Some(room) = released.room {
-            room.notify_waiters();
-        }
-        for (link, more) in released.grants {
-            link.grant(self.address().name(), more);
         }
     }
 
@@ -333,12 +310,12 @@ impl<M> Inbox<M> {
     }
 }
 
-impl<M: Send> Mailbox<M> for Inbox<M> {
-    fn post(&self, origin: Origin, build: &mut dyn FnMut() -> Option<M>) -> Result<(), RpcError> {
-        self.append(origin, build).map(drop)
+impl<M: Send> InboxHandle<M> for Inbox<M> {
+    fn post(&self, metadata: MessageMetadata, build: &mut dyn FnMut() -> Option<M>) -> Result<(), RpcError> {
+        self.append(metadata, build)
     }
 
-    fn room(&self) -> BoxFuture<'_, ()> {
+    fn wait_for_capacity(&self) -> BoxFuture<'_, ()> {
         Box::pin(async {
             if let Some(room) = self.await_room() {
                 room.await;
@@ -347,8 +324,44 @@ impl<M: Send> Mailbox<M> for Inbox<M> {
     }
 }
 
-impl<M: Send> Receiver for Inbox<M> {
-    fn disconnected(&self, connection: ConnectionId) {
-        self.state.lock().close_account(connection);
+impl<M: RpcMessage> RouteTarget for Inbox<M> {
+    fn is_stopped(&self) -> bool {
+        self.is_stopped.load(Ordering::Acquire)
     }
+
+    fn credit_limits(&self) -> &CreditLimits {
+        &self.conf.credit
+    }
+
+    fn routes(&self) -> &TargetRoutes {
+        self.routes.get_or_init(Box::default)
+    }
+
+    fn held(&self) -> Volume {
+        self.state.lock().held
+    }
+
+    fn deliver(self: Arc<Self>, inbound: &mut InboundMessage<'_>) -> Result<(), RpcError> {
+        let path = inbound.header.path;
+        if !M::SERVICES.iter().any(|service| is_of_service(path, service)) {
+            return Err(service_mismatch(self.address(), &[split(path).0], M::SERVICES));
+        }
+        let Some(permit) = inbound.permit.take() else { return Ok(()) };
+        let span = self.about.asks.tracer.arrived(self.address().name(), inbound.header.traceparent);
+        let metadata = MessageMetadata::Remote { permit, ask: inbound.ask.as_ref().map(|ask| ask.key), span };
+        let ask = metadata.ask_id();
+        let mut message = Some(decode_request(ask, || M::decode(IncomingRequest::new(inbound)))?);
+        let appended = self.append(metadata, || message.take());
+        if let (Err(why), Some(message)) = (&appended, message) {
+            discard(ask, message, why);
+        }
+        appended
+    }
+}
+
+pub(crate) fn service_mismatch(endpoint: &RpcEndpointAddress, wanted: &[&str], served: &[&str]) -> RpcError {
+    let served = if served.is_empty() { "local messages only".to_owned() } else { served.join(", ") };
+    // Both are cut: a peer may name any number of services.
+    let text = format!("the endpoint {endpoint} serves {served:.500}, not {:.500}", wanted.join(", "));
+    RpcError::new(ErrorKind::ServiceMismatch, text).with_peer(endpoint)
 }

@@ -14,7 +14,7 @@ use super::{Behaviour, Buffer, Drained, FAIR_SHARE, Seat, report, share_of, watc
 use crate::endpoint::{EndpointContext, RpcEndpoint};
 use crate::error::RpcError;
 use crate::inbox::{Batch, Event, Inbox, Item};
-use crate::origin::Origin;
+use crate::message_metadata::MessageMetadata;
 use crate::running::{Actor, Supervised};
 
 /// Many messages at a time, with shared access.
@@ -82,7 +82,7 @@ impl<E: RpcEndpoint> Behaviour for Concurrent<E> {
                     return None;
                 }
                 let sample = batch.sample();
-                let share = if let Item::Message { origin, .. } = &item { share_of(origin) } else { 1 };
+                let share = if let Item::Message { metadata, .. } = &item { share_of(metadata) } else { 1 };
                 let handling = Arc::clone(seated).handle(item, sample);
                 let mut handling: Handling = match &seat.threads {
                     None => Box::pin(handling),
@@ -115,12 +115,12 @@ impl<E: RpcEndpoint> Behaviour for Concurrent<E> {
 
 /// One item being handled. Gives back where it came from if it was a message, which counts against the limits until
 /// then, and whether it failed.
-type Handling = BoxFuture<'static, Option<(Origin, bool)>>;
+type Handling = BoxFuture<'static, Option<(MessageMetadata, bool)>>;
 type Running = FuturesUnordered<Handling>;
 
-fn count<M>(batch: &mut Batch<'_, M>, handled: Option<(Origin, bool)>) {
-    if let Some((origin, failed)) = handled {
-        batch.handled(&origin, failed);
+fn count<M>(batch: &mut Batch<'_, M>, handled: Option<(MessageMetadata, bool)>) {
+    if let Some((metadata, failed)) = handled {
+        batch.handled(metadata, failed);
     }
 }
 
@@ -159,15 +159,19 @@ async fn next<M>(inbox: &Inbox<M>, batch: &mut Batch<'_, M>, running: &mut Runni
 }
 
 impl<E: RpcEndpoint> Seated<E> {
-    async fn handle(self: Arc<Self>, item: Item<E::Message>, sample: bool) -> Option<(Origin, bool)> {
+    async fn handle(
+        self: Arc<Self>,
+        item: Item<E::Message>,
+        sample: bool,
+    ) -> Option<(MessageMetadata, bool)> {
         let Self { endpoint, actor, seat } = &*self;
         let cx = &seat.cx;
-        let (outcome, origin) = match item {
-            Item::Message { message, mut origin } => {
+        let (outcome, metadata) = match item {
+            Item::Message { message, mut metadata } => {
                 let receive = pin!(async { endpoint.receive(message, cx).await });
-                let mut receive = Supervised::of_message(*actor, &mut origin, receive);
+                let mut receive = Supervised::of_message(*actor, &mut metadata, receive);
                 let outcome = watch(&seat.inbox, sample, |_| {}, &mut receive).await;
-                (outcome, Some(origin))
+                (outcome, Some(metadata))
             }
             Item::Event(event) => {
                 let handle = pin!(async {
@@ -189,7 +193,7 @@ impl<E: RpcEndpoint> Seated<E> {
         if let Err(error) = outcome {
             self.on_error(error, cx).await;
         }
-        origin.map(|origin| (origin, failed))
+        metadata.map(|metadata| (metadata, failed))
     }
 
     async fn on_error(&self, error: RpcError, cx: &EndpointContext<E::Message>) {

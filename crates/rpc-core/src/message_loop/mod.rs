@@ -23,7 +23,7 @@ use crate::endpoint::{EndpointContext, RpcEndpoint, ThreadSafeRpcEndpoint};
 use crate::error::RpcError;
 use crate::inbox::{Inbox, Item};
 use crate::message::RpcMessage;
-use crate::origin::Origin;
+use crate::message_metadata::MessageMetadata;
 use crate::running::{Actor, EnvId};
 use crate::threads::Threads;
 
@@ -168,10 +168,10 @@ impl<B: Behaviour> Future for Life<B> {
     }
 }
 
-/// As how many messages in a row one that came from `origin` counts.
-fn share_of(origin: &Origin) -> usize {
-    match origin {
-        Origin::Arrived { ask: Some(_), .. } => SHARE_OF_PEERS_ASK,
+/// As how many messages in a row one with this metadata counts.
+fn share_of(metadata: &MessageMetadata) -> usize {
+    match metadata {
+        MessageMetadata::Remote { ask: Some(_), .. } => SHARE_OF_PEERS_ASK,
         _ => 1,
     }
 }

@@ -47,14 +47,14 @@ impl<E: ThreadSafeRpcEndpoint> Behaviour for Serial<E> {
                 loop {
                     let mut share = 1;
                     let outcome = match batch.pop() {
-                        Some(Item::Message { message, mut origin }) => {
-                            share = share_of(&origin);
+                        Some(Item::Message { message, mut metadata }) => {
+                            share = share_of(&metadata);
                             let receive = pin!(async { endpoint.receive(message, cx).await });
-                            let mut receive = Supervised::of_message(actor, &mut origin, receive);
+                            let mut receive = Supervised::of_message(actor, &mut metadata, receive);
                             let sample = batch.sample();
                             let outcome =
                                 watch(inbox, sample, |since| batch.waits(since), &mut receive).await;
-                            batch.handled(&origin, outcome.is_err());
+                            batch.handled(metadata, outcome.is_err());
                             outcome
                         }
                         Some(Item::Event(event)) => {

@@ -17,6 +17,7 @@ impl EnvSnapshot {
         let env = &self.name;
         gauge!("rpc_pending_asks", "env" => env.clone()).set(self.pending_asks as f64);
         gauge!("rpc_inbox_bytes", "env" => env.clone()).set(self.inbox_bytes as f64);
+        gauge!("rpc_route_bytes", "env" => env.clone()).set(self.route_bytes as f64);
         counter!("rpc_undelivered_total", "env" => env.clone()).absolute(self.undelivered);
         self.endpoints.iter().for_each(|endpoint| export_endpoint(env, endpoint));
         self.outboxes.iter().for_each(|outbox| export_outbox(env, outbox));

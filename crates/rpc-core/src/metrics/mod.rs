@@ -26,6 +26,9 @@ pub struct EnvSnapshot {
     pub pending_asks: u64,
     /// Bytes of messages from the network that wait in inboxes or are being handled.
     pub inbox_bytes: u64,
+    /// Bytes that the routes opened by other environments hold: 256 and the endpoint's name for each.
+    /// The limit is a quarter of `spark.rpc.inbox.maxTotalBytes`.
+    pub route_bytes: u64,
     /// One-way messages of this environment that others refused.
     pub undelivered: u64,
     /// What its connections carry: those that others made to it.

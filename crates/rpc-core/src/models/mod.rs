@@ -9,7 +9,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod inbox;
-mod outbox;
+mod routes;
 
 /// Plays `model` so many times in orders chosen at random, and as often in orders with few changes of the thread.
 fn check(times: usize, model: impl Fn() + Send + Sync + Copy + 'static) {

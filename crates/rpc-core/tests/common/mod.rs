@@ -10,6 +10,8 @@ use rpc_core::{
 };
 use tokio::sync::mpsc;
 
+pub mod envelope;
+
 pub mod hello {
     rpc_core::include_proto!("hello");
 }

@@ -1,7 +1,7 @@
-//! An outbox, its senders, its connection and what becomes of it.
+//! The routes to one peer: their senders, the connection, and its end.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -9,18 +9,19 @@ use network_common::{
     ConnectionId, MemoryNetwork, NoOpRpcHandler, RpcHandler, RpcResponseCallback, TransportClient,
     TransportConf, TransportContext, TransportServer,
 };
+use prost::Message;
 use shuttle::future::block_on;
 use shuttle::thread::{self, JoinHandle};
 use tokio::runtime::{Builder, Handle, Runtime};
 
 use super::check;
 use crate::address::RpcAddress;
-use crate::credit::Volume;
 use crate::error::{ErrorKind, RpcError};
-use crate::limits::Budget;
-use crate::link::Links;
-use crate::outbox::Outboxes;
-use crate::post::Wire;
+use crate::limits::{ByteBudget, Volume};
+use crate::method::Method;
+use crate::peer::{Connections, OutboundRoute, PeerPool, PeerShared};
+use crate::timeout::RpcTimeout;
+use crate::wire::{self, EncodedMessage, MessageHeader, proto};
 
 const ENDPOINT: &str = "endpoint";
 
@@ -30,7 +31,7 @@ const EACH: u8 = 6;
 /// Which message of which sender.
 type Mark = (u8, u8);
 
-/// The environment that is sent to: it answers at once.
+/// The peer. It responds at once.
 #[derive(Default)]
 struct Server {
     arrived: Mutex<Vec<(ConnectionId, Mark)>>,
@@ -45,38 +46,46 @@ impl Server {
 impl RpcHandler for Server {
     fn receive(&self, client: &TransportClient, message: Bytes, callback: RpcResponseCallback) {
         self.receive_one_way(client, message.clone());
-        callback.reply(message);
+        callback.reply(MessageHeader::decode(&message).unwrap().body.to_vec());
     }
 
     fn receive_one_way(&self, client: &TransportClient, message: Bytes) {
-        self.arrived.lock().unwrap().push((client.id(), (message[0], message[1])));
+        let header = MessageHeader::decode(&message).unwrap();
+        // On route 0 comes the Hello.
+        if header.route != 0 {
+            let mut arrived = self.arrived.lock().unwrap();
+            let is_first = arrived.iter().all(|(id, _)| *id != client.id());
+            assert_eq!((header.route, header.endpoint), (1, if is_first { ENDPOINT } else { "" }));
+            let mark = proto::Cancel::decode(header.body).unwrap().request_id;
+            arrived.push((client.id(), ((mark >> 8) as u8, mark as u8)));
+        }
     }
 }
 
-/// The connections of the environment that sends.
-struct Connections {
-    links: Arc<Links>,
+/// The handler of the environment that sends.
+struct Sender {
+    connections: Arc<Connections>,
     all: Mutex<Vec<TransportClient>>,
 }
 
-impl Connections {
+impl Sender {
     fn latest(&self) -> Option<TransportClient> {
         self.all.lock().unwrap().last().cloned()
     }
 }
 
-impl RpcHandler for Connections {
+impl RpcHandler for Sender {
     fn receive(&self, client: &TransportClient, message: Bytes, callback: RpcResponseCallback) {
         NoOpRpcHandler::new().receive(client, message, callback);
     }
 
     fn channel_active(&self, client: &TransportClient) {
-        self.links.add(client);
+        self.connections.add(client);
         self.all.lock().unwrap().push(client.clone());
     }
 
     fn channel_inactive(&self, client: &TransportClient) {
-        self.links.remove(client);
+        self.connections.remove(client);
     }
 }
 
@@ -84,15 +93,15 @@ impl RpcHandler for Connections {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Scarce {
     Credit,
-    /// Room in the connection's write queue: every message fills it.
+    /// Capacity of the connection's write queue: every message fills it.
     Queue,
 }
 
-/// Two environments, as far as outboxes need them.
-struct World {
+/// Two environments, as far as routes need them.
+struct Fixture {
     server: Arc<Server>,
-    connections: Arc<Connections>,
-    outboxes: Arc<Outboxes>,
+    sender: Arc<Sender>,
+    pool: Arc<PeerPool>,
     address: RpcAddress,
     runtime: Handle,
     over: Arc<AtomicBool>,
@@ -100,7 +109,7 @@ struct World {
     _listener: TransportServer,
 }
 
-impl World {
+impl Fixture {
     fn new(scarce: Scarce) -> Self {
         let runtime = Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
         let handle = runtime.handle().clone();
@@ -112,34 +121,43 @@ impl World {
         let listener =
             TransportContext::with_handler(conf.clone(), Arc::clone(&server) as _).on_network(&network);
         let listener = runtime.block_on(listener.create_server("127.0.0.1:0")).unwrap();
-        let links = Links::new(Budget::new(u64::MAX), usize::MAX, handle.clone());
-        let connections = Arc::new(Connections { links: Arc::clone(&links), all: Mutex::default() });
-        let context =
-            TransportContext::with_handler(conf, Arc::clone(&connections) as _).on_network(&network);
+        let connections = Connections::new(Arc::new(PeerShared {
+            budget: ByteBudget::new(u64::MAX),
+            max_message: usize::MAX,
+            max_routes: 1,
+            route_budget: ByteBudget::new(u64::MAX),
+            runtime: handle.clone(),
+            incarnation: 1,
+            address: OnceLock::new(),
+            undelivered: AtomicU64::new(0),
+            on_undelivered: Box::new(|error, _| panic!("{error}")),
+        }));
+        let sender = Arc::new(Sender { connections: Arc::clone(&connections), all: Mutex::default() });
+        let context = TransportContext::with_handler(conf, Arc::clone(&sender) as _).on_network(&network);
         let limits = Volume::new(100, u64::MAX);
-        let outboxes = Outboxes::new(context.create_client_factory(), links, limits, handle.clone());
+        let pool = PeerPool::new(context.create_client_factory(), connections, limits);
         let over = Arc::<AtomicBool>::default();
         let driver = drive(runtime, &over);
         let address = listener.local_addr().into();
-        Self { server, connections, outboxes, address, runtime: handle, over, driver, _listener: listener }
+        Self { server, sender, pool, address, runtime: handle, over, driver, _listener: listener }
     }
 
-    fn lane(&self) -> Arc<dyn Wire> {
-        Arc::new(self.outboxes.lane(self.outboxes.get(&self.address), ENDPOINT))
+    fn route(&self) -> OutboundRoute {
+        self.pool.route(self.pool.peer(&self.address), ENDPOINT, 0)
     }
 
-    /// Sends through a lane of its own, from a thread of its own; gives what was not refused, and what was answered.
+    /// Sends from a thread of its own. Returns what was accepted and what was responded to.
     fn sender(&self, sender: u8) -> JoinHandle<Sent> {
-        let lane = self.lane();
+        let route = self.route();
         thread::spawn(move || {
             let mut sent = Sent::default();
             for mark in (1..=EACH).map(|number| (sender, number)) {
                 if mark.1 % 3 == 0 {
-                    match ask(&*lane, mark) {
+                    match ask(&route, mark) {
                         Ok(()) => sent.answered.push(mark),
                         Err(error) => sent.failed.push(error.kind()),
                     }
-                } else if send(&*lane, mark) {
+                } else if send(&route, mark) {
                     sent.accepted.push(mark);
                 }
             }
@@ -147,20 +165,26 @@ impl World {
         })
     }
 
-    /// The server's credit: so much for each message that has arrived. Until `over`.
+    /// Grants so much credit for each message that has arrived, until `over`.
     fn granter(&self, credit: u64) -> JoinHandle<()> {
-        let (server, connections) = (Arc::clone(&self.server), Arc::clone(&self.connections));
+        let (server, sender) = (Arc::clone(&self.server), Arc::clone(&self.sender));
         let over = Arc::clone(&self.over);
         thread::spawn(move || {
             let mut answered = 0;
             while !over.load(Ordering::Relaxed) {
                 let arrived = server.arrived().len() as u64;
                 // Every connection begins with one.
-                let allowed = answered * credit + connections.all.lock().unwrap().len() as u64;
+                let allowed = answered * credit + sender.all.lock().unwrap().len() as u64;
                 assert!(arrived <= allowed, "{arrived} messages have arrived, {allowed} are allowed");
-                if let (Some(client), true) = (connections.latest(), answered < arrived) {
+                if let (Some(client), true) = (sender.latest(), answered < arrived) {
                     answered += 1;
-                    connections.links.granted(&client, ENDPOINT, Volume::new(credit, 100 * credit));
+                    let connection = sender.connections.get(&client);
+                    let peer = connection.as_ref().and_then(|connection| connection.route_owner());
+                    if let Some(peer) = peer {
+                        let (messages, bytes) = (credit, 1000 * credit);
+                        let credit = proto::Credit { route: 1, messages, bytes, keeps_open: false };
+                        connection.inspect(|connection| peer.on_credit(connection, &credit));
+                    }
                 }
                 thread::yield_now();
             }
@@ -169,23 +193,23 @@ impl World {
 
     /// Ends the first connection, as its driver would on another thread.
     fn cutter(&self) -> JoinHandle<()> {
-        let connections = Arc::clone(&self.connections);
+        let sender = Arc::clone(&self.sender);
         thread::spawn(move || {
             let client = loop {
-                match connections.latest() {
+                match sender.latest() {
                     Some(client) => break client,
                     None => thread::yield_now(),
                 }
             };
             client.close();
-            connections.channel_inactive(&client);
+            sender.channel_inactive(&client);
         })
     }
 
     fn end(self, granter: JoinHandle<()>) {
         self.over.store(true, Ordering::Relaxed);
         granter.join().unwrap();
-        drop(self.outboxes);
+        drop(self.pool);
         self.driver.join().unwrap();
     }
 }
@@ -210,17 +234,18 @@ struct Sent {
     failed: Vec<ErrorKind>,
 }
 
-fn message(mark: Mark) -> Bytes {
-    Bytes::from(vec![mark.0, mark.1])
+fn message(mark: Mark) -> EncodedMessage {
+    let mark = proto::Cancel { request_id: i64::from(mark.0) << 8 | i64::from(mark.1) };
+    wire::encode_message(Method::new("/model.Model/Mark"), false, None, |body| body.message(&mark)).unwrap()
 }
 
-/// Waits for room where there is none. False if the outbox is stopped.
-fn send(lane: &dyn Wire, mark: Mark) -> bool {
-    while let Err(error) = lane.send(message(mark)) {
+/// Waits for capacity where there is none. False if the pool is stopped.
+fn send(route: &OutboundRoute, mark: Mark) -> bool {
+    while let Err(error) = route.send(message(mark)) {
         match error.kind() {
-            ErrorKind::Limit => block_on(lane.room()),
+            ErrorKind::Limit => block_on(route.wait_for_capacity()),
             ErrorKind::Stopped => return false,
-            // The connection has ended, and the outbox did not know.
+            // The connection has ended, and the peer had no notice of it.
             ErrorKind::Network => {}
             _ => panic!("{error}"),
         }
@@ -228,14 +253,20 @@ fn send(lane: &dyn Wire, mark: Mark) -> bool {
     true
 }
 
-fn ask(lane: &dyn Wire, mark: Mark) -> Result<(), RpcError> {
+fn ask(route: &OutboundRoute, mark: Mark) -> Result<(), RpcError> {
+    let timeout = RpcTimeout::from(Duration::from_secs(100));
     loop {
-        match block_on(lane.ask(message(mark))) {
-            Ok(answer) => {
-                assert_eq!(answer, message(mark));
+        let response = match route.ask(message(mark), &timeout, None) {
+            Ok(response) => block_on(response),
+            Err(error) => Err(error),
+        };
+        match response {
+            Ok(response) => {
+                let response = proto::Cancel::decode(response).unwrap();
+                assert_eq!(response.request_id as u8, mark.1);
                 return Ok(());
             }
-            Err(error) if error.kind() == ErrorKind::Limit => block_on(lane.room()),
+            Err(error) if error.kind() == ErrorKind::Limit => block_on(route.wait_for_capacity()),
             Err(error) => return Err(error),
         }
     }
@@ -250,25 +281,25 @@ fn is_in_order(arrived: &[(ConnectionId, Mark)]) {
     assert!(sorted.is_sorted_by(|one, other| one.1 < other.1), "one came twice: {arrived:?}");
 }
 
-/// What waits for the connection or for credit is sent in order, all of it, once.
+/// All messages queued for the connection or for credit are sent in order, once.
 fn all_arrives(scarce: Scarce) {
-    let world = World::new(scarce);
-    let granter = world.granter(if scarce == Scarce::Credit { 1 } else { 3 });
-    for sender in [world.sender(0), world.sender(1)] {
+    let fixture = Fixture::new(scarce);
+    let granter = fixture.granter(if scarce == Scarce::Credit { 1 } else { 3 });
+    for sender in [fixture.sender(0), fixture.sender(1)] {
         let sent = sender.join().unwrap();
         assert_eq!((sent.answered.len(), sent.failed), (2, Vec::new()));
     }
-    let arrived = world.server.arrived();
+    let arrived = fixture.server.arrived();
     assert_eq!(arrived.len(), 2 * usize::from(EACH), "{arrived:?}");
     is_in_order(&arrived);
-    world.end(granter);
+    fixture.end(granter);
 }
 
 /// A connection that ends takes messages with it, but none is sent twice, and every ask ends.
 fn the_connection_ends(scarce: Scarce) {
-    let world = World::new(scarce);
-    let granter = world.granter(if scarce == Scarce::Credit { 1 } else { 3 });
-    let (senders, cutter) = ([world.sender(0), world.sender(1)], world.cutter());
+    let fixture = Fixture::new(scarce);
+    let granter = fixture.granter(if scarce == Scarce::Credit { 1 } else { 3 });
+    let (senders, cutter) = ([fixture.sender(0), fixture.sender(1)], fixture.cutter());
     let answered = senders.into_iter().flat_map(|sender| {
         let sent = sender.join().unwrap();
         assert!(sent.failed.iter().all(|kind| *kind == ErrorKind::Network), "{:?}", sent.failed);
@@ -276,25 +307,25 @@ fn the_connection_ends(scarce: Scarce) {
     });
     let answered: Vec<Mark> = answered.collect();
     cutter.join().unwrap();
-    // What is sent from now on arrives over a new connection.
-    let lane = world.lane();
-    assert!(send(&*lane, (2, 1)));
-    ask(&*lane, (2, 2)).unwrap();
-    let arrived = world.server.arrived();
+    // Later messages arrive over a new connection.
+    let route = fixture.route();
+    assert!(send(&route, (2, 1)));
+    ask(&route, (2, 2)).unwrap();
+    let arrived = fixture.server.arrived();
     is_in_order(&arrived);
     let marks: Vec<Mark> = arrived.iter().map(|(_, mark)| *mark).collect();
     assert!(answered.iter().chain(&[(2, 1), (2, 2)]).all(|mark| marks.contains(mark)));
-    drop(lane);
-    world.end(granter);
+    drop(route);
+    fixture.end(granter);
 }
 
-/// Of what is accepted while the environment stops, the report knows what was not sent, and the rest arrives.
+/// Messages that are accepted while the environment stops arrive, or are counted as unsent.
 fn the_environment_stops(scarce: Scarce) {
-    let world = World::new(scarce);
-    let granter = world.granter(if scarce == Scarce::Credit { 1 } else { 3 });
-    let senders = [world.sender(0), world.sender(1)];
-    let outboxes = Arc::clone(&world.outboxes);
-    let stopped = world.runtime.spawn(async move { outboxes.stop(Duration::from_secs(1)).await });
+    let fixture = Fixture::new(scarce);
+    let granter = fixture.granter(if scarce == Scarce::Credit { 1 } else { 3 });
+    let senders = [fixture.sender(0), fixture.sender(1)];
+    let pool = Arc::clone(&fixture.pool);
+    let stopped = fixture.runtime.spawn(async move { pool.stop(Duration::from_secs(1)).await });
     let unsent = block_on(stopped).unwrap() as usize;
     let mut accepted = 0;
     for sender in senders {
@@ -303,27 +334,27 @@ fn the_environment_stops(scarce: Scarce) {
         assert!(sent.failed.iter().all(refused), "{:?}", sent.failed);
         accepted += sent.accepted.len() + sent.answered.len();
     }
-    while world.server.arrived().len() + unsent < accepted {
+    while fixture.server.arrived().len() + unsent < accepted {
         thread::yield_now();
     }
-    is_in_order(&world.server.arrived());
-    world.end(granter);
+    is_in_order(&fixture.server.arrived());
+    fixture.end(granter);
 }
 
 #[test]
-fn what_waits_is_sent_in_order() {
+fn queued_messages_are_sent_in_order() {
     check(1000, || all_arrives(Scarce::Credit));
     check(1000, || all_arrives(Scarce::Queue));
 }
 
 #[test]
-fn nothing_is_sent_twice_when_the_connection_ends() {
+fn no_message_is_sent_twice_when_connection_ends() {
     check(1000, || the_connection_ends(Scarce::Credit));
     check(1000, || the_connection_ends(Scarce::Queue));
 }
 
 #[test]
-fn a_stop_loses_nothing_untold() {
+fn unsent_messages_are_counted_when_pool_stops() {
     check(1000, || the_environment_stops(Scarce::Credit));
     check(1000, || the_environment_stops(Scarce::Queue));
 }

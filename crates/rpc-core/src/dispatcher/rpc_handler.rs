@@ -1,0 +1,175 @@
+//! The transport's handler: messages go to endpoints, notices to the state of their connection,
+//! connections become events.
+
+use std::fmt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use network_common::{RpcHandler, RpcResponseCallback, StreamManager, TransportClient, TransportError};
+use prost::Message;
+use tokio::time::Instant;
+
+use super::Dispatcher;
+use crate::error::{ErrorKind, RpcError};
+use crate::file_server::Registry;
+use crate::inbox::Event;
+use crate::peer::{Connections, InboundMessage, PeerConnection, RemoteAsk};
+use crate::wire::proto::notice::Notice;
+use crate::wire::{self, MessageHeader, proto};
+
+pub(crate) struct EnvRpcHandler {
+    dispatcher: Arc<Dispatcher>,
+    connections: Arc<Connections>,
+    files: Arc<Registry>,
+}
+
+impl EnvRpcHandler {
+    pub(crate) fn new(
+        dispatcher: Arc<Dispatcher>,
+        connections: Arc<Connections>,
+        files: Arc<Registry>,
+    ) -> Self {
+        Self { dispatcher, connections, files }
+    }
+
+    /// Hands a message to the endpoint that its route leads to. If that fails, `message.ask` is
+    /// left for the caller to reject.
+    fn dispatch(&self, message: &mut InboundMessage<'_>) -> Result<(), RpcError> {
+        let bytes = message.frame.len() as u64;
+        let look_up = |name: &str| self.dispatcher.target(name);
+        let (target, permit) = message.connection.receive(&message.header, bytes, look_up)?;
+        message.permit = Some(permit);
+        target.deliver(message)
+    }
+
+    fn connection(&self, client: &TransportClient) -> Result<Arc<PeerConnection>, RpcError> {
+        self.connections.get(client).ok_or_else(|| {
+            let text = format!("the connection from {} has ended", client.peer_addr());
+            RpcError::new(ErrorKind::Network, text)
+        })
+    }
+
+    fn on_one_way(&self, client: &TransportClient, frame: &Bytes) -> Result<(), RpcError> {
+        let connection = &self.connection(client)?;
+        let header = MessageHeader::decode(frame).map_err(|error| malformed_error(connection, &error))?;
+        if header.route == 0 {
+            return self.on_notice(connection, header.body);
+        }
+        let (route, path) = (header.route, header.path);
+        let mut message = InboundMessage { header, frame, connection, ask: None, permit: None };
+        let dispatched = self.dispatch(&mut message);
+        // Returns the credit if nobody else has.
+        drop(message);
+        if let Err(error) = &dispatched {
+            connection.send_notice(Notice::Undelivered(proto::Undelivered {
+                route,
+                path: format!("{path:.400}"),
+                failure: Some(wire::rejection(error)),
+            }));
+        }
+        dispatched
+    }
+
+    fn on_notice(&self, connection: &Arc<PeerConnection>, body: &[u8]) -> Result<(), RpcError> {
+        let notice = proto::Notice::decode(body).map_err(|error| malformed_error(connection, &error))?;
+        match notice.notice {
+            Some(Notice::Hello(hello)) => {
+                if let Some(address) = self.connections.on_hello(connection, &hello)? {
+                    self.dispatcher.post_to_all(&Event::Connected(address));
+                }
+            }
+            Some(Notice::Credit(credit)) => {
+                if let Some(peer) = connection.route_owner() {
+                    peer.on_credit(connection, &credit);
+                }
+            }
+            Some(Notice::CloseRoute(close)) => connection.on_close_route(close.route),
+            Some(Notice::RouteClosed(closed)) => {
+                if let Some(peer) = connection.route_owner() {
+                    peer.on_route_closed(connection, closed.route);
+                }
+            }
+            Some(Notice::Cancel(cancel)) => connection.on_cancel(cancel.request_id),
+            Some(Notice::Undelivered(undelivered)) => self.on_undelivered(connection, undelivered),
+            // A notice of a newer version.
+            None => {}
+        }
+        Ok(())
+    }
+
+    fn on_undelivered(&self, connection: &PeerConnection, undelivered: proto::Undelivered) {
+        let proto::Undelivered { route, path, failure } = undelivered;
+        let remote = connection.address().clone();
+        let endpoint = connection.route_owner().and_then(|peer| peer.endpoint(route));
+        let endpoint = endpoint.as_deref().unwrap_or("an unknown endpoint");
+        let why = wire::decode_failure(failure.unwrap_or_default());
+        let text = format!("{remote} rejected a message {path:.400} to {endpoint:.200}: {why}");
+        let error = RpcError::new(why.kind(), text).with_peer(&remote).with_source(why);
+        connection.shared().report_undelivered(error.reported_by_peer(), remote);
+    }
+}
+
+fn malformed_error(connection: &PeerConnection, why: &dyn fmt::Display) -> RpcError {
+    let socket = connection.socket_address();
+    let text = format!("the message from {socket} is no envelope of this protocol: {why}");
+    RpcError::new(ErrorKind::Decode, text)
+}
+
+impl RpcHandler for EnvRpcHandler {
+    fn receive(&self, client: &TransportClient, frame: Bytes, callback: RpcResponseCallback) {
+        let connection = &match self.connection(client) {
+            Ok(connection) => connection,
+            Err(error) => return callback.fail(error),
+        };
+        let header = match MessageHeader::decode(&frame) {
+            Ok(header) => header,
+            Err(error) => return callback.fail(malformed_error(connection, &error)),
+        };
+        let deadline = header.timeout().and_then(|timeout| Instant::now().checked_add(timeout));
+        let ask = Some(RemoteAsk::new(callback, connection, deadline));
+        let mut message = InboundMessage { header, frame: &frame, connection, ask, permit: None };
+        if let Err(error) = self.dispatch(&mut message) {
+            tracing::debug!(peer = %client.peer_addr(), %error, "request rejected");
+            if let Some(ask) = message.ask.take() {
+                ask.reject(&error);
+            }
+        }
+    }
+
+    fn receive_one_way(&self, client: &TransportClient, frame: Bytes) {
+        if let Err(error) = self.on_one_way(client, &frame) {
+            if error.kind() == ErrorKind::Stopped {
+                tracing::debug!(peer = %client.peer_addr(), %error, "one-way message dropped");
+            } else {
+                tracing::warn!(peer = %client.peer_addr(), %error, "one-way message dropped");
+            }
+        }
+    }
+
+    fn stream_manager(&self) -> &dyn StreamManager {
+        &*self.files
+    }
+
+    fn channel_active(&self, client: &TransportClient) {
+        if let Some(connection) = self.connections.add(client) {
+            self.dispatcher.post_to_all(&Event::Connected(connection.socket_address().clone()));
+        }
+    }
+
+    fn channel_inactive(&self, client: &TransportClient) {
+        let Some(connection) = self.connections.remove(client) else { return };
+        self.dispatcher.post_to_all(&Event::Disconnected(connection.socket_address().clone()));
+        if let Some(address) = connection.announced_address() {
+            self.dispatcher.post_to_all(&Event::Disconnected(address.clone()));
+        }
+    }
+
+    fn exception_caught(&self, error: &TransportError, client: &TransportClient) {
+        let Some(connection) = self.connections.get(client) else { return };
+        let announced = connection.announced_address();
+        for address in [Some(connection.socket_address()), announced].into_iter().flatten() {
+            let error = RpcError::from_transport(error.clone(), address);
+            self.dispatcher.post_to_all(&Event::NetworkError(error, address.clone()));
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! What refs hold: a route to one endpoint of another environment.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use network_common::TransportClient;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::pool::{ConnectTask, Peer, PeerPool, PeerState, Phase};
+use super::reply::{RemoteReplyFuture, RemoteReplyState};
+use super::route_table::{QueuedMessage, QueuedResult, push_ask, push_one_way};
+use crate::address::RpcAddress;
+use crate::error::{ErrorKind, RpcError};
+use crate::limits::Volume;
+use crate::sync::Notify;
+use crate::timeout::RpcTimeout;
+use crate::wire::EncodedMessage;
+
+/// A route to one endpoint of a peer, shared by all refs to it. Messages are sent in the order
+/// of the calls.
+pub(crate) struct OutboundRoute {
+    pool: Arc<PeerPool>,
+    peer: Arc<Peer>,
+    slot: usize,
+    capacity: Arc<Notify>,
+    /// The incarnation that the ref is bound to, or 0.
+    incarnation: u64,
+}
+
+impl PeerPool {
+    /// The route of `peer` to `endpoint`. `incarnation`: 0 for whichever is there.
+    pub(crate) fn route(
+        self: &Arc<Self>,
+        peer: Arc<Peer>,
+        endpoint: &str,
+        incarnation: u64,
+    ) -> OutboundRoute {
+        let (slot, capacity) = peer.lock().routes.add_ref(endpoint);
+        OutboundRoute { pool: Arc::clone(self), peer, slot, capacity, incarnation }
+    }
+}
+
+impl OutboundRoute {
+    /// Sends a one-way message, or queues it.
+    pub(crate) fn send(&self, message: EncodedMessage) -> Result<(), RpcError> {
+        let sent = self.push(message, None, push_one_way, || (None, Ok(())))?;
+        sent.map_err(|error| RpcError::from_transport(error, self.peer.address()))
+    }
+
+    /// Sends an ask, or queues it. Dropping the future cancels the ask.
+    pub(crate) fn ask(
+        &self,
+        mut message: EncodedMessage,
+        timeout: &RpcTimeout,
+        deadline: Option<Instant>,
+    ) -> Result<RemoteReplyFuture, RpcError> {
+        message.set_timeout(timeout.duration());
+        let state = self.push(
+            message,
+            deadline,
+            |client, frame| match push_ask(client, frame) {
+                Ok(sent) => Ok(RemoteReplyState::Sent(sent)),
+                Err(failed) => Err(RemoteReplyState::Sent(failed)),
+            },
+            || {
+                let (result, receiver) = oneshot::channel();
+                (Some(result), RemoteReplyState::Queued(receiver, self.slot))
+            },
+        )?;
+        Ok(RemoteReplyFuture::new(state, &self.peer))
+    }
+
+    /// Pushes a message to the connection, if one stands and nothing is in the way; otherwise
+    /// queues it with the sender that `queue` returns.
+    fn push<T>(
+        &self,
+        mut message: EncodedMessage,
+        deadline: Option<Instant>,
+        push: impl FnOnce(&TransportClient, Bytes) -> Result<T, T>,
+        queue: impl FnOnce() -> (Option<QueuedResult>, T),
+    ) -> Result<T, RpcError> {
+        let (slot, incarnation) = (self.slot, self.incarnation);
+        let mut guard = self.peer.lock_usable()?;
+        let PeerState { phase, routes, .. } = &mut *guard;
+        if let Phase::Connected(connection) = phase
+            && routes.can_push(slot, connection, incarnation, false)?
+        {
+            return Ok(routes.push(slot, message, |frame| push(connection.client(), frame)));
+        }
+        if routes.is_full(slot, self.pool.limits()) {
+            return Err(self.full_error());
+        }
+        message.detach();
+        let (caller, queued) = queue();
+        routes.enqueue(slot, QueuedMessage { message, incarnation, caller, deadline }, &self.pool);
+        if matches!(phase, Phase::Idle | Phase::Rejected(..)) {
+            *phase = Phase::Connecting;
+            // Without the lock: if the runtime is gone, the task is dropped at once, and fails
+            // the queue.
+            drop(guard);
+            ConnectTask::start(&self.pool, &self.peer);
+        }
+        Ok(queued)
+    }
+
+    #[cold]
+    fn full_error(&self) -> RpcError {
+        let (peer, Volume { messages, bytes }) = (self.peer.address(), self.pool.limits());
+        let text = format!(
+            "the queue to an endpoint at {peer} is full: it holds {messages} messages \
+             (spark.rpc.outbox.maxMessages) and {bytes} bytes (spark.rpc.outbox.maxBytes)"
+        );
+        RpcError::new(ErrorKind::Limit, text).with_peer(peer).retryable()
+    }
+
+    /// Waits until the queue may have capacity again, or the peer is gone.
+    pub(crate) async fn wait_for_capacity(&self) {
+        let mut notified = std::pin::pin!(self.capacity.notified());
+        notified.as_mut().enable();
+        // The connection's write queue may be what is full.
+        match self.full_connection() {
+            Some(Some(client)) => drop(client.ready().await),
+            Some(None) => {}
+            None => notified.await,
+        }
+    }
+
+    /// The connection; `None` if the queue of this route is full.
+    fn full_connection(&self) -> Option<Option<TransportClient>> {
+        let mut state = self.peer.lock();
+        let is_full = state.routes.is_full(self.slot, self.pool.limits());
+        let client = state.phase.connection().map(|connection| connection.client().clone());
+        let pool = state.routes.release_pool();
+        drop(state);
+        drop(pool);
+        (!is_full).then_some(client)
+    }
+}
+
+impl Drop for OutboundRoute {
+    fn drop(&mut self) {
+        self.peer.remove_ref(self.slot);
+    }
+}
+
+/// The endpoint belonged to another run of its environment than the one that is there.
+pub(crate) fn stale_incarnation_error(endpoint: &str, address: &RpcAddress) -> RpcError {
+    let text = format!(
+        "{endpoint:.200} was an endpoint of an earlier run of the environment at {address}, and ended with that"
+    );
+    RpcError::new(ErrorKind::Stopped, text).with_peer(address)
+}

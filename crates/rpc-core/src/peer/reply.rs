@@ -1,0 +1,67 @@
+//! The response to an ask of another environment.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use network_common::RpcFuture;
+use tokio::sync::oneshot;
+
+use super::pool::Peer;
+use crate::error::{ErrorKind, RpcError};
+
+/// Resolves to the bytes of the response. Dropped before, it cancels the request.
+pub(crate) struct RemoteReplyFuture {
+    state: RemoteReplyState,
+    peer: Arc<Peer>,
+}
+
+pub(super) enum RemoteReplyState {
+    Sent(RpcFuture),
+    /// In the queue of the route in this slot.
+    Queued(oneshot::Receiver<Result<RpcFuture, RpcError>>, usize),
+}
+
+impl RemoteReplyFuture {
+    pub(super) fn new(state: RemoteReplyState, peer: &Arc<Peer>) -> Self {
+        Self { state, peer: Arc::clone(peer) }
+    }
+}
+
+impl Future for RemoteReplyFuture {
+    type Output = Result<Bytes, RpcError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let Self { state, peer } = &mut *self;
+        if let RemoteReplyState::Queued(result, _) = state {
+            let sent = ready!(Pin::new(result).poll(cx)).unwrap_or_else(|_| {
+                // The task that connects was dropped with its runtime.
+                let text = format!("the runtime shut down before {} was connected", peer.address());
+                Err(RpcError::new(ErrorKind::Stopped, text).with_peer(peer.address()))
+            });
+            *state = RemoteReplyState::Sent(sent?);
+        }
+        let RemoteReplyState::Sent(response) = state else { return Poll::Pending };
+        let response = ready!(Pin::new(response).poll(cx));
+        Poll::Ready(response.map_err(|error| peer.request_error(error)))
+    }
+}
+
+impl Drop for RemoteReplyFuture {
+    fn drop(&mut self) {
+        match &mut self.state {
+            RemoteReplyState::Sent(response) => self.peer.cancel(response),
+            RemoteReplyState::Queued(result, slot) => {
+                result.close();
+                // It may have been sent without having been polled since.
+                match result.try_recv() {
+                    Ok(Ok(response)) => self.peer.cancel(&response),
+                    Ok(Err(_)) => {}
+                    Err(_) => self.peer.on_queued_cancelled(*slot),
+                }
+            }
+        }
+    }
+}

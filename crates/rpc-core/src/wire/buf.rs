@@ -1,0 +1,181 @@
+//! Writing a message to an endpoint, and reading a reply.
+
+use std::time::Duration;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use prost::Message;
+use prost::encoding::encode_varint;
+
+use super::encode_block::{EncodeBlock, MAX_SHARED};
+use crate::error::{ErrorKind, RpcError};
+use crate::method::Method;
+
+const ROUTE_KEY: u8 = 1 << 3 | 5;
+const TIMEOUT_KEY: u8 = 2 << 3 | 1;
+const PATH_KEY: u8 = 3 << 3 | 2;
+const TRACEPARENT_KEY: u8 = 4 << 3 | 2;
+const ENDPOINT_KEY: u8 = 5 << 3 | 2;
+const BLOCKED_BY_KEY: u8 = 6 << 3;
+pub(super) const BODY_KEY: u8 = 15 << 3 | 2;
+
+/// Where the value of the route begins in an [`EncodedMessage`].
+const ROUTE_AT: usize = 1;
+/// Where the value of the timeout begins, if there is one.
+const TIMEOUT_AT: usize = ROUTE_AT + 4 + 1;
+/// The length of both fields with their keys.
+const FIXED_LEN: usize = TIMEOUT_AT + 8;
+
+/// A reply that arrived. [`RpcRequest::decode_reply`](crate::RpcRequest::decode_reply) reads it.
+#[derive(Debug)]
+pub struct IncomingBody(pub(crate) Bytes);
+
+impl IncomingBody {
+    /// Reads a message of type `T`.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Decode`] if the bytes are no `T`.
+    pub fn decode<T: Message + Default>(self) -> Result<T, RpcError> {
+        T::decode(self.0)
+            .map_err(|e| RpcError::new(ErrorKind::Decode, format!("the reply cannot be decoded: {e}")))
+    }
+}
+
+/// A request message on its way out. [`RpcRequest::encode`](crate::RpcRequest::encode) writes it.
+#[derive(Debug)]
+pub struct OutgoingBody<'a> {
+    method: Method,
+    has_timeout: bool,
+    traceparent: Option<&'a str>,
+    /// Present once the length of the body is known.
+    block: Option<EncodeBlock>,
+}
+
+impl OutgoingBody<'_> {
+    /// Writes `message`. To be called once.
+    ///
+    /// # Errors
+    ///
+    /// None at present.
+    pub fn message(&mut self, message: &impl Message) -> Result<(), RpcError> {
+        let len = message.encoded_len();
+        let mut block = self.start(FIELD_OVERHEAD + len);
+        put_message(block.bytes_mut(), BODY_KEY, len, message);
+        self.block = Some(block);
+        Ok(())
+    }
+
+    /// Writes everything in front of a body of `body_len` bytes.
+    fn start(&self, body_len: usize) -> EncodeBlock {
+        let path = self.method.path();
+        let trace_len = self.traceparent.map_or(0, str::len);
+        // Two more keys and lengths of at most 5 bytes.
+        let mut block = EncodeBlock::new(FIXED_LEN + path.len() + trace_len + 2 * 6 + body_len);
+        let out = block.bytes_mut();
+        // Route and timeout get their values when the message is pushed to a connection.
+        let mut fixed = [0; FIXED_LEN];
+        (fixed[0], fixed[ROUTE_AT + 4]) = (ROUTE_KEY, TIMEOUT_KEY);
+        out.put_slice(&fixed[..if self.has_timeout { FIXED_LEN } else { ROUTE_AT + 4 }]);
+        put_text(out, PATH_KEY, path);
+        if let Some(traceparent) = self.traceparent {
+            put_text(out, TRACEPARENT_KEY, traceparent);
+        }
+        block
+    }
+}
+
+/// Writes a message except for its route and timeout. `has_timeout`: it is an ask that has one.
+pub(crate) fn encode_message(
+    method: Method,
+    has_timeout: bool,
+    traceparent: Option<&str>,
+    encode: impl FnOnce(&mut OutgoingBody<'_>) -> Result<(), RpcError>,
+) -> Result<EncodedMessage, RpcError> {
+    let mut body = OutgoingBody { method, has_timeout, traceparent, block: None };
+    encode(&mut body)?;
+    let block = body.block.take().unwrap_or_else(|| body.start(0));
+    Ok(EncodedMessage { bytes: block.finish(), has_timeout })
+}
+
+/// A message to an endpoint, complete except for what depends on the connection it is pushed to.
+#[derive(Debug)]
+pub(crate) struct EncodedMessage {
+    bytes: BytesMut,
+    has_timeout: bool,
+}
+
+impl EncodedMessage {
+    pub(crate) fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Moves the message to memory of its own: it may wait for long, and must not keep a block.
+    pub(crate) fn detach(&mut self) {
+        if self.bytes.len() <= MAX_SHARED {
+            self.bytes = BytesMut::from(&self.bytes[..]);
+        }
+    }
+
+    /// Undoes [`freeze`](Self::freeze), and removes fields that were appended to the first `len`
+    /// bytes.
+    pub(crate) fn restore(frame: Bytes, len: usize, has_timeout: bool) -> Self {
+        let mut bytes = frame.try_into_mut().unwrap_or_else(|frame| BytesMut::from(&frame[..]));
+        bytes.truncate(len);
+        Self { bytes, has_timeout }
+    }
+
+    pub(crate) fn set_route(&mut self, route: u32) {
+        self.bytes[ROUTE_AT..ROUTE_AT + 4].copy_from_slice(&route.to_le_bytes());
+    }
+
+    /// Has no effect on a message without a timeout.
+    pub(crate) fn set_timeout(&mut self, timeout: Duration) {
+        if self.has_timeout {
+            // 0 means absent.
+            let micros = u64::try_from(timeout.as_micros()).unwrap_or(u64::MAX).max(1);
+            self.bytes[TIMEOUT_AT..TIMEOUT_AT + 8].copy_from_slice(&micros.to_le_bytes());
+        }
+    }
+
+    /// Makes the message open its route. Fields may come in any order, so this one comes last.
+    pub(crate) fn open_route(&mut self, endpoint: &str) {
+        self.bytes.reserve(6 + endpoint.len());
+        put_text(&mut self.bytes, ENDPOINT_KEY, endpoint);
+    }
+
+    pub(crate) fn set_blocked_by(&mut self, blocked_by: u8) {
+        self.bytes.put_slice(&[BLOCKED_BY_KEY, blocked_by]);
+    }
+
+    pub(crate) fn freeze(self) -> Bytes {
+        self.bytes.freeze()
+    }
+}
+
+/// The most bytes of a key and a length in front of a field.
+pub(super) const FIELD_OVERHEAD: usize = 1 + 10;
+
+/// Writes `message`, of `len` bytes, as a field with its key and length.
+pub(super) fn put_message(out: &mut BytesMut, key: u8, len: usize, message: &impl Message) {
+    put_key(out, key, len);
+    message.encode_raw(out);
+}
+
+/// Writes the key and the length of a field.
+fn put_key(out: &mut BytesMut, key: u8, len: usize) {
+    if len < 0x80 {
+        out.put_slice(&[key, len as u8]);
+    } else {
+        out.put_u8(key);
+        encode_varint(len as u64, out);
+    }
+}
+
+fn put_text(out: &mut BytesMut, key: u8, text: &str) {
+    put_key(out, key, text.len());
+    out.put_slice(text.as_bytes());
+}
+
+#[cfg(test)]
+#[path = "buf_tests.rs"]
+mod tests;

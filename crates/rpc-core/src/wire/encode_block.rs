@@ -1,0 +1,51 @@
+//! Memory for envelopes: a block per thread, shared by the small envelopes written in a row.
+
+use std::cell::Cell;
+
+use bytes::BytesMut;
+
+/// A longer envelope gets memory of its own, so that a kept envelope keeps little else alive.
+pub(super) const MAX_SHARED: usize = 1 << 10;
+const BLOCK: usize = 4 << 10;
+
+thread_local! {
+    /// The unused rest of this thread's block. `reserve` reuses the front of the block when
+    /// all envelopes in it have been dropped, which is when their connection has copied them.
+    static BLOCK_REST: Cell<BytesMut> = Cell::new(BytesMut::new());
+}
+
+/// Memory in which one envelope is written.
+#[derive(Debug)]
+pub(super) struct EncodeBlock {
+    bytes: BytesMut,
+    is_shared: bool,
+}
+
+impl EncodeBlock {
+    /// For an envelope of at most `len` bytes.
+    pub(super) fn new(len: usize) -> Self {
+        if len > MAX_SHARED {
+            return Self { bytes: BytesMut::with_capacity(len), is_shared: false };
+        }
+        // The thread local is inaccessible while the thread ends; messages may still be sent then.
+        let mut bytes = BLOCK_REST.try_with(Cell::take).unwrap_or_default();
+        if bytes.capacity() < len {
+            bytes.reserve(if bytes.capacity() == 0 { BLOCK } else { len });
+        }
+        Self { bytes, is_shared: true }
+    }
+
+    pub(super) fn bytes_mut(&mut self) -> &mut BytesMut {
+        &mut self.bytes
+    }
+
+    /// Returns the written bytes, and gives the rest of the block back to the thread.
+    pub(super) fn finish(mut self) -> BytesMut {
+        if self.is_shared {
+            let written = self.bytes.split();
+            let _ = BLOCK_REST.try_with(|rest| rest.set(self.bytes));
+            return written;
+        }
+        self.bytes
+    }
+}

@@ -1,0 +1,199 @@
+//! Responses: the result of an ask, success or failure.
+
+use std::fmt::Display;
+
+use bytes::Bytes;
+use prost::Message;
+
+use super::buf::{FIELD_OVERHEAD, IncomingBody, put_message};
+use super::encode_block::EncodeBlock;
+use super::proto::{self, failure::Kind, response::Result as ResponseResult};
+use crate::error::{ErrorKind, RpcError};
+
+/// Key of `Response.value`: field number and wire type 2, length-delimited.
+const VALUE_KEY: u8 = 1 << 3 | 2;
+
+/// The most causes that travel with an error. Each source is dropped by the one before it,
+/// on the stack.
+const MAX_CAUSES: usize = 32;
+
+/// Writes the response of a successful ask.
+pub(crate) fn encode_reply<T: Message>(value: &T) -> Bytes {
+    let len = value.encoded_len();
+    let mut block = EncodeBlock::new(FIELD_OVERHEAD + len);
+    put_message(block.bytes_mut(), VALUE_KEY, len, value);
+    block.finish().freeze()
+}
+
+/// Writes the response for a request that an endpoint failed.
+pub(crate) fn encode_failure(error: &RpcError) -> Bytes {
+    let kind = match error.kind() {
+        ErrorKind::Panic => Kind::Panic,
+        ErrorKind::Unanswered => Kind::Unanswered,
+        ErrorKind::Stopped => Kind::Stopped,
+        ErrorKind::Timeout => Kind::Timeout,
+        // The inbox's own limit. One that the endpoint reached elsewhere is not retryable here.
+        ErrorKind::Limit if error.is_retryable() => Kind::Limit,
+        _ => Kind::Application,
+    };
+    encode(failure(kind, error))
+}
+
+/// Writes the response for a request that no endpoint received.
+pub(crate) fn encode_rejection(error: &RpcError) -> Bytes {
+    encode(rejection(error))
+}
+
+/// Why no endpoint received a message.
+pub(crate) fn rejection(error: &RpcError) -> proto::Failure {
+    let kind = match error.kind() {
+        ErrorKind::EndpointNotFound => Kind::EndpointNotFound,
+        ErrorKind::Stopped => Kind::Stopped,
+        ErrorKind::Limit => Kind::Limit,
+        ErrorKind::Panic => Kind::Panic,
+        _ => Kind::NotDelivered,
+    };
+    failure(kind, error)
+}
+
+/// Checks the size of a message or response that leaves the process.
+pub(crate) fn check_size(what: &str, bytes: usize, max: usize) -> Result<(), RpcError> {
+    if bytes <= max {
+        return Ok(());
+    }
+    let text = format!(
+        "{what} has {bytes} bytes, and {max} is the limit of spark.rpc.message.maxSize: \
+         large data travels as chunks or streams of the transport"
+    );
+    Err(RpcError::new(ErrorKind::Limit, text))
+}
+
+fn encode(failure: proto::Failure) -> Bytes {
+    let response = proto::Response { result: Some(ResponseResult::Failure(failure)) };
+    response.encode_to_vec().into()
+}
+
+fn failure(kind: Kind, error: &RpcError) -> proto::Failure {
+    let mut texts = vec![error.to_string()];
+    let mut next = std::error::Error::source(error);
+    while let Some(cause) = next.filter(|_| texts.len() <= MAX_CAUSES) {
+        texts.push(cause.to_string());
+        next = cause.source();
+    }
+    // An error that wraps another one often has the same text.
+    texts.dedup();
+    let message = texts.remove(0);
+    proto::Failure { kind: kind.into(), message, causes: texts, retryable: error.is_retryable() }
+}
+
+/// Returns the reply in a response, or the error that its failure describes.
+pub(crate) fn decode_reply<T>(
+    response: Bytes,
+    peer: &dyn Display,
+    decode: impl FnOnce(IncomingBody) -> Result<T, RpcError>,
+) -> Result<T, RpcError> {
+    decode(decode_response(response, peer)?).map_err(|error| {
+        let text = format!("from {peer}: {error}");
+        error.with_text(text).with_peer(peer)
+    })
+}
+
+fn decode_response(response: Bytes, peer: &dyn Display) -> Result<IncomingBody, RpcError> {
+    if let Some(value) = sole_value(&response) {
+        return Ok(IncomingBody(value));
+    }
+    let response = proto::Response::decode(response).map_err(|e| {
+        RpcError::new(ErrorKind::Decode, format!("the response from {peer} cannot be decoded: {e}"))
+            .with_peer(peer)
+    })?;
+    match response.result {
+        Some(ResponseResult::Value(value)) => Ok(IncomingBody(value)),
+        Some(ResponseResult::Failure(failure)) => Err(decode_failure(failure).with_peer(peer)),
+        // A kind of result of a newer version.
+        None => {
+            let text = format!("the response from {peer} has no result that this version can read");
+            Err(RpcError::new(ErrorKind::Decode, text).with_peer(peer))
+        }
+    }
+}
+
+/// The value of a response that consists of nothing else, which is the usual case.
+fn sole_value(response: &Bytes) -> Option<Bytes> {
+    let mut rest = response.strip_prefix(&[VALUE_KEY])?;
+    let len = prost::decode_length_delimiter(&mut rest).ok()?;
+    (len == rest.len()).then(|| response.slice(response.len() - len..))
+}
+
+pub(crate) fn decode_failure(failure: proto::Failure) -> RpcError {
+    let kind = match failure.kind() {
+        Kind::Application => ErrorKind::Application,
+        Kind::Panic => ErrorKind::Panic,
+        Kind::Unanswered => ErrorKind::Unanswered,
+        Kind::Stopped => ErrorKind::Stopped,
+        Kind::Timeout => ErrorKind::Timeout,
+        Kind::EndpointNotFound => ErrorKind::EndpointNotFound,
+        Kind::NotDelivered => ErrorKind::NotDelivered,
+        Kind::Limit => ErrorKind::Limit,
+    };
+    // Each cause is the source of the one before it.
+    let cause = failure.causes.into_iter().take(MAX_CAUSES).rev().fold(None, |inner, text| {
+        let error = RpcError::new(kind, text).reported_by_peer();
+        Some(match inner {
+            Some(inner) => error.with_source(inner),
+            None => error,
+        })
+    });
+    let mut error = RpcError::new(kind, failure.message).reported_by_peer();
+    if failure.retryable {
+        error = error.retryable();
+    }
+    match cause {
+        Some(cause) => error.with_source(cause),
+        None => error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Clone, PartialEq, Message)]
+    struct Text {
+        #[prost(string, tag = "1")]
+        text: String,
+    }
+
+    fn text(text: &str) -> Text {
+        Text { text: text.to_owned() }
+    }
+
+    #[test]
+    fn responses_have_these_bytes_and_read_back() {
+        let value = encode_reply(&text("yes"));
+        assert_eq!(&value[..], b"\x0a\x05\x0a\x03yes");
+        assert_eq!(decode_response(value, &"peer").unwrap().decode::<Text>().unwrap(), text("yes"));
+
+        let cause = RpcError::application("inner").with_source(RpcError::application("innermost"));
+        let error = RpcError::new(ErrorKind::Timeout, "outer").with_source(cause).retryable();
+        let failure = encode_failure(&error);
+        assert_eq!(&failure[..], b"\x12\x1d\x08\x04\x12\x05outer\x1a\x05inner\x1a\x09innermost\x20\x01");
+        let read = decode_response(failure, &"peer").unwrap_err();
+        assert_eq!((read.kind(), read.to_string().as_str()), (ErrorKind::Timeout, "outer"));
+        assert!(read.is_remote() && read.is_retryable() && read.is_timeout());
+        assert_eq!(read.peer(), Some("peer"));
+        let inner = std::error::Error::source(&read).unwrap();
+        assert_eq!(inner.to_string(), "inner");
+        assert_eq!(inner.source().unwrap().to_string(), "innermost");
+    }
+
+    #[test]
+    fn malformed_responses_are_errors() {
+        for bytes in [&b""[..], b"\x0a\x7f", b"\xff\xff\xff\xff", b"\x9a\x06\x03new"] {
+            let error = decode_response(Bytes::copy_from_slice(bytes), &"peer").unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Decode);
+        }
+        // A kind of failure of a newer version.
+        let newer = Bytes::from_static(b"\x12\x05\x08\x63\x12\x01x");
+        assert_eq!(decode_response(newer, &"peer").unwrap_err().kind(), ErrorKind::Application);
+    }
+}
