@@ -1,0 +1,15 @@
+//! Tests of the faults in docs/conformance.md, through the public API only.
+
+#![allow(missing_docs, unreachable_pub, clippy::unwrap_used)]
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod cancelled_asks;
+mod decode_panic;
+mod far_link;
+mod fixture;
+mod replaced_under_load;
+mod stopped_endpoint;
+mod stuck_predecessor;
+mod window_sharing;
