@@ -1,0 +1,208 @@
+//! The Hello of clients: late, missing, repeated, garbled, of another version, or with an incarnation of another.
+
+use std::time::Duration;
+
+use prost::Message;
+
+use crate::common::envelope::{self, Hello, Notice, RoutedMessage};
+use crate::fixture::{World, promptly};
+use crate::raw_peer::{Outcome, RawPeer, say_hi};
+
+fn hello(change: impl FnOnce(&mut Hello)) -> Notice {
+    let mut hello =
+        Hello { min_version: 1, max_version: 1, incarnation: 77, max_routes: 65_536, ..Hello::default() };
+    change(&mut hello);
+    Notice { hello: Some(hello), ..Notice::default() }
+}
+
+/// Without a Hello the environment does not know the peer: it serves it, or the error says what is missing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hostile_messages_without_hello_are_served_or_fail_clearly() {
+    let world = World::start().await;
+    let mut peer = RawPeer::connect(&world.server).await;
+    for _ in 0..50 {
+        if let Err(outcome) = peer.ask_hello(1, "hello").await {
+            let text = outcome.error();
+            assert!(text.contains("Hello"), "{text}");
+        }
+        peer.send(&say_hi(2, "nobody", ""));
+        peer.close_route(2);
+        peer.close_route(1);
+    }
+    // A late Hello is as good as one in time.
+    peer.notify(&envelope::hello(76));
+    assert_ne!(peer.next_hello().await.incarnation, 0);
+    world.assert_lives(&peer, 1).await;
+    world.finish(peer).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hostile_connection_without_hello_leaves_nothing_behind() {
+    let world = World::start().await;
+    let peer = RawPeer::connect(&world.server).await;
+    let pending = peer.ask(&say_hi(1, "stuck", ""));
+    peer.send(&say_hi(2, "hello", ""));
+    peer.close_route(3);
+    peer.send_bytes(b"\xff".to_vec());
+    let settled = peer.ask_bytes(b"\xff\xff".to_vec()).await;
+    assert!(settled.error().contains("envelope"));
+    world.finish(peer).await;
+    assert!(matches!(pending.await, Outcome::Transport(_) | Outcome::Failure(_)));
+}
+
+/// The second one cannot change who the peer is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hostile_second_hello_is_ignored() {
+    let world = World::start().await;
+    let mut peer = RawPeer::greeted(&world.server).await;
+    peer.ask_hello(1, "hello").await.unwrap();
+    for n in 0..1000 {
+        peer.notify(&envelope::hello(n));
+        peer.notify(&hello(|hello| (hello.min_version, hello.max_version) = (2, 5)));
+    }
+    peer.settle().await;
+    let replies = peer.arrived_notices().into_iter().filter(|notice| notice.hello.is_some()).count();
+    assert_eq!(replies, 0, "Hello is sent once in each direction");
+    peer.ask_hello(1, "").await.unwrap();
+    world.finish(peer).await;
+}
+
+/// Both versions are in the error, whichever way it comes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hostile_hello_of_other_versions_fails_clearly() {
+    let world = World::start().await;
+    for (min, max) in [(2, 5), (0, 0), (5, 2), (u32::MAX, u32::MAX)] {
+        let peer = RawPeer::connect(&world.server).await;
+        peer.notify(&hello(|hello| (hello.min_version, hello.max_version) = (min, max)));
+        let text = peer.ask(&say_hi(1, "stuck", "")).await.error();
+        println!("{min}..{max}: {text}");
+        // A connection that was closed for it can name nothing.
+        if peer.is_connected() {
+            let named = [min, max, 1].iter().all(|version| text.contains(&version.to_string()));
+            assert!(named && text.contains("version"), "{min}..{max}: {text}");
+            let again = peer.ask(&say_hi(2, "stuck", "")).await.error();
+            assert!(again.contains("version"), "{again}");
+        }
+        assert_eq!(world.endpoint("stuck").queued, 0);
+        peer.close();
+    }
+    // A range that has version 1 in it is compatible.
+    let mut peer = RawPeer::connect(&world.server).await;
+    peer.notify(&hello(|hello| (hello.min_version, hello.max_version) = (0, u32::MAX)));
+    let reply = peer.next_hello().await;
+    assert!(reply.min_version <= 1 && reply.max_version >= 1, "{reply:?}");
+    world.assert_lives(&peer, 1).await;
+    world.finish(peer).await;
+}
+
+/// The peer is served, or gets an error that names the field.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hostile_hello_with_garbage_is_served_or_fails_clearly() {
+    let world = World::start().await;
+    let long = "x".repeat(1 << 20);
+    let addresses = ["garbage", "", ":", "host:99999", "[::1", "a b:1", "host:1\nhost:2", "\u{0}:1", &long];
+    let mut greetings = vec![(hello(|hello| hello.incarnation = 0), "incarnation")];
+    for address in addresses {
+        greetings.push((hello(|hello| address.clone_into(&mut hello.address)), "address"));
+    }
+    greetings.push((hello(|hello| hello.max_routes = 0), "routes"));
+    greetings.push((hello(|hello| (hello.max_routes, hello.features) = (u32::MAX, u64::MAX)), "features"));
+    for (greeting, field) in greetings {
+        let peer = RawPeer::connect(&world.server).await;
+        peer.notify(&greeting);
+        if let Err(outcome) = peer.ask_hello(1, "hello").await {
+            let text = outcome.error();
+            println!("{field}: {}", &text[..text.len().min(300)]);
+            assert!(text.contains(field) || !peer.is_connected(), "{field}: {text}");
+            assert!(text.len() < 2000, "{} bytes of error", text.len());
+        }
+        world.assert_others_served().await;
+        peer.close();
+    }
+    world.assert_nothing_remains().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hostile_truncated_hello_is_ignored_or_fails_clearly() {
+    let world = World::start().await;
+    let Some(whole) = hello(|hello| hello.address = "host:1".to_owned()).hello else { unreachable!() };
+    let whole = whole.encode_to_vec();
+    for length in 0..whole.len() {
+        let peer = RawPeer::connect(&world.server).await;
+        // Field 1 of a Notice: what is left of the Hello, its length right and wrong.
+        for announced in [length, whole.len()] {
+            let mut body = vec![0x0a, announced as u8];
+            body.extend(&whole[..length]);
+            peer.send(&RoutedMessage { body, ..RoutedMessage::default() });
+        }
+        if let Err(outcome) = peer.ask_hello(1, "hello").await {
+            let text = outcome.error();
+            assert!(!text.is_empty());
+            assert!(
+                ["version", "incarnation", "address", "Hello"].iter().any(|word| text.contains(word))
+                    || !peer.is_connected(),
+                "{length}: {text}"
+            );
+        }
+        peer.close();
+    }
+    world.assert_nothing_remains().await;
+}
+
+/// Without authentication an incarnation can be claimed again: a process may connect twice.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hostile_incarnation_of_live_peer_works_for_both() {
+    let world = World::start().await;
+    let mut peers = Vec::new();
+    for _ in 0..5 {
+        let mut peer = RawPeer::connect(&world.server).await;
+        peer.notify(&envelope::hello(4242));
+        peer.next_hello().await;
+        peer.ask_hello(1, "hello").await.unwrap();
+        peers.push(peer);
+    }
+    for peer in &peers {
+        peer.ask_hello(1, "").await.unwrap();
+    }
+    // The end of one is not the end of the others.
+    peers.pop().unwrap().close();
+    world.assert_others_served().await;
+    for peer in &peers {
+        peer.ask_hello(1, "").await.unwrap();
+    }
+    for peer in peers {
+        peer.close();
+    }
+    world.assert_nothing_remains().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hostile_incarnation_of_server_itself_harms_nobody() {
+    let world = World::start().await;
+    let mut peer = RawPeer::greeted(&world.server).await;
+    peer.close_route(1);
+    let mut other = RawPeer::connect(&world.server).await;
+    other.notify(&envelope::hello(5));
+    let own = other.next_hello().await;
+    let mut liar = RawPeer::connect(&world.server).await;
+    liar.notify(&hello(|hello| {
+        hello.incarnation = own.incarnation;
+        hello.address = own.address.clone();
+    }));
+    match liar.ask_hello(1, "hello").await {
+        Ok(()) => assert_eq!(liar.next_hello().await.incarnation, own.incarnation),
+        Err(outcome) => {
+            let text = outcome.error();
+            assert!(text.contains("incarnation") || !liar.is_connected(), "{text}");
+        }
+    }
+    // The server's own endpoints are reached as before.
+    peer.ask_hello(1, "hello").await.unwrap();
+    world.assert_others_served().await;
+    liar.close();
+    other.close();
+    peer.ask_hello(1, "").await.unwrap();
+    assert!(peer.arrived_notices().iter().all(|notice| notice.hello.is_none()));
+    promptly("the endpoint is found by others", world.assert_others_served()).await;
+    tokio::time::timeout(Duration::from_secs(5), world.finish(peer)).await.expect("nothing remains");
+}

@@ -1,0 +1,22 @@
+//! Peers that break the rules of `proto/rpc_envelope.proto`, against a real environment: clients that attack a
+//! server, and servers that attack a client.
+
+#![allow(missing_docs, unreachable_pub, clippy::unwrap_used)]
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod closed_routes;
+mod credit;
+mod cuts;
+mod fields;
+mod findings;
+mod fixture;
+mod greetings;
+mod names;
+mod notices;
+mod raw_peer;
+mod raw_server;
+mod responses;
+mod routes;
+mod versions;

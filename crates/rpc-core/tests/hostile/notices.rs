@@ -1,0 +1,249 @@
+//! Notices that a server sends to break its client, and the same to a server where they matter.
+
+use crate::common::envelope::{Cancel, Credit, Notice, RoutedMessage, Undelivered};
+use crate::common::{hi, next};
+use crate::fixture::{World, promptly, until};
+use crate::raw_peer::{Failure, RawPeer, say_hi};
+use crate::raw_server::{Arrival, Victim, greeting};
+use prost::Message;
+use rpc_core::{EndpointContext, RpcAddress, RpcCallContext, RpcError, ThreadSafeRpcEndpoint};
+use tokio::sync::mpsc;
+
+use crate::common::{Greeting, HelloMessage, Keep};
+
+fn credit(route: u32, messages: u64, bytes: u64, keeps_open: bool) -> Notice {
+    Notice { credit: Some(Credit { route, messages, bytes, keeps_open }), ..Notice::default() }
+}
+
+fn route_closed(route: u32) -> Notice {
+    Notice { route_closed: Some(Credit { route, ..Credit::default() }), ..Notice::default() }
+}
+
+fn cancel(request_id: i64) -> Notice {
+    Notice { cancel: Some(Cancel { request_id }), ..Notice::default() }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hostile_credit_for_unknown_routes_is_ignored() {
+    let mut victim = Victim::start().await;
+    victim.assert_works().await;
+    for route in [0, 3, 100, 65_535, 65_536, u32::MAX] {
+        for keeps_open in [false, true] {
+            victim.notify(&credit(route, 1000, 1000, keeps_open));
+        }
+    }
+    victim.assert_works().await;
+    victim.finish().await;
+}
+
+/// Sums do not overflow: the sender goes on, with all credit there can be.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hostile_credit_of_maximum_does_not_overflow() {
+    let mut victim = Victim::start().await;
+    let route = victim.assert_works().await;
+    for _ in 0..5 {
+        victim.notify(&credit(route, u64::MAX, u64::MAX, false));
+        victim.notify(&credit(route, i64::MAX as u64, i64::MAX as u64, false));
+        victim.notify(&credit(route, 0, u64::MAX, false));
+        victim.notify(&credit(route, u64::MAX, 0, false));
+        victim.assert_works().await;
+    }
+    let asks: Vec<_> = (0..1000).map(|_| victim.target.ask(hi("many"))).collect();
+    for ask in asks {
+        victim.next_ask().await.1.reply(greeting("fine"));
+        assert_eq!(promptly("a reply", ask).await.unwrap().text, "fine");
+    }
+    victim.finish().await;
+}
+
+/// The route that the client uses is in no state of closing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hostile_keeps_open_without_close_route_is_credit_or_ignored() {
+    let mut victim = Victim::start().await;
+    let route = victim.assert_works().await;
+    for _ in 0..10 {
+        victim.notify(&credit(route, 5, 5000, true));
+        assert_eq!(victim.assert_works().await, route);
+    }
+    victim.notify(&credit(route, u64::MAX, u64::MAX, true));
+    assert_eq!(victim.assert_works().await, route);
+    victim.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hostile_route_closed_for_other_routes_is_ignored() {
+    let mut victim = Victim::start().await;
+    let route = victim.assert_works().await;
+    for unknown in [0, route + 10, 65_535, 65_536, u32::MAX] {
+        victim.notify(&route_closed(unknown));
+    }
+    assert_eq!(victim.assert_works().await, route);
+    victim.finish().await;
+}
+
+/// The client did not ask for it. Later messages open a route again; a pending ask ends by its own response.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hostile_route_closed_for_route_in_use_lets_it_be_opened_again() {
+    let mut victim = Victim::start().await;
+    let mut route = victim.assert_works().await;
+    for n in 0..20 {
+        let pending = victim.target.ask(hi("pending"));
+        let (_, callback, _) = victim.next_ask().await;
+        // Queued, as there is no credit, or sent at once, as there is.
+        let queued = victim.target.ask(hi("queued"));
+        victim.notify(&route_closed(route));
+        victim.notify(&route_closed(route));
+        victim.notify(&credit(route, 10, 10_000, false));
+        callback.reply(greeting("first"));
+        assert_eq!(promptly("the reply", pending).await.unwrap().text, "first", "{n}");
+        let (message, callback, _) = victim.next_ask().await;
+        callback.reply(greeting("second"));
+        assert_eq!(promptly("the queued reply", queued).await.unwrap().text, "second", "{n}");
+        route = message.route;
+        victim.notify(&credit(route, 10, 10_000, false));
+        route = victim.assert_works().await;
+        victim.notify(&credit(route, 10, 10_000, false));
+    }
+    victim.notify(&route_closed(route));
+    // The client has read the notice when it has read what is behind it.
+    victim.assert_works().await;
+    victim.notify(&credit(route, 10, 10_000, false));
+    let (reply, message) = victim.ask_and_respond(greeting("again")).await;
+    assert_eq!(reply.unwrap().text, "again");
+    println!("{message:?}");
+    victim.finish().await;
+}
+
+/// Sends the errors of undelivered messages to the test.
+struct Watch(mpsc::UnboundedSender<RpcError>);
+
+impl ThreadSafeRpcEndpoint for Watch {
+    type Message = HelloMessage;
+
+    async fn receive(&mut self, _: HelloMessage, _: &EndpointContext<HelloMessage>) -> Result<(), RpcError> {
+        Ok(())
+    }
+
+    async fn on_undelivered(
+        &mut self,
+        error: RpcError,
+        _: RpcAddress,
+        _: &EndpointContext<HelloMessage>,
+    ) -> Result<(), RpcError> {
+        self.0.send(error).map_err(RpcError::application)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hostile_undelivered_with_long_text_is_reported_or_ignored() {
+    let mut victim = Victim::start().await;
+    let (sender, mut errors) = mpsc::unbounded_channel();
+    victim.env.setup_endpoint("watch", Watch(sender)).unwrap();
+    let route = victim.assert_works().await;
+    let message = "line\n\r\n\u{1b}[2J".repeat(100_000);
+    let failure = Failure { kind: 7, message, causes: vec!["\n".repeat(1000); 10], retryable: true };
+    for route in [0, route + 10, 65_536, u32::MAX, route] {
+        for failure in [failure.encode_to_vec(), Vec::new(), b"\xff".to_vec()] {
+            let undelivered = Some(Undelivered { route, path: "\n/x/y".to_owned(), failure });
+            let _ = victim.peer.send(Notice { undelivered, ..Notice::default() }.envelope());
+        }
+        victim.assert_works().await;
+    }
+    // At least the last one, of a route that is open, is reported.
+    let error = next(&mut errors).await;
+    println!("{} bytes", error.to_string().len());
+    let undelivered = victim.env.snapshot().undelivered;
+    assert!((1..=10).contains(&undelivered), "{undelivered}");
+    victim.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hostile_cancels_of_unknown_requests_are_ignored() {
+    let mut victim = Victim::start().await;
+    let world = World::start().await;
+    let peer = RawPeer::greeted(&world.server).await;
+    // A peer that cancels ids before it uses them cancels those requests, which is its own loss.
+    for request_id in [0, 1, -1, i64::MIN + 77_777, i64::MAX, (1 << 62) + 77_777] {
+        victim.notify(&cancel(request_id));
+        peer.notify(&cancel(request_id));
+    }
+    for request_id in 0..10_000 {
+        peer.notify(&cancel(request_id));
+    }
+    victim.assert_works().await;
+    victim.finish().await;
+    world.assert_lives(&peer, 1).await;
+    world.finish(peer).await;
+}
+
+/// A server asks an endpoint of its client over the same connection. Request ids are random, so guesses miss it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hostile_cancels_with_guessed_ids_cancel_no_ask() {
+    let mut victim = Victim::start().await;
+    let (sender, mut kept): (_, mpsc::UnboundedReceiver<RpcCallContext<Greeting>>) =
+        mpsc::unbounded_channel();
+    victim.env.setup_endpoint("keep", Keep(sender)).unwrap();
+    let mut pending = victim.peer.send_rpc(say_hi(1, "keep", "raw").encode_to_vec());
+    let context = next(&mut kept).await;
+    assert!(!context.is_cancelled());
+    for request_id in 0..10_000 {
+        victim.notify(&cancel(request_id));
+    }
+    assert!(futures::poll!(&mut pending).is_pending());
+    victim.assert_works().await;
+    assert!(!context.is_cancelled(), "no notice names this request");
+    context.reply(Greeting { text: "kept".to_owned() }).unwrap();
+    assert!(promptly("the response", pending).await.is_ok());
+    victim.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hostile_notices_of_unknown_kind_are_ignored() {
+    let mut victim = Victim::start().await;
+    let world = World::start().await;
+    let peer = RawPeer::greeted(&world.server).await;
+    let route = victim.assert_works().await;
+    // Kind 7 is reserved, 1000 is far away; empty; kinds without content; a wire type that is wrong; no protobuf.
+    let bodies =
+        [&b""[..], b"\x3a\x00", b"\xc2\x3e\x03abc", b"\x12\x00", b"\x1a\x00", b"\x22\x00", b"\x2a\x00"];
+    let garbage = [&b"\x32\x00"[..], b"\x0a\x00", b"\x08\x01", b"\x12\x02\x08", b"\xff\xff", b"\x12\x7f\x00"];
+    for body in bodies.into_iter().chain(garbage) {
+        let envelope = RoutedMessage { body: body.to_vec(), ..RoutedMessage::default() }.encode_to_vec();
+        victim.peer.send(envelope.clone()).unwrap();
+        peer.send_bytes(envelope);
+    }
+    for envelope in [&b""[..], b"\xff", b"\x0d", b"\x7a\x01", b"\x0d\x00\x00\x00\x00"] {
+        victim.peer.send(envelope.to_vec()).unwrap();
+        peer.send_bytes(envelope.to_vec());
+    }
+    // Two kinds in one notice.
+    let both = Notice { cancel: cancel(1).cancel, ..credit(route, 1, 1, false) };
+    victim.notify(&both);
+    peer.notify(&both);
+    victim.assert_works().await;
+    victim.finish().await;
+    world.assert_lives(&peer, 1).await;
+    world.finish(peer).await;
+}
+
+/// One-way messages of the server to routes that it never opened: the client reports them as undelivered.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hostile_messages_to_client_without_endpoints_are_rejected() {
+    let mut victim = Victim::start().await;
+    victim.assert_works().await;
+    for route in 1..100 {
+        victim.peer.send(say_hi(route, "nobody", "").encode_to_vec()).unwrap();
+        victim.peer.send(say_hi(route + 1000, "", "").encode_to_vec()).unwrap();
+    }
+    let mut reported = 0;
+    while reported < 198 {
+        if let Arrival::Notice(Notice { undelivered: Some(_), .. }, _) = victim.next().await {
+            reported += 1;
+        }
+    }
+    assert!(victim.env.snapshot().route_bytes < 100 * 300);
+    victim.peer.close();
+    until("the routes are freed", || victim.env.snapshot().route_bytes == 0).await;
+    victim.assert_works().await;
+    victim.finish().await;
+}
