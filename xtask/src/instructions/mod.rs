@@ -48,9 +48,9 @@ pub(crate) struct InstructionOptions {
 
 /// The most that a row may grow. Compilers, allocators and sizes of batches differ by less.
 const TOLERANCE: f64 = 0.05;
-/// The most that a row of chunks may grow. How much of a body each read finds depends on when the
-/// kernel switches between the ends: on a machine under load these rows vary by 4 %.
-const CHUNK_TOLERANCE: f64 = 0.1;
+/// The rows of chunks and of one-way messages depend on how the two processes take turns: the
+/// chunks vary by up to 17 %, the client of one-way messages by up to 8 %.
+const VARIABLE_TOLERANCE: f64 = 0.2;
 const REMOTE_ASK: &str = "remote ask, 128 in flight";
 const FILE_SIZE: usize = 64 << 20;
 
@@ -177,7 +177,8 @@ fn compare(counted: &BTreeMap<String, f64>, committed: &BTreeMap<String, f64>) -
     println!("instructions per operation: now, committed");
     for (name, now) in counted {
         let before = committed.get(name).with_context(|| format!("{name} is not committed"))?;
-        let tolerance = if name.starts_with("chunk") { CHUNK_TOLERANCE } else { TOLERANCE };
+        let is_variable = ["chunk", "remote one-way"].iter().any(|row| name.starts_with(row));
+        let tolerance = if is_variable { VARIABLE_TOLERANCE } else { TOLERANCE };
         let verdict = match now / before - 1.0 {
             change if change > tolerance => "COSTS MORE",
             change if change < -tolerance => "costs less: commit it with --bless",
