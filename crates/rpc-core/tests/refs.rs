@@ -6,10 +6,12 @@ mod common;
 
 use std::time::Duration;
 
-use common::{Greeting, Hello, HelloMessage, Keep, address, client, hi, next, server, soon};
+use common::{
+    Greeting, Hello, HelloMessage, Keep, UndeliveredWatch, address, client, hi, next, server, soon,
+};
 use rpc_core::{
-    EndpointContext, EndpointRef, ErrorKind, IncomingRequest, RpcAddress, RpcEndpointRef, RpcEnv, RpcError,
-    RpcMessage, ThreadSafeRpcEndpoint,
+    EndpointContext, EndpointRef, ErrorKind, IncomingRequest, RpcEndpointRef, RpcEnv, RpcError, RpcMessage,
+    ThreadSafeRpcEndpoint,
 };
 use tokio::sync::mpsc;
 
@@ -339,24 +341,6 @@ async fn what_was_asked_of_a_client_ends_with_its_connection() {
     assert_eq!(master.snapshot().client.connections, 0);
 }
 
-/// Tells of one-way messages that were refused.
-struct Refusals(mpsc::UnboundedSender<RpcError>);
-
-impl ThreadSafeRpcEndpoint for Refusals {
-    type Message = HelloMessage;
-    async fn receive(&mut self, _: HelloMessage, _: &EndpointContext<HelloMessage>) -> Result<(), RpcError> {
-        Ok(())
-    }
-    async fn on_undelivered(
-        &mut self,
-        error: RpcError,
-        _: RpcAddress,
-        _: &EndpointContext<HelloMessage>,
-    ) -> Result<(), RpcError> {
-        self.0.send(error).map_err(RpcError::application)
-    }
-}
-
 #[tokio::test]
 async fn another_run_at_the_same_address_refuses_what_was_for_its_predecessor() {
     let (first, client) = (server().await, client().await);
@@ -382,7 +366,7 @@ async fn another_run_at_the_same_address_refuses_what_was_for_its_predecessor() 
     // Another environment does not know it yet when it sends: it accepts the message.
     let other = common::client().await;
     let (told_of_refusals, mut refusals) = mpsc::unbounded_channel();
-    other.setup_endpoint("refusals", Refusals(told_of_refusals)).unwrap();
+    other.setup_endpoint("refusals", UndeliveredWatch(told_of_refusals)).unwrap();
     let of_first_run_there = other.resolve::<HelloMessage>(&told).unwrap();
     of_first_run_there.send(hi("neo")).unwrap();
     assert_eq!(next(&mut refusals).await.kind(), ErrorKind::Stopped);

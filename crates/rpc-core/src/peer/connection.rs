@@ -157,8 +157,9 @@ fn check_hello(
     // On a connection that this environment opened, the client id is its own.
     let id = connection.client.client_id().filter(|_| is_accepted);
     let is_claimed = |other: &PeerConnection| {
-        let identity = other.identity.get().and_then(|identity| identity.as_ref().ok());
-        identity.is_some_and(|identity| identity.incarnation == hello.incarnation && identity.is_accepted)
+        other
+            .known_identity()
+            .is_some_and(|other| other.incarnation == hello.incarnation && other.is_accepted)
             && other.client.is_active()
             && other.client.client_id() != id
     };
@@ -239,40 +240,40 @@ impl PeerConnection {
     /// Where the peer listens, if it opened the connection: endpoints are notified of this address
     /// beside that of the socket. Of a connection that this environment opened, they know it.
     pub(crate) fn announced_address(&self) -> Option<&RpcAddress> {
-        let identity = self.identity.get()?.as_ref().ok()?;
+        let identity = self.known_identity()?;
         identity.address.as_ref().filter(|_| identity.is_accepted)
     }
 
     /// The advertised address, or else that of the socket.
     pub(crate) fn address(&self) -> &RpcAddress {
-        let identity = self.identity.get().and_then(|identity| identity.as_ref().ok());
-        identity.and_then(|identity| identity.address.as_ref()).unwrap_or(&self.socket)
+        self.known_identity().and_then(|identity| identity.address.as_ref()).unwrap_or(&self.socket)
     }
 
     pub(crate) fn incarnation(&self) -> Option<u64> {
-        Some(self.identity.get()?.as_ref().ok()?.incarnation)
+        Some(self.known_identity()?.incarnation)
     }
 
     /// How many routes may be opened to the peer; this environment's own limit until the
     /// peer's Hello has arrived.
     pub(super) fn max_routes(&self) -> u32 {
-        let identity = self.identity.get().and_then(|identity| identity.as_ref().ok());
-        identity.map_or(u32::MAX, |identity| identity.max_routes).min(self.shared.max_routes)
+        let limit = self.known_identity().map_or(u32::MAX, |identity| identity.max_routes);
+        limit.min(self.shared.max_routes)
     }
 
-    fn identity(&self) -> Result<&PeerIdentity, RpcError> {
+    /// Returns the identity from the peer's Hello, if one has arrived and was accepted.
+    fn known_identity(&self) -> Option<&PeerIdentity> {
+        self.identity.get()?.as_ref().ok()
+    }
+
+    /// Checks that the peer has identified itself.
+    pub(crate) fn check_identity(&self) -> Result<(), RpcError> {
         match self.identity.get() {
-            Some(identity) => identity.as_ref().map_err(Clone::clone),
+            Some(identity) => identity.as_ref().map(|_| ()).map_err(Clone::clone),
             None => {
                 let text = format!("{} sent a message before its Hello", self.socket);
                 Err(RpcError::new(ErrorKind::NotDelivered, text).with_peer(&self.socket))
             }
         }
-    }
-
-    /// Checks that the peer has identified itself.
-    pub(crate) fn check_identity(&self) -> Result<(), RpcError> {
-        self.identity().map(|_| ())
     }
 
     /// Why the peer cannot be talked to, if its Hello was rejected.

@@ -154,15 +154,13 @@ impl RouteTable {
         if !is_queued && !route.queue.is_empty() {
             return Ok(false);
         }
-        if matches!(route.number, RouteNumber::Closing(_)) {
-            return Ok(false);
-        }
-        if !route.credit.has_credit() {
-            route.blocked_by = route.credit.blocked_by();
-            return Ok(false);
-        }
         match route.number {
-            RouteNumber::Open(_) | RouteNumber::Closing(_) => Ok(true),
+            RouteNumber::Closing(_) => Ok(false),
+            _ if !route.credit.has_credit() => {
+                route.blocked_by = route.credit.blocked_by();
+                Ok(false)
+            }
+            RouteNumber::Open(_) => Ok(true),
             RouteNumber::Unopened if self.numbers.len() < connection.max_routes() as usize => Ok(true),
             RouteNumber::Unopened => self.evict(connection),
         }
@@ -289,10 +287,7 @@ impl RouteTable {
                 Ok(_) if is_cancelled => {}
                 Ok(_) => {
                     if let Err(queued) = self.push_queued(slot, queued, client) {
-                        let route = &mut self.routes[slot];
-                        route.volume.add(Volume::message(queued.message.len() as u64));
-                        route.queue.push_front(queued);
-                        self.queued += 1;
+                        self.put_back(slot, queued);
                         // The write queue has become full, or the connection has ended. A message
                         // that fails for another reason must not be tried forever.
                         failures += 1;
@@ -322,6 +317,14 @@ impl RouteTable {
         route.volume.remove(Volume::message(queued.message.len() as u64));
         self.queued -= 1;
         Some(queued)
+    }
+
+    /// Undoes [`pop`](Self::pop).
+    fn put_back(&mut self, slot: usize, queued: QueuedMessage) {
+        let route = &mut self.routes[slot];
+        route.volume.add(Volume::message(queued.message.len() as u64));
+        route.queue.push_front(queued);
+        self.queued += 1;
     }
 
     /// Pushes a message from a queue. Gives it back if it was not sent.

@@ -57,6 +57,26 @@ pub fn hi(msg: &str) -> SayHi {
     SayHi { msg: msg.to_owned() }
 }
 
+/// Sends the errors of undelivered messages to the test.
+pub struct UndeliveredWatch(pub mpsc::UnboundedSender<RpcError>);
+
+impl ThreadSafeRpcEndpoint for UndeliveredWatch {
+    type Message = HelloMessage;
+
+    async fn receive(&mut self, _: HelloMessage, _: &EndpointContext<HelloMessage>) -> Result<(), RpcError> {
+        Ok(())
+    }
+
+    async fn on_undelivered(
+        &mut self,
+        error: RpcError,
+        _: RpcAddress,
+        _: &EndpointContext<HelloMessage>,
+    ) -> Result<(), RpcError> {
+        self.0.send(error).map_err(RpcError::application)
+    }
+}
+
 pub fn bye(msg: &str) -> SayBye {
     SayBye { msg: msg.to_owned() }
 }

@@ -6,12 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rpc_core::{
-    EndpointContext, EndpointOptions, ErrorKind, RpcAddress, RpcConf, RpcEndpointRef, RpcEnv, RpcError,
-    RpcMessage, ThreadSafeRpcEndpoint,
+    EndpointContext, EndpointOptions, ErrorKind, RpcConf, RpcEndpointRef, RpcEnv, RpcError, RpcMessage,
+    ThreadSafeRpcEndpoint,
 };
 use tokio::sync::{OwnedRwLockWriteGuard, RwLock, mpsc};
 
-use crate::common::{Greeting, HelloMessage, SayHi, address, hi};
+use crate::common::{Greeting, HelloMessage, SayHi, UndeliveredWatch, address, hi};
 
 /// The name of the endpoint under test.
 pub const NAME: &str = "target";
@@ -121,26 +121,6 @@ impl<M: RpcMessage + Into<HelloMessage>> ThreadSafeRpcEndpoint for Gated<M> {
         drop(self.gate.read().await);
         assert!(!text.starts_with("handler panics"), "as the message demands");
         context.reply(Greeting { text: self.label.to_owned() })
-    }
-}
-
-/// Sends the errors of undelivered messages to the test.
-struct UndeliveredWatch(mpsc::UnboundedSender<RpcError>);
-
-impl ThreadSafeRpcEndpoint for UndeliveredWatch {
-    type Message = HelloMessage;
-
-    async fn receive(&mut self, _: HelloMessage, _: &EndpointContext<HelloMessage>) -> Result<(), RpcError> {
-        Ok(())
-    }
-
-    async fn on_undelivered(
-        &mut self,
-        error: RpcError,
-        _: RpcAddress,
-        _: &EndpointContext<HelloMessage>,
-    ) -> Result<(), RpcError> {
-        self.0.send(error).map_err(RpcError::application)
     }
 }
 

@@ -6,10 +6,10 @@ use crate::fixture::{World, promptly, until};
 use crate::raw_peer::{Failure, RawPeer, say_hi};
 use crate::raw_server::{Arrival, Victim, greeting};
 use prost::Message;
-use rpc_core::{EndpointContext, RpcAddress, RpcCallContext, RpcError, ThreadSafeRpcEndpoint};
+use rpc_core::RpcCallContext;
 use tokio::sync::mpsc;
 
-use crate::common::{Greeting, HelloMessage, Keep};
+use crate::common::{Greeting, Keep, UndeliveredWatch};
 
 fn credit(route: u32, messages: u64, bytes: u64, keeps_open: bool) -> Notice {
     Notice { credit: Some(Credit { route, messages, bytes, keeps_open }), ..Notice::default() }
@@ -114,31 +114,11 @@ async fn hostile_route_closed_for_route_in_use_lets_it_be_opened_again() {
     victim.finish().await;
 }
 
-/// Sends the errors of undelivered messages to the test.
-struct Watch(mpsc::UnboundedSender<RpcError>);
-
-impl ThreadSafeRpcEndpoint for Watch {
-    type Message = HelloMessage;
-
-    async fn receive(&mut self, _: HelloMessage, _: &EndpointContext<HelloMessage>) -> Result<(), RpcError> {
-        Ok(())
-    }
-
-    async fn on_undelivered(
-        &mut self,
-        error: RpcError,
-        _: RpcAddress,
-        _: &EndpointContext<HelloMessage>,
-    ) -> Result<(), RpcError> {
-        self.0.send(error).map_err(RpcError::application)
-    }
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_undelivered_with_long_text_is_reported_or_ignored() {
     let mut victim = Victim::start().await;
     let (sender, mut errors) = mpsc::unbounded_channel();
-    victim.env.setup_endpoint("watch", Watch(sender)).unwrap();
+    victim.env.setup_endpoint("watch", UndeliveredWatch(sender)).unwrap();
     let route = victim.assert_works().await;
     let message = "line\n\r\n\u{1b}[2J".repeat(100_000);
     let failure = Failure { kind: 7, message, causes: vec!["\n".repeat(1000); 10], retryable: true };
