@@ -24,7 +24,8 @@ fn bulk(criterion: &mut Criterion) {
         let raw_at = serve_chunks(chunks).await.expect("a server");
         (server, RawChunks::connect(raw_at).await.expect("a connection"))
     });
-    let ours = TransportCalls::new(server.local_addr(), Security::Plain).expect("nothing is asked for");
+    let ours =
+        TransportCalls::new(server.local_addr(), Security::Plain).expect("nothing is asked for");
     let (mut ours, mut raw) = (Some(ours), Some(raw));
     for (name, case, limited) in [
         ("fetch_file", Case::FetchFile, true),
@@ -54,7 +55,8 @@ fn secured(criterion: &mut Criterion) {
         .map(|security| {
             let serving = ours::serve(Some(chunks.clone()), security);
             let server = runtime.block_on(serving).expect("a server");
-            let calls = TransportCalls::new(server.local_addr(), security).expect("it is part of this build");
+            let calls = TransportCalls::new(server.local_addr(), security)
+                .expect("it is part of this build");
             (security, server, Some(calls))
         })
         .collect();

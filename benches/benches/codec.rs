@@ -1,7 +1,8 @@
-//! `cargo bench`: frames without sockets, and messages as rpc-build's code encodes and decodes them.
+//! `cargo bench`: frames without sockets, and messages as rpc-build's code encodes and decodes
+//! them.
 //!
-//! The envelope of rpc-core is no part of its API; its cost is the difference between `echo` and `ask_remote`. What it
-//! carries is measured here.
+//! The envelope of rpc-core is no part of its API; its cost is the difference between `echo` and
+//! `ask_remote`. What it carries is measured here.
 
 use std::hint::black_box;
 
@@ -26,7 +27,8 @@ fn frames(criterion: &mut Criterion) {
                 FrameDecoder::default,
                 |decoder| {
                     let mut rest = &many[..];
-                    while let Some(Event::Message(message)) = decoder.next_event(&mut rest).expect("a frame")
+                    while let Some(Event::Message(message)) =
+                        decoder.next_event(&mut rest).expect("a frame")
                     {
                         black_box(message);
                     }
@@ -50,7 +52,9 @@ fn messages(criterion: &mut Criterion) {
             BatchSize::SmallInput,
         );
     });
-    group.bench_function("decode", |bencher| bencher.iter(|| Ping::decode(black_box(&encoded).clone())));
+    group.bench_function("decode", |bencher| {
+        bencher.iter(|| Ping::decode(black_box(&encoded).clone()))
+    });
     group.finish();
 }
 

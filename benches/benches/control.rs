@@ -15,7 +15,10 @@ use tokio::runtime::Runtime;
 fn echo(criterion: &mut Criterion) {
     let runtime = Runtime::new().expect("a runtime");
     let (server, limit_at) = runtime.block_on(async {
-        (ours::serve(None, Security::Plain).await.expect("a server"), serve_echo().await.expect("a server"))
+        (
+            ours::serve(None, Security::Plain).await.expect("a server"),
+            serve_echo().await.expect("a server"),
+        )
     });
     for (name, bytes) in [("echo_64B", 64), ("echo_1KiB", 1024)] {
         let mut group = group(criterion, name);
@@ -24,10 +27,18 @@ fn echo(criterion: &mut Criterion) {
             let mut ours = Some(ours.expect("nothing is asked for"));
             bench(&mut group, &runtime, "ours", parameter, &mut ours, job);
             if job.tasks == 1 {
-                bench(&mut group, &runtime, "batched", parameter, &mut Some(Batched::new(limit_at)), job);
+                bench(
+                    &mut group,
+                    &runtime,
+                    "batched",
+                    parameter,
+                    &mut Some(Batched::new(limit_at)),
+                    job,
+                );
             }
             if parameter == "1" {
-                let mut raw = Some(runtime.block_on(PingPong::connect(limit_at)).expect("a connection"));
+                let mut raw =
+                    Some(runtime.block_on(PingPong::connect(limit_at)).expect("a connection"));
                 bench(&mut group, &runtime, "ping_pong", parameter, &mut raw, job);
             }
             let mut smallest = Some(Calls::<Smallest<false>>::new(limit_at));

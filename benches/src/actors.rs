@@ -57,8 +57,9 @@ pub trait Actor: Clone + Send + Sync + 'static {
     fn ask(&self) -> impl Future<Output = anyhow::Result<(u64, bool)>> + Send + 'static;
 }
 
-/// `job.tasks` producers on each of `job.connections` send to `actors` in turns; then each actor tells what it got.
-/// `actors` are those of the first connection, then those of the next one and so on.
+/// `job.tasks` producers on each of `job.connections` send to `actors` in turns; then each actor
+/// tells what it got. `actors` are those of the first connection, then those of the next one and so
+/// on.
 ///
 /// # Errors
 /// When something was lost or came out of order.
@@ -95,7 +96,11 @@ pub async fn send<A: Actor>(actors: &[A], job: &Job) -> anyhow::Result<Sample> {
         received += count;
     }
     let sample = whole.sample(begun.elapsed());
-    anyhow::ensure!(received == sample.operations, "{received} of {} messages arrived", sample.operations);
+    anyhow::ensure!(
+        received == sample.operations,
+        "{received} of {} messages arrived",
+        sample.operations
+    );
     Ok(sample)
 }
 

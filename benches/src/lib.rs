@@ -1,8 +1,9 @@
 //! What is measured: this workspace's two crates, and the limits of the machine beside them.
 //!
-//! [`ours`] uses the crates as any user would. [`limits`] are small programs of plain tokio that do the same work with
-//! nothing in between. Other libraries are in `benches/peers`, a workspace of its own. All of them, and the Java program
-//! in `interop/java/bench`, can be driven by [`bench_protocol`]; criterion drives the same code in one process.
+//! [`ours`] uses the crates as any user would. [`limits`] are small programs of plain tokio that do
+//! the same work with nothing in between. Other libraries are in `benches/peers`, a workspace of
+//! its own. All of them, and the Java program in `interop/java/bench`, can be driven by
+//! [`bench_protocol`]; criterion drives the same code in one process.
 
 pub mod actors;
 pub mod codec;

@@ -117,7 +117,12 @@ pub async fn run<T: Target>(targets: &[T], job: &Job) -> anyhow::Result<Sample> 
     Ok(whole.sample(begun.elapsed()))
 }
 
-async fn call<T: Target>(target: T, request: Request, window: usize, mut pace: Pace) -> anyhow::Result<Pace> {
+async fn call<T: Target>(
+    target: T,
+    request: Request,
+    window: usize,
+    mut pace: Pace,
+) -> anyhow::Result<Pace> {
     if T::QUEUES {
         let mut waiting = VecDeque::with_capacity(window);
         loop {
@@ -190,7 +195,8 @@ impl Pace {
         })
     }
 
-    /// Begins an operation, if there is to be another one. Gives the time if this one is to be timed.
+    /// Begins an operation, if there is to be another one. Gives the time if this one is to be
+    /// timed.
     pub fn begin(&mut self) -> Option<Option<Instant>> {
         let now = (self.begun.is_multiple_of(self.between_looks)).then(Instant::now);
         self.over = self.over

@@ -99,7 +99,8 @@ pub async fn drive(client: impl Client) -> anyhow::Result<()> {
 }
 
 async fn answer(mut client: impl Client) -> anyhow::Result<()> {
-    // On a worker: the main thread is not one, and every wake from there to a connection would cross threads.
+    // On a worker: the main thread is not one, and every wake from there to a connection would
+    // cross threads.
     let answering = tokio::spawn(async move {
         let mut lines = BufReader::new(tokio::io::stdin()).lines();
         while let Some(line) = lines.next_line().await? {

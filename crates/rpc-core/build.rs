@@ -1,4 +1,5 @@
-//! Generates the envelope, and the messages of the examples and tests, which find them in this package's OUT_DIR.
+//! Generates the envelope, and the messages of the examples and tests, which find them in this
+//! package's OUT_DIR.
 
 fn main() -> Result<(), rpc_build::Error> {
     rpc_build::compile_protos(

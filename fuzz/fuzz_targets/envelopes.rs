@@ -1,5 +1,6 @@
-//! Any sequence of envelopes, from a raw client to an environment that listens, and from a raw server to an environment
-//! that connects: no panic, nothing is held after the connection has closed, and others are served.
+//! Any sequence of envelopes, from a raw client to an environment that listens, and from a raw
+//! server to an environment that connects: no panic, nothing is held after the connection has
+//! closed, and others are served.
 //!
 //! Input: the direction, and actions. Time is paused, so that timeouts pass at once.
 
@@ -16,11 +17,14 @@ use arbitrary::Arbitrary;
 use bytes::Bytes;
 use envelope::{Cancel, Credit, Hello, Notice, RoutedMessage, Undelivered};
 use libfuzzer_sys::fuzz_target;
-use network_common::{RpcHandler, RpcResponseCallback, TransportClient, TransportConf, TransportContext};
+use network_common::{
+    RpcHandler, RpcResponseCallback, TransportClient, TransportConf, TransportContext,
+};
 use prost::Message;
 use rpc_core::{
-    EndpointContext, EndpointOptions, EndpointRef, IncomingBody, IncomingRequest, MemoryNetwork, Method, OutgoingBody,
-    RpcCallContext, RpcEndpointRef, RpcEnv, RpcError, RpcMessage, RpcRequest, ThreadSafeRpcEndpoint,
+    EndpointContext, EndpointOptions, EndpointRef, IncomingBody, IncomingRequest, MemoryNetwork,
+    Method, OutgoingBody, RpcCallContext, RpcEndpointRef, RpcEnv, RpcError, RpcMessage, RpcRequest,
+    ThreadSafeRpcEndpoint,
 };
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{mpsc, watch};
@@ -138,7 +142,14 @@ impl Path {
 #[derive(Debug, Arbitrary)]
 enum Action {
     Greet,
-    Hello { min_version: u8, max_version: u8, features: u64, incarnation: u8, address: String, max_routes: u32 },
+    Hello {
+        min_version: u8,
+        max_version: u8,
+        features: u64,
+        incarnation: u8,
+        address: String,
+        max_routes: u32,
+    },
     Message {
         is_ask: bool,
         repeat: u8,
@@ -150,11 +161,20 @@ enum Action {
         traceparent: String,
         body: Vec<u8>,
     },
-    Credit { route: Route, messages: u64, bytes: u64, keeps_open: bool },
+    Credit {
+        route: Route,
+        messages: u64,
+        bytes: u64,
+        keeps_open: bool,
+    },
     CloseRoute(Route),
     RouteClosed(Route),
     Cancel(i64),
-    Undelivered { route: Route, path: Path, failure: Vec<u8> },
+    Undelivered {
+        route: Route,
+        path: Path,
+        failure: Vec<u8>,
+    },
     RawNotice(Vec<u8>),
     RawOneWay(Vec<u8>),
     RawAsk(Vec<u8>),
@@ -164,7 +184,11 @@ enum Action {
     Yield,
     OpenGate(bool),
     /// The environment that connects asks or sends.
-    Use { is_ask: bool, is_bound: bool, text: u8 },
+    Use {
+        is_ask: bool,
+        is_bound: bool,
+        text: u8,
+    },
 }
 
 fn credit(route: &Route, messages: u64, bytes: u64, keeps_open: bool) -> Option<Credit> {
@@ -217,19 +241,36 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        let runtime = Builder::new_current_thread().enable_all().start_paused(true).build().expect("a runtime");
+        let runtime = Builder::new_current_thread()
+            .enable_all()
+            .start_paused(true)
+            .build()
+            .expect("a runtime");
         let network = MemoryNetwork::new();
         let (gate, gated) = watch::channel(false);
         let (_, always) = watch::channel(true);
         let (server, client, open) = runtime.block_on(async {
-            let server = RpcEnv::builder("server").bind(SERVER).on_network(&network).start().await.expect("a server");
+            let server = RpcEnv::builder("server")
+                .bind(SERVER)
+                .on_network(&network)
+                .start()
+                .await
+                .expect("a server");
             server.setup_endpoint("open", Gated(always)).expect("a free name");
             let options = EndpointOptions::new().max_messages(4);
-            server.setup_endpoint_with("gated", Gated(gated.clone()), options.clone()).expect("a free name");
-            let client = RpcEnv::builder("client").client_mode().on_network(&network).start().await.expect("a client");
+            server
+                .setup_endpoint_with("gated", Gated(gated.clone()), options.clone())
+                .expect("a free name");
+            let client = RpcEnv::builder("client")
+                .client_mode()
+                .on_network(&network)
+                .start()
+                .await
+                .expect("a client");
             client.setup_endpoint_with("gated", Gated(gated), options).expect("a free name");
             let address = SERVER.parse().expect("an address");
-            let open = client.setup_endpoint_ref::<Echo>(address, "open").await.expect("it is registered");
+            let open =
+                client.setup_endpoint_ref::<Echo>(address, "open").await.expect("it is registered");
             // Opens its route, which stays.
             open.ask(Text { text: "first".to_owned() }).await.expect("a reply");
             (server, client, open)
@@ -253,7 +294,8 @@ impl World {
     async fn attack_server(&self, actions: Vec<Action>) {
         let (connected, _) = mpsc::unbounded_channel();
         let (requests, received) = mpsc::unbounded_channel();
-        let context = TransportContext::new(TransportConf::new("fuzz"), Recorder { connected, requests });
+        let context =
+            TransportContext::new(TransportConf::new("fuzz"), Recorder { connected, requests });
         let factory = context.on_network(&self.network).create_client_factory();
         let peer = factory.create_unmanaged_client(("10.0.0.1", 7077)).await.expect("it listens");
         self.perform(actions, &peer, received).await;
@@ -265,9 +307,16 @@ impl World {
     async fn attack_client(&self, actions: Vec<Action>) {
         let (connected, mut connections) = mpsc::unbounded_channel();
         let (requests, received) = mpsc::unbounded_channel();
-        let context = TransportContext::new(TransportConf::new("fuzz"), Recorder { connected, requests });
-        let server = context.on_network(&self.network).create_server(RAW_SERVER).await.expect("a free address");
-        let first = self.target(false).ask_with_timeout(Text { text: "first".to_owned() }, Duration::from_secs(1));
+        let context =
+            TransportContext::new(TransportConf::new("fuzz"), Recorder { connected, requests });
+        let server = context
+            .on_network(&self.network)
+            .create_server(RAW_SERVER)
+            .await
+            .expect("a free address");
+        let first = self
+            .target(false)
+            .ask_with_timeout(Text { text: "first".to_owned() }, Duration::from_secs(1));
         let peer = connections.recv().await.expect("the client connects");
         self.perform(actions, &peer, received).await;
         peer.close();
@@ -287,14 +336,43 @@ impl World {
         for action in actions {
             let notice = match action {
                 Action::Greet => envelope::hello(7),
-                Action::Hello { min_version, max_version, features, incarnation, address, max_routes } => {
+                Action::Hello {
+                    min_version,
+                    max_version,
+                    features,
+                    incarnation,
+                    address,
+                    max_routes,
+                } => {
                     let (min_version, max_version) = (min_version.into(), max_version.into());
                     let incarnation = incarnation.into();
-                    let hello = Hello { min_version, max_version, features, incarnation, address, max_routes };
+                    let hello = Hello {
+                        min_version,
+                        max_version,
+                        features,
+                        incarnation,
+                        address,
+                        max_routes,
+                    };
                     Notice { hello: Some(hello), ..Notice::default() }
                 }
-                Action::Message { is_ask, repeat, route, name, path, blocked_by, timeout_us, traceparent, body } => {
-                    let mut message = RoutedMessage { blocked_by, timeout_us, traceparent, ..RoutedMessage::default() };
+                Action::Message {
+                    is_ask,
+                    repeat,
+                    route,
+                    name,
+                    path,
+                    blocked_by,
+                    timeout_us,
+                    traceparent,
+                    body,
+                } => {
+                    let mut message = RoutedMessage {
+                        blocked_by,
+                        timeout_us,
+                        traceparent,
+                        ..RoutedMessage::default()
+                    };
                     (message.route, message.endpoint) = (route.number(), name.text());
                     (message.path, message.body) = (path.text().to_owned(), body);
                     for _ in 0..=repeat % 100 {
@@ -308,22 +386,30 @@ impl World {
                     }
                     continue;
                 }
-                Action::Credit { route, messages, bytes, keeps_open } => {
-                    Notice { credit: credit(&route, messages, bytes, keeps_open), ..Notice::default() }
-                }
+                Action::Credit { route, messages, bytes, keeps_open } => Notice {
+                    credit: credit(&route, messages, bytes, keeps_open),
+                    ..Notice::default()
+                },
                 Action::CloseRoute(route) => {
                     Notice { close_route: credit(&route, 0, 0, false), ..Notice::default() }
                 }
                 Action::RouteClosed(route) => {
                     Notice { route_closed: credit(&route, 0, 0, false), ..Notice::default() }
                 }
-                Action::Cancel(request_id) => Notice { cancel: Some(Cancel { request_id }), ..Notice::default() },
+                Action::Cancel(request_id) => {
+                    Notice { cancel: Some(Cancel { request_id }), ..Notice::default() }
+                }
                 Action::Undelivered { route, path, failure } => {
-                    let undelivered = Undelivered { route: route.number(), path: path.text().to_owned(), failure };
+                    let undelivered = Undelivered {
+                        route: route.number(),
+                        path: path.text().to_owned(),
+                        failure,
+                    };
                     Notice { undelivered: Some(undelivered), ..Notice::default() }
                 }
                 Action::RawNotice(body) => {
-                    let _ = peer.send(RoutedMessage { body, ..RoutedMessage::default() }.encode_to_vec());
+                    let _ = peer
+                        .send(RoutedMessage { body, ..RoutedMessage::default() }.encode_to_vec());
                     continue;
                 }
                 Action::RawOneWay(bytes) => {
@@ -349,7 +435,8 @@ impl World {
                     continue;
                 }
                 Action::Use { is_ask, is_bound, text } => {
-                    let (target, text) = (self.target(is_bound), Text { text: "x".repeat(text.into()) });
+                    let (target, text) =
+                        (self.target(is_bound), Text { text: "x".repeat(text.into()) });
                     if is_ask {
                         asks.push(target.ask_with_timeout(text, Duration::from_secs(1)));
                     } else {
@@ -382,7 +469,10 @@ impl World {
         assert!(held.endpoints.iter().all(|endpoint| endpoint.queued == 0), "{held:?}");
         assert_eq!(held.pending_asks, 0, "{held:?}");
         self.gate.send_replace(false);
-        let reply = self.open.ask_with_timeout(Text { text: "neo".to_owned() }, Duration::from_secs(5)).await;
+        let reply = self
+            .open
+            .ask_with_timeout(Text { text: "neo".to_owned() }, Duration::from_secs(5))
+            .await;
         assert_eq!(reply.expect("others are served").text, "neo");
     }
 }

@@ -1,7 +1,8 @@
-//! Any bytes, cut anywhere, with any decision about every body: no panic, every byte accounted for, and the same events
-//! as in one piece.
+//! Any bytes, cut anywhere, with any decision about every body: no panic, every byte accounted for,
+//! and the same events as in one piece.
 //!
-//! Input: a byte `n`, `n % 16` sizes of pieces (0 means 256), a byte of decisions, and what the peer sends.
+//! Input: a byte `n`, `n % 16` sizes of pieces (0 means 256), a byte of decisions, and what the
+//! peer sends.
 
 #![no_main]
 
@@ -12,7 +13,10 @@ use network_common::protocol::{Event, FrameDecoder, FrameLimits, ProtocolError};
 /// A body is gathered from this much memory at most; hostile lengths are tested by tests/memory.rs.
 const MAX_REQUEST: u64 = 1 << 20;
 
-fn decode<'a>(pieces: impl Iterator<Item = &'a [u8]>, decisions: u8) -> (Vec<Event>, Option<ProtocolError>) {
+fn decode<'a>(
+    pieces: impl Iterator<Item = &'a [u8]>,
+    decisions: u8,
+) -> (Vec<Event>, Option<ProtocolError>) {
     let mut limits = FrameLimits::default();
     limits.max_request = MAX_REQUEST;
     let mut decoder = FrameDecoder::new(limits);
@@ -45,7 +49,8 @@ fn decode<'a>(pieces: impl Iterator<Item = &'a [u8]>, decisions: u8) -> (Vec<Eve
                 Event::Piece(piece) => {
                     let (missing, bytes) = streamed.as_mut().expect("a piece of nothing");
                     assert!(!piece.is_empty());
-                    *missing = missing.checked_sub(piece.len() as u64).expect("more than announced");
+                    *missing =
+                        missing.checked_sub(piece.len() as u64).expect("more than announced");
                     bytes.extend_from_slice(&piece);
                 }
                 Event::BodyEnd => {
@@ -86,7 +91,8 @@ fuzz_target!(|data: &[u8]| {
     // Text that is not UTF-8 is replaced by up to three times as much.
     assert!(accounted(&whole.0) <= 3 * wire.len() as u64, "more came out than went in");
 
-    let mut sizes = sizes.iter().map(|size| if *size == 0 { 256 } else { usize::from(*size) }).cycle();
+    let mut sizes =
+        sizes.iter().map(|size| if *size == 0 { 256 } else { usize::from(*size) }).cycle();
     let mut left = wire;
     let pieces = std::iter::from_fn(|| {
         let size = sizes.next().unwrap_or(1).min(left.len());

@@ -1,5 +1,5 @@
-//! Any bytes as the messages of a handshake, to a server and to a client: nobody is authenticated, nothing is served, and
-//! both ends live on.
+//! Any bytes as the messages of a handshake, to a server and to a client: nobody is authenticated,
+//! nothing is served, and both ends live on.
 //!
 //! Input: a byte that chooses the protocol, and the messages.
 
@@ -12,7 +12,8 @@ use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
 use network_common::auth::{AuthMessage, SaslMessage, Secret, SecretStore};
 use network_common::{
-    MemoryNetwork, NoOpRpcHandler, RpcHandler, RpcResponseCallback, TransportClient, TransportConf, TransportContext,
+    MemoryNetwork, NoOpRpcHandler, RpcHandler, RpcResponseCallback, TransportClient, TransportConf,
+    TransportContext,
 };
 use tokio::runtime::{Builder, Runtime};
 
@@ -53,7 +54,8 @@ fn attacker(handler: impl RpcHandler, network: &MemoryNetwork) -> TransportConte
 
 fn authenticated(protocol: u8, network: &MemoryNetwork) -> TransportContext {
     let settings = PROTOCOLS[usize::from(protocol) % PROTOCOLS.len()];
-    let conf = TransportConf::from_settings("fuzz", settings.iter().copied()).expect("good settings");
+    let conf =
+        TransportConf::from_settings("fuzz", settings.iter().copied()).expect("good settings");
     let secrets = SecretStore::new();
     secrets.register_app("app", Secret::new("secret"));
     let context = TransportContext::new(conf, Unreachable).on_network(network);

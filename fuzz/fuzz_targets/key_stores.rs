@@ -29,7 +29,9 @@ fuzz_target!(|content: &[u8]| {
     std::fs::write(&path, content).expect("there is room");
     let path = path.to_str().expect("an ASCII path");
     // Without a password, nothing is held back by a digest.
-    for (setting, password) in [("trustStore", None), ("keyStore", None), ("trustStore", Some("changeit"))] {
+    for (setting, password) in
+        [("trustStore", None), ("keyStore", None), ("trustStore", Some("changeit"))]
+    {
         let mut settings = vec![
             ("spark.ssl.rpc.enabled".to_owned(), "true".to_owned()),
             (format!("spark.ssl.rpc.{setting}"), path.to_owned()),

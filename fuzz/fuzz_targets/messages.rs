@@ -1,4 +1,5 @@
-//! Any message is decoded to what was encoded, and any bitmap that can be read can be written and read again.
+//! Any message is decoded to what was encoded, and any bitmap that can be read can be written and
+//! read again.
 
 #![no_main]
 
@@ -39,12 +40,19 @@ impl Any {
             Self::ChunkFetchFailure(stream_id, chunk_index, error) => {
                 Message::ChunkFetchFailure { stream_id, chunk_index, error }
             }
-            Self::RpcRequest(request_id, body) => Message::RpcRequest { request_id, body: body.into() },
-            Self::RpcResponse(request_id, body) => Message::RpcResponse { request_id, body: body.into() },
+            Self::RpcRequest(request_id, body) => {
+                Message::RpcRequest { request_id, body: body.into() }
+            }
+            Self::RpcResponse(request_id, body) => {
+                Message::RpcResponse { request_id, body: body.into() }
+            }
             Self::RpcFailure(request_id, error) => Message::RpcFailure { request_id, error },
             Self::StreamRequest(stream_id) => Message::StreamRequest { stream_id },
             Self::StreamResponse(stream_id, body) => {
-                return (Message::StreamResponse { stream_id, byte_count: body.len() as i64 }, body);
+                return (
+                    Message::StreamResponse { stream_id, byte_count: body.len() as i64 },
+                    body,
+                );
             }
             Self::StreamFailure(stream_id, error) => Message::StreamFailure { stream_id, error },
             Self::OneWayMessage(body) => Message::OneWayMessage { body: body.into() },
@@ -52,15 +60,19 @@ impl Any {
                 let byte_count = body.len() as i64;
                 return (Message::UploadStream { request_id, meta: meta.into(), byte_count }, body);
             }
-            Self::MergedBlockMetaRequest(request_id, app_id, shuffle_id, shuffle_merge_id, reduce_id) => {
-                Message::MergedBlockMetaRequest(MergedBlockMetaRequest {
-                    request_id,
-                    app_id,
-                    shuffle_id,
-                    shuffle_merge_id,
-                    reduce_id,
-                })
-            }
+            Self::MergedBlockMetaRequest(
+                request_id,
+                app_id,
+                shuffle_id,
+                shuffle_merge_id,
+                reduce_id,
+            ) => Message::MergedBlockMetaRequest(MergedBlockMetaRequest {
+                request_id,
+                app_id,
+                shuffle_id,
+                shuffle_merge_id,
+                reduce_id,
+            }),
             Self::MergedBlockMetaSuccess(request_id, num_chunks, body) => {
                 Message::MergedBlockMetaSuccess { request_id, num_chunks, body: body.into() }
             }

@@ -76,7 +76,9 @@ impl Process {
         match self.stdout.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
             Ok(line) => Ok(Some(line)),
             Err(RecvTimeoutError::Disconnected) => Ok(None),
-            Err(RecvTimeoutError::Timeout) => bail!("{} said nothing more within its deadline", self.name),
+            Err(RecvTimeoutError::Timeout) => {
+                bail!("{} said nothing more within its deadline", self.name)
+            }
         }
     }
 
@@ -110,8 +112,8 @@ impl Drop for Process {
     }
 }
 
-/// Runs `command` to its end and gives the lines of its stdout. An exit status other than 0 is an error that
-/// shows what the command wrote.
+/// Runs `command` to its end and gives the lines of its stdout. An exit status other than 0 is an
+/// error that shows what the command wrote.
 pub(crate) fn output(name: &str, command: &mut Command, limit: Duration) -> Result<Vec<String>> {
     let deadline = Instant::now() + limit;
     let mut process = Process::start(name, command)?;
@@ -157,8 +159,12 @@ mod tests {
     #[test]
     fn a_stalled_child_misses_its_deadline_and_does_not_outlive_its_owner() {
         let start = Instant::now();
-        let mut stalled = Process::start("stalled", &mut shell("echo started; exec sleep 600")).unwrap();
-        assert_eq!(stalled.line(start + Duration::from_secs(60)).unwrap().as_deref(), Some("started"));
+        let mut stalled =
+            Process::start("stalled", &mut shell("echo started; exec sleep 600")).unwrap();
+        assert_eq!(
+            stalled.line(start + Duration::from_secs(60)).unwrap().as_deref(),
+            Some("started")
+        );
         let soon = Instant::now() + Duration::from_millis(20);
         assert!(stalled.line(soon).unwrap_err().to_string().contains("stalled said nothing more"));
         assert!(stalled.exit(soon).unwrap_err().to_string().contains("stalled did not exit"));
@@ -171,8 +177,9 @@ mod tests {
     fn output_shows_what_a_failed_command_said() {
         let limit = Duration::from_secs(60);
         assert_eq!(output("sh", &mut shell("echo a; echo b"), limit).unwrap(), ["a", "b"]);
-        let error =
-            output("sh", &mut shell("echo out; echo err >&2; exit 3"), limit).unwrap_err().to_string();
+        let error = output("sh", &mut shell("echo out; echo err >&2; exit 3"), limit)
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("out") && error.contains("err") && error.contains('3'), "{error}");
     }
 }

@@ -1,4 +1,5 @@
-//! Criterion around what the measured processes run: the same clients and jobs, here with both ends in one process.
+//! Criterion around what the measured processes run: the same clients and jobs, here with both ends
+//! in one process.
 
 use std::time::Duration;
 
@@ -8,7 +9,8 @@ use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, Throughput};
 use tokio::runtime::Runtime;
 
-/// How many operations of `job` a second `client` does; an operation is one of criterion's iterations.
+/// How many operations of `job` a second `client` does; an operation is one of criterion's
+/// iterations.
 pub(crate) fn bench<C: Client>(
     group: &mut BenchmarkGroup<'_, WallTime>,
     runtime: &Runtime,
@@ -37,6 +39,9 @@ pub(crate) fn bench<C: Client>(
 /// A group with short measurements: there are many.
 pub(crate) fn group<'a>(criterion: &'a mut Criterion, name: &str) -> BenchmarkGroup<'a, WallTime> {
     let mut group = criterion.benchmark_group(name);
-    group.sample_size(10).warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(2));
+    group
+        .sample_size(10)
+        .warm_up_time(Duration::from_millis(500))
+        .measurement_time(Duration::from_secs(2));
     group
 }

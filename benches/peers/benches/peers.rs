@@ -1,4 +1,5 @@
-//! The peers in the groups of `cargo bench`: with the same `CARGO_TARGET_DIR`, criterion's report shows them beside ours.
+//! The peers in the groups of `cargo bench`: with the same `CARGO_TARGET_DIR`, criterion's report
+//! shows them beside ours.
 
 #[path = "../../benches/support/mod.rs"]
 mod support;

@@ -1,5 +1,5 @@
-//! actix: actors in turns on two arbiters, as many as the other contenders have workers. `do_send` is its cheapest one-way
-//! message, without a bound.
+//! actix: actors in turns on two arbiters, as many as the other contenders have workers. `do_send`
+//! is its cheapest one-way message, without a bound.
 
 use std::sync::mpsc;
 
@@ -58,7 +58,9 @@ pub fn starter() -> anyhow::Result<impl FnMut() -> anyhow::Result<Actix> + Send 
     let mut turn = 0;
     Ok(move || {
         turn += 1;
-        Ok(Actix(Counter::start_in_arbiter(&arbiters[turn % arbiters.len()], |_| Counter::default())))
+        Ok(Actix(Counter::start_in_arbiter(&arbiters[turn % arbiters.len()], |_| {
+            Counter::default()
+        })))
     })
 }
 

@@ -1,13 +1,14 @@
-//! arrow-flight: a `do_get` per chunk, whose stream brings it in messages of 1 MiB, from memory (so without the reads that a
-//! file would cost). Windows and frames are large enough not to hold it up.
+//! arrow-flight: a `do_get` per chunk, whose stream brings it in messages of 1 MiB, from memory (so
+//! without the reads that a file would cost). Windows and frames are large enough not to hold it
+//! up.
 
 use std::net::SocketAddr;
 
 use arrow_flight::flight_service_client::FlightServiceClient;
 use arrow_flight::flight_service_server::{FlightService, FlightServiceServer};
 use arrow_flight::{
-    Action, ActionType, Criteria, Empty, FlightData, FlightDescriptor, FlightInfo, HandshakeRequest,
-    HandshakeResponse, PollInfo, PutResult, SchemaResult, Ticket,
+    Action, ActionType, Criteria, Empty, FlightData, FlightDescriptor, FlightInfo,
+    HandshakeRequest, HandshakeResponse, PollInfo, PutResult, SchemaResult, Ticket,
 };
 use benches::load::{Request, Target};
 use benches::protocol::Case;
@@ -50,7 +51,10 @@ impl FlightService for Service {
     type DoActionStream = Messages<arrow_flight::Result>;
     type ListActionsStream = Messages<ActionType>;
 
-    async fn do_get(&self, request: tonic::Request<Ticket>) -> Result<Response<Self::DoGetStream>, Status> {
+    async fn do_get(
+        &self,
+        request: tonic::Request<Ticket>,
+    ) -> Result<Response<Self::DoGetStream>, Status> {
         let size: usize = std::str::from_utf8(&request.into_inner().ticket)
             .ok()
             .and_then(|size| size.parse().ok())
@@ -105,7 +109,8 @@ impl Target for Flight {
     fn call(&self, request: &Request) -> impl Future<Output = anyhow::Result<()>> + Send + 'static {
         let (mut client, size) = (self.0.clone(), request.size);
         async move {
-            let mut messages = client.do_get(Ticket { ticket: size.to_string().into() }).await?.into_inner();
+            let mut messages =
+                client.do_get(Ticket { ticket: size.to_string().into() }).await?.into_inner();
             let mut read = 0;
             while let Some(message) = messages.message().await? {
                 read += message.data_body.len();

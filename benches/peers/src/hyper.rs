@@ -1,5 +1,5 @@
-//! hyper over HTTP/1.1: a request per chunk on one connection, the body from memory. HTTP/1 has one request in flight; the
-//! client asks for the next one when a body has been read.
+//! hyper over HTTP/1.1: a request per chunk on one connection, the body from memory. HTTP/1 has one
+//! request in flight; the client asks for the next one when a body has been read.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -49,7 +49,8 @@ impl Target for Hyper {
     async fn connect(address: SocketAddr) -> anyhow::Result<Self> {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
-        let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        let (sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
         tokio::spawn(connection);
         Ok(Self(Arc::new(Mutex::new(sender))))
     }
@@ -60,10 +61,12 @@ impl Target for Hyper {
             let mut sender = sender.lock().await;
             // The end of the last body may not have come to its task yet.
             sender.ready().await?;
-            let request =
-                hyper::Request::get(format!("/{size}")).header("host", "bench").body(Empty::new())?;
+            let request = hyper::Request::get(format!("/{size}"))
+                .header("host", "bench")
+                .body(Empty::new())?;
             let mut body = sender.send_request(request).await?.into_body();
-            // Every byte lands in the receiver's memory; to gather them in one buffer would cost another copy.
+            // Every byte lands in the receiver's memory; to gather them in one buffer would cost
+            // another copy.
             let mut read = 0;
             while let Some(frame) = body.frame().await {
                 read += frame?.data_ref().map_or(0, Bytes::len);

@@ -1,5 +1,5 @@
-//! Other libraries behind the traits of `benches`, each as favourably set up as its API reasonably allows; what was chosen
-//! stands at the place.
+//! Other libraries behind the traits of `benches`, each as favourably set up as its API reasonably
+//! allows; what was chosen stands at the place.
 
 pub mod actix;
 pub mod flight;

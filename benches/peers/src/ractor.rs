@@ -1,4 +1,5 @@
-//! ractor without its spans for each message and without its cluster feature, which would add a conversion to each.
+//! ractor without its spans for each message and without its cluster feature, which would add a
+//! conversion to each.
 
 use benches::actors::{self, Received};
 use bytes::Bytes;
@@ -24,7 +25,11 @@ impl Actor for Counter {
     type State = Received;
     type Arguments = ();
 
-    async fn pre_start(&self, _: ActorRef<Message>, (): ()) -> Result<Received, ActorProcessingErr> {
+    async fn pre_start(
+        &self,
+        _: ActorRef<Message>,
+        (): (),
+    ) -> Result<Received, ActorProcessingErr> {
         Ok(Received::default())
     }
 

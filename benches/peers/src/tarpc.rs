@@ -1,5 +1,5 @@
-//! tarpc over TCP with bincode, whose messages are the shortest. The bounds of its queues are raised above what is in flight;
-//! a task for each request, as its documentation has it.
+//! tarpc over TCP with bincode, whose messages are the shortest. The bounds of its queues are
+//! raised above what is in flight; a task for each request, as its documentation has it.
 
 use std::future::ready;
 use std::net::SocketAddr;

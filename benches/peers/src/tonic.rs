@@ -18,7 +18,10 @@ struct Service;
 
 #[::tonic::async_trait]
 impl Echo for Service {
-    async fn echo(&self, request: tonic::Request<Body>) -> Result<tonic::Response<Body>, tonic::Status> {
+    async fn echo(
+        &self,
+        request: tonic::Request<Body>,
+    ) -> Result<tonic::Response<Body>, tonic::Status> {
         Ok(tonic::Response::new(request.into_inner()))
     }
 }
@@ -27,7 +30,9 @@ impl Echo for Service {
 pub async fn listen() -> anyhow::Result<SocketAddr> {
     let incoming = TcpIncoming::bind("127.0.0.1:0".parse()?)?.with_nodelay(Some(true));
     let address = incoming.local_addr()?;
-    tokio::spawn(Server::builder().add_service(EchoServer::new(Service)).serve_with_incoming(incoming));
+    tokio::spawn(
+        Server::builder().add_service(EchoServer::new(Service)).serve_with_incoming(incoming),
+    );
     Ok(address)
 }
 

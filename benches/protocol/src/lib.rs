@@ -1,9 +1,10 @@
 //! What the measured programs and their conductor (`cargo xtask compare`) say to each other.
 //!
-//! Every program, whatever it is written in, runs in two processes: `PROGRAM serve KIND` and `PROGRAM drive KIND
-//! ADDRESS`. Both print a line when they are ready, the server with its address behind [`READY`]. From then on each
-//! line of stdin is a [`Job`] and is answered with one line of stdout, a [`Sample`], both in flat JSON. The end of stdin
-//! ends the process. So connections stay, JVMs stay warm, and the conductor interleaves the programs as it likes.
+//! Every program, whatever it is written in, runs in two processes: `PROGRAM serve KIND` and
+//! `PROGRAM drive KIND ADDRESS`. Both print a line when they are ready, the server with its address
+//! behind [`READY`]. From then on each line of stdin is a [`Job`] and is answered with one line of
+//! stdout, a [`Sample`], both in flat JSON. The end of stdin ends the process. So connections stay,
+//! JVMs stay warm, and the conductor interleaves the programs as it likes.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -24,7 +25,8 @@ pub enum Case {
     Echo,
     /// The same with typed messages to an endpoint or actor.
     Ask,
-    /// One-way messages to an endpoint or actor. Ends with a question that shows that all arrived, in order.
+    /// One-way messages to an endpoint or actor. Ends with a question that shows that all arrived,
+    /// in order.
     Send,
     /// Chunks of a file.
     FetchFile,
@@ -38,16 +40,17 @@ pub enum Case {
     FetchToFile,
     /// A file's chunks fetched into memory, and then written to a file.
     FetchThenWrite,
-    /// Echoes, one at a time, while four fetches of file chunks are in flight on the same connection. The operations
-    /// are the fetches, the latency is that of the echoes.
+    /// Echoes, one at a time, while four fetches of file chunks are in flight on the same
+    /// connection. The operations are the fetches, the latency is that of the echoes.
     EchoBesideFetch,
     /// The same with the fetches on another connection.
     EchoApartFromFetch,
-    /// Asks every one of `population` endpoints once, over all connections, and begins again when all have answered.
-    /// An operation is such a round.
+    /// Asks every one of `population` endpoints once, over all connections, and begins again when
+    /// all have answered. An operation is such a round.
     FanOut,
-    /// Server: registers endpoints until there are `population`. Client: opens connections until there are that many,
-    /// and calls once on each; or starts that many actors, if it has no server.
+    /// Server: registers endpoints until there are `population`. Client: opens connections until
+    /// there are that many, and calls once on each; or starts that many actors, if it has no
+    /// server.
     Hold,
     /// Client: asks until `population` asks are outstanding. Nobody answers them.
     HoldAsks,

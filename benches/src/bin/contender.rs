@@ -3,8 +3,8 @@
 use anyhow::Context;
 use benches::codec::Codec;
 use benches::limits::{
-    Batched, Channel, Cipher, Mixed, PingPong, RawChunks, Smallest, Timer, serve_chunks, serve_echo,
-    serve_mixed,
+    Batched, Channel, Cipher, Mixed, PingPong, RawChunks, Smallest, Timer, serve_chunks,
+    serve_echo, serve_mixed,
 };
 use benches::load::Calls;
 use benches::ours::{self, RpcClient, RpcServer, Security, TransportCalls};
@@ -28,9 +28,13 @@ async fn main() -> anyhow::Result<()> {
                 }
                 "echo" => serve(serve_echo().await?, Serving(())).await,
                 "chunks" => {
-                    serve(serve_chunks(chunks.context("--file is needed")?).await?, Serving(())).await
+                    serve(serve_chunks(chunks.context("--file is needed")?).await?, Serving(()))
+                        .await
                 }
-                "mixed" => serve(serve_mixed(chunks.context("--file is needed")?).await?, Serving(())).await,
+                "mixed" => {
+                    serve(serve_mixed(chunks.context("--file is needed")?).await?, Serving(()))
+                        .await
+                }
                 other => anyhow::bail!("no server {other}"),
             }
         }

@@ -1,4 +1,5 @@
-//! Raw bodies: a request of eight bytes, an answer of as many bytes as it says, into a buffer that is used again.
+//! Raw bodies: a request of eight bytes, an answer of as many bytes as it says, into a buffer that
+//! is used again.
 
 use std::fs::File;
 use std::net::SocketAddr;
@@ -15,7 +16,8 @@ use crate::Chunks;
 use crate::load::{Client, Pace};
 use crate::process::cannot;
 
-/// Serves regions of a file by `sendfile`, or writes them from memory, which the request's highest bit asks for.
+/// Serves regions of a file by `sendfile`, or writes them from memory, which the request's highest
+/// bit asks for.
 ///
 /// # Errors
 /// When it cannot listen.

@@ -9,7 +9,8 @@ use bench_protocol::{Job, Sample};
 
 use crate::load::{Client, Pace};
 
-/// Seals a body and opens it again, in place and piece by piece, so that each piece is still in the core's cache.
+/// Seals a body and opens it again, in place and piece by piece, so that each piece is still in the
+/// core's cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(clippy::exhaustive_enums, reason = "a bench")]
 pub enum Cipher {
@@ -45,7 +46,10 @@ impl Client for Cipher {
 fn ctr() -> anyhow::Result<Pass> {
     let stream = || {
         let key = UnboundCipherKey::new(&AES_256, &[1; 32])?;
-        StreamingEncryptingKey::less_safe_ctr(key, EncryptionContext::Iv128(FixedLength::from([2; 16])))
+        StreamingEncryptingKey::less_safe_ctr(
+            key,
+            EncryptionContext::Iv128(FixedLength::from([2; 16])),
+        )
     };
     let (mut seal, mut open) = (stream()?, stream()?);
     let (mut sealed, mut opened) = (Vec::new(), Vec::new());

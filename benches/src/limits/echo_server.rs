@@ -7,7 +7,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::{ReadBuffer, listen, put_frame};
 
-/// Decodes all frames that a read brought, each body into memory of its own, and answers them with one write.
+/// Decodes all frames that a read brought, each body into memory of its own, and answers them with
+/// one write.
 ///
 /// # Errors
 /// When it cannot listen.
@@ -20,7 +21,9 @@ pub async fn serve_echo() -> anyhow::Result<SocketAddr> {
             if count == 0 {
                 return Ok(());
             }
-            read.frames(count, |id, body| put_frame(&mut answers, id, &Bytes::copy_from_slice(body)));
+            read.frames(count, |id, body| {
+                put_frame(&mut answers, id, &Bytes::copy_from_slice(body))
+            });
             stream.write_all(&answers).await?;
             answers.clear();
         }

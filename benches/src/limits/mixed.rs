@@ -1,5 +1,5 @@
-//! Bodies and echoes on one connection: a request is the length of a body, which is sent from a file, or a zero and what
-//! is to be echoed; an answer begins like its request.
+//! Bodies and echoes on one connection: a request is the length of a body, which is sent from a
+//! file, or a zero and what is to be echoed; an answer begins like its request.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -46,7 +46,8 @@ async fn serve(stream: TcpStream, file: Arc<File>, chunks: Chunks) -> std::io::R
     });
     let (mut bodies, mut index) = (VecDeque::new(), 0);
     loop {
-        let request = if bodies.is_empty() { requested.recv().await } else { requested.try_recv().ok() };
+        let request =
+            if bodies.is_empty() { requested.recv().await } else { requested.try_recv().ok() };
         match (request, bodies.pop_front()) {
             (Some(size), body) => {
                 bodies.extend(body);
@@ -81,7 +82,8 @@ impl Client for Mixed {
     async fn run(&mut self, job: Job) -> anyhow::Result<Sample> {
         let (echoed, mut echoes) = unbounded_channel();
         let (read, write) = connect(self.0).await?.into_split();
-        let fetching = Connection { read, write: Arc::new(Mutex::new(write)), echoed: echoed.clone() };
+        let fetching =
+            Connection { read, write: Arc::new(Mutex::new(write)), echoed: echoed.clone() };
         let write = match job.case {
             Case::EchoBesideFetch => Arc::clone(&fetching.write),
             Case::EchoApartFromFetch => {
@@ -93,7 +95,8 @@ impl Client for Mixed {
             }
             other => return Err(cannot(other)),
         };
-        let mut pace = Pace::new(&Job { until: Until::Operations(u64::MAX), ..Job::new(Case::Echo) });
+        let mut pace =
+            Pace::new(&Job { until: Until::Operations(u64::MAX), ..Job::new(Case::Echo) });
         let mut fetching = tokio::spawn(fetching.fetch(job));
         loop {
             let begun = pace.begin().flatten();

@@ -1,4 +1,5 @@
-//! The limits: what plain tokio does when little or nothing stands between a program and its socket.
+//! The limits: what plain tokio does when little or nothing stands between a program and its
+//! socket.
 
 mod batched;
 mod bulk;
@@ -27,7 +28,8 @@ use std::net::SocketAddr;
 use bytes::BufMut;
 use tokio::net::{TcpListener, TcpStream};
 
-/// Header of a frame, as long as that of an RPC in Spark's format: length, type, id, length of the body.
+/// Header of a frame, as long as that of an RPC in Spark's format: length, type, id, length of the
+/// body.
 const HEADER: usize = 21;
 
 fn put_frame(out: &mut Vec<u8>, id: u64, body: &[u8]) {

@@ -1,4 +1,5 @@
-//! The smallest real API: whoever holds it may call; a table of pending calls, a oneshot each, one task that writes.
+//! The smallest real API: whoever holds it may call; a table of pending calls, a oneshot each, one
+//! task that writes.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,7 +16,8 @@ use tokio::sync::{Notify, oneshot};
 use super::{ReadBuffer, connect, put_frame};
 use crate::load::{Request, Target};
 
-/// A connection. `YIELDS`: the writer yields once before it writes, so that others add to what it takes.
+/// A connection. `YIELDS`: the writer yields once before it writes, so that others add to what it
+/// takes.
 #[derive(Clone, Debug)]
 pub struct Smallest<const YIELDS: bool>(Arc<Shared>);
 
@@ -56,7 +58,11 @@ impl<const YIELDS: bool> Target for Smallest<YIELDS> {
     }
 }
 
-async fn write(shared: Arc<Shared>, mut stream: OwnedWriteHalf, yields: bool) -> anyhow::Result<()> {
+async fn write(
+    shared: Arc<Shared>,
+    mut stream: OwnedWriteHalf,
+    yields: bool,
+) -> anyhow::Result<()> {
     let mut requests = Vec::new();
     loop {
         shared.queued.notified().await;

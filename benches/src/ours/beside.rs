@@ -13,8 +13,8 @@ use crate::load::{self, Pace, Request, Target};
 /// Bodies that are always in flight.
 const FETCHES: usize = 4;
 
-/// Echoes of 64 bytes with `echoing`, one at a time, while `fetching` fetches chunks of `job.bytes`. The operations
-/// are the fetches, the latency is that of the echoes.
+/// Echoes of 64 bytes with `echoing`, one at a time, while `fetching` fetches chunks of
+/// `job.bytes`. The operations are the fetches, the latency is that of the echoes.
 pub(super) async fn run(
     echoing: &TransportClient,
     fetching: &TransportClient,

@@ -11,7 +11,8 @@ use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::try_join_all;
 use rpc_core::{
-    Ask, EndpointContext, RpcAddress, RpcCallContext, RpcEndpointRef, RpcEnv, RpcError, ThreadSafeRpcEndpoint,
+    Ask, EndpointContext, RpcAddress, RpcCallContext, RpcEndpointRef, RpcEnv, RpcError,
+    ThreadSafeRpcEndpoint,
 };
 
 use super::messages::{BenchMessage, Count, Hang, Ping, Pong, Tell};
@@ -65,7 +66,9 @@ impl Actor for LocalEndpoint {
 
     fn ask(&self) -> impl Future<Output = anyhow::Result<(u64, bool)>> + Send + 'static {
         let answer = self.0.ask(Count {});
-        answer.map(|counted| counted.map(|counted| (counted.received, counted.in_order)).map_err(Into::into))
+        answer.map(|counted| {
+            counted.map(|counted| (counted.received, counted.in_order)).map_err(Into::into)
+        })
     }
 }
 
@@ -154,7 +157,8 @@ impl RpcClient {
         Ok(Self { address: address.to_string().parse()?, open: Vec::new(), hanging: Vec::new() })
     }
 
-    /// The refs of each of the connections, to so many endpoints in all, dealt out in turns; at least one each.
+    /// The refs of each of the connections, to so many endpoints in all, dealt out in turns; at
+    /// least one each.
     async fn refs(
         &mut self,
         connections: usize,

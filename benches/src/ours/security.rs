@@ -64,8 +64,10 @@ impl Security {
                 ("spark.ssl.rpc.privateKey", &key),
             ],
         };
-        let context =
-            TransportContext::new(TransportConf::from_settings("bench", settings.iter().copied())?, handler);
+        let context = TransportContext::new(
+            TransportConf::from_settings("bench", settings.iter().copied())?,
+            handler,
+        );
         if matches!(self, Self::Plain | Self::Tls) {
             return Ok(context);
         }

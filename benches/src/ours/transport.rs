@@ -7,8 +7,8 @@ use bench_protocol::{Case, Job, Sample};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use network_common::{
-    BoxError, ManagedBuffer, NoOpRpcHandler, RpcHandler, RpcResponseCallback, StreamManager, TransportClient,
-    TransportClientFactory, TransportServer,
+    BoxError, ManagedBuffer, NoOpRpcHandler, RpcHandler, RpcResponseCallback, StreamManager,
+    TransportClient, TransportClientFactory, TransportServer,
 };
 
 use super::bulk::{Fetch, Stream, then_write, to_file};
@@ -20,8 +20,8 @@ use crate::process::cannot;
 /// The longest body out of memory.
 const LONGEST: usize = 16 << 20;
 
-/// Echoes RPCs. The id of a stream is the size of its chunks, negative for those out of memory; by name a stream is
-/// `size_index`.
+/// Echoes RPCs. The id of a stream is the size of its chunks, negative for those out of memory; by
+/// name a stream is `size_index`.
 struct Handler {
     chunks: Option<Chunks>,
     memory: OnceLock<Bytes>,
@@ -122,9 +122,13 @@ impl Client for TransportCalls {
         match job.case {
             Case::Echo => run(&targets(clients, Echo), &job).await,
             Case::FetchFile => run(&targets(clients, |c| Fetch::new(c, size)), &job).await,
-            Case::FetchMemory => run(&targets(clients, |c| Fetch::new(c, size * MEMORY)), &job).await,
+            Case::FetchMemory => {
+                run(&targets(clients, |c| Fetch::new(c, size * MEMORY)), &job).await
+            }
             Case::StreamFile => run(&targets(clients, |c| Stream::new(c, size)), &job).await,
-            Case::StreamMemory => run(&targets(clients, |c| Stream::new(c, size * MEMORY)), &job).await,
+            Case::StreamMemory => {
+                run(&targets(clients, |c| Stream::new(c, size * MEMORY)), &job).await
+            }
             Case::FetchToFile => to_file(&clients[0], &job).await,
             Case::FetchThenWrite => then_write(&clients[0], &job).await,
             Case::EchoBesideFetch | Case::EchoApartFromFetch => {

@@ -90,7 +90,8 @@ async fn as_stream(client: &TransportClient, name: &str, output: &str) -> anyhow
 }
 
 fn progress(size: u64) -> ProgressBar {
-    let style = ProgressStyle::with_template("{bar:40} {bytes}/{total_bytes} {binary_bytes_per_sec} {eta}");
+    let style =
+        ProgressStyle::with_template("{bar:40} {bytes}/{total_bytes} {binary_bytes_per_sec} {eta}");
     ProgressBar::new(size).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
@@ -116,6 +117,9 @@ async fn main() -> anyhow::Result<()> {
         as_stream(&client, &name, &output).await?
     };
     let seconds = begun.elapsed().as_secs_f64();
-    println!("{name} -> {output}: {size} bytes in {seconds:.2} s, {:.2} GB/s", size as f64 / seconds / 1e9);
+    println!(
+        "{name} -> {output}: {size} bytes in {seconds:.2} s, {:.2} GB/s",
+        size as f64 / seconds / 1e9
+    );
     Ok(())
 }

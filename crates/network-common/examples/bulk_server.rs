@@ -4,8 +4,9 @@
 //! cargo run --release -p network-common --example bulk_server -- DIRECTORY [ADDRESS]
 //! ```
 //!
-//! `bulk_fetch` is its client. An RPC `open:<chunk size>:<name>` registers a file and answers with the stream id, the
-//! number of chunks and the file's size, as decimal numbers separated by spaces; a stream is asked for by file name.
+//! `bulk_fetch` is its client. An RPC `open:<chunk size>:<name>` registers a file and answers with
+//! the stream id, the number of chunks and the file's size, as decimal numbers separated by spaces;
+//! a stream is asked for by file name.
 
 use std::path::{Component, Path, PathBuf};
 
@@ -13,8 +14,8 @@ use anyhow::{Context, bail, ensure};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use network_common::{
-    BoxError, ManagedBuffer, OneForOneStreamManager, RpcHandler, RpcResponseCallback, StreamManager,
-    StreamOptions, TransportClient, TransportConf, TransportContext,
+    BoxError, ManagedBuffer, OneForOneStreamManager, RpcHandler, RpcResponseCallback,
+    StreamManager, StreamOptions, TransportClient, TransportConf, TransportContext,
 };
 use std::sync::Arc;
 
@@ -35,8 +36,9 @@ impl BulkServer {
         ensure!(chunk_size > 0, "the chunk size must be positive");
         let (path, size) = self.file(name).await?;
         let chunks = size.div_ceil(chunk_size);
-        let regions = (0..chunks)
-            .map(move |i| ManagedBuffer::file(&path, i * chunk_size..size.min((i + 1) * chunk_size)));
+        let regions = (0..chunks).map(move |i| {
+            ManagedBuffer::file(&path, i * chunk_size..size.min((i + 1) * chunk_size))
+        });
         let options = StreamOptions::default().connection(client).materialized_on_next();
         let stream_id = self.streams.register_stream(regions, options);
         println!("{} fetches {name}: {chunks} chunks, {size} bytes", client.peer_addr());
@@ -50,7 +52,8 @@ impl BulkServer {
             bail!("{name} is not a file name inside the directory");
         }
         let path = self.directory.join(name);
-        let metadata = tokio::fs::metadata(&path).await.with_context(|| format!("{name} not found"))?;
+        let metadata =
+            tokio::fs::metadata(&path).await.with_context(|| format!("{name} not found"))?;
         ensure!(metadata.is_file(), "{name} is not a file");
         Ok((path, metadata.len()))
     }
@@ -103,7 +106,8 @@ impl StreamManager for BulkServer {
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let mut arguments = std::env::args().skip(1);
-    let directory = PathBuf::from(arguments.next().context("usage: bulk_server DIRECTORY [ADDRESS]")?);
+    let directory =
+        PathBuf::from(arguments.next().context("usage: bulk_server DIRECTORY [ADDRESS]")?);
     ensure!(directory.is_dir(), "{} is not a directory", directory.display());
     let address = arguments.next().unwrap_or_else(|| "127.0.0.1:7337".to_owned());
 

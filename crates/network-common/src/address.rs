@@ -3,7 +3,8 @@
 use std::fmt;
 use std::net::SocketAddr;
 
-/// A host, not yet resolved, and a port: the key of a connection pool. Names are resolved anew for every connection.
+/// A host, not yet resolved, and a port: the key of a connection pool. Names are resolved anew for
+/// every connection.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct PeerAddress {
     host: String,

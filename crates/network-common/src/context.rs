@@ -19,7 +19,8 @@ use crate::server::TransportServer;
 #[cfg(feature = "tls")]
 use crate::tls::{LazyTls, Tls};
 
-/// Settings and one [`RpcHandler`]: makes servers and client factories whose connections share them (transport 1).
+/// Settings and one [`RpcHandler`]: makes servers and client factories whose connections share them
+/// (transport 1).
 ///
 /// Cheap to clone. Servers and factories do not need the context to live on.
 #[derive(Clone)]
@@ -60,17 +61,18 @@ impl TransportContext {
         }
     }
 
-    /// Every connection made from here on authenticates both ends to each other, and is encrypted if the settings say so
-    /// ([`auth`](crate::auth) tells how). Outgoing connections are made as `app_id`; accepted ones by any application whose
-    /// secret `secrets` knows. Afterwards [`client_id`](crate::TransportClient::client_id) is the application's id at both
-    /// ends.
+    /// Every connection made from here on authenticates both ends to each other, and is encrypted
+    /// if the settings say so ([`auth`](crate::auth) tells how). Outgoing connections are made as
+    /// `app_id`; accepted ones by any application whose secret `secrets` knows. Afterwards
+    /// [`client_id`](crate::TransportClient::client_id) is the application's id at both ends.
     ///
-    /// On a client it comes before other bootstraps, and those of a server see nothing of a peer that is not authenticated.
-    /// A server whose `spark.<module>.io.maxHandshakes` are under way refuses connections with kind
-    /// [`Bootstrap`](crate::ErrorKind::Bootstrap).
+    /// On a client it comes before other bootstraps, and those of a server see nothing of a peer
+    /// that is not authenticated. A server whose `spark.<module>.io.maxHandshakes` are under way
+    /// refuses connections with kind [`Bootstrap`](crate::ErrorKind::Bootstrap).
     ///
     /// # Errors
-    /// Kind [`Config`](crate::ErrorKind::Config) if the settings ask for something that is not part of this build.
+    /// Kind [`Config`](crate::ErrorKind::Config) if the settings ask for something that is not part
+    /// of this build.
     #[cfg(feature = "auth")]
     pub fn with_auth(
         mut self,
@@ -81,9 +83,10 @@ impl TransportContext {
         Ok(self)
     }
 
-    /// Authenticates and encrypts as `other` does: with its secrets, its settings of authentication, and its certificates, which
-    /// are not read a second time. What this context's own settings say about these counts no more. Servers of both count their
-    /// handshakes together. Spark's downloads share the security of its RPC in this way (rpc 10).
+    /// Authenticates and encrypts as `other` does: with its secrets, its settings of
+    /// authentication, and its certificates, which are not read a second time. What this context's
+    /// own settings say about these counts no more. Servers of both count their handshakes
+    /// together. Spark's downloads share the security of its RPC in this way (rpc 10).
     #[cfg_attr(not(any(feature = "auth", feature = "tls")), expect(unused_mut, unused_variables))]
     pub fn secured_as(mut self, other: &Self) -> Self {
         #[cfg(feature = "auth")]
@@ -97,8 +100,9 @@ impl TransportContext {
         self
     }
 
-    /// Whether connections on which nothing has moved for `spark.<module>.io.connectionTimeout` are closed also when no
-    /// request is outstanding. Spark does so for shuffle and file clients, not for its core RPC. Default: false.
+    /// Whether connections on which nothing has moved for `spark.<module>.io.connectionTimeout` are
+    /// closed also when no request is outstanding. Spark does so for shuffle and file clients, not
+    /// for its core RPC. Default: false.
     pub fn close_idle_connections(mut self, close: bool) -> Self {
         self.close_idle_connections = close;
         self
@@ -123,9 +127,9 @@ impl TransportContext {
     /// Listens on `address`; port 0 is an ephemeral one. Must be called in a tokio runtime.
     ///
     /// # Errors
-    /// Kind [`Bind`](crate::ErrorKind::Bind). Kind [`Config`](crate::ErrorKind::Config) if TLS is enabled but its settings or
-    /// files cannot be used, or if `spark.authenticate` is true and this context has neither been given secrets nor, here,
-    /// bootstraps.
+    /// Kind [`Bind`](crate::ErrorKind::Bind). Kind [`Config`](crate::ErrorKind::Config) if TLS is
+    /// enabled but its settings or files cannot be used, or if `spark.authenticate` is true and
+    /// this context has neither been given secrets nor, here, bootstraps.
     pub async fn create_server(
         &self,
         address: impl ToSocketAddrs,
@@ -146,7 +150,8 @@ impl TransportContext {
         let bootstraps = auth::server_bootstraps(&self.conf, self.auth.as_ref(), bootstraps)?;
         let resources = self.resources(self.metrics.server());
         let security = self.server_security()?;
-        TransportServer::bind(address, resources, security, Arc::clone(&self.handler), bootstraps).await
+        TransportServer::bind(address, resources, security, Arc::clone(&self.handler), bootstraps)
+            .await
     }
 
     /// A pool of outgoing connections.
@@ -162,12 +167,18 @@ impl TransportContext {
         #[cfg(feature = "auth")]
         let bootstraps = auth::client_bootstraps(&self.conf, self.auth.as_ref(), bootstraps);
         let resources = self.resources(self.metrics.client());
-        TransportClientFactory::new(resources, self.client_security(), Arc::clone(&self.handler), bootstraps)
+        TransportClientFactory::new(
+            resources,
+            self.client_security(),
+            Arc::clone(&self.handler),
+            bootstraps,
+        )
     }
 
-    /// Checks that what the settings ask for is there: secrets, and the files that those of TLS name. So mistakes show before
-    /// the first connection. Servers do so when they are created; the files are read once and, with
-    /// `spark.ssl.rpc.trustStoreReloadingEnabled`, again when they change.
+    /// Checks that what the settings ask for is there: secrets, and the files that those of TLS
+    /// name. So mistakes show before the first connection. Servers do so when they are created; the
+    /// files are read once and, with `spark.ssl.rpc.trustStoreReloadingEnabled`, again when they
+    /// change.
     ///
     /// # Errors
     /// Kind [`Config`](crate::ErrorKind::Config), naming setting and file.

@@ -17,14 +17,15 @@ pub enum ErrorKind {
     Bind,
     /// The peer refused the connection, or its name did not resolve.
     Connect,
-    /// The connection was not made within `spark.<module>.io.connectionCreationTimeout`, or TLS not agreed on within
-    /// `spark.ssl.rpc.handshakeTimeout`.
+    /// The connection was not made within `spark.<module>.io.connectionCreationTimeout`, or TLS not
+    /// agreed on within `spark.ssl.rpc.handshakeTimeout`.
     ConnectTimeout,
     /// Not even tried: this address failed within the fast-fail window.
     FastFail,
     /// A client bootstrap (authentication, say) failed.
     Bootstrap,
-    /// TLS could not be agreed on: the peer speaks none, or one of the two does not trust the other.
+    /// TLS could not be agreed on: the peer speaks none, or one of the two does not trust the
+    /// other.
     Tls,
     /// The connection was closed by either side.
     Closed,
@@ -115,7 +116,8 @@ impl TransportError {
 
     /// Whether the same request may succeed later, on a new connection or with less load.
     ///
-    /// It says nothing about side effects: when a connection closes, the peer may have done the work.
+    /// It says nothing about side effects: when a connection closes, the peer may have done the
+    /// work.
     pub fn is_retryable(&self) -> bool {
         matches!(
             self.0.kind,
@@ -136,7 +138,10 @@ impl TransportError {
 
     /// Whether the peer reported it (as opposed to this side or the network).
     pub fn is_remote(&self) -> bool {
-        matches!(self.0.kind, ErrorKind::Remote | ErrorKind::ChunkFetchFailure | ErrorKind::StreamFailure)
+        matches!(
+            self.0.kind,
+            ErrorKind::Remote | ErrorKind::ChunkFetchFailure | ErrorKind::StreamFailure
+        )
     }
 
     /// The peer it concerns, as `host:port`.

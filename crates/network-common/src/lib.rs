@@ -1,12 +1,12 @@
-//! Apache Spark's transport for Rust: RPC, chunk and stream fetch and upload over TCP, byte-compatible with Spark 2.4 to
-//! 4.x. A JVM Spark process can be either end.
+//! Apache Spark's transport for Rust: RPC, chunk and stream fetch and upload over TCP,
+//! byte-compatible with Spark 2.4 to 4.x. A JVM Spark process can be either end.
 //!
 //! # The model
 //!
 //! A [`TransportContext`] holds settings ([`TransportConf`]) and one [`RpcHandler`]. It makes
-//! [`TransportServer`]s, which accept connections, and [`TransportClientFactory`]s, which open and pool them. A
-//! [`TransportClient`] is one connection as a caller sees it. Connections are symmetric: a handler gets a client too, and
-//! calls back with it over the same connection.
+//! [`TransportServer`]s, which accept connections, and [`TransportClientFactory`]s, which open and
+//! pool them. A [`TransportClient`] is one connection as a caller sees it. Connections are
+//! symmetric: a handler gets a client too, and calls back with it over the same connection.
 //!
 //! ```
 //! use bytes::Bytes;
@@ -36,8 +36,9 @@
 //!
 //! # Bulk data
 //!
-//! Chunks and streams come from the handler's [`StreamManager`]. A body is a [`ManagedBuffer`]: memory of any owner, or a
-//! region of a file, which the kernel sends without a copy through this process (`sendfile` on Linux).
+//! Chunks and streams come from the handler's [`StreamManager`]. A body is a [`ManagedBuffer`]:
+//! memory of any owner, or a region of a file, which the kernel sends without a copy through this
+//! process (`sendfile` on Linux).
 //!
 //! ```
 //! use bytes::Bytes;
@@ -83,34 +84,39 @@
 //!
 //! # Authentication and encryption
 //!
-//! With the feature `auth`, `TransportContext::with_auth` makes every connection prove who it is and encrypts it, as the
-//! settings `spark.network.crypto.*` and `spark.authenticate.*` say; the module `auth` tells which mode to choose. The
-//! feature `legacy-auth` adds what only old peers need.
+//! With the feature `auth`, `TransportContext::with_auth` makes every connection prove who it is
+//! and encrypts it, as the settings `spark.network.crypto.*` and `spark.authenticate.*` say; the
+//! module `auth` tells which mode to choose. The feature `legacy-auth` adds what only old peers
+//! need.
 //!
 //! # TLS
 //!
-//! With the feature `tls` and `spark.ssl.rpc.enabled`, every connection of a context is TLS from its first byte, as between
-//! processes of Spark 4; nothing in the clear is accepted or sent. `TlsConf` has the settings. Without the feature that
-//! setting is refused, so it cannot be overlooked.
+//! With the feature `tls` and `spark.ssl.rpc.enabled`, every connection of a context is TLS from
+//! its first byte, as between processes of Spark 4; nothing in the clear is accepted or sent.
+//! `TlsConf` has the settings. Without the feature that setting is refused, so it cannot be
+//! overlooked.
 //!
 //! # What is promised
 //!
-//! * Every request ends exactly once: answer, failure, or the end of its connection. Calls queue when they are made, in
-//!   their order; futures only wait. Dropping a future frees its place.
-//! * RPCs and one-way messages overtake whole queued bodies, never the other way round: a control message waits for one body
-//!   at most. Bodies keep their order among themselves.
-//! * Nothing grows without a limit: the write queue is bounded in bytes ([`TransportClient::ready`] waits for room), a peer
-//!   that does not read its answers is no longer read, and chunks are only asked of the [`StreamManager`] when there is room.
+//! * Every request ends exactly once: answer, failure, or the end of its connection. Calls queue
+//!   when they are made, in their order; futures only wait. Dropping a future frees its place.
+//! * RPCs and one-way messages overtake whole queued bodies, never the other way round: a control
+//!   message waits for one body at most. Bodies keep their order among themselves.
+//! * Nothing grows without a limit: the write queue is bounded in bytes ([`TransportClient::ready`]
+//!   waits for room), a peer that does not read its answers is no longer read, and chunks are only
+//!   asked of the [`StreamManager`] when there is room.
 //! * No disk work happens on a task that serves connections.
-//! * Errors ([`TransportError`]) name peer, operation and setting, and say whether a retry makes sense.
+//! * Errors ([`TransportError`]) name peer, operation and setting, and say whether a retry makes
+//!   sense.
 //!
 //! What happens when a client, future, factory or server is dropped stands in the docs of each.
 //!
 //! # Layers
 //!
-//! [`protocol`] is the wire format without sockets: bytes in, messages out. Everything above it is described in
-//! ARCHITECTURE.md of the repository. Rules are marked with their place in the inventory of Spark's behaviour this crate
-//! was written from: "wire 5" is section 5 of its wire format, "transport 8" section 8 of its transport layer.
+//! [`protocol`] is the wire format without sockets: bytes in, messages out. Everything above it is
+//! described in ARCHITECTURE.md of the repository. Rules are marked with their place in the
+//! inventory of Spark's behaviour this crate was written from: "wire 5" is section 5 of its wire
+//! format, "transport 8" section 8 of its transport layer.
 
 mod address;
 #[cfg(feature = "auth")]
@@ -134,7 +140,8 @@ mod tls;
 pub use address::PeerAddress;
 pub use buffer::ManagedBuffer;
 pub use client::{
-    ChunkFuture, ConnectionId, MergedBlockMetaFuture, RequestFuture, RpcFuture, StreamFuture, TransportClient,
+    ChunkFuture, ConnectionId, MergedBlockMetaFuture, RequestFuture, RpcFuture, StreamFuture,
+    TransportClient,
 };
 pub use conf::{IoMode, TransportConf};
 #[cfg(feature = "tls")]
@@ -143,8 +150,9 @@ pub use context::TransportContext;
 pub use error::{BoxError, ErrorKind, TransportError};
 pub use factory::TransportClientFactory;
 pub use handler::{
-    MergedBlockMetaCallback, NoOpRpcHandler, OneForOneStreamManager, RpcHandler, RpcResponseCallback,
-    StreamManager, StreamOptions, TransportClientBootstrap, TransportServerBootstrap,
+    MergedBlockMetaCallback, NoOpRpcHandler, OneForOneStreamManager, RpcHandler,
+    RpcResponseCallback, StreamManager, StreamOptions, TransportClientBootstrap,
+    TransportServerBootstrap,
 };
 pub use metrics::{MetricsSnapshot, SideMetrics, TransportMetrics};
 pub use network::MemoryNetwork;

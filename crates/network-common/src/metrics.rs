@@ -7,8 +7,8 @@ use crate::error::{ErrorKind, TransportError};
 
 /// What a context's connections do, seen from its two sides.
 ///
-/// Clones and the context share the counters. Reading is cheap; the numbers of one [`snapshot`](SideMetrics::snapshot)
-/// are not taken at one instant.
+/// Clones and the context share the counters. Reading is cheap; the numbers of one
+/// [`snapshot`](SideMetrics::snapshot) are not taken at one instant.
 #[derive(Debug, Clone)]
 pub struct TransportMetrics {
     server: Arc<SideMetrics>,
@@ -17,7 +17,9 @@ pub struct TransportMetrics {
 
 impl TransportMetrics {
     pub(crate) fn new(module: &str) -> Self {
-        let side = |name| Arc::new(SideMetrics { prefix: format!("{module}-{name}"), ..Default::default() });
+        let side = |name| {
+            Arc::new(SideMetrics { prefix: format!("{module}-{name}"), ..Default::default() })
+        };
         Self { server: side("server"), client: side("client") }
     }
 
@@ -74,14 +76,16 @@ pub struct MetricsSnapshot {
     pub sendfile_bytes: u64,
     /// Bytes of files that passed through memory on their way to the socket.
     pub copied_file_bytes: u64,
-    /// Body bytes that came from the socket, or out of a cipher, straight into the body's own buffer.
+    /// Body bytes that came from the socket, or out of a cipher, straight into the body's own
+    /// buffer.
     pub direct_body_bytes: u64,
     /// Connections and connection attempts that ended with an error, by kind.
     pub failures: Vec<(ErrorKind, u64)>,
 }
 
 impl SideMetrics {
-    /// `<module>-server` or `<module>-client`: the prefix Spark gives the names of this side's metrics (transport 13).
+    /// `<module>-server` or `<module>-client`: the prefix Spark gives the names of this side's
+    /// metrics (transport 13).
     pub fn prefix(&self) -> &str {
         &self.prefix
     }
@@ -135,7 +139,9 @@ impl SideMetrics {
         .map(|(name, value)| (format!("{}.{name}", self.prefix), value))
         .into();
         let failures = values.failures.into_iter();
-        named.extend(failures.map(|(kind, count)| (format!("{}.failures.{kind:?}", self.prefix), count)));
+        named.extend(
+            failures.map(|(kind, count)| (format!("{}.failures.{kind:?}", self.prefix), count)),
+        );
         named
     }
 }

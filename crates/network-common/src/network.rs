@@ -13,10 +13,12 @@ use tokio::sync::mpsc;
 /// Bytes on their way in one direction of a connection, as a socket's buffers would hold them.
 const IN_FLIGHT: usize = 256 << 10;
 
-/// A network inside this process, for tests: what is on it reaches each other without sockets, ports of the machine, or
-/// waiting for the system, and so also in tokio's paused time. All else is as over TCP: the same frames, the same limits.
+/// A network inside this process, for tests: what is on it reaches each other without sockets,
+/// ports of the machine, or waiting for the system, and so also in tokio's paused time. All else is
+/// as over TCP: the same frames, the same limits.
 ///
-/// Addresses are IP addresses, any that the test likes; `localhost` is `127.0.0.1`. Files are not sent by the kernel.
+/// Addresses are IP addresses, any that the test likes; `localhost` is `127.0.0.1`. Files are not
+/// sent by the kernel.
 ///
 /// ```
 /// # use network_common::{MemoryNetwork, NoOpRpcHandler, TransportConf, TransportContext, TransportError};
@@ -72,7 +74,8 @@ impl MemoryNetwork {
         let client = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), table.next_port());
         let (requests, served) = tokio::io::duplex(IN_FLIGHT);
         let (answers, answered) = tokio::io::duplex(IN_FLIGHT);
-        let theirs = MemoryStream { incoming: served, outgoing: answers, local: server, peer: client };
+        let theirs =
+            MemoryStream { incoming: served, outgoing: answers, local: server, peer: client };
         let refused = || io::Error::from(io::ErrorKind::ConnectionRefused);
         table.listeners.get(&server).ok_or_else(refused)?.send(theirs).map_err(|_| refused())?;
         Ok(MemoryStream { incoming: answered, outgoing: requests, local: client, peer: server })

@@ -19,12 +19,14 @@ use crate::handler::{RpcHandler, TransportServerBootstrap};
 use crate::network::MemoryListener;
 use crate::session::Closing;
 
-/// How long accepting rests after an error such as "too many open files", which would otherwise come again at once.
+/// How long accepting rests after an error such as "too many open files", which would otherwise
+/// come again at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Listens, and serves the connections it accepts (transport 7).
 ///
-/// Dropping it stops listening and closes its connections at once; [`close`](Self::close) lets them finish.
+/// Dropping it stops listening and closes its connections at once; [`close`](Self::close) lets them
+/// finish.
 #[derive(Debug)]
 pub struct TransportServer {
     address: SocketAddr,
@@ -61,11 +63,13 @@ impl TransportServer {
                 .with_source(error)
         })?;
         let address = listener.local_addr().map_err(|error| {
-            TransportError::new(ErrorKind::Bind, format!("cannot listen: {error}")).with_source(error)
+            TransportError::new(ErrorKind::Bind, format!("cannot listen: {error}"))
+                .with_source(error)
         })?;
         let tasks = TaskTracker::new();
         let connections = Mutex::default();
-        let inner = Arc::new(Inner { resources, security, handler, bootstraps, connections, tasks });
+        let inner =
+            Arc::new(Inner { resources, security, handler, bootstraps, connections, tasks });
         let accepting = tokio::spawn(accept(listener, Arc::clone(&inner)));
         Ok(Self { address, accepting, inner })
     }
@@ -75,8 +79,9 @@ impl TransportServer {
         self.address
     }
 
-    /// Stops listening, lets what was asked before be answered, and closes the connections; those that are not finished
-    /// after `deadline` are cut. New requests of connected peers fail meanwhile. Returns how many connections were cut.
+    /// Stops listening, lets what was asked before be answered, and closes the connections; those
+    /// that are not finished after `deadline` are cut. New requests of connected peers fail
+    /// meanwhile. Returns how many connections were cut.
     ///
     /// Dropping the future cuts them all.
     pub async fn close(mut self, deadline: Duration) -> usize {
@@ -170,18 +175,23 @@ impl Inner {
         if let Stream::Tcp(stream) = &stream {
             socket::configure_connected(stream, conf, conf.tcp_keep_alive()).map_err(io_error)?;
         }
-        let mut connection = Connection::new(stream, Arc::clone(&self.handler), Arc::clone(&self.resources))
-            .map_err(io_error)?;
+        let mut connection =
+            Connection::new(stream, Arc::clone(&self.handler), Arc::clone(&self.resources))
+                .map_err(io_error)?;
         for bootstrap in &self.bootstraps {
             let handler = Arc::clone(connection.handler());
             let bootstrapped = || bootstrap.do_bootstrap(connection.client(), handler);
             // A panic is an error like any other: it must not end the accept loop.
             let bootstrapped = catch_unwind(AssertUnwindSafe(bootstrapped));
-            let handler = bootstrapped.unwrap_or_else(|_| Err("it panicked".into())).map_err(|error| {
-                TransportError::new(ErrorKind::Bootstrap, format!("bootstrap for {peer} failed: {error}"))
+            let handler =
+                bootstrapped.unwrap_or_else(|_| Err("it panicked".into())).map_err(|error| {
+                    TransportError::new(
+                        ErrorKind::Bootstrap,
+                        format!("bootstrap for {peer} failed: {error}"),
+                    )
                     .with_peer(peer)
                     .with_source(error)
-            })?;
+                })?;
             connection.set_handler(handler);
         }
         Ok(connection)
@@ -199,7 +209,8 @@ async fn accept(mut listener: Listener, inner: Arc<Inner>) {
         match listener.accept().await {
             Ok((stream, peer)) => inner.serve(stream, peer),
             Err(error) => {
-                // A connection that was reset while it waited, or no file descriptors left: neither ends the server.
+                // A connection that was reset while it waited, or no file descriptors left: neither
+                // ends the server.
                 tracing::warn!(%error, "accepting a connection failed");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
@@ -223,7 +234,9 @@ impl Listener {
 
     async fn accept(&mut self) -> std::io::Result<(Stream, SocketAddr)> {
         match self {
-            Self::Tcp(listener) => listener.accept().await.map(|(stream, peer)| (Stream::Tcp(stream), peer)),
+            Self::Tcp(listener) => {
+                listener.accept().await.map(|(stream, peer)| (Stream::Tcp(stream), peer))
+            }
             Self::Memory(listener) => {
                 let stream = listener.accept().await?;
                 let peer = stream.peer;
@@ -238,14 +251,16 @@ async fn listen(
     address: impl ToSocketAddrs,
     resources: &Resources,
 ) -> Result<Listener, (String, std::io::Error)> {
-    let addresses = lookup_host(address).await.map_err(|error| ("the given address".to_owned(), error))?;
+    let addresses =
+        lookup_host(address).await.map_err(|error| ("the given address".to_owned(), error))?;
     let mut failure = None;
     for address in addresses {
         let listen = || {
             if let Some(network) = &resources.network {
                 return network.listen(address).map(Listener::Memory);
             }
-            let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+            let socket =
+                if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
             socket::configure_new(&socket, &resources.conf)?;
             // On Windows it would let two servers share a port.
             #[cfg(not(windows))]
@@ -258,6 +273,7 @@ async fn listen(
             Err(error) => failure = Some((address.to_string(), error)),
         }
     }
-    Err(failure
-        .unwrap_or_else(|| ("the given address".to_owned(), std::io::Error::other("it resolves to nothing"))))
+    Err(failure.unwrap_or_else(|| {
+        ("the given address".to_owned(), std::io::Error::other("it resolves to nothing"))
+    }))
 }

@@ -21,14 +21,18 @@ const BODIES: i32 = 3;
 
 /// What comes, in order: the indices of chunks, and `None` for the answer to an RPC.
 async fn order_of_answers(client: &mut TcpStream) -> Vec<Option<i32>> {
-    let (mut decoder, mut read, mut order) = (FrameDecoder::default(), vec![0; 1 << 20], Vec::new());
+    let (mut decoder, mut read, mut order) =
+        (FrameDecoder::default(), vec![0; 1 << 20], Vec::new());
     while order.len() <= BODIES as usize {
         let count = within(client.read(&mut read)).await.unwrap();
         assert_ne!(count, 0, "closed after {order:?}");
         let mut input = &read[..count];
         while let Some(event) = decoder.next_event(&mut input).unwrap() {
             match event {
-                Event::BodyStart { message: Message::ChunkFetchSuccess { chunk_index, .. }, length } => {
+                Event::BodyStart {
+                    message: Message::ChunkFetchSuccess { chunk_index, .. },
+                    length,
+                } => {
                     assert_eq!(length, BODY as u64);
                     order.push(Some(chunk_index));
                     decoder.discard_body();
@@ -41,7 +45,8 @@ async fn order_of_answers(client: &mut TcpStream) -> Vec<Option<i32>> {
     order
 }
 
-/// An RPC that comes while a body is being sent is answered before the next one, wherever the bodies are.
+/// An RPC that comes while a body is being sent is answered before the next one, wherever the
+/// bodies are.
 #[tokio::test]
 async fn an_answer_waits_for_one_body() {
     let file = tempfile::NamedTempFile::new().unwrap();
@@ -49,21 +54,24 @@ async fn an_answer_waits_for_one_body() {
     let in_file = ManagedBuffer::file(file.path(), 0..BODY as u64);
     let in_memory = ManagedBuffer::from(vec![7; BODY]);
     // Otherwise the peer of bodies in memory is not read.
-    let settings = |mode| [("spark.shuffle.io.mode", mode), ("spark.shuffle.io.maxWriteQueueSize", "1g")];
+    let settings =
+        |mode| [("spark.shuffle.io.mode", mode), ("spark.shuffle.io.maxWriteQueueSize", "1g")];
     for (body, mode) in [(in_file.clone(), "AUTO"), (in_file, "NIO"), (in_memory, "AUTO")] {
         let received = Arc::new(Notify::new());
         let told = Arc::clone(&received);
-        let handler =
-            Handler::new().on_chunk(move |_, _| Ok(body.clone())).on_rpc(move |_, body, callback| {
+        let handler = Handler::new().on_chunk(move |_, _| Ok(body.clone())).on_rpc(
+            move |_, body, callback| {
                 callback.reply(body);
                 told.notify_one();
-            });
+            },
+        );
         let context = TransportContext::new(conf(&settings(mode)), handler);
         let server = serve(&context).await;
         let mut client = TcpStream::connect(server.local_addr()).await.unwrap();
         let mut requests = Vec::new();
         for chunk_index in 0..BODIES {
-            Message::<()>::ChunkFetchRequest { stream_id: 1, chunk_index }.encode_head(0, &mut requests);
+            Message::<()>::ChunkFetchRequest { stream_id: 1, chunk_index }
+                .encode_head(0, &mut requests);
         }
         client.write_all(&requests).await.unwrap();
         until(|| context.metrics().server().snapshot().bytes_out > 0).await;
@@ -71,7 +79,11 @@ async fn an_answer_waits_for_one_body() {
         Message::RpcRequest { request_id: 7, body: () }.encode_head(0, &mut requests);
         client.write_all(&requests).await.unwrap();
         within(received.notified()).await;
-        assert_eq!(order_of_answers(&mut client).await, [Some(0), None, Some(1), Some(2)], "{mode}");
+        assert_eq!(
+            order_of_answers(&mut client).await,
+            [Some(0), None, Some(1), Some(2)],
+            "{mode}"
+        );
     }
 }
 
@@ -82,7 +94,8 @@ async fn bodies_leave_a_thread_to_other_connections() {
     let body = Bytes::from(vec![7; 16 << 20]);
     let handler = Handler::new().on_chunk(move |_, _| Ok(body.clone().into()));
     let pair = pair(handler).await;
-    let other = within(pair.factory.create_unmanaged_client(pair.server.local_addr())).await.unwrap();
+    let other =
+        within(pair.factory.create_unmanaged_client(pair.server.local_addr())).await.unwrap();
     let fetched = Arc::new(AtomicUsize::new(0));
     let fetching = (0..FETCHES).map(|fetch| {
         let (client, fetched) = (pair.client.clone(), Arc::clone(&fetched));

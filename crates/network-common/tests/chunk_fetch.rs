@@ -1,4 +1,5 @@
-//! ChunkFetchIntegrationSuite and ChunkFetchRequestHandlerSuite (CFI, CFH), in memory, by `sendfile` and by copying.
+//! ChunkFetchIntegrationSuite and ChunkFetchRequestHandlerSuite (CFI, CFH), in memory, by
+//! `sendfile` and by copying.
 
 // Outside of the test functions themselves too.
 #![allow(clippy::unwrap_used)]
@@ -141,8 +142,9 @@ async fn chunks_fetched_at_once_are_not_mixed_up() {
         let content = pattern(1 << 20, 3);
         let file = file_of(&content);
         let (path, memory) = (file.path().to_owned(), content.clone());
-        let region =
-            |index: i32| (index as usize * 7919) % 500_000..(index as usize * 7919) % 500_000 + 33_000;
+        let region = |index: i32| {
+            (index as usize * 7919) % 500_000..(index as usize * 7919) % 500_000 + 33_000
+        };
         let handler = Handler::new().on_chunk(move |_, index| {
             let range = region(index);
             Ok(if index % 2 == 0 {
@@ -153,14 +155,21 @@ async fn chunks_fetched_at_once_are_not_mixed_up() {
         });
         let pair = pair_with(handler, &[("spark.shuffle.io.mode", mode)], &[]).await;
         let fetches: Vec<_> = (0..200).map(|index| pair.client.fetch_chunk(7, index)).collect();
-        for (index, chunk) in within(futures::future::join_all(fetches)).await.into_iter().enumerate() {
-            assert_eq!(chunk.unwrap(), content.slice(region(index as i32)), "chunk {index} by {mode}");
+        for (index, chunk) in
+            within(futures::future::join_all(fetches)).await.into_iter().enumerate()
+        {
+            assert_eq!(
+                chunk.unwrap(),
+                content.slice(region(index as i32)),
+                "chunk {index} by {mode}"
+            );
         }
         pair.assert_no_failures();
     }
 }
 
-/// Rule 2 of the design: dropped fetches leave a tombstone, and what is asked for afterwards is right.
+/// Rule 2 of the design: dropped fetches leave a tombstone, and what is asked for afterwards is
+/// right.
 #[tokio::test]
 async fn a_dropped_fetch_leaves_a_tombstone_until_it_is_answered() {
     for size in [10, 3 << 20] {
@@ -212,16 +221,22 @@ async fn a_second_fetch_of_an_outstanding_chunk_is_refused_and_does_not_disturb_
     assert_eq!(within(first).await.unwrap(), "once");
 }
 
-/// Rules 4 and 9 of the issue: missing and truncated files fail the chunk, whenever they are opened.
+/// Rules 4 and 9 of the issue: missing and truncated files fail the chunk, whenever they are
+/// opened.
 #[tokio::test]
 async fn a_file_that_cannot_be_read_fails_its_chunk_only() {
     for mode in MODES {
         for lazy in ["true", "false"] {
             let chunks = chunks(mode, lazy).await;
-            for (index, text) in [(MISSING_FILE, "/nowhere/to/be/found"), (SHORT_FILE, "Reached EOF")] {
+            for (index, text) in
+                [(MISSING_FILE, "/nowhere/to/be/found"), (SHORT_FILE, "Reached EOF")]
+            {
                 // With a neighbour on each side, so that the failure has to keep its place in line.
-                let (before, failed, after) =
-                    tokio::join!(chunks.fetch(BUFFER_CHUNK), chunks.fetch(index), chunks.fetch(FILE_CHUNK));
+                let (before, failed, after) = tokio::join!(
+                    chunks.fetch(BUFFER_CHUNK),
+                    chunks.fetch(index),
+                    chunks.fetch(FILE_CHUNK)
+                );
                 assert_eq!(before.unwrap(), chunks.buffer);
                 assert_eq!(after.unwrap(), chunks.file);
                 let error = failed.unwrap_err();
@@ -247,7 +262,8 @@ async fn empty_chunks_are_chunks() {
     pair.assert_alive().await;
 }
 
-/// A large body is read by the socket, or opened, into its own buffer: all but what came with its header or before its end.
+/// A large body is read by the socket, or opened, into its own buffer: all but what came with its
+/// header or before its end.
 #[tokio::test]
 async fn a_large_chunk_is_read_straight_into_its_buffer() {
     let not_directly = if is_plain() { 128 << 10 } else { 2 << 20 };
@@ -337,7 +353,8 @@ impl RawPeer {
     }
 }
 
-/// As CFH-01, with a peer that holds writes back by not reading: more than what socket buffers take.
+/// As CFH-01, with a peer that holds writes back by not reading: more than what socket buffers
+/// take.
 #[tokio::test(flavor = "multi_thread")]
 async fn cfh_01_handle_chunk_fetch_request() {
     if !is_plain() {
@@ -346,7 +363,8 @@ async fn cfh_01_handle_chunk_fetch_request() {
     const LARGE: usize = 16 << 20;
     let streams = Arc::new(OneForOneStreamManager::new());
     let (a, b) = (pattern(LARGE, 1), pattern(LARGE, 2));
-    let body = |bytes: &Bytes| -> Result<_, BoxError> { Ok(Some(ManagedBuffer::from(bytes.clone()))) };
+    let body =
+        |bytes: &Bytes| -> Result<_, BoxError> { Ok(Some(ManagedBuffer::from(bytes.clone()))) };
     let chunks = vec![
         body(&a),
         body(&b),
@@ -403,7 +421,8 @@ async fn cfh_01_handle_chunk_fetch_request() {
     until(|| transferred() == 0).await;
 }
 
-/// Nothing of the answer was written when its first bytes cannot be read: the failure twin goes out (wire 5).
+/// Nothing of the answer was written when its first bytes cannot be read: the failure twin goes out
+/// (wire 5).
 #[tokio::test]
 async fn a_file_whose_first_bytes_cannot_be_read_fails_its_chunk_only() {
     let path = file_of(&pattern(SIZE, 3)).into_temp_path();
@@ -420,7 +439,8 @@ async fn a_file_whose_first_bytes_cannot_be_read_fails_its_chunk_only() {
     }
 }
 
-/// Opening a named pipe waits for somebody to write to it, which would hold a thread and the whole bulk lane.
+/// Opening a named pipe waits for somebody to write to it, which would hold a thread and the whole
+/// bulk lane.
 #[cfg(target_os = "linux")]
 #[tokio::test]
 async fn a_named_pipe_is_not_a_file() {
@@ -459,8 +479,9 @@ async fn an_error_that_panics_when_it_is_printed_leaves_nobody_waiting() {
         }
     }
     impl std::error::Error for Unspeakable {}
-    let handler = Handler::new()
-        .on_chunk(|_, index| if index == 0 { Err(Unspeakable.into()) } else { Ok(Bytes::new().into()) });
+    let handler = Handler::new().on_chunk(|_, index| {
+        if index == 0 { Err(Unspeakable.into()) } else { Ok(Bytes::new().into()) }
+    });
     let pair = pair(handler).await;
     let chunks: Vec<_> = (0..3).map(|index| pair.client.fetch_chunk(STREAM, index)).collect();
     for chunk in chunks {

@@ -1,4 +1,5 @@
-//! TransportClientFactorySuite and TransportClientSuite (TCF, TCL), and what sharing an attempt to connect means.
+//! TransportClientFactorySuite and TransportClientSuite (TCF, TCL), and what sharing an attempt to
+//! connect means.
 
 // Outside of the test functions themselves too.
 #![allow(clippy::unwrap_used)]
@@ -14,7 +15,8 @@ use std::time::Duration;
 use futures::future::{BoxFuture, join_all};
 use network_common::{
     BoxError, ErrorKind, PeerAddress, RpcHandler, TransportClient, TransportClientBootstrap,
-    TransportClientFactory, TransportConf, TransportContext, TransportServer, TransportServerBootstrap,
+    TransportClientFactory, TransportConf, TransportContext, TransportServer,
+    TransportServerBootstrap,
 };
 use parking_lot::Mutex;
 use support::*;
@@ -26,7 +28,9 @@ fn context(settings: &[(&str, &str)]) -> TransportContext {
     TransportContext::new(conf(settings), Handler::new())
 }
 
-async fn server_and_factory(settings: &[(&str, &str)]) -> (TransportServer, TransportClientFactory) {
+async fn server_and_factory(
+    settings: &[(&str, &str)],
+) -> (TransportServer, TransportClientFactory) {
     let context = context(settings);
     (serve(&context).await, context.create_client_factory())
 }
@@ -84,13 +88,15 @@ async fn tcf_02_reuse_clients_up_to_config_variable_concurrent() {
                 tokio::spawn(async move { factory.create_client(address).await.unwrap() })
             })
             .collect();
-        let clients: Vec<_> = within(join_all(getting)).await.into_iter().map(Result::unwrap).collect();
+        let clients: Vec<_> =
+            within(join_all(getting)).await.into_iter().map(Result::unwrap).collect();
         assert!(clients.iter().all(TransportClient::is_active));
         let distinct: HashSet<_> = clients.iter().map(TransportClient::id).collect();
         assert!(distinct.len() <= limit);
         // Nobody connected in vain, either.
         assert_eq!(context.metrics().client().snapshot().connections_total, distinct.len() as u64);
-        until(|| context.metrics().server().snapshot().connections_total == distinct.len() as u64).await;
+        until(|| context.metrics().server().snapshot().connections_total == distinct.len() as u64)
+            .await;
     }
 }
 
@@ -139,7 +145,8 @@ async fn tcf_05_close_block_clients_with_factory() {
 
 #[tokio::test]
 async fn tcf_06_close_idle_connection_for_request_time_out() {
-    let context = context(&[("spark.shuffle.io.connectionTimeout", "1s")]).close_idle_connections(true);
+    let context =
+        context(&[("spark.shuffle.io.connectionTimeout", "1s")]).close_idle_connections(true);
     let server = serve(&context).await;
     let factory = context.create_client_factory();
     let client = within(factory.create_client(server.local_addr())).await.unwrap();
@@ -188,7 +195,10 @@ async fn tcf_08_fast_fail_connection_in_time_window() {
         format!("Connecting to {address} failed in the last 950 ms, fail this connection directly")
     );
     // Others are not concerned: a plain get, another address.
-    assert_eq!(within(factory.create_client(address)).await.unwrap_err().kind(), ErrorKind::Connect);
+    assert_eq!(
+        within(factory.create_client(address)).await.unwrap_err().kind(),
+        ErrorKind::Connect
+    );
     let other = within(factory.create_client_fast_fail(closed_port().await)).await.unwrap_err();
     assert_eq!(other.kind(), ErrorKind::Connect);
     // The window runs from the last failure; past it the address is tried again.
@@ -222,7 +232,8 @@ async fn tcf_09_unlimited_connection_and_creation_timeouts() {
     assert!(std::error::Error::source(&error).is_some());
 }
 
-/// The mapped form of "its event loop is shutting down": the runtime that drives the connection has gone.
+/// The mapped form of "its event loop is shutting down": the runtime that drives the connection has
+/// gone.
 #[test]
 fn tcl_01_is_active_false_when_the_runtime_has_gone() {
     let mine = tokio::runtime::Runtime::new().unwrap();
@@ -250,7 +261,8 @@ fn tcl_01_is_active_false_when_the_runtime_has_gone() {
     }));
 }
 
-/// Rule 1: also an attempt that is under way when its runtime goes ends, and the next one is a new one.
+/// Rule 1: also an attempt that is under way when its runtime goes ends, and the next one is a new
+/// one.
 #[test]
 fn an_attempt_ends_with_its_runtime() {
     let mine = tokio::runtime::Runtime::new().unwrap();
@@ -357,7 +369,8 @@ async fn a_cancelled_caller_does_not_break_the_others() {
     assert_eq!(server_context.metrics().server().snapshot().connections_total, 1);
 }
 
-/// A failure that nobody waited for belongs to nobody: who comes later gets an attempt of their own.
+/// A failure that nobody waited for belongs to nobody: who comes later gets an attempt of their
+/// own.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failure_is_not_remembered_for_later_callers() {
     let server = serve(&context(&[])).await;
@@ -447,7 +460,8 @@ async fn closing_the_factory_ends_attempts_under_way() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hung_connect_delays_nobody_else_and_times_out() {
     let (hanging, _keep) = hanging_port().await;
-    let (server, factory) = server_and_factory(&[("spark.shuffle.io.connectionCreationTimeout", "2s")]).await;
+    let (server, factory) =
+        server_and_factory(&[("spark.shuffle.io.connectionCreationTimeout", "2s")]).await;
     let getting = factory.clone();
     let begun = Instant::now();
     let hung = tokio::spawn(async move { getting.create_client(hanging).await });
@@ -472,7 +486,8 @@ async fn a_hung_connect_delays_nobody_else_and_times_out() {
 #[tokio::test]
 async fn names_are_resolved_and_errors_name_what_was_asked_for() {
     let (server, factory) = server_and_factory(&[]).await;
-    let client = within(factory.create_client(("localhost", server.local_addr().port()))).await.unwrap();
+    let client =
+        within(factory.create_client(("localhost", server.local_addr().port()))).await.unwrap();
     assert_eq!(client.peer_addr(), server.local_addr());
     // The key is the unresolved name.
     let by_address = within(factory.create_client(server.local_addr())).await.unwrap();
@@ -557,7 +572,10 @@ async fn server_bootstraps_wrap_the_handler_in_order() {
 async fn client_bootstraps_run_in_order_before_the_client_is_handed_out() {
     struct Asks(&'static str, Arc<Mutex<Vec<&'static str>>>);
     impl TransportClientBootstrap for Asks {
-        fn do_bootstrap<'a>(&'a self, client: &'a TransportClient) -> BoxFuture<'a, Result<(), BoxError>> {
+        fn do_bootstrap<'a>(
+            &'a self,
+            client: &'a TransportClient,
+        ) -> BoxFuture<'a, Result<(), BoxError>> {
             Box::pin(async {
                 assert_eq!(client.send_rpc(self.0).await?, self.0);
                 self.1.lock().push(self.0);
@@ -579,7 +597,8 @@ async fn client_bootstraps_run_in_order_before_the_client_is_handed_out() {
     assert_eq!(*seen.lock(), ["one", "two", "fails"]);
 }
 
-/// A bootstrap is the user's code: its panic costs the connection, not the server that accepts others.
+/// A bootstrap is the user's code: its panic costs the connection, not the server that accepts
+/// others.
 #[tokio::test]
 async fn a_bootstrap_that_panics_refuses_its_connection_only() {
     struct Panics(AtomicBool);
@@ -594,7 +613,10 @@ async fn a_bootstrap_that_panics_refuses_its_connection_only() {
         }
     }
     impl TransportClientBootstrap for Panics {
-        fn do_bootstrap<'a>(&'a self, _: &'a TransportClient) -> BoxFuture<'a, Result<(), BoxError>> {
+        fn do_bootstrap<'a>(
+            &'a self,
+            _: &'a TransportClient,
+        ) -> BoxFuture<'a, Result<(), BoxError>> {
             assert!(!self.0.load(Ordering::SeqCst), "told to");
             Box::pin(async { Ok(()) })
         }
@@ -602,7 +624,8 @@ async fn a_bootstrap_that_panics_refuses_its_connection_only() {
     let (at_server, at_client) =
         (Arc::new(Panics(AtomicBool::new(true))), Arc::new(Panics(AtomicBool::new(false))));
     let server_context = context(&[]);
-    let server = server_context.create_server_with("127.0.0.1:0", vec![at_server.clone()]).await.unwrap();
+    let server =
+        server_context.create_server_with("127.0.0.1:0", vec![at_server.clone()]).await.unwrap();
     let factory = context(&[]).create_client_factory_with(vec![at_client.clone()]);
     let client = within(factory.create_client(server.local_addr())).await.unwrap();
     within(client.closed()).await;
@@ -616,7 +639,9 @@ async fn a_bootstrap_that_panics_refuses_its_connection_only() {
     for pooled in [true, false] {
         let error = match pooled {
             true => within(factory.create_client(server.local_addr())).await.unwrap_err(),
-            false => within(factory.create_unmanaged_client(server.local_addr())).await.unwrap_err(),
+            false => {
+                within(factory.create_unmanaged_client(server.local_addr())).await.unwrap_err()
+            }
         };
         assert_eq!(error.kind(), ErrorKind::Bootstrap, "{error}");
         assert!(error.to_string().contains("panicked"), "{error}");

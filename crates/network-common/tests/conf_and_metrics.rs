@@ -1,7 +1,9 @@
-//! TransportConfSuite without TLS (CONF-12 and every key of `TransportConf`), and NettyMemoryMetricsSuite (MET-01).
+//! TransportConfSuite without TLS (CONF-12 and every key of `TransportConf`), and
+//! NettyMemoryMetricsSuite (MET-01).
 //!
-//! CONF-01..11 are about the keys of TLS: see the suite `tls`. MET-02 counts what a JVM's allocator does: there is nothing it
-//! could map to. Of MET-01 the names' prefixes are kept; instead of heap and direct memory our gauges are checked.
+//! CONF-01..11 are about the keys of TLS: see the suite `tls`. MET-02 counts what a JVM's allocator
+//! does: there is nothing it could map to. Of MET-01 the names' prefixes are kept; instead of heap
+//! and direct memory our gauges are checked.
 
 // Outside of the test functions themselves too.
 #![allow(clippy::unwrap_used)]
@@ -32,7 +34,8 @@ fn assert_refused(key: &str, value: &str, accepted: &str) {
     for part in [key, &format!("'{value}'"), accepted] {
         assert!(text.contains(part), "{text} should contain {part}");
     }
-    let by_settings = TransportConf::from_settings(MODULE, [("spark.ok", "1"), (key, value)]).unwrap_err();
+    let by_settings =
+        TransportConf::from_settings(MODULE, [("spark.ok", "1"), (key, value)]).unwrap_err();
     assert_eq!(by_settings.to_string(), text);
 }
 
@@ -53,7 +56,11 @@ fn conf_12_default_io_mode() {
     let both = [("spark.shuffle.io.mode", "AUTO"), ("spark.io.mode.default", "NIO")];
     assert_eq!(mode(&both), IoMode::Auto, "the module's own wins");
     assert_eq!(mode(&[both[1], both[0]]), IoMode::Auto, "in whatever order");
-    assert_eq!(mode(&[("spark.rpc.io.mode", "NIO")]), IoMode::Auto, "another module's does not count");
+    assert_eq!(
+        mode(&[("spark.rpc.io.mode", "NIO")]),
+        IoMode::Auto,
+        "another module's does not count"
+    );
     assert_eq!(mode(&[("spark.shuffle.io.mode", " nio ")]), IoMode::Nio);
     #[cfg(target_os = "linux")]
     {
@@ -97,7 +104,9 @@ fn times() {
         for (value, expected) in units {
             assert_eq!(get(&with(key, value)), Some(expected), "{key}={value}");
         }
-        for wrong in ["soon", "", "s", "1.5s", "1y", "99999999999999999999s", "9223372036854775807d", "1s2"] {
+        for wrong in
+            ["soon", "", "s", "1.5s", "1y", "99999999999999999999s", "9223372036854775807d", "1s2"]
+        {
             assert_refused(key, wrong, "an integer with us, ms, s, m, min, h or d");
         }
         if key != "spark.shuffle.io.retryWait" {
@@ -131,10 +140,18 @@ fn timeouts_follow_each_other() {
 fn sizes() {
     type Get = fn(&TransportConf) -> Option<u64>;
     let keys: [(&str, Get, Option<u64>); 4] = [
-        ("spark.shuffle.io.receiveBuffer", |conf| conf.receive_buffer().map(|size| size as u64), None),
+        (
+            "spark.shuffle.io.receiveBuffer",
+            |conf| conf.receive_buffer().map(|size| size as u64),
+            None,
+        ),
         ("spark.shuffle.io.sendBuffer", |conf| conf.send_buffer().map(|size| size as u64), None),
         ("spark.shuffle.io.maxRequestSize", |conf| Some(conf.max_request_size()), Some(256 << 20)),
-        ("spark.shuffle.io.maxWriteQueueSize", |conf| Some(conf.max_write_queue_size()), Some(64 << 20)),
+        (
+            "spark.shuffle.io.maxWriteQueueSize",
+            |conf| Some(conf.max_write_queue_size()),
+            Some(64 << 20),
+        ),
     ];
     for (key, get, default) in keys {
         assert_eq!(get(&TransportConf::new(MODULE)), default, "{key}");
@@ -158,7 +175,10 @@ fn sizes() {
     for key in ["receiveBuffer", "sendBuffer"] {
         let key = format!("spark.shuffle.io.{key}");
         for none in ["0", "-1"] {
-            assert_eq!((with(&key, none).receive_buffer(), with(&key, none).send_buffer()), (None, None));
+            assert_eq!(
+                (with(&key, none).receive_buffer(), with(&key, none).send_buffer()),
+                (None, None)
+            );
         }
     }
     for key in ["maxRequestSize", "maxWriteQueueSize"] {
@@ -167,7 +187,10 @@ fn sizes() {
         }
     }
     let queue = |value| with("spark.shuffle.io.maxWriteQueueSize", value).max_write_queue_size();
-    assert_eq!((queue("2t"), queue("3tb"), queue("1p"), queue("1pb")), (2 << 40, 3 << 40, 1 << 50, 1 << 50));
+    assert_eq!(
+        (queue("2t"), queue("3tb"), queue("1p"), queue("1pb")),
+        (2 << 40, 3 << 40, 1 << 50, 1 << 50)
+    );
     // No frame can be longer than this.
     assert_eq!(with("spark.shuffle.io.maxRequestSize", "1t").max_request_size(), (1 << 31) - 2);
 }
@@ -191,7 +214,8 @@ fn counts_and_switches() {
     assert_eq!(default.max_retries(), 3);
     assert_eq!(with("spark.shuffle.io.maxRetries", "0").max_retries(), 0);
     for wrong in ["-1", "4294967296", "x"] {
-        let error = TransportConf::new(MODULE).with("spark.shuffle.io.maxRetries", wrong).unwrap_err();
+        let error =
+            TransportConf::new(MODULE).with("spark.shuffle.io.maxRetries", wrong).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Config);
         assert!(error.to_string().contains("spark.shuffle.io.maxRetries"), "{error}");
         assert!(error.to_string().contains(wrong), "{error}");
@@ -207,7 +231,10 @@ fn counts_and_switches() {
     }
 
     assert_eq!(default.max_chunks_being_transferred(), (1 << 63) - 1);
-    assert_eq!(with("spark.shuffle.maxChunksBeingTransferred", "5").max_chunks_being_transferred(), 5);
+    assert_eq!(
+        with("spark.shuffle.maxChunksBeingTransferred", "5").max_chunks_being_transferred(),
+        5
+    );
     for wrong in ["0", "-1", "lots", "9223372036854775808"] {
         assert_refused("spark.shuffle.maxChunksBeingTransferred", wrong, "a positive integer");
     }
@@ -227,11 +254,16 @@ fn keys_of_others_are_ignored() {
     ]);
     assert_eq!(conf.connection_timeout(), Some(secs(120)));
     // The same keys, of the other module.
-    let rpc = TransportConf::from_settings("rpc", [("spark.rpc.io.connectionTimeout", "1s")]).unwrap();
+    let rpc =
+        TransportConf::from_settings("rpc", [("spark.rpc.io.connectionTimeout", "1s")]).unwrap();
     assert_eq!(rpc.connection_timeout(), Some(secs(1)));
     // Later ones win.
-    let twice = [("spark.rpc.io.connectionTimeout", "1s"), ("spark.rpc.io.connectionTimeout", "2s")];
-    assert_eq!(TransportConf::from_settings("rpc", twice).unwrap().connection_timeout(), Some(secs(2)));
+    let twice =
+        [("spark.rpc.io.connectionTimeout", "1s"), ("spark.rpc.io.connectionTimeout", "2s")];
+    assert_eq!(
+        TransportConf::from_settings("rpc", twice).unwrap().connection_timeout(),
+        Some(secs(2))
+    );
 }
 
 fn value(named: &[(String, u64)], name: &str) -> u64 {
@@ -324,7 +356,8 @@ async fn met_01_metrics() {
     assert!(server.named().iter().all(|(name, _)| !name.contains("failures")));
 }
 
-/// Rule 9: a chunk that its manager never comes up with is forgotten with the connection that asked for it.
+/// Rule 9: a chunk that its manager never comes up with is forgotten with the connection that asked
+/// for it.
 #[tokio::test]
 async fn a_chunk_that_never_comes_ends_with_its_connection() {
     let (held, mut dropped) = tokio::sync::mpsc::channel::<()>(1);
@@ -354,7 +387,11 @@ async fn gauges_return_to_zero_when_a_connection_is_cut() {
             move |_, _, callback| kept.lock().push(callback)
         })
         .on_chunk_later(|_, index| async move {
-            if index == 0 { std::future::pending().await } else { Ok(ManagedBuffer::from(vec![0; 16 << 20])) }
+            if index == 0 {
+                std::future::pending().await
+            } else {
+                Ok(ManagedBuffer::from(vec![0; 16 << 20]))
+            }
         })
         .on_stream(|_| Ok(Some(vec![0; 32 << 20].into())));
     let pair = pair(handler).await;

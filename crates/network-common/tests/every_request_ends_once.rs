@@ -1,4 +1,5 @@
-//! Whatever clients, handlers and connections do: every request ends, once, and nothing stays outstanding.
+//! Whatever clients, handlers and connections do: every request ends, once, and nothing stays
+//! outstanding.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
@@ -15,9 +16,9 @@ use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt};
 use hostile_support::*;
 use network_common::{
-    BoxError, ErrorKind, ManagedBuffer, MergedBlockMetaCallback, MergedBlockMetaRequest, RpcHandler,
-    RpcResponseCallback, StreamBody, StreamManager, TransportClient, TransportConf, TransportContext,
-    TransportError,
+    BoxError, ErrorKind, ManagedBuffer, MergedBlockMetaCallback, MergedBlockMetaRequest,
+    RpcHandler, RpcResponseCallback, StreamBody, StreamManager, TransportClient, TransportConf,
+    TransportContext, TransportError,
 };
 use parking_lot::Mutex;
 
@@ -134,7 +135,11 @@ impl RpcHandler for Chaos {
                     }
                 }
             }
-            if Fate::of(meta[0]) == Fate::Fail { Err("told to".into()) } else { Ok(Bytes::from("done")) }
+            if Fate::of(meta[0]) == Fate::Fail {
+                Err("told to".into())
+            } else {
+                Ok(Bytes::from("done"))
+            }
         }
         .boxed()
     }
@@ -170,7 +175,12 @@ impl RpcHandler for Chaos {
 }
 
 impl Chaos {
-    async fn body(&self, fate: Fate, size: u64, client: &TransportClient) -> Result<ManagedBuffer, BoxError> {
+    async fn body(
+        &self,
+        fate: Fate,
+        size: u64,
+        client: &TransportClient,
+    ) -> Result<ManagedBuffer, BoxError> {
         let _alive = OnDrop::new(self.futures.up());
         match fate {
             Fate::Now | Fate::GiveUp => {}
@@ -287,8 +297,8 @@ async fn one_round(seed: u64) {
         let salt = dice.next() as u8;
         let bound = [10, 100, 3000][dice.below(3) as usize];
         let size = dice.below(bound);
-        let patience =
-            (fate == Fate::Never || dice.below(5) == 0).then(|| Duration::from_micros(dice.below(3000)));
+        let patience = (fate == Fate::Never || dice.below(5) == 0)
+            .then(|| Duration::from_micros(dice.below(3000)));
         let name = format!("seed {seed}, request {number}: {fate:?} {size}");
         following.push(match dice.below(10) {
             0..=3 => {
@@ -319,7 +329,10 @@ async fn one_round(seed: u64) {
                             match piece {
                                 Ok(piece) => got.extend_from_slice(&piece),
                                 Err(error) => {
-                                    assert!(matches!(error.kind(), ErrorKind::Closed | ErrorKind::Io));
+                                    assert!(matches!(
+                                        error.kind(),
+                                        ErrorKind::Closed | ErrorKind::Io
+                                    ));
                                     assert!(body.next_piece().await.is_none());
                                     return;
                                 }
@@ -334,7 +347,8 @@ async fn one_round(seed: u64) {
                 })
             }
             7..=8 => {
-                let data = ManagedBuffer::from(pattern(size as usize * 100)).on_release(handler.bodies.up());
+                let data = ManagedBuffer::from(pattern(size as usize * 100))
+                    .on_release(handler.bodies.up());
                 let request = client.upload_stream(vec![fate as u8, salt], data);
                 follow(&ends, name, patience, request, move |answer| {
                     if fate == Fate::Now {
@@ -402,7 +416,10 @@ async fn one_round(seed: u64) {
     }
     for client in &clients {
         let error = within("the end of a connection", client.closed()).await;
-        assert!(matches!(error.kind(), ErrorKind::Closed | ErrorKind::Io), "seed {seed}: {error:?}");
+        assert!(
+            matches!(error.kind(), ErrorKind::Closed | ErrorKind::Io),
+            "seed {seed}: {error:?}"
+        );
         assert_eq!(client.outstanding_requests(), 0, "seed {seed}");
         assert!(!client.is_active());
     }
@@ -431,7 +448,11 @@ async fn one_round(seed: u64) {
     )
     .await;
     let count = |counter: &AtomicUsize| counter.load(Ordering::SeqCst);
-    assert_eq!(count(&handler.active), count(&handler.inactive), "seed {seed}: one end per beginning");
+    assert_eq!(
+        count(&handler.active),
+        count(&handler.inactive),
+        "seed {seed}: one end per beginning"
+    );
     assert_eq!(count(&handler.active), count(&handler.terminated), "seed {seed}");
 }
 
@@ -447,8 +468,11 @@ fn rounds(seeds: std::ops::Range<u64>, workers: usize) {
             }
         }));
     });
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(workers)
+        .enable_all()
+        .build()
+        .unwrap();
     let alive = || runtime.metrics().num_alive_tasks();
     for seed in seeds {
         let before = alive();
@@ -486,7 +510,8 @@ impl Wake for Woken {
 async fn a_future_that_moves_between_tasks_wakes_the_last_one() {
     let (mut raw, client, _context) = raw_server().await;
     for kind in [RPC_REQUEST, CHUNK_REQUEST] {
-        let mut call = if kind == RPC_REQUEST { client.send_rpc("x") } else { client.fetch_chunk(1, 1) };
+        let mut call =
+            if kind == RPC_REQUEST { client.send_rpc("x") } else { client.fetch_chunk(1, 1) };
         let request = raw.frame().await.unwrap();
         let woken: Vec<_> = (0..3).map(|_| Arc::new(Woken(AtomicUsize::new(0)))).collect();
         for waker in &woken {
@@ -540,8 +565,10 @@ impl network_common::TransportServerBootstrap for Fussy {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_connection_refused_by_a_bootstrap_was_never_active() {
     let handler = Arc::new(Obedient::default());
-    let context = TransportContext::with_handler(TransportConf::new("test"), Arc::clone(&handler) as _);
-    let server = context.create_server_with("127.0.0.1:0", vec![Arc::new(Fussy::default())]).await.unwrap();
+    let context =
+        TransportContext::with_handler(TransportConf::new("test"), Arc::clone(&handler) as _);
+    let server =
+        context.create_server_with("127.0.0.1:0", vec![Arc::new(Fussy::default())]).await.unwrap();
     for _ in 0..5 {
         let mut accepted = Raw::connect(server.local_addr()).await;
         accepted.echo(b"hello").await;
@@ -582,8 +609,9 @@ async fn a_hook_that_panics_leaves_nobody_waiting() {
     let server = context.create_server("127.0.0.1:0").await.unwrap();
     let factory = context.create_client_factory();
     for _ in 0..5 {
-        let client =
-            within("connecting", factory.create_unmanaged_client(server.local_addr())).await.unwrap();
+        let client = within("connecting", factory.create_unmanaged_client(server.local_addr()))
+            .await
+            .unwrap();
         let metas: Vec<_> = (0..20).map(|_| client.merged_block_meta("app", 1, 2, 3)).collect();
         let calls: Vec<_> = (0..20).map(|_| client.send_rpc("x")).collect();
         for meta in metas {

@@ -1,4 +1,5 @@
-//! The place where ciphers sit: filters installed by bootstraps after a handshake, and everything that passes through them.
+//! The place where ciphers sit: filters installed by bootstraps after a handshake, and everything
+//! that passes through them.
 
 // Outside of the test functions themselves too.
 #![allow(clippy::unwrap_used)]
@@ -11,13 +12,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use network_common::{
-    BoxError, ByteFilter, ErrorKind, ManagedBuffer, Output, RpcHandler, RpcResponseCallback, StreamBody,
-    StreamManager, TransportClient, TransportClientBootstrap, TransportContext, TransportError,
-    TransportServerBootstrap,
+    BoxError, ByteFilter, ErrorKind, ManagedBuffer, Output, RpcHandler, RpcResponseCallback,
+    StreamBody, StreamManager, TransportClient, TransportClientBootstrap, TransportContext,
+    TransportError, TransportServerBootstrap,
 };
 use support::*;
 
-/// A stream cipher of sorts: its key moves with every byte, so that one byte lost, doubled or unsealed spoils the rest.
+/// A stream cipher of sorts: its key moves with every byte, so that one byte lost, doubled or
+/// unsealed spoils the rest.
 struct Xor {
     position: u64,
     key: u64,
@@ -36,7 +38,8 @@ impl ByteFilter for Xor {
     }
 }
 
-/// Holds every byte back until its whole block of 16 is there, as a block cipher does, when `open`; seals to such blocks.
+/// Holds every byte back until its whole block of 16 is there, as a block cipher does, when `open`;
+/// seals to such blocks.
 struct Blocks {
     open: bool,
     held: Vec<u8>,
@@ -93,7 +96,10 @@ impl Handshake {
 }
 
 impl TransportClientBootstrap for Handshake {
-    fn do_bootstrap<'a>(&'a self, client: &'a TransportClient) -> BoxFuture<'a, Result<(), BoxError>> {
+    fn do_bootstrap<'a>(
+        &'a self,
+        client: &'a TransportClient,
+    ) -> BoxFuture<'a, Result<(), BoxError>> {
         Box::pin(async move {
             if client.send_rpc("handshake").await? != "welcome" {
                 return Err("not welcome".into());
@@ -150,7 +156,10 @@ impl RpcHandler for Guard {
 
 const SIZE: u64 = 3 << 20;
 
-async fn filtered(handshake: Handshake, at_server: Handshake) -> (Pair, Bytes, tempfile::NamedTempFile) {
+async fn filtered(
+    handshake: Handshake,
+    at_server: Handshake,
+) -> (Pair, Bytes, tempfile::NamedTempFile) {
     let content = pattern(SIZE as usize, 9);
     let file = file_of(&content);
     let (path, path2, memory) = (file.path().to_owned(), file.path().to_owned(), content.clone());
@@ -161,7 +170,8 @@ async fn filtered(handshake: Handshake, at_server: Handshake) -> (Pair, Bytes, t
         .on_stream(move |_| Ok(Some(ManagedBuffer::file(&path2, 0..SIZE))))
         .on_upload(|_, data| async move { Ok(data.collect().await?) });
     let context = TransportContext::new(conf(&[]), handler);
-    let server = context.create_server_with("127.0.0.1:0", vec![Arc::new(at_server)]).await.unwrap();
+    let server =
+        context.create_server_with("127.0.0.1:0", vec![Arc::new(at_server)]).await.unwrap();
     let client_context = TransportContext::new(conf(&[]), Handler::new());
     let factory = client_context.create_client_factory_with(vec![Arc::new(handshake)]);
     let client = within(factory.create_client(server.local_addr())).await.unwrap();
@@ -180,7 +190,8 @@ async fn everything_passes_through_filters() {
         assert!(within(client.fetch_chunk(1, 1)).await.unwrap() == content, "from a file");
         let body = within(client.stream("s")).await.unwrap();
         assert!(within(body.collect()).await.unwrap() == content);
-        let uploads = [ManagedBuffer::from(content.clone()), ManagedBuffer::file(file.path(), 0..SIZE)];
+        let uploads =
+            [ManagedBuffer::from(content.clone()), ManagedBuffer::file(file.path(), 0..SIZE)];
         for data in uploads {
             assert!(within(client.upload_stream("u", data)).await.unwrap() == content);
         }
@@ -203,13 +214,17 @@ async fn everything_passes_through_filters() {
         // Once and for all.
         assert_eq!(handshake.install(client, true).unwrap_err().kind(), ErrorKind::Refused);
         // No file went past the filter.
-        let (at_server, at_client) =
-            (pair.context.metrics().server().snapshot(), pair.client_context.metrics().client().snapshot());
+        let (at_server, at_client) = (
+            pair.context.metrics().server().snapshot(),
+            pair.client_context.metrics().client().snapshot(),
+        );
         assert_eq!((at_server.sendfile_bytes, at_client.sendfile_bytes), (0, 0));
         assert_eq!((at_server.copied_file_bytes, at_client.copied_file_bytes), (4 * SIZE, SIZE));
         if kind == "xor" {
-            // What was sealed here was opened there: all but the handshake, in both directions and at both ends.
-            let moved = at_server.bytes_in + at_server.bytes_out + at_client.bytes_in + at_client.bytes_out;
+            // What was sealed here was opened there: all but the handshake, in both directions and
+            // at both ends.
+            let moved =
+                at_server.bytes_in + at_server.bytes_out + at_client.bytes_in + at_client.bytes_out;
             let handshake_bytes = (8 + 13 + "handshake".len() + 8 + 13 + "welcome".len()) as u64;
             assert_eq!(handshake.seen.load(Ordering::SeqCst), moved - 2 * handshake_bytes);
         }
@@ -250,7 +265,8 @@ impl ByteFilter for Cipher {
     }
 }
 
-/// The error is the connection's, the cipher is given nothing more, and what was to be sent is released.
+/// The error is the connection's, the cipher is given nothing more, and what was to be sent is
+/// released.
 #[tokio::test]
 async fn tc_01_buffer_not_leaks_on_internal_error() {
     for seal_is_broken in [true, false] {
@@ -259,7 +275,8 @@ async fn tc_01_buffer_not_leaks_on_internal_error() {
         let cipher = |broken| Box::new(Cipher { broken, calls: Arc::clone(&calls) });
         pair.client.install_filters(cipher(seal_is_broken), cipher(!seal_is_broken)).unwrap();
         let (released, is_released) = tokio::sync::oneshot::channel();
-        let body = ManagedBuffer::from(pattern(100_000, 1)).on_release(move || released.send(()).unwrap());
+        let body =
+            ManagedBuffer::from(pattern(100_000, 1)).on_release(move || released.send(()).unwrap());
         let (upload, rpc) = (pair.client.upload_stream("u", body), pair.client.send_rpc("x"));
         for failed in [within(upload).await.unwrap_err(), within(rpc).await.unwrap_err()] {
             assert_eq!(failed.kind(), ErrorKind::Io);

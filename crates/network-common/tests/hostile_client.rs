@@ -31,7 +31,11 @@ async fn frame_06_07_08_malformed_bytes_close_the_connection_without_an_answer_a
         let text = "Frame length should be positive";
         cases.push((format!("length {l}"), length(l), text));
         // Also when the bytes behind it would be a good frame.
-        cases.push((format!("length {l} and a frame"), [length(l), rpc(1, b"echo")].concat(), text));
+        cases.push((
+            format!("length {l} and a frame"),
+            [length(l), rpc(1, b"echo")].concat(),
+            text,
+        ));
     }
     cases.extend([
         ("length -1".into(), length(-1), "Frame length should be positive: -9"),
@@ -49,12 +53,28 @@ async fn frame_06_07_08_malformed_bytes_close_the_connection_without_an_answer_a
         ("empty stream request".into(), frame(STREAM_REQUEST, &[]), "stream id"),
         ("negative stream id".into(), frame(STREAM_REQUEST, &[&negative]), "stream id"),
         ("huge stream id".into(), frame(STREAM_REQUEST, &[&huge, b"abc"]), "stream id"),
-        ("stream id over the frame".into(), frame(STREAM_REQUEST, &[&[0, 0, 0, 4], b"abc"]), "stream id"),
+        (
+            "stream id over the frame".into(),
+            frame(STREAM_REQUEST, &[&[0, 0, 0, 4], b"abc"]),
+            "stream id",
+        ),
         ("negative meta".into(), frame(UPLOAD, &[&zero8, &negative, &zero8]), "upload meta"),
         ("huge meta".into(), frame(UPLOAD, &[&zero8, &huge, &zero8]), "upload meta"),
-        ("upload without count".into(), frame(UPLOAD, &[&zero8, &text("m"), &[0; 7]]), "byte count"),
-        ("negative app id".into(), frame(META_REQUEST, &[&zero8, &negative, &[0; 12]]), "application id"),
-        ("short meta request".into(), frame(META_REQUEST, &[&zero8, &text("a"), &[0; 11]]), "reduce id"),
+        (
+            "upload without count".into(),
+            frame(UPLOAD, &[&zero8, &text("m"), &[0; 7]]),
+            "byte count",
+        ),
+        (
+            "negative app id".into(),
+            frame(META_REQUEST, &[&zero8, &negative, &[0; 12]]),
+            "application id",
+        ),
+        (
+            "short meta request".into(),
+            frame(META_REQUEST, &[&zero8, &text("a"), &[0; 11]]),
+            "reduce id",
+        ),
         ("negative error text".into(), frame(RPC_FAILURE, &[&zero8, &negative]), "error text"),
         ("huge error text".into(), frame(CHUNK_FAILURE, &[&zero8, &[0; 4], &huge]), "error text"),
         ("stream failure without text".into(), frame(STREAM_FAILURE, &[&text("s")]), "error text"),
@@ -63,8 +83,16 @@ async fn frame_06_07_08_malformed_bytes_close_the_connection_without_an_answer_a
             frame(STREAM_RESPONSE, &[&text("s"), &[0; 4]]),
             "byte count",
         ),
-        ("meta success without count".into(), frame(META_SUCCESS, &[&zero8, &[0; 3]]), "chunk count"),
-        ("unsolicited stream".into(), stream_response("nobody asked", 4), "unsolicited stream response"),
+        (
+            "meta success without count".into(),
+            frame(META_SUCCESS, &[&zero8, &[0; 3]]),
+            "chunk count",
+        ),
+        (
+            "unsolicited stream".into(),
+            stream_response("nobody asked", 4),
+            "unsolicited stream response",
+        ),
         ("unsolicited empty stream".into(), stream_response("s", 0), "unsolicited stream response"),
         ("header over 16 MiB".into(), lying(RPC_FAILURE, 17 << 20, b""), "header"),
         ("17 MiB chunk request".into(), lying(CHUNK_REQUEST, 17 << 20, &zero8), "header"),
@@ -95,7 +123,8 @@ async fn frame_06_07_08_malformed_bytes_close_the_connection_without_an_answer_a
                             break;
                         }
                     }
-                    let _ = within("writing", raw.0.write_all(bytes.get(40..).unwrap_or_default())).await;
+                    let _ = within("writing", raw.0.write_all(bytes.get(40..).unwrap_or_default()))
+                        .await;
                 }
             }
             raw.assert_closed_silently(name).await;
@@ -149,7 +178,8 @@ async fn other_protocols_are_named() {
 async fn a_connection_that_ends_inside_a_frame_ends_quietly_once() {
     let fixture = Fixture::new(&[]).await;
     let body = vec![1; 10_000];
-    let frames = [rpc(1, b"echo"), rpc(2, &body), stream_request("bytes 10"), chunk_request(BYTES, 3)];
+    let frames =
+        [rpc(1, b"echo"), rpc(2, &body), stream_request("bytes 10"), chunk_request(BYTES, 3)];
     for whole in frames {
         let cuts = [1, 7, 8, 9, 12, whole.len() / 2, whole.len() - 1];
         for cut in cuts.into_iter().filter(|cut| *cut < whole.len()) {
@@ -162,10 +192,12 @@ async fn a_connection_that_ends_inside_a_frame_ends_quietly_once() {
                 if reset {
                     raw.reset();
                     let handler = &fixture.handler;
-                    eventually("the end", || handler.seen(peer).last() == Some(&Seen::Inactive)).await;
+                    eventually("the end", || handler.seen(peer).last() == Some(&Seen::Inactive))
+                        .await;
                     let seen = fixture.handler.seen(peer);
                     let ends = seen.iter().filter(|seen| **seen == Seen::Inactive).count();
-                    let exceptions = seen.iter().filter(|seen| matches!(seen, Seen::Exception(..))).count();
+                    let exceptions =
+                        seen.iter().filter(|seen| matches!(seen, Seen::Exception(..))).count();
                     assert!(ends == 1 && exceptions <= 1, "{seen:?}");
                 } else {
                     raw.finish_sending().await;
@@ -200,7 +232,10 @@ async fn requests_over_the_limit_are_refused_before_they_are_buffered() {
     raw.send(&upload(5, "sum", 3 << 20)).await;
     raw.send(&vec![0; 3 << 20]).await;
     let answer = raw.frame().await.unwrap();
-    assert_eq!((answer.kind, answer.long(0), &answer.rest[12..]), (RPC_RESPONSE, 5, &b"3145728"[..]));
+    assert_eq!(
+        (answer.kind, answer.long(0), &answer.rest[12..]),
+        (RPC_RESPONSE, 5, &b"3145728"[..])
+    );
     raw.send(&rpc_response(99, &vec![0; 2 << 20])).await;
     raw.echo(b"an answer nobody awaits was skipped").await;
 }
@@ -221,7 +256,11 @@ async fn lying_body_lengths_and_odd_ids_are_harmless() {
         assert_eq!(raw.frame().await.unwrap().rest[12..], expected[..]);
     }
     // Trailing bytes in frames without body are ignored.
-    raw.send(&frame(CHUNK_REQUEST, &[&BYTES.to_be_bytes(), &5_i32.to_be_bytes(), b"trailing bytes"])).await;
+    raw.send(&frame(
+        CHUNK_REQUEST,
+        &[&BYTES.to_be_bytes(), &5_i32.to_be_bytes(), b"trailing bytes"],
+    ))
+    .await;
     let answer = raw.frame().await.unwrap();
     assert_eq!((answer.kind, &answer.rest[12..]), (CHUNK_SUCCESS, &pattern(5)[..]));
     // Negative chunk ids are the stream manager's business.
@@ -252,7 +291,8 @@ async fn a_hundred_thousand_chunk_requests_are_answered_in_order_when_the_peer_r
     let writing = tokio::spawn(async move { write.write_all(&requests).await.map(|()| write) });
     // It is served up to the limits; nothing was read yet. Others are served meanwhile.
     let metrics = fixture.context.metrics();
-    eventually("the flood is being served", || metrics.server().snapshot().bytes_in > 100_000).await;
+    eventually("the flood is being served", || metrics.server().snapshot().bytes_in > 100_000)
+        .await;
     fixture.assert_serves().await;
     let mut answer = [0; 32];
     for i in 0..COUNT {
@@ -278,7 +318,8 @@ async fn a_hundred_thousand_rpcs_are_answered_in_order_when_the_peer_reads_at_la
     let requests: Vec<u8> = (0..COUNT).flat_map(|i| rpc(i, &[9; 40])).collect();
     let writing = tokio::spawn(async move { write.write_all(&requests).await.map(|()| write) });
     let metrics = fixture.context.metrics();
-    eventually("the flood is being served", || metrics.server().snapshot().bytes_in > 100_000).await;
+    eventually("the flood is being served", || metrics.server().snapshot().bytes_in > 100_000)
+        .await;
     fixture.assert_serves().await;
     let mut answer = [0; 61];
     for i in 0..COUNT {
@@ -363,15 +404,21 @@ async fn upload_data_may_come_byte_by_byte_and_a_frame_may_follow_in_the_same_se
         raw.send(&[upload(8, "sum", count), rpc(9, b"behind")].concat()).await;
         let mut answers = [raw.frame().await.unwrap(), raw.frame().await.unwrap()];
         answers.sort_by_key(|answer| answer.long(0));
-        assert_eq!((answers[0].kind, &answers[0].rest[12..]), (RPC_RESPONSE, &b"0"[..]), "count {count}");
+        assert_eq!(
+            (answers[0].kind, &answers[0].rest[12..]),
+            (RPC_RESPONSE, &b"0"[..]),
+            "count {count}"
+        );
         assert_eq!(&answers[1].rest[12..], b"behind");
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn rpc_10_the_failure_of_an_upload_given_up_in_the_middle_reaches_a_peer_that_is_still_sending() {
+async fn rpc_10_the_failure_of_an_upload_given_up_in_the_middle_reaches_a_peer_that_is_still_sending()
+ {
     let fixture = Fixture::new(&[]).await;
-    for (meta, reads) in [("give-up 1000", true), ("give-up 3000000", true), ("panic-later", false)] {
+    for (meta, reads) in [("give-up 1000", true), ("give-up 3000000", true), ("panic-later", false)]
+    {
         let raw = fixture.raw().await;
         let peer = local(&raw);
         let (read, mut write) = raw.0.into_split();
@@ -409,7 +456,11 @@ async fn rpc_10_uploads_that_fail_after_their_data_or_read_nothing_keep_the_conn
     raw.send(b"hello").await;
     let answer = raw.frame().await.unwrap();
     assert_eq!((answer.kind, answer.long(0)), (RPC_FAILURE, 1));
-    assert!(answer.lossy().contains("Failure post-processing complete stream"), "{}", answer.lossy());
+    assert!(
+        answer.lossy().contains("Failure post-processing complete stream"),
+        "{}",
+        answer.lossy()
+    );
     raw.echo(b"alive").await;
     // The answer of a handler that reads nothing comes after the data were skipped.
     raw.send(&upload(2, "early", 3_000_000)).await;
@@ -434,8 +485,11 @@ async fn a_file_shrinks_while_it_is_sent(mode: &str) {
         *fixture.handler.file.lock() = file.path().to_owned();
         let mut raw = fixture.raw().await;
         let peer = local(&raw);
-        let request =
-            if by_stream { stream_request(&format!("file {LENGTH}")) } else { chunk_request(FILE, 256) };
+        let request = if by_stream {
+            stream_request(&format!("file {LENGTH}"))
+        } else {
+            chunk_request(FILE, 256)
+        };
         raw.send(&request).await;
         let mut some = vec![0; 1 << 20];
         within("the beginning", raw.0.read_exact(&mut some)).await.unwrap();
@@ -453,7 +507,10 @@ async fn a_file_shrinks_while_it_is_sent(mode: &str) {
     let file = sparse_file(10);
     *fixture.handler.file.lock() = file.path().to_owned();
     let mut raw = fixture.raw().await;
-    raw.send(&[chunk_request(FILE, 1), stream_request("file 11"), stream_request("file 10")].concat()).await;
+    raw.send(
+        &[chunk_request(FILE, 1), stream_request("file 11"), stream_request("file 10")].concat(),
+    )
+    .await;
     for (kind, part) in
         [(CHUNK_FAILURE, "Reached EOF"), (STREAM_FAILURE, "Reached EOF"), (STREAM_RESPONSE, "")]
     {
@@ -501,14 +558,16 @@ async fn a_peer_that_floods_cannot_keep_its_connection_from_being_closed() {
     let peer = local(&raw);
     let mut flood = Vec::new();
     (0..50_000).for_each(|_| flood.extend(one_way(b"")));
-    // A thread of its own, so that the socket is never empty, also when the wish to close is met with.
+    // A thread of its own, so that the socket is never empty, also when the wish to close is met
+    // with.
     let stream = raw.0.into_std().unwrap();
     stream.set_nonblocking(false).unwrap();
     stream.set_write_timeout(Some(Duration::from_secs(30))).unwrap();
     let flooding = std::thread::spawn(move || {
         use std::io::Write;
         let until = std::time::Instant::now() + LIMIT * 2;
-        let begun = (&stream).write_all(&flood).and_then(|()| (&stream).write_all(&one_way(b"close")));
+        let begun =
+            (&stream).write_all(&flood).and_then(|()| (&stream).write_all(&one_way(b"close")));
         begun.unwrap();
         while std::time::Instant::now() < until && (&stream).write_all(&flood).is_ok() {}
     });

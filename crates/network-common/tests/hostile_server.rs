@@ -13,12 +13,13 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use hostile_support::*;
 use network_common::{
-    BoxError, ErrorKind, ManagedBuffer, RpcHandler, RpcResponseCallback, StreamBody, TransportClient,
-    TransportConf, TransportContext, TransportError,
+    BoxError, ErrorKind, ManagedBuffer, RpcHandler, RpcResponseCallback, StreamBody,
+    TransportClient, TransportConf, TransportContext, TransportError,
 };
 use tokio::io::AsyncWriteExt;
 
-/// The id of the next request, whose type must be `kind`; for uploads, whose data follow, the frame only.
+/// The id of the next request, whose type must be `kind`; for uploads, whose data follow, the frame
+/// only.
 async fn request_id(raw: &mut Raw, kind: u8) -> i64 {
     let frame = raw.frame().await.expect("a request");
     assert_eq!(frame.kind, kind);
@@ -36,7 +37,9 @@ async fn rsp_04_05_answers_out_of_order_twice_and_with_unknown_ids_reach_whom_th
     let mut answers = Vec::new();
     for (i, id) in ids.iter().enumerate().rev() {
         // Ids near the true one, as a table with reused places would know them.
-        for wrong in [!id, id ^ (1 << 63), id ^ (1 << 32), id ^ 0x7fff_ffff, 0, -1, i64::MIN, i64::MAX] {
+        for wrong in
+            [!id, id ^ (1 << 63), id ^ (1 << 32), id ^ 0x7fff_ffff, 0, -1, i64::MIN, i64::MAX]
+        {
             answers.push(rpc_response(wrong, b"wrong"));
             answers.push(rpc_failure(wrong, "wrong"));
             answers.push(rpc_response(wrong, &[9; 10_000]));
@@ -183,8 +186,11 @@ async fn an_abandoned_fetch_is_a_tombstone_until_it_is_answered() {
     let (first, second, third) = (client.stream("1"), client.stream("2"), client.stream("3"));
     drop((first, second));
     raw.send(&[stream_response("1", 3 << 20), vec![0; 3 << 20]].concat()).await;
-    raw.send(&[stream_response("2", 2), b"no".to_vec(), stream_response("3", 3), b"yes".to_vec()].concat())
-        .await;
+    raw.send(
+        &[stream_response("2", 2), b"no".to_vec(), stream_response("3", 3), b"yes".to_vec()]
+            .concat(),
+    )
+    .await;
     let body = within("the third", third).await.unwrap();
     assert_eq!(within("its body", body.collect()).await.unwrap(), "yes");
     assert_eq!(client.outstanding_requests(), 0);
@@ -200,9 +206,10 @@ async fn an_unsolicited_stream_response_closes_the_connection() {
         raw.frame().await.unwrap();
         raw.send(&stream_response("surprise", count)).await;
         raw.assert_closed_silently("unsolicited stream").await;
-        for error in
-            [within("the rpc", rpc).await.unwrap_err(), within("the chunk", chunk).await.unwrap_err()]
-        {
+        for error in [
+            within("the rpc", rpc).await.unwrap_err(),
+            within("the chunk", chunk).await.unwrap_err(),
+        ] {
             assert_eq!(error.kind(), ErrorKind::Protocol);
             let text = error.to_string();
             assert!(text.contains("unsolicited stream response 'surprise'"), "{text}");
@@ -402,7 +409,8 @@ async fn malformed_answers_close_the_connection_and_fail_what_waits() {
     ];
     for (bytes, part) in cases {
         let (mut raw, client, _context) = raw_server().await;
-        let calls = [client.send_rpc("1"), client.fetch_chunk(1, 1), client.upload_stream("m", "data")];
+        let calls =
+            [client.send_rpc("1"), client.fetch_chunk(1, 1), client.upload_stream("m", "data")];
         let stream = client.stream("s");
         for _ in 0..3 {
             raw.frame().await.unwrap();
@@ -429,7 +437,8 @@ impl Wake for Counting {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_runtime_that_shuts_down_fails_what_others_wait_for() {
-    let other = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let other =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let context = TransportContext::new(TransportConf::new("test"), Obedient::default());
@@ -445,7 +454,8 @@ async fn a_runtime_that_shuts_down_fails_what_others_wait_for() {
     raw.send(&[stream_response("begun", 100), vec![1; 10]].concat()).await;
     let mut begun = within("the stream", begun).await.unwrap();
     assert_eq!(within("a piece", begun.next_piece()).await.unwrap().unwrap().len(), 10);
-    let mut calls = vec![client.send_rpc("1"), client.fetch_chunk(1, 1), client.upload_stream("m", "data")];
+    let mut calls =
+        vec![client.send_rpc("1"), client.fetch_chunk(1, 1), client.upload_stream("m", "data")];
     let (mut stream, mut meta) = (client.stream("s"), client.merged_block_meta("a", 1, 2, 3));
     let waker = Arc::new(Counting(AtomicUsize::new(0)));
     let task = std::task::Waker::from(Arc::clone(&waker));
@@ -457,7 +467,8 @@ async fn a_runtime_that_shuts_down_fails_what_others_wait_for() {
     let (c, d) = (client.clone(), client.clone());
     let closed = tokio::spawn(async move { c.closed().await });
     // A reader that waits in the pipe.
-    let reading = tokio::spawn(async move { (begun.next_piece().await, begun.next_piece().await.is_none()) });
+    let reading =
+        tokio::spawn(async move { (begun.next_piece().await, begun.next_piece().await.is_none()) });
     // An attempt to connect that never ends: the backlog accepts it, the bootstrap waits.
     let bootstrapped = context.create_client_factory_with(vec![Arc::new(Endless)]);
     let attempt = bootstrapped.clone();
@@ -502,15 +513,17 @@ impl network_common::TransportClientBootstrap for Endless {
 
 #[test]
 fn a_server_whose_runtime_dies_tells_its_handler_and_frees_its_port() {
-    let runtime =
-        || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let runtime = || {
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap()
+    };
     let (server_side, client_side) = (runtime(), runtime());
     let fixture = server_side.block_on(Fixture::new(&[]));
     let mut raw = client_side.block_on(fixture.raw());
     let peer = local(&raw);
     client_side.block_on(async {
         raw.echo(b"x").await;
-        raw.send(&[rpc(1, b"never"), chunk_request(NEVER, 1), upload(2, "sum", 100)].concat()).await;
+        raw.send(&[rpc(1, b"never"), chunk_request(NEVER, 1), upload(2, "sum", 100)].concat())
+            .await;
     });
     let handler = Arc::clone(&fixture.handler);
     client_side.block_on(eventually("all are served", || {
@@ -567,7 +580,8 @@ impl RpcHandler for CallsBack {
 /// On a thread of its own: a deadlock must fail the test, not hang it.
 fn without_deadlock(what: &str, test: impl Future<Output = ()> + Send + 'static) {
     let (done, is_done) = std::sync::mpsc::channel();
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.spawn(async move {
         test.await;
         done.send(()).unwrap();
@@ -593,7 +607,8 @@ fn what_runs_when_a_body_is_released_may_use_the_connection() {
             assert_eq!(answer.rest.len(), 100_000 + 12);
             let hook = raw.frame().await.unwrap();
             assert_eq!((hook.kind, &hook.rest[4..]), (ONE_WAY, &b"released"[..]));
-            // Also when the connection ends with the body unsent: the peer asks for a lot, reads nothing, goes away.
+            // Also when the connection ends with the body unsent: the peer asks for a lot, reads
+            // nothing, goes away.
             let many: Vec<u8> = (0..200).flat_map(|_| request.clone()).collect();
             raw.send(&many).await;
             raw.reset();
@@ -606,7 +621,8 @@ fn what_runs_when_a_body_is_released_may_use_the_connection() {
 #[test]
 fn the_hook_of_a_refused_or_unsent_upload_may_use_the_connection() {
     without_deadlock("a hook that asks deadlocks", async {
-        let (mut raw, client, _context) = raw_server_with(&[("spark.test.io.maxWriteQueueSize", "1m")]).await;
+        let (mut raw, client, _context) =
+            raw_server_with(&[("spark.test.io.maxWriteQueueSize", "1m")]).await;
         let body = || {
             let client = client.clone();
             ManagedBuffer::from(vec![1; 16 << 20]).on_release(move || {
@@ -676,7 +692,8 @@ async fn an_upload_may_be_read_by_another_task_after_its_handler_has_finished() 
     }
 }
 
-/// Expected closes raise no alarm: a connection that this side is closing ends as closed, also when the peer resets it.
+/// Expected closes raise no alarm: a connection that this side is closing ends as closed, also when
+/// the peer resets it.
 #[tokio::test]
 async fn a_reset_while_a_connection_is_being_closed_is_no_error() {
     let (raw, client, context) = raw_server().await;

@@ -1,4 +1,5 @@
-//! Rule 9 of the design: what it means to drop or close a client, a factory, a server, and what is kept.
+//! Rule 9 of the design: what it means to drop or close a client, a factory, a server, and what is
+//! kept.
 
 // Outside of the test functions themselves too.
 #![allow(clippy::unwrap_used)]
@@ -18,7 +19,8 @@ use tokio::time::Instant;
 type Kept = Arc<Mutex<Vec<RpcResponseCallback>>>;
 
 /// Echoes, keeps `keep`, and tells of connections that come and go.
-fn watched() -> (Handler, Kept, mpsc::UnboundedReceiver<TransportClient>, mpsc::UnboundedReceiver<()>) {
+fn watched()
+-> (Handler, Kept, mpsc::UnboundedReceiver<TransportClient>, mpsc::UnboundedReceiver<()>) {
     let kept = Kept::default();
     let keep = Arc::clone(&kept);
     let (came, coming) = mpsc::unbounded_channel();
@@ -55,7 +57,8 @@ async fn the_last_unmanaged_handle_closes_its_connection() {
 async fn a_waiting_future_keeps_its_connection() {
     let (handler, kept, ..) = watched();
     let pair = pair(handler).await;
-    let client = within(pair.factory.create_unmanaged_client(pair.server.local_addr())).await.unwrap();
+    let client =
+        within(pair.factory.create_unmanaged_client(pair.server.local_addr())).await.unwrap();
     let answer = client.send_rpc("keep");
     drop(client);
     until(|| kept.lock().len() == 1).await;
@@ -68,9 +71,11 @@ async fn a_waiting_future_keeps_its_connection() {
 async fn what_was_queued_is_written_before_a_drop_or_a_close_takes_effect() {
     for close in [false, true] {
         let (arrived, mut messages) = mpsc::unbounded_channel();
-        let handler = Handler::new().on_one_way(move |_, message| arrived.send(message.len()).unwrap());
+        let handler =
+            Handler::new().on_one_way(move |_, message| arrived.send(message.len()).unwrap());
         let pair = pair(handler).await;
-        let client = within(pair.factory.create_unmanaged_client(pair.server.local_addr())).await.unwrap();
+        let client =
+            within(pair.factory.create_unmanaged_client(pair.server.local_addr())).await.unwrap();
         for _ in 0..10 {
             client.send(vec![1; 1 << 20]).unwrap();
         }
@@ -99,7 +104,10 @@ async fn closing_fails_what_is_outstanding() {
     for answer in answers {
         let error = within(answer).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Closed);
-        assert_eq!(error.to_string(), format!("Connection from {} closed", pair.server.local_addr()));
+        assert_eq!(
+            error.to_string(),
+            format!("Connection from {} closed", pair.server.local_addr())
+        );
         assert!(error.is_retryable());
     }
     assert_eq!(pair.client.outstanding_requests(), 0);
@@ -320,7 +328,11 @@ async fn close_cuts_what_is_not_finished_at_the_deadline_and_counts_it() {
         assert_eq!(within(answer).await.unwrap_err().kind(), ErrorKind::Closed);
     }
     assert_eq!(within(idle.closed()).await.kind(), ErrorKind::Closed);
-    assert_eq!(pair.context.metrics().server().snapshot().connections, 0, "after close, not some time later");
+    assert_eq!(
+        pair.context.metrics().server().snapshot().connections,
+        0,
+        "after close, not some time later"
+    );
 }
 
 #[tokio::test]
@@ -376,7 +388,8 @@ async fn active_and_inactive_come_once_per_connection() {
     let pair = pair(handler).await;
     let first = within(coming.recv()).await.unwrap();
     assert_eq!(first.peer_addr(), pair.client.local_addr());
-    let second = within(pair.factory.create_unmanaged_client(pair.server.local_addr())).await.unwrap();
+    let second =
+        within(pair.factory.create_unmanaged_client(pair.server.local_addr())).await.unwrap();
     assert_eq!(within(coming.recv()).await.unwrap().peer_addr(), second.local_addr());
     drop(second);
     within(going.recv()).await.unwrap();

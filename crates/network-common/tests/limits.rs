@@ -26,7 +26,8 @@ async fn unread() -> (TransportClient, TcpStream, TransportContext) {
     ];
     let context = TransportContext::new(conf(&settings), Handler::new());
     let factory = context.create_client_factory();
-    let client = within(factory.create_unmanaged_client(listener.local_addr().unwrap())).await.unwrap();
+    let client =
+        within(factory.create_unmanaged_client(listener.local_addr().unwrap())).await.unwrap();
     let (peer, _) = within(listener.accept()).await.unwrap();
     (client, peer, context)
 }
@@ -82,7 +83,8 @@ async fn a_full_write_queue_refuses_requests_and_ready_tells_when_there_is_room(
     within(reading).await.unwrap();
 }
 
-/// What `ready` promises is kept for a request of any size: otherwise a caller that waits for room would spin.
+/// What `ready` promises is kept for a request of any size: otherwise a caller that waits for room
+/// would spin.
 #[tokio::test]
 async fn after_ready_the_next_request_is_taken_whatever_its_size() {
     let (client, mut peer, _context) = unread().await;
@@ -150,12 +152,14 @@ async fn ready_ends_with_the_connection() {
 async fn a_peer_that_does_not_read_its_answers_is_no_longer_read() {
     use network_common::protocol::Message;
     use tokio::io::AsyncWriteExt;
-    let handler = Handler::new().on_rpc(|_, _, callback| callback.reply(Bytes::from_static(&[1; 16 << 10])));
+    let handler =
+        Handler::new().on_rpc(|_, _, callback| callback.reply(Bytes::from_static(&[1; 16 << 10])));
     let settings = [("spark.shuffle.io.maxWriteQueueSize", "256k")];
     let context = TransportContext::new(conf(&settings), handler);
     let server = serve(&context).await;
     let mut peer = TcpStream::connect(server.local_addr()).await.unwrap();
-    let request = Message::RpcRequest { request_id: 1, body: Bytes::from(vec![0; 1000]) }.encode().unwrap();
+    let request =
+        Message::RpcRequest { request_id: 1, body: Bytes::from(vec![0; 1000]) }.encode().unwrap();
     // 50 MB of requests, 800 MB of answers.
     let mut written = 0;
     let stalled = async {
@@ -173,13 +177,16 @@ async fn a_peer_that_does_not_read_its_answers_is_no_longer_read() {
     // As soon as it reads it is served.
     let mut block = vec![0; 64 << 10];
     let before = now.bytes_in;
-    until_read(&mut peer, &mut block, || context.metrics().server().snapshot().bytes_in > before + (1 << 20))
-        .await;
+    until_read(&mut peer, &mut block, || {
+        context.metrics().server().snapshot().bytes_in > before + (1 << 20)
+    })
+    .await;
 }
 
 async fn until_read(peer: &mut TcpStream, block: &mut [u8], done: impl Fn() -> bool) {
     within(async {
-        // What was cut off in the middle of a request is completed by zeroes: not sent, so only whole ones are served.
+        // What was cut off in the middle of a request is completed by zeroes: not sent, so only
+        // whole ones are served.
         while !done() {
             match tokio::time::timeout(Duration::from_millis(500), peer.read(block)).await {
                 Ok(Ok(count)) => assert!(count > 0, "the server closed"),

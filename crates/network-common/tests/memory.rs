@@ -1,4 +1,5 @@
-//! Memory follows what was received, not what was announced (wire 3, 6; rules 5 and 11 of the design).
+//! Memory follows what was received, not what was announced (wire 3, 6; rules 5 and 11 of the
+//! design).
 //!
 //! The allocator of this binary counts what each thread holds.
 #![allow(unsafe_code, reason = "a global allocator cannot be written without")]
@@ -12,7 +13,8 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 thread_local! {
-    /// Bytes that this thread has allocated and not freed, and the most there ever were since [`peak_of`] began.
+    /// Bytes that this thread has allocated and not freed, and the most there ever were since
+    /// [`peak_of`] began.
     static HELD: Cell<isize> = const { Cell::new(0) };
     static PEAK: Cell<isize> = const { Cell::new(0) };
 }
@@ -25,7 +27,8 @@ fn count(change: isize) {
     PEAK.set(PEAK.get().max(held));
 }
 
-// SAFETY: everything is left to the system's allocator; the counters are thread-local cells that do not allocate.
+// SAFETY: everything is left to the system's allocator; the counters are thread-local cells that do
+// not allocate.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count(layout.size() as isize);
@@ -68,7 +71,8 @@ fn peak_of(work: impl FnOnce()) -> usize {
 /// What may be held whatever is received: one read block, and small change.
 const FIXED: usize = (64 << 10) + (4 << 10);
 
-/// Decodes until the bytes end or are wrong; what comes out is dropped at once, as by a handler that is done.
+/// Decodes until the bytes end or are wrong; what comes out is dropped at once, as by a handler
+/// that is done.
 fn feed(decoder: &mut FrameDecoder, bytes: &[u8], piece: usize, expected: bool) {
     for mut input in bytes.chunks(piece) {
         loop {
@@ -113,8 +117,12 @@ fn wire_6_a_header_reserves_little() {
             for fields in [0, 4, 12, 20] {
                 let mut bytes = head(length, kind);
                 bytes.resize(9 + fields, 0);
-                let peak = peak_of(|| feed(&mut FrameDecoder::default(), &bytes, usize::MAX, false));
-                assert!(peak <= FIXED, "type {kind}, length {length}, {fields} bytes of fields: {peak}");
+                let peak =
+                    peak_of(|| feed(&mut FrameDecoder::default(), &bytes, usize::MAX, false));
+                assert!(
+                    peak <= FIXED,
+                    "type {kind}, length {length}, {fields} bytes of fields: {peak}"
+                );
             }
         }
     }
@@ -127,7 +135,8 @@ fn wire_6_announced_bodies_and_strings_reserve_little() {
     Message::<()>::UploadStream { request_id: 1, meta: Bytes::from("m"), byte_count: i64::MAX }
         .encode_head(0, &mut upload);
     let mut stream = Vec::new();
-    Message::<()>::StreamResponse { stream_id: "s".into(), byte_count: i64::MAX }.encode_head(0, &mut stream);
+    Message::<()>::StreamResponse { stream_id: "s".into(), byte_count: i64::MAX }
+        .encode_head(0, &mut stream);
     let mut text = head(16 << 20, 6);
     text.put_i32((16 << 20) - 13);
     for bytes in [upload, stream, text] {
@@ -136,7 +145,8 @@ fn wire_6_announced_bodies_and_strings_reserve_little() {
     }
 }
 
-/// A body that was not expected grows as it arrives: by doubling, so that the move holds three times as much.
+/// A body that was not expected grows as it arrives: by doubling, so that the move holds three
+/// times as much.
 #[test]
 fn wire_6_an_unexpected_body_grows_as_it_arrives() {
     for kind in [0x01, 0x03, 0x04, 0x09, 0x0c] {
@@ -206,7 +216,8 @@ fn wire_6_a_refused_request_reserves_nothing() {
 }
 
 fn hostile() -> impl Strategy<Value = Vec<u8>> {
-    let announced = prop_oneof![9..100_i64, 4_000..70_000_i64, Just(16_i64 << 20), Just(0x8000_0006)];
+    let announced =
+        prop_oneof![9..100_i64, 4_000..70_000_i64, Just(16_i64 << 20), Just(0x8000_0006)];
     let number = prop_oneof![Just(0_i32), 0..100_i32, Just(i32::MAX), Just(-1), any::<i32>()];
     let frame = (announced, 0..13_u8, vec(number, 0..6), 0..70_000_usize, any::<u8>()).prop_map(
         |(length, kind, numbers, filling, fill)| {

@@ -52,12 +52,16 @@ async fn addresses_are_taken_free_and_refused() {
     let factory = context.create_client_factory();
     within(factory.create_client(("10.0.0.1", 7337))).await.unwrap();
     for nowhere in [("10.0.0.2", 7337), ("10.0.0.1", 1), ("example.com", 7337)] {
-        assert_eq!(within(factory.create_client(nowhere)).await.unwrap_err().kind(), ErrorKind::Connect);
+        assert_eq!(
+            within(factory.create_client(nowhere)).await.unwrap_err().kind(),
+            ErrorKind::Connect
+        );
     }
     // Another network knows nothing of it.
     let elsewhere = on(&MemoryNetwork::new(), Handler::new(), &[]).create_client_factory();
     let error = within(elsewhere.create_client(("10.0.0.1", 7337))).await.unwrap_err();
-    let cause = std::error::Error::source(&error).and_then(|cause| cause.downcast_ref::<std::io::Error>());
+    let cause =
+        std::error::Error::source(&error).and_then(|cause| cause.downcast_ref::<std::io::Error>());
     assert_eq!(cause.map(std::io::Error::kind), Some(IoErrorKind::ConnectionRefused));
     server.close(Duration::ZERO).await;
     context.create_server("10.0.0.1:7337").await.unwrap();

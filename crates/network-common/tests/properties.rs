@@ -1,4 +1,5 @@
-//! Properties of the codec that hold for every message, every way to cut the bytes, and all other bytes too.
+//! Properties of the codec that hold for every message, every way to cut the bytes, and all other
+//! bytes too.
 
 #[path = "protocol/decoding.rs"]
 mod decoding;
@@ -24,17 +25,22 @@ fn message() -> impl Strategy<Value = (Message<Bytes>, Bytes)> {
     let text = || prop_oneof![".{0,20}", ".{0,2000}"];
     let body = || bytes(20_000);
     let plain = prop_oneof![
-        any::<(i64, i32)>()
-            .prop_map(|(stream_id, chunk_index)| Message::ChunkFetchRequest { stream_id, chunk_index }),
+        any::<(i64, i32)>().prop_map(|(stream_id, chunk_index)| Message::ChunkFetchRequest {
+            stream_id,
+            chunk_index
+        }),
         (any::<i64>(), any::<i32>(), body()).prop_map(|(stream_id, chunk_index, body)| {
             Message::ChunkFetchSuccess { stream_id, chunk_index, body }
         }),
         (any::<i64>(), any::<i32>(), text()).prop_map(|(stream_id, chunk_index, error)| {
             Message::ChunkFetchFailure { stream_id, chunk_index, error }
         }),
-        (any::<i64>(), body()).prop_map(|(request_id, body)| Message::RpcRequest { request_id, body }),
-        (any::<i64>(), body()).prop_map(|(request_id, body)| Message::RpcResponse { request_id, body }),
-        (any::<i64>(), text()).prop_map(|(request_id, error)| Message::RpcFailure { request_id, error }),
+        (any::<i64>(), body())
+            .prop_map(|(request_id, body)| Message::RpcRequest { request_id, body }),
+        (any::<i64>(), body())
+            .prop_map(|(request_id, body)| Message::RpcResponse { request_id, body }),
+        (any::<i64>(), text())
+            .prop_map(|(request_id, error)| Message::RpcFailure { request_id, error }),
         text().prop_map(|stream_id| Message::StreamRequest { stream_id }),
         (text(), text()).prop_map(|(stream_id, error)| Message::StreamFailure { stream_id, error }),
         body().prop_map(|body| Message::OneWayMessage { body }),
@@ -108,14 +114,15 @@ fn hostile() -> impl Strategy<Value = Vec<u8>> {
         },
     );
     // A right length around anything.
-    let honest =
-        (0..13_u8, vec(prop_oneof![3 => 0..4_u8, 1 => any::<u8>()], 0..60)).prop_map(|(kind, rest)| {
+    let honest = (0..13_u8, vec(prop_oneof![3 => 0..4_u8, 1 => any::<u8>()], 0..60)).prop_map(
+        |(kind, rest)| {
             let mut bytes = Vec::new();
             bytes.put_u64(9 + rest.len() as u64);
             bytes.put_u8(kind);
             bytes.extend(rest);
             bytes
-        });
+        },
+    );
     let noise = vec(any::<u8>(), 0..50);
     vec(prop_oneof![2 => frame, 5 => honest, 1 => noise], 1..8).prop_map(|parts| parts.concat())
 }
@@ -137,7 +144,8 @@ proptest! {
         }
         let decoded = decode(&FrameLimits::default(), cut(&wire, &sizes), usual);
         prop_assert_eq!(decoded.error, None);
-        // Bodies behind frames start with an event of their own; large ones in frames are announced, then gathered.
+        // Bodies behind frames start with an event of their own; large ones in frames are
+        // announced, then gathered.
         let mut events = Vec::new();
         for event in decoded.events {
             match event {
@@ -196,7 +204,8 @@ proptest! {
         prop_assert_eq!(reader.remaining(), tail.len());
     }
 
-    /// Bitmaps come from the network: no bytes make the reader panic, and it never takes more than there is.
+    /// Bitmaps come from the network: no bytes make the reader panic, and it never takes more than
+    /// there is.
     #[test]
     fn enc_03_any_bytes_are_bitmaps_or_an_error(
         start in prop_oneof![

@@ -1,4 +1,5 @@
-//! Release hooks are the user's code: whatever they call, also on the same connection, must not lock up.
+//! Release hooks are the user's code: whatever they call, also on the same connection, must not
+//! lock up.
 
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
@@ -6,8 +7,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use network_common::{
-    BoxError, ManagedBuffer, RpcHandler, RpcResponseCallback, StreamManager, TransportClient, TransportConf,
-    TransportContext,
+    BoxError, ManagedBuffer, RpcHandler, RpcResponseCallback, StreamManager, TransportClient,
+    TransportConf, TransportContext,
 };
 
 /// Serves chunks whose hook uses the connection that they were sent on.
@@ -54,13 +55,16 @@ impl RpcHandler for Chunks {
     }
 }
 
-/// Runs `test` with a connection of its own, on a thread that is not waited for: a hook that locks up never ends.
+/// Runs `test` with a connection of its own, on a thread that is not waited for: a hook that locks
+/// up never ends.
 fn run(test: impl AsyncFnOnce(TransportClient, SyncSender<()>) + Send + 'static) -> Receiver<()> {
     let (released, releases) = sync_channel(100);
     std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
         runtime.block_on(async {
-            let context = TransportContext::new(TransportConf::new("test"), Chunks(released.clone()));
+            let context =
+                TransportContext::new(TransportConf::new("test"), Chunks(released.clone()));
             let server = context.create_server("127.0.0.1:0").await.expect("server");
             let factory = context.create_client_factory();
             let client = factory.create_client(server.local_addr()).await.expect("client");
@@ -112,10 +116,12 @@ fn mwh_06_a_hook_may_use_the_connection_when_its_upload_is_refused() {
 fn mwh_06_a_hook_may_use_the_connection_when_that_ends() {
     let (released_by, releases) = sync_channel(100);
     std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
         runtime.block_on(async {
             let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("listener");
-            let context = TransportContext::new(TransportConf::new("test"), Chunks(released_by.clone()));
+            let context =
+                TransportContext::new(TransportConf::new("test"), Chunks(released_by.clone()));
             let factory = context.create_client_factory();
             let address = silent.local_addr().expect("address");
             let client = factory.create_client(address).await.expect("client");

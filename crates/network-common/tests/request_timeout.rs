@@ -40,10 +40,14 @@ async fn rto_01_timeout_inactive_requests() {
     let begun = Instant::now();
     let error = within(pair.client.send_rpc("never")).await.unwrap_err();
     assert_timeout(&error);
-    // Between one and two timeouts after the last request; the upper end is generous to a busy machine.
+    // Between one and two timeouts after the last request; the upper end is generous to a busy
+    // machine.
     let took = begun.elapsed();
     assert!(took >= TIMEOUT && took < 4 * TIMEOUT, "{took:?}");
-    assert_eq!(pair.client_context.metrics().client().snapshot().failures, [(ErrorKind::Timeout, 1)]);
+    assert_eq!(
+        pair.client_context.metrics().client().snapshot().failures,
+        [(ErrorKind::Timeout, 1)]
+    );
 }
 
 #[tokio::test]
@@ -63,7 +67,8 @@ async fn rto_02_timeout_cleanly_closes_client() {
 /// The clock runs from the last request, for all that are outstanding.
 #[tokio::test]
 async fn rto_03_further_requests_delay() {
-    let handler = Handler::new().on_chunk_later(|_, _| std::future::pending::<Result<ManagedBuffer, _>>());
+    let handler =
+        Handler::new().on_chunk_later(|_, _| std::future::pending::<Result<ManagedBuffer, _>>());
     let pair = pair_with(handler, &[], &[SETTING]).await;
     let ended = Arc::new(Mutex::new(Vec::new()));
     let fetch = |index| {
@@ -110,14 +115,16 @@ async fn every_outstanding_request_fails_with_the_timeout() {
         )
     })
     .await;
-    let errors = [rpc.err(), chunk.err(), stream.err(), upload.err(), meta.err()].map(|error| error.unwrap());
+    let errors = [rpc.err(), chunk.err(), stream.err(), upload.err(), meta.err()]
+        .map(|error| error.unwrap());
     errors.iter().for_each(assert_timeout);
     assert_eq!(client.outstanding_requests(), 0);
     assert_timeout(&within(client.send_rpc("too late")).await.unwrap_err());
     assert_timeout(&client.send("too late").unwrap_err());
 }
 
-/// Requests received do not count as outstanding, so the side that owes the answer does not close, however long it takes.
+/// Requests received do not count as outstanding, so the side that owes the answer does not close,
+/// however long it takes.
 #[tokio::test]
 async fn a_slow_answer_does_not_time_out_the_server() {
     let handler = Handler::new().on_rpc(|_, message, callback| {
@@ -153,7 +160,8 @@ async fn a_slow_body_does_not_time_out() {
 #[tokio::test]
 async fn idle_connections_are_closed_only_where_asked_for() {
     for close_idle in [false, true] {
-        let client_context = context(conf(&[SETTING]), Handler::new()).close_idle_connections(close_idle);
+        let client_context =
+            context(conf(&[SETTING]), Handler::new()).close_idle_connections(close_idle);
         let pair = pair_of(context(conf(&[]), handler()), client_context).await;
         within(pair.client.send_rpc("x")).await.unwrap();
         if close_idle {
@@ -172,7 +180,8 @@ async fn idle_connections_are_closed_only_where_asked_for() {
 #[tokio::test]
 async fn without_a_timeout_requests_wait() {
     for none in ["0", "-1"] {
-        let settings = [("spark.network.timeout", "1s"), ("spark.shuffle.io.connectionTimeout", none)];
+        let settings =
+            [("spark.network.timeout", "1s"), ("spark.shuffle.io.connectionTimeout", none)];
         let pair = pair_with(handler(), &[], &settings).await;
         let waiting = tokio::time::timeout(TIMEOUT * 5 / 2, pair.client.send_rpc("never")).await;
         assert!(waiting.is_err(), "{waiting:?}");
@@ -212,17 +221,18 @@ impl<F: Fn() + Send + Sync + 'static> tracing::Subscriber for OnEvent<F> {
     fn exit(&self, _: &tracing::span::Id) {}
 }
 
-/// The pool must not hand out a connection that the idle clock has just given up (transport 4). The moment between the two
-/// is met by asking for one when the clock tells what it does.
+/// The pool must not hand out a connection that the idle clock has just given up (transport 4). The
+/// moment between the two is met by asking for one when the clock tells what it does.
 #[tokio::test]
 async fn an_idle_connection_that_is_about_to_be_closed_is_not_handed_out() {
     let client_context = context(conf(&[SETTING]), Handler::new()).close_idle_connections(true);
     let pair = pair_of(context(conf(&[]), handler()), client_context).await;
     let (handed_out, mut asked) = tokio::sync::mpsc::unbounded_channel();
     let (factory, address) = (pair.factory.clone(), pair.server.local_addr());
-    let _guard = tracing::subscriber::set_default(OnEvent("closing an idle connection", move || {
-        handed_out.send(factory.create_client(address).now_or_never()).unwrap();
-    }));
+    let _guard =
+        tracing::subscriber::set_default(OnEvent("closing an idle connection", move || {
+            handed_out.send(factory.create_client(address).now_or_never()).unwrap();
+        }));
     within(pair.client.closed()).await;
     let client = match within(asked.recv()).await.unwrap() {
         Some(at_once) => at_once.unwrap(),

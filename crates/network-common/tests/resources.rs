@@ -1,4 +1,5 @@
-//! What peers can make us hold: memory, threads, tasks, file descriptors; and that nothing of it stays.
+//! What peers can make us hold: memory, threads, tasks, file descriptors; and that nothing of it
+//! stays.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 #![allow(unsafe_code, reason = "a counting allocator")]
@@ -162,7 +163,11 @@ fn a_gigabyte_of_echoes_for_a_peer_that_does_not_read_is_left_in_the_sockets() {
         fixture.assert_serves().await;
         let metrics = fixture.context.metrics();
         let received = metrics.server().snapshot().bytes_in;
-        assert!(received < 64 << 20, "{} MiB were read from a peer that reads nothing", received >> 20);
+        assert!(
+            received < 64 << 20,
+            "{} MiB were read from a peer that reads nothing",
+            received >> 20
+        );
         assert!(peak.so_far() < 64 * MIB, "{} MiB", peak.so_far() / MIB);
         let mut answer = vec![0; size];
         for _ in 0..256 {
@@ -215,13 +220,15 @@ impl RpcHandler for Metas {
     }
 }
 
-/// They go through the bulk lane, which is bounded like the other: by their bytes, and by their number when they have none.
+/// They go through the bulk lane, which is bounded like the other: by their bytes, and by their
+/// number when they have none.
 #[test]
 fn answers_to_questions_for_merged_blocks_are_bounded() {
     for (size, requests) in [(0, 500_000), (4 << 20, 256)] {
         alone(8, async move {
             let conf =
-                TransportConf::from_settings("test", [("spark.test.io.maxWriteQueueSize", "1m")]).unwrap();
+                TransportConf::from_settings("test", [("spark.test.io.maxWriteQueueSize", "1m")])
+                    .unwrap();
             let context = TransportContext::new(conf, Metas(size));
             let server = context.create_server("127.0.0.1:0").await.unwrap();
             let request = frame(META_REQUEST, &[&[0; 8], &text("a"), &[0; 12]]);
@@ -237,7 +244,11 @@ fn answers_to_questions_for_merged_blocks_are_bounded() {
                 quiet = if now == last && now > 0 { quiet + 1 } else { 0 };
                 last = now;
             }
-            assert!(peak.so_far() < 16 * MIB, "{} MiB for answers of {size} bytes", peak.so_far() / MIB);
+            assert!(
+                peak.so_far() < 16 * MIB,
+                "{} MiB for answers of {size} bytes",
+                peak.so_far() / MIB
+            );
             writing.abort();
         });
     }
@@ -250,7 +261,8 @@ fn long_stream_names_are_counted_by_their_bytes() {
         let request = stream_request(&format!("missing {}", "x".repeat(8 << 20)));
         let first = stream_request("never");
         let peak = Peak::start();
-        // One request that is never answered holds up those behind it; then answers that are not read.
+        // One request that is never answered holds up those behind it; then answers that are not
+        // read.
         for hold in [true, false] {
             let (mut read, mut write) = fixture.raw().await.0.into_split();
             if hold {
@@ -275,7 +287,8 @@ fn long_stream_names_are_counted_by_their_bytes() {
                 let mut left = 64 * length - 8;
                 while left > 0 {
                     let count = answer.len().min(left as usize);
-                    left -= within("answers", read.read_exact(&mut answer[..count])).await.unwrap() as u64;
+                    left -= within("answers", read.read_exact(&mut answer[..count])).await.unwrap()
+                        as u64;
                 }
                 drop(within("the writer", writing).await.unwrap().unwrap());
             }
@@ -306,7 +319,8 @@ fn announced_lengths_reserve_nothing() {
             raws.push(raw);
         }
         settled(&fixture).await;
-        // 50 uploads with a buffer of 256 KiB for the next piece, 100 requests with one of 64 KiB, and the connections.
+        // 50 uploads with a buffer of 256 KiB for the next piece, 100 requests with one of 64 KiB,
+        // and the connections.
         let expected = 50 * 256 + 100 * 64 + 200 * 16;
         assert!(peak.so_far() < expected * 1024, "{} KiB", peak.so_far() / 1024);
         fixture.assert_serves().await;
@@ -403,7 +417,10 @@ fn cfh_01_chunks_never_sent_do_not_count_as_transferred_for_ever() {
             let mut raw = fixture.raw().await;
             let stream = if round % 2 == 0 { MEBIBYTES } else { NEVER };
             raw.send(&(0..300).flat_map(|i| chunk_request(stream, i)).collect::<Vec<u8>>()).await;
-            eventually("they are counted", || metrics.server().snapshot().chunks_in_transfer == 300).await;
+            eventually("they are counted", || {
+                metrics.server().snapshot().chunks_in_transfer == 300
+            })
+            .await;
             if round % 4 < 2 {
                 raw.reset()
             } else {
@@ -422,8 +439,12 @@ fn cfh_01_chunks_never_sent_do_not_count_as_transferred_for_ever() {
         raw.assert_closed_silently("over the limit").await;
         let (kind, text) = fixture.handler.exception(peer).await;
         assert_eq!(kind, ErrorKind::Limit);
-        assert!(text.contains("spark.shuffle.maxChunksBeingTransferred") && text.contains("1000"), "{text}");
-        eventually("the gauge is back", || metrics.server().snapshot().chunks_in_transfer == 0).await;
+        assert!(
+            text.contains("spark.shuffle.maxChunksBeingTransferred") && text.contains("1000"),
+            "{text}"
+        );
+        eventually("the gauge is back", || metrics.server().snapshot().chunks_in_transfer == 0)
+            .await;
         fixture.assert_serves().await;
     });
 }
@@ -439,7 +460,9 @@ fn a_thousand_connections_leave_nothing_behind() {
         let alive = || runtime.metrics().num_alive_tasks();
         let is_quiet = || {
             let now = metrics.server().snapshot();
-            now.connections == 0 && fixture.handler.bodies.now() == 0 && fixture.handler.futures.now() == 0
+            now.connections == 0
+                && fixture.handler.bodies.now() == 0
+                && fixture.handler.futures.now() == 0
         };
         let files_before = open_files();
         let tasks_before = alive();
@@ -493,7 +516,11 @@ fn a_thousand_connections_leave_nothing_behind() {
             )
             .await;
             // One more: the first file that was sent by the kernel opened /dev/null, for good.
-            eventually_or(|| format!("{} files", open_files()), || open_files() <= files_before + 1).await;
+            eventually_or(
+                || format!("{} files", open_files()),
+                || open_files() <= files_before + 1,
+            )
+            .await;
             if round == 0 {
                 after_warm_up = live();
             }
@@ -501,7 +528,10 @@ fn a_thousand_connections_leave_nothing_behind() {
         let now = metrics.server().snapshot();
         // Those that were reset may have been gone before they were accepted.
         assert!(now.connections_total >= 800);
-        assert_eq!((now.requests_being_served, now.queued_bytes, now.chunks_in_transfer), (0, 0, 0));
+        assert_eq!(
+            (now.requests_being_served, now.queued_bytes, now.chunks_in_transfer),
+            (0, 0, 0)
+        );
         // 1000 connections came and went since the first measurement.
         eventually_or(
             || format!("{} bytes more than after the first round", live() - after_warm_up),
@@ -521,15 +551,22 @@ fn clients_and_factories_leave_nothing_behind() {
         let mut after_warm_up = 0;
         for round in 0..5 {
             for i in 0..40 {
-                let context = TransportContext::new(TransportConf::new("test"), Obedient::default());
+                let context =
+                    TransportContext::new(TransportConf::new("test"), Obedient::default());
                 let factory = context.create_client_factory();
                 let client = match i % 4 {
-                    3 => {
-                        within("connecting", factory.create_unmanaged_client(fixture.address)).await.unwrap()
+                    3 => within("connecting", factory.create_unmanaged_client(fixture.address))
+                        .await
+                        .unwrap(),
+                    _ => {
+                        within("connecting", factory.create_client(fixture.address)).await.unwrap()
                     }
-                    _ => within("connecting", factory.create_client(fixture.address)).await.unwrap(),
                 };
-                let calls = [client.send_rpc("never"), client.fetch_chunk(NEVER, 1), client.send_rpc("echo")];
+                let calls = [
+                    client.send_rpc("never"),
+                    client.fetch_chunk(NEVER, 1),
+                    client.send_rpc("echo"),
+                ];
                 match i % 4 {
                     0 => drop(factory),
                     1 => factory.close(),
@@ -538,12 +575,15 @@ fn clients_and_factories_leave_nothing_behind() {
                 }
                 for (place, call) in calls.into_iter().enumerate() {
                     if i % 4 == 3 {
-                        // Futures keep the connection: only the one that is answered can be waited for.
+                        // Futures keep the connection: only the one that is answered can be waited
+                        // for.
                         if place == 2 {
                             assert_eq!(within("the echo", call).await.unwrap(), "echo");
                         } else {
                             let mut call = call;
-                            assert!((&mut call).now_or_never().is_none_or(|result| result.is_err()));
+                            assert!(
+                                (&mut call).now_or_never().is_none_or(|result| result.is_err())
+                            );
                         }
                     } else if let Err(error) = within("an end", call).await {
                         assert_lost(&error, fixture.address);
@@ -563,9 +603,13 @@ fn clients_and_factories_leave_nothing_behind() {
             fixture.handler.kept.lock().clear();
             fixture.handler.seen.lock().clear();
             fixture.handler.seen.lock().shrink_to_fit();
-            eventually_or(|| format!("{} tasks, {tasks_before} before", alive()), || alive() <= tasks_before)
+            eventually_or(
+                || format!("{} tasks, {tasks_before} before", alive()),
+                || alive() <= tasks_before,
+            )
+            .await;
+            eventually_or(|| format!("{} files", open_files()), || open_files() <= files_before)
                 .await;
-            eventually_or(|| format!("{} files", open_files()), || open_files() <= files_before).await;
             if round == 0 {
                 after_warm_up = live();
             }
@@ -582,7 +626,8 @@ fn clients_and_factories_leave_nothing_behind() {
 fn a_peer_that_goes_away_while_the_stream_manager_is_stuck_is_noticed() {
     alone(8, async {
         let fixture = Fixture::new(&[]).await;
-        // Fewer than those that wait for their turn before the peer is no longer read, and its end no longer seen.
+        // Fewer than those that wait for their turn before the peer is no longer read, and its end
+        // no longer seen.
         for reset in [false, true] {
             let mut raw = fixture.raw().await;
             let peer = local(&raw);
@@ -595,12 +640,14 @@ fn a_peer_that_goes_away_while_the_stream_manager_is_stuck_is_noticed() {
             }
             let handler = &fixture.handler;
             eventually("the end", || handler.seen(peer).last() == Some(&Seen::Inactive)).await;
-            eventually("the stream manager's future is dropped", || handler.futures.now() == 0).await;
+            eventually("the stream manager's future is dropped", || handler.futures.now() == 0)
+                .await;
         }
     });
 }
 
-/// A peer may be at another address every time: what is kept for those that are gone must not add up.
+/// A peer may be at another address every time: what is kept for those that are gone must not add
+/// up.
 #[test]
 fn addresses_that_are_gone_leave_nothing_in_a_pool() {
     alone(8, async {

@@ -1,5 +1,5 @@
-//! RpcIntegrationSuite (RPC), the merged-meta half of TransportRequestHandlerSuite (TRH-02), calls in both directions, and
-//! handlers that panic or forget to answer.
+//! RpcIntegrationSuite (RPC), the merged-meta half of TransportRequestHandlerSuite (TRH-02), calls
+//! in both directions, and handlers that panic or forget to answer.
 
 // Outside of the test functions themselves too.
 #![allow(clippy::unwrap_used)]
@@ -160,7 +160,8 @@ async fn rpcs_and_one_ways_arrive_in_the_order_of_the_calls() {
 /// Meta and data of the uploads that arrived whole.
 type Received = Arc<Mutex<Vec<(Bytes, Bytes)>>>;
 
-/// Each upload's data by its meta; `fail/...` metas fail as RPC-10 says. The answer is the number of bytes.
+/// Each upload's data by its meta; `fail/...` metas fail as RPC-10 says. The answer is the number
+/// of bytes.
 fn upload_suite() -> (Handler, Received) {
     let received = Received::default();
     let store = Arc::clone(&received);
@@ -221,8 +222,12 @@ async fn rpc_08_send_rpc_with_stream_one_at_a_time() {
             assert_eq!((received_meta, received), (Bytes::from(*meta), content.clone()));
         }
         let metrics = pair.client_context.metrics();
-        let sent =
-            || (metrics.client().snapshot().sendfile_bytes, metrics.client().snapshot().copied_file_bytes);
+        let sent = || {
+            (
+                metrics.client().snapshot().sendfile_bytes,
+                metrics.client().snapshot().copied_file_bytes,
+            )
+        };
         until(|| sent().0 + sent().1 >= 512 << 10).await;
         let native = mode == "AUTO" && cfg!(target_os = "linux") && is_plain();
         assert_eq!(sent(), if native { (512 << 10, 0) } else { (0, 512 << 10) }, "{mode}");
@@ -259,9 +264,12 @@ async fn rpc_09_send_rpc_with_stream_concurrently() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rpc_10_send_rpc_with_stream_failures() {
-    // (a) and (b): given up before its end, so the connection is closed; what comes behind it fails too. The data is more
-    // than any buffer on the way takes, so that the second upload cannot slip through before that.
-    for (meta, text) in [("fail/data", "fail/data"), ("fail/null", "fail/null"), ("fail/panic", "panicked")] {
+    // (a) and (b): given up before its end, so the connection is closed; what comes behind it fails
+    // too. The data is more than any buffer on the way takes, so that the second upload cannot slip
+    // through before that.
+    for (meta, text) in
+        [("fail/data", "fail/data"), ("fail/null", "fail/null"), ("fail/panic", "panicked")]
+    {
         let (handler, received) = upload_suite();
         let pair = pair(handler).await;
         let failing = pair.client.upload_stream(meta, pattern(16 << 20, 1));
@@ -276,7 +284,9 @@ async fn rpc_10_send_rpc_with_stream_failures() {
         assert!(received.lock().is_empty());
     }
     // (c): the connection stays.
-    for (meta, text) in [("fail/complete", "fail/complete"), ("fail/complete with a panic", "panicked")] {
+    for (meta, text) in
+        [("fail/complete", "fail/complete"), ("fail/complete with a panic", "panicked")]
+    {
         let (handler, received) = upload_suite();
         let pair = pair(handler).await;
         let failing = pair.client.upload_stream(meta, pattern(100_000, 1));
@@ -338,7 +348,8 @@ async fn a_panic_at_the_start_of_an_upload_fails_it() {
     assert_eq!(within(client.send_rpc("next")).await.unwrap(), "next");
 }
 
-/// `lazyFD` decides when the peer's files are opened; an upload's file is always opened when its turn has come.
+/// `lazyFD` decides when the peer's files are opened; an upload's file is always opened when its
+/// turn has come.
 #[tokio::test]
 async fn an_upload_of_a_missing_file_fails_that_upload_only() {
     for mode in ["AUTO", "NIO"] {
@@ -347,7 +358,8 @@ async fn an_upload_of_a_missing_file_fails_that_upload_only() {
             let settings = [("spark.shuffle.io.mode", mode), ("spark.shuffle.io.lazyFD", lazy)];
             let pair = pair_with(handler, &[], &settings).await;
             let before = pair.client.upload_stream("before", pattern(10, 1));
-            let missing = pair.client.upload_stream("missing", ManagedBuffer::file("/nowhere/at/all", 0..10));
+            let missing =
+                pair.client.upload_stream("missing", ManagedBuffer::file("/nowhere/at/all", 0..10));
             let short = {
                 let file = file_of(b"short");
                 let opened = Arc::new(file.reopen().unwrap());
@@ -390,7 +402,9 @@ async fn trh_02_handle_merged_block_meta_request() {
         }
     });
     let pair = pair(handler).await;
-    let ask = |shuffle_id, reduce_id| within(pair.client.merged_block_meta("app1", shuffle_id, 3, reduce_id));
+    let ask = |shuffle_id, reduce_id| {
+        within(pair.client.merged_block_meta("app1", shuffle_id, 3, reduce_id))
+    };
     for shuffle_id in [0, 1] {
         let meta = ask(shuffle_id, 0).await.unwrap();
         assert_eq!((meta.num_chunks, &meta.body), (2, &body));
@@ -501,7 +515,8 @@ async fn a_callback_dropped_unanswered_fails_the_asker() {
     assert_eq!(pair.context.metrics().server().snapshot().requests_being_served, 0);
 }
 
-/// A thread that ends drops what its thread-locals hold, when those that this crate uses itself may be gone.
+/// A thread that ends drops what its thread-locals hold, when those that this crate uses itself may
+/// be gone.
 #[tokio::test]
 async fn a_callback_that_ends_with_its_thread_fails_the_asker() {
     thread_local! {
@@ -514,11 +529,15 @@ async fn a_callback_that_ends_with_its_thread_fails_the_asker() {
         to_thread.recv().unwrap().reply("answered");
         let _ = ends.recv();
     });
-    let pair = pair(Handler::new().on_rpc(move |_, _, callback| callbacks.send(callback).unwrap())).await;
+    let pair =
+        pair(Handler::new().on_rpc(move |_, _, callback| callbacks.send(callback).unwrap())).await;
     let (kept, answered) = (pair.client.send_rpc("keep"), pair.client.send_rpc("answer"));
     assert_eq!(within(answered).await.unwrap(), "answered");
     drop(end);
-    assert_remote(&within(kept).await.unwrap_err(), "the handler dropped the request without an answer");
+    assert_remote(
+        &within(kept).await.unwrap_err(),
+        "the handler dropped the request without an answer",
+    );
 }
 
 #[tokio::test]
@@ -548,7 +567,8 @@ async fn a_dropped_rpc_future_frees_its_place_and_a_late_answer_is_ignored() {
     pair.assert_alive().await;
 }
 
-/// The layer is symmetric: handlers call back over the connection that brought the request, at once or from a task.
+/// The layer is symmetric: handlers call back over the connection that brought the request, at once
+/// or from a task.
 #[tokio::test(flavor = "multi_thread")]
 async fn handlers_call_back_over_the_same_connection() {
     let server = Handler::new()
@@ -577,7 +597,10 @@ async fn handlers_call_back_over_the_same_connection() {
         .on_chunk(move |_, _| Ok(ManagedBuffer::file(&path, 0..300_000)));
     let pair = pair_of(context(conf(&[]), server), context(conf(&[]), client)).await;
     assert_eq!(within(pair.client.send_rpc("early")).await.unwrap(), "client saw early");
-    assert_eq!(within(pair.client.send_rpc("from a task")).await.unwrap(), "client saw from a task");
+    assert_eq!(
+        within(pair.client.send_rpc("from a task")).await.unwrap(),
+        "client saw from a task"
+    );
     pair.client.send("ping").unwrap();
     assert_eq!(within(one_ways.recv()).await.unwrap(), "ping");
     assert_eq!(pair.context.metrics().server().snapshot().connections_total, 1);
@@ -619,7 +642,9 @@ async fn both_directions_at_once() {
                 );
                 assert_eq!(rpc.unwrap(), round.to_string());
                 assert!(
-                    chunk.unwrap() == content && stream.unwrap() == content && upload.unwrap() == content
+                    chunk.unwrap() == content
+                        && stream.unwrap() == content
+                        && upload.unwrap() == content
                 );
             }
         })

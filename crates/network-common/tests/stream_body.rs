@@ -5,8 +5,8 @@
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use network_common::{
-    BoxError, ManagedBuffer, RpcHandler, RpcResponseCallback, StreamManager, TransportClient, TransportConf,
-    TransportContext,
+    BoxError, ManagedBuffer, RpcHandler, RpcResponseCallback, StreamManager, TransportClient,
+    TransportConf, TransportContext,
 };
 
 struct OneStream(Bytes);
@@ -44,7 +44,8 @@ impl StreamManager for OneStream {
 #[tokio::test]
 async fn str_02_a_body_outlives_the_last_handle() {
     let content = vec![7; 20 << 20];
-    let context = TransportContext::new(TransportConf::new("test"), OneStream(content.clone().into()));
+    let context =
+        TransportContext::new(TransportConf::new("test"), OneStream(content.clone().into()));
     let server = context.create_server("127.0.0.1:0").await.unwrap();
     let factory = context.create_client_factory();
     let client = factory.create_unmanaged_client(server.local_addr()).await.unwrap();

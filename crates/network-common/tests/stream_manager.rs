@@ -1,7 +1,8 @@
 //! OneForOneStreamManagerSuite (OFO), over a connection: a stream manager is only asked by one.
 //!
-//! Spark raises the first error of an iterator from `connectionTerminated`; ours has nobody to raise it to and logs it.
-//! What must hold is the rest: buffers are released, the other streams cleaned, no state is left.
+//! Spark raises the first error of an iterator from `connectionTerminated`; ours has nobody to
+//! raise it to and logs it. What must hold is the rest: buffers are released, the other streams
+//! cleaned, no state is left.
 
 // Outside of the test functions themselves too.
 #![allow(clippy::unwrap_used)]
@@ -107,7 +108,8 @@ async fn ofo_02_managed_buffers_are_freed_when_connection_is_closed() {
     let buffers = vec![counted("A", &released), counted("B", &released)];
     managed.manager.register_stream(buffers, StreamOptions::default().connection(&connection));
     // Not of this connection: it stays.
-    let other = managed.manager.register_stream(vec![counted("C", &released)], StreamOptions::default());
+    let other =
+        managed.manager.register_stream(vec![counted("C", &released)], StreamOptions::default());
     managed.terminate().await;
     assert_eq!(*released.lock(), ["A", "B"]);
     assert_eq!(managed.manager.streams(), 1);
@@ -127,7 +129,9 @@ async fn ofo_03_stream_states_are_freed_even_if_the_iterator_fails() {
             Some(buffer) => Some(Ok(Some(buffer))),
             None => Some(Err(BoxError::from("an iterator that fails"))),
         });
-        managed.manager.register_fallible_stream(chunks, StreamOptions::default().connection(&connection));
+        managed
+            .manager
+            .register_fallible_stream(chunks, StreamOptions::default().connection(&connection));
     }
     let buffers = vec![counted("C", &released)];
     managed.manager.register_stream(buffers, StreamOptions::default().connection(&connection));
@@ -163,7 +167,9 @@ async fn ofo_04_a_stream_of_one_connection_is_not_read_from_another() {
     let (mut managed, connection) = managed().await;
     let released = Arc::default();
     let options = StreamOptions::default().connection(&connection);
-    let id = managed.manager.register_stream(vec![counted("A", &released), counted("B", &released)], options);
+    let id = managed
+        .manager
+        .register_stream(vec![counted("A", &released), counted("B", &released)], options);
     let (thief, _) = managed.connect().await;
     let refused = fetch(&thief, id, 0).await.unwrap_err();
     assert!(refused.starts_with("java.lang.SecurityException"), "{refused}");
@@ -190,7 +196,10 @@ async fn a_stream_of_one_application_is_not_read_by_another() {
     let (thief, _) = managed.connect().await;
     within(thief.send_rpc("app-2")).await.unwrap();
     let refused = fetch(&thief, id, 0).await.unwrap_err();
-    assert!(refused.starts_with("java.lang.SecurityException") && refused.contains("app-2"), "{refused}");
+    assert!(
+        refused.starts_with("java.lang.SecurityException") && refused.contains("app-2"),
+        "{refused}"
+    );
     // Who was never authenticated is not asked (there is no authentication then).
     assert_eq!(managed.fetch(id, 0).await, Ok("A".into()));
     let id = register(&managed);
@@ -204,7 +213,8 @@ async fn chunks_are_served_once_and_in_order() {
     let (managed, _) = managed().await;
     let chunks = ["A", "B", "C"].map(ManagedBuffer::from);
     let id = managed.manager.register_stream(chunks, StreamOptions::default());
-    let next = managed.manager.register_stream([ManagedBuffer::from("D")], StreamOptions::default());
+    let next =
+        managed.manager.register_stream([ManagedBuffer::from("D")], StreamOptions::default());
     assert_eq!(next, id + 1);
     assert_eq!(managed.fetch(id, 0).await, Ok("A".into()));
     for wrong in [0, 2, -1] {
@@ -249,7 +259,8 @@ async fn chunks_that_are_made_on_demand_are_not_made_to_be_released() {
         // Hides how many there are.
         let chunks = chunks.filter(|_| true);
         let options = StreamOptions::default();
-        let options = if lazy { options.connection(&connection).materialized_on_next() } else { options };
+        let options =
+            if lazy { options.connection(&connection).materialized_on_next() } else { options };
         let id = managed.manager.register_stream(chunks, options);
         if lazy {
             assert_eq!(managed.fetch(id, 0).await, Ok("chunk".into()));
@@ -281,13 +292,15 @@ async fn a_chunk_that_fails_does_not_end_its_stream() {
 /// Ids of two managers do not start at the same place, and fit the wire's signed numbers.
 #[test]
 fn ids_start_at_random() {
-    let ids: Vec<i64> =
-        (0..8).map(|_| OneForOneStreamManager::new().register_stream([], StreamOptions::default())).collect();
+    let ids: Vec<i64> = (0..8)
+        .map(|_| OneForOneStreamManager::new().register_stream([], StreamOptions::default()))
+        .collect();
     assert!(ids.iter().all(|id| *id >= 0));
     assert!(ids.iter().any(|id| *id != ids[0]), "{ids:?}");
 }
 
-/// The chunks of a stream are made by the user's code: it may use the manager, and holds up no other stream.
+/// The chunks of a stream are made by the user's code: it may use the manager, and holds up no
+/// other stream.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn making_a_chunk_may_use_the_manager_and_holds_up_its_stream_only() {
     let (managed, connection) = managed().await;
@@ -303,8 +316,10 @@ async fn making_a_chunk_may_use_the_manager_and_holds_up_its_stream_only() {
         let next = manager.register_stream([ManagedBuffer::from("next")], StreamOptions::default());
         ManagedBuffer::from(format!("{index} {next}").into_bytes())
     });
-    let slow = managed.manager.register_stream(made, StreamOptions::default().connection(&connection));
-    let other = managed.manager.register_stream([ManagedBuffer::from("other")], StreamOptions::default());
+    let slow =
+        managed.manager.register_stream(made, StreamOptions::default().connection(&connection));
+    let other =
+        managed.manager.register_stream([ManagedBuffer::from("other")], StreamOptions::default());
     let first = managed.pair.client.fetch_chunk(slow, 0);
     within(begun.recv()).await.unwrap();
     let address = managed.pair.server.local_addr();

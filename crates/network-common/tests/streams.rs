@@ -1,4 +1,5 @@
-//! StreamSuite (STR) and the stream half of TransportRequestHandlerSuite (TRH), in memory, by `sendfile` and by copying.
+//! StreamSuite (STR) and the stream half of TransportRequestHandlerSuite (TRH), in memory, by
+//! `sendfile` and by copying.
 
 // Outside of the test functions themselves too.
 #![allow(clippy::unwrap_used)]
@@ -91,7 +92,10 @@ async fn str_02_single_stream_of_a_file() {
             streams.check("file").await;
             let metrics = streams.pair.context.metrics();
             let sent = || {
-                (metrics.server().snapshot().sendfile_bytes, metrics.server().snapshot().copied_file_bytes)
+                (
+                    metrics.server().snapshot().sendfile_bytes,
+                    metrics.server().snapshot().copied_file_bytes,
+                )
             };
             let size = streams.file.len() as u64;
             until(|| sent().0 + sent().1 >= size).await;
@@ -132,14 +136,16 @@ async fn str_04_concurrent_streams() {
     }
 }
 
-/// Also a body of which everything must pass through the 1 MiB window of a reader, by all three ways of reading.
+/// Also a body of which everything must pass through the 1 MiB window of a reader, by all three
+/// ways of reading.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_larger_than_every_buffer_arrives_however_it_is_read() {
     let content = pattern(9 << 20, 8);
     let file = file_of(&content);
     for mode in MODES {
         let path = file.path().to_owned();
-        let handler = Handler::new().on_stream(move |_| Ok(Some(ManagedBuffer::file(&path, 0..9 << 20))));
+        let handler =
+            Handler::new().on_stream(move |_| Ok(Some(ManagedBuffer::file(&path, 0..9 << 20))));
         let pair = pair_with(handler, &[("spark.shuffle.io.mode", mode)], &[]).await;
 
         let mut body = within(pair.client.stream("pieces")).await.unwrap();
@@ -212,7 +218,8 @@ async fn trh_01_handle_stream_request() {
     let client = pair.client.clone();
     client.send_rpc("connected").await.unwrap();
     let server_side = server_side.recv().unwrap();
-    let id = manager.register_fallible_stream(buffers, StreamOptions::default().connection(&server_side));
+    let id = manager
+        .register_fallible_stream(buffers, StreamOptions::default().connection(&server_side));
 
     for (index, text) in [(0, "A"), (1, "B")] {
         let body = within(client.stream(&format!("{id}_{index}"))).await.unwrap();
@@ -227,7 +234,8 @@ async fn trh_01_handle_stream_request() {
     until(|| manager.streams() == 0).await;
 }
 
-/// TRH-01, the limit: with nothing allowed beyond what is in transfer, the connection is closed without an answer.
+/// TRH-01, the limit: with nothing allowed beyond what is in transfer, the connection is closed
+/// without an answer.
 #[tokio::test(flavor = "multi_thread")]
 async fn trh_01_a_stream_beyond_the_limit_closes_the_connection() {
     let body = pattern(32 << 20, 1);
@@ -286,7 +294,8 @@ async fn a_dropped_stream_body_is_skipped_and_the_connection_lives_on() {
         let content = pattern(6 << 20, 1);
         let file = file_of(&content);
         let path = file.path().to_owned();
-        let handler = Handler::new().on_stream(move |_| Ok(Some(ManagedBuffer::file(&path, 0..6 << 20))));
+        let handler =
+            Handler::new().on_stream(move |_| Ok(Some(ManagedBuffer::file(&path, 0..6 << 20))));
         let pair = pair_with(handler, &[("spark.shuffle.io.mode", mode)], &[]).await;
         let unread = within(pair.client.stream("unread")).await.unwrap();
         let next = pair.client.stream("next");

@@ -6,22 +6,29 @@ use std::{env, fmt, fs, io};
 
 use prost_types::FileDescriptorSet;
 use protox::Compiler;
-use protox::file::{ChainFileResolver, File, FileResolver, GoogleFileResolver, IncludeFileResolver};
+use protox::file::{
+    ChainFileResolver, File, FileResolver, GoogleFileResolver, IncludeFileResolver,
+};
 
 use crate::service::{ALLOW, ENDPOINT_REF, Generator, ONE_WAY};
 
-/// Compiles `protos` and writes one Rust file per package to `OUT_DIR`, for `rpc_core::include_proto!`.
+/// Compiles `protos` and writes one Rust file per package to `OUT_DIR`, for
+/// `rpc_core::include_proto!`.
 ///
-/// `includes` are the directories in which `protos` and what they import are looked for, in this order.
-/// `rpc_core.proto` and `google/protobuf/*.proto` are built in. Cargo is told to run the build script again when
-/// one of the files read changes.
+/// `includes` are the directories in which `protos` and what they import are looked for, in this
+/// order. `rpc_core.proto` and `google/protobuf/*.proto` are built in. Cargo is told to run the
+/// build script again when one of the files read changes.
 ///
 /// # Errors
 ///
-/// A file that is missing or wrong (with the place in it), an rpc with `stream`, `OUT_DIR` not set or not writable.
-pub fn compile_protos(protos: &[impl AsRef<Path>], includes: &[impl AsRef<Path>]) -> Result<(), Error> {
-    let out =
-        env::var_os("OUT_DIR").ok_or_else(|| Error::new("OUT_DIR is not set: call this from build.rs"))?;
+/// A file that is missing or wrong (with the place in it), an rpc with `stream`, `OUT_DIR` not set
+/// or not writable.
+pub fn compile_protos(
+    protos: &[impl AsRef<Path>],
+    includes: &[impl AsRef<Path>],
+) -> Result<(), Error> {
+    let out = env::var_os("OUT_DIR")
+        .ok_or_else(|| Error::new("OUT_DIR is not set: call this from build.rs"))?;
     for file in compile_into(Path::new(&out), protos, includes)? {
         println!("cargo:rerun-if-changed={}", file.display());
     }
@@ -47,7 +54,8 @@ pub(crate) fn compile_into(
     let files = compiler.files().filter_map(|file| file.path().map(Path::to_owned)).collect();
     let descriptors = compiler.file_descriptor_set();
     refuse_streams(&descriptors)?;
-    let packages: BTreeSet<String> = descriptors.file.iter().map(|file| file.package().to_owned()).collect();
+    let packages: BTreeSet<String> =
+        descriptors.file.iter().map(|file| file.package().to_owned()).collect();
 
     fs::create_dir_all(out).map_err(|e| Error(format!("cannot create {}: {e}", out.display())))?;
     prost_build::Config::new()
@@ -63,7 +71,8 @@ pub(crate) fn compile_into(
         .map_err(|e| Error(e.to_string()))?;
     for package in packages {
         let file = out.join(format!("{package}.rs"));
-        silence_modules(&file).map_err(|e| Error(format!("cannot rewrite {}: {e}", file.display())))?;
+        silence_modules(&file)
+            .map_err(|e| Error(format!("cannot rewrite {}: {e}", file.display())))?;
     }
     Ok(files)
 }
@@ -106,7 +115,8 @@ impl FileResolver for OwnFiles {
     }
 }
 
-/// Why the build script failed. Its text, also the one that `unwrap` prints, is meant for the developer.
+/// Why the build script failed. Its text, also the one that `unwrap` prints, is meant for the
+/// developer.
 pub struct Error(String);
 
 impl Error {
@@ -175,14 +185,20 @@ mod tests {
 
     #[test]
     fn a_ref_in_a_message_is_the_one_of_rpc_core() {
-        let text = compile(&format!("{HEADER} message C {{ rpc_core.EndpointRef who = 1; }}")).unwrap();
-        assert!(text.contains("pub who: ::core::option::Option<::rpc_core::EndpointRef>,"), "{text}");
+        let text =
+            compile(&format!("{HEADER} message C {{ rpc_core.EndpointRef who = 1; }}")).unwrap();
+        assert!(
+            text.contains("pub who: ::core::option::Option<::rpc_core::EndpointRef>,"),
+            "{text}"
+        );
     }
 
     #[test]
     fn rpcs_that_share_a_request_get_newtypes() {
-        let text = compile_service("rpc Get(A) returns (B); rpc Put(A) returns (B); rpc Del(B) returns (A);")
-            .unwrap();
+        let text = compile_service(
+            "rpc Get(A) returns (B); rpc Put(A) returns (B); rpc Del(B) returns (A);",
+        )
+        .unwrap();
         assert!(text.contains("pub struct SvcGet(pub A);"), "{text}");
         assert!(text.contains("pub struct SvcPut(pub A);"), "{text}");
         assert!(text.contains("impl ::rpc_core::RpcRequest<SvcMessage> for SvcPut {"), "{text}");
@@ -204,7 +220,8 @@ mod tests {
 
     #[test]
     fn a_wrong_file_is_told_with_its_place() {
-        let error = compile("syntax = \"proto3\"; package pkg; message A { Unknown u = 1; }").unwrap_err();
+        let error =
+            compile("syntax = \"proto3\"; package pkg; message A { Unknown u = 1; }").unwrap_err();
         assert!(error.to_string().contains("Unknown"), "{error}");
     }
 }

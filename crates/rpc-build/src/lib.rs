@@ -34,13 +34,13 @@
 //! }
 //! ```
 //!
-//! with an implementation of `RpcMessage`, so that an endpoint can receive it, and one of `RpcRequest` for each
-//! request, so that a typed ref sends it and knows the type of its answer.
+//! with an implementation of `RpcMessage`, so that an endpoint can receive it, and one of
+//! `RpcRequest` for each request, so that a typed ref sends it and knows the type of its answer.
 //!
-//! * `rpc_core.OneWay` as the return type means that there is no answer. `google.protobuf.Empty` means an answer
-//!   with nothing in it: `()`.
-//! * Rpcs of one service that share a request type cannot be told apart by it. Each gets a newtype named after
-//!   service and rpc: `HelloSayHi(pub Name)`.
+//! * `rpc_core.OneWay` as the return type means that there is no answer. `google.protobuf.Empty`
+//!   means an answer with nothing in it: `()`.
+//! * Rpcs of one service that share a request type cannot be told apart by it. Each gets a newtype
+//!   named after service and rpc: `HelloSayHi(pub Name)`.
 //! * A field of type `rpc_core.EndpointRef` holds the ref of an endpoint.
 //! * Streams have no place in this model: an rpc with `stream` is an error.
 //!

@@ -11,8 +11,8 @@ pub(crate) const ONE_WAY: &str = ".rpc_core.OneWay";
 /// The ref of an endpoint inside a message, which is a type of rpc-core.
 pub(crate) const ENDPOINT_REF: &str = ".rpc_core.EndpointRef";
 
-/// Stands on everything generated: lints that a crate may have switched on for the code it writes itself. Nor does
-/// a client that matches on no message have dead code.
+/// Stands on everything generated: lints that a crate may have switched on for the code it writes
+/// itself. Nor does a client that matches on no message have dead code.
 pub(crate) const ALLOW: &str = "#[allow(dead_code, missing_docs, unreachable_pub, unnameable_types, non_camel_case_types, \
                                 clippy::all, clippy::pedantic, clippy::restriction)]";
 
@@ -93,7 +93,10 @@ fn write_enum(
         if rpc.one_way {
             writeln!(out, "    {proto_name}({input_type}),")?;
         } else {
-            writeln!(out, "    {proto_name}({input_type}, ::rpc_core::RpcCallContext<{output_type}>),")?;
+            writeln!(
+                out,
+                "    {proto_name}({input_type}, ::rpc_core::RpcCallContext<{output_type}>),"
+            )?;
         }
     }
     writeln!(out, "}}\n")
@@ -104,7 +107,12 @@ fn write_docs(comments: &Comments, indent: u8, out: &mut String) {
     leading.append_with_indent(indent, out);
 }
 
-fn write_decode(message: &str, full_name: &str, rpcs: &[Rpc<'_>], out: &mut String) -> std::fmt::Result {
+fn write_decode(
+    message: &str,
+    full_name: &str,
+    rpcs: &[Rpc<'_>],
+    out: &mut String,
+) -> std::fmt::Result {
     writeln!(out, "{ALLOW}\nimpl ::rpc_core::RpcMessage for {message} {{")?;
     writeln!(out, "    const SERVICES: &'static [&'static str] = &[\"{full_name}\"];\n")?;
     writeln!(
@@ -137,7 +145,12 @@ fn write_newtype(full_name: &str, rpc: &Rpc<'_>, out: &mut String) -> std::fmt::
     )
 }
 
-fn write_request(message: &str, full_name: &str, rpc: &Rpc<'_>, out: &mut String) -> std::fmt::Result {
+fn write_request(
+    message: &str,
+    full_name: &str,
+    rpc: &Rpc<'_>,
+    out: &mut String,
+) -> std::fmt::Result {
     let name = &rpc.method.proto_name;
     let inner = if rpc.wrapped { "self.0" } else { "self" };
     let reply = if rpc.one_way { "()" } else { &rpc.method.output_type };
@@ -150,7 +163,10 @@ fn write_request(message: &str, full_name: &str, rpc: &Rpc<'_>, out: &mut String
     )?;
     if rpc.one_way {
         writeln!(out, "    const ONE_WAY: bool = true;")?;
-        writeln!(out, "\n    fn into_message(self, _: ::rpc_core::RpcCallContext<()>) -> {message} {{")?;
+        writeln!(
+            out,
+            "\n    fn into_message(self, _: ::rpc_core::RpcCallContext<()>) -> {message} {{"
+        )?;
         writeln!(out, "        {message}::{name}({inner})\n    }}")?;
     } else {
         writeln!(

@@ -1,8 +1,8 @@
 //! Files, a jar and a directory for download, as a driver offers them to its executors:
 //! `cargo run --release --example file_server`.
 //!
-//! The driver starts a second process, which downloads everything into a directory of its own and shows how far it is.
-//! What it gets to know is only URIs.
+//! The driver starts a second process, which downloads everything into a directory of its own and
+//! shows how far it is. What it gets to know is only URIs.
 
 use std::path::Path;
 use std::process::Command;
@@ -17,7 +17,8 @@ use tokio::io::{AsyncWriteExt, BufWriter};
 const LARGE: usize = 256 << 20;
 
 async fn offer(env: &RpcEnv, files: &Path) -> anyhow::Result<Vec<String>> {
-    let (model, jar, classes) = (files.join("model.bin"), files.join("app.jar"), files.join("classes"));
+    let (model, jar, classes) =
+        (files.join("model.bin"), files.join("app.jar"), files.join("classes"));
     fs::write(&model, vec![7; LARGE]).await?;
     fs::write(&jar, vec![1; LARGE / 16]).await?;
     fs::create_dir_all(classes.join("org")).await?;
@@ -25,8 +26,11 @@ async fn offer(env: &RpcEnv, files: &Path) -> anyhow::Result<Vec<String>> {
 
     let server = env.file_server();
     let classes = server.add_directory("/classes", classes).await?;
-    let uris =
-        vec![server.add_file(model).await?, server.add_jar(jar).await?, format!("{classes}/org/Main.class")];
+    let uris = vec![
+        server.add_file(model).await?,
+        server.add_jar(jar).await?,
+        format!("{classes}/org/Main.class"),
+    ];
     for uri in &uris {
         println!("driver: offers {uri}");
     }
@@ -46,7 +50,8 @@ async fn download(uris: &[String], into: &Path) -> anyhow::Result<()> {
 
 async fn save(mut download: Download, path: &Path) -> anyhow::Result<()> {
     let style = "{msg:30} {bar:40} {bytes}/{total_bytes} {binary_bytes_per_sec}";
-    let progress = ProgressBar::new(download.len()).with_style(ProgressStyle::with_template(style)?);
+    let progress =
+        ProgressBar::new(download.len()).with_style(ProgressStyle::with_template(style)?);
     progress.set_message(download.uri().to_owned());
     let mut file = BufWriter::new(File::create(path).await?);
     while let Some(piece) = download.next_piece().await {

@@ -1,7 +1,9 @@
-//! Executors that tell a driver again and again that they are alive: `cargo run --example heartbeat`.
+//! Executors that tell a driver again and again that they are alive: `cargo run --example
+//! heartbeat`.
 //!
-//! The driver starts three executors as processes of their own. One is killed: the driver notices at once, as the
-//! connection ends. One falls silent with its connection open: the driver notices by the beats that are missing.
+//! The driver starts three executors as processes of their own. One is killed: the driver notices
+//! at once, as the connection ends. One falls silent with its connection open: the driver notices
+//! by the beats that are missing.
 
 use std::collections::HashMap;
 use std::process::{Child, Command};
@@ -36,7 +38,10 @@ struct Executor {
 impl ThreadSafeRpcEndpoint for HeartbeatReceiver {
     type Message = HeartbeatReceiverMessage;
 
-    async fn on_start(&mut self, cx: &EndpointContext<HeartbeatReceiverMessage>) -> Result<(), RpcError> {
+    async fn on_start(
+        &mut self,
+        cx: &EndpointContext<HeartbeatReceiverMessage>,
+    ) -> Result<(), RpcError> {
         let Some(itself) = cx.self_ref().cloned() else { return Ok(()) };
         // A clock that sends is all it takes: the endpoint's state needs no lock.
         tokio::spawn(async move {
@@ -55,7 +60,8 @@ impl ThreadSafeRpcEndpoint for HeartbeatReceiver {
         match message {
             HeartbeatReceiverMessage::Heartbeat(beat, context) => {
                 let address = context.sender_address().cloned();
-                let address = address.ok_or_else(|| RpcError::application("a beat from nowhere"))?;
+                let address =
+                    address.ok_or_else(|| RpcError::application("a beat from nowhere"))?;
                 let seen = Executor { address, last_seen: Instant::now() };
                 if self.executors.insert(beat.executor_id.clone(), seen).is_none() {
                     println!("driver: executor {} is alive", beat.executor_id);
@@ -79,8 +85,13 @@ impl ThreadSafeRpcEndpoint for HeartbeatReceiver {
 }
 
 impl HeartbeatReceiver {
-    fn remove(&mut self, dead: impl Fn(&Executor) -> bool, why: &'static str) -> Result<(), RpcError> {
-        let dead = self.executors.iter().filter(|(_, executor)| dead(executor)).map(|(id, _)| id.clone());
+    fn remove(
+        &mut self,
+        dead: impl Fn(&Executor) -> bool,
+        why: &'static str,
+    ) -> Result<(), RpcError> {
+        let dead =
+            self.executors.iter().filter(|(_, executor)| dead(executor)).map(|(id, _)| id.clone());
         for id in dead.collect::<Vec<_>>() {
             self.executors.remove(&id);
             println!("driver: executor {id} is lost: {why}");
@@ -93,7 +104,8 @@ impl HeartbeatReceiver {
 /// Beats until it is killed; the one called `silent` stops after a while and hangs.
 async fn executor(id: &str, driver: RpcAddress) -> anyhow::Result<()> {
     let env = RpcEnv::builder(format!("executor-{id}")).client_mode().start().await?;
-    let receiver = env.setup_endpoint_ref::<HeartbeatReceiverMessage>(driver, "HeartbeatReceiver").await?;
+    let receiver =
+        env.setup_endpoint_ref::<HeartbeatReceiverMessage>(driver, "HeartbeatReceiver").await?;
     for beat in 0.. {
         if id == "silent" && beat == 5 {
             std::future::pending::<()>().await;
@@ -111,7 +123,9 @@ async fn executor(id: &str, driver: RpcAddress) -> anyhow::Result<()> {
 }
 
 fn start(id: &str, driver: &RpcAddress) -> anyhow::Result<Child> {
-    Ok(Command::new(std::env::current_exe()?).args(["--executor", id, &driver.to_string()]).spawn()?)
+    Ok(Command::new(std::env::current_exe()?)
+        .args(["--executor", id, &driver.to_string()])
+        .spawn()?)
 }
 
 #[tokio::main]

@@ -1,4 +1,5 @@
-//! The server of the Hello example: `cargo run --example hello_server`, then `hello_client` in another terminal.
+//! The server of the Hello example: `cargo run --example hello_server`, then `hello_client` in
+//! another terminal.
 
 use rpc_core::{EndpointContext, RpcEndpoint, RpcEnv, RpcError};
 
@@ -8,7 +9,8 @@ mod hello {
     rpc_core::include_proto!("hello");
 }
 
-/// `&self`: while one greeting waits for something, others begin. What such an endpoint changes is behind a lock.
+/// `&self`: while one greeting waits for something, others begin. What such an endpoint changes is
+/// behind a lock.
 struct Hello;
 
 impl RpcEndpoint for Hello {

@@ -1,7 +1,7 @@
 //! Both planes in one process, over TCP: `cargo run --release --example quickstart`.
 //!
-//! First *control*: a server environment with the Hello endpoint, and a client environment that asks it. Then *bulk*: a
-//! file of 256 MiB, fetched in chunks and as one stream, its bytes checked.
+//! First *control*: a server environment with the Hello endpoint, and a client environment that
+//! asks it. Then *bulk*: a file of 256 MiB, fetched in chunks and as one stream, its bytes checked.
 
 use std::collections::VecDeque;
 use std::io::Write;
@@ -14,8 +14,8 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use indicatif::{ProgressBar, ProgressStyle};
 use network_common::{
-    BoxError, ManagedBuffer, OneForOneStreamManager, RpcHandler, RpcResponseCallback, StreamManager,
-    StreamOptions, TransportClient, TransportConf, TransportContext,
+    BoxError, ManagedBuffer, OneForOneStreamManager, RpcHandler, RpcResponseCallback,
+    StreamManager, StreamOptions, TransportClient, TransportConf, TransportContext,
 };
 use rpc_core::{EndpointContext, RpcAddress, RpcEnv, RpcError, ThreadSafeRpcEndpoint};
 use tokio::sync::Notify;
@@ -47,7 +47,9 @@ impl ThreadSafeRpcEndpoint for Hello {
         _cx: &EndpointContext<HelloMessage>,
     ) -> Result<(), RpcError> {
         match message {
-            HelloMessage::SayHi(hi, context) => context.reply(Greeting { text: format!("hi, {}", hi.msg) }),
+            HelloMessage::SayHi(hi, context) => {
+                context.reply(Greeting { text: format!("hi, {}", hi.msg) })
+            }
             HelloMessage::SayBye(bye, context) => {
                 context.reply(Greeting { text: format!("bye, {}", bye.msg) })
             }
@@ -157,7 +159,8 @@ impl StreamManager for OneFile {
 async fn bulk_plane() -> anyhow::Result<()> {
     let file = tokio::task::spawn_blocking(generate).await??;
     let handler = OneFile { path: file.path().to_owned(), streams: OneForOneStreamManager::new() };
-    let context = TransportContext::with_handler(TransportConf::new("quickstart"), Arc::new(handler));
+    let context =
+        TransportContext::with_handler(TransportConf::new("quickstart"), Arc::new(handler));
     let server = context.create_server("127.0.0.1:0").await?;
     let factory = context.create_client_factory();
     let client = factory.create_client(server.local_addr()).await?;
@@ -236,7 +239,10 @@ impl Check {
         let seconds = self.begun.elapsed().as_secs_f64();
         self.progress.finish_and_clear();
         let rate = FILE_SIZE as f64 / seconds / 1e9;
-        println!("[client] 256 MiB {:<11} in {seconds:.3} s, {rate:.2} GB/s, every byte checked", self.how);
+        println!(
+            "[client] 256 MiB {:<11} in {seconds:.3} s, {rate:.2} GB/s, every byte checked",
+            self.how
+        );
         Ok(())
     }
 }

@@ -9,8 +9,8 @@ use crate::error::{ErrorKind, RpcError};
 
 /// Where an environment listens: a host and a port. Cheap to clone.
 ///
-/// An IPv6 host is kept in its shortest form and in brackets: `::0:1` becomes `[::1]`. Two addresses are equal if
-/// their texts are; no name is ever looked up.
+/// An IPv6 host is kept in its shortest form and in brackets: `::0:1` becomes `[::1]`. Two
+/// addresses are equal if their texts are; no name is ever looked up.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RpcAddress(Arc<HostPort>);
 
@@ -22,7 +22,8 @@ struct HostPort {
 }
 
 impl RpcAddress {
-    /// The address of `host` (a name, an IPv4 address, or an IPv6 address with or without brackets) and `port`.
+    /// The address of `host` (a name, an IPv4 address, or an IPv6 address with or without brackets)
+    /// and `port`.
     #[must_use]
     pub fn new(host: &str, port: u16) -> Self {
         let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
@@ -41,7 +42,10 @@ impl RpcAddress {
 
     /// The host as name resolution takes it.
     pub(crate) fn bare_host(&self) -> &str {
-        self.host().strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or_else(|| self.host())
+        self.host()
+            .strip_prefix('[')
+            .and_then(|host| host.strip_suffix(']'))
+            .unwrap_or_else(|| self.host())
     }
 
     /// The port.
@@ -66,10 +70,12 @@ impl RpcAddress {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Address`] for anything else: another scheme, no port, a user, a path, a query, a fragment.
+    /// [`ErrorKind::Address`] for anything else: another scheme, no port, a user, a path, a query,
+    /// a fragment.
     pub fn from_spark_url(url: &str) -> Result<Self, RpcError> {
         let address = url.strip_prefix("spark://").and_then(|rest| parse_host_port(rest).ok());
-        address.ok_or_else(|| RpcError::new(ErrorKind::Address, format!("Invalid master URL: {url}")))
+        address
+            .ok_or_else(|| RpcError::new(ErrorKind::Address, format!("Invalid master URL: {url}")))
     }
 }
 
@@ -148,12 +154,13 @@ pub struct RpcEndpointAddress {
 }
 
 impl RpcEndpointAddress {
-    /// The address of the endpoint `name` of the environment at `address`; `None`: one that does not listen.
+    /// The address of the endpoint `name` of the environment at `address`; `None`: one that does
+    /// not listen.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Address`] if `name` is empty, longer than 65535 bytes, or has a character that the texts could not
-    /// carry. Letters, digits and `-._~!$&'()*+,;=:%` are good.
+    /// [`ErrorKind::Address`] if `name` is empty, longer than 65535 bytes, or has a character that
+    /// the texts could not carry. Letters, digits and `-._~!$&'()*+,;=:%` are good.
     pub fn new(address: Option<RpcAddress>, name: &str) -> Result<Self, RpcError> {
         check_name(name)?;
         Ok(Self { address, name: name.into() })
@@ -209,7 +216,8 @@ impl fmt::Display for RpcEndpointAddress {
     }
 }
 
-/// Reads `spark://name@host:port`. The other form says nothing about where the endpoint is, and is refused.
+/// Reads `spark://name@host:port`. The other form says nothing about where the endpoint is, and is
+/// refused.
 impl FromStr for RpcEndpointAddress {
     type Err = RpcError;
 
@@ -218,6 +226,7 @@ impl FromStr for RpcEndpointAddress {
             let (name, address) = text.strip_prefix("spark://")?.split_once('@')?;
             Self::new(Some(parse_host_port(address).ok()?), name).ok()
         };
-        parse().ok_or_else(|| RpcError::new(ErrorKind::Address, format!("Invalid Spark URL: {text}")))
+        parse()
+            .ok_or_else(|| RpcError::new(ErrorKind::Address, format!("Invalid Spark URL: {text}")))
     }
 }

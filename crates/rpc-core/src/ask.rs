@@ -22,7 +22,8 @@ use crate::timeout::RpcTimeout;
 use crate::trace::Tracer;
 use crate::wire::{self, IncomingBody};
 
-/// What the refs of an environment have in common: what their asks go by, and how many of these there are.
+/// What the refs of an environment have in common: what their asks go by, and how many of these
+/// there are.
 pub(crate) struct Asks {
     pub(crate) conf: AskConf,
     pub(crate) deadlines: Arc<Deadlines>,
@@ -32,7 +33,12 @@ pub(crate) struct Asks {
 
 impl Asks {
     pub(crate) fn new(conf: AskConf, tracer: Tracer, runtime: Handle) -> Arc<Self> {
-        Arc::new(Self { conf, deadlines: Deadlines::new(runtime), tracer, pending: AtomicUsize::new(0) })
+        Arc::new(Self {
+            conf,
+            deadlines: Deadlines::new(runtime),
+            tracer,
+            pending: AtomicUsize::new(0),
+        })
     }
 
     /// How many wait for an answer.
@@ -41,8 +47,8 @@ impl Asks {
     }
 }
 
-/// What is known of an endpoint. An endpoint of this environment has it in common with all of its refs, one elsewhere
-/// with the clones of a ref.
+/// What is known of an endpoint. An endpoint of this environment has it in common with all of its
+/// refs, one elsewhere with the clones of a ref.
 pub(crate) struct About {
     pub(crate) address: RpcEndpointAddress,
     pub(crate) asks: Arc<Asks>,
@@ -79,8 +85,10 @@ impl About {
             return Ok(());
         };
         self.end();
-        let text =
-            format!("cannot ask {}: {limit} {what} wait for an answer already ({setting})", self.address);
+        let text = format!(
+            "cannot ask {}: {limit} {what} wait for an answer already ({setting})",
+            self.address
+        );
         Err(RpcError::new(ErrorKind::Limit, text).with_peer(&self.address).retryable())
     }
 
@@ -146,7 +154,9 @@ impl<T> Future for Ask<T> {
         };
         let outcome = match polled {
             // The endpoint's side counts the same time, and may be the first to tell.
-            Poll::Ready(Err(error)) if error.is_remote() && error.is_timeout() && this.is_over() => {
+            Poll::Ready(Err(error))
+                if error.is_remote() && error.is_timeout() && this.is_over() =>
+            {
                 Err(this.timeout().expired(this.about.peer()).with_source(error))
             }
             Poll::Ready(outcome) => outcome,
@@ -164,7 +174,8 @@ impl<T> Future for Ask<T> {
 }
 
 impl<T> Ask<T> {
-    /// What gives this ask up, from elsewhere and with an error of one's own. To give it up without one, drop it.
+    /// What gives this ask up, from elsewhere and with an error of one's own. To give it up without
+    /// one, drop it.
     ///
     /// ```
     /// # use rpc_core::{Ask, ErrorKind, RpcError};
@@ -179,7 +190,8 @@ impl<T> Ask<T> {
         self.abort.get_or_insert_with(|| AbortHandle::new(&self.about.address)).clone()
     }
 
-    /// `timeout`: none if it is the environment's. `deadline`: none if it is beyond what the clock can count.
+    /// `timeout`: none if it is the environment's. `deadline`: none if it is beyond what the clock
+    /// can count.
     pub(crate) fn new(
         state: State<T>,
         about: Arc<About>,

@@ -9,15 +9,17 @@ use crate::threads::may_block;
 use crate::timeout::RpcTimeout;
 
 impl<M: RpcMessage> RpcEndpointRef<M> {
-    /// [`ask`](Self::ask) that blocks the thread until the answer is there: for threads that are not the runtime's,
-    /// and those of [isolated](crate::EndpointOptions::isolated) endpoints (`rpc 9`).
+    /// [`ask`](Self::ask) that blocks the thread until the answer is there: for threads that are
+    /// not the runtime's, and those of [isolated](crate::EndpointOptions::isolated) endpoints (`rpc
+    /// 9`).
     ///
-    /// On a thread of tokio's blocking pool, where this is refused too, `Handle::current().block_on(endpoint.ask(..))`
-    /// does the same.
+    /// On a thread of tokio's blocking pool, where this is refused too,
+    /// `Handle::current().block_on(endpoint.ask(..))` does the same.
     ///
     /// # Errors
     ///
-    /// Those of [`ask`](Self::ask), and [`ErrorKind::Deadlock`] on a thread of a runtime: nothing was sent then.
+    /// Those of [`ask`](Self::ask), and [`ErrorKind::Deadlock`] on a thread of a runtime: nothing
+    /// was sent then.
     pub fn ask_sync<R: RpcRequest<M>>(&self, request: R) -> Result<R::Reply, RpcError> {
         self.ask_sync_with_timeout(request, self.about().asks.conf.timeout.clone())
     }
@@ -42,20 +44,25 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
         self.about().asks.deadlines.runtime().block_on(self.ask_with_timeout(request, timeout))
     }
 
-    /// [`ask`](Self::ask) that asks again after an error that [is retryable](RpcError::is_retryable).
+    /// [`ask`](Self::ask) that asks again after an error that [is
+    /// retryable](RpcError::is_retryable).
     ///
-    /// Asks up to `spark.rpc.numRetries` times in all, each time as long as `spark.rpc.askTimeout` says, and waits
-    /// `spark.rpc.retry.wait` in between (`rpc 9`). A timeout is not retryable, as the request may have been handled.
+    /// Asks up to `spark.rpc.numRetries` times in all, each time as long as `spark.rpc.askTimeout`
+    /// says, and waits `spark.rpc.retry.wait` in between (`rpc 9`). A timeout is not retryable, as
+    /// the request may have been handled.
     ///
     /// # Errors
     ///
-    /// Those of the last [`ask`](Self::ask). From the second on the text tells how many there were; the last error
-    /// is the [`source`](std::error::Error::source).
+    /// Those of the last [`ask`](Self::ask). From the second on the text tells how many there were;
+    /// the last error is the [`source`](std::error::Error::source).
     ///
     /// # Cancel safety
     ///
     /// As with [`ask`](Self::ask), except that nothing is sent before the first poll.
-    pub async fn ask_with_retry<R: RpcRequest<M> + Clone>(&self, request: R) -> Result<R::Reply, RpcError> {
+    pub async fn ask_with_retry<R: RpcRequest<M> + Clone>(
+        &self,
+        request: R,
+    ) -> Result<R::Reply, RpcError> {
         let conf = &self.about().asks.conf;
         let mut attempt = 1;
         loop {
@@ -69,8 +76,12 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
             tracing::debug!(endpoint = %self.address(), %error, attempt, "asking again");
             // Whoever polls this may be on another executor.
             let wait = conf.retry_wait;
-            let waited =
-                self.about().asks.deadlines.runtime().spawn(async move { tokio::time::sleep(wait).await });
+            let waited = self
+                .about()
+                .asks
+                .deadlines
+                .runtime()
+                .spawn(async move { tokio::time::sleep(wait).await });
             if waited.await.is_err() {
                 // The runtime has shut down, and the environment with it.
                 return Err(error.after_attempts(attempt));

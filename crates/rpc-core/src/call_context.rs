@@ -16,11 +16,12 @@ use crate::running::abandon;
 use crate::slot::Slot;
 use crate::wire;
 
-/// Answers one ask, now or later, from anywhere (`rpc 2`): it may be kept, moved to another task, or passed on.
+/// Answers one ask, now or later, from anywhere (`rpc 2`): it may be kept, moved to another task,
+/// or passed on.
 ///
-/// Dropped without an answer it fails the asker. When it is dropped while the `receive` that got it still runs, the
-/// asker gets what that `receive` ends with, so `?` inside `receive` reaches the asker; dropped elsewhere, the asker
-/// learns at once that nobody will answer.
+/// Dropped without an answer it fails the asker. When it is dropped while the `receive` that got it
+/// still runs, the asker gets what that `receive` ends with, so `?` inside `receive` reaches the
+/// asker; dropped elsewhere, the asker learns at once that nobody will answer.
 ///
 /// A request that was sent rather than asked has a context too; what is replied to it is discarded.
 pub struct RpcCallContext<T: Send + 'static> {
@@ -55,11 +56,13 @@ impl<T: Send + 'static> RpcCallContext<T> {
 
     /// Answers the asker.
     ///
-    /// Ok also when the asker has gone, timed out or never waited: an endpoint owes an answer, not its arrival.
+    /// Ok also when the asker has gone, timed out or never waited: an endpoint owes an answer, not
+    /// its arrival.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Limit`](crate::ErrorKind::Limit) if the answer is too large to leave the process; the asker gets it too.
+    /// [`ErrorKind::Limit`](crate::ErrorKind::Limit) if the answer is too large to leave the
+    /// process; the asker gets it too.
     pub fn reply(mut self, value: T) -> Result<(), RpcError> {
         match self.caller.take() {
             Some(Caller::Local(slot)) => slot.complete(Ok(value)),
@@ -71,16 +74,18 @@ impl<T: Send + 'static> RpcCallContext<T> {
 
     /// Fails the asker with `error`.
     ///
-    /// In the same environment it gets the very object; across the network kind, text, causes' texts and
-    /// [`is_retryable`](RpcError::is_retryable). An error of one of the endpoint's own requests becomes the source of
-    /// a new one, which is not retryable unless the endpoint [says so](RpcError::retryable): this request was handled.
+    /// In the same environment it gets the very object; across the network kind, text, causes'
+    /// texts and [`is_retryable`](RpcError::is_retryable). An error of one of the endpoint's own
+    /// requests becomes the source of a new one, which is not retryable unless the endpoint [says
+    /// so](RpcError::retryable): this request was handled.
     pub fn send_failure(mut self, error: RpcError) {
         if let Some(caller) = self.caller.take() {
             caller.fail(error.in_own_name());
         }
     }
 
-    /// How long the asker still waits, zero if its time is over. `None` for ever, or if nobody waits.
+    /// How long the asker still waits, zero if its time is over. `None` for ever, or if nobody
+    /// waits.
     #[must_use]
     pub fn remaining(&self) -> Option<Duration> {
         let deadline = match &self.caller {
@@ -91,8 +96,8 @@ impl<T: Send + 'static> RpcCallContext<T> {
         deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()))
     }
 
-    /// Whether the asker has given up: it dropped or aborted its ask, its time is over, or the connection to it is
-    /// lost. Always false for a request that was sent rather than asked.
+    /// Whether the asker has given up: it dropped or aborted its ask, its time is over, or the
+    /// connection to it is lost. Always false for a request that was sent rather than asked.
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
         match &self.caller {
@@ -102,7 +107,8 @@ impl<T: Send + 'static> RpcCallContext<T> {
         }
     }
 
-    /// Waits until the asker has given up; never ends for a request that was sent. To stop work that nobody needs:
+    /// Waits until the asker has given up; never ends for a request that was sent. To stop work
+    /// that nobody needs:
     ///
     /// ```
     /// # async fn compute() -> u64 { 1 }
@@ -123,7 +129,9 @@ impl<T: Send + 'static> RpcCallContext<T> {
             Some(Caller::Remote { ask, .. }) => {
                 match ask.key.deadline {
                     // The deadline cancels, too.
-                    Some(deadline) => drop(tokio::time::timeout_at(deadline, ask.cancelled()).await),
+                    Some(deadline) => {
+                        drop(tokio::time::timeout_at(deadline, ask.cancelled()).await)
+                    }
                     None => ask.cancelled().await,
                 }
             }
@@ -131,8 +139,8 @@ impl<T: Send + 'static> RpcCallContext<T> {
         }
     }
 
-    /// Where the asker's environment listens; for one that does not, the address of its socket. `None` if the
-    /// asker is in this environment and this environment does not listen.
+    /// Where the asker's environment listens; for one that does not, the address of its socket.
+    /// `None` if the asker is in this environment and this environment does not listen.
     #[must_use]
     pub fn sender_address(&self) -> Option<&RpcAddress> {
         match &self.caller {
@@ -179,6 +187,8 @@ impl<T: Send + 'static> Drop for RpcCallContext<T> {
 
 impl<T: Send + 'static> fmt::Debug for RpcCallContext<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RpcCallContext").field("sender", &self.sender_address()).finish_non_exhaustive()
+        f.debug_struct("RpcCallContext")
+            .field("sender", &self.sender_address())
+            .finish_non_exhaustive()
     }
 }

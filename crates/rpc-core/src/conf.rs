@@ -66,12 +66,13 @@ pub(crate) struct AskConf {
 /// | `spark.rpc.slowMessageThreshold` | `5s` | a message whose handling takes longer is logged as a warning |
 /// | `spark.rpc.shutdownTimeout` | `30s` | how long a shutdown lets endpoints finish what they have accepted |
 ///
-/// The last ten are not Spark's, whose queues have no limits. Sizes are numbers with a unit (`b`, `k`, `m`, `g`);
-/// without one they are bytes. Times are numbers with a unit (`us`, `ms`, `s`, `m`, `min`, `h`, `d`); without one they are seconds. Settings
-/// that this crate does not know are kept and passed on to the transport, which reads `spark.rpc.io.*`. Spark's numbers of
-/// threads mean nothing, as all run on the tokio runtime: `spark.rpc.io.threads`, `spark.rpc.connect.threads`,
-/// `spark.rpc.netty.dispatcher.numThreads`, `spark.files.io.threads`, and their variants for `spark.driver` and
-/// `spark.executor`.
+/// The last ten are not Spark's, whose queues have no limits. Sizes are numbers with a unit (`b`,
+/// `k`, `m`, `g`); without one they are bytes. Times are numbers with a unit (`us`, `ms`, `s`, `m`,
+/// `min`, `h`, `d`); without one they are seconds. Settings that this crate does not know are kept
+/// and passed on to the transport, which reads `spark.rpc.io.*`. Spark's numbers of threads mean
+/// nothing, as all run on the tokio runtime: `spark.rpc.io.threads`, `spark.rpc.connect.threads`,
+/// `spark.rpc.netty.dispatcher.numThreads`, `spark.files.io.threads`, and their variants for
+/// `spark.driver` and `spark.executor`.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct RpcConf {
     settings: BTreeMap<String, String>,
@@ -141,7 +142,11 @@ impl RpcConf {
     pub(crate) fn ask(&self) -> Result<AskConf, RpcError> {
         let attempts = "a number from 1, as the first attempt counts";
         Ok(AskConf {
-            timeout: RpcTimeout::from_conf(self, &[ASK_TIMEOUT, NETWORK_TIMEOUT], Some(DEFAULT_TIMEOUT))?,
+            timeout: RpcTimeout::from_conf(
+                self,
+                &[ASK_TIMEOUT, NETWORK_TIMEOUT],
+                Some(DEFAULT_TIMEOUT),
+            )?,
             attempts: self.integer(NUM_RETRIES, 3, 1..=u32::MAX, attempts)?,
             retry_wait: self.duration(RETRY_WAIT)?.unwrap_or(Duration::from_secs(3)),
             max_pending: self.amount(MAX_PENDING, 1_000_000)? as usize,
@@ -219,7 +224,8 @@ impl fmt::Debug for RpcConf {
             let key = key.to_ascii_lowercase();
             ["password", "secret", "token"].iter().any(|word| key.contains(word))
         };
-        let shown = self.settings().map(|(key, value)| (key, if secret(key) { "*****" } else { value }));
+        let shown =
+            self.settings().map(|(key, value)| (key, if secret(key) { "*****" } else { value }));
         f.debug_map().entries(shown).finish()
     }
 }
@@ -236,9 +242,11 @@ fn parse_amount(key: &str, value: &str) -> Result<u64, RpcError> {
         "g" | "gb" => Some(1 << 30),
         _ => None,
     };
-    let amount = number.parse().ok().zip(factor).and_then(|(n, factor): (u64, u64)| n.checked_mul(factor));
+    let amount =
+        number.parse().ok().zip(factor).and_then(|(n, factor): (u64, u64)| n.checked_mul(factor));
     amount.filter(|amount| *amount > 0).ok_or_else(|| {
-        let text = format!("{key} is `{value}`; it takes a number above 0, such as 1000, 64k or 16m");
+        let text =
+            format!("{key} is `{value}`; it takes a number above 0, such as 1000, 64k or 16m");
         RpcError::new(ErrorKind::Config, text)
     })
 }
@@ -256,8 +264,11 @@ fn parse_duration(key: &str, value: &str) -> Result<Duration, RpcError> {
         "d" => Some(86_400_000_000),
         _ => None,
     };
-    let micros =
-        number.parse().ok().zip(micros_per_unit).and_then(|(n, unit): (u64, u64)| n.checked_mul(unit));
+    let micros = number
+        .parse()
+        .ok()
+        .zip(micros_per_unit)
+        .and_then(|(n, unit): (u64, u64)| n.checked_mul(unit));
     micros.map(Duration::from_micros).ok_or_else(|| {
         let text = format!("{key} is `{value}`; it takes a time such as 120s, 500ms or 2min");
         RpcError::new(ErrorKind::Config, text)

@@ -1,8 +1,8 @@
 //! The time limits of an environment's asks, kept by one task.
 //!
-//! A timer of the runtime per ask costs as much as the rest of a local ask. Nearly all asks are answered long before
-//! their time is over, so putting a limit in and taking it out again is what must be cheap. The task looks every
-//! [`TICK`], or earlier if one is due earlier.
+//! A timer of the runtime per ask costs as much as the rest of a local ask. Nearly all asks are
+//! answered long before their time is over, so putting a limit in and taking it out again is what
+//! must be cheap. The task looks every [`TICK`], or earlier if one is due earlier.
 //!
 //! It also tells the end of the runtime, to askers that live on another one: it is dropped with it.
 
@@ -18,7 +18,8 @@ use crate::sync::{Mutex, Notify};
 
 const TICK: Duration = Duration::from_millis(50);
 
-/// With nothing to wait for, the task ends after this many looks; not at once, as the next ask is usually near.
+/// With nothing to wait for, the task ends after this many looks; not at once, as the next ask is
+/// usually near.
 const IDLE_LOOKS: u32 = 40;
 
 pub(crate) struct Deadlines {
@@ -68,7 +69,11 @@ impl Deadlines {
     }
 
     /// Has `waker` woken when it is over, until [`cancel`](Self::cancel) with the key returned.
-    pub(crate) fn add(self: &Arc<Self>, due: Option<Instant>, waker: &Waker) -> Result<usize, Over> {
+    pub(crate) fn add(
+        self: &Arc<Self>,
+        due: Option<Instant>,
+        waker: &Waker,
+    ) -> Result<usize, Over> {
         let mut state = self.state.lock();
         if state.runtime_gone {
             return Err(Over::RuntimeGone);
@@ -149,7 +154,8 @@ impl Deadlines {
     fn runtime_gone(&self) {
         let mut state = self.state.lock();
         state.runtime_gone = true;
-        let wakers: Vec<Waker> = state.waiting.iter().map(|(_, waiting)| waiting.waker.clone()).collect();
+        let wakers: Vec<Waker> =
+            state.waiting.iter().map(|(_, waiting)| waiting.waker.clone()).collect();
         drop(state);
         wakers.into_iter().for_each(Waker::wake);
     }
@@ -214,7 +220,10 @@ mod tests {
         let limits = [7_000, 5_000, 1, 49, 120_000, 0, 51, 7_000].map(Duration::from_millis);
         let waits = futures::future::join_all(limits.map(|limit| wait(&deadlines, limit))).await;
         for (limit, waited) in limits.into_iter().zip(waits) {
-            assert!(waited >= limit && waited <= limit + Duration::from_millis(2), "{limit:?}: {waited:?}");
+            assert!(
+                waited >= limit && waited <= limit + Duration::from_millis(2),
+                "{limit:?}: {waited:?}"
+            );
         }
         assert!(deadlines.state.lock().waiting.is_empty());
     }

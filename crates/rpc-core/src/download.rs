@@ -10,8 +10,8 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use futures::Stream;
 use network_common::{
-    ConnectionId, MemoryNetwork, NoOpRpcHandler, StreamBody, TransportClient, TransportClientFactory,
-    TransportConf, TransportContext, TransportError,
+    ConnectionId, MemoryNetwork, NoOpRpcHandler, StreamBody, TransportClient,
+    TransportClientFactory, TransportConf, TransportContext, TransportError,
 };
 use percent_encoding::percent_decode_str;
 use tokio::io::{AsyncRead, ReadBuf};
@@ -21,8 +21,9 @@ use crate::conf::RpcConf;
 use crate::error::{ErrorKind, RpcError};
 use crate::sync::Mutex;
 
-/// The connections that downloads go over. A connection carries one download at a time, so that one which nobody reads
-/// holds up no other, and one that is given up ends its transfer; in between it is kept for the next.
+/// The connections that downloads go over. A connection carries one download at a time, so that one
+/// which nobody reads holds up no other, and one that is given up ends its transfer; in between it
+/// is kept for the next.
 pub(crate) struct Downloads {
     factory: TransportClientFactory,
     idle_per_peer: usize,
@@ -159,11 +160,12 @@ impl Drop for Lease {
 /// A file as it arrives: a [`Stream`] of pieces and an [`AsyncRead`]. From
 /// [`RpcEnv::open_channel`](crate::RpcEnv::open_channel).
 ///
-/// It ends after exactly [`len`](Self::len) bytes, or with an error that names the URI; what was delivered until then is
-/// valid. Nothing follows an error. Reading is cancel safe. Dropping it early ends the transfer.
+/// It ends after exactly [`len`](Self::len) bytes, or with an error that names the URI; what was
+/// delivered until then is valid. Nothing follows an error. Reading is cancel safe. Dropping it
+/// early ends the transfer.
 ///
-/// While nobody reads, about 1 MiB is held and the sender waits; after `spark.files.io.connectionTimeout` of that the
-/// download fails.
+/// While nobody reads, about 1 MiB is held and the sender waits; after
+/// `spark.files.io.connectionTimeout` of that the download fails.
 #[must_use = "dropping it ends the download"]
 pub struct Download {
     uri: String,
@@ -200,8 +202,8 @@ impl Download {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Network`] if the connection is lost, also because the other side can read no more of the file;
-    /// [`ErrorKind::Stopped`] if this environment shuts down.
+    /// [`ErrorKind::Network`] if the connection is lost, also because the other side can read no
+    /// more of the file; [`ErrorKind::Stopped`] if this environment shuts down.
     pub async fn next_piece(&mut self) -> Option<Result<Bytes, RpcError>> {
         let piece = self.body.next_piece().await?;
         Some(piece.map_err(|error| self.failed(error)))
@@ -209,7 +211,8 @@ impl Download {
 
     fn failed(&self, error: TransportError) -> RpcError {
         let done = self.len() - self.remaining();
-        let what = format!("the download of {} broke off after {done} of {} bytes", self.uri, self.len());
+        let what =
+            format!("the download of {} broke off after {done} of {} bytes", self.uri, self.len());
         self.lease.downloads.failed(&what, &self.lease.address, error).received()
     }
 }
@@ -240,7 +243,9 @@ impl AsyncRead for Download {
         let read = ready!(Pin::new(&mut this.body).poll_read(context, buffer));
         Poll::Ready(read.map_err(|error| {
             let kind = error.kind();
-            error.downcast().map_or_else(|other| other, |error| io::Error::new(kind, this.failed(error)))
+            error
+                .downcast()
+                .map_or_else(|other| other, |error| io::Error::new(kind, this.failed(error)))
         }))
     }
 }
@@ -261,21 +266,26 @@ fn transport_conf(conf: &RpcConf) -> Result<TransportConf, RpcError> {
         let own = format!("spark.files.io.{}", key.strip_prefix("spark.rpc.io.")?);
         conf.get(&own).is_none().then(|| (own, value.to_owned()))
     });
-    let all = conf.settings().map(|(key, value)| (key.to_owned(), value.to_owned())).chain(inherited);
+    let all =
+        conf.settings().map(|(key, value)| (key.to_owned(), value.to_owned())).chain(inherited);
     TransportConf::from_settings("files", all).map_err(RpcError::config)
 }
 
 /// The address that `uri` names and the path there, decoded.
 fn parse(uri: &str) -> Result<(RpcAddress, String), RpcError> {
-    let bad = |why: &str| RpcError::new(ErrorKind::Address, format!("cannot download {uri}: {why}"));
-    let rest = uri.strip_prefix("spark://").ok_or_else(|| bad("it does not begin with spark://"))?;
+    let bad =
+        |why: &str| RpcError::new(ErrorKind::Address, format!("cannot download {uri}: {why}"));
+    let rest =
+        uri.strip_prefix("spark://").ok_or_else(|| bad("it does not begin with spark://"))?;
     let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
     if authority.is_empty() || authority.starts_with(':') {
         return Err(bad("Host name must be defined."));
     }
     let address = match authority.parse::<RpcAddress>() {
         Ok(address) if address.port() > 0 => address,
-        Err(error) if authority.contains(':') => return Err(bad(&error.to_string()).with_source(error)),
+        Err(error) if authority.contains(':') => {
+            return Err(bad(&error.to_string()).with_source(error));
+        }
         _ => return Err(bad("Port must be defined.")),
     };
     if path.is_empty() {

@@ -25,8 +25,9 @@ macro_rules! hooks {
             ready(Ok(()))
         }
 
-        /// Runs once, alone and after everything else: the messages that were queued when the endpoint was stopped
-        /// are handled before. [`self_ref`](EndpointContext::self_ref) is none by then.
+        /// Runs once, alone and after everything else: the messages that were queued when the
+        /// endpoint was stopped are handled before. [`self_ref`](EndpointContext::self_ref) is none
+        /// by then.
         ///
         /// # Errors
         ///
@@ -39,8 +40,8 @@ macro_rules! hooks {
             ready(Ok(()))
         }
 
-        /// Gets what any of the other functions returned as an error or panicked with. The asker, if `receive`
-        /// had not answered it yet, has got it too.
+        /// Gets what any of the other functions returned as an error or panicked with. The asker,
+        /// if `receive` had not answered it yet, has got it too.
         ///
         /// # Errors
         ///
@@ -54,8 +55,9 @@ macro_rules! hooks {
             ready(Err(error))
         }
 
-        /// A connection to or from `remote` was made (`rpc 7`). `remote` is where the peer listens as soon as it
-        /// is known, and the peer's socket before that, so one connection may be told twice.
+        /// A connection to or from `remote` was made (`rpc 7`). `remote` is where the peer listens
+        /// as soon as it is known, and the peer's socket before that, so one connection may be told
+        /// twice.
         ///
         /// # Errors
         ///
@@ -69,8 +71,8 @@ macro_rules! hooks {
             ready(Ok(()))
         }
 
-        /// A connection to or from `remote` has ended (`rpc 7`). Not told of connections that end because this environment
-        /// shuts down.
+        /// A connection to or from `remote` has ended (`rpc 7`). Not told of connections that end
+        /// because this environment shuts down.
         ///
         /// # Errors
         ///
@@ -84,7 +86,8 @@ macro_rules! hooks {
             ready(Ok(()))
         }
 
-        /// A connection to or from `remote` broke with `error` (`rpc 7`); [`on_disconnected`](Self::on_disconnected) follows.
+        /// A connection to or from `remote` broke with `error` (`rpc 7`);
+        /// [`on_disconnected`](Self::on_disconnected) follows.
         ///
         /// # Errors
         ///
@@ -99,11 +102,11 @@ macro_rules! hooks {
             ready(Ok(()))
         }
 
-        /// A message that this environment *sent* to `remote` was refused there: `error` says which and why. An ask
-        /// that is refused fails instead.
+        /// A message that this environment *sent* to `remote` was refused there: `error` says which
+        /// and why. An ask that is refused fails instead.
         ///
-        /// While an endpoint is behind, at most 1024 of these wait for it; how many there were in all is in
-        /// [`EnvSnapshot::undelivered`](crate::EnvSnapshot::undelivered).
+        /// While an endpoint is behind, at most 1024 of these wait for it; how many there were in
+        /// all is in [`EnvSnapshot::undelivered`](crate::EnvSnapshot::undelivered).
         ///
         /// # Errors
         ///
@@ -122,13 +125,13 @@ macro_rules! hooks {
 
 /// An endpoint that handles one message at a time, in order (`rpc 2`): its state needs no locks.
 ///
-/// A `receive` that waits holds up the messages behind it; where that hurts, move the context to a spawned task and
-/// return, or use [`RpcEndpoint`]. A `receive` that *asks its own endpoint* and awaits the answer itself gets
-/// [`ErrorKind::Deadlock`](crate::ErrorKind::Deadlock). A circle of several endpoints that wait for each other is not
-/// noticed and lasts until the timeout.
+/// A `receive` that waits holds up the messages behind it; where that hurts, move the context to a
+/// spawned task and return, or use [`RpcEndpoint`]. A `receive` that *asks its own endpoint* and
+/// awaits the answer itself gets [`ErrorKind::Deadlock`](crate::ErrorKind::Deadlock). A circle of
+/// several endpoints that wait for each other is not noticed and lasts until the timeout.
 ///
-/// Handlers run on the runtime that started the environment and must not block its threads; those of an
-/// [isolated](crate::EndpointOptions::isolated) endpoint may.
+/// Handlers run on the runtime that started the environment and must not block its threads; those
+/// of an [isolated](crate::EndpointOptions::isolated) endpoint may.
 pub trait ThreadSafeRpcEndpoint: Sized + Send + 'static {
     /// What it receives.
     type Message: RpcMessage;
@@ -137,8 +140,9 @@ pub trait ThreadSafeRpcEndpoint: Sized + Send + 'static {
     ///
     /// # Errors
     ///
-    /// What it returns goes to [`on_error`](Self::on_error), and to the asker if the message's context was dropped
-    /// unanswered. The endpoint goes on with the next message; so it does after a panic, which is treated alike.
+    /// What it returns goes to [`on_error`](Self::on_error), and to the asker if the message's
+    /// context was dropped unanswered. The endpoint goes on with the next message; so it does after
+    /// a panic, which is treated alike.
     fn receive(
         &mut self,
         message: Self::Message,
@@ -148,11 +152,12 @@ pub trait ThreadSafeRpcEndpoint: Sized + Send + 'static {
     hooks!(&mut Self);
 }
 
-/// An endpoint that handles messages concurrently, once [`on_start`](Self::on_start) has succeeded: while one
-/// `receive` waits, others begin. If `on_start` fails, it handles them one at a time (`rpc 2`).
+/// An endpoint that handles messages concurrently, once [`on_start`](Self::on_start) has succeeded:
+/// while one `receive` waits, others begin. If `on_start` fails, it handles them one at a time
+/// (`rpc 2`).
 ///
-/// Messages *begin* in the order of their arrival. They take turns on one task, so work that keeps a processor busy
-/// belongs on a spawned task, together with the context.
+/// Messages *begin* in the order of their arrival. They take turns on one task, so work that keeps
+/// a processor busy belongs on a spawned task, together with the context.
 pub trait RpcEndpoint: Sized + Send + Sync + 'static {
     /// What it receives.
     type Message: RpcMessage;
@@ -161,8 +166,8 @@ pub trait RpcEndpoint: Sized + Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// What it returns goes to [`on_error`](Self::on_error), and to the asker if the message's context was dropped
-    /// unanswered. A panic is treated alike.
+    /// What it returns goes to [`on_error`](Self::on_error), and to the asker if the message's
+    /// context was dropped unanswered. A panic is treated alike.
     fn receive(
         &self,
         message: Self::Message,
@@ -210,6 +215,8 @@ impl<M> Clone for EndpointContext<M> {
 
 impl<M> fmt::Debug for EndpointContext<M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("EndpointContext").field("self_ref", &self.0.self_ref).finish_non_exhaustive()
+        f.debug_struct("EndpointContext")
+            .field("self_ref", &self.0.self_ref)
+            .finish_non_exhaustive()
     }
 }

@@ -22,7 +22,8 @@ pub struct EndpointOptions {
 }
 
 impl EndpointOptions {
-    /// What [`setup_endpoint`](crate::RpcEnv::setup_endpoint) does: on the environment's runtime, with all events.
+    /// What [`setup_endpoint`](crate::RpcEnv::setup_endpoint) does: on the environment's runtime,
+    /// with all events.
     pub fn new() -> Self {
         Self {
             isolated: None,
@@ -33,29 +34,30 @@ impl EndpointOptions {
         }
     }
 
-    /// Run the endpoint on `threads` threads of its own, named `dispatcher-` and the endpoint's name: all of its
-    /// functions may block there, and are not held up by others that do (`rpc 2`).
+    /// Run the endpoint on `threads` threads of its own, named `dispatcher-` and the endpoint's
+    /// name: all of its functions may block there, and are not held up by others that do (`rpc 2`).
     ///
-    /// An [`RpcEndpoint`](crate::RpcEndpoint) can block in as many `receive`s at a time as there are threads; a
-    /// [`ThreadSafeRpcEndpoint`](crate::ThreadSafeRpcEndpoint) takes exactly 1. What they spawn with `tokio::spawn`
-    /// runs on the environment's runtime. The threads end after `on_stop`.
+    /// An [`RpcEndpoint`](crate::RpcEndpoint) can block in as many `receive`s at a time as there
+    /// are threads; a [`ThreadSafeRpcEndpoint`](crate::ThreadSafeRpcEndpoint) takes exactly 1. What
+    /// they spawn with `tokio::spawn` runs on the environment's runtime. The threads end after
+    /// `on_stop`.
     pub fn isolated(mut self, threads: usize) -> Self {
         self.isolated = Some(threads);
         self
     }
 
-    /// Whether the endpoint is told of connections (`on_connected`, `on_disconnected`, `on_network_error`,
-    /// `on_undelivered`); it is by default.
+    /// Whether the endpoint is told of connections (`on_connected`, `on_disconnected`,
+    /// `on_network_error`, `on_undelivered`); it is by default.
     ///
-    /// An event goes into the inbox of every endpoint that is told, so where endpoints come by the thousand, such as
-    /// one for each task or session, they should not be.
+    /// An event goes into the inbox of every endpoint that is told, so where endpoints come by the
+    /// thousand, such as one for each task or session, they should not be.
     pub fn connection_events(mut self, told: bool) -> Self {
         self.connection_events = told;
         self
     }
 
-    /// How many messages its inbox holds at most, instead of `spark.rpc.inbox.maxMessages`; at least 1. One counts
-    /// until it has been handled.
+    /// How many messages its inbox holds at most, instead of `spark.rpc.inbox.maxMessages`; at
+    /// least 1. One counts until it has been handled.
     pub fn max_messages(mut self, messages: u64) -> Self {
         self.max_messages = Some(messages.max(1));
         self

@@ -22,16 +22,17 @@ use crate::timeout::RpcTimeout;
 use crate::wire::{self, EncodedMessage};
 
 thread_local! {
-    /// Every second message takes from tokio's budget, so who sends in a loop has a turn of 256, as a loop has that
-    /// handles them.
+    /// Every second message takes from tokio's budget, so who sends in a loop has a turn of 256, as
+    /// a loop has that handles them.
     static TURN: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Reaches one endpoint, here or elsewhere, with the messages of `M`. Cheap to clone.
 ///
-/// What one holder of a ref sends and asks arrives in that order. A message is handled at most once; it is lost if
-/// the endpoint stops or the connection breaks before. Refs are equal if their endpoints' addresses are (`rpc 6.3`); where
-/// these are without host and port, the environments must be the same too.
+/// What one holder of a ref sends and asks arrives in that order. A message is handled at most
+/// once; it is lost if the endpoint stops or the connection breaks before. Refs are equal if their
+/// endpoints' addresses are (`rpc 6.3`); where these are without host and port, the environments
+/// must be the same too.
 pub struct RpcEndpointRef<M> {
     about: Arc<About>,
     target: Target<M>,
@@ -79,7 +80,8 @@ impl<M> RpcEndpointRef<M> {
 }
 
 impl<M: RpcMessage> RpcEndpointRef<M> {
-    /// The ref of one of several services that the endpoint serves: `N` is a part of its message `M`.
+    /// The ref of one of several services that the endpoint serves: `N` is a part of its message
+    /// `M`.
     ///
     /// ```
     /// # use rpc_core::{IncomingRequest, RpcEndpointRef, RpcError, RpcMessage};
@@ -117,17 +119,18 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
         RpcEndpointRef { about: Arc::clone(&self.about), target }
     }
 
-    /// Sends `request` and waits for no answer; one that is given is discarded. Never blocks and never waits (`rpc 6`).
+    /// Sends `request` and waits for no answer; one that is given is discarded. Never blocks and
+    /// never waits (`rpc 6`).
     ///
-    /// Ok means that it is on its way: in the endpoint's inbox if that is in this environment, else in the queue to
-    /// the other one. What becomes of it there is not told, but that it was refused is: to the endpoints of this
-    /// environment, by `on_undelivered`. Who needs to know more asks.
+    /// Ok means that it is on its way: in the endpoint's inbox if that is in this environment, else
+    /// in the queue to the other one. What becomes of it there is not told, but that it was refused
+    /// is: to the endpoints of this environment, by `on_undelivered`. Who needs to know more asks.
     ///
     /// # Errors
     ///
     /// The request comes back in the error if the endpoint or the environment has stopped, or
-    /// ([`ErrorKind::Limit`](crate::ErrorKind::Limit)) if the queue is full, which is retryable, or the message is too
-    /// large to leave the process, which is not.
+    /// ([`ErrorKind::Limit`](crate::ErrorKind::Limit)) if the queue is full, which is retryable, or
+    /// the message is too large to leave the process, which is not.
     pub fn send<R: RpcRequest<M>>(&self, request: R) -> Result<(), SendError<R>> {
         match &self.target {
             Target::Local(inbox) => {
@@ -147,8 +150,8 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
         }
     }
 
-    /// [`send`](Self::send), which waits while the queue is full: so a sender is slowed down to what the endpoint
-    /// handles, here and across the network.
+    /// [`send`](Self::send), which waits while the queue is full: so a sender is slowed down to
+    /// what the endpoint handles, here and across the network.
     ///
     /// # Errors
     ///
@@ -165,7 +168,8 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
         loop {
             let refused = match self.send(request) {
                 Err(refused)
-                    if refused.error().kind() == ErrorKind::Limit && refused.error().is_retryable() =>
+                    if refused.error().kind() == ErrorKind::Limit
+                        && refused.error().is_retryable() =>
                 {
                     refused
                 }
@@ -179,12 +183,14 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
         }
     }
 
-    /// Sends `request` and gives a future of the answer. Waits as long as `spark.rpc.askTimeout` says (`rpc 6`).
+    /// Sends `request` and gives a future of the answer. Waits as long as `spark.rpc.askTimeout`
+    /// says (`rpc 6`).
     ///
-    /// The request is on its way when this returns: the future need not be polled for that, and asks made one after
-    /// the other arrive in that order.
+    /// The request is on its way when this returns: the future need not be polled for that, and
+    /// asks made one after the other arrive in that order.
     ///
-    /// Made by an endpoint's `receive` while it handles an ask, it waits no longer than that ask's asker does.
+    /// Made by an endpoint's `receive` while it handles an ask, it waits no longer than that ask's
+    /// asker does.
     ///
     /// To ask a one-way request does not compile:
     ///
@@ -206,14 +212,16 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
     ///
     /// # Errors
     ///
-    /// The future fails with what the endpoint failed the request with; with [`ErrorKind::Timeout`]; and if the
-    /// request cannot be delivered ([`ErrorKind::Stopped`], [`ErrorKind::NotDelivered`], [`ErrorKind::Network`]).
-    /// Awaited by a handler of the very endpoint that it asks, one that handles one message at a time, it fails with
+    /// The future fails with what the endpoint failed the request with; with
+    /// [`ErrorKind::Timeout`]; and if the request cannot be delivered ([`ErrorKind::Stopped`],
+    /// [`ErrorKind::NotDelivered`], [`ErrorKind::Network`]). Awaited by a handler of the very
+    /// endpoint that it asks, one that handles one message at a time, it fails with
     /// [`ErrorKind::Deadlock`].
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future frees everything that waited for the answer. The request may be handled all the same.
+    /// Dropping the future frees everything that waited for the answer. The request may be handled
+    /// all the same.
     ///
     /// [`ErrorKind::Timeout`]: crate::ErrorKind::Timeout
     /// [`ErrorKind::Deadlock`]: crate::ErrorKind::Deadlock
@@ -224,8 +232,9 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
         self.ask_within(request, None)
     }
 
-    /// [`ask`](Self::ask), waiting as long as `timeout` says: a [`Duration`](std::time::Duration), or an
-    /// [`RpcTimeout`] to have the setting that controls it in the error. One of zero fails at once, and sends nothing.
+    /// [`ask`](Self::ask), waiting as long as `timeout` says: a [`Duration`](std::time::Duration),
+    /// or an [`RpcTimeout`] to have the setting that controls it in the error. One of zero fails at
+    /// once, and sends nothing.
     ///
     /// # Errors
     ///
@@ -243,7 +252,11 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
     }
 
     /// `timeout`: none for the environment's.
-    fn ask_within<R: RpcRequest<M>>(&self, request: R, timeout: Option<RpcTimeout>) -> Ask<R::Reply> {
+    fn ask_within<R: RpcRequest<M>>(
+        &self,
+        request: R,
+        timeout: Option<RpcTimeout>,
+    ) -> Ask<R::Reply> {
         const {
             assert!(
                 !R::ONE_WAY,
@@ -295,10 +308,15 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
         })
     }
 
-    fn encode<R: RpcRequest<M>>(&self, request: &R, is_ask: bool) -> Result<EncodedMessage, RpcError> {
+    fn encode<R: RpcRequest<M>>(
+        &self,
+        request: &R,
+        is_ask: bool,
+    ) -> Result<EncodedMessage, RpcError> {
         let method = R::METHOD.ok_or_else(local_only)?;
         let trace = self.about.asks.tracer.current();
-        let message = wire::encode_message(method, is_ask, trace.as_deref(), |body| request.encode(body))?;
+        let message =
+            wire::encode_message(method, is_ask, trace.as_deref(), |body| request.encode(body))?;
         wire::check_size("the message", message.len(), self.about.asks.conf.max_message)
             .map_err(|error| error.with_peer(self.address()))?;
         Ok(message)
@@ -313,14 +331,20 @@ fn post<M, R: RpcRequest<M>>(
 where
     M: RpcMessage,
 {
-    inbox.post(metadata, &mut || parts.take().map(|(request, context)| request.into_message(context)))
+    inbox.post(metadata, &mut || {
+        parts.take().map(|(request, context)| request.into_message(context))
+    })
 }
 
 /// The inbox of an endpoint that receives more than what is put in here.
 struct Narrowed<M>(Arc<dyn InboxHandle<M>>);
 
 impl<N, M: From<N>> InboxHandle<N> for Narrowed<M> {
-    fn post(&self, metadata: MessageMetadata, build: &mut dyn FnMut() -> Option<N>) -> Result<(), RpcError> {
+    fn post(
+        &self,
+        metadata: MessageMetadata,
+        build: &mut dyn FnMut() -> Option<N>,
+    ) -> Result<(), RpcError> {
         self.0.post(metadata, &mut || build().map(M::from))
     }
 
@@ -341,7 +365,8 @@ impl<M> Clone for RpcEndpointRef<M> {
 
 impl<M> PartialEq for RpcEndpointRef<M> {
     fn eq(&self, other: &Self) -> bool {
-        // Without an address the name alone says little: every environment that does not listen may have one.
+        // Without an address the name alone says little: every environment that does not listen may
+        // have one.
         self.address() == other.address()
             && (self.address().address().is_some() || self.incarnation() == other.incarnation())
     }

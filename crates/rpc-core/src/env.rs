@@ -36,13 +36,16 @@ use crate::peer::{Connections, PeerPool};
 use crate::sync::Mutex;
 use crate::timeout::RpcTimeout;
 
-/// A messaging environment: endpoints that others reach by name, and refs to endpoints elsewhere (`rpc 1`). Cheap to clone.
+/// A messaging environment: endpoints that others reach by name, and refs to endpoints elsewhere
+/// (`rpc 1`). Cheap to clone.
 ///
-/// A process usually has one. It runs on the tokio runtime that [`start`](RpcEnvBuilder::start) was awaited on.
+/// A process usually has one. It runs on the tokio runtime that [`start`](RpcEnvBuilder::start) was
+/// awaited on.
 ///
-/// It ends with [`shutdown`](Self::shutdown) only. Dropping all handles does not end it while it has endpoints, as
-/// these hold one too. One without endpoints ends when the last handle is dropped: it stops listening, and the
-/// connections that others made to it are cut; those that it made are closed with the last ref obtained from it.
+/// It ends with [`shutdown`](Self::shutdown) only. Dropping all handles does not end it while it
+/// has endpoints, as these hold one too. One without endpoints ends when the last handle is
+/// dropped: it stops listening, and the connections that others made to it are cut; those that it
+/// made are closed with the last ref obtained from it.
 #[derive(Clone)]
 pub struct RpcEnv {
     inner: Arc<Inner>,
@@ -89,13 +92,14 @@ impl RpcEnv {
         self.inner.address.as_ref()
     }
 
-    /// Registers `endpoint` under `name` and starts it (`rpc 4`). Messages can be sent to it at once; they wait for its
-    /// `on_start`.
+    /// Registers `endpoint` under `name` and starts it (`rpc 4`). Messages can be sent to it at
+    /// once; they wait for its `on_start`.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::EndpointExists`](crate::ErrorKind::EndpointExists) if the name is taken, [`ErrorKind::Address`](crate::ErrorKind::Address) if it cannot be part of an
-    /// address, [`ErrorKind::Stopped`](crate::ErrorKind::Stopped) once the environment shuts down.
+    /// [`ErrorKind::EndpointExists`](crate::ErrorKind::EndpointExists) if the name is taken,
+    /// [`ErrorKind::Address`](crate::ErrorKind::Address) if it cannot be part of an address,
+    /// [`ErrorKind::Stopped`](crate::ErrorKind::Stopped) once the environment shuts down.
     pub fn setup_endpoint<K, E: IntoEndpoint<K>>(
         &self,
         name: &str,
@@ -104,12 +108,14 @@ impl RpcEnv {
         self.setup_endpoint_with(name, endpoint, EndpointOptions::new())
     }
 
-    /// [`setup_endpoint`](Self::setup_endpoint) with options: on threads of its own, or untold of connections.
+    /// [`setup_endpoint`](Self::setup_endpoint) with options: on threads of its own, or untold of
+    /// connections.
     ///
     /// # Errors
     ///
-    /// Those of [`setup_endpoint`](Self::setup_endpoint), and [`ErrorKind::Config`](crate::ErrorKind::Config) for options that do not fit the
-    /// endpoint or if its threads cannot be started.
+    /// Those of [`setup_endpoint`](Self::setup_endpoint), and
+    /// [`ErrorKind::Config`](crate::ErrorKind::Config) for options that do not fit the endpoint or
+    /// if its threads cannot be started.
     pub fn setup_endpoint_with<K, E: IntoEndpoint<K>>(
         &self,
         name: &str,
@@ -121,9 +127,10 @@ impl RpcEnv {
         inner.register(address, endpoint, &options, Arc::clone(inner) as _)
     }
 
-    /// Stops an endpoint of this environment: the name is free at once, messages that are queued are handled, then
-    /// its `on_stop` runs. Goes by name, so a second call does nothing, or stops what has taken the name since
-    /// (`rpc 2`). Endpoints of other environments cannot be stopped; nothing happens then.
+    /// Stops an endpoint of this environment: the name is free at once, messages that are queued
+    /// are handled, then its `on_stop` runs. Goes by name, so a second call does nothing, or stops
+    /// what has taken the name since (`rpc 2`). Endpoints of other environments cannot be stopped;
+    /// nothing happens then.
     pub fn stop<M>(&self, endpoint: &RpcEndpointRef<M>) {
         if endpoint.incarnation() == self.inner.incarnation {
             self.inner.dispatcher.unregister(endpoint.name());

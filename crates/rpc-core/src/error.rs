@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use network_common::TransportError;
 
-/// Any error with any cause, as [`RpcError::application`] takes it. `?` and `.into()` make one from strings too.
+/// Any error with any cause, as [`RpcError::application`] takes it. `?` and `.into()` make one from
+/// strings too.
 pub type BoxError = Box<dyn StdError + Send + Sync>;
 
 /// What kind of thing went wrong (`rpc 11` has Spark's kinds).
@@ -29,9 +30,11 @@ pub enum ErrorKind {
     Stopped,
     /// No answer within the time given. The request may or may not have been handled.
     Timeout,
-    /// The asker gave up, with an [`AbortHandle`](crate::AbortHandle). The request may or may not have been handled.
+    /// The asker gave up, with an [`AbortHandle`](crate::AbortHandle). The request may or may not
+    /// have been handled.
     Aborted,
-    /// The wait would hold up what it waits for: the endpoint itself, or a thread that many tasks share.
+    /// The wait would hold up what it waits for: the endpoint itself, or a thread that many tasks
+    /// share.
     Deadlock,
     /// The endpoint dropped the request without an answer.
     Unanswered,
@@ -39,14 +42,16 @@ pub enum ErrorKind {
     Panic,
     /// The endpoint failed the request in its own terms.
     Application,
-    /// The peer refused a message before any endpoint saw it: unknown endpoint or method, undecodable, stopped.
+    /// The peer refused a message before any endpoint saw it: unknown endpoint or method,
+    /// undecodable, stopped.
     NotDelivered,
     /// The peer has no such file to download, or cannot read it.
     NotServed,
     /// The peer cannot be reached, or the connection was lost.
     Network,
-    /// This environment and the peer did not prove to each other who they are: secrets or certificates differ, or one
-    /// of them asks for security that the other does not offer. Nothing was sent.
+    /// This environment and the peer did not prove to each other who they are: secrets or
+    /// certificates differ, or one of them asks for security that the other does not offer. Nothing
+    /// was sent.
     Authentication,
     /// A queue is full, here or at the peer; nothing was handled.
     Limit,
@@ -59,11 +64,13 @@ pub enum ErrorKind {
 /// Why something failed.
 ///
 /// Cheap to clone: when a connection breaks, everything that waited for it gets the same error.
-/// [`source`](StdError::source) gives the cause: across the network its text, in one process the object itself.
+/// [`source`](StdError::source) gives the cause: across the network its text, in one process the
+/// object itself.
 #[derive(Clone)]
 pub struct RpcError {
     inner: Arc<Inner>,
-    /// A request of this process ended with it. Not in `inner`, which who failed that request may share.
+    /// A request of this process ended with it. Not in `inner`, which who failed that request may
+    /// share.
     received: bool,
 }
 
@@ -99,8 +106,9 @@ impl RpcError {
     /// A failure in the application's own terms, for `receive` and
     /// [`send_failure`](crate::RpcCallContext::send_failure).
     ///
-    /// An asker in the same environment finds `cause` as the [`source`](StdError::source); a remote one finds the
-    /// text of it and of its causes. If `cause` is an `RpcError` already, it stays what it is.
+    /// An asker in the same environment finds `cause` as the [`source`](StdError::source); a remote
+    /// one finds the text of it and of its causes. If `cause` is an `RpcError` already, it stays
+    /// what it is.
     ///
     /// ```
     /// use rpc_core::{ErrorKind, RpcError};
@@ -134,7 +142,8 @@ impl RpcError {
             _ => error.to_string(),
         };
         let (remote, timeout) = (error.is_remote(), error.is_timeout());
-        // Only these are known to have sent nothing. A connection that is lost may have carried the request.
+        // Only these are known to have sent nothing. A connection that is lost may have carried the
+        // request.
         let unsent = matches!(
             error.kind(),
             Transport::Connect | Transport::ConnectTimeout | Transport::FastFail | Transport::Limit
@@ -151,11 +160,12 @@ impl RpcError {
         Self::new(ErrorKind::Config, error.to_string()).with_source(error)
     }
 
-    /// This error, marked as one after which the same request may be repeated: it did no harm, and may succeed.
+    /// This error, marked as one after which the same request may be repeated: it did no harm, and
+    /// may succeed.
     ///
-    /// What the endpoint's *own* requests ended with is not so marked for its asker, whatever it says itself: the
-    /// endpoint has handled the request, so only the endpoint can know. Then this makes a new error with that as the
-    /// source.
+    /// What the endpoint's *own* requests ended with is not so marked for its asker, whatever it
+    /// says itself: the endpoint has handled the request, so only the endpoint can know. Then this
+    /// makes a new error with that as the source.
     #[must_use]
     pub fn retryable(self) -> Self {
         self.in_own_name().change(|inner| inner.retryable = true)
@@ -167,8 +177,9 @@ impl RpcError {
         self
     }
 
-    /// This error as the failure of a request that this process handled. If one of its own requests ended with it,
-    /// who failed that one, and whether that one may be repeated, does not hold for the one handled.
+    /// This error as the failure of a request that this process handled. If one of its own requests
+    /// ended with it, who failed that one, and whether that one may be repeated, does not hold for
+    /// the one handled.
     pub(crate) fn in_own_name(self) -> Self {
         if !self.received {
             return self;
@@ -234,8 +245,8 @@ impl RpcError {
         self.inner.kind
     }
 
-    /// The request was certainly not handled, or whoever handled it said that repeating it does no harm; and
-    /// repeating it may succeed. A timeout is neither.
+    /// The request was certainly not handled, or whoever handled it said that repeating it does no
+    /// harm; and repeating it may succeed. A timeout is neither.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         self.inner.retryable
@@ -253,8 +264,8 @@ impl RpcError {
         self.inner.remote
     }
 
-    /// Whom the failed operation was addressed to: an endpoint as `spark://name@host:port` or `spark-client://name`, an
-    /// environment as `host:port`.
+    /// Whom the failed operation was addressed to: an endpoint as `spark://name@host:port` or
+    /// `spark-client://name`, an environment as `host:port`.
     #[must_use]
     pub fn peer(&self) -> Option<&str> {
         self.inner.peer.as_deref()

@@ -79,19 +79,21 @@ impl CreditLimits {
 
 /// What an endpoint's inbox does with a message that does not fit.
 ///
-/// Senders across the network are slowed down before it comes to that (see the crate's documentation, "Limits").
+/// Senders across the network are slowed down before it comes to that (see the crate's
+/// documentation, "Limits").
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Overflow {
-    /// The new message is refused: a send gives it back, an ask fails with a retryable error, and the sender of a
-    /// one-way message in another environment is told by `on_undelivered`.
+    /// The new message is refused: a send gives it back, an ask fails with a retryable error, and
+    /// the sender of a one-way message in another environment is told by `on_undelivered`.
     #[default]
     Refuse,
     /// The message that has waited longest makes room. Its asker, if it has one, gets the error.
     DropOldest,
 }
 
-/// What one inbox holds at most, and what its endpoint is watched for. Most inboxes of an environment share one.
+/// What one inbox holds at most, and what its endpoint is watched for. Most inboxes of an
+/// environment share one.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct InboxConf {
     pub(crate) limit: Volume,

@@ -9,12 +9,14 @@ use crate::method::{Method, split};
 use crate::peer::{InboundMessage, PeerConnection, RemoteAsk};
 use crate::wire::{self, IncomingBody, MessageHeader, OutgoingBody};
 
-/// What an endpoint receives: usually the enum that rpc-build makes from a service, with a variant per rpc.
+/// What an endpoint receives: usually the enum that rpc-build makes from a service, with a variant
+/// per rpc.
 ///
-/// An enum written by hand works too. With an empty implementation it is for one process only: its contents need
-/// not be encodable, and a lookup of it at another environment is refused. It may also unite generated enums, for
-/// an endpoint that serves several services, by naming all their [`SERVICES`](Self::SERVICES) and passing each
-/// request on to the one whose [service](IncomingRequest::service) it is.
+/// An enum written by hand works too. With an empty implementation it is for one process only: its
+/// contents need not be encodable, and a lookup of it at another environment is refused. It may
+/// also unite generated enums, for an endpoint that serves several services, by naming all their
+/// [`SERVICES`](Self::SERVICES) and passing each request on to the one whose
+/// [service](IncomingRequest::service) it is.
 ///
 /// ```
 /// use rpc_core::{RpcCallContext, RpcMessage, RpcRequest};
@@ -34,8 +36,8 @@ use crate::wire::{self, IncomingBody, MessageHeader, OutgoingBody};
 /// }
 /// ```
 pub trait RpcMessage: Sized + Send + 'static {
-    /// Full names of the `.proto` services whose requests [`decode`](Self::decode) understands; none if the
-    /// message never leaves the process.
+    /// Full names of the `.proto` services whose requests [`decode`](Self::decode) understands;
+    /// none if the message never leaves the process.
     const SERVICES: &'static [&'static str] = &[];
 
     /// Makes the message from a request that came over the network. Its service is one of
@@ -60,7 +62,8 @@ pub trait RpcRequest<M: RpcMessage>: Sized + Send + 'static {
     /// There is no answer: to [ask](crate::RpcEndpointRef::ask) this does not compile.
     const ONE_WAY: bool = false;
 
-    /// Puts the request and the handle for its answer together. Runs under the inbox's lock: it should do no more.
+    /// Puts the request and the handle for its answer together. Runs under the inbox's lock: it
+    /// should do no more.
     fn into_message(self, context: RpcCallContext<Self::Reply>) -> M;
 
     /// Writes the request's bytes.
@@ -85,7 +88,10 @@ pub trait RpcRequest<M: RpcMessage>: Sized + Send + 'static {
 }
 
 pub(crate) fn local_only() -> RpcError {
-    RpcError::new(ErrorKind::LocalOnly, "this message has no schema, so it cannot leave the process")
+    RpcError::new(
+        ErrorKind::LocalOnly,
+        "this message has no schema, so it cannot leave the process",
+    )
 }
 
 /// A request that came over the network, not yet decoded.
@@ -148,7 +154,8 @@ impl<'a> IncomingRequest<'a> {
     pub fn unknown_method(&self) -> RpcError {
         // The path is cut: a peer may send a text of any length.
         let (service, method) = (self.service(), self.method());
-        let text = format!("the service {service:.200} has no method {method:.200}: the schemas differ");
+        let text =
+            format!("the service {service:.200} has no method {method:.200}: the schemas differ");
         RpcError::new(ErrorKind::NotDelivered, text)
     }
 }

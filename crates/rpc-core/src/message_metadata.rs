@@ -51,7 +51,8 @@ impl MessageMetadata {
 
     /// The span in which the message is handled.
     pub(crate) fn take_span(&mut self) -> TraceSpan {
-        let (Self::LocalSend { span } | Self::LocalAsk { span, .. } | Self::Remote { span, .. }) = self;
+        let (Self::LocalSend { span } | Self::LocalAsk { span, .. } | Self::Remote { span, .. }) =
+            self;
         span.take()
     }
 

@@ -6,18 +6,18 @@ use crate::endpoint_ref::RpcEndpointRef;
 use crate::error::{ErrorKind, RpcError};
 use crate::message::{RpcMessage, local_only};
 
-/// A ref as a field of a message: `rpc_core.EndpointRef` of `rpc_core.proto`. (`spark://` addresses in messages are its
-/// counterpart in Spark, where a ref is serialized: `rpc 6.3`.)
+/// A ref as a field of a message: `rpc_core.EndpointRef` of `rpc_core.proto`. (`spark://` addresses
+/// in messages are its counterpart in Spark, where a ref is serialized: `rpc 6.3`.)
 ///
-/// Made from a typed ref with `EndpointRef::try_from(&endpoint)`; the reader makes a typed ref of it again with
-/// [`RpcEnv::resolve`](crate::RpcEnv::resolve).
+/// Made from a typed ref with `EndpointRef::try_from(&endpoint)`; the reader makes a typed ref of
+/// it again with [`RpcEnv::resolve`](crate::RpcEnv::resolve).
 ///
-/// An endpoint of an environment that does not listen can be told of too: who gets its ref from that environment reaches
-/// it over the connection that environment made, as long as it lasts. Passing such a ref on is an error, as the third
-/// has no such connection.
+/// An endpoint of an environment that does not listen can be told of too: who gets its ref from
+/// that environment reaches it over the connection that environment made, as long as it lasts.
+/// Passing such a ref on is an error, as the third has no such connection.
 ///
-/// It names the run of the environment as far as that is known, so that no other run takes the endpoint's messages:
-/// see [`RpcEnv::resolve`](crate::RpcEnv::resolve).
+/// It names the run of the environment as far as that is known, so that no other run takes the
+/// endpoint's messages: see [`RpcEnv::resolve`](crate::RpcEnv::resolve).
 #[derive(Clone, PartialEq, Eq, Hash, Message)]
 pub struct EndpointRef {
     #[prost(string, tag = "1")]
@@ -49,8 +49,8 @@ impl<M: RpcMessage> TryFrom<&RpcEndpointRef<M>> for EndpointRef {
 
     /// # Errors
     ///
-    /// [`ErrorKind::LocalOnly`] if the endpoint's messages cannot leave the process; [`ErrorKind::Address`] if it is in
-    /// another environment that does not listen.
+    /// [`ErrorKind::LocalOnly`] if the endpoint's messages cannot leave the process;
+    /// [`ErrorKind::Address`] if it is in another environment that does not listen.
     fn try_from(endpoint: &RpcEndpointRef<M>) -> Result<Self, RpcError> {
         if M::SERVICES.is_empty() {
             return Err(local_only());

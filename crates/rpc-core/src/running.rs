@@ -1,5 +1,6 @@
-//! What this thread runs right now: whose handler, and for which request. So an ask knows the deadline it inherits, a
-//! dropped context that its handler may still tell why, and who waits for itself is noticed.
+//! What this thread runs right now: whose handler, and for which request. So an ask knows the
+//! deadline it inherits, a dropped context that its handler may still tell why, and who waits for
+//! itself is noticed.
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};
@@ -87,7 +88,8 @@ fn current<T>(part: impl FnOnce(&Running) -> Option<T>) -> Option<T> {
     RUNNING.try_with(|running| part(&running.get())).ok().flatten()
 }
 
-/// The context of `ask` was dropped: if its handler is running, what that ends with is for `fail`; else `fail` comes back.
+/// The context of `ask` was dropped: if its handler is running, what that ends with is for `fail`;
+/// else `fail` comes back.
 pub(crate) fn abandon(ask: AskId, fail: Fail) -> Option<Fail> {
     if current(|running| Some(running.ask)) != Some(ask) {
         return Some(fail);
@@ -96,8 +98,9 @@ pub(crate) fn abandon(ask: AskId, fail: Fail) -> Option<Fail> {
     None
 }
 
-/// Calls `inside` as the handler that `running` tells of; also gives what fails its asker, if its context was dropped.
-/// Polls nest where a handler blocks on a future, so what was there is put back.
+/// Calls `inside` as the handler that `running` tells of; also gives what fails its asker, if its
+/// context was dropped. Polls nest where a handler blocks on a future, so what was there is put
+/// back.
 fn run<T>(running: Running, inside: impl FnOnce() -> T) -> (T, Option<Fail>) {
     let outer = RUNNING.with(|outer| outer.replace(running));
     if running.ask == 0 {
@@ -111,10 +114,11 @@ fn run<T>(running: Running, inside: impl FnOnce() -> T) -> (T, Option<Fail>) {
     (result, ABANDONED.with(|abandoned| abandoned.replace(outer.1)))
 }
 
-/// Runs one handler to its end: a panic becomes an error, and if it dropped the context of its request unanswered,
-/// the asker gets what the handler ended with.
+/// Runs one handler to its end: a panic becomes an error, and if it dropped the context of its
+/// request unanswered, the asker gets what the handler ended with.
 ///
-/// The handler is pinned by whoever runs it, as a future that is passed on by value is copied each time.
+/// The handler is pinned by whoever runs it, as a future that is passed on by value is copied each
+/// time.
 pub(crate) struct Supervised<'a, F> {
     handler: Pin<&'a mut F>,
     running: Running,
@@ -129,8 +133,13 @@ impl<'a, F> Supervised<'a, F> {
     }
 
     /// The handling of a message with this metadata.
-    pub(crate) fn of_message(actor: Actor, metadata: &mut MessageMetadata, handler: Pin<&'a mut F>) -> Self {
-        let running = Running { actor: Some(actor), ask: metadata.ask_id(), deadline: metadata.deadline() };
+    pub(crate) fn of_message(
+        actor: Actor,
+        metadata: &mut MessageMetadata,
+        handler: Pin<&'a mut F>,
+    ) -> Self {
+        let running =
+            Running { actor: Some(actor), ask: metadata.ask_id(), deadline: metadata.deadline() };
         Self { handler, running, span: metadata.take_span(), abandoned: None }
     }
 }
@@ -195,7 +204,10 @@ fn drop_payload(payload: Box<dyn Any + Send>) {
 }
 
 fn panicked(payload: &(dyn Any + Send)) -> RpcError {
-    RpcError::new(ErrorKind::Panic, format!("the endpoint's handler panicked: {}", panic_text(payload)))
+    RpcError::new(
+        ErrorKind::Panic,
+        format!("the endpoint's handler panicked: {}", panic_text(payload)),
+    )
 }
 
 fn panic_text(payload: &(dyn Any + Send)) -> &str {

@@ -58,10 +58,11 @@ impl fmt::Debug for Identity {
 async fn read_secret(path: &str) -> Result<Secret, RpcError> {
     let owned = path.to_owned();
     let read = tokio::task::spawn_blocking(move || std::fs::read(owned).map(Zeroizing::new));
-    let bytes = read.await.map_err(std::io::Error::other).and_then(|read| read).map_err(|error| {
-        let text = format!("the secret cannot be read from {path} ({SECRET_FILE}): {error}");
-        RpcError::new(ErrorKind::Config, text).with_source(error)
-    })?;
+    let bytes =
+        read.await.map_err(std::io::Error::other).and_then(|read| read).map_err(|error| {
+            let text = format!("the secret cannot be read from {path} ({SECRET_FILE}): {error}");
+            RpcError::new(ErrorKind::Config, text).with_source(error)
+        })?;
     if bytes.is_empty() {
         let text = format!("the secret in {path} ({SECRET_FILE}) is empty");
         return Err(RpcError::new(ErrorKind::Config, text));

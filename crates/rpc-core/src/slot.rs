@@ -8,7 +8,8 @@ use crate::error::RpcError;
 use crate::message_metadata::LocalCaller;
 use crate::sync::Mutex;
 
-/// One answer, written once and taken once. Smaller than a channel: the waker and the value share their place.
+/// One answer, written once and taken once. Smaller than a channel: the waker and the value share
+/// their place.
 pub(crate) struct Slot<T> {
     state: Mutex<State<T>>,
     /// Until when the asker waits.

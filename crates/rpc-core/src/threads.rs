@@ -1,8 +1,9 @@
 //! The own threads of an isolated endpoint.
 //!
-//! Not a tokio runtime: one keeps tasks that were woken last for the thread that woke them, which waits for ever
-//! where handlers block for each other; and what handlers spawn would end with it. Here any free thread takes the
-//! next task. Timers and sockets are those of the environment's runtime.
+//! Not a tokio runtime: one keeps tasks that were woken last for the thread that woke them, which
+//! waits for ever where handlers block for each other; and what handlers spawn would end with it.
+//! Here any free thread takes the next task. Timers and sockets are those of the environment's
+//! runtime.
 
 use std::cell::Cell;
 use std::future::Future;
@@ -43,7 +44,8 @@ impl Threads {
         Ok(Self(sender))
     }
 
-    /// Runs `future` on the threads. Dropping the handle cancels it; it gives nothing if it panicked.
+    /// Runs `future` on the threads. Dropping the handle cancels it; it gives nothing if it
+    /// panicked.
     pub(crate) fn spawn<T: Send + 'static>(
         &self,
         future: impl Future<Output = T> + Send + 'static,

@@ -23,20 +23,24 @@ impl RpcTimeout {
         Self { duration, setting: Some(setting.into()) }
     }
 
-    /// The value of the first of `keys` that `conf` sets, remembered with that key; if none is set, `default` with
-    /// the first key. Values have Spark's form (`120s`, `500ms`); a bare number is seconds.
+    /// The value of the first of `keys` that `conf` sets, remembered with that key; if none is set,
+    /// `default` with the first key. Values have Spark's form (`120s`, `500ms`); a bare number is
+    /// seconds.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Config`] if `keys` is empty, if the value is no duration, or if none is set and there is no
-    /// default.
+    /// [`ErrorKind::Config`] if `keys` is empty, if the value is no duration, or if none is set and
+    /// there is no default.
     pub fn from_conf(
         conf: &RpcConf,
         keys: &[&'static str],
         default: Option<Duration>,
     ) -> Result<Self, RpcError> {
         let Some(first) = keys.first() else {
-            return Err(RpcError::new(ErrorKind::Config, "RpcTimeout::from_conf needs at least one key"));
+            return Err(RpcError::new(
+                ErrorKind::Config,
+                "RpcTimeout::from_conf needs at least one key",
+            ));
         };
         for key in keys {
             if let Some(duration) = conf.duration(key)? {

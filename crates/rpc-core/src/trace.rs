@@ -8,17 +8,18 @@ use tracing::Span;
 /// Carries traces along with messages, for a tracing system that has them: give one to
 /// [`RpcEnvBuilder::trace_context`](crate::RpcEnvBuilder::trace_context).
 ///
-/// When a message is sent or asked, [`current`](Self::current) tells where the caller is in a trace. That travels in the
-/// envelope, and around the `receive` that handles the message stands the span that [`receive`](Self::receive) makes. With
-/// OpenTelemetry both are a few lines: a propagator's `inject` of the current span's context, and a span whose parent
-/// is what it `extract`s.
+/// When a message is sent or asked, [`current`](Self::current) tells where the caller is in a
+/// trace. That travels in the envelope, and around the `receive` that handles the message stands
+/// the span that [`receive`](Self::receive) makes. With OpenTelemetry both are a few lines: a
+/// propagator's `inject` of the current span's context, and a span whose parent is what it
+/// `extract`s.
 pub trait TraceContext: Send + Sync + 'static {
     /// The place of the calling code in its trace, as the W3C header `traceparent` has it:
     /// `00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01`. None if it is not traced.
     fn current(&self) -> Option<String>;
 
-    /// The span in which the endpoint named `endpoint` handles a message that came with `traceparent`. That is
-    /// whatever the sender wrote, of at most 256 bytes.
+    /// The span in which the endpoint named `endpoint` handles a message that came with
+    /// `traceparent`. That is whatever the sender wrote, of at most 256 bytes.
     fn receive(&self, endpoint: &str, traceparent: &str) -> Span;
 }
 
@@ -41,7 +42,10 @@ impl Tracer {
     /// For a message to `endpoint` that came with `traceparent`.
     pub(crate) fn arrived(&self, endpoint: &str, traceparent: &str) -> TraceSpan {
         let known = !traceparent.is_empty() && traceparent.len() <= MAX_TRACEPARENT;
-        self.0.as_ref().filter(|_| known).map(|context| Box::new(context.receive(endpoint, traceparent)))
+        self.0
+            .as_ref()
+            .filter(|_| known)
+            .map(|context| Box::new(context.receive(endpoint, traceparent)))
     }
 
     /// For a message that the caller leaves in an inbox of this environment.

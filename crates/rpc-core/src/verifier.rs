@@ -7,7 +7,8 @@ use crate::endpoint::{EndpointContext, RpcEndpoint};
 use crate::error::RpcError;
 use crate::wire::proto::{CheckExistenceReply, EndpointVerifierMessage};
 
-/// Tells whether a name is registered, and which services its endpoint serves. Registered in server mode.
+/// Tells whether a name is registered, and which services its endpoint serves. Registered in server
+/// mode.
 pub(crate) struct EndpointVerifier {
     /// The dispatcher runs the verifier, so the verifier must not keep it.
     dispatcher: Weak<Dispatcher>,
@@ -28,10 +29,15 @@ impl RpcEndpoint for EndpointVerifier {
         _cx: &EndpointContext<EndpointVerifierMessage>,
     ) -> Result<(), RpcError> {
         let EndpointVerifierMessage::CheckExistence(check, context) = message;
-        let services = self.dispatcher.upgrade().and_then(|dispatcher| dispatcher.services(&check.endpoint));
+        let services =
+            self.dispatcher.upgrade().and_then(|dispatcher| dispatcher.services(&check.endpoint));
         context.reply(CheckExistenceReply {
             exists: services.is_some(),
-            services: services.unwrap_or_default().iter().map(|&service| service.to_owned()).collect(),
+            services: services
+                .unwrap_or_default()
+                .iter()
+                .map(|&service| service.to_owned())
+                .collect(),
         })
     }
 }

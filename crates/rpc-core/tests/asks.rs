@@ -1,4 +1,5 @@
-//! What askers can do besides waiting: abort, block, ask again; and asks that would wait for themselves.
+//! What askers can do besides waiting: abort, block, ask again; and asks that would wait for
+//! themselves.
 
 mod common;
 
@@ -8,8 +9,8 @@ use std::time::Duration;
 
 use common::{Greeting, Hello, HelloMessage, address, bye, client, hi, next, server, soon};
 use rpc_core::{
-    EndpointContext, EndpointOptions, ErrorKind, RpcCallContext, RpcConf, RpcEndpointRef, RpcEnv, RpcError,
-    RpcTimeout, ThreadSafeRpcEndpoint,
+    EndpointContext, EndpointOptions, ErrorKind, RpcCallContext, RpcConf, RpcEndpointRef, RpcEnv,
+    RpcError, RpcTimeout, ThreadSafeRpcEndpoint,
 };
 use tokio::sync::mpsc;
 
@@ -63,8 +64,14 @@ async fn rpc_env_07_ask_a_message_abort() {
         abort.abort("only the first counts");
         let error = soon(waiting).await.unwrap().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Aborted);
-        assert_eq!(error.to_string(), format!("the ask of {endpoint} was aborted: stage 7 was cancelled"));
-        assert_eq!(error.source().and_then(|e| e.downcast_ref::<StageCancelled>()).map(|e| e.0), Some(7));
+        assert_eq!(
+            error.to_string(),
+            format!("the ask of {endpoint} was aborted: stage 7 was cancelled")
+        );
+        assert_eq!(
+            error.source().and_then(|e| e.downcast_ref::<StageCancelled>()).map(|e| e.0),
+            Some(7)
+        );
         assert!(!error.is_retryable(), "it may be running");
         assert_eq!(error.peer(), Some(endpoint.to_string().as_str()));
 
@@ -92,7 +99,8 @@ async fn an_ask_aborted_before_its_first_poll_fails_too() {
 
 #[test]
 fn ask_sync_blocks_a_thread_outside_and_is_refused_inside() {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let env = runtime.block_on(client());
     let hello = env.setup_endpoint("hello", Hello).unwrap();
     assert_eq!(hello.ask_sync(hi("neo")).unwrap().text, "hi, neo");
@@ -138,7 +146,8 @@ impl ThreadSafeRpcEndpoint for Reluctant {
 #[tokio::test]
 async fn ask_with_retry_repeats_what_may_be_repeated() {
     let conf =
-        RpcConf::from_settings([("spark.rpc.numRetries", "3"), ("spark.rpc.retry.wait", "1ms")]).unwrap();
+        RpcConf::from_settings([("spark.rpc.numRetries", "3"), ("spark.rpc.retry.wait", "1ms")])
+            .unwrap();
     let client = RpcEnv::builder("client").client_mode().conf(conf).start().await.unwrap();
     let server = server().await;
     let setup = async |name: &str, failures, retryable| {
@@ -156,7 +165,11 @@ async fn ask_with_retry_repeats_what_may_be_repeated() {
     assert!(error.is_retryable() && error.is_remote());
     assert_eq!(error.peer(), Some(endpoint.to_string().as_str()));
     assert_eq!(error.source().unwrap().to_string(), "not yet, 0 to go");
-    assert_eq!(soon(endpoint.ask(hi("neo"))).await.unwrap().text, "at last", "it was asked three times");
+    assert_eq!(
+        soon(endpoint.ask(hi("neo"))).await.unwrap().text,
+        "at last",
+        "it was asked three times"
+    );
 
     let endpoint = setup("harmful", 1, false).await;
     let error = soon(endpoint.ask_with_retry(hi("neo"))).await.unwrap_err();
@@ -181,7 +194,9 @@ impl ThreadSafeRpcEndpoint for AsksItself {
         let me = cx.self_ref().expect("running");
         match message {
             HelloMessage::SayBye(_, context) => context.reply(Greeting { text: "bye".to_owned() }),
-            HelloMessage::SayHi(hi, context) if hi.msg == "await" => context.reply(me.ask(bye("neo")).await?),
+            HelloMessage::SayHi(hi, context) if hi.msg == "await" => {
+                context.reply(me.ask(bye("neo")).await?)
+            }
             HelloMessage::SayHi(_, context) => {
                 let ask = me.ask(bye("neo"));
                 tokio::spawn(async move { context.reply(ask.await?) });
@@ -251,7 +266,10 @@ async fn rpc_env_33_ask_a_message_timeout_on_future_using_rpc_timeout() {
         for error in errors {
             assert!(error.kind() == ErrorKind::Timeout && error.is_timeout());
             let text = error.to_string();
-            assert!(text.ends_with("in 10ms. This timeout is controlled by my.short.setting"), "{text}");
+            assert!(
+                text.ends_with("in 10ms. This timeout is controlled by my.short.setting"),
+                "{text}"
+            );
             assert_eq!(text.matches("my.short.setting").count(), 1, "{text}");
         }
     }

@@ -82,7 +82,10 @@ async fn rpc_env_34_a_uri_must_be_complete() {
         let error = soon(client.open_channel(uri)).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Address, "{uri}");
         let text = error.to_string();
-        assert!(text.starts_with(&format!("cannot download {uri}: ")) && text.contains(why), "{text}");
+        assert!(
+            text.starts_with(&format!("cannot download {uri}: ")) && text.contains(why),
+            "{text}"
+        );
     }
 }
 
@@ -109,7 +112,10 @@ async fn rpc_env_34_a_file_that_shrinks_while_it_is_sent_is_an_error_after_what_
     assert!(done > 0 && done < LARGE, "{done}");
     assert_eq!(error.kind(), ErrorKind::Network);
     assert!(error.is_retryable(), "{error:?}");
-    assert!(error.to_string().contains(&format!("{uri} broke off after {done} of {LARGE} bytes")), "{error}");
+    assert!(
+        error.to_string().contains(&format!("{uri} broke off after {done} of {LARGE} bytes")),
+        "{error}"
+    );
     assert!(soon(download.next_piece()).await.is_none());
     // Others go on, and so does the next of this one.
     let mut again = soon(client.open_channel(&uri)).await.unwrap();
@@ -158,7 +164,10 @@ async fn a_connection_serves_one_download_after_the_other() {
         assert_eq!(read_on(&mut download).await.unwrap(), LARGE);
         drop(download);
         let missing = format!("{}/files/missing", address(&server).to_spark_url());
-        assert_eq!(soon(client.open_channel(&missing)).await.unwrap_err().kind(), ErrorKind::NotServed);
+        assert_eq!(
+            soon(client.open_channel(&missing)).await.unwrap_err().kind(),
+            ErrorKind::NotServed
+        );
         assert_eq!(connections(), 1);
     }
     // The rest of one that is given up is not sent.
@@ -176,9 +185,11 @@ async fn a_connection_serves_one_download_after_the_other() {
 #[tokio::test]
 async fn a_connection_that_the_server_closed_meanwhile_is_replaced() {
     let network = MemoryNetwork::new();
-    let start =
-        async || RpcEnv::builder("server").bind("10.0.0.1:7077").on_network(&network).start().await.unwrap();
-    let client = RpcEnv::builder("client").client_mode().on_network(&network).start().await.unwrap();
+    let start = async || {
+        RpcEnv::builder("server").bind("10.0.0.1:7077").on_network(&network).start().await.unwrap()
+    };
+    let client =
+        RpcEnv::builder("client").client_mode().on_network(&network).start().await.unwrap();
     let temp = TempDir::new().unwrap();
     fs::write(temp.path().join("name"), "content").unwrap();
     for _ in 0..3 {
@@ -194,11 +205,17 @@ async fn a_connection_that_the_server_closed_meanwhile_is_replaced() {
 #[tokio::test(start_paused = true)]
 async fn a_connection_that_is_not_used_is_closed() {
     let network = MemoryNetwork::new();
-    let server = RpcEnv::builder("server").bind("10.0.0.1:7077").on_network(&network).start().await.unwrap();
+    let server =
+        RpcEnv::builder("server").bind("10.0.0.1:7077").on_network(&network).start().await.unwrap();
     // The setting of messages counts where that of downloads is silent.
     let conf = setting("spark.rpc.io.connectionTimeout", "7s");
-    let client =
-        RpcEnv::builder("client").client_mode().conf(conf).on_network(&network).start().await.unwrap();
+    let client = RpcEnv::builder("client")
+        .client_mode()
+        .conf(conf)
+        .on_network(&network)
+        .start()
+        .await
+        .unwrap();
     let missing = "spark://10.0.0.1:7077/files/missing";
     let begun = tokio::time::Instant::now();
     assert_eq!(client.open_channel(missing).await.unwrap_err().kind(), ErrorKind::NotServed);
@@ -219,7 +236,8 @@ async fn settings_of_downloads_are_checked_at_the_start() {
         assert!(error.to_string().contains(key), "{error}");
     }
     // What the own setting says counts before that of messages.
-    let conf = setting("spark.rpc.io.retryWait", "5s").with("spark.files.io.retryWait", "1s").unwrap();
+    let conf =
+        setting("spark.rpc.io.retryWait", "5s").with("spark.files.io.retryWait", "1s").unwrap();
     RpcEnv::builder("env").client_mode().conf(conf).start().await.unwrap();
 }
 

@@ -6,7 +6,9 @@ use std::error::Error;
 
 use bytes::Bytes;
 use common::{HelloMessage, address, bye, client, hi, server, soon};
-use network_common::{RpcHandler, RpcResponseCallback, TransportClient, TransportConf, TransportContext};
+use network_common::{
+    RpcHandler, RpcResponseCallback, TransportClient, TransportConf, TransportContext,
+};
 use rpc_core::{
     EndpointContext, ErrorKind, RpcAddress, RpcEndpointRef, RpcEnv, RpcError, ThreadSafeRpcEndpoint,
 };
@@ -57,12 +59,15 @@ async fn an_error_of_the_handlers_own_ask_reaches_the_asker_in_the_handlers_name
     }
     let (server, client) = (server().await, client().await);
     let near = server.setup_endpoint("busy", TooBusy).unwrap();
-    let far = soon(client.setup_endpoint_ref::<HelloMessage>(address(&server), "busy")).await.unwrap();
+    let far =
+        soon(client.setup_endpoint_ref::<HelloMessage>(address(&server), "busy")).await.unwrap();
     assert!(soon(near.ask(hi("x"))).await.unwrap_err().is_retryable(), "it says so itself");
     for (name, to) in [("near", near), ("far", far)] {
         let behind = to.to_string();
-        let forwards = server.setup_endpoint(name, Forwards { to: to.clone(), own_word: false }).unwrap();
-        let remote = soon(client.setup_endpoint_ref::<HelloMessage>(address(&server), name)).await.unwrap();
+        let forwards =
+            server.setup_endpoint(name, Forwards { to: to.clone(), own_word: false }).unwrap();
+        let remote =
+            soon(client.setup_endpoint_ref::<HelloMessage>(address(&server), name)).await.unwrap();
         for asked in [forwards, remote] {
             let by_question_mark = soon(asked.ask(hi("x"))).await.unwrap_err();
             let by_send_failure = soon(asked.ask(bye("x"))).await.unwrap_err();
@@ -129,6 +134,9 @@ async fn rpc_env_33_a_time_limit_that_the_peer_notices_first_names_the_setting_t
     let client = RpcEnv::builder("client").client_mode().conf(conf).start().await.unwrap();
     let there = RpcAddress::new("127.0.0.1", server.local_addr().port());
     let error = soon(client.setup_endpoint_ref::<HelloMessage>(there, "x")).await.unwrap_err();
-    assert!(error.kind() == ErrorKind::Timeout && error.is_timeout() && !error.is_remote(), "{error:?}");
+    assert!(
+        error.kind() == ErrorKind::Timeout && error.is_timeout() && !error.is_remote(),
+        "{error:?}"
+    );
     assert_eq!(error.to_string().matches("spark.rpc.lookupTimeout").count(), 1, "{error}");
 }

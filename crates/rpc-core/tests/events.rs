@@ -1,11 +1,13 @@
-//! What endpoints are told of connections: rows RPC-ENV-21 to 23 and 35, NRH-01 and 02 of the checklist.
+//! What endpoints are told of connections: rows RPC-ENV-21 to 23 and 35, NRH-01 and 02 of the
+//! checklist.
 
 mod common;
 
 use common::{Hello, HelloMessage, address, client, hi, next, server, soon};
 use network_common::{NoOpRpcHandler, TransportClient, TransportConf, TransportContext};
 use rpc_core::{
-    EndpointContext, EndpointOptions, ErrorKind, RpcAddress, RpcEnv, RpcError, ThreadSafeRpcEndpoint,
+    EndpointContext, EndpointOptions, ErrorKind, RpcAddress, RpcEnv, RpcError,
+    ThreadSafeRpcEndpoint,
 };
 use tokio::sync::mpsc;
 
@@ -165,9 +167,13 @@ async fn who_wants_no_connection_events_gets_none() {
     let (told, mut untold) = mpsc::unbounded_channel();
     let options = EndpointOptions::new().connection_events(false);
     server.setup_endpoint_with("untold", Watch(told), options).unwrap();
-    let watcher = soon(client.setup_endpoint_ref::<HelloMessage>(address(&server), "untold")).await.unwrap();
+    let watcher =
+        soon(client.setup_endpoint_ref::<HelloMessage>(address(&server), "untold")).await.unwrap();
     until(&mut events, "connected", |_| true).await;
-    assert_eq!(soon(watcher.ask(hi("it gets messages"))).await.unwrap_err().kind(), ErrorKind::Unanswered);
+    assert_eq!(
+        soon(watcher.ask(hi("it gets messages"))).await.unwrap_err().kind(),
+        ErrorKind::Unanswered
+    );
     soon(client.shutdown()).await;
     until(&mut events, "disconnected", |_| true).await;
     soon(server.shutdown()).await;
@@ -178,7 +184,8 @@ async fn who_wants_no_connection_events_gets_none() {
 async fn dropping_a_client_env_and_its_refs_closes_its_connections() {
     let (server, client) = (server().await, client().await);
     let mut events = watch(&server);
-    let watcher = soon(client.setup_endpoint_ref::<HelloMessage>(address(&server), "watch")).await.unwrap();
+    let watcher =
+        soon(client.setup_endpoint_ref::<HelloMessage>(address(&server), "watch")).await.unwrap();
     let (_, socket) = next(&mut events).await;
     drop(client);
     watcher.send(hi("a ref is enough")).unwrap();

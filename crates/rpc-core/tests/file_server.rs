@@ -68,7 +68,10 @@ async fn rpc_env_34_files_jars_and_directories_are_downloaded() {
     fs::create_dir(second.path().join("sub")).unwrap();
     file(first.path(), "one", b"1");
     file(&second.path().join("sub"), "two", b"2");
-    assert_eq!(soon(files.add_directory("/dir1", first.path())).await.unwrap(), format!("{root}/dir1"));
+    assert_eq!(
+        soon(files.add_directory("/dir1", first.path())).await.unwrap(),
+        format!("{root}/dir1")
+    );
     let uri = soon(files.add_directory("dir2/", second.path())).await.unwrap();
     assert_eq!(content(&client, &format!("{root}/dir1/one")).await.unwrap(), b"1");
     assert_eq!(content(&client, &format!("{uri}/sub/two")).await.unwrap(), b"2");
@@ -87,7 +90,10 @@ async fn rpc_env_34_files_jars_and_directories_are_downloaded() {
         let error = content(&client, &uri).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::NotServed, "{error}");
         assert!(error.is_remote() && !error.is_retryable(), "{error:?}");
-        assert!(error.to_string().contains(&uri) && error.to_string().contains("not found"), "{error}");
+        assert!(
+            error.to_string().contains(&uri) && error.to_string().contains("not found"),
+            "{error}"
+        );
     }
 }
 
@@ -96,8 +102,16 @@ async fn rpc_env_34_directory_uris_that_are_taken_are_refused() {
     let (server, temp) = (server().await, TempDir::new().unwrap());
     let files = server.file_server();
     let first = soon(files.add_directory("/dir1", temp.path())).await.unwrap();
-    for uri in ["/files", "/jars", "files/", "//jars", "/x/../files", "/../jars", "/files/below", "/%66iles"]
-    {
+    for uri in [
+        "/files",
+        "/jars",
+        "files/",
+        "//jars",
+        "/x/../files",
+        "/../jars",
+        "/files/below",
+        "/%66iles",
+    ] {
         let error = soon(files.add_directory(uri, temp.path())).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Config);
         assert_eq!(error.to_string(), "Directory URI cannot be /files nor /jars.", "{uri}");
@@ -108,7 +122,10 @@ async fn rpc_env_34_directory_uris_that_are_taken_are_refused() {
         assert_eq!(soon(files.add_directory_if_absent(uri, temp.path())).await.unwrap(), first);
     }
     for uri in ["", "/", "/a/.."] {
-        assert_eq!(soon(files.add_directory(uri, temp.path())).await.unwrap_err().kind(), ErrorKind::Config);
+        assert_eq!(
+            soon(files.add_directory(uri, temp.path())).await.unwrap_err().kind(),
+            ErrorKind::Config
+        );
     }
 }
 
@@ -198,7 +215,8 @@ async fn nsm_01_no_path_leads_out_of_a_directory() {
     fs::create_dir_all(classes.join("sub")).unwrap();
     let secret = file(temp.path(), "secret", b"secret");
     file(&classes, "real", b"real");
-    let mut within = vec!["/classes/real", "classes/real", "/classes/sub/../real", "/classes/./real"];
+    let mut within =
+        vec!["/classes/real", "classes/real", "/classes/sub/../real", "/classes/./real"];
     let mut outside = vec![
         "/classes/../secret".to_owned(),
         "/classes/../../secret".to_owned(),
@@ -262,9 +280,12 @@ async fn odd_requests_fail_and_the_connection_lives_on() {
     file(temp.path(), "real", b"real");
     soon(server.file_server().add_directory("/dir", temp.path())).await.unwrap();
     let client = raw_client(&server).await;
-    for id in
-        [String::new(), "/".repeat(1 << 20), format!("/dir/{}", "x".repeat(1 << 20)), "a/".repeat(1 << 19)]
-    {
+    for id in [
+        String::new(),
+        "/".repeat(1 << 20),
+        format!("/dir/{}", "x".repeat(1 << 20)),
+        "a/".repeat(1 << 19),
+    ] {
         assert!(soon(client.stream(&id)).await.unwrap_err().is_remote());
     }
     assert!(soon(client.fetch_chunk(0, 0)).await.unwrap_err().is_remote());
@@ -281,7 +302,10 @@ async fn a_pipe_is_no_file() {
     let files = server.file_server();
     assert_eq!(soon(files.add_file(&pipe)).await.unwrap_err().kind(), ErrorKind::Config);
     let uri = soon(files.add_directory("/dir", temp.path())).await.unwrap();
-    assert_eq!(content(&client, &format!("{uri}/pipe")).await.unwrap_err().kind(), ErrorKind::NotServed);
+    assert_eq!(
+        content(&client, &format!("{uri}/pipe")).await.unwrap_err().kind(),
+        ErrorKind::NotServed
+    );
 }
 
 #[tokio::test]

@@ -1,4 +1,5 @@
-//! What rpc-build generates compiles without a warning under the strictest lints and does what it says.
+//! What rpc-build generates compiles without a warning under the strictest lints and does what it
+//! says.
 
 /// Every form of rpc.
 #[deny(warnings, missing_docs, unreachable_pub, clippy::all, clippy::pedantic, clippy::unwrap_used)]
@@ -55,7 +56,9 @@ async fn every_form_of_rpc_works() -> Result<(), RpcError> {
     let env = RpcEnv::builder("generated").client_mode().start().await?;
     let store = env.setup_endpoint("store", Store::default())?;
     let key = Key { name: "a".to_owned() };
-    store.ask(Pair { key: Some(key.clone()), value: Some(Value { value: 5 }), ..Pair::default() }).await?;
+    store
+        .ask(Pair { key: Some(key.clone()), value: Some(Value { value: 5 }), ..Pair::default() })
+        .await?;
     store.send(Mark { name: String::new() })?;
     assert_eq!(store.ask(StoreGet(key.clone())).await?.value, 5);
     store.ask(StoreRemove(key.clone())).await?;

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use common::{Greeting, Hello, HelloMessage, bye, client, hi, soon};
 use rpc_core::{
-    EndpointContext, EndpointOptions, ErrorKind, RpcEndpoint, RpcEndpointRef, RpcError, ThreadSafeRpcEndpoint,
+    EndpointContext, EndpointOptions, ErrorKind, RpcEndpoint, RpcEndpointRef, RpcError,
+    ThreadSafeRpcEndpoint,
 };
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
@@ -68,7 +69,8 @@ impl ThreadSafeRpcEndpoint for Blocks {
                 self.release.recv().map_err(RpcError::application)?;
                 // Timers and tasks are those of the environment's runtime.
                 tokio::time::sleep(Duration::from_millis(1)).await;
-                let text = tokio::spawn(async move { hi.msg }).await.map_err(RpcError::application)?;
+                let text =
+                    tokio::spawn(async move { hi.msg }).await.map_err(RpcError::application)?;
                 context.reply(Greeting { text })
             }
             HelloMessage::SayBye(..) => panic!("no bye today"),
@@ -87,7 +89,11 @@ impl ThreadSafeRpcEndpoint for Blocks {
         Ok(())
     }
 
-    async fn on_error(&mut self, _: RpcError, _: &EndpointContext<HelloMessage>) -> Result<(), RpcError> {
+    async fn on_error(
+        &mut self,
+        _: RpcError,
+        _: &EndpointContext<HelloMessage>,
+    ) -> Result<(), RpcError> {
         self.tell("error");
         Ok(())
     }
@@ -225,6 +231,9 @@ async fn numbers_of_threads_that_cannot_work_are_refused() {
     assert_eq!(error.kind(), ErrorKind::Config);
     let error = env.setup_endpoint_with("two", Hello, isolated(2)).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Config);
-    assert!(error.to_string().contains("two: isolated(2): a ThreadSafeRpcEndpoint handles one"), "{error}");
+    assert!(
+        error.to_string().contains("two: isolated(2): a ThreadSafeRpcEndpoint handles one"),
+        "{error}"
+    );
     env.setup_endpoint("two", Hello).expect("the name is free");
 }

@@ -9,11 +9,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use common::{
-    Greeting, Hello, HelloMessage, Keep, address, bye, client, envelope, hi, next, server, setting, soon,
+    Greeting, Hello, HelloMessage, Keep, address, bye, client, envelope, hi, next, server, setting,
+    soon,
 };
 use prost::Message;
 use rpc_core::{
-    EndpointContext, ErrorKind, RpcAddress, RpcConf, RpcEndpointRef, RpcEnv, RpcError, ThreadSafeRpcEndpoint,
+    EndpointContext, ErrorKind, RpcAddress, RpcConf, RpcEndpointRef, RpcEnv, RpcError,
+    ThreadSafeRpcEndpoint,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -80,7 +82,8 @@ async fn a_full_inbox_gives_a_send_back_and_fails_an_ask() {
 
     // Who waits gets in as soon as there is room.
     let waiting = slow.clone();
-    let waiting = tokio::spawn(async move { waiting.send_wait(hi("5")).await.map_err(RpcError::from) });
+    let waiting =
+        tokio::spawn(async move { waiting.send_wait(hi("5")).await.map_err(RpcError::from) });
     gate.permits.add_permits(1);
     soon(waiting).await.unwrap().unwrap();
     gate.permits.add_permits(10);
@@ -102,7 +105,8 @@ async fn waiting_for_room_ends_when_the_endpoint_stops() {
     gate.permits.add_permits(1);
 }
 
-/// Everything arrives, in order, and what waits at the receiver stays bounded, whatever the sender's speed.
+/// Everything arrives, in order, and what waits at the receiver stays bounded, whatever the
+/// sender's speed.
 #[tokio::test]
 async fn a_fast_sender_is_slowed_down_by_a_slow_remote_endpoint() {
     let conf = setting("spark.rpc.inbox.maxMessages", "100");
@@ -172,7 +176,11 @@ struct Refusals(mpsc::UnboundedSender<(RpcError, RpcAddress)>);
 
 impl ThreadSafeRpcEndpoint for Refusals {
     type Message = HelloMessage;
-    async fn receive(&mut self, _: HelloMessage, _: &EndpointContext<HelloMessage>) -> Result<(), RpcError> {
+    async fn receive(
+        &mut self,
+        _: HelloMessage,
+        _: &EndpointContext<HelloMessage>,
+    ) -> Result<(), RpcError> {
         Ok(())
     }
     async fn on_undelivered(
@@ -238,7 +246,8 @@ impl ThreadSafeRpcEndpoint for Late {
 async fn an_endpoint_that_is_behind_does_not_collect_refusals_without_end() {
     let (server, client) = (server().await, client().await);
     let gate = Arc::new(Semaphore::new(0));
-    let late = client.setup_endpoint("late", Late { gate: Arc::clone(&gate), refusals: 0 }).unwrap();
+    let late =
+        client.setup_endpoint("late", Late { gate: Arc::clone(&gate), refusals: 0 }).unwrap();
     let first = late.ask(hi("it is busy from here on"));
     let gone = server.setup_endpoint("gone", Hello).unwrap();
     let remote = lookup(&client, &server, "gone").await;
@@ -291,7 +300,10 @@ async fn a_peer_that_does_not_read_cannot_make_notices_gather() {
     assert!(!notices.is_empty() && notices.len() < 100_000 * 400, "{}", notices.len());
     let (client, endpoint) = (client().await, Hello);
     server.setup_endpoint("hello", endpoint).unwrap();
-    assert_eq!(soon(lookup(&client, &server, "hello").await.ask(hi("neo"))).await.unwrap().text, "hi, neo");
+    assert_eq!(
+        soon(lookup(&client, &server, "hello").await.ask(hi("neo"))).await.unwrap().text,
+        "hi, neo"
+    );
 }
 
 #[tokio::test]
@@ -349,8 +361,10 @@ async fn what_nobody_waits_for_is_dropped_before_it_runs() {
         let fourth = tokio::spawn(slow.ask(hi("fourth")));
         assert!(soon(third).await.unwrap_err().is_timeout());
         drop(second);
-        // The notice that nobody waits overtakes nothing: what comes behind it on the connection shows that it came.
-        let verifier = soon(client.setup_endpoint_ref::<HelloMessage>(address(&server), "slow")).await;
+        // The notice that nobody waits overtakes nothing: what comes behind it on the connection
+        // shows that it came.
+        let verifier =
+            soon(client.setup_endpoint_ref::<HelloMessage>(address(&server), "slow")).await;
         assert!(verifier.is_ok());
         gate.permits.add_permits(2);
         assert_eq!(next(&mut gate.handled).await, "first");
@@ -415,7 +429,10 @@ async fn rpc_env_24_an_answer_that_cannot_travel_fails_the_asker() {
     let remote = lookup(&client, &server, "repeat").await;
     let too_large = (1 << 20).to_string();
     let error = soon(remote.ask(hi(&too_large))).await.unwrap_err();
-    assert_eq!((error.kind(), error.is_retryable(), error.is_remote()), (ErrorKind::Limit, false, true));
+    assert_eq!(
+        (error.kind(), error.is_retryable(), error.is_remote()),
+        (ErrorKind::Limit, false, true)
+    );
     assert!(error.to_string().contains("spark.rpc.message.maxSize"), "{error}");
     assert_eq!(soon(remote.ask(hi("1000"))).await.unwrap().text.len(), 1000);
     // What stays in the process may have any size.
@@ -444,7 +461,10 @@ async fn rpc_env_24_a_failure_that_cannot_travel_fails_the_asker() {
     server.setup_endpoint("complain", Complain).unwrap();
     let remote = lookup(&client, &server, "complain").await;
     let error = soon(remote.ask(hi(&(1 << 20).to_string()))).await.unwrap_err();
-    assert_eq!((error.kind(), error.is_retryable(), error.is_remote()), (ErrorKind::Limit, false, true));
+    assert_eq!(
+        (error.kind(), error.is_retryable(), error.is_remote()),
+        (ErrorKind::Limit, false, true)
+    );
     assert!(error.to_string().contains("spark.rpc.message.maxSize"), "{error}");
     let error = soon(remote.ask(hi("1000"))).await.unwrap_err();
     assert_eq!((error.kind(), error.to_string().len()), (ErrorKind::Application, 1000));

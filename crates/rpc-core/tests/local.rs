@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use common::{Greeting, Hello, HelloMessage, bye, client, hi, next, setting, soon};
 use rpc_core::{
-    EndpointContext, ErrorKind, RpcCallContext, RpcEndpoint, RpcEnv, RpcError, RpcMessage, RpcRequest,
-    RpcTimeout, ThreadSafeRpcEndpoint,
+    EndpointContext, ErrorKind, RpcCallContext, RpcEndpoint, RpcEnv, RpcError, RpcMessage,
+    RpcRequest, RpcTimeout, ThreadSafeRpcEndpoint,
 };
 use tokio::sync::{Notify, Semaphore, mpsc};
 
@@ -30,7 +30,11 @@ impl Probe {
     fn tell(&self, what: &str, cx: &EndpointContext<HelloMessage>) -> Result<(), RpcError> {
         let has_self = if cx.self_ref().is_some() { "" } else { " without self" };
         let _ = self.events.send(format!("{what}{has_self}"));
-        if self.fail_in == what { Err(RpcError::application(format!("Oops in {what}"))) } else { Ok(()) }
+        if self.fail_in == what {
+            Err(RpcError::application(format!("Oops in {what}")))
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -65,7 +69,11 @@ impl ThreadSafeRpcEndpoint for Probe {
         self.tell("stop", cx)
     }
 
-    async fn on_error(&mut self, error: RpcError, _: &EndpointContext<HelloMessage>) -> Result<(), RpcError> {
+    async fn on_error(
+        &mut self,
+        error: RpcError,
+        _: &EndpointContext<HelloMessage>,
+    ) -> Result<(), RpcError> {
         let _ = self.events.send(format!("error: {error}"));
         Ok(())
     }
@@ -107,7 +115,11 @@ struct Serve<F>(F);
 
 impl<F: FnMut(Local) -> Result<(), RpcError> + Send + 'static> ThreadSafeRpcEndpoint for Serve<F> {
     type Message = Local;
-    async fn receive(&mut self, message: Local, _: &EndpointContext<Local>) -> Result<(), RpcError> {
+    async fn receive(
+        &mut self,
+        message: Local,
+        _: &EndpointContext<Local>,
+    ) -> Result<(), RpcError> {
         (self.0)(message)
     }
 }
@@ -176,7 +188,10 @@ async fn rpc_env_06_ask_a_message_timeout() {
 
     let timeout = RpcTimeout::new(Duration::from_millis(2), "my.own.setting");
     let error = soon(endpoint.ask_with_timeout(Work(1), timeout)).await.unwrap_err();
-    assert!(error.to_string().ends_with("in 2ms. This timeout is controlled by my.own.setting"), "{error}");
+    assert!(
+        error.to_string().ends_with("in 2ms. This timeout is controlled by my.own.setting"),
+        "{error}"
+    );
 }
 
 #[tokio::test]
@@ -249,7 +264,11 @@ impl ThreadSafeRpcEndpoint for ToItself {
         }
         Ok(())
     }
-    async fn receive(&mut self, message: Local, cx: &EndpointContext<Local>) -> Result<(), RpcError> {
+    async fn receive(
+        &mut self,
+        message: Local,
+        cx: &EndpointContext<Local>,
+    ) -> Result<(), RpcError> {
         let Local::Tell(Tell(n)) = message else { return Ok(()) };
         if self.sends_in == "receive" && n == 0 {
             cx.self_ref().expect("registered").send(Tell(2))?;
@@ -270,7 +289,8 @@ async fn rpc_env_12_self_in_on_start() {
 async fn rpc_env_13_self_in_receive() {
     let env = client().await;
     let (told, mut received) = mpsc::unbounded_channel();
-    let itself = env.setup_endpoint("itself", ToItself { sends_in: "receive", received: told }).unwrap();
+    let itself =
+        env.setup_endpoint("itself", ToItself { sends_in: "receive", received: told }).unwrap();
     itself.send(Tell(0)).unwrap();
     assert_eq!(next(&mut received).await, 0);
     assert_eq!(next(&mut received).await, 2);
@@ -518,7 +538,8 @@ impl RpcEndpoint for Crowd {
 #[tokio::test]
 async fn a_concurrent_endpoint_begins_messages_while_others_wait() {
     let env = client().await;
-    let (inside, gate, arrived) = (Arc::default(), Arc::new(Semaphore::new(0)), Arc::new(Notify::new()));
+    let (inside, gate, arrived) =
+        (Arc::default(), Arc::new(Semaphore::new(0)), Arc::new(Notify::new()));
     let crowd = Crowd {
         inside: Arc::clone(&inside),
         gate: Arc::clone(&gate),
@@ -542,7 +563,8 @@ async fn a_concurrent_endpoint_begins_messages_while_others_wait() {
     soon(shutdown).await;
 }
 
-/// The first message waits for one that comes soon after it; the answer is how many had begun by then.
+/// The first message waits for one that comes soon after it; the answer is how many had begun by
+/// then.
 #[tokio::test]
 async fn a_receive_that_can_go_on_does_not_wait_for_a_long_queue() {
     struct Rendezvous {
@@ -551,7 +573,11 @@ async fn a_receive_that_can_go_on_does_not_wait_for_a_long_queue() {
     }
     impl RpcEndpoint for Rendezvous {
         type Message = Local;
-        async fn receive(&self, message: Local, _: &EndpointContext<Local>) -> Result<(), RpcError> {
+        async fn receive(
+            &self,
+            message: Local,
+            _: &EndpointContext<Local>,
+        ) -> Result<(), RpcError> {
             self.begun.fetch_add(1, Ordering::Relaxed);
             match message {
                 Local::Work(_, context) => {
@@ -665,7 +691,11 @@ fn asks_end_when_the_runtime_dies() {
         struct Stuck(mpsc::UnboundedSender<()>);
         impl ThreadSafeRpcEndpoint for Stuck {
             type Message = Local;
-            async fn receive(&mut self, _message: Local, _: &EndpointContext<Local>) -> Result<(), RpcError> {
+            async fn receive(
+                &mut self,
+                _message: Local,
+                _: &EndpointContext<Local>,
+            ) -> Result<(), RpcError> {
                 let _ = self.0.send(());
                 std::future::pending().await
             }
@@ -752,7 +782,11 @@ async fn inb_07_a_panic_does_not_count_as_running() {
     struct Panics(mpsc::UnboundedSender<()>);
     impl RpcEndpoint for Panics {
         type Message = HelloMessage;
-        async fn receive(&self, _: HelloMessage, _: &EndpointContext<HelloMessage>) -> Result<(), RpcError> {
+        async fn receive(
+            &self,
+            _: HelloMessage,
+            _: &EndpointContext<HelloMessage>,
+        ) -> Result<(), RpcError> {
             tokio::task::yield_now().await;
             panic!("out of memory");
         }

@@ -10,8 +10,8 @@ use common::{
     Greeting, Hello, HelloMessage, Keep, UndeliveredWatch, address, client, hi, next, server, soon,
 };
 use rpc_core::{
-    EndpointContext, EndpointRef, ErrorKind, IncomingRequest, RpcEndpointRef, RpcEnv, RpcError, RpcMessage,
-    ThreadSafeRpcEndpoint,
+    EndpointContext, EndpointRef, ErrorKind, IncomingRequest, RpcEndpointRef, RpcEnv, RpcError,
+    RpcMessage, ThreadSafeRpcEndpoint,
 };
 use tokio::sync::mpsc;
 
@@ -49,7 +49,8 @@ impl ThreadSafeRpcEndpoint for Registry {
             }
             RegistryMessage::Call(call, context) => {
                 let known = self.known.as_ref().ok_or_else(|| RpcError::application("nobody"))?;
-                let answer = known.ask_with_timeout(hi(&call.text), Duration::from_millis(call.timeout_ms));
+                let answer =
+                    known.ask_with_timeout(hi(&call.text), Duration::from_millis(call.timeout_ms));
                 context.reply(Said { text: answer.await?.text })
             }
         }
@@ -160,8 +161,9 @@ async fn a_ref_in_a_message_is_checked() {
     let hello = server.setup_endpoint("hello", Hello).unwrap();
     let good = EndpointRef::try_from(&hello).unwrap();
     for (field, text) in [(1_u8, "no port"), (1, "host:99999"), (2, ""), (2, "a/b@c")] {
-        let error =
-            client.resolve::<HelloMessage>(&with_fields(&good, &text_field(field, text))).unwrap_err();
+        let error = client
+            .resolve::<HelloMessage>(&with_fields(&good, &text_field(field, text)))
+            .unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Address, "{text}: {error}");
     }
     let many = with_fields(&good, &text_field(3, "x").repeat(10_000));
@@ -206,7 +208,9 @@ impl ThreadSafeRpcEndpoint for Server {
             Both::Hello(HelloMessage::SayHi(hi, context)) => {
                 context.reply(Greeting { text: format!("hi, {}", hi.msg) })
             }
-            Both::Registry(RegistryMessage::Call(call, context)) => context.reply(Said { text: call.text }),
+            Both::Registry(RegistryMessage::Call(call, context)) => {
+                context.reply(Said { text: call.text })
+            }
             Both::Hello(_) | Both::Registry(_) => Ok(()),
         }
     }
@@ -227,14 +231,18 @@ async fn a_ref_can_be_narrowed_to_one_of_several_services() {
         assert!(client.resolve::<HelloMessage>(&told).is_ok());
         assert_eq!(client.resolve::<Both>(&told).unwrap_err().kind(), ErrorKind::ServiceMismatch);
     }
-    // At home a part must be narrowed, and the error says so; also of one that was told of as a part.
-    let home: RpcEndpointRef<Both> = server.setup_endpoint_ref(address(&server), "both").await.unwrap();
+    // At home a part must be narrowed, and the error says so; also of one that was told of as a
+    // part.
+    let home: RpcEndpointRef<Both> =
+        server.setup_endpoint_ref(address(&server), "both").await.unwrap();
     let told = EndpointRef::try_from(&home.narrow::<HelloMessage>()).unwrap();
     let error = server.resolve::<HelloMessage>(&told).unwrap_err();
     assert!(error.to_string().contains("narrow"), "{error}");
     let part = server.resolve::<Both>(&told).unwrap().narrow::<HelloMessage>();
     assert_eq!(soon(part.ask(hi("neo"))).await.unwrap().text, "hi, neo");
-    let error = soon(server.setup_endpoint_ref::<HelloMessage>(address(&server), "both")).await.unwrap_err();
+    let error = soon(server.setup_endpoint_ref::<HelloMessage>(address(&server), "both"))
+        .await
+        .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ServiceMismatch);
     assert!(error.to_string().contains("narrow"), "{error}");
 }
@@ -250,7 +258,8 @@ async fn only_the_environment_of_an_endpoint_stops_it() {
     assert_eq!(soon(hello.ask(hi("neo"))).await.unwrap_err().kind(), ErrorKind::Stopped);
 }
 
-/// A ref as it looks when its bytes are `endpoint`'s with `more` after them: the last occurrence of a field counts.
+/// A ref as it looks when its bytes are `endpoint`'s with `more` after them: the last occurrence of
+/// a field counts.
 fn with_fields(endpoint: &EndpointRef, more: &[u8]) -> EndpointRef {
     let mut bytes = prost::Message::encode_to_vec(endpoint);
     bytes.extend(more);
@@ -334,7 +343,10 @@ async fn what_was_asked_of_a_client_ends_with_its_connection() {
     soon(shutdown).await.unwrap();
     // No connection is made to where it was.
     let refused = soon(known.send_wait(hi("neo"))).await.unwrap_err();
-    assert_eq!((refused.error().kind(), refused.error().is_retryable()), (ErrorKind::Network, false));
+    assert_eq!(
+        (refused.error().kind(), refused.error().is_retryable()),
+        (ErrorKind::Network, false)
+    );
     assert!(refused.to_string().contains("Connection from 127.0.0.1:"), "{refused}");
     assert_eq!(refused.into_message().msg, "neo");
     assert_eq!(soon(known.ask(hi("neo"))).await.unwrap_err().kind(), ErrorKind::Network);
@@ -370,7 +382,10 @@ async fn another_run_at_the_same_address_refuses_what_was_for_its_predecessor() 
     let of_first_run_there = other.resolve::<HelloMessage>(&told).unwrap();
     of_first_run_there.send(hi("neo")).unwrap();
     assert_eq!(next(&mut refusals).await.kind(), ErrorKind::Stopped);
-    assert_eq!(soon(of_first_run_there.ask(hi("neo"))).await.unwrap_err().kind(), ErrorKind::Stopped);
+    assert_eq!(
+        soon(of_first_run_there.ask(hi("neo"))).await.unwrap_err().kind(),
+        ErrorKind::Stopped
+    );
     // The second run knows its own address when it sees it.
     let error = second.resolve::<HelloMessage>(&told).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Stopped);

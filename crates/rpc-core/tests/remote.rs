@@ -12,21 +12,25 @@ use std::fmt;
 use std::time::Duration;
 
 use common::{
-    Greeting, Hello, HelloMessage, SayHi, address, bye, client, envelope, hi, next, server, setting, soon,
+    Greeting, Hello, HelloMessage, SayHi, address, bye, client, envelope, hi, next, server,
+    setting, soon,
 };
 use coverage::{Key, Mark, Pair, StoreGet, StoreMessage};
 use network_common::{NoOpRpcHandler, TransportConf, TransportContext};
 use prost::Message;
 use rpc_core::{
     EndpointContext, ErrorKind, IncomingBody, IncomingRequest, Method, OutgoingBody, RpcAddress,
-    RpcCallContext, RpcEndpointRef, RpcEnv, RpcError, RpcMessage, RpcRequest, ThreadSafeRpcEndpoint,
+    RpcCallContext, RpcEndpointRef, RpcEnv, RpcError, RpcMessage, RpcRequest,
+    ThreadSafeRpcEndpoint,
 };
 use tokio::sync::mpsc;
 
 /// Serves the store's messages with a closure.
 struct Store<F>(F);
 
-impl<F: FnMut(StoreMessage) -> Result<(), RpcError> + Send + 'static> ThreadSafeRpcEndpoint for Store<F> {
+impl<F: FnMut(StoreMessage) -> Result<(), RpcError> + Send + 'static> ThreadSafeRpcEndpoint
+    for Store<F>
+{
     type Message = StoreMessage;
     async fn receive(
         &mut self,
@@ -79,7 +83,8 @@ impl Drop for LastWords {
     }
 }
 
-/// By the time a thread drops what its thread-locals hold, those that this crate uses itself may be gone.
+/// By the time a thread drops what its thread-locals hold, those that this crate uses itself may be
+/// gone.
 #[tokio::test]
 async fn a_thread_that_ends_can_still_send() {
     thread_local! {
@@ -102,7 +107,8 @@ async fn a_thread_that_ends_can_still_send() {
 async fn rpc_env_05_ask_a_message_remotely() {
     let (server, client) = (server().await, client().await);
     server.setup_endpoint("hello", Hello).unwrap();
-    let hello = soon(client.setup_endpoint_ref::<HelloMessage>(address(&server), "hello")).await.unwrap();
+    let hello =
+        soon(client.setup_endpoint_ref::<HelloMessage>(address(&server), "hello")).await.unwrap();
     assert_eq!(hello.to_string(), format!("spark://hello@{}", address(&server)));
     assert_eq!(soon(hello.ask(hi("neo"))).await.unwrap().text, "hi, neo");
     assert_eq!(soon(hello.ask(bye("neo"))).await.unwrap().text, "bye, neo");
@@ -113,7 +119,8 @@ async fn endpoints_elsewhere_cannot_be_stopped() {
     let (first, second) = (server().await, server().await);
     let here = first.setup_endpoint("hello", Hello).unwrap();
     second.setup_endpoint("hello", Hello).unwrap();
-    let there = soon(first.setup_endpoint_ref::<HelloMessage>(address(&second), "hello")).await.unwrap();
+    let there =
+        soon(first.setup_endpoint_ref::<HelloMessage>(address(&second), "hello")).await.unwrap();
     first.stop(&there);
     assert_eq!(soon(there.ask(hi("there"))).await.unwrap().text, "hi, there");
     assert_eq!(soon(here.ask(hi("here"))).await.unwrap().text, "hi, here");
@@ -134,7 +141,8 @@ async fn rpc_env_06_ask_a_message_timeout_remotely() {
         Ok(())
     });
     server.setup_endpoint("slow", store).unwrap();
-    let store = soon(client.setup_endpoint_ref::<StoreMessage>(address(&server), "slow")).await.unwrap();
+    let store =
+        soon(client.setup_endpoint_ref::<StoreMessage>(address(&server), "slow")).await.unwrap();
     let error = soon(store.ask(get("x"))).await.unwrap_err();
     assert!(error.is_timeout() && !error.is_remote());
     assert_eq!(error.to_string().matches("spark.rpc.askTimeout").count(), 1, "{error}");
@@ -152,7 +160,8 @@ async fn rpc_env_18_send_with_reply_remotely() {
         Ok(())
     });
     server.setup_endpoint("store", store).unwrap();
-    let store = soon(client.setup_endpoint_ref::<StoreMessage>(address(&server), "store")).await.unwrap();
+    let store =
+        soon(client.setup_endpoint_ref::<StoreMessage>(address(&server), "store")).await.unwrap();
     soon(store.ask(coverage::StoreRemove(Key::default()))).await.unwrap();
 }
 
@@ -185,7 +194,8 @@ async fn rpc_env_20_send_with_reply_remotely_error() {
         _ => Err(RpcError::application("Oops")),
     });
     server.setup_endpoint("store", store).unwrap();
-    let store = soon(client.setup_endpoint_ref::<StoreMessage>(address(&server), "store")).await.unwrap();
+    let store =
+        soon(client.setup_endpoint_ref::<StoreMessage>(address(&server), "store")).await.unwrap();
 
     let error = soon(store.ask(get("?"))).await.unwrap_err();
     assert_eq!((error.kind(), error.to_string().as_str()), (ErrorKind::Application, "Oops"));
@@ -212,13 +222,21 @@ async fn nre_01_non_existent_endpoint() {
         let lookup = env.setup_endpoint_ref::<HelloMessage>(address(&server), "nobody");
         let error = soon(lookup).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::EndpointNotFound);
-        assert_eq!(error.to_string(), format!("Cannot find endpoint: spark://nobody@{}", address(&server)));
+        assert_eq!(
+            error.to_string(),
+            format!("Cannot find endpoint: spark://nobody@{}", address(&server))
+        );
     }
 }
 
 #[tokio::test]
 async fn nre_02_advertise_address_different_from_bind_address() {
-    let env = RpcEnv::builder("server").bind("127.0.0.1:0").advertise("example.com").start().await.unwrap();
+    let env = RpcEnv::builder("server")
+        .bind("127.0.0.1:0")
+        .advertise("example.com")
+        .start()
+        .await
+        .unwrap();
     assert!(address(&env).to_string().starts_with("example.com:"));
     assert_ne!(address(&env).port(), 0);
 }
@@ -230,7 +248,8 @@ async fn a_wildcard_needs_an_address_to_advertise() {
         assert_eq!(error.kind(), ErrorKind::Config);
         assert!(error.to_string().contains("advertise"), "{error}");
     }
-    let env = RpcEnv::builder("server").bind("0.0.0.0:0").advertise("127.0.0.1").start().await.unwrap();
+    let env =
+        RpcEnv::builder("server").bind("0.0.0.0:0").advertise("127.0.0.1").start().await.unwrap();
     env.setup_endpoint("hello", Hello).unwrap();
     let client = client().await;
     soon(client.setup_endpoint_ref::<HelloMessage>(address(&env), "hello")).await.unwrap();
@@ -239,19 +258,26 @@ async fn a_wildcard_needs_an_address_to_advertise() {
 #[tokio::test]
 async fn an_env_without_a_mode_or_with_a_bad_address_does_not_start() {
     assert_eq!(RpcEnv::builder("none").start().await.unwrap_err().kind(), ErrorKind::Config);
-    assert_eq!(RpcEnv::builder("bad").bind("here").start().await.unwrap_err().kind(), ErrorKind::Address);
+    assert_eq!(
+        RpcEnv::builder("bad").bind("here").start().await.unwrap_err().kind(),
+        ErrorKind::Address
+    );
 }
 
 #[tokio::test]
 async fn a_lookup_checks_the_service() {
     let (server, client) = (server().await, client().await);
     server.setup_endpoint("hello", Hello).unwrap();
-    let error = soon(client.setup_endpoint_ref::<StoreMessage>(address(&server), "hello")).await.unwrap_err();
+    let error = soon(client.setup_endpoint_ref::<StoreMessage>(address(&server), "hello"))
+        .await
+        .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ServiceMismatch);
     let text = error.to_string();
     assert!(text.contains("serves hello.Hello, not coverage.Store"), "{text}");
     // In the own environment too, where types are compared.
-    let error = soon(server.setup_endpoint_ref::<StoreMessage>(address(&server), "hello")).await.unwrap_err();
+    let error = soon(server.setup_endpoint_ref::<StoreMessage>(address(&server), "hello"))
+        .await
+        .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ServiceMismatch);
 }
 
@@ -277,8 +303,12 @@ impl ThreadSafeRpcEndpoint for ServesBoth {
     type Message = Both;
     async fn receive(&mut self, message: Both, _: &EndpointContext<Both>) -> Result<(), RpcError> {
         match message {
-            Both::Hello(HelloMessage::SayHi(hi, context)) => context.reply(Greeting { text: hi.msg }),
-            Both::Store(StoreMessage::Get(_, context)) => context.reply(coverage::Value { value: 42 }),
+            Both::Hello(HelloMessage::SayHi(hi, context)) => {
+                context.reply(Greeting { text: hi.msg })
+            }
+            Both::Store(StoreMessage::Get(_, context)) => {
+                context.reply(coverage::Value { value: 42 })
+            }
             _ => Ok(()),
         }
     }
@@ -288,8 +318,10 @@ impl ThreadSafeRpcEndpoint for ServesBoth {
 async fn one_endpoint_can_serve_several_services() {
     let (server, client) = (server().await, client().await);
     server.setup_endpoint("both", ServesBoth).unwrap();
-    let hello = soon(client.setup_endpoint_ref::<HelloMessage>(address(&server), "both")).await.unwrap();
-    let store = soon(client.setup_endpoint_ref::<StoreMessage>(address(&server), "both")).await.unwrap();
+    let hello =
+        soon(client.setup_endpoint_ref::<HelloMessage>(address(&server), "both")).await.unwrap();
+    let store =
+        soon(client.setup_endpoint_ref::<StoreMessage>(address(&server), "both")).await.unwrap();
     assert_eq!(soon(hello.ask(hi("x"))).await.unwrap().text, "x");
     assert_eq!(soon(store.ask(get("x"))).await.unwrap().value, 42);
 }
@@ -299,7 +331,8 @@ async fn messages_without_a_schema_stay_at_home() {
     struct Home;
     impl RpcMessage for Home {}
     let (server, client) = (server().await, client().await);
-    let error = soon(client.setup_endpoint_ref::<Home>(address(&server), "hello")).await.unwrap_err();
+    let error =
+        soon(client.setup_endpoint_ref::<Home>(address(&server), "hello")).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::LocalOnly);
 }
 
@@ -316,7 +349,8 @@ async fn a_lookup_in_the_own_environment_gives_a_local_ref() {
         }
     });
     let direct = server.setup_endpoint("store", store).unwrap();
-    let found = soon(server.setup_endpoint_ref::<StoreMessage>(address(&server), "store")).await.unwrap();
+    let found =
+        soon(server.setup_endpoint_ref::<StoreMessage>(address(&server), "store")).await.unwrap();
     assert_eq!(direct, found);
     assert_eq!(soon(found.ask(get("x"))).await.unwrap().value, 1);
     server.stop(&direct);
@@ -324,8 +358,8 @@ async fn a_lookup_in_the_own_environment_gives_a_local_ref() {
     assert_eq!(found.send(get("x")).unwrap_err().error().kind(), ErrorKind::Stopped);
 }
 
-/// What a newer peer may send: an rpc that this side's schema does not have; and what a broken one may: a request
-/// that is something else.
+/// What a newer peer may send: an rpc that this side's schema does not have; and what a broken one
+/// may: a request that is something else.
 struct Newer(&'static str);
 
 impl RpcRequest<HelloMessage> for Newer {
@@ -364,7 +398,8 @@ impl RpcRequest<HelloMessage> for Broken {
 async fn an_unknown_method_fails_its_ask_only() {
     let (server, client) = (server().await, client().await);
     let endpoint = server.setup_endpoint("hello", Hello).unwrap();
-    let hello = soon(client.setup_endpoint_ref::<HelloMessage>(address(&server), "hello")).await.unwrap();
+    let hello =
+        soon(client.setup_endpoint_ref::<HelloMessage>(address(&server), "hello")).await.unwrap();
     let error = soon(hello.ask(Newer("x"))).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotDelivered);
     assert!(error.is_remote());
@@ -388,8 +423,10 @@ async fn bytes_that_are_no_envelope_fail_their_request_only() {
     let at = address(&server);
     let client = soon(factory.create_client((at.host(), at.port()))).await.unwrap();
     client.send(envelope::hello(7).envelope()).unwrap();
-    let request = |endpoint, path, body: &[u8]| envelope::message(1, endpoint, path, body).encode_to_vec();
-    // Truncated, a length beyond the end, not UTF-8, no route, a route that is not open, no endpoint.
+    let request =
+        |endpoint, path, body: &[u8]| envelope::message(1, endpoint, path, body).encode_to_vec();
+    // Truncated, a length beyond the end, not UTF-8, no route, a route that is not open, no
+    // endpoint.
     let rejected: [(&[u8], &str); 7] = [
         (b"\xff", "no envelope"),
         (b"\x7a\xff\xff\xff\xff\x0f", "no envelope"),
@@ -407,8 +444,9 @@ async fn bytes_that_are_no_envelope_fail_their_request_only() {
         assert!(response.contains(text), "{bytes:?}: {response}");
     }
     let path = "/other.Service/SayHi";
-    let response =
-        soon(client.send_rpc(envelope::message(2, "hello", path, b"").encode_to_vec())).await.unwrap();
+    let response = soon(client.send_rpc(envelope::message(2, "hello", path, b"").encode_to_vec()))
+        .await
+        .unwrap();
     assert!(String::from_utf8_lossy(&response).contains("serves hello.Hello, not"), "{response:?}");
     let request = |path: &str, body: &[u8]| envelope::message(2, "", path, body).encode_to_vec();
     // A method that does not exist, as long as a frame allows: the error does not repeat it.
@@ -428,7 +466,8 @@ async fn bytes_that_are_no_envelope_fail_their_request_only() {
 async fn unknown_fields_are_tolerated() {
     let (server, client) = (server().await, client().await);
     server.setup_endpoint("hello", Hello).unwrap();
-    let hello = soon(client.setup_endpoint_ref::<HelloMessage>(address(&server), "hello")).await.unwrap();
+    let hello =
+        soon(client.setup_endpoint_ref::<HelloMessage>(address(&server), "hello")).await.unwrap();
     // Pair's field 1 holds bytes that are a string as well; SayHi does not know its field 3.
     let text = soon(hello.ask(Broken)).await.unwrap().text;
     assert!(text.starts_with("hi, "), "{text}");
@@ -451,7 +490,8 @@ async fn sends_and_asks_arrive_in_order_also_before_the_connection_stands() {
         _ => Ok(()),
     });
     server.setup_endpoint("order", store).unwrap();
-    let store = soon(client.setup_endpoint_ref::<StoreMessage>(address(&server), "order")).await.unwrap();
+    let store =
+        soon(client.setup_endpoint_ref::<StoreMessage>(address(&server), "order")).await.unwrap();
     let mut asks = Vec::new();
     for n in 0..2000 {
         if n % 10 == 9 {
@@ -482,7 +522,8 @@ async fn a_full_outbox_gives_the_request_back() {
         _ => Ok(()),
     });
     server.setup_endpoint("store", store).unwrap();
-    let store = soon(client.setup_endpoint_ref::<StoreMessage>(address(&server), "store")).await.unwrap();
+    let store =
+        soon(client.setup_endpoint_ref::<StoreMessage>(address(&server), "store")).await.unwrap();
     // On this one thread no credit comes before the test gives way.
     let mut sent = 0;
     let refused = loop {
@@ -561,7 +602,8 @@ async fn asks_end_when_the_peer_or_the_own_environment_stops() {
     });
     let (server, client) = (server().await, client().await);
     server.setup_endpoint("keeps", store).unwrap();
-    let store = soon(client.setup_endpoint_ref::<StoreMessage>(address(&server), "keeps")).await.unwrap();
+    let store =
+        soon(client.setup_endpoint_ref::<StoreMessage>(address(&server), "keeps")).await.unwrap();
     let ask = store.ask(get("x"));
     next(&mut arrived).await;
     soon(server.shutdown()).await;
@@ -588,7 +630,8 @@ async fn the_sender_is_where_the_asker_listens_or_its_socket() {
     });
     first.setup_endpoint("store", store).unwrap();
     for env in [&second, &client] {
-        let store = soon(env.setup_endpoint_ref::<StoreMessage>(address(&first), "store")).await.unwrap();
+        let store =
+            soon(env.setup_endpoint_ref::<StoreMessage>(address(&first), "store")).await.unwrap();
         store.send(get("x")).unwrap();
         let sender = next(&mut senders).await.expect("known");
         match env.address() {
@@ -621,7 +664,9 @@ async fn every_ask_ends_once_while_endpoints_and_connections_come_and_go() {
     for round in 0..20 {
         let (server, client) = (server().await, client().await);
         server.setup_endpoint("hello", Hello).unwrap();
-        let hello = soon(client.setup_endpoint_ref::<HelloMessage>(address(&server), "hello")).await.unwrap();
+        let hello = soon(client.setup_endpoint_ref::<HelloMessage>(address(&server), "hello"))
+            .await
+            .unwrap();
         let askers: Vec<_> = (0..4)
             .map(|_| {
                 let hello = hello.clone();

@@ -32,8 +32,10 @@ async fn client_with(conf: RpcConf) -> RpcEnv {
 #[tokio::test(start_paused = true)]
 async fn idle_routes_are_closed_and_opened_again_by_their_refs() {
     let network = MemoryNetwork::new();
-    let server = RpcEnv::builder("server").bind("10.0.0.1:7077").on_network(&network).start().await.unwrap();
-    let client = RpcEnv::builder("client").client_mode().on_network(&network).start().await.unwrap();
+    let server =
+        RpcEnv::builder("server").bind("10.0.0.1:7077").on_network(&network).start().await.unwrap();
+    let client =
+        RpcEnv::builder("client").client_mode().on_network(&network).start().await.unwrap();
     let mut refs = Vec::new();
     for name in ["one", "two", "three"] {
         server.setup_endpoint(name, Hello).unwrap();
@@ -70,11 +72,13 @@ async fn refs_beyond_the_limit_of_routes_fail_and_recover() {
             refs.push(hello);
         }
     }
-    let error = soon(client.setup_endpoint_ref::<HelloMessage>(address(&server), "endpoint-9")).await;
+    let error =
+        soon(client.setup_endpoint_ref::<HelloMessage>(address(&server), "endpoint-9")).await;
     // The route to the verifier has no ref, so the new one takes its number.
     let last = error.unwrap();
     soon(last.ask(hi("neo"))).await.unwrap();
-    let error = soon(client.setup_endpoint_ref::<HelloMessage>(address(&server), "endpoint-8")).await;
+    let error =
+        soon(client.setup_endpoint_ref::<HelloMessage>(address(&server), "endpoint-8")).await;
     let error = error.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Limit);
     assert!(error.to_string().contains("spark.rpc.maxRoutesPerConnection"), "{error}");
@@ -114,7 +118,11 @@ struct Store;
 
 impl ThreadSafeRpcEndpoint for Store {
     type Message = StoreMessage;
-    async fn receive(&mut self, _: StoreMessage, _: &EndpointContext<StoreMessage>) -> Result<(), RpcError> {
+    async fn receive(
+        &mut self,
+        _: StoreMessage,
+        _: &EndpointContext<StoreMessage>,
+    ) -> Result<(), RpcError> {
         Ok(())
     }
 }
@@ -129,7 +137,8 @@ async fn peer_that_asks_a_one_way_rpc_gets_a_failure() {
     let factory = context.create_client_factory();
     let client = soon(factory.create_unmanaged_client((at.host(), at.port()))).await.unwrap();
     client.send(envelope::hello(7).envelope()).unwrap();
-    let touch = envelope::message(1, "store", "/coverage.Store/Touch", &Mark::default().encode_to_vec());
+    let touch =
+        envelope::message(1, "store", "/coverage.Store/Touch", &Mark::default().encode_to_vec());
     let response = soon(client.send_rpc(touch.encode_to_vec())).await.unwrap();
     assert!(String::from_utf8_lossy(&response).contains("without an answer"), "{response:?}");
 }

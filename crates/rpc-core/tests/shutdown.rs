@@ -6,7 +6,8 @@ mod common;
 
 use common::{Greeting, Hello, HelloMessage, address, client, hi, next, server, setting, soon};
 use rpc_core::{
-    EndpointContext, ErrorKind, MemoryNetwork, RpcEndpointRef, RpcEnv, RpcError, ThreadSafeRpcEndpoint,
+    EndpointContext, ErrorKind, MemoryNetwork, RpcEndpointRef, RpcEnv, RpcError,
+    ThreadSafeRpcEndpoint,
 };
 use tokio::sync::{Semaphore, mpsc};
 
@@ -32,7 +33,8 @@ async fn a_shutdown_finishes_what_was_accepted_and_refuses_the_rest() {
     let permits = std::sync::Arc::new(Semaphore::new(0));
     let slow = server.setup_endpoint("slow", Gated(std::sync::Arc::clone(&permits))).unwrap();
     server.setup_endpoint("idle", Hello).unwrap();
-    let remote = soon(client.setup_endpoint_ref::<HelloMessage>(address(&server), "slow")).await.unwrap();
+    let remote =
+        soon(client.setup_endpoint_ref::<HelloMessage>(address(&server), "slow")).await.unwrap();
     let accepted: Vec<_> = (0..3).map(|_| slow.ask(hi("neo"))).collect();
     let down = server.shutdown();
     assert_eq!(soon(slow.ask(hi("late"))).await.unwrap_err().kind(), ErrorKind::Stopped);
@@ -76,7 +78,11 @@ struct Polite(RpcEndpointRef<HelloMessage>);
 
 impl ThreadSafeRpcEndpoint for Polite {
     type Message = HelloMessage;
-    async fn receive(&mut self, _: HelloMessage, _: &EndpointContext<HelloMessage>) -> Result<(), RpcError> {
+    async fn receive(
+        &mut self,
+        _: HelloMessage,
+        _: &EndpointContext<HelloMessage>,
+    ) -> Result<(), RpcError> {
         Ok(())
     }
     async fn on_stop(&mut self, _: &EndpointContext<HelloMessage>) -> Result<(), RpcError> {
@@ -104,7 +110,8 @@ async fn what_is_sent_in_on_stop_still_goes_out() {
     let (first, client) = (server().await, client().await);
     let (told, _) = mpsc::unbounded_channel();
     first.setup_endpoint("tell", Tell(told)).unwrap();
-    let tell = soon(client.setup_endpoint_ref::<HelloMessage>(address(&first), "tell")).await.unwrap();
+    let tell =
+        soon(client.setup_endpoint_ref::<HelloMessage>(address(&first), "tell")).await.unwrap();
     client.setup_endpoint("polite", Polite(tell)).unwrap();
     let at = address(&first).host_port();
     soon(first.shutdown()).await;
@@ -141,15 +148,18 @@ fn what_is_sent_in_on_stop_does_not_need_the_runtime_afterwards() {
             Ok(self.0.send(hi(&"x".repeat(LARGE)))?)
         }
     }
-    let build =
-        || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let build = || {
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap()
+    };
     let (theirs, ours) = (build(), build());
     let (told, mut heard) = mpsc::unbounded_channel();
     let server = theirs.block_on(server());
     server.setup_endpoint("tell", Tell(told)).unwrap();
     let report = ours.block_on(async {
         let client = client().await;
-        let tell = soon(client.setup_endpoint_ref::<HelloMessage>(address(&server), "tell")).await.unwrap();
+        let tell = soon(client.setup_endpoint_ref::<HelloMessage>(address(&server), "tell"))
+            .await
+            .unwrap();
         client.setup_endpoint("parting", Parting(tell)).unwrap();
         soon(client.shutdown()).await
     });
@@ -164,7 +174,8 @@ async fn messages_that_cannot_be_sent_any_more_are_counted() {
     let conf = setting("spark.rpc.inbox.maxMessages", "1");
     let server = RpcEnv::builder("server").bind("10.0.0.1:7077").on_network(&network).conf(conf);
     let server = server.start().await.unwrap();
-    let client = RpcEnv::builder("client").client_mode().on_network(&network).start().await.unwrap();
+    let client =
+        RpcEnv::builder("client").client_mode().on_network(&network).start().await.unwrap();
     server.setup_endpoint("stuck", Gated(std::sync::Arc::new(Semaphore::new(0)))).unwrap();
     let stuck = client.setup_endpoint_ref::<HelloMessage>(address(&server), "stuck").await.unwrap();
     // The first uses up the credit there is; the others wait for more.
@@ -197,8 +208,9 @@ async fn rpc_env_35_an_orderly_shutdown_logs_no_warning() {
         server.setup_endpoint("hello", Hello).unwrap();
         client.setup_endpoint("hello", Hello).unwrap();
         for env in [&client, &other] {
-            let hello =
-                soon(env.setup_endpoint_ref::<HelloMessage>(address(&server), "hello")).await.unwrap();
+            let hello = soon(env.setup_endpoint_ref::<HelloMessage>(address(&server), "hello"))
+                .await
+                .unwrap();
             hello.send(hi("neo")).unwrap();
             soon(hello.ask(hi("neo"))).await.unwrap();
             // Given up, with the answer on its way.
@@ -261,7 +273,8 @@ async fn an_endpoint_that_awaits_its_own_end_does_not_hang() {
             _: &EndpointContext<HelloMessage>,
         ) -> Result<(), RpcError> {
             let (HelloMessage::SayHi(_, context) | HelloMessage::SayBye(_, context)) = message;
-            context.reply(Greeting { text: format!("complete: {}", self.0.shutdown().await.complete) })
+            context
+                .reply(Greeting { text: format!("complete: {}", self.0.shutdown().await.complete) })
         }
     }
     let env = client().await;
@@ -286,7 +299,9 @@ fn what_is_sent_after_the_end_of_the_runtime_fails() {
     drop(ours);
     let (told, failed) = std::sync::mpsc::channel();
     // It may not hang: not even the thread.
-    std::thread::spawn(move || told.send(build().block_on(hello.ask(hi("neo"))).map_err(|e| e.kind())));
+    std::thread::spawn(move || {
+        told.send(build().block_on(hello.ask(hi("neo"))).map_err(|e| e.kind()))
+    });
     let failed = failed.recv_timeout(std::time::Duration::from_secs(10)).expect("the ask hangs");
     assert_eq!(failed.unwrap_err(), ErrorKind::Stopped);
     drop(server.shutdown());

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use common::{Greeting, Hello, HelloMessage, address, client, hi, server, soon};
 use rpc_core::{
-    EndpointContext, EndpointOptions, EndpointSnapshot, ErrorKind, Overflow, RpcCallContext, RpcEnv,
-    RpcError, ThreadSafeRpcEndpoint,
+    EndpointContext, EndpointOptions, EndpointSnapshot, ErrorKind, Overflow, RpcCallContext,
+    RpcEnv, RpcError, ThreadSafeRpcEndpoint,
 };
 use tokio::sync::mpsc;
 
@@ -24,7 +24,8 @@ impl ThreadSafeRpcEndpoint for Slow {
         _: &EndpointContext<HelloMessage>,
     ) -> Result<(), RpcError> {
         let (HelloMessage::SayHi(_, context) | HelloMessage::SayBye(_, context)) = message;
-        let time = self.0.recv().await.ok_or_else(|| RpcError::application("the test is over"))??;
+        let time =
+            self.0.recv().await.ok_or_else(|| RpcError::application("the test is over"))??;
         tokio::time::sleep(time).await;
         context.reply(Greeting::default())
     }
@@ -34,7 +35,11 @@ fn of(env: &RpcEnv, name: &str) -> EndpointSnapshot {
     env.snapshot().endpoints.into_iter().find(|endpoint| endpoint.name == name).unwrap()
 }
 
-async fn until(env: &RpcEnv, name: &str, holds: impl Fn(&EndpointSnapshot) -> bool) -> EndpointSnapshot {
+async fn until(
+    env: &RpcEnv,
+    name: &str,
+    holds: impl Fn(&EndpointSnapshot) -> bool,
+) -> EndpointSnapshot {
     soon(async {
         loop {
             let snapshot = of(env, name);
@@ -53,10 +58,12 @@ async fn a_snapshot_tells_what_endpoints_do() {
     let (release, released) = mpsc::unbounded_channel();
     let options = EndpointOptions::new().max_messages(4);
     let local = server.setup_endpoint_with("slow", Slow(released), options).unwrap();
-    let remote = soon(client.setup_endpoint_ref::<HelloMessage>(address(&server), "slow")).await.unwrap();
+    let remote =
+        soon(client.setup_endpoint_ref::<HelloMessage>(address(&server), "slow")).await.unwrap();
     let asks: Vec<_> = (0..3).map(|_| tokio::spawn(local.ask(hi("x")))).collect();
     let last = remote.ask(hi("y"));
-    let waiting = until(&server, "slow", |slow| slow.queued == 4 && slow.lag > Duration::ZERO).await;
+    let waiting =
+        until(&server, "slow", |slow| slow.queued == 4 && slow.lag > Duration::ZERO).await;
     assert_eq!((waiting.handled, waiting.refused), (0, 0));
     assert!(waiting.queued_bytes > 0);
     assert_eq!((server.snapshot().pending_asks, client.snapshot().pending_asks), (3, 1));
@@ -80,10 +87,14 @@ async fn a_snapshot_tells_what_endpoints_do() {
     assert_eq!((server.pending_asks, client.pending_asks, server.inbox_bytes), (0, 0, 0));
     assert_eq!((server.server.connections, client.client.connections), (1, 1));
     let [outbox] = &client.outboxes[..] else { panic!("{:?}", client.outboxes) };
-    assert_eq!((&outbox.address, outbox.connected, outbox.queued), (&server.address.unwrap(), true, 0));
+    assert_eq!(
+        (&outbox.address, outbox.connected, outbox.queued),
+        (&server.address.unwrap(), true, 0)
+    );
 }
 
-/// Where endpoints come and go by the thousand, each with a name of its own, the connection does not remember them all.
+/// Where endpoints come and go by the thousand, each with a name of its own, the connection does
+/// not remember them all.
 #[tokio::test]
 async fn an_outbox_forgets_endpoints_that_nobody_sends_to_any_more() {
     let (server, client) = (server().await, client().await);
@@ -182,7 +193,8 @@ async fn a_snapshot_can_be_exported() {
     use std::sync::{Arc, Mutex};
 
     use metrics::{
-        Counter, CounterFn, Gauge, GaugeFn, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit,
+        Counter, CounterFn, Gauge, GaugeFn, Histogram, Key, KeyName, Metadata, Recorder,
+        SharedString, Unit,
     };
 
     #[derive(Default)]
@@ -208,7 +220,8 @@ async fn a_snapshot_can_be_exported() {
         }
     }
     fn name(key: &Key) -> String {
-        let labels: Vec<_> = key.labels().map(|label| format!("{}={}", label.key(), label.value())).collect();
+        let labels: Vec<_> =
+            key.labels().map(|label| format!("{}={}", label.key(), label.value())).collect();
         format!("{} {}", key.name(), labels.join(","))
     }
     impl Recorder for Values {

@@ -14,7 +14,8 @@ async fn rpc_env_25_a_port_in_use_gives_way_to_another() {
     assert_ne!(address(&first).port(), address(&second).port());
     for env in [&first, &second] {
         env.setup_endpoint("hello", Hello).unwrap();
-        let hello = soon(client.setup_endpoint_ref::<HelloMessage>(address(env), "hello")).await.unwrap();
+        let hello =
+            soon(client.setup_endpoint_ref::<HelloMessage>(address(env), "hello")).await.unwrap();
         assert_eq!(soon(hello.ask(hi("neo"))).await.unwrap().text, "hi, neo");
     }
 }
@@ -37,8 +38,12 @@ async fn rpc_env_25_ports_are_tried_one_after_the_other() {
         let error = start(retries).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Bind);
         let text = error.to_string();
-        for part in ["'many'", &format!("after {retries} retries"), "10.0.0.1:65534", "spark.port.maxRetries"]
-        {
+        for part in [
+            "'many'",
+            &format!("after {retries} retries"),
+            "10.0.0.1:65534",
+            "spark.port.maxRetries",
+        ] {
             assert!(text.contains(part), "{part}: {text}");
         }
     }
@@ -52,7 +57,10 @@ async fn rpc_env_25_there_are_16_retries_and_100_in_tests() {
         let conf = if testing { setting("spark.testing", "true") } else { RpcConf::new() };
         let mut envs = Vec::new();
         let error = loop {
-            let env = RpcEnv::builder("env").bind("10.0.0.1:7077").on_network(&network).conf(conf.clone());
+            let env = RpcEnv::builder("env")
+                .bind("10.0.0.1:7077")
+                .on_network(&network)
+                .conf(conf.clone());
             match env.start().await {
                 Ok(env) => envs.push(env),
                 Err(error) => break error,
@@ -69,7 +77,8 @@ async fn rpc_env_25_only_ports_in_use_are_tried_again() {
     assert_eq!(error.kind(), ErrorKind::Bind);
     assert!(!error.to_string().contains("retries"), "{error}");
     for port in [1, 80, 1023] {
-        let error = RpcEnv::builder("env").bind(format!("127.0.0.1:{port}")).start().await.unwrap_err();
+        let error =
+            RpcEnv::builder("env").bind(format!("127.0.0.1:{port}")).start().await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Config);
         assert!(error.to_string().contains("1024 to 65535"), "{error}");
     }
@@ -79,12 +88,17 @@ async fn rpc_env_25_only_ports_in_use_are_tried_again() {
     }
 }
 
-/// The tasks that an environment began end with it, also if it was not shut down, or has not even started.
+/// The tasks that an environment began end with it, also if it was not shut down, or has not even
+/// started.
 #[tokio::test]
 async fn nothing_is_left_of_an_env_that_is_dropped() {
     let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
     let server = server().await;
-    client().await.setup_endpoint_ref::<HelloMessage>(address(&server), "nobody").await.unwrap_err();
+    client()
+        .await
+        .setup_endpoint_ref::<HelloMessage>(address(&server), "nobody")
+        .await
+        .unwrap_err();
     let taken = RpcEnv::builder("taken").conf(setting("spark.port.maxRetries", "0"));
     taken.bind(address(&server).to_string()).start().await.unwrap_err();
     drop(server);
@@ -98,12 +112,14 @@ async fn nothing_is_left_of_an_env_that_is_dropped() {
 
 #[tokio::test]
 async fn nre_02_the_advertised_host_is_the_address() {
-    let env = RpcEnv::builder("env").bind("localhost:0").advertise("example.com").start().await.unwrap();
+    let env =
+        RpcEnv::builder("env").bind("localhost:0").advertise("example.com").start().await.unwrap();
     assert!(address(&env).to_string().starts_with("example.com:"), "{:?}", env.address());
     // It is reached at the host it binds.
     env.setup_endpoint("hello", Hello).unwrap();
     let bound = RpcAddress::new("localhost", address(&env).port());
-    let hello = soon(client().await.setup_endpoint_ref::<HelloMessage>(bound, "hello")).await.unwrap();
+    let hello =
+        soon(client().await.setup_endpoint_ref::<HelloMessage>(bound, "hello")).await.unwrap();
     assert_eq!(soon(hello.ask(hi("neo"))).await.unwrap().text, "hi, neo");
 }
 
@@ -111,10 +127,13 @@ async fn nre_02_the_advertised_host_is_the_address() {
 #[tokio::test]
 async fn nre_02_a_host_that_no_address_can_have_is_not_advertised() {
     for host in ["", "a host", "host:7077", "spark://host", "[host]"] {
-        let error = RpcEnv::builder("env").bind("127.0.0.1:0").advertise(host).start().await.unwrap_err();
+        let error =
+            RpcEnv::builder("env").bind("127.0.0.1:0").advertise(host).start().await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Config, "{host}");
         assert!(
-            error.to_string().starts_with(&format!("the environment env cannot advertise `{host}`")),
+            error
+                .to_string()
+                .starts_with(&format!("the environment env cannot advertise `{host}`")),
             "{error}"
         );
     }
@@ -133,9 +152,13 @@ async fn nre_01_an_endpoint_is_looked_up_by_its_uri() {
     let error = soon(client.setup_endpoint_ref_by_uri::<HelloMessage>(&missing)).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::EndpointNotFound);
     assert!(error.to_string().contains(&missing), "{error}");
-    for uri in
-        ["hello", "http://hello@host:1", "spark://host:1", "spark://hello@host", "spark://hello@host:1/path"]
-    {
+    for uri in [
+        "hello",
+        "http://hello@host:1",
+        "spark://host:1",
+        "spark://hello@host",
+        "spark://hello@host:1/path",
+    ] {
         let error = soon(client.setup_endpoint_ref_by_uri::<HelloMessage>(uri)).await.unwrap_err();
         assert_eq!(
             (error.kind(), error.to_string()),

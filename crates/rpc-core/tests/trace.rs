@@ -40,7 +40,10 @@ impl ThreadSafeRpcEndpoint for InSpan {
     ) -> Result<(), RpcError> {
         tokio::task::yield_now().await;
         let (HelloMessage::SayHi(_, context) | HelloMessage::SayBye(_, context)) = message;
-        let text = Span::current().metadata().map(|metadata| metadata.name().to_owned()).unwrap_or_default();
+        let text = Span::current()
+            .metadata()
+            .map(|metadata| metadata.name().to_owned())
+            .unwrap_or_default();
         context.reply(Greeting { text })
     }
 }
@@ -51,10 +54,15 @@ async fn a_trace_goes_along_with_messages_here_and_across_the_network() {
     let (told, mut received) = mpsc::unbounded_channel();
     let server = RpcEnv::builder("server").bind("127.0.0.1:0");
     let server = server.trace_context(Propagator(told.clone())).start().await.unwrap();
-    let client =
-        RpcEnv::builder("client").client_mode().trace_context(Propagator(told)).start().await.unwrap();
+    let client = RpcEnv::builder("client")
+        .client_mode()
+        .trace_context(Propagator(told))
+        .start()
+        .await
+        .unwrap();
     let local = server.setup_endpoint("traced", InSpan).unwrap();
-    let remote = soon(client.setup_endpoint_ref::<HelloMessage>(address(&server), "traced")).await.unwrap();
+    let remote =
+        soon(client.setup_endpoint_ref::<HelloMessage>(address(&server), "traced")).await.unwrap();
     for endpoint in [&local, &remote] {
         let traceparent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
         let asked = PARENT.scope(traceparent.to_owned(), async { endpoint.ask(hi("neo")).await });

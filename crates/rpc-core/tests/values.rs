@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use rpc_core::{
     AbortHandle, Ask, Download, EndpointContext, EndpointRef, EnvSnapshot, ErrorKind, RpcAddress,
-    RpcCallContext, RpcConf, RpcEndpointAddress, RpcEndpointRef, RpcEnv, RpcEnvBuilder, RpcEnvFileServer,
-    RpcError, RpcTimeout, SendError, ShutdownReport,
+    RpcCallContext, RpcConf, RpcEndpointAddress, RpcEndpointRef, RpcEnv, RpcEnvBuilder,
+    RpcEnvFileServer, RpcError, RpcTimeout, SendError, ShutdownReport,
 };
 
 /// What is held goes to any thread, whatever the messages are.
@@ -32,8 +32,10 @@ fn everything_can_be_sent_and_shared_between_threads() {
 
 #[test]
 fn secrets_among_the_settings_are_not_shown() {
-    let settings = [("spark.ssl.rpc.keyStorePassword", "hush"), ("spark.authenticate.secret", "hush")];
-    let conf = RpcConf::from_settings(settings).unwrap().with("spark.network.timeout", "7s").unwrap();
+    let settings =
+        [("spark.ssl.rpc.keyStorePassword", "hush"), ("spark.authenticate.secret", "hush")];
+    let conf =
+        RpcConf::from_settings(settings).unwrap().with("spark.network.timeout", "7s").unwrap();
     let shown = format!("{conf:?}");
     assert!(!shown.contains("hush") && shown.contains("7s"), "{shown}");
 }
@@ -125,7 +127,8 @@ fn adr_10_consistent_sparse_mapping_trailing_zeros() {
 
 #[test]
 fn nra_01_to_string() {
-    let address = RpcEndpointAddress::new(Some(RpcAddress::new("localhost", 12345)), "test").unwrap();
+    let address =
+        RpcEndpointAddress::new(Some(RpcAddress::new("localhost", 12345)), "test").unwrap();
     assert_eq!(address.to_string(), "spark://test@localhost:12345");
     assert_eq!("spark://test@localhost:12345".parse::<RpcEndpointAddress>().unwrap(), address);
 }
@@ -140,9 +143,14 @@ fn nra_02_to_string_for_client_mode() {
 
 #[test]
 fn endpoint_addresses_need_a_name_that_fits() {
-    for url in
-        ["spark://h:1", "spark://@h:1", "spark://a b@h:1", "spark://a@h", "http://a@h:1", "spark://a@h:1/p"]
-    {
+    for url in [
+        "spark://h:1",
+        "spark://@h:1",
+        "spark://a b@h:1",
+        "spark://a@h",
+        "http://a@h:1",
+        "spark://a@h:1/p",
+    ] {
         let error = url.parse::<RpcEndpointAddress>().unwrap_err();
         assert_eq!(error.to_string(), format!("Invalid Spark URL: {url}"));
     }

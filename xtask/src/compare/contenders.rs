@@ -51,7 +51,13 @@ const fn peer(name: &'static str, server: Option<&'static str>) -> Contender {
 }
 
 const fn remote_actor(name: &'static str) -> Contender {
-    Contender { name, side: Side::Peer, program: Program::RemoteActors, server: Some(name), client: name }
+    Contender {
+        name,
+        side: Side::Peer,
+        program: Program::RemoteActors,
+        server: Some(name),
+        client: name,
+    }
 }
 
 const fn spark(name: &'static str, kind: &'static str) -> Contender {
@@ -146,8 +152,9 @@ impl Programs {
     }
 
     fn command(&self, contender: Contender) -> Result<Command> {
-        let peer =
-            |built: &Option<PathBuf>| built.as_ref().map(Command::new).context("the peers are not built");
+        let peer = |built: &Option<PathBuf>| {
+            built.as_ref().map(Command::new).context("the peers are not built")
+        };
         Ok(match contender.program {
             Program::Own => Command::new(&self.own),
             Program::Peers => peer(&self.peers)?,

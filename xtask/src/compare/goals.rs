@@ -12,13 +12,20 @@ use super::pair::Measured;
 pub(crate) struct Results(BTreeMap<(&'static str, &'static str), Vec<Measured>>);
 
 impl Results {
-    pub(crate) fn add(&mut self, measurement: &'static str, contender: &'static str, measured: Measured) {
+    pub(crate) fn add(
+        &mut self,
+        measurement: &'static str,
+        contender: &'static str,
+        measured: Measured,
+    ) {
         self.0.entry((measurement, contender)).or_default().push(measured);
     }
 
     /// Everything, in the order of names.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&'static str, &'static str, &[Measured])> {
-        self.0.iter().map(|((measurement, contender), samples)| (*measurement, *contender, &samples[..]))
+        self.0
+            .iter()
+            .map(|((measurement, contender), samples)| (*measurement, *contender, &samples[..]))
     }
 
     /// Returns the samples of `contender` in the measurement `id`, in the order of the runs.
@@ -238,12 +245,18 @@ fn goals() -> Vec<Goal> {
     for measurement in ["echo-128", "kib-128"] {
         beside("E5", "ours", measurement, Cpu, &[("smallest", AtMost(1.4))]);
     }
-    let actors =
-        [("ractor-cluster", AtLeast(8.0)), ("kameo-remote", AtLeast(40.0)), ("spark-rpc", AtLeast(15.0))];
+    let actors = [
+        ("ractor-cluster", AtLeast(8.0)),
+        ("kameo-remote", AtLeast(40.0)),
+        ("spark-rpc", AtLeast(15.0)),
+    ];
     beside("A2", "ours-rpc", "ask-128", Rate, &actors);
-    for measurement in ["local-send-1", "local-send-4", "local-send-1000", "local-ask-1", "local-ask-128"] {
+    for measurement in
+        ["local-send-1", "local-send-4", "local-send-1000", "local-ask-1", "local-ask-128"]
+    {
         let ahead = MoreThan(1.0);
-        let bounds = [("channel", AtLeast(0.7)), ("actix", ahead), ("kameo", ahead), ("ractor", ahead)];
+        let bounds =
+            [("channel", AtLeast(0.7)), ("actix", ahead), ("kameo", ahead), ("ractor", ahead)];
         beside("L1", "ours-local", measurement, Rate, &bounds);
     }
     beside("B1", "ours", "file-4", Rate, &[("chunks", AtLeast(0.95))]);
@@ -275,7 +288,12 @@ fn goals() -> Vec<Goal> {
         between("E5", what("ours", measurement, SystemCalls), None, AtMost(0.1));
     }
     let typed = |measurement, metric| what("ours-rpc", measurement, metric);
-    between("A1", typed("echo-1-pinned", P50), Some(what("ping-pong", "echo-1-pinned", P50)), AtMost(1.3));
+    between(
+        "A1",
+        typed("echo-1-pinned", P50),
+        Some(what("ping-pong", "echo-1-pinned", P50)),
+        AtMost(1.3),
+    );
     between("A2", typed("ask-128", Rate), Some(what("ours", "ask-echo-128", Rate)), AtLeast(0.5));
     between("A3", typed("send", Rate), Some(typed("ask-128", Rate)), AtLeast(2.0));
     let ours = |measurement, metric| what("ours", measurement, metric);
@@ -295,7 +313,12 @@ fn goals() -> Vec<Goal> {
         between("S2", what("scale", large, Each), Some(what("scale", small, Each)), AtMost(1.3));
     }
     // Rounds that stall stand out from the usual one.
-    between("S3", what("scale", "fan-out", Slowest), Some(what("scale", "fan-out", P50)), AtMost(10.0));
+    between(
+        "S3",
+        what("scale", "fan-out", Slowest),
+        Some(what("scale", "fan-out", P50)),
+        AtMost(10.0),
+    );
     between("L2", what("ours-local", "bytes-per-actor", Value), None, AtMost(800.0));
     goals
 }

@@ -1,8 +1,8 @@
 //! `cargo xtask compare`: ours beside the limits of the machine, other libraries and real Spark.
 //!
-//! Every contender is a server process and a client process that are driven as `benches/protocol` says. In a group all of
-//! them run, and in every run each does each job once, in turns: what disturbs the machine disturbs them alike, and only
-//! ratios inside one run are judged.
+//! Every contender is a server process and a client process that are driven as `benches/protocol`
+//! says. In a group all of them run, and in every run each does each job once, in turns: what
+//! disturbs the machine disturbs them alike, and only ratios inside one run are judged.
 
 mod contenders;
 mod goals;

@@ -58,12 +58,15 @@ impl Pair {
         let mut server = None;
         if let Some(mut command) = programs.server(contender)? {
             command.arg("--file").arg(file);
-            let started =
-                Process::start(format!("server {}", contender.name), &mut places.put(place, command))?;
+            let started = Process::start(
+                format!("server {}", contender.name),
+                &mut places.put(place, command),
+            )?;
             client.arg(ready(&started, deadline)?);
             server = Some(started);
         }
-        let client = Process::start(format!("client {}", contender.name), &mut places.put(place, client))?;
+        let client =
+            Process::start(format!("client {}", contender.name), &mut places.put(place, client))?;
         ready(&client, deadline)?;
         Ok(Self { server, client })
     }
@@ -79,13 +82,17 @@ impl Pair {
             sample,
             cpu_seconds: self.sum(cpu_seconds)? - before,
             peak_bytes: self.sum(|id| status(id, "VmHWM:"))?,
-            server_bytes: self.server.as_ref().map_or(Ok(0), |server| status(server.id(), "VmRSS:"))?,
+            server_bytes: self
+                .server
+                .as_ref()
+                .map_or(Ok(0), |server| status(server.id(), "VmRSS:"))?,
             client_bytes: status(self.client.id(), "VmRSS:")?,
             system_calls: None,
         })
     }
 
-    /// The same with system calls counted, which slows it down; nothing without strace or the right to use it.
+    /// The same with system calls counted, which slows it down; nothing without strace or the right
+    /// to use it.
     pub(crate) fn run_traced(&mut self, job: &Job) -> Result<Option<Measured>> {
         let counts = tempfile::NamedTempFile::new()?;
         let mut strace = Command::new("strace");
@@ -97,8 +104,12 @@ impl Pair {
         // It says on stderr when it is attached, and to how many threads; nothing else tells.
         std::thread::sleep(Duration::from_millis(500));
         let mut measured = self.run(job)?;
-        process::output("kill", Command::new("kill").args(["-INT", &tracer.id().to_string()]), JOB_LIMIT)
-            .ok();
+        process::output(
+            "kill",
+            Command::new("kill").args(["-INT", &tracer.id().to_string()]),
+            JOB_LIMIT,
+        )
+        .ok();
         tracer.exit(Instant::now() + JOB_LIMIT)?;
         let total = fs::read_to_string(counts.path())?;
         let total = total.lines().find(|line| line.trim_end().ends_with("total"));
@@ -149,7 +160,8 @@ fn cpu_seconds(id: u32) -> Result<f64> {
     /// The unit of /proc, on every Linux.
     const TICKS: f64 = 100.0;
     let stat = fs::read_to_string(format!("/proc/{id}/stat"))?;
-    // The name may hold anything but ends with the last parenthesis; utime and stime are fields 14 and 15.
+    // The name may hold anything but ends with the last parenthesis; utime and stime are fields 14
+    // and 15.
     let fields = stat.rsplit(')').next().context("no fields")?.split_whitespace().skip(11).take(2);
     fields.map(|ticks| Ok(ticks.parse::<f64>()? / TICKS)).sum()
 }
@@ -164,7 +176,9 @@ pub(super) fn reset_peak(id: u32) {
 /// A line of /proc/ID/status, in bytes.
 pub(super) fn status(id: u32, name: &str) -> Result<u64> {
     let status = fs::read_to_string(format!("/proc/{id}/status"))?;
-    let line =
-        status.lines().find_map(|line| line.strip_prefix(name)).with_context(|| format!("no {name}"))?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix(name))
+        .with_context(|| format!("no {name}"))?;
     Ok(line.split_whitespace().next().context("no value")?.parse::<u64>()? << 10)
 }

@@ -36,7 +36,11 @@ const VALUES: f64 = 70.0;
 const LINE: f64 = 18.0;
 
 /// Draws those for which there are samples.
-pub(crate) fn draw(directory: &Path, measurements: &[Measurement], results: &Results) -> Result<()> {
+pub(crate) fn draw(
+    directory: &Path,
+    measurements: &[Measurement],
+    results: &Results,
+) -> Result<()> {
     for (file, title, shown) in PICTURES {
         let shown = measurements.iter().filter(|measurement| shown.contains(&measurement.id));
         let panels: Vec<_> = shown.filter_map(|measurement| panel(measurement, results)).collect();
@@ -55,8 +59,9 @@ struct Panel {
 
 fn panel(measurement: &Measurement, results: &Results) -> Option<Panel> {
     let scale = bytes(measurement).map_or(1e-3, |bytes| bytes / 1e9);
-    let bar =
-        |name: &&'static str| Some((*name, results.median(measurement.id, name, Metric::Rate)? * scale));
+    let bar = |name: &&'static str| {
+        Some((*name, results.median(measurement.id, name, Metric::Rate)? * scale))
+    };
     let bars: Vec<_> = measurement.contenders.iter().filter_map(bar).collect();
     (!bars.is_empty()).then_some(Panel { title: measurement.title, bars })
 }
@@ -67,7 +72,12 @@ fn svg(title: &str, panels: &[Panel]) -> String {
     // Writing to a string cannot fail.
     for panel in panels {
         y += 2.0 * LINE;
-        let _ = writeln!(body, r#"<text x="0" y="{:.0}" font-weight="bold">{}</text>"#, y - 6.0, panel.title);
+        let _ = writeln!(
+            body,
+            r#"<text x="0" y="{:.0}" font-weight="bold">{}</text>"#,
+            y - 6.0,
+            panel.title
+        );
         let longest = panel.bars.iter().map(|bar| bar.1).fold(f64::MIN_POSITIVE, f64::max);
         for (name, value) in &panel.bars {
             let width = (value / longest * (WIDTH - LABELS - VALUES)).max(1.0);

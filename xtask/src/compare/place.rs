@@ -14,14 +14,15 @@ const SET_UP_LIMIT: Duration = Duration::from_secs(20);
 pub(crate) enum Place {
     /// As it comes.
     Free,
-    /// Both processes on the first core, with two workers each, so that no idle core has to wake up.
+    /// Both processes on the first core, with two workers each, so that no idle core has to wake
+    /// up.
     Pinned,
     /// Over a loopback that uses cubic, if this machine allows it.
     Cubic,
 }
 
-/// The routes of a new network namespace, so that its loopback uses cubic whatever the machine's default is. It lives until
-/// stdin ends.
+/// The routes of a new network namespace, so that its loopback uses cubic whatever the machine's
+/// default is. It lives until stdin ends.
 const CUBIC: &str = "ip link set lo up && \
     for to in 127.0.0.0/8 127.0.0.1; do \
         ip route replace local $to dev lo table local proto kernel scope host src 127.0.0.1 congctl cubic || exit 1; \
@@ -35,7 +36,11 @@ pub(crate) struct Places {
 impl Places {
     /// Sets up what the machine allows.
     pub(crate) fn new() -> Self {
-        Self { cubic: Self::cubic().inspect_err(|why| eprintln!("no loopback with cubic: {why:#}")).ok() }
+        Self {
+            cubic: Self::cubic()
+                .inspect_err(|why| eprintln!("no loopback with cubic: {why:#}"))
+                .ok(),
+        }
     }
 
     fn cubic() -> Result<Process> {

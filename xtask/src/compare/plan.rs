@@ -43,8 +43,16 @@ pub(crate) struct Measurement {
 }
 
 const MIB: usize = 1 << 20;
-const LATENCY: &[&str] =
-    &["ours", "ours-rpc", "ping-pong", "smallest", "tarpc", "tonic", "ractor-cluster", "kameo-remote"];
+const LATENCY: &[&str] = &[
+    "ours",
+    "ours-rpc",
+    "ping-pong",
+    "smallest",
+    "tarpc",
+    "tonic",
+    "ractor-cluster",
+    "kameo-remote",
+];
 const ECHO: &[&str] = &["ours", "batched", "smallest", "tarpc", "tonic", "spark"];
 const SHARED: &[&str] = &["ours", "smallest", "yielding", "tarpc", "tonic"];
 const ASK: &[&str] = &["ours-rpc", "ractor-cluster", "kameo-remote", "spark-rpc"];
@@ -60,7 +68,15 @@ pub(crate) fn measurements() -> Vec<Measurement> {
     use GroupName::{Ask, Beside, Bulk, Echo, Latency, Local, Secure};
     use Place::{Cubic, Free, Pinned};
     let of = |group, place, contenders| {
-        move |id, title, job| Measurement { id, title, group, place, job, contenders, traced: false }
+        move |id, title, job| Measurement {
+            id,
+            title,
+            group,
+            place,
+            job,
+            contenders,
+            traced: false,
+        }
     };
     let (echo, ask, send) = (Job::new(Case::Echo), Job::new(Case::Ask), Job::new(Case::Send));
     let window = |job: Job, window| Job { window, ..job };
@@ -77,14 +93,18 @@ pub(crate) fn measurements() -> Vec<Measurement> {
     let (echoes, shared) = (of(Echo, Free, ECHO), of(Echo, Free, SHARED));
     let (asks, sends) = (of(Ask, Free, ASK), of(Ask, Free, &["ours-rpc"]));
     let locals = of(Local, Free, LOCAL);
-    let (file, memory, ours) = (of(Bulk, Cubic, FILE), of(Bulk, Cubic, MEMORY), of(Bulk, Cubic, &["ours"]));
+    let (file, memory, ours) =
+        (of(Bulk, Cubic, FILE), of(Bulk, Cubic, MEMORY), of(Bulk, Cubic, &["ours"]));
     let secured = of(Secure, Cubic, SECURED);
     let beside = of(Beside, Cubic, &["ours", "mixed"]);
     vec![
         pinned("echo-1-pinned", "echo, 1 in flight, both ends on one core", echo),
         latency("echo-1", "echo, 1 in flight", echo),
         echoes("echo-16", "echo, 16 in flight", window(echo, 16)),
-        Measurement { traced: true, ..echoes("echo-128", "echo, 128 in flight", window(echo, 128)) },
+        Measurement {
+            traced: true,
+            ..echoes("echo-128", "echo, 128 in flight", window(echo, 128))
+        },
         echoes("echo-1024", "echo, 1024 in flight", window(echo, 1024)),
         echoes("echo-8x16", "echo, 8 connections x 16", Job { connections: 8, ..window(echo, 16) }),
         shared("echo-64-tasks", "echo, 64 tasks on one connection", tasks),
@@ -135,7 +155,11 @@ pub(crate) fn measurements() -> Vec<Measurement> {
             chunks(Case::FetchFile, 4 * MIB),
         ),
         secured("secured-file", "file chunks of 4 MiB, secured", chunks(Case::FetchFile, 4 * MIB)),
-        secured("secured-memory", "memory chunks of 4 MiB, secured", chunks(Case::FetchMemory, 4 * MIB)),
+        secured(
+            "secured-memory",
+            "memory chunks of 4 MiB, secured",
+            chunks(Case::FetchMemory, 4 * MIB),
+        ),
         beside(
             "beside",
             "echo beside 4 fetches of 16 MiB on its connection",

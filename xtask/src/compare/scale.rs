@@ -1,4 +1,5 @@
-//! What grows with idle populations: memory, and (it should not) the cost of a message (S1 to S3, L2).
+//! What grows with idle populations: memory, and (it should not) the cost of a message (S1 to S3,
+//! L2).
 
 use anyhow::Result;
 use bench_protocol::{Case, Job, Sample};
@@ -84,9 +85,10 @@ fn endpoints(bench: &Bench, results: &mut Results) -> Result<()> {
 fn asks(bench: &Bench, results: &mut Results) -> Result<()> {
     let mut pair = bench.start(Place::Free, "ours-rpc")?;
     pair.server(&hold(Case::Hold, TRAFFIC.population))?;
-    for (id, idle) in
-        steps(bench, [("asks-1", 1), ("asks-1000", 1000), ("asks-10000", 10_000), ("asks-100000", 100_000)])
-    {
+    for (id, idle) in steps(
+        bench,
+        [("asks-1", 1), ("asks-1000", 1000), ("asks-10000", 10_000), ("asks-100000", 100_000)],
+    ) {
         pair.run(&hold(Case::HoldAsks, idle))?;
         traffic(bench, &mut pair, id, results)?;
     }

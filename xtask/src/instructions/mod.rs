@@ -126,8 +126,9 @@ fn rows() -> [Row; 8] {
 
 /// Returns the rows that have `text` in the name of one of their ends.
 fn rows_with(text: &str) -> Result<Vec<Row>> {
-    let has_text =
-        |row: &Row| [End::Whole, End::Client, End::Server].iter().any(|end| end.of(row.name).contains(text));
+    let has_text = |row: &Row| {
+        [End::Whole, End::Client, End::Server].iter().any(|end| end.of(row.name).contains(text))
+    };
     let found: Vec<_> = rows().into_iter().filter(has_text).collect();
     ensure!(!found.is_empty(), "no row has {text:?} in its name");
     Ok(found)

@@ -21,7 +21,8 @@ pub(crate) struct Cache {
 }
 
 impl Cache {
-    /// Opens `$SPARK_INTEROP_CACHE`, or else `network-common-interop` in the user's cache directory.
+    /// Opens `$SPARK_INTEROP_CACHE`, or else `network-common-interop` in the user's cache
+    /// directory.
     pub(crate) fn open() -> Result<Self> {
         let set = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
         let root = set("SPARK_INTEROP_CACHE")
@@ -34,9 +35,13 @@ impl Cache {
         Ok(cache)
     }
 
-    /// The directory `name`, filled by `fill` when it is not there yet. It appears whole or not at all; of two
-    /// processes that fill it at once, the first to finish wins.
-    pub(crate) fn directory(&self, name: &str, fill: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
+    /// The directory `name`, filled by `fill` when it is not there yet. It appears whole or not at
+    /// all; of two processes that fill it at once, the first to finish wins.
+    pub(crate) fn directory(
+        &self,
+        name: &str,
+        fill: impl FnOnce(&Path) -> Result<()>,
+    ) -> Result<PathBuf> {
         let directory = self.root.join(name);
         if directory.is_dir() {
             return Ok(directory);
@@ -62,13 +67,17 @@ impl Cache {
     }
 
     fn sweep(&self) -> Result<()> {
-        for entry in
-            fs::read_dir(&self.root).with_context(|| format!("cannot read {}", self.root.display()))?
+        for entry in fs::read_dir(&self.root)
+            .with_context(|| format!("cannot read {}", self.root.display()))?
         {
             let entry = entry?;
-            let unfinished = entry.file_name().as_encoded_bytes().starts_with(UNFINISHED.as_bytes());
-            // An entry may vanish at any moment: its owner has finished, or another process sweeps too.
-            let Ok(changed) = entry.metadata().and_then(|metadata| metadata.modified()) else { continue };
+            let unfinished =
+                entry.file_name().as_encoded_bytes().starts_with(UNFINISHED.as_bytes());
+            // An entry may vanish at any moment: its owner has finished, or another process sweeps
+            // too.
+            let Ok(changed) = entry.metadata().and_then(|metadata| metadata.modified()) else {
+                continue;
+            };
             let age = SystemTime::now().duration_since(changed).unwrap_or_default();
             if unfinished && age > ABANDONED_AFTER {
                 let _ = fs::remove_dir_all(entry.path());
@@ -91,7 +100,9 @@ pub(crate) fn fingerprint<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> Stri
 /// The files in `directory` that end in `.extension`, sorted.
 pub(crate) fn files(directory: &Path, extension: &str) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
-    for entry in fs::read_dir(directory).with_context(|| format!("cannot read {}", directory.display()))? {
+    for entry in
+        fs::read_dir(directory).with_context(|| format!("cannot read {}", directory.display()))?
+    {
         let path = entry?.path();
         if path.extension() == Some(OsStr::new(extension)) {
             files.push(path);
@@ -116,7 +127,8 @@ mod tests {
         assert!(broken.is_err());
         assert_eq!(fs::read_dir(root.path()).unwrap().count(), 0);
 
-        let filled = cache.directory("jars", |content| Ok(fs::write(content.join("a.jar"), "a")?)).unwrap();
+        let filled =
+            cache.directory("jars", |content| Ok(fs::write(content.join("a.jar"), "a")?)).unwrap();
         assert_eq!(files(&filled, "jar").unwrap(), [filled.join("a.jar")]);
         let again = cache.directory("jars", |_| panic!("is there already")).unwrap();
         assert_eq!(again, filled);

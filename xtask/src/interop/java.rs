@@ -15,7 +15,8 @@ use crate::process;
 
 /// What Spark 4 is compiled for.
 const OLDEST_JAVA: u32 = 17;
-const INSTALL: &str = "install a JDK of version 17 or later (Debian: apt install openjdk-17-jdk-headless)";
+const INSTALL: &str =
+    "install a JDK of version 17 or later (Debian: apt install openjdk-17-jdk-headless)";
 
 const VERSION_LIMIT: Duration = Duration::from_secs(60);
 const COMPILE_LIMIT: Duration = Duration::from_secs(5 * 60);
@@ -23,8 +24,12 @@ const COMPILE_LIMIT: Duration = Duration::from_secs(5 * 60);
 const SOURCES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../interop/java");
 
 /// For Netty of the old releases, which reaches into the JDK.
-const JVM_OPTIONS: [&str; 4] =
-    ["--add-opens", "java.base/java.nio=ALL-UNNAMED", "--add-opens", "java.base/sun.nio.ch=ALL-UNNAMED"];
+const JVM_OPTIONS: [&str; 4] = [
+    "--add-opens",
+    "java.base/java.nio=ALL-UNNAMED",
+    "--add-opens",
+    "java.base/sun.nio.ch=ALL-UNNAMED",
+];
 
 /// A quick start, since a run of cases is short.
 const SHORT_RUN: &[&str] = &["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xmx1g"];
@@ -64,8 +69,11 @@ impl Jdk {
         };
         version("java", "-version")?;
         let version = version("javac", "-version")?.join(" ");
-        let major =
-            version.trim_start_matches("javac ").split('.').next().and_then(|major| major.parse().ok());
+        let major = version
+            .trim_start_matches("javac ")
+            .split('.')
+            .next()
+            .and_then(|major| major.parse().ok());
         ensure!(
             major.is_some_and(|major: u32| major >= OLDEST_JAVA),
             "`javac` is too old ({version}): {INSTALL}"
@@ -79,7 +87,8 @@ impl Jdk {
         let generation = if release.since(3, 2) { "since-3.2" } else { "before-3.2" };
         let mut sources = cache::files(&sources_root.join("common"), "java")?;
         sources.extend(cache::files(&sources_root.join(generation), "java")?);
-        let class_path = self.compile(cache, &format!("spark-{release}-harness"), jars, &sources)?;
+        let class_path =
+            self.compile(cache, &format!("spark-{release}-harness"), jars, &sources)?;
         Ok(JavaPeer { class_path, main: "SparkPeer", options: SHORT_RUN })
     }
 
@@ -96,8 +105,15 @@ impl Jdk {
         Ok(JavaPeer { main: "TransportSuites", options: SUITES, ..bench })
     }
 
-    /// The class path of `sources`, compiled under the name `what` if these have not been compiled yet.
-    fn compile(&self, cache: &Cache, what: &str, jars: &Path, sources: &[PathBuf]) -> Result<OsString> {
+    /// The class path of `sources`, compiled under the name `what` if these have not been compiled
+    /// yet.
+    fn compile(
+        &self,
+        cache: &Cache,
+        what: &str,
+        jars: &Path,
+        sources: &[PathBuf],
+    ) -> Result<OsString> {
         let sources_root = Path::new(SOURCES);
         let resources = cache::files(&sources_root.join("resources"), "properties")?;
 
@@ -114,7 +130,12 @@ impl Jdk {
             eprintln!("compiling {what}");
             let mut javac = Command::new("javac");
             // Spark's classes name annotations of jars that are not needed otherwise.
-            javac.args(["-Xlint:all,-classfile,-path,-processing", "-encoding", "UTF-8", "-classpath"]);
+            javac.args([
+                "-Xlint:all,-classfile,-path,-processing",
+                "-encoding",
+                "UTF-8",
+                "-classpath",
+            ]);
             javac.arg(&every_jar).arg("-d").arg(classes).args(sources);
             process::output("javac", &mut javac, COMPILE_LIMIT)?;
             for resource in &resources {
@@ -131,7 +152,12 @@ impl JavaPeer {
     /// Starts it; the role and its options are to follow.
     pub(crate) fn command(&self) -> Command {
         let mut command = Command::new("java");
-        command.args(JVM_OPTIONS).args(self.options).arg("-classpath").arg(&self.class_path).arg(self.main);
+        command
+            .args(JVM_OPTIONS)
+            .args(self.options)
+            .arg("-classpath")
+            .arg(&self.class_path)
+            .arg(self.main);
         command
     }
 }

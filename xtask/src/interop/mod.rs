@@ -1,7 +1,8 @@
 //! `cargo xtask interop`: our transport against the transport of released Spark.
 //!
-//! Both sides run the application protocol of `interop/README.md`: the Java harness in `interop/java`, compiled
-//! against the jars of each release, and the example `spark_peer` of network-common.
+//! Both sides run the application protocol of `interop/README.md`: the Java harness in
+//! `interop/java`, compiled against the jars of each release, and the example `spark_peer` of
+//! network-common.
 
 pub(crate) mod cache;
 pub(crate) mod java;
@@ -97,7 +98,8 @@ impl Mode {
         !matches!(self, Self::None | Self::Tls | Self::TlsPem)
     }
 
-    /// Spark's client with PEM files (4.1.4, 4.3.0) asks for a host name that it has not set itself, and so connects to nobody.
+    /// Spark's client with PEM files (4.1.4, 4.3.0) asks for a host name that it has not set
+    /// itself, and so connects to nobody.
     fn has_java_client(self) -> bool {
         !matches!(self, Self::TlsPem)
     }
@@ -111,7 +113,9 @@ impl Mode {
                 let legacy = !release.since(3, 2);
                 vec![format!("{crypto}.enabled=true"), format!("{crypto}.legacyEngine={legacy}")]
             }
-            Self::Auth2 => vec![format!("{crypto}.enabled=true"), format!("{crypto}.authEngineVersion=2")],
+            Self::Auth2 => {
+                vec![format!("{crypto}.enabled=true"), format!("{crypto}.authEngineVersion=2")]
+            }
             Self::AuthGcm => vec![
                 format!("{crypto}.enabled=true"),
                 format!("{crypto}.authEngineVersion=2"),
@@ -159,7 +163,8 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
     let keys = Keys::make(&cache)?;
     let mut tally = Tally::default();
     for &release in &options.releases {
-        let prepared = spark::jars(&cache, release).and_then(|jars| jdk.harness(&cache, release, &jars));
+        let prepared =
+            spark::jars(&cache, release).and_then(|jars| jdk.harness(&cache, release, &jars));
         let java = match prepared {
             Ok(java) => java,
             // The other releases can still tell something.

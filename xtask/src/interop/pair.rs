@@ -32,9 +32,14 @@ enum Line {
 }
 
 impl Tally {
-    /// Runs `client` against `server` and counts its cases, and one more for the pair itself: that both ran and
-    /// ended as they should.
-    pub(crate) fn run(&mut self, label: &str, server: Command, client: impl FnOnce(u16) -> Command) {
+    /// Runs `client` against `server` and counts its cases, and one more for the pair itself: that
+    /// both ran and ended as they should.
+    pub(crate) fn run(
+        &mut self,
+        label: &str,
+        server: Command,
+        client: impl FnOnce(u16) -> Command,
+    ) {
         let failed_before = self.failed;
         let mut logs = Vec::new();
         match self.converse(label, server, client, &mut logs) {
@@ -86,8 +91,9 @@ impl Tally {
         client: impl FnOnce(u16) -> Command,
         logs: &mut Vec<String>,
     ) -> Result<()> {
-        let first =
-            server.line(Instant::now() + START_LIMIT)?.context("the server ended before it listened")?;
+        let first = server
+            .line(Instant::now() + START_LIMIT)?
+            .context("the server ended before it listened")?;
         let port = first
             .strip_prefix("LISTENING ")
             .and_then(|port| port.parse().ok())
@@ -138,7 +144,10 @@ impl Tally {
             "the client's summary is {summary:?}, its lines say {passed} passed, {failed} failed"
         );
         ensure!(passed > 0, "the client ran no case");
-        ensure!(status.success() == (failed == 0), "the client ended with {status} after {failed} failures");
+        ensure!(
+            status.success() == (failed == 0),
+            "the client ended with {status} after {failed} failures"
+        );
         Ok(())
     }
 }
@@ -175,7 +184,9 @@ mod tests {
         assert_eq!(read_line("ok echo of nothing (1 ms)"), Line::Passed);
         assert_eq!(read_line("FAILED echo: 3 passed, 4 failed"), Line::Failed);
         assert_eq!(read_line("12 passed, 3 failed"), Line::Summary(12, 3));
-        for other in ["skipped merged block meta: came with Spark 3.2", "okay", "", "x passed, 3 failed"] {
+        for other in
+            ["skipped merged block meta: came with Spark 3.2", "okay", "", "x passed, 3 failed"]
+        {
             assert_eq!(read_line(other), Line::Other, "{other}");
         }
     }
@@ -200,7 +211,10 @@ mod tests {
     #[test]
     fn a_pair_counts_its_cases_and_itself() {
         assert_eq!(run_scripts(SERVER, "echo ok a; echo ok b; echo 2 passed, 0 failed"), (3, 0));
-        assert_eq!(run_scripts(SERVER, "echo ok a; echo FAILED b; echo 1 passed, 1 failed; exit 1"), (2, 1));
+        assert_eq!(
+            run_scripts(SERVER, "echo ok a; echo FAILED b; echo 1 passed, 1 failed; exit 1"),
+            (2, 1)
+        );
     }
 
     #[test]
@@ -212,7 +226,10 @@ mod tests {
         assert_eq!(run_scripts(SERVER, "echo ok a; echo 1 passed, 0 failed; exit 1"), (1, 1));
         // A server that panicked, failed, or never listened.
         let client = "echo ok a; echo 1 passed, 0 failed";
-        assert_eq!(run_scripts("echo thread main panicked at x >&2; echo LISTENING 7; cat", client), (1, 1));
+        assert_eq!(
+            run_scripts("echo thread main panicked at x >&2; echo LISTENING 7; cat", client),
+            (1, 1)
+        );
         assert_eq!(run_scripts("echo LISTENING 7; cat; exit 3", client), (1, 1));
         assert_eq!(run_scripts("echo no port free", client), (0, 1));
     }

@@ -52,7 +52,9 @@ mod tests {
         assert_eq!(release("3.5.7").to_string(), "3.5.7");
         assert!(release("3.10.0") > release("3.9.1"));
         assert!(
-            release("3.2.0").since(3, 2) && release("4.0.0").since(3, 2) && !release("3.1.9").since(3, 2)
+            release("3.2.0").since(3, 2)
+                && release("4.0.0").since(3, 2)
+                && !release("3.1.9").since(3, 2)
         );
         for wrong in ["", "3", "3.5", "3.5.7.1", "3.5.x", "v3.5.7"] {
             assert!(wrong.parse::<Release>().is_err(), "{wrong}");

@@ -17,7 +17,8 @@ pub(crate) struct RustPeer {
 impl RustPeer {
     /// Builds it in release mode.
     pub(crate) fn build() -> Result<Self> {
-        let words = ["--package", "network-common", "--example", EXAMPLE, "--features", "tls,legacy-auth"];
+        let words =
+            ["--package", "network-common", "--example", EXAMPLE, "--features", "tls,legacy-auth"];
         let program = build::program(".", EXAMPLE, &words)?;
         Ok(Self { program })
     }

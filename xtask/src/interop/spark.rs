@@ -99,7 +99,8 @@ fn pip() -> Result<Command> {
 
 fn has_transport(jars: &Path) -> Result<bool> {
     let is_it = |jar: &PathBuf| {
-        jar.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(TRANSPORT.as_bytes()))
+        jar.file_name()
+            .is_some_and(|name| name.as_encoded_bytes().starts_with(TRANSPORT.as_bytes()))
     };
     Ok(cache::files(jars, "jar")?.iter().any(is_it))
 }

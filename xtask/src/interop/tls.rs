@@ -21,7 +21,10 @@ impl Keys {
         let keys = Self(cache.scratch()?);
         let keytool = |command: &str| {
             let mut keytool = Command::new("keytool");
-            keytool.current_dir(keys.0.path()).args(command.split(' ')).args(["-storepass", PASSWORD]);
+            keytool
+                .current_dir(keys.0.path())
+                .args(command.split(' '))
+                .args(["-storepass", PASSWORD]);
             process::output("keytool", &mut keytool, LIMIT)
         };
         keytool(
@@ -29,7 +32,9 @@ impl Keys {
              -storetype JKS -keystore store.jks -keypass interop",
         )?;
         keytool("-exportcert -alias peer -keystore store.jks -file peer.der")?;
-        keytool("-importcert -noprompt -alias peer -file peer.der -storetype PKCS12 -keystore trust.p12")?;
+        keytool(
+            "-importcert -noprompt -alias peer -file peer.der -storetype PKCS12 -keystore trust.p12",
+        )?;
         let pem = generate_simple_self_signed(["127.0.0.1".to_owned()])?;
         std::fs::write(keys.0.path().join("cert.pem"), pem.cert.pem())?;
         std::fs::write(keys.0.path().join("key.pem"), pem.signing_key.serialize_pem())?;
@@ -43,13 +48,20 @@ impl Keys {
 
     /// Settings with PEM files.
     pub(crate) fn pem(&self) -> Vec<String> {
-        self.settings(&[("certChain", "cert.pem"), ("privateKey", "key.pem"), ("keyStore", "store.jks")])
+        self.settings(&[
+            ("certChain", "cert.pem"),
+            ("privateKey", "key.pem"),
+            ("keyStore", "store.jks"),
+        ])
     }
 
     fn settings(&self, files: &[(&str, &str)]) -> Vec<String> {
-        let values = [("enabled", "true"), ("keyStorePassword", PASSWORD), ("trustStorePassword", PASSWORD)];
+        let values =
+            [("enabled", "true"), ("keyStorePassword", PASSWORD), ("trustStorePassword", PASSWORD)];
         let values = values.map(|(name, value)| (name, value.to_owned())).into_iter();
-        let files = files.iter().map(|(name, file)| (*name, self.0.path().join(file).display().to_string()));
+        let files = files
+            .iter()
+            .map(|(name, file)| (*name, self.0.path().join(file).display().to_string()));
         let settings = values.chain(files);
         settings.map(|(name, value)| format!("spark.ssl.rpc.{name}={value}")).collect()
     }

@@ -1,6 +1,7 @@
-//! kameo's remote actors over libp2p's TCP, noise and yamux, as in its own swarm; but with an address to dial instead of a
-//! search by mDNS, more than 100 requests at a time (it fails those above), and connections that outlast a pause. An
-//! unbounded mailbox, as bounded ones are slower; without its tracing.
+//! kameo's remote actors over libp2p's TCP, noise and yamux, as in its own swarm; but with an
+//! address to dial instead of a search by mDNS, more than 100 requests at a time (it fails those
+//! above), and connections that outlast a pause. An unbounded mailbox, as bounded ones are slower;
+//! without its tracing.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -80,7 +81,9 @@ pub async fn listen() -> anyhow::Result<SocketAddr> {
     };
     run(swarm);
     Echo::spawn_with_mailbox(Echo, mailbox::unbounded()).register(NAME).await?;
-    let port = address.iter().find_map(|part| if let Protocol::Tcp(port) = part { Some(port) } else { None });
+    let port = address
+        .iter()
+        .find_map(|part| if let Protocol::Tcp(port) = part { Some(port) } else { None });
     Ok(([127, 0, 0, 1], port.context("not TCP")?).into())
 }
 

@@ -1,6 +1,7 @@
-//! Actor libraries between two processes, as measured processes: `benches::process` says how they are driven. Each as
-//! favourably set up as its API reasonably allows; what was chosen stands at the place. With both, a process is one node
-//! that has one connection to another, so criterion, which keeps both ends in one process, cannot measure them.
+//! Actor libraries between two processes, as measured processes: `benches::process` says how they
+//! are driven. Each as favourably set up as its API reasonably allows; what was chosen stands at
+//! the place. With both, a process is one node that has one connection to another, so criterion,
+//! which keeps both ends in one process, cannot measure them.
 
 mod kameo;
 mod ractor;

@@ -1,5 +1,6 @@
-//! ractor_cluster over plain TCP, without spans for each message. A body is a `Vec<u8>`, which it passes on as it is. The
-//! echoing actor is found as its documentation has it: by its process group, which the nodes tell each other.
+//! ractor_cluster over plain TCP, without spans for each message. A body is a `Vec<u8>`, which it
+//! passes on as it is. The echoing actor is found as its documentation has it: by its process
+//! group, which the nodes tell each other.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 
@@ -70,14 +71,18 @@ impl Target for Ractor {
 
     async fn connect(address: SocketAddr) -> anyhow::Result<Self> {
         let group = GROUP.to_owned();
-        anyhow::ensure!(pg::get_members(&group).is_empty(), "the nodes have a connection, and only one");
+        anyhow::ensure!(
+            pg::get_members(&group).is_empty(),
+            "the nodes have a connection, and only one"
+        );
         let node = start_node("client", 0).await?;
         let (sender, mut ready) = unbounded_channel();
         let subscription = Box::new(Ready(sender));
         node.cast(NodeServerMessage::SubscribeToEvents { id: group.clone(), subscription })?;
         client_connect(&node, address).await?;
         ready.recv().await.context("the node stopped")?;
-        let actor = pg::get_members(&group).into_iter().next().context("the server has no such actor")?;
+        let actor =
+            pg::get_members(&group).into_iter().next().context("the server has no such actor")?;
         Ok(Self(actor.into()))
     }
 

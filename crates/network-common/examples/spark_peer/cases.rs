@@ -22,7 +22,12 @@ const FILE_SIZE: usize = 9 * MIB + 17;
 const NO_SUCH_STREAM_ID: i64 = 4_611_686_018_427_387_905;
 
 /// Runs them all; true when none failed.
-pub(crate) async fn run(context: TransportContext, host: String, port: u16, since_3_2: bool) -> Result<bool> {
+pub(crate) async fn run(
+    context: TransportContext,
+    host: String,
+    port: u16,
+    since_3_2: bool,
+) -> Result<bool> {
     let content = file_content();
     let file = NamedTempFile::with_prefix("spark-peer")?;
     std::fs::write(&file, &content)?;
@@ -75,7 +80,9 @@ impl Server {
         let fails = |request: &'static str, part: &'static str| {
             fails(self.client.send_rpc(request), ErrorKind::Remote, part)
         };
-        report.check("fail carries its message", fails("fail:out of cheese ü ✓", "out of cheese ü ✓")).await;
+        report
+            .check("fail carries its message", fails("fail:out of cheese ü ✓", "out of cheese ü ✓"))
+            .await;
         report.check("fail without a message", fails("fail:", "")).await;
         report.check("unknown request fails", fails("nonsense:1", "unknown request")).await;
         report.check("empty request fails", fails("", "unknown request")).await;
@@ -97,8 +104,9 @@ impl Server {
         report.check("a file in one chunk", self.file_chunks(1, FILE_SIZE)).await;
         report.check("two streams read in turns", self.two_chunk_streams()).await;
 
-        let fails =
-            |id, index, part| fails(self.client.fetch_chunk(id, index), ErrorKind::ChunkFetchFailure, part);
+        let fails = |id, index, part| {
+            fails(self.client.fetch_chunk(id, index), ErrorKind::ChunkFetchFailure, part)
+        };
         let case = async {
             let id = self.open("open:3:10").await?;
             fails(id, 1, "out-of-order chunk index").await?;
@@ -155,7 +163,8 @@ impl Server {
         report.check("10 concurrent uploads", self.concurrent_uploads()).await;
         let case = async {
             let own = self.own_connection().await?;
-            fails(own.upload_stream("nonsense", every_byte()), ErrorKind::Remote, "unknown upload").await
+            fails(own.upload_stream("nonsense", every_byte()), ErrorKind::Remote, "unknown upload")
+                .await
         };
         report.check("upload of an unknown kind fails", case).await;
     }
@@ -165,15 +174,23 @@ impl Server {
             return report.skip("merged block meta", "came with Spark 3.2");
         }
         let succeeds = |app_id, shuffle_id, shuffle_merge_id, reduce_id| async move {
-            let request = self.client.merged_block_meta(app_id, shuffle_id, shuffle_merge_id, reduce_id);
+            let request =
+                self.client.merged_block_meta(app_id, shuffle_id, shuffle_merge_id, reduce_id);
             let meta = answer(request).await?;
             ensure!(meta.num_chunks == 3, "{} chunks instead of 3", meta.num_chunks);
-            equal_text(&format!("merged:{app_id}:{shuffle_id}:{shuffle_merge_id}:{reduce_id}"), &meta.body)
+            equal_text(
+                &format!("merged:{app_id}:{shuffle_id}:{shuffle_merge_id}:{reduce_id}"),
+                &meta.body,
+            )
         };
         report.check("merged block meta", succeeds("app-ü", 7, 2, 5)).await;
-        report.check("merged block meta of extreme numbers", succeeds("", i32::MIN, -1, i32::MAX)).await;
+        report
+            .check("merged block meta of extreme numbers", succeeds("", i32::MIN, -1, i32::MAX))
+            .await;
         let request = self.client.merged_block_meta("app-1", 7, 2, -1);
-        report.check("merged block meta fails", fails(request, ErrorKind::Remote, "no merged block")).await;
+        report
+            .check("merged block meta fails", fails(request, ErrorKind::Remote, "no merged block"))
+            .await;
     }
 
     async fn callbacks(&self, report: &mut Report) {
@@ -192,7 +209,8 @@ impl Server {
             let (mut first, mut second) = (own.send_rpc("hang"), own.send_rpc("hang"));
             // Requests of one connection are served in order: both have been taken now.
             equal(b"", &answer(own.send_rpc("echo:")).await?)?;
-            let answered = (&mut first).now_or_never().is_some() || (&mut second).now_or_never().is_some();
+            let answered =
+                (&mut first).now_or_never().is_some() || (&mut second).now_or_never().is_some();
             ensure!(!answered, "hang was answered");
             own.close();
             fails(first, ErrorKind::Closed, "").await?;
@@ -347,13 +365,15 @@ impl Server {
             self.check_upload(body, upload).await?;
         }
         if !self.since_3_2 {
-            // Spark ends uploads in the order in which they came; others need not, but tell each answer.
+            // Spark ends uploads in the order in which they came; others need not, but tell each
+            // answer.
             self.check_last_upload(&bodies[9]).await?;
         }
         Ok(())
     }
 
-    /// A server of before 3.2 has no way to answer an upload with bytes; only lastdigest tells then.
+    /// A server of before 3.2 has no way to answer an upload with bytes; only lastdigest tells
+    /// then.
     async fn check_upload(&self, bytes: &[u8], upload: RpcFuture) -> Result<()> {
         let expected = if self.since_3_2 { digest_of(bytes) } else { String::new() };
         equal_text(&expected, &answer(upload).await?)

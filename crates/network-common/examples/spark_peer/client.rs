@@ -1,4 +1,5 @@
-//! What the cases are made of: requests with deadlines, checks of their answers, and the count of both.
+//! What the cases are made of: requests with deadlines, checks of their answers, and the count of
+//! both.
 
 use std::future::Future;
 use std::time::{Duration, Instant};
@@ -48,7 +49,9 @@ impl Report {
 }
 
 /// Waits for an answer that must come and succeed.
-pub(crate) async fn answer<T>(request: impl Future<Output = Result<T, TransportError>>) -> Result<T> {
+pub(crate) async fn answer<T>(
+    request: impl Future<Output = Result<T, TransportError>>,
+) -> Result<T> {
     Ok(within(request).await??)
 }
 
@@ -107,7 +110,9 @@ impl RpcHandler for CallbackHandler {
     fn receive(&self, _: &TransportClient, message: Bytes, callback: RpcResponseCallback) {
         match split_verb(&message) {
             (b"cb:", number) => callback.reply([b"cb-ack:", number].concat()),
-            (verb, _) => callback.fail(format!("unknown callback {}", String::from_utf8_lossy(verb))),
+            (verb, _) => {
+                callback.fail(format!("unknown callback {}", String::from_utf8_lossy(verb)))
+            }
         }
     }
 }

@@ -1,4 +1,5 @@
-//! A peer that speaks the application protocol of `interop/README.md`, to prove the transport against real Spark.
+//! A peer that speaks the application protocol of `interop/README.md`, to prove the transport
+//! against real Spark.
 //!
 //! ```text
 //! cargo run --release -p network-common --example spark_peer -- server PORT [options]        # prints: LISTENING <port>
@@ -25,7 +26,10 @@ const MODULE: &str = "shuffle";
 const APP_ID: &str = "app-1";
 
 #[derive(Parser)]
-#[command(name = "spark_peer", about = "One end of the interop protocol, over this crate's transport")]
+#[command(
+    name = "spark_peer",
+    about = "One end of the interop protocol, over this crate's transport"
+)]
 struct Arguments {
     #[command(subcommand)]
     role: Role,
@@ -65,7 +69,8 @@ struct Options {
 impl Options {
     fn context(&self, handler: impl RpcHandler) -> Result<TransportContext> {
         let settings = self.settings.iter().map(|(key, value)| (key, value));
-        let context = TransportContext::new(TransportConf::from_settings(MODULE, settings)?, handler);
+        let context =
+            TransportContext::new(TransportConf::from_settings(MODULE, settings)?, handler);
         match &self.secret {
             None => Ok(context),
             Some(secret) => with_auth(context, secret),

@@ -4,7 +4,8 @@ use sha2::{Digest, Sha256};
 
 /// A request's verb, with its colon if it has one, and its argument.
 pub(crate) fn split_verb(request: &[u8]) -> (&[u8], &[u8]) {
-    let end = request.iter().position(|byte| *byte == b':').map_or(request.len(), |colon| colon + 1);
+    let end =
+        request.iter().position(|byte| *byte == b':').map_or(request.len(), |colon| colon + 1);
     request.split_at(end)
 }
 

@@ -11,7 +11,8 @@ use futures::future::{BoxFuture, try_join_all};
 use network_common::protocol::MergedBlockMetaRequest;
 use network_common::{
     BoxError, ManagedBuffer, MergedBlockMetaCallback, OneForOneStreamManager, RpcHandler,
-    RpcResponseCallback, StreamBody, StreamManager, StreamOptions, TransportClient, TransportContext,
+    RpcResponseCallback, StreamBody, StreamManager, StreamOptions, TransportClient,
+    TransportContext,
 };
 use sha2::{Digest, Sha256};
 
@@ -93,7 +94,8 @@ impl RpcHandler for PeerHandler {
         request: MergedBlockMetaRequest,
         callback: MergedBlockMetaCallback,
     ) {
-        let MergedBlockMetaRequest { app_id, shuffle_id, shuffle_merge_id, reduce_id, .. } = request;
+        let MergedBlockMetaRequest { app_id, shuffle_id, shuffle_merge_id, reduce_id, .. } =
+            request;
         if reduce_id < 0 {
             return callback.fail("no merged block");
         }
@@ -125,7 +127,8 @@ fn id(stream_id: i64) -> Bytes {
     Bytes::copy_from_slice(&stream_id.to_be_bytes())
 }
 
-/// Sends all reverse requests before the first answer can come, then answers from a task of its own.
+/// Sends all reverse requests before the first answer can come, then answers from a task of its
+/// own.
 fn call_back(client: &TransportClient, argument: &[u8], callback: RpcResponseCallback) {
     let Ok(Ok(count)) = std::str::from_utf8(argument).map(str::parse::<u32>) else {
         return callback.fail("callback: wants a number");
@@ -162,7 +165,8 @@ impl Streams {
     fn open_file(&self, client: &TransportClient, argument: &str) -> Result<i64> {
         // From the right: a path may hold colons.
         let mut parts = argument.rsplitn(3, ':');
-        let (Some(size), Some(count), Some(path)) = (parts.next(), parts.next(), parts.next()) else {
+        let (Some(size), Some(count), Some(path)) = (parts.next(), parts.next(), parts.next())
+        else {
             anyhow::bail!("openfile: wants <path>:<n>:<size>");
         };
         let (count, size): (u64, u64) = (count.parse()?, size.parse()?);
@@ -176,8 +180,10 @@ impl Streams {
         client: &TransportClient,
         chunks: impl Iterator<Item = ManagedBuffer> + Send + 'static,
     ) -> i64 {
-        self.chunks
-            .register_stream(chunks, StreamOptions::default().connection(client).materialized_on_next())
+        self.chunks.register_stream(
+            chunks,
+            StreamOptions::default().connection(client).materialized_on_next(),
+        )
     }
 }
 

@@ -15,8 +15,8 @@ use crate::error::{BoxError, ErrorKind, TransportError};
 use crate::handler::{RpcHandler, TransportClientBootstrap};
 use crate::session::Filters;
 
-/// Proves to every server who this side is, and has it prove the same, by whatever the settings allow (Spark's
-/// `AuthClientBootstrap` and `SaslClientBootstrap`).
+/// Proves to every server who this side is, and has it prove the same, by whatever the settings
+/// allow (Spark's `AuthClientBootstrap` and `SaslClientBootstrap`).
 pub(crate) struct AuthClientBootstrap(Arc<Policy>);
 
 impl AuthClientBootstrap {
@@ -26,16 +26,26 @@ impl AuthClientBootstrap {
 }
 
 impl TransportClientBootstrap for AuthClientBootstrap {
-    fn wrap_handler(&self, client: &TransportClient, handler: Arc<dyn RpcHandler>) -> Arc<dyn RpcHandler> {
+    fn wrap_handler(
+        &self,
+        client: &TransportClient,
+        handler: Arc<dyn RpcHandler>,
+    ) -> Arc<dyn RpcHandler> {
         client.shared().awaits_identity();
         Arc::new(Guard::client(handler))
     }
 
-    fn do_bootstrap<'a>(&'a self, client: &'a TransportClient) -> BoxFuture<'a, Result<(), BoxError>> {
+    fn do_bootstrap<'a>(
+        &'a self,
+        client: &'a TransportClient,
+    ) -> BoxFuture<'a, Result<(), BoxError>> {
         Box::pin(async move {
             let app_id = &self.0.app_id;
-            let secret =
-                self.0.secrets.secret_key(app_id).ok_or_else(|| AuthError::UnknownApp(app_id.clone()))?;
+            let secret = self
+                .0
+                .secrets
+                .secret_key(app_id)
+                .ok_or_else(|| AuthError::UnknownApp(app_id.clone()))?;
             let filters = self.handshake(client, &secret).await?;
             Ok(client.shared().authenticated(app_id.clone(), filters)?)
         })
@@ -54,7 +64,8 @@ impl AuthClientBootstrap {
             return self.sasl(client, secret, sasl.ok_or_else(none)?).await;
         }
         match (self.engine(client, secret).await, sasl) {
-            // The peer's handler refused: it may not know the auth engine. Nothing else is a reason.
+            // The peer's handler refused: it may not know the auth engine. Nothing else is a
+            // reason.
             (Err(error), Some(quality)) if is_refusal(&error) => {
                 let peer = client.peer_addr();
                 tracing::warn!(%peer, %error, "the server refused the auth engine: falling back to SASL");
@@ -68,7 +79,8 @@ impl AuthClientBootstrap {
         let conf = &self.0.conf;
         #[cfg(feature = "legacy-auth")]
         if conf.legacy_engine {
-            let challenge = super::legacy_engine::ClientChallenge::new(&self.0.app_id, secret, conf)?;
+            let challenge =
+                super::legacy_engine::ClientChallenge::new(&self.0.app_id, secret, conf)?;
             let response = self.ask(client, challenge.encoded()).await?;
             let keys = challenge.finish(&response)?;
             return Ok(keys.filters(crate::conf::CipherName::AesCtr, Side::Client)?);
@@ -97,7 +109,11 @@ impl AuthClientBootstrap {
     }
 
     /// One round trip.
-    async fn ask(&self, client: &TransportClient, message: Vec<u8>) -> Result<Bytes, TransportError> {
+    async fn ask(
+        &self,
+        client: &TransportClient,
+        message: Vec<u8>,
+    ) -> Result<Bytes, TransportError> {
         let limit = self.0.conf.rpc_timeout();
         tokio::time::timeout(limit, client.send_rpc(message)).await.unwrap_or_else(|elapsed| {
             let peer = client.peer_addr();
@@ -112,7 +128,7 @@ impl AuthClientBootstrap {
 
 /// Whether the peer refused, and not because it knows the auth engine and found us wanting.
 fn is_refusal(error: &BoxError) -> bool {
-    error
-        .downcast_ref::<TransportError>()
-        .is_some_and(|error| error.kind() == ErrorKind::Remote && !error.to_string().contains(FAILED))
+    error.downcast_ref::<TransportError>().is_some_and(|error| {
+        error.kind() == ErrorKind::Remote && !error.to_string().contains(FAILED)
+    })
 }

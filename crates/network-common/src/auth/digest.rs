@@ -142,10 +142,13 @@ impl DigestServer {
     /// Checks the client's proof; the token that proves this side, and what was agreed.
     pub(super) fn verify(&self, response: &[u8]) -> Result<(Vec<u8>, Agreed), AuthError> {
         let response = Directives::parse(response)?;
-        for (name, expected) in [("realm", REALM), ("nonce", &self.nonce), ("nc", COUNT), ("digest-uri", URI)]
+        for (name, expected) in
+            [("realm", REALM), ("nonce", &self.nonce), ("nc", COUNT), ("digest-uri", URI)]
         {
             if response.required(name)? != expected {
-                return Err(AuthError::Malformed(format!("the response's {name} is not what it must be")));
+                return Err(AuthError::Malformed(format!(
+                    "the response's {name} is not what it must be"
+                )));
             }
         }
         let quality = response.required("qop")?;
@@ -200,7 +203,9 @@ impl DigestClient {
     pub(super) fn respond(&self, challenge: &[u8]) -> Result<(Vec<u8>, Responded), AuthError> {
         let challenge = Directives::parse(challenge)?;
         if challenge.required("algorithm")? != "md5-sess" {
-            return Err(AuthError::Unacceptable("the server's algorithm is not md5-sess".to_owned()));
+            return Err(AuthError::Unacceptable(
+                "the server's algorithm is not md5-sess".to_owned(),
+            ));
         }
         let quality = if self.quality == Quality::Plain { "auth" } else { "auth-conf" };
         let offered = challenge.get("qop").unwrap_or("auth");
@@ -213,7 +218,8 @@ impl DigestClient {
             Quality::Plain => None,
             _ => Some(best_cipher(challenge.required("cipher")?)?),
         };
-        let (realm, nonce) = (challenge.get("realm").unwrap_or_default(), challenge.required("nonce")?);
+        let (realm, nonce) =
+            (challenge.get("realm").unwrap_or_default(), challenge.required("nonce")?);
         let exchange = Exchange {
             credentials: &self.credentials,
             realm,
@@ -233,7 +239,8 @@ impl DigestClient {
         if let Some(cipher) = cipher {
             response.push_str(&format!(",cipher=\"{}\"", cipher.name()));
         }
-        let responded = Responded { answer: exchange.proof(ANSWER), agreed: exchange.agreed(cipher) };
+        let responded =
+            Responded { answer: exchange.proof(ANSWER), agreed: exchange.agreed(cipher) };
         Ok((response.into_bytes(), responded))
     }
 }
@@ -260,9 +267,12 @@ fn cipher(name: &str) -> Result<Cipher, AuthError> {
 }
 
 fn best_cipher(offered: &str) -> Result<Cipher, AuthError> {
-    let common =
-        Cipher::ALL.into_iter().find(|cipher| directives::items(offered).any(|item| item == cipher.name()));
-    common.ok_or_else(|| AuthError::Unacceptable(format!("no common cipher: the server offers {offered}")))
+    let common = Cipher::ALL
+        .into_iter()
+        .find(|cipher| directives::items(offered).any(|item| item == cipher.name()));
+    common.ok_or_else(|| {
+        AuthError::Unacceptable(format!("no common cipher: the server offers {offered}"))
+    })
 }
 
 fn nonce() -> Result<String, AuthError> {

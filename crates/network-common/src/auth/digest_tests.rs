@@ -18,8 +18,11 @@ fn client(secret: &str, quality: Quality) -> DigestClient {
 
 #[test]
 fn recorded_exchange() {
-    let server =
-        DigestServer { credentials: credentials("secret"), quality: Quality::Either, nonce: NONCE.into() };
+    let server = DigestServer {
+        credentials: credentials("secret"),
+        quality: Quality::Either,
+        nonce: NONCE.into(),
+    };
     let client = DigestClient {
         credentials: credentials("secret"),
         quality: Quality::Plain,
@@ -46,12 +49,17 @@ fn recorded_exchange() {
 
 #[test]
 fn the_challenge_is_sparks() {
-    let server =
-        DigestServer { credentials: credentials("secret"), quality: Quality::Plain, nonce: NONCE.into() };
+    let server = DigestServer {
+        credentials: credentials("secret"),
+        quality: Quality::Plain,
+        nonce: NONCE.into(),
+    };
     assert_eq!(
         server.challenge(),
-        format!("realm=\"default\",nonce=\"{NONCE}\",qop=\"auth\",charset=utf-8,algorithm=md5-sess")
-            .as_bytes()
+        format!(
+            "realm=\"default\",nonce=\"{NONCE}\",qop=\"auth\",charset=utf-8,algorithm=md5-sess"
+        )
+        .as_bytes()
     );
 }
 
@@ -64,7 +72,8 @@ fn long_secrets_are_broken_into_lines() {
     assert_eq!(wrapped(&[b'x'; 57]).find('\n'), None);
     assert_eq!(wrapped(&[b'x'; 57]).len(), 76);
     assert_eq!(wrapped(&[b'x'; 171]).matches('\n').count(), 2);
-    let user = "a user name that is so long that its encoding does not fit into one line either".repeat(2);
+    let user =
+        "a user name that is so long that its encoding does not fit into one line either".repeat(2);
     let credentials = || Credentials::new(&user, &Secret::new("s".repeat(200)));
     let server = DigestServer::new(credentials(), Quality::Plain).unwrap();
     let client = DigestClient::new(credentials(), Quality::Plain).unwrap();
@@ -122,7 +131,8 @@ fn sasl_08_server_always_encrypts() {
 /// Somebody on the path takes encryption, or the better cipher, out of the offer.
 #[test]
 fn downgrades_are_noticed() {
-    let (server, client) = (server("secret", Quality::Either), client("secret", Quality::Encrypted));
+    let (server, client) =
+        (server("secret", Quality::Either), client("secret", Quality::Encrypted));
     let offer = String::from_utf8(server.challenge()).unwrap();
     assert!(client.respond(offer.replace("auth-conf,auth", "auth").as_bytes()).is_err());
     assert!(client.respond(offer.replace("3des,rc4", "none").as_bytes()).is_err());
@@ -139,7 +149,8 @@ fn no_damaged_token_is_accepted() {
     // Not hashed, so not protected: names in another case, and how large the client's buffer is.
     let meaning = |token: &[u8]| {
         let token = Directives::parse(token).ok()?;
-        let fields = ["username", "realm", "nonce", "nc", "cnonce", "digest-uri", "response", "qop"];
+        let fields =
+            ["username", "realm", "nonce", "nc", "cnonce", "digest-uri", "response", "qop"];
         Some(fields.map(|name| token.get(name).map(str::to_owned)))
     };
     let mut refused = 0;
@@ -147,7 +158,12 @@ fn no_damaged_token_is_accepted() {
         if meaning(&damaged) != meaning(&response) && server.verify(&damaged).is_err() {
             refused += 1;
         } else {
-            assert_eq!(meaning(&damaged), meaning(&response), "{:?}", String::from_utf8_lossy(&damaged));
+            assert_eq!(
+                meaning(&damaged),
+                meaning(&response),
+                "{:?}",
+                String::from_utf8_lossy(&damaged)
+            );
         }
     }
     assert!(refused > response.len() * 6, "{refused} of {}", response.len() * 8);

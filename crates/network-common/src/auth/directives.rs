@@ -23,9 +23,12 @@ impl Directives {
             if rest.is_empty() {
                 return Ok(Self(found));
             }
-            let (name, behind) = rest.split_once('=').ok_or_else(|| malformed("a name without a value"))?;
+            let (name, behind) =
+                rest.split_once('=').ok_or_else(|| malformed("a name without a value"))?;
             let name = name.trim_end().to_ascii_lowercase();
-            if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-') {
+            if name.is_empty()
+                || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+            {
                 return Err(malformed("a name with other characters than letters, digits and '-'"));
             }
             let (value, behind) =
@@ -46,7 +49,8 @@ impl Directives {
     }
 
     pub(super) fn required(&self, name: &str) -> Result<&str, AuthError> {
-        self.get(name).ok_or_else(|| AuthError::Malformed(format!("SASL token: there is no {name}")))
+        self.get(name)
+            .ok_or_else(|| AuthError::Malformed(format!("SASL token: there is no {name}")))
     }
 }
 

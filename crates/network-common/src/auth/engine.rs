@@ -1,4 +1,5 @@
-//! The auth engine of Spark 3.2 and later: an X25519 exchange whose public keys are sealed with the secret (auth 3).
+//! The auth engine of Spark 3.2 and later: an X25519 exchange whose public keys are sealed with the
+//! secret (auth 3).
 
 use aws_lc_rs::aead::{AES_128_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use aws_lc_rs::agreement::{PrivateKey, UnparsedPublicKey, X25519, agree};
@@ -49,7 +50,10 @@ impl<'a> AuthEngine<'a> {
     }
 
     /// The server's only step: its answer, and the keys to go on with.
-    pub(super) fn respond(&self, challenge: &AuthMessage) -> Result<(Vec<u8>, SessionKeys), AuthError> {
+    pub(super) fn respond(
+        &self,
+        challenge: &AuthMessage,
+    ) -> Result<(Vec<u8>, SessionKeys), AuthError> {
         let transcript = challenge.encode();
         let client_key = self.open(challenge, &[])?;
         let private = generate()?;
@@ -59,7 +63,11 @@ impl<'a> AuthEngine<'a> {
     }
 
     /// The client's last step.
-    pub(super) fn finish(&self, challenge: &Challenge, response: &[u8]) -> Result<SessionKeys, AuthError> {
+    pub(super) fn finish(
+        &self,
+        challenge: &Challenge,
+        response: &[u8],
+    ) -> Result<SessionKeys, AuthError> {
         let message = AuthMessage::decode(response)?;
         let server_key = self.open(&message, &challenge.encoded)?;
         self.derive(&challenge.private, &server_key, &[&challenge.encoded, response])
@@ -82,7 +90,11 @@ impl<'a> AuthEngine<'a> {
         Ok(AuthMessage::new(self.app_id, salt, ciphertext))
     }
 
-    fn open(&self, message: &AuthMessage, transcript: &[u8]) -> Result<[u8; PUBLIC_KEY], AuthError> {
+    fn open(
+        &self,
+        message: &AuthMessage,
+        transcript: &[u8],
+    ) -> Result<[u8; PUBLIC_KEY], AuthError> {
         if message.app_id != self.app_id {
             let (expected, got) = (self.app_id.to_owned(), message.app_id.clone());
             return Err(AuthError::OtherApp { expected, got });
@@ -92,13 +104,21 @@ impl<'a> AuthEngine<'a> {
         let (cipher, aad) = self.sealing_key(&message.salt, transcript)?;
         let mut opened = [0; PUBLIC_KEY];
         Nonce::try_assume_unique_for_key(nonce)
-            .and_then(|nonce| cipher.open_separate_gather(nonce, Aad::from(aad), key, tag, &mut opened))
-            .map_err(|_| AuthError::Mismatch("the peer has another secret, or the message was changed"))?;
+            .and_then(|nonce| {
+                cipher.open_separate_gather(nonce, Aad::from(aad), key, tag, &mut opened)
+            })
+            .map_err(|_| {
+                AuthError::Mismatch("the peer has another secret, or the message was changed")
+            })?;
         Ok(opened)
     }
 
     /// The key that seals public keys, and what is authenticated with them.
-    fn sealing_key(&self, salt: &[u8], transcript: &[u8]) -> Result<(LessSafeKey, Vec<u8>), AuthError> {
+    fn sealing_key(
+        &self,
+        salt: &[u8],
+        transcript: &[u8],
+    ) -> Result<(LessSafeKey, Vec<u8>), AuthError> {
         let aad = [self.app_id.as_bytes(), salt, transcript].concat();
         let mut key = Zeroizing::new([0; 16]);
         expand(&Salt::new(HKDF_SHA256, salt).extract(self.secret.bytes()), &aad, &mut *key)?;

@@ -77,7 +77,9 @@ fn ae_10_fixed_challenge_response_unsafe_version() {
 
 #[test]
 fn ae_12_ctr_encrypted_message() {
-    for (version, hello, world) in [(1, "5874774c59", "6def8c563c7f"), (2, "204da02f06", "b5d5d6a8610c")] {
+    for (version, hello, world) in
+        [(1, "5874774c59", "6def8c563c7f"), (2, "204da02f06", "b5d5d6a8610c")]
+    {
         let mut client = recorded(version).filters(CipherName::AesCtr, Side::Client).unwrap();
         let mut server = recorded(version).filters(CipherName::AesCtr, Side::Server).unwrap();
         let (mut sealed, mut opened) = (Vec::new(), Vec::new());
@@ -224,7 +226,9 @@ fn am_01_public_key_encode_decode() {
     }
     AuthMessage::decode(&[&encoded[..], &[0]].concat()).unwrap_err();
     // Lengths that are not true.
-    for (position, length) in [(1, u32::MAX), (1, 1 << 30), (10, 17), (10, 15), (30, 61), (30, u32::MAX)] {
+    for (position, length) in
+        [(1, u32::MAX), (1, 1 << 30), (10, 17), (10, 15), (30, 61), (30, u32::MAX)]
+    {
         let mut lying = encoded.clone();
         lying[position..position + 4].copy_from_slice(&u32::to_be_bytes(length));
         AuthMessage::decode(&lying).unwrap_err();

@@ -80,7 +80,11 @@ impl Pending {
             }
             Ok(Step::Done(done)) => done,
             Err(error) => {
-                callback.fail(if matches!(error, AuthError::NotOurs(_)) { UNKNOWN } else { FAILED });
+                callback.fail(if matches!(error, AuthError::NotOurs(_)) {
+                    UNKNOWN
+                } else {
+                    FAILED
+                });
                 return end(client, failure(client, error));
             }
         };
@@ -128,7 +132,8 @@ impl RpcHandler for Guard {
         Box::pin(async { Err(error) })
     }
 
-    /// Serves no strangers: the connection ends when they ask for a chunk or stream, before they come to their turn.
+    /// Serves no strangers: the connection ends when they ask for a chunk or stream, before they
+    /// come to their turn.
     fn stream_manager(&self) -> &dyn StreamManager {
         self.inner.stream_manager()
     }

@@ -20,7 +20,8 @@ const KDF: &str = "PBKDF2WithHmacSHA1";
 const CIPHER: &str = "AES/CTR/NoPadding";
 const IV: usize = 16;
 
-/// A client's message. Its key derivation must be the one that is set here: the peer does not choose how long we compute.
+/// A client's message. Its key derivation must be the one that is set here: the peer does not
+/// choose how long we compute.
 pub(super) struct Challenge {
     pub(super) app_id: String,
     iterations: i32,
@@ -81,11 +82,18 @@ impl Streams {
     }
 
     fn decrypt(&mut self, bytes: &[u8]) -> Result<Zeroizing<Vec<u8>>, AuthError> {
-        self.decrypt.transformed(bytes).map(Zeroizing::new).map_err(|_| AuthError::Crypto("AES-CTR"))
+        self.decrypt
+            .transformed(bytes)
+            .map(Zeroizing::new)
+            .map_err(|_| AuthError::Crypto("AES-CTR"))
     }
 }
 
-fn password_key(secret: &Secret, salt: &[u8], conf: &AuthConf) -> Result<Zeroizing<Vec<u8>>, AuthError> {
+fn password_key(
+    secret: &Secret,
+    salt: &[u8],
+    conf: &AuthConf,
+) -> Result<Zeroizing<Vec<u8>>, AuthError> {
     let iterations =
         NonZeroU32::new(conf.key_factory_iterations).ok_or(AuthError::Crypto("deriving a key"))?;
     let mut key = Zeroizing::new(vec![0; conf.key_length]);
@@ -111,8 +119,10 @@ fn incremented(challenge: &[u8]) -> Vec<u8> {
             break;
         }
     }
-    let needless =
-        number.windows(2).take_while(|pair| matches!(pair, [0, 0..=0x7f] | [0xff, 0x80..=0xff])).count();
+    let needless = number
+        .windows(2)
+        .take_while(|pair| matches!(pair, [0, 0..=0x7f] | [0xff, 0x80..=0xff]))
+        .count();
     number.split_off(needless)
 }
 
@@ -126,7 +136,11 @@ pub(super) struct ClientChallenge<'a> {
 }
 
 impl<'a> ClientChallenge<'a> {
-    pub(super) fn new(app_id: &str, secret: &'a Secret, conf: &'a AuthConf) -> Result<Self, AuthError> {
+    pub(super) fn new(
+        app_id: &str,
+        secret: &'a Secret,
+        conf: &'a AuthConf,
+    ) -> Result<Self, AuthError> {
         let (nonce, challenge) = (random_key(conf)?, random_key(conf)?);
         let mut streams = Streams::new(secret, &nonce, conf)?;
         let greeting = [app_id.as_bytes(), &nonce].concat();
@@ -155,10 +169,13 @@ impl<'a> ClientChallenge<'a> {
         let (proof, nonce) = (opened("response")?, opened("nonce")?);
         let (input_iv, output_iv) = (opened("input IV")?, opened("output IV")?);
         at_end(&reader)?;
-        verify_slices_are_equal(&proof, &self.expected)
-            .map_err(|_| AuthError::Mismatch("the peer has another secret, or the message was changed"))?;
+        verify_slices_are_equal(&proof, &self.expected).map_err(|_| {
+            AuthError::Mismatch("the peer has another secret, or the message was changed")
+        })?;
         let iv = |bytes: &[u8]| {
-            bytes.try_into().map_err(|_| AuthError::Malformed("an IV is not 16 bytes long".to_owned()))
+            bytes
+                .try_into()
+                .map_err(|_| AuthError::Malformed("an IV is not 16 bytes long".to_owned()))
         };
         let key = password_key(self.secret, &nonce, self.conf)?;
         Ok(SessionKeys { key, input_iv: iv(&input_iv)?, output_iv: iv(&output_iv)? })
@@ -182,7 +199,8 @@ pub(super) fn respond(
     let opened = streams.decrypt(&message.challenge)?;
     let greeting = [message.app_id.as_bytes(), &message.nonce].concat();
     let wrong = AuthError::Mismatch("the peer has another secret, or the message was changed");
-    let (proof, challenge) = opened.split_at_checked(greeting.len()).ok_or_else(|| wrong.clone())?;
+    let (proof, challenge) =
+        opened.split_at_checked(greeting.len()).ok_or_else(|| wrong.clone())?;
     verify_slices_are_equal(proof, &greeting).map_err(|_| wrong.clone())?;
     if challenge.len() != conf.key_length {
         return Err(wrong);

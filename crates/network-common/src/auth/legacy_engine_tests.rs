@@ -6,7 +6,8 @@ use crate::conf::{CipherName, TransportConf};
 fn conf() -> AuthConf {
     // Fewer rounds than the default: these tests make many keys.
     let conf =
-        TransportConf::from_settings("rpc", [("spark.network.crypto.keyFactoryIterations", "2")]).unwrap();
+        TransportConf::from_settings("rpc", [("spark.network.crypto.keyFactoryIterations", "2")])
+            .unwrap();
     conf.auth().clone()
 }
 
@@ -47,7 +48,9 @@ fn both_ends_agree() {
         let at_client = client.finish(&reply).unwrap();
         let mut client = at_client.filters(CipherName::AesCtr, Side::Client).unwrap();
         let mut server = at_server.filters(CipherName::AesCtr, Side::Server).unwrap();
-        for (seal, open) in [(&mut client.seal, &mut server.open), (&mut server.seal, &mut client.open)] {
+        for (seal, open) in
+            [(&mut client.seal, &mut server.open), (&mut server.seal, &mut client.open)]
+        {
             let (mut sealed, mut opened) = (Vec::new(), Vec::new());
             sealed.extend(seal.transformed(b"hello").unwrap());
             opened.extend(open.transformed(&sealed).unwrap());
@@ -60,8 +63,9 @@ fn both_ends_agree() {
 fn ae_14_changed_parts_fail() {
     let (conf, secret) = (conf(), secret());
     let challenge = ClientChallenge::new("appId", &secret, &conf).unwrap().encoded();
-    let answer =
-        |bytes: &[u8]| Challenge::decode(bytes).and_then(|message| respond(&message, &secret, &conf));
+    let answer = |bytes: &[u8]| {
+        Challenge::decode(bytes).and_then(|message| respond(&message, &secret, &conf))
+    };
     // The random number itself is not protected on its way there, but its echo is.
     let unprotected = challenge.len() - 16;
     for damaged in bits(&challenge[..unprotected]) {
@@ -70,8 +74,8 @@ fn ae_14_changed_parts_fail() {
     for end in 0..challenge.len() {
         assert!(answer(&challenge[..end]).is_err());
     }
-    let another =
-        Challenge::decode(&challenge).and_then(|message| respond(&message, &Secret::new("other"), &conf));
+    let another = Challenge::decode(&challenge)
+        .and_then(|message| respond(&message, &Secret::new("other"), &conf));
     assert!(matches!(another, Err(AuthError::Mismatch(_))));
 
     let client = || ClientChallenge::new("appId", &secret, &conf).unwrap();
@@ -94,8 +98,10 @@ fn ae_14_changed_parts_fail() {
 #[test]
 fn other_parameters_are_refused() {
     let (conf, secret) = (conf(), secret());
-    let message =
-        || Challenge::decode(&ClientChallenge::new("appId", &secret, &conf).unwrap().encoded()).unwrap();
+    let message = || {
+        Challenge::decode(&ClientChallenge::new("appId", &secret, &conf).unwrap().encoded())
+            .unwrap()
+    };
     let asking = [
         Challenge { iterations: i32::MAX, ..message() },
         Challenge { key_bits: 256, ..message() },

@@ -12,9 +12,9 @@ const SASL_TAG: u8 = 0xea;
 pub(super) fn untag(bytes: &[u8], tag: u8) -> Result<Reader<'_>, AuthError> {
     match bytes.split_first() {
         Some((first, rest)) if *first == tag => Ok(Reader::new(rest)),
-        Some((first, _)) => {
-            Err(AuthError::NotOurs(format!("it begins with 0x{first:02x}, expected was 0x{tag:02x}")))
-        }
+        Some((first, _)) => Err(AuthError::NotOurs(format!(
+            "it begins with 0x{first:02x}, expected was 0x{tag:02x}"
+        ))),
         None => Err(AuthError::NotOurs("it is empty".to_owned())),
     }
 }
@@ -23,10 +23,12 @@ pub(super) fn malformed(error: ProtocolError) -> AuthError {
     AuthError::Malformed(error.to_string())
 }
 
-/// A string that must be UTF-8: an application's name is what is authenticated, so nothing in it is replaced.
+/// A string that must be UTF-8: an application's name is what is authenticated, so nothing in it is
+/// replaced.
 pub(super) fn text(reader: &mut Reader<'_>, field: &'static str) -> Result<String, AuthError> {
     let bytes = reader.byte_array(field).map_err(malformed)?;
-    String::from_utf8(bytes.to_vec()).map_err(|_| AuthError::Malformed(format!("{field} is not UTF-8")))
+    String::from_utf8(bytes.to_vec())
+        .map_err(|_| AuthError::Malformed(format!("{field} is not UTF-8")))
 }
 
 pub(super) fn at_end(reader: &Reader<'_>) -> Result<(), AuthError> {
@@ -73,7 +75,8 @@ impl AuthMessage {
     /// Reads it.
     ///
     /// # Errors
-    /// [`AuthError::NotOurs`] for another tag, [`AuthError::Malformed`] for anything else that is not exactly such a message.
+    /// [`AuthError::NotOurs`] for another tag, [`AuthError::Malformed`] for anything else that is
+    /// not exactly such a message.
     pub fn decode(bytes: &[u8]) -> Result<Self, AuthError> {
         let mut reader = untag(bytes, AUTH_TAG)?;
         let app_id = text(&mut reader, "application id")?;
@@ -84,11 +87,14 @@ impl AuthMessage {
     }
 }
 
-fn sized<const N: usize>(reader: &mut Reader<'_>, field: &'static str) -> Result<[u8; N], AuthError> {
+fn sized<const N: usize>(
+    reader: &mut Reader<'_>,
+    field: &'static str,
+) -> Result<[u8; N], AuthError> {
     let bytes = reader.byte_array(field).map_err(malformed)?;
-    bytes
-        .try_into()
-        .map_err(|_| AuthError::Malformed(format!("{field} has {} bytes instead of {N}", bytes.len())))
+    bytes.try_into().map_err(|_| {
+        AuthError::Malformed(format!("{field} has {} bytes instead of {N}", bytes.len()))
+    })
 }
 
 /// What a client of SASL sends; servers answer with bare tokens (auth 1.1).

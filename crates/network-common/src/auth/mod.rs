@@ -1,12 +1,12 @@
 //! Authentication and encryption, byte-compatible with Spark 2.4 to 4.x.
 //!
-//! Part of the feature `auth`, which is off by default because its ciphers need a C compiler; a configuration that asks for
-//! authentication is refused by a build without it. What only old peers need, and should not be offered to others, is part
-//! of `legacy-auth`.
+//! Part of the feature `auth`, which is off by default because its ciphers need a C compiler; a
+//! configuration that asks for authentication is refused by a build without it. What only old peers
+//! need, and should not be offered to others, is part of `legacy-auth`.
 //!
-//! [`TransportContext::with_auth`](crate::TransportContext::with_auth) makes every connection of a context prove, in both
-//! directions, that it knows the secret of its application; the settings say how (see
-//! [`TransportConf`](crate::TransportConf)).
+//! [`TransportContext::with_auth`](crate::TransportContext::with_auth) makes every connection of a
+//! context prove, in both directions, that it knows the secret of its application; the settings say
+//! how (see [`TransportConf`](crate::TransportConf)).
 //!
 //! ```
 //! use std::sync::Arc;
@@ -44,22 +44,24 @@
 //! | SASL with encryption (`legacy-auth`) | all | yes | 3DES or RC4 | of bytes, by MD5 |
 //! | SASL | all | yes | no | no |
 //!
-//! Who learns the secret later can open what was recorded of SASL and of the engine before 3.2, whose keys come from it; the auth
-//! engine agrees on keys by X25519. In GCM somebody on the path can still drop, repeat, reorder or send back whole messages: Spark
-//! does not number them. TLS has neither weakness. A context that uses a mode with a weakness of its own says so once, as
-//! a warning; inside of TLS none matters.
+//! Who learns the secret later can open what was recorded of SASL and of the engine before 3.2,
+//! whose keys come from it; the auth engine agrees on keys by X25519. In GCM somebody on the path
+//! can still drop, repeat, reorder or send back whole messages: Spark does not number them. TLS has
+//! neither weakness. A context that uses a mode with a weakness of its own says so once, as a
+//! warning; inside of TLS none matters.
 //!
 //! # Stricter than Spark
 //!
-//! * Before a connection is authenticated nothing of it is served, on either side: no RPC, one-way message, chunk, stream,
-//!   upload or question for merged blocks. One that tries is closed. Life cycle callbacks are called, but what handlers send
-//!   there is refused: nothing but the handshake passes.
-//! * A server's handshake must be over within `spark.network.auth.rpcTimeout`, one context has at most
-//!   `spark.<m>.io.maxHandshakes` of them at once, and a peer that has sent 64 KiB without being authenticated
-//!   is not read again.
+//! * Before a connection is authenticated nothing of it is served, on either side: no RPC, one-way
+//!   message, chunk, stream, upload or question for merged blocks. One that tries is closed. Life
+//!   cycle callbacks are called, but what handlers send there is refused: nothing but the handshake
+//!   passes.
+//! * A server's handshake must be over within `spark.network.auth.rpcTimeout`, one context has at
+//!   most `spark.<m>.io.maxHandshakes` of them at once, and a peer that has sent 64 KiB without
+//!   being authenticated is not read again.
 //! * A peer that fails learns only that it failed, and is closed. This side's error says why.
-//! * Falling back from the auth engine to SASL needs `spark.network.crypto.saslFallback=true` in so many words: Spark's default
-//!   lets anybody on the path switch encryption off, or to 3DES.
+//! * Falling back from the auth engine to SASL needs `spark.network.crypto.saslFallback=true` in so
+//!   many words: Spark's default lets anybody on the path switch encryption off, or to 3DES.
 
 mod cipher;
 mod client;

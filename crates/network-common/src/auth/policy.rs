@@ -123,7 +123,11 @@ impl Policy {
 
     /// The filters that a SASL handshake has agreed on.
     #[cfg_attr(not(feature = "legacy-auth"), expect(clippy::unused_self))]
-    pub(super) fn sasl_filters(&self, agreed: &Agreed, side: Side) -> Result<Option<Filters>, AuthError> {
+    pub(super) fn sasl_filters(
+        &self,
+        agreed: &Agreed,
+        side: Side,
+    ) -> Result<Option<Filters>, AuthError> {
         match agreed.protection {
             Protection::None => Ok(None),
             #[cfg(feature = "legacy-auth")]
@@ -134,7 +138,9 @@ impl Policy {
             #[cfg(not(feature = "legacy-auth"))]
             Protection::Encryption(_) => {
                 let _ = side;
-                Err(AuthError::Unacceptable("this build lacks the feature `legacy-auth`".to_owned()))
+                Err(AuthError::Unacceptable(
+                    "this build lacks the feature `legacy-auth`".to_owned(),
+                ))
             }
         }
     }
@@ -143,8 +149,8 @@ impl Policy {
 type ServerBootstraps = Vec<Arc<dyn TransportServerBootstrap>>;
 type ClientBootstraps = Vec<Arc<dyn TransportClientBootstrap>>;
 
-/// What runs on accepted connections: `given`, behind authentication. Settings that ask for security are not passed over
-/// in silence.
+/// What runs on accepted connections: `given`, behind authentication. Settings that ask for
+/// security are not passed over in silence.
 pub(crate) fn server_bootstraps(
     conf: &TransportConf,
     policy: Option<&Arc<Policy>>,
@@ -177,7 +183,8 @@ pub(crate) fn client_bootstraps(
     given
 }
 
-/// Whether the settings are content with connections that do not authenticate, and so are not encrypted either.
+/// Whether the settings are content with connections that do not authenticate, and so are not
+/// encrypted either.
 pub(crate) fn check_unauthenticated(conf: &TransportConf) -> Result<(), TransportError> {
     let auth = conf.auth();
     let text = if conf.authenticate() {

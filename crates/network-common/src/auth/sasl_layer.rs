@@ -19,7 +19,8 @@ const MAC: usize = 10;
 /// Message type and sequence number behind the encrypted bytes.
 const TAIL: usize = 6;
 const LENGTH: usize = 8;
-/// The longest block accepted: more than any peer's `spark.network.sasl.maxEncryptedBlockSize` should be.
+/// The longest block accepted: more than any peer's `spark.network.sasl.maxEncryptedBlockSize`
+/// should be.
 const MAX_BLOCK: usize = (16 << 20) + 64;
 
 /// The filters of one side. Every block holds at most `max_block` plain bytes.
@@ -35,7 +36,10 @@ pub(super) fn filters(
     };
     Ok(Filters {
         seal: Box::new(Seal { direction: Direction::new(cipher, hash, out, true)?, max_block }),
-        open: Box::new(Open { direction: Direction::new(cipher, hash, back, false)?, held: Vec::new() }),
+        open: Box::new(Open {
+            direction: Direction::new(cipher, hash, back, false)?,
+            held: Vec::new(),
+        }),
     })
 }
 
@@ -61,9 +65,9 @@ impl Direction {
         let seal = key(format!("Digest H(A1) to {name} sealing key magic constant"));
         let sign = key(format!("Digest session key to {name} signing key magic constant"));
         let state = match cipher {
-            Cipher::Rc4 => {
-                State::Rc4(Box::new(Rc4::new_from_slice(&*seal).map_err(|_| AuthError::Crypto("RC4"))?))
-            }
+            Cipher::Rc4 => State::Rc4(Box::new(
+                Rc4::new_from_slice(&*seal).map_err(|_| AuthError::Crypto("RC4"))?,
+            )),
             Cipher::TripleDes => {
                 let mut keys = Zeroizing::new([0; 16]);
                 keys[..8].copy_from_slice(&des_key(&seal[..7]));
@@ -72,9 +76,13 @@ impl Direction {
                 let des = TdesEde2::new_from_slice(&*keys).map_err(failed)?;
                 let iv = &seal[8..];
                 if encrypts {
-                    State::Encrypt(Box::new(cbc::Encryptor::inner_iv_slice_init(des, iv).map_err(failed)?))
+                    State::Encrypt(Box::new(
+                        cbc::Encryptor::inner_iv_slice_init(des, iv).map_err(failed)?,
+                    ))
                 } else {
-                    State::Decrypt(Box::new(cbc::Decryptor::inner_iv_slice_init(des, iv).map_err(failed)?))
+                    State::Decrypt(Box::new(
+                        cbc::Decryptor::inner_iv_slice_init(des, iv).map_err(failed)?,
+                    ))
                 }
             }
         };
@@ -82,7 +90,8 @@ impl Direction {
     }
 
     fn mac(&self, plain: &[u8]) -> Result<[u8; MAC], AuthError> {
-        let mut mac = Hmac::<Md5>::new_from_slice(&*self.sign).map_err(|_| AuthError::Crypto("HMAC"))?;
+        let mut mac =
+            Hmac::<Md5>::new_from_slice(&*self.sign).map_err(|_| AuthError::Crypto("HMAC"))?;
         mac.update(&self.sequence.to_be_bytes());
         mac.update(plain);
         let mut short = [0; MAC];
@@ -173,11 +182,13 @@ impl Open {
         let mut opened = sealed.to_vec();
         direction.crypt(&mut opened);
         let (padded, mac) = opened.split_at(opened.len() - MAC);
-        let padding = if triple_des { padded.last().map_or(0, |byte| usize::from(*byte)) } else { 0 };
+        let padding =
+            if triple_des { padded.last().map_or(0, |byte| usize::from(*byte)) } else { 0 };
         if triple_des && !(1..=BLOCK).contains(&padding) {
             return Err(damaged());
         }
-        let (plain, pad) = padded.split_at_checked(padded.len().wrapping_sub(padding)).ok_or_else(damaged)?;
+        let (plain, pad) =
+            padded.split_at_checked(padded.len().wrapping_sub(padding)).ok_or_else(damaged)?;
         verify_slices_are_equal(mac, &direction.mac(plain)?).map_err(|_| damaged())?;
         if pad.iter().any(|byte| usize::from(*byte) != padding) {
             return Err(damaged());

@@ -96,7 +96,8 @@ fn announced_lengths_are_checked_at_once() {
 fn blocks_of_odd_shapes_are_refused() {
     for size in [16, 17, 23, 25] {
         let (_, mut server) = pair(Cipher::TripleDes);
-        let block = [&(8 + size as u64).to_be_bytes()[..], &vec![0; size - 6], &[0, 1, 0, 0, 0, 0]].concat();
+        let block = [&(8 + size as u64).to_be_bytes()[..], &vec![0; size - 6], &[0, 1, 0, 0, 0, 0]]
+            .concat();
         run(&mut server.open, &block).unwrap_err();
     }
 }

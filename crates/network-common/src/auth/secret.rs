@@ -13,7 +13,8 @@ use super::engine::random;
 /// The SASL user of all of Spark (auth 0).
 const SASL_USER: &str = "sparkSaslUser";
 
-/// A shared secret. Cheap to clone; wiped from memory when the last clone is dropped; not shown by `Debug`.
+/// A shared secret. Cheap to clone; wiped from memory when the last clone is dropped; not shown by
+/// `Debug`.
 #[derive(Clone)]
 pub struct Secret(Arc<Zeroizing<String>>);
 
@@ -43,8 +44,9 @@ impl fmt::Debug for Secret {
 
 /// Knows the secret of each application (Spark's `SecretKeyHolder`; auth 0).
 ///
-/// It is asked once per handshake, on the task that reads the connection, so it must answer from memory. A secret that
-/// changes counts for later handshakes; connections that are authenticated live on.
+/// It is asked once per handshake, on the task that reads the connection, so it must answer from
+/// memory. A secret that changes counts for later handshakes; connections that are authenticated
+/// live on.
 pub trait SecretKeyHolder: Send + Sync + 'static {
     /// The secret of this application; `None`: there is no such application here.
     fn secret_key(&self, app_id: &str) -> Option<Secret>;

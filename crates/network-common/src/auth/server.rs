@@ -15,8 +15,8 @@ use crate::error::{BoxError, ErrorKind, TransportError};
 use crate::handler::{RpcHandler, TransportServerBootstrap};
 use crate::session::Filters;
 
-/// Makes every accepted connection prove who it is, by whatever the settings allow (Spark's `AuthServerBootstrap` and
-/// `SaslServerBootstrap`).
+/// Makes every accepted connection prove who it is, by whatever the settings allow (Spark's
+/// `AuthServerBootstrap` and `SaslServerBootstrap`).
 pub(crate) struct AuthServerBootstrap(Arc<Policy>);
 
 impl AuthServerBootstrap {
@@ -132,13 +132,17 @@ impl ServerHandshake {
     }
 
     fn secret(&self, app_id: &str) -> Result<Secret, AuthError> {
-        self.policy.secrets.secret_key(app_id).ok_or_else(|| AuthError::UnknownApp(app_id.to_owned()))
+        self.policy
+            .secrets
+            .secret_key(app_id)
+            .ok_or_else(|| AuthError::UnknownApp(app_id.to_owned()))
     }
 
     fn engine(&self, challenge: &AuthMessage) -> Result<Authenticated, AuthError> {
         let app_id = challenge.app_id.clone();
         let (secret, conf) = (self.secret(&app_id)?, &self.policy.conf);
-        let (reply, keys) = AuthEngine::new(&app_id, &secret, conf.engine_version).respond(challenge)?;
+        let (reply, keys) =
+            AuthEngine::new(&app_id, &secret, conf.engine_version).respond(challenge)?;
         let filters = Some(keys.filters(conf.cipher, Side::Server)?);
         Ok(Authenticated { reply, app_id, filters })
     }
@@ -160,7 +164,8 @@ impl ServerHandshake {
         let app_id = message.app_id;
         let secret = self.secret(&app_id);
         let known = secret.is_ok();
-        // Who asks for an unknown application is led on to the end, and so does not learn which ones there are.
+        // Who asks for an unknown application is led on to the end, and so does not learn which
+        // ones there are.
         let secret = secret.or_else(|_| Secret::random())?;
         let credentials = Credentials::new(&self.policy.secrets.sasl_user(&app_id), &secret);
         let digest = DigestServer::new(credentials, quality)?;

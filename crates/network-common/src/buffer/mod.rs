@@ -15,11 +15,13 @@ use bytes::Bytes;
 pub(crate) use pool::BufferPool;
 pub(crate) use small::copy_of;
 
-/// The body of a chunk, stream or upload: memory of any owner, or a region of a file (transport 11).
+/// The body of a chunk, stream or upload: memory of any owner, or a region of a file (transport
+/// 11).
 ///
-/// Clones share the content. File regions are sent without passing through this process' memory where the system can
-/// do that; they are opened, and their length is checked against the file, only when their turn to be sent has come
-/// (or when they are answered, with `spark.<module>.io.lazyFD` = false).
+/// Clones share the content. File regions are sent without passing through this process' memory
+/// where the system can do that; they are opened, and their length is checked against the file,
+/// only when their turn to be sent has come (or when they are answered, with
+/// `spark.<module>.io.lazyFD` = false).
 ///
 /// ```
 /// use bytes::Bytes;
@@ -54,7 +56,8 @@ impl ManagedBuffer {
         Bytes::from_owner(owner).into()
     }
 
-    /// The bytes `range` of the file at `path`. An empty range is legal; a file that is shorter is an error when it is sent.
+    /// The bytes `range` of the file at `path`. An empty range is legal; a file that is shorter is
+    /// an error when it is sent.
     pub fn file(path: impl Into<PathBuf>, range: Range<u64>) -> Self {
         Self::segment(FileSource::Path(path.into().into()), range)
     }
@@ -66,13 +69,19 @@ impl ManagedBuffer {
 
     fn segment(source: FileSource, range: Range<u64>) -> Self {
         let length = range.end.saturating_sub(range.start);
-        Self { content: Content::File(FileSegment { source, offset: range.start, length }), _hooks: None }
+        Self {
+            content: Content::File(FileSegment { source, offset: range.start, length }),
+            _hooks: None,
+        }
     }
 
-    /// Runs `hook` when the last clone is dropped: after it was sent, or when that is given up. A panic of it is logged.
+    /// Runs `hook` when the last clone is dropped: after it was sent, or when that is given up. A
+    /// panic of it is logged.
     pub fn on_release(mut self, hook: impl FnOnce() + Send + Sync + 'static) -> Self {
-        self._hooks =
-            Some(Arc::new(ReleaseHook { hook: Some(Box::new(hook)), _earlier: self._hooks.take() }));
+        self._hooks = Some(Arc::new(ReleaseHook {
+            hook: Some(Box::new(hook)),
+            _earlier: self._hooks.take(),
+        }));
         self
     }
 
@@ -92,14 +101,16 @@ impl ManagedBuffer {
     /// The whole content in memory. Files are read off the runtime's workers. Cancel safe.
     ///
     /// # Errors
-    /// Whatever opening and reading the file yields; `UnexpectedEof` when the file is shorter than the region.
+    /// Whatever opening and reading the file yields; `UnexpectedEof` when the file is shorter than
+    /// the region.
     pub async fn read(&self) -> io::Result<Bytes> {
         match self.content.clone() {
             Content::Memory(bytes) => Ok(bytes),
             Content::File(segment) => {
                 let read = move || {
                     let file = segment.open()?;
-                    let mut buffer = vec![0; usize::try_from(segment.length).map_err(io::Error::other)?];
+                    let mut buffer =
+                        vec![0; usize::try_from(segment.length).map_err(io::Error::other)?];
                     segment.read_exact_at(&file, &mut buffer, 0)?;
                     Ok(Bytes::from(buffer))
                 };
@@ -116,9 +127,11 @@ impl ManagedBuffer {
     pub(crate) async fn opened(mut self) -> io::Result<Self> {
         if let Content::File(segment) = &self.content {
             let opening = segment.clone();
-            let file =
-                tokio::task::spawn_blocking(move || opening.open()).await.map_err(io::Error::other)??;
-            self.content = Content::File(FileSegment { source: FileSource::Open(file), ..segment.clone() });
+            let file = tokio::task::spawn_blocking(move || opening.open())
+                .await
+                .map_err(io::Error::other)??;
+            self.content =
+                Content::File(FileSegment { source: FileSource::Open(file), ..segment.clone() });
         }
         Ok(self)
     }
@@ -204,7 +217,12 @@ impl FileSegment {
     }
 
     /// Fills `buffer` from `position` bytes after the start of the region.
-    pub(crate) fn read_exact_at(&self, file: &File, buffer: &mut [u8], position: u64) -> io::Result<()> {
+    pub(crate) fn read_exact_at(
+        &self,
+        file: &File,
+        buffer: &mut [u8],
+        position: u64,
+    ) -> io::Result<()> {
         read_exact_at(file, buffer, self.offset + position).map_err(|error| match error.kind() {
             io::ErrorKind::UnexpectedEof => {
                 self.truncated(file.metadata().map_or(0, |metadata| metadata.len()))

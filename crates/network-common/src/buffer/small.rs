@@ -2,7 +2,8 @@
 
 use bytes::Bytes;
 
-/// A copy of `body`. Slices and clones of it cost no allocation, as they do of the first clone of [`Bytes`] made from a vector.
+/// A copy of `body`. Slices and clones of it cost no allocation, as they do of the first clone of
+/// [`Bytes`] made from a vector.
 pub(crate) fn copy_of(body: &[u8]) -> Bytes {
     match body.len() {
         0 => Bytes::new(),

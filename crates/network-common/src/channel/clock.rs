@@ -1,4 +1,5 @@
-//! The idle and request timeout of transport 8, read at a coarse tick so that no message costs a look at the clock.
+//! The idle and request timeout of transport 8, read at a coarse tick so that no message costs a
+//! look at the clock.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -16,7 +17,8 @@ pub(super) struct IdleClock {
     /// When bytes were last seen to have moved, and how many there had been.
     last_io: Instant,
     moved: u64,
-    /// When a request was last seen to have been registered; `None`: never, so it is always overdue.
+    /// When a request was last seen to have been registered; `None`: never, so it is always
+    /// overdue.
     last_request: Option<Instant>,
 }
 
@@ -31,9 +33,9 @@ impl IdleClock {
         }
     }
 
-    /// `Ready` once per tick; whether the connection is overdue then: neither did bytes move nor was a request registered
-    /// for the whole timeout. `observe` tells the bytes moved so far and whether a request was registered since it was last
-    /// called.
+    /// `Ready` once per tick; whether the connection is overdue then: neither did bytes move nor
+    /// was a request registered for the whole timeout. `observe` tells the bytes moved so far and
+    /// whether a request was registered since it was last called.
     pub(super) fn poll_overdue(
         &mut self,
         context: &mut Context<'_>,

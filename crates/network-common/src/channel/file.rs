@@ -1,5 +1,6 @@
-//! A body in a file, made ready piece by piece: a region that is in the page cache, for the kernel to send, or bytes in memory
-//! where the kernel cannot. Whatever may block, does so on a blocking thread.
+//! A body in a file, made ready piece by piece: a region that is in the page cache, for the kernel
+//! to send, or bytes in memory where the kernel cannot. Whatever may block, does so on a blocking
+//! thread.
 
 use std::fs::File;
 use std::future::ready;
@@ -77,7 +78,11 @@ impl FileSend {
     }
 
     /// Makes the next piece ready.
-    pub(super) fn prepare(mut self: Box<Self>, shared: &Arc<Shared>, resources: &Arc<Resources>) -> Ahead {
+    pub(super) fn prepare(
+        mut self: Box<Self>,
+        shared: &Arc<Shared>,
+        resources: &Arc<Resources>,
+    ) -> Ahead {
         // What takes microseconds is not worth another thread's wake-up.
         let begins = self.file.is_none();
         if let Some(region) = self.next_cached() {
@@ -151,8 +156,8 @@ impl FileSend {
         Ok(Piece::Memory(resources.pool.freeze(buffer, length)))
     }
 
-    /// The file cannot be opened or read. Nothing was written yet, so the failure twin goes out instead (wire 5), or, for an
-    /// upload, nothing at all.
+    /// The file cannot be opened or read. Nothing was written yet, so the failure twin goes out
+    /// instead (wire 5), or, for an upload, nothing at all.
     fn unreadable(&self, error: &io::Error, shared: &Shared) -> Vec<u8> {
         let mut head = Vec::new();
         tracing::warn!(peer = %shared.peer, %error, "a file body cannot be sent");

@@ -1,4 +1,5 @@
-//! What two ends say to each other before the first frame, if connections are secured from their first byte on.
+//! What two ends say to each other before the first frame, if connections are secured from their
+//! first byte on.
 
 use std::sync::Arc;
 use std::task::Poll;
@@ -30,7 +31,8 @@ pub(crate) trait Security: Send + Sync {
 
 /// One side of a handshake, without a socket.
 pub(crate) trait Handshake: Send {
-    /// Takes in what the peer has sent (nothing at first) and appends what it is to be sent; true: that is all.
+    /// Takes in what the peer has sent (nothing at first) and appends what it is to be sent; true:
+    /// that is all.
     ///
     /// What was appended before an error is sent too: it tells the peer why.
     fn advance(&mut self, input: &[u8], output: &mut Vec<u8>) -> Result<bool, BoxError>;
@@ -48,7 +50,8 @@ pub(crate) struct Secured {
 }
 
 impl Connection {
-    /// Secures the connection before it is run. After an error it is to be [given up](Self::give_up).
+    /// Secures the connection before it is run. After an error it is to be [given
+    /// up](Self::give_up).
     pub(crate) async fn secure(
         &mut self,
         security: &dyn Security,
@@ -71,7 +74,8 @@ impl Connection {
         }
     }
 
-    /// Ends a connection that could not be secured. Its handler has not heard of it, and whoever made it counts the failure.
+    /// Ends a connection that could not be secured. Its handler has not heard of it, and whoever
+    /// made it counts the failure.
     pub(crate) async fn give_up(mut self: Box<Self>, error: &TransportError) {
         self.end(error);
         if error.kind() == ErrorKind::Tls {
@@ -86,12 +90,16 @@ impl Connection {
         peer: &PeerAddress,
     ) -> Result<(), TransportError> {
         let failed = |error: BoxError| {
-            TransportError::new(ErrorKind::Tls, format!("the TLS handshake with {peer} failed: {error}"))
-                .with_peer(peer)
-                .with_source(error)
+            TransportError::new(
+                ErrorKind::Tls,
+                format!("the TLS handshake with {peer} failed: {error}"),
+            )
+            .with_peer(peer)
+            .with_source(error)
         };
         let cut_off = |error: BoxError| {
-            let text = format!("the TLS handshake with {peer} was cut off ({error}): does it speak TLS?");
+            let text =
+                format!("the TLS handshake with {peer} was cut off ({error}): does it speak TLS?");
             TransportError::new(ErrorKind::Io, text).with_peer(peer).with_source(error)
         };
         let mut input = vec![0; READ_SIZE];
@@ -105,7 +113,8 @@ impl Connection {
             if done {
                 break;
             }
-            received = self.reader.half().read(&mut input).await.map_err(|error| cut_off(error.into()))?;
+            received =
+                self.reader.half().read(&mut input).await.map_err(|error| cut_off(error.into()))?;
             if received == 0 {
                 return Err(cut_off("the peer ended the connection".into()));
             }

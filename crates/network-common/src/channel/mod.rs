@@ -1,7 +1,8 @@
 //! The driver of one connection: the only place that does socket I/O.
 //!
-//! One task reads, dispatches and writes, so that answers to requests that came together leave together. Only bodies in files
-//! that are not cached (blocking threads), the stream manager and uploads (tasks that live while there is work) run beside it.
+//! One task reads, dispatches and writes, so that answers to requests that came together leave
+//! together. Only bodies in files that are not cached (blocking threads), the stream manager and
+//! uploads (tasks that live while there is work) run beside it.
 
 mod clock;
 mod file;
@@ -42,7 +43,8 @@ use crate::session::{Closing, Outgoing, Session};
 
 /// How long what is queued may take to be written when a connection is closed.
 const FLUSH_LIMIT: Duration = Duration::from_secs(10);
-/// How long a closed connection is still read, so that the peer gets our last words instead of a reset.
+/// How long a closed connection is still read, so that the peer gets our last words instead of a
+/// reset.
 const LINGER_LIMIT: Duration = Duration::from_secs(1);
 
 /// What all connections of one side of a context share.
@@ -73,7 +75,16 @@ impl Resources {
         });
         let write_queue_setting = conf.key("maxWriteQueueSize").into();
         let native_file_transfer = conf.native_file_transfer();
-        Self { conf, metrics, pool, limits, write_queue_setting, native_file_transfer, close_idle, network }
+        Self {
+            conf,
+            metrics,
+            pool,
+            limits,
+            write_queue_setting,
+            native_file_transfer,
+            close_idle,
+            network,
+        }
     }
 
     fn wrote(&self, shared: &Shared, count: usize) {
@@ -115,8 +126,8 @@ struct Reported {
 }
 
 impl Connection {
-    /// Takes over a connected socket. Nothing is read or written before [`run`](Self::run). Boxed: every future that it is
-    /// moved through would have room for another copy.
+    /// Takes over a connected socket. Nothing is read or written before [`run`](Self::run). Boxed:
+    /// every future that it is moved through would have room for another copy.
     pub(crate) fn new(
         stream: Stream,
         handler: Arc<dyn RpcHandler>,
@@ -124,7 +135,8 @@ impl Connection {
     ) -> std::io::Result<Box<Self>> {
         let (peer, local) = stream.addresses()?;
         let conf = &resources.conf;
-        let outgoing = Outgoing::new(conf.max_write_queue_size(), Arc::clone(&resources.write_queue_setting));
+        let outgoing =
+            Outgoing::new(conf.max_write_queue_size(), Arc::clone(&resources.write_queue_setting));
         let shared = Arc::new(Shared::new(Session::new(peer, outgoing), peer, local));
         let (read_half, write_half) = stream.into_split();
         resources.metrics.connections.fetch_add(1, Ordering::Relaxed);
@@ -204,8 +216,8 @@ impl Connection {
             if read {
                 context.waker().wake_by_ref();
             } else if self.writer.turn_over {
-                // Nobody was told anything. To be woken at once would set an idle thread in motion for nothing, while nobody
-                // looks at the other sockets.
+                // Nobody was told anything. To be woken at once would set an idle thread in motion
+                // for nothing, while nobody looks at the other sockets.
                 let _ = std::pin::pin!(yield_now()).poll(context);
             }
             let mut session = self.shared.session.lock();
@@ -285,7 +297,8 @@ impl Connection {
             if session.requested || (outstanding == 0 && !self.resources.close_idle) {
                 continue;
             }
-            let (peer, timeout) = (shared.peer, self.resources.conf.connection_timeout().unwrap_or_default());
+            let (peer, timeout) =
+                (shared.peer, self.resources.conf.connection_timeout().unwrap_or_default());
             let setting = self.resources.conf.key("connectionTimeout");
             let error = if outstanding > 0 {
                 let text = format!(
@@ -296,7 +309,8 @@ impl Connection {
             } else {
                 TransportError::closed(peer)
             };
-            // Under the same lock: nobody who comes now gets a connection, or registers a request, that ends at once.
+            // Under the same lock: nobody who comes now gets a connection, or registers a request,
+            // that ends at once.
             session.close(Closing::Now(error.clone()));
             drop(session);
             if outstanding > 0 {
@@ -338,7 +352,9 @@ impl Connection {
             server.abort();
         }
         if self.begun {
-            guarded("connection_terminated", || handler.stream_manager().connection_terminated(client));
+            guarded("connection_terminated", || {
+                handler.stream_manager().connection_terminated(client)
+            });
             guarded("channel_inactive", || handler.channel_inactive(client));
         }
         let metrics = &self.resources.metrics;
@@ -348,8 +364,8 @@ impl Connection {
         report(&metrics.queued_bytes, &mut self.reported.queued, 0);
     }
 
-    /// Ends the sending direction and reads until the peer does the same: closing with unread data would reset the
-    /// connection and could destroy what the peer has not read yet.
+    /// Ends the sending direction and reads until the peer does the same: closing with unread data
+    /// would reset the connection and could destroy what the peer has not read yet.
     async fn linger(&mut self) {
         let deadline = Instant::now() + LINGER_LIMIT;
         let _ = timeout_at(deadline, self.writer.shut()).await;

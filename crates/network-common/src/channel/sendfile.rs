@@ -1,4 +1,5 @@
-//! Moving bytes from a file to a socket without copying them: Linux only, and `false` or an error elsewhere.
+//! Moving bytes from a file to a socket without copying them: Linux only, and `false` or an error
+//! elsewhere.
 
 #[cfg(target_os = "linux")]
 pub(super) use linux::{is_cached, read_ahead, send};
@@ -20,19 +21,25 @@ mod linux {
 
     use super::super::file::Region;
 
-    /// Distance of the bytes that tell whether a region is cached. Each look costs a line of memory that nobody else needs.
+    /// Distance of the bytes that tell whether a region is cached. Each look costs a line of memory
+    /// that nobody else needs.
     const PROBE_STEP: u64 = 512 << 10;
     /// Bytes per system call, so that a fast receiver does not keep the thread.
     const MAX_SENDFILE: u64 = 1 << 20;
 
-    /// Whether the kernel can send the region from the page cache, as far as can be told without blocking.
+    /// Whether the kernel can send the region from the page cache, as far as can be told without
+    /// blocking.
     pub(in super::super) fn is_cached(file: &File, position: u64, length: u64) -> bool {
         missing(file, position, length).is_none()
             && null().is_ok_and(|null| try_one(null, file, position).is_ok())
     }
 
     /// Has the region read into the page cache; false if the kernel cannot send this file. Blocks.
-    pub(in super::super) fn read_ahead(file: &File, position: u64, length: u64) -> io::Result<bool> {
+    pub(in super::super) fn read_ahead(
+        file: &File,
+        position: u64,
+        length: u64,
+    ) -> io::Result<bool> {
         let Ok(null) = null() else { return Ok(false) };
         match try_one(null, file, position) {
             Ok(()) => {}
@@ -42,7 +49,8 @@ mod linux {
         }
         let end = position + length;
         let Some(mut position) = missing(file, position, length) else { return Ok(true) };
-        // From somewhere before the first missing byte on: sending to nowhere reads without copying.
+        // From somewhere before the first missing byte on: sending to nowhere reads without
+        // copying.
         position -= position % PROBE_STEP.min(length);
         while position < end {
             let count = (end - position) as usize;
@@ -69,7 +77,8 @@ mod linux {
         })
     }
 
-    /// Sends the rest of a region, or as much as the socket takes; `Ready` with the bytes of one call.
+    /// Sends the rest of a region, or as much as the socket takes; `Ready` with the bytes of one
+    /// call.
     pub(in super::super) fn send(
         socket: &TcpStream,
         region: &mut Region,

@@ -1,4 +1,5 @@
-//! Serving the peer's requests: on the driver's task what the handler answers itself, beside it what takes time.
+//! Serving the peer's requests: on the driver's task what the handler answers itself, beside it
+//! what takes time.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -12,7 +13,9 @@ use super::{Connection, Resources, guarded};
 use crate::buffer::ManagedBuffer;
 use crate::client::{Shared, TransportClient};
 use crate::error::{BoxError, ErrorKind, TransportError};
-use crate::handler::{MergedBlockMetaCallback, RpcHandler, RpcResponseCallback, error_text, too_large};
+use crate::handler::{
+    MergedBlockMetaCallback, RpcHandler, RpcResponseCallback, error_text, too_large,
+};
 use crate::protocol::Message;
 use crate::session::{BulkItem, BulkRequest, Closing, PipeWriter, pipe};
 
@@ -42,7 +45,8 @@ impl Connection {
             }
             Message::MergedBlockMetaRequest(request) => {
                 self.reader.received += 1;
-                let callback = MergedBlockMetaCallback::new(Arc::clone(&self.shared), request.request_id);
+                let callback =
+                    MergedBlockMetaCallback::new(Arc::clone(&self.shared), request.request_id);
                 if draining {
                     callback.fail(SHUTTING_DOWN);
                 } else {
@@ -68,7 +72,8 @@ impl Connection {
         Ok(())
     }
 
-    /// Queues a request for the stream manager, and starts the task that works on the queue if it is not running.
+    /// Queues a request for the stream manager, and starts the task that works on the queue if it
+    /// is not running.
     fn queue_bulk(&mut self, request: BulkRequest) -> Result<(), TransportError> {
         if self.shared.peer_is_stranger() {
             // Refused now: by its turn the peer may be known.
@@ -104,7 +109,12 @@ impl Connection {
     }
 
     /// Hands an upload to the handler; `None` if it does not want the data.
-    pub(super) fn start_upload(&mut self, request_id: i64, meta: Bytes, length: u64) -> Option<PipeWriter> {
+    pub(super) fn start_upload(
+        &mut self,
+        request_id: i64,
+        meta: Bytes,
+        length: u64,
+    ) -> Option<PipeWriter> {
         self.reader.received += 1;
         let callback = RpcResponseCallback::new(Arc::clone(&self.shared), request_id);
         if self.shared.is_draining() {
@@ -115,7 +125,8 @@ impl Connection {
     }
 }
 
-/// Works on one connection's requests for chunks and streams, in arrival order, while there are any.
+/// Works on one connection's requests for chunks and streams, in arrival order, while there are
+/// any.
 struct BulkServer {
     shared: Arc<Shared>,
     client: TransportClient,
@@ -132,7 +143,8 @@ impl Drop for Transfer {
     }
 }
 
-/// A panic that got past [`user_code`], in an error's text or a body's drop: what waits would never be served.
+/// A panic that got past [`user_code`], in an error's text or a body's drop: what waits would never
+/// be served.
 impl Drop for BulkServer {
     fn drop(&mut self) {
         if std::thread::panicking() {
@@ -153,7 +165,8 @@ impl BulkServer {
         }
     }
 
-    /// The next request, once the write queue has room for its answer; `None`: there is none, and the task ends.
+    /// The next request, once the write queue has room for its answer; `None`: there is none, and
+    /// the task ends.
     async fn next(&self) -> Option<(BulkRequest, bool)> {
         std::future::poll_fn(|context| {
             let mut session = self.shared.session.lock();
@@ -170,11 +183,16 @@ impl BulkServer {
         match request {
             BulkRequest::Chunk { stream_id, chunk_index } => {
                 match self.chunk(stream_id, chunk_index, refused).await {
-                    Ok(body) => (Message::ChunkFetchSuccess { stream_id, chunk_index, body: () }, body),
+                    Ok(body) => {
+                        (Message::ChunkFetchSuccess { stream_id, chunk_index, body: () }, body)
+                    }
                     Err(error) => {
                         tracing::debug!(peer = %self.shared.peer, stream_id, chunk_index, %error, "chunk not served");
                         let error = error_text(&error);
-                        (Message::ChunkFetchFailure { stream_id, chunk_index, error }, Bytes::new().into())
+                        (
+                            Message::ChunkFetchFailure { stream_id, chunk_index, error },
+                            Bytes::new().into(),
+                        )
                     }
                 }
             }
@@ -203,7 +221,8 @@ impl BulkServer {
         }
         let manager = || self.handler.stream_manager();
         let body =
-            user_code(async { manager().get_chunk(&self.client, stream_id, chunk_index).await }).await?;
+            user_code(async { manager().get_chunk(&self.client, stream_id, chunk_index).await })
+                .await?;
         if let Some(error) = too_large(body.len()) {
             return Err(error.into());
         }
@@ -214,8 +233,9 @@ impl BulkServer {
         if refused {
             return Err(SHUTTING_DOWN.into());
         }
-        let opened =
-            user_code(async { self.handler.stream_manager().open_stream(&self.client, stream_id).await });
+        let opened = user_code(async {
+            self.handler.stream_manager().open_stream(&self.client, stream_id).await
+        });
         match opened.await? {
             Some(body) => self.opened(body).await,
             None => Err(format!("Stream '{stream_id}' was not found.").into()),
@@ -236,7 +256,8 @@ async fn user_code<T>(code: impl Future<Output = Result<T, BoxError>>) -> Result
     }
 }
 
-/// Hands an upload to the handler and answers it when that has finished; `None` if the handler panicked at once.
+/// Hands an upload to the handler and answers it when that has finished; `None` if the handler
+/// panicked at once.
 fn upload(
     handler: &Arc<dyn RpcHandler>,
     client: &TransportClient,

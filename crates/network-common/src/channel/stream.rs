@@ -1,4 +1,5 @@
-//! What a connection reads from and writes to: a socket, or a pipe of a [`MemoryNetwork`](crate::MemoryNetwork).
+//! What a connection reads from and writes to: a socket, or a pipe of a
+//! [`MemoryNetwork`](crate::MemoryNetwork).
 
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
@@ -31,7 +32,9 @@ impl Stream {
                 let (read, write) = stream.into_split();
                 (ReadHalf::Tcp(read), WriteHalf::Tcp(write))
             }
-            Self::Memory(stream) => (ReadHalf::Memory(stream.incoming), WriteHalf::Memory(stream.outgoing)),
+            Self::Memory(stream) => {
+                (ReadHalf::Memory(stream.incoming), WriteHalf::Memory(stream.outgoing))
+            }
         }
     }
 }
@@ -71,7 +74,11 @@ impl WriteHalf {
 }
 
 impl AsyncWrite for WriteHalf {
-    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Tcp(half) => Pin::new(half).poll_write(context, bytes),
             Self::Memory(pipe) => Pin::new(pipe).poll_write(context, bytes),

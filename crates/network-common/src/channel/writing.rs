@@ -1,4 +1,5 @@
-//! The writing half of a connection's driver: everything queued goes out with one vectored call; files by the kernel.
+//! The writing half of a connection's driver: everything queued goes out with one vectored call;
+//! files by the kernel.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -16,7 +17,8 @@ use crate::session::{Batch, ByteFilter, Output, Stack};
 
 /// Slices handed to one vectored write.
 const MAX_SLICES: usize = 64;
-/// Bytes that pass through a filter between two writes: few enough to be still in the core's cache when they are written.
+/// Bytes that pass through a filter between two writes: few enough to be still in the core's cache
+/// when they are written.
 const SEAL_RUN: usize = 512 << 10;
 /// The same in one turn, so that others on this thread do not wait for long.
 const SEALED_PER_TURN: usize = 1 << 20;
@@ -38,8 +40,8 @@ pub(super) struct Writer {
     /// The file whose last bytes are being written, kept for its hooks.
     finishing: Option<Box<FileSend>>,
     seal: Option<Box<dyn ByteFilter>>,
-    /// What a filter made of those bytes of the batch that count as written already: so many bytes at the front, and how many
-    /// of them really are.
+    /// What a filter made of those bytes of the batch that count as written already: so many bytes
+    /// at the front, and how many of them really are.
     sealed: Vec<u8>,
     sealed_length: usize,
     sealed_written: usize,
@@ -126,8 +128,8 @@ impl Writer {
         self.finishing = None;
     }
 
-    /// Tells the peer that nothing follows, where filters have words for that, and lets go of the socket, which ends the
-    /// sending direction.
+    /// Tells the peer that nothing follows, where filters have words for that, and lets go of the
+    /// socket, which ends the sending direction.
     pub(super) async fn shut(&mut self) {
         // Inside of something sealed they would only be garbage.
         let Ok(last_words) = Output::collect(|words| {
@@ -142,7 +144,8 @@ impl Writer {
         self.half = None;
     }
 
-    /// Writes until nothing is left (`Ready`), the socket or disk takes its time, or the turn is over.
+    /// Writes until nothing is left (`Ready`), the socket or disk takes its time, or the turn is
+    /// over.
     pub(super) fn poll_write(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.turn_over = false;
         let (mut sealed, mut has_sent_region) = (0, false);
@@ -190,7 +193,8 @@ impl Writer {
     fn poll_sealed(&mut self, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let half = self.half.as_mut().ok_or(io::ErrorKind::NotConnected)?;
         let count = ready!(
-            Pin::new(half).poll_write(context, &self.sealed[self.sealed_written..self.sealed_length])
+            Pin::new(half)
+                .poll_write(context, &self.sealed[self.sealed_written..self.sealed_length])
         )?;
         Poll::Ready(self.wrote(count))
     }
@@ -225,7 +229,9 @@ impl Writer {
         match ready.piece {
             Piece::Memory(bytes) => self.batch.push_piece(bytes),
             Piece::Cached(_) if self.seal.is_some() => {
-                return Err(io::Error::other("filters were installed while a file was about to be sent"));
+                return Err(io::Error::other(
+                    "filters were installed while a file was about to be sent",
+                ));
             }
             Piece::Cached(region) => self.region = Some(region),
             Piece::Nothing => {}
@@ -280,13 +286,15 @@ impl Writer {
             self.begin(ready)?;
             return Poll::Ready(Ok(true));
         }
-        // With several callers about, others are likely to add more at once: one round through the scheduler makes one
-        // write out of many. A lone caller, whatever it has outstanding, has added what it had before this runs.
+        // With several callers about, others are likely to add more at once: one round through the
+        // scheduler makes one write out of many. A lone caller, whatever it has outstanding, has
+        // added what it had before this runs.
         if !self.yielded && self.many_callers && session.requests.outstanding() > 1 {
             self.yielded = true;
             drop(session);
             self.wake();
-            // Not tokio's `yield_now`, which puts this behind all that comes: half the rate with 64 callers.
+            // Not tokio's `yield_now`, which puts this behind all that comes: half the rate with 64
+            // callers.
             context.waker().wake_by_ref();
             return Poll::Pending;
         }
@@ -306,7 +314,8 @@ impl Writer {
         let Some(seal) = &mut self.seal else { return Ok(0) };
         let count = (self.batch.len() - self.written).min(SEAL_RUN);
         if self.sealed.is_empty() {
-            // With room for what ciphers add. Much fresh memory would cost a page fault for every 4 KiB.
+            // With room for what ciphers add. Much fresh memory would cost a page fault for every 4
+            // KiB.
             self.sealed = match count + count / 50 + 128 {
                 large @ POOLED.. => self.resources.pool.take(large),
                 small => Vec::with_capacity(small),

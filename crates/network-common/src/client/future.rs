@@ -11,7 +11,8 @@ use super::TransportClient;
 use crate::error::{ErrorKind, TransportError};
 use crate::session::{Answer, MergedBlockMeta, StreamBody, Ticket};
 
-/// The answer to [`send_rpc`](TransportClient::send_rpc) or [`upload_stream`](TransportClient::upload_stream).
+/// The answer to [`send_rpc`](TransportClient::send_rpc) or
+/// [`upload_stream`](TransportClient::upload_stream).
 pub type RpcFuture = RequestFuture<Bytes>;
 /// The answer to [`fetch_chunk`](TransportClient::fetch_chunk).
 pub type ChunkFuture = RequestFuture<Bytes>;
@@ -22,7 +23,8 @@ pub type MergedBlockMetaFuture = RequestFuture<MergedBlockMeta>;
 
 /// Waits for the answer to one request that is already on its way.
 ///
-/// Dropping it gives the answer up (see [`TransportClient`]). It keeps the connection open while it waits.
+/// Dropping it gives the answer up (see [`TransportClient`]). It keeps the connection open while it
+/// waits.
 #[must_use = "the request is sent, but its answer is discarded when this is dropped"]
 pub struct RequestFuture<T> {
     state: State,
@@ -49,10 +51,11 @@ impl<T> RequestFuture<T> {
         Self { state, extract }
     }
 
-    /// The connection that the answer is to come over and the request's id on it; none once the future has ended.
+    /// The connection that the answer is to come over and the request's id on it; none once the
+    /// future has ended.
     ///
-    /// For protocols on top that tell the peer more about an RPC under way. Fetches are named otherwise on the wire, so
-    /// theirs means nothing to the peer.
+    /// For protocols on top that tell the peer more about an RPC under way. Fetches are named
+    /// otherwise on the wire, so theirs means nothing to the peer.
     #[must_use]
     pub fn pending(&self) -> Option<(&TransportClient, i64)> {
         match &self.state {
@@ -77,7 +80,9 @@ impl<T> Future for RequestFuture<T> {
             let finished = std::mem::replace(&mut self.state, State::Finished);
             return Poll::Ready(match outcome {
                 Some(Ok(mut answer)) => {
-                    if let (Answer::Stream(body), State::Waiting(client, _)) = (&mut answer, finished) {
+                    if let (Answer::Stream(body), State::Waiting(client, _)) =
+                        (&mut answer, finished)
+                    {
                         body.keep(client);
                     }
                     (self.extract)(answer).ok_or_else(|| {

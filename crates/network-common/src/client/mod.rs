@@ -26,21 +26,26 @@ mod tests;
 
 /// A handle on one connection: sends requests to the peer (transport 5). Cheap to clone.
 ///
-/// Connections are symmetric: a server's handlers get a client too, with which they call back over the same connection.
+/// Connections are symmetric: a server's handlers get a client too, with which they call back over
+/// the same connection.
 ///
-/// Every request is queued when the method is called, in the order of the calls; the future it returns only waits for the
-/// answer. Dropping that future frees its place: the answer to an RPC or upload is then ignored, a chunk or stream that
-/// still arrives is read and discarded. When the connection ends, every outstanding request fails.
+/// Every request is queued when the method is called, in the order of the calls; the future it
+/// returns only waits for the answer. Dropping that future frees its place: the answer to an RPC or
+/// upload is then ignored, a chunk or stream that still arrives is read and discarded. When the
+/// connection ends, every outstanding request fails.
 ///
 /// Handlers are told of a connection before its peer has authenticated, if it is to: until then
-/// ([`client_id`](Self::client_id) is not set) all requests over their handles fail with kind [`Refused`](ErrorKind::Refused).
+/// ([`client_id`](Self::client_id) is not set) all requests over their handles fail with kind
+/// [`Refused`](ErrorKind::Refused).
 ///
-/// Requests are refused with kind [`Limit`](ErrorKind::Limit) while `spark.<module>.io.maxWriteQueueSize` bytes or more
-/// wait to be written (files do not count); [`ready`](Self::ready) waits until there is room.
+/// Requests are refused with kind [`Limit`](ErrorKind::Limit) while
+/// `spark.<module>.io.maxWriteQueueSize` bytes or more wait to be written (files do not count);
+/// [`ready`](Self::ready) waits until there is room.
 ///
-/// A connection that was opened by a factory ends when it is closed, when its factory is closed, or when the last handle
-/// (the pool's, for a pooled one) and the last future and stream body are dropped; what was queued before is still written. Handles that a
-/// server's handlers get never keep a connection open, and dropping them does not close it.
+/// A connection that was opened by a factory ends when it is closed, when its factory is closed, or
+/// when the last handle (the pool's, for a pooled one) and the last future and stream body are
+/// dropped; what was queued before is still written. Handles that a server's handlers get never
+/// keep a connection open, and dropping them does not close it.
 #[derive(Clone)]
 pub struct TransportClient(Arc<Handle>);
 
@@ -94,9 +99,10 @@ impl TransportClient {
     /// Asks the peer's [`RpcHandler`](crate::RpcHandler); the answer is its reply.
     ///
     /// # Errors
-    /// [`Remote`](ErrorKind::Remote): the handler failed. [`Closed`](ErrorKind::Closed), [`Timeout`](ErrorKind::Timeout),
-    /// [`Io`](ErrorKind::Io), [`Protocol`](ErrorKind::Protocol): the connection ended.
-    /// [`Limit`](ErrorKind::Limit): too much waits to be written, or the body does not fit into a frame.
+    /// [`Remote`](ErrorKind::Remote): the handler failed. [`Closed`](ErrorKind::Closed),
+    /// [`Timeout`](ErrorKind::Timeout), [`Io`](ErrorKind::Io), [`Protocol`](ErrorKind::Protocol):
+    /// the connection ended. [`Limit`](ErrorKind::Limit): too much waits to be written, or the body
+    /// does not fit into a frame.
     pub fn send_rpc(&self, body: impl Into<Bytes>) -> RpcFuture {
         let mut body = body.into();
         self.request(Answer::into_body, |session| session.send_rpc(&mut body))
@@ -114,12 +120,13 @@ impl TransportClient {
 
     /// Fetches one chunk of a stream that the peer has registered, into memory.
     ///
-    /// The buffer may be a recycled one of the context: it returns there when the last slice of it is dropped.
+    /// The buffer may be a recycled one of the context: it returns there when the last slice of it
+    /// is dropped.
     ///
     /// # Errors
     /// [`ChunkFetchFailure`](ErrorKind::ChunkFetchFailure): the peer could not serve it.
-    /// [`Refused`](ErrorKind::Refused): the same chunk is being fetched over this connection, or its abandoned fetch is
-    /// still unanswered. Otherwise as [`send_rpc`](Self::send_rpc).
+    /// [`Refused`](ErrorKind::Refused): the same chunk is being fetched over this connection, or
+    /// its abandoned fetch is still unanswered. Otherwise as [`send_rpc`](Self::send_rpc).
     pub fn fetch_chunk(&self, stream_id: i64, chunk_index: i32) -> ChunkFuture {
         self.request(Answer::into_body, |session| session.fetch_chunk(stream_id, chunk_index))
     }
@@ -129,17 +136,24 @@ impl TransportClient {
     /// While nobody reads the [`StreamBody`](crate::StreamBody), the whole connection stalls.
     ///
     /// # Errors
-    /// [`StreamFailure`](ErrorKind::StreamFailure): the peer could not serve it. Otherwise as [`send_rpc`](Self::send_rpc).
+    /// [`StreamFailure`](ErrorKind::StreamFailure): the peer could not serve it. Otherwise as
+    /// [`send_rpc`](Self::send_rpc).
     pub fn stream(&self, stream_id: &str) -> StreamFuture {
         self.request(Answer::into_stream, |session| session.stream(stream_id))
     }
 
-    /// An RPC with data of any size, which the peer's [`receive_stream`](crate::RpcHandler::receive_stream) reads as it
-    /// arrives; the answer is what that returns.
+    /// An RPC with data of any size, which the peer's
+    /// [`receive_stream`](crate::RpcHandler::receive_stream) reads as it arrives; the answer is
+    /// what that returns.
     ///
     /// # Errors
-    /// [`Io`](ErrorKind::Io): the data could not be read. Otherwise as [`send_rpc`](Self::send_rpc).
-    pub fn upload_stream(&self, meta: impl Into<Bytes>, data: impl Into<ManagedBuffer>) -> RpcFuture {
+    /// [`Io`](ErrorKind::Io): the data could not be read. Otherwise as
+    /// [`send_rpc`](Self::send_rpc).
+    pub fn upload_stream(
+        &self,
+        meta: impl Into<Bytes>,
+        data: impl Into<ManagedBuffer>,
+    ) -> RpcFuture {
         let (mut meta, data) = (meta.into(), data.into());
         self.request(Answer::into_body, |session| session.upload(&mut meta, &data))
     }
@@ -156,8 +170,13 @@ impl TransportClient {
         reduce_id: i32,
     ) -> MergedBlockMetaFuture {
         let app_id = app_id.to_owned();
-        let request =
-            MergedBlockMetaRequest { request_id: 0, app_id, shuffle_id, shuffle_merge_id, reduce_id };
+        let request = MergedBlockMetaRequest {
+            request_id: 0,
+            app_id,
+            shuffle_id,
+            shuffle_merge_id,
+            reduce_id,
+        };
         self.request(Answer::into_meta, |session| session.merged_block_meta(request))
     }
 
@@ -185,20 +204,22 @@ impl TransportClient {
         self.0.shared.session.lock().requests.outstanding()
     }
 
-    /// False from the moment the connection is known to have ended, is being closed, or has timed out.
+    /// False from the moment the connection is known to have ended, is being closed, or has timed
+    /// out.
     pub fn is_active(&self) -> bool {
         self.0.shared.active.load(Ordering::Acquire)
     }
 
-    /// Counts as a request for the idle clock, so that a connection just taken from the pool is not closed as idle.
-    /// Returns whether it is still active.
+    /// Counts as a request for the idle clock, so that a connection just taken from the pool is not
+    /// closed as idle. Returns whether it is still active.
     pub(crate) fn touch(&self) -> bool {
         let mut session = self.0.shared.session.lock();
         session.requested = true;
         self.is_active() && session.is_open()
     }
 
-    /// Marks the connection as unusable for the pool and nothing else: requests go on (Spark's `timeOut`).
+    /// Marks the connection as unusable for the pool and nothing else: requests go on (Spark's
+    /// `timeOut`).
     pub fn time_out(&self) {
         self.0.shared.deactivate();
     }
@@ -231,11 +252,13 @@ impl TransportClient {
         self.0.shared.set_client_id(id.into())
     }
 
-    /// From here on every byte of the connection passes through these filters, in both directions; for bootstraps.
+    /// From here on every byte of the connection passes through these filters, in both directions;
+    /// for bootstraps.
     ///
-    /// RPCs and answers that are queued already are sent as they are, so an answer that ends a handshake is queued first;
-    /// no chunk, stream or upload may be queued. They are installed by a client's bootstrap, or on a server by a handler's
-    /// `receive` before it returns: then `open` gets exactly the bytes behind the last answer or request of the handshake.
+    /// RPCs and answers that are queued already are sent as they are, so an answer that ends a
+    /// handshake is queued first; no chunk, stream or upload may be queued. They are installed by a
+    /// client's bootstrap, or on a server by a handler's `receive` before it returns: then `open`
+    /// gets exactly the bytes behind the last answer or request of the handshake.
     ///
     /// # Errors
     /// [`Refused`](ErrorKind::Refused): this connection has filters.
@@ -244,11 +267,14 @@ impl TransportClient {
         seal: Box<dyn ByteFilter>,
         open: Box<dyn ByteFilter>,
     ) -> Result<(), TransportError> {
-        self.0.shared.update(|session| self.0.shared.install_filters(session, Filters { seal, open }))
+        self.0
+            .shared
+            .update(|session| self.0.shared.install_filters(session, Filters { seal, open }))
     }
 
-    /// Ends the connection: new requests are refused, what is queued is written (for at most 10 s), then outstanding
-    /// requests fail with kind [`Closed`](ErrorKind::Closed). Returns at once; see [`closed`](Self::closed).
+    /// Ends the connection: new requests are refused, what is queued is written (for at most 10 s),
+    /// then outstanding requests fail with kind [`Closed`](ErrorKind::Closed). Returns at once; see
+    /// [`closed`](Self::closed).
     pub fn close(&self) {
         self.0.shared.close(Closing::Flush(TransportError::closed(self.peer_addr())));
     }

@@ -85,7 +85,10 @@ impl Shared {
 
     pub(super) fn set_client_id(&self, id: String) -> Result<(), TransportError> {
         self.client_id.set(id).map_err(|id| {
-            let text = format!("client id '{id}' refused: the connection to {} has one already", self.peer);
+            let text = format!(
+                "client id '{id}' refused: the connection to {} has one already",
+                self.peer
+            );
             TransportError::new(ErrorKind::Refused, text).with_peer(self.peer)
         })
     }
@@ -104,10 +107,14 @@ impl Shared {
         Ok(())
     }
 
-    /// The peer is no stranger any more, and all that follows passes through filters, if there are some: both at once, so that
-    /// nothing is sent or read in between.
+    /// The peer is no stranger any more, and all that follows passes through filters, if there are
+    /// some: both at once, so that nothing is sent or read in between.
     #[cfg(feature = "auth")]
-    pub(crate) fn authenticated(&self, id: String, filters: Option<Filters>) -> Result<(), TransportError> {
+    pub(crate) fn authenticated(
+        &self,
+        id: String,
+        filters: Option<Filters>,
+    ) -> Result<(), TransportError> {
         self.update(|session| {
             if let Some(filters) = filters {
                 self.install_filters(session, filters)?;

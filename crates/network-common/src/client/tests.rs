@@ -21,8 +21,8 @@ struct Driver {
 
 impl Wake for Driver {
     fn wake(self: Arc<Self>) {
-        let both =
-            self.shared.filters_installed.load(Ordering::Relaxed) && self.shared.client_id.get().is_some();
+        let both = self.shared.filters_installed.load(Ordering::Relaxed)
+            && self.shared.client_id.get().is_some();
         self.found_both.store(both, Ordering::Relaxed);
     }
 }
@@ -33,7 +33,8 @@ fn a_driver_that_is_woken_finds_filters_and_identity_in_force() {
     let peer = ([127, 0, 0, 1], 1).into();
     let session = Session::new(peer, Outgoing::new(1 << 20, "spark.test.limit".into()));
     let shared = Arc::new(Shared::new(session, peer, peer));
-    let driver = Arc::new(Driver { shared: Arc::clone(&shared), found_both: AtomicBool::new(false) });
+    let driver =
+        Arc::new(Driver { shared: Arc::clone(&shared), found_both: AtomicBool::new(false) });
     shared.session.lock().driver_sleeps(Waker::from(Arc::clone(&driver)));
     let filters = Filters { seal: Box::new(Idle), open: Box::new(Idle) };
     shared.authenticated("app-1".to_owned(), Some(filters)).unwrap();

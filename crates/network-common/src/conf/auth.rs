@@ -62,12 +62,18 @@ impl AuthConf {
         }
         match key {
             "spark.authenticate" => self.authenticate = units::boolean(value)?,
-            "spark.authenticate.enableSaslEncryption" => self.sasl_encryption = units::boolean(value)?,
-            "spark.network.sasl.serverAlwaysEncrypt" => self.server_always_encrypts = units::boolean(value)?,
+            "spark.authenticate.enableSaslEncryption" => {
+                self.sasl_encryption = units::boolean(value)?
+            }
+            "spark.network.sasl.serverAlwaysEncrypt" => {
+                self.server_always_encrypts = units::boolean(value)?
+            }
             "spark.network.sasl.maxEncryptedBlockSize" => {
                 self.max_encrypted_block = units::positive_size(value, 16 << 20)? as usize;
             }
-            "spark.network.auth.rpcTimeout" => self.rpc_timeout = Some(units::positive_time(value)?),
+            "spark.network.auth.rpcTimeout" => {
+                self.rpc_timeout = Some(units::positive_time(value)?)
+            }
             _ => {
                 if let Some(name) = key.strip_prefix("spark.network.crypto.") {
                     self.set_crypto(name, value)?;
@@ -101,7 +107,9 @@ impl AuthConf {
                 };
             }
             "ivLength" if value != "16" => return Err("16"),
-            "keyFactoryAlgorithm" if value != "PBKDF2WithHmacSHA1" => return Err("PBKDF2WithHmacSHA1"),
+            "keyFactoryAlgorithm" if value != "PBKDF2WithHmacSHA1" => {
+                return Err("PBKDF2WithHmacSHA1");
+            }
             "keyAlgorithm" if value != "AES" => return Err("AES"),
             _ => {}
         }

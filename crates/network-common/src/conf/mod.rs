@@ -17,8 +17,9 @@ use crate::protocol::MAX_FRAME_PAYLOAD;
 
 /// Typed view of the settings of one module ("rpc", "shuffle", "files", ...; transport 3).
 ///
-/// `<m>` stands for the module. Times are integers with a suffix us, ms, s, m, min, h or d, without one seconds; sizes are
-/// integers with b, k, m, g, t or p (binary; also kb, mb, ...), without one bytes.
+/// `<m>` stands for the module. Times are integers with a suffix us, ms, s, m, min, h or d, without
+/// one seconds; sizes are integers with b, k, m, g, t or p (binary; also kb, mb, ...), without one
+/// bytes.
 ///
 /// | key | default | meaning |
 /// |---|---|---|
@@ -33,8 +34,8 @@ use crate::protocol::MAX_FRAME_PAYLOAD;
 /// | `spark.<m>.io.enableTcpKeepAlive` | false | keepalive on accepted sockets (outgoing ones always have it) |
 /// | `spark.shuffle.maxChunksBeingTransferred` | 2^63-1 | chunks and streams served at once per context; beyond it connections are closed |
 ///
-/// Authentication and encryption, with the feature `auth`, whose module tells which to choose; without it, the three
-/// that switch something on must not be true:
+/// Authentication and encryption, with the feature `auth`, whose module tells which to choose;
+/// without it, the three that switch something on must not be true:
 ///
 /// | key | default | meaning |
 /// |---|---|---|
@@ -59,10 +60,11 @@ use crate::protocol::MAX_FRAME_PAYLOAD;
 /// | `spark.<m>.io.maxWriteQueueSize` | 64m | bytes queued per connection before requests are refused and the peer's are no longer read |
 /// | `spark.<m>.io.tcpUserTimeout` | connectionTimeout | how long sent data may stay unacknowledged (Linux); 0 or less: the system's |
 ///
-/// `spark.ssl.rpc.*` is TLS, of all modules: see `TlsConf` (feature `tls`; without it `spark.ssl.rpc.enabled = true` is refused).
+/// `spark.ssl.rpc.*` is TLS, of all modules: see `TlsConf` (feature `tls`; without it
+/// `spark.ssl.rpc.enabled = true` is refused).
 ///
-/// Keys of other modules, and of Spark's that mean nothing here (threads, allocators), are ignored, so that a whole
-/// Spark configuration can be passed.
+/// Keys of other modules, and of Spark's that mean nothing here (threads, allocators), are ignored,
+/// so that a whole Spark configuration can be passed.
 ///
 /// ```
 /// use network_common::TransportConf;
@@ -155,9 +157,9 @@ impl TransportConf {
         module: impl Into<String>,
         settings: impl IntoIterator<Item = (K, V)>,
     ) -> Result<Self, TransportError> {
-        settings
-            .into_iter()
-            .try_fold(Self::new(module), |conf, (key, value)| conf.with(key.as_ref(), value.as_ref()))
+        settings.into_iter().try_fold(Self::new(module), |conf, (key, value)| {
+            conf.with(key.as_ref(), value.as_ref())
+        })
     }
 
     /// These settings with one changed. Keys that are not of the table are ignored.
@@ -179,7 +181,8 @@ impl TransportConf {
             "spark.io.mode.default" => self.default_mode = Some(parse_mode(value)?),
             "spark.network.timeout" => self.network_timeout = units::time(value)?,
             "spark.shuffle.maxChunksBeingTransferred" => {
-                self.max_chunks_being_transferred = units::positive(value, i64::MAX.unsigned_abs())?;
+                self.max_chunks_being_transferred =
+                    units::positive(value, i64::MAX.unsigned_abs())?;
             }
             #[cfg(feature = "tls")]
             key if key.starts_with("spark.ssl.") => self.tls.set(key, value)?,
@@ -196,7 +199,9 @@ impl TransportConf {
                 return Err("false (network-common was built without its feature 'auth')");
             }
             _ => {
-                let own = key.strip_prefix("spark.").and_then(|key| key.strip_prefix(self.module.as_str()));
+                let own = key
+                    .strip_prefix("spark.")
+                    .and_then(|key| key.strip_prefix(self.module.as_str()));
                 if let Some(name) = own.and_then(|name| name.strip_prefix(".io.")) {
                     self.set_io(name, value)?;
                 }
@@ -211,7 +216,9 @@ impl TransportConf {
         match name {
             "mode" => self.mode = Some(parse_mode(value)?),
             "connectionTimeout" => self.connection_timeout = Some(units::time(value)?),
-            "connectionCreationTimeout" => self.connection_creation_timeout = Some(units::time(value)?),
+            "connectionCreationTimeout" => {
+                self.connection_creation_timeout = Some(units::time(value)?)
+            }
             "backLog" => self.backlog = units::integer(value)?,
             "numConnectionsPerPeer" => {
                 self.connections_per_peer = units::positive(value, u64::from(u16::MAX))? as usize;
@@ -224,7 +231,9 @@ impl TransportConf {
             "retryWait" => self.retry_wait = units::time(value)?,
             "lazyFD" => self.lazy_fd = units::boolean(value)?,
             "enableTcpKeepAlive" => self.tcp_keep_alive = units::boolean(value)?,
-            "maxRequestSize" => self.max_request_size = units::positive_size(value, MAX_FRAME_PAYLOAD)?,
+            "maxRequestSize" => {
+                self.max_request_size = units::positive_size(value, MAX_FRAME_PAYLOAD)?
+            }
             "maxWriteQueueSize" => {
                 self.max_write_queue_size = units::positive_size(value, i64::MAX.unsigned_abs())?;
             }

@@ -12,8 +12,9 @@ const INHERITED: &str = "spark.ssl.";
 
 /// Settings of TLS, `spark.ssl.rpc.*` (auth 6): one set for all modules.
 ///
-/// Those that are not set are taken from the same name under `spark.ssl.`, except where "not inherited" is said. A password that is
-/// not set is taken, before that, from the environment: `_SPARK_SSL_RPC_KEY_STORE_PASSWORD`, `_SPARK_SSL_RPC_KEY_PASSWORD`,
+/// Those that are not set are taken from the same name under `spark.ssl.`, except where "not
+/// inherited" is said. A password that is not set is taken, before that, from the environment:
+/// `_SPARK_SSL_RPC_KEY_STORE_PASSWORD`, `_SPARK_SSL_RPC_KEY_PASSWORD`,
 /// `_SPARK_SSL_RPC_PRIVATE_KEY_PASSWORD` or `_SPARK_SSL_RPC_TRUST_STORE_PASSWORD`.
 ///
 /// | key `spark.ssl.rpc.` | default | meaning |
@@ -40,9 +41,10 @@ const INHERITED: &str = "spark.ssl.";
 /// | `handshakeTimeout` | 30s | limit for agreeing on TLS, waiting for a turn included |
 /// | `maxHandshakes` | 256 | handshakes at once per context, of accepted connections; others wait for their turn |
 ///
-/// There is no way to trust everybody: without `trustStore` and `certChain` no connection can be opened. What is trusted:
-/// certificates of the trust store that are presented themselves (also where no chain could be built, as self-signed ones), and
-/// chains that end in one of them. Neither may have expired.
+/// There is no way to trust everybody: without `trustStore` and `certChain` no connection can be
+/// opened. What is trusted: certificates of the trust store that are presented themselves (also
+/// where no chain could be built, as self-signed ones), and chains that end in one of them. Neither
+/// may have expired.
 ///
 /// `spark.network.ssl.maxEncryptedBlockSize` means nothing here: files are read in pieces of 1 MiB.
 ///
@@ -117,7 +119,9 @@ impl Values {
             "privateKeyPassword" => self.private_key_password = password(),
             "trustStore" => self.trust_store = path(value),
             "trustStorePassword" => self.trust_store_password = password(),
-            "trustStoreReloadingEnabled" => self.trust_store_reloading = Some(units::boolean(value)?),
+            "trustStoreReloadingEnabled" => {
+                self.trust_store_reloading = Some(units::boolean(value)?)
+            }
             "trustStoreReloadIntervalMs" => {
                 let millis = units::positive(value, u64::from(u32::MAX))?;
                 self.trust_store_reload_interval = Some(Duration::from_millis(millis));
@@ -130,7 +134,9 @@ impl Values {
                 self.handshake_timeout = Some(limit).filter(|limit| !limit.is_zero());
                 self.handshake_timeout.ok_or("a positive time")?;
             }
-            "maxHandshakes" => self.max_handshakes = Some(units::positive(value, u64::from(u16::MAX))?),
+            "maxHandshakes" => {
+                self.max_handshakes = Some(units::positive(value, u64::from(u16::MAX))?)
+            }
             _ => {}
         }
         Ok(())
@@ -157,9 +163,16 @@ impl TlsConf {
         variable: &str,
         value: impl Fn(&Values) -> &Option<SecretString>,
     ) -> Option<SecretString> {
-        let from_environment =
-            || std::env::var(variable).ok().filter(|value| !value.trim().is_empty()).map(SecretString::from);
-        value(&self.own).clone().or_else(from_environment).or_else(|| value(&self.inherited).clone())
+        let from_environment = || {
+            std::env::var(variable)
+                .ok()
+                .filter(|value| !value.trim().is_empty())
+                .map(SecretString::from)
+        };
+        value(&self.own)
+            .clone()
+            .or_else(from_environment)
+            .or_else(|| value(&self.inherited).clone())
     }
 
     /// `spark.ssl.rpc.enabled`.

@@ -61,7 +61,11 @@ pub(super) fn integer(value: &str) -> Result<i64, &'static str> {
 
 /// An integer from 1 to `max`.
 pub(super) fn positive(value: &str, max: u64) -> Result<u64, &'static str> {
-    value.parse().ok().filter(|number| (1..=max).contains(number)).ok_or("a positive integer in range")
+    value
+        .parse()
+        .ok()
+        .filter(|number| (1..=max).contains(number))
+        .ok_or("a positive integer in range")
 }
 
 pub(super) fn boolean(value: &str) -> Result<bool, &'static str> {

@@ -45,7 +45,10 @@ impl Connector {
         self.resources.conf.retry_wait()
     }
 
-    pub(super) async fn connect(&self, address: &PeerAddress) -> Result<TransportClient, TransportError> {
+    pub(super) async fn connect(
+        &self,
+        address: &PeerAddress,
+    ) -> Result<TransportClient, TransportError> {
         let result = self.try_connect(address).await;
         if let Err(error) = &result {
             self.resources.metrics.failed(error);
@@ -55,9 +58,12 @@ impl Connector {
 
     async fn try_connect(&self, address: &PeerAddress) -> Result<TransportClient, TransportError> {
         let failed = |error: io::Error| {
-            TransportError::new(ErrorKind::Connect, format!("Failed to connect to {address}: {error}"))
-                .with_peer(address)
-                .with_source(error)
+            TransportError::new(
+                ErrorKind::Connect,
+                format!("Failed to connect to {address}: {error}"),
+            )
+            .with_peer(address)
+            .with_source(error)
         };
         let security = self.security.as_ref().map_err(Clone::clone)?;
         let stream = match self.resources.conf.connection_creation_timeout() {
@@ -76,8 +82,9 @@ impl Connector {
                 })?
                 .map_err(failed)?,
         };
-        let mut connection = Connection::new(stream, Arc::clone(&self.handler), Arc::clone(&self.resources))
-            .map_err(failed)?;
+        let mut connection =
+            Connection::new(stream, Arc::clone(&self.handler), Arc::clone(&self.resources))
+                .map_err(failed)?;
         if let Some(security) = security
             && let Err(error) = connection.secure(&**security, address).await
         {
@@ -87,7 +94,8 @@ impl Connector {
         let client = TransportClient::owning(Arc::clone(connection.shared()));
         // The first bootstrap's handler is the outermost.
         for bootstrap in self.bootstraps.iter().rev() {
-            let handler = bootstrap.wrap_handler(connection.client(), Arc::clone(connection.handler()));
+            let handler =
+                bootstrap.wrap_handler(connection.client(), Arc::clone(connection.handler()));
             connection.set_handler(handler);
         }
         client.shared().set_bootstrapping(!self.bootstraps.is_empty());
@@ -119,7 +127,8 @@ impl Connector {
         if begun.elapsed() > SLOW_LOOKUP {
             tracing::warn!(peer = %address, took = ?begun.elapsed(), "resolving a peer's name is slow");
         }
-        let mut failure = io::Error::new(io::ErrorKind::NotFound, "the name resolves to no address");
+        let mut failure =
+            io::Error::new(io::ErrorKind::NotFound, "the name resolves to no address");
         for address in addresses {
             match self.open_one(address).await {
                 Ok(stream) => return Ok(Stream::Tcp(stream)),

@@ -18,10 +18,11 @@ use crate::client::TransportClient;
 use crate::error::{ErrorKind, TransportError};
 use crate::handler::{RpcHandler, TransportClientBootstrap};
 
-/// Opens connections and shares them: at most `spark.<module>.io.numConnectionsPerPeer` per address (transport 4).
+/// Opens connections and shares them: at most `spark.<module>.io.numConnectionsPerPeer` per address
+/// (transport 4).
 ///
-/// Cheap to clone. Its pooled connections are closed by [`close`](Self::close), or when the last clone is dropped;
-/// unmanaged ones belong to their caller.
+/// Cheap to clone. Its pooled connections are closed by [`close`](Self::close), or when the last
+/// clone is dropped; unmanaged ones belong to their caller.
 #[derive(Clone)]
 pub struct TransportClientFactory(Arc<Factory>);
 
@@ -56,16 +57,17 @@ impl TransportClientFactory {
         Self(Arc::new(Factory { connector, pools: Mutex::new(Some(HashMap::new())) }))
     }
 
-    /// A connection to `address` from the pool: one of its slots, drawn at random, which is connected first if it is empty
-    /// or its connection has ended.
+    /// A connection to `address` from the pool: one of its slots, drawn at random, which is
+    /// connected first if it is empty or its connection has ended.
     ///
-    /// Callers that meet in one slot share one attempt and its outcome; a slow address or slot does not hold up others.
-    /// Cancel safe: the attempt goes on for those who still wait.
+    /// Callers that meet in one slot share one attempt and its outcome; a slow address or slot does
+    /// not hold up others. Cancel safe: the attempt goes on for those who still wait.
     ///
     /// # Errors
-    /// [`Connect`](ErrorKind::Connect), [`ConnectTimeout`](ErrorKind::ConnectTimeout): naming the address.
-    /// [`Tls`](ErrorKind::Tls): TLS could not be agreed on. [`Config`](ErrorKind::Config): its settings cannot be used.
-    /// [`Bootstrap`](ErrorKind::Bootstrap): a bootstrap failed. [`Closed`](ErrorKind::Closed): the factory is closed.
+    /// [`Connect`](ErrorKind::Connect), [`ConnectTimeout`](ErrorKind::ConnectTimeout): naming the
+    /// address. [`Tls`](ErrorKind::Tls): TLS could not be agreed on. [`Config`](ErrorKind::Config):
+    /// its settings cannot be used. [`Bootstrap`](ErrorKind::Bootstrap): a bootstrap failed.
+    /// [`Closed`](ErrorKind::Closed): the factory is closed.
     pub async fn create_client(
         &self,
         address: impl Into<PeerAddress>,
@@ -73,8 +75,8 @@ impl TransportClientFactory {
         self.get(address.into(), false).await
     }
 
-    /// The same, but fails at once, with kind [`FastFail`](ErrorKind::FastFail), if connecting to this address has failed
-    /// less than 95 % of `spark.<module>.io.retryWait` ago.
+    /// The same, but fails at once, with kind [`FastFail`](ErrorKind::FastFail), if connecting to
+    /// this address has failed less than 95 % of `spark.<module>.io.retryWait` ago.
     ///
     /// # Errors
     /// Those of [`create_client`](Self::create_client) too.
@@ -85,7 +87,8 @@ impl TransportClientFactory {
         self.get(address.into(), true).await
     }
 
-    /// A connection of the caller's own: not pooled, closed when its last handle is dropped. Cancel safe.
+    /// A connection of the caller's own: not pooled, closed when its last handle is dropped. Cancel
+    /// safe.
     ///
     /// # Errors
     /// Those of [`create_client`](Self::create_client).
@@ -100,12 +103,17 @@ impl TransportClientFactory {
         self.0.connector.connect(&address).await
     }
 
-    /// Closes the pooled connections. Later calls fail; attempts under way are closed as soon as they succeed.
+    /// Closes the pooled connections. Later calls fail; attempts under way are closed as soon as
+    /// they succeed.
     pub fn close(&self) {
         self.0.close();
     }
 
-    async fn get(&self, address: PeerAddress, fast_fail: bool) -> Result<TransportClient, TransportError> {
+    async fn get(
+        &self,
+        address: PeerAddress,
+        fast_fail: bool,
+    ) -> Result<TransportClient, TransportError> {
         let pool = self.pool(&address)?;
         // A lone slot needs no dice.
         let slot = match pool.slots.len() {

@@ -23,14 +23,15 @@ struct State {
 }
 
 impl Slot {
-    /// The connection, if it can be used. It counts as just used, so that the idle clock does not close it meanwhile.
+    /// The connection, if it can be used. It counts as just used, so that the idle clock does not
+    /// close it meanwhile.
     pub(super) fn active(&self) -> Option<TransportClient> {
         let client = self.state.lock().client.clone()?;
         client.touch().then_some(client)
     }
 
-    /// The connection, made by `connect` unless somebody is at it already. The attempt runs on a task of its own: it does
-    /// not end with the caller that began it.
+    /// The connection, made by `connect` unless somebody is at it already. The attempt runs on a
+    /// task of its own: it does not end with the caller that began it.
     pub(super) async fn connect<C, F>(&self, connect: C) -> Result<TransportClient, TransportError>
     where
         C: FnOnce() -> F,
@@ -80,7 +81,8 @@ impl Slot {
 impl State {
     /// Puts the outcome of a finished attempt in place; also of one whose callers have all gone.
     fn settle(&mut self) {
-        // Polled, not peeked at: when all callers have gone, nobody has taken the outcome out of its task yet.
+        // Polled, not peeked at: when all callers have gone, nobody has taken the outcome out of
+        // its task yet.
         if let Some(outcome) = self.attempt.clone().and_then(FutureExt::now_or_never) {
             self.attempt = None;
             self.client = outcome.ok();

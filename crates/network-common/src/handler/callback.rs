@@ -16,7 +16,8 @@ const MAX_ERROR_TEXT: usize = 1 << 20;
 
 /// Answers one RPC, from any thread and at any time. Dropped unanswered, it fails the asker.
 ///
-/// Answering succeeds also when the asker or its connection has gone: there is nothing the answerer could do about it.
+/// Answering succeeds also when the asker or its connection has gone: there is nothing the answerer
+/// could do about it.
 #[must_use = "dropping it fails the asker"]
 pub struct RpcResponseCallback(Pending);
 
@@ -62,14 +63,16 @@ impl MergedBlockMetaCallback {
         Self(Pending { shared, request_id, answered: false })
     }
 
-    /// Succeeds with `num_chunks` serialized bitmaps (see [`put_bitmap`](crate::protocol::put_bitmap)).
+    /// Succeeds with `num_chunks` serialized bitmaps (see
+    /// [`put_bitmap`](crate::protocol::put_bitmap)).
     pub fn reply(mut self, num_chunks: i32, bitmaps: impl Into<ManagedBuffer>) {
         let body = bitmaps.into();
         if let Some(error) = too_large(body.len()) {
             return self.0.fail(&error);
         }
         self.0.answered = true;
-        let message = Message::MergedBlockMetaSuccess { request_id: self.0.request_id, num_chunks, body: () };
+        let message =
+            Message::MergedBlockMetaSuccess { request_id: self.0.request_id, num_chunks, body: () };
         let (too_late, full) = self.0.shared.update(|session| {
             session.answered += 1;
             let too_late = session.answer_bulk(BulkItem { message, body, upload: None });

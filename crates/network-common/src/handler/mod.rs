@@ -1,4 +1,5 @@
-//! What users implement: where requests go, where chunks and streams come from, what runs on a new connection.
+//! What users implement: where requests go, where chunks and streams come from, what runs on a new
+//! connection.
 
 mod callback;
 mod one_for_one;
@@ -19,9 +20,10 @@ use crate::session::StreamBody;
 
 /// Serves the requests of peers (transport 12). One handler serves all connections of a context.
 ///
-/// `receive` and its siblings are called by the task that reads the connection, one request at a time and in the order of
-/// arrival: they must not block or compute for long. Whatever takes time is moved elsewhere together with the callback,
-/// which answers from anywhere. A panic fails the request (the panic text stays here) and nothing else.
+/// `receive` and its siblings are called by the task that reads the connection, one request at a
+/// time and in the order of arrival: they must not block or compute for long. Whatever takes time
+/// is moved elsewhere together with the callback, which answers from anywhere. A panic fails the
+/// request (the panic text stays here) and nothing else.
 pub trait RpcHandler: Send + Sync + 'static {
     /// An RPC. A callback that is dropped unanswered fails the asker.
     fn receive(&self, client: &TransportClient, message: Bytes, callback: RpcResponseCallback);
@@ -31,11 +33,13 @@ pub trait RpcHandler: Send + Sync + 'static {
         tracing::warn!(peer = %client.peer_addr(), bytes = message.len(), "one-way message ignored: no handler for it");
     }
 
-    /// An RPC with data: `meta` is its header, `data` arrives while the future runs, on a task of its own.
+    /// An RPC with data: `meta` is its header, `data` arrives while the future runs, on a task of
+    /// its own.
     ///
-    /// What the future returns is the answer. Data it leaves unread is skipped. If it fails before it has read all data, the
-    /// connection is closed after the failure was sent, as Spark does; if later, the connection lives on (transport 9).
-    /// Uploads of one connection arrive one after the other, but what follows the last byte of one may overlap the next.
+    /// What the future returns is the answer. Data it leaves unread is skipped. If it fails before
+    /// it has read all data, the connection is closed after the failure was sent, as Spark does; if
+    /// later, the connection lives on (transport 9). Uploads of one connection arrive one after the
+    /// other, but what follows the last byte of one may overlap the next.
     fn receive_stream(
         &self,
         client: &TransportClient,
@@ -98,9 +102,10 @@ impl RpcHandler for NoOpRpcHandler {
 
 /// Where chunks and streams come from (transport 10).
 ///
-/// It is asked in the order in which the requests of a connection arrived, for the next body only when the earlier ones do
-/// not fill the write queue. The futures run on a task of their own per connection and are dropped when that ends; disk work
-/// in them still belongs into [`spawn_blocking`](tokio::task::spawn_blocking), but opening and reading files does not happen
+/// It is asked in the order in which the requests of a connection arrived, for the next body only
+/// when the earlier ones do not fill the write queue. The futures run on a task of their own per
+/// connection and are dropped when that ends; disk work in them still belongs into
+/// [`spawn_blocking`](tokio::task::spawn_blocking), but opening and reading files does not happen
 /// here: return [`ManagedBuffer::file`].
 pub trait StreamManager: Send + Sync {
     /// One chunk of a stream.
@@ -122,7 +127,9 @@ pub trait StreamManager: Send + Sync {
         stream_id: &'a str,
     ) -> BoxFuture<'a, Result<Option<ManagedBuffer>, BoxError>> {
         let _ = (client, stream_id);
-        Box::pin(async { Err("java.lang.UnsupportedOperationException: no streams by name here".into()) })
+        Box::pin(async {
+            Err("java.lang.UnsupportedOperationException: no streams by name here".into())
+        })
     }
 
     /// The connection has ended: what was registered for it can go.
@@ -144,19 +151,30 @@ impl StreamManager for NoStreams {
     }
 }
 
-/// Runs once on every new outgoing connection, in order, before anybody gets its client (authentication, say).
+/// Runs once on every new outgoing connection, in order, before anybody gets its client
+/// (authentication, say).
 ///
-/// While bootstraps run, the connection is read only as long as a request is outstanding: what the peer sends behind an
-/// answer waits, and passes through [filters](TransportClient::install_filters) that follow from that answer.
+/// While bootstraps run, the connection is read only as long as a request is outstanding: what the
+/// peer sends behind an answer waits, and passes through
+/// [filters](TransportClient::install_filters) that follow from that answer.
 pub trait TransportClientBootstrap: Send + Sync + 'static {
-    /// The handler for this connection, called before its first byte is read: `handler` itself, or one that wraps it.
-    fn wrap_handler(&self, client: &TransportClient, handler: Arc<dyn RpcHandler>) -> Arc<dyn RpcHandler> {
+    /// The handler for this connection, called before its first byte is read: `handler` itself, or
+    /// one that wraps it.
+    fn wrap_handler(
+        &self,
+        client: &TransportClient,
+        handler: Arc<dyn RpcHandler>,
+    ) -> Arc<dyn RpcHandler> {
         let _ = client;
         handler
     }
 
-    /// An error closes the connection and fails its creation with kind [`Bootstrap`](crate::ErrorKind::Bootstrap).
-    fn do_bootstrap<'a>(&'a self, client: &'a TransportClient) -> BoxFuture<'a, Result<(), BoxError>>;
+    /// An error closes the connection and fails its creation with kind
+    /// [`Bootstrap`](crate::ErrorKind::Bootstrap).
+    fn do_bootstrap<'a>(
+        &'a self,
+        client: &'a TransportClient,
+    ) -> BoxFuture<'a, Result<(), BoxError>>;
 }
 
 /// Runs once on every accepted connection, in order, before its first byte is read.

@@ -16,7 +16,8 @@ use crate::error::BoxError;
 type Chunk = Result<Option<ManagedBuffer>, BoxError>;
 type Chunks = Box<dyn Iterator<Item = Chunk> + Send>;
 
-/// Serves registered streams: each chunk once, in order; taking the last one forgets the stream (transport 10).
+/// Serves registered streams: each chunk once, in order; taking the last one forgets the stream
+/// (transport 10).
 ///
 /// ```
 /// use network_common::{ManagedBuffer, OneForOneStreamManager, StreamOptions};
@@ -77,8 +78,8 @@ impl StreamOptions {
         self
     }
 
-    /// Chunks are made when they are asked for: when the connection ends, those not handed out are not made just to be
-    /// released.
+    /// Chunks are made when they are asked for: when the connection ends, those not handed out are
+    /// not made just to be released.
     pub fn materialized_on_next(mut self) -> Self {
         self.materialized_on_next = true;
         self
@@ -139,12 +140,14 @@ impl OneForOneStreamManager {
             .into());
         }
         let Some(chunk) = rest.chunks.next() else {
-            return Err(
-                format!("java.lang.IllegalStateException: Requested chunk index beyond end {index}").into()
-            );
+            return Err(format!(
+                "java.lang.IllegalStateException: Requested chunk index beyond end {index}"
+            )
+            .into());
         };
         rest.next_index += 1;
-        // Looking ahead makes the next chunk: only where the iterator does not say how much is left.
+        // Looking ahead makes the next chunk: only where the iterator does not say how much is
+        // left.
         let last = match rest.chunks.size_hint() {
             (_, Some(0)) => true,
             (0, _) if !stream.options.materialized_on_next => rest.chunks.peek().is_none(),
@@ -228,8 +231,8 @@ impl StreamManager for OneForOneStreamManager {
         });
         for stream in gone {
             if !stream.options.materialized_on_next {
-                // Chunks that exist are released by being taken. One that fails ends that: what is left goes with the
-                // iterator, which might fail for ever.
+                // Chunks that exist are released by being taken. One that fails ends that: what is
+                // left goes with the iterator, which might fail for ever.
                 if let Some(error) = stream.rest.lock().chunks.by_ref().find_map(Result::err) {
                     tracing::warn!(%error, "a chunk of a stream whose connection ended could not be released");
                 }

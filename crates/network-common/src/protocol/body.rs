@@ -10,8 +10,8 @@ use crate::buffer::BufferPool;
 
 /// How much a socket read asks for at once, unless a body's own buffer is the target.
 pub(crate) const READ_BLOCK: usize = 64 << 10;
-/// From this many missing bytes on, a body is read straight into its own buffer: below, one more system call
-/// costs more than the copy it saves.
+/// From this many missing bytes on, a body is read straight into its own buffer: below, one more
+/// system call costs more than the copy it saves.
 const DIRECT_MIN: u64 = 32 << 10;
 /// A body is given a buffer of its announced length only up to here, and only if we asked for it.
 const PREALLOCATE_MAX: u64 = 64 << 20;
@@ -42,11 +42,23 @@ enum Plan {
 
 impl Body {
     /// Gathers the whole body. `expected`: we asked for it, so its announced length can be trusted.
-    pub(super) fn collect(message: Message<()>, length: u64, expected: bool, pool: Arc<BufferPool>) -> Self {
+    pub(super) fn collect(
+        message: Message<()>,
+        length: u64,
+        expected: bool,
+        pool: Arc<BufferPool>,
+    ) -> Self {
         let first = length.min(if expected { PREALLOCATE_MAX } else { READ_BLOCK as u64 }) as usize;
         let recycled = expected && first >= READ_BLOCK;
         let buffer = if recycled { pool.take(first) } else { vec![0; first] };
-        Self { missing: length, buffer, filled: 0, plan: Plan::Collect(Some(message)), pool, recycled }
+        Self {
+            missing: length,
+            buffer,
+            filled: 0,
+            plan: Plan::Collect(Some(message)),
+            pool,
+            recycled,
+        }
     }
 
     pub(super) fn stream(length: u64, pool: Arc<BufferPool>) -> Self {
@@ -61,14 +73,22 @@ impl Body {
     }
 
     pub(super) fn discard(length: u64, pool: Arc<BufferPool>) -> Self {
-        Self { missing: length, buffer: Vec::new(), filled: 0, plan: Plan::Discard, pool, recycled: false }
+        Self {
+            missing: length,
+            buffer: Vec::new(),
+            filled: 0,
+            plan: Plan::Discard,
+            pool,
+            recycled: false,
+        }
     }
 
     pub(super) fn missing(&self) -> u64 {
         self.missing
     }
 
-    /// The next event of this body from `input`; `None` when more bytes are needed or the body is over.
+    /// The next event of this body from `input`; `None` when more bytes are needed or the body is
+    /// over.
     pub(super) fn next_event(&mut self, input: &mut &[u8]) -> Option<Event> {
         match &mut self.plan {
             Plan::Collect(message) => {
@@ -124,7 +144,8 @@ impl Body {
                     self.buffer = self.pool.take(self.missing.min(PIECE) as usize);
                 }
                 let end = self.buffer.len().min(PIECE as usize);
-                let limit = end.min(self.filled + usize::try_from(self.missing).unwrap_or(usize::MAX));
+                let limit =
+                    end.min(self.filled + usize::try_from(self.missing).unwrap_or(usize::MAX));
                 Some(&mut self.buffer[self.filled..limit])
             }
             Plan::Discard => None,
@@ -136,7 +157,8 @@ impl Body {
         self.missing -= count as u64;
     }
 
-    /// What has been gathered. A nearly empty pooled buffer is copied out of, so that what a user holds is what is counted.
+    /// What has been gathered. A nearly empty pooled buffer is copied out of, so that what a user
+    /// holds is what is counted.
     fn take_filled(&mut self) -> Bytes {
         let filled = std::mem::take(&mut self.filled);
         if filled * 4 < self.buffer.len() {

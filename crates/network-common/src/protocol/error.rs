@@ -1,4 +1,5 @@
-/// Why bytes are not a frame or message of this protocol (wire 6). Every one of them ends the connection.
+/// Why bytes are not a frame or message of this protocol (wire 6). Every one of them ends the
+/// connection.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ProtocolError {

@@ -20,8 +20,8 @@ const MAX_HEAD: u64 = 16 << 20;
 pub enum Event {
     /// A whole message.
     Message(Message<Bytes>),
-    /// A message whose body, `length` bytes, comes next. The caller says what shall become of it with
-    /// [`FrameDecoder::collect_body`], [`stream_body`](FrameDecoder::stream_body) or
+    /// A message whose body, `length` bytes, comes next. The caller says what shall become of it
+    /// with [`FrameDecoder::collect_body`], [`stream_body`](FrameDecoder::stream_body) or
     /// [`discard_body`](FrameDecoder::discard_body); without a word it is discarded.
     BodyStart {
         /// Its header.
@@ -39,7 +39,8 @@ pub enum Event {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct FrameLimits {
-    /// The longest request payload in bytes. Answers are not limited: they were asked for, and grow as they arrive.
+    /// The longest request payload in bytes. Answers are not limited: they were asked for, and grow
+    /// as they arrive.
     pub max_request: u64,
     /// Name of the setting behind `max_request`, for the error text.
     pub max_request_setting: String,
@@ -48,14 +49,18 @@ pub struct FrameLimits {
 impl Default for FrameLimits {
     /// As much as the protocol allows.
     fn default() -> Self {
-        Self { max_request: MAX_FRAME_PAYLOAD, max_request_setting: String::from("FrameLimits::max_request") }
+        Self {
+            max_request: MAX_FRAME_PAYLOAD,
+            max_request_setting: String::from("FrameLimits::max_request"),
+        }
     }
 }
 
 /// Turns the bytes of one direction of a connection into [`Event`]s.
 ///
-/// It holds at most the unfinished header or small frame, and the body being collected, which grows as it arrives:
-/// memory follows what was received, not what was announced. After an error the connection is of no more use.
+/// It holds at most the unfinished header or small frame, and the body being collected, which grows
+/// as it arrives: memory follows what was received, not what was announced. After an error the
+/// connection is of no more use.
 #[derive(Debug)]
 pub struct FrameDecoder {
     limits: Arc<FrameLimits>,
@@ -121,9 +126,10 @@ impl FrameDecoder {
         }
     }
 
-    /// Gather the announced body and yield it as one message. `expected`: this side asked for it, so that a buffer of the
-    /// announced length may be reserved for it. Only for bodies that are part of their message: those of
-    /// [`StreamResponse`](Message::StreamResponse) and [`UploadStream`](Message::UploadStream) would be gathered for nothing.
+    /// Gather the announced body and yield it as one message. `expected`: this side asked for it,
+    /// so that a buffer of the announced length may be reserved for it. Only for bodies that are
+    /// part of their message: those of [`StreamResponse`](Message::StreamResponse) and
+    /// [`UploadStream`](Message::UploadStream) would be gathered for nothing.
     pub fn collect_body(&mut self, expected: bool) {
         self.decide(|message, length, pool| Body::collect(message, length, expected, pool));
     }
@@ -147,8 +153,8 @@ impl FrameDecoder {
         }
     }
 
-    /// Where the socket may write the next bytes directly; [`direct_filled`](Self::direct_filled) must be told.
-    /// `None`: read elsewhere and call [`next_event`](Self::next_event).
+    /// Where the socket may write the next bytes directly; [`direct_filled`](Self::direct_filled)
+    /// must be told. `None`: read elsewhere and call [`next_event`](Self::next_event).
     pub(crate) fn direct(&mut self) -> Option<&mut [u8]> {
         match &mut self.state {
             State::Body(body) => body.direct(),
@@ -204,7 +210,8 @@ impl FrameDecoder {
         if from_input {
             *input = &input[used..];
         } else {
-            // Topped up to exactly what was needed, so nothing is left in it; an idle connection keeps no buffer.
+            // Topped up to exactly what was needed, so nothing is left in it; an idle connection
+            // keeps no buffer.
             self.partial = Vec::new();
         }
         if let Event::BodyStart { message, length } = &event {
@@ -213,15 +220,17 @@ impl FrameDecoder {
         Ok(Some(event))
     }
 
-    /// How many bytes of the frame that starts with `have` are needed for the next step. Every limit is checked here,
-    /// before anything is held on to.
+    /// How many bytes of the frame that starts with `have` are needed for the next step. Every
+    /// limit is checked here, before anything is held on to.
     fn required(&self, have: &[u8]) -> Result<usize, ProtocolError> {
         let Some((length, rest)) = have.split_first_chunk::<LENGTH_FIELD>() else {
             return Ok(LENGTH_FIELD);
         };
         let payload = match payload_length(*length) {
             Ok(payload) => payload,
-            Err(error) => return Err(if self.fresh { foreign(*length).unwrap_or(error) } else { error }),
+            Err(error) => {
+                return Err(if self.fresh { foreign(*length).unwrap_or(error) } else { error });
+            }
         };
         let Some(&kind) = rest.first() else {
             return Ok(LENGTH_FIELD + 1);
@@ -257,10 +266,14 @@ fn decode(have: &[u8]) -> Result<(Event, usize), ProtocolError> {
     let kind = rest.first().copied().unwrap_or_default();
     if let (Some(head), true) = (fixed_head(kind), payload > SMALL_FRAME as u64) {
         let message = Message::decode(rest.get(..head).unwrap_or(rest), |_| ())?;
-        return Ok((Event::BodyStart { message, length: payload - head as u64 }, LENGTH_FIELD + head));
+        return Ok((
+            Event::BodyStart { message, length: payload - head as u64 },
+            LENGTH_FIELD + head,
+        ));
     }
     let event = match Message::decode(&rest[..in_hand], copy_of)? {
-        message @ (Message::StreamResponse { byte_count, .. } | Message::UploadStream { byte_count, .. })
+        message @ (Message::StreamResponse { byte_count, .. }
+        | Message::UploadStream { byte_count, .. })
             if byte_count > 0 =>
         {
             Event::BodyStart { message: message.with_body(()), length: byte_count.unsigned_abs() }
@@ -286,16 +299,17 @@ fn payload_length(field: [u8; LENGTH_FIELD]) -> Result<u64, ProtocolError> {
 fn foreign(start: [u8; LENGTH_FIELD]) -> Option<ProtocolError> {
     const METHODS: [&[u8]; 8] =
         [b"GET ", b"POST ", b"PUT ", b"HEAD ", b"DELETE ", b"OPTIONS ", b"CONNECT ", b"PATCH "];
-    let name = if METHODS.iter().any(|method| start.starts_with(method)) || start.starts_with(b"HTTP/") {
-        "HTTP"
-    } else if start.starts_with(b"PRI * HT") {
-        "HTTP/2"
-    } else if start.starts_with(&[0x16, 0x03]) {
-        "TLS"
-    } else if start.starts_with(b"SSH-") {
-        "SSH"
-    } else {
-        return None;
-    };
+    let name =
+        if METHODS.iter().any(|method| start.starts_with(method)) || start.starts_with(b"HTTP/") {
+            "HTTP"
+        } else if start.starts_with(b"PRI * HT") {
+            "HTTP/2"
+        } else if start.starts_with(&[0x16, 0x03]) {
+            "TLS"
+        } else if start.starts_with(b"SSH-") {
+            "SSH"
+        } else {
+            return None;
+        };
     Some(ProtocolError::ForeignProtocol(name))
 }

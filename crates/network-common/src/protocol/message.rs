@@ -8,10 +8,11 @@ use super::{MAX_FRAME_PAYLOAD, ProtocolError};
 /// Length of the length field in front of every frame.
 pub(super) const LENGTH_FIELD: usize = 8;
 
-/// One message. `B` is what stands for its body: [`Bytes`] once it is received, `()` for the header alone.
+/// One message. `B` is what stands for its body: [`Bytes`] once it is received, `()` for the header
+/// alone.
 ///
-/// The bodies of [`StreamResponse`](Self::StreamResponse) and [`UploadStream`](Self::UploadStream) follow *after* the
-/// frame and are never part of the message (wire 5).
+/// The bodies of [`StreamResponse`](Self::StreamResponse) and [`UploadStream`](Self::UploadStream)
+/// follow *after* the frame and are never part of the message (wire 5).
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 #[allow(missing_docs, reason = "the fields are those of wire 2, named as there")]
@@ -46,7 +47,10 @@ pub enum Message<B = Bytes> {
 
 /// The fields of message type 0x0B.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[allow(clippy::exhaustive_structs, reason = "the wire format of a released protocol does not grow")]
+#[allow(
+    clippy::exhaustive_structs,
+    reason = "the wire format of a released protocol does not grow"
+)]
 pub struct MergedBlockMetaRequest {
     /// Echoed by the answer.
     pub request_id: i64,
@@ -91,7 +95,8 @@ impl<B> Message<B> {
         let start = out.len();
         out.put_u64(0);
         out.put_u8(self.type_byte());
-        // The wire's own copy of the body length is ignored by every receiver, but Spark writes it right (wire 2).
+        // The wire's own copy of the body length is ignored by every receiver, but Spark writes it
+        // right (wire 2).
         let in_frame = i32::try_from(body_len).unwrap_or(i32::MAX);
         match self {
             Self::ChunkFetchRequest { stream_id, chunk_index }
@@ -174,9 +179,12 @@ impl<B> Message<B> {
         }
     }
 
-    /// Reads type and header fields from the front of a frame's payload. What is left makes the body, or, for types without
-    /// one, is ignored.
-    pub(crate) fn decode(payload: &[u8], body: impl FnOnce(&[u8]) -> B) -> Result<Self, ProtocolError> {
+    /// Reads type and header fields from the front of a frame's payload. What is left makes the
+    /// body, or, for types without one, is ignored.
+    pub(crate) fn decode(
+        payload: &[u8],
+        body: impl FnOnce(&[u8]) -> B,
+    ) -> Result<Self, ProtocolError> {
         let mut reader = Reader::new(payload);
         let kind = reader.byte("message type")?;
         Ok(match kind {
@@ -243,14 +251,16 @@ impl<B> Message<B> {
 }
 
 impl Message<()> {
-    /// What to send when this response's body turns out to be unreadable before anything was written (wire 5).
-    /// `None` for messages that have no failure twin.
+    /// What to send when this response's body turns out to be unreadable before anything was
+    /// written (wire 5). `None` for messages that have no failure twin.
     pub(crate) fn failure_twin(self, error: String) -> Option<Self> {
         Some(match self {
             Self::ChunkFetchSuccess { stream_id, chunk_index, .. } => {
                 Self::ChunkFetchFailure { stream_id, chunk_index, error }
             }
-            Self::MergedBlockMetaSuccess { request_id, .. } => Self::RpcFailure { request_id, error },
+            Self::MergedBlockMetaSuccess { request_id, .. } => {
+                Self::RpcFailure { request_id, error }
+            }
             Self::StreamResponse { stream_id, .. } => Self::StreamFailure { stream_id, error },
             _ => return None,
         })

@@ -1,7 +1,8 @@
-//! The wire format of Spark's transport, without sockets or clocks: bytes in, messages out, and back.
+//! The wire format of Spark's transport, without sockets or clocks: bytes in, messages out, and
+//! back.
 //!
-//! Everything here follows the rules of Spark 2.4 to 4.x, which are the same to the byte. There is no handshake or version
-//! number: the first byte of a connection is the first byte of a frame.
+//! Everything here follows the rules of Spark 2.4 to 4.x, which are the same to the byte. There is
+//! no handshake or version number: the first byte of a connection is the first byte of a frame.
 //!
 //! ```
 //! use bytes::Bytes;
@@ -29,7 +30,10 @@ pub(crate) use body::READ_BLOCK;
 pub use error::ProtocolError;
 pub use frame::{Event, FrameDecoder, FrameLimits};
 pub use message::{MergedBlockMetaRequest, Message};
-pub use primitives::{Reader, put_bitmap, put_bitmap_array, put_byte_array, put_string, read_bitmaps};
+pub use primitives::{
+    Reader, put_bitmap, put_bitmap_array, put_byte_array, put_string, read_bitmaps,
+};
 
-/// The longest payload (type, header, in-frame body) a frame can have: one byte less than 2^31 - 1 (wire 6).
+/// The longest payload (type, header, in-frame body) a frame can have: one byte less than 2^31 - 1
+/// (wire 6).
 pub const MAX_FRAME_PAYLOAD: u64 = (1 << 31) - 2;

@@ -1,11 +1,13 @@
-//! Java-compatible primitives of wire 3: big-endian integers, length-prefixed strings and arrays, bitmaps.
+//! Java-compatible primitives of wire 3: big-endian integers, length-prefixed strings and arrays,
+//! bitmaps.
 
 use bytes::{BufMut, Bytes};
 use roaring::RoaringBitmap;
 
 use super::ProtocolError;
 
-/// Checked reads from the front of a byte slice. No length is trusted before it is compared with what is left.
+/// Checked reads from the front of a byte slice. No length is trusted before it is compared with
+/// what is left.
 #[derive(Debug, Clone)]
 pub struct Reader<'a> {
     rest: &'a [u8],
@@ -33,7 +35,9 @@ impl<'a> Reader<'a> {
                 self.rest = rest;
                 Ok(taken)
             }
-            None => Err(ProtocolError::Truncated { field, needed: count, available: self.rest.len() }),
+            None => {
+                Err(ProtocolError::Truncated { field, needed: count, available: self.rest.len() })
+            }
         }
     }
 
@@ -88,7 +92,8 @@ impl<'a> Reader<'a> {
         (0..count).map(|_| self.bitmap()).collect()
     }
 
-    /// A count of elements of at least `element` bytes, checked against what is left before anyone allocates by it.
+    /// A count of elements of at least `element` bytes, checked against what is left before anyone
+    /// allocates by it.
     fn count(&mut self, field: &'static str, element: usize) -> Result<usize, ProtocolError> {
         let length = self.int(field)?;
         let available = self.rest.len();
@@ -109,7 +114,9 @@ pub fn put_string(text: &str, out: &mut impl BufMut) {
 /// # Panics
 /// If `bytes` is 2 GiB or longer: no frame can carry it.
 pub fn put_byte_array(bytes: &[u8], out: &mut impl BufMut) {
-    out.put_i32(i32::try_from(bytes.len()).expect("a byte array of the protocol is shorter than 2 GiB"));
+    out.put_i32(
+        i32::try_from(bytes.len()).expect("a byte array of the protocol is shorter than 2 GiB"),
+    );
     out.put_slice(bytes);
 }
 
@@ -125,14 +132,19 @@ pub fn put_bitmap(bitmap: &RoaringBitmap, out: &mut impl BufMut) -> Result<(), P
     if needed > available {
         return Err(ProtocolError::Overflow { field: "bitmap", needed, available });
     }
-    optimised.serialize_into(out.writer()).map_err(|error| ProtocolError::BadBitmap(error.to_string()))
+    optimised
+        .serialize_into(out.writer())
+        .map_err(|error| ProtocolError::BadBitmap(error.to_string()))
 }
 
 /// Writes a bitmap array as [`Reader::bitmap_array`] reads it.
 ///
 /// # Errors
 /// [`ProtocolError::Overflow`] when `out` has a fixed size and no room left.
-pub fn put_bitmap_array(bitmaps: &[RoaringBitmap], out: &mut impl BufMut) -> Result<(), ProtocolError> {
+pub fn put_bitmap_array(
+    bitmaps: &[RoaringBitmap],
+    out: &mut impl BufMut,
+) -> Result<(), ProtocolError> {
     let available = out.remaining_mut();
     if available < 4 {
         return Err(ProtocolError::Overflow { field: "bitmap array", needed: 4, available });

@@ -1,5 +1,5 @@
-//! The way into a body's own buffer, which only the connection's driver uses. All else is tested from the outside, in
-//! `tests/protocol`.
+//! The way into a body's own buffer, which only the connection's driver uses. All else is tested
+//! from the outside, in `tests/protocol`.
 
 use std::sync::Arc;
 
@@ -8,8 +8,9 @@ use bytes::{Bytes, BytesMut};
 use super::*;
 use crate::buffer::BufferPool;
 
-/// Decodes one announced body and the frame behind it, reading directly whenever `direct` says so (and the decoder
-/// offers it), `step` bytes at most each time. Returns the body and how many bytes went the direct way.
+/// Decodes one announced body and the frame behind it, reading directly whenever `direct` says so
+/// (and the decoder offers it), `step` bytes at most each time. Returns the body and how many bytes
+/// went the direct way.
 fn receive(
     pool: &Arc<BufferPool>,
     length: usize,
@@ -94,7 +95,8 @@ fn frame_02_bodies_read_directly_are_the_same() {
 #[test]
 fn frame_04_a_small_piece_does_not_pin_a_large_buffer() {
     let mut head = Vec::new();
-    Message::<()>::StreamResponse { stream_id: "s".into(), byte_count: 1 << 20 }.encode_head(0, &mut head);
+    Message::<()>::StreamResponse { stream_id: "s".into(), byte_count: 1 << 20 }
+        .encode_head(0, &mut head);
     let mut decoder = FrameDecoder::default();
     assert!(matches!(decoder.next_event(&mut &head[..]), Ok(Some(Event::BodyStart { .. }))));
     decoder.stream_body();
@@ -117,7 +119,8 @@ fn frame_04_a_small_piece_does_not_pin_a_large_buffer() {
 #[test]
 fn frame_04_every_buffer_of_a_body_returns_to_the_pool() {
     let mut head = Vec::new();
-    Message::<()>::StreamResponse { stream_id: "s".into(), byte_count: 100_000 }.encode_head(0, &mut head);
+    Message::<()>::StreamResponse { stream_id: "s".into(), byte_count: 100_000 }
+        .encode_head(0, &mut head);
     let pool = Arc::new(BufferPool::default());
     for cut in [false, true] {
         let mut decoder = FrameDecoder::with_pool(Arc::default(), Arc::clone(&pool));

@@ -39,13 +39,16 @@ struct Pipe {
 #[derive(Debug)]
 pub(crate) struct PipeWriter(Arc<Mutex<Pipe>>);
 
-/// The body of a stream or upload as it arrives: a [`Stream`] of pieces and an [`AsyncRead`](tokio::io::AsyncRead).
+/// The body of a stream or upload as it arrives: a [`Stream`] of pieces and an
+/// [`AsyncRead`](tokio::io::AsyncRead).
 ///
-/// It ends after exactly [`len`](Self::len) bytes, or with an error when the connection is lost before; what was delivered
-/// until then is valid. Reading is cancel safe. Dropping it early skips the rest and keeps the connection.
+/// It ends after exactly [`len`](Self::len) bytes, or with an error when the connection is lost
+/// before; what was delivered until then is valid. Reading is cancel safe. Dropping it early skips
+/// the rest and keeps the connection.
 ///
-/// While nobody reads it, at most 1 MiB is held and then **the whole connection stalls**: answers to other requests come
-/// behind this body on the same connection. Read it promptly, or use a connection of its own.
+/// While nobody reads it, at most 1 MiB is held and then **the whole connection stalls**: answers
+/// to other requests come behind this body on the same connection. Read it promptly, or use a
+/// connection of its own.
 pub struct StreamBody {
     pipe: Arc<Mutex<Pipe>>,
     stream_id: String,
@@ -165,7 +168,8 @@ impl StreamBody {
         std::future::poll_fn(|context| self.poll_piece(context)).await
     }
 
-    /// All that was not yet handed out, in one piece of memory. Not cancel safe: what it has gathered is lost.
+    /// All that was not yet handed out, in one piece of memory. Not cancel safe: what it has
+    /// gathered is lost.
     ///
     /// # Errors
     /// The reason why the connection was lost.
@@ -197,7 +201,10 @@ impl StreamBody {
                 }
                 None if pipe.writer_gone => {
                     pipe.end = Some(Ok(()));
-                    Poll::Ready(Some(Err(TransportError::new(ErrorKind::Closed, "connection lost"))))
+                    Poll::Ready(Some(Err(TransportError::new(
+                        ErrorKind::Closed,
+                        "connection lost",
+                    ))))
                 }
                 None => {
                     pipe.reader = Some(context.waker().clone());

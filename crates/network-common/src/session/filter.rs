@@ -8,8 +8,8 @@ use crate::error::BoxError;
 ///
 /// While filters are installed, files are read into memory instead of being sent by the kernel.
 pub trait ByteFilter: Send {
-    /// Takes in all of `input` and appends what it yields to `output`, which may be less (the rest is held back until more
-    /// arrives) or more.
+    /// Takes in all of `input` and appends what it yields to `output`, which may be less (the rest
+    /// is held back until more arrives) or more.
     ///
     /// # Errors
     /// End the connection; nothing of `output` is used then.
@@ -23,7 +23,8 @@ pub trait ByteFilter: Send {
         Output::collect(|output| self.transform(input, output))
     }
 
-    /// Of the sealing direction: this side sends nothing more. Appends what tells the peer so. By default nothing does.
+    /// Of the sealing direction: this side sends nothing more. Appends what tells the peer so. By
+    /// default nothing does.
     fn finish(&mut self, output: &mut Output<'_>) {
         let _ = output;
     }
@@ -34,8 +35,9 @@ pub trait ByteFilter: Send {
     }
 }
 
-/// Where a filter leaves what it yields: in a place that is provided, while what comes next fits in there whole, and behind that
-/// in a buffer that grows. What either held before is overwritten, not cleared first: that costs as much as a copy.
+/// Where a filter leaves what it yields: in a place that is provided, while what comes next fits in
+/// there whole, and behind that in a buffer that grows. What either held before is overwritten, not
+/// cleared first: that costs as much as a copy.
 #[derive(Debug)]
 pub struct Output<'a> {
     place: &'a mut [u8],
@@ -50,7 +52,9 @@ impl<'a> Output<'a> {
     }
 
     /// All that `write` leaves.
-    pub(crate) fn collect<E>(write: impl FnOnce(&mut Output<'_>) -> Result<(), E>) -> Result<Vec<u8>, E> {
+    pub(crate) fn collect<E>(
+        write: impl FnOnce(&mut Output<'_>) -> Result<(), E>,
+    ) -> Result<Vec<u8>, E> {
         let mut buffer = Vec::new();
         let mut output = Output::new(&mut [], &mut buffer);
         write(&mut output)?;
@@ -64,7 +68,8 @@ impl<'a> Output<'a> {
         (self.placed, self.buffered)
     }
 
-    /// Has `write` leave the next bytes at the front of room for `length`, whose content is arbitrary; it returns how many.
+    /// Has `write` leave the next bytes at the front of room for `length`, whose content is
+    /// arbitrary; it returns how many.
     ///
     /// # Errors
     /// Those of `write`; nothing is left then.

@@ -1,6 +1,8 @@
-//! The state of one connection, without sockets or clocks: who waits for what, and what waits to be written.
+//! The state of one connection, without sockets or clocks: who waits for what, and what waits to be
+//! written.
 //!
-//! Calls that end a wait return the waker instead of calling it, so that nobody is woken under the lock.
+//! Calls that end a wait return the waker instead of calling it, so that nobody is woken under the
+//! lock.
 
 mod body;
 mod filter;
@@ -27,7 +29,8 @@ use crate::buffer::ManagedBuffer;
 use crate::error::{ErrorKind, TransportError};
 use crate::protocol::{MAX_FRAME_PAYLOAD, MergedBlockMetaRequest, Message};
 
-/// Chunk and stream requests of the peer that wait for their turn; with more, the peer is no longer read.
+/// Chunk and stream requests of the peer that wait for their turn; with more, the peer is no longer
+/// read.
 const MAX_PENDING_BULK: usize = 4096;
 /// The same in bytes of their stream names.
 const MAX_PENDING_NAMES: usize = 1 << 20;
@@ -135,11 +138,13 @@ impl Session {
         self.outgoing.check_room(operation, self.peer)
     }
 
-    /// Queues an RPC. What is not taken of `body`, here and below, is the caller's to drop outside the lock.
+    /// Queues an RPC. What is not taken of `body`, here and below, is the caller's to drop outside
+    /// the lock.
     pub(crate) fn send_rpc(&mut self, body: &mut Bytes) -> Result<Ticket, TransportError> {
         self.check_request("RPC", body.len())?;
         let ticket = self.requests.open();
-        self.outgoing.push_control(&Message::RpcRequest { request_id: ticket.id(), body: () }, body);
+        self.outgoing
+            .push_control(&Message::RpcRequest { request_id: ticket.id(), body: () }, body);
         self.requested = true;
         Ok(ticket)
     }
@@ -152,7 +157,11 @@ impl Session {
     }
 
     /// Queues a chunk request.
-    pub(crate) fn fetch_chunk(&mut self, stream_id: i64, chunk_index: i32) -> Result<Ticket, TransportError> {
+    pub(crate) fn fetch_chunk(
+        &mut self,
+        stream_id: i64,
+        chunk_index: i32,
+    ) -> Result<Ticket, TransportError> {
         self.check_request("chunk request", 0)?;
         let Some(ticket) = self.requests.open_fetch(stream_id, chunk_index) else {
             return Err(TransportError::new(
@@ -164,7 +173,10 @@ impl Session {
             )
             .with_peer(self.peer));
         };
-        self.outgoing.push_control(&Message::ChunkFetchRequest { stream_id, chunk_index }, &mut Bytes::new());
+        self.outgoing.push_control(
+            &Message::ChunkFetchRequest { stream_id, chunk_index },
+            &mut Bytes::new(),
+        );
         self.requested = true;
         Ok(ticket)
     }
@@ -173,8 +185,10 @@ impl Session {
     pub(crate) fn stream(&mut self, stream_id: &str) -> Result<Ticket, TransportError> {
         self.check_request("stream request", stream_id.len())?;
         let ticket = self.requests.open_stream();
-        self.outgoing
-            .push_control(&Message::StreamRequest { stream_id: stream_id.to_owned() }, &mut Bytes::new());
+        self.outgoing.push_control(
+            &Message::StreamRequest { stream_id: stream_id.to_owned() },
+            &mut Bytes::new(),
+        );
         self.requested = true;
         Ok(ticket)
     }
@@ -187,7 +201,10 @@ impl Session {
     ) -> Result<Ticket, TransportError> {
         self.check_request("upload header", meta.len())?;
         let Ok(byte_count) = i64::try_from(data.len()) else {
-            return Err(TransportError::new(ErrorKind::Limit, "an upload is limited to 2^63-1 bytes"));
+            return Err(TransportError::new(
+                ErrorKind::Limit,
+                "an upload is limited to 2^63-1 bytes",
+            ));
         };
         let ticket = self.requests.open();
         let meta = std::mem::take(meta);
@@ -210,7 +227,8 @@ impl Session {
         Ok(ticket)
     }
 
-    /// Queues an answer to an RPC. Answers are never refused: the peer is not read while too many wait.
+    /// Queues an answer to an RPC. Answers are never refused: the peer is not read while too many
+    /// wait.
     pub(crate) fn answer(&mut self, message: &Message<()>, body: &mut Bytes) {
         self.answered += 1;
         if self.closed.is_none() {
@@ -233,15 +251,16 @@ impl Session {
         self.answer_bulk(item)
     }
 
-    /// A request for the stream manager, or one that is to be `refused` when its turn has come; whether somebody must be set
-    /// to work on the queue.
+    /// A request for the stream manager, or one that is to be `refused` when its turn has come;
+    /// whether somebody must be set to work on the queue.
     pub(crate) fn push_bulk_request(&mut self, request: BulkRequest, refused: bool) -> bool {
         self.pending_names += request.name_length();
         self.pending_bulk.push_back((request, refused));
         !std::mem::replace(&mut self.bulk_server_runs, true)
     }
 
-    /// The oldest request for the stream manager; `None`: there is none, and whoever asks stops working.
+    /// The oldest request for the stream manager; `None`: there is none, and whoever asks stops
+    /// working.
     pub(crate) fn pop_bulk_request(&mut self) -> Option<(BulkRequest, bool)> {
         let request = self.pending_bulk.pop_front();
         self.pending_names -= request.as_ref().map_or(0, |(request, _)| request.name_length());
@@ -255,8 +274,8 @@ impl Session {
         self.pending_bulk.len()
     }
 
-    /// Whether the peer's bytes must wait: until it has read more of its answers, or, after the answer to a client bootstrap,
-    /// until that has decided what they mean.
+    /// Whether the peer's bytes must wait: until it has read more of its answers, or, after the
+    /// answer to a client bootstrap, until that has decided what they mean.
     pub(crate) fn peer_must_wait(&self) -> bool {
         self.bootstrap_thinks()
             || self.outgoing.answers_over_limit()
@@ -274,8 +293,8 @@ impl Session {
         self.bulk_in_hand || !self.pending_bulk.is_empty() || !self.outgoing.is_drained()
     }
 
-    /// All bytes from here on, in both directions, pass through these filters; control frames that are queued already are
-    /// not sealed. False if there are filters.
+    /// All bytes from here on, in both directions, pass through these filters; control frames that
+    /// are queued already are not sealed. False if there are filters.
     pub(crate) fn install_filters(&mut self, Filters { seal, open }: Filters) -> bool {
         if self.filtered {
             return false;
@@ -287,9 +306,13 @@ impl Session {
         true
     }
 
-    /// Asks the driver to end the connection; the first wish counts, but a flush can become immediate.
+    /// Asks the driver to end the connection; the first wish counts, but a flush can become
+    /// immediate.
     pub(crate) fn close(&mut self, closing: Closing) {
-        if matches!((&self.closing, &closing), (None, _) | (Some(Closing::Flush(_)), Closing::Now(_))) {
+        if matches!(
+            (&self.closing, &closing),
+            (None, _) | (Some(Closing::Flush(_)), Closing::Now(_))
+        ) {
             self.closing = Some(closing);
         }
     }

@@ -14,11 +14,13 @@ use crate::buffer::{Content, ManagedBuffer};
 use crate::error::{ErrorKind, TransportError};
 use crate::protocol::Message;
 
-/// Bodies up to this size are copied behind their header: cheaper than a slice of their own in a vectored write.
+/// Bodies up to this size are copied behind their header: cheaper than a slice of their own in a
+/// vectored write.
 const INLINE_BODY: usize = 4 << 10;
 /// From this size on, a filter that begins anew costs less than the copy that would spare it.
 const LARGE_PART: usize = 64 << 10;
-/// Small bulk bodies are written together up to here; a control frame waits for no more than this or one body.
+/// Small bulk bodies are written together up to here; a control frame waits for no more than this
+/// or one body.
 const BULK_GATHER: usize = 256 << 10;
 /// Bodies in the bulk lane, of whatever size; beyond, the stream manager is not asked for more.
 const MAX_BULK_ITEMS: usize = 64;
@@ -27,12 +29,13 @@ const MAX_BULK_ITEMS: usize = 64;
 const MAX_SPARE: usize = 256 << 10;
 
 thread_local! {
-    /// The buffer of a batch that was written, for the next one of any connection. Gone while a thread ends, whose last words
-    /// may have to be queued.
+    /// The buffer of a batch that was written, for the next one of any connection. Gone while a
+    /// thread ends, whose last words may have to be queued.
     static SPARE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
-/// Frames that are written together: one run of bytes, into which larger bodies are spliced without copying.
+/// Frames that are written together: one run of bytes, into which larger bodies are spliced without
+/// copying.
 #[derive(Debug, Default)]
 pub(crate) struct Batch {
     bytes: Vec<u8>,
@@ -69,7 +72,8 @@ impl Batch {
         message.encode_head(in_frame, &mut self.bytes);
     }
 
-    /// Takes `body` only if it is not copied: what its owner does when it is dropped must not happen under the lock.
+    /// Takes `body` only if it is not copied: what its owner does when it is dropped must not
+    /// happen under the lock.
     fn push(&mut self, message: &Message<()>, in_frame: u64, body: &mut Bytes) -> u64 {
         let before = self.len();
         self.push_head(message, in_frame);
@@ -103,12 +107,15 @@ impl Batch {
 
     /// The bytes from `skip` on, as many as fit into `slices`; returns how many slices were filled.
     pub(crate) fn slices<'a>(&'a self, skip: usize, slices: &mut [IoSlice<'a>]) -> usize {
-        let filled = slices.iter_mut().zip(self.parts(skip)).map(|(slice, part)| *slice = IoSlice::new(part));
+        let filled = slices
+            .iter_mut()
+            .zip(self.parts(skip))
+            .map(|(slice, part)| *slice = IoSlice::new(part));
         filled.count()
     }
 
-    /// The bytes from `skip` on, at most `limit` of them: for a filter. Small parts are gathered up to the next large one, which
-    /// is a run of its own and not copied.
+    /// The bytes from `skip` on, at most `limit` of them: for a filter. Small parts are gathered up
+    /// to the next large one, which is a run of its own and not copied.
     pub(crate) fn run(&self, skip: usize, limit: usize) -> Cow<'_, [u8]> {
         let is_large = |part: &&[u8]| part.len() >= LARGE_PART;
         let mut parts = self.parts(skip).peekable();
@@ -123,8 +130,8 @@ impl Batch {
         Cow::Owned(run)
     }
 
-    /// Empty again, without a buffer: a quiet connection holds none. Not under the lock: hooks of bodies run here.
-    /// [`Outgoing::written`] is to be told.
+    /// Empty again, without a buffer: a quiet connection holds none. Not under the lock: hooks of
+    /// bodies run here. [`Outgoing::written`] is to be told.
     pub(crate) fn reset(&mut self) -> Written {
         let written = Written { counted: self.counted, answers: self.answers };
         let mut bytes = std::mem::take(&mut self.bytes);
@@ -166,13 +173,16 @@ pub(crate) struct BulkItem {
 
 impl std::fmt::Debug for BulkItem {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("BulkItem").field("message", &self.message).field("body", &self.body).finish()
+        f.debug_struct("BulkItem")
+            .field("message", &self.message)
+            .field("body", &self.body)
+            .finish()
     }
 }
 
 impl BulkItem {
-    /// Bytes of memory it holds while it waits: its own, those of its body, unless that is in a file, and texts that the
-    /// peer chose.
+    /// Bytes of memory it holds while it waits: its own, those of its body, unless that is in a
+    /// file, and texts that the peer chose.
     fn held(&self) -> u64 {
         let texts = match &self.message {
             Message::StreamResponse { stream_id, .. } => stream_id.len(),
@@ -191,7 +201,9 @@ impl BulkItem {
     /// Bytes of the body that count into the frame's length.
     pub(crate) fn in_frame(&self) -> u64 {
         match self.message {
-            Message::ChunkFetchSuccess { .. } | Message::MergedBlockMetaSuccess { .. } => self.body.len(),
+            Message::ChunkFetchSuccess { .. } | Message::MergedBlockMetaSuccess { .. } => {
+                self.body.len()
+            }
             _ => 0,
         }
     }
@@ -224,8 +236,13 @@ impl Outgoing {
         }
     }
 
-    /// A request of any size goes in while there is room at all, so that nothing is too large for ever.
-    pub(super) fn check_room(&self, operation: &str, peer: SocketAddr) -> Result<(), TransportError> {
+    /// A request of any size goes in while there is room at all, so that nothing is too large for
+    /// ever.
+    pub(super) fn check_room(
+        &self,
+        operation: &str,
+        peer: SocketAddr,
+    ) -> Result<(), TransportError> {
         if self.has_room() {
             return Ok(());
         }
@@ -271,7 +288,8 @@ impl Outgoing {
     fn pop_bulk(&mut self) -> Option<BulkItem> {
         let item = self.bulk.pop_front()?;
         self.queued = self.queued.saturating_sub(item.held());
-        self.answers = self.answers.saturating_sub(if item.message.is_request() { 0 } else { item.held() });
+        self.answers =
+            self.answers.saturating_sub(if item.message.is_request() { 0 } else { item.held() });
         Some(item)
     }
 
@@ -296,8 +314,8 @@ impl Outgoing {
         self.unsealed.is_none() && self.control.is_empty() && (!bodies || self.bulk.is_empty())
     }
 
-    /// Moves what is to be written next into `batch`, which must be empty: all control frames, then, if `bodies` may come,
-    /// those in memory.
+    /// Moves what is to be written next into `batch`, which must be empty: all control frames,
+    /// then, if `bodies` may come, those in memory.
     pub(crate) fn take(&mut self, batch: &mut Batch, bodies: bool) {
         if let Some(unsealed) = self.unsealed.take() {
             *batch = unsealed;

@@ -57,7 +57,8 @@ impl Answer {
 
 pub(crate) type Outcome = Result<Answer, TransportError>;
 
-/// Names one request; its id on the wire. Generations keep a late answer from meeting a newer request in the same place.
+/// Names one request; its id on the wire. Generations keep a late answer from meeting a newer
+/// request in the same place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Ticket {
     place: u32,
@@ -112,7 +113,8 @@ pub(crate) struct Requests {
     generation: u32,
     /// Unanswered RPCs, uploads and merged-meta requests.
     rpcs: usize,
-    /// Unanswered fetches. A ticket whose request is gone is a tombstone: the wire cannot cancel it.
+    /// Unanswered fetches. A ticket whose request is gone is a tombstone: the wire cannot cancel
+    /// it.
     fetches: HashMap<(i64, i32), Ticket>,
     /// Unanswered stream requests in the order they were sent, with tombstones.
     streams: VecDeque<Ticket>,
@@ -157,7 +159,9 @@ impl Requests {
     }
 
     fn get(&mut self, ticket: Ticket) -> Option<&mut Request> {
-        self.slots.get_mut(ticket.place as usize).filter(|request| request.generation == ticket.generation)
+        self.slots
+            .get_mut(ticket.place as usize)
+            .filter(|request| request.generation == ticket.generation)
     }
 
     /// The outcome, once: the request is gone afterwards.
@@ -178,7 +182,8 @@ impl Requests {
         }
     }
 
-    /// Nobody waits for it any more; yields an outcome that came too late. Fetches and streams leave their tombstone.
+    /// Nobody waits for it any more; yields an outcome that came too late. Fetches and streams
+    /// leave their tombstone.
     pub(crate) fn abandon(&mut self, ticket: Ticket) -> Option<Outcome> {
         self.get(ticket)?;
         let request = self.slots.remove(ticket.place as usize);
@@ -222,7 +227,11 @@ impl Requests {
     }
 
     /// `Err` when nobody waits for this id: the answer is late, or was never asked for.
-    pub(crate) fn answer_rpc(&mut self, id: i64, outcome: Outcome) -> Result<Option<Waker>, Outcome> {
+    pub(crate) fn answer_rpc(
+        &mut self,
+        id: i64,
+        outcome: Outcome,
+    ) -> Result<Option<Waker>, Outcome> {
         if !self.awaits_rpc(id) {
             return Err(outcome);
         }
@@ -256,7 +265,10 @@ impl Requests {
     }
 
     /// `Err` when no stream was asked for.
-    pub(crate) fn fail_stream(&mut self, error: TransportError) -> Result<Option<Waker>, TransportError> {
+    pub(crate) fn fail_stream(
+        &mut self,
+        error: TransportError,
+    ) -> Result<Option<Waker>, TransportError> {
         match self.streams.pop_front() {
             Some(ticket) => Ok(self.complete(ticket, Err(error))),
             None => Err(error),

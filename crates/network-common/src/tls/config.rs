@@ -27,17 +27,20 @@ impl Configs {
     pub(super) fn load(conf: &TlsConf) -> Result<Self, TransportError> {
         let provider = provider(conf)?;
         let versions = versions(conf.protocol());
-        let identity =
-            key_store::identity(conf, &provider)?.map(|identity| Arc::new(SingleCertAndKey::from(identity)));
+        let identity = key_store::identity(conf, &provider)?
+            .map(|identity| Arc::new(SingleCertAndKey::from(identity)));
         let trust = match key_store::trusted(conf)? {
             Some(certificates) => Some(Arc::new(Trust::new(certificates, conf, &provider)?)),
             None => None,
         };
         if conf.need_client_auth() && trust.is_none() {
-            return Err(config_error("spark.ssl.rpc.needClientAuth needs spark.ssl.rpc.trustStore"));
+            return Err(config_error(
+                "spark.ssl.rpc.needClientAuth needs spark.ssl.rpc.trustStore",
+            ));
         }
-        let unusable =
-            |error: rustls::Error| config_error(format!("TLS cannot be set up: {error}")).with_source(error);
+        let unusable = |error: rustls::Error| {
+            config_error(format!("TLS cannot be set up: {error}")).with_source(error)
+        };
 
         let server = identity.clone().map(|identity| {
             let verifier = match &trust {

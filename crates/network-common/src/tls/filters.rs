@@ -37,7 +37,8 @@ impl Handshake for TlsHandshake {
         if let (false, Some(first)) = (self.heard, input.first()) {
             self.heard = true;
             if !RECORD_TYPES.contains(first) {
-                let text = "the peer does not speak TLS, and spark.ssl.rpc.enabled allows nothing else";
+                let text =
+                    "the peer does not speak TLS, and spark.ssl.rpc.enabled allows nothing else";
                 return Err(text.into());
             }
         }
@@ -63,7 +64,8 @@ struct Sealing(Arc<Mutex<Connection>>);
 impl ByteFilter for Sealing {
     fn transform(&mut self, input: &[u8], output: &mut Output<'_>) -> Result<(), BoxError> {
         let mut connection = self.0.lock();
-        // One by one they stay in the cache, and in one piece of memory, while rustls copies them to and fro.
+        // One by one they stay in the cache, and in one piece of memory, while rustls copies them
+        // to and fro.
         for record in input.chunks(RECORD) {
             connection.writer().write_all(record)?;
             take_sealed(&mut connection, output)?;
@@ -87,7 +89,8 @@ struct Opening {
 
 impl ByteFilter for Opening {
     fn transform(&mut self, input: &[u8], output: &mut Output<'_>) -> Result<(), BoxError> {
-        self.end_seen |= open(&mut self.connection.lock(), input, |plain| output.extend_from_slice(plain))?;
+        self.end_seen |=
+            open(&mut self.connection.lock(), input, |plain| output.extend_from_slice(plain))?;
         Ok(())
     }
 

@@ -1,7 +1,7 @@
 //! Java's own key store format, of which there is no well-kept reader.
 //!
-//! Big-endian: magic, version, count of entries; each a tag, an alias and a date, then a protected key with its chain, or one
-//! certificate. A digest that is keyed with the password ends the file.
+//! Big-endian: magic, version, count of entries; each a tag, an alias and a date, then a protected
+//! key with its chain, or one certificate. A digest that is keyed with the password ends the file.
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use aws_lc_rs::digest::{Context, SHA1_FOR_LEGACY_USE_ONLY, SHA1_OUTPUT_LEN};
@@ -59,7 +59,8 @@ pub(super) enum JksError {
 impl Jks {
     /// Without a password the file's integrity is not checked, as in Java.
     pub(super) fn read(bytes: &[u8], password: Option<&str>) -> Result<Self, JksError> {
-        let end = bytes.len().checked_sub(SHA1_OUTPUT_LEN).ok_or(JksError::Malformed(bytes.len()))?;
+        let end =
+            bytes.len().checked_sub(SHA1_OUTPUT_LEN).ok_or(JksError::Malformed(bytes.len()))?;
         let (content, digest) = bytes.split_at(end);
         if let Some(password) = password {
             let expected = sha1(&[&utf16(password), WHITENER, content]);

@@ -1,4 +1,5 @@
-//! Certificates and keys out of the files that the settings name: PEM, PKCS#12 or JKS, told apart by their first bytes.
+//! Certificates and keys out of the files that the settings name: PEM, PKCS#12 or JKS, told apart
+//! by their first bytes.
 
 use std::path::Path;
 
@@ -32,7 +33,8 @@ pub(super) fn identity(
             let chain = chain.parse(pem_certificates)?;
             let key = File::read("spark.ssl.rpc.privateKey", key)?;
             let password = conf.private_key_password();
-            let parsed = key.parse(|bytes| pem_key(bytes, password.as_ref(), "privateKeyPassword"))?;
+            let parsed =
+                key.parse(|bytes| pem_key(bytes, password.as_ref(), "privateKeyPassword"))?;
             (key, (chain, parsed))
         }
         (_, _, Some(store)) => {
@@ -50,7 +52,11 @@ pub(super) fn identity(
         let certificate = chain.first().ok_or("there is no certificate of the key")?;
         let (_, certificate) = X509Certificate::from_der(certificate)?;
         if key.public_key().is_some_and(|key| *key != *certificate.public_key().raw) {
-            return Err(format!("the key is not that of the certificate of {}", certificate.subject()).into());
+            return Err(format!(
+                "the key is not that of the certificate of {}",
+                certificate.subject()
+            )
+            .into());
         }
         Ok(CertifiedKey::new(chain.clone(), key))
     })?;
@@ -65,7 +71,9 @@ pub(super) fn trusted(conf: &TlsConf) -> Result<Option<Certificates>, TransportE
         return file.parse(|bytes| stored_trust(bytes, password.as_ref())).map(Some);
     }
     match conf.cert_chain() {
-        Some(chain) => File::read("spark.ssl.rpc.certChain", chain)?.parse(pem_certificates).map(Some),
+        Some(chain) => {
+            File::read("spark.ssl.rpc.certChain", chain)?.parse(pem_certificates).map(Some)
+        }
         None => Ok(None),
     }
 }
@@ -84,7 +92,10 @@ impl<'a> File<'a> {
         Ok(Self { bytes, ..file })
     }
 
-    fn parse<T>(&self, parse: impl FnOnce(&[u8]) -> Result<T, BoxError>) -> Result<T, TransportError> {
+    fn parse<T>(
+        &self,
+        parse: impl FnOnce(&[u8]) -> Result<T, BoxError>,
+    ) -> Result<T, TransportError> {
         parse(&self.bytes).map_err(|error| self.unusable(error))
     }
 
@@ -106,7 +117,9 @@ fn open_store(bytes: &[u8], password: Option<&SecretString>) -> Result<Store, Bo
         Ok(Store::Jks(Jks::read(bytes, password)?))
     } else if bytes.first() == Some(&0x30) {
         let archive = Pkcs12Archive::from_pkcs12(bytes, password.unwrap_or_default());
-        Ok(Store::Pkcs12(archive.map_err(|error| format!("as PKCS#12 with this password: {error}"))?))
+        Ok(Store::Pkcs12(
+            archive.map_err(|error| format!("as PKCS#12 with this password: {error}"))?,
+        ))
     } else if bytes.windows(11).any(|window| window == b"-----BEGIN ") {
         Ok(Store::Pem)
     } else {
@@ -114,15 +127,20 @@ fn open_store(bytes: &[u8], password: Option<&SecretString>) -> Result<Store, Bo
     }
 }
 
-fn stored_identity(bytes: &[u8], conf: &TlsConf) -> Result<(Certificates, PrivateKeyDer<'static>), BoxError> {
+fn stored_identity(
+    bytes: &[u8],
+    conf: &TlsConf,
+) -> Result<(Certificates, PrivateKeyDer<'static>), BoxError> {
     let store_password = conf.key_store_password();
     let key_password = conf.key_password().or_else(|| store_password.clone());
     match open_store(bytes, store_password.as_ref())? {
         Store::Jks(store) => {
             let entry = store.keys.into_iter().next().ok_or("there is no key in it")?;
             let password = key_password.ok_or("its key needs spark.ssl.rpc.keyPassword")?;
-            let key = jks::recover(&entry.protected, password.expose_secret())
-                .map_err(|error| format!("key '{}' with spark.ssl.rpc.keyPassword: {error}", entry.alias))?;
+            let key =
+                jks::recover(&entry.protected, password.expose_secret()).map_err(|error| {
+                    format!("key '{}' with spark.ssl.rpc.keyPassword: {error}", entry.alias)
+                })?;
             Ok((entry.chain, PrivatePkcs8KeyDer::from(key).into()))
         }
         Store::Pkcs12(archive) => {
@@ -130,14 +148,17 @@ fn stored_identity(bytes: &[u8], conf: &TlsConf) -> Result<(Certificates, Privat
             let key = PrivatePkcs8KeyDer::from(entry.key.as_der().to_vec()).into();
             Ok((pkcs12_chain(&archive), key))
         }
-        Store::Pem => Ok((pem_certificates(bytes)?, pem_key(bytes, key_password.as_ref(), "keyPassword")?)),
+        Store::Pem => {
+            Ok((pem_certificates(bytes)?, pem_key(bytes, key_password.as_ref(), "keyPassword")?))
+        }
     }
 }
 
 /// The certificate of the first key and those that vouch for it, in this order.
 fn pkcs12_chain(archive: &Pkcs12Archive) -> Certificates {
     let id = archive.keys.first().and_then(|key| key.local_key_id.as_ref());
-    let is_ours = |id: &[u8]| archive.certs.iter().find(|bag| bag.local_key_id.as_deref() == Some(id));
+    let is_ours =
+        |id: &[u8]| archive.certs.iter().find(|bag| bag.local_key_id.as_deref() == Some(id));
     // Without an id there is but one key, and by custom its certificate comes first.
     let mut next = id.and_then(|id| is_ours(&id.0)).or_else(|| archive.certs.first());
     let mut chain = Vec::new();
@@ -145,7 +166,9 @@ fn pkcs12_chain(archive: &Pkcs12Archive) -> Certificates {
         chain.push(CertificateDer::from(bag.cert.as_der().to_vec()));
         let is_self_signed = bag.cert.subject() == bag.cert.issuer();
         next = archive.certs.iter().find(|other| {
-            !is_self_signed && other.cert.subject() == bag.cert.issuer() && chain.len() < archive.certs.len()
+            !is_self_signed
+                && other.cert.subject() == bag.cert.issuer()
+                && chain.len() < archive.certs.len()
         });
     }
     chain
@@ -160,7 +183,8 @@ fn stored_trust(bytes: &[u8], password: Option<&SecretString>) -> Result<Certifi
         }
         Store::Pkcs12(archive) => {
             // Java marks what is trusted; openssl does not, so without keys everything is.
-            let keys: Vec<_> = archive.keys.iter().filter_map(|key| key.local_key_id.as_ref()).collect();
+            let keys: Vec<_> =
+                archive.keys.iter().filter_map(|key| key.local_key_id.as_ref()).collect();
             let of_key = |id: &[u8]| keys.iter().any(|key| key.0 == id);
             let all = archive.keys.is_empty() && !archive.certs.iter().any(|bag| bag.trusted);
             let bags = archive.certs.iter();
@@ -178,8 +202,13 @@ fn stored_trust(bytes: &[u8], password: Option<&SecretString>) -> Result<Certifi
 }
 
 fn pem_certificates(bytes: &[u8]) -> Result<Certificates, BoxError> {
-    let certificates: Certificates = CertificateDer::pem_slice_iter(bytes).collect::<Result<_, _>>()?;
-    if certificates.is_empty() { Err("there is no PEM certificate in it".into()) } else { Ok(certificates) }
+    let certificates: Certificates =
+        CertificateDer::pem_slice_iter(bytes).collect::<Result<_, _>>()?;
+    if certificates.is_empty() {
+        Err("there is no PEM certificate in it".into())
+    } else {
+        Ok(certificates)
+    }
 }
 
 fn pem_key(
@@ -190,16 +219,20 @@ fn pem_key(
     let text = std::str::from_utf8(bytes)?;
     if text.contains("Proc-Type: 4,ENCRYPTED") {
         return Err(
-            "its key is encrypted in OpenSSL's old way: convert it with 'openssl pkcs8 -topk8'".into()
+            "its key is encrypted in OpenSSL's old way: convert it with 'openssl pkcs8 -topk8'"
+                .into(),
         );
     }
     let Some(begin) = text.find(ENCRYPTED_PEM) else {
         return Ok(PrivateKeyDer::from_pem_slice(bytes)?);
     };
-    let password = password.ok_or_else(|| format!("its key is encrypted: set spark.ssl.rpc.{setting}"))?;
+    let password =
+        password.ok_or_else(|| format!("its key is encrypted: set spark.ssl.rpc.{setting}"))?;
     let (_, sealed) = SecretDocument::from_pem(&text[begin..])?;
     let key = EncryptedPrivateKeyInfoRef::try_from(sealed.as_bytes())?
         .decrypt(password.expose_secret())
-        .map_err(|error| format!("its key cannot be decrypted with spark.ssl.rpc.{setting}: {error}"))?;
+        .map_err(|error| {
+            format!("its key cannot be decrypted with spark.ssl.rpc.{setting}: {error}")
+        })?;
     Ok(PrivatePkcs8KeyDer::from(key.as_bytes().to_vec()).into())
 }

@@ -1,9 +1,11 @@
-//! TLS under all connections of a context, from their first byte on (auth 6). Settings: [`TlsConf`](crate::TlsConf).
+//! TLS under all connections of a context, from their first byte on (auth 6). Settings:
+//! [`TlsConf`](crate::TlsConf).
 //!
-//! rustls does the work, without a socket: what it agrees on in a handshake is installed as filters between socket and frames,
-//! under those of an authentication, if there is one.
+//! rustls does the work, without a socket: what it agrees on in a handshake is installed as filters
+//! between socket and frames, under those of an authentication, if there is one.
 //!
-//! Sessions are not resumed: connections live long, and so every one of them is checked against the trust store of its time.
+//! Sessions are not resumed: connections live long, and so every one of them is checked against the
+//! trust store of its time.
 
 mod config;
 mod filters;
@@ -128,10 +130,13 @@ impl Security for Accepting {
     ) -> BoxFuture<'a, Result<Box<dyn Handshake>, TransportError>> {
         Box::pin(async move {
             let failed = |error| handshake_error(peer, error);
-            let turn =
-                Arc::clone(&self.0.turns).acquire_owned().await.map_err(|error| failed(error.into()))?;
+            let turn = Arc::clone(&self.0.turns)
+                .acquire_owned()
+                .await
+                .map_err(|error| failed(error.into()))?;
             self.0.refresh().await;
-            let config = self.0.current.read().server.clone().ok_or_else(|| failed("no key".into()))?;
+            let config =
+                self.0.current.read().server.clone().ok_or_else(|| failed("no key".into()))?;
             let connection = ServerConnection::new(config).map_err(|error| failed(error.into()))?;
             Ok(Box::new(TlsHandshake::new(connection.into(), Some(turn))) as _)
         })
@@ -150,10 +155,12 @@ impl Security for Connecting {
         Box::pin(async move {
             let failed = |error| handshake_error(peer, error);
             self.0.refresh().await;
-            let config = self.0.current.read().client.clone().ok_or_else(|| failed("no trust".into()))?;
+            let config =
+                self.0.current.read().client.clone().ok_or_else(|| failed("no trust".into()))?;
             let name = ServerName::try_from(peer.lookup_host().to_owned());
             let name = name.map_err(|error| failed(error.into()))?;
-            let connection = ClientConnection::new(config, name).map_err(|error| failed(error.into()))?;
+            let connection =
+                ClientConnection::new(config, name).map_err(|error| failed(error.into()))?;
             Ok(Box::new(TlsHandshake::new(connection.into(), None)) as _)
         })
     }
@@ -164,9 +171,12 @@ impl Security for Connecting {
 }
 
 fn handshake_error(peer: &PeerAddress, error: BoxError) -> TransportError {
-    TransportError::new(ErrorKind::Tls, format!("the TLS handshake with {peer} cannot begin: {error}"))
-        .with_peer(peer)
-        .with_source(error)
+    TransportError::new(
+        ErrorKind::Tls,
+        format!("the TLS handshake with {peer} cannot begin: {error}"),
+    )
+    .with_peer(peer)
+    .with_source(error)
 }
 
 fn config_error(text: impl Into<String>) -> TransportError {

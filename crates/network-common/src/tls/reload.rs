@@ -21,7 +21,8 @@ struct State {
     stamps: Stamps,
 }
 
-/// The files behind all links, and when they were written: a link that is set anew is a change too. `None`: it is missing.
+/// The files behind all links, and when they were written: a link that is set anew is a change too.
+/// `None`: it is missing.
 type Stamps = Vec<Option<(PathBuf, SystemTime)>>;
 
 /// The right to look, which one handshake has at a time; the others go on with what there is.

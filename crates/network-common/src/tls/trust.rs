@@ -5,13 +5,15 @@ use std::sync::Arc;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{verify_server_cert_signed_by_trust_anchor, verify_server_name};
 use rustls::crypto::{
-    CryptoProvider, WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature_with_raw_key,
+    CryptoProvider, WebPkiSupportedAlgorithms, verify_tls12_signature,
+    verify_tls13_signature_with_raw_key,
 };
 use rustls::pki_types::{CertificateDer, ServerName, SubjectPublicKeyInfoDer, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls::{
-    CertificateError, DigitallySignedStruct, DistinguishedName, Error, RootCertStore, SignatureScheme,
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error, RootCertStore,
+    SignatureScheme,
 };
 use x509_parser::prelude::{ASN1Time, FromDer, X509Certificate};
 
@@ -21,9 +23,9 @@ use crate::error::TransportError;
 
 /// A trust store as rustls asks it.
 ///
-/// webpki alone would refuse what Java's users have: one self-signed certificate, often marked as a CA or of version 1, that is
-/// the server's and in everybody's trust store. Such a one is as good as its key, so no chain is asked for; dates and name
-/// are still checked.
+/// webpki alone would refuse what Java's users have: one self-signed certificate, often marked as a
+/// CA or of version 1, that is the server's and in everybody's trust store. Such a one is as good
+/// as its key, so no chain is asked for; dates and name are still checked.
 #[derive(Debug)]
 pub(super) struct Trust {
     certificates: Vec<CertificateDer<'static>>,
@@ -46,9 +48,11 @@ impl Trust {
             WebPkiClientVerifier::builder_with_provider(Arc::clone(&anchors), Arc::clone(provider))
                 .build()
                 .map_err(|error| {
-                config_error(format!("spark.ssl.rpc.trustStore holds no usable certificate: {error}"))
+                    config_error(format!(
+                        "spark.ssl.rpc.trustStore holds no usable certificate: {error}"
+                    ))
                     .with_source(error)
-            })?;
+                })?;
         Ok(Self {
             certificates,
             anchors,
@@ -64,7 +68,8 @@ impl Trust {
             return Ok(false);
         }
         let parsed = parse(certificate)?;
-        let (not_before, not_after) = (unix(parsed.validity().not_before), unix(parsed.validity().not_after));
+        let (not_before, not_after) =
+            (unix(parsed.validity().not_before), unix(parsed.validity().not_after));
         if now > not_after {
             return Err(CertificateError::ExpiredContext { time: now, not_after }.into());
         }
@@ -167,7 +172,8 @@ impl ClientCertVerifier for Trust {
     }
 }
 
-/// The names of a certificate are its alternative names; its common name only counts where it has none, as in Java.
+/// The names of a certificate are its alternative names; its common name only counts where it has
+/// none, as in Java.
 fn verify_name(certificate: &CertificateDer<'_>, name: &ServerName<'_>) -> Result<(), Error> {
     let parsed = parse(certificate)?;
     let has_names = !matches!(parsed.subject_alternative_name(), Ok(None));
@@ -175,7 +181,8 @@ fn verify_name(certificate: &CertificateDer<'_>, name: &ServerName<'_>) -> Resul
         return verify_server_name(&ParsedCertificate::try_from(certificate)?, name);
     }
     let wanted = name.to_str();
-    let mut common_names = parsed.subject().iter_common_name().filter_map(|name| name.as_str().ok());
+    let mut common_names =
+        parsed.subject().iter_common_name().filter_map(|name| name.as_str().ok());
     if common_names.any(|common_name| common_name.eq_ignore_ascii_case(&wanted)) {
         return Ok(());
     }
@@ -195,5 +202,7 @@ fn parse<'a>(certificate: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>,
 }
 
 fn unix(time: ASN1Time) -> UnixTime {
-    UnixTime::since_unix_epoch(std::time::Duration::from_secs(u64::try_from(time.timestamp()).unwrap_or(0)))
+    UnixTime::since_unix_epoch(std::time::Duration::from_secs(
+        u64::try_from(time.timestamp()).unwrap_or(0),
+    ))
 }

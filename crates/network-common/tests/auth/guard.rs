@@ -6,9 +6,9 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use network_common::protocol::Message;
 use network_common::{
-    BoxError, ErrorKind, ManagedBuffer, MergedBlockMetaCallback, MergedBlockMetaRequest, RpcHandler,
-    RpcResponseCallback, StreamBody, StreamManager, TransportClient, TransportContext, TransportError,
-    TransportServer,
+    BoxError, ErrorKind, ManagedBuffer, MergedBlockMetaCallback, MergedBlockMetaRequest,
+    RpcHandler, RpcResponseCallback, StreamBody, StreamManager, TransportClient, TransportContext,
+    TransportError, TransportServer,
 };
 use parking_lot::Mutex;
 use tokio::io::AsyncWriteExt;
@@ -149,14 +149,17 @@ async fn sasl_11_delegates() {
         client.close();
         calls.until_seen("inactive").await;
         calls.until_seen("terminated").await;
-        for call in ["active", "rpc", "one-way message", "upload", "merged blocks", "chunk", "stream"] {
+        for call in
+            ["active", "rpc", "one-way message", "upload", "merged blocks", "chunk", "stream"]
+        {
             let times = calls.seen().iter().filter(|seen| **seen == call).count();
             assert_eq!(times, 1, "{call}, {}", mode.name);
         }
     }
 }
 
-/// The manager that a connection has had from its start passes calls on once the peer is known, at both ends.
+/// The manager that a connection has had from its start passes calls on once the peer is known, at
+/// both ends.
 #[tokio::test(flavor = "multi_thread")]
 async fn aah_02_stream_manager_delegates_after_auth() {
     for mode in MODES {
@@ -181,7 +184,8 @@ async fn aah_02_stream_manager_delegates_after_auth() {
     }
 }
 
-/// What a handler says as soon as it hears of a connection does not go to a stranger, at neither end.
+/// What a handler says as soon as it hears of a connection does not go to a stranger, at neither
+/// end.
 #[tokio::test(flavor = "multi_thread")]
 async fn handlers_say_nothing_to_strangers() {
     for mode in MODES {
@@ -190,10 +194,13 @@ async fn handlers_say_nothing_to_strangers() {
             let told = told.clone();
             Handler::new().on_active(move |client| {
                 let (rpc, stream) = (client.send_rpc("secret"), client.stream("secret"));
-                let (upload, chunk) = (client.upload_stream("secret", "secret"), client.fetch_chunk(1, 1));
+                let (upload, chunk) =
+                    (client.upload_stream("secret", "secret"), client.fetch_chunk(1, 1));
                 let (one_way, told) = (client.send("secret"), told.clone());
                 tokio::spawn(async move {
-                    for failed in [one_way.err(), rpc.await.err(), upload.await.err(), chunk.await.err()] {
+                    for failed in
+                        [one_way.err(), rpc.await.err(), upload.await.err(), chunk.await.err()]
+                    {
                         told.send(failed.map(|error| error.kind())).unwrap();
                     }
                     told.send(stream.await.err().map(|error| error.kind())).unwrap();
@@ -205,7 +212,12 @@ async fn handlers_say_nothing_to_strangers() {
         let end = Client::with(mode.settings, APP, SECRET, Some(hasty()));
         let client = end.connect(proxy.address).await.unwrap();
         for _ in 0..2 * 5 {
-            assert_eq!(within(outcomes.recv()).await.unwrap(), Some(ErrorKind::Refused), "{}", mode.name);
+            assert_eq!(
+                within(outcomes.recv()).await.unwrap(),
+                Some(ErrorKind::Refused),
+                "{}",
+                mode.name
+            );
         }
         echoes(&client).await;
         for direction in [Direction::ToServer, Direction::ToClient] {
@@ -222,7 +234,8 @@ async fn aah_01_requests_behind_a_first_step_are_refused() {
     let server = noting(&SASL, &calls).await;
     let first = network_common::auth::SaslMessage::new(APP, []).encode();
     let first = Message::RpcRequest { request_id: 1, body: Bytes::from(first) }.encode().unwrap();
-    let chunk = Message::<Bytes>::ChunkFetchRequest { stream_id: 1, chunk_index: 0 }.encode().unwrap();
+    let chunk =
+        Message::<Bytes>::ChunkFetchRequest { stream_id: 1, chunk_index: 0 }.encode().unwrap();
     let mut stranger = TcpStream::connect(server.local_addr()).await.unwrap();
     stranger.write_all(&[&first[..], &chunk].concat()).await.unwrap();
     calls.until_seen("inactive").await;

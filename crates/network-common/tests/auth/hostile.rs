@@ -46,7 +46,9 @@ async fn ai_03_damaged_handshakes_fail_and_serve_nothing() {
         let settings = impatient(mode);
         let server = Server::new(settings).await;
         let mut faults = Vec::new();
-        for (direction, length) in [(Direction::ToServer, to_server), (Direction::ToClient, to_client)] {
+        for (direction, length) in
+            [(Direction::ToServer, to_server), (Direction::ToClient, to_client)]
+        {
             for at in 0..length {
                 faults.push(Fault::Flip(direction, at, (at % 7) as u8));
                 if at % 3 == 0 {
@@ -55,16 +57,20 @@ async fn ai_03_damaged_handshakes_fail_and_serve_nothing() {
             }
         }
         let (server, total) = (&server, faults.len());
-        let survived: Vec<Fault> = futures::stream::iter(faults)
-            .map(|fault| async move { survives(server, settings, fault.clone()).await.then_some(fault) })
-            .buffer_unordered(64)
-            .filter_map(|survived| async move { survived })
-            .collect()
-            .await;
+        let survived: Vec<Fault> =
+            futures::stream::iter(faults)
+                .map(|fault| async move {
+                    survives(server, settings, fault.clone()).await.then_some(fault)
+                })
+                .buffer_unordered(64)
+                .filter_map(|survived| async move { survived })
+                .collect()
+                .await;
         server.is_empty().await;
-        // The old engine does not protect the IVs that its server sends: with a wrong one the client's request is
-        // served, and it is the client that cannot read the answer. The IVs do not always begin at the same byte: in front of
-        // them is a number in as few bytes as it takes.
+        // The old engine does not protect the IVs that its server sends: with a wrong one the
+        // client's request is served, and it is the client that cannot read the answer. The IVs do
+        // not always begin at the same byte: in front of them is a number in as few bytes as it
+        // takes.
         let unread = if mode.name == "engine before 3.2" { 14..=18 } else { 0..=0 };
         let served = server.served();
         assert!(
@@ -72,20 +78,28 @@ async fn ai_03_damaged_handshakes_fail_and_serve_nothing() {
             "{}: {served} served, {survived:?} survived",
             mode.name
         );
-        // The receiver ignores the field of an RPC's body length (wire 2): four bytes of each of the two frames.
+        // The receiver ignores the field of an RPC's body length (wire 2): four bytes of each of
+        // the two frames.
         let harmless = if mode.name.starts_with("sasl") {
-            // What DIGEST-MD5 does not hash: the token's charset and maxbuf, spaces, offers of other ciphers.
+            // What DIGEST-MD5 does not hash: the token's charset and maxbuf, spaces, offers of
+            // other ciphers.
             assert!(!survived.iter().any(|fault| matches!(fault, Fault::Cut(..))), "{survived:?}");
             total / 8
         } else {
             8
         };
-        assert!(survived.len() <= harmless, "{}: {} of {total}: {survived:?}", mode.name, survived.len());
+        assert!(
+            survived.len() <= harmless,
+            "{}: {} of {total}: {survived:?}",
+            mode.name,
+            survived.len()
+        );
     }
 }
 
-/// A message behind the handshake, sealed: one wrong bit, or the end, at every place of it. It is not taken for anything, and the
-/// connection ends; where only its length grew, when the time for the answer is up.
+/// A message behind the handshake, sealed: one wrong bit, or the end, at every place of it. It is
+/// not taken for anything, and the connection ends; where only its length grew, when the time for
+/// the answer is up.
 async fn damaged_sealed_bytes_end_the_connection(mode: &Mode) {
     let (to_server, to_client) = handshake_lengths(mode).await;
     let impatient: Settings =
@@ -118,7 +132,8 @@ async fn damaged_sealed_bytes_end_the_connection(mode: &Mode) {
     }
 }
 
-/// How long the first sealed message behind the handshake is: that of the same exchange, undisturbed.
+/// How long the first sealed message behind the handshake is: that of the same exchange,
+/// undisturbed.
 async fn first_sealed(mode: &Mode, direction: Direction, start: usize) -> usize {
     let server = Server::new(mode.settings).await;
     let proxy = Proxy::before(server.server.local_addr(), Fault::None).await;
@@ -143,8 +158,10 @@ async fn sasl_04_damaged_sealed_bytes_end_the_connection() {
 
 /// Plain bytes behind the handshake are not taken for anything.
 async fn plain_bytes_are_refused(modes: &[Mode]) {
-    let plain =
-        Message::RpcRequest { request_id: 9, body: Bytes::from("injected") }.encode().unwrap().to_vec();
+    let plain = Message::RpcRequest { request_id: 9, body: Bytes::from("injected") }
+        .encode()
+        .unwrap()
+        .to_vec();
     for mode in modes {
         let (to_server, _) = handshake_lengths(mode).await;
         let server = Server::new(mode.settings).await;
@@ -154,7 +171,11 @@ async fn plain_bytes_are_refused(modes: &[Mode]) {
         let end = Client::new(mode.settings);
         let client = end.connect(proxy.address).await.unwrap();
         let error = within(client.send_rpc("sealed")).await.unwrap_err();
-        assert!(matches!(error.kind(), ErrorKind::Closed | ErrorKind::Io), "{}: {error}", mode.name);
+        assert!(
+            matches!(error.kind(), ErrorKind::Closed | ErrorKind::Io),
+            "{}: {error}",
+            mode.name
+        );
         server.is_empty().await;
         assert_eq!(server.served(), 0, "{}", mode.name);
     }
@@ -173,20 +194,27 @@ async fn sasl_09_data_encryption_is_actually_enabled() {
     plain_bytes_are_refused(&[SASL_ENCRYPTED]).await;
 }
 
-/// A connection that is cut behind the handshake, at any place of a sealed message, fails what waits and is gone.
+/// A connection that is cut behind the handshake, at any place of a sealed message, fails what
+/// waits and is gone.
 #[tokio::test(flavor = "multi_thread")]
 async fn truncated_sealed_messages_end_the_connection() {
     for mode in MODES {
         let (to_server, to_client) = handshake_lengths(mode).await;
         let server = Server::new(mode.settings).await;
-        for (direction, start) in [(Direction::ToServer, to_server), (Direction::ToClient, to_client)] {
+        for (direction, start) in
+            [(Direction::ToServer, to_server), (Direction::ToClient, to_client)]
+        {
             for offset in [0, 1, 8, 9, 20, 33] {
-                let proxy =
-                    Proxy::before(server.server.local_addr(), Fault::Cut(direction, start + offset)).await;
+                let proxy = Proxy::before(
+                    server.server.local_addr(),
+                    Fault::Cut(direction, start + offset),
+                )
+                .await;
                 let end = Client::new(mode.settings);
                 let client = end.connect(proxy.address).await.unwrap();
                 let failed =
-                    tokio::time::timeout(Duration::from_secs(10), client.send_rpc(vec![7; 1000])).await;
+                    tokio::time::timeout(Duration::from_secs(10), client.send_rpc(vec![7; 1000]))
+                        .await;
                 failed.expect("nothing hangs").unwrap_err();
             }
         }

@@ -1,15 +1,18 @@
-//! Applications that share a server and do not see each other's data (AppIsolationSuite, as far as the transport goes).
+//! Applications that share a server and do not see each other's data (AppIsolationSuite, as far as
+//! the transport goes).
 
 use std::sync::Arc;
 
 use network_common::{
-    ErrorKind, ManagedBuffer, OneForOneStreamManager, StreamOptions, TransportContext, TransportError,
+    ErrorKind, ManagedBuffer, OneForOneStreamManager, StreamOptions, TransportContext,
+    TransportError,
 };
 
 use crate::support::*;
 use crate::world::*;
 
-/// Opens a stream of two chunks for the application named in the request, if the client is that (shuffle 3).
+/// Opens a stream of two chunks for the application named in the request, if the client is that
+/// (shuffle 3).
 fn blocks() -> Handler {
     let streams = Arc::new(OneForOneStreamManager::new());
     let manager = Arc::clone(&streams);
@@ -35,17 +38,29 @@ fn assert_forbidden(error: &TransportError, kind: ErrorKind) {
 async fn applications_are_isolated(mode: &Mode) {
     let both = secrets("app-1", "first");
     both.register_app("app-2", network_common::auth::Secret::new("second"));
-    let context = TransportContext::new(conf(mode.settings), blocks()).with_auth("app-1", both).unwrap();
+    let context =
+        TransportContext::new(conf(mode.settings), blocks()).with_auth("app-1", both).unwrap();
     let server = serve(&context).await;
-    let one = Client::with(mode.settings, "app-1", "first", None).connect(server.local_addr()).await.unwrap();
-    let two =
-        Client::with(mode.settings, "app-2", "second", None).connect(server.local_addr()).await.unwrap();
+    let one = Client::with(mode.settings, "app-1", "first", None)
+        .connect(server.local_addr())
+        .await
+        .unwrap();
+    let two = Client::with(mode.settings, "app-2", "second", None)
+        .connect(server.local_addr())
+        .await
+        .unwrap();
 
     assert_forbidden(&within(one.send_rpc("app-2")).await.unwrap_err(), ErrorKind::Remote);
     let id = within(one.send_rpc("app-1")).await.unwrap();
     let id: i64 = std::str::from_utf8(&id).unwrap().parse().unwrap();
-    assert_forbidden(&within(two.fetch_chunk(id, 0)).await.unwrap_err(), ErrorKind::ChunkFetchFailure);
-    assert_forbidden(&within(two.stream(&format!("{id}_0"))).await.unwrap_err(), ErrorKind::StreamFailure);
+    assert_forbidden(
+        &within(two.fetch_chunk(id, 0)).await.unwrap_err(),
+        ErrorKind::ChunkFetchFailure,
+    );
+    assert_forbidden(
+        &within(two.stream(&format!("{id}_0"))).await.unwrap_err(),
+        ErrorKind::StreamFailure,
+    );
     // Nothing of it is used up by that.
     assert_eq!(within(one.fetch_chunk(id, 0)).await.unwrap(), "one", "{}", mode.name);
     let body = within(one.stream(&format!("{id}_1"))).await.unwrap();

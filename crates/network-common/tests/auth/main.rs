@@ -1,4 +1,5 @@
-//! Authentication and encryption over sockets: every mode, and everything that can go wrong on the way.
+//! Authentication and encryption over sockets: every mode, and everything that can go wrong on the
+//! way.
 
 // Outside of the test functions themselves too.
 #![allow(clippy::unwrap_used, unreachable_pub)]

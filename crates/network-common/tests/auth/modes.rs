@@ -11,7 +11,8 @@ use crate::proxy::{Direction, Fault, Proxy};
 use crate::support::*;
 use crate::world::*;
 
-/// More than a piece that is sealed at once; less where the build without optimisation takes long for it.
+/// More than a piece that is sealed at once; less where the build without optimisation takes long
+/// for it.
 fn size(mode: &Mode) -> u64 {
     if mode.name.starts_with("sasl, ") { 300_017 } else { (2 << 20) + 17 }
 }
@@ -22,10 +23,15 @@ async fn carries_everything_and_shows_nothing(modes: &[Mode]) {
         let size = size(mode);
         let content = pattern(size as usize, 9);
         let file = file_of(&content);
-        let (path, path2, memory) = (file.path().to_owned(), file.path().to_owned(), content.clone());
+        let (path, path2, memory) =
+            (file.path().to_owned(), file.path().to_owned(), content.clone());
         let handler = Handler::new()
             .on_chunk(move |_, index| {
-                Ok(if index == 0 { memory.clone().into() } else { ManagedBuffer::file(&path, 0..size) })
+                Ok(if index == 0 {
+                    memory.clone().into()
+                } else {
+                    ManagedBuffer::file(&path, 0..size)
+                })
             })
             .on_stream(move |_| Ok(Some(ManagedBuffer::file(&path2, 0..size))))
             .on_upload(|_, data| async move { Ok(data.collect().await?) });
@@ -37,13 +43,31 @@ async fn carries_everything_and_shows_nothing(modes: &[Mode]) {
 
         echoes(&client).await;
         assert_eq!(within(client.send_rpc("")).await.unwrap(), "");
-        assert!(within(client.send_rpc(content.clone())).await.unwrap() == content, "{}", mode.name);
-        assert!(within(client.fetch_chunk(1, 0)).await.unwrap() == content, "from memory, {}", mode.name);
-        assert!(within(client.fetch_chunk(1, 1)).await.unwrap() == content, "from a file, {}", mode.name);
+        assert!(
+            within(client.send_rpc(content.clone())).await.unwrap() == content,
+            "{}",
+            mode.name
+        );
+        assert!(
+            within(client.fetch_chunk(1, 0)).await.unwrap() == content,
+            "from memory, {}",
+            mode.name
+        );
+        assert!(
+            within(client.fetch_chunk(1, 1)).await.unwrap() == content,
+            "from a file, {}",
+            mode.name
+        );
         let body = within(client.stream("s")).await.unwrap();
         assert!(within(body.collect()).await.unwrap() == content, "{}", mode.name);
-        for data in [ManagedBuffer::from(content.clone()), ManagedBuffer::file(file.path(), 0..size)] {
-            assert!(within(client.upload_stream("u", data)).await.unwrap() == content, "{}", mode.name);
+        for data in
+            [ManagedBuffer::from(content.clone()), ManagedBuffer::file(file.path(), 0..size)]
+        {
+            assert!(
+                within(client.upload_stream("u", data)).await.unwrap() == content,
+                "{}",
+                mode.name
+            );
         }
         client.send("one-way").unwrap();
         let (a, b, c, d) = within(async {
@@ -144,7 +168,8 @@ async fn ai_08_large_message_encryption() {
     }
 }
 
-/// Bytes that the server sends right behind its last handshake message, in one read with it, pass through the filter.
+/// Bytes that the server sends right behind its last handshake message, in one read with it, pass
+/// through the filter.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_comes_right_behind_the_handshake_is_opened() {
     for mode in MODES {
@@ -169,7 +194,8 @@ async fn what_comes_right_behind_the_handshake_is_opened() {
     }
 }
 
-/// What the server sends as soon as it knows the peer is sealed, and is read by a client that knows the server.
+/// What the server sends as soon as it knows the peer is sealed, and is read by a client that knows
+/// the server.
 #[tokio::test(flavor = "multi_thread")]
 async fn who_sees_the_identity_finds_the_filters_in_force() {
     let handler = Handler::new().on_active(|client| {
@@ -193,7 +219,8 @@ async fn who_sees_the_identity_finds_the_filters_in_force() {
     }
 }
 
-/// More than strangers may send, in one read with the end of the handshake: it is no stranger's any more.
+/// More than strangers may send, in one read with the end of the handshake: it is no stranger's any
+/// more.
 #[tokio::test(flavor = "multi_thread")]
 async fn much_may_come_right_behind_the_handshake() {
     let handler = Handler::new().on_active(|client| {
@@ -293,7 +320,8 @@ async fn downgrade_is_refused() {
         let refused = Client::new(strict).connect(server.server.local_addr()).await.unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::Bootstrap);
         let server = Server::new(strict).await;
-        let refused = Client::new(SASL.settings).connect(server.server.local_addr()).await.unwrap_err();
+        let refused =
+            Client::new(SASL.settings).connect(server.server.local_addr()).await.unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::Bootstrap);
         server.is_empty().await;
         assert_eq!(server.served(), 0);
@@ -315,9 +343,14 @@ mod with_legacy {
     #[tokio::test]
     async fn sasl_08_server_always_encrypt() {
         let server = Server::new(SASL_ENCRYPTED.settings).await;
-        let refused = Client::new(SASL.settings).connect(server.server.local_addr()).await.unwrap_err();
+        let refused =
+            Client::new(SASL.settings).connect(server.server.local_addr()).await.unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::Bootstrap);
-        assert!(full_text(&refused).contains("no common protection layer"), "{}", full_text(&refused));
+        assert!(
+            full_text(&refused).contains("no common protection layer"),
+            "{}",
+            full_text(&refused)
+        );
     }
 
     #[tokio::test]
@@ -358,7 +391,10 @@ fn what_this_build_lacks_is_refused_by_name() {
         let context = TransportContext::new(conf(&[(setting, "true")]), Handler::new());
         let error = context.with_auth(APP, secrets(APP, SECRET)).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Config);
-        assert!(error.to_string().contains(setting) && error.to_string().contains("legacy-auth"), "{error}");
+        assert!(
+            error.to_string().contains(setting) && error.to_string().contains("legacy-auth"),
+            "{error}"
+        );
     }
 }
 
@@ -373,7 +409,10 @@ async fn authenticate_without_secrets_is_a_configuration_error() {
     assert!(full_text(&refused).contains("spark.authenticate"), "{refused}");
     let context = context.with_auth(APP, secrets(APP, SECRET)).unwrap();
     let server = serve(&context).await;
-    echoes(&within(context.create_client_factory().create_client(server.local_addr())).await.unwrap()).await;
+    echoes(
+        &within(context.create_client_factory().create_client(server.local_addr())).await.unwrap(),
+    )
+    .await;
 }
 
 /// Nor is one that asks for encryption, which without authentication there is not.
@@ -381,7 +420,9 @@ async fn authenticate_without_secrets_is_a_configuration_error() {
 async fn encryption_without_authentication_is_a_configuration_error() {
     for key in ["spark.network.crypto.enabled", "spark.authenticate.enableSaslEncryption"] {
         let context = TransportContext::new(conf(&[(key, "true")]), Handler::new());
-        for error in [context.check_security(), context.create_server("127.0.0.1:0").await.map(drop)] {
+        for error in
+            [context.check_security(), context.create_server("127.0.0.1:0").await.map(drop)]
+        {
             let error = error.unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Config);
             assert!(error.to_string().contains("spark.authenticate must be enabled"), "{error}");
@@ -407,7 +448,8 @@ async fn a_context_is_secured_as_another() {
         // Its server believes whom the first one's would.
         let serves = serve(&other).await;
         within(known.connect(serves.local_addr())).await.unwrap();
-        let stranger = Client::with(mode.settings, APP, "wrong", None).connect(serves.local_addr()).await;
+        let stranger =
+            Client::with(mode.settings, APP, "wrong", None).connect(serves.local_addr()).await;
         assert_eq!(stranger.unwrap_err().kind(), ErrorKind::Bootstrap, "{}", mode.name);
     }
 }

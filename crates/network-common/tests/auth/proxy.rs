@@ -51,7 +51,13 @@ impl Proxy {
             }
             let (from_client, to_client) = client.into_split();
             let (from_server, to_server) = server.into_split();
-            tokio::spawn(forward(from_client, to_server, Direction::ToServer, fault.clone(), log.clone()));
+            tokio::spawn(forward(
+                from_client,
+                to_server,
+                Direction::ToServer,
+                fault.clone(),
+                log.clone(),
+            ));
             forward(from_server, to_client, Direction::ToClient, fault, log).await;
         });
         Self { address, seen }

@@ -17,7 +17,12 @@ async fn ae_13_encrypted_message_when_transferring_zero_bytes() {
         let server = Server::with(mode.settings, Handler::new().on_chunk(chunk)).await;
         let client = Client::new(mode.settings).connect(server.server.local_addr()).await.unwrap();
         for (index, content) in [(0, ""), (1, "four"), (0, "")] {
-            assert_eq!(within(client.fetch_chunk(1, index)).await.unwrap(), content, "{}", mode.name);
+            assert_eq!(
+                within(client.fetch_chunk(1, index)).await.unwrap(),
+                content,
+                "{}",
+                mode.name
+            );
         }
     }
 }
@@ -44,7 +49,11 @@ async fn gcm_02_encrypted_message_file_region() {
             rest = &rest[u64::from_be_bytes(*length) as usize..];
             messages += 1;
         }
-        assert!(rest.is_empty() && messages <= SIZE / (200 << 10), "{}: {messages} messages", mode.name);
+        assert!(
+            rest.is_empty() && messages <= SIZE / (200 << 10),
+            "{}: {messages} messages",
+            mode.name
+        );
         assert_eq!(server.context.metrics().server().snapshot().copied_file_bytes, SIZE);
     }
 }
@@ -53,13 +62,19 @@ async fn gcm_02_encrypted_message_file_region() {
 #[tokio::test(flavor = "multi_thread")]
 async fn sasl_05_encrypted_message_into_a_narrow_sink() {
     for mode in MODES {
-        let settings: Settings = [mode.settings, &[("spark.shuffle.io.sendBuffer", "4k")]].concat().leak();
+        let settings: Settings =
+            [mode.settings, &[("spark.shuffle.io.sendBuffer", "4k")]].concat().leak();
         let server = Server::new(settings).await;
-        let proxy = Proxy::before(server.server.local_addr(), Fault::Narrow(Direction::ToServer, 32)).await;
+        let proxy =
+            Proxy::before(server.server.local_addr(), Fault::Narrow(Direction::ToServer, 32)).await;
         let client = Client::new(settings).connect(proxy.address).await.unwrap();
         for length in [1024, 100_000] {
             let message = pattern(length, 1);
-            assert!(within(client.send_rpc(message.clone())).await.unwrap() == message, "{}", mode.name);
+            assert!(
+                within(client.send_rpc(message.clone())).await.unwrap() == message,
+                "{}",
+                mode.name
+            );
         }
     }
 }
@@ -72,7 +87,8 @@ async fn sasl_07_file_region_encryption() {
     let path = file.path().to_owned();
     let chunk = move |_, _| Ok(ManagedBuffer::file(&path, 0..8 << 10));
     let server = Server::with(SASL_ENCRYPTED.settings, Handler::new().on_chunk(chunk)).await;
-    let client = Client::new(SASL_ENCRYPTED.settings).connect(server.server.local_addr()).await.unwrap();
+    let client =
+        Client::new(SASL_ENCRYPTED.settings).connect(server.server.local_addr()).await.unwrap();
     assert_eq!(within(client.fetch_chunk(1, 0)).await.unwrap(), content);
     assert_eq!(server.context.metrics().server().snapshot().sendfile_bytes, 0);
 }

@@ -42,14 +42,26 @@ async fn aah_01_nothing_is_served_before_authentication() {
     let requests: Vec<(&str, Vec<u8>)> = vec![
         ("an RPC", rpc("hello")),
         ("an empty RPC", rpc("")),
-        ("a one-way message", Message::OneWayMessage { body: Bytes::from("x") }.encode().unwrap().to_vec()),
+        (
+            "a one-way message",
+            Message::OneWayMessage { body: Bytes::from("x") }.encode().unwrap().to_vec(),
+        ),
         (
             "a chunk",
-            Message::<Bytes>::ChunkFetchRequest { stream_id: 1, chunk_index: 0 }.encode().unwrap().to_vec(),
+            Message::<Bytes>::ChunkFetchRequest { stream_id: 1, chunk_index: 0 }
+                .encode()
+                .unwrap()
+                .to_vec(),
         ),
-        ("a stream", Message::<Bytes>::StreamRequest { stream_id: "s".into() }.encode().unwrap().to_vec()),
+        (
+            "a stream",
+            Message::<Bytes>::StreamRequest { stream_id: "s".into() }.encode().unwrap().to_vec(),
+        ),
         ("an upload", [&upload.encode().unwrap()[..], b"data"].concat()),
-        ("merged blocks", Message::<Bytes>::MergedBlockMetaRequest(meta).encode().unwrap().to_vec()),
+        (
+            "merged blocks",
+            Message::<Bytes>::MergedBlockMetaRequest(meta).encode().unwrap().to_vec(),
+        ),
     ];
     for mode in MODES {
         let asked = Arc::new(AtomicUsize::new(0));
@@ -89,7 +101,10 @@ async fn wrong_secrets_and_unknown_applications_fail(modes: &[Mode]) {
         assert_eq!(texts[0], texts[1], "the peer can tell one from the other");
         assert!(texts[0].contains("Authentication failed."), "{}", texts[0]);
         assert_eq!(server.served(), 0);
-        assert_eq!(server.context.metrics().server().snapshot().failures, [(ErrorKind::Bootstrap, 2)]);
+        assert_eq!(
+            server.context.metrics().server().snapshot().failures,
+            [(ErrorKind::Bootstrap, 2)]
+        );
     }
 }
 
@@ -114,12 +129,16 @@ async fn sasl_02_non_matching() {
 
 #[tokio::test]
 async fn a_client_without_a_secret_says_so() {
-    let context = network_common::TransportContext::new(conf(&[]), network_common::NoOpRpcHandler::new());
+    let context =
+        network_common::TransportContext::new(conf(&[]), network_common::NoOpRpcHandler::new());
     let context = context.with_auth("nobody", secrets(APP, SECRET)).unwrap();
     let server = Server::new(SASL.settings).await;
     let factory = context.create_client_factory();
     let error = within(factory.create_client(server.server.local_addr())).await.unwrap_err();
-    assert!(full_text(&error).contains("no secret is known for the application 'nobody'"), "{error}");
+    assert!(
+        full_text(&error).contains("no secret is known for the application 'nobody'"),
+        "{error}"
+    );
 }
 
 const IMPATIENT: Settings = &[
@@ -170,11 +189,15 @@ async fn strangers_cannot_make_the_server_hold_much() {
     let mut announced = rpc(vec![0; 5000]);
     announced[..8].copy_from_slice(&(100_u64 << 20).to_be_bytes());
     announced[17..21].copy_from_slice(&((100_u32 << 20) - 21).to_be_bytes());
-    let mut name =
-        Message::<Bytes>::StreamRequest { stream_id: "n".repeat(1 << 20) }.encode().unwrap().to_vec();
+    let mut name = Message::<Bytes>::StreamRequest { stream_id: "n".repeat(1 << 20) }
+        .encode()
+        .unwrap()
+        .to_vec();
     name.truncate(200 << 10);
     let answers: Vec<u8> = (0..10_000)
-        .flat_map(|_| Message::RpcResponse { request_id: 1, body: Bytes::from("x") }.encode().unwrap())
+        .flat_map(|_| {
+            Message::RpcResponse { request_id: 1, body: Bytes::from("x") }.encode().unwrap()
+        })
         .collect();
     let patient: Settings = &[("spark.network.crypto.enabled", "true")];
     for (what, bytes) in [("a body", &announced), ("a name", &name), ("many answers", &answers)] {
@@ -204,7 +227,9 @@ async fn replayed_and_reordered_handshakes_get_nowhere() {
         // A pause between the frames lets the server answer, and install what it would.
         let mut stream = TcpStream::connect(server.server.local_addr()).await.unwrap();
         let mut rest = &recorded[..];
-        while let Some(length) = rest.first_chunk::<8>().map(|length| u64::from_be_bytes(*length) as usize) {
+        while let Some(length) =
+            rest.first_chunk::<8>().map(|length| u64::from_be_bytes(*length) as usize)
+        {
             let (frame, more) = rest.split_at(length.min(rest.len()));
             let _ = stream.write_all(frame).await;
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -217,7 +242,9 @@ async fn replayed_and_reordered_handshakes_get_nowhere() {
         assert_eq!(server.served(), 1, "{}", mode.name);
         // The last frame first, and the first one twice.
         let first = u64::from_be_bytes(*recorded.first_chunk().unwrap()) as usize;
-        for order in [[&recorded[first..], &recorded[..first]].concat(), [&recorded[..first]; 2].concat()] {
+        for order in
+            [[&recorded[first..], &recorded[..first]].concat(), [&recorded[..first]; 2].concat()]
+        {
             say_and_end(server.server.local_addr(), &order).await;
         }
         server.is_empty().await;
@@ -225,7 +252,8 @@ async fn replayed_and_reordered_handshakes_get_nowhere() {
     }
 }
 
-/// The other end of a recorded handshake: what a server has said once proves nothing to the next client.
+/// The other end of a recorded handshake: what a server has said once proves nothing to the next
+/// client.
 #[tokio::test(flavor = "multi_thread")]
 async fn replayed_answers_of_a_server_get_nowhere() {
     use crate::proxy::{Direction, Fault, Proxy};
@@ -256,7 +284,12 @@ async fn replayed_answers_of_a_server_get_nowhere() {
         });
         let error = Client::new(mode.settings).connect(address).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Bootstrap, "{}", mode.name);
-        assert!(full_text(&error).contains("Mismatched response"), "{}: {}", mode.name, full_text(&error));
+        assert!(
+            full_text(&error).contains("Mismatched response"),
+            "{}: {}",
+            mode.name,
+            full_text(&error)
+        );
         within(player).await.unwrap();
     }
 }
@@ -275,7 +308,8 @@ async fn requests_of_strangers_are_not_served_once_they_are_known() {
             let client = Client::new(mode.settings).connect(proxy.address).await.unwrap();
             let handshake = proxy.seen(Direction::ToServer);
             drop(client);
-            say(server.server.local_addr(), &[&request.encode().unwrap()[..], &handshake].concat()).await;
+            say(server.server.local_addr(), &[&request.encode().unwrap()[..], &handshake].concat())
+                .await;
             server.is_empty().await;
             assert_eq!(asked.load(Ordering::SeqCst), 0, "{}: {request:?}", mode.name);
         }
@@ -298,7 +332,10 @@ async fn a_client_serves_nothing_to_a_server_that_is_not_authenticated() {
         ("spark.network.auth.rpcTimeout", "400ms"),
     ];
     let failure = |text: &str| {
-        Message::<Bytes>::RpcFailure { request_id: 0, error: text.to_owned() }.encode().unwrap().to_vec()
+        Message::<Bytes>::RpcFailure { request_id: 0, error: text.to_owned() }
+            .encode()
+            .unwrap()
+            .to_vec()
     };
     let answer = |body: Vec<u8>| {
         Message::RpcResponse { request_id: 0, body: Bytes::from(body) }.encode().unwrap().to_vec()
@@ -315,7 +352,10 @@ async fn a_client_serves_nothing_to_a_server_that_is_not_authenticated() {
         ),
         (
             "a chunk request",
-            Message::<Bytes>::ChunkFetchRequest { stream_id: 1, chunk_index: 0 }.encode().unwrap().to_vec(),
+            Message::<Bytes>::ChunkFetchRequest { stream_id: 1, chunk_index: 0 }
+                .encode()
+                .unwrap()
+                .to_vec(),
             "before it was authenticated",
         ),
         ("a failure", failure("no such thing"), "no such thing"),

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use network_common::auth::{Secret, SecretStore};
 use network_common::{
-    ManagedBuffer, NoOpRpcHandler, TransportClient, TransportClientFactory, TransportContext, TransportError,
-    TransportServer,
+    ManagedBuffer, NoOpRpcHandler, TransportClient, TransportClientFactory, TransportContext,
+    TransportError, TransportServer,
 };
 
 use crate::support::*;
@@ -35,7 +35,10 @@ pub const CTR_2: Mode = mode(
 pub const GCM_1: Mode = mode(
     "gcm, version 1",
     true,
-    &[("spark.network.crypto.enabled", "true"), ("spark.network.crypto.cipher", "AES/GCM/NoPadding")],
+    &[
+        ("spark.network.crypto.enabled", "true"),
+        ("spark.network.crypto.cipher", "AES/GCM/NoPadding"),
+    ],
 );
 pub const GCM_2: Mode = mode(
     "gcm, version 2",
@@ -118,7 +121,8 @@ impl Server {
                 one_way();
             });
         let secrets = secrets(APP, SECRET);
-        let context = TransportContext::new(conf(settings), handler).with_auth(APP, secrets.clone()).unwrap();
+        let context =
+            TransportContext::new(conf(settings), handler).with_auth(APP, secrets.clone()).unwrap();
         let server = serve(&context).await;
         Self { context, server, secrets, served }
     }
@@ -182,7 +186,10 @@ impl Client {
         Self { context, factory }
     }
 
-    pub async fn connect(&self, address: std::net::SocketAddr) -> Result<TransportClient, TransportError> {
+    pub async fn connect(
+        &self,
+        address: std::net::SocketAddr,
+    ) -> Result<TransportClient, TransportError> {
         within(self.factory.create_unmanaged_client(address)).await
     }
 }

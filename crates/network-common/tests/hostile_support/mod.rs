@@ -1,4 +1,5 @@
-//! What the hostile tests share: raw peers that speak bytes, a handler that does as it is told, and deadlines.
+//! What the hostile tests share: raw peers that speak bytes, a handler that does as it is told, and
+//! deadlines.
 
 #![allow(dead_code, reason = "every test binary uses its own part")]
 #![allow(clippy::unwrap_used, reason = "test support")]
@@ -38,7 +39,10 @@ pub(crate) async fn eventually(what: &str, condition: impl FnMut() -> bool) {
 }
 
 /// The same with a text made when it failed.
-pub(crate) async fn eventually_or(what: impl FnOnce() -> String, mut condition: impl FnMut() -> bool) {
+pub(crate) async fn eventually_or(
+    what: impl FnOnce() -> String,
+    mut condition: impl FnMut() -> bool,
+) {
     let deadline = Instant::now() + LIMIT;
     while !condition() {
         if Instant::now() > deadline {
@@ -292,7 +296,8 @@ impl<F: FnOnce()> Drop for OnDrop<F> {
     }
 }
 
-/// RPC bodies, upload metas and stream names tell it what to do: see the matches below. Anything else is echoed.
+/// RPC bodies, upload metas and stream names tell it what to do: see the matches below. Anything
+/// else is echoed.
 #[derive(Default)]
 pub(crate) struct Obedient {
     pub(crate) seen: Mutex<HashMap<SocketAddr, Vec<Seen>>>,
@@ -325,7 +330,8 @@ impl Obedient {
         self.seen.lock().get(&peer).cloned().unwrap_or_default()
     }
 
-    /// The error of the connection from `peer`, after checking that it was reported once and in order.
+    /// The error of the connection from `peer`, after checking that it was reported once and in
+    /// order.
     pub(crate) async fn exception(&self, peer: SocketAddr) -> (ErrorKind, String) {
         eventually_or(
             || format!("the end of {peer}: {:?}", self.seen(peer)),
@@ -466,7 +472,9 @@ impl StreamManager for Obedient {
             let body = match stream_id {
                 BYTES => pattern(usize::try_from(chunk_index)?).into(),
                 MEBIBYTES => vec![chunk_index as u8; 4 << 20].into(),
-                FILE => ManagedBuffer::file(self.file.lock().clone(), 0..(chunk_index as u64) << 20),
+                FILE => {
+                    ManagedBuffer::file(self.file.lock().clone(), 0..(chunk_index as u64) << 20)
+                }
                 NEVER => std::future::pending().await,
                 PANIC => panic!("told to"),
                 LATER => {
@@ -540,7 +548,9 @@ pub(crate) async fn raw_server() -> (Raw, TransportClient, TransportContext) {
     raw_server_with(&[]).await
 }
 
-pub(crate) async fn raw_server_with(settings: &[(&str, &str)]) -> (Raw, TransportClient, TransportContext) {
+pub(crate) async fn raw_server_with(
+    settings: &[(&str, &str)],
+) -> (Raw, TransportClient, TransportContext) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let conf = TransportConf::from_settings("test", settings.iter().copied()).unwrap();
     let context = TransportContext::new(conf, Obedient::default());

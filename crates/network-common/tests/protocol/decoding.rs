@@ -1,4 +1,5 @@
-//! Drives a decoder over bytes that arrive in pieces, and checks the promises that hold for every input.
+//! Drives a decoder over bytes that arrive in pieces, and checks the promises that hold for every
+//! input.
 
 use bytes::{Bytes, BytesMut};
 use network_common::protocol::{Event, FrameDecoder, FrameLimits, Message, ProtocolError};
@@ -15,12 +16,13 @@ pub(crate) enum Plan {
     Silent,
 }
 
-/// Everything that came out of a connection. Pieces of one body are concatenated, so that it does not depend on where
-/// the bytes were cut.
+/// Everything that came out of a connection. Pieces of one body are concatenated, so that it does
+/// not depend on where the bytes were cut.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Decoded {
     pub(crate) events: Vec<Event>,
-    /// The error that ended it: malformed bytes, or the connection's end in the middle of something.
+    /// The error that ended it: malformed bytes, or the connection's end in the middle of
+    /// something.
     pub(crate) error: Option<ProtocolError>,
 }
 
@@ -46,9 +48,11 @@ pub(crate) fn decode<'a>(
             };
             match event {
                 Event::Piece(piece) => {
-                    let (missing, bytes) = body.as_mut().expect("pieces come only within a streamed body");
+                    let (missing, bytes) =
+                        body.as_mut().expect("pieces come only within a streamed body");
                     assert!(!piece.is_empty(), "a piece is never empty");
-                    *missing = missing.checked_sub(piece.len() as u64).expect("no byte beyond the body");
+                    *missing =
+                        missing.checked_sub(piece.len() as u64).expect("no byte beyond the body");
                     bytes.extend_from_slice(&piece);
                 }
                 Event::BodyEnd => {

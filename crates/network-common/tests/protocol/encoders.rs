@@ -37,7 +37,8 @@ fn enc_02_roaring_bitmap_encode_fails_when_the_buffer_is_small() {
 #[test]
 fn enc_02_bitmap_arrays_fail_when_the_buffer_is_small() {
     let mut small = [0; 6];
-    let error = put_bitmap_array(&[RoaringBitmap::new()], &mut &mut small[..]).expect_err("no room");
+    let error =
+        put_bitmap_array(&[RoaringBitmap::new()], &mut &mut small[..]).expect_err("no room");
     assert!(matches!(error, ProtocolError::Overflow { .. }), "{error}");
     let error = put_bitmap_array(&[], &mut &mut small[..3]).expect_err("no room for the count");
     assert!(matches!(error, ProtocolError::Overflow { needed: 4, available: 3, .. }), "{error}");
@@ -58,10 +59,14 @@ fn enc_03_bitmap_arrays_encode_decode() {
     let mut reader = Reader::new(&bytes);
     assert_eq!(reader.bitmap_array().expect("five bitmaps"), bitmaps);
     assert_eq!(reader.remaining(), 0);
-    assert_eq!(read_bitmaps(&bytes[4..].to_vec().into(), 5).expect("the same without a count"), bitmaps);
+    assert_eq!(
+        read_bitmaps(&bytes[4..].to_vec().into(), 5).expect("the same without a count"),
+        bitmaps
+    );
 }
 
-/// RoaringBitmap's portable format: one container, key 0; a run is written as a run (wire 3: run-optimised first).
+/// RoaringBitmap's portable format: one container, key 0; a run is written as a run (wire 3:
+/// run-optimised first).
 #[test]
 fn enc_03_bitmaps_are_in_the_portable_format() {
     let run = RoaringBitmap::from_iter(1..100);
@@ -85,13 +90,18 @@ fn enc_03_a_bitmap_array_that_announces_too_many_is_refused() {
         announced.put_i32(count);
         announced.resize(4 + bytes, 0);
         let error = Reader::new(&announced).bitmap_array().expect_err("too many");
-        assert!(matches!(error, ProtocolError::BadLength { length, .. } if length == count), "{error}");
+        assert!(
+            matches!(error, ProtocolError::BadLength { length, .. } if length == count),
+            "{error}"
+        );
     }
 }
 
 #[test]
 fn enc_03_other_bytes_are_no_bitmap() {
-    for bytes in [&b""[..], b"\x3a\x30", b"abcdefgh", b"\x3a\x30\0\0\xff\xff\xff\xff", b"\x3b\x30\xff\xff"] {
+    for bytes in
+        [&b""[..], b"\x3a\x30", b"abcdefgh", b"\x3a\x30\0\0\xff\xff\xff\xff", b"\x3b\x30\xff\xff"]
+    {
         let error = Reader::new(bytes).bitmap().expect_err("no bitmap");
         assert!(matches!(error, ProtocolError::BadBitmap(_)), "{error}");
     }
@@ -153,5 +163,8 @@ fn wire_3_integers_are_big_endian_and_checked() {
     assert_eq!(reader.int("more"), Err(truncated(4)));
     assert_eq!(reader.long("more"), Err(truncated(8)));
     assert_eq!(reader.byte("last"), Ok(1), "a failed read takes nothing");
-    assert_eq!(reader.byte("none"), Err(ProtocolError::Truncated { field: "none", needed: 1, available: 0 }));
+    assert_eq!(
+        reader.byte("none"),
+        Err(ProtocolError::Truncated { field: "none", needed: 1, available: 0 })
+    );
 }

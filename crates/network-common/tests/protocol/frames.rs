@@ -1,4 +1,5 @@
-//! TransportFrameDecoderSuite, on this decoder's model: events are pulled, and bodies are gathered, streamed or skipped.
+//! TransportFrameDecoderSuite, on this decoder's model: events are pulled, and bodies are gathered,
+//! streamed or skipped.
 
 use std::time::Instant;
 
@@ -17,11 +18,14 @@ fn frame_01_frame_decoding() {
     // A fixed sequence is as good as a random one here; tests/properties.rs has the random ones.
     let mut state = 1_u64;
     let mut random = |range: std::ops::Range<u64>| {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (range.start + (state >> 33) % (range.end - range.start)) as usize
     };
-    let messages: Vec<_> = (0..100).map(|fill| one_way(random(1 << 10..31 << 10) - 13, fill)).collect();
-    let bytes: Vec<u8> = messages.iter().flat_map(|message| message.encode().expect("fits")).collect();
+    let messages: Vec<_> =
+        (0..100).map(|fill| one_way(random(1 << 10..31 << 10) - 13, fill)).collect();
+    let bytes: Vec<u8> =
+        messages.iter().flat_map(|message| message.encode().expect("fits")).collect();
     let mut pieces = Vec::new();
     let mut rest = &bytes[..];
     while !rest.is_empty() {
@@ -35,25 +39,31 @@ fn frame_01_frame_decoding() {
         let whole: Vec<_> = decoded
             .events
             .into_iter()
-            .filter_map(|event| if let Event::Message(message) = event { Some(message) } else { None })
+            .filter_map(
+                |event| if let Event::Message(message) = event { Some(message) } else { None },
+            )
             .collect();
         assert_eq!(whole, messages);
     }
 }
 
-/// 3 frames of 300 MiB in pieces of 32 KiB. Spark varies its consolidation threshold; our counterpart is the plan.
+/// 3 frames of 300 MiB in pieces of 32 KiB. Spark varies its consolidation threshold; our
+/// counterpart is the plan.
 #[test]
 fn frame_02_consolidation_perf() {
     const BODY: usize = 300 << 20;
     let mut head = Vec::new();
-    Message::ChunkFetchSuccess { stream_id: 1, chunk_index: 1, body: () }.encode_head(BODY as u64, &mut head);
+    Message::ChunkFetchSuccess { stream_id: 1, chunk_index: 1, body: () }
+        .encode_head(BODY as u64, &mut head);
     let piece = vec![7; 32 << 10];
     for plan in [Plan::Expected, Plan::Unexpected, Plan::Stream, Plan::Discard] {
         let start = Instant::now();
         let mut decoder = FrameDecoder::default();
         let (mut frames, mut bytes) = (0, 0);
         for _ in 0..3 {
-            for input in std::iter::once(&head[..]).chain(std::iter::repeat_n(&piece[..], BODY >> 15)) {
+            for input in
+                std::iter::once(&head[..]).chain(std::iter::repeat_n(&piece[..], BODY >> 15))
+            {
                 let mut input = input;
                 while let Some(event) = decoder.next_event(&mut input).expect("well-formed") {
                     match event {
@@ -73,7 +83,9 @@ fn frame_02_consolidation_perf() {
                         Event::Message(Message::ChunkFetchSuccess { body, .. }) => {
                             frames += 1;
                             bytes += body.len();
-                            assert!([0, BODY / 2, BODY - 1].iter().all(|position| body[*position] == 7));
+                            assert!(
+                                [0, BODY / 2, BODY - 1].iter().all(|position| body[*position] == 7)
+                            );
                         }
                         Event::Piece(piece) => bytes += piece.len(),
                         Event::BodyEnd => frames += 1,
@@ -88,11 +100,13 @@ fn frame_02_consolidation_perf() {
     }
 }
 
-/// The interceptor that wants 3 reads is a streamed body that arrives in 3; then a frame of 8 bytes is framed normally.
+/// The interceptor that wants 3 reads is a streamed body that arrives in 3; then a frame of 8 bytes
+/// is framed normally.
 #[test]
 fn frame_03_interception() {
-    let mut bytes =
-        Message::<Bytes>::StreamResponse { stream_id: "s".into(), byte_count: 300 }.encode().expect("fits");
+    let mut bytes = Message::<Bytes>::StreamResponse { stream_id: "s".into(), byte_count: 300 }
+        .encode()
+        .expect("fits");
     let head = bytes.len();
     bytes.extend(std::iter::repeat_n(9, 300));
     let next = one_way(3, 1);
@@ -119,7 +133,8 @@ fn frame_03_interception() {
     assert_eq!(decoder.finish(), Ok(()));
 }
 
-/// Wire 5: the interceptor takes at most its count from a read; the rest of the same read is framed [run].
+/// Wire 5: the interceptor takes at most its count from a read; the rest of the same read is framed
+/// [run].
 #[test]
 fn frame_03_body_and_following_frame_in_one_read() {
     let upload = Message::UploadStream { request_id: 1, meta: Bytes::from("m"), byte_count: 5 };
@@ -131,8 +146,12 @@ fn frame_03_body_and_following_frame_in_one_read() {
     let start = Event::BodyStart { message: upload, length: 5 };
 
     let streamed = decode(&FrameLimits::default(), [&bytes[..]], |_, _| Plan::Stream);
-    let expected =
-        vec![start.clone(), Event::Piece(Bytes::from("12345")), Event::BodyEnd, Event::Message(next.clone())];
+    let expected = vec![
+        start.clone(),
+        Event::Piece(Bytes::from("12345")),
+        Event::BodyEnd,
+        Event::Message(next.clone()),
+    ];
     assert_eq!(streamed, Decoded { events: expected, error: None });
     for plan in [Plan::Discard, Plan::Silent] {
         let skipped = decode(&FrameLimits::default(), [&bytes[..]], |_, _| plan);
@@ -154,7 +173,9 @@ fn frame_04_retained_frames() {
                 while let Some(event) = decoder.next_event(&mut input).expect("well-formed") {
                     match event {
                         Event::BodyStart { .. } => decoder.collect_body(fill % 3 == 0),
-                        Event::Message(received) if fill % 2 == 0 => kept.push((message.clone(), received)),
+                        Event::Message(received) if fill % 2 == 0 => {
+                            kept.push((message.clone(), received))
+                        }
                         Event::Message(received) => assert_eq!(received, message),
                         other => panic!("{other:?}"),
                     }
@@ -195,13 +216,18 @@ fn frame_05_split_length_field() {
         let (mut first, mut second) = frame.split_at(split);
         assert_eq!(decoder.next_event(&mut first), Ok(None), "{split} bytes are no frame");
         assert!(first.is_empty());
-        assert_eq!(decoder.finish().is_ok(), split == 0, "an end within the length field is noticed");
+        assert_eq!(
+            decoder.finish().is_ok(),
+            split == 0,
+            "an end within the length field is noticed"
+        );
         assert_eq!(decoder.next_event(&mut second), Ok(Some(Event::Message(message.clone()))));
         assert_eq!(decoder.next_event(&mut second), Ok(None));
     }
 }
 
-/// The error for a frame of this length, of type OneWayMessage; the same when it comes byte by byte.
+/// The error for a frame of this length, of type OneWayMessage; the same when it comes byte by
+/// byte.
 pub(crate) fn length_error(length: i64) -> Option<ProtocolError> {
     let mut bytes = length.to_be_bytes().to_vec();
     bytes.extend_from_slice(&[9, 0, 0, 0, 0]);
@@ -221,7 +247,10 @@ pub(crate) fn length_error(length: i64) -> Option<ProtocolError> {
 fn frame_06_negative_frame_size() {
     for length in [-1, -2, i64::from(i32::MIN), i64::MIN + 9] {
         let error = length_error(length).expect("refused");
-        assert_eq!(error.to_string(), format!("Frame length should be positive: {}", length.wrapping_sub(8)));
+        assert_eq!(
+            error.to_string(),
+            format!("Frame length should be positive: {}", length.wrapping_sub(8))
+        );
     }
     // length - 8 would wrap to a positive number.
     assert!(matches!(length_error(i64::MIN), Some(ProtocolError::FrameNotPositive(_))));
@@ -236,7 +265,10 @@ fn frame_07_empty_frame() {
 #[test]
 fn frame_08_large_frame() {
     assert_eq!(length_error(0x8000_0007), Some(ProtocolError::FrameTooLarge(0x7fff_ffff)));
-    assert_eq!(length_error(0x8000_0007).expect("refused").to_string(), "Too large frame: 2147483647");
+    assert_eq!(
+        length_error(0x8000_0007).expect("refused").to_string(),
+        "Too large frame: 2147483647"
+    );
     assert_eq!(length_error(i64::MAX), Some(ProtocolError::FrameTooLarge(i64::MAX - 8)));
 }
 
@@ -278,7 +310,11 @@ fn frame_08_requests_over_the_own_limit_are_refused_before_they_arrive() {
     let refused = decoded(&request, 101 - 13).expect("one byte too long");
     assert_eq!(
         refused,
-        ProtocolError::RequestTooLarge { size: 101, limit: 100, setting: "spark.test.limit".into() }
+        ProtocolError::RequestTooLarge {
+            size: 101,
+            limit: 100,
+            setting: "spark.test.limit".into()
+        }
     );
     assert!(refused.to_string().contains("spark.test.limit"), "{refused}");
     assert!(matches!(decoded(&request, 100 - 13), Some(ProtocolError::UnexpectedEnd { .. })));

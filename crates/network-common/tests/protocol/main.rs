@@ -1,4 +1,5 @@
-//! The wire format from the outside, against `spark/wire.md` and Spark's own suites (rows PROTO, FRAME, ENC, MBM).
+//! The wire format from the outside, against `spark/wire.md` and Spark's own suites (rows PROTO,
+//! FRAME, ENC, MBM).
 
 mod decoding;
 mod encoders;

@@ -1,4 +1,5 @@
-//! The table of malformed input of wire 6, row by row. Unsolicited answers belong to the connection's suites.
+//! The table of malformed input of wire 6, row by row. Unsolicited answers belong to the
+//! connection's suites.
 
 use bytes::{BufMut as _, Bytes};
 use network_common::protocol::{
@@ -44,7 +45,11 @@ fn wire_6_unknown_types() {
         let error = error(&frame(&[kind; 40]));
         assert_eq!(error.to_string(), format!("Unknown message type: {}", kind as i8));
     }
-    assert_eq!(error(&frame(&[0xff; 40])), ProtocolError::UnknownType(-1), "User is never on the wire");
+    assert_eq!(
+        error(&frame(&[0xff; 40])),
+        ProtocolError::UnknownType(-1),
+        "User is never on the wire"
+    );
 }
 
 /// The smallest frame of every type, with the length of its header.
@@ -121,8 +126,12 @@ fn wire_6_trailing_bytes_in_a_bodyless_frame_are_ignored() {
             Message::ChunkFetchSuccess { stream_id, chunk_index, .. } => {
                 Message::ChunkFetchSuccess { stream_id, chunk_index, body: left_over }
             }
-            Message::RpcRequest { request_id, .. } => Message::RpcRequest { request_id, body: left_over },
-            Message::RpcResponse { request_id, .. } => Message::RpcResponse { request_id, body: left_over },
+            Message::RpcRequest { request_id, .. } => {
+                Message::RpcRequest { request_id, body: left_over }
+            }
+            Message::RpcResponse { request_id, .. } => {
+                Message::RpcResponse { request_id, body: left_over }
+            }
             Message::OneWayMessage { .. } => Message::OneWayMessage { body: left_over },
             Message::MergedBlockMetaSuccess { request_id, num_chunks, .. } => {
                 Message::MergedBlockMetaSuccess { request_id, num_chunks, body: left_over }
@@ -137,9 +146,10 @@ fn wire_6_trailing_bytes_in_a_bodyless_frame_are_ignored() {
 /// Left-over bytes may be many: a frame is as long as its length field says.
 #[test]
 fn wire_6_many_trailing_bytes_are_ignored() {
-    let mut payload =
-        Message::<Bytes>::ChunkFetchRequest { stream_id: 1, chunk_index: 2 }.encode().expect("fits")[8..]
-            .to_vec();
+    let mut payload = Message::<Bytes>::ChunkFetchRequest { stream_id: 1, chunk_index: 2 }
+        .encode()
+        .expect("fits")[8..]
+        .to_vec();
     payload.resize(100_000, 0xff);
     let bytes = frame(&payload);
     let decoded = decode(&FrameLimits::default(), bytes.chunks(1000), usual);
@@ -183,7 +193,8 @@ fn wire_6_other_protocols_are_named() {
 /// After a first frame such bytes are only a wrong length.
 #[test]
 fn wire_6_other_protocols_are_named_only_at_the_start() {
-    let mut bytes = Message::<Bytes>::StreamRequest { stream_id: "d".into() }.encode().expect("fits");
+    let mut bytes =
+        Message::<Bytes>::StreamRequest { stream_id: "d".into() }.encode().expect("fits");
     bytes.extend_from_slice(b"GET / HTTP/1.1\r\n");
     let decoded = decode(&FrameLimits::default(), [&bytes[..]], usual);
     assert_eq!(decoded.events.len(), 1);
@@ -193,9 +204,10 @@ fn wire_6_other_protocols_are_named_only_at_the_start() {
 /// On close partial data is dropped; the decoder can say that there was some.
 #[test]
 fn wire_6_an_end_in_the_middle_is_noticed() {
-    let mut bytes = Message::<Bytes>::UploadStream { request_id: 1, meta: Bytes::from("m"), byte_count: 5 }
-        .encode()
-        .expect("fits");
+    let mut bytes =
+        Message::<Bytes>::UploadStream { request_id: 1, meta: Bytes::from("m"), byte_count: 5 }
+            .encode()
+            .expect("fits");
     bytes.extend_from_slice(b"12345");
     for end in 0..=bytes.len() {
         let mut decoder = FrameDecoder::default();

@@ -43,13 +43,20 @@ fn proto_01_requests() {
 fn proto_02_responses() {
     round_trip(Message::ChunkFetchSuccess { stream_id: 1, chunk_index: 2, body: body(10) });
     round_trip(Message::ChunkFetchSuccess { stream_id: 1, chunk_index: 2, body: body(0) });
-    round_trip(Message::ChunkFetchFailure { stream_id: 1, chunk_index: 2, error: "this is an error".into() });
+    round_trip(Message::ChunkFetchFailure {
+        stream_id: 1,
+        chunk_index: 2,
+        error: "this is an error".into(),
+    });
     round_trip(Message::ChunkFetchFailure { stream_id: 1, chunk_index: 2, error: String::new() });
     round_trip(Message::RpcResponse { request_id: 12345, body: body(0) });
     round_trip(Message::RpcResponse { request_id: 12345, body: body(100) });
     round_trip(Message::RpcFailure { request_id: 0, error: "this is an error".into() });
     round_trip(Message::RpcFailure { request_id: 0, error: String::new() });
-    round_trip(Message::StreamFailure { stream_id: "anId".into(), error: "this is an error".into() });
+    round_trip(Message::StreamFailure {
+        stream_id: "anId".into(),
+        error: "this is an error".into(),
+    });
 }
 
 /// The frame of a StreamResponse has no body; what it announces comes behind it.
@@ -65,7 +72,8 @@ fn proto_02_stream_response_announces_its_body() {
     assert!(input.is_empty());
 }
 
-/// Wire 2: bodies in frames may have any size up to the limit, whether they come in one piece or not.
+/// Wire 2: bodies in frames may have any size up to the limit, whether they come in one piece or
+/// not.
 #[test]
 fn proto_02_bodies_of_every_magnitude() {
     for length in (0..20).flat_map(|power| [(1 << power) - 1, 1 << power]).chain(4070..4110) {
@@ -92,8 +100,10 @@ fn wire_5_a_count_of_zero_or_less_announces_no_body() {
         let response = Message::StreamResponse { stream_id: "s".into(), byte_count };
         let upload = Message::UploadStream { request_id: 1, meta: Bytes::new(), byte_count };
         let next = Message::StreamRequest { stream_id: "next".into() };
-        let bytes: Vec<u8> =
-            [&response, &upload, &next].iter().flat_map(|message| message.encode().expect("fits")).collect();
+        let bytes: Vec<u8> = [&response, &upload, &next]
+            .iter()
+            .flat_map(|message| message.encode().expect("fits"))
+            .collect();
         assert_eq!(messages(&bytes), [response, upload, next]);
     }
 }
@@ -120,12 +130,14 @@ async fn mbm_01_merged_blocks_meta_encode_decode() {
     }
     let mut file = tempfile::NamedTempFile::new().expect("temporary file");
     file.write_all(&encoded).expect("written");
-    let body = ManagedBuffer::file(file.path(), 0..encoded.len() as u64).read().await.expect("read");
+    let body =
+        ManagedBuffer::file(file.path(), 0..encoded.len() as u64).read().await.expect("read");
 
     let message = Message::MergedBlockMetaSuccess { request_id: 22, num_chunks: 2, body };
     let frame = message.encode().expect("fits");
     let received = messages(&frame);
-    let [Message::MergedBlockMetaSuccess { request_id: 22, num_chunks: 2, body }] = &received[..] else {
+    let [Message::MergedBlockMetaSuccess { request_id: 22, num_chunks: 2, body }] = &received[..]
+    else {
         panic!("{received:?}");
     };
     assert_eq!(read_bitmaps(body, 2).expect("two bitmaps"), chunks);

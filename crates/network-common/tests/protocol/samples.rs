@@ -51,7 +51,10 @@ fn wire_2_sample_rpc_request_and_its_echo() {
 
 #[test]
 fn wire_2_sample_one_way_message() {
-    golden(Message::OneWayMessage { body: Bytes::from("abc") }, "0000000000000010 09 00000003 616263");
+    golden(
+        Message::OneWayMessage { body: Bytes::from("abc") },
+        "0000000000000010 09 00000003 616263",
+    );
 }
 
 #[test]
@@ -71,7 +74,8 @@ fn wire_2_sample_stream_response() {
 
 #[test]
 fn wire_2_sample_stream_failure() {
-    let text: String = b"Stream 'n' was not found.".iter().map(|byte| format!("{byte:02x}")).collect();
+    let text: String =
+        b"Stream 'n' was not found.".iter().map(|byte| format!("{byte:02x}")).collect();
     golden(
         Message::StreamFailure { stream_id: "n".into(), error: "Stream 'n' was not found.".into() },
         &format!("000000000000002b 08 00000001 6e 00000019 {text}"),
@@ -122,7 +126,11 @@ fn wire_2_layout_of_the_other_types() {
         "0000000000000024 0b 0000000000000007 00000003 617070 00000001 ffffffff 00000003",
     );
     golden(
-        Message::MergedBlockMetaSuccess { request_id: 7, num_chunks: 1, body: Bytes::from_static(&[0x3a]) },
+        Message::MergedBlockMetaSuccess {
+            request_id: 7,
+            num_chunks: 1,
+            body: Bytes::from_static(&[0x3a]),
+        },
         "0000000000000016 0c 0000000000000007 00000001 3a",
     );
 }

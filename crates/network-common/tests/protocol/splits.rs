@@ -1,4 +1,5 @@
-//! One stream of all 13 message types, cut everywhere: what comes out never depends on where the bytes were cut.
+//! One stream of all 13 message types, cut everywhere: what comes out never depends on where the
+//! bytes were cut.
 
 use bytes::Bytes;
 use network_common::protocol::{Event, FrameLimits, MergedBlockMetaRequest, Message};
@@ -12,7 +13,8 @@ fn body(length: usize, seed: usize) -> Bytes {
     (0..length).map(|index| ((index + seed) * 31 % 251) as u8).collect()
 }
 
-/// The bytes of a connection and the events that they mean, with large bodies gathered or streamed as usual.
+/// The bytes of a connection and the events that they mean, with large bodies gathered or streamed
+/// as usual.
 fn connection() -> (Vec<u8>, Vec<Event>) {
     let text = || String::from("a text with ünïcode");
     let mut messages = vec![
@@ -39,7 +41,11 @@ fn connection() -> (Vec<u8>, Vec<Event>) {
             Message::RpcRequest { request_id: 9, body: body(length, 2) },
             Message::RpcResponse { request_id: 10, body: body(length, 3) },
             Message::OneWayMessage { body: body(length, 4) },
-            Message::MergedBlockMetaSuccess { request_id: 11, num_chunks: 12, body: body(length, 5) },
+            Message::MergedBlockMetaSuccess {
+                request_id: 11,
+                num_chunks: 12,
+                body: body(length, 5),
+            },
         ]);
     }
     // Otherwise equal neighbours would hide a mix-up.
@@ -49,9 +55,8 @@ fn connection() -> (Vec<u8>, Vec<Event>) {
     for message in messages {
         bytes.extend(message.encode().expect("fits"));
         let outside = match message {
-            Message::StreamResponse { byte_count, .. } | Message::UploadStream { byte_count, .. } => {
-                byte_count
-            }
+            Message::StreamResponse { byte_count, .. }
+            | Message::UploadStream { byte_count, .. } => byte_count,
             _ => 0,
         };
         if outside > 0 {
@@ -129,9 +134,11 @@ fn frame_05_every_plan_leaves_the_frames_behind_a_body_intact() {
     for plan in [Plan::Stream, Plan::Discard, Plan::Silent] {
         let whole = decode(&FrameLimits::default(), [&bytes[..]], |_, _| plan);
         assert_eq!(whole.error, None);
-        let starts = whole.events.iter().filter(|event| matches!(event, Event::BodyStart { .. })).count();
+        let starts =
+            whole.events.iter().filter(|event| matches!(event, Event::BodyStart { .. })).count();
         assert_eq!(starts, 7, "5 large bodies in frames, 2 behind frames");
-        let messages = whole.events.iter().filter(|event| matches!(event, Event::Message(_))).count();
+        let messages =
+            whole.events.iter().filter(|event| matches!(event, Event::Message(_))).count();
         assert_eq!(messages, 25 - 7);
         for size in [1, 2, 3, 7, 8, 9, 13, 21, 1000, 4095, 4096, 4097] {
             let decoded = decode(&FrameLimits::default(), bytes.chunks(size), |_, _| plan);

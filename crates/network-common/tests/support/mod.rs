@@ -1,4 +1,5 @@
-//! What the suites share: patterns, files, a handler made of closures, and two ends of a connection.
+//! What the suites share: patterns, files, a handler made of closures, and two ends of a
+//! connection.
 
 // Every suite is a crate of its own and uses a part of this.
 #![allow(dead_code, unreachable_pub)]
@@ -13,9 +14,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use network_common::{
-    BoxError, ManagedBuffer, MergedBlockMetaCallback, MergedBlockMetaRequest, NoOpRpcHandler, RpcHandler,
-    RpcResponseCallback, StreamBody, StreamManager, TransportClient, TransportClientFactory,
-    TransportContext, TransportError, TransportServer,
+    BoxError, ManagedBuffer, MergedBlockMetaCallback, MergedBlockMetaRequest, NoOpRpcHandler,
+    RpcHandler, RpcResponseCallback, StreamBody, StreamManager, TransportClient,
+    TransportClientFactory, TransportContext, TransportError, TransportServer,
 };
 use tempfile::NamedTempFile;
 
@@ -68,14 +69,17 @@ pub fn until(condition: impl Fn() -> bool) -> impl Future<Output = ()> {
 
 type OnRpc = dyn Fn(&TransportClient, Bytes, RpcResponseCallback) + Send + Sync;
 type OnOneWay = dyn Fn(&TransportClient, Bytes) + Send + Sync;
-type OnUpload =
-    dyn Fn(&TransportClient, Bytes, StreamBody) -> BoxFuture<'static, Result<Bytes, BoxError>> + Send + Sync;
-type OnChunk =
-    dyn Fn(&TransportClient, i64, i32) -> BoxFuture<'static, Result<ManagedBuffer, BoxError>> + Send + Sync;
+type OnUpload = dyn Fn(&TransportClient, Bytes, StreamBody) -> BoxFuture<'static, Result<Bytes, BoxError>>
+    + Send
+    + Sync;
+type OnChunk = dyn Fn(&TransportClient, i64, i32) -> BoxFuture<'static, Result<ManagedBuffer, BoxError>>
+    + Send
+    + Sync;
 type OnStream = dyn Fn(&TransportClient, &str) -> BoxFuture<'static, Result<Option<ManagedBuffer>, BoxError>>
     + Send
     + Sync;
-type OnMeta = dyn Fn(&TransportClient, MergedBlockMetaRequest, MergedBlockMetaCallback) + Send + Sync;
+type OnMeta =
+    dyn Fn(&TransportClient, MergedBlockMetaRequest, MergedBlockMetaCallback) + Send + Sync;
 type OnEvent = dyn Fn(&TransportClient) + Send + Sync;
 
 /// A handler made of closures; RPCs are echoed unless said otherwise.
@@ -106,12 +110,18 @@ impl Handler {
         self
     }
 
-    pub fn on_one_way(mut self, f: impl Fn(&TransportClient, Bytes) + Send + Sync + 'static) -> Self {
+    pub fn on_one_way(
+        mut self,
+        f: impl Fn(&TransportClient, Bytes) + Send + Sync + 'static,
+    ) -> Self {
         self.one_way = Some(Box::new(f));
         self
     }
 
-    pub fn on_upload<F>(mut self, f: impl Fn(Bytes, StreamBody) -> F + Send + Sync + 'static) -> Self
+    pub fn on_upload<F>(
+        mut self,
+        f: impl Fn(Bytes, StreamBody) -> F + Send + Sync + 'static,
+    ) -> Self
     where
         F: Future<Output = Result<Bytes, BoxError>> + Send + 'static,
     {
@@ -139,13 +149,17 @@ impl Handler {
         mut self,
         f: impl Fn(&str) -> Result<Option<ManagedBuffer>, BoxError> + Send + Sync + 'static,
     ) -> Self {
-        self.stream = Some(Box::new(move |_, stream_id| Box::pin(std::future::ready(f(stream_id)))));
+        self.stream =
+            Some(Box::new(move |_, stream_id| Box::pin(std::future::ready(f(stream_id)))));
         self
     }
 
     pub fn on_meta(
         mut self,
-        f: impl Fn(&TransportClient, MergedBlockMetaRequest, MergedBlockMetaCallback) + Send + Sync + 'static,
+        f: impl Fn(&TransportClient, MergedBlockMetaRequest, MergedBlockMetaCallback)
+        + Send
+        + Sync
+        + 'static,
     ) -> Self {
         self.meta = Some(Box::new(f));
         self

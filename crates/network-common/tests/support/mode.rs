@@ -1,4 +1,5 @@
-//! The way in which the connections of a suite are secured: `NETWORK_COMMON_TEST_MODE` names it (CONTRIBUTING.md).
+//! The way in which the connections of a suite are secured: `NETWORK_COMMON_TEST_MODE` names it
+//! (CONTRIBUTING.md).
 
 use std::sync::OnceLock;
 
@@ -13,7 +14,8 @@ fn name() -> String {
     std::env::var("NETWORK_COMMON_TEST_MODE").unwrap_or_else(|_| "plain".to_owned())
 }
 
-/// Whether bytes are on the wire as they are: the kernel sends files, and peers may be played by hand.
+/// Whether bytes are on the wire as they are: the kernel sends files, and peers may be played by
+/// hand.
 pub fn is_plain() -> bool {
     name() == "plain"
 }
@@ -37,7 +39,9 @@ fn settings() -> &'static Settings {
                 ("spark.network.sasl.serverAlwaysEncrypt", "true"),
             ]),
             "tls" => tls(),
-            other => panic!("NETWORK_COMMON_TEST_MODE={other} is none of plain, ctr, gcm, sasl, tls"),
+            other => {
+                panic!("NETWORK_COMMON_TEST_MODE={other} is none of plain, ctr, gcm, sasl, tls")
+            }
         }
     })
 }

@@ -1,5 +1,6 @@
-//! Everything that connections do, over TLS: ChunkFetchIntegrationSuite and TransportClientFactorySuite in their TLS forms, the
-//! encoder's suites, and authentication above it.
+//! Everything that connections do, over TLS: ChunkFetchIntegrationSuite and
+//! TransportClientFactorySuite in their TLS forms, the encoder's suites, and authentication above
+//! it.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -77,7 +78,8 @@ async fn cfi_10_fetch_chunk_and_non_existent() {
     let chunks = chunks().await;
     let client = &chunks.pair.client;
     let (good, bad) =
-        within(async { tokio::join!(client.fetch_chunk(1, 0), client.fetch_chunk(1, 12345)) }).await;
+        within(async { tokio::join!(client.fetch_chunk(1, 0), client.fetch_chunk(1, 12345)) })
+            .await;
     assert_eq!(good.unwrap(), chunks.memory);
     assert_eq!(bad.unwrap_err().kind(), ErrorKind::ChunkFetchFailure);
     chunks.pair.assert_alive().await;
@@ -87,7 +89,8 @@ async fn cfi_10_fetch_chunk_and_non_existent() {
 /// How many different clients `count` gets of a pool of `connections` come to.
 async fn distinct_clients(connections: usize, count: usize, at_once: bool) -> usize {
     let mut world = World::new();
-    world.client = world.client.and("spark.shuffle.io.numConnectionsPerPeer", &connections.to_string());
+    world.client =
+        world.client.and("spark.shuffle.io.numConnectionsPerPeer", &connections.to_string());
     let context = world.server.context(Handler::new());
     let server = serve(&context).await;
     let factory = world.client.client_context().create_client_factory();
@@ -156,7 +159,8 @@ async fn tcf_15_close_idle_connection_for_request_time_out() {
     world.client = world.client.and("spark.shuffle.io.connectionTimeout", "1s");
     let context = world.server.context(Handler::new());
     let server = serve(&context).await;
-    let factory = world.client.client_context().close_idle_connections(true).create_client_factory();
+    let factory =
+        world.client.client_context().close_idle_connections(true).create_client_factory();
     let client = within(factory.create_client(server.local_addr())).await.unwrap();
     assert_eq!(within(client.closed()).await.kind(), ErrorKind::Closed);
     assert!(!client.is_active());
@@ -186,13 +190,15 @@ async fn tcf_17_fast_fail_connection_in_time_window() {
 #[tokio::test]
 async fn tcf_18_unlimited_connection_and_creation_timeouts() {
     let mut world = World::new();
-    for key in ["spark.shuffle.io.connectionTimeout", "spark.shuffle.io.connectionCreationTimeout"] {
+    for key in ["spark.shuffle.io.connectionTimeout", "spark.shuffle.io.connectionCreationTimeout"]
+    {
         world.client = world.client.and(key, "-1");
     }
     let context = world.server.context(Handler::new());
     let server = serve(&context).await;
     let address = server.local_addr();
-    let factory = world.client.client_context().close_idle_connections(true).create_client_factory();
+    let factory =
+        world.client.client_context().close_idle_connections(true).create_client_factory();
     let client = within(factory.create_client(address)).await.unwrap();
     tokio::time::timeout(Duration::from_secs(2), client.closed()).await.unwrap_err();
     assert!(client.is_active());
@@ -205,7 +211,8 @@ async fn tcf_18_unlimited_connection_and_creation_timeouts() {
 
 const LARGE: usize = 5 << 20;
 
-/// Two ends that speak this version of TLS, and the content that the server has in memory and in a file.
+/// Two ends that speak this version of TLS, and the content that the server has in memory and in a
+/// file.
 async fn versioned(protocol: &str) -> (Pair, Bytes, NamedTempFile) {
     let mut world = World::new();
     world.server = world.server.with("protocol", protocol);
@@ -236,7 +243,10 @@ async fn emh_01_bodies_pass_whole() {
         let (pair, content, _file) = versioned(protocol).await;
         let client = &pair.client;
         for length in [0, 1, 128, 129, 16_383, 16_384, 16_385, 1 << 20, (1 << 20) + 1, LARGE] {
-            assert_eq!(within(client.fetch_chunk(1, length as i32)).await.unwrap(), content[..length]);
+            assert_eq!(
+                within(client.fetch_chunk(1, length as i32)).await.unwrap(),
+                content[..length]
+            );
             let echo = within(client.send_rpc(content.slice(..length))).await.unwrap();
             assert_eq!(echo, content[..length]);
         }
@@ -281,7 +291,8 @@ async fn sslenc_01_bodies_of_requests_are_released_after_sending() {
     let (released, mut releases) = tokio::sync::mpsc::unbounded_channel();
     for index in 0..3 {
         let released = released.clone();
-        let body = ManagedBuffer::from(pattern(200_000, 4)).on_release(move || released.send(index).unwrap());
+        let body = ManagedBuffer::from(pattern(200_000, 4))
+            .on_release(move || released.send(index).unwrap());
         within(pair.client.upload_stream("meta", body)).await.unwrap();
         assert_eq!(within(releases.recv()).await, Some(index));
     }
@@ -295,7 +306,8 @@ async fn emh_03_bodies_of_answers_are_released_after_sending() {
     let (released, mut releases) = tokio::sync::mpsc::unbounded_channel();
     let handler = Handler::new().on_chunk(move |_, index| {
         let released = released.clone();
-        Ok(ManagedBuffer::from(pattern(200_000, 4)).on_release(move || released.send(index).unwrap()))
+        Ok(ManagedBuffer::from(pattern(200_000, 4))
+            .on_release(move || released.send(index).unwrap()))
     });
     let pair = World::new().pair(handler).await;
     for index in 0..3 {
@@ -322,7 +334,10 @@ impl ByteFilter for Rolling {
 struct Authentication;
 
 impl TransportClientBootstrap for Authentication {
-    fn do_bootstrap<'a>(&'a self, client: &'a TransportClient) -> BoxFuture<'a, Result<(), BoxError>> {
+    fn do_bootstrap<'a>(
+        &'a self,
+        client: &'a TransportClient,
+    ) -> BoxFuture<'a, Result<(), BoxError>> {
         Box::pin(async move {
             assert_eq!(client.send_rpc("authenticate").await?, "go on");
             Ok(client.install_filters(Box::new(Rolling(1)), Box::new(Rolling(2)))?)
@@ -352,7 +367,8 @@ impl TransportServerBootstrap for Authentication {
 async fn filters_of_an_authentication_stack_on_tls() {
     let world = World::new();
     let context = world.server.context(Handler::new());
-    let server = context.create_server_with("127.0.0.1:0", vec![Arc::new(Authentication)]).await.unwrap();
+    let server =
+        context.create_server_with("127.0.0.1:0", vec![Arc::new(Authentication)]).await.unwrap();
     let client_context = world.client.client_context();
     let factory = client_context.create_client_factory_with(vec![Arc::new(Authentication)]);
     let client = within(factory.create_client(server.local_addr())).await.unwrap();

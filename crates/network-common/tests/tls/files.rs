@@ -1,5 +1,5 @@
-//! SSLFactorySuite, and ReloadingX509TrustManagerSuite's rows about the first load: files as `keytool` and `openssl` make them, and
-//! what is said of those that cannot be used.
+//! SSLFactorySuite, and ReloadingX509TrustManagerSuite's rows about the first load: files as
+//! `keytool` and `openssl` make them, and what is said of those that cannot be used.
 
 use std::sync::LazyLock;
 
@@ -11,8 +11,9 @@ use crate::fixture::*;
 /// They take long to make.
 static TOOLS: LazyLock<Files> = LazyLock::new(tools);
 
-/// Files of the JDK's and OpenSSL's tools: `store.jks`, `store.p12` (both with an RSA key, and the passwords `store-pass` and, in
-/// the JKS file, `key-pass`), `trust.jks`, `trust.p12` and `root.pem` with who has issued it.
+/// Files of the JDK's and OpenSSL's tools: `store.jks`, `store.p12` (both with an RSA key, and the
+/// passwords `store-pass` and, in the JKS file, `key-pass`), `trust.jks`, `trust.p12` and
+/// `root.pem` with who has issued it.
 fn tools() -> Files {
     let files = Files::kept();
     let directory = files.path("");
@@ -60,14 +61,19 @@ async fn sslf_01_key_stores_with_passwords() {
             assert!(error.is_none(), "{name}: {error:?}");
         }
     }
-    // The certificates beside a key are trusted as in Java: the key's own, and entries of their own.
-    let error =
-        outcome(&right, &trust(files, "store.jks").with("trustStorePassword", "store-pass"), "localhost")
-            .await;
+    // The certificates beside a key are trusted as in Java: the key's own, and entries of their
+    // own.
+    let error = outcome(
+        &right,
+        &trust(files, "store.jks").with("trustStorePassword", "store-pass"),
+        "localhost",
+    )
+    .await;
     assert!(error.is_none(), "{error:?}");
 }
 
-/// Where no password of the key is set, it is the store's; keys and stores of PKCS#12 always share theirs.
+/// Where no password of the key is set, it is the store's; keys and stores of PKCS#12 always share
+/// theirs.
 #[tokio::test]
 async fn sslf_03_key_store_password() {
     let files = Files::new();
@@ -89,7 +95,10 @@ fn sslf_04_key_and_keystore_passwords_are_distinct() {
     for wrong in [jks.clone(), jks.with("keyPassword", "wrong")] {
         let error = wrong.refused();
         assert_eq!(error.kind(), ErrorKind::Config);
-        assert_says(&error, &["spark.ssl.rpc.keyStore", "store.jks", "'node'", "spark.ssl.rpc.keyPassword"]);
+        assert_says(
+            &error,
+            &["spark.ssl.rpc.keyStore", "store.jks", "'node'", "spark.ssl.rpc.keyPassword"],
+        );
     }
 }
 
@@ -104,7 +113,8 @@ fn passwords_of_stores_must_be_right() {
         let error = trust(files, name).with("trustStorePassword", "wrong-pass").refused();
         assert_says(&error, &["spark.ssl.rpc.trustStore", name, "password"]);
     }
-    // As in Java, a JKS trust store opens without a password, unchecked; one of PKCS#12 is encrypted.
+    // As in Java, a JKS trust store opens without a password, unchecked; one of PKCS#12 is
+    // encrypted.
     let without = |name| Settings::on().with("trustStore", &files.named(name));
     without("trust.jks").client_context().check_security().unwrap();
     without("trust.p12").refused();
@@ -121,12 +131,18 @@ async fn stores_of_openssl() {
         &directory,
         "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-384 -nodes -keyout k.pem -out c.pem -subj /CN=localhost -days 7 -addext subjectAltName=DNS:localhost",
     );
-    run(&directory, "openssl pkcs12 -export -inkey k.pem -in c.pem -out new.p12 -passout pass:store-pass");
+    run(
+        &directory,
+        "openssl pkcs12 -export -inkey k.pem -in c.pem -out new.p12 -passout pass:store-pass",
+    );
     run(
         &directory,
         "openssl pkcs12 -export -inkey k.pem -in c.pem -out old.p12 -passout pass:store-pass -keypbe PBE-SHA1-3DES -certpbe PBE-SHA1-3DES -macalg sha1",
     );
-    run(&directory, "openssl pkcs12 -export -nokeys -in c.pem -out trust.p12 -passout pass:trust-pass");
+    run(
+        &directory,
+        "openssl pkcs12 -export -nokeys -in c.pem -out trust.p12 -passout pass:trust-pass",
+    );
     for name in ["new.p12", "old.p12"] {
         for trusted in ["trust.p12", "c.pem"] {
             let error = outcome(&store(&files, name), &trust(&files, trusted), "localhost").await;
@@ -163,7 +179,10 @@ async fn sslf_01_encrypted_keys_in_pem() {
         ("des.pem", "-v2 des3 -v2prf hmacWithSHA1"),
         ("scrypt.pem", "-scrypt"),
     ] {
-        run(&directory, &format!("openssl pkcs8 -topk8 -in k.pem -out {name} {cipher} -passout pass:k3y"));
+        run(
+            &directory,
+            &format!("openssl pkcs8 -topk8 -in k.pem -out {name} {cipher} -passout pass:k3y"),
+        );
     }
     run(&directory, "openssl rsa -in k.pem -traditional -aes128 -passout pass:k3y -out old.pem");
     let with = |key| with_key(&files, key);
@@ -174,7 +193,10 @@ async fn sslf_01_encrypted_keys_in_pem() {
         for wrong in [with(key), with(key).with("privateKeyPassword", "wrong")] {
             let error = wrong.refused();
             assert_eq!(error.kind(), ErrorKind::Config);
-            assert_says(&error, &["spark.ssl.rpc.privateKey", key, "spark.ssl.rpc.privateKeyPassword"]);
+            assert_says(
+                &error,
+                &["spark.ssl.rpc.privateKey", key, "spark.ssl.rpc.privateKeyPassword"],
+            );
         }
     }
     assert_says(
@@ -182,8 +204,9 @@ async fn sslf_01_encrypted_keys_in_pem() {
         &["old.pem", "openssl pkcs8 -topk8"],
     );
     assert_says(&with("c.pem").refused(), &["spark.ssl.rpc.privateKey", "c.pem"]);
-    let swapped =
-        Settings::on().with("certChain", &files.named("k.pem")).with("privateKey", &files.named("k.pem"));
+    let swapped = Settings::on()
+        .with("certChain", &files.named("k.pem"))
+        .with("privateKey", &files.named("k.pem"));
     assert_says(&swapped.refused(), &["spark.ssl.rpc.certChain", "k.pem", "no PEM certificate"]);
 }
 
@@ -235,7 +258,8 @@ fn rtm_02_corrupt_files_are_named() {
     }
 }
 
-/// Cut anywhere or changed anywhere: never anything but an error, also where no digest tells (no password).
+/// Cut anywhere or changed anywhere: never anything but an error, also where no digest tells (no
+/// password).
 #[test]
 fn damaged_jks_files_are_errors() {
     let files = tools();
@@ -246,13 +270,18 @@ fn damaged_jks_files_are_errors() {
         let as_key = Settings::on().with("keyStore", &path).with("keyPassword", "key-pass");
         match password {
             Some(password) => {
-                assert_says(&as_trust.with("trustStorePassword", password).refused(), &["damaged.jks"]);
+                assert_says(
+                    &as_trust.with("trustStorePassword", password).refused(),
+                    &["damaged.jks"],
+                );
                 assert_says(&as_key.with("keyStorePassword", password).refused(), &["damaged.jks"]);
             }
             None => {
                 // Whatever comes of it, it comes of it without a panic.
-                let _ =
-                    (as_trust.client_context().check_security(), as_key.client_context().check_security());
+                let _ = (
+                    as_trust.client_context().check_security(),
+                    as_key.client_context().check_security(),
+                );
             }
         }
     };

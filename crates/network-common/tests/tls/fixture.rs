@@ -8,7 +8,8 @@ use std::process::{Command, Stdio};
 
 use network_common::{NoOpRpcHandler, TransportConf, TransportContext, TransportError};
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose, date_time_ymd,
+    BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    date_time_ymd,
 };
 use tempfile::TempDir;
 
@@ -50,7 +51,10 @@ impl Ca {
         let mut params = params(names, "node");
         change(&mut params);
         let key = KeyPair::generate().unwrap();
-        Pem { certificate: params.signed_by(&key, &self.issuer).unwrap().pem(), key: key.serialize_pem() }
+        Pem {
+            certificate: params.signed_by(&key, &self.issuer).unwrap().pem(),
+            key: key.serialize_pem(),
+        }
     }
 }
 
@@ -144,7 +148,8 @@ impl Settings {
     }
 
     pub fn conf(&self) -> TransportConf {
-        TransportConf::from_settings(MODULE, self.0.iter().map(|(key, value)| (key, value))).unwrap()
+        TransportConf::from_settings(MODULE, self.0.iter().map(|(key, value)| (key, value)))
+            .unwrap()
     }
 
     pub fn context(&self, handler: Handler) -> TransportContext {
@@ -182,7 +187,8 @@ impl World {
     }
 }
 
-/// What a client that trusts as `client` says gets to hear from a server that is as `server` says; `None`: they get on.
+/// What a client that trusts as `client` says gets to hear from a server that is as `server` says;
+/// `None`: they get on.
 pub async fn outcome(server: &Settings, client: &Settings, host: &str) -> Option<TransportError> {
     let context = server.context(Handler::new());
     let listening = serve(&context).await;

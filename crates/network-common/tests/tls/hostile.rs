@@ -1,4 +1,5 @@
-//! Peers that do not speak TLS, stop in the middle, or whose bytes somebody changes or cuts off on the way.
+//! Peers that do not speak TLS, stop in the middle, or whose bytes somebody changes or cuts off on
+//! the way.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -22,7 +23,10 @@ use crate::support::*;
 /// The beginning of a ClientHello.
 const HALF_HELLO: [u8; 11] = [0x16, 3, 1, 0, 200, 1, 0, 0, 196, 3, 3];
 
-async fn server(world: &World, handler: Handler) -> (TransportContext, TransportServer, Arc<SideMetrics>) {
+async fn server(
+    world: &World,
+    handler: Handler,
+) -> (TransportContext, TransportServer, Arc<SideMetrics>) {
     let context = world.server.context(handler);
     let server = serve(&context).await;
     let metrics = Arc::clone(context.metrics().server());
@@ -122,9 +126,10 @@ async fn a_silent_server_times_out() {
     world.client = world.client.with("handshakeTimeout", "200ms");
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let context = world.client.client_context();
-    let error = within(context.create_client_factory().create_client(listener.local_addr().unwrap()))
-        .await
-        .unwrap_err();
+    let error =
+        within(context.create_client_factory().create_client(listener.local_addr().unwrap()))
+            .await
+            .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ConnectTimeout);
     assert!(error.is_timeout() && error.is_retryable());
     assert_says(&error, &["200ms", "spark.ssl.rpc.handshakeTimeout"]);
@@ -168,7 +173,8 @@ enum Fault {
     Cut,
 }
 
-/// A proxy in front of `server` that does `fault` at byte `at` of those to the client, or to the server.
+/// A proxy in front of `server` that does `fault` at byte `at` of those to the client, or to the
+/// server.
 async fn faulty(server: SocketAddr, fault: Fault, at: usize, to_client: bool) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -194,7 +200,9 @@ async fn faulty(server: SocketAddr, fault: Fault, at: usize, to_client: bool) ->
                     }
                     (None, _) => &buffer[..count],
                 };
-                if bad_to.write_all(piece).await.is_err() || (hit.is_some() && matches!(fault, Fault::Cut)) {
+                if bad_to.write_all(piece).await.is_err()
+                    || (hit.is_some() && matches!(fault, Fault::Cut))
+                {
                     break;
                 }
                 passed += count;
@@ -208,21 +216,22 @@ async fn faulty(server: SocketAddr, fault: Fault, at: usize, to_client: bool) ->
 
 const CHUNK: usize = 300_000;
 
-/// Fetches a chunk and uploads as much through a fault: an error of the connection at the end that was hit, and none of the
-/// bytes are taken for good. The number of bytes that a whole exchange has in one direction is a bit more than that.
+/// Fetches a chunk and uploads as much through a fault: an error of the connection at the end that
+/// was hit, and none of the bytes are taken for good. The number of bytes that a whole exchange has
+/// in one direction is a bit more than that.
 async fn through(fault: Fault, at: usize, to_client: bool) -> (Vec<(ErrorKind, u64)>, String) {
     let world = World::new();
     let content = pattern(CHUNK, 7);
     let (served, expected) = (content.clone(), content.clone());
-    let handler = Handler::new().on_chunk(move |_, _| Ok(ManagedBuffer::from(served.clone()))).on_upload(
-        move |_, data| {
+    let handler = Handler::new()
+        .on_chunk(move |_, _| Ok(ManagedBuffer::from(served.clone())))
+        .on_upload(move |_, data| {
             let expected = expected.clone();
             async move {
                 assert!(data.collect().await? == expected);
                 Ok("whole".into())
             }
-        },
-    );
+        });
     let (_context, server, at_server) = server(&world, handler).await;
     let address = faulty(server.local_addr(), fault, at, to_client).await;
     let client_context = world.client.client_context();
@@ -256,7 +265,11 @@ async fn flipped_bits_end_the_connection() {
         // In the handshake, in the first message, in the middle of a body.
         for at in [0, 40, 150, 3_000, 100_000, 200_000] {
             let (failures, text) = through(Fault::Flip, at, to_client).await;
-            assert_eq!(failures.iter().map(|(_, count)| count).sum::<u64>(), 1, "{at}: {failures:?} {text}");
+            assert_eq!(
+                failures.iter().map(|(_, count)| count).sum::<u64>(),
+                1,
+                "{at}: {failures:?} {text}"
+            );
             assert!(
                 matches!(failures[0].0, ErrorKind::Tls | ErrorKind::Io),
                 "{at}, to client {to_client}: {failures:?} {text}"
@@ -267,7 +280,8 @@ async fn flipped_bits_end_the_connection() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn truncation_is_an_error() {
-    // In the handshake, in the first record (of which the server has nothing to miss), in the middle of a body.
+    // In the handshake, in the first record (of which the server has nothing to miss), in the
+    // middle of a body.
     for (to_client, places) in
         [(true, &[10, 500, 10_000, 100_000, 200_000][..]), (false, &[10, 100_000, 200_000])]
     {
@@ -313,7 +327,8 @@ impl Raw {
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(Anyone))
             .with_no_client_auth();
-        let mut tls = ClientConnection::new(Arc::new(config), "localhost".try_into().unwrap()).unwrap();
+        let mut tls =
+            ClientConnection::new(Arc::new(config), "localhost".try_into().unwrap()).unwrap();
         let mut socket = std::net::TcpStream::connect(address).unwrap();
         socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         while tls.is_handshaking() {
@@ -411,7 +426,8 @@ async fn key_updates_are_followed() {
         use std::io::{Read, Write};
         let mut raw = Raw::connect(address);
         // An RPC of 2 bytes with request id 1, and what comes back.
-        let request = [&[0, 0, 0, 0, 0, 0, 0, 23, 3], &[0; 7][..], &[1], &[0, 0, 0, 2], b"hi"].concat();
+        let request =
+            [&[0, 0, 0, 0, 0, 0, 0, 23, 3], &[0; 7][..], &[1], &[0, 0, 0, 2], b"hi"].concat();
         for _ in 0..3 {
             raw.tls.refresh_traffic_keys().unwrap();
             let mut stream = rustls::Stream::new(&mut raw.tls, &mut raw.socket);

@@ -1,4 +1,5 @@
-//! TLS over real sockets: what Spark's suites hold of it, who is trusted, files and their mistakes, hostile peers.
+//! TLS over real sockets: what Spark's suites hold of it, who is trusted, files and their mistakes,
+//! hostile peers.
 
 // Outside of the test functions themselves too.
 #![allow(clippy::unwrap_used)]

@@ -43,7 +43,10 @@ impl Issuers {
     }
 
     fn factory(&self, settings: Settings) -> TransportClientFactory {
-        settings.with("trustStore", &self.files.named("trust.pem")).client_context().create_client_factory()
+        settings
+            .with("trustStore", &self.files.named("trust.pem"))
+            .client_context()
+            .create_client_factory()
     }
 
     /// How many of the servers a new connection is made to.
@@ -51,8 +54,9 @@ impl Issuers {
         tokio::time::sleep(2 * INTERVAL).await;
         let mut trusted = 0;
         for server in &self.servers {
-            trusted +=
-                usize::from(within(factory.create_unmanaged_client(server.local_addr())).await.is_ok());
+            trusted += usize::from(
+                within(factory.create_unmanaged_client(server.local_addr())).await.is_ok(),
+            );
         }
         trusted
     }
@@ -62,11 +66,16 @@ impl Issuers {
 async fn rtm_03_a_changed_trust_store_is_taken_up() {
     let issuers = Issuers::new(2).await;
     issuers.write("trust.pem", 1);
-    let (changing, fixed) = (issuers.factory(reloading(Settings::on())), issuers.factory(Settings::on()));
+    let (changing, fixed) =
+        (issuers.factory(reloading(Settings::on())), issuers.factory(Settings::on()));
     assert_eq!(issuers.trusted(&changing).await, 1);
     issuers.write("trust.pem", 2);
     assert_eq!(issuers.trusted(&changing).await, 2);
-    assert_eq!(issuers.trusted(&fixed).await, 1, "only if spark.ssl.rpc.trustStoreReloadingEnabled");
+    assert_eq!(
+        issuers.trusted(&fixed).await,
+        1,
+        "only if spark.ssl.rpc.trustStoreReloadingEnabled"
+    );
     issuers.write("trust.pem", 1);
     assert_eq!(issuers.trusted(&changing).await, 1, "trust is taken away too");
 }

@@ -55,12 +55,18 @@ fn conf_06_open_ssl_enabled() {
 fn conf_07_ssl_rpc_enabled() {
     assert!(!conf(&[]).tls().enabled());
     assert!(with("enabled", "true").tls().enabled());
-    assert!(!conf(&[("spark.ssl.enabled", "true")]).tls().enabled(), "the one key that is not inherited");
+    assert!(
+        !conf(&[("spark.ssl.enabled", "true")]).tls().enabled(),
+        "the one key that is not inherited"
+    );
 }
 
 #[test]
 fn conf_08_key_store_password() {
-    assert_eq!(secret(with("keyStorePassword", "s3cret").tls().key_store_password()).unwrap(), "s3cret");
+    assert_eq!(
+        secret(with("keyStorePassword", "s3cret").tls().key_store_password()).unwrap(),
+        "s3cret"
+    );
 }
 
 #[test]
@@ -72,7 +78,10 @@ fn conf_09_key_password() {
 
 #[test]
 fn conf_10_trust_store_password() {
-    assert_eq!(secret(with("trustStorePassword", "tru5t").tls().trust_store_password()).unwrap(), "tru5t");
+    assert_eq!(
+        secret(with("trustStorePassword", "tru5t").tls().trust_store_password()).unwrap(),
+        "tru5t"
+    );
 }
 
 #[test]
@@ -102,7 +111,10 @@ fn settings_are_inherited_from_spark_ssl() {
     assert_eq!(tls.protocol(), TlsProtocol::V1_2);
     assert_eq!(secret(tls.key_store_password()).unwrap(), "x");
     assert_eq!(tls.key_store(), None, "a namespace of the user interface");
-    assert!(!tls.need_client_auth(), "Spark's RPC never asks, whatever is set for the user interface");
+    assert!(
+        !tls.need_client_auth(),
+        "Spark's RPC never asks, whatever is set for the user interface"
+    );
 }
 
 #[test]
@@ -132,7 +144,8 @@ fn values_that_mean_nothing_are_refused() {
 #[test]
 fn passwords_are_not_shown() {
     let names = ["keyStorePassword", "keyPassword", "privateKeyPassword", "trustStorePassword"];
-    let settings = names.iter().fold(Settings::on(), |settings, name| settings.with(name, "hunter2"));
+    let settings =
+        names.iter().fold(Settings::on(), |settings, name| settings.with(name, "hunter2"));
     let shown = format!("{:?} {:?}", settings.conf(), settings.client_context());
     assert!(!shown.contains("hunter2"), "{shown}");
 }
@@ -142,9 +155,16 @@ fn passwords_are_not_shown() {
 fn passwords_come_from_the_environment() {
     const INNER: &str = "NETWORK_COMMON_TLS_TEST";
     if std::env::var_os(INNER).is_some() {
-        let tls = conf(&[("spark.ssl.keyStorePassword", "inherited"), ("spark.ssl.rpc.keyPassword", "own")]);
+        let tls = conf(&[
+            ("spark.ssl.keyStorePassword", "inherited"),
+            ("spark.ssl.rpc.keyPassword", "own"),
+        ]);
         let tls = tls.tls();
-        assert_eq!(secret(tls.key_store_password()).unwrap(), "environment 1", "before what is inherited");
+        assert_eq!(
+            secret(tls.key_store_password()).unwrap(),
+            "environment 1",
+            "before what is inherited"
+        );
         assert_eq!(secret(tls.key_password()).unwrap(), "own", "after what is set");
         assert_eq!(secret(tls.private_key_password()).unwrap(), "environment 3");
         assert_eq!(secret(tls.trust_store_password()), None, "a blank one is none");
@@ -166,9 +186,13 @@ fn passwords_come_from_the_environment() {
 
 #[tokio::test]
 async fn enabled_without_keys_is_an_error_where_it_is_noticed_first() {
-    let error = Settings::on().context(Handler::new()).create_server("127.0.0.1:0").await.unwrap_err();
+    let error =
+        Settings::on().context(Handler::new()).create_server("127.0.0.1:0").await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Config);
-    assert_says(&error, &["RPC SSL encryption enabled but keys not found!", "spark.ssl.rpc.keyStore"]);
+    assert_says(
+        &error,
+        &["RPC SSL encryption enabled but keys not found!", "spark.ssl.rpc.keyStore"],
+    );
 
     let factory = Settings::on().client_context().create_client_factory();
     let error = within(factory.create_client(("127.0.0.1", 1))).await.unwrap_err();
@@ -182,9 +206,13 @@ async fn enabled_without_keys_is_an_error_where_it_is_noticed_first() {
 #[tokio::test]
 async fn only_the_wanted_algorithms_are_used() {
     let world = World::new();
-    let chacha = world.server.clone().with("enabledAlgorithms", "NO_SUCH, TLS_CHACHA20_POLY1305_SHA256");
+    let chacha =
+        world.server.clone().with("enabledAlgorithms", "NO_SUCH, TLS_CHACHA20_POLY1305_SHA256");
     assert!(outcome(&chacha, &world.client, "127.0.0.1").await.is_none());
-    let aes = world.client.clone().with("enabledAlgorithms", "TLS_AES_128_GCM_SHA256,TLS_AES_256_GCM_SHA384");
+    let aes = world
+        .client
+        .clone()
+        .with("enabledAlgorithms", "TLS_AES_128_GCM_SHA256,TLS_AES_256_GCM_SHA384");
     let error = outcome(&chacha, &aes, "127.0.0.1").await.unwrap();
     assert_says(&error, &["spark.ssl.rpc.enabledAlgorithms"]);
     let none = world.client.clone().with("enabledAlgorithms", "TLS_RSA_WITH_RC4_128_MD5").refused();

@@ -1,4 +1,5 @@
-//! Who is trusted: names, dates, chains, certificates that are trusted themselves, and clients that must show theirs.
+//! Who is trusted: names, dates, chains, certificates that are trusted themselves, and clients that
+//! must show theirs.
 
 use network_common::ErrorKind;
 use rcgen::{BasicConstraints, IsCa};
@@ -30,7 +31,9 @@ async fn an_unknown_issuer_is_refused() {
     let (world, files) = (World::new(), Files::new());
     for (name, error) in [("bad CA", "UnknownIssuer"), ("good CA", "BadSignature")] {
         let other = files.identity(&Ca::new(name).issue(&["127.0.0.1"]));
-        for client in [world.client.clone(), world.client.clone().with("hostnameVerification", "false")] {
+        for client in
+            [world.client.clone(), world.client.clone().with("hostnameVerification", "false")]
+        {
             let refused = outcome(&other, &client, "127.0.0.1").await.unwrap();
             assert_eq!(refused.kind(), ErrorKind::Tls);
             assert_says(&refused, &[error, "spark.ssl.rpc.trustStore"]);
@@ -56,7 +59,8 @@ async fn expired_certificates_are_refused() {
     let (server, client) = (files.identity(&lone), files.trust(&lone.certificate));
     assert_says(&outcome(&server, &client, "127.0.0.1").await.unwrap(), &["expired"]);
 
-    let early = self_signed(&["127.0.0.1"], |params| params.not_before = rcgen::date_time_ymd(2900, 1, 1));
+    let early =
+        self_signed(&["127.0.0.1"], |params| params.not_before = rcgen::date_time_ymd(2900, 1, 1));
     let (server, client) = (files.identity(&early), files.trust(&early.certificate));
     assert_says(&outcome(&server, &client, "127.0.0.1").await.unwrap(), &["not valid yet"]);
 }
@@ -92,13 +96,18 @@ async fn a_certificate_in_the_trust_store_needs_no_chain() {
         ("plain", self_signed(&["127.0.0.1"], |_| {})),
         (
             "marked as a CA",
-            self_signed(&["127.0.0.1"], |params| params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained)),
+            self_signed(&["127.0.0.1"], |params| {
+                params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained)
+            }),
         ),
         // Of a CA that nobody knows.
         ("issued", Ca::new("unknown").issue(&["127.0.0.1"])),
     ] {
         let server = files.identity(&lone);
-        assert!(outcome(&server, &files.trust(&lone.certificate), "127.0.0.1").await.is_none(), "{kind}");
+        assert!(
+            outcome(&server, &files.trust(&lone.certificate), "127.0.0.1").await.is_none(),
+            "{kind}"
+        );
         // Without a trust store, the own chain is trusted: every node has the same files.
         assert!(outcome(&server, &server, "127.0.0.1").await.is_none(), "{kind}");
         let error = outcome(&server, &server, "localhost").await.unwrap();
@@ -106,15 +115,20 @@ async fn a_certificate_in_the_trust_store_needs_no_chain() {
     }
 }
 
-/// Version 1 has neither names nor marks; `openssl req` without extensions makes such. Both versions of TLS look at its key.
+/// Version 1 has neither names nor marks; `openssl req` without extensions makes such. Both
+/// versions of TLS look at its key.
 #[tokio::test]
 async fn a_trusted_certificate_of_version_1_is_accepted() {
     let files = Files::new();
-    for (key, host) in [("rsa:2048", "localhost"), ("ec -pkeyopt ec_paramgen_curve:P-256", "localhost")] {
+    for (key, host) in
+        [("rsa:2048", "localhost"), ("ec -pkeyopt ec_paramgen_curve:P-256", "localhost")]
+    {
         let directory = files.path("");
         run(
             &directory,
-            &format!("openssl req -new -newkey {key} -nodes -keyout v1.key -out v1.csr -subj /CN={host}"),
+            &format!(
+                "openssl req -new -newkey {key} -nodes -keyout v1.key -out v1.csr -subj /CN={host}"
+            ),
         );
         run(&directory, "openssl x509 -req -in v1.csr -signkey v1.key -out v1.crt -days 7");
         let settings = Settings::on()
@@ -123,7 +137,8 @@ async fn a_trusted_certificate_of_version_1_is_accepted() {
         assert!(outcome(&settings, &settings, "localhost").await.is_none(), "{key}");
         let error = outcome(&settings, &settings, "127.0.0.1").await.unwrap();
         assert_says(&error, &["127.0.0.1", "CN=localhost"]);
-        let other = files.trust(&Ca::new("other").certificate).with("hostnameVerification", "false");
+        let other =
+            files.trust(&Ca::new("other").certificate).with("hostnameVerification", "false");
         assert_eq!(outcome(&settings, &other, "localhost").await.unwrap().kind(), ErrorKind::Tls);
     }
 }
@@ -141,14 +156,19 @@ async fn mutual_tls_wants_certificates_of_clients() {
     for protocol in ["TLSv1.3", "TLSv1.2"] {
         let (world, mine, theirs) = (World::new(), Files::new(), Files::new());
         let trust = world.files.named("trust.pem");
-        let server =
-            world.server.with("needClientAuth", "true").with("trustStore", &trust).with("protocol", protocol);
+        let server = world
+            .server
+            .with("needClientAuth", "true")
+            .with("trustStore", &trust)
+            .with("protocol", protocol);
         let anonymous = world.client.with("protocol", protocol);
         let error = outcome(&server, &anonymous, "127.0.0.1").await.unwrap();
         assert_says(&error, &["the peer demands a certificate of ours"]);
 
-        let known =
-            mine.identity(&world.ca.issue(&["client"])).with("trustStore", &trust).with("protocol", protocol);
+        let known = mine
+            .identity(&world.ca.issue(&["client"]))
+            .with("trustStore", &trust)
+            .with("protocol", protocol);
         assert!(outcome(&server, &known, "127.0.0.1").await.is_none());
 
         let stranger = theirs.identity(&Ca::new("other").issue(&["client"]));
@@ -166,7 +186,8 @@ async fn mutual_tls_wants_certificates_of_clients() {
 #[tokio::test]
 async fn a_client_may_be_trusted_by_its_very_certificate() {
     let (world, files) = (World::new(), Files::new());
-    let lone = self_signed(&["client"], |params| params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained));
+    let lone =
+        self_signed(&["client"], |params| params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained));
     let server = world.server.with("needClientAuth", "true");
     let server = server.with("trustStore", &files.write("clients.pem", &lone.certificate));
     let client = files.identity(&lone).with("trustStore", &world.files.named("trust.pem"));
@@ -177,9 +198,13 @@ async fn a_client_may_be_trusted_by_its_very_certificate() {
 async fn asking_clients_needs_a_trust_store() {
     let files = Files::new();
     let store = files.path("");
-    run(&store, "openssl req -x509 -newkey rsa:2048 -nodes -keyout k.pem -out c.pem -subj /CN=x -days 7");
+    run(
+        &store,
+        "openssl req -x509 -newkey rsa:2048 -nodes -keyout k.pem -out c.pem -subj /CN=x -days 7",
+    );
     run(&store, "openssl pkcs12 -export -inkey k.pem -in c.pem -out k.p12 -passout pass:secret");
-    let settings = Settings::on().with("keyStore", &files.named("k.p12")).with("keyStorePassword", "secret");
+    let settings =
+        Settings::on().with("keyStore", &files.named("k.p12")).with("keyStorePassword", "secret");
     let error = settings.with("needClientAuth", "true").refused();
     assert_says(&error, &["spark.ssl.rpc.needClientAuth", "spark.ssl.rpc.trustStore"]);
 }

@@ -24,12 +24,17 @@ struct Blocks(Mutex<HashMap<String, Bytes>>);
 impl BlockServer {
     pub(crate) async fn start() -> anyhow::Result<Self> {
         let blocks = Arc::new(Blocks::default());
-        let context = TransportContext::new(TransportConf::new("shuffle"), Handler(Arc::clone(&blocks)));
+        let context =
+            TransportContext::new(TransportConf::new("shuffle"), Handler(Arc::clone(&blocks)));
         Ok(Self { server: context.create_server("127.0.0.1:0").await?, blocks })
     }
 
     pub(crate) fn put(&self, id: String, bytes: Vec<u8>) -> Block {
-        self.blocks.0.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone(), bytes.into());
+        self.blocks
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(id.clone(), bytes.into());
         Block { address: self.server.local_addr().to_string(), id }
     }
 }

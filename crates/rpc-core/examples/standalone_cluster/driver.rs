@@ -4,15 +4,16 @@ use std::collections::{HashMap, VecDeque};
 
 use anyhow::Context;
 use rpc_core::{
-    EndpointContext, EndpointRef, RpcAddress, RpcEndpointRef, RpcEnv, RpcError, ThreadSafeRpcEndpoint,
+    EndpointContext, EndpointRef, RpcAddress, RpcEndpointRef, RpcEnv, RpcError,
+    ThreadSafeRpcEndpoint,
 };
 use tokio::sync::mpsc;
 
 use crate::blocks::BlockFetcher;
 use crate::standalone::{
-    AppClientMessage, Block, CoarseGrainedSchedulerMessage, ExecutorMessage, LaunchTask, MasterMessage,
-    RegisterApplication, RegisterExecutor, RegisteredExecutor, RequestExecutors, ReviveOffers, StatusUpdate,
-    StopAppClient, UnregisterApplication,
+    AppClientMessage, Block, CoarseGrainedSchedulerMessage, ExecutorMessage, LaunchTask,
+    MasterMessage, RegisterApplication, RegisterExecutor, RegisteredExecutor, RequestExecutors,
+    ReviveOffers, StatusUpdate, StopAppClient, UnregisterApplication,
 };
 use crate::worker::find_master;
 
@@ -22,7 +23,8 @@ const TASKS: u32 = 20;
 
 /// Runs the application. `finished` is told how many results have come in.
 pub(crate) async fn run(masters: &[RpcAddress], finished: impl Fn(usize)) -> anyhow::Result<usize> {
-    // Executors connect to the scheduler, so its environment listens. The one that talks to the master need not.
+    // Executors connect to the scheduler, so its environment listens. The one that talks to the
+    // master need not.
     let listening = RpcEnv::builder("driver").bind("127.0.0.1:0").start().await?;
     let (results, mut blocks) = mpsc::unbounded_channel();
     let scheduler = listening.setup_endpoint("CoarseGrainedScheduler", Scheduler::new(results))?;
@@ -30,7 +32,8 @@ pub(crate) async fn run(masters: &[RpcAddress], finished: impl Fn(usize)) -> any
     let env = RpcEnv::builder("driver-client").client_mode().start().await?;
     let master = find_master(&env, masters).await?;
     let (removed, mut removal) = mpsc::unbounded_channel();
-    let client = AppClient { master, driver: EndpointRef::try_from(&scheduler)?, app_id: None, removed };
+    let client =
+        AppClient { master, driver: EndpointRef::try_from(&scheduler)?, app_id: None, removed };
     let client = env.setup_endpoint("AppClient", client)?;
     client.ask(RequestExecutors { app_id: String::new(), total: 4 }).await?;
 
@@ -117,7 +120,8 @@ impl ThreadSafeRpcEndpoint for Scheduler {
                 let address = context.sender_address().cloned();
                 println!("driver:   executor {executor_id} is ready");
                 let running = HashMap::new();
-                self.executors.insert(executor_id, ExecutorData { endpoint, address, cores, running });
+                self.executors
+                    .insert(executor_id, ExecutorData { endpoint, address, cores, running });
                 context.reply(RegisteredExecutor {})?;
                 revive(cx);
             }
@@ -127,7 +131,9 @@ impl ThreadSafeRpcEndpoint for Scheduler {
                 }
                 match update.result {
                     Some(block) => {
-                        self.results.send((update.task_id, block)).map_err(RpcError::application)?;
+                        self.results
+                            .send((update.task_id, block))
+                            .map_err(RpcError::application)?;
                     }
                     None => self.waiting.push_back(task(update.task_id)),
                 }
@@ -144,10 +150,14 @@ impl ThreadSafeRpcEndpoint for Scheduler {
         remote: RpcAddress,
         cx: &EndpointContext<CoarseGrainedSchedulerMessage>,
     ) -> Result<(), RpcError> {
-        let lost = self.executors.iter().find(|(_, executor)| executor.address.as_ref() == Some(&remote));
+        let lost =
+            self.executors.iter().find(|(_, executor)| executor.address.as_ref() == Some(&remote));
         let Some(executor_id) = lost.map(|(id, _)| *id) else { return Ok(()) };
         if let Some(executor) = self.executors.remove(&executor_id) {
-            println!("driver:   executor {executor_id} is lost with {} tasks", executor.running.len());
+            println!(
+                "driver:   executor {executor_id} is lost with {} tasks",
+                executor.running.len()
+            );
             self.waiting.extend(executor.running.into_values());
         }
         revive(cx);
@@ -167,7 +177,9 @@ struct AppClient {
 
 impl AppClient {
     fn app_id(&self) -> Result<String, RpcError> {
-        self.app_id.clone().ok_or_else(|| RpcError::application("the application is not registered"))
+        self.app_id
+            .clone()
+            .ok_or_else(|| RpcError::application("the application is not registered"))
     }
 }
 
@@ -204,7 +216,10 @@ impl ThreadSafeRpcEndpoint for AppClient {
                 context.reply(())
             }
             AppClientMessage::ExecutorAdded(added) => {
-                println!("driver:   executor {} is added on {}", added.executor_id, added.worker_id);
+                println!(
+                    "driver:   executor {} is added on {}",
+                    added.executor_id, added.worker_id
+                );
                 Ok(())
             }
             AppClientMessage::ExecutorUpdated(updated) => {

@@ -2,7 +2,9 @@
 
 use anyhow::Context;
 use prost::Message;
-use rpc_core::{EndpointContext, EndpointRef, RpcEndpointRef, RpcEnv, RpcError, ThreadSafeRpcEndpoint};
+use rpc_core::{
+    EndpointContext, EndpointRef, RpcEndpointRef, RpcEnv, RpcError, ThreadSafeRpcEndpoint,
+};
 
 use crate::blocks::BlockServer;
 use crate::standalone::{
@@ -13,15 +15,18 @@ use crate::standalone::{
 /// The executor of a process of its own.
 pub(crate) async fn run_launched(launch: &str) -> anyhow::Result<()> {
     let digits: Vec<char> = launch.chars().collect();
-    let bytes = digits.chunks(2).map(|pair| u8::from_str_radix(&pair.iter().collect::<String>(), 16));
-    let launch = LaunchExecutor::decode(&*bytes.collect::<Result<Vec<_>, _>>()?).context("--launch")?;
+    let bytes =
+        digits.chunks(2).map(|pair| u8::from_str_radix(&pair.iter().collect::<String>(), 16));
+    let launch =
+        LaunchExecutor::decode(&*bytes.collect::<Result<Vec<_>, _>>()?).context("--launch")?;
     start(launch).await?.await_termination().await;
     Ok(())
 }
 
 pub(crate) async fn start(launch: LaunchExecutor) -> anyhow::Result<RpcEnv> {
     // It need not listen: the driver sends over the connection that the registration makes.
-    let env = RpcEnv::builder(format!("executor-{}", launch.executor_id)).client_mode().start().await?;
+    let env =
+        RpcEnv::builder(format!("executor-{}", launch.executor_id)).client_mode().start().await?;
     let driver = env.resolve(&launch.driver.unwrap_or_default())?;
     let executor = Executor {
         id: launch.executor_id,
@@ -54,8 +59,9 @@ impl ThreadSafeRpcEndpoint for Executor {
     ) -> Result<(), RpcError> {
         let ExecutorMessage::LaunchTask(LaunchTask { task_id, from, to }) = message;
         // Work that keeps a processor busy is not for the threads that carry messages.
-        let found =
-            tokio::task::spawn_blocking(move || primes(from, to)).await.map_err(RpcError::application)?;
+        let found = tokio::task::spawn_blocking(move || primes(from, to))
+            .await
+            .map_err(RpcError::application)?;
         let bytes: Vec<u8> = found.into_iter().flat_map(u32::to_le_bytes).collect();
         let result = Some(self.blocks.put(format!("rdd_0_{task_id}"), bytes));
         self.driver.send(StatusUpdate { executor_id: self.id, task_id, result })?;

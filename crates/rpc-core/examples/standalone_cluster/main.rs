@@ -1,8 +1,9 @@
 //! A small cluster, as Spark's standalone one: `cargo run --example standalone_cluster`.
 //!
-//! Workers register with a master. A driver registers an application; the master has workers launch executors for it;
-//! these register with the driver's scheduler, get tasks, and serve the results as blocks through network-common,
-//! where the driver fetches them. One worker is lost on the way, and its tasks go to others.
+//! Workers register with a master. A driver registers an application; the master has workers launch
+//! executors for it; these register with the driver's scheduler, get tasks, and serve the results
+//! as blocks through network-common, where the driver fetches them. One worker is lost on the way,
+//! and its tasks go to others.
 //!
 //! All of it runs in this process, or each role in one of its own:
 //!
@@ -31,7 +32,8 @@ use crate::worker::Launcher;
 async fn main() -> anyhow::Result<()> {
     tracing_subscriber::fmt::init();
     let mut arguments = std::env::args().skip(1);
-    let (mut role, mut bind, mut masters, mut launch) = (None, "127.0.0.1:7077".to_owned(), Vec::new(), None);
+    let (mut role, mut bind, mut masters, mut launch) =
+        (None, "127.0.0.1:7077".to_owned(), Vec::new(), None);
     while let Some(flag) = arguments.next() {
         let value = arguments.next().with_context(|| format!("{flag} needs a value"))?;
         match &*flag {

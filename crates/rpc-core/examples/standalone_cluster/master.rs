@@ -3,13 +3,14 @@
 use std::collections::HashMap;
 
 use rpc_core::{
-    EndpointContext, EndpointRef, RpcAddress, RpcEndpointRef, RpcEnv, RpcError, ThreadSafeRpcEndpoint,
+    EndpointContext, EndpointRef, RpcAddress, RpcEndpointRef, RpcEnv, RpcError,
+    ThreadSafeRpcEndpoint,
 };
 
 use crate::standalone::{
     AppClientMessage, ApplicationRemoved, ExecutorAdded, ExecutorState, ExecutorStateChanged,
-    ExecutorUpdated, KillExecutor, LaunchExecutor, MasterMessage, RegisterApplication, RegisterWorker,
-    RegisteredApplication, RegisteredWorker, WorkerMessage, WorkerRemoved,
+    ExecutorUpdated, KillExecutor, LaunchExecutor, MasterMessage, RegisterApplication,
+    RegisterWorker, RegisteredApplication, RegisteredWorker, WorkerMessage, WorkerRemoved,
 };
 
 pub(crate) async fn start(bind: &str) -> Result<RpcEnv, RpcError> {
@@ -59,7 +60,8 @@ impl ThreadSafeRpcEndpoint for Master {
             }
             MasterMessage::RequestExecutors(request, context) => {
                 let application = self.applications.get_mut(&request.app_id);
-                let application = application.ok_or_else(|| RpcError::application("no such application"))?;
+                let application =
+                    application.ok_or_else(|| RpcError::application("no such application"))?;
                 println!("master:   {} wants {} executors", request.app_id, request.total);
                 application.wanted = request.total;
                 context.reply(())?;
@@ -76,8 +78,10 @@ impl ThreadSafeRpcEndpoint for Master {
         remote: RpcAddress,
         _cx: &EndpointContext<MasterMessage>,
     ) -> Result<(), RpcError> {
-        let lost =
-            self.workers.iter().find(|(_, worker)| worker.endpoint.address().address() == Some(&remote));
+        let lost = self
+            .workers
+            .iter()
+            .find(|(_, worker)| worker.endpoint.address().address() == Some(&remote));
         let Some(worker_id) = lost.map(|(id, _)| id.clone()) else { return Ok(()) };
         println!("master:   lost {worker_id}");
         self.workers.remove(&worker_id);
@@ -109,7 +113,8 @@ impl Master {
         let app_id = format!("app-{}", self.applications.len() + 1);
         println!("master:   {app_id} is {}", application.name);
         let registered = Application {
-            // The driver's client does not listen: what it is told goes over the connection it has made.
+            // The driver's client does not listen: what it is told goes over the connection it has
+            // made.
             client: cx.env().resolve(&application.app_client.unwrap_or_default())?,
             driver: application.driver.unwrap_or_default(),
             wanted: application.executors,
@@ -125,7 +130,8 @@ impl Master {
             while (application.executors.len() as u32) < application.wanted {
                 // The one with the most free cores, so that they are spread.
                 let worker = self.workers.iter_mut().max_by_key(|(_, worker)| worker.free_cores);
-                let Some((worker_id, worker)) = worker.filter(|(_, worker)| worker.free_cores > 0) else {
+                let Some((worker_id, worker)) = worker.filter(|(_, worker)| worker.free_cores > 0)
+                else {
                     break;
                 };
                 self.launched += 1;
@@ -138,7 +144,9 @@ impl Master {
                     cores: 1,
                     driver: Some(application.driver.clone()),
                 })?;
-                application.client.send(ExecutorAdded { executor_id, worker_id: worker_id.clone() })?;
+                application
+                    .client
+                    .send(ExecutorAdded { executor_id, worker_id: worker_id.clone() })?;
             }
         }
         Ok(())

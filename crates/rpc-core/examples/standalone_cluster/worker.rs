@@ -6,13 +6,14 @@ use std::process::{Child, Command};
 use anyhow::Context;
 use prost::Message;
 use rpc_core::{
-    EndpointContext, EndpointRef, RpcAddress, RpcEndpointRef, RpcEnv, RpcError, ThreadSafeRpcEndpoint,
+    EndpointContext, EndpointRef, RpcAddress, RpcEndpointRef, RpcEnv, RpcError,
+    ThreadSafeRpcEndpoint,
 };
 
 use crate::executor;
 use crate::standalone::{
-    ExecutorState, ExecutorStateChanged, KillExecutor, LaunchExecutor, MasterMessage, RegisterWorker,
-    WorkerMessage,
+    ExecutorState, ExecutorStateChanged, KillExecutor, LaunchExecutor, MasterMessage,
+    RegisterWorker, WorkerMessage,
 };
 
 const CORES: u32 = 2;
@@ -25,10 +26,15 @@ pub(crate) enum Launcher {
     Processes,
 }
 
-pub(crate) async fn start(id: &str, masters: &[RpcAddress], launcher: Launcher) -> anyhow::Result<RpcEnv> {
+pub(crate) async fn start(
+    id: &str,
+    masters: &[RpcAddress],
+    launcher: Launcher,
+) -> anyhow::Result<RpcEnv> {
     let env = RpcEnv::builder(id).bind("127.0.0.1:0").start().await?;
     let master = find_master(&env, masters).await?;
-    let worker = Worker { id: id.to_owned(), master: master.clone(), launcher, executors: HashMap::new() };
+    let worker =
+        Worker { id: id.to_owned(), master: master.clone(), launcher, executors: HashMap::new() };
     let worker = env.setup_endpoint("Worker", worker)?;
     // The master answers by sending to the ref that travels in this message.
     let registered = RegisterWorker {
@@ -84,7 +90,9 @@ impl ThreadSafeRpcEndpoint for Worker {
                 self.tell(app_id, executor_id, ExecutorState::Running)
             }
             WorkerMessage::KillExecutor(KillExecutor { app_id, executor_id }) => {
-                let Some(running) = self.executors.remove(&(app_id, executor_id)) else { return Ok(()) };
+                let Some(running) = self.executors.remove(&(app_id, executor_id)) else {
+                    return Ok(());
+                };
                 println!("{}: stops executor {executor_id}", self.id);
                 running.stop().await
             }
@@ -108,7 +116,8 @@ impl Worker {
                 // A message is as good a command line as any.
                 let launch: String =
                     launch.encode_to_vec().iter().map(|byte| format!("{byte:02x}")).collect();
-                let mut command = Command::new(std::env::current_exe().context("which program is this?")?);
+                let mut command =
+                    Command::new(std::env::current_exe().context("which program is this?")?);
                 Running::Process(command.args(["--role", "executor", "--launch", &launch]).spawn()?)
             }
         })

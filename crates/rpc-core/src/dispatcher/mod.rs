@@ -128,11 +128,13 @@ impl Dispatcher {
         one_at_a_time: bool,
     ) -> Result<Option<Threads>, RpcError> {
         let Some(count) = count else { return Ok(None) };
-        let refuse = |why| RpcError::new(ErrorKind::Config, format!("{address}: isolated({count}): {why}"));
+        let refuse =
+            |why| RpcError::new(ErrorKind::Config, format!("{address}: isolated({count}): {why}"));
         match count {
             0 => Err(refuse("an isolated endpoint needs a thread".to_owned())),
             2.. if one_at_a_time => Err(refuse(
-                "a ThreadSafeRpcEndpoint handles one message at a time, so it takes 1 thread".to_owned(),
+                "a ThreadSafeRpcEndpoint handles one message at a time, so it takes 1 thread"
+                    .to_owned(),
             )),
             _ => Threads::start(&format!("dispatcher-{}", address.name()), count, &self.runtime)
                 .map(Some)
@@ -140,7 +142,8 @@ impl Dispatcher {
         }
     }
 
-    /// Frees the name at once; the endpoint handles what is queued and then stops. Nothing if there is none.
+    /// Frees the name at once; the endpoint handles what is queued and then stops. Nothing if there
+    /// is none.
     pub(crate) fn unregister(&self, name: &str) {
         let removed = {
             let mut state = self.state.write();
@@ -178,7 +181,8 @@ impl Dispatcher {
 
     /// The inbox of the endpoint `name`, for messages from the network.
     pub(crate) fn target(&self, name: &str) -> Result<Arc<dyn RouteTarget>, RpcError> {
-        let not_found = || RpcError::new(ErrorKind::EndpointNotFound, format!("Could not find {name:.200}."));
+        let not_found =
+            || RpcError::new(ErrorKind::EndpointNotFound, format!("Could not find {name:.200}."));
         Ok(self.get(name)?.ok_or_else(not_found)?)
     }
 
@@ -208,14 +212,16 @@ impl Dispatcher {
     }
 }
 
-/// Only endpoints that do not hold their environment can be left: the verifier, whose loop would wait for ever.
+/// Only endpoints that do not hold their environment can be left: the verifier, whose loop would
+/// wait for ever.
 impl Drop for Dispatcher {
     fn drop(&mut self) {
         self.begin_stop();
     }
 }
 
-/// Keeps an isolated endpoint to the runtime: dropped with it, it fails what waits in the inbox and ends the loop.
+/// Keeps an isolated endpoint to the runtime: dropped with it, it fails what waits in the inbox and
+/// ends the loop.
 struct AbandonOnDrop<M>(Arc<Inbox<M>>);
 
 impl<M> AbandonOnDrop<M> {
@@ -232,7 +238,8 @@ impl<M> Drop for AbandonOnDrop<M> {
 }
 
 pub(crate) fn endpoint_not_found(address: &RpcEndpointAddress) -> RpcError {
-    RpcError::new(ErrorKind::EndpointNotFound, format!("Cannot find endpoint: {address}")).with_peer(address)
+    RpcError::new(ErrorKind::EndpointNotFound, format!("Cannot find endpoint: {address}"))
+        .with_peer(address)
 }
 
 #[cfg(test)]
@@ -253,7 +260,11 @@ mod tests {
 
     impl ThreadSafeRpcEndpoint for Watch {
         type Message = Nothing;
-        async fn receive(&mut self, _: Nothing, _: &EndpointContext<Nothing>) -> Result<(), RpcError> {
+        async fn receive(
+            &mut self,
+            _: Nothing,
+            _: &EndpointContext<Nothing>,
+        ) -> Result<(), RpcError> {
             Ok(())
         }
         async fn on_connected(

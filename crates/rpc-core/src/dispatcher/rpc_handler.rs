@@ -5,7 +5,9 @@ use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use network_common::{RpcHandler, RpcResponseCallback, StreamManager, TransportClient, TransportError};
+use network_common::{
+    RpcHandler, RpcResponseCallback, StreamManager, TransportClient, TransportError,
+};
 use prost::Message;
 use tokio::time::Instant;
 
@@ -51,7 +53,8 @@ impl EnvRpcHandler {
 
     fn on_one_way(&self, client: &TransportClient, frame: &Bytes) -> Result<(), RpcError> {
         let connection = &self.connection(client)?;
-        let header = MessageHeader::decode(frame).map_err(|error| malformed_error(connection, &error))?;
+        let header =
+            MessageHeader::decode(frame).map_err(|error| malformed_error(connection, &error))?;
         if header.route == 0 {
             return self.on_notice(connection, header.body);
         }
@@ -71,7 +74,8 @@ impl EnvRpcHandler {
     }
 
     fn on_notice(&self, connection: &Arc<PeerConnection>, body: &[u8]) -> Result<(), RpcError> {
-        let notice = proto::Notice::decode(body).map_err(|error| malformed_error(connection, &error))?;
+        let notice =
+            proto::Notice::decode(body).map_err(|error| malformed_error(connection, &error))?;
         match notice.notice {
             Some(Notice::Hello(hello)) => {
                 if let Some(address) = self.connections.on_hello(connection, &hello)? {

@@ -26,9 +26,13 @@ impl Dispatcher {
         Stopping { before: before.collect(), entries }
     }
 
-    /// Waits until the last `on_stop` has run, or until `limit` has passed: then what is left is abandoned, and its
-    /// askers fail. Tells what became of each endpoint, by name.
-    pub(crate) async fn finish_stop(&self, stopping: Stopping, limit: Duration) -> Vec<EndpointReport> {
+    /// Waits until the last `on_stop` has run, or until `limit` has passed: then what is left is
+    /// abandoned, and its askers fail. Tells what became of each endpoint, by name.
+    pub(crate) async fn finish_stop(
+        &self,
+        stopping: Stopping,
+        limit: Duration,
+    ) -> Vec<EndpointReport> {
         let Stopping { entries, before } = stopping;
         self.loops.close();
         if tokio::time::timeout(limit, self.loops.wait()).await.is_err() {
@@ -40,7 +44,9 @@ impl Dispatcher {
         let mut reports: Vec<_> = entries
             .iter()
             .zip(before)
-            .map(|(entry, before)| report(entry.inbox.snapshot().name, &before, &entry.inbox.ending()))
+            .map(|(entry, before)| {
+                report(entry.inbox.snapshot().name, &before, &entry.inbox.ending())
+            })
             .filter(|report| report.name != ENDPOINT_VERIFIER)
             .collect();
         reports.sort_by(|one, other| one.name.cmp(&other.name));

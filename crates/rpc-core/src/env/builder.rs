@@ -30,7 +30,8 @@ use crate::trace::{TraceContext, Tracer};
 use crate::verifier::EndpointVerifier;
 use crate::wire::ENDPOINT_VERIFIER;
 
-/// Makes an [`RpcEnv`]. Either [`bind`](Self::bind) or [`client_mode`](Self::client_mode) must be chosen.
+/// Makes an [`RpcEnv`]. Either [`bind`](Self::bind) or [`client_mode`](Self::client_mode) must be
+/// chosen.
 #[derive(Clone, Debug)]
 #[must_use = "nothing happens before `start`"]
 pub struct RpcEnvBuilder {
@@ -65,22 +66,24 @@ impl RpcEnvBuilder {
         }
     }
 
-    /// Listen at `address`, host:port. Port 0 takes a free one; others are from 1024 on. If the port is in use the next one
-    /// is tried, `spark.port.maxRetries` times in all (`rpc 1`). [`RpcEnv::address`] tells which it is.
+    /// Listen at `address`, host:port. Port 0 takes a free one; others are from 1024 on. If the
+    /// port is in use the next one is tried, `spark.port.maxRetries` times in all (`rpc 1`).
+    /// [`RpcEnv::address`] tells which it is.
     pub fn bind(mut self, address: impl Into<String>) -> Self {
         self.mode = Mode::Server { bind: address.into() };
         self
     }
 
-    /// Tell others to reach this environment at `host`, with the port that is listened at. By default that is the
-    /// host of [`bind`](Self::bind); a wildcard like 0.0.0.0 is no address to be reached at, so it needs this. A host only,
-    /// without a port (`rpc 1`).
+    /// Tell others to reach this environment at `host`, with the port that is listened at. By
+    /// default that is the host of [`bind`](Self::bind); a wildcard like 0.0.0.0 is no address to
+    /// be reached at, so it needs this. A host only, without a port (`rpc 1`).
     pub fn advertise(mut self, host: impl Into<String>) -> Self {
         self.advertised = Some(host.into());
         self
     }
 
-    /// Do not listen. Endpoints of other environments can be reached, and answer over the connections made to them.
+    /// Do not listen. Endpoints of other environments can be reached, and answer over the
+    /// connections made to them.
     pub fn client_mode(mut self) -> Self {
         self.mode = Mode::Client;
         self
@@ -98,19 +101,21 @@ impl RpcEnvBuilder {
         self
     }
 
-    /// Meet other environments on `network` instead of the system's: for tests, also in tokio's paused time. The host to
-    /// bind is any IP address.
+    /// Meet other environments on `network` instead of the system's: for tests, also in tokio's
+    /// paused time. The host to bind is any IP address.
     pub fn on_network(mut self, network: &MemoryNetwork) -> Self {
         self.network = Some(network.clone());
         self
     }
 
-    /// Authenticate every connection, in both directions, before anything else of it is read: connect as the application
-    /// `app_id`, and believe who knows the secret that `secrets` has for the application it names (`auth 0`). How, and whether
-    /// with encryption, is for the settings to say; `spark.authenticate` need not be among them.
+    /// Authenticate every connection, in both directions, before anything else of it is read:
+    /// connect as the application `app_id`, and believe who knows the secret that `secrets` has for
+    /// the application it names (`auth 0`). How, and whether with encryption, is for the settings
+    /// to say; `spark.authenticate` need not be among them.
     ///
-    /// Not needed where one secret serves for all: then `spark.authenticate` and `spark.authenticate.secret` do, as in Spark.
-    /// A secret that changes in `secrets` counts for connections made later.
+    /// Not needed where one secret serves for all: then `spark.authenticate` and
+    /// `spark.authenticate.secret` do, as in Spark. A secret that changes in `secrets` counts for
+    /// connections made later.
     #[cfg(feature = "auth")]
     pub fn auth(mut self, app_id: impl Into<String>, secrets: Arc<dyn SecretKeyHolder>) -> Self {
         self.identity = Some(Identity::new(app_id.into(), secrets));
@@ -121,8 +126,9 @@ impl RpcEnvBuilder {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Config`] for options and settings that cannot work, also for security that is asked for and cannot be had, [`ErrorKind::Address`] if the address to
-    /// bind is not host:port, [`ErrorKind::Bind`] if it cannot be listened at, or is in use as are those that were tried
+    /// [`ErrorKind::Config`] for options and settings that cannot work, also for security that is
+    /// asked for and cannot be had, [`ErrorKind::Address`] if the address to bind is not host:port,
+    /// [`ErrorKind::Bind`] if it cannot be listened at, or is in use as are those that were tried
     /// in its place.
     ///
     /// # Cancel safety
@@ -133,8 +139,10 @@ impl RpcEnvBuilder {
             Mode::Client => None,
             Mode::Server { bind } => Some(bind.parse::<RpcAddress>()?),
             Mode::Undecided => {
-                let text =
-                    format!("the environment {} needs an address to bind, or client_mode()", self.name);
+                let text = format!(
+                    "the environment {} needs an address to bind, or client_mode()",
+                    self.name
+                );
                 return Err(RpcError::new(ErrorKind::Config, text));
             }
         };
@@ -165,8 +173,11 @@ impl RpcEnvBuilder {
             }),
         }));
         let files = Arc::<Registry>::default();
-        let handler =
-            EnvRpcHandler::new(Arc::clone(&dispatcher), Arc::clone(&connections), Arc::clone(&files));
+        let handler = EnvRpcHandler::new(
+            Arc::clone(&dispatcher),
+            Arc::clone(&connections),
+            Arc::clone(&files),
+        );
         let mut context = TransportContext::new(transport_conf, handler);
         if let Some(network) = &self.network {
             context = context.on_network(network);
@@ -177,7 +188,8 @@ impl RpcEnvBuilder {
         let downloads = Downloads::new(&self.conf, self.network.as_ref(), &context)?;
         let max_retries = self.conf.port_max_retries()?;
         let queue_limits = self.conf.outbox_limits()?;
-        let peers = PeerPool::new(context.create_client_factory(), Arc::clone(&connections), queue_limits);
+        let peers =
+            PeerPool::new(context.create_client_factory(), Arc::clone(&connections), queue_limits);
 
         let mut inner = Inner {
             name: self.name,
@@ -220,10 +232,12 @@ impl RpcEnvBuilder {
 
     fn advertised_host(&self, bind: &RpcAddress) -> Result<String, RpcError> {
         match &self.advertised {
-            Some(host) => match RpcAddress::new(host, FIRST_PORT).to_string().parse::<RpcAddress>() {
+            Some(host) => match RpcAddress::new(host, FIRST_PORT).to_string().parse::<RpcAddress>()
+            {
                 Ok(address) => Ok(address.host().to_owned()),
                 Err(error) => {
-                    let text = format!("the environment {} cannot advertise `{host}`: {error}", self.name);
+                    let text =
+                        format!("the environment {} cannot advertise `{host}`: {error}", self.name);
                     Err(RpcError::new(ErrorKind::Config, text).with_source(error))
                 }
             },

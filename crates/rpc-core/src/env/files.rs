@@ -15,11 +15,12 @@ impl RpcEnv {
         RpcEnvFileServer::new(Arc::clone(&inner.files), inner.name.clone(), inner.address.clone())
     }
 
-    /// Downloads what a [file server](Self::file_server) offers at `uri`, `spark://host:port/path`; ready as soon as the other
-    /// side begins to send it.
+    /// Downloads what a [file server](Self::file_server) offers at `uri`, `spark://host:port/path`;
+    /// ready as soon as the other side begins to send it.
     ///
-    /// Goes over a connection that no messages and no other download use, with the settings `spark.files.io.*` (those that are
-    /// not set: `spark.rpc.io.*`). Must be called in a tokio runtime.
+    /// Goes over a connection that no messages and no other download use, with the settings
+    /// `spark.files.io.*` (those that are not set: `spark.rpc.io.*`). Must be called in a tokio
+    /// runtime.
     ///
     /// ```no_run
     /// # async fn example(env: rpc_core::RpcEnv, output: &mut (impl tokio::io::AsyncWrite + Unpin)) -> Result<(), Box<dyn std::error::Error>> {
@@ -32,8 +33,8 @@ impl RpcEnv {
     ///
     /// # Errors
     ///
-    /// All name the URI. [`ErrorKind::Address`](crate::ErrorKind::Address) if it is not of that form;
-    /// [`ErrorKind::NotServed`](crate::ErrorKind::NotServed) if there is no such file there;
+    /// All name the URI. [`ErrorKind::Address`](crate::ErrorKind::Address) if it is not of that
+    /// form; [`ErrorKind::NotServed`](crate::ErrorKind::NotServed) if there is no such file there;
     /// [`ErrorKind::Network`](crate::ErrorKind::Network) if the other side cannot be reached;
     /// [`ErrorKind::Stopped`](crate::ErrorKind::Stopped) if this environment has shut down.
     ///

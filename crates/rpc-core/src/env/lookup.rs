@@ -16,15 +16,18 @@ use crate::wire::ENDPOINT_VERIFIER;
 use crate::wire::proto::{CheckExistence, EndpointVerifierMessage};
 
 impl RpcEnv {
-    /// Looks up the endpoint `name` of the environment at `address` and checks that it receives `M`.
+    /// Looks up the endpoint `name` of the environment at `address` and checks that it receives
+    /// `M`.
     ///
-    /// Asks the endpoint verifier there and waits as long as `spark.rpc.lookupTimeout` says (`rpc 6`). The ref of an endpoint
-    /// of this environment itself is a local one: its messages are not encoded.
+    /// Asks the endpoint verifier there and waits as long as `spark.rpc.lookupTimeout` says (`rpc
+    /// 6`). The ref of an endpoint of this environment itself is a local one: its messages are not
+    /// encoded.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::EndpointNotFound`]; [`ErrorKind::ServiceMismatch`] if the endpoint serves other services than
-    /// those of `M`; [`ErrorKind::LocalOnly`] if `M` has none; [`ErrorKind::Timeout`] and [`ErrorKind::Network`].
+    /// [`ErrorKind::EndpointNotFound`]; [`ErrorKind::ServiceMismatch`] if the endpoint serves other
+    /// services than those of `M`; [`ErrorKind::LocalOnly`] if `M` has none; [`ErrorKind::Timeout`]
+    /// and [`ErrorKind::Network`].
     ///
     /// # Cancel safety
     ///
@@ -37,11 +40,13 @@ impl RpcEnv {
         self.inner.look_up(address, name).await.map_err(RpcError::received)
     }
 
-    /// [`setup_endpoint_ref`](Self::setup_endpoint_ref) of the endpoint at `uri`, which is `spark://name@host:port`.
+    /// [`setup_endpoint_ref`](Self::setup_endpoint_ref) of the endpoint at `uri`, which is
+    /// `spark://name@host:port`.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Address`] if `uri` is not of that form, and those of [`setup_endpoint_ref`](Self::setup_endpoint_ref).
+    /// [`ErrorKind::Address`] if `uri` is not of that form, and those of
+    /// [`setup_endpoint_ref`](Self::setup_endpoint_ref).
     ///
     /// # Cancel safety
     ///
@@ -56,32 +61,41 @@ impl RpcEnv {
         self.setup_endpoint_ref(address, endpoint.name()).await
     }
 
-    /// The typed ref of an endpoint that a message told of, without asking anybody whether it is there (`rpc 6.3`).
+    /// The typed ref of an endpoint that a message told of, without asking anybody whether it is
+    /// there (`rpc 6.3`).
     ///
-    /// The ref of an endpoint of this environment itself is a local one. That of an endpoint whose environment does not
-    /// listen goes over the connection which that environment has made to this one; when it ends, what waits for an
-    /// answer fails, and so does everything later ([`ErrorKind::Network`]).
+    /// The ref of an endpoint of this environment itself is a local one. That of an endpoint whose
+    /// environment does not listen goes over the connection which that environment has made to this
+    /// one; when it ends, what waits for an answer fails, and so does everything later
+    /// ([`ErrorKind::Network`]).
     ///
-    /// The ref stands for the endpoint of one run of its environment. When another run listens at the address, that
-    /// refuses what is sent ([`ErrorKind::Stopped`]): it knows nothing of what was agreed with its predecessor. To reach
-    /// whichever run is there, [look the endpoint up](Self::setup_endpoint_ref); the ref of somebody who had looked it
-    /// up says nothing about the run either.
+    /// The ref stands for the endpoint of one run of its environment. When another run listens at
+    /// the address, that refuses what is sent ([`ErrorKind::Stopped`]): it knows nothing of what
+    /// was agreed with its predecessor. To reach whichever run is there, [look the endpoint
+    /// up](Self::setup_endpoint_ref); the ref of somebody who had looked it up says nothing about
+    /// the run either.
     ///
     /// # Errors
     ///
     /// [`ErrorKind::Address`] if the message names no endpoint, or its address is none;
-    /// [`ErrorKind::ServiceMismatch`] if the endpoint serves other services than those of `M`, or receives in this very
-    /// environment a message of which `M` is a part: then resolve it as what it receives and
-    /// [narrow](RpcEndpointRef::narrow) that; [`ErrorKind::LocalOnly`] if `M` has no services;
-    /// [`ErrorKind::EndpointNotFound`] if it is to be in this environment and is not; [`ErrorKind::Stopped`] if it was in
-    /// an earlier run of this environment; [`ErrorKind::Network`] if its environment does not listen and is not connected
-    /// to this one.
-    pub fn resolve<M: RpcMessage>(&self, endpoint: &EndpointRef) -> Result<RpcEndpointRef<M>, RpcError> {
+    /// [`ErrorKind::ServiceMismatch`] if the endpoint serves other services than those of `M`, or
+    /// receives in this very environment a message of which `M` is a part: then resolve it as what
+    /// it receives and [narrow](RpcEndpointRef::narrow) that; [`ErrorKind::LocalOnly`] if `M` has
+    /// no services; [`ErrorKind::EndpointNotFound`] if it is to be in this environment and is not;
+    /// [`ErrorKind::Stopped`] if it was in an earlier run of this environment;
+    /// [`ErrorKind::Network`] if its environment does not listen and is not connected to this one.
+    pub fn resolve<M: RpcMessage>(
+        &self,
+        endpoint: &EndpointRef,
+    ) -> Result<RpcEndpointRef<M>, RpcError> {
         self.inner.resolve(endpoint).map_err(RpcError::received)
     }
 }
 
-fn check_services<M: RpcMessage>(endpoint: &RpcEndpointAddress, served: &[String]) -> Result<(), RpcError> {
+fn check_services<M: RpcMessage>(
+    endpoint: &RpcEndpointAddress,
+    served: &[String],
+) -> Result<(), RpcError> {
     if M::SERVICES.iter().all(|service| served.iter().any(|other| other == service)) {
         return Ok(());
     }
@@ -113,7 +127,10 @@ impl Inner {
         Ok(self.remote_ref(endpoint, &address, 0))
     }
 
-    fn resolve<M: RpcMessage>(&self, endpoint: &EndpointRef) -> Result<RpcEndpointRef<M>, RpcError> {
+    fn resolve<M: RpcMessage>(
+        &self,
+        endpoint: &EndpointRef,
+    ) -> Result<RpcEndpointRef<M>, RpcError> {
         let address = match endpoint.address() {
             "" => None,
             address => Some(address.parse::<RpcAddress>()?),
@@ -136,7 +153,10 @@ impl Inner {
         }
     }
 
-    fn local_ref<M: RpcMessage>(&self, endpoint: RpcEndpointAddress) -> Result<RpcEndpointRef<M>, RpcError> {
+    fn local_ref<M: RpcMessage>(
+        &self,
+        endpoint: RpcEndpointAddress,
+    ) -> Result<RpcEndpointRef<M>, RpcError> {
         Ok(self.dispatcher.inbox::<M>(&endpoint)?.make_ref())
     }
 
@@ -159,7 +179,9 @@ impl Inner {
         incarnation: u64,
     ) -> Result<RpcEndpointRef<M>, RpcError> {
         if incarnation == 0 {
-            let text = format!("{endpoint} says neither where its environment listens nor which one it is");
+            let text = format!(
+                "{endpoint} says neither where its environment listens nor which one it is"
+            );
             return Err(RpcError::new(ErrorKind::Address, text).with_peer(&endpoint));
         }
         let connection = self.connections.of_incarnation(incarnation);

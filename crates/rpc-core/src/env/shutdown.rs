@@ -12,21 +12,24 @@ use crate::dispatcher::Stopping;
 use crate::metrics::ShutdownReport;
 use crate::running::EnvId;
 
-/// How long a shutdown waits, after the endpoints have stopped, for messages that wait for a connection or for credit,
-/// then for answers that are still being written, and then for the connections that it made to end.
+/// How long a shutdown waits, after the endpoints have stopped, for messages that wait for a
+/// connection or for credit, then for answers that are still being written, and then for the
+/// connections that it made to end.
 const SEND_OUT: Duration = Duration::from_secs(5);
 
 impl RpcEnv {
     /// Stops all endpoints, waits until every `on_stop` has run, and closes all connections.
     ///
-    /// New messages are refused at once (`rpc 4`, `rpc 6`); those that were accepted are handled, then each endpoint's `on_stop` runs.
-    /// What `spark.rpc.shutdownTimeout` does not suffice for is abandoned: its askers fail. Then what is still to be sent
-    /// goes out, with answers and with the connections' own queues up to 5 seconds each; when the future is ready the process
-    /// may end. The report tells which endpoint finished, refused and abandoned how much.
+    /// New messages are refused at once (`rpc 4`, `rpc 6`); those that were accepted are handled,
+    /// then each endpoint's `on_stop` runs. What `spark.rpc.shutdownTimeout` does not suffice for
+    /// is abandoned: its askers fail. Then what is still to be sent goes out, with answers and with
+    /// the connections' own queues up to 5 seconds each; when the future is ready the process may
+    /// end. The report tells which endpoint finished, refused and abandoned how much.
     ///
-    /// Begins when called, not when polled; the future waits for the end. May be called many times, then all wait
-    /// for the same end. An endpoint that shuts its own environment down gets a report at once that says that the
-    /// shutdown is [not complete](ShutdownReport::complete): else it would wait for itself.
+    /// Begins when called, not when polled; the future waits for the end. May be called many times,
+    /// then all wait for the same end. An endpoint that shuts its own environment down gets a
+    /// report at once that says that the shutdown is [not complete](ShutdownReport::complete): else
+    /// it would wait for itself.
     ///
     /// # Cancel safety
     ///
@@ -34,14 +37,15 @@ impl RpcEnv {
     pub fn shutdown(&self) -> impl Future<Output = ShutdownReport> + Send + 'static + use<> {
         if !self.inner.stopping.swap(true, Ordering::AcqRel) {
             let stopping = self.inner.dispatcher.begin_stop();
-            let ending = Ending { inner: Arc::clone(&self.inner), report: ShutdownReport::default() };
+            let ending =
+                Ending { inner: Arc::clone(&self.inner), report: ShutdownReport::default() };
             self.inner.runtime.spawn(ending.run(stopping));
         }
         self.terminated()
     }
 
-    /// Waits until [`shutdown`](Self::shutdown), called by whomever, has come to its end. Inside an endpoint of this
-    /// environment it does not wait.
+    /// Waits until [`shutdown`](Self::shutdown), called by whomever, has come to its end. Inside an
+    /// endpoint of this environment it does not wait.
     ///
     /// # Cancel safety
     ///
@@ -64,7 +68,8 @@ impl RpcEnv {
     }
 }
 
-/// A shutdown under way. It ends also when the runtime dies with it, and everything it would have stopped.
+/// A shutdown under way. It ends also when the runtime dies with it, and everything it would have
+/// stopped.
 struct Ending {
     inner: Arc<Inner>,
     report: ShutdownReport,
@@ -73,14 +78,17 @@ struct Ending {
 impl Ending {
     async fn run(mut self, stopping: Stopping) {
         let (inner, begun) = (&self.inner, Instant::now());
-        // First, so that what an on_stop sends still goes out, and the connections' end is told to nobody.
-        self.report.endpoints = inner.dispatcher.finish_stop(stopping, inner.shutdown_timeout).await;
+        // First, so that what an on_stop sends still goes out, and the connections' end is told to
+        // nobody.
+        self.report.endpoints =
+            inner.dispatcher.finish_stop(stopping, inner.shutdown_timeout).await;
         self.report.unsent = inner.peers.stop(SEND_OUT).await;
         let server = inner.server.lock().take();
         if let Some(server) = server {
             server.close(SEND_OUT).await;
         }
-        // Those that this environment made: they are closing, and what the runtime's end found unwritten would be lost.
+        // Those that this environment made: they are closing, and what the runtime's end found
+        // unwritten would be lost.
         let _ = tokio::time::timeout(SEND_OUT, inner.connections.closed()).await;
         inner.downloads.close();
         self.report.took = begun.elapsed();

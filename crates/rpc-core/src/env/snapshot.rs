@@ -6,8 +6,8 @@ use super::RpcEnv;
 use crate::metrics::EnvSnapshot;
 
 impl RpcEnv {
-    /// The state of this environment now: queues, counts, times. Cheap enough for every few seconds; it takes each
-    /// endpoint's lock for a moment.
+    /// The state of this environment now: queues, counts, times. Cheap enough for every few
+    /// seconds; it takes each endpoint's lock for a moment.
     ///
     /// Of endpoints only those that are registered are in it.
     #[must_use]

@@ -35,21 +35,25 @@ const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'@');
 const PATH: &AsciiSet = &SEGMENT.remove(b'/');
 
-/// Offers files, jars and directories to whoever can reach the environment, for [`RpcEnv::open_channel`] there and for
-/// Spark's own (`rpc 10`). From [`RpcEnv::file_server`]; cheap to clone.
+/// Offers files, jars and directories to whoever can reach the environment, for
+/// [`RpcEnv::open_channel`] there and for Spark's own (`rpc 10`). From [`RpcEnv::file_server`];
+/// cheap to clone.
 ///
-/// Each `add` returns the URI to download from: `spark://host:port/files/name`, `.../jars/name`, or of a directory the
-/// prefix of its files' URIs. Contents are read when they are asked for, so a file that changes is served as it is then;
-/// one that becomes shorter while it is sent breaks its download off with an error.
+/// Each `add` returns the URI to download from: `spark://host:port/files/name`, `.../jars/name`, or
+/// of a directory the prefix of its files' URIs. Contents are read when they are asked for, so a
+/// file that changes is served as it is then; one that becomes shorter while it is sent breaks its
+/// download off with an error.
 ///
-/// Of a directory everything below it is served and nothing else, whatever a peer asks for: `..`, absolute paths and
-/// symbolic links that lead out of it find nothing, nor do symbolic links to absolute paths.
+/// Of a directory everything below it is served and nothing else, whatever a peer asks for: `..`,
+/// absolute paths and symbolic links that lead out of it find nothing, nor do symbolic links to
+/// absolute paths.
 ///
 /// In an environment that does not listen, each `add` is an error of kind [`ErrorKind::Config`].
 ///
 /// # Cancel safety
 ///
-/// Paths are looked at on blocking threads. When a future is dropped before it is ready, nothing has been added.
+/// Paths are looked at on blocking threads. When a future is dropped before it is ready, nothing
+/// has been added.
 ///
 /// [`RpcEnv::open_channel`]: crate::RpcEnv::open_channel
 /// [`RpcEnv::file_server`]: crate::RpcEnv::file_server
@@ -69,8 +73,8 @@ impl RpcEnvFileServer {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Config`] if it is not there or no regular file, if its name is not Unicode, or if another file of that
-    /// name is offered already.
+    /// [`ErrorKind::Config`] if it is not there or no regular file, if its name is not Unicode, or
+    /// if another file of that name is offered already.
     pub async fn add_file(&self, path: impl Into<PathBuf>) -> Result<String, RpcError> {
         self.add(Kind::File, path.into()).await
     }
@@ -86,14 +90,19 @@ impl RpcEnvFileServer {
 
     /// Offers everything below a directory, under `uri`: the path of a URI such as `/classes`.
     ///
-    /// `uri` may have several segments (a directory at `/a/b` gives `/a/b/c`); the longest that is offered counts. Spark
-    /// takes such a `uri` too, but never finds what is below it.
+    /// `uri` may have several segments (a directory at `/a/b` gives `/a/b/c`); the longest that is
+    /// offered counts. Spark takes such a `uri` too, but never finds what is below it.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Config`] if the directory is not there, if `uri` has no segments, begins with those of files or jars, or
-    /// is taken. Dot segments and double slashes in it are resolved first.
-    pub async fn add_directory(&self, uri: &str, path: impl Into<PathBuf>) -> Result<String, RpcError> {
+    /// [`ErrorKind::Config`] if the directory is not there, if `uri` has no segments, begins with
+    /// those of files or jars, or is taken. Dot segments and double slashes in it are resolved
+    /// first.
+    pub async fn add_directory(
+        &self,
+        uri: &str,
+        path: impl Into<PathBuf>,
+    ) -> Result<String, RpcError> {
         let (prefix, offered, path) = self.directory(uri, path.into()).await?;
         if self.registry.add_directory(prefix.clone(), path) {
             Ok(offered)
@@ -117,8 +126,8 @@ impl RpcEnvFileServer {
         Ok(offered)
     }
 
-    /// Offers the file no longer; `name` is the last part of its path. Downloads under way go on. Returns whether it was
-    /// offered.
+    /// Offers the file no longer; `name` is the last part of its path. Downloads under way go on.
+    /// Returns whether it was offered.
     pub fn remove_file(&self, name: &str) -> bool {
         self.registry.remove(Kind::File, name)
     }
@@ -149,7 +158,11 @@ impl RpcEnvFileServer {
     }
 
     /// The prefix to register, the URI to tell and the real path.
-    async fn directory(&self, uri: &str, path: PathBuf) -> Result<(String, String, PathBuf), RpcError> {
+    async fn directory(
+        &self,
+        uri: &str,
+        path: PathBuf,
+    ) -> Result<(String, String, PathBuf), RpcError> {
         let prefix = directory_prefix(uri)?;
         let offered = self.uri(&prefix)?;
         let path = canonical(path, Path::is_dir, "no directory").await?;
@@ -158,8 +171,10 @@ impl RpcEnvFileServer {
 
     fn uri(&self, path: &str) -> Result<String, RpcError> {
         let Some(address) = &self.address else {
-            let text =
-                format!("the environment {} does not listen, so nobody could download files", self.env);
+            let text = format!(
+                "the environment {} does not listen, so nobody could download files",
+                self.env
+            );
             return Err(RpcError::new(ErrorKind::Config, text));
         };
         Ok(format!("{}/{}", address.to_spark_url(), utf8_percent_encode(path, PATH)))
@@ -184,9 +199,14 @@ async fn canonical(
     let shown = path.display().to_string();
     let look = move || {
         let real = path.canonicalize()?;
-        if accept(&real) { Ok(real) } else { Err(io::Error::new(io::ErrorKind::InvalidInput, otherwise)) }
+        if accept(&real) {
+            Ok(real)
+        } else {
+            Err(io::Error::new(io::ErrorKind::InvalidInput, otherwise))
+        }
     };
-    let looked = tokio::task::spawn_blocking(look).await.map_err(io::Error::other).and_then(|real| real);
+    let looked =
+        tokio::task::spawn_blocking(look).await.map_err(io::Error::other).and_then(|real| real);
     looked.map_err(|error| {
         RpcError::new(ErrorKind::Config, format!("cannot offer {shown} for download: {error}"))
             .with_source(error)

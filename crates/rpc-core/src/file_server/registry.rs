@@ -159,7 +159,9 @@ impl StreamManager for Registry {
                     tracing::debug!(peer = %client.peer_addr(), stream_id, %error, "nothing to serve");
                     Ok(None)
                 }
-                Err(error) => Err(format!("Stream '{stream_id:.200}' cannot be opened: {error}").into()),
+                Err(error) => {
+                    Err(format!("Stream '{stream_id:.200}' cannot be opened: {error}").into())
+                }
             }
         })
     }

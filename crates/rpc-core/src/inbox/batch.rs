@@ -74,7 +74,8 @@ impl<'a, M> Batch<'a, M> {
         }
     }
 
-    /// Gives back what is handled: at the latest when the loop is about to wait for something, and not `goes_on`.
+    /// Gives back what is handled: at the latest when the loop is about to wait for something, and
+    /// not `goes_on`.
     fn give_back(&mut self, goes_on: bool) {
         let room = self.handled.give_back(&mut self.inbox.state.lock(), self.inbox, goes_on);
         self.notify_released(room);
@@ -153,7 +154,12 @@ struct Handled {
 
 impl Handled {
     /// Counts what was handled in the inbox. Returns who is to be notified of capacity.
-    fn give_back<M>(&mut self, state: &mut State<M>, inbox: &Inbox<M>, goes_on: bool) -> Option<Arc<Notify>> {
+    fn give_back<M>(
+        &mut self,
+        state: &mut State<M>,
+        inbox: &Inbox<M>,
+        goes_on: bool,
+    ) -> Option<Arc<Notify>> {
         if self.messages > 0 {
             self.messages = 0;
             let Counts { handled, failed, expired, .. } = std::mem::take(&mut self.counts);

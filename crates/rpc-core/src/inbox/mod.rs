@@ -33,7 +33,8 @@ use crate::sync::Mutex;
 /// A queue that keeps its buffer while parked only up to this many items.
 const KEEP: usize = 64;
 
-/// So many refusals of messages wait at most to be told to an endpoint: unlike connections, a peer has any number of them.
+/// So many refusals of messages wait at most to be told to an endpoint: unlike connections, a peer
+/// has any number of them.
 const MAX_UNDELIVERED: u16 = 1024;
 
 /// What an endpoint is to do. Starting is not among it: a loop begins with it.
@@ -52,9 +53,11 @@ pub(crate) enum Event {
     Undelivered(RpcError, RpcAddress),
 }
 
-/// Many put in, one loop takes out: everything at once, so the lock is taken twice per batch and not per message.
+/// Many put in, one loop takes out: everything at once, so the lock is taken twice per batch and
+/// not per message.
 ///
-/// A message counts against the limits until it has been handled, so what the loop has in hand counts too.
+/// A message counts against the limits until it has been handled, so what the loop has in hand
+/// counts too.
 pub(crate) struct Inbox<M> {
     state: Mutex<State<M>>,
     /// How long messages took. There with the first that was measured.
@@ -153,7 +156,8 @@ impl<M> Inbox<M> {
         Ok(())
     }
 
-    /// Events of connections are few and bypass the limits; of messages that were refused so many wait and no more.
+    /// Events of connections are few and bypass the limits; of messages that were refused so many
+    /// wait and no more.
     pub(crate) fn post_event(&self, event: Event) {
         let mut state = self.state.lock();
         let too_many = match event {
@@ -174,7 +178,8 @@ impl<M> Inbox<M> {
         }
     }
 
-    /// Takes nothing more; what is queued is handled, then the endpoint's `on_stop` runs. Only the first call counts.
+    /// Takes nothing more; what is queued is handled, then the endpoint's `on_stop` runs. Only the
+    /// first call counts.
     pub(crate) fn stop(&self, why: Closed) {
         let mut state = self.state.lock();
         if state.closed.is_none() {
@@ -200,7 +205,8 @@ impl<M> Inbox<M> {
         }
     }
 
-    /// The loop has ended: takes nothing more and fails what is left, by dropping it after the door is shut.
+    /// The loop has ended: takes nothing more and fails what is left, by dropping it after the door
+    /// is shut.
     pub(crate) fn abandon(&self) {
         let mut state = self.state.lock();
         let closed = *state.closed.get_or_insert(Closed::Runtime);
@@ -223,7 +229,8 @@ impl<M> Inbox<M> {
         }
     }
 
-    /// Has `waker` woken by the next item; false if there is one already. `spare` is an empty buffer to go on with.
+    /// Has `waker` woken by the next item; false if there is one already. `spare` is an empty
+    /// buffer to go on with.
     pub(crate) fn park(&self, waker: &Waker, spare: &mut VecDeque<Item<M>>) -> bool {
         let mut state = self.state.lock();
         if !state.queue.is_empty() {
@@ -298,8 +305,12 @@ impl<M> Inbox<M> {
     fn closed(&self, closed: Closed) -> RpcError {
         let text = match closed {
             Closed::Endpoint => format!("the endpoint {} has been stopped", self.address()),
-            Closed::Env => format!("RpcEnv already stopped: {} takes no more messages", self.address()),
-            Closed::Runtime => format!("the runtime that ran the endpoint {} has shut down", self.address()),
+            Closed::Env => {
+                format!("RpcEnv already stopped: {} takes no more messages", self.address())
+            }
+            Closed::Runtime => {
+                format!("the runtime that ran the endpoint {} has shut down", self.address())
+            }
         };
         RpcError::new(ErrorKind::Stopped, text).with_peer(self.address())
     }
@@ -311,7 +322,11 @@ impl<M> Inbox<M> {
 }
 
 impl<M: Send> InboxHandle<M> for Inbox<M> {
-    fn post(&self, metadata: MessageMetadata, build: &mut dyn FnMut() -> Option<M>) -> Result<(), RpcError> {
+    fn post(
+        &self,
+        metadata: MessageMetadata,
+        build: &mut dyn FnMut() -> Option<M>,
+    ) -> Result<(), RpcError> {
         self.append(metadata, build)
     }
 
@@ -347,8 +362,10 @@ impl<M: RpcMessage> RouteTarget for Inbox<M> {
             return Err(service_mismatch(self.address(), &[split(path).0], M::SERVICES));
         }
         let Some(permit) = inbound.permit.take() else { return Ok(()) };
-        let span = self.about.asks.tracer.arrived(self.address().name(), inbound.header.traceparent);
-        let metadata = MessageMetadata::Remote { permit, ask: inbound.ask.as_ref().map(|ask| ask.key), span };
+        let span =
+            self.about.asks.tracer.arrived(self.address().name(), inbound.header.traceparent);
+        let metadata =
+            MessageMetadata::Remote { permit, ask: inbound.ask.as_ref().map(|ask| ask.key), span };
         let ask = metadata.ask_id();
         let mut message = Some(decode_request(ask, || M::decode(IncomingRequest::new(inbound)))?);
         let appended = self.append(metadata, || message.take());
@@ -359,9 +376,15 @@ impl<M: RpcMessage> RouteTarget for Inbox<M> {
     }
 }
 
-pub(crate) fn service_mismatch(endpoint: &RpcEndpointAddress, wanted: &[&str], served: &[&str]) -> RpcError {
-    let served = if served.is_empty() { "local messages only".to_owned() } else { served.join(", ") };
+pub(crate) fn service_mismatch(
+    endpoint: &RpcEndpointAddress,
+    wanted: &[&str],
+    served: &[&str],
+) -> RpcError {
+    let served =
+        if served.is_empty() { "local messages only".to_owned() } else { served.join(", ") };
     // Both are cut: a peer may name any number of services.
-    let text = format!("the endpoint {endpoint} serves {served:.500}, not {:.500}", wanted.join(", "));
+    let text =
+        format!("the endpoint {endpoint} serves {served:.500}, not {:.500}", wanted.join(", "));
     RpcError::new(ErrorKind::ServiceMismatch, text).with_peer(endpoint)
 }

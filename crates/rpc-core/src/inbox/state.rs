@@ -58,8 +58,8 @@ impl<M> State<M> {
         }
     }
 
-    /// Those who wait for room, if they are to be told. While the loop goes on they are told when half is free, so that
-    /// they and the loop do not wake each other for every few messages.
+    /// Those who wait for room, if they are to be told. While the loop goes on they are told when
+    /// half is free, so that they and the loop do not wake each other for every few messages.
     pub(super) fn room_for(&mut self, limit: Volume, goes_on: bool) -> Option<Arc<Notify>> {
         self.room_awaited.take_if(|_| self.held.fits(if goes_on { limit.half() } else { limit }))
     }

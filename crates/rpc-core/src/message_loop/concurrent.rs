@@ -58,7 +58,8 @@ impl<E: RpcEndpoint> Behaviour for Concurrent<E> {
             let Seated { endpoint, actor, seat } = &**seated;
             if *phase == Phase::New {
                 let outcome =
-                    Supervised::new(*actor, pin!(async { endpoint.on_start(&seat.cx).await })).await;
+                    Supervised::new(*actor, pin!(async { endpoint.on_start(&seat.cx).await }))
+                        .await;
                 *phase = if outcome.is_ok() { Phase::Concurrent } else { Phase::OneByOne };
                 if let Err(error) = outcome {
                     seated.on_error(error, &seat.cx).await;
@@ -73,7 +74,8 @@ impl<E: RpcEndpoint> Behaviour for Concurrent<E> {
                         count(&mut batch, handled);
                     }
                     let cx = seat.cx.for_stop();
-                    let outcome = Supervised::new(*actor, pin!(async { endpoint.on_stop(&cx).await })).await;
+                    let outcome =
+                        Supervised::new(*actor, pin!(async { endpoint.on_stop(&cx).await })).await;
                     if let Err(error) = outcome {
                         seated.on_error(error, &cx).await;
                     }
@@ -82,7 +84,8 @@ impl<E: RpcEndpoint> Behaviour for Concurrent<E> {
                     return None;
                 }
                 let sample = batch.sample();
-                let share = if let Item::Message { metadata, .. } = &item { share_of(metadata) } else { 1 };
+                let share =
+                    if let Item::Message { metadata, .. } = &item { share_of(metadata) } else { 1 };
                 let handling = Arc::clone(seated).handle(item, sample);
                 let mut handling: Handling = match &seat.threads {
                     None => Box::pin(handling),
@@ -113,8 +116,8 @@ impl<E: RpcEndpoint> Behaviour for Concurrent<E> {
     }
 }
 
-/// One item being handled. Gives back where it came from if it was a message, which counts against the limits until
-/// then, and whether it failed.
+/// One item being handled. Gives back where it came from if it was a message, which counts against
+/// the limits until then, and whether it failed.
 type Handling = BoxFuture<'static, Option<(MessageMetadata, bool)>>;
 type Running = FuturesUnordered<Handling>;
 
@@ -132,8 +135,13 @@ fn move_on<M>(batch: &mut Batch<'_, M>, running: &mut Running, cx: &mut Context<
     Poll::Ready(())
 }
 
-/// The next item, moving on meanwhile what is running. None when nothing is queued and nothing runs.
-async fn next<M>(inbox: &Inbox<M>, batch: &mut Batch<'_, M>, running: &mut Running) -> Option<Item<M>> {
+/// The next item, moving on meanwhile what is running. None when nothing is queued and nothing
+/// runs.
+async fn next<M>(
+    inbox: &Inbox<M>,
+    batch: &mut Batch<'_, M>,
+    running: &mut Running,
+) -> Option<Item<M>> {
     poll_fn(|cx| {
         if let Some(item) = batch.pop() {
             return Poll::Ready(Some(item));
@@ -181,7 +189,9 @@ impl<E: RpcEndpoint> Seated<E> {
                         Event::NetworkError(error, remote) => {
                             endpoint.on_network_error(error, remote, cx).await
                         }
-                        Event::Undelivered(error, remote) => endpoint.on_undelivered(error, remote, cx).await,
+                        Event::Undelivered(error, remote) => {
+                            endpoint.on_undelivered(error, remote, cx).await
+                        }
                     }
                 });
                 (Supervised::new(*actor, handle).await, None)

@@ -1,8 +1,8 @@
 //! The task that takes an endpoint through its life.
 //!
-//! It lives as long as the endpoint and is parked while there is nothing to do. What handles the messages is a
-//! future that exists only while there is work, so that an idle endpoint costs no more than its own state,
-//! whatever its `receive` keeps across an await.
+//! It lives as long as the endpoint and is parked while there is nothing to do. What handles the
+//! messages is a future that exists only while there is work, so that an idle endpoint costs no
+//! more than its own state, whatever its `receive` keeps across an await.
 
 mod concurrent;
 mod serial;
@@ -44,7 +44,8 @@ pub enum ConcurrentKind {}
 
 /// Both kinds of endpoint, so that one function registers them. `Kind` is always inferred.
 ///
-/// Implemented for every [`ThreadSafeRpcEndpoint`] and every [`RpcEndpoint`]; a type should be one of the two.
+/// Implemented for every [`ThreadSafeRpcEndpoint`] and every [`RpcEndpoint`]; a type should be one
+/// of the two.
 pub trait IntoEndpoint<Kind>: Sized + Send + 'static {
     /// What the endpoint receives.
     type Message: RpcMessage;
@@ -91,7 +92,11 @@ impl<M> std::fmt::Debug for Seat<M> {
 }
 
 impl<M> Seat<M> {
-    pub(crate) fn new(inbox: Arc<Inbox<M>>, cx: EndpointContext<M>, threads: Option<Threads>) -> Self {
+    pub(crate) fn new(
+        inbox: Arc<Inbox<M>>,
+        cx: EndpointContext<M>,
+        threads: Option<Threads>,
+    ) -> Self {
         Self { inbox, cx, threads }
     }
 
@@ -110,7 +115,8 @@ impl<M> Drop for Seat<M> {
 
 type Buffer<M> = VecDeque<Item<M>>;
 
-/// What [`Behaviour::drain`] ends with: itself and an empty buffer when there is nothing to do, nothing after stop.
+/// What [`Behaviour::drain`] ends with: itself and an empty buffer when there is nothing to do,
+/// nothing after stop.
 type Drained<B, M> = Option<(Box<B>, Buffer<M>)>;
 
 /// An endpoint in its seat.
@@ -176,7 +182,8 @@ fn share_of(metadata: &MessageMetadata) -> usize {
     }
 }
 
-/// Runs `handler` and measures it, if it waits or is to be sampled. `waits` is told each time it waits.
+/// Runs `handler` and measures it, if it waits or is to be sampled. `waits` is told each time it
+/// waits.
 fn watch<M, T>(
     inbox: &Inbox<M>,
     sample: bool,
@@ -214,14 +221,19 @@ mod tests {
 
     impl ThreadSafeRpcEndpoint for Idle {
         type Message = Nothing;
-        async fn receive(&mut self, _: Nothing, _: &EndpointContext<Nothing>) -> Result<(), RpcError> {
+        async fn receive(
+            &mut self,
+            _: Nothing,
+            _: &EndpointContext<Nothing>,
+        ) -> Result<(), RpcError> {
             Ok(())
         }
     }
 
     #[test]
     fn the_task_of_an_endpoint_is_small() {
-        // With what the runtime and the tracker of tasks add that makes 128 bytes; one word more makes 256.
+        // With what the runtime and the tracker of tasks add that makes 128 bytes; one word more
+        // makes 256.
         assert_eq!(size_of::<Life<Serial<Idle>>>(), 16);
     }
 }

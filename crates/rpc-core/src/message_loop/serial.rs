@@ -36,7 +36,8 @@ impl<E: ThreadSafeRpcEndpoint> Behaviour for Serial<E> {
             let (inbox, cx, actor) = (&seat.inbox, &seat.cx, seat.actor(true));
             if !*started {
                 *started = true;
-                let outcome = Supervised::new(actor, pin!(async { endpoint.on_start(cx).await })).await;
+                let outcome =
+                    Supervised::new(actor, pin!(async { endpoint.on_start(cx).await })).await;
                 if let Err(error) = outcome {
                     on_error(endpoint, error, cx, seat).await;
                 }
@@ -53,7 +54,8 @@ impl<E: ThreadSafeRpcEndpoint> Behaviour for Serial<E> {
                             let mut receive = Supervised::of_message(actor, &mut metadata, receive);
                             let sample = batch.sample();
                             let outcome =
-                                watch(inbox, sample, |since| batch.waits(since), &mut receive).await;
+                                watch(inbox, sample, |since| batch.waits(since), &mut receive)
+                                    .await;
                             batch.handled(metadata, outcome.is_err());
                             outcome
                         }
@@ -65,7 +67,8 @@ impl<E: ThreadSafeRpcEndpoint> Behaviour for Serial<E> {
                         Some(Item::Stop) => {
                             let cx = cx.for_stop();
                             let outcome =
-                                Supervised::new(actor, pin!(async { endpoint.on_stop(&cx).await })).await;
+                                Supervised::new(actor, pin!(async { endpoint.on_stop(&cx).await }))
+                                    .await;
                             if let Err(error) = outcome {
                                 on_error(endpoint, error, &cx, seat).await;
                             }

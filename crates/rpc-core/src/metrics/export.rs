@@ -8,11 +8,11 @@ use network_common::MetricsSnapshot;
 use super::{EndpointSnapshot, EnvSnapshot, OutboxSnapshot};
 
 impl EnvSnapshot {
-    /// Sets counters and gauges of the [`metrics`] crate's recorder to these values: to be called every few seconds, or
-    /// before each export.
+    /// Sets counters and gauges of the [`metrics`] crate's recorder to these values: to be called
+    /// every few seconds, or before each export.
     ///
-    /// Names begin with `rpc_`; labels are `env`, and `endpoint`, `peer` or `side` where they apply. Times are in
-    /// seconds. Needs the feature `metrics`.
+    /// Names begin with `rpc_`; labels are `env`, and `endpoint`, `peer` or `side` where they
+    /// apply. Times are in seconds. Needs the feature `metrics`.
     pub fn export(&self) {
         let env = &self.name;
         gauge!("rpc_pending_asks", "env" => env.clone()).set(self.pending_asks as f64);

@@ -9,8 +9,8 @@ use network_common::MetricsSnapshot;
 
 use crate::address::RpcAddress;
 
-/// The state of an environment, as [`RpcEnv::snapshot`](crate::RpcEnv::snapshot) finds it. Its numbers are not all
-/// taken at one instant.
+/// The state of an environment, as [`RpcEnv::snapshot`](crate::RpcEnv::snapshot) finds it. Its
+/// numbers are not all taken at one instant.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct EnvSnapshot {
@@ -26,8 +26,8 @@ pub struct EnvSnapshot {
     pub pending_asks: u64,
     /// Bytes of messages from the network that wait in inboxes or are being handled.
     pub inbox_bytes: u64,
-    /// Bytes that the routes opened by other environments hold: 256 and the endpoint's name for each.
-    /// The limit is a quarter of `spark.rpc.inbox.maxTotalBytes`.
+    /// Bytes that the routes opened by other environments hold: 256 and the endpoint's name for
+    /// each. The limit is a quarter of `spark.rpc.inbox.maxTotalBytes`.
     pub route_bytes: u64,
     /// One-way messages of this environment that others refused.
     pub undelivered: u64,
@@ -47,7 +47,8 @@ pub struct EndpointSnapshot {
     pub queued: u64,
     /// Their bytes, as the limits count them.
     pub queued_bytes: u64,
-    /// For how long the oldest of them has been waiting, or has kept others waiting. Zero if the endpoint keeps up.
+    /// For how long the oldest of them has been waiting, or has kept others waiting. Zero if the
+    /// endpoint keeps up.
     pub lag: Duration,
     /// Messages handled, whatever came of it.
     pub handled: u64,
@@ -59,7 +60,8 @@ pub struct EndpointSnapshot {
     pub dropped: u64,
     /// Asks that nobody waited for any more when their turn came.
     pub expired: u64,
-    /// How long `receive` took. All that waited for something are in it, of the others one in sixteen.
+    /// How long `receive` took. All that waited for something are in it, of the others one in
+    /// sixteen.
     pub processing: Histogram,
 }
 
@@ -89,8 +91,8 @@ pub struct ShutdownReport {
     pub unsent: u64,
     /// How long it took.
     pub took: Duration,
-    /// The shutdown has come to its end. If not, its runtime ended before, or it was awaited by an endpoint that it is
-    /// to stop.
+    /// The shutdown has come to its end. If not, its runtime ended before, or it was awaited by an
+    /// endpoint that it is to stop.
     pub complete: bool,
 }
 
@@ -163,8 +165,8 @@ impl Histogram {
         self.max
     }
 
-    /// A bound below which the share `quantile` (0 to 1) of them lies: at most twice the true value, and never above
-    /// the longest. Zero if it has seen none.
+    /// A bound below which the share `quantile` (0 to 1) of them lies: at most twice the true
+    /// value, and never above the longest. Zero if it has seen none.
     #[must_use]
     pub fn quantile(&self, quantile: f64) -> Duration {
         let rank = (quantile.clamp(0.0, 1.0) * self.count() as f64).ceil() as u64;
@@ -178,9 +180,13 @@ impl Histogram {
         self.max
     }
 
-    /// Each bucket's upper bound, exclusive, and how many durations lie in it and not in the one before.
+    /// Each bucket's upper bound, exclusive, and how many durations lie in it and not in the one
+    /// before.
     pub fn buckets(&self) -> impl Iterator<Item = (Duration, u64)> {
-        self.counts.iter().enumerate().map(|(power, count)| (Duration::from_micros(1 << power), *count))
+        self.counts
+            .iter()
+            .enumerate()
+            .map(|(power, count)| (Duration::from_micros(1 << power), *count))
     }
 }
 

@@ -58,7 +58,8 @@ struct Life {
     running: usize,
     /// In the order in which their handling began.
     received: Vec<Mark>,
-    /// What should not have been. Told at the end, as a handler's panic ends nothing but the handler.
+    /// What should not have been. Told at the end, as a handler's panic ends nothing but the
+    /// handler.
     complaints: Vec<&'static str>,
 }
 
@@ -148,7 +149,11 @@ struct Serial(Witness);
 
 impl ThreadSafeRpcEndpoint for Serial {
     type Message = Message;
-    async fn receive(&mut self, message: Message, _: &EndpointContext<Message>) -> Result<(), RpcError> {
+    async fn receive(
+        &mut self,
+        message: Message,
+        _: &EndpointContext<Message>,
+    ) -> Result<(), RpcError> {
         self.0.receive(message, true).await
     }
     async fn on_start(&mut self, _: &EndpointContext<Message>) -> Result<(), RpcError> {
@@ -163,7 +168,11 @@ struct Concurrent(Witness);
 
 impl RpcEndpoint for Concurrent {
     type Message = Message;
-    async fn receive(&self, message: Message, _: &EndpointContext<Message>) -> Result<(), RpcError> {
+    async fn receive(
+        &self,
+        message: Message,
+        _: &EndpointContext<Message>,
+    ) -> Result<(), RpcError> {
         // Of an isolated endpoint that is another thread.
         thread::yield_now();
         self.0.receive(message, false).await
@@ -181,7 +190,11 @@ struct Meeting(Barrier);
 
 impl RpcEndpoint for Meeting {
     type Message = Message;
-    async fn receive(&self, message: Message, _: &EndpointContext<Message>) -> Result<(), RpcError> {
+    async fn receive(
+        &self,
+        message: Message,
+        _: &EndpointContext<Message>,
+    ) -> Result<(), RpcError> {
         self.0.wait().await;
         match message {
             Message::Ask(mark, context) => context.reply(mark),
@@ -226,7 +239,11 @@ impl Room {
         }
     }
 
-    fn start_concurrent(&self, kind: Kind, endpoint: impl RpcEndpoint<Message = Message>) -> JoinHandle<()> {
+    fn start_concurrent(
+        &self,
+        kind: Kind,
+        endpoint: impl RpcEndpoint<Message = Message>,
+    ) -> JoinHandle<()> {
         let threads = match kind {
             Kind::Isolated => Threads::start("model", 2, self.runtime.handle()).unwrap(),
             Kind::Serial | Kind::Concurrent => return spawn(endpoint.run(self.seat(None))),
@@ -243,7 +260,9 @@ impl Room {
         send: impl Fn(&RpcEndpointRef<Message>, Mark) -> T + Send + 'static,
     ) -> thread::JoinHandle<Vec<T>> {
         let endpoint = self.endpoint.clone();
-        thread::spawn(move || (0..messages).map(|number| send(&endpoint, (sender, number))).collect())
+        thread::spawn(move || {
+            (0..messages).map(|number| send(&endpoint, (sender, number))).collect()
+        })
     }
 }
 
@@ -311,7 +330,8 @@ fn handlers_meet(kind: Kind) {
     block_on(life).unwrap();
 }
 
-/// What is accepted while the endpoint is stopped is handled before `on_stop`; what is refused never.
+/// What is accepted while the endpoint is stopped is handled before `on_stop`; what is refused
+/// never.
 fn stop_races_with_posts(kind: Kind) {
     let room = Room::new(100);
     let life = room.start(kind);

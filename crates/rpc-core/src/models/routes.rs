@@ -25,7 +25,8 @@ use crate::wire::{self, EncodedMessage, MessageHeader, proto};
 
 const ENDPOINT: &str = "endpoint";
 
-/// What each sender sends: twice an ask after two that are not answered, once before the connection stands and once after.
+/// What each sender sends: twice an ask after two that are not answered, once before the connection
+/// stands and once after.
 const EACH: u8 = 6;
 
 /// Which message of which sender.
@@ -111,15 +112,16 @@ struct Fixture {
 
 impl Fixture {
     fn new(scarce: Scarce) -> Self {
-        let runtime = Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        let runtime =
+            Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
         let handle = runtime.handle().clone();
         let network = MemoryNetwork::new();
         let write_queue = if scarce == Scarce::Queue { "1" } else { "1m" };
         let settings = [("spark.rpc.io.maxWriteQueueSize", write_queue)];
         let conf = TransportConf::from_settings("rpc", settings).unwrap();
         let server = Arc::new(Server::default());
-        let listener =
-            TransportContext::with_handler(conf.clone(), Arc::clone(&server) as _).on_network(&network);
+        let listener = TransportContext::with_handler(conf.clone(), Arc::clone(&server) as _)
+            .on_network(&network);
         let listener = runtime.block_on(listener.create_server("127.0.0.1:0")).unwrap();
         let connections = Connections::new(Arc::new(PeerShared {
             budget: ByteBudget::new(u64::MAX),
@@ -132,8 +134,10 @@ impl Fixture {
             undelivered: AtomicU64::new(0),
             on_undelivered: Box::new(|error, _| panic!("{error}")),
         }));
-        let sender = Arc::new(Sender { connections: Arc::clone(&connections), all: Mutex::default() });
-        let context = TransportContext::with_handler(conf, Arc::clone(&sender) as _).on_network(&network);
+        let sender =
+            Arc::new(Sender { connections: Arc::clone(&connections), all: Mutex::default() });
+        let context =
+            TransportContext::with_handler(conf, Arc::clone(&sender) as _).on_network(&network);
         let limits = Volume::new(100, u64::MAX);
         let pool = PeerPool::new(context.create_client_factory(), connections, limits);
         let over = Arc::<AtomicBool>::default();
@@ -175,7 +179,10 @@ impl Fixture {
                 let arrived = server.arrived().len() as u64;
                 // Every connection begins with one.
                 let allowed = answered * credit + sender.all.lock().unwrap().len() as u64;
-                assert!(arrived <= allowed, "{arrived} messages have arrived, {allowed} are allowed");
+                assert!(
+                    arrived <= allowed,
+                    "{arrived} messages have arrived, {allowed} are allowed"
+                );
                 if let (Some(client), true) = (sender.latest(), answered < arrived) {
                     answered += 1;
                     let connection = sender.connections.get(&client);
@@ -236,7 +243,8 @@ struct Sent {
 
 fn message(mark: Mark) -> EncodedMessage {
     let mark = proto::Cancel { request_id: i64::from(mark.0) << 8 | i64::from(mark.1) };
-    wire::encode_message(Method::new("/model.Model/Mark"), false, None, |body| body.message(&mark)).unwrap()
+    wire::encode_message(Method::new("/model.Model/Mark"), false, None, |body| body.message(&mark))
+        .unwrap()
 }
 
 /// Waits for capacity where there is none. False if the pool is stopped.

@@ -35,7 +35,8 @@ impl SendCredit {
     /// Which credit is exhausted, for the receiver.
     pub(crate) fn blocked_by(&self) -> u8 {
         let flag = |is_exhausted, flag: u32| if is_exhausted { flag } else { 0 };
-        (flag(self.messages <= 0, BLOCKED_BY_MESSAGES) | flag(self.bytes <= 0, BLOCKED_BY_BYTES)) as u8
+        (flag(self.messages <= 0, BLOCKED_BY_MESSAGES) | flag(self.bytes <= 0, BLOCKED_BY_BYTES))
+            as u8
     }
 
     pub(crate) fn consume(&mut self, bytes: usize) {
@@ -68,7 +69,8 @@ struct CreditWindow {
 
 impl RecvCredit {
     pub(crate) fn new() -> Self {
-        let window = |initial| CreditWindow { received: 0, handled: 0, granted: initial, window: initial };
+        let window =
+            |initial| CreditWindow { received: 0, handled: 0, granted: initial, window: initial };
         Self { messages: window(INITIAL.messages), bytes: window(INITIAL.bytes) }
     }
 

@@ -30,7 +30,8 @@ fn play(limit: u64, senders: usize, steps: &[(usize, Step)]) {
     let limits = CreditLimits::new(Volume::new(limit, u64::MAX / 4));
     let mut held = 0;
     let new_ends = || {
-        let mut ends = Ends { sender: SendCredit::new(), receiver: RecvCredit::new(), unhandled: 0 };
+        let mut ends =
+            Ends { sender: SendCredit::new(), receiver: RecvCredit::new(), unhandled: 0 };
         ends.receiver.restart(Some(&limits)).into_iter().for_each(|more| ends.sender.add(more));
         ends
     };

@@ -241,7 +241,9 @@ impl PeerConnection {
                 .and_then(|()| inbound.open(header.route, header.endpoint, self.shared()));
             if let Err(error) = opened {
                 if !inbound.routes.contains_key(&header.route) {
-                    self.send_notice(Notice::RouteClosed(proto::RouteClosed { route: header.route }));
+                    self.send_notice(Notice::RouteClosed(proto::RouteClosed {
+                        route: header.route,
+                    }));
                 }
                 return Err(error);
             }
@@ -298,9 +300,16 @@ impl PeerConnection {
     }
 
     /// Makes a route lead to `target` from now on.
-    fn attach(self: &Arc<Self>, inbound: &mut InboundRoutes, number: u32, target: &Arc<dyn RouteTarget>) {
+    fn attach(
+        self: &Arc<Self>,
+        inbound: &mut InboundRoutes,
+        number: u32,
+        target: &Arc<dyn RouteTarget>,
+    ) {
         let epoch = inbound.new_epoch();
-        let Some(route) = inbound.routes.get_mut(&number).filter(|_| !target.is_stopped()) else { return };
+        let Some(route) = inbound.routes.get_mut(&number).filter(|_| !target.is_stopped()) else {
+            return;
+        };
         let key = RouteKey { number, epoch };
         if let Some(before) = route.target() {
             before.routes().change(route.credit.outstanding(), Volume::default());
@@ -342,7 +351,12 @@ impl PeerConnection {
     /// Called under the lock of the routes: the number may be another route's afterwards.
     fn send_credit(self: &Arc<Self>, route: u32, more: Option<Volume>) {
         if let Some(Volume { messages, bytes }) = more {
-            self.send_notice(Notice::Credit(proto::Credit { route, messages, bytes, keeps_open: false }));
+            self.send_notice(Notice::Credit(proto::Credit {
+                route,
+                messages,
+                bytes,
+                keeps_open: false,
+            }));
         }
     }
 

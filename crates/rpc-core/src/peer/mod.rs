@@ -15,7 +15,9 @@ mod reply;
 mod route_table;
 
 pub(crate) use connection::{Connections, PeerConnection, PeerShared};
-pub(crate) use inbound::{InboundMessage, MessagePermit, ReleasedVolume, RouteTarget, TargetRoutes};
+pub(crate) use inbound::{
+    InboundMessage, MessagePermit, ReleasedVolume, RouteTarget, TargetRoutes,
+};
 pub(crate) use outbound::{OutboundRoute, stale_incarnation_error};
 pub(crate) use pool::PeerPool;
 pub(crate) use remote_ask::{RemoteAsk, RemoteAskKey};

@@ -49,7 +49,11 @@ struct PeersByAddress {
 
 impl PeersByAddress {
     fn live(&self) -> Vec<Arc<Peer>> {
-        self.by_address.values().chain(self.by_connection.values()).filter_map(Weak::upgrade).collect()
+        self.by_address
+            .values()
+            .chain(self.by_connection.values())
+            .filter_map(Weak::upgrade)
+            .collect()
     }
 }
 
@@ -60,7 +64,13 @@ impl PeerPool {
         connections: Arc<Connections>,
         limits: Volume,
     ) -> Arc<Self> {
-        Arc::new(Self { peers: Mutex::default(), factory, connections, limits, sweeper: OnceLock::new() })
+        Arc::new(Self {
+            peers: Mutex::default(),
+            factory,
+            connections,
+            limits,
+            sweeper: OnceLock::new(),
+        })
     }
 
     pub(super) fn limits(&self) -> Volume {
@@ -85,14 +95,18 @@ impl PeerPool {
 
     /// The environment at the other end of `connection`, which does not listen: it is reached over
     /// this connection only. `None` if that has ended.
-    pub(crate) fn connected_peer(self: &Arc<Self>, connection: &Arc<PeerConnection>) -> Option<Arc<Peer>> {
+    pub(crate) fn connected_peer(
+        self: &Arc<Self>,
+        connection: &Arc<PeerConnection>,
+    ) -> Option<Arc<Peer>> {
         if let Some(peer) = connection.route_owner() {
             return Some(peer);
         }
         let mut peers = self.peers.lock();
         let is_stopped = peers.is_stopped;
         let peer = connection.set_route_owner(|| {
-            let phase = if is_stopped { Phase::Stopped } else { Phase::Connected(Arc::clone(connection)) };
+            let phase =
+                if is_stopped { Phase::Stopped } else { Phase::Connected(Arc::clone(connection)) };
             Peer::new(connection.socket_address(), self.connections.shared(), phase, true)
         })?;
         if peer.is_bound {
@@ -122,7 +136,8 @@ impl PeerPool {
         };
         let flushed = join_all(live.iter().map(|peer| peer.wait_flushed()));
         let _ = tokio::time::timeout(timeout, flushed).await;
-        let unsent = live.iter().map(|peer| peer.fail(Phase::Stopped, &peer.stopped_error(), |_| true));
+        let unsent =
+            live.iter().map(|peer| peer.fail(Phase::Stopped, &peer.stopped_error(), |_| true));
         let unsent = unsent.sum();
         if let Some(sweeper) = self.sweeper.get() {
             sweeper.abort();
@@ -200,12 +215,21 @@ impl Phase {
 }
 
 impl Peer {
-    fn new(address: &RpcAddress, shared: &Arc<PeerShared>, phase: Phase, is_bound: bool) -> Arc<Self> {
+    fn new(
+        address: &RpcAddress,
+        shared: &Arc<PeerShared>,
+        phase: Phase,
+        is_bound: bool,
+    ) -> Arc<Self> {
         Arc::new(Self {
             address: address.clone(),
             shared: Arc::clone(shared),
             is_bound,
-            state: Mutex::new(PeerState { phase, routes: RouteTable::default(), is_blocked: false }),
+            state: Mutex::new(PeerState {
+                phase,
+                routes: RouteTable::default(),
+                is_blocked: false,
+            }),
             flushed: Notify::new(),
         })
     }
@@ -224,10 +248,14 @@ impl Peer {
         loop {
             let state = self.state.lock();
             let ended = match &state.phase {
-                Phase::Connected(connection) if !connection.client().is_active() => connection.client().id(),
+                Phase::Connected(connection) if !connection.client().is_active() => {
+                    connection.client().id()
+                }
                 Phase::Lost => return Err(self.closed_error()),
                 Phase::Stopped => return Err(self.stopped_error()),
-                Phase::Rejected(error, until) if Instant::now() < *until => return Err(error.clone()),
+                Phase::Rejected(error, until) if Instant::now() < *until => {
+                    return Err(error.clone());
+                }
                 _ => return Ok(state),
             };
             drop(state);
@@ -409,7 +437,9 @@ impl Peer {
         let Some((client, request_id)) = response.pending() else { return };
         let connection = self.state.lock().phase.connection().cloned();
         // On another connection the request has ended with its own.
-        if let Some(connection) = connection.filter(|connection| connection.client().id() == client.id()) {
+        if let Some(connection) =
+            connection.filter(|connection| connection.client().id() == client.id())
+        {
             connection.send_notice(Notice::Cancel(proto::Cancel { request_id }));
         }
     }
@@ -427,7 +457,10 @@ impl Peer {
         let Volume { messages, bytes } = state.routes.volume();
         OutboxSnapshot {
             address: self.address.clone(),
-            connected: state.phase.connection().is_some_and(|connection| connection.client().is_active()),
+            connected: state
+                .phase
+                .connection()
+                .is_some_and(|connection| connection.client().is_active()),
             endpoints: state.routes.len() as u64,
             queued: messages,
             queued_bytes: bytes,

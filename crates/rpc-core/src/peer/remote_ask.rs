@@ -67,7 +67,8 @@ impl RemoteAsk {
 
     /// Sends what an endpoint responded. Too large a response becomes a failure.
     pub(crate) fn respond(mut self, response: Bytes) -> Result<(), RpcError> {
-        let checked = wire::check_size("the response", response.len(), self.connection.shared().max_message);
+        let checked =
+            wire::check_size("the response", response.len(), self.connection.shared().max_message);
         self.send(match &checked {
             Ok(()) => response,
             Err(error) => wire::encode_rejection(error),

@@ -161,7 +161,9 @@ impl RouteTable {
                 Ok(false)
             }
             RouteNumber::Open(_) => Ok(true),
-            RouteNumber::Unopened if self.numbers.len() < connection.max_routes() as usize => Ok(true),
+            RouteNumber::Unopened if self.numbers.len() < connection.max_routes() as usize => {
+                Ok(true)
+            }
             RouteNumber::Unopened => self.evict(connection),
         }
     }
@@ -175,7 +177,8 @@ impl RouteTable {
             let mut evictable = None;
             for (_, route) in &mut self.routes {
                 let is_evictable = route.is_open_and_empty()
-                    && (route.refs == 0 || (evictable.is_none() && route.idle_sweeps >= IDLE_SWEEPS));
+                    && (route.refs == 0
+                        || (evictable.is_none() && route.idle_sweeps >= IDLE_SWEEPS));
                 if is_evictable {
                     evictable = Some(route);
                 }
@@ -269,8 +272,11 @@ impl RouteTable {
         let mut failures = 0;
         while let Some(queued) = self.routes.get(slot).and_then(|route| route.queue.front()) {
             let (is_cancelled, incarnation) = (queued.is_cancelled(), queued.incarnation);
-            let can_push =
-                if is_cancelled { Ok(true) } else { self.can_push(slot, connection, incarnation, true) };
+            let can_push = if is_cancelled {
+                Ok(true)
+            } else {
+                self.can_push(slot, connection, incarnation, true)
+            };
             if matches!(can_push, Ok(false)) {
                 break;
             }

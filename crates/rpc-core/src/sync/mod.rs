@@ -1,5 +1,5 @@
-//! What threads meet at: locks, notifications, threads themselves. Built with `--cfg shuttle` they are those of the model
-//! checker, which chooses at each use of one who goes on (`models`).
+//! What threads meet at: locks, notifications, threads themselves. Built with `--cfg shuttle` they
+//! are those of the model checker, which chooses at each use of one who goes on (`models`).
 
 #[cfg(shuttle)]
 mod model;

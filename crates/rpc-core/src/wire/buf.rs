@@ -36,8 +36,9 @@ impl IncomingBody {
     ///
     /// [`ErrorKind::Decode`] if the bytes are no `T`.
     pub fn decode<T: Message + Default>(self) -> Result<T, RpcError> {
-        T::decode(self.0)
-            .map_err(|e| RpcError::new(ErrorKind::Decode, format!("the reply cannot be decoded: {e}")))
+        T::decode(self.0).map_err(|e| {
+            RpcError::new(ErrorKind::Decode, format!("the reply cannot be decoded: {e}"))
+        })
     }
 }
 

@@ -64,7 +64,8 @@ fn nre_03_message_reads_back_with_every_field() {
 #[test]
 fn nre_03_one_way_message_reads_back_with_and_without_content() {
     for content in [text("hi"), Text::default()] {
-        let mut message = encode_message(METHOD, false, None, |body| body.message(&content)).unwrap();
+        let mut message =
+            encode_message(METHOD, false, None, |body| body.message(&content)).unwrap();
         message.set_timeout(Duration::from_secs(1));
         message.set_route(7);
         let bytes = message.freeze();
@@ -86,7 +87,8 @@ fn timeout_of_zero_is_sent_as_a_microsecond() {
 fn detached_message_keeps_no_block() {
     for len in [0, 60, 2000] {
         let content = text(&"x".repeat(len));
-        let mut message = encode_message(METHOD, false, None, |body| body.message(&content)).unwrap();
+        let mut message =
+            encode_message(METHOD, false, None, |body| body.message(&content)).unwrap();
         let before = message.bytes.clone();
         message.detach();
         assert_eq!(message.bytes, before);

@@ -97,7 +97,8 @@ fn delimited(bytes: &[u8]) -> Result<(&[u8], &[u8]), MalformedEnvelope> {
 
 fn text(bytes: &[u8]) -> Result<(&str, &[u8]), MalformedEnvelope> {
     let (text, rest) = delimited(bytes)?;
-    let text = std::str::from_utf8(text).map_err(|_| MalformedEnvelope("a text is not UTF-8".into()))?;
+    let text =
+        std::str::from_utf8(text).map_err(|_| MalformedEnvelope("a text is not UTF-8".into()))?;
     Ok((text, rest))
 }
 

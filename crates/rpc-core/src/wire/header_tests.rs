@@ -45,7 +45,10 @@ fn truncated_or_corrupt_envelope_reads_as_the_schema_says() {
             assert_eq!(read.is_ok(), schema.is_ok(), "{message:?}: {read:?} {schema:?}");
             if let (Ok(read), Ok(schema)) = (read, schema) {
                 assert_eq!((read.route, read.path), (schema.route, &*schema.path));
-                assert_eq!((read.endpoint, read.blocked_by), (&*schema.endpoint, schema.blocked_by));
+                assert_eq!(
+                    (read.endpoint, read.blocked_by),
+                    (&*schema.endpoint, schema.blocked_by)
+                );
                 assert_eq!((read.timeout_us, read.body), (schema.timeout_us, &*schema.body));
             }
         }

@@ -12,7 +12,8 @@ pub use buf::{IncomingBody, OutgoingBody};
 pub(crate) use header::MessageHeader;
 pub(crate) use notice::encode_notice;
 pub(crate) use response::{
-    check_size, decode_failure, decode_reply, encode_failure, encode_rejection, encode_reply, rejection,
+    check_size, decode_failure, decode_reply, encode_failure, encode_rejection, encode_reply,
+    rejection,
 };
 
 /// Code generated from `proto/rpc_envelope.proto`.

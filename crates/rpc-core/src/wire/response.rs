@@ -176,7 +176,10 @@ mod tests {
         let cause = RpcError::application("inner").with_source(RpcError::application("innermost"));
         let error = RpcError::new(ErrorKind::Timeout, "outer").with_source(cause).retryable();
         let failure = encode_failure(&error);
-        assert_eq!(&failure[..], b"\x12\x1d\x08\x04\x12\x05outer\x1a\x05inner\x1a\x09innermost\x20\x01");
+        assert_eq!(
+            &failure[..],
+            b"\x12\x1d\x08\x04\x12\x05outer\x1a\x05inner\x1a\x09innermost\x20\x01"
+        );
         let read = decode_response(failure, &"peer").unwrap_err();
         assert_eq!((read.kind(), read.to_string().as_str()), (ErrorKind::Timeout, "outer"));
         assert!(read.is_remote() && read.is_retryable() && read.is_timeout());

@@ -96,7 +96,13 @@ impl Notice {
 
 /// The Hello of an environment that does not listen.
 pub fn hello(incarnation: u64) -> Notice {
-    let hello = Hello { min_version: 1, max_version: 1, incarnation, max_routes: 65_536, ..Hello::default() };
+    let hello = Hello {
+        min_version: 1,
+        max_version: 1,
+        incarnation,
+        max_routes: 65_536,
+        ..Hello::default()
+    };
     Notice { hello: Some(hello), ..Notice::default() }
 }
 

@@ -30,7 +30,9 @@ impl ThreadSafeRpcEndpoint for Hello {
         _cx: &EndpointContext<HelloMessage>,
     ) -> Result<(), RpcError> {
         match message {
-            HelloMessage::SayHi(hi, context) => context.reply(Greeting { text: format!("hi, {}", hi.msg) }),
+            HelloMessage::SayHi(hi, context) => {
+                context.reply(Greeting { text: format!("hi, {}", hi.msg) })
+            }
             HelloMessage::SayBye(bye, context) => {
                 context.reply(Greeting { text: format!("bye, {}", bye.msg) })
             }
@@ -63,7 +65,11 @@ pub struct UndeliveredWatch(pub mpsc::UnboundedSender<RpcError>);
 impl ThreadSafeRpcEndpoint for UndeliveredWatch {
     type Message = HelloMessage;
 
-    async fn receive(&mut self, _: HelloMessage, _: &EndpointContext<HelloMessage>) -> Result<(), RpcError> {
+    async fn receive(
+        &mut self,
+        _: HelloMessage,
+        _: &EndpointContext<HelloMessage>,
+    ) -> Result<(), RpcError> {
         Ok(())
     }
 

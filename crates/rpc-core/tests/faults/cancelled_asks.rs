@@ -35,7 +35,8 @@ impl Case {
     async fn ask(
         &mut self,
         count: usize,
-    ) -> (Vec<impl Future<Output = Result<Greeting, rpc_core::RpcError>> + use<>>, Vec<Context>) {
+    ) -> (Vec<impl Future<Output = Result<Greeting, rpc_core::RpcError>> + use<>>, Vec<Context>)
+    {
         let asks = (0..count).map(|_| self.remote.ask_with_timeout(hi("neo"), LONG)).collect();
         let mut contexts = Vec::with_capacity(count);
         let received = self.contexts.recv_many(&mut contexts, count);

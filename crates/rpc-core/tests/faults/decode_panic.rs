@@ -1,8 +1,8 @@
 //! Row C3: `RpcMessage::decode` panics for single requests. Only these fail.
 
 use rpc_core::{
-    EndpointContext, EndpointRef, ErrorKind, IncomingRequest, RpcEndpointRef, RpcEnv, RpcError, RpcMessage,
-    ThreadSafeRpcEndpoint,
+    EndpointContext, EndpointRef, ErrorKind, IncomingRequest, RpcEndpointRef, RpcEnv, RpcError,
+    RpcMessage, ThreadSafeRpcEndpoint,
 };
 use tokio::sync::mpsc;
 
@@ -132,7 +132,8 @@ async fn fault_c3_sends_are_reported_undelivered_when_decode_panics() {
         let mut undelivered = watch_undelivered(&case.client);
         for n in 0..MANY {
             promptly("send_wait", case.remote.send_wait(hi(text))).await.unwrap();
-            let error = promptly(&format!("report {n} of an undelivered send"), undelivered.recv()).await;
+            let error =
+                promptly(&format!("report {n} of an undelivered send"), undelivered.recv()).await;
             let error = error.unwrap();
             assert!(error.to_string().contains("hello.Hello/SayHi"), "{error}");
         }

@@ -97,7 +97,8 @@ impl FarClient {
     /// The first lookup follows the first credit, the second one the messages that used it.
     pub async fn settle(&self) {
         for _ in 0..2 {
-            let lookup = self.env.setup_endpoint_ref::<HelloMessage>(self.link.address.clone(), NAME);
+            let lookup =
+                self.env.setup_endpoint_ref::<HelloMessage>(self.link.address.clone(), NAME);
             within(LONG, "a lookup behind the messages", lookup).await.unwrap();
         }
     }
@@ -107,7 +108,8 @@ impl FarClient {
         for n in 0..bursts {
             let asks = (0..ASKS).map(|_| self.remote.ask_with_timeout(message(self.number), LONG));
             let asks: Vec<_> = asks.collect();
-            let replies = within(LONG, &format!("warm-up {n}"), futures::future::join_all(asks)).await;
+            let replies =
+                within(LONG, &format!("warm-up {n}"), futures::future::join_all(asks)).await;
             assert!(replies.iter().all(Result::is_ok));
         }
     }

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rpc_core::{
-    EndpointContext, EndpointOptions, ErrorKind, RpcConf, RpcEndpointRef, RpcEnv, RpcError, RpcMessage,
-    ThreadSafeRpcEndpoint,
+    EndpointContext, EndpointOptions, ErrorKind, RpcConf, RpcEndpointRef, RpcEnv, RpcError,
+    RpcMessage, ThreadSafeRpcEndpoint,
 };
 use tokio::sync::{OwnedRwLockWriteGuard, RwLock, mpsc};
 
@@ -75,7 +75,9 @@ impl Gate {
 
     /// The text of the next message whose handling begins.
     pub async fn next(&mut self) -> String {
-        promptly("the endpoint receives a message", self.received.recv()).await.expect("the endpoint lives")
+        promptly("the endpoint receives a message", self.received.recv())
+            .await
+            .expect("the endpoint lives")
     }
 
     /// The number of messages whose handling has begun and that the test has not taken.
@@ -166,7 +168,10 @@ pub fn ask(
 }
 
 /// Sends until the client's queue to the endpoint is full, and returns how many were accepted.
-pub fn fill_queue(endpoint: &RpcEndpointRef<HelloMessage>, message: impl Fn(usize) -> SayHi) -> usize {
+pub fn fill_queue(
+    endpoint: &RpcEndpointRef<HelloMessage>,
+    message: impl Fn(usize) -> SayHi,
+) -> usize {
     let mut accepted = 0;
     loop {
         match endpoint.send(message(accepted)) {

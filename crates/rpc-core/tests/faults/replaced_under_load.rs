@@ -11,7 +11,8 @@ use tokio::task::JoinSet;
 
 use crate::common::{HelloMessage, client, hi, server};
 use crate::fixture::{
-    Gate, NAME, ask, client_with_queue, look_up, promptly, replace, stuck, watch_undelivered, within, working,
+    Gate, NAME, ask, client_with_queue, look_up, promptly, replace, stuck, watch_undelivered,
+    within, working,
 };
 
 type Ref = RpcEndpointRef<HelloMessage>;
@@ -194,7 +195,8 @@ async fn fault_c2_repeated_replacements_lose_no_message() {
     let mut sending = JoinSet::new();
     let accepted = Arc::new(AtomicUsize::new(0));
     for sender in &senders {
-        let (number, remote, accepted) = (sender.number, sender.remote.clone(), Arc::clone(&accepted));
+        let (number, remote, accepted) =
+            (sender.number, sender.remote.clone(), Arc::clone(&accepted));
         sending.spawn(async move {
             for n in 0..MESSAGES {
                 send_numbered(number, &remote, n..n + 1).await;

@@ -46,7 +46,8 @@ async fn fault_c1_sends_are_reported_undelivered_without_successor() {
         case.server.stop(&case.local);
         for n in 0..200 {
             promptly("send_wait", case.remote.send_wait(hi("late"))).await.unwrap();
-            let error = promptly(&format!("report {n} of an undelivered send"), undelivered.recv()).await;
+            let error =
+                promptly(&format!("report {n} of an undelivered send"), undelivered.recv()).await;
             assert_eq!(error.unwrap().kind(), ErrorKind::EndpointNotFound, "{load:?}");
         }
         case.gate.open();
@@ -69,10 +70,14 @@ async fn fault_c1_client_shuts_down_quickly_after_endpoint_stop() {
                 case.remote.send(hi("late")).unwrap();
             }
             let begun = Instant::now();
-            let shutdown = within(Duration::from_secs(8), "the client's shutdown", case.client.shutdown());
+            let shutdown =
+                within(Duration::from_secs(8), "the client's shutdown", case.client.shutdown());
             let report = shutdown.await;
             let took = begun.elapsed();
-            assert!(took < Duration::from_secs(1), "{load:?}, successor: {with_successor}: {took:?}");
+            assert!(
+                took < Duration::from_secs(1),
+                "{load:?}, successor: {with_successor}: {took:?}"
+            );
             assert_eq!(report.unsent, 0, "{load:?}, successor: {with_successor}");
             if let Some((_local, mut second)) = successor {
                 for _ in 0..100 {

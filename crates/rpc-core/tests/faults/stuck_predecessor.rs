@@ -3,12 +3,15 @@
 
 use std::time::{Duration, Instant};
 
-use rpc_core::{EndpointOptions, EndpointRef, ErrorKind, Overflow, RpcEndpointRef, RpcEnv, RpcError};
+use rpc_core::{
+    EndpointOptions, EndpointRef, ErrorKind, Overflow, RpcEndpointRef, RpcEnv, RpcError,
+};
 use tokio::task::JoinHandle;
 
 use crate::common::{HelloMessage, SayHi, address, client, hi, server};
 use crate::fixture::{
-    Gate, LONG, NAME, ask, client_with_queue, fill_queue, look_up, promptly, replace, stuck, working,
+    Gate, LONG, NAME, ask, client_with_queue, fill_queue, look_up, promptly, replace, stuck,
+    working,
 };
 
 pub type Ref = RpcEndpointRef<HelloMessage>;

@@ -26,9 +26,9 @@ struct Counter {
     changed: Notify,
 }
 
-static COUNTERS: [[Counter; CLIENTS]; 5] =
-    [const { [const { Counter { arrived: AtomicUsize::new(0), changed: Notify::const_new() } }; CLIENTS] };
-        5];
+static COUNTERS: [[Counter; CLIENTS]; 5] = [const {
+    [const { Counter { arrived: AtomicUsize::new(0), changed: Notify::const_new() } }; CLIENTS]
+}; 5];
 
 impl<const TEST: usize> RpcMessage for CountedMessage<TEST> {
     const SERVICES: &'static [&'static str] = HelloMessage::SERVICES;
@@ -76,7 +76,10 @@ impl Arrivals {
         };
         let in_time = tokio::time::timeout(Duration::from_secs(5), reached).await.is_ok();
         let arrived = self.of(client);
-        assert!(in_time, "{arrived} messages arrived without further credit, {expected} are expected");
+        assert!(
+            in_time,
+            "{arrived} messages arrived without further credit, {expected} are expected"
+        );
     }
 }
 
@@ -90,7 +93,8 @@ async fn fault_c14_window_of_one_client_grows_to_inbox_limit() {
     far.warm_up(3).await;
     gate.close().await;
     let arrivals = Arrivals::begin::<2>();
-    let asks: Vec<_> = (0..4 * LIMIT).map(|_| far.remote.ask_with_timeout(message(0), LONG)).collect();
+    let asks: Vec<_> =
+        (0..4 * LIMIT).map(|_| far.remote.ask_with_timeout(message(0), LONG)).collect();
     arrivals.assert_reach(0, LIMIT / 4).await;
     far.settle().await;
     let arrived = arrivals.of(0);
@@ -145,15 +149,20 @@ async fn fault_c14_idle_client_is_served_beside_busy_far_client() {
     for n in 0..10 {
         gate.close().await;
         let arrivals = Arrivals::begin::<4>();
-        let busy: Vec<_> = (0..2 * LIMIT).map(|_| far.remote.ask_with_timeout(message(0), LONG)).collect();
+        let busy: Vec<_> =
+            (0..2 * LIMIT).map(|_| far.remote.ask_with_timeout(message(0), LONG)).collect();
         arrivals.assert_reach(0, LIMIT / 4).await;
         let reply = idle.ask_with_timeout(message(1), LONG);
         arrivals.assert_reach(1, 1).await;
         let before = arrivals.of(0);
-        assert!(before <= LIMIT + 2 * INITIAL_WINDOW, "{before} messages are before the idle client's");
+        assert!(
+            before <= LIMIT + 2 * INITIAL_WINDOW,
+            "{before} messages are before the idle client's"
+        );
         gate.open();
         within(LONG, &format!("the reply to the idle client's ask {n}"), reply).await.unwrap();
-        let replies = within(LONG, "the busy client's replies", futures::future::join_all(busy)).await;
+        let replies =
+            within(LONG, "the busy client's replies", futures::future::join_all(busy)).await;
         assert!(replies.iter().all(Result::is_ok));
     }
 }

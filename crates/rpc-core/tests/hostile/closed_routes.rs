@@ -1,4 +1,5 @@
-//! Closing routes: while messages are unhandled, twice, never opened, and what is sent over them afterwards.
+//! Closing routes: while messages are unhandled, twice, never opened, and what is sent over them
+//! afterwards.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -76,7 +77,8 @@ async fn hostile_reuse_before_route_closed_is_harmless() {
     let reopened = peer.ask(&say_hi(1, "hello", ""));
     peer.close_route(1);
     let not_opened = peer.ask(&say_hi(1, "", ""));
-    // Whether a close comes before or after the last request has been handled depends on the threads.
+    // Whether a close comes before or after the last request has been handled depends on the
+    // threads.
     for ask in [reopened, not_opened] {
         match ask.await {
             Outcome::Value(_) => {}
@@ -105,7 +107,8 @@ async fn hostile_reuse_before_route_closed_is_harmless() {
 async fn hostile_number_is_reused_right_after_route_closed() {
     let world = World::start().await;
     let mut peer = RawPeer::greeted(&world.server).await;
-    let (before, names) = (world.server.snapshot().route_bytes, ["hello", "nobody", "endpoint-verifier"]);
+    let (before, names) =
+        (world.server.snapshot().route_bytes, ["hello", "nobody", "endpoint-verifier"]);
     for n in 0..300 {
         let name = names[n % names.len()];
         // Each is received by another endpoint, and by none.
@@ -128,7 +131,8 @@ fn watch_queue(world: &World) -> (Arc<AtomicBool>, tokio::task::JoinHandle<u64>)
         let mut longest = 0;
         while !stopped.load(Ordering::Relaxed) {
             let endpoints = server.snapshot().endpoints;
-            longest = endpoints.iter().map(|endpoint| endpoint.queued).max().unwrap_or(0).max(longest);
+            longest =
+                endpoints.iter().map(|endpoint| endpoint.queued).max().unwrap_or(0).max(longest);
             tokio::task::yield_now().await;
         }
         longest
@@ -151,8 +155,11 @@ async fn hostile_loop_of_open_send_close_gains_no_capacity() {
         }
     }
     peer.settle().await;
-    let rejected =
-        peer.arrived_notices().into_iter().filter_map(|notice| notice.undelivered).collect::<Vec<_>>();
+    let rejected = peer
+        .arrived_notices()
+        .into_iter()
+        .filter_map(|notice| notice.undelivered)
+        .collect::<Vec<_>>();
     let queued = world.endpoint("stuck").queued;
     stop.store(true, Ordering::Relaxed);
     let longest = watch.await.unwrap().max(queued);

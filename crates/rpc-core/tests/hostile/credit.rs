@@ -33,7 +33,10 @@ async fn hostile_flood_of_sends_without_credit_is_rejected() {
         let failure = failure_of(&undelivered);
         assert_eq!((undelivered.route, failure.kind), (1, LIMIT), "{n}: {failure:?}");
         assert!(failure.message.contains("stuck"), "{failure:?}");
-        assert!(failure.message.contains("credit") || failure.message.contains("max"), "{failure:?}");
+        assert!(
+            failure.message.contains("credit") || failure.message.contains("max"),
+            "{failure:?}"
+        );
     }
     world.assert_lives(&peer, 2).await;
     // The endpoint works again for this peer.
@@ -77,8 +80,9 @@ async fn hostile_flood_of_asks_without_credit_is_rejected() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_large_messages_stay_within_total_bytes() {
     // One endpoint cannot have the whole budget, so that others are served.
-    let conf =
-        setting("spark.rpc.inbox.maxTotalBytes", "1m").with("spark.rpc.inbox.maxBytes", "500k").unwrap();
+    let conf = setting("spark.rpc.inbox.maxTotalBytes", "1m")
+        .with("spark.rpc.inbox.maxBytes", "500k")
+        .unwrap();
     let world = World::with(conf).await;
     let peer = RawPeer::greeted(&world.server).await;
     let large = "x".repeat(300_000);
@@ -101,7 +105,8 @@ async fn hostile_large_messages_stay_within_total_bytes() {
     world.finish(peer).await;
 }
 
-/// Garbage in `blocked_by`, from a peer that is never blocked, does not grow its window beyond the inbox.
+/// Garbage in `blocked_by`, from a peer that is never blocked, does not grow its window beyond the
+/// inbox.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_blocked_by_does_not_grow_window_beyond_inbox() {
     let world = World::start().await;
@@ -142,7 +147,9 @@ async fn hostile_blocked_by_does_not_grow_window_beyond_inbox() {
 /// The messages that the notices grant which have arrived.
 fn granted(peer: &mut RawPeer, of: u32) -> i64 {
     let credits = peer.arrived_notices().into_iter().filter_map(|notice| notice.credit);
-    credits.map(|Credit { route, messages, .. }| if route == of { messages as i64 } else { 0 }).sum()
+    credits
+        .map(|Credit { route, messages, .. }| if route == of { messages as i64 } else { 0 })
+        .sum()
 }
 
 /// Credit is what an environment grants for routes of the peer; it has opened none itself.

@@ -1,4 +1,5 @@
-//! Envelopes that are truncated in whole frames, frames that are malformed, and connections that end in the middle.
+//! Envelopes that are truncated in whole frames, frames that are malformed, and connections that
+//! end in the middle.
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -92,8 +93,13 @@ async fn hostile_malformed_frames_close_their_connection_only() {
     let survivor = RawPeer::greeted(&world.server).await;
     survivor.ask_hello(1, "hello").await.unwrap();
     let negative = (-5_i64).to_be_bytes();
-    let malformed: [&[u8]; 5] =
-        [&[0; 8], &negative, &[0, 0, 0, 0, 0, 0, 0, 9, 0xff], &[0, 0, 0, 0, 0, 0, 0, 9, 100], &[0x7f; 8]];
+    let malformed: [&[u8]; 5] = [
+        &[0; 8],
+        &negative,
+        &[0, 0, 0, 0, 0, 0, 0, 9, 0xff],
+        &[0, 0, 0, 0, 0, 0, 0, 9, 100],
+        &[0x7f; 8],
+    ];
     for bytes in malformed {
         let mut peer = connect(&world).await;
         peer.write_all(&script()).await.unwrap();
@@ -117,7 +123,8 @@ async fn hostile_ten_thousand_cancels_of_active_request_are_no_harm() {
     let cancel = Some(envelope::Cancel { request_id: id as i64 });
     let cancel = frame(None, &Notice { cancel, ..Notice::default() }.envelope());
     bytes.extend(cancel.repeat(10_000));
-    // A request with the same id while the first is active, and others that are cancelled in the queue.
+    // A request with the same id while the first is active, and others that are cancelled in the
+    // queue.
     bytes.extend(frame(Some(id), &say_hi(1, "", "again").encode_to_vec()));
     bytes.extend(cancel.repeat(10));
     bytes.extend(frame(Some(7), &say_hi(2, "hello", "raw").encode_to_vec()));

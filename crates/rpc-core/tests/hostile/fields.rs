@@ -17,9 +17,24 @@ async fn hostile_paths_fail_their_message_only() {
     peer.ask_hello(1, "hello").await.unwrap();
     let long = "x".repeat(1 << 20);
     let long_method = format!("/hello.Hello/{long}");
-    let paths =
-        ["", "/", "//", "///", "SayHi", "hello.Hello/SayHi", "/hello.Hello", "/hello.Hello/", "/SayHi"];
-    let odd = ["/hello.Hello/SayHi/", "/hello.Hello/SayHi\u{0}", "/hello.Hello//SayHi", &long, &long_method];
+    let paths = [
+        "",
+        "/",
+        "//",
+        "///",
+        "SayHi",
+        "hello.Hello/SayHi",
+        "/hello.Hello",
+        "/hello.Hello/",
+        "/SayHi",
+    ];
+    let odd = [
+        "/hello.Hello/SayHi/",
+        "/hello.Hello/SayHi\u{0}",
+        "/hello.Hello//SayHi",
+        &long,
+        &long_method,
+    ];
     for path in paths.into_iter().chain(odd) {
         let short = &path[..path.len().min(40)];
         let failure = peer.ask(&with_path(path)).await.failure();
@@ -65,9 +80,15 @@ async fn hostile_bodies_fail_their_message_only() {
     // Without a body the request has its defaults.
     let missing = envelope::message(1, "hello", "/hello.Hello/SayHi", b"");
     assert_eq!(peer.ask(&missing).await.value(), b"\x0a\x04hi, ");
-    for body in
-        [&b"\xff"[..], b"\x0a", b"\x0a\x7f", b"\x0a\xff\xff\xff\xff\x0f", b"\x0b", b"\x00", b"\x0a\x01\xff"]
-    {
+    for body in [
+        &b"\xff"[..],
+        b"\x0a",
+        b"\x0a\x7f",
+        b"\x0a\xff\xff\xff\xff\x0f",
+        b"\x0b",
+        b"\x00",
+        b"\x0a\x01\xff",
+    ] {
         let message = envelope::message(1, "", "/hello.Hello/SayHi", body);
         let failure = peer.ask(&message).await.failure();
         assert!(failure.message.contains("/hello.Hello/SayHi"), "{body:?}: {failure:?}");
@@ -75,7 +96,9 @@ async fn hostile_bodies_fail_their_message_only() {
     }
     // Two bodies: the last one of a field counts in protobuf.
     let mut twice = envelope::message(1, "", "/hello.Hello/SayHi", b"\xff").encode_to_vec();
-    twice.extend(RoutedMessage { body: b"\x0a\x01x".to_vec(), ..RoutedMessage::default() }.encode_to_vec());
+    twice.extend(
+        RoutedMessage { body: b"\x0a\x01x".to_vec(), ..RoutedMessage::default() }.encode_to_vec(),
+    );
     let outcome = peer.ask_bytes(twice).await;
     assert!(matches!(outcome, Outcome::Value(_) | Outcome::Failure(_) | Outcome::Transport(_)));
     peer.ask_hello(1, "").await.unwrap();
@@ -100,8 +123,9 @@ async fn hostile_timeouts_are_no_harm() {
     }
     // Those that expired in the queue are not handled, and hold nothing.
     let first = peer.ask(&say_hi(2, "stuck", ""));
-    let late: Vec<_> =
-        (0..3).map(|_| peer.ask(&RoutedMessage { timeout_us: 1000, ..say_hi(2, "", "") })).collect();
+    let late: Vec<_> = (0..3)
+        .map(|_| peer.ask(&RoutedMessage { timeout_us: 1000, ..say_hi(2, "", "") }))
+        .collect();
     until("four are queued", || world.endpoint("stuck").queued == 4).await;
     tokio::time::sleep(std::time::Duration::from_millis(5)).await;
     world.permits.add_permits(1);
@@ -143,9 +167,13 @@ async fn hostile_fields_that_are_unknown_are_skipped() {
     let peer = RawPeer::greeted(&world.server).await;
     peer.ask_hello(1, "hello").await.unwrap();
     let valid = say_hi(1, "", "raw").encode_to_vec();
-    for unknown in
-        [&b"\x38\x01"[..], b"\x72\x00", b"\xf8\xff\xff\xff\x0f\x00", b"\xa2\x06\x03abc", b"\x3b\x3c"]
-    {
+    for unknown in [
+        &b"\x38\x01"[..],
+        b"\x72\x00",
+        b"\xf8\xff\xff\xff\x0f\x00",
+        b"\xa2\x06\x03abc",
+        b"\x3b\x3c",
+    ] {
         for bytes in [[unknown, &valid].concat(), [&valid, unknown].concat()] {
             assert_eq!(peer.ask_bytes(bytes).await.value(), b"\x0a\x07hi, raw", "{unknown:?}");
         }

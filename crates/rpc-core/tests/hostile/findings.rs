@@ -28,7 +28,9 @@ async fn hostile_expired_bound_asks_do_not_block_looked_up_ref() {
     let mut victim = Victim::with(None, setting("spark.rpc.askTimeout", "1s")).await;
     victim.assert_works().await;
     let bound = bound_ref(&victim, INCARNATION);
-    assert!(error_of(bound.ask_with_timeout(hi("bound"), Duration::from_millis(50))).await.is_timeout());
+    assert!(
+        error_of(bound.ask_with_timeout(hi("bound"), Duration::from_millis(50))).await.is_timeout()
+    );
     victim.assert_works().await;
 }
 
@@ -38,7 +40,9 @@ async fn hostile_expired_bound_asks_do_not_delay_shutdown() {
     let mut victim = Victim::with(None, RpcConf::new()).await;
     victim.assert_works().await;
     let bound = bound_ref(&victim, INCARNATION);
-    assert!(error_of(bound.ask_with_timeout(hi("bound"), Duration::from_millis(50))).await.is_timeout());
+    assert!(
+        error_of(bound.ask_with_timeout(hi("bound"), Duration::from_millis(50))).await.is_timeout()
+    );
     assert_eq!(promptly("the shutdown", victim.env.shutdown()).await.unsent, 0);
 }
 
@@ -60,7 +64,8 @@ async fn hostile_stale_incarnation_error_names_peer() {
     assert!(text.contains(&victim.at), "{text}");
 }
 
-/// The sender cannot use the number of a rejected route before RouteClosed, so it opens the next one.
+/// The sender cannot use the number of a rejected route before RouteClosed, so it opens the next
+/// one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_rejected_route_does_not_fail_next_number() {
     let world = World::start().await;
@@ -83,7 +88,8 @@ async fn hostile_names_of_client_do_not_fail_its_other_refs() {
     let at = address(&server).to_string();
     let resolve = |name: &str| -> RpcEndpointRef<HelloMessage> {
         let (address, name) = (at.clone(), name.to_owned());
-        let wire = WireRef { address, name, services: vec!["hello.Hello".to_owned()], incarnation: 0 };
+        let wire =
+            WireRef { address, name, services: vec!["hello.Hello".to_owned()], incarnation: 0 };
         client.resolve(&EndpointRef::decode(&wire.encode_to_vec()[..]).unwrap()).unwrap()
     };
     // The names of 17 refs fit into 1 MiB.

@@ -1,4 +1,5 @@
-//! The environment under attack, its endpoints, and the client beside the attack that must not notice it.
+//! The environment under attack, its endpoints, and the client beside the attack that must not
+//! notice it.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -6,7 +7,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use rpc_core::{
-    EndpointContext, EndpointOptions, EndpointSnapshot, RpcConf, RpcEnv, RpcError, ThreadSafeRpcEndpoint,
+    EndpointContext, EndpointOptions, EndpointSnapshot, RpcConf, RpcEnv, RpcError,
+    ThreadSafeRpcEndpoint,
 };
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
@@ -59,8 +61,8 @@ impl ThreadSafeRpcEndpoint for Stuck {
     }
 }
 
-/// A server with the endpoints `hello`, which replies, and `stuck`, which handles a message for each permit; and a
-/// client that asks `hello` without a pause.
+/// A server with the endpoints `hello`, which replies, and `stuck`, which handles a message for
+/// each permit; and a client that asks `hello` without a pause.
 pub struct World {
     pub server: RpcEnv,
     pub permits: Arc<Semaphore>,
@@ -75,7 +77,8 @@ impl World {
     }
 
     pub async fn with(conf: RpcConf) -> Self {
-        let server = RpcEnv::builder("server").bind("127.0.0.1:0").conf(conf).start().await.unwrap();
+        let server =
+            RpcEnv::builder("server").bind("127.0.0.1:0").conf(conf).start().await.unwrap();
         server.setup_endpoint("hello", Hello).unwrap();
         let permits = Arc::new(Semaphore::new(0));
         let options = EndpointOptions::new().max_messages(STUCK_LIMIT);
@@ -100,8 +103,10 @@ impl World {
     /// Waits for further replies to the client beside the attack.
     pub async fn assert_others_served(&self) {
         let before = self.asked.load(Ordering::Relaxed);
-        until("the client beside the attack is served", || self.asked.load(Ordering::Relaxed) > before + 2)
-            .await;
+        until("the client beside the attack is served", || {
+            self.asked.load(Ordering::Relaxed) > before + 2
+        })
+        .await;
     }
 
     /// Asserts that the connection of the peer lives: a new route to `hello` works.
@@ -117,7 +122,8 @@ impl World {
         self.assert_nothing_remains().await;
     }
 
-    /// Asserts that the client beside the attack was served all the time, and that with it the last memory is freed.
+    /// Asserts that the client beside the attack was served all the time, and that with it the last
+    /// memory is freed.
     pub async fn assert_nothing_remains(self) {
         self.assert_others_served().await;
         self.stop.send(true).unwrap();
@@ -140,7 +146,11 @@ impl World {
 }
 
 /// Asks `hello` until `stopped`, and returns the longest time that a reply took.
-async fn ask_until(server: RpcEnv, asked: Arc<AtomicUsize>, stopped: watch::Receiver<bool>) -> Duration {
+async fn ask_until(
+    server: RpcEnv,
+    asked: Arc<AtomicUsize>,
+    stopped: watch::Receiver<bool>,
+) -> Duration {
     let client = client().await;
     let found = client.setup_endpoint_ref::<HelloMessage>(address(&server), "hello");
     let hello = promptly("the lookup", found).await.unwrap();

@@ -1,4 +1,5 @@
-//! The Hello of clients: late, missing, repeated, garbled, of another version, or with an incarnation of another.
+//! The Hello of clients: late, missing, repeated, garbled, of another version, or with an
+//! incarnation of another.
 
 use std::time::Duration;
 
@@ -9,13 +10,19 @@ use crate::fixture::{World, promptly};
 use crate::raw_peer::{Outcome, RawPeer, say_hi};
 
 fn hello(change: impl FnOnce(&mut Hello)) -> Notice {
-    let mut hello =
-        Hello { min_version: 1, max_version: 1, incarnation: 77, max_routes: 65_536, ..Hello::default() };
+    let mut hello = Hello {
+        min_version: 1,
+        max_version: 1,
+        incarnation: 77,
+        max_routes: 65_536,
+        ..Hello::default()
+    };
     change(&mut hello);
     Notice { hello: Some(hello), ..Notice::default() }
 }
 
-/// Without a Hello the environment does not know the peer: it serves it, or the error says what is missing.
+/// Without a Hello the environment does not know the peer: it serves it, or the error says what is
+/// missing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_messages_without_hello_are_served_or_fail_clearly() {
     let world = World::start().await;
@@ -61,7 +68,8 @@ async fn hostile_second_hello_is_ignored() {
         peer.notify(&hello(|hello| (hello.min_version, hello.max_version) = (2, 5)));
     }
     peer.settle().await;
-    let replies = peer.arrived_notices().into_iter().filter(|notice| notice.hello.is_some()).count();
+    let replies =
+        peer.arrived_notices().into_iter().filter(|notice| notice.hello.is_some()).count();
     assert_eq!(replies, 0, "Hello is sent once in each direction");
     peer.ask_hello(1, "").await.unwrap();
     world.finish(peer).await;
@@ -100,13 +108,17 @@ async fn hostile_hello_of_other_versions_fails_clearly() {
 async fn hostile_hello_with_garbage_is_served_or_fails_clearly() {
     let world = World::start().await;
     let long = "x".repeat(1 << 20);
-    let addresses = ["garbage", "", ":", "host:99999", "[::1", "a b:1", "host:1\nhost:2", "\u{0}:1", &long];
+    let addresses =
+        ["garbage", "", ":", "host:99999", "[::1", "a b:1", "host:1\nhost:2", "\u{0}:1", &long];
     let mut greetings = vec![(hello(|hello| hello.incarnation = 0), "incarnation")];
     for address in addresses {
         greetings.push((hello(|hello| address.clone_into(&mut hello.address)), "address"));
     }
     greetings.push((hello(|hello| hello.max_routes = 0), "routes"));
-    greetings.push((hello(|hello| (hello.max_routes, hello.features) = (u32::MAX, u64::MAX)), "features"));
+    greetings.push((
+        hello(|hello| (hello.max_routes, hello.features) = (u32::MAX, u64::MAX)),
+        "features",
+    ));
     for (greeting, field) in greetings {
         let peer = RawPeer::connect(&world.server).await;
         peer.notify(&greeting);
@@ -125,7 +137,9 @@ async fn hostile_hello_with_garbage_is_served_or_fails_clearly() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_truncated_hello_is_ignored_or_fails_clearly() {
     let world = World::start().await;
-    let Some(whole) = hello(|hello| hello.address = "host:1".to_owned()).hello else { unreachable!() };
+    let Some(whole) = hello(|hello| hello.address = "host:1".to_owned()).hello else {
+        unreachable!()
+    };
     let whole = whole.encode_to_vec();
     for length in 0..whole.len() {
         let peer = RawPeer::connect(&world.server).await;
@@ -139,7 +153,9 @@ async fn hostile_truncated_hello_is_ignored_or_fails_clearly() {
             let text = outcome.error();
             assert!(!text.is_empty());
             assert!(
-                ["version", "incarnation", "address", "Hello"].iter().any(|word| text.contains(word))
+                ["version", "incarnation", "address", "Hello"]
+                    .iter()
+                    .any(|word| text.contains(word))
                     || !peer.is_connected(),
                 "{length}: {text}"
             );
@@ -204,5 +220,7 @@ async fn hostile_incarnation_of_server_itself_harms_nobody() {
     peer.ask_hello(1, "").await.unwrap();
     assert!(peer.arrived_notices().iter().all(|notice| notice.hello.is_none()));
     promptly("the endpoint is found by others", world.assert_others_served()).await;
-    tokio::time::timeout(Duration::from_secs(5), world.finish(peer)).await.expect("nothing remains");
+    tokio::time::timeout(Duration::from_secs(5), world.finish(peer))
+        .await
+        .expect("nothing remains");
 }

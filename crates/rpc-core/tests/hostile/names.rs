@@ -96,7 +96,8 @@ async fn hostile_routes_are_limited_by_small_byte_budget() {
     // 256 bytes and a name of 500.
     const ROUTE: u64 = 756;
     let server = RpcEnv::builder("server").bind("127.0.0.1:0");
-    let server = server.conf(setting("spark.rpc.inbox.maxTotalBytes", "20k")).start().await.unwrap();
+    let server =
+        server.conf(setting("spark.rpc.inbox.maxTotalBytes", "20k")).start().await.unwrap();
     server.setup_endpoint("hello", Hello).unwrap();
     let mut peers = Vec::new();
     let (mut opened, mut rejected) = (0, 0);
@@ -112,7 +113,8 @@ async fn hostile_routes_are_limited_by_small_byte_budget() {
                 assert!(failure.message.contains("spark.rpc.inbox.maxTotalBytes"), "{failure:?}");
                 // The message may have been rejected alone, for its own bytes.
                 peer.settle().await;
-                let closed = peer.arrived_notices().iter().any(|notice| notice.route_closed.is_some());
+                let closed =
+                    peer.arrived_notices().iter().any(|notice| notice.route_closed.is_some());
                 (route, opened) = if closed { (route, opened) } else { (route + 1, opened + 1) };
                 rejected += 1;
             }

@@ -81,7 +81,8 @@ async fn hostile_route_closed_for_other_routes_is_ignored() {
     victim.finish().await;
 }
 
-/// The client did not ask for it. Later messages open a route again; a pending ask ends by its own response.
+/// The client did not ask for it. Later messages open a route again; a pending ask ends by its own
+/// response.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_route_closed_for_route_in_use_lets_it_be_opened_again() {
     let mut victim = Victim::start().await;
@@ -121,7 +122,8 @@ async fn hostile_undelivered_with_long_text_is_reported_or_ignored() {
     victim.env.setup_endpoint("watch", UndeliveredWatch(sender)).unwrap();
     let route = victim.assert_works().await;
     let message = "line\n\r\n\u{1b}[2J".repeat(100_000);
-    let failure = Failure { kind: 7, message, causes: vec!["\n".repeat(1000); 10], retryable: true };
+    let failure =
+        Failure { kind: 7, message, causes: vec!["\n".repeat(1000); 10], retryable: true };
     for route in [0, route + 10, 65_536, u32::MAX, route] {
         for failure in [failure.encode_to_vec(), Vec::new(), b"\xff".to_vec()] {
             let undelivered = Some(Undelivered { route, path: "\n/x/y".to_owned(), failure });
@@ -156,7 +158,8 @@ async fn hostile_cancels_of_unknown_requests_are_ignored() {
     world.finish(peer).await;
 }
 
-/// A server asks an endpoint of its client over the same connection. Request ids are random, so guesses miss it.
+/// A server asks an endpoint of its client over the same connection. Request ids are random, so
+/// guesses miss it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_cancels_with_guessed_ids_cancel_no_ask() {
     let mut victim = Victim::start().await;
@@ -183,12 +186,22 @@ async fn hostile_notices_of_unknown_kind_are_ignored() {
     let world = World::start().await;
     let peer = RawPeer::greeted(&world.server).await;
     let route = victim.assert_works().await;
-    // Kind 7 is reserved, 1000 is far away; empty; kinds without content; a wire type that is wrong; no protobuf.
-    let bodies =
-        [&b""[..], b"\x3a\x00", b"\xc2\x3e\x03abc", b"\x12\x00", b"\x1a\x00", b"\x22\x00", b"\x2a\x00"];
-    let garbage = [&b"\x32\x00"[..], b"\x0a\x00", b"\x08\x01", b"\x12\x02\x08", b"\xff\xff", b"\x12\x7f\x00"];
+    // Kind 7 is reserved, 1000 is far away; empty; kinds without content; a wire type that is
+    // wrong; no protobuf.
+    let bodies = [
+        &b""[..],
+        b"\x3a\x00",
+        b"\xc2\x3e\x03abc",
+        b"\x12\x00",
+        b"\x1a\x00",
+        b"\x22\x00",
+        b"\x2a\x00",
+    ];
+    let garbage =
+        [&b"\x32\x00"[..], b"\x0a\x00", b"\x08\x01", b"\x12\x02\x08", b"\xff\xff", b"\x12\x7f\x00"];
     for body in bodies.into_iter().chain(garbage) {
-        let envelope = RoutedMessage { body: body.to_vec(), ..RoutedMessage::default() }.encode_to_vec();
+        let envelope =
+            RoutedMessage { body: body.to_vec(), ..RoutedMessage::default() }.encode_to_vec();
         victim.peer.send(envelope.clone()).unwrap();
         peer.send_bytes(envelope);
     }
@@ -206,7 +219,8 @@ async fn hostile_notices_of_unknown_kind_are_ignored() {
     world.finish(peer).await;
 }
 
-/// One-way messages of the server to routes that it never opened: the client reports them as undelivered.
+/// One-way messages of the server to routes that it never opened: the client reports them as
+/// undelivered.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_messages_to_client_without_endpoints_are_rejected() {
     let mut victim = Victim::start().await;

@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use network_common::{
-    RpcHandler, RpcResponseCallback, TransportClient, TransportClientFactory, TransportConf, TransportContext,
+    RpcHandler, RpcResponseCallback, TransportClient, TransportClientFactory, TransportConf,
+    TransportContext,
 };
 use prost::Message;
 use rpc_core::RpcEnv;
@@ -90,7 +91,9 @@ impl RpcHandler for Recorder {
 
     fn receive_one_way(&self, _: &TransportClient, body: Bytes) {
         // The test may have ended.
-        let _ = self.0.send(RoutedMessage::decode(body).expect("the environment writes valid envelopes"));
+        let _ = self
+            .0
+            .send(RoutedMessage::decode(body).expect("the environment writes valid envelopes"));
     }
 }
 
@@ -105,15 +108,18 @@ impl RawPeer {
     pub async fn connect(server: &RpcEnv) -> Self {
         let (sender, received) = mpsc::unbounded_channel();
         // Some tests queue whole floods at once.
-        let conf = TransportConf::from_settings("rpc", [("spark.rpc.io.maxWriteQueueSize", "1g")]).unwrap();
+        let conf = TransportConf::from_settings("rpc", [("spark.rpc.io.maxWriteQueueSize", "1g")])
+            .unwrap();
         let factory = TransportContext::new(conf, Recorder(sender)).create_client_factory();
         let at = address(server);
         let client =
-            promptly("the connection", factory.create_unmanaged_client((at.host(), at.port()))).await;
+            promptly("the connection", factory.create_unmanaged_client((at.host(), at.port())))
+                .await;
         Self { client: client.unwrap(), received, _factory: factory }
     }
 
-    /// Connects, sends a Hello with an incarnation of its own, and waits for that of the environment.
+    /// Connects, sends a Hello with an incarnation of its own, and waits for that of the
+    /// environment.
     pub async fn greeted(server: &RpcEnv) -> Self {
         static INCARNATION: AtomicU64 = AtomicU64::new(1000);
         let mut peer = Self::connect(server).await;
@@ -143,7 +149,9 @@ impl RawPeer {
         let pending = self.client.send_rpc(bytes);
         async {
             let response = match promptly("a response", pending).await {
-                Ok(bytes) => Response::decode(bytes).expect("the environment writes valid responses"),
+                Ok(bytes) => {
+                    Response::decode(bytes).expect("the environment writes valid responses")
+                }
                 Err(error) => return Outcome::Transport(error.to_string()),
             };
             match (response.value, response.failure) {
@@ -171,8 +179,12 @@ impl RawPeer {
 
     /// The next notice of the environment.
     pub async fn next_notice(&mut self) -> Notice {
-        let message = promptly("a notice", self.received.recv()).await.expect("the connection lives");
-        assert_eq!(message.route, 0, "an environment sends nothing but notices to a peer without endpoints");
+        let message =
+            promptly("a notice", self.received.recv()).await.expect("the connection lives");
+        assert_eq!(
+            message.route, 0,
+            "an environment sends nothing but notices to a peer without endpoints"
+        );
         Notice::decode(&message.body[..]).expect("the environment writes valid notices")
     }
 
@@ -198,7 +210,8 @@ impl RawPeer {
         self.next_of(|notice| notice.route_closed).await.route
     }
 
-    /// The next reply to CloseRoute: `Ok` is RouteClosed, `Err` the Credit that keeps the route open.
+    /// The next reply to CloseRoute: `Ok` is RouteClosed, `Err` the Credit that keeps the route
+    /// open.
     pub async fn next_close_reply(&mut self) -> Result<u32, Credit> {
         self.next_of(|notice| match notice {
             Notice { route_closed: Some(closed), .. } => Some(Ok(closed.route)),
@@ -208,7 +221,8 @@ impl RawPeer {
         .await
     }
 
-    /// Closes a route whose requests have been replied to; the last one may be in its handler for a moment yet.
+    /// Closes a route whose requests have been replied to; the last one may be in its handler for a
+    /// moment yet.
     pub async fn close_idle_route(&mut self, route: u32) {
         let closed = async {
             self.close_route(route);

@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use network_common::{
-    RpcHandler, RpcResponseCallback, TransportClient, TransportConf, TransportContext, TransportServer,
+    RpcHandler, RpcResponseCallback, TransportClient, TransportConf, TransportContext,
+    TransportServer,
 };
 use prost::Message;
 use rpc_core::{RpcConf, RpcEndpointRef, RpcEnv, RpcError};
@@ -49,7 +50,8 @@ impl Handler {
     fn grant(&self, client: &TransportClient, message: &RoutedMessage) {
         if self.grants.load(Ordering::Relaxed) {
             let bytes = message.encoded_len() as u64;
-            let credit = Some(Credit { route: message.route, messages: 1, bytes, keeps_open: false });
+            let credit =
+                Some(Credit { route: message.route, messages: 1, bytes, keeps_open: false });
             // The connection may have closed.
             let _ = client.send(Notice { credit, ..Notice::default() }.envelope());
         }
@@ -61,7 +63,8 @@ impl RpcHandler for Handler {
         let message = RoutedMessage::decode(body).expect("the environment writes valid envelopes");
         self.grant(client, &message);
         if message.path == "/rpc_core.envelope.EndpointVerifier/CheckExistence" {
-            let reply = CheckExistenceReply { exists: true, services: vec!["hello.Hello".to_owned()] };
+            let reply =
+                CheckExistenceReply { exists: true, services: vec!["hello.Hello".to_owned()] };
             return callback.reply(value(&reply.encode_to_vec()));
         }
         // The test may have ended.
@@ -71,7 +74,8 @@ impl RpcHandler for Handler {
     fn receive_one_way(&self, client: &TransportClient, body: Bytes) {
         let message = RoutedMessage::decode(body).expect("the environment writes valid envelopes");
         let arrival = if message.route == 0 {
-            let notice = Notice::decode(&message.body[..]).expect("the environment writes valid notices");
+            let notice =
+                Notice::decode(&message.body[..]).expect("the environment writes valid notices");
             if notice.hello.is_some() {
                 if let Some(hello) = self.greeting.lock().unwrap().clone() {
                     let reply = Notice { hello: Some(hello), ..Notice::default() };
@@ -98,10 +102,17 @@ pub fn greeting(text: &str) -> Vec<u8> {
 }
 
 pub fn hello(min_version: u32, max_version: u32) -> Hello {
-    Hello { min_version, max_version, incarnation: INCARNATION, max_routes: 65_536, ..Hello::default() }
+    Hello {
+        min_version,
+        max_version,
+        incarnation: INCARNATION,
+        max_routes: 65_536,
+        ..Hello::default()
+    }
 }
 
-/// A raw server, the client environment connected to it, and an honest server that the environment asks too.
+/// A raw server, the client environment connected to it, and an honest server that the environment
+/// asks too.
 pub struct Victim {
     pub env: RpcEnv,
     pub target: RpcEndpointRef<HelloMessage>,
@@ -128,8 +139,11 @@ impl Victim {
         let (sender, mut arrivals) = mpsc::unbounded_channel();
         let greeting = Arc::new(Mutex::new(greeting));
         let grants = Arc::new(AtomicBool::new(true));
-        let handler =
-            Handler { grants: Arc::clone(&grants), greeting: Arc::clone(&greeting), arrivals: sender };
+        let handler = Handler {
+            grants: Arc::clone(&grants),
+            greeting: Arc::clone(&greeting),
+            arrivals: sender,
+        };
         let context = TransportContext::new(TransportConf::new("rpc"), handler);
         let server = context.create_server("127.0.0.1:0").await.unwrap();
         let at = server.local_addr().to_string();
@@ -146,7 +160,18 @@ impl Victim {
                 other => println!("before Hello: {other:?}"),
             }
         };
-        Self { grants, env, target, peer, greeting, at, arrivals, honest, honest_server, _server: server }
+        Self {
+            grants,
+            env,
+            target,
+            peer,
+            greeting,
+            at,
+            arrivals,
+            honest,
+            honest_server,
+            _server: server,
+        }
     }
 
     pub fn notify(&self, notice: &Notice) {
@@ -154,7 +179,9 @@ impl Victim {
     }
 
     pub async fn next(&mut self) -> Arrival {
-        promptly("something from the environment", self.arrivals.recv()).await.expect("the server lives")
+        promptly("something from the environment", self.arrivals.recv())
+            .await
+            .expect("the server lives")
     }
 
     /// The next ask. Notices and one-way messages are passed over.
@@ -187,7 +214,10 @@ impl Victim {
     }
 
     pub async fn assert_honest_works(&self) {
-        assert_eq!(promptly("an honest reply", self.honest.ask(hi("neo"))).await.unwrap().text, "hi, neo");
+        assert_eq!(
+            promptly("an honest reply", self.honest.ask(hi("neo"))).await.unwrap().text,
+            "hi, neo"
+        );
     }
 
     /// Asserts that the shutdown is clean and that nothing is held.
@@ -203,6 +233,8 @@ impl Victim {
 }
 
 /// Awaits an error of the ask.
-pub async fn error_of<T: std::fmt::Debug>(ask: impl Future<Output = Result<T, RpcError>>) -> RpcError {
+pub async fn error_of<T: std::fmt::Debug>(
+    ask: impl Future<Output = Result<T, RpcError>>,
+) -> RpcError {
     promptly("the end of the ask", ask).await.unwrap_err()
 }

@@ -71,7 +71,8 @@ async fn hostile_failures_of_any_kind_fail_their_ask_only() {
             assert_eq!(error.kind(), ErrorKind::Application, "{kind}");
         }
     }
-    // The last one of a oneof counts; a value and a failure in one response end the ask in either way.
+    // The last one of a oneof counts; a value and a failure in one response end the ask in either
+    // way.
     let both = [greeting("first"), b"\x12\x02\x08\x07".to_vec()].concat();
     assert!(victim.ask_and_respond(both).await.0.is_err());
     victim.assert_works().await;
@@ -105,12 +106,20 @@ async fn hostile_close_after_misbehaviour_fails_pending_asks_only() {
     for n in 0..8 {
         let pending: Vec<_> = (0..5).map(|_| victim.target.ask(hi("pending"))).collect();
         let (_, callback, peer) = victim.next_ask().await;
-        let one = |route| Some(Credit { route, messages: u64::MAX, bytes: u64::MAX, keeps_open: n % 2 == 0 });
+        let one = |route| {
+            Some(Credit { route, messages: u64::MAX, bytes: u64::MAX, keeps_open: n % 2 == 0 })
+        };
         match n {
             0 => {}
-            1 | 2 => peer.send(Notice { credit: one(route), ..Notice::default() }.envelope()).unwrap(),
-            3 => peer.send(Notice { route_closed: one(route), ..Notice::default() }.envelope()).unwrap(),
-            4 => peer.send(Notice { close_route: one(route), ..Notice::default() }.envelope()).unwrap(),
+            1 | 2 => {
+                peer.send(Notice { credit: one(route), ..Notice::default() }.envelope()).unwrap()
+            }
+            3 => peer
+                .send(Notice { route_closed: one(route), ..Notice::default() }.envelope())
+                .unwrap(),
+            4 => peer
+                .send(Notice { close_route: one(route), ..Notice::default() }.envelope())
+                .unwrap(),
             5 => peer.send(b"\xff".to_vec()).unwrap(),
             6 => drop(peer.send_rpc(b"\xff".to_vec())),
             _ => peer.send(Vec::new()).unwrap(),
@@ -122,7 +131,10 @@ async fn hostile_close_after_misbehaviour_fails_pending_asks_only() {
             // What was queued is sent over the next connection, where it waits for this test.
             let end = tokio::time::timeout(Duration::from_millis(300), ask).await;
             if let Ok(Err(error)) = end {
-                assert!(error.to_string().contains(&victim.at) || error.peer().is_some(), "{error:?}");
+                assert!(
+                    error.to_string().contains(&victim.at) || error.peer().is_some(),
+                    "{error:?}"
+                );
                 failed += 1;
             }
         }

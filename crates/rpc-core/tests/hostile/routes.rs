@@ -38,7 +38,8 @@ async fn hostile_routes_are_bounded_with_default_limit() {
     let world = World::start().await;
     let peer = RawPeer::greeted(&world.server).await;
     peer.ask_hello(1, "hello").await.unwrap();
-    let asks: Vec<_> = (2..70_000).map(|route| peer.ask(&say_hi(route, &format!("{route:x}"), ""))).collect();
+    let asks: Vec<_> =
+        (2..70_000).map(|route| peer.ask(&say_hi(route, &format!("{route:x}"), ""))).collect();
     let mut rejected = Vec::new();
     for (ask, route) in asks.into_iter().zip(2_u32..) {
         let failure = ask.await.failure();
@@ -127,7 +128,10 @@ async fn hostile_second_number_for_one_name_is_rejected() {
     for route in 2..50 {
         let failure = peer.ask(&say_hi(route, "hello", "")).await.failure();
         let text = &failure.message;
-        assert!(text.contains(&format!("route {route}")) || text.contains("route 1"), "{failure:?}");
+        assert!(
+            text.contains(&format!("route {route}")) || text.contains("route 1"),
+            "{failure:?}"
+        );
         assert!(text.contains("hello"), "{failure:?}");
         assert_eq!(peer.next_route_closed().await, route);
     }
@@ -156,7 +160,8 @@ async fn hostile_messages_on_unknown_routes_are_rejected() {
     world.finish(peer).await;
 }
 
-/// Route 0 carries notices. A request on it is rejected; a one-way message on it is no notice and is ignored.
+/// Route 0 carries notices. A request on it is rejected; a one-way message on it is no notice and
+/// is ignored.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_messages_on_route_0_reach_no_endpoint() {
     let world = World::start().await;

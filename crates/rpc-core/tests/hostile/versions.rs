@@ -48,8 +48,10 @@ async fn hostile_server_of_other_version_fails_everything_fast() {
     }
     callback.fail("this server speaks another version");
     until("nothing is pending", || victim.env.snapshot().pending_asks == 0).await;
-    until("nothing is queued", || victim.env.snapshot().outboxes.iter().all(|outbox| outbox.queued == 0))
-        .await;
+    until("nothing is queued", || {
+        victim.env.snapshot().outboxes.iter().all(|outbox| outbox.queued == 0)
+    })
+    .await;
     assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
     victim.finish().await;
 }
@@ -114,7 +116,10 @@ async fn hostile_hello_of_server_with_garbage_fails_clearly() {
                 }
                 Err(_) => {
                     let text = error_of(later).await.to_string();
-                    assert!(text.contains("incarnation") || text.contains("address"), "{n}: {text}");
+                    assert!(
+                        text.contains("incarnation") || text.contains("address"),
+                        "{n}: {text}"
+                    );
                 }
             }
         }
@@ -200,7 +205,10 @@ async fn hostile_server_of_other_incarnation_gets_no_bound_message() {
     }
     let (reply, message) = victim.ask_and_respond(greeting("fine")).await;
     assert_eq!(reply.unwrap().text, "fine");
-    assert!(!message.body.ends_with(b"secret"), "the bound ref sends nothing to another incarnation");
+    assert!(
+        !message.body.ends_with(b"secret"),
+        "the bound ref sends nothing to another incarnation"
+    );
     victim.finish().await;
 }
 
@@ -210,7 +218,8 @@ async fn hostile_max_routes_of_zero_fails_asks_on_new_routes_clearly() {
     for max_routes in [0, 1] {
         let mut victim = Victim::with(None, setting("spark.rpc.askTimeout", "500ms")).await;
         let route = victim.assert_works().await;
-        let found = victim.env.setup_endpoint_ref::<HelloMessage>(victim.at.parse().unwrap(), "other");
+        let found =
+            victim.env.setup_endpoint_ref::<HelloMessage>(victim.at.parse().unwrap(), "other");
         let other = crate::fixture::promptly("the lookup", found).await.unwrap();
         let mut few = hello(1, 1);
         few.max_routes = max_routes;

@@ -15,8 +15,8 @@ pub type Ref = RpcEndpointRef<WorkMessage>;
 /// A message: its holder, and which of the holder's it is.
 pub type Mark = (u64, u64);
 
-/// Held by what is to be dropped in the end. An environment has it as its trace context, which its refs, its asks and
-/// its transport hold too.
+/// Held by what is to be dropped in the end. An environment has it as its trace context, which its
+/// refs, its asks and its transport hold too.
 #[derive(Clone, Default)]
 pub struct Held(Arc<()>);
 

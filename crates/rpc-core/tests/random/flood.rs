@@ -6,8 +6,8 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use rpc_core::{
-    EndpointContext, ErrorKind, MemoryNetwork, RpcAddress, RpcConf, RpcEndpointRef, RpcEnv, RpcError,
-    ThreadSafeRpcEndpoint,
+    EndpointContext, ErrorKind, MemoryNetwork, RpcAddress, RpcConf, RpcEndpointRef, RpcEnv,
+    RpcError, ThreadSafeRpcEndpoint,
 };
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -130,7 +130,8 @@ pub async fn play(mut random: StdRng, book: Arc<Book>, network: Option<MemoryNet
         let listens = random.random();
         let env = environment(&mut random, listens, network.as_ref(), &book).await;
         for _ in 0..random.random_range(1..=3) {
-            let (to, random) = (server.address().unwrap().clone(), StdRng::seed_from_u64(random.random()));
+            let (to, random) =
+                (server.address().unwrap().clone(), StdRng::seed_from_u64(random.random()));
             senders.spawn(Sender { book: Arc::clone(&book), random, env: env.clone(), to }.flood());
         }
         envs.push(env);
@@ -156,7 +157,8 @@ pub async fn play(mut random: StdRng, book: Arc<Book>, network: Option<MemoryNet
         env.shutdown().await;
     }
     for (holder, total) in sent {
-        let numbers: Vec<u64> = came.iter().filter(|mark| mark.0 == holder).map(|mark| mark.1).collect();
+        let numbers: Vec<u64> =
+            came.iter().filter(|mark| mark.0 == holder).map(|mark| mark.1).collect();
         if !numbers.iter().copied().eq(1..=total) {
             book.complain(format!("of {total} messages of holder {holder} came {numbers:?}"));
         }

@@ -1,7 +1,7 @@
 //! Random plays of several environments, each from a seed, and what must hold in all of them.
 //!
-//! `RANDOM_SEEDS=1000` plays so many, `RANDOM_SEED=17` that one only. A play over sockets is not the same twice, as its
-//! threads are not; one in memory nearly is.
+//! `RANDOM_SEEDS=1000` plays so many, `RANDOM_SEED=17` that one only. A play over sockets is not
+//! the same twice, as its threads are not; one in memory nearly is.
 
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used)]
 
@@ -49,8 +49,8 @@ const EVENTS: [&str; 6] = [
     "connections were cut",
 ];
 
-/// Plays every seed, several at a time, and fails with the complaints of the first that has some. In all of them together
-/// what is `expected` must have happened.
+/// Plays every seed, several at a time, and fails with the complaints of the first that has some.
+/// In all of them together what is `expected` must have happened.
 fn for_all_seeds(by_default: u64, expected: &[&str], play: impl Fn(u64) -> Arc<Book> + Sync) {
     quiet_panics();
     let number = |name| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
@@ -144,18 +144,24 @@ fn plays_in_memory() {
     for_all_seeds(60, &EVENTS[..5], |seed| {
         let book = Arc::new(Book::default());
         let network = Some(MemoryNetwork::new());
-        let play = world::play(StdRng::seed_from_u64(seed), Arc::clone(&book), seed % 3 == 0, network);
+        let play =
+            world::play(StdRng::seed_from_u64(seed), Arc::clone(&book), seed % 3 == 0, network);
         on_a_runtime(&paused(), &book, play);
         book
     });
 }
 
-/// Slow endpoints, small limits, many senders that wait for room: every message arrives once and in order.
+/// Slow endpoints, small limits, many senders that wait for room: every message arrives once and in
+/// order.
 #[test]
 fn floods_over_sockets() {
     for_all_seeds(20, &[], |seed| {
         let book = Arc::new(Book::default());
-        on_a_runtime(&threads(), &book, flood::play(StdRng::seed_from_u64(seed), Arc::clone(&book), None));
+        on_a_runtime(
+            &threads(),
+            &book,
+            flood::play(StdRng::seed_from_u64(seed), Arc::clone(&book), None),
+        );
         book
     });
 }
@@ -165,7 +171,11 @@ fn floods_in_memory() {
     for_all_seeds(40, &[], |seed| {
         let book = Arc::new(Book::default());
         let network = Some(MemoryNetwork::new());
-        on_a_runtime(&paused(), &book, flood::play(StdRng::seed_from_u64(seed), Arc::clone(&book), network));
+        on_a_runtime(
+            &paused(),
+            &book,
+            flood::play(StdRng::seed_from_u64(seed), Arc::clone(&book), network),
+        );
         book
     });
 }

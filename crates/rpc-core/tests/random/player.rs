@@ -19,11 +19,19 @@ use crate::world::{Home, SOON, World};
 /// How much later than its time limit an ask may end on a busy machine.
 const SLACK: Duration = Duration::from_secs(10);
 
-/// A time limit that nothing in a play should take: everybody answers, drops what they keep, or is cut off before.
+/// A time limit that nothing in a play should take: everybody answers, drops what they keep, or is
+/// cut off before.
 const LONG: Duration = Duration::from_secs(10);
 
-const LIMITS: [Duration; 7] =
-    [Duration::from_millis(1), Duration::from_millis(5), Duration::from_millis(50), LONG, LONG, LONG, LONG];
+const LIMITS: [Duration; 7] = [
+    Duration::from_millis(1),
+    Duration::from_millis(5),
+    Duration::from_millis(50),
+    LONG,
+    LONG,
+    LONG,
+    LONG,
+];
 
 pub struct Player {
     world: Arc<World>,
@@ -77,7 +85,9 @@ impl Player {
             70..78 => self.send_wait().await,
             78..82 => self.answer_a_kept_one().await,
             82..85 => self.abort_one(),
-            85..93 => tokio::time::sleep(Duration::from_millis(self.random.random_range(0..4))).await,
+            85..93 => {
+                tokio::time::sleep(Duration::from_millis(self.random.random_range(0..4))).await
+            }
             _ if self.world.calm => tokio::task::yield_now().await,
             93..96 => self.replace_an_endpoint(),
             96..99 => self.cut(),
@@ -103,10 +113,12 @@ impl Player {
         let world = Arc::clone(&self.world);
         let from = world.homes.choose(&mut self.random).unwrap();
         let to = world.homes.choose(&mut self.random).unwrap();
-        let proxied = to.proxy.as_ref().filter(|_| self.random.random()).map(|proxy| &proxy.address);
+        let proxied =
+            to.proxy.as_ref().filter(|_| self.random.random()).map(|proxy| &proxy.address);
         let Some(address) = proxied.or(to.address.as_ref()) else { return };
         let kind = *world.kinds().choose(&mut self.random).unwrap();
-        let looked_up = timeout(SOON, from.env().setup_endpoint_ref(address.clone(), kind.name())).await;
+        let looked_up =
+            timeout(SOON, from.env().setup_endpoint_ref(address.clone(), kind.name())).await;
         match looked_up {
             Ok(Ok(endpoint)) => {
                 if self.random.random_bool(0.3) {
@@ -118,7 +130,9 @@ impl Player {
                 world.book.complain(format!("the lookup of {kind:?} at {address} failed: {error}"));
             }
             Ok(Err(_)) => {}
-            Err(_) => world.book.complain(format!("the lookup of {kind:?} at {address} does not end")),
+            Err(_) => {
+                world.book.complain(format!("the lookup of {kind:?} at {address} does not end"))
+            }
         }
     }
 
@@ -203,7 +217,11 @@ impl Player {
         self.asks.spawn(async move {
             match timeout(expected.limit + SLACK, ask).await {
                 Ok(outcome) => {
-                    book.happened(if outcome.is_ok() { "an ask was answered" } else { "an ask failed" });
+                    book.happened(if outcome.is_ok() {
+                        "an ask was answered"
+                    } else {
+                        "an ask failed"
+                    });
                     expected.check(&book, outcome, asked.elapsed());
                 }
                 Err(_) => book.complain(format!("an ask does not end: {expected:?}")),

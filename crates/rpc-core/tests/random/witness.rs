@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rpc_core::{
-    EndpointContext, EndpointOptions, Overflow, RpcAddress, RpcCallContext, RpcEndpoint, RpcEnv, RpcError,
-    ThreadSafeRpcEndpoint,
+    EndpointContext, EndpointOptions, Overflow, RpcAddress, RpcCallContext, RpcEndpoint, RpcEnv,
+    RpcError, ThreadSafeRpcEndpoint,
 };
 
 use crate::ON_PURPOSE;
@@ -66,7 +66,8 @@ impl Kind {
 
     pub fn setup(self, env: &RpcEnv, book: &Arc<Book>) -> Result<Ref, RpcError> {
         let life = Arc::new(Life { kind: self, state: Mutex::default() });
-        let witness = Witness { life: Arc::clone(&life), book: Arc::clone(book), _held: book.endpoint() };
+        let witness =
+            Witness { life: Arc::clone(&life), book: Arc::clone(book), _held: book.endpoint() };
         let options = EndpointOptions::new();
         let name = self.name();
         let endpoint = match self {
@@ -157,7 +158,10 @@ impl Witness {
             let mut state = self.life.state.lock().unwrap();
             if let Some(before) = state.latest.insert(order.holder, order.number) {
                 if before >= order.number {
-                    self.complain(&format!("{} of holder {} after {before}", order.number, order.holder));
+                    self.complain(&format!(
+                        "{} of holder {} after {before}",
+                        order.number, order.holder
+                    ));
                 }
             }
         }
@@ -186,7 +190,11 @@ impl Witness {
         Ok(())
     }
 
-    async fn receive(&self, message: WorkMessage, cx: &EndpointContext<WorkMessage>) -> Result<(), RpcError> {
+    async fn receive(
+        &self,
+        message: WorkMessage,
+        cx: &EndpointContext<WorkMessage>,
+    ) -> Result<(), RpcError> {
         let _turn = self.begin("receive");
         match message {
             WorkMessage::Do(order, context) => {
@@ -270,10 +278,16 @@ macro_rules! watched {
             ) -> Result<(), RpcError> {
                 self.0.receive(message, cx).await
             }
-            async fn on_start(self: $self, _: &EndpointContext<WorkMessage>) -> Result<(), RpcError> {
+            async fn on_start(
+                self: $self,
+                _: &EndpointContext<WorkMessage>,
+            ) -> Result<(), RpcError> {
                 self.0.start().await
             }
-            async fn on_stop(self: $self, _: &EndpointContext<WorkMessage>) -> Result<(), RpcError> {
+            async fn on_stop(
+                self: $self,
+                _: &EndpointContext<WorkMessage>,
+            ) -> Result<(), RpcError> {
                 self.0.stop().await
             }
             async fn on_error(

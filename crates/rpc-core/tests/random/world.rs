@@ -126,19 +126,25 @@ impl World {
         self.check_report(&name, &report);
         let snapshot = env.snapshot();
         if snapshot.inbox_bytes != 0 {
-            self.book.complain(format!("{name} holds {} bytes after its end", snapshot.inbox_bytes));
+            self.book
+                .complain(format!("{name} holds {} bytes after its end", snapshot.inbox_bytes));
         }
         if !snapshot.endpoints.is_empty() {
-            self.book.complain(format!("{name} has endpoints after its end: {:?}", snapshot.endpoints));
+            self.book
+                .complain(format!("{name} has endpoints after its end: {:?}", snapshot.endpoints));
         }
         if snapshot.outboxes.iter().any(|outbox| outbox.queued > 0) {
-            self.book.complain(format!("{name} has messages to send after its end: {:?}", snapshot.outboxes));
+            self.book.complain(format!(
+                "{name} has messages to send after its end: {:?}",
+                snapshot.outboxes
+            ));
         }
     }
 
     fn check_report(&self, name: &str, report: &ShutdownReport) {
         // Nothing in a play takes a handler long enough to be abandoned.
-        for endpoint in report.endpoints.iter().filter(|endpoint| !endpoint.stopped || endpoint.abandoned > 0)
+        for endpoint in
+            report.endpoints.iter().filter(|endpoint| !endpoint.stopped || endpoint.abandoned > 0)
         {
             self.book.complain(format!("{name} has shut down with {endpoint:?}"));
         }

@@ -112,7 +112,8 @@ async fn rpc_env_34_downloads_in_every_mode() {
     }
 }
 
-/// Neither what is asked and answered nor what is downloaded can be read on the way, unless the mode says so.
+/// Neither what is asked and answered nor what is downloaded can be read on the way, unless the
+/// mode says so.
 #[tokio::test]
 async fn nothing_is_shown_on_the_way() {
     let directory = TempDir::new().unwrap();
@@ -141,7 +142,8 @@ async fn nothing_is_shown_on_the_way() {
     }
 }
 
-/// Several applications, each with its secret; one of them gets a new secret while its connections live on.
+/// Several applications, each with its secret; one of them gets a new secret while its connections
+/// live on.
 #[tokio::test]
 async fn secrets_rotate_without_dropping_connections() {
     let mode = gcm();

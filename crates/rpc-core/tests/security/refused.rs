@@ -64,12 +64,14 @@ async fn files_are_not_given_to_strangers() {
     std::fs::write(directory.path().join("secret"), "content").unwrap();
     for mode in modes() {
         let server = mode.server().await;
-        let uri = soon(server.file_server().add_file(directory.path().join("secret"))).await.unwrap();
+        let uri =
+            soon(server.file_server().add_file(directory.path().join("secret"))).await.unwrap();
         // Who does not even try is told so, where the server can make out what it asks for.
         let refusals = [ErrorKind::NotServed, ErrorKind::Network];
         let mut strangers = vec![(client_with(RpcConf::new()).await, &refusals[..])];
         if mode.authenticates() {
-            strangers.push((client_with(mode.with_secret("wrong")).await, &[ErrorKind::Authentication]));
+            strangers
+                .push((client_with(mode.with_secret("wrong")).await, &[ErrorKind::Authentication]));
         }
         for (stranger, expected) in strangers {
             let error = soon(stranger.open_channel(&uri)).await.unwrap_err();
@@ -96,13 +98,16 @@ async fn ends_of_different_modes_do_not_talk() {
                 continue;
             }
             let impatient = client_mode.conf().with("spark.rpc.lookupTimeout", "2s").unwrap();
-            let error = hello_at(&client_with(impatient).await, address(&server)).await.unwrap_err();
+            let error =
+                hello_at(&client_with(impatient).await, address(&server)).await.unwrap_err();
             let expected = [
                 ErrorKind::Authentication,
-                // A peer without security cannot tell a handshake from other requests, or simply closes.
+                // A peer without security cannot tell a handshake from other requests, or simply
+                // closes.
                 ErrorKind::Network,
                 ErrorKind::NotDelivered,
-                // Engines of different versions, or ciphers, notice only that nothing sensible comes.
+                // Engines of different versions, or ciphers, notice only that nothing sensible
+                // comes.
                 ErrorKind::Timeout,
             ];
             assert!(expected.contains(&error.kind()), "{both}: {error}");
@@ -144,7 +149,8 @@ async fn a_silent_peer_is_closed_in_time() {
     for mode in modes() {
         let conf = mode.conf().with("spark.network.auth.rpcTimeout", "1s").unwrap();
         let conf = conf.with("spark.ssl.rpc.handshakeTimeout", "1s").unwrap();
-        let server = RpcEnv::builder("server").conf(conf).bind("127.0.0.1:0").start().await.unwrap();
+        let server =
+            RpcEnv::builder("server").conf(conf).bind("127.0.0.1:0").start().await.unwrap();
         let mut messages = greeter(&server);
         let mut silent = TcpStream::connect(address(&server).host_port()).await.unwrap();
         hello(&mode.client().await, &server).await.send(hi("neo")).unwrap();

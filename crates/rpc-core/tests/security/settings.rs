@@ -11,8 +11,10 @@ use crate::common::{Hello, hi, setting, soon};
 use crate::world::*;
 
 async fn refused(conf: RpcConf) -> RpcError {
-    let client = RpcEnv::builder("client").conf(conf.clone()).client_mode().start().await.unwrap_err();
-    let server = RpcEnv::builder("server").conf(conf).bind("127.0.0.1:0").start().await.unwrap_err();
+    let client =
+        RpcEnv::builder("client").conf(conf.clone()).client_mode().start().await.unwrap_err();
+    let server =
+        RpcEnv::builder("server").conf(conf).bind("127.0.0.1:0").start().await.unwrap_err();
     assert_eq!((client.kind(), server.kind()), (ErrorKind::Config, ErrorKind::Config));
     assert_eq!(client.to_string(), server.to_string());
     client
@@ -24,7 +26,9 @@ async fn authentication_needs_a_secret() {
     let empty = on.clone().with("spark.authenticate.secret", "").unwrap();
     for conf in [on, empty] {
         let text = refused(conf).await.to_string();
-        for part in ["spark.authenticate.secret", "spark.authenticate.secret.file", "RpcEnvBuilder::auth"] {
+        for part in
+            ["spark.authenticate.secret", "spark.authenticate.secret.file", "RpcEnvBuilder::auth"]
+        {
             assert!(text.contains(part), "{text}");
         }
     }
@@ -43,7 +47,8 @@ async fn encryption_needs_authentication() {
 async fn a_secret_comes_from_a_file() {
     let directory = TempDir::new().unwrap();
     let path = directory.path().join("secret");
-    let conf = |key: &str, value: &str| setting("spark.authenticate", "true").with(key, value).unwrap();
+    let conf =
+        |key: &str, value: &str| setting("spark.authenticate", "true").with(key, value).unwrap();
     let from_file = conf("spark.authenticate.secret.file", path.to_str().unwrap());
     let text = refused(from_file.clone()).await.to_string();
     assert!(
@@ -54,7 +59,8 @@ async fn a_secret_comes_from_a_file() {
     assert!(refused(from_file.clone()).await.to_string().contains("is empty"));
 
     std::fs::write(&path, [0xfb, 0xef, 0xff, b's']).unwrap();
-    let server = RpcEnv::builder("server").conf(from_file).bind("127.0.0.1:0").start().await.unwrap();
+    let server =
+        RpcEnv::builder("server").conf(from_file).bind("127.0.0.1:0").start().await.unwrap();
     server.setup_endpoint("hello", Hello).unwrap();
     // As Spark reads it: in Base64.
     let client = client_with(conf("spark.authenticate.secret", "++//cw==")).await;
@@ -96,7 +102,8 @@ async fn a_weak_mode_is_warned_of_once_per_environment() {
     let warnings = async |mode: &Mode| {
         let log = Log::default();
         let writer = log.clone();
-        let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).with_ansi(false);
+        let subscriber =
+            tracing_subscriber::fmt().with_writer(move || writer.clone()).with_ansi(false);
         let guard = tracing::subscriber::set_default(subscriber.finish());
         let (server, client) = (mode.server().await, mode.client().await);
         server.setup_endpoint("hello", Hello).unwrap();

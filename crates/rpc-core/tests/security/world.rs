@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use rpc_core::{
-    EndpointContext, MemoryNetwork, RpcAddress, RpcConf, RpcEndpointRef, RpcEnv, RpcEnvBuilder, RpcError,
-    ThreadSafeRpcEndpoint,
+    EndpointContext, MemoryNetwork, RpcAddress, RpcConf, RpcEndpointRef, RpcEnv, RpcEnvBuilder,
+    RpcError, ThreadSafeRpcEndpoint,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -23,11 +23,14 @@ pub struct Mode {
     pub settings: Vec<(String, String)>,
 }
 
-pub const AUTHENTICATE: [(&str, &str); 2] =
-    [("spark.authenticate", "true"), ("spark.authenticate.secret", "5e883f8988a0b0e1c5d3d6ab1b0d0c1d")];
+pub const AUTHENTICATE: [(&str, &str); 2] = [
+    ("spark.authenticate", "true"),
+    ("spark.authenticate.secret", "5e883f8988a0b0e1c5d3d6ab1b0d0c1d"),
+];
 
 fn mode(name: &'static str, encrypts: bool, settings: &[(&str, &str)]) -> Mode {
-    let settings = settings.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+    let settings =
+        settings.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
     Mode { name, encrypts, settings }
 }
 
@@ -72,13 +75,15 @@ pub mod tls {
 
     use super::{Mode, authenticated, mode};
 
-    /// One certificate for all hosts of these tests. Nobody drops it, so it is in cargo's own directory.
+    /// One certificate for all hosts of these tests. Nobody drops it, so it is in cargo's own
+    /// directory.
     static FILES: LazyLock<TempDir> = LazyLock::new(|| {
         let directory = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let names = ["127.0.0.1", "10.0.0.1"].map(str::to_owned);
         let identity = rcgen::generate_simple_self_signed(names).unwrap();
         std::fs::write(directory.path().join("cert.pem"), identity.cert.pem()).unwrap();
-        std::fs::write(directory.path().join("key.pem"), identity.signing_key.serialize_pem()).unwrap();
+        std::fs::write(directory.path().join("key.pem"), identity.signing_key.serialize_pem())
+            .unwrap();
         directory
     });
 
@@ -142,9 +147,13 @@ impl Mode {
     /// A listening one and one that does not listen: over sockets, and in memory.
     pub async fn pairs(&self) -> [(RpcEnv, RpcEnv); 2] {
         let network = MemoryNetwork::new();
-        let server = RpcEnv::builder("server").conf(self.conf()).bind("10.0.0.1:7077").on_network(&network);
+        let server =
+            RpcEnv::builder("server").conf(self.conf()).bind("10.0.0.1:7077").on_network(&network);
         let client = RpcEnv::builder("client").conf(self.conf()).client_mode().on_network(&network);
-        [(self.server().await, self.client().await), (listening(server).await, client.start().await.unwrap())]
+        [
+            (self.server().await, self.client().await),
+            (listening(server).await, client.start().await.unwrap()),
+        ]
     }
 }
 

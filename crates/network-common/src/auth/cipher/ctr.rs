@@ -1,6 +1,8 @@
 //! AES/CTR/NoPadding: one endless key stream per direction, no framing and no integrity (auth 4).
 
-use aws_lc_rs::cipher::{AES_128, AES_256, EncryptionContext, StreamingEncryptingKey, UnboundCipherKey};
+use aws_lc_rs::cipher::{
+    AES_128, AES_256, EncryptionContext, StreamingEncryptingKey, UnboundCipherKey,
+};
 use aws_lc_rs::iv::FixedLength;
 
 use crate::auth::AuthError;
@@ -19,7 +21,10 @@ impl Ctr {
         let algorithm = if key.len() == 32 { &AES_256 } else { &AES_128 };
         UnboundCipherKey::new(algorithm, key)
             .and_then(|key| {
-                StreamingEncryptingKey::less_safe_ctr(key, EncryptionContext::Iv128(FixedLength::from(iv)))
+                StreamingEncryptingKey::less_safe_ctr(
+                    key,
+                    EncryptionContext::Iv128(FixedLength::from(iv)),
+                )
             })
             .map(Self)
             .map_err(|_| AuthError::Crypto("AES-CTR"))
@@ -31,7 +36,8 @@ impl ByteFilter for Ctr {
         for piece in input.chunks(PIECE) {
             // The library wants room for a block more than it fills.
             output.append(piece.len() + BLOCK, |room| {
-                let update = self.0.update(piece, room).map_err(|_| AuthError::Crypto("AES-CTR"))?;
+                let update =
+                    self.0.update(piece, room).map_err(|_| AuthError::Crypto("AES-CTR"))?;
                 Ok::<_, AuthError>(update.written().len())
             })?;
         }

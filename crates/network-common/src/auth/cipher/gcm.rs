@@ -27,7 +27,8 @@ impl Gcm {
         Ok(Self(Zeroizing::new(key.to_vec())))
     }
 
-    /// Bytes between the length and the first segment: their own count, a salt as long as the key, the nonce's prefix.
+    /// Bytes between the length and the first segment: their own count, a salt as long as the key,
+    /// the nonce's prefix.
     fn header(&self) -> usize {
         1 + self.0.len() + NONCE_PREFIX
     }
@@ -55,7 +56,8 @@ impl Segments {
         nonce[..NONCE_PREFIX].copy_from_slice(&self.prefix);
         nonce[NONCE_PREFIX..11].copy_from_slice(&self.next.to_be_bytes());
         nonce[11] = u8::from(last);
-        self.next = self.next.checked_add(1).ok_or(AuthError::Crypto("a message of 2^32 segments"))?;
+        self.next =
+            self.next.checked_add(1).ok_or(AuthError::Crypto("a message of 2^32 segments"))?;
         Ok(Nonce::assume_unique_for_key(nonce))
     }
 }
@@ -107,7 +109,8 @@ impl ByteFilter for GcmSeal {
     }
 }
 
-/// Opens one direction: messages may arrive in any pieces. Every segment is handed on as soon as it has proved genuine.
+/// Opens one direction: messages may arrive in any pieces. Every segment is handed on as soon as it
+/// has proved genuine.
 pub struct GcmOpen {
     gcm: Gcm,
     state: Opening,
@@ -149,7 +152,8 @@ impl GcmOpen {
                 let nonce = segments.nonce(rest == 0)?;
                 let (sealed, tag) = part.split_at(part.len().saturating_sub(TAG));
                 output.append(sealed.len(), |room| {
-                    let opened = segments.key.open_separate_gather(nonce, Aad::empty(), sealed, tag, room);
+                    let opened =
+                        segments.key.open_separate_gather(nonce, Aad::empty(), sealed, tag, room);
                     opened.map_err(|_| {
                         AuthError::Mismatch("a sealed segment has a wrong authentication tag")
                     })?;
@@ -167,17 +171,20 @@ impl GcmOpen {
 
     fn begin(&self, head: &[u8]) -> Result<Opening, AuthError> {
         let damaged = |text: &str| AuthError::Malformed(text.to_owned());
-        let (length, head) =
-            head.split_first_chunk::<LENGTH>().ok_or_else(|| damaged("no length of a sealed message"))?;
+        let (length, head) = head
+            .split_first_chunk::<LENGTH>()
+            .ok_or_else(|| damaged("no length of a sealed message"))?;
         let left = self.body_length(*length)?;
-        let (count, head) = head.split_first().ok_or_else(|| damaged("no header of a sealed message"))?;
+        let (count, head) =
+            head.split_first().ok_or_else(|| damaged("no header of a sealed message"))?;
         if usize::from(*count) != self.gcm.header() {
             return Err(AuthError::Malformed(format!(
                 "a sealed message's header of {count} bytes, where this key makes it {}",
                 self.gcm.header()
             )));
         }
-        let (salt, prefix) = head.split_at_checked(self.gcm.0.len()).ok_or_else(|| damaged("no salt"))?;
+        let (salt, prefix) =
+            head.split_at_checked(self.gcm.0.len()).ok_or_else(|| damaged("no salt"))?;
         let prefix = prefix.try_into().map_err(|_| damaged("no nonce"))?;
         if left == 0 {
             return Ok(Opening::Header);
@@ -195,7 +202,9 @@ impl GcmOpen {
             let last = body % SEALED_SEGMENT as u64;
             last == 0 || last > TAG as u64
         })
-        .ok_or_else(|| AuthError::Malformed(format!("Invalid expected ciphertext length: {announced}")))
+        .ok_or_else(|| {
+            AuthError::Malformed(format!("Invalid expected ciphertext length: {announced}"))
+        })
     }
 }
 

@@ -7,7 +7,8 @@ fn sealed(key: &[u8], plain: &[u8]) -> Vec<u8> {
 
 fn opened<'a>(key: &[u8], pieces: impl IntoIterator<Item = &'a [u8]>) -> Result<Vec<u8>, BoxError> {
     let mut open = GcmOpen::new(key)?;
-    let pieces: Result<Vec<_>, _> = pieces.into_iter().map(|piece| open.transformed(piece)).collect();
+    let pieces: Result<Vec<_>, _> =
+        pieces.into_iter().map(|piece| open.transformed(piece)).collect();
     Ok(pieces?.concat())
 }
 
@@ -88,7 +89,10 @@ fn gcm_05_batched_messages() {
 fn assert_nothing_before(cut: usize) {
     let message = sealed(&KEY, &pattern(1000));
     assert_eq!(opened(&KEY, [&message[..cut]]).unwrap(), b"", "cut at {cut}");
-    assert!(opened(&KEY, [&message[..cut], &message[cut..]]).unwrap() == pattern(1000), "cut at {cut}");
+    assert!(
+        opened(&KEY, [&message[..cut], &message[cut..]]).unwrap() == pattern(1000),
+        "cut at {cut}"
+    );
 }
 
 #[test]
@@ -111,7 +115,8 @@ fn gcm_11_single_fire_per_message() {
     assert_eq!(open.needed(), LENGTH, "nothing is left of it");
 }
 
-/// What has proved genuine is handed on before a large message is complete, so that it need not fit into memory.
+/// What has proved genuine is handed on before a large message is complete, so that it need not fit
+/// into memory.
 #[test]
 fn gcm_12_large_message_batched_flush() {
     let plain = pattern(2 << 20);
@@ -159,7 +164,9 @@ fn gcm_09_invalid_expected_ciphertext_length() {
         let error = opened(&KEY, [&lying[..8]]).unwrap_err();
         assert_eq!(
             error.to_string(),
-            format!("malformed authentication message: Invalid expected ciphertext length: {length}")
+            format!(
+                "malformed authentication message: Invalid expected ciphertext length: {length}"
+            )
         );
     }
 }
@@ -170,7 +177,8 @@ fn gcm_13_corrupt_gcm_encrypted_message() {
     let message = sealed(&KEY, &plain);
     for damaged in bits(&message) {
         match opened(&KEY, [&damaged[..]]) {
-            // A greater length: what is there is opened with the wrong key as soon as it is whole, so never.
+            // A greater length: what is there is opened with the wrong key as soon as it is whole,
+            // so never.
             Ok(nothing) => assert_eq!(nothing, b""),
             Err(error) => assert!(error.is::<AuthError>()),
         }

@@ -1,4 +1,5 @@
-//! What seals a connection once its handshake is over: AES as a stream (CTR) or in authenticated segments (GCM).
+//! What seals a connection once its handshake is over: AES as a stream (CTR) or in authenticated
+//! segments (GCM).
 
 mod ctr;
 mod gcm;
@@ -38,9 +39,10 @@ impl SessionKeys {
                 seal: Box::new(Ctr::new(&self.key, seal_iv)?),
                 open: Box::new(Ctr::new(&self.key, open_iv)?),
             },
-            CipherName::AesGcm => {
-                Filters { seal: Box::new(GcmSeal::new(&self.key)?), open: Box::new(GcmOpen::new(&self.key)?) }
-            }
+            CipherName::AesGcm => Filters {
+                seal: Box::new(GcmSeal::new(&self.key)?),
+                open: Box::new(GcmOpen::new(&self.key)?),
+            },
         })
     }
 }

@@ -41,12 +41,14 @@ impl Connection {
                 } else {
                     // A tombstone has served its purpose; anything else was never asked for.
                     let error = TransportError::closed(self.shared.peer);
-                    let known = session.requests.answer_fetch(stream_id, chunk_index, Err(error)).is_ok();
+                    let known =
+                        session.requests.answer_fetch(stream_id, chunk_index, Err(error)).is_ok();
                     tracing::debug!(peer = %self.shared.peer, stream_id, chunk_index, known, "skipping an unwanted chunk");
                     self.reader.decoder.discard_body();
                 }
             }
-            Message::RpcResponse { request_id, .. } | Message::MergedBlockMetaSuccess { request_id, .. } => {
+            Message::RpcResponse { request_id, .. }
+            | Message::MergedBlockMetaSuccess { request_id, .. } => {
                 if self.shared.session.lock().requests.awaits_rpc(request_id) {
                     self.reader.decoder.collect_body(false);
                 } else {

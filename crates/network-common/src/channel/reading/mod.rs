@@ -21,21 +21,24 @@ use crate::session::{ByteFilter, Closing, EndMark, Output, PipeWriter, Session, 
 
 /// Reads, and parts of them, per turn, before other tasks get theirs.
 const READS_PER_TURN: usize = 8;
-/// What was read is served in so many parts, with a write after each: the peer is at work on the first answers while the
-/// others are made.
+/// What was read is served in so many parts, with a write after each: the peer is at work on the
+/// first answers while the others are made.
 const PARTS: usize = 4;
 /// The answers to fewer requests are not worth a write of their own.
 const REQUESTS_PER_PART: u64 = 16;
-/// A peer that has sent so many bytes is not read again before it has proved who it is; no handshake needs more.
+/// A peer that has sent so many bytes is not read again before it has proved who it is; no
+/// handshake needs more.
 const MAX_FROM_STRANGER: usize = 64 << 10;
 /// Answers handed on under one lock.
 const ANSWERS_PER_LOCK: usize = 32;
 
-/// The same of bytes that are to be opened: sealed pieces that a read cuts apart are copied once more.
+/// The same of bytes that are to be opened: sealed pieces that a read cuts apart are copied once
+/// more.
 const SEALED_READ_BLOCK: usize = 8 * READ_BLOCK;
 
 thread_local! {
-    /// Where sockets are read to when no body's own buffer is the target: idle connections need none.
+    /// Where sockets are read to when no body's own buffer is the target: idle connections need
+    /// none.
     static SCRATCH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
     /// What filters make of it, unless that goes into a body's own buffer.
     static OPENED: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
@@ -53,7 +56,8 @@ pub(super) struct Reader {
     pub(super) paused: bool,
     /// The peer has ended its sending direction.
     at_end: bool,
-    /// Read, but not taken in: it comes after the answers to what was, which may be so many that reading pauses.
+    /// Read, but not taken in: it comes after the answers to what was, which may be so many that
+    /// reading pauses.
     backlog: Vec<u8>,
     /// How many bytes of what was read last make a part.
     part: usize,
@@ -75,7 +79,10 @@ impl Reader {
     pub(super) fn new(half: ReadHalf, resources: &Resources) -> Self {
         Self {
             half,
-            decoder: FrameDecoder::with_pool(Arc::clone(&resources.limits), Arc::clone(&resources.pool)),
+            decoder: FrameDecoder::with_pool(
+                Arc::clone(&resources.limits),
+                Arc::clone(&resources.pool),
+            ),
             open: None,
             receiving: None,
             received: 0,
@@ -130,8 +137,12 @@ impl Reader {
 }
 
 impl Connection {
-    /// Reads and dispatches what has arrived. `Ready(Ok)`: there may be more. `Ready(Err)`: the connection ends.
-    pub(super) fn poll_read(&mut self, context: &mut Context<'_>) -> Poll<Result<(), TransportError>> {
+    /// Reads and dispatches what has arrived. `Ready(Ok)`: there may be more. `Ready(Err)`: the
+    /// connection ends.
+    pub(super) fn poll_read(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Result<(), TransportError>> {
         while self.reader.left > 0 {
             self.reader.left -= 1;
             if self.reader.at_end {
@@ -155,7 +166,8 @@ impl Connection {
             if self.reader.end_mark() == EndMark::Seen {
                 return self.ended_by_peer();
             }
-            // Only now: in the read that reached the limit, much else may stand behind the handshake's last message.
+            // Only now: in the read that reached the limit, much else may stand behind the
+            // handshake's last message.
             if self.reader.from_stranger >= MAX_FROM_STRANGER && self.shared.peer_is_stranger() {
                 let sent = self.reader.from_stranger as u64;
                 return Poll::Ready(Err(self.too_much_from_stranger("has sent", sent)));
@@ -163,7 +175,8 @@ impl Connection {
             if let Some(receiving) = &self.reader.receiving {
                 ready!(receiving.pipe.poll_room(context));
             }
-            let direct = if self.reader.open.is_none() { self.reader.decoder.direct() } else { None };
+            let direct =
+                if self.reader.open.is_none() { self.reader.decoder.direct() } else { None };
             if let Some(target) = direct {
                 let mut buffer = ReadBuf::new(target);
                 let read = Pin::new(&mut self.reader.half).poll_read(context, &mut buffer);
@@ -177,7 +190,8 @@ impl Connection {
                 self.resources.metrics.direct_body_bytes.fetch_add(count as u64, Ordering::Relaxed);
                 self.dispatch(&[])?;
                 if !self.reader.decoder.is_in_body() {
-                    // Who gets it may be done with it before the next one comes, whose buffer then is warm.
+                    // Who gets it may be done with it before the next one comes, whose buffer then
+                    // is warm.
                     break;
                 }
             } else {
@@ -214,7 +228,9 @@ impl Connection {
         }
         self.count_read(count);
         self.reader.part = count / PARTS;
-        let Some(open) = &mut self.reader.open else { return Poll::Ready(self.dispatch(buffer.filled())) };
+        let Some(open) = &mut self.reader.open else {
+            return Poll::Ready(self.dispatch(buffer.filled()));
+        };
         let mut behind = OPENED.take();
         // What belongs to a large body is opened straight into its own buffer.
         let mut output = Output::new(self.reader.decoder.direct().unwrap_or_default(), &mut behind);
@@ -223,7 +239,10 @@ impl Connection {
         let dispatched = match opened {
             Ok(()) => {
                 self.reader.decoder.direct_filled(direct);
-                self.resources.metrics.direct_body_bytes.fetch_add(direct as u64, Ordering::Relaxed);
+                self.resources
+                    .metrics
+                    .direct_body_bytes
+                    .fetch_add(direct as u64, Ordering::Relaxed);
                 self.dispatch(&behind[..length])
             }
             Err(error) => Err(undecodable(&self.shared, error)),
@@ -245,8 +264,8 @@ impl Connection {
         TransportError::new(ErrorKind::Limit, text).with_peer(peer)
     }
 
-    /// Takes up a filter that was installed meanwhile, on top of what there is already; what it makes of `rest`, which lower
-    /// ones have let through. `None`: there was none.
+    /// Takes up a filter that was installed meanwhile, on top of what there is already; what it
+    /// makes of `rest`, which lower ones have let through. `None`: there was none.
     fn take_open_filter(&mut self, rest: &[u8]) -> Result<Option<Vec<u8>>, TransportError> {
         // Asked before every read: only looking is cheaper.
         if !self.shared.filters_installed.load(Ordering::Relaxed)
@@ -263,7 +282,8 @@ impl Connection {
     /// Takes in bytes and hands on every message that they complete.
     fn dispatch(&mut self, mut input: &[u8]) -> Result<(), TransportError> {
         let shared = Arc::clone(&self.shared);
-        // Answers follow each other: one lock serves a run of them, but not so long that callers have to wait for it.
+        // Answers follow each other: one lock serves a run of them, but not so long that callers
+        // have to wait for it.
         let mut held: Option<(MutexGuard<'_, Session>, usize)> = None;
         let (length, received) = (input.len(), self.reader.received);
         let result = loop {
@@ -292,7 +312,8 @@ impl Connection {
                     if !input.is_empty()
                         && let Some(plain) = self.take_open_filter(input)?
                     {
-                        // A handler has just installed filters: the rest of what was read is theirs.
+                        // A handler has just installed filters: the rest of what was read is
+                        // theirs.
                         return self.dispatch(&plain);
                     }
                     let requests = self.reader.received - received;
@@ -300,7 +321,8 @@ impl Connection {
                         && requests % REQUESTS_PER_PART == 0
                         && length - input.len() >= self.reader.part
                         && !shared.session.lock().outgoing.is_empty(false);
-                    if !input.is_empty() && (is_part || shared.answers_full.load(Ordering::Relaxed)) {
+                    if !input.is_empty() && (is_part || shared.answers_full.load(Ordering::Relaxed))
+                    {
                         self.reader.backlog = input.to_vec();
                         break Ok(());
                     }
@@ -326,7 +348,8 @@ impl Connection {
         if self.reader.end_mark() == EndMark::Missing
             && (unfinished.is_some() || self.shared.session.lock().requests.outstanding() > 0)
         {
-            // Not by the peer, which would have said so: perhaps by somebody who wants a part to be taken for the whole.
+            // Not by the peer, which would have said so: perhaps by somebody who wants a part to be
+            // taken for the whole.
             let cut = "it was cut off without close_notify";
             return Poll::Ready(Err(io_error(self.shared.peer, "reading from", cut)));
         }

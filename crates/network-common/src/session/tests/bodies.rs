@@ -110,7 +110,8 @@ fn rsp_06_the_probe_tells_whether_every_byte_was_taken() {
     assert!(probe.drained());
 }
 
-/// A piece costs more than its bytes: a peer that sends them one by one must not fill the memory of who does not read.
+/// A piece costs more than its bytes: a peer that sends them one by one must not fill the memory of
+/// who does not read.
 #[test]
 fn rsp_06_many_small_pieces_stop_the_connection_too() {
     let (writer, mut body) = pipe("s".into(), 10 << 20);

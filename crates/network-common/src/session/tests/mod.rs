@@ -1,4 +1,5 @@
-//! One connection's state without a connection: rows RSP and MWH of Spark's suites, and rules 2, 3 and 5 of the design.
+//! One connection's state without a connection: rows RSP and MWH of Spark's suites, and rules 2, 3
+//! and 5 of the design.
 
 mod bodies;
 mod filter;

@@ -1,4 +1,5 @@
-//! MessageWithHeaderSuite: header and body on their way out, and what is counted and released meanwhile.
+//! MessageWithHeaderSuite: header and body on their way out, and what is counted and released
+//! meanwhile.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -122,7 +123,8 @@ fn mwh_02_every_start_and_number_of_slices() {
     }
 }
 
-/// MWH-03 to 05: a counted body is written and then released, once; however header and body are laid out.
+/// MWH-03 to 05: a counted body is written and then released, once; however header and body are
+/// laid out.
 #[test]
 fn mwh_03_bodies_are_released_after_they_were_written() {
     for length in [0, 8, LARGE] {
@@ -225,7 +227,11 @@ fn mwh_03_the_count_of_bytes_returns_to_zero() {
     assert!(bodies_queued >= 4 * LARGE as u64, "bodies in memory count while they wait");
     let mut batch = Batch::default();
     outgoing.take(&mut batch, true);
-    assert_eq!(outgoing.queued(), expected.len() as u64, "what is being written counts to the byte");
+    assert_eq!(
+        outgoing.queued(),
+        expected.len() as u64,
+        "what is being written counts to the byte"
+    );
     assert!(!outgoing.is_drained());
     outgoing.push_control(&Message::OneWayMessage { body: () }, &mut Bytes::from("abc"));
     assert_eq!(outgoing.queued(), expected.len() as u64 + 16);
@@ -261,7 +267,9 @@ fn mwh_03_only_answers_make_the_peer_wait() {
 fn mwh_03_a_full_queue_refuses_requests_but_never_answers() {
     let mut session = session();
     let (all, one) = (Bytes::from(vec![0; LIMIT as usize + 1]), Bytes::from("x"));
-    session.send_one_way(&mut all.clone()).expect("one request of any size goes into an empty queue");
+    session
+        .send_one_way(&mut all.clone())
+        .expect("one request of any size goes into an empty queue");
     let queued = session.outgoing.queued();
     let error = session.send_rpc(&mut one.clone()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Limit);
@@ -302,8 +310,9 @@ fn mwh_01_control_overtakes_queued_bodies() {
     // Too large to be gathered with others: one per batch.
     let block = || large(300_000, 3);
     assert!((0..3).all(|index| session.answer_bulk(chunk(index, block())).is_none()));
-    (1..4)
-        .for_each(|id| session.answer(&Message::RpcResponse { request_id: id, body: () }, &mut Bytes::new()));
+    (1..4).for_each(|id| {
+        session.answer(&Message::RpcResponse { request_id: id, body: () }, &mut Bytes::new())
+    });
     let (mut order, mut batch) = (Vec::new(), Batch::default());
     for round in 0.. {
         session.outgoing.take(&mut batch, true);
@@ -325,7 +334,10 @@ fn mwh_01_control_overtakes_queued_bodies() {
             session.answer(&Message::RpcResponse { request_id: 4, body: () }, &mut Bytes::new());
         }
     }
-    assert_eq!(order, ["answer 1", "answer 2", "answer 3", "body 0", "answer 4", "body 1", "body 2"]);
+    assert_eq!(
+        order,
+        ["answer 1", "answer 2", "answer 3", "body 0", "answer 4", "body 1", "body 2"]
+    );
 }
 
 /// Small bodies are gathered, but only so many: a control frame waits for no more than that.
@@ -339,7 +351,9 @@ fn mwh_01_small_bodies_are_gathered_within_bounds() {
         assert!(batch.len() <= (256 << 10) + 100 * 21, "{}", batch.len());
         batches += 1;
         for message in messages(&bytes_of(&batch)) {
-            let Message::ChunkFetchSuccess { chunk_index, .. } = message else { panic!("{message:?}") };
+            let Message::ChunkFetchSuccess { chunk_index, .. } = message else {
+                panic!("{message:?}")
+            };
             indexes.push(chunk_index);
         }
         outgoing.written(&batch.reset());
@@ -410,7 +424,10 @@ fn mwh_06_failure_twins() {
         twin(Message::StreamResponse { stream_id: "s".into(), byte_count: 5 }),
         Some(Message::StreamFailure { stream_id: "s".into(), error: text() })
     );
-    assert_eq!(twin(Message::UploadStream { request_id: 1, meta: Bytes::new(), byte_count: 5 }), None);
+    assert_eq!(
+        twin(Message::UploadStream { request_id: 1, meta: Bytes::new(), byte_count: 5 }),
+        None
+    );
 }
 
 /// Filters begin between two writes: what was queued before them goes out first, by itself.
@@ -429,13 +446,17 @@ fn mwh_05_frames_queued_before_filters_are_written_apart() {
         assert!(!outgoing.is_empty(true));
         outgoing.take(&mut batch, true);
         assert!(outgoing.unsealed_is_written());
-        assert_eq!(messages(&bytes_of(&batch)), [Message::OneWayMessage { body: Bytes::from(text) }]);
+        assert_eq!(
+            messages(&bytes_of(&batch)),
+            [Message::OneWayMessage { body: Bytes::from(text) }]
+        );
         outgoing.written(&batch.reset());
     }
     assert!(outgoing.is_drained());
 }
 
-/// Whoever drains a connection is woken by the last answer, so it must not have to wait for more than that.
+/// Whoever drains a connection is woken by the last answer, so it must not have to wait for more
+/// than that.
 #[test]
 fn rule_1_a_session_is_done_when_its_last_chunk_is_written() {
     let mut session = session();

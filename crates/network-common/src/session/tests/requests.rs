@@ -30,7 +30,10 @@ fn rsp_01_successful_fetch() {
     assert_eq!(log.take(), ["fetch"]);
     assert_eq!(session.requests.outstanding(), 0);
     assert_eq!(outcome(&mut session, ticket).unwrap().into_body().unwrap(), "chunk");
-    assert!(session.requests.answer_fetch(1, 0, body("again")).is_err(), "a second answer meets nobody");
+    assert!(
+        session.requests.answer_fetch(1, 0, body("again")).is_err(),
+        "a second answer meets nobody"
+    );
 }
 
 #[test]
@@ -100,9 +103,14 @@ fn rsp_04_successful_rpc() {
     let (mut session, log) = (session(), Log::default());
     let ticket = session.send_rpc(&mut Bytes::from("request")).unwrap();
     wait(&mut session, ticket, &log.waker("rpc"));
-    for unknown in [0, -1, i64::MIN, i64::MAX, ticket.id() + 1, ticket.id() + (1 << 32), !ticket.id()] {
+    for unknown in
+        [0, -1, i64::MIN, i64::MAX, ticket.id() + 1, ticket.id() + (1 << 32), !ticket.id()]
+    {
         assert!(!session.requests.awaits_rpc(unknown));
-        assert!(session.requests.answer_rpc(unknown, body("other")).is_err(), "{unknown} is unknown");
+        assert!(
+            session.requests.answer_rpc(unknown, body("other")).is_err(),
+            "{unknown} is unknown"
+        );
     }
     assert_eq!((session.requests.outstanding(), log.take().len()), (1, 0));
 
@@ -130,7 +138,8 @@ fn rsp_05_failed_rpc() {
 #[test]
 fn rsp_04_ids_on_the_wire() {
     let mut session = session();
-    let tickets: Vec<_> = (0..10).map(|_| session.send_rpc(&mut Bytes::from("x")).unwrap()).collect();
+    let tickets: Vec<_> =
+        (0..10).map(|_| session.send_rpc(&mut Bytes::from("x")).unwrap()).collect();
     let sent = messages(&drain(&mut session.outgoing));
     for (ticket, message) in tickets.into_iter().zip(sent) {
         let Message::RpcRequest { request_id, .. } = message else { panic!("{message:?}") };
@@ -140,7 +149,8 @@ fn rsp_04_ids_on_the_wire() {
     }
 }
 
-/// One wait is over before anybody waited, and a request that is polled anew wakes the newest waker.
+/// One wait is over before anybody waited, and a request that is polled anew wakes the newest
+/// waker.
 #[test]
 fn rsp_04_answers_before_and_between_polls() {
     let (mut session, log) = (session(), Log::default());
@@ -179,7 +189,8 @@ fn rsp_06_active_streams() {
 /// A queued stream fails with the connection's end, whether that was a close or an exception.
 #[test]
 fn rsp_07_and_08_queued_streams_fail_on_close_and_on_exception() {
-    for end in [TransportError::closed("peer:1"), TransportError::new(ErrorKind::Protocol, "Oops!")] {
+    for end in [TransportError::closed("peer:1"), TransportError::new(ErrorKind::Protocol, "Oops!")]
+    {
         let (mut session, log) = (session(), Log::default());
         let ticket = session.stream("stream").unwrap();
         wait(&mut session, ticket, &log.waker("stream"));
@@ -215,7 +226,12 @@ fn rsp_09_successful_merged_block_meta() {
     let mut encoded = Vec::new();
     (0..2).for_each(|_| put_bitmap(&bitmap, &mut encoded).unwrap());
     let meta = MergedBlockMeta { num_chunks: 2, body: encoded.into() };
-    assert!(session.requests.answer_rpc(ticket.id() + 1, Ok(Answer::MergedBlockMeta(meta.clone()))).is_err());
+    assert!(
+        session
+            .requests
+            .answer_rpc(ticket.id() + 1, Ok(Answer::MergedBlockMeta(meta.clone())))
+            .is_err()
+    );
     assert_eq!(session.requests.outstanding(), 1);
     assert!(session.requests.answer_rpc(ticket.id(), Ok(Answer::MergedBlockMeta(meta))).is_ok());
     assert_eq!(session.requests.outstanding(), 0);
@@ -264,7 +280,8 @@ fn rsp_01_a_dropped_fetch_leaves_a_tombstone() {
 #[test]
 fn rsp_06_a_dropped_stream_keeps_its_place() {
     let mut session = session();
-    let [first, second, third] = ["first", "second", "third"].map(|name| session.stream(name).unwrap());
+    let [first, second, third] =
+        ["first", "second", "third"].map(|name| session.stream(name).unwrap());
     assert!(session.requests.abandon(first).is_none());
     assert!(session.requests.abandon(second).is_none());
     assert_eq!(session.requests.outstanding(), 3);
@@ -303,7 +320,8 @@ fn rsp_04_a_dropped_rpc_leaves_nothing() {
     assert_eq!(session.requests.outstanding(), 0);
 }
 
-/// An answer that arrived but was never looked at comes back, for the caller to drop outside the lock.
+/// An answer that arrived but was never looked at comes back, for the caller to drop outside the
+/// lock.
 #[test]
 fn rsp_04_an_unclaimed_answer_is_given_back() {
     let mut session = session();
@@ -314,7 +332,8 @@ fn rsp_04_an_unclaimed_answer_is_given_back() {
     assert_eq!(session.requests.outstanding(), 0);
 }
 
-/// Ids are never given twice in a row: the answer to a dropped request meets nobody, though its place is taken again.
+/// Ids are never given twice in a row: the answer to a dropped request meets nobody, though its
+/// place is taken again.
 #[test]
 fn rsp_04_a_late_answer_never_meets_a_newer_request() {
     let mut session = session();
@@ -352,7 +371,8 @@ fn rsp_04_other_kinds_are_not_answered_by_id() {
     assert_eq!(session.requests.outstanding(), 2);
 }
 
-/// Tombstones neither wake anybody nor stay when the connection ends; neither do requests that are answered.
+/// Tombstones neither wake anybody nor stay when the connection ends; neither do requests that are
+/// answered.
 #[test]
 fn rsp_03_an_end_clears_tombstones_and_spares_answers() {
     let (mut session, log) = (session(), Log::default());
@@ -387,7 +407,8 @@ fn rsp_03_watchers_are_told_of_the_end() {
     assert!(wakers.is_empty());
 }
 
-/// A session that is to close takes no more requests; a flush may become immediate, not the reverse.
+/// A session that is to close takes no more requests; a flush may become immediate, not the
+/// reverse.
 #[test]
 fn rsp_03_a_closing_session_takes_no_requests() {
     let mut session = session();
