@@ -208,7 +208,7 @@ impl RpcHandler for Recorder {
 
     fn receive_one_way(&self, _: &TransportClient, _: Bytes) {}
 
-    fn channel_active(&self, client: &TransportClient) {
+    fn on_connected(&self, client: &TransportClient) {
         let _ = self.connected.send(client.clone());
     }
 }
@@ -252,7 +252,7 @@ impl World {
         let (server, client, open) = runtime.block_on(async {
             let server = RpcEnv::builder("server")
                 .bind(SERVER)
-                .on_network(&network)
+                .memory_network(&network)
                 .start()
                 .await
                 .expect("a server");
@@ -263,7 +263,7 @@ impl World {
                 .expect("a free name");
             let client = RpcEnv::builder("client")
                 .client_mode()
-                .on_network(&network)
+                .memory_network(&network)
                 .start()
                 .await
                 .expect("a client");
@@ -296,7 +296,7 @@ impl World {
         let (requests, received) = mpsc::unbounded_channel();
         let context =
             TransportContext::new(TransportConf::new("fuzz"), Recorder { connected, requests });
-        let factory = context.on_network(&self.network).create_client_factory();
+        let factory = context.memory_network(&self.network).create_client_factory();
         let peer = factory.create_unmanaged_client(("10.0.0.1", 7077)).await.expect("it listens");
         self.perform(actions, &peer, received).await;
         peer.close();
@@ -310,7 +310,7 @@ impl World {
         let context =
             TransportContext::new(TransportConf::new("fuzz"), Recorder { connected, requests });
         let server = context
-            .on_network(&self.network)
+            .memory_network(&self.network)
             .create_server(RAW_SERVER)
             .await
             .expect("a free address");

@@ -46,7 +46,7 @@ fn decode<'a>(
                     bodies += 1;
                     events.push(Event::BodyStart { message, length });
                 }
-                Event::Piece(piece) => {
+                Event::BodyPiece(piece) => {
                     let (missing, bytes) = streamed.as_mut().expect("a piece of nothing");
                     assert!(!piece.is_empty());
                     *missing =
@@ -56,7 +56,7 @@ fn decode<'a>(
                 Event::BodyEnd => {
                     let (missing, bytes) = streamed.take().expect("the end of nothing");
                     assert_eq!(missing, 0);
-                    events.extend([Event::Piece(bytes.freeze()), Event::BodyEnd]);
+                    events.extend([Event::BodyPiece(bytes.freeze()), Event::BodyEnd]);
                 }
                 other => {
                     assert!(streamed.is_none(), "within a body");
@@ -66,7 +66,7 @@ fn decode<'a>(
         }
         assert!(input.is_empty(), "not all was taken in");
     }
-    events.extend(streamed.map(|(_, bytes)| Event::Piece(bytes.freeze())));
+    events.extend(streamed.map(|(_, bytes)| Event::BodyPiece(bytes.freeze())));
     (events, decoder.finish().err())
 }
 
@@ -76,7 +76,7 @@ fn accounted(events: &[Event]) -> u64 {
         .iter()
         .map(|event| match event {
             Event::Message(message) => message.encode().map_or(0, |frame| frame.len() as u64),
-            Event::Piece(piece) => piece.len() as u64,
+            Event::BodyPiece(piece) => piece.len() as u64,
             _ => 0,
         })
         .sum()

@@ -49,7 +49,7 @@ impl RpcHandler for Answers {
 
 /// That of an attacker, who speaks the bytes of a protocol and is held by none.
 fn attacker(handler: impl RpcHandler, network: &MemoryNetwork) -> TransportContext {
-    TransportContext::new(TransportConf::new("fuzz"), handler).on_network(network)
+    TransportContext::new(TransportConf::new("fuzz"), handler).memory_network(network)
 }
 
 fn authenticated(protocol: u8, network: &MemoryNetwork) -> TransportContext {
@@ -58,7 +58,7 @@ fn authenticated(protocol: u8, network: &MemoryNetwork) -> TransportContext {
         TransportConf::from_settings("fuzz", settings.iter().copied()).expect("good settings");
     let secrets = SecretStore::new();
     secrets.register_app("app", Secret::new("secret"));
-    let context = TransportContext::new(conf, Unreachable).on_network(network);
+    let context = TransportContext::new(conf, Unreachable).memory_network(network);
     context.with_auth("app", Arc::new(secrets)).expect("this build has all modes")
 }
 

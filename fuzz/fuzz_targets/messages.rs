@@ -113,7 +113,7 @@ fuzz_target!(|input: (Vec<Any>, Vec<u8>)| {
                     decoder.stream_body();
                 }
                 Event::BodyStart { .. } => decoder.collect_body(true),
-                Event::Piece(piece) => streamed.extend_from_slice(&piece),
+                Event::BodyPiece(piece) => streamed.extend_from_slice(&piece),
                 Event::BodyEnd => assert_eq!(streamed, outside),
                 other => panic!("{other:?}"),
             }

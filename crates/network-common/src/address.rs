@@ -28,15 +28,15 @@ impl PeerAddress {
     }
 
     /// What a resolver takes: no brackets.
-    pub(crate) fn lookup_host(&self) -> &str {
+    pub(crate) fn unbracketed_host(&self) -> &str {
         self.host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(&self.host)
     }
 }
 
 impl fmt::Display for PeerAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.lookup_host().contains(':') {
-            write!(f, "[{}]:{}", self.lookup_host(), self.port)
+        if self.unbracketed_host().contains(':') {
+            write!(f, "[{}]:{}", self.unbracketed_host(), self.port)
         } else {
             write!(f, "{}:{}", self.host, self.port)
         }

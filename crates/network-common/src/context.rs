@@ -6,9 +6,9 @@ use std::sync::Arc;
 use tokio::net::ToSocketAddrs;
 
 #[cfg(feature = "auth")]
-use crate::auth::{self, Policy, SecretKeyHolder};
+use crate::auth::{self, AuthPolicy, SecretKeyHolder};
 use crate::buffer::BufferPool;
-use crate::channel::{Resources, Security};
+use crate::channel::{ConnectionResources, Handshaker};
 use crate::conf::TransportConf;
 use crate::error::TransportError;
 use crate::factory::TransportClientFactory;
@@ -17,7 +17,7 @@ use crate::metrics::TransportMetrics;
 use crate::network::MemoryNetwork;
 use crate::server::TransportServer;
 #[cfg(feature = "tls")]
-use crate::tls::{LazyTls, Tls};
+use crate::tls::{LazyTlsContext, TlsContext};
 
 /// Settings and one [`RpcHandler`]: makes servers and client factories whose connections share them
 /// (transport 1).
@@ -31,10 +31,10 @@ pub struct TransportContext {
     pool: Arc<BufferPool>,
     close_idle_connections: bool,
     #[cfg(feature = "auth")]
-    auth: Option<Arc<Policy>>,
+    auth: Option<Arc<AuthPolicy>>,
     network: Option<MemoryNetwork>,
     #[cfg(feature = "tls")]
-    tls: Arc<LazyTls>,
+    tls: Arc<LazyTlsContext>,
 }
 
 impl TransportContext {
@@ -49,7 +49,7 @@ impl TransportContext {
         let conf = Arc::new(conf);
         Self {
             #[cfg(feature = "tls")]
-            tls: Arc::new(LazyTls::new(Arc::clone(&conf))),
+            tls: Arc::new(LazyTlsContext::new(Arc::clone(&conf))),
             conf,
             handler,
             metrics,
@@ -67,7 +67,7 @@ impl TransportContext {
     /// [`client_id`](crate::TransportClient::client_id) is the application's id at both ends.
     ///
     /// On a client it comes before other bootstraps, and those of a server see nothing of a peer
-    /// that is not authenticated. A server whose `spark.<module>.io.maxHandshakes` are under way
+    /// that is not authenticated. A server whose `spark.<module>.auth.maxHandshakes` are under way
     /// refuses connections with kind [`Bootstrap`](crate::ErrorKind::Bootstrap).
     ///
     /// # Errors
@@ -79,7 +79,7 @@ impl TransportContext {
         app_id: impl Into<String>,
         secrets: Arc<dyn SecretKeyHolder>,
     ) -> Result<Self, TransportError> {
-        self.auth = Some(Arc::new(Policy::new(&self.conf, app_id.into(), secrets)?));
+        self.auth = Some(Arc::new(AuthPolicy::new(&self.conf, app_id.into(), secrets)?));
         Ok(self)
     }
 
@@ -88,7 +88,7 @@ impl TransportContext {
     /// own settings say about these counts no more. Servers of both count their handshakes
     /// together. Spark's downloads share the security of its RPC in this way (rpc 10).
     #[cfg_attr(not(any(feature = "auth", feature = "tls")), expect(unused_mut, unused_variables))]
-    pub fn secured_as(mut self, other: &Self) -> Self {
+    pub fn share_security_with(mut self, other: &Self) -> Self {
         #[cfg(feature = "auth")]
         {
             self.auth = other.auth.clone();
@@ -109,7 +109,7 @@ impl TransportContext {
     }
 
     /// Servers and clients meet on `network` instead of the system's: for tests.
-    pub fn on_network(mut self, network: &MemoryNetwork) -> Self {
+    pub fn memory_network(mut self, network: &MemoryNetwork) -> Self {
         self.network = Some(network.clone());
         self
     }
@@ -193,27 +193,27 @@ impl TransportContext {
     }
 
     #[cfg(feature = "tls")]
-    fn server_security(&self) -> Result<Option<Arc<dyn Security>>, TransportError> {
-        self.tls.get()?.map(Tls::server_side).transpose()
+    fn server_security(&self) -> Result<Option<Arc<dyn Handshaker>>, TransportError> {
+        self.tls.get()?.map(TlsContext::server_side).transpose()
     }
 
     #[cfg(feature = "tls")]
-    fn client_security(&self) -> Result<Option<Arc<dyn Security>>, TransportError> {
-        self.tls.get()?.map(Tls::client_side).transpose()
+    fn client_security(&self) -> Result<Option<Arc<dyn Handshaker>>, TransportError> {
+        self.tls.get()?.map(TlsContext::client_side).transpose()
     }
 
     #[cfg(not(feature = "tls"))]
-    fn server_security(&self) -> Result<Option<Arc<dyn Security>>, TransportError> {
+    fn server_security(&self) -> Result<Option<Arc<dyn Handshaker>>, TransportError> {
         Ok(None)
     }
 
     #[cfg(not(feature = "tls"))]
-    fn client_security(&self) -> Result<Option<Arc<dyn Security>>, TransportError> {
+    fn client_security(&self) -> Result<Option<Arc<dyn Handshaker>>, TransportError> {
         Ok(None)
     }
 
-    fn resources(&self, metrics: &Arc<crate::metrics::SideMetrics>) -> Arc<Resources> {
-        Arc::new(Resources::new(
+    fn resources(&self, metrics: &Arc<crate::metrics::SideMetrics>) -> Arc<ConnectionResources> {
+        Arc::new(ConnectionResources::new(
             Arc::clone(&self.conf),
             Arc::clone(metrics),
             Arc::clone(&self.pool),

@@ -74,9 +74,9 @@ impl ErrorKind {
 /// The text names the peer, the operation and, for limits and timeouts, the setting; the cause is
 /// kept in [`source`](Error::source).
 #[derive(Clone)]
-pub struct TransportError(Arc<Inner>);
+pub struct TransportError(Arc<ErrorInner>);
 
-struct Inner {
+struct ErrorInner {
     kind: ErrorKind,
     message: String,
     peer: Option<String>,
@@ -85,7 +85,7 @@ struct Inner {
 
 impl TransportError {
     pub(crate) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self(Arc::new(Inner { kind, message: message.into(), peer: None, source: None }))
+        Self(Arc::new(ErrorInner { kind, message: message.into(), peer: None, source: None }))
     }
 
     pub(crate) fn with_peer(self, peer: impl fmt::Display) -> Self {
@@ -97,7 +97,7 @@ impl TransportError {
     }
 
     /// Only called while an error is being built, when nobody else holds it.
-    fn edit(mut self, change: impl FnOnce(&mut Inner)) -> Self {
+    fn edit(mut self, change: impl FnOnce(&mut ErrorInner)) -> Self {
         if let Some(inner) = Arc::get_mut(&mut self.0) {
             change(inner);
         }

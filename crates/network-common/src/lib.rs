@@ -158,4 +158,4 @@ pub use metrics::{MetricsSnapshot, SideMetrics, TransportMetrics};
 pub use network::MemoryNetwork;
 pub use protocol::MergedBlockMetaRequest;
 pub use server::TransportServer;
-pub use session::{ByteFilter, EndMark, MergedBlockMeta, Output, StreamBody};
+pub use session::{ByteFilter, CloseNotify, FilterOutput, MergedBlockMeta, StreamBody};

@@ -40,12 +40,12 @@ pub struct SideMetrics {
     prefix: String,
     pub(crate) connections: AtomicU64,
     pub(crate) connections_total: AtomicU64,
-    pub(crate) requests_in_flight: AtomicU64,
-    pub(crate) requests_being_served: AtomicU64,
-    pub(crate) bytes_in: AtomicU64,
-    pub(crate) bytes_out: AtomicU64,
-    pub(crate) queued_bytes: AtomicU64,
-    pub(crate) chunks_in_transfer: AtomicU64,
+    pub(crate) pending_requests: AtomicU64,
+    pub(crate) active_requests: AtomicU64,
+    pub(crate) received_bytes: AtomicU64,
+    pub(crate) sent_bytes: AtomicU64,
+    pub(crate) write_queue_bytes: AtomicU64,
+    pub(crate) chunks_being_transferred: AtomicU64,
     pub(crate) sendfile_bytes: AtomicU64,
     pub(crate) copied_file_bytes: AtomicU64,
     pub(crate) direct_body_bytes: AtomicU64,
@@ -61,17 +61,17 @@ pub struct MetricsSnapshot {
     /// Connections ever opened.
     pub connections_total: u64,
     /// Requests sent that have no answer yet.
-    pub requests_in_flight: u64,
+    pub pending_requests: u64,
     /// Requests received that have no answer yet.
-    pub requests_being_served: u64,
+    pub active_requests: u64,
     /// Bytes read from sockets.
-    pub bytes_in: u64,
+    pub received_bytes: u64,
     /// Bytes written to sockets.
-    pub bytes_out: u64,
+    pub sent_bytes: u64,
     /// Bytes of memory waiting to be written.
-    pub queued_bytes: u64,
+    pub write_queue_bytes: u64,
     /// Chunks and streams asked for by peers and not yet sent.
-    pub chunks_in_transfer: u64,
+    pub chunks_being_transferred: u64,
     /// Bytes of files that the kernel moved to the socket.
     pub sendfile_bytes: u64,
     /// Bytes of files that passed through memory on their way to the socket.
@@ -90,7 +90,7 @@ impl SideMetrics {
         &self.prefix
     }
 
-    pub(crate) fn failed(&self, error: &TransportError) {
+    pub(crate) fn count_failure(&self, error: &TransportError) {
         if let Some(position) = ErrorKind::ALL.iter().position(|kind| *kind == error.kind()) {
             self.failures[position].fetch_add(1, Ordering::Relaxed);
         }
@@ -102,12 +102,12 @@ impl SideMetrics {
         MetricsSnapshot {
             connections: value(&self.connections),
             connections_total: value(&self.connections_total),
-            requests_in_flight: value(&self.requests_in_flight),
-            requests_being_served: value(&self.requests_being_served),
-            bytes_in: value(&self.bytes_in),
-            bytes_out: value(&self.bytes_out),
-            queued_bytes: value(&self.queued_bytes),
-            chunks_in_transfer: value(&self.chunks_in_transfer),
+            pending_requests: value(&self.pending_requests),
+            active_requests: value(&self.active_requests),
+            received_bytes: value(&self.received_bytes),
+            sent_bytes: value(&self.sent_bytes),
+            write_queue_bytes: value(&self.write_queue_bytes),
+            chunks_being_transferred: value(&self.chunks_being_transferred),
             sendfile_bytes: value(&self.sendfile_bytes),
             copied_file_bytes: value(&self.copied_file_bytes),
             direct_body_bytes: value(&self.direct_body_bytes),
@@ -121,17 +121,17 @@ impl SideMetrics {
     }
 
     /// The values now, each under its full name, as `shuffle-server.connections`.
-    pub fn named(&self) -> Vec<(String, u64)> {
+    pub fn named_values(&self) -> Vec<(String, u64)> {
         let values = self.snapshot();
         let mut named: Vec<_> = [
             ("connections", values.connections),
             ("connectionsTotal", values.connections_total),
-            ("requestsInFlight", values.requests_in_flight),
-            ("requestsBeingServed", values.requests_being_served),
-            ("bytesIn", values.bytes_in),
-            ("bytesOut", values.bytes_out),
-            ("queuedBytes", values.queued_bytes),
-            ("chunksInTransfer", values.chunks_in_transfer),
+            ("pendingRequests", values.pending_requests),
+            ("activeRequests", values.active_requests),
+            ("receivedBytes", values.received_bytes),
+            ("sentBytes", values.sent_bytes),
+            ("writeQueueBytes", values.write_queue_bytes),
+            ("chunksBeingTransferred", values.chunks_being_transferred),
             ("sendfileBytes", values.sendfile_bytes),
             ("copiedFileBytes", values.copied_file_bytes),
             ("directBodyBytes", values.direct_body_bytes),
@@ -147,7 +147,7 @@ impl SideMetrics {
 }
 
 /// Moves a gauge from what this connection last reported to `now`.
-pub(crate) fn report(gauge: &AtomicU64, last: &mut u64, now: u64) {
+pub(crate) fn update_gauge(gauge: &AtomicU64, last: &mut u64, now: u64) {
     if *last != now {
         // Wrapping: a gauge is the sum of its connections' differences.
         gauge.fetch_add(now.wrapping_sub(*last), Ordering::Relaxed);

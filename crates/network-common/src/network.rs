@@ -25,7 +25,7 @@ const IN_FLIGHT: usize = 256 << 10;
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), TransportError> {
 /// let network = MemoryNetwork::new();
-/// let context = TransportContext::new(TransportConf::new("test"), NoOpRpcHandler::new()).on_network(&network);
+/// let context = TransportContext::new(TransportConf::new("test"), NoOpRpcHandler::new()).memory_network(&network);
 /// let server = context.create_server("10.0.0.1:7337").await?;
 /// let factory = context.create_client_factory();
 /// let client = factory.create_client(("10.0.0.1", 7337)).await?;

@@ -12,16 +12,16 @@ use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
-use crate::channel::{Connection, Resources, Security, Stream, socket};
-use crate::client::{ConnectionId, Shared};
+use crate::channel::{ConnectionDriver, ConnectionResources, Handshaker, IoStream, socket};
+use crate::client::{ConnectionId, SharedConnection};
 use crate::error::{ErrorKind, TransportError};
 use crate::handler::{RpcHandler, TransportServerBootstrap};
 use crate::network::MemoryListener;
-use crate::session::Closing;
+use crate::session::CloseRequest;
 
 /// How long accepting rests after an error such as "too many open files", which would otherwise
 /// come again at once.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 
 /// Listens, and serves the connections it accepts (transport 7).
 ///
@@ -30,22 +30,22 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub struct TransportServer {
     address: SocketAddr,
-    accepting: JoinHandle<()>,
-    inner: Arc<Inner>,
+    accept_task: JoinHandle<()>,
+    inner: Arc<ServerInner>,
 }
 
-struct Inner {
-    resources: Arc<Resources>,
-    security: Option<Arc<dyn Security>>,
+struct ServerInner {
+    resources: Arc<ConnectionResources>,
+    security: Option<Arc<dyn Handshaker>>,
     handler: Arc<dyn RpcHandler>,
     bootstraps: Vec<Arc<dyn TransportServerBootstrap>>,
-    connections: Mutex<Connections>,
+    connections: Mutex<OpenConnections>,
     tasks: TaskTracker,
 }
 
 #[derive(Debug, Default)]
-struct Connections {
-    open: HashMap<ConnectionId, Weak<Shared>>,
+struct OpenConnections {
+    open: HashMap<ConnectionId, Weak<SharedConnection>>,
     /// No new ones: one that was just being accepted is dropped.
     closed: bool,
 }
@@ -53,8 +53,8 @@ struct Connections {
 impl TransportServer {
     pub(crate) async fn bind(
         address: impl ToSocketAddrs,
-        resources: Arc<Resources>,
-        security: Option<Arc<dyn Security>>,
+        resources: Arc<ConnectionResources>,
+        security: Option<Arc<dyn Handshaker>>,
         handler: Arc<dyn RpcHandler>,
         bootstraps: Vec<Arc<dyn TransportServerBootstrap>>,
     ) -> Result<Self, TransportError> {
@@ -69,9 +69,9 @@ impl TransportServer {
         let tasks = TaskTracker::new();
         let connections = Mutex::default();
         let inner =
-            Arc::new(Inner { resources, security, handler, bootstraps, connections, tasks });
+            Arc::new(ServerInner { resources, security, handler, bootstraps, connections, tasks });
         let accepting = tokio::spawn(accept(listener, Arc::clone(&inner)));
-        Ok(Self { address, accepting, inner })
+        Ok(Self { address, accept_task: accepting, inner })
     }
 
     /// The address it listens on, with the real port.
@@ -85,15 +85,15 @@ impl TransportServer {
     ///
     /// Dropping the future cuts them all.
     pub async fn close(mut self, deadline: Duration) -> usize {
-        self.accepting.abort();
+        self.accept_task.abort();
         // When it has ended the port is free.
-        let _ = (&mut self.accepting).await;
-        self.inner.stop(Shared::drain);
+        let _ = (&mut self.accept_task).await;
+        self.inner.stop_accepting(SharedConnection::drain);
         self.inner.tasks.close();
         if tokio::time::timeout(deadline, self.inner.tasks.wait()).await.is_ok() {
             return 0;
         }
-        let cut = self.inner.cut();
+        let cut = self.inner.close_all();
         self.inner.tasks.wait().await;
         cut
     }
@@ -101,14 +101,14 @@ impl TransportServer {
 
 impl Drop for TransportServer {
     fn drop(&mut self) {
-        self.accepting.abort();
-        self.inner.cut();
+        self.accept_task.abort();
+        self.inner.close_all();
     }
 }
 
-impl Inner {
+impl ServerInner {
     /// No new connections, and `each` of the open ones is told.
-    fn stop(&self, each: impl Fn(&Shared)) -> usize {
+    fn stop_accepting(&self, each: impl Fn(&SharedConnection)) -> usize {
         let open: Vec<_> = {
             let mut connections = self.connections.lock();
             connections.closed = true;
@@ -118,16 +118,18 @@ impl Inner {
         open.len()
     }
 
-    fn cut(&self) -> usize {
-        self.stop(|shared| shared.close(Closing::Now(TransportError::closed(shared.peer))))
+    fn close_all(&self) -> usize {
+        self.stop_accepting(|shared| {
+            shared.close(CloseRequest::Immediate(TransportError::closed(shared.peer)))
+        })
     }
 
-    fn serve(self: &Arc<Self>, stream: Stream, peer: SocketAddr) {
-        let mut connection = match self.prepare(stream, peer) {
+    fn spawn_connection(self: &Arc<Self>, stream: IoStream, peer: SocketAddr) {
+        let mut connection = match self.set_up_connection(stream, peer) {
             Ok(connection) => connection,
             Err(error) => {
                 tracing::warn!(%peer, %error, "connection refused");
-                self.resources.metrics.failed(&error);
+                self.resources.metrics.count_failure(&error);
                 return;
             }
         };
@@ -144,16 +146,16 @@ impl Inner {
         self.tasks.spawn(
             async move {
                 let secured = match &inner.security {
-                    Some(security) => connection.secure(&**security, &peer.into()).await,
+                    Some(security) => connection.handshake(&**security, &peer.into()).await,
                     None => Ok(()),
                 };
                 match secured {
                     Ok(()) => connection.run().await,
                     Err(error) => {
                         if error.kind() != ErrorKind::Closed {
-                            inner.resources.metrics.failed(&error);
+                            inner.resources.metrics.count_failure(&error);
                         }
-                        connection.give_up(&error).await;
+                        connection.abort_handshake(&error).await;
                     }
                 }
                 inner.connections.lock().open.remove(&id);
@@ -162,7 +164,11 @@ impl Inner {
         );
     }
 
-    fn prepare(&self, stream: Stream, peer: SocketAddr) -> Result<Box<Connection>, TransportError> {
+    fn set_up_connection(
+        &self,
+        stream: IoStream,
+        peer: SocketAddr,
+    ) -> Result<Box<ConnectionDriver>, TransportError> {
         let conf = &self.resources.conf;
         let io_error = |error: std::io::Error| {
             TransportError::new(
@@ -172,11 +178,11 @@ impl Inner {
             .with_peer(peer)
             .with_source(error)
         };
-        if let Stream::Tcp(stream) = &stream {
+        if let IoStream::Tcp(stream) = &stream {
             socket::configure_connected(stream, conf, conf.tcp_keep_alive()).map_err(io_error)?;
         }
         let mut connection =
-            Connection::new(stream, Arc::clone(&self.handler), Arc::clone(&self.resources))
+            ConnectionDriver::new(stream, Arc::clone(&self.handler), Arc::clone(&self.resources))
                 .map_err(io_error)?;
         for bootstrap in &self.bootstraps {
             let handler = Arc::clone(connection.handler());
@@ -198,21 +204,21 @@ impl Inner {
     }
 }
 
-impl std::fmt::Debug for Inner {
+impl std::fmt::Debug for ServerInner {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Inner").field("connections", &self.connections).finish_non_exhaustive()
     }
 }
 
-async fn accept(mut listener: Listener, inner: Arc<Inner>) {
+async fn accept(mut listener: Listener, inner: Arc<ServerInner>) {
     loop {
         match listener.accept().await {
-            Ok((stream, peer)) => inner.serve(stream, peer),
+            Ok((stream, peer)) => inner.spawn_connection(stream, peer),
             Err(error) => {
                 // A connection that was reset while it waited, or no file descriptors left: neither
                 // ends the server.
                 tracing::warn!(%error, "accepting a connection failed");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
+                tokio::time::sleep(ACCEPT_BACKOFF).await;
             }
         }
     }
@@ -232,15 +238,15 @@ impl Listener {
         }
     }
 
-    async fn accept(&mut self) -> std::io::Result<(Stream, SocketAddr)> {
+    async fn accept(&mut self) -> std::io::Result<(IoStream, SocketAddr)> {
         match self {
             Self::Tcp(listener) => {
-                listener.accept().await.map(|(stream, peer)| (Stream::Tcp(stream), peer))
+                listener.accept().await.map(|(stream, peer)| (IoStream::Tcp(stream), peer))
             }
             Self::Memory(listener) => {
                 let stream = listener.accept().await?;
                 let peer = stream.peer;
-                Ok((Stream::Memory(stream), peer))
+                Ok((IoStream::Memory(stream), peer))
             }
         }
     }
@@ -249,7 +255,7 @@ impl Listener {
 /// Listens on the first of the resolved addresses that works.
 async fn listen(
     address: impl ToSocketAddrs,
-    resources: &Resources,
+    resources: &ConnectionResources,
 ) -> Result<Listener, (String, std::io::Error)> {
     let addresses =
         lookup_host(address).await.map_err(|error| ("the given address".to_owned(), error))?;

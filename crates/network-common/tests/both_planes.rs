@@ -71,12 +71,12 @@ async fn an_answer_waits_for_one_body() {
         let mut requests = Vec::new();
         for chunk_index in 0..BODIES {
             Message::<()>::ChunkFetchRequest { stream_id: 1, chunk_index }
-                .encode_head(0, &mut requests);
+                .encode_header(0, &mut requests);
         }
         client.write_all(&requests).await.unwrap();
-        until(|| context.metrics().server().snapshot().bytes_out > 0).await;
+        until(|| context.metrics().server().snapshot().sent_bytes > 0).await;
         requests.clear();
-        Message::RpcRequest { request_id: 7, body: () }.encode_head(0, &mut requests);
+        Message::RpcRequest { request_id: 7, body: () }.encode_header(0, &mut requests);
         client.write_all(&requests).await.unwrap();
         within(received.notified()).await;
         assert_eq!(

@@ -108,7 +108,7 @@ async fn cfi_03_fetch_non_existent_chunk() {
         "Failure while fetching StreamChunkId[streamId=1,chunkIndex=12345]: Invalid chunk index: 12345"
     );
     assert_eq!(error.peer(), Some(chunks.pair.server.local_addr().to_string().as_str()));
-    assert_eq!(chunks.pair.client.outstanding_requests(), 0);
+    assert_eq!(chunks.pair.client.pending_requests(), 0);
     chunks.pair.assert_no_failures();
 }
 
@@ -189,7 +189,7 @@ async fn a_dropped_fetch_leaves_a_tombstone_until_it_is_answered() {
         });
         let pair = pair(handler).await;
         drop(pair.client.fetch_chunk(STREAM, 0));
-        assert_eq!(pair.client.outstanding_requests(), 1, "the wire cannot cancel it");
+        assert_eq!(pair.client.pending_requests(), 1, "the wire cannot cancel it");
         let again = within(pair.client.fetch_chunk(STREAM, 0)).await.unwrap_err();
         assert_eq!(again.kind(), ErrorKind::Refused, "it could be mistaken for the abandoned one");
         let other = pair.client.fetch_chunk(STREAM, 1);
@@ -216,7 +216,7 @@ async fn a_second_fetch_of_an_outstanding_chunk_is_refused_and_does_not_disturb_
     let first = pair.client.fetch_chunk(STREAM, 0);
     let second = within(pair.client.fetch_chunk(STREAM, 0)).await.unwrap_err();
     assert_eq!(second.kind(), ErrorKind::Refused);
-    assert_eq!(pair.client.outstanding_requests(), 1);
+    assert_eq!(pair.client.pending_requests(), 1);
     release.send(()).unwrap();
     assert_eq!(within(first).await.unwrap(), "once");
 }
@@ -309,7 +309,7 @@ async fn every_chunk_is_released_once() {
     let fetches: Vec<_> = (0..40).map(|index| pair.client.fetch_chunk(STREAM, index)).collect();
     within(futures::future::join_all(fetches)).await;
     until(|| released.lock().iter().all(|count| *count == 1)).await;
-    until(|| pair.context.metrics().server().snapshot().chunks_in_transfer == 0).await;
+    until(|| pair.context.metrics().server().snapshot().chunks_being_transferred == 0).await;
 }
 
 /// A peer that is driven by hand, so that it can refuse to read.
@@ -378,7 +378,7 @@ async fn cfh_01_handle_chunk_fetch_request() {
     let handler = Handler::new().with_manager(streams);
     let context = context(conf(&[("spark.shuffle.maxChunksBeingTransferred", "2")]), handler);
     let server = serve(&context).await;
-    let transferred = || context.metrics().server().snapshot().chunks_in_transfer;
+    let transferred = || context.metrics().server().snapshot().chunks_being_transferred;
     let mut peer = RawPeer::connect(server.local_addr()).await;
     let fetch = |index| Message::ChunkFetchRequest { stream_id: id, chunk_index: index };
     let success = |index, bytes: &Bytes| {

@@ -302,20 +302,20 @@ async fn met_01_metrics() {
 
     let rpcs: Vec<_> = (0..3).map(|_| pair.client.send_rpc("keep")).collect();
     let chunk = pair.client.fetch_chunk(1, 0);
-    until(|| server.snapshot().requests_being_served == 3).await;
-    until(|| client.snapshot().requests_in_flight == 4).await;
-    until(|| server.snapshot().chunks_in_transfer == 1).await;
-    let named = server.named();
+    until(|| server.snapshot().active_requests == 3).await;
+    until(|| client.snapshot().pending_requests == 4).await;
+    until(|| server.snapshot().chunks_being_transferred == 1).await;
+    let named = server.named_values();
     assert!(named.iter().all(|(name, _)| name.starts_with("files-server.")), "{named:?}");
     assert_eq!(value(&named, "files-server.connections"), 1);
     assert_eq!(value(&named, "files-server.connectionsTotal"), 1);
-    assert_eq!(value(&named, "files-server.requestsBeingServed"), 3);
-    assert_eq!(value(&named, "files-server.requestsInFlight"), 0);
-    assert_eq!(value(&named, "files-server.chunksInTransfer"), 1);
-    let named = client.named();
+    assert_eq!(value(&named, "files-server.activeRequests"), 3);
+    assert_eq!(value(&named, "files-server.pendingRequests"), 0);
+    assert_eq!(value(&named, "files-server.chunksBeingTransferred"), 1);
+    let named = client.named_values();
     assert!(named.iter().all(|(name, _)| name.starts_with("blocks-client.")), "{named:?}");
-    assert_eq!(value(&named, "blocks-client.requestsInFlight"), 4);
-    assert_eq!(value(&named, "blocks-client.requestsBeingServed"), 0);
+    assert_eq!(value(&named, "blocks-client.pendingRequests"), 4);
+    assert_eq!(value(&named, "blocks-client.activeRequests"), 0);
 
     std::mem::take(&mut *kept.lock()).into_iter().for_each(|callback| callback.reply("kept"));
     answer.send(()).unwrap();
@@ -326,11 +326,11 @@ async fn met_01_metrics() {
     // What one wrote the other read, all of it.
     until(|| {
         let (server, client) = (server.snapshot(), client.snapshot());
-        server.bytes_out == client.bytes_in && server.bytes_in == client.bytes_out
+        server.sent_bytes == client.received_bytes && server.received_bytes == client.sent_bytes
     })
     .await;
     let frames = 8 + 13 + 200_000 + 3 * (8 + 13 + 4);
-    assert_eq!(client.snapshot().bytes_in, frames);
+    assert_eq!(client.snapshot().received_bytes, frames);
     // Gauges return to zero, counters stay; an error is counted under its kind.
     pair.client.fetch_chunk(1, 1).await.unwrap();
     drop(pair.server);
@@ -339,10 +339,10 @@ async fn met_01_metrics() {
         [server.snapshot(), client.snapshot()].iter().all(|now| {
             [
                 now.connections,
-                now.requests_in_flight,
-                now.requests_being_served,
-                now.queued_bytes,
-                now.chunks_in_transfer,
+                now.pending_requests,
+                now.active_requests,
+                now.write_queue_bytes,
+                now.chunks_being_transferred,
             ] == [0; 5]
         })
     })
@@ -352,8 +352,8 @@ async fn met_01_metrics() {
     // The listener goes as soon as its task notices.
     until(|| std::net::TcpStream::connect(address).is_err()).await;
     within(pair.factory.create_client(address)).await.unwrap_err();
-    assert_eq!(value(&client.named(), "blocks-client.failures.Connect"), 1);
-    assert!(server.named().iter().all(|(name, _)| !name.contains("failures")));
+    assert_eq!(value(&client.named_values(), "blocks-client.failures.Connect"), 1);
+    assert!(server.named_values().iter().all(|(name, _)| !name.contains("failures")));
 }
 
 /// Rule 9: a chunk that its manager never comes up with is forgotten with the connection that asked
@@ -371,11 +371,11 @@ async fn a_chunk_that_never_comes_ends_with_its_connection() {
     });
     let pair = pair(handler).await;
     let chunk = pair.client.fetch_chunk(1, 0);
-    until(|| pair.context.metrics().server().snapshot().chunks_in_transfer == 1).await;
+    until(|| pair.context.metrics().server().snapshot().chunks_being_transferred == 1).await;
     pair.client.close();
     assert_eq!(within(chunk).await.unwrap_err().kind(), ErrorKind::Closed);
     assert_eq!(within(dropped.recv()).await, None, "its future was dropped");
-    until(|| pair.context.metrics().server().snapshot().chunks_in_transfer == 0).await;
+    until(|| pair.context.metrics().server().snapshot().chunks_being_transferred == 0).await;
 }
 
 /// Also when the connection ends in the middle of everything.
@@ -398,12 +398,12 @@ async fn gauges_return_to_zero_when_a_connection_is_cut() {
     let stream = within(pair.client.stream("unread")).await.unwrap();
     let rpcs: Vec<_> = (0..10).map(|_| pair.client.send_rpc("never answered")).collect();
     let chunks: Vec<_> = [1, 2, 0, 3, 4].map(|index| pair.client.fetch_chunk(1, index)).into();
-    until(|| pair.context.metrics().server().snapshot().requests_being_served == 10).await;
-    until(|| pair.context.metrics().server().snapshot().chunks_in_transfer >= 5).await;
+    until(|| pair.context.metrics().server().snapshot().active_requests == 10).await;
+    until(|| pair.context.metrics().server().snapshot().chunks_being_transferred >= 5).await;
     drop(pair.server);
     until(|| {
         let now = pair.context.metrics().server().snapshot();
-        (now.connections, now.requests_being_served, now.queued_bytes) == (0, 0, 0)
+        (now.connections, now.active_requests, now.write_queue_bytes) == (0, 0, 0)
     })
     .await;
     drop(stream);
@@ -415,8 +415,8 @@ async fn gauges_return_to_zero_when_a_connection_is_cut() {
     }
     until(|| {
         let now = pair.client_context.metrics().client().snapshot();
-        (now.connections, now.requests_in_flight, now.queued_bytes) == (0, 0, 0)
+        (now.connections, now.pending_requests, now.write_queue_bytes) == (0, 0, 0)
     })
     .await;
-    until(|| pair.context.metrics().server().snapshot().chunks_in_transfer == 0).await;
+    until(|| pair.context.metrics().server().snapshot().chunks_being_transferred == 0).await;
 }

@@ -165,11 +165,11 @@ impl RpcHandler for Chaos {
         self
     }
 
-    fn channel_active(&self, _: &TransportClient) {
+    fn on_connected(&self, _: &TransportClient) {
         self.active.fetch_add(1, Ordering::SeqCst);
     }
 
-    fn channel_inactive(&self, _: &TransportClient) {
+    fn on_disconnected(&self, _: &TransportClient) {
         self.inactive.fetch_add(1, Ordering::SeqCst);
     }
 }
@@ -420,7 +420,7 @@ async fn one_round(seed: u64) {
             matches!(error.kind(), ErrorKind::Closed | ErrorKind::Io),
             "seed {seed}: {error:?}"
         );
-        assert_eq!(client.outstanding_requests(), 0, "seed {seed}");
+        assert_eq!(client.pending_requests(), 0, "seed {seed}");
         assert!(!client.is_active());
     }
     let count = |counter: &AtomicU64| counter.load(Ordering::SeqCst);
@@ -440,8 +440,8 @@ async fn one_round(seed: u64) {
         || {
             [metrics.server(), metrics.client()].iter().all(|side| {
                 let now = side.snapshot();
-                (now.connections, now.requests_in_flight, now.requests_being_served) == (0, 0, 0)
-                    && (now.queued_bytes, now.chunks_in_transfer) == (0, 0)
+                (now.connections, now.pending_requests, now.active_requests) == (0, 0, 0)
+                    && (now.write_queue_bytes, now.chunks_being_transferred) == (0, 0)
             }) && handler.bodies.now() == 0
                 && handler.futures.now() == 0
         },
@@ -624,7 +624,7 @@ async fn a_hook_that_panics_leaves_nobody_waiting() {
     let metrics = context.metrics();
     eventually("the gauges are back", || {
         let (server, client) = (metrics.server().snapshot(), metrics.client().snapshot());
-        (server.connections, client.connections, client.requests_in_flight) == (0, 0, 0)
+        (server.connections, client.connections, client.pending_requests) == (0, 0, 0)
     })
     .await;
 }

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use network_common::{
-    BoxError, ByteFilter, ErrorKind, ManagedBuffer, Output, RpcHandler, RpcResponseCallback,
+    BoxError, ByteFilter, ErrorKind, FilterOutput, ManagedBuffer, RpcHandler, RpcResponseCallback,
     StreamBody, StreamManager, TransportClient, TransportClientBootstrap, TransportContext,
     TransportError, TransportServerBootstrap,
 };
@@ -27,7 +27,7 @@ struct Xor {
 }
 
 impl ByteFilter for Xor {
-    fn transform(&mut self, input: &[u8], output: &mut Output<'_>) -> Result<(), BoxError> {
+    fn transform(&mut self, input: &[u8], output: &mut FilterOutput<'_>) -> Result<(), BoxError> {
         for byte in input {
             let key = (self.key ^ self.position).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56;
             output.extend_from_slice(&[byte ^ key as u8]);
@@ -47,7 +47,7 @@ struct Blocks {
 
 impl ByteFilter for Blocks {
     /// Sealed: a byte that says how many of the 15 that follow it count.
-    fn transform(&mut self, input: &[u8], output: &mut Output<'_>) -> Result<(), BoxError> {
+    fn transform(&mut self, input: &[u8], output: &mut FilterOutput<'_>) -> Result<(), BoxError> {
         if !self.open {
             for piece in input.chunks(15) {
                 let mut block = [0xff; 16];
@@ -223,8 +223,10 @@ async fn everything_passes_through_filters() {
         if kind == "xor" {
             // What was sealed here was opened there: all but the handshake, in both directions and
             // at both ends.
-            let moved =
-                at_server.bytes_in + at_server.bytes_out + at_client.bytes_in + at_client.bytes_out;
+            let moved = at_server.received_bytes
+                + at_server.sent_bytes
+                + at_client.received_bytes
+                + at_client.sent_bytes;
             let handshake_bytes = (8 + 13 + "handshake".len() + 8 + 13 + "welcome".len()) as u64;
             assert_eq!(handshake.seen.load(Ordering::SeqCst), moved - 2 * handshake_bytes);
         }
@@ -255,7 +257,7 @@ struct Cipher {
 }
 
 impl ByteFilter for Cipher {
-    fn transform(&mut self, input: &[u8], output: &mut Output<'_>) -> Result<(), BoxError> {
+    fn transform(&mut self, input: &[u8], output: &mut FilterOutput<'_>) -> Result<(), BoxError> {
         if self.broken {
             self.calls.fetch_add(1, Ordering::SeqCst);
             return Err("the cipher is broken".into());

@@ -291,8 +291,10 @@ async fn a_hundred_thousand_chunk_requests_are_answered_in_order_when_the_peer_r
     let writing = tokio::spawn(async move { write.write_all(&requests).await.map(|()| write) });
     // It is served up to the limits; nothing was read yet. Others are served meanwhile.
     let metrics = fixture.context.metrics();
-    eventually("the flood is being served", || metrics.server().snapshot().bytes_in > 100_000)
-        .await;
+    eventually("the flood is being served", || {
+        metrics.server().snapshot().received_bytes > 100_000
+    })
+    .await;
     fixture.assert_serves().await;
     let mut answer = [0; 32];
     for i in 0..COUNT {
@@ -305,7 +307,9 @@ async fn a_hundred_thousand_chunk_requests_are_answered_in_order_when_the_peer_r
     drop((read, write));
     eventually("nothing is left", || {
         let now = metrics.server().snapshot();
-        now.connections == 0 && now.chunks_in_transfer == 0 && fixture.handler.bodies.now() == 0
+        now.connections == 0
+            && now.chunks_being_transferred == 0
+            && fixture.handler.bodies.now() == 0
     })
     .await;
 }
@@ -318,8 +322,10 @@ async fn a_hundred_thousand_rpcs_are_answered_in_order_when_the_peer_reads_at_la
     let requests: Vec<u8> = (0..COUNT).flat_map(|i| rpc(i, &[9; 40])).collect();
     let writing = tokio::spawn(async move { write.write_all(&requests).await.map(|()| write) });
     let metrics = fixture.context.metrics();
-    eventually("the flood is being served", || metrics.server().snapshot().bytes_in > 100_000)
-        .await;
+    eventually("the flood is being served", || {
+        metrics.server().snapshot().received_bytes > 100_000
+    })
+    .await;
     fixture.assert_serves().await;
     let mut answer = [0; 61];
     for i in 0..COUNT {
@@ -331,7 +337,7 @@ async fn a_hundred_thousand_rpcs_are_answered_in_order_when_the_peer_reads_at_la
     drop((read, write));
     eventually("nothing is left", || metrics.server().snapshot().connections == 0).await;
     let now = metrics.server().snapshot();
-    assert_eq!((now.requests_being_served, now.queued_bytes), (0, 0));
+    assert_eq!((now.active_requests, now.write_queue_bytes), (0, 0));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -381,7 +387,7 @@ async fn uploads_without_data_hold_up_nobody_and_fail_with_their_connection() {
     let metrics = fixture.context.metrics();
     eventually("no requests are left", || {
         let now = metrics.server().snapshot();
-        (now.connections, now.requests_being_served) == (0, 0)
+        (now.connections, now.active_requests) == (0, 0)
     })
     .await;
 }

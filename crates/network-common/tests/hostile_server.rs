@@ -63,7 +63,7 @@ async fn rsp_04_05_answers_out_of_order_twice_and_with_unknown_ids_reach_whom_th
             assert_eq!(result.unwrap(), [i as u8, 1][..]);
         }
     }
-    assert_eq!(client.outstanding_requests(), 0);
+    assert_eq!(client.pending_requests(), 0);
     assert!(client.is_active());
 }
 
@@ -75,7 +75,7 @@ async fn late_answers_do_not_meet_a_newer_request_in_the_same_place() {
         let given_up = client.send_rpc("given up");
         old.push(request_id(&mut raw, RPC_REQUEST).await);
         drop(given_up);
-        assert_eq!(client.outstanding_requests(), 0);
+        assert_eq!(client.pending_requests(), 0);
     }
     let call = client.send_rpc("kept");
     let id = request_id(&mut raw, RPC_REQUEST).await;
@@ -139,7 +139,7 @@ async fn answers_of_the_wrong_kind_fail_their_request_and_nothing_else() {
     let meta = within("the meta", call).await.unwrap();
     assert_eq!(meta.num_chunks, i32::MAX);
     meta.bitmaps().unwrap_err();
-    assert_eq!(client.outstanding_requests(), 0);
+    assert_eq!(client.pending_requests(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -160,7 +160,7 @@ async fn unsolicited_chunks_and_stream_failures_are_skipped() {
     let id = request_id(&mut raw, RPC_REQUEST).await;
     raw.send(&rpc_response(id, b"yes")).await;
     assert_eq!(within("the answer", call).await.unwrap(), "yes");
-    assert_eq!(client.outstanding_requests(), 0);
+    assert_eq!(client.pending_requests(), 0);
     let direct = context.metrics().client().snapshot().direct_body_bytes;
     assert!(direct <= 10 << 20, "skipped bodies are not collected");
 }
@@ -171,12 +171,12 @@ async fn an_abandoned_fetch_is_a_tombstone_until_it_is_answered() {
     for length in [10, 5 << 20] {
         drop(client.fetch_chunk(1, 1));
         raw.frame().await.unwrap();
-        assert_eq!(client.outstanding_requests(), 1);
+        assert_eq!(client.pending_requests(), 1);
         let error = within("the refusal", client.fetch_chunk(1, 1)).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Refused);
         raw.send(&chunk_success(1, 1, &vec![0; length])).await;
         let c = client.clone();
-        eventually("the tombstone is gone", move || c.outstanding_requests() == 0).await;
+        eventually("the tombstone is gone", move || c.pending_requests() == 0).await;
         let again = client.fetch_chunk(1, 1);
         raw.frame().await.unwrap();
         raw.send(&chunk_success(1, 1, b"again")).await;
@@ -193,7 +193,7 @@ async fn an_abandoned_fetch_is_a_tombstone_until_it_is_answered() {
     .await;
     let body = within("the third", third).await.unwrap();
     assert_eq!(within("its body", body.collect()).await.unwrap(), "yes");
-    assert_eq!(client.outstanding_requests(), 0);
+    assert_eq!(client.pending_requests(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -217,7 +217,7 @@ async fn an_unsolicited_stream_response_closes_the_connection() {
         }
         assert_eq!(within("closed", client.closed()).await.kind(), ErrorKind::Protocol);
         assert!(!client.is_active());
-        assert_eq!(client.outstanding_requests(), 0);
+        assert_eq!(client.pending_requests(), 0);
         assert!(within("refused", client.send_rpc("x")).await.is_err());
     }
 }
@@ -232,7 +232,7 @@ async fn rsp_06_stream_bodies_of_every_announced_length() {
         let body = within("the stream", stream).await.unwrap();
         assert_eq!((body.len(), body.stream_id()), (0, "the server's name"));
         assert_eq!(within("the body", body.collect()).await.unwrap(), "");
-        assert_eq!(client.outstanding_requests(), 0);
+        assert_eq!(client.pending_requests(), 0);
     }
     // Huge, then the end: what arrived is delivered, then the error.
     for arrives in [0, 1, 70_000, 3_000_000] {
@@ -345,7 +345,7 @@ async fn a_peer_that_closes_in_the_middle_of_an_answer_fails_everything_that_wai
             let metrics = context.metrics();
             eventually("the gauges are back", || {
                 let now = metrics.client().snapshot();
-                (now.connections, now.requests_in_flight, now.queued_bytes) == (0, 0, 0)
+                (now.connections, now.pending_requests, now.write_queue_bytes) == (0, 0, 0)
             })
             .await;
         }
@@ -537,7 +537,7 @@ fn a_server_whose_runtime_dies_tells_its_handler_and_frees_its_port() {
         fixture.handler.kept.lock().pop().unwrap().reply("late");
         assert_eq!(fixture.handler.futures.now(), 0);
         let now = fixture.context.metrics().server().snapshot();
-        assert_eq!((now.connections, now.requests_being_served, now.chunks_in_transfer), (0, 0, 0));
+        assert_eq!((now.connections, now.active_requests, now.chunks_being_transferred), (0, 0, 0));
         fixture.context.create_server(fixture.address).await.expect("the port is free");
     });
 }
@@ -574,7 +574,7 @@ impl RpcHandler for CallsBack {
         callback.reply(1, body.on_release(move || drop(client.send("released"))));
     }
 
-    fn exception_caught(&self, _: &TransportError, _: &TransportClient) {}
+    fn on_network_error(&self, _: &TransportError, _: &TransportClient) {}
 }
 
 /// On a thread of its own: a deadlock must fail the test, not hang it.
@@ -626,7 +626,7 @@ fn the_hook_of_a_refused_or_unsent_upload_may_use_the_connection() {
         let body = || {
             let client = client.clone();
             ManagedBuffer::from(vec![1; 16 << 20]).on_release(move || {
-                client.outstanding_requests();
+                client.pending_requests();
             })
         };
         let first = client.upload_stream("fits into the empty queue", body());
@@ -638,7 +638,7 @@ fn the_hook_of_a_refused_or_unsent_upload_may_use_the_connection() {
             ManagedBuffer::from("").on_release({
                 let client = client.clone();
                 move || {
-                    client.outstanding_requests();
+                    client.pending_requests();
                 }
             }),
         );
@@ -698,7 +698,7 @@ async fn an_upload_may_be_read_by_another_task_after_its_handler_has_finished() 
 async fn a_reset_while_a_connection_is_being_closed_is_no_error() {
     let (raw, client, context) = raw_server().await;
     client.send(vec![0; 32 << 20]).unwrap();
-    eventually("the socket is full", || context.metrics().client().snapshot().bytes_out > 0).await;
+    eventually("the socket is full", || context.metrics().client().snapshot().sent_bytes > 0).await;
     client.close();
     raw.reset();
     assert_eq!(within("the end", client.closed()).await.kind(), ErrorKind::Closed);

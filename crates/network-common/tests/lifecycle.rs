@@ -110,7 +110,7 @@ async fn closing_fails_what_is_outstanding() {
         );
         assert!(error.is_retryable());
     }
-    assert_eq!(pair.client.outstanding_requests(), 0);
+    assert_eq!(pair.client.pending_requests(), 0);
     // Answering whom nobody waits for is nobody's error.
     until(|| pair.context.metrics().server().snapshot().connections == 0).await;
     kept.lock().drain(..).for_each(|callback| callback.reply("too late"));
@@ -246,8 +246,8 @@ async fn close_lets_bodies_finish() {
     let pair = pair(handler).await;
     let chunks: Vec<_> = (0..3).map(|index| pair.client.fetch_chunk(1, index)).collect();
     let upload = pair.client.upload_stream("", content.clone());
-    until(|| pair.context.metrics().server().snapshot().chunks_in_transfer == 3).await;
-    until(|| pair.context.metrics().server().snapshot().requests_being_served == 1).await;
+    until(|| pair.context.metrics().server().snapshot().chunks_being_transferred == 3).await;
+    until(|| pair.context.metrics().server().snapshot().active_requests == 1).await;
     let address = pair.server.local_addr();
     let closing = tokio::spawn(pair.server.close(Duration::from_secs(20)));
     until(|| std::net::TcpStream::connect(address).is_err()).await;
@@ -272,7 +272,7 @@ async fn a_release_hook_may_use_the_connection() {
             if let Some(client) = &*connection.lock() {
                 // Takes the lock of the session; whether it succeeds depends on when.
                 let _ = client.send("released");
-                client.outstanding_requests();
+                client.pending_requests();
             }
             released.send(()).unwrap_or_default();
         }
@@ -299,7 +299,7 @@ async fn a_release_hook_may_use_the_connection() {
     // Queued when the connection ends, behind a body that nobody reads.
     let unread = within(pair.client.stream("unread")).await.unwrap();
     let chunk = pair.client.fetch_chunk(1, 2);
-    until(|| pair.context.metrics().server().snapshot().queued_bytes >= 64 << 20).await;
+    until(|| pair.context.metrics().server().snapshot().write_queue_bytes >= 64 << 20).await;
     drop(pair.server);
     within(releases.recv()).await.unwrap();
     drop(unread);

@@ -57,16 +57,16 @@ async fn a_full_write_queue_refuses_requests_and_ready_tells_when_there_is_room(
     assert!(error.is_retryable());
     assert!(error.to_string().contains("spark.shuffle.io.maxWriteQueueSize"), "{error}");
     assert_eq!(error.peer(), Some(client.peer_addr().to_string().as_str()));
-    until(|| context.metrics().client().snapshot().queued_bytes > LIMIT as u64 / 2).await;
-    let queued = context.metrics().client().snapshot().queued_bytes;
+    until(|| context.metrics().client().snapshot().write_queue_bytes > LIMIT as u64 / 2).await;
+    let queued = context.metrics().client().snapshot().write_queue_bytes;
     assert!(queued <= LIMIT as u64 + (64 << 10), "{queued} bytes are queued");
     // Whatever is asked for is refused, and nothing of it is registered.
     while client.send("x").is_ok() {}
     let large = Bytes::from(vec![0; LIMIT]);
-    let outstanding = client.outstanding_requests();
+    let outstanding = client.pending_requests();
     assert_eq!(within(client.send_rpc(large.clone())).await.unwrap_err().kind(), ErrorKind::Limit);
     assert_eq!(within(client.upload_stream("", large)).await.unwrap_err().kind(), ErrorKind::Limit);
-    assert_eq!(client.outstanding_requests(), outstanding);
+    assert_eq!(client.pending_requests(), outstanding);
     assert!(client.is_active(), "a refusal is not an end");
 
     let waiting = client.clone();
@@ -78,7 +78,7 @@ async fn a_full_write_queue_refuses_requests_and_ready_tells_when_there_is_room(
     });
     within(ready).await.unwrap().unwrap();
     client.send("there is room").unwrap();
-    until(|| context.metrics().client().snapshot().queued_bytes == 0).await;
+    until(|| context.metrics().client().snapshot().write_queue_bytes == 0).await;
     drop(client);
     within(reading).await.unwrap();
 }
@@ -111,7 +111,7 @@ async fn files_do_not_count_in_the_write_queue() {
     let (client, _peer, context) = unread().await;
     let body = || ManagedBuffer::file(file.path(), 0..4 * LIMIT as u64);
     // Until the system takes no more, and a little waits here.
-    let queued = || context.metrics().client().snapshot().queued_bytes;
+    let queued = || context.metrics().client().snapshot().write_queue_bytes;
     loop {
         client.send(vec![0; 16 << 10]).unwrap();
         let written = async {
@@ -130,7 +130,7 @@ async fn files_do_not_count_in_the_write_queue() {
         let early = tokio::time::timeout(Duration::from_millis(20), upload).await;
         assert!(early.is_err(), "{early:?}");
     }
-    assert_eq!(client.outstanding_requests(), 8);
+    assert_eq!(client.pending_requests(), 8);
 }
 
 #[tokio::test]
@@ -172,13 +172,13 @@ async fn a_peer_that_does_not_read_its_answers_is_no_longer_read() {
     assert!(stalled.is_err(), "all was taken");
     let now = context.metrics().server().snapshot();
     // The limit, and what one read brings in.
-    assert!(now.queued_bytes < 16 << 20, "{} bytes of answers wait", now.queued_bytes);
+    assert!(now.write_queue_bytes < 16 << 20, "{} bytes of answers wait", now.write_queue_bytes);
     assert_eq!(now.connections, 1);
     // As soon as it reads it is served.
     let mut block = vec![0; 64 << 10];
-    let before = now.bytes_in;
+    let before = now.received_bytes;
     until_read(&mut peer, &mut block, || {
-        context.metrics().server().snapshot().bytes_in > before + (1 << 20)
+        context.metrics().server().snapshot().received_bytes > before + (1 << 20)
     })
     .await;
 }

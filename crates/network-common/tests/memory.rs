@@ -8,7 +8,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
 use bytes::{BufMut as _, Bytes};
-use network_common::protocol::{Event, FrameDecoder, FrameLimits, Message, Reader};
+use network_common::protocol::{Event, FieldReader, FrameDecoder, FrameLimits, Message};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -102,9 +102,9 @@ fn enc_06_the_counter_counts() {
 fn enc_06_a_length_that_is_too_long_allocates_nothing() {
     let bytes = b"\x7f\xff\xff\xffabcde";
     let peak = peak_of(|| {
-        assert!(Reader::new(bytes).byte_array("data").is_err());
-        assert!(Reader::new(bytes).string("text").is_err());
-        assert!(Reader::new(bytes).bitmap_array().is_err());
+        assert!(FieldReader::new(bytes).byte_array("data").is_err());
+        assert!(FieldReader::new(bytes).string("text").is_err());
+        assert!(FieldReader::new(bytes).bitmap_array().is_err());
     });
     assert_eq!(peak, 0);
 }
@@ -133,10 +133,10 @@ fn wire_6_a_header_reserves_little() {
 fn wire_6_announced_bodies_and_strings_reserve_little() {
     let mut upload = Vec::new();
     Message::<()>::UploadStream { request_id: 1, meta: Bytes::from("m"), byte_count: i64::MAX }
-        .encode_head(0, &mut upload);
+        .encode_header(0, &mut upload);
     let mut stream = Vec::new();
     Message::<()>::StreamResponse { stream_id: "s".into(), byte_count: i64::MAX }
-        .encode_head(0, &mut stream);
+        .encode_header(0, &mut stream);
     let mut text = head(16 << 20, 6);
     text.put_i32((16 << 20) - 13);
     for bytes in [upload, stream, text] {
@@ -176,7 +176,7 @@ fn wire_6_a_long_header_grows_as_it_arrives() {
 fn wire_5_a_body_that_is_not_gathered_is_not_held() {
     let mut bytes = Vec::new();
     Message::<()>::UploadStream { request_id: 1, meta: Bytes::new(), byte_count: i64::MAX }
-        .encode_head(0, &mut bytes);
+        .encode_header(0, &mut bytes);
     bytes.resize(4 << 20, 0);
     for stream in [true, false] {
         let peak = peak_of(|| {

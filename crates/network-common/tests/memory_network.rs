@@ -11,7 +11,7 @@ use network_common::{ErrorKind, ManagedBuffer, MemoryNetwork, NoOpRpcHandler, Tr
 use support::{Handler, conf, file_of, pair_of, pattern, within};
 
 fn on(network: &MemoryNetwork, handler: Handler, settings: &[(&str, &str)]) -> TransportContext {
-    TransportContext::new(conf(settings), handler).on_network(network)
+    TransportContext::new(conf(settings), handler).memory_network(network)
 }
 
 #[tokio::test]
@@ -74,7 +74,7 @@ async fn time_may_be_paused() {
     let network = MemoryNetwork::new();
     let (keep, _kept) = std::sync::mpsc::channel();
     let silent = Handler::new().on_rpc(move |_, _, callback| drop(keep.send(callback)));
-    let client = TransportContext::new(conf(&[]), NoOpRpcHandler::new()).on_network(&network);
+    let client = TransportContext::new(conf(&[]), NoOpRpcHandler::new()).memory_network(&network);
     let pair = pair_of(on(&network, silent, &[]), client).await;
     let error = pair.client.send_rpc("anybody?").await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Timeout);

@@ -6,8 +6,8 @@ mod decoding;
 
 use bytes::{BufMut as _, Bytes};
 use network_common::protocol::{
-    Event, FrameLimits, MergedBlockMetaRequest, Message, Reader, put_bitmap_array, put_byte_array,
-    put_string, read_bitmaps,
+    Event, FieldReader, FrameLimits, MergedBlockMetaRequest, Message, put_bitmap_array,
+    put_byte_array, put_string, read_bitmaps,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -137,7 +137,7 @@ proptest! {
             wire.extend(message.encode().expect("fits"));
             wire.extend_from_slice(&outside);
             if !outside.is_empty() {
-                expected.extend([None, Some(Event::Piece(outside)), Some(Event::BodyEnd)]);
+                expected.extend([None, Some(Event::BodyPiece(outside)), Some(Event::BodyEnd)]);
             } else {
                 expected.push(Some(Event::Message(message)));
             }
@@ -177,7 +177,7 @@ proptest! {
         put_string(&text, &mut wire);
         put_byte_array(&data, &mut wire);
         wire.extend_from_slice(&tail);
-        let mut reader = Reader::new(&wire);
+        let mut reader = FieldReader::new(&wire);
         prop_assert_eq!(reader.string("text"), Ok(text));
         prop_assert_eq!(reader.byte_array("data"), Ok(&data[..]));
         prop_assert_eq!(reader.remaining(), tail.len());
@@ -199,7 +199,7 @@ proptest! {
         let mut wire = Vec::new();
         put_bitmap_array(&bitmaps, &mut wire).expect("a vector has room");
         wire.extend_from_slice(&tail);
-        let mut reader = Reader::new(&wire);
+        let mut reader = FieldReader::new(&wire);
         prop_assert_eq!(reader.bitmap_array(), Ok(bitmaps));
         prop_assert_eq!(reader.remaining(), tail.len());
     }
@@ -221,13 +221,13 @@ proptest! {
         if let Ok(bitmaps) = read_bitmaps(&wire, count) {
             prop_assert_eq!(bitmaps.len(), count);
         }
-        let mut reader = Reader::new(&wire);
+        let mut reader = FieldReader::new(&wire);
         let before = reader.remaining();
         if let Ok(bitmap) = reader.bitmap() {
             prop_assert!(reader.remaining() + 8 <= before, "the shortest bitmap has 8 bytes");
             let mut again = Vec::new();
             put_bitmap_array(std::slice::from_ref(&bitmap), &mut again).expect("a vector has room");
-            prop_assert_eq!(Reader::new(&again).bitmap_array(), Ok(vec![bitmap]));
+            prop_assert_eq!(FieldReader::new(&again).bitmap_array(), Ok(vec![bitmap]));
         }
     }
 }

@@ -17,7 +17,7 @@ struct Chunks(SyncSender<()>);
 fn hooked(client: &TransportClient, released: &SyncSender<()>, length: usize) -> ManagedBuffer {
     let (client, released) = (client.clone(), released.clone());
     ManagedBuffer::from(vec![1; length]).on_release(move || {
-        client.outstanding_requests();
+        client.pending_requests();
         // The connection may be gone by now; that this returns is what counts.
         let _ = client.send("released");
         drop(client);

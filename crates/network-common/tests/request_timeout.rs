@@ -56,7 +56,7 @@ async fn rto_02_timeout_cleanly_closes_client() {
     let error = within(pair.client.send_rpc("never")).await.unwrap_err();
     assert_timeout(&error);
     assert!(!pair.client.is_active());
-    assert_eq!(pair.client.outstanding_requests(), 0);
+    assert_eq!(pair.client.pending_requests(), 0);
     assert_timeout(&within(pair.client.closed()).await);
     let client = within(pair.factory.create_client(pair.server.local_addr())).await.unwrap();
     assert_ne!(client.id(), pair.client.id());
@@ -118,7 +118,7 @@ async fn every_outstanding_request_fails_with_the_timeout() {
     let errors = [rpc.err(), chunk.err(), stream.err(), upload.err(), meta.err()]
         .map(|error| error.unwrap());
     errors.iter().for_each(assert_timeout);
-    assert_eq!(client.outstanding_requests(), 0);
+    assert_eq!(client.pending_requests(), 0);
     assert_timeout(&within(client.send_rpc("too late")).await.unwrap_err());
     assert_timeout(&client.send("too late").unwrap_err());
 }

@@ -109,7 +109,7 @@ async fn settled(fixture: &Fixture) {
         while quiet < 20 {
             tokio::time::sleep(Duration::from_millis(10)).await;
             let now = metrics.server().snapshot();
-            let moved = (now.bytes_in, now.bytes_out);
+            let moved = (now.received_bytes, now.sent_bytes);
             quiet = if moved == last { quiet + 1 } else { 0 };
             last = moved;
         }
@@ -162,7 +162,7 @@ fn a_gigabyte_of_echoes_for_a_peer_that_does_not_read_is_left_in_the_sockets() {
         settled(&fixture).await;
         fixture.assert_serves().await;
         let metrics = fixture.context.metrics();
-        let received = metrics.server().snapshot().bytes_in;
+        let received = metrics.server().snapshot().received_bytes;
         assert!(
             received < 64 << 20,
             "{} MiB were read from a peer that reads nothing",
@@ -236,7 +236,7 @@ fn answers_to_questions_for_merged_blocks_are_bounded() {
             let (_read, mut write) = Raw::connect(server.local_addr()).await.0.into_split();
             let peak = Peak::start();
             let writing = tokio::spawn(async move { write.write_all(&requests).await });
-            let bytes_in = || context.metrics().server().snapshot().bytes_in;
+            let bytes_in = || context.metrics().server().snapshot().received_bytes;
             let (mut last, mut quiet) = (0, 0);
             while quiet < 20 {
                 tokio::time::sleep(Duration::from_millis(10)).await;
@@ -388,7 +388,8 @@ fn stalled_files(mode: &'static str, name: &'static str) {
         let metrics = fixture.context.metrics();
         eventually("all are gone", || {
             let now = metrics.server().snapshot();
-            (now.connections, now.chunks_in_transfer, fixture.handler.bodies.now()) == (0, 0, 0)
+            (now.connections, now.chunks_being_transferred, fixture.handler.bodies.now())
+                == (0, 0, 0)
         })
         .await;
     });
@@ -418,7 +419,7 @@ fn cfh_01_chunks_never_sent_do_not_count_as_transferred_for_ever() {
             let stream = if round % 2 == 0 { MEBIBYTES } else { NEVER };
             raw.send(&(0..300).flat_map(|i| chunk_request(stream, i)).collect::<Vec<u8>>()).await;
             eventually("they are counted", || {
-                metrics.server().snapshot().chunks_in_transfer == 300
+                metrics.server().snapshot().chunks_being_transferred == 300
             })
             .await;
             if round % 4 < 2 {
@@ -428,7 +429,7 @@ fn cfh_01_chunks_never_sent_do_not_count_as_transferred_for_ever() {
             }
             eventually_or(
                 || format!("round {round}: the gauge is back: {:?}", metrics.server().snapshot()),
-                || metrics.server().snapshot().chunks_in_transfer == 0,
+                || metrics.server().snapshot().chunks_being_transferred == 0,
             )
             .await;
         }
@@ -443,8 +444,10 @@ fn cfh_01_chunks_never_sent_do_not_count_as_transferred_for_ever() {
             text.contains("spark.shuffle.maxChunksBeingTransferred") && text.contains("1000"),
             "{text}"
         );
-        eventually("the gauge is back", || metrics.server().snapshot().chunks_in_transfer == 0)
-            .await;
+        eventually("the gauge is back", || {
+            metrics.server().snapshot().chunks_being_transferred == 0
+        })
+        .await;
         fixture.assert_serves().await;
     });
 }
@@ -529,7 +532,7 @@ fn a_thousand_connections_leave_nothing_behind() {
         // Those that were reset may have been gone before they were accepted.
         assert!(now.connections_total >= 800);
         assert_eq!(
-            (now.requests_being_served, now.queued_bytes, now.chunks_in_transfer),
+            (now.active_requests, now.write_queue_bytes, now.chunks_being_transferred),
             (0, 0, 0)
         );
         // 1000 connections came and went since the first measurement.
@@ -595,7 +598,7 @@ fn clients_and_factories_leave_nothing_behind() {
                     || format!("{i}: {:?}", metrics.client().snapshot()),
                     || {
                         let now = metrics.client().snapshot();
-                        (now.connections, now.requests_in_flight, now.queued_bytes) == (0, 0, 0)
+                        (now.connections, now.pending_requests, now.write_queue_bytes) == (0, 0, 0)
                     },
                 )
                 .await;

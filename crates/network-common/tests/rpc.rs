@@ -115,7 +115,7 @@ async fn rpc_07_send_one_way_message() {
     let handler = suite().on_one_way(move |_, message| arrived.send(message).unwrap());
     let pair = pair(handler).await;
     pair.client.send("no reply").unwrap();
-    assert_eq!(pair.client.outstanding_requests(), 0);
+    assert_eq!(pair.client.pending_requests(), 0);
     assert_eq!(within(messages.recv()).await.unwrap(), "no reply");
     // It came once: what is sent later comes next.
     pair.client.send(pattern(100_000, 1)).unwrap();
@@ -512,7 +512,7 @@ async fn a_callback_dropped_unanswered_fails_the_asker() {
         assert_remote(&error, "without an answer");
     }
     pair.assert_alive().await;
-    assert_eq!(pair.context.metrics().server().snapshot().requests_being_served, 0);
+    assert_eq!(pair.context.metrics().server().snapshot().active_requests, 0);
 }
 
 /// A thread that ends drops what its thread-locals hold, when those that this crate uses itself may
@@ -552,7 +552,7 @@ async fn a_dropped_rpc_future_frees_its_place_and_a_late_answer_is_ignored() {
     let (first, second) = (pair.client.send_rpc("keep"), pair.client.send_rpc("keep"));
     assert_eq!(within(pair.client.send_rpc("x")).await.unwrap(), "x");
     drop(first);
-    assert_eq!(pair.client.outstanding_requests(), 1);
+    assert_eq!(pair.client.pending_requests(), 1);
     // These take the place that was freed; the late answers must not be mistaken for theirs.
     let newer: Vec<_> = (0..3).map(|_| pair.client.send_rpc("keep")).collect();
     until(|| callbacks.lock().len() == 5).await;

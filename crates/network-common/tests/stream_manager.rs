@@ -95,10 +95,10 @@ async fn ofo_01_missing_chunk() {
     assert_eq!(managed.fetch(id, 2).await, Ok("B".into()));
     // A and B were released by being sent.
     until(|| *released.lock() == ["A", "B"]).await;
-    assert_eq!(managed.manager.streams(), 1);
+    assert_eq!(managed.manager.stream_count(), 1);
     managed.terminate().await;
     assert_eq!(*released.lock(), ["A", "B", "C"]);
-    assert_eq!(managed.manager.streams(), 0);
+    assert_eq!(managed.manager.stream_count(), 0);
 }
 
 #[tokio::test]
@@ -112,7 +112,7 @@ async fn ofo_02_managed_buffers_are_freed_when_connection_is_closed() {
         managed.manager.register_stream(vec![counted("C", &released)], StreamOptions::default());
     managed.terminate().await;
     assert_eq!(*released.lock(), ["A", "B"]);
-    assert_eq!(managed.manager.streams(), 1);
+    assert_eq!(managed.manager.stream_count(), 1);
     let address = managed.pair.server.local_addr();
     let client = within(managed.pair.factory.create_client(address)).await.unwrap();
     assert_eq!(fetch(&client, other, 0).await, Ok("C".into()));
@@ -139,7 +139,7 @@ async fn ofo_03_stream_states_are_freed_even_if_the_iterator_fails() {
     let mut released = released.lock().clone();
     released.sort_unstable();
     assert_eq!(released, ["A", "B", "C"]);
-    assert_eq!(managed.manager.streams(), 0);
+    assert_eq!(managed.manager.stream_count(), 0);
 }
 
 /// The same where it panics.
@@ -159,7 +159,7 @@ async fn ofo_03_stream_states_are_freed_even_if_the_iterator_panics() {
     let mut released = released.lock().clone();
     released.sort_unstable();
     assert_eq!(released, ["A", "B"]);
-    assert_eq!(managed.manager.streams(), 0);
+    assert_eq!(managed.manager.stream_count(), 0);
 }
 
 #[tokio::test]
@@ -230,7 +230,7 @@ async fn chunks_are_served_once_and_in_order() {
         "java.lang.IllegalStateException: Requested chunk not available since streamId {id} is closed"
     );
     assert_eq!(managed.fetch(id, 3).await, Err(closed));
-    assert_eq!(managed.manager.streams(), 1);
+    assert_eq!(managed.manager.stream_count(), 1);
     for malformed in ["", "1", "a_0", &format!("{next}_x"), &format!("{next}_0_0")] {
         let error = within(managed.pair.client.stream(malformed)).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::StreamFailure);
@@ -238,7 +238,7 @@ async fn chunks_are_served_once_and_in_order() {
     }
     let body = within(managed.pair.client.stream(&format!("{next}_0"))).await.unwrap();
     assert_eq!(within(body.collect()).await.unwrap(), "D");
-    assert_eq!(managed.manager.streams(), 0);
+    assert_eq!(managed.manager.stream_count(), 0);
     // Without a chunk there is no last one.
     let empty = managed.manager.register_stream([], StreamOptions::default());
     let beyond = "java.lang.IllegalStateException: Requested chunk index beyond end 0";
@@ -265,14 +265,14 @@ async fn chunks_that_are_made_on_demand_are_not_made_to_be_released() {
         if lazy {
             assert_eq!(managed.fetch(id, 0).await, Ok("chunk".into()));
             managed.terminate().await;
-            assert_eq!(managed.manager.streams(), 0);
+            assert_eq!(managed.manager.stream_count(), 0);
         } else {
             let address = managed.pair.server.local_addr();
             let client = within(managed.pair.factory.create_client(address)).await.unwrap();
             for index in 0..5 {
                 assert_eq!(fetch(&client, id, index).await, Ok("chunk".into()));
             }
-            assert_eq!(managed.manager.streams(), 0, "the last one is known by looking ahead");
+            assert_eq!(managed.manager.stream_count(), 0, "the last one is known by looking ahead");
         }
         assert_eq!(made.load(Ordering::SeqCst), expected);
     }
@@ -333,5 +333,5 @@ async fn making_a_chunk_may_use_the_manager_and_holds_up_its_stream_only() {
     second.close();
     // What was not handed out is made to be released, which may use the manager too.
     managed.terminate().await;
-    assert_eq!(managed.manager.streams(), 1);
+    assert_eq!(managed.manager.stream_count(), 1);
 }

@@ -229,9 +229,9 @@ async fn trh_01_handle_stream_request() {
     assert_eq!(error.to_string(), format!("Stream '{id}_2' was not found."));
     let body = within(client.stream(&format!("{id}_3"))).await.unwrap();
     assert_eq!(within(body.collect()).await.unwrap(), "C");
-    assert_eq!(manager.streams(), 1);
+    assert_eq!(manager.stream_count(), 1);
     client.close();
-    until(|| manager.streams() == 0).await;
+    until(|| manager.stream_count() == 0).await;
 }
 
 /// TRH-01, the limit: with nothing allowed beyond what is in transfer, the connection is closed
@@ -250,7 +250,7 @@ async fn trh_01_a_stream_beyond_the_limit_closes_the_connection() {
     let kind = within(second).await.unwrap_err().kind();
     assert!(matches!(kind, ErrorKind::Closed | ErrorKind::Io), "{kind:?}");
     assert_eq!(pair.context.metrics().server().snapshot().failures, [(ErrorKind::Limit, 1)]);
-    assert_eq!(pair.context.metrics().server().snapshot().chunks_in_transfer, 0);
+    assert_eq!(pair.context.metrics().server().snapshot().chunks_being_transferred, 0);
 }
 
 /// Rule 2: the wire cannot cancel a stream, its place in line stays.
@@ -277,13 +277,13 @@ async fn a_dropped_stream_future_leaves_its_place_in_line() {
     drop(pair.client.stream("not a number"));
     let third = pair.client.stream("7");
     drop(pair.client.stream("8"));
-    assert_eq!(pair.client.outstanding_requests(), 5, "tombstones count");
+    assert_eq!(pair.client.pending_requests(), 5, "tombstones count");
     let body = within(third).await.unwrap();
     assert_eq!(body.stream_id(), "7");
     assert_eq!(within(body.collect()).await.unwrap(), content.slice(7..));
     release.send(()).unwrap();
     assert_eq!(within(slow).await.unwrap(), "slow");
-    until(|| pair.client.outstanding_requests() == 0).await;
+    until(|| pair.client.pending_requests() == 0).await;
     pair.assert_alive().await;
     pair.assert_no_failures();
 }

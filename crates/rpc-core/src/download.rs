@@ -48,9 +48,9 @@ impl Downloads {
         let idle_per_peer = conf.connections_per_peer();
         let mut context = TransportContext::new(conf, NoOpRpcHandler::new())
             .close_idle_connections(true)
-            .secured_as(messages);
+            .share_security_with(messages);
         if let Some(network) = network {
-            context = context.on_network(network);
+            context = context.memory_network(network);
         }
         let factory = context.create_client_factory();
         Ok(Arc::new(Self { factory, idle_per_peer, connections: Mutex::default() }))

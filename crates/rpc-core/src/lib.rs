@@ -254,9 +254,9 @@
 //! # #[tokio::main(flavor = "current_thread", start_paused = true)]
 //! # async fn main() -> Result<(), RpcError> {
 //! let network = MemoryNetwork::new();
-//! let server = RpcEnv::builder("server").bind("10.0.0.1:7077").on_network(&network).start().await?;
+//! let server = RpcEnv::builder("server").bind("10.0.0.1:7077").memory_network(&network).start().await?;
 //! server.setup_endpoint("silent", Silent(Vec::new()))?;
-//! let client = RpcEnv::builder("client").client_mode().on_network(&network).start().await?;
+//! let client = RpcEnv::builder("client").client_mode().memory_network(&network).start().await?;
 //! let silent = client.setup_endpoint_ref::<HelloMessage>("10.0.0.1:7077".parse()?, "silent").await?;
 //! let error = silent.ask(SayHi { msg: "anybody?".to_owned() }).await.unwrap_err();
 //! assert!(error.is_timeout());

@@ -186,10 +186,15 @@ async fn a_connection_serves_one_download_after_the_other() {
 async fn a_connection_that_the_server_closed_meanwhile_is_replaced() {
     let network = MemoryNetwork::new();
     let start = async || {
-        RpcEnv::builder("server").bind("10.0.0.1:7077").on_network(&network).start().await.unwrap()
+        RpcEnv::builder("server")
+            .bind("10.0.0.1:7077")
+            .memory_network(&network)
+            .start()
+            .await
+            .unwrap()
     };
     let client =
-        RpcEnv::builder("client").client_mode().on_network(&network).start().await.unwrap();
+        RpcEnv::builder("client").client_mode().memory_network(&network).start().await.unwrap();
     let temp = TempDir::new().unwrap();
     fs::write(temp.path().join("name"), "content").unwrap();
     for _ in 0..3 {
@@ -205,14 +210,18 @@ async fn a_connection_that_the_server_closed_meanwhile_is_replaced() {
 #[tokio::test(start_paused = true)]
 async fn a_connection_that_is_not_used_is_closed() {
     let network = MemoryNetwork::new();
-    let server =
-        RpcEnv::builder("server").bind("10.0.0.1:7077").on_network(&network).start().await.unwrap();
+    let server = RpcEnv::builder("server")
+        .bind("10.0.0.1:7077")
+        .memory_network(&network)
+        .start()
+        .await
+        .unwrap();
     // The setting of messages counts where that of downloads is silent.
     let conf = setting("spark.rpc.io.connectionTimeout", "7s");
     let client = RpcEnv::builder("client")
         .client_mode()
         .conf(conf)
-        .on_network(&network)
+        .memory_network(&network)
         .start()
         .await
         .unwrap();

@@ -32,10 +32,14 @@ async fn client_with(conf: RpcConf) -> RpcEnv {
 #[tokio::test(start_paused = true)]
 async fn idle_routes_are_closed_and_opened_again_by_their_refs() {
     let network = MemoryNetwork::new();
-    let server =
-        RpcEnv::builder("server").bind("10.0.0.1:7077").on_network(&network).start().await.unwrap();
+    let server = RpcEnv::builder("server")
+        .bind("10.0.0.1:7077")
+        .memory_network(&network)
+        .start()
+        .await
+        .unwrap();
     let client =
-        RpcEnv::builder("client").client_mode().on_network(&network).start().await.unwrap();
+        RpcEnv::builder("client").client_mode().memory_network(&network).start().await.unwrap();
     let mut refs = Vec::new();
     for name in ["one", "two", "three"] {
         server.setup_endpoint(name, Hello).unwrap();

@@ -172,10 +172,11 @@ fn what_is_sent_in_on_stop_does_not_need_the_runtime_afterwards() {
 async fn messages_that_cannot_be_sent_any_more_are_counted() {
     let network = MemoryNetwork::new();
     let conf = setting("spark.rpc.inbox.maxMessages", "1");
-    let server = RpcEnv::builder("server").bind("10.0.0.1:7077").on_network(&network).conf(conf);
+    let server =
+        RpcEnv::builder("server").bind("10.0.0.1:7077").memory_network(&network).conf(conf);
     let server = server.start().await.unwrap();
     let client =
-        RpcEnv::builder("client").client_mode().on_network(&network).start().await.unwrap();
+        RpcEnv::builder("client").client_mode().memory_network(&network).start().await.unwrap();
     server.setup_endpoint("stuck", Gated(std::sync::Arc::new(Semaphore::new(0)))).unwrap();
     let stuck = client.setup_endpoint_ref::<HelloMessage>(address(&server), "stuck").await.unwrap();
     // The first uses up the credit there is; the others wait for more.

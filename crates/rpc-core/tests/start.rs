@@ -25,7 +25,8 @@ async fn rpc_env_25_ports_are_tried_one_after_the_other() {
     let network = MemoryNetwork::new();
     let start = async |retries: &str| {
         let conf = setting("spark.port.maxRetries", retries);
-        let env = RpcEnv::builder("many").bind("10.0.0.1:65534").on_network(&network).conf(conf);
+        let env =
+            RpcEnv::builder("many").bind("10.0.0.1:65534").memory_network(&network).conf(conf);
         env.start().await
     };
     let mut envs = Vec::new();
@@ -59,7 +60,7 @@ async fn rpc_env_25_there_are_16_retries_and_100_in_tests() {
         let error = loop {
             let env = RpcEnv::builder("env")
                 .bind("10.0.0.1:7077")
-                .on_network(&network)
+                .memory_network(&network)
                 .conf(conf.clone());
             match env.start().await {
                 Ok(env) => envs.push(env),

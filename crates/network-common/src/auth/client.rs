@@ -6,21 +6,21 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 
 use super::cipher::Side;
-use super::digest::{Credentials, DigestClient, Quality};
+use super::digest::{Credentials, DigestClient, Qop};
 use super::engine::AuthEngine;
-use super::guard::{FAILED, Guard};
-use super::{AuthError, Policy, SaslMessage, Secret};
+use super::guard::{AuthRpcHandler, FAILED};
+use super::{AuthError, AuthPolicy, SaslMessage, Secret};
 use crate::client::TransportClient;
 use crate::error::{BoxError, ErrorKind, TransportError};
 use crate::handler::{RpcHandler, TransportClientBootstrap};
-use crate::session::Filters;
+use crate::session::FilterPair;
 
 /// Proves to every server who this side is, and has it prove the same, by whatever the settings
 /// allow (Spark's `AuthClientBootstrap` and `SaslClientBootstrap`).
-pub(crate) struct AuthClientBootstrap(Arc<Policy>);
+pub(crate) struct AuthClientBootstrap(Arc<AuthPolicy>);
 
 impl AuthClientBootstrap {
-    pub(crate) fn new(policy: Arc<Policy>) -> Self {
+    pub(crate) fn new(policy: Arc<AuthPolicy>) -> Self {
         Self(policy)
     }
 }
@@ -31,8 +31,8 @@ impl TransportClientBootstrap for AuthClientBootstrap {
         client: &TransportClient,
         handler: Arc<dyn RpcHandler>,
     ) -> Arc<dyn RpcHandler> {
-        client.shared().awaits_identity();
-        Arc::new(Guard::client(handler))
+        client.shared().require_authentication();
+        Arc::new(AuthRpcHandler::client(handler))
     }
 
     fn do_bootstrap<'a>(
@@ -47,7 +47,7 @@ impl TransportClientBootstrap for AuthClientBootstrap {
                 .secret_key(app_id)
                 .ok_or_else(|| AuthError::UnknownApp(app_id.clone()))?;
             let filters = self.handshake(client, &secret).await?;
-            Ok(client.shared().authenticated(app_id.clone(), filters)?)
+            Ok(client.shared().set_authenticated(app_id.clone(), filters)?)
         })
     }
 }
@@ -57,10 +57,10 @@ impl AuthClientBootstrap {
         &self,
         client: &TransportClient,
         secret: &Secret,
-    ) -> Result<Option<Filters>, BoxError> {
+    ) -> Result<Option<FilterPair>, BoxError> {
         let sasl = self.0.client_sasl();
         if !self.0.conf.crypto {
-            let none = || AuthError::Unacceptable("the settings allow no protocol".to_owned());
+            let none = || AuthError::NegotiationFailed("the settings allow no protocol".to_owned());
             return self.sasl(client, secret, sasl.ok_or_else(none)?).await;
         }
         match (self.engine(client, secret).await, sasl) {
@@ -75,12 +75,16 @@ impl AuthClientBootstrap {
         }
     }
 
-    async fn engine(&self, client: &TransportClient, secret: &Secret) -> Result<Filters, BoxError> {
+    async fn engine(
+        &self,
+        client: &TransportClient,
+        secret: &Secret,
+    ) -> Result<FilterPair, BoxError> {
         let conf = &self.0.conf;
         #[cfg(feature = "legacy-auth")]
         if conf.legacy_engine {
             let challenge =
-                super::legacy_engine::ClientChallenge::new(&self.0.app_id, secret, conf)?;
+                super::legacy_engine::LegacyClientHandshake::new(&self.0.app_id, secret, conf)?;
             let response = self.ask(client, challenge.encoded()).await?;
             let keys = challenge.finish(&response)?;
             return Ok(keys.filters(crate::conf::CipherName::AesCtr, Side::Client)?);
@@ -96,8 +100,8 @@ impl AuthClientBootstrap {
         &self,
         client: &TransportClient,
         secret: &Secret,
-        quality: Quality,
-    ) -> Result<Option<Filters>, BoxError> {
+        quality: Qop,
+    ) -> Result<Option<FilterPair>, BoxError> {
         let app_id = &self.0.app_id;
         let credentials = Credentials::new(&self.0.secrets.sasl_user(app_id), secret);
         let digest = DigestClient::new(credentials, quality)?;

@@ -21,17 +21,17 @@ const ANSWER: &str = "";
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Protection {
     None,
-    Encryption(Cipher),
+    Encryption(SaslCipher),
 }
 
 /// Ciphers of `auth-conf`, the better one first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Cipher {
+pub(super) enum SaslCipher {
     TripleDes,
     Rc4,
 }
 
-impl Cipher {
+impl SaslCipher {
     const ALL: [Self; 2] = [Self::TripleDes, Self::Rc4];
 
     fn name(self) -> &'static str {
@@ -44,7 +44,7 @@ impl Cipher {
 
 /// What a server offers and a client asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Quality {
+pub(super) enum Qop {
     Plain,
     Encrypted,
     /// Only for servers: the client chooses.
@@ -52,7 +52,7 @@ pub(super) enum Quality {
 }
 
 /// The outcome of a handshake. `hash` is H(A1), from which keys are derived.
-pub(super) struct Agreed {
+pub(super) struct NegotiatedQop {
     pub(super) protection: Protection,
     #[cfg_attr(not(any(test, feature = "legacy-auth")), expect(dead_code))]
     pub(super) hash: Zeroizing<[u8; 16]>,
@@ -109,30 +109,30 @@ impl Exchange<'_> {
         hex(&*md5(&[all.as_bytes()]))
     }
 
-    fn agreed(&self, cipher: Option<Cipher>) -> Agreed {
+    fn agreed(&self, cipher: Option<SaslCipher>) -> NegotiatedQop {
         let protection = cipher.map_or(Protection::None, Protection::Encryption);
-        Agreed { protection, hash: self.hash() }
+        NegotiatedQop { protection, hash: self.hash() }
     }
 }
 
 /// The server's end of one handshake.
 pub(super) struct DigestServer {
     credentials: Credentials,
-    quality: Quality,
+    quality: Qop,
     nonce: String,
 }
 
 impl DigestServer {
-    pub(super) fn new(credentials: Credentials, quality: Quality) -> Result<Self, AuthError> {
+    pub(super) fn new(credentials: Credentials, quality: Qop) -> Result<Self, AuthError> {
         Ok(Self { credentials, quality, nonce: nonce()? })
     }
 
     /// The first token.
     pub(super) fn challenge(&self) -> Vec<u8> {
         let (qualities, ciphers) = match self.quality {
-            Quality::Plain => ("auth", ""),
-            Quality::Encrypted => ("auth-conf", ",cipher=\"3des,rc4\""),
-            Quality::Either => ("auth-conf,auth", ",cipher=\"3des,rc4\""),
+            Qop::Plain => ("auth", ""),
+            Qop::Encrypted => ("auth-conf", ",cipher=\"3des,rc4\""),
+            Qop::Either => ("auth-conf,auth", ",cipher=\"3des,rc4\""),
         };
         let nonce = &self.nonce;
         format!("realm=\"{REALM}\",nonce=\"{nonce}\",qop=\"{qualities}\",charset=utf-8{ciphers},algorithm=md5-sess")
@@ -140,7 +140,7 @@ impl DigestServer {
     }
 
     /// Checks the client's proof; the token that proves this side, and what was agreed.
-    pub(super) fn verify(&self, response: &[u8]) -> Result<(Vec<u8>, Agreed), AuthError> {
+    pub(super) fn verify(&self, response: &[u8]) -> Result<(Vec<u8>, NegotiatedQop), AuthError> {
         let response = Directives::parse(response)?;
         for (name, expected) in
             [("realm", REALM), ("nonce", &self.nonce), ("nc", COUNT), ("digest-uri", URI)]
@@ -153,12 +153,12 @@ impl DigestServer {
         }
         let quality = response.required("qop")?;
         let cipher = match (quality, self.quality) {
-            ("auth", Quality::Plain | Quality::Either) => None,
-            ("auth-conf", Quality::Encrypted | Quality::Either) => {
+            ("auth", Qop::Plain | Qop::Either) => None,
+            ("auth-conf", Qop::Encrypted | Qop::Either) => {
                 Some(cipher(response.required("cipher")?)?)
             }
             _ => {
-                return Err(AuthError::Unacceptable(format!(
+                return Err(AuthError::NegotiationFailed(format!(
                     "the client chose qop {quality:?}, which was not offered"
                 )));
             }
@@ -174,7 +174,7 @@ impl DigestServer {
         let known = verify_slices_are_equal(user, self.credentials.user.as_bytes()).is_ok();
         check(response.required("response")?, &exchange.proof(RESPONSE))?;
         if !known {
-            return Err(AuthError::Mismatch("the client has another user name"));
+            return Err(AuthError::VerificationFailed("the client has another user name"));
         }
         let answer = format!("rspauth={}", exchange.proof(ANSWER)).into_bytes();
         Ok((answer, exchange.agreed(cipher)))
@@ -184,38 +184,41 @@ impl DigestServer {
 /// The client's end of one handshake.
 pub(super) struct DigestClient {
     credentials: Credentials,
-    quality: Quality,
+    quality: Qop,
     client_nonce: String,
 }
 
 /// What a client keeps while its response is under way.
-pub(super) struct Responded {
+pub(super) struct AwaitingRspAuth {
     answer: String,
-    agreed: Agreed,
+    agreed: NegotiatedQop,
 }
 
 impl DigestClient {
-    pub(super) fn new(credentials: Credentials, quality: Quality) -> Result<Self, AuthError> {
+    pub(super) fn new(credentials: Credentials, quality: Qop) -> Result<Self, AuthError> {
         Ok(Self { credentials, quality, client_nonce: nonce()? })
     }
 
     /// Answers the server's challenge.
-    pub(super) fn respond(&self, challenge: &[u8]) -> Result<(Vec<u8>, Responded), AuthError> {
+    pub(super) fn respond(
+        &self,
+        challenge: &[u8],
+    ) -> Result<(Vec<u8>, AwaitingRspAuth), AuthError> {
         let challenge = Directives::parse(challenge)?;
         if challenge.required("algorithm")? != "md5-sess" {
-            return Err(AuthError::Unacceptable(
+            return Err(AuthError::NegotiationFailed(
                 "the server's algorithm is not md5-sess".to_owned(),
             ));
         }
-        let quality = if self.quality == Quality::Plain { "auth" } else { "auth-conf" };
+        let quality = if self.quality == Qop::Plain { "auth" } else { "auth-conf" };
         let offered = challenge.get("qop").unwrap_or("auth");
         if !directives::items(offered).any(|item| item == quality) {
-            return Err(AuthError::Unacceptable(format!(
+            return Err(AuthError::NegotiationFailed(format!(
                 "no common protection layer: this side wants {quality}, the server offers {offered}"
             )));
         }
         let cipher = match self.quality {
-            Quality::Plain => None,
+            Qop::Plain => None,
             _ => Some(best_cipher(challenge.required("cipher")?)?),
         };
         let (realm, nonce) =
@@ -240,14 +243,14 @@ impl DigestClient {
             response.push_str(&format!(",cipher=\"{}\"", cipher.name()));
         }
         let responded =
-            Responded { answer: exchange.proof(ANSWER), agreed: exchange.agreed(cipher) };
+            AwaitingRspAuth { answer: exchange.proof(ANSWER), agreed: exchange.agreed(cipher) };
         Ok((response.into_bytes(), responded))
     }
 }
 
-impl Responded {
+impl AwaitingRspAuth {
     /// Checks that the server knows the secret too.
-    pub(super) fn finish(self, answer: &[u8]) -> Result<Agreed, AuthError> {
+    pub(super) fn finish(self, answer: &[u8]) -> Result<NegotiatedQop, AuthError> {
         let answer = Directives::parse(answer)?;
         check(answer.required("rspauth")?, &self.answer)?;
         Ok(self.agreed)
@@ -255,23 +258,26 @@ impl Responded {
 }
 
 fn check(proof: &str, expected: &str) -> Result<(), AuthError> {
-    verify_slices_are_equal(proof.as_bytes(), expected.as_bytes())
-        .map_err(|_| AuthError::Mismatch("the peer has another secret, or the message was changed"))
-}
-
-fn cipher(name: &str) -> Result<Cipher, AuthError> {
-    let known = Cipher::ALL.into_iter().find(|cipher| cipher.name() == name);
-    known.ok_or_else(|| {
-        AuthError::Unacceptable(format!("the client chose cipher {name:?}, which was not offered"))
+    verify_slices_are_equal(proof.as_bytes(), expected.as_bytes()).map_err(|_| {
+        AuthError::VerificationFailed("the peer has another secret, or the message was changed")
     })
 }
 
-fn best_cipher(offered: &str) -> Result<Cipher, AuthError> {
-    let common = Cipher::ALL
+fn cipher(name: &str) -> Result<SaslCipher, AuthError> {
+    let known = SaslCipher::ALL.into_iter().find(|cipher| cipher.name() == name);
+    known.ok_or_else(|| {
+        AuthError::NegotiationFailed(format!(
+            "the client chose cipher {name:?}, which was not offered"
+        ))
+    })
+}
+
+fn best_cipher(offered: &str) -> Result<SaslCipher, AuthError> {
+    let common = SaslCipher::ALL
         .into_iter()
         .find(|cipher| directives::items(offered).any(|item| item == cipher.name()));
     common.ok_or_else(|| {
-        AuthError::Unacceptable(format!("no common cipher: the server offers {offered}"))
+        AuthError::NegotiationFailed(format!("no common cipher: the server offers {offered}"))
     })
 }
 

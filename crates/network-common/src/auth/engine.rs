@@ -23,12 +23,12 @@ pub(super) struct AuthEngine<'a> {
 }
 
 /// What a client keeps while its challenge is under way.
-pub(super) struct Challenge {
+pub(super) struct EngineChallenge {
     private: PrivateKey,
     encoded: Vec<u8>,
 }
 
-impl Challenge {
+impl EngineChallenge {
     pub(super) fn encoded(&self) -> Vec<u8> {
         self.encoded.clone()
     }
@@ -40,13 +40,13 @@ impl<'a> AuthEngine<'a> {
     }
 
     /// The client's first step.
-    pub(super) fn challenge(&self) -> Result<Challenge, AuthError> {
+    pub(super) fn challenge(&self) -> Result<EngineChallenge, AuthError> {
         self.challenge_with(generate()?)
     }
 
-    fn challenge_with(&self, private: PrivateKey) -> Result<Challenge, AuthError> {
+    fn challenge_with(&self, private: PrivateKey) -> Result<EngineChallenge, AuthError> {
         let encoded = self.seal(&private, &[])?.encode();
-        Ok(Challenge { private, encoded })
+        Ok(EngineChallenge { private, encoded })
     }
 
     /// The server's only step: its answer, and the keys to go on with.
@@ -65,7 +65,7 @@ impl<'a> AuthEngine<'a> {
     /// The client's last step.
     pub(super) fn finish(
         &self,
-        challenge: &Challenge,
+        challenge: &EngineChallenge,
         response: &[u8],
     ) -> Result<SessionKeys, AuthError> {
         let message = AuthMessage::decode(response)?;
@@ -97,7 +97,7 @@ impl<'a> AuthEngine<'a> {
     ) -> Result<[u8; PUBLIC_KEY], AuthError> {
         if message.app_id != self.app_id {
             let (expected, got) = (self.app_id.to_owned(), message.app_id.clone());
-            return Err(AuthError::OtherApp { expected, got });
+            return Err(AuthError::AppIdMismatch { expected, got });
         }
         let (nonce, sealed) = message.ciphertext.split_at(NONCE);
         let (key, tag) = sealed.split_at(sealed.len() - TAG);
@@ -108,7 +108,9 @@ impl<'a> AuthEngine<'a> {
                 cipher.open_separate_gather(nonce, Aad::from(aad), key, tag, &mut opened)
             })
             .map_err(|_| {
-                AuthError::Mismatch("the peer has another secret, or the message was changed")
+                AuthError::VerificationFailed(
+                    "the peer has another secret, or the message was changed",
+                )
             })?;
         Ok(opened)
     }
@@ -133,7 +135,7 @@ impl<'a> AuthEngine<'a> {
         transcript: &[&[u8]],
     ) -> Result<SessionKeys, AuthError> {
         let peer = UnparsedPublicKey::new(&X25519, peer);
-        let failed = AuthError::Mismatch("the peer's public key is of no use");
+        let failed = AuthError::VerificationFailed("the peer's public key is of no use");
         let shared = agree(private, peer, failed, |shared| Ok(Zeroizing::new(shared.to_vec())))?;
         let prk = Salt::new(HKDF_SHA256, &transcript.concat()).extract(&shared);
         let mut keys = SessionKeys { key: shared, input_iv: [0; 16], output_iv: [0; 16] };

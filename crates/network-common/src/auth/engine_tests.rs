@@ -30,7 +30,7 @@ fn key_id(keys: &SessionKeys) -> String {
 
 fn recorded(version: i64) -> SessionKeys {
     let private = PrivateKey::from_private_key(&X25519, &unhex(CLIENT_PRIVATE)).unwrap();
-    let challenge = Challenge { private, encoded: unhex(CHALLENGE) };
+    let challenge = EngineChallenge { private, encoded: unhex(CHALLENGE) };
     AuthEngine::new("appId", &secret(), version).finish(&challenge, &unhex(RESPONSE)).unwrap()
 }
 
@@ -83,19 +83,19 @@ fn ae_12_ctr_encrypted_message() {
         let mut client = recorded(version).filters(CipherName::AesCtr, Side::Client).unwrap();
         let mut server = recorded(version).filters(CipherName::AesCtr, Side::Server).unwrap();
         let (mut sealed, mut opened) = (Vec::new(), Vec::new());
-        sealed.extend(client.seal.transformed(b"hello").unwrap());
-        sealed.extend(client.seal.transformed(b"world!").unwrap());
+        sealed.extend(client.seal_filter.transform_to_vec(b"hello").unwrap());
+        sealed.extend(client.seal_filter.transform_to_vec(b"world!").unwrap());
         assert_eq!(hex(&sealed), format!("{hello}{world}"));
-        opened.extend(server.open.transformed(&sealed).unwrap());
+        opened.extend(server.open_filter.transform_to_vec(&sealed).unwrap());
         assert_eq!(opened, b"helloworld!");
 
         // Longer than a piece of the library, in both directions.
         let long = vec![7; (2 << 20) + 5];
         let (mut sealed, mut opened) = (Vec::new(), Vec::new());
-        sealed.extend(server.seal.transformed(&long).unwrap());
+        sealed.extend(server.seal_filter.transform_to_vec(&long).unwrap());
         assert_eq!(sealed.len(), long.len());
         for piece in sealed.chunks(32_769) {
-            opened.extend(client.open.transformed(piece).unwrap());
+            opened.extend(client.open_filter.transform_to_vec(piece).unwrap());
         }
         assert!(opened == long);
     }
@@ -107,11 +107,11 @@ fn ae_13_encrypted_message_when_transferring_zero_bytes() {
         let mut client = recorded(2).filters(cipher, Side::Client).unwrap();
         let mut server = recorded(2).filters(cipher, Side::Server).unwrap();
         let (mut sealed, mut opened) = (Vec::new(), Vec::new());
-        sealed.extend(client.seal.transformed(b"").unwrap());
+        sealed.extend(client.seal_filter.transform_to_vec(b"").unwrap());
         assert_eq!(sealed, b"");
-        sealed.extend(client.seal.transformed(b"four").unwrap());
-        opened.extend(server.open.transformed(b"").unwrap());
-        opened.extend(server.open.transformed(&sealed).unwrap());
+        sealed.extend(client.seal_filter.transform_to_vec(b"four").unwrap());
+        opened.extend(server.open_filter.transform_to_vec(b"").unwrap());
+        opened.extend(server.open_filter.transform_to_vec(&sealed).unwrap());
         assert_eq!(opened, b"four");
     }
 }
@@ -122,7 +122,7 @@ fn ae_11_mismatched_secret() {
     let challenge = AuthEngine::new("appId", &right, 1).challenge().unwrap();
     let message = AuthMessage::decode(&challenge.encoded()).unwrap();
     let refused = AuthEngine::new("appId", &wrong, 1).respond(&message).unwrap_err();
-    assert!(matches!(refused, AuthError::Mismatch(_)), "{refused}");
+    assert!(matches!(refused, AuthError::VerificationFailed(_)), "{refused}");
 }
 
 /// Where the fields of a message of `appId` are.
@@ -155,13 +155,19 @@ fn corrupt_responses(place: Range<usize>) -> Vec<AuthError> {
 /// Another application; or no name at all, where the wrong bit made it no UTF-8.
 fn assert_other_app(errors: &[AuthError]) {
     for error in errors {
-        assert!(matches!(error, AuthError::OtherApp { .. } | AuthError::Malformed(_)), "{error}");
+        assert!(
+            matches!(error, AuthError::AppIdMismatch { .. } | AuthError::Malformed(_)),
+            "{error}"
+        );
     }
-    assert!(errors.iter().any(|error| matches!(error, AuthError::OtherApp { .. })));
+    assert!(errors.iter().any(|error| matches!(error, AuthError::AppIdMismatch { .. })));
 }
 
 fn assert_mismatch(errors: &[AuthError]) {
-    assert!(errors.iter().all(|error| matches!(error, AuthError::Mismatch(_))), "{errors:?}");
+    assert!(
+        errors.iter().all(|error| matches!(error, AuthError::VerificationFailed(_))),
+        "{errors:?}"
+    );
 }
 
 #[test]
@@ -199,7 +205,10 @@ fn ae_07_corrupt_server_ciphertext() {
 fn corrupt_tags_and_lengths() {
     for place in [0..APP_ID.start, APP_ID.end..SALT.start, SALT.end..CIPHERTEXT.start] {
         for error in corrupt_challenges(place.clone()).into_iter().chain(corrupt_responses(place)) {
-            assert!(matches!(error, AuthError::NotOurs(_) | AuthError::Malformed(_)), "{error}");
+            assert!(
+                matches!(error, AuthError::UnexpectedMessage(_) | AuthError::Malformed(_)),
+                "{error}"
+            );
         }
     }
 }

@@ -6,7 +6,7 @@
 pub enum AuthError {
     /// The message is not of the protocol that is spoken here.
     #[error("not an authentication message: {0}")]
-    NotOurs(String),
+    UnexpectedMessage(String),
     /// The message is of the right kind, but broken.
     #[error("malformed authentication message: {0}")]
     Malformed(String),
@@ -15,7 +15,7 @@ pub enum AuthError {
     UnknownApp(String),
     /// The message names another application than the one whose secret is used.
     #[error("the message is for the application '{got}', but this is '{expected}'")]
-    OtherApp {
+    AppIdMismatch {
         /// The application whose secret is used.
         expected: String,
         /// The one in the message.
@@ -23,10 +23,10 @@ pub enum AuthError {
     },
     /// The peer knows another secret, or the message was changed on its way.
     #[error("Mismatched response: {0}")]
-    Mismatch(&'static str),
+    VerificationFailed(&'static str),
     /// The peers ask for things that exclude each other.
     #[error("{0}")]
-    Unacceptable(String),
+    NegotiationFailed(String),
     /// A cryptographic operation failed on this side.
     #[error("{0} failed")]
     Crypto(&'static str),

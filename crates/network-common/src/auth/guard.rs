@@ -8,31 +8,31 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use super::AuthError;
-use super::server::{ServerHandshake, Step};
+use super::server::{HandshakeStep, ServerHandshake};
 use crate::client::TransportClient;
 use crate::error::{BoxError, ErrorKind, TransportError};
 use crate::handler::{MergedBlockMetaCallback, RpcHandler, RpcResponseCallback, StreamManager};
 use crate::protocol::MergedBlockMetaRequest;
-use crate::session::{Closing, StreamBody};
+use crate::session::{CloseRequest, StreamBody};
 
 /// All that a peer is told, whatever the reason; Spark's texts (auth 2).
 pub(super) const FAILED: &str = "Authentication failed.";
 const UNKNOWN: &str = "Unknown challenge message.";
 
 /// Stands before the handler of one connection. Who has a client id is authenticated.
-pub(super) struct Guard {
+pub(super) struct AuthRpcHandler {
     inner: Arc<dyn RpcHandler>,
     /// `None` on the side that connects: its handshake does not come in as requests.
-    handshake: Option<Mutex<Pending>>,
+    handshake: Option<Mutex<ServerAuth>>,
 }
 
-struct Pending {
+struct ServerAuth {
     handshake: ServerHandshake,
     /// Ends the wait for the end of the handshake.
-    over: Option<oneshot::Sender<()>>,
+    done: Option<oneshot::Sender<()>>,
 }
 
-impl Guard {
+impl AuthRpcHandler {
     pub(super) fn client(inner: Arc<dyn RpcHandler>) -> Self {
         Self { inner, handshake: None }
     }
@@ -42,7 +42,7 @@ impl Guard {
         handshake: ServerHandshake,
         over: oneshot::Sender<()>,
     ) -> Self {
-        Self { inner, handshake: Some(Mutex::new(Pending { handshake, over: Some(over) })) }
+        Self { inner, handshake: Some(Mutex::new(ServerAuth { handshake, done: Some(over) })) }
     }
 }
 
@@ -59,7 +59,7 @@ fn refuse(client: &TransportClient, what: &str) -> BoxError {
 }
 
 pub(super) fn end(client: &TransportClient, error: TransportError) {
-    client.shared().close(Closing::Flush(error));
+    client.shared().close(CloseRequest::AfterFlush(error));
 }
 
 pub(super) fn failure(client: &TransportClient, error: impl Into<BoxError>) -> TransportError {
@@ -69,18 +69,18 @@ pub(super) fn failure(client: &TransportClient, error: impl Into<BoxError>) -> T
         .with_source(error)
 }
 
-impl Pending {
+impl ServerAuth {
     /// Takes in one message of the peer, and answers it.
     fn step(&mut self, client: &TransportClient, message: &[u8], callback: RpcResponseCallback) {
         let done = match self.handshake.step(message) {
-            Ok(Step::Continue(reply)) => return callback.reply(reply),
-            Ok(Step::NotSpoken(error)) => {
+            Ok(HandshakeStep::Continue(reply)) => return callback.reply(reply),
+            Ok(HandshakeStep::UnsupportedProtocol(error)) => {
                 tracing::debug!(peer = %client.peer_addr(), %error, "a handshake in another protocol");
                 return callback.fail(UNKNOWN);
             }
-            Ok(Step::Done(done)) => done,
+            Ok(HandshakeStep::Done(done)) => done,
             Err(error) => {
-                callback.fail(if matches!(error, AuthError::NotOurs(_)) {
+                callback.fail(if matches!(error, AuthError::UnexpectedMessage(_)) {
                     UNKNOWN
                 } else {
                     FAILED
@@ -91,17 +91,17 @@ impl Pending {
         tracing::debug!(peer = %client.peer_addr(), app_id = done.app_id, "authenticated");
         // The reply goes out as it is; all behind it, in both directions, is sealed.
         callback.reply(done.reply);
-        if let Err(error) = client.shared().authenticated(done.app_id, done.filters) {
+        if let Err(error) = client.shared().set_authenticated(done.app_id, done.filters) {
             return end(client, error);
         }
-        if let Some(over) = self.over.take() {
+        if let Some(over) = self.done.take() {
             // Nobody waits any more if the time is up this very moment.
             let _ = over.send(());
         }
     }
 }
 
-impl RpcHandler for Guard {
+impl RpcHandler for AuthRpcHandler {
     fn receive(&self, client: &TransportClient, message: Bytes, callback: RpcResponseCallback) {
         if is_authenticated(client) {
             return self.inner.receive(client, message, callback);
@@ -150,15 +150,15 @@ impl RpcHandler for Guard {
         callback.fail(refuse(client, "a question for merged blocks"));
     }
 
-    fn channel_active(&self, client: &TransportClient) {
-        self.inner.channel_active(client);
+    fn on_connected(&self, client: &TransportClient) {
+        self.inner.on_connected(client);
     }
 
-    fn channel_inactive(&self, client: &TransportClient) {
-        self.inner.channel_inactive(client);
+    fn on_disconnected(&self, client: &TransportClient) {
+        self.inner.on_disconnected(client);
     }
 
-    fn exception_caught(&self, error: &TransportError, client: &TransportClient) {
-        self.inner.exception_caught(error, client);
+    fn on_network_error(&self, error: &TransportError, client: &TransportClient) {
+        self.inner.on_network_error(error, client);
     }
 }

@@ -22,7 +22,7 @@ const IV: usize = 16;
 
 /// A client's message. Its key derivation must be the one that is set here: the peer does not
 /// choose how long we compute.
-pub(super) struct Challenge {
+pub(super) struct LegacyMessage {
     pub(super) app_id: String,
     iterations: i32,
     key_bits: i32,
@@ -30,7 +30,7 @@ pub(super) struct Challenge {
     challenge: Vec<u8>,
 }
 
-impl Challenge {
+impl LegacyMessage {
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, AuthError> {
         let mut reader = untag(bytes, TAG)?;
         let app_id = text(&mut reader, "application id")?;
@@ -42,7 +42,7 @@ impl Challenge {
         let challenge = reader.byte_array("challenge").map_err(malformed)?.to_vec();
         at_end(&reader)?;
         if kdf != KDF || cipher != CIPHER {
-            return Err(AuthError::Unacceptable(format!(
+            return Err(AuthError::NegotiationFailed(format!(
                 "the client wants {kdf} and {cipher}, not {KDF} and {CIPHER}"
             )));
         }
@@ -78,12 +78,12 @@ impl Streams {
     }
 
     fn encrypt(&mut self, bytes: &[u8]) -> Result<Vec<u8>, AuthError> {
-        self.encrypt.transformed(bytes).map_err(|_| AuthError::Crypto("AES-CTR"))
+        self.encrypt.transform_to_vec(bytes).map_err(|_| AuthError::Crypto("AES-CTR"))
     }
 
     fn decrypt(&mut self, bytes: &[u8]) -> Result<Zeroizing<Vec<u8>>, AuthError> {
         self.decrypt
-            .transformed(bytes)
+            .transform_to_vec(bytes)
             .map(Zeroizing::new)
             .map_err(|_| AuthError::Crypto("AES-CTR"))
     }
@@ -127,15 +127,15 @@ fn incremented(challenge: &[u8]) -> Vec<u8> {
 }
 
 /// What a client keeps while its challenge is under way.
-pub(super) struct ClientChallenge<'a> {
+pub(super) struct LegacyClientHandshake<'a> {
     secret: &'a Secret,
     conf: &'a AuthConf,
     streams: Streams,
-    message: Challenge,
+    message: LegacyMessage,
     expected: Vec<u8>,
 }
 
-impl<'a> ClientChallenge<'a> {
+impl<'a> LegacyClientHandshake<'a> {
     pub(super) fn new(
         app_id: &str,
         secret: &'a Secret,
@@ -146,7 +146,7 @@ impl<'a> ClientChallenge<'a> {
         let greeting = [app_id.as_bytes(), &nonce].concat();
         let sealed = streams.encrypt(&[&greeting[..], &challenge].concat())?;
         let expected = [greeting, incremented(&challenge)].concat();
-        let message = Challenge {
+        let message = LegacyMessage {
             app_id: app_id.to_owned(),
             iterations: conf.key_factory_iterations as i32,
             key_bits: conf.key_length as i32 * 8,
@@ -170,7 +170,7 @@ impl<'a> ClientChallenge<'a> {
         let (input_iv, output_iv) = (opened("input IV")?, opened("output IV")?);
         at_end(&reader)?;
         verify_slices_are_equal(&proof, &self.expected).map_err(|_| {
-            AuthError::Mismatch("the peer has another secret, or the message was changed")
+            AuthError::VerificationFailed("the peer has another secret, or the message was changed")
         })?;
         let iv = |bytes: &[u8]| {
             bytes
@@ -184,21 +184,22 @@ impl<'a> ClientChallenge<'a> {
 
 /// The server's only step: its answer, and the keys to go on with.
 pub(super) fn respond(
-    message: &Challenge,
+    message: &LegacyMessage,
     secret: &Secret,
     conf: &AuthConf,
 ) -> Result<(Vec<u8>, SessionKeys), AuthError> {
     let ours = (conf.key_factory_iterations as i32, conf.key_length as i32 * 8, conf.key_length);
     let theirs = (message.iterations, message.key_bits, message.nonce.len());
     if ours != theirs {
-        return Err(AuthError::Unacceptable(format!(
+        return Err(AuthError::NegotiationFailed(format!(
             "the client wants iterations, key bits and nonce bytes {theirs:?}, here they are {ours:?}"
         )));
     }
     let mut streams = Streams::new(secret, &message.nonce, conf)?;
     let opened = streams.decrypt(&message.challenge)?;
     let greeting = [message.app_id.as_bytes(), &message.nonce].concat();
-    let wrong = AuthError::Mismatch("the peer has another secret, or the message was changed");
+    let wrong =
+        AuthError::VerificationFailed("the peer has another secret, or the message was changed");
     let (proof, challenge) =
         opened.split_at_checked(greeting.len()).ok_or_else(|| wrong.clone())?;
     verify_slices_are_equal(proof, &greeting).map_err(|_| wrong.clone())?;

@@ -41,19 +41,20 @@ fn both_ends_agree() {
     let (conf, secret) = (conf(), secret());
     // Often enough for challenges of either sign.
     for _ in 0..20 {
-        let client = ClientChallenge::new("appId", &secret, &conf).unwrap();
-        let message = Challenge::decode(&client.encoded()).unwrap();
+        let client = LegacyClientHandshake::new("appId", &secret, &conf).unwrap();
+        let message = LegacyMessage::decode(&client.encoded()).unwrap();
         assert_eq!(message.app_id, "appId");
         let (reply, at_server) = respond(&message, &secret, &conf).unwrap();
         let at_client = client.finish(&reply).unwrap();
         let mut client = at_client.filters(CipherName::AesCtr, Side::Client).unwrap();
         let mut server = at_server.filters(CipherName::AesCtr, Side::Server).unwrap();
-        for (seal, open) in
-            [(&mut client.seal, &mut server.open), (&mut server.seal, &mut client.open)]
-        {
+        for (seal, open) in [
+            (&mut client.seal_filter, &mut server.open_filter),
+            (&mut server.seal_filter, &mut client.open_filter),
+        ] {
             let (mut sealed, mut opened) = (Vec::new(), Vec::new());
-            sealed.extend(seal.transformed(b"hello").unwrap());
-            opened.extend(open.transformed(&sealed).unwrap());
+            sealed.extend(seal.transform_to_vec(b"hello").unwrap());
+            opened.extend(open.transform_to_vec(&sealed).unwrap());
             assert_eq!(opened, b"hello");
         }
     }
@@ -62,9 +63,9 @@ fn both_ends_agree() {
 #[test]
 fn ae_14_changed_parts_fail() {
     let (conf, secret) = (conf(), secret());
-    let challenge = ClientChallenge::new("appId", &secret, &conf).unwrap().encoded();
+    let challenge = LegacyClientHandshake::new("appId", &secret, &conf).unwrap().encoded();
     let answer = |bytes: &[u8]| {
-        Challenge::decode(bytes).and_then(|message| respond(&message, &secret, &conf))
+        LegacyMessage::decode(bytes).and_then(|message| respond(&message, &secret, &conf))
     };
     // The random number itself is not protected on its way there, but its echo is.
     let unprotected = challenge.len() - 16;
@@ -74,12 +75,12 @@ fn ae_14_changed_parts_fail() {
     for end in 0..challenge.len() {
         assert!(answer(&challenge[..end]).is_err());
     }
-    let another = Challenge::decode(&challenge)
+    let another = LegacyMessage::decode(&challenge)
         .and_then(|message| respond(&message, &Secret::new("other"), &conf));
-    assert!(matches!(another, Err(AuthError::Mismatch(_))));
+    assert!(matches!(another, Err(AuthError::VerificationFailed(_))));
 
-    let client = || ClientChallenge::new("appId", &secret, &conf).unwrap();
-    let reply = |client: &ClientChallenge<'_>| answer(&client.encoded()).unwrap().0;
+    let client = || LegacyClientHandshake::new("appId", &secret, &conf).unwrap();
+    let reply = |client: &LegacyClientHandshake<'_>| answer(&client.encoded()).unwrap().0;
     let proof = 1 + 4 + reply(&client()).len() - 1 - 4 - 3 * (4 + 16);
     for bit in 0..8 * proof {
         let client = client();
@@ -99,15 +100,17 @@ fn ae_14_changed_parts_fail() {
 fn other_parameters_are_refused() {
     let (conf, secret) = (conf(), secret());
     let message = || {
-        Challenge::decode(&ClientChallenge::new("appId", &secret, &conf).unwrap().encoded())
-            .unwrap()
+        LegacyMessage::decode(
+            &LegacyClientHandshake::new("appId", &secret, &conf).unwrap().encoded(),
+        )
+        .unwrap()
     };
     let asking = [
-        Challenge { iterations: i32::MAX, ..message() },
-        Challenge { key_bits: 256, ..message() },
-        Challenge { nonce: vec![0; 4096], ..message() },
+        LegacyMessage { iterations: i32::MAX, ..message() },
+        LegacyMessage { key_bits: 256, ..message() },
+        LegacyMessage { nonce: vec![0; 4096], ..message() },
     ];
     for message in asking {
-        assert!(matches!(respond(&message, &secret, &conf), Err(AuthError::Unacceptable(_))));
+        assert!(matches!(respond(&message, &secret, &conf), Err(AuthError::NegotiationFailed(_))));
     }
 }

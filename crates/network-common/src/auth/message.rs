@@ -3,19 +3,19 @@
 use bytes::BufMut;
 
 use super::AuthError;
-use crate::protocol::{ProtocolError, Reader, put_byte_array, put_string};
+use crate::protocol::{FieldReader, ProtocolError, put_byte_array, put_string};
 
 pub(super) const AUTH_TAG: u8 = 0xfb;
 const SASL_TAG: u8 = 0xea;
 
 /// Reads the tag and hands on what is behind it.
-pub(super) fn untag(bytes: &[u8], tag: u8) -> Result<Reader<'_>, AuthError> {
+pub(super) fn untag(bytes: &[u8], tag: u8) -> Result<FieldReader<'_>, AuthError> {
     match bytes.split_first() {
-        Some((first, rest)) if *first == tag => Ok(Reader::new(rest)),
-        Some((first, _)) => Err(AuthError::NotOurs(format!(
+        Some((first, rest)) if *first == tag => Ok(FieldReader::new(rest)),
+        Some((first, _)) => Err(AuthError::UnexpectedMessage(format!(
             "it begins with 0x{first:02x}, expected was 0x{tag:02x}"
         ))),
-        None => Err(AuthError::NotOurs("it is empty".to_owned())),
+        None => Err(AuthError::UnexpectedMessage("it is empty".to_owned())),
     }
 }
 
@@ -25,13 +25,13 @@ pub(super) fn malformed(error: ProtocolError) -> AuthError {
 
 /// A string that must be UTF-8: an application's name is what is authenticated, so nothing in it is
 /// replaced.
-pub(super) fn text(reader: &mut Reader<'_>, field: &'static str) -> Result<String, AuthError> {
+pub(super) fn text(reader: &mut FieldReader<'_>, field: &'static str) -> Result<String, AuthError> {
     let bytes = reader.byte_array(field).map_err(malformed)?;
     String::from_utf8(bytes.to_vec())
         .map_err(|_| AuthError::Malformed(format!("{field} is not UTF-8")))
 }
 
-pub(super) fn at_end(reader: &Reader<'_>) -> Result<(), AuthError> {
+pub(super) fn at_end(reader: &FieldReader<'_>) -> Result<(), AuthError> {
     match reader.remaining() {
         0 => Ok(()),
         more => Err(AuthError::Malformed(format!("{more} bytes too many"))),
@@ -75,7 +75,7 @@ impl AuthMessage {
     /// Reads it.
     ///
     /// # Errors
-    /// [`AuthError::NotOurs`] for another tag, [`AuthError::Malformed`] for anything else that is
+    /// [`AuthError::UnexpectedMessage`] for another tag, [`AuthError::Malformed`] for anything else that is
     /// not exactly such a message.
     pub fn decode(bytes: &[u8]) -> Result<Self, AuthError> {
         let mut reader = untag(bytes, AUTH_TAG)?;
@@ -88,7 +88,7 @@ impl AuthMessage {
 }
 
 fn sized<const N: usize>(
-    reader: &mut Reader<'_>,
+    reader: &mut FieldReader<'_>,
     field: &'static str,
 ) -> Result<[u8; N], AuthError> {
     let bytes = reader.byte_array(field).map_err(malformed)?;

@@ -57,7 +57,7 @@
 //!   cycle callbacks are called, but what handlers send there is refused: nothing but the handshake
 //!   passes.
 //! * A server's handshake must be over within `spark.network.auth.rpcTimeout`, one context has at
-//!   most `spark.<m>.io.maxHandshakes` of them at once, and a peer that has sent 64 KiB without
+//!   most `spark.<m>.auth.maxHandshakes` of them at once, and a peer that has sent 64 KiB without
 //!   being authenticated is not read again.
 //! * A peer that fails learns only that it failed, and is closed. This side's error says why.
 //! * Falling back from the auth engine to SASL needs `spark.network.crypto.saslFallback=true` in so
@@ -84,5 +84,5 @@ mod test_support;
 pub use cipher::{GcmOpen, GcmSeal};
 pub use error::AuthError;
 pub use message::{AuthMessage, SaslMessage};
-pub(crate) use policy::{Policy, check_unauthenticated, client_bootstraps, server_bootstraps};
+pub(crate) use policy::{AuthPolicy, check_unauthenticated, client_bootstraps, server_bootstraps};
 pub use secret::{Secret, SecretKeyHolder, SecretStore};

@@ -7,30 +7,30 @@ use tokio::sync::Semaphore;
 
 use super::cipher::Side;
 use super::client::AuthClientBootstrap;
-use super::digest::{Agreed, Protection, Quality};
+use super::digest::{NegotiatedQop, Protection, Qop};
 use super::server::AuthServerBootstrap;
 use super::{AuthError, SecretKeyHolder};
 use crate::client::TransportClient;
 use crate::conf::{AuthConf, CipherName, TransportConf};
 use crate::error::{BoxError, ErrorKind, TransportError};
 use crate::handler::{TransportClientBootstrap, TransportServerBootstrap};
-use crate::session::Filters;
+use crate::session::FilterPair;
 
 /// Whether this build knows the weak modes of old.
 const LEGACY: bool = cfg!(feature = "legacy-auth");
 
 /// What all handshakes of one context share.
-pub(crate) struct Policy {
+pub(crate) struct AuthPolicy {
     pub(super) conf: AuthConf,
     /// Who this side claims to be when it connects.
     pub(super) app_id: String,
     pub(super) secrets: Arc<dyn SecretKeyHolder>,
     /// One permit for each handshake of a server that may be under way.
-    pub(super) slots: Arc<Semaphore>,
-    pub(super) slots_setting: String,
+    pub(super) handshake_permits: Arc<Semaphore>,
+    pub(super) permits_setting: String,
 }
 
-impl Policy {
+impl AuthPolicy {
     /// Checks the settings, and warns of what is weak in them.
     pub(crate) fn new(
         conf: &TransportConf,
@@ -48,8 +48,8 @@ impl Policy {
             return Err(TransportError::new(ErrorKind::Config, text));
         }
         let policy = Self {
-            slots: Arc::new(Semaphore::new(auth.max_handshakes)),
-            slots_setting: conf.key("maxHandshakes"),
+            handshake_permits: Arc::new(Semaphore::new(auth.max_handshakes)),
+            permits_setting: conf.setting_name("auth.maxHandshakes"),
             conf: auth,
             app_id,
             secrets,
@@ -102,22 +102,22 @@ impl Policy {
     }
 
     /// What this side asks for as a client of SASL; `None`: not even as a fallback.
-    pub(super) fn client_sasl(&self) -> Option<Quality> {
-        let quality = if self.conf.sasl_encryption { Quality::Encrypted } else { Quality::Plain };
+    pub(super) fn client_sasl(&self) -> Option<Qop> {
+        let quality = if self.conf.sasl_encryption { Qop::Encrypted } else { Qop::Plain };
         self.allowed_sasl(quality)
     }
 
     /// What this side offers as a server of SASL; `None`: not even as a fallback.
-    pub(super) fn server_sasl(&self) -> Option<Quality> {
+    pub(super) fn server_sasl(&self) -> Option<Qop> {
         let quality = match (LEGACY, self.conf.server_always_encrypts) {
-            (true, true) => Quality::Encrypted,
-            (true, false) => Quality::Either,
-            (false, _) => Quality::Plain,
+            (true, true) => Qop::Encrypted,
+            (true, false) => Qop::Either,
+            (false, _) => Qop::Plain,
         };
         self.allowed_sasl(quality)
     }
 
-    fn allowed_sasl(&self, quality: Quality) -> Option<Quality> {
+    fn allowed_sasl(&self, quality: Qop) -> Option<Qop> {
         (!self.conf.crypto || self.conf.sasl_fallback).then_some(quality)
     }
 
@@ -125,9 +125,9 @@ impl Policy {
     #[cfg_attr(not(feature = "legacy-auth"), expect(clippy::unused_self))]
     pub(super) fn sasl_filters(
         &self,
-        agreed: &Agreed,
+        agreed: &NegotiatedQop,
         side: Side,
-    ) -> Result<Option<Filters>, AuthError> {
+    ) -> Result<Option<FilterPair>, AuthError> {
         match agreed.protection {
             Protection::None => Ok(None),
             #[cfg(feature = "legacy-auth")]
@@ -138,7 +138,7 @@ impl Policy {
             #[cfg(not(feature = "legacy-auth"))]
             Protection::Encryption(_) => {
                 let _ = side;
-                Err(AuthError::Unacceptable(
+                Err(AuthError::NegotiationFailed(
                     "this build lacks the feature `legacy-auth`".to_owned(),
                 ))
             }
@@ -153,7 +153,7 @@ type ClientBootstraps = Vec<Arc<dyn TransportClientBootstrap>>;
 /// security are not passed over in silence.
 pub(crate) fn server_bootstraps(
     conf: &TransportConf,
-    policy: Option<&Arc<Policy>>,
+    policy: Option<&Arc<AuthPolicy>>,
     mut given: ServerBootstraps,
 ) -> Result<ServerBootstraps, TransportError> {
     match policy {
@@ -168,14 +168,14 @@ pub(crate) fn server_bootstraps(
 /// The same for outgoing connections.
 pub(crate) fn client_bootstraps(
     conf: &TransportConf,
-    policy: Option<&Arc<Policy>>,
+    policy: Option<&Arc<AuthPolicy>>,
     mut given: ClientBootstraps,
 ) -> ClientBootstraps {
     match policy {
         Some(policy) => given.insert(0, Arc::new(AuthClientBootstrap::new(Arc::clone(policy)))),
         None if given.is_empty() => {
             if let Err(error) = check_unauthenticated(conf) {
-                given.push(Arc::new(Fails(error)));
+                given.push(Arc::new(FailingBootstrap(error)));
             }
         }
         None => {}
@@ -199,9 +199,9 @@ pub(crate) fn check_unauthenticated(conf: &TransportConf) -> Result<(), Transpor
 }
 
 /// Fails every connection.
-struct Fails(TransportError);
+struct FailingBootstrap(TransportError);
 
-impl TransportClientBootstrap for Fails {
+impl TransportClientBootstrap for FailingBootstrap {
     fn do_bootstrap<'a>(&'a self, _: &'a TransportClient) -> BoxFuture<'a, Result<(), BoxError>> {
         Box::pin(async { Err(self.0.clone().into()) })
     }

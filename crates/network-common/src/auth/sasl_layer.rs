@@ -10,9 +10,9 @@ use zeroize::Zeroizing;
 
 use super::AuthError;
 use super::cipher::Side;
-use super::digest::Cipher;
+use super::digest::SaslCipher;
 use crate::error::BoxError;
-use crate::session::{ByteFilter, Filters, Output};
+use crate::session::{ByteFilter, FilterOutput, FilterPair};
 
 const BLOCK: usize = 8;
 const MAC: usize = 10;
@@ -25,25 +25,28 @@ const MAX_BLOCK: usize = (16 << 20) + 64;
 
 /// The filters of one side. Every block holds at most `max_block` plain bytes.
 pub(super) fn filters(
-    cipher: Cipher,
+    cipher: SaslCipher,
     hash: &[u8; 16],
     side: Side,
     max_block: usize,
-) -> Result<Filters, AuthError> {
+) -> Result<FilterPair, AuthError> {
     let (out, back) = match side {
         Side::Client => ("client-to-server", "server-to-client"),
         Side::Server => ("server-to-client", "client-to-server"),
     };
-    Ok(Filters {
-        seal: Box::new(Seal { direction: Direction::new(cipher, hash, out, true)?, max_block }),
-        open: Box::new(Open {
-            direction: Direction::new(cipher, hash, back, false)?,
+    Ok(FilterPair {
+        seal_filter: Box::new(SaslSeal {
+            direction: SaslDirection::new(cipher, hash, out, true)?,
+            max_block,
+        }),
+        open_filter: Box::new(SaslOpen {
+            direction: SaslDirection::new(cipher, hash, back, false)?,
             held: Vec::new(),
         }),
     })
 }
 
-enum State {
+enum SaslStream {
     /// One chain of blocks over the whole connection.
     Encrypt(Box<cbc::Encryptor<TdesEde2>>),
     Decrypt(Box<cbc::Decryptor<TdesEde2>>),
@@ -51,24 +54,29 @@ enum State {
 }
 
 /// Keys and counters of one direction.
-struct Direction {
-    state: State,
+struct SaslDirection {
+    state: SaslStream,
     sign: Zeroizing<[u8; 16]>,
     sequence: u32,
 }
 
-impl Direction {
-    fn new(cipher: Cipher, hash: &[u8; 16], name: &str, encrypts: bool) -> Result<Self, AuthError> {
+impl SaslDirection {
+    fn new(
+        cipher: SaslCipher,
+        hash: &[u8; 16],
+        name: &str,
+        encrypts: bool,
+    ) -> Result<Self, AuthError> {
         let key = |purpose: String| -> Zeroizing<[u8; 16]> {
             Zeroizing::new(Md5::new().chain_update(hash).chain_update(purpose).finalize().into())
         };
         let seal = key(format!("Digest H(A1) to {name} sealing key magic constant"));
         let sign = key(format!("Digest session key to {name} signing key magic constant"));
         let state = match cipher {
-            Cipher::Rc4 => State::Rc4(Box::new(
+            SaslCipher::Rc4 => SaslStream::Rc4(Box::new(
                 Rc4::new_from_slice(&*seal).map_err(|_| AuthError::Crypto("RC4"))?,
             )),
-            Cipher::TripleDes => {
+            SaslCipher::TripleDes => {
                 let mut keys = Zeroizing::new([0; 16]);
                 keys[..8].copy_from_slice(&des_key(&seal[..7]));
                 keys[8..].copy_from_slice(&des_key(&seal[7..14]));
@@ -76,11 +84,11 @@ impl Direction {
                 let des = TdesEde2::new_from_slice(&*keys).map_err(failed)?;
                 let iv = &seal[8..];
                 if encrypts {
-                    State::Encrypt(Box::new(
+                    SaslStream::Encrypt(Box::new(
                         cbc::Encryptor::inner_iv_slice_init(des, iv).map_err(failed)?,
                     ))
                 } else {
-                    State::Decrypt(Box::new(
+                    SaslStream::Decrypt(Box::new(
                         cbc::Decryptor::inner_iv_slice_init(des, iv).map_err(failed)?,
                     ))
                 }
@@ -102,16 +110,16 @@ impl Direction {
     /// Padding that brings plain bytes and MAC to whole blocks.
     fn padding(&self, plain: usize) -> usize {
         match self.state {
-            State::Rc4(_) => 0,
+            SaslStream::Rc4(_) => 0,
             _ => BLOCK - (plain + MAC) % BLOCK,
         }
     }
 
     fn crypt(&mut self, bytes: &mut [u8]) {
         match &mut self.state {
-            State::Encrypt(chain) => chain.encrypt_blocks(blocks(bytes)),
-            State::Decrypt(chain) => chain.decrypt_blocks(blocks(bytes)),
-            State::Rc4(stream) => stream.apply_keystream(bytes),
+            SaslStream::Encrypt(chain) => chain.encrypt_blocks(blocks(bytes)),
+            SaslStream::Decrypt(chain) => chain.decrypt_blocks(blocks(bytes)),
+            SaslStream::Rc4(stream) => stream.apply_keystream(bytes),
         }
     }
 }
@@ -126,13 +134,13 @@ fn des_key(bits: &[u8]) -> [u8; BLOCK] {
     std::array::from_fn(|index| ((all >> (49 - 7 * index)) as u8) << 1)
 }
 
-struct Seal {
-    direction: Direction,
+struct SaslSeal {
+    direction: SaslDirection,
     max_block: usize,
 }
 
-impl ByteFilter for Seal {
-    fn transform(&mut self, input: &[u8], output: &mut Output<'_>) -> Result<(), BoxError> {
+impl ByteFilter for SaslSeal {
+    fn transform(&mut self, input: &[u8], output: &mut FilterOutput<'_>) -> Result<(), BoxError> {
         for plain in input.chunks(self.max_block) {
             let padding = self.direction.padding(plain.len());
             let total = LENGTH + plain.len() + padding + MAC + TAIL;
@@ -151,13 +159,13 @@ impl ByteFilter for Seal {
     }
 }
 
-struct Open {
-    direction: Direction,
+struct SaslOpen {
+    direction: SaslDirection,
     /// The start of an unfinished block.
     held: Vec<u8>,
 }
 
-impl Open {
+impl SaslOpen {
     /// The length of the block at the front, its length field included, once that is there.
     fn announced(&self) -> Result<usize, AuthError> {
         let Some(field) = self.held.first_chunk::<LENGTH>() else { return Ok(LENGTH) };
@@ -168,11 +176,12 @@ impl Open {
             .ok_or_else(|| AuthError::Malformed(format!("an encrypted block of {total} bytes")))
     }
 
-    fn open(&mut self, wrapped: &[u8], output: &mut Output<'_>) -> Result<(), AuthError> {
-        let damaged = || AuthError::Mismatch("an encrypted block is damaged, or out of its order");
+    fn open(&mut self, wrapped: &[u8], output: &mut FilterOutput<'_>) -> Result<(), AuthError> {
+        let damaged =
+            || AuthError::VerificationFailed("an encrypted block is damaged, or out of its order");
         let direction = &mut self.direction;
         let (sealed, tail) = wrapped.split_at(wrapped.len() - TAIL);
-        let triple_des = !matches!(direction.state, State::Rc4(_));
+        let triple_des = !matches!(direction.state, SaslStream::Rc4(_));
         if tail[..2] != [0, 1]
             || tail[2..] != direction.sequence.to_be_bytes()
             || (triple_des && (sealed.len() % BLOCK != 0 || sealed.len() < 2 * BLOCK))
@@ -199,8 +208,12 @@ impl Open {
     }
 }
 
-impl ByteFilter for Open {
-    fn transform(&mut self, mut input: &[u8], output: &mut Output<'_>) -> Result<(), BoxError> {
+impl ByteFilter for SaslOpen {
+    fn transform(
+        &mut self,
+        mut input: &[u8],
+        output: &mut FilterOutput<'_>,
+    ) -> Result<(), BoxError> {
         while !input.is_empty() {
             let count = (self.announced()? - self.held.len()).min(input.len());
             self.held.extend_from_slice(&input[..count]);

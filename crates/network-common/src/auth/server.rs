@@ -5,22 +5,22 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 
 use super::cipher::Side;
-use super::digest::{Credentials, DigestServer, Quality};
+use super::digest::{Credentials, DigestServer, Qop};
 use super::engine::AuthEngine;
-use super::guard::{Guard, end};
+use super::guard::{AuthRpcHandler, end};
 use super::message::AUTH_TAG;
-use super::{AuthError, AuthMessage, Policy, SaslMessage, Secret};
+use super::{AuthError, AuthMessage, AuthPolicy, SaslMessage, Secret};
 use crate::client::TransportClient;
 use crate::error::{BoxError, ErrorKind, TransportError};
 use crate::handler::{RpcHandler, TransportServerBootstrap};
-use crate::session::Filters;
+use crate::session::FilterPair;
 
 /// Makes every accepted connection prove who it is, by whatever the settings allow (Spark's
 /// `AuthServerBootstrap` and `SaslServerBootstrap`).
-pub(crate) struct AuthServerBootstrap(Arc<Policy>);
+pub(crate) struct AuthServerBootstrap(Arc<AuthPolicy>);
 
 impl AuthServerBootstrap {
-    pub(crate) fn new(policy: Arc<Policy>) -> Self {
+    pub(crate) fn new(policy: Arc<AuthPolicy>) -> Self {
         Self(policy)
     }
 }
@@ -32,11 +32,11 @@ impl TransportServerBootstrap for AuthServerBootstrap {
         handler: Arc<dyn RpcHandler>,
     ) -> Result<Arc<dyn RpcHandler>, BoxError> {
         let policy = &self.0;
-        let slot = Arc::clone(&policy.slots).try_acquire_owned().map_err(|_| {
-            let (setting, allowed) = (&policy.slots_setting, policy.conf.max_handshakes);
+        let slot = Arc::clone(&policy.handshake_permits).try_acquire_owned().map_err(|_| {
+            let (setting, allowed) = (&policy.permits_setting, policy.conf.max_handshakes);
             format!("too many connections are not authenticated yet: {setting} allows {allowed}")
         })?;
-        client.shared().awaits_identity();
+        client.shared().require_authentication();
         let (over, is_over) = oneshot::channel();
         let (limit, client) = (policy.conf.rpc_timeout(), client.clone());
         tokio::spawn(async move {
@@ -50,51 +50,55 @@ impl TransportServerBootstrap for AuthServerBootstrap {
             }
             drop(slot);
         });
-        Ok(Arc::new(Guard::server(handler, ServerHandshake::new(Arc::clone(policy)), over)))
+        Ok(Arc::new(AuthRpcHandler::server(
+            handler,
+            ServerHandshake::new(Arc::clone(policy)),
+            over,
+        )))
     }
 }
 
 /// What follows from a message of the peer.
-pub(super) enum Step {
+pub(super) enum HandshakeStep {
     /// The handshake goes on with this reply.
     Continue(Vec<u8>),
     /// The peer speaks another protocol; it may try again in ours.
-    NotSpoken(AuthError),
+    UnsupportedProtocol(AuthError),
     /// The peer has proved who it is.
-    Done(Authenticated),
+    Done(AuthOutcome),
 }
 
-pub(super) struct Authenticated {
+pub(super) struct AuthOutcome {
     pub(super) reply: Vec<u8>,
     pub(super) app_id: String,
-    pub(super) filters: Option<Filters>,
+    pub(super) filters: Option<FilterPair>,
 }
 
 /// The state of one handshake, without sockets and clocks.
 pub(super) struct ServerHandshake {
-    policy: Arc<Policy>,
-    stage: Stage,
+    policy: Arc<AuthPolicy>,
+    stage: HandshakeStage,
 }
 
-enum Stage {
+enum HandshakeStage {
     Start { tried: bool },
     Sasl { app_id: String, known: bool, digest: DigestServer },
     Over,
 }
 
 impl ServerHandshake {
-    pub(super) fn new(policy: Arc<Policy>) -> Self {
-        Self { policy, stage: Stage::Start { tried: false } }
+    pub(super) fn new(policy: Arc<AuthPolicy>) -> Self {
+        Self { policy, stage: HandshakeStage::Start { tried: false } }
     }
 
     /// Takes in the next message of the peer. After an error there is no next step.
-    pub(super) fn step(&mut self, message: &[u8]) -> Result<Step, AuthError> {
-        match std::mem::replace(&mut self.stage, Stage::Over) {
-            Stage::Start { tried } => self.start(message, tried),
-            Stage::Sasl { app_id, known, digest } => {
+    pub(super) fn step(&mut self, message: &[u8]) -> Result<HandshakeStep, AuthError> {
+        match std::mem::replace(&mut self.stage, HandshakeStage::Over) {
+            HandshakeStage::Start { tried } => self.start(message, tried),
+            HandshakeStage::Sasl { app_id, known, digest } => {
                 let token = SaslMessage::decode(message)?;
                 if token.app_id != app_id {
-                    return Err(AuthError::OtherApp { expected: app_id, got: token.app_id });
+                    return Err(AuthError::AppIdMismatch { expected: app_id, got: token.app_id });
                 }
                 let verified = digest.verify(&token.token);
                 if !known {
@@ -102,30 +106,32 @@ impl ServerHandshake {
                 }
                 let (reply, agreed) = verified?;
                 let filters = self.policy.sasl_filters(&agreed, Side::Server)?;
-                Ok(Step::Done(Authenticated { reply, app_id, filters }))
+                Ok(HandshakeStep::Done(AuthOutcome { reply, app_id, filters }))
             }
-            Stage::Over => Err(AuthError::NotOurs("the handshake is over".to_owned())),
+            HandshakeStage::Over => {
+                Err(AuthError::UnexpectedMessage("the handshake is over".to_owned()))
+            }
         }
     }
 
-    fn start(&mut self, message: &[u8], tried: bool) -> Result<Step, AuthError> {
+    fn start(&mut self, message: &[u8], tried: bool) -> Result<HandshakeStep, AuthError> {
         let (conf, tag) = (&self.policy.conf, message.first());
         if conf.crypto && tag == Some(&AUTH_TAG) {
-            return self.engine(&AuthMessage::decode(message)?).map(Step::Done);
+            return self.engine(&AuthMessage::decode(message)?).map(HandshakeStep::Done);
         }
         #[cfg(feature = "legacy-auth")]
         if conf.crypto && conf.legacy_engine && tag == Some(&super::legacy_engine::TAG) {
-            return self.legacy_engine(message).map(Step::Done);
+            return self.legacy_engine(message).map(HandshakeStep::Done);
         }
         match (SaslMessage::decode(message), self.policy.server_sasl()) {
             (Ok(message), Some(quality)) => self.sasl(message, quality),
-            (Ok(_), None) => Err(AuthError::NotOurs(
+            (Ok(_), None) => Err(AuthError::UnexpectedMessage(
                 "it is SASL, and spark.network.crypto.saslFallback does not allow that".to_owned(),
             )),
             // A client of another auth engine falls back to SASL on the same connection.
-            (Err(error @ AuthError::NotOurs(_)), Some(_)) if !tried => {
-                self.stage = Stage::Start { tried: true };
-                Ok(Step::NotSpoken(error))
+            (Err(error @ AuthError::UnexpectedMessage(_)), Some(_)) if !tried => {
+                self.stage = HandshakeStage::Start { tried: true };
+                Ok(HandshakeStep::UnsupportedProtocol(error))
             }
             (Err(error), _) => Err(error),
         }
@@ -138,26 +144,26 @@ impl ServerHandshake {
             .ok_or_else(|| AuthError::UnknownApp(app_id.to_owned()))
     }
 
-    fn engine(&self, challenge: &AuthMessage) -> Result<Authenticated, AuthError> {
+    fn engine(&self, challenge: &AuthMessage) -> Result<AuthOutcome, AuthError> {
         let app_id = challenge.app_id.clone();
         let (secret, conf) = (self.secret(&app_id)?, &self.policy.conf);
         let (reply, keys) =
             AuthEngine::new(&app_id, &secret, conf.engine_version).respond(challenge)?;
         let filters = Some(keys.filters(conf.cipher, Side::Server)?);
-        Ok(Authenticated { reply, app_id, filters })
+        Ok(AuthOutcome { reply, app_id, filters })
     }
 
     #[cfg(feature = "legacy-auth")]
-    fn legacy_engine(&self, message: &[u8]) -> Result<Authenticated, AuthError> {
-        use super::legacy_engine::{Challenge, respond};
-        let challenge = Challenge::decode(message)?;
+    fn legacy_engine(&self, message: &[u8]) -> Result<AuthOutcome, AuthError> {
+        use super::legacy_engine::{LegacyMessage, respond};
+        let challenge = LegacyMessage::decode(message)?;
         let secret = self.secret(&challenge.app_id)?;
         let (reply, keys) = respond(&challenge, &secret, &self.policy.conf)?;
         let filters = Some(keys.filters(crate::conf::CipherName::AesCtr, Side::Server)?);
-        Ok(Authenticated { reply, app_id: challenge.app_id, filters })
+        Ok(AuthOutcome { reply, app_id: challenge.app_id, filters })
     }
 
-    fn sasl(&mut self, message: SaslMessage, quality: Quality) -> Result<Step, AuthError> {
+    fn sasl(&mut self, message: SaslMessage, quality: Qop) -> Result<HandshakeStep, AuthError> {
         if !message.token.is_empty() {
             return Err(AuthError::Malformed("the first SASL token must be empty".to_owned()));
         }
@@ -170,7 +176,7 @@ impl ServerHandshake {
         let credentials = Credentials::new(&self.policy.secrets.sasl_user(&app_id), &secret);
         let digest = DigestServer::new(credentials, quality)?;
         let challenge = digest.challenge();
-        self.stage = Stage::Sasl { app_id, known, digest };
-        Ok(Step::Continue(challenge))
+        self.stage = HandshakeStage::Sasl { app_id, known, digest };
+        Ok(HandshakeStep::Continue(challenge))
     }
 }

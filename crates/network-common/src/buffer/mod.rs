@@ -13,7 +13,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 pub(crate) use pool::BufferPool;
-pub(crate) use small::copy_of;
+pub(crate) use small::copy_to_bytes;
 
 /// The body of a chunk, stream or upload: memory of any owner, or a region of a file (transport
 /// 11).

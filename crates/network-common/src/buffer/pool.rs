@@ -14,11 +14,11 @@ const STEP: usize = 64 << 10;
 /// Large receive buffers of one context, handed back when the last slice of a body is dropped.
 #[derive(Debug, Default)]
 pub(crate) struct BufferPool {
-    idle: Mutex<Idle>,
+    idle: Mutex<IdleBuffers>,
 }
 
 #[derive(Debug, Default)]
-struct Idle {
+struct IdleBuffers {
     /// The one that came back last is last.
     buffers: VecDeque<Vec<u8>>,
     bytes: usize,
@@ -42,7 +42,7 @@ impl BufferPool {
         }
     }
 
-    pub(crate) fn put(&self, buffer: Vec<u8>) {
+    pub(crate) fn recycle(&self, buffer: Vec<u8>) {
         if !(STEP..=MAX_IDLE).contains(&buffer.len()) {
             return;
         }
@@ -61,25 +61,25 @@ impl BufferPool {
 
     /// The first `len` bytes of `buffer`, which returns to the pool when they are no longer used.
     pub(crate) fn freeze(self: &Arc<Self>, buffer: Vec<u8>, len: usize) -> Bytes {
-        Bytes::from_owner(Pooled { buffer, len, pool: Arc::clone(self) })
+        Bytes::from_owner(PooledBuffer { buffer, len, pool: Arc::clone(self) })
     }
 }
 
-struct Pooled {
+struct PooledBuffer {
     buffer: Vec<u8>,
     len: usize,
     pool: Arc<BufferPool>,
 }
 
-impl AsRef<[u8]> for Pooled {
+impl AsRef<[u8]> for PooledBuffer {
     fn as_ref(&self) -> &[u8] {
         &self.buffer[..self.len]
     }
 }
 
-impl Drop for Pooled {
+impl Drop for PooledBuffer {
     fn drop(&mut self) {
-        self.pool.put(std::mem::take(&mut self.buffer));
+        self.pool.recycle(std::mem::take(&mut self.buffer));
     }
 }
 
@@ -105,7 +105,7 @@ mod tests {
     fn idle_memory_is_bounded() {
         let pool = BufferPool::default();
         for _ in 0..10 {
-            pool.put(vec![0; 16 << 20]);
+            pool.recycle(vec![0; 16 << 20]);
         }
         assert_eq!(pool.idle.lock().bytes, MAX_IDLE);
     }
@@ -114,10 +114,10 @@ mod tests {
     #[test]
     fn buffers_of_a_size_that_is_no_longer_used_make_room() {
         let pool = BufferPool::default();
-        (0..MAX_IDLE / STEP).for_each(|_| pool.put(vec![0; STEP]));
+        (0..MAX_IDLE / STEP).for_each(|_| pool.recycle(vec![0; STEP]));
         let mut buffer = pool.take(16 << 20);
         buffer[0] = 7;
-        pool.put(buffer);
+        pool.recycle(buffer);
         assert!(pool.idle.lock().bytes <= MAX_IDLE);
         assert_eq!(pool.take(16 << 20)[0], 7, "a new one is empty");
     }

@@ -4,23 +4,23 @@ use bytes::Bytes;
 
 /// A copy of `body`. Slices and clones of it cost no allocation, as they do of the first clone of
 /// [`Bytes`] made from a vector.
-pub(crate) fn copy_of(body: &[u8]) -> Bytes {
+pub(crate) fn copy_to_bytes(body: &[u8]) -> Bytes {
     match body.len() {
         0 => Bytes::new(),
-        1..=64 => Small::<64>::holding(body),
-        65..=128 => Small::<128>::holding(body),
-        129..=256 => Small::<256>::holding(body),
-        257..=512 => Small::<512>::holding(body),
+        1..=64 => SmallBody::<64>::holding(body),
+        65..=128 => SmallBody::<128>::holding(body),
+        129..=256 => SmallBody::<256>::holding(body),
+        257..=512 => SmallBody::<512>::holding(body),
         _ => Bytes::copy_from_slice(body),
     }
 }
 
-struct Small<const N: usize> {
+struct SmallBody<const N: usize> {
     length: usize,
     bytes: [u8; N],
 }
 
-impl<const N: usize> Small<N> {
+impl<const N: usize> SmallBody<N> {
     fn holding(body: &[u8]) -> Bytes {
         let mut small = Self { length: body.len(), bytes: [0; N] };
         small.bytes[..body.len()].copy_from_slice(body);
@@ -28,7 +28,7 @@ impl<const N: usize> Small<N> {
     }
 }
 
-impl<const N: usize> AsRef<[u8]> for Small<N> {
+impl<const N: usize> AsRef<[u8]> for SmallBody<N> {
     fn as_ref(&self) -> &[u8] {
         &self.bytes[..self.length]
     }
@@ -42,7 +42,7 @@ mod tests {
     fn a_copy_of_any_length_is_the_same() {
         let body: Vec<u8> = (0..=255).cycle().take(600).collect();
         for length in 0..body.len() {
-            let copy = copy_of(&body[..length]);
+            let copy = copy_to_bytes(&body[..length]);
             assert_eq!(copy, body[..length]);
             assert_eq!(copy.slice(length / 2..), body[length / 2..length]);
         }

@@ -11,7 +11,7 @@ use tokio::time::{Instant, Sleep, sleep};
 const TICKS: u32 = 4;
 
 #[derive(Debug)]
-pub(super) struct IdleClock {
+pub(super) struct IdleTimer {
     timeout: Duration,
     tick: Pin<Box<Sleep>>,
     /// When bytes were last seen to have moved, and how many there had been.
@@ -22,7 +22,7 @@ pub(super) struct IdleClock {
     last_request: Option<Instant>,
 }
 
-impl IdleClock {
+impl IdleTimer {
     pub(super) fn new(timeout: Duration) -> Self {
         Self {
             timeout,
@@ -36,7 +36,7 @@ impl IdleClock {
     /// `Ready` once per tick; whether the connection is overdue then: neither did bytes move nor
     /// was a request registered for the whole timeout. `observe` tells the bytes moved so far and
     /// whether a request was registered since it was last called.
-    pub(super) fn poll_overdue(
+    pub(super) fn poll_expired(
         &mut self,
         context: &mut Context<'_>,
         observe: impl FnOnce() -> (u64, bool),

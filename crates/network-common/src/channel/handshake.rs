@@ -8,9 +8,9 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use tokio::io::AsyncReadExt;
 
-use super::Connection;
+use super::ConnectionDriver;
 use crate::address::PeerAddress;
-use crate::client::Shared;
+use crate::client::SharedConnection;
 use crate::error::{BoxError, ErrorKind, TransportError};
 use crate::session::ByteFilter;
 
@@ -18,15 +18,15 @@ use crate::session::ByteFilter;
 const READ_SIZE: usize = 8 << 10;
 
 /// How connections of one side are secured.
-pub(crate) trait Security: Send + Sync {
+pub(crate) trait Handshaker: Send + Sync {
     /// Begins the handshake with `peer`; may wait for its turn.
-    fn begin<'a>(
+    fn start<'a>(
         &'a self,
         peer: &'a PeerAddress,
     ) -> BoxFuture<'a, Result<Box<dyn Handshake>, TransportError>>;
 
     /// How long it may take in all, and the setting that says so.
-    fn limit(&self) -> (Duration, &'static str);
+    fn timeout(&self) -> (Duration, &'static str);
 }
 
 /// One side of a handshake, without a socket.
@@ -35,33 +35,33 @@ pub(crate) trait Handshake: Send {
     /// that is all.
     ///
     /// What was appended before an error is sent too: it tells the peer why.
-    fn advance(&mut self, input: &[u8], output: &mut Vec<u8>) -> Result<bool, BoxError>;
+    fn step(&mut self, input: &[u8], output: &mut Vec<u8>) -> Result<bool, BoxError>;
 
     /// What it has come to.
-    fn secured(self: Box<Self>) -> Secured;
+    fn secured(self: Box<Self>) -> HandshakeOutput;
 }
 
 /// The filters that a handshake has agreed on.
-pub(crate) struct Secured {
+pub(crate) struct HandshakeOutput {
     pub(crate) seal: Box<dyn ByteFilter>,
     pub(crate) open: Box<dyn ByteFilter>,
     /// What the peer has sent behind its part of the handshake, opened.
-    pub(crate) early: Vec<u8>,
+    pub(crate) leftover: Vec<u8>,
 }
 
-impl Connection {
+impl ConnectionDriver {
     /// Secures the connection before it is run. After an error it is to be [given
     /// up](Self::give_up).
-    pub(crate) async fn secure(
+    pub(crate) async fn handshake(
         &mut self,
-        security: &dyn Security,
+        security: &dyn Handshaker,
         peer: &PeerAddress,
     ) -> Result<(), TransportError> {
-        let (limit, setting) = security.limit();
+        let (limit, setting) = security.timeout();
         let shared = Arc::clone(&self.shared);
         let attempt = async {
-            let handshake = security.begin(peer).await?;
-            self.shake_hands(handshake, peer).await
+            let handshake = security.start(peer).await?;
+            self.run_handshake(handshake, peer).await
         };
         tokio::select! {
             result = tokio::time::timeout(limit, attempt) => result.unwrap_or_else(|elapsed| {
@@ -70,21 +70,21 @@ impl Connection {
                 );
                 Err(TransportError::new(ErrorKind::ConnectTimeout, text).with_peer(peer).with_source(elapsed))
             }),
-            closed = closing(&shared) => Err(closed),
+            closed = close_error(&shared) => Err(closed),
         }
     }
 
     /// Ends a connection that could not be secured. Its handler has not heard of it, and whoever
     /// made it counts the failure.
-    pub(crate) async fn give_up(mut self: Box<Self>, error: &TransportError) {
-        self.end(error);
+    pub(crate) async fn abort_handshake(mut self: Box<Self>, error: &TransportError) {
+        self.close_with(error);
         if error.kind() == ErrorKind::Tls {
             // The peer is to read why.
             self.linger().await;
         }
     }
 
-    async fn shake_hands(
+    async fn run_handshake(
         &mut self,
         mut handshake: Box<dyn Handshake>,
         peer: &PeerAddress,
@@ -106,21 +106,25 @@ impl Connection {
         let mut received = 0;
         loop {
             let mut output = Vec::new();
-            let step = handshake.advance(&input[..received], &mut output);
+            let step = handshake.step(&input[..received], &mut output);
             let written = self.writer.write_raw(&output).await;
             let done = step.map_err(failed)?;
             written.map_err(|error| cut_off(error.into()))?;
             if done {
                 break;
             }
-            received =
-                self.reader.half().read(&mut input).await.map_err(|error| cut_off(error.into()))?;
+            received = self
+                .reader
+                .io_mut()
+                .read(&mut input)
+                .await
+                .map_err(|error| cut_off(error.into()))?;
             if received == 0 {
                 return Err(cut_off("the peer ended the connection".into()));
             }
-            self.resources.read(&self.shared, received);
+            self.resources.count_received(&self.shared, received);
         }
-        let Secured { seal, open, early } = handshake.secured();
+        let HandshakeOutput { seal, open, leftover: early } = handshake.secured();
         self.writer.install(seal);
         self.reader.install(open, early);
         Ok(())
@@ -128,13 +132,13 @@ impl Connection {
 }
 
 /// Resolves when this side wants the connection to end.
-async fn closing(shared: &Shared) -> TransportError {
+async fn close_error(shared: &SharedConnection) -> TransportError {
     std::future::poll_fn(|context| {
         let mut session = shared.session.lock();
         if session.closing().is_some() || shared.is_draining() {
             return Poll::Ready(TransportError::closed(shared.peer));
         }
-        session.driver_sleeps(context.waker().clone());
+        session.set_driver_waker(context.waker().clone());
         Poll::Pending
     })
     .await

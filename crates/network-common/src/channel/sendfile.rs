@@ -19,7 +19,7 @@ mod linux {
     use tokio::io::Interest;
     use tokio::net::TcpStream;
 
-    use super::super::file::Region;
+    use super::super::file::FileRegion;
 
     /// Distance of the bytes that tell whether a region is cached. Each look costs a line of memory
     /// that nobody else needs.
@@ -30,8 +30,8 @@ mod linux {
     /// Whether the kernel can send the region from the page cache, as far as can be told without
     /// blocking.
     pub(in super::super) fn is_cached(file: &File, position: u64, length: u64) -> bool {
-        missing(file, position, length).is_none()
-            && null().is_ok_and(|null| try_one(null, file, position).is_ok())
+        first_uncached(file, position, length).is_none()
+            && null_sink().is_ok_and(|null| probe_sendfile(null, file, position).is_ok())
     }
 
     /// Has the region read into the page cache; false if the kernel cannot send this file. Blocks.
@@ -40,15 +40,15 @@ mod linux {
         position: u64,
         length: u64,
     ) -> io::Result<bool> {
-        let Ok(null) = null() else { return Ok(false) };
-        match try_one(null, file, position) {
+        let Ok(null) = null_sink() else { return Ok(false) };
+        match probe_sendfile(null, file, position) {
             Ok(()) => {}
             // The last one is a sandbox's.
             Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP | Errno::PERM) => return Ok(false),
             Err(error) => return Err(error.into()),
         }
         let end = position + length;
-        let Some(mut position) = missing(file, position, length) else { return Ok(true) };
+        let Some(mut position) = first_uncached(file, position, length) else { return Ok(true) };
         // From somewhere before the first missing byte on: sending to nowhere reads without
         // copying.
         position -= position % PROBE_STEP.min(length);
@@ -63,12 +63,12 @@ mod linux {
     }
 
     /// One byte tells whether this kind of file can be sent at all.
-    fn try_one(null: &File, file: &File, position: u64) -> Result<(), Errno> {
+    fn probe_sendfile(null: &File, file: &File, position: u64) -> Result<(), Errno> {
         retry_on_intr(|| sendfile(null, file, Some(&mut { position }), 1)).map(drop)
     }
 
     /// Where the first part of the region is that is not in the page cache. Does not block.
-    fn missing(file: &File, position: u64, length: u64) -> Option<u64> {
+    fn first_uncached(file: &File, position: u64, length: u64) -> Option<u64> {
         let end = position + length;
         let mut byte = [0];
         (position..end).step_by(PROBE_STEP as usize).chain([end - 1]).find(|&probe| {
@@ -81,7 +81,7 @@ mod linux {
     /// call.
     pub(in super::super) fn send(
         socket: &TcpStream,
-        region: &mut Region,
+        region: &mut FileRegion,
         context: &mut Context<'_>,
     ) -> Poll<io::Result<usize>> {
         loop {
@@ -104,7 +104,7 @@ mod linux {
         }
     }
 
-    fn null() -> io::Result<&'static File> {
+    fn null_sink() -> io::Result<&'static File> {
         static NULL: OnceLock<File> = OnceLock::new();
         if let Some(file) = NULL.get() {
             return Ok(file);

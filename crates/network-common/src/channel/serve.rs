@@ -9,19 +9,19 @@ use std::task::Poll;
 use bytes::Bytes;
 use futures::FutureExt;
 
-use super::{Connection, Resources, guarded};
+use super::{ConnectionDriver, ConnectionResources, catch_panic};
 use crate::buffer::ManagedBuffer;
-use crate::client::{Shared, TransportClient};
+use crate::client::{SharedConnection, TransportClient};
 use crate::error::{BoxError, ErrorKind, TransportError};
 use crate::handler::{
-    MergedBlockMetaCallback, RpcHandler, RpcResponseCallback, error_text, too_large,
+    MergedBlockMetaCallback, RpcHandler, RpcResponseCallback, check_frame_len, cut_error,
 };
 use crate::protocol::Message;
-use crate::session::{BulkItem, BulkRequest, Closing, PipeWriter, pipe};
+use crate::session::{BodySender, BulkMessage, BulkRequest, CloseRequest, body_channel};
 
 const SHUTTING_DOWN: &str = "the server is shutting down";
 
-impl Connection {
+impl ConnectionDriver {
     /// Hands a request to whom it concerns.
     pub(super) fn on_request(&mut self, request: Message<Bytes>) -> Result<(), TransportError> {
         let draining = self.shared.is_draining();
@@ -33,14 +33,14 @@ impl Connection {
                 if draining {
                     callback.fail(SHUTTING_DOWN);
                 } else {
-                    guarded("receive", || handler.receive(client, body, callback));
+                    catch_panic("receive", || handler.receive(client, body, callback));
                 }
             }
             Message::OneWayMessage { body } => {
                 if draining {
                     tracing::warn!(peer = %self.shared.peer, "one-way message dropped: {SHUTTING_DOWN}");
                 } else {
-                    guarded("receive_one_way", || handler.receive_one_way(client, body));
+                    catch_panic("receive_one_way", || handler.receive_one_way(client, body));
                 }
             }
             Message::MergedBlockMetaRequest(request) => {
@@ -50,7 +50,7 @@ impl Connection {
                 if draining {
                     callback.fail(SHUTTING_DOWN);
                 } else {
-                    guarded("receive_merged_block_meta", || {
+                    catch_panic("receive_merged_block_meta", || {
                         handler.receive_merged_block_meta(client, request, callback);
                     });
                 }
@@ -75,7 +75,7 @@ impl Connection {
     /// Queues a request for the stream manager, and starts the task that works on the queue if it
     /// is not running.
     fn queue_bulk(&mut self, request: BulkRequest) -> Result<(), TransportError> {
-        if self.shared.peer_is_stranger() {
+        if self.shared.is_peer_unauthenticated() {
             // Refused now: by its turn the peer may be known.
             let peer = self.shared.peer;
             let text = format!("{peer} asks for a chunk or stream before it was authenticated");
@@ -83,7 +83,7 @@ impl Connection {
         }
         let metrics = &self.resources.metrics;
         let limit = self.resources.conf.max_chunks_being_transferred();
-        let transferred = metrics.chunks_in_transfer.load(Ordering::Relaxed);
+        let transferred = metrics.chunks_being_transferred.load(Ordering::Relaxed);
         if transferred >= limit {
             let peer = self.shared.peer;
             let text = format!(
@@ -92,7 +92,7 @@ impl Connection {
             );
             return Err(TransportError::new(ErrorKind::Limit, text).with_peer(peer));
         }
-        metrics.chunks_in_transfer.fetch_add(1, Ordering::Relaxed);
+        metrics.chunks_being_transferred.fetch_add(1, Ordering::Relaxed);
         let mut session = self.shared.session.lock();
         let start = session.push_bulk_request(request, self.shared.is_draining());
         drop(session);
@@ -114,7 +114,7 @@ impl Connection {
         request_id: i64,
         meta: Bytes,
         length: u64,
-    ) -> Option<PipeWriter> {
+    ) -> Option<BodySender> {
         self.reader.received += 1;
         let callback = RpcResponseCallback::new(Arc::clone(&self.shared), request_id);
         if self.shared.is_draining() {
@@ -128,18 +128,18 @@ impl Connection {
 /// Works on one connection's requests for chunks and streams, in arrival order, while there are
 /// any.
 struct BulkServer {
-    shared: Arc<Shared>,
+    shared: Arc<SharedConnection>,
     client: TransportClient,
     handler: Arc<dyn RpcHandler>,
-    resources: Arc<Resources>,
+    resources: Arc<ConnectionResources>,
 }
 
 /// Counts one chunk or stream as being transferred until it is dropped.
-struct Transfer(Arc<Resources>);
+struct Transfer(Arc<ConnectionResources>);
 
 impl Drop for Transfer {
     fn drop(&mut self) {
-        self.0.metrics.chunks_in_transfer.fetch_sub(1, Ordering::Relaxed);
+        self.0.metrics.chunks_being_transferred.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -148,7 +148,7 @@ impl Drop for Transfer {
 impl Drop for BulkServer {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.shared.close(Closing::Now(TransportError::closed(self.shared.peer)));
+            self.shared.close(CloseRequest::Immediate(TransportError::closed(self.shared.peer)));
         }
     }
 }
@@ -160,7 +160,7 @@ impl BulkServer {
             let transfer = Transfer(Arc::clone(&self.resources));
             let (message, body) = self.serve(request, refused).await;
             let body = body.on_release(move || drop(transfer));
-            let item = BulkItem { message, body, upload: None };
+            let item = BulkMessage { message, body, upload: None };
             drop(self.shared.update(|session| session.answer_bulk_request(item)));
         }
     }
@@ -170,8 +170,8 @@ impl BulkServer {
     async fn next(&self) -> Option<(BulkRequest, bool)> {
         std::future::poll_fn(|context| {
             let mut session = self.shared.session.lock();
-            if session.bulk_requests() > 0 && !session.outgoing.takes_bodies() {
-                session.watch(context.waker());
+            if session.bulk_requests() > 0 && !session.outgoing.can_queue_body() {
+                session.register_capacity_waker(context.waker());
                 return Poll::Pending;
             }
             Poll::Ready(session.pop_bulk_request())
@@ -188,7 +188,7 @@ impl BulkServer {
                     }
                     Err(error) => {
                         tracing::debug!(peer = %self.shared.peer, stream_id, chunk_index, %error, "chunk not served");
-                        let error = error_text(&error);
+                        let error = cut_error(&error);
                         (
                             Message::ChunkFetchFailure { stream_id, chunk_index, error },
                             Bytes::new().into(),
@@ -203,7 +203,7 @@ impl BulkServer {
                 }
                 Err(error) => {
                     tracing::debug!(peer = %self.shared.peer, stream_id, %error, "stream not served");
-                    let error = error_text(&error);
+                    let error = cut_error(&error);
                     (Message::StreamFailure { stream_id, error }, Bytes::new().into())
                 }
             },
@@ -220,10 +220,11 @@ impl BulkServer {
             return Err(SHUTTING_DOWN.into());
         }
         let manager = || self.handler.stream_manager();
-        let body =
-            user_code(async { manager().get_chunk(&self.client, stream_id, chunk_index).await })
-                .await?;
-        if let Some(error) = too_large(body.len()) {
+        let body = catch_panic_async(async {
+            manager().get_chunk(&self.client, stream_id, chunk_index).await
+        })
+        .await?;
+        if let Some(error) = check_frame_len(body.len()) {
             return Err(error.into());
         }
         self.opened(body).await
@@ -233,7 +234,7 @@ impl BulkServer {
         if refused {
             return Err(SHUTTING_DOWN.into());
         }
-        let opened = user_code(async {
+        let opened = catch_panic_async(async {
             self.handler.stream_manager().open_stream(&self.client, stream_id).await
         });
         match opened.await? {
@@ -249,7 +250,9 @@ impl BulkServer {
 }
 
 /// A panic of user code is an error like any other.
-async fn user_code<T>(code: impl Future<Output = Result<T, BoxError>>) -> Result<T, BoxError> {
+async fn catch_panic_async<T>(
+    code: impl Future<Output = Result<T, BoxError>>,
+) -> Result<T, BoxError> {
     match AssertUnwindSafe(code).catch_unwind().await {
         Ok(result) => result,
         Err(_) => Err("the handler panicked".into()),
@@ -264,8 +267,8 @@ fn upload(
     meta: Bytes,
     length: u64,
     callback: RpcResponseCallback,
-) -> Option<PipeWriter> {
-    let (writer, data) = pipe(String::new(), length);
+) -> Option<BodySender> {
+    let (writer, data) = body_channel(String::new(), length);
     let progress = writer.probe();
     let receive = || handler.receive_stream(client, meta, data);
     let Ok(receiving) = catch_unwind(AssertUnwindSafe(receive)) else {
@@ -275,11 +278,11 @@ fn upload(
     };
     let shared = Arc::clone(client.shared());
     tokio::spawn(async move {
-        let result = user_code(receiving).await;
+        let result = catch_panic_async(receiving).await;
         match result {
             Ok(reply) => {
                 // What the handler left unread is skipped first: the asker is still sending it.
-                progress.arrived().await;
+                progress.wait_until_received().await;
                 callback.reply(reply);
             }
             Err(error) if progress.drained() => callback.fail(format_args!(
@@ -288,7 +291,7 @@ fn upload(
             Err(error) => {
                 callback.fail(format_args!("Destination failed while reading stream: {error}"));
                 tracing::warn!(peer = %shared.peer, %error, "closing the connection: an upload was given up in the middle");
-                shared.close(Closing::Flush(TransportError::closed(shared.peer)));
+                shared.close(CloseRequest::AfterFlush(TransportError::closed(shared.peer)));
             }
         }
     });

@@ -13,12 +13,12 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use crate::network::MemoryStream;
 
 #[derive(Debug)]
-pub(crate) enum Stream {
+pub(crate) enum IoStream {
     Tcp(TcpStream),
     Memory(MemoryStream),
 }
 
-impl Stream {
+impl IoStream {
     pub(super) fn addresses(&self) -> io::Result<(SocketAddr, SocketAddr)> {
         match self {
             Self::Tcp(stream) => Ok((stream.peer_addr()?, stream.local_addr()?)),

@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use super::TransportClient;
 use crate::error::{ErrorKind, TransportError};
-use crate::session::{Answer, MergedBlockMeta, StreamBody, Ticket};
+use crate::session::{MergedBlockMeta, RequestKey, Response, StreamBody};
 
 /// The answer to [`send_rpc`](TransportClient::send_rpc) or
 /// [`upload_stream`](TransportClient::upload_stream).
@@ -29,11 +29,11 @@ pub type MergedBlockMetaFuture = RequestFuture<MergedBlockMeta>;
 pub struct RequestFuture<T> {
     state: State,
     /// Takes the expected kind of answer.
-    extract: fn(Answer) -> Option<T>,
+    extract: fn(Response) -> Option<T>,
 }
 
 enum State {
-    Waiting(TransportClient, Ticket),
+    Waiting(TransportClient, RequestKey),
     Failed(TransportError),
     Finished,
 }
@@ -41,8 +41,8 @@ enum State {
 impl<T> RequestFuture<T> {
     pub(super) fn new(
         client: &TransportClient,
-        queued: Result<Ticket, TransportError>,
-        extract: fn(Answer) -> Option<T>,
+        queued: Result<RequestKey, TransportError>,
+        extract: fn(Response) -> Option<T>,
     ) -> Self {
         let state = match queued {
             Ok(ticket) => State::Waiting(client.clone(), ticket),
@@ -57,7 +57,7 @@ impl<T> RequestFuture<T> {
     /// For protocols on top that tell the peer more about an RPC under way. Fetches are named
     /// otherwise on the wire, so theirs means nothing to the peer.
     #[must_use]
-    pub fn pending(&self) -> Option<(&TransportClient, i64)> {
+    pub fn pending_request(&self) -> Option<(&TransportClient, i64)> {
         match &self.state {
             State::Waiting(client, ticket) => Some((client, ticket.id())),
             State::Failed(_) | State::Finished => None,
@@ -80,10 +80,10 @@ impl<T> Future for RequestFuture<T> {
             let finished = std::mem::replace(&mut self.state, State::Finished);
             return Poll::Ready(match outcome {
                 Some(Ok(mut answer)) => {
-                    if let (Answer::Stream(body), State::Waiting(client, _)) =
+                    if let (Response::Stream(body), State::Waiting(client, _)) =
                         (&mut answer, finished)
                     {
-                        body.keep(client);
+                        body.keep_alive(client);
                     }
                     (self.extract)(answer).ok_or_else(|| {
                         let text = format!("{peer} answered with a message of another kind");
@@ -104,7 +104,7 @@ impl<T> Future for RequestFuture<T> {
 impl<T> Drop for RequestFuture<T> {
     fn drop(&mut self) {
         if let State::Waiting(client, ticket) = &self.state {
-            let unclaimed = client.shared().session.lock().requests.abandon(*ticket);
+            let unclaimed = client.shared().session.lock().requests.cancel(*ticket);
             // A stream body wakes the driver when it is dropped: not under the lock.
             drop(unclaimed);
         }

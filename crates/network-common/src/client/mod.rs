@@ -14,12 +14,12 @@ use bytes::Bytes;
 
 pub use future::{ChunkFuture, MergedBlockMetaFuture, RequestFuture, RpcFuture, StreamFuture};
 pub use shared::ConnectionId;
-pub(crate) use shared::Shared;
+pub(crate) use shared::SharedConnection;
 
 use crate::buffer::ManagedBuffer;
 use crate::error::{ErrorKind, TransportError};
 use crate::protocol::MergedBlockMetaRequest;
-use crate::session::{Answer, ByteFilter, Closing, Filters, Session, Ticket};
+use crate::session::{ByteFilter, CloseRequest, FilterPair, RequestKey, Response, Session};
 
 #[cfg(all(test, feature = "auth"))]
 mod tests;
@@ -47,48 +47,48 @@ mod tests;
 /// dropped; what was queued before is still written. Handles that a server's handlers get never
 /// keep a connection open, and dropping them does not close it.
 #[derive(Clone)]
-pub struct TransportClient(Arc<Handle>);
+pub struct TransportClient(Arc<ClientInner>);
 
-struct Handle {
-    shared: Arc<Shared>,
+struct ClientInner {
+    shared: Arc<SharedConnection>,
     closes_on_drop: bool,
 }
 
-impl Drop for Handle {
+impl Drop for ClientInner {
     fn drop(&mut self) {
         if self.closes_on_drop {
-            self.shared.close(Closing::Flush(TransportError::closed(self.shared.peer)));
+            self.shared.close(CloseRequest::AfterFlush(TransportError::closed(self.shared.peer)));
         }
     }
 }
 
 impl TransportClient {
     /// The handle of an outgoing connection: the last one closes it.
-    pub(crate) fn owning(shared: Arc<Shared>) -> Self {
-        Self(Arc::new(Handle { shared, closes_on_drop: true }))
+    pub(crate) fn outgoing(shared: Arc<SharedConnection>) -> Self {
+        Self(Arc::new(ClientInner { shared, closes_on_drop: true }))
     }
 
     /// The handle of an accepted connection.
-    pub(crate) fn reverse(shared: Arc<Shared>) -> Self {
-        Self(Arc::new(Handle { shared, closes_on_drop: false }))
+    pub(crate) fn accepted(shared: Arc<SharedConnection>) -> Self {
+        Self(Arc::new(ClientInner { shared, closes_on_drop: false }))
     }
 
-    pub(crate) fn shared(&self) -> &Arc<Shared> {
+    pub(crate) fn shared(&self) -> &Arc<SharedConnection> {
         &self.0.shared
     }
 
     fn request<T>(
         &self,
-        extract: fn(Answer) -> Option<T>,
-        queue: impl FnOnce(&mut Session) -> Result<Ticket, TransportError>,
+        extract: fn(Response) -> Option<T>,
+        queue: impl FnOnce(&mut Session) -> Result<RequestKey, TransportError>,
     ) -> RequestFuture<T> {
-        let queued = self.may_send().and_then(|()| self.0.shared.update(queue));
+        let queued = self.check_can_send().and_then(|()| self.0.shared.update(queue));
         RequestFuture::new(self, queued, extract)
     }
 
     /// Handlers say nothing to a stranger, whom only bootstraps talk to.
-    fn may_send(&self) -> Result<(), TransportError> {
-        if self.0.closes_on_drop || !self.0.shared.peer_is_stranger() {
+    fn check_can_send(&self) -> Result<(), TransportError> {
+        if self.0.closes_on_drop || !self.0.shared.is_peer_unauthenticated() {
             return Ok(());
         }
         let peer = self.peer_addr();
@@ -105,7 +105,7 @@ impl TransportClient {
     /// does not fit into a frame.
     pub fn send_rpc(&self, body: impl Into<Bytes>) -> RpcFuture {
         let mut body = body.into();
-        self.request(Answer::into_body, |session| session.send_rpc(&mut body))
+        self.request(Response::into_body, |session| session.send_rpc(&mut body))
     }
 
     /// Sends a message that is never answered. It may be lost when the connection ends.
@@ -114,7 +114,7 @@ impl TransportClient {
     /// [`Closed`](ErrorKind::Closed) or [`Limit`](ErrorKind::Limit); nothing was queued then.
     pub fn send(&self, body: impl Into<Bytes>) -> Result<(), TransportError> {
         let mut body = body.into();
-        self.may_send()?;
+        self.check_can_send()?;
         self.0.shared.update(|session| session.send_one_way(&mut body))
     }
 
@@ -128,7 +128,7 @@ impl TransportClient {
     /// [`Refused`](ErrorKind::Refused): the same chunk is being fetched over this connection, or
     /// its abandoned fetch is still unanswered. Otherwise as [`send_rpc`](Self::send_rpc).
     pub fn fetch_chunk(&self, stream_id: i64, chunk_index: i32) -> ChunkFuture {
-        self.request(Answer::into_body, |session| session.fetch_chunk(stream_id, chunk_index))
+        self.request(Response::into_body, |session| session.fetch_chunk(stream_id, chunk_index))
     }
 
     /// Asks for a whole stream by name; yields its body as soon as the peer begins to send it.
@@ -139,7 +139,7 @@ impl TransportClient {
     /// [`StreamFailure`](ErrorKind::StreamFailure): the peer could not serve it. Otherwise as
     /// [`send_rpc`](Self::send_rpc).
     pub fn stream(&self, stream_id: &str) -> StreamFuture {
-        self.request(Answer::into_stream, |session| session.stream(stream_id))
+        self.request(Response::into_stream, |session| session.stream(stream_id))
     }
 
     /// An RPC with data of any size, which the peer's
@@ -155,7 +155,7 @@ impl TransportClient {
         data: impl Into<ManagedBuffer>,
     ) -> RpcFuture {
         let (mut meta, data) = (meta.into(), data.into());
-        self.request(Answer::into_body, |session| session.upload(&mut meta, &data))
+        self.request(Response::into_body, |session| session.upload(&mut meta, &data))
     }
 
     /// Asks which map outputs the chunks of a merged shuffle block hold (peers of 3.2 and later).
@@ -177,7 +177,7 @@ impl TransportClient {
             shuffle_merge_id,
             reduce_id,
         };
-        self.request(Answer::into_meta, |session| session.merged_block_meta(request))
+        self.request(Response::into_meta, |session| session.merged_block_meta(request))
     }
 
     /// Waits until the write queue takes another request, of any size. Cancel safe.
@@ -187,21 +187,22 @@ impl TransportClient {
     pub async fn ready(&self) -> Result<(), TransportError> {
         std::future::poll_fn(|context| {
             let mut session = self.0.shared.session.lock();
-            if let Some(error) = session.closed_by() {
+            if let Some(error) = session.close_reason() {
                 return Poll::Ready(Err(error.clone()));
             }
-            if session.outgoing.has_room() {
+            if session.outgoing.has_capacity() {
                 return Poll::Ready(Ok(()));
             }
-            session.watch(context.waker());
+            session.register_capacity_waker(context.waker());
             Poll::Pending
         })
         .await
     }
 
     /// Requests that have no answer yet, abandoned chunks and streams included.
-    pub fn outstanding_requests(&self) -> usize {
-        self.0.shared.session.lock().requests.outstanding()
+    #[doc(alias = "numOutstandingRequests")]
+    pub fn pending_requests(&self) -> usize {
+        self.0.shared.session.lock().requests.len()
     }
 
     /// False from the moment the connection is known to have ended, is being closed, or has timed
@@ -212,9 +213,9 @@ impl TransportClient {
 
     /// Counts as a request for the idle clock, so that a connection just taken from the pool is not
     /// closed as idle. Returns whether it is still active.
-    pub(crate) fn touch(&self) -> bool {
+    pub(crate) fn mark_used(&self) -> bool {
         let mut session = self.0.shared.session.lock();
-        session.requested = true;
+        session.has_new_request = true;
         self.is_active() && session.is_open()
     }
 
@@ -267,26 +268,28 @@ impl TransportClient {
         seal: Box<dyn ByteFilter>,
         open: Box<dyn ByteFilter>,
     ) -> Result<(), TransportError> {
-        self.0
-            .shared
-            .update(|session| self.0.shared.install_filters(session, Filters { seal, open }))
+        self.0.shared.update(|session| {
+            self.0
+                .shared
+                .install_filters(session, FilterPair { seal_filter: seal, open_filter: open })
+        })
     }
 
     /// Ends the connection: new requests are refused, what is queued is written (for at most 10 s),
     /// then outstanding requests fail with kind [`Closed`](ErrorKind::Closed). Returns at once; see
     /// [`closed`](Self::closed).
     pub fn close(&self) {
-        self.0.shared.close(Closing::Flush(TransportError::closed(self.peer_addr())));
+        self.0.shared.close(CloseRequest::AfterFlush(TransportError::closed(self.peer_addr())));
     }
 
     /// Resolves when the connection is gone, with the reason. Cancel safe.
     pub async fn closed(&self) -> TransportError {
         let shared = &self.0.shared;
         loop {
-            let mut ended = std::pin::pin!(shared.ended.notified());
+            let mut ended = std::pin::pin!(shared.closed_notify.notified());
             // From here on the end is noticed, so it cannot slip in between.
             ended.as_mut().enable();
-            if let Some(error) = shared.session.lock().closed_by() {
+            if let Some(error) = shared.session.lock().close_reason() {
                 return error.clone();
             }
             ended.await;

@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::error::{ErrorKind, TransportError};
-use crate::session::{Closing, Filters, Session};
+use crate::session::{CloseRequest, FilterPair, Session};
 
 /// Names one connection, unique in this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -16,7 +16,7 @@ pub struct ConnectionId(u64);
 
 /// One connection, shared by its handles, its driver and the callbacks that answer over it.
 #[derive(Debug)]
-pub(crate) struct Shared {
+pub(crate) struct SharedConnection {
     pub(crate) session: Mutex<Session>,
     pub(crate) peer: SocketAddr,
     pub(crate) local: SocketAddr,
@@ -26,19 +26,19 @@ pub(crate) struct Shared {
     /// New requests of the peer fail, and the connection ends when the earlier ones are answered.
     draining: AtomicBool,
     /// The reader had better look whether the peer must wait.
-    pub(crate) answers_full: AtomicBool,
+    pub(crate) recheck_read_pause: AtomicBool,
     /// Filters wait in the session for the reader.
     pub(crate) filters_installed: AtomicBool,
     pub(super) client_id: OnceLock<String>,
     /// A peer without client id may only send what a handshake needs.
     awaits_identity: AtomicBool,
     /// Tells those who wait for the end of the connection.
-    pub(crate) ended: Notify,
+    pub(crate) closed_notify: Notify,
     /// Bytes read and written, for the idle clock.
     pub(crate) moved: AtomicU64,
 }
 
-impl Shared {
+impl SharedConnection {
     pub(crate) fn new(session: Session, peer: SocketAddr, local: SocketAddr) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         Self {
@@ -48,11 +48,11 @@ impl Shared {
             id: ConnectionId(NEXT.fetch_add(1, Ordering::Relaxed)),
             active: AtomicBool::new(true),
             draining: AtomicBool::new(false),
-            answers_full: AtomicBool::new(false),
+            recheck_read_pause: AtomicBool::new(false),
             filters_installed: AtomicBool::new(false),
             client_id: OnceLock::new(),
             awaits_identity: AtomicBool::new(false),
-            ended: Notify::new(),
+            closed_notify: Notify::new(),
             moved: AtomicU64::new(0),
         }
     }
@@ -61,7 +61,7 @@ impl Shared {
         self.active.store(false, Ordering::Release);
     }
 
-    pub(crate) fn moved(&self, bytes: usize) {
+    pub(crate) fn mark_active(&self, bytes: usize) {
         self.moved.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
@@ -69,7 +69,7 @@ impl Shared {
     pub(crate) fn update<T>(&self, change: impl FnOnce(&mut Session) -> T) -> T {
         let mut session = self.session.lock();
         let result = change(&mut session);
-        let driver = session.wake_driver();
+        let driver = session.take_driver_waker();
         drop(session);
         if let Some(driver) = driver {
             driver.wake();
@@ -79,7 +79,7 @@ impl Shared {
 
     /// From here on the peer is a stranger until it has a client id.
     #[cfg(feature = "auth")]
-    pub(crate) fn awaits_identity(&self) {
+    pub(crate) fn require_authentication(&self) {
         self.awaits_identity.store(true, Ordering::Relaxed);
     }
 
@@ -97,7 +97,7 @@ impl Shared {
     pub(super) fn install_filters(
         &self,
         session: &mut Session,
-        filters: Filters,
+        filters: FilterPair,
     ) -> Result<(), TransportError> {
         if !session.install_filters(filters) {
             let text = format!("filters refused: the connection to {} has some already", self.peer);
@@ -110,10 +110,10 @@ impl Shared {
     /// The peer is no stranger any more, and all that follows passes through filters, if there are
     /// some: both at once, so that nothing is sent or read in between.
     #[cfg(feature = "auth")]
-    pub(crate) fn authenticated(
+    pub(crate) fn set_authenticated(
         &self,
         id: String,
-        filters: Option<Filters>,
+        filters: Option<FilterPair>,
     ) -> Result<(), TransportError> {
         self.update(|session| {
             if let Some(filters) = filters {
@@ -123,7 +123,7 @@ impl Shared {
         })
     }
 
-    pub(crate) fn peer_is_stranger(&self) -> bool {
+    pub(crate) fn is_peer_unauthenticated(&self) -> bool {
         self.awaits_identity.load(Ordering::Relaxed) && self.client_id.get().is_none()
     }
 
@@ -141,7 +141,7 @@ impl Shared {
         self.draining.load(Ordering::Acquire)
     }
 
-    pub(crate) fn close(&self, closing: Closing) {
+    pub(crate) fn close(&self, closing: CloseRequest) {
         self.deactivate();
         self.update(|session| session.close(closing));
     }

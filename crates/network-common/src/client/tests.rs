@@ -3,19 +3,19 @@ use std::task::{Wake, Waker};
 
 use super::*;
 use crate::error::BoxError;
-use crate::session::{Outgoing, Output};
+use crate::session::{FilterOutput, WriteQueue};
 
 struct Idle;
 
 impl ByteFilter for Idle {
-    fn transform(&mut self, _: &[u8], _: &mut Output<'_>) -> Result<(), BoxError> {
+    fn transform(&mut self, _: &[u8], _: &mut FilterOutput<'_>) -> Result<(), BoxError> {
         Ok(())
     }
 }
 
 /// A driver that notes what it finds when it is woken.
 struct Driver {
-    shared: Arc<Shared>,
+    shared: Arc<SharedConnection>,
     found_both: AtomicBool,
 }
 
@@ -31,12 +31,12 @@ impl Wake for Driver {
 #[test]
 fn a_driver_that_is_woken_finds_filters_and_identity_in_force() {
     let peer = ([127, 0, 0, 1], 1).into();
-    let session = Session::new(peer, Outgoing::new(1 << 20, "spark.test.limit".into()));
-    let shared = Arc::new(Shared::new(session, peer, peer));
+    let session = Session::new(peer, WriteQueue::new(1 << 20, "spark.test.limit".into()));
+    let shared = Arc::new(SharedConnection::new(session, peer, peer));
     let driver =
         Arc::new(Driver { shared: Arc::clone(&shared), found_both: AtomicBool::new(false) });
-    shared.session.lock().driver_sleeps(Waker::from(Arc::clone(&driver)));
-    let filters = Filters { seal: Box::new(Idle), open: Box::new(Idle) };
-    shared.authenticated("app-1".to_owned(), Some(filters)).unwrap();
+    shared.session.lock().set_driver_waker(Waker::from(Arc::clone(&driver)));
+    let filters = FilterPair { seal_filter: Box::new(Idle), open_filter: Box::new(Idle) };
+    shared.set_authenticated("app-1".to_owned(), Some(filters)).unwrap();
     assert!(driver.found_both.load(Ordering::Relaxed));
 }

@@ -57,7 +57,9 @@ impl AuthConf {
     pub(super) fn set(&mut self, key: &str, own: &str, value: &str) -> Result<(), &'static str> {
         match own {
             ".sasl.timeout" => self.sasl_timeout = units::positive_time(value)?,
-            ".io.maxHandshakes" => self.max_handshakes = units::positive(value, 1 << 20)? as usize,
+            ".auth.maxHandshakes" => {
+                self.max_handshakes = units::positive(value, 1 << 20)? as usize
+            }
             _ => {}
         }
         match key {

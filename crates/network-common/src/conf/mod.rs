@@ -54,7 +54,7 @@ use crate::protocol::MAX_FRAME_PAYLOAD;
 ///
 /// | key | default | meaning |
 /// |---|---|---|
-/// | `spark.<m>.io.maxHandshakes` | 1024 | connections of a context's servers that are not authenticated yet; more are refused |
+/// | `spark.<m>.auth.maxHandshakes` | 1024 | connections of a context's servers that are not authenticated yet; more are refused |
 /// | `spark.network.crypto.legacyEngine` | false | clients speak the auth engine before Spark 3.2, servers accept it too (feature `legacy-auth`) |
 /// | `spark.<m>.io.maxRequestSize` | 256m | the longest request frame accepted from a peer (uploaded data does not count) |
 /// | `spark.<m>.io.maxWriteQueueSize` | 64m | bytes queued per connection before requests are refused and the peer's are no longer read |
@@ -249,8 +249,8 @@ impl TransportConf {
     }
 
     /// The full name of one of this module's settings, for error texts.
-    pub(crate) fn key(&self, name: &str) -> String {
-        format!("spark.{}.io.{name}", self.module)
+    pub(crate) fn setting_name(&self, name: &str) -> String {
+        format!("spark.{}.{name}", self.module)
     }
 
     /// `spark.<m>.io.mode`, else `spark.io.mode.default`.
@@ -265,12 +265,12 @@ impl TransportConf {
 
     /// `spark.<m>.io.connectionTimeout`; `None`: no limit.
     pub fn connection_timeout(&self) -> Option<Duration> {
-        limit(self.connection_timeout.unwrap_or(self.network_timeout))
+        non_zero(self.connection_timeout.unwrap_or(self.network_timeout))
     }
 
     /// `spark.<m>.io.connectionCreationTimeout`; `None`: no limit.
     pub fn connection_creation_timeout(&self) -> Option<Duration> {
-        self.connection_creation_timeout.map_or_else(|| self.connection_timeout(), limit)
+        self.connection_creation_timeout.map_or_else(|| self.connection_timeout(), non_zero)
     }
 
     /// `spark.<m>.io.backLog`.
@@ -347,11 +347,11 @@ impl TransportConf {
 
     /// `spark.<m>.io.tcpUserTimeout`; `None`: the system's.
     pub fn tcp_user_timeout(&self) -> Option<Duration> {
-        self.tcp_user_timeout.map_or_else(|| self.connection_timeout(), limit)
+        self.tcp_user_timeout.map_or_else(|| self.connection_timeout(), non_zero)
     }
 }
 
-fn limit(duration: Duration) -> Option<Duration> {
+fn non_zero(duration: Duration) -> Option<Duration> {
     (!duration.is_zero()).then_some(duration)
 }
 

@@ -7,7 +7,7 @@ use secrecy::SecretString;
 
 use super::units;
 
-const OWN: &str = "spark.ssl.rpc.";
+const RPC_PREFIX: &str = "spark.ssl.rpc.";
 const INHERITED: &str = "spark.ssl.";
 
 /// Settings of TLS, `spark.ssl.rpc.*` (auth 6): one set for all modules.
@@ -63,12 +63,12 @@ const INHERITED: &str = "spark.ssl.";
 /// ```
 #[derive(Debug, Clone, Default)]
 pub struct TlsConf {
-    own: Values,
-    inherited: Values,
+    own: TlsSettings,
+    inherited: TlsSettings,
 }
 
 #[derive(Debug, Clone, Default)]
-struct Values {
+struct TlsSettings {
     enabled: Option<bool>,
     protocol: Option<TlsProtocol>,
     enabled_algorithms: Option<Vec<String>>,
@@ -101,7 +101,7 @@ pub enum TlsProtocol {
     Any,
 }
 
-impl Values {
+impl TlsSettings {
     fn set(&mut self, name: &str, value: &str) -> Result<(), &'static str> {
         let password = || Some(SecretString::from(value));
         match name {
@@ -145,7 +145,7 @@ impl Values {
 
 impl TlsConf {
     pub(super) fn set(&mut self, key: &str, value: &str) -> Result<(), &'static str> {
-        if let Some(name) = key.strip_prefix(OWN) {
+        if let Some(name) = key.strip_prefix(RPC_PREFIX) {
             self.own.set(name, value)
         } else if let Some(name) = key.strip_prefix(INHERITED) {
             self.inherited.set(name, value)
@@ -154,14 +154,14 @@ impl TlsConf {
         }
     }
 
-    fn get<'a, T>(&'a self, value: impl Fn(&'a Values) -> Option<T>) -> Option<T> {
+    fn get<'a, T>(&'a self, value: impl Fn(&'a TlsSettings) -> Option<T>) -> Option<T> {
         value(&self.own).or_else(|| value(&self.inherited))
     }
 
     fn password(
         &self,
         variable: &str,
-        value: impl Fn(&Values) -> &Option<SecretString>,
+        value: impl Fn(&TlsSettings) -> &Option<SecretString>,
     ) -> Option<SecretString> {
         let from_environment = || {
             std::env::var(variable)

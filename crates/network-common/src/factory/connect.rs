@@ -11,7 +11,7 @@ use tokio::net::{TcpSocket, TcpStream, lookup_host};
 use tracing::Instrument;
 
 use crate::address::PeerAddress;
-use crate::channel::{Connection, Resources, Security, Stream, socket};
+use crate::channel::{ConnectionDriver, ConnectionResources, Handshaker, IoStream, socket};
 use crate::client::TransportClient;
 use crate::error::{ErrorKind, TransportError};
 use crate::handler::{RpcHandler, TransportClientBootstrap};
@@ -20,17 +20,17 @@ use crate::handler::{RpcHandler, TransportClientBootstrap};
 const SLOW_LOOKUP: Duration = Duration::from_secs(2);
 
 pub(super) struct Connector {
-    resources: Arc<Resources>,
+    resources: Arc<ConnectionResources>,
     /// An error: settings that ask for security cannot be met.
-    security: Result<Option<Arc<dyn Security>>, TransportError>,
+    security: Result<Option<Arc<dyn Handshaker>>, TransportError>,
     handler: Arc<dyn RpcHandler>,
     bootstraps: Vec<Arc<dyn TransportClientBootstrap>>,
 }
 
 impl Connector {
     pub(super) fn new(
-        resources: Arc<Resources>,
-        security: Result<Option<Arc<dyn Security>>, TransportError>,
+        resources: Arc<ConnectionResources>,
+        security: Result<Option<Arc<dyn Handshaker>>, TransportError>,
         handler: Arc<dyn RpcHandler>,
         bootstraps: Vec<Arc<dyn TransportClientBootstrap>>,
     ) -> Self {
@@ -51,7 +51,7 @@ impl Connector {
     ) -> Result<TransportClient, TransportError> {
         let result = self.try_connect(address).await;
         if let Err(error) = &result {
-            self.resources.metrics.failed(error);
+            self.resources.metrics.count_failure(error);
         }
         result
     }
@@ -67,11 +67,11 @@ impl Connector {
         };
         let security = self.security.as_ref().map_err(Clone::clone)?;
         let stream = match self.resources.conf.connection_creation_timeout() {
-            None => self.open(address).await.map_err(failed)?,
-            Some(limit) => tokio::time::timeout(limit, self.open(address))
+            None => self.dial(address).await.map_err(failed)?,
+            Some(limit) => tokio::time::timeout(limit, self.dial(address))
                 .await
                 .map_err(|elapsed| {
-                    let setting = self.resources.conf.key("connectionCreationTimeout");
+                    let setting = self.resources.conf.setting_name("io.connectionCreationTimeout");
                     let text = format!(
                         "Connecting to {address} timed out ({} ms). This timeout is controlled by {setting}",
                         limit.as_millis()
@@ -83,15 +83,15 @@ impl Connector {
                 .map_err(failed)?,
         };
         let mut connection =
-            Connection::new(stream, Arc::clone(&self.handler), Arc::clone(&self.resources))
+            ConnectionDriver::new(stream, Arc::clone(&self.handler), Arc::clone(&self.resources))
                 .map_err(failed)?;
         if let Some(security) = security
-            && let Err(error) = connection.secure(&**security, address).await
+            && let Err(error) = connection.handshake(&**security, address).await
         {
-            connection.give_up(&error).await;
+            connection.abort_handshake(&error).await;
             return Err(error);
         }
-        let client = TransportClient::owning(Arc::clone(connection.shared()));
+        let client = TransportClient::outgoing(Arc::clone(connection.shared()));
         // The first bootstrap's handler is the outermost.
         for bootstrap in self.bootstraps.iter().rev() {
             let handler =
@@ -118,27 +118,29 @@ impl Connector {
     }
 
     /// Tries the resolved addresses in turn.
-    async fn open(&self, address: &PeerAddress) -> io::Result<Stream> {
+    async fn dial(&self, address: &PeerAddress) -> io::Result<IoStream> {
         if let Some(network) = &self.resources.network {
-            return network.connect(address.lookup_host(), address.port()).map(Stream::Memory);
+            return network
+                .connect(address.unbracketed_host(), address.port())
+                .map(IoStream::Memory);
         }
         let begun = Instant::now();
-        let addresses = lookup_host((address.lookup_host(), address.port())).await?;
+        let addresses = lookup_host((address.unbracketed_host(), address.port())).await?;
         if begun.elapsed() > SLOW_LOOKUP {
             tracing::warn!(peer = %address, took = ?begun.elapsed(), "resolving a peer's name is slow");
         }
         let mut failure =
             io::Error::new(io::ErrorKind::NotFound, "the name resolves to no address");
         for address in addresses {
-            match self.open_one(address).await {
-                Ok(stream) => return Ok(Stream::Tcp(stream)),
+            match self.dial_one(address).await {
+                Ok(stream) => return Ok(IoStream::Tcp(stream)),
                 Err(error) => failure = error,
             }
         }
         Err(failure)
     }
 
-    async fn open_one(&self, address: SocketAddr) -> io::Result<TcpStream> {
+    async fn dial_one(&self, address: SocketAddr) -> io::Result<TcpStream> {
         let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
         let conf = &self.resources.conf;
         socket::configure_new(&socket, conf)?;

@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use self::connect::Connector;
-use self::slot::Slot;
+use self::slot::PoolSlot;
 use crate::address::PeerAddress;
-use crate::channel::{Resources, Security};
+use crate::channel::{ConnectionResources, Handshaker};
 use crate::client::TransportClient;
 use crate::error::{ErrorKind, TransportError};
 use crate::handler::{RpcHandler, TransportClientBootstrap};
@@ -24,9 +24,9 @@ use crate::handler::{RpcHandler, TransportClientBootstrap};
 /// Cheap to clone. Its pooled connections are closed by [`close`](Self::close), or when the last
 /// clone is dropped; unmanaged ones belong to their caller.
 #[derive(Clone)]
-pub struct TransportClientFactory(Arc<Factory>);
+pub struct TransportClientFactory(Arc<FactoryInner>);
 
-struct Factory {
+struct FactoryInner {
     connector: Arc<Connector>,
     /// `None` once closed.
     pools: Mutex<Option<HashMap<PeerAddress, Arc<Pool>>>>,
@@ -34,27 +34,27 @@ struct Factory {
 
 /// The connections to one address.
 struct Pool {
-    slots: Vec<Slot>,
+    slots: Vec<PoolSlot>,
     last_failure: Mutex<Option<Instant>>,
 }
 
 impl Pool {
     /// Whether it holds a connection, an attempt, or a failure that is younger than `window`.
-    fn is_of_use(&self, window: Duration) -> bool {
+    fn is_occupied(&self, window: Duration) -> bool {
         self.last_failure.lock().is_some_and(|last| last.elapsed() < window)
-            || self.slots.iter().any(Slot::is_of_use)
+            || self.slots.iter().any(PoolSlot::is_occupied)
     }
 }
 
 impl TransportClientFactory {
     pub(crate) fn new(
-        resources: Arc<Resources>,
-        security: Result<Option<Arc<dyn Security>>, TransportError>,
+        resources: Arc<ConnectionResources>,
+        security: Result<Option<Arc<dyn Handshaker>>, TransportError>,
         handler: Arc<dyn RpcHandler>,
         bootstraps: Vec<Arc<dyn TransportClientBootstrap>>,
     ) -> Self {
         let connector = Arc::new(Connector::new(resources, security, handler, bootstraps));
-        Self(Arc::new(Factory { connector, pools: Mutex::new(Some(HashMap::new())) }))
+        Self(Arc::new(FactoryInner { connector, pools: Mutex::new(Some(HashMap::new())) }))
     }
 
     /// A connection to `address` from the pool: one of its slots, drawn at random, which is
@@ -98,7 +98,7 @@ impl TransportClientFactory {
     ) -> Result<TransportClient, TransportError> {
         let address = address.into();
         if self.0.pools.lock().is_none() {
-            return Err(closed(&address));
+            return Err(closed_error(&address));
         }
         self.0.connector.connect(&address).await
     }
@@ -120,7 +120,7 @@ impl TransportClientFactory {
             1 => 0,
             count => rand::random_range(0..count),
         };
-        if let Some(client) = pool.slots[slot].active() {
+        if let Some(client) = pool.slots[slot].active_client() {
             return Ok(client);
         }
         if fast_fail {
@@ -142,23 +142,24 @@ impl TransportClientFactory {
             .await?;
         if self.0.pools.lock().is_none() {
             connected.close();
-            return Err(closed(&address));
+            return Err(closed_error(&address));
         }
         Ok(connected)
     }
 
     fn pool(&self, address: &PeerAddress) -> Result<Arc<Pool>, TransportError> {
         let mut pools = self.0.pools.lock();
-        let pools = pools.as_mut().ok_or_else(|| closed(address))?;
+        let pools = pools.as_mut().ok_or_else(|| closed_error(address))?;
         if let Some(pool) = pools.get(address) {
             return Ok(Arc::clone(pool));
         }
         if pools.len() == pools.capacity() {
             // Before it grows: addresses that are gone must not add up.
             let window = self.0.connector.retry_wait();
-            pools.retain(|_, pool| Arc::strong_count(pool) > 1 || pool.is_of_use(window));
+            pools.retain(|_, pool| Arc::strong_count(pool) > 1 || pool.is_occupied(window));
         }
-        let slots = (0..self.0.connector.connections_per_peer()).map(|_| Slot::default()).collect();
+        let slots =
+            (0..self.0.connector.connections_per_peer()).map(|_| PoolSlot::default()).collect();
         let pool = Arc::new(Pool { slots, last_failure: Mutex::new(None) });
         pools.insert(address.clone(), Arc::clone(&pool));
         Ok(pool)
@@ -181,16 +182,16 @@ impl TransportClientFactory {
     }
 }
 
-impl Factory {
+impl FactoryInner {
     fn close(&self) {
         let pools = self.pools.lock().take();
         for pool in pools.into_iter().flat_map(HashMap::into_values) {
-            pool.slots.iter().for_each(Slot::close);
+            pool.slots.iter().for_each(PoolSlot::close);
         }
     }
 }
 
-impl Drop for Factory {
+impl Drop for FactoryInner {
     fn drop(&mut self) {
         self.close();
     }
@@ -203,7 +204,7 @@ impl fmt::Debug for TransportClientFactory {
     }
 }
 
-fn closed(address: &PeerAddress) -> TransportError {
+fn closed_error(address: &PeerAddress) -> TransportError {
     TransportError::new(
         ErrorKind::Closed,
         format!("cannot connect to {address}: the client factory is closed"),

@@ -9,25 +9,25 @@ use parking_lot::Mutex;
 use crate::client::TransportClient;
 use crate::error::{ErrorKind, TransportError};
 
-type Attempt = Shared<BoxFuture<'static, Result<TransportClient, TransportError>>>;
+type ConnectAttempt = Shared<BoxFuture<'static, Result<TransportClient, TransportError>>>;
 
 #[derive(Default)]
-pub(super) struct Slot {
-    state: Mutex<State>,
+pub(super) struct PoolSlot {
+    state: Mutex<SlotState>,
 }
 
 #[derive(Default)]
-struct State {
+struct SlotState {
     client: Option<TransportClient>,
-    attempt: Option<Attempt>,
+    attempt: Option<ConnectAttempt>,
 }
 
-impl Slot {
+impl PoolSlot {
     /// The connection, if it can be used. It counts as just used, so that the idle clock does not
     /// close it meanwhile.
-    pub(super) fn active(&self) -> Option<TransportClient> {
+    pub(super) fn active_client(&self) -> Option<TransportClient> {
         let client = self.state.lock().client.clone()?;
-        client.touch().then_some(client)
+        client.mark_used().then_some(client)
     }
 
     /// The connection, made by `connect` unless somebody is at it already. The attempt runs on a
@@ -39,8 +39,8 @@ impl Slot {
     {
         let attempt = {
             let mut state = self.state.lock();
-            state.settle();
-            if let Some(client) = state.client.clone().filter(TransportClient::touch) {
+            state.finish_attempt();
+            if let Some(client) = state.client.clone().filter(TransportClient::mark_used) {
                 return Ok(client);
             }
             match &state.attempt {
@@ -58,19 +58,19 @@ impl Slot {
             }
         };
         let result = attempt.clone().await;
-        self.state.lock().settle();
+        self.state.lock().finish_attempt();
         result
     }
 
     /// Whether there is a connection that is not known to have ended, or an attempt.
-    pub(super) fn is_of_use(&self) -> bool {
+    pub(super) fn is_occupied(&self) -> bool {
         let state = self.state.lock();
         state.attempt.is_some() || state.client.as_ref().is_some_and(TransportClient::is_active)
     }
 
     pub(super) fn close(&self) {
         let mut state = self.state.lock();
-        state.settle();
+        state.finish_attempt();
         if let Some(client) = state.client.take() {
             client.close();
         }
@@ -78,9 +78,9 @@ impl Slot {
     }
 }
 
-impl State {
+impl SlotState {
     /// Puts the outcome of a finished attempt in place; also of one whose callers have all gone.
-    fn settle(&mut self) {
+    fn finish_attempt(&mut self) {
         // Polled, not peeked at: when all callers have gone, nobody has taken the outcome out of
         // its task yet.
         if let Some(outcome) = self.attempt.clone().and_then(FutureExt::now_or_never) {

@@ -9,7 +9,7 @@ use futures::future::BoxFuture;
 use std::sync::Arc;
 
 pub use callback::{MergedBlockMetaCallback, RpcResponseCallback};
-pub(crate) use callback::{error_text, too_large};
+pub(crate) use callback::{check_frame_len, cut_error};
 pub use one_for_one::{OneForOneStreamManager, StreamOptions};
 
 use crate::buffer::ManagedBuffer;
@@ -67,17 +67,20 @@ pub trait RpcHandler: Send + Sync + 'static {
     }
 
     /// A connection is ready, on either side. Called before anything of it is read.
-    fn channel_active(&self, client: &TransportClient) {
+    #[doc(alias = "channelActive")]
+    fn on_connected(&self, client: &TransportClient) {
         let _ = client;
     }
 
     /// A connection that was active has ended.
-    fn channel_inactive(&self, client: &TransportClient) {
+    #[doc(alias = "channelInactive")]
+    fn on_disconnected(&self, client: &TransportClient) {
         let _ = client;
     }
 
-    /// A connection ends because of an error; [`channel_inactive`](Self::channel_inactive) follows.
-    fn exception_caught(&self, error: &TransportError, client: &TransportClient) {
+    /// A connection ends because of an error; [`on_disconnected`](Self::on_disconnected) follows.
+    #[doc(alias = "exceptionCaught")]
+    fn on_network_error(&self, error: &TransportError, client: &TransportClient) {
         let _ = (error, client);
     }
 }

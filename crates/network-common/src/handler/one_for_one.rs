@@ -30,15 +30,15 @@ type Chunks = Box<dyn Iterator<Item = Chunk> + Send>;
 /// ```
 #[derive(Default)]
 pub struct OneForOneStreamManager {
-    state: Mutex<State>,
+    state: Mutex<StreamTable>,
 }
 
-struct State {
+struct StreamTable {
     next_id: i64,
     streams: HashMap<i64, Arc<StreamState>>,
 }
 
-impl Default for State {
+impl Default for StreamTable {
     /// Ids start at random, so that those of a restarted server are not mistaken for its old ones.
     fn default() -> Self {
         Self { next_id: rand::random::<i64>() & i64::MAX, streams: HashMap::new() }
@@ -48,11 +48,11 @@ impl Default for State {
 struct StreamState {
     options: StreamOptions,
     /// The user's code runs under this lock, and under no other.
-    rest: Mutex<Rest>,
+    rest: Mutex<RemainingChunks>,
 }
 
 /// What was not yet handed out.
-struct Rest {
+struct RemainingChunks {
     chunks: std::iter::Peekable<Chunks>,
     next_index: i32,
 }
@@ -113,13 +113,13 @@ impl OneForOneStreamManager {
         let mut state = self.state.lock();
         let id = state.next_id;
         state.next_id = id.wrapping_add(1) & i64::MAX;
-        let rest = Mutex::new(Rest { chunks: chunks.peekable(), next_index: 0 });
+        let rest = Mutex::new(RemainingChunks { chunks: chunks.peekable(), next_index: 0 });
         state.streams.insert(id, Arc::new(StreamState { options, rest }));
         id
     }
 
     /// How many streams have chunks left.
-    pub fn streams(&self) -> usize {
+    pub fn stream_count(&self) -> usize {
         self.state.lock().streams.len()
     }
 
@@ -243,6 +243,6 @@ impl StreamManager for OneForOneStreamManager {
 
 impl fmt::Debug for OneForOneStreamManager {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("OneForOneStreamManager").field("streams", &self.streams()).finish()
+        f.debug_struct("OneForOneStreamManager").field("streams", &self.stream_count()).finish()
     }
 }

@@ -19,19 +19,19 @@ const PREALLOCATE_MAX: u64 = 64 << 20;
 const PIECE: u64 = 256 << 10;
 
 #[derive(Debug)]
-pub(super) struct Body {
+pub(super) struct BodyDecoder {
     /// Bytes that have not arrived yet.
     missing: u64,
     buffer: Vec<u8>,
     filled: usize,
-    plan: Plan,
+    plan: BodyMode,
     pool: Arc<BufferPool>,
     /// Whether buffers of this size will be needed again. Those of requests start small and grow.
     recycled: bool,
 }
 
 #[derive(Debug)]
-enum Plan {
+enum BodyMode {
     /// `None` once the message has been handed out.
     Collect(Option<Message<()>>),
     Stream {
@@ -40,7 +40,7 @@ enum Plan {
     Discard,
 }
 
-impl Body {
+impl BodyDecoder {
     /// Gathers the whole body. `expected`: we asked for it, so its announced length can be trusted.
     pub(super) fn collect(
         message: Message<()>,
@@ -55,7 +55,7 @@ impl Body {
             missing: length,
             buffer,
             filled: 0,
-            plan: Plan::Collect(Some(message)),
+            plan: BodyMode::Collect(Some(message)),
             pool,
             recycled,
         }
@@ -66,7 +66,7 @@ impl Body {
             missing: length,
             buffer: Vec::new(),
             filled: 0,
-            plan: Plan::Stream { ended: false },
+            plan: BodyMode::Stream { ended: false },
             pool,
             recycled: true,
         }
@@ -77,7 +77,7 @@ impl Body {
             missing: length,
             buffer: Vec::new(),
             filled: 0,
-            plan: Plan::Discard,
+            plan: BodyMode::Discard,
             pool,
             recycled: false,
         }
@@ -91,7 +91,7 @@ impl Body {
     /// over.
     pub(super) fn next_event(&mut self, input: &mut &[u8]) -> Option<Event> {
         match &mut self.plan {
-            Plan::Collect(message) => {
+            BodyMode::Collect(message) => {
                 while self.missing > 0 && !input.is_empty() {
                     let room = room(&mut self.buffer, self.filled, self.missing);
                     let count = room.len().min(input.len());
@@ -106,16 +106,16 @@ impl Body {
                 let message = message.take()?;
                 Some(Event::Message(message.with_body(self.take_filled())))
             }
-            Plan::Stream { ended } => {
+            BodyMode::Stream { ended } => {
                 if self.filled > 0 {
-                    return Some(Event::Piece(self.take_filled()));
+                    return Some(Event::BodyPiece(self.take_filled()));
                 }
                 let count = input.len().min(usize::try_from(self.missing).unwrap_or(usize::MAX));
                 if count > 0 {
                     let piece = Bytes::copy_from_slice(&input[..count]);
                     *input = &input[count..];
                     self.missing -= count as u64;
-                    return Some(Event::Piece(piece));
+                    return Some(Event::BodyPiece(piece));
                 }
                 if self.missing == 0 && !*ended {
                     *ended = true;
@@ -123,7 +123,7 @@ impl Body {
                 }
                 None
             }
-            Plan::Discard => {
+            BodyMode::Discard => {
                 let count = input.len().min(usize::try_from(self.missing).unwrap_or(usize::MAX));
                 *input = &input[count..];
                 self.missing -= count as u64;
@@ -133,13 +133,13 @@ impl Body {
     }
 
     /// Where the socket may write body bytes directly, if that pays.
-    pub(super) fn direct(&mut self) -> Option<&mut [u8]> {
+    pub(super) fn body_buf_mut(&mut self) -> Option<&mut [u8]> {
         if self.missing < DIRECT_MIN {
             return None;
         }
         match self.plan {
-            Plan::Collect(_) => Some(room(&mut self.buffer, self.filled, self.missing)),
-            Plan::Stream { .. } => {
+            BodyMode::Collect(_) => Some(room(&mut self.buffer, self.filled, self.missing)),
+            BodyMode::Stream { .. } => {
                 if self.buffer.is_empty() {
                     self.buffer = self.pool.take(self.missing.min(PIECE) as usize);
                 }
@@ -148,11 +148,11 @@ impl Body {
                     end.min(self.filled + usize::try_from(self.missing).unwrap_or(usize::MAX));
                 Some(&mut self.buffer[self.filled..limit])
             }
-            Plan::Discard => None,
+            BodyMode::Discard => None,
         }
     }
 
-    pub(super) fn direct_filled(&mut self, count: usize) {
+    pub(super) fn advance_body(&mut self, count: usize) {
         self.filled += count;
         self.missing -= count as u64;
     }
@@ -175,10 +175,10 @@ impl Body {
 }
 
 /// Done, or cut off: a buffer that was not handed out is of use to others.
-impl Drop for Body {
+impl Drop for BodyDecoder {
     fn drop(&mut self) {
         if self.recycled {
-            self.pool.put(std::mem::take(&mut self.buffer));
+            self.pool.recycle(std::mem::take(&mut self.buffer));
         }
     }
 }

@@ -4,15 +4,15 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::body::Body;
-use super::message::{LENGTH_FIELD, Message, fixed_head, is_request_type};
+use super::body::BodyDecoder;
+use super::message::{LENGTH_FIELD, Message, fixed_header_len, is_request_type};
 use super::{MAX_FRAME_PAYLOAD, ProtocolError};
-use crate::buffer::{BufferPool, copy_of};
+use crate::buffer::{BufferPool, copy_to_bytes};
 
 /// Frames up to this size are decoded in one piece; larger ones hand their header on first.
 const SMALL_FRAME: usize = 4 << 10;
 /// Limit for what must be held together before it can be decoded: all fields in front of a body.
-const MAX_HEAD: u64 = 16 << 20;
+const MAX_HEADER: u64 = 16 << 20;
 
 /// What one decoding step yields.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,7 +30,7 @@ pub enum Event {
         length: u64,
     },
     /// A piece of a streamed body, in order; never empty.
-    Piece(Bytes),
+    BodyPiece(Bytes),
     /// The streamed body is complete.
     BodyEnd,
 }
@@ -67,16 +67,16 @@ pub struct FrameDecoder {
     pool: Arc<BufferPool>,
     /// The start of an unfinished frame.
     partial: Vec<u8>,
-    state: State,
+    state: DecoderState,
     /// Nothing was decoded yet: a wrong start means another protocol.
-    fresh: bool,
+    is_first_frame: bool,
 }
 
 #[derive(Debug)]
-enum State {
-    Frame,
-    Undecided { message: Message<()>, length: u64 },
-    Body(Body),
+enum DecoderState {
+    Header,
+    AwaitingBodyMode { message: Message<()>, length: u64 },
+    Body(BodyDecoder),
 }
 
 impl Default for FrameDecoder {
@@ -92,7 +92,13 @@ impl FrameDecoder {
     }
 
     pub(crate) fn with_pool(limits: Arc<FrameLimits>, pool: Arc<BufferPool>) -> Self {
-        Self { limits, pool, partial: Vec::new(), state: State::Frame, fresh: true }
+        Self {
+            limits,
+            pool,
+            partial: Vec::new(),
+            state: DecoderState::Header,
+            is_first_frame: true,
+        }
     }
 
     /// The next event from the front of `input`, which is advanced past what was used.
@@ -103,17 +109,17 @@ impl FrameDecoder {
     pub fn next_event(&mut self, input: &mut &[u8]) -> Result<Option<Event>, ProtocolError> {
         loop {
             match &mut self.state {
-                State::Frame => match self.next_frame(input)? {
+                DecoderState::Header => match self.next_frame(input)? {
                     Some(event) => return Ok(Some(event)),
                     None => return Ok(None),
                 },
-                State::Undecided { .. } => self.discard_body(),
-                State::Body(body) => {
+                DecoderState::AwaitingBodyMode { .. } => self.discard_body(),
+                DecoderState::Body(body) => {
                     let event = body.next_event(input);
                     if matches!(event, Some(Event::BodyEnd | Event::Message(_)))
                         || (event.is_none() && body.missing() == 0)
                     {
-                        self.state = State::Frame;
+                        self.state = DecoderState::Header;
                     }
                     if event.is_some() {
                         return Ok(event);
@@ -131,23 +137,25 @@ impl FrameDecoder {
     /// part of their message: those of [`StreamResponse`](Message::StreamResponse) and
     /// [`UploadStream`](Message::UploadStream) would be gathered for nothing.
     pub fn collect_body(&mut self, expected: bool) {
-        self.decide(|message, length, pool| Body::collect(message, length, expected, pool));
+        self.start_body(|message, length, pool| {
+            BodyDecoder::collect(message, length, expected, pool)
+        });
     }
 
     /// Yield the announced body in pieces.
     pub fn stream_body(&mut self) {
-        self.decide(|_, length, pool| Body::stream(length, pool));
+        self.start_body(|_, length, pool| BodyDecoder::stream(length, pool));
     }
 
     /// Skip the announced body.
     pub fn discard_body(&mut self) {
-        self.decide(|_, length, pool| Body::discard(length, pool));
+        self.start_body(|_, length, pool| BodyDecoder::discard(length, pool));
     }
 
-    fn decide(&mut self, plan: impl FnOnce(Message<()>, u64, Arc<BufferPool>) -> Body) {
-        match std::mem::replace(&mut self.state, State::Frame) {
-            State::Undecided { message, length } => {
-                self.state = State::Body(plan(message, length, Arc::clone(&self.pool)));
+    fn start_body(&mut self, plan: impl FnOnce(Message<()>, u64, Arc<BufferPool>) -> BodyDecoder) {
+        match std::mem::replace(&mut self.state, DecoderState::Header) {
+            DecoderState::AwaitingBodyMode { message, length } => {
+                self.state = DecoderState::Body(plan(message, length, Arc::clone(&self.pool)));
             }
             decided => self.state = decided,
         }
@@ -155,22 +163,22 @@ impl FrameDecoder {
 
     /// Where the socket may write the next bytes directly; [`direct_filled`](Self::direct_filled)
     /// must be told. `None`: read elsewhere and call [`next_event`](Self::next_event).
-    pub(crate) fn direct(&mut self) -> Option<&mut [u8]> {
+    pub(crate) fn body_buf_mut(&mut self) -> Option<&mut [u8]> {
         match &mut self.state {
-            State::Body(body) => body.direct(),
+            DecoderState::Body(body) => body.body_buf_mut(),
             _ => None,
         }
     }
 
     /// Whether some of a body is still to come.
     pub(crate) fn is_in_body(&self) -> bool {
-        matches!(self.state, State::Body(_))
+        matches!(self.state, DecoderState::Body(_))
     }
 
     /// `count` bytes were written to the front of what [`direct`](Self::direct) returned.
-    pub(crate) fn direct_filled(&mut self, count: usize) {
-        if let State::Body(body) = &mut self.state {
-            body.direct_filled(count);
+    pub(crate) fn advance_body(&mut self, count: usize) {
+        if let DecoderState::Body(body) = &mut self.state {
+            body.advance_body(count);
         }
     }
 
@@ -180,11 +188,11 @@ impl FrameDecoder {
     /// [`ProtocolError::UnexpectedEnd`] if that is in the middle of something.
     pub fn finish(&self) -> Result<(), ProtocolError> {
         let missing = match &self.state {
-            State::Frame if self.partial.is_empty() => return Ok(()),
-            State::Frame => 1,
-            State::Undecided { length, .. } => *length,
-            State::Body(body) if body.missing() == 0 => return Ok(()),
-            State::Body(body) => body.missing(),
+            DecoderState::Header if self.partial.is_empty() => return Ok(()),
+            DecoderState::Header => 1,
+            DecoderState::AwaitingBodyMode { length, .. } => *length,
+            DecoderState::Body(body) if body.missing() == 0 => return Ok(()),
+            DecoderState::Body(body) => body.missing(),
         };
         Err(ProtocolError::UnexpectedEnd { missing })
     }
@@ -192,7 +200,7 @@ impl FrameDecoder {
     fn next_frame(&mut self, input: &mut &[u8]) -> Result<Option<Event>, ProtocolError> {
         loop {
             let have: &[u8] = if self.partial.is_empty() { input } else { &self.partial };
-            let need = self.required(have)?;
+            let need = self.required_len(have)?;
             if have.len() >= need {
                 break;
             }
@@ -203,7 +211,7 @@ impl FrameDecoder {
                 return Ok(None);
             }
         }
-        self.fresh = false;
+        self.is_first_frame = false;
         let from_input = self.partial.is_empty();
         let have: &[u8] = if from_input { input } else { &self.partial };
         let (event, used) = decode(have)?;
@@ -215,21 +223,26 @@ impl FrameDecoder {
             self.partial = Vec::new();
         }
         if let Event::BodyStart { message, length } = &event {
-            self.state = State::Undecided { message: message.clone(), length: *length };
+            self.state =
+                DecoderState::AwaitingBodyMode { message: message.clone(), length: *length };
         }
         Ok(Some(event))
     }
 
     /// How many bytes of the frame that starts with `have` are needed for the next step. Every
     /// limit is checked here, before anything is held on to.
-    fn required(&self, have: &[u8]) -> Result<usize, ProtocolError> {
+    fn required_len(&self, have: &[u8]) -> Result<usize, ProtocolError> {
         let Some((length, rest)) = have.split_first_chunk::<LENGTH_FIELD>() else {
             return Ok(LENGTH_FIELD);
         };
         let payload = match payload_length(*length) {
             Ok(payload) => payload,
             Err(error) => {
-                return Err(if self.fresh { foreign(*length).unwrap_or(error) } else { error });
+                return Err(if self.is_first_frame {
+                    detect_foreign_protocol(*length).unwrap_or(error)
+                } else {
+                    error
+                });
             }
         };
         let Some(&kind) = rest.first() else {
@@ -245,10 +258,10 @@ impl FrameDecoder {
                 setting: self.limits.max_request_setting.clone(),
             });
         }
-        match fixed_head(kind) {
+        match fixed_header_len(kind) {
             Some(head) if payload > SMALL_FRAME as u64 => Ok(LENGTH_FIELD + head),
-            None if payload > MAX_HEAD => {
-                Err(ProtocolError::HeaderTooLarge { size: payload, limit: MAX_HEAD })
+            None if payload > MAX_HEADER => {
+                Err(ProtocolError::HeaderTooLarge { size: payload, limit: MAX_HEADER })
             }
             // At most MAX_HEAD, so it fits.
             _ => Ok(LENGTH_FIELD + payload as usize),
@@ -264,14 +277,14 @@ fn decode(have: &[u8]) -> Result<(Event, usize), ProtocolError> {
     let payload = payload_length(*length)?;
     let in_hand = usize::try_from(payload).unwrap_or(usize::MAX).min(rest.len());
     let kind = rest.first().copied().unwrap_or_default();
-    if let (Some(head), true) = (fixed_head(kind), payload > SMALL_FRAME as u64) {
+    if let (Some(head), true) = (fixed_header_len(kind), payload > SMALL_FRAME as u64) {
         let message = Message::decode(rest.get(..head).unwrap_or(rest), |_| ())?;
         return Ok((
             Event::BodyStart { message, length: payload - head as u64 },
             LENGTH_FIELD + head,
         ));
     }
-    let event = match Message::decode(&rest[..in_hand], copy_of)? {
+    let event = match Message::decode(&rest[..in_hand], copy_to_bytes)? {
         message @ (Message::StreamResponse { byte_count, .. }
         | Message::UploadStream { byte_count, .. })
             if byte_count > 0 =>
@@ -296,7 +309,7 @@ fn payload_length(field: [u8; LENGTH_FIELD]) -> Result<u64, ProtocolError> {
 }
 
 /// Protocols whose first bytes are seen on a wrong port, so that the error can name them.
-fn foreign(start: [u8; LENGTH_FIELD]) -> Option<ProtocolError> {
+fn detect_foreign_protocol(start: [u8; LENGTH_FIELD]) -> Option<ProtocolError> {
     const METHODS: [&[u8]; 8] =
         [b"GET ", b"POST ", b"PUT ", b"HEAD ", b"DELETE ", b"OPTIONS ", b"CONNECT ", b"PATCH "];
     let name =

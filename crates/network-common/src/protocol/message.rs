@@ -2,7 +2,7 @@
 
 use bytes::{BufMut, Bytes};
 
-use super::primitives::{Reader, put_byte_array, put_string};
+use super::primitives::{FieldReader, put_byte_array, put_string};
 use super::{MAX_FRAME_PAYLOAD, ProtocolError};
 
 /// Length of the length field in front of every frame.
@@ -65,7 +65,7 @@ pub struct MergedBlockMetaRequest {
 }
 
 impl<B> Message<B> {
-    fn type_byte(&self) -> u8 {
+    fn message_type(&self) -> u8 {
         match self {
             Self::ChunkFetchRequest { .. } => 0x00,
             Self::ChunkFetchSuccess { .. } => 0x01,
@@ -85,16 +85,16 @@ impl<B> Message<B> {
 
     /// Whether the peer asks something of this side (as opposed to answering it).
     pub fn is_request(&self) -> bool {
-        is_request_type(self.type_byte())
+        is_request_type(self.message_type())
     }
 
     /// Writes everything of the frame but the body: length, type and header fields.
     ///
     /// `body_len` is the length of the body *inside* the frame; 0 for types without one.
-    pub fn encode_head(&self, body_len: u64, out: &mut Vec<u8>) {
+    pub fn encode_header(&self, body_len: u64, out: &mut Vec<u8>) {
         let start = out.len();
         out.put_u64(0);
-        out.put_u8(self.type_byte());
+        out.put_u8(self.message_type());
         // The wire's own copy of the body length is ignored by every receiver, but Spark writes it
         // right (wire 2).
         let in_frame = i32::try_from(body_len).unwrap_or(i32::MAX);
@@ -185,7 +185,7 @@ impl<B> Message<B> {
         payload: &[u8],
         body: impl FnOnce(&[u8]) -> B,
     ) -> Result<Self, ProtocolError> {
-        let mut reader = Reader::new(payload);
+        let mut reader = FieldReader::new(payload);
         let kind = reader.byte("message type")?;
         Ok(match kind {
             0x00 => Self::ChunkFetchRequest {
@@ -253,7 +253,7 @@ impl<B> Message<B> {
 impl Message<()> {
     /// What to send when this response's body turns out to be unreadable before anything was
     /// written (wire 5). `None` for messages that have no failure twin.
-    pub(crate) fn failure_twin(self, error: String) -> Option<Self> {
+    pub(crate) fn to_failure(self, error: String) -> Option<Self> {
         Some(match self {
             Self::ChunkFetchSuccess { stream_id, chunk_index, .. } => {
                 Self::ChunkFetchFailure { stream_id, chunk_index, error }
@@ -282,7 +282,7 @@ impl Message<Bytes> {
             _ => &[],
         };
         let mut out = Vec::with_capacity(32 + body.len());
-        self.encode_head(body.len() as u64, &mut out);
+        self.encode_header(body.len() as u64, &mut out);
         let payload = (out.len() - LENGTH_FIELD + body.len()) as u64;
         if payload > MAX_FRAME_PAYLOAD {
             return Err(ProtocolError::FrameTooLarge(i64::try_from(payload).unwrap_or(i64::MAX)));
@@ -293,7 +293,7 @@ impl Message<Bytes> {
 }
 
 /// Types whose body stays in the frame, and the length of type byte and header in front of it.
-pub(crate) fn fixed_head(kind: u8) -> Option<usize> {
+pub(crate) fn fixed_header_len(kind: u8) -> Option<usize> {
     match kind {
         0x01 | 0x03 | 0x04 | 0x0c => Some(13),
         0x09 => Some(5),

@@ -31,7 +31,7 @@ pub use error::ProtocolError;
 pub use frame::{Event, FrameDecoder, FrameLimits};
 pub use message::{MergedBlockMetaRequest, Message};
 pub use primitives::{
-    Reader, put_bitmap, put_bitmap_array, put_byte_array, put_string, read_bitmaps,
+    FieldReader, put_bitmap, put_bitmap_array, put_byte_array, put_string, read_bitmaps,
 };
 
 /// The longest payload (type, header, in-frame body) a frame can have: one byte less than 2^31 - 1

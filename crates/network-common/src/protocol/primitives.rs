@@ -9,11 +9,11 @@ use super::ProtocolError;
 /// Checked reads from the front of a byte slice. No length is trusted before it is compared with
 /// what is left.
 #[derive(Debug, Clone)]
-pub struct Reader<'a> {
+pub struct FieldReader<'a> {
     rest: &'a [u8],
 }
 
-impl<'a> Reader<'a> {
+impl<'a> FieldReader<'a> {
     /// Reads from the start of `bytes`.
     pub fn new(bytes: &'a [u8]) -> Self {
         Self { rest: bytes }
@@ -158,6 +158,6 @@ pub fn put_bitmap_array(
 /// # Errors
 /// [`ProtocolError::BadBitmap`] when the bytes are something else.
 pub fn read_bitmaps(body: &Bytes, count: usize) -> Result<Vec<RoaringBitmap>, ProtocolError> {
-    let mut reader = Reader::new(body);
+    let mut reader = FieldReader::new(body);
     (0..count).map(|_| reader.bitmap()).collect()
 }

@@ -20,24 +20,24 @@ fn receive(
 ) -> (Bytes, usize) {
     let head = Message::ChunkFetchSuccess { stream_id: 1, chunk_index: 2, body: () };
     let mut wire = Vec::new();
-    head.encode_head(length as u64, &mut wire);
+    head.encode_header(length as u64, &mut wire);
     wire.extend((0..length).map(|index| (index * 31 % 251) as u8));
     let next = Message::<Bytes>::StreamRequest { stream_id: "next".into() };
     wire.extend(next.encode().unwrap());
 
     let mut decoder = FrameDecoder::with_pool(Arc::default(), Arc::clone(pool));
-    assert!(decoder.direct().is_none(), "only a body has a buffer");
+    assert!(decoder.body_buf_mut().is_none(), "only a body has a buffer");
     let (mut body, mut directly, mut ended) = (BytesMut::new(), 0, false);
     let mut rest = &wire[..];
     loop {
         let mut input: &[u8] = &[];
-        match (direct(), decoder.direct()) {
+        match (direct(), decoder.body_buf_mut()) {
             (true, Some(target)) => {
                 assert!(!target.is_empty(), "reading nothing looks like the end of the connection");
                 let count = step.min(target.len()).min(rest.len());
                 target[..count].copy_from_slice(&rest[..count]);
                 rest = &rest[count..];
-                decoder.direct_filled(count);
+                decoder.advance_body(count);
                 directly += count;
             }
             _ => (input, rest) = rest.split_at(step.min(rest.len())),
@@ -46,7 +46,7 @@ fn receive(
             match event {
                 Event::BodyStart { .. } if stream => decoder.stream_body(),
                 Event::BodyStart { .. } => decoder.collect_body(length % 2 == 0),
-                Event::Piece(piece) => body.extend_from_slice(&piece),
+                Event::BodyPiece(piece) => body.extend_from_slice(&piece),
                 Event::BodyEnd => ended = true,
                 Event::Message(Message::ChunkFetchSuccess { body: whole, .. }) if !stream => {
                     body.extend_from_slice(&whole);
@@ -96,18 +96,18 @@ fn frame_02_bodies_read_directly_are_the_same() {
 fn frame_04_a_small_piece_does_not_pin_a_large_buffer() {
     let mut head = Vec::new();
     Message::<()>::StreamResponse { stream_id: "s".into(), byte_count: 1 << 20 }
-        .encode_head(0, &mut head);
+        .encode_header(0, &mut head);
     let mut decoder = FrameDecoder::default();
     assert!(matches!(decoder.next_event(&mut &head[..]), Ok(Some(Event::BodyStart { .. }))));
     decoder.stream_body();
     let (mut buffers, mut kept) = (Vec::new(), Vec::new());
     for fill in 0..10 {
-        let target = decoder.direct().unwrap();
+        let target = decoder.body_buf_mut().unwrap();
         target[..100].fill(fill);
         buffers.push(target.as_ptr());
-        decoder.direct_filled(100);
+        decoder.advance_body(100);
         match decoder.next_event(&mut &b""[..]) {
-            Ok(Some(Event::Piece(piece))) => kept.push(piece),
+            Ok(Some(Event::BodyPiece(piece))) => kept.push(piece),
             other => panic!("{other:?}"),
         }
     }
@@ -120,16 +120,16 @@ fn frame_04_a_small_piece_does_not_pin_a_large_buffer() {
 fn frame_04_every_buffer_of_a_body_returns_to_the_pool() {
     let mut head = Vec::new();
     Message::<()>::StreamResponse { stream_id: "s".into(), byte_count: 100_000 }
-        .encode_head(0, &mut head);
+        .encode_header(0, &mut head);
     let pool = Arc::new(BufferPool::default());
     for cut in [false, true] {
         let mut decoder = FrameDecoder::with_pool(Arc::default(), Arc::clone(&pool));
         assert!(matches!(decoder.next_event(&mut &head[..]), Ok(Some(Event::BodyStart { .. }))));
         decoder.stream_body();
-        let buffer = decoder.direct().unwrap();
+        let buffer = decoder.body_buf_mut().unwrap();
         buffer[0] = 7;
-        decoder.direct_filled(100);
-        while let Ok(Some(Event::Piece(_))) = decoder.next_event(&mut &b""[..]) {}
+        decoder.advance_body(100);
+        while let Ok(Some(Event::BodyPiece(_))) = decoder.next_event(&mut &b""[..]) {}
         if !cut {
             let rest = vec![0; 99_900];
             let mut input = &rest[..];

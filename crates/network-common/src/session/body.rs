@@ -21,7 +21,7 @@ const PIECE_COST: usize = 96;
 const COLLECT_STEP: u64 = 64 << 20;
 
 #[derive(Debug, Default)]
-struct Pipe {
+struct BodyQueue {
     pieces: VecDeque<Bytes>,
     queued: usize,
     end: Option<Result<(), TransportError>>,
@@ -29,7 +29,7 @@ struct Pipe {
     /// Waits for the end only. Not the reader: that may be another task, which goes on reading.
     probe: Option<Waker>,
     writer: Option<Waker>,
-    reader_gone: bool,
+    is_receiver_dropped: bool,
     writer_gone: bool,
     /// The reader has taken every byte.
     drained: bool,
@@ -37,7 +37,7 @@ struct Pipe {
 
 /// The connection's end.
 #[derive(Debug)]
-pub(crate) struct PipeWriter(Arc<Mutex<Pipe>>);
+pub(crate) struct BodySender(Arc<Mutex<BodyQueue>>);
 
 /// The body of a stream or upload as it arrives: a [`Stream`] of pieces and an
 /// [`AsyncRead`](tokio::io::AsyncRead).
@@ -50,7 +50,7 @@ pub(crate) struct PipeWriter(Arc<Mutex<Pipe>>);
 /// to other requests come behind this body on the same connection. Read it promptly, or use a
 /// connection of its own.
 pub struct StreamBody {
-    pipe: Arc<Mutex<Pipe>>,
+    pipe: Arc<Mutex<BodyQueue>>,
     stream_id: String,
     length: u64,
     remaining: u64,
@@ -61,9 +61,10 @@ pub struct StreamBody {
 }
 
 /// A body of `length` bytes.
-pub(crate) fn pipe(stream_id: String, length: u64) -> (PipeWriter, StreamBody) {
+pub(crate) fn body_channel(stream_id: String, length: u64) -> (BodySender, StreamBody) {
     let end = (length == 0).then_some(Ok(()));
-    let pipe = Arc::new(Mutex::new(Pipe { end, drained: length == 0, ..Pipe::default() }));
+    let pipe =
+        Arc::new(Mutex::new(BodyQueue { end, drained: length == 0, ..BodyQueue::default() }));
     let body = StreamBody {
         pipe: Arc::clone(&pipe),
         stream_id,
@@ -72,14 +73,14 @@ pub(crate) fn pipe(stream_id: String, length: u64) -> (PipeWriter, StreamBody) {
         rest: Bytes::new(),
         _connection: None,
     };
-    (PipeWriter(pipe), body)
+    (BodySender(pipe), body)
 }
 
-impl PipeWriter {
+impl BodySender {
     /// Whether the next piece may come. When the reader has gone the rest is dropped as it comes.
-    pub(crate) fn poll_room(&self, context: &Context<'_>) -> Poll<()> {
+    pub(crate) fn poll_capacity(&self, context: &Context<'_>) -> Poll<()> {
         let mut pipe = self.0.lock();
-        if pipe.reader_gone || pipe.queued < PIPE_LIMIT {
+        if pipe.is_receiver_dropped || pipe.queued < PIPE_LIMIT {
             return Poll::Ready(());
         }
         pipe.writer = Some(context.waker().clone());
@@ -88,7 +89,7 @@ impl PipeWriter {
 
     pub(crate) fn push(&self, piece: Bytes) {
         let mut pipe = self.0.lock();
-        if pipe.reader_gone {
+        if pipe.is_receiver_dropped {
             return;
         }
         pipe.queued += piece.len() + PIECE_COST;
@@ -100,12 +101,12 @@ impl PipeWriter {
         self.0.lock().end = Some(result);
     }
 
-    pub(crate) fn probe(&self) -> DrainProbe {
-        DrainProbe(Arc::clone(&self.0))
+    pub(crate) fn probe(&self) -> BodyProgress {
+        BodyProgress(Arc::clone(&self.0))
     }
 }
 
-impl Drop for PipeWriter {
+impl Drop for BodySender {
     fn drop(&mut self) {
         let mut pipe = self.0.lock();
         pipe.writer_gone = true;
@@ -117,16 +118,16 @@ impl Drop for PipeWriter {
 
 /// Tells, also after the reader has gone, how far the body came.
 #[derive(Debug)]
-pub(crate) struct DrainProbe(Arc<Mutex<Pipe>>);
+pub(crate) struct BodyProgress(Arc<Mutex<BodyQueue>>);
 
-impl DrainProbe {
+impl BodyProgress {
     /// Whether the reader has taken every byte.
     pub(crate) fn drained(&self) -> bool {
         self.0.lock().drained
     }
 
     /// Waits until the whole body has arrived or was lost.
-    pub(crate) async fn arrived(&self) {
+    pub(crate) async fn wait_until_received(&self) {
         std::future::poll_fn(|context| {
             let mut pipe = self.0.lock();
             if pipe.end.is_some() || pipe.writer_gone {
@@ -220,7 +221,7 @@ impl StreamBody {
     }
 
     /// Holds on to `connection` as long as the body lives.
-    pub(crate) fn keep(&mut self, connection: impl Any + Send + Sync) {
+    pub(crate) fn keep_alive(&mut self, connection: impl Any + Send + Sync) {
         self._connection = Some(Box::new(connection));
     }
 
@@ -242,7 +243,7 @@ impl Stream for StreamBody {
 impl Drop for StreamBody {
     fn drop(&mut self) {
         let mut pipe = self.pipe.lock();
-        pipe.reader_gone = true;
+        pipe.is_receiver_dropped = true;
         pipe.pieces.clear();
         pipe.queued = 0;
         wake(pipe.writer.take(), pipe);
@@ -260,7 +261,7 @@ impl fmt::Debug for StreamBody {
 }
 
 /// Wakes outside the lock.
-fn wake(waker: Option<Waker>, guard: parking_lot::MutexGuard<'_, Pipe>) {
+fn wake(waker: Option<Waker>, guard: parking_lot::MutexGuard<'_, BodyQueue>) {
     drop(guard);
     if let Some(waker) = waker {
         waker.wake();

@@ -13,25 +13,25 @@ pub trait ByteFilter: Send {
     ///
     /// # Errors
     /// End the connection; nothing of `output` is used then.
-    fn transform(&mut self, input: &[u8], output: &mut Output<'_>) -> Result<(), BoxError>;
+    fn transform(&mut self, input: &[u8], output: &mut FilterOutput<'_>) -> Result<(), BoxError>;
 
     /// The same into memory of its own.
     ///
     /// # Errors
     /// Those of [`transform`](Self::transform).
-    fn transformed(&mut self, input: &[u8]) -> Result<Vec<u8>, BoxError> {
-        Output::collect(|output| self.transform(input, output))
+    fn transform_to_vec(&mut self, input: &[u8]) -> Result<Vec<u8>, BoxError> {
+        FilterOutput::collect(|output| self.transform(input, output))
     }
 
     /// Of the sealing direction: this side sends nothing more. Appends what tells the peer so. By
     /// default nothing does.
-    fn finish(&mut self, output: &mut Output<'_>) {
+    fn finish(&mut self, output: &mut FilterOutput<'_>) {
         let _ = output;
     }
 
     /// Of the opening direction: whether the peer has told that it sends nothing more.
-    fn end_mark(&self) -> EndMark {
-        EndMark::Unknown
+    fn close_notify(&self) -> CloseNotify {
+        CloseNotify::Unsupported
     }
 }
 
@@ -39,24 +39,24 @@ pub trait ByteFilter: Send {
 /// there whole, and behind that in a buffer that grows. What either held before is overwritten, not
 /// cleared first: that costs as much as a copy.
 #[derive(Debug)]
-pub struct Output<'a> {
+pub struct FilterOutput<'a> {
     place: &'a mut [u8],
     placed: usize,
     buffer: &'a mut Vec<u8>,
     buffered: usize,
 }
 
-impl<'a> Output<'a> {
+impl<'a> FilterOutput<'a> {
     pub(crate) fn new(place: &'a mut [u8], buffer: &'a mut Vec<u8>) -> Self {
         Self { place, placed: 0, buffer, buffered: 0 }
     }
 
     /// All that `write` leaves.
     pub(crate) fn collect<E>(
-        write: impl FnOnce(&mut Output<'_>) -> Result<(), E>,
+        write: impl FnOnce(&mut FilterOutput<'_>) -> Result<(), E>,
     ) -> Result<Vec<u8>, E> {
         let mut buffer = Vec::new();
-        let mut output = Output::new(&mut [], &mut buffer);
+        let mut output = FilterOutput::new(&mut [], &mut buffer);
         write(&mut output)?;
         let (_, length) = output.lengths();
         buffer.truncate(length);
@@ -100,7 +100,7 @@ impl<'a> Output<'a> {
 }
 
 /// Takes everything.
-impl io::Write for Output<'_> {
+impl io::Write for FilterOutput<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.extend_from_slice(bytes);
         Ok(bytes.len())
@@ -112,32 +112,32 @@ impl io::Write for Output<'_> {
 }
 
 /// Those of both directions of a connection.
-pub(crate) struct Filters {
-    pub(crate) seal: Box<dyn ByteFilter>,
-    pub(crate) open: Box<dyn ByteFilter>,
+pub(crate) struct FilterPair {
+    pub(crate) seal_filter: Box<dyn ByteFilter>,
+    pub(crate) open_filter: Box<dyn ByteFilter>,
 }
 
 /// Whether sealed bytes say where they end, so that it is noticed when somebody cuts them off.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum EndMark {
+pub enum CloseNotify {
     /// They do not: they end with the connection.
-    Unknown,
+    Unsupported,
     /// They do, but the mark has not come yet.
-    Missing,
+    Pending,
     /// It has come.
-    Seen,
+    Received,
 }
 
 /// Two filters as one: all that leaves `first` passes through `then`.
-pub(crate) struct Stack {
+pub(crate) struct FilterChain {
     first: Box<dyn ByteFilter>,
     then: Box<dyn ByteFilter>,
 }
 
-impl Stack {
+impl FilterChain {
     /// `then` alone if there is no `first`, and the other way round.
-    pub(crate) fn of(
+    pub(crate) fn join(
         first: Option<Box<dyn ByteFilter>>,
         then: Option<Box<dyn ByteFilter>>,
     ) -> Option<Box<dyn ByteFilter>> {
@@ -148,14 +148,14 @@ impl Stack {
     }
 }
 
-impl ByteFilter for Stack {
-    fn transform(&mut self, input: &[u8], output: &mut Output<'_>) -> Result<(), BoxError> {
-        let between = self.first.transformed(input)?;
+impl ByteFilter for FilterChain {
+    fn transform(&mut self, input: &[u8], output: &mut FilterOutput<'_>) -> Result<(), BoxError> {
+        let between = self.first.transform_to_vec(input)?;
         self.then.transform(&between, output)
     }
 
-    fn finish(&mut self, output: &mut Output<'_>) {
-        let Ok(between) = Output::collect(|between| {
+    fn finish(&mut self, output: &mut FilterOutput<'_>) {
+        let Ok(between) = FilterOutput::collect(|between| {
             self.first.finish(between);
             Ok::<_, std::convert::Infallible>(())
         });
@@ -165,8 +165,8 @@ impl ByteFilter for Stack {
         }
     }
 
-    fn end_mark(&self) -> EndMark {
+    fn close_notify(&self) -> CloseNotify {
         // What lies closer to the socket says it for both.
-        self.first.end_mark()
+        self.first.close_notify()
     }
 }

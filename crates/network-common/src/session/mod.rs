@@ -18,12 +18,12 @@ use std::task::Waker;
 use bytes::Bytes;
 
 pub use body::StreamBody;
-pub(crate) use body::{PipeWriter, pipe};
-pub use filter::{ByteFilter, EndMark, Output};
-pub(crate) use filter::{Filters, Stack};
-pub(crate) use outgoing::{Batch, BulkItem, Outgoing, Unwritten};
+pub(crate) use body::{BodySender, body_channel};
+pub use filter::{ByteFilter, CloseNotify, FilterOutput};
+pub(crate) use filter::{FilterChain, FilterPair};
+pub(crate) use outgoing::{Batch, BulkMessage, DiscardedFrames, WriteQueue};
 pub use requests::MergedBlockMeta;
-pub(crate) use requests::{Answer, Requests, StreamStart, Ticket};
+pub(crate) use requests::{PendingRequests, RequestKey, Response, StreamStart};
 
 use crate::buffer::ManagedBuffer;
 use crate::error::{ErrorKind, TransportError};
@@ -53,16 +53,16 @@ impl BulkRequest {
 
 /// How the driver is to end the connection.
 #[derive(Debug, Clone)]
-pub(crate) enum Closing {
+pub(crate) enum CloseRequest {
     /// Write what is queued first.
-    Flush(TransportError),
-    Now(TransportError),
+    AfterFlush(TransportError),
+    Immediate(TransportError),
 }
 
 pub(crate) struct Session {
     peer: SocketAddr,
-    pub(crate) requests: Requests,
-    pub(crate) outgoing: Outgoing,
+    pub(crate) requests: PendingRequests,
+    pub(crate) outgoing: WriteQueue,
     /// The peer's requests for the stream manager, oldest first.
     pending_bulk: VecDeque<(BulkRequest, bool)>,
     pending_names: usize,
@@ -71,49 +71,50 @@ pub(crate) struct Session {
     /// It has taken a request that is not answered yet.
     bulk_in_hand: bool,
     /// How many of the peer's requests were answered by handlers.
-    pub(crate) answered: u64,
+    pub(crate) responded: u64,
     /// A request was registered since the driver last looked at the clock.
-    pub(crate) requested: bool,
+    pub(crate) has_new_request: bool,
     /// Client bootstraps are running.
     pub(crate) bootstrapping: bool,
     filtered: bool,
     /// Filters that the driver has yet to take up.
-    pub(crate) seal: Option<Box<dyn ByteFilter>>,
-    pub(crate) open: Option<Box<dyn ByteFilter>>,
-    closing: Option<Closing>,
+    pub(crate) seal_filter: Option<Box<dyn ByteFilter>>,
+    pub(crate) open_filter: Option<Box<dyn ByteFilter>>,
+    closing: Option<CloseRequest>,
     closed: Option<TransportError>,
     /// Set while the driver sleeps.
     driver: Option<Waker>,
     /// Waiting for room in the write queue.
-    watchers: Vec<Waker>,
+    capacity_wakers: Vec<Waker>,
 }
 
 impl Session {
-    pub(crate) fn new(peer: SocketAddr, outgoing: Outgoing) -> Self {
+    pub(crate) fn new(peer: SocketAddr, outgoing: WriteQueue) -> Self {
         Self {
             peer,
-            requests: Requests::default(),
+            requests: PendingRequests::default(),
             outgoing,
             pending_bulk: VecDeque::new(),
             pending_names: 0,
             bulk_server_runs: false,
             bulk_in_hand: false,
-            answered: 0,
+            responded: 0,
             bootstrapping: false,
             filtered: false,
-            seal: None,
-            open: None,
-            requested: false,
+            seal_filter: None,
+            open_filter: None,
+            has_new_request: false,
             closing: None,
             closed: None,
             driver: None,
-            watchers: Vec::new(),
+            capacity_wakers: Vec::new(),
         }
     }
 
     fn check_open(&self) -> Result<(), TransportError> {
         match (&self.closed, &self.closing) {
-            (Some(error), _) | (None, Some(Closing::Flush(error) | Closing::Now(error))) => {
+            (Some(error), _)
+            | (None, Some(CloseRequest::AfterFlush(error) | CloseRequest::Immediate(error))) => {
                 Err(error.clone())
             }
             (None, None) => Ok(()),
@@ -135,17 +136,17 @@ impl Session {
             )
             .with_peer(self.peer));
         }
-        self.outgoing.check_room(operation, self.peer)
+        self.outgoing.check_capacity(operation, self.peer)
     }
 
     /// Queues an RPC. What is not taken of `body`, here and below, is the caller's to drop outside
     /// the lock.
-    pub(crate) fn send_rpc(&mut self, body: &mut Bytes) -> Result<Ticket, TransportError> {
+    pub(crate) fn send_rpc(&mut self, body: &mut Bytes) -> Result<RequestKey, TransportError> {
         self.check_request("RPC", body.len())?;
-        let ticket = self.requests.open();
+        let ticket = self.requests.register_rpc();
         self.outgoing
             .push_control(&Message::RpcRequest { request_id: ticket.id(), body: () }, body);
-        self.requested = true;
+        self.has_new_request = true;
         Ok(ticket)
     }
 
@@ -161,9 +162,9 @@ impl Session {
         &mut self,
         stream_id: i64,
         chunk_index: i32,
-    ) -> Result<Ticket, TransportError> {
+    ) -> Result<RequestKey, TransportError> {
         self.check_request("chunk request", 0)?;
-        let Some(ticket) = self.requests.open_fetch(stream_id, chunk_index) else {
+        let Some(ticket) = self.requests.register_fetch(stream_id, chunk_index) else {
             return Err(TransportError::new(
                 ErrorKind::Refused,
                 format!(
@@ -177,19 +178,19 @@ impl Session {
             &Message::ChunkFetchRequest { stream_id, chunk_index },
             &mut Bytes::new(),
         );
-        self.requested = true;
+        self.has_new_request = true;
         Ok(ticket)
     }
 
     /// Queues a stream request. One lock covers both queues, so that their orders agree.
-    pub(crate) fn stream(&mut self, stream_id: &str) -> Result<Ticket, TransportError> {
+    pub(crate) fn stream(&mut self, stream_id: &str) -> Result<RequestKey, TransportError> {
         self.check_request("stream request", stream_id.len())?;
-        let ticket = self.requests.open_stream();
+        let ticket = self.requests.register_stream();
         self.outgoing.push_control(
             &Message::StreamRequest { stream_id: stream_id.to_owned() },
             &mut Bytes::new(),
         );
-        self.requested = true;
+        self.has_new_request = true;
         Ok(ticket)
     }
 
@@ -198,7 +199,7 @@ impl Session {
         &mut self,
         meta: &mut Bytes,
         data: &ManagedBuffer,
-    ) -> Result<Ticket, TransportError> {
+    ) -> Result<RequestKey, TransportError> {
         self.check_request("upload header", meta.len())?;
         let Ok(byte_count) = i64::try_from(data.len()) else {
             return Err(TransportError::new(
@@ -206,11 +207,11 @@ impl Session {
                 "an upload is limited to 2^63-1 bytes",
             ));
         };
-        let ticket = self.requests.open();
+        let ticket = self.requests.register_rpc();
         let meta = std::mem::take(meta);
         let message = Message::UploadStream { request_id: ticket.id(), meta, byte_count };
-        self.outgoing.push_bulk(BulkItem { message, body: data.clone(), upload: Some(ticket) });
-        self.requested = true;
+        self.outgoing.push_bulk(BulkMessage { message, body: data.clone(), upload: Some(ticket) });
+        self.has_new_request = true;
         Ok(ticket)
     }
 
@@ -218,26 +219,26 @@ impl Session {
     pub(crate) fn merged_block_meta(
         &mut self,
         mut request: MergedBlockMetaRequest,
-    ) -> Result<Ticket, TransportError> {
+    ) -> Result<RequestKey, TransportError> {
         self.check_request("merged block meta request", request.app_id.len())?;
-        let ticket = self.requests.open();
+        let ticket = self.requests.register_rpc();
         request.request_id = ticket.id();
         self.outgoing.push_control(&Message::MergedBlockMetaRequest(request), &mut Bytes::new());
-        self.requested = true;
+        self.has_new_request = true;
         Ok(ticket)
     }
 
     /// Queues an answer to an RPC. Answers are never refused: the peer is not read while too many
     /// wait.
-    pub(crate) fn answer(&mut self, message: &Message<()>, body: &mut Bytes) {
-        self.answered += 1;
+    pub(crate) fn respond(&mut self, message: &Message<()>, body: &mut Bytes) {
+        self.responded += 1;
         if self.closed.is_none() {
             self.outgoing.push_control(message, body);
         }
     }
 
     /// Queues an answer with a body for the bulk lane; gives it back when it is too late.
-    pub(crate) fn answer_bulk(&mut self, item: BulkItem) -> Option<BulkItem> {
+    pub(crate) fn respond_bulk(&mut self, item: BulkMessage) -> Option<BulkMessage> {
         if self.closed.is_some() {
             return Some(item);
         }
@@ -246,9 +247,9 @@ impl Session {
     }
 
     /// Queues the answer to the request for the stream manager that was taken last.
-    pub(crate) fn answer_bulk_request(&mut self, item: BulkItem) -> Option<BulkItem> {
+    pub(crate) fn answer_bulk_request(&mut self, item: BulkMessage) -> Option<BulkMessage> {
         self.bulk_in_hand = false;
-        self.answer_bulk(item)
+        self.respond_bulk(item)
     }
 
     /// A request for the stream manager, or one that is to be `refused` when its turn has come;
@@ -276,48 +277,51 @@ impl Session {
 
     /// Whether the peer's bytes must wait: until it has read more of its answers, or, after the
     /// answer to a client bootstrap, until that has decided what they mean.
-    pub(crate) fn peer_must_wait(&self) -> bool {
-        self.bootstrap_thinks()
+    pub(crate) fn should_pause_reading(&self) -> bool {
+        self.is_awaiting_bootstrap()
             || self.outgoing.answers_over_limit()
             || self.pending_bulk.len() >= MAX_PENDING_BULK
             || self.pending_names >= MAX_PENDING_NAMES
     }
 
     /// Whether a client bootstrap is to go on: filters may be about to come.
-    pub(crate) fn bootstrap_thinks(&self) -> bool {
-        self.bootstrapping && !self.filtered && self.requests.outstanding() == 0
+    pub(crate) fn is_awaiting_bootstrap(&self) -> bool {
+        self.bootstrapping && !self.filtered && self.requests.len() == 0
     }
 
     /// Whether chunks or streams are being prepared for the peer, or anything waits to be written.
-    pub(crate) fn is_busy(&self) -> bool {
+    pub(crate) fn has_pending_output(&self) -> bool {
         self.bulk_in_hand || !self.pending_bulk.is_empty() || !self.outgoing.is_drained()
     }
 
     /// All bytes from here on, in both directions, pass through these filters; control frames that
     /// are queued already are not sealed. False if there are filters.
-    pub(crate) fn install_filters(&mut self, Filters { seal, open }: Filters) -> bool {
+    pub(crate) fn install_filters(
+        &mut self,
+        FilterPair { seal_filter: seal, open_filter: open }: FilterPair,
+    ) -> bool {
         if self.filtered {
             return false;
         }
         self.filtered = true;
-        self.outgoing.seal_from_here();
-        self.seal = Some(seal);
-        self.open = Some(open);
+        self.outgoing.mark_unsealed();
+        self.seal_filter = Some(seal);
+        self.open_filter = Some(open);
         true
     }
 
     /// Asks the driver to end the connection; the first wish counts, but a flush can become
     /// immediate.
-    pub(crate) fn close(&mut self, closing: Closing) {
+    pub(crate) fn close(&mut self, closing: CloseRequest) {
         if matches!(
             (&self.closing, &closing),
-            (None, _) | (Some(Closing::Flush(_)), Closing::Now(_))
+            (None, _) | (Some(CloseRequest::AfterFlush(_)), CloseRequest::Immediate(_))
         ) {
             self.closing = Some(closing);
         }
     }
 
-    pub(crate) fn closing(&self) -> Option<&Closing> {
+    pub(crate) fn closing(&self) -> Option<&CloseRequest> {
         self.closing.as_ref()
     }
 
@@ -325,48 +329,52 @@ impl Session {
         self.closed.is_none() && self.closing.is_none()
     }
 
-    pub(crate) fn closed_by(&self) -> Option<&TransportError> {
+    pub(crate) fn close_reason(&self) -> Option<&TransportError> {
         self.closed.as_ref()
     }
 
     /// The connection is gone: everything outstanding fails, in the order of transport 6.
-    pub(crate) fn end(&mut self, error: TransportError, wakers: &mut Vec<Waker>) -> Unwritten {
+    pub(crate) fn close_with(
+        &mut self,
+        error: TransportError,
+        wakers: &mut Vec<Waker>,
+    ) -> DiscardedFrames {
         self.requests.fail_all(&error, wakers);
         let unwritten = self.outgoing.clear();
         self.pending_bulk = VecDeque::new();
         self.pending_names = 0;
         self.closed = Some(error);
-        wakers.append(&mut self.watchers);
+        wakers.append(&mut self.capacity_wakers);
         unwritten
     }
 
     /// The driver is at work: no need to wake it.
-    pub(crate) fn driver_runs(&mut self) {
+    pub(crate) fn clear_driver_waker(&mut self) {
         self.driver = None;
     }
 
     /// The driver goes to sleep.
-    pub(crate) fn driver_sleeps(&mut self, waker: Waker) {
+    pub(crate) fn set_driver_waker(&mut self, waker: Waker) {
         self.driver = Some(waker);
     }
 
     /// The sleeping driver's waker; to be called, outside the lock, by whoever gave it work.
     #[must_use]
-    pub(crate) fn wake_driver(&mut self) -> Option<Waker> {
+    pub(crate) fn take_driver_waker(&mut self) -> Option<Waker> {
         self.driver.take()
     }
 
     /// Remembers who waits for room in the write queue; the end of the connection wakes them too.
-    pub(crate) fn watch(&mut self, waker: &Waker) {
-        if !self.watchers.iter().any(|known| known.will_wake(waker)) {
-            self.watchers.push(waker.clone());
+    pub(crate) fn register_capacity_waker(&mut self, waker: &Waker) {
+        if !self.capacity_wakers.iter().any(|known| known.will_wake(waker)) {
+            self.capacity_wakers.push(waker.clone());
         }
     }
 
     /// Called when something was written.
-    pub(crate) fn room_made(&mut self, wakers: &mut Vec<Waker>) {
-        if self.outgoing.has_room() {
-            wakers.append(&mut self.watchers);
+    pub(crate) fn take_capacity_wakers(&mut self, wakers: &mut Vec<Waker>) {
+        if self.outgoing.has_capacity() {
+            wakers.append(&mut self.capacity_wakers);
         }
     }
 }
@@ -375,7 +383,7 @@ impl std::fmt::Debug for Session {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Session")
             .field("peer", &self.peer)
-            .field("outstanding", &self.requests.outstanding())
+            .field("outstanding", &self.requests.len())
             .field("queued_bytes", &self.outgoing.queued())
             .field("closed", &self.closed)
             .finish_non_exhaustive()

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::Ticket;
+use super::RequestKey;
 use crate::buffer::{Content, ManagedBuffer};
 use crate::error::{ErrorKind, TransportError};
 use crate::protocol::Message;
@@ -31,7 +31,7 @@ const MAX_SPARE: usize = 256 << 10;
 thread_local! {
     /// The buffer of a batch that was written, for the next one of any connection. Gone while a
     /// thread ends, whose last words may have to be queued.
-    static SPARE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+    static BATCH_BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
 /// Frames that are written together: one run of bytes, into which larger bodies are spliced without
@@ -43,10 +43,10 @@ pub(crate) struct Batch {
     bodies: Vec<(usize, Bytes)>,
     body_bytes: usize,
     /// How many of the bytes count in the queue, and how many of those answer the peer.
-    counted: u64,
-    answers: u64,
+    queued_bytes: u64,
+    response_bytes: u64,
     /// Bulk items whose content is in here, kept for their hooks.
-    items: Vec<BulkItem>,
+    items: Vec<BulkMessage>,
 }
 
 impl Batch {
@@ -65,33 +65,33 @@ impl Batch {
     }
 
     /// Appends the header of a message whose body, of `in_frame` bytes, is written by other means.
-    pub(crate) fn push_head(&mut self, message: &Message<()>, in_frame: u64) {
+    pub(crate) fn push_header(&mut self, message: &Message<()>, in_frame: u64) {
         if self.bytes.capacity() == 0 {
-            self.bytes = SPARE.try_with(Cell::take).unwrap_or_default();
+            self.bytes = BATCH_BUFFER.try_with(Cell::take).unwrap_or_default();
         }
-        message.encode_head(in_frame, &mut self.bytes);
+        message.encode_header(in_frame, &mut self.bytes);
     }
 
     /// Takes `body` only if it is not copied: what its owner does when it is dropped must not
     /// happen under the lock.
     fn push(&mut self, message: &Message<()>, in_frame: u64, body: &mut Bytes) -> u64 {
         let before = self.len();
-        self.push_head(message, in_frame);
+        self.push_header(message, in_frame);
         if body.len() <= INLINE_BODY {
             self.bytes.extend_from_slice(body);
         } else {
             self.push_piece(std::mem::take(body));
         }
         let added = (self.len() - before) as u64;
-        self.counted += added;
+        self.queued_bytes += added;
         if !message.is_request() {
-            self.answers += added;
+            self.response_bytes += added;
         }
         added
     }
 
     /// The bytes from `skip` on, in pieces.
-    fn parts(&self, mut skip: usize) -> impl Iterator<Item = &[u8]> {
+    fn slices_from(&self, mut skip: usize) -> impl Iterator<Item = &[u8]> {
         let starts = std::iter::once(0).chain(self.bodies.iter().map(|(position, _)| *position));
         let spliced = self.bodies.iter().zip(starts);
         let last = self.bodies.last().map_or(0, |(position, _)| *position);
@@ -109,16 +109,16 @@ impl Batch {
     pub(crate) fn slices<'a>(&'a self, skip: usize, slices: &mut [IoSlice<'a>]) -> usize {
         let filled = slices
             .iter_mut()
-            .zip(self.parts(skip))
+            .zip(self.slices_from(skip))
             .map(|(slice, part)| *slice = IoSlice::new(part));
         filled.count()
     }
 
     /// The bytes from `skip` on, at most `limit` of them: for a filter. Small parts are gathered up
     /// to the next large one, which is a run of its own and not copied.
-    pub(crate) fn run(&self, skip: usize, limit: usize) -> Cow<'_, [u8]> {
+    pub(crate) fn contiguous(&self, skip: usize, limit: usize) -> Cow<'_, [u8]> {
         let is_large = |part: &&[u8]| part.len() >= LARGE_PART;
-        let mut parts = self.parts(skip).peekable();
+        let mut parts = self.slices_from(skip).peekable();
         let first = parts.next().unwrap_or_default();
         if first.len() >= limit || is_large(&first) || parts.peek().is_none_or(is_large) {
             return Cow::Borrowed(&first[..first.len().min(limit)]);
@@ -132,25 +132,25 @@ impl Batch {
 
     /// Empty again, without a buffer: a quiet connection holds none. Not under the lock: hooks of
     /// bodies run here. [`Outgoing::written`] is to be told.
-    pub(crate) fn reset(&mut self) -> Written {
-        let written = Written { counted: self.counted, answers: self.answers };
+    pub(crate) fn recycle(&mut self) -> BatchAccounting {
+        let written = BatchAccounting { counted: self.queued_bytes, answers: self.response_bytes };
         let mut bytes = std::mem::take(&mut self.bytes);
         if (1..=MAX_SPARE).contains(&bytes.capacity()) {
             bytes.clear();
-            SPARE.set(bytes);
+            BATCH_BUFFER.set(bytes);
         }
         self.bodies = Vec::new();
         self.items = Vec::new();
         self.body_bytes = 0;
-        self.counted = 0;
-        self.answers = 0;
+        self.queued_bytes = 0;
+        self.response_bytes = 0;
         written
     }
 }
 
 /// How much a batch that was written or given up counted for.
 #[derive(Debug)]
-pub(crate) struct Written {
+pub(crate) struct BatchAccounting {
     counted: u64,
     answers: u64,
 }
@@ -158,20 +158,20 @@ pub(crate) struct Written {
 /// What will not be written any more; to be dropped outside the lock, as hooks of bodies run then.
 #[must_use]
 #[derive(Debug)]
-pub(crate) struct Unwritten {
+pub(crate) struct DiscardedFrames {
     _batches: [Batch; 2],
-    _bulk: VecDeque<BulkItem>,
+    _bulk: VecDeque<BulkMessage>,
 }
 
 /// One message with a body of any size: the unit of the bulk lane.
-pub(crate) struct BulkItem {
+pub(crate) struct BulkMessage {
     pub(crate) message: Message<()>,
     pub(crate) body: ManagedBuffer,
     /// The request that fails if the data of an upload cannot be read.
-    pub(crate) upload: Option<Ticket>,
+    pub(crate) upload: Option<RequestKey>,
 }
 
-impl std::fmt::Debug for BulkItem {
+impl std::fmt::Debug for BulkMessage {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("BulkItem")
             .field("message", &self.message)
@@ -180,10 +180,10 @@ impl std::fmt::Debug for BulkItem {
     }
 }
 
-impl BulkItem {
+impl BulkMessage {
     /// Bytes of memory it holds while it waits: its own, those of its body, unless that is in a
     /// file, and texts that the peer chose.
-    fn held(&self) -> u64 {
+    fn memory_size(&self) -> u64 {
         let texts = match &self.message {
             Message::StreamResponse { stream_id, .. } => stream_id.len(),
             Message::StreamFailure { stream_id, error } => stream_id.len() + error.len(),
@@ -210,11 +210,11 @@ impl BulkItem {
 }
 
 #[derive(Debug)]
-pub(crate) struct Outgoing {
+pub(crate) struct WriteQueue {
     /// Control frames that were queued before filters were installed: they go first, unsealed.
     unsealed: Option<Batch>,
     control: Batch,
-    bulk: VecDeque<BulkItem>,
+    bulk: VecDeque<BulkMessage>,
     /// Bytes of memory in both lanes and in the batch that is being written.
     queued: u64,
     /// How many of them answer the peer.
@@ -223,7 +223,7 @@ pub(crate) struct Outgoing {
     limit_setting: Arc<str>,
 }
 
-impl Outgoing {
+impl WriteQueue {
     pub(crate) fn new(limit: u64, limit_setting: Arc<str>) -> Self {
         Self {
             unsealed: None,
@@ -238,12 +238,12 @@ impl Outgoing {
 
     /// A request of any size goes in while there is room at all, so that nothing is too large for
     /// ever.
-    pub(super) fn check_room(
+    pub(super) fn check_capacity(
         &self,
         operation: &str,
         peer: SocketAddr,
     ) -> Result<(), TransportError> {
-        if self.has_room() {
+        if self.has_capacity() {
             return Ok(());
         }
         Err(TransportError::new(
@@ -256,7 +256,7 @@ impl Outgoing {
         .with_peer(peer))
     }
 
-    pub(crate) fn has_room(&self) -> bool {
+    pub(crate) fn has_capacity(&self) -> bool {
         self.queued < self.limit
     }
 
@@ -265,7 +265,7 @@ impl Outgoing {
     }
 
     /// Whether the stream manager may be asked for another body.
-    pub(crate) fn takes_bodies(&self) -> bool {
+    pub(crate) fn can_queue_body(&self) -> bool {
         self.bulk.len() < MAX_BULK_ITEMS && !self.answers_over_limit()
     }
 
@@ -274,26 +274,29 @@ impl Outgoing {
     }
 
     pub(super) fn push_control(&mut self, message: &Message<()>, body: &mut Bytes) {
-        let answers = self.control.answers;
+        let answers = self.control.response_bytes;
         self.queued += self.control.push(message, body.len() as u64, body);
-        self.answers += self.control.answers - answers;
+        self.answers += self.control.response_bytes - answers;
     }
 
-    pub(super) fn push_bulk(&mut self, item: BulkItem) {
-        self.queued += item.held();
-        self.answers += if item.message.is_request() { 0 } else { item.held() };
+    pub(super) fn push_bulk(&mut self, item: BulkMessage) {
+        self.queued += item.memory_size();
+        self.answers += if item.message.is_request() { 0 } else { item.memory_size() };
         self.bulk.push_back(item);
     }
 
-    fn pop_bulk(&mut self) -> Option<BulkItem> {
+    fn pop_bulk(&mut self) -> Option<BulkMessage> {
         let item = self.bulk.pop_front()?;
-        self.queued = self.queued.saturating_sub(item.held());
-        self.answers =
-            self.answers.saturating_sub(if item.message.is_request() { 0 } else { item.held() });
+        self.queued = self.queued.saturating_sub(item.memory_size());
+        self.answers = self.answers.saturating_sub(if item.message.is_request() {
+            0
+        } else {
+            item.memory_size()
+        });
         Some(item)
     }
 
-    pub(super) fn seal_from_here(&mut self) {
+    pub(super) fn mark_unsealed(&mut self) {
         if !self.control.is_empty() {
             self.unsealed = Some(std::mem::take(&mut self.control));
         }
@@ -316,7 +319,7 @@ impl Outgoing {
 
     /// Moves what is to be written next into `batch`, which must be empty: all control frames,
     /// then, if `bodies` may come, those in memory.
-    pub(crate) fn take(&mut self, batch: &mut Batch, bodies: bool) {
+    pub(crate) fn fill_batch(&mut self, batch: &mut Batch, bodies: bool) {
         if let Some(unsealed) = self.unsealed.take() {
             *batch = unsealed;
             return;
@@ -341,7 +344,7 @@ impl Outgoing {
     }
 
     /// The next body, if it is in a file.
-    pub(crate) fn take_file(&mut self) -> Option<BulkItem> {
+    pub(crate) fn pop_file_body(&mut self) -> Option<BulkMessage> {
         match self.bulk.front()?.body.content() {
             Content::File(_) => self.pop_bulk(),
             Content::Memory(_) => None,
@@ -349,15 +352,15 @@ impl Outgoing {
     }
 
     /// A batch was written or given up.
-    pub(crate) fn written(&mut self, written: &Written) {
+    pub(crate) fn on_batch_written(&mut self, written: &BatchAccounting) {
         self.queued = self.queued.saturating_sub(written.counted);
         self.answers = self.answers.saturating_sub(written.answers);
     }
 
-    pub(super) fn clear(&mut self) -> Unwritten {
+    pub(super) fn clear(&mut self) -> DiscardedFrames {
         self.queued = 0;
         self.answers = 0;
-        Unwritten {
+        DiscardedFrames {
             _batches: [self.unsealed.take().unwrap_or_default(), std::mem::take(&mut self.control)],
             _bulk: std::mem::take(&mut self.bulk),
         }

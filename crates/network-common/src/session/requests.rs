@@ -8,7 +8,7 @@ use roaring::RoaringBitmap;
 use slab::Slab;
 
 use super::StreamBody;
-use super::body::{PipeWriter, pipe};
+use super::body::{BodySender, body_channel};
 use crate::error::{BoxError, TransportError};
 use crate::protocol::read_bitmaps;
 
@@ -34,14 +34,14 @@ impl MergedBlockMeta {
 
 /// A successful answer.
 #[derive(Debug)]
-pub(crate) enum Answer {
+pub(crate) enum Response {
     Body(Bytes),
     MergedBlockMeta(MergedBlockMeta),
     /// Boxed: there is room for an answer in each request that waits.
     Stream(Box<StreamBody>),
 }
 
-impl Answer {
+impl Response {
     pub(crate) fn into_body(self) -> Option<Bytes> {
         if let Self::Body(body) = self { Some(body) } else { None }
     }
@@ -55,52 +55,52 @@ impl Answer {
     }
 }
 
-pub(crate) type Outcome = Result<Answer, TransportError>;
+pub(crate) type RequestResult = Result<Response, TransportError>;
 
 /// Names one request; its id on the wire. Generations keep a late answer from meeting a newer
 /// request in the same place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Ticket {
-    place: u32,
+pub(crate) struct RequestKey {
+    slot: u32,
     generation: u32,
 }
 
-impl Ticket {
+impl RequestKey {
     /// Positive, as ids drawn by Spark are.
     pub(crate) fn id(self) -> i64 {
-        i64::from(self.generation) << 32 | i64::from(self.place)
+        i64::from(self.generation) << 32 | i64::from(self.slot)
     }
 
     fn from_id(id: i64) -> Self {
-        Self { place: id as u32, generation: (id >> 32) as u32 }
+        Self { slot: id as u32, generation: (id >> 32) as u32 }
     }
 }
 
 #[derive(Debug)]
-struct Request {
+struct PendingRequest {
     generation: u32,
-    kind: Kind,
-    state: State,
+    kind: RequestKind,
+    state: RequestState,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
+enum RequestKind {
     Rpc,
     Fetch,
     Stream,
 }
 
 #[derive(Debug)]
-enum State {
+enum RequestState {
     Waiting(Option<Waker>),
-    Done(Outcome),
+    Done(RequestResult),
 }
 
 /// What becomes of an announced stream body.
 #[derive(Debug)]
 pub(crate) enum StreamStart {
     /// Feed it; the asker is to be woken.
-    Feed(PipeWriter, Option<Waker>),
+    Feed(BodySender, Option<Waker>),
     /// Its asker has gone.
     Skip,
     /// There was no such request.
@@ -108,99 +108,111 @@ pub(crate) enum StreamStart {
 }
 
 #[derive(Debug, Default)]
-pub(crate) struct Requests {
-    slots: Slab<Request>,
+pub(crate) struct PendingRequests {
+    slots: Slab<PendingRequest>,
     generation: u32,
     /// Unanswered RPCs, uploads and merged-meta requests.
     rpcs: usize,
     /// Unanswered fetches. A ticket whose request is gone is a tombstone: the wire cannot cancel
     /// it.
-    fetches: HashMap<(i64, i32), Ticket>,
+    fetches: HashMap<(i64, i32), RequestKey>,
     /// Unanswered stream requests in the order they were sent, with tombstones.
-    streams: VecDeque<Ticket>,
+    streams: VecDeque<RequestKey>,
     /// The body of an answered stream request is still arriving.
-    pub(crate) stream_active: bool,
+    pub(crate) is_receiving_stream: bool,
 }
 
-impl Requests {
-    fn insert(&mut self, kind: Kind) -> Ticket {
+impl PendingRequests {
+    fn insert(&mut self, kind: RequestKind) -> RequestKey {
         self.generation = (self.generation + 1) & 0x7fff_ffff;
         let generation = self.generation;
-        let place = self.slots.insert(Request { generation, kind, state: State::Waiting(None) });
+        let place = self.slots.insert(PendingRequest {
+            generation,
+            kind,
+            state: RequestState::Waiting(None),
+        });
         // A slab cannot reach 2^32 entries of this size.
-        Ticket { place: place as u32, generation }
+        RequestKey { slot: place as u32, generation }
     }
 
     /// A request that is answered by id.
-    pub(super) fn open(&mut self) -> Ticket {
+    pub(super) fn register_rpc(&mut self) -> RequestKey {
         self.rpcs += 1;
-        self.insert(Kind::Rpc)
+        self.insert(RequestKind::Rpc)
     }
 
     /// `None` when this chunk is already outstanding.
-    pub(super) fn open_fetch(&mut self, stream_id: i64, chunk_index: i32) -> Option<Ticket> {
+    pub(super) fn register_fetch(
+        &mut self,
+        stream_id: i64,
+        chunk_index: i32,
+    ) -> Option<RequestKey> {
         if self.fetches.contains_key(&(stream_id, chunk_index)) {
             return None;
         }
-        let ticket = self.insert(Kind::Fetch);
+        let ticket = self.insert(RequestKind::Fetch);
         self.fetches.insert((stream_id, chunk_index), ticket);
         Some(ticket)
     }
 
-    pub(super) fn open_stream(&mut self) -> Ticket {
-        let ticket = self.insert(Kind::Stream);
+    pub(super) fn register_stream(&mut self) -> RequestKey {
+        let ticket = self.insert(RequestKind::Stream);
         self.streams.push_back(ticket);
         ticket
     }
 
     /// Everything that is unanswered, tombstones included, as Spark counts it.
-    pub(crate) fn outstanding(&self) -> usize {
-        self.rpcs + self.fetches.len() + self.streams.len() + usize::from(self.stream_active)
+    pub(crate) fn len(&self) -> usize {
+        self.rpcs + self.fetches.len() + self.streams.len() + usize::from(self.is_receiving_stream)
     }
 
-    fn get(&mut self, ticket: Ticket) -> Option<&mut Request> {
+    fn get(&mut self, ticket: RequestKey) -> Option<&mut PendingRequest> {
         self.slots
-            .get_mut(ticket.place as usize)
+            .get_mut(ticket.slot as usize)
             .filter(|request| request.generation == ticket.generation)
     }
 
     /// The outcome, once: the request is gone afterwards.
-    pub(crate) fn poll(&mut self, ticket: Ticket, context: &Context<'_>) -> Poll<Option<Outcome>> {
+    pub(crate) fn poll(
+        &mut self,
+        ticket: RequestKey,
+        context: &Context<'_>,
+    ) -> Poll<Option<RequestResult>> {
         let Some(request) = self.get(ticket) else {
             return Poll::Ready(None);
         };
-        if let State::Waiting(waker) = &mut request.state {
+        if let RequestState::Waiting(waker) = &mut request.state {
             match waker {
                 Some(known) => known.clone_from(context.waker()),
                 None => *waker = Some(context.waker().clone()),
             }
             return Poll::Pending;
         }
-        match self.slots.remove(ticket.place as usize).state {
-            State::Done(outcome) => Poll::Ready(Some(outcome)),
-            State::Waiting(_) => Poll::Ready(None),
+        match self.slots.remove(ticket.slot as usize).state {
+            RequestState::Done(outcome) => Poll::Ready(Some(outcome)),
+            RequestState::Waiting(_) => Poll::Ready(None),
         }
     }
 
     /// Nobody waits for it any more; yields an outcome that came too late. Fetches and streams
     /// leave their tombstone.
-    pub(crate) fn abandon(&mut self, ticket: Ticket) -> Option<Outcome> {
+    pub(crate) fn cancel(&mut self, ticket: RequestKey) -> Option<RequestResult> {
         self.get(ticket)?;
-        let request = self.slots.remove(ticket.place as usize);
+        let request = self.slots.remove(ticket.slot as usize);
         match request.state {
-            State::Done(outcome) => Some(outcome),
-            State::Waiting(_) => {
-                self.rpcs -= usize::from(request.kind == Kind::Rpc);
+            RequestState::Done(outcome) => Some(outcome),
+            RequestState::Waiting(_) => {
+                self.rpcs -= usize::from(request.kind == RequestKind::Rpc);
                 None
             }
         }
     }
 
-    fn complete(&mut self, ticket: Ticket, outcome: Outcome) -> Option<Waker> {
+    fn complete(&mut self, ticket: RequestKey, outcome: RequestResult) -> Option<Waker> {
         let request = self.get(ticket)?;
-        match std::mem::replace(&mut request.state, State::Done(outcome)) {
-            State::Waiting(waker) => waker,
-            done @ State::Done(_) => {
+        match std::mem::replace(&mut request.state, RequestState::Done(outcome)) {
+            RequestState::Waiting(waker) => waker,
+            done @ RequestState::Done(_) => {
                 request.state = done;
                 None
             }
@@ -208,44 +220,44 @@ impl Requests {
     }
 
     /// Whether an answer with this id is awaited.
-    pub(crate) fn awaits_rpc(&self, id: i64) -> bool {
-        let ticket = Ticket::from_id(id);
-        self.slots.get(ticket.place as usize).is_some_and(|request| {
+    pub(crate) fn is_rpc_pending(&self, id: i64) -> bool {
+        let ticket = RequestKey::from_id(id);
+        self.slots.get(ticket.slot as usize).is_some_and(|request| {
             request.generation == ticket.generation
-                && request.kind == Kind::Rpc
-                && matches!(request.state, State::Waiting(_))
+                && request.kind == RequestKind::Rpc
+                && matches!(request.state, RequestState::Waiting(_))
         })
     }
 
     /// Whether this chunk is awaited by somebody.
-    pub(crate) fn awaits_chunk(&self, stream_id: i64, chunk_index: i32) -> bool {
+    pub(crate) fn is_chunk_pending(&self, stream_id: i64, chunk_index: i32) -> bool {
         self.fetches.get(&(stream_id, chunk_index)).is_some_and(|ticket| {
             self.slots
-                .get(ticket.place as usize)
+                .get(ticket.slot as usize)
                 .is_some_and(|request| request.generation == ticket.generation)
         })
     }
 
     /// `Err` when nobody waits for this id: the answer is late, or was never asked for.
-    pub(crate) fn answer_rpc(
+    pub(crate) fn complete_rpc(
         &mut self,
         id: i64,
-        outcome: Outcome,
-    ) -> Result<Option<Waker>, Outcome> {
-        if !self.awaits_rpc(id) {
+        outcome: RequestResult,
+    ) -> Result<Option<Waker>, RequestResult> {
+        if !self.is_rpc_pending(id) {
             return Err(outcome);
         }
         self.rpcs -= 1;
-        Ok(self.complete(Ticket::from_id(id), outcome))
+        Ok(self.complete(RequestKey::from_id(id), outcome))
     }
 
     /// `Err` when this chunk was not asked for.
-    pub(crate) fn answer_fetch(
+    pub(crate) fn complete_fetch(
         &mut self,
         stream_id: i64,
         chunk_index: i32,
-        outcome: Outcome,
-    ) -> Result<Option<Waker>, Outcome> {
+        outcome: RequestResult,
+    ) -> Result<Option<Waker>, RequestResult> {
         match self.fetches.remove(&(stream_id, chunk_index)) {
             Some(ticket) => Ok(self.complete(ticket, outcome)),
             None => Err(outcome),
@@ -260,8 +272,8 @@ impl Requests {
         if self.get(ticket).is_none() {
             return StreamStart::Skip;
         }
-        let (writer, body) = pipe(stream_id.to_owned(), length);
-        StreamStart::Feed(writer, self.complete(ticket, Ok(Answer::Stream(Box::new(body)))))
+        let (writer, body) = body_channel(stream_id.to_owned(), length);
+        StreamStart::Feed(writer, self.complete(ticket, Ok(Response::Stream(Box::new(body)))))
     }
 
     /// `Err` when no stream was asked for.
@@ -277,18 +289,21 @@ impl Requests {
 
     /// Fails fetches, RPCs and queued streams, in this order.
     pub(super) fn fail_all(&mut self, error: &TransportError, wakers: &mut Vec<Waker>) {
-        let fetches: Vec<Ticket> = self.fetches.drain().map(|(_, ticket)| ticket).collect();
+        let fetches: Vec<RequestKey> = self.fetches.drain().map(|(_, ticket)| ticket).collect();
         let streams = std::mem::take(&mut self.streams);
-        let rpcs: Vec<Ticket> = self
+        let rpcs: Vec<RequestKey> = self
             .slots
             .iter()
-            .filter(|(_, request)| request.kind == Kind::Rpc)
-            .map(|(place, request)| Ticket { place: place as u32, generation: request.generation })
+            .filter(|(_, request)| request.kind == RequestKind::Rpc)
+            .map(|(place, request)| RequestKey {
+                slot: place as u32,
+                generation: request.generation,
+            })
             .collect();
         for ticket in fetches.into_iter().chain(rpcs).chain(streams) {
             wakers.extend(self.complete(ticket, Err(error.clone())));
         }
         self.rpcs = 0;
-        self.stream_active = false;
+        self.is_receiving_stream = false;
     }
 }

@@ -9,7 +9,7 @@ use rustls::sign::SingleCertAndKey;
 use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, ServerConfig, SupportedProtocolVersion};
 
-use super::trust::Trust;
+use super::trust::TrustStoreVerifier;
 use super::{config_error, key_store};
 use crate::conf::{TlsConf, TlsProtocol};
 use crate::error::TransportError;
@@ -27,10 +27,12 @@ impl Configs {
     pub(super) fn load(conf: &TlsConf) -> Result<Self, TransportError> {
         let provider = provider(conf)?;
         let versions = versions(conf.protocol());
-        let identity = key_store::identity(conf, &provider)?
+        let identity = key_store::load_identity(conf, &provider)?
             .map(|identity| Arc::new(SingleCertAndKey::from(identity)));
-        let trust = match key_store::trusted(conf)? {
-            Some(certificates) => Some(Arc::new(Trust::new(certificates, conf, &provider)?)),
+        let trust = match key_store::load_trusted(conf)? {
+            Some(certificates) => {
+                Some(Arc::new(TrustStoreVerifier::new(certificates, conf, &provider)?))
+            }
             None => None,
         };
         if conf.need_client_auth() && trust.is_none() {

@@ -7,9 +7,9 @@ use parking_lot::Mutex;
 use rustls::{AlertDescription, CertificateError, Connection, Error};
 use tokio::sync::OwnedSemaphorePermit;
 
-use crate::channel::{Handshake, Secured};
+use crate::channel::{Handshake, HandshakeOutput};
 use crate::error::BoxError;
-use crate::session::{ByteFilter, EndMark, Output};
+use crate::session::{ByteFilter, CloseNotify, FilterOutput};
 
 /// The types of TLS records (RFC 8446, 5.1): what a first byte may be.
 const RECORD_TYPES: std::ops::RangeInclusive<u8> = 20..=24;
@@ -33,7 +33,7 @@ impl TlsHandshake {
 }
 
 impl Handshake for TlsHandshake {
-    fn advance(&mut self, input: &[u8], output: &mut Vec<u8>) -> Result<bool, BoxError> {
+    fn step(&mut self, input: &[u8], output: &mut Vec<u8>) -> Result<bool, BoxError> {
         if let (false, Some(first)) = (self.heard, input.first()) {
             self.heard = true;
             if !RECORD_TYPES.contains(first) {
@@ -48,21 +48,21 @@ impl Handshake for TlsHandshake {
         Ok(!self.connection.is_handshaking())
     }
 
-    fn secured(self: Box<Self>) -> Secured {
+    fn secured(self: Box<Self>) -> HandshakeOutput {
         let connection = Arc::new(Mutex::new(self.connection));
-        Secured {
-            seal: Box::new(Sealing(Arc::clone(&connection))),
-            open: Box::new(Opening { connection, end_seen: false }),
-            early: self.early,
+        HandshakeOutput {
+            seal: Box::new(TlsSeal(Arc::clone(&connection))),
+            open: Box::new(TlsOpen { connection, end_seen: false }),
+            leftover: self.early,
         }
     }
 }
 
 /// Both directions share rustls' state; one task drives them, so nobody ever waits for the lock.
-struct Sealing(Arc<Mutex<Connection>>);
+struct TlsSeal(Arc<Mutex<Connection>>);
 
-impl ByteFilter for Sealing {
-    fn transform(&mut self, input: &[u8], output: &mut Output<'_>) -> Result<(), BoxError> {
+impl ByteFilter for TlsSeal {
+    fn transform(&mut self, input: &[u8], output: &mut FilterOutput<'_>) -> Result<(), BoxError> {
         let mut connection = self.0.lock();
         // One by one they stay in the cache, and in one piece of memory, while rustls copies them
         // to and fro.
@@ -73,7 +73,7 @@ impl ByteFilter for Sealing {
         Ok(())
     }
 
-    fn finish(&mut self, output: &mut Output<'_>) {
+    fn finish(&mut self, output: &mut FilterOutput<'_>) {
         let mut connection = self.0.lock();
         // After an error, the alert that says which goes out instead.
         connection.send_close_notify();
@@ -82,20 +82,20 @@ impl ByteFilter for Sealing {
     }
 }
 
-struct Opening {
+struct TlsOpen {
     connection: Arc<Mutex<Connection>>,
     end_seen: bool,
 }
 
-impl ByteFilter for Opening {
-    fn transform(&mut self, input: &[u8], output: &mut Output<'_>) -> Result<(), BoxError> {
+impl ByteFilter for TlsOpen {
+    fn transform(&mut self, input: &[u8], output: &mut FilterOutput<'_>) -> Result<(), BoxError> {
         self.end_seen |=
             open(&mut self.connection.lock(), input, |plain| output.extend_from_slice(plain))?;
         Ok(())
     }
 
-    fn end_mark(&self) -> EndMark {
-        if self.end_seen { EndMark::Seen } else { EndMark::Missing }
+    fn close_notify(&self) -> CloseNotify {
+        if self.end_seen { CloseNotify::Received } else { CloseNotify::Pending }
     }
 }
 
@@ -107,7 +107,7 @@ fn open(
 ) -> Result<bool, BoxError> {
     loop {
         // Also without input: what came behind the handshake may wait.
-        let state = connection.process_new_packets().map_err(explained)?;
+        let state = connection.process_new_packets().map_err(with_hint)?;
         let mut left = state.plaintext_bytes_to_read();
         while left > 0 {
             let mut reader = connection.reader();
@@ -133,7 +133,7 @@ fn take_sealed(connection: &mut Connection, output: &mut dyn Write) -> io::Resul
 }
 
 /// The same error with what can be done about it.
-fn explained(error: Error) -> BoxError {
+fn with_hint(error: Error) -> BoxError {
     let advice = match &error {
         // The signature is wrong if the trust store has another key under the name of the issuer.
         Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature) => {
@@ -159,12 +159,12 @@ fn explained(error: Error) -> BoxError {
         }
         _ => return error.into(),
     };
-    Box::new(Explained { error, advice })
+    Box::new(ErrorWithHint { error, advice })
 }
 
 #[derive(Debug, thiserror::Error)]
 #[error("{error} ({advice})")]
-struct Explained {
+struct ErrorWithHint {
     #[source]
     error: Error,
     advice: &'static str,

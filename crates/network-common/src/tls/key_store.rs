@@ -23,22 +23,22 @@ const ENCRYPTED_PEM: &str = "-----BEGIN ENCRYPTED PRIVATE KEY-----";
 type Certificates = Vec<CertificateDer<'static>>;
 
 /// Our own certificate and key; `None`: no setting names one.
-pub(super) fn identity(
+pub(super) fn load_identity(
     conf: &TlsConf,
     provider: &CryptoProvider,
 ) -> Result<Option<CertifiedKey>, TransportError> {
     let (file, (chain, key)) = match (conf.cert_chain(), conf.private_key(), conf.key_store()) {
         (Some(chain), Some(key), _) => {
-            let chain = File::read("spark.ssl.rpc.certChain", chain)?;
+            let chain = ConfiguredFile::read("spark.ssl.rpc.certChain", chain)?;
             let chain = chain.parse(pem_certificates)?;
-            let key = File::read("spark.ssl.rpc.privateKey", key)?;
+            let key = ConfiguredFile::read("spark.ssl.rpc.privateKey", key)?;
             let password = conf.private_key_password();
             let parsed =
                 key.parse(|bytes| pem_key(bytes, password.as_ref(), "privateKeyPassword"))?;
             (key, (chain, parsed))
         }
         (_, _, Some(store)) => {
-            let file = File::read("spark.ssl.rpc.keyStore", store)?;
+            let file = ConfiguredFile::read("spark.ssl.rpc.keyStore", store)?;
             let parsed = file.parse(|bytes| stored_identity(bytes, conf))?;
             (file, parsed)
         }
@@ -64,28 +64,28 @@ pub(super) fn identity(
 }
 
 /// Whom we trust; `None`: no setting says.
-pub(super) fn trusted(conf: &TlsConf) -> Result<Option<Certificates>, TransportError> {
+pub(super) fn load_trusted(conf: &TlsConf) -> Result<Option<Certificates>, TransportError> {
     if let Some(store) = conf.trust_store() {
         let password = conf.trust_store_password();
-        let file = File::read("spark.ssl.rpc.trustStore", store)?;
+        let file = ConfiguredFile::read("spark.ssl.rpc.trustStore", store)?;
         return file.parse(|bytes| stored_trust(bytes, password.as_ref())).map(Some);
     }
     match conf.cert_chain() {
-        Some(chain) => {
-            File::read("spark.ssl.rpc.certChain", chain)?.parse(pem_certificates).map(Some)
-        }
+        Some(chain) => ConfiguredFile::read("spark.ssl.rpc.certChain", chain)?
+            .parse(pem_certificates)
+            .map(Some),
         None => Ok(None),
     }
 }
 
 /// A file and the setting that names it.
-struct File<'a> {
+struct ConfiguredFile<'a> {
     setting: &'static str,
     path: &'a Path,
     bytes: Vec<u8>,
 }
 
-impl<'a> File<'a> {
+impl<'a> ConfiguredFile<'a> {
     fn read(setting: &'static str, path: &'a Path) -> Result<Self, TransportError> {
         let file = Self { setting, path, bytes: Vec::new() };
         let bytes = std::fs::read(path).map_err(|error| file.unusable(error.into()))?;
@@ -105,23 +105,23 @@ impl<'a> File<'a> {
     }
 }
 
-enum Store {
+enum KeyStore {
     Jks(Jks),
     Pkcs12(Pkcs12Archive),
     Pem,
 }
 
-fn open_store(bytes: &[u8], password: Option<&SecretString>) -> Result<Store, BoxError> {
+fn open_store(bytes: &[u8], password: Option<&SecretString>) -> Result<KeyStore, BoxError> {
     let password = password.map(ExposeSecret::expose_secret);
     if bytes.starts_with(&jks::MAGIC) {
-        Ok(Store::Jks(Jks::read(bytes, password)?))
+        Ok(KeyStore::Jks(Jks::read(bytes, password)?))
     } else if bytes.first() == Some(&0x30) {
         let archive = Pkcs12Archive::from_pkcs12(bytes, password.unwrap_or_default());
-        Ok(Store::Pkcs12(
+        Ok(KeyStore::Pkcs12(
             archive.map_err(|error| format!("as PKCS#12 with this password: {error}"))?,
         ))
     } else if bytes.windows(11).any(|window| window == b"-----BEGIN ") {
-        Ok(Store::Pem)
+        Ok(KeyStore::Pem)
     } else {
         Err("it is neither JKS nor PKCS#12 nor PEM".into())
     }
@@ -134,7 +134,7 @@ fn stored_identity(
     let store_password = conf.key_store_password();
     let key_password = conf.key_password().or_else(|| store_password.clone());
     match open_store(bytes, store_password.as_ref())? {
-        Store::Jks(store) => {
+        KeyStore::Jks(store) => {
             let entry = store.keys.into_iter().next().ok_or("there is no key in it")?;
             let password = key_password.ok_or("its key needs spark.ssl.rpc.keyPassword")?;
             let key =
@@ -143,12 +143,12 @@ fn stored_identity(
                 })?;
             Ok((entry.chain, PrivatePkcs8KeyDer::from(key).into()))
         }
-        Store::Pkcs12(archive) => {
+        KeyStore::Pkcs12(archive) => {
             let entry = archive.keys.first().ok_or("there is no key in it")?;
             let key = PrivatePkcs8KeyDer::from(entry.key.as_der().to_vec()).into();
             Ok((pkcs12_chain(&archive), key))
         }
-        Store::Pem => {
+        KeyStore::Pem => {
             Ok((pem_certificates(bytes)?, pem_key(bytes, key_password.as_ref(), "keyPassword")?))
         }
     }
@@ -176,12 +176,12 @@ fn pkcs12_chain(archive: &Pkcs12Archive) -> Certificates {
 
 fn stored_trust(bytes: &[u8], password: Option<&SecretString>) -> Result<Certificates, BoxError> {
     let certificates = match open_store(bytes, password)? {
-        Store::Jks(store) => {
+        KeyStore::Jks(store) => {
             // As in Java, the certificate of a key in the store is trusted too.
             let of_keys = store.keys.into_iter().filter_map(|key| key.chain.into_iter().next());
             store.certificates.into_iter().chain(of_keys).collect()
         }
-        Store::Pkcs12(archive) => {
+        KeyStore::Pkcs12(archive) => {
             // Java marks what is trusted; openssl does not, so without keys everything is.
             let keys: Vec<_> =
                 archive.keys.iter().filter_map(|key| key.local_key_id.as_ref()).collect();
@@ -192,7 +192,7 @@ fn stored_trust(bytes: &[u8], password: Option<&SecretString>) -> Result<Certifi
                 .map(|bag| CertificateDer::from(bag.cert.as_der().to_vec()))
                 .collect()
         }
-        Store::Pem => pem_certificates(bytes)?,
+        KeyStore::Pem => pem_certificates(bytes)?,
     };
     if certificates.is_empty() {
         Err("there is no trusted certificate in it".into())

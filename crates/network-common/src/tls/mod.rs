@@ -25,77 +25,77 @@ use tokio::sync::Semaphore;
 
 use self::config::Configs;
 use self::filters::TlsHandshake;
-use self::reload::Watch;
+use self::reload::FileWatcher;
 use crate::address::PeerAddress;
-use crate::channel::{Handshake, Security};
+use crate::channel::{Handshake, Handshaker};
 use crate::conf::TransportConf;
 use crate::error::{BoxError, ErrorKind, TransportError};
 
 /// Reads the files when they are asked for first; contexts may share it.
-pub(crate) struct LazyTls {
+pub(crate) struct LazyTlsContext {
     conf: Arc<TransportConf>,
-    loaded: OnceLock<Result<Arc<Tls>, TransportError>>,
+    loaded: OnceLock<Result<Arc<TlsContext>, TransportError>>,
 }
 
-impl LazyTls {
+impl LazyTlsContext {
     pub(crate) fn new(conf: Arc<TransportConf>) -> Self {
         Self { conf, loaded: OnceLock::new() }
     }
 
     /// `None`: TLS is not enabled.
-    pub(crate) fn get(&self) -> Result<Option<Arc<Tls>>, TransportError> {
+    pub(crate) fn get(&self) -> Result<Option<Arc<TlsContext>>, TransportError> {
         if !self.conf.tls().enabled() {
             return Ok(None);
         }
-        self.loaded.get_or_init(|| Tls::load(&self.conf).map(Arc::new)).clone().map(Some)
+        self.loaded.get_or_init(|| TlsContext::load(&self.conf).map(Arc::new)).clone().map(Some)
     }
 }
 
 /// What new connections of one context are secured with.
-pub(crate) struct Tls {
+pub(crate) struct TlsContext {
     conf: Arc<TransportConf>,
     current: RwLock<Configs>,
-    watch: Option<Watch>,
+    watch: Option<FileWatcher>,
     /// Accepted connections that may be in their handshake at once.
-    turns: Arc<Semaphore>,
+    handshake_permits: Arc<Semaphore>,
 }
 
-impl Tls {
+impl TlsContext {
     /// Reads what the settings name.
     pub(crate) fn load(conf: &Arc<TransportConf>) -> Result<Self, TransportError> {
         let tls = conf.tls();
-        let watch = tls.trust_store_reloading_enabled().then(|| Watch::new(tls));
+        let watch = tls.trust_store_reloading_enabled().then(|| FileWatcher::new(tls));
         Ok(Self {
             current: RwLock::new(Configs::load(tls)?),
             watch,
-            turns: Arc::new(Semaphore::new(tls.max_handshakes())),
+            handshake_permits: Arc::new(Semaphore::new(tls.max_handshakes())),
             conf: Arc::clone(conf),
         })
     }
 
-    pub(crate) fn server_side(self: Arc<Self>) -> Result<Arc<dyn Security>, TransportError> {
+    pub(crate) fn server_side(self: Arc<Self>) -> Result<Arc<dyn Handshaker>, TransportError> {
         if self.current.read().server.is_none() {
             return Err(config_error(
                 "RPC SSL encryption enabled but keys not found! A server needs spark.ssl.rpc.keyStore, or \
                  spark.ssl.rpc.certChain and spark.ssl.rpc.privateKey",
             ));
         }
-        Ok(Arc::new(Accepting(self)))
+        Ok(Arc::new(TlsAcceptor(self)))
     }
 
-    pub(crate) fn client_side(self: Arc<Self>) -> Result<Arc<dyn Security>, TransportError> {
+    pub(crate) fn client_side(self: Arc<Self>) -> Result<Arc<dyn Handshaker>, TransportError> {
         if self.current.read().client.is_none() {
             return Err(config_error(
                 "TLS is enabled but nobody is trusted: opening connections needs spark.ssl.rpc.trustStore or \
                  spark.ssl.rpc.certChain",
             ));
         }
-        Ok(Arc::new(Connecting(self)))
+        Ok(Arc::new(TlsConnector(self)))
     }
 
     /// Takes up files that have changed. Those that cannot be used leave everything as it was.
     async fn refresh(&self) {
-        let Some(turn) = self.watch.as_ref().and_then(Watch::due) else { return };
+        let Some(turn) = self.watch.as_ref().and_then(FileWatcher::try_reload) else { return };
         let conf = Arc::clone(&self.conf);
         // Opening a key store takes a while on purpose.
         let loaded = tokio::task::spawn_blocking(move || {
@@ -105,7 +105,7 @@ impl Tls {
         match loaded.await {
             Ok(Some((Ok(configs), stamps, turn))) => {
                 *self.current.write() = configs;
-                turn.done(stamps);
+                turn.commit(stamps);
                 tracing::info!("TLS: changed key or trust store taken up");
             }
             Ok(Some((Err(error), ..))) => {
@@ -120,17 +120,17 @@ impl Tls {
     }
 }
 
-struct Accepting(Arc<Tls>);
-struct Connecting(Arc<Tls>);
+struct TlsAcceptor(Arc<TlsContext>);
+struct TlsConnector(Arc<TlsContext>);
 
-impl Security for Accepting {
-    fn begin<'a>(
+impl Handshaker for TlsAcceptor {
+    fn start<'a>(
         &'a self,
         peer: &'a PeerAddress,
     ) -> BoxFuture<'a, Result<Box<dyn Handshake>, TransportError>> {
         Box::pin(async move {
             let failed = |error| handshake_error(peer, error);
-            let turn = Arc::clone(&self.0.turns)
+            let turn = Arc::clone(&self.0.handshake_permits)
                 .acquire_owned()
                 .await
                 .map_err(|error| failed(error.into()))?;
@@ -142,13 +142,13 @@ impl Security for Accepting {
         })
     }
 
-    fn limit(&self) -> (Duration, &'static str) {
+    fn timeout(&self) -> (Duration, &'static str) {
         self.0.limit()
     }
 }
 
-impl Security for Connecting {
-    fn begin<'a>(
+impl Handshaker for TlsConnector {
+    fn start<'a>(
         &'a self,
         peer: &'a PeerAddress,
     ) -> BoxFuture<'a, Result<Box<dyn Handshake>, TransportError>> {
@@ -157,7 +157,7 @@ impl Security for Connecting {
             self.0.refresh().await;
             let config =
                 self.0.current.read().client.clone().ok_or_else(|| failed("no trust".into()))?;
-            let name = ServerName::try_from(peer.lookup_host().to_owned());
+            let name = ServerName::try_from(peer.unbracketed_host().to_owned());
             let name = name.map_err(|error| failed(error.into()))?;
             let connection =
                 ClientConnection::new(config, name).map_err(|error| failed(error.into()))?;
@@ -165,7 +165,7 @@ impl Security for Connecting {
         })
     }
 
-    fn limit(&self) -> (Duration, &'static str) {
+    fn timeout(&self) -> (Duration, &'static str) {
         self.0.limit()
     }
 }

@@ -10,12 +10,12 @@ use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use crate::conf::TlsConf;
 
-pub(super) struct Watch {
+pub(super) struct FileWatcher {
     interval: Duration,
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<WatchState>>,
 }
 
-struct State {
+struct WatchState {
     looked: Instant,
     /// Of the files that are in use.
     stamps: Stamps,
@@ -26,26 +26,26 @@ struct State {
 type Stamps = Vec<Option<(PathBuf, SystemTime)>>;
 
 /// The right to look, which one handshake has at a time; the others go on with what there is.
-pub(super) struct Turn(OwnedMutexGuard<State>);
+pub(super) struct ReloadPermit(OwnedMutexGuard<WatchState>);
 
-impl Watch {
+impl FileWatcher {
     pub(super) fn new(conf: &TlsConf) -> Self {
-        let state = State { looked: Instant::now(), stamps: stamps(conf) };
+        let state = WatchState { looked: Instant::now(), stamps: stamps(conf) };
         Self { interval: conf.trust_store_reload_interval(), state: Arc::new(Mutex::new(state)) }
     }
 
     /// `None`: somebody has looked, or is looking.
-    pub(super) fn due(&self) -> Option<Turn> {
+    pub(super) fn try_reload(&self) -> Option<ReloadPermit> {
         let mut state = Arc::clone(&self.state).try_lock_owned().ok()?;
         if state.looked.elapsed() < self.interval {
             return None;
         }
         state.looked = Instant::now();
-        Some(Turn(state))
+        Some(ReloadPermit(state))
     }
 }
 
-impl Turn {
+impl ReloadPermit {
     /// What the files are now, if that is something else.
     pub(super) fn changed(&self, conf: &TlsConf) -> Option<Stamps> {
         let now = stamps(conf);
@@ -53,7 +53,7 @@ impl Turn {
     }
 
     /// They are in use.
-    pub(super) fn done(mut self, stamps: Stamps) {
+    pub(super) fn commit(mut self, stamps: Stamps) {
         self.0.stamps = stamps;
     }
 }

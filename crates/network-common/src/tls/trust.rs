@@ -27,7 +27,7 @@ use crate::error::TransportError;
 /// CA or of version 1, that is the server's and in everybody's trust store. Such a one is as good
 /// as its key, so no chain is asked for; dates and name are still checked.
 #[derive(Debug)]
-pub(super) struct Trust {
+pub(super) struct TrustStoreVerifier {
     certificates: Vec<CertificateDer<'static>>,
     anchors: Arc<RootCertStore>,
     chains_of_clients: Arc<dyn ClientCertVerifier>,
@@ -35,7 +35,7 @@ pub(super) struct Trust {
     hostname_verification: bool,
 }
 
-impl Trust {
+impl TrustStoreVerifier {
     pub(super) fn new(
         certificates: Vec<CertificateDer<'static>>,
         conf: &TlsConf,
@@ -80,7 +80,7 @@ impl Trust {
     }
 }
 
-impl ServerCertVerifier for Trust {
+impl ServerCertVerifier for TrustStoreVerifier {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -132,7 +132,7 @@ impl ServerCertVerifier for Trust {
     }
 }
 
-impl ClientCertVerifier for Trust {
+impl ClientCertVerifier for TrustStoreVerifier {
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
         self.chains_of_clients.root_hint_subjects()
     }

@@ -71,15 +71,15 @@ impl RpcHandler for Calls {
         callback.fail("there are none");
     }
 
-    fn channel_active(&self, _: &TransportClient) {
+    fn on_connected(&self, _: &TransportClient) {
         self.note("active");
     }
 
-    fn channel_inactive(&self, _: &TransportClient) {
+    fn on_disconnected(&self, _: &TransportClient) {
         self.note("inactive");
     }
 
-    fn exception_caught(&self, _: &TransportError, _: &TransportClient) {
+    fn on_network_error(&self, _: &TransportError, _: &TransportClient) {
         self.note("exception");
     }
 }

@@ -440,7 +440,8 @@ async fn a_context_is_secured_as_another() {
     for mode in MODES {
         let server = Server::new(mode.settings).await;
         let known = Client::new(mode.settings);
-        let other = TransportContext::new(conf(&[]), Handler::new()).secured_as(&known.context);
+        let other =
+            TransportContext::new(conf(&[]), Handler::new()).share_security_with(&known.context);
         let factory = other.create_client_factory();
         let client = within(factory.create_client(server.server.local_addr())).await.unwrap();
         assert_eq!(client.client_id(), Some(APP), "{}", mode.name);
@@ -461,7 +462,7 @@ fn settings_are_checked() {
         ("spark.network.crypto.keyLength", "100"),
         ("spark.network.crypto.ivLength", "12"),
         ("spark.network.auth.rpcTimeout", "0"),
-        ("spark.shuffle.io.maxHandshakes", "0"),
+        ("spark.shuffle.auth.maxHandshakes", "0"),
         ("spark.network.sasl.maxEncryptedBlockSize", "0"),
         ("spark.authenticate", "maybe"),
     ] {

@@ -145,7 +145,7 @@ const IMPATIENT: Settings = &[
     ("spark.network.crypto.enabled", "true"),
     ("spark.network.crypto.saslFallback", "true"),
     ("spark.network.auth.rpcTimeout", "400ms"),
-    ("spark.shuffle.io.maxHandshakes", "2"),
+    ("spark.shuffle.auth.maxHandshakes", "2"),
 ];
 
 /// Who stops in the middle is closed, and its place is free again.
@@ -206,7 +206,11 @@ async fn strangers_cannot_make_the_server_hold_much() {
         server.is_empty().await;
         let snapshot = server.context.metrics().server().snapshot();
         assert_eq!(snapshot.failures, [(ErrorKind::Limit, 1)], "{what}");
-        assert!(snapshot.bytes_in <= 128 << 10, "{what}: {} bytes were read", snapshot.bytes_in);
+        assert!(
+            snapshot.received_bytes <= 128 << 10,
+            "{what}: {} bytes were read",
+            snapshot.received_bytes
+        );
         assert_eq!(server.served(), 0);
     }
 }

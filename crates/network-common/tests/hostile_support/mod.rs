@@ -438,15 +438,15 @@ impl RpcHandler for Obedient {
         self
     }
 
-    fn channel_active(&self, client: &TransportClient) {
+    fn on_connected(&self, client: &TransportClient) {
         self.note(client, Seen::Active);
     }
 
-    fn channel_inactive(&self, client: &TransportClient) {
+    fn on_disconnected(&self, client: &TransportClient) {
         self.note(client, Seen::Inactive);
     }
 
-    fn exception_caught(&self, error: &TransportError, client: &TransportClient) {
+    fn on_network_error(&self, error: &TransportError, client: &TransportClient) {
         self.note(client, Seen::Exception(error.kind(), error.to_string()));
     }
 }

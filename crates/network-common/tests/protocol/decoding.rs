@@ -42,12 +42,12 @@ pub(crate) fn decode<'a>(
                 Ok(Some(event)) => event,
                 Ok(None) => break,
                 Err(error) => {
-                    events.extend(body.map(|(_, bytes)| Event::Piece(bytes.freeze())));
+                    events.extend(body.map(|(_, bytes)| Event::BodyPiece(bytes.freeze())));
                     return Decoded { events, error: Some(error) };
                 }
             };
             match event {
-                Event::Piece(piece) => {
+                Event::BodyPiece(piece) => {
                     let (missing, bytes) =
                         body.as_mut().expect("pieces come only within a streamed body");
                     assert!(!piece.is_empty(), "a piece is never empty");
@@ -58,7 +58,7 @@ pub(crate) fn decode<'a>(
                 Event::BodyEnd => {
                     let (missing, bytes) = body.take().expect("only a streamed body ends");
                     assert_eq!(missing, 0, "a body ends after its announced length");
-                    events.push(Event::Piece(bytes.freeze()));
+                    events.push(Event::BodyPiece(bytes.freeze()));
                     events.push(Event::BodyEnd);
                 }
                 other => {
@@ -82,7 +82,7 @@ pub(crate) fn decode<'a>(
         }
         assert!(input.is_empty(), "None means that all of the input was taken in");
     }
-    events.extend(body.map(|(_, bytes)| Event::Piece(bytes.freeze())));
+    events.extend(body.map(|(_, bytes)| Event::BodyPiece(bytes.freeze())));
     Decoded { events, error: decoder.finish().err() }
 }
 

@@ -2,7 +2,8 @@
 
 use bytes::BufMut as _;
 use network_common::protocol::{
-    ProtocolError, Reader, put_bitmap, put_bitmap_array, put_byte_array, put_string, read_bitmaps,
+    FieldReader, ProtocolError, put_bitmap, put_bitmap_array, put_byte_array, put_string,
+    read_bitmaps,
 };
 use roaring::RoaringBitmap;
 
@@ -19,7 +20,7 @@ fn enc_01_roaring_bitmap_encode_decode() {
     let bitmap = RoaringBitmap::from_iter([1, 2, 3]);
     let mut bytes = encoded(&bitmap);
     bytes.push(0xee);
-    let mut reader = Reader::new(&bytes);
+    let mut reader = FieldReader::new(&bytes);
     assert_eq!(reader.bitmap().expect("a bitmap"), bitmap);
     assert_eq!(reader.remaining(), 1, "the reader advances by exactly the bitmap");
 }
@@ -56,7 +57,7 @@ fn enc_03_bitmap_arrays_encode_decode() {
     let mut bytes = Vec::new();
     put_bitmap_array(&bitmaps, &mut bytes).expect("a vector has room");
     assert_eq!(bytes[..4], [0, 0, 0, 5]);
-    let mut reader = Reader::new(&bytes);
+    let mut reader = FieldReader::new(&bytes);
     assert_eq!(reader.bitmap_array().expect("five bitmaps"), bitmaps);
     assert_eq!(reader.remaining(), 0);
     assert_eq!(
@@ -72,12 +73,12 @@ fn enc_03_bitmaps_are_in_the_portable_format() {
     let run = RoaringBitmap::from_iter(1..100);
     let bytes = hex("3b30 0000 01 0000 6200 0100 0100 6200");
     assert_eq!(encoded(&run), bytes);
-    assert_eq!(Reader::new(&bytes).bitmap().expect("a run of 99"), run);
+    assert_eq!(FieldReader::new(&bytes).bitmap().expect("a run of 99"), run);
 
     let sparse = RoaringBitmap::from_iter([1, 5, 9]);
     let bytes = hex("3a300000 01000000 0000 0200 10000000 0100 0500 0900");
     assert_eq!(encoded(&sparse), bytes);
-    assert_eq!(Reader::new(&bytes).bitmap().expect("three values"), sparse);
+    assert_eq!(FieldReader::new(&bytes).bitmap().expect("three values"), sparse);
 
     assert_eq!(encoded(&RoaringBitmap::new()), hex("3a300000 00000000"));
 }
@@ -89,7 +90,7 @@ fn enc_03_a_bitmap_array_that_announces_too_many_is_refused() {
         let mut announced = Vec::new();
         announced.put_i32(count);
         announced.resize(4 + bytes, 0);
-        let error = Reader::new(&announced).bitmap_array().expect_err("too many");
+        let error = FieldReader::new(&announced).bitmap_array().expect_err("too many");
         assert!(
             matches!(error, ProtocolError::BadLength { length, .. } if length == count),
             "{error}"
@@ -102,7 +103,7 @@ fn enc_03_other_bytes_are_no_bitmap() {
     for bytes in
         [&b""[..], b"\x3a\x30", b"abcdefgh", b"\x3a\x30\0\0\xff\xff\xff\xff", b"\x3b\x30\xff\xff"]
     {
-        let error = Reader::new(bytes).bitmap().expect_err("no bitmap");
+        let error = FieldReader::new(bytes).bitmap().expect_err("no bitmap");
         assert!(matches!(error, ProtocolError::BadBitmap(_)), "{error}");
     }
 }
@@ -113,7 +114,7 @@ fn enc_04_byte_arrays_encode_decode() {
     put_byte_array(b"abcde", &mut bytes);
     put_byte_array(b"", &mut bytes);
     assert_eq!(bytes, b"\0\0\0\x05abcde\0\0\0\0");
-    let mut reader = Reader::new(&bytes);
+    let mut reader = FieldReader::new(&bytes);
     assert_eq!(reader.byte_array("first").expect("five bytes"), b"abcde");
     assert_eq!(reader.byte_array("second").expect("no bytes"), b"");
     assert_eq!(reader.remaining(), 0);
@@ -125,9 +126,9 @@ fn enc_04_strings_encode_decode() {
     let mut bytes = Vec::new();
     put_string("für 🦀", &mut bytes);
     assert_eq!(bytes[..4], [0, 0, 0, 9]);
-    assert_eq!(Reader::new(&bytes).string("text").expect("a string"), "für 🦀");
+    assert_eq!(FieldReader::new(&bytes).string("text").expect("a string"), "für 🦀");
     let invalid = b"\0\0\0\x03a\xffb";
-    assert_eq!(Reader::new(invalid).string("text").expect("replaced"), "a\u{fffd}b");
+    assert_eq!(FieldReader::new(invalid).string("text").expect("replaced"), "a\u{fffd}b");
 }
 
 #[test]
@@ -135,9 +136,9 @@ fn enc_05_byte_arrays_fail_when_the_length_is_negative() {
     for length in [-1, i32::MIN] {
         let mut bytes = length.to_be_bytes().to_vec();
         bytes.extend_from_slice(&[0; 100]);
-        let error = Reader::new(&bytes).byte_array("data").expect_err("negative");
+        let error = FieldReader::new(&bytes).byte_array("data").expect_err("negative");
         assert_eq!(error, ProtocolError::BadLength { field: "data", length, available: 100 });
-        assert!(Reader::new(&bytes).string("text").is_err());
+        assert!(FieldReader::new(&bytes).string("text").is_err());
     }
 }
 
@@ -147,15 +148,15 @@ fn enc_06_byte_arrays_fail_when_the_length_exceeds_what_is_left() {
     for length in [6, 1000, i32::MAX] {
         let mut bytes = length.to_be_bytes().to_vec();
         bytes.extend_from_slice(b"abcde");
-        let error = Reader::new(&bytes).byte_array("data").expect_err("too long");
+        let error = FieldReader::new(&bytes).byte_array("data").expect_err("too long");
         assert_eq!(error, ProtocolError::BadLength { field: "data", length, available: 5 });
-        assert!(Reader::new(&bytes).string("text").is_err());
+        assert!(FieldReader::new(&bytes).string("text").is_err());
     }
 }
 
 #[test]
 fn wire_3_integers_are_big_endian_and_checked() {
-    let mut reader = Reader::new(b"\xff\x80\0\0\x01\x7f\xff\xff\xff\xff\xff\xff\xfe\x01");
+    let mut reader = FieldReader::new(b"\xff\x80\0\0\x01\x7f\xff\xff\xff\xff\xff\xff\xfe\x01");
     assert_eq!(reader.byte("byte"), Ok(-1));
     assert_eq!(reader.int("int"), Ok(i32::MIN + 1));
     assert_eq!(reader.long("long"), Ok(i64::MAX - 1));

@@ -54,7 +54,7 @@ fn frame_02_consolidation_perf() {
     const BODY: usize = 300 << 20;
     let mut head = Vec::new();
     Message::ChunkFetchSuccess { stream_id: 1, chunk_index: 1, body: () }
-        .encode_head(BODY as u64, &mut head);
+        .encode_header(BODY as u64, &mut head);
     let piece = vec![7; 32 << 10];
     for plan in [Plan::Expected, Plan::Unexpected, Plan::Stream, Plan::Discard] {
         let start = Instant::now();
@@ -87,7 +87,7 @@ fn frame_02_consolidation_perf() {
                                 [0, BODY / 2, BODY - 1].iter().all(|position| body[*position] == 7)
                             );
                         }
-                        Event::Piece(piece) => bytes += piece.len(),
+                        Event::BodyPiece(piece) => bytes += piece.len(),
                         Event::BodyEnd => frames += 1,
                         other => panic!("{other:?}"),
                     }
@@ -120,7 +120,7 @@ fn frame_03_interception() {
     decoder.stream_body();
     for read in 0..3 {
         let mut input = &bytes[head + 100 * read..][..100];
-        assert_eq!(decoder.next_event(&mut input), Ok(Some(Event::Piece(vec![9; 100].into()))));
+        assert_eq!(decoder.next_event(&mut input), Ok(Some(Event::BodyPiece(vec![9; 100].into()))));
         assert!(input.is_empty());
         if read < 2 {
             assert_eq!(decoder.next_event(&mut input), Ok(None));
@@ -139,7 +139,7 @@ fn frame_03_interception() {
 fn frame_03_body_and_following_frame_in_one_read() {
     let upload = Message::UploadStream { request_id: 1, meta: Bytes::from("m"), byte_count: 5 };
     let mut bytes = Vec::new();
-    upload.encode_head(0, &mut bytes);
+    upload.encode_header(0, &mut bytes);
     bytes.extend_from_slice(b"12345");
     let next = Message::RpcRequest { request_id: 2, body: Bytes::from("next") };
     bytes.extend(next.encode().expect("fits"));
@@ -148,7 +148,7 @@ fn frame_03_body_and_following_frame_in_one_read() {
     let streamed = decode(&FrameLimits::default(), [&bytes[..]], |_, _| Plan::Stream);
     let expected = vec![
         start.clone(),
-        Event::Piece(Bytes::from("12345")),
+        Event::BodyPiece(Bytes::from("12345")),
         Event::BodyEnd,
         Event::Message(next.clone()),
     ];
@@ -200,7 +200,7 @@ fn frame_04_retained_pieces() {
     let mut kept = Vec::new();
     for fill in 0..100 {
         match decoder.next_event(&mut &[fill; 1000][..]) {
-            Ok(Some(Event::Piece(piece))) => kept.push(piece),
+            Ok(Some(Event::BodyPiece(piece))) => kept.push(piece),
             other => panic!("{other:?}"),
         }
     }
@@ -303,7 +303,7 @@ fn frame_08_requests_over_the_own_limit_are_refused_before_they_arrive() {
     limits.max_request_setting = "spark.test.limit".into();
     let decoded = |message: &Message<()>, in_frame: u64| {
         let mut head = Vec::new();
-        message.encode_head(in_frame, &mut head);
+        message.encode_header(in_frame, &mut head);
         decode(&limits, [&head[..9]], usual).error
     };
     let request = Message::RpcRequest { request_id: 1, body: () };

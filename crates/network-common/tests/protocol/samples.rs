@@ -28,12 +28,12 @@ fn golden_with_body(message: Message<()>, whole: Message<Bytes>, frame: &str, bo
     let mut bytes = hex(frame);
     assert_eq!(whole.encode().expect("fits"), bytes, "encoding {whole:?}");
     let mut head = Vec::new();
-    message.encode_head(0, &mut head);
+    message.encode_header(0, &mut head);
     assert_eq!(head, bytes, "encoding the head of {message:?}");
     bytes.extend_from_slice(body);
     let decoded = decode(&FrameLimits::default(), [&bytes[..]], usual);
     let start = Event::BodyStart { message, length: body.len() as u64 };
-    let events = vec![start, Event::Piece(Bytes::from_static(body)), Event::BodyEnd];
+    let events = vec![start, Event::BodyPiece(Bytes::from_static(body)), Event::BodyEnd];
     assert_eq!((decoded.events, decoded.error), (events, None));
 }
 

@@ -62,7 +62,7 @@ fn connection() -> (Vec<u8>, Vec<Event>) {
         if outside > 0 {
             let raw = body(outside as usize, 6);
             bytes.extend_from_slice(&raw);
-            events.extend([start(&message, raw.len()), Event::Piece(raw), Event::BodyEnd]);
+            events.extend([start(&message, raw.len()), Event::BodyPiece(raw), Event::BodyEnd]);
             continue;
         }
         if let Message::ChunkFetchSuccess { body, .. }

@@ -229,13 +229,13 @@ impl RpcHandler for Handler {
         }
     }
 
-    fn channel_active(&self, client: &TransportClient) {
+    fn on_connected(&self, client: &TransportClient) {
         if let Some(active) = &self.active {
             active(client);
         }
     }
 
-    fn channel_inactive(&self, client: &TransportClient) {
+    fn on_disconnected(&self, client: &TransportClient) {
         if let Some(inactive) = &self.inactive {
             inactive(client);
         }
@@ -293,7 +293,7 @@ impl Pair {
     pub async fn assert_alive(&self) {
         assert_eq!(within(self.client.send_rpc("still there?")).await.unwrap(), "still there?");
         assert!(self.client.is_active());
-        assert_eq!(self.client.outstanding_requests(), 0);
+        assert_eq!(self.client.pending_requests(), 0);
     }
 }
 

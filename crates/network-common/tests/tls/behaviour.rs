@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use network_common::{
-    BoxError, ByteFilter, ErrorKind, ManagedBuffer, Output, RpcHandler, TransportClient,
+    BoxError, ByteFilter, ErrorKind, FilterOutput, ManagedBuffer, RpcHandler, TransportClient,
     TransportClientBootstrap, TransportServerBootstrap,
 };
 use tempfile::NamedTempFile;
@@ -322,7 +322,7 @@ async fn emh_03_bodies_of_answers_are_released_after_sending() {
 struct Rolling(u8);
 
 impl ByteFilter for Rolling {
-    fn transform(&mut self, input: &[u8], output: &mut Output<'_>) -> Result<(), BoxError> {
+    fn transform(&mut self, input: &[u8], output: &mut FilterOutput<'_>) -> Result<(), BoxError> {
         for byte in input {
             output.extend_from_slice(&[byte ^ self.0]);
             self.0 = self.0.wrapping_add(1);

@@ -47,7 +47,7 @@ async fn a_plain_client_is_refused_by_a_tls_server() {
     let client = within(plain.create_client(server.local_addr())).await.unwrap();
     within(client.send_rpc("in the clear")).await.unwrap_err();
     assert_failures(&metrics, &[(ErrorKind::Tls, 1)]).await;
-    assert_eq!(metrics.snapshot().requests_being_served, 0);
+    assert_eq!(metrics.snapshot().active_requests, 0);
 }
 
 #[tokio::test]
@@ -106,7 +106,7 @@ async fn handshakes_beyond_the_limit_wait() {
     let (_context, server, metrics) = server(&world, Handler::new()).await;
     let mut halfway = TcpStream::connect(server.local_addr()).await.unwrap();
     halfway.write_all(&HALF_HELLO).await.unwrap();
-    until(|| metrics.snapshot().bytes_in == HALF_HELLO.len() as u64).await;
+    until(|| metrics.snapshot().received_bytes == HALF_HELLO.len() as u64).await;
     let factory = world.client.client_context().create_client_factory();
     let mut waiting = tokio::spawn({
         let (factory, address) = (factory.clone(), server.local_addr());
@@ -302,14 +302,14 @@ async fn strangers_cannot_send_much_behind_tls() {
     let (world, network, secrets) = (World::new(), MemoryNetwork::new(), SecretStore::new());
     secrets.register_app("app", Secret::new("secret"));
     let context = world.server.context(Handler::new()).with_auth("app", Arc::new(secrets)).unwrap();
-    let context = context.on_network(&network);
+    let context = context.memory_network(&network);
     let server = serve(&context).await;
-    let factory = world.client.client_context().on_network(&network).create_client_factory();
+    let factory = world.client.client_context().memory_network(&network).create_client_factory();
     let client = within(factory.create_client(server.local_addr())).await.unwrap();
     (0..300).for_each(|_| client.send(vec![0; 1000]).unwrap());
     within(client.closed()).await;
     let snapshot = context.metrics().server().snapshot();
-    assert!(snapshot.bytes_in <= 128 << 10, "{} bytes were read", snapshot.bytes_in);
+    assert!(snapshot.received_bytes <= 128 << 10, "{} bytes were read", snapshot.received_bytes);
 }
 
 /// A client whose records are made by hand. It trusts everybody, which only a test may.
@@ -410,7 +410,7 @@ async fn an_orderly_end_sends_close_notify() {
     let (_context, server, metrics) = server(&world, Handler::new()).await;
     let address = server.local_addr();
     let talk = tokio::task::spawn_blocking(move || Raw::connect(address).hears_close_notify());
-    until(|| metrics.snapshot().connections == 1 && metrics.snapshot().bytes_in > 300).await;
+    until(|| metrics.snapshot().connections == 1 && metrics.snapshot().received_bytes > 300).await;
     assert_eq!(within(server.close(Duration::from_secs(20))).await, 0);
     assert!(within(talk).await.unwrap());
     assert_failures(&metrics, &[]).await;

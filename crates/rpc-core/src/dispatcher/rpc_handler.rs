@@ -154,13 +154,13 @@ impl RpcHandler for EnvRpcHandler {
         &*self.files
     }
 
-    fn channel_active(&self, client: &TransportClient) {
+    fn on_connected(&self, client: &TransportClient) {
         if let Some(connection) = self.connections.add(client) {
             self.dispatcher.post_to_all(&Event::Connected(connection.socket_address().clone()));
         }
     }
 
-    fn channel_inactive(&self, client: &TransportClient) {
+    fn on_disconnected(&self, client: &TransportClient) {
         let Some(connection) = self.connections.remove(client) else { return };
         self.dispatcher.post_to_all(&Event::Disconnected(connection.socket_address().clone()));
         if let Some(address) = connection.announced_address() {
@@ -168,7 +168,7 @@ impl RpcHandler for EnvRpcHandler {
         }
     }
 
-    fn exception_caught(&self, error: &TransportError, client: &TransportClient) {
+    fn on_network_error(&self, error: &TransportError, client: &TransportClient) {
         let Some(connection) = self.connections.get(client) else { return };
         let announced = connection.announced_address();
         for address in [Some(connection.socket_address()), announced].into_iter().flatten() {

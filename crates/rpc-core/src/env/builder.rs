@@ -103,7 +103,7 @@ impl RpcEnvBuilder {
 
     /// Meet other environments on `network` instead of the system's: for tests, also in tokio's
     /// paused time. The host to bind is any IP address.
-    pub fn on_network(mut self, network: &MemoryNetwork) -> Self {
+    pub fn memory_network(mut self, network: &MemoryNetwork) -> Self {
         self.network = Some(network.clone());
         self
     }
@@ -180,7 +180,7 @@ impl RpcEnvBuilder {
         );
         let mut context = TransportContext::new(transport_conf, handler);
         if let Some(network) = &self.network {
-            context = context.on_network(network);
+            context = context.memory_network(network);
         }
         #[cfg(feature = "auth")]
         let context = security::authenticated(context, self.identity, &self.conf).await?;

@@ -53,8 +53,8 @@ fn export_outbox(env: &str, outbox: &OutboxSnapshot) {
 fn export_transport(env: &str, side: &'static str, transport: &MetricsSnapshot) {
     let labels = [("env", env.to_owned()), ("side", side.to_owned())];
     gauge!("rpc_connections", &labels).set(transport.connections as f64);
-    gauge!("rpc_write_queue_bytes", &labels).set(transport.queued_bytes as f64);
+    gauge!("rpc_write_queue_bytes", &labels).set(transport.write_queue_bytes as f64);
     counter!("rpc_connections_total", &labels).absolute(transport.connections_total);
-    counter!("rpc_bytes_in_total", &labels).absolute(transport.bytes_in);
-    counter!("rpc_bytes_out_total", &labels).absolute(transport.bytes_out);
+    counter!("rpc_bytes_in_total", &labels).absolute(transport.received_bytes);
+    counter!("rpc_bytes_out_total", &labels).absolute(transport.sent_bytes);
 }

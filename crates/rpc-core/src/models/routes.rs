@@ -80,12 +80,12 @@ impl RpcHandler for Sender {
         NoOpRpcHandler::new().receive(client, message, callback);
     }
 
-    fn channel_active(&self, client: &TransportClient) {
+    fn on_connected(&self, client: &TransportClient) {
         self.connections.add(client);
         self.all.lock().unwrap().push(client.clone());
     }
 
-    fn channel_inactive(&self, client: &TransportClient) {
+    fn on_disconnected(&self, client: &TransportClient) {
         self.connections.remove(client);
     }
 }
@@ -121,7 +121,7 @@ impl Fixture {
         let conf = TransportConf::from_settings("rpc", settings).unwrap();
         let server = Arc::new(Server::default());
         let listener = TransportContext::with_handler(conf.clone(), Arc::clone(&server) as _)
-            .on_network(&network);
+            .memory_network(&network);
         let listener = runtime.block_on(listener.create_server("127.0.0.1:0")).unwrap();
         let connections = Connections::new(Arc::new(PeerShared {
             budget: ByteBudget::new(u64::MAX),
@@ -137,7 +137,7 @@ impl Fixture {
         let sender =
             Arc::new(Sender { connections: Arc::clone(&connections), all: Mutex::default() });
         let context =
-            TransportContext::with_handler(conf, Arc::clone(&sender) as _).on_network(&network);
+            TransportContext::with_handler(conf, Arc::clone(&sender) as _).memory_network(&network);
         let limits = Volume::new(100, u64::MAX);
         let pool = PeerPool::new(context.create_client_factory(), connections, limits);
         let over = Arc::<AtomicBool>::default();
@@ -209,7 +209,7 @@ impl Fixture {
                 }
             };
             client.close();
-            sender.channel_inactive(&client);
+            sender.on_disconnected(&client);
         })
     }
 

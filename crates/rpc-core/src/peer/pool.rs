@@ -434,7 +434,7 @@ impl Peer {
 
     /// Notifies the peer that the caller of a request no longer waits, if no response has arrived.
     pub(super) fn cancel(&self, response: &RpcFuture) {
-        let Some((client, request_id)) = response.pending() else { return };
+        let Some((client, request_id)) = response.pending_request() else { return };
         let connection = self.state.lock().phase.connection().cloned();
         // On another connection the request has ended with its own.
         if let Some(connection) =

@@ -356,7 +356,7 @@ impl RouteTable {
         let caller = match caller {
             Some(caller) => {
                 let future = self.push(slot, message, |frame| push_ask(client, keep(frame)));
-                if future.pending().is_some() {
+                if future.pending_request().is_some() {
                     let _ = caller.send(Ok(future));
                     return Ok(());
                 }
@@ -530,7 +530,7 @@ impl Route {
 /// Sends an ask. `Err`: nothing was sent, which the future reports.
 pub(super) fn push_ask(client: &TransportClient, frame: Bytes) -> Result<RpcFuture, RpcFuture> {
     let future = client.send_rpc(frame);
-    if future.pending().is_some() { Ok(future) } else { Err(future) }
+    if future.pending_request().is_some() { Ok(future) } else { Err(future) }
 }
 
 /// The result of sending a one-way message, as `Err` if nothing was sent.

@@ -112,7 +112,7 @@ async fn environment(
     let mut builder = RpcEnv::builder("flood").conf(conf(random)).trace_context(book.environment());
     builder = if server { builder.bind("127.0.0.1:0") } else { builder.client_mode() };
     if let Some(network) = network {
-        builder = builder.on_network(network);
+        builder = builder.memory_network(network);
     }
     builder.start().await.unwrap()
 }

@@ -61,7 +61,7 @@ async fn start(bind: Option<&str>, network: Option<&MemoryNetwork>, book: &Book)
         None => builder.client_mode(),
     };
     if let Some(network) = network {
-        builder = builder.on_network(network);
+        builder = builder.memory_network(network);
     }
     builder.start().await.ok()
 }

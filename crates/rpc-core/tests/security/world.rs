@@ -147,9 +147,12 @@ impl Mode {
     /// A listening one and one that does not listen: over sockets, and in memory.
     pub async fn pairs(&self) -> [(RpcEnv, RpcEnv); 2] {
         let network = MemoryNetwork::new();
-        let server =
-            RpcEnv::builder("server").conf(self.conf()).bind("10.0.0.1:7077").on_network(&network);
-        let client = RpcEnv::builder("client").conf(self.conf()).client_mode().on_network(&network);
+        let server = RpcEnv::builder("server")
+            .conf(self.conf())
+            .bind("10.0.0.1:7077")
+            .memory_network(&network);
+        let client =
+            RpcEnv::builder("client").conf(self.conf()).client_mode().memory_network(&network);
         [
             (self.server().await, self.client().await),
             (listening(server).await, client.start().await.unwrap()),

@@ -7,7 +7,7 @@ use aws_lc_rs::iv::FixedLength;
 
 use crate::auth::AuthError;
 use crate::error::BoxError;
-use crate::session::{ByteFilter, Output};
+use crate::session::{ByteFilter, FilterOutput};
 
 /// Transformed at once: stays in the cache, and mostly fits whole into the place of a body.
 const PIECE: usize = 32 << 10;
@@ -32,7 +32,7 @@ impl Ctr {
 }
 
 impl ByteFilter for Ctr {
-    fn transform(&mut self, input: &[u8], output: &mut Output<'_>) -> Result<(), BoxError> {
+    fn transform(&mut self, input: &[u8], output: &mut FilterOutput<'_>) -> Result<(), BoxError> {
         for piece in input.chunks(PIECE) {
             // The library wants room for a block more than it fills.
             output.append(piece.len() + BLOCK, |room| {

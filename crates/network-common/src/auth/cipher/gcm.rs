@@ -7,7 +7,7 @@ use zeroize::Zeroizing;
 use crate::auth::AuthError;
 use crate::auth::engine::{expand, random};
 use crate::error::BoxError;
-use crate::session::{ByteFilter, Output};
+use crate::session::{ByteFilter, FilterOutput};
 
 const LENGTH: usize = 8;
 const NONCE_PREFIX: usize = 7;
@@ -76,7 +76,7 @@ impl GcmSeal {
 }
 
 impl ByteFilter for GcmSeal {
-    fn transform(&mut self, input: &[u8], output: &mut Output<'_>) -> Result<(), BoxError> {
+    fn transform(&mut self, input: &[u8], output: &mut FilterOutput<'_>) -> Result<(), BoxError> {
         if input.is_empty() {
             return Ok(());
         }
@@ -113,12 +113,12 @@ impl ByteFilter for GcmSeal {
 /// has proved genuine.
 pub struct GcmOpen {
     gcm: Gcm,
-    state: Opening,
+    state: GcmOpenState,
     /// The start of an unfinished header or segment.
     held: Vec<u8>,
 }
 
-enum Opening {
+enum GcmOpenState {
     Header,
     /// This many sealed bytes of the message are to come.
     Body(Segments, u64),
@@ -130,24 +130,24 @@ impl GcmOpen {
     /// # Errors
     /// [`AuthError::Crypto`] for a key of another length.
     pub fn new(key: &[u8]) -> Result<Self, AuthError> {
-        Ok(Self { gcm: Gcm::new(key)?, state: Opening::Header, held: Vec::new() })
+        Ok(Self { gcm: Gcm::new(key)?, state: GcmOpenState::Header, held: Vec::new() })
     }
 
     /// How many bytes the next step needs.
     fn needed(&self) -> usize {
         match &self.state {
             // The length alone tells whether it is worth to wait for more.
-            Opening::Header if self.held.len() < LENGTH => LENGTH,
-            Opening::Header => LENGTH + self.gcm.header(),
-            Opening::Body(_, left) => (*left).min(SEALED_SEGMENT as u64) as usize,
+            GcmOpenState::Header if self.held.len() < LENGTH => LENGTH,
+            GcmOpenState::Header => LENGTH + self.gcm.header(),
+            GcmOpenState::Body(_, left) => (*left).min(SEALED_SEGMENT as u64) as usize,
         }
     }
 
     /// Takes the next part of a message, which is complete.
-    fn step(&mut self, part: &[u8], output: &mut Output<'_>) -> Result<(), AuthError> {
+    fn step(&mut self, part: &[u8], output: &mut FilterOutput<'_>) -> Result<(), AuthError> {
         self.state = match &mut self.state {
-            Opening::Header => self.begin(part)?,
-            Opening::Body(segments, left) => {
+            GcmOpenState::Header => self.begin(part)?,
+            GcmOpenState::Body(segments, left) => {
                 let rest = *left - part.len() as u64;
                 let nonce = segments.nonce(rest == 0)?;
                 let (sealed, tag) = part.split_at(part.len().saturating_sub(TAG));
@@ -155,7 +155,9 @@ impl GcmOpen {
                     let opened =
                         segments.key.open_separate_gather(nonce, Aad::empty(), sealed, tag, room);
                     opened.map_err(|_| {
-                        AuthError::Mismatch("a sealed segment has a wrong authentication tag")
+                        AuthError::VerificationFailed(
+                            "a sealed segment has a wrong authentication tag",
+                        )
                     })?;
                     Ok(sealed.len())
                 })?;
@@ -163,13 +165,13 @@ impl GcmOpen {
                     *left = rest;
                     return Ok(());
                 }
-                Opening::Header
+                GcmOpenState::Header
             }
         };
         Ok(())
     }
 
-    fn begin(&self, head: &[u8]) -> Result<Opening, AuthError> {
+    fn begin(&self, head: &[u8]) -> Result<GcmOpenState, AuthError> {
         let damaged = |text: &str| AuthError::Malformed(text.to_owned());
         let (length, head) = head
             .split_first_chunk::<LENGTH>()
@@ -187,10 +189,10 @@ impl GcmOpen {
             head.split_at_checked(self.gcm.0.len()).ok_or_else(|| damaged("no salt"))?;
         let prefix = prefix.try_into().map_err(|_| damaged("no nonce"))?;
         if left == 0 {
-            return Ok(Opening::Header);
+            return Ok(GcmOpenState::Header);
         }
         let key = self.gcm.message_key(*length, salt)?;
-        Ok(Opening::Body(Segments { key, prefix, next: 0 }, left))
+        Ok(GcmOpenState::Body(Segments { key, prefix, next: 0 }, left))
     }
 
     /// The sealed bytes behind the header of a message with this length.
@@ -209,7 +211,11 @@ impl GcmOpen {
 }
 
 impl ByteFilter for GcmOpen {
-    fn transform(&mut self, mut input: &[u8], output: &mut Output<'_>) -> Result<(), BoxError> {
+    fn transform(
+        &mut self,
+        mut input: &[u8],
+        output: &mut FilterOutput<'_>,
+    ) -> Result<(), BoxError> {
         loop {
             let needed = self.needed();
             if self.held.is_empty() && input.len() >= needed && needed > LENGTH {

@@ -2,13 +2,13 @@ use super::*;
 use crate::auth::test_support::bits;
 
 fn sealed(key: &[u8], plain: &[u8]) -> Vec<u8> {
-    GcmSeal::new(key).unwrap().transformed(plain).unwrap()
+    GcmSeal::new(key).unwrap().transform_to_vec(plain).unwrap()
 }
 
 fn opened<'a>(key: &[u8], pieces: impl IntoIterator<Item = &'a [u8]>) -> Result<Vec<u8>, BoxError> {
     let mut open = GcmOpen::new(key)?;
     let pieces: Result<Vec<_>, _> =
-        pieces.into_iter().map(|piece| open.transformed(piece)).collect();
+        pieces.into_iter().map(|piece| open.transform_to_vec(piece)).collect();
     Ok(pieces?.concat())
 }
 
@@ -67,7 +67,7 @@ fn several() -> (Vec<u8>, Vec<u8>) {
     let mut seal = GcmSeal::new(&KEY).unwrap();
     let (mut stream, mut plain) = (Vec::new(), Vec::new());
     for length in [1, 100, PLAIN_SEGMENT, 5, PLAIN_SEGMENT + 1, 1] {
-        stream.extend(seal.transformed(&pattern(length)).unwrap());
+        stream.extend(seal.transform_to_vec(&pattern(length)).unwrap());
         plain.extend(pattern(length));
     }
     (stream, plain)
@@ -110,7 +110,7 @@ fn gcm_11_single_fire_per_message() {
     let plain = pattern(5 * PLAIN_SEGMENT);
     let message = sealed(&KEY, &plain);
     let mut open = GcmOpen::new(&KEY).unwrap();
-    let fired = open.transformed(&message).unwrap();
+    let fired = open.transform_to_vec(&message).unwrap();
     assert!(fired == plain, "one call hands over all segments");
     assert_eq!(open.needed(), LENGTH, "nothing is left of it");
 }
@@ -124,7 +124,7 @@ fn gcm_12_large_message_batched_flush() {
     let (mut open, mut out, mut pieces) = (GcmOpen::new(&KEY).unwrap(), Vec::new(), 0);
     for read in message.chunks(64 << 10) {
         let before = out.len();
-        out.extend(open.transformed(read).unwrap());
+        out.extend(open.transform_to_vec(read).unwrap());
         assert!(out[before..] == plain[before..out.len()]);
         assert!(open.held.len() < SEALED_SEGMENT);
         pieces += usize::from(out.len() > before);

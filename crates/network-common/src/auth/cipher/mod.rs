@@ -13,7 +13,7 @@ pub use gcm::{GcmOpen, GcmSeal};
 pub(super) use self::ctr::Ctr;
 use super::AuthError;
 use crate::conf::CipherName;
-use crate::session::Filters;
+use crate::session::FilterPair;
 
 /// What a handshake yields, named as the client sees it (auth 3.4).
 pub(super) struct SessionKeys {
@@ -29,19 +29,19 @@ pub(super) enum Side {
 }
 
 impl SessionKeys {
-    pub(super) fn filters(&self, cipher: CipherName, side: Side) -> Result<Filters, AuthError> {
+    pub(super) fn filters(&self, cipher: CipherName, side: Side) -> Result<FilterPair, AuthError> {
         let (seal_iv, open_iv) = match side {
             Side::Client => (self.output_iv, self.input_iv),
             Side::Server => (self.input_iv, self.output_iv),
         };
         Ok(match cipher {
-            CipherName::AesCtr => Filters {
-                seal: Box::new(Ctr::new(&self.key, seal_iv)?),
-                open: Box::new(Ctr::new(&self.key, open_iv)?),
+            CipherName::AesCtr => FilterPair {
+                seal_filter: Box::new(Ctr::new(&self.key, seal_iv)?),
+                open_filter: Box::new(Ctr::new(&self.key, open_iv)?),
             },
-            CipherName::AesGcm => Filters {
-                seal: Box::new(GcmSeal::new(&self.key)?),
-                open: Box::new(GcmOpen::new(&self.key)?),
+            CipherName::AesGcm => FilterPair {
+                seal_filter: Box::new(GcmSeal::new(&self.key)?),
+                open_filter: Box::new(GcmOpen::new(&self.key)?),
             },
         })
     }

@@ -3,41 +3,41 @@
 use bytes::Bytes;
 
 use super::{Reader, protocol_error};
-use crate::client::Shared;
+use crate::client::SharedConnection;
 use crate::error::{ErrorKind, TransportError};
 use crate::protocol::{Message, ProtocolError};
-use crate::session::{Answer, MergedBlockMeta, PipeWriter, Session, StreamStart};
+use crate::session::{BodySender, MergedBlockMeta, Response, Session, StreamStart};
 
 impl Reader {
     /// An answer without a body of its own, or with one that has arrived.
-    pub(super) fn on_answer(
+    pub(super) fn on_response(
         &mut self,
         session: &mut Session,
         answer: Message<Bytes>,
-        shared: &Shared,
+        shared: &SharedConnection,
     ) -> Result<(), TransportError> {
         let remote = |kind, text| TransportError::new(kind, text).with_peer(shared.peer);
         let requests = &mut session.requests;
         let waker = match answer {
             Message::RpcResponse { request_id, body } => {
-                requests.answer_rpc(request_id, Ok(Answer::Body(body)))
+                requests.complete_rpc(request_id, Ok(Response::Body(body)))
             }
             Message::RpcFailure { request_id, error } => {
-                requests.answer_rpc(request_id, Err(remote(ErrorKind::Remote, error)))
+                requests.complete_rpc(request_id, Err(remote(ErrorKind::Remote, error)))
             }
             Message::MergedBlockMetaSuccess { request_id, num_chunks, body } => {
                 let meta = MergedBlockMeta { num_chunks, body };
-                requests.answer_rpc(request_id, Ok(Answer::MergedBlockMeta(meta)))
+                requests.complete_rpc(request_id, Ok(Response::MergedBlockMeta(meta)))
             }
             Message::ChunkFetchSuccess { stream_id, chunk_index, body } => {
-                requests.answer_fetch(stream_id, chunk_index, Ok(Answer::Body(body)))
+                requests.complete_fetch(stream_id, chunk_index, Ok(Response::Body(body)))
             }
             Message::ChunkFetchFailure { stream_id, chunk_index, error } => {
                 let text = format!(
                     "Failure while fetching StreamChunkId[streamId={stream_id},chunkIndex={chunk_index}]: {error}"
                 );
                 let failure = remote(ErrorKind::ChunkFetchFailure, text);
-                requests.answer_fetch(stream_id, chunk_index, Err(failure))
+                requests.complete_fetch(stream_id, chunk_index, Err(failure))
             }
             Message::StreamFailure { error, .. } => {
                 requests.fail_stream(remote(ErrorKind::StreamFailure, error)).map_err(Err)
@@ -65,8 +65,8 @@ impl Reader {
         session: &mut Session,
         stream_id: String,
         length: u64,
-        shared: &Shared,
-    ) -> Result<Option<PipeWriter>, TransportError> {
+        shared: &SharedConnection,
+    ) -> Result<Option<BodySender>, TransportError> {
         match session.requests.start_stream(&stream_id, length) {
             StreamStart::Feed(pipe, waker) => {
                 self.wakers.extend(waker);

@@ -1,7 +1,7 @@
 //! The pipe between a connection and the reader of a streamed body.
 
 use super::*;
-use crate::session::pipe;
+use crate::session::body_channel;
 
 fn taken(body: &mut StreamBody) -> Bytes {
     match next_piece(body) {
@@ -12,7 +12,7 @@ fn taken(body: &mut StreamBody) -> Bytes {
 
 #[test]
 fn rsp_06_a_body_is_delivered_in_order_and_ends() {
-    let (writer, mut body) = pipe("s".into(), 6);
+    let (writer, mut body) = body_channel("s".into(), 6);
     assert!(next_piece(&mut body).is_pending());
     writer.push("abc".into());
     writer.push("def".into());
@@ -26,7 +26,7 @@ fn rsp_06_a_body_is_delivered_in_order_and_ends() {
 /// What was delivered before an error is valid; the error comes once, then nothing.
 #[test]
 fn rsp_08_a_body_that_is_lost_ends_with_the_reason() {
-    let (writer, mut body) = pipe("s".into(), 6);
+    let (writer, mut body) = body_channel("s".into(), 6);
     writer.push("abc".into());
     writer.finish(Err(failure("lost")));
     assert_eq!(taken(&mut body), "abc");
@@ -38,7 +38,7 @@ fn rsp_08_a_body_that_is_lost_ends_with_the_reason() {
 /// Rule 1: also when the writer is dropped without a word.
 #[test]
 fn rsp_07_a_body_whose_connection_vanishes_ends() {
-    let (writer, mut body) = pipe("s".into(), 6);
+    let (writer, mut body) = body_channel("s".into(), 6);
     let log = Log::default();
     assert!(body.poll_piece(&Context::from_waker(&log.waker("reader"))).is_pending());
     drop(writer);
@@ -51,7 +51,7 @@ fn rsp_07_a_body_whose_connection_vanishes_ends() {
 
 #[test]
 fn rsp_06_an_empty_body_is_complete_from_the_start() {
-    let (writer, mut body) = pipe("s".into(), 0);
+    let (writer, mut body) = body_channel("s".into(), 0);
     assert!(body.is_empty());
     assert!(matches!(next_piece(&mut body), Poll::Ready(None)));
     drop(writer);
@@ -61,11 +61,11 @@ fn rsp_06_an_empty_body_is_complete_from_the_start() {
 /// Rule 5: a reader that does not read stops the writer at 1 MiB, and wakes it when it does.
 #[test]
 fn rsp_06_an_unread_body_stops_its_connection() {
-    let (writer, mut body) = pipe("s".into(), 10 << 20);
+    let (writer, mut body) = body_channel("s".into(), 10 << 20);
     let log = Log::default();
     let (connection, reader) = (log.waker("connection"), log.waker("reader"));
     let mut pieces = 0;
-    while writer.poll_room(&Context::from_waker(&connection)).is_ready() {
+    while writer.poll_capacity(&Context::from_waker(&connection)).is_ready() {
         writer.push(vec![0; 256 << 10].into());
         pieces += 1;
     }
@@ -81,24 +81,24 @@ fn rsp_06_an_unread_body_stops_its_connection() {
 /// A reader that has gone frees what waits, never stops the connection, and is noticed at once.
 #[test]
 fn rsp_06_a_dropped_body_lets_the_connection_go_on() {
-    let (writer, body) = pipe("s".into(), 10 << 20);
+    let (writer, body) = body_channel("s".into(), 10 << 20);
     let log = Log::default();
     let held = Bytes::from(vec![0; 1 << 20]);
     writer.push(held.clone());
     let connection = log.waker("connection");
-    assert!(writer.poll_room(&Context::from_waker(&connection)).is_pending());
+    assert!(writer.poll_capacity(&Context::from_waker(&connection)).is_pending());
     drop(body);
     log.add("dropped");
     assert_eq!(log.take(), ["connection", "dropped"]);
     assert!(held.is_unique(), "the waiting piece is freed");
     writer.push(held.clone());
     assert!(held.is_unique(), "later ones are not kept");
-    assert!(writer.poll_room(&Context::from_waker(&connection)).is_ready());
+    assert!(writer.poll_capacity(&Context::from_waker(&connection)).is_ready());
 }
 
 #[test]
 fn rsp_06_the_probe_tells_whether_every_byte_was_taken() {
-    let (writer, mut body) = pipe("s".into(), 2);
+    let (writer, mut body) = body_channel("s".into(), 2);
     let probe = writer.probe();
     writer.push("a".into());
     drop(taken(&mut body));
@@ -114,14 +114,17 @@ fn rsp_06_the_probe_tells_whether_every_byte_was_taken() {
 /// who does not read.
 #[test]
 fn rsp_06_many_small_pieces_stop_the_connection_too() {
-    let (writer, mut body) = pipe("s".into(), 10 << 20);
+    let (writer, mut body) = body_channel("s".into(), 10 << 20);
     let mut pieces = 0;
-    while writer.poll_room(&Context::from_waker(Waker::noop())).is_ready() && pieces < 1 << 20 {
+    while writer.poll_capacity(&Context::from_waker(Waker::noop())).is_ready() && pieces < 1 << 20 {
         writer.push(vec![0].into());
         pieces += 1;
     }
     assert!(pieces <= 20_000, "{pieces} pieces are held");
     (0..pieces).for_each(|_| drop(taken(&mut body)));
     assert!(next_piece(&mut body).is_pending());
-    assert!(writer.poll_room(&Context::from_waker(Waker::noop())).is_ready(), "all are forgotten");
+    assert!(
+        writer.poll_capacity(&Context::from_waker(Waker::noop())).is_ready(),
+        "all are forgotten"
+    );
 }

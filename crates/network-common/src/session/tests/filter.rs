@@ -1,12 +1,16 @@
 //! Where filters leave what they yield.
 
-use crate::session::{ByteFilter, Output, Stack};
+use crate::session::{ByteFilter, FilterChain, FilterOutput};
 
 /// Every byte twice.
 struct Twice;
 
 impl ByteFilter for Twice {
-    fn transform(&mut self, input: &[u8], output: &mut Output<'_>) -> Result<(), crate::BoxError> {
+    fn transform(
+        &mut self,
+        input: &[u8],
+        output: &mut FilterOutput<'_>,
+    ) -> Result<(), crate::BoxError> {
         input.iter().for_each(|byte| output.extend_from_slice(&[*byte; 2]));
         Ok(())
     }
@@ -16,7 +20,7 @@ impl ByteFilter for Twice {
 #[test]
 fn output_fills_the_place_and_then_the_buffer() {
     let (mut place, mut buffer) = ([9; 5], vec![9; 3]);
-    let mut output = Output::new(&mut place, &mut buffer);
+    let mut output = FilterOutput::new(&mut place, &mut buffer);
     for piece in ["ab", "cd", "ef", "g", "hij"] {
         output.extend_from_slice(piece.as_bytes());
     }
@@ -27,7 +31,7 @@ fn output_fills_the_place_and_then_the_buffer() {
 #[test]
 fn output_counts_only_what_was_written() {
     let (mut place, mut buffer) = ([0; 4], Vec::new());
-    let mut output = Output::new(&mut place, &mut buffer);
+    let mut output = FilterOutput::new(&mut place, &mut buffer);
     for length in [4, 5] {
         let failed = output.append(length, |room| {
             room.fill(7);
@@ -47,6 +51,6 @@ fn output_counts_only_what_was_written() {
 
 #[test]
 fn a_stack_passes_on_what_its_lower_filter_yields() {
-    let mut stack = Stack::of(Some(Box::new(Twice)), Some(Box::new(Twice))).unwrap();
-    assert_eq!(stack.transformed(b"ab").unwrap(), b"aaaabbbb");
+    let mut stack = FilterChain::join(Some(Box::new(Twice)), Some(Box::new(Twice))).unwrap();
+    assert_eq!(stack.transform_to_vec(b"ab").unwrap(), b"aaaabbbb");
 }

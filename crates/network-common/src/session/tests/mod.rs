@@ -14,8 +14,10 @@ use std::task::{Context, Poll, Wake, Waker};
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::requests::Outcome;
-use super::{Answer, Batch, BulkItem, BulkRequest, Outgoing, Session, StreamBody, Ticket};
+use super::requests::RequestResult;
+use super::{
+    Batch, BulkMessage, BulkRequest, RequestKey, Response, Session, StreamBody, WriteQueue,
+};
 use crate::buffer::ManagedBuffer;
 use crate::error::{ErrorKind, TransportError};
 use crate::protocol::{Event, FrameDecoder, Message};
@@ -50,31 +52,31 @@ impl Log {
 const LIMIT: u64 = 1 << 20;
 
 fn session() -> Session {
-    Session::new(([127, 0, 0, 1], 1).into(), Outgoing::new(LIMIT, "spark.test.limit".into()))
+    Session::new(([127, 0, 0, 1], 1).into(), WriteQueue::new(LIMIT, "spark.test.limit".into()))
 }
 
 fn failure(text: &str) -> TransportError {
     TransportError::new(ErrorKind::Remote, text)
 }
 
-fn body(bytes: &'static str) -> Outcome {
-    Ok(Answer::Body(bytes.into()))
+fn body(bytes: &'static str) -> RequestResult {
+    Ok(Response::Body(bytes.into()))
 }
 
 /// Registers `name` as the one who waits; the request must not be over yet.
-fn wait(session: &mut Session, ticket: Ticket, waker: &Waker) {
+fn wait(session: &mut Session, ticket: RequestKey, waker: &Waker) {
     assert!(session.requests.poll(ticket, &Context::from_waker(waker)).is_pending());
 }
 
 /// The outcome of a request that is over, and that it can be had only once.
-fn outcome(session: &mut Session, ticket: Ticket) -> Outcome {
+fn outcome(session: &mut Session, ticket: RequestKey) -> RequestResult {
     let mut poll = || session.requests.poll(ticket, &Context::from_waker(Waker::noop()));
     let Poll::Ready(Some(outcome)) = poll() else { panic!("{ticket:?} has no outcome yet") };
     assert!(matches!(poll(), Poll::Ready(None)), "an outcome comes once");
     outcome
 }
 
-fn is_pending(session: &mut Session, ticket: Ticket) -> bool {
+fn is_pending(session: &mut Session, ticket: RequestKey) -> bool {
     session.requests.poll(ticket, &Context::from_waker(Waker::noop())).is_pending()
 }
 
@@ -86,19 +88,19 @@ fn next_piece(body: &mut StreamBody) -> Poll<Option<Result<Bytes, TransportError
 fn bytes_of(batch: &Batch) -> Vec<u8> {
     let mut all = Vec::new();
     while all.len() < batch.len() {
-        all.extend_from_slice(&batch.run(all.len(), usize::MAX));
+        all.extend_from_slice(&batch.contiguous(all.len(), usize::MAX));
     }
     all
 }
 
 /// Takes everything that is queued in memory, as the writer would; returns the bytes.
-fn drain(outgoing: &mut Outgoing) -> Vec<u8> {
+fn drain(outgoing: &mut WriteQueue) -> Vec<u8> {
     let (mut all, mut batch) = (Vec::new(), Batch::default());
     while !outgoing.is_empty(true) {
-        outgoing.take(&mut batch, true);
+        outgoing.fill_batch(&mut batch, true);
         assert!(!batch.is_empty(), "no files here");
         all.extend(bytes_of(&batch));
-        outgoing.written(&batch.reset());
+        outgoing.on_batch_written(&batch.recycle());
     }
     all
 }
@@ -116,9 +118,9 @@ fn messages(bytes: &[u8]) -> Vec<Message<Bytes>> {
     messages
 }
 
-fn chunk(index: i32, body: impl Into<ManagedBuffer>) -> BulkItem {
+fn chunk(index: i32, body: impl Into<ManagedBuffer>) -> BulkMessage {
     let message = Message::ChunkFetchSuccess { stream_id: 1, chunk_index: index, body: () };
-    BulkItem { message, body: body.into(), upload: None }
+    BulkMessage { message, body: body.into(), upload: None }
 }
 
 /// The bytes that a vectored write from `skip` on with that many slices would be offered.

@@ -28,7 +28,7 @@ fn counted(bytes: Bytes) -> (ManagedBuffer, Arc<AtomicUsize>) {
 #[test]
 fn mwh_01_single_write() {
     let longs: Vec<u8> = (0..8_u64).flat_map(u64::to_be_bytes).collect();
-    let mut outgoing = Outgoing::new(LIMIT, "".into());
+    let mut outgoing = WriteQueue::new(LIMIT, "".into());
     outgoing.push_bulk(chunk(2, longs.clone()));
     let bytes = drain(&mut outgoing);
     let header = b"\0\0\0\0\0\0\0\x55\x01\0\0\0\0\0\0\0\x01\0\0\0\x02";
@@ -36,8 +36,8 @@ fn mwh_01_single_write() {
 }
 
 /// A batch of small and large frames of both lanes.
-fn mixed() -> (Outgoing, Vec<u8>) {
-    let mut outgoing = Outgoing::new(LIMIT, "".into());
+fn mixed() -> (WriteQueue, Vec<u8>) {
+    let mut outgoing = WriteQueue::new(LIMIT, "".into());
     let mut expected = Vec::new();
     for (id, length) in [(1, 3), (2, LARGE), (3, 0), (4, LARGE)] {
         let body = large(length, id as usize);
@@ -58,11 +58,11 @@ fn mixed() -> (Outgoing, Vec<u8>) {
 fn runs_of_any_length_make_up_the_batch() {
     let (mut outgoing, expected) = mixed();
     let mut batch = Batch::default();
-    outgoing.take(&mut batch, true);
+    outgoing.fill_batch(&mut batch, true);
     for limit in [1, 7, 100, LARGE, 2 * LARGE, 1 << 20] {
         let mut all = Vec::new();
         while all.len() < expected.len() {
-            let run = batch.run(all.len(), limit);
+            let run = batch.contiguous(all.len(), limit);
             assert!((1..=limit).contains(&run.len()), "{} of {limit}", run.len());
             all.extend_from_slice(&run);
         }
@@ -73,17 +73,21 @@ fn runs_of_any_length_make_up_the_batch() {
 /// It is neither copied for a filter, nor are the small parts before and behind it torn apart.
 #[test]
 fn a_large_body_is_a_run_of_its_own() {
-    let mut outgoing = Outgoing::new(LIMIT, "".into());
+    let mut outgoing = WriteQueue::new(LIMIT, "".into());
     for (index, length) in [(0, 5), (1, 100_000), (2, 5)] {
         outgoing.push_bulk(chunk(index, ManagedBuffer::from(large(length, 1))));
     }
     let mut batch = Batch::default();
-    outgoing.take(&mut batch, true);
+    outgoing.fill_batch(&mut batch, true);
     let before = 21 + 5 + 21;
-    assert_eq!(batch.run(0, usize::MAX).len(), before);
-    assert!(matches!(batch.run(before, usize::MAX), Cow::Borrowed(run) if run.len() == 100_000));
-    assert!(matches!(batch.run(before + 5, 60_000), Cow::Borrowed(run) if run.len() == 60_000));
-    assert_eq!(batch.run(before + 100_000, usize::MAX).len(), 21 + 5);
+    assert_eq!(batch.contiguous(0, usize::MAX).len(), before);
+    assert!(
+        matches!(batch.contiguous(before, usize::MAX), Cow::Borrowed(run) if run.len() == 100_000)
+    );
+    assert!(
+        matches!(batch.contiguous(before + 5, 60_000), Cow::Borrowed(run) if run.len() == 60_000)
+    );
+    assert_eq!(batch.contiguous(before + 100_000, usize::MAX).len(), 21 + 5);
 }
 
 /// However little the socket takes each time, the bytes are the same.
@@ -91,7 +95,7 @@ fn a_large_body_is_a_run_of_its_own() {
 fn mwh_02_short_write() {
     let (mut outgoing, expected) = mixed();
     let mut batch = Batch::default();
-    outgoing.take(&mut batch, true);
+    outgoing.fill_batch(&mut batch, true);
     assert_eq!(batch.len(), expected.len());
     assert_eq!(bytes_of(&batch), expected);
     for step in [1, 8, 21, 1000, LARGE, expected.len()] {
@@ -112,7 +116,7 @@ fn mwh_02_short_write() {
 fn mwh_02_every_start_and_number_of_slices() {
     let (mut outgoing, expected) = mixed();
     let mut batch = Batch::default();
-    outgoing.take(&mut batch, true);
+    outgoing.fill_batch(&mut batch, true);
     for skip in (0..expected.len()).step_by(97).chain(expected.len() - 3..=expected.len()) {
         for slices in [1, 2, 100] {
             let offer = offered(&batch, skip, slices);
@@ -128,17 +132,17 @@ fn mwh_02_every_start_and_number_of_slices() {
 #[test]
 fn mwh_03_bodies_are_released_after_they_were_written() {
     for length in [0, 8, LARGE] {
-        let mut outgoing = Outgoing::new(LIMIT, "".into());
+        let mut outgoing = WriteQueue::new(LIMIT, "".into());
         let (buffer, releases) = counted(large(length, 1));
         outgoing.push_bulk(chunk(0, buffer));
         let mut batch = Batch::default();
-        outgoing.take(&mut batch, true);
+        outgoing.fill_batch(&mut batch, true);
         assert_eq!(bytes_of(&batch)[21..], large(length, 1));
         assert_eq!(releases.load(Ordering::SeqCst), 0, "not before it is written");
         // Outside the lock, and only then is the session told.
-        let written = batch.reset();
+        let written = batch.recycle();
         assert_eq!(releases.load(Ordering::SeqCst), 1);
-        outgoing.written(&written);
+        outgoing.on_batch_written(&written);
         assert!(batch.is_empty());
         drop((outgoing, batch));
         assert_eq!(releases.load(Ordering::SeqCst), 1);
@@ -148,7 +152,7 @@ fn mwh_03_bodies_are_released_after_they_were_written() {
 /// A clone held elsewhere puts the release off; every hook of a buffer runs.
 #[test]
 fn mwh_03_clones_share_one_release() {
-    let mut outgoing = Outgoing::new(LIMIT, "".into());
+    let mut outgoing = WriteQueue::new(LIMIT, "".into());
     let (buffer, first) = counted(large(LARGE, 1));
     let second = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&second);
@@ -167,11 +171,11 @@ fn mwh_03_clones_share_one_release() {
 #[test]
 fn mwh_04_shared_bodies_are_not_copied() {
     let (rpc, block) = (large(LARGE, 1), large(LARGE, 2));
-    let mut outgoing = Outgoing::new(LIMIT, "".into());
+    let mut outgoing = WriteQueue::new(LIMIT, "".into());
     outgoing.push_control(&Message::RpcRequest { request_id: 1, body: () }, &mut rpc.clone());
     outgoing.push_bulk(chunk(0, block.clone()));
     let mut batch = Batch::default();
-    outgoing.take(&mut batch, true);
+    outgoing.fill_batch(&mut batch, true);
     let mut slices = [IoSlice::new(&[]); 9];
     let filled = batch.slices(0, &mut slices);
     let lengths: Vec<usize> = slices[..filled].iter().map(|slice| slice.len()).collect();
@@ -183,11 +187,11 @@ fn mwh_04_shared_bodies_are_not_copied() {
 /// MWH-06: given up without being written, in the queue or in the batch.
 #[test]
 fn mwh_06_bodies_are_released_when_given_up() {
-    let mut outgoing = Outgoing::new(LIMIT, "".into());
+    let mut outgoing = WriteQueue::new(LIMIT, "".into());
     let (buffer, in_batch) = counted(large(LARGE, 1));
     outgoing.push_bulk(chunk(0, buffer));
     let mut batch = Batch::default();
-    outgoing.take(&mut batch, true);
+    outgoing.fill_batch(&mut batch, true);
     let (buffer, queued) = counted(large(LARGE, 1));
     outgoing.push_bulk(chunk(1, buffer));
     let released = outgoing.clear();
@@ -204,9 +208,9 @@ fn mwh_06_bodies_are_released_when_given_up() {
 #[test]
 fn mwh_06_a_closed_session_releases_what_it_refuses() {
     let mut session = session();
-    drop(session.end(failure("lost"), &mut Vec::new()));
+    drop(session.close_with(failure("lost"), &mut Vec::new()));
     let (buffer, releases) = counted(large(LARGE, 1));
-    let refused = session.answer_bulk(chunk(0, buffer));
+    let refused = session.respond_bulk(chunk(0, buffer));
     assert_eq!(releases.load(Ordering::SeqCst), 0, "not under the lock");
     drop(refused);
     assert_eq!(releases.load(Ordering::SeqCst), 1);
@@ -214,7 +218,7 @@ fn mwh_06_a_closed_session_releases_what_it_refuses() {
     assert!(session.upload(&mut Bytes::new(), &buffer).is_err());
     drop(buffer);
     assert_eq!(releases.load(Ordering::SeqCst), 1);
-    session.answer(&Message::RpcResponse { request_id: 1, body: () }, &mut Bytes::new());
+    session.respond(&Message::RpcResponse { request_id: 1, body: () }, &mut Bytes::new());
     assert!(session.outgoing.is_empty(true));
 }
 
@@ -226,7 +230,7 @@ fn mwh_03_the_count_of_bytes_returns_to_zero() {
     let bodies_queued = outgoing.queued();
     assert!(bodies_queued >= 4 * LARGE as u64, "bodies in memory count while they wait");
     let mut batch = Batch::default();
-    outgoing.take(&mut batch, true);
+    outgoing.fill_batch(&mut batch, true);
     assert_eq!(
         outgoing.queued(),
         expected.len() as u64,
@@ -235,7 +239,7 @@ fn mwh_03_the_count_of_bytes_returns_to_zero() {
     assert!(!outgoing.is_drained());
     outgoing.push_control(&Message::OneWayMessage { body: () }, &mut Bytes::from("abc"));
     assert_eq!(outgoing.queued(), expected.len() as u64 + 16);
-    outgoing.written(&batch.reset());
+    outgoing.on_batch_written(&batch.recycle());
     assert_eq!(outgoing.queued(), 16);
     assert!(!outgoing.is_drained());
     drain(&mut outgoing);
@@ -249,16 +253,16 @@ fn mwh_03_only_answers_make_the_peer_wait() {
     let mut session = session();
     let all = Bytes::from(vec![0; LIMIT as usize]);
     session.send_rpc(&mut all.clone()).unwrap();
-    assert!(!session.peer_must_wait(), "own requests do not count");
+    assert!(!session.should_pause_reading(), "own requests do not count");
     for bulk in [false, true] {
         if bulk {
-            assert!(session.answer_bulk(chunk(0, all.clone())).is_none());
+            assert!(session.respond_bulk(chunk(0, all.clone())).is_none());
         } else {
-            session.answer(&Message::RpcResponse { request_id: 1, body: () }, &mut all.clone());
+            session.respond(&Message::RpcResponse { request_id: 1, body: () }, &mut all.clone());
         }
-        assert!(session.peer_must_wait());
+        assert!(session.should_pause_reading());
         drain(&mut session.outgoing);
-        assert!(!session.peer_must_wait());
+        assert!(!session.should_pause_reading());
         assert_eq!(session.outgoing.queued(), 0);
     }
 }
@@ -276,17 +280,17 @@ fn mwh_03_a_full_queue_refuses_requests_but_never_answers() {
     assert!(error.to_string().contains("spark.test.limit"), "{error}");
     assert!(session.send_one_way(&mut one.clone()).is_err() && session.stream("s").is_err());
     assert!(session.upload(&mut one.clone(), &one.clone().into()).is_err());
-    assert_eq!((session.outgoing.queued(), session.requests.outstanding()), (queued, 0));
-    session.answer(&Message::RpcResponse { request_id: 1, body: () }, &mut one.clone());
+    assert_eq!((session.outgoing.queued(), session.requests.len()), (queued, 0));
+    session.respond(&Message::RpcResponse { request_id: 1, body: () }, &mut one.clone());
     assert!(session.outgoing.queued() > queued);
 
     let log = Log::default();
-    session.watch(&log.waker("room"));
+    session.register_capacity_waker(&log.waker("room"));
     let mut wakers = Vec::new();
-    session.room_made(&mut wakers);
+    session.take_capacity_wakers(&mut wakers);
     assert!(wakers.is_empty(), "there is none yet");
     drain(&mut session.outgoing);
-    session.room_made(&mut wakers);
+    session.take_capacity_wakers(&mut wakers);
     wakers.into_iter().for_each(Waker::wake);
     assert_eq!(log.take(), ["room"]);
     assert!(session.send_rpc(&mut one.clone()).is_ok());
@@ -300,7 +304,7 @@ fn frame_08_a_request_that_no_frame_can_carry_is_refused() {
     assert_eq!(error.kind(), ErrorKind::Limit);
     assert!(error.to_string().contains("upload it as a stream"), "{error}");
     assert!(session.outgoing.is_empty(true));
-    assert_eq!(session.requests.outstanding(), 0);
+    assert_eq!(session.requests.len(), 0);
 }
 
 /// Rule 3: control overtakes whole queued bodies; each lane is FIFO.
@@ -309,13 +313,13 @@ fn mwh_01_control_overtakes_queued_bodies() {
     let mut session = session();
     // Too large to be gathered with others: one per batch.
     let block = || large(300_000, 3);
-    assert!((0..3).all(|index| session.answer_bulk(chunk(index, block())).is_none()));
+    assert!((0..3).all(|index| session.respond_bulk(chunk(index, block())).is_none()));
     (1..4).for_each(|id| {
-        session.answer(&Message::RpcResponse { request_id: id, body: () }, &mut Bytes::new())
+        session.respond(&Message::RpcResponse { request_id: id, body: () }, &mut Bytes::new())
     });
     let (mut order, mut batch) = (Vec::new(), Batch::default());
     for round in 0.. {
-        session.outgoing.take(&mut batch, true);
+        session.outgoing.fill_batch(&mut batch, true);
         if batch.is_empty() {
             break;
         }
@@ -329,9 +333,9 @@ fn mwh_01_control_overtakes_queued_bodies() {
                 other => panic!("{other:?}"),
             });
         }
-        session.outgoing.written(&batch.reset());
+        session.outgoing.on_batch_written(&batch.recycle());
         if round == 0 {
-            session.answer(&Message::RpcResponse { request_id: 4, body: () }, &mut Bytes::new());
+            session.respond(&Message::RpcResponse { request_id: 4, body: () }, &mut Bytes::new());
         }
     }
     assert_eq!(
@@ -343,11 +347,11 @@ fn mwh_01_control_overtakes_queued_bodies() {
 /// Small bodies are gathered, but only so many: a control frame waits for no more than that.
 #[test]
 fn mwh_01_small_bodies_are_gathered_within_bounds() {
-    let mut outgoing = Outgoing::new(1 << 30, "".into());
+    let mut outgoing = WriteQueue::new(1 << 30, "".into());
     (0..200).for_each(|index| outgoing.push_bulk(chunk(index, large(LARGE, 1))));
     let (mut batch, mut batches, mut indexes) = (Batch::default(), 0, Vec::new());
     while !outgoing.is_empty(true) {
-        outgoing.take(&mut batch, true);
+        outgoing.fill_batch(&mut batch, true);
         assert!(batch.len() <= (256 << 10) + 100 * 21, "{}", batch.len());
         batches += 1;
         for message in messages(&bytes_of(&batch)) {
@@ -356,7 +360,7 @@ fn mwh_01_small_bodies_are_gathered_within_bounds() {
             };
             indexes.push(chunk_index);
         }
-        outgoing.written(&batch.reset());
+        outgoing.on_batch_written(&batch.recycle());
     }
     assert!(batches < 20, "{batches} writes for 200 small bodies");
     assert!(indexes.into_iter().eq(0..200));
@@ -366,27 +370,27 @@ fn mwh_01_small_bodies_are_gathered_within_bounds() {
 #[test]
 fn mwh_01_files_keep_their_turn() {
     let file = |range| ManagedBuffer::file("/nonexistent", range);
-    let mut outgoing = Outgoing::new(LIMIT, "".into());
+    let mut outgoing = WriteQueue::new(LIMIT, "".into());
     outgoing.push_bulk(chunk(0, large(10, 1)));
     outgoing.push_bulk(chunk(1, file(5..25)));
     outgoing.push_bulk(chunk(2, large(10, 1)));
     outgoing.push_control(&Message::OneWayMessage { body: () }, &mut Bytes::new());
     let mut batch = Batch::default();
-    assert!(outgoing.take_file().is_none(), "a body in memory comes first");
-    outgoing.take(&mut batch, true);
+    assert!(outgoing.pop_file_body().is_none(), "a body in memory comes first");
+    outgoing.fill_batch(&mut batch, true);
     assert_eq!(messages(&bytes_of(&batch)).len(), 2, "the control frame and the first body");
-    outgoing.written(&batch.reset());
+    outgoing.on_batch_written(&batch.recycle());
 
-    let item = outgoing.take_file().expect("the file is next");
+    let item = outgoing.pop_file_body().expect("the file is next");
     assert_eq!(item.in_frame(), 20);
     assert!(matches!(item.body.content(), Content::File(segment) if segment.length == 20));
-    assert!(outgoing.take_file().is_none(), "what follows is no file");
+    assert!(outgoing.pop_file_body().is_none(), "what follows is no file");
     // While it is being sent, control frames go out, but no body.
     outgoing.push_control(&Message::OneWayMessage { body: () }, &mut Bytes::new());
     assert!(!outgoing.is_empty(false));
-    outgoing.take(&mut batch, false);
+    outgoing.fill_batch(&mut batch, false);
     assert_eq!(messages(&bytes_of(&batch)), [Message::OneWayMessage { body: Bytes::new() }]);
-    outgoing.written(&batch.reset());
+    outgoing.on_batch_written(&batch.recycle());
     assert!(outgoing.is_empty(false) && !outgoing.is_empty(true));
     assert_eq!(messages(&drain(&mut outgoing)).len(), 1);
     assert_eq!(outgoing.queued(), 0);
@@ -398,7 +402,9 @@ fn mwh_01_bodies_behind_their_frame() {
     let mut session = session();
     let ticket = session.upload(&mut Bytes::from("met"), &"four".into()).unwrap();
     let message = Message::StreamResponse { stream_id: "d".into(), byte_count: 4 };
-    assert!(session.answer_bulk(BulkItem { message, body: "DATA".into(), upload: None }).is_none());
+    assert!(
+        session.respond_bulk(BulkMessage { message, body: "DATA".into(), upload: None }).is_none()
+    );
     let bytes = drain(&mut session.outgoing);
     let mut expected = b"\0\0\0\0\0\0\0\x20\x0a".to_vec();
     expected.extend(ticket.id().to_be_bytes());
@@ -411,7 +417,7 @@ fn mwh_01_bodies_behind_their_frame() {
 #[test]
 fn mwh_06_failure_twins() {
     let text = || "gone".to_owned();
-    let twin = |message: Message<()>| message.failure_twin(text());
+    let twin = |message: Message<()>| message.to_failure(text());
     assert_eq!(
         twin(Message::ChunkFetchSuccess { stream_id: 1, chunk_index: 2, body: () }),
         Some(Message::ChunkFetchFailure { stream_id: 1, chunk_index: 2, error: text() })
@@ -433,24 +439,24 @@ fn mwh_06_failure_twins() {
 /// Filters begin between two writes: what was queued before them goes out first, by itself.
 #[test]
 fn mwh_05_frames_queued_before_filters_are_written_apart() {
-    let mut outgoing = Outgoing::new(LIMIT, "".into());
-    let push = |outgoing: &mut Outgoing, text: &'static str| {
+    let mut outgoing = WriteQueue::new(LIMIT, "".into());
+    let push = |outgoing: &mut WriteQueue, text: &'static str| {
         outgoing.push_control(&Message::OneWayMessage { body: () }, &mut Bytes::from(text));
     };
     push(&mut outgoing, "plain");
-    outgoing.seal_from_here();
+    outgoing.mark_unsealed();
     push(&mut outgoing, "sealed");
     assert!(!outgoing.unsealed_is_written());
     let mut batch = Batch::default();
     for text in ["plain", "sealed"] {
         assert!(!outgoing.is_empty(true));
-        outgoing.take(&mut batch, true);
+        outgoing.fill_batch(&mut batch, true);
         assert!(outgoing.unsealed_is_written());
         assert_eq!(
             messages(&bytes_of(&batch)),
             [Message::OneWayMessage { body: Bytes::from(text) }]
         );
-        outgoing.written(&batch.reset());
+        outgoing.on_batch_written(&batch.recycle());
     }
     assert!(outgoing.is_drained());
 }
@@ -464,11 +470,11 @@ fn rule_1_a_session_is_done_when_its_last_chunk_is_written() {
     assert!(session.push_bulk_request(request(), false));
     assert!(!session.push_bulk_request(request(), false));
     for _ in 0..2 {
-        assert!(session.pop_bulk_request().is_some() && session.is_busy());
+        assert!(session.pop_bulk_request().is_some() && session.has_pending_output());
         assert!(session.answer_bulk_request(chunk(0, "x")).is_none());
-        assert!(session.is_busy(), "it is not written");
+        assert!(session.has_pending_output(), "it is not written");
         drain(&mut session.outgoing);
     }
-    assert!(!session.is_busy());
-    assert!(session.pop_bulk_request().is_none() && !session.is_busy());
+    assert!(!session.has_pending_output());
+    assert!(session.pop_bulk_request().is_none() && !session.has_pending_output());
 }

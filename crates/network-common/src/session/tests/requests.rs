@@ -2,15 +2,15 @@
 
 use super::*;
 use crate::protocol::{MergedBlockMetaRequest, put_bitmap};
-use crate::session::{Closing, MergedBlockMeta, StreamStart};
+use crate::session::{CloseRequest, MergedBlockMeta, StreamStart};
 
 /// Answers with success; whoever is to be woken is.
-fn answer_chunk(session: &mut Session, index: i32, outcome: Outcome) {
-    let waker = session.requests.answer_fetch(1, index, outcome).expect("known");
+fn answer_chunk(session: &mut Session, index: i32, outcome: RequestResult) {
+    let waker = session.requests.complete_fetch(1, index, outcome).expect("known");
     waker.iter().for_each(Waker::wake_by_ref);
 }
 
-fn fed(start: StreamStart) -> crate::session::PipeWriter {
+fn fed(start: StreamStart) -> crate::session::BodySender {
     match start {
         StreamStart::Feed(pipe, _) => pipe,
         StreamStart::Skip => panic!("nobody waits for it"),
@@ -23,15 +23,15 @@ fn rsp_01_successful_fetch() {
     let (mut session, log) = (session(), Log::default());
     let ticket = session.fetch_chunk(1, 0).unwrap();
     wait(&mut session, ticket, &log.waker("fetch"));
-    assert_eq!(session.requests.outstanding(), 1);
-    assert!(session.requests.awaits_chunk(1, 0));
+    assert_eq!(session.requests.len(), 1);
+    assert!(session.requests.is_chunk_pending(1, 0));
 
     answer_chunk(&mut session, 0, body("chunk"));
     assert_eq!(log.take(), ["fetch"]);
-    assert_eq!(session.requests.outstanding(), 0);
+    assert_eq!(session.requests.len(), 0);
     assert_eq!(outcome(&mut session, ticket).unwrap().into_body().unwrap(), "chunk");
     assert!(
-        session.requests.answer_fetch(1, 0, body("again")).is_err(),
+        session.requests.complete_fetch(1, 0, body("again")).is_err(),
         "a second answer meets nobody"
     );
 }
@@ -40,26 +40,26 @@ fn rsp_01_successful_fetch() {
 fn rsp_02_failed_fetch() {
     let mut session = session();
     let ticket = session.fetch_chunk(1, 0).unwrap();
-    assert_eq!(session.requests.outstanding(), 1);
+    assert_eq!(session.requests.len(), 1);
     answer_chunk(&mut session, 0, Err(failure("some error")));
     assert_eq!(outcome(&mut session, ticket).unwrap_err().to_string(), "some error");
-    assert_eq!(session.requests.outstanding(), 0);
+    assert_eq!(session.requests.len(), 0);
 }
 
 #[test]
 fn rsp_03_clear_all_outstanding_requests() {
     let mut session = session();
     let tickets: Vec<_> = (0..3).map(|index| session.fetch_chunk(1, index).unwrap()).collect();
-    assert_eq!(session.requests.outstanding(), 3);
+    assert_eq!(session.requests.len(), 3);
     answer_chunk(&mut session, 0, body("chunk"));
-    drop(session.end(TransportError::new(ErrorKind::Io, "duh duh duhhhh"), &mut Vec::new()));
+    drop(session.close_with(TransportError::new(ErrorKind::Io, "duh duh duhhhh"), &mut Vec::new()));
 
     assert!(outcome(&mut session, tickets[0]).is_ok());
     for ticket in &tickets[1..] {
         let error = outcome(&mut session, *ticket).unwrap_err();
         assert_eq!((error.kind(), error.to_string().as_str()), (ErrorKind::Io, "duh duh duhhhh"));
     }
-    assert_eq!(session.requests.outstanding(), 0);
+    assert_eq!(session.requests.len(), 0);
 }
 
 /// Transport 6: fetches, then RPCs, then streams; each of them once.
@@ -77,16 +77,16 @@ fn rsp_03_the_order_of_failures() {
     for (ticket, name) in tickets {
         wait(&mut session, ticket, &log.waker(name));
     }
-    session.requests.stream_active = true;
-    assert_eq!(session.requests.outstanding(), 7);
+    session.requests.is_receiving_stream = true;
+    assert_eq!(session.requests.len(), 7);
 
     let mut wakers = Vec::new();
-    drop(session.end(failure("lost"), &mut wakers));
+    drop(session.close_with(failure("lost"), &mut wakers));
     assert_eq!(log.take(), Vec::<&str>::new(), "nobody is woken under the lock");
     wakers.drain(..).for_each(Waker::wake);
     assert_eq!(log.take(), ["fetch", "fetch", "rpc", "rpc", "first stream", "second stream"]);
-    assert_eq!(session.requests.outstanding(), 0);
-    drop(session.end(failure("again"), &mut wakers));
+    assert_eq!(session.requests.len(), 0);
+    drop(session.close_with(failure("again"), &mut wakers));
     assert!(wakers.is_empty());
     for (ticket, _) in tickets {
         assert_eq!(outcome(&mut session, ticket).unwrap_err().to_string(), "lost");
@@ -106,20 +106,20 @@ fn rsp_04_successful_rpc() {
     for unknown in
         [0, -1, i64::MIN, i64::MAX, ticket.id() + 1, ticket.id() + (1 << 32), !ticket.id()]
     {
-        assert!(!session.requests.awaits_rpc(unknown));
+        assert!(!session.requests.is_rpc_pending(unknown));
         assert!(
-            session.requests.answer_rpc(unknown, body("other")).is_err(),
+            session.requests.complete_rpc(unknown, body("other")).is_err(),
             "{unknown} is unknown"
         );
     }
-    assert_eq!((session.requests.outstanding(), log.take().len()), (1, 0));
+    assert_eq!((session.requests.len(), log.take().len()), (1, 0));
 
-    assert!(session.requests.awaits_rpc(ticket.id()));
-    let waker = session.requests.answer_rpc(ticket.id(), body("answer")).unwrap();
+    assert!(session.requests.is_rpc_pending(ticket.id()));
+    let waker = session.requests.complete_rpc(ticket.id(), body("answer")).unwrap();
     waker.unwrap().wake();
     assert_eq!(log.take(), ["rpc"]);
-    assert_eq!(session.requests.outstanding(), 0);
-    assert!(session.requests.answer_rpc(ticket.id(), body("again")).is_err(), "once");
+    assert_eq!(session.requests.len(), 0);
+    assert!(session.requests.complete_rpc(ticket.id(), body("again")).is_err(), "once");
     assert_eq!(outcome(&mut session, ticket).unwrap().into_body().unwrap(), "answer");
 }
 
@@ -127,11 +127,11 @@ fn rsp_04_successful_rpc() {
 fn rsp_05_failed_rpc() {
     let mut session = session();
     let ticket = session.send_rpc(&mut Bytes::from("request")).unwrap();
-    assert!(session.requests.answer_rpc(ticket.id() ^ 1, Err(failure("unknown"))).is_err());
-    assert_eq!(session.requests.outstanding(), 1);
-    assert!(session.requests.answer_rpc(ticket.id(), Err(failure("the reason"))).is_ok());
+    assert!(session.requests.complete_rpc(ticket.id() ^ 1, Err(failure("unknown"))).is_err());
+    assert_eq!(session.requests.len(), 1);
+    assert!(session.requests.complete_rpc(ticket.id(), Err(failure("the reason"))).is_ok());
     assert_eq!(outcome(&mut session, ticket).unwrap_err().to_string(), "the reason");
-    assert_eq!(session.requests.outstanding(), 0);
+    assert_eq!(session.requests.len(), 0);
 }
 
 /// The id on the wire is the one that the answer is matched by; ids are positive as Spark's are.
@@ -144,7 +144,7 @@ fn rsp_04_ids_on_the_wire() {
     for (ticket, message) in tickets.into_iter().zip(sent) {
         let Message::RpcRequest { request_id, .. } = message else { panic!("{message:?}") };
         assert!(request_id > 0);
-        assert!(session.requests.answer_rpc(request_id, body("y")).is_ok());
+        assert!(session.requests.complete_rpc(request_id, body("y")).is_ok());
         assert!(outcome(&mut session, ticket).is_ok());
     }
 }
@@ -155,13 +155,13 @@ fn rsp_04_ids_on_the_wire() {
 fn rsp_04_answers_before_and_between_polls() {
     let (mut session, log) = (session(), Log::default());
     let early = session.send_rpc(&mut Bytes::new()).unwrap();
-    assert!(session.requests.answer_rpc(early.id(), body("early")).unwrap().is_none());
+    assert!(session.requests.complete_rpc(early.id(), body("early")).unwrap().is_none());
     assert!(outcome(&mut session, early).is_ok());
 
     let moved = session.send_rpc(&mut Bytes::new()).unwrap();
     wait(&mut session, moved, &log.waker("old task"));
     wait(&mut session, moved, &log.waker("new task"));
-    session.requests.answer_rpc(moved.id(), body("answer")).unwrap().unwrap().wake();
+    session.requests.complete_rpc(moved.id(), body("answer")).unwrap().unwrap().wake();
     assert_eq!(log.take(), ["new task"]);
 }
 
@@ -169,20 +169,20 @@ fn rsp_04_answers_before_and_between_polls() {
 fn rsp_06_active_streams() {
     let mut session = session();
     let ticket = session.stream("stream").unwrap();
-    assert_eq!(session.requests.outstanding(), 1);
+    assert_eq!(session.requests.len(), 1);
     let pipe = fed(session.requests.start_stream("stream", 1234));
-    session.requests.stream_active = true;
-    assert_eq!(session.requests.outstanding(), 1, "its body flows");
-    session.requests.stream_active = false;
-    assert_eq!(session.requests.outstanding(), 0);
+    session.requests.is_receiving_stream = true;
+    assert_eq!(session.requests.len(), 1, "its body flows");
+    session.requests.is_receiving_stream = false;
+    assert_eq!(session.requests.len(), 0);
     let stream = outcome(&mut session, ticket).unwrap().into_stream().unwrap();
     assert_eq!((stream.len(), stream.remaining(), stream.stream_id()), (1234, 1234, "stream"));
     drop(pipe);
 
     let ticket = session.stream("stream").unwrap();
-    assert_eq!(session.requests.outstanding(), 1);
+    assert_eq!(session.requests.len(), 1);
     assert!(session.requests.fail_stream(failure("no such stream")).is_ok());
-    assert_eq!(session.requests.outstanding(), 0);
+    assert_eq!(session.requests.len(), 0);
     assert_eq!(outcome(&mut session, ticket).unwrap_err().to_string(), "no such stream");
 }
 
@@ -195,12 +195,12 @@ fn rsp_07_and_08_queued_streams_fail_on_close_and_on_exception() {
         let ticket = session.stream("stream").unwrap();
         wait(&mut session, ticket, &log.waker("stream"));
         let mut wakers = Vec::new();
-        drop(session.end(end.clone(), &mut wakers));
+        drop(session.close_with(end.clone(), &mut wakers));
         wakers.into_iter().for_each(Waker::wake);
         assert_eq!(log.take(), ["stream"]);
         let error = outcome(&mut session, ticket).unwrap_err();
         assert_eq!((error.kind(), error.to_string()), (end.kind(), end.to_string()));
-        assert_eq!(session.requests.outstanding(), 0);
+        assert_eq!(session.requests.len(), 0);
     }
 }
 
@@ -229,12 +229,14 @@ fn rsp_09_successful_merged_block_meta() {
     assert!(
         session
             .requests
-            .answer_rpc(ticket.id() + 1, Ok(Answer::MergedBlockMeta(meta.clone())))
+            .complete_rpc(ticket.id() + 1, Ok(Response::MergedBlockMeta(meta.clone())))
             .is_err()
     );
-    assert_eq!(session.requests.outstanding(), 1);
-    assert!(session.requests.answer_rpc(ticket.id(), Ok(Answer::MergedBlockMeta(meta))).is_ok());
-    assert_eq!(session.requests.outstanding(), 0);
+    assert_eq!(session.requests.len(), 1);
+    assert!(
+        session.requests.complete_rpc(ticket.id(), Ok(Response::MergedBlockMeta(meta))).is_ok()
+    );
+    assert_eq!(session.requests.len(), 0);
     let meta = outcome(&mut session, ticket).unwrap().into_meta().unwrap();
     assert_eq!((meta.num_chunks, meta.bitmaps().unwrap()), (2, vec![bitmap.clone(), bitmap]));
     let short = MergedBlockMeta { num_chunks: 3, body: meta.body };
@@ -246,9 +248,9 @@ fn rsp_09_successful_merged_block_meta() {
 fn rsp_10_failed_merged_block_meta() {
     let mut session = session();
     let ticket = session.merged_block_meta(meta_request()).unwrap();
-    assert!(session.requests.answer_rpc(ticket.id(), Err(failure("no meta"))).is_ok());
+    assert!(session.requests.complete_rpc(ticket.id(), Err(failure("no meta"))).is_ok());
     assert_eq!(outcome(&mut session, ticket).unwrap_err().to_string(), "no meta");
-    assert_eq!(session.requests.outstanding(), 0);
+    assert_eq!(session.requests.len(), 0);
 }
 
 /// Rule 2: the wire cannot cancel a fetch, so its pair stays taken until it is answered.
@@ -261,13 +263,13 @@ fn rsp_01_a_dropped_fetch_leaves_a_tombstone() {
     assert!(refused.to_string().contains("chunk 0 of stream 1"), "{refused}");
     let other = session.fetch_chunk(1, 1).unwrap();
 
-    assert!(session.requests.abandon(dropped).is_none());
-    assert!(!session.requests.awaits_chunk(1, 0), "its body is not worth keeping");
-    assert_eq!(session.requests.outstanding(), 2, "but it is still on the wire");
+    assert!(session.requests.cancel(dropped).is_none());
+    assert!(!session.requests.is_chunk_pending(1, 0), "its body is not worth keeping");
+    assert_eq!(session.requests.len(), 2, "but it is still on the wire");
     assert_eq!(session.fetch_chunk(1, 0).unwrap_err().kind(), ErrorKind::Refused);
 
-    assert!(session.requests.answer_fetch(1, 0, body("late")).unwrap().is_none());
-    assert_eq!(session.requests.outstanding(), 1);
+    assert!(session.requests.complete_fetch(1, 0, body("late")).unwrap().is_none());
+    assert_eq!(session.requests.len(), 1);
     assert!(is_pending(&mut session, other));
     let again = session.fetch_chunk(1, 0).unwrap();
     answer_chunk(&mut session, 0, body("new"));
@@ -282,13 +284,13 @@ fn rsp_06_a_dropped_stream_keeps_its_place() {
     let mut session = session();
     let [first, second, third] =
         ["first", "second", "third"].map(|name| session.stream(name).unwrap());
-    assert!(session.requests.abandon(first).is_none());
-    assert!(session.requests.abandon(second).is_none());
-    assert_eq!(session.requests.outstanding(), 3);
+    assert!(session.requests.cancel(first).is_none());
+    assert!(session.requests.cancel(second).is_none());
+    assert_eq!(session.requests.len(), 3);
     assert!(matches!(session.requests.start_stream("first", 10), StreamStart::Skip));
     assert!(session.requests.fail_stream(failure("of the second")).unwrap().is_none());
     assert!(is_pending(&mut session, third));
-    assert_eq!(session.requests.outstanding(), 1);
+    assert_eq!(session.requests.len(), 1);
     // The id in the answer is not used for matching (wire 4).
     let _pipe = fed(session.requests.start_stream("another name", 10));
     let stream = outcome(&mut session, third).unwrap().into_stream().unwrap();
@@ -304,7 +306,7 @@ fn rsp_06_unsolicited_streams_are_told_apart() {
     let fetch = session.fetch_chunk(1, 0).unwrap();
     assert!(matches!(session.requests.start_stream("s", 1), StreamStart::Unsolicited));
     assert!(is_pending(&mut session, rpc) && is_pending(&mut session, fetch));
-    assert_eq!(session.requests.outstanding(), 2);
+    assert_eq!(session.requests.len(), 2);
 }
 
 /// A dropped RPC frees everything; its answer is unknown.
@@ -312,12 +314,12 @@ fn rsp_06_unsolicited_streams_are_told_apart() {
 fn rsp_04_a_dropped_rpc_leaves_nothing() {
     let mut session = session();
     let ticket = session.send_rpc(&mut Bytes::new()).unwrap();
-    assert!(session.requests.abandon(ticket).is_none());
-    assert_eq!(session.requests.outstanding(), 0);
-    assert!(!session.requests.awaits_rpc(ticket.id()));
-    assert!(session.requests.answer_rpc(ticket.id(), body("late")).is_err());
-    assert!(session.requests.abandon(ticket).is_none(), "twice is harmless");
-    assert_eq!(session.requests.outstanding(), 0);
+    assert!(session.requests.cancel(ticket).is_none());
+    assert_eq!(session.requests.len(), 0);
+    assert!(!session.requests.is_rpc_pending(ticket.id()));
+    assert!(session.requests.complete_rpc(ticket.id(), body("late")).is_err());
+    assert!(session.requests.cancel(ticket).is_none(), "twice is harmless");
+    assert_eq!(session.requests.len(), 0);
 }
 
 /// An answer that arrived but was never looked at comes back, for the caller to drop outside the
@@ -326,10 +328,10 @@ fn rsp_04_a_dropped_rpc_leaves_nothing() {
 fn rsp_04_an_unclaimed_answer_is_given_back() {
     let mut session = session();
     let ticket = session.send_rpc(&mut Bytes::new()).unwrap();
-    assert!(session.requests.answer_rpc(ticket.id(), body("answer")).is_ok());
-    let unclaimed = session.requests.abandon(ticket).expect("the answer");
+    assert!(session.requests.complete_rpc(ticket.id(), body("answer")).is_ok());
+    let unclaimed = session.requests.cancel(ticket).expect("the answer");
     assert_eq!(unclaimed.unwrap().into_body().unwrap(), "answer");
-    assert_eq!(session.requests.outstanding(), 0);
+    assert_eq!(session.requests.len(), 0);
 }
 
 /// Ids are never given twice in a row: the answer to a dropped request meets nobody, though its
@@ -340,7 +342,7 @@ fn rsp_04_a_late_answer_never_meets_a_newer_request() {
     let mut dropped = Vec::new();
     for round in 0..100 {
         let old = session.send_rpc(&mut Bytes::new()).unwrap();
-        session.requests.abandon(old);
+        session.requests.cancel(old);
         dropped.push(old.id());
         let new = match round % 3 {
             0 => session.send_rpc(&mut Bytes::new()).unwrap(),
@@ -348,14 +350,14 @@ fn rsp_04_a_late_answer_never_meets_a_newer_request() {
             _ => session.stream("s").unwrap(),
         };
         for id in &dropped {
-            assert!(session.requests.answer_rpc(*id, body("late")).is_err());
+            assert!(session.requests.complete_rpc(*id, body("late")).is_err());
         }
         assert!(is_pending(&mut session, new));
     }
     dropped.sort_unstable();
     dropped.dedup();
     assert_eq!(dropped.len(), 100);
-    assert_eq!(session.requests.outstanding(), 100);
+    assert_eq!(session.requests.len(), 100);
 }
 
 /// The id of a fetch or stream is not one of an RPC, even if it is guessed.
@@ -365,10 +367,10 @@ fn rsp_04_other_kinds_are_not_answered_by_id() {
     let fetch = session.fetch_chunk(1, 0).unwrap();
     let stream = session.stream("s").unwrap();
     for ticket in [fetch, stream] {
-        assert!(session.requests.answer_rpc(ticket.id(), body("wrong")).is_err());
+        assert!(session.requests.complete_rpc(ticket.id(), body("wrong")).is_err());
         assert!(is_pending(&mut session, ticket));
     }
-    assert_eq!(session.requests.outstanding(), 2);
+    assert_eq!(session.requests.len(), 2);
 }
 
 /// Tombstones neither wake anybody nor stay when the connection ends; neither do requests that are
@@ -382,13 +384,13 @@ fn rsp_03_an_end_clears_tombstones_and_spares_answers() {
     for (ticket, name) in [(fetch, "fetch"), (stream, "stream"), (rpc, "rpc")] {
         wait(&mut session, ticket, &log.waker(name));
     }
-    session.requests.abandon(fetch);
-    session.requests.abandon(stream);
-    assert!(session.requests.answer_rpc(rpc.id(), body("answer")).is_ok());
+    session.requests.cancel(fetch);
+    session.requests.cancel(stream);
+    assert!(session.requests.complete_rpc(rpc.id(), body("answer")).is_ok());
     let mut wakers = Vec::new();
-    drop(session.end(failure("lost"), &mut wakers));
+    drop(session.close_with(failure("lost"), &mut wakers));
     assert!(wakers.is_empty());
-    assert_eq!(session.requests.outstanding(), 0);
+    assert_eq!(session.requests.len(), 0);
     assert_eq!(outcome(&mut session, rpc).unwrap().into_body().unwrap(), "answer");
 }
 
@@ -397,13 +399,13 @@ fn rsp_03_an_end_clears_tombstones_and_spares_answers() {
 fn rsp_03_watchers_are_told_of_the_end() {
     let (mut session, log) = (session(), Log::default());
     let waker = log.waker("watcher");
-    session.watch(&waker);
-    session.watch(&waker);
+    session.register_capacity_waker(&waker);
+    session.register_capacity_waker(&waker);
     let mut wakers = Vec::new();
-    drop(session.end(failure("lost"), &mut wakers));
+    drop(session.close_with(failure("lost"), &mut wakers));
     wakers.drain(..).for_each(Waker::wake);
     assert_eq!(log.take(), ["watcher"]);
-    drop(session.end(failure("lost"), &mut wakers));
+    drop(session.close_with(failure("lost"), &mut wakers));
     assert!(wakers.is_empty());
 }
 
@@ -413,16 +415,18 @@ fn rsp_03_watchers_are_told_of_the_end() {
 fn rsp_03_a_closing_session_takes_no_requests() {
     let mut session = session();
     let early = session.send_rpc(&mut Bytes::new()).unwrap();
-    session.close(Closing::Flush(failure("flush")));
+    session.close(CloseRequest::AfterFlush(failure("flush")));
     assert!(!session.is_open());
     assert_eq!(session.send_rpc(&mut Bytes::new()).unwrap_err().to_string(), "flush");
     assert_eq!(session.send_one_way(&mut Bytes::new()).unwrap_err().to_string(), "flush");
-    session.close(Closing::Now(failure("now")));
-    session.close(Closing::Flush(failure("too late")));
-    assert!(matches!(session.closing(), Some(Closing::Now(error)) if error.to_string() == "now"));
+    session.close(CloseRequest::Immediate(failure("now")));
+    session.close(CloseRequest::AfterFlush(failure("too late")));
+    assert!(
+        matches!(session.closing(), Some(CloseRequest::Immediate(error)) if error.to_string() == "now")
+    );
     assert!(session.fetch_chunk(1, 0).is_err() && session.stream("s").is_err());
     assert!(session.upload(&mut Bytes::new(), &"data".into()).is_err());
     assert!(session.merged_block_meta(meta_request()).is_err());
-    assert_eq!(session.requests.outstanding(), 1);
+    assert_eq!(session.requests.len(), 1);
     assert!(is_pending(&mut session, early), "what was asked before is still awaited");
 }
