@@ -8,13 +8,13 @@ use tokio::net::ToSocketAddrs;
 #[cfg(feature = "auth")]
 use crate::auth::{self, AuthPolicy, SecretKeyHolder};
 use crate::buffer::BufferPool;
-use crate::channel::{ConnectionResources, Handshaker};
+use crate::client_factory::TransportClientFactory;
 use crate::conf::TransportConf;
+use crate::connection::{ConnectionResources, Handshaker};
 use crate::error::TransportError;
-use crate::factory::TransportClientFactory;
 use crate::handler::{RpcHandler, TransportClientBootstrap, TransportServerBootstrap};
 use crate::metrics::TransportMetrics;
-use crate::network::MemoryNetwork;
+use crate::net::MemoryNetwork;
 use crate::server::TransportServer;
 #[cfg(feature = "tls")]
 use crate::tls::{LazyTlsContext, TlsContext};

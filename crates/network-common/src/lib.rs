@@ -122,15 +122,15 @@ mod address;
 #[cfg(feature = "auth")]
 pub mod auth;
 mod buffer;
-mod channel;
 mod client;
+mod client_factory;
 mod conf;
+mod connection;
 mod context;
 mod error;
-mod factory;
 mod handler;
 mod metrics;
-mod network;
+mod net;
 pub mod protocol;
 mod server;
 mod session;
@@ -143,19 +143,19 @@ pub use client::{
     ChunkFuture, ConnectionId, MergedBlockMetaFuture, RequestFuture, RpcFuture, StreamFuture,
     TransportClient,
 };
+pub use client_factory::TransportClientFactory;
 pub use conf::{IoMode, TransportConf};
 #[cfg(feature = "tls")]
 pub use conf::{TlsConf, TlsProtocol};
 pub use context::TransportContext;
 pub use error::{BoxError, ErrorKind, TransportError};
-pub use factory::TransportClientFactory;
 pub use handler::{
     MergedBlockMetaCallback, NoOpRpcHandler, OneForOneStreamManager, RpcHandler,
     RpcResponseCallback, StreamManager, StreamOptions, TransportClientBootstrap,
     TransportServerBootstrap,
 };
 pub use metrics::{MetricsSnapshot, SideMetrics, TransportMetrics};
-pub use network::MemoryNetwork;
+pub use net::MemoryNetwork;
 pub use protocol::MergedBlockMetaRequest;
 pub use server::TransportServer;
 pub use session::{ByteFilter, CloseNotify, FilterOutput, MergedBlockMeta, StreamBody};

@@ -12,11 +12,11 @@ use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
-use crate::channel::{ConnectionDriver, ConnectionResources, Handshaker, IoStream, socket};
 use crate::client::{ConnectionId, SharedConnection};
+use crate::connection::{ConnectionDriver, ConnectionResources, Handshaker};
 use crate::error::{ErrorKind, TransportError};
 use crate::handler::{RpcHandler, TransportServerBootstrap};
-use crate::network::MemoryListener;
+use crate::net::{IoStream, MemoryListener, socket_options};
 use crate::session::CloseRequest;
 
 /// How long accepting rests after an error such as "too many open files", which would otherwise
@@ -179,7 +179,8 @@ impl ServerInner {
             .with_source(error)
         };
         if let IoStream::Tcp(stream) = &stream {
-            socket::configure_connected(stream, conf, conf.tcp_keep_alive()).map_err(io_error)?;
+            socket_options::configure_connected(stream, conf, conf.tcp_keep_alive())
+                .map_err(io_error)?;
         }
         let mut connection =
             ConnectionDriver::new(stream, Arc::clone(&self.handler), Arc::clone(&self.resources))
@@ -267,7 +268,7 @@ async fn listen(
             }
             let socket =
                 if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-            socket::configure_new(&socket, &resources.conf)?;
+            socket_options::configure_new(&socket, &resources.conf)?;
             // On Windows it would let two servers share a port.
             #[cfg(not(windows))]
             socket.set_reuseaddr(true)?;

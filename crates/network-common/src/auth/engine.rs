@@ -7,7 +7,7 @@ use aws_lc_rs::hkdf::{HKDF_SHA256, KeyType, Prk, Salt};
 use aws_lc_rs::rand;
 use zeroize::Zeroizing;
 
-use super::cipher::SessionKeys;
+use super::session_keys::SessionKeys;
 use super::{AuthError, AuthMessage, Secret};
 
 const PUBLIC_KEY: usize = 32;

@@ -4,7 +4,7 @@ use aws_lc_rs::agreement::{PrivateKey, X25519};
 use aws_lc_rs::hkdf::{HKDF_SHA256, Salt};
 
 use super::*;
-use crate::auth::cipher::Side;
+use crate::auth::session_keys::Side;
 use crate::auth::test_support::{bits, hex, unhex};
 use crate::conf::CipherName;
 

@@ -6,9 +6,9 @@ use aws_lc_rs::constant_time::verify_slices_are_equal;
 use aws_lc_rs::pbkdf2::{PBKDF2_HMAC_SHA1, derive};
 use zeroize::Zeroizing;
 
-use super::cipher::{Ctr, SessionKeys};
 use super::engine::random;
 use super::message::{at_end, malformed, text, untag};
+use super::session_keys::{Ctr, SessionKeys};
 use super::{AuthError, Secret};
 use crate::conf::AuthConf;
 use crate::protocol::{put_byte_array, put_string};

@@ -1,5 +1,5 @@
 use super::*;
-use crate::auth::cipher::Side;
+use crate::auth::session_keys::Side;
 use crate::auth::test_support::{bits, hex};
 use crate::conf::{CipherName, TransportConf};
 

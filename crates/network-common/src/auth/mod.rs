@@ -63,26 +63,27 @@
 //! * Falling back from the auth engine to SASL needs `spark.network.crypto.saslFallback=true` in so
 //!   many words: Spark's default lets anybody on the path switch encryption off, or to 3DES.
 
-mod cipher;
-mod client;
-mod digest;
+mod client_bootstrap;
+mod digest_md5;
 mod directives;
 mod engine;
 mod error;
-mod guard;
+mod gcm;
 #[cfg(feature = "legacy-auth")]
 mod legacy_engine;
 mod message;
 mod policy;
+mod rpc_handler;
 #[cfg(feature = "legacy-auth")]
-mod sasl_layer;
+mod sasl_encryption;
 mod secret;
 mod server;
+mod session_keys;
 #[cfg(test)]
 mod test_support;
 
-pub use cipher::{GcmOpen, GcmSeal};
 pub use error::AuthError;
+pub use gcm::{GcmOpen, GcmSeal};
 pub use message::{AuthMessage, SaslMessage};
 pub(crate) use policy::{AuthPolicy, check_unauthenticated, client_bootstraps, server_bootstraps};
 pub use secret::{Secret, SecretKeyHolder, SecretStore};

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use futures::future::BoxFuture;
 use tokio::sync::Semaphore;
 
-use super::cipher::Side;
-use super::client::AuthClientBootstrap;
-use super::digest::{NegotiatedQop, Protection, Qop};
+use super::client_bootstrap::AuthClientBootstrap;
+use super::digest_md5::{NegotiatedQop, Protection, Qop};
 use super::server::AuthServerBootstrap;
+use super::session_keys::Side;
 use super::{AuthError, SecretKeyHolder};
 use crate::client::TransportClient;
 use crate::conf::{AuthConf, CipherName, TransportConf};
@@ -133,7 +133,7 @@ impl AuthPolicy {
             #[cfg(feature = "legacy-auth")]
             Protection::Encryption(cipher) => {
                 let block = self.conf.max_encrypted_block;
-                super::sasl_layer::filters(cipher, &agreed.hash, side, block).map(Some)
+                super::sasl_encryption::filters(cipher, &agreed.hash, side, block).map(Some)
             }
             #[cfg(not(feature = "legacy-auth"))]
             Protection::Encryption(_) => {

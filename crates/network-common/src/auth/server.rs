@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
-use super::cipher::Side;
-use super::digest::{Credentials, DigestServer, Qop};
+use super::digest_md5::{Credentials, DigestServer, Qop};
 use super::engine::AuthEngine;
-use super::guard::{AuthRpcHandler, end};
 use super::message::AUTH_TAG;
+use super::rpc_handler::{AuthRpcHandler, end};
+use super::session_keys::Side;
 use super::{AuthError, AuthMessage, AuthPolicy, SaslMessage, Secret};
 use crate::client::TransportClient;
 use crate::error::{BoxError, ErrorKind, TransportError};

@@ -1,7 +1,7 @@
 //! Bodies: bytes in memory or a region of a file.
 
 mod pool;
-mod small;
+mod small_body;
 
 use std::fmt;
 use std::fs::File;
@@ -13,7 +13,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 pub(crate) use pool::BufferPool;
-pub(crate) use small::copy_to_bytes;
+pub(crate) use small_body::copy_to_bytes;
 
 /// The body of a chunk, stream or upload: memory of any owner, or a region of a file (transport
 /// 11).

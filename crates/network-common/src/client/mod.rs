@@ -2,7 +2,7 @@
 
 mod future;
 mod read;
-mod shared;
+mod shared_connection;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -13,8 +13,8 @@ use std::task::Poll;
 use bytes::Bytes;
 
 pub use future::{ChunkFuture, MergedBlockMetaFuture, RequestFuture, RpcFuture, StreamFuture};
-pub use shared::ConnectionId;
-pub(crate) use shared::SharedConnection;
+pub use shared_connection::ConnectionId;
+pub(crate) use shared_connection::SharedConnection;
 
 use crate::buffer::ManagedBuffer;
 use crate::error::{ErrorKind, TransportError};
@@ -22,6 +22,7 @@ use crate::protocol::MergedBlockMetaRequest;
 use crate::session::{ByteFilter, CloseRequest, FilterPair, RequestKey, Response, Session};
 
 #[cfg(all(test, feature = "auth"))]
+#[path = "client_tests.rs"]
 mod tests;
 
 /// A handle on one connection: sends requests to the peer (transport 5). Cheap to clone.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::units;
+use super::value_parser;
 
 /// Values as they were set; what follows from several of them is for the getters.
 #[derive(Debug, Clone)]
@@ -56,25 +56,25 @@ impl AuthConf {
     /// Takes the setting `key`, which is `own` behind the module's prefix, if it is one of these.
     pub(super) fn set(&mut self, key: &str, own: &str, value: &str) -> Result<(), &'static str> {
         match own {
-            ".sasl.timeout" => self.sasl_timeout = units::positive_time(value)?,
+            ".sasl.timeout" => self.sasl_timeout = value_parser::positive_time(value)?,
             ".auth.maxHandshakes" => {
-                self.max_handshakes = units::positive(value, 1 << 20)? as usize
+                self.max_handshakes = value_parser::positive(value, 1 << 20)? as usize
             }
             _ => {}
         }
         match key {
-            "spark.authenticate" => self.authenticate = units::boolean(value)?,
+            "spark.authenticate" => self.authenticate = value_parser::boolean(value)?,
             "spark.authenticate.enableSaslEncryption" => {
-                self.sasl_encryption = units::boolean(value)?
+                self.sasl_encryption = value_parser::boolean(value)?
             }
             "spark.network.sasl.serverAlwaysEncrypt" => {
-                self.server_always_encrypts = units::boolean(value)?
+                self.server_always_encrypts = value_parser::boolean(value)?
             }
             "spark.network.sasl.maxEncryptedBlockSize" => {
-                self.max_encrypted_block = units::positive_size(value, 16 << 20)? as usize;
+                self.max_encrypted_block = value_parser::positive_size(value, 16 << 20)? as usize;
             }
             "spark.network.auth.rpcTimeout" => {
-                self.rpc_timeout = Some(units::positive_time(value)?)
+                self.rpc_timeout = Some(value_parser::positive_time(value)?)
             }
             _ => {
                 if let Some(name) = key.strip_prefix("spark.network.crypto.") {
@@ -87,8 +87,8 @@ impl AuthConf {
 
     fn set_crypto(&mut self, name: &str, value: &str) -> Result<(), &'static str> {
         match name {
-            "enabled" => self.crypto = units::boolean(value)?,
-            "authEngineVersion" => self.engine_version = units::integer(value)?,
+            "enabled" => self.crypto = value_parser::boolean(value)?,
+            "authEngineVersion" => self.engine_version = value_parser::integer(value)?,
             "cipher" => {
                 self.cipher = match value.to_ascii_uppercase().as_str() {
                     "AES/CTR/NOPADDING" => CipherName::AesCtr,
@@ -96,10 +96,10 @@ impl AuthConf {
                     _ => return Err("AES/CTR/NoPadding or AES/GCM/NoPadding"),
                 };
             }
-            "saslFallback" => self.sasl_fallback = units::boolean(value)?,
-            "legacyEngine" => self.legacy_engine = units::boolean(value)?,
+            "saslFallback" => self.sasl_fallback = value_parser::boolean(value)?,
+            "legacyEngine" => self.legacy_engine = value_parser::boolean(value)?,
             "keyFactoryIterations" => {
-                self.key_factory_iterations = units::positive(value, 1 << 20)? as u32;
+                self.key_factory_iterations = value_parser::positive(value, 1 << 20)? as u32;
             }
             "keyLength" => {
                 self.key_length = match value {

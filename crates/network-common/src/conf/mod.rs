@@ -4,7 +4,7 @@
 mod auth;
 #[cfg(feature = "tls")]
 mod tls;
-mod units;
+mod value_parser;
 
 use std::time::Duration;
 
@@ -179,22 +179,22 @@ impl TransportConf {
     fn set(&mut self, key: &str, value: &str) -> Result<(), &'static str> {
         match key {
             "spark.io.mode.default" => self.default_mode = Some(parse_mode(value)?),
-            "spark.network.timeout" => self.network_timeout = units::time(value)?,
+            "spark.network.timeout" => self.network_timeout = value_parser::time(value)?,
             "spark.shuffle.maxChunksBeingTransferred" => {
                 self.max_chunks_being_transferred =
-                    units::positive(value, i64::MAX.unsigned_abs())?;
+                    value_parser::positive(value, i64::MAX.unsigned_abs())?;
             }
             #[cfg(feature = "tls")]
             key if key.starts_with("spark.ssl.") => self.tls.set(key, value)?,
             #[cfg(not(feature = "tls"))]
-            "spark.ssl.rpc.enabled" if units::boolean(value)? => {
+            "spark.ssl.rpc.enabled" if value_parser::boolean(value)? => {
                 return Err("false (network-common was built without its feature 'tls')");
             }
             #[cfg(not(feature = "auth"))]
             "spark.authenticate"
             | "spark.network.crypto.enabled"
             | "spark.authenticate.enableSaslEncryption"
-                if units::boolean(value)? =>
+                if value_parser::boolean(value)? =>
             {
                 return Err("false (network-common was built without its feature 'auth')");
             }
@@ -215,29 +215,32 @@ impl TransportConf {
     fn set_io(&mut self, name: &str, value: &str) -> Result<(), &'static str> {
         match name {
             "mode" => self.mode = Some(parse_mode(value)?),
-            "connectionTimeout" => self.connection_timeout = Some(units::time(value)?),
+            "connectionTimeout" => self.connection_timeout = Some(value_parser::time(value)?),
             "connectionCreationTimeout" => {
-                self.connection_creation_timeout = Some(units::time(value)?)
+                self.connection_creation_timeout = Some(value_parser::time(value)?)
             }
-            "backLog" => self.backlog = units::integer(value)?,
+            "backLog" => self.backlog = value_parser::integer(value)?,
             "numConnectionsPerPeer" => {
-                self.connections_per_peer = units::positive(value, u64::from(u16::MAX))? as usize;
+                self.connections_per_peer =
+                    value_parser::positive(value, u64::from(u16::MAX))? as usize;
             }
-            "receiveBuffer" => self.receive_buffer = units::size(value)?,
-            "sendBuffer" => self.send_buffer = units::size(value)?,
+            "receiveBuffer" => self.receive_buffer = value_parser::size(value)?,
+            "sendBuffer" => self.send_buffer = value_parser::size(value)?,
             "maxRetries" => {
-                self.max_retries = u32::try_from(units::integer(value)?).map_err(|_| "a count")?;
+                self.max_retries =
+                    u32::try_from(value_parser::integer(value)?).map_err(|_| "a count")?;
             }
-            "retryWait" => self.retry_wait = units::time(value)?,
-            "lazyFD" => self.lazy_fd = units::boolean(value)?,
-            "enableTcpKeepAlive" => self.tcp_keep_alive = units::boolean(value)?,
+            "retryWait" => self.retry_wait = value_parser::time(value)?,
+            "lazyFD" => self.lazy_fd = value_parser::boolean(value)?,
+            "enableTcpKeepAlive" => self.tcp_keep_alive = value_parser::boolean(value)?,
             "maxRequestSize" => {
-                self.max_request_size = units::positive_size(value, MAX_FRAME_PAYLOAD)?
+                self.max_request_size = value_parser::positive_size(value, MAX_FRAME_PAYLOAD)?
             }
             "maxWriteQueueSize" => {
-                self.max_write_queue_size = units::positive_size(value, i64::MAX.unsigned_abs())?;
+                self.max_write_queue_size =
+                    value_parser::positive_size(value, i64::MAX.unsigned_abs())?;
             }
-            "tcpUserTimeout" => self.tcp_user_timeout = Some(units::time(value)?),
+            "tcpUserTimeout" => self.tcp_user_timeout = Some(value_parser::time(value)?),
             _ => {}
         }
         Ok(())

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 
-use super::units;
+use super::value_parser;
 
 const RPC_PREFIX: &str = "spark.ssl.rpc.";
 const INHERITED: &str = "spark.ssl.";
@@ -105,7 +105,7 @@ impl TlsSettings {
     fn set(&mut self, name: &str, value: &str) -> Result<(), &'static str> {
         let password = || Some(SecretString::from(value));
         match name {
-            "enabled" => self.enabled = Some(units::boolean(value)?),
+            "enabled" => self.enabled = Some(value_parser::boolean(value)?),
             "protocol" => self.protocol = Some(parse_protocol(value)?),
             "enabledAlgorithms" => {
                 let names = value.split(',').map(|name| name.trim().to_owned());
@@ -120,22 +120,24 @@ impl TlsSettings {
             "trustStore" => self.trust_store = path(value),
             "trustStorePassword" => self.trust_store_password = password(),
             "trustStoreReloadingEnabled" => {
-                self.trust_store_reloading = Some(units::boolean(value)?)
+                self.trust_store_reloading = Some(value_parser::boolean(value)?)
             }
             "trustStoreReloadIntervalMs" => {
-                let millis = units::positive(value, u64::from(u32::MAX))?;
+                let millis = value_parser::positive(value, u64::from(u32::MAX))?;
                 self.trust_store_reload_interval = Some(Duration::from_millis(millis));
             }
-            "openSslEnabled" => self.open_ssl_enabled = Some(units::boolean(value)?),
-            "needClientAuth" => self.need_client_auth = Some(units::boolean(value)?),
-            "hostnameVerification" => self.hostname_verification = Some(units::boolean(value)?),
+            "openSslEnabled" => self.open_ssl_enabled = Some(value_parser::boolean(value)?),
+            "needClientAuth" => self.need_client_auth = Some(value_parser::boolean(value)?),
+            "hostnameVerification" => {
+                self.hostname_verification = Some(value_parser::boolean(value)?)
+            }
             "handshakeTimeout" => {
-                let limit = units::time(value)?;
+                let limit = value_parser::time(value)?;
                 self.handshake_timeout = Some(limit).filter(|limit| !limit.is_zero());
                 self.handshake_timeout.ok_or("a positive time")?;
             }
             "maxHandshakes" => {
-                self.max_handshakes = Some(units::positive(value, u64::from(u16::MAX))?)
+                self.max_handshakes = Some(value_parser::positive(value, u64::from(u16::MAX))?)
             }
             _ => {}
         }

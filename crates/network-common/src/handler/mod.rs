@@ -1,16 +1,16 @@
 //! What users implement: where requests go, where chunks and streams come from, what runs on a new
 //! connection.
 
-mod callback;
 mod one_for_one;
+mod response_callback;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use std::sync::Arc;
 
-pub use callback::{MergedBlockMetaCallback, RpcResponseCallback};
-pub(crate) use callback::{check_frame_len, cut_error};
 pub use one_for_one::{OneForOneStreamManager, StreamOptions};
+pub use response_callback::{MergedBlockMetaCallback, RpcResponseCallback};
+pub(crate) use response_callback::{check_frame_len, cut_error};
 
 use crate::buffer::ManagedBuffer;
 use crate::client::TransportClient;

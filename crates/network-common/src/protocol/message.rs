@@ -253,7 +253,7 @@ impl<B> Message<B> {
 impl Message<()> {
     /// What to send when this response's body turns out to be unreadable before anything was
     /// written (wire 5). `None` for messages that have no failure twin.
-    pub(crate) fn to_failure(self, error: String) -> Option<Self> {
+    pub(crate) fn into_failure(self, error: String) -> Option<Self> {
         Some(match self {
             Self::ChunkFetchSuccess { stream_id, chunk_index, .. } => {
                 Self::ChunkFetchFailure { stream_id, chunk_index, error }

@@ -18,17 +18,18 @@
 //! # Ok::<(), network_common::protocol::ProtocolError>(())
 //! ```
 
-mod body;
+mod body_decoder;
 mod error;
-mod frame;
+mod frame_decoder;
 mod message;
 mod primitives;
 #[cfg(test)]
+#[path = "protocol_tests.rs"]
 mod tests;
 
-pub(crate) use body::READ_BLOCK;
+pub(crate) use body_decoder::READ_BLOCK;
 pub use error::ProtocolError;
-pub use frame::{Event, FrameDecoder, FrameLimits};
+pub use frame_decoder::{Event, FrameDecoder, FrameLimits};
 pub use message::{MergedBlockMetaRequest, Message};
 pub use primitives::{
     FieldReader, put_bitmap, put_bitmap_array, put_byte_array, put_string, read_bitmaps,

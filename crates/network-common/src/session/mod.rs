@@ -4,12 +4,13 @@
 //! Calls that end a wait return the waker instead of calling it, so that nobody is woken under the
 //! lock.
 
-mod body;
 mod filter;
-mod outgoing;
-mod requests;
+mod pending_requests;
+mod stream_body;
 #[cfg(test)]
+#[path = "test_support.rs"]
 mod tests;
+mod write_queue;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -17,13 +18,13 @@ use std::task::Waker;
 
 use bytes::Bytes;
 
-pub use body::StreamBody;
-pub(crate) use body::{BodySender, body_channel};
 pub use filter::{ByteFilter, CloseNotify, FilterOutput};
 pub(crate) use filter::{FilterChain, FilterPair};
-pub(crate) use outgoing::{Batch, BulkMessage, DiscardedFrames, WriteQueue};
-pub use requests::MergedBlockMeta;
-pub(crate) use requests::{PendingRequests, RequestKey, Response, StreamStart};
+pub use pending_requests::MergedBlockMeta;
+pub(crate) use pending_requests::{PendingRequests, RequestKey, Response, StreamStart};
+pub use stream_body::StreamBody;
+pub(crate) use stream_body::{BodySender, body_channel};
+pub(crate) use write_queue::{Batch, BulkMessage, DiscardedFrames, WriteQueue};
 
 use crate::buffer::ManagedBuffer;
 use crate::error::{ErrorKind, TransportError};

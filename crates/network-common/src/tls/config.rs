@@ -9,7 +9,7 @@ use rustls::sign::SingleCertAndKey;
 use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, ServerConfig, SupportedProtocolVersion};
 
-use super::trust::TrustStoreVerifier;
+use super::verifier::TrustStoreVerifier;
 use super::{config_error, key_store};
 use crate::conf::{TlsConf, TlsProtocol};
 use crate::error::TransportError;

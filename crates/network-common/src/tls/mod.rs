@@ -8,11 +8,11 @@
 //! trust store of its time.
 
 mod config;
-mod filters;
+mod handshake;
 mod jks;
 mod key_store;
 mod reload;
-mod trust;
+mod verifier;
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -24,11 +24,11 @@ use rustls::{ClientConnection, ServerConnection};
 use tokio::sync::Semaphore;
 
 use self::config::Configs;
-use self::filters::TlsHandshake;
+use self::handshake::TlsHandshake;
 use self::reload::FileWatcher;
 use crate::address::PeerAddress;
-use crate::channel::{Handshake, Handshaker};
 use crate::conf::TransportConf;
+use crate::connection::{Handshake, Handshaker};
 use crate::error::{BoxError, ErrorKind, TransportError};
 
 /// Reads the files when they are asked for first; contexts may share it.

@@ -8,7 +8,7 @@ use roaring::RoaringBitmap;
 use slab::Slab;
 
 use super::StreamBody;
-use super::body::{BodySender, body_channel};
+use super::stream_body::{BodySender, body_channel};
 use crate::error::{BoxError, TransportError};
 use crate::protocol::read_bitmaps;
 

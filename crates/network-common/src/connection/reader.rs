@@ -1,8 +1,5 @@
 //! The reading half of a connection's driver: bytes to messages, messages to whom they concern.
 
-mod answers;
-mod bodies;
-
 use std::cell::Cell;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -12,10 +9,10 @@ use std::task::{Context, Poll, Waker, ready};
 use parking_lot::MutexGuard;
 use tokio::io::{AsyncRead, ReadBuf};
 
-use super::stream::ReadHalf;
 use super::{ConnectionDriver, ConnectionResources, io_error};
 use crate::client::SharedConnection;
 use crate::error::{BoxError, ErrorKind, TransportError};
+use crate::net::ReadHalf;
 use crate::protocol::{Event, FrameDecoder, ProtocolError, READ_BLOCK};
 use crate::session::{
     BodySender, ByteFilter, CloseNotify, CloseRequest, FilterChain, FilterOutput, Session,
@@ -48,10 +45,10 @@ thread_local! {
 
 pub(super) struct Reader {
     io: ReadHalf,
-    decoder: FrameDecoder,
+    pub(super) decoder: FrameDecoder,
     open: Option<Box<dyn ByteFilter>>,
     /// Who gets the body that is arriving in pieces.
-    receiving: Option<IncomingStream>,
+    pub(super) receiving: Option<IncomingStream>,
     /// Requests handed to handlers so far; with those answered it tells how many are being served.
     pub(super) received: u64,
     /// Not reading, because the peer does not read its answers.
@@ -69,12 +66,12 @@ pub(super) struct Reader {
     has_woken_callers: bool,
     /// Bytes read before the peer had proved who it is.
     unauthenticated_bytes: usize,
-    wakers: Vec<Waker>,
+    pub(super) wakers: Vec<Waker>,
 }
 
-struct IncomingStream {
-    pipe: BodySender,
-    is_stream: bool,
+pub(super) struct IncomingStream {
+    pub(super) pipe: BodySender,
+    pub(super) is_stream: bool,
 }
 
 impl Reader {
@@ -264,7 +261,7 @@ impl ConnectionDriver {
         }
     }
 
-    fn unauthenticated_limit_error(&self, verb: &str, bytes: u64) -> TransportError {
+    pub(super) fn unauthenticated_limit_error(&self, verb: &str, bytes: u64) -> TransportError {
         let peer = self.shared.peer;
         let text = format!("{peer} {verb} {bytes} bytes before it was authenticated");
         TransportError::new(ErrorKind::Limit, text).with_peer(peer)
@@ -376,7 +373,7 @@ fn decode_error(shared: &SharedConnection, error: BoxError) -> TransportError {
     io_error(shared.peer, "decoding what was read from", error)
 }
 
-fn protocol_error(shared: &SharedConnection, error: ProtocolError) -> TransportError {
+pub(super) fn protocol_error(shared: &SharedConnection, error: ProtocolError) -> TransportError {
     let peer = shared.peer;
     TransportError::new(ErrorKind::Protocol, format!("malformed data from {peer}: {error}"))
         .with_peer(peer)

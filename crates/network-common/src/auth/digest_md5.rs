@@ -298,5 +298,5 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 #[cfg(test)]
-#[path = "digest_tests.rs"]
+#[path = "digest_md5_tests.rs"]
 mod tests;

@@ -10,7 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
-use crate::network::MemoryStream;
+use super::MemoryStream;
 
 #[derive(Debug)]
 pub(crate) enum IoStream {
@@ -19,14 +19,14 @@ pub(crate) enum IoStream {
 }
 
 impl IoStream {
-    pub(super) fn addresses(&self) -> io::Result<(SocketAddr, SocketAddr)> {
+    pub(crate) fn addresses(&self) -> io::Result<(SocketAddr, SocketAddr)> {
         match self {
             Self::Tcp(stream) => Ok((stream.peer_addr()?, stream.local_addr()?)),
             Self::Memory(stream) => Ok((stream.peer, stream.local)),
         }
     }
 
-    pub(super) fn into_split(self) -> (ReadHalf, WriteHalf) {
+    pub(crate) fn into_split(self) -> (ReadHalf, WriteHalf) {
         match self {
             Self::Tcp(stream) => {
                 let (read, write) = stream.into_split();
@@ -39,7 +39,7 @@ impl IoStream {
     }
 }
 
-pub(super) enum ReadHalf {
+pub(crate) enum ReadHalf {
     Tcp(OwnedReadHalf),
     Memory(DuplexStream),
 }
@@ -58,14 +58,14 @@ impl AsyncRead for ReadHalf {
 }
 
 /// Dropped, it ends the sending direction.
-pub(super) enum WriteHalf {
+pub(crate) enum WriteHalf {
     Tcp(OwnedWriteHalf),
     Memory(DuplexStream),
 }
 
 impl WriteHalf {
     /// What the kernel can send files to.
-    pub(super) fn socket(&self) -> Option<&TcpStream> {
+    pub(crate) fn socket(&self) -> Option<&TcpStream> {
         match self {
             Self::Tcp(half) => Some(half.as_ref()),
             Self::Memory(_) => None,

@@ -9,10 +9,10 @@ use std::task::{Context, Poll, Waker, ready};
 
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 
-use super::file::{FileBody, FilePiece, FileRegion, PieceFuture, PreparedPiece};
-use super::stream::WriteHalf;
+use super::file_body::{FileBody, FilePiece, FileRegion, PieceFuture, PreparedPiece};
 use super::{ConnectionResources, sendfile};
 use crate::client::SharedConnection;
+use crate::net::WriteHalf;
 use crate::session::{Batch, ByteFilter, FilterChain, FilterOutput};
 
 /// Slices handed to one vectored write.

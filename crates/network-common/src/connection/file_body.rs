@@ -170,7 +170,7 @@ impl FileBody {
             if let Ok(Some(waker)) = answered {
                 waker.wake();
             }
-        } else if let Some(twin) = self.item.message.clone().to_failure(cut_error(error)) {
+        } else if let Some(twin) = self.item.message.clone().into_failure(cut_error(error)) {
             twin.encode_header(0, &mut head);
         }
         head

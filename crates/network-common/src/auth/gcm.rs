@@ -4,7 +4,7 @@ use aws_lc_rs::aead::{AES_128_GCM, AES_256_GCM, Aad, LessSafeKey, Nonce, Unbound
 use aws_lc_rs::hkdf::{HKDF_SHA256, Salt};
 use zeroize::Zeroizing;
 
-use crate::auth::AuthError;
+use super::AuthError;
 use crate::auth::engine::{expand, random};
 use crate::error::BoxError;
 use crate::session::{ByteFilter, FilterOutput};

@@ -1,10 +1,14 @@
 //! One connection's state without a connection: rows RSP and MWH of Spark's suites, and rules 2, 3
 //! and 5 of the design.
 
+#[path = "stream_body_tests.rs"]
 mod bodies;
+#[path = "filter_tests.rs"]
 mod filter;
-mod outgoing;
-mod requests;
+#[path = "pending_requests_tests.rs"]
+mod pending_requests;
+#[path = "write_queue_tests.rs"]
+mod write_queue;
 
 use std::borrow::Cow;
 use std::io::IoSlice;
@@ -14,13 +18,13 @@ use std::task::{Context, Poll, Wake, Waker};
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::requests::RequestResult;
 use super::{
     Batch, BulkMessage, BulkRequest, RequestKey, Response, Session, StreamBody, WriteQueue,
 };
 use crate::buffer::ManagedBuffer;
 use crate::error::{ErrorKind, TransportError};
 use crate::protocol::{Event, FrameDecoder, Message};
+use crate::session::pending_requests::RequestResult;
 
 /// Who was woken, in order.
 #[derive(Debug, Clone, Default)]

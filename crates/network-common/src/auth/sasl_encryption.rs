@@ -9,8 +9,8 @@ use rc4::{Rc4, StreamCipher};
 use zeroize::Zeroizing;
 
 use super::AuthError;
-use super::cipher::Side;
-use super::digest::SaslCipher;
+use super::digest_md5::SaslCipher;
+use super::session_keys::Side;
 use crate::error::BoxError;
 use crate::session::{ByteFilter, FilterOutput, FilterPair};
 
@@ -230,5 +230,5 @@ impl ByteFilter for SaslOpen {
 }
 
 #[cfg(test)]
-#[path = "sasl_layer_tests.rs"]
+#[path = "sasl_encryption_tests.rs"]
 mod tests;

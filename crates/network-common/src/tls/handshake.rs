@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use rustls::{AlertDescription, CertificateError, Connection, Error};
 use tokio::sync::OwnedSemaphorePermit;
 
-use crate::channel::{Handshake, HandshakeOutput};
+use crate::connection::{Handshake, HandshakeOutput};
 use crate::error::BoxError;
 use crate::session::{ByteFilter, CloseNotify, FilterOutput};
 

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 
-use super::cipher::Side;
-use super::digest::{Credentials, DigestClient, Qop};
+use super::digest_md5::{Credentials, DigestClient, Qop};
 use super::engine::AuthEngine;
-use super::guard::{AuthRpcHandler, FAILED};
+use super::rpc_handler::{AuthRpcHandler, FAILED};
+use super::session_keys::Side;
 use super::{AuthError, AuthPolicy, SaslMessage, Secret};
 use crate::client::TransportClient;
 use crate::error::{BoxError, ErrorKind, TransportError};

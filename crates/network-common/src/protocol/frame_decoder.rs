@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::body::BodyDecoder;
+use super::body_decoder::BodyDecoder;
 use super::message::{LENGTH_FIELD, Message, fixed_header_len, is_request_type};
 use super::{MAX_FRAME_PAYLOAD, ProtocolError};
 use crate::buffer::{BufferPool, copy_to_bytes};

@@ -11,10 +11,11 @@ use tokio::net::{TcpSocket, TcpStream, lookup_host};
 use tracing::Instrument;
 
 use crate::address::PeerAddress;
-use crate::channel::{ConnectionDriver, ConnectionResources, Handshaker, IoStream, socket};
 use crate::client::TransportClient;
+use crate::connection::{ConnectionDriver, ConnectionResources, Handshaker};
 use crate::error::{ErrorKind, TransportError};
 use crate::handler::{RpcHandler, TransportClientBootstrap};
+use crate::net::{IoStream, socket_options};
 
 /// Resolving that takes longer is worth a warning.
 const SLOW_LOOKUP: Duration = Duration::from_secs(2);
@@ -143,9 +144,9 @@ impl Connector {
     async fn dial_one(&self, address: SocketAddr) -> io::Result<TcpStream> {
         let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
         let conf = &self.resources.conf;
-        socket::configure_new(&socket, conf)?;
+        socket_options::configure_new(&socket, conf)?;
         let stream = socket.connect(address).await?;
-        socket::configure_connected(&stream, conf, true)?;
+        socket_options::configure_connected(&stream, conf, true)?;
         Ok(stream)
     }
 }

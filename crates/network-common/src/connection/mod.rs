@@ -4,15 +4,14 @@
 //! together. Only bodies in files that are not cached (blocking threads), the stream manager and
 //! uploads (tasks that live while there is work) run beside it.
 
-mod clock;
-mod file;
+mod file_body;
 mod handshake;
-mod reading;
+mod idle_timer;
+mod reader;
+mod responses;
 mod sendfile;
 mod serve;
-pub(crate) mod socket;
-mod stream;
-mod writing;
+mod writer;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -24,20 +23,19 @@ use tokio::io::AsyncReadExt;
 use tokio::task::{AbortHandle, yield_now};
 use tokio::time::{Instant, timeout_at};
 
-use self::clock::IdleTimer;
 pub(crate) use self::handshake::Handshaker;
 #[cfg(feature = "tls")]
 pub(crate) use self::handshake::{Handshake, HandshakeOutput};
-use self::reading::Reader;
-pub(crate) use self::stream::IoStream;
-use self::writing::Writer;
+use self::idle_timer::IdleTimer;
+use self::reader::Reader;
+use self::writer::Writer;
 use crate::buffer::BufferPool;
 use crate::client::{SharedConnection, TransportClient};
 use crate::conf::TransportConf;
 use crate::error::{BoxError, ErrorKind, TransportError};
 use crate::handler::RpcHandler;
 use crate::metrics::{SideMetrics, update_gauge};
-use crate::network::MemoryNetwork;
+use crate::net::{IoStream, MemoryNetwork};
 use crate::protocol::FrameLimits;
 use crate::session::{CloseRequest, Session, WriteQueue};
 

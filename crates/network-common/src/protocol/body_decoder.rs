@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::frame::Event;
+use super::frame_decoder::Event;
 use super::message::Message;
 use crate::buffer::BufferPool;
 

@@ -417,7 +417,7 @@ fn mwh_01_bodies_behind_their_frame() {
 #[test]
 fn mwh_06_failure_twins() {
     let text = || "gone".to_owned();
-    let twin = |message: Message<()>| message.to_failure(text());
+    let twin = |message: Message<()>| message.into_failure(text());
     assert_eq!(
         twin(Message::ChunkFetchSuccess { stream_id: 1, chunk_index: 2, body: () }),
         Some(Message::ChunkFetchFailure { stream_id: 1, chunk_index: 2, error: text() })

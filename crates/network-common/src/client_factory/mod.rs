@@ -1,7 +1,7 @@
 //! The pool of outgoing connections.
 
-mod connect;
-mod slot;
+mod connector;
+mod pool_slot;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use self::connect::Connector;
-use self::slot::PoolSlot;
+use self::connector::Connector;
+use self::pool_slot::PoolSlot;
 use crate::address::PeerAddress;
-use crate::channel::{ConnectionResources, Handshaker};
 use crate::client::TransportClient;
+use crate::connection::{ConnectionResources, Handshaker};
 use crate::error::{ErrorKind, TransportError};
 use crate::handler::{RpcHandler, TransportClientBootstrap};
 

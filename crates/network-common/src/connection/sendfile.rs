@@ -19,7 +19,7 @@ mod linux {
     use tokio::io::Interest;
     use tokio::net::TcpStream;
 
-    use super::super::file::FileRegion;
+    use super::super::file_body::FileRegion;
 
     /// Distance of the bytes that tell whether a region is cached. Each look costs a line of memory
     /// that nobody else needs.
@@ -122,7 +122,7 @@ mod portable {
 
     use tokio::net::TcpStream;
 
-    use super::super::file::Region;
+    use super::super::file_body::Region;
 
     pub(in super::super) fn is_cached(_: &File, _: u64, _: u64) -> bool {
         false

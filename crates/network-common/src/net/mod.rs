@@ -1,0 +1,9 @@
+//! Sockets, their options, and the network in memory that replaces them in tests.
+
+mod io_stream;
+mod memory_network;
+pub(crate) mod socket_options;
+
+pub(crate) use io_stream::{IoStream, ReadHalf, WriteHalf};
+pub use memory_network::MemoryNetwork;
+pub(crate) use memory_network::{MemoryListener, MemoryStream};
