@@ -4,12 +4,12 @@ mod registered;
 mod rpc_handler;
 mod stop;
 
-use std::any::{Any, TypeId};
+use std::any::Any;
 use std::sync::Arc;
 
 use async_task::FallibleTask;
 use foldhash::HashMap;
-use registered::Registered;
+pub(crate) use registered::Registered;
 pub(crate) use rpc_handler::EnvRpcHandler;
 pub(crate) use stop::Stopping;
 use tokio::runtime::Handle;
@@ -36,40 +36,20 @@ pub(crate) struct Dispatcher {
     loops: TaskTracker,
 }
 
-/// An endpoint is in one of the two maps, by its name.
 #[derive(Default)]
 struct State {
-    /// Those that are told of connections.
-    told: HashMap<Arc<str>, Entry>,
-    untold: HashMap<Arc<str>, Entry>,
+    /// The registered endpoints, by name.
+    endpoints: HashMap<Arc<str>, Entry>,
     /// Those that are no longer registered and not yet done.
     leaving: Vec<Entry>,
     stopped: bool,
-}
-
-impl State {
-    fn get(&self, name: &str) -> Option<&Entry> {
-        self.told.get(name).or_else(|| self.untold.get(name))
-    }
-
-    fn remove(&mut self, name: &str) -> Option<Entry> {
-        self.told.remove(name).or_else(|| self.untold.remove(name))
-    }
-
-    fn clear(&mut self) {
-        self.told.clear();
-        self.untold.clear();
-    }
-
-    fn all(&self) -> impl Iterator<Item = &Entry> {
-        self.told.values().chain(self.untold.values())
-    }
 }
 
 #[derive(Clone)]
 struct Entry {
     inbox: Arc<dyn Registered>,
     task: AbortHandle,
+    connection_events: bool,
 }
 
 pub(crate) fn env_stopped() -> RpcError {
@@ -97,7 +77,7 @@ impl Dispatcher {
                 return Err(RpcError::new(ErrorKind::Stopped, "RpcEnv has been stopped"));
             }
             let name = inbox.address().shared_name();
-            if state.get(&name).is_some() {
+            if state.endpoints.contains_key(&name) {
                 let text = format!("There is already an RpcEndpoint called {name}");
                 return Err(RpcError::new(ErrorKind::EndpointExists, text));
             }
@@ -111,12 +91,8 @@ impl Dispatcher {
                     self.loops.spawn_on(tie.with(threads.spawn(life)), &self.runtime)
                 }
             };
-            let entry = Entry { inbox, task: task.abort_handle() };
-            if options.connection_events {
-                state.told.insert(name, entry);
-            } else {
-                state.untold.insert(name, entry);
-            }
+            let (task, connection_events) = (task.abort_handle(), options.connection_events);
+            state.endpoints.insert(name, Entry { inbox, task, connection_events });
         }
         Ok(endpoint_ref)
     }
@@ -148,7 +124,7 @@ impl Dispatcher {
         let removed = {
             let mut state = self.state.write();
             state.leaving.retain(|entry| !entry.task.is_finished());
-            let removed = state.remove(name);
+            let removed = state.endpoints.remove(name);
             state.leaving.extend(removed.clone());
             removed
         };
@@ -163,15 +139,14 @@ impl Dispatcher {
         address: &RpcEndpointAddress,
     ) -> Result<Arc<Inbox<M>>, RpcError> {
         let inbox = self.get(address.name())?.ok_or_else(|| endpoint_not_found(address))?;
-        let (id, name) = inbox.message_type();
-        if id != TypeId::of::<M>() {
+        let name = inbox.message_type();
+        (inbox as Arc<dyn Any + Send + Sync>).downcast().map_err(|_| {
             let text = format!(
                 "the endpoint {address} receives {name}, not {}; where that is a part of it, `narrow` its ref",
                 std::any::type_name::<M>()
             );
-            return Err(RpcError::new(ErrorKind::ServiceMismatch, text).with_peer(address));
-        }
-        inbox.into_any().downcast().map_err(|_| endpoint_not_found(address))
+            RpcError::new(ErrorKind::ServiceMismatch, text).with_peer(address)
+        })
     }
 
     /// The services of the endpoint `name`; none if there is no such endpoint.
@@ -188,7 +163,7 @@ impl Dispatcher {
 
     /// The state of every endpoint, by name.
     pub(crate) fn snapshot(&self) -> Vec<EndpointSnapshot> {
-        let entries: Vec<_> = self.state.read().all().cloned().collect();
+        let entries: Vec<_> = self.state.read().endpoints.values().cloned().collect();
         let mut all: Vec<_> = entries.iter().map(|entry| entry.inbox.snapshot()).collect();
         all.sort_by(|one, other| one.name.cmp(&other.name));
         all
@@ -198,13 +173,14 @@ impl Dispatcher {
         let state = self.state.read();
         // Nobody is told of connections that end because all does.
         if !state.stopped {
-            state.told.values().for_each(|entry| entry.inbox.post_event(event.clone()));
+            let told = state.endpoints.values().filter(|entry| entry.connection_events);
+            told.for_each(|entry| entry.inbox.post_event(event.clone()));
         }
     }
 
     fn get(&self, name: &str) -> Result<Option<Arc<dyn Registered>>, RpcError> {
         let state = self.state.read();
-        match state.get(name) {
+        match state.endpoints.get(name) {
             Some(entry) => Ok(Some(Arc::clone(&entry.inbox))),
             None if state.stopped => Err(env_stopped()),
             None => Ok(None),

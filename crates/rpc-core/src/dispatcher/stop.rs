@@ -16,7 +16,7 @@ impl Dispatcher {
         let mut state = self.state.write();
         state.stopped = true;
         let leaving = std::mem::take(&mut state.leaving);
-        let entries: Vec<_> = state.all().cloned().chain(leaving).collect();
+        let entries: Vec<_> = state.endpoints.values().cloned().chain(leaving).collect();
         drop(state);
         let before = entries.iter().map(|entry| {
             let before = entry.inbox.ending();
@@ -40,7 +40,7 @@ impl Dispatcher {
             // One whose thread is blocked does not come back.
             let _ = tokio::time::timeout(ABORT, self.loops.wait()).await;
         }
-        self.state.write().clear();
+        self.state.write().endpoints.clear();
         let mut reports: Vec<_> = entries
             .iter()
             .zip(before)

@@ -18,6 +18,7 @@ use state::{Counts, State};
 
 use crate::address::{RpcAddress, RpcEndpointAddress};
 use crate::ask::About;
+use crate::dispatcher::Registered;
 use crate::endpoint_ref::RpcEndpointRef;
 use crate::error::{ErrorKind, RpcError};
 use crate::inbox_handle::InboxHandle;
@@ -156,47 +157,6 @@ impl<M> Inbox<M> {
         Ok(())
     }
 
-    /// Events of connections are few and bypass the limits; of messages that were refused so many
-    /// wait and no more.
-    pub(crate) fn post_event(&self, event: Event) {
-        let mut state = self.state.lock();
-        let too_many = match event {
-            Event::Undelivered(..) => {
-                state.undelivered = state.undelivered.saturating_add(1);
-                state.undelivered > MAX_UNDELIVERED
-            }
-            Event::Connected(_) | Event::Disconnected(_) | Event::NetworkError(..) => false,
-        };
-        // An endpoint that has stopped is told nothing more.
-        if state.closed.is_none() && !too_many {
-            state.queue.push_back(Item::Event(event));
-            let parked = state.parked.take();
-            drop(state);
-            if let Some(loop_) = parked {
-                loop_.wake();
-            }
-        }
-    }
-
-    /// Takes nothing more; what is queued is handled, then the endpoint's `on_stop` runs. Only the
-    /// first call counts.
-    pub(crate) fn stop(&self, why: Closed) {
-        let mut state = self.state.lock();
-        if state.closed.is_none() {
-            state.closed = Some(why);
-            state.queue.push_back(Item::Stop);
-            let (parked, room) = (state.parked.take(), state.room_awaited.take());
-            drop(state);
-            if let Some(loop_) = parked {
-                loop_.wake();
-            }
-            if let Some(room) = room {
-                room.notify_waiters();
-            }
-            self.detach_routes();
-        }
-    }
-
     /// Returns the credit of all messages held to their senders.
     fn detach_routes(&self) {
         self.is_stopped.store(true, Ordering::Release);
@@ -269,31 +229,6 @@ impl<M> Inbox<M> {
         self.state.lock().ended = true;
     }
 
-    pub(crate) fn ending(&self) -> Ending {
-        let state = self.state.lock();
-        let Counts { handled, late, .. } = state.counts;
-        Ending { handled, late, held: state.held.messages, ended: state.ended }
-    }
-
-    pub(crate) fn snapshot(&self) -> EndpointSnapshot {
-        let processing = self.processing.lock().as_deref().cloned().unwrap_or_default();
-        let state = self.state.lock();
-        let oldest = state.in_hand_since.or(state.queued_since);
-        let Counts { handled, failed, refused, dropped, expired, late: _ } = state.counts;
-        EndpointSnapshot {
-            name: self.address().name().to_owned(),
-            queued: state.held.messages,
-            queued_bytes: state.held.bytes,
-            lag: oldest.map(|since| since.elapsed()).unwrap_or_default(),
-            handled,
-            failed,
-            refused,
-            dropped,
-            expired,
-            processing,
-        }
-    }
-
     /// What tells who wants room that there is some; none if there is already, or never will be.
     fn await_room(&self) -> Option<OwnedNotified> {
         let mut state = self.state.lock();
@@ -336,6 +271,82 @@ impl<M: Send> InboxHandle<M> for Inbox<M> {
                 room.await;
             }
         })
+    }
+}
+
+impl<M: RpcMessage> Registered for Inbox<M> {
+    fn services(&self) -> &'static [&'static str] {
+        M::SERVICES
+    }
+
+    fn message_type(&self) -> &'static str {
+        std::any::type_name::<M>()
+    }
+
+    fn ending(&self) -> Ending {
+        let state = self.state.lock();
+        let Counts { handled, late, .. } = state.counts;
+        Ending { handled, late, held: state.held.messages, ended: state.ended }
+    }
+
+    fn snapshot(&self) -> EndpointSnapshot {
+        let processing = self.processing.lock().as_deref().cloned().unwrap_or_default();
+        let state = self.state.lock();
+        let oldest = state.in_hand_since.or(state.queued_since);
+        let Counts { handled, failed, refused, dropped, expired, late: _ } = state.counts;
+        EndpointSnapshot {
+            name: self.address().name().to_owned(),
+            queued: state.held.messages,
+            queued_bytes: state.held.bytes,
+            lag: oldest.map(|since| since.elapsed()).unwrap_or_default(),
+            handled,
+            failed,
+            refused,
+            dropped,
+            expired,
+            processing,
+        }
+    }
+
+    /// Events of connections are few and bypass the limits; of messages that were refused so many
+    /// wait and no more.
+    fn post_event(&self, event: Event) {
+        let mut state = self.state.lock();
+        let too_many = match event {
+            Event::Undelivered(..) => {
+                state.undelivered = state.undelivered.saturating_add(1);
+                state.undelivered > MAX_UNDELIVERED
+            }
+            Event::Connected(_) | Event::Disconnected(_) | Event::NetworkError(..) => false,
+        };
+        // An endpoint that has stopped is told nothing more.
+        if state.closed.is_none() && !too_many {
+            state.queue.push_back(Item::Event(event));
+            let parked = state.parked.take();
+            drop(state);
+            if let Some(loop_) = parked {
+                loop_.wake();
+            }
+        }
+    }
+
+    /// Takes nothing more; what is queued is handled, then the endpoint's `on_stop` runs. Only the
+    /// first call counts.
+    fn stop(&self, why: Closed) {
+        let mut state = self.state.lock();
+        if state.closed.is_none() {
+            state.closed = Some(why);
+            state.queue.push_back(Item::Stop);
+            let (parked, room) = (state.parked.take(), state.room_awaited.take());
+            drop(state);
+            if let Some(loop_) = parked {
+                loop_.wake();
+            }
+            if let Some(room) = room {
+                room.notify_waiters();
+            }
+            self.detach_routes();
+        }
     }
 }
 

@@ -12,6 +12,7 @@ use crate::address::RpcEndpointAddress;
 use crate::ask::{About, Asks};
 use crate::call_context::RpcCallContext;
 use crate::conf::RpcConf;
+use crate::dispatcher::Registered as _;
 use crate::endpoint::{EndpointContext, RpcEndpoint, ThreadSafeRpcEndpoint};
 use crate::endpoint_ref::RpcEndpointRef;
 use crate::error::{ErrorKind, RpcError};
