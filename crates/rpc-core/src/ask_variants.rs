@@ -21,7 +21,7 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
     /// Those of [`ask`](Self::ask), and [`ErrorKind::Deadlock`] on a thread of a runtime: nothing
     /// was sent then.
     pub fn ask_sync<R: RpcRequest<M>>(&self, request: R) -> Result<R::Reply, RpcError> {
-        self.ask_sync_with_timeout(request, self.about().asks.conf.timeout.clone())
+        self.ask_sync_with_timeout(request, self.about.asks.conf.timeout.clone())
     }
 
     /// [`ask_sync`](Self::ask_sync), waiting as long as `timeout` says.
@@ -41,7 +41,7 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
             );
             return Err(RpcError::new(ErrorKind::Deadlock, text).with_peer(self.address()));
         }
-        self.about().asks.deadlines.runtime().block_on(self.ask_with_timeout(request, timeout))
+        self.about.asks.deadlines.runtime.block_on(self.ask_with_timeout(request, timeout))
     }
 
     /// [`ask`](Self::ask) that asks again after an error that [is
@@ -63,7 +63,7 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
         &self,
         request: R,
     ) -> Result<R::Reply, RpcError> {
-        let conf = &self.about().asks.conf;
+        let conf = &self.about.asks.conf;
         let mut attempt = 1;
         loop {
             let error = match self.ask(request.clone()).await {
@@ -77,10 +77,10 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
             // Whoever polls this may be on another executor.
             let wait = conf.retry_wait;
             let waited = self
-                .about()
+                .about
                 .asks
                 .deadlines
-                .runtime()
+                .runtime
                 .spawn(async move { tokio::time::sleep(wait).await });
             if waited.await.is_err() {
                 // The runtime has shut down, and the environment with it.

@@ -102,7 +102,7 @@ impl<T: Send + 'static> RpcCallContext<T> {
     pub fn is_cancelled(&self) -> bool {
         match &self.caller {
             Some(Caller::Local(slot)) => !slot.is_pending(),
-            Some(Caller::Remote { ask, .. }) => !ask.key.is_pending(ask.connection()),
+            Some(Caller::Remote { ask, .. }) => !ask.key.is_pending(&ask.connection),
             Some(Caller::OneWay) | None => false,
         }
     }
@@ -144,7 +144,7 @@ impl<T: Send + 'static> RpcCallContext<T> {
     #[must_use]
     pub fn sender_address(&self) -> Option<&RpcAddress> {
         match &self.caller {
-            Some(Caller::Remote { ask, .. }) => Some(ask.connection().address()),
+            Some(Caller::Remote { ask, .. }) => Some(ask.connection.address()),
             Some(Caller::Local(_) | Caller::OneWay) | None => self.sender.as_ref(),
         }
     }

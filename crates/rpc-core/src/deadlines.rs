@@ -26,7 +26,7 @@ pub(crate) struct Deadlines {
     state: Mutex<State>,
     /// Tells the task to look earlier than it means to.
     sooner: Arc<Notify>,
-    runtime: Handle,
+    pub(crate) runtime: Handle,
 }
 
 struct State {
@@ -62,10 +62,6 @@ impl Deadlines {
             runtime_gone: false,
         };
         Arc::new(Self { state: Mutex::new(state), sooner: Arc::default(), runtime })
-    }
-
-    pub(crate) fn runtime(&self) -> &Handle {
-        &self.runtime
     }
 
     /// Has `waker` woken when it is over, until [`cancel`](Self::cancel) with the key returned.

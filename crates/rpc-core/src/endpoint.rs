@@ -178,12 +178,12 @@ pub trait RpcEndpoint: Sized + Send + Sync + 'static {
 }
 
 /// What an endpoint's functions are given besides the message. Cheap to clone, for spawned tasks.
-pub struct EndpointContext<M>(Arc<Inner<M>>);
+pub struct EndpointContext<M>(pub(crate) Arc<Inner<M>>);
 
-struct Inner<M> {
+pub(crate) struct Inner<M> {
     self_ref: Option<RpcEndpointRef<M>>,
     /// The `RpcEnv`'s inside, which belongs to a higher floor; `env.rs` casts it back.
-    env: Arc<dyn Any + Send + Sync>,
+    pub(crate) env: Arc<dyn Any + Send + Sync>,
 }
 
 impl<M> EndpointContext<M> {
@@ -200,10 +200,6 @@ impl<M> EndpointContext<M> {
     #[must_use]
     pub fn self_ref(&self) -> Option<&RpcEndpointRef<M>> {
         self.0.self_ref.as_ref()
-    }
-
-    pub(crate) fn env_inner(&self) -> &Arc<dyn Any + Send + Sync> {
-        &self.0.env
     }
 }
 

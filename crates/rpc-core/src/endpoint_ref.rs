@@ -34,7 +34,7 @@ thread_local! {
 /// endpoints' addresses are (`rpc 6.3`); where these are without host and port, the environments
 /// must be the same too.
 pub struct RpcEndpointRef<M> {
-    about: Arc<About>,
+    pub(crate) about: Arc<About>,
     target: Target<M>,
 }
 
@@ -66,10 +66,6 @@ impl<M> RpcEndpointRef<M> {
     #[must_use]
     pub fn address(&self) -> &RpcEndpointAddress {
         &self.about.address
-    }
-
-    pub(crate) fn about(&self) -> &About {
-        &self.about
     }
 
     /// The endpoint's name.

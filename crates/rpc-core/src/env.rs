@@ -166,7 +166,7 @@ impl<M> EndpointContext<M> {
     /// The environment that the endpoint is registered with.
     #[must_use]
     pub fn env(&self) -> RpcEnv {
-        match Arc::clone(self.env_inner()).downcast::<Inner>() {
+        match Arc::clone(&self.0.env).downcast::<Inner>() {
             Ok(inner) => RpcEnv { inner },
             Err(_) => unreachable!("setup_endpoint puts nothing else there"),
         }

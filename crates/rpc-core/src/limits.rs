@@ -122,7 +122,7 @@ impl InboxConf {
 #[derive(Debug)]
 pub(crate) struct ByteBudget {
     used: AtomicU64,
-    limit: u64,
+    pub(crate) limit: u64,
 }
 
 impl ByteBudget {
@@ -147,10 +147,6 @@ impl ByteBudget {
 
     pub(crate) fn release(&self, bytes: u64) {
         self.used.fetch_sub(bytes, Ordering::Relaxed);
-    }
-
-    pub(crate) fn limit(&self) -> u64 {
-        self.limit
     }
 
     pub(crate) fn used(&self) -> u64 {

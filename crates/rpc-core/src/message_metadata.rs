@@ -67,14 +67,14 @@ impl MessageMetadata {
 
     /// Whether the sender had credit, so that the inbox must accept the message.
     pub(crate) fn is_covered(&self) -> bool {
-        matches!(self, Self::Remote { permit, .. } if permit.is_covered())
+        matches!(self, Self::Remote { permit, .. } if permit.is_covered)
     }
 
     /// False for an ask whose caller no longer waits.
     pub(crate) fn is_pending(&self) -> bool {
         match self {
             Self::LocalAsk { caller, .. } => caller.is_pending(),
-            Self::Remote { permit, ask: Some(ask), .. } => ask.is_pending(permit.connection()),
+            Self::Remote { permit, ask: Some(ask), .. } => ask.is_pending(&permit.connection),
             Self::LocalSend { .. } | Self::Remote { ask: None, .. } => true,
         }
     }

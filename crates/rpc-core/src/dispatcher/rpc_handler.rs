@@ -109,12 +109,12 @@ impl EnvRpcHandler {
         let why = wire::decode_failure(failure.unwrap_or_default());
         let text = format!("{remote} rejected a message {path:.400} to {endpoint:.200}: {why}");
         let error = RpcError::new(why.kind(), text).with_peer(&remote).with_source(why);
-        connection.shared().report_undelivered(error.reported_by_peer(), remote);
+        connection.shared.report_undelivered(error.reported_by_peer(), remote);
     }
 }
 
 fn malformed_error(connection: &PeerConnection, why: &dyn fmt::Display) -> RpcError {
-    let socket = connection.socket_address();
+    let socket = &connection.socket;
     let text = format!("the message from {socket} is no envelope of this protocol: {why}");
     RpcError::new(ErrorKind::Decode, text)
 }
@@ -156,13 +156,13 @@ impl RpcHandler for EnvRpcHandler {
 
     fn on_connected(&self, client: &TransportClient) {
         if let Some(connection) = self.connections.add(client) {
-            self.dispatcher.post_to_all(&Event::Connected(connection.socket_address().clone()));
+            self.dispatcher.post_to_all(&Event::Connected(connection.socket.clone()));
         }
     }
 
     fn on_disconnected(&self, client: &TransportClient) {
         let Some(connection) = self.connections.remove(client) else { return };
-        self.dispatcher.post_to_all(&Event::Disconnected(connection.socket_address().clone()));
+        self.dispatcher.post_to_all(&Event::Disconnected(connection.socket.clone()));
         if let Some(address) = connection.announced_address() {
             self.dispatcher.post_to_all(&Event::Disconnected(address.clone()));
         }
@@ -171,7 +171,7 @@ impl RpcHandler for EnvRpcHandler {
     fn on_network_error(&self, error: &TransportError, client: &TransportClient) {
         let Some(connection) = self.connections.get(client) else { return };
         let announced = connection.announced_address();
-        for address in [Some(connection.socket_address()), announced].into_iter().flatten() {
+        for address in [Some(&connection.socket), announced].into_iter().flatten() {
             let error = RpcError::from_transport(error.clone(), address);
             self.dispatcher.post_to_all(&Event::NetworkError(error, address.clone()));
         }

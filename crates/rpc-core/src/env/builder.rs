@@ -216,7 +216,7 @@ impl RpcEnvBuilder {
             match listen(&context, &bind, &inner.name, max_retries).await {
                 Ok(server) => {
                     let address = RpcAddress::new(&host, server.local_addr().port());
-                    let _ = inner.connections.shared().address.set(address.clone());
+                    let _ = inner.connections.shared.address.set(address.clone());
                     inner.address = Some(address);
                     inner.server = Mutex::new(Some(server));
                 }

@@ -186,7 +186,7 @@ impl Inner {
         }
         let connection = self.connections.of_incarnation(incarnation);
         let connected = connection.and_then(|connection| {
-            Some((self.peers.connected_peer(&connection)?, connection.socket_address().clone()))
+            Some((self.peers.connected_peer(&connection)?, connection.socket.clone()))
         });
         let Some((peer, socket)) = connected else {
             let text = format!(

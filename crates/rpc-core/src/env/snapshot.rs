@@ -13,7 +13,7 @@ impl RpcEnv {
     #[must_use]
     pub fn snapshot(&self) -> EnvSnapshot {
         let inner = &self.inner;
-        let shared = inner.connections.shared();
+        let shared = &inner.connections.shared;
         EnvSnapshot {
             name: inner.name.clone(),
             address: inner.address.clone(),

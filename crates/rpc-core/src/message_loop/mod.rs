@@ -102,7 +102,7 @@ impl<M> Seat<M> {
 
     fn actor(&self, one_at_a_time: bool) -> Actor {
         let endpoint = one_at_a_time.then(|| self.inbox.id());
-        Actor { env: EnvId::of(self.cx.env_inner()), endpoint }
+        Actor { env: EnvId::of(&self.cx.0.env), endpoint }
     }
 }
 

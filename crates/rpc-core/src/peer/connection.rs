@@ -49,16 +49,12 @@ impl PeerShared {
 /// All open connections of an environment, whichever side opened them.
 pub(crate) struct Connections {
     by_id: RwLock<HashMap<ConnectionId, Arc<PeerConnection>>>,
-    shared: Arc<PeerShared>,
+    pub(crate) shared: Arc<PeerShared>,
 }
 
 impl Connections {
     pub(crate) fn new(shared: Arc<PeerShared>) -> Arc<Self> {
         Arc::new(Self { by_id: RwLock::default(), shared })
-    }
-
-    pub(crate) fn shared(&self) -> &Arc<PeerShared> {
-        &self.shared
     }
 
     /// The state of the connection of `client`, new or existing. `None` if it has ended: under
@@ -141,7 +137,7 @@ fn check_hello(
     hello: &proto::Hello,
     is_accepted: bool,
 ) -> Result<Option<RpcAddress>, RpcError> {
-    let socket = connection.socket_address();
+    let socket = &connection.socket;
     let rejected = |text: String| RpcError::new(ErrorKind::NotDelivered, text).with_peer(socket);
     let (min, max) = VERSIONS;
     if hello.min_version > max || hello.max_version < min {
@@ -189,9 +185,10 @@ struct PeerIdentity {
 
 /// The RPC-level state of one connection.
 pub(crate) struct PeerConnection {
-    client: TransportClient,
-    socket: RpcAddress,
-    shared: Arc<PeerShared>,
+    pub(super) client: TransportClient,
+    /// The address of the other end of the socket.
+    pub(crate) socket: RpcAddress,
+    pub(crate) shared: Arc<PeerShared>,
     /// From the peer's Hello. An error if the peer cannot be talked to.
     identity: OnceLock<Result<PeerIdentity, RpcError>>,
     hello_sent: OnceLock<()>,
@@ -222,19 +219,6 @@ impl PeerConnection {
             inbound: Mutex::new(InboundRoutes::default()),
             owner: Mutex::default(),
         }
-    }
-
-    pub(crate) fn client(&self) -> &TransportClient {
-        &self.client
-    }
-
-    pub(crate) fn shared(&self) -> &PeerShared {
-        &self.shared
-    }
-
-    /// The address of the other end of the socket.
-    pub(crate) fn socket_address(&self) -> &RpcAddress {
-        &self.socket
     }
 
     /// Where the peer listens, if it opened the connection: endpoints are notified of this address

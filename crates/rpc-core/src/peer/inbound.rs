@@ -87,7 +87,7 @@ impl TargetRoutes {
 
     fn add(&self, connection: &Arc<PeerConnection>, key: RouteKey) {
         let entry = (Arc::downgrade(connection), key);
-        self.routes.lock().insert((connection.client().id(), key.number), entry);
+        self.routes.lock().insert((connection.client.id(), key.number), entry);
     }
 
     fn remove(&self, id: ConnectionId, number: u32) {
@@ -219,7 +219,7 @@ fn free_capacity(target: &dyn RouteTarget) -> Volume {
 fn budget_error(what: &str, budget: &ByteBudget) -> RpcError {
     let text = format!(
         "{what} hold all of the {} bytes that this environment has for them (spark.rpc.inbox.maxTotalBytes)",
-        budget.limit()
+        budget.limit
     );
     RpcError::new(ErrorKind::Limit, text).retryable()
 }
@@ -238,7 +238,7 @@ impl PeerConnection {
         if !header.endpoint.is_empty() {
             let opened = self
                 .check_identity()
-                .and_then(|()| inbound.open(header.route, header.endpoint, self.shared()));
+                .and_then(|()| inbound.open(header.route, header.endpoint, &self.shared));
             if let Err(error) = opened {
                 if !inbound.routes.contains_key(&header.route) {
                     self.send_notice(Notice::RouteClosed(proto::RouteClosed {
@@ -292,9 +292,9 @@ impl PeerConnection {
             is_covered,
             held: true,
         };
-        permit.reserved = self.shared().budget.try_reserve(bytes);
+        permit.reserved = self.shared.budget.try_reserve(bytes);
         if !permit.reserved {
-            return Err(budget_error("messages from the network", &self.shared().budget));
+            return Err(budget_error("messages from the network", &self.shared.budget));
         }
         Ok((target?, permit))
     }
@@ -313,7 +313,7 @@ impl PeerConnection {
         let key = RouteKey { number, epoch };
         if let Some(before) = route.target() {
             before.routes().change(route.credit.outstanding(), Volume::default());
-            before.routes().remove(self.client().id(), number);
+            before.routes().remove(self.client.id(), number);
         }
         route.epoch = epoch;
         route.target = Some(Arc::downgrade(target));
@@ -371,7 +371,7 @@ impl PeerConnection {
             let Volume { messages, bytes } = more.unwrap_or_default();
             let credit = proto::Credit { route: number, messages, bytes, keeps_open: true };
             self.send_notice(Notice::Credit(credit));
-        } else if let Some(route) = inbound.close(number, self.shared()) {
+        } else if let Some(route) = inbound.close(number, &self.shared) {
             self.leave_target(number, &route);
             self.send_notice(Notice::RouteClosed(proto::RouteClosed { route: number }));
         }
@@ -380,7 +380,7 @@ impl PeerConnection {
     fn leave_target(&self, number: u32, route: &InboundRoute) {
         if let Some(target) = route.target() {
             target.routes().change(route.credit.outstanding(), Volume::default());
-            target.routes().remove(self.client().id(), number);
+            target.routes().remove(self.client.id(), number);
         }
     }
 
@@ -389,7 +389,7 @@ impl PeerConnection {
         let mut inbound = self.inbound.lock();
         let numbers: Vec<u32> = inbound.routes.keys().copied().collect();
         for number in numbers {
-            if let Some(route) = inbound.close(number, self.shared()) {
+            if let Some(route) = inbound.close(number, &self.shared) {
                 self.leave_target(number, &route);
             }
         }
@@ -400,12 +400,13 @@ impl PeerConnection {
 /// environment. Dropped, it returns both.
 #[derive(Debug)]
 pub(crate) struct MessagePermit {
-    connection: Arc<PeerConnection>,
+    pub(crate) connection: Arc<PeerConnection>,
     key: RouteKey,
     /// A frame has less than 4 GiB. The permit is small because it is moved with its message.
     bytes: u32,
     reserved: bool,
-    is_covered: bool,
+    /// Whether the sender had credit, so that the inbox must accept the message.
+    pub(crate) is_covered: bool,
     /// The credit has not been returned.
     held: bool,
 }
@@ -413,15 +414,6 @@ pub(crate) struct MessagePermit {
 impl MessagePermit {
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes.into()
-    }
-
-    pub(crate) fn connection(&self) -> &PeerConnection {
-        &self.connection
-    }
-
-    /// Whether the sender had credit, so that the inbox must accept the message.
-    pub(crate) fn is_covered(&self) -> bool {
-        self.is_covered
     }
 
     /// The message has been handled. Adds its credit to `released`, to be returned with that of
@@ -435,7 +427,7 @@ impl MessagePermit {
 impl Drop for MessagePermit {
     fn drop(&mut self) {
         if self.reserved {
-            self.connection.shared().budget.release(self.bytes());
+            self.connection.shared.budget.release(self.bytes());
         }
         if self.held {
             self.connection.release(self.key, Volume::message(self.bytes()));

@@ -34,16 +34,16 @@ impl PeerConnection {
         if queue.bytes > MAX_NOTICE_BYTES {
             *queue = NoticeQueue::default();
             drop(queue);
-            tracing::warn!(peer = %self.socket_address(), "closing a connection whose peer does not read");
-            self.client().close();
+            tracing::warn!(peer = %self.socket, "closing a connection whose peer does not read");
+            self.client.close();
         } else if queue.notices.len() == 1 {
             drop(queue);
-            self.shared().runtime.spawn(Arc::clone(self).flush_notices());
+            self.shared.runtime.spawn(Arc::clone(self).flush_notices());
         }
     }
 
     async fn flush_notices(self: Arc<Self>) {
-        while self.client().ready().await.is_ok() {
+        while self.client.ready().await.is_ok() {
             let mut queue = self.notices.lock();
             while queue.notices.front().is_some_and(|notice| self.is_sent(notice)) {
                 let sent = queue.notices.pop_front();
@@ -57,7 +57,7 @@ impl PeerConnection {
 
     /// False if the write queue is full. On a closed connection nothing is left to send.
     fn is_sent(&self, notice: &Bytes) -> bool {
-        let sent = self.client().send(notice.clone());
+        let sent = self.client.send(notice.clone());
         sent.map_or_else(|error| error.kind() != ErrorKind::Limit, |()| true)
     }
 }

@@ -36,7 +36,7 @@ impl PeerPool {
         endpoint: &str,
         incarnation: u64,
     ) -> OutboundRoute {
-        let (slot, capacity) = peer.lock().routes.add_ref(endpoint);
+        let (slot, capacity) = peer.state.lock().routes.add_ref(endpoint);
         OutboundRoute { pool: Arc::clone(self), peer, slot, capacity, incarnation }
     }
 }
@@ -45,7 +45,7 @@ impl OutboundRoute {
     /// Sends a one-way message, or queues it.
     pub(crate) fn send(&self, message: EncodedMessage) -> Result<(), RpcError> {
         let sent = self.push(message, None, push_one_way, || (None, Ok(())))?;
-        sent.map_err(|error| RpcError::from_transport(error, self.peer.address()))
+        sent.map_err(|error| RpcError::from_transport(error, &self.peer.address))
     }
 
     /// Sends an ask, or queues it. Dropping the future cancels the ask.
@@ -86,9 +86,9 @@ impl OutboundRoute {
         if let Phase::Connected(connection) = phase
             && routes.can_push(slot, connection, incarnation, false)?
         {
-            return Ok(routes.push(slot, message, |frame| push(connection.client(), frame)));
+            return Ok(routes.push(slot, message, |frame| push(&connection.client, frame)));
         }
-        if routes.is_full(slot, self.pool.limits()) {
+        if routes.is_full(slot, self.pool.limits) {
             return Err(self.full_error());
         }
         message.detach();
@@ -106,7 +106,7 @@ impl OutboundRoute {
 
     #[cold]
     fn full_error(&self) -> RpcError {
-        let (peer, Volume { messages, bytes }) = (self.peer.address(), self.pool.limits());
+        let (peer, Volume { messages, bytes }) = (&self.peer.address, self.pool.limits);
         let text = format!(
             "the queue to an endpoint at {peer} is full: it holds {messages} messages \
              (spark.rpc.outbox.maxMessages) and {bytes} bytes (spark.rpc.outbox.maxBytes)"
@@ -128,9 +128,9 @@ impl OutboundRoute {
 
     /// The connection; `None` if the queue of this route is full.
     fn full_connection(&self) -> Option<Option<TransportClient>> {
-        let mut state = self.peer.lock();
-        let is_full = state.routes.is_full(self.slot, self.pool.limits());
-        let client = state.phase.connection().map(|connection| connection.client().clone());
+        let mut state = self.peer.state.lock();
+        let is_full = state.routes.is_full(self.slot, self.pool.limits);
+        let client = state.phase.connection().map(|connection| connection.client.clone());
         let pool = state.routes.release_pool();
         drop(state);
         drop(pool);

@@ -32,7 +32,7 @@ pub(crate) struct PeerPool {
     factory: TransportClientFactory,
     connections: Arc<Connections>,
     /// The limits of the queue of one route.
-    limits: Volume,
+    pub(super) limits: Volume,
     /// Closes idle routes. Started with the first connection.
     sweeper: OnceLock<AbortOnDropHandle<()>>,
 }
@@ -73,10 +73,6 @@ impl PeerPool {
         })
     }
 
-    pub(super) fn limits(&self) -> Volume {
-        self.limits
-    }
-
     /// The environment at `address`.
     pub(crate) fn peer(&self, address: &RpcAddress) -> Arc<Peer> {
         let mut peers = self.peers.lock();
@@ -84,7 +80,7 @@ impl PeerPool {
             return peer;
         }
         let phase = if peers.is_stopped { Phase::Stopped } else { Phase::Idle };
-        let peer = Peer::new(address, self.connections.shared(), phase, false);
+        let peer = Peer::new(address, &self.connections.shared, phase, false);
         if peers.by_address.len() >= peers.prune_at {
             peers.by_address.retain(|_, peer| peer.strong_count() > 0);
             peers.prune_at = 16.max(2 * peers.by_address.len());
@@ -107,11 +103,11 @@ impl PeerPool {
         let peer = connection.set_route_owner(|| {
             let phase =
                 if is_stopped { Phase::Stopped } else { Phase::Connected(Arc::clone(connection)) };
-            Peer::new(connection.socket_address(), self.connections.shared(), phase, true)
+            Peer::new(&connection.socket, &self.connections.shared, phase, true)
         })?;
         if peer.is_bound {
             peers.by_connection.retain(|_, peer| peer.strong_count() > 0);
-            peers.by_connection.insert(connection.client().id(), Arc::downgrade(&peer));
+            peers.by_connection.insert(connection.client.id(), Arc::downgrade(&peer));
         }
         drop(peers);
         self.start_sweeping();
@@ -149,7 +145,7 @@ impl PeerPool {
     /// Starts the task that closes idle routes, once.
     fn start_sweeping(self: &Arc<Self>) {
         self.sweeper.get_or_init(|| {
-            let task = self.connections.shared().runtime.spawn(Self::sweep(Arc::downgrade(self)));
+            let task = self.connections.shared.runtime.spawn(Self::sweep(Arc::downgrade(self)));
             AbortOnDropHandle::new(task)
         });
     }
@@ -170,11 +166,11 @@ impl PeerPool {
 /// cannot be made, or ends, all queued messages fail, and the next message connects again (Spark's
 /// `Outbox`). Nothing is sent twice.
 pub(crate) struct Peer {
-    address: RpcAddress,
+    pub(super) address: RpcAddress,
     shared: Arc<PeerShared>,
     /// The peer opened its connection itself and does not listen, so that its end is final.
     is_bound: bool,
-    state: Mutex<PeerState>,
+    pub(super) state: Mutex<PeerState>,
     /// All queues are empty.
     flushed: Notify,
 }
@@ -210,7 +206,7 @@ impl Phase {
     }
 
     fn has_connection(&self, id: ConnectionId) -> bool {
-        self.connection().is_some_and(|connection| connection.client().id() == id)
+        self.connection().is_some_and(|connection| connection.client.id() == id)
     }
 }
 
@@ -234,22 +230,14 @@ impl Peer {
         })
     }
 
-    pub(crate) fn address(&self) -> &RpcAddress {
-        &self.address
-    }
-
-    pub(super) fn lock(&self) -> MutexGuard<'_, PeerState> {
-        self.state.lock()
-    }
-
     /// The state, unless messages to the peer fail. A connection whose end has not been handled yet
     /// is dropped first, so that only the messages queued before fail with it.
     pub(super) fn lock_usable(&self) -> Result<MutexGuard<'_, PeerState>, RpcError> {
         loop {
             let state = self.state.lock();
             let ended = match &state.phase {
-                Phase::Connected(connection) if !connection.client().is_active() => {
-                    connection.client().id()
+                Phase::Connected(connection) if !connection.client.is_active() => {
+                    connection.client.id()
                 }
                 Phase::Lost => return Err(self.closed_error()),
                 Phase::Stopped => return Err(self.stopped_error()),
@@ -279,7 +267,7 @@ impl Peer {
         {
             let mut state = self.state.lock();
             // An end that comes later finds the connection in the phase.
-            if !connection.client().is_active() {
+            if !connection.client.is_active() {
                 return false;
             }
             if matches!(state.phase, Phase::Connecting) {
@@ -295,11 +283,11 @@ impl Peer {
     pub(super) fn on_hello(self: &Arc<Self>, connection: &Arc<PeerConnection>) {
         match connection.rejected_hello() {
             Some(error) => {
-                let id = connection.client().id();
+                let id = connection.client.id();
                 let rejected = Phase::Rejected(error.clone(), Instant::now() + REJECTION_TIME);
                 self.fail(rejected, error, |phase| phase.has_connection(id));
                 // Pending requests fail with the connection.
-                connection.client().close();
+                connection.client.close();
             }
             None => self.flush(self.state.lock(), None),
         }
@@ -308,7 +296,7 @@ impl Peer {
     /// The state, unless `connection` is one before the present one.
     fn lock_connected(&self, connection: &PeerConnection) -> Option<MutexGuard<'_, PeerState>> {
         let state = self.state.lock();
-        state.phase.has_connection(connection.client().id()).then_some(state)
+        state.phase.has_connection(connection.client.id()).then_some(state)
     }
 
     pub(crate) fn on_credit(self: &Arc<Self>, connection: &PeerConnection, credit: &proto::Credit) {
@@ -341,7 +329,7 @@ impl Peer {
             && !routes.flush(slot, connection, &mut unsent)
         {
             *is_blocked = true;
-            let (client, peer) = (connection.client().clone(), Arc::downgrade(self));
+            let (client, peer) = (connection.client.clone(), Arc::downgrade(self));
             self.shared.runtime.spawn(async move {
                 // If the connection ends instead, the queues fail with it.
                 let _ = client.ready().await;
@@ -438,7 +426,7 @@ impl Peer {
         let connection = self.state.lock().phase.connection().cloned();
         // On another connection the request has ended with its own.
         if let Some(connection) =
-            connection.filter(|connection| connection.client().id() == client.id())
+            connection.filter(|connection| connection.client.id() == client.id())
         {
             connection.send_notice(Notice::Cancel(proto::Cancel { request_id }));
         }
@@ -460,7 +448,7 @@ impl Peer {
             connected: state
                 .phase
                 .connection()
-                .is_some_and(|connection| connection.client().is_active()),
+                .is_some_and(|connection| connection.client.is_active()),
             endpoints: state.routes.len() as u64,
             queued: messages,
             queued_bytes: bytes,

@@ -19,7 +19,7 @@ use crate::wire;
 /// One ask of a peer: what its context responds with.
 pub(crate) struct RemoteAsk {
     pub(crate) key: RemoteAskKey,
-    connection: Arc<PeerConnection>,
+    pub(crate) connection: Arc<PeerConnection>,
     /// Taken by the response.
     callback: Option<RpcResponseCallback>,
 }
@@ -55,10 +55,6 @@ impl RemoteAsk {
         Box::new(Self { key, connection: Arc::clone(connection), callback: Some(callback) })
     }
 
-    pub(crate) fn connection(&self) -> &PeerConnection {
-        &self.connection
-    }
-
     /// Completes when the caller has cancelled or its connection has ended. The deadline is not
     /// part of it.
     pub(crate) async fn cancelled(&self) {
@@ -68,7 +64,7 @@ impl RemoteAsk {
     /// Sends what an endpoint responded. Too large a response becomes a failure.
     pub(crate) fn respond(mut self, response: Bytes) -> Result<(), RpcError> {
         let checked =
-            wire::check_size("the response", response.len(), self.connection.shared().max_message);
+            wire::check_size("the response", response.len(), self.connection.shared.max_message);
         self.send(match &checked {
             Ok(()) => response,
             Err(error) => wire::encode_rejection(error),

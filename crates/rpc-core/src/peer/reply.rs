@@ -38,8 +38,8 @@ impl Future for RemoteReplyFuture {
         if let RemoteReplyState::Queued(result, _) = state {
             let sent = ready!(Pin::new(result).poll(cx)).unwrap_or_else(|_| {
                 // The task that connects was dropped with its runtime.
-                let text = format!("the runtime shut down before {} was connected", peer.address());
-                Err(RpcError::new(ErrorKind::Stopped, text).with_peer(peer.address()))
+                let text = format!("the runtime shut down before {} was connected", peer.address);
+                Err(RpcError::new(ErrorKind::Stopped, text).with_peer(&peer.address))
             });
             *state = RemoteReplyState::Sent(sent?);
         }

@@ -280,7 +280,7 @@ impl RouteTable {
             if matches!(can_push, Ok(false)) {
                 break;
             }
-            let client = connection.client();
+            let client = &connection.client;
             match client.ready().now_or_never() {
                 Some(Ok(())) => {}
                 // The end of the connection fails the queues.
