@@ -14,7 +14,7 @@ use crate::call_context::RpcCallContext;
 use crate::error::{ErrorKind, RpcError, SendError};
 use crate::inbox_handle::InboxHandle;
 use crate::message::{RpcMessage, RpcRequest, local_only};
-use crate::message_metadata::{LocalCaller, MessageMetadata};
+use crate::message_metadata::{MessageCaller, MessageMetadata};
 use crate::peer::OutboundRoute;
 use crate::running::running_deadline;
 use crate::slot::Slot;
@@ -133,8 +133,8 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
                 let sender = self.about.address.address().cloned();
                 let mut parts = Some((request, RpcCallContext::one_way(sender)));
                 let span = self.about.asks.tracer.local(self.name());
-                let posted = post(&**inbox, MessageMetadata::LocalSend { span }, &mut parts);
-                match (posted, parts) {
+                let metadata = MessageMetadata { caller: None, permit: None, span };
+                match (post(&**inbox, metadata, &mut parts), parts) {
                     (Err(error), Some((request, _))) => Err(SendError::new(request, error)),
                     _ => Ok(()),
                 }
@@ -290,9 +290,9 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
                 let slot = Arc::new(Slot::new(deadline));
                 let sender = self.about.address.address().cloned();
                 let context = RpcCallContext::local(Arc::clone(&slot), sender);
-                let caller = Arc::clone(&slot) as Arc<dyn LocalCaller>;
+                let caller = Some(MessageCaller::Local(Arc::clone(&slot) as _));
                 let span = self.about.asks.tracer.local(self.name());
-                let metadata = MessageMetadata::LocalAsk { caller, span };
+                let metadata = MessageMetadata { caller, permit: None, span };
                 post(&**inbox, metadata, &mut Some((request, context)))?;
                 State::Local { slot, answered: false }
             }

@@ -140,7 +140,7 @@ impl<'a, F> Supervised<'a, F> {
     ) -> Self {
         let running =
             Running { actor: Some(actor), ask: metadata.ask_id(), deadline: metadata.deadline() };
-        Self { handler, running, span: metadata.take_span(), abandoned: None }
+        Self { handler, running, span: metadata.span.take(), abandoned: None }
     }
 }
 

@@ -65,9 +65,9 @@ impl<'a, M> Batch<'a, M> {
 
     fn done(&mut self, metadata: MessageMetadata) {
         self.handled.messages += 1;
-        let volume = Volume::message(metadata.bytes::<M>());
-        if !metadata.release_with(&mut self.handled.remote) {
-            self.handled.local.add(volume);
+        match metadata.permit {
+            Some(permit) => permit.release_with(&mut self.handled.remote),
+            None => self.handled.local.add(Volume::message(size_of::<M>() as u64)),
         }
         if self.handled.messages >= self.share {
             self.give_back(true);

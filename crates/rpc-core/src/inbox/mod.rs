@@ -24,7 +24,7 @@ use crate::error::{ErrorKind, RpcError};
 use crate::inbox_handle::InboxHandle;
 use crate::limits::{CreditLimits, InboxConf, Overflow, Volume};
 use crate::message::{IncomingRequest, RpcMessage};
-use crate::message_metadata::MessageMetadata;
+use crate::message_metadata::{MessageCaller, MessageMetadata};
 use crate::method::{is_of_service, split};
 use crate::metrics::{EndpointSnapshot, Histogram};
 use crate::peer::{InboundMessage, RouteTarget, TargetRoutes};
@@ -124,7 +124,9 @@ impl<M> Inbox<M> {
             drop(state);
             return Err(self.closed(closed));
         }
-        if !state.held.fits(self.conf.limit) && !metadata.is_covered() {
+        if !state.held.fits(self.conf.limit)
+            && !metadata.permit.as_ref().is_some_and(|permit| permit.is_covered)
+        {
             match self.conf.overflow {
                 // None if all messages are being handled.
                 Overflow::DropOldest => dropped = state.take_oldest(),
@@ -372,11 +374,10 @@ impl<M: RpcMessage> RouteTarget for Inbox<M> {
         if !M::SERVICES.iter().any(|service| is_of_service(path, service)) {
             return Err(service_mismatch(self.address(), &[split(path).0], M::SERVICES));
         }
-        let Some(permit) = inbound.permit.take() else { return Ok(()) };
         let span =
             self.about.asks.tracer.arrived(self.address().name(), inbound.header.traceparent);
-        let metadata =
-            MessageMetadata::Remote { permit, ask: inbound.ask.as_ref().map(|ask| ask.key), span };
+        let caller = inbound.ask.as_ref().map(|ask| MessageCaller::Remote(ask.key));
+        let metadata = MessageMetadata { caller, permit: inbound.permit.take(), span };
         let ask = metadata.ask_id();
         let mut message = Some(decode_request(ask, || M::decode(IncomingRequest::new(inbound)))?);
         let appended = self.append(metadata, || message.take());

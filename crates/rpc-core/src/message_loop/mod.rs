@@ -23,7 +23,7 @@ use crate::endpoint::{EndpointContext, RpcEndpoint, ThreadSafeRpcEndpoint};
 use crate::error::RpcError;
 use crate::inbox::{Inbox, Item};
 use crate::message::RpcMessage;
-use crate::message_metadata::MessageMetadata;
+use crate::message_metadata::{MessageCaller, MessageMetadata};
 use crate::running::{Actor, EnvId};
 use crate::threads::Threads;
 
@@ -176,10 +176,7 @@ impl<B: Behaviour> Future for Life<B> {
 
 /// As how many messages in a row one with this metadata counts.
 fn share_of(metadata: &MessageMetadata) -> usize {
-    match metadata {
-        MessageMetadata::Remote { ask: Some(_), .. } => SHARE_OF_PEERS_ASK,
-        _ => 1,
-    }
+    if let Some(MessageCaller::Remote(_)) = metadata.caller { SHARE_OF_PEERS_ASK } else { 1 }
 }
 
 /// Runs `handler` and measures it, if it waits or is to be sampled. `waits` is told each time it
