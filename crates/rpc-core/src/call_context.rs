@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use crate::address::RpcAddress;
 use crate::error::{RpcError, unanswered};
-use crate::message_metadata::{AskId, LocalCaller as _, ask_id};
+use crate::message_metadata::{LocalCaller as _, ask_id};
 use crate::peer::RemoteAsk;
 use crate::running::abandon;
 use crate::slot::Slot;
@@ -26,32 +26,21 @@ use crate::wire;
 /// A request that was sent rather than asked has a context too; what is replied to it is discarded.
 pub struct RpcCallContext<T: Send + 'static> {
     /// Taken by the reply.
-    caller: Option<Caller<T>>,
+    caller: Caller<T>,
     /// `None` for a remote ask, whose connection has it.
     sender: Option<RpcAddress>,
 }
 
-enum Caller<T> {
+pub(crate) enum Caller<T> {
+    /// The request was sent, or has its reply.
+    None,
     Local(Arc<Slot<T>>),
-    Remote {
-        ask: Box<RemoteAsk>,
-        encode: fn(&T) -> Bytes,
-    },
-    /// The request was sent: there is no caller to reply to.
-    OneWay,
+    Remote(Box<RemoteAsk>, fn(&T) -> Bytes),
 }
 
 impl<T: Send + 'static> RpcCallContext<T> {
-    pub(crate) fn local(slot: Arc<Slot<T>>, sender: Option<RpcAddress>) -> Self {
-        Self { caller: Some(Caller::Local(slot)), sender }
-    }
-
-    pub(crate) fn remote(ask: Box<RemoteAsk>, encode: fn(&T) -> Bytes) -> Self {
-        Self { caller: Some(Caller::Remote { ask, encode }), sender: None }
-    }
-
-    pub(crate) fn one_way(sender: Option<RpcAddress>) -> Self {
-        Self { caller: Some(Caller::OneWay), sender }
+    pub(crate) fn new(caller: Caller<T>, sender: Option<RpcAddress>) -> Self {
+        Self { caller, sender }
     }
 
     /// Answers the asker.
@@ -64,10 +53,10 @@ impl<T: Send + 'static> RpcCallContext<T> {
     /// [`ErrorKind::Limit`](crate::ErrorKind::Limit) if the answer is too large to leave the
     /// process; the asker gets it too.
     pub fn reply(mut self, value: T) -> Result<(), RpcError> {
-        match self.caller.take() {
-            Some(Caller::Local(slot)) => slot.complete(Ok(value)),
-            Some(Caller::Remote { ask, encode }) => return ask.respond(encode(&value)),
-            Some(Caller::OneWay) | None => {}
+        match std::mem::replace(&mut self.caller, Caller::None) {
+            Caller::None => {}
+            Caller::Local(slot) => slot.complete(Ok(value)),
+            Caller::Remote(ask, encode) => return ask.respond(encode(&value)),
         }
         Ok(())
     }
@@ -79,8 +68,12 @@ impl<T: Send + 'static> RpcCallContext<T> {
     /// requests becomes the source of a new one, which is not retryable unless the endpoint [says
     /// so](RpcError::retryable): this request was handled.
     pub fn send_failure(mut self, error: RpcError) {
-        if let Some(caller) = self.caller.take() {
-            caller.fail(error.in_own_name());
+        let error = error.in_own_name();
+        match std::mem::replace(&mut self.caller, Caller::None) {
+            Caller::None => {}
+            Caller::Local(slot) => slot.complete(Err(error)),
+            // If the text is too large, that is what the caller gets instead.
+            Caller::Remote(ask, _) => drop(ask.respond(wire::encode_failure(&error))),
         }
     }
 
@@ -89,9 +82,9 @@ impl<T: Send + 'static> RpcCallContext<T> {
     #[must_use]
     pub fn remaining(&self) -> Option<Duration> {
         let deadline = match &self.caller {
-            Some(Caller::Local(slot)) => slot.deadline(),
-            Some(Caller::Remote { ask, .. }) => ask.key.deadline,
-            Some(Caller::OneWay) | None => None,
+            Caller::None => None,
+            Caller::Local(slot) => slot.deadline(),
+            Caller::Remote(ask, _) => ask.key.deadline,
         };
         deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()))
     }
@@ -101,9 +94,9 @@ impl<T: Send + 'static> RpcCallContext<T> {
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
         match &self.caller {
-            Some(Caller::Local(slot)) => !slot.is_pending(),
-            Some(Caller::Remote { ask, .. }) => !ask.key.is_pending(&ask.connection),
-            Some(Caller::OneWay) | None => false,
+            Caller::None => false,
+            Caller::Local(slot) => !slot.is_pending(),
+            Caller::Remote(ask, _) => !ask.key.is_pending(&ask.connection),
         }
     }
 
@@ -125,17 +118,13 @@ impl<T: Send + 'static> RpcCallContext<T> {
     /// Can be dropped at any time.
     pub async fn cancelled(&self) {
         match &self.caller {
-            Some(Caller::Local(slot)) => poll_fn(|cx| slot.poll_closed(cx)).await,
-            Some(Caller::Remote { ask, .. }) => {
-                match ask.key.deadline {
-                    // The deadline cancels, too.
-                    Some(deadline) => {
-                        drop(tokio::time::timeout_at(deadline, ask.cancelled()).await)
-                    }
-                    None => ask.cancelled().await,
-                }
-            }
-            Some(Caller::OneWay) | None => std::future::pending().await,
+            Caller::None => std::future::pending().await,
+            Caller::Local(slot) => poll_fn(|cx| slot.poll_closed(cx)).await,
+            Caller::Remote(ask, _) => match ask.key.deadline {
+                // The deadline cancels, too.
+                Some(deadline) => drop(tokio::time::timeout_at(deadline, ask.cancelled()).await),
+                None => ask.cancelled().await,
+            },
         }
     }
 
@@ -144,41 +133,23 @@ impl<T: Send + 'static> RpcCallContext<T> {
     #[must_use]
     pub fn sender_address(&self) -> Option<&RpcAddress> {
         match &self.caller {
-            Some(Caller::Remote { ask, .. }) => Some(ask.connection.address()),
-            Some(Caller::Local(_) | Caller::OneWay) | None => self.sender.as_ref(),
-        }
-    }
-}
-
-impl<T: Send + 'static> Caller<T> {
-    fn fail(self, error: RpcError) {
-        match self {
-            Self::Local(slot) => slot.complete(Err(error)),
-            // If the text is too large, that is what the caller gets instead.
-            Self::Remote { ask, .. } => drop(ask.respond(wire::encode_failure(&error))),
-            Self::OneWay => {}
-        }
-    }
-
-    fn id(&self) -> AskId {
-        match self {
-            Self::Local(slot) => ask_id(slot),
-            Self::Remote { ask, .. } => ask.key.id,
-            Self::OneWay => 0,
+            Caller::Remote(ask, _) => Some(ask.connection.address()),
+            Caller::Local(_) | Caller::None => self.sender.as_ref(),
         }
     }
 }
 
 impl<T: Send + 'static> Drop for RpcCallContext<T> {
     fn drop(&mut self) {
-        let Some(caller) = self.caller.take() else { return };
-        let id = caller.id();
-        if id == 0 {
-            return;
-        }
+        let id = match &self.caller {
+            Caller::None => return,
+            Caller::Local(slot) => ask_id(slot),
+            Caller::Remote(ask, _) => ask.key.id,
+        };
         // A context again, so that the caller is failed also if the handler is dropped with its
         // runtime.
-        let context = Self { caller: Some(caller), sender: None };
+        let caller = std::mem::replace(&mut self.caller, Caller::None);
+        let context = Self { caller, sender: None };
         if let Some(fail) = abandon(id, Box::new(move |error| context.send_failure(error))) {
             fail(unanswered());
         }

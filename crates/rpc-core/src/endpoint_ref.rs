@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use crate::address::RpcEndpointAddress;
 use crate::ask::{About, Ask, State};
-use crate::call_context::RpcCallContext;
+use crate::call_context::{Caller, RpcCallContext};
 use crate::error::{ErrorKind, RpcError, SendError};
 use crate::inbox_handle::InboxHandle;
 use crate::message::{RpcMessage, RpcRequest, local_only};
@@ -131,7 +131,7 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
         match &self.target {
             Target::Local(inbox) => {
                 let sender = self.about.address.address().cloned();
-                let mut parts = Some((request, RpcCallContext::one_way(sender)));
+                let mut parts = Some((request, RpcCallContext::new(Caller::None, sender)));
                 let span = self.about.asks.tracer.local(self.name());
                 let metadata = MessageMetadata { caller: None, permit: None, span };
                 match (post(&**inbox, metadata, &mut parts), parts) {
@@ -289,7 +289,7 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
             Target::Local(inbox) => {
                 let slot = Arc::new(Slot::new(deadline));
                 let sender = self.about.address.address().cloned();
-                let context = RpcCallContext::local(Arc::clone(&slot), sender);
+                let context = RpcCallContext::new(Caller::Local(Arc::clone(&slot)), sender);
                 let caller = Some(MessageCaller::Local(Arc::clone(&slot) as _));
                 let span = self.about.asks.tracer.local(self.name());
                 let metadata = MessageMetadata { caller, permit: None, span };

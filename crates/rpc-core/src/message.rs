@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use prost::Message;
 
-use crate::call_context::RpcCallContext;
+use crate::call_context::{Caller, RpcCallContext};
 use crate::error::{ErrorKind, RpcError};
 use crate::method::{Method, split};
 use crate::peer::{InboundMessage, PeerConnection, RemoteAsk};
@@ -144,8 +144,8 @@ impl<'a> IncomingRequest<'a> {
     /// The context that replies. To be called once, after [`decode`](Self::decode).
     pub fn context<T: Message + 'static>(&mut self) -> RpcCallContext<T> {
         match self.ask.take() {
-            Some(ask) => RpcCallContext::remote(ask, wire::encode_reply::<T>),
-            None => RpcCallContext::one_way(Some(self.connection.address().clone())),
+            Some(ask) => RpcCallContext::new(Caller::Remote(ask, wire::encode_reply::<T>), None),
+            None => RpcCallContext::new(Caller::None, Some(self.connection.address().clone())),
         }
     }
 
