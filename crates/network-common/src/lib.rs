@@ -144,7 +144,7 @@ pub use client::{
     TransportClient,
 };
 pub use client_factory::TransportClientFactory;
-pub use conf::{IoMode, TransportConf};
+pub use conf::{IoMode, TransportConf, parse_size, parse_time};
 #[cfg(feature = "tls")]
 pub use conf::{TlsConf, TlsProtocol};
 pub use context::TransportContext;

@@ -5,6 +5,8 @@ use std::fmt;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use network_common::{parse_size, parse_time};
+
 use crate::error::{ErrorKind, RpcError};
 use crate::limits::{ByteBudget, InboxConf, Overflow, Volume};
 use crate::timeout::RpcTimeout;
@@ -67,7 +69,7 @@ pub(crate) struct AskConf {
 /// | `spark.rpc.shutdownTimeout` | `30s` | how long a shutdown lets endpoints finish what they have accepted |
 ///
 /// The last ten are not Spark's, whose queues have no limits. Sizes are numbers with a unit (`b`,
-/// `k`, `m`, `g`); without one they are bytes. Times are numbers with a unit (`us`, `ms`, `s`, `m`,
+/// `k`, `m`, `g`, `t`, `p`); without one they are bytes. Times are numbers with a unit (`us`, `ms`, `s`, `m`,
 /// `min`, `h`, `d`); without one they are seconds. Settings that this crate does not know are kept
 /// and passed on to the transport, which reads `spark.rpc.io.*`. Spark's numbers of threads mean
 /// nothing, as all run on the tokio runtime: `spark.rpc.io.threads`, `spark.rpc.connect.threads`,
@@ -136,7 +138,9 @@ impl RpcConf {
     }
 
     pub(crate) fn duration(&self, key: &str) -> Result<Option<Duration>, RpcError> {
-        self.get(key).map(|value| parse_duration(key, value)).transpose()
+        self.parsed(key, "a time such as 120s, 500ms or 2min", |value| {
+            parse_time(value).ok().filter(|_| !value.starts_with('-'))
+        })
     }
 
     pub(crate) fn ask(&self) -> Result<AskConf, RpcError> {
@@ -205,15 +209,28 @@ impl RpcConf {
         range: RangeInclusive<u32>,
         expected: &str,
     ) -> Result<u32, RpcError> {
-        let Some(value) = self.get(key) else { return Ok(default) };
-        let number = value.trim().parse().ok().filter(|number| range.contains(number));
-        number.ok_or_else(|| {
-            RpcError::new(ErrorKind::Config, format!("{key} is `{value}`; it takes {expected}"))
-        })
+        let parse = |value: &str| value.parse().ok().filter(|number| range.contains(number));
+        Ok(self.parsed(key, expected, parse)?.unwrap_or(default))
     }
 
+    /// A number of messages or bytes; at least one, as nothing could pass a limit of none.
     fn amount(&self, key: &str, default: u64) -> Result<u64, RpcError> {
-        self.get(key).map_or(Ok(default), |value| parse_amount(key, value))
+        let amount = self.parsed(key, "a number above 0, such as 1000, 64k or 16m", |value| {
+            u64::try_from(parse_size(value).ok()?).ok().filter(|amount| *amount > 0)
+        })?;
+        Ok(amount.unwrap_or(default))
+    }
+
+    fn parsed<T>(
+        &self,
+        key: &str,
+        expected: &str,
+        parse: impl FnOnce(&str) -> Option<T>,
+    ) -> Result<Option<T>, RpcError> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        parse(value.trim()).map(Some).ok_or_else(|| {
+            RpcError::new(ErrorKind::Config, format!("{key} is `{value}`; it takes {expected}"))
+        })
     }
 }
 
@@ -228,49 +245,4 @@ impl fmt::Debug for RpcConf {
             self.settings().map(|(key, value)| (key, if secret(key) { "*****" } else { value }));
         f.debug_map().entries(shown).finish()
     }
-}
-
-/// A number of messages or bytes; at least one, as nothing could pass a limit of none.
-fn parse_amount(key: &str, value: &str) -> Result<u64, RpcError> {
-    let text = value.trim();
-    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
-    let (number, unit) = text.split_at(digits);
-    let factor = match unit.trim().to_ascii_lowercase().as_str() {
-        "" | "b" => Some(1),
-        "k" | "kb" => Some(1 << 10),
-        "m" | "mb" => Some(1 << 20),
-        "g" | "gb" => Some(1 << 30),
-        _ => None,
-    };
-    let amount =
-        number.parse().ok().zip(factor).and_then(|(n, factor): (u64, u64)| n.checked_mul(factor));
-    amount.filter(|amount| *amount > 0).ok_or_else(|| {
-        let text =
-            format!("{key} is `{value}`; it takes a number above 0, such as 1000, 64k or 16m");
-        RpcError::new(ErrorKind::Config, text)
-    })
-}
-
-fn parse_duration(key: &str, value: &str) -> Result<Duration, RpcError> {
-    let text = value.trim();
-    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
-    let (number, unit) = text.split_at(digits);
-    let micros_per_unit = match unit.trim().to_ascii_lowercase().as_str() {
-        "us" => Some(1),
-        "ms" => Some(1_000),
-        "" | "s" => Some(1_000_000),
-        "m" | "min" => Some(60_000_000),
-        "h" => Some(3_600_000_000),
-        "d" => Some(86_400_000_000),
-        _ => None,
-    };
-    let micros = number
-        .parse()
-        .ok()
-        .zip(micros_per_unit)
-        .and_then(|(n, unit): (u64, u64)| n.checked_mul(unit));
-    micros.map(Duration::from_micros).ok_or_else(|| {
-        let text = format!("{key} is `{value}`; it takes a time such as 120s, 500ms or 2min");
-        RpcError::new(ErrorKind::Config, text)
-    })
 }

@@ -5,8 +5,13 @@ use std::time::Duration;
 const TIME: &str = "an integer with us, ms, s, m, min, h or d (none: seconds)";
 const SIZE: &str = "an integer with b, k, m, g, t or p (none: bytes)";
 
-/// A time; a negative one counts as 0, which means "no limit" wherever it is used.
-pub(super) fn time(value: &str) -> Result<Duration, &'static str> {
+/// Reads a time as Spark writes it: an integer with a unit, without one in seconds.
+///
+/// A negative one counts as 0, which means "no limit" wherever it is used.
+///
+/// # Errors
+/// The text of what is accepted.
+pub fn time(value: &str) -> Result<Duration, &'static str> {
     let (number, unit) = split(value, TIME)?;
     let micros: u64 = match unit.as_str() {
         "us" => 1,
@@ -32,8 +37,11 @@ pub(super) fn positive_time(value: &str) -> Result<Duration, &'static str> {
     }
 }
 
-/// A size in bytes; may be negative.
-pub(super) fn size(value: &str) -> Result<i64, &'static str> {
+/// Reads a size as Spark writes it: an integer with a binary unit, without one in bytes.
+///
+/// # Errors
+/// The text of what is accepted.
+pub fn size(value: &str) -> Result<i64, &'static str> {
     let (number, unit) = split(value, SIZE)?;
     let shift = match unit.as_str() {
         "b" | "" => 0,

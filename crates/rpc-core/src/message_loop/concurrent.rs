@@ -10,7 +10,7 @@ use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
 use tokio::time::Instant;
 
-use super::{Behaviour, Buffer, Drained, FAIR_SHARE, Seat, report, share_of, watch};
+use super::{Behaviour, Buffer, Drained, FAIR_SHARE, Seat, handle_event, report, share_of, watch};
 use crate::endpoint::{EndpointContext, RpcEndpoint};
 use crate::error::RpcError;
 use crate::inbox::{Batch, Event, Inbox, Item};
@@ -182,18 +182,7 @@ impl<E: RpcEndpoint> Seated<E> {
                 (outcome, Some(metadata))
             }
             Item::Event(event) => {
-                let handle = pin!(async {
-                    match event {
-                        Event::Connected(remote) => endpoint.on_connected(remote, cx).await,
-                        Event::Disconnected(remote) => endpoint.on_disconnected(remote, cx).await,
-                        Event::NetworkError(error, remote) => {
-                            endpoint.on_network_error(error, remote, cx).await
-                        }
-                        Event::Undelivered(error, remote) => {
-                            endpoint.on_undelivered(error, remote, cx).await
-                        }
-                    }
-                });
+                let handle = pin!(async { handle_event!(endpoint, event, cx) });
                 (Supervised::new(*actor, handle).await, None)
             }
             // The loop deals with it itself, as it comes alone.

@@ -32,6 +32,21 @@ const FAIR_SHARE: usize = 256;
 /// As many as this one ask of a peer counts: the answers so far are to leave while others are made.
 const SHARE_OF_PEERS_ASK: usize = 6;
 
+/// Calls the function of `$endpoint` that handles `$event`.
+macro_rules! handle_event {
+    ($endpoint:expr, $event:expr, $cx:expr) => {
+        match $event {
+            Event::Connected(remote) => $endpoint.on_connected(remote, $cx).await,
+            Event::Disconnected(remote) => $endpoint.on_disconnected(remote, $cx).await,
+            Event::NetworkError(error, remote) => {
+                $endpoint.on_network_error(error, remote, $cx).await
+            }
+            Event::Undelivered(error, remote) => $endpoint.on_undelivered(error, remote, $cx).await,
+        }
+    };
+}
+use handle_event;
+
 /// Marks [`ThreadSafeRpcEndpoint`]s in [`IntoEndpoint`].
 #[derive(Debug)]
 #[non_exhaustive]

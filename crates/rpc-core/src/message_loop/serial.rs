@@ -4,7 +4,7 @@ use std::pin::pin;
 
 use futures::future::BoxFuture;
 
-use super::{Behaviour, Drained, FAIR_SHARE, Seat, report, share_of, watch};
+use super::{Behaviour, Drained, FAIR_SHARE, Seat, handle_event, report, share_of, watch};
 use crate::endpoint::{EndpointContext, ThreadSafeRpcEndpoint};
 use crate::error::RpcError;
 use crate::inbox::{Batch, Event, Inbox, Item};
@@ -60,7 +60,7 @@ impl<E: ThreadSafeRpcEndpoint> Behaviour for Serial<E> {
                             outcome
                         }
                         Some(Item::Event(event)) => {
-                            let event = pin!(tell(endpoint, event, cx));
+                            let event = pin!(async { handle_event!(endpoint, event, cx) });
                             let mut event = Supervised::new(actor, event);
                             watch(inbox, false, |since| batch.waits(since), &mut event).await
                         }
@@ -91,19 +91,6 @@ impl<E: ThreadSafeRpcEndpoint> Behaviour for Serial<E> {
             let buffer = batch.into_buffer();
             Some((self, buffer))
         })
-    }
-}
-
-async fn tell<E: ThreadSafeRpcEndpoint>(
-    endpoint: &mut E,
-    event: Event,
-    cx: &EndpointContext<E::Message>,
-) -> Result<(), RpcError> {
-    match event {
-        Event::Connected(remote) => endpoint.on_connected(remote, cx).await,
-        Event::Disconnected(remote) => endpoint.on_disconnected(remote, cx).await,
-        Event::NetworkError(error, remote) => endpoint.on_network_error(error, remote, cx).await,
-        Event::Undelivered(error, remote) => endpoint.on_undelivered(error, remote, cx).await,
     }
 }
 
