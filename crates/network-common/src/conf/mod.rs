@@ -12,7 +12,7 @@ use std::time::Duration;
 pub(crate) use self::auth::{AuthConf, CipherName};
 #[cfg(feature = "tls")]
 pub use self::tls::{TlsConf, TlsProtocol};
-pub use self::units::{size as parse_size, time as parse_time};
+pub use self::value_parser::{size as parse_size, time as parse_time};
 use crate::error::{ErrorKind, TransportError};
 use crate::protocol::MAX_FRAME_PAYLOAD;
 

@@ -162,16 +162,14 @@ impl RpcHandler for EnvRpcHandler {
 
     fn on_disconnected(&self, client: &TransportClient) {
         let Some(connection) = self.connections.remove(client) else { return };
-        self.dispatcher.post_to_all(&Event::Disconnected(connection.socket.clone()));
-        if let Some(address) = connection.announced_address() {
+        for address in connection.addresses() {
             self.dispatcher.post_to_all(&Event::Disconnected(address.clone()));
         }
     }
 
     fn on_network_error(&self, error: &TransportError, client: &TransportClient) {
         let Some(connection) = self.connections.get(client) else { return };
-        let announced = connection.announced_address();
-        for address in [Some(&connection.socket), announced].into_iter().flatten() {
+        for address in connection.addresses() {
             let error = RpcError::from_transport(error.clone(), address);
             self.dispatcher.post_to_all(&Event::NetworkError(error, address.clone()));
         }

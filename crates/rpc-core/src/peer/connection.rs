@@ -221,9 +221,13 @@ impl PeerConnection {
         }
     }
 
-    /// Where the peer listens, if it opened the connection: endpoints are notified of this address
-    /// beside that of the socket. Of a connection that this environment opened, they know it.
-    pub(crate) fn announced_address(&self) -> Option<&RpcAddress> {
+    /// The addresses that endpoints are notified of: that of the socket, and the announced one.
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = &RpcAddress> {
+        std::iter::once(&self.socket).chain(self.announced_address())
+    }
+
+    /// Where the peer listens, if it opened the connection. Of a connection that this environment opened, they know it.
+    fn announced_address(&self) -> Option<&RpcAddress> {
         let identity = self.known_identity()?;
         identity.address.as_ref().filter(|_| identity.is_accepted)
     }

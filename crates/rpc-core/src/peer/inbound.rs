@@ -284,18 +284,12 @@ impl PeerConnection {
         let key = RouteKey { number: header.route, epoch: route.epoch };
         self.send_credit(key.number, more);
         drop(inbound);
-        let mut permit = MessagePermit {
-            connection: Arc::clone(self),
-            key,
-            bytes: bytes as u32,
-            reserved: false,
-            is_covered,
-            held: true,
-        };
-        permit.reserved = self.shared.budget.try_reserve(bytes);
-        if !permit.reserved {
+        if !self.shared.budget.try_reserve(bytes) {
+            self.release(key, Volume::message(bytes));
             return Err(budget_error("messages from the network", &self.shared.budget));
         }
+        let (connection, bytes) = (Arc::clone(self), bytes as u32);
+        let permit = MessagePermit { connection, key, bytes, is_covered, held: true };
         Ok((target?, permit))
     }
 
@@ -404,7 +398,6 @@ pub(crate) struct MessagePermit {
     key: RouteKey,
     /// A frame has less than 4 GiB. The permit is small because it is moved with its message.
     bytes: u32,
-    reserved: bool,
     /// Whether the sender had credit, so that the inbox must accept the message.
     pub(crate) is_covered: bool,
     /// The credit has not been returned.
@@ -426,9 +419,7 @@ impl MessagePermit {
 
 impl Drop for MessagePermit {
     fn drop(&mut self) {
-        if self.reserved {
-            self.connection.shared.budget.release(self.bytes());
-        }
+        self.connection.shared.budget.release(self.bytes());
         if self.held {
             self.connection.release(self.key, Volume::message(self.bytes()));
         }

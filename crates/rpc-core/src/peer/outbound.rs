@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::pool::{ConnectTask, Peer, PeerPool, PeerState, Phase};
 use super::reply::{RemoteReplyFuture, RemoteReplyState};
-use super::route_table::{QueuedMessage, QueuedResult, push_ask, push_one_way};
+use super::route_table::{QueuedMessage, QueuedResult, push_ask};
 use crate::address::RpcAddress;
 use crate::error::{ErrorKind, RpcError};
 use crate::limits::Volume;
@@ -44,7 +44,12 @@ impl PeerPool {
 impl OutboundRoute {
     /// Sends a one-way message, or queues it.
     pub(crate) fn send(&self, message: EncodedMessage) -> Result<(), RpcError> {
-        let sent = self.push(message, None, push_one_way, || (None, Ok(())))?;
+        let push = |client: &TransportClient, frame| {
+            let sent = client.send(frame);
+            let is_sent = sent.is_ok();
+            (sent, is_sent)
+        };
+        let sent = self.push(message, None, push, || (None, Ok(())))?;
         sent.map_err(|error| RpcError::from_transport(error, &self.peer.address))
     }
 
@@ -59,9 +64,9 @@ impl OutboundRoute {
         let state = self.push(
             message,
             deadline,
-            |client, frame| match push_ask(client, frame) {
-                Ok(sent) => Ok(RemoteReplyState::Sent(sent)),
-                Err(failed) => Err(RemoteReplyState::Sent(failed)),
+            |client, frame| {
+                let (future, is_sent) = push_ask(client, frame);
+                (RemoteReplyState::Sent(future), is_sent)
             },
             || {
                 let (result, receiver) = oneshot::channel();
@@ -77,7 +82,7 @@ impl OutboundRoute {
         &self,
         mut message: EncodedMessage,
         deadline: Option<Instant>,
-        push: impl FnOnce(&TransportClient, Bytes) -> Result<T, T>,
+        push: impl FnOnce(&TransportClient, Bytes) -> (T, bool),
         queue: impl FnOnce() -> (Option<QueuedResult>, T),
     ) -> Result<T, RpcError> {
         let (slot, incarnation) = (self.slot, self.incarnation);
@@ -118,23 +123,19 @@ impl OutboundRoute {
     pub(crate) async fn wait_for_capacity(&self) {
         let mut notified = std::pin::pin!(self.capacity.notified());
         notified.as_mut().enable();
-        // The connection's write queue may be what is full.
-        match self.full_connection() {
-            Some(Some(client)) => drop(client.ready().await),
-            Some(None) => {}
-            None => notified.await,
-        }
-    }
-
-    /// The connection; `None` if the queue of this route is full.
-    fn full_connection(&self) -> Option<Option<TransportClient>> {
-        let mut state = self.peer.state.lock();
-        let is_full = state.routes.is_full(self.slot, self.pool.limits);
-        let client = state.phase.connection().map(|connection| connection.client.clone());
-        let pool = state.routes.release_pool();
-        drop(state);
+        let (is_full, client, pool) = {
+            let mut state = self.peer.state.lock();
+            let is_full = state.routes.is_full(self.slot, self.pool.limits);
+            let client = state.phase.connection().map(|connection| connection.client.clone());
+            (is_full, client, state.routes.release_pool())
+        };
         drop(pool);
-        (!is_full).then_some(client)
+        match client {
+            _ if is_full => notified.await,
+            // The connection's write queue may be what is full.
+            Some(client) => drop(client.ready().await),
+            None => {}
+        }
     }
 }
 

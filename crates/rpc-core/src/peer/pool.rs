@@ -460,6 +460,11 @@ impl Peer {
         RpcError::new(ErrorKind::Network, text).with_peer(&self.address)
     }
 
+    pub(super) fn runtime_error(&self) -> RpcError {
+        let text = format!("the runtime shut down before {} was connected", self.address);
+        RpcError::new(ErrorKind::Stopped, text).with_peer(&self.address)
+    }
+
     fn stopped_error(&self) -> RpcError {
         let text = format!(
             "Message to {} is dropped because Outbox is stopped: RpcEnv already stopped.",
@@ -503,9 +508,9 @@ impl ConnectTask {
 impl Drop for ConnectTask {
     fn drop(&mut self) {
         if let Some((_, peer)) = self.0.take() {
-            let text = format!("the runtime shut down before {} was connected", peer.address);
-            let error = RpcError::new(ErrorKind::Stopped, text).with_peer(&peer.address);
-            peer.fail(Phase::Idle, &error, |phase| matches!(phase, Phase::Connecting));
+            peer.fail(Phase::Idle, &peer.runtime_error(), |phase| {
+                matches!(phase, Phase::Connecting)
+            });
         }
     }
 }

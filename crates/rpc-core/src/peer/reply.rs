@@ -10,7 +10,7 @@ use network_common::RpcFuture;
 use tokio::sync::oneshot;
 
 use super::pool::Peer;
-use crate::error::{ErrorKind, RpcError};
+use crate::error::RpcError;
 
 /// Resolves to the bytes of the response. Dropped before, it cancels the request.
 pub(crate) struct RemoteReplyFuture {
@@ -38,8 +38,7 @@ impl Future for RemoteReplyFuture {
         if let RemoteReplyState::Queued(result, _) = state {
             let sent = ready!(Pin::new(result).poll(cx)).unwrap_or_else(|_| {
                 // The task that connects was dropped with its runtime.
-                let text = format!("the runtime shut down before {} was connected", peer.address);
-                Err(RpcError::new(ErrorKind::Stopped, text).with_peer(&peer.address))
+                Err(peer.runtime_error())
             });
             *state = RemoteReplyState::Sent(sent?);
         }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::FutureExt;
-use network_common::{RpcFuture, TransportClient, TransportError};
+use network_common::{RpcFuture, TransportClient};
 use slab::Slab;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -174,16 +174,11 @@ impl RouteTable {
         self.is_number_awaited = true;
         let is_closing = |route: &Route| matches!(route.number, RouteNumber::Closing(_));
         if !self.routes.iter().any(|(_, route)| is_closing(route)) {
-            let mut evictable = None;
-            for (_, route) in &mut self.routes {
-                let is_evictable = route.is_open_and_empty()
-                    && (route.refs == 0
-                        || (evictable.is_none() && route.idle_sweeps >= IDLE_SWEEPS));
-                if is_evictable {
-                    evictable = Some(route);
-                }
-            }
-            let Some(route) = evictable else {
+            let evictable = self.routes.iter_mut().map(|(_, route)| route).filter(|route| {
+                let is_idle = route.refs == 0 || route.idle_sweeps >= IDLE_SWEEPS;
+                is_idle && route.is_open_and_empty()
+            });
+            let Some(route) = evictable.min_by_key(|route| route.refs.min(1)) else {
                 let text = format!(
                     "all {} routes to {} are in use (spark.rpc.maxRoutesPerConnection, here or there)",
                     connection.max_routes(),
@@ -196,13 +191,13 @@ impl RouteTable {
         Ok(false)
     }
 
-    /// Completes a message that [`can_push`](Self::can_push) allows, and pushes it by `push`.
-    /// The route changes only if that succeeds.
+    /// Completes a message that [`can_push`](Self::can_push) allows, and pushes it by `push`,
+    /// which also returns whether that succeeded. The route changes only if it did.
     pub(super) fn push<T>(
         &mut self,
         slot: usize,
         mut message: EncodedMessage,
-        push: impl FnOnce(Bytes) -> Result<T, T>,
+        push: impl FnOnce(Bytes) -> (T, bool),
     ) -> T {
         let route = &mut self.routes[slot];
         let (number, opens) = match route.number {
@@ -214,18 +209,16 @@ impl RouteTable {
             message.open_route(&route.endpoint);
         }
         let len = message.len();
-        match push(message.freeze()) {
-            Ok(pushed) => {
-                route.credit.consume(len);
-                route.idle_sweeps = 0;
-                if opens {
-                    route.number = RouteNumber::Open(number);
-                    self.numbers.insert(slot);
-                }
-                pushed
+        let (result, is_sent) = push(message.freeze());
+        if is_sent {
+            route.credit.consume(len);
+            route.idle_sweeps = 0;
+            if opens {
+                route.number = RouteNumber::Open(number);
+                self.numbers.insert(slot);
             }
-            Err(failed) => failed,
         }
+        result
     }
 
     /// Whether the queue of a route is full, without cancelled asks.
@@ -349,26 +342,23 @@ impl RouteTable {
             message.set_timeout(deadline.saturating_duration_since(Instant::now()));
         }
         let mut kept = Bytes::new();
-        let mut keep = |frame: Bytes| {
+        let (future, is_sent) = self.push(slot, message, |frame| {
             kept = frame.clone();
-            frame
-        };
-        let caller = match caller {
-            Some(caller) => {
-                let future = self.push(slot, message, |frame| push_ask(client, keep(frame)));
-                if future.pending_request().is_some() {
-                    let _ = caller.send(Ok(future));
-                    return Ok(());
+            let (future, is_sent) = match caller {
+                Some(_) => {
+                    let (future, is_sent) = push_ask(client, frame);
+                    (Some(future), is_sent)
                 }
-                Some(caller)
+                None => (None, client.send(frame).is_ok()),
+            };
+            ((future, is_sent), is_sent)
+        });
+        if is_sent {
+            if let Some((caller, future)) = caller.zip(future) {
+                let _ = caller.send(Ok(future));
             }
-            None => {
-                if self.push(slot, message, |frame| push_one_way(client, keep(frame))).is_ok() {
-                    return Ok(());
-                }
-                None
-            }
-        };
+            return Ok(());
+        }
         self.routes[slot].blocked_by = blocked_by;
         let message = EncodedMessage::restore(kept, len, deadline.is_some());
         Err(QueuedMessage { message, incarnation, caller, deadline })
@@ -527,19 +517,11 @@ impl Route {
     }
 }
 
-/// Sends an ask. `Err`: nothing was sent, which the future reports.
-pub(super) fn push_ask(client: &TransportClient, frame: Bytes) -> Result<RpcFuture, RpcFuture> {
+/// Sends an ask. Also returns whether it was sent; if not, the future reports why.
+pub(super) fn push_ask(client: &TransportClient, frame: Bytes) -> (RpcFuture, bool) {
     let future = client.send_rpc(frame);
-    if future.pending_request().is_some() { Ok(future) } else { Err(future) }
-}
-
-/// The result of sending a one-way message, as `Err` if nothing was sent.
-pub(super) fn push_one_way(
-    client: &TransportClient,
-    frame: Bytes,
-) -> Result<Result<(), TransportError>, Result<(), TransportError>> {
-    let sent = client.send(frame);
-    if sent.is_ok() { Ok(sent) } else { Err(sent) }
+    let is_sent = future.pending_request().is_some();
+    (future, is_sent)
 }
 
 impl QueuedMessage {

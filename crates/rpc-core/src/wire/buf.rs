@@ -61,7 +61,7 @@ impl OutgoingBody<'_> {
     pub fn message(&mut self, message: &impl Message) -> Result<(), RpcError> {
         let len = message.encoded_len();
         let mut block = self.start(FIELD_OVERHEAD + len);
-        put_message(block.bytes_mut(), BODY_KEY, len, message);
+        put_message(&mut block.bytes, BODY_KEY, len, message);
         self.block = Some(block);
         Ok(())
     }
@@ -72,7 +72,7 @@ impl OutgoingBody<'_> {
         let trace_len = self.traceparent.map_or(0, str::len);
         // Two more keys and lengths of at most 5 bytes.
         let mut block = EncodeBlock::new(FIXED_LEN + path.len() + trace_len + 2 * 6 + body_len);
-        let out = block.bytes_mut();
+        let out = &mut block.bytes;
         // Route and timeout get their values when the message is pushed to a connection.
         let mut fixed = [0; FIXED_LEN];
         (fixed[0], fixed[ROUTE_AT + 4]) = (ROUTE_KEY, TIMEOUT_KEY);
@@ -154,10 +154,18 @@ impl EncodedMessage {
 }
 
 /// The most bytes of a key and a length in front of a field.
-pub(super) const FIELD_OVERHEAD: usize = 1 + 10;
+const FIELD_OVERHEAD: usize = 1 + 10;
+
+/// Writes `message` as the only field of an envelope.
+pub(super) fn encode_field(key: u8, message: &impl Message) -> Bytes {
+    let len = message.encoded_len();
+    let mut block = EncodeBlock::new(FIELD_OVERHEAD + len);
+    put_message(&mut block.bytes, key, len, message);
+    block.finish().freeze()
+}
 
 /// Writes `message`, of `len` bytes, as a field with its key and length.
-pub(super) fn put_message(out: &mut BytesMut, key: u8, len: usize, message: &impl Message) {
+fn put_message(out: &mut BytesMut, key: u8, len: usize, message: &impl Message) {
     put_key(out, key, len);
     message.encode_raw(out);
 }

@@ -17,7 +17,7 @@ thread_local! {
 /// Memory in which one envelope is written.
 #[derive(Debug)]
 pub(super) struct EncodeBlock {
-    bytes: BytesMut,
+    pub(super) bytes: BytesMut,
     is_shared: bool,
 }
 
@@ -33,10 +33,6 @@ impl EncodeBlock {
             bytes.reserve(if bytes.capacity() == 0 { BLOCK } else { len });
         }
         Self { bytes, is_shared: true }
-    }
-
-    pub(super) fn bytes_mut(&mut self) -> &mut BytesMut {
-        &mut self.bytes
     }
 
     /// Returns the written bytes, and gives the rest of the block back to the thread.

@@ -5,8 +5,7 @@ use std::fmt::Display;
 use bytes::Bytes;
 use prost::Message;
 
-use super::buf::{FIELD_OVERHEAD, IncomingBody, put_message};
-use super::encode_block::EncodeBlock;
+use super::buf::{IncomingBody, encode_field};
 use super::proto::{self, failure::Kind, response::Result as ResponseResult};
 use crate::error::{ErrorKind, RpcError};
 
@@ -19,10 +18,7 @@ const MAX_CAUSES: usize = 32;
 
 /// Writes the response of a successful ask.
 pub(crate) fn encode_reply<T: Message>(value: &T) -> Bytes {
-    let len = value.encoded_len();
-    let mut block = EncodeBlock::new(FIELD_OVERHEAD + len);
-    put_message(block.bytes_mut(), VALUE_KEY, len, value);
-    block.finish().freeze()
+    encode_field(VALUE_KEY, value)
 }
 
 /// Writes the response for a request that an endpoint failed.
