@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
+use self::registry::FILE_SEGMENTS;
 pub(crate) use self::registry::Registry;
-use self::registry::{Kind, Refused};
 use crate::address::RpcAddress;
 use crate::error::{ErrorKind, RpcError};
 
@@ -76,7 +76,7 @@ impl RpcEnvFileServer {
     /// [`ErrorKind::Config`] if it is not there or no regular file, if its name is not Unicode, or
     /// if another file of that name is offered already.
     pub async fn add_file(&self, path: impl Into<PathBuf>) -> Result<String, RpcError> {
-        self.add(Kind::File, path.into()).await
+        self.add("files", path.into()).await
     }
 
     /// Offers one file under its name, among the jars. Otherwise as [`add_file`](Self::add_file).
@@ -85,7 +85,7 @@ impl RpcEnvFileServer {
     ///
     /// Those of [`add_file`](Self::add_file).
     pub async fn add_jar(&self, path: impl Into<PathBuf>) -> Result<String, RpcError> {
-        self.add(Kind::Jar, path.into()).await
+        self.add("jars", path.into()).await
     }
 
     /// Offers everything below a directory, under `uri`: the path of a URI such as `/classes`.
@@ -129,15 +129,15 @@ impl RpcEnvFileServer {
     /// Offers the file no longer; `name` is the last part of its path. Downloads under way go on.
     /// Returns whether it was offered.
     pub fn remove_file(&self, name: &str) -> bool {
-        self.registry.remove(Kind::File, name)
+        self.registry.remove(&format!("files/{name}"))
     }
 
     /// The same of a jar.
     pub fn remove_jar(&self, name: &str) -> bool {
-        self.registry.remove(Kind::Jar, name)
+        self.registry.remove(&format!("jars/{name}"))
     }
 
-    async fn add(&self, kind: Kind, path: PathBuf) -> Result<String, RpcError> {
+    async fn add(&self, segment: &str, path: PathBuf) -> Result<String, RpcError> {
         let name = path.file_name().map(|name| name.to_str().map(str::to_owned));
         let shown = path.display().to_string();
         let path = canonical(path, Path::is_file, "no regular file").await?;
@@ -145,16 +145,18 @@ impl RpcEnvFileServer {
             let text = format!("the name of {shown} is not Unicode, so no URI can carry it");
             return Err(RpcError::new(ErrorKind::Config, text));
         };
-        let offered = self.uri(&format!("{}/{name}", kind.segment()))?;
-        self.registry.add(kind, &name, path).map_err(|Refused { old, new }| {
-            let text = format!(
-                "File {name} was already registered with a different path (old path = {}, new path = {})",
-                old.display(),
-                new.display()
-            );
-            RpcError::new(ErrorKind::Config, text)
-        })?;
-        Ok(offered)
+        let key = format!("{segment}/{name}");
+        let uri = self.uri(&key)?;
+        let offered = self.registry.add(key, &path);
+        if offered == path {
+            return Ok(uri);
+        }
+        let text = format!(
+            "File {name} was already registered with a different path (old path = {}, new path = {})",
+            offered.display(),
+            path.display()
+        );
+        Err(RpcError::new(ErrorKind::Config, text))
     }
 
     /// The prefix to register, the URI to tell and the real path.
@@ -229,7 +231,7 @@ fn directory_prefix(uri: &str) -> Result<String, RpcError> {
     }
     match segments.first() {
         None => bad(&format!("the directory URI '{uri}' has no segments, as /classes has")),
-        Some(first) if Kind::ALL.iter().any(|kind| kind.segment() == *first) => {
+        Some(first) if FILE_SEGMENTS.contains(first) => {
             bad("Directory URI cannot be /files nor /jars.")
         }
         Some(_) => Ok(segments.join("/")),

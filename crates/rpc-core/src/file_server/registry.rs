@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::fs::File;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use cap_std::ambient_authority;
@@ -14,30 +14,8 @@ use network_common::{BoxError, ManagedBuffer, StreamManager, TransportClient};
 
 use crate::sync::Mutex;
 
-/// Where single files are offered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Kind {
-    File,
-    Jar,
-}
-
-impl Kind {
-    pub(super) const ALL: [Self; 2] = [Self::File, Self::Jar];
-
-    /// The first segment of their URIs' paths.
-    pub(super) fn segment(self) -> &'static str {
-        match self {
-            Self::File => "files",
-            Self::Jar => "jars",
-        }
-    }
-}
-
-/// Another file has the name.
-pub(super) struct Refused {
-    pub(super) old: PathBuf,
-    pub(super) new: PathBuf,
-}
+/// The first segments of the URIs' paths of single files.
+pub(super) const FILE_SEGMENTS: [&str; 2] = ["files", "jars"];
 
 /// Everything that is offered, as the transport's [`StreamManager`].
 #[derive(Debug, Default)]
@@ -47,7 +25,8 @@ pub(crate) struct Registry {
 
 #[derive(Debug, Default)]
 struct Offered {
-    files: HashMap<(Kind, String), PathBuf>,
+    /// Single files by path, which begins with one of [`FILE_SEGMENTS`].
+    files: HashMap<String, PathBuf>,
     /// By prefix, without a slash before or behind it.
     directories: HashMap<String, PathBuf>,
 }
@@ -60,10 +39,9 @@ enum Place {
 }
 
 impl Registry {
-    pub(super) fn add(&self, kind: Kind, name: &str, path: PathBuf) -> Result<(), Refused> {
-        let mut offered = self.offered.lock();
-        let old = offered.files.entry((kind, name.to_owned())).or_insert_with(|| path.clone());
-        if *old == path { Ok(()) } else { Err(Refused { old: old.clone(), new: path }) }
+    /// Returns the path of the file that is offered under the key now: `path`, or that of another.
+    pub(super) fn add(&self, key: String, path: &Path) -> PathBuf {
+        self.offered.lock().files.entry(key).or_insert_with(|| path.to_owned()).clone()
     }
 
     /// Whether the prefix, written without a slash before or behind it, was free.
@@ -78,17 +56,17 @@ impl Registry {
     }
 
     /// Whether there was one.
-    pub(super) fn remove(&self, kind: Kind, name: &str) -> bool {
-        self.offered.lock().files.remove(&(kind, name.to_owned())).is_some()
+    pub(super) fn remove(&self, key: &str) -> bool {
+        self.offered.lock().files.remove(key).is_some()
     }
 
     /// `None`: no file of that name.
     fn place(&self, stream_id: &str) -> Result<Option<Place>, BoxError> {
         let path = stream_id.strip_prefix('/').unwrap_or(stream_id);
-        let (first, rest) = path.split_once('/').unwrap_or((path, ""));
+        let first = path.split('/').next().unwrap_or_default();
         let offered = self.offered.lock();
-        if let Some(kind) = Kind::ALL.into_iter().find(|kind| kind.segment() == first) {
-            return Ok(offered.files.get(&(kind, rest.to_owned())).cloned().map(Place::File));
+        if FILE_SEGMENTS.contains(&first) {
+            return Ok(offered.files.get(path).cloned().map(Place::File));
         }
         let below = offered.directories.iter().filter_map(|(prefix, directory)| {
             let rest = path.strip_prefix(prefix.as_str())?;

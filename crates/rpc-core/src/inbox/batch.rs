@@ -1,7 +1,6 @@
 //! What a loop has taken out of an inbox.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 
 use tokio::time::Instant;
 
@@ -13,7 +12,7 @@ use crate::limits::Volume;
 use crate::message_metadata::MessageMetadata;
 use crate::peer::ReleasedVolume;
 use crate::running::discard;
-use crate::sync::Notify;
+use crate::sync::MutexGuard;
 
 /// Of messages that do not wait, the handling of one in so many is measured.
 const SAMPLE: u64 = 16;
@@ -21,7 +20,12 @@ const SAMPLE: u64 = 16;
 /// What a loop has taken out and not handled yet. Dropped with the loop, it fails the askers in it.
 pub(crate) struct Batch<'a, M> {
     items: VecDeque<Item<M>>,
-    handled: Handled,
+    /// Messages that have been handled and not yet been given back to the inbox.
+    done: usize,
+    counts: Counts,
+    /// Their volume: of this environment, and from other environments.
+    local: Volume,
+    remote: ReleasedVolume,
     /// Gives back when so many are handled.
     share: usize,
     /// Messages taken out so far, for sampling.
@@ -32,7 +36,9 @@ pub(crate) struct Batch<'a, M> {
 impl<'a, M> Batch<'a, M> {
     pub(crate) fn new(inbox: &'a Inbox<M>) -> Self {
         let share = (inbox.conf.limit.messages / 8).clamp(1, 64) as usize;
-        Self { items: VecDeque::new(), handled: Handled::default(), share, taken: 0, inbox }
+        let (items, counts) = (VecDeque::new(), Counts::default());
+        let (local, remote) = (Volume::default(), ReleasedVolume::default());
+        Self { items, done: 0, counts, local, remote, share, taken: 0, inbox }
     }
 
     /// The next message whose asker still waits, or the next event.
@@ -50,7 +56,7 @@ impl<'a, M> Batch<'a, M> {
     #[cold]
     fn pass_over(&mut self) {
         if let Some(Item::Message { message, metadata }) = self.items.pop_front() {
-            self.handled.counts.expired += 1;
+            self.counts.expired += 1;
             discard(metadata.ask_id(), message, &expired(self.inbox.address()));
             self.done(metadata);
         }
@@ -58,40 +64,45 @@ impl<'a, M> Batch<'a, M> {
 
     /// A message has been handled.
     pub(crate) fn handled(&mut self, metadata: MessageMetadata, failed: bool) {
-        self.handled.counts.handled += 1;
-        self.handled.counts.failed += u64::from(failed);
+        self.counts.handled += 1;
+        self.counts.failed += u64::from(failed);
         self.done(metadata);
     }
 
     fn done(&mut self, metadata: MessageMetadata) {
-        self.handled.messages += 1;
+        self.done += 1;
         match metadata.permit {
-            Some(permit) => permit.release_with(&mut self.handled.remote),
-            None => self.handled.local.add(Volume::message(size_of::<M>() as u64)),
+            Some(permit) => permit.release_with(&mut self.remote),
+            None => self.local.add(Volume::message(size_of::<M>() as u64)),
         }
-        if self.handled.messages >= self.share {
-            self.give_back(true);
+        if self.done >= self.share {
+            self.give_back(self.inbox.state.lock(), true);
         }
     }
 
     /// Gives back what is handled: at the latest when the loop is about to wait for something, and
     /// not `goes_on`.
-    fn give_back(&mut self, goes_on: bool) {
-        let room = self.handled.give_back(&mut self.inbox.state.lock(), self.inbox, goes_on);
-        self.notify_released(room);
-    }
-
-    /// Notifies senders of capacity and credit.
-    fn notify_released(&mut self, room: Option<Arc<Notify>>) {
+    fn give_back(&mut self, mut state: MutexGuard<'_, State<M>>, goes_on: bool) {
+        if self.done > 0 {
+            self.done = 0;
+            let Counts { handled, failed, expired, .. } = std::mem::take(&mut self.counts);
+            state.counts.handled += handled;
+            state.counts.failed += failed;
+            state.counts.expired += expired;
+            state.held.remove(std::mem::take(&mut self.local));
+            state.held.remove(self.remote.total());
+        }
+        let room = state.room_for(self.inbox.conf.limit, goes_on);
+        drop(state);
         if let Some(room) = room {
             room.notify_waiters();
         }
-        self.handled.remote.return_credit();
+        self.remote.return_credit();
     }
 
     /// The loop begins to wait for what it has in hand.
     pub(crate) fn waits(&mut self, since: Instant) {
-        self.give_back(false);
+        self.give_back(self.inbox.state.lock(), false);
         self.inbox.state.lock().in_hand_since.get_or_insert(since);
     }
 
@@ -109,10 +120,8 @@ impl<'a, M> Batch<'a, M> {
         std::mem::swap(&mut state.queue, &mut self.items);
         state.undelivered = 0;
         state.in_hand_since = state.queued_since.take();
-        let room = self.handled.give_back(&mut state, self.inbox, !self.items.is_empty());
-        self.taken = state.counts.handled;
-        drop(state);
-        self.notify_released(room);
+        self.taken = state.counts.handled + self.counts.handled;
+        self.give_back(state, !self.items.is_empty());
         !self.items.is_empty()
     }
 
@@ -124,8 +133,8 @@ impl<'a, M> Batch<'a, M> {
 
 impl<M> Drop for Batch<'_, M> {
     fn drop(&mut self) {
-        if self.handled.messages > 0 {
-            self.give_back(false);
+        if self.done > 0 {
+            self.give_back(self.inbox.state.lock(), false);
         }
         if !self.items.is_empty() {
             // The loop was dropped. Before they fail: no sender may slip in behind.
@@ -139,36 +148,4 @@ impl<M> Drop for Batch<'_, M> {
 fn expired(endpoint: &RpcEndpointAddress) -> RpcError {
     let text = format!("the time of the request was over before its turn came at {endpoint}");
     RpcError::new(ErrorKind::Timeout, text).with_peer(endpoint)
-}
-
-/// What has been handled and not yet been given back to the inbox.
-#[derive(Default)]
-struct Handled {
-    messages: usize,
-    counts: Counts,
-    /// Of this environment.
-    local: Volume,
-    /// From other environments.
-    remote: ReleasedVolume,
-}
-
-impl Handled {
-    /// Counts what was handled in the inbox. Returns who is to be notified of capacity.
-    fn give_back<M>(
-        &mut self,
-        state: &mut State<M>,
-        inbox: &Inbox<M>,
-        goes_on: bool,
-    ) -> Option<Arc<Notify>> {
-        if self.messages > 0 {
-            self.messages = 0;
-            let Counts { handled, failed, expired, .. } = std::mem::take(&mut self.counts);
-            state.counts.handled += handled;
-            state.counts.failed += failed;
-            state.counts.expired += expired;
-            state.held.remove(std::mem::take(&mut self.local));
-            state.held.remove(self.remote.total());
-        }
-        state.room_for(inbox.conf.limit, goes_on)
-    }
 }

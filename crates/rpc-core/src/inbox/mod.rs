@@ -10,7 +10,6 @@ use std::task::Waker;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
-use tokio::sync::futures::OwnedNotified;
 use tokio::time::Instant;
 
 pub(crate) use batch::Batch;
@@ -29,7 +28,7 @@ use crate::method::{is_of_service, split};
 use crate::metrics::{EndpointSnapshot, Histogram};
 use crate::peer::{InboundMessage, RouteTarget, TargetRoutes};
 use crate::running::{EndpointId, decode_request, discard};
-use crate::sync::Mutex;
+use crate::sync::{Mutex, Notify};
 
 /// A queue that keeps its buffer while parked only up to this many items.
 const KEEP: usize = 64;
@@ -110,55 +109,6 @@ impl<M> Inbox<M> {
         RpcEndpointRef::local(Arc::clone(&self.about), Arc::clone(self) as _)
     }
 
-    /// Appends the message that `build` makes, if it makes one.
-    pub(crate) fn append(
-        &self,
-        metadata: MessageMetadata,
-        build: impl FnOnce() -> Option<M>,
-    ) -> Result<(), RpcError> {
-        let mut dropped = None;
-        let volume = Volume::message(metadata.bytes::<M>());
-        let mut state = self.state.lock();
-        if let Some(closed) = state.closed {
-            state.counts.late += 1;
-            drop(state);
-            return Err(self.closed(closed));
-        }
-        if !state.held.fits(self.conf.limit)
-            && !metadata.permit.as_ref().is_some_and(|permit| permit.is_covered)
-        {
-            match self.conf.overflow {
-                // None if all messages are being handled.
-                Overflow::DropOldest => dropped = state.take_oldest(),
-                Overflow::Refuse => {}
-            }
-            if dropped.is_none() {
-                state.counts.refused += 1;
-                drop(state);
-                return Err(self.full());
-            }
-            state.counts.dropped += 1;
-        }
-        let Some(message) = build() else { return Ok(()) };
-        state.held.add(volume);
-        let parked = state.parked.take();
-        // While the loop is parked it has nothing else to do, so the clock can be spared.
-        if parked.is_none() && state.queue.is_empty() {
-            state.queued_since = Some(Instant::now());
-        }
-        state.queue.push_back(Item::Message { message, metadata });
-        drop(state);
-        if let Some(loop_) = parked {
-            loop_.wake();
-        }
-        if let Some((message, metadata)) = dropped {
-            tracing::warn!(endpoint = %self.address(), "the inbox is full: its oldest message is dropped");
-            discard(metadata.ask_id(), message, &self.full());
-            self.state.lock().held.remove(Volume::message(metadata.bytes::<M>()));
-        }
-        Ok(())
-    }
-
     /// Returns the credit of all messages held to their senders.
     fn detach_routes(&self) {
         self.is_stopped.store(true, Ordering::Release);
@@ -231,14 +181,6 @@ impl<M> Inbox<M> {
         self.state.lock().ended = true;
     }
 
-    /// What tells who wants room that there is some; none if there is already, or never will be.
-    fn await_room(&self) -> Option<OwnedNotified> {
-        let mut state = self.state.lock();
-        let full = state.closed.is_none() && !state.held.fits(self.conf.limit);
-        // Made under the lock: it hears of every call of `notify_waiters` from then on.
-        full.then(|| Arc::clone(state.room_awaited.get_or_insert_default()).notified_owned())
-    }
-
     fn closed(&self, closed: Closed) -> RpcError {
         let text = match closed {
             Closed::Endpoint => format!("the endpoint {} has been stopped", self.address()),
@@ -264,12 +206,59 @@ impl<M: Send> InboxHandle<M> for Inbox<M> {
         metadata: MessageMetadata,
         build: &mut dyn FnMut() -> Option<M>,
     ) -> Result<(), RpcError> {
-        self.append(metadata, build)
+        let mut dropped = None;
+        let volume = Volume::message(metadata.bytes::<M>());
+        let mut state = self.state.lock();
+        if let Some(closed) = state.closed {
+            state.counts.late += 1;
+            drop(state);
+            return Err(self.closed(closed));
+        }
+        if !state.held.fits(self.conf.limit)
+            && !metadata.permit.as_ref().is_some_and(|permit| permit.is_covered)
+        {
+            match self.conf.overflow {
+                // None if all messages are being handled.
+                Overflow::DropOldest => dropped = state.take_oldest(),
+                Overflow::Refuse => {}
+            }
+            if dropped.is_none() {
+                state.counts.refused += 1;
+                drop(state);
+                return Err(self.full());
+            }
+            state.counts.dropped += 1;
+        }
+        let Some(message) = build() else { return Ok(()) };
+        state.held.add(volume);
+        let parked = state.parked.take();
+        // While the loop is parked it has nothing else to do, so the clock can be spared.
+        if parked.is_none() && state.queue.is_empty() {
+            state.queued_since = Some(Instant::now());
+        }
+        state.queue.push_back(Item::Message { message, metadata });
+        drop(state);
+        if let Some(loop_) = parked {
+            loop_.wake();
+        }
+        if let Some((message, metadata)) = dropped {
+            tracing::warn!(endpoint = %self.address(), "the inbox is full: its oldest message is dropped");
+            discard(metadata.ask_id(), message, &self.full());
+            self.state.lock().held.remove(Volume::message(metadata.bytes::<M>()));
+        }
+        Ok(())
     }
 
     fn wait_for_capacity(&self) -> BoxFuture<'_, ()> {
         Box::pin(async {
-            if let Some(room) = self.await_room() {
+            let room = {
+                let mut state = self.state.lock();
+                let full = state.closed.is_none() && !state.held.fits(self.conf.limit);
+                // Made under the lock: it hears of every call of `notify_waiters` from then on.
+                let room = || Arc::clone(state.room_awaited.get_or_insert_default());
+                full.then(room).map(Notify::notified_owned)
+            };
+            if let Some(room) = room {
                 room.await;
             }
         })
@@ -380,7 +369,7 @@ impl<M: RpcMessage> RouteTarget for Inbox<M> {
         let metadata = MessageMetadata { caller, permit: inbound.permit.take(), span };
         let ask = metadata.ask_id();
         let mut message = Some(decode_request(ask, || M::decode(IncomingRequest::new(inbound)))?);
-        let appended = self.append(metadata, || message.take());
+        let appended = self.post(metadata, &mut || message.take());
         if let (Err(why), Some(message)) = (&appended, message) {
             discard(ask, message, why);
         }
