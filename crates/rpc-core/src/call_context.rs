@@ -26,9 +26,9 @@ use crate::wire;
 /// A request that was sent rather than asked has a context too; what is replied to it is discarded.
 pub struct RpcCallContext<T: Send + 'static> {
     /// Taken by the reply.
-    caller: Caller<T>,
+    pub(crate) caller: Caller<T>,
     /// `None` for a remote ask, whose connection has it.
-    sender: Option<RpcAddress>,
+    pub(crate) sender: Option<RpcAddress>,
 }
 
 pub(crate) enum Caller<T> {
@@ -39,10 +39,6 @@ pub(crate) enum Caller<T> {
 }
 
 impl<T: Send + 'static> RpcCallContext<T> {
-    pub(crate) fn new(caller: Caller<T>, sender: Option<RpcAddress>) -> Self {
-        Self { caller, sender }
-    }
-
     /// Answers the asker.
     ///
     /// Ok also when the asker has gone, timed out or never waited: an endpoint owes an answer, not

@@ -131,10 +131,14 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
         match &self.target {
             Target::Local(inbox) => {
                 let sender = self.about.address.address().cloned();
-                let mut parts = Some((request, RpcCallContext::new(Caller::None, sender)));
+                let context = RpcCallContext { caller: Caller::None, sender };
+                let mut parts = Some((request, context));
                 let span = self.about.asks.tracer.local(self.name());
                 let metadata = MessageMetadata { caller: None, permit: None, span };
-                match (post(&**inbox, metadata, &mut parts), parts) {
+                let posted = inbox.post(metadata, &mut || {
+                    parts.take().map(|(request, context)| request.into_message(context))
+                });
+                match (posted, parts) {
                     (Err(error), Some((request, _))) => Err(SendError::new(request, error)),
                     _ => Ok(()),
                 }
@@ -289,11 +293,14 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
             Target::Local(inbox) => {
                 let slot = Arc::new(Slot::new(deadline));
                 let sender = self.about.address.address().cloned();
-                let context = RpcCallContext::new(Caller::Local(Arc::clone(&slot)), sender);
+                let context = RpcCallContext { caller: Caller::Local(Arc::clone(&slot)), sender };
                 let caller = Some(MessageCaller::Local(Arc::clone(&slot) as _));
                 let span = self.about.asks.tracer.local(self.name());
                 let metadata = MessageMetadata { caller, permit: None, span };
-                post(&**inbox, metadata, &mut Some((request, context)))?;
+                let mut parts = Some((request, context));
+                inbox.post(metadata, &mut || {
+                    parts.take().map(|(request, context)| request.into_message(context))
+                })?;
                 State::Local { slot, answered: false }
             }
             Target::Remote(route) => {
@@ -317,19 +324,6 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
             .map_err(|error| error.with_peer(self.address()))?;
         Ok(message)
     }
-}
-
-fn post<M, R: RpcRequest<M>>(
-    inbox: &dyn InboxHandle<M>,
-    metadata: MessageMetadata,
-    parts: &mut Option<(R, RpcCallContext<R::Reply>)>,
-) -> Result<(), RpcError>
-where
-    M: RpcMessage,
-{
-    inbox.post(metadata, &mut || {
-        parts.take().map(|(request, context)| request.into_message(context))
-    })
 }
 
 /// The inbox of an endpoint that receives more than what is put in here.

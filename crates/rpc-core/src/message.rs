@@ -1,5 +1,7 @@
 //! What a type must be to be sent to an endpoint. rpc-build writes these implementations.
 
+use std::fmt;
+
 use bytes::Bytes;
 use prost::Message;
 
@@ -95,7 +97,6 @@ pub(crate) fn local_only() -> RpcError {
 }
 
 /// A request that came over the network, not yet decoded.
-#[derive(Debug)]
 pub struct IncomingRequest<'a> {
     header: &'a MessageHeader<'a>,
     /// The header's slices are parts of it.
@@ -103,6 +104,12 @@ pub struct IncomingRequest<'a> {
     connection: &'a PeerConnection,
     /// Taken by the context. `None` for a one-way message.
     ask: &'a mut Option<Box<RemoteAsk>>,
+}
+
+impl fmt::Debug for IncomingRequest<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("IncomingRequest").field("path", &self.header.path).finish_non_exhaustive()
+    }
 }
 
 impl<'a> IncomingRequest<'a> {
@@ -143,10 +150,11 @@ impl<'a> IncomingRequest<'a> {
 
     /// The context that replies. To be called once, after [`decode`](Self::decode).
     pub fn context<T: Message + 'static>(&mut self) -> RpcCallContext<T> {
-        match self.ask.take() {
-            Some(ask) => RpcCallContext::new(Caller::Remote(ask, wire::encode_reply::<T>), None),
-            None => RpcCallContext::new(Caller::None, Some(self.connection.address().clone())),
-        }
+        let (caller, sender) = match self.ask.take() {
+            Some(ask) => (Caller::Remote(ask, wire::encode_reply::<T>), None),
+            None => (Caller::None, Some(self.connection.address().clone())),
+        };
+        RpcCallContext { caller, sender }
     }
 
     /// The error for a method that the service does not have: the schemas differ.

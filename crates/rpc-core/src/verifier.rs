@@ -1,6 +1,6 @@
 //! The endpoint that lookups ask.
 
-use std::sync::{Arc, Weak};
+use std::sync::Weak;
 
 use crate::dispatcher::Dispatcher;
 use crate::endpoint::{EndpointContext, RpcEndpoint};
@@ -11,13 +11,7 @@ use crate::wire::proto::{CheckExistenceReply, EndpointVerifierMessage};
 /// mode.
 pub(crate) struct EndpointVerifier {
     /// The dispatcher runs the verifier, so the verifier must not keep it.
-    dispatcher: Weak<Dispatcher>,
-}
-
-impl EndpointVerifier {
-    pub(crate) fn new(dispatcher: &Arc<Dispatcher>) -> Self {
-        Self { dispatcher: Arc::downgrade(dispatcher) }
-    }
+    pub(crate) dispatcher: Weak<Dispatcher>,
 }
 
 impl RpcEndpoint for EndpointVerifier {

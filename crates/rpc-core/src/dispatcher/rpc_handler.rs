@@ -20,20 +20,12 @@ use crate::wire::proto::notice::Notice;
 use crate::wire::{self, MessageHeader, proto};
 
 pub(crate) struct EnvRpcHandler {
-    dispatcher: Arc<Dispatcher>,
-    connections: Arc<Connections>,
-    files: Arc<Registry>,
+    pub(crate) dispatcher: Arc<Dispatcher>,
+    pub(crate) connections: Arc<Connections>,
+    pub(crate) files: Arc<Registry>,
 }
 
 impl EnvRpcHandler {
-    pub(crate) fn new(
-        dispatcher: Arc<Dispatcher>,
-        connections: Arc<Connections>,
-        files: Arc<Registry>,
-    ) -> Self {
-        Self { dispatcher, connections, files }
-    }
-
     /// Hands a message to the endpoint that its route leads to. If that fails, `message.ask` is
     /// left for the caller to reject.
     fn dispatch(&self, message: &mut InboundMessage<'_>) -> Result<(), RpcError> {

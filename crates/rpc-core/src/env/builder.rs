@@ -173,11 +173,11 @@ impl RpcEnvBuilder {
             }),
         }));
         let files = Arc::<Registry>::default();
-        let handler = EnvRpcHandler::new(
-            Arc::clone(&dispatcher),
-            Arc::clone(&connections),
-            Arc::clone(&files),
-        );
+        let handler = EnvRpcHandler {
+            dispatcher: Arc::clone(&dispatcher),
+            connections: Arc::clone(&connections),
+            files: Arc::clone(&files),
+        };
         let mut context = TransportContext::new(transport_conf, handler);
         if let Some(network) = &self.network {
             context = context.memory_network(network);
@@ -258,7 +258,7 @@ impl Inner {
     fn register_verifier(&self) -> Result<(), RpcError> {
         let address = RpcEndpointAddress::new(None, ENDPOINT_VERIFIER)?;
         // It never looks at its environment, which is not complete yet.
-        let verifier = EndpointVerifier::new(&self.dispatcher);
+        let verifier = EndpointVerifier { dispatcher: Arc::downgrade(&self.dispatcher) };
         self.register(address, verifier, &EndpointOptions::new(), Arc::new(()))?;
         Ok(())
     }

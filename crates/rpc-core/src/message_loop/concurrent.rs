@@ -10,7 +10,9 @@ use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
 use tokio::time::Instant;
 
-use super::{Behaviour, Buffer, Drained, FAIR_SHARE, Seat, handle_event, report, share_of, watch};
+use super::{
+    Behaviour, Buffer, Drained, FAIR_SHARE, Seat, handle_event, report, share_of, supervise, watch,
+};
 use crate::endpoint::{EndpointContext, RpcEndpoint};
 use crate::error::RpcError;
 use crate::inbox::{Batch, Event, Inbox, Item};
@@ -57,9 +59,7 @@ impl<E: RpcEndpoint> Behaviour for Concurrent<E> {
             let Self { seated, phase } = &mut *self;
             let Seated { endpoint, actor, seat } = &**seated;
             if *phase == Phase::New {
-                let outcome =
-                    Supervised::new(*actor, pin!(async { endpoint.on_start(&seat.cx).await }))
-                        .await;
+                let outcome = supervise(*actor, async { endpoint.on_start(&seat.cx).await }).await;
                 *phase = if outcome.is_ok() { Phase::Concurrent } else { Phase::OneByOne };
                 if let Err(error) = outcome {
                     seated.on_error(error, &seat.cx).await;
@@ -74,9 +74,8 @@ impl<E: RpcEndpoint> Behaviour for Concurrent<E> {
                         count(&mut batch, handled);
                     }
                     let cx = seat.cx.for_stop();
-                    let outcome =
-                        Supervised::new(*actor, pin!(async { endpoint.on_stop(&cx).await })).await;
-                    if let Err(error) = outcome {
+                    let on_stop = async { endpoint.on_stop(&cx).await };
+                    if let Err(error) = supervise(*actor, on_stop).await {
                         seated.on_error(error, &cx).await;
                     }
                     drop(batch);
@@ -182,8 +181,7 @@ impl<E: RpcEndpoint> Seated<E> {
                 (outcome, Some(metadata))
             }
             Item::Event(event) => {
-                let handle = pin!(async { handle_event!(endpoint, event, cx) });
-                (Supervised::new(*actor, handle).await, None)
+                (supervise(*actor, async { handle_event!(endpoint, event, cx) }).await, None)
             }
             // The loop deals with it itself, as it comes alone.
             Item::Stop => (Ok(()), None),
@@ -196,7 +194,7 @@ impl<E: RpcEndpoint> Seated<E> {
     }
 
     async fn on_error(&self, error: RpcError, cx: &EndpointContext<E::Message>) {
-        let on_error = pin!(async { self.endpoint.on_error(error, cx).await });
-        report(&self.seat.inbox, Supervised::new(self.actor, on_error).await);
+        let on_error = async { self.endpoint.on_error(error, cx).await };
+        report(&self.seat.inbox, supervise(self.actor, on_error).await);
     }
 }

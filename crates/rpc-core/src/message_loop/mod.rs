@@ -9,7 +9,7 @@ mod serial;
 
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
@@ -24,7 +24,7 @@ use crate::error::RpcError;
 use crate::inbox::{Inbox, Item};
 use crate::message::RpcMessage;
 use crate::message_metadata::{MessageCaller, MessageMetadata};
-use crate::running::{Actor, EnvId};
+use crate::running::{Actor, EnvId, Supervised};
 use crate::threads::Threads;
 
 /// After this many messages in a row the loop lets other tasks run.
@@ -212,6 +212,14 @@ fn watch<M, T>(
         }
         polled
     })
+}
+
+/// Runs a handler other than `receive` to its end.
+async fn supervise(
+    actor: Actor,
+    handler: impl Future<Output = Result<(), RpcError>>,
+) -> Result<(), RpcError> {
+    Supervised::new(actor, pin!(handler)).await
 }
 
 /// An error that on_error itself ended with, or that nobody handles.

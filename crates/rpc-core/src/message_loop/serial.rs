@@ -4,7 +4,9 @@ use std::pin::pin;
 
 use futures::future::BoxFuture;
 
-use super::{Behaviour, Drained, FAIR_SHARE, Seat, handle_event, report, share_of, watch};
+use super::{
+    Behaviour, Drained, FAIR_SHARE, Seat, handle_event, report, share_of, supervise, watch,
+};
 use crate::endpoint::{EndpointContext, ThreadSafeRpcEndpoint};
 use crate::error::RpcError;
 use crate::inbox::{Batch, Event, Inbox, Item};
@@ -36,9 +38,7 @@ impl<E: ThreadSafeRpcEndpoint> Behaviour for Serial<E> {
             let (inbox, cx, actor) = (&seat.inbox, &seat.cx, seat.actor(true));
             if !*started {
                 *started = true;
-                let outcome =
-                    Supervised::new(actor, pin!(async { endpoint.on_start(cx).await })).await;
-                if let Err(error) = outcome {
+                if let Err(error) = supervise(actor, async { endpoint.on_start(cx).await }).await {
                     on_error(endpoint, error, cx, seat).await;
                 }
             }
@@ -66,10 +66,8 @@ impl<E: ThreadSafeRpcEndpoint> Behaviour for Serial<E> {
                         }
                         Some(Item::Stop) => {
                             let cx = cx.for_stop();
-                            let outcome =
-                                Supervised::new(actor, pin!(async { endpoint.on_stop(&cx).await }))
-                                    .await;
-                            if let Err(error) = outcome {
+                            let on_stop = async { endpoint.on_stop(&cx).await };
+                            if let Err(error) = supervise(actor, on_stop).await {
                                 on_error(endpoint, error, &cx, seat).await;
                             }
                             drop(batch);
@@ -100,6 +98,6 @@ async fn on_error<E: ThreadSafeRpcEndpoint>(
     cx: &EndpointContext<E::Message>,
     seat: &Seat<E::Message>,
 ) {
-    let on_error = pin!(async { endpoint.on_error(error, cx).await });
-    report(&seat.inbox, Supervised::new(seat.actor(true), on_error).await);
+    let on_error = async { endpoint.on_error(error, cx).await };
+    report(&seat.inbox, supervise(seat.actor(true), on_error).await);
 }

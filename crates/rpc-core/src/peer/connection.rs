@@ -1,6 +1,5 @@
 //! One connection to another environment, with the RPC-level state that belongs to it.
 
-use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -314,11 +313,5 @@ impl PeerConnection {
         }
         self.close_inbound();
         self.cancelled.add_all();
-    }
-}
-
-impl fmt::Debug for PeerConnection {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PeerConnection").field("socket", &self.socket).finish_non_exhaustive()
     }
 }

@@ -40,7 +40,6 @@ pub(crate) trait RouteTarget: Send + Sync {
 }
 
 /// A message that arrived over a route, not yet decoded.
-#[derive(Debug)]
 pub(crate) struct InboundMessage<'a> {
     pub(crate) header: MessageHeader<'a>,
     /// The header's slices are parts of it.
@@ -73,7 +72,7 @@ type AttachedRoute = (Weak<PeerConnection>, RouteKey);
 
 /// Names a route of a connection for as long as it leads to the same target. Numbers are reused,
 /// epochs are not.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct RouteKey {
     number: u32,
     epoch: u32,
@@ -83,15 +82,6 @@ impl TargetRoutes {
     fn outstanding(&self) -> Volume {
         let messages = self.outstanding_messages.load(Ordering::Relaxed);
         Volume::new(messages, self.outstanding_bytes.load(Ordering::Relaxed))
-    }
-
-    fn add(&self, connection: &Arc<PeerConnection>, key: RouteKey) {
-        let entry = (Arc::downgrade(connection), key);
-        self.routes.lock().insert((connection.client.id(), key.number), entry);
-    }
-
-    fn remove(&self, id: ConnectionId, number: u32) {
-        self.routes.lock().remove(&(id, number));
     }
 
     /// Replaces the credit of one route in the sum.
@@ -305,13 +295,11 @@ impl PeerConnection {
             return;
         };
         let key = RouteKey { number, epoch };
-        if let Some(before) = route.target() {
-            before.routes().change(route.credit.outstanding(), Volume::default());
-            before.routes().remove(self.client.id(), number);
-        }
+        self.leave_target(number, route);
         route.epoch = epoch;
         route.target = Some(Arc::downgrade(target));
-        target.routes().add(self, key);
+        let entry = (Arc::downgrade(self), key);
+        target.routes().routes.lock().insert((self.client.id(), number), entry);
         let more = route.credit.restart(Some(target.credit_limits()));
         // The credit that the sender has already is the new target's to honor.
         target.routes().change(Volume::default(), route.credit.outstanding());
@@ -374,7 +362,7 @@ impl PeerConnection {
     fn leave_target(&self, number: u32, route: &InboundRoute) {
         if let Some(target) = route.target() {
             target.routes().change(route.credit.outstanding(), Volume::default());
-            target.routes().remove(self.client.id(), number);
+            target.routes().routes.lock().remove(&(self.client.id(), number));
         }
     }
 
@@ -392,7 +380,6 @@ impl PeerConnection {
 
 /// One received message, counted in the credit of its route and in the budget of its
 /// environment. Dropped, it returns both.
-#[derive(Debug)]
 pub(crate) struct MessagePermit {
     pub(crate) connection: Arc<PeerConnection>,
     key: RouteKey,

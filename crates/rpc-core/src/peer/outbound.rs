@@ -73,7 +73,7 @@ impl OutboundRoute {
                 (Some(result), RemoteReplyState::Queued(receiver, self.slot))
             },
         )?;
-        Ok(RemoteReplyFuture::new(state, &self.peer))
+        Ok(RemoteReplyFuture { state, peer: Arc::clone(&self.peer) })
     }
 
     /// Pushes a message to the connection, if one stands and nothing is in the way; otherwise

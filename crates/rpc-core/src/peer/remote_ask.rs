@@ -1,6 +1,5 @@
 //! Asks of a peer, and which of them it has cancelled.
 
-use std::fmt;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -25,7 +24,7 @@ pub(crate) struct RemoteAsk {
 }
 
 /// Names an ask of a peer, also after its context has responded.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub(crate) struct RemoteAskKey {
     /// Unique in this process.
     pub(crate) id: u64,
@@ -87,12 +86,6 @@ impl RemoteAsk {
 impl Drop for RemoteAsk {
     fn drop(&mut self) {
         self.connection.cancelled.remove_wakers(self.key.request_id);
-    }
-}
-
-impl fmt::Debug for RemoteAsk {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RemoteAsk").field("key", &self.key).finish_non_exhaustive()
     }
 }
 

@@ -14,20 +14,14 @@ use crate::error::RpcError;
 
 /// Resolves to the bytes of the response. Dropped before, it cancels the request.
 pub(crate) struct RemoteReplyFuture {
-    state: RemoteReplyState,
-    peer: Arc<Peer>,
+    pub(super) state: RemoteReplyState,
+    pub(super) peer: Arc<Peer>,
 }
 
 pub(super) enum RemoteReplyState {
     Sent(RpcFuture),
     /// In the queue of the route in this slot.
     Queued(oneshot::Receiver<Result<RpcFuture, RpcError>>, usize),
-}
-
-impl RemoteReplyFuture {
-    pub(super) fn new(state: RemoteReplyState, peer: &Arc<Peer>) -> Self {
-        Self { state, peer: Arc::clone(peer) }
-    }
 }
 
 impl Future for RemoteReplyFuture {
