@@ -16,7 +16,7 @@ use crate::conf::AskConf;
 use crate::deadlines::{Deadlines, Over};
 use crate::error::{ErrorKind, RpcError};
 use crate::peer::RemoteReplyFuture;
-use crate::running::EndpointId;
+use crate::running::ActorId;
 use crate::slot::Slot;
 use crate::timeout::RpcTimeout;
 use crate::trace::Tracer;
@@ -160,7 +160,7 @@ impl<T> Future for Ask<T> {
                 Err(this.timeout().expired(this.about.peer()).with_source(error))
             }
             Poll::Ready(outcome) => outcome,
-            Poll::Pending if EndpointId::of(&this.about).is_running() => {
+            Poll::Pending if ActorId::of(&this.about).is_running() => {
                 Err(waits_for_itself(&this.about.address))
             }
             Poll::Pending => Err(match std::task::ready!(this.poll_deadline(cx)) {

@@ -297,10 +297,7 @@ impl fmt::Debug for RpcError {
 
 impl StdError for RpcError {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        match &self.inner.source {
-            Some(source) => Some(&**source),
-            None => None,
-        }
+        self.inner.source.as_deref().map(|source| source as _)
     }
 }
 

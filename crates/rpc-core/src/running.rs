@@ -20,41 +20,28 @@ use crate::message_metadata::{AskId, MessageMetadata};
 use crate::sync::thread_local;
 use crate::trace::TraceSpan;
 
-/// An endpoint of this process: the address of what is known of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct EndpointId(NonZero<usize>);
-
-/// An environment of this process, by the address of its inside.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct EnvId(NonZero<usize>);
+/// An endpoint or environment of this process, by the address of its inside.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ActorId(NonZero<usize>);
 
 /// Whose handlers run.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub(crate) struct Actor {
-    pub(crate) env: EnvId,
+    pub(crate) env: ActorId,
     /// None if it handles many messages at a time, as then none of them waits for another.
-    pub(crate) endpoint: Option<EndpointId>,
+    pub(crate) endpoint: Option<ActorId>,
 }
 
-impl EndpointId {
-    pub(crate) fn of<A>(about: &Arc<A>) -> Self {
-        Self(NonNull::from(&**about).addr())
+impl ActorId {
+    pub(crate) fn of<T: ?Sized>(inside: &Arc<T>) -> Self {
+        Self(NonNull::from(&**inside).cast::<()>().addr())
     }
 
-    /// Whether a handler of this endpoint is further up on this thread's stack.
+    /// Whether a handler of this endpoint, or of an endpoint of this environment, is further up on
+    /// this thread's stack.
     pub(crate) fn is_running(self) -> bool {
-        current(|running| running.actor.and_then(|actor| actor.endpoint)) == Some(self)
-    }
-}
-
-impl EnvId {
-    pub(crate) fn of<I: ?Sized>(env: &Arc<I>) -> Self {
-        Self(NonNull::from(&**env).cast::<()>().addr())
-    }
-
-    /// Whether a handler of one of its endpoints is further up on this thread's stack.
-    pub(crate) fn is_running(self) -> bool {
-        current(|running| running.actor.map(|actor| actor.env)) == Some(self)
+        current(|running| running.actor)
+            .is_some_and(|Actor { env, endpoint }| env == self || endpoint == Some(self))
     }
 }
 

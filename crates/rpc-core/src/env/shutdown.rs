@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::{Inner, RpcEnv};
 use crate::dispatcher::Stopping;
 use crate::metrics::ShutdownReport;
-use crate::running::EnvId;
+use crate::running::ActorId;
 
 /// How long a shutdown waits, after the endpoints have stopped, for messages that wait for a
 /// connection or for credit, then for answers that are still being written, and then for the
@@ -56,7 +56,7 @@ impl RpcEnv {
     }
 
     fn terminated(&self) -> impl Future<Output = ShutdownReport> + Send + 'static + use<> {
-        let (env, mut terminated) = (EnvId::of(&self.inner), self.inner.terminated.subscribe());
+        let (env, mut terminated) = (ActorId::of(&self.inner), self.inner.terminated.subscribe());
         async move {
             if env.is_running() {
                 return ShutdownReport::default();

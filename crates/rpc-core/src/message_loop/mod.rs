@@ -24,7 +24,7 @@ use crate::error::RpcError;
 use crate::inbox::{Inbox, Item};
 use crate::message::RpcMessage;
 use crate::message_metadata::{MessageCaller, MessageMetadata};
-use crate::running::{Actor, EnvId, Supervised};
+use crate::running::{Actor, ActorId, Supervised};
 use crate::threads::Threads;
 
 /// After this many messages in a row the loop lets other tasks run.
@@ -117,7 +117,7 @@ impl<M> Seat<M> {
 
     fn actor(&self, one_at_a_time: bool) -> Actor {
         let endpoint = one_at_a_time.then(|| self.inbox.id());
-        Actor { env: EnvId::of(&self.cx.0.env), endpoint }
+        Actor { env: ActorId::of(&self.cx.0.env), endpoint }
     }
 }
 
