@@ -29,6 +29,7 @@ pub(crate) struct Deadlines {
     pub(crate) runtime: Handle,
 }
 
+#[derive(Default)]
 struct State {
     waiting: Slab<Waiting>,
     /// Nothing in `waiting` that was not woken yet is due before.
@@ -54,14 +55,7 @@ pub(crate) enum Over {
 
 impl Deadlines {
     pub(crate) fn new(runtime: Handle) -> Arc<Self> {
-        let state = State {
-            waiting: Slab::new(),
-            earliest: None,
-            next_look: None,
-            idle_looks: 0,
-            runtime_gone: false,
-        };
-        Arc::new(Self { state: Mutex::new(state), sooner: Arc::default(), runtime })
+        Arc::new(Self { state: Mutex::default(), sooner: Arc::default(), runtime })
     }
 
     /// Has `waker` woken when it is over, until [`cancel`](Self::cancel) with the key returned.
@@ -146,15 +140,6 @@ impl Deadlines {
         due.into_iter().for_each(Waker::wake);
         Some(next_look)
     }
-
-    fn runtime_gone(&self) {
-        let mut state = self.state.lock();
-        state.runtime_gone = true;
-        let wakers: Vec<Waker> =
-            state.waiting.iter().map(|(_, waiting)| waiting.waker.clone()).collect();
-        drop(state);
-        wakers.into_iter().for_each(Waker::wake);
-    }
 }
 
 struct Task {
@@ -164,11 +149,13 @@ struct Task {
 
 impl Drop for Task {
     fn drop(&mut self) {
-        if !self.ended {
-            if let Some(deadlines) = self.deadlines.upgrade() {
-                deadlines.runtime_gone();
-            }
-        }
+        let Some(deadlines) = self.deadlines.upgrade().filter(|_| !self.ended) else { return };
+        let mut state = deadlines.state.lock();
+        state.runtime_gone = true;
+        let wakers: Vec<Waker> =
+            state.waiting.iter().map(|(_, waiting)| waiting.waker.clone()).collect();
+        drop(state);
+        wakers.into_iter().for_each(Waker::wake);
     }
 }
 

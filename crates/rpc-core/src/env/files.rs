@@ -12,7 +12,8 @@ impl RpcEnv {
     #[must_use]
     pub fn file_server(&self) -> RpcEnvFileServer {
         let inner = &self.inner;
-        RpcEnvFileServer::new(Arc::clone(&inner.files), inner.name.clone(), inner.address.clone())
+        let (env, address) = (inner.name.clone(), inner.address.clone());
+        RpcEnvFileServer { registry: Arc::clone(&inner.files), env, address }
     }
 
     /// Downloads what a [file server](Self::file_server) offers at `uri`, `spark://host:port/path`;

@@ -2,7 +2,6 @@
 
 mod registry;
 
-use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -57,18 +56,14 @@ const PATH: &AsciiSet = &SEGMENT.remove(b'/');
 ///
 /// [`RpcEnv::open_channel`]: crate::RpcEnv::open_channel
 /// [`RpcEnv::file_server`]: crate::RpcEnv::file_server
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct RpcEnvFileServer {
-    registry: Arc<Registry>,
-    env: String,
-    address: Option<RpcAddress>,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) env: String,
+    pub(crate) address: Option<RpcAddress>,
 }
 
 impl RpcEnvFileServer {
-    pub(crate) fn new(registry: Arc<Registry>, env: String, address: Option<RpcAddress>) -> Self {
-        Self { registry, env, address }
-    }
-
     /// Offers one file under its name. Adding the same file again changes nothing.
     ///
     /// # Errors
@@ -180,15 +175,6 @@ impl RpcEnvFileServer {
             return Err(RpcError::new(ErrorKind::Config, text));
         };
         Ok(format!("{}/{}", address.to_spark_url(), utf8_percent_encode(path, PATH)))
-    }
-}
-
-impl fmt::Debug for RpcEnvFileServer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RpcEnvFileServer")
-            .field("address", &self.address)
-            .field("registry", &self.registry)
-            .finish_non_exhaustive()
     }
 }
 

@@ -194,15 +194,9 @@ pub(crate) struct PeerConnection {
     pub(super) notices: Mutex<NoticeQueue>,
     pub(super) cancelled: CancelledRequests,
     pub(super) inbound: Mutex<InboundRoutes>,
-    owner: Mutex<RouteOwner>,
-}
-
-/// Who owns the routes that this environment opened over a connection. It lives as long as the
-/// connection, since the peer counts these routes as long.
-#[derive(Default)]
-struct RouteOwner {
-    peer: Option<Arc<Peer>>,
-    is_closed: bool,
+    /// Who owns the routes that this environment opened over the connection. It lives as long as
+    /// the connection, since the peer counts these routes as long.
+    owner: Mutex<Option<Arc<Peer>>>,
 }
 
 impl PeerConnection {
@@ -284,14 +278,15 @@ impl PeerConnection {
     }
 
     pub(crate) fn route_owner(&self) -> Option<Arc<Peer>> {
-        self.owner.lock().peer.clone()
+        self.owner.lock().clone()
     }
 
     /// Returns the owner of the routes over this connection, which is `new()` if there is none;
     /// `None` if the connection has ended.
     pub(super) fn set_route_owner(&self, new: impl FnOnce() -> Arc<Peer>) -> Option<Arc<Peer>> {
         let mut owner = self.owner.lock();
-        (!owner.is_closed).then(|| Arc::clone(owner.peer.get_or_insert_with(new)))
+        // Under the lock, so that `on_closed` finds the owner.
+        self.client.is_active().then(|| Arc::clone(owner.get_or_insert_with(new)))
     }
 
     /// A caller of the peer no longer waits.
@@ -303,12 +298,8 @@ impl PeerConnection {
     }
 
     fn on_closed(&self) {
-        let peer = {
-            let mut owner = self.owner.lock();
-            owner.is_closed = true;
-            owner.peer.take()
-        };
-        if let Some(peer) = peer {
+        let owner = self.owner.lock().take();
+        if let Some(peer) = owner {
             peer.on_disconnected(self.client.id());
         }
         self.close_inbound();

@@ -39,9 +39,8 @@ pub(crate) struct PeerPool {
 
 #[derive(Default)]
 struct PeersByAddress {
-    by_address: HashMap<RpcAddress, Weak<Peer>>,
-    /// Peers that do not listen, by the connection that they opened.
-    by_connection: HashMap<ConnectionId, Weak<Peer>>,
+    /// With the connection that the peer opened, if it does not listen.
+    by_address: HashMap<(RpcAddress, Option<ConnectionId>), Weak<Peer>>,
     /// At this size, entries of dropped peers are removed.
     prune_at: usize,
     is_stopped: bool,
@@ -49,11 +48,15 @@ struct PeersByAddress {
 
 impl PeersByAddress {
     fn live(&self) -> Vec<Arc<Peer>> {
-        self.by_address
-            .values()
-            .chain(self.by_connection.values())
-            .filter_map(Weak::upgrade)
-            .collect()
+        self.by_address.values().filter_map(Weak::upgrade).collect()
+    }
+
+    fn add(&mut self, peer: &Arc<Peer>, connection: Option<ConnectionId>) {
+        if self.by_address.len() >= self.prune_at {
+            self.by_address.retain(|_, peer| peer.strong_count() > 0);
+            self.prune_at = 16.max(2 * self.by_address.len());
+        }
+        self.by_address.insert((peer.address.clone(), connection), Arc::downgrade(peer));
     }
 }
 
@@ -76,16 +79,13 @@ impl PeerPool {
     /// The environment at `address`.
     pub(crate) fn peer(&self, address: &RpcAddress) -> Arc<Peer> {
         let mut peers = self.peers.lock();
-        if let Some(peer) = peers.by_address.get(address).and_then(Weak::upgrade) {
+        let known = peers.by_address.get(&(address.clone(), None)).and_then(Weak::upgrade);
+        if let Some(peer) = known {
             return peer;
         }
         let phase = if peers.is_stopped { Phase::Stopped } else { Phase::Idle };
         let peer = Peer::new(address, &self.connections.shared, phase, false);
-        if peers.by_address.len() >= peers.prune_at {
-            peers.by_address.retain(|_, peer| peer.strong_count() > 0);
-            peers.prune_at = 16.max(2 * peers.by_address.len());
-        }
-        peers.by_address.insert(address.clone(), Arc::downgrade(&peer));
+        peers.add(&peer, None);
         peer
     }
 
@@ -106,8 +106,7 @@ impl PeerPool {
             Peer::new(&connection.socket, &self.connections.shared, phase, true)
         })?;
         if peer.is_bound {
-            peers.by_connection.retain(|_, peer| peer.strong_count() > 0);
-            peers.by_connection.insert(connection.client.id(), Arc::downgrade(&peer));
+            peers.add(&peer, Some(connection.client.id()));
         }
         drop(peers);
         self.start_sweeping();
