@@ -28,7 +28,8 @@ pub(crate) struct Asks {
     pub(crate) conf: AskConf,
     pub(crate) deadlines: Arc<Deadlines>,
     pub(crate) tracer: Tracer,
-    pending: AtomicUsize,
+    /// How many wait for an answer.
+    pub(crate) pending: AtomicUsize,
 }
 
 impl Asks {
@@ -39,11 +40,6 @@ impl Asks {
             tracer,
             pending: AtomicUsize::new(0),
         })
-    }
-
-    /// How many wait for an answer.
-    pub(crate) fn pending(&self) -> usize {
-        self.pending.load(Ordering::Relaxed)
     }
 }
 

@@ -20,15 +20,11 @@ const SPARK_APP_ID: &str = "sparkSaslUser";
 /// As which application an environment connects, and whose secrets it knows.
 #[derive(Clone)]
 pub(crate) struct Identity {
-    app_id: String,
-    secrets: Arc<dyn SecretKeyHolder>,
+    pub(crate) app_id: String,
+    pub(crate) secrets: Arc<dyn SecretKeyHolder>,
 }
 
 impl Identity {
-    pub(crate) fn new(app_id: String, secrets: Arc<dyn SecretKeyHolder>) -> Self {
-        Self { app_id, secrets }
-    }
-
     /// That of every environment of Spark, with the one secret that the settings tell.
     async fn from_conf(conf: &RpcConf) -> Result<Self, RpcError> {
         let secret = match (conf.get(SECRET), conf.get(SECRET_FILE)) {
@@ -44,7 +40,7 @@ impl Identity {
         };
         let secrets = SecretStore::new();
         secrets.register_app(SPARK_APP_ID, secret);
-        Ok(Self::new(SPARK_APP_ID.to_owned(), Arc::new(secrets)))
+        Ok(Self { app_id: SPARK_APP_ID.to_owned(), secrets: Arc::new(secrets) })
     }
 }
 

@@ -45,7 +45,14 @@ impl Dispatcher {
             .iter()
             .zip(before)
             .map(|(entry, before)| {
-                report(entry.inbox.snapshot().name, &before, &entry.inbox.ending())
+                let after = entry.inbox.ending();
+                EndpointReport {
+                    name: entry.inbox.snapshot().name,
+                    finished: after.handled - before.handled,
+                    refused: after.late - before.late,
+                    abandoned: after.held,
+                    stopped: after.ended,
+                }
             })
             .filter(|report| report.name != ENDPOINT_VERIFIER)
             .collect();
@@ -59,14 +66,4 @@ pub(crate) struct Stopping {
     entries: Vec<Entry>,
     /// What had become of their messages until then.
     before: Vec<Ending>,
-}
-
-fn report(name: String, before: &Ending, after: &Ending) -> EndpointReport {
-    EndpointReport {
-        name,
-        finished: after.handled - before.handled,
-        refused: after.late - before.late,
-        abandoned: after.held,
-        stopped: after.ended,
-    }
 }

@@ -118,7 +118,7 @@ impl RpcEnvBuilder {
     /// connections made later.
     #[cfg(feature = "auth")]
     pub fn auth(mut self, app_id: impl Into<String>, secrets: Arc<dyn SecretKeyHolder>) -> Self {
-        self.identity = Some(Identity::new(app_id.into(), secrets));
+        self.identity = Some(Identity { app_id: app_id.into(), secrets });
         self
     }
 

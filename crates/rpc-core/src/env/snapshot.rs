@@ -19,7 +19,7 @@ impl RpcEnv {
             address: inner.address.clone(),
             endpoints: inner.dispatcher.snapshot(),
             outboxes: inner.peers.snapshot(),
-            pending_asks: inner.asks.pending() as u64,
+            pending_asks: inner.asks.pending.load(Ordering::Relaxed) as u64,
             inbox_bytes: shared.budget.used(),
             route_bytes: shared.route_budget.used(),
             undelivered: shared.undelivered.load(Ordering::Relaxed),

@@ -78,7 +78,7 @@ impl<E: ThreadSafeRpcEndpoint> IntoEndpoint<ThreadSafeKind> for E {
     const ONE_AT_A_TIME: bool = true;
 
     fn run(self, seat: Seat<E::Message>) -> impl Future<Output = ()> + Send + 'static {
-        Life::new(Serial::new(self, seat))
+        Life::new(Serial { endpoint: self, started: false, seat })
     }
 }
 

@@ -14,15 +14,9 @@ use crate::running::Supervised;
 
 /// One message at a time, with exclusive access.
 pub(super) struct Serial<E: ThreadSafeRpcEndpoint> {
-    endpoint: E,
-    started: bool,
-    seat: Seat<E::Message>,
-}
-
-impl<E: ThreadSafeRpcEndpoint> Serial<E> {
-    pub(super) fn new(endpoint: E, seat: Seat<E::Message>) -> Self {
-        Self { endpoint, started: false, seat }
-    }
+    pub(super) endpoint: E,
+    pub(super) started: bool,
+    pub(super) seat: Seat<E::Message>,
 }
 
 impl<E: ThreadSafeRpcEndpoint> Behaviour for Serial<E> {

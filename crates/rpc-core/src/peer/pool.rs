@@ -339,7 +339,7 @@ impl Peer {
                 }
             });
         }
-        let (is_flushed, pool) = (!routes.has_queued(), routes.release_pool());
+        let (is_flushed, pool) = (routes.queued == 0, routes.release_pool());
         drop(guard);
         drop(pool);
         if is_flushed {
@@ -391,7 +391,7 @@ impl Peer {
         let has_queued = {
             let mut state = self.state.lock();
             state.routes.remove_all_cancelled();
-            state.routes.has_queued()
+            state.routes.queued > 0
         };
         if has_queued {
             flushed.await;
@@ -448,7 +448,7 @@ impl Peer {
                 .phase
                 .connection()
                 .is_some_and(|connection| connection.client.is_active()),
-            endpoints: state.routes.len() as u64,
+            endpoints: state.routes.routes.len() as u64,
             queued: messages,
             queued_bytes: bytes,
         }

@@ -30,12 +30,12 @@ const IDLE_SWEEPS: u8 = 2;
 
 #[derive(Default)]
 pub(super) struct RouteTable {
-    routes: Slab<Route>,
+    pub(super) routes: Slab<Route>,
     by_endpoint: HashMap<Arc<str>, usize>,
     /// The slots of the routes that have a number: their key plus 1.
     numbers: Slab<usize>,
     /// Messages in all queues.
-    queued: usize,
+    pub(super) queued: usize,
     unused: usize,
     /// Some queue waits for a number.
     is_number_awaited: bool,
@@ -44,7 +44,7 @@ pub(super) struct RouteTable {
 }
 
 /// A route to one endpoint.
-struct Route {
+pub(super) struct Route {
     endpoint: Arc<str>,
     number: RouteNumber,
     credit: SendCredit,
@@ -451,19 +451,11 @@ impl RouteTable {
         is_unblocked
     }
 
-    pub(super) fn has_queued(&self) -> bool {
-        self.queued > 0
-    }
-
     /// The volume of all queues.
     pub(super) fn volume(&self) -> Volume {
         let mut all = Volume::default();
         self.routes.iter().for_each(|(_, route)| all.add(route.volume));
         all
-    }
-
-    pub(super) fn len(&self) -> usize {
-        self.routes.len()
     }
 
     /// The connection has ended, and with it all numbers and credit. Takes out the queues.
