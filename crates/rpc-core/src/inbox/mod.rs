@@ -28,7 +28,7 @@ use crate::method::{is_of_service, split};
 use crate::metrics::{EndpointSnapshot, Histogram};
 use crate::peer::{InboundMessage, RouteTarget, TargetRoutes};
 use crate::running::{ActorId, decode_request, discard};
-use crate::sync::{Mutex, MutexGuard, Notify};
+use crate::sync::{Mutex, Notify};
 
 /// A queue that keeps its buffer while parked only up to this many items.
 const KEEP: usize = 64;
@@ -200,16 +200,6 @@ impl<M> Inbox<M> {
     }
 }
 
-/// Appends `item`, and wakes the loop without the lock.
-fn enqueue<M>(mut state: MutexGuard<'_, State<M>>, item: Item<M>) {
-    state.queue.push_back(item);
-    let parked = state.parked.take();
-    drop(state);
-    if let Some(loop_) = parked {
-        loop_.wake();
-    }
-}
-
 impl<M: Send> InboxHandle<M> for Inbox<M> {
     fn post(
         &self,
@@ -241,11 +231,16 @@ impl<M: Send> InboxHandle<M> for Inbox<M> {
         }
         let Some(message) = build() else { return Ok(()) };
         state.held.add(volume);
+        let parked = state.parked.take();
         // While the loop is parked it has nothing else to do, so the clock can be spared.
-        if state.parked.is_none() && state.queue.is_empty() {
+        if parked.is_none() && state.queue.is_empty() {
             state.queued_since = Some(Instant::now());
         }
-        enqueue(state, Item::Message { message, metadata });
+        state.queue.push_back(Item::Message { message, metadata });
+        drop(state);
+        if let Some(loop_) = parked {
+            loop_.wake();
+        }
         if let Some((message, metadata)) = dropped {
             tracing::warn!(endpoint = %self.address(), "the inbox is full: its oldest message is dropped");
             discard(metadata.ask_id(), message, &self.full());
@@ -317,7 +312,12 @@ impl<M: RpcMessage> Registered for Inbox<M> {
         };
         // An endpoint that has stopped is told nothing more.
         if state.closed.is_none() && !too_many {
-            enqueue(state, Item::Event(event));
+            state.queue.push_back(Item::Event(event));
+            let parked = state.parked.take();
+            drop(state);
+            if let Some(loop_) = parked {
+                loop_.wake();
+            }
         }
     }
 
@@ -327,8 +327,12 @@ impl<M: RpcMessage> Registered for Inbox<M> {
         let mut state = self.state.lock();
         if state.closed.is_none() {
             state.closed = Some(why);
-            let room = state.room_awaited.take();
-            enqueue(state, Item::Stop);
+            state.queue.push_back(Item::Stop);
+            let (parked, room) = (state.parked.take(), state.room_awaited.take());
+            drop(state);
+            if let Some(loop_) = parked {
+                loop_.wake();
+            }
             if let Some(room) = room {
                 room.notify_waiters();
             }
