@@ -22,8 +22,8 @@ use network_common::{
 };
 use prost::Message;
 use rpc_core::{
-    EndpointContext, EndpointOptions, EndpointRef, IncomingBody, IncomingRequest, MemoryNetwork,
-    Method, OutgoingBody, RpcCallContext, RpcEndpointRef, RpcEnv, RpcError, RpcMessage, RpcRequest,
+    EndpointContext, EndpointOptions, EndpointRef, DecodeBuf, IncomingRequest, MemoryNetwork,
+    Method, EncodeBuf, RpcCallContext, RpcEndpointRef, RpcEnv, RpcError, RpcMessage, RpcRequest,
     ThreadSafeRpcEndpoint,
 };
 use tokio::runtime::{Builder, Runtime};
@@ -60,11 +60,11 @@ impl RpcRequest<Echo> for Text {
         Echo(self, context)
     }
 
-    fn encode(&self, body: &mut OutgoingBody<'_>) -> Result<(), RpcError> {
-        body.message(self)
+    fn encode(&self, body: &mut EncodeBuf<'_>) -> Result<(), RpcError> {
+        body.put_message(self)
     }
 
-    fn decode_reply(body: IncomingBody) -> Result<Self, RpcError> {
+    fn decode_reply(body: DecodeBuf) -> Result<Self, RpcError> {
         body.decode()
     }
 }

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::try_join_all;
 use rpc_core::{
-    Ask, EndpointContext, RpcAddress, RpcCallContext, RpcEndpointRef, RpcEnv, RpcError,
+    AskFuture, EndpointContext, RpcAddress, RpcCallContext, RpcEndpointRef, RpcEnv, RpcError,
     ThreadSafeRpcEndpoint,
 };
 
@@ -145,7 +145,7 @@ pub struct RpcClient {
     address: RpcAddress,
     /// Each with refs to the first endpoints of the server.
     open: Vec<(RpcEnv, Vec<RpcEndpointRef<BenchMessage>>)>,
-    hanging: Vec<Ask<Pong>>,
+    hanging: Vec<AskFuture<Pong>>,
 }
 
 impl RpcClient {

@@ -178,14 +178,14 @@ fn write_request(
     let borrow = if rpc.wrapped { "&self.0" } else { "self" };
     writeln!(
         out,
-        "\n    fn encode(&self, body: &mut ::rpc_core::OutgoingBody<'_>) \
+        "\n    fn encode(&self, body: &mut ::rpc_core::EncodeBuf<'_>) \
          -> ::core::result::Result<(), ::rpc_core::RpcError> {{"
     )?;
-    writeln!(out, "        body.message({borrow})\n    }}")?;
+    writeln!(out, "        body.put_message({borrow})\n    }}")?;
     if !rpc.one_way {
         writeln!(
             out,
-            "\n    fn decode_reply(body: ::rpc_core::IncomingBody) \
+            "\n    fn decode_reply(body: ::rpc_core::DecodeBuf) \
              -> ::core::result::Result<{reply}, ::rpc_core::RpcError> {{"
         )?;
         writeln!(out, "        body.decode()\n    }}")?;

@@ -14,9 +14,9 @@ use crate::error::{BoxError, ErrorKind, RpcError};
 ///
 /// Nothing holds the ask back: it may end, or be dropped, while there are handles on it.
 #[derive(Clone)]
-pub struct AbortHandle(Arc<Abort>);
+pub struct AbortHandle(Arc<AbortState>);
 
-struct Abort {
+struct AbortState {
     of: RpcEndpointAddress,
     error: OnceLock<RpcError>,
     asker: AtomicWaker,
@@ -24,7 +24,11 @@ struct Abort {
 
 impl AbortHandle {
     pub(crate) fn new(of: &RpcEndpointAddress) -> Self {
-        Self(Arc::new(Abort { of: of.clone(), error: OnceLock::new(), asker: AtomicWaker::new() }))
+        Self(Arc::new(AbortState {
+            of: of.clone(),
+            error: OnceLock::new(),
+            asker: AtomicWaker::new(),
+        }))
     }
 
     /// Fails the ask at once with [`ErrorKind::Aborted`], with `cause` as the source (`rpc 6`).

@@ -41,7 +41,7 @@ impl RpcAddress {
     }
 
     /// The host as name resolution takes it.
-    pub(crate) fn bare_host(&self) -> &str {
+    pub(crate) fn unbracketed_host(&self) -> &str {
         self.host()
             .strip_prefix('[')
             .and_then(|host| host.strip_suffix(']'))
@@ -70,12 +70,13 @@ impl RpcAddress {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Address`] for anything else: another scheme, no port, a user, a path, a query,
+    /// [`ErrorKind::InvalidAddress`] for anything else: another scheme, no port, a user, a path, a query,
     /// a fragment.
     pub fn from_spark_url(url: &str) -> Result<Self, RpcError> {
         let address = url.strip_prefix("spark://").and_then(|rest| parse_host_port(rest).ok());
-        address
-            .ok_or_else(|| RpcError::new(ErrorKind::Address, format!("Invalid master URL: {url}")))
+        address.ok_or_else(|| {
+            RpcError::new(ErrorKind::InvalidAddress, format!("Invalid master URL: {url}"))
+        })
     }
 }
 
@@ -104,7 +105,7 @@ impl FromStr for RpcAddress {
     fn from_str(text: &str) -> Result<Self, RpcError> {
         parse_host_port(text).map_err(|why| {
             RpcError::new(
-                ErrorKind::Address,
+                ErrorKind::InvalidAddress,
                 format!("`{text:.200}` is not host:port, for example 127.0.0.1:7077: {why}"),
             )
         })
@@ -159,7 +160,7 @@ impl RpcEndpointAddress {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Address`] if `name` is empty, longer than 65535 bytes, or has a character that
+    /// [`ErrorKind::InvalidAddress`] if `name` is empty, longer than 65535 bytes, or has a character that
     /// the texts could not carry. Letters, digits and `-._~!$&'()*+,;=:%` are good.
     pub fn new(address: Option<RpcAddress>, name: &str) -> Result<Self, RpcError> {
         check_name(name)?;
@@ -188,16 +189,16 @@ const MAX_NAME: usize = 65_535;
 
 fn check_name(name: &str) -> Result<(), RpcError> {
     if name.is_empty() {
-        return Err(RpcError::new(ErrorKind::Address, "RpcEndpoint name must be provided."));
+        return Err(RpcError::new(ErrorKind::InvalidAddress, "RpcEndpoint name must be provided."));
     }
     if name.len() > MAX_NAME {
         let text = format!("the endpoint name `{name:.200}`... is longer than {MAX_NAME} bytes");
-        return Err(RpcError::new(ErrorKind::Address, text));
+        return Err(RpcError::new(ErrorKind::InvalidAddress, text));
     }
     let good = |c: char| c.is_alphanumeric() || "-._~!$&'()*+,;=:%".contains(c);
     match name.chars().find(|c| !good(*c)) {
         Some(bad) => Err(RpcError::new(
-            ErrorKind::Address,
+            ErrorKind::InvalidAddress,
             format!(
                 "the endpoint name `{name:.200}` contains {bad:?}, which spark://name@host:port cannot carry"
             ),
@@ -226,7 +227,8 @@ impl FromStr for RpcEndpointAddress {
             let (name, address) = text.strip_prefix("spark://")?.split_once('@')?;
             Self::new(Some(parse_host_port(address).ok()?), name).ok()
         };
-        parse()
-            .ok_or_else(|| RpcError::new(ErrorKind::Address, format!("Invalid Spark URL: {text}")))
+        parse().ok_or_else(|| {
+            RpcError::new(ErrorKind::InvalidAddress, format!("Invalid Spark URL: {text}"))
+        })
     }
 }

@@ -13,30 +13,30 @@ use tokio::time::Instant;
 use crate::abort::AbortHandle;
 use crate::address::{RpcAddress, RpcEndpointAddress};
 use crate::conf::AskConf;
-use crate::deadlines::{Deadlines, Over};
+use crate::deadlines::{DeadlineTimer, Expiry};
 use crate::error::{ErrorKind, RpcError};
 use crate::peer::RemoteReplyFuture;
 use crate::running::ActorId;
-use crate::slot::Slot;
+use crate::slot::ReplySlot;
 use crate::timeout::RpcTimeout;
 use crate::trace::Tracer;
-use crate::wire::{self, IncomingBody};
+use crate::wire::{self, DecodeBuf};
 
 /// What the refs of an environment have in common: what their asks go by, and how many of these
 /// there are.
-pub(crate) struct Asks {
+pub(crate) struct AskResources {
     pub(crate) conf: AskConf,
-    pub(crate) deadlines: Arc<Deadlines>,
+    pub(crate) deadlines: Arc<DeadlineTimer>,
     pub(crate) tracer: Tracer,
     /// How many wait for an answer.
     pub(crate) pending: AtomicUsize,
 }
 
-impl Asks {
+impl AskResources {
     pub(crate) fn new(conf: AskConf, tracer: Tracer, runtime: Handle) -> Arc<Self> {
         Arc::new(Self {
             conf,
-            deadlines: Deadlines::new(runtime),
+            deadlines: DeadlineTimer::new(runtime),
             tracer,
             pending: AtomicUsize::new(0),
         })
@@ -45,9 +45,9 @@ impl Asks {
 
 /// What is known of an endpoint. An endpoint of this environment has it in common with all of its
 /// refs, one elsewhere with the clones of a ref.
-pub(crate) struct About {
+pub(crate) struct EndpointInfo {
     pub(crate) address: RpcEndpointAddress,
-    pub(crate) asks: Arc<Asks>,
+    pub(crate) asks: Arc<AskResources>,
     /// Which run of its environment it belongs to; 0 if that is not known.
     pub(crate) incarnation: u64,
     /// The peer of the connection it is reached over, if its environment does not listen.
@@ -55,8 +55,12 @@ pub(crate) struct About {
     pending: AtomicUsize,
 }
 
-impl About {
-    pub(crate) fn new(address: RpcEndpointAddress, asks: Arc<Asks>, incarnation: u64) -> Self {
+impl EndpointInfo {
+    pub(crate) fn new(
+        address: RpcEndpointAddress,
+        asks: Arc<AskResources>,
+        incarnation: u64,
+    ) -> Self {
         Self { address, asks, incarnation, socket: None, pending: AtomicUsize::new(0) }
     }
 
@@ -69,7 +73,7 @@ impl About {
     }
 
     /// Counts one more ask that waits, unless there are too many.
-    pub(crate) fn begin(&self) -> Result<(), RpcError> {
+    pub(crate) fn reserve_ask(&self) -> Result<(), RpcError> {
         let conf = &self.asks.conf;
         let of_all = self.asks.pending.fetch_add(1, Ordering::Relaxed);
         let of_this = self.pending.fetch_add(1, Ordering::Relaxed);
@@ -97,9 +101,9 @@ impl About {
 
 /// The answer to come of an [ask](crate::RpcEndpointRef::ask). Can be polled on any executor.
 #[must_use = "the request is sent already; await this for the answer, or use `send` if there is no need to know"]
-pub struct Ask<T> {
-    state: State<T>,
-    about: Arc<About>,
+pub struct AskFuture<T> {
+    state: AskState<T>,
+    about: Arc<EndpointInfo>,
     /// Unless it is the environment's. Boxed: an ask is moved often.
     timeout: Option<Box<RpcTimeout>>,
     deadline: Option<Instant>,
@@ -110,66 +114,66 @@ pub struct Ask<T> {
 }
 
 /// The first two have been counted by [`About::begin`].
-pub(crate) enum State<T> {
+pub(crate) enum AskState<T> {
     Local {
-        slot: Arc<Slot<T>>,
+        slot: Arc<ReplySlot<T>>,
         /// The answer has been taken out.
         answered: bool,
     },
     Remote {
         reply: RemoteReplyFuture,
-        decode: fn(IncomingBody) -> Result<T, RpcError>,
+        decode: fn(DecodeBuf) -> Result<T, RpcError>,
     },
     Refused(RpcError),
     Done,
 }
 
 // Nothing in it is pinned in place.
-impl<T> Unpin for Ask<T> {}
+impl<T> Unpin for AskFuture<T> {}
 
-impl<T> Future for Ask<T> {
+impl<T> Future for AskFuture<T> {
     type Output = Result<T, RpcError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
         if let Some(error) = this.abort.as_ref().and_then(|abort| abort.poll_aborted(cx)) {
             this.finish();
-            return Poll::Ready(Err(error.received()));
+            return Poll::Ready(Err(error.mark_as_result()));
         }
         let polled = match &mut this.state {
-            State::Local { slot, answered } => {
+            AskState::Local { slot, answered } => {
                 let polled = slot.poll(cx);
                 *answered = polled.is_ready();
                 polled
             }
-            State::Remote { reply, decode } => Pin::new(reply)
+            AskState::Remote { reply, decode } => Pin::new(reply)
                 .poll(cx)
                 .map(|response| wire::decode_reply(response?, &this.about.address, *decode)),
-            State::Refused(error) => Poll::Ready(Err(error.clone())),
-            State::Done => panic!("Ask polled after it was ready"),
+            AskState::Refused(error) => Poll::Ready(Err(error.clone())),
+            AskState::Done => panic!("Ask polled after it was ready"),
         };
         let outcome = match polled {
             // The endpoint's side counts the same time, and may be the first to tell.
             Poll::Ready(Err(error))
-                if error.is_remote() && error.is_timeout() && this.is_over() =>
+                if error.is_remote() && error.is_timeout() && this.is_past_deadline() =>
             {
-                Err(this.timeout().expired(this.about.peer()).with_source(error))
+                Err(this.timeout().timeout_error(this.about.peer()).with_source(error))
             }
             Poll::Ready(outcome) => outcome,
-            Poll::Pending if ActorId::of(&this.about).is_running() => {
-                Err(waits_for_itself(&this.about.address))
+            Poll::Pending if ActorId::of(&this.about).is_current() => {
+                Err(deadlock_error(&this.about.address))
             }
             Poll::Pending => Err(match std::task::ready!(this.poll_deadline(cx)) {
-                Over::Due => this.timeout().expired(this.about.peer()),
-                Over::RuntimeGone => runtime_gone(&this.about.address),
+                Expiry::Elapsed => this.timeout().timeout_error(this.about.peer()),
+                Expiry::RuntimeStopped => runtime_stopped_error(&this.about.address),
             }),
         };
         this.finish();
-        Poll::Ready(outcome.map_err(RpcError::received))
+        Poll::Ready(outcome.map_err(RpcError::mark_as_result))
     }
 }
 
-impl<T> Ask<T> {
+impl<T> AskFuture<T> {
     /// What gives this ask up, from elsewhere and with an error of one's own. To give it up without
     /// one, drop it.
     ///
@@ -189,8 +193,8 @@ impl<T> Ask<T> {
     /// `timeout`: none if it is the environment's. `deadline`: none if it is beyond what the clock
     /// can count.
     pub(crate) fn new(
-        state: State<T>,
-        about: Arc<About>,
+        state: AskState<T>,
+        about: Arc<EndpointInfo>,
         timeout: Option<RpcTimeout>,
         deadline: Option<Instant>,
     ) -> Self {
@@ -201,11 +205,11 @@ impl<T> Ask<T> {
         self.timeout.as_deref().unwrap_or(&self.about.asks.conf.timeout)
     }
 
-    fn is_over(&self) -> bool {
+    fn is_past_deadline(&self) -> bool {
         self.deadline.is_some_and(|deadline| deadline <= Instant::now())
     }
 
-    fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<Over> {
+    fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<Expiry> {
         let deadlines = &self.about.asks.deadlines;
         match self.waiting {
             Some(key) => deadlines.poll(key, cx.waker()),
@@ -221,25 +225,25 @@ impl<T> Ask<T> {
 
     fn finish(&mut self) {
         match &self.state {
-            State::Local { slot, answered } => {
+            AskState::Local { slot, answered } => {
                 if !answered {
-                    slot.close();
+                    slot.cancel();
                 }
                 self.about.end();
             }
-            State::Remote { .. } => self.about.end(),
+            AskState::Remote { .. } => self.about.end(),
             // It was never begun.
-            State::Refused(_) => {}
-            State::Done => return,
+            AskState::Refused(_) => {}
+            AskState::Done => return,
         }
-        self.state = State::Done;
+        self.state = AskState::Done;
         if let Some(key) = self.waiting.take() {
             self.about.asks.deadlines.cancel(key);
         }
     }
 }
 
-fn waits_for_itself(endpoint: &RpcEndpointAddress) -> RpcError {
+fn deadlock_error(endpoint: &RpcEndpointAddress) -> RpcError {
     let text = format!(
         "{endpoint} waits in a handler for its own answer, which it can only give when that handler has ended: \
          await the ask in a spawned task, or make it an RpcEndpoint"
@@ -247,18 +251,18 @@ fn waits_for_itself(endpoint: &RpcEndpointAddress) -> RpcError {
     RpcError::new(ErrorKind::Deadlock, text).with_peer(endpoint)
 }
 
-fn runtime_gone(endpoint: &RpcEndpointAddress) -> RpcError {
+fn runtime_stopped_error(endpoint: &RpcEndpointAddress) -> RpcError {
     let text = format!("the runtime of the environment shut down before {endpoint} answered");
     RpcError::new(ErrorKind::Stopped, text).with_peer(endpoint)
 }
 
-impl<T> Drop for Ask<T> {
+impl<T> Drop for AskFuture<T> {
     fn drop(&mut self) {
         self.finish();
     }
 }
 
-impl<T> fmt::Debug for Ask<T> {
+impl<T> fmt::Debug for AskFuture<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Ask")
             .field("of", &self.about.address)

@@ -5,7 +5,7 @@ use tokio::runtime::Handle;
 use crate::endpoint_ref::RpcEndpointRef;
 use crate::error::{ErrorKind, RpcError};
 use crate::message::{RpcMessage, RpcRequest};
-use crate::threads::may_block;
+use crate::threads::can_block;
 use crate::timeout::RpcTimeout;
 
 impl<M: RpcMessage> RpcEndpointRef<M> {
@@ -34,7 +34,7 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
         request: R,
         timeout: impl Into<RpcTimeout>,
     ) -> Result<R::Reply, RpcError> {
-        if Handle::try_current().is_ok() && !may_block() {
+        if Handle::try_current().is_ok() && !can_block() {
             let text = format!(
                 "ask_sync of {} on a thread of a runtime would block the tasks that run there: await `ask` instead",
                 self.address()

@@ -9,11 +9,11 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use crate::address::RpcAddress;
-use crate::error::{RpcError, unanswered};
+use crate::error::{RpcError, no_reply_error};
 use crate::message_metadata::{LocalCaller as _, ask_id};
 use crate::peer::RemoteAsk;
-use crate::running::abandon;
-use crate::slot::Slot;
+use crate::running::defer_failure;
+use crate::slot::ReplySlot;
 use crate::wire;
 
 /// Answers one ask, now or later, from anywhere (`rpc 2`): it may be kept, moved to another task,
@@ -34,7 +34,7 @@ pub struct RpcCallContext<T: Send + 'static> {
 pub(crate) enum Caller<T> {
     /// The request was sent, or has its reply.
     None,
-    Local(Arc<Slot<T>>),
+    Local(Arc<ReplySlot<T>>),
     Remote(Box<RemoteAsk>, fn(&T) -> Bytes),
 }
 
@@ -64,7 +64,7 @@ impl<T: Send + 'static> RpcCallContext<T> {
     /// requests becomes the source of a new one, which is not retryable unless the endpoint [says
     /// so](RpcError::retryable): this request was handled.
     pub fn send_failure(mut self, error: RpcError) {
-        let error = error.in_own_name();
+        let error = error.into_handler_failure();
         match std::mem::replace(&mut self.caller, Caller::None) {
             Caller::None => {}
             Caller::Local(slot) => slot.complete(Err(error)),
@@ -115,7 +115,7 @@ impl<T: Send + 'static> RpcCallContext<T> {
     pub async fn cancelled(&self) {
         match &self.caller {
             Caller::None => std::future::pending().await,
-            Caller::Local(slot) => poll_fn(|cx| slot.poll_closed(cx)).await,
+            Caller::Local(slot) => poll_fn(|cx| slot.poll_cancelled(cx)).await,
             Caller::Remote(ask, _) => match ask.key.deadline {
                 // The deadline cancels, too.
                 Some(deadline) => drop(tokio::time::timeout_at(deadline, ask.cancelled()).await),
@@ -146,8 +146,8 @@ impl<T: Send + 'static> Drop for RpcCallContext<T> {
         // runtime.
         let caller = std::mem::replace(&mut self.caller, Caller::None);
         let context = Self { caller, sender: None };
-        if let Some(fail) = abandon(id, Box::new(move |error| context.send_failure(error))) {
-            fail(unanswered());
+        if let Some(fail) = defer_failure(id, Box::new(move |error| context.send_failure(error))) {
+            fail(no_reply_error());
         }
     }
 }

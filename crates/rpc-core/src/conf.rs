@@ -8,7 +8,7 @@ use std::time::Duration;
 use network_common::{parse_size, parse_time};
 
 use crate::error::{ErrorKind, RpcError};
-use crate::limits::{ByteBudget, InboxConf, Overflow, Volume};
+use crate::limits::{ByteBudget, InboxConf, OverflowPolicy, Volume};
 use crate::timeout::RpcTimeout;
 
 const ASK_TIMEOUT: &str = "spark.rpc.askTimeout";
@@ -17,8 +17,8 @@ const NETWORK_TIMEOUT: &str = "spark.network.timeout";
 const INBOX_MESSAGES: &str = "spark.rpc.inbox.maxMessages";
 const INBOX_BYTES: &str = "spark.rpc.inbox.maxBytes";
 const INBOX_TOTAL_BYTES: &str = "spark.rpc.inbox.maxTotalBytes";
-const OUTBOX_MESSAGES: &str = "spark.rpc.outbox.maxMessages";
-const OUTBOX_BYTES: &str = "spark.rpc.outbox.maxBytes";
+const ROUTE_QUEUE_MESSAGES: &str = "spark.rpc.route.maxQueuedMessages";
+const ROUTE_QUEUE_BYTES: &str = "spark.rpc.route.maxQueuedBytes";
 const MAX_ROUTES: &str = "spark.rpc.maxRoutesPerConnection";
 const MAX_PENDING: &str = "spark.rpc.ask.maxPending";
 const MAX_PENDING_PER_ENDPOINT: &str = "spark.rpc.ask.maxPendingPerEndpoint";
@@ -63,8 +63,8 @@ pub(crate) struct AskConf {
 /// | `spark.rpc.inbox.maxBytes` | `64m` | their bytes: of the frame, or of the object if it was sent in this process |
 /// | `spark.rpc.inbox.maxTotalBytes` | `512m` | bytes of messages from the network in all inboxes together |
 /// | `spark.rpc.maxRoutesPerConnection` | 65536 | endpoints that each side of a connection may send to over it |
-/// | `spark.rpc.outbox.maxMessages` | 65536 | messages to one remote endpoint that wait for a connection or for credit |
-/// | `spark.rpc.outbox.maxBytes` | `64m` | their bytes |
+/// | `spark.rpc.route.maxQueuedMessages` | 65536 | messages to one remote endpoint that wait for a connection or for credit |
+/// | `spark.rpc.route.maxQueuedBytes` | `64m` | their bytes |
 /// | `spark.rpc.slowMessageThreshold` | `5s` | a message whose handling takes longer is logged as a warning |
 /// | `spark.rpc.shutdownTimeout` | `30s` | how long a shutdown lets endpoints finish what they have accepted |
 ///
@@ -120,7 +120,7 @@ impl RpcConf {
         self.lookup_timeout()?;
         self.inbox()?;
         self.inbox_budget()?;
-        self.outbox_limits()?;
+        self.route_queue_limits()?;
         self.max_routes()?;
         self.shutdown_timeout()?;
         self.port_max_retries().map(drop)
@@ -173,7 +173,7 @@ impl RpcConf {
         let messages = self.amount(INBOX_MESSAGES, 65_536)?;
         let bytes = self.amount(INBOX_BYTES, 64 << 20)?;
         let slow = self.duration(SLOW_MESSAGE)?.unwrap_or(Duration::from_secs(5));
-        Ok(InboxConf::new(Volume::new(messages, bytes), Overflow::default(), slow))
+        Ok(InboxConf::new(Volume::new(messages, bytes), OverflowPolicy::default(), slow))
     }
 
     pub(crate) fn shutdown_timeout(&self) -> Result<Duration, RpcError> {
@@ -189,8 +189,11 @@ impl RpcConf {
         Ok(ByteBudget::new(self.amount(INBOX_TOTAL_BYTES, 512 << 20)? / 4))
     }
 
-    pub(crate) fn outbox_limits(&self) -> Result<Volume, RpcError> {
-        Ok(Volume::new(self.amount(OUTBOX_MESSAGES, 65_536)?, self.amount(OUTBOX_BYTES, 64 << 20)?))
+    pub(crate) fn route_queue_limits(&self) -> Result<Volume, RpcError> {
+        Ok(Volume::new(
+            self.amount(ROUTE_QUEUE_MESSAGES, 65_536)?,
+            self.amount(ROUTE_QUEUE_BYTES, 64 << 20)?,
+        ))
     }
 
     pub(crate) fn max_routes(&self) -> Result<u32, RpcError> {

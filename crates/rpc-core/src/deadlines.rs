@@ -20,18 +20,18 @@ const TICK: Duration = Duration::from_millis(50);
 
 /// With nothing to wait for, the task ends after this many looks; not at once, as the next ask is
 /// usually near.
-const IDLE_LOOKS: u32 = 40;
+const IDLE_TICKS: u32 = 40;
 
-pub(crate) struct Deadlines {
-    state: Mutex<State>,
+pub(crate) struct DeadlineTimer {
+    state: Mutex<TimerState>,
     /// Tells the task to look earlier than it means to.
     sooner: Arc<Notify>,
     pub(crate) runtime: Handle,
 }
 
 #[derive(Default)]
-struct State {
-    waiting: Slab<Waiting>,
+struct TimerState {
+    waiting: Slab<DeadlineEntry>,
     /// Nothing in `waiting` that was not woken yet is due before.
     earliest: Option<Instant>,
     /// When the task looks; none if there is no task.
@@ -40,7 +40,7 @@ struct State {
     runtime_gone: bool,
 }
 
-struct Waiting {
+struct DeadlineEntry {
     /// None: beyond what the clock can count.
     due: Option<Instant>,
     waker: Waker,
@@ -48,12 +48,12 @@ struct Waiting {
 
 /// Why there is nothing more to wait for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Over {
-    Due,
-    RuntimeGone,
+pub(crate) enum Expiry {
+    Elapsed,
+    RuntimeStopped,
 }
 
-impl Deadlines {
+impl DeadlineTimer {
     pub(crate) fn new(runtime: Handle) -> Arc<Self> {
         Arc::new(Self { state: Mutex::default(), sooner: Arc::default(), runtime })
     }
@@ -63,19 +63,20 @@ impl Deadlines {
         self: &Arc<Self>,
         due: Option<Instant>,
         waker: &Waker,
-    ) -> Result<usize, Over> {
+    ) -> Result<usize, Expiry> {
         let mut state = self.state.lock();
         if state.runtime_gone {
-            return Err(Over::RuntimeGone);
+            return Err(Expiry::RuntimeStopped);
         }
-        let key = state.waiting.insert(Waiting { due, waker: waker.clone() });
+        let key = state.waiting.insert(DeadlineEntry { due, waker: waker.clone() });
         state.earliest = state.earliest.into_iter().chain(due).min();
         match state.next_look {
             None => {
                 state.next_look = Some(Instant::now());
                 state.idle_looks = 0;
                 drop(state);
-                self.runtime.spawn(look(Task { deadlines: Arc::downgrade(self), ended: false }));
+                self.runtime
+                    .spawn(run(TimerTask { deadlines: Arc::downgrade(self), ended: false }));
             }
             Some(next_look) if due.is_some_and(|due| due < next_look) => {
                 state.next_look = due;
@@ -88,15 +89,15 @@ impl Deadlines {
     }
 
     /// Whether it is over; if not, `waker` is woken instead of the one given before.
-    pub(crate) fn poll(&self, key: usize, waker: &Waker) -> Poll<Over> {
+    pub(crate) fn poll(&self, key: usize, waker: &Waker) -> Poll<Expiry> {
         let mut state = self.state.lock();
         if state.runtime_gone {
-            return Poll::Ready(Over::RuntimeGone);
+            return Poll::Ready(Expiry::RuntimeStopped);
         }
         let Some(waiting) = state.waiting.get_mut(key) else { return Poll::Pending };
         // Under the lock: the task may just have woken the waker given before.
         if waiting.due.is_some_and(|due| due <= Instant::now()) {
-            return Poll::Ready(Over::Due);
+            return Poll::Ready(Expiry::Elapsed);
         }
         waiting.waker.clone_from(waker);
         Poll::Pending
@@ -116,7 +117,7 @@ impl Deadlines {
         if state.waiting.is_empty() {
             state.earliest = None;
             state.idle_looks += 1;
-            if state.idle_looks == IDLE_LOOKS {
+            if state.idle_looks == IDLE_TICKS {
                 state.next_look = None;
                 return None;
             }
@@ -142,12 +143,12 @@ impl Deadlines {
     }
 }
 
-struct Task {
-    deadlines: Weak<Deadlines>,
+struct TimerTask {
+    deadlines: Weak<DeadlineTimer>,
     ended: bool,
 }
 
-impl Drop for Task {
+impl Drop for TimerTask {
     fn drop(&mut self) {
         let Some(deadlines) = self.deadlines.upgrade().filter(|_| !self.ended) else { return };
         let mut state = deadlines.state.lock();
@@ -159,7 +160,7 @@ impl Drop for Task {
     }
 }
 
-async fn look(mut task: Task) {
+async fn run(mut task: TimerTask) {
     while let Some(deadlines) = task.deadlines.upgrade() {
         let Some(next_look) = deadlines.wake_due() else {
             task.ended = true;
@@ -178,7 +179,7 @@ mod tests {
 
     use super::*;
 
-    async fn wait(deadlines: &Arc<Deadlines>, limit: Duration) -> Duration {
+    async fn wait_for_tick(deadlines: &Arc<DeadlineTimer>, limit: Duration) -> Duration {
         let started = Instant::now();
         let mut key = None;
         let over = poll_fn(|cx| match key {
@@ -192,16 +193,17 @@ mod tests {
             },
         })
         .await;
-        assert_eq!(over, Over::Due);
+        assert_eq!(over, Expiry::Elapsed);
         key.into_iter().for_each(|key| deadlines.cancel(key));
         started.elapsed()
     }
 
     #[tokio::test(start_paused = true)]
     async fn each_is_woken_when_it_is_due() {
-        let deadlines = Deadlines::new(Handle::current());
+        let deadlines = DeadlineTimer::new(Handle::current());
         let limits = [7_000, 5_000, 1, 49, 120_000, 0, 51, 7_000].map(Duration::from_millis);
-        let waits = futures::future::join_all(limits.map(|limit| wait(&deadlines, limit))).await;
+        let waits =
+            futures::future::join_all(limits.map(|limit| wait_for_tick(&deadlines, limit))).await;
         for (limit, waited) in limits.into_iter().zip(waits) {
             assert!(
                 waited >= limit && waited <= limit + Duration::from_millis(2),
@@ -213,12 +215,12 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_task_ends_when_idle_and_starts_again() {
-        let deadlines = Deadlines::new(Handle::current());
+        let deadlines = DeadlineTimer::new(Handle::current());
         for _ in 0..2 {
             let limit = Duration::from_secs(5);
-            let waited = wait(&deadlines, limit).await;
+            let waited = wait_for_tick(&deadlines, limit).await;
             assert!(waited <= limit + Duration::from_millis(2), "{waited:?}");
-            tokio::time::sleep(TICK * (IDLE_LOOKS + 2)).await;
+            tokio::time::sleep(TICK * (IDLE_TICKS + 2)).await;
             assert_eq!(deadlines.state.lock().next_look, None);
         }
     }

@@ -24,20 +24,20 @@ use crate::sync::Mutex;
 /// The connections that downloads go over. A connection carries one download at a time, so that one
 /// which nobody reads holds up no other, and one that is given up ends its transfer; in between it
 /// is kept for the next.
-pub(crate) struct Downloads {
+pub(crate) struct DownloadPool {
     factory: TransportClientFactory,
     idle_per_peer: usize,
-    connections: Mutex<Connections>,
+    connections: Mutex<IdleConnections>,
 }
 
 #[derive(Default)]
-struct Connections {
+struct IdleConnections {
     busy: HashMap<ConnectionId, TransportClient>,
     idle: HashMap<RpcAddress, Vec<TransportClient>>,
     closed: bool,
 }
 
-impl Downloads {
+impl DownloadPool {
     /// Secured as `messages`, the context of the connections for messages.
     pub(crate) fn new(
         conf: &RpcConf,
@@ -68,7 +68,7 @@ impl Downloads {
         self: &Arc<Self>,
         address: &RpcAddress,
         stream_id: &str,
-    ) -> Result<(Lease, StreamBody), TransportError> {
+    ) -> Result<(ConnectionLease, StreamBody), TransportError> {
         // The peer may have closed an idle one just now, so only a new one has the last word.
         while let Some(client) = self.take_idle(address) {
             match self.lease(address, client).stream(stream_id).await {
@@ -84,16 +84,21 @@ impl Downloads {
         self.connections.lock().idle.get_mut(address)?.pop()
     }
 
-    fn lease(self: &Arc<Self>, address: &RpcAddress, client: TransportClient) -> Lease {
+    fn lease(self: &Arc<Self>, address: &RpcAddress, client: TransportClient) -> ConnectionLease {
         let mut connections = self.connections.lock();
         if connections.closed {
             client.close();
         }
         connections.busy.insert(client.id(), client.clone());
-        Lease { downloads: Arc::clone(self), address: address.clone(), client, reusable: false }
+        ConnectionLease {
+            downloads: Arc::clone(self),
+            address: address.clone(),
+            client,
+            reusable: false,
+        }
     }
 
-    fn give_back(&self, address: &RpcAddress, client: &TransportClient, reusable: bool) {
+    fn release(&self, address: &RpcAddress, client: &TransportClient, reusable: bool) {
         let mut connections = self.connections.lock();
         connections.busy.remove(&client.id());
         for idle in connections.idle.values_mut() {
@@ -131,15 +136,15 @@ impl Downloads {
 }
 
 /// A connection that is one download's alone.
-struct Lease {
-    downloads: Arc<Downloads>,
+struct ConnectionLease {
+    downloads: Arc<DownloadPool>,
     address: RpcAddress,
     client: TransportClient,
     /// Nothing is on its way any more.
     reusable: bool,
 }
 
-impl Lease {
+impl ConnectionLease {
     async fn stream(mut self, stream_id: &str) -> Result<(Self, StreamBody), TransportError> {
         match self.client.stream(stream_id).await {
             Ok(body) => Ok((self, body)),
@@ -151,9 +156,9 @@ impl Lease {
     }
 }
 
-impl Drop for Lease {
+impl Drop for ConnectionLease {
     fn drop(&mut self) {
-        self.downloads.give_back(&self.address, &self.client, self.reusable);
+        self.downloads.release(&self.address, &self.client, self.reusable);
     }
 }
 
@@ -170,7 +175,7 @@ impl Drop for Lease {
 pub struct Download {
     uri: String,
     body: StreamBody,
-    lease: Lease,
+    lease: ConnectionLease,
 }
 
 impl Download {
@@ -213,7 +218,7 @@ impl Download {
         let done = self.len() - self.remaining();
         let what =
             format!("the download of {} broke off after {done} of {} bytes", self.uri, self.len());
-        self.lease.downloads.failed(&what, &self.lease.address, error).received()
+        self.lease.downloads.failed(&what, &self.lease.address, error).mark_as_result()
     }
 }
 
@@ -273,8 +278,9 @@ fn transport_conf(conf: &RpcConf) -> Result<TransportConf, RpcError> {
 
 /// The address that `uri` names and the path there, decoded.
 fn parse(uri: &str) -> Result<(RpcAddress, String), RpcError> {
-    let bad =
-        |why: &str| RpcError::new(ErrorKind::Address, format!("cannot download {uri}: {why}"));
+    let bad = |why: &str| {
+        RpcError::new(ErrorKind::InvalidAddress, format!("cannot download {uri}: {why}"))
+    };
     let rest =
         uri.strip_prefix("spark://").ok_or_else(|| bad("it does not begin with spark://"))?;
     let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));

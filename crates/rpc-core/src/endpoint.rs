@@ -178,9 +178,9 @@ pub trait RpcEndpoint: Sized + Send + Sync + 'static {
 }
 
 /// What an endpoint's functions are given besides the message. Cheap to clone, for spawned tasks.
-pub struct EndpointContext<M>(pub(crate) Arc<Inner<M>>);
+pub struct EndpointContext<M>(pub(crate) Arc<ContextInner<M>>);
 
-pub(crate) struct Inner<M> {
+pub(crate) struct ContextInner<M> {
     self_ref: Option<RpcEndpointRef<M>>,
     /// The `RpcEnv`'s inside, which belongs to a higher floor; `env.rs` casts it back.
     pub(crate) env: Arc<dyn Any + Send + Sync>,
@@ -188,12 +188,12 @@ pub(crate) struct Inner<M> {
 
 impl<M> EndpointContext<M> {
     pub(crate) fn new(self_ref: RpcEndpointRef<M>, env: Arc<dyn Any + Send + Sync>) -> Self {
-        Self(Arc::new(Inner { self_ref: Some(self_ref), env }))
+        Self(Arc::new(ContextInner { self_ref: Some(self_ref), env }))
     }
 
     /// This, without the endpoint's own ref.
     pub(crate) fn for_stop(&self) -> Self {
-        Self(Arc::new(Inner { self_ref: None, env: Arc::clone(&self.0.env) }))
+        Self(Arc::new(ContextInner { self_ref: None, env: Arc::clone(&self.0.env) }))
     }
 
     /// The endpoint's own ref: to send to itself, or to give to others. None in `on_stop`.

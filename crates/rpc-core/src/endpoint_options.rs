@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::limits::{InboxConf, Overflow, Volume};
+use crate::limits::{InboxConf, OverflowPolicy, Volume};
 
 /// How an endpoint is to be run, for [`setup_endpoint_with`](crate::RpcEnv::setup_endpoint_with).
 ///
@@ -18,7 +18,7 @@ pub struct EndpointOptions {
     pub(crate) connection_events: bool,
     max_messages: Option<u64>,
     max_bytes: Option<u64>,
-    overflow: Overflow,
+    overflow: OverflowPolicy,
 }
 
 impl EndpointOptions {
@@ -30,7 +30,7 @@ impl EndpointOptions {
             connection_events: true,
             max_messages: None,
             max_bytes: None,
-            overflow: Overflow::default(),
+            overflow: OverflowPolicy::default(),
         }
     }
 
@@ -69,8 +69,8 @@ impl EndpointOptions {
         self
     }
 
-    /// What happens to a message that does not fit; [`Overflow::Refuse`] by default.
-    pub fn overflow(mut self, overflow: Overflow) -> Self {
+    /// What happens to a message that does not fit; [`OverflowPolicy::Reject`] by default.
+    pub fn overflow(mut self, overflow: OverflowPolicy) -> Self {
         self.overflow = overflow;
         self
     }

@@ -9,22 +9,22 @@ use futures::future::BoxFuture;
 use tokio::time::Instant;
 
 use crate::address::RpcEndpointAddress;
-use crate::ask::{About, Ask, State};
+use crate::ask::{AskFuture, AskState, EndpointInfo};
 use crate::call_context::{Caller, RpcCallContext};
 use crate::error::{ErrorKind, RpcError, SendError};
 use crate::inbox_handle::InboxHandle;
 use crate::message::{RpcMessage, RpcRequest, local_only};
 use crate::message_metadata::{MessageCaller, MessageMetadata};
 use crate::peer::OutboundRoute;
-use crate::running::running_deadline;
-use crate::slot::Slot;
+use crate::running::current_deadline;
+use crate::slot::ReplySlot;
 use crate::timeout::RpcTimeout;
 use crate::wire::{self, EncodedMessage};
 
 thread_local! {
     /// Every second message takes from tokio's budget, so who sends in a loop has a turn of 256, as
     /// a loop has that handles them.
-    static TURN: Cell<bool> = const { Cell::new(false) };
+    static CONSUMES_BUDGET: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Reaches one endpoint, here or elsewhere, with the messages of `M`. Cheap to clone.
@@ -34,27 +34,27 @@ thread_local! {
 /// endpoints' addresses are (`rpc 6.3`); where these are without host and port, the environments
 /// must be the same too.
 pub struct RpcEndpointRef<M> {
-    pub(crate) about: Arc<About>,
-    target: Target<M>,
+    pub(crate) about: Arc<EndpointInfo>,
+    target: RefTarget<M>,
 }
 
-enum Target<M> {
+enum RefTarget<M> {
     Local(Arc<dyn InboxHandle<M>>),
     Remote(Arc<OutboundRoute>),
 }
 
 impl<M> RpcEndpointRef<M> {
-    pub(crate) fn local(about: Arc<About>, inbox: Arc<dyn InboxHandle<M>>) -> Self {
-        Self { about, target: Target::Local(inbox) }
+    pub(crate) fn local(about: Arc<EndpointInfo>, inbox: Arc<dyn InboxHandle<M>>) -> Self {
+        Self { about, target: RefTarget::Local(inbox) }
     }
 
     /// `about`: of an endpoint of another environment.
-    pub(crate) fn remote(about: About, route: OutboundRoute) -> Self {
-        Self { about: Arc::new(about), target: Target::Remote(Arc::new(route)) }
+    pub(crate) fn remote(about: EndpointInfo, route: OutboundRoute) -> Self {
+        Self { about: Arc::new(about), target: RefTarget::Remote(Arc::new(route)) }
     }
 
     pub(crate) fn is_local(&self) -> bool {
-        matches!(self.target, Target::Local(_))
+        matches!(self.target, RefTarget::Local(_))
     }
 
     /// Which run of its environment the endpoint belongs to; 0 if that is not known.
@@ -109,8 +109,8 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
         M: From<N>,
     {
         let target = match &self.target {
-            Target::Local(inbox) => Target::Local(Arc::new(Narrowed(Arc::clone(inbox))) as _),
-            Target::Remote(route) => Target::Remote(Arc::clone(route)),
+            RefTarget::Local(inbox) => RefTarget::Local(Arc::new(Narrowed(Arc::clone(inbox))) as _),
+            RefTarget::Remote(route) => RefTarget::Remote(Arc::clone(route)),
         };
         RpcEndpointRef { about: Arc::clone(&self.about), target }
     }
@@ -129,7 +129,7 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
     /// the message is too large to leave the process, which is not.
     pub fn send<R: RpcRequest<M>>(&self, request: R) -> Result<(), SendError<R>> {
         match &self.target {
-            Target::Local(inbox) => {
+            RefTarget::Local(inbox) => {
                 let sender = self.about.address.address().cloned();
                 let context = RpcCallContext { caller: Caller::None, sender };
                 let mut parts = Some((request, context));
@@ -143,7 +143,7 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
                     _ => Ok(()),
                 }
             }
-            Target::Remote(route) => {
+            RefTarget::Remote(route) => {
                 let sent = self.encode(&request, false).and_then(|message| route.send(message));
                 sent.map_err(|error| SendError::new(request, error))
             }
@@ -162,7 +162,7 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
     /// Dropped before it is ready, it has sent nothing, and the request is dropped.
     pub async fn send_wait<R: RpcRequest<M>>(&self, mut request: R) -> Result<(), SendError<R>> {
         // Else who sends in a loop would keep the thread from the endpoint until the queue is full.
-        if TURN.replace(!TURN.get()) {
+        if CONSUMES_BUDGET.replace(!CONSUMES_BUDGET.get()) {
             tokio::task::coop::consume_budget().await;
         }
         loop {
@@ -176,8 +176,8 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
                 sent => return sent,
             };
             match &self.target {
-                Target::Local(inbox) => inbox.wait_for_capacity().await,
-                Target::Remote(route) => route.wait_for_capacity().await,
+                RefTarget::Local(inbox) => inbox.wait_for_capacity().await,
+                RefTarget::Remote(route) => route.wait_for_capacity().await,
             }
             request = refused.into_message();
         }
@@ -214,7 +214,7 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
     ///
     /// The future fails with what the endpoint failed the request with; with
     /// [`ErrorKind::Timeout`]; and if the request cannot be delivered ([`ErrorKind::Stopped`],
-    /// [`ErrorKind::NotDelivered`], [`ErrorKind::Network`]). Awaited by a handler of the very
+    /// [`ErrorKind::Rejected`], [`ErrorKind::Network`]). Awaited by a handler of the very
     /// endpoint that it asks, one that handles one message at a time, it fails with
     /// [`ErrorKind::Deadlock`].
     ///
@@ -226,10 +226,10 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
     /// [`ErrorKind::Timeout`]: crate::ErrorKind::Timeout
     /// [`ErrorKind::Deadlock`]: crate::ErrorKind::Deadlock
     /// [`ErrorKind::Stopped`]: crate::ErrorKind::Stopped
-    /// [`ErrorKind::NotDelivered`]: crate::ErrorKind::NotDelivered
+    /// [`ErrorKind::Rejected`]: crate::ErrorKind::Rejected
     /// [`ErrorKind::Network`]: crate::ErrorKind::Network
-    pub fn ask<R: RpcRequest<M>>(&self, request: R) -> Ask<R::Reply> {
-        self.ask_within(request, None)
+    pub fn ask<R: RpcRequest<M>>(&self, request: R) -> AskFuture<R::Reply> {
+        self.start_ask(request, None)
     }
 
     /// [`ask`](Self::ask), waiting as long as `timeout` says: a [`Duration`](std::time::Duration),
@@ -247,16 +247,16 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
         &self,
         request: R,
         timeout: impl Into<RpcTimeout>,
-    ) -> Ask<R::Reply> {
-        self.ask_within(request, Some(timeout.into()))
+    ) -> AskFuture<R::Reply> {
+        self.start_ask(request, Some(timeout.into()))
     }
 
     /// `timeout`: none for the environment's.
-    fn ask_within<R: RpcRequest<M>>(
+    fn start_ask<R: RpcRequest<M>>(
         &self,
         request: R,
         timeout: Option<RpcTimeout>,
-    ) -> Ask<R::Reply> {
+    ) -> AskFuture<R::Reply> {
         const {
             assert!(
                 !R::ONE_WAY,
@@ -265,7 +265,7 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
         }
         let usual = &self.about.asks.conf.timeout;
         let asked = Instant::now();
-        let left = running_deadline().map(|deadline| deadline.saturating_duration_since(asked));
+        let left = current_deadline().map(|deadline| deadline.saturating_duration_since(asked));
         let timeout = match left {
             Some(left) if left < timeout.as_ref().unwrap_or(usual).duration() => Some(left.into()),
             _ => timeout,
@@ -273,25 +273,30 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
         let limit = timeout.as_ref().unwrap_or(usual);
         let deadline = asked.checked_add(limit.duration());
         let begun = if limit.duration().is_zero() {
-            Err(limit.expired(self.about.peer()))
+            Err(limit.timeout_error(self.about.peer()))
         } else {
-            self.about.begin().and_then(|()| {
-                let dispatched = self.dispatch(request, limit, deadline);
+            self.about.reserve_ask().and_then(|()| {
+                let dispatched = self.send_ask(request, limit, deadline);
                 dispatched.inspect_err(|_| self.about.end())
             })
         };
-        Ask::new(begun.unwrap_or_else(State::Refused), Arc::clone(&self.about), timeout, deadline)
+        AskFuture::new(
+            begun.unwrap_or_else(AskState::Refused),
+            Arc::clone(&self.about),
+            timeout,
+            deadline,
+        )
     }
 
-    fn dispatch<R: RpcRequest<M>>(
+    fn send_ask<R: RpcRequest<M>>(
         &self,
         request: R,
         timeout: &RpcTimeout,
         deadline: Option<Instant>,
-    ) -> Result<State<R::Reply>, RpcError> {
+    ) -> Result<AskState<R::Reply>, RpcError> {
         Ok(match &self.target {
-            Target::Local(inbox) => {
-                let slot = Arc::new(Slot::new(deadline));
+            RefTarget::Local(inbox) => {
+                let slot = Arc::new(ReplySlot::new(deadline));
                 let sender = self.about.address.address().cloned();
                 let context = RpcCallContext { caller: Caller::Local(Arc::clone(&slot)), sender };
                 let caller = Some(MessageCaller::Local(Arc::clone(&slot) as _));
@@ -301,12 +306,12 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
                 inbox.post(metadata, &mut || {
                     parts.take().map(|(request, context)| request.into_message(context))
                 })?;
-                State::Local { slot, answered: false }
+                AskState::Local { slot, answered: false }
             }
-            Target::Remote(route) => {
+            RefTarget::Remote(route) => {
                 let message = self.encode(&request, true)?;
                 let reply = route.ask(message, timeout, deadline)?;
-                State::Remote { reply, decode: R::decode_reply }
+                AskState::Remote { reply, decode: R::decode_reply }
             }
         })
     }
@@ -346,8 +351,8 @@ impl<N, M: From<N>> InboxHandle<N> for Narrowed<M> {
 impl<M> Clone for RpcEndpointRef<M> {
     fn clone(&self) -> Self {
         let target = match &self.target {
-            Target::Local(inbox) => Target::Local(Arc::clone(inbox)),
-            Target::Remote(route) => Target::Remote(Arc::clone(route)),
+            RefTarget::Local(inbox) => RefTarget::Local(Arc::clone(inbox)),
+            RefTarget::Remote(route) => RefTarget::Remote(Arc::clone(route)),
         };
         Self { about: Arc::clone(&self.about), target }
     }

@@ -20,14 +20,14 @@ use tokio::sync::watch;
 pub use builder::RpcEnvBuilder;
 
 use crate::address::{RpcAddress, RpcEndpointAddress};
-use crate::ask::{About, Asks};
+use crate::ask::{AskResources, EndpointInfo};
 use crate::dispatcher::Dispatcher;
-use crate::download::Downloads;
+use crate::download::DownloadPool;
 use crate::endpoint::EndpointContext;
 use crate::endpoint_options::EndpointOptions;
 use crate::endpoint_ref::RpcEndpointRef;
 use crate::error::RpcError;
-use crate::file_server::Registry;
+use crate::file_server::FileRegistry;
 use crate::inbox::Inbox;
 use crate::limits::InboxConf;
 use crate::message_loop::IntoEndpoint;
@@ -48,22 +48,22 @@ use crate::timeout::RpcTimeout;
 /// made are closed with the last ref obtained from it.
 #[derive(Clone)]
 pub struct RpcEnv {
-    inner: Arc<Inner>,
+    inner: Arc<EnvInner>,
 }
 
-struct Inner {
+struct EnvInner {
     name: String,
     address: Option<RpcAddress>,
     lookup_timeout: RpcTimeout,
     inbox_conf: Arc<InboxConf>,
     shutdown_timeout: Duration,
     runtime: Handle,
-    asks: Arc<Asks>,
+    asks: Arc<AskResources>,
     dispatcher: Arc<Dispatcher>,
     peers: Arc<PeerPool>,
     connections: Arc<Connections>,
-    files: Arc<Registry>,
-    downloads: Arc<Downloads>,
+    files: Arc<FileRegistry>,
+    downloads: Arc<DownloadPool>,
     transport: TransportMetrics,
     /// Taken by the shutdown.
     server: Mutex<Option<TransportServer>>,
@@ -98,7 +98,7 @@ impl RpcEnv {
     /// # Errors
     ///
     /// [`ErrorKind::EndpointExists`](crate::ErrorKind::EndpointExists) if the name is taken,
-    /// [`ErrorKind::Address`](crate::ErrorKind::Address) if it cannot be part of an address,
+    /// [`ErrorKind::InvalidAddress`](crate::ErrorKind::InvalidAddress) if it cannot be part of an address,
     /// [`ErrorKind::Stopped`](crate::ErrorKind::Stopped) once the environment shuts down.
     pub fn setup_endpoint<K, E: IntoEndpoint<K>>(
         &self,
@@ -138,7 +138,7 @@ impl RpcEnv {
     }
 }
 
-impl Inner {
+impl EnvInner {
     /// `env` is what the endpoint's context gives out.
     fn register<K, E: IntoEndpoint<K>>(
         &self,
@@ -147,7 +147,7 @@ impl Inner {
         options: &EndpointOptions,
         env: Arc<dyn Any + Send + Sync>,
     ) -> Result<RpcEndpointRef<E::Message>, RpcError> {
-        let about = About::new(address, Arc::clone(&self.asks), self.incarnation);
+        let about = EndpointInfo::new(address, Arc::clone(&self.asks), self.incarnation);
         let inbox = Inbox::new(about, options.inbox(&self.inbox_conf));
         self.dispatcher.register(endpoint, inbox, options, env)
     }
@@ -166,7 +166,7 @@ impl<M> EndpointContext<M> {
     /// The environment that the endpoint is registered with.
     #[must_use]
     pub fn env(&self) -> RpcEnv {
-        match Arc::clone(&self.0.env).downcast::<Inner>() {
+        match Arc::clone(&self.0.env).downcast::<EnvInner>() {
             Ok(inner) => RpcEnv { inner },
             Err(_) => unreachable!("setup_endpoint puts nothing else there"),
         }

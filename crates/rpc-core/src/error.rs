@@ -17,7 +17,7 @@ pub enum ErrorKind {
     /// A setting, name or combination of options that cannot work. The text names it.
     Config,
     /// A text is not an address of the form it should have.
-    Address,
+    InvalidAddress,
     /// The environment cannot listen at its address.
     Bind,
     /// No endpoint of that name is registered.
@@ -37,16 +37,16 @@ pub enum ErrorKind {
     /// share.
     Deadlock,
     /// The endpoint dropped the request without an answer.
-    Unanswered,
+    NoReply,
     /// The endpoint's handler panicked.
     Panic,
     /// The endpoint failed the request in its own terms.
     Application,
     /// The peer refused a message before any endpoint saw it: unknown endpoint or method,
     /// undecodable, stopped.
-    NotDelivered,
+    Rejected,
     /// The peer has no such file to download, or cannot read it.
-    NotServed,
+    FileUnavailable,
     /// The peer cannot be reached, or the connection was lost.
     Network,
     /// This environment and the peer did not prove to each other who they are: secrets or
@@ -68,13 +68,13 @@ pub enum ErrorKind {
 /// object itself.
 #[derive(Clone)]
 pub struct RpcError {
-    inner: Arc<Inner>,
+    inner: Arc<ErrorInner>,
     /// A request of this process ended with it. Not in `inner`, which who failed that request may
     /// share.
     received: bool,
 }
 
-struct Inner {
+struct ErrorInner {
     kind: ErrorKind,
     text: String,
     peer: Option<String>,
@@ -85,13 +85,13 @@ struct Inner {
 }
 
 /// The endpoint dropped a request and gave no reason.
-pub(crate) fn unanswered() -> RpcError {
-    RpcError::new(ErrorKind::Unanswered, "the endpoint dropped the request without an answer")
+pub(crate) fn no_reply_error() -> RpcError {
+    RpcError::new(ErrorKind::NoReply, "the endpoint dropped the request without an answer")
 }
 
 impl RpcError {
     pub(crate) fn new(kind: ErrorKind, text: impl Into<String>) -> Self {
-        let inner = Inner {
+        let inner = ErrorInner {
             kind,
             text: text.into(),
             peer: None,
@@ -131,14 +131,14 @@ impl RpcError {
         let kind = match error.kind() {
             Transport::Config => ErrorKind::Config,
             Transport::Bind => ErrorKind::Bind,
-            Transport::Remote => ErrorKind::NotDelivered,
-            Transport::StreamFailure => ErrorKind::NotServed,
+            Transport::Remote => ErrorKind::Rejected,
+            Transport::StreamFailure => ErrorKind::FileUnavailable,
             Transport::Limit => ErrorKind::Limit,
             Transport::Bootstrap | Transport::Tls => ErrorKind::Authentication,
             _ => ErrorKind::Network,
         };
         let text = match kind {
-            ErrorKind::NotDelivered => format!("{peer} refused the message: {error}"),
+            ErrorKind::Rejected => format!("{peer} refused the message: {error}"),
             _ => error.to_string(),
         };
         let (remote, timeout) = (error.is_remote(), error.is_timeout());
@@ -168,11 +168,11 @@ impl RpcError {
     /// makes a new error with that as the source.
     #[must_use]
     pub fn retryable(self) -> Self {
-        self.in_own_name().change(|inner| inner.retryable = true)
+        self.into_handler_failure().change(|inner| inner.retryable = true)
     }
 
     /// This error, as that of a request of this process.
-    pub(crate) fn received(mut self) -> Self {
+    pub(crate) fn mark_as_result(mut self) -> Self {
         self.received = true;
         self
     }
@@ -180,7 +180,7 @@ impl RpcError {
     /// This error as the failure of a request that this process handled. If one of its own requests
     /// ended with it, who failed that one, and whether that one may be repeated, does not hold for
     /// the one handled.
-    pub(crate) fn in_own_name(self) -> Self {
+    pub(crate) fn into_handler_failure(self) -> Self {
         if !self.received {
             return self;
         }
@@ -211,11 +211,11 @@ impl RpcError {
         })
     }
 
-    pub(crate) fn reported_by_peer(self) -> Self {
+    pub(crate) fn mark_remote(self) -> Self {
         self.change(|inner| inner.remote = true)
     }
 
-    fn change(mut self, change: impl FnOnce(&mut Inner)) -> Self {
+    fn change(mut self, change: impl FnOnce(&mut ErrorInner)) -> Self {
         match Arc::get_mut(&mut self.inner) {
             Some(inner) => {
                 change(inner);
@@ -224,7 +224,7 @@ impl RpcError {
             // Others hold it too: a new error that keeps the old one as its cause.
             None => {
                 let received = self.received;
-                let mut inner = Inner {
+                let mut inner = ErrorInner {
                     kind: self.inner.kind,
                     text: self.inner.text.clone(),
                     peer: self.inner.peer.clone(),
@@ -352,6 +352,6 @@ impl<R> StdError for SendError<R> {
 /// So that `?` works where the message is of no further use.
 impl<R> From<SendError<R>> for RpcError {
     fn from(refused: SendError<R>) -> Self {
-        refused.error.received()
+        refused.error.mark_as_result()
     }
 }

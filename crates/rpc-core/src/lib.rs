@@ -317,7 +317,7 @@ mod wire;
 
 pub use abort::AbortHandle;
 pub use address::{RpcAddress, RpcEndpointAddress};
-pub use ask::Ask;
+pub use ask::AskFuture;
 pub use call_context::RpcCallContext;
 pub use conf::RpcConf;
 pub use download::Download;
@@ -327,25 +327,25 @@ pub use endpoint_ref::RpcEndpointRef;
 pub use env::{RpcEnv, RpcEnvBuilder};
 pub use error::{BoxError, ErrorKind, RpcError, SendError};
 pub use file_server::RpcEnvFileServer;
-pub use limits::Overflow;
+pub use limits::OverflowPolicy;
 pub use message::{IncomingRequest, RpcMessage, RpcRequest};
 pub use message_loop::{ConcurrentKind, IntoEndpoint, ThreadSafeKind};
 pub use method::Method;
 pub use metrics::{
-    EndpointReport, EndpointSnapshot, EnvSnapshot, Histogram, OutboxSnapshot, ShutdownReport,
+    EndpointReport, EndpointSnapshot, EnvSnapshot, Histogram, PeerSnapshot, ShutdownReport,
 };
 pub use network_common::MemoryNetwork;
 #[cfg(feature = "auth")]
 pub use network_common::auth::{Secret, SecretKeyHolder, SecretStore};
 pub use ref_message::EndpointRef;
 pub use timeout::RpcTimeout;
-pub use trace::TraceContext;
-pub use wire::{IncomingBody, OutgoingBody};
+pub use trace::TracePropagator;
+pub use wire::{DecodeBuf, EncodeBuf};
 
 /// What generated code needs and nobody else should.
 #[doc(hidden)]
 pub mod codegen {
-    pub use crate::message_loop::Seat;
+    pub use crate::message_loop::LoopContext;
     pub use prost;
 }
 

@@ -83,11 +83,11 @@ impl CreditLimits {
 /// documentation, "Limits").
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Overflow {
+pub enum OverflowPolicy {
     /// The new message is refused: a send gives it back, an ask fails with a retryable error, and
     /// the sender of a one-way message in another environment is told by `on_undelivered`.
     #[default]
-    Refuse,
+    Reject,
     /// The message that has waited longest makes room. Its asker, if it has one, gets the error.
     DropOldest,
 }
@@ -97,14 +97,14 @@ pub enum Overflow {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct InboxConf {
     pub(crate) limit: Volume,
-    pub(crate) overflow: Overflow,
+    pub(crate) overflow: OverflowPolicy,
     /// A message whose handling takes longer is worth a warning.
     pub(crate) slow: Duration,
     pub(crate) credit: CreditLimits,
 }
 
 impl InboxConf {
-    pub(crate) fn new(limit: Volume, overflow: Overflow, slow: Duration) -> Self {
+    pub(crate) fn new(limit: Volume, overflow: OverflowPolicy, slow: Duration) -> Self {
         Self { limit, overflow, slow, credit: CreditLimits::new(limit) }
     }
 

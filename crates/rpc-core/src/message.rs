@@ -9,7 +9,7 @@ use crate::call_context::{Caller, RpcCallContext};
 use crate::error::{ErrorKind, RpcError};
 use crate::method::{Method, split};
 use crate::peer::{InboundMessage, PeerConnection, RemoteAsk};
-use crate::wire::{self, IncomingBody, MessageHeader, OutgoingBody};
+use crate::wire::{self, DecodeBuf, EncodeBuf, MessageHeader};
 
 /// What an endpoint receives: usually the enum that rpc-build makes from a service, with a variant
 /// per rpc.
@@ -73,7 +73,7 @@ pub trait RpcRequest<M: RpcMessage>: Sized + Send + 'static {
     /// # Errors
     ///
     /// The request cannot travel.
-    fn encode(&self, body: &mut OutgoingBody<'_>) -> Result<(), RpcError> {
+    fn encode(&self, body: &mut EncodeBuf<'_>) -> Result<(), RpcError> {
         let _ = body;
         Err(local_only())
     }
@@ -83,7 +83,7 @@ pub trait RpcRequest<M: RpcMessage>: Sized + Send + 'static {
     /// # Errors
     ///
     /// The bytes are not a reply.
-    fn decode_reply(body: IncomingBody) -> Result<Self::Reply, RpcError> {
+    fn decode_reply(body: DecodeBuf) -> Result<Self::Reply, RpcError> {
         let _ = body;
         Err(local_only())
     }
@@ -164,6 +164,6 @@ impl<'a> IncomingRequest<'a> {
         let (service, method) = (self.service(), self.method());
         let text =
             format!("the service {service:.200} has no method {method:.200}: the schemas differ");
-        RpcError::new(ErrorKind::NotDelivered, text)
+        RpcError::new(ErrorKind::Rejected, text)
     }
 }

@@ -50,7 +50,7 @@ impl<M: RpcMessage> TryFrom<&RpcEndpointRef<M>> for EndpointRef {
     /// # Errors
     ///
     /// [`ErrorKind::LocalOnly`] if the endpoint's messages cannot leave the process;
-    /// [`ErrorKind::Address`] if it is in another environment that does not listen.
+    /// [`ErrorKind::InvalidAddress`] if it is in another environment that does not listen.
     fn try_from(endpoint: &RpcEndpointRef<M>) -> Result<Self, RpcError> {
         if M::SERVICES.is_empty() {
             return Err(local_only());
@@ -61,7 +61,9 @@ impl<M: RpcMessage> TryFrom<&RpcEndpointRef<M>> for EndpointRef {
                 "{} cannot be passed on: its environment does not listen, so only who is connected to it reaches it",
                 endpoint.address()
             );
-            return Err(RpcError::new(ErrorKind::Address, text).with_peer(endpoint.address()));
+            return Err(
+                RpcError::new(ErrorKind::InvalidAddress, text).with_peer(endpoint.address())
+            );
         }
         Ok(Self {
             address: address.map(ToString::to_string).unwrap_or_default(),

@@ -15,7 +15,7 @@ use std::task::{Context, Poll};
 use tokio::time::Instant;
 use tracing::Span;
 
-use crate::error::{ErrorKind, RpcError, unanswered};
+use crate::error::{ErrorKind, RpcError, no_reply_error};
 use crate::message_metadata::{AskId, MessageMetadata};
 use crate::sync::thread_local;
 use crate::trace::TraceSpan;
@@ -26,7 +26,7 @@ pub(crate) struct ActorId(NonZero<usize>);
 
 /// Whose handlers run.
 #[derive(Clone, Copy)]
-pub(crate) struct Actor {
+pub(crate) struct HandlerId {
     pub(crate) env: ActorId,
     /// None if it handles many messages at a time, as then none of them waits for another.
     pub(crate) endpoint: Option<ActorId>,
@@ -39,66 +39,66 @@ impl ActorId {
 
     /// Whether a handler of this endpoint, or of an endpoint of this environment, is further up on
     /// this thread's stack.
-    pub(crate) fn is_running(self) -> bool {
+    pub(crate) fn is_current(self) -> bool {
         current(|running| running.actor)
-            .is_some_and(|Actor { env, endpoint }| env == self || endpoint == Some(self))
+            .is_some_and(|HandlerId { env, endpoint }| env == self || endpoint == Some(self))
     }
 }
 
 /// Until when the asker waits whose request this thread handles right now.
-pub(crate) fn running_deadline() -> Option<Instant> {
+pub(crate) fn current_deadline() -> Option<Instant> {
     current(|running| running.deadline)
 }
 
-type Fail = Box<dyn FnOnce(RpcError) + Send>;
+type FailCaller = Box<dyn FnOnce(RpcError) + Send>;
 
 #[derive(Clone, Copy)]
-struct Running {
-    actor: Option<Actor>,
+struct HandlerScope {
+    actor: Option<HandlerId>,
     /// Zero if it is no ask.
     ask: AskId,
     deadline: Option<Instant>,
 }
 
-impl Running {
+impl HandlerScope {
     const NONE: Self = Self { actor: None, ask: 0, deadline: None };
 }
 
 thread_local! {
-    static RUNNING: Cell<Running> = const { Cell::new(Running::NONE) };
+    static CURRENT: Cell<HandlerScope> = const { Cell::new(HandlerScope::NONE) };
     /// What fails the asker of the request, if its handler has dropped the context.
-    static ABANDONED: RefCell<Option<Fail>> = const { RefCell::new(None) };
+    static DEFERRED_FAILURES: RefCell<Option<FailCaller>> = const { RefCell::new(None) };
 }
 
-fn current<T>(part: impl FnOnce(&Running) -> Option<T>) -> Option<T> {
+fn current<T>(part: impl FnOnce(&HandlerScope) -> Option<T>) -> Option<T> {
     // Thread locals are gone while a thread ends; then nothing is running here either.
-    RUNNING.try_with(|running| part(&running.get())).ok().flatten()
+    CURRENT.try_with(|running| part(&running.get())).ok().flatten()
 }
 
 /// The context of `ask` was dropped: if its handler is running, what that ends with is for `fail`;
 /// else `fail` comes back.
-pub(crate) fn abandon(ask: AskId, fail: Fail) -> Option<Fail> {
+pub(crate) fn defer_failure(ask: AskId, fail: FailCaller) -> Option<FailCaller> {
     if current(|running| Some(running.ask)) != Some(ask) {
         return Some(fail);
     }
-    ABANDONED.with(|abandoned| abandoned.replace(Some(fail)));
+    DEFERRED_FAILURES.with(|abandoned| abandoned.replace(Some(fail)));
     None
 }
 
 /// Calls `inside` as the handler that `running` tells of; also gives what fails its asker, if its
 /// context was dropped. Polls nest where a handler blocks on a future, so what was there is put
 /// back.
-fn run<T>(running: Running, inside: impl FnOnce() -> T) -> (T, Option<Fail>) {
-    let outer = RUNNING.with(|outer| outer.replace(running));
+fn run<T>(running: HandlerScope, inside: impl FnOnce() -> T) -> (T, Option<FailCaller>) {
+    let outer = CURRENT.with(|outer| outer.replace(running));
     if running.ask == 0 {
         let result = inside();
-        RUNNING.with(|running| running.set(outer));
+        CURRENT.with(|running| running.set(outer));
         return (result, None);
     }
-    let outer = (outer, ABANDONED.with(RefCell::take));
+    let outer = (outer, DEFERRED_FAILURES.with(RefCell::take));
     let result = inside();
-    RUNNING.with(|running| running.set(outer.0));
-    (result, ABANDONED.with(|abandoned| abandoned.replace(outer.1)))
+    CURRENT.with(|running| running.set(outer.0));
+    (result, DEFERRED_FAILURES.with(|abandoned| abandoned.replace(outer.1)))
 }
 
 /// Runs one handler to its end: a panic becomes an error, and if it dropped the context of its
@@ -106,32 +106,35 @@ fn run<T>(running: Running, inside: impl FnOnce() -> T) -> (T, Option<Fail>) {
 ///
 /// The handler is pinned by whoever runs it, as a future that is passed on by value is copied each
 /// time.
-pub(crate) struct Supervised<'a, F> {
+pub(crate) struct HandlerFuture<'a, F> {
     handler: Pin<&'a mut F>,
-    running: Running,
+    running: HandlerScope,
     span: TraceSpan,
-    abandoned: Option<Fail>,
+    abandoned: Option<FailCaller>,
 }
 
-impl<'a, F> Supervised<'a, F> {
-    pub(crate) fn new(actor: Actor, handler: Pin<&'a mut F>) -> Self {
-        let running = Running { actor: Some(actor), ask: 0, deadline: None };
+impl<'a, F> HandlerFuture<'a, F> {
+    pub(crate) fn new(actor: HandlerId, handler: Pin<&'a mut F>) -> Self {
+        let running = HandlerScope { actor: Some(actor), ask: 0, deadline: None };
         Self { handler, running, span: None, abandoned: None }
     }
 
     /// The handling of a message with this metadata.
     pub(crate) fn of_message(
-        actor: Actor,
+        actor: HandlerId,
         metadata: &mut MessageMetadata,
         handler: Pin<&'a mut F>,
     ) -> Self {
-        let running =
-            Running { actor: Some(actor), ask: metadata.ask_id(), deadline: metadata.deadline() };
+        let running = HandlerScope {
+            actor: Some(actor),
+            ask: metadata.ask_id(),
+            deadline: metadata.deadline(),
+        };
         Self { handler, running, span: metadata.span.take(), abandoned: None }
     }
 }
 
-impl<F: Future<Output = Result<(), RpcError>>> Future for Supervised<'_, F> {
+impl<F: Future<Output = Result<(), RpcError>>> Future for HandlerFuture<'_, F> {
     type Output = Result<(), RpcError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
@@ -144,10 +147,10 @@ impl<F: Future<Output = Result<(), RpcError>>> Future for Supervised<'_, F> {
         }
         let outcome = match polled {
             Ok(polled) => std::task::ready!(polled),
-            Err(payload) => Err(panicked(&*payload)),
+            Err(payload) => Err(panic_error(&*payload)),
         };
         if let Some(fail) = abandoned.take() {
-            fail(outcome.as_ref().err().cloned().unwrap_or_else(unanswered));
+            fail(outcome.as_ref().err().cloned().unwrap_or_else(no_reply_error));
         }
         Poll::Ready(outcome)
     }
@@ -159,7 +162,7 @@ pub(crate) fn decode_request<M>(
     ask: AskId,
     decode: impl FnOnce() -> Result<M, RpcError>,
 ) -> Result<M, RpcError> {
-    let running = Running { actor: None, ask, deadline: None };
+    let running = HandlerScope { actor: None, ask, deadline: None };
     let (decoded, abandoned) = run(running, || catch_unwind(AssertUnwindSafe(decode)));
     let decoded = decoded.unwrap_or_else(|payload| {
         let text = format!("decoding the request panicked: {}", panic_text(&*payload));
@@ -167,14 +170,14 @@ pub(crate) fn decode_request<M>(
         Err(RpcError::new(ErrorKind::Panic, text))
     });
     if let Some(fail) = abandoned {
-        fail(decoded.as_ref().err().cloned().unwrap_or_else(unanswered));
+        fail(decoded.as_ref().err().cloned().unwrap_or_else(no_reply_error));
     }
     decoded
 }
 
 /// Drops a message that no endpoint will handle. If it is the ask `ask`, its caller gets `why`.
-pub(crate) fn discard<M>(ask: AskId, message: M, why: &RpcError) {
-    let running = Running { actor: None, ask, deadline: None };
+pub(crate) fn reject_message<M>(ask: AskId, message: M, why: &RpcError) {
+    let running = HandlerScope { actor: None, ask, deadline: None };
     let (dropped, abandoned) = run(running, || catch_unwind(AssertUnwindSafe(|| drop(message))));
     if let Some(fail) = abandoned {
         fail(why.clone());
@@ -190,7 +193,7 @@ fn drop_payload(payload: Box<dyn Any + Send>) {
     let _ = catch_unwind(AssertUnwindSafe(|| drop(payload)));
 }
 
-fn panicked(payload: &(dyn Any + Send)) -> RpcError {
+fn panic_error(payload: &(dyn Any + Send)) -> RpcError {
     RpcError::new(
         ErrorKind::Panic,
         format!("the endpoint's handler panicked: {}", panic_text(payload)),

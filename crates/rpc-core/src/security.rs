@@ -19,12 +19,12 @@ const SPARK_APP_ID: &str = "sparkSaslUser";
 
 /// As which application an environment connects, and whose secrets it knows.
 #[derive(Clone)]
-pub(crate) struct Identity {
+pub(crate) struct AuthIdentity {
     pub(crate) app_id: String,
     pub(crate) secrets: Arc<dyn SecretKeyHolder>,
 }
 
-impl Identity {
+impl AuthIdentity {
     /// That of every environment of Spark, with the one secret that the settings tell.
     async fn from_conf(conf: &RpcConf) -> Result<Self, RpcError> {
         let secret = match (conf.get(SECRET), conf.get(SECRET_FILE)) {
@@ -44,7 +44,7 @@ impl Identity {
     }
 }
 
-impl fmt::Debug for Identity {
+impl fmt::Debug for AuthIdentity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Identity").field("app_id", &self.app_id).finish_non_exhaustive()
     }
@@ -67,13 +67,13 @@ async fn read_secret(path: &str) -> Result<Secret, RpcError> {
 }
 
 /// `context` with the authentication that was `given`, or that the settings ask for.
-pub(crate) async fn authenticated(
+pub(crate) async fn with_authentication(
     context: TransportContext,
-    given: Option<Identity>,
+    given: Option<AuthIdentity>,
     conf: &RpcConf,
 ) -> Result<TransportContext, RpcError> {
     let identity = match given {
-        None if context.conf().authenticate() => Identity::from_conf(conf).await?,
+        None if context.conf().authenticate() => AuthIdentity::from_conf(conf).await?,
         None => return Ok(context),
         Some(identity) => identity,
     };

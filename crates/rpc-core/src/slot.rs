@@ -10,13 +10,13 @@ use crate::sync::Mutex;
 
 /// One answer, written once and taken once. Smaller than a channel: the waker and the value share
 /// their place.
-pub(crate) struct Slot<T> {
-    state: Mutex<State<T>>,
+pub(crate) struct ReplySlot<T> {
+    state: Mutex<ReplyState<T>>,
     /// Until when the asker waits.
     deadline: Option<Instant>,
 }
 
-enum State<T> {
+enum ReplyState<T> {
     Waiting {
         asker: Option<Waker>,
         answerers: Vec<Waker>,
@@ -26,17 +26,20 @@ enum State<T> {
     Closed,
 }
 
-impl<T> Slot<T> {
+impl<T> ReplySlot<T> {
     pub(crate) fn new(deadline: Option<Instant>) -> Self {
-        Self { state: Mutex::new(State::Waiting { asker: None, answerers: Vec::new() }), deadline }
+        Self {
+            state: Mutex::new(ReplyState::Waiting { asker: None, answerers: Vec::new() }),
+            deadline,
+        }
     }
 
     /// Leaves the answer, unless the asker has gone.
     pub(crate) fn complete(&self, answer: Result<T, RpcError>) {
         let mut state = self.state.lock();
-        if let State::Waiting { asker, .. } = &mut *state {
+        if let ReplyState::Waiting { asker, .. } = &mut *state {
             let waker = asker.take();
-            let _answerers = std::mem::replace(&mut *state, State::Answered(answer));
+            let _answerers = std::mem::replace(&mut *state, ReplyState::Answered(answer));
             drop(state);
             if let Some(waker) = waker {
                 waker.wake();
@@ -45,46 +48,46 @@ impl<T> Slot<T> {
     }
 
     /// The asker no longer waits.
-    pub(crate) fn close(&self) {
-        let unread = std::mem::replace(&mut *self.state.lock(), State::Closed);
+    pub(crate) fn cancel(&self) {
+        let unread = std::mem::replace(&mut *self.state.lock(), ReplyState::Closed);
         // Outside the lock, as is dropping an answer: its destructor may be anything.
-        if let State::Waiting { answerers, .. } = unread {
+        if let ReplyState::Waiting { answerers, .. } = unread {
             answerers.into_iter().for_each(Waker::wake);
         }
     }
 
     /// Ready once the asker no longer waits.
-    pub(crate) fn poll_closed(&self, cx: &Context<'_>) -> Poll<()> {
+    pub(crate) fn poll_cancelled(&self, cx: &Context<'_>) -> Poll<()> {
         match &mut *self.state.lock() {
-            State::Waiting { answerers, .. } => {
+            ReplyState::Waiting { answerers, .. } => {
                 if !answerers.iter().any(|waker| waker.will_wake(cx.waker())) {
                     answerers.push(cx.waker().clone());
                 }
                 Poll::Pending
             }
-            State::Answered(_) | State::Closed => Poll::Ready(()),
+            ReplyState::Answered(_) | ReplyState::Closed => Poll::Ready(()),
         }
     }
 
     pub(crate) fn poll(&self, cx: &Context<'_>) -> Poll<Result<T, RpcError>> {
         let mut state = self.state.lock();
-        if let State::Waiting { asker, .. } = &mut *state {
+        if let ReplyState::Waiting { asker, .. } = &mut *state {
             match asker {
                 Some(waker) => waker.clone_from(cx.waker()),
                 None => *asker = Some(cx.waker().clone()),
             }
             return Poll::Pending;
         }
-        match std::mem::replace(&mut *state, State::Closed) {
-            State::Answered(answer) => Poll::Ready(answer),
-            State::Waiting { .. } | State::Closed => Poll::Pending,
+        match std::mem::replace(&mut *state, ReplyState::Closed) {
+            ReplyState::Answered(answer) => Poll::Ready(answer),
+            ReplyState::Waiting { .. } | ReplyState::Closed => Poll::Pending,
         }
     }
 }
 
-impl<T: Send> LocalCaller for Slot<T> {
+impl<T: Send> LocalCaller for ReplySlot<T> {
     fn is_pending(&self) -> bool {
-        matches!(*self.state.lock(), State::Waiting { .. })
+        matches!(*self.state.lock(), ReplyState::Waiting { .. })
     }
 
     fn deadline(&self) -> Option<Instant> {

@@ -17,28 +17,28 @@ use tokio::runtime::Handle;
 use crate::sync::{Mutex, enter, mpsc, thread, thread_local};
 
 thread_local! {
-    static MAY_BLOCK: Cell<bool> = const { Cell::new(false) };
+    static CAN_BLOCK: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Whether blocking this thread holds up nobody but the isolated endpoint that it belongs to.
-pub(crate) fn may_block() -> bool {
-    MAY_BLOCK.with(Cell::get)
+pub(crate) fn can_block() -> bool {
+    CAN_BLOCK.with(Cell::get)
 }
 
 /// A handle on threads that end with its last clone and the last task.
 #[derive(Clone)]
-pub(crate) struct Threads(mpsc::Sender<Runnable>);
+pub(crate) struct IsolatedExecutor(mpsc::Sender<Runnable>);
 
-impl Threads {
+impl IsolatedExecutor {
     pub(crate) fn start(name: &str, count: usize, runtime: &Handle) -> io::Result<Self> {
         let (sender, receiver) = mpsc::channel();
         let receiver = Arc::new(Mutex::new(receiver));
         for _ in 0..count {
             let (receiver, runtime) = (Arc::clone(&receiver), runtime.clone());
             thread::Builder::new().name(name.to_owned()).spawn(move || {
-                MAY_BLOCK.with(|may| may.set(true));
+                CAN_BLOCK.with(|may| may.set(true));
                 let _context = enter(&runtime);
-                work(&receiver);
+                run_worker(&receiver);
             })?;
         }
         Ok(Self(sender))
@@ -61,7 +61,7 @@ impl Threads {
     }
 }
 
-fn work(runnables: &Mutex<mpsc::Receiver<Runnable>>) {
+fn run_worker(runnables: &Mutex<mpsc::Receiver<Runnable>>) {
     loop {
         let next = runnables.lock().recv();
         let Ok(runnable) = next else { return };

@@ -66,7 +66,7 @@ impl RpcTimeout {
     }
 
     /// The error when it has passed without an answer from `peer`.
-    pub(crate) fn expired(&self, peer: impl Display) -> RpcError {
+    pub(crate) fn timeout_error(&self, peer: impl Display) -> RpcError {
         let mut text = format!("Cannot receive any reply from {peer} in {:?}.", self.duration);
         if let Some(setting) = &self.setting {
             text.push_str(&format!(" This timeout is controlled by {setting}"));

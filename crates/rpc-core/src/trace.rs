@@ -13,14 +13,14 @@ use tracing::Span;
 /// the span that [`receive`](Self::receive) makes. With OpenTelemetry both are a few lines: a
 /// propagator's `inject` of the current span's context, and a span whose parent is what it
 /// `extract`s.
-pub trait TraceContext: Send + Sync + 'static {
+pub trait TracePropagator: Send + Sync + 'static {
     /// The place of the calling code in its trace, as the W3C header `traceparent` has it:
     /// `00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01`. None if it is not traced.
-    fn current(&self) -> Option<String>;
+    fn current_traceparent(&self) -> Option<String>;
 
     /// The span in which the endpoint named `endpoint` handles a message that came with
     /// `traceparent`. That is whatever the sender wrote, of at most 256 bytes.
-    fn receive(&self, endpoint: &str, traceparent: &str) -> Span;
+    fn start_span(&self, endpoint: &str, traceparent: &str) -> Span;
 }
 
 /// Of a message that is traced. Boxed, as most are not.
@@ -28,7 +28,7 @@ pub(crate) type TraceSpan = Option<Box<Span>>;
 
 /// What the environment's builder was given.
 #[derive(Clone, Default)]
-pub(crate) struct Tracer(pub(crate) Option<Arc<dyn TraceContext>>);
+pub(crate) struct Tracer(pub(crate) Option<Arc<dyn TracePropagator>>);
 
 /// Longer ones are not W3C's, and nobody's to keep.
 const MAX_TRACEPARENT: usize = 256;
@@ -36,7 +36,7 @@ const MAX_TRACEPARENT: usize = 256;
 impl Tracer {
     /// Where the caller is.
     pub(crate) fn current(&self) -> Option<String> {
-        self.0.as_ref()?.current()
+        self.0.as_ref()?.current_traceparent()
     }
 
     /// For a message to `endpoint` that came with `traceparent`.
@@ -45,13 +45,13 @@ impl Tracer {
         self.0
             .as_ref()
             .filter(|_| known)
-            .map(|context| Box::new(context.receive(endpoint, traceparent)))
+            .map(|context| Box::new(context.start_span(endpoint, traceparent)))
     }
 
     /// For a message that the caller leaves in an inbox of this environment.
     pub(crate) fn local(&self, endpoint: &str) -> TraceSpan {
         let context = self.0.as_ref()?;
-        Some(Box::new(context.receive(endpoint, &context.current()?)))
+        Some(Box::new(context.start_span(endpoint, &context.current_traceparent()?)))
     }
 }
 

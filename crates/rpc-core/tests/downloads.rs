@@ -80,7 +80,7 @@ async fn rpc_env_34_a_uri_must_be_complete() {
         ("spark://host:1/files/%ff", "UTF-8"),
     ] {
         let error = soon(client.open_channel(uri)).await.unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Address, "{uri}");
+        assert_eq!(error.kind(), ErrorKind::InvalidAddress, "{uri}");
         let text = error.to_string();
         assert!(
             text.starts_with(&format!("cannot download {uri}: ")) && text.contains(why),
@@ -166,7 +166,7 @@ async fn a_connection_serves_one_download_after_the_other() {
         let missing = format!("{}/files/missing", address(&server).to_spark_url());
         assert_eq!(
             soon(client.open_channel(&missing)).await.unwrap_err().kind(),
-            ErrorKind::NotServed
+            ErrorKind::FileUnavailable
         );
         assert_eq!(connections(), 1);
     }
@@ -227,7 +227,7 @@ async fn a_connection_that_is_not_used_is_closed() {
         .unwrap();
     let missing = "spark://10.0.0.1:7077/files/missing";
     let begun = tokio::time::Instant::now();
-    assert_eq!(client.open_channel(missing).await.unwrap_err().kind(), ErrorKind::NotServed);
+    assert_eq!(client.open_channel(missing).await.unwrap_err().kind(), ErrorKind::FileUnavailable);
     assert_eq!(server.snapshot().server.connections, 1);
     while server.snapshot().server.connections > 0 {
         tokio::time::sleep(std::time::Duration::from_millis(100)).await;

@@ -172,7 +172,7 @@ async fn who_wants_no_connection_events_gets_none() {
     until(&mut events, "connected", |_| true).await;
     assert_eq!(
         soon(watcher.ask(hi("it gets messages"))).await.unwrap_err().kind(),
-        ErrorKind::Unanswered
+        ErrorKind::NoReply
     );
     soon(client.shutdown()).await;
     until(&mut events, "disconnected", |_| true).await;

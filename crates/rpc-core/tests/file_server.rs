@@ -88,7 +88,7 @@ async fn rpc_env_34_files_jars_and_directories_are_downloaded() {
     ] {
         let uri = format!("{root}{missing}");
         let error = content(&client, &uri).await.unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::NotServed, "{error}");
+        assert_eq!(error.kind(), ErrorKind::FileUnavailable, "{error}");
         assert!(error.is_remote() && !error.is_retryable(), "{error:?}");
         assert!(
             error.to_string().contains(&uri) && error.to_string().contains("not found"),
@@ -162,13 +162,13 @@ async fn rpc_env_34_a_name_stands_for_one_file() {
     );
     let jar = soon(files.add_jar(&second)).await.unwrap();
     assert!(files.remove_file("name") && !files.remove_file("name"));
-    assert_eq!(content(&client, &uri).await.unwrap_err().kind(), ErrorKind::NotServed);
+    assert_eq!(content(&client, &uri).await.unwrap_err().kind(), ErrorKind::FileUnavailable);
     assert_eq!(content(&client, &jar).await.unwrap(), b"2");
     // Its name is free again.
     soon(files.add_file(&second)).await.unwrap();
     assert_eq!(content(&client, &uri).await.unwrap(), b"2");
     assert!(files.remove_jar("name"));
-    assert_eq!(content(&client, &jar).await.unwrap_err().kind(), ErrorKind::NotServed);
+    assert_eq!(content(&client, &jar).await.unwrap_err().kind(), ErrorKind::FileUnavailable);
 }
 
 #[tokio::test]
@@ -270,7 +270,7 @@ async fn nsm_01_no_path_leads_out_of_a_directory() {
         "/classes/%252e%252e/secret",
     ] {
         let error = content(&env, &format!("{root}{path}")).await.unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::NotServed, "{path}");
+        assert_eq!(error.kind(), ErrorKind::FileUnavailable, "{path}");
     }
 }
 
@@ -304,7 +304,7 @@ async fn a_pipe_is_no_file() {
     let uri = soon(files.add_directory("/dir", temp.path())).await.unwrap();
     assert_eq!(
         content(&client, &format!("{uri}/pipe")).await.unwrap_err().kind(),
-        ErrorKind::NotServed
+        ErrorKind::FileUnavailable
     );
 }
 
@@ -316,8 +316,8 @@ async fn a_file_is_served_as_it_is_when_asked_for() {
     fs::write(&path, b"after").unwrap();
     assert_eq!(content(&client, &uri).await.unwrap(), b"after");
     fs::remove_file(&path).unwrap();
-    assert_eq!(content(&client, &uri).await.unwrap_err().kind(), ErrorKind::NotServed);
+    assert_eq!(content(&client, &uri).await.unwrap_err().kind(), ErrorKind::FileUnavailable);
     // What has taken its place is no file.
     fs::create_dir(&path).unwrap();
-    assert_eq!(content(&client, &uri).await.unwrap_err().kind(), ErrorKind::NotServed);
+    assert_eq!(content(&client, &uri).await.unwrap_err().kind(), ErrorKind::FileUnavailable);
 }

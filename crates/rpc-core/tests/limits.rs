@@ -149,7 +149,7 @@ async fn a_fast_sender_is_slowed_down_by_a_slow_remote_endpoint() {
 #[tokio::test]
 async fn asks_that_were_given_up_make_room_in_the_outbox() {
     let server = server_with(setting("spark.rpc.inbox.maxMessages", "1")).await;
-    let conf = setting("spark.rpc.outbox.maxMessages", "2");
+    let conf = setting("spark.rpc.route.maxQueuedMessages", "2");
     let client = RpcEnv::builder("client").client_mode().conf(conf).start().await.unwrap();
     let (endpoint, mut gate) = gated();
     server.setup_endpoint("slow", endpoint).unwrap();

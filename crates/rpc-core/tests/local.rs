@@ -406,7 +406,7 @@ async fn a_dropped_context_fails_the_asker() {
     let env = client().await;
     let (probe, _events) = Probe::new("");
     let endpoint = env.setup_endpoint("probe", probe).unwrap();
-    assert_eq!(soon(endpoint.ask(bye("x"))).await.unwrap_err().kind(), ErrorKind::Unanswered);
+    assert_eq!(soon(endpoint.ask(bye("x"))).await.unwrap_err().kind(), ErrorKind::NoReply);
 
     // One that was kept, dropped while *another* receive runs for long, fails at once all the same.
     let mut kept = Vec::new();
@@ -427,7 +427,7 @@ async fn a_dropped_context_fails_the_asker() {
         .unwrap();
     let first = endpoint.ask(Work(0));
     let second = endpoint.ask(Work(1));
-    assert_eq!(soon(first).await.unwrap_err().kind(), ErrorKind::Unanswered);
+    assert_eq!(soon(first).await.unwrap_err().kind(), ErrorKind::NoReply);
     assert_eq!(soon(second).await.unwrap_err().to_string(), "not for the first");
 }
 
@@ -710,7 +710,7 @@ fn asks_end_when_the_runtime_dies() {
     let other = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     other.block_on(async {
         let [running, queued] = waiting;
-        assert_eq!(soon(running).await.unwrap_err().kind(), ErrorKind::Unanswered);
+        assert_eq!(soon(running).await.unwrap_err().kind(), ErrorKind::NoReply);
         assert_eq!(soon(queued).await.unwrap_err().kind(), ErrorKind::Stopped);
         assert_eq!(soon(endpoint.ask(Work(2))).await.unwrap_err().kind(), ErrorKind::Stopped);
         soon(env.shutdown()).await;
@@ -773,7 +773,7 @@ fn a_request_dropped_by_a_receive_that_ends_with_the_runtime_fails() {
     let other = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let [ask] = ask;
     let error = other.block_on(async { soon(ask).await }).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Unanswered, "{error}");
+    assert_eq!(error.kind(), ErrorKind::NoReply, "{error}");
 }
 
 /// A panic is what comes nearest to the row's fatal error: it leaves nothing counted as running.

@@ -164,7 +164,7 @@ async fn a_ref_in_a_message_is_checked() {
         let error = client
             .resolve::<HelloMessage>(&with_fields(&good, &text_field(field, text)))
             .unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Address, "{text}: {error}");
+        assert_eq!(error.kind(), ErrorKind::InvalidAddress, "{text}: {error}");
     }
     let many = with_fields(&good, &text_field(3, "x").repeat(10_000));
     let error = client.resolve::<RegistryMessage>(&many).unwrap_err();
@@ -299,7 +299,7 @@ async fn a_ref_with_neither_address_nor_incarnation_leads_nowhere() {
     let told = EndpointRef::try_from(&hello).unwrap();
     let nowhere = with_fields(&told, b"\x0a\x00\x21\0\0\0\0\0\0\0\0");
     let error = client.resolve::<HelloMessage>(&nowhere).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Address, "{error}");
+    assert_eq!(error.kind(), ErrorKind::InvalidAddress, "{error}");
 }
 
 #[tokio::test]
@@ -406,7 +406,7 @@ async fn errors_quote_little_of_what_a_peer_wrote() {
     for (field, text) in wrong {
         let wrong = with_fields(&good, &text_field(field, text));
         let error = client.resolve::<HelloMessage>(&wrong).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Address);
+        assert_eq!(error.kind(), ErrorKind::InvalidAddress);
         assert!(error.to_string().len() < 1000, "{error}");
     }
     let served = with_fields(&good, &text_field(3, &long));

@@ -19,7 +19,7 @@ use coverage::{Key, Mark, Pair, StoreGet, StoreMessage};
 use network_common::{NoOpRpcHandler, TransportConf, TransportContext};
 use prost::Message;
 use rpc_core::{
-    EndpointContext, ErrorKind, IncomingBody, IncomingRequest, Method, OutgoingBody, RpcAddress,
+    DecodeBuf, EncodeBuf, EndpointContext, ErrorKind, IncomingRequest, Method, RpcAddress,
     RpcCallContext, RpcEndpointRef, RpcEnv, RpcError, RpcMessage, RpcRequest,
     ThreadSafeRpcEndpoint,
 };
@@ -212,7 +212,7 @@ async fn rpc_env_20_send_with_reply_remotely_error() {
     assert!(error.to_string().contains("no panic"), "{error}");
 
     let error = soon(store.ask(get("drop"))).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Unanswered);
+    assert_eq!(error.kind(), ErrorKind::NoReply);
 }
 
 #[tokio::test]
@@ -260,7 +260,7 @@ async fn an_env_without_a_mode_or_with_a_bad_address_does_not_start() {
     assert_eq!(RpcEnv::builder("none").start().await.unwrap_err().kind(), ErrorKind::Config);
     assert_eq!(
         RpcEnv::builder("bad").bind("here").start().await.unwrap_err().kind(),
-        ErrorKind::Address
+        ErrorKind::InvalidAddress
     );
 }
 
@@ -368,10 +368,10 @@ impl RpcRequest<HelloMessage> for Newer {
     fn into_message(self, context: RpcCallContext<Greeting>) -> HelloMessage {
         HelloMessage::SayHi(hi(self.0), context)
     }
-    fn encode(&self, body: &mut OutgoingBody<'_>) -> Result<(), RpcError> {
-        body.message(&hi(self.0))
+    fn encode(&self, body: &mut EncodeBuf<'_>) -> Result<(), RpcError> {
+        body.put_message(&hi(self.0))
     }
-    fn decode_reply(body: IncomingBody) -> Result<Greeting, RpcError> {
+    fn decode_reply(body: DecodeBuf) -> Result<Greeting, RpcError> {
         body.decode()
     }
 }
@@ -384,12 +384,12 @@ impl RpcRequest<HelloMessage> for Broken {
     fn into_message(self, context: RpcCallContext<Greeting>) -> HelloMessage {
         HelloMessage::SayHi(SayHi::default(), context)
     }
-    fn encode(&self, body: &mut OutgoingBody<'_>) -> Result<(), RpcError> {
+    fn encode(&self, body: &mut EncodeBuf<'_>) -> Result<(), RpcError> {
         // Field 1 is a message here and not UTF-8, where SayHi has a string.
         let key = Key { name: "\u{7f}\u{7f}".to_owned() };
-        body.message(&Pair { key: Some(key), payload: vec![0xff; 3].into(), ..Pair::default() })
+        body.put_message(&Pair { key: Some(key), payload: vec![0xff; 3].into(), ..Pair::default() })
     }
-    fn decode_reply(body: IncomingBody) -> Result<Greeting, RpcError> {
+    fn decode_reply(body: DecodeBuf) -> Result<Greeting, RpcError> {
         body.decode()
     }
 }
@@ -401,7 +401,7 @@ async fn an_unknown_method_fails_its_ask_only() {
     let hello =
         soon(client.setup_endpoint_ref::<HelloMessage>(address(&server), "hello")).await.unwrap();
     let error = soon(hello.ask(Newer("x"))).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::NotDelivered);
+    assert_eq!(error.kind(), ErrorKind::Rejected);
     assert!(error.is_remote());
     assert!(error.to_string().contains("hello.Hello has no method SayNothing"), "{error}");
     hello.send(Newer("x")).unwrap();
@@ -508,7 +508,7 @@ async fn a_full_outbox_gives_the_request_back() {
     let server = server().await;
     let client = RpcEnv::builder("client")
         .client_mode()
-        .conf(setting("spark.rpc.outbox.maxBytes", "4k"))
+        .conf(setting("spark.rpc.route.maxQueuedBytes", "4k"))
         .start()
         .await
         .unwrap();
@@ -609,7 +609,7 @@ async fn asks_end_when_the_peer_or_the_own_environment_stops() {
     soon(server.shutdown()).await;
     // Its endpoint was dropped, and what it had kept with it.
     let error = soon(ask).await.unwrap_err();
-    assert!(matches!(error.kind(), ErrorKind::Unanswered | ErrorKind::Network), "{error:?}");
+    assert!(matches!(error.kind(), ErrorKind::NoReply | ErrorKind::Network), "{error:?}");
 
     soon(client.shutdown()).await;
     let refused = store.send(mark("late")).unwrap_err();

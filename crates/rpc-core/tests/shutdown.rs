@@ -185,7 +185,7 @@ async fn messages_that_cannot_be_sent_any_more_are_counted() {
     // Nobody would miss this one.
     drop(stuck.ask(hi("given up")));
     let report = client.shutdown().await;
-    assert_eq!((report.unsent, report.complete, report.is_clean()), (2, true, false));
+    assert_eq!((report.unsent, report.is_complete, report.is_clean()), (2, true, false));
     let [sent, waiting] = asks;
     assert_eq!(sent.await.unwrap_err().kind(), ErrorKind::Network);
     let error = waiting.await.unwrap_err();
@@ -252,7 +252,7 @@ impl ThreadSafeRpcEndpoint for Suicidal {
         let (HelloMessage::SayHi(_, context) | HelloMessage::SayBye(_, context)) = message;
         let report = cx.env().shutdown().await;
         cx.env().await_termination().await;
-        context.reply(Greeting { text: format!("complete: {}", report.complete) })
+        context.reply(Greeting { text: format!("complete: {}", report.is_complete) })
     }
 }
 
@@ -274,8 +274,9 @@ async fn an_endpoint_that_awaits_its_own_end_does_not_hang() {
             _: &EndpointContext<HelloMessage>,
         ) -> Result<(), RpcError> {
             let (HelloMessage::SayHi(_, context) | HelloMessage::SayBye(_, context)) = message;
-            context
-                .reply(Greeting { text: format!("complete: {}", self.0.shutdown().await.complete) })
+            context.reply(Greeting {
+                text: format!("complete: {}", self.0.shutdown().await.is_complete),
+            })
         }
     }
     let env = client().await;

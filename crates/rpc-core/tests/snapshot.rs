@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use common::{Greeting, Hello, HelloMessage, address, client, hi, server, soon};
 use rpc_core::{
-    EndpointContext, EndpointOptions, EndpointSnapshot, ErrorKind, Overflow, RpcCallContext,
+    EndpointContext, EndpointOptions, EndpointSnapshot, ErrorKind, OverflowPolicy, RpcCallContext,
     RpcEnv, RpcError, ThreadSafeRpcEndpoint,
 };
 use tokio::sync::mpsc;
@@ -62,10 +62,9 @@ async fn a_snapshot_tells_what_endpoints_do() {
         soon(client.setup_endpoint_ref::<HelloMessage>(address(&server), "slow")).await.unwrap();
     let asks: Vec<_> = (0..3).map(|_| tokio::spawn(local.ask(hi("x")))).collect();
     let last = remote.ask(hi("y"));
-    let waiting =
-        until(&server, "slow", |slow| slow.queued == 4 && slow.lag > Duration::ZERO).await;
-    assert_eq!((waiting.handled, waiting.refused), (0, 0));
-    assert!(waiting.queued_bytes > 0);
+    let waiting = until(&server, "slow", |slow| slow.held == 4 && slow.lag > Duration::ZERO).await;
+    assert_eq!((waiting.handled, waiting.rejected), (0, 0));
+    assert!(waiting.held_bytes > 0);
     assert_eq!((server.snapshot().pending_asks, client.snapshot().pending_asks), (3, 1));
     assert!(server.snapshot().inbox_bytes > 0);
     assert_eq!(local.send(hi("z")).unwrap_err().error().kind(), ErrorKind::Limit);
@@ -73,12 +72,12 @@ async fn a_snapshot_tells_what_endpoints_do() {
     release.send(Ok(Duration::from_millis(30))).unwrap();
     release.send(Err(RpcError::application("no"))).unwrap();
     let after = until(&server, "slow", |slow| slow.handled == 2).await;
-    assert_eq!((after.failed, after.refused, after.expired, after.queued), (1, 1, 0, 2));
+    assert_eq!((after.failed, after.rejected, after.expired, after.held), (1, 1, 0, 2));
     assert!(after.processing.max() >= Duration::from_millis(30), "{:?}", after.processing);
     drop(last);
     release.send(Ok(Duration::ZERO)).unwrap();
-    let idle = until(&server, "slow", |slow| slow.queued == 0).await;
-    assert_eq!((idle.handled, idle.expired, idle.queued_bytes), (3, 1, 0));
+    let idle = until(&server, "slow", |slow| slow.held == 0).await;
+    assert_eq!((idle.handled, idle.expired, idle.held_bytes), (3, 1, 0));
     for ask in asks {
         let _ = soon(ask).await.unwrap();
     }
@@ -86,7 +85,7 @@ async fn a_snapshot_tells_what_endpoints_do() {
     let (server, client) = (server.snapshot(), client.snapshot());
     assert_eq!((server.pending_asks, client.pending_asks, server.inbox_bytes), (0, 0, 0));
     assert_eq!((server.server.connections, client.client.connections), (1, 1));
-    let [outbox] = &client.outboxes[..] else { panic!("{:?}", client.outboxes) };
+    let [outbox] = &client.peers[..] else { panic!("{:?}", client.peers) };
     assert_eq!(
         (&outbox.address, outbox.connected, outbox.queued),
         (&server.address.unwrap(), true, 0)
@@ -119,7 +118,7 @@ async fn an_outbox_forgets_endpoints_that_nobody_sends_to_any_more() {
             assert_eq!(soon(remote.ask(hi("neo"))).await.unwrap().text, "hi, neo");
         }
     }
-    let [outbox] = &client.snapshot().outboxes[..] else { panic!("{:?}", client.snapshot()) };
+    let [outbox] = &client.snapshot().peers[..] else { panic!("{:?}", client.snapshot()) };
     assert!(outbox.endpoints <= 65, "{outbox:?}");
     drop(keeps);
 }
@@ -146,7 +145,7 @@ async fn an_inbox_may_drop_its_oldest_message() {
     let env = client().await;
     let (go, gate) = mpsc::unbounded_channel();
     let (told, mut kept) = mpsc::unbounded_channel();
-    let options = EndpointOptions::new().max_messages(3).overflow(Overflow::DropOldest);
+    let options = EndpointOptions::new().max_messages(3).overflow(OverflowPolicy::DropOldest);
     let endpoint = env.setup_endpoint_with("keep", Keep(gate, told), options).unwrap();
     let first = tokio::spawn(endpoint.ask(hi("first")));
     let context = soon(kept.recv()).await.unwrap();

@@ -163,7 +163,7 @@ async fn nre_01_an_endpoint_is_looked_up_by_its_uri() {
         let error = soon(client.setup_endpoint_ref_by_uri::<HelloMessage>(uri)).await.unwrap_err();
         assert_eq!(
             (error.kind(), error.to_string()),
-            (ErrorKind::Address, format!("Invalid Spark URL: {uri}"))
+            (ErrorKind::InvalidAddress, format!("Invalid Spark URL: {uri}"))
         );
     }
 }

@@ -5,7 +5,7 @@
 mod common;
 
 use common::{Greeting, HelloMessage, address, hi, next, soon};
-use rpc_core::{EndpointContext, RpcEnv, RpcError, ThreadSafeRpcEndpoint, TraceContext};
+use rpc_core::{EndpointContext, RpcEnv, RpcError, ThreadSafeRpcEndpoint, TracePropagator};
 use tokio::sync::mpsc;
 use tracing::Span;
 use tracing_subscriber::registry::Registry;
@@ -17,12 +17,12 @@ tokio::task_local! {
 /// What a tracing system would do: the current place is a task local, and each message gets a span.
 struct Propagator(mpsc::UnboundedSender<String>);
 
-impl TraceContext for Propagator {
-    fn current(&self) -> Option<String> {
+impl TracePropagator for Propagator {
+    fn current_traceparent(&self) -> Option<String> {
         PARENT.try_with(Clone::clone).ok()
     }
 
-    fn receive(&self, endpoint: &str, traceparent: &str) -> Span {
+    fn start_span(&self, endpoint: &str, traceparent: &str) -> Span {
         let _ = self.0.send(format!("{endpoint} {traceparent}"));
         tracing::info_span!("receive", traceparent)
     }
@@ -53,10 +53,10 @@ async fn a_trace_goes_along_with_messages_here_and_across_the_network() {
     let _subscriber = tracing::subscriber::set_default(Registry::default());
     let (told, mut received) = mpsc::unbounded_channel();
     let server = RpcEnv::builder("server").bind("127.0.0.1:0");
-    let server = server.trace_context(Propagator(told.clone())).start().await.unwrap();
+    let server = server.trace_propagator(Propagator(told.clone())).start().await.unwrap();
     let client = RpcEnv::builder("client")
         .client_mode()
-        .trace_context(Propagator(told))
+        .trace_propagator(Propagator(told))
         .start()
         .await
         .unwrap();

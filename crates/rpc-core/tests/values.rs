@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use rpc_core::{
-    AbortHandle, Ask, Download, EndpointContext, EndpointRef, EnvSnapshot, ErrorKind, RpcAddress,
-    RpcCallContext, RpcConf, RpcEndpointAddress, RpcEndpointRef, RpcEnv, RpcEnvBuilder,
+    AbortHandle, AskFuture, Download, EndpointContext, EndpointRef, EnvSnapshot, ErrorKind,
+    RpcAddress, RpcCallContext, RpcConf, RpcEndpointAddress, RpcEndpointRef, RpcEnv, RpcEnvBuilder,
     RpcEnvFileServer, RpcError, RpcTimeout, SendError, ShutdownReport,
 };
 
@@ -26,7 +26,7 @@ fn everything_can_be_sent_and_shared_between_threads() {
     is::<SendError<u8>>();
     is::<(EnvSnapshot, ShutdownReport)>();
     fn is_send<T: Send + std::fmt::Debug>() {}
-    is_send::<Ask<Message>>();
+    is_send::<AskFuture<Message>>();
     is_send::<Download>();
 }
 
@@ -58,7 +58,7 @@ fn adr_02_from_spark_url() {
 #[test]
 fn adr_03_from_spark_url_a_typo_url() {
     let error = RpcAddress::from_spark_url("spark://1.2. 3.4:1234").unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Address);
+    assert_eq!(error.kind(), ErrorKind::InvalidAddress);
     assert_eq!(error.to_string(), "Invalid master URL: spark://1.2. 3.4:1234");
 }
 
@@ -158,7 +158,7 @@ fn endpoint_addresses_need_a_name_that_fits() {
         RpcEndpointAddress::new(None, "").unwrap_err().to_string(),
         "RpcEndpoint name must be provided."
     );
-    assert_eq!(RpcEndpointAddress::new(None, "a@b").unwrap_err().kind(), ErrorKind::Address);
+    assert_eq!(RpcEndpointAddress::new(None, "a@b").unwrap_err().kind(), ErrorKind::InvalidAddress);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use async_task::FallibleTask;
 use foldhash::HashMap;
-pub(crate) use registered::Registered;
+pub(crate) use registered::ErasedInbox;
 pub(crate) use rpc_handler::EnvRpcHandler;
 pub(crate) use stop::Stopping;
 use tokio::runtime::Handle;
@@ -21,33 +21,33 @@ use crate::endpoint::EndpointContext;
 use crate::endpoint_options::EndpointOptions;
 use crate::endpoint_ref::RpcEndpointRef;
 use crate::error::{ErrorKind, RpcError};
-use crate::inbox::{Closed, Event, Inbox};
+use crate::inbox::{ConnectionEvent, Inbox, StopCause};
 use crate::message::RpcMessage;
-use crate::message_loop::{IntoEndpoint, Seat};
+use crate::message_loop::{IntoEndpoint, LoopContext};
 use crate::metrics::EndpointSnapshot;
 use crate::peer::RouteTarget;
 use crate::sync::RwLock;
-use crate::threads::Threads;
+use crate::threads::IsolatedExecutor;
 
 pub(crate) struct Dispatcher {
-    state: RwLock<State>,
+    state: RwLock<DispatcherState>,
     runtime: Handle,
     /// The loops of all endpoints, also of those that are no longer registered but not yet done.
     loops: TaskTracker,
 }
 
 #[derive(Default)]
-struct State {
+struct DispatcherState {
     /// The registered endpoints, by name.
-    endpoints: HashMap<Arc<str>, Entry>,
+    endpoints: HashMap<Arc<str>, Registration>,
     /// Those that are no longer registered and not yet done.
-    leaving: Vec<Entry>,
+    leaving: Vec<Registration>,
     stopped: bool,
 }
 
 #[derive(Clone)]
-struct Entry {
-    inbox: Arc<dyn Registered>,
+struct Registration {
+    inbox: Arc<dyn ErasedInbox>,
     task: AbortHandle,
     connection_events: bool,
 }
@@ -83,16 +83,16 @@ impl Dispatcher {
             }
             // Under the lock, so that a stop that follows waits for this loop too.
             let cx = EndpointContext::new(endpoint_ref.clone(), env);
-            let life = endpoint.run(Seat::new(Arc::clone(&inbox), cx, threads.clone()));
+            let life = endpoint.run(LoopContext::new(Arc::clone(&inbox), cx, threads.clone()));
             let task = match threads {
                 None => self.loops.spawn_on(life, &self.runtime),
                 Some(threads) => {
-                    let tie = AbandonOnDrop(Arc::clone(&inbox));
+                    let tie = FailOnDrop(Arc::clone(&inbox));
                     self.loops.spawn_on(tie.with(threads.spawn(life)), &self.runtime)
                 }
             };
             let (task, connection_events) = (task.abort_handle(), options.connection_events);
-            state.endpoints.insert(name, Entry { inbox, task, connection_events });
+            state.endpoints.insert(name, Registration { inbox, task, connection_events });
         }
         Ok(endpoint_ref)
     }
@@ -102,7 +102,7 @@ impl Dispatcher {
         address: &RpcEndpointAddress,
         count: Option<usize>,
         one_at_a_time: bool,
-    ) -> Result<Option<Threads>, RpcError> {
+    ) -> Result<Option<IsolatedExecutor>, RpcError> {
         let Some(count) = count else { return Ok(None) };
         let refuse =
             |why| RpcError::new(ErrorKind::Config, format!("{address}: isolated({count}): {why}"));
@@ -112,9 +112,13 @@ impl Dispatcher {
                 "a ThreadSafeRpcEndpoint handles one message at a time, so it takes 1 thread"
                     .to_owned(),
             )),
-            _ => Threads::start(&format!("dispatcher-{}", address.name()), count, &self.runtime)
-                .map(Some)
-                .map_err(|e| refuse(format!("the threads cannot be started: {e}")).with_source(e)),
+            _ => IsolatedExecutor::start(
+                &format!("dispatcher-{}", address.name()),
+                count,
+                &self.runtime,
+            )
+            .map(Some)
+            .map_err(|e| refuse(format!("the threads cannot be started: {e}")).with_source(e)),
         }
     }
 
@@ -129,7 +133,7 @@ impl Dispatcher {
             removed
         };
         if let Some(entry) = removed {
-            entry.inbox.stop(Closed::Endpoint);
+            entry.inbox.stop(StopCause::EndpointStopped);
         }
     }
 
@@ -169,7 +173,7 @@ impl Dispatcher {
         all
     }
 
-    pub(crate) fn post_to_all(&self, event: &Event) {
+    pub(crate) fn post_to_all(&self, event: &ConnectionEvent) {
         let state = self.state.read();
         // Nobody is told of connections that end because all does.
         if !state.stopped {
@@ -178,7 +182,7 @@ impl Dispatcher {
         }
     }
 
-    fn get(&self, name: &str) -> Result<Option<Arc<dyn Registered>>, RpcError> {
+    fn get(&self, name: &str) -> Result<Option<Arc<dyn ErasedInbox>>, RpcError> {
         let state = self.state.read();
         match state.endpoints.get(name) {
             Some(entry) => Ok(Some(Arc::clone(&entry.inbox))),
@@ -198,18 +202,18 @@ impl Drop for Dispatcher {
 
 /// Keeps an isolated endpoint to the runtime: dropped with it, it fails what waits in the inbox and
 /// ends the loop.
-struct AbandonOnDrop<M>(Arc<Inbox<M>>);
+struct FailOnDrop<M>(Arc<Inbox<M>>);
 
-impl<M> AbandonOnDrop<M> {
+impl<M> FailOnDrop<M> {
     async fn with(self, life: FallibleTask<()>) {
         // The loop tells by ending that all is done; also when a destructor panicked in it.
         let _ = life.await;
     }
 }
 
-impl<M> Drop for AbandonOnDrop<M> {
+impl<M> Drop for FailOnDrop<M> {
     fn drop(&mut self) {
-        self.0.abandon();
+        self.0.close_and_fail();
     }
 }
 
@@ -224,7 +228,7 @@ mod tests {
 
     use super::*;
     use crate::address::RpcAddress;
-    use crate::ask::{About, Asks};
+    use crate::ask::{AskResources, EndpointInfo};
     use crate::conf::RpcConf;
     use crate::endpoint::ThreadSafeRpcEndpoint;
     use crate::trace::Tracer;
@@ -268,14 +272,15 @@ mod tests {
     }
 
     /// Has two endpoints told of `event`, then stops them, then tells it again. What each was told.
-    async fn told_of(event: Event) -> [Vec<String>; 2] {
+    async fn told_of(event: ConnectionEvent) -> [Vec<String>; 2] {
         let runtime = Handle::current();
-        let asks = Asks::new(RpcConf::new().ask().unwrap(), Tracer::default(), runtime.clone());
+        let asks =
+            AskResources::new(RpcConf::new().ask().unwrap(), Tracer::default(), runtime.clone());
         let dispatcher = Dispatcher::new(runtime);
         let received = ["a", "b"].map(|name| {
             let (told, events) = mpsc::unbounded_channel();
             let address = RpcEndpointAddress::new(None, name).unwrap();
-            let about = About::new(address, Arc::clone(&asks), 1);
+            let about = EndpointInfo::new(address, Arc::clone(&asks), 1);
             let inbox = Inbox::new(about, Arc::new(RpcConf::new().inbox().unwrap()));
             dispatcher.register(Watch(told), inbox, &EndpointOptions::new(), Arc::new(())).unwrap();
             events
@@ -289,20 +294,20 @@ mod tests {
 
     #[tokio::test]
     async fn inb_04_each_endpoint_is_told_of_a_connection_once() {
-        let told = told_of(Event::Connected(RpcAddress::new("peer", 1))).await;
+        let told = told_of(ConnectionEvent::Connected(RpcAddress::new("peer", 1))).await;
         assert_eq!(told, [["connected peer:1"], ["connected peer:1"]]);
     }
 
     #[tokio::test]
     async fn inb_05_each_endpoint_is_told_of_a_connections_end_once() {
-        let told = told_of(Event::Disconnected(RpcAddress::new("peer", 1))).await;
+        let told = told_of(ConnectionEvent::Disconnected(RpcAddress::new("peer", 1))).await;
         assert_eq!(told, [["disconnected peer:1"], ["disconnected peer:1"]]);
     }
 
     #[tokio::test]
     async fn inb_06_each_endpoint_is_told_of_a_network_error_once() {
         let error = RpcError::new(ErrorKind::Network, "reset");
-        let told = told_of(Event::NetworkError(error, RpcAddress::new("peer", 1))).await;
+        let told = told_of(ConnectionEvent::NetworkError(error, RpcAddress::new("peer", 1))).await;
         assert_eq!(told, [["reset peer:1"], ["reset peer:1"]]);
     }
 }

@@ -2,16 +2,16 @@
 
 use std::any::Any;
 
-use crate::inbox::{Closed, Ending, Event};
+use crate::inbox::{ConnectionEvent, StopCause, StopCounts};
 use crate::metrics::EndpointSnapshot;
 use crate::peer::RouteTarget;
 
 /// An inbox whose message type is not known here.
-pub(crate) trait Registered: RouteTarget + Any {
+pub(crate) trait ErasedInbox: RouteTarget + Any {
     fn services(&self) -> &'static [&'static str];
     fn snapshot(&self) -> EndpointSnapshot;
-    fn ending(&self) -> Ending;
-    fn post_event(&self, event: Event);
-    fn stop(&self, why: Closed);
+    fn stop_counts(&self) -> StopCounts;
+    fn post_event(&self, event: ConnectionEvent);
+    fn stop(&self, why: StopCause);
     fn message_type(&self) -> &'static str;
 }

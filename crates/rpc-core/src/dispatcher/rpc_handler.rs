@@ -13,8 +13,8 @@ use tokio::time::Instant;
 
 use super::Dispatcher;
 use crate::error::{ErrorKind, RpcError};
-use crate::file_server::Registry;
-use crate::inbox::Event;
+use crate::file_server::FileRegistry;
+use crate::inbox::ConnectionEvent;
 use crate::peer::{Connections, InboundMessage, PeerConnection, RemoteAsk};
 use crate::wire::proto::notice::Notice;
 use crate::wire::{self, MessageHeader, proto};
@@ -22,7 +22,7 @@ use crate::wire::{self, MessageHeader, proto};
 pub(crate) struct EnvRpcHandler {
     pub(crate) dispatcher: Arc<Dispatcher>,
     pub(crate) connections: Arc<Connections>,
-    pub(crate) files: Arc<Registry>,
+    pub(crate) files: Arc<FileRegistry>,
 }
 
 impl EnvRpcHandler {
@@ -71,7 +71,7 @@ impl EnvRpcHandler {
         match notice.notice {
             Some(Notice::Hello(hello)) => {
                 if let Some(address) = self.connections.on_hello(connection, &hello)? {
-                    self.dispatcher.post_to_all(&Event::Connected(address));
+                    self.dispatcher.post_to_all(&ConnectionEvent::Connected(address));
                 }
             }
             Some(Notice::Credit(credit)) => {
@@ -101,7 +101,7 @@ impl EnvRpcHandler {
         let why = wire::decode_failure(failure.unwrap_or_default());
         let text = format!("{remote} rejected a message {path:.400} to {endpoint:.200}: {why}");
         let error = RpcError::new(why.kind(), text).with_peer(&remote).with_source(why);
-        connection.shared.report_undelivered(error.reported_by_peer(), remote);
+        connection.shared.report_undelivered(error.mark_remote(), remote);
     }
 }
 
@@ -148,14 +148,14 @@ impl RpcHandler for EnvRpcHandler {
 
     fn on_connected(&self, client: &TransportClient) {
         if let Some(connection) = self.connections.add(client) {
-            self.dispatcher.post_to_all(&Event::Connected(connection.socket.clone()));
+            self.dispatcher.post_to_all(&ConnectionEvent::Connected(connection.socket.clone()));
         }
     }
 
     fn on_disconnected(&self, client: &TransportClient) {
         let Some(connection) = self.connections.remove(client) else { return };
         for address in connection.addresses() {
-            self.dispatcher.post_to_all(&Event::Disconnected(address.clone()));
+            self.dispatcher.post_to_all(&ConnectionEvent::Disconnected(address.clone()));
         }
     }
 
@@ -163,7 +163,7 @@ impl RpcHandler for EnvRpcHandler {
         let Some(connection) = self.connections.get(client) else { return };
         for address in connection.addresses() {
             let error = RpcError::from_transport(error.clone(), address);
-            self.dispatcher.post_to_all(&Event::NetworkError(error, address.clone()));
+            self.dispatcher.post_to_all(&ConnectionEvent::NetworkError(error, address.clone()));
         }
     }
 }

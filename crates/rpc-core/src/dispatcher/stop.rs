@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::{Dispatcher, Entry};
-use crate::inbox::{Closed, Ending};
+use super::{Dispatcher, Registration};
+use crate::inbox::{StopCause, StopCounts};
 use crate::metrics::EndpointReport;
 use crate::wire::ENDPOINT_VERIFIER;
 
@@ -19,8 +19,8 @@ impl Dispatcher {
         let entries: Vec<_> = state.endpoints.values().cloned().chain(leaving).collect();
         drop(state);
         let before = entries.iter().map(|entry| {
-            let before = entry.inbox.ending();
-            entry.inbox.stop(Closed::Env);
+            let before = entry.inbox.stop_counts();
+            entry.inbox.stop(StopCause::EnvStopped);
             before
         });
         Stopping { before: before.collect(), entries }
@@ -45,7 +45,7 @@ impl Dispatcher {
             .iter()
             .zip(before)
             .map(|(entry, before)| {
-                let after = entry.inbox.ending();
+                let after = entry.inbox.stop_counts();
                 EndpointReport {
                     name: entry.inbox.snapshot().name,
                     finished: after.handled - before.handled,
@@ -63,7 +63,7 @@ impl Dispatcher {
 
 /// Endpoints that have been told to stop.
 pub(crate) struct Stopping {
-    entries: Vec<Entry>,
+    entries: Vec<Registration>,
     /// What had become of their messages until then.
-    before: Vec<Ending>,
+    before: Vec<StopCounts>,
 }

@@ -12,21 +12,21 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use super::listen::{FIRST_PORT, listen};
-use super::{Inner, RpcEnv};
+use super::{EnvInner, RpcEnv};
 use crate::address::{RpcAddress, RpcEndpointAddress};
-use crate::ask::Asks;
+use crate::ask::AskResources;
 use crate::conf::RpcConf;
 use crate::dispatcher::{Dispatcher, EnvRpcHandler};
-use crate::download::Downloads;
+use crate::download::DownloadPool;
 use crate::endpoint_options::EndpointOptions;
 use crate::error::{ErrorKind, RpcError};
-use crate::file_server::Registry;
-use crate::inbox::Event;
+use crate::file_server::FileRegistry;
+use crate::inbox::ConnectionEvent;
 use crate::peer::{Connections, PeerPool, PeerShared};
 #[cfg(feature = "auth")]
-use crate::security::{self, Identity};
+use crate::security::{self, AuthIdentity};
 use crate::sync::Mutex;
-use crate::trace::{TraceContext, Tracer};
+use crate::trace::{TracePropagator, Tracer};
 use crate::verifier::EndpointVerifier;
 use crate::wire::ENDPOINT_VERIFIER;
 
@@ -42,7 +42,7 @@ pub struct RpcEnvBuilder {
     tracer: Tracer,
     network: Option<MemoryNetwork>,
     #[cfg(feature = "auth")]
-    identity: Option<Identity>,
+    identity: Option<AuthIdentity>,
 }
 
 #[derive(Clone, Debug)]
@@ -96,7 +96,7 @@ impl RpcEnvBuilder {
     }
 
     /// Carry distributed traces along with messages.
-    pub fn trace_context(mut self, context: impl TraceContext) -> Self {
+    pub fn trace_propagator(mut self, context: impl TracePropagator) -> Self {
         self.tracer = Tracer(Some(Arc::new(context)));
         self
     }
@@ -118,7 +118,7 @@ impl RpcEnvBuilder {
     /// connections made later.
     #[cfg(feature = "auth")]
     pub fn auth(mut self, app_id: impl Into<String>, secrets: Arc<dyn SecretKeyHolder>) -> Self {
-        self.identity = Some(Identity { app_id: app_id.into(), secrets });
+        self.identity = Some(AuthIdentity { app_id: app_id.into(), secrets });
         self
     }
 
@@ -127,7 +127,7 @@ impl RpcEnvBuilder {
     /// # Errors
     ///
     /// [`ErrorKind::Config`] for options and settings that cannot work, also for security that is
-    /// asked for and cannot be had, [`ErrorKind::Address`] if the address to bind is not host:port,
+    /// asked for and cannot be had, [`ErrorKind::InvalidAddress`] if the address to bind is not host:port,
     /// [`ErrorKind::Bind`] if it cannot be listened at, or is in use as are those that were tried
     /// in its place.
     ///
@@ -168,11 +168,11 @@ impl RpcEnvBuilder {
             undelivered: AtomicU64::new(0),
             on_undelivered: Box::new(move |error, peer| {
                 if let Some(endpoints) = endpoints.upgrade() {
-                    endpoints.post_to_all(&Event::Undelivered(error, peer));
+                    endpoints.post_to_all(&ConnectionEvent::Undelivered(error, peer));
                 }
             }),
         }));
-        let files = Arc::<Registry>::default();
+        let files = Arc::<FileRegistry>::default();
         let handler = EnvRpcHandler {
             dispatcher: Arc::clone(&dispatcher),
             connections: Arc::clone(&connections),
@@ -183,21 +183,21 @@ impl RpcEnvBuilder {
             context = context.memory_network(network);
         }
         #[cfg(feature = "auth")]
-        let context = security::authenticated(context, self.identity, &self.conf).await?;
+        let context = security::with_authentication(context, self.identity, &self.conf).await?;
         context.check_security().map_err(RpcError::config)?;
-        let downloads = Downloads::new(&self.conf, self.network.as_ref(), &context)?;
+        let downloads = DownloadPool::new(&self.conf, self.network.as_ref(), &context)?;
         let max_retries = self.conf.port_max_retries()?;
-        let queue_limits = self.conf.outbox_limits()?;
+        let queue_limits = self.conf.route_queue_limits()?;
         let peers =
             PeerPool::new(context.create_client_factory(), Arc::clone(&connections), queue_limits);
 
-        let mut inner = Inner {
+        let mut inner = EnvInner {
             name: self.name,
             address: None,
             lookup_timeout,
             inbox_conf: Arc::new(self.conf.inbox()?),
             shutdown_timeout: self.conf.shutdown_timeout()?,
-            asks: Asks::new(self.conf.ask()?, self.tracer, runtime.clone()),
+            asks: AskResources::new(self.conf.ask()?, self.tracer, runtime.clone()),
             dispatcher,
             peers,
             connections,
@@ -254,7 +254,7 @@ impl RpcEnvBuilder {
     }
 }
 
-impl Inner {
+impl EnvInner {
     fn register_verifier(&self) -> Result<(), RpcError> {
         let address = RpcEndpointAddress::new(None, ENDPOINT_VERIFIER)?;
         // It never looks at its environment, which is not complete yet.

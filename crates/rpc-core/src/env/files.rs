@@ -34,8 +34,8 @@ impl RpcEnv {
     ///
     /// # Errors
     ///
-    /// All name the URI. [`ErrorKind::Address`](crate::ErrorKind::Address) if it is not of that
-    /// form; [`ErrorKind::NotServed`](crate::ErrorKind::NotServed) if there is no such file there;
+    /// All name the URI. [`ErrorKind::InvalidAddress`](crate::ErrorKind::InvalidAddress) if it is not of that
+    /// form; [`ErrorKind::FileUnavailable`](crate::ErrorKind::FileUnavailable) if there is no such file there;
     /// [`ErrorKind::Network`](crate::ErrorKind::Network) if the other side cannot be reached;
     /// [`ErrorKind::Stopped`](crate::ErrorKind::Stopped) if this environment has shut down.
     ///
@@ -43,6 +43,6 @@ impl RpcEnv {
     ///
     /// Can be dropped at any time.
     pub async fn open_channel(&self, uri: &str) -> Result<Download, RpcError> {
-        self.inner.downloads.open(uri).await.map_err(RpcError::received)
+        self.inner.downloads.open(uri).await.map_err(RpcError::mark_as_result)
     }
 }

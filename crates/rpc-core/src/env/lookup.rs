@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use super::{Inner, RpcEnv};
+use super::{EnvInner, RpcEnv};
 use crate::address::{RpcAddress, RpcEndpointAddress};
-use crate::ask::About;
+use crate::ask::EndpointInfo;
 use crate::dispatcher::endpoint_not_found;
 use crate::endpoint_ref::RpcEndpointRef;
 use crate::error::{ErrorKind, RpcError};
@@ -37,7 +37,7 @@ impl RpcEnv {
         address: RpcAddress,
         name: &str,
     ) -> Result<RpcEndpointRef<M>, RpcError> {
-        self.inner.look_up(address, name).await.map_err(RpcError::received)
+        self.inner.look_up(address, name).await.map_err(RpcError::mark_as_result)
     }
 
     /// [`setup_endpoint_ref`](Self::setup_endpoint_ref) of the endpoint at `uri`, which is
@@ -45,7 +45,7 @@ impl RpcEnv {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Address`] if `uri` is not of that form, and those of
+    /// [`ErrorKind::InvalidAddress`] if `uri` is not of that form, and those of
     /// [`setup_endpoint_ref`](Self::setup_endpoint_ref).
     ///
     /// # Cancel safety
@@ -55,7 +55,8 @@ impl RpcEnv {
         &self,
         uri: &str,
     ) -> Result<RpcEndpointRef<M>, RpcError> {
-        let invalid = || RpcError::new(ErrorKind::Address, format!("Invalid Spark URL: {uri}"));
+        let invalid =
+            || RpcError::new(ErrorKind::InvalidAddress, format!("Invalid Spark URL: {uri}"));
         let endpoint: RpcEndpointAddress = uri.parse()?;
         let address = endpoint.address().ok_or_else(invalid)?.clone();
         self.setup_endpoint_ref(address, endpoint.name()).await
@@ -77,7 +78,7 @@ impl RpcEnv {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Address`] if the message names no endpoint, or its address is none;
+    /// [`ErrorKind::InvalidAddress`] if the message names no endpoint, or its address is none;
     /// [`ErrorKind::ServiceMismatch`] if the endpoint serves other services than those of `M`, or
     /// receives in this very environment a message of which `M` is a part: then resolve it as what
     /// it receives and [narrow](RpcEndpointRef::narrow) that; [`ErrorKind::LocalOnly`] if `M` has
@@ -88,7 +89,7 @@ impl RpcEnv {
         &self,
         endpoint: &EndpointRef,
     ) -> Result<RpcEndpointRef<M>, RpcError> {
-        self.inner.resolve(endpoint).map_err(RpcError::received)
+        self.inner.resolve(endpoint).map_err(RpcError::mark_as_result)
     }
 }
 
@@ -103,7 +104,7 @@ fn check_services<M: RpcMessage>(
     Err(service_mismatch(endpoint, M::SERVICES, &served))
 }
 
-impl Inner {
+impl EnvInner {
     async fn look_up<M: RpcMessage>(
         &self,
         address: RpcAddress,
@@ -149,7 +150,7 @@ impl Inner {
         check_services::<M>(&full, &endpoint.services)?;
         match address {
             Some(address) => Ok(self.remote_ref(full, &address, endpoint.incarnation)),
-            None => self.connected_ref(full, endpoint.incarnation),
+            None => self.inbound_ref(full, endpoint.incarnation),
         }
     }
 
@@ -168,12 +169,15 @@ impl Inner {
         incarnation: u64,
     ) -> RpcEndpointRef<M> {
         let route = self.peers.route(self.peers.peer(address), endpoint.name(), incarnation);
-        RpcEndpointRef::remote(About::new(endpoint, Arc::clone(&self.asks), incarnation), route)
+        RpcEndpointRef::remote(
+            EndpointInfo::new(endpoint, Arc::clone(&self.asks), incarnation),
+            route,
+        )
     }
 
     /// The ref of an endpoint whose environment does not listen, over the connection that this
     /// environment opened.
-    fn connected_ref<M: RpcMessage>(
+    fn inbound_ref<M: RpcMessage>(
         &self,
         endpoint: RpcEndpointAddress,
         incarnation: u64,
@@ -182,7 +186,7 @@ impl Inner {
             let text = format!(
                 "{endpoint} says neither where its environment listens nor which one it is"
             );
-            return Err(RpcError::new(ErrorKind::Address, text).with_peer(&endpoint));
+            return Err(RpcError::new(ErrorKind::InvalidAddress, text).with_peer(&endpoint));
         }
         let connection = self.connections.of_incarnation(incarnation);
         let connected = connection.and_then(|connection| {
@@ -195,7 +199,7 @@ impl Inner {
             return Err(RpcError::new(ErrorKind::Network, text).with_peer(&endpoint));
         };
         let route = self.peers.route(peer, endpoint.name(), incarnation);
-        let mut about = About::new(endpoint, Arc::clone(&self.asks), incarnation);
+        let mut about = EndpointInfo::new(endpoint, Arc::clone(&self.asks), incarnation);
         about.socket = Some(socket);
         Ok(RpcEndpointRef::remote(about, route))
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Inner, RpcEnv};
+use super::{EnvInner, RpcEnv};
 use crate::dispatcher::Stopping;
 use crate::metrics::ShutdownReport;
 use crate::running::ActorId;
@@ -15,7 +15,7 @@ use crate::running::ActorId;
 /// How long a shutdown waits, after the endpoints have stopped, for messages that wait for a
 /// connection or for credit, then for answers that are still being written, and then for the
 /// connections that it made to end.
-const SEND_OUT: Duration = Duration::from_secs(5);
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl RpcEnv {
     /// Stops all endpoints, waits until every `on_stop` has run, and closes all connections.
@@ -38,7 +38,7 @@ impl RpcEnv {
         if !self.inner.stopping.swap(true, Ordering::AcqRel) {
             let stopping = self.inner.dispatcher.begin_stop();
             let ending =
-                Ending { inner: Arc::clone(&self.inner), report: ShutdownReport::default() };
+                ShutdownTask { inner: Arc::clone(&self.inner), report: ShutdownReport::default() };
             self.inner.runtime.spawn(ending.run(stopping));
         }
         self.terminated()
@@ -58,7 +58,7 @@ impl RpcEnv {
     fn terminated(&self) -> impl Future<Output = ShutdownReport> + Send + 'static + use<> {
         let (env, mut terminated) = (ActorId::of(&self.inner), self.inner.terminated.subscribe());
         async move {
-            if env.is_running() {
+            if env.is_current() {
                 return ShutdownReport::default();
             }
             let report = terminated.wait_for(Option::is_some).await.map(|report| report.clone());
@@ -70,33 +70,33 @@ impl RpcEnv {
 
 /// A shutdown under way. It ends also when the runtime dies with it, and everything it would have
 /// stopped.
-struct Ending {
-    inner: Arc<Inner>,
+struct ShutdownTask {
+    inner: Arc<EnvInner>,
     report: ShutdownReport,
 }
 
-impl Ending {
+impl ShutdownTask {
     async fn run(mut self, stopping: Stopping) {
         let (inner, begun) = (&self.inner, Instant::now());
         // First, so that what an on_stop sends still goes out, and the connections' end is told to
         // nobody.
         self.report.endpoints =
             inner.dispatcher.finish_stop(stopping, inner.shutdown_timeout).await;
-        self.report.unsent = inner.peers.stop(SEND_OUT).await;
+        self.report.unsent = inner.peers.stop(FLUSH_TIMEOUT).await;
         let server = inner.server.lock().take();
         if let Some(server) = server {
-            server.close(SEND_OUT).await;
+            server.close(FLUSH_TIMEOUT).await;
         }
         // Those that this environment made: they are closing, and what the runtime's end found
         // unwritten would be lost.
-        let _ = tokio::time::timeout(SEND_OUT, inner.connections.closed()).await;
+        let _ = tokio::time::timeout(FLUSH_TIMEOUT, inner.connections.closed()).await;
         inner.downloads.close();
-        self.report.took = begun.elapsed();
-        self.report.complete = true;
+        self.report.duration = begun.elapsed();
+        self.report.is_complete = true;
     }
 }
 
-impl Drop for Ending {
+impl Drop for ShutdownTask {
     fn drop(&mut self) {
         let report = std::mem::take(&mut self.report);
         if report.is_clean() {

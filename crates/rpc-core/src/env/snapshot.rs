@@ -18,7 +18,7 @@ impl RpcEnv {
             name: inner.name.clone(),
             address: inner.address.clone(),
             endpoints: inner.dispatcher.snapshot(),
-            outboxes: inner.peers.snapshot(),
+            peers: inner.peers.snapshot(),
             pending_asks: inner.asks.pending.load(Ordering::Relaxed) as u64,
             inbox_bytes: shared.budget.used(),
             route_bytes: shared.route_budget.used(),

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
 use self::registry::FILE_SEGMENTS;
-pub(crate) use self::registry::Registry;
+pub(crate) use self::registry::FileRegistry;
 use crate::address::RpcAddress;
 use crate::error::{ErrorKind, RpcError};
 
@@ -58,7 +58,7 @@ const PATH: &AsciiSet = &SEGMENT.remove(b'/');
 /// [`RpcEnv::file_server`]: crate::RpcEnv::file_server
 #[derive(Clone, Debug)]
 pub struct RpcEnvFileServer {
-    pub(crate) registry: Arc<Registry>,
+    pub(crate) registry: Arc<FileRegistry>,
     pub(crate) env: String,
     pub(crate) address: Option<RpcAddress>,
 }

@@ -19,7 +19,7 @@ pub(super) const FILE_SEGMENTS: [&str; 2] = ["files", "jars"];
 
 /// Everything that is offered, as the transport's [`StreamManager`].
 #[derive(Debug, Default)]
-pub(crate) struct Registry {
+pub(crate) struct FileRegistry {
     offered: Mutex<Offered>,
 }
 
@@ -33,12 +33,12 @@ struct Offered {
 
 /// Where a stream's content is.
 #[derive(Debug)]
-enum Place {
+enum FileLocation {
     File(PathBuf),
     Below { directory: PathBuf, rest: String },
 }
 
-impl Registry {
+impl FileRegistry {
     /// Returns the path of the file that is offered under the key now: `path`, or that of another.
     pub(super) fn add(&self, key: String, path: &Path) -> PathBuf {
         self.offered.lock().files.entry(key).or_insert_with(|| path.to_owned()).clone()
@@ -61,12 +61,12 @@ impl Registry {
     }
 
     /// `None`: no file of that name.
-    fn place(&self, stream_id: &str) -> Result<Option<Place>, BoxError> {
+    fn locate(&self, stream_id: &str) -> Result<Option<FileLocation>, BoxError> {
         let path = stream_id.strip_prefix('/').unwrap_or(stream_id);
         let first = path.split('/').next().unwrap_or_default();
         let offered = self.offered.lock();
         if FILE_SEGMENTS.contains(&first) {
-            return Ok(offered.files.get(path).cloned().map(Place::File));
+            return Ok(offered.files.get(path).cloned().map(FileLocation::File));
         }
         let below = offered.directories.iter().filter_map(|(prefix, directory)| {
             let rest = path.strip_prefix(prefix.as_str())?;
@@ -76,11 +76,11 @@ impl Registry {
         let (_, directory, rest) =
             longest.ok_or_else(|| format!("Invalid stream URI: {first:.200} not found."))?;
         let rest = rest.strip_prefix('/').unwrap_or(rest).to_owned();
-        Ok(Some(Place::Below { directory: directory.clone(), rest }))
+        Ok(Some(FileLocation::Below { directory: directory.clone(), rest }))
     }
 }
 
-impl Place {
+impl FileLocation {
     /// The whole file, open, so that what is sent is what was checked. May block on the disk.
     fn open(self) -> io::Result<Option<ManagedBuffer>> {
         // Asked before opening: to open a pipe would wait for its other end.
@@ -102,7 +102,7 @@ impl Place {
 }
 
 /// Whether `error` says that there is nothing at a path, or nothing that it is allowed to lead to.
-fn nothing_there(error: &io::Error) -> bool {
+fn not_found_error(error: &io::Error) -> bool {
     matches!(
         error.kind(),
         io::ErrorKind::NotFound
@@ -112,7 +112,7 @@ fn nothing_there(error: &io::Error) -> bool {
     )
 }
 
-impl StreamManager for Registry {
+impl StreamManager for FileRegistry {
     fn get_chunk<'a>(
         &'a self,
         _: &'a TransportClient,
@@ -130,10 +130,10 @@ impl StreamManager for Registry {
         stream_id: &'a str,
     ) -> BoxFuture<'a, Result<Option<ManagedBuffer>, BoxError>> {
         Box::pin(async move {
-            let Some(place) = self.place(stream_id)? else { return Ok(None) };
+            let Some(place) = self.locate(stream_id)? else { return Ok(None) };
             match tokio::task::spawn_blocking(move || place.open()).await? {
                 Ok(found) => Ok(found),
-                Err(error) if nothing_there(&error) => {
+                Err(error) if not_found_error(&error) => {
                     tracing::debug!(peer = %client.peer_addr(), stream_id, %error, "nothing to serve");
                     Ok(None)
                 }

@@ -4,14 +4,14 @@ use std::collections::VecDeque;
 
 use tokio::time::Instant;
 
-use super::state::{Counts, State};
-use super::{Closed, Inbox, Item};
+use super::state::{InboxState, MessageCounts};
+use super::{Inbox, InboxItem, StopCause};
 use crate::address::RpcEndpointAddress;
 use crate::error::{ErrorKind, RpcError};
 use crate::limits::Volume;
 use crate::message_metadata::MessageMetadata;
 use crate::peer::ReleasedVolume;
-use crate::running::discard;
+use crate::running::reject_message;
 use crate::sync::MutexGuard;
 
 /// Of messages that do not wait, the handling of one in so many is measured.
@@ -19,10 +19,10 @@ const SAMPLE: u64 = 16;
 
 /// What a loop has taken out and not handled yet. Dropped with the loop, it fails the askers in it.
 pub(crate) struct Batch<'a, M> {
-    items: VecDeque<Item<M>>,
+    items: VecDeque<InboxItem<M>>,
     /// Messages that have been handled and not yet been given back to the inbox.
     done: usize,
-    counts: Counts,
+    counts: MessageCounts,
     /// Their volume: of this environment, and from other environments.
     local: Volume,
     remote: ReleasedVolume,
@@ -36,63 +36,63 @@ pub(crate) struct Batch<'a, M> {
 impl<'a, M> Batch<'a, M> {
     pub(crate) fn new(inbox: &'a Inbox<M>) -> Self {
         let share = (inbox.conf.limit.messages / 8).clamp(1, 64) as usize;
-        let (items, counts) = (VecDeque::new(), Counts::default());
+        let (items, counts) = (VecDeque::new(), MessageCounts::default());
         let (local, remote) = (Volume::default(), ReleasedVolume::default());
         Self { items, done: 0, counts, local, remote, share, taken: 0, inbox }
     }
 
     /// The next message whose asker still waits, or the next event.
-    pub(crate) fn pop(&mut self) -> Option<Item<M>> {
+    pub(crate) fn pop(&mut self) -> Option<InboxItem<M>> {
         // Looked at where it lies: an item is large.
-        while let Some(Item::Message { metadata, .. }) = self.items.front()
+        while let Some(InboxItem::Message { metadata, .. }) = self.items.front()
             && !metadata.is_pending()
         {
-            self.pass_over();
+            self.discard_expired();
         }
         self.items.pop_front()
     }
 
     /// Drops the next message, as its asker no longer waits.
     #[cold]
-    fn pass_over(&mut self) {
-        if let Some(Item::Message { message, metadata }) = self.items.pop_front() {
+    fn discard_expired(&mut self) {
+        if let Some(InboxItem::Message { message, metadata }) = self.items.pop_front() {
             self.counts.expired += 1;
-            discard(metadata.ask_id(), message, &expired(self.inbox.address()));
-            self.done(metadata);
+            reject_message(metadata.ask_id(), message, &timeout_error(self.inbox.address()));
+            self.on_done(metadata);
         }
     }
 
     /// A message has been handled.
-    pub(crate) fn handled(&mut self, metadata: MessageMetadata, failed: bool) {
+    pub(crate) fn on_handled(&mut self, metadata: MessageMetadata, failed: bool) {
         self.counts.handled += 1;
         self.counts.failed += u64::from(failed);
-        self.done(metadata);
+        self.on_done(metadata);
     }
 
-    fn done(&mut self, metadata: MessageMetadata) {
+    fn on_done(&mut self, metadata: MessageMetadata) {
         self.done += 1;
         match metadata.permit {
             Some(permit) => permit.release_with(&mut self.remote),
             None => self.local.add(Volume::message(size_of::<M>() as u64)),
         }
         if self.done >= self.share {
-            self.give_back(self.inbox.state.lock(), true);
+            self.release_handled(self.inbox.state.lock(), true);
         }
     }
 
     /// Gives back what is handled: at the latest when the loop is about to wait for something, and
     /// not `goes_on`.
-    fn give_back(&mut self, mut state: MutexGuard<'_, State<M>>, goes_on: bool) {
+    fn release_handled(&mut self, mut state: MutexGuard<'_, InboxState<M>>, goes_on: bool) {
         if self.done > 0 {
             self.done = 0;
-            let Counts { handled, failed, expired, .. } = std::mem::take(&mut self.counts);
+            let MessageCounts { handled, failed, expired, .. } = std::mem::take(&mut self.counts);
             state.counts.handled += handled;
             state.counts.failed += failed;
             state.counts.expired += expired;
             state.held.remove(std::mem::take(&mut self.local));
             state.held.remove(self.remote.total());
         }
-        let room = state.room_for(self.inbox.conf.limit, goes_on);
+        let room = state.has_capacity_for(self.inbox.conf.limit, goes_on);
         drop(state);
         if let Some(room) = room {
             room.notify_waiters();
@@ -101,8 +101,8 @@ impl<'a, M> Batch<'a, M> {
     }
 
     /// The loop begins to wait for what it has in hand.
-    pub(crate) fn waits(&mut self, since: Instant) {
-        self.give_back(self.inbox.state.lock(), false);
+    pub(crate) fn on_pending(&mut self, since: Instant) {
+        self.release_handled(self.inbox.state.lock(), false);
         self.inbox.state.lock().in_hand_since.get_or_insert(since);
     }
 
@@ -121,12 +121,12 @@ impl<'a, M> Batch<'a, M> {
         state.undelivered = 0;
         state.in_hand_since = state.queued_since.take();
         self.taken = state.counts.handled + self.counts.handled;
-        self.give_back(state, !self.items.is_empty());
+        self.release_handled(state, !self.items.is_empty());
         !self.items.is_empty()
     }
 
     /// The buffer, to go on with.
-    pub(crate) fn into_buffer(mut self) -> VecDeque<Item<M>> {
+    pub(crate) fn into_buffer(mut self) -> VecDeque<InboxItem<M>> {
         std::mem::take(&mut self.items)
     }
 }
@@ -134,18 +134,18 @@ impl<'a, M> Batch<'a, M> {
 impl<M> Drop for Batch<'_, M> {
     fn drop(&mut self) {
         if self.done > 0 {
-            self.give_back(self.inbox.state.lock(), false);
+            self.release_handled(self.inbox.state.lock(), false);
         }
         if !self.items.is_empty() {
             // The loop was dropped. Before they fail: no sender may slip in behind.
-            self.inbox.abandon();
-            self.inbox.discard(std::mem::take(&mut self.items), Closed::Runtime);
+            self.inbox.close_and_fail();
+            self.inbox.discard(std::mem::take(&mut self.items), StopCause::RuntimeStopped);
         }
     }
 }
 
 /// What an asker would be told that no longer listens.
-fn expired(endpoint: &RpcEndpointAddress) -> RpcError {
+fn timeout_error(endpoint: &RpcEndpointAddress) -> RpcError {
     let text = format!("the time of the request was over before its turn came at {endpoint}");
     RpcError::new(ErrorKind::Timeout, text).with_peer(endpoint)
 }

@@ -13,40 +13,40 @@ use futures::future::BoxFuture;
 use tokio::time::Instant;
 
 pub(crate) use batch::Batch;
-use state::{Counts, State};
+use state::{InboxState, MessageCounts};
 
 use crate::address::{RpcAddress, RpcEndpointAddress};
-use crate::ask::About;
-use crate::dispatcher::Registered;
+use crate::ask::EndpointInfo;
+use crate::dispatcher::ErasedInbox;
 use crate::endpoint_ref::RpcEndpointRef;
 use crate::error::{ErrorKind, RpcError};
 use crate::inbox_handle::InboxHandle;
-use crate::limits::{CreditLimits, InboxConf, Overflow, Volume};
+use crate::limits::{CreditLimits, InboxConf, OverflowPolicy, Volume};
 use crate::message::{IncomingRequest, RpcMessage};
 use crate::message_metadata::{MessageCaller, MessageMetadata};
 use crate::method::{is_of_service, split};
 use crate::metrics::{EndpointSnapshot, Histogram};
 use crate::peer::{InboundMessage, RouteTarget, TargetRoutes};
-use crate::running::{ActorId, decode_request, discard};
+use crate::running::{ActorId, decode_request, reject_message};
 use crate::sync::{Mutex, Notify};
 
 /// A queue that keeps its buffer while parked only up to this many items.
-const KEEP: usize = 64;
+const MAX_KEPT_CAPACITY: usize = 64;
 
 /// So many refusals of messages wait at most to be told to an endpoint: unlike connections, a peer
 /// has any number of them.
 const MAX_UNDELIVERED: u16 = 1024;
 
 /// What an endpoint is to do. Starting is not among it: a loop begins with it.
-pub(crate) enum Item<M> {
+pub(crate) enum InboxItem<M> {
     Message { message: M, metadata: MessageMetadata },
-    Event(Event),
+    Event(ConnectionEvent),
     Stop,
 }
 
 /// What befell a connection, or a message that went over it.
 #[derive(Clone, Debug)]
-pub(crate) enum Event {
+pub(crate) enum ConnectionEvent {
     Connected(RpcAddress),
     Disconnected(RpcAddress),
     NetworkError(RpcError, RpcAddress),
@@ -59,10 +59,10 @@ pub(crate) enum Event {
 /// A message counts against the limits until it has been handled, so what the loop has in hand
 /// counts too.
 pub(crate) struct Inbox<M> {
-    state: Mutex<State<M>>,
+    state: Mutex<InboxState<M>>,
     /// How long messages took. There with the first that was measured.
     processing: Mutex<Option<Box<Histogram>>>,
-    about: Arc<About>,
+    about: Arc<EndpointInfo>,
     conf: Arc<InboxConf>,
     /// Present with the first route.
     routes: OnceLock<Box<TargetRoutes>>,
@@ -70,7 +70,7 @@ pub(crate) struct Inbox<M> {
 }
 
 /// What has become of messages, for the report of a shutdown.
-pub(crate) struct Ending {
+pub(crate) struct StopCounts {
     pub(crate) handled: u64,
     pub(crate) late: u64,
     pub(crate) held: u64,
@@ -80,16 +80,16 @@ pub(crate) struct Ending {
 
 /// Why nothing goes in any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Closed {
-    Endpoint,
-    Env,
+pub(crate) enum StopCause {
+    EndpointStopped,
+    EnvStopped,
     /// The loop's task was dropped, as happens when its runtime shuts down.
-    Runtime,
+    RuntimeStopped,
 }
 
 impl<M> Inbox<M> {
-    pub(crate) fn new(about: About, conf: Arc<InboxConf>) -> Arc<Self> {
-        let (state, processing) = (Mutex::new(State::new()), Mutex::default());
+    pub(crate) fn new(about: EndpointInfo, conf: Arc<InboxConf>) -> Arc<Self> {
+        let (state, processing) = (Mutex::new(InboxState::new()), Mutex::default());
         let (routes, is_stopped) = (OnceLock::new(), AtomicBool::new(false));
         Arc::new(Self { state, processing, about: Arc::new(about), conf, routes, is_stopped })
     }
@@ -119,9 +119,9 @@ impl<M> Inbox<M> {
 
     /// The loop has ended: takes nothing more and fails what is left, by dropping it after the door
     /// is shut.
-    pub(crate) fn abandon(&self) {
+    pub(crate) fn close_and_fail(&self) {
         let mut state = self.state.lock();
-        let closed = *state.closed.get_or_insert(Closed::Runtime);
+        let closed = *state.closed.get_or_insert(StopCause::RuntimeStopped);
         let left = std::mem::take(&mut state.queue);
         // The waker keeps an isolated endpoint's threads.
         let (_parked, room) = (state.parked.take(), state.room_awaited.take());
@@ -133,27 +133,27 @@ impl<M> Inbox<M> {
         self.discard(left, closed);
     }
 
-    fn discard(&self, items: VecDeque<Item<M>>, why: Closed) {
+    fn discard(&self, items: VecDeque<InboxItem<M>>, why: StopCause) {
         for item in items {
-            if let Item::Message { message, metadata } = item {
-                discard(metadata.ask_id(), message, &self.closed(why));
+            if let InboxItem::Message { message, metadata } = item {
+                reject_message(metadata.ask_id(), message, &self.stopped_error(why));
             }
         }
     }
 
     /// Has `waker` woken by the next item; false if there is one already. `spare` is an empty
     /// buffer to go on with.
-    pub(crate) fn park(&self, waker: &Waker, spare: &mut VecDeque<Item<M>>) -> bool {
+    pub(crate) fn park(&self, waker: &Waker, spare: &mut VecDeque<InboxItem<M>>) -> bool {
         let mut state = self.state.lock();
         if !state.queue.is_empty() {
             return false;
         }
-        if (state.queue.capacity() < spare.capacity() && spare.capacity() <= KEEP)
-            || state.queue.capacity() > KEEP
+        if (state.queue.capacity() < spare.capacity() && spare.capacity() <= MAX_KEPT_CAPACITY)
+            || state.queue.capacity() > MAX_KEPT_CAPACITY
         {
             std::mem::swap(&mut state.queue, spare);
         }
-        if state.queue.capacity() > KEEP {
+        if state.queue.capacity() > MAX_KEPT_CAPACITY {
             state.queue = VecDeque::new();
         }
         match &mut state.parked {
@@ -164,7 +164,7 @@ impl<M> Inbox<M> {
     }
 
     /// The handling of a message has taken so long.
-    pub(crate) fn took(&self, time: Duration) {
+    pub(crate) fn record_duration(&self, time: Duration) {
         self.processing.lock().get_or_insert_default().record(time);
         if time >= self.conf.slow {
             tracing::warn!(
@@ -177,24 +177,26 @@ impl<M> Inbox<M> {
     }
 
     /// The endpoint's `on_stop` has run.
-    pub(crate) fn end(&self) {
+    pub(crate) fn mark_stopped(&self) {
         self.state.lock().ended = true;
     }
 
-    fn closed(&self, closed: Closed) -> RpcError {
+    fn stopped_error(&self, closed: StopCause) -> RpcError {
         let text = match closed {
-            Closed::Endpoint => format!("the endpoint {} has been stopped", self.address()),
-            Closed::Env => {
+            StopCause::EndpointStopped => {
+                format!("the endpoint {} has been stopped", self.address())
+            }
+            StopCause::EnvStopped => {
                 format!("RpcEnv already stopped: {} takes no more messages", self.address())
             }
-            Closed::Runtime => {
+            StopCause::RuntimeStopped => {
                 format!("the runtime that ran the endpoint {} has shut down", self.address())
             }
         };
         RpcError::new(ErrorKind::Stopped, text).with_peer(self.address())
     }
 
-    fn full(&self) -> RpcError {
+    fn full_error(&self) -> RpcError {
         let text = format!("the inbox of {} is full: {}", self.address(), self.conf.limit_text());
         RpcError::new(ErrorKind::Limit, text).with_peer(self.address()).retryable()
     }
@@ -210,22 +212,22 @@ impl<M: Send> InboxHandle<M> for Inbox<M> {
         let volume = Volume::message(metadata.bytes::<M>());
         let mut state = self.state.lock();
         if let Some(closed) = state.closed {
-            state.counts.late += 1;
+            state.counts.rejected_after_stop += 1;
             drop(state);
-            return Err(self.closed(closed));
+            return Err(self.stopped_error(closed));
         }
         if !state.held.fits(self.conf.limit)
             && !metadata.permit.as_ref().is_some_and(|permit| permit.is_covered)
         {
             match self.conf.overflow {
                 // None if all messages are being handled.
-                Overflow::DropOldest => dropped = state.take_oldest(),
-                Overflow::Refuse => {}
+                OverflowPolicy::DropOldest => dropped = state.take_oldest(),
+                OverflowPolicy::Reject => {}
             }
             if dropped.is_none() {
                 state.counts.refused += 1;
                 drop(state);
-                return Err(self.full());
+                return Err(self.full_error());
             }
             state.counts.dropped += 1;
         }
@@ -236,14 +238,14 @@ impl<M: Send> InboxHandle<M> for Inbox<M> {
         if parked.is_none() && state.queue.is_empty() {
             state.queued_since = Some(Instant::now());
         }
-        state.queue.push_back(Item::Message { message, metadata });
+        state.queue.push_back(InboxItem::Message { message, metadata });
         drop(state);
         if let Some(loop_) = parked {
             loop_.wake();
         }
         if let Some((message, metadata)) = dropped {
             tracing::warn!(endpoint = %self.address(), "the inbox is full: its oldest message is dropped");
-            discard(metadata.ask_id(), message, &self.full());
+            reject_message(metadata.ask_id(), message, &self.full_error());
             self.state.lock().held.remove(Volume::message(metadata.bytes::<M>()));
         }
         Ok(())
@@ -265,7 +267,7 @@ impl<M: Send> InboxHandle<M> for Inbox<M> {
     }
 }
 
-impl<M: RpcMessage> Registered for Inbox<M> {
+impl<M: RpcMessage> ErasedInbox for Inbox<M> {
     fn services(&self) -> &'static [&'static str] {
         M::SERVICES
     }
@@ -274,25 +276,26 @@ impl<M: RpcMessage> Registered for Inbox<M> {
         std::any::type_name::<M>()
     }
 
-    fn ending(&self) -> Ending {
+    fn stop_counts(&self) -> StopCounts {
         let state = self.state.lock();
-        let Counts { handled, late, .. } = state.counts;
-        Ending { handled, late, held: state.held.messages, ended: state.ended }
+        let MessageCounts { handled, rejected_after_stop: late, .. } = state.counts;
+        StopCounts { handled, late, held: state.held.messages, ended: state.ended }
     }
 
     fn snapshot(&self) -> EndpointSnapshot {
         let processing = self.processing.lock().as_deref().cloned().unwrap_or_default();
         let state = self.state.lock();
         let oldest = state.in_hand_since.or(state.queued_since);
-        let Counts { handled, failed, refused, dropped, expired, late: _ } = state.counts;
+        let MessageCounts { handled, failed, refused, dropped, expired, rejected_after_stop: _ } =
+            state.counts;
         EndpointSnapshot {
             name: self.address().name().to_owned(),
-            queued: state.held.messages,
-            queued_bytes: state.held.bytes,
+            held: state.held.messages,
+            held_bytes: state.held.bytes,
             lag: oldest.map(|since| since.elapsed()).unwrap_or_default(),
             handled,
             failed,
-            refused,
+            rejected: refused,
             dropped,
             expired,
             processing,
@@ -301,18 +304,20 @@ impl<M: RpcMessage> Registered for Inbox<M> {
 
     /// Events of connections are few and bypass the limits; of messages that were refused so many
     /// wait and no more.
-    fn post_event(&self, event: Event) {
+    fn post_event(&self, event: ConnectionEvent) {
         let mut state = self.state.lock();
         let too_many = match event {
-            Event::Undelivered(..) => {
+            ConnectionEvent::Undelivered(..) => {
                 state.undelivered = state.undelivered.saturating_add(1);
                 state.undelivered > MAX_UNDELIVERED
             }
-            Event::Connected(_) | Event::Disconnected(_) | Event::NetworkError(..) => false,
+            ConnectionEvent::Connected(_)
+            | ConnectionEvent::Disconnected(_)
+            | ConnectionEvent::NetworkError(..) => false,
         };
         // An endpoint that has stopped is told nothing more.
         if state.closed.is_none() && !too_many {
-            state.queue.push_back(Item::Event(event));
+            state.queue.push_back(InboxItem::Event(event));
             let parked = state.parked.take();
             drop(state);
             if let Some(loop_) = parked {
@@ -323,11 +328,11 @@ impl<M: RpcMessage> Registered for Inbox<M> {
 
     /// Takes nothing more; what is queued is handled, then the endpoint's `on_stop` runs. Only the
     /// first call counts.
-    fn stop(&self, why: Closed) {
+    fn stop(&self, why: StopCause) {
         let mut state = self.state.lock();
         if state.closed.is_none() {
             state.closed = Some(why);
-            state.queue.push_back(Item::Stop);
+            state.queue.push_back(InboxItem::Stop);
             let (parked, room) = (state.parked.take(), state.room_awaited.take());
             drop(state);
             if let Some(loop_) = parked {
@@ -371,7 +376,7 @@ impl<M: RpcMessage> RouteTarget for Inbox<M> {
         let mut message = Some(decode_request(ask, || M::decode(IncomingRequest::new(inbound)))?);
         let appended = self.post(metadata, &mut || message.take());
         if let (Err(why), Some(message)) = (&appended, message) {
-            discard(ask, message, why);
+            reject_message(ask, message, why);
         }
         appended
     }

@@ -6,22 +6,22 @@ use std::task::Waker;
 
 use tokio::time::Instant;
 
-use super::{Closed, Item};
+use super::{InboxItem, StopCause};
 use crate::limits::Volume;
 use crate::message_metadata::MessageMetadata;
 use crate::sync::Notify;
 
-pub(super) struct State<M> {
-    pub(super) queue: VecDeque<Item<M>>,
+pub(super) struct InboxState<M> {
+    pub(super) queue: VecDeque<InboxItem<M>>,
     /// Of messages, queued or in hand.
     pub(super) held: Volume,
     /// The loop, if it waits for something to come.
     pub(super) parked: Option<Waker>,
-    /// How many [`Event::Undelivered`] are in the queue.
+    /// How many [`ConnectionEvent::Undelivered`] are in the queue.
     pub(super) undelivered: u16,
-    pub(super) closed: Option<Closed>,
+    pub(super) closed: Option<StopCause>,
     pub(super) ended: bool,
-    pub(super) counts: Counts,
+    pub(super) counts: MessageCounts,
     /// Those who wait for room, if anybody does.
     pub(super) room_awaited: Option<Arc<Notify>>,
     /// Since when the queue has not been empty while the loop was busy.
@@ -32,17 +32,17 @@ pub(super) struct State<M> {
 
 /// What has become of messages.
 #[derive(Clone, Copy, Default)]
-pub(super) struct Counts {
+pub(super) struct MessageCounts {
     pub(super) handled: u64,
     pub(super) failed: u64,
     pub(super) refused: u64,
     pub(super) dropped: u64,
     pub(super) expired: u64,
     /// Came after the inbox was closed.
-    pub(super) late: u64,
+    pub(super) rejected_after_stop: u64,
 }
 
-impl<M> State<M> {
+impl<M> InboxState<M> {
     pub(super) fn new() -> Self {
         Self {
             queue: VecDeque::new(),
@@ -51,7 +51,7 @@ impl<M> State<M> {
             undelivered: 0,
             closed: None,
             ended: false,
-            counts: Counts::default(),
+            counts: MessageCounts::default(),
             room_awaited: None,
             queued_since: None,
             in_hand_since: None,
@@ -60,16 +60,16 @@ impl<M> State<M> {
 
     /// Those who wait for room, if they are to be told. While the loop goes on they are told when
     /// half is free, so that they and the loop do not wake each other for every few messages.
-    pub(super) fn room_for(&mut self, limit: Volume, goes_on: bool) -> Option<Arc<Notify>> {
+    pub(super) fn has_capacity_for(&mut self, limit: Volume, goes_on: bool) -> Option<Arc<Notify>> {
         self.room_awaited.take_if(|_| self.held.fits(if goes_on { limit.half() } else { limit }))
     }
 
     /// Takes out the message that has waited longest.
     pub(super) fn take_oldest(&mut self) -> Option<(M, MessageMetadata)> {
-        let place = self.queue.iter().position(|item| matches!(item, Item::Message { .. }))?;
+        let place = self.queue.iter().position(|item| matches!(item, InboxItem::Message { .. }))?;
         match self.queue.remove(place)? {
-            Item::Message { message, metadata } => Some((message, metadata)),
-            Item::Event(_) | Item::Stop => None,
+            InboxItem::Message { message, metadata } => Some((message, metadata)),
+            InboxItem::Event(_) | InboxItem::Stop => None,
         }
     }
 }

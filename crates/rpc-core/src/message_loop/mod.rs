@@ -21,27 +21,29 @@ use tokio::time::Instant;
 
 use crate::endpoint::{EndpointContext, RpcEndpoint, ThreadSafeRpcEndpoint};
 use crate::error::RpcError;
-use crate::inbox::{Inbox, Item};
+use crate::inbox::{Inbox, InboxItem};
 use crate::message::RpcMessage;
 use crate::message_metadata::{MessageCaller, MessageMetadata};
-use crate::running::{Actor, ActorId, Supervised};
-use crate::threads::Threads;
+use crate::running::{ActorId, HandlerFuture, HandlerId};
+use crate::threads::IsolatedExecutor;
 
 /// After this many messages in a row the loop lets other tasks run.
-const FAIR_SHARE: usize = 256;
+const POLL_BUDGET: usize = 256;
 /// As many as this one ask of a peer counts: the answers so far are to leave while others are made.
-const SHARE_OF_PEERS_ASK: usize = 6;
+const REMOTE_ASK_COST: usize = 6;
 
 /// Calls the function of `$endpoint` that handles `$event`.
 macro_rules! handle_event {
     ($endpoint:expr, $event:expr, $cx:expr) => {
         match $event {
-            Event::Connected(remote) => $endpoint.on_connected(remote, $cx).await,
-            Event::Disconnected(remote) => $endpoint.on_disconnected(remote, $cx).await,
-            Event::NetworkError(error, remote) => {
+            ConnectionEvent::Connected(remote) => $endpoint.on_connected(remote, $cx).await,
+            ConnectionEvent::Disconnected(remote) => $endpoint.on_disconnected(remote, $cx).await,
+            ConnectionEvent::NetworkError(error, remote) => {
                 $endpoint.on_network_error(error, remote, $cx).await
             }
-            Event::Undelivered(error, remote) => $endpoint.on_undelivered(error, remote, $cx).await,
+            ConnectionEvent::Undelivered(error, remote) => {
+                $endpoint.on_undelivered(error, remote, $cx).await
+            }
         }
     };
 }
@@ -70,15 +72,15 @@ pub trait IntoEndpoint<Kind>: Sized + Send + 'static {
 
     /// The endpoint's whole life.
     #[doc(hidden)]
-    fn run(self, seat: Seat<Self::Message>) -> impl Future<Output = ()> + Send + 'static;
+    fn run(self, seat: LoopContext<Self::Message>) -> impl Future<Output = ()> + Send + 'static;
 }
 
 impl<E: ThreadSafeRpcEndpoint> IntoEndpoint<ThreadSafeKind> for E {
     type Message = E::Message;
     const ONE_AT_A_TIME: bool = true;
 
-    fn run(self, seat: Seat<E::Message>) -> impl Future<Output = ()> + Send + 'static {
-        Life::new(Serial { endpoint: self, started: false, seat })
+    fn run(self, seat: LoopContext<E::Message>) -> impl Future<Output = ()> + Send + 'static {
+        EndpointTask::new(Serial { endpoint: self, started: false, seat })
     }
 }
 
@@ -86,81 +88,81 @@ impl<E: RpcEndpoint> IntoEndpoint<ConcurrentKind> for E {
     type Message = E::Message;
     const ONE_AT_A_TIME: bool = false;
 
-    fn run(self, seat: Seat<E::Message>) -> impl Future<Output = ()> + Send + 'static {
-        Life::new(Concurrent::new(self, seat))
+    fn run(self, seat: LoopContext<E::Message>) -> impl Future<Output = ()> + Send + 'static {
+        EndpointTask::new(Concurrent::new(self, seat))
     }
 }
 
 /// What a loop is given: the inbox it empties and what it tells the endpoint.
 #[doc(hidden)]
-pub struct Seat<M> {
+pub struct LoopContext<M> {
     inbox: Arc<Inbox<M>>,
     cx: EndpointContext<M>,
     /// If the endpoint is isolated.
-    threads: Option<Threads>,
+    threads: Option<IsolatedExecutor>,
 }
 
-impl<M> std::fmt::Debug for Seat<M> {
+impl<M> std::fmt::Debug for LoopContext<M> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Seat").field("endpoint", self.inbox.address()).finish_non_exhaustive()
     }
 }
 
-impl<M> Seat<M> {
+impl<M> LoopContext<M> {
     pub(crate) fn new(
         inbox: Arc<Inbox<M>>,
         cx: EndpointContext<M>,
-        threads: Option<Threads>,
+        threads: Option<IsolatedExecutor>,
     ) -> Self {
         Self { inbox, cx, threads }
     }
 
-    fn actor(&self, one_at_a_time: bool) -> Actor {
+    fn actor(&self, one_at_a_time: bool) -> HandlerId {
         let endpoint = one_at_a_time.then(|| self.inbox.id());
-        Actor { env: ActorId::of(&self.cx.0.env), endpoint }
+        HandlerId { env: ActorId::of(&self.cx.0.env), endpoint }
     }
 }
 
 /// The loop has ended, or its runtime has.
-impl<M> Drop for Seat<M> {
+impl<M> Drop for LoopContext<M> {
     fn drop(&mut self) {
-        self.inbox.abandon();
+        self.inbox.close_and_fail();
     }
 }
 
-type Buffer<M> = VecDeque<Item<M>>;
+type Buffer<M> = VecDeque<InboxItem<M>>;
 
 /// What [`Behaviour::drain`] ends with: itself and an empty buffer when there is nothing to do,
 /// nothing after stop.
 type Drained<B, M> = Option<(Box<B>, Buffer<M>)>;
 
 /// An endpoint in its seat.
-trait Behaviour: Sized + Send + 'static {
+trait MessageLoop: Sized + Send + 'static {
     type Message: RpcMessage;
 
     fn inbox(&self) -> &Inbox<Self::Message>;
 
     /// Handles messages until there are none.
-    fn drain(self: Box<Self>) -> BoxFuture<'static, Drained<Self, Self::Message>>;
+    fn run_until_idle(self: Box<Self>) -> BoxFuture<'static, Drained<Self, Self::Message>>;
 }
 
-enum Life<B: Behaviour> {
+enum EndpointTask<B: MessageLoop> {
     /// Waits for something to do. None when it is over.
     Parked(Option<Box<B>>),
     Busy(BoxFuture<'static, Drained<B, B::Message>>),
 }
 
 // What is pinned is in boxes.
-impl<B: Behaviour> Unpin for Life<B> {}
+impl<B: MessageLoop> Unpin for EndpointTask<B> {}
 
-impl<B: Behaviour> Life<B> {
+impl<B: MessageLoop> EndpointTask<B> {
     /// Begins with work: to start the endpoint.
     fn new(behaviour: B) -> Self {
         Self::Parked(Some(Box::new(behaviour)))
     }
 }
 
-impl<B: Behaviour> Future for Life<B> {
+impl<B: MessageLoop> Future for EndpointTask<B> {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
@@ -169,7 +171,7 @@ impl<B: Behaviour> Future for Life<B> {
                 // It was woken, so there is something, or else it will be parked again at once.
                 Self::Parked(behaviour) => {
                     let Some(behaviour) = behaviour.take() else { return Poll::Ready(()) };
-                    *self = Self::Busy(behaviour.drain());
+                    *self = Self::Busy(behaviour.run_until_idle());
                 }
                 Self::Busy(drain) => {
                     let Some((behaviour, mut spare)) = ready!(drain.as_mut().poll(cx)) else {
@@ -190,13 +192,13 @@ impl<B: Behaviour> Future for Life<B> {
 }
 
 /// As how many messages in a row one with this metadata counts.
-fn share_of(metadata: &MessageMetadata) -> usize {
-    if let Some(MessageCaller::Remote(_)) = metadata.caller { SHARE_OF_PEERS_ASK } else { 1 }
+fn poll_cost(metadata: &MessageMetadata) -> usize {
+    if let Some(MessageCaller::Remote(_)) = metadata.caller { REMOTE_ASK_COST } else { 1 }
 }
 
 /// Runs `handler` and measures it, if it waits or is to be sampled. `waits` is told each time it
 /// waits.
-fn watch<M, T>(
+fn measure<M, T>(
     inbox: &Inbox<M>,
     sample: bool,
     mut waits: impl FnMut(Instant),
@@ -208,7 +210,7 @@ fn watch<M, T>(
         if polled.is_pending() {
             waits(*started.get_or_insert_with(Instant::now));
         } else if let Some(started) = started {
-            inbox.took(started.elapsed());
+            inbox.record_duration(started.elapsed());
         }
         polled
     })
@@ -216,14 +218,14 @@ fn watch<M, T>(
 
 /// Runs a handler other than `receive` to its end.
 async fn supervise(
-    actor: Actor,
+    actor: HandlerId,
     handler: impl Future<Output = Result<(), RpcError>>,
 ) -> Result<(), RpcError> {
-    Supervised::new(actor, pin!(handler)).await
+    HandlerFuture::new(actor, pin!(handler)).await
 }
 
 /// An error that on_error itself ended with, or that nobody handles.
-fn report<M>(inbox: &Inbox<M>, outcome: Result<(), RpcError>) {
+fn log_unhandled<M>(inbox: &Inbox<M>, outcome: Result<(), RpcError>) {
     if let Err(error) = outcome {
         tracing::error!(endpoint = %inbox.address(), %error, "unhandled error in an endpoint");
     }
@@ -254,6 +256,6 @@ mod tests {
     fn the_task_of_an_endpoint_is_small() {
         // With what the runtime and the tracker of tasks add that makes 128 bytes; one word more
         // makes 256.
-        assert_eq!(size_of::<Life<Serial<Idle>>>(), 16);
+        assert_eq!(size_of::<EndpointTask<Serial<Idle>>>(), 16);
     }
 }

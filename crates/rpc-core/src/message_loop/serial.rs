@@ -5,28 +5,29 @@ use std::pin::pin;
 use futures::future::BoxFuture;
 
 use super::{
-    Behaviour, Drained, FAIR_SHARE, Seat, handle_event, report, share_of, supervise, watch,
+    Drained, LoopContext, MessageLoop, POLL_BUDGET, handle_event, log_unhandled, measure,
+    poll_cost, supervise,
 };
 use crate::endpoint::{EndpointContext, ThreadSafeRpcEndpoint};
 use crate::error::RpcError;
-use crate::inbox::{Batch, Event, Inbox, Item};
-use crate::running::Supervised;
+use crate::inbox::{Batch, ConnectionEvent, Inbox, InboxItem};
+use crate::running::HandlerFuture;
 
 /// One message at a time, with exclusive access.
 pub(super) struct Serial<E: ThreadSafeRpcEndpoint> {
     pub(super) endpoint: E,
     pub(super) started: bool,
-    pub(super) seat: Seat<E::Message>,
+    pub(super) seat: LoopContext<E::Message>,
 }
 
-impl<E: ThreadSafeRpcEndpoint> Behaviour for Serial<E> {
+impl<E: ThreadSafeRpcEndpoint> MessageLoop for Serial<E> {
     type Message = E::Message;
 
     fn inbox(&self) -> &Inbox<E::Message> {
         &self.seat.inbox
     }
 
-    fn drain(mut self: Box<Self>) -> BoxFuture<'static, Drained<Self, E::Message>> {
+    fn run_until_idle(mut self: Box<Self>) -> BoxFuture<'static, Drained<Self, E::Message>> {
         Box::pin(async move {
             let Self { endpoint, started, seat } = &mut *self;
             let (inbox, cx, actor) = (&seat.inbox, &seat.cx, seat.actor(true));
@@ -42,30 +43,35 @@ impl<E: ThreadSafeRpcEndpoint> Behaviour for Serial<E> {
                 loop {
                     let mut share = 1;
                     let outcome = match batch.pop() {
-                        Some(Item::Message { message, mut metadata }) => {
-                            share = share_of(&metadata);
+                        Some(InboxItem::Message { message, mut metadata }) => {
+                            share = poll_cost(&metadata);
                             let receive = pin!(async { endpoint.receive(message, cx).await });
-                            let mut receive = Supervised::of_message(actor, &mut metadata, receive);
+                            let mut receive =
+                                HandlerFuture::of_message(actor, &mut metadata, receive);
                             let sample = batch.sample();
-                            let outcome =
-                                watch(inbox, sample, |since| batch.waits(since), &mut receive)
-                                    .await;
-                            batch.handled(metadata, outcome.is_err());
+                            let outcome = measure(
+                                inbox,
+                                sample,
+                                |since| batch.on_pending(since),
+                                &mut receive,
+                            )
+                            .await;
+                            batch.on_handled(metadata, outcome.is_err());
                             outcome
                         }
-                        Some(Item::Event(event)) => {
+                        Some(InboxItem::Event(event)) => {
                             let event = pin!(async { handle_event!(endpoint, event, cx) });
-                            let mut event = Supervised::new(actor, event);
-                            watch(inbox, false, |since| batch.waits(since), &mut event).await
+                            let mut event = HandlerFuture::new(actor, event);
+                            measure(inbox, false, |since| batch.on_pending(since), &mut event).await
                         }
-                        Some(Item::Stop) => {
+                        Some(InboxItem::Stop) => {
                             let cx = cx.for_stop();
                             let on_stop = async { endpoint.on_stop(&cx).await };
                             if let Err(error) = supervise(actor, on_stop).await {
                                 on_error(endpoint, error, &cx, seat).await;
                             }
                             drop(batch);
-                            inbox.end();
+                            inbox.mark_stopped();
                             return None;
                         }
                         None => break,
@@ -74,7 +80,7 @@ impl<E: ThreadSafeRpcEndpoint> Behaviour for Serial<E> {
                         on_error(endpoint, error, cx, seat).await;
                     }
                     in_a_row += share;
-                    if in_a_row >= FAIR_SHARE {
+                    if in_a_row >= POLL_BUDGET {
                         in_a_row = 0;
                         tokio::task::yield_now().await;
                     }
@@ -90,8 +96,8 @@ async fn on_error<E: ThreadSafeRpcEndpoint>(
     endpoint: &mut E,
     error: RpcError,
     cx: &EndpointContext<E::Message>,
-    seat: &Seat<E::Message>,
+    seat: &LoopContext<E::Message>,
 ) {
     let on_error = async { endpoint.on_error(error, cx).await };
-    report(&seat.inbox, supervise(seat.actor(true), on_error).await);
+    log_unhandled(&seat.inbox, supervise(seat.actor(true), on_error).await);
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use metrics::{counter, gauge};
 use network_common::MetricsSnapshot;
 
-use super::{EndpointSnapshot, EnvSnapshot, OutboxSnapshot};
+use super::{EndpointSnapshot, EnvSnapshot, PeerSnapshot};
 
 impl EnvSnapshot {
     /// Sets counters and gauges of the [`metrics`] crate's recorder to these values: to be called
@@ -20,7 +20,7 @@ impl EnvSnapshot {
         gauge!("rpc_route_bytes", "env" => env.clone()).set(self.route_bytes as f64);
         counter!("rpc_undelivered_total", "env" => env.clone()).absolute(self.undelivered);
         self.endpoints.iter().for_each(|endpoint| export_endpoint(env, endpoint));
-        self.outboxes.iter().for_each(|outbox| export_outbox(env, outbox));
+        self.peers.iter().for_each(|outbox| export_peer(env, outbox));
         export_transport(env, "server", &self.server);
         export_transport(env, "client", &self.client);
     }
@@ -29,12 +29,12 @@ impl EnvSnapshot {
 fn export_endpoint(env: &str, endpoint: &EndpointSnapshot) {
     let labels = [("env", env.to_owned()), ("endpoint", endpoint.name.clone())];
     let seconds = |time: Duration| time.as_secs_f64();
-    gauge!("rpc_endpoint_queued", &labels).set(endpoint.queued as f64);
-    gauge!("rpc_endpoint_queued_bytes", &labels).set(endpoint.queued_bytes as f64);
+    gauge!("rpc_endpoint_held_messages", &labels).set(endpoint.held as f64);
+    gauge!("rpc_endpoint_held_bytes", &labels).set(endpoint.held_bytes as f64);
     gauge!("rpc_endpoint_lag_seconds", &labels).set(seconds(endpoint.lag));
     counter!("rpc_endpoint_handled_total", &labels).absolute(endpoint.handled);
     counter!("rpc_endpoint_failed_total", &labels).absolute(endpoint.failed);
-    counter!("rpc_endpoint_refused_total", &labels).absolute(endpoint.refused);
+    counter!("rpc_endpoint_rejected_total", &labels).absolute(endpoint.rejected);
     counter!("rpc_endpoint_dropped_total", &labels).absolute(endpoint.dropped);
     counter!("rpc_endpoint_expired_total", &labels).absolute(endpoint.expired);
     let processing = &endpoint.processing;
@@ -43,11 +43,11 @@ fn export_endpoint(env: &str, endpoint: &EndpointSnapshot) {
     gauge!("rpc_endpoint_processing_seconds_max", &labels).set(seconds(processing.max()));
 }
 
-fn export_outbox(env: &str, outbox: &OutboxSnapshot) {
+fn export_peer(env: &str, outbox: &PeerSnapshot) {
     let labels = [("env", env.to_owned()), ("peer", outbox.address.to_string())];
-    gauge!("rpc_outbox_connected", &labels).set(f64::from(u8::from(outbox.connected)));
-    gauge!("rpc_outbox_queued", &labels).set(outbox.queued as f64);
-    gauge!("rpc_outbox_queued_bytes", &labels).set(outbox.queued_bytes as f64);
+    gauge!("rpc_peer_connected", &labels).set(f64::from(u8::from(outbox.connected)));
+    gauge!("rpc_peer_queued_messages", &labels).set(outbox.queued as f64);
+    gauge!("rpc_peer_queued_bytes", &labels).set(outbox.queued_bytes as f64);
 }
 
 fn export_transport(env: &str, side: &'static str, transport: &MetricsSnapshot) {
@@ -55,6 +55,6 @@ fn export_transport(env: &str, side: &'static str, transport: &MetricsSnapshot) 
     gauge!("rpc_connections", &labels).set(transport.connections as f64);
     gauge!("rpc_write_queue_bytes", &labels).set(transport.write_queue_bytes as f64);
     counter!("rpc_connections_total", &labels).absolute(transport.connections_total);
-    counter!("rpc_bytes_in_total", &labels).absolute(transport.received_bytes);
-    counter!("rpc_bytes_out_total", &labels).absolute(transport.sent_bytes);
+    counter!("rpc_received_bytes_total", &labels).absolute(transport.received_bytes);
+    counter!("rpc_sent_bytes_total", &labels).absolute(transport.sent_bytes);
 }

@@ -21,7 +21,7 @@ pub struct EnvSnapshot {
     /// Its registered endpoints, by name.
     pub endpoints: Vec<EndpointSnapshot>,
     /// The other environments that it sends to, by address.
-    pub outboxes: Vec<OutboxSnapshot>,
+    pub peers: Vec<PeerSnapshot>,
     /// Asks that wait for an answer.
     pub pending_asks: u64,
     /// Bytes of messages from the network that wait in inboxes or are being handled.
@@ -44,9 +44,9 @@ pub struct EndpointSnapshot {
     /// The name it is registered under.
     pub name: String,
     /// Messages that wait or are being handled.
-    pub queued: u64,
+    pub held: u64,
     /// Their bytes, as the limits count them.
-    pub queued_bytes: u64,
+    pub held_bytes: u64,
     /// For how long the oldest of them has been waiting, or has kept others waiting. Zero if the
     /// endpoint keeps up.
     pub lag: Duration,
@@ -55,7 +55,7 @@ pub struct EndpointSnapshot {
     /// Of these, those whose `receive` returned an error or panicked.
     pub failed: u64,
     /// Messages that did not fit into the inbox.
-    pub refused: u64,
+    pub rejected: u64,
     /// Messages that were dropped to make room for newer ones.
     pub dropped: u64,
     /// Asks that nobody waited for any more when their turn came.
@@ -68,7 +68,7 @@ pub struct EndpointSnapshot {
 /// What waits to be sent to one other environment.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
-pub struct OutboxSnapshot {
+pub struct PeerSnapshot {
     /// Where the other environment listens.
     pub address: RpcAddress,
     /// Whether there is a connection.
@@ -90,17 +90,17 @@ pub struct ShutdownReport {
     /// Messages to other environments that could not be sent any more.
     pub unsent: u64,
     /// How long it took.
-    pub took: Duration,
+    pub duration: Duration,
     /// The shutdown has come to its end. If not, its runtime ended before, or it was awaited by an
     /// endpoint that it is to stop.
-    pub complete: bool,
+    pub is_complete: bool,
 }
 
 impl ShutdownReport {
     /// Whether everything that had been accepted was handled, or sent, and every `on_stop` ran.
     #[must_use]
     pub fn is_clean(&self) -> bool {
-        self.complete
+        self.is_complete
             && self.unsent == 0
             && self.endpoints.iter().all(|endpoint| endpoint.stopped && endpoint.abandoned == 0)
     }

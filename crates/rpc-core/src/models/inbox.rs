@@ -9,18 +9,18 @@ use tokio::sync::Barrier;
 
 use super::check;
 use crate::address::RpcEndpointAddress;
-use crate::ask::{About, Asks};
+use crate::ask::{EndpointInfo, AskResources};
 use crate::call_context::RpcCallContext;
 use crate::conf::RpcConf;
-use crate::dispatcher::Registered as _;
+use crate::dispatcher::ErasedInbox as _;
 use crate::endpoint::{EndpointContext, RpcEndpoint, ThreadSafeRpcEndpoint};
 use crate::endpoint_ref::RpcEndpointRef;
 use crate::error::{ErrorKind, RpcError};
-use crate::inbox::{Closed, Inbox};
+use crate::inbox::{Inbox, StopCause};
 use crate::limits::{InboxConf, Volume};
 use crate::message::{RpcMessage, RpcRequest};
-use crate::message_loop::{IntoEndpoint, Seat};
-use crate::threads::Threads;
+use crate::message_loop::{IntoEndpoint, LoopContext};
+use crate::threads::IsolatedExecutor;
 use crate::trace::Tracer;
 
 /// Which message of which sender.
@@ -220,15 +220,15 @@ impl Room {
         let usual = conf.inbox().unwrap();
         let limits = InboxConf::new(Volume::new(limit, u64::MAX), usual.overflow, usual.slow);
         let address = RpcEndpointAddress::new(None, "model").unwrap();
-        let asks = Asks::new(conf.ask().unwrap(), Tracer::default(), runtime.handle().clone());
-        let inbox = Inbox::new(About::new(address, asks, 1), Arc::new(limits));
+        let asks = AskResources::new(conf.ask().unwrap(), Tracer::default(), runtime.handle().clone());
+        let inbox = Inbox::new(EndpointInfo::new(address, asks, 1), Arc::new(limits));
         let endpoint = inbox.make_ref();
         Self { inbox, endpoint, witness: Witness::default(), runtime }
     }
 
-    fn seat(&self, threads: Option<Threads>) -> Seat<Message> {
+    fn seat(&self, threads: Option<Threads>) -> LoopContext<Message> {
         let cx = EndpointContext::new(self.endpoint.clone(), Arc::new(()));
-        Seat::new(Arc::clone(&self.inbox), cx, threads)
+        LoopContext::new(Arc::clone(&self.inbox), cx, threads)
     }
 
     /// Runs the endpoint's loop as a task.
@@ -246,7 +246,7 @@ impl Room {
         endpoint: impl RpcEndpoint<Message = Message>,
     ) -> JoinHandle<()> {
         let threads = match kind {
-            Kind::Isolated => Threads::start("model", 2, self.runtime.handle()).unwrap(),
+            Kind::Isolated => IsolatedExecutor::start("model", 2, self.runtime.handle()).unwrap(),
             Kind::Serial | Kind::Concurrent => return spawn(endpoint.run(self.seat(None))),
         };
         let life = threads.spawn(endpoint.run(self.seat(Some(threads.clone()))));
@@ -295,7 +295,7 @@ fn ask(endpoint: &RpcEndpointRef<Message>, mark: Mark) -> Option<Mark> {
         }
         Err(error) => {
             // The handler was dropped with its loop.
-            let dropped = error.kind() == ErrorKind::Unanswered;
+            let dropped = error.kind() == ErrorKind::NoReply;
             assert!(dropped || error.kind() == ErrorKind::Stopped, "{error:?}");
             None
         }
@@ -317,7 +317,7 @@ fn posts_wake_the_loop(kind: Kind) {
     let life = room.start(kind);
     let accepted = join([room.sender(0, 2, ask), room.sender(1, 2, ask)]);
     assert_eq!(accepted.len(), 4);
-    room.inbox.stop(Closed::Endpoint);
+    room.inbox.stop(StopCause::EndpointStopped);
     block_on(life).unwrap();
     room.witness.has_ended(kind, accepted);
 }
@@ -327,7 +327,7 @@ fn handlers_meet(kind: Kind) {
     let room = Room::new(100);
     let life = room.start_concurrent(kind, Meeting(Barrier::new(2)));
     assert_eq!(join([room.sender(0, 2, ask), room.sender(1, 2, ask)]).len(), 4);
-    room.inbox.stop(Closed::Endpoint);
+    room.inbox.stop(StopCause::EndpointStopped);
     block_on(life).unwrap();
 }
 
@@ -338,7 +338,7 @@ fn stop_races_with_posts(kind: Kind) {
     let life = room.start(kind);
     let senders = [room.sender(0, 2, send), room.sender(1, 2, send), room.sender(2, 1, ask)];
     let inbox = Arc::clone(&room.inbox);
-    let stopper = thread::spawn(move || inbox.stop(Closed::Endpoint));
+    let stopper = thread::spawn(move || inbox.stop(StopCause::EndpointStopped));
     block_on(life).unwrap();
     stopper.join().unwrap();
     room.witness.has_ended(kind, join(senders));
@@ -349,7 +349,7 @@ fn room_wakes_senders(kind: Kind) {
     let room = Room::new(1);
     let life = room.start(kind);
     let accepted = join([room.sender(0, 3, send_wait), room.sender(1, 3, send_wait)]);
-    room.inbox.stop(Closed::Endpoint);
+    room.inbox.stop(StopCause::EndpointStopped);
     block_on(life).unwrap();
     room.witness.has_ended(kind, accepted);
 }

@@ -243,8 +243,10 @@ struct Sent {
 
 fn message(mark: Mark) -> EncodedMessage {
     let mark = proto::Cancel { request_id: i64::from(mark.0) << 8 | i64::from(mark.1) };
-    wire::encode_message(Method::new("/model.Model/Mark"), false, None, |body| body.message(&mark))
-        .unwrap()
+    wire::encode_message(Method::new("/model.Model/Mark"), false, None, |body| {
+        body.put_message(&mark)
+    })
+    .unwrap()
 }
 
 /// Waits for capacity where there is none. False if the pool is stopped.

@@ -137,7 +137,7 @@ fn check_hello(
     is_accepted: bool,
 ) -> Result<Option<RpcAddress>, RpcError> {
     let socket = &connection.socket;
-    let rejected = |text: String| RpcError::new(ErrorKind::NotDelivered, text).with_peer(socket);
+    let rejected = |text: String| RpcError::new(ErrorKind::Rejected, text).with_peer(socket);
     let (min, max) = VERSIONS;
     if hello.min_version > max || hello.max_version < min {
         return Err(rejected(format!(
@@ -252,7 +252,7 @@ impl PeerConnection {
             Some(identity) => identity.as_ref().map(|_| ()).map_err(Clone::clone),
             None => {
                 let text = format!("{} sent a message before its Hello", self.socket);
-                Err(RpcError::new(ErrorKind::NotDelivered, text).with_peer(&self.socket))
+                Err(RpcError::new(ErrorKind::Rejected, text).with_peer(&self.socket))
             }
         }
     }

@@ -10,7 +10,7 @@ use network_common::ConnectionId;
 use super::connection::{PeerConnection, PeerShared};
 use super::credit::RecvCredit;
 use super::remote_ask::RemoteAsk;
-use crate::error::{ErrorKind, RpcError, unanswered};
+use crate::error::{ErrorKind, RpcError, no_reply_error};
 use crate::limits::{ByteBudget, CreditLimits, Volume};
 use crate::sync::Mutex;
 use crate::wire::proto::notice::Notice;
@@ -55,7 +55,7 @@ pub(crate) struct InboundMessage<'a> {
 impl Drop for InboundMessage<'_> {
     fn drop(&mut self) {
         if let Some(ask) = self.ask.take() {
-            ask.reject(&unanswered());
+            ask.reject(&no_reply_error());
         }
     }
 }
@@ -240,7 +240,7 @@ impl PeerConnection {
         }
         let Some(route) = inbound.routes.get_mut(&header.route) else {
             let text = format!("no route {} has been opened over this connection", header.route);
-            return Err(RpcError::new(ErrorKind::NotDelivered, text));
+            return Err(RpcError::new(ErrorKind::Rejected, text));
         };
         let mut target = route.target().filter(|target| !target.is_stopped()).map(Ok);
         if target.is_none() {

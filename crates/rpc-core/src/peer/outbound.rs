@@ -7,7 +7,7 @@ use network_common::TransportClient;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::pool::{ConnectTask, Peer, PeerPool, PeerState, Phase};
+use super::pool::{ConnectPhase, ConnectTask, Peer, PeerPool, PeerState};
 use super::reply::{RemoteReplyFuture, RemoteReplyState};
 use super::route_table::{QueuedMessage, QueuedResult, push_ask};
 use crate::address::RpcAddress;
@@ -88,7 +88,7 @@ impl OutboundRoute {
         let (slot, incarnation) = (self.slot, self.incarnation);
         let mut guard = self.peer.lock_usable()?;
         let PeerState { phase, routes, .. } = &mut *guard;
-        if let Phase::Connected(connection) = phase
+        if let ConnectPhase::Connected(connection) = phase
             && routes.can_push(slot, connection, incarnation, false)?
         {
             return Ok(routes.push(slot, message, |frame| push(&connection.client, frame)));
@@ -99,8 +99,8 @@ impl OutboundRoute {
         message.detach();
         let (caller, queued) = queue();
         routes.enqueue(slot, QueuedMessage { message, incarnation, caller, deadline }, &self.pool);
-        if matches!(phase, Phase::Idle | Phase::Rejected(..)) {
-            *phase = Phase::Connecting;
+        if matches!(phase, ConnectPhase::Idle | ConnectPhase::Rejected(..)) {
+            *phase = ConnectPhase::Connecting;
             // Without the lock: if the runtime is gone, the task is dropped at once, and fails
             // the queue.
             drop(guard);
@@ -114,7 +114,7 @@ impl OutboundRoute {
         let (peer, Volume { messages, bytes }) = (&self.peer.address, self.pool.limits);
         let text = format!(
             "the queue to an endpoint at {peer} is full: it holds {messages} messages \
-             (spark.rpc.outbox.maxMessages) and {bytes} bytes (spark.rpc.outbox.maxBytes)"
+             (spark.rpc.route.maxQueuedMessages) and {bytes} bytes (spark.rpc.route.maxQueuedBytes)"
         );
         RpcError::new(ErrorKind::Limit, text).with_peer(peer).retryable()
     }

@@ -14,7 +14,7 @@ use super::route_table::{RouteTable, UnsentMessages};
 use crate::address::RpcAddress;
 use crate::error::{ErrorKind, RpcError};
 use crate::limits::Volume;
-use crate::metrics::OutboxSnapshot;
+use crate::metrics::PeerSnapshot;
 use crate::sync::{Mutex, MutexGuard, Notify};
 use crate::wire::proto;
 use crate::wire::proto::notice::Notice;
@@ -83,7 +83,7 @@ impl PeerPool {
         if let Some(peer) = known {
             return peer;
         }
-        let phase = if peers.is_stopped { Phase::Stopped } else { Phase::Idle };
+        let phase = if peers.is_stopped { ConnectPhase::Stopped } else { ConnectPhase::Idle };
         let peer = Peer::new(address, &self.connections.shared, phase, false);
         peers.add(&peer, None);
         peer
@@ -101,8 +101,11 @@ impl PeerPool {
         let mut peers = self.peers.lock();
         let is_stopped = peers.is_stopped;
         let peer = connection.set_route_owner(|| {
-            let phase =
-                if is_stopped { Phase::Stopped } else { Phase::Connected(Arc::clone(connection)) };
+            let phase = if is_stopped {
+                ConnectPhase::Stopped
+            } else {
+                ConnectPhase::Connected(Arc::clone(connection))
+            };
             Peer::new(&connection.socket, &self.connections.shared, phase, true)
         })?;
         if peer.is_bound {
@@ -114,7 +117,7 @@ impl PeerPool {
     }
 
     /// The state of every peer, by address.
-    pub(crate) fn snapshot(&self) -> Vec<OutboxSnapshot> {
+    pub(crate) fn snapshot(&self) -> Vec<PeerSnapshot> {
         let live = self.peers.lock().live();
         let mut all: Vec<_> = live.iter().map(|peer| peer.snapshot()).collect();
         all.sort_by(|one, other| one.address.cmp(&other.address));
@@ -131,8 +134,9 @@ impl PeerPool {
         };
         let flushed = join_all(live.iter().map(|peer| peer.wait_flushed()));
         let _ = tokio::time::timeout(timeout, flushed).await;
-        let unsent =
-            live.iter().map(|peer| peer.fail(Phase::Stopped, &peer.stopped_error(), |_| true));
+        let unsent = live
+            .iter()
+            .map(|peer| peer.fail(ConnectPhase::Stopped, &peer.stopped_error(), |_| true));
         let unsent = unsent.sum();
         if let Some(sweeper) = self.sweeper.get() {
             sweeper.abort();
@@ -175,13 +179,13 @@ pub(crate) struct Peer {
 }
 
 pub(super) struct PeerState {
-    pub(super) phase: Phase,
+    pub(super) phase: ConnectPhase,
     pub(super) routes: RouteTable,
     /// A task waits for capacity in the connection's write queue, and flushes then.
     is_blocked: bool,
 }
 
-pub(super) enum Phase {
+pub(super) enum ConnectPhase {
     /// Never connected, or the connection failed.
     Idle,
     /// A task connects. Messages are queued.
@@ -196,7 +200,7 @@ pub(super) enum Phase {
     Stopped,
 }
 
-impl Phase {
+impl ConnectPhase {
     pub(super) fn connection(&self) -> Option<&Arc<PeerConnection>> {
         match self {
             Self::Connected(connection) => Some(connection),
@@ -213,7 +217,7 @@ impl Peer {
     fn new(
         address: &RpcAddress,
         shared: &Arc<PeerShared>,
-        phase: Phase,
+        phase: ConnectPhase,
         is_bound: bool,
     ) -> Arc<Self> {
         Arc::new(Self {
@@ -235,12 +239,12 @@ impl Peer {
         loop {
             let state = self.state.lock();
             let ended = match &state.phase {
-                Phase::Connected(connection) if !connection.client.is_active() => {
+                ConnectPhase::Connected(connection) if !connection.client.is_active() => {
                     connection.client.id()
                 }
-                Phase::Lost => return Err(self.closed_error()),
-                Phase::Stopped => return Err(self.stopped_error()),
-                Phase::Rejected(error, until) if Instant::now() < *until => {
+                ConnectPhase::Lost => return Err(self.closed_error()),
+                ConnectPhase::Stopped => return Err(self.stopped_error()),
+                ConnectPhase::Rejected(error, until) if Instant::now() < *until => {
                     return Err(error.clone());
                 }
                 _ => return Ok(state),
@@ -269,8 +273,8 @@ impl Peer {
             if !connection.client.is_active() {
                 return false;
             }
-            if matches!(state.phase, Phase::Connecting) {
-                state.phase = Phase::Connected(Arc::clone(connection));
+            if matches!(state.phase, ConnectPhase::Connecting) {
+                state.phase = ConnectPhase::Connected(Arc::clone(connection));
             }
         }
         // The peer's Hello may have arrived already.
@@ -283,7 +287,8 @@ impl Peer {
         match connection.rejected_hello() {
             Some(error) => {
                 let id = connection.client.id();
-                let rejected = Phase::Rejected(error.clone(), Instant::now() + REJECTION_TIME);
+                let rejected =
+                    ConnectPhase::Rejected(error.clone(), Instant::now() + REJECTION_TIME);
                 self.fail(rejected, error, |phase| phase.has_connection(id));
                 // Pending requests fail with the connection.
                 connection.client.close();
@@ -323,7 +328,7 @@ impl Peer {
     fn flush(self: &Arc<Self>, mut guard: MutexGuard<'_, PeerState>, slot: Option<usize>) {
         let mut unsent = UnsentMessages::default();
         let PeerState { phase, routes, is_blocked } = &mut *guard;
-        if let Phase::Connected(connection) = phase
+        if let ConnectPhase::Connected(connection) = phase
             && !*is_blocked
             && !routes.flush(slot, connection, &mut unsent)
         {
@@ -350,7 +355,12 @@ impl Peer {
 
     /// Changes to `next` from any phase that is `from`, and fails all queued messages. Returns
     /// how many these were.
-    fn fail(&self, next: Phase, error: &RpcError, from: impl FnOnce(&Phase) -> bool) -> u64 {
+    fn fail(
+        &self,
+        next: ConnectPhase,
+        error: &RpcError,
+        from: impl FnOnce(&ConnectPhase) -> bool,
+    ) -> u64 {
         let mut state = self.state.lock();
         if !from(&state.phase) {
             return 0;
@@ -401,7 +411,7 @@ impl Peer {
     /// Why a request to this peer failed.
     pub(super) fn request_error(&self, error: TransportError) -> RpcError {
         match &self.state.lock().phase {
-            Phase::Rejected(rejection, _) => rejection.clone(),
+            ConnectPhase::Rejected(rejection, _) => rejection.clone(),
             _ => RpcError::from_transport(error, &self.address),
         }
     }
@@ -415,7 +425,7 @@ impl Peer {
     }
 
     pub(super) fn on_disconnected(&self, id: ConnectionId) {
-        let next = if self.is_bound { Phase::Lost } else { Phase::Idle };
+        let next = if self.is_bound { ConnectPhase::Lost } else { ConnectPhase::Idle };
         self.fail(next, &self.closed_error(), |phase| phase.has_connection(id));
     }
 
@@ -434,15 +444,15 @@ impl Peer {
     /// Closes idle routes.
     fn sweep(&self) {
         let PeerState { phase, routes, .. } = &mut *self.state.lock();
-        if let Phase::Connected(connection) = phase {
+        if let ConnectPhase::Connected(connection) = phase {
             routes.sweep(connection);
         }
     }
 
-    fn snapshot(&self) -> OutboxSnapshot {
+    fn snapshot(&self) -> PeerSnapshot {
         let state = self.state.lock();
         let Volume { messages, bytes } = state.routes.volume();
-        OutboxSnapshot {
+        PeerSnapshot {
             address: self.address.clone(),
             connected: state
                 .phase
@@ -486,14 +496,16 @@ impl ConnectTask {
         let Some((pool, peer)) = &self.0 else { return };
         if let Err(error) = Self::connect(pool, peer).await {
             let error = RpcError::from_transport(error, &peer.address);
-            peer.fail(Phase::Idle, &error, |phase| matches!(phase, Phase::Connecting));
+            peer.fail(ConnectPhase::Idle, &error, |phase| {
+                matches!(phase, ConnectPhase::Connecting)
+            });
         }
         // The peer may be connecting again already, by another task.
         self.0 = None;
     }
 
     async fn connect(pool: &Arc<PeerPool>, peer: &Arc<Peer>) -> Result<(), TransportError> {
-        let address = (peer.address.bare_host(), peer.address.port());
+        let address = (peer.address.unbracketed_host(), peer.address.port());
         let client = pool.factory.create_client(address).await?;
         let connection = pool.connections.add(&client);
         if !connection.is_some_and(|connection| peer.on_connected(&connection)) {
@@ -507,8 +519,8 @@ impl ConnectTask {
 impl Drop for ConnectTask {
     fn drop(&mut self) {
         if let Some((_, peer)) = self.0.take() {
-            peer.fail(Phase::Idle, &peer.runtime_error(), |phase| {
-                matches!(phase, Phase::Connecting)
+            peer.fail(ConnectPhase::Idle, &peer.runtime_error(), |phase| {
+                matches!(phase, ConnectPhase::Connecting)
             });
         }
     }

@@ -27,9 +27,9 @@ const FIXED_LEN: usize = TIMEOUT_AT + 8;
 
 /// A reply that arrived. [`RpcRequest::decode_reply`](crate::RpcRequest::decode_reply) reads it.
 #[derive(Debug)]
-pub struct IncomingBody(pub(crate) Bytes);
+pub struct DecodeBuf(pub(crate) Bytes);
 
-impl IncomingBody {
+impl DecodeBuf {
     /// Reads a message of type `T`.
     ///
     /// # Errors
@@ -44,7 +44,7 @@ impl IncomingBody {
 
 /// A request message on its way out. [`RpcRequest::encode`](crate::RpcRequest::encode) writes it.
 #[derive(Debug)]
-pub struct OutgoingBody<'a> {
+pub struct EncodeBuf<'a> {
     method: Method,
     has_timeout: bool,
     traceparent: Option<&'a str>,
@@ -52,13 +52,13 @@ pub struct OutgoingBody<'a> {
     block: Option<EncodeBlock>,
 }
 
-impl OutgoingBody<'_> {
+impl EncodeBuf<'_> {
     /// Writes `message`. To be called once.
     ///
     /// # Errors
     ///
     /// None at present.
-    pub fn message(&mut self, message: &impl Message) -> Result<(), RpcError> {
+    pub fn put_message(&mut self, message: &impl Message) -> Result<(), RpcError> {
         let len = message.encoded_len();
         let mut block = self.start(FIELD_OVERHEAD + len);
         put_message(&mut block.bytes, BODY_KEY, len, message);
@@ -90,9 +90,9 @@ pub(crate) fn encode_message(
     method: Method,
     has_timeout: bool,
     traceparent: Option<&str>,
-    encode: impl FnOnce(&mut OutgoingBody<'_>) -> Result<(), RpcError>,
+    encode: impl FnOnce(&mut EncodeBuf<'_>) -> Result<(), RpcError>,
 ) -> Result<EncodedMessage, RpcError> {
-    let mut body = OutgoingBody { method, has_timeout, traceparent, block: None };
+    let mut body = EncodeBuf { method, has_timeout, traceparent, block: None };
     encode(&mut body)?;
     let block = body.block.take().unwrap_or_else(|| body.start(0));
     Ok(EncodedMessage { bytes: block.finish(), has_timeout })

@@ -16,7 +16,8 @@ const METHOD: Method = Method::new("/pkg.Svc/Do");
 /// An ask that opens its route after it waited for credit.
 fn sample() -> Bytes {
     let mut message =
-        encode_message(METHOD, true, Some("00-1-2-01"), |body| body.message(&text("hi"))).unwrap();
+        encode_message(METHOD, true, Some("00-1-2-01"), |body| body.put_message(&text("hi")))
+            .unwrap();
     message.set_route(0x0102_0304);
     message.set_timeout(Duration::from_millis(300));
     message.open_route("ep");
@@ -65,7 +66,7 @@ fn nre_03_message_reads_back_with_every_field() {
 fn nre_03_one_way_message_reads_back_with_and_without_content() {
     for content in [text("hi"), Text::default()] {
         let mut message =
-            encode_message(METHOD, false, None, |body| body.message(&content)).unwrap();
+            encode_message(METHOD, false, None, |body| body.put_message(&content)).unwrap();
         message.set_timeout(Duration::from_secs(1));
         message.set_route(7);
         let bytes = message.freeze();
@@ -88,7 +89,7 @@ fn detached_message_keeps_no_block() {
     for len in [0, 60, 2000] {
         let content = text(&"x".repeat(len));
         let mut message =
-            encode_message(METHOD, false, None, |body| body.message(&content)).unwrap();
+            encode_message(METHOD, false, None, |body| body.put_message(&content)).unwrap();
         let before = message.bytes.clone();
         message.detach();
         assert_eq!(message.bytes, before);

@@ -7,8 +7,8 @@ mod header;
 mod notice;
 mod response;
 
+pub use buf::{DecodeBuf, EncodeBuf};
 pub(crate) use buf::{EncodedMessage, encode_message};
-pub use buf::{IncomingBody, OutgoingBody};
 pub(crate) use header::MessageHeader;
 pub(crate) use notice::encode_notice;
 pub(crate) use response::{

@@ -5,7 +5,7 @@ use std::fmt::Display;
 use bytes::Bytes;
 use prost::Message;
 
-use super::buf::{IncomingBody, encode_field};
+use super::buf::{DecodeBuf, encode_field};
 use super::proto::{self, failure::Kind, response::Result as ResponseResult};
 use crate::error::{ErrorKind, RpcError};
 
@@ -25,7 +25,7 @@ pub(crate) fn encode_reply<T: Message>(value: &T) -> Bytes {
 pub(crate) fn encode_failure(error: &RpcError) -> Bytes {
     let kind = match error.kind() {
         ErrorKind::Panic => Kind::Panic,
-        ErrorKind::Unanswered => Kind::Unanswered,
+        ErrorKind::NoReply => Kind::NoReply,
         ErrorKind::Stopped => Kind::Stopped,
         ErrorKind::Timeout => Kind::Timeout,
         // The inbox's own limit. One that the endpoint reached elsewhere is not retryable here.
@@ -47,7 +47,7 @@ pub(crate) fn rejection(error: &RpcError) -> proto::Failure {
         ErrorKind::Stopped => Kind::Stopped,
         ErrorKind::Limit => Kind::Limit,
         ErrorKind::Panic => Kind::Panic,
-        _ => Kind::NotDelivered,
+        _ => Kind::Rejected,
     };
     failure(kind, error)
 }
@@ -86,7 +86,7 @@ fn failure(kind: Kind, error: &RpcError) -> proto::Failure {
 pub(crate) fn decode_reply<T>(
     response: Bytes,
     peer: &dyn Display,
-    decode: impl FnOnce(IncomingBody) -> Result<T, RpcError>,
+    decode: impl FnOnce(DecodeBuf) -> Result<T, RpcError>,
 ) -> Result<T, RpcError> {
     decode(decode_response(response, peer)?).map_err(|error| {
         let text = format!("from {peer}: {error}");
@@ -94,16 +94,16 @@ pub(crate) fn decode_reply<T>(
     })
 }
 
-fn decode_response(response: Bytes, peer: &dyn Display) -> Result<IncomingBody, RpcError> {
+fn decode_response(response: Bytes, peer: &dyn Display) -> Result<DecodeBuf, RpcError> {
     if let Some(value) = sole_value(&response) {
-        return Ok(IncomingBody(value));
+        return Ok(DecodeBuf(value));
     }
     let response = proto::Response::decode(response).map_err(|e| {
         RpcError::new(ErrorKind::Decode, format!("the response from {peer} cannot be decoded: {e}"))
             .with_peer(peer)
     })?;
     match response.result {
-        Some(ResponseResult::Value(value)) => Ok(IncomingBody(value)),
+        Some(ResponseResult::Value(value)) => Ok(DecodeBuf(value)),
         Some(ResponseResult::Failure(failure)) => Err(decode_failure(failure).with_peer(peer)),
         // A kind of result of a newer version.
         None => {
@@ -124,22 +124,22 @@ pub(crate) fn decode_failure(failure: proto::Failure) -> RpcError {
     let kind = match failure.kind() {
         Kind::Application => ErrorKind::Application,
         Kind::Panic => ErrorKind::Panic,
-        Kind::Unanswered => ErrorKind::Unanswered,
+        Kind::NoReply => ErrorKind::NoReply,
         Kind::Stopped => ErrorKind::Stopped,
         Kind::Timeout => ErrorKind::Timeout,
         Kind::EndpointNotFound => ErrorKind::EndpointNotFound,
-        Kind::NotDelivered => ErrorKind::NotDelivered,
+        Kind::Rejected => ErrorKind::Rejected,
         Kind::Limit => ErrorKind::Limit,
     };
     // Each cause is the source of the one before it.
     let cause = failure.causes.into_iter().take(MAX_CAUSES).rev().fold(None, |inner, text| {
-        let error = RpcError::new(kind, text).reported_by_peer();
+        let error = RpcError::new(kind, text).mark_remote();
         Some(match inner {
             Some(inner) => error.with_source(inner),
             None => error,
         })
     });
-    let mut error = RpcError::new(kind, failure.message).reported_by_peer();
+    let mut error = RpcError::new(kind, failure.message).mark_remote();
     if failure.retryable {
         error = error.retryable();
     }

@@ -136,7 +136,7 @@ pub fn watch_undelivered(env: &RpcEnv) -> mpsc::UnboundedReceiver<RpcError> {
 /// Starts a client whose queue to each remote endpoint holds at most `messages`.
 pub async fn client_with_queue(messages: usize) -> RpcEnv {
     // Two names of one setting: that before the routes and that of names.md.
-    let names = ["spark.rpc.outbox.maxMessages", "spark.rpc.route.maxQueuedMessages"];
+    let names = ["spark.rpc.route.maxQueuedMessages", "spark.rpc.route.maxQueuedMessages"];
     let limit = messages.to_string();
     let conf = RpcConf::from_settings(names.map(|name| (name, limit.as_str()))).unwrap();
     RpcEnv::builder("client").client_mode().conf(conf).start().await.unwrap()

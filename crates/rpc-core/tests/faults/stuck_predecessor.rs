@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use rpc_core::{
-    EndpointOptions, EndpointRef, ErrorKind, Overflow, RpcEndpointRef, RpcEnv, RpcError,
+    EndpointOptions, EndpointRef, ErrorKind, OverflowPolicy, RpcEndpointRef, RpcEnv, RpcError,
 };
 use tokio::task::JoinHandle;
 
@@ -124,7 +124,7 @@ async fn fault_c1_successor_serves_clients_of_isolated_predecessor() {
 /// The predecessor's inbox drops messages of the client before it is stopped, and frees them once.
 #[tokio::test]
 async fn fault_c1_successor_serves_clients_of_predecessor_that_drops_messages() {
-    let options = EndpointOptions::new().max_messages(1024).overflow(Overflow::DropOldest);
+    let options = EndpointOptions::new().max_messages(1024).overflow(OverflowPolicy::DropOldest);
     for load in LOADS {
         let mut case = Case::start(load, options.clone()).await;
         for _ in 0..1024 {

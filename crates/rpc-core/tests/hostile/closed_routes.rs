@@ -18,9 +18,9 @@ async fn hostile_route_stays_open_while_its_messages_are_unhandled() {
         assert_eq!(credit.route, 1);
         assert!(credit.messages <= STUCK_LIMIT + INITIAL_WINDOW, "{credit:?}");
     }
-    assert_eq!(world.endpoint("stuck").queued, 1);
+    assert_eq!(world.endpoint("stuck").held, 1);
     world.permits.add_permits(1);
-    until("the message is handled", || world.endpoint("stuck").queued == 0).await;
+    until("the message is handled", || world.endpoint("stuck").held == 0).await;
     peer.close_idle_route(1).await;
     world.assert_lives(&peer, 1).await;
     world.finish(peer).await;
@@ -98,7 +98,7 @@ async fn hostile_reuse_before_route_closed_is_harmless() {
     let text = other.await.error();
     assert!(text.contains("route 2"), "{text}");
     let stuck = world.endpoint("stuck");
-    assert_eq!((stuck.queued, stuck.handled), (1, 0));
+    assert_eq!((stuck.held, stuck.handled), (1, 0));
     peer.ask_hello(1, "").await.unwrap();
     world.finish(peer).await;
 }
@@ -132,7 +132,7 @@ fn watch_queue(world: &World) -> (Arc<AtomicBool>, tokio::task::JoinHandle<u64>)
         while !stopped.load(Ordering::Relaxed) {
             let endpoints = server.snapshot().endpoints;
             longest =
-                endpoints.iter().map(|endpoint| endpoint.queued).max().unwrap_or(0).max(longest);
+                endpoints.iter().map(|endpoint| endpoint.held).max().unwrap_or(0).max(longest);
             tokio::task::yield_now().await;
         }
         longest
@@ -160,7 +160,7 @@ async fn hostile_loop_of_open_send_close_gains_no_capacity() {
         .into_iter()
         .filter_map(|notice| notice.undelivered)
         .collect::<Vec<_>>();
-    let queued = world.endpoint("stuck").queued;
+    let queued = world.endpoint("stuck").held;
     stop.store(true, Ordering::Relaxed);
     let longest = watch.await.unwrap().max(queued);
     assert!(longest <= STUCK_LIMIT + INITIAL_WINDOW, "{longest} messages were queued");
@@ -186,6 +186,6 @@ async fn hostile_polite_loop_of_open_send_close_gains_no_capacity() {
         assert!(sent <= STUCK_LIMIT + INITIAL_WINDOW, "credit for {sent} messages");
     }
     peer.settle().await;
-    assert_eq!(world.endpoint("stuck").queued, sent, "what is within the credit is not rejected");
+    assert_eq!(world.endpoint("stuck").held, sent, "what is within the credit is not rejected");
     world.finish(peer).await;
 }

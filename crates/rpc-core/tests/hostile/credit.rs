@@ -26,7 +26,7 @@ async fn hostile_flood_of_sends_without_credit_is_rejected() {
         }
     }
     peer.settle().await;
-    let held = world.endpoint("stuck").queued;
+    let held = world.endpoint("stuck").held;
     assert!(held <= MAX_HELD, "{held} messages are queued");
     for n in held..FLOOD {
         let undelivered = peer.next_undelivered().await;
@@ -41,7 +41,7 @@ async fn hostile_flood_of_sends_without_credit_is_rejected() {
     world.assert_lives(&peer, 2).await;
     // The endpoint works again for this peer.
     world.release();
-    until("the queue is empty", || world.endpoint("stuck").queued == 0).await;
+    until("the queue is empty", || world.endpoint("stuck").held == 0).await;
     assert_eq!(world.endpoint("stuck").handled, held);
     assert_eq!(peer.ask(&say_hi(1, "", "")).await.value(), b"\x0a\x07handled");
     world.finish(peer).await;
@@ -55,7 +55,7 @@ async fn hostile_flood_of_asks_without_credit_is_rejected() {
     let mut asks: Vec<_> = vec![peer.ask(&say_hi(1, "stuck", ""))];
     asks.extend((1..FLOOD).map(|_| peer.ask(&say_hi(1, "", "x"))));
     peer.settle().await;
-    let held = world.endpoint("stuck").queued;
+    let held = world.endpoint("stuck").held;
     assert!(held <= MAX_HELD, "{held} messages are queued");
     world.release();
     let (mut handled, mut rejected) = (0, 0);
@@ -124,7 +124,7 @@ async fn hostile_blocked_by_does_not_grow_window_beyond_inbox() {
             balance += granted(&mut peer, 1);
         }
         // Now it is stuck, and all credit is used.
-        let before = world.endpoint("stuck").queued;
+        let before = world.endpoint("stuck").held;
         let mut sent = 0;
         while balance > 0 && sent < 10_000 {
             peer.send(&message);
@@ -136,9 +136,9 @@ async fn hostile_blocked_by_does_not_grow_window_beyond_inbox() {
         }
         peer.settle().await;
         assert!(sent <= MAX_HELD as i64, "{blocked_by}: credit for {sent} messages");
-        assert_eq!(world.endpoint("stuck").queued - before, sent as u64, "credit is a promise");
+        assert_eq!(world.endpoint("stuck").held - before, sent as u64, "credit is a promise");
         world.permits.add_permits(sent as usize);
-        until("the queue is empty", || world.endpoint("stuck").queued == 0).await;
+        until("the queue is empty", || world.endpoint("stuck").held == 0).await;
         peer.close();
     }
     world.assert_nothing_remains().await;

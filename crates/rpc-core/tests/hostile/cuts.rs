@@ -139,7 +139,7 @@ async fn hostile_ten_thousand_cancels_of_active_request_are_no_harm() {
     })
     .await;
     assert!(read.len() < 10_000, "{} bytes in reply to the cancels", read.len());
-    assert!(world.endpoint("stuck").queued <= 2);
+    assert!(world.endpoint("stuck").held <= 2);
     world.release();
     drop(peer);
     world.assert_nothing_remains().await;

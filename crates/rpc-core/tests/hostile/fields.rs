@@ -126,12 +126,12 @@ async fn hostile_timeouts_are_no_harm() {
     let late: Vec<_> = (0..3)
         .map(|_| peer.ask(&RoutedMessage { timeout_us: 1000, ..say_hi(2, "", "") }))
         .collect();
-    until("four are queued", || world.endpoint("stuck").queued == 4).await;
+    until("four are queued", || world.endpoint("stuck").held == 4).await;
     tokio::time::sleep(std::time::Duration::from_millis(5)).await;
     world.permits.add_permits(1);
     assert_eq!(first.await.value(), b"\x0a\x07handled");
-    until("the queue is empty", || world.endpoint("stuck").queued == 0).await;
-    assert_eq!((world.endpoint("stuck").expired, world.endpoint("stuck").queued_bytes), (3, 0));
+    until("the queue is empty", || world.endpoint("stuck").held == 0).await;
+    assert_eq!((world.endpoint("stuck").expired, world.endpoint("stuck").held_bytes), (3, 0));
     drop(late);
     // On a one-way message a timeout means nothing.
     world.permits.add_permits(1);

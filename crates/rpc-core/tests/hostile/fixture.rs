@@ -132,7 +132,7 @@ impl World {
         self.permits.add_permits(Semaphore::MAX_PERMITS / 4);
         let empty = || {
             let snapshot = self.server.snapshot();
-            let queued: u64 = snapshot.endpoints.iter().map(|endpoint| endpoint.queued).sum();
+            let queued: u64 = snapshot.endpoints.iter().map(|endpoint| endpoint.held).sum();
             (snapshot.inbox_bytes, snapshot.route_bytes, queued) == (0, 0, 0)
         };
         let emptied = async {

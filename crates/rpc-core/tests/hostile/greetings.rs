@@ -91,7 +91,7 @@ async fn hostile_hello_of_other_versions_fails_clearly() {
             let again = peer.ask(&say_hi(2, "stuck", "")).await.error();
             assert!(again.contains("version"), "{again}");
         }
-        assert_eq!(world.endpoint("stuck").queued, 0);
+        assert_eq!(world.endpoint("stuck").held, 0);
         peer.close();
     }
     // A range that has version 1 in it is compatible.

@@ -74,7 +74,7 @@ async fn hostile_routes_that_are_not_dense_hold_little_memory() {
     }
     assert!(world.server.snapshot().route_bytes < before + 100_000);
     let other = world.endpoint("stuck");
-    assert_eq!((other.queued, other.handled), (0, 0));
+    assert_eq!((other.held, other.handled), (0, 0));
     world.assert_lives(&peer, 1).await;
     world.finish(peer).await;
 }
@@ -113,7 +113,7 @@ async fn hostile_route_opened_twice_with_other_name_is_rejected() {
     assert_eq!(undelivered.route, 1);
     peer.settle().await;
     let stuck = world.endpoint("stuck");
-    assert_eq!((stuck.queued, stuck.handled), (0, 0));
+    assert_eq!((stuck.held, stuck.handled), (0, 0));
     let closed = peer.arrived_notices().iter().any(|notice| notice.route_closed.is_some());
     assert!(!closed, "RouteClosed says that number 1 is free, but `hello` has it");
     peer.ask_hello(1, "").await.unwrap();
@@ -174,7 +174,7 @@ async fn hostile_messages_on_route_0_reach_no_endpoint() {
         peer.send(&envelope::message(0, endpoint, "/x/y", &hello.envelope()));
     }
     let stuck = world.endpoint("stuck");
-    assert_eq!((stuck.queued, stuck.handled), (0, 0));
+    assert_eq!((stuck.held, stuck.handled), (0, 0));
     world.assert_lives(&peer, 1).await;
     world.finish(peer).await;
 }

@@ -49,7 +49,7 @@ async fn hostile_server_of_other_version_fails_everything_fast() {
     callback.fail("this server speaks another version");
     until("nothing is pending", || victim.env.snapshot().pending_asks == 0).await;
     until("nothing is queued", || {
-        victim.env.snapshot().outboxes.iter().all(|outbox| outbox.queued == 0)
+        victim.env.snapshot().peers.iter().all(|outbox| outbox.queued == 0)
     })
     .await;
     assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());

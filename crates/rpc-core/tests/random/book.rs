@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use rpc_core::{RpcCallContext, RpcEndpointRef, TraceContext};
+use rpc_core::{RpcCallContext, RpcEndpointRef, TracePropagator};
 use tracing::Span;
 
 use crate::messages::{Done, WorkMessage};
@@ -20,12 +20,12 @@ pub type Mark = (u64, u64);
 #[derive(Clone, Default)]
 pub struct Held(Arc<()>);
 
-impl TraceContext for Held {
-    fn current(&self) -> Option<String> {
+impl TracePropagator for Held {
+    fn current_traceparent(&self) -> Option<String> {
         None
     }
 
-    fn receive(&self, _: &str, _: &str) -> Span {
+    fn start_span(&self, _: &str, _: &str) -> Span {
         Span::none()
     }
 }

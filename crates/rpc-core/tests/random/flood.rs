@@ -91,8 +91,8 @@ fn conf(random: &mut StdRng) -> RpcConf {
     let settings = [
         ("spark.rpc.inbox.maxMessages", 40),
         ("spark.rpc.inbox.maxBytes", 4000),
-        ("spark.rpc.outbox.maxMessages", 10),
-        ("spark.rpc.outbox.maxBytes", 2000),
+        ("spark.rpc.route.maxQueuedMessages", 10),
+        ("spark.rpc.route.maxQueuedBytes", 2000),
         ("spark.rpc.io.maxWriteQueueSize", 4000),
     ];
     for (key, most) in settings {
@@ -109,7 +109,8 @@ async fn environment(
     network: Option<&MemoryNetwork>,
     book: &Book,
 ) -> RpcEnv {
-    let mut builder = RpcEnv::builder("flood").conf(conf(random)).trace_context(book.environment());
+    let mut builder =
+        RpcEnv::builder("flood").conf(conf(random)).trace_propagator(book.environment());
     builder = if server { builder.bind("127.0.0.1:0") } else { builder.client_mode() };
     if let Some(network) = network {
         builder = builder.memory_network(network);

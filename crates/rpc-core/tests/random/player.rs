@@ -6,7 +6,7 @@ use std::time::Duration;
 use rand::RngExt;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
-use rpc_core::{AbortHandle, Ask, EndpointRef, ErrorKind, RpcError};
+use rpc_core::{AbortHandle, AskFuture, EndpointRef, ErrorKind, RpcError};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
@@ -212,7 +212,7 @@ impl Player {
         }
     }
 
-    fn wait_for(&mut self, ask: Ask<Done>, asked: Instant, expected: Expected) {
+    fn wait_for(&mut self, ask: AskFuture<Done>, asked: Instant, expected: Expected) {
         let book = Arc::clone(&self.world.book);
         self.asks.spawn(async move {
             match timeout(expected.limit + SLACK, ask).await {

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rpc_core::{
-    EndpointContext, EndpointOptions, Overflow, RpcAddress, RpcCallContext, RpcEndpoint, RpcEnv,
-    RpcError, ThreadSafeRpcEndpoint,
+    EndpointContext, EndpointOptions, OverflowPolicy, RpcAddress, RpcCallContext, RpcEndpoint,
+    RpcEnv, RpcError, ThreadSafeRpcEndpoint,
 };
 
 use crate::ON_PURPOSE;
@@ -74,7 +74,7 @@ impl Kind {
             Self::Serial => env.setup_endpoint(name, Serial(witness)),
             Self::Narrow => env.setup_endpoint_with(name, Serial(witness), options.max_messages(3)),
             Self::Dropping => {
-                let options = options.max_messages(2).overflow(Overflow::DropOldest);
+                let options = options.max_messages(2).overflow(OverflowPolicy::DropOldest);
                 env.setup_endpoint_with(name, Serial(witness), options)
             }
             Self::Concurrent | Self::Unstartable => env.setup_endpoint(name, Concurrent(witness)),

@@ -48,14 +48,14 @@ fn conf() -> RpcConf {
         ("spark.rpc.askTimeout", "10s"),
         ("spark.rpc.lookupTimeout", "5s"),
         ("spark.rpc.shutdownTimeout", "10s"),
-        ("spark.rpc.outbox.maxMessages", "20"),
+        ("spark.rpc.route.maxQueuedMessages", "20"),
     ];
     RpcConf::from_settings(settings).unwrap()
 }
 
 async fn start(bind: Option<&str>, network: Option<&MemoryNetwork>, book: &Book) -> Option<RpcEnv> {
     let mut builder =
-        RpcEnv::builder(bind.unwrap_or("client")).conf(conf()).trace_context(book.environment());
+        RpcEnv::builder(bind.unwrap_or("client")).conf(conf()).trace_propagator(book.environment());
     builder = match bind {
         Some(bind) => builder.bind(bind),
         None => builder.client_mode(),
@@ -133,10 +133,10 @@ impl World {
             self.book
                 .complain(format!("{name} has endpoints after its end: {:?}", snapshot.endpoints));
         }
-        if snapshot.outboxes.iter().any(|outbox| outbox.queued > 0) {
+        if snapshot.peers.iter().any(|outbox| outbox.queued > 0) {
             self.book.complain(format!(
                 "{name} has messages to send after its end: {:?}",
-                snapshot.outboxes
+                snapshot.peers
             ));
         }
     }

@@ -67,7 +67,7 @@ async fn files_are_not_given_to_strangers() {
         let uri =
             soon(server.file_server().add_file(directory.path().join("secret"))).await.unwrap();
         // Who does not even try is told so, where the server can make out what it asks for.
-        let refusals = [ErrorKind::NotServed, ErrorKind::Network];
+        let refusals = [ErrorKind::FileUnavailable, ErrorKind::Network];
         let mut strangers = vec![(client_with(RpcConf::new()).await, &refusals[..])];
         if mode.authenticates() {
             strangers
@@ -105,7 +105,7 @@ async fn ends_of_different_modes_do_not_talk() {
                 // A peer without security cannot tell a handshake from other requests, or simply
                 // closes.
                 ErrorKind::Network,
-                ErrorKind::NotDelivered,
+                ErrorKind::Rejected,
                 // Engines of different versions, or ciphers, notice only that nothing sensible
                 // comes.
                 ErrorKind::Timeout,
