@@ -277,25 +277,19 @@
 // Generated code says `::rpc_core`, also where this crate generates for itself.
 extern crate self as rpc_core;
 
-mod abort;
 mod address;
 mod ask;
-mod ask_variants;
-mod call_context;
+#[cfg(feature = "auth")]
+mod auth;
 mod conf;
-mod deadlines;
 mod dispatcher;
-mod download;
 mod endpoint;
-mod endpoint_options;
-mod endpoint_ref;
 mod env;
 mod error;
-mod file_server;
+mod files;
 mod inbox;
-mod inbox_handle;
+mod isolated_executor;
 mod limits;
-mod message;
 mod message_loop;
 mod message_metadata;
 mod method;
@@ -303,32 +297,22 @@ mod metrics;
 #[cfg(all(test, shuttle))]
 mod models;
 mod peer;
-mod ref_message;
-mod running;
-#[cfg(feature = "auth")]
-mod security;
-mod slot;
 mod sync;
-mod threads;
 mod timeout;
 mod trace;
-mod verifier;
 mod wire;
 
-pub use abort::AbortHandle;
 pub use address::{RpcAddress, RpcEndpointAddress};
-pub use ask::AskFuture;
-pub use call_context::RpcCallContext;
+pub use ask::{AbortHandle, AskFuture};
 pub use conf::RpcConf;
-pub use download::Download;
-pub use endpoint::{EndpointContext, RpcEndpoint, ThreadSafeRpcEndpoint};
-pub use endpoint_options::EndpointOptions;
-pub use endpoint_ref::RpcEndpointRef;
+pub use endpoint::{
+    EndpointContext, EndpointOptions, EndpointRef, IncomingRequest, RpcCallContext, RpcEndpoint,
+    RpcEndpointRef, RpcMessage, RpcRequest, ThreadSafeRpcEndpoint,
+};
 pub use env::{RpcEnv, RpcEnvBuilder};
 pub use error::{BoxError, ErrorKind, RpcError, SendError};
-pub use file_server::RpcEnvFileServer;
+pub use files::{Download, RpcEnvFileServer};
 pub use limits::OverflowPolicy;
-pub use message::{IncomingRequest, RpcMessage, RpcRequest};
 pub use message_loop::{ConcurrentKind, IntoEndpoint, ThreadSafeKind};
 pub use method::Method;
 pub use metrics::{
@@ -337,7 +321,6 @@ pub use metrics::{
 pub use network_common::MemoryNetwork;
 #[cfg(feature = "auth")]
 pub use network_common::auth::{Secret, SecretKeyHolder, SecretStore};
-pub use ref_message::EndpointRef;
 pub use timeout::RpcTimeout;
 pub use trace::TracePropagator;
 pub use wire::{DecodeBuf, EncodeBuf};

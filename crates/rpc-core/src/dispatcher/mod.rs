@@ -1,33 +1,33 @@
 //! The registry of an environment's endpoints, and the way of every message to one of them.
 
-mod registered;
 mod rpc_handler;
 mod stop;
+mod verifier;
 
 use std::any::Any;
 use std::sync::Arc;
 
 use async_task::FallibleTask;
 use foldhash::HashMap;
-pub(crate) use registered::ErasedInbox;
 pub(crate) use rpc_handler::EnvRpcHandler;
 pub(crate) use stop::Stopping;
 use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
 use tokio_util::task::TaskTracker;
+pub(crate) use verifier::EndpointVerifier;
 
 use crate::address::RpcEndpointAddress;
 use crate::endpoint::EndpointContext;
-use crate::endpoint_options::EndpointOptions;
-use crate::endpoint_ref::RpcEndpointRef;
+use crate::endpoint::EndpointOptions;
+use crate::endpoint::RpcEndpointRef;
+use crate::endpoint::RpcMessage;
 use crate::error::{ErrorKind, RpcError};
-use crate::inbox::{ConnectionEvent, Inbox, StopCause};
-use crate::message::RpcMessage;
+use crate::inbox::{ConnectionEvent, ErasedInbox, Inbox, StopCause};
+use crate::isolated_executor::IsolatedExecutor;
 use crate::message_loop::{IntoEndpoint, LoopContext};
 use crate::metrics::EndpointSnapshot;
 use crate::peer::RouteTarget;
 use crate::sync::RwLock;
-use crate::threads::IsolatedExecutor;
 
 pub(crate) struct Dispatcher {
     state: RwLock<DispatcherState>,

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::Dispatcher;
 use crate::error::{ErrorKind, RpcError};
-use crate::file_server::FileRegistry;
+use crate::files::FileRegistry;
 use crate::inbox::ConnectionEvent;
 use crate::peer::{Connections, InboundMessage, PeerConnection, RemoteAsk};
 use crate::wire::proto::notice::Notice;

@@ -15,19 +15,19 @@ use super::listen::{FIRST_PORT, listen};
 use super::{EnvInner, RpcEnv};
 use crate::address::{RpcAddress, RpcEndpointAddress};
 use crate::ask::AskResources;
+#[cfg(feature = "auth")]
+use crate::auth::{self, AuthIdentity};
 use crate::conf::RpcConf;
+use crate::dispatcher::EndpointVerifier;
 use crate::dispatcher::{Dispatcher, EnvRpcHandler};
-use crate::download::DownloadPool;
-use crate::endpoint_options::EndpointOptions;
+use crate::endpoint::EndpointOptions;
 use crate::error::{ErrorKind, RpcError};
-use crate::file_server::FileRegistry;
+use crate::files::DownloadPool;
+use crate::files::FileRegistry;
 use crate::inbox::ConnectionEvent;
 use crate::peer::{Connections, PeerPool, PeerShared};
-#[cfg(feature = "auth")]
-use crate::security::{self, AuthIdentity};
 use crate::sync::Mutex;
 use crate::trace::{TracePropagator, Tracer};
-use crate::verifier::EndpointVerifier;
 use crate::wire::ENDPOINT_VERIFIER;
 
 /// Makes an [`RpcEnv`]. Either [`bind`](Self::bind) or [`client_mode`](Self::client_mode) must be
@@ -183,7 +183,7 @@ impl RpcEnvBuilder {
             context = context.memory_network(network);
         }
         #[cfg(feature = "auth")]
-        let context = security::with_authentication(context, self.identity, &self.conf).await?;
+        let context = auth::with_authentication(context, self.identity, &self.conf).await?;
         context.check_security().map_err(RpcError::config)?;
         let downloads = DownloadPool::new(&self.conf, self.network.as_ref(), &context)?;
         let max_retries = self.conf.port_max_retries()?;

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use super::RpcEnv;
-use crate::download::Download;
 use crate::error::RpcError;
-use crate::file_server::RpcEnvFileServer;
+use crate::files::Download;
+use crate::files::RpcEnvFileServer;
 
 impl RpcEnv {
     /// Where files, jars and directories are offered for download from this environment (`rpc 10`).

@@ -6,12 +6,12 @@ use super::{EnvInner, RpcEnv};
 use crate::address::{RpcAddress, RpcEndpointAddress};
 use crate::ask::EndpointInfo;
 use crate::dispatcher::endpoint_not_found;
-use crate::endpoint_ref::RpcEndpointRef;
+use crate::endpoint::EndpointRef;
+use crate::endpoint::RpcEndpointRef;
+use crate::endpoint::{RpcMessage, local_only};
 use crate::error::{ErrorKind, RpcError};
 use crate::inbox::service_mismatch;
-use crate::message::{RpcMessage, local_only};
 use crate::peer::stale_incarnation_error;
-use crate::ref_message::EndpointRef;
 use crate::wire::ENDPOINT_VERIFIER;
 use crate::wire::proto::{CheckExistence, EndpointVerifierMessage};
 

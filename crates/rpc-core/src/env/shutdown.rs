@@ -8,9 +8,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::{EnvInner, RpcEnv};
+use crate::ask::ActorId;
 use crate::dispatcher::Stopping;
 use crate::metrics::ShutdownReport;
-use crate::running::ActorId;
 
 /// How long a shutdown waits, after the endpoints have stopped, for messages that wait for a
 /// connection or for credit, then for answers that are still being written, and then for the

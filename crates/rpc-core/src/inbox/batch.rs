@@ -7,11 +7,11 @@ use tokio::time::Instant;
 use super::state::{InboxState, MessageCounts};
 use super::{Inbox, InboxItem, StopCause};
 use crate::address::RpcEndpointAddress;
+use crate::ask::reject_message;
 use crate::error::{ErrorKind, RpcError};
 use crate::limits::Volume;
 use crate::message_metadata::MessageMetadata;
 use crate::peer::ReleasedVolume;
-use crate::running::reject_message;
 use crate::sync::MutexGuard;
 
 /// Of messages that do not wait, the handling of one in so many is measured.

@@ -1,6 +1,7 @@
 //! The queue of one endpoint.
 
 mod batch;
+mod erased_inbox;
 mod state;
 
 use std::collections::VecDeque;
@@ -13,21 +14,21 @@ use futures::future::BoxFuture;
 use tokio::time::Instant;
 
 pub(crate) use batch::Batch;
+pub(crate) use erased_inbox::ErasedInbox;
 use state::{InboxState, MessageCounts};
 
 use crate::address::{RpcAddress, RpcEndpointAddress};
 use crate::ask::EndpointInfo;
-use crate::dispatcher::ErasedInbox;
-use crate::endpoint_ref::RpcEndpointRef;
+use crate::ask::{ActorId, decode_request, reject_message};
+use crate::endpoint::InboxHandle;
+use crate::endpoint::RpcEndpointRef;
+use crate::endpoint::{IncomingRequest, RpcMessage};
 use crate::error::{ErrorKind, RpcError};
-use crate::inbox_handle::InboxHandle;
 use crate::limits::{CreditLimits, InboxConf, OverflowPolicy, Volume};
-use crate::message::{IncomingRequest, RpcMessage};
 use crate::message_metadata::{MessageCaller, MessageMetadata};
 use crate::method::{is_of_service, split};
 use crate::metrics::{EndpointSnapshot, Histogram};
 use crate::peer::{InboundMessage, RouteTarget, TargetRoutes};
-use crate::running::{ActorId, decode_request, reject_message};
 use crate::sync::{Mutex, Notify};
 
 /// A queue that keeps its buffer while parked only up to this many items.

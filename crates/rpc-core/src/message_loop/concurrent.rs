@@ -14,11 +14,11 @@ use super::{
     Buffer, Drained, LoopContext, MessageLoop, POLL_BUDGET, handle_event, log_unhandled, measure,
     poll_cost, supervise,
 };
+use crate::ask::{HandlerFuture, HandlerId};
 use crate::endpoint::{EndpointContext, RpcEndpoint};
 use crate::error::RpcError;
 use crate::inbox::{Batch, ConnectionEvent, Inbox, InboxItem};
 use crate::message_metadata::MessageMetadata;
-use crate::running::{HandlerFuture, HandlerId};
 
 /// Many messages at a time, with shared access.
 pub(super) struct Concurrent<E: RpcEndpoint> {

@@ -19,13 +19,13 @@ use serial::Serial;
 use tokio::task::coop::poll_proceed;
 use tokio::time::Instant;
 
+use crate::ask::{ActorId, HandlerFuture, HandlerId};
+use crate::endpoint::RpcMessage;
 use crate::endpoint::{EndpointContext, RpcEndpoint, ThreadSafeRpcEndpoint};
 use crate::error::RpcError;
 use crate::inbox::{Inbox, InboxItem};
-use crate::message::RpcMessage;
+use crate::isolated_executor::IsolatedExecutor;
 use crate::message_metadata::{MessageCaller, MessageMetadata};
-use crate::running::{ActorId, HandlerFuture, HandlerId};
-use crate::threads::IsolatedExecutor;
 
 /// After this many messages in a row the loop lets other tasks run.
 const POLL_BUDGET: usize = 256;

@@ -8,10 +8,10 @@ use super::{
     Drained, LoopContext, MessageLoop, POLL_BUDGET, handle_event, log_unhandled, measure,
     poll_cost, supervise,
 };
+use crate::ask::HandlerFuture;
 use crate::endpoint::{EndpointContext, ThreadSafeRpcEndpoint};
 use crate::error::RpcError;
 use crate::inbox::{Batch, ConnectionEvent, Inbox, InboxItem};
-use crate::running::HandlerFuture;
 
 /// One message at a time, with exclusive access.
 pub(super) struct Serial<E: ThreadSafeRpcEndpoint> {

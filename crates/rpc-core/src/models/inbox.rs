@@ -9,18 +9,18 @@ use tokio::sync::Barrier;
 
 use super::check;
 use crate::address::RpcEndpointAddress;
-use crate::ask::{EndpointInfo, AskResources};
-use crate::call_context::RpcCallContext;
+use crate::ask::{AskResources, EndpointInfo};
 use crate::conf::RpcConf;
-use crate::dispatcher::ErasedInbox as _;
+use crate::endpoint::RpcCallContext;
+use crate::endpoint::RpcEndpointRef;
 use crate::endpoint::{EndpointContext, RpcEndpoint, ThreadSafeRpcEndpoint};
-use crate::endpoint_ref::RpcEndpointRef;
+use crate::endpoint::{RpcMessage, RpcRequest};
 use crate::error::{ErrorKind, RpcError};
+use crate::inbox::ErasedInbox as _;
 use crate::inbox::{Inbox, StopCause};
+use crate::isolated_executor::IsolatedExecutor;
 use crate::limits::{InboxConf, Volume};
-use crate::message::{RpcMessage, RpcRequest};
 use crate::message_loop::{IntoEndpoint, LoopContext};
-use crate::threads::IsolatedExecutor;
 use crate::trace::Tracer;
 
 /// Which message of which sender.
@@ -220,13 +220,14 @@ impl Room {
         let usual = conf.inbox().unwrap();
         let limits = InboxConf::new(Volume::new(limit, u64::MAX), usual.overflow, usual.slow);
         let address = RpcEndpointAddress::new(None, "model").unwrap();
-        let asks = AskResources::new(conf.ask().unwrap(), Tracer::default(), runtime.handle().clone());
+        let asks =
+            AskResources::new(conf.ask().unwrap(), Tracer::default(), runtime.handle().clone());
         let inbox = Inbox::new(EndpointInfo::new(address, asks, 1), Arc::new(limits));
         let endpoint = inbox.make_ref();
         Self { inbox, endpoint, witness: Witness::default(), runtime }
     }
 
-    fn seat(&self, threads: Option<Threads>) -> LoopContext<Message> {
+    fn seat(&self, threads: Option<IsolatedExecutor>) -> LoopContext<Message> {
         let cx = EndpointContext::new(self.endpoint.clone(), Arc::new(()));
         LoopContext::new(Arc::clone(&self.inbox), cx, threads)
     }

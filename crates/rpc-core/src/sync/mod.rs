@@ -4,9 +4,9 @@
 #[cfg(shuttle)]
 mod model;
 #[cfg(not(shuttle))]
-mod real;
+mod native;
 
 #[cfg(shuttle)]
 pub(crate) use model::*;
 #[cfg(not(shuttle))]
-pub(crate) use real::*;
+pub(crate) use native::*;

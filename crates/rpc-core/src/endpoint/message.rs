@@ -5,7 +5,7 @@ use std::fmt;
 use bytes::Bytes;
 use prost::Message;
 
-use crate::call_context::{Caller, RpcCallContext};
+use crate::endpoint::{Caller, RpcCallContext};
 use crate::error::{ErrorKind, RpcError};
 use crate::method::{Method, split};
 use crate::peer::{InboundMessage, PeerConnection, RemoteAsk};

@@ -1,14 +1,29 @@
 //! What users implement.
 
+mod ask_variants;
+mod call_context;
+mod endpoint_ref;
+mod endpoint_ref_message;
+mod inbox_handle;
+mod message;
+mod options;
+
+pub(crate) use call_context::Caller;
+pub use call_context::RpcCallContext;
+pub use endpoint_ref::RpcEndpointRef;
+pub use endpoint_ref_message::EndpointRef;
+pub(crate) use inbox_handle::InboxHandle;
+pub(crate) use message::local_only;
+pub use message::{IncomingRequest, RpcMessage, RpcRequest};
+pub use options::EndpointOptions;
+
 use std::any::Any;
 use std::fmt;
 use std::future::{Future, ready};
 use std::sync::Arc;
 
 use crate::address::RpcAddress;
-use crate::endpoint_ref::RpcEndpointRef;
 use crate::error::RpcError;
-use crate::message::RpcMessage;
 
 macro_rules! hooks {
     ($self:ty) => {

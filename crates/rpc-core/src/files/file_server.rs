@@ -1,15 +1,13 @@
 //! What an environment offers for download: files, jars and directories (`rpc 10`).
 
-mod registry;
-
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
-use self::registry::FILE_SEGMENTS;
-pub(crate) use self::registry::FileRegistry;
+use super::registry::FILE_SEGMENTS;
+use super::registry::FileRegistry;
 use crate::address::RpcAddress;
 use crate::error::{ErrorKind, RpcError};
 

@@ -9,15 +9,15 @@ use futures::future::BoxFuture;
 use tokio::time::Instant;
 
 use crate::address::RpcEndpointAddress;
+use crate::ask::ReplySlot;
+use crate::ask::current_deadline;
 use crate::ask::{AskFuture, AskState, EndpointInfo};
-use crate::call_context::{Caller, RpcCallContext};
+use crate::endpoint::InboxHandle;
+use crate::endpoint::{Caller, RpcCallContext};
+use crate::endpoint::{RpcMessage, RpcRequest, local_only};
 use crate::error::{ErrorKind, RpcError, SendError};
-use crate::inbox_handle::InboxHandle;
-use crate::message::{RpcMessage, RpcRequest, local_only};
 use crate::message_metadata::{MessageCaller, MessageMetadata};
 use crate::peer::OutboundRoute;
-use crate::running::current_deadline;
-use crate::slot::ReplySlot;
 use crate::timeout::RpcTimeout;
 use crate::wire::{self, EncodedMessage};
 

@@ -1,5 +1,18 @@
 //! The answer to come of an ask, with its time limit.
 
+mod abort;
+mod deadline_timer;
+mod handler_scope;
+mod reply_slot;
+
+pub use abort::AbortHandle;
+pub(crate) use deadline_timer::{DeadlineTimer, Expiry};
+pub(crate) use handler_scope::{
+    ActorId, HandlerFuture, HandlerId, current_deadline, decode_request, defer_failure,
+    reject_message,
+};
+pub(crate) use reply_slot::ReplySlot;
+
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
@@ -10,14 +23,10 @@ use std::task::{Context, Poll};
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
-use crate::abort::AbortHandle;
 use crate::address::{RpcAddress, RpcEndpointAddress};
 use crate::conf::AskConf;
-use crate::deadlines::{DeadlineTimer, Expiry};
 use crate::error::{ErrorKind, RpcError};
 use crate::peer::RemoteReplyFuture;
-use crate::running::ActorId;
-use crate::slot::ReplySlot;
 use crate::timeout::RpcTimeout;
 use crate::trace::Tracer;
 use crate::wire::{self, DecodeBuf};

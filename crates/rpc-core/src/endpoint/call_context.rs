@@ -9,11 +9,11 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use crate::address::RpcAddress;
+use crate::ask::ReplySlot;
+use crate::ask::defer_failure;
 use crate::error::{RpcError, no_reply_error};
 use crate::message_metadata::{LocalCaller as _, ask_id};
 use crate::peer::RemoteAsk;
-use crate::running::defer_failure;
-use crate::slot::ReplySlot;
 use crate::wire;
 
 /// Answers one ask, now or later, from anywhere (`rpc 2`): it may be kept, moved to another task,

@@ -2,9 +2,9 @@
 
 use prost::Message;
 
-use crate::endpoint_ref::RpcEndpointRef;
+use crate::endpoint::RpcEndpointRef;
+use crate::endpoint::{RpcMessage, local_only};
 use crate::error::{ErrorKind, RpcError};
-use crate::message::{RpcMessage, local_only};
 
 /// A ref as a field of a message: `rpc_core.EndpointRef` of `rpc_core.proto`. (`spark://` addresses
 /// in messages are its counterpart in Spark, where a ref is serialized: `rpc 6.3`.)

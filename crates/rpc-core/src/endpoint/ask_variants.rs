@@ -2,10 +2,10 @@
 
 use tokio::runtime::Handle;
 
-use crate::endpoint_ref::RpcEndpointRef;
+use crate::endpoint::RpcEndpointRef;
+use crate::endpoint::{RpcMessage, RpcRequest};
 use crate::error::{ErrorKind, RpcError};
-use crate::message::{RpcMessage, RpcRequest};
-use crate::threads::can_block;
+use crate::isolated_executor::can_block;
 use crate::timeout::RpcTimeout;
 
 impl<M: RpcMessage> RpcEndpointRef<M> {

@@ -1,0 +1,11 @@
+//! Files that an environment serves, and downloads from other environments (`RpcEnvFileServer`,
+//! `NettyRpcEnv.openChannel`).
+
+mod download;
+mod file_server;
+mod registry;
+
+pub use download::Download;
+pub(crate) use download::DownloadPool;
+pub use file_server::RpcEnvFileServer;
+pub(crate) use registry::FileRegistry;
