@@ -1,10 +1,10 @@
-//! `cargo bench`: chunks and streams of ours, from file and memory, beside the limits.
+//! Criterion benches of chunks and streams, from files and from memory, and of their limits.
 
 mod support;
 
 use benches::groups::bodies;
 use benches::limits::{Cipher, RawChunks, serve_chunks};
-use benches::ours::{self, Security, TransportCalls};
+use benches::ours::{self, Security, TransportCallClient};
 use benches::protocol::{Case, Job};
 use benches::{Chunks, write_file};
 use criterion::{Criterion, criterion_group, criterion_main};
@@ -12,22 +12,23 @@ use support::{bench, group};
 use tempfile::NamedTempFile;
 use tokio::runtime::Runtime;
 
-const FILE: usize = 256 << 20;
+const FILE_SIZE: usize = 256 << 20;
 
 fn bulk(criterion: &mut Criterion) {
-    let runtime = Runtime::new().expect("a runtime");
-    let file = NamedTempFile::new().expect("a file");
-    write_file(file.path(), FILE).expect("space for it");
-    let chunks = Chunks::of(file.path()).expect("a file");
+    let runtime = Runtime::new().expect("the runtime cannot be created");
+    let file = NamedTempFile::new().expect("the file cannot be created");
+    write_file(file.path(), FILE_SIZE).expect("the file cannot be written");
+    let chunks = Chunks::from_file(file.path()).expect("the file cannot be read");
     let (server, raw) = runtime.block_on(async {
-        let server = ours::serve(Some(chunks.clone()), Security::Plain).await.expect("a server");
-        let raw_at = serve_chunks(chunks).await.expect("a server");
-        (server, RawChunks::connect(raw_at).await.expect("a connection"))
+        let server = ours::serve(Some(chunks.clone()), Security::Plain).await;
+        let raw_address = serve_chunks(chunks).await.expect("the raw server cannot start");
+        let raw = RawChunks::connect(raw_address).await.expect("the raw client cannot connect");
+        (server.expect("the server cannot start"), raw)
     });
-    let ours =
-        TransportCalls::new(server.local_addr(), Security::Plain).expect("nothing is asked for");
+    let ours = TransportCallClient::new(server.local_addr(), Security::Plain)
+        .expect("plain connections are always supported");
     let (mut ours, mut raw) = (Some(ours), Some(raw));
-    for (name, case, limited) in [
+    for (name, case, has_limit) in [
         ("fetch_file", Case::FetchFile, true),
         ("fetch_memory", Case::FetchMemory, true),
         ("stream_file", Case::StreamFile, false),
@@ -36,7 +37,7 @@ fn bulk(criterion: &mut Criterion) {
         let mut group = group(criterion, name);
         for (parameter, job) in bodies(case) {
             bench(&mut group, &runtime, "ours", parameter, &mut ours, job);
-            if limited {
+            if has_limit {
                 bench(&mut group, &runtime, "raw", parameter, &mut raw, job);
             }
         }
@@ -44,27 +45,27 @@ fn bulk(criterion: &mut Criterion) {
     }
 }
 
-/// Every way of securing connections beside what its cipher does on one core, sealing and opening.
+/// Compares each security mode with its cipher alone, which seals and opens on one core.
 fn secured(criterion: &mut Criterion) {
-    let runtime = Runtime::new().expect("a runtime");
-    let file = NamedTempFile::new().expect("a file");
-    write_file(file.path(), FILE).expect("space for it");
-    let chunks = Chunks::of(file.path()).expect("a file");
+    let runtime = Runtime::new().expect("the runtime cannot be created");
+    let file = NamedTempFile::new().expect("the file cannot be created");
+    write_file(file.path(), FILE_SIZE).expect("the file cannot be written");
+    let chunks = Chunks::from_file(file.path()).expect("the file cannot be read");
     let mut secured: Vec<_> = Security::ALL
         .into_iter()
         .map(|security| {
-            let serving = ours::serve(Some(chunks.clone()), security);
-            let server = runtime.block_on(serving).expect("a server");
-            let calls = TransportCalls::new(server.local_addr(), security)
-                .expect("it is part of this build");
-            (security, server, Some(calls))
+            let server = runtime.block_on(ours::serve(Some(chunks.clone()), security));
+            let server = server.expect("the server cannot start");
+            let client = TransportCallClient::new(server.local_addr(), security)
+                .expect("the benches are built with all security modes");
+            (security, server, Some(client))
         })
         .collect();
     for (name, case) in [("secured_file", Case::FetchFile), ("secured_memory", Case::FetchMemory)] {
         let job = Job { bytes: 4 << 20, window: 4, ..Job::new(case) };
         let mut group = group(criterion, name);
-        for (security, _, calls) in &mut secured {
-            bench(&mut group, &runtime, security.name(), "4MiB", calls, job);
+        for (security, _, client) in &mut secured {
+            bench(&mut group, &runtime, security.name(), "4MiB", client, job);
         }
         for (name, cipher) in [("ctr", Cipher::Ctr), ("gcm", Cipher::Gcm), ("tls", Cipher::Tls)] {
             bench(&mut group, &runtime, &format!("cipher-{name}"), "4MiB", &mut Some(cipher), job);

@@ -1,8 +1,7 @@
-//! `cargo bench`: frames without sockets, and messages as rpc-build's code encodes and decodes
-//! them.
+//! Criterion benches of the frame codec, and of the messages that rpc-build generates.
 //!
-//! The envelope of rpc-core is no part of its API; its cost is the difference between `echo` and
-//! `ask_remote`. What it carries is measured here.
+//! The envelope of rpc-core is not public. Its cost is the difference between the groups `echo` and
+//! `ask_remote`.
 
 use std::hint::black_box;
 
@@ -15,8 +14,8 @@ use prost::Message as _;
 fn frames(criterion: &mut Criterion) {
     for (name, size) in [("codec_64B", 64), ("codec_1KiB", 1024)] {
         let message = Message::RpcRequest { request_id: 1, body: vec![7; size].into() };
-        let frame: Bytes = message.encode().expect("a short message").into();
-        // As many as a full read brings under load.
+        let frame: Bytes = message.encode().expect("a short message is valid").into();
+        // Under load, a full read contains about this number of frames.
         let many: Bytes = frame.repeat(128).into();
         let mut group = criterion.benchmark_group(name);
         group.throughput(Throughput::Elements(1));
@@ -28,7 +27,7 @@ fn frames(criterion: &mut Criterion) {
                 |decoder| {
                     let mut rest = &many[..];
                     while let Some(Event::Message(message)) =
-                        decoder.next_event(&mut rest).expect("a frame")
+                        decoder.next_event(&mut rest).expect("the frames are valid")
                     {
                         black_box(message);
                     }

@@ -1,30 +1,30 @@
-//! `cargo bench`: echoes, asks and one-way messages of ours beside the limits.
+//! Criterion benches of echoes, asks and one-way messages, and of their limits.
 
 mod support;
 
-use benches::actors::Local;
+use benches::actors::LocalActors;
 use benches::groups::{echoes, local};
 use benches::limits::{Batched, Channel, PingPong, Smallest, serve_echo};
-use benches::load::Calls;
-use benches::ours::{self, RpcClient, RpcServer, Security, TransportCalls};
+use benches::load::CallClient;
+use benches::ours::{self, RpcClient, RpcServer, Security, TransportCallClient};
 use benches::protocol::{Case, Job};
 use criterion::{Criterion, criterion_group, criterion_main};
 use support::{bench, group};
 use tokio::runtime::Runtime;
 
 fn echo(criterion: &mut Criterion) {
-    let runtime = Runtime::new().expect("a runtime");
-    let (server, limit_at) = runtime.block_on(async {
+    let runtime = Runtime::new().expect("the runtime cannot be created");
+    let (server, limit_address) = runtime.block_on(async {
         (
-            ours::serve(None, Security::Plain).await.expect("a server"),
-            serve_echo().await.expect("a server"),
+            ours::serve(None, Security::Plain).await.expect("the server cannot start"),
+            serve_echo().await.expect("the server of the limits cannot start"),
         )
     });
     for (name, bytes) in [("echo_64B", 64), ("echo_1KiB", 1024)] {
         let mut group = group(criterion, name);
         for (parameter, job) in echoes(bytes) {
-            let ours = TransportCalls::new(server.local_addr(), Security::Plain);
-            let mut ours = Some(ours.expect("nothing is asked for"));
+            let ours = TransportCallClient::new(server.local_addr(), Security::Plain);
+            let mut ours = Some(ours.expect("plain connections are always supported"));
             bench(&mut group, &runtime, "ours", parameter, &mut ours, job);
             if job.tasks == 1 {
                 bench(
@@ -32,18 +32,18 @@ fn echo(criterion: &mut Criterion) {
                     &runtime,
                     "batched",
                     parameter,
-                    &mut Some(Batched::new(limit_at)),
+                    &mut Some(Batched::new(limit_address)),
                     job,
                 );
             }
             if parameter == "1" {
-                let mut raw =
-                    Some(runtime.block_on(PingPong::connect(limit_at)).expect("a connection"));
+                let raw = runtime.block_on(PingPong::connect(limit_address));
+                let mut raw = Some(raw.expect("the raw client cannot connect"));
                 bench(&mut group, &runtime, "ping_pong", parameter, &mut raw, job);
             }
-            let mut smallest = Some(Calls::<Smallest<false>>::new(limit_at));
+            let mut smallest = Some(CallClient::<Smallest<false>>::new(limit_address));
             bench(&mut group, &runtime, "smallest", parameter, &mut smallest, job);
-            let mut yielding = Some(Calls::<Smallest<true>>::new(limit_at));
+            let mut yielding = Some(CallClient::<Smallest<true>>::new(limit_address));
             bench(&mut group, &runtime, "yielding", parameter, &mut yielding, job);
         }
         group.finish();
@@ -51,10 +51,10 @@ fn echo(criterion: &mut Criterion) {
 }
 
 fn typed_remote(criterion: &mut Criterion) {
-    let runtime = Runtime::new().expect("a runtime");
-    let server = runtime.block_on(RpcServer::start()).expect("a server");
-    let address = server.address().expect("an address");
-    let mut client = Some(RpcClient::new(address).expect("a client"));
+    let runtime = Runtime::new().expect("the runtime cannot be created");
+    let server = runtime.block_on(RpcServer::start()).expect("the server cannot start");
+    let address = server.address().expect("the server has an address");
+    let mut client = Some(RpcClient::new(address).expect("the address is valid"));
     let mut group_of = |name: &str, jobs: &[(&str, Job)]| {
         let mut group = group(criterion, name);
         for (parameter, job) in jobs {
@@ -68,14 +68,15 @@ fn typed_remote(criterion: &mut Criterion) {
         &[("1", ask), ("128", Job { window: 128, ..ask }), ("64_tasks", Job { tasks: 64, ..ask })],
     );
     group_of("send_remote", &[("1_producer", Job::new(Case::Send))]);
-    // Ends here, so that its connections do not share the rest of the run.
+    // The connections must not stay open during the other benches.
     drop(server);
 }
 
 fn typed_local(criterion: &mut Criterion) {
-    let runtime = Runtime::new().expect("a runtime");
-    let mut ours = Some(runtime.block_on(ours::local_endpoints()).expect("an environment"));
-    let mut limit = Some(Local::new(|| Ok(Channel::start())));
+    let runtime = Runtime::new().expect("the runtime cannot be created");
+    let mut ours =
+        Some(runtime.block_on(ours::local_endpoints()).expect("the environment cannot start"));
+    let mut limit = Some(LocalActors::new(|| Ok(Channel::start())));
     for (name, parameter, job) in local() {
         let mut group = group(criterion, name);
         bench(&mut group, &runtime, "ours", parameter, &mut ours, job);

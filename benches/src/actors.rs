@@ -1,4 +1,4 @@
-//! The load that every actor gets, of whatever library: one-way messages and asks.
+//! The load on the actors of every library: one-way messages and asks.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -7,146 +7,149 @@ use bench_protocol::{Case, Job, Sample};
 use bytes::Bytes;
 use futures::TryFutureExt;
 
-use crate::load::{Client, Pace, Request, Target, run};
-use crate::process::cannot;
+use crate::load::{Client, Meter, Request, Target, run};
+use crate::process::unsupported;
 
 /// The state of every measured actor.
 #[derive(Debug, Default)]
 pub struct Received {
     count: u64,
-    /// By producer, the last sequence number. Empty while idle.
-    last: Vec<u64>,
-    disordered: bool,
+    /// The last sequence number of each producer. Empty until the first message.
+    last_sequences: Vec<u64>,
+    has_disorder: bool,
 }
 
 impl Received {
     /// Counts a message. Sequence numbers of a producer begin at 1.
-    pub fn take(&mut self, producer: u32, sequence: u64) {
+    pub fn record(&mut self, producer: u32, sequence: u64) {
         let producer = producer as usize;
-        if producer >= self.last.len() {
-            self.last.resize(producer + 1, 0);
+        if producer >= self.last_sequences.len() {
+            self.last_sequences.resize(producer + 1, 0);
         }
-        self.disordered |= sequence <= self.last[producer];
-        self.last[producer] = sequence;
+        self.has_disorder |= sequence <= self.last_sequences[producer];
+        self.last_sequences[producer] = sequence;
         self.count += 1;
     }
 
-    /// How many were counted, and whether each producer's came in their order; begins again.
+    /// Returns the count, and whether each producer's messages were in order, and resets both.
     pub fn report(&mut self) -> (u64, bool) {
-        let report = (self.count, !self.disordered);
-        self.last.fill(0);
-        (self.count, self.disordered) = (0, false);
+        let report = (self.count, !self.has_disorder);
+        self.last_sequences.fill(0);
+        (self.count, self.has_disorder) = (0, false);
         report
     }
 }
 
 /// A ref to an actor that holds [`Received`].
 pub trait Actor: Clone + Send + Sync + 'static {
-    /// [`Target::QUEUES`] of its asks.
-    const QUEUES: bool;
+    /// [`Target::IS_EAGER`] of its asks.
+    const IS_EAGER: bool;
 
-    /// Sends a message. Waits if the mailbox is bounded and full.
-    fn tell(
+    /// Sends a one-way message. Waits if the mailbox is bounded and full.
+    fn send(
         &self,
         producer: u32,
         sequence: u64,
         body: &Bytes,
     ) -> impl Future<Output = anyhow::Result<()>> + Send;
 
-    /// Asks for [`Received::report`].
+    /// Asks the actor for its [`Received::report`].
     fn ask(&self) -> impl Future<Output = anyhow::Result<(u64, bool)>> + Send + 'static;
 }
 
-/// `job.tasks` producers on each of `job.connections` send to `actors` in turns; then each actor
-/// tells what it got. `actors` are those of the first connection, then those of the next one and so
-/// on.
+/// Sends one-way messages to `actors`, and then asks each actor for its count.
+///
+/// Each of `job.connections` has `job.tasks` producers, and each producer sends to the actors of
+/// its connection in turn. `actors` begins with the actors of the first connection.
 ///
 /// # Errors
-/// When something was lost or came out of order.
-pub async fn send<A: Actor>(actors: &[A], job: &Job) -> anyhow::Result<Sample> {
-    let begun = Instant::now();
+/// Fails if a message was lost or received out of order.
+pub async fn run_sends<A: Actor>(actors: &[A], job: &Job) -> anyhow::Result<Sample> {
+    let start = Instant::now();
     let body = Bytes::from(vec![7; job.bytes]);
-    let each = actors.len() / job.connections;
-    let shares: Vec<Arc<[A]>> = actors.chunks(each).map(Arc::from).collect();
-    let producers: Vec<_> = Pace::share(job, job.connections * job.tasks)
-        .zip(shares.iter().cycle())
+    let actors_per_connection = actors.len() / job.connections;
+    let connections: Vec<Arc<[A]>> = actors.chunks(actors_per_connection).map(Arc::from).collect();
+    let producers: Vec<_> = Meter::split(job, job.connections * job.tasks)
+        .zip(connections.iter().cycle())
         .zip(0..)
-        .map(|((mut pace, actors), producer)| {
+        .map(|((mut meter, actors), producer)| {
             let (actors, body) = (Arc::clone(actors), body.clone());
             tokio::spawn(async move {
                 let mut sequence = 0;
-                while pace.begin().is_some() {
+                while meter.begin().is_some() {
                     let actor = &actors[sequence as usize % actors.len()];
                     sequence += 1;
-                    actor.tell(producer, sequence, &body).await?;
-                    pace.end(None)?;
+                    actor.send(producer, sequence, &body).await?;
+                    meter.end(None)?;
                 }
-                anyhow::Ok(pace)
+                anyhow::Ok(meter)
             })
         })
         .collect();
-    let mut whole = Pace::new(job);
+    let mut total = Meter::new(job);
     for producer in producers {
-        whole.add(&producer.await??)?;
+        total.merge(&producer.await??)?;
     }
     let mut received = 0;
     for actor in actors {
         let (count, in_order) = actor.ask().await?;
-        anyhow::ensure!(in_order, "messages overtook each other");
+        anyhow::ensure!(in_order, "an actor received messages out of order");
         received += count;
     }
-    let sample = whole.sample(begun.elapsed());
+    let sample = total.sample(start.elapsed());
     anyhow::ensure!(
         received == sample.operations,
-        "{received} of {} messages arrived",
+        "the actors received {received} of {} messages",
         sample.operations
     );
     Ok(sample)
 }
 
-/// Actors of one process, as a [`Client`].
+/// A [`Client`] of actors in its own process.
 #[derive(Debug)]
-pub struct Local<A, F> {
+pub struct LocalActors<A, F> {
     start: F,
     actors: Vec<A>,
 }
 
-impl<A: Actor, F: FnMut() -> anyhow::Result<A> + Send + 'static> Local<A, F> {
-    /// `start` starts an actor.
+impl<A: Actor, F: FnMut() -> anyhow::Result<A> + Send + 'static> LocalActors<A, F> {
+    /// Creates the client. `start` starts one actor.
     pub fn new(start: F) -> Self {
         Self { start, actors: Vec::new() }
     }
 }
 
-impl<A: Actor, F: FnMut() -> anyhow::Result<A> + Send + 'static> Client for Local<A, F> {
+impl<A: Actor, F: FnMut() -> anyhow::Result<A> + Send + 'static> Client for LocalActors<A, F> {
     async fn run(&mut self, job: Job) -> anyhow::Result<Sample> {
         while self.actors.len() < job.population {
             self.actors.push((self.start)()?);
         }
         let actors = &self.actors[..job.population];
         match job.case {
-            Case::Send => send(actors, &job).await,
-            Case::Ask => run(&actors.iter().cloned().map(Asked).collect::<Vec<_>>(), &job).await,
+            Case::Send => run_sends(actors, &job).await,
+            Case::Ask => {
+                run(&actors.iter().cloned().map(ActorTarget).collect::<Vec<_>>(), &job).await
+            }
             Case::Hold => Ok(Sample::default()),
-            other => Err(cannot(other)),
+            other => Err(unsupported(other)),
         }
     }
 }
 
-/// An actor as the target of asks.
+/// A [`Target`] that asks an actor.
 #[derive(Clone)]
-struct Asked<A>(A);
+struct ActorTarget<A>(A);
 
-impl<A: Actor> Target for Asked<A> {
+impl<A: Actor> Target for ActorTarget<A> {
     const CASES: &'static [Case] = &[Case::Ask];
-    const QUEUES: bool = A::QUEUES;
+    const IS_EAGER: bool = A::IS_EAGER;
 
     async fn connect(_: std::net::SocketAddr) -> anyhow::Result<Self> {
-        anyhow::bail!("a local actor")
+        anyhow::bail!("local actors have no connection")
     }
 
     fn call(&self, _: &Request) -> impl Future<Output = anyhow::Result<()>> + Send + 'static {
-        // Not an async block, which would keep what it awaits twice.
+        // An async block would store the inner future twice.
         self.0.ask().map_ok(drop)
     }
 }

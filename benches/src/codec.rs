@@ -1,4 +1,4 @@
-//! Frames without sockets.
+//! The frame codec of network-common without sockets.
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -7,10 +7,10 @@ use anyhow::Context;
 use bench_protocol::{Case, Job, Sample};
 use network_common::protocol::{Event, FrameDecoder, Message};
 
-use crate::load::{Client, Pace};
-use crate::process::cannot;
+use crate::load::{Client, Meter};
+use crate::process::unsupported;
 
-/// Encodes a request and decodes it again: an echo of nothing but the codec.
+/// Encodes an RPC request and decodes the frame.
 #[derive(Debug, Default)]
 pub struct Codec {
     decoder: FrameDecoder,
@@ -18,19 +18,20 @@ pub struct Codec {
 
 impl Client for Codec {
     async fn run(&mut self, job: Job) -> anyhow::Result<Sample> {
-        anyhow::ensure!(job.case == Case::Echo, cannot(job.case));
+        anyhow::ensure!(job.case == Case::Echo, unsupported(job.case));
         let message = Message::RpcRequest { request_id: 1, body: vec![7; job.bytes].into() };
-        let mut pace = Pace::new(&job);
-        let begun = Instant::now();
-        while let Some(operation) = pace.begin() {
+        let mut meter = Meter::new(&job);
+        let start = Instant::now();
+        while let Some(operation) = meter.begin() {
             let frame = black_box(&message).encode()?;
-            let decoded = self.decoder.next_event(&mut &frame[..])?.context("a frame is whole")?;
+            let decoded =
+                self.decoder.next_event(&mut &frame[..])?.context("the frame is incomplete")?;
             anyhow::ensure!(
                 matches!(black_box(decoded), Event::Message(_)),
-                "a short frame comes as one message"
+                "a short frame was not decoded as one message"
             );
-            pace.end(operation)?;
+            meter.end(operation)?;
         }
-        Ok(pace.sample(begun.elapsed()))
+        Ok(meter.sample(start.elapsed()))
     }
 }

@@ -1,8 +1,8 @@
-//! The jobs in the groups of `cargo bench`, which are the same for ours and for other libraries.
+//! The jobs of the criterion groups, shared by this workspace and `benches/peers`.
 
 use bench_protocol::{Case, Job};
 
-/// The echo jobs: name and job.
+/// Returns the name and the job of each echo row.
 #[must_use]
 pub fn echoes(bytes: usize) -> [(&'static str, Job); 5] {
     let job = Job { bytes, ..Job::new(Case::Echo) };
@@ -15,7 +15,7 @@ pub fn echoes(bytes: usize) -> [(&'static str, Job); 5] {
     ]
 }
 
-/// The jobs of local actors: group, name and job.
+/// Returns the group, the name and the job of each row of local actors.
 #[must_use]
 pub fn local() -> [(&'static str, &'static str, Job); 5] {
     let (send, ask) = (Job { bytes: 0, ..Job::new(Case::Send) }, Job::new(Case::Ask));
@@ -28,7 +28,7 @@ pub fn local() -> [(&'static str, &'static str, Job); 5] {
     ]
 }
 
-/// The jobs of bodies: name and job.
+/// Returns the name and the job of each row of large bodies.
 #[must_use]
 pub fn bodies(case: Case) -> [(&'static str, Job); 3] {
     [("1MiB", 1 << 20), ("4MiB", 4 << 20), ("16MiB", 16 << 20)]

@@ -1,9 +1,12 @@
-//! What is measured: this workspace's two crates, and the limits of the machine beside them.
+//! Benchmarks of network-common and rpc-core, and the programs they are compared with.
 //!
-//! [`ours`] uses the crates as any user would. [`limits`] are small programs of plain tokio that do
-//! the same work with nothing in between. Other libraries are in `benches/peers`, a workspace of
-//! its own. All of them, and the Java program in `interop/java/bench`, can be driven by
-//! [`bench_protocol`]; criterion drives the same code in one process.
+//! [`ours`] calls the public API of the two crates. [`limits`] are small programs of plain tokio
+//! that do the same work without a library. Other libraries are in `benches/peers`, which is a
+//! workspace of its own.
+//!
+//! `cargo xtask compare` runs all of them, and the Java program in `interop/java/bench`, as
+//! processes that speak [`bench_protocol`]. `cargo bench` runs the same code with both ends in one
+//! process.
 
 pub mod actors;
 pub mod codec;
@@ -21,29 +24,31 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
-/// Where a server takes chunks from.
+/// The file that a server reads chunks from.
 #[derive(Clone, Debug)]
 #[allow(clippy::exhaustive_structs, reason = "a bench")]
 pub struct Chunks {
-    /// A file, meant to be in the page cache.
+    /// The path of the file, which should be in the page cache.
     pub path: PathBuf,
-    /// Its length.
+    /// The length of the file in bytes.
     pub length: u64,
 }
 
 impl Chunks {
-    /// Those of this file.
+    /// Reads the length of the file at `path`.
     ///
     /// # Errors
-    /// When it cannot be looked at.
-    pub fn of(path: &Path) -> anyhow::Result<Self> {
+    /// Fails if the metadata of the file cannot be read.
+    pub fn from_file(path: &Path) -> anyhow::Result<Self> {
         let length = std::fs::metadata(path).with_context(|| path.display().to_string())?.len();
         Ok(Self { path: path.to_owned(), length })
     }
 
-    /// Where chunk `index` of those of `size` bytes begins. After the last comes the first again.
+    /// Returns the offset of chunk `index` if all chunks have `size` bytes.
+    ///
+    /// Indices beyond the end of the file wrap around to its start.
     #[must_use]
-    pub fn start(&self, size: u64, index: u64) -> u64 {
+    pub fn offset(&self, size: u64, index: u64) -> u64 {
         index % (self.length / size).max(1) * size
     }
 }

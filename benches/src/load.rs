@@ -1,4 +1,4 @@
-//! The load that every contender gets: the same loops around whatever its API makes a call.
+//! The loops that call every contender: each keeps a window of calls in flight and measures them.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -12,31 +12,31 @@ use futures::stream::FuturesUnordered;
 use hdrhistogram::Histogram;
 
 use crate::open_loop;
-use crate::process::cannot;
+use crate::process::unsupported;
 
-/// Operations between two looks at the clock when there are many.
-const BETWEEN_LOOKS: u64 = 64;
+/// A fast loop reads the clock once in this number of operations.
+const CLOCK_INTERVAL: u64 = 64;
 
-/// Does jobs.
+/// A contender that runs jobs.
 pub trait Client: Send + 'static {
-    /// Does one.
+    /// Runs one job.
     fn run(&mut self, job: Job) -> impl Future<Output = anyhow::Result<Sample>> + Send;
 }
 
-/// What a call is about.
+/// The parameters of one call.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Request {
-    /// What is done.
+    /// The kind of operation.
     pub case: Case,
-    /// The body, if one goes along.
+    /// The body of the request; empty for fetches and streams.
     pub body: Bytes,
-    /// The length of what comes back.
+    /// The expected length of the response.
     pub size: usize,
 }
 
 impl Request {
-    /// That of a job.
+    /// Returns the request of every call of `job`.
     #[must_use]
     pub fn new(job: &Job) -> Self {
         let sent = if matches!(job.case, Case::Echo | Case::Ask) { job.bytes } else { 0 };
@@ -44,38 +44,38 @@ impl Request {
     }
 }
 
-/// One connection of a contender, and how it is called.
+/// One connection of a contender.
 pub trait Target: Clone + Send + Sync + 'static {
-    /// What it can do.
+    /// The cases that this contender supports.
     const CASES: &'static [Case];
-    /// A call is on its way when it is made, whether or not its future is polled.
-    const QUEUES: bool;
+    /// Whether [`call`](Self::call) queues the request at once, without a poll of its future.
+    const IS_EAGER: bool;
 
-    /// Connects to a server.
+    /// Connects to the server at `address`.
     fn connect(address: SocketAddr) -> impl Future<Output = anyhow::Result<Self>> + Send;
 
-    /// Calls; fails if the answer has another length than asked for.
+    /// Makes one call. Fails if the length of the response is not `request.size`.
     fn call(&self, request: &Request) -> impl Future<Output = anyhow::Result<()>> + Send + 'static;
 }
 
-/// The [`Client`] of a [`Target`].
+/// A [`Client`] that calls a server through [`Target`]s.
 #[derive(Debug)]
-pub struct Calls<T> {
+pub struct CallClient<T> {
     address: SocketAddr,
     open: Vec<T>,
 }
 
-impl<T: Target> Calls<T> {
-    /// Will call the server at `address`.
+impl<T: Target> CallClient<T> {
+    /// Creates a client of the server at `address`, without a connection.
     #[must_use]
     pub fn new(address: SocketAddr) -> Self {
         Self { address, open: Vec::new() }
     }
 
-    /// So many connections; those that are not there yet are made.
+    /// Returns `count` connections, and opens those that do not exist yet.
     ///
     /// # Errors
-    /// When one cannot be made.
+    /// Fails if a connection unsupported be opened.
     pub async fn connections(&mut self, count: usize) -> anyhow::Result<&[T]> {
         while self.open.len() < count {
             self.open.push(T::connect(self.address).await?);
@@ -84,169 +84,174 @@ impl<T: Target> Calls<T> {
     }
 }
 
-impl<T: Target> Client for Calls<T> {
+impl<T: Target> Client for CallClient<T> {
     async fn run(&mut self, job: Job) -> anyhow::Result<Sample> {
         if !T::CASES.contains(&job.case) {
-            return Err(cannot(job.case));
+            return Err(unsupported(job.case));
         }
         run(self.connections(job.connections).await?, &job).await
     }
 }
 
-/// Calls `targets` as `job` says.
+/// Runs `job` with `job.tasks` tasks on each of `targets`.
 ///
 /// # Errors
-/// When a call fails.
+/// Fails if a call fails.
 pub async fn run<T: Target>(targets: &[T], job: &Job) -> anyhow::Result<Sample> {
     if job.rate.is_some() {
         let target = targets.first().context("an open loop needs a connection")?.clone();
-        // On a worker of its own choice, as the tasks of a closed loop.
+        // A spawned task runs on a worker thread, as the tasks of a closed loop do.
         return tokio::spawn(open_loop::run(target, *job)).await?;
     }
     let request = Request::new(job);
-    let begun = Instant::now();
-    let paces = Pace::share(job, targets.len() * job.tasks);
-    let tasks: Vec<_> = paces
+    let start = Instant::now();
+    let meters = Meter::split(job, targets.len() * job.tasks);
+    let tasks: Vec<_> = meters
         .zip(targets.iter().cycle())
-        .map(|(pace, target)| tokio::spawn(call(target.clone(), request.clone(), job.window, pace)))
+        .map(|(meter, target)| {
+            tokio::spawn(run_task(target.clone(), request.clone(), job.window, meter))
+        })
         .collect();
-    let mut whole = Pace::new(job);
+    let mut total = Meter::new(job);
     for task in tasks {
-        whole.add(&task.await??)?;
+        total.merge(&task.await??)?;
     }
-    Ok(whole.sample(begun.elapsed()))
+    Ok(total.sample(start.elapsed()))
 }
 
-async fn call<T: Target>(
+/// Keeps `window` calls in flight until `meter` ends the job.
+async fn run_task<T: Target>(
     target: T,
     request: Request,
     window: usize,
-    mut pace: Pace,
-) -> anyhow::Result<Pace> {
-    if T::QUEUES {
-        let mut waiting = VecDeque::with_capacity(window);
+    mut meter: Meter,
+) -> anyhow::Result<Meter> {
+    if T::IS_EAGER {
+        let mut pending = VecDeque::with_capacity(window);
         loop {
-            while waiting.len() < window
-                && let Some(begun) = pace.begin()
+            while pending.len() < window
+                && let Some(start) = meter.begin()
             {
-                waiting.push_back((begun, target.call(&request)));
+                pending.push_back((start, target.call(&request)));
             }
-            let Some((begun, answer)) = waiting.pop_front() else { return Ok(pace) };
-            answer.await?;
-            pace.end(begun)?;
+            let Some((start, response)) = pending.pop_front() else { return Ok(meter) };
+            response.await?;
+            meter.end(start)?;
         }
     }
-    let timed = |begun| {
-        let answer = target.call(&request);
-        async move { answer.await.map(|()| begun) }
+    let timed_call = |start| {
+        let response = target.call(&request);
+        async move { response.await.map(|()| start) }
     };
-    let mut waiting = FuturesUnordered::new();
+    let mut pending = FuturesUnordered::new();
     loop {
-        while waiting.len() < window
-            && let Some(begun) = pace.begin()
+        while pending.len() < window
+            && let Some(start) = meter.begin()
         {
-            waiting.push(timed(begun));
+            pending.push(timed_call(start));
         }
-        let Some(answer) = waiting.next().await else { return Ok(pace) };
-        pace.end(answer?)?;
+        let Some(response) = pending.next().await else { return Ok(meter) };
+        meter.end(response?)?;
     }
 }
 
-/// Says when to stop, and keeps the figures of one task.
+/// Counts and times the operations of one task, and ends its job.
 #[derive(Debug)]
-pub struct Pace {
+pub struct Meter {
     until: Until,
-    started: Instant,
-    between_looks: u64,
-    over: bool,
+    start: Instant,
+    /// The clock is read once in this number of operations.
+    clock_interval: u64,
+    is_finished: bool,
     begun: u64,
-    ended: u64,
+    completed: u64,
     latency: Histogram<u64>,
 }
 
-impl Pace {
-    /// For a job that is done by one task.
+impl Meter {
+    /// Creates the meter of a job that one task runs.
     #[must_use]
     pub fn new(job: &Job) -> Self {
-        let slow = job.connections * job.tasks * job.window == 1 || job.bytes >= 64 << 10;
-        #[allow(clippy::expect_used, reason = "3 is a number of digits that a histogram can have")]
-        let latency = Histogram::new(3).expect("3 digits");
+        let is_slow = job.connections * job.tasks * job.window == 1 || job.bytes >= 64 << 10;
+        #[allow(clippy::expect_used, reason = "a histogram supports 0 to 5 significant digits")]
+        let latency = Histogram::new(3).expect("3 significant digits are supported");
         Self {
             until: job.until,
-            started: Instant::now(),
-            between_looks: if slow { 1 } else { BETWEEN_LOOKS },
-            over: false,
+            start: Instant::now(),
+            clock_interval: if is_slow { 1 } else { CLOCK_INTERVAL },
+            is_finished: false,
             begun: 0,
-            ended: 0,
+            completed: 0,
             latency,
         }
     }
 
-    /// For each of the `tasks` that a job is done by.
-    pub fn share(job: &Job, tasks: usize) -> impl Iterator<Item = Self> + use<> {
+    /// Creates a meter for each of the `tasks` that share a job.
+    pub fn split(job: &Job, tasks: usize) -> impl Iterator<Item = Self> + use<> {
         let job = *job;
         (0..tasks as u64).map(move |index| {
-            let mut pace = Self::new(&job);
+            let mut meter = Self::new(&job);
             if let Until::Operations(all) = job.until {
                 let tasks = tasks as u64;
-                pace.until = Until::Operations(all / tasks + u64::from(index < all % tasks));
+                meter.until = Until::Operations(all / tasks + u64::from(index < all % tasks));
             }
-            pace
+            meter
         })
     }
 
-    /// Begins an operation, if there is to be another one. Gives the time if this one is to be
-    /// timed.
+    /// Begins an operation; `None` if the job has ended.
+    ///
+    /// Returns the current time if the operation is to be timed.
     pub fn begin(&mut self) -> Option<Option<Instant>> {
-        let now = (self.begun.is_multiple_of(self.between_looks)).then(Instant::now);
-        self.over = self.over
+        let now = (self.begun.is_multiple_of(self.clock_interval)).then(Instant::now);
+        self.is_finished = self.is_finished
             || match (self.until, now) {
                 (Until::Operations(count), _) => self.begun >= count,
                 (Until::Millis(millis), Some(now)) => {
-                    now.duration_since(self.started) >= Duration::from_millis(millis)
+                    now.duration_since(self.start) >= Duration::from_millis(millis)
                 }
                 (Until::Millis(_), None) => false,
             };
-        if self.over {
+        if self.is_finished {
             return None;
         }
         self.begun += 1;
         Some(now)
     }
 
-    /// Ends an operation.
+    /// Counts a completed operation, and records its latency if it was timed.
     ///
     /// # Errors
-    /// When it took longer than a histogram holds.
-    pub fn end(&mut self, begun: Option<Instant>) -> anyhow::Result<()> {
-        self.ended += 1;
-        if let Some(begun) = begun {
-            self.latency.record(u64::try_from(begun.elapsed().as_nanos())?)?;
+    /// Fails if the latency exceeds the range of the histogram.
+    pub fn end(&mut self, start: Option<Instant>) -> anyhow::Result<()> {
+        self.completed += 1;
+        if let Some(start) = start {
+            self.latency.record(u64::try_from(start.elapsed().as_nanos())?)?;
         }
         Ok(())
     }
 
-    /// Takes another task's figures over.
+    /// Adds the figures of another task.
     ///
     /// # Errors
-    /// When they do not fit.
-    pub fn add(&mut self, other: &Self) -> anyhow::Result<()> {
-        self.ended += other.ended;
+    /// Fails if a latency exceeds the range of the histogram.
+    pub fn merge(&mut self, other: &Self) -> anyhow::Result<()> {
+        self.completed += other.completed;
         Ok(self.latency.add(&other.latency)?)
     }
 
-    /// The sum of it.
+    /// Returns the figures of the job, which took `duration`.
     #[must_use]
-    pub fn sample(&self, took: Duration) -> Sample {
+    pub fn sample(&self, duration: Duration) -> Sample {
         let latency = latency(&self.latency);
-        Sample { operations: self.ended, seconds: took.as_secs_f64(), latency }
+        Sample { operations: self.completed, seconds: duration.as_secs_f64(), latency }
     }
 }
 
-/// Returns the points of a histogram of nanoseconds; `None` if it is empty.
+/// Returns the percentiles of a histogram of nanoseconds; `None` if it is empty.
 pub(crate) fn latency(histogram: &Histogram<u64>) -> Option<Latency> {
     let micros = |nanos: u64| nanos as f64 / 1e3;
-    let at = |share| micros(histogram.value_at_quantile(share));
+    let at = |quantile| micros(histogram.value_at_quantile(quantile));
     (!histogram.is_empty()).then(|| Latency {
         p50: at(0.5),
         p90: at(0.9),

@@ -1,8 +1,8 @@
-//! Load at a fixed rate, whatever the answers do.
+//! The open loop: requests at a fixed rate, independent of the responses.
 //!
-//! Request number n is due n times the spacing after the start. Its latency counts from then, also
-//! when the caller could send it only later: a stall that delays requests is a part of their
-//! latency (no coordinated omission).
+//! Request n is due n spacings after the start. Its latency counts from its due time, even if the
+//! caller could send it only later. So a stall counts for every request that it delays (no
+//! coordinated omission).
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -20,15 +20,17 @@ use tokio::io::unix::AsyncFd;
 
 use crate::load::{Request, Target, latency};
 
-/// The shortest time between two wake-ups of the caller, which sends all requests that are due.
+/// The minimum time between two wake-ups of the caller, which then sends all due requests.
 ///
-/// A timer of tokio has a granularity of 1 ms, which would hide every latency below it; a thread
-/// that spins would take one of two cores. A timerfd is exact to some microseconds and wakes the
-/// thread that also reads the answers. Each wake-up costs a few microseconds of CPU, so their
-/// number is limited.
+/// tokio's timer has a granularity of 1 ms, which would hide every latency below it. A spinning
+/// thread would occupy one of two cores. A timerfd is exact to some microseconds, and wakes the
+/// thread that also reads the responses. The limit exists because each wake-up costs a few
+/// microseconds of CPU.
 const TICK: Duration = Duration::from_micros(100);
 
-/// Requests in flight. Those that are due beyond it wait at the caller, and their time counts.
+/// The maximum number of requests in flight.
+///
+/// The caller delays further requests, and the delay counts as latency.
 const MAX_IN_FLIGHT: u64 = 4096;
 
 /// The requests of a job by their due times, and their latencies.
@@ -36,10 +38,11 @@ const MAX_IN_FLIGHT: u64 = 4096;
 pub struct Schedule {
     timer: AsyncFd<rustix::fd::OwnedFd>,
     start: Instant,
-    /// The time between two wake-ups, and the requests that are due in it.
+    /// The time between two wake-ups.
     tick_nanos: u64,
+    /// The number of requests that become due in one tick.
     requests_per_tick: u64,
-    /// All requests of the job.
+    /// The number of requests of the job.
     total: u64,
     sent: u64,
     completed: u64,
@@ -50,11 +53,11 @@ impl Schedule {
     /// Starts the schedule of `job`.
     ///
     /// # Errors
-    /// Fails if the job has no rate or duration, or the system has no timer.
+    /// Fails if the job has no rate or no duration, or if the timer cannot be created.
     pub fn start(job: &Job) -> anyhow::Result<Self> {
-        let rate = job.rate.context("a job of the open loop has a rate")?;
+        let rate = job.rate.context("a job of the open loop needs a rate")?;
         let Until::Millis(millis) = job.until else {
-            anyhow::bail!("a job of the open loop has a duration");
+            anyhow::bail!("a job of the open loop needs a duration");
         };
         // A multiple of the spacing, so that a request is due exactly when the timer fires.
         let requests_per_tick = (TICK.as_secs_f64() * rate).ceil().max(1.0);
@@ -64,7 +67,7 @@ impl Schedule {
         let (tv_sec, tv_nsec) = (tick.as_secs() as i64, tick.subsec_nanos().into());
         let interval = Timespec { tv_sec, tv_nsec };
         let every_tick = Itimerspec { it_interval: interval, it_value: interval };
-        // Before the timer starts: it must not fire before a request is due.
+        // This is read before the timer starts, so that the timer never fires before a due time.
         let start = Instant::now();
         time::timerfd_settime(&timer, TimerfdTimerFlags::empty(), &every_tick)?;
         #[allow(deprecated, reason = "its successor is unsafe; an owned descriptor stays open")]
@@ -85,16 +88,16 @@ impl Schedule {
         self.start + Duration::from_nanos(number * self.tick_nanos / self.requests_per_tick)
     }
 
-    /// Returns whether all requests have been answered.
+    /// Returns whether all requests have a response.
     #[must_use]
     pub fn is_complete(&self) -> bool {
         self.completed == self.total
     }
 
-    /// Returns the due times of the requests that are to be sent now; pending if there are none.
+    /// Returns the due times of the requests to be sent now; pending while no request is due.
     ///
     /// # Errors
-    /// Fails if the timer does.
+    /// Fails if the timer fails.
     pub fn poll_due(&mut self, context: &mut Context<'_>) -> Poll<anyhow::Result<Vec<Instant>>> {
         loop {
             let (now, mut due) = (Instant::now(), Vec::new());
@@ -109,7 +112,7 @@ impl Schedule {
                 return Poll::Ready(Ok(due));
             }
             if self.sent == self.total || self.sent - self.completed == MAX_IN_FLIGHT {
-                // The next event is an answer.
+                // Only a response can change this state.
                 return Poll::Pending;
             }
             ready!(self.poll_timer(context))?;
@@ -118,7 +121,7 @@ impl Schedule {
 
     fn poll_timer(&self, context: &mut Context<'_>) -> Poll<anyhow::Result<()>> {
         let mut guard = ready!(self.timer.poll_read_ready(context))?;
-        // The count of expirations is not needed: the clock says what is due.
+        // The count of expirations is ignored, because the due times depend on the clock only.
         match rustix::io::read(&self.timer, &mut [0; 8]) {
             Ok(_) | Err(rustix::io::Errno::AGAIN) => guard.clear_ready(),
             Err(error) => return Poll::Ready(Err(error.into())),
@@ -126,10 +129,10 @@ impl Schedule {
         Poll::Ready(Ok(()))
     }
 
-    /// Records the answer to a request that was due at `due`.
+    /// Records the response to the request that was due at `due`.
     ///
     /// # Errors
-    /// Fails if the latency is longer than a histogram holds.
+    /// Fails if the latency exceeds the range of the histogram.
     pub fn complete(&mut self, due: Instant) -> anyhow::Result<()> {
         self.completed += 1;
         Ok(self.latency.record(u64::try_from(due.elapsed().as_nanos())?)?)
@@ -149,12 +152,12 @@ impl Schedule {
 /// Calls `target` at the rate of `job`.
 ///
 /// # Errors
-/// Fails if a call does.
+/// Fails if a call fails.
 pub async fn run<T: Target>(target: T, job: Job) -> anyhow::Result<Sample> {
     let (request, schedule) = (Request::new(&job), Schedule::start(&job)?);
-    if T::QUEUES {
+    if T::IS_EAGER {
         let in_flight =
-            InOrder { waiting: VecDeque::new(), first: Box::pin(None), first_due: schedule.start };
+            InOrder { queue: VecDeque::new(), first: Box::pin(None), first_due: schedule.start };
         drive(schedule, in_flight, || target.call(&request)).await
     } else {
         let in_flight = Unordered { calls: FuturesUnordered::new(), timed: with_due_time };
@@ -169,8 +172,8 @@ async fn with_due_time<F: Future<Output = anyhow::Result<()>>>(
     call.await.map(|()| due)
 }
 
-/// Turns of one poll, after which other tasks of the thread run.
-const MAX_TURNS: usize = 8;
+/// The poll budget: after this number of iterations, other tasks of the thread run.
+const POLL_BUDGET: usize = 8;
 
 async fn drive<F: Future<Output = anyhow::Result<()>>>(
     mut schedule: Schedule,
@@ -178,7 +181,7 @@ async fn drive<F: Future<Output = anyhow::Result<()>>>(
     call: impl Fn() -> F,
 ) -> anyhow::Result<Sample> {
     poll_fn(|context| {
-        for _ in 0..MAX_TURNS {
+        for _ in 0..POLL_BUDGET {
             let mut is_idle = true;
             if let Poll::Ready(due) = schedule.poll_due(context)? {
                 is_idle = false;
@@ -206,26 +209,27 @@ async fn drive<F: Future<Output = anyhow::Result<()>>>(
 trait InFlight<F> {
     fn push(&mut self, due: Instant, call: F);
 
-    /// Returns the due time of a request that has been answered.
+    /// Returns the due time of a request whose response was received; `None` if none is in flight.
     fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<anyhow::Result<Option<Instant>>>;
 }
 
-/// Polls only the oldest call: one connection answers in the order of the calls. So the caller
-/// has no allocation and no queue of woken tasks for each call.
+/// Polls only the oldest call, as one connection responds in the order of the calls.
+///
+/// So a call needs no allocation and no entry in a queue of woken tasks.
 struct InOrder<F> {
-    waiting: VecDeque<(Instant, F)>,
+    queue: VecDeque<(Instant, F)>,
     first: Pin<Box<Option<F>>>,
     first_due: Instant,
 }
 
 impl<F: Future<Output = anyhow::Result<()>>> InFlight<F> for InOrder<F> {
     fn push(&mut self, due: Instant, call: F) {
-        self.waiting.push_back((due, call));
+        self.queue.push_back((due, call));
     }
 
     fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<anyhow::Result<Option<Instant>>> {
         if self.first.is_none() {
-            let Some((due, call)) = self.waiting.pop_front() else { return Poll::Ready(Ok(None)) };
+            let Some((due, call)) = self.queue.pop_front() else { return Poll::Ready(Ok(None)) };
             self.first_due = due;
             self.first.set(Some(call));
         }
@@ -237,7 +241,7 @@ impl<F: Future<Output = anyhow::Result<()>>> InFlight<F> for InOrder<F> {
     }
 }
 
-/// Polls the calls that were woken.
+/// Polls the calls whose wakers were called.
 struct Unordered<F, T> {
     calls: FuturesUnordered<F>,
     /// Adds the due time to the output of a call.
@@ -265,7 +269,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn request_that_is_sent_late_counts_from_its_due_time() {
+    async fn latency_of_late_request_counts_from_its_due_time() {
         let until = Until::Millis(20);
         let job = Job { rate: Some(1000.0), until, ..Job::new(Case::Echo) };
         let mut schedule = Schedule::start(&job).unwrap();

@@ -1,4 +1,4 @@
-//! A measured process: its side of [`bench_protocol`].
+//! The measured process's side of [`bench_protocol`].
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -12,32 +12,32 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 
 use crate::load::Client;
 
-/// The command line that all measured programs have.
+/// The command line of all measured programs.
 #[derive(Debug, Parser)]
 #[allow(clippy::exhaustive_structs, reason = "a bench")]
 pub struct Arguments {
-    /// What this process is.
+    /// The role of this process.
     #[command(subcommand)]
     pub role: Role,
 }
 
-/// What a process is.
+/// The role of a process.
 #[derive(Debug, Subcommand)]
 #[allow(clippy::exhaustive_enums, reason = "a bench")]
 pub enum Role {
-    /// Serves.
+    /// Runs the server of a contender.
     Serve {
-        /// Which contender.
+        /// The name of the server.
         kind: String,
-        /// The file that chunks are taken from.
+        /// The file that chunks are read from.
         #[arg(long)]
         file: Option<PathBuf>,
     },
-    /// Does jobs.
+    /// Runs the client of a contender.
     Drive {
-        /// Which contender.
+        /// The name of the contender.
         kind: String,
-        /// Where it is served; none for those that are in one process.
+        /// The server's address; absent for contenders of one process.
         address: Option<SocketAddr>,
     },
 }
@@ -69,39 +69,39 @@ fn cpu_seconds() -> f64 {
     used.tv_sec as f64 + used.tv_nsec as f64 / 1e9
 }
 
-/// A server without jobs of its own.
+/// Keeps a server alive and rejects all jobs.
 #[derive(Debug)]
 #[allow(clippy::exhaustive_structs, reason = "a bench")]
-pub struct Serving<S>(pub S);
+pub struct ServerOnly<S>(pub S);
 
-impl<S: Send + 'static> Client for Serving<S> {
+impl<S: Send + 'static> Client for ServerOnly<S> {
     async fn run(&mut self, job: Job) -> anyhow::Result<Sample> {
-        Err(cannot(job.case))
+        Err(unsupported(job.case))
     }
 }
 
-/// Serves at `address` until stdin ends.
+/// Announces the server's address, and runs the server's jobs until stdin ends.
 ///
 /// # Errors
-/// When a job fails.
+/// Fails if a job fails.
 pub async fn serve(address: SocketAddr, server: impl Client) -> anyhow::Result<()> {
     println!("{READY} {address}");
-    answer(server).await
+    run_jobs(server).await
 }
 
-/// Does jobs until stdin ends.
+/// Runs the client's jobs until stdin ends.
 ///
 /// # Errors
-/// When a job fails.
+/// Fails if a job fails.
 pub async fn drive(client: impl Client) -> anyhow::Result<()> {
     println!("{READY}");
-    answer(client).await
+    run_jobs(client).await
 }
 
-async fn answer(mut client: impl Client) -> anyhow::Result<()> {
-    // On a worker: the main thread is not one, and every wake from there to a connection would
-    // cross threads.
-    let answering = tokio::spawn(async move {
+async fn run_jobs(mut client: impl Client) -> anyhow::Result<()> {
+    // The main thread is not a worker, so every wake-up of a connection's task from it would
+    // cross threads. A spawned task runs on a worker.
+    let task = tokio::spawn(async move {
         let mut lines = BufReader::new(tokio::io::stdin()).lines();
         while let Some(line) = lines.next_line().await? {
             let job: Job = serde_json::from_str(&line).with_context(|| line.clone())?;
@@ -110,11 +110,11 @@ async fn answer(mut client: impl Client) -> anyhow::Result<()> {
         }
         anyhow::Ok(())
     });
-    answering.await?
+    task.await?
 }
 
-/// The error for a job that a contender was not made for.
+/// Returns the error for a job that a contender does not support.
 #[must_use]
-pub fn cannot(case: Case) -> anyhow::Error {
-    anyhow::anyhow!("{case:?} is not what this contender does")
+pub fn unsupported(case: Case) -> anyhow::Error {
+    anyhow::anyhow!("this contender does not support {case:?}")
 }

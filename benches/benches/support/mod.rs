@@ -1,5 +1,4 @@
-//! Criterion around what the measured processes run: the same clients and jobs, here with both ends
-//! in one process.
+//! Runs the clients and jobs of the measured processes under criterion, both ends in one process.
 
 use std::time::Duration;
 
@@ -9,8 +8,7 @@ use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, Throughput};
 use tokio::runtime::Runtime;
 
-/// How many operations of `job` a second `client` does; an operation is one of criterion's
-/// iterations.
+/// Measures the rate of `client` for `job`. One operation is one iteration of criterion.
 pub(crate) fn bench<C: Client>(
     group: &mut BenchmarkGroup<'_, WallTime>,
     runtime: &Runtime,
@@ -25,18 +23,18 @@ pub(crate) fn bench<C: Client>(
     });
     group.bench_function(BenchmarkId::new(contender, parameter), |bencher| {
         bencher.iter_custom(|operations| {
-            let mut used = client.take().expect("nobody else has it");
+            let mut taken = client.take().expect("the previous iteration has put it back");
             let job = Job { until: Until::Operations(operations), ..job };
-            // On a worker, as in the measured processes.
-            let done = runtime.spawn(async move { (used.run(job).await, used) });
-            let (sample, used) = runtime.block_on(done).expect("no panic");
-            *client = Some(used);
-            Duration::from_secs_f64(sample.expect("a job that this contender does").seconds)
+            // A spawned task runs on a worker, as in the measured processes.
+            let task = runtime.spawn(async move { (taken.run(job).await, taken) });
+            let (sample, taken) = runtime.block_on(task).expect("the job panicked");
+            *client = Some(taken);
+            Duration::from_secs_f64(sample.expect("the job failed").seconds)
         });
     });
 }
 
-/// A group with short measurements: there are many.
+/// Returns a group with short measurements, because the number of groups is large.
 pub(crate) fn group<'a>(criterion: &'a mut Criterion, name: &str) -> BenchmarkGroup<'a, WallTime> {
     let mut group = criterion.benchmark_group(name);
     group

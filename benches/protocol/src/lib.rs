@@ -1,10 +1,12 @@
-//! What the measured programs and their conductor (`cargo xtask compare`) say to each other.
+//! The protocol between `cargo xtask compare` and the programs that it measures.
 //!
-//! Every program, whatever it is written in, runs in two processes: `PROGRAM serve KIND` and
-//! `PROGRAM drive KIND ADDRESS`. Both print a line when they are ready, the server with its address
-//! behind [`READY`]. From then on each line of stdin is a [`Job`] and is answered with one line of
-//! stdout, a [`Sample`], both in flat JSON. The end of stdin ends the process. So connections stay,
-//! JVMs stay warm, and the conductor interleaves the programs as it likes.
+//! Every program, in any language, runs as two processes: `PROGRAM serve KIND` and `PROGRAM drive
+//! KIND ADDRESS`. Each prints a line that begins with [`READY`] when it is ready; the server adds
+//! its address. After that, each line of stdin is a [`Job`], and the process prints one line with
+//! the [`Sample`], both in flat JSON. A process exits at the end of stdin.
+//!
+//! The processes live for all jobs, so connections stay open, JVMs stay warm, and `compare` can run
+//! the programs in turns.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -16,84 +18,91 @@ use serde::{Deserialize, Serialize};
 /// The first word of the line that a process prints when it is ready.
 pub const READY: &str = "READY";
 
-/// What is done in a [`Job`].
+/// The kind of operation of a [`Job`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[allow(clippy::exhaustive_enums, reason = "both sides are built from one tree")]
 pub enum Case {
-    /// Bytes there and the same bytes back, over the transport.
+    /// Sends bytes over the transport and receives the same bytes.
     Echo,
-    /// The same with typed messages to an endpoint or actor.
+    /// Sends a typed message to an endpoint or actor and receives its reply.
     Ask,
-    /// One-way messages to an endpoint or actor. Ends with a question that shows that all arrived,
-    /// in order.
+    /// Sends one-way messages to an endpoint or actor.
+    ///
+    /// A last ask checks that all of them were received in order.
     Send,
-    /// Chunks of a file.
+    /// Fetches a chunk of a file.
     FetchFile,
-    /// Chunks out of memory.
+    /// Fetches a chunk that the server has in memory.
     FetchMemory,
-    /// One stream of a file, read piece by piece.
+    /// Reads a stream of a file piece by piece.
     StreamFile,
-    /// One stream out of memory, read piece by piece.
+    /// Reads a stream that the server has in memory piece by piece.
     StreamMemory,
-    /// A file's chunks as streams, each written to a file as its pieces come.
+    /// Reads a chunk of a file as a stream and writes each piece to another file as it arrives.
     FetchToFile,
-    /// A file's chunks fetched into memory, and then written to a file.
+    /// Fetches a chunk of a file into memory and then writes it to another file.
     FetchThenWrite,
-    /// Echoes, one at a time, while four fetches of file chunks are in flight on the same
-    /// connection. The operations are the fetches, the latency is that of the echoes.
+    /// Echoes, one at a time, while the same connection fetches file chunks.
+    ///
+    /// Four fetches are always in flight. The sample counts the fetches and has the latency of the
+    /// echoes.
     EchoBesideFetch,
-    /// The same with the fetches on another connection.
+    /// Does the same as `EchoBesideFetch`, but fetches over another connection.
     EchoApartFromFetch,
-    /// Asks every one of `population` endpoints once, over all connections, and begins again when
-    /// all have answered. An operation is such a round.
+    /// Asks each of `population` endpoints once, over all connections, and awaits all replies.
+    ///
+    /// An operation is one such round.
     FanOut,
-    /// Server: registers endpoints until there are `population`. Client: opens connections until
-    /// there are that many, and calls once on each; or starts that many actors, if it has no
+    /// Creates a population without traffic, to measure its memory.
+    ///
+    /// A server registers endpoints until it has `population` of them. A client opens connections
+    /// until it has that many and calls once on each, or starts that many actors if it has no
     /// server.
     Hold,
-    /// Client: asks until `population` asks are outstanding. Nobody answers them.
+    /// Sends asks until `population` asks are pending. The server never replies to them.
     HoldAsks,
 }
 
-/// When a job ends.
+/// The condition that ends a job.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[allow(clippy::exhaustive_enums, reason = "both sides are built from one tree")]
 pub enum Until {
-    /// When so many operations have been begun.
+    /// The job ends after this number of operations.
     Operations(u64),
-    /// After so many milliseconds.
+    /// The job ends after this number of milliseconds.
     Millis(u64),
 }
 
-/// A piece of work for a measured program.
+/// The work that a measured program does for one sample.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[allow(clippy::exhaustive_structs, reason = "both sides are built from one tree")]
 pub struct Job {
-    /// What is done.
+    /// The kind of operation.
     pub case: Case,
-    /// The body of a message or the length of a chunk.
+    /// The length of the body of a message, or of a chunk.
     pub bytes: usize,
-    /// Connections that are used, of those to one server.
+    /// The number of connections to the server that the job uses.
     pub connections: usize,
-    /// Tasks on each connection; producers, where there is none.
+    /// The number of tasks on each connection, or of producers if there is no connection.
     pub tasks: usize,
-    /// What each task has in flight.
+    /// The number of requests that each task has in flight.
     pub window: usize,
-    /// Endpoints or actors that are used, or what the [`Case`] says.
+    /// The number of endpoints or actors, or as the [`Case`] defines it.
     pub population: usize,
-    /// Requests per second, sent on schedule by one task, whatever is in flight; `None`: each task
-    /// sends the next request when it has fewer than `window` in flight.
+    /// The requests per second that one task sends, independent of the number in flight.
+    ///
+    /// `None`: each task sends the next request when it has fewer than `window` in flight.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate: Option<f64>,
-    /// When it ends.
+    /// The condition that ends the job.
     #[serde(flatten)]
     pub until: Until,
 }
 
 impl Job {
-    /// One at a time on one connection, 64 bytes, for a second.
+    /// Returns a job of one 64-byte request at a time on one connection, for 1 s.
     #[must_use]
     pub fn new(case: Case) -> Self {
         Self {
@@ -109,15 +118,18 @@ impl Job {
     }
 }
 
-/// What a job came to.
+/// The result of a [`Job`].
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[allow(clippy::exhaustive_structs, reason = "both sides are built from one tree")]
 pub struct Sample {
-    /// Operations that were completed.
+    /// The number of completed operations.
     pub operations: u64,
-    /// How long that took, without preparations.
+    /// The duration of the operations, without preparations.
     pub seconds: f64,
-    /// Of every operation if they went one at a time, else of one in 64; none if nothing was timed.
+    /// The latency of the timed operations; `None` if no operation was timed.
+    ///
+    /// Rust programs time all operations if one is in flight at a time or `bytes` is at least
+    /// 64 KiB, otherwise one in 64.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub latency: Option<Latency>,
 }
@@ -193,25 +205,27 @@ pub struct TransportSample {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[allow(clippy::exhaustive_structs, reason = "both sides are built from one tree")]
 pub struct Latency {
-    /// Half took no longer.
+    /// The median.
     pub p50: f64,
-    /// 90 in 100 took no longer.
+    /// The 90th percentile.
     pub p90: f64,
-    /// 99 in 100 took no longer.
+    /// The 99th percentile.
     pub p99: f64,
-    /// 999 in 1000 took no longer.
+    /// The 99.9th percentile.
     pub p999: f64,
-    /// 9999 in 10 000 took no longer.
+    /// The 99.99th percentile.
     #[serde(default)]
     pub p9999: f64,
-    /// The slowest.
+    /// The latency of the slowest operation.
     pub max: f64,
 }
 
-/// Writes the file that chunks are taken from, of `size` bytes; so it is in the page cache.
+/// Writes a file of `size` bytes that servers read chunks from.
+///
+/// After that the file is in the page cache. `size` is a multiple of 1 MiB.
 ///
 /// # Errors
-/// When it cannot be written.
+/// Fails if the file cannot be written.
 pub fn write_file(path: &Path, size: usize) -> io::Result<()> {
     let piece: Vec<u8> = (0..1usize << 20).map(|i| (i % 251) as u8).collect();
     let mut file = File::create(path)?;

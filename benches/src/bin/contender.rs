@@ -1,4 +1,4 @@
-//! Ours and the limits as measured processes.
+//! The measured processes of this workspace and of the limits.
 
 use anyhow::Context;
 use benches::codec::Codec;
@@ -6,9 +6,9 @@ use benches::limits::{
     Batched, Channel, Cipher, Mixed, PingPong, RawChunks, Smallest, Timer, serve_chunks,
     serve_echo, serve_mixed,
 };
-use benches::load::Calls;
-use benches::ours::{self, RpcClient, RpcServer, Security, TransportCalls};
-use benches::process::{Arguments, Role, Serving, drive, serve};
+use benches::load::CallClient;
+use benches::ours::{self, RpcClient, RpcServer, Security, TransportCallClient};
+use benches::process::{Arguments, Role, ServerOnly, drive, serve};
 use benches::{Chunks, actors};
 use clap::Parser;
 
@@ -16,26 +16,26 @@ use clap::Parser;
 async fn main() -> anyhow::Result<()> {
     match Arguments::parse().role {
         Role::Serve { kind, file } => {
-            let chunks = file.as_deref().map(Chunks::of).transpose()?;
+            let chunks = file.as_deref().map(Chunks::from_file).transpose()?;
             match kind.as_str() {
                 "ours" | "ours-ctr" | "ours-gcm" | "ours-tls" => {
-                    let server = ours::serve(chunks, Security::of(&kind)?).await?;
-                    serve(server.local_addr(), Serving(server)).await
+                    let server = ours::serve(chunks, Security::from_name(&kind)?).await?;
+                    serve(server.local_addr(), ServerOnly(server)).await
                 }
                 "ours-rpc" => {
                     let server = RpcServer::start().await?;
                     serve(server.address()?, server).await
                 }
-                "echo" => serve(serve_echo().await?, Serving(())).await,
+                "echo" => serve(serve_echo().await?, ServerOnly(())).await,
                 "chunks" => {
-                    serve(serve_chunks(chunks.context("--file is needed")?).await?, Serving(()))
+                    serve(serve_chunks(chunks.context("--file is missing")?).await?, ServerOnly(()))
                         .await
                 }
                 "mixed" => {
-                    serve(serve_mixed(chunks.context("--file is needed")?).await?, Serving(()))
+                    serve(serve_mixed(chunks.context("--file is missing")?).await?, ServerOnly(()))
                         .await
                 }
-                other => anyhow::bail!("no server {other}"),
+                other => anyhow::bail!("there is no server {other}"),
             }
         }
         Role::Drive { kind, address: None } => match kind.as_str() {
@@ -48,22 +48,22 @@ async fn main() -> anyhow::Result<()> {
             "cipher-ctr" => drive(Cipher::Ctr).await,
             "cipher-gcm" => drive(Cipher::Gcm).await,
             "cipher-tls" => drive(Cipher::Tls).await,
-            "channel" => drive(actors::Local::new(|| Ok(Channel::start()))).await,
+            "channel" => drive(actors::LocalActors::new(|| Ok(Channel::start()))).await,
             "timer" => drive(Timer::default()).await,
-            other => anyhow::bail!("no contender {other} without a server"),
+            other => anyhow::bail!("there is no contender {other} that needs no server"),
         },
         Role::Drive { kind, address: Some(address) } => match kind.as_str() {
             "ours" | "ours-ctr" | "ours-gcm" | "ours-tls" => {
-                drive(TransportCalls::new(address, Security::of(&kind)?)?).await
+                drive(TransportCallClient::new(address, Security::from_name(&kind)?)?).await
             }
             "ours-rpc" => drive(RpcClient::new(address)?).await,
             "ping-pong" => drive(PingPong::connect(address).await?).await,
             "batched" => drive(Batched::new(address)).await,
-            "smallest" => drive(Calls::<Smallest<false>>::new(address)).await,
-            "yielding" => drive(Calls::<Smallest<true>>::new(address)).await,
+            "smallest" => drive(CallClient::<Smallest<false>>::new(address)).await,
+            "yielding" => drive(CallClient::<Smallest<true>>::new(address)).await,
             "chunks" => drive(RawChunks::connect(address).await?).await,
             "mixed" => drive(Mixed::new(address)).await,
-            other => anyhow::bail!("no contender {other}"),
+            other => anyhow::bail!("there is no contender {other} that needs a server"),
         },
     }
 }

@@ -1,4 +1,4 @@
-//! Spark's `NettyTransportBenchmark` over ours and over plain sockets, as measured processes.
+//! The measured processes of Spark's `NettyTransportBenchmark`: network-common and plain sockets.
 
 use std::path::PathBuf;
 
@@ -10,7 +10,7 @@ use clap::{Parser, ValueEnum};
 
 #[derive(Parser)]
 struct TransportArguments {
-    /// The transport and the form of its callers
+    /// The transport and the kind of its callers
     contender: Contender,
     /// The directory of the files that chunks are read from
     files: PathBuf,
@@ -18,9 +18,9 @@ struct TransportArguments {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Contender {
-    /// Our transport, called by tasks
+    /// network-common, called by tasks
     Tasks,
-    /// Our transport, called by threads
+    /// network-common, called by threads
     Threads,
     /// Plain tokio without an API, called by tasks
     RawTasks,
@@ -39,17 +39,17 @@ fn main() -> anyhow::Result<()> {
     match arguments.contender {
         Contender::Tasks | Contender::Threads => {
             let mut suites = TransportSuites::new(callers, files)?;
-            answer(|job| suites.run(job))
+            run_jobs(|job| suites.run(job))
         }
         Contender::RawTasks | Contender::RawThreads => {
             let mut suites = RawSuites::new(callers, files)?;
-            answer(|job| suites.run(job))
+            run_jobs(|job| suites.run(job))
         }
     }
 }
 
-/// Answers each line of stdin with one line of stdout, until stdin ends.
-fn answer<F>(mut run: F) -> anyhow::Result<()>
+/// Runs the job of each line of stdin and prints its sample, until stdin ends.
+fn run_jobs<F>(mut run: F) -> anyhow::Result<()>
 where
     F: FnMut(TransportJob) -> anyhow::Result<TransportSample>,
 {

@@ -1,4 +1,4 @@
-//! The batched limit: one task a connection, which knows all that is to be done.
+//! The limit with perfect batches: one task per connection makes all calls.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -14,16 +14,16 @@ use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 
 use super::{ReadBuffer, connect, put_frame};
-use crate::load::{Client, Pace};
+use crate::load::{Client, Meter};
 use crate::open_loop::Schedule;
-use crate::process::cannot;
+use crate::process::unsupported;
 
-/// Takes all answers that a read brought, each through a oneshot, and asks anew with one write.
+/// Completes all responses of a read, each through a oneshot, and sends new requests in one write.
 #[derive(Debug)]
 pub struct Batched(SocketAddr);
 
 impl Batched {
-    /// With the server at `address`.
+    /// Creates a client of the server at `address`, without a connection.
     #[must_use]
     pub fn new(address: SocketAddr) -> Self {
         Self(address)
@@ -33,7 +33,7 @@ impl Batched {
 impl Client for Batched {
     async fn run(&mut self, job: Job) -> anyhow::Result<Sample> {
         if job.case != Case::Echo || job.tasks != 1 {
-            return Err(cannot(job.case));
+            return Err(unsupported(job.case));
         }
         if job.rate.is_some() {
             return tokio::spawn(echo_at_rate(connect(self.0).await?, job)).await?;
@@ -42,62 +42,62 @@ impl Client for Batched {
         for _ in 0..job.connections {
             streams.push(connect(self.0).await?);
         }
-        let begun = Instant::now();
-        let tasks: Vec<_> = Pace::share(&job, job.connections)
+        let start = Instant::now();
+        let tasks: Vec<_> = Meter::split(&job, job.connections)
             .zip(streams)
-            .map(|(pace, stream)| tokio::spawn(echo(stream, job, pace)))
+            .map(|(meter, stream)| tokio::spawn(echo(stream, job, meter)))
             .collect();
-        let mut whole = Pace::new(&job);
+        let mut total = Meter::new(&job);
         for task in tasks {
-            whole.add(&task.await??)?;
+            total.merge(&task.await??)?;
         }
-        Ok(whole.sample(begun.elapsed()))
+        Ok(total.sample(start.elapsed()))
     }
 }
 
-async fn echo(mut stream: TcpStream, job: Job, mut pace: Pace) -> anyhow::Result<Pace> {
+async fn echo(mut stream: TcpStream, job: Job, mut meter: Meter) -> anyhow::Result<Meter> {
     let message = vec![7; job.bytes];
     let mut read = ReadBuffer::new();
     let (mut requests, mut next_id) = (Vec::new(), 0);
-    let mut waiting = VecDeque::new();
-    let mut answered = Vec::new();
+    let mut pending = VecDeque::new();
+    let mut completed = Vec::new();
     loop {
-        while waiting.len() < job.window
-            && let Some(begun) = pace.begin()
+        while pending.len() < job.window
+            && let Some(start) = meter.begin()
         {
             let (sender, receiver) = oneshot::channel::<Bytes>();
-            waiting.push_back((begun, sender, receiver));
+            pending.push_back((start, sender, receiver));
             put_frame(&mut requests, next_id, &message);
             next_id += 1;
         }
-        if waiting.is_empty() {
-            return Ok(pace);
+        if pending.is_empty() {
+            return Ok(meter);
         }
         stream.write_all(&requests).await?;
         requests.clear();
-        let count = stream.read(read.space()).await?;
-        anyhow::ensure!(count > 0, "the server has gone");
-        read.frames(count, |_, body| {
-            if let Some((begun, sender, receiver)) = waiting.pop_front() {
-                // Fails only without a receiver.
+        let count = stream.read(read.unfilled()).await?;
+        anyhow::ensure!(count > 0, "the server has closed the connection");
+        read.on_read(count, |_, body| {
+            if let Some((start, sender, receiver)) = pending.pop_front() {
+                // This cannot fail, because the receiver still exists.
                 let _ = sender.send(Bytes::copy_from_slice(body));
-                answered.push((begun, receiver));
+                completed.push((start, receiver));
             }
         });
-        for (begun, receiver) in answered.drain(..) {
+        for (start, receiver) in completed.drain(..) {
             receiver.await?;
-            pace.end(begun)?;
+            meter.end(start)?;
         }
     }
 }
 
-/// Sends with one write all requests that are due, and takes all answers that a read brought.
+/// Sends all due requests in one write, and completes all responses of a read.
 async fn echo_at_rate(mut stream: TcpStream, job: Job) -> anyhow::Result<Sample> {
     let message = vec![7; job.bytes];
     let mut read = ReadBuffer::new();
     let (mut requests, mut next_id) = (Vec::new(), 0);
     let mut pending = VecDeque::new();
-    let mut answered = Vec::new();
+    let mut completed = Vec::new();
     let mut schedule = Schedule::start(&job)?;
     while !schedule.is_complete() {
         let due = poll_fn(|context| {
@@ -115,19 +115,19 @@ async fn echo_at_rate(mut stream: TcpStream, job: Job) -> anyhow::Result<Sample>
         }
         stream.write_all(&requests).await?;
         requests.clear();
-        match stream.try_read(read.space()) {
+        match stream.try_read(read.unfilled()) {
             Ok(0) => anyhow::bail!("the server has closed the connection"),
-            Ok(count) => read.frames(count, |_, body| {
+            Ok(count) => read.on_read(count, |_, body| {
                 if let Some((due, sender, receiver)) = pending.pop_front() {
-                    // The receiver is in the list.
+                    // This cannot fail, because the receiver still exists.
                     let _ = sender.send(Bytes::copy_from_slice(body));
-                    answered.push((due, receiver));
+                    completed.push((due, receiver));
                 }
             }),
             Err(error) if error.kind() == ErrorKind::WouldBlock => {}
             Err(error) => return Err(error.into()),
         }
-        for (due, receiver) in answered.drain(..) {
+        for (due, receiver) in completed.drain(..) {
             receiver.await?;
             schedule.complete(due)?;
         }

@@ -1,5 +1,6 @@
-//! Raw bodies: a request of eight bytes, an answer of as many bytes as it says, into a buffer that
-//! is used again.
+//! The limit of large bodies: `sendfile`, or writes from memory, into one reused buffer.
+//!
+//! A request has 8 bytes and contains the length of the body that the server sends back.
 
 use std::fs::File;
 use std::net::SocketAddr;
@@ -13,14 +14,15 @@ use tokio::net::TcpStream;
 
 use super::{connect, listen};
 use crate::Chunks;
-use crate::load::{Client, Pace};
-use crate::process::cannot;
+use crate::load::{Client, Meter};
+use crate::process::unsupported;
 
-/// Serves regions of a file by `sendfile`, or writes them from memory, which the request's highest
-/// bit asks for.
+/// Starts a server that sends regions of a file with `sendfile`.
+///
+/// If the highest bit of a request is set, the server writes the body from memory.
 ///
 /// # Errors
-/// When it cannot listen.
+/// Fails if the server cannot listen.
 pub async fn serve_chunks(chunks: Chunks) -> anyhow::Result<SocketAddr> {
     let file = Arc::new(File::open(&chunks.path)?);
     listen(move |stream| serve(stream, Arc::clone(&file), chunks.clone())).await
@@ -37,7 +39,7 @@ async fn serve(mut stream: TcpStream, file: Arc<File>, chunks: Chunks) -> std::i
             memory.resize(size as usize, 7);
             stream.write_all(&memory).await?;
         } else {
-            send_file(&stream, &file, chunks.start(size, index), size).await?;
+            send_file(&stream, &file, chunks.offset(size, index), size).await?;
         }
     }
     Ok(())
@@ -47,22 +49,22 @@ pub(super) async fn send_file(
     stream: &TcpStream,
     file: &File,
     mut position: u64,
-    mut left: u64,
+    mut remaining: u64,
 ) -> std::io::Result<()> {
-    while left > 0 {
+    while remaining > 0 {
         let send = || {
-            let most = usize::try_from(left).unwrap_or(usize::MAX);
-            Ok(rustix::fs::sendfile(stream.as_fd(), file.as_fd(), Some(&mut position), most)?)
+            let count = usize::try_from(remaining).unwrap_or(usize::MAX);
+            Ok(rustix::fs::sendfile(stream.as_fd(), file.as_fd(), Some(&mut position), count)?)
         };
         match stream.async_io(Interest::WRITABLE, send).await? {
             0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
-            sent => left -= sent as u64,
+            sent => remaining -= sent as u64,
         }
     }
     Ok(())
 }
 
-/// Asks for bodies, `window` at a time.
+/// Requests bodies on one connection, with `window` requests in flight.
 #[derive(Debug)]
 pub struct RawChunks {
     stream: TcpStream,
@@ -70,10 +72,10 @@ pub struct RawChunks {
 }
 
 impl RawChunks {
-    /// Of the server at `address`.
+    /// Connects to the server at `address`.
     ///
     /// # Errors
-    /// When it cannot connect.
+    /// Fails if the connection cannot be opened.
     pub async fn connect(address: SocketAddr) -> anyhow::Result<Self> {
         Ok(Self { stream: connect(address).await?, body: Vec::new() })
     }
@@ -84,23 +86,23 @@ impl Client for RawChunks {
         let request = match job.case {
             Case::FetchFile => job.bytes as u64,
             Case::FetchMemory => job.bytes as u64 | FROM_MEMORY,
-            other => return Err(cannot(other)),
+            other => return Err(unsupported(other)),
         };
         self.body.resize(job.bytes, 1);
-        let begun = Instant::now();
-        let mut pace = Pace::new(&job);
-        let mut asked = 0;
+        let start = Instant::now();
+        let mut meter = Meter::new(&job);
+        let mut pending = 0;
         loop {
-            while asked < job.window && pace.begin().is_some() {
+            while pending < job.window && meter.begin().is_some() {
                 self.stream.write_u64(request).await?;
-                asked += 1;
+                pending += 1;
             }
-            if asked == 0 {
-                return Ok(pace.sample(begun.elapsed()));
+            if pending == 0 {
+                return Ok(meter.sample(start.elapsed()));
             }
             self.stream.read_exact(&mut self.body).await?;
-            asked -= 1;
-            pace.end(None)?;
+            pending -= 1;
+            meter.end(None)?;
         }
     }
 }

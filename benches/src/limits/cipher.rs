@@ -1,4 +1,4 @@
-//! Ciphers alone: what one core seals and opens again.
+//! The limit of secured connections: the throughput of a cipher on one core.
 
 use std::time::Instant;
 
@@ -7,43 +7,42 @@ use aws_lc_rs::cipher::{AES_256, EncryptionContext, StreamingEncryptingKey, Unbo
 use aws_lc_rs::iv::FixedLength;
 use bench_protocol::{Job, Sample};
 
-use crate::load::{Client, Pace};
+use crate::load::{Client, Meter};
 
-/// Seals a body and opens it again, in place and piece by piece, so that each piece is still in the
-/// core's cache.
+/// Seals and opens a body piece by piece, so that each piece is still in the core's cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(clippy::exhaustive_enums, reason = "a bench")]
 pub enum Cipher {
-    /// AES-256-CTR, by 32 KiB.
+    /// AES-256-CTR in pieces of 32 KiB.
     Ctr,
-    /// AES-128-GCM, by 32 KiB.
+    /// AES-128-GCM in pieces of 32 KiB.
     Gcm,
-    /// AES-256-GCM, by 16 KiB: TLS.
+    /// AES-256-GCM in pieces of 16 KiB, the record size of TLS.
     Tls,
 }
 
-/// What makes and undoes one piece.
-type Pass = Box<dyn FnMut(&mut [u8]) -> anyhow::Result<()> + Send>;
+/// Seals and opens one piece.
+type RoundTrip = Box<dyn FnMut(&mut [u8]) -> anyhow::Result<()> + Send>;
 
 impl Client for Cipher {
     async fn run(&mut self, job: Job) -> anyhow::Result<Sample> {
-        let (mut pass, piece) = match self {
+        let (mut round_trip, piece) = match self {
             Self::Ctr => (ctr()?, 32 << 10),
             Self::Gcm => (gcm(&AES_128_GCM)?, 32 << 10),
             Self::Tls => (gcm(&AES_256_GCM)?, 16 << 10),
         };
         let mut body = vec![7; job.bytes];
-        let mut pace = Pace::new(&job);
-        let begun = Instant::now();
-        while let Some(started) = pace.begin() {
-            body.chunks_mut(piece).try_for_each(&mut pass)?;
-            pace.end(started)?;
+        let mut meter = Meter::new(&job);
+        let start = Instant::now();
+        while let Some(operation) = meter.begin() {
+            body.chunks_mut(piece).try_for_each(&mut round_trip)?;
+            meter.end(operation)?;
         }
-        Ok(pace.sample(begun.elapsed()))
+        Ok(meter.sample(start.elapsed()))
     }
 }
 
-fn ctr() -> anyhow::Result<Pass> {
+fn ctr() -> anyhow::Result<RoundTrip> {
     let stream = || {
         let key = UnboundCipherKey::new(&AES_256, &[1; 32])?;
         StreamingEncryptingKey::less_safe_ctr(
@@ -54,7 +53,7 @@ fn ctr() -> anyhow::Result<Pass> {
     let (mut seal, mut open) = (stream()?, stream()?);
     let (mut sealed, mut opened) = (Vec::new(), Vec::new());
     Ok(Box::new(move |piece| {
-        // The library wants room for a block more than it fills.
+        // `update` requires one block more capacity than it fills.
         sealed.resize(piece.len() + 16, 0);
         opened.resize(piece.len() + 16, 0);
         let length = seal.update(piece, &mut sealed)?.written().len();
@@ -63,7 +62,7 @@ fn ctr() -> anyhow::Result<Pass> {
     }))
 }
 
-fn gcm(algorithm: &'static Algorithm) -> anyhow::Result<Pass> {
+fn gcm(algorithm: &'static Algorithm) -> anyhow::Result<RoundTrip> {
     let key = LessSafeKey::new(UnboundKey::new(algorithm, &vec![1; algorithm.key_len()])?);
     let mut sealed = Vec::new();
     Ok(Box::new(move |piece| {
@@ -75,7 +74,7 @@ fn gcm(algorithm: &'static Algorithm) -> anyhow::Result<Pass> {
     }))
 }
 
-/// Used over and over: nothing here is a secret.
+/// Returns a constant nonce, as the sealed data is not secret.
 fn nonce() -> Nonce {
     Nonce::assume_unique_for_key([3; 12])
 }

@@ -7,25 +7,26 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::{ReadBuffer, listen, put_frame};
 
-/// Decodes all frames that a read brought, each body into memory of its own, and answers them with
-/// one write.
+/// Starts a server that echoes all frames of a read in one write.
+///
+/// It copies each body into an allocation of its own, as a library has to.
 ///
 /// # Errors
-/// When it cannot listen.
+/// Fails if the server cannot listen.
 pub async fn serve_echo() -> anyhow::Result<SocketAddr> {
     listen(|mut stream| async move {
         let mut read = ReadBuffer::new();
-        let mut answers = Vec::new();
+        let mut responses = Vec::new();
         loop {
-            let count = stream.read(read.space()).await?;
+            let count = stream.read(read.unfilled()).await?;
             if count == 0 {
                 return Ok(());
             }
-            read.frames(count, |id, body| {
-                put_frame(&mut answers, id, &Bytes::copy_from_slice(body))
+            read.on_read(count, |id, body| {
+                put_frame(&mut responses, id, &Bytes::copy_from_slice(body))
             });
-            stream.write_all(&answers).await?;
-            answers.clear();
+            stream.write_all(&responses).await?;
+            responses.clear();
         }
     })
     .await

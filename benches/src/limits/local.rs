@@ -1,22 +1,23 @@
-//! The limit of actors: a task behind a channel.
+//! The limit of actors: a task that reads a channel.
 
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::actors::{Actor, Received};
 
-/// An actor of tokio's mpsc and oneshot, and nothing else.
+/// An actor made of tokio's mpsc and oneshot.
 #[derive(Clone, Debug)]
-pub struct Channel(mpsc::UnboundedSender<Message>);
+pub struct Channel(mpsc::UnboundedSender<ChannelMessage>);
 
 #[derive(Debug)]
-enum Message {
-    Tell(u32, u64),
+enum ChannelMessage {
+    /// Producer and sequence number.
+    Post(u32, u64),
     Ask(oneshot::Sender<(u64, bool)>),
 }
 
 impl Channel {
-    /// Starts one.
+    /// Starts an actor.
     #[must_use]
     pub fn start() -> Self {
         let (sender, mut inbox) = mpsc::unbounded_channel();
@@ -24,9 +25,9 @@ impl Channel {
             let mut received = Received::default();
             while let Some(message) = inbox.recv().await {
                 match message {
-                    Message::Tell(producer, sequence) => received.take(producer, sequence),
-                    // Fails when the asker has gone.
-                    Message::Ask(answer) => drop(answer.send(received.report())),
+                    ChannelMessage::Post(producer, sequence) => received.record(producer, sequence),
+                    // This fails if the caller was dropped.
+                    ChannelMessage::Ask(reply) => drop(reply.send(received.report())),
                 }
             }
         });
@@ -35,18 +36,18 @@ impl Channel {
 }
 
 impl Actor for Channel {
-    const QUEUES: bool = true;
+    const IS_EAGER: bool = true;
 
-    async fn tell(&self, producer: u32, sequence: u64, _: &Bytes) -> anyhow::Result<()> {
-        Ok(self.0.send(Message::Tell(producer, sequence))?)
+    async fn send(&self, producer: u32, sequence: u64, _: &Bytes) -> anyhow::Result<()> {
+        Ok(self.0.send(ChannelMessage::Post(producer, sequence))?)
     }
 
     fn ask(&self) -> impl Future<Output = anyhow::Result<(u64, bool)>> + Send + 'static {
-        let (sender, answer) = oneshot::channel();
-        let asked = self.0.send(Message::Ask(sender));
+        let (sender, reply) = oneshot::channel();
+        let sent = self.0.send(ChannelMessage::Ask(sender));
         async move {
-            asked?;
-            Ok(answer.await?)
+            sent?;
+            Ok(reply.await?)
         }
     }
 }

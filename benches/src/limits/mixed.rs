@@ -1,5 +1,7 @@
-//! Bodies and echoes on one connection: a request is the length of a body, which is sent from a
-//! file, or a zero and what is to be echoed; an answer begins like its request.
+//! The limit of echoes beside large bodies, over plain tokio.
+//!
+//! A request is either the length of a body, which the server sends from a file, or a zero followed
+//! by the 64 bytes to echo. A response begins with the same 8 bytes as its request.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -17,16 +19,16 @@ use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use super::bulk::send_file;
 use super::{connect, listen};
 use crate::Chunks;
-use crate::load::{Client, Pace};
-use crate::process::cannot;
+use crate::load::{Client, Meter};
+use crate::process::unsupported;
 
-/// The zero and 64 bytes.
+/// An echo request, and its response: the zero and 64 bytes.
 const ECHO: [u8; 72] = [0; 72];
 
-/// Serves regions of a file by `sendfile`, and echoes before the next of them.
+/// Starts a server that sends regions of a file with `sendfile`, and echoes between them.
 ///
 /// # Errors
-/// When it cannot listen.
+/// Fails if the server unsupported listen.
 pub async fn serve_mixed(chunks: Chunks) -> anyhow::Result<SocketAddr> {
     let file = Arc::new(File::open(&chunks.path)?);
     listen(move |stream| serve(stream, Arc::clone(&file), chunks.clone())).await
@@ -34,20 +36,20 @@ pub async fn serve_mixed(chunks: Chunks) -> anyhow::Result<SocketAddr> {
 
 async fn serve(stream: TcpStream, file: Arc<File>, chunks: Chunks) -> std::io::Result<()> {
     let (mut read, mut write) = stream.into_split();
-    let (requests, mut requested) = unbounded_channel();
+    let (sender, mut requests) = unbounded_channel();
     tokio::spawn(async move {
         while let Ok(size) = read.read_u64().await {
             if size == 0 {
                 read.read_exact(&mut [0; ECHO.len() - 8]).await?;
             }
-            let _ = requests.send(size);
+            let _ = sender.send(size);
         }
         std::io::Result::Ok(())
     });
     let (mut bodies, mut index) = (VecDeque::new(), 0);
     loop {
         let request =
-            if bodies.is_empty() { requested.recv().await } else { requested.try_recv().ok() };
+            if bodies.is_empty() { requests.recv().await } else { requests.try_recv().ok() };
         match (request, bodies.pop_front()) {
             (Some(size), body) => {
                 bodies.extend(body);
@@ -58,7 +60,7 @@ async fn serve(stream: TcpStream, file: Arc<File>, chunks: Chunks) -> std::io::R
             }
             (None, Some(size)) => {
                 write.write_u64(size).await?;
-                send_file(write.as_ref(), &file, chunks.start(size, index), size).await?;
+                send_file(write.as_ref(), &file, chunks.offset(size, index), size).await?;
                 index += 1;
             }
             (None, None) => return Ok(()),
@@ -66,12 +68,12 @@ async fn serve(stream: TcpStream, file: Arc<File>, chunks: Chunks) -> std::io::R
     }
 }
 
-/// Echoes, one at a time, beside bodies.
+/// Makes echoes, one at a time, while it fetches bodies.
 #[derive(Debug)]
 pub struct Mixed(SocketAddr);
 
 impl Mixed {
-    /// Connects to the server at `address`, for each job.
+    /// Creates a client that connects to the server at `address` for each job.
     #[must_use]
     pub fn new(address: SocketAddr) -> Self {
         Self(address)
@@ -80,72 +82,78 @@ impl Mixed {
 
 impl Client for Mixed {
     async fn run(&mut self, job: Job) -> anyhow::Result<Sample> {
-        let (echoed, mut echoes) = unbounded_channel();
+        let (echo_sender, mut echoes) = unbounded_channel();
         let (read, write) = connect(self.0).await?.into_split();
-        let fetching =
-            Connection { read, write: Arc::new(Mutex::new(write)), echoed: echoed.clone() };
+        let fetching = MixedConnection {
+            read,
+            write: Arc::new(Mutex::new(write)),
+            echoes: echo_sender.clone(),
+        };
         let write = match job.case {
             Case::EchoBesideFetch => Arc::clone(&fetching.write),
             Case::EchoApartFromFetch => {
                 let (read, write) = connect(self.0).await?.into_split();
                 let write = Arc::new(Mutex::new(write));
-                let mut echoing = Connection { read, write: Arc::clone(&write), echoed };
-                tokio::spawn(async move { while echoing.answer(&mut []).await.is_ok() {} });
+                let mut echoing =
+                    MixedConnection { read, write: Arc::clone(&write), echoes: echo_sender };
+                tokio::spawn(async move { while echoing.read_response(&mut []).await.is_ok() {} });
                 write
             }
-            other => return Err(cannot(other)),
+            other => return Err(unsupported(other)),
         };
-        let mut pace =
-            Pace::new(&Job { until: Until::Operations(u64::MAX), ..Job::new(Case::Echo) });
-        let mut fetching = tokio::spawn(fetching.fetch(job));
+        let mut meter =
+            Meter::new(&Job { until: Until::Operations(u64::MAX), ..Job::new(Case::Echo) });
+        let mut fetches = tokio::spawn(fetching.fetch(job));
         loop {
-            let begun = pace.begin().flatten();
+            let start = meter.begin().flatten();
             write.lock().await.write_all(&ECHO).await?;
             tokio::select! {
-                _ = echoes.recv() => pace.end(begun)?,
-                fetched = &mut fetching => {
-                    return Ok(Sample { latency: pace.sample(Default::default()).latency, ..fetched?? });
+                _ = echoes.recv() => meter.end(start)?,
+                fetched = &mut fetches => {
+                    let latency = meter.sample(Default::default()).latency;
+                    return Ok(Sample { latency, ..fetched?? });
                 }
             }
         }
     }
 }
 
-struct Connection {
+struct MixedConnection {
     read: OwnedReadHalf,
     write: Arc<Mutex<OwnedWriteHalf>>,
-    echoed: UnboundedSender<()>,
+    /// Receives a message for each echo response.
+    echoes: UnboundedSender<()>,
 }
 
-impl Connection {
-    /// Reads an answer, and whether it was a body.
-    async fn answer(&mut self, body: &mut [u8]) -> anyhow::Result<bool> {
+impl MixedConnection {
+    /// Reads one response, and returns whether it was a body.
+    async fn read_response(&mut self, body: &mut [u8]) -> anyhow::Result<bool> {
         let is_body = self.read.read_u64().await? > 0;
         if is_body {
             self.read.read_exact(body).await?;
         } else {
             self.read.read_exact(&mut [0; ECHO.len() - 8]).await?;
-            self.echoed.send(())?;
+            self.echoes.send(())?;
         }
         Ok(is_body)
     }
 
     async fn fetch(mut self, job: Job) -> anyhow::Result<Sample> {
         let mut body = vec![1; job.bytes];
-        let begun = Instant::now();
-        let mut pace = Pace::new(&job);
-        let mut asked = 0;
+        let start = Instant::now();
+        let mut meter = Meter::new(&job);
+        let mut pending = 0;
         loop {
-            while asked < job.window && pace.begin().is_some() {
+            while pending < job.window && meter.begin().is_some() {
                 self.write.lock().await.write_u64(job.bytes as u64).await?;
-                asked += 1;
+                pending += 1;
             }
-            if asked == 0 {
-                return Ok(pace.sample(begun.elapsed()));
+            if pending == 0 {
+                return Ok(meter.sample(start.elapsed()));
             }
-            if self.answer(&mut body).await? {
-                asked -= 1;
-                pace.end(None)?;
+            if self.read_response(&mut body).await? {
+                pending -= 1;
+                meter.end(None)?;
             }
         }
     }

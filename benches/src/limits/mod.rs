@@ -1,5 +1,4 @@
-//! The limits: what plain tokio does when little or nothing stands between a program and its
-//! socket.
+//! The limits: programs of plain tokio that do the same work as the two crates.
 
 mod batched;
 mod bulk;
@@ -28,8 +27,9 @@ use std::net::SocketAddr;
 use bytes::BufMut;
 use tokio::net::{TcpListener, TcpStream};
 
-/// Header of a frame, as long as that of an RPC in Spark's format: length, type, id, length of the
-/// body.
+/// The length of a frame header, which equals that of an RPC in Spark's format.
+///
+/// The fields are the frame length, the message type, the request id and the body length.
 const HEADER: usize = 21;
 
 fn put_frame(out: &mut Vec<u8>, id: u64, body: &[u8]) {
@@ -40,19 +40,19 @@ fn put_frame(out: &mut Vec<u8>, id: u64, body: &[u8]) {
     out.put_slice(body);
 }
 
-/// Hands over id and body of each whole frame in `bytes`; gives the length of them all.
-fn each_frame(bytes: &[u8], mut take: impl FnMut(u64, &[u8])) -> usize {
+/// Calls `on_frame` with the id and body of each complete frame, and returns their total length.
+fn for_each_frame(bytes: &[u8], mut on_frame: impl FnMut(u64, &[u8])) -> usize {
     let mut position = 0;
     while let Some((header, _)) = bytes[position..].split_first_chunk::<HEADER>() {
         let field = |from: usize| u64::from_be_bytes(std::array::from_fn(|i| header[from + i]));
         let Some(body) = bytes.get(position + HEADER..position + field(0) as usize) else { break };
-        take(field(9), body);
+        on_frame(field(9), body);
         position += HEADER + body.len();
     }
     position
 }
 
-/// What has been read and not yet been taken.
+/// A buffer that holds the bytes of incomplete frames between reads.
 struct ReadBuffer {
     bytes: Vec<u8>,
     filled: usize,
@@ -63,17 +63,17 @@ impl ReadBuffer {
         Self { bytes: vec![0; 256 << 10], filled: 0 }
     }
 
-    /// Where the next read goes.
-    fn space(&mut self) -> &mut [u8] {
+    /// Returns the part of the buffer for the next read.
+    fn unfilled(&mut self) -> &mut [u8] {
         &mut self.bytes[self.filled..]
     }
 
-    /// `count` bytes were read: hands over the frames that are whole now.
-    fn frames(&mut self, count: usize, take: impl FnMut(u64, &[u8])) {
+    /// Adds the `count` bytes that were read, and calls `on_frame` with each complete frame.
+    fn on_read(&mut self, count: usize, on_frame: impl FnMut(u64, &[u8])) {
         self.filled += count;
-        let whole = each_frame(&self.bytes[..self.filled], take);
-        self.bytes.copy_within(whole..self.filled, 0);
-        self.filled -= whole;
+        let complete = for_each_frame(&self.bytes[..self.filled], on_frame);
+        self.bytes.copy_within(complete..self.filled, 0);
+        self.filled -= complete;
     }
 }
 
@@ -83,7 +83,7 @@ async fn connect(address: SocketAddr) -> std::io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// Listens at a free port and serves each connection with a task.
+/// Listens on a free port, and runs `serve` in a task for each connection.
 async fn listen<S, F>(serve: S) -> anyhow::Result<SocketAddr>
 where
     S: Fn(TcpStream) -> F + Send + 'static,

@@ -1,4 +1,4 @@
-//! Raw ping-pong.
+//! The limit of latency: one frame at a time.
 
 use std::net::SocketAddr;
 use std::time::Instant;
@@ -8,18 +8,18 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::{connect, put_frame};
-use crate::load::{Client, Pace};
-use crate::process::cannot;
+use crate::load::{Client, Meter};
+use crate::process::unsupported;
 
-/// Writes a message, reads as much, and so on.
+/// Writes one frame and reads its echo before it writes the next one.
 #[derive(Debug)]
 pub struct PingPong(TcpStream);
 
 impl PingPong {
-    /// With the server at `address`.
+    /// Connects to the server at `address`.
     ///
     /// # Errors
-    /// When it cannot connect.
+    /// Fails if the connection unsupported be opened.
     pub async fn connect(address: SocketAddr) -> anyhow::Result<Self> {
         Ok(Self(connect(address).await?))
     }
@@ -28,18 +28,18 @@ impl PingPong {
 impl Client for PingPong {
     async fn run(&mut self, job: Job) -> anyhow::Result<Sample> {
         if job.case != Case::Echo || job.connections * job.tasks * job.window != 1 {
-            return Err(cannot(job.case));
+            return Err(unsupported(job.case));
         }
         let mut message = Vec::new();
         put_frame(&mut message, 7, &vec![7; job.bytes]);
-        let mut answer = vec![0; message.len()];
-        let begun = Instant::now();
-        let mut pace = Pace::new(&job);
-        while let Some(begun) = pace.begin() {
+        let mut response = vec![0; message.len()];
+        let start = Instant::now();
+        let mut meter = Meter::new(&job);
+        while let Some(operation) = meter.begin() {
             self.0.write_all(&message).await?;
-            self.0.read_exact(&mut answer).await?;
-            pace.end(begun)?;
+            self.0.read_exact(&mut response).await?;
+            meter.end(operation)?;
         }
-        Ok(pace.sample(begun.elapsed()))
+        Ok(meter.sample(start.elapsed()))
     }
 }

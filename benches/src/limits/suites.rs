@@ -1,4 +1,4 @@
-//! The raw limit of Spark's `NettyTransportBenchmark`: plain tokio, with both ends in this process.
+//! The limit of Spark's `NettyTransportBenchmark`: plain tokio, with both ends in one process.
 
 use std::borrow::Cow;
 use std::fs::File;
@@ -26,7 +26,7 @@ const RESPONSE: usize = HEADER + 8;
 /// The length from which a body bypasses the buffer that collects small frames.
 const LARGE: usize = 64 << 10;
 
-/// The number of bytes that one read or write of small frames moves at most.
+/// The maximum number of bytes that one read or write of small frames moves.
 const BATCH: usize = 256 << 10;
 
 /// The size of a page of memory.
@@ -43,20 +43,22 @@ pub struct RawSuites {
 }
 
 impl RawSuites {
-    /// Creates a runtime with tokio's defaults. `files` are the chunks.
+    /// Creates a runtime with tokio's defaults. Chunk i is the whole of `files[i]`.
     ///
     /// # Errors
-    /// When a file cannot be opened.
+    /// Fails if a file cannot be opened or the runtime cannot be created.
     pub fn new(callers: Callers, files: Vec<PathBuf>) -> anyhow::Result<Self> {
         let files = files.into_iter().map(|path| Ok(Arc::new(File::open(path)?)));
         let files = files.collect::<anyhow::Result<_>>()?;
         Ok(Self { runtime: Runtime::new()?, callers, files, server: None })
     }
 
-    /// Runs one repetition. Connections are opened and called once before the time begins.
+    /// Runs one repetition.
+    ///
+    /// The measured time does not contain the set-up of the connections and a first call on each.
     ///
     /// # Errors
-    /// When a call fails.
+    /// Fails if a call fails.
     pub fn run(&mut self, job: TransportJob) -> anyhow::Result<TransportSample> {
         let address = match self.server {
             Some((served, address)) if served == job => address,
@@ -74,8 +76,8 @@ impl RawSuites {
         match self.callers {
             Callers::Tasks => self.runtime.block_on(async {
                 let tasks = calls.map(tokio::spawn).collect::<Vec<_>>();
-                for ended in try_join_all(tasks).await? {
-                    ended?;
+                for result in try_join_all(tasks).await? {
+                    result?;
                 }
                 anyhow::Ok(())
             }),
@@ -100,19 +102,19 @@ impl RawSuites {
 }
 
 /// Opens the connections of `job` and calls once on each.
-async fn connections(address: SocketAddr, job: TransportJob) -> anyhow::Result<Vec<Connection>> {
+async fn connections(address: SocketAddr, job: TransportJob) -> anyhow::Result<Vec<RawConnection>> {
     let mut connections = Vec::new();
     for _ in 0..job.connections {
-        connections.push(Connection::open(address, job).await?);
+        connections.push(RawConnection::open(address, job).await?);
     }
     Ok(connections)
 }
 
-/// Serves RPCs: reads each body into one buffer, and answers all frames of a read with one write.
+/// Serves RPCs: reads each body into one buffer, and responds to all frames of a read in one write.
 async fn serve_rpcs(bytes: usize) -> anyhow::Result<SocketAddr> {
     listen(move |stream| async move {
         let (read, mut write) = stream.into_split();
-        // A large body is read past the buffer, without a second copy.
+        // `BufReader` does not copy a body that is longer than its buffer.
         let capacity = if bytes < LARGE { BATCH } else { PAGE };
         let mut read = BufReader::with_capacity(capacity, read);
         let mut body = vec![0; bytes];
@@ -131,7 +133,7 @@ async fn serve_rpcs(bytes: usize) -> anyhow::Result<SocketAddr> {
     .await
 }
 
-/// Serves files by `sendfile`: the file of the index that each request of 8 bytes holds.
+/// Serves files with `sendfile`. A request has 8 bytes, which are the index of the file.
 async fn serve_files(files: Arc<[Arc<File>]>, bytes: usize) -> anyhow::Result<SocketAddr> {
     listen(move |mut stream| {
         let files = Arc::clone(&files);
@@ -146,7 +148,7 @@ async fn serve_files(files: Arc<[Arc<File>]>, bytes: usize) -> anyhow::Result<So
     .await
 }
 
-struct Connection {
+struct RawConnection {
     read: OwnedReadHalf,
     write: OwnedWriteHalf,
     job: TransportJob,
@@ -156,7 +158,7 @@ struct Connection {
     body: Vec<u8>,
 }
 
-impl Connection {
+impl RawConnection {
     /// Connects and calls once.
     async fn open(address: SocketAddr, job: TransportJob) -> anyhow::Result<Self> {
         let stream: TcpStream = connect(address).await?;
@@ -189,9 +191,9 @@ impl Connection {
             for _ in 0..window.min(count) {
                 self.write.write_all(frame).await?;
             }
-            for done in 0..count {
+            for completed in 0..count {
                 self.read.read_exact(&mut [0; RESPONSE]).await?;
-                if done + window < count {
+                if completed + window < count {
                     self.write.write_all(frame).await?;
                 }
             }
@@ -224,7 +226,7 @@ impl Connection {
             requests.put_u64(index as u64);
         }
         self.write.write_all(&requests).await?;
-        // The kernel's copy is slow to some offsets within a page, but not to its start.
+        // At some offsets within a page the kernel copies slowly, but not at its start.
         let start = self.body.as_ptr().align_offset(PAGE);
         for _ in 0..count {
             self.read.read_exact(&mut self.body[start..start + self.job.bytes]).await?;

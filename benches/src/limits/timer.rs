@@ -1,4 +1,4 @@
-//! The limit of the open loop: calls that are answered at once.
+//! The limit of the open loop: calls that complete at once.
 
 use std::future::ready;
 use std::net::SocketAddr;
@@ -8,7 +8,7 @@ use bench_protocol::{Case, Job, Sample};
 use crate::load::{Client, Request, Target};
 use crate::open_loop;
 
-/// Shows how late the timer of an open loop is by itself.
+/// Measures the delay of the open loop's timer alone.
 #[derive(Clone, Copy, Debug, Default)]
 #[non_exhaustive]
 pub struct Timer {}
@@ -21,7 +21,7 @@ impl Client for Timer {
 
 impl Target for Timer {
     const CASES: &'static [Case] = &[Case::Echo];
-    const QUEUES: bool = true;
+    const IS_EAGER: bool = true;
 
     async fn connect(_: SocketAddr) -> anyhow::Result<Self> {
         Ok(Self {})

@@ -1,4 +1,4 @@
-//! What control messages suffer from bodies.
+//! The latency of RPCs while network-common fetches large bodies.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,37 +7,38 @@ use std::time::Instant;
 use bench_protocol::{Case, Job, Sample};
 use network_common::TransportClient;
 
-use super::{Echo, Fetch};
-use crate::load::{self, Pace, Request, Target};
+use super::{EchoTarget, FetchTarget};
+use crate::load::{self, Meter, Request, Target};
 
-/// Bodies that are always in flight.
+/// The number of fetches that are always in flight.
 const FETCHES: usize = 4;
 
-/// Echoes of 64 bytes with `echoing`, one at a time, while `fetching` fetches chunks of
-/// `job.bytes`. The operations are the fetches, the latency is that of the echoes.
+/// Makes 64-byte echoes with `echoing`, one at a time, while `fetching` fetches file chunks.
+///
+/// The sample counts the fetches of `job.bytes` each, and has the latency of the echoes.
 pub(super) async fn run(
     echoing: &TransportClient,
     fetching: &TransportClient,
     job: &Job,
 ) -> anyhow::Result<Sample> {
     let fetches = Job { case: Case::FetchFile, window: FETCHES, connections: 1, ..*job };
-    let targets = [Fetch::new(fetching.clone(), i64::try_from(job.bytes)?)];
-    let over = Arc::new(AtomicBool::new(false));
-    let echoes = tokio::spawn(echo(Echo(echoing.clone()), Arc::clone(&over)));
+    let targets = [FetchTarget::new(fetching.clone(), i64::try_from(job.bytes)?)];
+    let is_finished = Arc::new(AtomicBool::new(false));
+    let echoes = tokio::spawn(echo(EchoTarget(echoing.clone()), Arc::clone(&is_finished)));
     let fetched = load::run(&targets, &fetches).await;
-    over.store(true, Ordering::Relaxed);
+    is_finished.store(true, Ordering::Relaxed);
     Ok(Sample { latency: echoes.await??.latency, ..fetched? })
 }
 
-async fn echo(target: Echo, over: Arc<AtomicBool>) -> anyhow::Result<Sample> {
+async fn echo(target: EchoTarget, is_finished: Arc<AtomicBool>) -> anyhow::Result<Sample> {
     let job = Job { until: bench_protocol::Until::Operations(u64::MAX), ..Job::new(Case::Echo) };
     let request = Request::new(&job);
-    let mut pace = Pace::new(&job);
-    let begun = Instant::now();
-    while !over.load(Ordering::Relaxed) {
-        let at = pace.begin().flatten();
+    let mut meter = Meter::new(&job);
+    let start = Instant::now();
+    while !is_finished.load(Ordering::Relaxed) {
+        let operation = meter.begin().flatten();
         target.call(&request).await?;
-        pace.end(at)?;
+        meter.end(operation)?;
     }
-    Ok(pace.sample(begun.elapsed()))
+    Ok(meter.sample(start.elapsed()))
 }

@@ -1,4 +1,4 @@
-//! network-common: bodies of many MiB.
+//! Fetches and streams of large bodies over network-common.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -16,71 +16,72 @@ use network_common::TransportClient;
 use tempfile::NamedTempFile;
 use tokio::task::block_in_place;
 
-use crate::load::{Pace, Request, Target};
+use crate::load::{Meter, Request, Target};
 
-/// The sign of sizes that are asked for out of memory.
+/// The sign of a requested size for bodies that the server has in memory.
 pub(super) const MEMORY: i64 = -1;
 
-/// Fetches chunks, one after the other.
+/// Fetches one chunk per call, in the order of their indices.
 #[derive(Clone, Debug)]
-pub struct Fetch {
+pub struct FetchTarget {
     client: TransportClient,
     size: i64,
-    next: Arc<AtomicU32>,
+    next_index: Arc<AtomicU32>,
 }
 
-impl Fetch {
-    /// Of `size` bytes; negative: out of memory.
+impl FetchTarget {
+    /// Creates a target that fetches chunks of `size` bytes; a negative size means from memory.
     #[must_use]
     pub fn new(client: TransportClient, size: i64) -> Self {
-        Self { client, size, next: Arc::default() }
+        Self { client, size, next_index: Arc::default() }
     }
 
-    fn index(&self) -> u32 {
-        // The highest bit would be the sign.
-        self.next.fetch_add(1, Ordering::Relaxed) & (i32::MAX as u32)
+    fn next_index(&self) -> u32 {
+        // An index is sent as an `i32`, and must not be negative.
+        self.next_index.fetch_add(1, Ordering::Relaxed) & (i32::MAX as u32)
     }
 }
 
-impl Target for Fetch {
+impl Target for FetchTarget {
     const CASES: &'static [Case] = &[Case::FetchFile, Case::FetchMemory];
-    const QUEUES: bool = true;
+    const IS_EAGER: bool = true;
 
     async fn connect(_: SocketAddr) -> anyhow::Result<Self> {
-        anyhow::bail!("made from a connection")
+        anyhow::bail!("this target is created from a connection")
     }
 
     fn call(&self, request: &Request) -> impl Future<Output = anyhow::Result<()>> + Send + 'static {
-        let (chunk, size) = (self.client.fetch_chunk(self.size, self.index() as i32), request.size);
+        let chunk = self.client.fetch_chunk(self.size, self.next_index() as i32);
+        let size = request.size;
         async move {
-            anyhow::ensure!(chunk.await?.len() == size, "a chunk of the wrong length");
+            anyhow::ensure!(chunk.await?.len() == size, "the chunk has a wrong length");
             Ok(())
         }
     }
 }
 
-/// Reads streams, piece by piece.
+/// Reads one stream per call, piece by piece.
 #[derive(Clone, Debug)]
-pub struct Stream(Fetch);
+pub struct StreamTarget(FetchTarget);
 
-impl Stream {
-    /// Of `size` bytes; negative: out of memory.
+impl StreamTarget {
+    /// Creates a target that reads streams of `size` bytes; a negative size means from memory.
     #[must_use]
     pub fn new(client: TransportClient, size: i64) -> Self {
-        Self(Fetch::new(client, size))
+        Self(FetchTarget::new(client, size))
     }
 }
 
-impl Target for Stream {
+impl Target for StreamTarget {
     const CASES: &'static [Case] = &[Case::StreamFile, Case::StreamMemory];
-    const QUEUES: bool = true;
+    const IS_EAGER: bool = true;
 
     async fn connect(_: SocketAddr) -> anyhow::Result<Self> {
-        anyhow::bail!("made from a connection")
+        anyhow::bail!("this target is created from a connection")
     }
 
     fn call(&self, request: &Request) -> impl Future<Output = anyhow::Result<()>> + Send + 'static {
-        let name = format!("{}_{}", self.0.size, self.0.index());
+        let name = format!("{}_{}", self.0.size, self.0.next_index());
         let (stream, size) = (self.0.client.stream(&name), request.size);
         async move {
             let mut body = stream.await?;
@@ -88,78 +89,80 @@ impl Target for Stream {
             while let Some(piece) = body.next_piece().await {
                 read += piece?.len();
             }
-            anyhow::ensure!(read == size, "a stream of the wrong length");
+            anyhow::ensure!(read == size, "the stream has a wrong length");
             Ok(())
         }
     }
 }
 
-/// Pieces of a stream that are written at once, if so many have come.
-const PIECES: usize = 16;
+/// The maximum number of pieces of a stream that are written together.
+const MAX_PIECES: usize = 16;
 
-/// Streams into a file: what has come is written.
+/// Reads streams, and writes the received pieces of each into a file.
 pub(super) async fn to_file(client: &TransportClient, job: &Job) -> anyhow::Result<Sample> {
-    let mut file = Output::new()?;
-    let mut pace = Pace::new(job);
-    let mut waiting = VecDeque::new();
-    let begun = Instant::now();
+    let mut file = OutputFile::new()?;
+    let mut meter = Meter::new(job);
+    let mut pending = VecDeque::new();
+    let start = Instant::now();
     let mut index = 0;
     loop {
-        while waiting.len() < job.window && pace.begin().is_some() {
-            waiting.push_back(client.stream(&format!("{}_{index}", job.bytes)));
+        while pending.len() < job.window && meter.begin().is_some() {
+            pending.push_back(client.stream(&format!("{}_{index}", job.bytes)));
             index += 1;
         }
-        let Some(stream) = waiting.pop_front() else { return Ok(pace.sample(begun.elapsed())) };
-        let mut pieces = stream.await?.ready_chunks(PIECES);
+        let Some(stream) = pending.pop_front() else { return Ok(meter.sample(start.elapsed())) };
+        let mut pieces = stream.await?.ready_chunks(MAX_PIECES);
         while let Some(pieces) = pieces.next().await {
             file.write(pieces.into_iter().collect::<Result<_, _>>()?)?;
         }
-        pace.end(None)?;
+        meter.end(None)?;
     }
 }
 
-/// Fetches chunks into memory and writes each when it is there.
+/// Fetches chunks into memory, and writes each complete chunk into a file.
 pub(super) async fn then_write(client: &TransportClient, job: &Job) -> anyhow::Result<Sample> {
-    let mut file = Output::new()?;
-    let mut pace = Pace::new(job);
-    let mut waiting = VecDeque::new();
-    let begun = Instant::now();
+    let mut file = OutputFile::new()?;
+    let mut meter = Meter::new(job);
+    let mut pending = VecDeque::new();
+    let start = Instant::now();
     let mut index = 0;
     loop {
-        while waiting.len() < job.window && pace.begin().is_some() {
-            waiting.push_back(client.fetch_chunk(i64::try_from(job.bytes)?, index));
+        while pending.len() < job.window && meter.begin().is_some() {
+            pending.push_back(client.fetch_chunk(i64::try_from(job.bytes)?, index));
             index += 1;
         }
-        let Some(chunk) = waiting.pop_front() else { return Ok(pace.sample(begun.elapsed())) };
+        let Some(chunk) = pending.pop_front() else { return Ok(meter.sample(start.elapsed())) };
         file.write(vec![chunk.await?])?;
-        pace.end(None)?;
+        meter.end(None)?;
     }
 }
 
-/// A file of 256 MiB that is written over and over, so that the disk has no part in it.
-struct Output {
+/// A file of 256 MiB that is overwritten from its start again and again.
+///
+/// It stays in the page cache, so the speed of the disk is not measured.
+struct OutputFile {
     file: File,
-    left: usize,
+    remaining: usize,
 }
 
-impl Output {
+impl OutputFile {
     const LENGTH: usize = 256 << 20;
 
     fn new() -> anyhow::Result<Self> {
-        let file = NamedTempFile::new().context("a file to write to")?;
-        // Its pages are there before the clock starts.
+        let file = NamedTempFile::new().context("the output file cannot be created")?;
+        // This allocates the pages of the file before the measurement begins.
         write_file(file.path(), Self::LENGTH)?;
-        Ok(Self { file: file.into_file(), left: Self::LENGTH })
+        Ok(Self { file: file.into_file(), remaining: Self::LENGTH })
     }
 
     fn write(&mut self, pieces: Vec<Bytes>) -> io::Result<()> {
         block_in_place(|| {
             for piece in pieces {
-                if self.left < piece.len() {
+                if self.remaining < piece.len() {
                     self.file.seek(SeekFrom::Start(0))?;
-                    self.left = Self::LENGTH;
+                    self.remaining = Self::LENGTH;
                 }
-                self.left -= piece.len();
+                self.remaining -= piece.len();
                 self.file.write_all(&piece)?;
             }
             Ok(())

@@ -1,4 +1,4 @@
-//! This workspace's crates under load, used as any user would.
+//! The contenders that call the public API of network-common and rpc-core.
 
 mod beside;
 mod bulk;
@@ -7,13 +7,13 @@ mod security;
 mod suites;
 mod transport;
 
-pub use bulk::{Fetch, Stream};
-pub use rpc::{LocalEndpoint, RpcClient, RpcServer, local_endpoints};
+pub use bulk::{FetchTarget, StreamTarget};
+pub use rpc::{BenchRef, RpcClient, RpcServer, local_endpoints};
 pub use security::Security;
 pub use suites::{Callers, TransportSuites};
-pub use transport::{Echo, TransportCalls, serve};
+pub use transport::{EchoTarget, TransportCallClient, serve};
 
-/// The messages of `proto/bench.proto`.
+/// The code that is generated from `proto/bench.proto`.
 pub mod messages {
     rpc_core::include_proto!("bench");
 }

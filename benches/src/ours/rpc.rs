@@ -1,4 +1,4 @@
-//! rpc-core: endpoints in this process and in another one.
+//! Endpoints of rpc-core, in this process and in another one.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,19 +15,20 @@ use rpc_core::{
     ThreadSafeRpcEndpoint,
 };
 
-use super::messages::{BenchMessage, Count, Hang, Ping, Pong, Tell};
-use crate::actors::{Actor, Local, Received, send};
-use crate::load::{Client, Pace, Request, Target, run};
-use crate::process::cannot;
+use super::messages::{BenchMessage, Count, Counted, Hang, Ping, Pong, Post};
+use crate::actors::{Actor, LocalActors, Received, run_sends};
+use crate::load::{Client, Meter, Request, Target, run};
+use crate::process::unsupported;
 
-/// What all contenders' actors do; and it keeps the contexts of asks that are never answered.
+/// The measured endpoint.
 #[derive(Default)]
-struct Bench {
+struct BenchEndpoint {
     received: Received,
+    /// The contexts of asks that never get a reply.
     hanging: Vec<RpcCallContext<Pong>>,
 }
 
-impl ThreadSafeRpcEndpoint for Bench {
+impl ThreadSafeRpcEndpoint for BenchEndpoint {
     type Message = BenchMessage;
 
     async fn receive(
@@ -37,13 +38,13 @@ impl ThreadSafeRpcEndpoint for Bench {
     ) -> Result<(), RpcError> {
         match message {
             BenchMessage::Echo(ping, context) => context.reply(Pong { payload: ping.payload }),
-            BenchMessage::Tell(tell) => {
-                self.received.take(tell.producer, tell.sequence);
+            BenchMessage::Post(post) => {
+                self.received.record(post.producer, post.sequence);
                 Ok(())
             }
             BenchMessage::Count(Count {}, context) => {
                 let (received, in_order) = self.received.report();
-                context.reply(super::messages::Counted { received, in_order })
+                context.reply(Counted { received, in_order })
             }
             BenchMessage::Hang(Hang {}, context) => {
                 self.hanging.push(context);
@@ -53,43 +54,43 @@ impl ThreadSafeRpcEndpoint for Bench {
     }
 }
 
-/// A ref, in this process or to another one.
+/// A ref to a local or remote [`BenchEndpoint`].
 #[derive(Clone, Debug)]
-pub struct LocalEndpoint(RpcEndpointRef<BenchMessage>);
+pub struct BenchRef(RpcEndpointRef<BenchMessage>);
 
-impl Actor for LocalEndpoint {
-    const QUEUES: bool = true;
+impl Actor for BenchRef {
+    const IS_EAGER: bool = true;
 
-    async fn tell(&self, producer: u32, sequence: u64, body: &Bytes) -> anyhow::Result<()> {
-        Ok(self.0.send_wait(Tell { producer, sequence, payload: body.clone() }).await?)
+    async fn send(&self, producer: u32, sequence: u64, body: &Bytes) -> anyhow::Result<()> {
+        Ok(self.0.send_wait(Post { producer, sequence, payload: body.clone() }).await?)
     }
 
     fn ask(&self) -> impl Future<Output = anyhow::Result<(u64, bool)>> + Send + 'static {
-        let answer = self.0.ask(Count {});
-        answer.map(|counted| {
+        let reply = self.0.ask(Count {});
+        reply.map(|counted| {
             counted.map(|counted| (counted.received, counted.in_order)).map_err(Into::into)
         })
     }
 }
 
-/// Endpoints in this process.
+/// Returns a client that starts and calls endpoints in this process.
 ///
 /// # Errors
-/// When the environment cannot start.
+/// Fails if the environment cannot start.
 pub async fn local_endpoints() -> anyhow::Result<impl Client> {
     let env = RpcEnv::builder("bench").client_mode().start().await?;
-    let mut names = 0..;
-    Ok(Local::new(move || {
-        let name = names.next().map(name).context("no name")?;
-        Ok(LocalEndpoint(env.setup_endpoint(&name, Bench::default())?))
+    let mut indices = 0..;
+    Ok(LocalActors::new(move || {
+        let name = indices.next().map(endpoint_name).context("no index is left")?;
+        Ok(BenchRef(env.setup_endpoint(&name, BenchEndpoint::default())?))
     }))
 }
 
-fn name(index: usize) -> String {
+fn endpoint_name(index: usize) -> String {
     format!("bench-{index}")
 }
 
-/// An environment with endpoints for others.
+/// An environment that serves endpoints to other processes.
 #[derive(Debug)]
 pub struct RpcServer {
     env: RpcEnv,
@@ -97,10 +98,10 @@ pub struct RpcServer {
 }
 
 impl RpcServer {
-    /// Starts one; [`Case::Hold`] adds endpoints.
+    /// Starts an environment with one endpoint. [`Case::Hold`] adds endpoints.
     ///
     /// # Errors
-    /// When it cannot listen.
+    /// Fails if the environment cannot listen.
     pub async fn start() -> anyhow::Result<Self> {
         let env = RpcEnv::builder("bench-server").bind("127.0.0.1:0").start().await?;
         let mut server = Self { env, endpoints: 0 };
@@ -108,21 +109,21 @@ impl RpcServer {
         Ok(server)
     }
 
-    /// Where it listens.
+    /// Returns the address on which the environment listens.
     ///
     /// # Errors
-    /// Never, as a server has an address.
+    /// Never fails for an environment in server mode.
     pub fn address(&self) -> anyhow::Result<SocketAddr> {
-        Ok(self.env.address().context("a server has an address")?.to_string().parse()?)
+        Ok(self.env.address().context("the server has no address")?.to_string().parse()?)
     }
 
     /// Registers endpoints until there are `count`.
     ///
     /// # Errors
-    /// When one cannot be registered.
+    /// Fails if an endpoint cannot be registered.
     pub fn hold(&mut self, count: usize) -> anyhow::Result<()> {
         while self.endpoints < count {
-            self.env.setup_endpoint(&name(self.endpoints), Bench::default())?;
+            self.env.setup_endpoint(&endpoint_name(self.endpoints), BenchEndpoint::default())?;
             self.endpoints += 1;
         }
         Ok(())
@@ -133,49 +134,50 @@ impl Client for RpcServer {
     async fn run(&mut self, job: Job) -> anyhow::Result<Sample> {
         match job.case {
             Case::Hold => self.hold(job.population)?,
-            other => return Err(cannot(other)),
+            other => return Err(unsupported(other)),
         }
         Ok(Sample::default())
     }
 }
 
-/// Environments that call those endpoints, each over a connection of its own.
+/// Environments that call the endpoints of an [`RpcServer`], each over its own connection.
 #[derive(Debug)]
 pub struct RpcClient {
     address: RpcAddress,
-    /// Each with refs to the first endpoints of the server.
+    /// The environments, each with its refs to endpoints of the server.
     open: Vec<(RpcEnv, Vec<RpcEndpointRef<BenchMessage>>)>,
     hanging: Vec<AskFuture<Pong>>,
 }
 
 impl RpcClient {
-    /// Of the server at `address`.
+    /// Creates a client of the server at `address`, without a connection.
     ///
     /// # Errors
-    /// Never, as this is an address.
+    /// Never fails, because every `SocketAddr` is a valid `RpcAddress`.
     pub fn new(address: SocketAddr) -> anyhow::Result<Self> {
         Ok(Self { address: address.to_string().parse()?, open: Vec::new(), hanging: Vec::new() })
     }
 
-    /// The refs of each of the connections, to so many endpoints in all, dealt out in turns; at
-    /// least one each.
+    /// Returns the refs of each connection.
+    ///
+    /// The endpoints are distributed evenly over the connections, at least one for each.
     async fn refs(
         &mut self,
         connections: usize,
         endpoints: usize,
-    ) -> anyhow::Result<Vec<Vec<LocalEndpoint>>> {
+    ) -> anyhow::Result<Vec<Vec<BenchRef>>> {
         while self.open.len() < connections {
             let env = RpcEnv::builder("bench-client").client_mode().start().await?;
             self.open.push((env, Vec::new()));
         }
-        let each = endpoints.div_ceil(connections);
+        let per_connection = endpoints.div_ceil(connections);
         for (index, (env, refs)) in self.open[..connections].iter_mut().enumerate() {
-            while refs.len() < each {
-                let name = name((index * each + refs.len()) % endpoints);
+            while refs.len() < per_connection {
+                let name = endpoint_name((index * per_connection + refs.len()) % endpoints);
                 refs.push(env.setup_endpoint_ref(self.address.clone(), &name).await?);
             }
         }
-        let first = |refs: &[_]| refs[..each].iter().cloned().map(LocalEndpoint).collect();
+        let first = |refs: &[_]| refs[..per_connection].iter().cloned().map(BenchRef).collect();
         Ok(self.open[..connections].iter().map(|(_, refs)| first(refs)).collect())
     }
 }
@@ -187,7 +189,8 @@ impl Client for RpcClient {
             while self.hanging.len() < job.population {
                 self.hanging.push(endpoint.0.ask(Hang {}));
                 if self.hanging.len().is_multiple_of(1000) {
-                    // They came in order, so when this is answered they are there.
+                    // Messages are handled in order, so this reply shows that the server has
+                    // received the asks before it.
                     endpoint.0.ask(Ping::default()).await?;
                 }
             }
@@ -195,55 +198,55 @@ impl Client for RpcClient {
         }
         let refs = self.refs(job.connections, job.population).await?;
         match job.case {
-            // An echo of this crate is a typed one.
+            // rpc-core has only typed messages, so an echo is an ask.
             Case::Ask | Case::Echo => {
-                let targets: Vec<_> = refs.into_iter().map(Turns::new).collect();
+                let targets: Vec<_> = refs.into_iter().map(AskTarget::new).collect();
                 run(&targets, &job).await
             }
-            Case::Send => send(&refs.concat(), &job).await,
+            Case::Send => run_sends(&refs.concat(), &job).await,
             Case::FanOut => fan_out(&refs.concat(), &job).await,
-            other => Err(cannot(other)),
+            other => Err(unsupported(other)),
         }
     }
 }
 
-async fn fan_out(endpoints: &[LocalEndpoint], job: &Job) -> anyhow::Result<Sample> {
-    let mut pace = Pace::new(&Job { connections: 1, ..*job });
-    let begun = Instant::now();
-    while let Some(round) = pace.begin() {
+async fn fan_out(endpoints: &[BenchRef], job: &Job) -> anyhow::Result<Sample> {
+    let mut meter = Meter::new(&Job { connections: 1, ..*job });
+    let start = Instant::now();
+    while let Some(round) = meter.begin() {
         try_join_all(endpoints.iter().map(|endpoint| endpoint.0.ask(Ping::default()))).await?;
-        pace.end(round)?;
+        meter.end(round)?;
     }
-    Ok(pace.sample(begun.elapsed()))
+    Ok(meter.sample(start.elapsed()))
 }
 
-/// Asks each of its endpoints in turn.
+/// Asks the endpoints of one connection in turn.
 #[derive(Clone)]
-struct Turns {
-    endpoints: Arc<[LocalEndpoint]>,
+struct AskTarget {
+    endpoints: Arc<[BenchRef]>,
     next: Arc<AtomicUsize>,
 }
 
-impl Turns {
-    fn new(endpoints: Vec<LocalEndpoint>) -> Self {
+impl AskTarget {
+    fn new(endpoints: Vec<BenchRef>) -> Self {
         Self { endpoints: endpoints.into(), next: Arc::default() }
     }
 }
 
-impl Target for Turns {
+impl Target for AskTarget {
     const CASES: &'static [Case] = &[Case::Ask, Case::Echo];
-    const QUEUES: bool = true;
+    const IS_EAGER: bool = true;
 
     async fn connect(_: SocketAddr) -> anyhow::Result<Self> {
-        anyhow::bail!("made from refs")
+        anyhow::bail!("this target is created from refs")
     }
 
     fn call(&self, request: &Request) -> impl Future<Output = anyhow::Result<()>> + Send + 'static {
-        let turn = self.next.fetch_add(1, Ordering::Relaxed) % self.endpoints.len();
-        let answer = self.endpoints[turn].0.ask(Ping { payload: request.body.clone() });
+        let index = self.next.fetch_add(1, Ordering::Relaxed) % self.endpoints.len();
+        let reply = self.endpoints[index].0.ask(Ping { payload: request.body.clone() });
         let size = request.size;
-        answer.map(move |pong| {
-            anyhow::ensure!(pong?.payload.len() == size, "an answer of the wrong length");
+        reply.map(move |pong| {
+            anyhow::ensure!(pong?.payload.len() == size, "the reply has a wrong length");
             Ok(())
         })
     }

@@ -1,4 +1,4 @@
-//! network-common: ways of securing its connections.
+//! The measured security modes of network-common.
 
 use std::sync::Arc;
 
@@ -10,25 +10,27 @@ use network_common::{RpcHandler, TransportConf, TransportContext};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(clippy::exhaustive_enums, reason = "a bench")]
 pub enum Security {
-    /// Not at all.
+    /// No authentication and no encryption.
     Plain,
-    /// Spark's default once `spark.network.crypto.enabled` is set: auth engine 1, AES-256-CTR.
+    /// Auth engine 1 and AES-256-CTR, Spark's default for `spark.network.crypto.enabled`.
     Ctr,
-    /// Auth engine 2, AES-128-GCM.
+    /// Auth engine 2 and AES-128-GCM.
     Gcm,
-    /// TLS 1.3, AES-256-GCM.
+    /// TLS 1.3 and AES-256-GCM.
     Tls,
 }
 
-/// Of nobody: both ends of a bench know it. The certificate holds for a hundred years.
+/// The directory of the TLS key and certificate, which is valid for 100 years.
+///
+/// The key is not secret; only these benches use it.
 const KEYS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/keys");
 const APP: &str = "bench";
 
 impl Security {
-    /// All of them.
+    /// All modes.
     pub const ALL: [Self; 4] = [Self::Plain, Self::Ctr, Self::Gcm, Self::Tls];
 
-    /// Its name in groups and on command lines.
+    /// Returns the name of the mode in criterion groups and on command lines.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -39,13 +41,13 @@ impl Security {
         }
     }
 
-    /// The one with this name.
+    /// Returns the mode with this name.
     ///
     /// # Errors
-    /// When there is none.
-    pub fn of(name: &str) -> anyhow::Result<Self> {
+    /// Fails if no mode has the name.
+    pub fn from_name(name: &str) -> anyhow::Result<Self> {
         let found = Self::ALL.into_iter().find(|security| security.name() == name);
-        found.with_context(|| format!("{name} is no way of securing connections"))
+        found.with_context(|| format!("there is no security mode {name}"))
     }
 
     pub(super) fn context(self, handler: impl RpcHandler) -> anyhow::Result<TransportContext> {

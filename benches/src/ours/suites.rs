@@ -1,4 +1,4 @@
-//! network-common under Spark's `NettyTransportBenchmark`, with both ends in this process.
+//! Spark's `NettyTransportBenchmark` over network-common, with both ends in one process.
 
 use std::ops::Range;
 use std::path::PathBuf;
@@ -19,13 +19,13 @@ use crate::process::Stopwatch;
 /// The body of every RPC response.
 const RESPONSE: Bytes = Bytes::from_static(&[0, 0, 0, 0, 0, 0, 0, 1]);
 
-/// The form of the callers.
+/// The kind of callers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(clippy::exhaustive_enums, reason = "a bench")]
 pub enum Callers {
-    /// Tasks, which await each response.
+    /// The callers are tasks that await each response.
     Tasks,
-    /// Threads of the operating system, which block for each response, as Spark's callers do.
+    /// The callers are threads that block for each response, as in Spark.
     Threads,
 }
 
@@ -35,10 +35,11 @@ pub struct TransportSuites {
     runtime: Runtime,
     callers: Callers,
     files: Arc<[PathBuf]>,
-    kept: Option<(TransportJob, Transport)>,
+    /// The transport of the latest repetition.
+    latest: Option<(TransportJob, Transport)>,
 }
 
-/// A server and the factory of its clients.
+/// A server and the client factory for it.
 #[derive(Debug)]
 struct Transport {
     server: TransportServer,
@@ -46,21 +47,23 @@ struct Transport {
 }
 
 impl TransportSuites {
-    /// Creates a runtime with tokio's defaults. `files` are the chunks.
+    /// Creates a runtime with tokio's defaults. Chunk i is the whole of `files[i]`.
     ///
     /// # Errors
-    /// When the runtime cannot be created.
+    /// Fails if the runtime cannot be created.
     pub fn new(callers: Callers, files: Vec<PathBuf>) -> Result<Self> {
-        Ok(Self { runtime: Runtime::new()?, callers, files: files.into(), kept: None })
+        Ok(Self { runtime: Runtime::new()?, callers, files: files.into(), latest: None })
     }
 
-    /// Runs one repetition. Connections are opened and called once before the time begins.
+    /// Runs one repetition.
+    ///
+    /// The measured time does not contain the set-up of the connections and a first call on each.
     ///
     /// # Errors
-    /// When a call fails.
+    /// Fails if a call fails.
     pub fn run(&mut self, job: TransportJob) -> Result<TransportSample> {
-        let transport = match self.kept.take() {
-            Some((kept, transport)) if kept == job && job.keeps_transport => transport,
+        let transport = match self.latest.take() {
+            Some((latest, transport)) if latest == job && job.keeps_transport => transport,
             _ => self.runtime.block_on(Transport::new(job, Arc::clone(&self.files)))?,
         };
         let body = Bytes::from(vec![0; job.bytes]);
@@ -80,7 +83,7 @@ impl TransportSuites {
         for client in clients {
             client.close();
         }
-        self.kept = Some((job, transport));
+        self.latest = Some((job, transport));
         Ok(sample)
     }
 }
@@ -96,11 +99,11 @@ impl Transport {
             ("spark.shuffle.io.mode", io_mode),
             ("spark.shuffle.io.serverThreads", &threads),
             ("spark.shuffle.io.clientThreads", "4"),
-            // Spark has no limit, and a burst queues 5 GB.
+            // Spark has no such limit, and the burst suite queues 5 GB.
             ("spark.shuffle.io.maxWriteQueueSize", "16g"),
         ];
         let conf = TransportConf::from_settings("shuffle", settings)?;
-        let context = TransportContext::new(conf, Handler { files });
+        let context = TransportContext::new(conf, SuiteHandler { files });
         let server = context.create_server("127.0.0.1:0").await?;
         Ok(Self { server, factory: context.create_client_factory() })
     }
@@ -120,8 +123,8 @@ impl Transport {
 
 async fn run_tasks(callers: impl Iterator<Item = Caller>) -> Result<()> {
     let tasks: Vec<_> = callers.map(|caller| tokio::spawn(caller.run())).collect();
-    for ended in try_join_all(tasks).await? {
-        ended?;
+    for result in try_join_all(tasks).await? {
+        result?;
     }
     Ok(())
 }
@@ -129,8 +132,8 @@ async fn run_tasks(callers: impl Iterator<Item = Caller>) -> Result<()> {
 fn run_threads(callers: impl Iterator<Item = Caller>, runtime: &Handle) -> Result<()> {
     thread::scope(|scope| {
         let threads = callers.map(|caller| scope.spawn(move || caller.run_blocking(runtime)));
-        for ended in threads.collect::<Vec<_>>() {
-            ended.join().map_err(|_| anyhow::anyhow!("a caller panicked"))??;
+        for thread in threads.collect::<Vec<_>>() {
+            thread.join().map_err(|_| anyhow::anyhow!("a caller panicked"))??;
         }
         Ok(())
     })
@@ -158,7 +161,7 @@ impl Caller {
         Ok(())
     }
 
-    /// Does the same, but blocks for each response.
+    /// Does the same as [`run`](Self::run), but blocks for each response.
     fn run_blocking(self, runtime: &Handle) -> Result<()> {
         if self.job.at_once {
             for response in self.send_all() {
@@ -179,7 +182,7 @@ impl Caller {
     fn send(&self, index: usize) -> RequestFuture<Bytes> {
         match self.job.call {
             TransportCall::Rpc => self.client.send_rpc(self.body.clone()),
-            // There are far fewer files than an index can count.
+            // The number of files is far below `i32::MAX`.
             TransportCall::Chunk => self.client.fetch_chunk(0, index as i32),
         }
     }
@@ -190,17 +193,17 @@ impl Caller {
             TransportCall::Chunk => self.job.bytes,
         };
         let length = response.len();
-        ensure!(length == expected, "a response of {length} bytes, not {expected}");
+        ensure!(length == expected, "the response has {length} bytes instead of {expected}");
         Ok(())
     }
 }
 
-/// Answers RPCs with 8 bytes, and serves one file per chunk index.
-struct Handler {
+/// Responds to RPCs with 8 bytes, and serves one whole file per chunk index.
+struct SuiteHandler {
     files: Arc<[PathBuf]>,
 }
 
-impl RpcHandler for Handler {
+impl RpcHandler for SuiteHandler {
     fn receive(&self, _: &TransportClient, _: Bytes, callback: RpcResponseCallback) {
         callback.reply(RESPONSE);
     }
@@ -210,7 +213,7 @@ impl RpcHandler for Handler {
     }
 }
 
-impl StreamManager for Handler {
+impl StreamManager for SuiteHandler {
     fn get_chunk<'a>(
         &'a self,
         _: &'a TransportClient,
@@ -219,7 +222,7 @@ impl StreamManager for Handler {
     ) -> BoxFuture<'a, Result<ManagedBuffer, BoxError>> {
         Box::pin(async move {
             let path = self.files.get(usize::try_from(index)?).ok_or("there is no such file")?;
-            // Spark asks for the length with every chunk, too.
+            // Spark also reads the file's length for every chunk.
             let length = std::fs::metadata(path)?.len();
             Ok(ManagedBuffer::file(path, 0..length))
         })
