@@ -1,4 +1,4 @@
-//! Generates tonic's client and server.
+//! Generates the client and the server of tonic.
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let files = protox::compile(["proto/echo.proto"], ["proto"])?;

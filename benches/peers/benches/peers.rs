@@ -1,31 +1,33 @@
-//! The peers in the groups of `cargo bench`: with the same `CARGO_TARGET_DIR`, criterion's report
-//! shows them beside ours.
+//! Criterion benches of other libraries, in the groups of the main workspace.
+//!
+//! With the same `CARGO_TARGET_DIR`, criterion's report shows them beside network-common and
+//! rpc-core.
 
 #[path = "../../benches/support/mod.rs"]
 mod support;
 
-use benches::actors::{Actor, Local};
+use benches::actors::{Actor, LocalActors};
 use benches::groups::{bodies, echoes, local};
-use benches::load::{Calls, Target};
+use benches::load::{CallClient, Target};
 use benches::protocol::{Case, Job};
 use criterion::{Criterion, criterion_group, criterion_main};
 use peers::{actix, flight, hyper, kameo, ractor, tarpc, tonic};
 use support::{bench, group};
 use tokio::runtime::Runtime;
 
-/// Runs `jobs` against a server that `listen` starts.
+/// Runs the jobs of `groups` against the server that `listen` starts.
 fn remote<T: Target>(
     criterion: &mut Criterion,
     contender: &str,
     listen: impl Future<Output = anyhow::Result<std::net::SocketAddr>>,
     groups: &[(&str, &[(&str, Job)])],
 ) {
-    let runtime = Runtime::new().expect("a runtime");
-    let address = runtime.block_on(listen).expect("a server");
+    let runtime = Runtime::new().expect("the runtime cannot be created");
+    let address = runtime.block_on(listen).expect("the server cannot start");
     for (name, jobs) in groups {
         let mut group = group(criterion, name);
         for (parameter, job) in *jobs {
-            let mut client = Some(Calls::<T>::new(address));
+            let mut client = Some(CallClient::<T>::new(address));
             bench(&mut group, &runtime, contender, parameter, &mut client, *job);
         }
         group.finish();
@@ -51,8 +53,8 @@ fn actor<A: Actor>(
     contender: &str,
     start: impl FnMut() -> anyhow::Result<A> + Send + 'static,
 ) {
-    let runtime = Runtime::new().expect("a runtime");
-    let mut client = Some(Local::new(start));
+    let runtime = Runtime::new().expect("the runtime cannot be created");
+    let mut client = Some(LocalActors::new(start));
     for (name, parameter, job) in local() {
         let mut group = group(criterion, name);
         bench(&mut group, &runtime, contender, parameter, &mut client, job);
@@ -61,7 +63,7 @@ fn actor<A: Actor>(
 }
 
 fn actors(criterion: &mut Criterion) {
-    actor(criterion, "actix", actix::starter().expect("arbiters"));
+    actor(criterion, "actix", actix::starter().expect("actix cannot start"));
     actor(criterion, "kameo", || Ok(kameo::Kameo::start()));
     actor(criterion, "ractor", ractor::Ractor::start);
 }

@@ -1,5 +1,7 @@
-//! actix: actors in turns on two arbiters, as many as the other contenders have workers. `do_send`
-//! is its cheapest one-way message, without a bound.
+//! actix with two arbiters, as many as the other contenders have worker threads.
+//!
+//! The actors are distributed evenly over the arbiters. One-way messages use `do_send`, which is the
+//! cheapest way and ignores the capacity of the mailbox.
 
 use std::sync::mpsc;
 
@@ -10,70 +12,70 @@ use bytes::Bytes;
 
 /// An actor's address.
 #[derive(Clone)]
-pub struct Actix(Addr<Counter>);
+pub struct Actix(Addr<ActixCounter>);
 
-/// The actor.
+/// The measured actor.
 #[derive(Default)]
-pub struct Counter(Received);
+pub struct ActixCounter(Received);
 
-impl Actor for Counter {
+impl Actor for ActixCounter {
     type Context = Context<Self>;
 }
 
 #[derive(Message)]
 #[rtype(result = "()")]
-struct Tell(u32, u64);
+struct ActixPost(u32, u64);
 
 #[derive(Message)]
 #[rtype(result = "(u64, bool)")]
-struct Ask;
+struct ActixAsk;
 
-impl Handler<Tell> for Counter {
+impl Handler<ActixPost> for ActixCounter {
     type Result = ();
 
-    fn handle(&mut self, Tell(producer, sequence): Tell, _: &mut Context<Self>) {
-        self.0.take(producer, sequence);
+    fn handle(&mut self, ActixPost(producer, sequence): ActixPost, _: &mut Context<Self>) {
+        self.0.record(producer, sequence);
     }
 }
 
-impl Handler<Ask> for Counter {
-    type Result = actix::MessageResult<Ask>;
+impl Handler<ActixAsk> for ActixCounter {
+    type Result = actix::MessageResult<ActixAsk>;
 
-    fn handle(&mut self, _: Ask, _: &mut Context<Self>) -> Self::Result {
+    fn handle(&mut self, _: ActixAsk, _: &mut Context<Self>) -> Self::Result {
         actix::MessageResult(self.0.report())
     }
 }
 
-/// Starts actors.
+/// Starts the arbiters, and returns a function that starts one actor.
 pub fn starter() -> anyhow::Result<impl FnMut() -> anyhow::Result<Actix> + Send + 'static> {
     let (sender, arbiters) = mpsc::channel();
     std::thread::spawn(move || {
         let system = System::new();
         let started = system.block_on(async { [Arbiter::new().handle(), Arbiter::new().handle()] });
-        // Fails only without a receiver, and then nobody needs the system.
+        // This fails if `starter` has returned early.
         let _ = sender.send(started);
         system.run()
     });
-    let arbiters = arbiters.recv().context("actix does not start")?;
-    let mut turn = 0;
+    let arbiters = arbiters.recv().context("actix cannot start")?;
+    let mut started = 0;
     Ok(move || {
-        turn += 1;
-        Ok(Actix(Counter::start_in_arbiter(&arbiters[turn % arbiters.len()], |_| {
-            Counter::default()
+        started += 1;
+        Ok(Actix(ActixCounter::start_in_arbiter(&arbiters[started % arbiters.len()], |_| {
+            ActixCounter::default()
         })))
     })
 }
 
 impl actors::Actor for Actix {
-    const QUEUES: bool = true;
+    const IS_EAGER: bool = true;
 
-    async fn tell(&self, producer: u32, sequence: u64, _: &Bytes) -> anyhow::Result<()> {
-        self.0.do_send(Tell(producer, sequence));
+    async fn send(&self, producer: u32, sequence: u64, _: &Bytes) -> anyhow::Result<()> {
+        self.0.do_send(ActixPost(producer, sequence));
         Ok(())
     }
 
     fn ask(&self) -> impl Future<Output = anyhow::Result<(u64, bool)>> + Send + 'static {
-        let answer = self.0.send(Ask);
-        async move { Ok(answer.await?) }
+        let reply = self.0.send(ActixAsk);
+        async move { Ok(reply.await?) }
     }
 }

@@ -1,6 +1,7 @@
-//! arrow-flight: a `do_get` per chunk, whose stream brings it in messages of 1 MiB, from memory (so
-//! without the reads that a file would cost). Windows and frames are large enough not to hold it
-//! up.
+//! arrow-flight with one `do_get` per chunk.
+//!
+//! The server streams a chunk in messages of 1 MiB from memory, so it does not read a file. The
+//! flow-control windows and the frames are large enough that they do not limit the rate.
 
 use std::net::SocketAddr;
 
@@ -17,21 +18,27 @@ use futures::stream::{self, BoxStream};
 use tonic::transport::{Channel, Endpoint, Server, server::TcpIncoming};
 use tonic::{Response, Status, Streaming};
 
-use crate::{LONGEST, memory};
+use crate::{MAX_BODY, memory};
 
 const MESSAGE: usize = 1 << 20;
 const STREAM_WINDOW: u32 = 16 << 20;
 const CONNECTION_WINDOW: u32 = 64 << 20;
 const FRAME: u32 = 1 << 20;
 
-struct Service;
+struct ChunkService;
 
 type Messages<T> = BoxStream<'static, Result<T, Status>>;
 
-/// What Flight has besides. Spelled out as `async_trait` would, which does not look into macros.
+/// Implements the methods of Flight that the benches do not use.
+///
+/// `async_trait` does not expand macro calls, so this macro writes the signatures that it would
+/// generate.
 macro_rules! unused {
-    ($($name:ident($request:ty) -> $answer:ty;)*) => {
-        $(fn $name<'a, 'b>(&'a self, _: tonic::Request<$request>) -> BoxFuture<'b, Result<Response<$answer>, Status>>
+    ($($name:ident($request:ty) -> $response:ty;)*) => {
+        $(fn $name<'a, 'b>(
+            &'a self,
+            _: tonic::Request<$request>,
+        ) -> BoxFuture<'b, Result<Response<$response>, Status>>
         where
             'a: 'b,
             Self: 'b,
@@ -42,7 +49,7 @@ macro_rules! unused {
 }
 
 #[tonic::async_trait]
-impl FlightService for Service {
+impl FlightService for ChunkService {
     type HandshakeStream = Messages<HandshakeResponse>;
     type ListFlightsStream = Messages<FlightInfo>;
     type DoGetStream = Messages<FlightData>;
@@ -58,8 +65,8 @@ impl FlightService for Service {
         let size: usize = std::str::from_utf8(&request.into_inner().ticket)
             .ok()
             .and_then(|size| size.parse().ok())
-            .filter(|size| *size <= LONGEST)
-            .ok_or_else(|| Status::invalid_argument("a ticket is a size"))?;
+            .filter(|size| *size <= MAX_BODY)
+            .ok_or_else(|| Status::invalid_argument("the ticket is not a valid size"))?;
         let pieces = (0..size).step_by(MESSAGE).map(move |start| {
             Ok(FlightData { data_body: memory(MESSAGE.min(size - start)), ..FlightData::default() })
         });
@@ -79,11 +86,11 @@ impl FlightService for Service {
     }
 }
 
-/// Serves at a free port.
+/// Starts a server on a free port and returns its address.
 pub async fn listen() -> anyhow::Result<SocketAddr> {
     let incoming = TcpIncoming::bind("127.0.0.1:0".parse()?)?.with_nodelay(Some(true));
     let address = incoming.local_addr()?;
-    let service = FlightServiceServer::new(Service).max_encoding_message_size(2 * LONGEST);
+    let service = FlightServiceServer::new(ChunkService).max_encoding_message_size(2 * MAX_BODY);
     let server = Server::builder().max_frame_size(FRAME).add_service(service);
     tokio::spawn(server.serve_with_incoming(incoming));
     Ok(address)
@@ -95,7 +102,7 @@ pub struct Flight(FlightServiceClient<Channel>);
 
 impl Target for Flight {
     const CASES: &'static [Case] = &[Case::FetchFile, Case::FetchMemory];
-    const QUEUES: bool = false;
+    const IS_EAGER: bool = false;
 
     async fn connect(address: SocketAddr) -> anyhow::Result<Self> {
         let endpoint = Endpoint::from_shared(format!("http://{address}"))?
@@ -103,7 +110,7 @@ impl Target for Flight {
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW);
         let client = FlightServiceClient::new(endpoint.connect().await?);
-        Ok(Self(client.max_decoding_message_size(2 * LONGEST)))
+        Ok(Self(client.max_decoding_message_size(2 * MAX_BODY)))
     }
 
     fn call(&self, request: &Request) -> impl Future<Output = anyhow::Result<()>> + Send + 'static {
@@ -115,7 +122,7 @@ impl Target for Flight {
             while let Some(message) = messages.message().await? {
                 read += message.data_body.len();
             }
-            anyhow::ensure!(read == size, "a body of the wrong length");
+            anyhow::ensure!(read == size, "the body has a wrong length");
             Ok(())
         }
     }

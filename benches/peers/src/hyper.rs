@@ -1,5 +1,7 @@
-//! hyper over HTTP/1.1: a request per chunk on one connection, the body from memory. HTTP/1 has one
-//! request in flight; the client asks for the next one when a body has been read.
+//! hyper over HTTP/1.1 with one request per chunk on one connection.
+//!
+//! The server has the bodies in memory. HTTP/1.1 allows one request in flight, so the client sends
+//! the next request when it has read a body.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -18,20 +20,20 @@ use tokio::sync::Mutex;
 
 use crate::memory;
 
-async fn answer(request: hyper::Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+async fn respond(request: hyper::Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
     let size = request.uri().path().trim_start_matches('/').parse().unwrap_or_default();
     Ok(Response::new(Full::new(memory(size))))
 }
 
-/// Serves at a free port.
+/// Starts a server on a free port and returns its address.
 pub async fn listen() -> anyhow::Result<SocketAddr> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
             if stream.set_nodelay(true).is_ok() {
-                let serving = hyper::server::conn::http1::Builder::new();
-                tokio::spawn(serving.serve_connection(TokioIo::new(stream), service_fn(answer)));
+                let builder = hyper::server::conn::http1::Builder::new();
+                tokio::spawn(builder.serve_connection(TokioIo::new(stream), service_fn(respond)));
             }
         }
     });
@@ -44,7 +46,7 @@ pub struct Hyper(Arc<Mutex<SendRequest<Empty<Bytes>>>>);
 
 impl Target for Hyper {
     const CASES: &'static [Case] = &[Case::FetchMemory];
-    const QUEUES: bool = false;
+    const IS_EAGER: bool = false;
 
     async fn connect(address: SocketAddr) -> anyhow::Result<Self> {
         let stream = TcpStream::connect(address).await?;
@@ -59,19 +61,18 @@ impl Target for Hyper {
         let (sender, size) = (Arc::clone(&self.0), request.size);
         async move {
             let mut sender = sender.lock().await;
-            // The end of the last body may not have come to its task yet.
+            // The connection's task may not have processed the end of the last body yet.
             sender.ready().await?;
             let request = hyper::Request::get(format!("/{size}"))
                 .header("host", "bench")
                 .body(Empty::new())?;
             let mut body = sender.send_request(request).await?.into_body();
-            // Every byte lands in the receiver's memory; to gather them in one buffer would cost
-            // another copy.
+            // The body is not collected into one buffer, because that would copy it once more.
             let mut read = 0;
             while let Some(frame) = body.frame().await {
                 read += frame?.data_ref().map_or(0, Bytes::len);
             }
-            anyhow::ensure!(read == size, "a body of the wrong length");
+            anyhow::ensure!(read == size, "the body has a wrong length");
             Ok(())
         }
     }

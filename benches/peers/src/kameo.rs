@@ -1,4 +1,4 @@
-//! kameo with unbounded mailboxes, as its bounded ones are slower; without its tracing.
+//! kameo with unbounded mailboxes, because its bounded mailboxes are slower, and without tracing.
 
 use benches::actors::{self, Received};
 use bytes::Bytes;
@@ -9,13 +9,13 @@ use kameo::message::{Context, Message};
 
 /// A ref to an actor.
 #[derive(Clone)]
-pub struct Kameo(ActorRef<Counter>);
+pub struct Kameo(ActorRef<KameoCounter>);
 
-/// The actor.
+/// The measured actor.
 #[derive(Default)]
-pub struct Counter(Received);
+pub struct KameoCounter(Received);
 
-impl kameo::Actor for Counter {
+impl kameo::Actor for KameoCounter {
     type Args = Self;
     type Error = Infallible;
 
@@ -24,22 +24,26 @@ impl kameo::Actor for Counter {
     }
 }
 
-struct Tell(u32, u64);
+struct KameoPost(u32, u64);
 
-struct Ask;
+struct KameoAsk;
 
-impl Message<Tell> for Counter {
+impl Message<KameoPost> for KameoCounter {
     type Reply = ();
 
-    async fn handle(&mut self, Tell(producer, sequence): Tell, _: &mut Context<Self, ()>) {
-        self.0.take(producer, sequence);
+    async fn handle(
+        &mut self,
+        KameoPost(producer, sequence): KameoPost,
+        _: &mut Context<Self, ()>,
+    ) {
+        self.0.record(producer, sequence);
     }
 }
 
-impl Message<Ask> for Counter {
+impl Message<KameoAsk> for KameoCounter {
     type Reply = Result<(u64, bool), Infallible>;
 
-    async fn handle(&mut self, _: Ask, _: &mut Context<Self, Self::Reply>) -> Self::Reply {
+    async fn handle(&mut self, _: KameoAsk, _: &mut Context<Self, Self::Reply>) -> Self::Reply {
         Ok(self.0.report())
     }
 }
@@ -47,19 +51,19 @@ impl Message<Ask> for Counter {
 impl Kameo {
     /// Starts an actor.
     pub fn start() -> Self {
-        Self(Counter::spawn_with_mailbox(Counter::default(), mailbox::unbounded()))
+        Self(KameoCounter::spawn_with_mailbox(KameoCounter::default(), mailbox::unbounded()))
     }
 }
 
 impl actors::Actor for Kameo {
-    const QUEUES: bool = false;
+    const IS_EAGER: bool = false;
 
-    async fn tell(&self, producer: u32, sequence: u64, _: &Bytes) -> anyhow::Result<()> {
-        Ok(self.0.tell(Tell(producer, sequence)).send().await?)
+    async fn send(&self, producer: u32, sequence: u64, _: &Bytes) -> anyhow::Result<()> {
+        Ok(self.0.tell(KameoPost(producer, sequence)).send().await?)
     }
 
     fn ask(&self) -> impl Future<Output = anyhow::Result<(u64, bool)>> + Send + 'static {
         let actor = self.0.clone();
-        async move { Ok(actor.ask(Ask).send().await?) }
+        async move { Ok(actor.ask(KameoAsk).send().await?) }
     }
 }

@@ -1,5 +1,7 @@
-//! Other libraries behind the traits of `benches`, each as favourably set up as its API reasonably
-//! allows; what was chosen stands at the place.
+//! Other libraries behind the traits of `benches`.
+//!
+//! Each library has the fastest set-up that its API reasonably allows, which is documented in its
+//! module.
 
 pub mod actix;
 pub mod flight;
@@ -11,11 +13,11 @@ pub mod tonic;
 
 use bytes::Bytes;
 
-/// The longest body that is served.
-const LONGEST: usize = 16 << 20;
+/// The maximum length of a served body.
+const MAX_BODY: usize = 16 << 20;
 
-/// `size` bytes of memory that is used again for every answer.
+/// Returns `size` bytes of a block of memory that all responses share.
 fn memory(size: usize) -> Bytes {
     static MEMORY: std::sync::OnceLock<Bytes> = std::sync::OnceLock::new();
-    MEMORY.get_or_init(|| vec![7; LONGEST].into()).slice(..size)
+    MEMORY.get_or_init(|| vec![7; MAX_BODY].into()).slice(..size)
 }

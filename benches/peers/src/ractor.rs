@@ -1,5 +1,6 @@
-//! ractor without its spans for each message and without its cluster feature, which would add a
-//! conversion to each.
+//! ractor without spans for each message and without its feature `cluster`.
+//!
+//! That feature would convert every message.
 
 use benches::actors::{self, Received};
 use bytes::Bytes;
@@ -8,26 +9,26 @@ use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 
 /// A ref to an actor.
 #[derive(Clone)]
-pub struct Ractor(ActorRef<Message>);
+pub struct Ractor(ActorRef<CounterMessage>);
 
-/// What the actor gets.
-pub enum Message {
-    /// By producer, sequence number.
-    Tell(u32, u64),
-    /// For what was received.
+/// The messages of the measured actor.
+pub enum CounterMessage {
+    /// A one-way message: the producer and its sequence number.
+    Post(u32, u64),
+    /// An ask for `Received::report`.
     Ask(RpcReplyPort<(u64, bool)>),
 }
 
-struct Counter;
+struct RactorCounter;
 
-impl Actor for Counter {
-    type Msg = Message;
+impl Actor for RactorCounter {
+    type Msg = CounterMessage;
     type State = Received;
     type Arguments = ();
 
     async fn pre_start(
         &self,
-        _: ActorRef<Message>,
+        _: ActorRef<CounterMessage>,
         (): (),
     ) -> Result<Received, ActorProcessingErr> {
         Ok(Received::default())
@@ -35,13 +36,13 @@ impl Actor for Counter {
 
     async fn handle(
         &self,
-        _: ActorRef<Message>,
-        message: Message,
+        _: ActorRef<CounterMessage>,
+        message: CounterMessage,
         received: &mut Received,
     ) -> Result<(), ActorProcessingErr> {
         match message {
-            Message::Tell(producer, sequence) => received.take(producer, sequence),
-            Message::Ask(port) => port.send(received.report())?,
+            CounterMessage::Post(producer, sequence) => received.record(producer, sequence),
+            CounterMessage::Ask(port) => port.send(received.report())?,
         }
         Ok(())
     }
@@ -50,24 +51,25 @@ impl Actor for Counter {
 impl Ractor {
     /// Starts an actor.
     pub fn start() -> anyhow::Result<Self> {
-        let (actor, _) = ractor::ActorRuntime::spawn_instant(None, Counter, ())?;
+        let (actor, _) = ractor::ActorRuntime::spawn_instant(None, RactorCounter, ())?;
         Ok(Self(actor))
     }
 }
 
 impl actors::Actor for Ractor {
-    const QUEUES: bool = false;
+    const IS_EAGER: bool = false;
 
-    async fn tell(&self, producer: u32, sequence: u64, _: &Bytes) -> anyhow::Result<()> {
-        self.0.cast(Message::Tell(producer, sequence)).map_err(|error| anyhow::anyhow!("{error}"))
+    async fn send(&self, producer: u32, sequence: u64, _: &Bytes) -> anyhow::Result<()> {
+        let sent = self.0.cast(CounterMessage::Post(producer, sequence));
+        sent.map_err(|error| anyhow::anyhow!("{error}"))
     }
 
     fn ask(&self) -> impl Future<Output = anyhow::Result<(u64, bool)>> + Send + 'static {
         let actor = self.0.clone();
         async move {
-            match actor.call(Message::Ask, None).await {
+            match actor.call(CounterMessage::Ask, None).await {
                 Ok(CallResult::Success(report)) => Ok(report),
-                _ => anyhow::bail!("no answer"),
+                _ => anyhow::bail!("the actor did not reply"),
             }
         }
     }

@@ -1,5 +1,7 @@
-//! tarpc over TCP with bincode, whose messages are the shortest. The bounds of its queues are
-//! raised above what is in flight; a task for each request, as its documentation has it.
+//! tarpc over TCP with bincode, which has the shortest messages of its formats.
+//!
+//! The capacities of its queues exceed the number of requests in flight. The server spawns a task
+//! for each request, as the documentation of tarpc does.
 
 use std::future::ready;
 use std::net::SocketAddr;
@@ -15,20 +17,20 @@ use tarpc::{client, context, serde_transport};
 const IN_FLIGHT: usize = 4096;
 
 #[::tarpc::service]
-trait Echo {
+trait TarpcEcho {
     async fn echo(body: Bytes) -> Bytes;
 }
 
 #[derive(Clone)]
-struct Server;
+struct EchoServer;
 
-impl Echo for Server {
+impl TarpcEcho for EchoServer {
     async fn echo(self, _: context::Context, body: Bytes) -> Bytes {
         body
     }
 }
 
-/// Serves at a free port.
+/// Starts a server on a free port and returns its address.
 pub async fn listen() -> anyhow::Result<SocketAddr> {
     let mut incoming = serde_transport::tcp::listen("127.0.0.1:0", Bincode::default).await?;
     let address = incoming.local_addr();
@@ -38,7 +40,7 @@ pub async fn listen() -> anyhow::Result<SocketAddr> {
                 continue;
             }
             let config = tarpc::server::Config { pending_response_buffer: IN_FLIGHT };
-            let requests = BaseChannel::new(config, connection).execute(Server.serve());
+            let requests = BaseChannel::new(config, connection).execute(EchoServer.serve());
             tokio::spawn(requests.for_each(|response| {
                 tokio::spawn(response);
                 ready(())
@@ -50,11 +52,11 @@ pub async fn listen() -> anyhow::Result<SocketAddr> {
 
 /// A connection.
 #[derive(Clone)]
-pub struct Tarpc(EchoClient);
+pub struct Tarpc(TarpcEchoClient);
 
 impl Target for Tarpc {
     const CASES: &'static [Case] = &[Case::Echo];
-    const QUEUES: bool = false;
+    const IS_EAGER: bool = false;
 
     async fn connect(address: SocketAddr) -> anyhow::Result<Self> {
         let connection = serde_transport::tcp::connect(address, Bincode::default).await?;
@@ -62,14 +64,14 @@ impl Target for Tarpc {
         let mut config = client::Config::default();
         config.max_in_flight_requests = IN_FLIGHT;
         config.pending_request_buffer = IN_FLIGHT;
-        Ok(Self(EchoClient::new(config, connection).spawn()))
+        Ok(Self(TarpcEchoClient::new(config, connection).spawn()))
     }
 
     fn call(&self, request: &Request) -> impl Future<Output = anyhow::Result<()>> + Send + 'static {
         let (client, body, size) = (self.0.clone(), request.body.clone(), request.size);
         async move {
-            let answer = client.echo(context::current(), body).await?;
-            anyhow::ensure!(answer.len() == size, "an answer of the wrong length");
+            let response = client.echo(context::current(), body).await?;
+            anyhow::ensure!(response.len() == size, "the response has a wrong length");
             Ok(())
         }
     }

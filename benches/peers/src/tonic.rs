@@ -1,4 +1,4 @@
-//! tonic, unary, prost with `Bytes`. No timeouts, no interceptors, no compression.
+//! tonic with unary calls and prost's `Bytes`, without timeouts, interceptors and compression.
 
 use std::net::SocketAddr;
 
@@ -14,10 +14,10 @@ use proto::Body;
 use proto::echo_client::EchoClient;
 use proto::echo_server::{Echo, EchoServer};
 
-struct Service;
+struct EchoService;
 
 #[::tonic::async_trait]
-impl Echo for Service {
+impl Echo for EchoService {
     async fn echo(
         &self,
         request: tonic::Request<Body>,
@@ -26,12 +26,12 @@ impl Echo for Service {
     }
 }
 
-/// Serves at a free port.
+/// Starts a server on a free port and returns its address.
 pub async fn listen() -> anyhow::Result<SocketAddr> {
     let incoming = TcpIncoming::bind("127.0.0.1:0".parse()?)?.with_nodelay(Some(true));
     let address = incoming.local_addr()?;
     tokio::spawn(
-        Server::builder().add_service(EchoServer::new(Service)).serve_with_incoming(incoming),
+        Server::builder().add_service(EchoServer::new(EchoService)).serve_with_incoming(incoming),
     );
     Ok(address)
 }
@@ -42,7 +42,7 @@ pub struct Tonic(EchoClient<Channel>);
 
 impl Target for Tonic {
     const CASES: &'static [Case] = &[Case::Echo];
-    const QUEUES: bool = false;
+    const IS_EAGER: bool = false;
 
     async fn connect(address: SocketAddr) -> anyhow::Result<Self> {
         let endpoint = Endpoint::from_shared(format!("http://{address}"))?.tcp_nodelay(true);
@@ -52,8 +52,8 @@ impl Target for Tonic {
     fn call(&self, request: &Request) -> impl Future<Output = anyhow::Result<()>> + Send + 'static {
         let (mut client, body, size) = (self.0.clone(), request.body.clone(), request.size);
         async move {
-            let answer = client.echo(Body { body }).await?.into_inner();
-            anyhow::ensure!(answer.body.len() == size, "an answer of the wrong length");
+            let response = client.echo(Body { body }).await?.into_inner();
+            anyhow::ensure!(response.body.len() == size, "the response has a wrong length");
             Ok(())
         }
     }

@@ -1,7 +1,8 @@
-//! kameo's remote actors over libp2p's TCP, noise and yamux, as in its own swarm; but with an
-//! address to dial instead of a search by mDNS, more than 100 requests at a time (it fails those
-//! above), and connections that outlast a pause. An unbounded mailbox, as bounded ones are slower;
-//! without its tracing.
+//! kameo's remote actors over libp2p with TCP, noise and yamux, as in kameo's own swarm.
+//!
+//! The set-up differs in three points: the client dials an address instead of a search by mDNS,
+//! more than kameo's default of 100 requests can be pending, and idle connections stay open. The
+//! mailbox is unbounded, because kameo's bounded mailboxes are slower. kameo's tracing is disabled.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -22,15 +23,15 @@ use libp2p::swarm::SwarmEvent;
 use libp2p::{Multiaddr, Swarm, SwarmBuilder, noise, tcp, yamux};
 use serde::{Deserialize, Serialize};
 
-/// The most that a connection of yamux has.
-const STREAMS: usize = 512;
-const PAUSE: Duration = Duration::from_secs(3600);
+/// The maximum number of streams of a yamux connection.
+const MAX_STREAMS: usize = 512;
+const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
 const NAME: &str = "echo";
 
 #[derive(RemoteActor)]
-struct Echo;
+struct KameoEcho;
 
-impl kameo::Actor for Echo {
+impl kameo::Actor for KameoEcho {
     type Args = Self;
     type Error = Infallible;
 
@@ -39,12 +40,14 @@ impl kameo::Actor for Echo {
     }
 }
 
-/// The message and its answer. `Bytes` and not a `Vec`, which serde would take byte by byte.
+/// The message and its reply.
+///
+/// It contains `Bytes`, because serde would serialize a `Vec` byte by byte.
 #[derive(Reply, Serialize, Deserialize)]
 struct Body(Bytes);
 
 #[remote_message]
-impl Message<Body> for Echo {
+impl Message<Body> for KameoEcho {
     type Reply = Body;
 
     async fn handle(&mut self, body: Body, _: &mut Context<Self, Body>) -> Body {
@@ -52,25 +55,25 @@ impl Message<Body> for Echo {
     }
 }
 
-/// The node of this process.
+/// Creates the node of this process.
 fn start_node() -> anyhow::Result<Swarm<Behaviour>> {
-    let messaging = messaging::Config::default().with_max_concurrent_streams(STREAMS);
+    let messaging = messaging::Config::default().with_max_concurrent_streams(MAX_STREAMS);
     let swarm = SwarmBuilder::with_new_identity()
         .with_tokio()
         .with_tcp(tcp::Config::default(), noise::Config::new, yamux::Config::default)?
         .with_behaviour(|key| Behaviour::new(key.public().to_peer_id(), messaging))?
-        .with_swarm_config(|config| config.with_idle_connection_timeout(PAUSE))
+        .with_swarm_config(|config| config.with_idle_connection_timeout(IDLE_TIMEOUT))
         .build();
     swarm.behaviour().try_init_global()?;
     Ok(swarm)
 }
 
-/// Keeps the node going.
+/// Spawns a task that drives the node.
 fn run(mut swarm: Swarm<Behaviour>) {
     tokio::spawn(async move { while swarm.next().await.is_some() {} });
 }
 
-/// Serves at a free port.
+/// Starts a server on a free port and returns its address.
 pub async fn listen() -> anyhow::Result<SocketAddr> {
     let mut swarm = start_node()?;
     swarm.listen_on("/ip4/127.0.0.1/tcp/0".parse()?)?;
@@ -80,20 +83,20 @@ pub async fn listen() -> anyhow::Result<SocketAddr> {
         }
     };
     run(swarm);
-    Echo::spawn_with_mailbox(Echo, mailbox::unbounded()).register(NAME).await?;
+    KameoEcho::spawn_with_mailbox(KameoEcho, mailbox::unbounded()).register(NAME).await?;
     let port = address
         .iter()
         .find_map(|part| if let Protocol::Tcp(port) = part { Some(port) } else { None });
-    Ok(([127, 0, 0, 1], port.context("not TCP")?).into())
+    Ok(([127, 0, 0, 1], port.context("the address has no TCP port")?).into())
 }
 
-/// The actor of the other process.
+/// A ref to the actor of the server process.
 #[derive(Clone)]
-pub struct Kameo(RemoteActorRef<Echo>);
+pub struct Kameo(RemoteActorRef<KameoEcho>);
 
 impl Target for Kameo {
     const CASES: &'static [Case] = &[Case::Ask, Case::Echo];
-    const QUEUES: bool = false;
+    const IS_EAGER: bool = false;
 
     async fn connect(address: SocketAddr) -> anyhow::Result<Self> {
         let mut swarm = start_node()?;
@@ -106,7 +109,7 @@ impl Target for Kameo {
                     endpoint: ConnectedPoint::Dialer { address, .. },
                     ..
                 } => {
-                    // So that the search for the actor asks there.
+                    // `lookup` asks only peers whose address is known.
                     swarm.add_peer_address(peer_id, address);
                     break;
                 }
@@ -122,8 +125,8 @@ impl Target for Kameo {
     fn call(&self, request: &Request) -> impl Future<Output = anyhow::Result<()>> + Send + 'static {
         let (actor, body, size) = (self.0.clone(), Body(request.body.clone()), request.size);
         async move {
-            let answer = actor.ask(&body).await?;
-            anyhow::ensure!(answer.0.len() == size, "an answer of the wrong length");
+            let reply = actor.ask(&body).await?;
+            anyhow::ensure!(reply.0.len() == size, "the reply has a wrong length");
             Ok(())
         }
     }

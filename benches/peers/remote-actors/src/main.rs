@@ -1,14 +1,17 @@
-//! Actor libraries between two processes, as measured processes: `benches::process` says how they
-//! are driven. Each as favourably set up as its API reasonably allows; what was chosen stands at
-//! the place. With both, a process is one node that has one connection to another, so criterion,
-//! which keeps both ends in one process, cannot measure them.
+//! The measured processes of actor libraries whose actors are in two processes.
+//!
+//! `benches::process` documents the command line and the jobs. Each library has the fastest set-up
+//! that its API reasonably allows, which is documented in its module.
+//!
+//! In both libraries, a process is one node, and two nodes have one connection. Criterion runs both
+//! ends in one process, so it cannot measure them.
 
 mod kameo;
 mod ractor;
 
 use anyhow::Context;
-use benches::load::{Calls, Target};
-use benches::process::{Arguments, Role, Serving, drive, serve};
+use benches::load::{CallClient, Target};
+use benches::process::{Arguments, Role, ServerOnly, drive, serve};
 use clap::Parser;
 
 #[tokio::main]
@@ -18,18 +21,18 @@ async fn main() -> anyhow::Result<()> {
             let address = match kind.as_str() {
                 "kameo-remote" => kameo::listen().await?,
                 "ractor-cluster" => ractor::listen().await?,
-                other => anyhow::bail!("no server {other}"),
+                other => anyhow::bail!("there is no server {other}"),
             };
-            serve(address, Serving(())).await
+            serve(address, ServerOnly(())).await
         }
         Role::Drive { kind, address } => match kind.as_str() {
             "kameo-remote" => call::<kameo::Kameo>(address).await,
             "ractor-cluster" => call::<ractor::Ractor>(address).await,
-            other => anyhow::bail!("no contender {other}"),
+            other => anyhow::bail!("there is no contender {other}"),
         },
     }
 }
 
 async fn call<T: Target>(address: Option<std::net::SocketAddr>) -> anyhow::Result<()> {
-    drive(Calls::<T>::new(address.context("the server's address is needed")?)).await
+    drive(CallClient::<T>::new(address.context("the server's address is missing")?)).await
 }

@@ -1,6 +1,7 @@
-//! ractor_cluster over plain TCP, without spans for each message. A body is a `Vec<u8>`, which it
-//! passes on as it is. The echoing actor is found as its documentation has it: by its process
-//! group, which the nodes tell each other.
+//! ractor_cluster over plain TCP, without spans for each message.
+//!
+//! A body is a `Vec<u8>`, which ractor_cluster does not convert. The client finds the echo actor by
+//! its process group, which the nodes synchronize, as the documentation of ractor_cluster does.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 
@@ -19,27 +20,31 @@ const HOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const GROUP: &str = "echo";
 
 #[derive(RactorClusterMessage)]
-enum Message {
+enum EchoMessage {
     #[rpc]
     Echo(Vec<u8>, RpcReplyPort<Vec<u8>>),
 }
 
-struct Echo;
+struct RactorEcho;
 
-impl Actor for Echo {
-    type Msg = Message;
+impl Actor for RactorEcho {
+    type Msg = EchoMessage;
     type State = ();
     type Arguments = ();
 
-    async fn pre_start(&self, myself: ActorRef<Message>, (): ()) -> Result<(), ActorProcessingErr> {
+    async fn pre_start(
+        &self,
+        myself: ActorRef<EchoMessage>,
+        (): (),
+    ) -> Result<(), ActorProcessingErr> {
         pg::join(GROUP.to_owned(), vec![myself.get_cell()]);
         Ok(())
     }
 
     async fn handle(
         &self,
-        _: ActorRef<Message>,
-        Message::Echo(body, port): Message,
+        _: ActorRef<EchoMessage>,
+        EchoMessage::Echo(body, port): EchoMessage,
         (): &mut (),
     ) -> Result<(), ActorProcessingErr> {
         Ok(port.send(body)?)
@@ -52,35 +57,35 @@ async fn start_node(name: &str, port: u16) -> anyhow::Result<ActorRef<NodeServer
     Ok(Actor::spawn(None, node, ()).await?.0)
 }
 
-/// Serves at a free port.
+/// Starts a server on a free port and returns its address.
 pub async fn listen() -> anyhow::Result<SocketAddr> {
-    // A node does not tell which port it got, so one that is free now is chosen for it.
+    // A node does not report its port, so it gets a port that is free at the moment.
     let address = TcpListener::bind((HOST, 0))?.local_addr()?;
-    Actor::spawn(None, Echo, ()).await?;
+    Actor::spawn(None, RactorEcho, ()).await?;
     start_node("server", address.port()).await?;
     Ok(address)
 }
 
-/// The actor of the other process.
+/// A ref to the actor of the server process.
 #[derive(Clone)]
-pub struct Ractor(ActorRef<Message>);
+pub struct Ractor(ActorRef<EchoMessage>);
 
 impl Target for Ractor {
     const CASES: &'static [Case] = &[Case::Ask, Case::Echo];
-    const QUEUES: bool = false;
+    const IS_EAGER: bool = false;
 
     async fn connect(address: SocketAddr) -> anyhow::Result<Self> {
         let group = GROUP.to_owned();
         anyhow::ensure!(
             pg::get_members(&group).is_empty(),
-            "the nodes have a connection, and only one"
+            "two nodes cannot have a second connection"
         );
         let node = start_node("client", 0).await?;
         let (sender, mut ready) = unbounded_channel();
-        let subscription = Box::new(Ready(sender));
+        let subscription = Box::new(ReadyListener(sender));
         node.cast(NodeServerMessage::SubscribeToEvents { id: group.clone(), subscription })?;
         client_connect(&node, address).await?;
-        ready.recv().await.context("the node stopped")?;
+        ready.recv().await.context("the node has stopped")?;
         let actor =
             pg::get_members(&group).into_iter().next().context("the server has no such actor")?;
         Ok(Self(actor.into()))
@@ -89,27 +94,27 @@ impl Target for Ractor {
     fn call(&self, request: &Request) -> impl Future<Output = anyhow::Result<()>> + Send + 'static {
         let (actor, body, size) = (self.0.clone(), request.body.to_vec(), request.size);
         async move {
-            match actor.call(|port| Message::Echo(body, port), None).await {
-                Ok(CallResult::Success(answer)) => {
-                    anyhow::ensure!(answer.len() == size, "an answer of the wrong length");
+            match actor.call(|port| EchoMessage::Echo(body, port), None).await {
+                Ok(CallResult::Success(reply)) => {
+                    anyhow::ensure!(reply.len() == size, "the reply has a wrong length");
                     Ok(())
                 }
-                _ => anyhow::bail!("no answer"),
+                _ => anyhow::bail!("the actor did not reply"),
             }
         }
     }
 }
 
-/// Tells when the nodes know each other's groups.
-struct Ready(UnboundedSender<()>);
+/// Sends a message when the two nodes have synchronized their process groups.
+struct ReadyListener(UnboundedSender<()>);
 
-impl NodeEventSubscription for Ready {
+impl NodeEventSubscription for ReadyListener {
     fn node_session_opened(&self, _: NodeServerSessionInformation) {}
     fn node_session_disconnected(&self, _: NodeServerSessionInformation) {}
     fn node_session_authenticated(&self, _: NodeServerSessionInformation) {}
 
     fn node_session_ready(&self, _: NodeServerSessionInformation) {
-        // It may have stopped waiting.
+        // This fails if `connect` was cancelled.
         let _ = self.0.send(());
     }
 }
