@@ -1,4 +1,4 @@
-//! From `.proto` files to a directory of Rust files.
+//! Compiles `.proto` files into Rust files, one for each package.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -12,17 +12,17 @@ use protox::file::{
 
 use crate::service::{ALLOW, ENDPOINT_REF, Generator, ONE_WAY};
 
-/// Compiles `protos` and writes one Rust file per package to `OUT_DIR`, for
-/// `rpc_core::include_proto!`.
+/// Compiles `protos` and writes one Rust file per package to `OUT_DIR`.
 ///
-/// `includes` are the directories in which `protos` and what they import are looked for, in this
-/// order. `rpc_core.proto` and `google/protobuf/*.proto` are built in. Cargo is told to run the
-/// build script again when one of the files read changes.
+/// Include a file with `rpc_core::include_proto!`. `includes` are the directories that are searched
+/// for `protos` and their imports, in this order. `rpc_core.proto` and `google/protobuf/*.proto`
+/// are built in. The function prints `cargo:rerun-if-changed` for every file that it reads, so
+/// cargo runs the build script again when one of them changes.
 ///
 /// # Errors
 ///
-/// A file that is missing or wrong (with the place in it), an rpc with `stream`, `OUT_DIR` not set
-/// or not writable.
+/// Fails if a file is missing or invalid (the error contains the line and column), if an rpc uses
+/// `stream`, or if `OUT_DIR` is not set or not writable.
 pub fn compile_protos(
     protos: &[impl AsRef<Path>],
     includes: &[impl AsRef<Path>],
@@ -35,7 +35,7 @@ pub fn compile_protos(
     Ok(())
 }
 
-/// The files that were read come back.
+/// Compiles `protos` into the directory `out`, and returns the paths of the files it read.
 pub(crate) fn compile_into(
     out: &Path,
     protos: &[impl AsRef<Path>],
@@ -45,7 +45,7 @@ pub(crate) fn compile_into(
     for include in includes {
         resolver.add(IncludeFileResolver::new(include.as_ref().to_owned()));
     }
-    resolver.add(OwnFiles);
+    resolver.add(BuiltInResolver);
     resolver.add(GoogleFileResolver::new());
 
     let mut compiler = Compiler::with_file_resolver(resolver);
@@ -53,7 +53,7 @@ pub(crate) fn compile_into(
     compiler.open_files(protos.iter().map(AsRef::as_ref)).map_err(|e| Error(format!("{e:?}")))?;
     let files = compiler.files().filter_map(|file| file.path().map(Path::to_owned)).collect();
     let descriptors = compiler.file_descriptor_set();
-    refuse_streams(&descriptors)?;
+    reject_streams(&descriptors)?;
     let packages: BTreeSet<String> =
         descriptors.file.iter().map(|file| file.package().to_owned()).collect();
 
@@ -62,7 +62,7 @@ pub(crate) fn compile_into(
         .out_dir(out)
         .prost_path("::rpc_core::codegen::prost")
         .bytes(["."])
-        // It never travels and is never constructed; this keeps it out of the output.
+        // A `OneWay` is never sent or constructed. This path keeps it out of the output.
         .extern_path(ONE_WAY, "()")
         .extern_path(ENDPOINT_REF, "::rpc_core::EndpointRef")
         .type_attribute(".", ALLOW)
@@ -71,15 +71,17 @@ pub(crate) fn compile_into(
         .map_err(|e| Error(e.to_string()))?;
     for package in packages {
         let file = out.join(format!("{package}.rs"));
-        silence_modules(&file)
+        allow_lints_in_modules(&file)
             .map_err(|e| Error(format!("cannot rewrite {}: {e}", file.display())))?;
     }
     Ok(files)
 }
 
-/// prost-build puts attributes on types, but not on the modules in which it nests them.
-fn silence_modules(file: &Path) -> io::Result<()> {
-    // A package in which everything is declared elsewhere has no file.
+/// Adds [`ALLOW`] to the modules in `file`.
+///
+/// prost-build adds attributes to types, but not to the modules of nested types.
+fn allow_lints_in_modules(file: &Path) -> io::Result<()> {
+    // A package whose types are all replaced by `extern_path` has no file.
     if !file.exists() {
         return Ok(());
     }
@@ -87,13 +89,14 @@ fn silence_modules(file: &Path) -> io::Result<()> {
     fs::write(file, text.replace("\npub mod ", &format!("\n{ALLOW}\npub mod ")))
 }
 
-fn refuse_streams(descriptors: &FileDescriptorSet) -> Result<(), Error> {
+/// Fails if an rpc uses `stream`.
+fn reject_streams(descriptors: &FileDescriptorSet) -> Result<(), Error> {
     for service in descriptors.file.iter().flat_map(|file| &file.service) {
         for method in &service.method {
             if method.client_streaming() || method.server_streaming() {
                 return Err(Error(format!(
-                    "rpc {}.{} uses `stream`: endpoints take and answer single messages; \
-                     send bulk data through network-common, or one message per item",
+                    "rpc {}.{} uses `stream`, which rpc-core does not support: send bulk data \
+                     through network-common, or one message per item",
                     service.name(),
                     method.name(),
                 )));
@@ -103,10 +106,10 @@ fn refuse_streams(descriptors: &FileDescriptorSet) -> Result<(), Error> {
     Ok(())
 }
 
-/// `rpc_core.proto`, which users import without having it on disk.
-struct OwnFiles;
+/// Resolves the import of `rpc_core.proto`, which users do not have on disk.
+struct BuiltInResolver;
 
-impl FileResolver for OwnFiles {
+impl FileResolver for BuiltInResolver {
     fn open_file(&self, name: &str) -> Result<File, protox::Error> {
         match name {
             "rpc_core.proto" => File::from_source(name, include_str!("../proto/rpc_core.proto")),
@@ -115,8 +118,10 @@ impl FileResolver for OwnFiles {
     }
 }
 
-/// Why the build script failed. Its text, also the one that `unwrap` prints, is meant for the
-/// developer.
+/// The error of a failed compilation.
+///
+/// `Debug` prints the same text as `Display`, so that the text is readable if the build script
+/// calls `unwrap` or returns the error.
 pub struct Error(String);
 
 impl Error {
@@ -131,7 +136,6 @@ impl fmt::Display for Error {
     }
 }
 
-// A build script that returns its error prints it in this form.
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
@@ -160,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn an_rpc_becomes_a_variant_with_its_context() {
+    fn rpc_becomes_variant_with_call_context() {
         let text = compile_service("rpc Get(A) returns (B);").unwrap();
         assert!(text.contains("pub enum SvcMessage {"), "{text}");
         assert!(text.contains("Get(A, ::rpc_core::RpcCallContext<B>),"), "{text}");
@@ -170,31 +174,31 @@ mod tests {
     }
 
     #[test]
-    fn a_one_way_rpc_has_no_context() {
-        let text = compile_service("rpc Tell(A) returns (rpc_core.OneWay);").unwrap();
-        assert!(text.contains("Tell(A),"), "{text}");
+    fn one_way_rpc_becomes_variant_without_call_context() {
+        let text = compile_service("rpc Post(A) returns (rpc_core.OneWay);").unwrap();
+        assert!(text.contains("Post(A),"), "{text}");
         assert!(text.contains("const ONE_WAY: bool = true;"), "{text}");
         assert!(!text.contains("RpcCallContext<OneWay>"), "{text}");
     }
 
     #[test]
-    fn empty_is_an_answer() {
+    fn empty_return_type_becomes_unit_reply() {
         let text = compile_service("rpc Get(A) returns (google.protobuf.Empty);").unwrap();
         assert!(text.contains("Get(A, ::rpc_core::RpcCallContext<()>),"), "{text}");
     }
 
     #[test]
-    fn a_ref_in_a_message_is_the_one_of_rpc_core() {
+    fn ref_field_has_the_type_of_rpc_core() {
         let text =
-            compile(&format!("{HEADER} message C {{ rpc_core.EndpointRef who = 1; }}")).unwrap();
+            compile(&format!("{HEADER} message C {{ rpc_core.EndpointRef peer = 1; }}")).unwrap();
         assert!(
-            text.contains("pub who: ::core::option::Option<::rpc_core::EndpointRef>,"),
+            text.contains("pub peer: ::core::option::Option<::rpc_core::EndpointRef>,"),
             "{text}"
         );
     }
 
     #[test]
-    fn rpcs_that_share_a_request_get_newtypes() {
+    fn rpcs_with_the_same_request_type_get_newtypes() {
         let text = compile_service(
             "rpc Get(A) returns (B); rpc Put(A) returns (B); rpc Del(B) returns (A);",
         )
@@ -207,19 +211,19 @@ mod tests {
     }
 
     #[test]
-    fn comments_become_documentation() {
+    fn comment_becomes_doc_comment() {
         let text = compile_service("\n// Fetches it.\nrpc Get(A) returns (B);").unwrap();
         assert!(text.contains("    /// Fetches it.\n    Get("), "{text}");
     }
 
     #[test]
-    fn streams_are_refused_by_name() {
+    fn error_names_rpc_that_uses_stream() {
         let error = compile_service("rpc Watch(A) returns (stream B);").unwrap_err();
         assert!(error.to_string().contains("Svc.Watch"), "{error}");
     }
 
     #[test]
-    fn a_wrong_file_is_told_with_its_place() {
+    fn error_names_unknown_type() {
         let error =
             compile("syntax = \"proto3\"; package pkg; message A { Unknown u = 1; }").unwrap_err();
         assert!(error.to_string().contains("Unknown"), "{error}");

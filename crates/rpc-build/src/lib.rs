@@ -1,4 +1,6 @@
-//! Turns the services of `.proto` files into [rpc-core] messages.
+//! Generates [rpc-core] messages from the services of `.proto` files.
+//!
+//! Call [`compile_protos`] in `build.rs`, and include the generated file of each package:
 //!
 //! ```no_run
 //! // build.rs
@@ -8,13 +10,13 @@
 //! ```
 //!
 //! ```text
-//! // lib.rs: every package becomes a file of its name in OUT_DIR
+//! // lib.rs: the package `hello` is the file `hello.rs` in OUT_DIR
 //! pub mod hello {
 //!     rpc_core::include_proto!("hello");
 //! }
 //! ```
 //!
-//! A service becomes an enum with a variant per rpc. This one
+//! A service becomes an enum with one variant per rpc. For example, this service
 //!
 //! ```proto
 //! import "rpc_core.proto";
@@ -34,17 +36,18 @@
 //! }
 //! ```
 //!
-//! with an implementation of `RpcMessage`, so that an endpoint can receive it, and one of
-//! `RpcRequest` for each request, so that a typed ref sends it and knows the type of its answer.
+//! The enum implements `RpcMessage`, so an endpoint can receive it. Each request implements
+//! `RpcRequest`, so a ref can send it, and an ask returns the right type.
 //!
-//! * `rpc_core.OneWay` as the return type means that there is no answer. `google.protobuf.Empty`
-//!   means an answer with nothing in it: `()`.
-//! * Rpcs of one service that share a request type cannot be told apart by it. Each gets a newtype
-//!   named after service and rpc: `HelloSayHi(pub Name)`.
-//! * A field of type `rpc_core.EndpointRef` holds the ref of an endpoint.
-//! * Streams have no place in this model: an rpc with `stream` is an error.
+//! * An rpc that returns `rpc_core.OneWay` has no reply. An rpc that returns
+//!   `google.protobuf.Empty` has an empty reply, which is `()` in Rust.
+//! * If two rpcs of a service take the same message type, each of them gets a newtype for its
+//!   request: `HelloSayHi(pub Name)`.
+//! * A field of type `rpc_core.EndpointRef` contains the ref of an endpoint.
+//! * An rpc that uses `stream` is an error, because rpc-core has no streams.
+//! * The comments of the `.proto` file become doc comments.
 //!
-//! The `.proto` files are compiled by [protox]: nothing needs to be installed.
+//! The files are compiled by [protox], so `protoc` is not needed.
 //!
 //! [rpc-core]: https://docs.rs/rpc-core
 

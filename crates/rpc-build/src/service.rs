@@ -1,19 +1,22 @@
-//! From one service to the text of its message enum.
+//! Generates the message enum of a service, and the implementations of its requests.
 
 use std::collections::HashMap;
 use std::fmt::Write;
 
 use prost_build::{Comments, Method, Service, ServiceGenerator};
 
-/// The return type of rpcs without an answer.
+/// The return type of rpcs without a reply.
 pub(crate) const ONE_WAY: &str = ".rpc_core.OneWay";
 
-/// The ref of an endpoint inside a message, which is a type of rpc-core.
+/// The message that stands for `rpc_core::EndpointRef`.
 pub(crate) const ENDPOINT_REF: &str = ".rpc_core.EndpointRef";
 
-/// Stands on everything generated: lints that a crate may have switched on for the code it writes
-/// itself. Nor does a client that matches on no message have dead code.
-pub(crate) const ALLOW: &str = "#[allow(dead_code, missing_docs, unreachable_pub, unnameable_types, non_camel_case_types, \
+/// The attribute of all generated items.
+///
+/// It allows lints that a crate may have enabled for its own code. `dead_code` is needed for
+/// clients, which construct requests but never match on the enum.
+pub(crate) const ALLOW: &str = "#[allow(dead_code, missing_docs, unreachable_pub, \
+                                unnameable_types, non_camel_case_types, \
                                 clippy::all, clippy::pedantic, clippy::restriction)]";
 
 pub(crate) struct Generator;
@@ -25,32 +28,32 @@ impl ServiceGenerator for Generator {
     }
 }
 
-/// One rpc as it is written.
+/// An rpc of the service.
 struct Rpc<'a> {
     method: &'a Method,
     /// The type that implements `RpcRequest`.
     request: String,
-    /// `request` wraps the message in a newtype.
-    wrapped: bool,
-    one_way: bool,
+    /// Whether `request` is a newtype around the message.
+    is_newtype: bool,
+    is_one_way: bool,
 }
 
 fn write_service(service: &Service, out: &mut String) -> std::fmt::Result {
-    let mut users = HashMap::<&str, usize>::new();
+    let mut use_counts = HashMap::<&str, usize>::new();
     for method in &service.methods {
-        *users.entry(&method.input_type).or_default() += 1;
+        *use_counts.entry(&method.input_type).or_default() += 1;
     }
     let rpcs: Vec<Rpc<'_>> = service
         .methods
         .iter()
         .map(|method| {
-            let wrapped = users[method.input_type.as_str()] > 1;
-            let request = if wrapped {
+            let is_newtype = use_counts[method.input_type.as_str()] > 1;
+            let request = if is_newtype {
                 format!("{}{}", service.name, method.proto_name)
             } else {
                 method.input_type.clone()
             };
-            Rpc { method, request, wrapped, one_way: method.output_proto_type == ONE_WAY }
+            Rpc { method, request, is_newtype, is_one_way: method.output_proto_type == ONE_WAY }
         })
         .collect();
 
@@ -64,7 +67,7 @@ fn write_service(service: &Service, out: &mut String) -> std::fmt::Result {
     write_enum(service, &message, &full_name, &rpcs, out)?;
     write_decode(&message, &full_name, &rpcs, out)?;
     for rpc in &rpcs {
-        if rpc.wrapped {
+        if rpc.is_newtype {
             write_newtype(&full_name, rpc, out)?;
         }
         write_request(&message, &full_name, rpc, out)?;
@@ -88,9 +91,9 @@ fn write_enum(
         let Method { proto_name, input_type, output_type, comments, .. } = rpc.method;
         write_docs(comments, 1, out);
         if comments.leading.is_empty() {
-            writeln!(out, "    /// `rpc {proto_name}`.")?;
+            writeln!(out, "    /// The request of `rpc {proto_name}`.")?;
         }
-        if rpc.one_way {
+        if rpc.is_one_way {
             writeln!(out, "    {proto_name}({input_type}),")?;
         } else {
             writeln!(
@@ -123,7 +126,7 @@ fn write_decode(
     writeln!(out, "        match request.path() {{")?;
     for rpc in rpcs {
         let name = &rpc.method.proto_name;
-        let context = if rpc.one_way { "" } else { ", request.context()" };
+        let context = if rpc.is_one_way { "" } else { ", request.context()" };
         writeln!(
             out,
             "            \"/{full_name}/{name}\" => Ok(Self::{name}(request.decode()?{context})),"
@@ -134,10 +137,8 @@ fn write_decode(
 
 fn write_newtype(full_name: &str, rpc: &Rpc<'_>, out: &mut String) -> std::fmt::Result {
     let Method { proto_name, input_type, .. } = rpc.method;
-    writeln!(
-        out,
-        "/// The request of `rpc {proto_name}` of `{full_name}`, which shares its type with others."
-    )?;
+    writeln!(out, "/// The request of `rpc {proto_name}` of `{full_name}`.\n///")?;
+    writeln!(out, "/// It is a newtype, because another rpc has the same request type.")?;
     writeln!(
         out,
         "{ALLOW}\n#[derive(Clone, Debug, PartialEq)]\npub struct {}(pub {input_type});\n",
@@ -152,8 +153,8 @@ fn write_request(
     out: &mut String,
 ) -> std::fmt::Result {
     let name = &rpc.method.proto_name;
-    let inner = if rpc.wrapped { "self.0" } else { "self" };
-    let reply = if rpc.one_way { "()" } else { &rpc.method.output_type };
+    let inner = if rpc.is_newtype { "self.0" } else { "self" };
+    let reply = if rpc.is_one_way { "()" } else { &rpc.method.output_type };
     writeln!(out, "{ALLOW}\nimpl ::rpc_core::RpcRequest<{message}> for {} {{", rpc.request)?;
     writeln!(out, "    type Reply = {reply};\n")?;
     writeln!(
@@ -161,7 +162,7 @@ fn write_request(
         "    const METHOD: ::core::option::Option<::rpc_core::Method> = \
          ::core::option::Option::Some(::rpc_core::Method::new(\"/{full_name}/{name}\"));"
     )?;
-    if rpc.one_way {
+    if rpc.is_one_way {
         writeln!(out, "    const ONE_WAY: bool = true;")?;
         writeln!(
             out,
@@ -171,18 +172,19 @@ fn write_request(
     } else {
         writeln!(
             out,
-            "\n    fn into_message(self, context: ::rpc_core::RpcCallContext<{reply}>) -> {message} {{"
+            "\n    fn into_message(self, context: ::rpc_core::RpcCallContext<{reply}>) \
+             -> {message} {{"
         )?;
         writeln!(out, "        {message}::{name}({inner}, context)\n    }}")?;
     }
-    let borrow = if rpc.wrapped { "&self.0" } else { "self" };
+    let borrow = if rpc.is_newtype { "&self.0" } else { "self" };
     writeln!(
         out,
         "\n    fn encode(&self, body: &mut ::rpc_core::EncodeBuf<'_>) \
          -> ::core::result::Result<(), ::rpc_core::RpcError> {{"
     )?;
     writeln!(out, "        body.put_message({borrow})\n    }}")?;
-    if !rpc.one_way {
+    if !rpc.is_one_way {
         writeln!(
             out,
             "\n    fn decode_reply(body: ::rpc_core::DecodeBuf) \
