@@ -3,15 +3,15 @@ import java.util.concurrent.CompletableFuture;
 import org.apache.spark.network.client.TransportClient;
 import org.apache.spark.network.server.RpcHandler;
 
-/** What differs between releases, for those before 3.2; since-3.2 holds its twin. */
+/** The calls that differ between releases, for those before 3.2. since-3.2 has the other ones. */
 final class Generation {
-  /** Whether this release knows merged block meta and can answer an upload with bytes. */
+  /** Whether this release has merged block meta and can respond to an upload with bytes. */
   static final boolean SINCE_3_2 = false;
 
   private Generation() {}
 
   abstract static class Handler extends RpcHandler {
-    /** Never called: the message type does not exist yet. */
+    /** Is never called, because these releases do not have the message type. */
     abstract byte[] mergedBlockMeta(String appId, int shuffleId, int shuffleMergeId, int reduceId);
   }
 

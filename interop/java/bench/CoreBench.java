@@ -15,12 +15,12 @@ import scala.reflect.ClassTag$;
 import scala.runtime.AbstractPartialFunction;
 import scala.runtime.BoxedUnit;
 
-/** Asks through Spark's RpcEnv, with its defaults and Java serialisation, the only one it has there. */
+/** Asks over Spark's RpcEnv with its defaults. RpcEnv supports only Java serialization. */
 final class CoreBench implements SparkBench.Client {
   private static final String ENDPOINT = "bench";
 
   private final RpcEndpointRef endpoint;
-  private final ExecutionContext here = ExecutionContext.fromExecutor(Runnable::run);
+  private final ExecutionContext sameThread = ExecutionContext.fromExecutor(Runnable::run);
 
   private CoreBench(RpcEndpointRef endpoint) {
     this.endpoint = endpoint;
@@ -45,19 +45,19 @@ final class CoreBench implements SparkBench.Client {
   }
 
   @Override
-  public void call(SparkBench.Job job, int connection, Consumer<Throwable> ended) {
+  public void call(SparkBench.Job job, int connection, Consumer<Throwable> onEnd) {
     byte[] message = new byte[job.number("bytes")];
     endpoint
         .<byte[]>ask(message, ClassTag$.MODULE$.apply(byte[].class))
         .onComplete(
-            answer -> {
-              ended.accept(answer.isSuccess() ? null : answer.failed().get());
+            reply -> {
+              onEnd.accept(reply.isSuccess() ? null : reply.failed().get());
               return BoxedUnit.UNIT;
             },
-            here);
+            sameThread);
   }
 
-  /** Gives back what it gets. */
+  /** Replies with the message. */
   private static final class Echo implements ThreadSafeRpcEndpoint {
     private final RpcEnv env;
 

@@ -11,7 +11,8 @@ import java.util.regex.Matcher;
 import java.util.regex.Pattern;
 
 /**
- * Real Spark as a contender of {@code cargo xtask compare}: benches/protocol says how it is driven.
+ * Real Spark as a contender of {@code cargo xtask compare}. benches/protocol documents the
+ * arguments and the jobs.
  *
  * <pre>
  * SparkBench serve transport|core [--file PATH]
@@ -23,13 +24,13 @@ final class SparkBench {
 
   private SparkBench() {}
 
-  /** What a job is done by. */
+  /** Makes the operations of a job. */
   interface Client {
-    /** Begins an operation; {@code ended} is told its end: null, or what went wrong. */
-    void call(Job job, int connection, java.util.function.Consumer<Throwable> ended);
+    /** Begins an operation. {@code onEnd} receives null if it succeeds, otherwise the error. */
+    void call(Job job, int connection, java.util.function.Consumer<Throwable> onEnd);
   }
 
-  /** A line of stdin. */
+  /** A job, which is one line of stdin. */
   static final class Job {
     private final Map<String, String> fields = new HashMap<>();
 
@@ -60,7 +61,7 @@ final class SparkBench {
       int port = core ? CoreBench.serveCore() : TransportBench.serve(file);
       System.out.println("READY 127.0.0.1:" + port);
       while (System.in.read() >= 0) {
-        // Only the end of the input means something.
+        // A server has no jobs.
       }
       System.exit(0);
     }
@@ -75,13 +76,13 @@ final class SparkBench {
     System.exit(0);
   }
 
-  /** Does a job: a thread per connection and task, each with a window of operations. */
+  /** Runs a job with a thread per connection and task, each with a window of operations. */
   private static String run(Client client, Job job) throws Exception {
     int connections = job.number("connections");
     int tasks = connections * job.number("tasks");
     Task[] running = new Task[tasks];
-    long begun = System.nanoTime();
-    long end = begun + job.number("millis") * 1_000_000L;
+    long start = System.nanoTime();
+    long end = start + job.number("millis") * 1_000_000L;
     for (int i = 0; i < tasks; i++) {
       running[i] = new Task(client, job, i % connections, end, tasks == 1);
       running[i].start();
@@ -94,7 +95,7 @@ final class SparkBench {
       }
       operations += task.operations;
     }
-    double seconds = (System.nanoTime() - begun) / 1e9;
+    double seconds = (System.nanoTime() - start) / 1e9;
     return String.format(
         Locale.ROOT,
         "{\"operations\":%d,\"seconds\":%.6f%s}",
@@ -109,52 +110,52 @@ final class SparkBench {
     private final int connection;
     private final long end;
     private final boolean timed;
-    private final Semaphore room;
+    private final Semaphore capacity;
     private final int window;
     final AtomicReference<Throwable> failure = new AtomicReference<>();
     long operations;
     private long[] nanos = new long[1 << 16];
 
-    Task(Client client, Job job, int connection, long end, boolean alone) {
+    Task(Client client, Job job, int connection, long end, boolean isOnly) {
       this.client = client;
       this.job = job;
       this.connection = connection;
       this.end = end;
       window = job.number("window");
-      timed = alone && window == 1;
-      room = new Semaphore(window);
+      timed = isOnly && window == 1;
+      capacity = new Semaphore(window);
     }
 
     @Override
     public void run() {
       while (System.nanoTime() < end && failure.get() == null) {
-        long begun = System.nanoTime();
-        room.acquireUninterruptibly();
+        long start = System.nanoTime();
+        capacity.acquireUninterruptibly();
         client.call(
             job,
             connection,
-            problem -> {
-              if (problem != null) {
-                failure.set(problem);
+            error -> {
+              if (error != null) {
+                failure.set(error);
               }
-              room.release();
+              capacity.release();
             });
         if (timed) {
-          // The one that was begun has ended when there is room again.
-          room.acquireUninterruptibly();
-          keep(System.nanoTime() - begun);
-          room.release();
+          // The window is 1, so this waits until the operation has ended.
+          capacity.acquireUninterruptibly();
+          record(System.nanoTime() - start);
+          capacity.release();
         }
         operations++;
       }
-      room.acquireUninterruptibly(window);
+      capacity.acquireUninterruptibly(window);
     }
 
-    private void keep(long took) {
+    private void record(long latency) {
       if (operations == nanos.length) {
         nanos = Arrays.copyOf(nanos, 2 * nanos.length);
       }
-      nanos[(int) operations] = took;
+      nanos[(int) operations] = latency;
     }
 
     String latency() {
@@ -173,8 +174,8 @@ final class SparkBench {
           at(sorted, 1.0));
     }
 
-    private static double at(long[] sorted, double share) {
-      return sorted[(int) Math.min(sorted.length - 1, (long) (sorted.length * share))] / 1e3;
+    private static double at(long[] sorted, double quantile) {
+      return sorted[(int) Math.min(sorted.length - 1, (long) (sorted.length * quantile))] / 1e3;
     }
   }
 }

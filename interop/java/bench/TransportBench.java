@@ -19,7 +19,7 @@ import org.apache.spark.network.server.StreamManager;
 import org.apache.spark.network.util.MapConfigProvider;
 import org.apache.spark.network.util.TransportConf;
 
-/** Spark's transport: echoes, and chunks whose stream id is their size. With the release's defaults. */
+/** Echoes and chunks over Spark's transport with its defaults. A stream id is the chunk size. */
 final class TransportBench implements SparkBench.Client {
   private static final TransportConf CONF =
       new TransportConf("shuffle", new MapConfigProvider(Collections.emptyMap()));
@@ -28,7 +28,7 @@ final class TransportBench implements SparkBench.Client {
       new TransportContext(CONF, new Handler(null)).createClientFactory();
   private final int port;
   private final Map<Integer, TransportClient> clients = new HashMap<>();
-  private final AtomicInteger chunk = new AtomicInteger();
+  private final AtomicInteger nextChunk = new AtomicInteger();
 
   TransportBench(int port) {
     this.port = port;
@@ -53,51 +53,51 @@ final class TransportBench implements SparkBench.Client {
   }
 
   @Override
-  public void call(SparkBench.Job job, int connection, Consumer<Throwable> ended) {
+  public void call(SparkBench.Job job, int connection, Consumer<Throwable> onEnd) {
     int bytes = job.number("bytes");
     if (job.kind().equals("echo")) {
-      client(connection).sendRpc(ByteBuffer.allocate(bytes), new Answer(ended));
+      client(connection).sendRpc(ByteBuffer.allocate(bytes), new RpcCallback(onEnd));
     } else if (job.kind().equals("fetch_file")) {
-      int index = chunk.getAndIncrement() & Integer.MAX_VALUE;
-      client(connection).fetchChunk(bytes, index, new Chunk(ended));
+      int index = nextChunk.getAndIncrement() & Integer.MAX_VALUE;
+      client(connection).fetchChunk(bytes, index, new ChunkCallback(onEnd));
     } else {
       throw new IllegalArgumentException(job.kind());
     }
   }
 
-  private static final class Answer implements RpcResponseCallback {
-    private final Consumer<Throwable> ended;
+  private static final class RpcCallback implements RpcResponseCallback {
+    private final Consumer<Throwable> onEnd;
 
-    Answer(Consumer<Throwable> ended) {
-      this.ended = ended;
+    RpcCallback(Consumer<Throwable> onEnd) {
+      this.onEnd = onEnd;
     }
 
     @Override
     public void onSuccess(ByteBuffer response) {
-      ended.accept(null);
+      onEnd.accept(null);
     }
 
     @Override
     public void onFailure(Throwable e) {
-      ended.accept(e);
+      onEnd.accept(e);
     }
   }
 
-  private static final class Chunk implements ChunkReceivedCallback {
-    private final Consumer<Throwable> ended;
+  private static final class ChunkCallback implements ChunkReceivedCallback {
+    private final Consumer<Throwable> onEnd;
 
-    Chunk(Consumer<Throwable> ended) {
-      this.ended = ended;
+    ChunkCallback(Consumer<Throwable> onEnd) {
+      this.onEnd = onEnd;
     }
 
     @Override
     public void onSuccess(int index, ManagedBuffer buffer) {
-      ended.accept(null);
+      onEnd.accept(null);
     }
 
     @Override
     public void onFailure(int index, Throwable e) {
-      ended.accept(e);
+      onEnd.accept(e);
     }
   }
 
@@ -105,7 +105,7 @@ final class TransportBench implements SparkBench.Client {
     private final StreamManager chunks;
 
     Handler(File file) {
-      chunks = file == null ? new OneForOneStreamManager() : new Chunks(file);
+      chunks = file == null ? new OneForOneStreamManager() : new FileChunks(file);
     }
 
     @Override
@@ -121,11 +121,11 @@ final class TransportBench implements SparkBench.Client {
     }
   }
 
-  private static final class Chunks extends StreamManager {
+  private static final class FileChunks extends StreamManager {
     private final File file;
     private final long length;
 
-    Chunks(File file) {
+    FileChunks(File file) {
       this.file = file;
       length = file.length();
     }

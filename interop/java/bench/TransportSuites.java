@@ -25,11 +25,12 @@ import org.apache.spark.network.util.MapConfigProvider;
 import org.apache.spark.network.util.TransportConf;
 
 /**
- * Rows of Spark's {@code NettyTransportBenchmark}, with both ends in this process. Each line of
- * stdin is a {@code TransportJob} of benches/protocol, and is answered with a line of stdout.
+ * Runs the rows of Spark's {@code NettyTransportBenchmark} with both ends in one process. Each line
+ * of stdin is a {@code TransportJob} of benches/protocol; the process prints a line with its
+ * sample.
  *
  * <pre>
- * TransportSuites DIRECTORY_OF_THE_FILES
+ * TransportSuites DIRECTORY_OF_CHUNK_FILES
  * </pre>
  */
 final class TransportSuites {
@@ -46,27 +47,27 @@ final class TransportSuites {
     System.out.println("READY");
     BufferedReader lines =
         new BufferedReader(new InputStreamReader(System.in, StandardCharsets.UTF_8));
-    String kept = null;
+    String latest = null;
     Transport transport = null;
     for (String line = lines.readLine(); line != null; line = lines.readLine()) {
       SparkBench.Job job = new SparkBench.Job(line);
-      if (!line.equals(kept)) {
-        // As Spark's Benchmark class does before each row.
+      if (!line.equals(latest)) {
+        // Spark's Benchmark class also does this before each row.
         System.gc();
       }
-      if (!line.equals(kept) || !job.text("keeps_transport").equals("true")) {
+      if (!line.equals(latest) || !job.text("keeps_transport").equals("true")) {
         if (transport != null) {
           transport.close();
         }
         transport = new Transport(job, files);
-        kept = line;
+        latest = line;
       }
       System.out.println(run(transport, job));
     }
     System.exit(0);
   }
 
-  /** A server and the factory of its clients. */
+  /** A server and the client factory for it. */
   private static final class Transport {
     private final TransportContext context;
     private final TransportServer server;
@@ -97,7 +98,7 @@ final class TransportSuites {
     }
   }
 
-  /** Runs one repetition. Connections are opened and called once before the time begins. */
+  /** Runs one repetition. Opens the connections and calls once on each before it measures. */
   private static String run(Transport transport, SparkBench.Job job) throws Exception {
     byte[] body = new byte[job.text("call").equals("rpc") ? job.number("bytes") : 0];
     List<TransportClient> clients = new ArrayList<>();
@@ -131,7 +132,7 @@ final class TransportSuites {
         Locale.ROOT, "{\"seconds\":%.9f,\"cpu_seconds\":%.9f}", seconds, cpuSeconds);
   }
 
-  /** A thread that calls, and blocks for the responses. */
+  /** A thread that sends requests and blocks for the responses. */
   private static final class Caller extends Thread {
     private final TransportClient client;
     private final SparkBench.Job job;
@@ -164,7 +165,7 @@ final class TransportSuites {
     }
   }
 
-  /** Calls that were sent together. */
+  /** The pending calls of requests that were sent together. */
   private static final class Calls implements RpcResponseCallback, ChunkReceivedCallback {
     private final CountDownLatch pending;
     private final AtomicReference<Throwable> failure = new AtomicReference<>();
@@ -216,7 +217,7 @@ final class TransportSuites {
     }
   }
 
-  /** Answers RPCs with 8 bytes, and serves one file per chunk index. */
+  /** Responds to RPCs with 8 bytes, and serves one whole file per chunk index. */
   private static final class Handler extends RpcHandler {
     private final StreamManager chunks;
 

@@ -3,7 +3,7 @@ import java.nio.charset.StandardCharsets;
 import java.security.MessageDigest;
 import java.security.NoSuchAlgorithmException;
 
-/** The byte-level rules of the application protocol that both roles need. */
+/** The byte formats of the application protocol that client and server share. */
 final class Bytes {
   private Bytes() {}
 
@@ -15,14 +15,14 @@ final class Bytes {
     return new String(bytes, StandardCharsets.UTF_8);
   }
 
-  /** Spark's buffers are valid only during the callback that brings them. */
+  /** Copies a buffer, because Spark's buffers are valid only during the callback. */
   static byte[] copy(ByteBuffer buffer) {
     byte[] bytes = new byte[buffer.remaining()];
     buffer.get(bytes);
     return bytes;
   }
 
-  /** The length of a request's verb: up to its first colon, with it; all of it when there is none. */
+  /** Returns the length of a request's verb with its colon; all of the request if it has none. */
   static int verbLength(byte[] request) {
     for (int i = 0; i < request.length; i++) {
       if (request[i] == ':') {
@@ -32,7 +32,7 @@ final class Bytes {
     return request.length;
   }
 
-  /** Memory chunk {@code chunk} of {@code size} bytes. */
+  /** Returns memory chunk {@code chunk} of {@code size} bytes. */
   static byte[] pattern(int chunk, int size) {
     byte[] bytes = new byte[size];
     for (int j = 0; j < size; j++) {
@@ -49,8 +49,8 @@ final class Bytes {
     }
   }
 
-  /** The answer to an upload with meta {@code digest}. */
-  static String digestAnswer(byte[] hash, long length) {
+  /** Returns the response to an upload with meta {@code digest}. */
+  static String digestResponse(byte[] hash, long length) {
     StringBuilder text = new StringBuilder();
     for (byte b : hash) {
       text.append(String.format("%02x", b));

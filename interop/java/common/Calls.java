@@ -9,20 +9,20 @@ import org.apache.spark.network.client.RpcResponseCallback;
 import org.apache.spark.network.client.StreamCallback;
 import org.apache.spark.network.client.TransportClient;
 
-/** Spark's callback calls as futures of the received bytes. */
+/** Makes Spark's calls with callbacks, and returns futures of the received bytes. */
 final class Calls {
   private Calls() {}
 
   static CompletableFuture<byte[]> rpc(TransportClient client, byte[] body) {
-    RpcAnswer answer = new RpcAnswer();
-    client.sendRpc(ByteBuffer.wrap(body), answer);
-    return answer.future;
+    RpcFuture response = new RpcFuture();
+    client.sendRpc(ByteBuffer.wrap(body), response);
+    return response.future;
   }
 
   static CompletableFuture<byte[]> upload(TransportClient client, String meta, ManagedBuffer data) {
-    RpcAnswer answer = new RpcAnswer();
-    client.uploadStream(new NioManagedBuffer(ByteBuffer.wrap(Bytes.utf8(meta))), data, answer);
-    return answer.future;
+    RpcFuture response = new RpcFuture();
+    client.uploadStream(new NioManagedBuffer(ByteBuffer.wrap(Bytes.utf8(meta))), data, response);
+    return response.future;
   }
 
   static CompletableFuture<byte[]> chunk(TransportClient client, long streamId, int chunkIndex) {
@@ -35,7 +35,8 @@ final class Calls {
           public void onSuccess(int index, ManagedBuffer buffer) {
             if (index != chunkIndex) {
               future.completeExceptionally(
-                  new IllegalStateException("asked for chunk " + chunkIndex + ", got " + index));
+                  new IllegalStateException(
+                      "requested chunk " + chunkIndex + ", received chunk " + index));
               return;
             }
             try {
@@ -71,7 +72,7 @@ final class Calls {
               future.complete(received.toByteArray());
             } else {
               future.completeExceptionally(
-                  new IllegalStateException("asked for stream " + streamId + ", got " + id));
+                  new IllegalStateException("requested stream " + streamId + ", received " + id));
             }
           }
 
@@ -83,7 +84,7 @@ final class Calls {
     return future;
   }
 
-  private static final class RpcAnswer implements RpcResponseCallback {
+  private static final class RpcFuture implements RpcResponseCallback {
     final CompletableFuture<byte[]> future = new CompletableFuture<>();
 
     @Override

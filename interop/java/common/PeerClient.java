@@ -24,15 +24,15 @@ import org.apache.spark.network.server.StreamManager;
 import org.apache.spark.network.util.TransportConf;
 
 /**
- * Runs the cases against a server of the application protocol. The Rust client has the same cases under
- * the same names.
+ * Runs the cases against a server of the application protocol. The Rust client has the same cases
+ * under the same names.
  */
 final class PeerClient {
-  private static final int ANSWER_SECONDS = 30;
+  private static final int TIMEOUT_SECONDS = 30;
   private static final int KIB = 1024;
   private static final int MIB = 1024 * 1024;
 
-  /** Two chunks of 4 MiB and a piece, so that segments can start and end anywhere in it. */
+  /** Two chunks of 4 MiB and a rest, so that segments can begin and end at any offset. */
   private static final int FILE_SIZE = 9 * MIB + 17;
 
   private final TransportConf conf;
@@ -41,7 +41,7 @@ final class PeerClient {
   private final int port;
   private TransportClientFactory factory;
 
-  /** The connection of every case that does not break its own. */
+  /** The connection that all cases share, except those that close a connection. */
   private TransportClient client;
 
   private File file;
@@ -85,17 +85,17 @@ final class PeerClient {
     streams();
     uploads();
     mergedBlockMeta();
-    check("everything at once on one connection", this::everythingAtOnce);
+    check("all kinds of requests at once on one connection", this::everythingAtOnce);
     callbacks();
     connections();
   }
 
   private void rpcs() {
-    check("echo of nothing", () -> echo(new byte[0]));
+    check("echo of no bytes", () -> echo(new byte[0]));
     check("echo of a few bytes", () -> echo(Bytes.utf8("abc")));
     check("echo of every byte value", () -> echo(everyByte()));
     check("echo of 1 MiB", () -> echo(Bytes.pattern(1, MIB)));
-    // Over 20 MiB, where Spark's frame decoder first gathers its pieces.
+    // From 20 MiB on, Spark's frame decoder consolidates the received buffers.
     check("echo of 24 MiB", () -> echo(Bytes.pattern(2, 24 * MIB)));
     check(
         "fail carries its message",
@@ -105,7 +105,7 @@ final class PeerClient {
     check("empty request fails", () -> fails(rpc(""), "unknown request"));
     check("100 concurrent echoes", () -> echoes(100, 997));
     check("5000 pipelined echoes", () -> echoes(5000, 3));
-    check("one-ways are counted and not answered", this::oneWays);
+    check("one-way messages are counted and get no response", this::oneWays);
   }
 
   private void chunks() {
@@ -119,9 +119,9 @@ final class PeerClient {
     check("file chunks of 100000 bytes", () -> fileChunks(20, 100_000));
     check("file chunks of 4 MiB", () -> fileChunks(2, 4 * MIB));
     check("a file in one chunk", () -> fileChunks(1, FILE_SIZE));
-    check("two streams read in turns", this::twoChunkStreams);
+    check("two streams read alternately", this::twoChunkStreams);
     check(
-        "chunk out of order fails, the stream goes on",
+        "chunk out of order fails, the stream continues",
         () -> {
           long id = open("open:3:10");
           fails(Calls.chunk(client, id, 1), "out-of-order chunk index");
@@ -178,7 +178,7 @@ final class PeerClient {
   }
 
   private void uploads() {
-    check("upload of nothing", () -> upload(memory(new byte[0]), new byte[0]));
+    check("upload of no bytes", () -> upload(memory(new byte[0]), new byte[0]));
     check("upload of a few bytes", () -> upload(memory(everyByte()), everyByte()));
     check(
         "upload of 1 MiB", () -> upload(memory(Bytes.pattern(3, MIB)), Bytes.pattern(3, MIB)));
@@ -191,7 +191,8 @@ final class PeerClient {
         "upload of an unknown kind fails",
         () ->
             withOwnConnection(
-                own -> fails(Calls.upload(own, "nonsense", memory(everyByte())), "unknown upload")));
+                own ->
+                    fails(Calls.upload(own, "nonsense", memory(everyByte())), "unknown upload")));
   }
 
   private void mergedBlockMeta() {
@@ -227,23 +228,23 @@ final class PeerClient {
 
   private void connections() {
     check(
-        "closing the connection fails what hangs",
+        "closing the connection fails pending requests",
         () ->
             withOwnConnection(
                 own -> {
                   CompletableFuture<byte[]> first = Calls.rpc(own, Bytes.utf8("hang"));
                   CompletableFuture<byte[]> second = Calls.rpc(own, Bytes.utf8("hang"));
-                  // Requests of one connection are served in order: both have been taken now.
+                  // The server handles requests in order, so it has received both now.
                   equal(new byte[0], await(Calls.rpc(own, Bytes.utf8("echo:"))));
                   if (first.isDone() || second.isDone()) {
-                    throw new AssertionError("hang was answered");
+                    throw new AssertionError("the server responded to hang");
                   }
                   own.close();
                   fails(first, "");
                   fails(second, "");
                 }));
     check(
-        "close by the server fails what is outstanding",
+        "close by the server fails pending requests",
         () ->
             withOwnConnection(
                 own -> {
@@ -257,19 +258,19 @@ final class PeerClient {
         () -> {
           List<TransportClient> own = new ArrayList<>();
           try {
-            List<CompletableFuture<byte[]>> answers = new ArrayList<>();
+            List<CompletableFuture<byte[]>> responses = new ArrayList<>();
             for (int i = 0; i < 8; i++) {
               own.add(factory.createUnmanagedClient(host, port));
-              answers.add(Calls.rpc(own.get(i), request("echo:", Bytes.pattern(i, 64 * KIB))));
+              responses.add(Calls.rpc(own.get(i), request("echo:", Bytes.pattern(i, 64 * KIB))));
             }
-            for (int i = 0; i < answers.size(); i++) {
-              equal(Bytes.pattern(i, 64 * KIB), await(answers.get(i)));
+            for (int i = 0; i < responses.size(); i++) {
+              equal(Bytes.pattern(i, 64 * KIB), await(responses.get(i)));
             }
           } finally {
             own.forEach(TransportClient::close);
           }
         });
-    check("the shared connection outlived every case", this::alive);
+    check("the shared connection is still open", this::alive);
     check(
         "the pool replaces a connection that the server closed",
         () -> {
@@ -278,7 +279,7 @@ final class PeerClient {
           inactive(before);
           client = factory.createClient(host, port);
           if (client == before) {
-            throw new AssertionError("the pool gave the dead connection again");
+            throw new AssertionError("the pool returned the closed connection");
           }
           alive();
         });
@@ -289,12 +290,13 @@ final class PeerClient {
   }
 
   private void echoes(int count, int step) throws Exception {
-    List<CompletableFuture<byte[]>> answers = new ArrayList<>();
+    List<CompletableFuture<byte[]>> responses = new ArrayList<>();
     for (int i = 0; i < count; i++) {
-      answers.add(Calls.rpc(client, request("echo:", Bytes.pattern(i, i * step % 20_000))));
+      responses.add(
+          Calls.rpc(client, request("echo:", Bytes.pattern(i, i * step % 20_000))));
     }
     for (int i = 0; i < count; i++) {
-      equal(Bytes.pattern(i, i * step % 20_000), await(answers.get(i)));
+      equal(Bytes.pattern(i, i * step % 20_000), await(responses.get(i)));
     }
   }
 
@@ -304,32 +306,32 @@ final class PeerClient {
     for (int i = 0; i < sent; i++) {
       client.send(ByteBuffer.wrap(Bytes.pattern(i, i * 1000)));
     }
-    // On the same connection, so after them.
+    // This is sent over the same connection, so the server handles it after the messages.
     equal(Long.toString(before + sent), Bytes.text(await(rpc("count"))));
   }
 
   private void memoryChunks(int count, int size, boolean pipelined) throws Exception {
     long id = open("open:" + count + ":" + size);
-    List<CompletableFuture<byte[]>> answers = new ArrayList<>();
+    List<CompletableFuture<byte[]>> responses = new ArrayList<>();
     for (int i = 0; i < count; i++) {
-      answers.add(Calls.chunk(client, id, i));
+      responses.add(Calls.chunk(client, id, i));
       if (!pipelined) {
-        await(answers.get(i));
+        await(responses.get(i));
       }
     }
     for (int i = 0; i < count; i++) {
-      equal(Bytes.pattern(i, size), await(answers.get(i)));
+      equal(Bytes.pattern(i, size), await(responses.get(i)));
     }
   }
 
   private void fileChunks(int count, int size) throws Exception {
     long id = open("openfile:" + file + ":" + count + ":" + size);
-    List<CompletableFuture<byte[]>> answers = new ArrayList<>();
+    List<CompletableFuture<byte[]>> responses = new ArrayList<>();
     for (int i = 0; i < count; i++) {
-      answers.add(Calls.chunk(client, id, i));
+      responses.add(Calls.chunk(client, id, i));
     }
     for (int i = 0; i < count; i++) {
-      equal(Arrays.copyOfRange(fileBytes, i * size, (i + 1) * size), await(answers.get(i)));
+      equal(Arrays.copyOfRange(fileBytes, i * size, (i + 1) * size), await(responses.get(i)));
     }
   }
 
@@ -352,15 +354,15 @@ final class PeerClient {
   }
 
   private void concurrentStreams() throws Exception {
-    List<CompletableFuture<byte[]>> answers = new ArrayList<>();
+    List<CompletableFuture<byte[]>> responses = new ArrayList<>();
     for (int i = 0; i < 20; i++) {
-      answers.add(Calls.stream(client, concurrentStream(i)));
+      responses.add(Calls.stream(client, concurrentStream(i)));
     }
-    for (int i = 0; i < answers.size(); i++) {
+    for (int i = 0; i < responses.size(); i++) {
       if (i % 4 == 3) {
-        fails(answers.get(i), "was not found");
+        fails(responses.get(i), "was not found");
       } else {
-        equal(i % 4 == 1 ? fileBytes : Bytes.pattern(0, i * 10_000), await(answers.get(i)));
+        equal(i % 4 == 1 ? fileBytes : Bytes.pattern(0, i * 10_000), await(responses.get(i)));
       }
     }
   }
@@ -377,67 +379,67 @@ final class PeerClient {
   }
 
   private void upload(ManagedBuffer data, byte[] bytes) throws Exception {
-    String expected = Bytes.digestAnswer(Bytes.sha256().digest(bytes), bytes.length);
-    uploadAnswer(expected, await(Calls.upload(client, "digest", data)));
+    String expected = Bytes.digestResponse(Bytes.sha256().digest(bytes), bytes.length);
+    checkUpload(expected, await(Calls.upload(client, "digest", data)));
     equal(expected, Bytes.text(await(rpc("lastdigest"))));
   }
 
   private void concurrentUploads() throws Exception {
-    List<CompletableFuture<byte[]>> answers = new ArrayList<>();
+    List<CompletableFuture<byte[]>> responses = new ArrayList<>();
     for (int i = 0; i < 10; i++) {
-      answers.add(Calls.upload(client, "digest", memory(Bytes.pattern(i, i * 50_000))));
+      responses.add(Calls.upload(client, "digest", memory(Bytes.pattern(i, i * 50_000))));
     }
     String last = null;
-    boolean told = true;
+    boolean hasResponses = true;
     for (int i = 0; i < 10; i++) {
       byte[] bytes = Bytes.pattern(i, i * 50_000);
-      last = Bytes.digestAnswer(Bytes.sha256().digest(bytes), bytes.length);
-      byte[] answer = await(answers.get(i));
-      uploadAnswer(last, answer);
-      told = told && answer.length > 0;
+      last = Bytes.digestResponse(Bytes.sha256().digest(bytes), bytes.length);
+      byte[] response = await(responses.get(i));
+      checkUpload(last, response);
+      hasResponses = hasResponses && response.length > 0;
     }
-    if (!told) {
-      // Spark ends uploads in the order in which they came; others need not, but tell each answer.
+    if (!hasResponses) {
+      // Only Spark before 3.2 responds without bytes, and it completes uploads in order.
       equal(last, Bytes.text(await(rpc("lastdigest"))));
     }
   }
 
-  /** A server of before 3.2 has no way to answer an upload with bytes; only lastdigest tells then. */
-  private void uploadAnswer(String expected, byte[] answer) {
-    if (Generation.SINCE_3_2 || answer.length > 0) {
-      equal(expected, Bytes.text(answer));
+  /** Checks an upload's response. A server before 3.2 responds without bytes. */
+  private void checkUpload(String expected, byte[] response) {
+    if (Generation.SINCE_3_2 || response.length > 0) {
+      equal(expected, Bytes.text(response));
     }
   }
 
   private void everythingAtOnce() throws Exception {
     long memory = open("open:8:300000");
     long segments = open("openfile:" + file + ":8:300000");
-    List<CompletableFuture<byte[]>> answers = new ArrayList<>();
+    List<CompletableFuture<byte[]>> responses = new ArrayList<>();
     List<byte[]> expected = new ArrayList<>();
     for (int i = 0; i < 8; i++) {
       byte[] bytes = Bytes.pattern(i, 300_000);
       byte[] part = Arrays.copyOfRange(fileBytes, i * 300_000, (i + 1) * 300_000);
-      answers.add(Calls.chunk(client, memory, i));
+      responses.add(Calls.chunk(client, memory, i));
       expected.add(bytes);
-      answers.add(Calls.stream(client, "pattern:" + i * 300_000));
+      responses.add(Calls.stream(client, "pattern:" + i * 300_000));
       expected.add(Bytes.pattern(0, i * 300_000));
-      answers.add(Calls.chunk(client, segments, i));
+      responses.add(Calls.chunk(client, segments, i));
       expected.add(part);
-      answers.add(Calls.rpc(client, request("echo:", part)));
+      responses.add(Calls.rpc(client, request("echo:", part)));
       expected.add(part);
       CompletableFuture<byte[]> upload = Calls.upload(client, "digest", memory(bytes));
-      String digest = Bytes.digestAnswer(Bytes.sha256().digest(bytes), bytes.length);
-      answers.add(
+      String digest = Bytes.digestResponse(Bytes.sha256().digest(bytes), bytes.length);
+      responses.add(
           upload.thenApply(
-              answer -> {
-                uploadAnswer(digest, answer);
+              response -> {
+                checkUpload(digest, response);
                 return new byte[0];
               }));
       expected.add(new byte[0]);
       client.send(ByteBuffer.wrap(bytes));
     }
-    for (int i = 0; i < answers.size(); i++) {
-      equal(expected.get(i), await(answers.get(i)));
+    for (int i = 0; i < responses.size(); i++) {
+      equal(expected.get(i), await(responses.get(i)));
     }
   }
 
@@ -450,8 +452,9 @@ final class PeerClient {
   }
 
   private static void inactive(TransportClient own) throws InterruptedException {
-    // Event-driven: the close future of the channel, not a poll of isActive.
-    if (!own.getChannel().closeFuture().await(ANSWER_SECONDS, TimeUnit.SECONDS) || own.isActive()) {
+    // The close future is an event, so no polling of isActive is needed.
+    boolean isClosed = own.getChannel().closeFuture().await(TIMEOUT_SECONDS, TimeUnit.SECONDS);
+    if (!isClosed || own.isActive()) {
       throw new AssertionError("the connection is still active");
     }
   }
@@ -504,7 +507,7 @@ final class PeerClient {
     return bytes;
   }
 
-  /** Differs from every memory pattern and at every MiB, so a wrong offset shows. */
+  /** Differs from all memory patterns and in every MiB, so that a wrong offset is detected. */
   private static byte[] fileContent() {
     byte[] bytes = new byte[FILE_SIZE];
     for (int j = 0; j < bytes.length; j++) {
@@ -513,44 +516,46 @@ final class PeerClient {
     return bytes;
   }
 
-  private static <T> T await(CompletableFuture<T> answer) throws Exception {
+  private static <T> T await(CompletableFuture<T> response) throws Exception {
     try {
-      return answer.get(ANSWER_SECONDS, TimeUnit.SECONDS);
+      return response.get(TIMEOUT_SECONDS, TimeUnit.SECONDS);
     } catch (TimeoutException e) {
-      throw new AssertionError("no answer within " + ANSWER_SECONDS + " s");
+      throw new AssertionError("no response within " + TIMEOUT_SECONDS + " s");
     } catch (ExecutionException e) {
       throw new AssertionError("failed: " + e.getCause());
     }
   }
 
-  private static void fails(CompletableFuture<?> answer, String part) throws Exception {
+  private static void fails(CompletableFuture<?> response, String part) throws Exception {
     try {
-      answer.get(ANSWER_SECONDS, TimeUnit.SECONDS);
+      response.get(TIMEOUT_SECONDS, TimeUnit.SECONDS);
     } catch (TimeoutException e) {
-      throw new AssertionError("no failure within " + ANSWER_SECONDS + " s");
+      throw new AssertionError("no failure within " + TIMEOUT_SECONDS + " s");
     } catch (ExecutionException e) {
       if (!String.valueOf(e.getCause()).contains(part)) {
-        throw new AssertionError("the failure does not say \"" + part + "\": " + e.getCause());
+        throw new AssertionError("the failure does not contain \"" + part + "\": " + e.getCause());
       }
       return;
     }
-    throw new AssertionError("succeeded, but should have failed");
+    throw new AssertionError("the request succeeded, but should have failed");
   }
 
-  private static void equal(String expected, String seen) {
-    if (!expected.equals(seen)) {
-      throw new AssertionError("wanted \"" + expected + "\", got \"" + seen + "\"");
+  private static void equal(String expected, String actual) {
+    if (!expected.equals(actual)) {
+      throw new AssertionError("expected \"" + expected + "\", received \"" + actual + "\"");
     }
   }
 
-  private static void equal(byte[] expected, byte[] seen) {
-    if (expected.length != seen.length) {
-      throw new AssertionError("wanted " + expected.length + " bytes, got " + seen.length);
+  private static void equal(byte[] expected, byte[] actual) {
+    if (expected.length != actual.length) {
+      throw new AssertionError(
+          "expected " + expected.length + " bytes, received " + actual.length);
     }
-    for (int i = 0; i < seen.length; i++) {
-      if (expected[i] != seen[i]) {
+    for (int i = 0; i < actual.length; i++) {
+      if (expected[i] != actual[i]) {
         throw new AssertionError(
-            "byte " + i + " of " + seen.length + " is " + seen[i] + ", wanted " + expected[i]);
+            "byte " + i + " of " + actual.length + " is " + actual[i] + " instead of "
+                + expected[i]);
       }
     }
   }
@@ -563,7 +568,7 @@ final class PeerClient {
       System.out.println("ok " + name + " (" + (System.nanoTime() - start) / 1_000_000 + " ms)");
     } catch (Throwable e) {
       failed++;
-      // One line per case: a failure may carry the server's whole stack trace.
+      // A failure may contain a stack trace of the server, but the output is one line per case.
       String reason = String.valueOf(e).replaceAll("\\R", " | ");
       System.out.println("FAILED " + name + ": " + reason);
     }
@@ -573,7 +578,7 @@ final class PeerClient {
     System.out.println("skipped " + name + ": " + reason);
   }
 
-  /** Answers the server's callbacks. */
+  /** Responds to the server's callbacks. */
   private static final class CallbackHandler extends RpcHandler {
     private final StreamManager nothing = new OneForOneStreamManager();
 

@@ -21,7 +21,7 @@ import org.apache.spark.network.server.TransportServer;
 import org.apache.spark.network.server.TransportServerBootstrap;
 import org.apache.spark.network.util.TransportConf;
 
-/** Answers the application protocol. */
+/** The server of the application protocol. */
 final class PeerServer extends Generation.Handler {
   static final int MERGED_CHUNKS = 3;
 
@@ -42,7 +42,7 @@ final class PeerServer extends Generation.Handler {
     System.out.println("LISTENING " + server.getPort());
     System.out.flush();
     while (System.in.read() >= 0) {
-      // Only the end of the input means something: whoever started us is gone or done.
+      // Input has no meaning. Stdin ends when the parent process closes it or exits.
     }
     server.close();
     System.exit(0);
@@ -68,13 +68,13 @@ final class PeerServer extends Generation.Handler {
         callback.onSuccess(id(openFile(client, Bytes.text(argument))));
         break;
       case "count":
-        callback.onSuccess(answer(Long.toString(oneWays.get())));
+        callback.onSuccess(response(Long.toString(oneWays.get())));
         break;
       case "lastdigest":
         if (lastDigest == null) {
-          throw new IllegalStateException("nothing has been uploaded");
+          throw new IllegalStateException("the server has received no upload");
         }
-        callback.onSuccess(answer(lastDigest));
+        callback.onSuccess(response(lastDigest));
         break;
       case "callback:":
         callBack(client, Integer.parseInt(Bytes.text(argument)), callback);
@@ -82,7 +82,7 @@ final class PeerServer extends Generation.Handler {
       case "hang":
         break;
       case "close":
-        // Not client.close(): it waits for the event loop, which is the thread that runs this.
+        // client.close() would block this thread, which is the event loop that it waits for.
         client.getChannel().close();
         break;
       default:
@@ -129,7 +129,7 @@ final class PeerServer extends Generation.Handler {
   }
 
   private long openFile(TransportClient client, String argument) {
-    // From the right: a path may hold colons.
+    // The path may contain colons, so the search begins at the end.
     int second = argument.lastIndexOf(':');
     int first = argument.lastIndexOf(':', second - 1);
     File file = new File(argument.substring(0, first));
@@ -142,7 +142,10 @@ final class PeerServer extends Generation.Handler {
     return chunks.registerStream(client.getClientId(), buffers.iterator(), client.getChannel());
   }
 
-  /** All reverse requests are out before the first answer: this runs on the thread that reads the answers. */
+  /**
+   * Sends RPCs to the client, and responds when all of them have responses. All requests are sent
+   * before the first response is read, because this runs on the thread that reads responses.
+   */
   private static void callBack(TransportClient client, int count, RpcResponseCallback callback) {
     List<CompletableFuture<Void>> acks = new ArrayList<>();
     for (int i = 0; i < count; i++) {
@@ -153,7 +156,7 @@ final class PeerServer extends Generation.Handler {
                   ack -> {
                     if (!Bytes.text(ack).equals(expected)) {
                       throw new IllegalStateException(
-                          "wanted " + expected + ", got " + Bytes.text(ack));
+                          "expected " + expected + ", received " + Bytes.text(ack));
                     }
                   }));
     }
@@ -161,7 +164,7 @@ final class PeerServer extends Generation.Handler {
         .whenComplete(
             (done, failure) -> {
               if (failure == null) {
-                callback.onSuccess(answer("done:" + count));
+                callback.onSuccess(response("done:" + count));
               } else {
                 callback.onFailure(failure);
               }
@@ -174,13 +177,13 @@ final class PeerServer extends Generation.Handler {
     return buffer;
   }
 
-  private static ByteBuffer answer(String text) {
+  private static ByteBuffer response(String text) {
     return ByteBuffer.wrap(Bytes.utf8(text));
   }
 
   /**
-   * Chunks by Spark's own manager, streams by name. Not a subclass of it: its stream methods expect ids
-   * of the form stream_chunk and would refuse ours.
+   * Serves chunks with Spark's OneForOneStreamManager, and streams by name. It is not a subclass,
+   * because that manager rejects stream names that are not of the form STREAM_CHUNK.
    */
   private final class Streams extends StreamManager {
     @Override
@@ -232,7 +235,7 @@ final class PeerServer extends Generation.Handler {
   private final class DigestUpload implements StreamCallbackWithID {
     private final MessageDigest digest = Bytes.sha256();
     private long length;
-    private String answer;
+    private String response;
 
     @Override
     public void onData(String streamId, ByteBuffer data) {
@@ -242,8 +245,8 @@ final class PeerServer extends Generation.Handler {
 
     @Override
     public void onComplete(String streamId) {
-      answer = Bytes.digestAnswer(digest.digest(), length);
-      lastDigest = answer;
+      response = Bytes.digestResponse(digest.digest(), length);
+      lastDigest = response;
     }
 
     @Override
@@ -256,9 +259,10 @@ final class PeerServer extends Generation.Handler {
       return "digest";
     }
 
-    // Without @Override: Spark calls it since 3.2 and answers with nothing before.
+    // There is no @Override, because Spark has this method since 3.2. Before, it responds with no
+    // bytes.
     public ByteBuffer getCompletionResponse() {
-      return PeerServer.answer(answer);
+      return PeerServer.response(response);
     }
   }
 }

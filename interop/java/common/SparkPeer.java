@@ -12,12 +12,12 @@ import org.apache.spark.network.util.MapConfigProvider;
 import org.apache.spark.network.util.TransportConf;
 
 /**
- * A peer made of Spark's own transport classes, to prove another implementation against.
+ * A client and a server on Spark's own transport classes, to test another implementation.
  *
  * <pre>
- * SparkPeer server PORT [options]        prints LISTENING (port); serves until its stdin ends
- * SparkPeer client HOST PORT [options]   runs its cases; last line: N passed, M failed
- * options: --secret TEXT (authenticate with it)   --conf key=value (repeatable)
+ * SparkPeer server PORT [options]        prints LISTENING PORT, serves until the end of stdin
+ * SparkPeer client HOST PORT [options]   runs all cases; the last line is N passed, M failed
+ * options: --secret TEXT (authenticates with it)   --conf key=value (repeatable)
  * </pre>
  */
 final class SparkPeer {
@@ -25,7 +25,7 @@ final class SparkPeer {
       "usage: SparkPeer server PORT [options] | SparkPeer client HOST PORT [options]\n"
           + "options: --secret TEXT   --conf key=value (repeatable)";
 
-  /** Spark's module name of these connections: the {@code shuffle} in spark.shuffle.io.serverThreads. */
+  /** Spark's module name: the {@code shuffle} in spark.shuffle.io.serverThreads. */
   private static final String MODULE = "shuffle";
 
   private static final String APP_ID = "app-1";
@@ -36,7 +36,7 @@ final class SparkPeer {
     boolean server = args.length >= 2 && args[0].equals("server");
     boolean client = args.length >= 3 && args[0].equals("client");
     if (!server && !client) {
-      throw usage("a role and an address are needed");
+      throw usage("the role or the address is missing");
     }
     Options options = options(args, server ? 2 : 3);
     if (server) {
@@ -56,7 +56,7 @@ final class SparkPeer {
     }
   }
 
-  /** What the command line says; how to authenticate is said by the settings. */
+  /** The options of the command line. The settings select the kind of authentication. */
   private static final class Options {
     final TransportConf conf;
     private final SecretKeyHolder secrets;
@@ -105,7 +105,7 @@ final class SparkPeer {
         case "--conf":
           int equals = value.indexOf('=');
           if (equals <= 0) {
-            throw usage("--conf wants key=value, not " + value);
+            throw usage("--conf expects key=value, not " + value);
           }
           settings.put(value.substring(0, equals), value.substring(equals + 1));
           break;
@@ -119,7 +119,7 @@ final class SparkPeer {
     return new Options(new TransportConf(MODULE, new MapConfigProvider(settings)), secret);
   }
 
-  /** Ends the process; typed as an exception so that callers can throw it and the compiler sees the end. */
+  /** Prints the usage and exits. It returns an exception, so that callers can write `throw`. */
   private static IllegalArgumentException usage(String problem) {
     System.err.println(problem);
     System.err.println(USAGE);

@@ -7,15 +7,15 @@ import org.apache.spark.network.client.MergedBlockMetaResponseCallback;
 import org.apache.spark.network.client.TransportClient;
 import org.apache.spark.network.server.RpcHandler;
 
-/** What differs between releases, for 3.2 and later; before-3.2 holds its twin. */
+/** The calls that differ between releases, for 3.2 and later. before-3.2 has the other ones. */
 final class Generation {
-  /** Whether this release knows merged block meta and can answer an upload with bytes. */
+  /** Whether this release has merged block meta and can respond to an upload with bytes. */
   static final boolean SINCE_3_2 = true;
 
   private Generation() {}
 
   abstract static class Handler extends RpcHandler {
-    /** The body that answers a merged block meta request; an exception fails the request. */
+    /** Returns the body of a merged block meta response. An exception fails the request. */
     abstract byte[] mergedBlockMeta(String appId, int shuffleId, int shuffleMergeId, int reduceId);
 
     @Override
@@ -35,10 +35,10 @@ final class Generation {
     }
   }
 
-  /** Asks for merged block meta; the future gives "(chunks) (body)". */
+  /** Requests merged block meta. The future completes with "CHUNKS BODY". */
   static CompletableFuture<String> mergedBlockMeta(
       TransportClient client, String appId, int shuffleId, int shuffleMergeId, int reduceId) {
-    CompletableFuture<String> answer = new CompletableFuture<>();
+    CompletableFuture<String> response = new CompletableFuture<>();
     client.sendMergedBlockMetaReq(
         appId,
         shuffleId,
@@ -48,17 +48,17 @@ final class Generation {
           @Override
           public void onSuccess(int chunks, ManagedBuffer body) {
             try {
-              answer.complete(chunks + " " + Bytes.text(Bytes.copy(body.nioByteBuffer())));
+              response.complete(chunks + " " + Bytes.text(Bytes.copy(body.nioByteBuffer())));
             } catch (Exception e) {
-              answer.completeExceptionally(e);
+              response.completeExceptionally(e);
             }
           }
 
           @Override
           public void onFailure(Throwable e) {
-            answer.completeExceptionally(e);
+            response.completeExceptionally(e);
           }
         });
-    return answer;
+    return response;
   }
 }

@@ -48,7 +48,9 @@ pub(crate) async fn run(
         server.streams(&mut report).await;
         server.uploads(&mut report).await;
         server.merged_block_meta(&mut report).await;
-        report.check("everything at once on one connection", server.everything_at_once()).await;
+        report
+            .check("all kinds of requests at once on one connection", server.everything_at_once())
+            .await;
         server.callbacks(&mut report).await;
         server.connections(&mut report).await;
     }
@@ -71,7 +73,7 @@ struct Server {
 
 impl Server {
     async fn rpcs(&self, report: &mut Report) {
-        report.check("echo of nothing", self.echo(b"")).await;
+        report.check("echo of no bytes", self.echo(b"")).await;
         report.check("echo of a few bytes", self.echo(b"abc")).await;
         report.check("echo of every byte value", self.echo(&every_byte())).await;
         report.check("echo of 1 MiB", self.echo(&pattern(1, MIB))).await;
@@ -88,7 +90,7 @@ impl Server {
         report.check("empty request fails", fails("", "unknown request")).await;
         report.check("100 concurrent echoes", self.echoes(100, 997)).await;
         report.check("5000 pipelined echoes", self.echoes(5000, 3)).await;
-        report.check("one-ways are counted and not answered", self.one_ways()).await;
+        report.check("one-way messages are counted and get no response", self.one_ways()).await;
     }
 
     async fn chunks(&self, report: &mut Report) {
@@ -102,7 +104,7 @@ impl Server {
         report.check("file chunks of 100000 bytes", self.file_chunks(20, 100_000)).await;
         report.check("file chunks of 4 MiB", self.file_chunks(2, 4 * MIB)).await;
         report.check("a file in one chunk", self.file_chunks(1, FILE_SIZE)).await;
-        report.check("two streams read in turns", self.two_chunk_streams()).await;
+        report.check("two streams read alternately", self.two_chunk_streams()).await;
 
         let fails = |id, index, part| {
             fails(self.client.fetch_chunk(id, index), ErrorKind::ChunkFetchFailure, part)
@@ -116,7 +118,7 @@ impl Server {
             }
             Ok(())
         };
-        report.check("chunk out of order fails, the stream goes on", case).await;
+        report.check("chunk out of order fails, the stream continues", case).await;
         let case = async {
             let id = self.open("open:1:10").await?;
             equal(&pattern(0, 10), &answer(self.client.fetch_chunk(id, 0)).await?)?;
@@ -155,7 +157,7 @@ impl Server {
     }
 
     async fn uploads(&self, report: &mut Report) {
-        report.check("upload of nothing", self.upload(Bytes::new())).await;
+        report.check("upload of no bytes", self.upload(Bytes::new())).await;
         report.check("upload of a few bytes", self.upload(every_byte())).await;
         report.check("upload of 1 MiB", self.upload(pattern(3, MIB).into())).await;
         report.check("upload of a file", self.upload_file(0..FILE_SIZE)).await;
@@ -216,7 +218,7 @@ impl Server {
             fails(first, ErrorKind::Closed, "").await?;
             fails(second, ErrorKind::Closed, "").await
         };
-        report.check("closing the connection fails what hangs", case).await;
+        report.check("closing the connection fails pending requests", case).await;
         let case = async {
             let own = self.own_connection().await?;
             let hanging = own.send_rpc("hang");
@@ -224,9 +226,9 @@ impl Server {
             fails(hanging, ErrorKind::Closed, "").await?;
             ends(&own).await
         };
-        report.check("close by the server fails what is outstanding", case).await;
+        report.check("close by the server fails pending requests", case).await;
         report.check("8 connections at once", self.eight_connections()).await;
-        report.check("the shared connection outlived every case", self.alive()).await;
+        report.check("the shared connection is still open", self.alive()).await;
         let case = async {
             fails(self.client.send_rpc("close"), ErrorKind::Closed, "").await?;
             ends(&self.client).await?;
