@@ -1,8 +1,11 @@
-//! Any sequence of envelopes, from a raw client to an environment that listens, and from a raw
-//! server to an environment that connects: no panic, nothing is held after the connection has
-//! closed, and others are served.
+//! Sends arbitrary envelopes and notices to an `RpcEnv` over a raw connection.
 //!
-//! Input: the direction, and actions. Time is paused, so that timeouts pass at once.
+//! The raw peer is either a client of an environment that listens, or a server to which an
+//! environment connects. Properties: the environment does not panic, every ask completes, the
+//! environment holds no messages, asks or routes after the connection has closed, and it still
+//! serves another peer.
+//!
+//! Input: the direction, and the actions of the peer. Time is paused, so timeouts elapse at once.
 
 #![no_main]
 
@@ -32,7 +35,7 @@ use tokio::sync::{mpsc, watch};
 const SERVER: &str = "10.0.0.1:7077";
 const RAW_SERVER: &str = "10.0.0.2:7077";
 
-/// The service of the fuzzed endpoints has one rpc, with the same message as request and reply.
+/// The message of the fuzzed endpoints: one rpc, whose request and reply have the same type.
 struct Echo(Text, RpcCallContext<Text>);
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -69,19 +72,19 @@ impl RpcRequest<Echo> for Text {
     }
 }
 
-/// Replies while its gate is open.
-struct Gated(watch::Receiver<bool>);
+/// An endpoint that replies only while its gate is open.
+struct GatedEndpoint(watch::Receiver<bool>);
 
-impl ThreadSafeRpcEndpoint for Gated {
+impl ThreadSafeRpcEndpoint for GatedEndpoint {
     type Message = Echo;
 
     async fn receive(&mut self, message: Echo, _: &EndpointContext<Echo>) -> Result<(), RpcError> {
-        self.0.wait_for(|open| *open).await.map_err(RpcError::application)?;
+        self.0.wait_for(|is_open| *is_open).await.map_err(RpcError::application)?;
         message.1.reply(message.0)
     }
 }
 
-/// A number of a route: mostly the lowest ones.
+/// The number of a route, mostly one of the lowest.
 #[derive(Debug, Arbitrary)]
 enum Route {
     Low(u8),
@@ -178,9 +181,9 @@ enum Action {
     RawNotice(Vec<u8>),
     RawOneWay(Vec<u8>),
     RawAsk(Vec<u8>),
-    /// To the environment's next request, in the direction from a server.
+    /// The raw peer responds to the environment's next request.
     Respond(Vec<u8>),
-    /// Lets the environment read.
+    /// The environment runs until it is idle.
     Yield,
     OpenGate(bool),
     /// The environment that connects asks or sends.
@@ -195,7 +198,7 @@ fn credit(route: &Route, messages: u64, bytes: u64, keeps_open: bool) -> Option<
     Some(Credit { route: route.number(), messages, bytes, keeps_open })
 }
 
-/// Sends requests to the fuzzer, which responds to some of them.
+/// Passes the requests of the environment to the fuzz target, which responds to some of them.
 struct Recorder {
     connected: mpsc::UnboundedSender<TransportClient>,
     requests: mpsc::UnboundedSender<RpcResponseCallback>,
@@ -213,7 +216,7 @@ impl RpcHandler for Recorder {
     }
 }
 
-/// `rpc_core.EndpointRef`.
+/// The wire format of `rpc_core.EndpointRef`.
 #[derive(Clone, PartialEq, prost::Message)]
 struct WireRef {
     #[prost(string, tag = "1")]
@@ -226,53 +229,53 @@ struct WireRef {
     incarnation: u64,
 }
 
-/// What all inputs of the process share.
-struct World {
+/// The environments that all inputs of the process share.
+struct Fixture {
     runtime: Runtime,
     network: MemoryNetwork,
     server: RpcEnv,
-    /// Its connection to the server stays; those to raw servers come and go.
+    /// The other peer, whose connection to the server stays open. It also connects to raw servers.
     client: RpcEnv,
     open: RpcEndpointRef<Echo>,
     gate: watch::Sender<bool>,
-    /// Of the routes that the client has opened.
+    /// The memory of the routes that the client has opened to the server.
     route_bytes: u64,
 }
 
-impl World {
+impl Fixture {
     fn new() -> Self {
         let runtime = Builder::new_current_thread()
             .enable_all()
             .start_paused(true)
             .build()
-            .expect("a runtime");
+            .expect("the runtime cannot be created");
         let network = MemoryNetwork::new();
-        let (gate, gated) = watch::channel(false);
-        let (_, always) = watch::channel(true);
+        let (gate, gate_receiver) = watch::channel(false);
+        let (_, always_open) = watch::channel(true);
         let (server, client, open) = runtime.block_on(async {
             let server = RpcEnv::builder("server")
                 .bind(SERVER)
                 .memory_network(&network)
                 .start()
                 .await
-                .expect("a server");
-            server.setup_endpoint("open", Gated(always)).expect("a free name");
+                .expect("the server cannot start");
+            server.setup_endpoint("open", GatedEndpoint(always_open)).expect("the name is free");
             let options = EndpointOptions::new().max_messages(4);
-            server
-                .setup_endpoint_with("gated", Gated(gated.clone()), options.clone())
-                .expect("a free name");
+            let gated = GatedEndpoint(gate_receiver.clone());
+            server.setup_endpoint_with("gated", gated, options.clone()).expect("the name is free");
             let client = RpcEnv::builder("client")
                 .client_mode()
                 .memory_network(&network)
                 .start()
                 .await
-                .expect("a client");
-            client.setup_endpoint_with("gated", Gated(gated), options).expect("a free name");
-            let address = SERVER.parse().expect("an address");
-            let open =
-                client.setup_endpoint_ref::<Echo>(address, "open").await.expect("it is registered");
-            // Opens its route, which stays.
-            open.ask(Text { text: "first".to_owned() }).await.expect("a reply");
+                .expect("the client cannot start");
+            let gated = GatedEndpoint(gate_receiver);
+            client.setup_endpoint_with("gated", gated, options).expect("the name is free");
+            let address = SERVER.parse().expect("the address is valid");
+            let open = client.setup_endpoint_ref::<Echo>(address, "open").await;
+            let open = open.expect("the endpoint is registered");
+            // The first message opens the route, which stays open.
+            open.ask(Text { text: "first".to_owned() }).await.expect("the endpoint replies");
             (server, client, open)
         });
         let route_bytes = server.snapshot().route_bytes;
@@ -286,24 +289,25 @@ impl World {
             services: vec!["fuzz.Echo".to_owned()],
             incarnation: if is_bound { 7 } else { 0 },
         };
-        let field = EndpointRef::decode(&wire.encode_to_vec()[..]).expect("a ref");
-        self.client.resolve(&field).expect("a remote endpoint")
+        let field = EndpointRef::decode(&wire.encode_to_vec()[..]).expect("the ref is valid");
+        self.client.resolve(&field).expect("the ref is remote")
     }
 
-    /// A raw peer that connects to the server.
+    /// Performs `actions` with a raw peer that connects to the server.
     async fn attack_server(&self, actions: Vec<Action>) {
         let (connected, _) = mpsc::unbounded_channel();
         let (requests, received) = mpsc::unbounded_channel();
         let context =
             TransportContext::new(TransportConf::new("fuzz"), Recorder { connected, requests });
         let factory = context.memory_network(&self.network).create_client_factory();
-        let peer = factory.create_unmanaged_client(("10.0.0.1", 7077)).await.expect("it listens");
+        let peer = factory.create_unmanaged_client(("10.0.0.1", 7077)).await;
+        let peer = peer.expect("the server listens");
         self.perform(actions, &peer, received).await;
         peer.close();
         self.assert_nothing_remains(&self.server, self.route_bytes).await;
     }
 
-    /// A raw server that the client connects to.
+    /// Performs `actions` with a raw server to which the client connects.
     async fn attack_client(&self, actions: Vec<Action>) {
         let (connected, mut connections) = mpsc::unbounded_channel();
         let (requests, received) = mpsc::unbounded_channel();
@@ -313,7 +317,7 @@ impl World {
             .memory_network(&self.network)
             .create_server(RAW_SERVER)
             .await
-            .expect("a free address");
+            .expect("the address is free");
         let first = self
             .target(false)
             .ask_with_timeout(Text { text: "first".to_owned() }, Duration::from_secs(1));
@@ -321,7 +325,7 @@ impl World {
         self.perform(actions, &peer, received).await;
         peer.close();
         drop(server);
-        // With a reply, or with an error.
+        // The ask completes with a reply or an error.
         let _ = first.await;
         self.assert_nothing_remains(&self.client, 0).await;
     }
@@ -381,7 +385,7 @@ impl World {
                         } else {
                             let _ = peer.send(message.encode_to_vec());
                         }
-                        // The others use the open route.
+                        // The following messages use the route that this one has opened.
                         message.endpoint.clear();
                     }
                     continue;
@@ -450,7 +454,7 @@ impl World {
         settle().await;
         drop(requests);
         for ask in asks {
-            // It ends, in whatever way.
+            // The ask completes with a reply or an error.
             let _ = ask.await;
         }
     }
@@ -473,25 +477,25 @@ impl World {
             .open
             .ask_with_timeout(Text { text: "neo".to_owned() }, Duration::from_secs(5))
             .await;
-        assert_eq!(reply.expect("others are served").text, "neo");
+        assert_eq!(reply.expect("the other peer gets a reply").text, "neo");
     }
 }
 
-/// Lets all tasks run until they wait for time.
+/// Runs all tasks until they wait for a timer or an event.
 async fn settle() {
     tokio::time::sleep(Duration::from_micros(1)).await;
 }
 
-static WORLD: LazyLock<Mutex<World>> = LazyLock::new(|| Mutex::new(World::new()));
+static FIXTURE: LazyLock<Mutex<Fixture>> = LazyLock::new(|| Mutex::new(Fixture::new()));
 
 fuzz_target!(|input: (bool, Vec<Action>)| {
     let (is_from_server, actions) = input;
-    let world = WORLD.lock().expect("no panic");
-    world.runtime.block_on(async {
+    let fixture = FIXTURE.lock().expect("the lock is poisoned");
+    fixture.runtime.block_on(async {
         if is_from_server {
-            world.attack_client(actions).await;
+            fixture.attack_client(actions).await;
         } else {
-            world.attack_server(actions).await;
+            fixture.attack_server(actions).await;
         }
     });
 });

@@ -1,8 +1,10 @@
-//! Any bytes, cut anywhere, with any decision about every body: no panic, every byte accounted for,
-//! and the same events as in one piece.
+//! Feeds arbitrary bytes, in pieces of arbitrary sizes, to the `FrameDecoder`.
 //!
-//! Input: a byte `n`, `n % 16` sizes of pieces (0 means 256), a byte of decisions, and what the
-//! peer sends.
+//! Properties: it does not panic, it consumes all input, bodies have the announced length, and the
+//! events and the error are the same as for the same bytes in one piece.
+//!
+//! Input: a byte `n`, `n % 16` sizes of pieces (0 means 256), a byte of body modes, and the bytes
+//! of the peer.
 
 #![no_main]
 
@@ -10,12 +12,14 @@ use bytes::BytesMut;
 use libfuzzer_sys::fuzz_target;
 use network_common::protocol::{Event, FrameDecoder, FrameLimits, ProtocolError};
 
-/// A body is gathered from this much memory at most; hostile lengths are tested by tests/memory.rs.
+/// The maximum length of a request body, so that the target needs little memory.
+///
+/// `tests/memory.rs` covers larger announced lengths.
 const MAX_REQUEST: u64 = 1 << 20;
 
 fn decode<'a>(
     pieces: impl Iterator<Item = &'a [u8]>,
-    decisions: u8,
+    body_modes: u8,
 ) -> (Vec<Event>, Option<ProtocolError>) {
     let mut limits = FrameLimits::default();
     limits.max_request = MAX_REQUEST;
@@ -33,8 +37,8 @@ fn decode<'a>(
             match event {
                 Event::BodyStart { message, length } => {
                     assert!(length > 0 && streamed.is_none());
-                    // Two bits per body, over and over.
-                    match decisions.rotate_right(2 * (bodies % 4)) & 3 {
+                    // Two bits select the mode of a body, and the byte is used cyclically.
+                    match body_modes.rotate_right(2 * (bodies % 4)) & 3 {
                         0 => decoder.collect_body(false),
                         1 => {
                             decoder.stream_body();
@@ -47,31 +51,32 @@ fn decode<'a>(
                     events.push(Event::BodyStart { message, length });
                 }
                 Event::BodyPiece(piece) => {
-                    let (missing, bytes) = streamed.as_mut().expect("a piece of nothing");
+                    let (missing, bytes) = streamed.as_mut().expect("a piece without a body");
                     assert!(!piece.is_empty());
-                    *missing =
-                        missing.checked_sub(piece.len() as u64).expect("more than announced");
+                    *missing = missing
+                        .checked_sub(piece.len() as u64)
+                        .expect("the body is longer than announced");
                     bytes.extend_from_slice(&piece);
                 }
                 Event::BodyEnd => {
-                    let (missing, bytes) = streamed.take().expect("the end of nothing");
+                    let (missing, bytes) = streamed.take().expect("a body end without a body");
                     assert_eq!(missing, 0);
                     events.extend([Event::BodyPiece(bytes.freeze()), Event::BodyEnd]);
                 }
                 other => {
-                    assert!(streamed.is_none(), "within a body");
+                    assert!(streamed.is_none(), "an event within a body");
                     events.push(other);
                 }
             }
         }
-        assert!(input.is_empty(), "not all was taken in");
+        assert!(input.is_empty(), "the decoder has not consumed all input");
     }
     events.extend(streamed.map(|(_, bytes)| Event::BodyPiece(bytes.freeze())));
     (events, decoder.finish().err())
 }
 
-/// Bytes that the events stand for, as far as they tell.
-fn accounted(events: &[Event]) -> u64 {
+/// Returns the number of wire bytes of the messages and pieces in `events`.
+fn wire_len(events: &[Event]) -> u64 {
     events
         .iter()
         .map(|event| match event {
@@ -85,20 +90,20 @@ fn accounted(events: &[Event]) -> u64 {
 fuzz_target!(|data: &[u8]| {
     let Some((&count, rest)) = data.split_first() else { return };
     let Some((sizes, rest)) = rest.split_at_checked(usize::from(count % 16)) else { return };
-    let Some((&decisions, wire)) = rest.split_first() else { return };
+    let Some((&body_modes, wire)) = rest.split_first() else { return };
 
-    let whole = decode(std::iter::once(wire), decisions);
-    // Text that is not UTF-8 is replaced by up to three times as much.
-    assert!(accounted(&whole.0) <= 3 * wire.len() as u64, "more came out than went in");
+    let unsplit = decode(std::iter::once(wire), body_modes);
+    // A byte of a text that is not UTF-8 is replaced by up to three bytes.
+    assert!(wire_len(&unsplit.0) <= 3 * wire.len() as u64, "the events exceed the input");
 
     let mut sizes =
         sizes.iter().map(|size| if *size == 0 { 256 } else { usize::from(*size) }).cycle();
-    let mut left = wire;
+    let mut remaining = wire;
     let pieces = std::iter::from_fn(|| {
-        let size = sizes.next().unwrap_or(1).min(left.len());
-        let (piece, rest) = left.split_at(size);
-        left = rest;
+        let size = sizes.next().unwrap_or(1).min(remaining.len());
+        let (piece, rest) = remaining.split_at(size);
+        remaining = rest;
         (!piece.is_empty()).then_some(piece)
     });
-    assert_eq!(decode(pieces, decisions), whole, "it depends on where the bytes were cut");
+    assert_eq!(decode(pieces, body_modes), unsplit, "the result depends on the sizes of pieces");
 });

@@ -1,7 +1,9 @@
-//! Any bytes as the messages of a handshake, to a server and to a client: nobody is authenticated,
-//! nothing is served, and both ends live on.
+//! Sends arbitrary messages as a handshake to a server and to a client that require authentication.
 //!
-//! Input: a byte that chooses the protocol, and the messages.
+//! Properties: neither end panics, no peer is authenticated, and no request reaches the handler. A
+//! message that can be decoded is encoded to the same bytes.
+//!
+//! Input: a byte that selects the protocol, and the messages.
 
 #![no_main]
 
@@ -17,8 +19,9 @@ use network_common::{
 };
 use tokio::runtime::{Builder, Runtime};
 
-static RUNTIME: LazyLock<Runtime> =
-    LazyLock::new(|| Builder::new_current_thread().enable_all().build().expect("a runtime"));
+static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
+    Builder::new_current_thread().enable_all().build().expect("the runtime cannot be created")
+});
 
 const PROTOCOLS: [&[(&str, &str)]; 3] = [
     &[],
@@ -26,7 +29,7 @@ const PROTOCOLS: [&[(&str, &str)]; 3] = [
     &[("spark.network.crypto.enabled", "true"), ("spark.network.crypto.legacyEngine", "true")],
 ];
 
-/// Must not be reached.
+/// A handler that no request must reach.
 struct Unreachable;
 
 impl RpcHandler for Unreachable {
@@ -35,39 +38,40 @@ impl RpcHandler for Unreachable {
     }
 }
 
-/// Answers with one message after the other.
-struct Answers(Mutex<VecDeque<Vec<u8>>>);
+/// Responds to each request with the next message, and then closes the connection.
+struct ScriptedResponses(Mutex<VecDeque<Vec<u8>>>);
 
-impl RpcHandler for Answers {
+impl RpcHandler for ScriptedResponses {
     fn receive(&self, client: &TransportClient, _: Bytes, callback: RpcResponseCallback) {
-        match self.0.lock().expect("no panic").pop_front() {
-            Some(answer) => callback.reply(answer),
+        match self.0.lock().expect("the lock is poisoned").pop_front() {
+            Some(response) => callback.reply(response),
             None => client.close(),
         }
     }
 }
 
-/// That of an attacker, who speaks the bytes of a protocol and is held by none.
+/// Returns a context without authentication for the attacker.
 fn attacker(handler: impl RpcHandler, network: &MemoryNetwork) -> TransportContext {
     TransportContext::new(TransportConf::new("fuzz"), handler).memory_network(network)
 }
 
+/// Returns a context that requires authentication by `protocol`.
 fn authenticated(protocol: u8, network: &MemoryNetwork) -> TransportContext {
     let settings = PROTOCOLS[usize::from(protocol) % PROTOCOLS.len()];
-    let conf =
-        TransportConf::from_settings("fuzz", settings.iter().copied()).expect("good settings");
+    let conf = TransportConf::from_settings("fuzz", settings.iter().copied())
+        .expect("the settings are valid");
     let secrets = SecretStore::new();
     secrets.register_app("app", Secret::new("secret"));
     let context = TransportContext::new(conf, Unreachable).memory_network(network);
-    context.with_auth("app", Arc::new(secrets)).expect("this build has all modes")
+    context.with_auth("app", Arc::new(secrets)).expect("this build supports all protocols")
 }
 
 async fn attack(protocol: u8, messages: Vec<Vec<u8>>) {
     let network = MemoryNetwork::new();
     let server = authenticated(protocol, &network);
-    let server = server.create_server("10.0.0.1:1").await.expect("a free address");
+    let server = server.create_server("10.0.0.1:1").await.expect("the address is free");
     let client = attacker(NoOpRpcHandler::new(), &network).create_client_factory();
-    let client = client.create_client(server.local_addr()).await.expect("it listens");
+    let client = client.create_client(server.local_addr()).await.expect("the server listens");
     for message in &messages {
         let tokens = [message.clone(), SaslMessage::new("app", message.clone()).encode()];
         for message in tokens {
@@ -75,10 +79,10 @@ async fn attack(protocol: u8, messages: Vec<Vec<u8>>) {
         }
     }
 
-    let answers = attacker(Answers(Mutex::new(messages.into())), &network);
-    let server = answers.create_server("10.0.0.2:1").await.expect("a free address");
+    let server = attacker(ScriptedResponses(Mutex::new(messages.into())), &network);
+    let server = server.create_server("10.0.0.2:1").await.expect("the address is free");
     let client = authenticated(protocol, &network).create_client_factory();
-    client.create_client(server.local_addr()).await.expect_err("nobody there knows the secret");
+    client.create_client(server.local_addr()).await.expect_err("the server has no secret");
 }
 
 fuzz_target!(|input: (u8, Vec<Vec<u8>>)| {

@@ -1,4 +1,8 @@
-//! Any file as a trust store and as a key store: an error or not, but no panic.
+//! Loads an arbitrary file as a TLS trust store and as a key store, with and without a password.
+//!
+//! Properties: it does not panic, and the error for an unusable file has the kind `Config`.
+//!
+//! Input: the content of the file.
 
 #![no_main]
 
@@ -9,7 +13,7 @@ use libfuzzer_sys::fuzz_target;
 use network_common::{ErrorKind, NoOpRpcHandler, TransportConf, TransportContext};
 
 thread_local! {
-    /// In memory where there is such a place: files are read by their paths.
+    /// The path of the file. It is in `/dev/shm` if that exists, to avoid writes to the disk.
     static FILE: OnceCell<PathBuf> = const { OnceCell::new() };
 }
 
@@ -26,9 +30,9 @@ fn file() -> PathBuf {
 
 fuzz_target!(|content: &[u8]| {
     let path = file();
-    std::fs::write(&path, content).expect("there is room");
-    let path = path.to_str().expect("an ASCII path");
-    // Without a password, nothing is held back by a digest.
+    std::fs::write(&path, content).expect("the file cannot be written");
+    let path = path.to_str().expect("the path is ASCII");
+    // Without a password, the digest is not checked, so that the parser sees arbitrary bytes.
     for (setting, password) in
         [("trustStore", None), ("keyStore", None), ("trustStore", Some("changeit"))]
     {
@@ -40,7 +44,7 @@ fuzz_target!(|content: &[u8]| {
         if let Some(password) = password {
             settings.push((format!("spark.ssl.rpc.{setting}Password"), password.to_owned()));
         }
-        let conf = TransportConf::from_settings("fuzz", settings).expect("these are valid");
+        let conf = TransportConf::from_settings("fuzz", settings).expect("the settings are valid");
         if let Err(error) = TransportContext::new(conf, NoOpRpcHandler::new()).check_security() {
             assert_eq!(error.kind(), ErrorKind::Config);
         }

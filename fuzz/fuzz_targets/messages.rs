@@ -1,5 +1,9 @@
-//! Any message is decoded to what was encoded, and any bitmap that can be read can be written and
-//! read again.
+//! Encodes and decodes arbitrary messages, and decodes arbitrary bytes as a bitmap.
+//!
+//! Properties: decoding returns the encoded message and its body. A bitmap that can be decoded can
+//! be encoded and decoded again with the same result.
+//!
+//! Input: the messages, and the bytes of the bitmap.
 
 #![no_main]
 
@@ -10,8 +14,9 @@ use network_common::protocol::{
     Event, FrameDecoder, MergedBlockMetaRequest, Message, Reader, put_bitmap, read_bitmaps,
 };
 
+/// An arbitrary message.
 #[derive(Debug, Arbitrary)]
-enum Any {
+enum AnyMessage {
     ChunkFetchRequest(i64, i32),
     ChunkFetchSuccess(i64, i32, Vec<u8>),
     ChunkFetchFailure(i64, i32, String),
@@ -27,8 +32,8 @@ enum Any {
     MergedBlockMetaSuccess(i64, i32, Vec<u8>),
 }
 
-impl Any {
-    /// The message, and the body that follows its frame.
+impl AnyMessage {
+    /// Returns the message, and the body that follows its frame.
     fn message(self) -> (Message<Bytes>, Vec<u8>) {
         let message = match self {
             Self::ChunkFetchRequest(stream_id, chunk_index) => {
@@ -81,31 +86,31 @@ impl Any {
     }
 }
 
-fn check(bytes: Vec<u8>) {
+fn check_bitmap(bytes: Vec<u8>) {
     let body = Bytes::from(bytes);
     let mut reader = Reader::new(&body);
     if let Ok(bitmap) = reader.bitmap() {
         let used = body.len() - reader.remaining();
-        let mut again = Vec::new();
-        put_bitmap(&bitmap, &mut again).expect("a vector has room");
-        assert_eq!(Reader::new(&again).bitmap(), Ok(bitmap.clone()));
+        let mut encoded = Vec::new();
+        put_bitmap(&bitmap, &mut encoded).expect("a vector has unlimited capacity");
+        assert_eq!(Reader::new(&encoded).bitmap(), Ok(bitmap.clone()));
         assert_eq!(read_bitmaps(&body.slice(..used), 1), Ok(vec![bitmap]));
     }
     let _ = Reader::new(&body).bitmap_array();
     let _ = Reader::new(&body).string("text");
 }
 
-fuzz_target!(|input: (Vec<Any>, Vec<u8>)| {
+fuzz_target!(|input: (Vec<AnyMessage>, Vec<u8>)| {
     let (messages, bitmap) = input;
-    check(bitmap);
-    for any in messages {
-        let (message, outside) = any.message();
-        let mut wire = message.encode().expect("far below the limit");
+    check_bitmap(bitmap);
+    for message in messages {
+        let (message, outside) = message.message();
+        let mut wire = message.encode().expect("the length is below the limit");
         assert_eq!(wire[..8], (wire.len() as u64).to_be_bytes());
         wire.extend_from_slice(&outside);
         let (mut decoder, mut rest) = (FrameDecoder::default(), &wire[..]);
         let mut streamed = Vec::new();
-        while let Some(event) = decoder.next_event(&mut rest).expect("well-formed") {
+        while let Some(event) = decoder.next_event(&mut rest).expect("the frame is valid") {
             match event {
                 Event::Message(decoded) => assert_eq!(decoded, message),
                 Event::BodyStart { length, .. } if !outside.is_empty() => {
