@@ -1,8 +1,10 @@
-//! Downloads a file from `bulk_server`, with progress: four chunks at a time, or as one stream.
+//! Downloads a file from `bulk_server` in chunks or as one stream, and shows the progress.
 //!
 //! ```text
 //! cargo run --release -p network-common --example bulk_fetch -- HOST:PORT NAME [OUTPUT] [--stream]
 //! ```
+//!
+//! Without `--stream`, four chunks of 4 MiB are in flight at a time.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -16,80 +18,80 @@ use network_common::{NoOpRpcHandler, TransportClient, TransportConf, TransportCo
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-const CHUNK: u64 = 4 << 20;
+const CHUNK_SIZE: u64 = 4 << 20;
 const IN_FLIGHT: usize = 4;
 
-/// Writes pieces in order on a blocking thread; at most `IN_FLIGHT` of them wait.
-struct Sink {
+/// Writes pieces in order on a blocking thread. At most `IN_FLIGHT` of them are queued.
+struct FileWriter {
     pieces: mpsc::Sender<Bytes>,
-    writing: JoinHandle<std::io::Result<()>>,
+    thread: JoinHandle<std::io::Result<()>>,
     progress: ProgressBar,
 }
 
-impl Sink {
+impl FileWriter {
     fn new(output: &str, progress: ProgressBar) -> anyhow::Result<Self> {
         let mut file = File::create(output).with_context(|| format!("cannot write {output}"))?;
-        let (pieces, mut waiting) = mpsc::channel::<Bytes>(IN_FLIGHT);
-        let writing = tokio::task::spawn_blocking(move || {
-            while let Some(piece) = waiting.blocking_recv() {
+        let (pieces, mut queue) = mpsc::channel::<Bytes>(IN_FLIGHT);
+        let thread = tokio::task::spawn_blocking(move || {
+            while let Some(piece) = queue.blocking_recv() {
                 file.write_all(&piece)?;
             }
             file.flush()
         });
-        Ok(Self { pieces, writing, progress })
+        Ok(Self { pieces, thread, progress })
     }
 
     async fn write(&self, piece: Bytes) -> anyhow::Result<()> {
         self.progress.inc(piece.len() as u64);
-        self.pieces.send(piece).await.context("writing the output failed")
+        self.pieces.send(piece).await.context("the output cannot be written")
     }
 
     async fn finish(self) -> anyhow::Result<()> {
         drop(self.pieces);
-        self.writing.await??;
+        self.thread.await??;
         self.progress.finish();
         Ok(())
     }
 }
 
-async fn by_chunks(client: &TransportClient, name: &str, output: &str) -> anyhow::Result<u64> {
-    let answer = client.send_rpc(format!("open:{CHUNK}:{name}")).await?;
+async fn fetch_chunks(client: &TransportClient, name: &str, output: &str) -> anyhow::Result<u64> {
+    let response = client.send_rpc(format!("open:{CHUNK_SIZE}:{name}")).await?;
     let numbers: Vec<i64> =
-        std::str::from_utf8(&answer)?.split(' ').map(str::parse).collect::<Result<_, _>>()?;
+        std::str::from_utf8(&response)?.split(' ').map(str::parse).collect::<Result<_, _>>()?;
     let &[stream_id, chunks, size] = numbers.as_slice() else {
-        anyhow::bail!("the server's answer is not understood");
+        anyhow::bail!("the response to `open` does not contain three numbers");
     };
     let size = u64::try_from(size)?;
-    let sink = Sink::new(output, progress(size))?;
-    let mut asked = VecDeque::new();
+    let writer = FileWriter::new(output, progress_bar(size))?;
+    let mut pending = VecDeque::new();
     for index in 0..i32::try_from(chunks)? {
-        if asked.len() == IN_FLIGHT {
-            sink.write(next(&mut asked).await?).await?;
+        if pending.len() == IN_FLIGHT {
+            writer.write(next_chunk(&mut pending).await?).await?;
         }
-        asked.push_back(client.fetch_chunk(stream_id, index));
+        pending.push_back(client.fetch_chunk(stream_id, index));
     }
-    while !asked.is_empty() {
-        sink.write(next(&mut asked).await?).await?;
+    while !pending.is_empty() {
+        writer.write(next_chunk(&mut pending).await?).await?;
     }
-    sink.finish().await?;
+    writer.finish().await?;
     Ok(size)
 }
 
-async fn next(asked: &mut VecDeque<network_common::ChunkFuture>) -> anyhow::Result<Bytes> {
-    Ok(asked.pop_front().context("nothing is asked for")?.await?)
+async fn next_chunk(pending: &mut VecDeque<network_common::ChunkFuture>) -> anyhow::Result<Bytes> {
+    Ok(pending.pop_front().context("no fetch is pending")?.await?)
 }
 
-async fn as_stream(client: &TransportClient, name: &str, output: &str) -> anyhow::Result<u64> {
+async fn read_stream(client: &TransportClient, name: &str, output: &str) -> anyhow::Result<u64> {
     let mut body = client.stream(name).await?;
-    let sink = Sink::new(output, progress(body.len()))?;
+    let writer = FileWriter::new(output, progress_bar(body.len()))?;
     while let Some(piece) = body.next_piece().await {
-        sink.write(piece?).await?;
+        writer.write(piece?).await?;
     }
-    sink.finish().await?;
+    writer.finish().await?;
     Ok(body.len())
 }
 
-fn progress(size: u64) -> ProgressBar {
+fn progress_bar(size: u64) -> ProgressBar {
     let style =
         ProgressStyle::with_template("{bar:40} {bytes}/{total_bytes} {binary_bytes_per_sec} {eta}");
     ProgressBar::new(size).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
@@ -110,13 +112,13 @@ async fn main() -> anyhow::Result<()> {
     let context = TransportContext::new(TransportConf::new("shuffle"), NoOpRpcHandler::new());
     let factory = context.create_client_factory();
     let client = factory.create_client((host, port.parse()?)).await?;
-    let begun = Instant::now();
+    let start = Instant::now();
     let size = if flags.is_empty() {
-        by_chunks(&client, &name, &output).await?
+        fetch_chunks(&client, &name, &output).await?
     } else {
-        as_stream(&client, &name, &output).await?
+        read_stream(&client, &name, &output).await?
     };
-    let seconds = begun.elapsed().as_secs_f64();
+    let seconds = start.elapsed().as_secs_f64();
     println!(
         "{name} -> {output}: {size} bytes in {seconds:.2} s, {:.2} GB/s",
         size as f64 / seconds / 1e9

@@ -1,12 +1,12 @@
-//! Serves the files of a directory: as chunks of a size the client chooses, and as whole streams.
+//! Serves the files of a directory in chunks and as streams.
 //!
 //! ```text
 //! cargo run --release -p network-common --example bulk_server -- DIRECTORY [ADDRESS]
 //! ```
 //!
-//! `bulk_fetch` is its client. An RPC `open:<chunk size>:<name>` registers a file and answers with
-//! the stream id, the number of chunks and the file's size, as decimal numbers separated by spaces;
-//! a stream is asked for by file name.
+//! `bulk_fetch` is the client. The RPC `open:<chunk size>:<name>` registers the chunks of a file.
+//! Its response contains the stream id, the number of chunks and the file's size, as decimal
+//! numbers separated by spaces. The name of a stream is the name of the file.
 
 use std::path::{Component, Path, PathBuf};
 
@@ -26,12 +26,12 @@ struct BulkServer {
 }
 
 impl BulkServer {
-    /// Registers a file's chunks for the connection that asks.
+    /// Registers the chunks of a file for the connection of `client`.
     async fn open(&self, client: &TransportClient, request: &str) -> anyhow::Result<String> {
         let (chunk_size, name) = request
             .strip_prefix("open:")
             .and_then(|rest| rest.split_once(':'))
-            .context("expected open:<chunk size>:<name>")?;
+            .context("the request is not open:<chunk size>:<name>")?;
         let chunk_size: u64 = chunk_size.parse().context("the chunk size is not a number")?;
         ensure!(chunk_size > 0, "the chunk size must be positive");
         let (path, size) = self.file(name).await?;
@@ -45,11 +45,11 @@ impl BulkServer {
         Ok(format!("{stream_id} {chunks} {size}"))
     }
 
-    /// The path of a file inside the directory, and its size.
+    /// Returns the path and the size of a file in the directory.
     async fn file(&self, name: &str) -> anyhow::Result<(PathBuf, u64)> {
-        let inside = Path::new(name).components().all(|part| matches!(part, Component::Normal(_)));
-        if !inside {
-            bail!("{name} is not a file name inside the directory");
+        let mut components = Path::new(name).components();
+        if !components.all(|component| matches!(component, Component::Normal(_))) {
+            bail!("{name} is not a relative path inside the directory");
         }
         let path = self.directory.join(name);
         let metadata =
@@ -62,10 +62,10 @@ impl BulkServer {
 impl RpcHandler for BulkServer {
     fn receive(&self, client: &TransportClient, message: Bytes, callback: RpcResponseCallback) {
         let (server, client) = (self.clone(), client.clone());
-        // Looking at the file may block: not on the connection's task.
+        // Reading the metadata may block, so the connection's task must not do it.
         tokio::spawn(async move {
             match server.open(&client, &String::from_utf8_lossy(&message)).await {
-                Ok(answer) => callback.reply(answer),
+                Ok(response) => callback.reply(response),
                 Err(error) => callback.fail(format_args!("{error:#}")),
             }
         });
@@ -116,7 +116,7 @@ async fn main() -> anyhow::Result<()> {
     let server = context.create_server(address).await?;
     println!("LISTENING {}", server.local_addr());
     tokio::signal::ctrl_c().await?;
-    let cut = server.close(std::time::Duration::from_secs(10)).await;
-    println!("closed, {cut} transfers cut");
+    let aborted = server.close(std::time::Duration::from_secs(10)).await;
+    println!("the server is closed, {aborted} connections were aborted");
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! The cases. The Java client of `interop/java` has the same ones under the same names.
+//! The cases of the client. The Java client of `interop/java` has the same cases and names.
 
 use std::future::Future;
 use std::ops::Range;
@@ -13,15 +13,15 @@ use network_common::{
 };
 use tempfile::NamedTempFile;
 
-use crate::client::{Report, answer, ends, equal, equal_text, fails, whole_stream};
+use crate::client::{Report, closes, equal, equal_text, fails, receive, whole_stream};
 use crate::protocol::{digest_of, pattern};
 
 const MIB: usize = 1 << 20;
-/// Two chunks of 4 MiB and a piece, so that segments can start and end anywhere in it.
+/// Two chunks of 4 MiB and a rest, so that segments can begin and end at any offset.
 const FILE_SIZE: usize = 9 * MIB + 17;
 const NO_SUCH_STREAM_ID: i64 = 4_611_686_018_427_387_905;
 
-/// Runs them all; true when none failed.
+/// Runs all cases, and returns whether none failed.
 pub(crate) async fn run(
     context: TransportContext,
     host: String,
@@ -34,15 +34,15 @@ pub(crate) async fn run(
     let factory = context.create_client_factory();
 
     let mut report = Report::default();
-    let mut connected = None;
+    let mut client = None;
     report
         .check("connect", async {
-            connected = Some(factory.create_client((host.as_str(), port)).await?);
+            client = Some(factory.create_client((host.as_str(), port)).await?);
             Ok(())
         })
         .await;
-    if let Some(client) = connected {
-        let server = Server { client, factory, host, port, file, content, since_3_2 };
+    if let Some(client) = client {
+        let server = TestedServer { client, factory, host, port, file, content, since_3_2 };
         server.rpcs(&mut report).await;
         server.chunks(&mut report).await;
         server.streams(&mut report).await;
@@ -57,27 +57,27 @@ pub(crate) async fn run(
     Ok(report.finish())
 }
 
-/// The server under test, and what the cases share.
-struct Server {
-    /// The connection of every case that does not break its own.
+/// The server under test, and the data that the cases share.
+struct TestedServer {
+    /// The connection that all cases share, except those that close a connection.
     client: TransportClient,
     factory: TransportClientFactory,
     host: String,
     port: u16,
     file: NamedTempFile,
-    /// What the file holds.
+    /// The content of the file.
     content: Bytes,
-    /// Whether the server knows merged block meta and can answer an upload with bytes.
+    /// Whether the server has merged block meta and can respond to an upload with bytes.
     since_3_2: bool,
 }
 
-impl Server {
+impl TestedServer {
     async fn rpcs(&self, report: &mut Report) {
         report.check("echo of no bytes", self.echo(b"")).await;
         report.check("echo of a few bytes", self.echo(b"abc")).await;
         report.check("echo of every byte value", self.echo(&every_byte())).await;
         report.check("echo of 1 MiB", self.echo(&pattern(1, MIB))).await;
-        // Over 20 MiB, where Spark's frame decoder first gathers its pieces.
+        // From 20 MiB on, Spark's frame decoder consolidates the received buffers.
         report.check("echo of 24 MiB", self.echo(&pattern(2, 24 * MIB))).await;
         let fails = |request: &'static str, part: &'static str| {
             fails(self.client.send_rpc(request), ErrorKind::Remote, part)
@@ -114,14 +114,14 @@ impl Server {
             fails(id, 1, "out-of-order chunk index").await?;
             fails(id, -1, "out-of-order chunk index").await?;
             for i in 0..3 {
-                equal(&pattern(i, 10), &answer(self.client.fetch_chunk(id, i as i32)).await?)?;
+                equal(&pattern(i, 10), &receive(self.client.fetch_chunk(id, i as i32)).await?)?;
             }
             Ok(())
         };
         report.check("chunk out of order fails, the stream continues", case).await;
         let case = async {
             let id = self.open("open:1:10").await?;
-            equal(&pattern(0, 10), &answer(self.client.fetch_chunk(id, 0)).await?)?;
+            equal(&pattern(0, 10), &receive(self.client.fetch_chunk(id, 0)).await?)?;
             fails(id, 1, "").await?;
             self.alive().await
         };
@@ -178,8 +178,12 @@ impl Server {
         let succeeds = |app_id, shuffle_id, shuffle_merge_id, reduce_id| async move {
             let request =
                 self.client.merged_block_meta(app_id, shuffle_id, shuffle_merge_id, reduce_id);
-            let meta = answer(request).await?;
-            ensure!(meta.num_chunks == 3, "{} chunks instead of 3", meta.num_chunks);
+            let meta = receive(request).await?;
+            ensure!(
+                meta.num_chunks == 3,
+                "the response has {} chunks instead of 3",
+                meta.num_chunks
+            );
             equal_text(
                 &format!("merged:{app_id}:{shuffle_id}:{shuffle_merge_id}:{reduce_id}"),
                 &meta.body,
@@ -197,7 +201,7 @@ impl Server {
 
     async fn callbacks(&self, report: &mut Report) {
         let callback = |count| async move {
-            let done = answer(self.client.send_rpc(format!("callback:{count}"))).await?;
+            let done = receive(self.client.send_rpc(format!("callback:{count}"))).await?;
             equal_text(&format!("done:{count}"), &done)
         };
         report.check("no callback", callback(0)).await;
@@ -209,11 +213,11 @@ impl Server {
         let case = async {
             let own = self.own_connection().await?;
             let (mut first, mut second) = (own.send_rpc("hang"), own.send_rpc("hang"));
-            // Requests of one connection are served in order: both have been taken now.
-            equal(b"", &answer(own.send_rpc("echo:")).await?)?;
-            let answered =
+            // The server handles requests in order, so it has received both now.
+            equal(b"", &receive(own.send_rpc("echo:")).await?)?;
+            let has_response =
                 (&mut first).now_or_never().is_some() || (&mut second).now_or_never().is_some();
-            ensure!(!answered, "hang was answered");
+            ensure!(!has_response, "the server responded to hang");
             own.close();
             fails(first, ErrorKind::Closed, "").await?;
             fails(second, ErrorKind::Closed, "").await
@@ -224,34 +228,34 @@ impl Server {
             let hanging = own.send_rpc("hang");
             fails(own.send_rpc("close"), ErrorKind::Closed, "").await?;
             fails(hanging, ErrorKind::Closed, "").await?;
-            ends(&own).await
+            closes(&own).await
         };
         report.check("close by the server fails pending requests", case).await;
         report.check("8 connections at once", self.eight_connections()).await;
         report.check("the shared connection is still open", self.alive()).await;
         let case = async {
             fails(self.client.send_rpc("close"), ErrorKind::Closed, "").await?;
-            ends(&self.client).await?;
+            closes(&self.client).await?;
             let next = self.factory.create_client((self.host.as_str(), self.port)).await?;
-            ensure!(next.id() != self.client.id(), "the pool gave the dead connection again");
-            equal(b"alive", &answer(next.send_rpc("echo:alive")).await?)
+            ensure!(next.id() != self.client.id(), "the pool returned the closed connection");
+            equal(b"alive", &receive(next.send_rpc("echo:alive")).await?)
         };
         report.check("the pool replaces a connection that the server closed", case).await;
     }
 
     async fn echo(&self, body: &[u8]) -> Result<()> {
-        equal(body, &answer(echo(&self.client, body)).await?)
+        equal(body, &receive(echo(&self.client, body)).await?)
     }
 
     async fn echoes(&self, count: usize, step: usize) -> Result<()> {
         let body = |i| pattern(i, i * step % 20_000);
-        let mut answers = Vec::new();
+        let mut responses = Vec::new();
         for i in 0..count {
-            answer(self.client.ready()).await?;
-            answers.push(echo(&self.client, &body(i)));
+            receive(self.client.ready()).await?;
+            responses.push(echo(&self.client, &body(i)));
         }
-        for (i, echoed) in answers.into_iter().enumerate() {
-            equal(&body(i), &answer(echoed).await?)?;
+        for (i, echoed) in responses.into_iter().enumerate() {
+            equal(&body(i), &receive(echoed).await?)?;
         }
         Ok(())
     }
@@ -259,16 +263,16 @@ impl Server {
     async fn one_ways(&self) -> Result<()> {
         const SENT: usize = 50;
         let count = async || -> Result<usize> {
-            let text = answer(self.client.send_rpc("count")).await?;
+            let text = receive(self.client.send_rpc("count")).await?;
             Ok(std::str::from_utf8(&text)?.parse()?)
         };
         let before = count().await?;
         for i in 0..SENT {
             self.client.send(pattern(i, i * 1000))?;
         }
-        // On the same connection, so after them.
+        // This is sent over the same connection, so the server handles it after the messages.
         let received = count().await? - before;
-        ensure!(received == SENT, "{received} arrived of {SENT}");
+        ensure!(received == SENT, "the server received {received} of {SENT} messages");
         Ok(())
     }
 
@@ -294,11 +298,11 @@ impl Server {
         if pipelined {
             let chunks: Vec<_> = (0..count).map(fetch).collect();
             for (i, chunk) in chunks.into_iter().enumerate() {
-                equal(&expected(i), &answer(chunk).await?)?;
+                equal(&expected(i), &receive(chunk).await?)?;
             }
         } else {
             for i in 0..count {
-                equal(&expected(i), &answer(fetch(i)).await?)?;
+                equal(&expected(i), &receive(fetch(i)).await?)?;
             }
         }
         Ok(())
@@ -311,8 +315,8 @@ impl Server {
         for i in 0..4 {
             let first = self.client.fetch_chunk(memory, i as i32);
             let second = self.client.fetch_chunk(segments, i as i32);
-            equal(&pattern(i, 1000), &answer(first).await?)?;
-            equal(&self.segment(i, 2000), &answer(second).await?)?;
+            equal(&pattern(i, 1000), &receive(first).await?)?;
+            equal(&self.segment(i, 2000), &receive(second).await?)?;
         }
         Ok(())
     }
@@ -322,10 +326,10 @@ impl Server {
     }
 
     async fn stream(&self, id: &str, expected: &[u8]) -> Result<()> {
-        let body = answer(self.client.stream(id)).await?;
-        ensure!(body.stream_id() == id, "asked for stream {id}, got {}", body.stream_id());
-        ensure!(body.len() == expected.len() as u64, "a length of {} was announced", body.len());
-        equal(expected, &answer(body.collect()).await?)
+        let body = receive(self.client.stream(id)).await?;
+        ensure!(body.stream_id() == id, "requested stream {id}, received {}", body.stream_id());
+        ensure!(body.len() == expected.len() as u64, "the announced length is {}", body.len());
+        equal(expected, &receive(body.collect()).await?)
     }
 
     async fn concurrent_streams(&self) -> Result<()> {
@@ -335,12 +339,12 @@ impl Server {
             _ => format!("pattern:{}", i * 10_000),
         };
         let streams: Vec<_> = (0..20).map(|i| whole_stream(&self.client, &id(i))).collect();
-        // Read together: a body that nobody reads would hold up those behind it.
+        // The bodies are read concurrently, because an unread body blocks the following ones.
         let checks = streams.into_iter().enumerate().map(|(i, stream)| async move {
             match i % 4 {
-                1 => equal(&self.content, &answer(stream).await?),
+                1 => equal(&self.content, &receive(stream).await?),
                 3 => fails(stream, ErrorKind::StreamFailure, "was not found").await,
-                _ => equal(&pattern(0, i * 10_000), &answer(stream).await?),
+                _ => equal(&pattern(0, i * 10_000), &receive(stream).await?),
             }
         });
         join_all(checks).await.into_iter().collect()
@@ -367,22 +371,20 @@ impl Server {
             self.check_upload(body, upload).await?;
         }
         if !self.since_3_2 {
-            // Spark ends uploads in the order in which they came; others need not, but tell each
-            // answer.
+            // Spark before 3.2 responds without bytes, and it completes uploads in order.
             self.check_last_upload(&bodies[9]).await?;
         }
         Ok(())
     }
 
-    /// A server of before 3.2 has no way to answer an upload with bytes; only lastdigest tells
-    /// then.
+    /// Checks an upload's response. A server before 3.2 responds without bytes.
     async fn check_upload(&self, bytes: &[u8], upload: RpcFuture) -> Result<()> {
         let expected = if self.since_3_2 { digest_of(bytes) } else { String::new() };
-        equal_text(&expected, &answer(upload).await?)
+        equal_text(&expected, &receive(upload).await?)
     }
 
     async fn check_last_upload(&self, bytes: &[u8]) -> Result<()> {
-        equal_text(&digest_of(bytes), &answer(self.client.send_rpc("lastdigest")).await?)
+        equal_text(&digest_of(bytes), &receive(self.client.send_rpc("lastdigest")).await?)
     }
 
     async fn everything_at_once(&self) -> Result<()> {
@@ -415,7 +417,7 @@ impl Server {
             connections.push((own, echoed));
         }
         for (i, (_own, echoed)) in connections.into_iter().enumerate() {
-            equal(&body(i), &answer(echoed).await?)?;
+            equal(&body(i), &receive(echoed).await?)?;
         }
         Ok(())
     }
@@ -429,7 +431,7 @@ impl Server {
     }
 
     async fn open(&self, request: &str) -> Result<i64> {
-        let id = answer(self.client.send_rpc(request.to_owned())).await?;
+        let id = receive(self.client.send_rpc(request.to_owned())).await?;
         let id = <[u8; 8]>::try_from(&id[..]);
         Ok(i64::from_be_bytes(id.context("a stream id has 8 bytes")?))
     }
@@ -438,7 +440,7 @@ impl Server {
         self.open(&format!("openfile:{}:{count}:{size}", self.file.path().display())).await
     }
 
-    /// Chunk `i` of the file in chunks of `size`.
+    /// Returns chunk `i` of the file if all chunks have `size` bytes.
     fn segment(&self, i: usize, size: usize) -> Bytes {
         self.content.slice(i * size..(i + 1) * size)
     }
@@ -456,14 +458,14 @@ fn expect<'a>(
     expected: Bytes,
     request: impl Future<Output = Result<Bytes, TransportError>> + Send + 'a,
 ) -> BoxFuture<'a, Result<()>> {
-    Box::pin(async move { equal(&expected, &answer(request).await?) })
+    Box::pin(async move { equal(&expected, &receive(request).await?) })
 }
 
 fn every_byte() -> Bytes {
     (0..=255).collect()
 }
 
-/// Differs from every memory pattern and at every MiB, so a wrong offset shows.
+/// Differs from all memory patterns and in every MiB, so that a wrong offset is detected.
 fn file_content() -> Bytes {
     (0..FILE_SIZE).map(|j| (j * 31 + (j >> 8) * 17 + (j >> 16)) as u8).collect()
 }

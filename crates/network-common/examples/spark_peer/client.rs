@@ -1,5 +1,4 @@
-//! What the cases are made of: requests with deadlines, checks of their answers, and the count of
-//! both.
+//! Helpers of the cases: requests with a timeout, checks of responses, and the report.
 
 use std::future::Future;
 use std::time::{Duration, Instant};
@@ -12,7 +11,7 @@ use network_common::{
 
 use crate::protocol::split_verb;
 
-const ANSWER_LIMIT: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Counts cases and prints a line for each.
 #[derive(Default)]
@@ -31,7 +30,7 @@ impl Report {
             }
             Err(error) => {
                 self.failed += 1;
-                // One line per case: a failure may carry the server's whole stack trace.
+                // A failure may contain a stack trace, but the output is one line per case.
                 println!("FAILED {name}: {}", format!("{error:#}").replace(['\n', '\r'], " | "));
             }
         }
@@ -41,45 +40,51 @@ impl Report {
         println!("skipped {name}: {reason}");
     }
 
-    /// Prints the sum; true when nothing failed.
+    /// Prints the counts, and returns whether no case failed.
     pub(crate) fn finish(self) -> bool {
         println!("{} passed, {} failed", self.passed, self.failed);
         self.failed == 0
     }
 }
 
-/// Waits for an answer that must come and succeed.
-pub(crate) async fn answer<T>(
+/// Returns the response to a request that must succeed within the timeout.
+pub(crate) async fn receive<T>(
     request: impl Future<Output = Result<T, TransportError>>,
 ) -> Result<T> {
     Ok(within(request).await??)
 }
 
-/// Waits for a failure of `kind` whose text contains `part`.
+/// Checks that a request fails with `kind`, and that the error text contains `part`.
 pub(crate) async fn fails<T>(
     request: impl Future<Output = Result<T, TransportError>>,
     kind: ErrorKind,
     part: &str,
 ) -> Result<()> {
-    let Err(error) = within(request).await? else { bail!("succeeded, but should have failed") };
-    ensure!(error.kind() == kind, "failed as {:?}, not {kind:?}: {error}", error.kind());
-    ensure!(error.to_string().contains(part), "the failure does not say \"{part}\": {error}");
+    let Err(error) = within(request).await? else {
+        bail!("the request succeeded, but should have failed")
+    };
+    ensure!(
+        error.kind() == kind,
+        "the error has the kind {:?} instead of {kind:?}: {error}",
+        error.kind()
+    );
+    ensure!(error.to_string().contains(part), "the error does not contain \"{part}\": {error}");
     Ok(())
 }
 
-/// Waits for the end of a connection.
-pub(crate) async fn ends(client: &TransportClient) -> Result<()> {
+/// Checks that a connection closes.
+pub(crate) async fn closes(client: &TransportClient) -> Result<()> {
     within(client.closed()).await?;
     ensure!(!client.is_active(), "the connection is still active");
     Ok(())
 }
 
 async fn within<T>(event: impl Future<Output = T>) -> Result<T> {
-    let waited = tokio::time::timeout(ANSWER_LIMIT, event).await;
-    waited.with_context(|| format!("nothing happened within {} s", ANSWER_LIMIT.as_secs()))
+    let result = tokio::time::timeout(TIMEOUT, event).await;
+    result.with_context(|| format!("the timeout of {} s has elapsed", TIMEOUT.as_secs()))
 }
 
-/// Asks for a stream of `client` at once; the future gives all of its bytes.
+/// Requests a stream immediately, and returns a future of all its bytes.
 pub(crate) fn whole_stream(
     client: &TransportClient,
     stream_id: &str,
@@ -88,22 +93,23 @@ pub(crate) fn whole_stream(
     async move { request.await?.collect().await }
 }
 
-/// Bytes are compared by position: thousands of them in a message would tell less.
-pub(crate) fn equal(expected: &[u8], seen: &[u8]) -> Result<()> {
-    ensure!(expected.len() == seen.len(), "wanted {} bytes, got {}", expected.len(), seen.len());
-    match expected.iter().zip(seen).position(|(expected, seen)| expected != seen) {
+/// Checks that two byte strings are equal. The error contains only the first difference.
+pub(crate) fn equal(expected: &[u8], actual: &[u8]) -> Result<()> {
+    let (length, actual_length) = (expected.len(), actual.len());
+    ensure!(length == actual_length, "expected {length} bytes, received {actual_length}");
+    match expected.iter().zip(actual).position(|(expected, actual)| expected != actual) {
         None => Ok(()),
-        Some(i) => bail!("byte {i} of {} is {}, wanted {}", seen.len(), seen[i], expected[i]),
+        Some(i) => bail!("byte {i} of {length} is {} instead of {}", actual[i], expected[i]),
     }
 }
 
-pub(crate) fn equal_text(expected: &str, seen: &[u8]) -> Result<()> {
-    let seen = String::from_utf8_lossy(seen);
-    ensure!(expected == seen, "wanted \"{expected}\", got \"{seen}\"");
+pub(crate) fn equal_text(expected: &str, actual: &[u8]) -> Result<()> {
+    let actual = String::from_utf8_lossy(actual);
+    ensure!(expected == actual, "expected \"{expected}\", received \"{actual}\"");
     Ok(())
 }
 
-/// Answers the server's callbacks.
+/// Responds to the server's callbacks.
 pub(crate) struct CallbackHandler;
 
 impl RpcHandler for CallbackHandler {

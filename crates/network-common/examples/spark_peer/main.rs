@@ -1,12 +1,13 @@
-//! A peer that speaks the application protocol of `interop/README.md`, to prove the transport
-//! against real Spark.
+//! A client and a server of the application protocol of `interop/README.md`.
+//!
+//! `cargo xtask interop` runs both against real Spark.
 //!
 //! ```text
-//! cargo run --release -p network-common --example spark_peer -- server PORT [options]        # prints: LISTENING <port>
-//! cargo run --release -p network-common --example spark_peer -- client HOST PORT [options]   # last line: N passed, M failed
+//! cargo run --release -p network-common --example spark_peer -- server PORT [options]
+//! cargo run --release -p network-common --example spark_peer -- client HOST PORT [options]
 //! ```
 //!
-//! `cargo xtask interop` runs both roles against the Java harness.
+//! The server prints `LISTENING <port>`. The last line of the client is `N passed, M failed`.
 
 mod cases;
 mod client;
@@ -19,7 +20,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
 use network_common::{RpcHandler, TransportConf, TransportContext};
 
-/// Spark's module name of these connections: the `shuffle` in `spark.shuffle.io.serverThreads`.
+/// Spark's module name: the `shuffle` in `spark.shuffle.io.serverThreads`.
 const MODULE: &str = "shuffle";
 
 #[cfg(feature = "auth")]
@@ -28,7 +29,7 @@ const APP_ID: &str = "app-1";
 #[derive(Parser)]
 #[command(
     name = "spark_peer",
-    about = "One end of the interop protocol, over this crate's transport"
+    about = "A client or server of the interoperability tests, over network-common"
 )]
 struct Arguments {
     #[command(subcommand)]
@@ -37,18 +38,18 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Role {
-    /// Listen on 127.0.0.1, print LISTENING <port>, serve until stdin ends
+    /// Listen on 127.0.0.1, print LISTENING <port>, serve until the end of stdin
     Server {
-        /// 0: any free port
+        /// The port; 0 selects a free one
         port: u16,
         #[command(flatten)]
         options: Options,
     },
-    /// Run every case against a server; the last line is: N passed, M failed
+    /// Run all cases against a server; the last line is: N passed, M failed
     Client {
         host: String,
         port: u16,
-        /// The server's Spark release: before 3.2, it cannot do every case
+        /// The server's Spark release; before 3.2, some cases are skipped
         #[arg(long, value_name = "RELEASE", value_parser = major_and_minor)]
         spark: Option<(u32, u32)>,
         #[command(flatten)]
@@ -58,10 +59,10 @@ enum Role {
 
 #[derive(Args)]
 struct Options {
-    /// Authenticate with this secret, as the settings say
+    /// Authenticate with this secret; the settings select the kind of authentication
     #[arg(long)]
     secret: Option<String>,
-    /// A setting under Spark's name; repeatable
+    /// A setting under Spark's name; can be repeated
     #[arg(long = "conf", value_name = "KEY=VALUE", value_parser = key_and_value)]
     settings: Vec<(String, String)>,
 }
@@ -92,7 +93,7 @@ fn with_auth(_: TransportContext, _: &str) -> Result<TransportContext> {
 }
 
 fn key_and_value(text: &str) -> Result<(String, String)> {
-    let (key, value) = text.split_once('=').context("key=value is wanted")?;
+    let (key, value) = text.split_once('=').context("the setting is not KEY=VALUE")?;
     Ok((key.to_owned(), value.to_owned()))
 }
 
@@ -100,7 +101,7 @@ fn major_and_minor(text: &str) -> Result<(u32, u32)> {
     let mut parts = text.split('.').map(str::parse);
     match (parts.next(), parts.next()) {
         (Some(Ok(major)), Some(Ok(minor))) => Ok((major, minor)),
-        _ => bail!("a Spark release such as 3.5.7 is wanted"),
+        _ => bail!("this is not a Spark release such as 3.5.7"),
     }
 }
 
@@ -116,7 +117,7 @@ async fn main() -> ExitCode {
     }
 }
 
-/// False when a case of a client failed.
+/// Runs the role, and returns whether no case failed.
 async fn run(arguments: Arguments) -> Result<bool> {
     match arguments.role {
         Role::Server { port, options } => {

@@ -1,4 +1,4 @@
-//! Answers the application protocol.
+//! The server of the application protocol.
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,18 +16,18 @@ use network_common::{
 };
 use sha2::{Digest, Sha256};
 
-use crate::protocol::{digest_answer, pattern, split_verb};
+use crate::protocol::{digest_response, pattern, split_verb};
 
 const MERGED_CHUNKS: i32 = 3;
-const STOP_LIMIT: Duration = Duration::from_secs(5);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Serves until stdin ends.
+/// Serves until the end of stdin.
 pub(crate) async fn serve(context: TransportContext, port: u16) -> Result<()> {
     let server = context.create_server(("127.0.0.1", port)).await?;
     println!("LISTENING {}", server.local_addr().port());
-    // Only the end of the input means something: whoever started us is gone or done.
+    // Input has no meaning. Stdin ends when the parent process closes it or exits.
     tokio::task::spawn_blocking(|| io::copy(&mut io::stdin(), &mut io::sink())).await??;
-    server.close(STOP_LIMIT).await;
+    server.close(CLOSE_TIMEOUT).await;
     Ok(())
 }
 
@@ -43,14 +43,14 @@ impl RpcHandler for PeerHandler {
         let (verb, argument) = split_verb(&message);
         match verb {
             b"callback:" => call_back(client, argument, callback),
-            // Kept for ever, since a callback that is dropped fails its request.
+            // The callback is leaked, because dropping it would fail the request.
             b"hang" => std::mem::forget(callback),
             b"close" => {
                 client.close();
                 std::mem::forget(callback);
             }
-            _ => match self.answer(client, verb, message.slice_ref(argument)) {
-                Ok(answer) => callback.reply(answer),
+            _ => match self.respond(client, verb, message.slice_ref(argument)) {
+                Ok(response) => callback.reply(response),
                 Err(error) => callback.fail(error),
             },
         }
@@ -78,9 +78,9 @@ impl RpcHandler for PeerHandler {
                 digest.update(&piece);
                 length += piece.len() as u64;
             }
-            let answer = digest_answer(digest, length);
-            *last_digest.lock().unwrap_or_else(PoisonError::into_inner) = Some(answer.clone());
-            Ok(answer.into())
+            let response = digest_response(digest, length);
+            *last_digest.lock().unwrap_or_else(PoisonError::into_inner) = Some(response.clone());
+            Ok(response.into())
         })
     }
 
@@ -105,8 +105,8 @@ impl RpcHandler for PeerHandler {
 }
 
 impl PeerHandler {
-    /// The answer to a request that is answered at once.
-    fn answer(&self, client: &TransportClient, verb: &[u8], argument: Bytes) -> Result<Bytes> {
+    /// Returns the response to a request that needs no further requests.
+    fn respond(&self, client: &TransportClient, verb: &[u8], argument: Bytes) -> Result<Bytes> {
         let text = || std::str::from_utf8(&argument).context("the argument is not UTF-8");
         match verb {
             b"echo:" => Ok(argument),
@@ -116,7 +116,7 @@ impl PeerHandler {
             b"count" => Ok(self.one_ways.load(Ordering::Relaxed).to_string().into()),
             b"lastdigest" => {
                 let last = self.last_digest.lock().unwrap_or_else(PoisonError::into_inner);
-                Ok(last.clone().context("nothing has been uploaded")?.into())
+                Ok(last.clone().context("the server has received no upload")?.into())
             }
             _ => anyhow::bail!("unknown request {}", String::from_utf8_lossy(verb)),
         }
@@ -127,11 +127,12 @@ fn id(stream_id: i64) -> Bytes {
     Bytes::copy_from_slice(&stream_id.to_be_bytes())
 }
 
-/// Sends all reverse requests before the first answer can come, then answers from a task of its
-/// own.
+/// Sends RPCs to the client, and responds when all of them have responses.
+///
+/// A task of its own awaits the responses, because this runs on the task that reads them.
 fn call_back(client: &TransportClient, argument: &[u8], callback: RpcResponseCallback) {
     let Ok(Ok(count)) = std::str::from_utf8(argument).map(str::parse::<u32>) else {
-        return callback.fail("callback: wants a number");
+        return callback.fail("callback: needs a number");
     };
     let requests: Vec<_> = (0..count).map(|i| client.send_rpc(format!("cb:{i}"))).collect();
     tokio::spawn(async move {
@@ -142,13 +143,14 @@ fn call_back(client: &TransportClient, argument: &[u8], callback: RpcResponseCal
         match acks.iter().zip(0..).find(|(ack, i)| **ack != format!("cb-ack:{i}")) {
             None => callback.reply(format!("done:{count}")),
             Some((ack, i)) => {
-                callback.fail(format!("wanted cb-ack:{i}, got {}", String::from_utf8_lossy(ack)))
+                let ack = String::from_utf8_lossy(ack);
+                callback.fail(format!("expected cb-ack:{i}, received {ack}"))
             }
         }
     });
 }
 
-/// Chunks by the crate's own manager, streams by name.
+/// Serves chunks with the crate's `OneForOneStreamManager`, and streams by name.
 #[derive(Default)]
 struct Streams {
     chunks: OneForOneStreamManager,
@@ -156,18 +158,18 @@ struct Streams {
 
 impl Streams {
     fn open_memory(&self, client: &TransportClient, argument: &str) -> Result<i64> {
-        let (count, size) = argument.split_once(':').context("open: wants <n>:<size>")?;
+        let (count, size) = argument.split_once(':').context("open: needs <n>:<size>")?;
         let (count, size): (usize, usize) = (count.parse()?, size.parse()?);
         let chunks = (0..count).map(move |i| pattern(i, size).into());
         Ok(self.register(client, chunks))
     }
 
     fn open_file(&self, client: &TransportClient, argument: &str) -> Result<i64> {
-        // From the right: a path may hold colons.
+        // The path may contain colons, so the split begins at the end.
         let mut parts = argument.rsplitn(3, ':');
         let (Some(size), Some(count), Some(path)) = (parts.next(), parts.next(), parts.next())
         else {
-            anyhow::bail!("openfile: wants <path>:<n>:<size>");
+            anyhow::bail!("openfile: needs <path>:<n>:<size>");
         };
         let (count, size): (u64, u64) = (count.parse()?, size.parse()?);
         let path = path.to_owned();
