@@ -1,8 +1,8 @@
-//! Files, a jar and a directory for download, as a driver offers them to its executors:
-//! `cargo run --release --example file_server`.
+//! A driver serves files, a jar and a directory to an executor.
 //!
-//! The driver starts a second process, which downloads everything into a directory of its own and
-//! shows how far it is. What it gets to know is only URIs.
+//! Run it with `cargo run --release --example file_server`. The driver starts the executor as a
+//! second process and passes it the URIs. The executor downloads all files into a directory of its
+//! own, and shows the progress.
 
 use std::path::Path;
 use std::process::Command;
@@ -13,16 +13,17 @@ use rpc_core::{Download, RpcEnv};
 use tokio::fs::{self, File};
 use tokio::io::{AsyncWriteExt, BufWriter};
 
-/// Files that are worth a progress bar.
+/// The length of the largest file, which takes long enough for a progress bar.
 const LARGE: usize = 256 << 20;
 
-async fn offer(env: &RpcEnv, files: &Path) -> anyhow::Result<Vec<String>> {
+/// Creates the files, registers them, and returns their URIs.
+async fn serve_files(env: &RpcEnv, files: &Path) -> anyhow::Result<Vec<String>> {
     let (model, jar, classes) =
         (files.join("model.bin"), files.join("app.jar"), files.join("classes"));
     fs::write(&model, vec![7; LARGE]).await?;
     fs::write(&jar, vec![1; LARGE / 16]).await?;
     fs::create_dir_all(classes.join("org")).await?;
-    fs::write(classes.join("org/Main.class"), "no real class").await?;
+    fs::write(classes.join("org/Main.class"), "not a real class").await?;
 
     let server = env.file_server();
     let classes = server.add_directory("/classes", classes).await?;
@@ -32,16 +33,16 @@ async fn offer(env: &RpcEnv, files: &Path) -> anyhow::Result<Vec<String>> {
         format!("{classes}/org/Main.class"),
     ];
     for uri in &uris {
-        println!("driver: offers {uri}");
+        println!("driver: serves {uri}");
     }
     Ok(uris)
 }
 
 async fn download(uris: &[String], into: &Path) -> anyhow::Result<()> {
-    // It offers nothing, so it need not listen.
+    // The executor serves nothing, so its environment need not listen.
     let env = RpcEnv::builder("executor").client_mode().start().await?;
     for uri in uris {
-        let name = uri.rsplit('/').next().context("a URI has a path")?;
+        let name = uri.rsplit('/').next().context("the URI has no path")?;
         save(env.open_channel(uri).await?, &into.join(name)).await?;
     }
     env.shutdown().await;
@@ -75,15 +76,15 @@ async fn main() -> anyhow::Result<()> {
 
     let (files, into) = (tempfile::tempdir()?, tempfile::tempdir()?);
     let env = RpcEnv::builder("driver").bind("127.0.0.1:0").start().await?;
-    let uris = offer(&env, files.path()).await?;
+    let uris = serve_files(&env, files.path()).await?;
     let mut executor = Command::new(std::env::current_exe()?);
     executor.arg(into.path()).args(&uris);
     let status = tokio::task::spawn_blocking(move || executor.status()).await??;
-    ensure!(status.success(), "the executor ended with {status}");
+    ensure!(status.success(), "the executor exited with {status}");
 
     ensure!(
         fs::read(into.path().join("model.bin")).await? == vec![7; LARGE],
-        "the model has changed on its way"
+        "the downloaded model differs from the original"
     );
     println!("driver: the executor has what was offered");
     env.shutdown().await;

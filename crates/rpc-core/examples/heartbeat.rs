@@ -1,9 +1,8 @@
-//! Executors that tell a driver again and again that they are alive: `cargo run --example
-//! heartbeat`.
+//! A driver detects dead executors by closed connections and by missing heartbeats.
 //!
-//! The driver starts three executors as processes of their own. One is killed: the driver notices
-//! at once, as the connection ends. One falls silent with its connection open: the driver notices
-//! by the beats that are missing.
+//! Run it with `cargo run --example heartbeat`. The driver starts three executors as processes of
+//! their own. It kills one of them and detects that immediately, because the connection closes. The
+//! second stops sending heartbeats with its connection open, which the driver detects by a timeout.
 
 use std::collections::HashMap;
 use std::process::{Child, Command};
@@ -21,12 +20,13 @@ mod heartbeat {
 }
 
 const INTERVAL: Duration = Duration::from_millis(200);
-const SILENCE: Duration = Duration::from_secs(1);
+/// The driver removes an executor whose last heartbeat is older.
+const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The driver's endpoint.
 struct HeartbeatReceiver {
     executors: HashMap<String, Executor>,
-    /// Who has been lost, and how that was noticed.
+    /// Receives the id of each lost executor, and the reason.
     lost: mpsc::UnboundedSender<(String, &'static str)>,
 }
 
@@ -42,11 +42,11 @@ impl ThreadSafeRpcEndpoint for HeartbeatReceiver {
         &mut self,
         cx: &EndpointContext<HeartbeatReceiverMessage>,
     ) -> Result<(), RpcError> {
-        let Some(itself) = cx.self_ref().cloned() else { return Ok(()) };
-        // A clock that sends is all it takes: the endpoint's state needs no lock.
+        let Some(self_ref) = cx.self_ref().cloned() else { return Ok(()) };
+        // The timer sends messages, so the state of the endpoint needs no lock.
         tokio::spawn(async move {
-            while itself.send(ExpireDeadHosts {}).is_ok() {
-                tokio::time::sleep(SILENCE / 4).await;
+            while self_ref.send(ExpireDeadHosts {}).is_ok() {
+                tokio::time::sleep(HEARTBEAT_TIMEOUT / 4).await;
             }
         });
         Ok(())
@@ -60,17 +60,18 @@ impl ThreadSafeRpcEndpoint for HeartbeatReceiver {
         match message {
             HeartbeatReceiverMessage::Heartbeat(beat, context) => {
                 let address = context.sender_address().cloned();
-                let address =
-                    address.ok_or_else(|| RpcError::application("a beat from nowhere"))?;
-                let seen = Executor { address, last_seen: Instant::now() };
-                if self.executors.insert(beat.executor_id.clone(), seen).is_none() {
+                let address = address
+                    .ok_or_else(|| RpcError::application("the heartbeat has no sender address"))?;
+                let executor = Executor { address, last_seen: Instant::now() };
+                if self.executors.insert(beat.executor_id.clone(), executor).is_none() {
                     println!("driver: executor {} is alive", beat.executor_id);
                 }
                 context.reply(HeartbeatResponse { reregister: false })
             }
             HeartbeatReceiverMessage::ExpireDeadHosts(_) => {
-                let silent = |executor: &Executor| executor.last_seen.elapsed() > SILENCE;
-                self.remove(silent, "no heartbeat for too long")
+                let is_expired =
+                    |executor: &Executor| executor.last_seen.elapsed() > HEARTBEAT_TIMEOUT;
+                self.remove(is_expired, "no heartbeat for too long")
             }
         }
     }
@@ -85,23 +86,23 @@ impl ThreadSafeRpcEndpoint for HeartbeatReceiver {
 }
 
 impl HeartbeatReceiver {
+    /// Removes the executors that `is_dead` selects.
     fn remove(
         &mut self,
-        dead: impl Fn(&Executor) -> bool,
-        why: &'static str,
+        is_dead: impl Fn(&Executor) -> bool,
+        reason: &'static str,
     ) -> Result<(), RpcError> {
-        let dead =
-            self.executors.iter().filter(|(_, executor)| dead(executor)).map(|(id, _)| id.clone());
-        for id in dead.collect::<Vec<_>>() {
+        let dead = self.executors.iter().filter(|(_, executor)| is_dead(executor));
+        for id in dead.map(|(id, _)| id.clone()).collect::<Vec<_>>() {
             self.executors.remove(&id);
-            println!("driver: executor {id} is lost: {why}");
-            self.lost.send((id, why)).map_err(RpcError::application)?;
+            println!("driver: executor {id} is lost: {reason}");
+            self.lost.send((id, reason)).map_err(RpcError::application)?;
         }
         Ok(())
     }
 }
 
-/// Beats until it is killed; the one called `silent` stops after a while and hangs.
+/// Sends heartbeats until the process is killed. The executor `silent` stops after 5 of them.
 async fn executor(id: &str, driver: RpcAddress) -> anyhow::Result<()> {
     let env = RpcEnv::builder(format!("executor-{id}")).client_mode().start().await?;
     let receiver =
@@ -110,7 +111,7 @@ async fn executor(id: &str, driver: RpcAddress) -> anyhow::Result<()> {
         if id == "silent" && beat == 5 {
             std::future::pending::<()>().await;
         }
-        // A beat that is not answered in time is missed, and no reason to give up.
+        // A heartbeat that times out is not fatal, because the next one follows.
         let heartbeat = Heartbeat { executor_id: id.to_owned(), running_tasks: 1 };
         match receiver.ask_with_timeout(heartbeat, INTERVAL).await {
             Ok(_) => {}
@@ -140,20 +141,20 @@ async fn main() -> anyhow::Result<()> {
     let env = RpcEnv::builder("driver").bind("127.0.0.1:0").start().await?;
     let (lost, mut losses) = mpsc::unbounded_channel();
     env.setup_endpoint("HeartbeatReceiver", HeartbeatReceiver { executors: HashMap::new(), lost })?;
-    let address = env.address().context("a driver listens")?;
+    let address = env.address().context("the driver has no address")?;
 
     let (mut steady, mut killed, mut silent) =
         (start("steady", address)?, start("killed", address)?, start("silent", address)?);
     tokio::time::sleep(3 * INTERVAL).await;
-    println!("driver: killing one of them");
+    println!("driver: kills the executor `killed`");
     killed.kill()?;
 
     for _ in 0..2 {
-        let (id, why) = losses.recv().await.context("the receiver is gone")?;
-        println!("driver: starts the tasks of {id} elsewhere, as {why}");
+        let (id, reason) = losses.recv().await.context("the endpoint has stopped")?;
+        println!("driver: moves the tasks of {id} to other executors ({reason})");
     }
     for child in [&mut steady, &mut killed, &mut silent] {
-        // It may have ended already.
+        // This fails if the process has exited already.
         let _ = child.kill();
         child.wait()?;
     }

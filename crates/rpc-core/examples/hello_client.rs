@@ -1,4 +1,4 @@
-//! The client of the Hello example: start `hello_server` first.
+//! The client of the Hello example. Start `hello_server` first.
 
 use rpc_core::{RpcAddress, RpcEnv};
 
@@ -17,7 +17,7 @@ async fn main() -> anyhow::Result<()> {
 
     let greeting = hello.ask(SayHi { msg: "neo".to_owned() }).await?;
     println!("{}", greeting.text);
-    // Asks again, but only after errors that say that the request was certainly not handled.
+    // Retries only after errors that guarantee that the request was not handled.
     let greeting = hello.ask_with_retry(SayBye { msg: "neo".to_owned() }).await?;
     println!("{}", greeting.text);
 

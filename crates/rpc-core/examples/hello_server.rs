@@ -1,5 +1,7 @@
-//! The server of the Hello example: `cargo run --example hello_server`, then `hello_client` in
-//! another terminal.
+//! The server of the Hello example.
+//!
+//! Run `cargo run --example hello_server`, and then `cargo run --example hello_client` in another
+//! terminal.
 
 use rpc_core::{EndpointContext, RpcEndpoint, RpcEnv, RpcError};
 
@@ -9,16 +11,18 @@ mod hello {
     rpc_core::include_proto!("hello");
 }
 
-/// `&self`: while one greeting waits for something, others begin. What such an endpoint changes is
-/// behind a lock.
+/// An endpoint that handles requests concurrently.
+///
+/// Its methods take `&self`: while one handler awaits something, others run. Mutable state of such
+/// an endpoint needs a lock.
 struct Hello;
 
 impl RpcEndpoint for Hello {
     type Message = HelloMessage;
 
     async fn on_start(&self, cx: &EndpointContext<HelloMessage>) -> Result<(), RpcError> {
-        if let Some(itself) = cx.self_ref() {
-            println!("start {itself}");
+        if let Some(self_ref) = cx.self_ref() {
+            println!("start {self_ref}");
         }
         Ok(())
     }
@@ -30,11 +34,11 @@ impl RpcEndpoint for Hello {
     ) -> Result<(), RpcError> {
         match message {
             HelloMessage::SayHi(hi, context) => {
-                println!("receive hi {}", hi.msg);
+                println!("received hi from {}", hi.msg);
                 context.reply(Greeting { text: format!("hi, {}", hi.msg) })
             }
             HelloMessage::SayBye(bye, context) => {
-                println!("receive bye {}", bye.msg);
+                println!("received bye from {}", bye.msg);
                 context.reply(Greeting { text: format!("bye, {}", bye.msg) })
             }
         }

@@ -1,7 +1,10 @@
-//! Both planes in one process, over TCP: `cargo run --release --example quickstart`.
+//! Both crates in one process, over TCP.
 //!
-//! First *control*: a server environment with the Hello endpoint, and a client environment that
-//! asks it. Then *bulk*: a file of 256 MiB, fetched in chunks and as one stream, its bytes checked.
+//! Run it with `cargo run --release --example quickstart`.
+//!
+//! * Control plane, rpc-core: a client environment asks the Hello endpoint of a server environment.
+//! * Bulk plane, network-common: a client fetches a file of 256 MiB in chunks and as one stream,
+//!   and checks every byte.
 
 use std::collections::VecDeque;
 use std::io::Write;
@@ -26,17 +29,17 @@ mod hello {
     rpc_core::include_proto!("hello");
 }
 
-/// Says what happens to it.
+/// An endpoint that prints all calls of its methods.
 struct Hello {
-    client_left: Arc<Notify>,
+    client_disconnected: Arc<Notify>,
 }
 
 impl ThreadSafeRpcEndpoint for Hello {
     type Message = HelloMessage;
 
     async fn on_start(&mut self, cx: &EndpointContext<HelloMessage>) -> Result<(), RpcError> {
-        if let Some(itself) = cx.self_ref() {
-            println!("[server] on_start         {itself}");
+        if let Some(self_ref) = cx.self_ref() {
+            println!("[server] on_start         {self_ref}");
         }
         Ok(())
     }
@@ -71,7 +74,7 @@ impl ThreadSafeRpcEndpoint for Hello {
         _cx: &EndpointContext<HelloMessage>,
     ) -> Result<(), RpcError> {
         println!("[server] on_disconnected  {remote}");
-        self.client_left.notify_one();
+        self.client_disconnected.notify_one();
         Ok(())
     }
 
@@ -88,24 +91,27 @@ async fn main() -> anyhow::Result<()> {
     bulk_plane().await
 }
 
-/// Small typed messages to a named endpoint.
+/// Sends small typed messages to a named endpoint.
 async fn control_plane() -> anyhow::Result<()> {
     let server = RpcEnv::builder("hello-server").bind("127.0.0.1:0").start().await?;
-    let client_left = Arc::new(Notify::new());
-    server.setup_endpoint("hello-service", Hello { client_left: Arc::clone(&client_left) })?;
-    let address = server.address().expect("a server has an address").clone();
+    let client_disconnected = Arc::new(Notify::new());
+    server.setup_endpoint(
+        "hello-service",
+        Hello { client_disconnected: Arc::clone(&client_disconnected) },
+    )?;
+    let address = server.address().expect("the server has an address").clone();
 
     let client = RpcEnv::builder("hello-client").client_mode().start().await?;
     let hello = client.setup_endpoint_ref::<HelloMessage>(address, "hello-service").await?;
-    println!("[client] found            {hello}");
+    println!("[client] looked up        {hello}");
 
     let greeting = hello.ask(SayHi { msg: "neo".to_owned() }).await?;
-    println!("[client] SayHi answered   {}", greeting.text);
+    println!("[client] reply to SayHi   {}", greeting.text);
     let greeting = hello.ask(SayBye { msg: "neo".to_owned() }).await?;
-    println!("[client] SayBye answered  {}", greeting.text);
+    println!("[client] reply to SayBye  {}", greeting.text);
 
     client.shutdown().await;
-    client_left.notified().await;
+    client_disconnected.notified().await;
     server.shutdown().await;
     Ok(())
 }
@@ -113,16 +119,16 @@ async fn control_plane() -> anyhow::Result<()> {
 const FILE_SIZE: u64 = 256 << 20;
 const CHUNK_SIZE: u64 = 4 << 20;
 const IN_FLIGHT: usize = 4;
-/// Byte `i` of the file is `i` modulo this.
+/// Byte `i` of the file is `i` modulo this number.
 const PERIOD: u64 = 251;
 
-/// Serves one file. Any RPC registers its chunks and is answered with the stream's id.
-struct OneFile {
+/// Serves one file. Every RPC registers its chunks, and the response is the stream id.
+struct FileServer {
     path: PathBuf,
     streams: OneForOneStreamManager,
 }
 
-impl RpcHandler for OneFile {
+impl RpcHandler for FileServer {
     fn receive(&self, client: &TransportClient, _: Bytes, callback: RpcResponseCallback) {
         let path = self.path.clone();
         let chunks = (0..FILE_SIZE / CHUNK_SIZE)
@@ -136,7 +142,7 @@ impl RpcHandler for OneFile {
     }
 }
 
-impl StreamManager for OneFile {
+impl StreamManager for FileServer {
     fn get_chunk<'a>(
         &'a self,
         client: &'a TransportClient,
@@ -155,93 +161,100 @@ impl StreamManager for OneFile {
     }
 }
 
-/// Blocks of many MiB, from a file, without copying them through the server.
+/// Fetches a large file, which the server sends with `sendfile` instead of copying it.
 async fn bulk_plane() -> anyhow::Result<()> {
     let file = tokio::task::spawn_blocking(generate).await??;
-    let handler = OneFile { path: file.path().to_owned(), streams: OneForOneStreamManager::new() };
+    let handler =
+        FileServer { path: file.path().to_owned(), streams: OneForOneStreamManager::new() };
     let context =
         TransportContext::with_handler(TransportConf::new("quickstart"), Arc::new(handler));
     let server = context.create_server("127.0.0.1:0").await?;
     let factory = context.create_client_factory();
     let client = factory.create_client(server.local_addr()).await?;
 
-    let mut check = Check::begin("in chunks");
-    let answer = client.send_rpc("open").await?;
-    let stream_id = i64::from_be_bytes(answer[..].try_into().context("the answer is not an id")?);
-    let mut asked = VecDeque::new();
+    let mut check = ContentCheck::start("in chunks");
+    let id = client.send_rpc("open").await?;
+    let id = id[..].try_into().context("the response is not a stream id")?;
+    let stream_id = i64::from_be_bytes(id);
+    let mut pending = VecDeque::new();
     for index in 0..i32::try_from(FILE_SIZE / CHUNK_SIZE)? {
-        if asked.len() == IN_FLIGHT {
-            check.take(&next(&mut asked).await?)?;
+        if pending.len() == IN_FLIGHT {
+            check.update(&next_chunk(&mut pending).await?)?;
         }
-        asked.push_back(client.fetch_chunk(stream_id, index));
+        pending.push_back(client.fetch_chunk(stream_id, index));
     }
-    while !asked.is_empty() {
-        check.take(&next(&mut asked).await?)?;
+    while !pending.is_empty() {
+        check.update(&next_chunk(&mut pending).await?)?;
     }
     check.finish()?;
 
-    let mut check = Check::begin("as a stream");
+    let mut check = ContentCheck::start("as a stream");
     let mut body = client.stream("the file").await?;
     while let Some(piece) = body.next_piece().await {
-        check.take(&piece?)?;
+        check.update(&piece?)?;
     }
     check.finish()?;
 
     let sent = context.metrics().server().snapshot();
-    println!("[server] {} MiB sent by the kernel (sendfile)", sent.sendfile_bytes >> 20);
+    println!("[server] {} MiB sent with sendfile", sent.sendfile_bytes >> 20);
     Ok(())
 }
 
-async fn next(asked: &mut VecDeque<network_common::ChunkFuture>) -> anyhow::Result<Bytes> {
-    Ok(asked.pop_front().context("nothing is asked for")?.await?)
+async fn next_chunk(pending: &mut VecDeque<network_common::ChunkFuture>) -> anyhow::Result<Bytes> {
+    Ok(pending.pop_front().context("no fetch is pending")?.await?)
 }
 
 fn generate() -> anyhow::Result<tempfile::NamedTempFile> {
     let mut file = tempfile::NamedTempFile::new()?;
     let piece: Vec<u8> = (0..PERIOD << 12).map(|i| (i % PERIOD) as u8).collect();
-    let mut left = FILE_SIZE as usize;
-    while left > 0 {
-        let count = left.min(piece.len());
+    let mut remaining = FILE_SIZE as usize;
+    while remaining > 0 {
+        let count = remaining.min(piece.len());
         file.write_all(&piece[..count])?;
-        left -= count;
+        remaining -= count;
     }
     Ok(file)
 }
 
-/// Compares what arrives with what the file should hold, and shows how far it is.
-struct Check {
-    how: &'static str,
+/// Compares the received bytes with the content of the file, and shows the progress.
+struct ContentCheck {
+    /// "in chunks" or "as a stream".
+    method: &'static str,
     position: u64,
     expected: Vec<u8>,
     progress: ProgressBar,
-    begun: Instant,
+    start: Instant,
 }
 
-impl Check {
-    fn begin(how: &'static str) -> Self {
+impl ContentCheck {
+    fn start(method: &'static str) -> Self {
         let style = ProgressStyle::with_template("[client] {bar:40} {bytes}/{total_bytes}");
         let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
         let expected = (0..CHUNK_SIZE + PERIOD).map(|i| (i % PERIOD) as u8).collect();
         let progress = ProgressBar::new(FILE_SIZE).with_style(style);
-        Self { how, position: 0, expected, progress, begun: Instant::now() }
+        Self { method, position: 0, expected, progress, start: Instant::now() }
     }
 
-    fn take(&mut self, piece: &[u8]) -> anyhow::Result<()> {
+    fn update(&mut self, piece: &[u8]) -> anyhow::Result<()> {
         let phase = (self.position % PERIOD) as usize;
-        ensure!(self.expected[phase..].starts_with(piece), "wrong bytes after {}", self.position);
+        ensure!(
+            self.expected[phase..].starts_with(piece),
+            "a byte after offset {} is wrong",
+            self.position
+        );
         self.position += piece.len() as u64;
         self.progress.set_position(self.position);
         Ok(())
     }
 
     fn finish(self) -> anyhow::Result<()> {
-        ensure!(self.position == FILE_SIZE, "{} bytes came, not {FILE_SIZE}", self.position);
-        let seconds = self.begun.elapsed().as_secs_f64();
+        ensure!(self.position == FILE_SIZE, "received {} of {FILE_SIZE} bytes", self.position);
+        let seconds = self.start.elapsed().as_secs_f64();
         self.progress.finish_and_clear();
         let rate = FILE_SIZE as f64 / seconds / 1e9;
         println!(
             "[client] 256 MiB {:<11} in {seconds:.3} s, {rate:.2} GB/s, every byte checked",
-            self.how
+            self.method
         );
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! Results, which are too large for messages: served and fetched through network-common.
+//! Serves and fetches results, which are too large for messages, over network-common.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,7 +12,7 @@ use network_common::{
 
 use crate::standalone::Block;
 
-/// An executor's blocks.
+/// Serves the blocks of an executor.
 pub(crate) struct BlockServer {
     server: TransportServer,
     blocks: Arc<Blocks>,
@@ -39,7 +39,7 @@ impl BlockServer {
     }
 }
 
-/// Fetches other processes' blocks.
+/// Fetches the blocks of other processes.
 pub(crate) struct BlockFetcher(TransportClientFactory);
 
 impl BlockFetcher {
@@ -58,7 +58,7 @@ struct Handler(Arc<Blocks>);
 
 impl RpcHandler for Handler {
     fn receive(&self, _: &TransportClient, _: Bytes, callback: RpcResponseCallback) {
-        callback.fail("blocks are fetched as streams");
+        callback.fail("blocks must be fetched as streams");
     }
 
     fn stream_manager(&self) -> &dyn StreamManager {
@@ -73,7 +73,7 @@ impl StreamManager for Blocks {
         _: i64,
         _: i32,
     ) -> BoxFuture<'a, Result<ManagedBuffer, BoxError>> {
-        Box::pin(async { Err("blocks are fetched as streams".into()) })
+        Box::pin(async { Err("blocks must be fetched as streams".into()) })
     }
 
     fn open_stream<'a>(

@@ -1,4 +1,4 @@
-//! The application: registers with a master, hands tasks to its executors, collects the results.
+//! The driver: registers an application, assigns tasks to executors, and collects the results.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -17,17 +17,23 @@ use crate::standalone::{
 };
 use crate::worker::find_master;
 
-/// The primes below it are counted.
+/// The application counts the primes below this number.
 pub(crate) const LIMIT: u32 = 1_000_000;
 const TASKS: u32 = 20;
 
-/// Runs the application. `finished` is told how many results have come in.
-pub(crate) async fn run(masters: &[RpcAddress], finished: impl Fn(usize)) -> anyhow::Result<usize> {
-    // Executors connect to the scheduler, so its environment listens. The one that talks to the
-    // master need not.
-    let listening = RpcEnv::builder("driver").bind("127.0.0.1:0").start().await?;
+/// Runs the application, and returns the number of primes.
+///
+/// Calls `on_result` with the number of results after each of them.
+pub(crate) async fn run(
+    masters: &[RpcAddress],
+    on_result: impl Fn(usize),
+) -> anyhow::Result<usize> {
+    // Executors connect to the scheduler, so its environment listens. The environment of the
+    // master's client need not listen.
+    let scheduler_env = RpcEnv::builder("driver").bind("127.0.0.1:0").start().await?;
     let (results, mut blocks) = mpsc::unbounded_channel();
-    let scheduler = listening.setup_endpoint("CoarseGrainedScheduler", Scheduler::new(results))?;
+    let scheduler =
+        scheduler_env.setup_endpoint("CoarseGrainedScheduler", Scheduler::new(results))?;
 
     let env = RpcEnv::builder("driver-client").client_mode().start().await?;
     let master = find_master(&env, masters).await?;
@@ -40,35 +46,35 @@ pub(crate) async fn run(masters: &[RpcAddress], finished: impl Fn(usize)) -> any
     let fetcher = BlockFetcher::new();
     let mut by_task = HashMap::new();
     while by_task.len() < TASKS as usize {
-        let (task_id, block) = blocks.recv().await.context("the scheduler is gone")?;
+        let (task_id, block) = blocks.recv().await.context("the scheduler has stopped")?;
         match fetcher.fetch(&block).await {
             Ok(bytes) => {
                 by_task.insert(task_id, bytes.len() / size_of::<u32>());
-                finished(by_task.len());
+                on_result(by_task.len());
             }
             Err(error) => {
-                println!("driver:   result of task {task_id} is lost: {error}");
+                println!("driver:   the result of task {task_id} is lost: {error}");
                 scheduler.send(StatusUpdate { executor_id: 0, task_id, result: None })?;
             }
         }
     }
     client.ask(StopAppClient {}).await?;
-    removal.recv().await.context("the client is gone")?;
+    removal.recv().await.context("the client has stopped")?;
     env.shutdown().await;
-    listening.shutdown().await;
+    scheduler_env.shutdown().await;
     Ok(by_task.into_values().sum())
 }
 
-/// Hands out tasks.
+/// Assigns tasks to executors.
 struct Scheduler {
-    waiting: VecDeque<LaunchTask>,
+    queued: VecDeque<LaunchTask>,
     executors: HashMap<u32, ExecutorData>,
     results: mpsc::UnboundedSender<(u32, Block)>,
 }
 
 struct ExecutorData {
     endpoint: RpcEndpointRef<ExecutorMessage>,
-    /// Where its connection comes from.
+    /// The remote address of its connection.
     address: Option<RpcAddress>,
     cores: u32,
     running: HashMap<u32, LaunchTask>,
@@ -76,14 +82,15 @@ struct ExecutorData {
 
 impl Scheduler {
     fn new(results: mpsc::UnboundedSender<(u32, Block)>) -> Self {
-        Self { waiting: (0..TASKS).map(task).collect(), executors: HashMap::new(), results }
+        Self { queued: (0..TASKS).map(task).collect(), executors: HashMap::new(), results }
     }
 
-    fn offer(&mut self) -> Result<(), RpcError> {
+    /// Assigns queued tasks to executors with free cores.
+    fn assign_tasks(&mut self) -> Result<(), RpcError> {
         for (executor_id, executor) in &mut self.executors {
             while (executor.running.len() as u32) < executor.cores {
-                let Some(task) = self.waiting.pop_front() else { return Ok(()) };
-                println!("driver:   task {} to executor {executor_id}", task.task_id);
+                let Some(task) = self.queued.pop_front() else { return Ok(()) };
+                println!("driver:   sends task {} to executor {executor_id}", task.task_id);
                 executor.endpoint.send(task)?;
                 executor.running.insert(task.task_id, task);
             }
@@ -97,11 +104,11 @@ fn task(task_id: u32) -> LaunchTask {
     LaunchTask { task_id, from: task_id * size, to: (task_id + 1) * size }
 }
 
-/// There may be cores for tasks that wait.
-fn revive(cx: &EndpointContext<CoarseGrainedSchedulerMessage>) {
-    if let Some(itself) = cx.self_ref() {
-        // It fails only if the scheduler is being stopped.
-        let _ = itself.send(ReviveOffers {});
+/// Makes the scheduler assign queued tasks after the current message.
+fn revive_offers(cx: &EndpointContext<CoarseGrainedSchedulerMessage>) {
+    if let Some(self_ref) = cx.self_ref() {
+        // This fails only if the scheduler is being stopped.
+        let _ = self_ref.send(ReviveOffers {});
     }
 }
 
@@ -123,7 +130,7 @@ impl ThreadSafeRpcEndpoint for Scheduler {
                 self.executors
                     .insert(executor_id, ExecutorData { endpoint, address, cores, running });
                 context.reply(RegisteredExecutor {})?;
-                revive(cx);
+                revive_offers(cx);
             }
             CoarseGrainedSchedulerMessage::StatusUpdate(update) => {
                 if let Some(executor) = self.executors.get_mut(&update.executor_id) {
@@ -135,16 +142,16 @@ impl ThreadSafeRpcEndpoint for Scheduler {
                             .send((update.task_id, block))
                             .map_err(RpcError::application)?;
                     }
-                    None => self.waiting.push_back(task(update.task_id)),
+                    None => self.queued.push_back(task(update.task_id)),
                 }
-                revive(cx);
+                revive_offers(cx);
             }
-            CoarseGrainedSchedulerMessage::ReviveOffers(_) => self.offer()?,
+            CoarseGrainedSchedulerMessage::ReviveOffers(_) => self.assign_tasks()?,
         }
         Ok(())
     }
 
-    /// An executor is lost: others get its tasks.
+    /// Removes the executor of a closed connection, and queues its tasks again.
     async fn on_disconnected(
         &mut self,
         remote: RpcAddress,
@@ -158,19 +165,19 @@ impl ThreadSafeRpcEndpoint for Scheduler {
                 "driver:   executor {executor_id} is lost with {} tasks",
                 executor.running.len()
             );
-            self.waiting.extend(executor.running.into_values());
+            self.queued.extend(executor.running.into_values());
         }
-        revive(cx);
+        revive_offers(cx);
         Ok(())
     }
 }
 
-/// The driver's side of the talk with the master.
+/// The driver's client of the master.
 struct AppClient {
     master: RpcEndpointRef<MasterMessage>,
-    /// Where executors register.
+    /// The endpoint at which executors register.
     driver: EndpointRef,
-    /// Once it is registered.
+    /// The id of the application; `None` before its registration.
     app_id: Option<String>,
     removed: mpsc::UnboundedSender<()>,
 }
@@ -187,11 +194,11 @@ impl ThreadSafeRpcEndpoint for AppClient {
     type Message = AppClientMessage;
 
     async fn on_start(&mut self, cx: &EndpointContext<AppClientMessage>) -> Result<(), RpcError> {
-        let Some(itself) = cx.self_ref() else { return Ok(()) };
+        let Some(self_ref) = cx.self_ref() else { return Ok(()) };
         let application = RegisterApplication {
             name: "count primes".to_owned(),
             executors: 2,
-            app_client: Some(EndpointRef::try_from(itself)?),
+            app_client: Some(EndpointRef::try_from(self_ref)?),
             driver: Some(self.driver.clone()),
         };
         let registered = self.master.ask(application).await?;
@@ -231,7 +238,7 @@ impl ThreadSafeRpcEndpoint for AppClient {
                 Ok(())
             }
             AppClientMessage::ApplicationRemoved(removed) => {
-                println!("driver:   removed, as it has {}", removed.reason);
+                println!("driver:   the application is removed: {}", removed.reason);
                 self.removed.send(()).map_err(RpcError::application)
             }
         }

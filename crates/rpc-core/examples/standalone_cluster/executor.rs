@@ -1,4 +1,4 @@
-//! Runs tasks, and serves what they find.
+//! The executor: runs tasks and serves their results.
 
 use anyhow::Context;
 use prost::Message;
@@ -12,7 +12,9 @@ use crate::standalone::{
     StatusUpdate,
 };
 
-/// The executor of a process of its own.
+/// Runs the executor in a process that a worker has started.
+///
+/// `launch` is the encoded `LaunchExecutor` message in hex.
 pub(crate) async fn run_launched(launch: &str) -> anyhow::Result<()> {
     let digits: Vec<char> = launch.chars().collect();
     let bytes =
@@ -24,7 +26,8 @@ pub(crate) async fn run_launched(launch: &str) -> anyhow::Result<()> {
 }
 
 pub(crate) async fn start(launch: LaunchExecutor) -> anyhow::Result<RpcEnv> {
-    // It need not listen: the driver sends over the connection that the registration makes.
+    // The environment need not listen, because the driver sends over the connection that the
+    // registration opens.
     let env =
         RpcEnv::builder(format!("executor-{}", launch.executor_id)).client_mode().start().await?;
     let driver = env.resolve(&launch.driver.unwrap_or_default())?;
@@ -58,7 +61,7 @@ impl ThreadSafeRpcEndpoint for Executor {
         _cx: &EndpointContext<ExecutorMessage>,
     ) -> Result<(), RpcError> {
         let ExecutorMessage::LaunchTask(LaunchTask { task_id, from, to }) = message;
-        // Work that keeps a processor busy is not for the threads that carry messages.
+        // CPU-bound work must not block the runtime's threads.
         let found = tokio::task::spawn_blocking(move || primes(from, to))
             .await
             .map_err(RpcError::application)?;

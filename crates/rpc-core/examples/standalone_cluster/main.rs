@@ -1,15 +1,21 @@
-//! A small cluster, as Spark's standalone one: `cargo run --example standalone_cluster`.
+//! A small cluster with the message flow of Spark's standalone cluster manager.
 //!
-//! Workers register with a master. A driver registers an application; the master has workers launch
-//! executors for it; these register with the driver's scheduler, get tasks, and serve the results
-//! as blocks through network-common, where the driver fetches them. One worker is lost on the way,
-//! and its tasks go to others.
+//! Run it with `cargo run --example standalone_cluster`.
 //!
-//! All of it runs in this process, or each role in one of its own:
+//! 1. Workers register with a master.
+//! 2. A driver registers an application.
+//! 3. The master requests workers to launch executors for the application.
+//! 4. The executors register with the driver's scheduler, which sends them tasks.
+//! 5. The executors serve the results as blocks over network-common, and the driver fetches them.
+//!
+//! One worker is lost during the run, and its tasks run again on other executors.
+//!
+//! Without arguments, all roles run in one process. Each role can also run in a process of its own,
+//! with any number of workers:
 //!
 //! ```text
 //! standalone_cluster --role master --bind 127.0.0.1:7077
-//! standalone_cluster --role worker --masters 127.0.0.1:7077      # as many as you like
+//! standalone_cluster --role worker --masters 127.0.0.1:7077
 //! standalone_cluster --role driver --masters 127.0.0.1:7078,127.0.0.1:7077
 //! ```
 
@@ -45,14 +51,14 @@ async fn main() -> anyhow::Result<()> {
         }
     }
     match role.as_deref() {
-        None => everything().await,
+        None => run_all_roles().await,
         Some("master") => {
             master::start(&bind).await?.await_termination().await;
             Ok(())
         }
         Some("worker") => {
             let id = format!("worker-{}", std::process::id());
-            worker::start(&id, &masters, Launcher::Processes).await?.await_termination().await;
+            worker::start(&id, &masters, Launcher::OwnProcesses).await?.await_termination().await;
             Ok(())
         }
         Some("driver") => report(driver::run(&masters, |_| {}).await?),
@@ -61,24 +67,24 @@ async fn main() -> anyhow::Result<()> {
     }
 }
 
-/// A master, three workers, of which one is lost, and a driver.
-async fn everything() -> anyhow::Result<()> {
+/// Runs a master, three workers and a driver, and shuts down one worker during the run.
+async fn run_all_roles() -> anyhow::Result<()> {
     let master = master::start("127.0.0.1:0").await?;
-    let at = master.address().context("a master listens")?.clone();
-    // The first is not there: the driver and the workers go on to the next.
-    let masters = [RpcAddress::new("127.0.0.1", 1), at];
+    let address = master.address().context("the master has no address")?.clone();
+    // No master listens on the first address, so the driver and the workers try the second.
+    let masters = [RpcAddress::new("127.0.0.1", 1), address];
     let mut workers = Vec::new();
     for n in 1..=3 {
-        workers.push(worker::start(&format!("worker-{n}"), &masters, Launcher::Here).await?);
+        workers.push(worker::start(&format!("worker-{n}"), &masters, Launcher::ThisProcess).await?);
     }
     let lost = workers[0].clone();
-    let results = driver::run(&masters, move |finished| {
-        if finished == 5 {
-            println!("cluster:  worker-1 goes down");
+    let primes = driver::run(&masters, move |results| {
+        if results == 5 {
+            println!("cluster:  shuts down worker-1");
             drop(lost.shutdown());
         }
     });
-    report(results.await?)?;
+    report(primes.await?)?;
     for env in workers.iter().chain([&master]) {
         RpcEnv::shutdown(env).await;
     }
@@ -87,6 +93,6 @@ async fn everything() -> anyhow::Result<()> {
 
 fn report(primes: usize) -> anyhow::Result<()> {
     println!("driver:   there are {primes} primes below {}", driver::LIMIT);
-    anyhow::ensure!(primes == 78_498, "that is wrong");
+    anyhow::ensure!(primes == 78_498, "the number of primes is wrong");
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Knows the workers and applications, and decides who works for whom.
+//! The master: assigns the cores of workers to applications.
 
 use std::collections::HashMap;
 
@@ -16,7 +16,7 @@ use crate::standalone::{
 pub(crate) async fn start(bind: &str) -> Result<RpcEnv, RpcError> {
     let env = RpcEnv::builder("master").bind(bind).start().await?;
     let master = env.setup_endpoint("Master", Master::default())?;
-    println!("master:   at {master}");
+    println!("master:   serves {master}");
     Ok(env)
 }
 
@@ -24,7 +24,7 @@ pub(crate) async fn start(bind: &str) -> Result<RpcEnv, RpcError> {
 struct Master {
     workers: HashMap<String, Worker>,
     applications: HashMap<String, Application>,
-    /// For ids.
+    /// The number of launched executors, which is the id of the last one.
     launched: u32,
 }
 
@@ -36,8 +36,8 @@ struct Worker {
 struct Application {
     client: RpcEndpointRef<AppClientMessage>,
     driver: EndpointRef,
-    wanted: u32,
-    /// By id, with the worker that runs them.
+    requested_executors: u32,
+    /// The id of each executor, with the worker that runs it.
     executors: HashMap<u32, String>,
 }
 
@@ -60,10 +60,10 @@ impl ThreadSafeRpcEndpoint for Master {
             }
             MasterMessage::RequestExecutors(request, context) => {
                 let application = self.applications.get_mut(&request.app_id);
-                let application =
-                    application.ok_or_else(|| RpcError::application("no such application"))?;
-                println!("master:   {} wants {} executors", request.app_id, request.total);
-                application.wanted = request.total;
+                let application = application
+                    .ok_or_else(|| RpcError::application("the application is unknown"))?;
+                println!("master:   {} requests {} executors", request.app_id, request.total);
+                application.requested_executors = request.total;
                 context.reply(())?;
             }
             MasterMessage::ExecutorStateChanged(changed) => self.executor_changed(&changed)?,
@@ -72,7 +72,7 @@ impl ThreadSafeRpcEndpoint for Master {
         self.schedule()
     }
 
-    /// A worker is lost when its connection is.
+    /// Removes the worker of a closed connection.
     async fn on_disconnected(
         &mut self,
         remote: RpcAddress,
@@ -113,22 +113,22 @@ impl Master {
         let app_id = format!("app-{}", self.applications.len() + 1);
         println!("master:   {app_id} is {}", application.name);
         let registered = Application {
-            // The driver's client does not listen: what it is told goes over the connection it has
-            // made.
+            // The client's environment does not listen. Messages to it are sent over the
+            // connection that it has opened.
             client: cx.env().resolve(&application.app_client.unwrap_or_default())?,
             driver: application.driver.unwrap_or_default(),
-            wanted: application.executors,
+            requested_executors: application.executors,
             executors: HashMap::new(),
         };
         self.applications.insert(app_id.clone(), registered);
         Ok(app_id)
     }
 
-    /// Launches executors where they are wanted and there are cores.
+    /// Launches the requested executors while workers have free cores.
     fn schedule(&mut self) -> Result<(), RpcError> {
         for (app_id, application) in &mut self.applications {
-            while (application.executors.len() as u32) < application.wanted {
-                // The one with the most free cores, so that they are spread.
+            while (application.executors.len() as u32) < application.requested_executors {
+                // Choosing the most free cores distributes the executors over the workers.
                 let worker = self.workers.iter_mut().max_by_key(|(_, worker)| worker.free_cores);
                 let Some((worker_id, worker)) = worker.filter(|(_, worker)| worker.free_cores > 0)
                 else {
@@ -168,7 +168,7 @@ impl Master {
 
     fn remove_application(&mut self, app_id: &str) -> Result<(), RpcError> {
         let Some(application) = self.applications.remove(app_id) else { return Ok(()) };
-        println!("master:   {app_id} is done");
+        println!("master:   {app_id} has finished");
         for (executor_id, worker) in application.executors {
             if let Some(worker) = self.workers.get_mut(&worker) {
                 worker.free_cores += 1;

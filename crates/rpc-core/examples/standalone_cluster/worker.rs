@@ -1,4 +1,4 @@
-//! Starts and stops executors on its machine.
+//! The worker: starts and stops executors on its machine.
 
 use std::collections::HashMap;
 use std::process::{Child, Command};
@@ -18,12 +18,13 @@ use crate::standalone::{
 
 const CORES: u32 = 2;
 
-/// Where executors run.
+/// The place where a worker runs its executors.
 #[derive(Clone, Copy)]
 pub(crate) enum Launcher {
-    /// In this process, each in an environment of its own.
-    Here,
-    Processes,
+    /// Executors run in the worker's process, each with an environment of its own.
+    ThisProcess,
+    /// Each executor runs in a process of its own.
+    OwnProcesses,
 }
 
 pub(crate) async fn start(
@@ -36,18 +37,18 @@ pub(crate) async fn start(
     let worker =
         Worker { id: id.to_owned(), master: master.clone(), launcher, executors: HashMap::new() };
     let worker = env.setup_endpoint("Worker", worker)?;
-    // The master answers by sending to the ref that travels in this message.
-    let registered = RegisterWorker {
+    // The master sends its messages to the ref in this message.
+    let registration = RegisterWorker {
         worker_id: id.to_owned(),
         cores: CORES,
         worker: Some(EndpointRef::try_from(&worker)?),
     };
-    let answer = master.ask(registered).await?;
-    println!("{id}: registered with {}", answer.master);
+    let reply = master.ask(registration).await?;
+    println!("{id}: registered with {}", reply.master);
     Ok(env)
 }
 
-/// The first of `masters` that is there.
+/// Returns a ref to the first of `masters` that can be reached.
 pub(crate) async fn find_master(
     env: &RpcEnv,
     masters: &[RpcAddress],
@@ -65,12 +66,12 @@ struct Worker {
     id: String,
     master: RpcEndpointRef<MasterMessage>,
     launcher: Launcher,
-    executors: HashMap<(String, u32), Running>,
+    executors: HashMap<(String, u32), RunningExecutor>,
 }
 
-enum Running {
-    Here(RpcEnv),
-    Process(Child),
+enum RunningExecutor {
+    ThisProcess(RpcEnv),
+    OwnProcess(Child),
 }
 
 impl ThreadSafeRpcEndpoint for Worker {
@@ -87,7 +88,7 @@ impl ThreadSafeRpcEndpoint for Worker {
                 println!("{}: launches executor {executor_id} for {app_id}", self.id);
                 let running = self.launch(launch).await.map_err(RpcError::application)?;
                 self.executors.insert((app_id.clone(), executor_id), running);
-                self.tell(app_id, executor_id, ExecutorState::Running)
+                self.report_state(app_id, executor_id, ExecutorState::Running)
             }
             WorkerMessage::KillExecutor(KillExecutor { app_id, executor_id }) => {
                 let Some(running) = self.executors.remove(&(app_id, executor_id)) else {
@@ -99,7 +100,7 @@ impl ThreadSafeRpcEndpoint for Worker {
         }
     }
 
-    /// A worker takes its executors with it.
+    /// Stops all executors of the worker.
     async fn on_stop(&mut self, _cx: &EndpointContext<WorkerMessage>) -> Result<(), RpcError> {
         for (_, running) in self.executors.drain() {
             running.stop().await?;
@@ -109,31 +110,40 @@ impl ThreadSafeRpcEndpoint for Worker {
 }
 
 impl Worker {
-    async fn launch(&self, launch: LaunchExecutor) -> anyhow::Result<Running> {
+    async fn launch(&self, launch: LaunchExecutor) -> anyhow::Result<RunningExecutor> {
         Ok(match self.launcher {
-            Launcher::Here => Running::Here(executor::start(launch).await?),
-            Launcher::Processes => {
-                // A message is as good a command line as any.
+            Launcher::ThisProcess => RunningExecutor::ThisProcess(executor::start(launch).await?),
+            Launcher::OwnProcesses => {
+                // The command line contains the encoded message in hex.
                 let launch: String =
                     launch.encode_to_vec().iter().map(|byte| format!("{byte:02x}")).collect();
-                let mut command =
-                    Command::new(std::env::current_exe().context("which program is this?")?);
-                Running::Process(command.args(["--role", "executor", "--launch", &launch]).spawn()?)
+                let mut command = Command::new(
+                    std::env::current_exe().context("the path of this program is unknown")?,
+                );
+                RunningExecutor::OwnProcess(
+                    command.args(["--role", "executor", "--launch", &launch]).spawn()?,
+                )
             }
         })
     }
 
-    fn tell(&self, app_id: String, executor_id: u32, state: ExecutorState) -> Result<(), RpcError> {
+    /// Reports the state of an executor to the master.
+    fn report_state(
+        &self,
+        app_id: String,
+        executor_id: u32,
+        state: ExecutorState,
+    ) -> Result<(), RpcError> {
         self.master.send(ExecutorStateChanged { app_id, executor_id, state: state.into() })?;
         Ok(())
     }
 }
 
-impl Running {
+impl RunningExecutor {
     async fn stop(self) -> Result<(), RpcError> {
         match self {
-            Self::Here(env) => drop(env.shutdown().await),
-            Self::Process(mut child) => {
+            Self::ThisProcess(env) => drop(env.shutdown().await),
+            Self::OwnProcess(mut child) => {
                 child.kill().and_then(|()| child.wait()).map_err(RpcError::application)?;
             }
         }
