@@ -48,7 +48,7 @@ impl Request {
 pub trait Target: Clone + Send + Sync + 'static {
     /// The cases that this contender supports.
     const CASES: &'static [Case];
-    /// Whether [`call`](Self::call) queues the request at once, without a poll of its future.
+    /// Indicates that [`call`](Self::call) queues the request without a poll of its future.
     const IS_EAGER: bool;
 
     /// Connects to the server at `address`.

@@ -1,7 +1,7 @@
 //! actix with two arbiters, as many as the other contenders have worker threads.
 //!
-//! The actors are distributed evenly over the arbiters. One-way messages use `do_send`, which is the
-//! cheapest way and ignores the capacity of the mailbox.
+//! The actors are distributed evenly over the arbiters. One-way messages use `do_send`, which is
+//! the cheapest way and ignores the capacity of the mailbox.
 
 use std::sync::mpsc;
 

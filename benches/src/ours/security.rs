@@ -6,7 +6,7 @@ use anyhow::Context;
 use network_common::auth::{Secret, SecretStore};
 use network_common::{RpcHandler, TransportConf, TransportContext};
 
-/// How the connections of a server or client are secured.
+/// The security mode of the connections of a server or client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(clippy::exhaustive_enums, reason = "a bench")]
 pub enum Security {

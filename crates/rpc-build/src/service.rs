@@ -33,7 +33,7 @@ struct Rpc<'a> {
     method: &'a Method,
     /// The type that implements `RpcRequest`.
     request: String,
-    /// Whether `request` is a newtype around the message.
+    /// Indicates that `request` is a newtype around the message.
     is_newtype: bool,
     is_one_way: bool,
 }

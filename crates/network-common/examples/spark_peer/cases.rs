@@ -67,7 +67,7 @@ struct TestedServer {
     file: NamedTempFile,
     /// The content of the file.
     content: Bytes,
-    /// Whether the server has merged block meta and can respond to an upload with bytes.
+    /// The server has merged block meta and can respond to an upload with bytes.
     since_3_2: bool,
 }
 
