@@ -48,7 +48,7 @@ impl fmt::Display for StageCancelled {
 impl Error for StageCancelled {}
 
 #[tokio::test]
-async fn rpc_env_07_ask_a_message_abort() {
+async fn rpc_env_07_aborted_ask_fails_with_given_reason() {
     let (server, client) = (server().await, client().await);
     let (endpoint, mut contexts) = HandOver::new();
     let local = server.setup_endpoint("slow", endpoint).unwrap();
@@ -85,7 +85,7 @@ async fn rpc_env_07_ask_a_message_abort() {
 }
 
 #[tokio::test]
-async fn an_ask_aborted_before_its_first_poll_fails_too() {
+async fn ask_aborted_before_first_poll_fails_and_is_not_delivered() {
     let env = client().await;
     let (endpoint, mut contexts) = HandOver::new();
     let endpoint = env.setup_endpoint("slow", endpoint).unwrap();
@@ -98,7 +98,7 @@ async fn an_ask_aborted_before_its_first_poll_fails_too() {
 }
 
 #[test]
-fn ask_sync_blocks_a_thread_outside_and_is_refused_inside() {
+fn ask_sync_blocks_outside_runtime_and_is_rejected_inside() {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let env = runtime.block_on(client());
@@ -144,7 +144,7 @@ impl ThreadSafeRpcEndpoint for Reluctant {
 }
 
 #[tokio::test]
-async fn ask_with_retry_repeats_what_may_be_repeated() {
+async fn ask_with_retry_repeats_only_retryable_failures() {
     let conf =
         RpcConf::from_settings([("spark.rpc.numRetries", "3"), ("spark.rpc.retry.wait", "1ms")])
             .unwrap();
@@ -212,7 +212,7 @@ fn met_by_the_handler(error: &RpcError) -> Option<ErrorKind> {
 }
 
 #[tokio::test]
-async fn a_self_ask_awaited_by_its_own_receive_fails_at_once() {
+async fn self_ask_awaited_in_receive_fails_at_once_as_deadlock() {
     let env = client().await;
     let endpoint = env.setup_endpoint("itself", AsksItself).unwrap();
     let error = soon(endpoint.ask(hi("await"))).await.unwrap_err();
@@ -244,7 +244,7 @@ async fn a_self_ask_awaited_by_its_own_receive_fails_at_once() {
 }
 
 #[tokio::test]
-async fn rpc_env_33_ask_a_message_timeout_on_future_using_rpc_timeout() {
+async fn rpc_env_33_timed_out_ask_names_its_setting_once() {
     let (server, client) = (server().await, client().await);
     let (never, mut contexts) = HandOver::new();
     let never_here = server.setup_endpoint("never", never).unwrap();

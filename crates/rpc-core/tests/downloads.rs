@@ -43,7 +43,7 @@ async fn begin(env: &RpcEnv, uri: &str) -> Download {
 }
 
 #[tokio::test]
-async fn rpc_env_34_a_download_knows_its_length_and_how_far_it_is() {
+async fn rpc_env_34_download_reports_length_and_remaining_bytes() {
     let (server, client, temp) = (server().await, client().await, TempDir::new().unwrap());
     fs::write(temp.path().join("name"), "content").unwrap();
     let uri = offered(&server, temp.path().join("name")).await;
@@ -63,7 +63,7 @@ async fn rpc_env_34_a_download_knows_its_length_and_how_far_it_is() {
 }
 
 #[tokio::test]
-async fn rpc_env_34_a_uri_must_be_complete() {
+async fn rpc_env_34_incomplete_uri_is_rejected() {
     let client = client().await;
     for (uri, why) in [
         ("", "spark://"),
@@ -90,7 +90,7 @@ async fn rpc_env_34_a_uri_must_be_complete() {
 }
 
 #[tokio::test]
-async fn rpc_env_34_who_does_not_answer_is_named() {
+async fn rpc_env_34_unreachable_server_is_named_in_error() {
     // Bound and given back: nobody listens there.
     let unused = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let uri = format!("spark://{unused}/files/name");
@@ -101,7 +101,7 @@ async fn rpc_env_34_who_does_not_answer_is_named() {
 }
 
 #[tokio::test]
-async fn rpc_env_34_a_file_that_shrinks_while_it_is_sent_is_an_error_after_what_arrived() {
+async fn rpc_env_34_file_that_shrinks_fails_download_after_sent_bytes() {
     let (server, client, temp) = (server().await, client().await, TempDir::new().unwrap());
     let path = large(temp.path());
     let uri = offered(&server, &path).await;
@@ -133,7 +133,7 @@ async fn rpc_env_34_a_file_that_shrinks_while_it_is_sent_is_an_error_after_what_
 /// What is open stays readable, as on every system that lets open files be removed.
 #[cfg(unix)]
 #[tokio::test]
-async fn rpc_env_34_a_file_that_is_removed_while_it_is_sent_arrives_whole() {
+async fn rpc_env_34_file_removed_during_download_arrives_whole() {
     let (server, client, temp) = (server().await, client().await, TempDir::new().unwrap());
     let path = large(temp.path());
     let uri = offered(&server, &path).await;
@@ -144,7 +144,7 @@ async fn rpc_env_34_a_file_that_is_removed_while_it_is_sent_arrives_whole() {
 }
 
 #[tokio::test]
-async fn downloads_do_not_wait_for_each_other() {
+async fn unread_download_does_not_block_another() {
     let (server, client, temp) = (server().await, client().await, TempDir::new().unwrap());
     let uri = offered(&server, large(temp.path())).await;
     let mut first = soon(client.open_channel(&uri)).await.unwrap();
@@ -155,7 +155,7 @@ async fn downloads_do_not_wait_for_each_other() {
 }
 
 #[tokio::test]
-async fn a_connection_serves_one_download_after_the_other() {
+async fn connection_is_reused_for_next_download() {
     let (server, client, temp) = (server().await, client().await, TempDir::new().unwrap());
     let uri = offered(&server, large(temp.path())).await;
     let connections = || server.snapshot().server.connections_total;
@@ -183,7 +183,7 @@ async fn a_connection_serves_one_download_after_the_other() {
 }
 
 #[tokio::test]
-async fn a_connection_that_the_server_closed_meanwhile_is_replaced() {
+async fn idle_connection_closed_by_server_is_replaced() {
     let network = MemoryNetwork::new();
     let start = async || {
         RpcEnv::builder("server")
@@ -208,7 +208,7 @@ async fn a_connection_that_the_server_closed_meanwhile_is_replaced() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_that_is_not_used_is_closed() {
+async fn idle_download_connection_is_closed_after_timeout() {
     let network = MemoryNetwork::new();
     let server = RpcEnv::builder("server")
         .bind("10.0.0.1:7077")
@@ -237,7 +237,7 @@ async fn a_connection_that_is_not_used_is_closed() {
 }
 
 #[tokio::test]
-async fn settings_of_downloads_are_checked_at_the_start() {
+async fn invalid_download_settings_fail_start() {
     for key in ["spark.files.io.connectionTimeout", "spark.files.io.numConnectionsPerPeer"] {
         let conf = RpcConf::new().with(key, "soon").unwrap();
         let error = RpcEnv::builder("env").client_mode().conf(conf).start().await.unwrap_err();
@@ -251,7 +251,7 @@ async fn settings_of_downloads_are_checked_at_the_start() {
 }
 
 #[tokio::test]
-async fn a_server_that_shuts_down_finishes_what_it_sends() {
+async fn shutdown_finishes_active_download_that_is_read() {
     let (server, client, temp) = (server().await, client().await, TempDir::new().unwrap());
     let uri = offered(&server, large(temp.path())).await;
     let mut download = begin(&client, &uri).await;
@@ -266,7 +266,7 @@ async fn a_server_that_shuts_down_finishes_what_it_sends() {
 }
 
 #[tokio::test]
-async fn a_server_that_shuts_down_does_not_wait_for_ever() {
+async fn shutdown_aborts_download_that_is_not_read() {
     let (server, client, temp) = (server().await, client().await, TempDir::new().unwrap());
     let uri = offered(&server, large(temp.path())).await;
     let mut download = begin(&client, &uri).await;
@@ -278,7 +278,7 @@ async fn a_server_that_shuts_down_does_not_wait_for_ever() {
 }
 
 #[tokio::test]
-async fn the_own_shutdown_ends_downloads() {
+async fn client_shutdown_fails_its_downloads() {
     let (server, client, temp) = (server().await, client().await, TempDir::new().unwrap());
     let uri = offered(&server, large(temp.path())).await;
     let mut download = begin(&client, &uri).await;

@@ -45,7 +45,7 @@ impl ThreadSafeRpcEndpoint for Forwards {
 
 /// A request that was handled may not be repeated because one that its handler made may be.
 #[tokio::test]
-async fn an_error_of_the_handlers_own_ask_reaches_the_asker_in_the_handlers_name() {
+async fn nested_ask_error_reaches_caller_as_handler_failure() {
     struct TooBusy;
     impl ThreadSafeRpcEndpoint for TooBusy {
         type Message = HelloMessage;
@@ -105,7 +105,7 @@ impl RpcHandler for Nested {
 }
 
 #[tokio::test]
-async fn an_error_with_very_many_causes_is_cut() {
+async fn error_with_200000_causes_is_truncated() {
     let context = TransportContext::new(TransportConf::new("rpc"), Nested(200_000));
     let server = context.create_server(("127.0.0.1", 0)).await.unwrap();
     let client = client().await;
@@ -127,7 +127,7 @@ impl RpcHandler for Late {
 }
 
 #[tokio::test]
-async fn rpc_env_33_a_time_limit_that_the_peer_notices_first_names_the_setting_too() {
+async fn rpc_env_33_timeout_reported_by_peer_names_local_setting() {
     let context = TransportContext::new(TransportConf::new("rpc"), Late);
     let server = context.create_server(("127.0.0.1", 0)).await.unwrap();
     let conf = common::setting("spark.rpc.lookupTimeout", "5ms");

@@ -76,7 +76,7 @@ async fn until(
 }
 
 #[tokio::test]
-async fn rpc_env_21_network_events_between_servers() {
+async fn rpc_env_21_server_receives_events_of_another_server() {
     let (first, second) = (server().await, server().await);
     let (mut events, mut others) = (watch(&first), watch(&second));
     let there = address(&second);
@@ -90,7 +90,7 @@ async fn rpc_env_21_network_events_between_servers() {
 }
 
 #[tokio::test]
-async fn rpc_env_22_network_events_in_a_server_of_a_client() {
+async fn rpc_env_22_server_receives_events_of_client() {
     let (server, client) = (server().await, client().await);
     let mut events = watch(&server);
     soon(client.setup_endpoint_ref::<HelloMessage>(address(&server), "watch")).await.unwrap();
@@ -101,7 +101,7 @@ async fn rpc_env_22_network_events_in_a_server_of_a_client() {
 }
 
 #[tokio::test]
-async fn rpc_env_23_network_events_in_a_client_of_a_server() {
+async fn rpc_env_23_client_receives_events_of_server() {
     let (server, client) = (server().await, client().await);
     let mut events = watch(&client);
     server.setup_endpoint("hello", Hello).unwrap();
@@ -135,7 +135,7 @@ async fn silent_client(server: &RpcEnv) -> TransportClient {
 }
 
 #[tokio::test]
-async fn nrh_01_a_connection_is_told_once() {
+async fn nrh_01_connection_is_reported_once() {
     let server = server().await;
     let mut events = watch(&server);
     let client = silent_client(&server).await;
@@ -147,7 +147,7 @@ async fn nrh_01_a_connection_is_told_once() {
 }
 
 #[tokio::test]
-async fn nrh_02_a_connection_is_told_once_when_it_begins_and_once_when_it_ends() {
+async fn nrh_02_connection_start_and_end_are_reported_once() {
     let server = server().await;
     let mut events = watch(&server);
     let client = silent_client(&server).await;
@@ -161,7 +161,7 @@ async fn nrh_02_a_connection_is_told_once_when_it_begins_and_once_when_it_ends()
 }
 
 #[tokio::test]
-async fn who_wants_no_connection_events_gets_none() {
+async fn endpoint_without_connection_events_receives_none() {
     let (server, client) = (server().await, client().await);
     let mut events = watch(&server);
     let (told, mut untold) = mpsc::unbounded_channel();
@@ -181,7 +181,7 @@ async fn who_wants_no_connection_events_gets_none() {
 }
 
 #[tokio::test]
-async fn dropping_a_client_env_and_its_refs_closes_its_connections() {
+async fn client_connections_close_when_env_and_refs_are_dropped() {
     let (server, client) = (server().await, client().await);
     let mut events = watch(&server);
     let watcher =

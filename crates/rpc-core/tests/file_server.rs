@@ -98,7 +98,7 @@ async fn rpc_env_34_files_jars_and_directories_are_downloaded() {
 }
 
 #[tokio::test]
-async fn rpc_env_34_directory_uris_that_are_taken_are_refused() {
+async fn rpc_env_34_directory_uri_in_use_is_rejected() {
     let (server, temp) = (server().await, TempDir::new().unwrap());
     let files = server.file_server();
     let first = soon(files.add_directory("/dir1", temp.path())).await.unwrap();
@@ -130,7 +130,7 @@ async fn rpc_env_34_directory_uris_that_are_taken_are_refused() {
 }
 
 #[tokio::test]
-async fn rpc_env_34_a_directory_that_is_there_stays() {
+async fn rpc_env_34_add_directory_if_absent_keeps_existing_directory() {
     let (server, client) = (server().await, client().await);
     let (old, new) = (TempDir::new().unwrap(), TempDir::new().unwrap());
     file(old.path(), "name", b"old");
@@ -141,7 +141,7 @@ async fn rpc_env_34_a_directory_that_is_there_stays() {
 }
 
 #[tokio::test]
-async fn rpc_env_34_a_name_stands_for_one_file() {
+async fn rpc_env_34_file_name_is_registered_for_one_path() {
     let (server, client) = (server().await, client().await);
     let (one, other) = (TempDir::new().unwrap(), TempDir::new().unwrap());
     let (first, second) = (file(one.path(), "name", b"1"), file(other.path(), "name", b"2"));
@@ -172,7 +172,7 @@ async fn rpc_env_34_a_name_stands_for_one_file() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_offered_is_refused_at_once() {
+async fn unsuitable_paths_are_rejected_when_added() {
     let (server, client, temp) = (server().await, client().await, TempDir::new().unwrap());
     let plain = file(temp.path(), "plain", b"");
     let files = server.file_server();
@@ -193,7 +193,7 @@ async fn what_cannot_be_offered_is_refused_at_once() {
 }
 
 #[tokio::test]
-async fn a_directory_uri_may_have_several_segments() {
+async fn directory_uri_can_have_several_segments() {
     let (server, client) = (server().await, client().await);
     let (outer, inner) = (TempDir::new().unwrap(), TempDir::new().unwrap());
     file(outer.path(), "name", b"outer");
@@ -209,7 +209,7 @@ async fn a_directory_uri_may_have_several_segments() {
 }
 
 #[tokio::test]
-async fn nsm_01_no_path_leads_out_of_a_directory() {
+async fn nsm_01_paths_outside_directory_are_not_served() {
     let (server, temp) = (server().await, TempDir::new().unwrap());
     let classes = temp.path().join("classes");
     fs::create_dir_all(classes.join("sub")).unwrap();
@@ -275,7 +275,7 @@ async fn nsm_01_no_path_leads_out_of_a_directory() {
 }
 
 #[tokio::test]
-async fn odd_requests_fail_and_the_connection_lives_on() {
+async fn malformed_stream_ids_fail_and_connection_stays_open() {
     let (server, temp) = (server().await, TempDir::new().unwrap());
     file(temp.path(), "real", b"real");
     soon(server.file_server().add_directory("/dir", temp.path())).await.unwrap();
@@ -295,7 +295,7 @@ async fn odd_requests_fail_and_the_connection_lives_on() {
 /// To open a pipe would hold a thread until somebody opens its other end.
 #[cfg(unix)]
 #[tokio::test]
-async fn a_pipe_is_no_file() {
+async fn named_pipe_is_not_served() {
     let (server, client, temp) = (server().await, client().await, TempDir::new().unwrap());
     let pipe = temp.path().join("pipe");
     assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
@@ -309,7 +309,7 @@ async fn a_pipe_is_no_file() {
 }
 
 #[tokio::test]
-async fn a_file_is_served_as_it_is_when_asked_for() {
+async fn file_is_read_at_time_of_request() {
     let (server, client, temp) = (server().await, client().await, TempDir::new().unwrap());
     let path = file(temp.path(), "name", b"before");
     let uri = soon(server.file_server().add_file(&path)).await.unwrap();

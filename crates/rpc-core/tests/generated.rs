@@ -51,7 +51,7 @@ impl ThreadSafeRpcEndpoint for Store {
 }
 
 #[tokio::test]
-async fn every_form_of_rpc_works() -> Result<(), RpcError> {
+async fn generated_code_handles_every_form_of_rpc() -> Result<(), RpcError> {
     assert_eq!(StoreMessage::SERVICES, ["coverage.Store"]);
     let env = RpcEnv::builder("generated").client_mode().start().await?;
     let store = env.setup_endpoint("store", Store::default())?;

@@ -101,7 +101,7 @@ impl ThreadSafeRpcEndpoint for Blocks {
 
 /// All on one thread besides the isolated one, as `#[tokio::test]` is.
 #[tokio::test]
-async fn rpc_env_36_isolated_endpoints() {
+async fn rpc_env_36_blocked_isolated_endpoint_keeps_others_running() {
     let env = client().await;
     let (blocks, mut test) = Blocks::new();
     let blocked = env.setup_endpoint_with("blocked", blocks, isolated(1)).unwrap();
@@ -126,7 +126,7 @@ async fn rpc_env_36_isolated_endpoints() {
 }
 
 #[tokio::test]
-async fn rpc_env_36_a_panic_fails_its_message_only() {
+async fn rpc_env_36_panic_fails_only_its_message() {
     let env = client().await;
     let (blocks, mut test) = Blocks::new();
     let endpoint = env.setup_endpoint_with("panics", blocks, isolated(1)).unwrap();
@@ -158,7 +158,7 @@ impl RpcEndpoint for Meet {
 }
 
 #[tokio::test]
-async fn rpc_env_36_as_many_receives_block_as_there_are_threads() {
+async fn rpc_env_36_receives_block_concurrently_on_all_threads() {
     let env = client().await;
     let meet = env.setup_endpoint_with("meet", Meet(Barrier::new(3)), isolated(3)).unwrap();
     for _ in 0..50 {
@@ -191,7 +191,7 @@ impl RpcEndpoint for AsksItself {
 }
 
 #[tokio::test]
-async fn rpc_env_36_blocking_asks_are_allowed() {
+async fn rpc_env_36_isolated_endpoint_can_block_on_ask_sync() {
     let env = client().await;
     let endpoint = env.setup_endpoint_with("itself", AsksItself, isolated(2)).unwrap();
     for _ in 0..50 {
@@ -200,7 +200,7 @@ async fn rpc_env_36_blocking_asks_are_allowed() {
 }
 
 #[test]
-fn an_isolated_endpoint_ends_with_the_runtime() {
+fn isolated_endpoint_ends_when_runtime_is_dropped() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let (endpoint, mut test, running, queued) = runtime.block_on(async {
         let env = client().await;
@@ -225,7 +225,7 @@ fn an_isolated_endpoint_ends_with_the_runtime() {
 }
 
 #[tokio::test]
-async fn numbers_of_threads_that_cannot_work_are_refused() {
+async fn invalid_thread_count_is_rejected() {
     let env = client().await;
     let error = env.setup_endpoint_with("none", Hello, isolated(0)).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Config);

@@ -65,7 +65,7 @@ async fn lookup(client: &RpcEnv, server: &RpcEnv, name: &str) -> RpcEndpointRef<
 }
 
 #[tokio::test]
-async fn a_full_inbox_gives_a_send_back_and_fails_an_ask() {
+async fn full_inbox_returns_sends_and_fails_asks() {
     let env = server_with(setting("spark.rpc.inbox.maxMessages", "3")).await;
     let (endpoint, mut gate) = gated();
     let slow = env.setup_endpoint("slow", endpoint).unwrap();
@@ -93,7 +93,7 @@ async fn a_full_inbox_gives_a_send_back_and_fails_an_ask() {
 }
 
 #[tokio::test]
-async fn waiting_for_room_ends_when_the_endpoint_stops() {
+async fn send_wait_fails_when_endpoint_stops() {
     let env = server_with(setting("spark.rpc.inbox.maxMessages", "1")).await;
     let (endpoint, gate) = gated();
     let slow = env.setup_endpoint("slow", endpoint).unwrap();
@@ -108,7 +108,7 @@ async fn waiting_for_room_ends_when_the_endpoint_stops() {
 /// Everything arrives, in order, and what waits at the receiver stays bounded, whatever the
 /// sender's speed.
 #[tokio::test]
-async fn a_fast_sender_is_slowed_down_by_a_slow_remote_endpoint() {
+async fn slow_remote_endpoint_slows_down_fast_sender() {
     let conf = setting("spark.rpc.inbox.maxMessages", "100");
     let (server, client) = (server_with(conf).await, client().await);
     let (endpoint, mut gate) = gated();
@@ -147,7 +147,7 @@ async fn a_fast_sender_is_slowed_down_by_a_slow_remote_endpoint() {
 
 /// Also while no credit comes.
 #[tokio::test]
-async fn asks_that_were_given_up_make_room_in_the_outbox() {
+async fn cancelled_asks_free_capacity_of_route_queue() {
     let server = server_with(setting("spark.rpc.inbox.maxMessages", "1")).await;
     let conf = setting("spark.rpc.route.maxQueuedMessages", "2");
     let client = RpcEnv::builder("client").client_mode().conf(conf).start().await.unwrap();
@@ -194,7 +194,7 @@ impl ThreadSafeRpcEndpoint for Refusals {
 }
 
 #[tokio::test]
-async fn the_sender_of_a_refused_one_way_message_is_told() {
+async fn sender_of_rejected_one_way_message_is_notified() {
     let (server, client) = (server().await, client().await);
     let (told, mut refusals) = mpsc::unbounded_channel();
     client.setup_endpoint("refusals", Refusals(told)).unwrap();
@@ -243,7 +243,7 @@ impl ThreadSafeRpcEndpoint for Late {
 }
 
 #[tokio::test]
-async fn an_endpoint_that_is_behind_does_not_collect_refusals_without_end() {
+async fn busy_endpoint_queues_at_most_1024_undelivered_notices() {
     let (server, client) = (server().await, client().await);
     let gate = Arc::new(Semaphore::new(0));
     let late =
@@ -278,7 +278,7 @@ fn one_way(envelope: &[u8]) -> Vec<u8> {
 
 /// It is notified of every message that is rejected, and gets its credit back.
 #[tokio::test]
-async fn a_peer_that_does_not_read_cannot_make_notices_gather() {
+async fn peer_that_does_not_read_cannot_grow_notice_queue() {
     let server = server_with(setting("spark.rpc.io.maxWriteQueueSize", "4k")).await;
     let mut peer = TcpStream::connect(address(&server).host_port()).await.unwrap();
     // One-way messages with long paths, which the notices repeat.
@@ -307,7 +307,7 @@ async fn a_peer_that_does_not_read_cannot_make_notices_gather() {
 }
 
 #[tokio::test]
-async fn an_endpoint_learns_that_its_asker_has_given_up() {
+async fn context_is_cancelled_when_caller_cancels() {
     let (server, client) = (server().await, client().await);
     let (told, mut kept) = mpsc::unbounded_channel();
     let local = server.setup_endpoint("keep", Keep(told)).unwrap();
@@ -349,7 +349,7 @@ async fn an_endpoint_learns_that_its_asker_has_given_up() {
 }
 
 #[tokio::test]
-async fn what_nobody_waits_for_is_dropped_before_it_runs() {
+async fn cancelled_asks_are_discarded_before_handling() {
     let (server, client) = (server().await, client().await);
     let (endpoint, mut gate) = gated();
     let local = server.setup_endpoint("slow", endpoint).unwrap();
@@ -389,7 +389,7 @@ impl ThreadSafeRpcEndpoint for Forward {
 }
 
 #[tokio::test]
-async fn an_ask_inside_receive_inherits_what_is_left_of_the_deadline() {
+async fn nested_ask_inherits_remaining_deadline() {
     let (server, client) = (server().await, client().await);
     let (told, mut kept) = mpsc::unbounded_channel();
     let keep = server.setup_endpoint("keep", Keep(told)).unwrap();
@@ -422,7 +422,7 @@ impl ThreadSafeRpcEndpoint for Repeat {
 
 /// In Spark an answer fails that cannot be serialized; here one that is too large.
 #[tokio::test]
-async fn rpc_env_24_an_answer_that_cannot_travel_fails_the_asker() {
+async fn rpc_env_24_oversized_reply_fails_ask() {
     let server = server_with(setting("spark.rpc.message.maxSize", "1")).await;
     let client = client().await;
     let local = server.setup_endpoint("repeat", Repeat).unwrap();
@@ -455,7 +455,7 @@ impl ThreadSafeRpcEndpoint for Complain {
 }
 
 #[tokio::test]
-async fn rpc_env_24_a_failure_that_cannot_travel_fails_the_asker() {
+async fn rpc_env_24_oversized_failure_fails_ask() {
     let server = server_with(setting("spark.rpc.message.maxSize", "1")).await;
     let client = client().await;
     server.setup_endpoint("complain", Complain).unwrap();
@@ -471,7 +471,7 @@ async fn rpc_env_24_a_failure_that_cannot_travel_fails_the_asker() {
 }
 
 #[tokio::test]
-async fn a_message_that_is_too_large_is_given_back() {
+async fn oversized_message_is_returned_to_sender() {
     let (server, conf) = (server().await, setting("spark.rpc.message.maxSize", "1"));
     let client = RpcEnv::builder("client").client_mode().conf(conf).start().await.unwrap();
     server.setup_endpoint("repeat", Repeat).unwrap();

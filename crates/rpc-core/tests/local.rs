@@ -125,7 +125,7 @@ impl<F: FnMut(Local) -> Result<(), RpcError> + Send + 'static> ThreadSafeRpcEndp
 }
 
 #[tokio::test]
-async fn rpc_env_01_send_a_message_locally() {
+async fn rpc_env_01_send_delivers_local_message() {
     let env = client().await;
     let (told, mut received) = mpsc::unbounded_channel();
     let endpoint = env
@@ -144,7 +144,7 @@ async fn rpc_env_01_send_a_message_locally() {
 }
 
 #[tokio::test]
-async fn rpc_env_04_ask_a_message_locally() {
+async fn rpc_env_04_ask_returns_local_reply() {
     let env = client().await;
     let hello = env.setup_endpoint("hello", Hello).unwrap();
     assert_eq!(soon(hello.ask(hi("neo"))).await.unwrap().text, "hi, neo");
@@ -152,7 +152,7 @@ async fn rpc_env_04_ask_a_message_locally() {
 }
 
 #[tokio::test]
-async fn a_local_message_arrives_as_the_same_object() {
+async fn local_message_is_passed_without_encoding() {
     let env = client().await;
     let serve = Serve(|message| match message {
         Local::Same(Same(flag), context) => context.reply(flag),
@@ -165,7 +165,7 @@ async fn a_local_message_arrives_as_the_same_object() {
 }
 
 #[tokio::test]
-async fn rpc_env_06_ask_a_message_timeout() {
+async fn rpc_env_06_local_ask_times_out_and_names_setting() {
     let env = RpcEnv::builder("client")
         .client_mode()
         .conf(setting("spark.rpc.askTimeout", "1ms"))
@@ -195,7 +195,7 @@ async fn rpc_env_06_ask_a_message_timeout() {
 }
 
 #[tokio::test]
-async fn rpc_env_08_on_start_and_on_stop() {
+async fn rpc_env_08_on_start_runs_first_and_on_stop_last() {
     let env = client().await;
     let (probe, mut events) = Probe::new("");
     let endpoint = env.setup_endpoint("probe", probe).unwrap();
@@ -206,7 +206,7 @@ async fn rpc_env_08_on_start_and_on_stop() {
 }
 
 #[tokio::test]
-async fn rpc_env_14_no_self_in_on_stop() {
+async fn rpc_env_14_self_ref_is_none_in_on_stop() {
     let env = client().await;
     let (probe, mut events) = Probe::new("");
     env.setup_endpoint("probe", probe).unwrap();
@@ -217,7 +217,7 @@ async fn rpc_env_14_no_self_in_on_stop() {
 }
 
 #[tokio::test]
-async fn rpc_env_09_on_error_in_on_start() {
+async fn rpc_env_09_on_error_is_called_when_on_start_fails() {
     let env = client().await;
     let (probe, mut events) = Probe::new("start");
     let endpoint = env.setup_endpoint("probe", probe).unwrap();
@@ -227,7 +227,7 @@ async fn rpc_env_09_on_error_in_on_start() {
 }
 
 #[tokio::test]
-async fn rpc_env_10_on_error_in_on_stop() {
+async fn rpc_env_10_on_error_is_called_when_on_stop_fails() {
     let env = client().await;
     let (probe, mut events) = Probe::new("stop");
     env.setup_endpoint("probe", probe).unwrap();
@@ -240,7 +240,7 @@ async fn rpc_env_10_on_error_in_on_stop() {
 }
 
 #[tokio::test]
-async fn rpc_env_11_on_error_in_receive() {
+async fn rpc_env_11_on_error_is_called_when_receive_fails() {
     let env = client().await;
     let (probe, mut events) = Probe::new("receive");
     let endpoint = env.setup_endpoint("probe", probe).unwrap();
@@ -278,7 +278,7 @@ impl ThreadSafeRpcEndpoint for ToItself {
 }
 
 #[tokio::test]
-async fn rpc_env_12_self_in_on_start() {
+async fn rpc_env_12_self_ref_is_usable_in_on_start() {
     let env = client().await;
     let (told, mut received) = mpsc::unbounded_channel();
     env.setup_endpoint("itself", ToItself { sends_in: "on_start", received: told }).unwrap();
@@ -286,7 +286,7 @@ async fn rpc_env_12_self_in_on_start() {
 }
 
 #[tokio::test]
-async fn rpc_env_13_self_in_receive() {
+async fn rpc_env_13_self_ref_is_usable_in_receive() {
     let env = client().await;
     let (told, mut received) = mpsc::unbounded_channel();
     let itself =
@@ -297,7 +297,7 @@ async fn rpc_env_13_self_in_receive() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn rpc_env_15_receive_in_sequence() {
+async fn rpc_env_15_thread_safe_endpoint_receives_one_at_a_time() {
     let env = client().await;
     for round in 0..100 {
         let mut counter = 0;
@@ -325,7 +325,7 @@ async fn rpc_env_15_receive_in_sequence() {
 }
 
 #[tokio::test]
-async fn rpc_env_16_stop_twice() {
+async fn rpc_env_16_second_stop_has_no_effect() {
     let env = client().await;
     let (probe, mut events) = Probe::new("");
     let endpoint = env.setup_endpoint("probe", probe).unwrap();
@@ -337,7 +337,7 @@ async fn rpc_env_16_stop_twice() {
 }
 
 #[tokio::test]
-async fn rpc_env_17_send_with_reply() {
+async fn rpc_env_17_reply_from_another_task_reaches_caller() {
     let env = client().await;
     // Answered later and from elsewhere.
     let serve = Serve(|message| {
@@ -363,7 +363,7 @@ impl fmt::Display for Oops {
 impl Error for Oops {}
 
 #[tokio::test]
-async fn rpc_env_19_send_with_reply_error() {
+async fn rpc_env_19_failure_reaches_local_caller_as_same_object() {
     let env = client().await;
     let serve = Serve(|message| {
         if let Local::Work(Work(n), context) = message {
@@ -385,7 +385,7 @@ async fn rpc_env_19_send_with_reply_error() {
 }
 
 #[tokio::test]
-async fn nre_04_a_panic_fails_its_message_only() {
+async fn nre_04_panic_fails_only_its_message() {
     let env = client().await;
     let (probe, mut events) = Probe::new("");
     let endpoint = env.setup_endpoint("probe", probe).unwrap();
@@ -402,7 +402,7 @@ async fn nre_04_a_panic_fails_its_message_only() {
 }
 
 #[tokio::test]
-async fn a_dropped_context_fails_the_asker() {
+async fn dropped_context_fails_ask_at_once() {
     let env = client().await;
     let (probe, _events) = Probe::new("");
     let endpoint = env.setup_endpoint("probe", probe).unwrap();
@@ -449,7 +449,7 @@ async fn inb_01_queued_messages_are_handled_before_stop() {
 }
 
 #[tokio::test]
-async fn inb_02_an_ask_is_received_once() {
+async fn inb_02_ask_is_received_once() {
     let env = client().await;
     let count = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&count);
@@ -467,7 +467,7 @@ async fn inb_02_an_ask_is_received_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn inb_03_posting_from_many_threads_while_stopping() {
+async fn inb_03_concurrent_sends_during_stop_are_handled_or_rejected() {
     for round in 0..50 {
         let env = client().await;
         let received = Arc::new(AtomicUsize::new(0));
@@ -536,7 +536,7 @@ impl RpcEndpoint for Crowd {
 }
 
 #[tokio::test]
-async fn a_concurrent_endpoint_begins_messages_while_others_wait() {
+async fn concurrent_endpoint_starts_messages_while_others_await() {
     let env = client().await;
     let (inside, gate, arrived) =
         (Arc::default(), Arc::new(Semaphore::new(0)), Arc::new(Notify::new()));
@@ -566,7 +566,7 @@ async fn a_concurrent_endpoint_begins_messages_while_others_wait() {
 /// The first message waits for one that comes soon after it; the answer is how many had begun by
 /// then.
 #[tokio::test]
-async fn a_receive_that_can_go_on_does_not_wait_for_a_long_queue() {
+async fn woken_receive_continues_before_long_queue_is_started() {
     struct Rendezvous {
         begun: AtomicUsize,
         met: Notify,
@@ -604,7 +604,7 @@ async fn a_receive_that_can_go_on_does_not_wait_for_a_long_queue() {
 }
 
 #[tokio::test]
-async fn a_concurrent_endpoint_stays_serial_when_on_start_fails() {
+async fn concurrent_endpoint_is_serial_after_on_start_fails() {
     let env = client().await;
     let crowd = Crowd {
         inside: Arc::default(),
@@ -620,7 +620,7 @@ async fn a_concurrent_endpoint_stays_serial_when_on_start_fails() {
 }
 
 #[tokio::test]
-async fn names_are_unique_and_free_after_stop() {
+async fn endpoint_name_is_unique_until_stop() {
     let env = client().await;
     let first = env.setup_endpoint("hello", Hello).unwrap();
     let error = env.setup_endpoint("hello", Hello).unwrap_err();
@@ -633,7 +633,7 @@ async fn names_are_unique_and_free_after_stop() {
 }
 
 #[tokio::test]
-async fn sends_and_asks_of_one_holder_arrive_in_order() {
+async fn sends_and_asks_over_one_ref_arrive_in_order() {
     let env = client().await;
     let mut seen = Vec::new();
     let serve = Serve(move |message| {
@@ -661,7 +661,7 @@ async fn sends_and_asks_of_one_holder_arrive_in_order() {
 }
 
 #[tokio::test]
-async fn shutdown_can_be_awaited_by_many_and_started_by_an_endpoint() {
+async fn shutdown_can_be_started_by_endpoint_and_awaited_repeatedly() {
     struct Quits;
     impl ThreadSafeRpcEndpoint for Quits {
         type Message = Local;
@@ -683,7 +683,7 @@ async fn shutdown_can_be_awaited_by_many_and_started_by_an_endpoint() {
 }
 
 #[test]
-fn asks_end_when_the_runtime_dies() {
+fn asks_fail_when_runtime_is_dropped() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let (env, endpoint, waiting, entered) = runtime.block_on(async {
         let env = client().await;
@@ -718,7 +718,7 @@ fn asks_end_when_the_runtime_dies() {
 }
 
 #[test]
-fn asks_with_any_time_limit_end_with_the_runtime() {
+fn asks_with_any_timeout_fail_when_runtime_is_dropped() {
     for limit in [Duration::from_secs(3), Duration::from_secs(600), Duration::MAX] {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let other = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -747,7 +747,7 @@ fn asks_with_any_time_limit_end_with_the_runtime() {
 }
 
 #[test]
-fn a_request_dropped_by_a_receive_that_ends_with_the_runtime_fails() {
+fn dropped_request_fails_when_runtime_drops_its_receive() {
     struct DropsAndHangs(mpsc::UnboundedSender<()>);
     impl ThreadSafeRpcEndpoint for DropsAndHangs {
         type Message = HelloMessage;
@@ -778,7 +778,7 @@ fn a_request_dropped_by_a_receive_that_ends_with_the_runtime_fails() {
 
 /// A panic is what comes nearest to the row's fatal error: it leaves nothing counted as running.
 #[tokio::test]
-async fn inb_07_a_panic_does_not_count_as_running() {
+async fn inb_07_panicked_handler_does_not_count_as_running() {
     struct Panics(mpsc::UnboundedSender<()>);
     impl RpcEndpoint for Panics {
         type Message = HelloMessage;

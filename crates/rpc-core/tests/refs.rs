@@ -70,7 +70,7 @@ async fn registry(env: &RpcEnv, at: &RpcEnv) -> RpcEndpointRef<RegistryMessage> 
 }
 
 #[tokio::test]
-async fn rpc_env_03_send_a_ref() {
+async fn rpc_env_03_ref_in_message_reaches_its_endpoint() {
     let (master, worker, client) = (server().await, server().await, client().await);
     master.setup_endpoint("registry", Registry::default()).unwrap();
     let hello = worker.setup_endpoint("hello", Hello).unwrap();
@@ -92,7 +92,7 @@ async fn rpc_env_03_send_a_ref() {
 }
 
 #[tokio::test]
-async fn an_environment_that_does_not_listen_is_reached_over_its_connection() {
+async fn client_mode_endpoint_is_reached_over_its_own_connection() {
     let (master, driver, other) = (server().await, client().await, client().await);
     master.setup_endpoint("registry", Registry::default()).unwrap();
     let hello = driver.setup_endpoint("hello", Hello).unwrap();
@@ -123,7 +123,7 @@ async fn an_environment_that_does_not_listen_is_reached_over_its_connection() {
 }
 
 #[tokio::test]
-async fn nre_05_a_timeout_of_a_client_names_its_socket() {
+async fn nre_05_timeout_of_ask_to_client_names_its_socket() {
     let (master, driver) = (server().await, client().await);
     master.setup_endpoint("registry", Registry::default()).unwrap();
     let (told, mut kept) = mpsc::unbounded_channel();
@@ -143,7 +143,7 @@ async fn nre_05_a_timeout_of_a_client_names_its_socket() {
 }
 
 #[tokio::test]
-async fn a_ref_in_a_message_is_checked() {
+async fn invalid_ref_in_message_fails_resolve() {
     let (server, client) = (server().await, client().await);
     server.setup_endpoint("registry", Registry::default()).unwrap();
     let registry = registry(&client, &server).await;
@@ -217,7 +217,7 @@ impl ThreadSafeRpcEndpoint for Server {
 }
 
 #[tokio::test]
-async fn a_ref_can_be_narrowed_to_one_of_several_services() {
+async fn ref_can_be_narrowed_to_one_service() {
     let (server, client) = (server().await, client().await);
     let local = server.setup_endpoint("both", Server).unwrap();
     let remote: RpcEndpointRef<Both> =
@@ -248,7 +248,7 @@ async fn a_ref_can_be_narrowed_to_one_of_several_services() {
 }
 
 #[tokio::test]
-async fn only_the_environment_of_an_endpoint_stops_it() {
+async fn stop_affects_only_endpoints_of_own_environment() {
     let (one, other) = (client().await, client().await);
     let hello = one.setup_endpoint("hello", Hello).unwrap();
     let namesake = other.setup_endpoint("hello", Hello).unwrap();
@@ -275,7 +275,7 @@ fn text_field(field: u8, text: &str) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn a_ref_that_comes_home_is_local() {
+async fn ref_resolved_in_its_own_environment_is_local() {
     let (home, elsewhere) = (server().await, client().await);
     let hello = home.setup_endpoint("hello", Hello).unwrap();
     // Who looked it up does not know which run it belongs to.
@@ -289,7 +289,7 @@ async fn a_ref_that_comes_home_is_local() {
 }
 
 #[tokio::test]
-async fn a_ref_with_neither_address_nor_incarnation_leads_nowhere() {
+async fn ref_without_address_and_incarnation_fails_resolve() {
     let (server, client) = (server().await, client().await);
     let hello = server.setup_endpoint("hello", Hello).unwrap();
     // A connection whose other end has sent no message.
@@ -303,7 +303,7 @@ async fn a_ref_with_neither_address_nor_incarnation_leads_nowhere() {
 }
 
 #[tokio::test]
-async fn refs_may_come_and_go_on_one_connection() {
+async fn refs_can_be_resolved_and_dropped_repeatedly() {
     let (master, driver) = (server().await, client().await);
     let hello = driver.setup_endpoint("hello", Hello).unwrap();
     let there = master.setup_endpoint("hello", Hello).unwrap();
@@ -321,7 +321,7 @@ async fn refs_may_come_and_go_on_one_connection() {
 }
 
 #[tokio::test]
-async fn what_was_asked_of_a_client_ends_with_its_connection() {
+async fn asks_to_client_fail_when_its_connection_closes() {
     let (master, driver) = (server().await, client().await);
     master.setup_endpoint("hello", Hello).unwrap();
     let (told, mut kept) = mpsc::unbounded_channel();
@@ -354,7 +354,7 @@ async fn what_was_asked_of_a_client_ends_with_its_connection() {
 }
 
 #[tokio::test]
-async fn another_run_at_the_same_address_refuses_what_was_for_its_predecessor() {
+async fn messages_for_stale_incarnation_are_rejected() {
     let (first, client) = (server().await, client().await);
     let there = address(&first);
     let hello = first.setup_endpoint("hello", Hello).unwrap();
@@ -395,7 +395,7 @@ async fn another_run_at_the_same_address_refuses_what_was_for_its_predecessor() 
 }
 
 #[tokio::test]
-async fn errors_quote_little_of_what_a_peer_wrote() {
+async fn errors_truncate_text_from_peer() {
     let (server, client) = (server().await, client().await);
     let hello = server.setup_endpoint("hello", Hello).unwrap();
     let good = EndpointRef::try_from(&hello).unwrap();

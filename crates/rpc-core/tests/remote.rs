@@ -67,7 +67,7 @@ async fn store_of_marks(
 }
 
 #[tokio::test]
-async fn rpc_env_02_send_a_message_remotely() {
+async fn rpc_env_02_send_delivers_remote_message() {
     let (server, client) = (server().await, client().await);
     let (store, mut received) = store_of_marks(&server, &client).await;
     store.send(mark("hello")).unwrap();
@@ -86,7 +86,7 @@ impl Drop for LastWords {
 /// By the time a thread drops what its thread-locals hold, those that this crate uses itself may be
 /// gone.
 #[tokio::test]
-async fn a_thread_that_ends_can_still_send() {
+async fn send_works_during_thread_local_destruction() {
     thread_local! {
         static LAST_WORDS: RefCell<Option<LastWords>> = const { RefCell::new(None) };
     }
@@ -104,7 +104,7 @@ async fn a_thread_that_ends_can_still_send() {
 }
 
 #[tokio::test]
-async fn rpc_env_05_ask_a_message_remotely() {
+async fn rpc_env_05_ask_returns_remote_reply() {
     let (server, client) = (server().await, client().await);
     server.setup_endpoint("hello", Hello).unwrap();
     let hello =
@@ -115,7 +115,7 @@ async fn rpc_env_05_ask_a_message_remotely() {
 }
 
 #[tokio::test]
-async fn endpoints_elsewhere_cannot_be_stopped() {
+async fn stop_of_remote_endpoint_has_no_effect() {
     let (first, second) = (server().await, server().await);
     let here = first.setup_endpoint("hello", Hello).unwrap();
     second.setup_endpoint("hello", Hello).unwrap();
@@ -127,7 +127,7 @@ async fn endpoints_elsewhere_cannot_be_stopped() {
 }
 
 #[tokio::test]
-async fn rpc_env_06_ask_a_message_timeout_remotely() {
+async fn rpc_env_06_remote_ask_times_out_and_names_setting() {
     let server = server().await;
     let client = RpcEnv::builder("client")
         .client_mode()
@@ -150,7 +150,7 @@ async fn rpc_env_06_ask_a_message_timeout_remotely() {
 }
 
 #[tokio::test]
-async fn rpc_env_18_send_with_reply_remotely() {
+async fn rpc_env_18_reply_from_another_task_reaches_remote_caller() {
     let (server, client) = (server().await, client().await);
     // Answered later and from elsewhere.
     let store = Store(|message| {
@@ -181,7 +181,7 @@ impl Error for NoBlock {
 }
 
 #[tokio::test]
-async fn rpc_env_20_send_with_reply_remotely_error() {
+async fn rpc_env_20_failure_reaches_remote_caller() {
     let (server, client) = (server().await, client().await);
     let store = Store(|message| match message {
         StoreMessage::Get(key, context) if key.name == "send_failure" => {
@@ -216,7 +216,7 @@ async fn rpc_env_20_send_with_reply_remotely_error() {
 }
 
 #[tokio::test]
-async fn nre_01_non_existent_endpoint() {
+async fn nre_01_lookup_of_missing_endpoint_fails() {
     let (server, client) = (server().await, client().await);
     for env in [&client, &server] {
         let lookup = env.setup_endpoint_ref::<HelloMessage>(address(&server), "nobody");
@@ -230,7 +230,7 @@ async fn nre_01_non_existent_endpoint() {
 }
 
 #[tokio::test]
-async fn nre_02_advertise_address_different_from_bind_address() {
+async fn nre_02_advertised_host_can_differ_from_bound_host() {
     let env = RpcEnv::builder("server")
         .bind("127.0.0.1:0")
         .advertise("example.com")
@@ -242,7 +242,7 @@ async fn nre_02_advertise_address_different_from_bind_address() {
 }
 
 #[tokio::test]
-async fn a_wildcard_needs_an_address_to_advertise() {
+async fn wildcard_bind_requires_advertised_host() {
     for bind in ["0.0.0.0:0", "[::]:0"] {
         let error = RpcEnv::builder("server").bind(bind).start().await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Config);
@@ -256,7 +256,7 @@ async fn a_wildcard_needs_an_address_to_advertise() {
 }
 
 #[tokio::test]
-async fn an_env_without_a_mode_or_with_a_bad_address_does_not_start() {
+async fn start_fails_without_mode_or_with_invalid_address() {
     assert_eq!(RpcEnv::builder("none").start().await.unwrap_err().kind(), ErrorKind::Config);
     assert_eq!(
         RpcEnv::builder("bad").bind("here").start().await.unwrap_err().kind(),
@@ -265,7 +265,7 @@ async fn an_env_without_a_mode_or_with_a_bad_address_does_not_start() {
 }
 
 #[tokio::test]
-async fn a_lookup_checks_the_service() {
+async fn lookup_fails_when_service_differs() {
     let (server, client) = (server().await, client().await);
     server.setup_endpoint("hello", Hello).unwrap();
     let error = soon(client.setup_endpoint_ref::<StoreMessage>(address(&server), "hello"))
@@ -315,7 +315,7 @@ impl ThreadSafeRpcEndpoint for ServesBoth {
 }
 
 #[tokio::test]
-async fn one_endpoint_can_serve_several_services() {
+async fn endpoint_can_serve_several_services() {
     let (server, client) = (server().await, client().await);
     server.setup_endpoint("both", ServesBoth).unwrap();
     let hello =
@@ -327,7 +327,7 @@ async fn one_endpoint_can_serve_several_services() {
 }
 
 #[tokio::test]
-async fn messages_without_a_schema_stay_at_home() {
+async fn remote_lookup_of_local_only_message_type_fails() {
     struct Home;
     impl RpcMessage for Home {}
     let (server, client) = (server().await, client().await);
@@ -337,7 +337,7 @@ async fn messages_without_a_schema_stay_at_home() {
 }
 
 #[tokio::test]
-async fn a_lookup_in_the_own_environment_gives_a_local_ref() {
+async fn lookup_in_own_environment_returns_local_ref() {
     let server = server().await;
     let thread = std::thread::current().id();
     let store = Store(move |message| {
@@ -395,7 +395,7 @@ impl RpcRequest<HelloMessage> for Broken {
 }
 
 #[tokio::test]
-async fn an_unknown_method_fails_its_ask_only() {
+async fn unknown_method_fails_only_its_ask() {
     let (server, client) = (server().await, client().await);
     let endpoint = server.setup_endpoint("hello", Hello).unwrap();
     let hello =
@@ -415,7 +415,7 @@ async fn an_unknown_method_fails_its_ask_only() {
 }
 
 #[tokio::test]
-async fn bytes_that_are_no_envelope_fail_their_request_only() {
+async fn malformed_envelope_fails_only_its_request() {
     let server = server().await;
     server.setup_endpoint("hello", Hello).unwrap();
     let context = TransportContext::new(TransportConf::new("rpc"), NoOpRpcHandler::new());
@@ -463,7 +463,7 @@ async fn bytes_that_are_no_envelope_fail_their_request_only() {
 }
 
 #[tokio::test]
-async fn unknown_fields_are_tolerated() {
+async fn unknown_request_fields_are_ignored() {
     let (server, client) = (server().await, client().await);
     server.setup_endpoint("hello", Hello).unwrap();
     let hello =
@@ -474,7 +474,7 @@ async fn unknown_fields_are_tolerated() {
 }
 
 #[tokio::test]
-async fn sends_and_asks_arrive_in_order_also_before_the_connection_stands() {
+async fn remote_sends_and_asks_arrive_in_order() {
     let (server, client) = (server().await, client().await);
     let mut seen = Vec::new();
     let store = Store(move |message| match message {
@@ -504,7 +504,7 @@ async fn sends_and_asks_arrive_in_order_also_before_the_connection_stands() {
 }
 
 #[tokio::test]
-async fn a_full_outbox_gives_the_request_back() {
+async fn full_route_queue_returns_message() {
     let server = server().await;
     let client = RpcEnv::builder("client")
         .client_mode()
@@ -551,7 +551,7 @@ async fn a_full_outbox_gives_the_request_back() {
 }
 
 #[tokio::test]
-async fn an_unreachable_peer_fails_what_waits_and_is_tried_anew() {
+async fn unreachable_peer_fails_asks_and_is_reconnected() {
     let client = client().await;
     let server = server().await;
     server.setup_endpoint("hello", Hello).unwrap();
@@ -592,7 +592,7 @@ async fn an_unreachable_peer_fails_what_waits_and_is_tried_anew() {
 }
 
 #[tokio::test]
-async fn asks_end_when_the_peer_or_the_own_environment_stops() {
+async fn asks_fail_when_either_environment_shuts_down() {
     let mut kept = Vec::new();
     let (told, mut arrived) = mpsc::unbounded_channel();
     let store = Store(move |message| {
@@ -619,7 +619,7 @@ async fn asks_end_when_the_peer_or_the_own_environment_stops() {
 }
 
 #[tokio::test]
-async fn the_sender_is_where_the_asker_listens_or_its_socket() {
+async fn sender_address_is_advertised_address_or_socket() {
     let (first, second, client) = (server().await, server().await, client().await);
     let (told, mut senders) = mpsc::unbounded_channel();
     let store = Store(move |message| {
@@ -642,7 +642,7 @@ async fn the_sender_is_where_the_asker_listens_or_its_socket() {
 }
 
 #[tokio::test]
-async fn a_lookup_that_is_not_answered_names_its_setting() {
+async fn timed_out_lookup_names_its_setting() {
     // It accepts and says nothing.
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let silent = RpcAddress::from(listener.local_addr().unwrap());
@@ -660,7 +660,7 @@ async fn a_lookup_that_is_not_answered_names_its_setting() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_ask_ends_once_while_endpoints_and_connections_come_and_go() {
+async fn every_ask_ends_while_environments_shut_down() {
     for round in 0..20 {
         let (server, client) = (server().await, client().await);
         server.setup_endpoint("hello", Hello).unwrap();
@@ -703,7 +703,7 @@ async fn every_ask_ends_once_while_endpoints_and_connections_come_and_go() {
 }
 
 #[tokio::test]
-async fn endpoints_of_another_env_that_does_not_listen_cannot_be_stopped() {
+async fn stop_of_another_client_mode_endpoint_has_no_effect() {
     let (one, other) = (client().await, client().await);
     let here = one.setup_endpoint("hello", Hello).unwrap();
     let there = other.setup_endpoint("hello", Hello).unwrap();

@@ -30,7 +30,7 @@ async fn client_with(conf: RpcConf) -> RpcEnv {
 
 /// Credit that an idle client holds is there for others.
 #[tokio::test(start_paused = true)]
-async fn idle_routes_are_closed_and_opened_again_by_their_refs() {
+async fn idle_routes_are_closed_and_reopened_on_use() {
     let network = MemoryNetwork::new();
     let server = RpcEnv::builder("server")
         .bind("10.0.0.1:7077")
@@ -62,7 +62,7 @@ async fn idle_routes_are_closed_and_opened_again_by_their_refs() {
 }
 
 #[tokio::test]
-async fn refs_beyond_the_limit_of_routes_fail_and_recover() {
+async fn refs_beyond_route_limit_fail_until_route_is_free() {
     let server = server().await;
     let client = client_with(setting("spark.rpc.maxRoutesPerConnection", "4")).await;
     let mut refs = Vec::new();
@@ -99,7 +99,7 @@ async fn refs_beyond_the_limit_of_routes_fail_and_recover() {
 
 /// More live refs than routes fit into take turns only if some have been idle for long.
 #[tokio::test]
-async fn refs_in_use_keep_their_routes_at_the_limit() {
+async fn refs_in_use_keep_their_routes_at_limit() {
     let server = server().await;
     let client = client_with(setting("spark.rpc.maxRoutesPerConnection", "64")).await;
     let mut refs = Vec::new();
@@ -133,7 +133,7 @@ impl ThreadSafeRpcEndpoint for Store {
 
 /// A one-way rpc makes no context that could respond.
 #[tokio::test]
-async fn peer_that_asks_a_one_way_rpc_gets_a_failure() {
+async fn ask_of_one_way_rpc_fails() {
     let server = server().await;
     server.setup_endpoint("store", Store).unwrap();
     let context = TransportContext::new(TransportConf::new("rpc"), NoOpRpcHandler::new());

@@ -28,7 +28,7 @@ impl ThreadSafeRpcEndpoint for Gated {
 }
 
 #[tokio::test]
-async fn a_shutdown_finishes_what_was_accepted_and_refuses_the_rest() {
+async fn shutdown_handles_accepted_messages_and_rejects_later_ones() {
     let (server, client) = (server().await, client().await);
     let permits = std::sync::Arc::new(Semaphore::new(0));
     let slow = server.setup_endpoint("slow", Gated(std::sync::Arc::clone(&permits))).unwrap();
@@ -59,7 +59,7 @@ async fn a_shutdown_finishes_what_was_accepted_and_refuses_the_rest() {
 }
 
 #[tokio::test]
-async fn what_is_not_done_in_time_is_abandoned_and_told() {
+async fn messages_unfinished_at_shutdown_timeout_are_reported() {
     let conf = setting("spark.rpc.shutdownTimeout", "50ms");
     let env = RpcEnv::builder("stuck").client_mode().conf(conf).start().await.unwrap();
     let stuck = env.setup_endpoint("stuck", Gated(std::sync::Arc::new(Semaphore::new(0)))).unwrap();
@@ -106,7 +106,7 @@ impl ThreadSafeRpcEndpoint for Tell {
 
 /// Also where there is no connection yet.
 #[tokio::test]
-async fn what_is_sent_in_on_stop_still_goes_out() {
+async fn message_sent_in_on_stop_is_delivered() {
     let (first, client) = (server().await, client().await);
     let (told, _) = mpsc::unbounded_channel();
     first.setup_endpoint("tell", Tell(told)).unwrap();
@@ -131,7 +131,7 @@ async fn what_is_sent_in_on_stop_still_goes_out() {
 
 /// A shutdown ends only when what was sent has left: the process may end right behind it.
 #[test]
-fn what_is_sent_in_on_stop_does_not_need_the_runtime_afterwards() {
+fn shutdown_completes_after_on_stop_messages_are_written() {
     /// More than the buffers of a socket hold.
     const LARGE: usize = 32 << 20;
     struct Parting(RpcEndpointRef<HelloMessage>);
@@ -169,7 +169,7 @@ fn what_is_sent_in_on_stop_does_not_need_the_runtime_afterwards() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn messages_that_cannot_be_sent_any_more_are_counted() {
+async fn unsent_messages_are_counted_in_shutdown_report() {
     let network = MemoryNetwork::new();
     let conf = setting("spark.rpc.inbox.maxMessages", "1");
     let server =
@@ -195,7 +195,7 @@ async fn messages_that_cannot_be_sent_any_more_are_counted() {
 
 /// Where all goes well there is nothing that anybody should look at.
 #[tokio::test]
-async fn rpc_env_35_an_orderly_shutdown_logs_no_warning() {
+async fn rpc_env_35_orderly_shutdown_logs_no_warning() {
     let log = Log::default();
     let writer = log.clone();
     let subscriber = tracing_subscriber::fmt()
@@ -257,7 +257,7 @@ impl ThreadSafeRpcEndpoint for Suicidal {
 }
 
 #[tokio::test]
-async fn an_endpoint_that_awaits_its_own_end_does_not_hang() {
+async fn endpoint_that_awaits_its_own_shutdown_does_not_hang() {
     let (env, other) = (client().await, client().await);
     let endpoint = env.setup_endpoint("suicidal", Suicidal).unwrap();
     assert_eq!(soon(endpoint.ask(hi("neo"))).await.unwrap().text, "complete: false");
@@ -285,7 +285,7 @@ async fn an_endpoint_that_awaits_its_own_end_does_not_hang() {
 }
 
 #[test]
-fn what_is_sent_after_the_end_of_the_runtime_fails() {
+fn ask_after_runtime_is_dropped_fails() {
     let build = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let (theirs, ours) = (build(), build());
     let server = theirs.block_on(server());

@@ -53,7 +53,7 @@ async fn until(
 }
 
 #[tokio::test]
-async fn a_snapshot_tells_what_endpoints_do() {
+async fn snapshot_reports_state_of_endpoints() {
     let (server, client) = (server().await, client().await);
     let (release, released) = mpsc::unbounded_channel();
     let options = EndpointOptions::new().max_messages(4);
@@ -95,7 +95,7 @@ async fn a_snapshot_tells_what_endpoints_do() {
 /// Where endpoints come and go by the thousand, each with a name of its own, the connection does
 /// not remember them all.
 #[tokio::test]
-async fn an_outbox_forgets_endpoints_that_nobody_sends_to_any_more() {
+async fn route_count_is_bounded_when_endpoints_come_and_go() {
     let (server, client) = (server().await, client().await);
     let lookup = async |name: String| {
         soon(client.setup_endpoint_ref::<HelloMessage>(address(&server), &name)).await.unwrap()
@@ -141,7 +141,7 @@ impl ThreadSafeRpcEndpoint for Keep {
 }
 
 #[tokio::test]
-async fn an_inbox_may_drop_its_oldest_message() {
+async fn drop_oldest_inbox_discards_oldest_queued_message() {
     let env = client().await;
     let (go, gate) = mpsc::unbounded_channel();
     let (told, mut kept) = mpsc::unbounded_channel();
@@ -168,7 +168,7 @@ async fn an_inbox_may_drop_its_oldest_message() {
 }
 
 #[tokio::test]
-async fn asks_that_wait_for_an_answer_are_limited() {
+async fn pending_asks_are_limited() {
     let conf = common::setting("spark.rpc.ask.maxPending", "2");
     let env = RpcEnv::builder("few").client_mode().conf(conf).start().await.unwrap();
     let (release, released) = mpsc::unbounded_channel();
@@ -187,7 +187,7 @@ async fn asks_that_wait_for_an_answer_are_limited() {
 /// Counts what is given to the recorder, by name.
 #[cfg(feature = "metrics")]
 #[tokio::test]
-async fn a_snapshot_can_be_exported() {
+async fn snapshot_can_be_exported_as_metrics() {
     use std::collections::BTreeMap;
     use std::sync::{Arc, Mutex};
 

@@ -8,7 +8,7 @@ use common::{Hello, HelloMessage, address, client, hi, server, setting, soon};
 use rpc_core::{ErrorKind, MemoryNetwork, RpcAddress, RpcConf, RpcEnv};
 
 #[tokio::test]
-async fn rpc_env_25_a_port_in_use_gives_way_to_another() {
+async fn rpc_env_25_bind_uses_another_port_when_port_is_in_use() {
     let (first, client) = (server().await, client().await);
     let second = RpcEnv::builder("second").bind(address(&first).to_string()).start().await.unwrap();
     assert_ne!(address(&first).port(), address(&second).port());
@@ -21,7 +21,7 @@ async fn rpc_env_25_a_port_in_use_gives_way_to_another() {
 }
 
 #[tokio::test]
-async fn rpc_env_25_ports_are_tried_one_after_the_other() {
+async fn rpc_env_25_bind_tries_successive_ports() {
     let network = MemoryNetwork::new();
     let start = async |retries: &str| {
         let conf = setting("spark.port.maxRetries", retries);
@@ -52,7 +52,7 @@ async fn rpc_env_25_ports_are_tried_one_after_the_other() {
 }
 
 #[tokio::test]
-async fn rpc_env_25_there_are_16_retries_and_100_in_tests() {
+async fn rpc_env_25_bind_retries_16_times_and_100_times_in_tests() {
     for (testing, count) in [(false, 17), (true, 101)] {
         let network = MemoryNetwork::new();
         let conf = if testing { setting("spark.testing", "true") } else { RpcConf::new() };
@@ -72,7 +72,7 @@ async fn rpc_env_25_there_are_16_retries_and_100_in_tests() {
 }
 
 #[tokio::test]
-async fn rpc_env_25_only_ports_in_use_are_tried_again() {
+async fn rpc_env_25_bind_retries_only_when_port_is_in_use() {
     // An address for documentation, which no machine has.
     let error = RpcEnv::builder("env").bind("192.0.2.1:7077").start().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Bind);
@@ -92,7 +92,7 @@ async fn rpc_env_25_only_ports_in_use_are_tried_again() {
 /// The tasks that an environment began end with it, also if it was not shut down, or has not even
 /// started.
 #[tokio::test]
-async fn nothing_is_left_of_an_env_that_is_dropped() {
+async fn dropped_environment_leaves_no_task() {
     let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
     let server = server().await;
     client()
@@ -112,7 +112,7 @@ async fn nothing_is_left_of_an_env_that_is_dropped() {
 }
 
 #[tokio::test]
-async fn nre_02_the_advertised_host_is_the_address() {
+async fn nre_02_advertised_host_is_part_of_address() {
     let env =
         RpcEnv::builder("env").bind("localhost:0").advertise("example.com").start().await.unwrap();
     assert!(address(&env).to_string().starts_with("example.com:"), "{:?}", env.address());
@@ -126,7 +126,7 @@ async fn nre_02_the_advertised_host_is_the_address() {
 
 /// Others would learn it from every message and not be able to read it.
 #[tokio::test]
-async fn nre_02_a_host_that_no_address_can_have_is_not_advertised() {
+async fn nre_02_invalid_advertised_host_fails_start() {
     for host in ["", "a host", "host:7077", "spark://host", "[host]"] {
         let error =
             RpcEnv::builder("env").bind("127.0.0.1:0").advertise(host).start().await.unwrap_err();
@@ -143,7 +143,7 @@ async fn nre_02_a_host_that_no_address_can_have_is_not_advertised() {
 }
 
 #[tokio::test]
-async fn nre_01_an_endpoint_is_looked_up_by_its_uri() {
+async fn nre_01_endpoint_is_looked_up_by_uri() {
     let (server, client) = (server().await, client().await);
     server.setup_endpoint("hello", Hello).unwrap();
     let uri = format!("spark://hello@{}", address(&server));

@@ -49,7 +49,7 @@ impl ThreadSafeRpcEndpoint for InSpan {
 }
 
 #[tokio::test]
-async fn a_trace_goes_along_with_messages_here_and_across_the_network() {
+async fn traceparent_is_propagated_locally_and_remotely() {
     let _subscriber = tracing::subscriber::set_default(Registry::default());
     let (told, mut received) = mpsc::unbounded_channel();
     let server = RpcEnv::builder("server").bind("127.0.0.1:0");

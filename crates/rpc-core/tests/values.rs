@@ -10,7 +10,7 @@ use rpc_core::{
 
 /// What is held goes to any thread, whatever the messages are.
 #[test]
-fn everything_can_be_sent_and_shared_between_threads() {
+fn public_types_are_send_and_sync() {
     fn is<T: Send + Sync + std::fmt::Debug>() {}
     /// `Send`, as a message must be, and no more.
     type Message = std::cell::Cell<u8>;
@@ -31,7 +31,7 @@ fn everything_can_be_sent_and_shared_between_threads() {
 }
 
 #[test]
-fn secrets_among_the_settings_are_not_shown() {
+fn secret_settings_are_redacted_in_debug_output() {
     let settings =
         [("spark.ssl.rpc.keyStorePassword", "hush"), ("spark.authenticate.secret", "hush")];
     let conf =
@@ -41,7 +41,7 @@ fn secrets_among_the_settings_are_not_shown() {
 }
 
 #[test]
-fn adr_01_host_port() {
+fn adr_01_address_has_host_and_port() {
     let address = RpcAddress::new("1.2.3.4", 1234);
     assert_eq!((address.host(), address.port()), ("1.2.3.4", 1234));
     assert_eq!(address.host_port(), "1.2.3.4:1234");
@@ -50,20 +50,20 @@ fn adr_01_host_port() {
 }
 
 #[test]
-fn adr_02_from_spark_url() {
+fn adr_02_spark_url_is_parsed() {
     let address = RpcAddress::from_spark_url("spark://1.2.3.4:1234").unwrap();
     assert_eq!((address.host(), address.port()), ("1.2.3.4", 1234));
 }
 
 #[test]
-fn adr_03_from_spark_url_a_typo_url() {
+fn adr_03_spark_url_with_typo_is_rejected() {
     let error = RpcAddress::from_spark_url("spark://1.2. 3.4:1234").unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidAddress);
     assert_eq!(error.to_string(), "Invalid master URL: spark://1.2. 3.4:1234");
 }
 
 #[test]
-fn adr_04_from_spark_url_invalid_scheme() {
+fn adr_04_malformed_spark_url_is_rejected() {
     for url in [
         "invalid://1.2.3.4:1234",
         "spark:1.2.3.4:1234",
@@ -89,12 +89,12 @@ fn adr_04_from_spark_url_invalid_scheme() {
 }
 
 #[test]
-fn adr_05_to_spark_url() {
+fn adr_05_address_formats_as_spark_url() {
     assert_eq!(RpcAddress::new("1.2.3.4", 1234).to_spark_url(), "spark://1.2.3.4:1234");
 }
 
 #[test]
-fn adr_06_ipv6_host_port() {
+fn adr_06_ipv6_host_is_bracketed() {
     for host in ["::1", "[::1]"] {
         let address = RpcAddress::new(host, 1234);
         assert_eq!(address.host(), "[::1]");
@@ -103,30 +103,30 @@ fn adr_06_ipv6_host_port() {
 }
 
 #[test]
-fn adr_07_ipv6_from_spark_url() {
+fn adr_07_ipv6_spark_url_is_parsed() {
     let address = RpcAddress::from_spark_url("spark://[::1]:1234").unwrap();
     assert_eq!((address.host(), address.port()), ("[::1]", 1234));
 }
 
 #[test]
-fn adr_08_ipv6_to_spark_url() {
+fn adr_08_ipv6_address_formats_as_spark_url() {
     assert_eq!(RpcAddress::new("::1", 1234).to_spark_url(), "spark://[::1]:1234");
 }
 
 #[test]
-fn adr_09_consistent_sparse_mapping() {
+fn adr_09_equal_ipv6_hosts_are_normalized() {
     assert_eq!(RpcAddress::new("::0:1", 1234).host(), "[::1]");
     assert_eq!(RpcAddress::new("::0:1", 1234), RpcAddress::new("[0:0::1]", 1234));
 }
 
 #[test]
-fn adr_10_consistent_sparse_mapping_trailing_zeros() {
+fn adr_10_ipv6_trailing_zeros_are_normalized() {
     assert_eq!(RpcAddress::new("2600::", 1234).host(), "[2600::]");
     assert_eq!(RpcAddress::new("2600:0:0:0:0:0:0:0", 1234).host(), "[2600::]");
 }
 
 #[test]
-fn nra_01_to_string() {
+fn nra_01_endpoint_address_formats_and_parses() {
     let address =
         RpcEndpointAddress::new(Some(RpcAddress::new("localhost", 12345)), "test").unwrap();
     assert_eq!(address.to_string(), "spark://test@localhost:12345");
@@ -134,7 +134,7 @@ fn nra_01_to_string() {
 }
 
 #[test]
-fn nra_02_to_string_for_client_mode() {
+fn nra_02_client_mode_address_formats_without_host() {
     let address = RpcEndpointAddress::new(None, "test").unwrap();
     assert_eq!(address.to_string(), "spark-client://test");
     let error = "spark-client://test".parse::<RpcEndpointAddress>().unwrap_err();
@@ -142,7 +142,7 @@ fn nra_02_to_string_for_client_mode() {
 }
 
 #[test]
-fn endpoint_addresses_need_a_name_that_fits() {
+fn invalid_endpoint_address_or_name_is_rejected() {
     for url in [
         "spark://h:1",
         "spark://@h:1",
@@ -162,7 +162,7 @@ fn endpoint_addresses_need_a_name_that_fits() {
 }
 
 #[test]
-fn rpc_env_32_construct_rpc_timeout_with_conf_property() {
+fn rpc_env_32_timeout_is_read_from_first_setting_present() {
     let conf = RpcConf::from_settings([("second", "30s"), ("third", "1ms")]).unwrap();
     let timeout = RpcTimeout::from_conf(&conf, &["second"], None).unwrap();
     assert_eq!((timeout.duration(), timeout.setting()), (Duration::from_secs(30), Some("second")));
@@ -180,7 +180,7 @@ fn rpc_env_32_construct_rpc_timeout_with_conf_property() {
 }
 
 #[test]
-fn times_have_sparks_units() {
+fn durations_use_spark_time_units() {
     let parse = |text: &str| {
         let conf = RpcConf::new().with("key", text)?;
         RpcTimeout::from_conf(&conf, &["key"], None).map(|timeout| timeout.duration())
@@ -202,7 +202,7 @@ fn times_have_sparks_units() {
 }
 
 #[test]
-fn a_wrong_setting_is_refused_where_it_is_set() {
+fn invalid_setting_is_rejected_by_with() {
     let error = RpcConf::new().with("spark.rpc.askTimeout", "soon").unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Config);
     assert_eq!(

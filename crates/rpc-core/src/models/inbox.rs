@@ -368,49 +368,49 @@ fn the_end_of_the_runtime_ends_asks(kind: Kind) {
 }
 
 #[test]
-fn posts_wake_the_loop_of_a_thread_safe_endpoint() {
+fn post_wakes_loop_of_thread_safe_endpoint() {
     check(5000, || posts_wake_the_loop(Kind::Serial));
 }
 
 #[test]
-fn posts_wake_the_loop_of_a_concurrent_endpoint() {
+fn post_wakes_loop_of_concurrent_endpoint() {
     check(5000, || posts_wake_the_loop(Kind::Concurrent));
 }
 
 #[test]
-fn posts_wake_the_loop_of_an_isolated_endpoint() {
+fn post_wakes_loop_of_isolated_endpoint() {
     check(2000, || posts_wake_the_loop(Kind::Isolated));
 }
 
 #[test]
-fn a_concurrent_endpoint_receives_while_it_handles() {
+fn concurrent_endpoint_receives_message_while_handling_another() {
     check(2000, || handlers_meet(Kind::Concurrent));
     check(2000, || handlers_meet(Kind::Isolated));
 }
 
 #[test]
-fn a_thread_safe_endpoint_stops_last_and_alone() {
+fn thread_safe_endpoint_runs_on_stop_last_and_alone() {
     check(5000, || stop_races_with_posts(Kind::Serial));
 }
 
 #[test]
-fn a_concurrent_endpoint_stops_last_and_alone() {
+fn concurrent_endpoint_runs_on_stop_last_and_alone() {
     check(5000, || stop_races_with_posts(Kind::Concurrent));
 }
 
 #[test]
-fn an_isolated_endpoint_stops_last_and_alone() {
+fn isolated_endpoint_runs_on_stop_last_and_alone() {
     check(2000, || stop_races_with_posts(Kind::Isolated));
 }
 
 #[test]
-fn room_in_an_inbox_wakes_senders() {
+fn inbox_capacity_wakes_waiting_senders() {
     check(5000, || room_wakes_senders(Kind::Serial));
     check(2000, || room_wakes_senders(Kind::Concurrent));
 }
 
 #[test]
-fn asks_end_with_the_runtime() {
+fn asks_end_when_loop_task_is_dropped() {
     check(5000, || the_end_of_the_runtime_ends_asks(Kind::Serial));
     check(5000, || the_end_of_the_runtime_ends_asks(Kind::Concurrent));
 }

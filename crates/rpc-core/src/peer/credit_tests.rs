@@ -81,7 +81,7 @@ fn play(limit: u64, senders: usize, steps: &[(usize, Step)]) {
 
 proptest! {
     #[test]
-    fn covered_messages_are_accepted_and_memory_is_bounded(
+    fn messages_with_credit_are_accepted_and_memory_is_bounded(
         limit in 1_u64..5000,
         senders in 1_usize..6,
         steps in prop::collection::vec((0_usize..6, step()), 0..3000),
@@ -92,7 +92,7 @@ proptest! {
 
 /// A peer that opens a route, sends, and closes it in a loop.
 #[test]
-fn giving_credit_back_gains_nothing() {
+fn peer_that_returns_credit_in_loop_gains_none() {
     let mut credit = RecvCredit::new();
     credit.restart(Some(&CreditLimits::new(Volume::new(16, 16))));
     for _ in 0..10 {
@@ -147,7 +147,7 @@ fn fault_c14_window_of_far_sender_grows_to_its_share() {
 }
 
 #[test]
-fn window_does_not_grow_beyond_the_usual_when_endpoint_is_slow() {
+fn window_stays_at_usual_size_when_endpoint_is_slow() {
     let limit = Volume::new(65_536, 64 << 20);
     let limits = CreditLimits::new(limit);
     let mut receiver = RecvCredit::new();
@@ -164,7 +164,7 @@ fn window_does_not_grow_beyond_the_usual_when_endpoint_is_slow() {
 }
 
 #[test]
-fn credit_that_overflows_saturates() {
+fn credit_saturates_on_overflow() {
     let mut sender = SendCredit::new();
     for _ in 0..3 {
         sender.add(Volume::new(u64::MAX, u64::MAX));

@@ -27,7 +27,7 @@ fn sample() -> Bytes {
 
 /// Other versions and other implementations read and write exactly these bytes.
 #[test]
-fn message_has_these_bytes() {
+fn ask_is_encoded_as_fixed_bytes() {
     let mut expected = Vec::new();
     expected.extend(b"\x0d\x04\x03\x02\x01");
     // 300 000 microseconds.
@@ -41,7 +41,7 @@ fn message_has_these_bytes() {
 }
 
 #[test]
-fn nre_03_message_reads_back_with_every_field() {
+fn nre_03_ask_decodes_with_every_field() {
     let decoded = proto::RoutedMessage::decode(sample()).unwrap();
     let expected = proto::RoutedMessage {
         route: 0x0102_0304,
@@ -63,7 +63,7 @@ fn nre_03_message_reads_back_with_every_field() {
 }
 
 #[test]
-fn nre_03_one_way_message_reads_back_with_and_without_content() {
+fn nre_03_one_way_message_decodes_with_and_without_content() {
     for content in [text("hi"), Text::default()] {
         let mut message =
             encode_message(METHOD, false, None, |body| body.put_message(&content)).unwrap();
@@ -77,7 +77,7 @@ fn nre_03_one_way_message_reads_back_with_and_without_content() {
 }
 
 #[test]
-fn timeout_of_zero_is_sent_as_a_microsecond() {
+fn zero_timeout_is_sent_as_one_microsecond() {
     let mut message = encode_message(METHOD, true, None, |_| Ok(())).unwrap();
     message.set_timeout(Duration::ZERO);
     let bytes = message.freeze();
@@ -85,7 +85,7 @@ fn timeout_of_zero_is_sent_as_a_microsecond() {
 }
 
 #[test]
-fn detached_message_keeps_no_block() {
+fn detached_message_does_not_keep_encode_block() {
     for len in [0, 60, 2000] {
         let content = text(&"x".repeat(len));
         let mut message =
@@ -99,7 +99,7 @@ fn detached_message_keeps_no_block() {
 }
 
 #[test]
-fn notice_is_a_message_on_route_0() {
+fn notice_is_encoded_as_message_on_route_0() {
     let notice = proto::notice::Notice::Cancel(proto::Cancel { request_id: 5 });
     let bytes = encode_notice(notice.clone());
     let header = MessageHeader::decode(&bytes).unwrap();

@@ -31,7 +31,7 @@ fn unknown_fields_of_newer_peers_are_skipped() {
 
 /// What is read is what prost reads; what prost rejects is rejected.
 #[test]
-fn truncated_or_corrupt_envelope_reads_as_the_schema_says() {
+fn truncated_or_corrupt_envelope_decodes_like_prost() {
     let whole = sample();
     for end in 0..whole.len() {
         for flipped in 0..=u8::BITS {

@@ -171,7 +171,7 @@ async fn hostile_loop_of_open_send_close_gains_no_capacity() {
 
 /// A peer that keeps to the protocol, and asks for the credit of its first message again and again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn hostile_polite_loop_of_open_send_close_gains_no_capacity() {
+async fn hostile_valid_loop_of_open_send_close_gains_no_capacity() {
     let world = World::start().await;
     let mut peer = RawPeer::greeted(&world.server).await;
     peer.send(&say_hi(1, "stuck", "x"));

@@ -114,7 +114,7 @@ async fn hostile_malformed_frames_close_their_connection_only() {
 
 /// A cancel that is repeated, of a request whose id the peer chose.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn hostile_ten_thousand_cancels_of_active_request_are_no_harm() {
+async fn hostile_ten_thousand_cancels_of_active_request_are_harmless() {
     let world = World::start().await;
     let mut peer = connect(&world).await;
     let id = 1 << 62;
@@ -147,7 +147,7 @@ async fn hostile_ten_thousand_cancels_of_active_request_are_no_harm() {
 
 /// The peer is in the middle of a flood, of opening routes, and of closing them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn hostile_close_in_middle_of_flood_leaves_nothing() {
+async fn hostile_close_during_flood_leaves_nothing() {
     let world = World::start().await;
     for n in 0..6 {
         let peer = RawPeer::greeted(&world.server).await;

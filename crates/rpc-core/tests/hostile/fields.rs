@@ -107,7 +107,7 @@ async fn hostile_bodies_fail_their_message_only() {
 
 /// An ask whose timeout is over may get a failure or none; its endpoint goes on.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn hostile_timeouts_are_no_harm() {
+async fn hostile_timeouts_are_harmless() {
     let world = World::start().await;
     let peer = RawPeer::greeted(&world.server).await;
     peer.ask_hello(1, "hello").await.unwrap();
@@ -145,7 +145,7 @@ async fn hostile_timeouts_are_no_harm() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn hostile_traceparents_are_no_harm() {
+async fn hostile_traceparents_are_harmless() {
     let world = World::start().await;
     let peer = RawPeer::greeted(&world.server).await;
     peer.ask_hello(1, "hello").await.unwrap();
@@ -162,7 +162,7 @@ async fn hostile_traceparents_are_no_harm() {
 
 /// Unknown fields, reserved ones, and known ones with another wire type.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn hostile_fields_that_are_unknown_are_skipped() {
+async fn hostile_unknown_fields_are_ignored() {
     let world = World::start().await;
     let peer = RawPeer::greeted(&world.server).await;
     peer.ask_hello(1, "hello").await.unwrap();

@@ -193,7 +193,7 @@ async fn hostile_incarnation_of_live_peer_works_for_both() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn hostile_incarnation_of_server_itself_harms_nobody() {
+async fn hostile_incarnation_of_server_itself_is_harmless() {
     let world = World::start().await;
     let mut peer = RawPeer::greeted(&world.server).await;
     peer.close_route(1);

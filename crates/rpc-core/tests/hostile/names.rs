@@ -142,7 +142,7 @@ async fn hostile_routes_are_limited_by_small_byte_budget() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn hostile_names_with_odd_characters_lead_nowhere() {
+async fn hostile_names_with_odd_characters_are_not_found() {
     let world = World::start().await;
     let peer = RawPeer::greeted(&world.server).await;
     for (route, name) in

@@ -130,7 +130,7 @@ fn paused() -> Runtime {
 
 /// Of three plays one is calm: nothing is stopped, cut or restarted, so nothing may be lost.
 #[test]
-fn plays_over_sockets() {
+fn random_runs_over_sockets_keep_invariants() {
     for_all_seeds(30, &EVENTS, |seed| {
         let book = Arc::new(Book::default());
         let play = world::play(StdRng::seed_from_u64(seed), Arc::clone(&book), seed % 3 == 0, None);
@@ -140,7 +140,7 @@ fn plays_over_sockets() {
 }
 
 #[test]
-fn plays_in_memory() {
+fn random_runs_in_memory_keep_invariants() {
     for_all_seeds(60, &EVENTS[..5], |seed| {
         let book = Arc::new(Book::default());
         let network = Some(MemoryNetwork::new());
@@ -154,7 +154,7 @@ fn plays_in_memory() {
 /// Slow endpoints, small limits, many senders that wait for room: every message arrives once and in
 /// order.
 #[test]
-fn floods_over_sockets() {
+fn floods_over_sockets_arrive_once_in_order() {
     for_all_seeds(20, &[], |seed| {
         let book = Arc::new(Book::default());
         on_a_runtime(
@@ -167,7 +167,7 @@ fn floods_over_sockets() {
 }
 
 #[test]
-fn floods_in_memory() {
+fn floods_in_memory_arrive_once_in_order() {
     for_all_seeds(40, &[], |seed| {
         let book = Arc::new(Book::default());
         let network = Some(MemoryNetwork::new());

@@ -27,56 +27,56 @@ async fn ask_is_answered(mode: &Mode) {
 }
 
 #[tokio::test]
-async fn rpc_env_26_send_with_authentication() {
+async fn rpc_env_26_send_works_with_authentication() {
     send_arrives(&sasl()).await;
 }
 
 #[cfg(feature = "legacy-auth")]
 #[tokio::test]
-async fn rpc_env_27_send_with_sasl_encryption() {
+async fn rpc_env_27_send_works_with_sasl_encryption() {
     send_arrives(&sasl_encrypted()).await;
 }
 
 #[tokio::test]
-async fn rpc_env_28_send_with_aes_encryption() {
+async fn rpc_env_28_send_works_with_aes_encryption() {
     send_arrives(&ctr()).await;
     send_arrives(&gcm()).await;
 }
 
 #[tokio::test]
-async fn rpc_env_29_ask_with_authentication() {
+async fn rpc_env_29_ask_works_with_authentication() {
     ask_is_answered(&sasl()).await;
 }
 
 #[cfg(feature = "legacy-auth")]
 #[tokio::test]
-async fn rpc_env_30_ask_with_sasl_encryption() {
+async fn rpc_env_30_ask_works_with_sasl_encryption() {
     ask_is_answered(&sasl_encrypted()).await;
 }
 
 #[tokio::test]
-async fn rpc_env_31_ask_with_aes_encryption() {
+async fn rpc_env_31_ask_works_with_aes_encryption() {
     ask_is_answered(&ctr()).await;
     ask_is_answered(&gcm()).await;
 }
 
 #[cfg(feature = "tls")]
 #[tokio::test]
-async fn rpc_env_28_send_with_tls() {
+async fn rpc_env_28_send_works_with_tls() {
     send_arrives(&tls::alone()).await;
     send_arrives(&tls::with_secret()).await;
 }
 
 #[cfg(feature = "tls")]
 #[tokio::test]
-async fn rpc_env_31_ask_with_tls() {
+async fn rpc_env_31_ask_works_with_tls() {
     ask_is_answered(&tls::alone()).await;
     ask_is_answered(&tls::with_secret()).await;
 }
 
 /// Asks over the connection that the other side has made are under its protection too.
 #[tokio::test]
-async fn rpc_env_03_refs_of_a_client_are_asked_in_every_mode() {
+async fn rpc_env_03_server_can_ask_client_in_every_mode() {
     for mode in modes() {
         for (server, client) in mode.pairs().await {
             let mut messages = greeter(&server);
@@ -93,7 +93,7 @@ async fn rpc_env_03_refs_of_a_client_are_asked_in_every_mode() {
 
 /// Files go over connections of their own, in the same mode.
 #[tokio::test]
-async fn rpc_env_34_downloads_in_every_mode() {
+async fn rpc_env_34_download_works_in_every_mode() {
     let directory = TempDir::new().unwrap();
     let content: Vec<u8> = (0..3_000_017_u32).map(|i| (i * 7 + i / 251) as u8).collect();
     let path = directory.path().join("content");
@@ -115,7 +115,7 @@ async fn rpc_env_34_downloads_in_every_mode() {
 /// Neither what is asked and answered nor what is downloaded can be read on the way, unless the
 /// mode says so.
 #[tokio::test]
-async fn nothing_is_shown_on_the_way() {
+async fn plaintext_is_not_visible_in_encrypting_modes() {
     let directory = TempDir::new().unwrap();
     let path = directory.path().join("content");
     fs::write(&path, "the content of the file".repeat(1000)).unwrap();

@@ -23,7 +23,7 @@ fn full_text(error: &RpcError) -> String {
 }
 
 #[tokio::test]
-async fn a_wrong_secret_fails_the_ask_and_delivers_nothing() {
+async fn wrong_secret_fails_lookup_and_delivers_nothing() {
     for mode in modes().into_iter().filter(Mode::authenticates) {
         let server = mode.server().await;
         let mut messages = greeter(&server);
@@ -45,7 +45,7 @@ async fn a_wrong_secret_fails_the_ask_and_delivers_nothing() {
 
 /// What was queued before the connection failed is failed with it.
 #[tokio::test]
-async fn messages_queued_for_a_connection_that_is_refused_end_with_its_error() {
+async fn queued_asks_fail_when_authentication_fails() {
     let server = gcm().server().await;
     let mut messages = greeter(&server);
     let (friend, stranger) = (gcm().client().await, client_with(gcm().with_secret("wrong")).await);
@@ -59,7 +59,7 @@ async fn messages_queued_for_a_connection_that_is_refused_end_with_its_error() {
 }
 
 #[tokio::test]
-async fn files_are_not_given_to_strangers() {
+async fn files_are_not_served_to_unauthenticated_peers() {
     let directory = TempDir::new().unwrap();
     std::fs::write(directory.path().join("secret"), "content").unwrap();
     for mode in modes() {
@@ -84,7 +84,7 @@ async fn files_are_not_given_to_strangers() {
 }
 
 #[tokio::test]
-async fn ends_of_different_modes_do_not_talk() {
+async fn peers_with_different_modes_cannot_connect() {
     let plain = Mode { name: "plain", encrypts: false, settings: Vec::new() };
     let all: Vec<Mode> = modes().into_iter().chain([plain]).collect();
     for server_mode in &all {
@@ -118,7 +118,7 @@ async fn ends_of_different_modes_do_not_talk() {
 
 /// The bytes of a plain client, envelopes and all, in front of every kind of server.
 #[tokio::test]
-async fn no_envelope_is_read_before_its_sender_is_known() {
+async fn envelopes_of_unauthenticated_peer_are_not_read() {
     let recorded = {
         let (server, client) =
             (RpcEnv::builder("plain").bind("127.0.0.1:0"), client_with(RpcConf::new()).await);
@@ -145,7 +145,7 @@ async fn no_envelope_is_read_before_its_sender_is_known() {
 
 /// Who connects and says nothing is closed, and holds nobody up meanwhile.
 #[tokio::test]
-async fn a_silent_peer_is_closed_in_time() {
+async fn silent_unauthenticated_peer_is_closed_after_timeout() {
     for mode in modes() {
         let conf = mode.conf().with("spark.network.auth.rpcTimeout", "1s").unwrap();
         let conf = conf.with("spark.ssl.rpc.handshakeTimeout", "1s").unwrap();

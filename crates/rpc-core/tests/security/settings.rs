@@ -21,7 +21,7 @@ async fn refused(conf: RpcConf) -> RpcError {
 }
 
 #[tokio::test]
-async fn authentication_needs_a_secret() {
+async fn authentication_requires_secret() {
     let on = setting("spark.authenticate", "true");
     let empty = on.clone().with("spark.authenticate.secret", "").unwrap();
     for conf in [on, empty] {
@@ -36,7 +36,7 @@ async fn authentication_needs_a_secret() {
 
 /// Who asks for encryption and forgets authentication does not get plain connections.
 #[tokio::test]
-async fn encryption_needs_authentication() {
+async fn encryption_requires_authentication() {
     for key in ["spark.network.crypto.enabled", "spark.authenticate.enableSaslEncryption"] {
         let text = refused(setting(key, "true")).await.to_string();
         assert_eq!(text, "spark.authenticate must be enabled when enabling encryption.");
@@ -44,7 +44,7 @@ async fn encryption_needs_authentication() {
 }
 
 #[tokio::test]
-async fn a_secret_comes_from_a_file() {
+async fn secret_is_read_from_file() {
     let directory = TempDir::new().unwrap();
     let path = directory.path().join("secret");
     let conf =
@@ -69,7 +69,7 @@ async fn a_secret_comes_from_a_file() {
 
 #[cfg(feature = "tls")]
 #[tokio::test]
-async fn files_of_tls_are_read_at_the_start() {
+async fn tls_files_are_read_at_start() {
     let missing = tls::alone().conf().with("spark.ssl.rpc.certChain", "/no/such/file").unwrap();
     let text = refused(missing).await.to_string();
     assert!(text.contains("/no/such/file") && text.contains("spark.ssl.rpc.certChain"), "{text}");
@@ -77,7 +77,7 @@ async fn files_of_tls_are_read_at_the_start() {
 
 #[cfg(not(feature = "legacy-auth"))]
 #[tokio::test]
-async fn what_this_build_lacks_is_refused_by_name() {
+async fn missing_feature_is_named_in_error() {
     let conf = sasl().conf().with("spark.authenticate.enableSaslEncryption", "true").unwrap();
     assert!(refused(conf).await.to_string().contains("legacy-auth"));
 }
@@ -98,7 +98,7 @@ impl io::Write for Log {
 }
 
 #[tokio::test]
-async fn a_weak_mode_is_warned_of_once_per_environment() {
+async fn weak_mode_logs_one_warning_per_environment() {
     let warnings = async |mode: &Mode| {
         let log = Log::default();
         let writer = log.clone();
