@@ -1,5 +1,4 @@
-//! What askers can do besides waiting: abort, block, ask again; and asks that would wait for
-//! themselves.
+//! Ask variants: abort, blocking asks, retries, timeouts, and asks that would wait for themselves.
 
 mod common;
 
@@ -14,17 +13,17 @@ use rpc_core::{
 };
 use tokio::sync::mpsc;
 
-/// Hands what it is asked to the test.
-struct HandOver(mpsc::UnboundedSender<RpcCallContext<Greeting>>);
+/// An endpoint that sends the context of each `SayHi` to the test and does not reply.
+struct Forwarding(mpsc::UnboundedSender<RpcCallContext<Greeting>>);
 
-impl HandOver {
+impl Forwarding {
     fn new() -> (Self, mpsc::UnboundedReceiver<RpcCallContext<Greeting>>) {
         let (contexts, received) = mpsc::unbounded_channel();
         (Self(contexts), received)
     }
 }
 
-impl ThreadSafeRpcEndpoint for HandOver {
+impl ThreadSafeRpcEndpoint for Forwarding {
     type Message = HelloMessage;
     async fn receive(
         &mut self,
@@ -50,7 +49,7 @@ impl Error for StageCancelled {}
 #[tokio::test]
 async fn rpc_env_07_aborted_ask_fails_with_given_reason() {
     let (server, client) = (server().await, client().await);
-    let (endpoint, mut contexts) = HandOver::new();
+    let (endpoint, mut contexts) = Forwarding::new();
     let local = server.setup_endpoint("slow", endpoint).unwrap();
     let remote = soon(client.setup_endpoint_ref(address(&server), "slow")).await.unwrap();
     for endpoint in [local, remote] {
@@ -59,9 +58,9 @@ async fn rpc_env_07_aborted_ask_fails_with_given_reason() {
         let waiting = tokio::spawn(ask);
         let context = next(&mut contexts).await;
 
-        let also = abort.clone();
-        std::thread::spawn(move || also.abort(StageCancelled(7))).join().unwrap();
-        abort.abort("only the first counts");
+        let other_handle = abort.clone();
+        std::thread::spawn(move || other_handle.abort(StageCancelled(7))).join().unwrap();
+        abort.abort("a second abort has no effect");
         let error = soon(waiting).await.unwrap().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Aborted);
         assert_eq!(
@@ -72,27 +71,27 @@ async fn rpc_env_07_aborted_ask_fails_with_given_reason() {
             error.source().and_then(|e| e.downcast_ref::<StageCancelled>()).map(|e| e.0),
             Some(7)
         );
-        assert!(!error.is_retryable(), "it may be running");
+        assert!(!error.is_retryable(), "the request may have been handled");
         assert_eq!(error.peer(), Some(endpoint.to_string().as_str()));
 
-        context.reply(Greeting::default()).expect("a late answer is no error");
+        context.reply(Greeting::default()).expect("a late reply is not an error");
         let mut ask = endpoint.ask(hi("trinity"));
         let abort = ask.abort_handle();
         next(&mut contexts).await.reply(Greeting { text: "here".to_owned() }).unwrap();
         assert_eq!(soon(&mut ask).await.unwrap().text, "here");
-        abort.abort("too late");
+        abort.abort("after the reply");
     }
 }
 
 #[tokio::test]
 async fn ask_aborted_before_first_poll_fails_and_is_not_delivered() {
     let env = client().await;
-    let (endpoint, mut contexts) = HandOver::new();
+    let (endpoint, mut contexts) = Forwarding::new();
     let endpoint = env.setup_endpoint("slow", endpoint).unwrap();
     let mut ask = endpoint.ask(hi("neo"));
     ask.abort_handle().abort("no longer needed");
     assert_eq!(soon(ask).await.unwrap_err().kind(), ErrorKind::Aborted);
-    // It was given up before its turn came, so the endpoint never saw it.
+    // The ask was cancelled while it was queued, so the endpoint never received it.
     soon(env.shutdown()).await;
     assert!(contexts.recv().await.is_none());
 }
@@ -105,7 +104,7 @@ fn ask_sync_blocks_outside_runtime_and_is_rejected_inside() {
     let hello = env.setup_endpoint("hello", Hello).unwrap();
     assert_eq!(hello.ask_sync(hi("neo")).unwrap().text, "hi, neo");
 
-    let (endpoint, mut contexts) = HandOver::new();
+    let (endpoint, mut contexts) = Forwarding::new();
     let slow = env.setup_endpoint("slow", endpoint).unwrap();
     let limit = Duration::from_millis(1);
     let error = slow.ask_sync_with_timeout(hi("neo"), limit).unwrap_err();
@@ -120,13 +119,13 @@ fn ask_sync_blocks_outside_runtime_and_is_rejected_inside() {
     assert!(contexts.try_recv().is_err(), "nothing was sent");
 }
 
-/// Fails the first asks of each kind of request.
-struct Reluctant {
+/// An endpoint that fails the first `failures` requests, and replies to later ones.
+struct FailsAtFirst {
     failures: u32,
     retryable: bool,
 }
 
-impl ThreadSafeRpcEndpoint for Reluctant {
+impl ThreadSafeRpcEndpoint for FailsAtFirst {
     type Message = HelloMessage;
     async fn receive(
         &mut self,
@@ -135,7 +134,7 @@ impl ThreadSafeRpcEndpoint for Reluctant {
     ) -> Result<(), RpcError> {
         let HelloMessage::SayHi(_, context) = message else { return Ok(()) };
         if self.failures == 0 {
-            return context.reply(Greeting { text: "at last".to_owned() });
+            return context.reply(Greeting { text: "success".to_owned() });
         }
         self.failures -= 1;
         let error = RpcError::application(format!("not yet, {} to go", self.failures));
@@ -151,14 +150,14 @@ async fn ask_with_retry_repeats_only_retryable_failures() {
     let client = RpcEnv::builder("client").client_mode().conf(conf).start().await.unwrap();
     let server = server().await;
     let setup = async |name: &str, failures, retryable| {
-        server.setup_endpoint(name, Reluctant { failures, retryable }).unwrap();
+        server.setup_endpoint(name, FailsAtFirst { failures, retryable }).unwrap();
         soon(client.setup_endpoint_ref::<HelloMessage>(address(&server), name)).await.unwrap()
     };
 
-    let endpoint = setup("third-time", 2, true).await;
-    assert_eq!(soon(endpoint.ask_with_retry(hi("neo"))).await.unwrap().text, "at last");
+    let endpoint = setup("two-failures", 2, true).await;
+    assert_eq!(soon(endpoint.ask_with_retry(hi("neo"))).await.unwrap().text, "success");
 
-    let endpoint = setup("fourth-time", 3, true).await;
+    let endpoint = setup("three-failures", 3, true).await;
     let error = soon(endpoint.ask_with_retry(hi("neo"))).await.unwrap_err();
     assert_eq!(error.to_string(), "no success after 3 attempts: not yet, 0 to go");
     assert_eq!(error.kind(), ErrorKind::Application);
@@ -167,38 +166,42 @@ async fn ask_with_retry_repeats_only_retryable_failures() {
     assert_eq!(error.source().unwrap().to_string(), "not yet, 0 to go");
     assert_eq!(
         soon(endpoint.ask(hi("neo"))).await.unwrap().text,
-        "at last",
-        "it was asked three times"
+        "success",
+        "the endpoint has received three requests"
     );
 
-    let endpoint = setup("harmful", 1, false).await;
+    let endpoint = setup("not-retryable", 1, false).await;
     let error = soon(endpoint.ask_with_retry(hi("neo"))).await.unwrap_err();
     assert_eq!(error.to_string(), "not yet, 0 to go");
-    assert_eq!(soon(endpoint.ask(hi("neo"))).await.unwrap().text, "at last", "it was asked once");
+    assert_eq!(
+        soon(endpoint.ask(hi("neo"))).await.unwrap().text,
+        "success",
+        "the endpoint has received one request"
+    );
 
     let error = RpcConf::new().with("spark.rpc.numRetries", "0").unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Config);
     assert!(error.to_string().contains("spark.rpc.numRetries is `0`"), "{error}");
 }
 
-/// Asks itself, in the way that the message says.
-struct AsksItself;
+/// An endpoint that asks itself: it awaits the reply in `receive` or in a spawned task.
+struct AsksSelf;
 
-impl ThreadSafeRpcEndpoint for AsksItself {
+impl ThreadSafeRpcEndpoint for AsksSelf {
     type Message = HelloMessage;
     async fn receive(
         &mut self,
         message: HelloMessage,
         cx: &EndpointContext<HelloMessage>,
     ) -> Result<(), RpcError> {
-        let me = cx.self_ref().expect("running");
+        let self_ref = cx.self_ref().expect("running");
         match message {
             HelloMessage::SayBye(_, context) => context.reply(Greeting { text: "bye".to_owned() }),
             HelloMessage::SayHi(hi, context) if hi.msg == "await" => {
-                context.reply(me.ask(bye("neo")).await?)
+                context.reply(self_ref.ask(bye("neo")).await?)
             }
             HelloMessage::SayHi(_, context) => {
-                let ask = me.ask(bye("neo"));
+                let ask = self_ref.ask(bye("neo"));
                 tokio::spawn(async move { context.reply(ask.await?) });
                 Ok(())
             }
@@ -206,27 +209,27 @@ impl ThreadSafeRpcEndpoint for AsksItself {
     }
 }
 
-/// What the handler's own ask ended with.
-fn met_by_the_handler(error: &RpcError) -> Option<ErrorKind> {
+/// Returns the kind of the error with which the nested ask of the handler ended.
+fn nested_error_kind(error: &RpcError) -> Option<ErrorKind> {
     error.source().and_then(|e| e.downcast_ref::<RpcError>()).map(RpcError::kind)
 }
 
 #[tokio::test]
 async fn self_ask_awaited_in_receive_fails_at_once_as_deadlock() {
     let env = client().await;
-    let endpoint = env.setup_endpoint("itself", AsksItself).unwrap();
+    let endpoint = env.setup_endpoint("itself", AsksSelf).unwrap();
     let error = soon(endpoint.ask(hi("await"))).await.unwrap_err();
-    assert_eq!(met_by_the_handler(&error), Some(ErrorKind::Deadlock));
+    assert_eq!(nested_error_kind(&error), Some(ErrorKind::Deadlock));
     assert!(error.to_string().starts_with("spark-client://itself waits in a handler"), "{error}");
     assert_eq!(soon(endpoint.ask(hi("spawn"))).await.unwrap().text, "bye");
 
     let isolated = EndpointOptions::new().isolated(1);
-    let endpoint = env.setup_endpoint_with("isolated", AsksItself, isolated).unwrap();
+    let endpoint = env.setup_endpoint_with("isolated", AsksSelf, isolated).unwrap();
     let error = soon(endpoint.ask(hi("await"))).await.unwrap_err();
-    assert_eq!(met_by_the_handler(&error), Some(ErrorKind::Deadlock));
+    assert_eq!(nested_error_kind(&error), Some(ErrorKind::Deadlock));
     assert_eq!(soon(endpoint.ask(hi("spawn"))).await.unwrap().text, "bye");
 
-    // A handler of one endpoint may wait for another one.
+    // A handler can await an ask of another endpoint.
     struct Forwards(RpcEndpointRef<HelloMessage>);
     impl ThreadSafeRpcEndpoint for Forwards {
         type Message = HelloMessage;
@@ -246,12 +249,12 @@ async fn self_ask_awaited_in_receive_fails_at_once_as_deadlock() {
 #[tokio::test]
 async fn rpc_env_33_timed_out_ask_names_its_setting_once() {
     let (server, client) = (server().await, client().await);
-    let (never, mut contexts) = HandOver::new();
-    let never_here = server.setup_endpoint("never", never).unwrap();
-    let hello_here = server.setup_endpoint("hello", Hello).unwrap();
-    let never_there = soon(client.setup_endpoint_ref(address(&server), "never")).await.unwrap();
-    let hello_there = soon(client.setup_endpoint_ref(address(&server), "hello")).await.unwrap();
-    for (hello, never) in [(hello_here, never_here), (hello_there, never_there)] {
+    let (never, mut contexts) = Forwarding::new();
+    let never_local = server.setup_endpoint("never", never).unwrap();
+    let hello_local = server.setup_endpoint("hello", Hello).unwrap();
+    let never_remote = soon(client.setup_endpoint_ref(address(&server), "never")).await.unwrap();
+    let hello_remote = soon(client.setup_endpoint_ref(address(&server), "hello")).await.unwrap();
+    for (hello, never) in [(hello_local, never_local), (hello_remote, never_remote)] {
         let long = RpcTimeout::new(Duration::from_secs(60), "my.long.setting");
         assert_eq!(soon(hello.ask_with_timeout(hi("neo"), long)).await.unwrap().text, "hi, neo");
 
@@ -259,7 +262,7 @@ async fn rpc_env_33_timed_out_ask_names_its_setting_once() {
         let awaited = never.ask_with_timeout(hi("neo"), short.clone());
         let late = never.ask_with_timeout(hi("neo"), short);
         let errors = [soon(awaited).await.unwrap_err(), {
-            // Its time is over before it is first polled.
+            // The timeout elapses before the first poll.
             tokio::time::sleep(Duration::from_millis(20)).await;
             soon(late).await.unwrap_err()
         }];

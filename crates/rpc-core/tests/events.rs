@@ -1,5 +1,5 @@
-//! What endpoints are told of connections: rows RPC-ENV-21 to 23 and 35, NRH-01 and 02 of the
-//! checklist.
+//! Connection events of endpoints: rows RPC-ENV-21 to 23 and 35, NRH-01 and 02. The peers are
+//! other environments and bare transport clients.
 
 mod common;
 
@@ -11,7 +11,7 @@ use rpc_core::{
 };
 use tokio::sync::mpsc;
 
-/// Tells the test of connections.
+/// An endpoint that sends connection events and its stop to the test.
 struct Watch(mpsc::UnboundedSender<(&'static str, RpcAddress)>);
 
 impl ThreadSafeRpcEndpoint for Watch {
@@ -56,20 +56,20 @@ impl ThreadSafeRpcEndpoint for Watch {
 }
 
 fn watch(env: &RpcEnv) -> mpsc::UnboundedReceiver<(&'static str, RpcAddress)> {
-    let (told, events) = mpsc::unbounded_channel();
-    env.setup_endpoint("watch", Watch(told)).expect("the name is free");
+    let (tx, events) = mpsc::unbounded_channel();
+    env.setup_endpoint("watch", Watch(tx)).expect("the name is free");
     events
 }
 
-/// Waits for one event, passing over others.
+/// Waits for one event, and discards others.
 async fn until(
     events: &mut mpsc::UnboundedReceiver<(&'static str, RpcAddress)>,
-    what: &str,
+    name: &str,
     matches: impl Fn(&RpcAddress) -> bool,
 ) {
     loop {
         let (event, address) = next(events).await;
-        if event == what && matches(&address) {
+        if event == name && matches(&address) {
             return;
         }
     }
@@ -82,9 +82,9 @@ async fn rpc_env_21_server_receives_events_of_another_server() {
     let there = address(&second);
     soon(first.setup_endpoint_ref::<HelloMessage>(there.clone(), "watch")).await.unwrap();
     until(&mut events, "connected", |address| *address == there).await;
-    // The other side learns where the first one listens from its first message.
-    let here = address(&first);
-    until(&mut others, "connected", |address| *address == here).await;
+    // The advertised address of the first server arrives with its first message.
+    let first_address = address(&first);
+    until(&mut others, "connected", |address| *address == first_address).await;
     soon(second.shutdown()).await;
     until(&mut events, "disconnected", |address| *address == there).await;
 }
@@ -126,12 +126,14 @@ async fn rpc_env_35_shutdown_does_not_fire_disconnected() {
     assert_eq!(all, ["connected", "stop"]);
 }
 
-/// A connection that says nothing: only the events of the connection itself.
+/// Connects a transport client that sends nothing, so that only the connection causes events.
 async fn silent_client(server: &RpcEnv) -> TransportClient {
     let context = TransportContext::new(TransportConf::new("rpc"), NoOpRpcHandler::new());
     let there = address(server);
     let factory = context.create_client_factory();
-    soon(factory.create_unmanaged_client((there.host(), there.port()))).await.expect("it listens")
+    soon(factory.create_unmanaged_client((there.host(), there.port())))
+        .await
+        .expect("the server listens")
 }
 
 #[tokio::test]
@@ -140,7 +142,7 @@ async fn nrh_01_connection_is_reported_once() {
     let mut events = watch(&server);
     let client = silent_client(&server).await;
     assert_eq!(next(&mut events).await, ("connected", RpcAddress::from(client.local_addr())));
-    // Its end is that of this environment, so nothing is told of it.
+    // The connection ends with this environment, so its end causes no event.
     soon(server.shutdown()).await;
     assert_eq!(next(&mut events).await.0, "stop");
     assert_eq!(soon(events.recv()).await, None);
@@ -164,20 +166,20 @@ async fn nrh_02_connection_start_and_end_are_reported_once() {
 async fn endpoint_without_connection_events_receives_none() {
     let (server, client) = (server().await, client().await);
     let mut events = watch(&server);
-    let (told, mut untold) = mpsc::unbounded_channel();
+    let (tx, mut silent) = mpsc::unbounded_channel();
     let options = EndpointOptions::new().connection_events(false);
-    server.setup_endpoint_with("untold", Watch(told), options).unwrap();
+    server.setup_endpoint_with("silent", Watch(tx), options).unwrap();
     let watcher =
-        soon(client.setup_endpoint_ref::<HelloMessage>(address(&server), "untold")).await.unwrap();
+        soon(client.setup_endpoint_ref::<HelloMessage>(address(&server), "silent")).await.unwrap();
     until(&mut events, "connected", |_| true).await;
     assert_eq!(
-        soon(watcher.ask(hi("it gets messages"))).await.unwrap_err().kind(),
+        soon(watcher.ask(hi("messages are delivered"))).await.unwrap_err().kind(),
         ErrorKind::NoReply
     );
     soon(client.shutdown()).await;
     until(&mut events, "disconnected", |_| true).await;
     soon(server.shutdown()).await;
-    assert_eq!(next(&mut untold).await.0, "stop");
+    assert_eq!(next(&mut silent).await.0, "stop");
 }
 
 #[tokio::test]
@@ -188,7 +190,7 @@ async fn client_connections_close_when_env_and_refs_are_dropped() {
         soon(client.setup_endpoint_ref::<HelloMessage>(address(&server), "watch")).await.unwrap();
     let (_, socket) = next(&mut events).await;
     drop(client);
-    watcher.send(hi("a ref is enough")).unwrap();
+    watcher.send(hi("the ref keeps the connection open")).unwrap();
     drop(watcher);
     until(&mut events, "disconnected", |address| *address == socket).await;
 }

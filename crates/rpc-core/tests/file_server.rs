@@ -1,4 +1,5 @@
-//! What an environment offers for download, and what it never does.
+//! The file server of an environment: registered files, jars and directories, and paths that it
+//! must not serve. The peers are other environments and bare transport clients.
 
 #![allow(missing_docs, clippy::unwrap_used)]
 
@@ -28,7 +29,7 @@ async fn content(env: &RpcEnv, uri: &str) -> Result<Vec<u8>, RpcError> {
     Ok(all)
 }
 
-/// Ids as a peer may send them, not as a URI can say them.
+/// Connects a transport client, which can request stream ids that are not valid in a URI.
 async fn raw_client(env: &RpcEnv) -> TransportClient {
     let context = TransportContext::new(TransportConf::new("files"), NoOpRpcHandler::new());
     let at = address(env);
@@ -147,7 +148,7 @@ async fn rpc_env_34_file_name_is_registered_for_one_path() {
     let (first, second) = (file(one.path(), "name", b"1"), file(other.path(), "name", b"2"));
     let files = server.file_server();
     let uri = soon(files.add_file(&first)).await.unwrap();
-    // The same file by another path is the same.
+    // Another path to the same file returns the same URI.
     let detour = one.path().join("..").join(one.path().file_name().unwrap()).join("name");
     assert_eq!(soon(files.add_file(detour)).await.unwrap(), uri);
     let error = soon(files.add_file(&second)).await.unwrap_err();
@@ -164,7 +165,7 @@ async fn rpc_env_34_file_name_is_registered_for_one_path() {
     assert!(files.remove_file("name") && !files.remove_file("name"));
     assert_eq!(content(&client, &uri).await.unwrap_err().kind(), ErrorKind::FileUnavailable);
     assert_eq!(content(&client, &jar).await.unwrap(), b"2");
-    // Its name is free again.
+    // The name can be used again.
     soon(files.add_file(&second)).await.unwrap();
     assert_eq!(content(&client, &uri).await.unwrap(), b"2");
     assert!(files.remove_jar("name"));
@@ -204,7 +205,7 @@ async fn directory_uri_can_have_several_segments() {
     let b = soon(server.file_server().add_directory("/a/b", inner.path())).await.unwrap();
     assert_eq!(content(&client, &format!("{a}/name")).await.unwrap(), b"outer");
     assert_eq!(content(&client, &format!("{b}/name")).await.unwrap(), b"inner");
-    // Not below /a/b, although the text begins so.
+    // The path is not below /a/b, although its text begins with it.
     assert_eq!(content(&client, &format!("{a}/bc/name")).await.unwrap(), b"bc");
 }
 
@@ -260,7 +261,7 @@ async fn nsm_01_paths_outside_directory_are_not_served() {
         assert!(error.is_remote(), "{id}: {error}");
         assert!(error.to_string().contains("was not found"), "{id}: {error}");
     }
-    // As URIs too, which are decoded once before they are asked for.
+    // A client decodes the path of a URI once before it requests it.
     let env = common::client().await;
     let root = address(&server).to_spark_url();
     for path in [
@@ -292,7 +293,7 @@ async fn malformed_stream_ids_fail_and_connection_stays_open() {
     assert_eq!(soon(client.stream("/dir/real")).await.unwrap().collect().await.unwrap(), "real");
 }
 
-/// To open a pipe would hold a thread until somebody opens its other end.
+/// Opening a pipe would block a thread until its other end is opened.
 #[cfg(unix)]
 #[tokio::test]
 async fn named_pipe_is_not_served() {
@@ -317,7 +318,7 @@ async fn file_is_read_at_time_of_request() {
     assert_eq!(content(&client, &uri).await.unwrap(), b"after");
     fs::remove_file(&path).unwrap();
     assert_eq!(content(&client, &uri).await.unwrap_err().kind(), ErrorKind::FileUnavailable);
-    // What has taken its place is no file.
+    // A directory that replaces the file is not served.
     fs::create_dir(&path).unwrap();
     assert_eq!(content(&client, &uri).await.unwrap_err().kind(), ErrorKind::FileUnavailable);
 }

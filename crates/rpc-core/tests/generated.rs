@@ -1,7 +1,6 @@
-//! What rpc-build generates compiles without a warning under the strictest lints and does what it
-//! says.
+//! Code that rpc-build generates: it compiles under strict lints, and each form of rpc works.
 
-/// Every form of rpc.
+/// The generated code of a service with every form of rpc.
 #[deny(warnings, missing_docs, unreachable_pub, clippy::all, clippy::pedantic, clippy::unwrap_used)]
 pub mod coverage {
     rpc_core::include_proto!("coverage");
@@ -12,7 +11,7 @@ use std::collections::BTreeMap;
 use coverage::{Key, Mark, Pair, StoreGet, StoreMessage, StoreRemove, Value};
 use rpc_core::{EndpointContext, RpcEnv, RpcError, RpcMessage, ThreadSafeRpcEndpoint};
 
-/// A map that counts how often it was touched.
+/// An endpoint that stores values by name, and counts `Touch` messages.
 #[derive(Default)]
 struct Store {
     values: BTreeMap<String, i64>,

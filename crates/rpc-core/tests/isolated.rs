@@ -1,4 +1,4 @@
-//! Isolated endpoints: row RPC-ENV-36 of the checklist.
+//! Isolated endpoints, which have threads of their own: row RPC-ENV-36. No network is involved.
 
 mod common;
 
@@ -23,10 +23,12 @@ fn thread_name() -> String {
 }
 
 thread_local! {
-    static ENDS_WITH_THE_THREAD: RefCell<Option<UnboundedSender<String>>> = const { RefCell::new(None) };
+    static DROPPED_AT_THREAD_EXIT: RefCell<Option<UnboundedSender<String>>> = const { RefCell::new(None) };
 }
 
-/// Blocks its thread in `SayHi` until the test lets go, and tells of its life.
+/// An endpoint that blocks its thread in `SayHi` until the test releases it.
+///
+/// It reports each call and its thread to the test.
 struct Blocks {
     release: mpsc::Receiver<()>,
     events: UnboundedSender<String>,
@@ -44,8 +46,8 @@ impl Blocks {
         (Self { release: released, events }, BlocksTest { release, events: received })
     }
 
-    fn tell(&self, what: &str) {
-        let _ = self.events.send(format!("{what} on {}", thread_name()));
+    fn report(&self, call: &str) {
+        let _ = self.events.send(format!("{call} on {}", thread_name()));
     }
 }
 
@@ -65,9 +67,9 @@ impl ThreadSafeRpcEndpoint for Blocks {
     ) -> Result<(), RpcError> {
         match message {
             HelloMessage::SayHi(hi, context) => {
-                self.tell("receive");
+                self.report("receive");
                 self.release.recv().map_err(RpcError::application)?;
-                // Timers and tasks are those of the environment's runtime.
+                // Timers and tasks run on the runtime of the environment.
                 tokio::time::sleep(Duration::from_millis(1)).await;
                 let text =
                     tokio::spawn(async move { hi.msg }).await.map_err(RpcError::application)?;
@@ -79,13 +81,13 @@ impl ThreadSafeRpcEndpoint for Blocks {
 
     async fn on_start(&mut self, _: &EndpointContext<HelloMessage>) -> Result<(), RpcError> {
         let events = self.events.clone();
-        ENDS_WITH_THE_THREAD.with(|end| end.replace(Some(events)));
-        self.tell("start");
+        DROPPED_AT_THREAD_EXIT.with(|end| end.replace(Some(events)));
+        self.report("start");
         Ok(())
     }
 
     async fn on_stop(&mut self, _: &EndpointContext<HelloMessage>) -> Result<(), RpcError> {
-        self.tell("stop");
+        self.report("stop");
         Ok(())
     }
 
@@ -94,12 +96,12 @@ impl ThreadSafeRpcEndpoint for Blocks {
         _: RpcError,
         _: &EndpointContext<HelloMessage>,
     ) -> Result<(), RpcError> {
-        self.tell("error");
+        self.report("error");
         Ok(())
     }
 }
 
-/// All on one thread besides the isolated one, as `#[tokio::test]` is.
+/// The runtime has one thread, and the isolated endpoint has another one.
 #[tokio::test]
 async fn rpc_env_36_blocked_isolated_endpoint_keeps_others_running() {
     let env = client().await;
@@ -116,7 +118,7 @@ async fn rpc_env_36_blocked_isolated_endpoint_keeps_others_running() {
     test.release.send(()).unwrap();
     assert_eq!(soon(waiting).await.unwrap().text, "neo");
 
-    // What was queued before the stop is handled, then comes on_stop, then the thread ends.
+    // Messages queued before the stop are handled, then on_stop runs, then the thread ends.
     assert_eq!(test.next().await.as_deref(), Some("receive on dispatcher-blocked"));
     test.release.send(()).unwrap();
     assert_eq!(soon(queued).await.unwrap().text, "morpheus");
@@ -141,7 +143,7 @@ async fn rpc_env_36_panic_fails_only_its_message() {
     assert_eq!(test.next().await, None);
 }
 
-/// Each message waits until as many are handled as the barrier says.
+/// An endpoint that blocks each message until three messages are active.
 struct Meet(Barrier);
 
 impl RpcEndpoint for Meet {
@@ -170,7 +172,7 @@ async fn rpc_env_36_receives_block_concurrently_on_all_threads() {
     soon(env.shutdown()).await;
 }
 
-/// Blocks for an answer of its own endpoint, which another of its threads gives.
+/// An endpoint that blocks on an ask of itself, which another of its threads handles.
 struct AsksItself;
 
 impl RpcEndpoint for AsksItself {
@@ -182,8 +184,8 @@ impl RpcEndpoint for AsksItself {
     ) -> Result<(), RpcError> {
         match message {
             HelloMessage::SayHi(_, context) => {
-                let me: &RpcEndpointRef<HelloMessage> = cx.self_ref().expect("running");
-                context.reply(me.ask_sync(bye("neo"))?)
+                let self_ref: &RpcEndpointRef<HelloMessage> = cx.self_ref().expect("running");
+                context.reply(self_ref.ask_sync(bye("neo"))?)
             }
             HelloMessage::SayBye(_, context) => context.reply(Greeting { text: "bye".to_owned() }),
         }
@@ -215,7 +217,7 @@ fn isolated_endpoint_ends_when_runtime_is_dropped() {
     drop(runtime);
     let other = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     other.block_on(async {
-        // Also while the thread is blocked.
+        // These asks fail also while the thread is blocked.
         assert_eq!(soon(queued).await.unwrap_err().kind(), ErrorKind::Stopped);
         assert_eq!(soon(endpoint.ask(hi("x"))).await.unwrap_err().kind(), ErrorKind::Stopped);
         test.release.send(()).unwrap();

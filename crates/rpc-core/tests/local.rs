@@ -1,4 +1,4 @@
-//! Endpoints and refs in one environment: rows RPC-ENV and INB of the checklist.
+//! Endpoints and refs within one environment, without a network: rows RPC-ENV, INB and NRE-04.
 
 mod common;
 
@@ -15,7 +15,7 @@ use rpc_core::{
 };
 use tokio::sync::{Notify, Semaphore, mpsc};
 
-/// Tells the test everything that happens to it, and does in each function what the test wants.
+/// Reports each call to the test, and fails in the function named by `fail_in`.
 struct Probe {
     events: mpsc::UnboundedSender<String>,
     fail_in: &'static str,
@@ -27,11 +27,11 @@ impl Probe {
         (Self { events, fail_in }, received)
     }
 
-    fn tell(&self, what: &str, cx: &EndpointContext<HelloMessage>) -> Result<(), RpcError> {
-        let has_self = if cx.self_ref().is_some() { "" } else { " without self" };
-        let _ = self.events.send(format!("{what}{has_self}"));
-        if self.fail_in == what {
-            Err(RpcError::application(format!("Oops in {what}")))
+    fn report(&self, call: &str, cx: &EndpointContext<HelloMessage>) -> Result<(), RpcError> {
+        let self_state = if cx.self_ref().is_some() { "" } else { " without self" };
+        let _ = self.events.send(format!("{call}{self_state}"));
+        if self.fail_in == call {
+            Err(RpcError::application(format!("Oops in {call}")))
         } else {
             Ok(())
         }
@@ -48,7 +48,7 @@ impl ThreadSafeRpcEndpoint for Probe {
     ) -> Result<(), RpcError> {
         match message {
             HelloMessage::SayHi(hi, context) => {
-                self.tell("receive", cx)?;
+                self.report("receive", cx)?;
                 if hi.msg == "panic" {
                     panic!("no hi today");
                 }
@@ -56,17 +56,17 @@ impl ThreadSafeRpcEndpoint for Probe {
             }
             HelloMessage::SayBye(_, context) => {
                 drop(context);
-                self.tell("dropped", cx)
+                self.report("dropped", cx)
             }
         }
     }
 
     async fn on_start(&mut self, cx: &EndpointContext<HelloMessage>) -> Result<(), RpcError> {
-        self.tell("start", cx)
+        self.report("start", cx)
     }
 
     async fn on_stop(&mut self, cx: &EndpointContext<HelloMessage>) -> Result<(), RpcError> {
-        self.tell("stop", cx)
+        self.report("stop", cx)
     }
 
     async fn on_error(
@@ -79,15 +79,15 @@ impl ThreadSafeRpcEndpoint for Probe {
     }
 }
 
-/// The reply cannot be encoded, and the test sees that it is the same object.
+/// Messages without an encoding: they can be passed only within the process.
 enum Local {
     Same(Same, RpcCallContext<Arc<AtomicBool>>),
     Work(Work, RpcCallContext<usize>),
-    Tell(Tell),
+    OneWay(OneWay),
 }
 struct Same(Arc<AtomicBool>);
 struct Work(usize);
-struct Tell(usize);
+struct OneWay(usize);
 
 impl RpcMessage for Local {}
 impl RpcRequest<Local> for Same {
@@ -102,15 +102,15 @@ impl RpcRequest<Local> for Work {
         Local::Work(self, context)
     }
 }
-impl RpcRequest<Local> for Tell {
+impl RpcRequest<Local> for OneWay {
     type Reply = ();
     const ONE_WAY: bool = true;
     fn into_message(self, _: RpcCallContext<()>) -> Local {
-        Local::Tell(self)
+        Local::OneWay(self)
     }
 }
 
-/// Serves `Local` with a closure, one message at a time.
+/// An endpoint that handles each `Local` message with a closure.
 struct Serve<F>(F);
 
 impl<F: FnMut(Local) -> Result<(), RpcError> + Send + 'static> ThreadSafeRpcEndpoint for Serve<F> {
@@ -127,19 +127,19 @@ impl<F: FnMut(Local) -> Result<(), RpcError> + Send + 'static> ThreadSafeRpcEndp
 #[tokio::test]
 async fn rpc_env_01_send_delivers_local_message() {
     let env = client().await;
-    let (told, mut received) = mpsc::unbounded_channel();
+    let (tx, mut received) = mpsc::unbounded_channel();
     let endpoint = env
         .setup_endpoint(
             "local",
             Serve(move |message| {
-                if let Local::Tell(Tell(n)) = message {
-                    let _ = told.send(n);
+                if let Local::OneWay(OneWay(n)) = message {
+                    let _ = tx.send(n);
                 }
                 Ok(())
             }),
         )
         .unwrap();
-    endpoint.send(Tell(7)).unwrap();
+    endpoint.send(OneWay(7)).unwrap();
     assert_eq!(next(&mut received).await, 7);
 }
 
@@ -250,17 +250,17 @@ async fn rpc_env_11_on_error_is_called_when_receive_fails() {
     assert_eq!(next(&mut events).await, "error: Oops in receive");
 }
 
-/// Sends itself a message in the function named, and tells the test what it receives.
-struct ToItself {
+/// Sends itself a message in the function `sends_in`, and reports received messages to the test.
+struct SendsToItself {
     sends_in: &'static str,
     received: mpsc::UnboundedSender<usize>,
 }
 
-impl ThreadSafeRpcEndpoint for ToItself {
+impl ThreadSafeRpcEndpoint for SendsToItself {
     type Message = Local;
     async fn on_start(&mut self, cx: &EndpointContext<Local>) -> Result<(), RpcError> {
         if self.sends_in == "on_start" {
-            cx.self_ref().expect("registered").send(Tell(1))?;
+            cx.self_ref().expect("registered").send(OneWay(1))?;
         }
         Ok(())
     }
@@ -269,9 +269,9 @@ impl ThreadSafeRpcEndpoint for ToItself {
         message: Local,
         cx: &EndpointContext<Local>,
     ) -> Result<(), RpcError> {
-        let Local::Tell(Tell(n)) = message else { return Ok(()) };
+        let Local::OneWay(OneWay(n)) = message else { return Ok(()) };
         if self.sends_in == "receive" && n == 0 {
-            cx.self_ref().expect("registered").send(Tell(2))?;
+            cx.self_ref().expect("registered").send(OneWay(2))?;
         }
         self.received.send(n).map_err(RpcError::application)
     }
@@ -280,18 +280,18 @@ impl ThreadSafeRpcEndpoint for ToItself {
 #[tokio::test]
 async fn rpc_env_12_self_ref_is_usable_in_on_start() {
     let env = client().await;
-    let (told, mut received) = mpsc::unbounded_channel();
-    env.setup_endpoint("itself", ToItself { sends_in: "on_start", received: told }).unwrap();
+    let (tx, mut received) = mpsc::unbounded_channel();
+    env.setup_endpoint("itself", SendsToItself { sends_in: "on_start", received: tx }).unwrap();
     assert_eq!(next(&mut received).await, 1);
 }
 
 #[tokio::test]
 async fn rpc_env_13_self_ref_is_usable_in_receive() {
     let env = client().await;
-    let (told, mut received) = mpsc::unbounded_channel();
+    let (tx, mut received) = mpsc::unbounded_channel();
     let itself =
-        env.setup_endpoint("itself", ToItself { sends_in: "receive", received: told }).unwrap();
-    itself.send(Tell(0)).unwrap();
+        env.setup_endpoint("itself", SendsToItself { sends_in: "receive", received: tx }).unwrap();
+    itself.send(OneWay(0)).unwrap();
     assert_eq!(next(&mut received).await, 0);
     assert_eq!(next(&mut received).await, 2);
 }
@@ -302,7 +302,7 @@ async fn rpc_env_15_thread_safe_endpoint_receives_one_at_a_time() {
     for round in 0..100 {
         let mut counter = 0;
         let serve = Serve(move |message| match message {
-            Local::Tell(_) => {
+            Local::OneWay(_) => {
                 counter += 1;
                 Ok(())
             }
@@ -313,7 +313,7 @@ async fn rpc_env_15_thread_safe_endpoint_receives_one_at_a_time() {
         let senders: Vec<_> = (0..10)
             .map(|_| {
                 let endpoint = endpoint.clone();
-                std::thread::spawn(move || (0..100).for_each(|i| endpoint.send(Tell(i)).unwrap()))
+                std::thread::spawn(move || (0..100).for_each(|i| endpoint.send(OneWay(i)).unwrap()))
             })
             .collect();
         for sender in senders {
@@ -339,7 +339,7 @@ async fn rpc_env_16_second_stop_has_no_effect() {
 #[tokio::test]
 async fn rpc_env_17_reply_from_another_task_reaches_caller() {
     let env = client().await;
-    // Answered later and from elsewhere.
+    // The reply comes later, from another task.
     let serve = Serve(|message| {
         if let Local::Work(Work(n), context) = message {
             tokio::spawn(async move {
@@ -379,7 +379,7 @@ async fn rpc_env_19_failure_reaches_local_caller_as_same_object() {
     assert_eq!(error.kind(), ErrorKind::Application);
     assert!(error.is_retryable() && !error.is_remote());
     assert_eq!(error.source().and_then(|e| e.downcast_ref::<Oops>()).map(|oops| oops.0), Some(1));
-    // `?` in receive reaches the asker as the same object, too.
+    // An error that `receive` returns also reaches the caller as the same object.
     let error = soon(endpoint.ask(Work(0))).await.unwrap_err();
     assert_eq!(error.source().and_then(|e| e.downcast_ref::<Oops>()).map(|oops| oops.0), Some(0));
 }
@@ -408,7 +408,7 @@ async fn dropped_context_fails_ask_at_once() {
     let endpoint = env.setup_endpoint("probe", probe).unwrap();
     assert_eq!(soon(endpoint.ask(bye("x"))).await.unwrap_err().kind(), ErrorKind::NoReply);
 
-    // One that was kept, dropped while *another* receive runs for long, fails at once all the same.
+    // A context that was kept and is dropped by a later `receive` fails its ask too.
     let mut kept = Vec::new();
     let endpoint = env
         .setup_endpoint(
@@ -418,7 +418,7 @@ async fn dropped_context_fails_ask_at_once() {
                     Local::Work(Work(0), context) => kept.push(context),
                     _ => {
                         kept.clear();
-                        return Err(RpcError::application("not for the first"));
+                        return Err(RpcError::application("only the second ask fails with this"));
                     }
                 }
                 Ok(())
@@ -428,7 +428,7 @@ async fn dropped_context_fails_ask_at_once() {
     let first = endpoint.ask(Work(0));
     let second = endpoint.ask(Work(1));
     assert_eq!(soon(first).await.unwrap_err().kind(), ErrorKind::NoReply);
-    assert_eq!(soon(second).await.unwrap_err().to_string(), "not for the first");
+    assert_eq!(soon(second).await.unwrap_err().to_string(), "only the second ask fails with this");
 }
 
 #[tokio::test]
@@ -436,12 +436,12 @@ async fn inb_01_queued_messages_are_handled_before_stop() {
     let env = client().await;
     let (probe, mut events) = Probe::new("");
     let endpoint = env.setup_endpoint("probe", probe).unwrap();
-    // The loop has not run yet: this thread has not given way since.
+    // The message loop has not run yet, as this thread has not awaited anything since.
     endpoint.send(hi("x")).unwrap();
     env.stop(&endpoint);
     let refused = endpoint.send(hi("late")).unwrap_err();
     assert_eq!(refused.error().kind(), ErrorKind::Stopped);
-    assert_eq!(refused.into_message().msg, "late", "the message comes back");
+    assert_eq!(refused.into_message().msg, "late", "the error returns the message");
     for event in ["start", "receive", "stop without self"] {
         assert_eq!(next(&mut events).await, event);
     }
@@ -483,7 +483,7 @@ async fn inb_03_concurrent_sends_during_stop_are_handled_or_rejected() {
                 let (endpoint, refused) = (endpoint.clone(), Arc::clone(&refused));
                 std::thread::spawn(move || {
                     for n in 0..100 {
-                        if endpoint.send(Tell(n)).is_err() {
+                        if endpoint.send(OneWay(n)).is_err() {
                             refused.fetch_add(1, Ordering::Relaxed);
                         }
                     }
@@ -501,15 +501,15 @@ async fn inb_03_concurrent_sends_during_stop_are_handled_or_rejected() {
     }
 }
 
-/// Counts how many of its receives run at the same time, and lets them go on by permits.
-struct Crowd {
+/// Counts how many `receive` calls run at the same time; each one completes with a permit.
+struct CountsConcurrent {
     inside: Arc<AtomicUsize>,
     gate: Arc<Semaphore>,
     fail_start: bool,
     arrived: Arc<Notify>,
 }
 
-impl RpcEndpoint for Crowd {
+impl RpcEndpoint for CountsConcurrent {
     type Message = Local;
     async fn on_start(&self, _: &EndpointContext<Local>) -> Result<(), RpcError> {
         if self.fail_start { Err(RpcError::application("no")) } else { Ok(()) }
@@ -526,7 +526,7 @@ impl RpcEndpoint for Crowd {
         }
     }
     async fn on_stop(&self, _: &EndpointContext<Local>) -> Result<(), RpcError> {
-        assert_eq!(self.inside.load(Ordering::SeqCst), 0, "on_stop must be alone");
+        assert_eq!(self.inside.load(Ordering::SeqCst), 0, "on_stop runs alone");
         Ok(())
     }
     async fn on_error(&self, error: RpcError, _: &EndpointContext<Local>) -> Result<(), RpcError> {
@@ -540,13 +540,13 @@ async fn concurrent_endpoint_starts_messages_while_others_await() {
     let env = client().await;
     let (inside, gate, arrived) =
         (Arc::default(), Arc::new(Semaphore::new(0)), Arc::new(Notify::new()));
-    let crowd = Crowd {
+    let counting = CountsConcurrent {
         inside: Arc::clone(&inside),
         gate: Arc::clone(&gate),
         fail_start: false,
         arrived: Arc::clone(&arrived),
     };
-    let endpoint = env.setup_endpoint("crowd", crowd).unwrap();
+    let endpoint = env.setup_endpoint("counting", counting).unwrap();
     let asks: Vec<_> = (0..10).map(|n| endpoint.ask(Work(n))).collect();
     soon(async {
         while inside.load(Ordering::SeqCst) < 10 {
@@ -554,21 +554,22 @@ async fn concurrent_endpoint_starts_messages_while_others_await() {
         }
     })
     .await;
-    // Stopped while all ten wait: on_stop comes when they are done.
+    // The shutdown starts while all ten wait; on_stop runs after they have completed.
     let shutdown = env.shutdown();
     gate.add_permits(10);
     for (n, ask) in asks.into_iter().enumerate() {
-        assert_eq!(soon(ask).await.unwrap(), n + 1, "messages begin in order");
+        assert_eq!(soon(ask).await.unwrap(), n + 1, "messages start in order");
     }
     soon(shutdown).await;
 }
 
-/// The first message waits for one that comes soon after it; the answer is how many had begun by
-/// then.
+/// The first message waits for the second one.
+///
+/// Its reply is the number of messages whose handling had started by then.
 #[tokio::test]
 async fn woken_receive_continues_before_long_queue_is_started() {
     struct Rendezvous {
-        begun: AtomicUsize,
+        started: AtomicUsize,
         met: Notify,
     }
     impl RpcEndpoint for Rendezvous {
@@ -578,13 +579,13 @@ async fn woken_receive_continues_before_long_queue_is_started() {
             message: Local,
             _: &EndpointContext<Local>,
         ) -> Result<(), RpcError> {
-            self.begun.fetch_add(1, Ordering::Relaxed);
+            self.started.fetch_add(1, Ordering::Relaxed);
             match message {
                 Local::Work(_, context) => {
                     self.met.notified().await;
-                    context.reply(self.begun.load(Ordering::Relaxed))
+                    context.reply(self.started.load(Ordering::Relaxed))
                 }
-                Local::Tell(_) => {
+                Local::OneWay(_) => {
                     self.met.notify_one();
                     Ok(())
                 }
@@ -593,29 +594,29 @@ async fn woken_receive_continues_before_long_queue_is_started() {
         }
     }
     let env = client().await;
-    let rendezvous = Rendezvous { begun: AtomicUsize::new(0), met: Notify::new() };
+    let rendezvous = Rendezvous { started: AtomicUsize::new(0), met: Notify::new() };
     let endpoint = env.setup_endpoint("rendezvous", rendezvous).unwrap();
     let first = endpoint.ask(Work(0));
     for n in 0..10_000 {
-        endpoint.send(Tell(n)).unwrap();
+        endpoint.send(OneWay(n)).unwrap();
     }
-    let begun = soon(first).await.unwrap();
-    assert!(begun < 1000, "{begun} of the messages behind it went first");
+    let started = soon(first).await.unwrap();
+    assert!(started < 1000, "{started} messages were started before the first one continued");
 }
 
 #[tokio::test]
 async fn concurrent_endpoint_is_serial_after_on_start_fails() {
     let env = client().await;
-    let crowd = Crowd {
+    let counting = CountsConcurrent {
         inside: Arc::default(),
         gate: Arc::new(Semaphore::new(10)),
         fail_start: true,
         arrived: Arc::new(Notify::new()),
     };
-    let endpoint = env.setup_endpoint("crowd", crowd).unwrap();
+    let endpoint = env.setup_endpoint("counting", counting).unwrap();
     let asks: Vec<_> = (0..10).map(|n| endpoint.ask(Work(n))).collect();
     for ask in asks {
-        assert_eq!(soon(ask).await.unwrap(), 1, "no other receive may be inside");
+        assert_eq!(soon(ask).await.unwrap(), 1, "no other receive runs at the same time");
     }
 }
 
@@ -638,7 +639,7 @@ async fn sends_and_asks_over_one_ref_arrive_in_order() {
     let mut seen = Vec::new();
     let serve = Serve(move |message| {
         match message {
-            Local::Tell(Tell(n)) => seen.push(n),
+            Local::OneWay(OneWay(n)) => seen.push(n),
             Local::Work(Work(n), context) => {
                 seen.push(n);
                 context.reply(usize::from(seen.is_sorted()) * seen.len())?;
@@ -651,10 +652,10 @@ async fn sends_and_asks_over_one_ref_arrive_in_order() {
     let mut asks = Vec::new();
     for n in 0..1000 {
         if n % 10 == 9 {
-            // Not polled before the end: asks are on their way when they are called.
+            // The ask is queued when it is called, before its first poll.
             asks.push(endpoint.ask(Work(n)));
         } else {
-            endpoint.send(Tell(n)).unwrap();
+            endpoint.send(OneWay(n)).unwrap();
         }
     }
     assert_eq!(soon(asks.pop().unwrap()).await.unwrap(), 1000);
@@ -662,8 +663,8 @@ async fn sends_and_asks_over_one_ref_arrive_in_order() {
 
 #[tokio::test]
 async fn shutdown_can_be_started_by_endpoint_and_awaited_repeatedly() {
-    struct Quits;
-    impl ThreadSafeRpcEndpoint for Quits {
+    struct ShutsDown;
+    impl ThreadSafeRpcEndpoint for ShutsDown {
         type Message = Local;
         async fn receive(&mut self, _: Local, cx: &EndpointContext<Local>) -> Result<(), RpcError> {
             drop(cx.env().shutdown());
@@ -671,9 +672,9 @@ async fn shutdown_can_be_started_by_endpoint_and_awaited_repeatedly() {
         }
     }
     let env = client().await;
-    let endpoint = env.setup_endpoint("quits", Quits).unwrap();
+    let endpoint = env.setup_endpoint("shuts-down", ShutsDown).unwrap();
     let waiting = tokio::spawn(env.await_termination());
-    endpoint.send(Tell(0)).unwrap();
+    endpoint.send(OneWay(0)).unwrap();
     soon(waiting).await.unwrap();
     soon(env.shutdown()).await;
     soon(env.await_termination()).await;
@@ -687,7 +688,7 @@ fn asks_fail_when_runtime_is_dropped() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let (env, endpoint, waiting, entered) = runtime.block_on(async {
         let env = client().await;
-        let (told, mut entered) = mpsc::unbounded_channel();
+        let (tx, mut entered) = mpsc::unbounded_channel();
         struct Stuck(mpsc::UnboundedSender<()>);
         impl ThreadSafeRpcEndpoint for Stuck {
             type Message = Local;
@@ -700,7 +701,7 @@ fn asks_fail_when_runtime_is_dropped() {
                 std::future::pending().await
             }
         }
-        let endpoint = env.setup_endpoint("stuck", Stuck(told)).unwrap();
+        let endpoint = env.setup_endpoint("stuck", Stuck(tx)).unwrap();
         let waiting = [endpoint.ask(Work(0)), endpoint.ask(Work(1))];
         next(&mut entered).await;
         (env, endpoint, waiting, entered)
@@ -724,9 +725,9 @@ fn asks_with_any_timeout_fail_when_runtime_is_dropped() {
         let other = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let (endpoint, mut polled, unpolled, contexts) = runtime.block_on(async {
             let env = client().await;
-            let (told, mut contexts) = mpsc::unbounded_channel();
+            let (tx, mut contexts) = mpsc::unbounded_channel();
             let serve = Serve(move |message| {
-                let _ = told.send(message);
+                let _ = tx.send(message);
                 Ok(())
             });
             let endpoint = env.setup_endpoint("keeps", serve).unwrap();
@@ -763,8 +764,8 @@ fn dropped_request_fails_when_runtime_drops_its_receive() {
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let ask = runtime.block_on(async {
-        let (told, mut dropped) = mpsc::unbounded_channel();
-        let endpoint = client().await.setup_endpoint("hangs", DropsAndHangs(told)).unwrap();
+        let (tx, mut dropped) = mpsc::unbounded_channel();
+        let endpoint = client().await.setup_endpoint("hangs", DropsAndHangs(tx)).unwrap();
         let ask = endpoint.ask(hi("neo"));
         next(&mut dropped).await;
         [ask]
@@ -776,7 +777,8 @@ fn dropped_request_fails_when_runtime_drops_its_receive() {
     assert_eq!(error.kind(), ErrorKind::NoReply, "{error}");
 }
 
-/// A panic is what comes nearest to the row's fatal error: it leaves nothing counted as running.
+/// A panic stands for the fatal error (JVM `Error`) of the row; the handler no longer counts as
+/// running.
 #[tokio::test]
 async fn inb_07_panicked_handler_does_not_count_as_running() {
     struct Panics(mpsc::UnboundedSender<()>);
@@ -795,13 +797,13 @@ async fn inb_07_panicked_handler_does_not_count_as_running() {
         }
     }
     let env = client().await;
-    let (told, mut stopped) = mpsc::unbounded_channel();
-    let endpoint = env.setup_endpoint("panics", Panics(told)).unwrap();
+    let (tx, mut stopped) = mpsc::unbounded_channel();
+    let endpoint = env.setup_endpoint("panics", Panics(tx)).unwrap();
     let asks = ["a", "b", "c"].map(|name| endpoint.ask(hi(name)));
     env.stop(&endpoint);
     for ask in asks {
         assert_eq!(soon(ask).await.unwrap_err().kind(), ErrorKind::Panic);
     }
-    // It comes only when nothing runs any more.
+    // on_stop is called only when no handler is running.
     next(&mut stopped).await;
 }

@@ -1,4 +1,5 @@
-//! Refs inside messages, and refs of one of several services.
+//! Refs in messages, refs to client-mode environments, stale incarnations, narrowed refs: rows
+//! RPC-ENV-03 and NRE-05. The peers are other environments.
 
 #![allow(missing_docs, clippy::unwrap_used)]
 
@@ -21,7 +22,7 @@ mod refs {
 
 use refs::{Call, Name, Registration, RegistryMessage, Said};
 
-/// Keeps the ref it was given last, and asks it on request.
+/// An endpoint that keeps the last ref that it received, and asks it on request.
 #[derive(Default)]
 struct Registry {
     told: Option<EndpointRef>,
@@ -44,11 +45,17 @@ impl ThreadSafeRpcEndpoint for Registry {
                 context.reply(())
             }
             RegistryMessage::Find(_, context) => {
-                let known = self.known.as_ref().ok_or_else(|| RpcError::application("nobody"))?;
+                let known = self
+                    .known
+                    .as_ref()
+                    .ok_or_else(|| RpcError::application("no ref is registered"))?;
                 context.reply(Registration { who: Some(EndpointRef::try_from(known)?) })
             }
             RegistryMessage::Call(call, context) => {
-                let known = self.known.as_ref().ok_or_else(|| RpcError::application("nobody"))?;
+                let known = self
+                    .known
+                    .as_ref()
+                    .ok_or_else(|| RpcError::application("no ref is registered"))?;
                 let answer =
                     known.ask_with_timeout(hi(&call.text), Duration::from_millis(call.timeout_ms));
                 context.reply(Said { text: answer.await?.text })
@@ -76,7 +83,7 @@ async fn rpc_env_03_ref_in_message_reaches_its_endpoint() {
     let hello = worker.setup_endpoint("hello", Hello).unwrap();
     soon(registry(&worker, &master).await.ask(registration(&hello))).await.unwrap();
 
-    // The master uses it, and so does whom it passes it on to.
+    // The master asks through the ref, and passes it on to the client.
     let registry = registry(&client, &master).await;
     assert_eq!(soon(registry.ask(call("neo"))).await.unwrap().text, "hi, neo");
     let found = soon(registry.ask(Name {})).await.unwrap().who.unwrap();
@@ -84,11 +91,11 @@ async fn rpc_env_03_ref_in_message_reaches_its_endpoint() {
     let passed_on = client.resolve::<HelloMessage>(&found).unwrap();
     assert_eq!(passed_on.address(), hello.address());
     assert_eq!(soon(passed_on.ask(hi("trinity"))).await.unwrap().text, "hi, trinity");
-    // In its own environment it is the local one: it goes on when nothing is listened to any more.
-    let home = worker.resolve::<HelloMessage>(&found).unwrap();
-    assert_eq!(home, hello);
+    // In its own environment the ref resolves to the local endpoint, without a connection.
+    let own = worker.resolve::<HelloMessage>(&found).unwrap();
+    assert_eq!(own, hello);
     assert_eq!(worker.snapshot().client.connections, 1);
-    assert_eq!(soon(home.ask(hi("home"))).await.unwrap().text, "hi, home");
+    assert_eq!(soon(own.ask(hi("own"))).await.unwrap().text, "hi, own");
 }
 
 #[tokio::test]
@@ -96,7 +103,7 @@ async fn client_mode_endpoint_is_reached_over_its_own_connection() {
     let (master, driver, other) = (server().await, client().await, client().await);
     master.setup_endpoint("registry", Registry::default()).unwrap();
     let hello = driver.setup_endpoint("hello", Hello).unwrap();
-    // One of the same name elsewhere is another endpoint.
+    // An endpoint with the same name in another environment is not equal.
     let namesake = other.setup_endpoint("hello", Hello).unwrap();
     assert_ne!(hello, namesake);
     assert_eq!(hello.to_string(), "spark-client://hello");
@@ -106,14 +113,14 @@ async fn client_mode_endpoint_is_reached_over_its_own_connection() {
     for _ in 0..100 {
         assert_eq!(soon(registry.ask(call("neo"))).await.unwrap().text, "hi, neo");
     }
-    // No third has a connection to the driver.
+    // Only the master has a connection to the driver, so the ref cannot be passed on.
     let error = soon(registry.ask(Name {})).await.unwrap_err();
     assert!(error.to_string().contains("cannot be passed on"), "{error}");
     let stolen = EndpointRef::try_from(&hello).unwrap();
     let error = other.resolve::<HelloMessage>(&stolen).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Network);
 
-    // It ends with the connection.
+    // The ref fails when the connection has closed.
     driver.shutdown().await;
     let error = soon(registry.ask(call("neo"))).await.unwrap_err();
     assert!(error.to_string().contains("closed"), "{error}");
@@ -138,7 +145,7 @@ async fn nre_05_timeout_of_ask_to_client_names_its_socket() {
     assert!(error.is_timeout(), "{error:?}");
     assert!(error.to_string().starts_with("Cannot receive any reply from 127.0.0.1:"), "{error}");
     assert!(error.to_string().contains("in 200ms"), "{error}");
-    // Who gave up over such a ref is known too.
+    // The client receives the cancellation of an ask over such a ref.
     soon(context.cancelled()).await;
 }
 
@@ -147,7 +154,7 @@ async fn invalid_ref_in_message_fails_resolve() {
     let (server, client) = (server().await, client().await);
     server.setup_endpoint("registry", Registry::default()).unwrap();
     let registry = registry(&client, &server).await;
-    // Another service.
+    // The ref is of another service.
     let wrong = Registration { who: Some(EndpointRef::try_from(&registry).unwrap()) };
     let error = client.resolve::<HelloMessage>(wrong.who.as_ref().unwrap()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ServiceMismatch);
@@ -155,7 +162,7 @@ async fn invalid_ref_in_message_fails_resolve() {
         error.to_string().contains("refs.Registry") && error.to_string().contains("hello.Hello"),
         "{error}"
     );
-    // A field that was left out, and whatever a peer may write.
+    // The field is missing, or its address or name is malformed.
     let error = soon(registry.ask(Registration { who: None })).await.unwrap_err();
     assert!(error.to_string().contains("must be provided"), "{error}");
     let hello = server.setup_endpoint("hello", Hello).unwrap();
@@ -171,7 +178,7 @@ async fn invalid_ref_in_message_fails_resolve() {
     assert!(error.to_string().len() < 1000, "{error}");
 }
 
-/// Serves both services.
+/// Messages of both services.
 enum Both {
     Hello(HelloMessage),
     Registry(RegistryMessage),
@@ -226,16 +233,16 @@ async fn ref_can_be_narrowed_to_one_service() {
         let (hello, registry) = (both.narrow::<HelloMessage>(), both.narrow::<RegistryMessage>());
         assert_eq!(soon(hello.ask(hi("neo"))).await.unwrap().text, "hi, neo");
         assert_eq!(soon(registry.ask(call("neo"))).await.unwrap().text, "neo");
-        // What is told of it is one service only.
+        // A narrowed ref in a message has one service only.
         let told = EndpointRef::try_from(&hello).unwrap();
         assert!(client.resolve::<HelloMessage>(&told).is_ok());
         assert_eq!(client.resolve::<Both>(&told).unwrap_err().kind(), ErrorKind::ServiceMismatch);
     }
-    // At home a part must be narrowed, and the error says so; also of one that was told of as a
-    // part.
-    let home: RpcEndpointRef<Both> =
+    // In the own environment, a ref to one service must be narrowed from the full type, and the
+    // error says so; also when a message contained a narrowed ref.
+    let own: RpcEndpointRef<Both> =
         server.setup_endpoint_ref(address(&server), "both").await.unwrap();
-    let told = EndpointRef::try_from(&home.narrow::<HelloMessage>()).unwrap();
+    let told = EndpointRef::try_from(&own.narrow::<HelloMessage>()).unwrap();
     let error = server.resolve::<HelloMessage>(&told).unwrap_err();
     assert!(error.to_string().contains("narrow"), "{error}");
     let part = server.resolve::<Both>(&told).unwrap().narrow::<HelloMessage>();
@@ -258,15 +265,15 @@ async fn stop_affects_only_endpoints_of_own_environment() {
     assert_eq!(soon(hello.ask(hi("neo"))).await.unwrap_err().kind(), ErrorKind::Stopped);
 }
 
-/// A ref as it looks when its bytes are `endpoint`'s with `more` after them: the last occurrence of
-/// a field counts.
+/// Returns `endpoint` with the encoded fields `more` appended: the last occurrence of a field
+/// counts.
 fn with_fields(endpoint: &EndpointRef, more: &[u8]) -> EndpointRef {
     let mut bytes = prost::Message::encode_to_vec(endpoint);
     bytes.extend(more);
     prost::Message::decode(&bytes[..]).unwrap()
 }
 
-/// A field of a message as protobuf writes it.
+/// Encodes a string field of a protobuf message.
 fn text_field(field: u8, text: &str) -> Vec<u8> {
     let mut bytes = vec![field << 3 | 2];
     prost::encode_length_delimiter(text.len(), &mut bytes).unwrap();
@@ -276,23 +283,23 @@ fn text_field(field: u8, text: &str) -> Vec<u8> {
 
 #[tokio::test]
 async fn ref_resolved_in_its_own_environment_is_local() {
-    let (home, elsewhere) = (server().await, client().await);
-    let hello = home.setup_endpoint("hello", Hello).unwrap();
-    // Who looked it up does not know which run it belongs to.
+    let (own, elsewhere) = (server().await, client().await);
+    let hello = own.setup_endpoint("hello", Hello).unwrap();
+    // A ref from a lookup has no incarnation.
     let looked_up: RpcEndpointRef<HelloMessage> =
-        soon(elsewhere.setup_endpoint_ref(address(&home), "hello")).await.unwrap();
+        soon(elsewhere.setup_endpoint_ref(address(&own), "hello")).await.unwrap();
     let told = EndpointRef::try_from(&looked_up).unwrap();
-    let came_home = home.resolve::<HelloMessage>(&told).unwrap();
-    assert_eq!(came_home, hello);
-    assert_eq!(soon(came_home.ask(hi("neo"))).await.unwrap().text, "hi, neo");
-    assert_eq!(home.snapshot().client.connections, 0);
+    let resolved = own.resolve::<HelloMessage>(&told).unwrap();
+    assert_eq!(resolved, hello);
+    assert_eq!(soon(resolved.ask(hi("neo"))).await.unwrap().text, "hi, neo");
+    assert_eq!(own.snapshot().client.connections, 0);
 }
 
 #[tokio::test]
 async fn ref_without_address_and_incarnation_fails_resolve() {
     let (server, client) = (server().await, client().await);
     let hello = server.setup_endpoint("hello", Hello).unwrap();
-    // A connection whose other end has sent no message.
+    // The server has a connection on which it has sent no message.
     let remote: RpcEndpointRef<HelloMessage> =
         soon(client.setup_endpoint_ref(address(&server), "hello")).await.unwrap();
     soon(remote.ask(hi("neo"))).await.unwrap();
@@ -330,8 +337,8 @@ async fn asks_to_client_fail_when_its_connection_closes() {
     let known = master.resolve::<HelloMessage>(&EndpointRef::try_from(&keep).unwrap()).unwrap();
     assert_eq!(known.to_string(), "spark-client://keep");
     let pending = tokio::spawn(known.ask(hi("neo")));
-    let _unanswered = next(&mut kept).await;
-    // Many of them wait for credit, and end as well.
+    let _kept = next(&mut kept).await;
+    // Most of these asks are queued for credit; they fail as well.
     let queued: Vec<_> = (0..1000).map(|_| known.ask(hi("trinity"))).collect();
     let shutdown = tokio::spawn(driver.shutdown());
     let error = soon(pending).await.unwrap().unwrap_err();
@@ -341,7 +348,7 @@ async fn asks_to_client_fail_when_its_connection_closes() {
         assert!(matches!(error.kind(), ErrorKind::Network | ErrorKind::Stopped), "{error}");
     }
     soon(shutdown).await.unwrap();
-    // No connection is made to where it was.
+    // No new connection is made to a client-mode environment.
     let refused = soon(known.send_wait(hi("neo"))).await.unwrap_err();
     assert_eq!(
         (refused.error().kind(), refused.error().is_retryable()),
@@ -359,38 +366,35 @@ async fn messages_for_stale_incarnation_are_rejected() {
     let there = address(&first);
     let hello = first.setup_endpoint("hello", Hello).unwrap();
     let told = EndpointRef::try_from(&hello).unwrap();
-    let of_first_run = client.resolve::<HelloMessage>(&told).unwrap();
+    let bound = client.resolve::<HelloMessage>(&told).unwrap();
     let looked_up: RpcEndpointRef<HelloMessage> =
         soon(client.setup_endpoint_ref(there.clone(), "hello")).await.unwrap();
-    assert_eq!(soon(of_first_run.ask(hi("neo"))).await.unwrap().text, "hi, neo");
+    assert_eq!(soon(bound.ask(hi("neo"))).await.unwrap().text, "hi, neo");
 
     soon(first.shutdown()).await;
     let second = RpcEnv::builder("second").bind(there.host_port()).start().await.unwrap();
     second.setup_endpoint("hello", Hello).unwrap();
     assert_eq!(soon(looked_up.ask(hi("trinity"))).await.unwrap().text, "hi, trinity");
-    let error = soon(of_first_run.ask(hi("neo"))).await.unwrap_err();
+    let error = soon(bound.ask(hi("neo"))).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Stopped);
-    // The sender knows the run that it is connected to, so nothing is sent.
+    // The sender knows the incarnation of the connected peer, so nothing is sent.
     assert!(!error.is_remote() && !error.is_retryable(), "{error:?}");
     assert!(error.to_string().contains("earlier run"), "{error}");
-    let refused = of_first_run.send(hi("neo")).unwrap_err();
+    let refused = bound.send(hi("neo")).unwrap_err();
     assert_eq!(refused.error().kind(), ErrorKind::Stopped);
-    // Another environment does not know it yet when it sends: it accepts the message.
+    // An environment without a connection accepts the message, and reports it undelivered later.
     let other = common::client().await;
-    let (told_of_refusals, mut refusals) = mpsc::unbounded_channel();
-    other.setup_endpoint("refusals", UndeliveredWatch(told_of_refusals)).unwrap();
-    let of_first_run_there = other.resolve::<HelloMessage>(&told).unwrap();
-    of_first_run_there.send(hi("neo")).unwrap();
-    assert_eq!(next(&mut refusals).await.kind(), ErrorKind::Stopped);
-    assert_eq!(
-        soon(of_first_run_there.ask(hi("neo"))).await.unwrap_err().kind(),
-        ErrorKind::Stopped
-    );
-    // The second run knows its own address when it sees it.
+    let (undelivered_tx, mut undelivered) = mpsc::unbounded_channel();
+    other.setup_endpoint("undelivered", UndeliveredWatch(undelivered_tx)).unwrap();
+    let other_bound = other.resolve::<HelloMessage>(&told).unwrap();
+    other_bound.send(hi("neo")).unwrap();
+    assert_eq!(next(&mut undelivered).await.kind(), ErrorKind::Stopped);
+    assert_eq!(soon(other_bound.ask(hi("neo"))).await.unwrap_err().kind(), ErrorKind::Stopped);
+    // The second environment detects a ref with its own address and another incarnation.
     let error = second.resolve::<HelloMessage>(&told).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Stopped);
-    // Passed on, it is still that of the first run.
-    let passed_on = EndpointRef::try_from(&of_first_run).unwrap();
+    // A ref that is passed on keeps the incarnation of the first run.
+    let passed_on = EndpointRef::try_from(&bound).unwrap();
     assert_eq!(second.resolve::<HelloMessage>(&passed_on).unwrap_err().kind(), ErrorKind::Stopped);
 }
 

@@ -1,4 +1,4 @@
-//! Endpoints of another environment, over TCP: rows RPC-ENV and NRE of the checklist.
+//! Endpoints of another environment, over TCP: rows RPC-ENV and NRE.
 
 mod common;
 
@@ -25,7 +25,7 @@ use rpc_core::{
 };
 use tokio::sync::mpsc;
 
-/// Serves the store's messages with a closure.
+/// An endpoint that handles each message of the store with a closure.
 struct Store<F>(F);
 
 impl<F: FnMut(StoreMessage) -> Result<(), RpcError> + Send + 'static> ThreadSafeRpcEndpoint
@@ -49,21 +49,23 @@ fn get(name: &str) -> StoreGet {
     StoreGet(Key { name: name.to_owned() })
 }
 
-/// A ref that `client` has to an endpoint of `server`, and the names of the marks that reach it.
+/// Sets up an endpoint at `server`, and returns the ref of `client` to it.
+///
+/// The receiver yields the name of each `Mark` that the endpoint receives.
 async fn store_of_marks(
     server: &RpcEnv,
     client: &RpcEnv,
 ) -> (RpcEndpointRef<StoreMessage>, mpsc::UnboundedReceiver<String>) {
-    let (told, received) = mpsc::unbounded_channel();
+    let (tx, received) = mpsc::unbounded_channel();
     let store = Store(move |message| {
         if let StoreMessage::Touch(mark) = message {
-            let _ = told.send(mark.name);
+            let _ = tx.send(mark.name);
         }
         Ok(())
     });
     server.setup_endpoint("store", store).expect("the name is free");
     let store = client.setup_endpoint_ref::<StoreMessage>(address(server), "store");
-    (soon(store).await.expect("it is there"), received)
+    (soon(store).await.expect("the endpoint is registered"), received)
 }
 
 #[tokio::test]
@@ -74,33 +76,32 @@ async fn rpc_env_02_send_delivers_remote_message() {
     assert_eq!(next(&mut received).await, "hello");
 }
 
-/// Sends its message when it is dropped.
-struct LastWords(RpcEndpointRef<StoreMessage>);
+/// Sends a message when it is dropped.
+struct SendsOnDrop(RpcEndpointRef<StoreMessage>);
 
-impl Drop for LastWords {
+impl Drop for SendsOnDrop {
     fn drop(&mut self) {
-        let _ = self.0.send(mark("last words"));
+        let _ = self.0.send(mark("at thread exit"));
     }
 }
 
-/// By the time a thread drops what its thread-locals hold, those that this crate uses itself may be
-/// gone.
+/// A thread-local destructor sends when the thread-locals of this crate may already be destroyed.
 #[tokio::test]
 async fn send_works_during_thread_local_destruction() {
     thread_local! {
-        static LAST_WORDS: RefCell<Option<LastWords>> = const { RefCell::new(None) };
+        static SENDS_ON_DROP: RefCell<Option<SendsOnDrop>> = const { RefCell::new(None) };
     }
     let (server, client) = (server().await, client().await);
     let (store, mut received) = store_of_marks(&server, &client).await;
     let (end, ends) = std::sync::mpsc::channel::<()>();
     std::thread::spawn(move || {
-        LAST_WORDS.set(Some(LastWords(store.clone())));
-        store.send(mark("first words")).unwrap();
+        SENDS_ON_DROP.set(Some(SendsOnDrop(store.clone())));
+        store.send(mark("before thread exit")).unwrap();
         let _ = ends.recv();
     });
-    assert_eq!(next(&mut received).await, "first words");
+    assert_eq!(next(&mut received).await, "before thread exit");
     drop(end);
-    assert_eq!(next(&mut received).await, "last words");
+    assert_eq!(next(&mut received).await, "at thread exit");
 }
 
 #[tokio::test]
@@ -117,13 +118,13 @@ async fn rpc_env_05_ask_returns_remote_reply() {
 #[tokio::test]
 async fn stop_of_remote_endpoint_has_no_effect() {
     let (first, second) = (server().await, server().await);
-    let here = first.setup_endpoint("hello", Hello).unwrap();
+    let own = first.setup_endpoint("hello", Hello).unwrap();
     second.setup_endpoint("hello", Hello).unwrap();
-    let there =
+    let remote =
         soon(first.setup_endpoint_ref::<HelloMessage>(address(&second), "hello")).await.unwrap();
-    first.stop(&there);
-    assert_eq!(soon(there.ask(hi("there"))).await.unwrap().text, "hi, there");
-    assert_eq!(soon(here.ask(hi("here"))).await.unwrap().text, "hi, here");
+    first.stop(&remote);
+    assert_eq!(soon(remote.ask(hi("remote"))).await.unwrap().text, "hi, remote");
+    assert_eq!(soon(own.ask(hi("own"))).await.unwrap().text, "hi, own");
 }
 
 #[tokio::test]
@@ -152,7 +153,7 @@ async fn rpc_env_06_remote_ask_times_out_and_names_setting() {
 #[tokio::test]
 async fn rpc_env_18_reply_from_another_task_reaches_remote_caller() {
     let (server, client) = (server().await, client().await);
-    // Answered later and from elsewhere.
+    // The reply comes later, from another task.
     let store = Store(|message| {
         if let StoreMessage::Remove(_, context) = message {
             tokio::spawn(async move { context.reply(()) });
@@ -219,12 +220,12 @@ async fn rpc_env_20_failure_reaches_remote_caller() {
 async fn nre_01_lookup_of_missing_endpoint_fails() {
     let (server, client) = (server().await, client().await);
     for env in [&client, &server] {
-        let lookup = env.setup_endpoint_ref::<HelloMessage>(address(&server), "nobody");
+        let lookup = env.setup_endpoint_ref::<HelloMessage>(address(&server), "missing");
         let error = soon(lookup).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::EndpointNotFound);
         assert_eq!(
             error.to_string(),
-            format!("Cannot find endpoint: spark://nobody@{}", address(&server))
+            format!("Cannot find endpoint: spark://missing@{}", address(&server))
         );
     }
 }
@@ -259,7 +260,7 @@ async fn wildcard_bind_requires_advertised_host() {
 async fn start_fails_without_mode_or_with_invalid_address() {
     assert_eq!(RpcEnv::builder("none").start().await.unwrap_err().kind(), ErrorKind::Config);
     assert_eq!(
-        RpcEnv::builder("bad").bind("here").start().await.unwrap_err().kind(),
+        RpcEnv::builder("bad").bind("no address").start().await.unwrap_err().kind(),
         ErrorKind::InvalidAddress
     );
 }
@@ -274,7 +275,7 @@ async fn lookup_fails_when_service_differs() {
     assert_eq!(error.kind(), ErrorKind::ServiceMismatch);
     let text = error.to_string();
     assert!(text.contains("serves hello.Hello, not coverage.Store"), "{text}");
-    // In the own environment too, where types are compared.
+    // A lookup in the own environment compares message types and fails too.
     let error = soon(server.setup_endpoint_ref::<StoreMessage>(address(&server), "hello"))
         .await
         .unwrap_err();
@@ -328,11 +329,11 @@ async fn endpoint_can_serve_several_services() {
 
 #[tokio::test]
 async fn remote_lookup_of_local_only_message_type_fails() {
-    struct Home;
-    impl RpcMessage for Home {}
+    struct LocalOnly;
+    impl RpcMessage for LocalOnly {}
     let (server, client) = (server().await, client().await);
     let error =
-        soon(client.setup_endpoint_ref::<Home>(address(&server), "hello")).await.unwrap_err();
+        soon(client.setup_endpoint_ref::<LocalOnly>(address(&server), "hello")).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::LocalOnly);
 }
 
@@ -341,7 +342,7 @@ async fn lookup_in_own_environment_returns_local_ref() {
     let server = server().await;
     let thread = std::thread::current().id();
     let store = Store(move |message| {
-        // Over the network there would be two messages, one for each side.
+        // The runtime of this test has one thread.
         assert_eq!(std::thread::current().id(), thread);
         match message {
             StoreMessage::Get(_, context) => context.reply(coverage::Value { value: 1 }),
@@ -354,15 +355,14 @@ async fn lookup_in_own_environment_returns_local_ref() {
     assert_eq!(direct, found);
     assert_eq!(soon(found.ask(get("x"))).await.unwrap().value, 1);
     server.stop(&direct);
-    // A local ref knows at once.
+    // A send over a local ref fails at once when the endpoint has stopped.
     assert_eq!(found.send(get("x")).unwrap_err().error().kind(), ErrorKind::Stopped);
 }
 
-/// What a newer peer may send: an rpc that this side's schema does not have; and what a broken one
-/// may: a request that is something else.
-struct Newer(&'static str);
+/// A request of an rpc that the schema of the endpoint does not have, as a newer peer sends it.
+struct UnknownMethod(&'static str);
 
-impl RpcRequest<HelloMessage> for Newer {
+impl RpcRequest<HelloMessage> for UnknownMethod {
     type Reply = Greeting;
     const METHOD: Option<Method> = Some(Method::new("/hello.Hello/SayNothing"));
     fn into_message(self, context: RpcCallContext<Greeting>) -> HelloMessage {
@@ -376,16 +376,17 @@ impl RpcRequest<HelloMessage> for Newer {
     }
 }
 
-struct Broken;
+/// A request of `SayHi` whose body is a message of another type with more fields.
+struct OtherMessage;
 
-impl RpcRequest<HelloMessage> for Broken {
+impl RpcRequest<HelloMessage> for OtherMessage {
     type Reply = Greeting;
     const METHOD: Option<Method> = Some(Method::new("/hello.Hello/SayHi"));
     fn into_message(self, context: RpcCallContext<Greeting>) -> HelloMessage {
         HelloMessage::SayHi(SayHi::default(), context)
     }
     fn encode(&self, body: &mut EncodeBuf<'_>) -> Result<(), RpcError> {
-        // Field 1 is a message here and not UTF-8, where SayHi has a string.
+        // Field 1 is a message, where SayHi has a string; field 3 is not UTF-8.
         let key = Key { name: "\u{7f}\u{7f}".to_owned() };
         body.put_message(&Pair { key: Some(key), payload: vec![0xff; 3].into(), ..Pair::default() })
     }
@@ -400,14 +401,14 @@ async fn unknown_method_fails_only_its_ask() {
     let endpoint = server.setup_endpoint("hello", Hello).unwrap();
     let hello =
         soon(client.setup_endpoint_ref::<HelloMessage>(address(&server), "hello")).await.unwrap();
-    let error = soon(hello.ask(Newer("x"))).await.unwrap_err();
+    let error = soon(hello.ask(UnknownMethod("x"))).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Rejected);
     assert!(error.is_remote());
     assert!(error.to_string().contains("hello.Hello has no method SayNothing"), "{error}");
-    hello.send(Newer("x")).unwrap();
+    hello.send(UnknownMethod("x")).unwrap();
     assert_eq!(soon(hello.ask(hi("neo"))).await.unwrap().text, "hi, neo");
 
-    // So does an endpoint that is gone meanwhile.
+    // An endpoint that has stopped since the lookup also fails only the ask.
     server.stop(&endpoint);
     let error = soon(hello.ask(hi("neo"))).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::EndpointNotFound);
@@ -425,8 +426,8 @@ async fn malformed_envelope_fails_only_its_request() {
     client.send(envelope::hello(7).envelope()).unwrap();
     let request =
         |endpoint, path, body: &[u8]| envelope::message(1, endpoint, path, body).encode_to_vec();
-    // Truncated, a length beyond the end, not UTF-8, no route, a route that is not open, no
-    // endpoint.
+    // A truncated varint, a length beyond the end, a path that is not UTF-8, no route, a route
+    // that is not open, an endpoint that does not exist.
     let rejected: [(&[u8], &str); 7] = [
         (b"\xff", "no envelope"),
         (b"\x7a\xff\xff\xff\xff\x0f", "no envelope"),
@@ -449,11 +450,11 @@ async fn malformed_envelope_fails_only_its_request() {
         .unwrap();
     assert!(String::from_utf8_lossy(&response).contains("serves hello.Hello, not"), "{response:?}");
     let request = |path: &str, body: &[u8]| envelope::message(2, "", path, body).encode_to_vec();
-    // A method that does not exist, as long as a frame allows: the error does not repeat it.
+    // The error does not repeat the name of an unknown method of 1 MiB.
     let long = format!("/hello.Hello/{}", "x".repeat(1 << 20));
     let response = soon(client.send_rpc(request(&long, b""))).await.unwrap();
     assert!(response.len() < 1000, "{}", response.len());
-    // A method whose request is truncated.
+    // The request of a known method is truncated.
     let response = soon(client.send_rpc(request("/hello.Hello/SayHi", b"\x0a\x7f"))).await.unwrap();
     assert!(
         String::from_utf8_lossy(&response).contains("/hello.Hello/SayHi cannot be decoded"),
@@ -468,8 +469,8 @@ async fn unknown_request_fields_are_ignored() {
     server.setup_endpoint("hello", Hello).unwrap();
     let hello =
         soon(client.setup_endpoint_ref::<HelloMessage>(address(&server), "hello")).await.unwrap();
-    // Pair's field 1 holds bytes that are a string as well; SayHi does not know its field 3.
-    let text = soon(hello.ask(Broken)).await.unwrap().text;
+    // Field 1 of Pair decodes as the string of SayHi, which has no field 3.
+    let text = soon(hello.ask(OtherMessage)).await.unwrap().text;
     assert!(text.starts_with("hi, "), "{text}");
 }
 
@@ -524,20 +525,20 @@ async fn full_route_queue_returns_message() {
     server.setup_endpoint("store", store).unwrap();
     let store =
         soon(client.setup_endpoint_ref::<StoreMessage>(address(&server), "store")).await.unwrap();
-    // On this one thread no credit comes before the test gives way.
+    // No credit arrives before the test awaits something, as the runtime has one thread.
     let mut sent = 0;
     let refused = loop {
         match store.send(mark(&"x".repeat(1000))) {
             Ok(()) => sent += 1,
             Err(refused) => break refused,
         }
-        assert!(sent < 100, "there is no limit");
+        assert!(sent < 100, "the queue has no limit");
     };
     assert_eq!(refused.error().kind(), ErrorKind::Limit);
     assert!(refused.error().is_retryable());
     assert_eq!(refused.into_message().name.len(), 1000);
     assert_eq!(soon(store.ask(get(&"x".repeat(1000)))).await.unwrap_err().kind(), ErrorKind::Limit);
-    // What was taken is sent, and there is room again.
+    // The accepted messages are sent, and the queue has capacity again.
     let count = soon(async {
         loop {
             match store.ask(get("x")).await {
@@ -561,7 +562,7 @@ async fn unreachable_peer_fails_asks_and_is_reconnected() {
 
     let error = soon(async {
         loop {
-            // The close may still be on its way to this side.
+            // The client may not have noticed the close of the connection yet.
             match hello.ask(hi("neo")).await {
                 Err(error) if error.is_retryable() => break error,
                 _ => {}
@@ -583,7 +584,7 @@ async fn unreachable_peer_fails_asks_and_is_reconnected() {
     .await;
     again.setup_endpoint("hello", Hello).unwrap();
     soon(async {
-        // The transport may refuse to connect for a moment after a failure.
+        // The transport may reject new attempts for a moment after a failed one.
         while hello.ask(hi("neo")).await.is_err() {
             tokio::task::yield_now().await;
         }
@@ -594,10 +595,10 @@ async fn unreachable_peer_fails_asks_and_is_reconnected() {
 #[tokio::test]
 async fn asks_fail_when_either_environment_shuts_down() {
     let mut kept = Vec::new();
-    let (told, mut arrived) = mpsc::unbounded_channel();
+    let (tx, mut arrived) = mpsc::unbounded_channel();
     let store = Store(move |message| {
         kept.push(message);
-        let _ = told.send(());
+        let _ = tx.send(());
         Ok(())
     });
     let (server, client) = (server().await, client().await);
@@ -607,7 +608,7 @@ async fn asks_fail_when_either_environment_shuts_down() {
     let ask = store.ask(get("x"));
     next(&mut arrived).await;
     soon(server.shutdown()).await;
-    // Its endpoint was dropped, and what it had kept with it.
+    // The endpoint was dropped together with the messages that it kept.
     let error = soon(ask).await.unwrap_err();
     assert!(matches!(error.kind(), ErrorKind::NoReply | ErrorKind::Network), "{error:?}");
 
@@ -621,10 +622,10 @@ async fn asks_fail_when_either_environment_shuts_down() {
 #[tokio::test]
 async fn sender_address_is_advertised_address_or_socket() {
     let (first, second, client) = (server().await, server().await, client().await);
-    let (told, mut senders) = mpsc::unbounded_channel();
+    let (tx, mut senders) = mpsc::unbounded_channel();
     let store = Store(move |message| {
         if let StoreMessage::Get(_, context) = message {
-            let _ = told.send(context.sender_address().cloned());
+            let _ = tx.send(context.sender_address().cloned());
         }
         Ok(())
     });
@@ -643,7 +644,7 @@ async fn sender_address_is_advertised_address_or_socket() {
 
 #[tokio::test]
 async fn timed_out_lookup_names_its_setting() {
-    // It accepts and says nothing.
+    // The listener accepts connections in its backlog and sends nothing.
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let silent = RpcAddress::from(listener.local_addr().unwrap());
     let client = RpcEnv::builder("client")
@@ -667,26 +668,26 @@ async fn every_ask_ends_while_environments_shut_down() {
         let hello = soon(client.setup_endpoint_ref::<HelloMessage>(address(&server), "hello"))
             .await
             .unwrap();
-        let askers: Vec<_> = (0..4)
+        let callers: Vec<_> = (0..4)
             .map(|_| {
                 let hello = hello.clone();
                 tokio::spawn(async move {
-                    let (mut answered, mut failed) = (0, 0);
+                    let (mut replied, mut failed) = (0, 0);
                     for n in 0..200 {
                         let ask = hello.ask(hi("neo"));
-                        // Some give up.
+                        // One ask in seven is cancelled.
                         if n % 7 == 0 {
                             continue;
                         }
                         match ask.await {
                             Ok(greeting) => {
                                 assert_eq!(greeting.text, "hi, neo");
-                                answered += 1;
+                                replied += 1;
                             }
                             Err(_) => failed += 1,
                         }
                     }
-                    (answered, failed)
+                    (replied, failed)
                 })
             })
             .collect();
@@ -695,9 +696,9 @@ async fn every_ask_ends_while_environments_shut_down() {
         } else {
             soon(client.shutdown()).await;
         }
-        for asker in askers {
-            let (answered, failed) = soon(asker).await.unwrap();
-            assert_eq!(answered + failed, 200 - 29);
+        for caller in callers {
+            let (replied, failed) = soon(caller).await.unwrap();
+            assert_eq!(replied + failed, 200 - 29);
         }
     }
 }
@@ -705,12 +706,12 @@ async fn every_ask_ends_while_environments_shut_down() {
 #[tokio::test]
 async fn stop_of_another_client_mode_endpoint_has_no_effect() {
     let (one, other) = (client().await, client().await);
-    let here = one.setup_endpoint("hello", Hello).unwrap();
-    let there = other.setup_endpoint("hello", Hello).unwrap();
-    one.stop(&there);
-    for endpoint in [&here, &there] {
+    let own = one.setup_endpoint("hello", Hello).unwrap();
+    let foreign = other.setup_endpoint("hello", Hello).unwrap();
+    one.stop(&foreign);
+    for endpoint in [&own, &foreign] {
         assert_eq!(soon(endpoint.ask(hi("neo"))).await.unwrap().text, "hi, neo");
     }
-    one.stop(&here);
-    assert_eq!(soon(here.ask(hi("neo"))).await.unwrap_err().kind(), ErrorKind::Stopped);
+    one.stop(&own);
+    assert_eq!(soon(own.ask(hi("neo"))).await.unwrap_err().kind(), ErrorKind::Stopped);
 }

@@ -1,4 +1,4 @@
-//! Routes between two environments: numbers, limits, idle routes.
+//! Routes between two environments: idle routes, the limit of routes, one-way rpcs.
 
 #![allow(missing_docs, clippy::unwrap_used)]
 
@@ -28,7 +28,7 @@ async fn client_with(conf: RpcConf) -> RpcEnv {
     RpcEnv::builder("client").client_mode().conf(conf).start().await.unwrap()
 }
 
-/// Credit that an idle client holds is there for others.
+/// Closing idle routes makes the credit of an idle client available to others.
 #[tokio::test(start_paused = true)]
 async fn idle_routes_are_closed_and_reopened_on_use() {
     let network = MemoryNetwork::new();
@@ -53,7 +53,7 @@ async fn idle_routes_are_closed_and_reopened_on_use() {
         tokio::time::sleep(Duration::from_secs(120)).await;
         assert_eq!(server.snapshot().route_bytes, 0);
     }
-    // One that is used at times stays open.
+    // A route that is used every 30 s stays open.
     for _ in 0..10 {
         refs[0].ask(hi("neo")).await.unwrap();
         tokio::time::sleep(Duration::from_secs(30)).await;
@@ -78,7 +78,7 @@ async fn refs_beyond_route_limit_fail_until_route_is_free() {
     }
     let error =
         soon(client.setup_endpoint_ref::<HelloMessage>(address(&server), "endpoint-9")).await;
-    // The route to the verifier has no ref, so the new one takes its number.
+    // The route to the verifier has no ref, so the new route reuses its number.
     let last = error.unwrap();
     soon(last.ask(hi("neo"))).await.unwrap();
     let error =
@@ -86,7 +86,7 @@ async fn refs_beyond_route_limit_fail_until_route_is_free() {
     let error = error.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Limit);
     assert!(error.to_string().contains("spark.rpc.maxRoutesPerConnection"), "{error}");
-    assert!(!error.is_retryable(), "send_wait would try again at once");
+    assert!(!error.is_retryable(), "send_wait would retry in a loop");
     for hello in &refs {
         assert_eq!(soon(hello.ask(hi("neo"))).await.unwrap().text, "hi, neo");
     }
@@ -97,7 +97,7 @@ async fn refs_beyond_route_limit_fail_until_route_is_free() {
     assert_eq!(soon(next.ask(hi("neo"))).await.unwrap().text, "hi, neo");
 }
 
-/// More live refs than routes fit into take turns only if some have been idle for long.
+/// Refs in use do not take routes from each other when the limit is reached.
 #[tokio::test]
 async fn refs_in_use_keep_their_routes_at_limit() {
     let server = server().await;
@@ -113,7 +113,7 @@ async fn refs_in_use_keep_their_routes_at_limit() {
             soon(hello.ask(hi("neo"))).await.unwrap();
         }
     }
-    // All of them and the verifier's, each opened once.
+    // The 63 routes and that to the verifier were each opened once.
     let names: u64 = (0..63).map(|n| format!("endpoint-{n}").len() as u64).sum();
     assert_eq!(server.snapshot().route_bytes, 64 * 256 + names + "endpoint-verifier".len() as u64);
 }
@@ -131,7 +131,7 @@ impl ThreadSafeRpcEndpoint for Store {
     }
 }
 
-/// A one-way rpc makes no context that could respond.
+/// A one-way rpc has no context, so an ask of it fails.
 #[tokio::test]
 async fn ask_of_one_way_rpc_fails() {
     let server = server().await;

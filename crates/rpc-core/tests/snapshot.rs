@@ -1,4 +1,4 @@
-//! What an environment tells about itself, and limits set per endpoint.
+//! Snapshots and their export as metrics, and limits that options set per endpoint.
 
 #![allow(missing_docs, clippy::unwrap_used)]
 
@@ -13,7 +13,7 @@ use rpc_core::{
 };
 use tokio::sync::mpsc;
 
-/// Answers when the test says so, with what the test says.
+/// An endpoint that waits for an outcome from the test for each message: a delay or an error.
 struct Slow(mpsc::UnboundedReceiver<Result<Duration, RpcError>>);
 
 impl ThreadSafeRpcEndpoint for Slow {
@@ -25,24 +25,24 @@ impl ThreadSafeRpcEndpoint for Slow {
     ) -> Result<(), RpcError> {
         let (HelloMessage::SayHi(_, context) | HelloMessage::SayBye(_, context)) = message;
         let time =
-            self.0.recv().await.ok_or_else(|| RpcError::application("the test is over"))??;
+            self.0.recv().await.ok_or_else(|| RpcError::application("the test has ended"))??;
         tokio::time::sleep(time).await;
         context.reply(Greeting::default())
     }
 }
 
-fn of(env: &RpcEnv, name: &str) -> EndpointSnapshot {
+fn endpoint_snapshot(env: &RpcEnv, name: &str) -> EndpointSnapshot {
     env.snapshot().endpoints.into_iter().find(|endpoint| endpoint.name == name).unwrap()
 }
 
-async fn until(
+async fn wait_until(
     env: &RpcEnv,
     name: &str,
     holds: impl Fn(&EndpointSnapshot) -> bool,
 ) -> EndpointSnapshot {
     soon(async {
         loop {
-            let snapshot = of(env, name);
+            let snapshot = endpoint_snapshot(env, name);
             if holds(&snapshot) {
                 return snapshot;
             }
@@ -62,7 +62,8 @@ async fn snapshot_reports_state_of_endpoints() {
         soon(client.setup_endpoint_ref::<HelloMessage>(address(&server), "slow")).await.unwrap();
     let asks: Vec<_> = (0..3).map(|_| tokio::spawn(local.ask(hi("x")))).collect();
     let last = remote.ask(hi("y"));
-    let waiting = until(&server, "slow", |slow| slow.held == 4 && slow.lag > Duration::ZERO).await;
+    let waiting =
+        wait_until(&server, "slow", |slow| slow.held == 4 && slow.lag > Duration::ZERO).await;
     assert_eq!((waiting.handled, waiting.rejected), (0, 0));
     assert!(waiting.held_bytes > 0);
     assert_eq!((server.snapshot().pending_asks, client.snapshot().pending_asks), (3, 1));
@@ -71,17 +72,17 @@ async fn snapshot_reports_state_of_endpoints() {
 
     release.send(Ok(Duration::from_millis(30))).unwrap();
     release.send(Err(RpcError::application("no"))).unwrap();
-    let after = until(&server, "slow", |slow| slow.handled == 2).await;
+    let after = wait_until(&server, "slow", |slow| slow.handled == 2).await;
     assert_eq!((after.failed, after.rejected, after.expired, after.held), (1, 1, 0, 2));
     assert!(after.processing.max() >= Duration::from_millis(30), "{:?}", after.processing);
     drop(last);
     release.send(Ok(Duration::ZERO)).unwrap();
-    let idle = until(&server, "slow", |slow| slow.held == 0).await;
+    let idle = wait_until(&server, "slow", |slow| slow.held == 0).await;
     assert_eq!((idle.handled, idle.expired, idle.held_bytes), (3, 1, 0));
     for ask in asks {
         let _ = soon(ask).await.unwrap();
     }
-    until(&server, "slow", |slow| slow.lag == Duration::ZERO).await;
+    wait_until(&server, "slow", |slow| slow.lag == Duration::ZERO).await;
     let (server, client) = (server.snapshot(), client.snapshot());
     assert_eq!((server.pending_asks, client.pending_asks, server.inbox_bytes), (0, 0, 0));
     assert_eq!((server.server.connections, client.client.connections), (1, 1));
@@ -92,7 +93,7 @@ async fn snapshot_reports_state_of_endpoints() {
     );
 }
 
-/// Where endpoints come and go by the thousand, each with a name of its own, the connection does
+/// Where endpoints come and go by the thousand, each with a name endpoint_snapshot its own, the connection does
 /// not remember them all.
 #[tokio::test]
 async fn route_count_is_bounded_when_endpoints_come_and_go() {
@@ -101,7 +102,7 @@ async fn route_count_is_bounded_when_endpoints_come_and_go() {
         soon(client.setup_endpoint_ref::<HelloMessage>(address(&server), &name)).await.unwrap()
     };
     for n in 0..300 {
-        // Each is there twice, and its second run is sent to as the first was.
+        // Each name is registered twice in turn, and both endpoints reply.
         let name = format!("task-{n}");
         for _ in 0..2 {
             let task = server.setup_endpoint(&name, Hello).unwrap();
@@ -112,7 +113,7 @@ async fn route_count_is_bounded_when_endpoints_come_and_go() {
     }
     let keeps = server.setup_endpoint("keeps", Hello).unwrap();
     for _ in 0..300 {
-        // This one goes on, and counts what was given back.
+        // This endpoint keeps running while refs to it are created and dropped.
         let remote = lookup("keeps".to_owned()).await;
         for _ in 0..3 {
             assert_eq!(soon(remote.ask(hi("neo"))).await.unwrap().text, "hi, neo");
@@ -123,10 +124,10 @@ async fn route_count_is_bounded_when_endpoints_come_and_go() {
     drop(keeps);
 }
 
-/// Keeps contexts for the test.
-struct Keep(mpsc::UnboundedReceiver<()>, mpsc::UnboundedSender<RpcCallContext<Greeting>>);
+/// An endpoint that sends each context to the test, and waits for a signal before the next one.
+struct KeepAndWait(mpsc::UnboundedReceiver<()>, mpsc::UnboundedSender<RpcCallContext<Greeting>>);
 
-impl ThreadSafeRpcEndpoint for Keep {
+impl ThreadSafeRpcEndpoint for KeepAndWait {
     type Message = HelloMessage;
     async fn receive(
         &mut self,
@@ -144,18 +145,18 @@ impl ThreadSafeRpcEndpoint for Keep {
 async fn drop_oldest_inbox_discards_oldest_queued_message() {
     let env = client().await;
     let (go, gate) = mpsc::unbounded_channel();
-    let (told, mut kept) = mpsc::unbounded_channel();
+    let (tx, mut kept) = mpsc::unbounded_channel();
     let options = EndpointOptions::new().max_messages(3).overflow(OverflowPolicy::DropOldest);
-    let endpoint = env.setup_endpoint_with("keep", Keep(gate, told), options).unwrap();
+    let endpoint = env.setup_endpoint_with("keep", KeepAndWait(gate, tx), options).unwrap();
     let first = tokio::spawn(endpoint.ask(hi("first")));
     let context = soon(kept.recv()).await.unwrap();
-    // The first is in hand; the second has waited longest when the fourth comes.
+    // The first message is active; the second is the oldest in the queue when the fourth arrives.
     let second = endpoint.ask(hi("second"));
     let third = endpoint.ask(hi("third"));
     let fourth = endpoint.ask(hi("fourth"));
     let error = soon(second).await.unwrap_err();
     assert_eq!((error.kind(), error.is_retryable()), (ErrorKind::Limit, true));
-    assert_eq!(of(&env, "keep").dropped, 1);
+    assert_eq!(endpoint_snapshot(&env, "keep").dropped, 1);
     context.reply(Greeting { text: "1".to_owned() }).unwrap();
     go.send(()).unwrap();
     for text in ["3", "4"] {
@@ -184,7 +185,7 @@ async fn pending_asks_are_limited() {
     soon(slow.ask(hi("4"))).await.unwrap();
 }
 
-/// Counts what is given to the recorder, by name.
+/// The recorder keeps the value of each exported metric by name and labels.
 #[cfg(feature = "metrics")]
 #[tokio::test]
 async fn snapshot_can_be_exported_as_metrics() {
@@ -201,7 +202,7 @@ async fn snapshot_can_be_exported_as_metrics() {
     struct Value(String, Arc<Mutex<BTreeMap<String, f64>>>);
     impl CounterFn for Value {
         fn increment(&self, _: u64) {
-            unreachable!("totals are set");
+            unreachable!("counters are exported as absolute values");
         }
         fn absolute(&self, value: u64) {
             self.1.lock().unwrap().insert(self.0.clone(), value as f64);
@@ -209,10 +210,10 @@ async fn snapshot_can_be_exported_as_metrics() {
     }
     impl GaugeFn for Value {
         fn increment(&self, _: f64) {
-            unreachable!("values are set");
+            unreachable!("gauges are exported as absolute values");
         }
         fn decrement(&self, _: f64) {
-            unreachable!("values are set");
+            unreachable!("gauges are exported as absolute values");
         }
         fn set(&self, value: f64) {
             self.1.lock().unwrap().insert(self.0.clone(), value);
@@ -241,7 +242,7 @@ async fn snapshot_can_be_exported_as_metrics() {
     let env = server().await;
     let hello = env.setup_endpoint("hello", common::Hello).unwrap();
     soon(hello.ask(hi("neo"))).await.unwrap();
-    until(&env, "hello", |hello| hello.handled == 1).await;
+    wait_until(&env, "hello", |hello| hello.handled == 1).await;
     let recorder = Values::default();
     metrics::with_local_recorder(&recorder, || env.snapshot().export());
     let values = recorder.0.lock().unwrap();

@@ -1,4 +1,4 @@
-//! How an environment starts: its port, its address, how it is found.
+//! Start of an environment: bound port, advertised address, lookup by URI.
 
 #![allow(missing_docs, clippy::unwrap_used)]
 
@@ -73,7 +73,7 @@ async fn rpc_env_25_bind_retries_16_times_and_100_times_in_tests() {
 
 #[tokio::test]
 async fn rpc_env_25_bind_retries_only_when_port_is_in_use() {
-    // An address for documentation, which no machine has.
+    // An address of TEST-NET-1 (RFC 5737), which no machine has.
     let error = RpcEnv::builder("env").bind("192.0.2.1:7077").start().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Bind);
     assert!(!error.to_string().contains("retries"), "{error}");
@@ -89,19 +89,18 @@ async fn rpc_env_25_bind_retries_only_when_port_is_in_use() {
     }
 }
 
-/// The tasks that an environment began end with it, also if it was not shut down, or has not even
-/// started.
+/// Dropping an environment ends its tasks, also without a shutdown, and when its start failed.
 #[tokio::test]
 async fn dropped_environment_leaves_no_task() {
     let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
     let server = server().await;
     client()
         .await
-        .setup_endpoint_ref::<HelloMessage>(address(&server), "nobody")
+        .setup_endpoint_ref::<HelloMessage>(address(&server), "missing")
         .await
         .unwrap_err();
-    let taken = RpcEnv::builder("taken").conf(setting("spark.port.maxRetries", "0"));
-    taken.bind(address(&server).to_string()).start().await.unwrap_err();
+    let port_in_use = RpcEnv::builder("port_in_use").conf(setting("spark.port.maxRetries", "0"));
+    port_in_use.bind(address(&server).to_string()).start().await.unwrap_err();
     drop(server);
     soon(async {
         while tasks() > 0 {
@@ -116,7 +115,7 @@ async fn nre_02_advertised_host_is_part_of_address() {
     let env =
         RpcEnv::builder("env").bind("localhost:0").advertise("example.com").start().await.unwrap();
     assert!(address(&env).to_string().starts_with("example.com:"), "{:?}", env.address());
-    // It is reached at the host it binds.
+    // The environment is reachable at the bound host.
     env.setup_endpoint("hello", Hello).unwrap();
     let bound = RpcAddress::new("localhost", address(&env).port());
     let hello =
@@ -124,7 +123,7 @@ async fn nre_02_advertised_host_is_part_of_address() {
     assert_eq!(soon(hello.ask(hi("neo"))).await.unwrap().text, "hi, neo");
 }
 
-/// Others would learn it from every message and not be able to read it.
+/// Peers could not parse such a host.
 #[tokio::test]
 async fn nre_02_invalid_advertised_host_fails_start() {
     for host in ["", "a host", "host:7077", "spark://host", "[host]"] {

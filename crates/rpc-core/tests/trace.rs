@@ -1,4 +1,4 @@
-//! Traces that go along with messages.
+//! Propagation of `traceparent` with messages, within an environment and to another one.
 
 #![allow(missing_docs, clippy::unwrap_used)]
 
@@ -14,7 +14,7 @@ tokio::task_local! {
     static PARENT: String;
 }
 
-/// What a tracing system would do: the current place is a task local, and each message gets a span.
+/// A tracing system: the current parent is a task local, and each received message gets a span.
 struct Propagator(mpsc::UnboundedSender<String>);
 
 impl TracePropagator for Propagator {
@@ -28,10 +28,10 @@ impl TracePropagator for Propagator {
     }
 }
 
-/// Answers with the name of the span it runs in.
-struct InSpan;
+/// An endpoint that replies with the name of its current span.
+struct RepliesWithSpan;
 
-impl ThreadSafeRpcEndpoint for InSpan {
+impl ThreadSafeRpcEndpoint for RepliesWithSpan {
     type Message = HelloMessage;
     async fn receive(
         &mut self,
@@ -51,16 +51,16 @@ impl ThreadSafeRpcEndpoint for InSpan {
 #[tokio::test]
 async fn traceparent_is_propagated_locally_and_remotely() {
     let _subscriber = tracing::subscriber::set_default(Registry::default());
-    let (told, mut received) = mpsc::unbounded_channel();
+    let (tx, mut received) = mpsc::unbounded_channel();
     let server = RpcEnv::builder("server").bind("127.0.0.1:0");
-    let server = server.trace_propagator(Propagator(told.clone())).start().await.unwrap();
+    let server = server.trace_propagator(Propagator(tx.clone())).start().await.unwrap();
     let client = RpcEnv::builder("client")
         .client_mode()
-        .trace_propagator(Propagator(told))
+        .trace_propagator(Propagator(tx))
         .start()
         .await
         .unwrap();
-    let local = server.setup_endpoint("traced", InSpan).unwrap();
+    let local = server.setup_endpoint("traced", RepliesWithSpan).unwrap();
     let remote =
         soon(client.setup_endpoint_ref::<HelloMessage>(address(&server), "traced")).await.unwrap();
     for endpoint in [&local, &remote] {
@@ -68,9 +68,9 @@ async fn traceparent_is_propagated_locally_and_remotely() {
         let asked = PARENT.scope(traceparent.to_owned(), async { endpoint.ask(hi("neo")).await });
         assert_eq!(soon(asked).await.unwrap().text, "receive");
         assert_eq!(next(&mut received).await, format!("traced {traceparent}"));
-        // Without a trace there is none.
+        // A message without a traceparent gets no span.
         assert_eq!(soon(endpoint.ask(hi("neo"))).await.unwrap().text, "");
-        // Nobody keeps what cannot be a traceparent.
+        // A value that is too long for a traceparent is dropped.
         let asked = PARENT.scope("x".repeat(1000), async { remote.ask(hi("neo")).await });
         assert_eq!(soon(asked).await.unwrap().text, "");
     }

@@ -1,4 +1,4 @@
-//! Addresses, timeouts and settings: rows ADR, NRA and RPC-ENV-32 of the checklist.
+//! Addresses, timeouts and settings, without a peer: rows ADR, NRA and RPC-ENV-32.
 
 use std::time::Duration;
 
@@ -8,11 +8,11 @@ use rpc_core::{
     RpcEnvFileServer, RpcError, RpcTimeout, SendError, ShutdownReport,
 };
 
-/// What is held goes to any thread, whatever the messages are.
+/// Handles are `Send` and `Sync` for any message type, also for one that is only `Send`.
 #[test]
 fn public_types_are_send_and_sync() {
     fn is<T: Send + Sync + std::fmt::Debug>() {}
-    /// `Send`, as a message must be, and no more.
+    /// A type that is `Send` but not `Sync`.
     type Message = std::cell::Cell<u8>;
     is::<RpcEnv>();
     is::<RpcEnvBuilder>();

@@ -1,5 +1,5 @@
-//! Writes envelopes by hand, as other implementations and hostile peers do: see
-//! `proto/rpc_envelope.proto`.
+//! Hand-written messages of `proto/rpc_envelope.proto`, for tests that act as a peer without the
+//! crate's own encoder.
 
 use prost::Message;
 
@@ -39,7 +39,7 @@ pub struct Hello {
     pub max_routes: u32,
 }
 
-/// `rpc_core.envelope.Credit`; of the notices with a route only, its first field is all.
+/// `rpc_core.envelope.Credit`; notices that contain only a route use its first field.
 #[derive(Clone, PartialEq, Message)]
 pub struct Credit {
     #[prost(uint32, tag = "1")]
@@ -88,13 +88,13 @@ pub struct Notice {
 }
 
 impl Notice {
-    /// The body of a one-way message.
+    /// Encodes the notice as the body of a one-way message on route 0.
     pub fn envelope(&self) -> Vec<u8> {
         RoutedMessage { body: self.encode_to_vec(), ..RoutedMessage::default() }.encode_to_vec()
     }
 }
 
-/// The Hello of an environment that does not listen.
+/// Returns the Hello of a client-mode environment.
 pub fn hello(incarnation: u64) -> Notice {
     let hello = Hello {
         min_version: 1,
@@ -106,7 +106,7 @@ pub fn hello(incarnation: u64) -> Notice {
     Notice { hello: Some(hello), ..Notice::default() }
 }
 
-/// A message. `endpoint`: what it opens the route to, or empty.
+/// Returns a message; a non-empty `endpoint` opens the route to that endpoint.
 pub fn message(route: u32, endpoint: &str, path: &str, body: &[u8]) -> RoutedMessage {
     RoutedMessage {
         route,

@@ -1,4 +1,4 @@
-//! What several test files use.
+//! Endpoints, environments and waits that several test files use.
 
 #![allow(dead_code, unreachable_pub, missing_docs, clippy::unwrap_used)]
 
@@ -18,7 +18,7 @@ pub mod hello {
 
 pub use hello::{Greeting, HelloMessage, SayBye, SayHi};
 
-/// The endpoint of the Hello example.
+/// An endpoint of the service `hello.Hello` that replies to both rpcs.
 pub struct Hello;
 
 impl ThreadSafeRpcEndpoint for Hello {
@@ -40,7 +40,7 @@ impl ThreadSafeRpcEndpoint for Hello {
     }
 }
 
-/// Keeps contexts for the test.
+/// An endpoint that sends the context of each message to the test and does not reply.
 pub struct Keep(pub mpsc::UnboundedSender<RpcCallContext<Greeting>>);
 
 impl ThreadSafeRpcEndpoint for Keep {
@@ -59,7 +59,7 @@ pub fn hi(msg: &str) -> SayHi {
     SayHi { msg: msg.to_owned() }
 }
 
-/// Sends the errors of undelivered messages to the test.
+/// An endpoint that sends the errors of undelivered messages to the test.
 pub struct UndeliveredWatch(pub mpsc::UnboundedSender<RpcError>);
 
 impl ThreadSafeRpcEndpoint for UndeliveredWatch {
@@ -96,19 +96,21 @@ pub async fn server() -> RpcEnv {
 }
 
 pub fn address(env: &RpcEnv) -> RpcAddress {
-    env.address().expect("a server").clone()
+    env.address().expect("the environment listens").clone()
 }
 
 pub fn setting(key: &str, value: &str) -> RpcConf {
     RpcConf::new().with(key, value).unwrap()
 }
 
-/// Fails the test rather than hanging it.
+/// Awaits `future` for at most 10 s, then fails the test.
 pub async fn soon<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(10), future).await.expect("did not happen within 10 s")
+    tokio::time::timeout(Duration::from_secs(10), future)
+        .await
+        .expect("the future did not complete within 10 s")
 }
 
-/// Waits for the next thing that an endpoint told the test.
+/// Waits for the next event that an endpoint sends to the test.
 pub async fn next<T>(events: &mut mpsc::UnboundedReceiver<T>) -> T {
-    soon(events.recv()).await.expect("the endpoint is gone")
+    soon(events.recv()).await.expect("the endpoint was dropped")
 }
