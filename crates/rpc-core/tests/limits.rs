@@ -1,4 +1,5 @@
-//! Full queues, credit across the network, and askers that give up.
+//! Limits of inboxes, route queues and messages; credit; cancelled asks. The peers are other
+//! environments, and in one test a TCP client with hand-written envelopes.
 
 #![allow(missing_docs, clippy::unwrap_used)]
 
@@ -21,7 +22,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, mpsc};
 
-/// Handles a message per permit and tells the test its text.
+/// An endpoint that handles one message for each permit, and sends its text to the test.
 struct Gated {
     permits: Arc<Semaphore>,
     handled: mpsc::UnboundedSender<String>,
@@ -52,8 +53,8 @@ struct Gate {
 
 fn gated() -> (Gated, Gate) {
     let permits = Arc::new(Semaphore::new(0));
-    let (told, handled) = mpsc::unbounded_channel();
-    (Gated { permits: Arc::clone(&permits), handled: told }, Gate { permits, handled })
+    let (tx, handled) = mpsc::unbounded_channel();
+    (Gated { permits: Arc::clone(&permits), handled: tx }, Gate { permits, handled })
 }
 
 async fn server_with(conf: RpcConf) -> RpcEnv {
@@ -72,15 +73,15 @@ async fn full_inbox_returns_sends_and_fails_asks() {
     for n in 0..3 {
         slow.send(hi(&n.to_string())).unwrap();
     }
-    let refused = slow.send(hi("3")).unwrap_err();
-    assert_eq!(refused.error().kind(), ErrorKind::Limit);
-    assert!(refused.error().is_retryable());
-    assert!(refused.to_string().contains("spark.rpc.inbox.maxMessages"), "{refused}");
-    assert_eq!(refused.into_message().msg, "3");
+    let rejected = slow.send(hi("3")).unwrap_err();
+    assert_eq!(rejected.error().kind(), ErrorKind::Limit);
+    assert!(rejected.error().is_retryable());
+    assert!(rejected.to_string().contains("spark.rpc.inbox.maxMessages"), "{rejected}");
+    assert_eq!(rejected.into_message().msg, "3");
     let error = soon(slow.ask(hi("4"))).await.unwrap_err();
     assert_eq!((error.kind(), error.is_retryable()), (ErrorKind::Limit, true));
 
-    // Who waits gets in as soon as there is room.
+    // A waiting send completes as soon as the inbox has capacity.
     let waiting = slow.clone();
     let waiting =
         tokio::spawn(async move { waiting.send_wait(hi("5")).await.map_err(RpcError::from) });
@@ -105,8 +106,7 @@ async fn send_wait_fails_when_endpoint_stops() {
     gate.permits.add_permits(1);
 }
 
-/// Everything arrives, in order, and what waits at the receiver stays bounded, whatever the
-/// sender's speed.
+/// All messages arrive in order, and the number of messages held at the receiver is bounded.
 #[tokio::test]
 async fn slow_remote_endpoint_slows_down_fast_sender() {
     let conf = setting("spark.rpc.inbox.maxMessages", "100");
@@ -126,7 +126,7 @@ async fn slow_remote_endpoint_slows_down_fast_sender() {
         }
         Ok::<_, RpcError>(slow)
     });
-    // Its outbox fills up, and then it waits; others on the connection are not held up.
+    // The sender waits when its route queue is full; other endpoints on the connection reply.
     soon(async {
         while sent.load(Ordering::Relaxed) < 65_536 {
             tokio::task::yield_now().await;
@@ -145,7 +145,7 @@ async fn slow_remote_endpoint_slows_down_fast_sender() {
     assert_eq!(soon(slow.ask(hi("last"))).await.unwrap().text, "last");
 }
 
-/// Also while no credit comes.
+/// Cancelled asks leave the queue also while no credit arrives.
 #[tokio::test]
 async fn cancelled_asks_free_capacity_of_route_queue() {
     let server = server_with(setting("spark.rpc.inbox.maxMessages", "1")).await;
@@ -156,12 +156,12 @@ async fn cancelled_asks_free_capacity_of_route_queue() {
     let slow = lookup(&client, &server, "slow").await;
     let first = slow.ask(hi("first"));
     let (second, third) = (slow.ask(hi("second")), slow.ask(hi("third")));
-    assert_eq!(slow.send(hi("refused")).unwrap_err().error().kind(), ErrorKind::Limit);
+    assert_eq!(slow.send(hi("rejected")).unwrap_err().error().kind(), ErrorKind::Limit);
     let mut waiting = std::pin::pin!(slow.send_wait(hi("fourth")));
     assert!(futures::poll!(waiting.as_mut()).is_pending());
     drop(second);
     soon(waiting).await.unwrap();
-    assert_eq!(slow.send(hi("refused")).unwrap_err().error().kind(), ErrorKind::Limit);
+    assert_eq!(slow.send(hi("rejected")).unwrap_err().error().kind(), ErrorKind::Limit);
     drop(third);
     slow.send(hi("fifth")).unwrap();
     gate.permits.add_permits(3);
@@ -171,10 +171,10 @@ async fn cancelled_asks_free_capacity_of_route_queue() {
     soon(first).await.unwrap();
 }
 
-/// Tells what it is told of messages that were refused.
-struct Refusals(mpsc::UnboundedSender<(RpcError, RpcAddress)>);
+/// An endpoint that sends the errors of undelivered messages, with the peer, to the test.
+struct UndeliveredEvents(mpsc::UnboundedSender<(RpcError, RpcAddress)>);
 
-impl ThreadSafeRpcEndpoint for Refusals {
+impl ThreadSafeRpcEndpoint for UndeliveredEvents {
     type Message = HelloMessage;
     async fn receive(
         &mut self,
@@ -196,31 +196,31 @@ impl ThreadSafeRpcEndpoint for Refusals {
 #[tokio::test]
 async fn sender_of_rejected_one_way_message_is_notified() {
     let (server, client) = (server().await, client().await);
-    let (told, mut refusals) = mpsc::unbounded_channel();
-    client.setup_endpoint("refusals", Refusals(told)).unwrap();
+    let (tx, mut undelivered) = mpsc::unbounded_channel();
+    client.setup_endpoint("undelivered", UndeliveredEvents(tx)).unwrap();
     let hello = server.setup_endpoint("hello", Hello).unwrap();
     let remote = lookup(&client, &server, "hello").await;
     server.stop(&hello);
     remote.send(hi("neo")).unwrap();
-    let (error, from) = next(&mut refusals).await;
+    let (error, from) = next(&mut undelivered).await;
     assert_eq!((error.kind(), from), (ErrorKind::EndpointNotFound, address(&server)));
     assert!(error.to_string().contains("hello.Hello/SayHi to hello"), "{error}");
-    // What was refused gives its credit back: many more than it began with pass.
+    // Rejected messages return their credit: more messages pass than the initial credit covers.
     for _ in 0..200 {
         remote.send(bye("neo")).unwrap();
     }
     for _ in 0..200 {
-        assert_eq!(next(&mut refusals).await.0.kind(), ErrorKind::EndpointNotFound);
+        assert_eq!(next(&mut undelivered).await.0.kind(), ErrorKind::EndpointNotFound);
     }
 }
 
-/// Handles nothing until it may, and counts what it is told of messages that were refused.
-struct Late {
+/// An endpoint that handles one message for each permit, and counts undelivered messages.
+struct CountsUndelivered {
     gate: Arc<Semaphore>,
-    refusals: usize,
+    undelivered: usize,
 }
 
-impl ThreadSafeRpcEndpoint for Late {
+impl ThreadSafeRpcEndpoint for CountsUndelivered {
     type Message = HelloMessage;
     async fn receive(
         &mut self,
@@ -229,7 +229,7 @@ impl ThreadSafeRpcEndpoint for Late {
     ) -> Result<(), RpcError> {
         let (HelloMessage::SayHi(_, context) | HelloMessage::SayBye(_, context)) = message;
         self.gate.acquire().await.map_err(RpcError::application)?.forget();
-        context.reply(Greeting { text: self.refusals.to_string() })
+        context.reply(Greeting { text: self.undelivered.to_string() })
     }
     async fn on_undelivered(
         &mut self,
@@ -237,7 +237,7 @@ impl ThreadSafeRpcEndpoint for Late {
         _: RpcAddress,
         _: &EndpointContext<HelloMessage>,
     ) -> Result<(), RpcError> {
-        self.refusals += 1;
+        self.undelivered += 1;
         Ok(())
     }
 }
@@ -247,8 +247,8 @@ async fn busy_endpoint_queues_at_most_1024_undelivered_notices() {
     let (server, client) = (server().await, client().await);
     let gate = Arc::new(Semaphore::new(0));
     let late =
-        client.setup_endpoint("late", Late { gate: Arc::clone(&gate), refusals: 0 }).unwrap();
-    let first = late.ask(hi("it is busy from here on"));
+        client.setup_endpoint("late", CountsUndelivered { gate: Arc::clone(&gate), undelivered: 0 }).unwrap();
+    let first = late.ask(hi("keeps the endpoint busy"));
     let gone = server.setup_endpoint("gone", Hello).unwrap();
     let remote = lookup(&client, &server, "gone").await;
     server.stop(&gone);
@@ -276,14 +276,14 @@ fn one_way(envelope: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// It is notified of every message that is rejected, and gets its credit back.
+/// A rejected message causes a notice and returns its credit, so that the peer can flood.
 #[tokio::test]
 async fn peer_that_does_not_read_cannot_grow_notice_queue() {
     let server = server_with(setting("spark.rpc.io.maxWriteQueueSize", "4k")).await;
     let mut peer = TcpStream::connect(address(&server).host_port()).await.unwrap();
-    // One-way messages with long paths, which the notices repeat.
+    // One-way messages with a path of 400 bytes, which each notice repeats.
     let path = "x".repeat(400);
-    let first = envelope::message(1, "nobody", &path, b"").encode_to_vec();
+    let first = envelope::message(1, "missing", &path, b"").encode_to_vec();
     let others = envelope::message(1, "", &path, b"").encode_to_vec();
     peer.write_all(&one_way(&envelope::hello(7).envelope())).await.unwrap();
     peer.write_all(&one_way(&first)).await.unwrap();
@@ -294,7 +294,7 @@ async fn peer_that_does_not_read_cannot_grow_notice_queue() {
             break;
         }
     }
-    // Now it reads, and finds the end behind a part of them.
+    // The peer reads now: a part of the notices, then the end of the connection.
     let mut notices = Vec::new();
     let _ = soon(peer.read_to_end(&mut notices)).await;
     assert!(!notices.is_empty() && notices.len() < 100_000 * 400, "{}", notices.len());
@@ -309,11 +309,11 @@ async fn peer_that_does_not_read_cannot_grow_notice_queue() {
 #[tokio::test]
 async fn context_is_cancelled_when_caller_cancels() {
     let (server, client) = (server().await, client().await);
-    let (told, mut kept) = mpsc::unbounded_channel();
-    let local = server.setup_endpoint("keep", Keep(told)).unwrap();
+    let (tx, mut kept) = mpsc::unbounded_channel();
+    let local = server.setup_endpoint("keep", Keep(tx)).unwrap();
     let remote = lookup(&client, &server, "keep").await;
     for keep in [&local, &remote] {
-        // It drops its future,
+        // The caller drops its future.
         let ask = keep.ask(hi("neo"));
         let context = next(&mut kept).await;
         assert!(!context.is_cancelled());
@@ -327,21 +327,21 @@ async fn context_is_cancelled_when_caller_cancels() {
         assert!(context.is_cancelled());
         context.reply(Greeting::default()).unwrap();
 
-        // or its time is over,
+        // The timeout of the ask elapses.
         let ask = tokio::spawn(keep.ask_with_timeout(hi("neo"), Duration::from_millis(50)));
         let context = next(&mut kept).await;
         soon(context.cancelled()).await;
         assert!(context.is_cancelled());
         assert!(soon(ask).await.unwrap().unwrap_err().is_timeout());
     }
-    // or it is lost.
+    // The caller's environment shuts down.
     let ask = tokio::spawn(remote.ask(hi("neo")));
     let context = next(&mut kept).await;
     client.shutdown().await;
     soon(context.cancelled()).await;
     assert!(soon(ask).await.unwrap().is_err());
 
-    // Nobody waits for the answer to what was sent.
+    // A one-way message has no caller that could cancel it.
     local.send(hi("neo")).unwrap();
     let context = next(&mut kept).await;
     assert!(!context.is_cancelled() && context.remaining().is_none());
@@ -361,11 +361,11 @@ async fn cancelled_asks_are_discarded_before_handling() {
         let fourth = tokio::spawn(slow.ask(hi("fourth")));
         assert!(soon(third).await.unwrap_err().is_timeout());
         drop(second);
-        // The notice that nobody waits overtakes nothing: what comes behind it on the connection
-        // shows that it came.
-        let verifier =
+        // Notices and messages keep their order, so a later reply on the connection shows that the
+        // cancel notice has arrived.
+        let lookup =
             soon(client.setup_endpoint_ref::<HelloMessage>(address(&server), "slow")).await;
-        assert!(verifier.is_ok());
+        assert!(lookup.is_ok());
         gate.permits.add_permits(2);
         assert_eq!(next(&mut gate.handled).await, "first");
         assert_eq!(next(&mut gate.handled).await, "fourth");
@@ -373,7 +373,7 @@ async fn cancelled_asks_are_discarded_before_handling() {
     }
 }
 
-/// Asks another endpoint on behalf of its asker.
+/// An endpoint that replies with the result of an ask of another endpoint.
 struct Forward(RpcEndpointRef<HelloMessage>);
 
 impl ThreadSafeRpcEndpoint for Forward {
@@ -391,8 +391,8 @@ impl ThreadSafeRpcEndpoint for Forward {
 #[tokio::test]
 async fn nested_ask_inherits_remaining_deadline() {
     let (server, client) = (server().await, client().await);
-    let (told, mut kept) = mpsc::unbounded_channel();
-    let keep = server.setup_endpoint("keep", Keep(told)).unwrap();
+    let (tx, mut kept) = mpsc::unbounded_channel();
+    let keep = server.setup_endpoint("keep", Keep(tx)).unwrap();
     let local = server.setup_endpoint("forward", Forward(keep)).unwrap();
     let remote = lookup(&client, &server, "forward").await;
     for forward in [&local, &remote] {
@@ -404,7 +404,7 @@ async fn nested_ask_inherits_remaining_deadline() {
     }
 }
 
-/// Answers as many bytes as the asker's text says.
+/// An endpoint that replies with as many bytes as the request says.
 struct Repeat;
 
 impl ThreadSafeRpcEndpoint for Repeat {
@@ -420,7 +420,7 @@ impl ThreadSafeRpcEndpoint for Repeat {
     }
 }
 
-/// In Spark an answer fails that cannot be serialized; here one that is too large.
+/// In Spark the reply cannot be serialized; here it exceeds the maximum message size.
 #[tokio::test]
 async fn rpc_env_24_oversized_reply_fails_ask() {
     let server = server_with(setting("spark.rpc.message.maxSize", "1")).await;
@@ -435,11 +435,11 @@ async fn rpc_env_24_oversized_reply_fails_ask() {
     );
     assert!(error.to_string().contains("spark.rpc.message.maxSize"), "{error}");
     assert_eq!(soon(remote.ask(hi("1000"))).await.unwrap().text.len(), 1000);
-    // What stays in the process may have any size.
+    // The limit does not apply to replies within the process.
     assert_eq!(soon(local.ask(hi(&too_large))).await.unwrap().text.len(), 1 << 20);
 }
 
-/// Fails with as many bytes as the asker's text says.
+/// An endpoint that fails with an error of as many bytes as the request says.
 struct Complain;
 
 impl ThreadSafeRpcEndpoint for Complain {
@@ -477,9 +477,9 @@ async fn oversized_message_is_returned_to_sender() {
     server.setup_endpoint("repeat", Repeat).unwrap();
     let remote = lookup(&client, &server, "repeat").await;
     let large = "x".repeat(1 << 20);
-    let refused = soon(remote.send_wait(hi(&large))).await.unwrap_err();
-    assert_eq!((refused.error().kind(), refused.error().is_retryable()), (ErrorKind::Limit, false));
-    assert_eq!(refused.into_message().msg.len(), 1 << 20);
+    let rejected = soon(remote.send_wait(hi(&large))).await.unwrap_err();
+    assert_eq!((rejected.error().kind(), rejected.error().is_retryable()), (ErrorKind::Limit, false));
+    assert_eq!(rejected.into_message().msg.len(), 1 << 20);
     let error = soon(remote.ask(hi(&large))).await.unwrap_err();
     assert!(error.to_string().contains("spark.rpc.message.maxSize"), "{error}");
     assert_eq!(soon(remote.ask(hi("fits"))).await.unwrap().text, "xxxx");

@@ -25,7 +25,7 @@ use refs::{Call, Name, Registration, RegistryMessage, Said};
 /// An endpoint that keeps the last ref that it received, and asks it on request.
 #[derive(Default)]
 struct Registry {
-    told: Option<EndpointRef>,
+    received: Option<EndpointRef>,
     known: Option<RpcEndpointRef<HelloMessage>>,
 }
 
@@ -41,7 +41,7 @@ impl ThreadSafeRpcEndpoint for Registry {
             RegistryMessage::Register(registration, context) => {
                 let who = registration.who.unwrap_or_default();
                 self.known = Some(cx.env().resolve(&who)?);
-                self.told = Some(who);
+                self.received = Some(who);
                 context.reply(())
             }
             RegistryMessage::Find(_, context) => {
@@ -91,7 +91,7 @@ async fn rpc_env_03_ref_in_message_reaches_its_endpoint() {
     let passed_on = client.resolve::<HelloMessage>(&found).unwrap();
     assert_eq!(passed_on.address(), hello.address());
     assert_eq!(soon(passed_on.ask(hi("trinity"))).await.unwrap().text, "hi, trinity");
-    // In its own environment the ref resolves to the local endpoint, without a connection.
+    // In its own environment the ref resolves to the local endpoint and uses no connection.
     let own = worker.resolve::<HelloMessage>(&found).unwrap();
     assert_eq!(own, hello);
     assert_eq!(worker.snapshot().client.connections, 1);
@@ -133,8 +133,8 @@ async fn client_mode_endpoint_is_reached_over_its_own_connection() {
 async fn nre_05_timeout_of_ask_to_client_names_its_socket() {
     let (master, driver) = (server().await, client().await);
     master.setup_endpoint("registry", Registry::default()).unwrap();
-    let (told, mut kept) = mpsc::unbounded_channel();
-    let keep = driver.setup_endpoint("keep", Keep(told)).unwrap();
+    let (tx, mut kept) = mpsc::unbounded_channel();
+    let keep = driver.setup_endpoint("keep", Keep(tx)).unwrap();
     let registry = registry(&driver, &master).await;
     soon(registry.ask(registration(&keep))).await.unwrap();
     let asked = tokio::spawn(registry.ask(Call { timeout_ms: 200, ..call("neo") }));
@@ -234,18 +234,18 @@ async fn ref_can_be_narrowed_to_one_service() {
         assert_eq!(soon(hello.ask(hi("neo"))).await.unwrap().text, "hi, neo");
         assert_eq!(soon(registry.ask(call("neo"))).await.unwrap().text, "neo");
         // A narrowed ref in a message has one service only.
-        let told = EndpointRef::try_from(&hello).unwrap();
-        assert!(client.resolve::<HelloMessage>(&told).is_ok());
-        assert_eq!(client.resolve::<Both>(&told).unwrap_err().kind(), ErrorKind::ServiceMismatch);
+        let in_message = EndpointRef::try_from(&hello).unwrap();
+        assert!(client.resolve::<HelloMessage>(&in_message).is_ok());
+        assert_eq!(client.resolve::<Both>(&in_message).unwrap_err().kind(), ErrorKind::ServiceMismatch);
     }
     // In the own environment, a ref to one service must be narrowed from the full type, and the
     // error says so; also when a message contained a narrowed ref.
     let own: RpcEndpointRef<Both> =
         server.setup_endpoint_ref(address(&server), "both").await.unwrap();
-    let told = EndpointRef::try_from(&own.narrow::<HelloMessage>()).unwrap();
-    let error = server.resolve::<HelloMessage>(&told).unwrap_err();
+    let in_message = EndpointRef::try_from(&own.narrow::<HelloMessage>()).unwrap();
+    let error = server.resolve::<HelloMessage>(&in_message).unwrap_err();
     assert!(error.to_string().contains("narrow"), "{error}");
-    let part = server.resolve::<Both>(&told).unwrap().narrow::<HelloMessage>();
+    let part = server.resolve::<Both>(&in_message).unwrap().narrow::<HelloMessage>();
     assert_eq!(soon(part.ask(hi("neo"))).await.unwrap().text, "hi, neo");
     let error = soon(server.setup_endpoint_ref::<HelloMessage>(address(&server), "both"))
         .await
@@ -288,8 +288,8 @@ async fn ref_resolved_in_its_own_environment_is_local() {
     // A ref from a lookup has no incarnation.
     let looked_up: RpcEndpointRef<HelloMessage> =
         soon(elsewhere.setup_endpoint_ref(address(&own), "hello")).await.unwrap();
-    let told = EndpointRef::try_from(&looked_up).unwrap();
-    let resolved = own.resolve::<HelloMessage>(&told).unwrap();
+    let in_message = EndpointRef::try_from(&looked_up).unwrap();
+    let resolved = own.resolve::<HelloMessage>(&in_message).unwrap();
     assert_eq!(resolved, hello);
     assert_eq!(soon(resolved.ask(hi("neo"))).await.unwrap().text, "hi, neo");
     assert_eq!(own.snapshot().client.connections, 0);
@@ -303,9 +303,9 @@ async fn ref_without_address_and_incarnation_fails_resolve() {
     let remote: RpcEndpointRef<HelloMessage> =
         soon(client.setup_endpoint_ref(address(&server), "hello")).await.unwrap();
     soon(remote.ask(hi("neo"))).await.unwrap();
-    let told = EndpointRef::try_from(&hello).unwrap();
-    let nowhere = with_fields(&told, b"\x0a\x00\x21\0\0\0\0\0\0\0\0");
-    let error = client.resolve::<HelloMessage>(&nowhere).unwrap_err();
+    let in_message = EndpointRef::try_from(&hello).unwrap();
+    let unresolvable = with_fields(&in_message, b"\x0a\x00\x21\0\0\0\0\0\0\0\0");
+    let error = client.resolve::<HelloMessage>(&unresolvable).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidAddress, "{error}");
 }
 
@@ -317,9 +317,9 @@ async fn refs_can_be_resolved_and_dropped_repeatedly() {
     soon(driver.setup_endpoint_ref::<HelloMessage>(address(&master), "hello")).await.unwrap();
     let (with_address, without) =
         (EndpointRef::try_from(&there).unwrap(), EndpointRef::try_from(&hello).unwrap());
-    for (env, told) in [(&driver, with_address), (&master, without)] {
+    for (env, in_message) in [(&driver, with_address), (&master, without)] {
         for _ in 0..100 {
-            let known = env.resolve::<HelloMessage>(&told).unwrap();
+            let known = env.resolve::<HelloMessage>(&in_message).unwrap();
             for _ in 0..3 {
                 assert_eq!(soon(known.ask(hi("neo"))).await.unwrap().text, "hi, neo");
             }
@@ -331,8 +331,8 @@ async fn refs_can_be_resolved_and_dropped_repeatedly() {
 async fn asks_to_client_fail_when_its_connection_closes() {
     let (master, driver) = (server().await, client().await);
     master.setup_endpoint("hello", Hello).unwrap();
-    let (told, mut kept) = mpsc::unbounded_channel();
-    let keep = driver.setup_endpoint("keep", Keep(told)).unwrap();
+    let (tx, mut kept) = mpsc::unbounded_channel();
+    let keep = driver.setup_endpoint("keep", Keep(tx)).unwrap();
     soon(driver.setup_endpoint_ref::<HelloMessage>(address(&master), "hello")).await.unwrap();
     let known = master.resolve::<HelloMessage>(&EndpointRef::try_from(&keep).unwrap()).unwrap();
     assert_eq!(known.to_string(), "spark-client://keep");
@@ -365,8 +365,8 @@ async fn messages_for_stale_incarnation_are_rejected() {
     let (first, client) = (server().await, client().await);
     let there = address(&first);
     let hello = first.setup_endpoint("hello", Hello).unwrap();
-    let told = EndpointRef::try_from(&hello).unwrap();
-    let bound = client.resolve::<HelloMessage>(&told).unwrap();
+    let in_message = EndpointRef::try_from(&hello).unwrap();
+    let bound = client.resolve::<HelloMessage>(&in_message).unwrap();
     let looked_up: RpcEndpointRef<HelloMessage> =
         soon(client.setup_endpoint_ref(there.clone(), "hello")).await.unwrap();
     assert_eq!(soon(bound.ask(hi("neo"))).await.unwrap().text, "hi, neo");
@@ -386,12 +386,12 @@ async fn messages_for_stale_incarnation_are_rejected() {
     let other = common::client().await;
     let (undelivered_tx, mut undelivered) = mpsc::unbounded_channel();
     other.setup_endpoint("undelivered", UndeliveredWatch(undelivered_tx)).unwrap();
-    let other_bound = other.resolve::<HelloMessage>(&told).unwrap();
+    let other_bound = other.resolve::<HelloMessage>(&in_message).unwrap();
     other_bound.send(hi("neo")).unwrap();
     assert_eq!(next(&mut undelivered).await.kind(), ErrorKind::Stopped);
     assert_eq!(soon(other_bound.ask(hi("neo"))).await.unwrap_err().kind(), ErrorKind::Stopped);
     // The second environment detects a ref with its own address and another incarnation.
-    let error = second.resolve::<HelloMessage>(&told).unwrap_err();
+    let error = second.resolve::<HelloMessage>(&in_message).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Stopped);
     // A ref that is passed on keeps the incarnation of the first run.
     let passed_on = EndpointRef::try_from(&bound).unwrap();

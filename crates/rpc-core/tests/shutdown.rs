@@ -1,4 +1,5 @@
-//! How an environment ends.
+//! Shutdown of an environment: accepted messages, messages sent in `on_stop`, the report, and the
+//! end of the runtime. The peers are other environments.
 
 #![allow(missing_docs, clippy::unwrap_used)]
 
@@ -11,7 +12,7 @@ use rpc_core::{
 };
 use tokio::sync::{Semaphore, mpsc};
 
-/// Handles a message per permit.
+/// An endpoint that handles one message for each permit.
 struct Gated(std::sync::Arc<Semaphore>);
 
 impl ThreadSafeRpcEndpoint for Gated {
@@ -36,14 +37,14 @@ async fn shutdown_handles_accepted_messages_and_rejects_later_ones() {
     let remote =
         soon(client.setup_endpoint_ref::<HelloMessage>(address(&server), "slow")).await.unwrap();
     let accepted: Vec<_> = (0..3).map(|_| slow.ask(hi("neo"))).collect();
-    let down = server.shutdown();
+    let shutdown = server.shutdown();
     assert_eq!(soon(slow.ask(hi("late"))).await.unwrap_err().kind(), ErrorKind::Stopped);
     assert_eq!(soon(remote.ask(hi("late"))).await.unwrap_err().kind(), ErrorKind::Stopped);
     permits.add_permits(3);
     for ask in accepted {
         soon(ask).await.unwrap();
     }
-    let report = soon(down).await;
+    let report = soon(shutdown).await;
     assert!(report.is_clean(), "{report:?}");
     let [idle, slow] = &report.endpoints[..] else { panic!("{report:?}") };
     assert_eq!(
@@ -54,7 +55,7 @@ async fn shutdown_handles_accepted_messages_and_rejects_later_ones() {
         (&*slow.name, slow.finished, slow.refused, slow.abandoned, slow.stopped),
         ("slow", 3, 2, 0, true)
     );
-    // Who asks later gets the same.
+    // A later call returns the same report.
     assert_eq!(soon(server.shutdown()).await.endpoints, report.endpoints);
 }
 
@@ -73,10 +74,10 @@ async fn messages_unfinished_at_shutdown_timeout_are_reported() {
     }
 }
 
-/// Says goodbye when it stops.
-struct Polite(RpcEndpointRef<HelloMessage>);
+/// An endpoint that sends a message in `on_stop`.
+struct SendsInOnStop(RpcEndpointRef<HelloMessage>);
 
-impl ThreadSafeRpcEndpoint for Polite {
+impl ThreadSafeRpcEndpoint for SendsInOnStop {
     type Message = HelloMessage;
     async fn receive(
         &mut self,
@@ -90,9 +91,10 @@ impl ThreadSafeRpcEndpoint for Polite {
     }
 }
 
-struct Tell(mpsc::UnboundedSender<String>);
+/// An endpoint that sends the text of each `SayHi` to the test.
+struct Collect(mpsc::UnboundedSender<String>);
 
-impl ThreadSafeRpcEndpoint for Tell {
+impl ThreadSafeRpcEndpoint for Collect {
     type Message = HelloMessage;
     async fn receive(
         &mut self,
@@ -104,20 +106,20 @@ impl ThreadSafeRpcEndpoint for Tell {
     }
 }
 
-/// Also where there is no connection yet.
+/// The message is delivered over a connection that is made for it.
 #[tokio::test]
 async fn message_sent_in_on_stop_is_delivered() {
     let (first, client) = (server().await, client().await);
-    let (told, _) = mpsc::unbounded_channel();
-    first.setup_endpoint("tell", Tell(told)).unwrap();
-    let tell =
-        soon(client.setup_endpoint_ref::<HelloMessage>(address(&first), "tell")).await.unwrap();
-    client.setup_endpoint("polite", Polite(tell)).unwrap();
+    let (tx, _) = mpsc::unbounded_channel();
+    first.setup_endpoint("collect", Collect(tx)).unwrap();
+    let collect =
+        soon(client.setup_endpoint_ref::<HelloMessage>(address(&first), "collect")).await.unwrap();
+    client.setup_endpoint("sends-in-on-stop", SendsInOnStop(collect)).unwrap();
     let at = address(&first).host_port();
     soon(first.shutdown()).await;
     let second = RpcEnv::builder("second").bind(at).start().await.unwrap();
-    let (told, mut heard) = mpsc::unbounded_channel();
-    second.setup_endpoint("tell", Tell(told)).unwrap();
+    let (tx, mut received) = mpsc::unbounded_channel();
+    second.setup_endpoint("collect", Collect(tx)).unwrap();
     soon(async {
         while client.snapshot().client.connections > 0 {
             tokio::task::yield_now().await;
@@ -125,17 +127,17 @@ async fn message_sent_in_on_stop_is_delivered() {
     })
     .await;
     let report = soon(client.shutdown()).await;
-    assert_eq!(next(&mut heard).await, "goodbye");
+    assert_eq!(next(&mut received).await, "goodbye");
     assert!(report.is_clean(), "{report:?}");
 }
 
-/// A shutdown ends only when what was sent has left: the process may end right behind it.
+/// A shutdown ends only when all messages are written, so that the process can end after it.
 #[test]
 fn shutdown_completes_after_on_stop_messages_are_written() {
-    /// More than the buffers of a socket hold.
+    /// A size that exceeds the buffers of a socket.
     const LARGE: usize = 32 << 20;
-    struct Parting(RpcEndpointRef<HelloMessage>);
-    impl ThreadSafeRpcEndpoint for Parting {
+    struct SendsLargeInOnStop(RpcEndpointRef<HelloMessage>);
+    impl ThreadSafeRpcEndpoint for SendsLargeInOnStop {
         type Message = HelloMessage;
         async fn receive(
             &mut self,
@@ -151,21 +153,21 @@ fn shutdown_completes_after_on_stop_messages_are_written() {
     let build = || {
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap()
     };
-    let (theirs, ours) = (build(), build());
-    let (told, mut heard) = mpsc::unbounded_channel();
-    let server = theirs.block_on(server());
-    server.setup_endpoint("tell", Tell(told)).unwrap();
-    let report = ours.block_on(async {
+    let (server_runtime, client_runtime) = (build(), build());
+    let (tx, mut received) = mpsc::unbounded_channel();
+    let server = server_runtime.block_on(server());
+    server.setup_endpoint("collect", Collect(tx)).unwrap();
+    let report = client_runtime.block_on(async {
         let client = client().await;
-        let tell = soon(client.setup_endpoint_ref::<HelloMessage>(address(&server), "tell"))
+        let collect = soon(client.setup_endpoint_ref::<HelloMessage>(address(&server), "collect"))
             .await
             .unwrap();
-        client.setup_endpoint("parting", Parting(tell)).unwrap();
+        client.setup_endpoint("sends-large-in-on-stop", SendsLargeInOnStop(collect)).unwrap();
         soon(client.shutdown()).await
     });
-    drop(ours);
+    drop(client_runtime);
     assert!(report.is_clean(), "{report:?}");
-    assert_eq!(theirs.block_on(next(&mut heard)).len(), LARGE);
+    assert_eq!(server_runtime.block_on(next(&mut received)).len(), LARGE);
 }
 
 #[tokio::test(start_paused = true)]
@@ -179,21 +181,21 @@ async fn unsent_messages_are_counted_in_shutdown_report() {
         RpcEnv::builder("client").client_mode().memory_network(&network).start().await.unwrap();
     server.setup_endpoint("stuck", Gated(std::sync::Arc::new(Semaphore::new(0)))).unwrap();
     let stuck = client.setup_endpoint_ref::<HelloMessage>(address(&server), "stuck").await.unwrap();
-    // The first uses up the credit there is; the others wait for more.
+    // The first message uses up the credit; the others are queued for more.
     let asks = ["first", "second"].map(|name| stuck.ask(hi(name)));
     stuck.send(hi("third")).unwrap();
-    // Nobody would miss this one.
-    drop(stuck.ask(hi("given up")));
+    // A cancelled ask does not count as unsent.
+    drop(stuck.ask(hi("cancelled")));
     let report = client.shutdown().await;
-    assert_eq!((report.unsent, report.is_complete, report.is_clean()), (2, true, false));
-    let [sent, waiting] = asks;
+    assert_eq!((report.unsent, report.complete, report.is_clean()), (2, true, false));
+    let [sent, queued] = asks;
     assert_eq!(sent.await.unwrap_err().kind(), ErrorKind::Network);
-    let error = waiting.await.unwrap_err();
+    let error = queued.await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Stopped);
     assert!(error.to_string().contains("dropped because Outbox is stopped"), "{error}");
 }
 
-/// Where all goes well there is nothing that anybody should look at.
+/// A shutdown without lost messages logs nothing at level WARN.
 #[tokio::test]
 async fn rpc_env_35_orderly_shutdown_logs_no_warning() {
     let log = Log::default();
@@ -202,7 +204,7 @@ async fn rpc_env_35_orderly_shutdown_logs_no_warning() {
         .with_max_level(tracing::Level::WARN)
         .with_writer(move || writer.clone())
         .finish();
-    // All tasks are on this thread.
+    // The thread-local subscriber sees all tasks, as the runtime has one thread.
     let _default = tracing::subscriber::set_default(subscriber);
     for client_first in [true, false] {
         let (server, other, client) = (server().await, server().await, client().await);
@@ -214,7 +216,7 @@ async fn rpc_env_35_orderly_shutdown_logs_no_warning() {
                 .unwrap();
             hello.send(hi("neo")).unwrap();
             soon(hello.ask(hi("neo"))).await.unwrap();
-            // Given up, with the answer on its way.
+            // The ask is cancelled while its reply is on the way.
             drop(hello.ask(hi("neo")));
         }
         let envs = if client_first { [client, other, server] } else { [server, other, client] };
@@ -222,7 +224,7 @@ async fn rpc_env_35_orderly_shutdown_logs_no_warning() {
             assert!(soon(env.shutdown()).await.is_clean());
         }
     }
-    tracing::warn!("a last one, so that this test can fail");
+    tracing::warn!("shows that the subscriber records warnings");
     let logged = String::from_utf8(std::mem::take(&mut *log.0.lock().unwrap())).unwrap();
     assert_eq!(logged.lines().count(), 1, "{logged}");
 }
@@ -239,10 +241,10 @@ impl std::io::Write for Log {
     }
 }
 
-/// Shuts its own environment down and waits for that.
-struct Suicidal;
+/// An endpoint that shuts its own environment down and awaits the shutdown.
+struct ShutsDownOwnEnv;
 
-impl ThreadSafeRpcEndpoint for Suicidal {
+impl ThreadSafeRpcEndpoint for ShutsDownOwnEnv {
     type Message = HelloMessage;
     async fn receive(
         &mut self,
@@ -259,14 +261,14 @@ impl ThreadSafeRpcEndpoint for Suicidal {
 #[tokio::test]
 async fn endpoint_that_awaits_its_own_shutdown_does_not_hang() {
     let (env, other) = (client().await, client().await);
-    let endpoint = env.setup_endpoint("suicidal", Suicidal).unwrap();
+    let endpoint = env.setup_endpoint("shuts-down-own-env", ShutsDownOwnEnv).unwrap();
     assert_eq!(soon(endpoint.ask(hi("neo"))).await.unwrap().text, "complete: false");
     let report = soon(env.shutdown()).await;
     assert!(report.is_clean() && report.endpoints[0].stopped, "{report:?}");
 
-    // Another's end can be awaited.
-    struct Killer(RpcEnv);
-    impl ThreadSafeRpcEndpoint for Killer {
+    // An endpoint can await the shutdown of another environment.
+    struct ShutsDownOther(RpcEnv);
+    impl ThreadSafeRpcEndpoint for ShutsDownOther {
         type Message = HelloMessage;
         async fn receive(
             &mut self,
@@ -280,29 +282,29 @@ async fn endpoint_that_awaits_its_own_shutdown_does_not_hang() {
         }
     }
     let env = client().await;
-    let killer = env.setup_endpoint("killer", Killer(other)).unwrap();
-    assert_eq!(soon(killer.ask(hi("neo"))).await.unwrap().text, "complete: true");
+    let endpoint = env.setup_endpoint("shuts-down-other", ShutsDownOther(other)).unwrap();
+    assert_eq!(soon(endpoint.ask(hi("neo"))).await.unwrap().text, "complete: true");
 }
 
 #[test]
 fn ask_after_runtime_is_dropped_fails() {
     let build = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let (theirs, ours) = (build(), build());
-    let server = theirs.block_on(server());
+    let (server_runtime, client_runtime) = (build(), build());
+    let server = server_runtime.block_on(server());
     server.setup_endpoint("hello", Hello).unwrap();
     let peer = std::thread::spawn({
         let server = server.clone();
-        move || theirs.block_on(server.await_termination())
+        move || server_runtime.block_on(server.await_termination())
     });
-    let hello = ours.block_on(async {
+    let hello = client_runtime.block_on(async {
         let client = client().await;
         soon(client.setup_endpoint_ref::<HelloMessage>(address(&server), "hello")).await.unwrap()
     });
-    drop(ours);
-    let (told, failed) = std::sync::mpsc::channel();
-    // It may not hang: not even the thread.
+    drop(client_runtime);
+    let (tx, failed) = std::sync::mpsc::channel();
+    // The ask must not block the thread either.
     std::thread::spawn(move || {
-        told.send(build().block_on(hello.ask(hi("neo"))).map_err(|e| e.kind()))
+        tx.send(build().block_on(hello.ask(hi("neo"))).map_err(|e| e.kind()))
     });
     let failed = failed.recv_timeout(std::time::Duration::from_secs(10)).expect("the ask hangs");
     assert_eq!(failed.unwrap_err(), ErrorKind::Stopped);

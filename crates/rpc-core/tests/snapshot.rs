@@ -93,8 +93,7 @@ async fn snapshot_reports_state_of_endpoints() {
     );
 }
 
-/// Where endpoints come and go by the thousand, each with a name endpoint_snapshot its own, the connection does
-/// not remember them all.
+/// A connection does not keep a route for each of many short-lived endpoints.
 #[tokio::test]
 async fn route_count_is_bounded_when_endpoints_come_and_go() {
     let (server, client) = (server().await, client().await);

@@ -1,4 +1,4 @@
-//! What happened in a play, and what should not have.
+//! The shared record of a random run: events, violations, handled messages, kept contexts, refs.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -12,11 +12,12 @@ use crate::witness::Life;
 
 pub type Ref = RpcEndpointRef<WorkMessage>;
 
-/// A message: its holder, and which of the holder's it is.
+/// The id of a message: its holder, and its number among the holder's messages.
 pub type Mark = (u64, u64);
 
-/// Held by what is to be dropped in the end. An environment has it as its trace context, which its
-/// refs, its asks and its transport hold too.
+/// A token that shows what has not been dropped at the end of a run.
+///
+/// An environment has it as its trace context, which its refs, asks and transport hold too.
 #[derive(Clone, Default)]
 pub struct Held(Arc<()>);
 
@@ -35,18 +36,18 @@ pub struct Book {
     complaints: Mutex<Vec<String>>,
     stage: Mutex<String>,
     holders: AtomicU64,
-    /// Messages that were sent and may not be lost.
+    /// Accepted messages that may not be lost.
     owed: Mutex<HashSet<Mark>>,
     handled: Mutex<HashSet<Mark>>,
     lives: Mutex<Vec<Arc<Life>>>,
-    /// Contexts that endpoints kept, for others to answer.
+    /// Contexts that endpoints kept; actors reply to them later.
     kept: Mutex<Vec<RpcCallContext<Done>>>,
-    /// Nobody will answer what is kept.
+    /// No actor replies to kept contexts any more, so new ones are dropped.
     closing: AtomicBool,
     happened: Mutex<BTreeMap<&'static str, u64>>,
     environments: Held,
     endpoints: Held,
-    /// Refs that anybody may use.
+    /// Refs that every actor may use.
     pub refs: Mutex<Vec<Ref>>,
 }
 
@@ -59,7 +60,7 @@ impl Book {
         self.complaints.lock().unwrap().clone()
     }
 
-    /// So that it shows if plays no longer come to it.
+    /// Counts an event, so that the tests can check that it still occurs.
     pub fn happened(&self, what: &'static str) {
         *self.happened.lock().unwrap().entry(what).or_default() += 1;
     }
@@ -68,22 +69,22 @@ impl Book {
         self.happened.lock().unwrap().clone()
     }
 
-    /// For an environment.
+    /// Returns a token for an environment.
     pub fn environment(&self) -> Held {
         self.environments.clone()
     }
 
-    /// For an endpoint.
+    /// Returns a token for an endpoint.
     pub fn endpoint(&self) -> Held {
         self.endpoints.clone()
     }
 
-    /// What has not been dropped: parts of environments, and endpoints.
+    /// Returns the number of tokens that environments and endpoints still hold.
     pub fn left(&self) -> (usize, usize) {
         (Arc::strong_count(&self.environments.0) - 1, Arc::strong_count(&self.endpoints.0) - 1)
     }
 
-    /// What the play is about to do, for when it hangs.
+    /// Sets the name of the current stage, which is reported if the run does not end.
     pub fn set_stage(&self, stage: impl Into<String>) {
         *self.stage.lock().unwrap() = stage.into();
     }
@@ -102,11 +103,11 @@ impl Book {
 
     pub fn handled(&self, mark: Mark) {
         if !self.handled.lock().unwrap().insert(mark) {
-            self.complain(format!("{mark:?} is handled twice"));
+            self.complain(format!("{mark:?} was handled twice"));
         }
     }
 
-    /// What was sent and has not been handled.
+    /// Returns the accepted messages that have not been handled and may not be lost.
     pub fn missing(&self) -> Vec<Mark> {
         let handled = self.handled.lock().unwrap();
         self.owed.lock().unwrap().difference(&handled).copied().collect()
@@ -131,16 +132,16 @@ impl Book {
         self.kept.lock().unwrap().pop()
     }
 
-    /// Drops what endpoints and players left behind.
+    /// Drops the kept contexts and the shared refs.
     pub fn forget(&self) {
         self.closing.store(true, Ordering::Relaxed);
-        // Outside the locks, as a dropped context fails its asker.
+        // Both are dropped outside the locks, as a dropped context fails its ask.
         let kept = std::mem::take(&mut *self.kept.lock().unwrap());
         let refs = std::mem::take(&mut *self.refs.lock().unwrap());
         drop((kept, refs));
     }
 
-    /// Offers a ref to everybody, in the place of another if there are many.
+    /// Shares a ref with all actors; it replaces another one if there are 24.
     pub fn offer(&self, offered: Ref) {
         let mut refs = self.refs.lock().unwrap();
         if refs.len() == 24 {

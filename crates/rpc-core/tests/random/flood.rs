@@ -1,4 +1,4 @@
-//! Many senders that wait for room, and endpoints that give little of it.
+//! Many senders that wait for capacity, and slow endpoints with small limits.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +19,7 @@ use crate::world::SOON;
 
 const ENDPOINTS: [&str; 3] = ["first", "second", "third"];
 
-/// Tells what has come, now and then after some time.
+/// An endpoint that reports each message, after the delay that the message contains.
 struct Slow {
     told: mpsc::UnboundedSender<Mark>,
     _held: Held,
@@ -48,7 +48,7 @@ struct Sender {
 }
 
 impl Sender {
-    /// Sends to one endpoint; tells how much it was, and as whom.
+    /// Sends messages to one endpoint, and returns the id of the holder and their number.
     async fn flood(mut self) -> Result<(u64, u64), RpcError> {
         let (holder, total) = (self.book.new_holder(), self.random.random_range(1..200));
         let name = ENDPOINTS[self.random.random_range(0..ENDPOINTS.len())];
@@ -76,7 +76,7 @@ impl Sender {
     async fn look_up(&self, name: &str) -> Result<RpcEndpointRef<WorkMessage>, RpcError> {
         loop {
             match self.env.setup_endpoint_ref(self.to.clone(), name).await {
-                // Nothing waits for room to ask.
+                // An ask fails instead of waiting when there is no capacity.
                 Err(full) if full.kind() == ErrorKind::Limit => {
                     tokio::time::sleep(Duration::from_millis(1)).await
                 }
@@ -119,7 +119,7 @@ async fn environment(
 }
 
 pub async fn play(mut random: StdRng, book: Arc<Book>, network: Option<MemoryNetwork>) {
-    book.set_stage("beginning");
+    book.set_stage("starting");
     let server = environment(&mut random, true, network.as_ref(), &book).await;
     let (told, mut arrived) = mpsc::unbounded_channel();
     for name in ENDPOINTS {
@@ -142,10 +142,10 @@ pub async fn play(mut random: StdRng, book: Arc<Book>, network: Option<MemoryNet
     while let Some(outcome) = senders.join_next().await {
         match outcome.unwrap() {
             Ok(flood) => sent.push(flood),
-            Err(error) => book.complain(format!("a sender was refused: {error}")),
+            Err(error) => book.complain(format!("a send_wait failed: {error}")),
         }
     }
-    book.set_stage("waiting for what was sent");
+    book.set_stage("waiting until all messages arrive");
     let total: u64 = sent.iter().map(|(_, total)| total).sum();
     let mut came: Vec<Mark> = Vec::new();
     while (came.len() as u64) < total {
@@ -161,7 +161,7 @@ pub async fn play(mut random: StdRng, book: Arc<Book>, network: Option<MemoryNet
         let numbers: Vec<u64> =
             came.iter().filter(|mark| mark.0 == holder).map(|mark| mark.1).collect();
         if !numbers.iter().copied().eq(1..=total) {
-            book.complain(format!("of {total} messages of holder {holder} came {numbers:?}"));
+            book.complain(format!("of {total} messages of holder {holder} these arrived: {numbers:?}"));
         }
     }
 }

@@ -1,7 +1,8 @@
-//! Random plays of several environments, each from a seed, and what must hold in all of them.
+//! Random runs with several environments, and the invariants that must hold in each of them. All
+//! peers are environments of this crate; over sockets a proxy closes connections.
 //!
-//! `RANDOM_SEEDS=1000` plays so many, `RANDOM_SEED=17` that one only. A play over sockets is not
-//! the same twice, as its threads are not; one in memory nearly is.
+//! `RANDOM_SEEDS=1000` runs the seeds 0 to 999, `RANDOM_SEED=17` only that one. A run over sockets
+//! depends on the scheduling of threads; a run in memory is nearly reproducible.
 
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used)]
 
@@ -30,27 +31,28 @@ mod messages {
     rpc_core::include_proto!("random");
 }
 
-/// What handlers and tasks that panic on purpose say.
+/// The text of errors and panics that are part of a run.
 const ON_PURPOSE: &str = "on purpose";
 
-/// All of a play: far more than the longest time limit in it.
+/// The timeout of a whole run, far longer than the longest timeout in it.
 const TOO_LONG: Duration = Duration::from_secs(120);
 
 const NOTHING: (usize, (usize, usize)) = (0, (0, 0));
 
-/// What some play must have come to.
+/// Events of which each must occur in at least one run.
 const EVENTS: [&str; 6] = [
-    "an ask was answered",
+    "an ask succeeded",
     "an ask failed",
     "an ask was dropped",
-    "an endpoint took the place of another",
-    "an environment took the place of another",
+    "an endpoint was replaced",
+    "an environment was restarted",
     // Over sockets only.
-    "connections were cut",
+    "connections were closed",
 ];
 
-/// Plays every seed, several at a time, and fails with the complaints of the first that has some.
-/// In all of them together what is `expected` must have happened.
+/// Runs every seed on four threads, and fails with the violations of the first run that has any.
+///
+/// Each `expected` event must occur in at least one of the runs.
 fn for_all_seeds(by_default: u64, expected: &[&str], play: impl Fn(u64) -> Arc<Book> + Sync) {
     quiet_panics();
     let number = |name| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
@@ -84,7 +86,7 @@ fn for_all_seeds(by_default: u64, expected: &[&str], play: impl Fn(u64) -> Arc<B
     }
     let happened = happened.into_inner().unwrap();
     for what in expected.iter().filter(|_| seeds.end - seeds.start >= by_default) {
-        assert!(happened.contains(what), "in no play {what}");
+        assert!(happened.contains(what), "no run had the event: {what}");
     }
 }
 
@@ -97,14 +99,14 @@ fn quiet_panics() {
     }));
 }
 
-/// Runs `play` on a runtime of its own, of which nothing may be left afterwards.
+/// Runs `play` on `runtime`, and checks that it leaves no task, environment or endpoint.
 fn on_a_runtime<F>(runtime: &Runtime, book: &Book, play: F)
 where
     F: Future<Output = ()>,
 {
     runtime.block_on(async {
         if tokio::time::timeout(TOO_LONG, play).await.is_err() {
-            book.complain(format!("the play hangs: {}", book.stage()));
+            book.complain(format!("the run does not end: {}", book.stage()));
         }
         let ended = Instant::now();
         let left = || (tokio::runtime::Handle::current().metrics().num_alive_tasks(), book.left());
@@ -114,7 +116,7 @@ where
         if left() != NOTHING {
             let (tasks, (parts, endpoints)) = left();
             book.complain(format!(
-                "left: {tasks} tasks, {parts} parts of environments, {endpoints} endpoints"
+                "{tasks} tasks, {parts} parts of environments, {endpoints} endpoints remain"
             ));
         }
     });
@@ -128,7 +130,7 @@ fn paused() -> Runtime {
     Builder::new_current_thread().enable_all().start_paused(true).build().unwrap()
 }
 
-/// Of three plays one is calm: nothing is stopped, cut or restarted, so nothing may be lost.
+/// Every third run has no faults: nothing is stopped, closed or restarted, so nothing may be lost.
 #[test]
 fn random_runs_over_sockets_keep_invariants() {
     for_all_seeds(30, &EVENTS, |seed| {
@@ -151,8 +153,7 @@ fn random_runs_in_memory_keep_invariants() {
     });
 }
 
-/// Slow endpoints, small limits, many senders that wait for room: every message arrives once and in
-/// order.
+/// Slow endpoints, small limits, many senders that wait for capacity.
 #[test]
 fn floods_over_sockets_arrive_once_in_order() {
     for_all_seeds(20, &[], |seed| {

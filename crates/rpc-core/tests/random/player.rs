@@ -1,4 +1,4 @@
-//! Somebody who does one thing after another at random.
+//! An actor that performs one random operation after another.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,11 +16,11 @@ use crate::messages::{Done, Order, WorkDo, WorkTell};
 use crate::witness::Kind;
 use crate::world::{Home, SOON, World};
 
-/// How much later than its time limit an ask may end on a busy machine.
+/// The longest time between the timeout of an ask and its end, on a busy machine.
 const SLACK: Duration = Duration::from_secs(10);
 
-/// A time limit that nothing in a play should take: everybody answers, drops what they keep, or is
-/// cut off before.
+/// A timeout that no ask should reach: each is replied to, dropped, or fails with its connection
+/// before.
 const LONG: Duration = Duration::from_secs(10);
 
 const LIMITS: [Duration; 7] = [
@@ -37,12 +37,12 @@ pub struct Player {
     world: Arc<World>,
     random: StdRng,
     holders: Vec<Holder>,
-    /// Asks that wait for their end.
+    /// Tasks that await pending asks.
     asks: JoinSet<()>,
     aborts: Vec<AbortHandle>,
 }
 
-/// Who sends through one ref, in an order to be kept.
+/// A ref whose messages must arrive in the order in which they were sent.
 struct Holder {
     id: u64,
     sent: u64,
@@ -50,13 +50,13 @@ struct Holder {
     kind: Kind,
 }
 
-/// What is known of an ask before it ends.
+/// The outcome that an ask may have.
 #[derive(Debug)]
 struct Expected {
     deed: Deed,
     mark: Mark,
     limit: Duration,
-    /// Nothing can go wrong with it but a full inbox.
+    /// The ask may fail only with a full inbox.
     certain: bool,
 }
 
@@ -65,7 +65,7 @@ impl Player {
         Self { world, random, holders: Vec::new(), asks: JoinSet::new(), aborts: Vec::new() }
     }
 
-    /// Gives the asks that have not ended.
+    /// Performs `turns` operations, and returns the pending asks.
     pub async fn play(mut self, turns: usize) -> JoinSet<()> {
         for _ in 0..turns {
             self.turn().await;
@@ -131,12 +131,12 @@ impl Player {
             }
             Ok(Err(_)) => {}
             Err(_) => {
-                world.book.complain(format!("the lookup of {kind:?} at {address} does not end"))
+                world.book.complain(format!("the lookup of {kind:?} at {address} does not complete"))
             }
         }
     }
 
-    /// Takes a ref that somebody offers.
+    /// Takes one of the shared refs.
     fn take_over(&mut self) {
         let offered = self.world.book.refs.lock().unwrap().choose(&mut self.random).cloned();
         offered.into_iter().for_each(|offered| self.hold(offered));
@@ -181,7 +181,7 @@ impl Player {
         let order = self.order(place);
         let holder = &self.holders[place];
         let limit = match order.deed() {
-            // It ends in no other way.
+            // Only its timeout ends such an ask.
             Deed::Watch => Duration::from_millis(50),
             _ => *LIMITS.choose(&mut self.random).unwrap(),
         };
@@ -204,7 +204,7 @@ impl Player {
                 self.wait_for(ask, asked, expected);
             }
             2 => {
-                // Given up a little later, whether it has been polled or not.
+                // The ask is cancelled within 3 ms, whether it has been polled or not.
                 let patience = Duration::from_millis(self.random.random_range(0..3));
                 self.asks.spawn(async move { drop(timeout(patience, ask).await) });
             }
@@ -218,18 +218,18 @@ impl Player {
             match timeout(expected.limit + SLACK, ask).await {
                 Ok(outcome) => {
                     book.happened(if outcome.is_ok() {
-                        "an ask was answered"
+                        "an ask succeeded"
                     } else {
                         "an ask failed"
                     });
                     expected.check(&book, outcome, asked.elapsed());
                 }
-                Err(_) => book.complain(format!("an ask does not end: {expected:?}")),
+                Err(_) => book.complain(format!("an ask does not complete: {expected:?}")),
             }
         });
     }
 
-    /// Whether what this holder sends may not be lost.
+    /// Returns true if every accepted message of this holder must be handled.
     fn owed(&self, place: usize) -> bool {
         self.world.calm && self.holders[place].kind != Kind::Dropping
     }
@@ -271,7 +271,7 @@ impl Player {
             Ok(Err(error)) if self.world.calm => {
                 self.world.book.complain(format!("a send failed: {}", error.error()));
             }
-            Err(_) if patience == SOON => self.world.book.complain("a send waits for ever"),
+            Err(_) if patience == SOON => self.world.book.complain("a send_wait does not complete"),
             _ => {}
         }
     }
@@ -283,7 +283,7 @@ impl Player {
             1 => kept.send_failure(RpcError::application(crate::ON_PURPOSE)),
             2 if kept.is_cancelled() => {
                 if timeout(SOON, kept.cancelled()).await.is_err() {
-                    self.world.book.complain("is cancelled, and waits to be");
+                    self.world.book.complain("cancelled() does not complete although is_cancelled() is true");
                 }
             }
             _ => drop(kept.reply(Done::default())),
@@ -301,9 +301,9 @@ impl Player {
         let kind = *self.world.kinds().choose(&mut self.random).unwrap();
         let offered = self.world.book.refs.lock().unwrap().choose(&mut self.random).cloned();
         offered.into_iter().for_each(|offered| home.env().stop(&offered));
-        // The name is taken, unless that was the one.
+        // The setup fails if another endpoint with this name is still registered.
         if let Ok(endpoint) = kind.setup(&home.env(), &self.world.book) {
-            self.world.book.happened("an endpoint took the place of another");
+            self.world.book.happened("an endpoint was replaced");
             self.world.book.offer(endpoint);
         }
     }
@@ -311,7 +311,7 @@ impl Player {
     fn cut(&mut self) {
         let home: &Home = self.world.homes.choose(&mut self.random).unwrap();
         if let Some(proxy) = &home.proxy {
-            self.world.book.happened("connections were cut");
+            self.world.book.happened("connections were closed");
             proxy.cut();
         }
     }
@@ -321,16 +321,16 @@ impl Expected {
     fn check(&self, book: &Book, outcome: Result<Done, RpcError>, took: Duration) {
         let Self { deed, mark, limit, certain } = self;
         match outcome {
-            // From whoever answered it later.
+            // Another actor replied to a kept context.
             Ok(done) if *deed == Deed::Keep && done == Done::default() => {}
             Ok(done) if (done.holder, done.number) != *mark => {
-                book.complain(format!("{self:?} was answered with {done:?}"));
+                book.complain(format!("{self:?} got the reply {done:?}"));
             }
             Ok(_) => {}
             Err(error) if *certain && error.kind() != ErrorKind::Limit => {
                 book.complain(format!("{self:?} failed: {error:?}"));
             }
-            // What a handler waited for has a limit of its own.
+            // The nested ask of a handler has a shorter timeout.
             Err(error) if error.kind() == ErrorKind::Timeout && *deed != Deed::Relay => {
                 if took < *limit || *limit == LONG {
                     book.complain(format!("{self:?} failed after {took:?}: {error}"));

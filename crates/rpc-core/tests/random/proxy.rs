@@ -1,4 +1,4 @@
-//! A TCP proxy that cuts connections.
+//! A TCP proxy in front of a server, which can close all connections at any byte.
 
 use std::io;
 use std::net::SocketAddr;
@@ -11,7 +11,7 @@ use tokio::task::{AbortHandle, JoinSet};
 
 pub struct Proxy {
     pub address: RpcAddress,
-    cut: Arc<Notify>,
+    close_all: Arc<Notify>,
     task: AbortHandle,
 }
 
@@ -19,14 +19,14 @@ impl Proxy {
     pub async fn start(target: RpcAddress) -> io::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?.into();
-        let cut = Arc::new(Notify::new());
-        let task = tokio::spawn(accept(listener, target, Arc::clone(&cut))).abort_handle();
-        Ok(Self { address, cut, task })
+        let close_all = Arc::new(Notify::new());
+        let task = tokio::spawn(accept(listener, target, Arc::clone(&close_all))).abort_handle();
+        Ok(Self { address, close_all, task })
     }
 
-    /// Ends all connections, wherever in a message they are.
-    pub fn cut(&self) {
-        self.cut.notify_waiters();
+    /// Closes all connections, also in the middle of a message.
+    pub fn close_all(&self) {
+        self.close_all.notify_waiters();
     }
 }
 
@@ -36,19 +36,19 @@ impl Drop for Proxy {
     }
 }
 
-async fn accept(listener: TcpListener, target: RpcAddress, cut: Arc<Notify>) {
+async fn accept(listener: TcpListener, target: RpcAddress, close_all: Arc<Notify>) {
     let mut connections = JoinSet::new();
     while let Ok((client, from)) = listener.accept().await {
         while connections.try_join_next().is_some() {}
-        connections.spawn(carry(client, from, target.host_port(), Arc::clone(&cut)));
+        connections.spawn(forward(client, from, target.host_port(), Arc::clone(&close_all)));
     }
 }
 
-async fn carry(mut client: TcpStream, from: SocketAddr, target: String, cut: Arc<Notify>) {
+async fn forward(mut client: TcpStream, from: SocketAddr, target: String, close_all: Arc<Notify>) {
     let Ok(mut server) = TcpStream::connect(target).await else { return };
     tokio::select! {
-        () = cut.notified() => {
-            // Half of them with a reset.
+        () = close_all.notified() => {
+            // About half of the connections end with a reset.
             if from.port() % 2 == 0 {
                 let _ = (client.set_zero_linger(), server.set_zero_linger());
             }

@@ -1,4 +1,4 @@
-//! Endpoints that do what they are told and watch how they are treated.
+//! Endpoints that perform the action in each message, and check how the crate calls them.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -18,15 +18,15 @@ use crate::messages::{Done, Order, WorkDo, WorkMessage};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     Serial,
-    /// With room for three messages.
+    /// With an inbox of three messages.
     Narrow,
-    /// The oldest message makes room.
+    /// With an inbox of two messages that drops the oldest one.
     Dropping,
     Concurrent,
-    /// Its `on_start` fails, so it is to handle one message at a time.
+    /// Its `on_start` fails, so it must handle one message at a time.
     Unstartable,
     Isolated,
-    /// Concurrent on three threads, with room for four messages.
+    /// Concurrent on three threads, with an inbox of four messages.
     Crowd,
 }
 
@@ -55,7 +55,7 @@ impl Kind {
         }
     }
 
-    /// The kind of the endpoint of that name.
+    /// Returns the kind of the endpoints with this name.
     pub fn of(name: &str) -> Self {
         *Self::ALL.iter().find(|kind| kind.name() == name).unwrap()
     }
@@ -89,7 +89,7 @@ impl Kind {
     }
 }
 
-/// What an endpoint has gone through.
+/// The calls that an endpoint has received.
 pub struct Life {
     kind: Kind,
     state: Mutex<LifeState>,
@@ -100,7 +100,7 @@ struct LifeState {
     started: bool,
     stopped: bool,
     running: usize,
-    /// Of each holder, the number of the message that came last.
+    /// The number of the last message received from each holder.
     latest: HashMap<u64, u64>,
 }
 
@@ -120,7 +120,7 @@ struct Witness {
     _held: Held,
 }
 
-/// Something runs in an endpoint.
+/// A call that runs in an endpoint; it ends when this is dropped.
 struct Turn<'a>(&'a Life);
 
 impl Drop for Turn<'_> {
@@ -134,13 +134,13 @@ impl Witness {
         let mut state = self.life.state.lock().unwrap();
         let starts = what == "on_start";
         if state.started == starts {
-            self.complain(&format!("{what} before or beside on_start"));
+            self.complain(&format!("{what} runs before or during on_start"));
         }
         if state.stopped {
-            self.complain(&format!("{what} after on_stop"));
+            self.complain(&format!("{what} runs after on_stop"));
         }
         if state.running > 0 && (self.life.kind.one_at_a_time() || starts || what == "on_stop") {
-            self.complain(&format!("{what} beside another"));
+            self.complain(&format!("{what} runs during another call"));
         }
         state.running += 1;
         state.started = true;
@@ -153,13 +153,13 @@ impl Witness {
 
     fn arrived(&self, order: &Order) {
         self.book.handled((order.holder, order.number));
-        // Which of several threads comes first is nobody's promise.
+        // Several threads of an isolated endpoint start messages in any order.
         if self.life.kind != Kind::Crowd {
             let mut state = self.life.state.lock().unwrap();
             if let Some(before) = state.latest.insert(order.holder, order.number) {
                 if before >= order.number {
                     self.complain(&format!(
-                        "{} of holder {} after {before}",
+                        "message {} of holder {} arrives after {before}",
                         order.number, order.holder
                     ));
                 }
@@ -237,7 +237,7 @@ impl Witness {
                 });
                 Ok(())
             }
-            // Nobody gives up what was sent.
+            // A one-way message cannot be cancelled.
             Deed::Watch if context.remaining().is_none() => Ok(()),
             Deed::Watch => {
                 tokio::spawn(async move { context.cancelled().await });

@@ -1,4 +1,4 @@
-//! The environments of a play, and how it begins and ends.
+//! The environments of a random run: start, restart, shutdown, and the checks at the end.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -14,24 +14,24 @@ use crate::player::Player;
 use crate::proxy::Proxy;
 use crate::witness::Kind;
 
-/// How long what always ends may take, on a busy machine.
+/// A timeout for operations that must complete, sufficient for a busy machine.
 pub const SOON: Duration = Duration::from_secs(20);
 
 pub struct World {
     pub book: Arc<Book>,
-    /// Nothing is stopped, cut or restarted.
+    /// Nothing is stopped, closed or restarted in this run.
     pub calm: bool,
     pub homes: Vec<Home>,
-    /// All there have been.
+    /// All environments of the run, also those that have shut down.
     envs: Mutex<Vec<RpcEnv>>,
     network: Option<MemoryNetwork>,
     waiting: Mutex<Vec<JoinSet<()>>>,
 }
 
-/// Where an environment lives, also when another takes its place.
+/// One environment with its address; a restart replaces the environment.
 pub struct Home {
     env: Mutex<RpcEnv>,
-    /// None in client mode.
+    /// `None` in client mode.
     pub address: Option<RpcAddress>,
     pub proxy: Option<Proxy>,
     restarting: tokio::sync::Mutex<()>,
@@ -67,7 +67,7 @@ async fn start(bind: Option<&str>, network: Option<&MemoryNetwork>, book: &Book)
 }
 
 impl World {
-    /// Two servers and an environment in client mode.
+    /// Starts two servers and a client-mode environment.
     async fn begin(book: Arc<Book>, calm: bool, network: Option<MemoryNetwork>) -> Self {
         let mut homes = Vec::new();
         for bind in [Some("127.0.0.1:0"), Some("127.0.0.1:0"), None] {
@@ -91,7 +91,7 @@ impl World {
     }
 
     pub fn kinds(&self) -> &'static [Kind] {
-        // Threads do not wait for tokio's paused time, nor it for them.
+        // Isolated endpoints have threads, which tokio's paused clock does not take into account.
         if self.network.is_some() { Kind::IN_MEMORY } else { Kind::ALL }
     }
 
@@ -104,14 +104,14 @@ impl World {
         }
     }
 
-    /// Ends an environment and starts another at its address.
+    /// Shuts an environment down and starts another one at its address.
     pub async fn restart(&self, home: &Home) {
         let Ok(_restarting) = home.restarting.try_lock() else { return };
         self.shut_down(&home.env()).await;
         let bind = home.address.as_ref().map(RpcAddress::host_port);
-        // Somebody else may have got the port.
+        // Another process may have bound the port.
         if let Some(env) = start(bind.as_deref(), self.network.as_ref(), &self.book).await {
-            self.book.happened("an environment took the place of another");
+            self.book.happened("an environment was restarted");
             self.furnish(&env);
             self.envs.lock().unwrap().push(env.clone());
             *home.env.lock().unwrap() = env;
@@ -121,36 +121,36 @@ impl World {
     async fn shut_down(&self, env: &RpcEnv) {
         let name = env.name().to_owned();
         let Ok(report) = timeout(SOON, env.shutdown()).await else {
-            return self.book.complain(format!("the shutdown of {name} does not end"));
+            return self.book.complain(format!("the shutdown of {name} does not complete"));
         };
         self.check_report(&name, &report);
         let snapshot = env.snapshot();
         if snapshot.inbox_bytes != 0 {
             self.book
-                .complain(format!("{name} holds {} bytes after its end", snapshot.inbox_bytes));
+                .complain(format!("{name} holds {} bytes after its shutdown", snapshot.inbox_bytes));
         }
         if !snapshot.endpoints.is_empty() {
             self.book
-                .complain(format!("{name} has endpoints after its end: {:?}", snapshot.endpoints));
+                .complain(format!("{name} has endpoints after its shutdown: {:?}", snapshot.endpoints));
         }
         if snapshot.peers.iter().any(|outbox| outbox.queued > 0) {
             self.book.complain(format!(
-                "{name} has messages to send after its end: {:?}",
+                "{name} has queued messages after its shutdown: {:?}",
                 snapshot.peers
             ));
         }
     }
 
     fn check_report(&self, name: &str, report: &ShutdownReport) {
-        // Nothing in a play takes a handler long enough to be abandoned.
+        // No handler of a run takes longer than the shutdown timeout.
         for endpoint in
             report.endpoints.iter().filter(|endpoint| !endpoint.stopped || endpoint.abandoned > 0)
         {
-            self.book.complain(format!("{name} has shut down with {endpoint:?}"));
+            self.book.complain(format!("{name} did not stop or abandoned messages: {endpoint:?}"));
         }
     }
 
-    /// Until everything that may not be lost has been handled.
+    /// Waits until every message that may not be lost has been handled.
     async fn settled(&self) {
         let settled = async {
             while !self.book.missing().is_empty() {
@@ -158,7 +158,7 @@ impl World {
             }
         };
         if timeout(SOON, settled).await.is_err() {
-            self.book.complain(format!("accepted and lost: {:?}", self.book.missing()));
+            self.book.complain(format!("accepted and not handled: {:?}", self.book.missing()));
         }
     }
 
@@ -172,7 +172,7 @@ impl World {
 
     async fn end(&self, random: &mut StdRng) {
         if self.calm {
-            self.book.set_stage("settling");
+            self.book.set_stage("waiting until messages are handled");
             self.settled().await;
         }
         if self.calm || random.random() {
@@ -200,20 +200,20 @@ impl World {
     }
 }
 
-/// A few players act at random, then all ends.
+/// Runs 1 to 3 actors, then checks the invariants and shuts all environments down.
 pub async fn play(mut random: StdRng, book: Arc<Book>, calm: bool, network: Option<MemoryNetwork>) {
-    book.set_stage("beginning");
+    book.set_stage("starting");
     let world = Arc::new(World::begin(Arc::clone(&book), calm, network).await);
     let mut players = JoinSet::new();
     for _ in 0..random.random_range(1..=3) {
         let player = Player::new(Arc::clone(&world), StdRng::seed_from_u64(random.random()));
         players.spawn(player.play(random.random_range(10..80)));
     }
-    book.set_stage("playing");
+    book.set_stage("acting");
     while let Some(asks) = players.join_next().await {
         match asks {
             Ok(asks) => world.waiting.lock().unwrap().push(asks),
-            Err(error) => book.complain(format!("a player fell: {error}")),
+            Err(error) => book.complain(format!("an actor panicked: {error}")),
         }
     }
     world.end(&mut random).await;

@@ -1,4 +1,5 @@
-//! Environments that authenticate and encrypt, in every mode that this build has.
+//! Environments that authenticate and encrypt, in every mode that the features of this build
+//! include: rows RPC-ENV-26 to 31. The peers are other environments and bare TCP clients.
 
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used)]
 
@@ -6,6 +7,6 @@
 mod common;
 
 mod modes;
-mod refused;
+mod unauthenticated_peer;
 mod settings;
-mod world;
+mod fixture;

@@ -1,4 +1,4 @@
-//! What works in every mode.
+//! Sends, asks and downloads between environments with the same security mode.
 
 use std::fs;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use tempfile::TempDir;
 use tokio::io::AsyncReadExt;
 
 use crate::common::{Hello, HelloMessage, address, hi, next, soon};
-use crate::world::*;
+use crate::fixture::*;
 
 async fn send_arrives(mode: &Mode) {
     for (server, client) in mode.pairs().await {
@@ -74,14 +74,14 @@ async fn rpc_env_31_ask_works_with_tls() {
     ask_is_answered(&tls::with_secret()).await;
 }
 
-/// Asks over the connection that the other side has made are under its protection too.
+/// The server asks the client over the connection that the client made.
 #[tokio::test]
 async fn rpc_env_03_server_can_ask_client_in_every_mode() {
     for mode in modes() {
         for (server, client) in mode.pairs().await {
             let mut messages = greeter(&server);
-            // A message makes the client known.
-            hello(&client, &server).await.send(hi("here I am")).unwrap();
+            // The message creates the connection.
+            hello(&client, &server).await.send(hi("connect")).unwrap();
             next(&mut messages).await;
             let of_client = client.setup_endpoint("hello", Hello).unwrap();
             let back: RpcEndpointRef<HelloMessage> =
@@ -91,7 +91,7 @@ async fn rpc_env_03_server_can_ask_client_in_every_mode() {
     }
 }
 
-/// Files go over connections of their own, in the same mode.
+/// Downloads use connections of their own, with the same mode as messages.
 #[tokio::test]
 async fn rpc_env_34_download_works_in_every_mode() {
     let directory = TempDir::new().unwrap();
@@ -99,7 +99,7 @@ async fn rpc_env_34_download_works_in_every_mode() {
     let path = directory.path().join("content");
     fs::write(&path, &content).unwrap();
     for mode in modes() {
-        // In the build without optimisation 3DES takes long for it.
+        // 3DES is too slow for the whole content in a build without optimization.
         let length = if mode.name == "sasl, encrypted" { 300_000 } else { content.len() };
         fs::write(&path, &content[..length]).unwrap();
         for (server, client) in mode.pairs().await {
@@ -112,8 +112,7 @@ async fn rpc_env_34_download_works_in_every_mode() {
     }
 }
 
-/// Neither what is asked and answered nor what is downloaded can be read on the way, unless the
-/// mode says so.
+/// Requests, replies and downloads are readable on the wire only in modes without encryption.
 #[tokio::test]
 async fn plaintext_is_not_visible_in_encrypting_modes() {
     let directory = TempDir::new().unwrap();
@@ -122,14 +121,14 @@ async fn plaintext_is_not_visible_in_encrypting_modes() {
     for mode in modes() {
         let (server, client) = (mode.server().await, mode.client().await);
         server.setup_endpoint("hello", Hello).unwrap();
-        let listener = Listener::before(&server).await;
-        let hello = hello_at(&client, listener.address.clone()).await.unwrap();
+        let proxy = RecordingProxy::in_front_of(&server).await;
+        let hello = hello_at(&client, proxy.address.clone()).await.unwrap();
         assert_eq!(soon(hello.ask(hi("a message"))).await.unwrap().text, "hi, a message");
         let uri = soon(server.file_server().add_file(&path)).await.unwrap();
-        let uri = uri.replace(&address(&server).host_port(), &listener.address.host_port());
+        let uri = uri.replace(&address(&server).host_port(), &proxy.address.host_port());
         let mut download = soon(client.open_channel(&uri)).await.unwrap();
         soon(download.read_to_end(&mut Vec::new())).await.unwrap();
-        let (to_server, to_client) = (listener.to_server(), listener.to_client());
+        let (to_server, to_client) = (proxy.to_server(), proxy.to_client());
         for (bytes, text) in [
             (&to_server, "a message"),
             (&to_server, "SayHi"),
@@ -142,8 +141,8 @@ async fn plaintext_is_not_visible_in_encrypting_modes() {
     }
 }
 
-/// Several applications, each with its secret; one of them gets a new secret while its connections
-/// live on.
+/// Each of two applications has a secret; the secret of one changes, and its connections stay
+/// open.
 #[tokio::test]
 async fn secrets_rotate_without_dropping_connections() {
     let mode = gcm();
@@ -166,7 +165,7 @@ async fn secrets_rotate_without_dropping_connections() {
     let (first, second) = (hello(&one, &server).await, hello(&two, &server).await);
     server_secrets.register_app("app-1", Secret::new("rotated"));
     for hello in [&first, &second] {
-        assert_eq!(soon(hello.ask(hi("still here"))).await.unwrap().text, "hi, still here");
+        assert_eq!(soon(hello.ask(hi("again"))).await.unwrap().text, "hi, again");
     }
     assert!(hello_at(&client("app-1", "first").await, address(&server)).await.is_err());
     hello(&client("app-1", "rotated").await, &server).await;

@@ -1,4 +1,4 @@
-//! Settings that ask for security: met, or refused when the environment starts.
+//! Security settings that are rejected or reported when an environment starts.
 
 use std::io;
 use std::sync::Arc;
@@ -8,9 +8,10 @@ use rpc_core::{ErrorKind, RpcConf, RpcEnv, RpcError};
 use tempfile::TempDir;
 
 use crate::common::{Hello, hi, setting, soon};
-use crate::world::*;
+use crate::fixture::*;
 
-async fn refused(conf: RpcConf) -> RpcError {
+/// Returns the error with which an environment with these settings fails to start.
+async fn start_error(conf: RpcConf) -> RpcError {
     let client =
         RpcEnv::builder("client").conf(conf.clone()).client_mode().start().await.unwrap_err();
     let server =
@@ -25,7 +26,7 @@ async fn authentication_requires_secret() {
     let on = setting("spark.authenticate", "true");
     let empty = on.clone().with("spark.authenticate.secret", "").unwrap();
     for conf in [on, empty] {
-        let text = refused(conf).await.to_string();
+        let text = start_error(conf).await.to_string();
         for part in
             ["spark.authenticate.secret", "spark.authenticate.secret.file", "RpcEnvBuilder::auth"]
         {
@@ -34,11 +35,11 @@ async fn authentication_requires_secret() {
     }
 }
 
-/// Who asks for encryption and forgets authentication does not get plain connections.
+/// Encryption without authentication is an error and does not lead to plain connections.
 #[tokio::test]
 async fn encryption_requires_authentication() {
     for key in ["spark.network.crypto.enabled", "spark.authenticate.enableSaslEncryption"] {
-        let text = refused(setting(key, "true")).await.to_string();
+        let text = start_error(setting(key, "true")).await.to_string();
         assert_eq!(text, "spark.authenticate must be enabled when enabling encryption.");
     }
 }
@@ -50,19 +51,19 @@ async fn secret_is_read_from_file() {
     let conf =
         |key: &str, value: &str| setting("spark.authenticate", "true").with(key, value).unwrap();
     let from_file = conf("spark.authenticate.secret.file", path.to_str().unwrap());
-    let text = refused(from_file.clone()).await.to_string();
+    let text = start_error(from_file.clone()).await.to_string();
     assert!(
         text.contains(path.to_str().unwrap()) && text.contains("spark.authenticate.secret.file"),
         "{text}"
     );
     std::fs::write(&path, "").unwrap();
-    assert!(refused(from_file.clone()).await.to_string().contains("is empty"));
+    assert!(start_error(from_file.clone()).await.to_string().contains("is empty"));
 
     std::fs::write(&path, [0xfb, 0xef, 0xff, b's']).unwrap();
     let server =
         RpcEnv::builder("server").conf(from_file).bind("127.0.0.1:0").start().await.unwrap();
     server.setup_endpoint("hello", Hello).unwrap();
-    // As Spark reads it: in Base64.
+    // Spark encodes the content of the secret file in Base64.
     let client = client_with(conf("spark.authenticate.secret", "++//cw==")).await;
     assert_eq!(soon(hello(&client, &server).await.ask(hi("neo"))).await.unwrap().text, "hi, neo");
 }
@@ -71,7 +72,7 @@ async fn secret_is_read_from_file() {
 #[tokio::test]
 async fn tls_files_are_read_at_start() {
     let missing = tls::alone().conf().with("spark.ssl.rpc.certChain", "/no/such/file").unwrap();
-    let text = refused(missing).await.to_string();
+    let text = start_error(missing).await.to_string();
     assert!(text.contains("/no/such/file") && text.contains("spark.ssl.rpc.certChain"), "{text}");
 }
 
@@ -79,10 +80,10 @@ async fn tls_files_are_read_at_start() {
 #[tokio::test]
 async fn missing_feature_is_named_in_error() {
     let conf = sasl().conf().with("spark.authenticate.enableSaslEncryption", "true").unwrap();
-    assert!(refused(conf).await.to_string().contains("legacy-auth"));
+    assert!(start_error(conf).await.to_string().contains("legacy-auth"));
 }
 
-/// Logs of this thread.
+/// The log output of this thread.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);
 
@@ -116,7 +117,7 @@ async fn weak_mode_logs_one_warning_per_environment() {
         [(sasl(), "SASL without encryption"), (ctr(), "AES-CTR does not detect changed bytes")]
     {
         let (count, text) = warnings(&mode).await;
-        assert_eq!(count, 2, "one of each environment: {text}");
+        assert_eq!(count, 2, "one warning for each environment: {text}");
         assert!(text.contains(reason) && text.contains("spark.network.crypto."), "{text}");
     }
     assert_eq!(warnings(&gcm()).await.0, 0);

@@ -1,4 +1,5 @@
-//! Peers that do not prove who they are: they learn nothing, and nothing of theirs arrives.
+//! Peers that do not authenticate or use another mode: they receive no data, and their messages
+//! are not delivered.
 
 use std::error::Error;
 use std::time::Duration;
@@ -10,13 +11,13 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use crate::common::{address, hi, next, soon};
-use crate::world::*;
+use crate::fixture::*;
 
-fn nothing_arrived(messages: &mut UnboundedReceiver<String>) {
+fn assert_nothing_arrived(messages: &mut UnboundedReceiver<String>) {
     assert!(messages.try_recv().is_err(), "a message was delivered");
 }
 
-/// The error's text and those of its causes.
+/// Returns the text of the error and of its causes.
 fn full_text(error: &RpcError) -> String {
     let causes = std::iter::successors(Some(error as &dyn Error), |&error| error.source());
     causes.map(ToString::to_string).collect::<Vec<_>>().join("; ")
@@ -27,8 +28,8 @@ async fn wrong_secret_fails_lookup_and_delivers_nothing() {
     for mode in modes().into_iter().filter(Mode::authenticates) {
         let server = mode.server().await;
         let mut messages = greeter(&server);
-        let stranger = client_with(mode.with_secret("wrong")).await;
-        let error = hello_at(&stranger, address(&server)).await.unwrap_err();
+        let unauthenticated = client_with(mode.with_secret("wrong")).await;
+        let error = hello_at(&unauthenticated, address(&server)).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Authentication, "{}: {error}", mode.name);
         assert!(!error.is_retryable() && !error.is_timeout());
         let text = full_text(&error);
@@ -36,26 +37,26 @@ async fn wrong_secret_fails_lookup_and_delivers_nothing() {
             assert!(text.contains(part), "{}: {text}", mode.name);
         }
 
-        // Whose connection stands is served, and after that nothing else has arrived.
+        // An authenticated client is served; no other message has arrived before its own.
         hello(&mode.client().await, &server).await.send(hi("neo")).unwrap();
         assert_eq!(next(&mut messages).await, "neo");
-        nothing_arrived(&mut messages);
+        assert_nothing_arrived(&mut messages);
     }
 }
 
-/// What was queued before the connection failed is failed with it.
+/// Messages queued before the connection failed end with the error of the connection.
 #[tokio::test]
 async fn queued_asks_fail_when_authentication_fails() {
     let server = gcm().server().await;
     let mut messages = greeter(&server);
-    let (friend, stranger) = (gcm().client().await, client_with(gcm().with_secret("wrong")).await);
-    let field = rpc_core::EndpointRef::try_from(&hello(&friend, &server).await).unwrap();
-    let hello = stranger.resolve::<crate::common::HelloMessage>(&field).unwrap();
+    let (authenticated, unauthenticated) = (gcm().client().await, client_with(gcm().with_secret("wrong")).await);
+    let field = rpc_core::EndpointRef::try_from(&hello(&authenticated, &server).await).unwrap();
+    let hello = unauthenticated.resolve::<crate::common::HelloMessage>(&field).unwrap();
     let asks: Vec<_> = (0..10).map(|i| hello.ask(hi(&i.to_string()))).collect();
     for ask in asks {
         assert_eq!(soon(ask).await.unwrap_err().kind(), ErrorKind::Authentication);
     }
-    nothing_arrived(&mut messages);
+    assert_nothing_arrived(&mut messages);
 }
 
 #[tokio::test]
@@ -66,15 +67,15 @@ async fn files_are_not_served_to_unauthenticated_peers() {
         let server = mode.server().await;
         let uri =
             soon(server.file_server().add_file(directory.path().join("secret"))).await.unwrap();
-        // Who does not even try is told so, where the server can make out what it asks for.
-        let refusals = [ErrorKind::FileUnavailable, ErrorKind::Network];
-        let mut strangers = vec![(client_with(RpcConf::new()).await, &refusals[..])];
+        // A client without security gets NotServed if the server can parse its request.
+        let expected = [ErrorKind::FileUnavailable, ErrorKind::Network];
+        let mut peers = vec![(client_with(RpcConf::new()).await, &expected[..])];
         if mode.authenticates() {
-            strangers
+            peers
                 .push((client_with(mode.with_secret("wrong")).await, &[ErrorKind::Authentication]));
         }
-        for (stranger, expected) in strangers {
-            let error = soon(stranger.open_channel(&uri)).await.unwrap_err();
+        for (unauthenticated, expected) in peers {
+            let error = soon(unauthenticated.open_channel(&uri)).await.unwrap_err();
             assert!(expected.contains(&error.kind()), "{}: {error}", mode.name);
             assert!(error.to_string().contains(&uri), "{error}");
         }
@@ -92,7 +93,7 @@ async fn peers_with_different_modes_cannot_connect() {
         let mut messages = greeter(&server);
         for client_mode in all.iter().filter(|mode| mode.name != server_mode.name) {
             let both = format!("{} to {}", client_mode.name, server_mode.name);
-            // A client that asks for less than the server allows gets on with it.
+            // SASL peers negotiate whether they encrypt.
             let negotiated = ["sasl", "sasl, encrypted"];
             if [client_mode, server_mode].iter().all(|mode| negotiated.contains(&mode.name)) {
                 continue;
@@ -102,21 +103,19 @@ async fn peers_with_different_modes_cannot_connect() {
                 hello_at(&client_with(impatient).await, address(&server)).await.unwrap_err();
             let expected = [
                 ErrorKind::Authentication,
-                // A peer without security cannot tell a handshake from other requests, or simply
-                // closes.
+                // A peer without security rejects the handshake as an unknown request, or closes.
                 ErrorKind::Network,
                 ErrorKind::Rejected,
-                // Engines of different versions, or ciphers, notice only that nothing sensible
-                // comes.
+                // Different engine versions or ciphers produce no valid data, until the timeout.
                 ErrorKind::Timeout,
             ];
             assert!(expected.contains(&error.kind()), "{both}: {error}");
         }
-        nothing_arrived(&mut messages);
+        assert_nothing_arrived(&mut messages);
     }
 }
 
-/// The bytes of a plain client, envelopes and all, in front of every kind of server.
+/// The recorded bytes of a client without security are sent to a server of each mode.
 #[tokio::test]
 async fn envelopes_of_unauthenticated_peer_are_not_read() {
     let recorded = {
@@ -124,26 +123,26 @@ async fn envelopes_of_unauthenticated_peer_are_not_read() {
             (RpcEnv::builder("plain").bind("127.0.0.1:0"), client_with(RpcConf::new()).await);
         let server = server.start().await.unwrap();
         let mut messages = greeter(&server);
-        let listener = Listener::before(&server).await;
-        hello_at(&client, listener.address.clone()).await.unwrap().send(hi("neo")).unwrap();
+        let proxy = RecordingProxy::in_front_of(&server).await;
+        hello_at(&client, proxy.address.clone()).await.unwrap().send(hi("neo")).unwrap();
         assert_eq!(next(&mut messages).await, "neo");
-        listener.to_server()
+        proxy.to_server()
     };
     for mode in modes() {
         let server = mode.server().await;
         let mut messages = greeter(&server);
         let mut stream = TcpStream::connect(address(&server).host_port()).await.unwrap();
         let _ = stream.write_all(&recorded).await;
-        let mut answer = Vec::new();
-        // The server ends it by itself.
-        let _ = soon(stream.read_to_end(&mut answer)).await;
-        assert!(!contains(&answer, b"neo") && !contains(&answer, b"hello"), "{}", mode.name);
+        let mut response = Vec::new();
+        // The server closes the connection.
+        let _ = soon(stream.read_to_end(&mut response)).await;
+        assert!(!contains(&response, b"neo") && !contains(&response, b"hello"), "{}", mode.name);
         soon(server.shutdown()).await;
-        nothing_arrived(&mut messages);
+        assert_nothing_arrived(&mut messages);
     }
 }
 
-/// Who connects and says nothing is closed, and holds nobody up meanwhile.
+/// A client that sends nothing is disconnected after the handshake timeout of 1 s.
 #[tokio::test]
 async fn silent_unauthenticated_peer_is_closed_after_timeout() {
     for mode in modes() {

@@ -1,4 +1,5 @@
-//! The modes, environments that use them, and somebody on the path.
+//! Security modes, environments that use them, and a proxy that records the bytes between two
+//! environments.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use tokio::sync::mpsc;
 
 use crate::common::{Greeting, HelloMessage, address, soon};
 
-/// How environments authenticate and encrypt.
+/// Settings with which environments authenticate and encrypt.
 #[derive(Clone, Debug)]
 pub struct Mode {
     pub name: &'static str,
@@ -51,7 +52,7 @@ pub fn sasl_encrypted() -> Mode {
     authenticated("sasl, encrypted", true, &settings)
 }
 
-/// Rows RPC-ENV-28 and 31 say: crypto on, fallback off.
+/// The settings of rows RPC-ENV-28 and 31: encryption on, SASL fallback off.
 const CRYPTO: [(&str, &str); 2] =
     [("spark.network.crypto.enabled", "true"), ("spark.network.crypto.saslFallback", "false")];
 
@@ -75,8 +76,9 @@ pub mod tls {
 
     use super::{Mode, authenticated, mode};
 
-    /// One certificate for all hosts of these tests. Nobody drops it, so it is in cargo's own
-    /// directory.
+    /// The directory with one certificate for all hosts of these tests.
+    ///
+    /// A static is never dropped, so the directory lies in cargo's target directory.
     static FILES: LazyLock<TempDir> = LazyLock::new(|| {
         let directory = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let names = ["127.0.0.1", "10.0.0.1"].map(str::to_owned);
@@ -96,12 +98,12 @@ pub mod tls {
         ]
     }
 
-    /// Who has the certificate is believed, but clients need none.
+    /// TLS alone: the server has the certificate, clients have none.
     pub fn alone() -> Mode {
         mode("tls", true, &settings())
     }
 
-    /// What is to be recommended: TLS hides, the secret tells who it is.
+    /// The recommended mode: TLS encrypts, the secret authenticates.
     pub fn with_secret() -> Mode {
         authenticated("tls and sasl", true, &settings())
     }
@@ -126,25 +128,25 @@ impl Mode {
         RpcConf::from_settings(self.settings.iter().map(|(key, value)| (key, value))).unwrap()
     }
 
-    /// The same with another secret.
+    /// Returns the settings of this mode with another secret.
     pub fn with_secret(&self, secret: &str) -> RpcConf {
         self.conf().with("spark.authenticate.secret", secret).unwrap()
     }
 
-    /// Whether a secret is asked for.
+    /// Returns true if the mode requires a secret.
     pub fn authenticates(&self) -> bool {
         self.conf().get("spark.authenticate").is_some()
     }
 
     pub async fn server(&self) -> RpcEnv {
-        listening(RpcEnv::builder("server").conf(self.conf()).bind("127.0.0.1:0")).await
+        start(RpcEnv::builder("server").conf(self.conf()).bind("127.0.0.1:0")).await
     }
 
     pub async fn client(&self) -> RpcEnv {
         client_with(self.conf()).await
     }
 
-    /// A listening one and one that does not listen: over sockets, and in memory.
+    /// Returns a server with a client over sockets, and another pair over the memory network.
     pub async fn pairs(&self) -> [(RpcEnv, RpcEnv); 2] {
         let network = MemoryNetwork::new();
         let server = RpcEnv::builder("server")
@@ -155,12 +157,12 @@ impl Mode {
             RpcEnv::builder("client").conf(self.conf()).client_mode().memory_network(&network);
         [
             (self.server().await, self.client().await),
-            (listening(server).await, client.start().await.unwrap()),
+            (start(server).await, client.start().await.unwrap()),
         ]
     }
 }
 
-async fn listening(builder: RpcEnvBuilder) -> RpcEnv {
+async fn start(builder: RpcEnvBuilder) -> RpcEnv {
     builder.start().await.unwrap()
 }
 
@@ -168,7 +170,7 @@ pub async fn client_with(conf: RpcConf) -> RpcEnv {
     RpcEnv::builder("client").conf(conf).client_mode().start().await.unwrap()
 }
 
-/// Greets, and tells the test of every message.
+/// An endpoint that replies, and sends the text of each message to the test.
 pub struct Greeter(mpsc::UnboundedSender<String>);
 
 impl ThreadSafeRpcEndpoint for Greeter {
@@ -188,10 +190,10 @@ impl ThreadSafeRpcEndpoint for Greeter {
     }
 }
 
-/// A greeter named `hello`, and what it is told.
+/// Sets up a `Greeter` named `hello`, and returns the texts that it receives.
 pub fn greeter(env: &RpcEnv) -> mpsc::UnboundedReceiver<String> {
-    let (told, messages) = mpsc::unbounded_channel();
-    env.setup_endpoint("hello", Greeter(told)).unwrap();
+    let (tx, messages) = mpsc::unbounded_channel();
+    env.setup_endpoint("hello", Greeter(tx)).unwrap();
     messages
 }
 
@@ -206,43 +208,43 @@ pub async fn hello_at(
     soon(client.setup_endpoint_ref(address, "hello")).await
 }
 
-/// Sees all bytes of the connections to an environment.
-pub struct Listener {
+/// A TCP proxy in front of a server that records the bytes of both directions.
+pub struct RecordingProxy {
     pub address: RpcAddress,
-    seen: [Arc<Mutex<Vec<u8>>>; 2],
+    recorded: [Arc<Mutex<Vec<u8>>>; 2],
 }
 
-impl Listener {
-    pub async fn before(env: &RpcEnv) -> Self {
+impl RecordingProxy {
+    pub async fn in_front_of(env: &RpcEnv) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().into();
         let server: SocketAddr = env.address().unwrap().host_port().parse().unwrap();
-        let seen = [Arc::default(), Arc::default()];
-        let [to_server, to_client] = seen.clone();
+        let recorded = [Arc::default(), Arc::default()];
+        let [to_server, to_client] = recorded.clone();
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 let (from_client, client) = client.into_split();
                 let (from_server, server) = TcpStream::connect(server).await.unwrap().into_split();
-                tokio::spawn(carry(from_client, server, Arc::clone(&to_server)));
-                tokio::spawn(carry(from_server, client, Arc::clone(&to_client)));
+                tokio::spawn(forward(from_client, server, Arc::clone(&to_server)));
+                tokio::spawn(forward(from_server, client, Arc::clone(&to_client)));
             }
         });
-        Self { address, seen }
+        Self { address, recorded }
     }
 
     pub fn to_server(&self) -> Vec<u8> {
-        self.seen[0].lock().clone()
+        self.recorded[0].lock().clone()
     }
 
     pub fn to_client(&self) -> Vec<u8> {
-        self.seen[1].lock().clone()
+        self.recorded[1].lock().clone()
     }
 }
 
-async fn carry(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, seen: Arc<Mutex<Vec<u8>>>) {
+async fn forward(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, recorded: Arc<Mutex<Vec<u8>>>) {
     let mut buffer = vec![0; 64 << 10];
     while let Ok(count @ 1..) = from.read(&mut buffer).await {
-        seen.lock().extend_from_slice(&buffer[..count]);
+        recorded.lock().extend_from_slice(&buffer[..count]);
         if to.write_all(&buffer[..count]).await.is_err() {
             return;
         }
