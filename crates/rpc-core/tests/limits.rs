@@ -246,8 +246,9 @@ impl ThreadSafeRpcEndpoint for CountsUndelivered {
 async fn busy_endpoint_queues_at_most_1024_undelivered_notices() {
     let (server, client) = (server().await, client().await);
     let gate = Arc::new(Semaphore::new(0));
-    let late =
-        client.setup_endpoint("late", CountsUndelivered { gate: Arc::clone(&gate), undelivered: 0 }).unwrap();
+    let late = client
+        .setup_endpoint("late", CountsUndelivered { gate: Arc::clone(&gate), undelivered: 0 })
+        .unwrap();
     let first = late.ask(hi("keeps the endpoint busy"));
     let gone = server.setup_endpoint("gone", Hello).unwrap();
     let remote = lookup(&client, &server, "gone").await;
@@ -478,7 +479,10 @@ async fn oversized_message_is_returned_to_sender() {
     let remote = lookup(&client, &server, "repeat").await;
     let large = "x".repeat(1 << 20);
     let rejected = soon(remote.send_wait(hi(&large))).await.unwrap_err();
-    assert_eq!((rejected.error().kind(), rejected.error().is_retryable()), (ErrorKind::Limit, false));
+    assert_eq!(
+        (rejected.error().kind(), rejected.error().is_retryable()),
+        (ErrorKind::Limit, false)
+    );
     assert_eq!(rejected.into_message().msg.len(), 1 << 20);
     let error = soon(remote.ask(hi(&large))).await.unwrap_err();
     assert!(error.to_string().contains("spark.rpc.message.maxSize"), "{error}");

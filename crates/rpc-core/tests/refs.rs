@@ -236,7 +236,10 @@ async fn ref_can_be_narrowed_to_one_service() {
         // A narrowed ref in a message has one service only.
         let in_message = EndpointRef::try_from(&hello).unwrap();
         assert!(client.resolve::<HelloMessage>(&in_message).is_ok());
-        assert_eq!(client.resolve::<Both>(&in_message).unwrap_err().kind(), ErrorKind::ServiceMismatch);
+        assert_eq!(
+            client.resolve::<Both>(&in_message).unwrap_err().kind(),
+            ErrorKind::ServiceMismatch
+        );
     }
     // In the own environment, a ref to one service must be narrowed from the full type, and the
     // error says so; also when a message contained a narrowed ref.

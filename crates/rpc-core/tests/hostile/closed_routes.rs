@@ -1,5 +1,5 @@
-//! Closing routes: while messages are unhandled, twice, never opened, and what is sent over them
-//! afterwards.
+//! A client closes routes: with unhandled messages, twice, or without having opened them, and
+//! sends over closed routes.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,7 +22,7 @@ async fn hostile_route_stays_open_while_its_messages_are_unhandled() {
     world.permits.add_permits(1);
     until("the message is handled", || world.endpoint("stuck").held == 0).await;
     peer.close_idle_route(1).await;
-    world.assert_lives(&peer, 1).await;
+    world.assert_connected(&peer, 1).await;
     world.finish(peer).await;
 }
 
@@ -35,7 +35,7 @@ async fn hostile_close_of_route_that_is_not_open_is_harmless() {
         peer.close_route(route);
     }
     peer.settle().await;
-    // There may be an answer to each, but none that grants anything.
+    // The environment may reply to each CloseRoute, but it must not grant credit.
     assert!(peer.arrived_notices().iter().all(|notice| notice.credit.is_none()));
     peer.ask_hello(1, "hello").await.unwrap();
     peer.close_idle_route(1).await;
@@ -43,7 +43,7 @@ async fn hostile_close_of_route_that_is_not_open_is_harmless() {
     peer.close_route(1);
     peer.settle().await;
     assert!(peer.arrived_notices().iter().all(|notice| notice.credit.is_none()));
-    world.assert_lives(&peer, 1).await;
+    world.assert_connected(&peer, 1).await;
     world.finish(peer).await;
 }
 
@@ -61,13 +61,13 @@ async fn hostile_messages_on_closed_route_are_rejected() {
         let undelivered = peer.next_undelivered().await;
         assert!(failure_of(&undelivered).message.contains("no route 1"), "{undelivered:?}");
     }
-    // Its number is free for any endpoint.
+    // The number can be used for any endpoint.
     world.permits.add_permits(1);
     assert_eq!(peer.ask(&say_hi(1, "stuck", "")).await.value(), b"\x0a\x07handled");
     world.finish(peer).await;
 }
 
-/// The peer does not wait for RouteClosed.
+/// The peer reuses a route without waiting for RouteClosed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_reuse_before_route_closed_is_harmless() {
     let world = World::start().await;
@@ -77,8 +77,7 @@ async fn hostile_reuse_before_route_closed_is_harmless() {
     let reopened = peer.ask(&say_hi(1, "hello", ""));
     peer.close_route(1);
     let not_opened = peer.ask(&say_hi(1, "", ""));
-    // Whether a close comes before or after the last request has been handled depends on the
-    // threads.
+    // Thread scheduling decides whether a close arrives before the last request is handled.
     for ask in [reopened, not_opened] {
         match ask.await {
             Outcome::Value(_) => {}
@@ -94,7 +93,7 @@ async fn hostile_reuse_before_route_closed_is_harmless() {
     // A route that stays open cannot be opened for another endpoint.
     peer.send(&say_hi(2, "stuck", ""));
     peer.close_route(2);
-    let other = peer.ask(&say_hi(2, "nobody", ""));
+    let other = peer.ask(&say_hi(2, "missing", ""));
     let text = other.await.error();
     assert!(text.contains("route 2"), "{text}");
     let stuck = world.endpoint("stuck");
@@ -108,10 +107,10 @@ async fn hostile_number_is_reused_right_after_route_closed() {
     let world = World::start().await;
     let mut peer = RawPeer::greeted(&world.server).await;
     let (before, names) =
-        (world.server.snapshot().route_bytes, ["hello", "nobody", "endpoint-verifier"]);
+        (world.server.snapshot().route_bytes, ["hello", "missing", "endpoint-verifier"]);
     for n in 0..300 {
         let name = names[n % names.len()];
-        // Each is received by another endpoint, and by none.
+        // The number leads to another endpoint each time, or to one that does not exist.
         let outcome = peer.ask(&say_hi(1, name, "raw")).await;
         match name {
             "hello" => assert_eq!(outcome.value(), b"\x0a\x07hi, raw"),
@@ -123,7 +122,7 @@ async fn hostile_number_is_reused_right_after_route_closed() {
     world.finish(peer).await;
 }
 
-/// Records the longest queue of `stuck` until it is dropped.
+/// Records the longest queue of `stuck` until the flag is set.
 fn watch_queue(world: &World) -> (Arc<AtomicBool>, tokio::task::JoinHandle<u64>) {
     let stop = Arc::new(AtomicBool::new(false));
     let (server, stopped) = (world.server.clone(), Arc::clone(&stop));
@@ -140,14 +139,14 @@ fn watch_queue(world: &World) -> (Arc<AtomicBool>, tokio::task::JoinHandle<u64>)
     (stop, watch)
 }
 
-/// Credit that the peer gains by closing and opening routes does not pass the limit of the inbox.
+/// Closing and reopening routes gains no credit beyond the limit of the inbox.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_loop_of_open_send_close_gains_no_capacity() {
     let world = World::start().await;
     let mut peer = RawPeer::greeted(&world.server).await;
     let (stop, watch) = watch_queue(&world);
     for n in 0..1000 {
-        // Both the number of the last round, which may be open, and a new one.
+        // The number of the last round, which may be open, and a new one.
         for route in [1, 2 + n] {
             peer.send(&say_hi(route, "stuck", "x"));
             peer.send(&say_hi(route, "", "x"));
@@ -165,11 +164,11 @@ async fn hostile_loop_of_open_send_close_gains_no_capacity() {
     let longest = watch.await.unwrap().max(queued);
     assert!(longest <= STUCK_LIMIT + INITIAL_WINDOW, "{longest} messages were queued");
     assert_eq!(rejected.len() as u64 + queued, 4000, "each message is either queued or rejected");
-    world.assert_lives(&peer, 2).await;
+    world.assert_connected(&peer, 2).await;
     world.finish(peer).await;
 }
 
-/// A peer that keeps to the protocol, and asks for the credit of its first message again and again.
+/// A peer that follows the protocol, and repeatedly takes the initial credit of a new route.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_valid_loop_of_open_send_close_gains_no_capacity() {
     let world = World::start().await;
@@ -186,6 +185,6 @@ async fn hostile_valid_loop_of_open_send_close_gains_no_capacity() {
         assert!(sent <= STUCK_LIMIT + INITIAL_WINDOW, "credit for {sent} messages");
     }
     peer.settle().await;
-    assert_eq!(world.endpoint("stuck").held, sent, "what is within the credit is not rejected");
+    assert_eq!(world.endpoint("stuck").held, sent, "messages within the credit are not rejected");
     world.finish(peer).await;
 }

@@ -1,4 +1,4 @@
-//! Messages beyond the granted credit, and false reasons for more credit.
+//! A client sends messages beyond its credit, and claims more credit with false values.
 
 use std::time::Instant;
 
@@ -7,7 +7,7 @@ use crate::common::setting;
 use crate::fixture::{INITIAL_WINDOW, STUCK_LIMIT, World, until};
 use crate::raw_peer::{LIMIT, RawPeer, failure_of, say_hi};
 
-/// The messages that a stuck endpoint holds at most for one peer.
+/// The highest number of messages that a stuck endpoint holds for one peer.
 const MAX_HELD: u64 = STUCK_LIMIT + INITIAL_WINDOW;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -38,7 +38,7 @@ async fn hostile_flood_of_sends_without_credit_is_rejected() {
             "{failure:?}"
         );
     }
-    world.assert_lives(&peer, 2).await;
+    world.assert_connected(&peer, 2).await;
     // The endpoint works again for this peer.
     world.release();
     until("the queue is empty", || world.endpoint("stuck").held == 0).await;
@@ -76,10 +76,10 @@ async fn hostile_flood_of_asks_without_credit_is_rejected() {
     world.finish(peer).await;
 }
 
-/// The limit of bytes holds too: each message is within the credit for one message of any size.
+/// The byte limit holds although credit always allows one message of any size.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_large_messages_stay_within_total_bytes() {
-    // One endpoint cannot have the whole budget, so that others are served.
+    // The endpoint cannot use the whole budget, so that others are served.
     let conf = setting("spark.rpc.inbox.maxTotalBytes", "1m")
         .with("spark.rpc.inbox.maxBytes", "500k")
         .unwrap();
@@ -101,12 +101,11 @@ async fn hostile_large_messages_stay_within_total_bytes() {
         }
     }
     assert!(rejected >= 45, "{rejected} were rejected");
-    world.assert_lives(&peer, 2).await;
+    world.assert_connected(&peer, 2).await;
     world.finish(peer).await;
 }
 
-/// Garbage in `blocked_by`, from a peer that is never blocked, does not grow its window beyond the
-/// inbox.
+/// False values in `blocked_by` do not grow the window beyond the inbox limit.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_blocked_by_does_not_grow_window_beyond_inbox() {
     let world = World::start().await;
@@ -115,7 +114,7 @@ async fn hostile_blocked_by_does_not_grow_window_beyond_inbox() {
         let mut message = say_hi(1, "stuck", "");
         message.blocked_by = blocked_by;
         let mut balance = 1;
-        // The endpoint keeps up, which is when windows grow.
+        // Windows grow while the endpoint handles messages as fast as they arrive.
         for _ in 0..500 {
             world.permits.add_permits(1);
             assert_eq!(peer.ask(&message).await.value(), b"\x0a\x07handled");
@@ -123,7 +122,7 @@ async fn hostile_blocked_by_does_not_grow_window_beyond_inbox() {
             balance -= 1;
             balance += granted(&mut peer, 1);
         }
-        // Now it is stuck, and all credit is used.
+        // The endpoint is stuck now, and the peer uses all its credit.
         let before = world.endpoint("stuck").held;
         let mut sent = 0;
         while balance > 0 && sent < 10_000 {
@@ -136,7 +135,11 @@ async fn hostile_blocked_by_does_not_grow_window_beyond_inbox() {
         }
         peer.settle().await;
         assert!(sent <= MAX_HELD as i64, "{blocked_by}: credit for {sent} messages");
-        assert_eq!(world.endpoint("stuck").held - before, sent as u64, "credit is a promise");
+        assert_eq!(
+            world.endpoint("stuck").held - before,
+            sent as u64,
+            "messages within the credit are accepted"
+        );
         world.permits.add_permits(sent as usize);
         until("the queue is empty", || world.endpoint("stuck").held == 0).await;
         peer.close();
@@ -144,7 +147,7 @@ async fn hostile_blocked_by_does_not_grow_window_beyond_inbox() {
     world.assert_nothing_remains().await;
 }
 
-/// The messages that the notices grant which have arrived.
+/// Returns the number of messages that the arrived notices grant for the route `of`.
 fn granted(peer: &mut RawPeer, of: u32) -> i64 {
     let credits = peer.arrived_notices().into_iter().filter_map(|notice| notice.credit);
     credits
@@ -152,7 +155,7 @@ fn granted(peer: &mut RawPeer, of: u32) -> i64 {
         .sum()
 }
 
-/// Credit is what an environment grants for routes of the peer; it has opened none itself.
+/// Credit for routes that the server has not opened is ignored.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_credit_to_server_for_routes_it_never_opened_is_ignored() {
     let world = World::start().await;
@@ -167,7 +170,7 @@ async fn hostile_credit_to_server_for_routes_it_never_opened_is_ignored() {
             peer.notify(&crate::common::envelope::Notice { route_closed, ..Default::default() });
         }
     }
-    world.assert_lives(&peer, 1).await;
+    world.assert_connected(&peer, 1).await;
     assert!(begun.elapsed().as_secs() < 3);
     world.finish(peer).await;
 }

@@ -1,5 +1,4 @@
-//! Envelopes that are truncated in whole frames, frames that are malformed, and connections that
-//! end in the middle.
+//! A client truncates envelopes, sends malformed frames, or closes its connection at any byte.
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -37,11 +36,11 @@ async fn hostile_first_message_truncated_at_every_byte_fails_alone() {
         let peer = RawPeer::greeted(&world.server).await;
         peer.send_bytes(whole[..length].to_vec());
         match peer.ask_bytes(whole[..length].to_vec()).await {
-            // Between two fields it is a valid message with default values.
+            // A message cut between two fields is valid, with default values.
             Outcome::Value(value) => assert_eq!(value, b"\x0a\x04hi, ", "{length}"),
             other => assert!(!other.error().is_empty(), "{length}"),
         }
-        // Its route is open or free.
+        // The route is open or free now.
         let opened = peer.ask_hello(1, "").await.is_ok();
         if !opened {
             peer.ask_hello(1, "hello").await.unwrap();
@@ -51,7 +50,7 @@ async fn hostile_first_message_truncated_at_every_byte_fails_alone() {
     world.assert_nothing_remains().await;
 }
 
-/// All that a hostile peer sends, as frames.
+/// Returns the frames of a session that opens routes, sends, cancels and closes.
 fn script() -> Vec<u8> {
     let one = Some(Credit { route: 1, messages: u64::MAX, bytes: u64::MAX, keeps_open: true });
     let mut bytes = frame(None, &envelope::hello(31).envelope());
@@ -60,12 +59,12 @@ fn script() -> Vec<u8> {
     bytes.extend(frame(None, &Notice { close_route: one.clone(), ..Notice::default() }.envelope()));
     bytes.extend(frame(Some(2), &say_hi(65_535, "hello", "x").encode_to_vec()));
     bytes.extend(frame(None, &Notice { credit: one, ..Notice::default() }.envelope()));
-    bytes.extend(frame(Some(3), &say_hi(2, "nobody", "x").encode_to_vec()));
+    bytes.extend(frame(Some(3), &say_hi(2, "missing", "x").encode_to_vec()));
     bytes.extend(frame(Some(4), b"\xff"));
     bytes
 }
 
-/// The connection ends after each byte of it, with and without a reset.
+/// The connection closes after each prefix of the script, with and without a reset.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_connection_that_ends_at_every_byte_leaves_nothing() {
     let world = World::start().await;
@@ -86,7 +85,7 @@ async fn hostile_connection_that_ends_at_every_byte_leaves_nothing() {
     world.assert_nothing_remains().await;
 }
 
-/// Only a malformed frame closes a connection.
+/// A malformed frame closes its connection, other connections stay open.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_malformed_frames_close_their_connection_only() {
     let world = World::start().await;
@@ -112,7 +111,7 @@ async fn hostile_malformed_frames_close_their_connection_only() {
     world.finish(survivor).await;
 }
 
-/// A cancel that is repeated, of a request whose id the peer chose.
+/// The peer repeats the cancel of a request whose id it chose.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_ten_thousand_cancels_of_active_request_are_harmless() {
     let world = World::start().await;
@@ -123,18 +122,17 @@ async fn hostile_ten_thousand_cancels_of_active_request_are_harmless() {
     let cancel = Some(envelope::Cancel { request_id: id as i64 });
     let cancel = frame(None, &Notice { cancel, ..Notice::default() }.envelope());
     bytes.extend(cancel.repeat(10_000));
-    // A request with the same id while the first is active, and others that are cancelled in the
-    // queue.
+    // A request with the id of an active one, and requests that are cancelled in the queue.
     bytes.extend(frame(Some(id), &say_hi(1, "", "again").encode_to_vec()));
     bytes.extend(cancel.repeat(10));
     bytes.extend(frame(Some(7), &say_hi(2, "hello", "raw").encode_to_vec()));
     peer.write_all(&bytes).await.unwrap();
-    // The reply to the last request shows that all was read.
+    // The reply to the last request shows that all frames were read.
     let mut read = Vec::new();
     let needle = b"hi, raw";
     promptly("the reply behind the cancels", async {
         while !read.windows(needle.len()).any(|window| window == needle) {
-            assert_ne!(peer.read_buf(&mut read).await.unwrap(), 0, "the connection lives");
+            assert_ne!(peer.read_buf(&mut read).await.unwrap(), 0, "the connection is open");
         }
     })
     .await;
@@ -145,7 +143,7 @@ async fn hostile_ten_thousand_cancels_of_active_request_are_harmless() {
     world.assert_nothing_remains().await;
 }
 
-/// The peer is in the middle of a flood, of opening routes, and of closing them.
+/// The peer closes the connection while it sends, opens routes and closes routes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_close_during_flood_leaves_nothing() {
     let world = World::start().await;

@@ -1,4 +1,4 @@
-//! Fields of messages that hold garbage: path, body, timeout, trace.
+//! A client sends invalid values in the fields path, body, timeout and traceparent.
 
 use prost::Message;
 
@@ -61,7 +61,7 @@ async fn hostile_texts_that_are_not_utf8_fail_their_message_only() {
             let mut bytes = say_hi(1, "", "raw").encode_to_vec();
             bytes.extend([tag, text.len() as u8]);
             bytes.extend(text);
-            // A traceparent is not read by this endpoint.
+            // No trace propagator is set, so the traceparent is not read.
             match peer.ask_bytes(bytes.clone()).await {
                 Outcome::Value(_) if tag == 0x22 => {}
                 other => assert!(!other.error().is_empty()),
@@ -94,7 +94,7 @@ async fn hostile_bodies_fail_their_message_only() {
         assert!(failure.message.contains("/hello.Hello/SayHi"), "{body:?}: {failure:?}");
         assert!(failure.message.contains("decode"), "{body:?}: {failure:?}");
     }
-    // Two bodies: the last one of a field counts in protobuf.
+    // With two bodies, the last one counts, as in protobuf.
     let mut twice = envelope::message(1, "", "/hello.Hello/SayHi", b"\xff").encode_to_vec();
     twice.extend(
         RoutedMessage { body: b"\x0a\x01x".to_vec(), ..RoutedMessage::default() }.encode_to_vec(),
@@ -105,7 +105,7 @@ async fn hostile_bodies_fail_their_message_only() {
     world.finish(peer).await;
 }
 
-/// An ask whose timeout is over may get a failure or none; its endpoint goes on.
+/// An ask with an elapsed timeout may get a reply or a failure; the endpoint continues.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_timeouts_are_harmless() {
     let world = World::start().await;
@@ -121,7 +121,7 @@ async fn hostile_timeouts_are_harmless() {
             assert_eq!(value, b"\x0a\x07hi, raw");
         }
     }
-    // Those that expired in the queue are not handled, and hold nothing.
+    // Asks that expire in the queue are not handled and hold no memory.
     let first = peer.ask(&say_hi(2, "stuck", ""));
     let late: Vec<_> = (0..3)
         .map(|_| peer.ask(&RoutedMessage { timeout_us: 1000, ..say_hi(2, "", "") }))
@@ -133,7 +133,7 @@ async fn hostile_timeouts_are_harmless() {
     until("the queue is empty", || world.endpoint("stuck").held == 0).await;
     assert_eq!((world.endpoint("stuck").expired, world.endpoint("stuck").held_bytes), (3, 0));
     drop(late);
-    // On a one-way message a timeout means nothing.
+    // The timeout of a one-way message is ignored.
     world.permits.add_permits(1);
     peer.send(&RoutedMessage { timeout_us: 1, ..say_hi(2, "", "") });
     until("the message is handled", || {

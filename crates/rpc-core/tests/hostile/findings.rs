@@ -1,4 +1,5 @@
-//! Defects that the other tests of this folder found in the first version of the routes.
+//! Regression tests for defects that the other tests of this folder found in the first version of
+//! the routes.
 
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use crate::raw_peer::{Outcome, RawPeer, say_hi};
 use crate::raw_server::{INCARNATION, Victim, error_of, hello, value};
 use crate::versions::{WireRef, bound_ref};
 
-/// A request that was sent before the incompatible Hello came has no response to wait for.
+/// A request sent before an incompatible Hello arrives fails at once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_server_of_other_version_fails_sent_ask_fast() {
     let mut victim = Victim::with(None, RpcConf::new()).await;
@@ -22,7 +23,7 @@ async fn hostile_server_of_other_version_fails_sent_ask_fast() {
     assert!(error_of(ask).await.to_string().contains("version"));
 }
 
-/// Asks of a bound ref wait for the Hello; when they have timed out, nothing waits for it any more.
+/// Asks of a bound ref wait for the Hello; after their timeout they do not block other messages.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_expired_bound_asks_do_not_block_looked_up_ref() {
     let mut victim = Victim::with(None, setting("spark.rpc.askTimeout", "1s")).await;
@@ -34,7 +35,7 @@ async fn hostile_expired_bound_asks_do_not_block_looked_up_ref() {
     victim.assert_works().await;
 }
 
-/// The only queued message is an ask that has timed out: there is nothing to send.
+/// The only queued message is an ask that has timed out, so the shutdown has nothing to send.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_expired_bound_asks_do_not_delay_shutdown() {
     let mut victim = Victim::with(None, RpcConf::new()).await;
@@ -64,8 +65,7 @@ async fn hostile_stale_incarnation_error_names_peer() {
     assert!(text.contains(&victim.at), "{text}");
 }
 
-/// The sender cannot use the number of a rejected route before RouteClosed, so it opens the next
-/// one.
+/// A sender that waits for RouteClosed of a rejected route opens the next number meanwhile.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_rejected_route_does_not_fail_next_number() {
     let world = World::start().await;
@@ -80,7 +80,7 @@ async fn hostile_rejected_route_does_not_fail_next_number() {
     world.finish(peer).await;
 }
 
-/// The same between two environments: some refs of many have names that are too long.
+/// Between two environments, refs whose names are too long do not affect the other refs.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_names_of_client_do_not_fail_its_other_refs() {
     let (server, client) = (crate::common::server().await, client().await);
@@ -103,7 +103,7 @@ async fn hostile_names_of_client_do_not_fail_its_other_refs() {
     assert_eq!(promptly("the reply", reply).await.unwrap().text, "hi, neo");
 }
 
-/// Routes without a message in them do not use up the capacity for messages.
+/// Routes without messages do not use up the capacity for messages.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_routes_leave_capacity_for_messages_of_others() {
     let conf = setting("spark.rpc.inbox.maxTotalBytes", "64k");

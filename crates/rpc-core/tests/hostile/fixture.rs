@@ -1,5 +1,5 @@
-//! The environment under attack, its endpoints, and the client beside the attack that must not
-//! notice it.
+//! The environment under attack, its endpoints, and a well-behaved client that must be served
+//! during the attack.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -22,7 +22,7 @@ pub const STUCK_LIMIT: u64 = 4;
 /// The messages that an inbox initially grants each connection, beyond its limit.
 pub const INITIAL_WINDOW: u64 = 64;
 
-/// The longest time that a request of the client beside the attack may take, on a busy machine.
+/// The longest time that a request of the well-behaved client may take, on a busy machine.
 const LOW_LATENCY: Duration = Duration::from_secs(2);
 
 /// Awaits `future` for at most 5 s, and names `what` when that has elapsed.
@@ -44,7 +44,7 @@ pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     .await;
 }
 
-/// Handles a message for each permit.
+/// An endpoint that handles one message for each permit.
 struct Stuck(Arc<Semaphore>);
 
 impl ThreadSafeRpcEndpoint for Stuck {
@@ -61,14 +61,14 @@ impl ThreadSafeRpcEndpoint for Stuck {
     }
 }
 
-/// A server with the endpoints `hello`, which replies, and `stuck`, which handles a message for
-/// each permit; and a client that asks `hello` without a pause.
+/// A server with the endpoints `hello`, which replies, and `stuck`, which handles one message for
+/// each permit; and a well-behaved client that asks `hello` without a pause.
 pub struct World {
     pub server: RpcEnv,
     pub permits: Arc<Semaphore>,
     asked: Arc<AtomicUsize>,
     stop: watch::Sender<bool>,
-    bystander: JoinHandle<Duration>,
+    well_behaved: JoinHandle<Duration>,
 }
 
 impl World {
@@ -85,8 +85,8 @@ impl World {
         server.setup_endpoint_with("stuck", Stuck(Arc::clone(&permits)), options).unwrap();
         let (stop, stopped) = watch::channel(false);
         let asked = Arc::new(AtomicUsize::new(0));
-        let bystander = tokio::spawn(ask_until(server.clone(), Arc::clone(&asked), stopped));
-        let world = Self { server, permits, asked, stop, bystander };
+        let well_behaved = tokio::spawn(ask_until(server.clone(), Arc::clone(&asked), stopped));
+        let world = Self { server, permits, asked, stop, well_behaved };
         world.assert_others_served().await;
         world
     }
@@ -95,22 +95,22 @@ impl World {
         self.server.snapshot().endpoints.into_iter().find(|endpoint| endpoint.name == name).unwrap()
     }
 
-    /// Lets `stuck` handle everything.
+    /// Releases all messages of `stuck`.
     pub fn release(&self) {
         self.permits.add_permits(Semaphore::MAX_PERMITS / 2);
     }
 
-    /// Waits for further replies to the client beside the attack.
+    /// Waits for further replies to the well-behaved client.
     pub async fn assert_others_served(&self) {
         let before = self.asked.load(Ordering::Relaxed);
-        until("the client beside the attack is served", || {
+        until("the well-behaved client is served", || {
             self.asked.load(Ordering::Relaxed) > before + 2
         })
         .await;
     }
 
-    /// Asserts that the connection of the peer lives: a new route to `hello` works.
-    pub async fn assert_lives(&self, peer: &RawPeer, route: u32) {
+    /// Asserts that the connection of the peer is open: a new route to `hello` works.
+    pub async fn assert_connected(&self, peer: &RawPeer, route: u32) {
         peer.ask_hello(route, "hello").await.unwrap();
         assert!(peer.is_connected());
         self.assert_others_served().await;
@@ -122,13 +122,13 @@ impl World {
         self.assert_nothing_remains().await;
     }
 
-    /// Asserts that the client beside the attack was served all the time, and that with it the last
-    /// memory is freed.
+    /// Asserts that the well-behaved client was served all the time, and that all memory is freed
+    /// after it has disconnected.
     pub async fn assert_nothing_remains(self) {
         self.assert_others_served().await;
         self.stop.send(true).unwrap();
-        let slowest = promptly("the client beside the attack ends", self.bystander).await.unwrap();
-        assert!(slowest < LOW_LATENCY, "a request beside the attack took {slowest:?}");
+        let slowest = promptly("the well-behaved client ends", self.well_behaved).await.unwrap();
+        assert!(slowest < LOW_LATENCY, "a request of the well-behaved client took {slowest:?}");
         self.permits.add_permits(Semaphore::MAX_PERMITS / 4);
         let empty = || {
             let snapshot = self.server.snapshot();
@@ -141,7 +141,7 @@ impl World {
             }
         };
         let in_time = tokio::time::timeout(Duration::from_secs(5), emptied).await.is_ok();
-        assert!(in_time, "still held without a connection: {:?}", self.server.snapshot());
+        assert!(in_time, "memory is held without a connection: {:?}", self.server.snapshot());
     }
 }
 

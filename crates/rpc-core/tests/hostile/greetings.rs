@@ -1,5 +1,5 @@
-//! The Hello of clients: late, missing, repeated, garbled, of another version, or with an
-//! incarnation of another.
+//! A client sends its Hello late, never, twice, truncated, with another version, or with the
+//! incarnation of another peer.
 
 use std::time::Duration;
 
@@ -21,8 +21,7 @@ fn hello(change: impl FnOnce(&mut Hello)) -> Notice {
     Notice { hello: Some(hello), ..Notice::default() }
 }
 
-/// Without a Hello the environment does not know the peer: it serves it, or the error says what is
-/// missing.
+/// The environment serves a peer without Hello, or the error says that the Hello is missing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_messages_without_hello_are_served_or_fail_clearly() {
     let world = World::start().await;
@@ -32,14 +31,14 @@ async fn hostile_messages_without_hello_are_served_or_fail_clearly() {
             let text = outcome.error();
             assert!(text.contains("Hello"), "{text}");
         }
-        peer.send(&say_hi(2, "nobody", ""));
+        peer.send(&say_hi(2, "missing", ""));
         peer.close_route(2);
         peer.close_route(1);
     }
-    // A late Hello is as good as one in time.
+    // A late Hello is accepted.
     peer.notify(&envelope::hello(76));
     assert_ne!(peer.next_hello().await.incarnation, 0);
-    world.assert_lives(&peer, 1).await;
+    world.assert_connected(&peer, 1).await;
     world.finish(peer).await;
 }
 
@@ -57,7 +56,7 @@ async fn hostile_connection_without_hello_leaves_nothing_behind() {
     assert!(matches!(pending.await, Outcome::Transport(_) | Outcome::Failure(_)));
 }
 
-/// The second one cannot change who the peer is.
+/// A second Hello does not change the identity of the peer.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_second_hello_is_ignored() {
     let world = World::start().await;
@@ -75,7 +74,7 @@ async fn hostile_second_hello_is_ignored() {
     world.finish(peer).await;
 }
 
-/// Both versions are in the error, whichever way it comes.
+/// The error names both versions, as a response or as an RpcFailure.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_hello_of_other_versions_fails_clearly() {
     let world = World::start().await;
@@ -84,7 +83,7 @@ async fn hostile_hello_of_other_versions_fails_clearly() {
         peer.notify(&hello(|hello| (hello.min_version, hello.max_version) = (min, max)));
         let text = peer.ask(&say_hi(1, "stuck", "")).await.error();
         println!("{min}..{max}: {text}");
-        // A connection that was closed for it can name nothing.
+        // A closed connection has no error text.
         if peer.is_connected() {
             let named = [min, max, 1].iter().all(|version| text.contains(&version.to_string()));
             assert!(named && text.contains("version"), "{min}..{max}: {text}");
@@ -94,12 +93,12 @@ async fn hostile_hello_of_other_versions_fails_clearly() {
         assert_eq!(world.endpoint("stuck").held, 0);
         peer.close();
     }
-    // A range that has version 1 in it is compatible.
+    // A range that contains version 1 is compatible.
     let mut peer = RawPeer::connect(&world.server).await;
     peer.notify(&hello(|hello| (hello.min_version, hello.max_version) = (0, u32::MAX)));
     let reply = peer.next_hello().await;
     assert!(reply.min_version <= 1 && reply.max_version >= 1, "{reply:?}");
-    world.assert_lives(&peer, 1).await;
+    world.assert_connected(&peer, 1).await;
     world.finish(peer).await;
 }
 
@@ -143,7 +142,7 @@ async fn hostile_truncated_hello_is_ignored_or_fails_clearly() {
     let whole = whole.encode_to_vec();
     for length in 0..whole.len() {
         let peer = RawPeer::connect(&world.server).await;
-        // Field 1 of a Notice: what is left of the Hello, its length right and wrong.
+        // Field 1 of a Notice is the truncated Hello, with its actual length or the original one.
         for announced in [length, whole.len()] {
             let mut body = vec![0x0a, announced as u8];
             body.extend(&whole[..length]);
@@ -165,7 +164,7 @@ async fn hostile_truncated_hello_is_ignored_or_fails_clearly() {
     world.assert_nothing_remains().await;
 }
 
-/// Without authentication an incarnation can be claimed again: a process may connect twice.
+/// Without authentication two connections can have one incarnation, as a process may connect twice.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_incarnation_of_live_peer_works_for_both() {
     let world = World::start().await;
@@ -180,7 +179,7 @@ async fn hostile_incarnation_of_live_peer_works_for_both() {
     for peer in &peers {
         peer.ask_hello(1, "").await.unwrap();
     }
-    // The end of one is not the end of the others.
+    // Closing one connection does not affect the others.
     peers.pop().unwrap().close();
     world.assert_others_served().await;
     for peer in &peers {
@@ -212,14 +211,14 @@ async fn hostile_incarnation_of_server_itself_is_harmless() {
             assert!(text.contains("incarnation") || !liar.is_connected(), "{text}");
         }
     }
-    // The server's own endpoints are reached as before.
+    // The server's own endpoints can still be reached.
     peer.ask_hello(1, "hello").await.unwrap();
     world.assert_others_served().await;
     liar.close();
     other.close();
     peer.ask_hello(1, "").await.unwrap();
     assert!(peer.arrived_notices().iter().all(|notice| notice.hello.is_none()));
-    promptly("the endpoint is found by others", world.assert_others_served()).await;
+    promptly("other clients are served", world.assert_others_served()).await;
     tokio::time::timeout(Duration::from_secs(5), world.finish(peer))
         .await
         .expect("nothing remains");

@@ -1,5 +1,5 @@
-//! Peers that break the rules of `proto/rpc_envelope.proto`, against a real environment: clients
-//! that attack a server, and servers that attack a client.
+//! Peers that violate `proto/rpc_envelope.proto`, with hand-written envelopes over the real
+//! transport: clients that attack a server environment, and servers that attack a client.
 
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used)]
 

@@ -1,4 +1,5 @@
-//! Names of endpoints: as long as allowed, longer, and many.
+//! A client opens routes with endpoint names at and over the limit of 1 MiB, many long names, and
+//! names with unusual characters.
 
 use rpc_core::RpcEnv;
 
@@ -25,14 +26,14 @@ async fn hostile_name_of_one_mib_opens_route() {
     assert!(failure.message.len() < 2000, "{} bytes of error", failure.message.len());
     let held = world.server.snapshot().route_bytes - before;
     assert!((MIB as u64..MIB as u64 + 1000).contains(&held), "{held} bytes");
-    // Nothing is left for another name.
+    // No capacity remains for another name.
     let failure = peer.ask(&say_hi(2, "hello", "")).await.failure();
     assert_eq!(failure.kind, LIMIT, "{failure:?}");
     assert_names_limit(&failure.message);
     assert_eq!(peer.next_route_closed().await, 2);
     peer.close_idle_route(1).await;
     assert_eq!(world.server.snapshot().route_bytes, before);
-    world.assert_lives(&peer, 1).await;
+    world.assert_connected(&peer, 1).await;
     world.finish(peer).await;
 }
 
@@ -47,7 +48,7 @@ async fn hostile_name_over_one_mib_is_rejected() {
         assert_names_limit(&failure.message);
         assert_eq!(peer.next_route_closed().await, 1);
         peer.send(&say_hi(1, &"y".repeat(length), ""));
-        // Both notices come, in either order.
+        // The two notices arrive in any order.
         let (mut closed, mut undelivered) = (None, None);
         while closed.is_none() || undelivered.is_none() {
             let notice = peer.next_notice().await;
@@ -59,7 +60,7 @@ async fn hostile_name_over_one_mib_is_rejected() {
         assert_names_limit(&failure.message);
     }
     assert_eq!(world.server.snapshot().route_bytes, before);
-    world.assert_lives(&peer, 1).await;
+    world.assert_connected(&peer, 1).await;
     world.finish(peer).await;
 }
 
@@ -71,7 +72,7 @@ async fn hostile_long_names_are_limited_in_sum() {
     let before = world.server.snapshot().route_bytes;
     let (mut opened, mut rejected) = (0, 0);
     for n in 0..100 {
-        // The lowest number that is free.
+        // The lowest free number.
         let name = format!("{n:060000}");
         let failure = peer.ask(&say_hi(opened as u32 + 2, &name, "")).await.failure();
         if failure.kind == ENDPOINT_NOT_FOUND {
@@ -93,7 +94,7 @@ async fn hostile_long_names_are_limited_in_sum() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_routes_are_limited_by_small_byte_budget() {
     const BUDGET: u64 = 20 << 10;
-    // 256 bytes and a name of 500.
+    // A route takes 256 bytes and 500 for its name.
     const ROUTE: u64 = 756;
     let server = RpcEnv::builder("server").bind("127.0.0.1:0");
     let server =
@@ -119,14 +120,14 @@ async fn hostile_routes_are_limited_by_small_byte_budget() {
                 rejected += 1;
             }
         }
-        // The last one may exceed it.
+        // The last route may exceed the budget.
         assert!(server.snapshot().route_bytes < BUDGET / 4 + ROUTE);
         peers.push(peer);
     }
-    // Routes get a quarter, so that the rest is left for messages.
+    // Routes may use a quarter of the budget; the rest is for messages.
     assert_eq!(opened, BUDGET / 4 / ROUTE + 1);
     assert!(rejected > 80, "{rejected} messages were rejected");
-    // A connection that closes leaves its capacity to the others.
+    // The capacity of a closed connection becomes available to others.
     let last = peers.pop().unwrap();
     for peer in peers {
         peer.close();
@@ -151,6 +152,6 @@ async fn hostile_names_with_odd_characters_are_not_found() {
         let failure = peer.ask(&say_hi(route, name, "")).await.failure();
         assert_eq!(failure.kind, ENDPOINT_NOT_FOUND, "{name:?}: {failure:?}");
     }
-    world.assert_lives(&peer, 10).await;
+    world.assert_connected(&peer, 10).await;
     world.finish(peer).await;
 }

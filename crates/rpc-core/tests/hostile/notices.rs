@@ -1,4 +1,4 @@
-//! Notices that a server sends to break its client, and the same to a server where they matter.
+//! A server sends invalid notices to its client; where they apply to servers, a client sends them.
 
 use crate::common::envelope::{Cancel, Credit, Notice, RoutedMessage, Undelivered};
 use crate::common::{hi, next};
@@ -36,7 +36,7 @@ async fn hostile_credit_for_unknown_routes_is_ignored() {
     victim.finish().await;
 }
 
-/// Sums do not overflow: the sender goes on, with all credit there can be.
+/// Credit saturates instead of overflowing, and the client continues to send.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_credit_of_maximum_does_not_overflow() {
     let mut victim = Victim::start().await;
@@ -56,7 +56,7 @@ async fn hostile_credit_of_maximum_does_not_overflow() {
     victim.finish().await;
 }
 
-/// The route that the client uses is in no state of closing.
+/// The client has not sent CloseRoute for the route that it uses.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_keeps_open_without_close_route_is_credit_or_ignored() {
     let mut victim = Victim::start().await;
@@ -81,8 +81,8 @@ async fn hostile_route_closed_for_other_routes_is_ignored() {
     victim.finish().await;
 }
 
-/// The client did not ask for it. Later messages open a route again; a pending ask ends by its own
-/// response.
+/// The client has not sent CloseRoute: later messages reopen the route, and a pending ask still
+/// gets its response.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_route_closed_for_route_in_use_lets_it_be_opened_again() {
     let mut victim = Victim::start().await;
@@ -90,7 +90,7 @@ async fn hostile_route_closed_for_route_in_use_lets_it_be_opened_again() {
     for n in 0..20 {
         let pending = victim.target.ask(hi("pending"));
         let (_, callback, _) = victim.next_ask().await;
-        // Queued, as there is no credit, or sent at once, as there is.
+        // The ask is queued without credit, or sent at once with credit.
         let queued = victim.target.ask(hi("queued"));
         victim.notify(&route_closed(route));
         victim.notify(&route_closed(route));
@@ -106,7 +106,7 @@ async fn hostile_route_closed_for_route_in_use_lets_it_be_opened_again() {
         victim.notify(&credit(route, 10, 10_000, false));
     }
     victim.notify(&route_closed(route));
-    // The client has read the notice when it has read what is behind it.
+    // A response that follows the notice shows that the client has read it.
     victim.assert_works().await;
     victim.notify(&credit(route, 10, 10_000, false));
     let (reply, message) = victim.ask_and_respond(greeting("again")).await;
@@ -131,7 +131,7 @@ async fn hostile_undelivered_with_long_text_is_reported_or_ignored() {
         }
         victim.assert_works().await;
     }
-    // At least the last one, of a route that is open, is reported.
+    // At least the last notice is reported, as its route is open.
     let error = next(&mut errors).await;
     println!("{} bytes", error.to_string().len());
     let undelivered = victim.env.snapshot().undelivered;
@@ -144,7 +144,7 @@ async fn hostile_cancels_of_unknown_requests_are_ignored() {
     let mut victim = Victim::start().await;
     let world = World::start().await;
     let peer = RawPeer::greeted(&world.server).await;
-    // A peer that cancels ids before it uses them cancels those requests, which is its own loss.
+    // A peer that cancels ids before it uses them cancels only its own requests.
     for request_id in [0, 1, -1, i64::MIN + 77_777, i64::MAX, (1 << 62) + 77_777] {
         victim.notify(&cancel(request_id));
         peer.notify(&cancel(request_id));
@@ -154,12 +154,11 @@ async fn hostile_cancels_of_unknown_requests_are_ignored() {
     }
     victim.assert_works().await;
     victim.finish().await;
-    world.assert_lives(&peer, 1).await;
+    world.assert_connected(&peer, 1).await;
     world.finish(peer).await;
 }
 
-/// A server asks an endpoint of its client over the same connection. Request ids are random, so
-/// guesses miss it.
+/// A server asks an endpoint of its client; request ids are random, so guessed ids do not match.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_cancels_with_guessed_ids_cancel_no_ask() {
     let mut victim = Victim::start().await;
@@ -186,8 +185,8 @@ async fn hostile_notices_of_unknown_kind_are_ignored() {
     let world = World::start().await;
     let peer = RawPeer::greeted(&world.server).await;
     let route = victim.assert_works().await;
-    // Kind 7 is reserved, 1000 is far away; empty; kinds without content; a wire type that is
-    // wrong; no protobuf.
+    // The reserved kind 7, the unknown kind 1000, an empty notice, kinds without content, a wrong
+    // wire type, and bytes that are not protobuf.
     let bodies = [
         &b""[..],
         b"\x3a\x00",
@@ -215,18 +214,17 @@ async fn hostile_notices_of_unknown_kind_are_ignored() {
     peer.notify(&both);
     victim.assert_works().await;
     victim.finish().await;
-    world.assert_lives(&peer, 1).await;
+    world.assert_connected(&peer, 1).await;
     world.finish(peer).await;
 }
 
-/// One-way messages of the server to routes that it never opened: the client reports them as
-/// undelivered.
+/// A server sends to endpoints that do not exist and on routes that it never opened.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_messages_to_client_without_endpoints_are_rejected() {
     let mut victim = Victim::start().await;
     victim.assert_works().await;
     for route in 1..100 {
-        victim.peer.send(say_hi(route, "nobody", "").encode_to_vec()).unwrap();
+        victim.peer.send(say_hi(route, "missing", "").encode_to_vec()).unwrap();
         victim.peer.send(say_hi(route + 1000, "", "").encode_to_vec()).unwrap();
     }
     let mut reported = 0;

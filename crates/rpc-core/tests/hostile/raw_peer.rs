@@ -16,7 +16,7 @@ use crate::common::address;
 use crate::common::envelope::{self, Credit, Hello, Notice, RoutedMessage, Undelivered};
 use crate::fixture::promptly;
 
-/// The kinds of failure of `rpc_core.envelope.Failure` that the tests tell apart.
+/// The kinds of `rpc_core.envelope.Failure` that the tests distinguish.
 pub const ENDPOINT_NOT_FOUND: i32 = 5;
 pub const NOT_DELIVERED: i32 = 6;
 pub const LIMIT: i32 = 7;
@@ -43,7 +43,7 @@ pub struct Response {
     pub failure: Option<Failure>,
 }
 
-/// How an ask of a raw peer ends.
+/// The outcome of an ask of a raw peer.
 #[derive(Debug)]
 pub enum Outcome {
     Value(Vec<u8>),
@@ -53,7 +53,7 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    /// The reply of an endpoint.
+    /// Returns the reply of the endpoint, or panics.
     #[track_caller]
     pub fn value(self) -> Vec<u8> {
         match self {
@@ -70,7 +70,7 @@ impl Outcome {
         }
     }
 
-    /// The text of the error, whichever way it came.
+    /// Returns the text of the failure, of the RpcFailure frame or of the closed connection.
     #[track_caller]
     pub fn error(self) -> String {
         match self {
@@ -90,7 +90,7 @@ impl RpcHandler for Recorder {
     }
 
     fn receive_one_way(&self, _: &TransportClient, body: Bytes) {
-        // The test may have ended.
+        // The test may have ended and dropped the receiver.
         let _ = self
             .0
             .send(RoutedMessage::decode(body).expect("the environment writes valid envelopes"));
@@ -107,7 +107,7 @@ impl RawPeer {
     /// Connects and sends nothing.
     pub async fn connect(server: &RpcEnv) -> Self {
         let (sender, received) = mpsc::unbounded_channel();
-        // Some tests queue whole floods at once.
+        // Some tests queue all messages of a flood at once.
         let conf = TransportConf::from_settings("rpc", [("spark.rpc.io.maxWriteQueueSize", "1g")])
             .unwrap();
         let factory = TransportContext::new(conf, Recorder(sender)).create_client_factory();
@@ -137,10 +137,10 @@ impl RawPeer {
     }
 
     pub fn send_bytes(&self, bytes: Vec<u8>) {
-        self.client.send(bytes).expect("the connection lives and its write queue has capacity");
+        self.client.send(bytes).expect("the connection is open and its write queue has capacity");
     }
 
-    /// Sends the request at once; the future only waits.
+    /// Sends the request at once, and returns a future of its outcome.
     pub fn ask(&self, message: &RoutedMessage) -> impl Future<Output = Outcome> + Send + use<> {
         self.ask_bytes(message.encode_to_vec())
     }
@@ -161,7 +161,7 @@ impl RawPeer {
         }
     }
 
-    /// The text of the reply of `Hello` to a request over `route`, which must succeed.
+    /// Asks `hello` over `route`, and returns the outcome if it is not the expected reply.
     pub async fn ask_hello(&self, route: u32, endpoint: &str) -> Result<(), Outcome> {
         match self.ask(&say_hi(route, endpoint, "raw")).await {
             Outcome::Value(value) => {
@@ -177,10 +177,10 @@ impl RawPeer {
         self.notify(&Notice { close_route, ..Notice::default() });
     }
 
-    /// The next notice of the environment.
+    /// Returns the next notice of the environment.
     pub async fn next_notice(&mut self) -> Notice {
         let message =
-            promptly("a notice", self.received.recv()).await.expect("the connection lives");
+            promptly("a notice", self.received.recv()).await.expect("the connection is open");
         assert_eq!(
             message.route, 0,
             "an environment sends nothing but notices to a peer without endpoints"
@@ -188,7 +188,7 @@ impl RawPeer {
         Notice::decode(&message.body[..]).expect("the environment writes valid notices")
     }
 
-    /// The next notice for which `pick` returns something; others are passed over.
+    /// Returns the next notice for which `pick` returns `Some`, and discards others.
     pub async fn next_of<T>(&mut self, pick: impl Fn(Notice) -> Option<T>) -> T {
         loop {
             if let Some(found) = pick(self.next_notice().await) {
@@ -205,13 +205,13 @@ impl RawPeer {
         self.next_of(|notice| notice.undelivered).await
     }
 
-    /// The route of the next RouteClosed.
+    /// Returns the route of the next RouteClosed.
     pub async fn next_route_closed(&mut self) -> u32 {
         self.next_of(|notice| notice.route_closed).await.route
     }
 
-    /// The next reply to CloseRoute: `Ok` is RouteClosed, `Err` the Credit that keeps the route
-    /// open.
+    /// Returns the next reply to CloseRoute: `Ok` is RouteClosed, `Err` the Credit that keeps the
+    /// route open.
     pub async fn next_close_reply(&mut self) -> Result<u32, Credit> {
         self.next_of(|notice| match notice {
             Notice { route_closed: Some(closed), .. } => Some(Ok(closed.route)),
@@ -221,8 +221,9 @@ impl RawPeer {
         .await
     }
 
-    /// Closes a route whose requests have been replied to; the last one may be in its handler for a
-    /// moment yet.
+    /// Closes a route whose requests have been replied to.
+    ///
+    /// It retries, as the handler of the last request may still be running.
     pub async fn close_idle_route(&mut self, route: u32) {
         let closed = async {
             self.close_route(route);
@@ -234,7 +235,7 @@ impl RawPeer {
         promptly("the route is closed", closed).await;
     }
 
-    /// The notices that have arrived and that the test has not taken.
+    /// Returns the notices that have arrived and that the test has not taken.
     pub fn arrived_notices(&mut self) -> Vec<Notice> {
         let mut notices = Vec::new();
         while let Ok(message) = self.received.try_recv() {
@@ -247,7 +248,7 @@ impl RawPeer {
         self.client.is_active()
     }
 
-    /// Waits until the environment has read all that was sent: it responds to a request behind it.
+    /// Waits until the environment has read all sent messages: it responds to a later request.
     pub async fn settle(&self) {
         // No route has this number.
         let outcome = self.ask(&say_hi(u32::MAX - 1, "", "settle")).await;
@@ -259,13 +260,13 @@ impl RawPeer {
     }
 }
 
-/// A request for the endpoint `Hello`.
+/// Returns a `SayHi` request for the endpoint `Hello`.
 pub fn say_hi(route: u32, endpoint: &str, text: &str) -> RoutedMessage {
     let body = crate::common::hi(text).encode_to_vec();
     envelope::message(route, endpoint, "/hello.Hello/SayHi", &body)
 }
 
-/// The failure in a notice that a message was rejected.
+/// Decodes the failure of an Undelivered notice.
 pub fn failure_of(undelivered: &Undelivered) -> Failure {
     Failure::decode(&undelivered.failure[..]).expect("a failure")
 }

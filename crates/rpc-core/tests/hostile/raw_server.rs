@@ -29,7 +29,7 @@ struct CheckExistenceReply {
     services: Vec<String>,
 }
 
-/// What arrived from the environment, other than its Hello and its lookups.
+/// A message from the environment other than its Hello and its lookups.
 #[derive(Debug)]
 pub enum Arrival {
     Ask(RoutedMessage, RpcResponseCallback, TransportClient),
@@ -38,7 +38,7 @@ pub enum Arrival {
     Notice(Notice, TransportClient),
 }
 
-/// Answers Hello and lookups, and leaves everything else to the test.
+/// A handler that replies to Hello and lookups, and passes everything else to the test.
 struct Handler {
     grants: Arc<AtomicBool>,
     greeting: Arc<Mutex<Option<Hello>>>,
@@ -46,7 +46,7 @@ struct Handler {
 }
 
 impl Handler {
-    /// Grants what the message consumed.
+    /// Grants the credit that the message consumed.
     fn grant(&self, client: &TransportClient, message: &RoutedMessage) {
         if self.grants.load(Ordering::Relaxed) {
             let bytes = message.encoded_len() as u64;
@@ -67,7 +67,7 @@ impl RpcHandler for Handler {
                 CheckExistenceReply { exists: true, services: vec!["hello.Hello".to_owned()] };
             return callback.reply(value(&reply.encode_to_vec()));
         }
-        // The test may have ended.
+        // The test may have ended and dropped the receiver.
         let _ = self.arrivals.send(Arrival::Ask(message, callback, client.clone()));
     }
 
@@ -91,12 +91,12 @@ impl RpcHandler for Handler {
     }
 }
 
-/// A response that is a value.
+/// Encodes a response with a value.
 pub fn value(bytes: &[u8]) -> Vec<u8> {
     Response { value: Some(bytes.to_vec()), failure: None }.encode_to_vec()
 }
 
-/// A response that the endpoint `Hello` could have given.
+/// Encodes a response that the endpoint `Hello` could have sent.
 pub fn greeting(text: &str) -> Vec<u8> {
     value(&Greeting { text: text.to_owned() }.encode_to_vec())
 }
@@ -111,17 +111,17 @@ pub fn hello(min_version: u32, max_version: u32) -> Hello {
     }
 }
 
-/// A raw server, the client environment connected to it, and an honest server that the environment
-/// asks too.
+/// A raw server, the client environment connected to it, and an honest server that the same
+/// environment asks.
 pub struct Victim {
     pub env: RpcEnv,
     pub target: RpcEndpointRef<HelloMessage>,
     /// The raw server's side of the connection.
     pub peer: TransportClient,
-    /// The Hello that the raw server answers further connections with.
+    /// The Hello that the raw server sends on further connections.
     pub greeting: Arc<Mutex<Option<Hello>>>,
     pub at: String,
-    /// Whether the raw server returns the credit of each message.
+    /// True if the raw server returns the credit of each message.
     pub grants: Arc<AtomicBool>,
     arrivals: mpsc::UnboundedReceiver<Arrival>,
     honest: RpcEndpointRef<HelloMessage>,
@@ -179,12 +179,12 @@ impl Victim {
     }
 
     pub async fn next(&mut self) -> Arrival {
-        promptly("something from the environment", self.arrivals.recv())
+        promptly("a message from the environment", self.arrivals.recv())
             .await
-            .expect("the server lives")
+            .expect("the server is running")
     }
 
-    /// The next ask. Notices and one-way messages are passed over.
+    /// Returns the next ask, and discards notices and one-way messages.
     pub async fn next_ask(&mut self) -> (RoutedMessage, RpcResponseCallback, TransportClient) {
         loop {
             if let Arrival::Ask(message, callback, client) = self.next().await {
@@ -193,7 +193,7 @@ impl Victim {
         }
     }
 
-    /// Has the environment ask the target, and the raw server reply with `response`.
+    /// Asks the target from the environment, and responds from the raw server with `response`.
     pub async fn ask_and_respond(
         &mut self,
         response: Vec<u8>,
@@ -220,7 +220,7 @@ impl Victim {
         );
     }
 
-    /// Asserts that the shutdown is clean and that nothing is held.
+    /// Asserts that the shutdown completes and that no memory is held.
     pub async fn finish(self) {
         self.assert_honest_works().await;
         let snapshot = self.env.snapshot();
@@ -232,7 +232,7 @@ impl Victim {
     }
 }
 
-/// Awaits an error of the ask.
+/// Awaits the error of an ask that must fail.
 pub async fn error_of<T: std::fmt::Debug>(
     ask: impl Future<Output = Result<T, RpcError>>,
 ) -> RpcError {

@@ -1,4 +1,4 @@
-//! Responses of a server that are garbage, or that never come because the connection closes.
+//! A server sends malformed responses, or closes the connection instead of responding.
 
 use std::time::{Duration, Instant};
 
@@ -40,7 +40,7 @@ async fn hostile_responses_that_are_garbage_fail_their_ask_only() {
     victim.finish().await;
 }
 
-/// An empty response has no result: proto3 does not tell it from a default.
+/// An empty response has no result, which proto3 cannot distinguish from a default value.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_responses_without_result_end_their_ask() {
     let mut victim = Victim::start().await;
@@ -71,15 +71,14 @@ async fn hostile_failures_of_any_kind_fail_their_ask_only() {
             assert_eq!(error.kind(), ErrorKind::Application, "{kind}");
         }
     }
-    // The last one of a oneof counts; a value and a failure in one response end the ask in either
-    // way.
+    // The ask may end with the value or the failure; in protobuf the last one of a oneof counts.
     let both = [greeting("first"), b"\x12\x02\x08\x07".to_vec()].concat();
     assert!(victim.ask_and_respond(both).await.0.is_err());
     victim.assert_works().await;
     victim.finish().await;
 }
 
-/// A response of the transport that says that the bytes were no envelope.
+/// The server fails requests with RpcFailure frames, or never responds.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_rpc_failures_and_dropped_requests_fail_their_ask_only() {
     let mut victim = Victim::start().await;
@@ -97,7 +96,7 @@ async fn hostile_rpc_failures_and_dropped_requests_fail_their_ask_only() {
     victim.finish().await;
 }
 
-/// The connection closes in the middle of each misbehaviour; the next ask connects again.
+/// The connection closes after each invalid message; the next ask connects again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_close_after_misbehaviour_fails_pending_asks_only() {
     let mut victim = Victim::start().await;
@@ -128,7 +127,7 @@ async fn hostile_close_after_misbehaviour_fails_pending_asks_only() {
         drop(callback);
         let mut failed = 0;
         for ask in pending {
-            // What was queued is sent over the next connection, where it waits for this test.
+            // Queued asks are sent over the next connection, where the test has not replied yet.
             let end = tokio::time::timeout(Duration::from_millis(300), ask).await;
             if let Ok(Err(error)) = end {
                 assert!(
@@ -139,7 +138,7 @@ async fn hostile_close_after_misbehaviour_fails_pending_asks_only() {
             }
         }
         assert!(failed >= 1, "{n}: the ask that was sent fails with its connection");
-        // Asks that were sent over a new connection are answered late.
+        // Asks that were sent over a new connection get their replies here.
         route = loop {
             let ask = victim.target.ask(hi("again"));
             let mut ask = std::pin::pin!(ask);

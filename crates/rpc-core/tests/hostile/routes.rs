@@ -1,4 +1,4 @@
-//! Opening routes: how many, with which numbers, to which endpoints.
+//! A client opens too many routes, routes with unusual numbers, and routes that are open already.
 
 use crate::common::{envelope, setting};
 use crate::fixture::World;
@@ -63,7 +63,7 @@ async fn hostile_routes_that_are_not_dense_hold_little_memory() {
     let world = World::start().await;
     let peer = RawPeer::greeted(&world.server).await;
     let before = world.server.snapshot().route_bytes;
-    // The numbers of an honest sender are dense, but a gap costs nothing.
+    // Valid senders use dense numbers, but a gap takes no memory.
     let text = peer.ask(&say_hi(65_535, "absent", "")).await.error();
     assert!(text.contains("Could not find absent"), "{text}");
     assert!(world.server.snapshot().route_bytes < before + 100_000);
@@ -75,11 +75,11 @@ async fn hostile_routes_that_are_not_dense_hold_little_memory() {
     assert!(world.server.snapshot().route_bytes < before + 100_000);
     let other = world.endpoint("stuck");
     assert_eq!((other.held, other.handled), (0, 0));
-    world.assert_lives(&peer, 1).await;
+    world.assert_connected(&peer, 1).await;
     world.finish(peer).await;
 }
 
-/// Whatever the environment makes of it, the route leads to one endpoint afterwards.
+/// The second opening may succeed or fail; afterwards the route leads to its endpoint.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_route_opened_twice_with_one_name_serves_on() {
     let world = World::start().await;
@@ -103,7 +103,7 @@ async fn hostile_route_opened_twice_with_other_name_is_rejected() {
     let world = World::start().await;
     let mut peer = RawPeer::greeted(&world.server).await;
     peer.ask_hello(1, "hello").await.unwrap();
-    for name in ["stuck", "nobody", &"x".repeat(1000)] {
+    for name in ["stuck", "missing", &"x".repeat(1000)] {
         let failure = peer.ask(&say_hi(1, name, "")).await.failure();
         assert!(failure.message.contains("route 1"), "{failure:?}");
         assert!([NOT_DELIVERED, LIMIT].contains(&failure.kind), "{failure:?}");
@@ -135,7 +135,7 @@ async fn hostile_second_number_for_one_name_is_rejected() {
         assert!(text.contains("hello"), "{failure:?}");
         assert_eq!(peer.next_route_closed().await, route);
     }
-    // The first one serves on, and the others are free.
+    // The first route still works, and the other numbers are free.
     peer.ask_hello(1, "").await.unwrap();
     world.permits.add_permits(1);
     assert_eq!(peer.ask(&say_hi(2, "stuck", "")).await.value(), b"\x0a\x07handled");
@@ -156,12 +156,11 @@ async fn hostile_messages_on_unknown_routes_are_rejected() {
         let failure = failure_of(&undelivered);
         assert!(failure.message.contains(&format!("route {route}")), "{failure:?}");
     }
-    world.assert_lives(&peer, 1).await;
+    world.assert_connected(&peer, 1).await;
     world.finish(peer).await;
 }
 
-/// Route 0 carries notices. A request on it is rejected; a one-way message on it is no notice and
-/// is ignored.
+/// Route 0 carries notices: a request on it is rejected, an invalid one-way message is ignored.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_messages_on_route_0_reach_no_endpoint() {
     let world = World::start().await;
@@ -175,6 +174,6 @@ async fn hostile_messages_on_route_0_reach_no_endpoint() {
     }
     let stuck = world.endpoint("stuck");
     assert_eq!((stuck.held, stuck.handled), (0, 0));
-    world.assert_lives(&peer, 1).await;
+    world.assert_connected(&peer, 1).await;
     world.finish(peer).await;
 }

@@ -1,4 +1,4 @@
-//! Servers whose Hello names other versions, comes late, or never comes.
+//! A server sends a Hello with other versions or invalid fields, sends it late, or never.
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use crate::common::{HelloMessage, hi, setting};
 use crate::fixture::until;
 use crate::raw_server::{INCARNATION, Victim, error_of, greeting, hello};
 
-/// Both ranges of versions are in the text.
+/// Asserts that the error names both ranges of versions.
 #[track_caller]
 fn assert_names_versions(error: &RpcError) {
     let text = error.to_string();
@@ -30,18 +30,18 @@ async fn hostile_server_of_other_version_fails_everything_fast() {
     for _ in 0..10 {
         victim.target.send(hi("queued")).unwrap();
     }
-    // The first message is on its way, the others wait for credit.
+    // The first message has been sent; the others are queued for credit.
     let (_, callback, _) = victim.next_ask().await;
     let begun = Instant::now();
     *victim.greeting.lock().unwrap() = Some(hello(2, 5));
     send_hello(&victim, 2, 5);
-    // The first one was sent, and may yet be replied to.
+    // The first ask was sent, so the server can still respond to it.
     for ask in asks.into_iter().skip(1) {
         let error = error_of(async { ask.await.unwrap() }).await;
         assert_names_versions(&error);
         assert_eq!(error.peer(), Some(&*victim.at), "{error:?}");
     }
-    // Later asks find the same; none of them reaches an endpoint.
+    // Later asks fail in the same way, and none is delivered.
     for _ in 0..3 {
         let error = error_of(victim.target.ask(hi("later"))).await;
         assert_names_versions(&error);
@@ -61,12 +61,12 @@ async fn hostile_version_in_hello_fails_lookup_with_both_versions() {
     let victim = Victim::start().await;
     *victim.greeting.lock().unwrap() = Some(hello(2, 5));
     victim.peer.close();
-    // Another environment meets this server for the first time.
+    // Another environment connects to this server for the first time.
     let env = crate::common::client().await;
     let begun = Instant::now();
     let mut failed = 0;
     for _ in 0..5 {
-        // The lookup may be answered before the Hello is read.
+        // The response to the lookup may be read before the Hello.
         let found = env.setup_endpoint_ref::<HelloMessage>(victim.at.parse().unwrap(), "target");
         match crate::fixture::promptly("the lookup", found).await {
             Ok(target) => assert_names_versions(&error_of(target.ask(hi("neo"))).await),
@@ -81,7 +81,7 @@ async fn hostile_version_in_hello_fails_lookup_with_both_versions() {
     env.shutdown().await;
 }
 
-/// A Hello that no environment sends: version 0, a reversed range, incarnation 0.
+/// The Hello has values that no environment sends: version 0, a reversed range, incarnation 0.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_hello_of_server_with_garbage_fails_clearly() {
     for n in 0..5 {
@@ -97,7 +97,7 @@ async fn hostile_hello_of_server_with_garbage_fails_clearly() {
             _ => garbage.address = "\u{0}garbage".to_owned(),
         }
         victim.notify(&Notice { hello: Some(garbage), ..Notice::default() });
-        // The request was sent before, so its response counts unless the connection is closed.
+        // The request was sent before the Hello, so its response counts unless the connection closes.
         callback.reply(greeting("pending"));
         match crate::fixture::promptly("the end of the ask", pending).await {
             Ok(reply) => assert_eq!(reply.text, "pending"),
@@ -107,7 +107,7 @@ async fn hostile_hello_of_server_with_garbage_fails_clearly() {
             let text = error_of(victim.target.ask(hi("later"))).await.to_string();
             assert!(text.contains("version"), "{n}: {text}");
         } else {
-            // The environment goes on without the field, or the error says what is wrong.
+            // The environment ignores the field, or the error names it.
             let later = victim.target.ask(hi("later"));
             match tokio::time::timeout(Duration::from_millis(300), victim.next_ask()).await {
                 Ok((_, callback, _)) => {
@@ -159,7 +159,7 @@ pub struct WireRef {
     pub incarnation: u64,
 }
 
-/// A ref as it arrives in a message, bound to an incarnation of the raw server.
+/// Returns a ref as a message contains it, bound to an incarnation of the raw server.
 pub fn bound_ref(victim: &Victim, incarnation: u64) -> RpcEndpointRef<HelloMessage> {
     let wire = WireRef {
         address: victim.at.clone(),
@@ -184,7 +184,7 @@ async fn hostile_server_without_hello_serves_unbound_refs_only() {
     }
     assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
     victim.assert_honest_works().await;
-    // When it comes at last, bound refs work.
+    // Bound refs work when the Hello has arrived.
     let late = tokio::spawn(bound.ask_with_timeout(hi("late"), Duration::from_secs(4)));
     send_hello(&victim, 1, 1);
     victim.next_ask().await.1.reply(greeting("late"));
@@ -212,7 +212,7 @@ async fn hostile_server_of_other_incarnation_gets_no_bound_message() {
     victim.finish().await;
 }
 
-/// Of the routes that the Hello allows none is left, so no message can be sent over a new one.
+/// The Hello allows no further routes, so no message can be sent over a new one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_max_routes_of_zero_fails_asks_on_new_routes_clearly() {
     for max_routes in [0, 1] {

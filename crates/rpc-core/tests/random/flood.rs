@@ -13,16 +13,16 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::book::{Book, Held, Mark};
-use crate::messages::{Order, WorkDo, WorkMessage, WorkTell};
-use crate::world::SOON;
+use crate::fixture::SOON;
+use crate::messages::{Order, WorkDo, WorkMessage, WorkNotify};
+use crate::record::{LeakToken, MessageId, RunRecord};
 
 const ENDPOINTS: [&str; 3] = ["first", "second", "third"];
 
 /// An endpoint that reports each message, after the delay that the message contains.
 struct Slow {
-    told: mpsc::UnboundedSender<Mark>,
-    _held: Held,
+    handled: mpsc::UnboundedSender<MessageId>,
+    _token: LeakToken,
 }
 
 impl ThreadSafeRpcEndpoint for Slow {
@@ -32,16 +32,16 @@ impl ThreadSafeRpcEndpoint for Slow {
         message: WorkMessage,
         _: &EndpointContext<WorkMessage>,
     ) -> Result<(), RpcError> {
-        let (WorkMessage::Do(order, _) | WorkMessage::Tell(order)) = message;
+        let (WorkMessage::Do(order, _) | WorkMessage::Notify(order)) = message;
         if order.millis > 0 {
             tokio::time::sleep(Duration::from_millis(order.millis.into())).await;
         }
-        self.told.send((order.holder, order.number)).map_err(RpcError::application)
+        self.handled.send((order.holder, order.number)).map_err(RpcError::application)
     }
 }
 
 struct Sender {
-    book: Arc<Book>,
+    record: Arc<RunRecord>,
     random: StdRng,
     env: RpcEnv,
     to: RpcAddress,
@@ -49,8 +49,8 @@ struct Sender {
 
 impl Sender {
     /// Sends messages to one endpoint, and returns the id of the holder and their number.
-    async fn flood(mut self) -> Result<(u64, u64), RpcError> {
-        let (holder, total) = (self.book.new_holder(), self.random.random_range(1..200));
+    async fn send_all(mut self) -> Result<(u64, u64), RpcError> {
+        let (holder, total) = (self.record.new_holder(), self.random.random_range(1..200));
         let name = ENDPOINTS[self.random.random_range(0..ENDPOINTS.len())];
         let mut endpoint = self.look_up(name).await?;
         for number in 1..=total {
@@ -65,7 +65,7 @@ impl Sender {
                 ..Order::default()
             };
             if self.random.random() {
-                endpoint.send_wait(WorkTell(order)).await?;
+                endpoint.send_wait(WorkNotify(order)).await?;
             } else {
                 endpoint.send_wait(WorkDo(order)).await?;
             }
@@ -77,7 +77,7 @@ impl Sender {
         loop {
             match self.env.setup_endpoint_ref(self.to.clone(), name).await {
                 // An ask fails instead of waiting when there is no capacity.
-                Err(full) if full.kind() == ErrorKind::Limit => {
+                Err(error) if error.kind() == ErrorKind::Limit => {
                     tokio::time::sleep(Duration::from_millis(1)).await
                 }
                 looked_up => return looked_up,
@@ -103,14 +103,14 @@ fn conf(random: &mut StdRng) -> RpcConf {
     conf
 }
 
-async fn environment(
+async fn start_environment(
     random: &mut StdRng,
     server: bool,
     network: Option<&MemoryNetwork>,
-    book: &Book,
+    record: &RunRecord,
 ) -> RpcEnv {
     let mut builder =
-        RpcEnv::builder("flood").conf(conf(random)).trace_propagator(book.environment());
+        RpcEnv::builder("flood").conf(conf(random)).trace_propagator(record.environment_token());
     builder = if server { builder.bind("127.0.0.1:0") } else { builder.client_mode() };
     if let Some(network) = network {
         builder = builder.memory_network(network);
@@ -118,39 +118,46 @@ async fn environment(
     builder.start().await.unwrap()
 }
 
-pub async fn play(mut random: StdRng, book: Arc<Book>, network: Option<MemoryNetwork>) {
-    book.set_stage("starting");
-    let server = environment(&mut random, true, network.as_ref(), &book).await;
-    let (told, mut arrived) = mpsc::unbounded_channel();
+pub async fn run(mut random: StdRng, record: Arc<RunRecord>, network: Option<MemoryNetwork>) {
+    record.set_stage("starting");
+    let server = start_environment(&mut random, true, network.as_ref(), &record).await;
+    let (handled, mut arrived) = mpsc::unbounded_channel();
     for name in ENDPOINTS {
-        server.setup_endpoint(name, Slow { told: told.clone(), _held: book.endpoint() }).unwrap();
+        server
+            .setup_endpoint(
+                name,
+                Slow { handled: handled.clone(), _token: record.endpoint_token() },
+            )
+            .unwrap();
     }
     let mut envs = vec![server.clone()];
     let mut senders = JoinSet::new();
     for _ in 0..random.random_range(1..=2) {
-        let listens = random.random();
-        let env = environment(&mut random, listens, network.as_ref(), &book).await;
+        let is_server = random.random();
+        let env = start_environment(&mut random, is_server, network.as_ref(), &record).await;
         for _ in 0..random.random_range(1..=3) {
             let (to, random) =
                 (server.address().unwrap().clone(), StdRng::seed_from_u64(random.random()));
-            senders.spawn(Sender { book: Arc::clone(&book), random, env: env.clone(), to }.flood());
+            senders.spawn(
+                Sender { record: Arc::clone(&record), random, env: env.clone(), to }.send_all(),
+            );
         }
         envs.push(env);
     }
-    book.set_stage("flooding");
+    record.set_stage("flooding");
     let mut sent = Vec::new();
-    while let Some(outcome) = senders.join_next().await {
-        match outcome.unwrap() {
+    while let Some(result) = senders.join_next().await {
+        match result.unwrap() {
             Ok(flood) => sent.push(flood),
-            Err(error) => book.complain(format!("a send_wait failed: {error}")),
+            Err(error) => record.report_violation(format!("a send_wait failed: {error}")),
         }
     }
-    book.set_stage("waiting until all messages arrive");
+    record.set_stage("waiting until all messages arrive");
     let total: u64 = sent.iter().map(|(_, total)| total).sum();
-    let mut came: Vec<Mark> = Vec::new();
-    while (came.len() as u64) < total {
+    let mut received: Vec<MessageId> = Vec::new();
+    while (received.len() as u64) < total {
         match timeout(SOON, arrived.recv()).await {
-            Ok(mark) => came.extend(mark),
+            Ok(id) => received.extend(id),
             Err(_) => break,
         }
     }
@@ -159,9 +166,11 @@ pub async fn play(mut random: StdRng, book: Arc<Book>, network: Option<MemoryNet
     }
     for (holder, total) in sent {
         let numbers: Vec<u64> =
-            came.iter().filter(|mark| mark.0 == holder).map(|mark| mark.1).collect();
+            received.iter().filter(|id| id.0 == holder).map(|id| id.1).collect();
         if !numbers.iter().copied().eq(1..=total) {
-            book.complain(format!("of {total} messages of holder {holder} these arrived: {numbers:?}"));
+            record.report_violation(format!(
+                "of {total} messages of holder {holder} these arrived: {numbers:?}"
+            ));
         }
     }
 }

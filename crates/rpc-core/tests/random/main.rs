@@ -6,12 +6,12 @@
 
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used)]
 
-mod book;
+mod actor;
+mod checked_endpoint;
+mod fixture;
 mod flood;
-mod player;
 mod proxy;
-mod witness;
-mod world;
+mod record;
 
 use std::collections::BTreeSet;
 use std::panic;
@@ -25,22 +25,22 @@ use rand::rngs::StdRng;
 use rpc_core::MemoryNetwork;
 use tokio::runtime::{Builder, Runtime};
 
-use book::Book;
+use record::RunRecord;
 
 mod messages {
     rpc_core::include_proto!("random");
 }
 
 /// The text of errors and panics that are part of a run.
-const ON_PURPOSE: &str = "on purpose";
+const INTENDED_FAILURE: &str = "intended failure";
 
 /// The timeout of a whole run, far longer than the longest timeout in it.
-const TOO_LONG: Duration = Duration::from_secs(120);
+const RUN_TIMEOUT: Duration = Duration::from_secs(120);
 
-const NOTHING: (usize, (usize, usize)) = (0, (0, 0));
+const NONE_REMAIN: (usize, (usize, usize)) = (0, (0, 0));
 
 /// Events of which each must occur in at least one run.
-const EVENTS: [&str; 6] = [
+const EXPECTED_EVENTS: [&str; 6] = [
     "an ask succeeded",
     "an ask failed",
     "an ask was dropped",
@@ -53,15 +53,19 @@ const EVENTS: [&str; 6] = [
 /// Runs every seed on four threads, and fails with the violations of the first run that has any.
 ///
 /// Each `expected` event must occur in at least one of the runs.
-fn for_all_seeds(by_default: u64, expected: &[&str], play: impl Fn(u64) -> Arc<Book> + Sync) {
-    quiet_panics();
+fn for_all_seeds(
+    default_count: u64,
+    expected: &[&str],
+    run: impl Fn(u64) -> Arc<RunRecord> + Sync,
+) {
+    silence_intended_panics();
     let number = |name| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
     let seeds = match number("RANDOM_SEED") {
         Some(seed) => seed..seed + 1,
-        None => 0..number("RANDOM_SEEDS").unwrap_or(by_default),
+        None => 0..number("RANDOM_SEEDS").unwrap_or(default_count),
     };
     let next = AtomicU64::new(seeds.start);
-    let happened = Mutex::new(BTreeSet::new());
+    let events = Mutex::new(BTreeSet::new());
     let failed = Mutex::new(None);
     thread::scope(|scope| {
         for _ in 0..4 {
@@ -71,85 +75,87 @@ fn for_all_seeds(by_default: u64, expected: &[&str], play: impl Fn(u64) -> Arc<B
                     if seed >= seeds.end {
                         return;
                     }
-                    let book = play(seed);
-                    happened.lock().unwrap().extend(book.all_that_happened().into_keys());
-                    let complaints = book.complaints();
-                    if !complaints.is_empty() {
-                        failed.lock().unwrap().get_or_insert((seed, complaints));
+                    let record = run(seed);
+                    events.lock().unwrap().extend(record.events().into_keys());
+                    let violations = record.violations();
+                    if !violations.is_empty() {
+                        failed.lock().unwrap().get_or_insert((seed, violations));
                     }
                 }
             });
         }
     });
-    if let Some((seed, complaints)) = failed.into_inner().unwrap() {
-        panic!("RANDOM_SEED={seed}: {complaints:#?}");
+    if let Some((seed, violations)) = failed.into_inner().unwrap() {
+        panic!("RANDOM_SEED={seed}: {violations:#?}");
     }
-    let happened = happened.into_inner().unwrap();
-    for what in expected.iter().filter(|_| seeds.end - seeds.start >= by_default) {
-        assert!(happened.contains(what), "no run had the event: {what}");
+    let events = events.into_inner().unwrap();
+    for event in expected.iter().filter(|_| seeds.end - seeds.start >= default_count) {
+        assert!(events.contains(event), "no run had the event: {event}");
     }
 }
 
-fn quiet_panics() {
-    let loud = panic::take_hook();
+fn silence_intended_panics() {
+    let default_hook = panic::take_hook();
     panic::set_hook(Box::new(move |info| {
-        if info.payload().downcast_ref::<&str>() != Some(&ON_PURPOSE) {
-            loud(info);
+        if info.payload().downcast_ref::<&str>() != Some(&INTENDED_FAILURE) {
+            default_hook(info);
         }
     }));
 }
 
-/// Runs `play` on `runtime`, and checks that it leaves no task, environment or endpoint.
-fn on_a_runtime<F>(runtime: &Runtime, book: &Book, play: F)
+/// Runs `run` on `runtime`, and checks that it leaves no task, environment or endpoint.
+fn run_on<F>(runtime: &Runtime, record: &RunRecord, run: F)
 where
     F: Future<Output = ()>,
 {
     runtime.block_on(async {
-        if tokio::time::timeout(TOO_LONG, play).await.is_err() {
-            book.complain(format!("the run does not end: {}", book.stage()));
+        if tokio::time::timeout(RUN_TIMEOUT, run).await.is_err() {
+            record.report_violation(format!("the run does not end: {}", record.stage()));
         }
         let ended = Instant::now();
-        let left = || (tokio::runtime::Handle::current().metrics().num_alive_tasks(), book.left());
-        while left() != NOTHING && ended.elapsed() < Duration::from_secs(5) {
+        let remaining =
+            || (tokio::runtime::Handle::current().metrics().num_alive_tasks(), record.remaining());
+        while remaining() != NONE_REMAIN && ended.elapsed() < Duration::from_secs(5) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        if left() != NOTHING {
-            let (tasks, (parts, endpoints)) = left();
-            book.complain(format!(
+        if remaining() != NONE_REMAIN {
+            let (tasks, (parts, endpoints)) = remaining();
+            record.report_violation(format!(
                 "{tasks} tasks, {parts} parts of environments, {endpoints} endpoints remain"
             ));
         }
     });
 }
 
-fn threads() -> Runtime {
+fn multi_thread_runtime() -> Runtime {
     Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
 }
 
-fn paused() -> Runtime {
+fn paused_runtime() -> Runtime {
     Builder::new_current_thread().enable_all().start_paused(true).build().unwrap()
 }
 
 /// Every third run has no faults: nothing is stopped, closed or restarted, so nothing may be lost.
 #[test]
 fn random_runs_over_sockets_keep_invariants() {
-    for_all_seeds(30, &EVENTS, |seed| {
-        let book = Arc::new(Book::default());
-        let play = world::play(StdRng::seed_from_u64(seed), Arc::clone(&book), seed % 3 == 0, None);
-        on_a_runtime(&threads(), &book, play);
-        book
+    for_all_seeds(30, &EXPECTED_EVENTS, |seed| {
+        let record = Arc::new(RunRecord::default());
+        let run =
+            fixture::run(StdRng::seed_from_u64(seed), Arc::clone(&record), seed % 3 == 0, None);
+        run_on(&multi_thread_runtime(), &record, run);
+        record
     });
 }
 
 #[test]
 fn random_runs_in_memory_keep_invariants() {
-    for_all_seeds(60, &EVENTS[..5], |seed| {
-        let book = Arc::new(Book::default());
+    for_all_seeds(60, &EXPECTED_EVENTS[..5], |seed| {
+        let record = Arc::new(RunRecord::default());
         let network = Some(MemoryNetwork::new());
-        let play =
-            world::play(StdRng::seed_from_u64(seed), Arc::clone(&book), seed % 3 == 0, network);
-        on_a_runtime(&paused(), &book, play);
-        book
+        let run =
+            fixture::run(StdRng::seed_from_u64(seed), Arc::clone(&record), seed % 3 == 0, network);
+        run_on(&paused_runtime(), &record, run);
+        record
     });
 }
 
@@ -157,26 +163,26 @@ fn random_runs_in_memory_keep_invariants() {
 #[test]
 fn floods_over_sockets_arrive_once_in_order() {
     for_all_seeds(20, &[], |seed| {
-        let book = Arc::new(Book::default());
-        on_a_runtime(
-            &threads(),
-            &book,
-            flood::play(StdRng::seed_from_u64(seed), Arc::clone(&book), None),
+        let record = Arc::new(RunRecord::default());
+        run_on(
+            &multi_thread_runtime(),
+            &record,
+            flood::run(StdRng::seed_from_u64(seed), Arc::clone(&record), None),
         );
-        book
+        record
     });
 }
 
 #[test]
 fn floods_in_memory_arrive_once_in_order() {
     for_all_seeds(40, &[], |seed| {
-        let book = Arc::new(Book::default());
+        let record = Arc::new(RunRecord::default());
         let network = Some(MemoryNetwork::new());
-        on_a_runtime(
-            &paused(),
-            &book,
-            flood::play(StdRng::seed_from_u64(seed), Arc::clone(&book), network),
+        run_on(
+            &paused_runtime(),
+            &record,
+            flood::run(StdRng::seed_from_u64(seed), Arc::clone(&record), network),
         );
-        book
+        record
     });
 }

@@ -6,7 +6,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
-mod modes;
-mod unauthenticated_peer;
-mod settings;
 mod fixture;
+mod modes;
+mod settings;
+mod unauthenticated_peer;

@@ -49,7 +49,8 @@ async fn wrong_secret_fails_lookup_and_delivers_nothing() {
 async fn queued_asks_fail_when_authentication_fails() {
     let server = gcm().server().await;
     let mut messages = greeter(&server);
-    let (authenticated, unauthenticated) = (gcm().client().await, client_with(gcm().with_secret("wrong")).await);
+    let (authenticated, unauthenticated) =
+        (gcm().client().await, client_with(gcm().with_secret("wrong")).await);
     let field = rpc_core::EndpointRef::try_from(&hello(&authenticated, &server).await).unwrap();
     let hello = unauthenticated.resolve::<crate::common::HelloMessage>(&field).unwrap();
     let asks: Vec<_> = (0..10).map(|i| hello.ask(hi(&i.to_string()))).collect();

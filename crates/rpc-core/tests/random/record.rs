@@ -7,22 +7,22 @@ use std::sync::{Arc, Mutex};
 use rpc_core::{RpcCallContext, RpcEndpointRef, TracePropagator};
 use tracing::Span;
 
+use crate::checked_endpoint::CallHistory;
 use crate::messages::{Done, WorkMessage};
-use crate::witness::Life;
 
 pub type Ref = RpcEndpointRef<WorkMessage>;
 
 /// The id of a message: its holder, and its number among the holder's messages.
-pub type Mark = (u64, u64);
+pub type MessageId = (u64, u64);
 
 /// A token that shows what has not been dropped at the end of a run.
 ///
 /// An environment has it as its trace context, which its refs, asks and transport hold too.
 #[derive(Clone, Default)]
-pub struct Held(Arc<()>);
+pub struct LeakToken(Arc<()>);
 
-impl TracePropagator for Held {
-    fn current_traceparent(&self) -> Option<String> {
+impl TracePropagator for LeakToken {
+    fn current(&self) -> Option<String> {
         None
     }
 
@@ -32,55 +32,55 @@ impl TracePropagator for Held {
 }
 
 #[derive(Default)]
-pub struct Book {
-    complaints: Mutex<Vec<String>>,
+pub struct RunRecord {
+    violations: Mutex<Vec<String>>,
     stage: Mutex<String>,
     holders: AtomicU64,
     /// Accepted messages that may not be lost.
-    owed: Mutex<HashSet<Mark>>,
-    handled: Mutex<HashSet<Mark>>,
-    lives: Mutex<Vec<Arc<Life>>>,
+    must_be_handled: Mutex<HashSet<MessageId>>,
+    handled: Mutex<HashSet<MessageId>>,
+    histories: Mutex<Vec<Arc<CallHistory>>>,
     /// Contexts that endpoints kept; actors reply to them later.
     kept: Mutex<Vec<RpcCallContext<Done>>>,
     /// No actor replies to kept contexts any more, so new ones are dropped.
     closing: AtomicBool,
-    happened: Mutex<BTreeMap<&'static str, u64>>,
-    environments: Held,
-    endpoints: Held,
+    events: Mutex<BTreeMap<&'static str, u64>>,
+    environments: LeakToken,
+    endpoints: LeakToken,
     /// Refs that every actor may use.
     pub refs: Mutex<Vec<Ref>>,
 }
 
-impl Book {
-    pub fn complain(&self, what: impl Into<String>) {
-        self.complaints.lock().unwrap().push(what.into());
+impl RunRecord {
+    pub fn report_violation(&self, text: impl Into<String>) {
+        self.violations.lock().unwrap().push(text.into());
     }
 
-    pub fn complaints(&self) -> Vec<String> {
-        self.complaints.lock().unwrap().clone()
+    pub fn violations(&self) -> Vec<String> {
+        self.violations.lock().unwrap().clone()
     }
 
     /// Counts an event, so that the tests can check that it still occurs.
-    pub fn happened(&self, what: &'static str) {
-        *self.happened.lock().unwrap().entry(what).or_default() += 1;
+    pub fn count_event(&self, event: &'static str) {
+        *self.events.lock().unwrap().entry(event).or_default() += 1;
     }
 
-    pub fn all_that_happened(&self) -> BTreeMap<&'static str, u64> {
-        self.happened.lock().unwrap().clone()
+    pub fn events(&self) -> BTreeMap<&'static str, u64> {
+        self.events.lock().unwrap().clone()
     }
 
     /// Returns a token for an environment.
-    pub fn environment(&self) -> Held {
+    pub fn environment_token(&self) -> LeakToken {
         self.environments.clone()
     }
 
     /// Returns a token for an endpoint.
-    pub fn endpoint(&self) -> Held {
+    pub fn endpoint_token(&self) -> LeakToken {
         self.endpoints.clone()
     }
 
     /// Returns the number of tokens that environments and endpoints still hold.
-    pub fn left(&self) -> (usize, usize) {
+    pub fn remaining(&self) -> (usize, usize) {
         (Arc::strong_count(&self.environments.0) - 1, Arc::strong_count(&self.endpoints.0) - 1)
     }
 
@@ -97,43 +97,43 @@ impl Book {
         self.holders.fetch_add(1, Ordering::Relaxed)
     }
 
-    pub fn owe(&self, mark: Mark) {
-        self.owed.lock().unwrap().insert(mark);
+    pub fn expect_handled(&self, id: MessageId) {
+        self.must_be_handled.lock().unwrap().insert(id);
     }
 
-    pub fn handled(&self, mark: Mark) {
-        if !self.handled.lock().unwrap().insert(mark) {
-            self.complain(format!("{mark:?} was handled twice"));
+    pub fn on_handled(&self, id: MessageId) {
+        if !self.handled.lock().unwrap().insert(id) {
+            self.report_violation(format!("{id:?} was handled twice"));
         }
     }
 
     /// Returns the accepted messages that have not been handled and may not be lost.
-    pub fn missing(&self) -> Vec<Mark> {
+    pub fn unhandled(&self) -> Vec<MessageId> {
         let handled = self.handled.lock().unwrap();
-        self.owed.lock().unwrap().difference(&handled).copied().collect()
+        self.must_be_handled.lock().unwrap().difference(&handled).copied().collect()
     }
 
-    pub fn new_life(&self, life: &Arc<Life>) {
-        self.lives.lock().unwrap().push(Arc::clone(life));
+    pub fn add_history(&self, history: &Arc<CallHistory>) {
+        self.histories.lock().unwrap().push(Arc::clone(history));
     }
 
-    pub fn lives(&self) -> Vec<Arc<Life>> {
-        self.lives.lock().unwrap().clone()
+    pub fn histories(&self) -> Vec<Arc<CallHistory>> {
+        self.histories.lock().unwrap().clone()
     }
 
-    pub fn keep(&self, context: RpcCallContext<Done>) {
+    pub fn keep_context(&self, context: RpcCallContext<Done>) {
         let mut kept = self.kept.lock().unwrap();
         if !self.closing.load(Ordering::Relaxed) {
             kept.push(context);
         }
     }
 
-    pub fn take_kept(&self) -> Option<RpcCallContext<Done>> {
+    pub fn take_kept_context(&self) -> Option<RpcCallContext<Done>> {
         self.kept.lock().unwrap().pop()
     }
 
     /// Drops the kept contexts and the shared refs.
-    pub fn forget(&self) {
+    pub fn drop_kept(&self) {
         self.closing.store(true, Ordering::Relaxed);
         // Both are dropped outside the locks, as a dropped context fails its ask.
         let kept = std::mem::take(&mut *self.kept.lock().unwrap());
@@ -142,13 +142,13 @@ impl Book {
     }
 
     /// Shares a ref with all actors; it replaces another one if there are 24.
-    pub fn offer(&self, offered: Ref) {
+    pub fn share_ref(&self, shared: Ref) {
         let mut refs = self.refs.lock().unwrap();
         if refs.len() == 24 {
-            let place = self.holders.load(Ordering::Relaxed) as usize % refs.len();
-            refs[place] = offered;
+            let index = self.holders.load(Ordering::Relaxed) as usize % refs.len();
+            refs[index] = shared;
         } else {
-            refs.push(offered);
+            refs.push(shared);
         }
     }
 }

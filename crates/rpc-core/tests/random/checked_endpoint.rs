@@ -9,49 +9,49 @@ use rpc_core::{
     RpcEnv, RpcError, ThreadSafeRpcEndpoint,
 };
 
-use crate::ON_PURPOSE;
-use crate::book::{Book, Held, Ref};
-use crate::messages::order::Deed;
+use crate::INTENDED_FAILURE;
+use crate::messages::order::Action;
 use crate::messages::{Done, Order, WorkDo, WorkMessage};
+use crate::record::{LeakToken, Ref, RunRecord};
 
 /// The kinds of endpoint that every environment has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum EndpointKind {
     Serial,
     /// With an inbox of three messages.
-    Narrow,
+    SmallInbox,
     /// With an inbox of two messages that drops the oldest one.
-    Dropping,
+    DropsOldest,
     Concurrent,
     /// Its `on_start` fails, so it must handle one message at a time.
-    Unstartable,
+    FailsOnStart,
     Isolated,
     /// Concurrent on three threads, with an inbox of four messages.
-    Crowd,
+    IsolatedConcurrent,
 }
 
-impl Kind {
+impl EndpointKind {
     pub const IN_MEMORY: &[Self] =
-        &[Self::Serial, Self::Narrow, Self::Dropping, Self::Concurrent, Self::Unstartable];
+        &[Self::Serial, Self::SmallInbox, Self::DropsOldest, Self::Concurrent, Self::FailsOnStart];
     pub const ALL: &[Self] = &[
         Self::Serial,
-        Self::Narrow,
-        Self::Dropping,
+        Self::SmallInbox,
+        Self::DropsOldest,
         Self::Concurrent,
-        Self::Unstartable,
+        Self::FailsOnStart,
         Self::Isolated,
-        Self::Crowd,
+        Self::IsolatedConcurrent,
     ];
 
     pub fn name(self) -> &'static str {
         match self {
             Self::Serial => "serial",
-            Self::Narrow => "narrow",
-            Self::Dropping => "dropping",
+            Self::SmallInbox => "small-inbox",
+            Self::DropsOldest => "drops-oldest",
             Self::Concurrent => "concurrent",
-            Self::Unstartable => "unstartable",
+            Self::FailsOnStart => "fails-on-start",
             Self::Isolated => "isolated",
-            Self::Crowd => "crowd",
+            Self::IsolatedConcurrent => "isolated-concurrent",
         }
     }
 
@@ -60,51 +60,56 @@ impl Kind {
         *Self::ALL.iter().find(|kind| kind.name() == name).unwrap()
     }
 
-    pub fn one_at_a_time(self) -> bool {
-        !matches!(self, Self::Concurrent | Self::Crowd)
+    pub fn is_serial(self) -> bool {
+        !matches!(self, Self::Concurrent | Self::IsolatedConcurrent)
     }
 
-    pub fn setup(self, env: &RpcEnv, book: &Arc<Book>) -> Result<Ref, RpcError> {
-        let life = Arc::new(Life { kind: self, state: Mutex::default() });
-        let witness =
-            Witness { life: Arc::clone(&life), book: Arc::clone(book), _held: book.endpoint() };
+    pub fn set_up(self, env: &RpcEnv, record: &Arc<RunRecord>) -> Result<Ref, RpcError> {
+        let history = Arc::new(CallHistory { kind: self, state: Mutex::default() });
+        let checker = CallChecker {
+            history: Arc::clone(&history),
+            record: Arc::clone(record),
+            _token: record.endpoint_token(),
+        };
         let options = EndpointOptions::new();
         let name = self.name();
         let endpoint = match self {
-            Self::Serial => env.setup_endpoint(name, Serial(witness)),
-            Self::Narrow => env.setup_endpoint_with(name, Serial(witness), options.max_messages(3)),
-            Self::Dropping => {
-                let options = options.max_messages(2).overflow(OverflowPolicy::DropOldest);
-                env.setup_endpoint_with(name, Serial(witness), options)
+            Self::Serial => env.setup_endpoint(name, Serial(checker)),
+            Self::SmallInbox => {
+                env.setup_endpoint_with(name, Serial(checker), options.max_messages(3))
             }
-            Self::Concurrent | Self::Unstartable => env.setup_endpoint(name, Concurrent(witness)),
-            Self::Isolated => env.setup_endpoint_with(name, Serial(witness), options.isolated(1)),
-            Self::Crowd => {
+            Self::DropsOldest => {
+                let options = options.max_messages(2).overflow(Overflow::DropOldest);
+                env.setup_endpoint_with(name, Serial(checker), options)
+            }
+            Self::Concurrent | Self::FailsOnStart => env.setup_endpoint(name, Concurrent(checker)),
+            Self::Isolated => env.setup_endpoint_with(name, Serial(checker), options.isolated(1)),
+            Self::IsolatedConcurrent => {
                 let options = options.isolated(3).max_messages(4);
-                env.setup_endpoint_with(name, Concurrent(witness), options)
+                env.setup_endpoint_with(name, Concurrent(checker), options)
             }
         }?;
-        book.new_life(&life);
+        record.add_history(&history);
         Ok(endpoint)
     }
 }
 
 /// The calls that an endpoint has received.
-pub struct Life {
-    kind: Kind,
-    state: Mutex<LifeState>,
+pub struct CallHistory {
+    kind: EndpointKind,
+    state: Mutex<HistoryState>,
 }
 
 #[derive(Default)]
-struct LifeState {
+struct HistoryState {
     started: bool,
     stopped: bool,
     running: usize,
     /// The number of the last message received from each holder.
-    latest: HashMap<u64, u64>,
+    last_numbers: HashMap<u64, u64>,
 }
 
-impl Life {
+impl CallHistory {
     pub fn name(&self) -> &'static str {
         self.kind.name()
     }
@@ -114,51 +119,51 @@ impl Life {
     }
 }
 
-struct Witness {
-    life: Arc<Life>,
-    book: Arc<Book>,
-    _held: Held,
+struct CallChecker {
+    history: Arc<CallHistory>,
+    record: Arc<RunRecord>,
+    _token: LeakToken,
 }
 
 /// A call that runs in an endpoint; it ends when this is dropped.
-struct Turn<'a>(&'a Life);
+struct ActiveCall<'a>(&'a CallHistory);
 
-impl Drop for Turn<'_> {
+impl Drop for ActiveCall<'_> {
     fn drop(&mut self) {
         self.0.state.lock().unwrap().running -= 1;
     }
 }
 
-impl Witness {
-    fn begin(&self, what: &str) -> Turn<'_> {
-        let mut state = self.life.state.lock().unwrap();
-        let starts = what == "on_start";
+impl CallChecker {
+    fn enter(&self, call: &str) -> ActiveCall<'_> {
+        let mut state = self.history.state.lock().unwrap();
+        let starts = call == "on_start";
         if state.started == starts {
-            self.complain(&format!("{what} runs before or during on_start"));
+            self.report_violation(&format!("{call} runs before or during on_start"));
         }
         if state.stopped {
-            self.complain(&format!("{what} runs after on_stop"));
+            self.report_violation(&format!("{call} runs after on_stop"));
         }
-        if state.running > 0 && (self.life.kind.one_at_a_time() || starts || what == "on_stop") {
-            self.complain(&format!("{what} runs during another call"));
+        if state.running > 0 && (self.history.kind.is_serial() || starts || call == "on_stop") {
+            self.report_violation(&format!("{call} runs during another call"));
         }
         state.running += 1;
         state.started = true;
-        Turn(&self.life)
+        ActiveCall(&self.history)
     }
 
-    fn complain(&self, what: &str) {
-        self.book.complain(format!("{}: {what}", self.life.name()));
+    fn report_violation(&self, text: &str) {
+        self.record.report_violation(format!("{}: {text}", self.history.name()));
     }
 
-    fn arrived(&self, order: &Order) {
-        self.book.handled((order.holder, order.number));
+    fn on_message(&self, order: &Order) {
+        self.record.on_handled((order.holder, order.number));
         // Several threads of an isolated endpoint start messages in any order.
-        if self.life.kind != Kind::Crowd {
-            let mut state = self.life.state.lock().unwrap();
-            if let Some(before) = state.latest.insert(order.holder, order.number) {
+        if self.history.kind != EndpointKind::IsolatedConcurrent {
+            let mut state = self.history.state.lock().unwrap();
+            if let Some(before) = state.last_numbers.insert(order.holder, order.number) {
                 if before >= order.number {
-                    self.complain(&format!(
+                    self.report_violation(&format!(
                         "message {} of holder {} arrives after {before}",
                         order.number, order.holder
                     ));
@@ -167,25 +172,25 @@ impl Witness {
         }
     }
 
-    async fn start(&self) -> Result<(), RpcError> {
-        let _turn = self.begin("on_start");
+    async fn on_start(&self) -> Result<(), RpcError> {
+        let _call = self.enter("on_start");
         tokio::task::yield_now().await;
-        match self.life.kind {
-            Kind::Unstartable => Err(RpcError::application(ON_PURPOSE)),
+        match self.history.kind {
+            EndpointKind::FailsOnStart => Err(RpcError::application(INTENDED_FAILURE)),
             _ => Ok(()),
         }
     }
 
-    async fn stop(&self) -> Result<(), RpcError> {
-        let turn = self.begin("on_stop");
+    async fn on_stop(&self) -> Result<(), RpcError> {
+        let call = self.enter("on_stop");
         tokio::task::yield_now().await;
-        drop(turn);
-        self.life.state.lock().unwrap().stopped = true;
+        drop(call);
+        self.history.state.lock().unwrap().stopped = true;
         Ok(())
     }
 
-    async fn event(&self) -> Result<(), RpcError> {
-        let _turn = self.begin("an event");
+    async fn on_event(&self) -> Result<(), RpcError> {
+        let _call = self.enter("an event");
         tokio::task::yield_now().await;
         Ok(())
     }
@@ -195,14 +200,14 @@ impl Witness {
         message: WorkMessage,
         cx: &EndpointContext<WorkMessage>,
     ) -> Result<(), RpcError> {
-        let _turn = self.begin("receive");
+        let _call = self.enter("receive");
         match message {
             WorkMessage::Do(order, context) => {
-                self.arrived(&order);
+                self.on_message(&order);
                 self.perform(order, context, cx).await
             }
-            WorkMessage::Tell(order) => {
-                self.arrived(&order);
+            WorkMessage::Notify(order) => {
+                self.on_message(&order);
                 tokio::time::sleep(Duration::from_millis(order.millis.into())).await;
                 Ok(())
             }
@@ -217,20 +222,20 @@ impl Witness {
     ) -> Result<(), RpcError> {
         let done = Done { holder: order.holder, number: order.number };
         let wait = Duration::from_millis(order.millis.into());
-        match order.deed() {
-            Deed::Reply => context.reply(done),
-            Deed::Wait => {
+        match order.action() {
+            Action::Reply => context.reply(done),
+            Action::Wait => {
                 tokio::time::sleep(wait).await;
                 context.reply(done)
             }
-            Deed::Keep => {
-                self.book.keep(context);
+            Action::Keep => {
+                self.record.keep_context(context);
                 Ok(())
             }
-            Deed::Drop => Ok(()),
-            Deed::Fail => Err(RpcError::application(ON_PURPOSE)),
-            Deed::Panic => std::panic::panic_any(ON_PURPOSE),
-            Deed::Spawn => {
+            Action::Drop => Ok(()),
+            Action::Fail => Err(RpcError::application(INTENDED_FAILURE)),
+            Action::Panic => std::panic::panic_any(INTENDED_FAILURE),
+            Action::Spawn => {
                 tokio::spawn(async move {
                     tokio::time::sleep(wait).await;
                     context.reply(done)
@@ -238,36 +243,37 @@ impl Witness {
                 Ok(())
             }
             // A one-way message cannot be cancelled.
-            Deed::Watch if context.remaining().is_none() => Ok(()),
-            Deed::Watch => {
+            Action::Watch if context.remaining().is_none() => Ok(()),
+            Action::Watch => {
                 tokio::spawn(async move { context.cancelled().await });
                 Ok(())
             }
-            Deed::Relay => {
-                let another = self.book.refs.lock().unwrap().last().cloned();
-                if let Some(another) = another {
-                    let order = Order { holder: self.book.new_holder(), ..Order::default() };
-                    another.ask_with_timeout(WorkDo(order), Duration::from_millis(30)).await?;
+            Action::AskAnother => {
+                let other_ref = self.record.refs.lock().unwrap().last().cloned();
+                if let Some(other_ref) = other_ref {
+                    let order = Order { holder: self.record.new_holder(), ..Order::default() };
+                    other_ref.ask_with_timeout(WorkDo(order), Duration::from_millis(30)).await?;
                 }
                 context.reply(done)
             }
-            Deed::Meet => {
-                let met = order.who.as_ref().map(|who| cx.env().resolve(who)).transpose()?;
-                met.into_iter().for_each(|met| self.book.offer(met));
+            Action::Resolve => {
+                let resolved =
+                    order.target.as_ref().map(|target| cx.env().resolve(target)).transpose()?;
+                resolved.into_iter().for_each(|resolved| self.record.share_ref(resolved));
                 context.reply(done)
             }
-            Deed::Stop => {
-                cx.self_ref().into_iter().for_each(|me| cx.env().stop(me));
+            Action::Stop => {
+                cx.self_ref().into_iter().for_each(|self_ref| cx.env().stop(self_ref));
                 context.reply(done)
             }
         }
     }
 }
 
-struct Serial(Witness);
-struct Concurrent(Witness);
+struct Serial(CallChecker);
+struct Concurrent(CallChecker);
 
-macro_rules! watched {
+macro_rules! impl_checked {
     ($endpoint:ty, $interface:ident, $self:ty) => {
         impl $interface for $endpoint {
             type Message = WorkMessage;
@@ -282,13 +288,13 @@ macro_rules! watched {
                 self: $self,
                 _: &EndpointContext<WorkMessage>,
             ) -> Result<(), RpcError> {
-                self.0.start().await
+                self.0.on_start().await
             }
             async fn on_stop(
                 self: $self,
                 _: &EndpointContext<WorkMessage>,
             ) -> Result<(), RpcError> {
-                self.0.stop().await
+                self.0.on_stop().await
             }
             async fn on_error(
                 self: $self,
@@ -302,18 +308,18 @@ macro_rules! watched {
                 _: RpcAddress,
                 _: &EndpointContext<WorkMessage>,
             ) -> Result<(), RpcError> {
-                self.0.event().await
+                self.0.on_event().await
             }
             async fn on_disconnected(
                 self: $self,
                 _: RpcAddress,
                 _: &EndpointContext<WorkMessage>,
             ) -> Result<(), RpcError> {
-                self.0.event().await
+                self.0.on_event().await
             }
         }
     };
 }
 
-watched!(Serial, ThreadSafeRpcEndpoint, &mut Self);
-watched!(Concurrent, RpcEndpoint, &Self);
+impl_checked!(Serial, ThreadSafeRpcEndpoint, &mut Self);
+impl_checked!(Concurrent, RpcEndpoint, &Self);
