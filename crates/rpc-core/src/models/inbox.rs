@@ -1,4 +1,4 @@
-//! An inbox, its senders and its loop.
+//! Models of an inbox with concurrent senders and its message loop.
 
 use std::sync::{Arc, Mutex};
 
@@ -23,17 +23,17 @@ use crate::limits::{InboxConf, Volume};
 use crate::message_loop::{IntoEndpoint, LoopContext};
 use crate::trace::Tracer;
 
-/// Which message of which sender.
-type Mark = (u8, u8);
+/// The id of a message: its sender, and its number among the sender's messages.
+type MessageId = (u8, u8);
 
 enum Message {
-    Tell(Mark),
-    Ask(Mark, RpcCallContext<Mark>),
+    Tell(MessageId),
+    Ask(MessageId, RpcCallContext<MessageId>),
 }
 
 impl RpcMessage for Message {}
 
-struct Tell(Mark);
+struct Tell(MessageId);
 
 impl RpcRequest<Message> for Tell {
     type Reply = ();
@@ -42,42 +42,41 @@ impl RpcRequest<Message> for Tell {
     }
 }
 
-struct Ask(Mark);
+struct Ask(MessageId);
 
 impl RpcRequest<Message> for Ask {
-    type Reply = Mark;
-    fn into_message(self, context: RpcCallContext<Mark>) -> Message {
+    type Reply = MessageId;
+    fn into_message(self, context: RpcCallContext<MessageId>) -> Message {
         Message::Ask(self.0, context)
     }
 }
 
-/// What an endpoint has gone through.
+/// The calls that an endpoint has received.
 #[derive(Default)]
-struct Life {
+struct CallHistory {
     started: bool,
     stopped: bool,
     running: usize,
-    /// In the order in which their handling began.
-    received: Vec<Mark>,
-    /// What should not have been. Told at the end, as a handler's panic ends nothing but the
-    /// handler.
-    complaints: Vec<&'static str>,
+    /// The messages in the order in which their handling started.
+    received: Vec<MessageId>,
+    /// Violated expectations. They are checked at the end, as the loop catches panics of handlers.
+    violations: Vec<&'static str>,
 }
 
-impl Life {
-    fn demand(&mut self, holds: bool, what: &'static str) {
+impl CallHistory {
+    fn expect(&mut self, holds: bool, what: &'static str) {
         if !holds {
-            self.complaints.push(what);
+            self.violations.push(what);
         }
     }
 }
 
-/// Looks at what the loop calls and when, and lets others go on in the middle of each call.
+/// Checks the order of the loop's calls, and yields to other threads within each call.
 #[derive(Clone, Default)]
-struct Witness(Arc<Mutex<Life>>);
+struct CallChecker(Arc<Mutex<CallHistory>>);
 
-/// A call of the loop.
-struct Call<'a>(&'a Witness);
+/// A call of the loop; it ends when this is dropped.
+struct Call<'a>(&'a CallChecker);
 
 impl Drop for Call<'_> {
     fn drop(&mut self) {
@@ -85,22 +84,22 @@ impl Drop for Call<'_> {
     }
 }
 
-impl Witness {
+impl CallChecker {
     fn begin(&self, alone: bool) -> Call<'_> {
-        let mut life = self.0.lock().unwrap();
-        let (stopped, running) = (life.stopped, life.running);
-        life.demand(!stopped, "nothing comes after on_stop");
-        life.demand(!alone || running == 0, "it comes alone");
-        life.running += 1;
+        let mut history = self.0.lock().unwrap();
+        let (stopped, running) = (history.stopped, history.running);
+        history.expect(!stopped, "no call follows on_stop");
+        history.expect(!alone || running == 0, "no other call runs at the same time");
+        history.running += 1;
         Call(self)
     }
 
     async fn on_start(&self) -> Result<(), RpcError> {
         let _call = self.begin(true);
         yield_now().await;
-        let mut life = self.0.lock().unwrap();
-        let started = std::mem::replace(&mut life.started, true);
-        life.demand(!started, "it starts once");
+        let mut history = self.0.lock().unwrap();
+        let started = std::mem::replace(&mut history.started, true);
+        history.expect(!started, "on_start is called once");
         Ok(())
     }
 
@@ -112,41 +111,41 @@ impl Witness {
         Ok(())
     }
 
-    fn received(&self, mark: Mark) {
-        let mut life = self.0.lock().unwrap();
-        let started = life.started;
-        life.demand(started, "on_start comes first");
-        life.received.push(mark);
+    fn received(&self, id: MessageId) {
+        let mut history = self.0.lock().unwrap();
+        let started = history.started;
+        history.expect(started, "on_start is called first");
+        history.received.push(id);
     }
 
     async fn receive(&self, message: Message, alone: bool) -> Result<(), RpcError> {
         let _call = self.begin(alone);
-        let (Message::Tell(mark) | Message::Ask(mark, _)) = message;
-        self.received(mark);
+        let (Message::Tell(id) | Message::Ask(id, _)) = message;
+        self.received(id);
         yield_now().await;
         match message {
-            Message::Ask(mark, context) => context.reply(mark),
+            Message::Ask(id, context) => context.reply(id),
             Message::Tell(_) => Ok(()),
         }
     }
 
-    /// All that was `accepted` has been handled once, then `on_stop` has run.
-    fn has_ended(&self, kind: Kind, mut accepted: Vec<Mark>) {
-        let mut life = self.0.lock().unwrap();
-        assert_eq!(life.complaints, [""; 0]);
-        assert!(life.stopped && life.running == 0);
+    /// Asserts that each `accepted` message was handled once, and that `on_stop` ran last.
+    fn assert_ended(&self, kind: Kind, mut accepted: Vec<MessageId>) {
+        let mut history = self.0.lock().unwrap();
+        assert_eq!(history.violations, [""; 0]);
+        assert!(history.stopped && history.running == 0);
         match kind {
-            // In the order of each sender.
-            Kind::Serial | Kind::Concurrent => life.received.sort_by_key(|(sender, _)| *sender),
-            // Which of several threads comes first is nobody's promise.
-            Kind::Isolated => life.received.sort_unstable(),
+            // The messages of each sender keep their order.
+            Kind::Serial | Kind::Concurrent => history.received.sort_by_key(|(sender, _)| *sender),
+            // Several threads start messages in any order.
+            Kind::Isolated => history.received.sort_unstable(),
         }
         accepted.sort_by_key(|(sender, _)| *sender);
-        assert_eq!(life.received, accepted);
+        assert_eq!(history.received, accepted);
     }
 }
 
-struct Serial(Witness);
+struct Serial(CallChecker);
 
 impl ThreadSafeRpcEndpoint for Serial {
     type Message = Message;
@@ -165,7 +164,7 @@ impl ThreadSafeRpcEndpoint for Serial {
     }
 }
 
-struct Concurrent(Witness);
+struct Concurrent(CallChecker);
 
 impl RpcEndpoint for Concurrent {
     type Message = Message;
@@ -174,7 +173,7 @@ impl RpcEndpoint for Concurrent {
         message: Message,
         _: &EndpointContext<Message>,
     ) -> Result<(), RpcError> {
-        // Of an isolated endpoint that is another thread.
+        // Another thread of an isolated endpoint may run here.
         thread::yield_now();
         self.0.receive(message, false).await
     }
@@ -186,10 +185,10 @@ impl RpcEndpoint for Concurrent {
     }
 }
 
-/// Answers two asks when both have come.
-struct Meeting(Barrier);
+/// An endpoint that replies to two asks when both are active.
+struct RepliesToTwo(Barrier);
 
-impl RpcEndpoint for Meeting {
+impl RpcEndpoint for RepliesToTwo {
     type Message = Message;
     async fn receive(
         &self,
@@ -198,22 +197,22 @@ impl RpcEndpoint for Meeting {
     ) -> Result<(), RpcError> {
         self.0.wait().await;
         match message {
-            Message::Ask(mark, context) => context.reply(mark),
+            Message::Ask(id, context) => context.reply(id),
             Message::Tell(_) => Ok(()),
         }
     }
 }
 
-/// An inbox and what is around it, but for its loop.
-struct Room {
+/// An inbox with a ref and a checker, before its loop starts.
+struct Fixture {
     inbox: Arc<Inbox<Message>>,
     endpoint: RpcEndpointRef<Message>,
-    witness: Witness,
-    /// It never runs: nothing here waits for time.
+    checker: CallChecker,
+    /// The runtime that the crate requires; it never runs, as no model waits for time.
     runtime: Runtime,
 }
 
-impl Room {
+impl Fixture {
     fn new(limit: u64) -> Self {
         let runtime = Builder::new_current_thread().build().unwrap();
         let conf = RpcConf::new();
@@ -224,7 +223,7 @@ impl Room {
             AskResources::new(conf.ask().unwrap(), Tracer::default(), runtime.handle().clone());
         let inbox = Inbox::new(EndpointInfo::new(address, asks, 1), Arc::new(limits));
         let endpoint = inbox.make_ref();
-        Self { inbox, endpoint, witness: Witness::default(), runtime }
+        Self { inbox, endpoint, checker: CallChecker::default(), runtime }
     }
 
     fn seat(&self, threads: Option<IsolatedExecutor>) -> LoopContext<Message> {
@@ -232,12 +231,12 @@ impl Room {
         LoopContext::new(Arc::clone(&self.inbox), cx, threads)
     }
 
-    /// Runs the endpoint's loop as a task.
+    /// Starts the message loop of the endpoint as a task.
     fn start(&self, kind: Kind) -> JoinHandle<()> {
-        let witness = self.witness.clone();
+        let checker = self.checker.clone();
         match kind {
-            Kind::Serial => spawn(Serial(witness).run(self.seat(None))),
-            Kind::Concurrent | Kind::Isolated => self.start_concurrent(kind, Concurrent(witness)),
+            Kind::Serial => spawn(Serial(checker).run(self.seat(None))),
+            Kind::Concurrent | Kind::Isolated => self.start_concurrent(kind, Concurrent(checker)),
         }
     }
 
@@ -250,16 +249,16 @@ impl Room {
             Kind::Isolated => IsolatedExecutor::start("model", 2, self.runtime.handle()).unwrap(),
             Kind::Serial | Kind::Concurrent => return spawn(endpoint.run(self.seat(None))),
         };
-        let life = threads.spawn(endpoint.run(self.seat(Some(threads.clone()))));
-        spawn(async { life.await.unwrap() })
+        let loop_task = threads.spawn(endpoint.run(self.seat(Some(threads.clone()))));
+        spawn(async { loop_task.await.unwrap() })
     }
 
-    /// Sends from a thread of its own.
+    /// Starts a thread that sends, and returns the results.
     fn sender<T: Send + 'static>(
         &self,
         sender: u8,
         messages: u8,
-        send: impl Fn(&RpcEndpointRef<Message>, Mark) -> T + Send + 'static,
+        send: impl Fn(&RpcEndpointRef<Message>, MessageId) -> T + Send + 'static,
     ) -> thread::JoinHandle<Vec<T>> {
         let endpoint = self.endpoint.clone();
         thread::spawn(move || {
@@ -276,23 +275,23 @@ enum Kind {
     Isolated,
 }
 
-/// A ref's send; gives what was accepted.
-fn send(endpoint: &RpcEndpointRef<Message>, mark: Mark) -> Option<Mark> {
-    match endpoint.send(Tell(mark)) {
-        Ok(()) => Some(mark),
-        Err(refused) => {
-            assert_eq!(refused.error().kind(), ErrorKind::Stopped);
+/// Sends a one-way message, and returns its id if it was accepted.
+fn send(endpoint: &RpcEndpointRef<Message>, id: MessageId) -> Option<MessageId> {
+    match endpoint.send(Tell(id)) {
+        Ok(()) => Some(id),
+        Err(rejected) => {
+            assert_eq!(rejected.error().kind(), ErrorKind::Stopped);
             None
         }
     }
 }
 
-/// A ref's ask to its end; gives what was answered.
-fn ask(endpoint: &RpcEndpointRef<Message>, mark: Mark) -> Option<Mark> {
-    match block_on(endpoint.ask(Ask(mark))) {
+/// Asks and awaits the outcome, and returns the id of the message if it got a reply.
+fn ask(endpoint: &RpcEndpointRef<Message>, id: MessageId) -> Option<MessageId> {
+    match block_on(endpoint.ask(Ask(id))) {
         Ok(answer) => {
-            assert_eq!(answer, mark);
-            Some(mark)
+            assert_eq!(answer, id);
+            Some(id)
         }
         Err(error) => {
             // The handler was dropped with its loop.
@@ -303,89 +302,91 @@ fn ask(endpoint: &RpcEndpointRef<Message>, mark: Mark) -> Option<Mark> {
     }
 }
 
-fn send_wait(endpoint: &RpcEndpointRef<Message>, mark: Mark) -> Option<Mark> {
-    block_on(endpoint.send_wait(Tell(mark))).unwrap();
-    Some(mark)
+fn send_wait(endpoint: &RpcEndpointRef<Message>, id: MessageId) -> Option<MessageId> {
+    block_on(endpoint.send_wait(Tell(id))).unwrap();
+    Some(id)
 }
 
-fn join(senders: impl IntoIterator<Item = thread::JoinHandle<Vec<Option<Mark>>>>) -> Vec<Mark> {
+fn join(
+    senders: impl IntoIterator<Item = thread::JoinHandle<Vec<Option<MessageId>>>>,
+) -> Vec<MessageId> {
     senders.into_iter().flat_map(|sender| sender.join().unwrap()).flatten().collect()
 }
 
-/// Who posts while the loop goes to sleep wakes it: an ask has nothing else to end it.
-fn posts_wake_the_loop(kind: Kind) {
-    let room = Room::new(100);
-    let life = room.start(kind);
-    let accepted = join([room.sender(0, 2, ask), room.sender(1, 2, ask)]);
+/// A message that is posted while the loop goes to sleep wakes the loop.
+fn post_wakes_loop(kind: Kind) {
+    let fixture = Fixture::new(100);
+    let loop_task = fixture.start(kind);
+    let accepted = join([fixture.sender(0, 2, ask), fixture.sender(1, 2, ask)]);
     assert_eq!(accepted.len(), 4);
-    room.inbox.stop(StopCause::EndpointStopped);
-    block_on(life).unwrap();
-    room.witness.has_ended(kind, accepted);
+    fixture.inbox.stop(Closed::Endpoint);
+    block_on(loop_task).unwrap();
+    fixture.checker.assert_ended(kind, accepted);
 }
 
 /// A message is received while another is being handled.
-fn handlers_meet(kind: Kind) {
-    let room = Room::new(100);
-    let life = room.start_concurrent(kind, Meeting(Barrier::new(2)));
-    assert_eq!(join([room.sender(0, 2, ask), room.sender(1, 2, ask)]).len(), 4);
-    room.inbox.stop(StopCause::EndpointStopped);
-    block_on(life).unwrap();
+fn handlers_run_concurrently(kind: Kind) {
+    let fixture = Fixture::new(100);
+    let loop_task = fixture.start_concurrent(kind, RepliesToTwo(Barrier::new(2)));
+    assert_eq!(join([fixture.sender(0, 2, ask), fixture.sender(1, 2, ask)]).len(), 4);
+    fixture.inbox.stop(Closed::Endpoint);
+    block_on(loop_task).unwrap();
 }
 
-/// What is accepted while the endpoint is stopped is handled before `on_stop`; what is refused
-/// never.
+/// Messages accepted during the stop are handled before `on_stop`, rejected ones never.
 fn stop_races_with_posts(kind: Kind) {
-    let room = Room::new(100);
-    let life = room.start(kind);
-    let senders = [room.sender(0, 2, send), room.sender(1, 2, send), room.sender(2, 1, ask)];
-    let inbox = Arc::clone(&room.inbox);
-    let stopper = thread::spawn(move || inbox.stop(StopCause::EndpointStopped));
-    block_on(life).unwrap();
+    let fixture = Fixture::new(100);
+    let loop_task = fixture.start(kind);
+    let senders =
+        [fixture.sender(0, 2, send), fixture.sender(1, 2, send), fixture.sender(2, 1, ask)];
+    let inbox = Arc::clone(&fixture.inbox);
+    let stopper = thread::spawn(move || inbox.stop(Closed::Endpoint));
+    block_on(loop_task).unwrap();
     stopper.join().unwrap();
-    room.witness.has_ended(kind, join(senders));
+    fixture.checker.assert_ended(kind, join(senders));
 }
 
-/// Who waits for room in a full inbox is told of it.
-fn room_wakes_senders(kind: Kind) {
-    let room = Room::new(1);
-    let life = room.start(kind);
-    let accepted = join([room.sender(0, 3, send_wait), room.sender(1, 3, send_wait)]);
-    room.inbox.stop(StopCause::EndpointStopped);
-    block_on(life).unwrap();
-    room.witness.has_ended(kind, accepted);
+/// A sender that waits for capacity of a full inbox is woken when there is some.
+fn capacity_wakes_senders(kind: Kind) {
+    let fixture = Fixture::new(1);
+    let loop_task = fixture.start(kind);
+    let accepted = join([fixture.sender(0, 3, send_wait), fixture.sender(1, 3, send_wait)]);
+    fixture.inbox.stop(Closed::Endpoint);
+    block_on(loop_task).unwrap();
+    fixture.checker.assert_ended(kind, accepted);
 }
 
-/// When the loop's task is dropped, as its runtime does in the end, every ask still ends.
-fn the_end_of_the_runtime_ends_asks(kind: Kind) {
-    let room = Room::new(100);
-    let life = room.start(kind);
-    let senders = [room.sender(0, 2, ask), room.sender(1, 2, ask)];
-    life.abort();
+/// Every ask ends when the task of the loop is dropped, as it is at the end of its runtime.
+fn dropped_task_ends_asks(kind: Kind) {
+    let fixture = Fixture::new(100);
+    let loop_task = fixture.start(kind);
+    let senders = [fixture.sender(0, 2, ask), fixture.sender(1, 2, ask)];
+    loop_task.abort();
     let answered = join(senders);
-    let life = room.witness.0.lock().unwrap();
-    assert_eq!(life.complaints, [""; 0]);
-    assert!(answered.iter().all(|mark| life.received.contains(mark)));
+    let history = fixture.checker.0.lock().unwrap();
+    assert_eq!(history.violations, [""; 0]);
+    assert!(answered.iter().all(|id| history.received.contains(id)));
 }
 
 #[test]
 fn post_wakes_loop_of_thread_safe_endpoint() {
-    check(5000, || posts_wake_the_loop(Kind::Serial));
+    check(5000, || post_wakes_loop(Kind::Serial));
 }
 
 #[test]
 fn post_wakes_loop_of_concurrent_endpoint() {
-    check(5000, || posts_wake_the_loop(Kind::Concurrent));
+    check(5000, || post_wakes_loop(Kind::Concurrent));
 }
 
 #[test]
 fn post_wakes_loop_of_isolated_endpoint() {
-    check(2000, || posts_wake_the_loop(Kind::Isolated));
+    check(2000, || post_wakes_loop(Kind::Isolated));
 }
 
 #[test]
 fn concurrent_endpoint_receives_message_while_handling_another() {
-    check(2000, || handlers_meet(Kind::Concurrent));
-    check(2000, || handlers_meet(Kind::Isolated));
+    check(2000, || handlers_run_concurrently(Kind::Concurrent));
+    check(2000, || handlers_run_concurrently(Kind::Isolated));
 }
 
 #[test]
@@ -405,12 +406,12 @@ fn isolated_endpoint_runs_on_stop_last_and_alone() {
 
 #[test]
 fn inbox_capacity_wakes_waiting_senders() {
-    check(5000, || room_wakes_senders(Kind::Serial));
-    check(2000, || room_wakes_senders(Kind::Concurrent));
+    check(5000, || capacity_wakes_senders(Kind::Serial));
+    check(2000, || capacity_wakes_senders(Kind::Concurrent));
 }
 
 #[test]
 fn asks_end_when_loop_task_is_dropped() {
-    check(5000, || the_end_of_the_runtime_ends_asks(Kind::Serial));
-    check(5000, || the_end_of_the_runtime_ends_asks(Kind::Concurrent));
+    check(5000, || dropped_task_ends_asks(Kind::Serial));
+    check(5000, || dropped_task_ends_asks(Kind::Concurrent));
 }

@@ -1,4 +1,4 @@
-//! The routes to one peer: their senders, the connection, and its end.
+//! Models of the route to one peer: concurrent senders, grants, and the end of the connection.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -25,21 +25,20 @@ use crate::wire::{self, EncodedMessage, MessageHeader, proto};
 
 const ENDPOINT: &str = "endpoint";
 
-/// What each sender sends: twice an ask after two that are not answered, once before the connection
-/// stands and once after.
+/// The number of messages of each sender: every third one is an ask, the others are one-way.
 const EACH: u8 = 6;
 
-/// Which message of which sender.
-type Mark = (u8, u8);
+/// The id of a message: its sender, and its number among the sender's messages.
+type MessageId = (u8, u8);
 
-/// The peer. It responds at once.
+/// The handler of the peer, which responds at once.
 #[derive(Default)]
 struct Server {
-    arrived: Mutex<Vec<(ConnectionId, Mark)>>,
+    arrived: Mutex<Vec<(ConnectionId, MessageId)>>,
 }
 
 impl Server {
-    fn arrived(&self) -> Vec<(ConnectionId, Mark)> {
+    fn arrived(&self) -> Vec<(ConnectionId, MessageId)> {
         self.arrived.lock().unwrap().clone()
     }
 }
@@ -52,13 +51,13 @@ impl RpcHandler for Server {
 
     fn receive_one_way(&self, client: &TransportClient, message: Bytes) {
         let header = MessageHeader::decode(&message).unwrap();
-        // On route 0 comes the Hello.
+        // The Hello arrives on route 0.
         if header.route != 0 {
             let mut arrived = self.arrived.lock().unwrap();
             let is_first = arrived.iter().all(|(id, _)| *id != client.id());
             assert_eq!((header.route, header.endpoint), (1, if is_first { ENDPOINT } else { "" }));
-            let mark = proto::Cancel::decode(header.body).unwrap().request_id;
-            arrived.push((client.id(), ((mark >> 8) as u8, mark as u8)));
+            let id = proto::Cancel::decode(header.body).unwrap().request_id;
+            arrived.push((client.id(), ((id >> 8) as u8, id as u8)));
         }
     }
 }
@@ -90,7 +89,7 @@ impl RpcHandler for Sender {
     }
 }
 
-/// What senders have to wait for.
+/// The resource that is scarce, so that senders wait for it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Scarce {
     Credit,
@@ -98,7 +97,7 @@ enum Scarce {
     Queue,
 }
 
-/// Two environments, as far as routes need them.
+/// The parts of two environments that routes need.
 struct Fixture {
     server: Arc<Server>,
     sender: Arc<Sender>,
@@ -150,41 +149,41 @@ impl Fixture {
         self.pool.route(self.pool.peer(&self.address), ENDPOINT, 0)
     }
 
-    /// Sends from a thread of its own. Returns what was accepted and what was responded to.
+    /// Starts a thread that sends, and returns the outcome of its messages.
     fn sender(&self, sender: u8) -> JoinHandle<Sent> {
         let route = self.route();
         thread::spawn(move || {
             let mut sent = Sent::default();
-            for mark in (1..=EACH).map(|number| (sender, number)) {
-                if mark.1 % 3 == 0 {
-                    match ask(&route, mark) {
-                        Ok(()) => sent.answered.push(mark),
+            for id in (1..=EACH).map(|number| (sender, number)) {
+                if id.1 % 3 == 0 {
+                    match ask(&route, id) {
+                        Ok(()) => sent.replied.push(id),
                         Err(error) => sent.failed.push(error.kind()),
                     }
-                } else if send(&route, mark) {
-                    sent.accepted.push(mark);
+                } else if send(&route, id) {
+                    sent.accepted.push(id);
                 }
             }
             sent
         })
     }
 
-    /// Grants so much credit for each message that has arrived, until `over`.
+    /// Grants credit for `credit` messages per arrived message, until `over` is true.
     fn granter(&self, credit: u64) -> JoinHandle<()> {
         let (server, sender) = (Arc::clone(&self.server), Arc::clone(&self.sender));
         let over = Arc::clone(&self.over);
         thread::spawn(move || {
-            let mut answered = 0;
+            let mut replied = 0;
             while !over.load(Ordering::Relaxed) {
                 let arrived = server.arrived().len() as u64;
-                // Every connection begins with one.
-                let allowed = answered * credit + sender.all.lock().unwrap().len() as u64;
+                // Every connection starts with credit for one message.
+                let allowed = replied * credit + sender.all.lock().unwrap().len() as u64;
                 assert!(
                     arrived <= allowed,
                     "{arrived} messages have arrived, {allowed} are allowed"
                 );
-                if let (Some(client), true) = (sender.latest(), answered < arrived) {
-                    answered += 1;
+                if let (Some(client), true) = (sender.latest(), replied < arrived) {
+                    replied += 1;
                     let connection = sender.connections.get(&client);
                     let peer = connection.as_ref().and_then(|connection| connection.route_owner());
                     if let Some(peer) = peer {
@@ -198,7 +197,7 @@ impl Fixture {
         })
     }
 
-    /// Ends the first connection, as its driver would on another thread.
+    /// Closes the first connection from another thread, as its driver does.
     fn cutter(&self) -> JoinHandle<()> {
         let sender = Arc::clone(&self.sender);
         thread::spawn(move || {
@@ -221,7 +220,7 @@ impl Fixture {
     }
 }
 
-/// Runs tokio's tasks on a thread of the model. It never sleeps, as that would stop all others too.
+/// Runs tokio's tasks on a thread of the model, without sleeping, which would block all threads.
 fn drive(runtime: Runtime, over: &Arc<AtomicBool>) -> JoinHandle<()> {
     let over = Arc::clone(over);
     thread::spawn(move || {
@@ -232,30 +231,28 @@ fn drive(runtime: Runtime, over: &Arc<AtomicBool>) -> JoinHandle<()> {
     })
 }
 
-/// What became of a sender's messages.
+/// The outcomes of the messages of one sender.
 #[derive(Default)]
 struct Sent {
     /// One-way messages.
-    accepted: Vec<Mark>,
-    answered: Vec<Mark>,
+    accepted: Vec<MessageId>,
+    replied: Vec<MessageId>,
     failed: Vec<ErrorKind>,
 }
 
-fn message(mark: Mark) -> EncodedMessage {
-    let mark = proto::Cancel { request_id: i64::from(mark.0) << 8 | i64::from(mark.1) };
-    wire::encode_message(Method::new("/model.Model/Mark"), false, None, |body| {
-        body.put_message(&mark)
-    })
-    .unwrap()
+fn message(id: MessageId) -> EncodedMessage {
+    let id = proto::Cancel { request_id: i64::from(id.0) << 8 | i64::from(id.1) };
+    wire::encode_message(Method::new("/model.Model/Send"), false, None, |body| body.put_message(&id))
+        .unwrap()
 }
 
-/// Waits for capacity where there is none. False if the pool is stopped.
-fn send(route: &OutboundRoute, mark: Mark) -> bool {
-    while let Err(error) = route.send(message(mark)) {
+/// Sends a one-way message, and waits for capacity. Returns false if the pool has stopped.
+fn send(route: &OutboundRoute, id: MessageId) -> bool {
+    while let Err(error) = route.send(message(id)) {
         match error.kind() {
             ErrorKind::Limit => block_on(route.wait_for_capacity()),
             ErrorKind::Stopped => return false,
-            // The connection has ended, and the peer had no notice of it.
+            // The connection has ended and the route has not been notified yet.
             ErrorKind::Network => {}
             _ => panic!("{error}"),
         }
@@ -263,17 +260,17 @@ fn send(route: &OutboundRoute, mark: Mark) -> bool {
     true
 }
 
-fn ask(route: &OutboundRoute, mark: Mark) -> Result<(), RpcError> {
+fn ask(route: &OutboundRoute, id: MessageId) -> Result<(), RpcError> {
     let timeout = RpcTimeout::from(Duration::from_secs(100));
     loop {
-        let response = match route.ask(message(mark), &timeout, None) {
+        let response = match route.ask(message(id), &timeout, None) {
             Ok(response) => block_on(response),
             Err(error) => Err(error),
         };
         match response {
             Ok(response) => {
                 let response = proto::Cancel::decode(response).unwrap();
-                assert_eq!(response.request_id as u8, mark.1);
+                assert_eq!(response.request_id as u8, id.1);
                 return Ok(());
             }
             Err(error) if error.kind() == ErrorKind::Limit => block_on(route.wait_for_capacity()),
@@ -282,55 +279,55 @@ fn ask(route: &OutboundRoute, mark: Mark) -> Result<(), RpcError> {
     }
 }
 
-/// What each sender sent over each connection came in order.
-fn is_in_order(arrived: &[(ConnectionId, Mark)]) {
+/// Asserts that the messages of each sender arrived in order on each connection, and once.
+fn assert_in_order(arrived: &[(ConnectionId, MessageId)]) {
     let mut sorted = arrived.to_vec();
     sorted.sort_by_key(|(connection, (sender, _))| (*connection, *sender));
     assert!(sorted.is_sorted(), "{arrived:?}");
-    sorted.sort_by_key(|(_, mark)| *mark);
+    sorted.sort_by_key(|(_, id)| *id);
     assert!(sorted.is_sorted_by(|one, other| one.1 < other.1), "one came twice: {arrived:?}");
 }
 
-/// All messages queued for the connection or for credit are sent in order, once.
-fn all_arrives(scarce: Scarce) {
+/// All messages that are queued for the connection or for credit arrive once and in order.
+fn queued_messages_arrive(scarce: Scarce) {
     let fixture = Fixture::new(scarce);
     let granter = fixture.granter(if scarce == Scarce::Credit { 1 } else { 3 });
     for sender in [fixture.sender(0), fixture.sender(1)] {
         let sent = sender.join().unwrap();
-        assert_eq!((sent.answered.len(), sent.failed), (2, Vec::new()));
+        assert_eq!((sent.replied.len(), sent.failed), (2, Vec::new()));
     }
     let arrived = fixture.server.arrived();
     assert_eq!(arrived.len(), 2 * usize::from(EACH), "{arrived:?}");
-    is_in_order(&arrived);
+    assert_in_order(&arrived);
     fixture.end(granter);
 }
 
-/// A connection that ends takes messages with it, but none is sent twice, and every ask ends.
-fn the_connection_ends(scarce: Scarce) {
+/// Messages may be lost with their connection, but none is sent twice, and every ask ends.
+fn connection_ends(scarce: Scarce) {
     let fixture = Fixture::new(scarce);
     let granter = fixture.granter(if scarce == Scarce::Credit { 1 } else { 3 });
     let (senders, cutter) = ([fixture.sender(0), fixture.sender(1)], fixture.cutter());
-    let answered = senders.into_iter().flat_map(|sender| {
+    let replied = senders.into_iter().flat_map(|sender| {
         let sent = sender.join().unwrap();
         assert!(sent.failed.iter().all(|kind| *kind == ErrorKind::Network), "{:?}", sent.failed);
-        sent.answered
+        sent.replied
     });
-    let answered: Vec<Mark> = answered.collect();
+    let replied: Vec<MessageId> = replied.collect();
     cutter.join().unwrap();
     // Later messages arrive over a new connection.
     let route = fixture.route();
     assert!(send(&route, (2, 1)));
     ask(&route, (2, 2)).unwrap();
     let arrived = fixture.server.arrived();
-    is_in_order(&arrived);
-    let marks: Vec<Mark> = arrived.iter().map(|(_, mark)| *mark).collect();
-    assert!(answered.iter().chain(&[(2, 1), (2, 2)]).all(|mark| marks.contains(mark)));
+    assert_in_order(&arrived);
+    let ids: Vec<MessageId> = arrived.iter().map(|(_, id)| *id).collect();
+    assert!(replied.iter().chain(&[(2, 1), (2, 2)]).all(|id| ids.contains(id)));
     drop(route);
     fixture.end(granter);
 }
 
-/// Messages that are accepted while the environment stops arrive, or are counted as unsent.
-fn the_environment_stops(scarce: Scarce) {
+/// Messages that are accepted while the pool stops arrive, or are counted as unsent.
+fn pool_stops(scarce: Scarce) {
     let fixture = Fixture::new(scarce);
     let granter = fixture.granter(if scarce == Scarce::Credit { 1 } else { 3 });
     let senders = [fixture.sender(0), fixture.sender(1)];
@@ -342,29 +339,29 @@ fn the_environment_stops(scarce: Scarce) {
         let sent = sender.join().unwrap();
         let refused = |kind| matches!(kind, &ErrorKind::Stopped | &ErrorKind::Network);
         assert!(sent.failed.iter().all(refused), "{:?}", sent.failed);
-        accepted += sent.accepted.len() + sent.answered.len();
+        accepted += sent.accepted.len() + sent.replied.len();
     }
     while fixture.server.arrived().len() + unsent < accepted {
         thread::yield_now();
     }
-    is_in_order(&fixture.server.arrived());
+    assert_in_order(&fixture.server.arrived());
     fixture.end(granter);
 }
 
 #[test]
 fn queued_messages_are_sent_in_order() {
-    check(1000, || all_arrives(Scarce::Credit));
-    check(1000, || all_arrives(Scarce::Queue));
+    check(1000, || queued_messages_arrive(Scarce::Credit));
+    check(1000, || queued_messages_arrive(Scarce::Queue));
 }
 
 #[test]
 fn no_message_is_sent_twice_when_connection_ends() {
-    check(1000, || the_connection_ends(Scarce::Credit));
-    check(1000, || the_connection_ends(Scarce::Queue));
+    check(1000, || connection_ends(Scarce::Credit));
+    check(1000, || connection_ends(Scarce::Queue));
 }
 
 #[test]
 fn unsent_messages_are_counted_when_pool_stops() {
-    check(1000, || the_environment_stops(Scarce::Credit));
-    check(1000, || the_environment_stops(Scarce::Queue));
+    check(1000, || pool_stops(Scarce::Credit));
+    check(1000, || pool_stops(Scarce::Queue));
 }

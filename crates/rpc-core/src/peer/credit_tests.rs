@@ -5,7 +5,7 @@ use super::*;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
     Send,
-    /// The sender had to wait for credit before this message.
+    /// The sender waited for credit before this message.
     SendBlocked,
     Handle,
     /// The sender closes its route. The receiver keeps it open if messages are unhandled.
@@ -23,10 +23,11 @@ struct Ends {
     unhandled: u64,
 }
 
-/// Senders that send whenever they have credit, to an inbox that accepts what it has granted:
-/// everything arrives, and what is held and granted stays within the limit and the initial
-/// windows, whatever the order of events.
-fn play(limit: u64, senders: usize, steps: &[(usize, Step)]) {
+/// Runs `steps` on routes to one inbox, and checks the invariants after each step.
+///
+/// Messages with credit are accepted. Held and granted messages together stay within the limit
+/// plus one initial window for each sender.
+fn run_steps(limit: u64, senders: usize, steps: &[(usize, Step)]) {
     let limits = CreditLimits::new(Volume::new(limit, u64::MAX / 4));
     let mut held = 0;
     let new_ends = || {
@@ -86,11 +87,11 @@ proptest! {
         senders in 1_usize..6,
         steps in prop::collection::vec((0_usize..6, step()), 0..3000),
     ) {
-        play(limit, senders, &steps);
+        run_steps(limit, senders, &steps);
     }
 }
 
-/// A peer that opens a route, sends, and closes it in a loop.
+/// A peer opens a route, sends a message and closes the route in a loop.
 #[test]
 fn peer_that_returns_credit_in_loop_gains_none() {
     let mut credit = RecvCredit::new();
@@ -122,8 +123,8 @@ fn window_of_lone_fast_sender_grows() {
     assert!(notices < 100, "{notices}");
 }
 
-/// On a link with a long round trip, the whole window arrives at once, and is handled before
-/// the next grant has reached the sender.
+/// On a link with a long round trip, the whole window arrives and is handled before the next grant
+/// reaches the sender.
 #[test]
 fn fault_c14_window_of_far_sender_grows_to_its_share() {
     let limit = Volume::new(65_536, 64 << 20);

@@ -13,7 +13,7 @@ fn text(text: &str) -> Text {
 
 const METHOD: Method = Method::new("/pkg.Svc/Do");
 
-/// An ask that opens its route after it waited for credit.
+/// Returns an ask that opens its route after it waited for credit.
 fn sample() -> Bytes {
     let mut message =
         encode_message(METHOD, true, Some("00-1-2-01"), |body| body.put_message(&text("hi")))
@@ -25,7 +25,7 @@ fn sample() -> Bytes {
     message.freeze()
 }
 
-/// Other versions and other implementations read and write exactly these bytes.
+/// Other versions and implementations depend on this encoding.
 #[test]
 fn ask_is_encoded_as_fixed_bytes() {
     let mut expected = Vec::new();

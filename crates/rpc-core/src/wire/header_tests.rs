@@ -29,7 +29,7 @@ fn unknown_fields_of_newer_peers_are_skipped() {
     assert_eq!(proto::RoutedMessage::decode(message).unwrap().endpoint, "ep");
 }
 
-/// What is read is what prost reads; what prost rejects is rejected.
+/// The decoder accepts exactly the messages that prost accepts, with the same fields.
 #[test]
 fn truncated_or_corrupt_envelope_decodes_like_prost() {
     let whole = sample();

@@ -50,7 +50,7 @@ impl Case {
     }
 }
 
-/// Waits until all tasks have ended, and says how many did if the limit elapses.
+/// Waits until all tasks have ended, and reports their number if the limit elapses.
 async fn assert_all_end(mut waiters: JoinSet<()>) {
     let total = waiters.len();
     let mut ended = 0;
@@ -90,7 +90,7 @@ async fn fault_m5_waiting_contexts_end_when_16000_asks_are_dropped() {
     assert_all_end(waiters).await;
 }
 
-/// The handlers begin to wait after the cancellation.
+/// The handlers start to wait after the cancellation.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fault_m5_contexts_that_wait_late_end_when_16000_asks_are_dropped() {
     let mut case = Case::start().await;
@@ -106,7 +106,7 @@ async fn fault_m5_contexts_that_wait_late_end_when_16000_asks_are_dropped() {
     assert_all_end(waiters).await;
 }
 
-/// Asks that the caller still awaits are not affected, and are answered.
+/// Asks that the caller still awaits are not affected, and get their replies.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fault_m5_polled_contexts_are_cancelled_when_16000_asks_are_dropped() {
     let mut case = Case::start().await;
@@ -138,7 +138,7 @@ async fn fault_m5_waiting_and_polled_contexts_are_cancelled_together() {
     assert_all_end(waiters).await;
 }
 
-/// A context that is cancelled stays so, however many are cancelled after it.
+/// A cancelled context stays cancelled after thousands of later cancellations.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fault_m5_context_stays_cancelled_after_5000_later_cancellations() {
     let mut case = Case::start().await;
@@ -152,7 +152,7 @@ async fn fault_m5_context_stays_cancelled_after_5000_later_cancellations() {
         within(LIMIT, &format!("later context {n} is cancelled"), context[0].cancelled()).await;
         drop(context);
     }
-    // The contexts that were dropped above have answered, so these stay with the endpoint.
+    // The contexts above have been dropped, so only these are active at the endpoint.
     let (asks, contexts) = case.ask(5000).await;
     drop(asks);
     assert_all_are_cancelled(&contexts).await;

@@ -1,4 +1,4 @@
-//! Row C3: `RpcMessage::decode` panics for single requests. Only these fail.
+//! Row C3: `RpcMessage::decode` panics for single requests, and only these requests fail.
 
 use rpc_core::{
     EndpointContext, EndpointRef, ErrorKind, IncomingRequest, RpcEndpointRef, RpcEnv, RpcError,
@@ -15,7 +15,7 @@ const MANY: usize = 200;
 /// Requests of `hello.Hello` whose decoder panics when the text demands it.
 struct PanickingMessage(HelloMessage);
 
-/// The text for which the decoder panics before it takes the context, and the one for after.
+/// The texts for which the decoder panics before and after it takes the context.
 const BEFORE_CONTEXT: &str = "panic before context";
 const AFTER_CONTEXT: &str = "panic after context";
 
@@ -67,7 +67,7 @@ impl Case {
         Self { server, client, remote, received }
     }
 
-    /// Checks that good asks and sends arrive, more often than the credit window has messages.
+    /// Checks that more valid asks and sends arrive than the initial credit covers.
     async fn assert_serves(&mut self) {
         let remote = self.remote.clone();
         assert_serves(&remote, &mut self.received).await;
@@ -142,7 +142,7 @@ async fn fault_c3_sends_are_reported_undelivered_when_decode_panics() {
     }
 }
 
-/// All are on the wire together: each good ask is answered, each bad one fails.
+/// All asks are sent together: each valid one succeeds, each other one fails.
 #[tokio::test]
 async fn fault_c3_interleaved_good_asks_succeed_when_decode_panics() {
     let mut case = Case::start().await;
@@ -164,7 +164,7 @@ async fn fault_c3_interleaved_good_asks_succeed_when_decode_panics() {
     case.assert_serves().await;
 }
 
-/// Other endpoints and connections go on, and so does a successor of the endpoint.
+/// Another endpoint on the connection still replies, and so does a successor of the endpoint.
 #[tokio::test]
 async fn fault_c3_successor_serves_connection_after_decode_panics() {
     let case = Case::start().await;
@@ -184,7 +184,7 @@ async fn fault_c3_successor_serves_connection_after_decode_panics() {
     assert_serves(&case.remote, &mut received).await;
 }
 
-/// The endpoint is in a client-mode environment, and is asked over the connection made by it.
+/// The endpoint is in a client-mode environment; the server asks over the client's connection.
 #[tokio::test]
 async fn fault_c3_client_mode_endpoint_goes_on_when_decode_panics() {
     let (master, driver) = (server().await, client().await);

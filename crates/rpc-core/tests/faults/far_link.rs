@@ -25,8 +25,8 @@ type Ref = RpcEndpointRef<HelloMessage>;
 
 /// A proxy for a link with a long round trip and unlimited bandwidth.
 ///
-/// It forwards the bytes of one direction when none has arrived for 25 ms. So a round trip carries
-/// all that a sender may send, however slow this build and this machine are.
+/// It forwards the bytes of one direction when none has arrived for 25 ms. So one round trip
+/// carries everything for which the sender has credit, even on a slow machine.
 pub struct FarLink {
     pub address: RpcAddress,
     _task: JoinSet<()>,
@@ -52,20 +52,20 @@ impl FarLink {
 }
 
 async fn forward(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin) {
-    let mut waiting = Vec::new();
+    let mut buffered = Vec::new();
     loop {
-        let read = from.read_buf(&mut waiting);
+        let read = from.read_buf(&mut buffered);
         match tokio::time::timeout(ONE_WAY, read).await {
             Ok(Ok(1..)) => {}
             Ok(Ok(0) | Err(_)) => {
-                let _ = to.write_all(&waiting).await;
+                let _ = to.write_all(&buffered).await;
                 return;
             }
             Err(_) => {
-                if to.write_all(&waiting).await.is_err() {
+                if to.write_all(&buffered).await.is_err() {
                     return;
                 }
-                waiting.clear();
+                buffered.clear();
             }
         }
     }
@@ -123,7 +123,7 @@ pub async fn counted_server<const TEST: usize>(options: EndpointOptions) -> (Rpc
     (server, gate)
 }
 
-/// The endpoint is stuck, so no credit comes back: the arrivals are those of one round trip.
+/// The endpoint is stuck and grants no credit, so the arrivals are those of one round trip.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fault_c14_far_link_carries_8192_asks_in_one_round_trip() {
     let (server, mut gate) = counted_server::<0>(EndpointOptions::new()).await;

@@ -1,4 +1,4 @@
-//! Endpoints, environments and waits that several kinds of fault use.
+//! Endpoints, environments and waits that the tests of several rows use.
 
 use std::future::Future;
 use std::marker::PhantomData;
@@ -40,7 +40,7 @@ pub struct Gated<M> {
     message: PhantomData<fn(M)>,
 }
 
-/// The test's side of a [`Gated`] endpoint.
+/// The test's handle of a [`Gated`] endpoint.
 pub struct Gate {
     lock: Arc<RwLock<()>>,
     closed: Option<OwnedRwLockWriteGuard<()>>,
@@ -73,14 +73,14 @@ impl Gate {
         self.closed = Some(promptly("the handler leaves the gate", lock).await);
     }
 
-    /// The text of the next message whose handling begins.
+    /// Returns the text of the next message whose handling starts.
     pub async fn next(&mut self) -> String {
         promptly("the endpoint receives a message", self.received.recv())
             .await
-            .expect("the endpoint lives")
+            .expect("the endpoint is registered")
     }
 
-    /// The number of messages whose handling has begun and that the test has not taken.
+    /// Returns the number of started messages that the test has not taken.
     pub fn buffered(&self) -> usize {
         self.received.len()
     }
@@ -118,7 +118,7 @@ impl<M: RpcMessage + Into<HelloMessage>> ThreadSafeRpcEndpoint for Gated<M> {
             HelloMessage::SayHi(hi, context) => (hi.msg, context),
             HelloMessage::SayBye(bye, context) => (bye.msg, context),
         };
-        // The test may have ended.
+        // The test may have ended and dropped the receiver.
         let _ = self.received.send(text.clone());
         drop(self.gate.read().await);
         assert!(!text.starts_with("handler panics"), "as the message demands");
@@ -135,7 +135,7 @@ pub fn watch_undelivered(env: &RpcEnv) -> mpsc::UnboundedReceiver<RpcError> {
 
 /// Starts a client whose queue to each remote endpoint holds at most `messages`.
 pub async fn client_with_queue(messages: usize) -> RpcEnv {
-    // Two names of one setting: that before the routes and that of names.md.
+    // The setting under its former name and its planned one.
     let names = ["spark.rpc.route.maxQueuedMessages", "spark.rpc.route.maxQueuedMessages"];
     let limit = messages.to_string();
     let conf = RpcConf::from_settings(names.map(|name| (name, limit.as_str()))).unwrap();

@@ -7,7 +7,7 @@ use rpc_core::ErrorKind;
 
 use crate::common::hi;
 use crate::fixture::{ask, look_up, promptly, watch_undelivered, within};
-use crate::stuck_predecessor::{Case, LOADS, assert_held_ask_is_answered};
+use crate::stuck_predecessor::{Case, LOADS, assert_held_ask_succeeds};
 
 #[tokio::test]
 async fn fault_c1_asks_fail_at_once_without_successor() {
@@ -22,11 +22,11 @@ async fn fault_c1_asks_fail_at_once_without_successor() {
         }
         assert!(!case.held.is_finished(), "stopping does not end a held ask");
         case.gate.open();
-        assert_held_ask_is_answered(case.held, "first").await;
+        assert_held_ask_succeeds(case.held, "first").await;
         let mut not_found = 0;
         for reply in queued {
             match promptly("the end of a queued ask", reply).await.unwrap() {
-                // The predecessor held it.
+                // The stopped endpoint held this ask.
                 Ok(label) => assert_eq!(label, "first"),
                 Err(error) => {
                     assert_eq!(error.kind(), ErrorKind::EndpointNotFound, "{load:?}");
@@ -51,7 +51,7 @@ async fn fault_c1_sends_are_reported_undelivered_without_successor() {
             assert_eq!(error.unwrap().kind(), ErrorKind::EndpointNotFound, "{load:?}");
         }
         case.gate.open();
-        assert_held_ask_is_answered(case.held, "first").await;
+        assert_held_ask_succeeds(case.held, "first").await;
     }
 }
 
@@ -69,14 +69,14 @@ async fn fault_c1_client_shuts_down_quickly_after_endpoint_stop() {
             for _ in 0..100 {
                 case.remote.send(hi("late")).unwrap();
             }
-            let begun = Instant::now();
+            let started = Instant::now();
             let shutdown =
                 within(Duration::from_secs(8), "the client's shutdown", case.client.shutdown());
             let report = shutdown.await;
-            let took = begun.elapsed();
+            let elapsed = started.elapsed();
             assert!(
-                took < Duration::from_secs(1),
-                "{load:?}, successor: {with_successor}: {took:?}"
+                elapsed < Duration::from_secs(1),
+                "{load:?}, successor: {with_successor}: {elapsed:?}"
             );
             assert_eq!(report.unsent, 0, "{load:?}, successor: {with_successor}");
             if let Some((_local, mut second)) = successor {

@@ -1,5 +1,5 @@
-//! Row C1: an endpoint is stuck in `receive` with messages of remote clients, and is replaced. The
-//! credit of the messages that it holds must not be missing for its successor.
+//! Row C1: an endpoint is stuck in `receive` with messages of remote clients, and is replaced. Its
+//! successor must serve the clients although the predecessor holds their credit.
 
 use std::time::{Duration, Instant};
 
@@ -87,7 +87,7 @@ async fn assert_serves(label: &str, gate: &mut Gate, remote: &Ref, what: &str) {
     }
 }
 
-pub async fn assert_held_ask_is_answered(held: HeldAsk, label: &str) {
+pub async fn assert_held_ask_succeeds(held: HeldAsk, label: &str) {
     let reply = promptly("the predecessor's reply to the ask that it holds", held).await.unwrap();
     assert_eq!(reply.unwrap(), label);
 }
@@ -100,7 +100,7 @@ async fn assert_successor_serves(load: Load, options: EndpointOptions) {
     assert_serves("second", &mut second, &new, "a new ref").await;
     assert!(!case.held.is_finished(), "the predecessor has not replied yet");
     case.gate.open();
-    assert_held_ask_is_answered(case.held, "first").await;
+    assert_held_ask_succeeds(case.held, "first").await;
     assert_serves("second", &mut second, &case.remote, "after the predecessor's end").await;
 }
 
@@ -138,7 +138,7 @@ async fn fault_c1_successor_serves_clients_of_predecessor_that_drops_messages() 
         let (_local, mut second) = case.replace();
         assert_serves("second", &mut second, &case.remote, "the ref from before").await;
         case.gate.open();
-        assert_held_ask_is_answered(case.held, "first").await;
+        assert_held_ask_succeeds(case.held, "first").await;
         assert_serves("second", &mut second, &case.remote, "after the predecessor's end").await;
     }
 }
@@ -163,11 +163,11 @@ async fn fault_c1_successor_serves_clients_while_predecessor_panics() {
     let error = promptly("the ask whose handler panicked", held).await.unwrap().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Panic);
     case.gate.open();
-    assert_held_ask_is_answered(case.held, "first").await;
+    assert_held_ask_succeeds(case.held, "first").await;
     assert_serves("third", &mut third, &case.remote, "after the panic").await;
 }
 
-/// The successor receives the messages that waited at the client for credit, in their order.
+/// The successor receives, in order, the messages that were queued at the client for credit.
 #[tokio::test]
 async fn fault_c1_successor_receives_queued_sends_in_order() {
     for load in LOADS {
@@ -181,7 +181,7 @@ async fn fault_c1_successor_receives_queued_sends_in_order() {
         assert_eq!(reply.unwrap(), "second");
         let at_successor = second.until("last").await;
         case.gate.open();
-        assert_held_ask_is_answered(case.held, "first").await;
+        assert_held_ask_succeeds(case.held, "first").await;
         let mut all = case.gate.rest().await;
         all.retain(|text| text.starts_with("queued"));
         all.extend(at_successor);
@@ -195,7 +195,7 @@ async fn fault_c1_pending_send_waits_complete_when_successor_is_set_up() {
         let mut case = Case::start_default(load).await;
         let client = client_with_queue(16).await;
         let remote = look_up(&client, &case.server).await;
-        // The first message brings credit; a lookup shows that it has come.
+        // The first message causes a grant; the reply to a lookup shows that it has arrived.
         remote.send(hi("first")).unwrap();
         look_up(&client, &case.server).await;
         let accepted = fill_queue(&remote, |n| hi(&format!("accepted {n}")));
@@ -213,7 +213,7 @@ async fn fault_c1_pending_send_waits_complete_when_successor_is_set_up() {
         assert_eq!(last.unwrap(), "second");
         let mut all = second.until("last").await;
         case.gate.open();
-        assert_held_ask_is_answered(case.held, "first").await;
+        assert_held_ask_succeeds(case.held, "first").await;
         all.extend(case.gate.rest().await);
         let count = |prefix| all.iter().filter(|text| text.starts_with(prefix)).count();
         assert_eq!((count("accepted"), count("waiting")), (accepted, 8), "{load:?}");
@@ -237,7 +237,7 @@ async fn fault_c1_held_ask_keeps_its_timeout_after_replacement() {
     assert!(started.elapsed() >= timeout, "after {:?}", started.elapsed());
     assert!(!case.held.is_finished(), "an ask with a longer timeout goes on");
     case.gate.open();
-    assert_held_ask_is_answered(case.held, "first").await;
+    assert_held_ask_succeeds(case.held, "first").await;
 }
 
 #[tokio::test]
@@ -257,9 +257,9 @@ async fn fault_c1_successor_serves_several_clients() {
         assert_serves("second", &mut second, remote, &format!("client {n}")).await;
     }
     case.gate.open();
-    assert_held_ask_is_answered(case.held, "first").await;
+    assert_held_ask_succeeds(case.held, "first").await;
     for (_client, _remote, held) in others {
-        assert_held_ask_is_answered(held, "first").await;
+        assert_held_ask_succeeds(held, "first").await;
     }
 }
 
@@ -280,10 +280,10 @@ async fn fault_c1_fourth_successor_serves_ref_of_the_first() {
         assert_serves("last", &mut last, &case.remote, "the ref of the first").await;
         for (label, mut gate, held) in stuck_ones.into_iter().rev() {
             gate.open();
-            assert_held_ask_is_answered(held, label).await;
+            assert_held_ask_succeeds(held, label).await;
         }
         case.gate.open();
-        assert_held_ask_is_answered(case.held, "first").await;
+        assert_held_ask_succeeds(case.held, "first").await;
         assert_serves("last", &mut last, &case.remote, "after the predecessors' end").await;
         case.server.stop(&local);
     }
@@ -311,7 +311,7 @@ async fn fault_c1_successor_in_client_mode_env_serves_ref_out_of_message() {
         let _local = replace(&driver, &local, endpoint, EndpointOptions::new());
         assert_serves("second", &mut second, &remote, "the ref out of a message").await;
         first.open();
-        assert_held_ask_is_answered(held, "first").await;
+        assert_held_ask_succeeds(held, "first").await;
     }
 }
 
@@ -327,5 +327,5 @@ async fn fault_c1_successor_serves_large_asks_of_held_ref() {
         assert_eq!(reply.text, "second");
     }
     case.gate.open();
-    assert_held_ask_is_answered(case.held, "first").await;
+    assert_held_ask_succeeds(case.held, "first").await;
 }

@@ -1,4 +1,4 @@
-//! Row C14: grown windows share the inbox of an endpoint, and stay within its limits.
+//! Row C14: the grown windows of several clients share the inbox limits of an endpoint.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -10,7 +10,7 @@ use crate::common::{HelloMessage, client};
 use crate::far_link::{FarClient, counted_server, message};
 use crate::fixture::{LONG, look_up, within};
 
-/// The most clients that one test counts.
+/// The highest number of clients in one test.
 const CLIENTS: usize = 4;
 
 /// The messages that an inbox initially grants each connection, beyond its limit.
@@ -18,7 +18,7 @@ const INITIAL_WINDOW: usize = 64;
 
 /// `HelloMessage` with a count of arrivals, one for each test and client.
 ///
-/// Credit is what limits arrivals, whether the endpoint handles them or not.
+/// Arrivals are limited by credit, also while the endpoint is stuck.
 pub struct CountedMessage<const TEST: usize>(HelloMessage);
 
 struct Counter {
@@ -104,7 +104,7 @@ async fn fault_c14_window_of_one_client_grows_to_inbox_limit() {
     assert!(replies.iter().all(Result::is_ok));
 }
 
-/// The windows of four busy clients together stay within the limit, and each has a fair part of it.
+/// The windows of four busy clients together stay within the limit, and each gets a fair share.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fault_c14_busy_clients_share_inbox_limit_fairly() {
     const LIMIT: usize = 4096;
@@ -137,7 +137,7 @@ async fn fault_c14_busy_clients_share_inbox_limit_fairly() {
     assert!(replies.iter().all(Result::is_ok));
 }
 
-/// The asks of an idle client wait behind one inbox of messages at most, and are not rejected.
+/// An ask of an idle client waits behind at most one full inbox, and is not rejected.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fault_c14_idle_client_is_served_beside_busy_far_client() {
     const LIMIT: usize = 1024;
