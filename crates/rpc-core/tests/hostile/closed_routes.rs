@@ -4,13 +4,13 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::fixture::{INITIAL_WINDOW, STUCK_LIMIT, World, until};
+use crate::fixture::{Fixture, INITIAL_WINDOW, STUCK_LIMIT, until};
 use crate::raw_peer::{NOT_DELIVERED, Outcome, RawPeer, failure_of, say_hi};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_route_stays_open_while_its_messages_are_unhandled() {
-    let world = World::start().await;
-    let mut peer = RawPeer::greeted(&world.server).await;
+    let fixture = Fixture::start().await;
+    let mut peer = RawPeer::greeted(&fixture.server).await;
     peer.send(&say_hi(1, "stuck", ""));
     for _ in 0..3 {
         peer.close_route(1);
@@ -18,18 +18,18 @@ async fn hostile_route_stays_open_while_its_messages_are_unhandled() {
         assert_eq!(credit.route, 1);
         assert!(credit.messages <= STUCK_LIMIT + INITIAL_WINDOW, "{credit:?}");
     }
-    assert_eq!(world.endpoint("stuck").held, 1);
-    world.permits.add_permits(1);
-    until("the message is handled", || world.endpoint("stuck").held == 0).await;
+    assert_eq!(fixture.endpoint("stuck").held, 1);
+    fixture.permits.add_permits(1);
+    until("the message is handled", || fixture.endpoint("stuck").held == 0).await;
     peer.close_idle_route(1).await;
-    world.assert_connected(&peer, 1).await;
-    world.finish(peer).await;
+    fixture.assert_connected(&peer, 1).await;
+    fixture.finish(peer).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_close_of_route_that_is_not_open_is_harmless() {
-    let world = World::start().await;
-    let mut peer = RawPeer::greeted(&world.server).await;
+    let fixture = Fixture::start().await;
+    let mut peer = RawPeer::greeted(&fixture.server).await;
     for route in [0, 1, 65_535, 65_536, u32::MAX] {
         peer.close_route(route);
         peer.close_route(route);
@@ -43,14 +43,14 @@ async fn hostile_close_of_route_that_is_not_open_is_harmless() {
     peer.close_route(1);
     peer.settle().await;
     assert!(peer.arrived_notices().iter().all(|notice| notice.credit.is_none()));
-    world.assert_connected(&peer, 1).await;
-    world.finish(peer).await;
+    fixture.assert_connected(&peer, 1).await;
+    fixture.finish(peer).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_messages_on_closed_route_are_rejected() {
-    let world = World::start().await;
-    let mut peer = RawPeer::greeted(&world.server).await;
+    let fixture = Fixture::start().await;
+    let mut peer = RawPeer::greeted(&fixture.server).await;
     peer.ask_hello(1, "hello").await.unwrap();
     peer.close_idle_route(1).await;
     for _ in 0..10 {
@@ -62,16 +62,16 @@ async fn hostile_messages_on_closed_route_are_rejected() {
         assert!(failure_of(&undelivered).message.contains("no route 1"), "{undelivered:?}");
     }
     // The number can be used for any endpoint.
-    world.permits.add_permits(1);
+    fixture.permits.add_permits(1);
     assert_eq!(peer.ask(&say_hi(1, "stuck", "")).await.value(), b"\x0a\x07handled");
-    world.finish(peer).await;
+    fixture.finish(peer).await;
 }
 
 /// The peer reuses a route without waiting for RouteClosed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_reuse_before_route_closed_is_harmless() {
-    let world = World::start().await;
-    let mut peer = RawPeer::greeted(&world.server).await;
+    let fixture = Fixture::start().await;
+    let mut peer = RawPeer::greeted(&fixture.server).await;
     peer.ask_hello(1, "hello").await.unwrap();
     peer.close_route(1);
     let reopened = peer.ask(&say_hi(1, "hello", ""));
@@ -96,18 +96,18 @@ async fn hostile_reuse_before_route_closed_is_harmless() {
     let other = peer.ask(&say_hi(2, "missing", ""));
     let text = other.await.error();
     assert!(text.contains("route 2"), "{text}");
-    let stuck = world.endpoint("stuck");
+    let stuck = fixture.endpoint("stuck");
     assert_eq!((stuck.held, stuck.handled), (1, 0));
     peer.ask_hello(1, "").await.unwrap();
-    world.finish(peer).await;
+    fixture.finish(peer).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_number_is_reused_right_after_route_closed() {
-    let world = World::start().await;
-    let mut peer = RawPeer::greeted(&world.server).await;
+    let fixture = Fixture::start().await;
+    let mut peer = RawPeer::greeted(&fixture.server).await;
     let (before, names) =
-        (world.server.snapshot().route_bytes, ["hello", "missing", "endpoint-verifier"]);
+        (fixture.server.snapshot().route_bytes, ["hello", "missing", "endpoint-verifier"]);
     for n in 0..300 {
         let name = names[n % names.len()];
         // The number leads to another endpoint each time, or to one that does not exist.
@@ -118,14 +118,14 @@ async fn hostile_number_is_reused_right_after_route_closed() {
         }
         peer.close_idle_route(1).await;
     }
-    assert_eq!(world.server.snapshot().route_bytes, before);
-    world.finish(peer).await;
+    assert_eq!(fixture.server.snapshot().route_bytes, before);
+    fixture.finish(peer).await;
 }
 
 /// Records the longest queue of `stuck` until the flag is set.
-fn watch_queue(world: &World) -> (Arc<AtomicBool>, tokio::task::JoinHandle<u64>) {
+fn watch_queue(fixture: &Fixture) -> (Arc<AtomicBool>, tokio::task::JoinHandle<u64>) {
     let stop = Arc::new(AtomicBool::new(false));
-    let (server, stopped) = (world.server.clone(), Arc::clone(&stop));
+    let (server, stopped) = (fixture.server.clone(), Arc::clone(&stop));
     let watch = tokio::spawn(async move {
         let mut longest = 0;
         while !stopped.load(Ordering::Relaxed) {
@@ -142,9 +142,9 @@ fn watch_queue(world: &World) -> (Arc<AtomicBool>, tokio::task::JoinHandle<u64>)
 /// Closing and reopening routes gains no credit beyond the limit of the inbox.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_loop_of_open_send_close_gains_no_capacity() {
-    let world = World::start().await;
-    let mut peer = RawPeer::greeted(&world.server).await;
-    let (stop, watch) = watch_queue(&world);
+    let fixture = Fixture::start().await;
+    let mut peer = RawPeer::greeted(&fixture.server).await;
+    let (stop, watch) = watch_queue(&fixture);
     for n in 0..1000 {
         // The number of the last round, which may be open, and a new one.
         for route in [1, 2 + n] {
@@ -159,20 +159,20 @@ async fn hostile_loop_of_open_send_close_gains_no_capacity() {
         .into_iter()
         .filter_map(|notice| notice.undelivered)
         .collect::<Vec<_>>();
-    let queued = world.endpoint("stuck").held;
+    let queued = fixture.endpoint("stuck").held;
     stop.store(true, Ordering::Relaxed);
     let longest = watch.await.unwrap().max(queued);
     assert!(longest <= STUCK_LIMIT + INITIAL_WINDOW, "{longest} messages were queued");
     assert_eq!(rejected.len() as u64 + queued, 4000, "each message is either queued or rejected");
-    world.assert_connected(&peer, 2).await;
-    world.finish(peer).await;
+    fixture.assert_connected(&peer, 2).await;
+    fixture.finish(peer).await;
 }
 
 /// A peer that follows the protocol, and repeatedly takes the initial credit of a new route.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_valid_loop_of_open_send_close_gains_no_capacity() {
-    let world = World::start().await;
-    let mut peer = RawPeer::greeted(&world.server).await;
+    let fixture = Fixture::start().await;
+    let mut peer = RawPeer::greeted(&fixture.server).await;
     peer.send(&say_hi(1, "stuck", "x"));
     let mut sent = 1;
     for _ in 0..300 {
@@ -185,6 +185,10 @@ async fn hostile_valid_loop_of_open_send_close_gains_no_capacity() {
         assert!(sent <= STUCK_LIMIT + INITIAL_WINDOW, "credit for {sent} messages");
     }
     peer.settle().await;
-    assert_eq!(world.endpoint("stuck").held, sent, "messages within the credit are not rejected");
-    world.finish(peer).await;
+    assert_eq!(
+        fixture.endpoint("stuck").held,
+        sent,
+        "messages within the credit are not rejected"
+    );
+    fixture.finish(peer).await;
 }

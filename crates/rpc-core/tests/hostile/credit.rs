@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use crate::common::envelope::Credit;
 use crate::common::setting;
-use crate::fixture::{INITIAL_WINDOW, STUCK_LIMIT, World, until};
+use crate::fixture::{Fixture, INITIAL_WINDOW, STUCK_LIMIT, until};
 use crate::raw_peer::{LIMIT, RawPeer, failure_of, say_hi};
 
 /// The highest number of messages that a stuck endpoint holds for one peer.
@@ -13,20 +13,20 @@ const MAX_HELD: u64 = STUCK_LIMIT + INITIAL_WINDOW;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_flood_of_sends_without_credit_is_rejected() {
     const FLOOD: u64 = 100_000;
-    let world = World::start().await;
-    let mut peer = RawPeer::greeted(&world.server).await;
+    let fixture = Fixture::start().await;
+    let mut peer = RawPeer::greeted(&fixture.server).await;
     peer.send(&say_hi(1, "stuck", ""));
     let message = say_hi(1, "", "x");
     for n in 1..FLOOD {
         peer.send(&message);
         if n % 10_000 == 0 {
             peer.settle().await;
-            let snapshot = world.server.snapshot();
+            let snapshot = fixture.server.snapshot();
             assert!(snapshot.inbox_bytes < 100 * MAX_HELD, "{snapshot:?}");
         }
     }
     peer.settle().await;
-    let held = world.endpoint("stuck").held;
+    let held = fixture.endpoint("stuck").held;
     assert!(held <= MAX_HELD, "{held} messages are queued");
     for n in held..FLOOD {
         let undelivered = peer.next_undelivered().await;
@@ -38,26 +38,26 @@ async fn hostile_flood_of_sends_without_credit_is_rejected() {
             "{failure:?}"
         );
     }
-    world.assert_connected(&peer, 2).await;
+    fixture.assert_connected(&peer, 2).await;
     // The endpoint works again for this peer.
-    world.release();
-    until("the queue is empty", || world.endpoint("stuck").held == 0).await;
-    assert_eq!(world.endpoint("stuck").handled, held);
+    fixture.release();
+    until("the queue is empty", || fixture.endpoint("stuck").held == 0).await;
+    assert_eq!(fixture.endpoint("stuck").handled, held);
     assert_eq!(peer.ask(&say_hi(1, "", "")).await.value(), b"\x0a\x07handled");
-    world.finish(peer).await;
+    fixture.finish(peer).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_flood_of_asks_without_credit_is_rejected() {
     const FLOOD: usize = 20_000;
-    let world = World::start().await;
-    let peer = RawPeer::greeted(&world.server).await;
+    let fixture = Fixture::start().await;
+    let peer = RawPeer::greeted(&fixture.server).await;
     let mut asks: Vec<_> = vec![peer.ask(&say_hi(1, "stuck", ""))];
     asks.extend((1..FLOOD).map(|_| peer.ask(&say_hi(1, "", "x"))));
     peer.settle().await;
-    let held = world.endpoint("stuck").held;
+    let held = fixture.endpoint("stuck").held;
     assert!(held <= MAX_HELD, "{held} messages are queued");
-    world.release();
+    fixture.release();
     let (mut handled, mut rejected) = (0, 0);
     for ask in asks {
         match ask.await {
@@ -73,7 +73,7 @@ async fn hostile_flood_of_asks_without_credit_is_rejected() {
         }
     }
     assert_eq!((handled, rejected), (held as usize, FLOOD - held as usize));
-    world.finish(peer).await;
+    fixture.finish(peer).await;
 }
 
 /// The byte limit holds although credit always allows one message of any size.
@@ -83,16 +83,16 @@ async fn hostile_large_messages_stay_within_total_bytes() {
     let conf = setting("spark.rpc.inbox.maxTotalBytes", "1m")
         .with("spark.rpc.inbox.maxBytes", "500k")
         .unwrap();
-    let world = World::with(conf).await;
-    let peer = RawPeer::greeted(&world.server).await;
+    let fixture = Fixture::with(conf).await;
+    let peer = RawPeer::greeted(&fixture.server).await;
     let large = "x".repeat(300_000);
     let mut asks = vec![peer.ask(&say_hi(1, "stuck", &large))];
     asks.extend((1..50).map(|_| peer.ask(&say_hi(1, "", &large))));
     peer.settle().await;
-    let bytes = world.server.snapshot().inbox_bytes;
+    let bytes = fixture.server.snapshot().inbox_bytes;
     // One message may exceed the limit.
     assert!(bytes <= (1 << 20) + 300_100, "{bytes} bytes are held");
-    world.release();
+    fixture.release();
     let mut rejected = 0;
     for ask in asks {
         if let crate::raw_peer::Outcome::Failure(failure) = ask.await {
@@ -101,29 +101,29 @@ async fn hostile_large_messages_stay_within_total_bytes() {
         }
     }
     assert!(rejected >= 45, "{rejected} were rejected");
-    world.assert_connected(&peer, 2).await;
-    world.finish(peer).await;
+    fixture.assert_connected(&peer, 2).await;
+    fixture.finish(peer).await;
 }
 
 /// False values in `blocked_by` do not grow the window beyond the inbox limit.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_blocked_by_does_not_grow_window_beyond_inbox() {
-    let world = World::start().await;
+    let fixture = Fixture::start().await;
     for blocked_by in [1, 2, 3, 4, 255, u32::MAX] {
-        let mut peer = RawPeer::greeted(&world.server).await;
+        let mut peer = RawPeer::greeted(&fixture.server).await;
         let mut message = say_hi(1, "stuck", "");
         message.blocked_by = blocked_by;
         let mut balance = 1;
         // Windows grow while the endpoint handles messages as fast as they arrive.
         for _ in 0..500 {
-            world.permits.add_permits(1);
+            fixture.permits.add_permits(1);
             assert_eq!(peer.ask(&message).await.value(), b"\x0a\x07handled");
             message.endpoint.clear();
             balance -= 1;
             balance += granted(&mut peer, 1);
         }
         // The endpoint is stuck now, and the peer uses all its credit.
-        let before = world.endpoint("stuck").held;
+        let before = fixture.endpoint("stuck").held;
         let mut sent = 0;
         while balance > 0 && sent < 10_000 {
             peer.send(&message);
@@ -136,15 +136,15 @@ async fn hostile_blocked_by_does_not_grow_window_beyond_inbox() {
         peer.settle().await;
         assert!(sent <= MAX_HELD as i64, "{blocked_by}: credit for {sent} messages");
         assert_eq!(
-            world.endpoint("stuck").held - before,
+            fixture.endpoint("stuck").held - before,
             sent as u64,
             "messages within the credit are accepted"
         );
-        world.permits.add_permits(sent as usize);
-        until("the queue is empty", || world.endpoint("stuck").held == 0).await;
+        fixture.permits.add_permits(sent as usize);
+        until("the queue is empty", || fixture.endpoint("stuck").held == 0).await;
         peer.close();
     }
-    world.assert_nothing_remains().await;
+    fixture.assert_nothing_remains().await;
 }
 
 /// Returns the number of messages that the arrived notices grant for the route `of`.
@@ -158,8 +158,8 @@ fn granted(peer: &mut RawPeer, of: u32) -> i64 {
 /// Credit for routes that the server has not opened is ignored.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_credit_to_server_for_routes_it_never_opened_is_ignored() {
-    let world = World::start().await;
-    let peer = RawPeer::greeted(&world.server).await;
+    let fixture = Fixture::start().await;
+    let peer = RawPeer::greeted(&fixture.server).await;
     let begun = Instant::now();
     for route in [0, 1, 2, 65_535, u32::MAX] {
         for keeps_open in [false, true] {
@@ -170,7 +170,7 @@ async fn hostile_credit_to_server_for_routes_it_never_opened_is_ignored() {
             peer.notify(&crate::common::envelope::Notice { route_closed, ..Default::default() });
         }
     }
-    world.assert_connected(&peer, 1).await;
+    fixture.assert_connected(&peer, 1).await;
     assert!(begun.elapsed().as_secs() < 3);
-    world.finish(peer).await;
+    fixture.finish(peer).await;
 }

@@ -7,7 +7,7 @@ use prost::Message;
 
 use crate::common::address;
 use crate::common::envelope::{self, Credit, Notice};
-use crate::fixture::{World, promptly};
+use crate::fixture::{Fixture, promptly};
 use crate::raw_peer::{Outcome, RawPeer, say_hi};
 
 /// A frame of Spark's transport: OneWayMessage, or RpcRequest with an id.
@@ -21,19 +21,19 @@ fn frame(request_id: Option<u64>, body: &[u8]) -> Vec<u8> {
     frame
 }
 
-async fn connect(world: &World) -> TcpStream {
-    TcpStream::connect(address(&world.server).host_port()).await.unwrap()
+async fn connect(fixture: &Fixture) -> TcpStream {
+    TcpStream::connect(address(&fixture.server).host_port()).await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_first_message_truncated_at_every_byte_fails_alone() {
-    let world = World::start().await;
+    let fixture = Fixture::start().await;
     let mut first = say_hi(1, "hello", "raw");
     (first.timeout_us, first.blocked_by) = (5_000_000, 3);
     first.traceparent = format!("00-{}-{}-01", "1".repeat(32), "2".repeat(16));
     let whole = first.encode_to_vec();
     for length in 0..whole.len() {
-        let peer = RawPeer::greeted(&world.server).await;
+        let peer = RawPeer::greeted(&fixture.server).await;
         peer.send_bytes(whole[..length].to_vec());
         match peer.ask_bytes(whole[..length].to_vec()).await {
             // A message cut between two fields is valid, with default values.
@@ -47,7 +47,7 @@ async fn hostile_first_message_truncated_at_every_byte_fails_alone() {
         }
         peer.close();
     }
-    world.assert_nothing_remains().await;
+    fixture.assert_nothing_remains().await;
 }
 
 /// Returns the frames of a session that opens routes, sends, cancels and closes.
@@ -67,10 +67,10 @@ fn script() -> Vec<u8> {
 /// The connection closes after each prefix of the script, with and without a reset.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_connection_that_ends_at_every_byte_leaves_nothing() {
-    let world = World::start().await;
+    let fixture = Fixture::start().await;
     let script = script();
     for length in 0..script.len() {
-        let mut peer = connect(&world).await;
+        let mut peer = connect(&fixture).await;
         peer.write_all(&script[..length]).await.unwrap();
         if length % 2 == 0 {
             // Unread responses make this a reset.
@@ -81,15 +81,15 @@ async fn hostile_connection_that_ends_at_every_byte_leaves_nothing() {
             let _ = promptly("the end of the connection", peer.read_to_end(&mut rest)).await;
         }
     }
-    world.release();
-    world.assert_nothing_remains().await;
+    fixture.release();
+    fixture.assert_nothing_remains().await;
 }
 
 /// A malformed frame closes its connection, other connections stay open.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_malformed_frames_close_their_connection_only() {
-    let world = World::start().await;
-    let survivor = RawPeer::greeted(&world.server).await;
+    let fixture = Fixture::start().await;
+    let survivor = RawPeer::greeted(&fixture.server).await;
     survivor.ask_hello(1, "hello").await.unwrap();
     let negative = (-5_i64).to_be_bytes();
     let malformed: [&[u8]; 5] = [
@@ -100,22 +100,22 @@ async fn hostile_malformed_frames_close_their_connection_only() {
         &[0x7f; 8],
     ];
     for bytes in malformed {
-        let mut peer = connect(&world).await;
+        let mut peer = connect(&fixture).await;
         peer.write_all(&script()).await.unwrap();
         peer.write_all(bytes).await.unwrap();
         let mut rest = Vec::new();
         let _ = promptly("the server closes the connection", peer.read_to_end(&mut rest)).await;
         survivor.ask_hello(1, "").await.unwrap();
     }
-    world.release();
-    world.finish(survivor).await;
+    fixture.release();
+    fixture.finish(survivor).await;
 }
 
 /// The peer repeats the cancel of a request whose id it chose.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_ten_thousand_cancels_of_active_request_are_harmless() {
-    let world = World::start().await;
-    let mut peer = connect(&world).await;
+    let fixture = Fixture::start().await;
+    let mut peer = connect(&fixture).await;
     let id = 1 << 62;
     let mut bytes = frame(None, &envelope::hello(33).envelope());
     bytes.extend(frame(Some(id), &say_hi(1, "stuck", "x").encode_to_vec()));
@@ -137,18 +137,18 @@ async fn hostile_ten_thousand_cancels_of_active_request_are_harmless() {
     })
     .await;
     assert!(read.len() < 10_000, "{} bytes in reply to the cancels", read.len());
-    assert!(world.endpoint("stuck").held <= 2);
-    world.release();
+    assert!(fixture.endpoint("stuck").held <= 2);
+    fixture.release();
     drop(peer);
-    world.assert_nothing_remains().await;
+    fixture.assert_nothing_remains().await;
 }
 
 /// The peer closes the connection while it sends, opens routes and closes routes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_close_during_flood_leaves_nothing() {
-    let world = World::start().await;
+    let fixture = Fixture::start().await;
     for n in 0..6 {
-        let peer = RawPeer::greeted(&world.server).await;
+        let peer = RawPeer::greeted(&fixture.server).await;
         let mut asks = Vec::new();
         for route in 1..5000 {
             match n {
@@ -168,7 +168,7 @@ async fn hostile_close_during_flood_leaves_nothing() {
             assert!(!ask.await.error().is_empty());
         }
     }
-    world.assert_others_served().await;
-    world.release();
-    world.assert_nothing_remains().await;
+    fixture.assert_others_served().await;
+    fixture.release();
+    fixture.assert_nothing_remains().await;
 }

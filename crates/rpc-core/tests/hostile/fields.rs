@@ -3,7 +3,7 @@
 use prost::Message;
 
 use crate::common::envelope::{self, RoutedMessage};
-use crate::fixture::{World, until};
+use crate::fixture::{Fixture, until};
 use crate::raw_peer::{NOT_DELIVERED, Outcome, RawPeer, failure_of, say_hi};
 
 fn with_path(path: &str) -> RoutedMessage {
@@ -12,8 +12,8 @@ fn with_path(path: &str) -> RoutedMessage {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_paths_fail_their_message_only() {
-    let world = World::start().await;
-    let mut peer = RawPeer::greeted(&world.server).await;
+    let fixture = Fixture::start().await;
+    let mut peer = RawPeer::greeted(&fixture.server).await;
     peer.ask_hello(1, "hello").await.unwrap();
     let long = "x".repeat(1 << 20);
     let long_method = format!("/hello.Hello/{long}");
@@ -47,13 +47,13 @@ async fn hostile_paths_fail_their_message_only() {
         assert_eq!(failure_of(&undelivered).kind, NOT_DELIVERED, "{short}");
     }
     peer.ask_hello(1, "").await.unwrap();
-    world.finish(peer).await;
+    fixture.finish(peer).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_texts_that_are_not_utf8_fail_their_message_only() {
-    let world = World::start().await;
-    let peer = RawPeer::greeted(&world.server).await;
+    let fixture = Fixture::start().await;
+    let peer = RawPeer::greeted(&fixture.server).await;
     peer.ask_hello(1, "hello").await.unwrap();
     // The tags of path, traceparent and endpoint.
     for tag in [0x1a, 0x22, 0x2a] {
@@ -70,13 +70,13 @@ async fn hostile_texts_that_are_not_utf8_fail_their_message_only() {
         }
     }
     peer.ask_hello(1, "").await.unwrap();
-    world.finish(peer).await;
+    fixture.finish(peer).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_bodies_fail_their_message_only() {
-    let world = World::start().await;
-    let peer = RawPeer::greeted(&world.server).await;
+    let fixture = Fixture::start().await;
+    let peer = RawPeer::greeted(&fixture.server).await;
     // Without a body the request has its defaults.
     let missing = envelope::message(1, "hello", "/hello.Hello/SayHi", b"");
     assert_eq!(peer.ask(&missing).await.value(), b"\x0a\x04hi, ");
@@ -102,14 +102,14 @@ async fn hostile_bodies_fail_their_message_only() {
     let outcome = peer.ask_bytes(twice).await;
     assert!(matches!(outcome, Outcome::Value(_) | Outcome::Failure(_) | Outcome::Transport(_)));
     peer.ask_hello(1, "").await.unwrap();
-    world.finish(peer).await;
+    fixture.finish(peer).await;
 }
 
 /// An ask with an elapsed timeout may get a reply or a failure; the endpoint continues.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_timeouts_are_harmless() {
-    let world = World::start().await;
-    let peer = RawPeer::greeted(&world.server).await;
+    let fixture = Fixture::start().await;
+    let peer = RawPeer::greeted(&fixture.server).await;
     peer.ask_hello(1, "hello").await.unwrap();
     for timeout_us in [0, 1 << 40, u64::MAX - 1, u64::MAX] {
         let message = RoutedMessage { timeout_us, ..say_hi(1, "", "raw") };
@@ -126,28 +126,28 @@ async fn hostile_timeouts_are_harmless() {
     let late: Vec<_> = (0..3)
         .map(|_| peer.ask(&RoutedMessage { timeout_us: 1000, ..say_hi(2, "", "") }))
         .collect();
-    until("four are queued", || world.endpoint("stuck").held == 4).await;
+    until("four are queued", || fixture.endpoint("stuck").held == 4).await;
     tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-    world.permits.add_permits(1);
+    fixture.permits.add_permits(1);
     assert_eq!(first.await.value(), b"\x0a\x07handled");
-    until("the queue is empty", || world.endpoint("stuck").held == 0).await;
-    assert_eq!((world.endpoint("stuck").expired, world.endpoint("stuck").held_bytes), (3, 0));
+    until("the queue is empty", || fixture.endpoint("stuck").held == 0).await;
+    assert_eq!((fixture.endpoint("stuck").expired, fixture.endpoint("stuck").held_bytes), (3, 0));
     drop(late);
     // The timeout of a one-way message is ignored.
-    world.permits.add_permits(1);
+    fixture.permits.add_permits(1);
     peer.send(&RoutedMessage { timeout_us: 1, ..say_hi(2, "", "") });
     until("the message is handled", || {
-        world.endpoint("stuck").handled + world.endpoint("stuck").expired == 5
+        fixture.endpoint("stuck").handled + fixture.endpoint("stuck").expired == 5
     })
     .await;
     peer.ask_hello(1, "").await.unwrap();
-    world.finish(peer).await;
+    fixture.finish(peer).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_traceparents_are_harmless() {
-    let world = World::start().await;
-    let peer = RawPeer::greeted(&world.server).await;
+    let fixture = Fixture::start().await;
+    let peer = RawPeer::greeted(&fixture.server).await;
     peer.ask_hello(1, "hello").await.unwrap();
     let long = "0".repeat(1 << 20);
     let zero = format!("00-{}-{}-00", "0".repeat(32), "0".repeat(16));
@@ -157,14 +157,14 @@ async fn hostile_traceparents_are_harmless() {
         peer.send(&message);
     }
     peer.ask_hello(1, "").await.unwrap();
-    world.finish(peer).await;
+    fixture.finish(peer).await;
 }
 
 /// Unknown fields, reserved ones, and known ones with another wire type.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_unknown_fields_are_ignored() {
-    let world = World::start().await;
-    let peer = RawPeer::greeted(&world.server).await;
+    let fixture = Fixture::start().await;
+    let peer = RawPeer::greeted(&fixture.server).await;
     peer.ask_hello(1, "hello").await.unwrap();
     let valid = say_hi(1, "", "raw").encode_to_vec();
     for unknown in [
@@ -184,5 +184,5 @@ async fn hostile_unknown_fields_are_ignored() {
         assert!(text.contains("envelope"), "{wrong:?}: {text}");
     }
     peer.ask_hello(1, "").await.unwrap();
-    world.finish(peer).await;
+    fixture.finish(peer).await;
 }

@@ -8,7 +8,7 @@ use rpc_core::{EndpointRef, RpcConf, RpcEndpointRef, RpcEnv};
 
 use crate::common::envelope::Notice;
 use crate::common::{Hello, HelloMessage, address, client, hi, setting};
-use crate::fixture::{World, promptly};
+use crate::fixture::{Fixture, promptly};
 use crate::raw_peer::{Outcome, RawPeer, say_hi};
 use crate::raw_server::{INCARNATION, Victim, error_of, hello, value};
 use crate::versions::{WireRef, bound_ref};
@@ -68,8 +68,8 @@ async fn hostile_stale_incarnation_error_names_peer() {
 /// A sender that waits for RouteClosed of a rejected route opens the next number meanwhile.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_rejected_route_does_not_fail_next_number() {
-    let world = World::start().await;
-    let peer = RawPeer::greeted(&world.server).await;
+    let fixture = Fixture::start().await;
+    let peer = RawPeer::greeted(&fixture.server).await;
     let long = "x".repeat((1 << 20) + 1);
     let rejected = [peer.ask(&say_hi(1, &long, "")), peer.ask(&say_hi(2, &long, ""))];
     let next = peer.ask(&say_hi(3, "hello", "raw"));
@@ -77,7 +77,7 @@ async fn hostile_rejected_route_does_not_fail_next_number() {
         assert!(matches!(ask.await, Outcome::Failure(_)));
     }
     assert_eq!(next.await.value(), b"\x0a\x07hi, raw");
-    world.finish(peer).await;
+    fixture.finish(peer).await;
 }
 
 /// Between two environments, refs whose names are too long do not affect the other refs.

@@ -63,7 +63,7 @@ impl ThreadSafeRpcEndpoint for Stuck {
 
 /// A server with the endpoints `hello`, which replies, and `stuck`, which handles one message for
 /// each permit; and a well-behaved client that asks `hello` without a pause.
-pub struct World {
+pub struct Fixture {
     pub server: RpcEnv,
     pub permits: Arc<Semaphore>,
     asked: Arc<AtomicUsize>,
@@ -71,7 +71,7 @@ pub struct World {
     well_behaved: JoinHandle<Duration>,
 }
 
-impl World {
+impl Fixture {
     pub async fn start() -> Self {
         Self::with(RpcConf::new()).await
     }
@@ -86,9 +86,9 @@ impl World {
         let (stop, stopped) = watch::channel(false);
         let asked = Arc::new(AtomicUsize::new(0));
         let well_behaved = tokio::spawn(ask_until(server.clone(), Arc::clone(&asked), stopped));
-        let world = Self { server, permits, asked, stop, well_behaved };
-        world.assert_others_served().await;
-        world
+        let fixture = Self { server, permits, asked, stop, well_behaved };
+        fixture.assert_others_served().await;
+        fixture
     }
 
     pub fn endpoint(&self, name: &str) -> EndpointSnapshot {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use prost::Message;
 
 use crate::common::envelope::{self, Hello, Notice, RoutedMessage};
-use crate::fixture::{World, promptly};
+use crate::fixture::{Fixture, promptly};
 use crate::raw_peer::{Outcome, RawPeer, say_hi};
 
 fn hello(change: impl FnOnce(&mut Hello)) -> Notice {
@@ -24,8 +24,8 @@ fn hello(change: impl FnOnce(&mut Hello)) -> Notice {
 /// The environment serves a peer without Hello, or the error says that the Hello is missing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_messages_without_hello_are_served_or_fail_clearly() {
-    let world = World::start().await;
-    let mut peer = RawPeer::connect(&world.server).await;
+    let fixture = Fixture::start().await;
+    let mut peer = RawPeer::connect(&fixture.server).await;
     for _ in 0..50 {
         if let Err(outcome) = peer.ask_hello(1, "hello").await {
             let text = outcome.error();
@@ -38,29 +38,29 @@ async fn hostile_messages_without_hello_are_served_or_fail_clearly() {
     // A late Hello is accepted.
     peer.notify(&envelope::hello(76));
     assert_ne!(peer.next_hello().await.incarnation, 0);
-    world.assert_connected(&peer, 1).await;
-    world.finish(peer).await;
+    fixture.assert_connected(&peer, 1).await;
+    fixture.finish(peer).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_connection_without_hello_leaves_nothing_behind() {
-    let world = World::start().await;
-    let peer = RawPeer::connect(&world.server).await;
+    let fixture = Fixture::start().await;
+    let peer = RawPeer::connect(&fixture.server).await;
     let pending = peer.ask(&say_hi(1, "stuck", ""));
     peer.send(&say_hi(2, "hello", ""));
     peer.close_route(3);
     peer.send_bytes(b"\xff".to_vec());
     let settled = peer.ask_bytes(b"\xff\xff".to_vec()).await;
     assert!(settled.error().contains("envelope"));
-    world.finish(peer).await;
+    fixture.finish(peer).await;
     assert!(matches!(pending.await, Outcome::Transport(_) | Outcome::Failure(_)));
 }
 
 /// A second Hello does not change the identity of the peer.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_second_hello_is_ignored() {
-    let world = World::start().await;
-    let mut peer = RawPeer::greeted(&world.server).await;
+    let fixture = Fixture::start().await;
+    let mut peer = RawPeer::greeted(&fixture.server).await;
     peer.ask_hello(1, "hello").await.unwrap();
     for n in 0..1000 {
         peer.notify(&envelope::hello(n));
@@ -71,15 +71,15 @@ async fn hostile_second_hello_is_ignored() {
         peer.arrived_notices().into_iter().filter(|notice| notice.hello.is_some()).count();
     assert_eq!(replies, 0, "Hello is sent once in each direction");
     peer.ask_hello(1, "").await.unwrap();
-    world.finish(peer).await;
+    fixture.finish(peer).await;
 }
 
 /// The error names both versions, as a response or as an RpcFailure.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_hello_of_other_versions_fails_clearly() {
-    let world = World::start().await;
+    let fixture = Fixture::start().await;
     for (min, max) in [(2, 5), (0, 0), (5, 2), (u32::MAX, u32::MAX)] {
-        let peer = RawPeer::connect(&world.server).await;
+        let peer = RawPeer::connect(&fixture.server).await;
         peer.notify(&hello(|hello| (hello.min_version, hello.max_version) = (min, max)));
         let text = peer.ask(&say_hi(1, "stuck", "")).await.error();
         println!("{min}..{max}: {text}");
@@ -90,22 +90,22 @@ async fn hostile_hello_of_other_versions_fails_clearly() {
             let again = peer.ask(&say_hi(2, "stuck", "")).await.error();
             assert!(again.contains("version"), "{again}");
         }
-        assert_eq!(world.endpoint("stuck").held, 0);
+        assert_eq!(fixture.endpoint("stuck").held, 0);
         peer.close();
     }
     // A range that contains version 1 is compatible.
-    let mut peer = RawPeer::connect(&world.server).await;
+    let mut peer = RawPeer::connect(&fixture.server).await;
     peer.notify(&hello(|hello| (hello.min_version, hello.max_version) = (0, u32::MAX)));
     let reply = peer.next_hello().await;
     assert!(reply.min_version <= 1 && reply.max_version >= 1, "{reply:?}");
-    world.assert_connected(&peer, 1).await;
-    world.finish(peer).await;
+    fixture.assert_connected(&peer, 1).await;
+    fixture.finish(peer).await;
 }
 
 /// The peer is served, or gets an error that names the field.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_hello_with_garbage_is_served_or_fails_clearly() {
-    let world = World::start().await;
+    let fixture = Fixture::start().await;
     let long = "x".repeat(1 << 20);
     let addresses =
         ["garbage", "", ":", "host:99999", "[::1", "a b:1", "host:1\nhost:2", "\u{0}:1", &long];
@@ -119,7 +119,7 @@ async fn hostile_hello_with_garbage_is_served_or_fails_clearly() {
         "features",
     ));
     for (greeting, field) in greetings {
-        let peer = RawPeer::connect(&world.server).await;
+        let peer = RawPeer::connect(&fixture.server).await;
         peer.notify(&greeting);
         if let Err(outcome) = peer.ask_hello(1, "hello").await {
             let text = outcome.error();
@@ -127,21 +127,21 @@ async fn hostile_hello_with_garbage_is_served_or_fails_clearly() {
             assert!(text.contains(field) || !peer.is_connected(), "{field}: {text}");
             assert!(text.len() < 2000, "{} bytes of error", text.len());
         }
-        world.assert_others_served().await;
+        fixture.assert_others_served().await;
         peer.close();
     }
-    world.assert_nothing_remains().await;
+    fixture.assert_nothing_remains().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_truncated_hello_is_ignored_or_fails_clearly() {
-    let world = World::start().await;
+    let fixture = Fixture::start().await;
     let Some(whole) = hello(|hello| hello.address = "host:1".to_owned()).hello else {
         unreachable!()
     };
     let whole = whole.encode_to_vec();
     for length in 0..whole.len() {
-        let peer = RawPeer::connect(&world.server).await;
+        let peer = RawPeer::connect(&fixture.server).await;
         // Field 1 of a Notice is the truncated Hello, with its actual length or the original one.
         for announced in [length, whole.len()] {
             let mut body = vec![0x0a, announced as u8];
@@ -161,16 +161,16 @@ async fn hostile_truncated_hello_is_ignored_or_fails_clearly() {
         }
         peer.close();
     }
-    world.assert_nothing_remains().await;
+    fixture.assert_nothing_remains().await;
 }
 
 /// Without authentication two connections can have one incarnation, as a process may connect twice.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_incarnation_of_live_peer_works_for_both() {
-    let world = World::start().await;
+    let fixture = Fixture::start().await;
     let mut peers = Vec::new();
     for _ in 0..5 {
-        let mut peer = RawPeer::connect(&world.server).await;
+        let mut peer = RawPeer::connect(&fixture.server).await;
         peer.notify(&envelope::hello(4242));
         peer.next_hello().await;
         peer.ask_hello(1, "hello").await.unwrap();
@@ -181,25 +181,25 @@ async fn hostile_incarnation_of_live_peer_works_for_both() {
     }
     // Closing one connection does not affect the others.
     peers.pop().unwrap().close();
-    world.assert_others_served().await;
+    fixture.assert_others_served().await;
     for peer in &peers {
         peer.ask_hello(1, "").await.unwrap();
     }
     for peer in peers {
         peer.close();
     }
-    world.assert_nothing_remains().await;
+    fixture.assert_nothing_remains().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_incarnation_of_server_itself_is_harmless() {
-    let world = World::start().await;
-    let mut peer = RawPeer::greeted(&world.server).await;
+    let fixture = Fixture::start().await;
+    let mut peer = RawPeer::greeted(&fixture.server).await;
     peer.close_route(1);
-    let mut other = RawPeer::connect(&world.server).await;
+    let mut other = RawPeer::connect(&fixture.server).await;
     other.notify(&envelope::hello(5));
     let own = other.next_hello().await;
-    let mut liar = RawPeer::connect(&world.server).await;
+    let mut liar = RawPeer::connect(&fixture.server).await;
     liar.notify(&hello(|hello| {
         hello.incarnation = own.incarnation;
         hello.address = own.address.clone();
@@ -213,13 +213,13 @@ async fn hostile_incarnation_of_server_itself_is_harmless() {
     }
     // The server's own endpoints can still be reached.
     peer.ask_hello(1, "hello").await.unwrap();
-    world.assert_others_served().await;
+    fixture.assert_others_served().await;
     liar.close();
     other.close();
     peer.ask_hello(1, "").await.unwrap();
     assert!(peer.arrived_notices().iter().all(|notice| notice.hello.is_none()));
-    promptly("other clients are served", world.assert_others_served()).await;
-    tokio::time::timeout(Duration::from_secs(5), world.finish(peer))
+    promptly("other clients are served", fixture.assert_others_served()).await;
+    tokio::time::timeout(Duration::from_secs(5), fixture.finish(peer))
         .await
         .expect("nothing remains");
 }

@@ -4,7 +4,7 @@
 use rpc_core::RpcEnv;
 
 use crate::common::{Hello, setting};
-use crate::fixture::{World, promptly, until};
+use crate::fixture::{Fixture, promptly, until};
 use crate::raw_peer::{ENDPOINT_NOT_FOUND, LIMIT, RawPeer, failure_of, say_hi};
 
 const MIB: usize = 1 << 20;
@@ -17,14 +17,14 @@ fn assert_names_limit(text: &str) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_name_of_one_mib_opens_route() {
-    let world = World::start().await;
-    let mut peer = RawPeer::greeted(&world.server).await;
-    let before = world.server.snapshot().route_bytes;
+    let fixture = Fixture::start().await;
+    let mut peer = RawPeer::greeted(&fixture.server).await;
+    let before = fixture.server.snapshot().route_bytes;
     let failure = peer.ask(&say_hi(1, &"x".repeat(MIB), "")).await.failure();
     assert_eq!(failure.kind, ENDPOINT_NOT_FOUND);
     println!("{} bytes of error", failure.message.len());
     assert!(failure.message.len() < 2000, "{} bytes of error", failure.message.len());
-    let held = world.server.snapshot().route_bytes - before;
+    let held = fixture.server.snapshot().route_bytes - before;
     assert!((MIB as u64..MIB as u64 + 1000).contains(&held), "{held} bytes");
     // No capacity remains for another name.
     let failure = peer.ask(&say_hi(2, "hello", "")).await.failure();
@@ -32,16 +32,16 @@ async fn hostile_name_of_one_mib_opens_route() {
     assert_names_limit(&failure.message);
     assert_eq!(peer.next_route_closed().await, 2);
     peer.close_idle_route(1).await;
-    assert_eq!(world.server.snapshot().route_bytes, before);
-    world.assert_connected(&peer, 1).await;
-    world.finish(peer).await;
+    assert_eq!(fixture.server.snapshot().route_bytes, before);
+    fixture.assert_connected(&peer, 1).await;
+    fixture.finish(peer).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_name_over_one_mib_is_rejected() {
-    let world = World::start().await;
-    let mut peer = RawPeer::greeted(&world.server).await;
-    let before = world.server.snapshot().route_bytes;
+    let fixture = Fixture::start().await;
+    let mut peer = RawPeer::greeted(&fixture.server).await;
+    let before = fixture.server.snapshot().route_bytes;
     for length in [MIB + 1, 4 * MIB] {
         let failure = peer.ask(&say_hi(1, &"x".repeat(length), "")).await.failure();
         assert_eq!(failure.kind, LIMIT);
@@ -59,17 +59,17 @@ async fn hostile_name_over_one_mib_is_rejected() {
         assert_eq!((failure.kind, closed.unwrap().route), (LIMIT, 1));
         assert_names_limit(&failure.message);
     }
-    assert_eq!(world.server.snapshot().route_bytes, before);
-    world.assert_connected(&peer, 1).await;
-    world.finish(peer).await;
+    assert_eq!(fixture.server.snapshot().route_bytes, before);
+    fixture.assert_connected(&peer, 1).await;
+    fixture.finish(peer).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_long_names_are_limited_in_sum() {
-    let world = World::start().await;
-    let peer = RawPeer::greeted(&world.server).await;
+    let fixture = Fixture::start().await;
+    let peer = RawPeer::greeted(&fixture.server).await;
     peer.ask_hello(1, "hello").await.unwrap();
-    let before = world.server.snapshot().route_bytes;
+    let before = fixture.server.snapshot().route_bytes;
     let (mut opened, mut rejected) = (0, 0);
     for n in 0..100 {
         // The lowest free number.
@@ -84,10 +84,10 @@ async fn hostile_long_names_are_limited_in_sum() {
         }
     }
     assert_eq!((opened, rejected), (MIB / 60_000, 100 - MIB / 60_000));
-    let held = world.server.snapshot().route_bytes - before;
+    let held = fixture.server.snapshot().route_bytes - before;
     assert!(held <= (MIB + 100 * 256) as u64, "{held} bytes");
     peer.ask_hello(1, "").await.unwrap();
-    world.finish(peer).await;
+    fixture.finish(peer).await;
 }
 
 /// Routes count against the byte budget of the inboxes, on all connections together.
@@ -144,14 +144,14 @@ async fn hostile_routes_are_limited_by_small_byte_budget() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_names_with_odd_characters_are_not_found() {
-    let world = World::start().await;
-    let peer = RawPeer::greeted(&world.server).await;
+    let fixture = Fixture::start().await;
+    let peer = RawPeer::greeted(&fixture.server).await;
     for (route, name) in
         (1..).zip(["\u{0}", "hello\u{0}", " hello", "hello\n", "/hello", "HELLO", "é", "..", "@"])
     {
         let failure = peer.ask(&say_hi(route, name, "")).await.failure();
         assert_eq!(failure.kind, ENDPOINT_NOT_FOUND, "{name:?}: {failure:?}");
     }
-    world.assert_connected(&peer, 10).await;
-    world.finish(peer).await;
+    fixture.assert_connected(&peer, 10).await;
+    fixture.finish(peer).await;
 }

@@ -2,7 +2,7 @@
 
 use crate::common::envelope::{Cancel, Credit, Notice, RoutedMessage, Undelivered};
 use crate::common::{hi, next};
-use crate::fixture::{World, promptly, until};
+use crate::fixture::{Fixture, promptly, until};
 use crate::raw_peer::{Failure, RawPeer, say_hi};
 use crate::raw_server::{Arrival, Victim, greeting};
 use prost::Message;
@@ -142,8 +142,8 @@ async fn hostile_undelivered_with_long_text_is_reported_or_ignored() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_cancels_of_unknown_requests_are_ignored() {
     let mut victim = Victim::start().await;
-    let world = World::start().await;
-    let peer = RawPeer::greeted(&world.server).await;
+    let fixture = Fixture::start().await;
+    let peer = RawPeer::greeted(&fixture.server).await;
     // A peer that cancels ids before it uses them cancels only its own requests.
     for request_id in [0, 1, -1, i64::MIN + 77_777, i64::MAX, (1 << 62) + 77_777] {
         victim.notify(&cancel(request_id));
@@ -154,8 +154,8 @@ async fn hostile_cancels_of_unknown_requests_are_ignored() {
     }
     victim.assert_works().await;
     victim.finish().await;
-    world.assert_connected(&peer, 1).await;
-    world.finish(peer).await;
+    fixture.assert_connected(&peer, 1).await;
+    fixture.finish(peer).await;
 }
 
 /// A server asks an endpoint of its client; request ids are random, so guessed ids do not match.
@@ -182,8 +182,8 @@ async fn hostile_cancels_with_guessed_ids_cancel_no_ask() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_notices_of_unknown_kind_are_ignored() {
     let mut victim = Victim::start().await;
-    let world = World::start().await;
-    let peer = RawPeer::greeted(&world.server).await;
+    let fixture = Fixture::start().await;
+    let peer = RawPeer::greeted(&fixture.server).await;
     let route = victim.assert_works().await;
     // The reserved kind 7, the unknown kind 1000, an empty notice, kinds without content, a wrong
     // wire type, and bytes that are not protobuf.
@@ -214,8 +214,8 @@ async fn hostile_notices_of_unknown_kind_are_ignored() {
     peer.notify(&both);
     victim.assert_works().await;
     victim.finish().await;
-    world.assert_connected(&peer, 1).await;
-    world.finish(peer).await;
+    fixture.assert_connected(&peer, 1).await;
+    fixture.finish(peer).await;
 }
 
 /// A server sends to endpoints that do not exist and on routes that it never opened.
