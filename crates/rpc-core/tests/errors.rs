@@ -127,7 +127,8 @@ struct RespondsLate;
 
 impl RpcHandler for RespondsLate {
     fn receive(&self, _: &TransportClient, _: Bytes, callback: RpcResponseCallback) {
-        // This blocks the caller's thread, so that the local deadline has also passed at its next poll.
+        // This blocks the caller's thread, so that the local deadline has also passed at its next
+        // poll.
         std::thread::sleep(std::time::Duration::from_millis(20));
         callback.reply(&b"\x12\x08\x08\x04\x12\x04over"[..]);
     }

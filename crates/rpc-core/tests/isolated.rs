@@ -22,8 +22,10 @@ fn thread_name() -> String {
     thread::current().name().unwrap_or_default().to_owned()
 }
 
+type Events = UnboundedSender<String>;
+
 thread_local! {
-    static DROPPED_AT_THREAD_EXIT: RefCell<Option<UnboundedSender<String>>> = const { RefCell::new(None) };
+    static DROPPED_AT_THREAD_EXIT: RefCell<Option<Events>> = const { RefCell::new(None) };
 }
 
 /// An endpoint that blocks its thread in `SayHi` until the test releases it.
@@ -165,8 +167,8 @@ async fn rpc_env_36_receives_block_concurrently_on_all_threads() {
     let meet = env.setup_endpoint_with("meet", Meet(Barrier::new(3)), isolated(3)).unwrap();
     for _ in 0..50 {
         let asks = ["a", "b", "c"].map(|name| meet.ask(hi(name)));
-        for answer in soon(futures::future::join_all(asks)).await {
-            assert_eq!(answer.unwrap().text, "dispatcher-meet");
+        for reply in soon(futures::future::join_all(asks)).await {
+            assert_eq!(reply.unwrap().text, "dispatcher-meet");
         }
     }
     soon(env.shutdown()).await;

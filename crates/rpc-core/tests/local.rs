@@ -439,9 +439,9 @@ async fn inb_01_queued_messages_are_handled_before_stop() {
     // The message loop has not run yet, as this thread has not awaited anything since.
     endpoint.send(hi("x")).unwrap();
     env.stop(&endpoint);
-    let refused = endpoint.send(hi("late")).unwrap_err();
-    assert_eq!(refused.error().kind(), ErrorKind::Stopped);
-    assert_eq!(refused.into_message().msg, "late", "the error returns the message");
+    let rejected = endpoint.send(hi("late")).unwrap_err();
+    assert_eq!(rejected.error().kind(), ErrorKind::Stopped);
+    assert_eq!(rejected.into_message().msg, "late", "the error returns the message");
     for event in ["start", "receive", "stop without self"] {
         assert_eq!(next(&mut events).await, event);
     }
@@ -477,14 +477,14 @@ async fn inb_03_concurrent_sends_during_stop_are_handled_or_rejected() {
             Ok(())
         });
         let endpoint = env.setup_endpoint("busy", serve).unwrap();
-        let refused = Arc::new(AtomicUsize::new(0));
+        let rejected = Arc::new(AtomicUsize::new(0));
         let senders: Vec<_> = (0..10)
             .map(|_| {
-                let (endpoint, refused) = (endpoint.clone(), Arc::clone(&refused));
+                let (endpoint, rejected) = (endpoint.clone(), Arc::clone(&rejected));
                 std::thread::spawn(move || {
                     for n in 0..100 {
                         if endpoint.send(OneWay(n)).is_err() {
-                            refused.fetch_add(1, Ordering::Relaxed);
+                            rejected.fetch_add(1, Ordering::Relaxed);
                         }
                     }
                 })
@@ -497,7 +497,7 @@ async fn inb_03_concurrent_sends_during_stop_are_handled_or_rejected() {
         for sender in senders {
             sender.join().unwrap();
         }
-        assert_eq!(received.load(Ordering::Relaxed) + refused.load(Ordering::Relaxed), 1000);
+        assert_eq!(received.load(Ordering::Relaxed) + rejected.load(Ordering::Relaxed), 1000);
     }
 }
 

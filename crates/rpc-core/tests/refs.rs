@@ -56,9 +56,9 @@ impl ThreadSafeRpcEndpoint for Registry {
                     .known
                     .as_ref()
                     .ok_or_else(|| RpcError::application("no ref is registered"))?;
-                let answer =
+                let reply =
                     known.ask_with_timeout(hi(&call.text), Duration::from_millis(call.timeout_ms));
-                context.reply(Said { text: answer.await?.text })
+                context.reply(Said { text: reply.await?.text })
             }
         }
     }
@@ -116,8 +116,8 @@ async fn client_mode_endpoint_is_reached_over_its_own_connection() {
     // Only the master has a connection to the driver, so the ref cannot be passed on.
     let error = soon(registry.ask(Name {})).await.unwrap_err();
     assert!(error.to_string().contains("cannot be passed on"), "{error}");
-    let stolen = EndpointRef::try_from(&hello).unwrap();
-    let error = other.resolve::<HelloMessage>(&stolen).unwrap_err();
+    let not_passed_on = EndpointRef::try_from(&hello).unwrap();
+    let error = other.resolve::<HelloMessage>(&not_passed_on).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Network);
 
     // The ref fails when the connection has closed.
@@ -352,13 +352,13 @@ async fn asks_to_client_fail_when_its_connection_closes() {
     }
     soon(shutdown).await.unwrap();
     // No new connection is made to a client-mode environment.
-    let refused = soon(known.send_wait(hi("neo"))).await.unwrap_err();
+    let rejected = soon(known.send_wait(hi("neo"))).await.unwrap_err();
     assert_eq!(
-        (refused.error().kind(), refused.error().is_retryable()),
+        (rejected.error().kind(), rejected.error().is_retryable()),
         (ErrorKind::Network, false)
     );
-    assert!(refused.to_string().contains("Connection from 127.0.0.1:"), "{refused}");
-    assert_eq!(refused.into_message().msg, "neo");
+    assert!(rejected.to_string().contains("Connection from 127.0.0.1:"), "{rejected}");
+    assert_eq!(rejected.into_message().msg, "neo");
     assert_eq!(soon(known.ask(hi("neo"))).await.unwrap_err().kind(), ErrorKind::Network);
     assert_eq!(master.snapshot().client.connections, 0);
 }
@@ -383,8 +383,8 @@ async fn messages_for_stale_incarnation_are_rejected() {
     // The sender knows the incarnation of the connected peer, so nothing is sent.
     assert!(!error.is_remote() && !error.is_retryable(), "{error:?}");
     assert!(error.to_string().contains("earlier run"), "{error}");
-    let refused = bound.send(hi("neo")).unwrap_err();
-    assert_eq!(refused.error().kind(), ErrorKind::Stopped);
+    let rejected = bound.send(hi("neo")).unwrap_err();
+    assert_eq!(rejected.error().kind(), ErrorKind::Stopped);
     // An environment without a connection accepts the message, and reports it undelivered later.
     let other = common::client().await;
     let (undelivered_tx, mut undelivered) = mpsc::unbounded_channel();

@@ -527,16 +527,16 @@ async fn full_route_queue_returns_message() {
         soon(client.setup_endpoint_ref::<StoreMessage>(address(&server), "store")).await.unwrap();
     // No credit arrives before the test awaits something, as the runtime has one thread.
     let mut sent = 0;
-    let refused = loop {
+    let rejected = loop {
         match store.send(mark(&"x".repeat(1000))) {
             Ok(()) => sent += 1,
-            Err(refused) => break refused,
+            Err(rejected) => break rejected,
         }
         assert!(sent < 100, "the queue has no limit");
     };
-    assert_eq!(refused.error().kind(), ErrorKind::Limit);
-    assert!(refused.error().is_retryable());
-    assert_eq!(refused.into_message().name.len(), 1000);
+    assert_eq!(rejected.error().kind(), ErrorKind::Limit);
+    assert!(rejected.error().is_retryable());
+    assert_eq!(rejected.into_message().name.len(), 1000);
     assert_eq!(soon(store.ask(get(&"x".repeat(1000)))).await.unwrap_err().kind(), ErrorKind::Limit);
     // The accepted messages are sent, and the queue has capacity again.
     let count = soon(async {
@@ -613,9 +613,9 @@ async fn asks_fail_when_either_environment_shuts_down() {
     assert!(matches!(error.kind(), ErrorKind::NoReply | ErrorKind::Network), "{error:?}");
 
     soon(client.shutdown()).await;
-    let refused = store.send(mark("late")).unwrap_err();
-    assert_eq!(refused.error().kind(), ErrorKind::Stopped);
-    assert_eq!(refused.into_message().name, "late");
+    let rejected = store.send(mark("late")).unwrap_err();
+    assert_eq!(rejected.error().kind(), ErrorKind::Stopped);
+    assert_eq!(rejected.into_message().name, "late");
     assert_eq!(soon(store.ask(get("late"))).await.unwrap_err().kind(), ErrorKind::Stopped);
 }
 

@@ -289,8 +289,8 @@ fn send(endpoint: &RpcEndpointRef<Message>, id: MessageId) -> Option<MessageId> 
 /// Asks and awaits the outcome, and returns the id of the message if it got a reply.
 fn ask(endpoint: &RpcEndpointRef<Message>, id: MessageId) -> Option<MessageId> {
     match block_on(endpoint.ask(Ask(id))) {
-        Ok(answer) => {
-            assert_eq!(answer, id);
+        Ok(reply) => {
+            assert_eq!(reply, id);
             Some(id)
         }
         Err(error) => {
@@ -362,10 +362,10 @@ fn dropped_task_ends_asks(kind: Kind) {
     let loop_task = fixture.start(kind);
     let senders = [fixture.sender(0, 2, ask), fixture.sender(1, 2, ask)];
     loop_task.abort();
-    let answered = join(senders);
+    let replied = join(senders);
     let history = fixture.checker.0.lock().unwrap();
     assert_eq!(history.violations, [""; 0]);
-    assert!(answered.iter().all(|id| history.received.contains(id)));
+    assert!(replied.iter().all(|id| history.received.contains(id)));
 }
 
 #[test]

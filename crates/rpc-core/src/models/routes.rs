@@ -337,8 +337,8 @@ fn pool_stops(scarce: Scarce) {
     let mut accepted = 0;
     for sender in senders {
         let sent = sender.join().unwrap();
-        let refused = |kind| matches!(kind, &ErrorKind::Stopped | &ErrorKind::Network);
-        assert!(sent.failed.iter().all(refused), "{:?}", sent.failed);
+        let rejected = |kind| matches!(kind, &ErrorKind::Stopped | &ErrorKind::Network);
+        assert!(sent.failed.iter().all(rejected), "{:?}", sent.failed);
         accepted += sent.accepted.len() + sent.replied.len();
     }
     while fixture.server.arrived().len() + unsent < accepted {

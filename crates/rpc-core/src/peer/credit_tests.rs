@@ -13,7 +13,12 @@ enum Step {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    prop_oneof![10 => Just(Step::Send), 3 => Just(Step::SendBlocked), 10 => Just(Step::Handle), 1 => Just(Step::Close)]
+    prop_oneof![
+        10 => Just(Step::Send),
+        3 => Just(Step::SendBlocked),
+        10 => Just(Step::Handle),
+        1 => Just(Step::Close),
+    ]
 }
 
 /// Both ends of one route.

@@ -111,7 +111,7 @@ async fn fault_c14_busy_clients_share_inbox_limit_fairly() {
     let options = EndpointOptions::new().max_messages(LIMIT as u64);
     let (server, mut gate) = counted_server::<3>(options).await;
     let mut far = vec![FarClient::start(0, &server).await];
-    // The first client has the whole inbox before the others begin.
+    // The first client has the whole inbox before the others connect.
     far[0].warm_up(3).await;
     for number in 1..CLIENTS {
         far.push(FarClient::start(number, &server).await);

@@ -1,4 +1,4 @@
-//! A client sends messages beyond its credit, and claims more credit with false values.
+//! A client sends messages beyond its credit, and claims more credit with forged values.
 
 use std::time::Instant;
 
@@ -105,7 +105,7 @@ async fn hostile_large_messages_stay_within_total_bytes() {
     fixture.finish(peer).await;
 }
 
-/// False values in `blocked_by` do not grow the window beyond the inbox limit.
+/// Forged values of `blocked_by` do not grow the window beyond the inbox limit.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_blocked_by_does_not_grow_window_beyond_inbox() {
     let fixture = Fixture::start().await;
@@ -160,7 +160,7 @@ fn granted(peer: &mut RawPeer, of: u32) -> i64 {
 async fn hostile_credit_to_server_for_routes_it_never_opened_is_ignored() {
     let fixture = Fixture::start().await;
     let peer = RawPeer::greeted(&fixture.server).await;
-    let begun = Instant::now();
+    let started = Instant::now();
     for route in [0, 1, 2, 65_535, u32::MAX] {
         for keeps_open in [false, true] {
             let credit = Some(Credit { route, messages: u64::MAX, bytes: u64::MAX, keeps_open });
@@ -171,6 +171,6 @@ async fn hostile_credit_to_server_for_routes_it_never_opened_is_ignored() {
         }
     }
     fixture.assert_connected(&peer, 1).await;
-    assert!(begun.elapsed().as_secs() < 3);
+    assert!(started.elapsed().as_secs() < 3);
     fixture.finish(peer).await;
 }

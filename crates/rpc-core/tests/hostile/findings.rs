@@ -18,7 +18,7 @@ use crate::versions::{WireRef, bound_ref};
 async fn hostile_server_of_other_version_fails_sent_ask_fast() {
     let mut victim = Victim::with(None, RpcConf::new()).await;
     let ask = victim.target.ask(hi("sent"));
-    let (_, _unanswered, _) = victim.next_ask().await;
+    let (_, _callback, _) = victim.next_ask().await;
     victim.notify(&Notice { hello: Some(hello(2, 5)), ..Notice::default() });
     assert!(error_of(ask).await.to_string().contains("version"));
 }

@@ -199,22 +199,22 @@ async fn hostile_incarnation_of_server_itself_is_harmless() {
     let mut other = RawPeer::connect(&fixture.server).await;
     other.notify(&envelope::hello(5));
     let own = other.next_hello().await;
-    let mut liar = RawPeer::connect(&fixture.server).await;
-    liar.notify(&hello(|hello| {
+    let mut impersonator = RawPeer::connect(&fixture.server).await;
+    impersonator.notify(&hello(|hello| {
         hello.incarnation = own.incarnation;
         hello.address = own.address.clone();
     }));
-    match liar.ask_hello(1, "hello").await {
-        Ok(()) => assert_eq!(liar.next_hello().await.incarnation, own.incarnation),
+    match impersonator.ask_hello(1, "hello").await {
+        Ok(()) => assert_eq!(impersonator.next_hello().await.incarnation, own.incarnation),
         Err(outcome) => {
             let text = outcome.error();
-            assert!(text.contains("incarnation") || !liar.is_connected(), "{text}");
+            assert!(text.contains("incarnation") || !impersonator.is_connected(), "{text}");
         }
     }
     // The server's own endpoints can still be reached.
     peer.ask_hello(1, "hello").await.unwrap();
     fixture.assert_others_served().await;
-    liar.close();
+    impersonator.close();
     other.close();
     peer.ask_hello(1, "").await.unwrap();
     assert!(peer.arrived_notices().iter().all(|notice| notice.hello.is_none()));

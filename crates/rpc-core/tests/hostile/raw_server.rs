@@ -121,7 +121,7 @@ pub struct Victim {
     /// The Hello that the raw server sends on further connections.
     pub greeting: Arc<Mutex<Option<Hello>>>,
     pub at: String,
-    /// True if the raw server returns the credit of each message.
+    /// This is true if the raw server returns the credit of each message.
     pub grants: Arc<AtomicBool>,
     arrivals: mpsc::UnboundedReceiver<Arrival>,
     honest: RpcEndpointRef<HelloMessage>,

@@ -101,7 +101,7 @@ async fn hostile_rpc_failures_and_dropped_requests_fail_their_ask_only() {
 async fn hostile_close_after_misbehaviour_fails_pending_asks_only() {
     let mut victim = Victim::start().await;
     let mut route = victim.assert_works().await;
-    let begun = Instant::now();
+    let started = Instant::now();
     for n in 0..8 {
         let pending: Vec<_> = (0..5).map(|_| victim.target.ask(hi("pending"))).collect();
         let (_, callback, peer) = victim.next_ask().await;
@@ -156,6 +156,6 @@ async fn hostile_close_after_misbehaviour_fails_pending_asks_only() {
         };
         victim.assert_honest_works().await;
     }
-    println!("{:?}", begun.elapsed());
+    println!("{:?}", started.elapsed());
     victim.finish().await;
 }

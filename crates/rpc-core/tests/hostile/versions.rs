@@ -32,7 +32,7 @@ async fn hostile_server_of_other_version_fails_everything_fast() {
     }
     // The first message has been sent; the others are queued for credit.
     let (_, callback, _) = victim.next_ask().await;
-    let begun = Instant::now();
+    let started = Instant::now();
     *victim.greeting.lock().unwrap() = Some(hello(2, 5));
     send_hello(&victim, 2, 5);
     // The first ask was sent, so the server can still respond to it.
@@ -52,7 +52,7 @@ async fn hostile_server_of_other_version_fails_everything_fast() {
         victim.env.snapshot().peers.iter().all(|outbox| outbox.queued == 0)
     })
     .await;
-    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
     victim.finish().await;
 }
 
@@ -63,7 +63,7 @@ async fn hostile_version_in_hello_fails_lookup_with_both_versions() {
     victim.peer.close();
     // Another environment connects to this server for the first time.
     let env = crate::common::client().await;
-    let begun = Instant::now();
+    let started = Instant::now();
     let mut failed = 0;
     for _ in 0..5 {
         // The response to the lookup may be read before the Hello.
@@ -77,7 +77,7 @@ async fn hostile_version_in_hello_fails_lookup_with_both_versions() {
         }
     }
     println!("{failed} of 5 lookups failed");
-    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
     env.shutdown().await;
 }
 
@@ -97,7 +97,8 @@ async fn hostile_hello_of_server_with_garbage_fails_clearly() {
             _ => garbage.address = "\u{0}garbage".to_owned(),
         }
         victim.notify(&Notice { hello: Some(garbage), ..Notice::default() });
-        // The request was sent before the Hello, so its response counts unless the connection closes.
+        // The request was sent before the Hello, so its response counts unless the connection
+        // closes.
         callback.reply(greeting("pending"));
         match crate::fixture::promptly("the end of the ask", pending).await {
             Ok(reply) => assert_eq!(reply.text, "pending"),
@@ -175,14 +176,14 @@ async fn hostile_server_without_hello_serves_unbound_refs_only() {
     let mut victim = Victim::with(None, setting("spark.rpc.askTimeout", "500ms")).await;
     victim.assert_works().await;
     let bound = bound_ref(&victim, INCARNATION);
-    let begun = Instant::now();
+    let started = Instant::now();
     let asks: Vec<_> = (0..5).map(|_| tokio::spawn(bound.ask(hi("bound")))).collect();
     for ask in asks {
         let error = error_of(async { ask.await.unwrap() }).await;
         println!("{error}");
         assert!(error.is_timeout() || error.to_string().contains("Hello"), "{error:?}");
     }
-    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
     victim.assert_honest_works().await;
     // Bound refs work when the Hello has arrived.
     let late = tokio::spawn(bound.ask_with_timeout(hi("late"), Duration::from_secs(4)));
@@ -224,7 +225,7 @@ async fn hostile_max_routes_of_zero_fails_asks_on_new_routes_clearly() {
         let mut few = hello(1, 1);
         few.max_routes = max_routes;
         victim.notify(&Notice { hello: Some(few), ..Notice::default() });
-        // The reply comes behind the Hello.
+        // A reply that follows the Hello shows that it has been read.
         assert_eq!(victim.assert_works().await, route);
         let error = error_of(other.ask(hi("neo"))).await;
         let text = error.to_string();

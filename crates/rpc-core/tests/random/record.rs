@@ -15,7 +15,7 @@ pub type Ref = RpcEndpointRef<WorkMessage>;
 /// The id of a message: its holder, and its number among the holder's messages.
 pub type MessageId = (u64, u64);
 
-/// A token that shows what has not been dropped at the end of a run.
+/// A token whose clones show at the end of a run which objects still exist.
 ///
 /// An environment has it as its trace context, which its refs, asks and transport hold too.
 #[derive(Clone, Default)]
