@@ -18,7 +18,7 @@ use crate::fixture::{
 type Ref = RpcEndpointRef<HelloMessage>;
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// A client with a number, whose messages carry it.
+/// A client whose messages contain its number.
 struct Sender {
     number: usize,
     env: RpcEnv,
@@ -47,7 +47,7 @@ impl Sender {
         send_numbered(self.number, &self.remote, numbers).await;
     }
 
-    /// The number of messages that were reported as undelivered, and one of the errors.
+    /// Returns the number of undelivered messages, and the error of one of them.
     fn undelivered(&mut self) -> (u64, Option<RpcError>) {
         (self.env.snapshot().undelivered, self.undelivered.try_recv().ok())
     }
@@ -70,7 +70,7 @@ async fn send_from_all(senders: &[Sender], numbers: std::ops::Range<usize>) {
     futures::future::join_all(sent).await;
 }
 
-/// Awaits a reply from behind all messages of each client.
+/// Asks from each client, and awaits the reply, which follows all its earlier messages.
 async fn ask_from_all(senders: &[Sender], label: &str) {
     for sender in senders {
         let what = format!("client {}: the reply behind its messages", sender.number);
@@ -79,7 +79,7 @@ async fn ask_from_all(senders: &[Sender], label: &str) {
     }
 }
 
-/// Checks that each sender has no message twice or out of order, and returns their number.
+/// Checks that no message was handled twice or out of order, and returns their number.
 fn assert_in_order(handled: &[String], senders: usize) -> usize {
     let mut next = vec![0; senders];
     let numbered = handled.iter().filter_map(|text| text.split_once(':'));
@@ -101,8 +101,8 @@ async fn stop_and_collect(server: &RpcEnv, last: &Ref, gates: &mut [Gate]) -> Ve
     handled
 }
 
-/// Grows the clients' credit at a predecessor with the limit `before`, then has a stuck successor
-/// with the limit `after` receive all of it.
+/// Grows the clients' credit at a predecessor with the limit `before`, then checks that a stuck
+/// successor with the limit `after` handles all messages sent with this credit.
 async fn assert_all_are_handled(before: u64, after: u64, clients: usize, messages: usize) {
     let server = server().await;
     let (endpoint, first) = working("first");
@@ -213,7 +213,7 @@ async fn fault_c2_repeated_replacements_lose_no_message() {
             }
         };
         within(LIMIT, &format!("{mark} messages are accepted"), progress).await;
-        // The messages that arrive next find a stuck endpoint, with credit of a working one.
+        // The next messages arrive at a stuck endpoint with credit that a working one granted.
         let (endpoint, gate) = stuck("next");
         local = replace(&server, &local, endpoint, limit(after));
         gates.push(gate);
@@ -232,10 +232,10 @@ async fn fault_c2_repeated_replacements_lose_no_message() {
     assert_eq!(assert_in_order(&handled, CLIENTS), CLIENTS * MESSAGES);
 }
 
-/// With a gap between stop and setup the messages in between are reported, and no others.
+/// Only the messages that arrive between the stop and the next setup are reported.
 #[tokio::test]
 async fn fault_c2_messages_without_endpoint_are_reported_and_counted() {
-    // More than the predecessor's inbox holds, with the initial windows of all clients.
+    // The number exceeds the predecessor's inbox and the initial windows of all clients together.
     const CLIENTS: usize = 4;
     const MESSAGES: usize = 600;
     let server = server().await;
@@ -271,10 +271,11 @@ async fn fault_c2_messages_without_endpoint_are_reported_and_counted() {
     }
 }
 
-/// The difference of accepted and handled messages stays below the debt and the limits together.
+/// The number of accepted and unhandled messages stays within the predecessor's credit and the
+/// limits of both queues.
 #[tokio::test]
 async fn fault_c2_send_wait_slows_down_for_smaller_successor() {
-    // The largest debt that the predecessor's limit allows, and the two queues.
+    // The largest credit that the predecessor can have granted, plus the limits of the two queues.
     const MAX_HELD: usize = 1024 + 64 + 16 + 64;
     const MESSAGES: usize = 6000;
     let server = server().await;

@@ -264,7 +264,7 @@ async fn fault_c1_successor_serves_several_clients() {
 }
 
 #[tokio::test]
-async fn fault_c1_fourth_successor_serves_ref_of_the_first() {
+async fn fault_c1_fourth_successor_serves_ref_of_first() {
     for load in LOADS {
         let mut case = Case::start_default(load).await;
         let (mut local, mut stuck_ones) = (case.local, Vec::new());
