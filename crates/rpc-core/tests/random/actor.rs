@@ -33,6 +33,7 @@ const TIMEOUTS: [Duration; 7] = [
     LONG,
 ];
 
+/// Performs random operations with the environments of a run.
 pub struct Actor {
     fixture: Arc<Fixture>,
     random: StdRng,
@@ -56,8 +57,8 @@ struct Expected {
     action: Action,
     id: MessageId,
     ask_timeout: Duration,
-    /// The ask may fail only with a full inbox.
-    certain: bool,
+    /// The ask may fail only with `ErrorKind::Limit`.
+    must_succeed: bool,
 }
 
 impl Actor {
@@ -65,7 +66,7 @@ impl Actor {
         Self { fixture, random, holders: Vec::new(), asks: JoinSet::new(), aborts: Vec::new() }
     }
 
-    /// Performs `turns` operations, and returns the pending asks.
+    /// Performs `operations` random operations, and returns the pending asks.
     pub async fn run(mut self, operations: usize) -> JoinSet<()> {
         for _ in 0..operations {
             self.act().await;
@@ -189,7 +190,7 @@ impl Actor {
             Action::Watch => Duration::from_millis(50),
             _ => *TIMEOUTS.choose(&mut self.random).unwrap(),
         };
-        let certain = self.fixture.no_faults
+        let must_succeed = self.fixture.no_faults
             && holder.kind != EndpointKind::DropsOldest
             && matches!(order.action(), Action::Reply | Action::Wait | Action::Spawn)
             && ask_timeout == LONG;
@@ -197,7 +198,7 @@ impl Actor {
             action: order.action(),
             id: (order.holder, order.number),
             ask_timeout,
-            certain,
+            must_succeed,
         };
         let started = Instant::now();
         let mut ask = holder.endpoint.ask_with_timeout(WorkDo(order), ask_timeout);
@@ -207,7 +208,7 @@ impl Actor {
                 drop(ask);
             }
             1 => {
-                expected.certain = false;
+                expected.must_succeed = false;
                 self.aborts.push(ask.abort_handle());
                 self.spawn_ask(ask, started, expected);
             }
@@ -333,7 +334,7 @@ impl Actor {
 
 impl Expected {
     fn check(&self, record: &RunRecord, outcome: Result<Done, RpcError>, elapsed: Duration) {
-        let Self { action, id, ask_timeout, certain } = self;
+        let Self { action, id, ask_timeout, must_succeed } = self;
         match outcome {
             // Another actor replied to a kept context.
             Ok(done) if *action == Action::Keep && done == Done::default() => {}
@@ -341,7 +342,7 @@ impl Expected {
                 record.report_violation(format!("{self:?} got the reply {done:?}"));
             }
             Ok(_) => {}
-            Err(error) if *certain && error.kind() != ErrorKind::Limit => {
+            Err(error) if *must_succeed && error.kind() != ErrorKind::Limit => {
                 record.report_violation(format!("{self:?} failed: {error:?}"));
             }
             // The nested ask of a handler has a shorter timeout.

@@ -17,6 +17,7 @@ use crate::record::RunRecord;
 /// A timeout for operations that must complete, sufficient for a busy machine.
 pub const SOON: Duration = Duration::from_secs(20);
 
+/// The environments of one run, with the shared record.
 pub struct Fixture {
     pub record: Arc<RunRecord>,
     /// Nothing is stopped, closed or restarted in this run.

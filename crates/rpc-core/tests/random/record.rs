@@ -31,6 +31,7 @@ impl TracePropagator for LeakToken {
     }
 }
 
+/// The events and violations of one run, and the objects that its actors and endpoints share.
 #[derive(Default)]
 pub struct RunRecord {
     violations: Mutex<Vec<String>>,

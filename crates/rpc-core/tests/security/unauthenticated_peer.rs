@@ -94,14 +94,14 @@ async fn peers_with_different_modes_cannot_connect() {
         let mut messages = greeter(&server);
         for client_mode in all.iter().filter(|mode| mode.name != server_mode.name) {
             let both = format!("{} to {}", client_mode.name, server_mode.name);
-            // SASL peers negotiate whether they encrypt.
+            // SASL clients and servers negotiate the encryption, so these pairs connect.
             let negotiated = ["sasl", "sasl, encrypted"];
             if [client_mode, server_mode].iter().all(|mode| negotiated.contains(&mode.name)) {
                 continue;
             }
-            let impatient = client_mode.conf().with("spark.rpc.lookupTimeout", "2s").unwrap();
+            let short_timeout = client_mode.conf().with("spark.rpc.lookupTimeout", "2s").unwrap();
             let error =
-                hello_at(&client_with(impatient).await, address(&server)).await.unwrap_err();
+                hello_at(&client_with(short_timeout).await, address(&server)).await.unwrap_err();
             let expected = [
                 ErrorKind::Authentication,
                 // A peer without security rejects the handshake as an unknown request, or closes.
