@@ -211,8 +211,12 @@ async fn idle_connection_closed_by_server_is_replaced() {
 #[tokio::test(start_paused = true)]
 async fn idle_download_connection_is_closed_after_timeout() {
     let network = MemoryNetwork::new();
-    let server =
-        RpcEnv::builder("server").bind("10.0.0.1:7077").memory_network(&network).start().await.unwrap();
+    let server = RpcEnv::builder("server")
+        .bind("10.0.0.1:7077")
+        .memory_network(&network)
+        .start()
+        .await
+        .unwrap();
     // The `spark.rpc` setting applies when there is no `spark.files` setting.
     let conf = setting("spark.rpc.io.connectionTimeout", "7s");
     let client = RpcEnv::builder("client")

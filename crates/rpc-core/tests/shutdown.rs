@@ -187,7 +187,7 @@ async fn unsent_messages_are_counted_in_shutdown_report() {
     // A cancelled ask does not count as unsent.
     drop(stuck.ask(hi("cancelled")));
     let report = client.shutdown().await;
-    assert_eq!((report.unsent, report.complete, report.is_clean()), (2, true, false));
+    assert_eq!((report.unsent, report.is_complete, report.is_clean()), (2, true, false));
     let [sent, queued] = asks;
     assert_eq!(sent.await.unwrap_err().kind(), ErrorKind::Network);
     let error = queued.await.unwrap_err();

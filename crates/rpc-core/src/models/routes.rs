@@ -242,8 +242,10 @@ struct Sent {
 
 fn message(id: MessageId) -> EncodedMessage {
     let id = proto::Cancel { request_id: i64::from(id.0) << 8 | i64::from(id.1) };
-    wire::encode_message(Method::new("/model.Model/Send"), false, None, |body| body.put_message(&id))
-        .unwrap()
+    wire::encode_message(Method::new("/model.Model/Send"), false, None, |body| {
+        body.put_message(&id)
+    })
+    .unwrap()
 }
 
 /// Sends a one-way message, and waits for capacity. Returns false if the pool has stopped.

@@ -185,10 +185,6 @@ async fn hostile_valid_loop_of_open_send_close_gains_no_capacity() {
         assert!(sent <= STUCK_LIMIT + INITIAL_WINDOW, "credit for {sent} messages");
     }
     peer.settle().await;
-    assert_eq!(
-        fixture.endpoint("stuck").held,
-        sent,
-        "messages within the credit are not rejected"
-    );
+    assert_eq!(fixture.endpoint("stuck").held, sent, "messages within the credit are not rejected");
     fixture.finish(peer).await;
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use rand::RngExt;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
-use rpc_core::{AbortHandle, Ask, EndpointRef, ErrorKind, RpcError};
+use rpc_core::{AbortHandle, AskFuture, EndpointRef, ErrorKind, RpcError};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
@@ -221,7 +221,7 @@ impl Actor {
         }
     }
 
-    fn spawn_ask(&mut self, ask: Ask<Done>, started: Instant, expected: Expected) {
+    fn spawn_ask(&mut self, ask: AskFuture<Done>, started: Instant, expected: Expected) {
         let record = Arc::clone(&self.fixture.record);
         self.asks.spawn(async move {
             match timeout(expected.ask_timeout + SLACK, ask).await {

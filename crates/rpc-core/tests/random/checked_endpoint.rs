@@ -79,7 +79,7 @@ impl EndpointKind {
                 env.setup_endpoint_with(name, Serial(checker), options.max_messages(3))
             }
             Self::DropsOldest => {
-                let options = options.max_messages(2).overflow(Overflow::DropOldest);
+                let options = options.max_messages(2).overflow(OverflowPolicy::DropOldest);
                 env.setup_endpoint_with(name, Serial(checker), options)
             }
             Self::Concurrent | Self::FailsOnStart => env.setup_endpoint(name, Concurrent(checker)),

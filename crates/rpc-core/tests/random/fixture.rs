@@ -61,13 +61,13 @@ async fn start(
 ) -> Option<RpcEnv> {
     let mut builder = RpcEnv::builder(bind.unwrap_or("client"))
         .conf(conf())
-        .trace_context(record.environment_token());
+        .trace_propagator(record.environment_token());
     builder = match bind {
         Some(bind) => builder.bind(bind),
         None => builder.client_mode(),
     };
     if let Some(network) = network {
-        builder = builder.on_network(network);
+        builder = builder.memory_network(network);
     }
     builder.start().await.ok()
 }
@@ -152,10 +152,10 @@ impl Fixture {
                 snapshot.endpoints
             ));
         }
-        if snapshot.outboxes.iter().any(|outbox| outbox.queued > 0) {
+        if snapshot.peers.iter().any(|outbox| outbox.queued > 0) {
             self.record.report_violation(format!(
                 "{name} has queued messages after its shutdown: {:?}",
-                snapshot.outboxes
+                snapshot.peers
             ));
         }
     }

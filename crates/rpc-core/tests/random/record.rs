@@ -22,7 +22,7 @@ pub type MessageId = (u64, u64);
 pub struct LeakToken(Arc<()>);
 
 impl TracePropagator for LeakToken {
-    fn current(&self) -> Option<String> {
+    fn current_traceparent(&self) -> Option<String> {
         None
     }
 
