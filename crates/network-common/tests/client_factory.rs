@@ -1,7 +1,7 @@
-//! TransportClientFactorySuite and TransportClientSuite (TCF, TCL), and what sharing an attempt to
-//! connect means.
+//! The client factory: Spark's `TransportClientFactorySuite` and `TransportClientSuite` (TCF and
+//! TCL rows), and callers that share a connection attempt.
 
-// Outside of the test functions themselves too.
+// Helper functions outside of tests unwrap as well.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -35,12 +35,12 @@ async fn server_and_factory(
     (serve(&context).await, context.create_client_factory())
 }
 
-/// An address where nobody listens.
+/// Returns an address without a listener.
 async fn closed_port() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
 }
 
-/// An address that accepts no connection for a while: its backlog is full. The sockets keep it so.
+/// Returns an address whose backlog is full, so that connecting hangs. The sockets keep it full.
 async fn hanging_port() -> (SocketAddr, impl Sized) {
     let socket = tokio::net::TcpSocket::new_v4().unwrap();
     socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
@@ -51,13 +51,13 @@ async fn hanging_port() -> (SocketAddr, impl Sized) {
         timeout(Duration::from_millis(300), tokio::net::TcpStream::connect(address)).await
     {
         filling.push(stream);
-        assert!(filling.len() < 100, "its backlog does not fill");
+        assert!(filling.len() < 100, "the backlog does not fill");
     }
     (address, (listener, filling))
 }
 
 #[tokio::test]
-async fn tcf_01_reuse_clients_up_to_config_variable() {
+async fn tcf_01_pool_reuses_clients_up_to_configured_number() {
     for limit in 1..=4_usize {
         let count = limit.to_string();
         let settings = [("spark.shuffle.io.numConnectionsPerPeer", count.as_str())];
@@ -69,13 +69,14 @@ async fn tcf_01_reuse_clients_up_to_config_variable() {
         assert!(clients.iter().all(TransportClient::is_active));
         let distinct: HashSet<_> = clients.iter().map(TransportClient::id).collect();
         assert!(distinct.len() <= limit, "{} of {limit}", distinct.len());
-        // 40 draws of 4 that leave one out: less than one in 20000. With one, it is exact.
+        // The probability that 10 or more random choices pick one client only is below 1 in 500
+        // each time.
         assert!(limit == 1 || distinct.len() > 1);
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn tcf_02_reuse_clients_up_to_config_variable_concurrent() {
+async fn tcf_02_pool_reuses_clients_up_to_number_for_concurrent_callers() {
     for limit in 1..=4_usize {
         let count = limit.to_string();
         let settings = [("spark.shuffle.io.numConnectionsPerPeer", count.as_str())];
@@ -93,7 +94,7 @@ async fn tcf_02_reuse_clients_up_to_config_variable_concurrent() {
         assert!(clients.iter().all(TransportClient::is_active));
         let distinct: HashSet<_> = clients.iter().map(TransportClient::id).collect();
         assert!(distinct.len() <= limit);
-        // Nobody connected in vain, either.
+        // No further connection was made.
         assert_eq!(context.metrics().client().snapshot().connections_total, distinct.len() as u64);
         until(|| context.metrics().server().snapshot().connections_total == distinct.len() as u64)
             .await;
@@ -101,7 +102,7 @@ async fn tcf_02_reuse_clients_up_to_config_variable_concurrent() {
 }
 
 #[tokio::test]
-async fn tcf_03_return_different_clients_for_different_servers() {
+async fn tcf_03_different_servers_get_different_clients() {
     let context = context(&[]);
     let (one, two) = (serve(&context).await, serve(&context).await);
     let factory = context.create_client_factory();
@@ -113,15 +114,15 @@ async fn tcf_03_return_different_clients_for_different_servers() {
 }
 
 #[tokio::test]
-async fn tcf_04_never_return_inactive_clients() {
+async fn tcf_04_inactive_client_is_never_returned() {
     let (server, factory) = server_and_factory(&[]).await;
     let first = within(factory.create_client(server.local_addr())).await.unwrap();
     first.close();
-    assert!(!first.is_active(), "at once, not when the socket is gone");
+    assert!(!first.is_active(), "a closed client must be inactive at once");
     let second = within(factory.create_client(server.local_addr())).await.unwrap();
     assert_ne!(first.id(), second.id());
     assert!(second.is_active());
-    // Marked, it is replaced too, but goes on (Spark's timeOut).
+    // A client marked by `time_out` (Spark's `timeOut`) is replaced too, but still works.
     second.time_out();
     let third = within(factory.create_client(server.local_addr())).await.unwrap();
     assert_ne!(second.id(), third.id());
@@ -129,7 +130,7 @@ async fn tcf_04_never_return_inactive_clients() {
 }
 
 #[tokio::test]
-async fn tcf_05_close_block_clients_with_factory() {
+async fn tcf_05_closing_factory_closes_pooled_clients() {
     let context = context(&[]);
     let (one, two) = (serve(&context).await, serve(&context).await);
     let factory = context.create_client_factory();
@@ -144,7 +145,7 @@ async fn tcf_05_close_block_clients_with_factory() {
 }
 
 #[tokio::test]
-async fn tcf_06_close_idle_connection_for_request_time_out() {
+async fn tcf_06_idle_connection_is_closed_after_timeout() {
     let context =
         context(&[("spark.shuffle.io.connectionTimeout", "1s")]).close_idle_connections(true);
     let server = serve(&context).await;
@@ -155,13 +156,13 @@ async fn tcf_06_close_idle_connection_for_request_time_out() {
     within(client.closed()).await;
     assert!(!client.is_active());
     assert!(begun.elapsed() < Duration::from_secs(10));
-    // The pool notices.
+    // The pool replaces the closed client.
     let next = within(factory.create_client(server.local_addr())).await.unwrap();
     assert_ne!(client.id(), next.id());
 }
 
 #[tokio::test]
-async fn tcf_07_close_factory_before_create_client() {
+async fn tcf_07_closed_factory_creates_no_client() {
     let (server, factory) = server_and_factory(&[]).await;
     factory.close();
     let clone = factory.clone();
@@ -178,7 +179,7 @@ async fn tcf_07_close_factory_before_create_client() {
 }
 
 #[tokio::test]
-async fn tcf_08_fast_fail_connection_in_time_window() {
+async fn tcf_08_connecting_fails_fast_within_time_window() {
     let context = context(&[("spark.shuffle.io.retryWait", "1s")]);
     let factory = context.create_client_factory();
     let address = closed_port().await;
@@ -194,18 +195,18 @@ async fn tcf_08_fast_fail_connection_in_time_window() {
         second.to_string(),
         format!("Connecting to {address} failed in the last 950 ms, fail this connection directly")
     );
-    // Others are not concerned: a plain get, another address.
+    // The window applies neither to plain calls nor to another address.
     assert_eq!(
         within(factory.create_client(address)).await.unwrap_err().kind(),
         ErrorKind::Connect
     );
     let other = within(factory.create_client_fast_fail(closed_port().await)).await.unwrap_err();
     assert_eq!(other.kind(), ErrorKind::Connect);
-    // The window runs from the last failure; past it the address is tried again.
+    // The window starts at the last failure; after it the address is tried again.
     tokio::time::sleep(Duration::from_millis(960)).await;
     let later = within(factory.create_client_fast_fail(address)).await.unwrap_err();
     assert_eq!(later.kind(), ErrorKind::Connect);
-    // A success ends it.
+    // A success ends the window.
     let server = context.create_server(address).await.unwrap();
     within(factory.create_client(address)).await.unwrap().close();
     assert_eq!(within(server.close(Duration::from_secs(10))).await, 0);
@@ -214,7 +215,7 @@ async fn tcf_08_fast_fail_connection_in_time_window() {
 }
 
 #[tokio::test]
-async fn tcf_09_unlimited_connection_and_creation_timeouts() {
+async fn tcf_09_unlimited_timeouts_are_respected() {
     let settings = [
         ("spark.network.timeout", "1s"),
         ("spark.shuffle.io.connectionTimeout", "-1"),
@@ -224,7 +225,7 @@ async fn tcf_09_unlimited_connection_and_creation_timeouts() {
     let server = serve(&context).await;
     let factory = context.create_client_factory();
     let client = within(factory.create_client(server.local_addr())).await.unwrap();
-    // Twice what would end it if the default were used.
+    // More than twice the default timeout.
     let closed = timeout(Duration::from_millis(2500), client.closed()).await;
     assert!(closed.is_err() && client.is_active());
     let error = within(factory.create_client(closed_port().await)).await.unwrap_err();
@@ -232,10 +233,9 @@ async fn tcf_09_unlimited_connection_and_creation_timeouts() {
     assert!(std::error::Error::source(&error).is_some());
 }
 
-/// The mapped form of "its event loop is shutting down": the runtime that drives the connection has
-/// gone.
+/// Corresponds to Spark's event loop that shuts down: the runtime of the connection is gone.
 #[test]
-fn tcl_01_is_active_false_when_the_runtime_has_gone() {
+fn tcl_01_client_is_inactive_after_runtime_shutdown() {
     let mine = tokio::runtime::Runtime::new().unwrap();
     let (server, _context) = mine.block_on(async {
         let context = context(&[]);
@@ -245,26 +245,25 @@ fn tcl_01_is_active_false_when_the_runtime_has_gone() {
     let factory = context(&[]).create_client_factory();
     let client = other.block_on(factory.create_client(server.local_addr())).unwrap();
     assert!(client.is_active());
-    let waiting = client.send_rpc("answered or not, it must end");
+    let waiting = client.send_rpc("must end with or without a response");
     other.shutdown_timeout(Duration::from_secs(10));
     assert!(!client.is_active());
-    // Everything that waits ends, everything new is refused, also outside of a runtime.
+    // Pending requests end and new ones fail, also outside of a runtime.
     mine.block_on(within(async {
         let _ = waiting.await;
         assert_eq!(client.send_rpc("new").await.unwrap_err().kind(), ErrorKind::Closed);
         assert_eq!(client.closed().await.kind(), ErrorKind::Closed);
         assert_eq!(client.send("new").unwrap_err().kind(), ErrorKind::Closed);
-        // The pool connects anew, on the runtime of the caller.
+        // The pool connects again, in the caller's runtime.
         let next = factory.create_client(server.local_addr()).await.unwrap();
         assert_ne!(next.id(), client.id());
         assert_eq!(next.send_rpc("next").await.unwrap(), "next");
     }));
 }
 
-/// Rule 1: also an attempt that is under way when its runtime goes ends, and the next one is a new
-/// one.
+/// A connection attempt ends with its runtime, and the next call starts another one.
 #[test]
-fn an_attempt_ends_with_its_runtime() {
+fn connection_attempt_ends_with_its_runtime() {
     let mine = tokio::runtime::Runtime::new().unwrap();
     let (server, _context) = mine.block_on(async {
         let context = context(&[]);
@@ -293,7 +292,7 @@ fn an_attempt_ends_with_its_runtime() {
     }));
 }
 
-/// A bootstrap that can be held up and told to fail.
+/// A bootstrap that can be paused and made to fail.
 #[derive(Default)]
 struct Gate {
     reached: Notify,
@@ -326,7 +325,7 @@ impl TransportClientBootstrap for Gate {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn callers_that_meet_share_one_connect() {
+async fn concurrent_callers_share_one_connection_attempt() {
     let server_context = context(&[]);
     let server = serve(&server_context).await;
     let gate = Arc::new(Gate::default());
@@ -348,7 +347,7 @@ async fn callers_that_meet_share_one_connect() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cancelled_caller_does_not_break_the_others() {
+async fn cancelled_caller_does_not_affect_other_callers() {
     let server_context = context(&[]);
     let server = serve(&server_context).await;
     let gate = Arc::new(Gate::default());
@@ -365,14 +364,13 @@ async fn a_cancelled_caller_does_not_break_the_others() {
     gate.open();
     let client = within(second).await.unwrap().unwrap();
     assert_eq!(within(client.send_rpc("x")).await.unwrap(), "x");
-    // Also when nobody waits any more the attempt is of use to the next one.
+    // The attempt was not repeated for the second caller.
     assert_eq!(server_context.metrics().server().snapshot().connections_total, 1);
 }
 
-/// A failure that nobody waited for belongs to nobody: who comes later gets an attempt of their
-/// own.
+/// A failed attempt is not reported to later callers; they start their own.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_failure_is_not_remembered_for_later_callers() {
+async fn failed_attempt_is_not_reported_to_later_callers() {
     let server = serve(&context(&[])).await;
     let runtime = tokio::runtime::Handle::current().metrics();
     let tasks = runtime.num_alive_tasks();
@@ -394,7 +392,7 @@ async fn a_failure_is_not_remembered_for_later_callers() {
         }
         let metrics = client_context.metrics();
         until(|| metrics.client().snapshot().failures == [(ErrorKind::Bootstrap, 1)]).await;
-        // The attempt is over, and so are both ends of its connection.
+        // The attempt has ended, and so have both ends of its connection.
         until(|| runtime.num_alive_tasks() == tasks).await;
         gate.fails.store(false, Ordering::SeqCst);
         let client = within(factory.create_client(address)).await.unwrap();
@@ -405,7 +403,7 @@ async fn a_failure_is_not_remembered_for_later_callers() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_bootstrap_error_has_its_own_kind_and_no_fast_fail_window() {
+async fn bootstrap_error_opens_no_fast_fail_window() {
     let server_context = context(&[]);
     let server = serve(&server_context).await;
     let gate = Arc::new(Gate::default());
@@ -431,7 +429,7 @@ async fn a_bootstrap_error_has_its_own_kind_and_no_fast_fail_window() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn closing_the_factory_ends_attempts_under_way() {
+async fn closing_factory_ends_active_connection_attempts() {
     let server_context = context(&[]);
     let server = serve(&server_context).await;
     let gate = Arc::new(Gate::default());
@@ -443,7 +441,7 @@ async fn closing_the_factory_ends_attempts_under_way() {
     gate.open();
     assert_eq!(within(waiting).await.unwrap().unwrap_err().kind(), ErrorKind::Closed);
     until(|| server_context.metrics().server().snapshot().connections == 0).await;
-    // Not pooled, but no less "after close": the caller of an unmanaged client gets none either.
+    // An unmanaged client is not pooled: the attempt may fail or succeed, but the client must work.
     let gate = Arc::new(Gate::default());
     let factory = context(&[]).create_client_factory_with(vec![gate.clone()]);
     let getting = factory.clone();
@@ -458,7 +456,7 @@ async fn closing_the_factory_ends_attempts_under_way() {
 
 #[cfg(target_os = "linux")]
 #[tokio::test(flavor = "multi_thread")]
-async fn a_hung_connect_delays_nobody_else_and_times_out() {
+async fn hanging_connect_times_out_without_delaying_other_callers() {
     let (hanging, _keep) = hanging_port().await;
     let (server, factory) =
         server_and_factory(&[("spark.shuffle.io.connectionCreationTimeout", "2s")]).await;
@@ -468,7 +466,7 @@ async fn a_hung_connect_delays_nobody_else_and_times_out() {
     tokio::task::yield_now().await;
     let client = within(factory.create_client(server.local_addr())).await.unwrap();
     assert_eq!(within(client.send_rpc("x")).await.unwrap(), "x");
-    assert!(!hung.is_finished(), "it does not hang");
+    assert!(!hung.is_finished(), "the connect must still hang");
     let error = within(hung).await.unwrap().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ConnectTimeout, "{error}");
     assert!(begun.elapsed() >= Duration::from_secs(2));
@@ -478,18 +476,18 @@ async fn a_hung_connect_delays_nobody_else_and_times_out() {
         "{error}"
     );
     assert!(error.to_string().contains("spark.shuffle.io.connectionCreationTimeout"));
-    // It opens the fast-fail window as a refusal does.
+    // A timeout opens the fast-fail window as a rejected connect does.
     let error = within(factory.create_client_fast_fail(hanging)).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::FastFail);
 }
 
 #[tokio::test]
-async fn names_are_resolved_and_errors_name_what_was_asked_for() {
+async fn names_are_resolved_and_errors_contain_requested_name() {
     let (server, factory) = server_and_factory(&[]).await;
     let client =
         within(factory.create_client(("localhost", server.local_addr().port()))).await.unwrap();
     assert_eq!(client.peer_addr(), server.local_addr());
-    // The key is the unresolved name.
+    // The key of the pool is the unresolved name.
     let by_address = within(factory.create_client(server.local_addr())).await.unwrap();
     assert_ne!(client.id(), by_address.id());
     let error = within(factory.create_client(("no.such.host.invalid", 7))).await.unwrap_err();
@@ -498,19 +496,20 @@ async fn names_are_resolved_and_errors_name_what_was_asked_for() {
     assert_eq!(error.peer(), Some("no.such.host.invalid:7"));
 }
 
-/// What a bootstrap saw, and a handler that tells its depth.
-struct Wrapping {
+/// A bootstrap that records its call and wraps the handler.
+struct WrapsHandler {
     name: &'static str,
     seen: Arc<Mutex<Vec<&'static str>>>,
     fails: bool,
 }
 
+/// Puts its name around the messages that it forwards.
 struct Wrapper {
     name: &'static str,
     inner: Arc<dyn RpcHandler>,
 }
 
-impl TransportServerBootstrap for Wrapping {
+impl TransportServerBootstrap for WrapsHandler {
     fn do_bootstrap(
         &self,
         client: &TransportClient,
@@ -538,10 +537,10 @@ impl RpcHandler for Wrapper {
 }
 
 #[tokio::test]
-async fn server_bootstraps_wrap_the_handler_in_order() {
+async fn server_bootstraps_wrap_handler_in_order() {
     let seen = Arc::new(Mutex::new(Vec::new()));
     let wrapping = |name, fails| -> Arc<dyn TransportServerBootstrap> {
-        Arc::new(Wrapping { name, seen: seen.clone(), fails })
+        Arc::new(WrapsHandler { name, seen: seen.clone(), fails })
     };
     let context = context(&[]);
     let bootstraps = vec![wrapping("inner", false), wrapping("outer", false)];
@@ -551,12 +550,12 @@ async fn server_bootstraps_wrap_the_handler_in_order() {
     assert_eq!(
         within(client.send_rpc("x")).await.unwrap(),
         "inner(outer(x))",
-        "the last wrapper is asked first"
+        "the last wrapper must be called first"
     );
     within(client.send_rpc("x")).await.unwrap();
     assert_eq!(*seen.lock(), ["inner", "outer"], "once per connection, in order");
 
-    // One that fails closes the connection; the next one is not asked.
+    // A bootstrap that fails closes the connection; the next one is not called.
     seen.lock().clear();
     let bootstraps = vec![wrapping("fails", true), wrapping("never", false)];
     let server = context.create_server_with("127.0.0.1:0", bootstraps).await.unwrap();
@@ -567,11 +566,11 @@ async fn server_bootstraps_wrap_the_handler_in_order() {
     until(|| context.metrics().server().snapshot().connections == 1).await;
 }
 
-/// Client bootstraps run in order, before anybody gets the client, and a failing one ends the row.
+/// Client bootstraps run in order before `create_client` returns; a failing one stops the sequence.
 #[tokio::test]
-async fn client_bootstraps_run_in_order_before_the_client_is_handed_out() {
-    struct Asks(&'static str, Arc<Mutex<Vec<&'static str>>>);
-    impl TransportClientBootstrap for Asks {
+async fn client_bootstraps_run_in_order_before_client_is_returned() {
+    struct SendsName(&'static str, Arc<Mutex<Vec<&'static str>>>);
+    impl TransportClientBootstrap for SendsName {
         fn do_bootstrap<'a>(
             &'a self,
             client: &'a TransportClient,
@@ -585,7 +584,7 @@ async fn client_bootstraps_run_in_order_before_the_client_is_handed_out() {
     }
     let server = serve(&context(&[])).await;
     let seen = Arc::new(Mutex::new(Vec::new()));
-    let asks = |name| -> Arc<dyn TransportClientBootstrap> { Arc::new(Asks(name, seen.clone())) };
+    let asks = |name| -> Arc<dyn TransportClientBootstrap> { Arc::new(SendsName(name, seen.clone())) };
     let conf = TransportConf::new(MODULE);
     let client_context = TransportContext::new(conf, Handler::new());
     let factory = client_context.create_client_factory_with(vec![asks("one"), asks("two")]);
@@ -597,10 +596,9 @@ async fn client_bootstraps_run_in_order_before_the_client_is_handed_out() {
     assert_eq!(*seen.lock(), ["one", "two", "fails"]);
 }
 
-/// A bootstrap is the user's code: its panic costs the connection, not the server that accepts
-/// others.
+/// A panic in a bootstrap closes its connection only; the server accepts others.
 #[tokio::test]
-async fn a_bootstrap_that_panics_refuses_its_connection_only() {
+async fn panicking_bootstrap_rejects_only_its_connection() {
     struct Panics(AtomicBool);
     impl TransportServerBootstrap for Panics {
         fn do_bootstrap(

@@ -1,5 +1,5 @@
-//! Whatever clients, handlers and connections do: every request ends, once, and nothing stays
-//! outstanding.
+//! Random requests, handlers and closes, from fixed seeds: every request completes exactly once,
+//! and all gauges return to 0.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
@@ -22,9 +22,9 @@ use network_common::{
 };
 use parking_lot::Mutex;
 
-/// What is to become of a request; told by its bytes.
+/// How a request is to end, encoded in its first byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fate {
+enum Outcome {
     Now,
     Later,
     Never,
@@ -32,11 +32,11 @@ enum Fate {
     Panic,
     Fail,
     Close,
-    GiveUp,
+    StopReading,
 }
 
-impl Fate {
-    fn throw(dice: &mut Dice) -> Self {
+impl Outcome {
+    fn random(dice: &mut Dice) -> Self {
         match dice.below(40) {
             0..=17 => Self::Now,
             18..=27 => Self::Later,
@@ -45,22 +45,22 @@ impl Fate {
             33..=34 => Self::Panic,
             35..=37 => Self::Fail,
             38 => Self::Close,
-            _ => Self::GiveUp,
+            _ => Self::StopReading,
         }
     }
 
-    fn of(byte: u8) -> Self {
-        use Fate::*;
-        [Now, Later, Never, Drop, Panic, Fail, Close, GiveUp][byte as usize % 8]
+    fn from_byte(byte: u8) -> Self {
+        use Outcome::*;
+        [Now, Later, Never, Drop, Panic, Fail, Close, StopReading][byte as usize % 8]
     }
 }
 
 #[derive(Default)]
-struct Chaos {
+struct RandomHandler {
     active: AtomicUsize,
     inactive: AtomicUsize,
     terminated: AtomicUsize,
-    /// RPCs that came in, and how often the answer to one was decided.
+    /// RPCs that arrived, and how many of them were given an outcome.
     rpcs: AtomicUsize,
     decided: AtomicUsize,
     kept: Mutex<Vec<RpcResponseCallback>>,
@@ -68,23 +68,23 @@ struct Chaos {
     futures: Alive,
 }
 
-impl RpcHandler for Chaos {
+impl RpcHandler for RandomHandler {
     fn receive(&self, client: &TransportClient, message: Bytes, callback: RpcResponseCallback) {
         self.rpcs.fetch_add(1, Ordering::SeqCst);
         self.decided.fetch_add(1, Ordering::SeqCst);
-        match Fate::of(message[0]) {
-            Fate::Now | Fate::GiveUp => callback.reply(message),
-            Fate::Later => {
+        match Outcome::of(message[0]) {
+            Outcome::Now | Outcome::StopReading => callback.reply(message),
+            Outcome::Later => {
                 tokio::spawn(async move {
                     tokio::time::sleep(Duration::from_micros(u64::from(message[1]) * 10)).await;
                     callback.reply(message);
                 });
             }
-            Fate::Never => self.kept.lock().push(callback),
-            Fate::Drop => drop(callback),
-            Fate::Panic => panic!("told to"),
-            Fate::Fail => callback.fail("told to"),
-            Fate::Close => {
+            Outcome::Never => self.kept.lock().push(callback),
+            Outcome::Drop => drop(callback),
+            Outcome::Panic => panic!("told to"),
+            Outcome::Fail => callback.fail("told to"),
+            Outcome::Close => {
                 client.close();
                 callback.reply(message);
             }
@@ -92,11 +92,11 @@ impl RpcHandler for Chaos {
     }
 
     fn receive_one_way(&self, client: &TransportClient, message: Bytes) {
-        match Fate::of(message[0]) {
-            Fate::Panic => panic!("told to"),
-            Fate::Close if message[1] < 32 => client.close(),
-            // Back over the same connection; nobody waits for the answer.
-            Fate::Later => drop(client.send_rpc(vec![0, 0])),
+        match Outcome::of(message[0]) {
+            Outcome::Panic => panic!("told to"),
+            Outcome::Close if message[1] < 32 => client.close(),
+            // Sends a request back over the same connection; its response is ignored.
+            Outcome::Later => drop(client.send_rpc(vec![0, 0])),
             _ => {}
         }
     }
@@ -109,33 +109,33 @@ impl RpcHandler for Chaos {
     ) -> BoxFuture<'static, Result<Bytes, BoxError>> {
         let alive = OnDrop::new(self.futures.up());
         let client = client.clone();
-        if Fate::of(meta[0]) == Fate::Panic && meta[1] < 128 {
+        if Outcome::of(meta[0]) == Outcome::Panic && meta[1] < 128 {
             panic!("told to");
         }
         async move {
             let _alive = alive;
-            match Fate::of(meta[0]) {
-                Fate::Now => return Ok(Bytes::from(data.collect().await?.len().to_string())),
-                Fate::Drop => drop(data),
-                Fate::Panic => panic!("told to"),
-                Fate::GiveUp => {
+            match Outcome::of(meta[0]) {
+                Outcome::Now => return Ok(Bytes::from(data.collect().await?.len().to_string())),
+                Outcome::Drop => drop(data),
+                Outcome::Panic => panic!("told to"),
+                Outcome::StopReading => {
                     data.next_piece().await;
-                    return Err("gave up".into());
+                    return Err("stopped reading".into());
                 }
-                Fate::Never => {
-                    // Not for ever: what never ends is the user's own fault here.
+                Outcome::Never => {
+                    // RequestCounts with the connection, so that this test itself leaves no future.
                     client.closed().await;
                     return Err("closed".into());
                 }
-                Fate::Close => client.close(),
-                Fate::Later | Fate::Fail => {
+                Outcome::Close => client.close(),
+                Outcome::Later | Outcome::Fail => {
                     while let Some(piece) = data.next().await {
                         piece?;
                         tokio::task::yield_now().await;
                     }
                 }
             }
-            if Fate::of(meta[0]) == Fate::Fail {
+            if Outcome::of(meta[0]) == Outcome::Fail {
                 Err("told to".into())
             } else {
                 Ok(Bytes::from("done"))
@@ -150,14 +150,14 @@ impl RpcHandler for Chaos {
         request: MergedBlockMetaRequest,
         callback: MergedBlockMetaCallback,
     ) {
-        match Fate::of(request.shuffle_id as u8) {
-            Fate::Now | Fate::Later | Fate::Close | Fate::GiveUp => {
+        match Outcome::of(request.shuffle_id as u8) {
+            Outcome::Now | Outcome::Later | Outcome::Close | Outcome::StopReading => {
                 let body = vec![3; request.reduce_id as usize * 20];
                 callback.reply(1, ManagedBuffer::from(body).on_release(self.bodies.up()));
             }
-            Fate::Never | Fate::Drop => drop(callback),
-            Fate::Panic => panic!("told to"),
-            Fate::Fail => callback.fail("told to"),
+            Outcome::Never | Outcome::Drop => drop(callback),
+            Outcome::Panic => panic!("told to"),
+            Outcome::Fail => callback.fail("told to"),
         }
     }
 
@@ -174,35 +174,35 @@ impl RpcHandler for Chaos {
     }
 }
 
-impl Chaos {
+impl RandomHandler {
     async fn body(
         &self,
-        fate: Fate,
+        fate: Outcome,
         size: u64,
         client: &TransportClient,
     ) -> Result<ManagedBuffer, BoxError> {
         let _alive = OnDrop::new(self.futures.up());
         match fate {
-            Fate::Now | Fate::GiveUp => {}
-            Fate::Later => tokio::time::sleep(Duration::from_micros(size % 1000)).await,
-            Fate::Never => std::future::pending().await,
-            Fate::Drop | Fate::Fail => return Err("told to".into()),
-            Fate::Panic => panic!("told to"),
-            Fate::Close => client.close(),
+            Outcome::Now | Outcome::StopReading => {}
+            Outcome::Later => tokio::time::sleep(Duration::from_micros(size % 1000)).await,
+            Outcome::Never => std::future::pending().await,
+            Outcome::Drop | Outcome::Fail => return Err("told to".into()),
+            Outcome::Panic => panic!("told to"),
+            Outcome::Close => client.close(),
         }
         let body = ManagedBuffer::from(pattern(size as usize * 100));
         Ok(body.on_release(self.bodies.up()))
     }
 }
 
-impl StreamManager for Chaos {
+impl StreamManager for RandomHandler {
     fn get_chunk<'a>(
         &'a self,
         client: &'a TransportClient,
         stream_id: i64,
         chunk_index: i32,
     ) -> BoxFuture<'a, Result<ManagedBuffer, BoxError>> {
-        self.body(Fate::of(stream_id as u8), chunk_index as u64 & 0xfff, client).boxed()
+        self.body(Outcome::of(stream_id as u8), chunk_index as u64 & 0xfff, client).boxed()
     }
 
     fn open_stream<'a>(
@@ -212,7 +212,7 @@ impl StreamManager for Chaos {
     ) -> BoxFuture<'a, Result<Option<ManagedBuffer>, BoxError>> {
         async move {
             let (fate, size) = stream_id.split_once(' ').unwrap();
-            Ok(Some(self.body(Fate::of(fate.parse()?), size.parse()?, client).await?))
+            Ok(Some(self.body(Outcome::of(fate.parse()?), size.parse()?, client).await?))
         }
         .boxed()
     }
@@ -224,34 +224,34 @@ impl StreamManager for Chaos {
 
 /// Counts how the requests ended.
 #[derive(Default, Debug)]
-struct Ends {
-    asked: AtomicU64,
-    ended: AtomicU64,
-    dropped: AtomicU64,
+struct RequestCounts {
+    sent: AtomicU64,
+    completed: AtomicU64,
+    cancelled: AtomicU64,
 }
 
-/// Waits for one request, or gives it up; its end is counted, and must be one that fits.
-fn follow<T: Send + 'static>(
-    ends: &Arc<Ends>,
+/// Awaits one request, or cancels it after `cancel_after`. Counts its end and checks the result.
+fn spawn_request<T: Send + 'static>(
+    counts: &Arc<RequestCounts>,
     name: String,
-    patience: Option<Duration>,
+    cancel_after: Option<Duration>,
     request: impl Future<Output = Result<T, TransportError>> + Send + 'static,
     check: impl FnOnce(T) -> BoxFuture<'static, ()> + Send + 'static,
 ) -> tokio::task::JoinHandle<()> {
-    ends.asked.fetch_add(1, Ordering::SeqCst);
-    let ends = Arc::clone(ends);
+    counts.sent.fetch_add(1, Ordering::SeqCst);
+    let counts = Arc::clone(counts);
     tokio::spawn(async move {
-        let result = match patience {
-            Some(patience) => match tokio::time::timeout(patience, request).await {
+        let result = match cancel_after {
+            Some(cancel_after) => match tokio::time::timeout(cancel_after, request).await {
                 Ok(result) => result,
                 Err(_) => {
-                    ends.dropped.fetch_add(1, Ordering::SeqCst);
+                    counts.cancelled.fetch_add(1, Ordering::SeqCst);
                     return;
                 }
             },
             None => within(&name, request).await,
         };
-        ends.ended.fetch_add(1, Ordering::SeqCst);
+        counts.completed.fetch_add(1, Ordering::SeqCst);
         match result {
             Ok(answer) => within(&name, check(answer)).await,
             Err(error) => assert!(
@@ -271,14 +271,14 @@ fn follow<T: Send + 'static>(
     })
 }
 
-async fn one_round(seed: u64) {
+async fn run_seed(seed: u64) {
     let mut dice = Dice::new(seed);
     let settings = [
         ("spark.test.io.maxWriteQueueSize", ["64k", "1m", "64m"][dice.below(3) as usize]),
         ("spark.test.io.numConnectionsPerPeer", ["1", "3"][dice.below(2) as usize]),
     ];
     let conf = TransportConf::from_settings("test", settings).unwrap();
-    let handler = Arc::new(Chaos::default());
+    let handler = Arc::new(RandomHandler::default());
     let context = TransportContext::with_handler(conf, Arc::clone(&handler) as _);
     let mut server = Some(context.create_server("127.0.0.1:0").await.unwrap());
     let address = server.as_ref().unwrap().local_addr();
@@ -288,16 +288,16 @@ async fn one_round(seed: u64) {
         let connecting = factory.as_ref().unwrap().create_client(address);
         clients.push(within("connecting", connecting).await.unwrap());
     }
-    let ends = Arc::new(Ends::default());
+    let counts = Arc::new(RequestCounts::default());
     let mut following = Vec::new();
     let mut server_closing = None;
     for number in 0..60 {
         let client = clients[dice.below(clients.len() as u64) as usize].clone();
-        let fate = Fate::throw(&mut dice);
+        let fate = Outcome::random(&mut dice);
         let salt = dice.next() as u8;
         let bound = [10, 100, 3000][dice.below(3) as usize];
         let size = dice.below(bound);
-        let patience = (fate == Fate::Never || dice.below(5) == 0)
+        let cancel_after = (fate == Outcome::Never || dice.below(5) == 0)
             .then(|| Duration::from_micros(dice.below(3000)));
         let name = format!("seed {seed}, request {number}: {fate:?} {size}");
         following.push(match dice.below(10) {
@@ -305,14 +305,14 @@ async fn one_round(seed: u64) {
                 let mut body = vec![fate as u8, salt];
                 body.extend(pattern(size as usize * 10));
                 let expected = body.clone();
-                follow(&ends, name, patience, client.send_rpc(body), move |answer| {
+                spawn_request(&counts, name, cancel_after, client.send_rpc(body), move |answer| {
                     assert_eq!(answer, expected);
                     async {}.boxed()
                 })
             }
             4..=5 => {
                 let request = client.fetch_chunk(i64::from(number) * 8 + fate as i64, size as i32);
-                follow(&ends, name, patience, request, move |answer| {
+                spawn_request(&counts, name, cancel_after, request, move |answer| {
                     assert_eq!(answer, pattern(size as usize * 100));
                     async {}.boxed()
                 })
@@ -320,7 +320,7 @@ async fn one_round(seed: u64) {
             6 => {
                 let request = client.stream(&format!("{} {size}", fate as u8));
                 let leave = dice.below(3) == 0;
-                follow(&ends, name, patience, request, move |mut body| {
+                spawn_request(&counts, name, cancel_after, request, move |mut body| {
                     async move {
                         let _connection = client;
                         assert_eq!(body.len(), size * 100);
@@ -350,8 +350,8 @@ async fn one_round(seed: u64) {
                 let data = ManagedBuffer::from(pattern(size as usize * 100))
                     .on_release(handler.bodies.up());
                 let request = client.upload_stream(vec![fate as u8, salt], data);
-                follow(&ends, name, patience, request, move |answer| {
-                    if fate == Fate::Now {
+                spawn_request(&counts, name, cancel_after, request, move |answer| {
+                    if fate == Outcome::Now {
                         assert_eq!(answer, (size * 100).to_string());
                     }
                     async {}.boxed()
@@ -359,7 +359,7 @@ async fn one_round(seed: u64) {
             }
             _ => {
                 let request = client.merged_block_meta("app", fate as i32, 0, size as i32);
-                follow(&ends, name, patience, request, move |meta| {
+                spawn_request(&counts, name, cancel_after, request, move |meta| {
                     assert_eq!((meta.num_chunks, meta.body.len() as u64), (1, size * 20));
                     async {}.boxed()
                 })
@@ -386,7 +386,7 @@ async fn one_round(seed: u64) {
             _ => {}
         }
     }
-    // Requests that are never answered end with their connection, at the latest now.
+    // Pending requests end with their connections, at the latest now.
     match dice.below(4) {
         0 => drop(server.take()),
         1 => {
@@ -424,13 +424,17 @@ async fn one_round(seed: u64) {
         assert!(!client.is_active());
     }
     let count = |counter: &AtomicU64| counter.load(Ordering::SeqCst);
-    assert_eq!(count(&ends.asked), count(&ends.ended) + count(&ends.dropped), "seed {seed}");
+    assert_eq!(
+    count(&counts.sent),
+    count(&counts.completed) + count(&counts.cancelled),
+    "seed {seed}"
+    );
     handler.kept.lock().clear();
     let metrics = context.metrics();
     eventually_or(
         || {
             format!(
-                "seed {seed}: nothing is left: {:?} {:?} bodies {:?} futures {:?}",
+                "seed {seed}: not all gauges return to 0: {:?} {:?} bodies {:?} futures {:?}",
                 metrics.server().snapshot(),
                 metrics.client().snapshot(),
                 handler.bodies,
@@ -451,19 +455,19 @@ async fn one_round(seed: u64) {
     assert_eq!(
         count(&handler.active),
         count(&handler.inactive),
-        "seed {seed}: one end per beginning"
+        "seed {seed}: every connection must end once"
     );
     assert_eq!(count(&handler.active), count(&handler.terminated), "seed {seed}");
 }
 
-fn rounds(seeds: std::ops::Range<u64>, workers: usize) {
-    // Panics of handlers are part of it.
+fn run_seeds(seeds: std::ops::Range<u64>, workers: usize) {
+    // Handlers panic on purpose; the hook prints only other panics.
     static QUIET: std::sync::Once = std::sync::Once::new();
     QUIET.call_once(|| {
         let usual = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |info| {
-            let told = info.payload().downcast_ref::<&str>().is_some_and(|text| *text == "told to");
-            if !told {
+            let expected = info.payload().downcast_ref::<&str>().is_some_and(|text| *text == "expected to");
+            if !expected {
                 usual(info);
             }
         }));
@@ -477,7 +481,7 @@ fn rounds(seeds: std::ops::Range<u64>, workers: usize) {
     for seed in seeds {
         let before = alive();
         runtime.block_on(async {
-            one_round(seed).await;
+            run_seed(seed).await;
             eventually_or(
                 || format!("seed {seed}: {} tasks, {before} before", alive()),
                 || alive() <= before,
@@ -488,32 +492,32 @@ fn rounds(seeds: std::ops::Range<u64>, workers: usize) {
 }
 
 #[test]
-fn rsp_03_every_request_ends_once_whatever_happens() {
-    rounds(0..120, 2);
+fn rsp_03_every_request_ends_once() {
+    run_seeds(0..120, 2);
 }
 
 #[test]
-fn rsp_03_every_request_ends_once_on_one_worker_too() {
-    rounds(1000..1100, 1);
+fn rsp_03_every_request_ends_once_on_one_worker_thread() {
+    run_seeds(1000..1100, 1);
 }
 
 /// Counts its wake-ups.
-struct Woken(AtomicUsize);
+struct WakeCounter(AtomicUsize);
 
-impl Wake for Woken {
+impl Wake for WakeCounter {
     fn wake(self: Arc<Self>) {
         self.0.fetch_add(1, Ordering::SeqCst);
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_future_that_moves_between_tasks_wakes_the_last_one() {
+async fn future_polled_by_several_tasks_wakes_last_one() {
     let (mut raw, client, _context) = raw_server().await;
     for kind in [RPC_REQUEST, CHUNK_REQUEST] {
         let mut call =
             if kind == RPC_REQUEST { client.send_rpc("x") } else { client.fetch_chunk(1, 1) };
         let request = raw.frame().await.unwrap();
-        let woken: Vec<_> = (0..3).map(|_| Arc::new(Woken(AtomicUsize::new(0)))).collect();
+        let woken: Vec<_> = (0..3).map(|_| Arc::new(WakeCounter(AtomicUsize::new(0)))).collect();
         for waker in &woken {
             let waker = Waker::from(Arc::clone(waker));
             assert!(Pin::new(&mut call).poll(&mut Context::from_waker(&waker)).is_pending());
@@ -523,14 +527,14 @@ async fn a_future_that_moves_between_tasks_wakes_the_last_one() {
             _ => chunk_success(1, 1, b"y"),
         };
         raw.send(&answer).await;
-        eventually("the last is woken", || woken[2].0.load(Ordering::SeqCst) > 0).await;
+        eventually("the last waker is woken", || woken[2].0.load(Ordering::SeqCst) > 0).await;
         let polled = Pin::new(&mut call).poll(&mut Context::from_waker(Waker::noop()));
         assert!(matches!(polled, Poll::Ready(Ok(body)) if body == "y"));
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_answer_that_arrived_is_delivered_though_the_connection_ended_meanwhile() {
+async fn received_response_is_delivered_after_connection_ended() {
     let (mut raw, client, _context) = raw_server().await;
     let calls = [client.send_rpc("1"), client.send_rpc("2"), client.fetch_chunk(1, 1)];
     let first = raw.frame().await.unwrap().long(0);
@@ -545,11 +549,11 @@ async fn an_answer_that_arrived_is_delivered_though_the_connection_ended_meanwhi
     assert_eq!(within("the chunk", chunk).await.unwrap(), "too");
 }
 
-/// Refuses every other connection.
+/// Rejects every second connection.
 #[derive(Default)]
-struct Fussy(AtomicUsize);
+struct RejectsEverySecond(AtomicUsize);
 
-impl network_common::TransportServerBootstrap for Fussy {
+impl network_common::TransportServerBootstrap for RejectsEverySecond {
     fn do_bootstrap(
         &self,
         _: &TransportClient,
@@ -557,38 +561,38 @@ impl network_common::TransportServerBootstrap for Fussy {
     ) -> Result<Arc<dyn RpcHandler>, BoxError> {
         match self.0.fetch_add(1, Ordering::SeqCst) % 2 {
             0 => Ok(handler),
-            _ => Err("not you".into()),
+            _ => Err("rejected".into()),
         }
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_connection_refused_by_a_bootstrap_was_never_active() {
+async fn connection_rejected_by_bootstrap_is_never_reported() {
     let handler = Arc::new(Obedient::default());
     let context =
         TransportContext::with_handler(TransportConf::new("test"), Arc::clone(&handler) as _);
     let server =
-        context.create_server_with("127.0.0.1:0", vec![Arc::new(Fussy::default())]).await.unwrap();
+        context.create_server_with("127.0.0.1:0", vec![Arc::new(RejectsEverySecond::default())]).await.unwrap();
     for _ in 0..5 {
         let mut accepted = Raw::connect(server.local_addr()).await;
         accepted.echo(b"hello").await;
-        let mut refused = Raw::connect(server.local_addr()).await;
-        let peer = local(&refused);
-        refused.assert_closed_silently("refused").await;
+        let mut rejected = Raw::connect(server.local_addr()).await;
+        let peer = local(&rejected);
+        rejected.assert_closed_silently("rejected").await;
         let metrics = context.metrics();
-        eventually("the gauge knows", || metrics.server().snapshot().connections == 1).await;
-        assert_eq!(handler.seen(peer), [], "neither beginning nor end");
+        eventually("one connection is open", || metrics.server().snapshot().connections == 1).await;
+        assert_eq!(handler.seen(peer), [], "no event may be reported");
         let peer = local(&accepted);
         drop(accepted);
         handler.assert_ended_quietly(peer).await;
-        eventually("the gauge is back", || metrics.server().snapshot().connections == 0).await;
+        eventually("the gauge returns to 0", || metrics.server().snapshot().connections == 0).await;
     }
 }
 
-/// Panics when the connection's bodies are released.
-struct PanickingHooks;
+/// Panics in the release hook of every meta body.
+struct PanicsOnRelease;
 
-impl RpcHandler for PanickingHooks {
+impl RpcHandler for PanicsOnRelease {
     fn receive(&self, _: &TransportClient, message: Bytes, callback: RpcResponseCallback) {
         callback.reply(message);
     }
@@ -604,8 +608,8 @@ impl RpcHandler for PanickingHooks {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_hook_that_panics_leaves_nobody_waiting() {
-    let context = TransportContext::new(TransportConf::new("test"), PanickingHooks);
+async fn panicking_release_hook_leaves_no_request_pending() {
+    let context = TransportContext::new(TransportConf::new("test"), PanicsOnRelease);
     let server = context.create_server("127.0.0.1:0").await.unwrap();
     let factory = context.create_client_factory();
     for _ in 0..5 {
@@ -622,7 +626,7 @@ async fn a_hook_that_panics_leaves_nobody_waiting() {
         }
     }
     let metrics = context.metrics();
-    eventually("the gauges are back", || {
+    eventually("the gauges return to 0", || {
         let (server, client) = (metrics.server().snapshot(), metrics.client().snapshot());
         (server.connections, client.connections, client.pending_requests) == (0, 0, 0)
     })
@@ -630,14 +634,14 @@ async fn a_hook_that_panics_leaves_nobody_waiting() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn new_requests_of_every_kind_fail_while_the_server_closes_and_earlier_ones_are_answered() {
+async fn closing_server_rejects_new_requests_and_answers_earlier_ones() {
     let mut fixture = Fixture::new(&[]).await;
     let mut raw = fixture.raw().await;
     raw.send(&rpc(1, b"never")).await;
     let handler = Arc::clone(&fixture.handler);
-    eventually("it is being served", || handler.kept.lock().len() == 1).await;
+    eventually("the request is active", || handler.kept.lock().len() == 1).await;
     let closing = tokio::spawn(fixture.server.take().unwrap().close(LIMIT));
-    // Until the first is refused; asked while it was open, it is served.
+    // Repeats until the server rejects; requests before that are still served.
     let mut open = true;
     while open {
         raw.send(&rpc(2, b"late")).await;
@@ -663,10 +667,10 @@ async fn new_requests_of_every_kind_fail_while_the_server_closes_and_earlier_one
     kinds.sort_unstable();
     assert_eq!(kinds, [CHUNK_FAILURE, RPC_FAILURE, RPC_FAILURE, RPC_FAILURE, STREAM_FAILURE]);
     assert_eq!(handler.one_ways.load(Ordering::SeqCst), 0);
-    // The earlier one is answered, and that ends it.
+    // The reply to the earlier request counts the connection.
     handler.kept.lock().pop().unwrap().reply("at last");
     let answer = raw.frame().await.unwrap();
     assert_eq!((answer.long(0), &answer.rest[12..]), (1, &b"at last"[..]));
     raw.assert_closed_silently("drained").await;
-    assert_eq!(within("closing", closing).await.unwrap(), 0, "nothing was cut");
+    assert_eq!(within("closing", closing).await.unwrap(), 0, "no connection may be closed early");
 }

@@ -1,4 +1,4 @@
-//! Raw peers that misbehave against our server.
+//! Raw clients that misbehave towards a server of this crate.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
@@ -14,13 +14,13 @@ fn length(length: i64) -> Vec<u8> {
     length.to_be_bytes().to_vec()
 }
 
-/// A frame whose length field says something else than what follows.
-fn lying(kind: u8, announced: i64, rest: &[u8]) -> Vec<u8> {
+/// Returns a frame whose length field does not match what follows.
+fn frame_announcing(kind: u8, announced: i64, rest: &[u8]) -> Vec<u8> {
     [&announced.to_be_bytes()[..], &[kind], rest].concat()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn frame_06_07_08_malformed_bytes_close_the_connection_without_an_answer_and_nothing_else() {
+async fn frame_06_07_08_malformed_bytes_close_only_their_connection() {
     let fixture = Fixture::new(&[]).await;
     let mut neighbour = fixture.raw().await;
     let negative = (-5_i32).to_be_bytes();
@@ -30,7 +30,7 @@ async fn frame_06_07_08_malformed_bytes_close_the_connection_without_an_answer_a
     for l in 0..=8 {
         let text = "Frame length should be positive";
         cases.push((format!("length {l}"), length(l), text));
-        // Also when the bytes behind it would be a good frame.
+        // The same if the following bytes would be a valid frame.
         cases.push((
             format!("length {l} and a frame"),
             [length(l), rpc(1, b"echo")].concat(),
@@ -90,24 +90,24 @@ async fn frame_06_07_08_malformed_bytes_close_the_connection_without_an_answer_a
         ),
         (
             "unsolicited stream".into(),
-            stream_response("nobody asked", 4),
+            stream_response("unsolicited", 4),
             "unsolicited stream response",
         ),
         ("unsolicited empty stream".into(), stream_response("s", 0), "unsolicited stream response"),
-        ("header over 16 MiB".into(), lying(RPC_FAILURE, 17 << 20, b""), "header"),
-        ("17 MiB chunk request".into(), lying(CHUNK_REQUEST, 17 << 20, &zero8), "header"),
+        ("header over 16 MiB".into(), frame_announcing(RPC_FAILURE, 17 << 20, b""), "header"),
+        ("17 MiB chunk request".into(), frame_announcing(CHUNK_REQUEST, 17 << 20, &zero8), "header"),
         ("text".into(), b"hello, is anybody there?\n".to_vec(), "Too large frame"),
     ]);
     let mut dice = Dice::new(7);
     for i in 0..20 {
-        // The first byte makes it too long, whatever follows.
+        // The first bytes announce too large a frame, whatever follows.
         let mut garbage: Vec<u8> = (0..64).map(|_| dice.next() as u8).collect();
         garbage[0] = garbage[0] & 0x3f | 0x01;
         garbage[1] |= 0x10;
         cases.push((format!("garbage {i}"), garbage, "rame"));
     }
     for (name, bytes, expected) in &cases {
-        // As the first bytes, all at once; then behind a good request; then byte by byte.
+        // As first bytes in one write, after a valid request, and byte by byte.
         for style in 0..3 {
             let mut raw = fixture.raw().await;
             let peer = local(&raw);
@@ -137,13 +137,13 @@ async fn frame_06_07_08_malformed_bytes_close_the_connection_without_an_answer_a
     }
     drop(neighbour);
     let metrics = fixture.context.metrics();
-    eventually("all connections are gone", || metrics.server().snapshot().connections == 0).await;
+    eventually("all connections are closed", || metrics.server().snapshot().connections == 0).await;
     let failures = metrics.server().snapshot().failures;
     assert_eq!(failures, [(ErrorKind::Protocol, 3 * cases.len() as u64)]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn other_protocols_are_named() {
+async fn other_protocols_are_named_in_error() {
     let fixture = Fixture::new(&[]).await;
     let cases: [(&[u8], &str); 7] = [
         (b"GET / HTTP/1.1\r\nHost: spark\r\n\r\n", "HTTP"),
@@ -164,7 +164,7 @@ async fn other_protocols_are_named() {
         assert!(text.contains("not Spark's transport protocol"), "{text}");
         assert!(text.ends_with(&format!("the peer speaks {name}")), "{text}");
     }
-    // On a connection that has spoken the protocol, the same bytes are only a wrong length.
+    // After a valid frame the same bytes are reported as an invalid length.
     let mut raw = fixture.raw().await;
     let peer = local(&raw);
     raw.echo(b"x").await;
@@ -175,7 +175,7 @@ async fn other_protocols_are_named() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_connection_that_ends_inside_a_frame_ends_quietly_once() {
+async fn connection_ending_inside_frame_is_reported_once_without_error() {
     let fixture = Fixture::new(&[]).await;
     let body = vec![1; 10_000];
     let frames =
@@ -186,7 +186,7 @@ async fn a_connection_that_ends_inside_a_frame_ends_quietly_once() {
             for reset in [false, true] {
                 let mut raw = fixture.raw().await;
                 let peer = local(&raw);
-                // Known to be accepted before it is reset.
+                // The echo proves that the server accepted the connection before the reset.
                 raw.echo(b"x").await;
                 raw.send(&whole[..cut]).await;
                 if reset {
@@ -211,13 +211,13 @@ async fn a_connection_that_ends_inside_a_frame_ends_quietly_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn requests_over_the_limit_are_refused_before_they_are_buffered() {
+async fn requests_over_limit_are_rejected_before_they_are_buffered() {
     let fixture = Fixture::new(&[("spark.test.io.maxRequestSize", "1m")]).await;
     for kind in [RPC_REQUEST, ONE_WAY, STREAM_REQUEST, UPLOAD, CHUNK_REQUEST, META_REQUEST] {
         let mut raw = fixture.raw().await;
         let peer = local(&raw);
-        // Length and type only: the error must not wait for more.
-        raw.send(&lying(kind, (1 << 20) + 9, b"")).await;
+        // Sends length and type only: the server must reject without more bytes.
+        raw.send(&frame_announcing(kind, (1 << 20) + 9, b"")).await;
         raw.assert_closed_silently("too large").await;
         let (error, text) = fixture.handler.exception(peer).await;
         assert_eq!(error, ErrorKind::Protocol);
@@ -225,9 +225,9 @@ async fn requests_over_the_limit_are_refused_before_they_are_buffered() {
             assert!(text.contains(part), "type {kind}: {text} lacks {part}");
         }
     }
-    // Exactly the limit is served: payload = type, id, length, body.
+    // A request of exactly the limit is served; the payload is type, id, length and body.
     fixture.raw().await.echo(&vec![3; (1 << 20) - 13]).await;
-    // Data of uploads do not count, nor do answers.
+    // The limit applies neither to upload data nor to responses.
     let mut raw = fixture.raw().await;
     raw.send(&upload(5, "sum", 3 << 20)).await;
     raw.send(&vec![0; 3 << 20]).await;
@@ -237,11 +237,11 @@ async fn requests_over_the_limit_are_refused_before_they_are_buffered() {
         (RPC_RESPONSE, 5, &b"3145728"[..])
     );
     raw.send(&rpc_response(99, &vec![0; 2 << 20])).await;
-    raw.echo(b"an answer nobody awaits was skipped").await;
+    raw.echo(b"an unknown response is discarded").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn lying_body_lengths_and_odd_ids_are_harmless() {
+async fn wrong_body_lengths_and_unusual_ids_are_harmless() {
     let fixture = Fixture::new(&[]).await;
     let mut raw = fixture.raw().await;
     for (id, announced) in [(i64::MIN, i32::MAX), (-1, -1), (0, 0), (i64::MAX, i32::MIN)] {
@@ -250,7 +250,7 @@ async fn lying_body_lengths_and_odd_ids_are_harmless() {
         assert_eq!((answer.kind, answer.long(0)), (RPC_RESPONSE, id));
         assert_eq!((answer.int(8), &answer.rest[12..]), (3, &b"abc"[..]));
     }
-    // The same id twice, outstanding: both are answered.
+    // Two active requests with the same id: both get a response.
     raw.send(&[rpc(4, b"one"), rpc(4, b"two")].concat()).await;
     for expected in [b"one", b"two"] {
         assert_eq!(raw.frame().await.unwrap().rest[12..], expected[..]);
@@ -263,11 +263,11 @@ async fn lying_body_lengths_and_odd_ids_are_harmless() {
     .await;
     let answer = raw.frame().await.unwrap();
     assert_eq!((answer.kind, &answer.rest[12..]), (CHUNK_SUCCESS, &pattern(5)[..]));
-    // Negative chunk ids are the stream manager's business.
+    // Negative chunk ids are passed to the stream manager.
     raw.send(&chunk_request(-5, -7)).await;
     let answer = raw.frame().await.unwrap();
     assert_eq!((answer.kind, answer.long(0), answer.int(8)), (CHUNK_FAILURE, -5, -7));
-    // Answers that nobody asked for.
+    // Unsolicited responses.
     let unsolicited = [
         rpc_response(1, b"x"),
         rpc_failure(2, "y"),
@@ -283,18 +283,16 @@ async fn lying_body_lengths_and_odd_ids_are_harmless() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_hundred_thousand_chunk_requests_are_answered_in_order_when_the_peer_reads_at_last() {
+async fn chunk_flood_is_answered_in_order_to_peer_that_reads_late() {
     const COUNT: i32 = 100_000;
     let fixture = Fixture::new(&[]).await;
     let (mut read, mut write) = fixture.raw().await.0.into_split();
     let requests: Vec<u8> = (0..COUNT).flat_map(|i| chunk_request(BYTES, i % 8)).collect();
     let writing = tokio::spawn(async move { write.write_all(&requests).await.map(|()| write) });
-    // It is served up to the limits; nothing was read yet. Others are served meanwhile.
+    // The server works up to its limits while the peer reads nothing, and serves other peers.
     let metrics = fixture.context.metrics();
-    eventually("the flood is being served", || {
-        metrics.server().snapshot().received_bytes > 100_000
-    })
-    .await;
+    eventually("the server reads the flood", || metrics.server().snapshot().received_bytes > 100_000)
+        .await;
     fixture.assert_serves().await;
     let mut answer = [0; 32];
     for i in 0..COUNT {
@@ -305,7 +303,7 @@ async fn a_hundred_thousand_chunk_requests_are_answered_in_order_when_the_peer_r
     }
     let write = within("the writer", writing).await.unwrap().unwrap();
     drop((read, write));
-    eventually("nothing is left", || {
+    eventually("all gauges return to 0", || {
         let now = metrics.server().snapshot();
         now.connections == 0
             && now.chunks_being_transferred == 0
@@ -315,17 +313,15 @@ async fn a_hundred_thousand_chunk_requests_are_answered_in_order_when_the_peer_r
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_hundred_thousand_rpcs_are_answered_in_order_when_the_peer_reads_at_last() {
+async fn rpc_flood_is_answered_in_order_to_peer_that_reads_late() {
     const COUNT: i64 = 100_000;
     let fixture = Fixture::new(&[("spark.test.io.maxWriteQueueSize", "256k")]).await;
     let (mut read, mut write) = fixture.raw().await.0.into_split();
     let requests: Vec<u8> = (0..COUNT).flat_map(|i| rpc(i, &[9; 40])).collect();
     let writing = tokio::spawn(async move { write.write_all(&requests).await.map(|()| write) });
     let metrics = fixture.context.metrics();
-    eventually("the flood is being served", || {
-        metrics.server().snapshot().received_bytes > 100_000
-    })
-    .await;
+    eventually("the server reads the flood", || metrics.server().snapshot().received_bytes > 100_000)
+        .await;
     fixture.assert_serves().await;
     let mut answer = [0; 61];
     for i in 0..COUNT {
@@ -335,13 +331,13 @@ async fn a_hundred_thousand_rpcs_are_answered_in_order_when_the_peer_reads_at_la
     let write = within("the writer", writing).await.unwrap().unwrap();
     assert_eq!(fixture.handler.rpcs.load(std::sync::atomic::Ordering::SeqCst) as i64, COUNT + 1);
     drop((read, write));
-    eventually("nothing is left", || metrics.server().snapshot().connections == 0).await;
+    eventually("all connections are closed", || metrics.server().snapshot().connections == 0).await;
     let now = metrics.server().snapshot();
     assert_eq!((now.active_requests, now.write_queue_bytes), (0, 0));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn stream_ids_of_the_longest_length_are_answered_and_longer_ones_refused() {
+async fn stream_ids_up_to_longest_length_are_accepted() {
     const LONGEST: usize = (16 << 20) - 5;
     let fixture = Fixture::new(&[]).await;
     let mut raw = fixture.raw().await;
@@ -352,12 +348,12 @@ async fn stream_ids_of_the_longest_length_are_answered_and_longer_ones_refused()
     }
     raw.echo(b"alive").await;
     let mut raw = fixture.raw().await;
-    raw.send(&lying(STREAM_REQUEST, 9 + 4 + LONGEST as i64 + 1, b"")).await;
-    raw.assert_closed_silently("too long an id").await;
+    raw.send(&frame_announcing(STREAM_REQUEST, 9 + 4 + LONGEST as i64 + 1, b"")).await;
+    raw.assert_closed_silently("stream id too long").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn uploads_without_data_hold_up_nobody_and_fail_with_their_connection() {
+async fn uploads_without_data_block_no_peer_and_fail_with_connection() {
     let fixture = Fixture::new(&[]).await;
     let mut silent = Vec::new();
     for i in 0..16 {
@@ -367,9 +363,9 @@ async fn uploads_without_data_hold_up_nobody_and_fail_with_their_connection() {
         silent.push(raw);
     }
     let futures = &fixture.handler.futures;
-    eventually("the handlers wait", || futures.now() == 16).await;
+    eventually("the handlers are active", || futures.now() == 16).await;
     fixture.assert_serves().await;
-    // A request behind the missing data is data.
+    // A request in place of the missing data is read as data.
     silent[0].send(&rpc(5, b"echo")).await;
     let peers: Vec<_> = silent.iter().map(local).collect();
     for (i, mut raw) in silent.into_iter().enumerate() {
@@ -385,7 +381,7 @@ async fn uploads_without_data_hold_up_nobody_and_fail_with_their_connection() {
         eventually("the end", || fixture.handler.seen(peer).last() == Some(&Seen::Inactive)).await;
     }
     let metrics = fixture.context.metrics();
-    eventually("no requests are left", || {
+    eventually("no request is active", || {
         let now = metrics.server().snapshot();
         (now.connections, now.active_requests) == (0, 0)
     })
@@ -393,7 +389,7 @@ async fn uploads_without_data_hold_up_nobody_and_fail_with_their_connection() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn upload_data_may_come_byte_by_byte_and_a_frame_may_follow_in_the_same_segment() {
+async fn upload_data_can_arrive_byte_by_byte_before_another_frame() {
     let fixture = Fixture::new(&[]).await;
     let mut raw = fixture.raw().await;
     let bytes = [upload(-3, "sum", 300), vec![b'd'; 299]].concat();
@@ -405,7 +401,7 @@ async fn upload_data_may_come_byte_by_byte_and_a_frame_may_follow_in_the_same_se
     answers.sort_by_key(|answer| answer.long(0));
     assert_eq!((answers[0].long(0), &answers[0].rest[12..]), (-3, &b"300"[..]));
     assert_eq!((answers[1].long(0), &answers[1].rest[12..]), (6, &b"behind"[..]));
-    // No data: complete at once, also when the count is negative.
+    // An upload without data completes at once, also with a negative count.
     for count in [0, -1, i64::MIN] {
         raw.send(&[upload(8, "sum", count), rpc(9, b"behind")].concat()).await;
         let mut answers = [raw.frame().await.unwrap(), raw.frame().await.unwrap()];
@@ -420,10 +416,10 @@ async fn upload_data_may_come_byte_by_byte_and_a_frame_may_follow_in_the_same_se
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn rpc_10_the_failure_of_an_upload_given_up_in_the_middle_reaches_a_peer_that_is_still_sending()
+async fn rpc_10_failure_of_partly_read_upload_reaches_peer_that_still_sends()
  {
     let fixture = Fixture::new(&[]).await;
-    for (meta, reads) in [("give-up 1000", true), ("give-up 3000000", true), ("panic-later", false)]
+    for (meta, reads) in [("stop-after 1000", true), ("stop-after 3000000", true), ("panic-later", false)]
     {
         let raw = fixture.raw().await;
         let peer = local(&raw);
@@ -432,7 +428,7 @@ async fn rpc_10_the_failure_of_an_upload_given_up_in_the_middle_reaches_a_peer_t
             write.write_all(&upload(4, meta, i64::MAX)).await?;
             let block = vec![0; 64 << 10];
             loop {
-                // Endless: it ends when the server closes.
+                // Endless: the write fails when the server closes.
                 write.write_all(&block).await?;
             }
             #[allow(unreachable_code, reason = "gives the block its type")]
@@ -445,7 +441,7 @@ async fn rpc_10_the_failure_of_an_upload_given_up_in_the_middle_reaches_a_peer_t
         assert_eq!((rest[0], &rest[1..9]), (RPC_FAILURE, &4_i64.to_be_bytes()[..]));
         let text = String::from_utf8_lossy(&rest[13..]).into_owned();
         assert!(text.starts_with("Destination failed while reading stream"), "{text}");
-        assert_eq!(text.contains("gave up"), reads, "{text}");
+        assert_eq!(text.contains("stopped reading"), reads, "{text}");
         within("the writer sees the end", writing).await.unwrap().unwrap_err();
         let handler = &fixture.handler;
         eventually("the end", || handler.seen(peer).last() == Some(&Seen::Inactive)).await;
@@ -455,7 +451,7 @@ async fn rpc_10_the_failure_of_an_upload_given_up_in_the_middle_reaches_a_peer_t
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn rpc_10_uploads_that_fail_after_their_data_or_read_nothing_keep_the_connection() {
+async fn rpc_10_upload_failing_after_its_data_keeps_connection() {
     let fixture = Fixture::new(&[]).await;
     let mut raw = fixture.raw().await;
     raw.send(&upload(1, "post-fail", 5)).await;
@@ -468,14 +464,15 @@ async fn rpc_10_uploads_that_fail_after_their_data_or_read_nothing_keep_the_conn
         answer.lossy()
     );
     raw.echo(b"alive").await;
-    // The answer of a handler that reads nothing comes after the data were skipped.
+    // A handler that does not read the data replies after the data were discarded.
     raw.send(&upload(2, "early", 3_000_000)).await;
     raw.send(&[vec![1; 3_000_000], rpc(3, b"behind")].concat()).await;
     let mut answers = [raw.frame().await.unwrap(), raw.frame().await.unwrap()];
     answers.sort_by_key(|answer| answer.long(0));
     assert_eq!(&answers[0].rest[12..], b"early");
     assert_eq!(&answers[1].rest[12..], b"behind");
-    // A handler that panics before it has a future: failed, data skipped.
+    // A handler that panics before it returns a future: the upload fails, and its data is
+    // discarded.
     raw.send(&upload(4, "panic", 100_000)).await;
     raw.send(&vec![1; 100_000]).await;
     let answer = raw.frame().await.unwrap();
@@ -483,7 +480,7 @@ async fn rpc_10_uploads_that_fail_after_their_data_or_read_nothing_keep_the_conn
     raw.echo(b"alive").await;
 }
 
-async fn a_file_shrinks_while_it_is_sent(mode: &str) {
+async fn check_file_truncated_while_sent(mode: &str) {
     const LENGTH: u64 = 256 << 20;
     let fixture = Fixture::new(&[("spark.test.io.mode", mode)]).await;
     for by_stream in [false, true] {
@@ -501,7 +498,7 @@ async fn a_file_shrinks_while_it_is_sent(mode: &str) {
         within("the beginning", raw.0.read_exact(&mut some)).await.unwrap();
         file.as_file().set_len(2 << 20).unwrap();
         let (count, _) = raw.until_end().await;
-        assert!((count as u64) < LENGTH - (1 << 20), "{mode}: the body was completed with what?");
+        assert!((count as u64) < LENGTH - (1 << 20), "{mode}: the body was sent past the end of the file");
         let (kind, text) = fixture.handler.exception(peer).await;
         assert_eq!(kind, ErrorKind::Io);
         assert!(text.contains("Reached EOF before filling buffer"), "{text}");
@@ -509,7 +506,8 @@ async fn a_file_shrinks_while_it_is_sent(mode: &str) {
         fixture.assert_serves().await;
         eventually("the body is released", || fixture.handler.bodies.now() == 0).await;
     }
-    // A file that is too short from the start: the failure twin, and the connection lives.
+    // A file that is too short from the start gets a failure response, and the connection stays
+    // open.
     let file = sparse_file(10);
     *fixture.handler.file.lock() = file.path().to_owned();
     let mut raw = fixture.raw().await;
@@ -530,17 +528,17 @@ async fn a_file_shrinks_while_it_is_sent(mode: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_file_truncated_while_sendfile_sends_it_closes_its_connection_only() {
-    a_file_shrinks_while_it_is_sent("AUTO").await;
+async fn file_truncated_during_sendfile_closes_only_its_connection() {
+    check_file_truncated_while_sent("AUTO").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_file_truncated_while_it_passes_through_memory_closes_its_connection_only() {
-    a_file_shrinks_while_it_is_sent("NIO").await;
+async fn file_truncated_during_copying_closes_only_its_connection() {
+    check_file_truncated_while_sent("NIO").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_dropped_server_stops_in_the_middle_of_a_file() {
+async fn dropped_server_stops_in_middle_of_file() {
     let mut fixture = Fixture::new(&[]).await;
     let file = sparse_file(1 << 40);
     *fixture.handler.file.lock() = file.path().to_owned();
@@ -549,7 +547,7 @@ async fn a_dropped_server_stops_in_the_middle_of_a_file() {
     raw.send(&stream_request(&format!("file {}", 1_u64 << 40))).await;
     let mut some = vec![0; 8 << 20];
     within("the beginning", raw.0.read_exact(&mut some)).await.unwrap();
-    // The peer reads on as fast as it can: nothing stalls the sending thread.
+    // The peer keeps reading, so that the sending task never waits for the socket.
     let reading = tokio::spawn(async move { raw.until_end().await });
     drop(fixture.server.take());
     eventually("the end", || fixture.handler.seen(peer).last() == Some(&Seen::Inactive)).await;
@@ -558,14 +556,14 @@ async fn a_dropped_server_stops_in_the_middle_of_a_file() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_peer_that_floods_cannot_keep_its_connection_from_being_closed() {
+async fn flooding_peer_cannot_prevent_close() {
     let fixture = Fixture::new(&[("spark.test.io.receiveBuffer", "4m")]).await;
     let raw = fixture.raw().await;
     let peer = local(&raw);
     let mut flood = Vec::new();
     (0..50_000).for_each(|_| flood.extend(one_way(b"")));
-    // A thread of its own, so that the socket is never empty, also when the wish to close is met
-    // with.
+    // Writes from a separate thread, so that the socket is never empty, also while the server
+    // closes the connection.
     let stream = raw.0.into_std().unwrap();
     stream.set_nonblocking(false).unwrap();
     stream.set_write_timeout(Some(Duration::from_secs(30))).unwrap();
@@ -581,9 +579,9 @@ async fn a_peer_that_floods_cannot_keep_its_connection_from_being_closed() {
     tokio::task::spawn_blocking(move || flooding.join().unwrap()).await.unwrap();
 }
 
-/// A peer that ends its sending direction still gets the answers to what it sent.
+/// A peer that shut down its sending direction still receives its responses.
 #[tokio::test]
-async fn a_half_closed_peer_gets_the_answers_it_has_earned() {
+async fn half_closed_peer_receives_its_responses() {
     let fixture = Fixture::new(&[]).await;
     let mut raw = fixture.raw().await;
     raw.send(&[rpc(1, b"one"), rpc(2, b"two")].concat()).await;

@@ -1,4 +1,4 @@
-//! Raw peers that misbehave against our client.
+//! Raw servers that misbehave towards a client of this crate.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
@@ -18,8 +18,8 @@ use network_common::{
 };
 use tokio::io::AsyncWriteExt;
 
-/// The id of the next request, whose type must be `kind`; for uploads, whose data follow, the frame
-/// only.
+/// Returns the id of the next request, which must be of type `kind`. Reads only the frame of an
+/// upload, not its data.
 async fn request_id(raw: &mut Raw, kind: u8) -> i64 {
     let frame = raw.frame().await.expect("a request");
     assert_eq!(frame.kind, kind);
@@ -27,7 +27,7 @@ async fn request_id(raw: &mut Raw, kind: u8) -> i64 {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn rsp_04_05_answers_out_of_order_twice_and_with_unknown_ids_reach_whom_they_concern_once() {
+async fn rsp_04_05_unordered_duplicate_and_unknown_responses_complete_rpcs_once() {
     let (mut raw, client, _context) = raw_server().await;
     let calls: Vec<_> = (0..8_u8).map(|i| client.send_rpc(vec![i])).collect();
     let mut ids = Vec::new();
@@ -36,7 +36,7 @@ async fn rsp_04_05_answers_out_of_order_twice_and_with_unknown_ids_reach_whom_th
     }
     let mut answers = Vec::new();
     for (i, id) in ids.iter().enumerate().rev() {
-        // Ids near the true one, as a table with reused places would know them.
+        // Unknown ids that differ from the real one by few bits.
         for wrong in
             [!id, id ^ (1 << 63), id ^ (1 << 32), id ^ 0x7fff_ffff, 0, -1, i64::MIN, i64::MAX]
         {
@@ -68,13 +68,13 @@ async fn rsp_04_05_answers_out_of_order_twice_and_with_unknown_ids_reach_whom_th
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn late_answers_do_not_meet_a_newer_request_in_the_same_place() {
+async fn late_responses_do_not_complete_newer_request_in_same_slot() {
     let (mut raw, client, _context) = raw_server().await;
     let mut old = Vec::new();
     for _ in 0..50 {
-        let given_up = client.send_rpc("given up");
+        let cancelled = client.send_rpc("cancelled");
         old.push(request_id(&mut raw, RPC_REQUEST).await);
-        drop(given_up);
+        drop(cancelled);
         assert_eq!(client.pending_requests(), 0);
     }
     let call = client.send_rpc("kept");
@@ -87,7 +87,7 @@ async fn late_answers_do_not_meet_a_newer_request_in_the_same_place() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn answers_of_the_wrong_kind_fail_their_request_and_nothing_else() {
+async fn responses_of_wrong_type_fail_only_their_request() {
     let (mut raw, client, _context) = raw_server().await;
     for large in [0, 100_000] {
         let body = vec![0; large];
@@ -110,7 +110,7 @@ async fn answers_of_the_wrong_kind_fail_their_request_and_nothing_else() {
         raw.send(&meta_success(id, 1, &body)).await;
         assert_eq!(within("an answer", call).await.unwrap_err().kind(), ErrorKind::Protocol);
 
-        // Chunks and streams are not answered by id: these answers are unknown ones.
+        // Chunks and streams have no request id, so these responses match no request.
         let mut chunk = client.fetch_chunk(5, 6);
         let mut stream = client.stream("s");
         raw.frame().await.unwrap();
@@ -132,7 +132,7 @@ async fn answers_of_the_wrong_kind_fail_their_request_and_nothing_else() {
         let error = within("the stream", stream).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::StreamFailure);
     }
-    // Bitmaps that are none: an error of the call that reads them.
+    // Invalid bitmaps are reported by the call that decodes them.
     let call = client.merged_block_meta("app", 1, 2, 3);
     let id = request_id(&mut raw, META_REQUEST).await;
     raw.send(&meta_success(id, i32::MAX, b"no bitmaps")).await;
@@ -143,18 +143,18 @@ async fn answers_of_the_wrong_kind_fail_their_request_and_nothing_else() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn unsolicited_chunks_and_stream_failures_are_skipped() {
+async fn unsolicited_chunks_and_stream_failures_are_discarded() {
     let (mut raw, client, context) = raw_server().await;
     let fetch = client.fetch_chunk(1, 1);
     raw.frame().await.unwrap();
-    raw.send(&stream_failure("nobody asked", "for it")).await;
+    raw.send(&stream_failure("unsolicited", "failure")).await;
     raw.send(&chunk_success(1, 2, b"small")).await;
     raw.send(&chunk_success(2, 1, &vec![1; 10 << 20])).await;
     raw.send(&chunk_failure(3, 3, "no")).await;
     raw.send(&chunk_success(1, 1, &vec![2; 10 << 20])).await;
     let body = within("the chunk", fetch).await.unwrap();
     assert!(body.len() == 10 << 20 && body.iter().all(|byte| *byte == 2));
-    // The same chunk once more, unasked.
+    // The same chunk once more, unsolicited.
     raw.send(&chunk_success(1, 1, &vec![3; 10 << 20])).await;
     let call = client.send_rpc("alive?");
     let id = request_id(&mut raw, RPC_REQUEST).await;
@@ -162,27 +162,27 @@ async fn unsolicited_chunks_and_stream_failures_are_skipped() {
     assert_eq!(within("the answer", call).await.unwrap(), "yes");
     assert_eq!(client.pending_requests(), 0);
     let direct = context.metrics().client().snapshot().direct_body_bytes;
-    assert!(direct <= 10 << 20, "skipped bodies are not collected");
+    assert!(direct <= 10 << 20, "discarded bodies must not be collected");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_abandoned_fetch_is_a_tombstone_until_it_is_answered() {
+async fn cancelled_fetch_keeps_its_slot_until_response_arrives() {
     let (mut raw, client, _context) = raw_server().await;
     for length in [10, 5 << 20] {
         drop(client.fetch_chunk(1, 1));
         raw.frame().await.unwrap();
         assert_eq!(client.pending_requests(), 1);
-        let error = within("the refusal", client.fetch_chunk(1, 1)).await.unwrap_err();
+        let error = within("the rejection", client.fetch_chunk(1, 1)).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Refused);
         raw.send(&chunk_success(1, 1, &vec![0; length])).await;
         let c = client.clone();
-        eventually("the tombstone is gone", move || c.pending_requests() == 0).await;
+        eventually("the cancelled fetch is removed", move || c.pending_requests() == 0).await;
         let again = client.fetch_chunk(1, 1);
         raw.frame().await.unwrap();
         raw.send(&chunk_success(1, 1, b"again")).await;
         assert_eq!(within("the chunk", again).await.unwrap(), "again");
     }
-    // Streams: the place in the queue stays, and its body is skipped.
+    // Cancelled streams stay in the queue, and their bodies are discarded.
     let (first, second, third) = (client.stream("1"), client.stream("2"), client.stream("3"));
     drop((first, second));
     raw.send(&[stream_response("1", 3 << 20), vec![0; 3 << 20]].concat()).await;
@@ -197,11 +197,11 @@ async fn an_abandoned_fetch_is_a_tombstone_until_it_is_answered() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_unsolicited_stream_response_closes_the_connection() {
+async fn unsolicited_stream_response_closes_connection() {
     for count in [5, 0, -1] {
         let (mut raw, client, _context) = raw_server().await;
         let peer = client.peer_addr();
-        let (rpc, chunk) = (client.send_rpc("never answered"), client.fetch_chunk(1, 1));
+        let (rpc, chunk) = (client.send_rpc("no response"), client.fetch_chunk(1, 1));
         raw.frame().await.unwrap();
         raw.frame().await.unwrap();
         raw.send(&stream_response("surprise", count)).await;
@@ -218,12 +218,12 @@ async fn an_unsolicited_stream_response_closes_the_connection() {
         assert_eq!(within("closed", client.closed()).await.kind(), ErrorKind::Protocol);
         assert!(!client.is_active());
         assert_eq!(client.pending_requests(), 0);
-        assert!(within("refused", client.send_rpc("x")).await.is_err());
+        assert!(within("the rejection", client.send_rpc("x")).await.is_err());
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn rsp_06_stream_bodies_of_every_announced_length() {
+async fn rsp_06_stream_bodies_of_every_announced_length_are_received() {
     let (mut raw, client, _context) = raw_server().await;
     for count in [0, -1, i64::MIN] {
         let stream = client.stream("s");
@@ -234,11 +234,11 @@ async fn rsp_06_stream_bodies_of_every_announced_length() {
         assert_eq!(within("the body", body.collect()).await.unwrap(), "");
         assert_eq!(client.pending_requests(), 0);
     }
-    // Huge, then the end: what arrived is delivered, then the error.
+    // A huge announced length, then EOF: received bytes are delivered, then the error.
     for arrives in [0, 1, 70_000, 3_000_000] {
         let (mut raw, client, _context) = raw_server().await;
         let peer = client.peer_addr();
-        let (stream, rpc) = (client.stream("s"), client.send_rpc("behind"));
+        let (stream, rpc) = (client.stream("s"), client.send_rpc("pending"));
         raw.frame().await.unwrap();
         raw.send(&stream_response("s", i64::MAX)).await;
         let mut body: StreamBody = within("the stream", stream).await.unwrap();
@@ -250,7 +250,7 @@ async fn rsp_06_stream_bodies_of_every_announced_length() {
         });
         let mut got = Vec::new();
         let error = loop {
-            match within("a piece", body.next_piece()).await.expect("an error before the end") {
+            match within("a piece", body.next_piece()).await.expect("an error before the body is complete") {
                 Ok(piece) => got.extend_from_slice(&piece),
                 Err(error) => break error,
             }
@@ -264,7 +264,7 @@ async fn rsp_06_stream_bodies_of_every_announced_length() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn answers_split_byte_by_byte_are_understood() {
+async fn responses_split_byte_by_byte_are_decoded() {
     let (mut raw, client, _context) = raw_server().await;
     let (rpc, failing, chunk, stream, meta) = (
         client.send_rpc("1"),
@@ -303,7 +303,7 @@ async fn answers_split_byte_by_byte_are_understood() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_peer_that_closes_in_the_middle_of_an_answer_fails_everything_that_waits() {
+async fn connection_lost_inside_response_fails_all_pending_requests() {
     for length in [0_usize, 100, 5_000, 1 << 20, 100 << 20] {
         for (which, reset) in [(0, false), (1, false), (2, false), (1, true)] {
             let (mut raw, client, context) = raw_server().await;
@@ -319,12 +319,12 @@ async fn a_peer_that_closes_in_the_middle_of_an_answer_fails_everything_that_wai
                 1 => chunk_success(7, 7, &[]),
                 _ => rpc_failure(id, ""),
             };
-            // Announces one byte more than comes.
+            // Announces one byte more than is sent.
             let announced = (answer.len() + length + 1) as i64;
             answer[..8].copy_from_slice(&announced.to_be_bytes());
             answer.resize(answer.len() + length.min(200_000), 1);
             if which == 2 && length > 1 << 20 {
-                // Such a header is refused: covered by the tests of the server.
+                // A header over 16 MiB is rejected; the tests of the server cover that.
                 continue;
             }
             raw.send(&answer).await;
@@ -343,7 +343,7 @@ async fn a_peer_that_closes_in_the_middle_of_an_answer_fails_everything_that_wai
             }
             assert_lost(&within("closed", client.closed()).await, peer);
             let metrics = context.metrics();
-            eventually("the gauges are back", || {
+            eventually("the gauges return to 0", || {
                 let now = metrics.client().snapshot();
                 (now.connections, now.pending_requests, now.write_queue_bytes) == (0, 0, 0)
             })
@@ -353,7 +353,7 @@ async fn a_peer_that_closes_in_the_middle_of_an_answer_fails_everything_that_wai
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_upload_whose_peer_goes_away_fails() {
+async fn upload_fails_when_peer_disconnects() {
     for reset in [false, true] {
         for file in [false, true] {
             let sparse = sparse_file(1 << 30);
@@ -382,13 +382,13 @@ async fn an_upload_whose_peer_goes_away_fails() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_upload_answered_before_its_data_was_sent_goes_on() {
+async fn upload_continues_after_early_response() {
     let (mut raw, client, _context) = raw_server().await;
     let upload = client.upload_stream("meta", vec![5; 32 << 20]);
     let id = request_id(&mut raw, UPLOAD).await;
-    raw.send(&rpc_response(id, b"thanks, enough")).await;
-    assert_eq!(within("the answer", upload).await.unwrap(), "thanks, enough");
-    // The wire cannot cancel: the data still come, and then the next request.
+    raw.send(&rpc_response(id, b"early response")).await;
+    assert_eq!(within("the answer", upload).await.unwrap(), "early response");
+    // The protocol cannot cancel an upload: the rest of the data is sent, then the next request.
     let call = client.send_rpc("next");
     let mut data = vec![0; 32 << 20];
     within("the data", tokio::io::AsyncReadExt::read_exact(&mut raw.0, &mut data)).await.unwrap();
@@ -399,7 +399,7 @@ async fn an_upload_answered_before_its_data_was_sent_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn malformed_answers_close_the_connection_and_fail_what_waits() {
+async fn malformed_responses_close_connection_and_fail_pending_requests() {
     let cases: Vec<(Vec<u8>, &str)> = vec![
         (7_i64.to_be_bytes().to_vec(), "Frame length should be positive"),
         (frame(RPC_RESPONSE, &[&[0; 11]]), "body length"),
@@ -426,17 +426,17 @@ async fn malformed_answers_close_the_connection_and_fail_what_waits() {
     }
 }
 
-/// Counts how often it is woken.
-struct Counting(AtomicUsize);
+/// Counts its wake-ups.
+struct WakeCounter(AtomicUsize);
 
-impl Wake for Counting {
+impl Wake for WakeCounter {
     fn wake(self: Arc<Self>) {
         self.0.fetch_add(1, Ordering::SeqCst);
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_runtime_that_shuts_down_fails_what_others_wait_for() {
+async fn runtime_shutdown_fails_pending_requests_of_other_runtimes() {
     let other =
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -448,7 +448,7 @@ async fn a_runtime_that_shuts_down_fails_what_others_wait_for() {
     let mut raw = Raw::accept(&listener).await;
     let client = within("connecting", connecting).await.unwrap().unwrap();
     let peer = client.peer_addr();
-    // A stream that has begun, and one of every kind that has not.
+    // One stream whose body has begun, and one pending request of every kind.
     let begun = client.stream("begun");
     raw.frame().await.unwrap();
     raw.send(&[stream_response("begun", 100), vec![1; 10]].concat()).await;
@@ -457,7 +457,7 @@ async fn a_runtime_that_shuts_down_fails_what_others_wait_for() {
     let mut calls =
         vec![client.send_rpc("1"), client.fetch_chunk(1, 1), client.upload_stream("m", "data")];
     let (mut stream, mut meta) = (client.stream("s"), client.merged_block_meta("a", 1, 2, 3));
-    let waker = Arc::new(Counting(AtomicUsize::new(0)));
+    let waker = Arc::new(WakeCounter(AtomicUsize::new(0)));
     let task = std::task::Waker::from(Arc::clone(&waker));
     let mut cx = Context::from_waker(&task);
     for call in &mut calls {
@@ -466,16 +466,16 @@ async fn a_runtime_that_shuts_down_fails_what_others_wait_for() {
     assert!(stream.poll_unpin(&mut cx).is_pending() && meta.poll_unpin(&mut cx).is_pending());
     let (c, d) = (client.clone(), client.clone());
     let closed = tokio::spawn(async move { c.closed().await });
-    // A reader that waits in the pipe.
+    // A task that waits for the next piece of the body.
     let reading =
         tokio::spawn(async move { (begun.next_piece().await, begun.next_piece().await.is_none()) });
-    // An attempt to connect that never ends: the backlog accepts it, the bootstrap waits.
-    let bootstrapped = context.create_client_factory_with(vec![Arc::new(Endless)]);
+    // A connection attempt that never completes: the backlog accepts it, and the bootstrap hangs.
+    let bootstrapped = context.create_client_factory_with(vec![Arc::new(EndlessBootstrap)]);
     let attempt = bootstrapped.clone();
     let in_other = handle.spawn(async move { attempt.create_client(address).await.map(drop) });
     let waiting = Raw::accept(&listener).await;
     let attempt = bootstrapped.clone();
-    // Shares the attempt that runs in the other runtime.
+    // Joins the attempt that runs in the other runtime.
     let mut shared = Box::pin(async move { attempt.create_client(address).await.map(drop) });
     assert!(shared.poll_unpin(&mut cx).is_pending());
 
@@ -485,7 +485,7 @@ async fn a_runtime_that_shuts_down_fails_what_others_wait_for() {
     }
     assert_lost(&within("the stream", stream).await.unwrap_err(), peer);
     assert_lost(&within("the meta", meta).await.unwrap_err(), peer);
-    assert!(waker.0.load(Ordering::SeqCst) >= 5, "all were woken");
+    assert!(waker.0.load(Ordering::SeqCst) >= 5, "every pending request must be woken");
     assert_lost(&within("closed", closed).await.unwrap(), peer);
     let (error, ended) = within("the reader", reading).await.unwrap();
     assert_lost(&error.unwrap().unwrap_err(), peer);
@@ -494,7 +494,7 @@ async fn a_runtime_that_shuts_down_fails_what_others_wait_for() {
     let error = within("the shared attempt", shared).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Closed);
     drop((in_other, waiting));
-    // The factory works on in this runtime.
+    // The factory connects again in this runtime.
     let again = within("connecting again", factory.create_client(address)).await.unwrap();
     let mut raw = Raw::accept(&listener).await;
     let call = again.send_rpc("hello");
@@ -503,16 +503,16 @@ async fn a_runtime_that_shuts_down_fails_what_others_wait_for() {
     assert_eq!(within("the answer", call).await.unwrap(), "again");
 }
 
-struct Endless;
+struct EndlessBootstrap;
 
-impl network_common::TransportClientBootstrap for Endless {
+impl network_common::TransportClientBootstrap for EndlessBootstrap {
     fn do_bootstrap<'a>(&'a self, _: &'a TransportClient) -> BoxFuture<'a, Result<(), BoxError>> {
         std::future::pending().boxed()
     }
 }
 
 #[test]
-fn a_server_whose_runtime_dies_tells_its_handler_and_frees_its_port() {
+fn server_whose_runtime_shuts_down_notifies_handler_and_frees_port() {
     let runtime = || {
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap()
     };
@@ -526,27 +526,27 @@ fn a_server_whose_runtime_dies_tells_its_handler_and_frees_its_port() {
             .await;
     });
     let handler = Arc::clone(&fixture.handler);
-    client_side.block_on(eventually("all are served", || {
+    client_side.block_on(eventually("all requests are active", || {
         handler.futures.now() == 2 && handler.kept.lock().len() == 1
     }));
     drop(server_side);
     client_side.block_on(async {
         raw.until_end().await;
         fixture.handler.assert_ended_quietly(peer).await;
-        // Answering late is harmless.
+        // A late reply has no effect.
         fixture.handler.kept.lock().pop().unwrap().reply("late");
         assert_eq!(fixture.handler.futures.now(), 0);
         let now = fixture.context.metrics().server().snapshot();
         assert_eq!((now.connections, now.active_requests, now.chunks_being_transferred), (0, 0, 0));
-        fixture.context.create_server(fixture.address).await.expect("the port is free");
+        fixture.context.create_server(fixture.address).await.expect("the port must be free");
     });
 }
 
-/// Calls back over the connection from the hook of a body that is released.
+/// Sends over the connection from the release hook of a body.
 #[derive(Default)]
-struct CallsBack;
+struct SendsOnRelease;
 
-impl RpcHandler for CallsBack {
+impl RpcHandler for SendsOnRelease {
     fn receive(&self, client: &TransportClient, message: Bytes, callback: RpcResponseCallback) {
         drop(message);
         struct Owner(TransportClient);
@@ -577,8 +577,8 @@ impl RpcHandler for CallsBack {
     fn on_network_error(&self, _: &TransportError, _: &TransportClient) {}
 }
 
-/// On a thread of its own: a deadlock must fail the test, not hang it.
-fn without_deadlock(what: &str, test: impl Future<Output = ()> + Send + 'static) {
+/// Runs the test in a runtime of its own, so that a deadlock fails the test instead of blocking it.
+fn assert_no_deadlock(what: &str, test: impl Future<Output = ()> + Send + 'static) {
     let (done, is_done) = std::sync::mpsc::channel();
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
@@ -592,10 +592,10 @@ fn without_deadlock(what: &str, test: impl Future<Output = ()> + Send + 'static)
 }
 
 #[test]
-fn what_runs_when_a_body_is_released_may_use_the_connection() {
+fn release_hooks_can_use_connection() {
     for kind in [RPC_REQUEST, META_REQUEST] {
-        without_deadlock("a hook that sends deadlocks", async move {
-            let context = TransportContext::new(TransportConf::new("test"), CallsBack);
+        assert_no_deadlock("deadlock in a release hook that sends", async move {
+            let context = TransportContext::new(TransportConf::new("test"), SendsOnRelease);
             let server = context.create_server("127.0.0.1:0").await.unwrap();
             let mut raw = Raw::connect(server.local_addr()).await;
             let request = match kind {
@@ -607,8 +607,8 @@ fn what_runs_when_a_body_is_released_may_use_the_connection() {
             assert_eq!(answer.rest.len(), 100_000 + 12);
             let hook = raw.frame().await.unwrap();
             assert_eq!((hook.kind, &hook.rest[4..]), (ONE_WAY, &b"released"[..]));
-            // Also when the connection ends with the body unsent: the peer asks for a lot, reads
-            // nothing, goes away.
+            // The same when the connection ends with unsent bodies: the peer requests many, reads
+            // nothing, and resets the connection.
             let many: Vec<u8> = (0..200).flat_map(|_| request.clone()).collect();
             raw.send(&many).await;
             raw.reset();
@@ -619,8 +619,8 @@ fn what_runs_when_a_body_is_released_may_use_the_connection() {
 }
 
 #[test]
-fn the_hook_of_a_refused_or_unsent_upload_may_use_the_connection() {
-    without_deadlock("a hook that asks deadlocks", async {
+fn release_hooks_of_rejected_or_unsent_uploads_can_use_connection() {
+    assert_no_deadlock("deadlock in a release hook that queries the client", async {
         let (mut raw, client, _context) =
             raw_server_with(&[("spark.test.io.maxWriteQueueSize", "1m")]).await;
         let body = || {
@@ -631,7 +631,7 @@ fn the_hook_of_a_refused_or_unsent_upload_may_use_the_connection() {
         };
         let first = client.upload_stream("fits into the empty queue", body());
         raw.frame().await.unwrap();
-        let refused = within("the refusal", client.upload_stream("refused", body())).await;
+        let refused = within("the rejection", client.upload_stream("refused", body())).await;
         assert_eq!(refused.unwrap_err().kind(), ErrorKind::Limit);
         let queued = client.upload_stream(
             "",
@@ -645,15 +645,15 @@ fn the_hook_of_a_refused_or_unsent_upload_may_use_the_connection() {
         raw.reset();
         within("the first", first).await.unwrap_err();
         within("the queued", queued).await.unwrap_err();
-        // After the end.
+        // After the connection has ended.
         within("the late", client.upload_stream("late", body())).await.unwrap_err();
     });
 }
 
-/// Hands the data of uploads to a task and answers at once.
-struct HandsOn(tokio::sync::mpsc::UnboundedSender<Result<Bytes, TransportError>>);
+/// Passes the data of uploads to another task and replies at once.
+struct PassesDataOn(tokio::sync::mpsc::UnboundedSender<Result<Bytes, TransportError>>);
 
-impl RpcHandler for HandsOn {
+impl RpcHandler for PassesDataOn {
     fn receive(&self, _: &TransportClient, _: Bytes, callback: RpcResponseCallback) {
         callback.reply("");
     }
@@ -667,16 +667,16 @@ impl RpcHandler for HandsOn {
         let results = self.0.clone();
         async move {
             tokio::spawn(async move { results.send(data.collect().await) });
-            Ok(Bytes::from("handed on"))
+            Ok(Bytes::from("passed on"))
         }
         .boxed()
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_upload_may_be_read_by_another_task_after_its_handler_has_finished() {
+async fn upload_data_can_be_read_after_handler_has_completed() {
     let (sender, mut results) = tokio::sync::mpsc::unbounded_channel();
-    let context = TransportContext::new(TransportConf::new("test"), HandsOn(sender));
+    let context = TransportContext::new(TransportConf::new("test"), PassesDataOn(sender));
     let server = context.create_server("127.0.0.1:0").await.unwrap();
     for _ in 0..5 {
         let mut raw = Raw::connect(server.local_addr()).await;
@@ -686,16 +686,15 @@ async fn an_upload_may_be_read_by_another_task_after_its_handler_has_finished() 
             raw.send(piece).await;
         }
         let answer = raw.frame().await.unwrap();
-        assert_eq!((answer.kind, &answer.rest[12..]), (RPC_RESPONSE, &b"handed on"[..]));
+        assert_eq!((answer.kind, &answer.rest[12..]), (RPC_RESPONSE, &b"passed on"[..]));
         let result = within("the data", results.recv()).await.unwrap();
         assert_eq!(result.unwrap(), data);
     }
 }
 
-/// Expected closes raise no alarm: a connection that this side is closing ends as closed, also when
-/// the peer resets it.
+/// A reset by the peer while this side is closing is an expected end, not an error.
 #[tokio::test]
-async fn a_reset_while_a_connection_is_being_closed_is_no_error() {
+async fn reset_while_closing_is_no_error() {
     let (raw, client, context) = raw_server().await;
     client.send(vec![0; 32 << 20]).unwrap();
     eventually("the socket is full", || context.metrics().client().snapshot().sent_bytes > 0).await;

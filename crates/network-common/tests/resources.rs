@@ -1,5 +1,5 @@
-//! What peers can make us hold: memory, threads, tasks, file descriptors; and that nothing of it
-//! stays.
+//! Limits on what hostile peers can make a server hold: memory, threads, tasks and file
+//! descriptors. Everything is released when they have gone.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 #![allow(unsafe_code, reason = "a counting allocator")]
@@ -21,8 +21,8 @@ use network_common::{
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
-/// Counts live bytes, and the most there were.
-struct Counting;
+/// Counts live bytes and their peak.
+struct CountingAllocator;
 
 static LIVE: AtomicIsize = AtomicIsize::new(0);
 static PEAK: AtomicIsize = AtomicIsize::new(0);
@@ -33,7 +33,7 @@ fn count(bytes: isize) {
 }
 
 // SAFETY: every call is handed on to the system's allocator unchanged.
-unsafe impl GlobalAlloc for Counting {
+unsafe impl GlobalAlloc for CountingAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count(layout.size() as isize);
         // SAFETY: the caller keeps the contract.
@@ -60,7 +60,7 @@ unsafe impl GlobalAlloc for Counting {
 }
 
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
+static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 const MIB: isize = 1 << 20;
 
@@ -72,10 +72,10 @@ fn open_files() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
 }
 
-/// The counters are those of the process: one test at a time, in a runtime of its own.
-fn alone(blocking_threads: usize, test: impl Future<Output = ()> + Send + 'static) {
-    static ALONE: parking_lot::Mutex<()> = parking_lot::Mutex::new(());
-    let _alone = ALONE.lock();
+/// Runs one test at a time in a runtime of its own, because the counters are those of the process.
+fn run_alone(blocking_threads: usize, test: impl Future<Output = ()> + Send + 'static) {
+    static LOCK: parking_lot::Mutex<()> = parking_lot::Mutex::new(());
+    let _lock = LOCK.lock();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .max_blocking_threads(blocking_threads)
@@ -85,7 +85,7 @@ fn alone(blocking_threads: usize, test: impl Future<Output = ()> + Send + 'stati
     runtime.block_on(async { runtime.spawn(test).await.unwrap() });
 }
 
-/// The most that was live, above what is live now, until [`Peak::so_far`].
+/// Measures the peak of live bytes above those at its start.
 struct Peak(isize);
 
 impl Peak {
@@ -100,12 +100,12 @@ impl Peak {
     }
 }
 
-/// Waits until nothing has moved for a while: the stalled peers' sockets are full.
-async fn settled(fixture: &Fixture) {
+/// Waits until no byte has moved for 200 ms, because the sockets of stalled peers are full.
+async fn wait_until_stalled(fixture: &Fixture) {
     let metrics = fixture.context.metrics();
     let mut last = (0, 0);
     let mut quiet = 0;
-    within("the server to stop", async {
+    within("the server to stall", async {
         while quiet < 20 {
             tokio::time::sleep(Duration::from_millis(10)).await;
             let now = metrics.server().snapshot();
@@ -118,20 +118,20 @@ async fn settled(fixture: &Fixture) {
 }
 
 #[test]
-fn a_gigabyte_of_chunks_for_a_peer_that_does_not_read_is_made_as_it_can_be_sent() {
-    alone(8, async {
+fn chunks_for_peer_that_does_not_read_are_created_on_demand() {
+    run_alone(8, async {
         let fixture = Fixture::new(&[("spark.test.io.maxWriteQueueSize", "16m")]).await;
         let mut raw = fixture.raw().await;
         let peak = Peak::start();
         let requests: Vec<u8> = (0..256).flat_map(|i| chunk_request(MEBIBYTES, i)).collect();
         raw.send(&requests).await;
-        settled(&fixture).await;
+        wait_until_stalled(&fixture).await;
         fixture.assert_serves().await;
-        // 4 chunks fill the queue; one more may be under way, and one batch is being written.
+        // Four chunks fill the queue, one more may be in progress, and one batch is being written.
         let bodies = &fixture.handler.bodies;
         assert!((1..=8).contains(&bodies.peak()), "{} chunks of 4 MiB alive", bodies.peak());
         assert!(peak.so_far() < 40 * MIB, "{} MiB", peak.so_far() / MIB);
-        // All of them arrive when the peer reads at last.
+        // All chunks arrive once the peer reads.
         let mut answer = vec![0; (4 << 20) + 21];
         for i in 0..256_usize {
             within("a chunk", raw.0.read_exact(&mut answer)).await.unwrap();
@@ -141,13 +141,13 @@ fn a_gigabyte_of_chunks_for_a_peer_that_does_not_read_is_made_as_it_can_be_sent(
         assert!(bodies.peak() <= 8, "{} chunks of 4 MiB alive", bodies.peak());
         assert!(peak.so_far() < 44 * MIB, "{} MiB", peak.so_far() / MIB);
         raw.echo(b"alive").await;
-        eventually("all are released", || bodies.now() == 0).await;
+        eventually("all bodies are released", || bodies.now() == 0).await;
     });
 }
 
 #[test]
-fn a_gigabyte_of_echoes_for_a_peer_that_does_not_read_is_left_in_the_sockets() {
-    alone(8, async {
+fn echoes_for_peer_that_does_not_read_stay_in_sockets() {
+    run_alone(8, async {
         let fixture = Fixture::new(&[("spark.test.io.maxWriteQueueSize", "16m")]).await;
         let (mut read, mut write) = fixture.raw().await.0.into_split();
         let request = rpc(5, &vec![6; 4 << 20]);
@@ -159,7 +159,7 @@ fn a_gigabyte_of_echoes_for_a_peer_that_does_not_read_is_left_in_the_sockets() {
             }
             write
         });
-        settled(&fixture).await;
+        wait_until_stalled(&fixture).await;
         fixture.assert_serves().await;
         let metrics = fixture.context.metrics();
         let received = metrics.server().snapshot().received_bytes;
@@ -174,21 +174,21 @@ fn a_gigabyte_of_echoes_for_a_peer_that_does_not_read_is_left_in_the_sockets() {
             within("an echo", read.read_exact(&mut answer)).await.unwrap();
             assert_eq!((answer[8], answer[21], answer[size - 1]), (RPC_RESPONSE, 6, 6));
         }
-        // Up to 64 MiB of idle buffers are kept for the next bodies.
+        // Up to 64 MiB of idle buffers are kept for later bodies.
         assert!(peak.so_far() < 128 * MIB, "{} MiB", peak.so_far() / MIB);
         drop(within("the writer", writing).await.unwrap());
     });
 }
 
 #[test]
-fn a_gigabyte_of_answers_to_small_requests_is_not_made_at_once() {
-    alone(8, async {
+fn large_replies_to_small_requests_are_not_created_at_once() {
+    run_alone(8, async {
         let fixture = Fixture::new(&[("spark.test.io.maxWriteQueueSize", "16m")]).await;
         let mut raw = fixture.raw().await;
-        // All of them fit into one read of the server.
+        // All requests fit into one read of the server.
         let requests: Vec<u8> = (0..256).flat_map(|i| rpc(i, b"big 4194304")).collect();
         raw.send(&requests).await;
-        settled(&fixture).await;
+        wait_until_stalled(&fixture).await;
         fixture.assert_serves().await;
         let bodies = &fixture.handler.bodies;
         assert!((1..=8).contains(&bodies.peak()), "{} answers of 4 MiB alive", bodies.peak());
@@ -198,14 +198,14 @@ fn a_gigabyte_of_answers_to_small_requests_is_not_made_at_once() {
             assert_eq!((answer[8], &answer[9..17]), (RPC_RESPONSE, &i.to_be_bytes()[..]));
         }
         raw.echo(b"alive").await;
-        eventually("all are released", || bodies.now() == 0).await;
+        eventually("all bodies are released", || bodies.now() == 0).await;
     });
 }
 
-/// Answers every question for merged blocks with as many bytes.
-struct Metas(usize);
+/// Replies to every merged-block meta request with this many zero bytes.
+struct MetaHandler(usize);
 
-impl RpcHandler for Metas {
+impl RpcHandler for MetaHandler {
     fn receive(&self, _: &TransportClient, message: Bytes, callback: RpcResponseCallback) {
         callback.reply(message);
     }
@@ -220,16 +220,15 @@ impl RpcHandler for Metas {
     }
 }
 
-/// They go through the bulk lane, which is bounded like the other: by their bytes, and by their
-/// number when they have none.
+/// These responses use the bulk lane, which is limited by bytes, and by number if they are empty.
 #[test]
-fn answers_to_questions_for_merged_blocks_are_bounded() {
+fn merged_block_meta_responses_are_bounded() {
     for (size, requests) in [(0, 500_000), (4 << 20, 256)] {
-        alone(8, async move {
+        run_alone(8, async move {
             let conf =
                 TransportConf::from_settings("test", [("spark.test.io.maxWriteQueueSize", "1m")])
                     .unwrap();
-            let context = TransportContext::new(conf, Metas(size));
+            let context = TransportContext::new(conf, MetaHandler(size));
             let server = context.create_server("127.0.0.1:0").await.unwrap();
             let request = frame(META_REQUEST, &[&[0; 8], &text("a"), &[0; 12]]);
             let requests = request.repeat(requests);
@@ -255,14 +254,14 @@ fn answers_to_questions_for_merged_blocks_are_bounded() {
 }
 
 #[test]
-fn long_stream_names_are_counted_by_their_bytes() {
-    alone(8, async {
+fn long_stream_ids_are_counted_by_their_bytes() {
+    run_alone(8, async {
         let fixture = Fixture::new(&[("spark.test.io.maxWriteQueueSize", "16m")]).await;
         let request = stream_request(&format!("missing {}", "x".repeat(8 << 20)));
         let first = stream_request("never");
         let peak = Peak::start();
-        // One request that is never answered holds up those behind it; then answers that are not
-        // read.
+        // First a request without a response blocks the later ones; then the peer does not read its
+        // responses.
         for hold in [true, false] {
             let (mut read, mut write) = fixture.raw().await.0.into_split();
             if hold {
@@ -275,7 +274,7 @@ fn long_stream_names_are_counted_by_their_bytes() {
                 }
                 std::io::Result::Ok(write)
             });
-            settled(&fixture).await;
+            wait_until_stalled(&fixture).await;
             fixture.assert_serves().await;
             assert!(peak.so_far() < 128 * MIB, "hold {hold}: {} MiB", peak.so_far() / MIB);
             if hold {
@@ -297,8 +296,8 @@ fn long_stream_names_are_counted_by_their_bytes() {
 }
 
 #[test]
-fn announced_lengths_reserve_nothing() {
-    alone(8, async {
+fn announced_lengths_reserve_no_memory() {
+    run_alone(8, async {
         let fixture = Fixture::new(&[]).await;
         let peak = Peak::start();
         let mut raws = Vec::new();
@@ -318,9 +317,9 @@ fn announced_lengths_reserve_nothing() {
             raw.send(&bytes).await;
             raws.push(raw);
         }
-        settled(&fixture).await;
-        // 50 uploads with a buffer of 256 KiB for the next piece, 100 requests with one of 64 KiB,
-        // and the connections.
+        wait_until_stalled(&fixture).await;
+        // 50 uploads with a buffer of 256 KiB, 100 requests with one of 64 KiB, and 200
+        // connections.
         let expected = 50 * 256 + 100 * 64 + 200 * 16;
         assert!(peak.so_far() < expected * 1024, "{} KiB", peak.so_far() / 1024);
         fixture.assert_serves().await;
@@ -328,8 +327,8 @@ fn announced_lengths_reserve_nothing() {
 }
 
 #[test]
-fn uploads_nobody_reads_hold_a_mebibyte_each() {
-    alone(8, async {
+fn unread_uploads_hold_about_one_mebibyte_each() {
+    run_alone(8, async {
         let fixture = Fixture::new(&[]).await;
         let peak = Peak::start();
         let mut uploads = Vec::new();
@@ -346,7 +345,7 @@ fn uploads_nobody_reads_hold_a_mebibyte_each() {
             });
             uploads.push((read, writing));
         }
-        settled(&fixture).await;
+        wait_until_stalled(&fixture).await;
         assert!(peak.so_far() < 8 * (3 * MIB / 2) + 4 * MIB, "{} KiB", peak.so_far() / 1024);
         fixture.assert_serves().await;
         for (read, writing) in uploads {
@@ -356,9 +355,9 @@ fn uploads_nobody_reads_hold_a_mebibyte_each() {
     });
 }
 
-/// 16 peers that ask for files and do not read, in a runtime with 4 blocking threads.
-fn stalled_files(mode: &'static str, name: &'static str) {
-    alone(4, async move {
+/// Serves files to 16 peers that do not read, in a runtime with 4 blocking threads.
+fn check_stalled_file_readers(mode: &'static str, name: &'static str) {
+    run_alone(4, async move {
         let file = sparse_file(64 << 20);
         let fixture = Fixture::new(&[("spark.test.io.mode", mode)]).await;
         *fixture.handler.file.lock() = file.path().to_owned();
@@ -370,7 +369,7 @@ fn stalled_files(mode: &'static str, name: &'static str) {
             raw.send(&requests).await;
             stalled.push(raw);
         }
-        settled(&fixture).await;
+        wait_until_stalled(&fixture).await;
         for _ in 0..5 {
             let mut raw = fixture.raw().await;
             raw.send(&chunk_request(FILE, 2)).await;
@@ -379,14 +378,14 @@ fn stalled_files(mode: &'static str, name: &'static str) {
             raw.echo(b"and others").await;
         }
         assert!(peak.so_far() < 100 * MIB, "{} MiB", peak.so_far() / MIB);
-        // One of them reads after all.
+        // One of the peers reads after all.
         let mut answer = vec![0; 21 + (64 << 20)];
         within("a chunk", stalled[7].0.read_exact(&mut answer)).await.unwrap();
         assert_eq!(answer[8], CHUNK_SUCCESS);
-        // They go; nothing stays.
+        // Everything is released when the peers disconnect.
         drop(stalled);
         let metrics = fixture.context.metrics();
-        eventually("all are gone", || {
+        eventually("all gauges return to 0", || {
             let now = metrics.server().snapshot();
             (now.connections, now.chunks_being_transferred, fixture.handler.bodies.now())
                 == (0, 0, 0)
@@ -396,18 +395,18 @@ fn stalled_files(mode: &'static str, name: &'static str) {
 }
 
 #[test]
-fn stalled_peers_of_sendfile_hold_no_blocking_thread() {
-    stalled_files("AUTO", "sendfile");
+fn peers_stalled_in_sendfile_hold_no_blocking_thread() {
+    check_stalled_file_readers("AUTO", "sendfile");
 }
 
 #[test]
-fn stalled_peers_of_files_in_pieces_hold_no_blocking_thread() {
-    stalled_files("NIO", "pieces");
+fn peers_stalled_in_copied_files_hold_no_blocking_thread() {
+    check_stalled_file_readers("NIO", "pieces");
 }
 
 #[test]
-fn cfh_01_chunks_never_sent_do_not_count_as_transferred_for_ever() {
-    alone(8, async {
+fn cfh_01_unsent_chunks_are_no_longer_counted_after_close() {
+    run_alone(8, async {
         let fixture = Fixture::new(&[
             ("spark.shuffle.maxChunksBeingTransferred", "1000"),
             ("spark.test.io.maxWriteQueueSize", "8m"),
@@ -418,7 +417,7 @@ fn cfh_01_chunks_never_sent_do_not_count_as_transferred_for_ever() {
             let mut raw = fixture.raw().await;
             let stream = if round % 2 == 0 { MEBIBYTES } else { NEVER };
             raw.send(&(0..300).flat_map(|i| chunk_request(stream, i)).collect::<Vec<u8>>()).await;
-            eventually("they are counted", || {
+            eventually("all chunks are counted", || {
                 metrics.server().snapshot().chunks_being_transferred == 300
             })
             .await;
@@ -428,12 +427,12 @@ fn cfh_01_chunks_never_sent_do_not_count_as_transferred_for_ever() {
                 drop(raw)
             }
             eventually_or(
-                || format!("round {round}: the gauge is back: {:?}", metrics.server().snapshot()),
+                || format!("round {round}: the gauge does not return to 0: {:?}", metrics.server().snapshot()),
                 || metrics.server().snapshot().chunks_being_transferred == 0,
             )
             .await;
         }
-        // Over the limit: closed without an answer, and the error says why.
+        // Over the limit the connection closes without a response, and the error names the setting.
         let mut raw = fixture.raw().await;
         let peer = local(&raw);
         raw.send(&(0..2000).flat_map(|i| chunk_request(NEVER, i)).collect::<Vec<u8>>()).await;
@@ -444,17 +443,15 @@ fn cfh_01_chunks_never_sent_do_not_count_as_transferred_for_ever() {
             text.contains("spark.shuffle.maxChunksBeingTransferred") && text.contains("1000"),
             "{text}"
         );
-        eventually("the gauge is back", || {
-            metrics.server().snapshot().chunks_being_transferred == 0
-        })
-        .await;
+        eventually("the gauge returns to 0", || metrics.server().snapshot().chunks_being_transferred == 0)
+            .await;
         fixture.assert_serves().await;
     });
 }
 
 #[test]
-fn a_thousand_connections_leave_nothing_behind() {
-    alone(8, async {
+fn thousand_connections_leave_no_resources() {
+    run_alone(8, async {
         let fixture = Fixture::new(&[("spark.test.io.maxWriteQueueSize", "1m")]).await;
         let file = sparse_file(64 << 20);
         *fixture.handler.file.lock() = file.path().to_owned();
@@ -469,13 +466,14 @@ fn a_thousand_connections_leave_nothing_behind() {
         };
         let files_before = open_files();
         let tasks_before = alive();
-        // More uploads at once than later: the buffers that their context keeps are no leak.
+        // Starts with more concurrent uploads than later, because the buffers that the context
+        // keeps are no leak.
         let mut uploads = join_all((0..20).map(|_| fixture.raw())).await;
         for raw in &mut uploads {
             raw.send(&[upload(1, "sum", 1 << 20), vec![0; 1000]].concat()).await;
         }
-        eventually("all have begun", || fixture.handler.futures.now() == uploads.len()).await;
-        settled(&fixture).await;
+        eventually("all uploads are active", || fixture.handler.futures.now() == uploads.len()).await;
+        wait_until_stalled(&fixture).await;
         drop(uploads);
         let mut after_warm_up = 0;
         for round in 0..6 {
@@ -494,7 +492,7 @@ fn a_thousand_connections_leave_nothing_behind() {
                         8 => rpc(1, b"later"),
                         _ => vec![0xff; 100],
                     };
-                    // It may already be closed.
+                    // The connection may already be closed.
                     drop(within("writing", raw.0.write_all(&bytes)).await);
                     match i % 3 {
                         0 => raw.reset(),
@@ -518,7 +516,7 @@ fn a_thousand_connections_leave_nothing_behind() {
                 || alive() <= tasks_before && is_quiet(),
             )
             .await;
-            // One more: the first file that was sent by the kernel opened /dev/null, for good.
+            // One file more is allowed: the first `sendfile` opens /dev/null and keeps it.
             eventually_or(
                 || format!("{} files", open_files()),
                 || open_files() <= files_before + 1,
@@ -529,13 +527,13 @@ fn a_thousand_connections_leave_nothing_behind() {
             }
         }
         let now = metrics.server().snapshot();
-        // Those that were reset may have been gone before they were accepted.
+        // Connections that were reset early may never have been accepted.
         assert!(now.connections_total >= 800);
         assert_eq!(
             (now.active_requests, now.write_queue_bytes, now.chunks_being_transferred),
             (0, 0, 0)
         );
-        // 1000 connections came and went since the first measurement.
+        // 1000 connections have come and gone since the first measurement.
         eventually_or(
             || format!("{} bytes more than after the first round", live() - after_warm_up),
             || live() - after_warm_up < 200_000,
@@ -545,8 +543,8 @@ fn a_thousand_connections_leave_nothing_behind() {
 }
 
 #[test]
-fn clients_and_factories_leave_nothing_behind() {
-    alone(8, async {
+fn clients_and_factories_leave_no_resources() {
+    run_alone(8, async {
         let fixture = Fixture::new(&[]).await;
         let runtime = tokio::runtime::Handle::current();
         let alive = || runtime.metrics().num_alive_tasks();
@@ -576,11 +574,12 @@ fn clients_and_factories_leave_nothing_behind() {
                     2 => client.close(),
                     _ => drop((client, factory)),
                 }
-                for (place, call) in calls.into_iter().enumerate() {
+                for (index, call) in calls.into_iter().enumerate() {
+                    // Futures keep the connection open, so only the one with a response completes.
                     if i % 4 == 3 {
                         // Futures keep the connection: only the one that is answered can be waited
                         // for.
-                        if place == 2 {
+                        if index == 2 {
                             assert_eq!(within("the echo", call).await.unwrap(), "echo");
                         } else {
                             let mut call = call;
@@ -626,16 +625,15 @@ fn clients_and_factories_leave_nothing_behind() {
 }
 
 #[test]
-fn a_peer_that_goes_away_while_the_stream_manager_is_stuck_is_noticed() {
-    alone(8, async {
+fn disconnect_is_noticed_while_stream_manager_hangs() {
+    run_alone(8, async {
         let fixture = Fixture::new(&[]).await;
-        // Fewer than those that wait for their turn before the peer is no longer read, and its end
-        // no longer seen.
+        // Few enough requests that the server still reads, and so sees the end of the connection.
         for reset in [false, true] {
             let mut raw = fixture.raw().await;
             let peer = local(&raw);
             raw.send(&(0..1000).flat_map(|i| chunk_request(NEVER, i)).collect::<Vec<u8>>()).await;
-            settled(&fixture).await;
+            wait_until_stalled(&fixture).await;
             if reset {
                 raw.reset()
             } else {
@@ -649,11 +647,10 @@ fn a_peer_that_goes_away_while_the_stream_manager_is_stuck_is_noticed() {
     });
 }
 
-/// A peer may be at another address every time: what is kept for those that are gone must not add
-/// up.
+/// A peer may use another address every time, so nothing may be kept for closed ones.
 #[test]
-fn addresses_that_are_gone_leave_nothing_in_a_pool() {
-    alone(8, async {
+fn closed_addresses_leave_nothing_in_pool() {
+    run_alone(8, async {
         let context = TransportContext::new(TransportConf::new("test"), NoOpRpcHandler::new());
         let factory = context.create_client_factory();
         let kept = Fixture::new(&[]).await;
@@ -675,6 +672,6 @@ fn addresses_that_are_gone_leave_nothing_in_a_pool() {
         )
         .await;
         let again = within("connecting", factory.create_client(kept.address)).await.unwrap();
-        assert_eq!(again.id(), client.id(), "who is still there stays in the pool");
+        assert_eq!(again.id(), client.id(), "an open connection must stay in the pool");
     });
 }

@@ -1,7 +1,8 @@
-//! RpcIntegrationSuite (RPC), the merged-meta half of TransportRequestHandlerSuite (TRH-02), calls
-//! in both directions, and handlers that panic or forget to answer.
+//! RPCs, uploads and merged-block metas between two ends of this crate: Spark's
+//! `RpcIntegrationSuite` (RPC rows), row TRH-02, calls in both directions, and handlers that panic
+//! or never reply.
 
-// Outside of the test functions themselves too.
+// Helper functions outside of tests unwrap as well.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -19,8 +20,8 @@ use roaring::RoaringBitmap;
 use support::*;
 use tokio::sync::{mpsc, oneshot};
 
-/// The handler of the suite: `hello/x`, `return error/x`, `throw error/x`.
-fn suite() -> Handler {
+/// Returns a handler for `hello/x`, `return error/x` and `throw error/x`.
+fn command_handler() -> Handler {
     Handler::new().on_rpc(|_, message, callback| {
         let text = std::str::from_utf8(&message).unwrap();
         match text.split_once('/') {
@@ -32,7 +33,7 @@ fn suite() -> Handler {
     })
 }
 
-/// Sends all at once; the answers and the errors.
+/// Sends all commands at once. Returns the replies and the errors.
 async fn send_all(pair: &Pair, commands: &[&'static str]) -> (Vec<Bytes>, Vec<TransportError>) {
     let sent: Vec<_> = commands.iter().map(|command| pair.client.send_rpc(*command)).collect();
     let (mut answers, mut errors) = (Vec::new(), Vec::new());
@@ -54,8 +55,8 @@ fn assert_remote(error: &TransportError, text: &str) {
 }
 
 #[tokio::test]
-async fn rpc_01_single_rpc() {
-    let pair = pair(suite()).await;
+async fn rpc_01_single_rpc_returns_reply() {
+    let pair = pair(command_handler()).await;
     let (answers, errors) = send_all(&pair, &["hello/Aaron"]).await;
     assert_eq!(answers, ["Hello, Aaron!"]);
     assert!(errors.is_empty());
@@ -63,26 +64,26 @@ async fn rpc_01_single_rpc() {
 }
 
 #[tokio::test]
-async fn rpc_02_double_rpc() {
-    let pair = pair(suite()).await;
+async fn rpc_02_two_rpcs_return_their_replies() {
+    let pair = pair(command_handler()).await;
     let (answers, errors) = send_all(&pair, &["hello/Aaron", "hello/Reynold"]).await;
     assert_eq!(answers, ["Hello, Aaron!", "Hello, Reynold!"]);
     assert!(errors.is_empty());
 }
 
 #[tokio::test]
-async fn rpc_03_return_error_rpc() {
-    let pair = pair(suite()).await;
+async fn rpc_03_failed_rpc_returns_remote_error() {
+    let pair = pair(command_handler()).await;
     let (answers, errors) = send_all(&pair, &["return error/OK"]).await;
     assert!(answers.is_empty());
     assert_remote(&errors[0], "Returned: OK");
     pair.assert_no_failures();
 }
 
-/// Throwing is panicking; unlike a Java stack trace its text stays at the server.
+/// Throwing maps to panicking. Unlike Java's stack trace, the panic's text is not sent.
 #[tokio::test]
-async fn rpc_04_throw_error_rpc() {
-    let pair = pair(suite()).await;
+async fn rpc_04_panicking_handler_returns_remote_error() {
+    let pair = pair(command_handler()).await;
     let (answers, errors) = send_all(&pair, &["throw error/uh-oh"]).await;
     assert!(answers.is_empty());
     assert_remote(&errors[0], "panicked");
@@ -90,8 +91,8 @@ async fn rpc_04_throw_error_rpc() {
 }
 
 #[tokio::test]
-async fn rpc_05_double_trouble() {
-    let pair = pair(suite()).await;
+async fn rpc_05_two_failing_rpcs_return_both_errors() {
+    let pair = pair(command_handler()).await;
     let (answers, errors) = send_all(&pair, &["return error/OK", "throw error/uh-oh"]).await;
     assert!(answers.is_empty());
     assert_eq!(errors.len(), 2);
@@ -100,8 +101,8 @@ async fn rpc_05_double_trouble() {
 }
 
 #[tokio::test]
-async fn rpc_06_send_success_and_failure() {
-    let pair = pair(suite()).await;
+async fn rpc_06_successes_and_failures_reach_their_callers() {
+    let pair = pair(command_handler()).await;
     let commands = ["hello/Bob", "throw error/the", "hello/Builder", "return error/!"];
     let (answers, errors) = send_all(&pair, &commands).await;
     assert_eq!(answers, ["Hello, Bob!", "Hello, Builder!"]);
@@ -110,23 +111,23 @@ async fn rpc_06_send_success_and_failure() {
 }
 
 #[tokio::test]
-async fn rpc_07_send_one_way_message() {
+async fn rpc_07_one_way_message_arrives_once() {
     let (arrived, mut messages) = mpsc::unbounded_channel();
-    let handler = suite().on_one_way(move |_, message| arrived.send(message).unwrap());
+    let handler = command_handler().on_one_way(move |_, message| arrived.send(message).unwrap());
     let pair = pair(handler).await;
     pair.client.send("no reply").unwrap();
     assert_eq!(pair.client.pending_requests(), 0);
     assert_eq!(within(messages.recv()).await.unwrap(), "no reply");
-    // It came once: what is sent later comes next.
+    // A duplicate would arrive before the message that is sent later.
     pair.client.send(pattern(100_000, 1)).unwrap();
     pair.assert_alive().await;
     assert_eq!(messages.try_recv().unwrap(), pattern(100_000, 1));
     assert!(messages.try_recv().is_err());
 }
 
-/// Rule 7: what one caller sends arrives in that order, whichever kind it is.
+/// Messages of one caller arrive in the order of the calls, whatever their type.
 #[tokio::test(flavor = "multi_thread")]
-async fn rpcs_and_one_ways_arrive_in_the_order_of_the_calls() {
+async fn rpcs_and_one_way_messages_arrive_in_call_order() {
     let seen = Arc::new(Mutex::new(Vec::new()));
     let (rpcs, one_ways) = (Arc::clone(&seen), Arc::clone(&seen));
     let number = |message: &Bytes| u32::from_be_bytes(message[..4].try_into().unwrap());
@@ -139,7 +140,7 @@ async fn rpcs_and_one_ways_arrive_in_the_order_of_the_calls() {
     let pair = pair(handler).await;
     let mut answers = Vec::new();
     for i in 0..3000_u32 {
-        // Small ones, and some that are larger than every buffer on the way.
+        // Small messages, and some larger than every buffer on the way.
         let mut message = BytesMut::zeroed(if i % 100 == 0 { 200_000 } else { 4 });
         message[..4].copy_from_slice(&i.to_be_bytes());
         if i % 3 == 0 {
@@ -157,12 +158,12 @@ async fn rpcs_and_one_ways_arrive_in_the_order_of_the_calls() {
     assert!(seen.lock().iter().copied().eq(0..3000));
 }
 
-/// Meta and data of the uploads that arrived whole.
+/// Meta and data of each upload that arrived completely.
 type Received = Arc<Mutex<Vec<(Bytes, Bytes)>>>;
 
-/// Each upload's data by its meta; `fail/...` metas fail as RPC-10 says. The answer is the number
-/// of bytes.
-fn upload_suite() -> (Handler, Received) {
+/// Returns a handler that stores each upload's data and replies with the number of bytes. Metas
+/// `fail/...` fail in the three ways of row RPC-10.
+fn upload_handler() -> (Handler, Received) {
     let received = Received::default();
     let store = Arc::clone(&received);
     let handler = Handler::new().on_upload(move |meta, mut data| {
@@ -210,9 +211,9 @@ fn uploads() -> Uploads {
 }
 
 #[tokio::test]
-async fn rpc_08_send_rpc_with_stream_one_at_a_time() {
+async fn rpc_08_uploads_arrive_one_at_a_time() {
     for mode in ["AUTO", "NIO"] {
-        let (handler, received) = upload_suite();
+        let (handler, received) = upload_handler();
         let pair = pair_with(handler, &[], &[("spark.shuffle.io.mode", mode)]).await;
         let uploads = uploads();
         for (meta, content, body) in &uploads.bodies {
@@ -237,9 +238,9 @@ async fn rpc_08_send_rpc_with_stream_one_at_a_time() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn rpc_09_send_rpc_with_stream_concurrently() {
+async fn rpc_09_concurrent_uploads_arrive() {
     for mode in ["AUTO", "NIO"] {
-        let (handler, received) = upload_suite();
+        let (handler, received) = upload_handler();
         let pair = pair_with(handler, &[], &[("spark.shuffle.io.mode", mode)]).await;
         let uploads = uploads();
         let sent: Vec<_> = (0..10)
@@ -263,14 +264,14 @@ async fn rpc_09_send_rpc_with_stream_concurrently() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn rpc_10_send_rpc_with_stream_failures() {
-    // (a) and (b): given up before its end, so the connection is closed; what comes behind it fails
-    // too. The data is more than any buffer on the way takes, so that the second upload cannot slip
-    // through before that.
+async fn rpc_10_failing_upload_closes_connection_only_before_its_end() {
+    // Cases (a) and (b): the handler stops before the end of the data, so the connection closes and
+    // the next upload fails too. The data exceeds every buffer on the way, so that the second
+    // upload cannot be complete before that.
     for (meta, text) in
         [("fail/data", "fail/data"), ("fail/null", "fail/null"), ("fail/panic", "panicked")]
     {
-        let (handler, received) = upload_suite();
+        let (handler, received) = upload_handler();
         let pair = pair(handler).await;
         let failing = pair.client.upload_stream(meta, pattern(16 << 20, 1));
         let behind = pair.client.upload_stream("behind it", pattern(100, 2));
@@ -283,11 +284,11 @@ async fn rpc_10_send_rpc_with_stream_failures() {
         assert!(!pair.client.is_active());
         assert!(received.lock().is_empty());
     }
-    // (c): the connection stays.
+    // Case (c): the handler fails after all data, and the connection stays open.
     for (meta, text) in
         [("fail/complete", "fail/complete"), ("fail/complete with a panic", "panicked")]
     {
-        let (handler, received) = upload_suite();
+        let (handler, received) = upload_handler();
         let pair = pair(handler).await;
         let failing = pair.client.upload_stream(meta, pattern(100_000, 1));
         let behind = pair.client.upload_stream("behind it", pattern(100, 2));
@@ -302,8 +303,8 @@ async fn rpc_10_send_rpc_with_stream_failures() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn data_that_a_handler_leaves_unread_is_skipped() {
-    let (handler, received) = upload_suite();
+async fn unread_upload_data_is_discarded() {
+    let (handler, received) = upload_handler();
     let pair = pair(handler).await;
     for data in [pattern(8 << 20, 1), pattern(10, 1), Bytes::new()] {
         let skipped = pair.client.upload_stream("skip", data);
@@ -315,9 +316,9 @@ async fn data_that_a_handler_leaves_unread_is_skipped() {
     pair.assert_alive().await;
 }
 
-/// A handler that panics before it has even returned its future.
+/// A handler that panics before it returns a future.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_panic_at_the_start_of_an_upload_fails_it() {
+async fn panic_at_start_of_upload_fails_it() {
     struct Panics;
     impl network_common::RpcHandler for Panics {
         fn receive(
@@ -343,18 +344,18 @@ async fn a_panic_at_the_start_of_an_upload_fails_it() {
         let error = within(pair.client.upload_stream("", pattern(size, 1))).await.unwrap_err();
         assert_remote(&error, "panicked");
     }
-    // The server lives on, if not this connection.
+    // The server still accepts connections, even if this one is closed.
     let client = within(pair.factory.create_client(pair.server.local_addr())).await.unwrap();
     assert_eq!(within(client.send_rpc("next")).await.unwrap(), "next");
 }
 
-/// `lazyFD` decides when the peer's files are opened; an upload's file is always opened when its
-/// turn has come.
+/// `lazyFD` concerns the files that are served. The file of an upload is always opened when the
+/// upload is written.
 #[tokio::test]
-async fn an_upload_of_a_missing_file_fails_that_upload_only() {
+async fn upload_of_missing_file_fails_only_that_upload() {
     for mode in ["AUTO", "NIO"] {
         for lazy in ["true", "false"] {
-            let (handler, received) = upload_suite();
+            let (handler, received) = upload_handler();
             let settings = [("spark.shuffle.io.mode", mode), ("spark.shuffle.io.lazyFD", lazy)];
             let pair = pair_with(handler, &[], &settings).await;
             let before = pair.client.upload_stream("before", pattern(10, 1));
@@ -375,7 +376,7 @@ async fn an_upload_of_a_missing_file_fails_that_upload_only() {
             }
             assert_eq!(within(after).await.unwrap(), "20");
             let metas: Vec<_> = received.lock().iter().map(|(meta, _)| meta.clone()).collect();
-            assert_eq!(metas, ["before", "after"], "the peer saw nothing of the others");
+            assert_eq!(metas, ["before", "after"], "the failed uploads must not reach the peer");
             pair.assert_alive().await;
             pair.assert_no_failures();
         }
@@ -383,7 +384,7 @@ async fn an_upload_of_a_missing_file_fails_that_upload_only() {
 }
 
 #[tokio::test]
-async fn trh_02_handle_merged_block_meta_request() {
+async fn trh_02_merged_block_meta_request_returns_bitmaps_or_failure() {
     let bitmaps: Vec<RoaringBitmap> = vec![(1..4).collect(), (5..1000).step_by(2).collect()];
     let mut body = BytesMut::new().writer();
     bitmaps.iter().for_each(|bitmap| put_bitmap(bitmap, body.get_mut()).unwrap());
@@ -398,7 +399,7 @@ async fn trh_02_handle_merged_block_meta_request() {
             (1, _) => callback.reply(2, ManagedBuffer::file(&path, 0..size)),
             (2, _) => callback.reply(1, ManagedBuffer::file("/nowhere", 0..1)),
             (3, _) => drop(callback),
-            _ => panic!("a question that kills"),
+            _ => panic!("unknown shuffle id"),
         }
     });
     let pair = pair(handler).await;
@@ -423,9 +424,9 @@ async fn trh_02_handle_merged_block_meta_request() {
     pair.assert_no_failures();
 }
 
-/// Defaults: one-ways are ignored, everything else that is not served fails. Nobody waits for ever.
+/// The default handler ignores one-way messages and fails all other requests.
 #[tokio::test]
-async fn a_handler_that_serves_nothing_fails_every_request() {
+async fn default_handler_fails_every_request() {
     let nothing = context(conf(&[]), network_common::NoOpRpcHandler::new());
     let pair = pair_of(nothing.clone(), nothing).await;
     let client = &pair.client;
@@ -443,10 +444,10 @@ async fn a_handler_that_serves_nothing_fails_every_request() {
     assert_eq!(upload.kind(), ErrorKind::Remote);
 }
 
-/// A panic in any callback: the asker gets a failure, connection and server live on.
+/// A panic in a callback fails its request; connection and server continue.
 #[tokio::test]
-async fn handlers_that_panic_fail_their_request_only() {
-    let handler = suite()
+async fn panicking_handlers_fail_only_their_request() {
+    let handler = command_handler()
         .on_one_way(|_, _| panic!("one-way"))
         .on_chunk(|_, _| panic!("chunk"))
         .on_stream(|_| panic!("stream"))
@@ -468,9 +469,9 @@ async fn handlers_that_panic_fail_their_request_only() {
     assert_eq!(within(client.send_rpc("next")).await.unwrap(), "next");
 }
 
-/// Also the one method that is called on behalf of other requests.
+/// A panic in `stream_manager`, which is called for chunk and stream requests.
 #[tokio::test]
-async fn a_stream_manager_that_cannot_be_got_fails_the_request() {
+async fn panicking_stream_manager_getter_fails_request() {
     struct NoManager;
     impl network_common::RpcHandler for NoManager {
         fn receive(
@@ -497,7 +498,7 @@ async fn a_stream_manager_that_cannot_be_got_fails_the_request() {
 }
 
 #[tokio::test]
-async fn a_callback_dropped_unanswered_fails_the_asker() {
+async fn dropped_callback_fails_request() {
     let handler = Handler::new().on_rpc(|_, message, callback| match &message[..] {
         b"now" => drop(callback),
         b"later" => drop(tokio::spawn(async move {
@@ -515,10 +516,10 @@ async fn a_callback_dropped_unanswered_fails_the_asker() {
     assert_eq!(pair.context.metrics().server().snapshot().active_requests, 0);
 }
 
-/// A thread that ends drops what its thread-locals hold, when those that this crate uses itself may
-/// be gone.
+/// A thread drops its thread-locals when it ends. The thread-locals of this crate may be gone by
+/// then.
 #[tokio::test]
-async fn a_callback_that_ends_with_its_thread_fails_the_asker() {
+async fn callback_dropped_at_thread_end_fails_request() {
     thread_local! {
         static KEPT: Cell<Option<RpcResponseCallback>> = const { Cell::new(None) };
     }
@@ -541,7 +542,7 @@ async fn a_callback_that_ends_with_its_thread_fails_the_asker() {
 }
 
 #[tokio::test]
-async fn a_dropped_rpc_future_frees_its_place_and_a_late_answer_is_ignored() {
+async fn cancelled_rpc_releases_its_slot_and_late_response_is_discarded() {
     let callbacks = Arc::new(Mutex::new(Vec::new()));
     let kept = Arc::clone(&callbacks);
     let handler = Handler::new().on_rpc(move |_, message, callback| match &message[..] {
@@ -553,11 +554,11 @@ async fn a_dropped_rpc_future_frees_its_place_and_a_late_answer_is_ignored() {
     assert_eq!(within(pair.client.send_rpc("x")).await.unwrap(), "x");
     drop(first);
     assert_eq!(pair.client.pending_requests(), 1);
-    // These take the place that was freed; the late answers must not be mistaken for theirs.
+    // These reuse the released slot; the late responses must not complete them.
     let newer: Vec<_> = (0..3).map(|_| pair.client.send_rpc("keep")).collect();
     until(|| callbacks.lock().len() == 5).await;
     for (i, callback) in std::mem::take(&mut *callbacks.lock()).into_iter().enumerate() {
-        // One small, one that is skipped as it arrives.
+        // One small response, and one that is discarded while it arrives.
         if i == 0 { callback.reply(vec![b'L'; 1 << 20]) } else { callback.reply(i.to_string()) }
     }
     assert_eq!(within(second).await.unwrap(), "1");
@@ -567,14 +568,13 @@ async fn a_dropped_rpc_future_frees_its_place_and_a_late_answer_is_ignored() {
     pair.assert_alive().await;
 }
 
-/// The layer is symmetric: handlers call back over the connection that brought the request, at once
-/// or from a task.
+/// Handlers send requests over the connection of the request, in the callback or from a task.
 #[tokio::test(flavor = "multi_thread")]
-async fn handlers_call_back_over_the_same_connection() {
+async fn handlers_send_requests_over_same_connection() {
     let server = Handler::new()
         .on_rpc(|client, message, callback| {
             let client = client.clone();
-            // Queued here or on the task: both must work.
+            // Queues the request in the callback or in the task: both must work.
             let early = message.starts_with(b"early").then(|| client.send_rpc(message.clone()));
             tokio::spawn(async move {
                 let call = match early {
@@ -606,9 +606,9 @@ async fn handlers_call_back_over_the_same_connection() {
     assert_eq!(pair.context.metrics().server().snapshot().connections_total, 1);
 }
 
-/// Both directions at once, of every kind, over one connection.
+/// Requests of every type in both directions at once, over one connection.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn both_directions_at_once() {
+async fn requests_in_both_directions_succeed_concurrently() {
     let content = pattern(400_000, 1);
     let file = file_of(&content);
     let both = || {
@@ -655,9 +655,9 @@ async fn both_directions_at_once() {
     pair.assert_no_failures();
 }
 
-/// Requests of one connection are handed over one at a time and in order.
+/// Requests of one connection are passed to the handler one at a time and in order.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn receive_is_never_entered_twice_for_one_connection() {
+async fn receive_is_never_called_concurrently_for_one_connection() {
     let (inside, worst) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let (now, most) = (Arc::clone(&inside), Arc::clone(&worst));
     let handler = Handler::new().on_rpc(move |_, message, callback| {
@@ -667,7 +667,7 @@ async fn receive_is_never_entered_twice_for_one_connection() {
         callback.reply(message);
     });
     let pair = pair(handler).await;
-    let askers: Vec<_> = (0..8)
+    let callers: Vec<_> = (0..8)
         .map(|_| {
             let client = pair.client.clone();
             tokio::spawn(async move {
@@ -677,28 +677,28 @@ async fn receive_is_never_entered_twice_for_one_connection() {
             })
         })
         .collect();
-    for asker in askers {
-        within(asker).await.unwrap();
+    for caller in callers {
+        within(caller).await.unwrap();
     }
     assert_eq!(worst.load(Ordering::SeqCst), 1);
 }
 
 #[tokio::test]
-async fn a_body_that_fits_no_frame_is_refused_before_anything_is_sent() {
-    let (handler, _) = upload_suite();
+async fn body_over_frame_limit_is_rejected_before_sending() {
+    let (handler, _) = upload_handler();
     let pair = pair(handler).await;
-    // Zero pages that nobody touches.
+    // Untouched zero pages, which take no memory.
     let huge = Bytes::from(vec![0; (1 << 31) - 1]);
     let error = within(pair.client.send_rpc(huge.clone())).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Limit);
-    assert!(error.to_string().contains("upload"), "it should say what to do: {error}");
+    assert!(error.to_string().contains("upload"), "the error must suggest an upload: {error}");
     assert_eq!(pair.client.send(huge).unwrap_err().kind(), ErrorKind::Limit);
     pair.assert_alive().await;
 }
 
-/// Requests that came together do not wait for each other's answers to leave.
+/// Responses are written before later requests of the same read are handled.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_first_answers_leave_while_the_last_requests_are_served() {
+async fn first_responses_are_sent_while_last_requests_are_handled() {
     const REQUESTS: usize = 64;
     let (arrived, first_answer) = std::sync::mpsc::channel::<()>();
     let (first_answer, count) = (Mutex::new(first_answer), AtomicUsize::new(0));
@@ -706,7 +706,7 @@ async fn the_first_answers_leave_while_the_last_requests_are_served() {
         if count.fetch_add(1, Ordering::Relaxed) + 1 < REQUESTS {
             return callback.reply(message);
         }
-        // So that another thread looks after the sockets meanwhile.
+        // Lets another thread poll the sockets meanwhile.
         match tokio::task::block_in_place(|| first_answer.lock().recv_timeout(PATIENCE)) {
             Ok(()) => callback.reply(message),
             Err(error) => callback.fail(error),

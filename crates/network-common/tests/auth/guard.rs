@@ -1,4 +1,4 @@
-//! The guard before every handler: what it lets through, and when.
+//! The handler that authenticates connections: which calls it forwards, and when.
 
 use std::sync::Arc;
 
@@ -16,9 +16,9 @@ use tokio::net::TcpStream;
 
 use crate::proxy::{Direction, Fault, Proxy};
 use crate::support::*;
-use crate::world::*;
+use crate::fixture::*;
 
-/// Notes every call.
+/// A handler that records every call.
 #[derive(Clone, Default)]
 struct Calls(Arc<Mutex<Vec<&'static str>>>);
 
@@ -31,7 +31,7 @@ impl Calls {
         self.0.lock().clone()
     }
 
-    /// Waits for a call.
+    /// Waits until this call was recorded.
     async fn until_seen(&self, call: &'static str) {
         until(|| self.seen().contains(&call)).await;
     }
@@ -109,20 +109,20 @@ impl StreamManager for Calls {
     }
 }
 
-async fn noting(mode: &Mode, calls: &Calls) -> TransportServer {
+async fn recording_server(mode: &Mode, calls: &Calls) -> TransportServer {
     let context = TransportContext::new(conf(mode.settings), calls.clone());
     serve(&context.with_auth(APP, secrets(APP, SECRET)).unwrap()).await
 }
 
-/// Calls about the connection itself come through without authentication.
+/// Calls about the connection itself are forwarded before authentication.
 #[tokio::test]
-async fn sasl_10_rpc_handler_delegate() {
+async fn sasl_10_connection_events_are_forwarded_before_auth() {
     for mode in MODES {
         let calls = Calls::default();
-        let server = noting(mode, &calls).await;
-        let mut stranger = TcpStream::connect(server.local_addr()).await.unwrap();
+        let server = recording_server(mode, &calls).await;
+        let mut peer = TcpStream::connect(server.local_addr()).await.unwrap();
         // No frame can have this length.
-        stranger.write_all(&[0xff; 8]).await.unwrap();
+        peer.write_all(&[0xff; 8]).await.unwrap();
         calls.until_seen("inactive").await;
         calls.until_seen("terminated").await;
         let mut seen = calls.seen();
@@ -131,15 +131,15 @@ async fn sasl_10_rpc_handler_delegate() {
     }
 }
 
-/// Who is authenticated reaches everything behind the guard.
+/// Calls of an authenticated peer are forwarded to the handler.
 #[tokio::test]
-async fn sasl_11_delegates() {
+async fn sasl_11_all_requests_are_forwarded_after_auth() {
     for mode in MODES {
         let calls = Calls::default();
-        let server = noting(mode, &calls).await;
+        let server = recording_server(mode, &calls).await;
         let client = Client::new(mode.settings).connect(server.local_addr()).await.unwrap();
         client.send("one-way").unwrap();
-        echoes(&client).await;
+        assert_echoes(&client).await;
         assert_eq!(within(client.upload_stream("meta", "data")).await.unwrap(), "data");
         let merged = within(client.merged_block_meta(APP, 1, 2, 3)).await.unwrap_err();
         assert!(merged.to_string().contains("there are none"), "{merged}");
@@ -158,23 +158,22 @@ async fn sasl_11_delegates() {
     }
 }
 
-/// The manager that a connection has had from its start passes calls on once the peer is known, at
-/// both ends.
+/// The stream manager of a connection is used after authentication, at both ends.
 #[tokio::test(flavor = "multi_thread")]
-async fn aah_02_stream_manager_delegates_after_auth() {
+async fn aah_02_stream_manager_is_used_after_auth() {
     for mode in MODES {
         let (of_server, of_client) = (Calls::default(), Calls::default());
-        let asked = Arc::new(Mutex::new(None));
-        let to_client = asked.clone();
+        let server_side = Arc::new(Mutex::new(None));
+        let active_client = server_side.clone();
         let handler = Handler::new()
-            .on_active(move |client| *to_client.lock() = Some(client.clone()))
+            .on_active(move |client| *active_client.lock() = Some(client.clone()))
             .with_manager(Arc::new(of_server.clone()));
         let server = Server::with(mode.settings, handler).await;
         let at_client = Handler::new().with_manager(Arc::new(of_client.clone()));
         let end = Client::with(mode.settings, APP, SECRET, Some(at_client));
         let client = end.connect(server.server.local_addr()).await.unwrap();
-        echoes(&client).await;
-        let back: TransportClient = asked.lock().clone().unwrap();
+        assert_echoes(&client).await;
+        let back: TransportClient = server_side.lock().clone().unwrap();
         for (from, calls) in [(&client, &of_server), (&back, &of_client)] {
             assert_eq!(within(from.fetch_chunk(1, 0)).await.unwrap(), "chunk", "{}", mode.name);
             let body = within(from.stream("s")).await.unwrap();
@@ -184,32 +183,32 @@ async fn aah_02_stream_manager_delegates_after_auth() {
     }
 }
 
-/// What a handler says as soon as it hears of a connection does not go to a stranger, at neither
-/// end.
+/// Requests that a handler sends in `on_connected` fail, at both ends, because the peer is
+/// unauthenticated. Nothing of them reaches the wire.
 #[tokio::test(flavor = "multi_thread")]
-async fn handlers_say_nothing_to_strangers() {
+async fn requests_to_unauthenticated_peer_fail_and_are_not_sent() {
     for mode in MODES {
-        let (told, mut outcomes) = tokio::sync::mpsc::unbounded_channel();
-        let hasty = move || {
-            let told = told.clone();
+        let (results, mut outcomes) = tokio::sync::mpsc::unbounded_channel();
+        let sending_handler = move || {
+            let results = results.clone();
             Handler::new().on_active(move |client| {
                 let (rpc, stream) = (client.send_rpc("secret"), client.stream("secret"));
                 let (upload, chunk) =
                     (client.upload_stream("secret", "secret"), client.fetch_chunk(1, 1));
-                let (one_way, told) = (client.send("secret"), told.clone());
+                let (one_way, results) = (client.send("secret"), results.clone());
                 tokio::spawn(async move {
                     for failed in
                         [one_way.err(), rpc.await.err(), upload.await.err(), chunk.await.err()]
                     {
-                        told.send(failed.map(|error| error.kind())).unwrap();
+                        results.send(failed.map(|error| error.kind())).unwrap();
                     }
-                    told.send(stream.await.err().map(|error| error.kind())).unwrap();
+                    results.send(stream.await.err().map(|error| error.kind())).unwrap();
                 });
             })
         };
-        let server = Server::with(mode.settings, hasty()).await;
+        let server = Server::with(mode.settings, sending_handler()).await;
         let proxy = Proxy::before(server.server.local_addr(), Fault::None).await;
-        let end = Client::with(mode.settings, APP, SECRET, Some(hasty()));
+        let end = Client::with(mode.settings, APP, SECRET, Some(sending_handler()));
         let client = end.connect(proxy.address).await.unwrap();
         for _ in 0..2 * 5 {
             assert_eq!(
@@ -219,7 +218,7 @@ async fn handlers_say_nothing_to_strangers() {
                 mode.name
             );
         }
-        echoes(&client).await;
+        assert_echoes(&client).await;
         for direction in [Direction::ToServer, Direction::ToClient] {
             let seen = proxy.seen(direction);
             assert!(!seen.windows(6).any(|window| window == b"secret"), "{}", mode.name);
@@ -227,17 +226,17 @@ async fn handlers_say_nothing_to_strangers() {
     }
 }
 
-/// A request that comes in one write with the message before it is not served for that.
+/// A request in one write with an incomplete handshake is not served.
 #[tokio::test]
-async fn aah_01_requests_behind_a_first_step_are_refused() {
+async fn aah_01_request_after_first_sasl_message_is_rejected() {
     let calls = Calls::default();
-    let server = noting(&SASL, &calls).await;
+    let server = recording_server(&SASL, &calls).await;
     let first = network_common::auth::SaslMessage::new(APP, []).encode();
     let first = Message::RpcRequest { request_id: 1, body: Bytes::from(first) }.encode().unwrap();
     let chunk =
         Message::<Bytes>::ChunkFetchRequest { stream_id: 1, chunk_index: 0 }.encode().unwrap();
-    let mut stranger = TcpStream::connect(server.local_addr()).await.unwrap();
-    stranger.write_all(&[&first[..], &chunk].concat()).await.unwrap();
+    let mut peer = TcpStream::connect(server.local_addr()).await.unwrap();
+    peer.write_all(&[&first[..], &chunk].concat()).await.unwrap();
     calls.until_seen("inactive").await;
     assert!(!calls.seen().contains(&"chunk"));
 }

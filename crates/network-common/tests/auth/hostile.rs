@@ -1,4 +1,4 @@
-//! Somebody on the path who changes bytes.
+//! A hostile proxy between client and server that changes, cuts or replaces bytes.
 
 use std::time::Duration;
 
@@ -9,9 +9,9 @@ use network_common::protocol::Message;
 
 use crate::proxy::{Direction, Fault, Proxy};
 use crate::support::*;
-use crate::world::*;
+use crate::fixture::*;
 
-/// Bytes of the handshake in each direction, from an undisturbed one.
+/// Returns the handshake's length in bytes for each direction.
 pub async fn handshake_lengths(mode: &Mode) -> (usize, usize) {
     let server = Server::new(mode.settings).await;
     let proxy = Proxy::before(server.server.local_addr(), Fault::None).await;
@@ -19,14 +19,14 @@ pub async fn handshake_lengths(mode: &Mode) -> (usize, usize) {
     (proxy.seen(Direction::ToServer).len(), proxy.seen(Direction::ToClient).len())
 }
 
-fn impatient(mode: &Mode) -> Settings {
+fn short_timeout(mode: &Mode) -> Settings {
     let mut settings = mode.settings.to_vec();
     settings.push(("spark.network.auth.rpcTimeout", "500ms"));
     settings.leak()
 }
 
-/// Runs one handshake with a fault in it; whether both ends were content, and then talked.
-async fn survives(server: &Server, settings: Settings, fault: Fault) -> bool {
+/// Runs one handshake with a fault. Returns whether it and the RPC after it succeeded.
+async fn connects_despite(server: &Server, settings: Settings, fault: Fault) -> bool {
     let proxy = Proxy::before(server.server.local_addr(), fault).await;
     let end = Client::new(settings);
     match end.connect(proxy.address).await {
@@ -38,12 +38,12 @@ async fn survives(server: &Server, settings: Settings, fault: Fault) -> bool {
     }
 }
 
-/// Every byte of every handshake message: changed, or the last one that arrives.
+/// Flips a bit in every byte of every handshake message, and cuts the stream at every third.
 #[tokio::test(flavor = "multi_thread")]
-async fn ai_03_damaged_handshakes_fail_and_serve_nothing() {
+async fn ai_03_damaged_handshake_fails_and_serves_nothing() {
     for mode in MODES {
         let (to_server, to_client) = handshake_lengths(mode).await;
-        let settings = impatient(mode);
+        let settings = short_timeout(mode);
         let server = Server::new(settings).await;
         let mut faults = Vec::new();
         for (direction, length) in
@@ -60,17 +60,16 @@ async fn ai_03_damaged_handshakes_fail_and_serve_nothing() {
         let survived: Vec<Fault> =
             futures::stream::iter(faults)
                 .map(|fault| async move {
-                    survives(server, settings, fault.clone()).await.then_some(fault)
+                    connects_despite(server, settings, fault.clone()).await.then_some(fault)
                 })
                 .buffer_unordered(64)
                 .filter_map(|survived| async move { survived })
                 .collect()
                 .await;
-        server.is_empty().await;
-        // The old engine does not protect the IVs that its server sends: with a wrong one the
-        // client's request is served, and it is the client that cannot read the answer. The IVs do
-        // not always begin at the same byte: in front of them is a number in as few bytes as it
-        // takes.
+        server.wait_until_empty().await;
+        // The old engine does not protect the IVs that its server sends. With a wrong IV the server
+        // still serves the request, but the client cannot decrypt the response. The offset of the
+        // IVs varies with the length of the number in front of them.
         let unread = if mode.name == "engine before 3.2" { 14..=18 } else { 0..=0 };
         let served = server.served();
         assert!(
@@ -78,11 +77,10 @@ async fn ai_03_damaged_handshakes_fail_and_serve_nothing() {
             "{}: {served} served, {survived:?} survived",
             mode.name
         );
-        // The receiver ignores the field of an RPC's body length (wire 2): four bytes of each of
-        // the two frames.
+        // The receiver ignores the body length field of an RPC: 4 bytes in each of the two frames.
         let harmless = if mode.name.starts_with("sasl") {
-            // What DIGEST-MD5 does not hash: the token's charset and maxbuf, spaces, offers of
-            // other ciphers.
+            // DIGEST-MD5 does not hash the token's charset and maxbuf, spaces, or offers of other
+            // ciphers.
             assert!(!survived.iter().any(|fault| matches!(fault, Fault::Cut(..))), "{survived:?}");
             total / 8
         } else {
@@ -97,19 +95,19 @@ async fn ai_03_damaged_handshakes_fail_and_serve_nothing() {
     }
 }
 
-/// A message behind the handshake, sealed: one wrong bit, or the end, at every place of it. It is
-/// not taken for anything, and the connection ends; where only its length grew, when the time for
-/// the answer is up.
-async fn damaged_sealed_bytes_end_the_connection(mode: &Mode) {
+/// Flips a bit in, or cuts before, every byte of the first sealed message after the handshake. The
+/// message must not be accepted and the connection must end; if only the length grew, it ends at
+/// the request timeout.
+async fn check_damaged_sealed_bytes(mode: &Mode) {
     let (to_server, to_client) = handshake_lengths(mode).await;
-    let impatient: Settings =
+    let short_timeout: Settings =
         [mode.settings, &[("spark.shuffle.io.connectionTimeout", "5s")]].concat().leak();
     for (direction, start) in [(Direction::ToServer, to_server), (Direction::ToClient, to_client)] {
         let server = Server::new(mode.settings).await;
         let address = server.server.local_addr();
-        let spoil = |fault: Fault| async move {
+        let run_with_fault = |fault: Fault| async move {
             let proxy = Proxy::before(address, fault.clone()).await;
-            let end = Client::new(impatient);
+            let end = Client::new(short_timeout);
             let client = end.connect(proxy.address).await.unwrap();
             let failed = within(client.send_rpc("hello, world")).await;
             let kind = failed.map_err(|error| error.kind());
@@ -119,22 +117,21 @@ async fn damaged_sealed_bytes_end_the_connection(mode: &Mode) {
                 mode.name
             );
         };
-        let faults = (0..first_sealed(mode, direction, start).await).flat_map(|offset| {
+        let faults = (0..first_sealed_length(mode, direction, start).await).flat_map(|offset| {
             let flip = Fault::Flip(direction, start + offset, (offset % 8) as u8);
             [flip, Fault::Cut(direction, start + offset)]
         });
         let faults: Vec<_> = faults.collect();
         assert!(faults.len() > 100);
-        futures::stream::iter(faults.clone()).for_each_concurrent(32, spoil).await;
-        server.is_empty().await;
+        futures::stream::iter(faults.clone()).for_each_concurrent(32, run_with_fault).await;
+        server.wait_until_empty().await;
         let served = if direction == Direction::ToServer { 0 } else { faults.len() };
         assert_eq!(server.served(), served, "{} {direction:?}", mode.name);
     }
 }
 
-/// How long the first sealed message behind the handshake is: that of the same exchange,
-/// undisturbed.
-async fn first_sealed(mode: &Mode, direction: Direction, start: usize) -> usize {
+/// Returns the length of the first sealed message after an undisturbed handshake.
+async fn first_sealed_length(mode: &Mode, direction: Direction, start: usize) -> usize {
     let server = Server::new(mode.settings).await;
     let proxy = Proxy::before(server.server.local_addr(), Fault::None).await;
     let end = Client::new(mode.settings);
@@ -145,19 +142,19 @@ async fn first_sealed(mode: &Mode, direction: Direction, start: usize) -> usize 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn gcm_13_damaged_sealed_bytes_end_the_connection() {
-    damaged_sealed_bytes_end_the_connection(&GCM_1).await;
-    damaged_sealed_bytes_end_the_connection(&GCM_2).await;
+async fn gcm_13_damaged_sealed_bytes_end_connection() {
+    check_damaged_sealed_bytes(&GCM_1).await;
+    check_damaged_sealed_bytes(&GCM_2).await;
 }
 
 #[cfg(feature = "legacy-auth")]
 #[tokio::test(flavor = "multi_thread")]
-async fn sasl_04_damaged_sealed_bytes_end_the_connection() {
-    damaged_sealed_bytes_end_the_connection(&SASL_ENCRYPTED).await;
+async fn sasl_04_damaged_sealed_bytes_end_connection() {
+    check_damaged_sealed_bytes(&SASL_ENCRYPTED).await;
 }
 
-/// Plain bytes behind the handshake are not taken for anything.
-async fn plain_bytes_are_refused(modes: &[Mode]) {
+/// Unencrypted bytes after the handshake must not be accepted.
+async fn check_plain_bytes_are_rejected(modes: &[Mode]) {
     let plain = Message::RpcRequest { request_id: 9, body: Bytes::from("injected") }
         .encode()
         .unwrap()
@@ -165,7 +162,7 @@ async fn plain_bytes_are_refused(modes: &[Mode]) {
     for mode in modes {
         let (to_server, _) = handshake_lengths(mode).await;
         let server = Server::new(mode.settings).await;
-        // Often enough for CTR, where garbage could look like a length.
+        // Three copies, because with CTR the garbage could look like a frame length.
         let fault = Fault::Replace(Direction::ToServer, to_server, plain.repeat(3));
         let proxy = Proxy::before(server.server.local_addr(), fault).await;
         let end = Client::new(mode.settings);
@@ -176,28 +173,28 @@ async fn plain_bytes_are_refused(modes: &[Mode]) {
             "{}: {error}",
             mode.name
         );
-        server.is_empty().await;
+        server.wait_until_empty().await;
         assert_eq!(server.served(), 0, "{}", mode.name);
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn ai_07_auth_replay() {
-    plain_bytes_are_refused(&[CTR_1, CTR_2, GCM_1, GCM_2]).await;
+async fn ai_07_plain_bytes_after_handshake_are_rejected() {
+    check_plain_bytes_are_rejected(&[CTR_1, CTR_2, GCM_1, GCM_2]).await;
     #[cfg(feature = "legacy-auth")]
-    plain_bytes_are_refused(&[LEGACY]).await;
+    check_plain_bytes_are_rejected(&[LEGACY]).await;
 }
 
 #[cfg(feature = "legacy-auth")]
 #[tokio::test(flavor = "multi_thread")]
-async fn sasl_09_data_encryption_is_actually_enabled() {
-    plain_bytes_are_refused(&[SASL_ENCRYPTED]).await;
+async fn sasl_09_plain_bytes_after_handshake_are_rejected() {
+    check_plain_bytes_are_rejected(&[SASL_ENCRYPTED]).await;
 }
 
-/// A connection that is cut behind the handshake, at any place of a sealed message, fails what
-/// waits and is gone.
+/// Closing the connection anywhere inside a sealed message fails the pending request and releases
+/// the connection.
 #[tokio::test(flavor = "multi_thread")]
-async fn truncated_sealed_messages_end_the_connection() {
+async fn truncated_sealed_message_ends_connection() {
     for mode in MODES {
         let (to_server, to_client) = handshake_lengths(mode).await;
         let server = Server::new(mode.settings).await;
@@ -215,9 +212,9 @@ async fn truncated_sealed_messages_end_the_connection() {
                 let failed =
                     tokio::time::timeout(Duration::from_secs(10), client.send_rpc(vec![7; 1000]))
                         .await;
-                failed.expect("nothing hangs").unwrap_err();
+                failed.expect("the pending request must fail within 10 s").unwrap_err();
             }
         }
-        server.is_empty().await;
+        server.wait_until_empty().await;
     }
 }

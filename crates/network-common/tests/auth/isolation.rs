@@ -1,5 +1,5 @@
-//! Applications that share a server and do not see each other's data (AppIsolationSuite, as far as
-//! the transport goes).
+//! Applications that share one server and cannot read each other's data: the part of Spark's
+//! `AppIsolationSuite` that concerns the transport.
 
 use std::sync::Arc;
 
@@ -9,11 +9,11 @@ use network_common::{
 };
 
 use crate::support::*;
-use crate::world::*;
+use crate::fixture::*;
 
-/// Opens a stream of two chunks for the application named in the request, if the client is that
-/// (shuffle 3).
-fn blocks() -> Handler {
+/// Registers two chunks for the application that the request names, if the client is authenticated
+/// as that application.
+fn block_handler() -> Handler {
     let streams = Arc::new(OneForOneStreamManager::new());
     let manager = Arc::clone(&streams);
     Handler::new().with_manager(manager).on_rpc(move |client, app, callback| {
@@ -39,7 +39,7 @@ async fn applications_are_isolated(mode: &Mode) {
     let both = secrets("app-1", "first");
     both.register_app("app-2", network_common::auth::Secret::new("second"));
     let context =
-        TransportContext::new(conf(mode.settings), blocks()).with_auth("app-1", both).unwrap();
+        TransportContext::new(conf(mode.settings), block_handler()).with_auth("app-1", both).unwrap();
     let server = serve(&context).await;
     let one = Client::with(mode.settings, "app-1", "first", None)
         .connect(server.local_addr())
@@ -61,21 +61,21 @@ async fn applications_are_isolated(mode: &Mode) {
         &within(two.stream(&format!("{id}_0"))).await.unwrap_err(),
         ErrorKind::StreamFailure,
     );
-    // Nothing of it is used up by that.
+    // The rejected requests consumed no chunk.
     assert_eq!(within(one.fetch_chunk(id, 0)).await.unwrap(), "one", "{}", mode.name);
     let body = within(one.stream(&format!("{id}_1"))).await.unwrap();
     assert_eq!(within(body.collect()).await.unwrap(), "two", "{}", mode.name);
 }
 
 #[tokio::test]
-async fn iso_01_sasl_app_isolation() {
+async fn iso_01_applications_are_isolated_with_sasl() {
     for mode in MODES.iter().filter(|mode| mode.name.starts_with("sasl")) {
         applications_are_isolated(mode).await;
     }
 }
 
 #[tokio::test]
-async fn iso_02_auth_engine_app_isolation() {
+async fn iso_02_applications_are_isolated_with_auth_engine() {
     for mode in MODES.iter().filter(|mode| !mode.name.starts_with("sasl")) {
         applications_are_isolated(mode).await;
     }

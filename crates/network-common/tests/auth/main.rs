@@ -1,17 +1,17 @@
-//! Authentication and encryption over sockets: every mode, and everything that can go wrong on the
-//! way.
+//! Authentication and encryption between a server and a client of this crate over TCP. Every test
+//! runs in every mode of this build; a proxy in between records or damages the bytes.
 
-// Outside of the test functions themselves too.
+// Helper functions outside of tests unwrap as well.
 #![allow(clippy::unwrap_used, unreachable_pub)]
 
 #[path = "../support/mod.rs"]
 mod support;
 
+mod fixture;
 mod guard;
 mod hostile;
 mod isolation;
 mod modes;
 mod proxy;
 mod sealed;
-mod strangers;
-mod world;
+mod unauthenticated_peer;

@@ -1,4 +1,4 @@
-//! What must work, in every mode.
+//! What must work in every authentication mode, between a client and a server of this crate.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,16 +9,16 @@ use network_common::{ErrorKind, ManagedBuffer, TransportContext};
 
 use crate::proxy::{Direction, Fault, Proxy};
 use crate::support::*;
-use crate::world::*;
+use crate::fixture::*;
 
-/// More than a piece that is sealed at once; less where the build without optimisation takes long
-/// for it.
+/// Returns a body size above that of one sealed step; smaller for SASL encryption, which is slow in
+/// unoptimised builds.
 fn size(mode: &Mode) -> u64 {
     if mode.name.starts_with("sasl, ") { 300_017 } else { (2 << 20) + 17 }
 }
 
-/// Everything that connections carry, seen by somebody on the path.
-async fn carries_everything_and_shows_nothing(modes: &[Mode]) {
+/// Sends every type of message, and checks whether a proxy can read the content.
+async fn check_all_messages_and_secrecy(modes: &[Mode]) {
     for mode in modes {
         let size = size(mode);
         let content = pattern(size as usize, 9);
@@ -41,7 +41,7 @@ async fn carries_everything_and_shows_nothing(modes: &[Mode]) {
         let client = end.connect(proxy.address).await.unwrap();
         assert_eq!(client.client_id(), Some(APP), "{}", mode.name);
 
-        echoes(&client).await;
+        assert_echoes(&client).await;
         assert_eq!(within(client.send_rpc("")).await.unwrap(), "");
         assert!(
             within(client.send_rpc(content.clone())).await.unwrap() == content,
@@ -98,66 +98,66 @@ async fn carries_everything_and_shows_nothing(modes: &[Mode]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn ai_01_new_ctr_auth() {
-    carries_everything_and_shows_nothing(&[CTR_1, CTR_2]).await;
+async fn ai_01_ctr_connection_carries_all_messages_encrypted() {
+    check_all_messages_and_secrecy(&[CTR_1, CTR_2]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn ai_02_new_gcm_auth() {
-    carries_everything_and_shows_nothing(&[GCM_1, GCM_2]).await;
+async fn ai_02_gcm_connection_carries_all_messages_encrypted() {
+    check_all_messages_and_secrecy(&[GCM_1, GCM_2]).await;
 }
 
 #[cfg(feature = "legacy-auth")]
 #[tokio::test(flavor = "multi_thread")]
-async fn ai_01_auth_of_before_spark_3_2() {
-    carries_everything_and_shows_nothing(&[LEGACY]).await;
+async fn ai_01_legacy_engine_carries_all_messages_encrypted() {
+    check_all_messages_and_secrecy(&[LEGACY]).await;
 }
 
-/// Nothing is encrypted, and each end hears once that the connection has ended.
+/// SASL without encryption: each handler is called once when the connection has closed_connections.
 #[tokio::test(flavor = "multi_thread")]
-async fn sasl_03_sasl_authentication() {
-    carries_everything_and_shows_nothing(&[SASL]).await;
-    let ended = Arc::new(AtomicUsize::new(0));
-    let counting = || {
-        let ended = Arc::clone(&ended);
+async fn sasl_03_sasl_connection_carries_all_messages_in_plain_text() {
+    check_all_messages_and_secrecy(&[SASL]).await;
+    let closed_connections = Arc::new(AtomicUsize::new(0));
+    let counting_handler = || {
+        let closed_connections = Arc::clone(&closed_connections);
         Handler::new().on_inactive(move |_| {
-            ended.fetch_add(1, Ordering::SeqCst);
+            closed_connections.fetch_add(1, Ordering::SeqCst);
         })
     };
-    let server = Server::with(SASL.settings, counting()).await;
-    let end = Client::with(SASL.settings, APP, SECRET, Some(counting()));
+    let server = Server::with(SASL.settings, counting_handler()).await;
+    let end = Client::with(SASL.settings, APP, SECRET, Some(counting_handler()));
     let client = end.connect(server.server.local_addr()).await.unwrap();
-    echoes(&client).await;
+    assert_echoes(&client).await;
     client.close();
     within(client.closed()).await;
-    server.is_empty().await;
+    server.wait_until_empty().await;
     until(|| end.context.metrics().client().snapshot().connections == 0).await;
-    assert_eq!(ended.load(Ordering::SeqCst), 2);
+    assert_eq!(closed_connections.load(Ordering::SeqCst), 2);
 }
 
 #[cfg(feature = "legacy-auth")]
 #[tokio::test(flavor = "multi_thread")]
-async fn sasl_04_sasl_encryption() {
-    carries_everything_and_shows_nothing(&[SASL_ENCRYPTED]).await;
+async fn sasl_04_sasl_connection_carries_all_messages_encrypted() {
+    check_all_messages_and_secrecy(&[SASL_ENCRYPTED]).await;
 }
 
-/// What Spark had up to 2.1 only: it is neither offered nor asked for, whatever is set.
+/// Spark 2.1 and earlier had AES inside of SASL. It is neither offered nor requested here.
 #[tokio::test]
-async fn sasl_12_there_is_no_aes_inside_of_sasl() {
+async fn sasl_12_aes_inside_sasl_is_never_negotiated() {
     let settings: Settings = &[("spark.authenticate.sasl.encryption.aes.enabled", "true")];
     let server = Server::new(settings).await;
     let proxy = Proxy::before(server.server.local_addr(), Fault::None).await;
     let end = Client::new(settings);
-    echoes(&end.connect(proxy.address).await.unwrap()).await;
+    assert_echoes(&end.connect(proxy.address).await.unwrap()).await;
     for direction in [Direction::ToServer, Direction::ToClient] {
         let seen = proxy.seen(direction);
-        assert!(seen.windows(12).any(|window| window == b"still there?"), "it is not encrypted");
+        assert!(seen.windows(12).any(|window| window == b"still there?"), "the content must not be encrypted");
         assert!(!seen.to_ascii_lowercase().windows(3).any(|window| window == b"aes"));
     }
 }
 
 #[tokio::test]
-async fn ai_08_large_message_encryption() {
+async fn ai_08_long_failure_text_arrives_in_every_mode() {
     for mode in MODES {
         let server = Server::new(mode.settings).await;
         let client = Client::new(mode.settings).connect(server.server.local_addr()).await.unwrap();
@@ -168,10 +168,9 @@ async fn ai_08_large_message_encryption() {
     }
 }
 
-/// Bytes that the server sends right behind its last handshake message, in one read with it, pass
-/// through the filter.
+/// Bytes that arrive in one read with the last handshake message pass through the filter.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_comes_right_behind_the_handshake_is_opened() {
+async fn bytes_read_with_end_of_handshake_are_decrypted() {
     for mode in MODES {
         let handler = Handler::new().on_active(|client| {
             let client = client.clone();
@@ -190,17 +189,17 @@ async fn what_comes_right_behind_the_handshake_is_opened() {
         let end = Client::with(mode.settings, APP, SECRET, Some(at_client));
         let client = end.connect(proxy.address).await.unwrap();
         assert_eq!(within(arrivals.recv()).await.unwrap(), "at once", "{}", mode.name);
-        echoes(&client).await;
+        assert_echoes(&client).await;
     }
 }
 
-/// What the server sends as soon as it knows the peer is sealed, and is read by a client that knows
-/// the server.
+/// A message that the server sends as soon as it has the client id is sealed, and the client can
+/// read it.
 #[tokio::test(flavor = "multi_thread")]
-async fn who_sees_the_identity_finds_the_filters_in_force() {
+async fn filters_are_installed_when_client_id_is_visible() {
     let handler = Handler::new().on_active(|client| {
         let client = client.clone();
-        // A thread, which looks more often than a task.
+        // A thread polls more often than a task.
         std::thread::spawn(move || {
             while client.client_id().is_none() && client.is_active() {
                 std::hint::spin_loop();
@@ -215,14 +214,14 @@ async fn who_sees_the_identity_finds_the_filters_in_force() {
         let end = Client::with(GCM_2.settings, APP, SECRET, Some(at_client));
         let client = end.connect(server.server.local_addr()).await.unwrap();
         assert_eq!(within(arrivals.recv()).await.unwrap(), "at once");
-        echoes(&client).await;
+        assert_echoes(&client).await;
     }
 }
 
-/// More than strangers may send, in one read with the end of the handshake: it is no stranger's any
-/// more.
+/// More bytes than an unauthenticated peer may send, in one read with the end of the handshake. The
+/// peer is authenticated by then, so the limit no longer applies.
 #[tokio::test(flavor = "multi_thread")]
-async fn much_may_come_right_behind_the_handshake() {
+async fn unauthenticated_limit_ends_with_handshake() {
     let handler = Handler::new().on_active(|client| {
         let client = client.clone();
         tokio::spawn(async move {
@@ -240,11 +239,11 @@ async fn much_may_come_right_behind_the_handshake() {
     let end = Client::with(SASL.settings, APP, SECRET, Some(at_client));
     let client = end.connect(proxy.address).await.unwrap();
     assert_eq!(within(arrivals.recv()).await.unwrap().len(), 200 << 10);
-    echoes(&client).await;
+    assert_echoes(&client).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn both_ends_may_ask_once_they_are_authenticated() {
+async fn concurrent_requests_succeed_after_authentication() {
     for mode in MODES {
         let handler = Handler::new();
         let server = Server::with(mode.settings, handler).await;
@@ -271,12 +270,12 @@ async fn secrets_rotate_without_dropping_connections() {
         server.secrets.unregister_app(APP);
         let gone = Client::with(mode.settings, APP, "rotated", None).connect(address).await;
         assert_eq!(gone.unwrap_err().kind(), ErrorKind::Bootstrap);
-        echoes(&early).await;
+        assert_echoes(&early).await;
     }
 }
 
 #[tokio::test]
-async fn each_application_has_its_own_secret_on_one_port() {
+async fn each_application_uses_its_own_secret_on_one_port() {
     for mode in MODES {
         let server = Server::new(mode.settings).await;
         server.secrets.register_app("app-2", Secret::new("another secret"));
@@ -284,7 +283,7 @@ async fn each_application_has_its_own_secret_on_one_port() {
         let two = Client::with(mode.settings, "app-2", "another secret", None);
         let client = two.connect(address).await.unwrap();
         assert_eq!(client.client_id(), Some("app-2"));
-        echoes(&client).await;
+        assert_echoes(&client).await;
         let stolen = Client::with(mode.settings, "app-2", SECRET, None).connect(address).await;
         assert_eq!(stolen.unwrap_err().kind(), ErrorKind::Bootstrap, "{}", mode.name);
     }
@@ -294,36 +293,36 @@ const FALLS_BACK: Settings =
     &[("spark.network.crypto.enabled", "true"), ("spark.network.crypto.saslFallback", "true")];
 
 #[tokio::test]
-async fn ai_05_sasl_server_fallback() {
+async fn ai_05_server_accepts_sasl_client_with_fallback() {
     let server = Server::new(FALLS_BACK).await;
     let client = Client::new(SASL.settings).connect(server.server.local_addr()).await.unwrap();
-    echoes(&client).await;
-    // Who speaks the engine still does.
+    assert_echoes(&client).await;
+    // Clients of the auth engine still connect.
     let client = Client::new(CTR_1.settings).connect(server.server.local_addr()).await.unwrap();
-    echoes(&client).await;
+    assert_echoes(&client).await;
 }
 
 #[tokio::test]
-async fn ai_06_sasl_client_fallback() {
+async fn ai_06_client_falls_back_to_sasl_server() {
     let server = Server::new(SASL.settings).await;
     let client = Client::new(FALLS_BACK).connect(server.server.local_addr()).await.unwrap();
-    echoes(&client).await;
+    assert_echoes(&client).await;
 }
 
-/// Not asked for in so many words, there is no fallback: anybody on the path could ask for it.
+/// Without the explicit setting there is no fallback, because a proxy could force it.
 #[tokio::test]
-async fn downgrade_is_refused() {
+async fn downgrade_to_sasl_is_rejected_by_default() {
     let never: Settings =
         &[("spark.network.crypto.enabled", "true"), ("spark.network.crypto.saslFallback", "false")];
     for strict in [CTR_1.settings, never] {
         let server = Server::new(SASL.settings).await;
-        let refused = Client::new(strict).connect(server.server.local_addr()).await.unwrap_err();
-        assert_eq!(refused.kind(), ErrorKind::Bootstrap);
+        let error = Client::new(strict).connect(server.server.local_addr()).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Bootstrap);
         let server = Server::new(strict).await;
-        let refused =
+        let error =
             Client::new(SASL.settings).connect(server.server.local_addr()).await.unwrap_err();
-        assert_eq!(refused.kind(), ErrorKind::Bootstrap);
-        server.is_empty().await;
+        assert_eq!(error.kind(), ErrorKind::Bootstrap);
+        server.wait_until_empty().await;
         assert_eq!(server.served(), 0);
     }
 }
@@ -341,48 +340,48 @@ mod with_legacy {
     ];
 
     #[tokio::test]
-    async fn sasl_08_server_always_encrypt() {
+    async fn sasl_08_server_that_always_encrypts_rejects_plain_client() {
         let server = Server::new(SASL_ENCRYPTED.settings).await;
-        let refused =
+        let error =
             Client::new(SASL.settings).connect(server.server.local_addr()).await.unwrap_err();
-        assert_eq!(refused.kind(), ErrorKind::Bootstrap);
+        assert_eq!(error.kind(), ErrorKind::Bootstrap);
         assert!(
-            full_text(&refused).contains("no common protection layer"),
+            full_text(&error).contains("no common protection layer"),
             "{}",
-            full_text(&refused)
+            full_text(&error)
         );
     }
 
     #[tokio::test]
-    async fn a_fallback_that_encrypts_needs_permission_too() {
+    async fn fallback_to_encrypted_sasl_needs_permission() {
         let server = Server::new(CTR_1.settings).await;
-        let refused = Client::new(ENCRYPTS).connect(server.server.local_addr()).await.unwrap_err();
-        assert_eq!(refused.kind(), ErrorKind::Bootstrap);
+        let error = Client::new(ENCRYPTS).connect(server.server.local_addr()).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Bootstrap);
         let server = Server::new(FALLS_BACK).await;
         let client = Client::new(ENCRYPTS).connect(server.server.local_addr()).await.unwrap();
-        echoes(&client).await;
+        assert_echoes(&client).await;
     }
 
     #[tokio::test]
-    async fn a_server_of_both_engines() {
+    async fn server_accepts_both_engines() {
         let server = Server::new(LEGACY.settings).await;
         for settings in [LEGACY.settings, CTR_1.settings] {
             let client = Client::new(settings).connect(server.server.local_addr()).await.unwrap();
-            echoes(&client).await;
+            assert_echoes(&client).await;
         }
-        // One that does not know the old engine lets its clients fall back, on the same connection.
+        // A server without the old engine lets the client fall back on the same connection.
         let server = Server::new(FALLS_BACK).await;
         let client = Client::new(EITHER).connect(server.server.local_addr()).await.unwrap();
-        echoes(&client).await;
+        assert_echoes(&client).await;
         let server = Server::new(CTR_1.settings).await;
-        let refused = Client::new(LEGACY.settings).connect(server.server.local_addr()).await;
-        assert_eq!(refused.unwrap_err().kind(), ErrorKind::Bootstrap);
+        let error = Client::new(LEGACY.settings).connect(server.server.local_addr()).await;
+        assert_eq!(error.unwrap_err().kind(), ErrorKind::Bootstrap);
     }
 }
 
 #[cfg(not(feature = "legacy-auth"))]
 #[test]
-fn what_this_build_lacks_is_refused_by_name() {
+fn feature_missing_in_build_is_rejected_by_setting_name() {
     for setting in [
         "spark.authenticate.enableSaslEncryption",
         "spark.network.sasl.serverAlwaysEncrypt",
@@ -398,26 +397,26 @@ fn what_this_build_lacks_is_refused_by_name() {
     }
 }
 
-/// A configuration that asks for authentication is never served without.
+/// A configuration that requires authentication is never served without it.
 #[tokio::test]
-async fn authenticate_without_secrets_is_a_configuration_error() {
+async fn authenticate_without_secrets_is_config_error() {
     let context = TransportContext::new(conf(&[("spark.authenticate", "true")]), Handler::new());
     assert_eq!(context.create_server("127.0.0.1:0").await.unwrap_err().kind(), ErrorKind::Config);
     let factory = context.create_client_factory();
     let open = serve(&TransportContext::new(conf(&[]), Handler::new())).await;
-    let refused = within(factory.create_client(open.local_addr())).await.unwrap_err();
-    assert!(full_text(&refused).contains("spark.authenticate"), "{refused}");
+    let error = within(factory.create_client(open.local_addr())).await.unwrap_err();
+    assert!(full_text(&error).contains("spark.authenticate"), "{error}");
     let context = context.with_auth(APP, secrets(APP, SECRET)).unwrap();
     let server = serve(&context).await;
-    echoes(
+    assert_echoes(
         &within(context.create_client_factory().create_client(server.local_addr())).await.unwrap(),
     )
     .await;
 }
 
-/// Nor is one that asks for encryption, which without authentication there is not.
+/// A configuration that requires encryption is never served without authentication.
 #[tokio::test]
-async fn encryption_without_authentication_is_a_configuration_error() {
+async fn encryption_without_authentication_is_config_error() {
     for key in ["spark.network.crypto.enabled", "spark.authenticate.enableSaslEncryption"] {
         let context = TransportContext::new(conf(&[(key, "true")]), Handler::new());
         for error in
@@ -429,14 +428,14 @@ async fn encryption_without_authentication_is_a_configuration_error() {
         }
         let open = serve(&TransportContext::new(conf(&[]), Handler::new())).await;
         let factory = context.create_client_factory();
-        let refused = within(factory.create_client(open.local_addr())).await.unwrap_err();
-        assert!(full_text(&refused).contains("spark.authenticate must be enabled"), "{refused}");
+        let error = within(factory.create_client(open.local_addr())).await.unwrap_err();
+        assert!(full_text(&error).contains("spark.authenticate must be enabled"), "{error}");
     }
 }
 
-/// A second context that shares the security of the first, with settings of its own for the rest.
+/// A second context shares the security of the first; its other settings are its own.
 #[tokio::test]
-async fn a_context_is_secured_as_another() {
+async fn context_shares_security_with_another() {
     for mode in MODES {
         let server = Server::new(mode.settings).await;
         let known = Client::new(mode.settings);
@@ -445,18 +444,18 @@ async fn a_context_is_secured_as_another() {
         let factory = other.create_client_factory();
         let client = within(factory.create_client(server.server.local_addr())).await.unwrap();
         assert_eq!(client.client_id(), Some(APP), "{}", mode.name);
-        echoes(&client).await;
-        // Its server believes whom the first one's would.
+        assert_echoes(&client).await;
+        // The second context's server accepts the same clients as the first one's.
         let serves = serve(&other).await;
         within(known.connect(serves.local_addr())).await.unwrap();
-        let stranger =
+        let wrong_secret =
             Client::with(mode.settings, APP, "wrong", None).connect(serves.local_addr()).await;
-        assert_eq!(stranger.unwrap_err().kind(), ErrorKind::Bootstrap, "{}", mode.name);
+        assert_eq!(wrong_secret.unwrap_err().kind(), ErrorKind::Bootstrap, "{}", mode.name);
     }
 }
 
 #[test]
-fn settings_are_checked() {
+fn invalid_auth_settings_are_rejected() {
     for (key, value) in [
         ("spark.network.crypto.cipher", "AES/CBC/PKCS5Padding"),
         ("spark.network.crypto.keyLength", "100"),
@@ -472,9 +471,9 @@ fn settings_are_checked() {
     assert!(conf(&[("spark.authenticate", "true")]).authenticate() && !conf(&[]).authenticate());
 }
 
-/// Nothing secret in what is printed.
+/// `Debug` output contains no secret.
 #[test]
-fn secrets_are_not_shown() {
+fn secrets_are_absent_from_debug_output() {
     let shown = format!("{:?} {:?}", Secret::new(SECRET), secrets(APP, SECRET));
     assert!(shown.contains(APP) && !shown.contains(SECRET), "{shown}");
 }

@@ -1,4 +1,4 @@
-//! Somebody on the path: sees every byte, and may change them.
+//! A proxy between client and server that records all bytes and can change them.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -19,25 +19,26 @@ pub enum Direction {
 #[derive(Debug, Clone)]
 pub enum Fault {
     None,
-    /// One bit of the byte at this place is flipped.
+    /// Flips one bit of the byte at this offset.
     Flip(Direction, usize, u8),
-    /// The direction ends before this place.
+    /// Closes the direction before the byte at this offset.
     Cut(Direction, usize),
-    /// Other bytes instead of all from this place on.
+    /// Replaces everything from this offset on.
     Replace(Direction, usize, Vec<u8>),
-    /// Passes on so many bytes at a time.
+    /// Forwards this number of bytes at a time.
     Narrow(Direction, usize),
-    /// Waits this long after every read, so that what follows comes with it.
+    /// Waits this long before every read, so that later bytes arrive in the same read.
     Gather(Direction, Duration),
 }
 
+/// A proxy for one connection.
 pub struct Proxy {
     pub address: SocketAddr,
     seen: Arc<Mutex<[Vec<u8>; 2]>>,
 }
 
 impl Proxy {
-    /// Stands before `server`, for one connection.
+    /// Starts a proxy in front of `server`.
     pub async fn before(server: SocketAddr, fault: Fault) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -63,7 +64,7 @@ impl Proxy {
         Self { address, seen }
     }
 
-    /// The bytes as they were sent.
+    /// Returns the bytes as they were sent, before any change.
     pub fn seen(&self, direction: Direction) -> Vec<u8> {
         self.seen.lock()[direction as usize].clone()
     }
@@ -80,7 +81,7 @@ async fn forward(
         Fault::Narrow(narrowed, width) if narrowed == direction => width,
         _ => 64 << 10,
     };
-    let (mut buffer, mut place) = (vec![0; width], 0);
+    let (mut buffer, mut offset) = (vec![0; width], 0);
     loop {
         if let Fault::Gather(gathered, pause) = fault {
             if gathered == direction && from.readable().await.is_ok() {
@@ -90,7 +91,7 @@ async fn forward(
         let Ok(count @ 1..) = from.read(&mut buffer).await else { return };
         let bytes = &mut buffer[..count];
         log.lock()[direction as usize].extend_from_slice(bytes);
-        let inside = |at: usize| (place..place + count).contains(&at).then(|| at - place);
+        let inside = |at: usize| (offset..offset + count).contains(&at).then(|| at - offset);
         let written = match &fault {
             Fault::Flip(flipped, at, bit) if *flipped == direction => {
                 if let Some(at) = inside(*at) {
@@ -108,7 +109,7 @@ async fn forward(
             Fault::Replace(replaced, at, other) if *replaced == direction => {
                 if let Some(at) = inside(*at) {
                     let _ = to.write_all(&[&bytes[..at], other].concat()).await;
-                    // The connection stays open; what else comes is swallowed.
+                    // The connection stays open; later bytes are discarded.
                     while let Ok(1..) = from.read(&mut buffer).await {}
                     return;
                 }
@@ -119,6 +120,6 @@ async fn forward(
         if written.is_err() {
             return;
         }
-        place += count;
+        offset += count;
     }
 }

@@ -1,15 +1,15 @@
-//! How bodies are sealed on their way, seen from outside.
+//! How bodies are sealed: the sizes of sealed messages as a proxy and the metrics see them.
 
 use network_common::ManagedBuffer;
 
 use crate::hostile::handshake_lengths;
 use crate::proxy::{Direction, Fault, Proxy};
 use crate::support::*;
-use crate::world::*;
+use crate::fixture::*;
 
-/// A region of a file that yields nothing, then one of four bytes.
+/// Fetches an empty region of a file, then one of four bytes.
 #[tokio::test]
-async fn ae_13_encrypted_message_when_transferring_zero_bytes() {
+async fn ae_13_empty_file_region_is_transferred_encrypted() {
     for mode in MODES {
         let file = file_of(b"four");
         let path = file.path().to_owned();
@@ -27,9 +27,9 @@ async fn ae_13_encrypted_message_when_transferring_zero_bytes() {
     }
 }
 
-/// Every region that is read off the connection's task is sealed in few, large messages.
+/// A file region is read on another thread and must be sealed as a few large messages.
 #[tokio::test(flavor = "multi_thread")]
-async fn gcm_02_encrypted_message_file_region() {
+async fn gcm_02_file_region_is_sealed_in_large_messages() {
     for mode in [GCM_1, GCM_2] {
         const SIZE: u64 = (3 << 20) + 17;
         let content = pattern(SIZE as usize, 3);
@@ -58,9 +58,9 @@ async fn gcm_02_encrypted_message_file_region() {
     }
 }
 
-/// Sealed bytes that leave in small parts and arrive in smaller ones.
+/// Sealed bytes are written in small parts and arrive in smaller ones.
 #[tokio::test(flavor = "multi_thread")]
-async fn sasl_05_encrypted_message_into_a_narrow_sink() {
+async fn sasl_05_sealed_message_arrives_through_narrow_proxy() {
     for mode in MODES {
         let settings: Settings =
             [mode.settings, &[("spark.shuffle.io.sendBuffer", "4k")]].concat().leak();
@@ -81,7 +81,7 @@ async fn sasl_05_encrypted_message_into_a_narrow_sink() {
 
 #[cfg(feature = "legacy-auth")]
 #[tokio::test]
-async fn sasl_07_file_region_encryption() {
+async fn sasl_07_file_region_is_encrypted() {
     let content = pattern(8 << 10, 2);
     let file = file_of(&content);
     let path = file.path().to_owned();

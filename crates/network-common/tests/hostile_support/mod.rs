@@ -1,5 +1,5 @@
-//! What the hostile tests share: raw peers that speak bytes, a handler that does as it is told, and
-//! deadlines.
+//! Support for the tests with hostile peers: raw peers that send bytes, a handler that follows
+//! commands in its messages, and waits with a timeout.
 
 #![allow(dead_code, reason = "every test binary uses its own part")]
 #![allow(clippy::unwrap_used, reason = "test support")]
@@ -22,10 +22,10 @@ use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-/// Longest any single thing may take.
+/// The timeout of every single wait.
 pub(crate) const LIMIT: Duration = Duration::from_secs(15);
 
-/// The future's output, or a panic that names what did not come.
+/// Returns the future's output, or panics after [`LIMIT`] with the name of what was awaited.
 pub(crate) async fn within<F: IntoFuture>(what: &str, future: F) -> F::Output {
     match tokio::time::timeout(LIMIT, future).await {
         Ok(output) => output,
@@ -33,12 +33,12 @@ pub(crate) async fn within<F: IntoFuture>(what: &str, future: F) -> F::Output {
     }
 }
 
-/// Waits until `condition` holds.
+/// Polls `condition` until it holds, at most for [`LIMIT`].
 pub(crate) async fn eventually(what: &str, condition: impl FnMut() -> bool) {
     eventually_or(|| what.to_owned(), condition).await;
 }
 
-/// The same with a text made when it failed.
+/// Like [`eventually`], with a text that is made only on failure.
 pub(crate) async fn eventually_or(
     what: impl FnOnce() -> String,
     mut condition: impl FnMut() -> bool,
@@ -52,7 +52,7 @@ pub(crate) async fn eventually_or(
     }
 }
 
-/// Reproducible numbers (xorshift).
+/// A reproducible random number generator (xorshift).
 pub(crate) struct Dice(u64);
 
 impl Dice {
@@ -72,7 +72,7 @@ impl Dice {
     }
 }
 
-// ---- bytes of the wire, written by hand from wire.md and not with the crate's own encoder ----
+// ---- wire bytes, written by hand and not with the crate's own encoder ----
 
 pub(crate) const CHUNK_REQUEST: u8 = 0x00;
 pub(crate) const CHUNK_SUCCESS: u8 = 0x01;
@@ -88,6 +88,7 @@ pub(crate) const UPLOAD: u8 = 0x0a;
 pub(crate) const META_REQUEST: u8 = 0x0b;
 pub(crate) const META_SUCCESS: u8 = 0x0c;
 
+/// Returns a frame of this type.
 pub(crate) fn frame(kind: u8, parts: &[&[u8]]) -> Vec<u8> {
     let rest: Vec<u8> = parts.concat();
     let mut bytes = (9 + rest.len() as u64).to_be_bytes().to_vec();
@@ -96,7 +97,7 @@ pub(crate) fn frame(kind: u8, parts: &[&[u8]]) -> Vec<u8> {
     bytes
 }
 
-/// Length and bytes.
+/// Returns a string with its 4-byte length in front.
 pub(crate) fn text(text: &str) -> Vec<u8> {
     [&(text.len() as u32).to_be_bytes()[..], text.as_bytes()].concat()
 }
@@ -133,7 +134,7 @@ pub(crate) fn stream_request(id: &str) -> Vec<u8> {
     frame(STREAM_REQUEST, &[&text(id)])
 }
 
-/// The frame only: the body follows.
+/// Returns the frame alone; the body has to follow.
 pub(crate) fn stream_response(id: &str, count: i64) -> Vec<u8> {
     frame(STREAM_RESPONSE, &[&text(id), &count.to_be_bytes()])
 }
@@ -142,7 +143,7 @@ pub(crate) fn stream_failure(id: &str, error: &str) -> Vec<u8> {
     frame(STREAM_FAILURE, &[&text(id), &text(error)])
 }
 
-/// The frame only: the data follow.
+/// Returns the frame alone; the data have to follow.
 pub(crate) fn upload(id: i64, meta: &str, count: i64) -> Vec<u8> {
     frame(UPLOAD, &[&id.to_be_bytes(), &text(meta), &count.to_be_bytes()])
 }
@@ -155,7 +156,7 @@ pub(crate) fn pattern(length: usize) -> Vec<u8> {
     (0..length).map(|i| (i % 251) as u8).collect()
 }
 
-/// A frame as it came: its type, and everything behind the type byte.
+/// A received frame: its type, and all bytes after the type.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Frame {
     pub(crate) kind: u8,
@@ -176,7 +177,7 @@ impl Frame {
     }
 }
 
-/// A peer that speaks bytes.
+/// A peer that sends and receives raw bytes.
 pub(crate) struct Raw(pub(crate) TcpStream);
 
 impl Raw {
@@ -196,7 +197,7 @@ impl Raw {
         within("writing", self.0.write_all(bytes)).await.unwrap();
     }
 
-    /// The next frame; `None`: the connection ended before it began or in its middle.
+    /// Returns the next frame, or `None` if the connection ended before the whole frame.
     pub(crate) async fn frame(&mut self) -> Option<Frame> {
         within("a frame", async {
             let length = self.0.read_u64().await.ok()?;
@@ -208,14 +209,15 @@ impl Raw {
         .await
     }
 
-    /// Sends an RPC that is echoed, and checks that it is.
+    /// Sends an RPC and checks that its body is echoed.
     pub(crate) async fn echo(&mut self, body: &[u8]) {
         self.send(&rpc(77, body)).await;
-        let answer = self.frame().await.expect("the connection lives");
+        let answer = self.frame().await.expect("a response on an open connection");
         assert_eq!((answer.kind, answer.long(0), &answer.rest[12..]), (RPC_RESPONSE, 77, body));
     }
 
-    /// All that comes before the end, which may be a reset.
+    /// Reads to the end of the connection, which may be a reset. Returns the number of bytes and
+    /// the first ones.
     pub(crate) async fn until_end(&mut self) -> (usize, Vec<u8>) {
         within("the end of the connection", async {
             let (mut count, mut all) = (0, Vec::new());
@@ -229,25 +231,25 @@ impl Raw {
         .await
     }
 
-    /// The peer must close without a word.
+    /// Checks that the peer closes without sending anything.
     pub(crate) async fn assert_closed_silently(&mut self, what: &str) {
         let (count, bytes) = self.until_end().await;
-        assert_eq!(count, 0, "{what}: answered {bytes:?}");
+        assert_eq!(count, 0, "{what}: sent {bytes:?}");
     }
 
     pub(crate) async fn finish_sending(&mut self) {
         self.0.shutdown().await.unwrap();
     }
 
-    /// Closes with a reset instead of politely.
+    /// Closes with a reset instead of an orderly shutdown.
     pub(crate) fn reset(self) {
         socket2::SockRef::from(&self.0).set_linger(Some(Duration::ZERO)).unwrap();
     }
 }
 
-// ---- a handler that does as it is told ----
+// ---- a handler that follows commands in its messages ----
 
-/// What the handler saw of one connection.
+/// One event that the handler saw on a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Seen {
     Active,
@@ -256,7 +258,7 @@ pub(crate) enum Seen {
     Inactive,
 }
 
-/// Counts what is alive.
+/// Counts live values, and the most at any time.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Alive(Arc<AtomicUsize>, Arc<AtomicUsize>);
 
@@ -279,7 +281,7 @@ impl Alive {
     }
 }
 
-/// Runs something when dropped.
+/// Runs a closure when dropped.
 pub(crate) struct OnDrop<F: FnOnce()>(Option<F>);
 
 impl<F: FnOnce()> OnDrop<F> {
@@ -296,8 +298,8 @@ impl<F: FnOnce()> Drop for OnDrop<F> {
     }
 }
 
-/// RPC bodies, upload metas and stream names tell it what to do: see the matches below. Anything
-/// else is echoed.
+/// Executes commands in RPC bodies, upload metas and stream ids; see the matches below. Echoes
+/// every other RPC.
 #[derive(Default)]
 pub(crate) struct Obedient {
     pub(crate) seen: Mutex<HashMap<SocketAddr, Vec<Seen>>>,
@@ -305,17 +307,17 @@ pub(crate) struct Obedient {
     pub(crate) one_ways: AtomicUsize,
     pub(crate) rpcs: AtomicUsize,
     pub(crate) uploads: Mutex<Vec<Result<u64, String>>>,
-    /// Bodies that were handed out and not yet released.
+    /// Bodies that were handed out and are not released yet.
     pub(crate) bodies: Alive,
-    /// Futures of stream manager and uploads that have not ended.
+    /// Futures of stream manager and uploads that have not completed.
     pub(crate) futures: Alive,
     pub(crate) file: Mutex<PathBuf>,
 }
 
-/// Streams of the stream manager.
-pub(crate) const BYTES: i64 = 1; // the index is the length
-pub(crate) const MEBIBYTES: i64 = 2; // 4 MiB made on demand
-pub(crate) const FILE: i64 = 3; // the index is the length in MiB
+/// Stream ids that the stream manager knows; a comment gives the meaning of the chunk index.
+pub(crate) const BYTES: i64 = 1; // index = length in bytes
+pub(crate) const MEBIBYTES: i64 = 2; // chunks of 4 MiB
+pub(crate) const FILE: i64 = 3; // index = length in MiB
 pub(crate) const NEVER: i64 = 4;
 pub(crate) const PANIC: i64 = 5;
 pub(crate) const FAIL: i64 = 6;

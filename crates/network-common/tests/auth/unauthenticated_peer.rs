@@ -1,4 +1,4 @@
-//! Peers that have not authenticated: what they may do, and for how long.
+//! Raw peers that have not authenticated: what they can send, and for how long.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,25 +12,25 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::support::*;
-use crate::world::*;
+use crate::fixture::*;
 
 fn rpc(body: impl Into<Bytes>) -> Vec<u8> {
     Message::RpcRequest { request_id: 7, body: body.into() }.encode().unwrap().to_vec()
 }
 
-/// Sends bytes and reads what comes back until the peer closes.
-async fn say(address: std::net::SocketAddr, bytes: &[u8]) -> Vec<u8> {
+/// Sends bytes and reads until the peer closes.
+async fn send_and_read_to_end(address: std::net::SocketAddr, bytes: &[u8]) -> Vec<u8> {
     let mut stream = TcpStream::connect(address).await.unwrap();
-    // The peer may close in the middle of it.
+    // The peer may close before everything is written.
     let _ = stream.write_all(bytes).await;
-    let mut answer = Vec::new();
-    let _ = within(stream.read_to_end(&mut answer)).await;
-    answer
+    let mut response = Vec::new();
+    let _ = within(stream.read_to_end(&mut response)).await;
+    response
 }
 
-/// Row AAH-01, and the same for everything else that can be asked for.
+/// Row AAH-01, extended to every type of request.
 #[tokio::test(flavor = "multi_thread")]
-async fn aah_01_nothing_is_served_before_authentication() {
+async fn aah_01_unauthenticated_peer_is_served_nothing() {
     let meta = MergedBlockMetaRequest {
         request_id: 1,
         app_id: APP.into(),
@@ -39,7 +39,7 @@ async fn aah_01_nothing_is_served_before_authentication() {
         reduce_id: 0,
     };
     let upload = Message::UploadStream { request_id: 1, meta: Bytes::from("m"), byte_count: 4 };
-    let requests: Vec<(&str, Vec<u8>)> = vec![
+    let frames: Vec<(&str, Vec<u8>)> = vec![
         ("an RPC", rpc("hello")),
         ("an empty RPC", rpc("")),
         (
@@ -64,30 +64,30 @@ async fn aah_01_nothing_is_served_before_authentication() {
         ),
     ];
     for mode in MODES {
-        let asked = Arc::new(AtomicUsize::new(0));
-        let server = Server::with(mode.settings, counting(&asked)).await;
-        for (what, request) in &requests {
-            // Twice: servers of SASL let a client of the auth engine try again.
-            let answer = say(server.server.local_addr(), &[&request[..], request].concat()).await;
-            let text = String::from_utf8_lossy(&answer);
+        let requests = Arc::new(AtomicUsize::new(0));
+        let server = Server::with(mode.settings, counting_handler(&requests)).await;
+        for (what, request) in &frames {
+            // Sent twice, because SASL servers let a client of the auth engine try again.
+            let response = send_and_read_to_end(server.server.local_addr(), &[&request[..], request].concat()).await;
+            let text = String::from_utf8_lossy(&response);
             for detail in ["secret", "app-1", "Mismatched", "0x", "expected", "127.0.0.1"] {
                 assert!(!text.contains(detail), "{what}, {}: {text}", mode.name);
             }
         }
-        server.is_empty().await;
-        assert_eq!((server.served(), asked.load(Ordering::SeqCst)), (0, 0), "{}", mode.name);
+        server.wait_until_empty().await;
+        assert_eq!((server.served(), requests.load(Ordering::SeqCst)), (0, 0), "{}", mode.name);
         let failures = server.context.metrics().server().snapshot().failures;
         let total: u64 = failures.iter().map(|(_, count)| count).sum();
-        assert_eq!(total, requests.len() as u64, "{}: {failures:?}", mode.name);
-        // And afterwards those who are known are served.
+        assert_eq!(total, frames.len() as u64, "{}: {failures:?}", mode.name);
+        // Authenticated clients are served afterwards.
         let client = Client::new(mode.settings).connect(server.server.local_addr()).await.unwrap();
-        echoes(&client).await;
+        assert_echoes(&client).await;
         assert_eq!(within(client.fetch_chunk(1, 0)).await.unwrap(), "chunk");
     }
 }
 
-/// The peer does not learn which of the two it was.
-async fn wrong_secrets_and_unknown_applications_fail(modes: &[Mode]) {
+/// The error must not reveal whether the secret or the application was wrong.
+async fn check_wrong_secret_and_unknown_app_fail(modes: &[Mode]) {
     for mode in modes {
         let server = Server::new(mode.settings).await;
         let mut texts = Vec::new();
@@ -96,9 +96,9 @@ async fn wrong_secrets_and_unknown_applications_fail(modes: &[Mode]) {
             let error = end.connect(server.server.local_addr()).await.unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Bootstrap, "{}", mode.name);
             texts.push(full_text(&error).replace(&server.server.local_addr().to_string(), ""));
-            server.is_empty().await;
+            server.wait_until_empty().await;
         }
-        assert_eq!(texts[0], texts[1], "the peer can tell one from the other");
+        assert_eq!(texts[0], texts[1], "the errors reveal which was wrong");
         assert!(texts[0].contains("Authentication failed."), "{}", texts[0]);
         assert_eq!(server.served(), 0);
         assert_eq!(
@@ -109,26 +109,26 @@ async fn wrong_secrets_and_unknown_applications_fail(modes: &[Mode]) {
 }
 
 #[tokio::test]
-async fn ai_03_ctr_auth_failure() {
-    wrong_secrets_and_unknown_applications_fail(&[CTR_1, CTR_2]).await;
+async fn ai_03_ctr_auth_fails_with_wrong_secret_or_app() {
+    check_wrong_secret_and_unknown_app_fail(&[CTR_1, CTR_2]).await;
     #[cfg(feature = "legacy-auth")]
-    wrong_secrets_and_unknown_applications_fail(&[LEGACY]).await;
+    check_wrong_secret_and_unknown_app_fail(&[LEGACY]).await;
 }
 
 #[tokio::test]
-async fn ai_04_gcm_auth_failure() {
-    wrong_secrets_and_unknown_applications_fail(&[GCM_1, GCM_2]).await;
+async fn ai_04_gcm_auth_fails_with_wrong_secret_or_app() {
+    check_wrong_secret_and_unknown_app_fail(&[GCM_1, GCM_2]).await;
 }
 
 #[tokio::test]
-async fn sasl_02_non_matching() {
-    wrong_secrets_and_unknown_applications_fail(&[SASL]).await;
+async fn sasl_02_auth_fails_with_wrong_secret_or_app() {
+    check_wrong_secret_and_unknown_app_fail(&[SASL]).await;
     #[cfg(feature = "legacy-auth")]
-    wrong_secrets_and_unknown_applications_fail(&[SASL_ENCRYPTED]).await;
+    check_wrong_secret_and_unknown_app_fail(&[SASL_ENCRYPTED]).await;
 }
 
 #[tokio::test]
-async fn a_client_without_a_secret_says_so() {
+async fn client_without_secret_reports_missing_secret() {
     let context =
         network_common::TransportContext::new(conf(&[]), network_common::NoOpRpcHandler::new());
     let context = context.with_auth("nobody", secrets(APP, SECRET)).unwrap();
@@ -141,36 +141,36 @@ async fn a_client_without_a_secret_says_so() {
     );
 }
 
-const IMPATIENT: Settings = &[
+const SHORT_TIMEOUT: Settings = &[
     ("spark.network.crypto.enabled", "true"),
     ("spark.network.crypto.saslFallback", "true"),
     ("spark.network.auth.rpcTimeout", "400ms"),
     ("spark.shuffle.auth.maxHandshakes", "2"),
 ];
 
-/// Who stops in the middle is closed, and its place is free again.
+/// A stalled handshake is closed at the timeout, and its permit is released.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_handshake_that_stops_times_out_and_frees_its_place() {
-    let server = Server::new(IMPATIENT).await;
+async fn stalled_handshake_times_out_and_releases_its_permit() {
+    let server = Server::new(SHORT_TIMEOUT).await;
     let address = server.server.local_addr();
     let sasl = rpc(SaslMessage::new(APP, []).encode());
-    // Silent, and stopped after the first step.
+    // One peer sends nothing, the other stops after the first step.
     let mut silent = TcpStream::connect(address).await.unwrap();
     let mut stopped = TcpStream::connect(address).await.unwrap();
     stopped.write_all(&sasl).await.unwrap();
     let mut challenge = [0; 64];
     within(stopped.read_exact(&mut challenge)).await.unwrap();
-    // All places are taken.
-    let refused = Client::new(CTR_1.settings).connect(address).await.unwrap_err();
-    assert_eq!(refused.kind(), ErrorKind::Bootstrap);
+    // Both handshake permits are in use.
+    let error = Client::new(CTR_1.settings).connect(address).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Bootstrap);
     let mut rest = Vec::new();
     within(silent.read_to_end(&mut rest)).await.unwrap();
     assert_eq!(rest, b"");
     within(stopped.read_to_end(&mut rest)).await.unwrap();
-    server.is_empty().await;
+    server.wait_until_empty().await;
     let failures = server.context.metrics().server().snapshot().failures;
     assert_eq!(failures, [(ErrorKind::Bootstrap, 3)]);
-    // Free again, and those who are authenticated take no place.
+    // The permits are free again, and authenticated connections hold none.
     let end = Client::new(CTR_1.settings);
     let mut clients = Vec::new();
     for _ in 0..5 {
@@ -178,14 +178,14 @@ async fn a_handshake_that_stops_times_out_and_frees_its_place() {
     }
     tokio::time::sleep(Duration::from_millis(600)).await;
     for client in &clients {
-        echoes(client).await;
+        assert_echoes(client).await;
     }
     assert_eq!(server.served(), 5);
 }
 
-/// Rows for lengths: what is announced is refused at once, what is sent is counted.
+/// An announced length over the limit is rejected at once; received bytes are counted.
 #[tokio::test(flavor = "multi_thread")]
-async fn strangers_cannot_make_the_server_hold_much() {
+async fn unauthenticated_peer_cannot_exceed_memory_limits() {
     let mut announced = rpc(vec![0; 5000]);
     announced[..8].copy_from_slice(&(100_u64 << 20).to_be_bytes());
     announced[17..21].copy_from_slice(&((100_u32 << 20) - 21).to_be_bytes());
@@ -194,16 +194,16 @@ async fn strangers_cannot_make_the_server_hold_much() {
         .unwrap()
         .to_vec();
     name.truncate(200 << 10);
-    let answers: Vec<u8> = (0..10_000)
+    let responses: Vec<u8> = (0..10_000)
         .flat_map(|_| {
             Message::RpcResponse { request_id: 1, body: Bytes::from("x") }.encode().unwrap()
         })
         .collect();
-    let patient: Settings = &[("spark.network.crypto.enabled", "true")];
-    for (what, bytes) in [("a body", &announced), ("a name", &name), ("many answers", &answers)] {
-        let server = Server::new(patient).await;
-        say(server.server.local_addr(), bytes).await;
-        server.is_empty().await;
+    let settings: Settings = &[("spark.network.crypto.enabled", "true")];
+    for (what, bytes) in [("a body", &announced), ("a name", &name), ("many responses", &responses)] {
+        let server = Server::new(settings).await;
+        send_and_read_to_end(server.server.local_addr(), bytes).await;
+        server.wait_until_empty().await;
         let snapshot = server.context.metrics().server().snapshot();
         assert_eq!(snapshot.failures, [(ErrorKind::Limit, 1)], "{what}");
         assert!(
@@ -215,20 +215,20 @@ async fn strangers_cannot_make_the_server_hold_much() {
     }
 }
 
-/// A recorded handshake, played again: its player knows no key.
+/// Replays a recorded handshake without knowing any key.
 #[tokio::test(flavor = "multi_thread")]
-async fn replayed_and_reordered_handshakes_get_nowhere() {
+async fn replayed_or_reordered_handshake_is_rejected() {
     use crate::proxy::{Direction, Fault, Proxy};
     for mode in MODES {
         let server = Server::new(mode.settings).await;
         let proxy = Proxy::before(server.server.local_addr(), Fault::None).await;
         let client = Client::new(mode.settings).connect(proxy.address).await.unwrap();
-        echoes(&client).await;
+        assert_echoes(&client).await;
         let recorded = proxy.seen(Direction::ToServer);
         drop(client);
-        server.is_empty().await;
+        server.wait_until_empty().await;
         assert_eq!(server.served(), 1);
-        // A pause between the frames lets the server answer, and install what it would.
+        // The pauses let the server respond and install its filters between the frames.
         let mut stream = TcpStream::connect(server.server.local_addr()).await.unwrap();
         let mut rest = &recorded[..];
         while let Some(length) =
@@ -240,26 +240,25 @@ async fn replayed_and_reordered_handshakes_get_nowhere() {
             rest = more;
         }
         stream.shutdown().await.unwrap();
-        let mut answer = Vec::new();
-        let _ = within(stream.read_to_end(&mut answer)).await;
-        server.is_empty().await;
+        let mut response = Vec::new();
+        let _ = within(stream.read_to_end(&mut response)).await;
+        server.wait_until_empty().await;
         assert_eq!(server.served(), 1, "{}", mode.name);
-        // The last frame first, and the first one twice.
+        // The last frames before the first, then the first frame twice.
         let first = u64::from_be_bytes(*recorded.first_chunk().unwrap()) as usize;
         for order in
             [[&recorded[first..], &recorded[..first]].concat(), [&recorded[..first]; 2].concat()]
         {
-            say_and_end(server.server.local_addr(), &order).await;
+            send_and_close(server.server.local_addr(), &order).await;
         }
-        server.is_empty().await;
+        server.wait_until_empty().await;
         assert_eq!(server.served(), 1, "{}", mode.name);
     }
 }
 
-/// The other end of a recorded handshake: what a server has said once proves nothing to the next
-/// client.
+/// Replays a server's recorded responses to another client.
 #[tokio::test(flavor = "multi_thread")]
-async fn replayed_answers_of_a_server_get_nowhere() {
+async fn replayed_server_responses_are_rejected() {
     use crate::proxy::{Direction, Fault, Proxy};
     for mode in MODES {
         let server = Server::new(mode.settings).await;
@@ -268,11 +267,11 @@ async fn replayed_answers_of_a_server_get_nowhere() {
         let recorded = proxy.seen(Direction::ToClient);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let player = tokio::spawn(async move {
+        let replaying_server = tokio::spawn(async move {
             let (mut stream, _) = listener.accept().await.unwrap();
             let mut rest = &recorded[..];
             while let Some(length) = rest.first_chunk::<8>() {
-                let (answer, more) = rest.split_at(u64::from_be_bytes(*length) as usize);
+                let (response, more) = rest.split_at(u64::from_be_bytes(*length) as usize);
                 rest = more;
                 let mut length = [0; 8];
                 if stream.read_exact(&mut length).await.is_err() {
@@ -280,9 +279,9 @@ async fn replayed_answers_of_a_server_get_nowhere() {
                 }
                 let mut request = vec![0; u64::from_be_bytes(length) as usize - 8];
                 stream.read_exact(&mut request).await.unwrap();
-                // The answer to this very request, by its id.
-                let answer = [&answer[..9], &request[1..9], &answer[17..]].concat();
-                let _ = stream.write_all(&answer).await;
+                // The response carries the id of the current request.
+                let response = [&response[..9], &request[1..9], &response[17..]].concat();
+                let _ = stream.write_all(&response).await;
             }
             let _ = stream.read_to_end(&mut Vec::new()).await;
         });
@@ -294,43 +293,43 @@ async fn replayed_answers_of_a_server_get_nowhere() {
             mode.name,
             full_text(&error)
         );
-        within(player).await.unwrap();
+        within(replaying_server).await.unwrap();
     }
 }
 
-/// A request that came before the handshake is not served because a handshake came behind it.
+/// A request in front of a valid handshake is not served after the handshake.
 #[tokio::test]
-async fn requests_of_strangers_are_not_served_once_they_are_known() {
+async fn requests_sent_before_handshake_are_not_served_after_it() {
     use crate::proxy::{Direction, Fault, Proxy};
     let chunk = Message::<Bytes>::ChunkFetchRequest { stream_id: 1, chunk_index: 0 };
     let stream = Message::<Bytes>::StreamRequest { stream_id: "s".into() };
     for mode in [CTR_1, GCM_2] {
         for request in [&chunk, &stream] {
-            let asked = Arc::new(AtomicUsize::new(0));
-            let server = Server::with(mode.settings, counting(&asked)).await;
+            let requests = Arc::new(AtomicUsize::new(0));
+            let server = Server::with(mode.settings, counting_handler(&requests)).await;
             let proxy = Proxy::before(server.server.local_addr(), Fault::None).await;
             let client = Client::new(mode.settings).connect(proxy.address).await.unwrap();
             let handshake = proxy.seen(Direction::ToServer);
             drop(client);
-            say(server.server.local_addr(), &[&request.encode().unwrap()[..], &handshake].concat())
+            send_and_read_to_end(server.server.local_addr(), &[&request.encode().unwrap()[..], &handshake].concat())
                 .await;
-            server.is_empty().await;
-            assert_eq!(asked.load(Ordering::SeqCst), 0, "{}: {request:?}", mode.name);
+            server.wait_until_empty().await;
+            assert_eq!(requests.load(Ordering::SeqCst), 0, "{}: {request:?}", mode.name);
         }
     }
 }
 
-async fn say_and_end(address: std::net::SocketAddr, bytes: &[u8]) {
+async fn send_and_close(address: std::net::SocketAddr, bytes: &[u8]) {
     let mut stream = TcpStream::connect(address).await.unwrap();
     let _ = stream.write_all(bytes).await;
     let _ = stream.shutdown().await;
     let _ = within(stream.read_to_end(&mut Vec::new())).await;
 }
 
-/// The other way round: a server that is none of ours.
+/// A raw server that has not authenticated.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_serves_nothing_to_a_server_that_is_not_authenticated() {
-    const PATIENCE: Settings = &[
+async fn unauthenticated_server_is_served_nothing_by_client() {
+    const SETTINGS: Settings = &[
         ("spark.network.crypto.enabled", "true"),
         ("spark.network.crypto.saslFallback", "false"),
         ("spark.network.auth.rpcTimeout", "400ms"),
@@ -341,11 +340,11 @@ async fn a_client_serves_nothing_to_a_server_that_is_not_authenticated() {
             .unwrap()
             .to_vec()
     };
-    let answer = |body: Vec<u8>| {
+    let response = |body: Vec<u8>| {
         Message::RpcResponse { request_id: 0, body: Bytes::from(body) }.encode().unwrap().to_vec()
     };
     let forged = AuthMessage::new(APP, [1; 16], [2; 60]).encode();
-    let mut huge = answer(vec![0; 5000]);
+    let mut huge = response(vec![0; 5000]);
     huge[..8].copy_from_slice(&(1_u64 << 30).to_be_bytes());
     let cases: Vec<(&str, Vec<u8>, &str)> = vec![
         ("an RPC", rpc("serve me"), "before it was authenticated"),
@@ -363,10 +362,10 @@ async fn a_client_serves_nothing_to_a_server_that_is_not_authenticated() {
             "before it was authenticated",
         ),
         ("a failure", failure("no such thing"), "no such thing"),
-        ("a forged answer", answer(forged), "Mismatched response"),
-        ("an empty answer", answer(Vec::new()), "not an authentication message"),
-        ("a large answer", answer(vec![0xfb; 5000]), "announces a body"),
-        ("a huge answer", huge, "announces a body"),
+        ("a forged response", response(forged), "Mismatched response"),
+        ("an empty response", response(Vec::new()), "not an authentication message"),
+        ("a large response", response(vec![0xfb; 5000]), "announces a body"),
+        ("a huge response", huge, "announces a body"),
         ("silence", Vec::new(), "spark.network.auth.rpcTimeout"),
     ];
     for (what, bytes, expected) in cases {
@@ -376,7 +375,7 @@ async fn a_client_serves_nothing_to_a_server_that_is_not_authenticated() {
             let (mut stream, _) = listener.accept().await.unwrap();
             let mut request = [0; 8 + 13 + 1 + 4 + APP.len() + 4 + 16 + 4 + 60];
             stream.read_exact(&mut request).await.unwrap();
-            // Where the answer names the request, it names this one.
+            // Responses and failures carry the id of the request that was received.
             let mut bytes = bytes;
             if matches!(bytes.get(8), Some(4 | 5)) {
                 bytes[9..17].copy_from_slice(&request[9..17]);
@@ -386,20 +385,20 @@ async fn a_client_serves_nothing_to_a_server_that_is_not_authenticated() {
             let _ = stream.read_to_end(&mut rest).await;
             rest
         });
-        let asked = Arc::new(AtomicUsize::new(0));
-        let counted = Arc::clone(&asked);
-        let handler = counting(&asked).on_rpc(move |_, _, callback| {
+        let requests = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&requests);
+        let handler = counting_handler(&requests).on_rpc(move |_, _, callback| {
             counted.fetch_add(1, Ordering::SeqCst);
             callback.reply("served");
         });
-        let end = Client::with(PATIENCE, APP, SECRET, Some(handler));
+        let end = Client::with(SETTINGS, APP, SECRET, Some(handler));
         let error = end.connect(address).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Bootstrap, "{what}");
         assert!(full_text(&error).contains(expected), "{what}: {}", full_text(&error));
-        assert_eq!(asked.load(Ordering::SeqCst), 0, "{what}");
+        assert_eq!(requests.load(Ordering::SeqCst), 0, "{what}");
         let sent = within(server).await.unwrap();
         if what == "a failure" {
-            assert_eq!(sent, b"", "a fallback that is not allowed");
+            assert_eq!(sent, b"", "the client fell back without permission");
         }
     }
 }

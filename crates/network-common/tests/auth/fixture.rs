@@ -1,4 +1,4 @@
-//! Two ends that share a secret, in every mode that this build has.
+//! A server and a client that share a secret, for every authentication mode of this build.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,7 +13,7 @@ use crate::support::*;
 
 pub type Settings = &'static [(&'static str, &'static str)];
 
-/// How the ends authenticate and encrypt.
+/// One way to authenticate and encrypt, by its settings.
 #[derive(Debug, Clone, Copy)]
 pub struct Mode {
     pub name: &'static str,
@@ -87,7 +87,7 @@ pub fn secrets(app: &str, secret: &str) -> Arc<SecretStore> {
     Arc::new(secrets)
 }
 
-/// A serving end; its handler counts what reaches it and echoes.
+/// A server whose handler counts requests, and echoes RPCs.
 pub struct Server {
     pub context: TransportContext,
     pub server: TransportServer,
@@ -100,7 +100,7 @@ impl Server {
         Self::with(settings, Handler::new()).await
     }
 
-    /// With chunks, streams and the rest of `handler`.
+    /// Uses the chunks, streams and uploads of `handler`.
     pub async fn with(settings: Settings, handler: Handler) -> Self {
         let served = Arc::new(AtomicUsize::new(0));
         let count = |served: &Arc<AtomicUsize>| {
@@ -131,14 +131,14 @@ impl Server {
         self.served.load(Ordering::SeqCst)
     }
 
-    /// Waits until no connection is left.
-    pub async fn is_empty(&self) {
+    /// Waits until no connection is open.
+    pub async fn wait_until_empty(&self) {
         until(|| self.context.metrics().server().snapshot().connections == 0).await;
     }
 }
 
-/// A handler that counts, as well, chunks, streams, uploads and questions asked of it.
-pub fn counting(asked: &Arc<AtomicUsize>) -> Handler {
+/// Returns a handler that also counts requests for chunks, streams, uploads and merged blocks.
+pub fn counting_handler(asked: &Arc<AtomicUsize>) -> Handler {
     let count = |asked: &Arc<AtomicUsize>| {
         let asked = Arc::clone(asked);
         move || {
@@ -165,7 +165,7 @@ pub fn counting(asked: &Arc<AtomicUsize>) -> Handler {
         })
 }
 
-/// A connecting end.
+/// A client with its own context.
 pub struct Client {
     pub context: TransportContext,
     pub factory: TransportClientFactory,
@@ -194,6 +194,6 @@ impl Client {
     }
 }
 
-pub async fn echoes(client: &TransportClient) {
+pub async fn assert_echoes(client: &TransportClient) {
     assert_eq!(within(client.send_rpc("still there?")).await.unwrap(), "still there?");
 }
