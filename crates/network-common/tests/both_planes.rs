@@ -1,4 +1,4 @@
-//! Control messages beside bodies: how long they wait.
+//! RPCs and bodies on the same connection or thread: how long RPCs are delayed.
 
 #![allow(clippy::unwrap_used)]
 
@@ -15,11 +15,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
-/// More than sockets hold of what nobody reads.
+/// More than the socket buffers of a peer that does not read can hold.
 const BODY: usize = 64 << 20;
 const BODIES: i32 = 3;
 
-/// What comes, in order: the indices of chunks, and `None` for the answer to an RPC.
+/// Returns the responses in order: the index of each chunk, and `None` for the RPC.
 async fn order_of_answers(client: &mut TcpStream) -> Vec<Option<i32>> {
     let (mut decoder, mut read, mut order) =
         (FrameDecoder::default(), vec![0; 1 << 20], Vec::new());
@@ -45,24 +45,24 @@ async fn order_of_answers(client: &mut TcpStream) -> Vec<Option<i32>> {
     order
 }
 
-/// An RPC that comes while a body is being sent is answered before the next one, wherever the
-/// bodies are.
+/// An RPC that arrives while a body is sent is answered before the next body, for bodies in memory
+/// and in files.
 #[tokio::test]
-async fn an_answer_waits_for_one_body() {
+async fn rpc_response_waits_for_at_most_one_body() {
     let file = tempfile::NamedTempFile::new().unwrap();
     file.as_file().set_len(BODY as u64).unwrap();
     let in_file = ManagedBuffer::file(file.path(), 0..BODY as u64);
     let in_memory = ManagedBuffer::from(vec![7; BODY]);
-    // Otherwise the peer of bodies in memory is not read.
+    // With a smaller write queue the server would not read the RPC.
     let settings =
         |mode| [("spark.shuffle.io.mode", mode), ("spark.shuffle.io.maxWriteQueueSize", "1g")];
     for (body, mode) in [(in_file.clone(), "AUTO"), (in_file, "NIO"), (in_memory, "AUTO")] {
         let received = Arc::new(Notify::new());
-        let told = Arc::clone(&received);
+        let notify = Arc::clone(&received);
         let handler = Handler::new().on_chunk(move |_, _| Ok(body.clone())).on_rpc(
             move |_, body, callback| {
                 callback.reply(body);
-                told.notify_one();
+                notify.notify_one();
             },
         );
         let context = TransportContext::new(conf(&settings(mode)), handler);
@@ -87,9 +87,9 @@ async fn an_answer_waits_for_one_body() {
     }
 }
 
-/// Connections that share one thread take turns: an RPC sees few bodies of another connection pass.
+/// Connections on one thread take turns: an RPC waits for few bodies of another connection.
 #[tokio::test]
-async fn bodies_leave_a_thread_to_other_connections() {
+async fn bodies_do_not_block_other_connections_of_their_thread() {
     const FETCHES: usize = 4;
     let body = Bytes::from(vec![7; 16 << 20]);
     let handler = Handler::new().on_chunk(move |_, _| Ok(body.clone().into()));
@@ -112,7 +112,7 @@ async fn bodies_leave_a_thread_to_other_connections() {
         let before = fetched.load(Ordering::Relaxed);
         within(other.send_rpc("hello")).await.unwrap();
         let passed = fetched.load(Ordering::Relaxed) - before;
-        assert!(passed <= FETCHES, "{passed} bodies went first");
+        assert!(passed <= FETCHES, "{passed} bodies were sent before the response");
     }
     fetching.iter().for_each(tokio::task::JoinHandle::abort);
 }

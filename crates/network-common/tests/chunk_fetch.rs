@@ -1,7 +1,7 @@
-//! ChunkFetchIntegrationSuite and ChunkFetchRequestHandlerSuite (CFI, CFH), in memory, by
-//! `sendfile` and by copying.
+//! Chunks from memory, by `sendfile` and by copying: Spark's `ChunkFetchIntegrationSuite` and
+//! `ChunkFetchRequestHandlerSuite` (CFI and CFH rows).
 
-// Outside of the test functions themselves too.
+// Helper functions outside of tests unwrap as well.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -24,7 +24,7 @@ const MISSING_FILE: i32 = 2;
 const SHORT_FILE: i32 = 3;
 const SIZE: usize = 100_000;
 
-/// Where files are sent by the kernel, and where they pass through memory.
+/// The modes in which the kernel sends files, and in which they are copied.
 const MODES: [&str; 2] = ["AUTO", "NIO"];
 
 struct Chunks {
@@ -34,7 +34,8 @@ struct Chunks {
     _file: NamedTempFile,
 }
 
-/// The set-up of the suite: chunk 0 in memory, chunk 1 a region of a file, everything else unknown.
+/// Serves chunk 0 from memory and chunk 1 from a file region, as in Spark's suite, and broken
+/// files.
 async fn chunks(mode: &str, lazy: &str) -> Chunks {
     let buffer = pattern(SIZE, 1);
     let content = pattern(SIZE, 2);
@@ -61,7 +62,7 @@ impl Chunks {
         within(self.pair.client.fetch_chunk(STREAM, index)).await
     }
 
-    /// Bytes of files sent by the kernel and through memory.
+    /// Checks how many bytes of files were sent by the kernel or copied, according to the mode.
     async fn assert_file_bytes(&self, mode: &str, expected: u64) {
         let metrics = self.pair.context.metrics();
         let sent = move || {
@@ -69,14 +70,14 @@ impl Chunks {
             (snapshot.sendfile_bytes, snapshot.copied_file_bytes)
         };
         let native = mode == "AUTO" && cfg!(target_os = "linux") && is_plain();
-        // The kernel has sent it before the sending thread counts it.
+        // The kernel sends the bytes before the metric counts them.
         until(|| sent().0 + sent().1 >= expected).await;
         assert_eq!(sent(), if native { (expected, 0) } else { (0, expected) }, "{mode}");
     }
 }
 
 #[tokio::test]
-async fn cfi_01_fetch_buffer_chunk() {
+async fn cfi_01_buffer_chunk_is_fetched() {
     for mode in MODES {
         let chunks = chunks(mode, "true").await;
         assert_eq!(chunks.fetch(BUFFER_CHUNK).await.unwrap(), chunks.buffer);
@@ -86,7 +87,7 @@ async fn cfi_01_fetch_buffer_chunk() {
 }
 
 #[tokio::test]
-async fn cfi_02_fetch_file_chunk() {
+async fn cfi_02_file_chunk_is_fetched() {
     for mode in MODES {
         for lazy in ["true", "false"] {
             let chunks = chunks(mode, lazy).await;
@@ -113,7 +114,7 @@ async fn cfi_03_fetch_non_existent_chunk() {
 }
 
 #[tokio::test]
-async fn cfi_04_fetch_both_chunks() {
+async fn cfi_04_buffer_and_file_chunk_are_fetched_concurrently() {
     for mode in MODES {
         let chunks = chunks(mode, "true").await;
         let (buffer, file) = tokio::join!(chunks.fetch(BUFFER_CHUNK), chunks.fetch(FILE_CHUNK));
@@ -124,7 +125,7 @@ async fn cfi_04_fetch_both_chunks() {
 }
 
 #[tokio::test]
-async fn cfi_05_fetch_chunk_and_non_existent() {
+async fn cfi_05_unknown_chunk_does_not_affect_others() {
     for mode in MODES {
         let chunks = chunks(mode, "true").await;
         let (buffer, missing) = tokio::join!(chunks.fetch(BUFFER_CHUNK), chunks.fetch(12345));
@@ -135,9 +136,9 @@ async fn cfi_05_fetch_chunk_and_non_existent() {
     }
 }
 
-/// Many fetches at once, of files and memory in turn: each gets its own.
+/// Many concurrent fetches from files and memory: each gets its own content.
 #[tokio::test(flavor = "multi_thread")]
-async fn chunks_fetched_at_once_are_not_mixed_up() {
+async fn concurrent_fetches_get_their_own_chunks() {
     for mode in MODES {
         let content = pattern(1 << 20, 3);
         let file = file_of(&content);
@@ -168,10 +169,9 @@ async fn chunks_fetched_at_once_are_not_mixed_up() {
     }
 }
 
-/// Rule 2 of the design: dropped fetches leave a tombstone, and what is asked for afterwards is
-/// right.
+/// A cancelled fetch stays pending until its response; other fetches are correct.
 #[tokio::test]
-async fn a_dropped_fetch_leaves_a_tombstone_until_it_is_answered() {
+async fn cancelled_fetch_stays_pending_until_response() {
     for size in [10, 3 << 20] {
         let (release, released) = oneshot::channel::<()>();
         let released = parking_lot::Mutex::new(Some(released));
@@ -189,9 +189,17 @@ async fn a_dropped_fetch_leaves_a_tombstone_until_it_is_answered() {
         });
         let pair = pair(handler).await;
         drop(pair.client.fetch_chunk(STREAM, 0));
-        assert_eq!(pair.client.pending_requests(), 1, "the wire cannot cancel it");
+        assert_eq!(
+            pair.client.pending_requests(),
+            1,
+            "a fetch cannot be cancelled on the wire"
+        );
         let again = within(pair.client.fetch_chunk(STREAM, 0)).await.unwrap_err();
-        assert_eq!(again.kind(), ErrorKind::Refused, "it could be mistaken for the abandoned one");
+        assert_eq!(
+            again.kind(),
+            ErrorKind::Refused,
+            "a fetch of the cancelled chunk must be rejected"
+        );
         let other = pair.client.fetch_chunk(STREAM, 1);
         release.send(()).unwrap();
         assert_eq!(within(other).await.unwrap(), content.slice(1..));
@@ -202,13 +210,13 @@ async fn a_dropped_fetch_leaves_a_tombstone_until_it_is_answered() {
 }
 
 #[tokio::test]
-async fn a_second_fetch_of_an_outstanding_chunk_is_refused_and_does_not_disturb_the_first() {
+async fn second_fetch_of_pending_chunk_is_rejected_without_affecting_first() {
     let (release, released) = oneshot::channel::<()>();
     let released = parking_lot::Mutex::new(Some(released));
     let handler = Handler::new().on_chunk_later(move |_, _| {
         let wait = released.lock().take();
         async move {
-            wait.ok_or("asked twice")?.await?;
+            wait.ok_or("requested twice")?.await?;
             Ok(ManagedBuffer::from("once"))
         }
     });
@@ -221,17 +229,16 @@ async fn a_second_fetch_of_an_outstanding_chunk_is_refused_and_does_not_disturb_
     assert_eq!(within(first).await.unwrap(), "once");
 }
 
-/// Rules 4 and 9 of the issue: missing and truncated files fail the chunk, whenever they are
-/// opened.
+/// Missing and truncated files fail their chunk, with early and with late opening.
 #[tokio::test]
-async fn a_file_that_cannot_be_read_fails_its_chunk_only() {
+async fn unreadable_file_fails_only_its_chunk() {
     for mode in MODES {
         for lazy in ["true", "false"] {
             let chunks = chunks(mode, lazy).await;
             for (index, text) in
                 [(MISSING_FILE, "/nowhere/to/be/found"), (SHORT_FILE, "Reached EOF")]
             {
-                // With a neighbour on each side, so that the failure has to keep its place in line.
+                // Other requests before and after, so that the failure has to keep the order.
                 let (before, failed, after) = tokio::join!(
                     chunks.fetch(BUFFER_CHUNK),
                     chunks.fetch(index),
@@ -250,7 +257,7 @@ async fn a_file_that_cannot_be_read_fails_its_chunk_only() {
 }
 
 #[tokio::test]
-async fn empty_chunks_are_chunks() {
+async fn empty_chunks_are_fetched() {
     let file = file_of(b"abc");
     let path = file.path().to_owned();
     let handler = Handler::new().on_chunk(move |_, index| {
@@ -262,10 +269,10 @@ async fn empty_chunks_are_chunks() {
     pair.assert_alive().await;
 }
 
-/// A large body is read by the socket, or opened, into its own buffer: all but what came with its
-/// header or before its end.
+/// A large body is read or decrypted into its own buffer, except the bytes that arrived with its
+/// header.
 #[tokio::test]
-async fn a_large_chunk_is_read_straight_into_its_buffer() {
+async fn large_chunk_is_read_directly_into_its_buffer() {
     let not_directly = if is_plain() { 128 << 10 } else { 2 << 20 };
     let content = pattern(8 << 20, 5);
     let file = file_of(&content);
@@ -282,13 +289,13 @@ async fn a_large_chunk_is_read_straight_into_its_buffer() {
         let copied = content.len() as u64 - read;
         assert!(copied <= not_directly, "{copied} of {} bytes were copied", content.len());
     }
-    // And a small one is not worth a buffer of its own.
+    // A small body gets no buffer of its own.
     let before = direct();
     assert_eq!(pair.client.send_rpc("small").await.unwrap(), "small");
     assert_eq!(direct(), before);
 }
 
-/// Drops nothing, releases everything: the hook of every buffer runs once, after it was sent.
+/// The release hook of every buffer runs exactly once.
 #[tokio::test]
 async fn every_chunk_is_released_once() {
     let file = file_of(&pattern(50_000, 6));
@@ -312,7 +319,7 @@ async fn every_chunk_is_released_once() {
     until(|| pair.context.metrics().server().snapshot().chunks_being_transferred == 0).await;
 }
 
-/// A peer that is driven by hand, so that it can refuse to read.
+/// A raw peer, which reads only when it is told to by the test.
 struct RawPeer {
     socket: TcpStream,
     decoder: FrameDecoder,
@@ -329,7 +336,7 @@ impl RawPeer {
         self.socket.write_all(&message.encode().unwrap()).await.unwrap();
     }
 
-    /// The next message with its body; `None` when the connection has ended.
+    /// Returns the next message with its body, or `None` at the end of the connection.
     async fn next(&mut self) -> Option<Message<Bytes>> {
         within(async {
             loop {
@@ -353,12 +360,12 @@ impl RawPeer {
     }
 }
 
-/// As CFH-01, with a peer that holds writes back by not reading: more than what socket buffers
-/// take.
+/// As Spark's test, with writes that are pending because the peer does not read more than its
+/// socket buffers hold.
 #[tokio::test(flavor = "multi_thread")]
-async fn cfh_01_handle_chunk_fetch_request() {
+async fn cfh_01_chunk_requests_over_transfer_limit_close_connection() {
     if !is_plain() {
-        return; // The peer is played by hand.
+        return; // Raw peers send unencrypted bytes.
     }
     const LARGE: usize = 16 << 20;
     let streams = Arc::new(OneForOneStreamManager::new());
@@ -389,7 +396,7 @@ async fn cfh_01_handle_chunk_fetch_request() {
     peer.send(fetch(1)).await;
     until(|| transferred() == 2).await;
     assert!(peer.next().await == success(0, &a));
-    // The first is written: room for one more, which has no body.
+    // The first chunk is written, so one more is allowed, which has no body.
     until(|| transferred() < 2).await;
     peer.send(fetch(2)).await;
     assert!(peer.next().await == success(1, &b));
@@ -406,7 +413,7 @@ async fn cfh_01_handle_chunk_fetch_request() {
     assert_eq!(peer.next().await, success(3, &Bytes::from("C")));
     until(|| transferred() == 0).await;
 
-    // Two that the peer does not read, then one too many: closed without an answer.
+    // Two chunks that the peer does not read, then one over the limit: closed without a response.
     peer.send(fetch(4)).await;
     peer.send(fetch(5)).await;
     until(|| transferred() == 2).await;
@@ -421,10 +428,9 @@ async fn cfh_01_handle_chunk_fetch_request() {
     until(|| transferred() == 0).await;
 }
 
-/// Nothing of the answer was written when its first bytes cannot be read: the failure twin goes out
-/// (wire 5).
+/// If the first bytes of the file cannot be read, nothing was written yet, and a failure is sent.
 #[tokio::test]
-async fn a_file_whose_first_bytes_cannot_be_read_fails_its_chunk_only() {
+async fn read_error_at_start_of_file_fails_only_its_chunk() {
     let path = file_of(&pattern(SIZE, 3)).into_temp_path();
     for mode in MODES {
         let unreadable = Arc::new(std::fs::File::options().write(true).open(&path).unwrap());
@@ -439,11 +445,10 @@ async fn a_file_whose_first_bytes_cannot_be_read_fails_its_chunk_only() {
     }
 }
 
-/// Opening a named pipe waits for somebody to write to it, which would hold a thread and the whole
-/// bulk lane.
+/// Opening a named pipe would block its thread and the bulk lane until another process opens it.
 #[cfg(target_os = "linux")]
 #[tokio::test]
-async fn a_named_pipe_is_not_a_file() {
+async fn named_pipe_is_rejected() {
     use rustix::fs::{CWD, FileType, Mode, mknodat};
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("pipe");
@@ -458,9 +463,9 @@ async fn a_named_pipe_is_not_a_file() {
     }
 }
 
-/// A length that no file has is told apart from one that fits, whatever is added to it.
+/// A file length near `u64::MAX` must not overflow the check of the frame length.
 #[tokio::test]
-async fn a_chunk_of_an_impossible_length_fails_alone() {
+async fn chunk_of_impossible_length_fails_alone() {
     let handler = Handler::new().on_chunk(|_, _| Ok(ManagedBuffer::file("/dev/null", 0..u64::MAX)));
     let pair = pair(handler).await;
     let error = within(pair.client.fetch_chunk(STREAM, 0)).await.unwrap_err();
@@ -468,19 +473,19 @@ async fn a_chunk_of_an_impossible_length_fails_alone() {
     pair.assert_alive().await;
 }
 
-/// Whatever a stream manager's error does when it is told, requests behind it must end.
+/// If the error of a stream manager panics in `Display`, the later requests must still end.
 #[tokio::test]
-async fn an_error_that_panics_when_it_is_printed_leaves_nobody_waiting() {
+async fn error_that_panics_in_display_leaves_no_request_pending() {
     #[derive(Debug)]
-    struct Unspeakable;
-    impl std::fmt::Display for Unspeakable {
+    struct PanicsInDisplay;
+    impl std::fmt::Display for PanicsInDisplay {
         fn fmt(&self, _: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
             panic!("told to")
         }
     }
-    impl std::error::Error for Unspeakable {}
+    impl std::error::Error for PanicsInDisplay {}
     let handler = Handler::new().on_chunk(|_, index| {
-        if index == 0 { Err(Unspeakable.into()) } else { Ok(Bytes::new().into()) }
+        if index == 0 { Err(PanicsInDisplay.into()) } else { Ok(Bytes::new().into()) }
     });
     let pair = pair(handler).await;
     let chunks: Vec<_> = (0..3).map(|index| pair.client.fetch_chunk(STREAM, index)).collect();

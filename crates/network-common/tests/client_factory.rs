@@ -584,7 +584,8 @@ async fn client_bootstraps_run_in_order_before_client_is_returned() {
     }
     let server = serve(&context(&[])).await;
     let seen = Arc::new(Mutex::new(Vec::new()));
-    let asks = |name| -> Arc<dyn TransportClientBootstrap> { Arc::new(SendsName(name, seen.clone())) };
+    let asks =
+        |name| -> Arc<dyn TransportClientBootstrap> { Arc::new(SendsName(name, seen.clone())) };
     let conf = TransportConf::new(MODULE);
     let client_context = TransportContext::new(conf, Handler::new());
     let factory = client_context.create_client_factory_with(vec![asks("one"), asks("two")]);
@@ -630,7 +631,7 @@ async fn panicking_bootstrap_rejects_only_its_connection() {
     assert_eq!(server_context.metrics().server().snapshot().failures, [(ErrorKind::Bootstrap, 1)]);
     at_server.0.store(false, Ordering::SeqCst);
     let client = within(factory.create_client(server.local_addr())).await.unwrap();
-    assert_eq!(within(client.send_rpc("x")).await.unwrap(), "x", "the server accepts");
+    assert_eq!(within(client.send_rpc("x")).await.unwrap(), "x", "the server must still accept");
     client.close();
 
     at_client.0.store(true, Ordering::SeqCst);
@@ -648,7 +649,7 @@ async fn panicking_bootstrap_rejects_only_its_connection() {
 }
 
 #[test]
-fn an_address_keeps_its_scope() {
+fn address_keeps_its_ipv6_scope() {
     for text in ["[fe80::1%7]:80", "[fe80::1]:80", "127.0.0.1:80"] {
         let address: SocketAddr = text.parse().unwrap();
         assert_eq!(PeerAddress::from(address).to_string(), text);

@@ -1,11 +1,11 @@
-//! TransportConfSuite without TLS (CONF-12 and every key of `TransportConf`), and
-//! NettyMemoryMetricsSuite (MET-01).
+//! Settings except TLS, and metrics: Spark's `TransportConfSuite` (CONF-12 and all keys of
+//! `TransportConf`) and `NettyMemoryMetricsSuite` (MET-01).
 //!
-//! CONF-01..11 are about the keys of TLS: see the suite `tls`. MET-02 counts what a JVM's allocator
-//! does: there is nothing it could map to. Of MET-01 the names' prefixes are kept; instead of heap
-//! and direct memory our gauges are checked.
+//! CONF-01 to CONF-11 concern TLS and are in `tests/tls/settings.rs`. MET-02 counts a JVM allocator
+//! and has no counterpart. MET-01 keeps the prefixes of names; our gauges replace heap and direct
+//! memory.
 
-// Outside of the test functions themselves too.
+// Helper functions outside of tests unwrap as well.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -25,8 +25,8 @@ fn with(key: &str, value: &str) -> TransportConf {
     conf(&[(key, value)])
 }
 
-/// The error says which key, which value, and what would do.
-fn assert_refused(key: &str, value: &str, accepted: &str) {
+/// Checks that the error names the key, the value and the accepted values.
+fn assert_rejected(key: &str, value: &str, accepted: &str) {
     let error = TransportConf::new(MODULE).with(key, value).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Config);
     assert!(!error.is_retryable() && !error.is_timeout());
@@ -39,42 +39,42 @@ fn assert_refused(key: &str, value: &str, accepted: &str) {
     assert_eq!(by_settings.to_string(), text);
 }
 
-/// Nobody is to believe that they have TLS when it was not even built.
+/// Without the feature `tls`, enabling TLS must fail instead of being ignored.
 #[cfg(not(feature = "tls"))]
 #[test]
-fn conf_07_tls_that_was_not_built_is_refused() {
-    assert_refused("spark.ssl.rpc.enabled", "true", "feature 'tls'");
+fn conf_07_tls_is_rejected_in_build_without_tls() {
+    assert_rejected("spark.ssl.rpc.enabled", "true", "feature 'tls'");
     with("spark.ssl.rpc.enabled", "false");
     with("spark.ssl.rpc.keyStore", "/ignored");
 }
 
 #[test]
-fn conf_12_default_io_mode() {
+fn conf_12_io_mode_has_module_setting_and_default() {
     let mode = |settings: &[(&str, &str)]| conf(settings).io_mode();
     assert_eq!(mode(&[]), IoMode::Auto);
     assert_eq!(mode(&[("spark.io.mode.default", "NIO")]), IoMode::Nio);
     let both = [("spark.shuffle.io.mode", "AUTO"), ("spark.io.mode.default", "NIO")];
-    assert_eq!(mode(&both), IoMode::Auto, "the module's own wins");
-    assert_eq!(mode(&[both[1], both[0]]), IoMode::Auto, "in whatever order");
+    assert_eq!(mode(&both), IoMode::Auto, "the module's own setting has precedence");
+    assert_eq!(mode(&[both[1], both[0]]), IoMode::Auto, "the order must not matter");
     assert_eq!(
         mode(&[("spark.rpc.io.mode", "NIO")]),
         IoMode::Auto,
-        "another module's does not count"
+        "settings of other modules must be ignored"
     );
     assert_eq!(mode(&[("spark.shuffle.io.mode", " nio ")]), IoMode::Nio);
     #[cfg(target_os = "linux")]
     {
         assert_eq!(mode(&[("spark.shuffle.io.mode", "epoll")]), IoMode::Epoll);
-        assert_refused("spark.shuffle.io.mode", "KQUEUE", "EPOLL");
+        assert_rejected("spark.shuffle.io.mode", "KQUEUE", "EPOLL");
     }
     for key in ["spark.shuffle.io.mode", "spark.io.mode.default"] {
-        assert_refused(key, "IOCP", "AUTO");
-        assert_refused(key, "", "NIO");
+        assert_rejected(key, "IOCP", "AUTO");
+        assert_rejected(key, "", "NIO");
     }
 }
 
 #[test]
-fn times() {
+fn durations_are_parsed_with_units() {
     type Get = fn(&TransportConf) -> Option<Duration>;
     let keys: [(&str, Get, Option<Duration>); 5] = [
         ("spark.network.timeout", TransportConf::connection_timeout, Some(secs(120))),
@@ -107,7 +107,7 @@ fn times() {
         for wrong in
             ["soon", "", "s", "1.5s", "1y", "99999999999999999999s", "9223372036854775807d", "1s2"]
         {
-            assert_refused(key, wrong, "an integer with us, ms, s, m, min, h or d");
+            assert_rejected(key, wrong, "an integer with us, ms, s, m, min, h or d");
         }
         if key != "spark.shuffle.io.retryWait" {
             for none in ["0", "-1", "-5min"] {
@@ -118,7 +118,7 @@ fn times() {
 }
 
 #[test]
-fn timeouts_follow_each_other() {
+fn timeouts_default_to_each_other() {
     let conf = conf(&[("spark.network.timeout", "7s")]);
     assert_eq!(conf.connection_timeout(), Some(secs(7)));
     assert_eq!(conf.connection_creation_timeout(), Some(secs(7)));
@@ -137,7 +137,7 @@ fn timeouts_follow_each_other() {
 }
 
 #[test]
-fn sizes() {
+fn sizes_are_parsed_with_units() {
     type Get = fn(&TransportConf) -> Option<u64>;
     let keys: [(&str, Get, Option<u64>); 4] = [
         (
@@ -169,7 +169,7 @@ fn sizes() {
             assert_eq!(get(&with(key, value)), Some(expected), "{key}={value}");
         }
         for wrong in ["big", "", "k", "1.5m", "1e", "99999999p", "99999999999999999999"] {
-            assert_refused(key, wrong, "k, m, g, t or p");
+            assert_rejected(key, wrong, "k, m, g, t or p");
         }
     }
     for key in ["receiveBuffer", "sendBuffer"] {
@@ -183,7 +183,7 @@ fn sizes() {
     }
     for key in ["maxRequestSize", "maxWriteQueueSize"] {
         for wrong in ["0", "-1", "-5m"] {
-            assert_refused(&format!("spark.shuffle.io.{key}"), wrong, "positive");
+            assert_rejected(&format!("spark.shuffle.io.{key}"), wrong, "positive");
         }
     }
     let queue = |value| with("spark.shuffle.io.maxWriteQueueSize", value).max_write_queue_size();
@@ -196,19 +196,19 @@ fn sizes() {
 }
 
 #[test]
-fn counts_and_switches() {
+fn counts_and_switches_are_parsed() {
     let default = TransportConf::new(MODULE);
     assert_eq!(default.module(), MODULE);
     assert_eq!(default.backlog(), 1024);
     for (value, expected) in [("-1", 1024), ("0", 1024), ("1", 1), ("77", 77)] {
         assert_eq!(with("spark.shuffle.io.backLog", value).backlog(), expected);
     }
-    assert_refused("spark.shuffle.io.backLog", "many", "an integer");
+    assert_rejected("spark.shuffle.io.backLog", "many", "an integer");
 
     assert_eq!(default.connections_per_peer(), 1);
     assert_eq!(with("spark.shuffle.io.numConnectionsPerPeer", "8").connections_per_peer(), 8);
     for wrong in ["0", "-1", "few", "100000"] {
-        assert_refused("spark.shuffle.io.numConnectionsPerPeer", wrong, "a positive integer");
+        assert_rejected("spark.shuffle.io.numConnectionsPerPeer", wrong, "a positive integer");
     }
 
     assert_eq!(default.max_retries(), 3);
@@ -226,7 +226,7 @@ fn counts_and_switches() {
     assert!(with("spark.shuffle.io.enableTcpKeepAlive", "true").tcp_keep_alive());
     for key in ["spark.shuffle.io.lazyFD", "spark.shuffle.io.enableTcpKeepAlive"] {
         for wrong in ["yes", "1", ""] {
-            assert_refused(key, wrong, "true or false");
+            assert_rejected(key, wrong, "true or false");
         }
     }
 
@@ -236,13 +236,13 @@ fn counts_and_switches() {
         5
     );
     for wrong in ["0", "-1", "lots", "9223372036854775808"] {
-        assert_refused("spark.shuffle.maxChunksBeingTransferred", wrong, "a positive integer");
+        assert_rejected("spark.shuffle.maxChunksBeingTransferred", wrong, "a positive integer");
     }
 }
 
-/// A whole Spark configuration can be passed: what is not ours is nobody's error.
+/// A complete Spark configuration can be passed: unknown keys are ignored.
 #[test]
-fn keys_of_others_are_ignored() {
+fn keys_of_other_modules_are_ignored() {
     let conf = conf(&[
         ("spark.rpc.io.connectionTimeout", "nonsense"),
         ("spark.shuffle2.io.connectionTimeout", "nonsense"),
@@ -253,11 +253,11 @@ fn keys_of_others_are_ignored() {
         ("", ""),
     ]);
     assert_eq!(conf.connection_timeout(), Some(secs(120)));
-    // The same keys, of the other module.
+    // The same key of the other module.
     let rpc =
         TransportConf::from_settings("rpc", [("spark.rpc.io.connectionTimeout", "1s")]).unwrap();
     assert_eq!(rpc.connection_timeout(), Some(secs(1)));
-    // Later ones win.
+    // The later of two values counts.
     let twice =
         [("spark.rpc.io.connectionTimeout", "1s"), ("spark.rpc.io.connectionTimeout", "2s")];
     assert_eq!(
@@ -271,7 +271,7 @@ fn value(named: &[(String, u64)], name: &str) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn met_01_metrics() {
+async fn met_01_metrics_follow_requests_and_connections() {
     let kept = Arc::new(Mutex::new(Vec::new()));
     let keep = Arc::clone(&kept);
     let file = file_of(&pattern(200_000, 1));
@@ -323,7 +323,7 @@ async fn met_01_metrics() {
     for rpc in rpcs {
         assert_eq!(within(rpc).await.unwrap(), "kept");
     }
-    // What one wrote the other read, all of it.
+    // All bytes that one side wrote were read by the other.
     until(|| {
         let (server, client) = (server.snapshot(), client.snapshot());
         server.sent_bytes == client.received_bytes && server.received_bytes == client.sent_bytes
@@ -331,7 +331,7 @@ async fn met_01_metrics() {
     .await;
     let frames = 8 + 13 + 200_000 + 3 * (8 + 13 + 4);
     assert_eq!(client.snapshot().received_bytes, frames);
-    // Gauges return to zero, counters stay; an error is counted under its kind.
+    // Gauges return to 0, counters stay, and an error is counted by its kind.
     pair.client.fetch_chunk(1, 1).await.unwrap();
     drop(pair.server);
     within(pair.client.closed()).await;
@@ -349,17 +349,16 @@ async fn met_01_metrics() {
     .await;
     assert_eq!((server.snapshot().connections_total, client.snapshot().connections_total), (1, 1));
     let address = pair.client.peer_addr();
-    // The listener goes as soon as its task notices.
+    // The listener closes when its task notices.
     until(|| std::net::TcpStream::connect(address).is_err()).await;
     within(pair.factory.create_client(address)).await.unwrap_err();
     assert_eq!(value(&client.named_values(), "blocks-client.failures.Connect"), 1);
     assert!(server.named_values().iter().all(|(name, _)| !name.contains("failures")));
 }
 
-/// Rule 9: a chunk that its manager never comes up with is forgotten with the connection that asked
-/// for it.
+/// A chunk that the stream manager never returns is dropped with its connection.
 #[tokio::test]
-async fn a_chunk_that_never_comes_ends_with_its_connection() {
+async fn chunk_that_never_completes_is_dropped_with_its_connection() {
     let (held, mut dropped) = tokio::sync::mpsc::channel::<()>(1);
     let held = Mutex::new(Some(held));
     let handler = Handler::new().on_chunk_later(move |_, _| {
@@ -374,13 +373,13 @@ async fn a_chunk_that_never_comes_ends_with_its_connection() {
     until(|| pair.context.metrics().server().snapshot().chunks_being_transferred == 1).await;
     pair.client.close();
     assert_eq!(within(chunk).await.unwrap_err().kind(), ErrorKind::Closed);
-    assert_eq!(within(dropped.recv()).await, None, "its future was dropped");
+    assert_eq!(within(dropped.recv()).await, None, "its future must be dropped");
     until(|| pair.context.metrics().server().snapshot().chunks_being_transferred == 0).await;
 }
 
-/// Also when the connection ends in the middle of everything.
+/// Closes a connection with pending requests of all kinds and an unread body.
 #[tokio::test(flavor = "multi_thread")]
-async fn gauges_return_to_zero_when_a_connection_is_cut() {
+async fn gauges_return_to_zero_when_connection_closes_early() {
     let handler = Handler::new()
         .on_rpc({
             let kept = Mutex::new(Vec::new());

@@ -72,7 +72,7 @@ impl RpcHandler for RandomHandler {
     fn receive(&self, client: &TransportClient, message: Bytes, callback: RpcResponseCallback) {
         self.rpcs.fetch_add(1, Ordering::SeqCst);
         self.decided.fetch_add(1, Ordering::SeqCst);
-        match Outcome::of(message[0]) {
+        match Outcome::from_byte(message[0]) {
             Outcome::Now | Outcome::StopReading => callback.reply(message),
             Outcome::Later => {
                 tokio::spawn(async move {
@@ -92,7 +92,7 @@ impl RpcHandler for RandomHandler {
     }
 
     fn receive_one_way(&self, client: &TransportClient, message: Bytes) {
-        match Outcome::of(message[0]) {
+        match Outcome::from_byte(message[0]) {
             Outcome::Panic => panic!("told to"),
             Outcome::Close if message[1] < 32 => client.close(),
             // Sends a request back over the same connection; its response is ignored.
@@ -109,12 +109,12 @@ impl RpcHandler for RandomHandler {
     ) -> BoxFuture<'static, Result<Bytes, BoxError>> {
         let alive = OnDrop::new(self.futures.up());
         let client = client.clone();
-        if Outcome::of(meta[0]) == Outcome::Panic && meta[1] < 128 {
+        if Outcome::from_byte(meta[0]) == Outcome::Panic && meta[1] < 128 {
             panic!("told to");
         }
         async move {
             let _alive = alive;
-            match Outcome::of(meta[0]) {
+            match Outcome::from_byte(meta[0]) {
                 Outcome::Now => return Ok(Bytes::from(data.collect().await?.len().to_string())),
                 Outcome::Drop => drop(data),
                 Outcome::Panic => panic!("told to"),
@@ -135,7 +135,7 @@ impl RpcHandler for RandomHandler {
                     }
                 }
             }
-            if Outcome::of(meta[0]) == Outcome::Fail {
+            if Outcome::from_byte(meta[0]) == Outcome::Fail {
                 Err("told to".into())
             } else {
                 Ok(Bytes::from("done"))
@@ -150,7 +150,7 @@ impl RpcHandler for RandomHandler {
         request: MergedBlockMetaRequest,
         callback: MergedBlockMetaCallback,
     ) {
-        match Outcome::of(request.shuffle_id as u8) {
+        match Outcome::from_byte(request.shuffle_id as u8) {
             Outcome::Now | Outcome::Later | Outcome::Close | Outcome::StopReading => {
                 let body = vec![3; request.reduce_id as usize * 20];
                 callback.reply(1, ManagedBuffer::from(body).on_release(self.bodies.up()));
@@ -202,7 +202,7 @@ impl StreamManager for RandomHandler {
         stream_id: i64,
         chunk_index: i32,
     ) -> BoxFuture<'a, Result<ManagedBuffer, BoxError>> {
-        self.body(Outcome::of(stream_id as u8), chunk_index as u64 & 0xfff, client).boxed()
+        self.body(Outcome::from_byte(stream_id as u8), chunk_index as u64 & 0xfff, client).boxed()
     }
 
     fn open_stream<'a>(
@@ -212,7 +212,7 @@ impl StreamManager for RandomHandler {
     ) -> BoxFuture<'a, Result<Option<ManagedBuffer>, BoxError>> {
         async move {
             let (fate, size) = stream_id.split_once(' ').unwrap();
-            Ok(Some(self.body(Outcome::of(fate.parse()?), size.parse()?, client).await?))
+            Ok(Some(self.body(Outcome::from_byte(fate.parse()?), size.parse()?, client).await?))
         }
         .boxed()
     }
@@ -425,9 +425,9 @@ async fn run_seed(seed: u64) {
     }
     let count = |counter: &AtomicU64| counter.load(Ordering::SeqCst);
     assert_eq!(
-    count(&counts.sent),
-    count(&counts.completed) + count(&counts.cancelled),
-    "seed {seed}"
+        count(&counts.sent),
+        count(&counts.completed) + count(&counts.cancelled),
+        "seed {seed}"
     );
     handler.kept.lock().clear();
     let metrics = context.metrics();
@@ -466,7 +466,8 @@ fn run_seeds(seeds: std::ops::Range<u64>, workers: usize) {
     QUIET.call_once(|| {
         let usual = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |info| {
-            let expected = info.payload().downcast_ref::<&str>().is_some_and(|text| *text == "expected to");
+            let expected =
+                info.payload().downcast_ref::<&str>().is_some_and(|text| *text == "expected to");
             if !expected {
                 usual(info);
             }
@@ -571,8 +572,10 @@ async fn connection_rejected_by_bootstrap_is_never_reported() {
     let handler = Arc::new(Obedient::default());
     let context =
         TransportContext::with_handler(TransportConf::new("test"), Arc::clone(&handler) as _);
-    let server =
-        context.create_server_with("127.0.0.1:0", vec![Arc::new(RejectsEverySecond::default())]).await.unwrap();
+    let server = context
+        .create_server_with("127.0.0.1:0", vec![Arc::new(RejectsEverySecond::default())])
+        .await
+        .unwrap();
     for _ in 0..5 {
         let mut accepted = Raw::connect(server.local_addr()).await;
         accepted.echo(b"hello").await;

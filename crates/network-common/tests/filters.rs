@@ -1,7 +1,7 @@
-//! The place where ciphers sit: filters installed by bootstraps after a handshake, and everything
-//! that passes through them.
+//! Filters that bootstraps install after their handshake: everything on the connection passes
+//! through them.
 
-// Outside of the test functions themselves too.
+// Helper functions outside of tests unwrap as well.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -18,8 +18,8 @@ use network_common::{
 };
 use support::*;
 
-/// A stream cipher of sorts: its key moves with every byte, so that one byte lost, doubled or
-/// unsealed spoils the rest.
+/// A stream cipher for tests. Its key changes with every byte, so one missing or extra byte garbles
+/// the rest.
 struct Xor {
     position: u64,
     key: u64,
@@ -38,15 +38,15 @@ impl ByteFilter for Xor {
     }
 }
 
-/// Holds every byte back until its whole block of 16 is there, as a block cipher does, when `open`;
-/// seals to such blocks.
+/// A block cipher for tests with blocks of 16 bytes; opening holds bytes until their block is
+/// complete.
 struct Blocks {
     open: bool,
     held: Vec<u8>,
 }
 
 impl ByteFilter for Blocks {
-    /// Sealed: a byte that says how many of the 15 that follow it count.
+    /// Seals to a byte with the number of used bytes, then 15 bytes.
     fn transform(&mut self, input: &[u8], output: &mut FilterOutput<'_>) -> Result<(), BoxError> {
         if !self.open {
             for piece in input.chunks(15) {
@@ -62,7 +62,7 @@ impl ByteFilter for Blocks {
         for block in self.held[..whole].chunks(16) {
             let count = usize::from(block[0]);
             if count > 15 {
-                return Err("a block of impossible length".into());
+                return Err("invalid block length".into());
             }
             output.extend_from_slice(&block[1..=count]);
         }
@@ -102,7 +102,7 @@ impl TransportClientBootstrap for Handshake {
     ) -> BoxFuture<'a, Result<(), BoxError>> {
         Box::pin(async move {
             if client.send_rpc("handshake").await? != "welcome" {
-                return Err("not welcome".into());
+                return Err("unexpected handshake response".into());
             }
             self.install(client, true)?;
             Ok(())
@@ -116,17 +116,17 @@ impl TransportServerBootstrap for Handshake {
         _: &TransportClient,
         handler: Arc<dyn RpcHandler>,
     ) -> Result<Arc<dyn RpcHandler>, BoxError> {
-        Ok(Arc::new(Guard { handshake: self.clone(), inner: handler }))
+        Ok(Arc::new(HandshakeHandler { handshake: self.clone(), inner: handler }))
     }
 }
 
-/// Answers the handshake and lets everything else through.
-struct Guard {
+/// Answers the handshake and forwards everything else.
+struct HandshakeHandler {
     handshake: Handshake,
     inner: Arc<dyn RpcHandler>,
 }
 
-impl RpcHandler for Guard {
+impl RpcHandler for HandshakeHandler {
     fn receive(&self, client: &TransportClient, message: Bytes, callback: RpcResponseCallback) {
         if message == "handshake" {
             callback.reply("welcome");
@@ -156,7 +156,7 @@ impl RpcHandler for Guard {
 
 const SIZE: u64 = 3 << 20;
 
-async fn filtered(
+async fn filtered_pair(
     handshake: Handshake,
     at_server: Handshake,
 ) -> (Pair, Bytes, tempfile::NamedTempFile) {
@@ -179,10 +179,10 @@ async fn filtered(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn everything_passes_through_filters() {
+async fn all_messages_pass_through_filters() {
     for kind in ["xor", "blocks"] {
         let handshake = Handshake::new(kind);
-        let (pair, content, file) = filtered(handshake.clone(), handshake.clone()).await;
+        let (pair, content, file) = filtered_pair(handshake.clone(), handshake.clone()).await;
         let client = &pair.client;
         assert_eq!(within(client.send_rpc("small")).await.unwrap(), "small");
         assert!(within(client.send_rpc(content.clone())).await.unwrap() == content);
@@ -196,7 +196,7 @@ async fn everything_passes_through_filters() {
             assert!(within(client.upload_stream("u", data)).await.unwrap() == content);
         }
         client.send("ignored").unwrap();
-        // All at once.
+        // All types concurrently.
         let (a, b, c, d, e) = within(async {
             tokio::join!(
                 client.send_rpc("with the others"),
@@ -211,9 +211,9 @@ async fn everything_passes_through_filters() {
         for body in [b, c, d, e] {
             assert!(body.unwrap() == content);
         }
-        // Once and for all.
+        // Filters can be installed only once.
         assert_eq!(handshake.install(client, true).unwrap_err().kind(), ErrorKind::Refused);
-        // No file went past the filter.
+        // No file bypassed the filter.
         let (at_server, at_client) = (
             pair.context.metrics().server().snapshot(),
             pair.client_context.metrics().client().snapshot(),
@@ -221,12 +221,9 @@ async fn everything_passes_through_filters() {
         assert_eq!((at_server.sendfile_bytes, at_client.sendfile_bytes), (0, 0));
         assert_eq!((at_server.copied_file_bytes, at_client.copied_file_bytes), (4 * SIZE, SIZE));
         if kind == "xor" {
-            // What was sealed here was opened there: all but the handshake, in both directions and
-            // at both ends.
-            let moved = at_server.received_bytes
-                + at_server.sent_bytes
-                + at_client.received_bytes
-                + at_client.sent_bytes;
+            // Both ends filtered_pair all bytes of both directions except the handshake.
+            let moved =
+                at_server.received_bytes + at_server.sent_bytes + at_client.received_bytes + at_client.sent_bytes;
             let handshake_bytes = (8 + 13 + "handshake".len() + 8 + 13 + "welcome".len()) as u64;
             assert_eq!(handshake.seen.load(Ordering::SeqCst), moved - 2 * handshake_bytes);
         }
@@ -236,9 +233,9 @@ async fn everything_passes_through_filters() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn failures_pass_through_filters_and_leave_the_connection() {
+async fn failures_pass_through_filters_and_keep_connection() {
     let handshake = Handshake::new("blocks");
-    let (pair, content, file) = filtered(handshake.clone(), handshake).await;
+    let (pair, content, file) = filtered_pair(handshake.clone(), handshake).await;
     std::fs::write(file.path(), "truncated").unwrap();
     let failed = within(pair.client.fetch_chunk(1, 1)).await.unwrap_err();
     assert_eq!(failed.kind(), ErrorKind::ChunkFetchFailure);
@@ -250,7 +247,7 @@ async fn failures_pass_through_filters_and_leave_the_connection() {
     pair.assert_alive().await;
 }
 
-/// A cipher that works, or fails with its first bytes.
+/// A cipher that passes bytes on or fails at once.
 struct Cipher {
     broken: bool,
     calls: Arc<AtomicU64>,
@@ -267,10 +264,9 @@ impl ByteFilter for Cipher {
     }
 }
 
-/// The error is the connection's, the cipher is given nothing more, and what was to be sent is
-/// released.
+/// The error closes the connection, the cipher is not called again, and unsent bodies are released.
 #[tokio::test]
-async fn tc_01_buffer_not_leaks_on_internal_error() {
+async fn tc_01_failing_cipher_closes_connection_and_releases_bodies() {
     for seal_is_broken in [true, false] {
         let pair = pair(Handler::new()).await;
         let calls = Arc::new(AtomicU64::new(0));
@@ -291,18 +287,18 @@ async fn tc_01_buffer_not_leaks_on_internal_error() {
     }
 }
 
-/// Ends that do not agree on the key: an error and an end, not a panic or a wait for ever.
+/// Filters with different keys cause an error and the end of the connection, not a panic or a hang.
 #[tokio::test(flavor = "multi_thread")]
-async fn filters_that_do_not_fit_end_the_connection() {
+async fn mismatched_filters_end_connection() {
     let (good, bad) = (Handshake::new("xor"), Handshake { key: 77, ..Handshake::new("xor") });
-    let (pair, ..) = filtered(bad, good).await;
+    let (pair, ..) = filtered_pair(bad, good).await;
     let kind = within(pair.client.send_rpc("garbage to the server")).await.unwrap_err().kind();
     assert!(matches!(kind, ErrorKind::Closed | ErrorKind::Io | ErrorKind::Protocol), "{kind:?}");
     until(|| pair.context.metrics().server().snapshot().connections == 0).await;
     assert_eq!(pair.context.metrics().server().snapshot().failures, [(ErrorKind::Protocol, 1)]);
 
-    // A filter that refuses what it sees.
-    let (pair, ..) = filtered(Handshake::new("xor"), Handshake::new("blocks")).await;
+    // A filter that rejects its input.
+    let (pair, ..) = filtered_pair(Handshake::new("xor"), Handshake::new("blocks")).await;
     within(pair.client.send_rpc(vec![0xff; 100])).await.unwrap_err();
     until(|| pair.context.metrics().server().snapshot().connections == 0).await;
     assert_eq!(pair.context.metrics().server().snapshot().failures, [(ErrorKind::Io, 1)]);

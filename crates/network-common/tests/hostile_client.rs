@@ -95,7 +95,11 @@ async fn frame_06_07_08_malformed_bytes_close_only_their_connection() {
         ),
         ("unsolicited empty stream".into(), stream_response("s", 0), "unsolicited stream response"),
         ("header over 16 MiB".into(), frame_announcing(RPC_FAILURE, 17 << 20, b""), "header"),
-        ("17 MiB chunk request".into(), frame_announcing(CHUNK_REQUEST, 17 << 20, &zero8), "header"),
+        (
+            "17 MiB chunk request".into(),
+            frame_announcing(CHUNK_REQUEST, 17 << 20, &zero8),
+            "header",
+        ),
         ("text".into(), b"hello, is anybody there?\n".to_vec(), "Too large frame"),
     ]);
     let mut dice = Dice::new(7);
@@ -416,10 +420,10 @@ async fn upload_data_can_arrive_byte_by_byte_before_another_frame() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn rpc_10_failure_of_partly_read_upload_reaches_peer_that_still_sends()
- {
+async fn rpc_10_failure_of_partly_read_upload_reaches_peer_that_still_sends() {
     let fixture = Fixture::new(&[]).await;
-    for (meta, reads) in [("stop-after 1000", true), ("stop-after 3000000", true), ("panic-later", false)]
+    for (meta, reads) in
+        [("stop-after 1000", true), ("stop-after 3000000", true), ("panic-later", false)]
     {
         let raw = fixture.raw().await;
         let peer = local(&raw);
@@ -498,7 +502,10 @@ async fn check_file_truncated_while_sent(mode: &str) {
         within("the beginning", raw.0.read_exact(&mut some)).await.unwrap();
         file.as_file().set_len(2 << 20).unwrap();
         let (count, _) = raw.until_end().await;
-        assert!((count as u64) < LENGTH - (1 << 20), "{mode}: the body was sent past the end of the file");
+        assert!(
+            (count as u64) < LENGTH - (1 << 20),
+            "{mode}: the body was sent past the end of the file"
+        );
         let (kind, text) = fixture.handler.exception(peer).await;
         assert_eq!(kind, ErrorKind::Io);
         assert!(text.contains("Reached EOF before filling buffer"), "{text}");

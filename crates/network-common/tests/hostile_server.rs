@@ -250,7 +250,10 @@ async fn rsp_06_stream_bodies_of_every_announced_length_are_received() {
         });
         let mut got = Vec::new();
         let error = loop {
-            match within("a piece", body.next_piece()).await.expect("an error before the body is complete") {
+            match within("a piece", body.next_piece())
+                .await
+                .expect("an error before the body is complete")
+            {
                 Ok(piece) => got.extend_from_slice(&piece),
                 Err(error) => break error,
             }

@@ -1,7 +1,7 @@
-//! Rule 9 of the design: what it means to drop or close a client, a factory, a server, and what is
-//! kept.
+//! The effects of dropping or closing a client, a factory or a server, between two ends of this
+//! crate.
 
-// Outside of the test functions themselves too.
+// Helper functions outside of tests unwrap as well.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -18,8 +18,9 @@ use tokio::time::Instant;
 
 type Kept = Arc<Mutex<Vec<RpcResponseCallback>>>;
 
-/// Echoes, keeps `keep`, and tells of connections that come and go.
-fn watched()
+/// Returns a handler that echoes, keeps the callback of `keep`, and reports new and closed
+/// connections.
+fn watched_handler()
 -> (Handler, Kept, mpsc::UnboundedReceiver<TransportClient>, mpsc::UnboundedReceiver<()>) {
     let kept = Kept::default();
     let keep = Arc::clone(&kept);
@@ -36,8 +37,8 @@ fn watched()
 }
 
 #[tokio::test]
-async fn the_last_unmanaged_handle_closes_its_connection() {
-    let (handler, _kept, mut coming, mut going) = watched();
+async fn last_unmanaged_handle_closes_its_connection() {
+    let (handler, _kept, mut coming, mut going) = watched_handler();
     let pair = pair(handler).await;
     within(coming.recv()).await.unwrap();
     let address = pair.server.local_addr();
@@ -48,14 +49,14 @@ async fn the_last_unmanaged_handle_closes_its_connection() {
     assert_eq!(within(clone.send_rpc("still open")).await.unwrap(), "still open");
     drop(clone);
     within(going.recv()).await.unwrap();
-    assert!(going.try_recv().is_err(), "the pooled one stays");
+    assert!(going.try_recv().is_err(), "the pooled connection must stay open");
     pair.assert_alive().await;
     pair.assert_no_failures();
 }
 
 #[tokio::test]
-async fn a_waiting_future_keeps_its_connection() {
-    let (handler, kept, ..) = watched();
+async fn pending_future_keeps_its_connection() {
+    let (handler, kept, ..) = watched_handler();
     let pair = pair(handler).await;
     let client =
         within(pair.factory.create_unmanaged_client(pair.server.local_addr())).await.unwrap();
@@ -68,7 +69,7 @@ async fn a_waiting_future_keeps_its_connection() {
 }
 
 #[tokio::test]
-async fn what_was_queued_is_written_before_a_drop_or_a_close_takes_effect() {
+async fn queued_messages_are_written_before_drop_or_close() {
     for close in [false, true] {
         let (arrived, mut messages) = mpsc::unbounded_channel();
         let handler =
@@ -95,8 +96,8 @@ async fn what_was_queued_is_written_before_a_drop_or_a_close_takes_effect() {
 }
 
 #[tokio::test]
-async fn closing_fails_what_is_outstanding() {
-    let (handler, kept, ..) = watched();
+async fn close_fails_pending_requests() {
+    let (handler, kept, ..) = watched_handler();
     let pair = pair(handler).await;
     let answers: Vec<_> = (0..3).map(|_| pair.client.send_rpc("keep")).collect();
     until(|| kept.lock().len() == 3).await;
@@ -111,15 +112,15 @@ async fn closing_fails_what_is_outstanding() {
         assert!(error.is_retryable());
     }
     assert_eq!(pair.client.pending_requests(), 0);
-    // Answering whom nobody waits for is nobody's error.
+    // A reply after the caller has gone is no error.
     until(|| pair.context.metrics().server().snapshot().connections == 0).await;
     kept.lock().drain(..).for_each(|callback| callback.reply("too late"));
     pair.assert_no_failures();
 }
 
 #[tokio::test]
-async fn a_pooled_connection_survives_its_handles() {
-    let (handler, ..) = watched();
+async fn pooled_connection_survives_its_handles() {
+    let (handler, ..) = watched_handler();
     let pair = pair(handler).await;
     let id = pair.client.id();
     let address = pair.server.local_addr();
@@ -130,8 +131,8 @@ async fn a_pooled_connection_survives_its_handles() {
 }
 
 #[tokio::test]
-async fn dropping_the_last_factory_closes_what_it_pooled() {
-    let (handler, _kept, _coming, mut going) = watched();
+async fn dropping_last_factory_closes_pooled_connections() {
+    let (handler, _kept, _coming, mut going) = watched_handler();
     let pair = pair(handler).await;
     let address = pair.server.local_addr();
     let unmanaged = within(pair.factory.create_unmanaged_client(address)).await.unwrap();
@@ -146,7 +147,7 @@ async fn dropping_the_last_factory_closes_what_it_pooled() {
 }
 
 #[tokio::test]
-async fn dropping_the_context_changes_nothing() {
+async fn dropping_context_has_no_effect() {
     let context = context(conf(&[]), Handler::new());
     let server = serve(&context).await;
     let factory = context.create_client_factory();
@@ -156,8 +157,8 @@ async fn dropping_the_context_changes_nothing() {
 }
 
 #[tokio::test]
-async fn dropping_the_server_cuts_its_connections() {
-    let (handler, kept, ..) = watched();
+async fn dropping_server_closes_its_connections() {
+    let (handler, kept, ..) = watched_handler();
     let pair = pair(handler).await;
     let answer = pair.client.send_rpc("keep");
     until(|| kept.lock().len() == 1).await;
@@ -173,32 +174,32 @@ async fn dropping_the_server_cuts_its_connections() {
 }
 
 #[tokio::test]
-async fn close_lets_a_slow_rpc_finish_and_refuses_new_ones() {
-    let (handler, kept, ..) = watched();
+async fn close_waits_for_active_rpc_and_rejects_new_ones() {
+    let (handler, kept, ..) = watched_handler();
     let chunks = handler.on_chunk(|_, _| Ok(ManagedBuffer::from("chunk")));
     let pair = pair(chunks.on_upload(|_, data| async move { Ok(data.collect().await?) })).await;
     let address = pair.server.local_addr();
     let slow = pair.client.send_rpc("keep");
     until(|| kept.lock().len() == 1).await;
     let closing = tokio::spawn(pair.server.close(Duration::from_secs(20)));
-    // From the moment nobody can connect any more it is closing.
+    // Once connecting fails, the server is closing.
     until(|| std::net::TcpStream::connect(address).is_err()).await;
-    let refused = within(pair.client.send_rpc("new")).await.unwrap_err();
-    assert_eq!(refused.kind(), ErrorKind::Remote);
-    assert!(refused.to_string().contains("shutting down"), "{refused}");
-    let refused = within(pair.client.upload_stream("new", vec![0; 1 << 20])).await.unwrap_err();
-    assert!(refused.to_string().contains("shutting down"), "{refused}");
+    let error = within(pair.client.send_rpc("new")).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Remote);
+    assert!(error.to_string().contains("shutting down"), "{error}");
+    let error = within(pair.client.upload_stream("new", vec![0; 1 << 20])).await.unwrap_err();
+    assert!(error.to_string().contains("shutting down"), "{error}");
     assert!(!closing.is_finished());
     kept.lock().pop().unwrap().reply("finished");
     assert_eq!(within(slow).await.unwrap(), "finished");
-    assert_eq!(within(closing).await.unwrap(), 0, "nothing was cut");
+    assert_eq!(within(closing).await.unwrap(), 0, "no connection may be closed early");
     assert_eq!(within(pair.client.closed()).await.kind(), ErrorKind::Closed);
 }
 
-/// New requests fail while the server closes, whatever they ask for.
+/// While the server closes, new requests of the other types fail too.
 #[tokio::test]
-async fn close_refuses_new_chunks_streams_and_questions() {
-    let (handler, kept, ..) = watched();
+async fn close_rejects_new_chunks_streams_and_meta_requests() {
+    let (handler, kept, ..) = watched_handler();
     let handler = handler
         .on_chunk(|_, _| Ok(ManagedBuffer::from("chunk")))
         .on_stream(|_| Ok(Some(ManagedBuffer::from("stream"))))
@@ -222,7 +223,7 @@ async fn close_refuses_new_chunks_streams_and_questions() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn close_lets_bodies_finish() {
+async fn close_waits_for_bodies() {
     let content = pattern(24 << 20, 1);
     let file = file_of(&content);
     let path = file.path().to_owned();
@@ -259,9 +260,9 @@ async fn close_lets_bodies_finish() {
     assert_eq!(within(closing).await.unwrap(), 0);
 }
 
-/// Release hooks are the user's code: they may use the connection, wherever its buffers are let go.
+/// User code in release hooks may use the connection, wherever its buffers are released.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_release_hook_may_use_the_connection() {
+async fn release_hook_can_use_connection() {
     let file = file_of(b"a file");
     let path = file.path().to_owned();
     let (released, mut releases) = mpsc::unbounded_channel();
@@ -270,7 +271,7 @@ async fn a_release_hook_may_use_the_connection() {
         let (connection, released) = (Arc::clone(connection), released.clone());
         move || {
             if let Some(client) = &*connection.lock() {
-                // Takes the lock of the session; whether it succeeds depends on when.
+                // Takes the lock of the session; the connection may be closed already.
                 let _ = client.send("released");
                 client.pending_requests();
             }
@@ -296,7 +297,7 @@ async fn a_release_hook_may_use_the_connection() {
         within(pair.client.fetch_chunk(1, index)).await.unwrap();
         within(releases.recv()).await.unwrap();
     }
-    // Queued when the connection ends, behind a body that nobody reads.
+    // The chunk is queued behind an unread body when the connection ends.
     let unread = within(pair.client.stream("unread")).await.unwrap();
     let chunk = pair.client.fetch_chunk(1, 2);
     until(|| pair.context.metrics().server().snapshot().write_queue_bytes >= 64 << 20).await;
@@ -304,15 +305,15 @@ async fn a_release_hook_may_use_the_connection() {
     within(releases.recv()).await.unwrap();
     drop(unread);
     within(chunk).await.unwrap_err();
-    // Refused.
+    // The upload is rejected.
     let data = ManagedBuffer::from("data").on_release(hook(&at_client));
     within(pair.client.upload_stream("", data)).await.unwrap_err();
     within(releases.recv()).await.unwrap();
 }
 
 #[tokio::test]
-async fn close_cuts_what_is_not_finished_at_the_deadline_and_counts_it() {
-    let (handler, kept, ..) = watched();
+async fn close_ends_active_connections_at_deadline_and_counts_them() {
+    let (handler, kept, ..) = watched_handler();
     let pair = pair(handler).await;
     let address = pair.server.local_addr();
     let idle = within(pair.factory.create_unmanaged_client(address)).await.unwrap();
@@ -322,7 +323,7 @@ async fn close_cuts_what_is_not_finished_at_the_deadline_and_counts_it() {
     until(|| kept.lock().len() == 2).await;
     let begun = Instant::now();
     let cut = within(pair.server.close(Duration::from_millis(1500))).await;
-    assert_eq!(cut, 2, "the idle one had finished");
+    assert_eq!(cut, 2, "only the two active connections may count");
     assert!(begun.elapsed() >= Duration::from_millis(1500));
     for answer in [first, second] {
         assert_eq!(within(answer).await.unwrap_err().kind(), ErrorKind::Closed);
@@ -331,13 +332,13 @@ async fn close_cuts_what_is_not_finished_at_the_deadline_and_counts_it() {
     assert_eq!(
         pair.context.metrics().server().snapshot().connections,
         0,
-        "after close, not some time later"
+        "all connections must be closed when `close` returns"
     );
 }
 
 #[tokio::test]
-async fn dropping_a_close_cuts_at_once() {
-    let (handler, kept, ..) = watched();
+async fn dropping_close_future_closes_at_once() {
+    let (handler, kept, ..) = watched_handler();
     let pair = pair(handler).await;
     let answer = pair.client.send_rpc("keep");
     until(|| kept.lock().len() == 1).await;
@@ -346,10 +347,10 @@ async fn dropping_a_close_cuts_at_once() {
     assert_eq!(within(answer).await.unwrap_err().kind(), ErrorKind::Closed);
 }
 
-/// Handles that a server's handlers keep neither hold a connection open nor close it.
+/// Handles that handlers keep neither keep a connection open nor close it.
 #[tokio::test]
-async fn a_handle_kept_by_a_handler_keeps_nothing_open() {
-    let (handler, _kept, mut coming, mut going) = watched();
+async fn handle_kept_by_handler_does_not_keep_connection_open() {
+    let (handler, _kept, mut coming, mut going) = watched_handler();
     let pair = pair(handler).await;
     let kept = within(coming.recv()).await.unwrap();
     drop(kept.clone());
@@ -361,7 +362,7 @@ async fn a_handle_kept_by_a_handler_keeps_nothing_open() {
     assert_eq!(within(kept.closed()).await.kind(), ErrorKind::Closed);
     assert_eq!(within(kept.send_rpc("late")).await.unwrap_err().kind(), ErrorKind::Closed);
     assert_eq!(kept.send("late").unwrap_err().kind(), ErrorKind::Closed);
-    // Nor does it keep a closing server waiting.
+    // Such a handle does not delay a closing server either.
     let client = within(pair.factory.create_client(pair.server.local_addr())).await.unwrap();
     let kept = within(coming.recv()).await.unwrap();
     assert_eq!(within(pair.server.close(Duration::from_secs(20))).await, 0);
@@ -369,9 +370,9 @@ async fn a_handle_kept_by_a_handler_keeps_nothing_open() {
     assert!(!kept.is_active());
 }
 
-/// A handler may close the connection it serves: its answer still arrives.
+/// A reply that was queued before `close` still arrives.
 #[tokio::test]
-async fn a_handler_closes_its_connection_after_the_answer() {
+async fn handler_can_close_connection_after_reply() {
     let handler = Handler::new().on_rpc(|client, message, callback| {
         callback.reply(message);
         client.close();
@@ -383,8 +384,8 @@ async fn a_handler_closes_its_connection_after_the_answer() {
 }
 
 #[tokio::test]
-async fn active_and_inactive_come_once_per_connection() {
-    let (handler, _kept, mut coming, mut going) = watched();
+async fn connection_events_are_reported_once() {
+    let (handler, _kept, mut coming, mut going) = watched_handler();
     let pair = pair(handler).await;
     let first = within(coming.recv()).await.unwrap();
     assert_eq!(first.peer_addr(), pair.client.local_addr());
@@ -399,13 +400,12 @@ async fn active_and_inactive_come_once_per_connection() {
     assert!(coming.try_recv().is_err() && going.try_recv().is_err());
 }
 
-/// An identity is set once.
 #[tokio::test]
-async fn a_client_id_is_set_once() {
+async fn client_id_can_be_set_only_once() {
     if !is_plain() {
-        return; // It is set already.
+        return; // Authentication has set the id already.
     }
-    let (handler, ..) = watched();
+    let (handler, ..) = watched_handler();
     let pair = pair(handler).await;
     assert_eq!(pair.client.client_id(), None);
     pair.client.set_client_id("app-1").unwrap();

@@ -1,6 +1,7 @@
-//! Rule 5 of the design: the write queue is bounded, and says so; binding that fails says where.
+//! Limits of the write queue and their errors, and errors of binding; with raw peers that do not
+//! read.
 
-// Outside of the test functions themselves too.
+// Helper functions outside of tests unwrap as well.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -16,12 +17,12 @@ use tokio::net::{TcpListener, TcpStream};
 
 const LIMIT: usize = 256 << 10;
 
-/// A client whose peer accepts and reads nothing.
+/// Returns a client whose peer accepts the connection and reads nothing.
 async fn unread() -> (TransportClient, TcpStream, TransportContext) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let settings = [
         ("spark.shuffle.io.maxWriteQueueSize", "256k"),
-        // So that little is taken by the system.
+        // A small buffer, so that the kernel takes little.
         ("spark.shuffle.io.sendBuffer", "64k"),
     ];
     let context = TransportContext::new(conf(&settings), Handler::new());
@@ -32,16 +33,16 @@ async fn unread() -> (TransportClient, TcpStream, TransportContext) {
     (client, peer, context)
 }
 
-/// Sends until it is refused, also after the system has taken what it takes.
+/// Sends until messages are rejected permanently, when also the socket buffers are full.
 async fn fill(client: &TransportClient) -> network_common::TransportError {
     let piece = Bytes::from(vec![0; 32 << 10]);
-    let mut refusals = 0;
+    let mut rejections = 0;
     loop {
         match client.send(piece.clone()) {
-            Ok(()) => refusals = 0,
-            Err(error) if refusals == 20 => return error,
+            Ok(()) => rejections = 0,
+            Err(error) if rejections == 20 => return error,
             Err(_) => {
-                refusals += 1;
+                rejections += 1;
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         }
@@ -49,7 +50,7 @@ async fn fill(client: &TransportClient) -> network_common::TransportError {
 }
 
 #[tokio::test]
-async fn a_full_write_queue_refuses_requests_and_ready_tells_when_there_is_room() {
+async fn full_write_queue_rejects_requests_until_it_has_capacity() {
     let (client, mut peer, context) = unread().await;
     within(client.ready()).await.unwrap();
     let error = within(fill(&client)).await;
@@ -60,14 +61,14 @@ async fn a_full_write_queue_refuses_requests_and_ready_tells_when_there_is_room(
     until(|| context.metrics().client().snapshot().write_queue_bytes > LIMIT as u64 / 2).await;
     let queued = context.metrics().client().snapshot().write_queue_bytes;
     assert!(queued <= LIMIT as u64 + (64 << 10), "{queued} bytes are queued");
-    // Whatever is asked for is refused, and nothing of it is registered.
+    // Every type of request is rejected, and none stays pending.
     while client.send("x").is_ok() {}
     let large = Bytes::from(vec![0; LIMIT]);
-    let outstanding = client.pending_requests();
+    let pending = client.pending_requests();
     assert_eq!(within(client.send_rpc(large.clone())).await.unwrap_err().kind(), ErrorKind::Limit);
     assert_eq!(within(client.upload_stream("", large)).await.unwrap_err().kind(), ErrorKind::Limit);
-    assert_eq!(client.pending_requests(), outstanding);
-    assert!(client.is_active(), "a refusal is not an end");
+    assert_eq!(client.pending_requests(), pending);
+    assert!(client.is_active(), "a rejection must not close the connection");
 
     let waiting = client.clone();
     let ready = tokio::spawn(async move { waiting.ready().await });
@@ -77,16 +78,16 @@ async fn a_full_write_queue_refuses_requests_and_ready_tells_when_there_is_room(
         while peer.read(&mut block).await.is_ok_and(|count| count > 0) {}
     });
     within(ready).await.unwrap().unwrap();
-    client.send("there is room").unwrap();
-    until(|| context.metrics().client().snapshot().write_queue_bytes == 0).await;
+    client.send("after ready").unwrap();
+    until(|| context.metrics().client().snapshot().held_bytes == 0).await;
     drop(client);
     within(reading).await.unwrap();
 }
 
-/// What `ready` promises is kept for a request of any size: otherwise a caller that waits for room
+/// After `ready` a request of any size is accepted; otherwise a caller that waits for capacity
 /// would spin.
 #[tokio::test]
-async fn after_ready_the_next_request_is_taken_whatever_its_size() {
+async fn request_of_any_size_is_accepted_after_ready() {
     let (client, mut peer, _context) = unread().await;
     within(fill(&client)).await;
     while client.send("x").is_ok() {}
@@ -104,14 +105,14 @@ async fn after_ready_the_next_request_is_taken_whatever_its_size() {
     within(reading).await.unwrap();
 }
 
-/// The content of files waits on the disk, not in the queue.
+/// The content of files is not in memory and does not count.
 #[tokio::test]
-async fn files_do_not_count_in_the_write_queue() {
+async fn files_do_not_count_in_write_queue() {
     let file = file_of(&vec![7; 4 * LIMIT]);
     let (client, _peer, context) = unread().await;
     let body = || ManagedBuffer::file(file.path(), 0..4 * LIMIT as u64);
-    // Until the system takes no more, and a little waits here.
-    let queued = || context.metrics().client().snapshot().write_queue_bytes;
+    // Fills the socket buffers until a little stays in the queue.
+    let queued = || context.metrics().client().snapshot().held_bytes;
     loop {
         client.send(vec![0; 16 << 10]).unwrap();
         let written = async {
@@ -134,7 +135,7 @@ async fn files_do_not_count_in_the_write_queue() {
 }
 
 #[tokio::test]
-async fn ready_ends_with_the_connection() {
+async fn ready_fails_when_connection_ends() {
     let (client, peer, _context) = unread().await;
     within(fill(&client)).await;
     while client.send("x").is_ok() {}
@@ -147,9 +148,10 @@ async fn ready_ends_with_the_connection() {
     assert_eq!(within(client.ready()).await.unwrap_err().kind(), error.kind());
 }
 
-/// A peer that asks and does not read: it is not read either, so that its answers do not pile up.
+/// The server stops reading from a peer that does not read, so that its responses do not
+/// accumulate.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_peer_that_does_not_read_its_answers_is_no_longer_read() {
+async fn server_stops_reading_from_peer_that_does_not_read() {
     use network_common::protocol::Message;
     use tokio::io::AsyncWriteExt;
     let handler =
@@ -160,7 +162,7 @@ async fn a_peer_that_does_not_read_its_answers_is_no_longer_read() {
     let mut peer = TcpStream::connect(server.local_addr()).await.unwrap();
     let request =
         Message::RpcRequest { request_id: 1, body: Bytes::from(vec![0; 1000]) }.encode().unwrap();
-    // 50 MB of requests, 800 MB of answers.
+    // 50 MB of requests, 800 MB of responses.
     let mut written = 0;
     let stalled = async {
         for _ in 0..50_000 {
@@ -169,12 +171,12 @@ async fn a_peer_that_does_not_read_its_answers_is_no_longer_read() {
         }
     };
     let stalled = tokio::time::timeout(Duration::from_secs(2), stalled).await;
-    assert!(stalled.is_err(), "all was taken");
+    assert!(stalled.is_err(), "the server read all requests");
     let now = context.metrics().server().snapshot();
-    // The limit, and what one read brings in.
-    assert!(now.write_queue_bytes < 16 << 20, "{} bytes of answers wait", now.write_queue_bytes);
+    // The limit, and the requests of one read.
+    assert!(now.held_bytes < 16 << 20, "{} bytes of responses are queued", now.held_bytes);
     assert_eq!(now.connections, 1);
-    // As soon as it reads it is served.
+    // The server continues once the peer reads.
     let mut block = vec![0; 64 << 10];
     let before = now.received_bytes;
     until_read(&mut peer, &mut block, || {
@@ -185,8 +187,7 @@ async fn a_peer_that_does_not_read_its_answers_is_no_longer_read() {
 
 async fn until_read(peer: &mut TcpStream, block: &mut [u8], done: impl Fn() -> bool) {
     within(async {
-        // What was cut off in the middle of a request is completed by zeroes: not sent, so only
-        // whole ones are served.
+        // Responses end when the last complete request is answered, so a pause ends the loop too.
         while !done() {
             match tokio::time::timeout(Duration::from_millis(500), peer.read(block)).await {
                 Ok(Ok(count)) => assert!(count > 0, "the server closed"),
@@ -199,7 +200,7 @@ async fn until_read(peer: &mut TcpStream, block: &mut [u8], done: impl Fn() -> b
 }
 
 #[tokio::test]
-async fn binding_tells_the_real_port_and_names_the_address_it_cannot_have() {
+async fn bind_returns_real_port_and_its_errors_name_the_address() {
     let context = TransportContext::new(conf(&[]), Handler::new());
     let server = serve(&context).await;
     let address = server.local_addr();
@@ -211,7 +212,7 @@ async fn binding_tells_the_real_port_and_names_the_address_it_cannot_have() {
     assert!(std::error::Error::source(&error).is_some() && !error.is_retryable());
     let error = context.create_server("no.such.host.invalid:0").await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Bind);
-    // Closed, the port is free at once; also where a connection lingers.
+    // The port is free right after the close, also with connections in TIME_WAIT.
     assert_eq!(within(server.close(Duration::from_secs(10))).await, 0);
     context.create_server(address).await.unwrap();
 }

@@ -1,7 +1,6 @@
-//! Memory follows what was received, not what was announced (wire 3, 6; rules 5 and 11 of the
-//! design).
+//! The decoder's memory depends on the bytes that were received, not on announced lengths.
 //!
-//! The allocator of this binary counts what each thread holds.
+//! The allocator of this binary counts the bytes of each thread.
 #![allow(unsafe_code, reason = "a global allocator cannot be written without")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -13,13 +12,12 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 thread_local! {
-    /// Bytes that this thread has allocated and not freed, and the most there ever were since
-    /// [`peak_of`] began.
+    /// Bytes that this thread has allocated and not freed, and their peak since [`peak_of`] began.
     static HELD: Cell<isize> = const { Cell::new(0) };
     static PEAK: Cell<isize> = const { Cell::new(0) };
 }
 
-struct Counting;
+struct CountingAllocator;
 
 fn count(change: isize) {
     let held = HELD.get() + change;
@@ -27,12 +25,13 @@ fn count(change: isize) {
     PEAK.set(PEAK.get().max(held));
 }
 
-// SAFETY: everything is left to the system's allocator; the counters are thread-local cells that do
-// not allocate.
-unsafe impl GlobalAlloc for Counting {
+// Every call is passed to the system's allocator; the counters are thread-local cells that do not
+// allocate.
+unsafe impl GlobalAlloc for CountingAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count(layout.size() as isize);
-        // SAFETY: the caller's promises are those that the system's allocator asks for.
+        // SAFETY: the caller upholds the contract of `GlobalAlloc`, which is that of the system's
+        // allocator.
         unsafe { System.alloc(layout) }
     }
 
@@ -43,7 +42,7 @@ unsafe impl GlobalAlloc for Counting {
     }
 
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
-        // Old and new exist side by side while the content is moved.
+        // While the content moves, the old and the new block exist.
         count(new_size as isize);
         count(-(layout.size() as isize));
         // SAFETY: as above.
@@ -58,9 +57,9 @@ unsafe impl GlobalAlloc for Counting {
 }
 
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
+static ALLOCATOR: CountingAllocator = CountingAllocator;
 
-/// The most bytes that `work` held at once, beyond what was held before it.
+/// Returns the most bytes that `work` held at once, above those before it.
 fn peak_of(work: impl FnOnce()) -> usize {
     let before = HELD.get();
     PEAK.set(before);
@@ -68,11 +67,10 @@ fn peak_of(work: impl FnOnce()) -> usize {
     (PEAK.get() - before) as usize
 }
 
-/// What may be held whatever is received: one read block, and small change.
+/// The constant part of every limit: one read block and small allocations.
 const FIXED: usize = (64 << 10) + (4 << 10);
 
-/// Decodes until the bytes end or are wrong; what comes out is dropped at once, as by a handler
-/// that is done.
+/// Decodes until the bytes end or are malformed, and drops all events at once.
 fn feed(decoder: &mut FrameDecoder, bytes: &[u8], piece: usize, expected: bool) {
     for mut input in bytes.chunks(piece) {
         loop {
@@ -93,13 +91,13 @@ fn head(length: i64, kind: u8) -> Vec<u8> {
 }
 
 #[test]
-fn enc_06_the_counter_counts() {
+fn enc_06_counting_allocator_counts() {
     assert_eq!(peak_of(|| drop(vec![1_u8; 1000])), 1000);
     assert_eq!(peak_of(|| drop(vec![0_u8; 1 << 20])), 1 << 20);
 }
 
 #[test]
-fn enc_06_a_length_that_is_too_long_allocates_nothing() {
+fn enc_06_too_long_length_allocates_nothing() {
     let bytes = b"\x7f\xff\xff\xffabcde";
     let peak = peak_of(|| {
         assert!(FieldReader::new(bytes).byte_array("data").is_err());
@@ -109,9 +107,9 @@ fn enc_06_a_length_that_is_too_long_allocates_nothing() {
     assert_eq!(peak, 0);
 }
 
-/// A header alone, whatever it announces, costs no more than one read block.
+/// A header alone costs at most one read block, whatever it announces.
 #[test]
-fn wire_6_a_header_reserves_little() {
+fn wire_6_header_reserves_little_memory() {
     for kind in 0..=0x0c {
         for length in [8 + 4097, 1 << 20, 1 << 24, 0x8000_0006] {
             for fields in [0, 4, 12, 20] {
@@ -128,9 +126,9 @@ fn wire_6_a_header_reserves_little() {
     }
 }
 
-/// The same for bodies behind frames, and for strings and byte arrays inside them.
+/// The same for bodies after frames, and for strings and byte arrays in headers.
 #[test]
-fn wire_6_announced_bodies_and_strings_reserve_little() {
+fn wire_6_announced_bodies_and_strings_reserve_little_memory() {
     let mut upload = Vec::new();
     Message::<()>::UploadStream { request_id: 1, meta: Bytes::from("m"), byte_count: i64::MAX }
         .encode_header(0, &mut upload);
@@ -145,10 +143,10 @@ fn wire_6_announced_bodies_and_strings_reserve_little() {
     }
 }
 
-/// A body that was not expected grows as it arrives: by doubling, so that the move holds three
-/// times as much.
+/// An unexpected body grows by doubling while it arrives, so moving it needs up to three times its
+/// size.
 #[test]
-fn wire_6_an_unexpected_body_grows_as_it_arrives() {
+fn wire_6_unexpected_body_grows_as_it_arrives() {
     for kind in [0x01, 0x03, 0x04, 0x09, 0x0c] {
         for received in [1_000, 100_000, 3 << 20] {
             let mut bytes = head(0x8000_0006, kind);
@@ -159,21 +157,21 @@ fn wire_6_an_unexpected_body_grows_as_it_arrives() {
     }
 }
 
-/// Headers are held together too, up to their own limit.
+/// Headers are collected too, up to their own limit.
 #[test]
-fn wire_6_a_long_header_grows_as_it_arrives() {
+fn wire_6_long_header_grows_as_it_arrives() {
     let mut bytes = head(16 << 20, 5);
     bytes.resize(3 << 20, 0);
     let peak = peak_of(|| feed(&mut FrameDecoder::default(), &bytes, 32 << 10, false));
     assert!(peak <= 3 * bytes.len() + FIXED, "{peak}");
     let over = head((16 << 20) + 9, 5);
     let mut decoder = FrameDecoder::default();
-    assert!(decoder.next_event(&mut &over[..]).is_err(), "more than can be a header");
+    assert!(decoder.next_event(&mut &over[..]).is_err(), "a header over the limit must fail");
 }
 
-/// Streamed and skipped bodies pass through.
+/// Bodies that are streamed or discarded are not collected.
 #[test]
-fn wire_5_a_body_that_is_not_gathered_is_not_held() {
+fn wire_5_streamed_or_discarded_body_is_not_held() {
     let mut bytes = Vec::new();
     Message::<()>::UploadStream { request_id: 1, meta: Bytes::new(), byte_count: i64::MAX }
         .encode_header(0, &mut bytes);
@@ -193,9 +191,9 @@ fn wire_5_a_body_that_is_not_gathered_is_not_held() {
     }
 }
 
-/// An answer that was asked for may have its buffer at once, up to 64 MiB.
+/// The buffer of an expected response may be allocated at once, up to 64 MiB.
 #[test]
-fn wire_6_an_expected_answer_reserves_at_most_64_mib() {
+fn wire_6_expected_response_reserves_at_most_64_mib() {
     for (length, most) in [(0x8000_0006, 64 << 20), (21 + (10 << 20), 10 << 20)] {
         let mut bytes = head(length, 1);
         bytes.resize(21 + 1000, 0);
@@ -204,9 +202,9 @@ fn wire_6_an_expected_answer_reserves_at_most_64_mib() {
     }
 }
 
-/// ... and a request that is over the limit of this side gets nothing.
+/// A request over this side's limit allocates nothing.
 #[test]
-fn wire_6_a_refused_request_reserves_nothing() {
+fn wire_6_rejected_request_reserves_nothing() {
     let mut limits = FrameLimits::default();
     limits.max_request = 1 << 20;
     let mut decoder = FrameDecoder::new(limits);
@@ -235,14 +233,14 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
 
     #[test]
-    fn wire_6_memory_follows_what_was_received(wire in hostile(), piece in 1..100_000_usize) {
+    fn wire_6_memory_follows_received_bytes(wire in hostile(), piece in 1..100_000_usize) {
         let peak = peak_of(|| feed(&mut FrameDecoder::default(), &wire, piece, false));
-        // Text that is not UTF-8 triples, and a growing text is moved like a growing body.
+        // Invalid UTF-8 may triple a text, and a growing text is moved like a growing body.
         prop_assert!(peak <= 12 * wire.len() + FIXED, "{} for {} bytes", peak, wire.len());
     }
 
     #[test]
-    fn wire_6_expected_answers_add_at_most_their_reserve(wire in hostile(), piece in 1..100_000_usize) {
+    fn wire_6_expected_responses_add_at_most_their_reserve(wire in hostile(), piece in 1..100_000_usize) {
         let peak = peak_of(|| feed(&mut FrameDecoder::default(), &wire, piece, true));
         prop_assert!(peak <= (64 << 20) + 12 * wire.len() + FIXED, "{} for {} bytes", peak, wire.len());
     }

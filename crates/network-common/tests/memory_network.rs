@@ -1,4 +1,4 @@
-//! Both planes without sockets.
+//! RPCs and bodies over `MemoryNetwork`, without sockets.
 
 #![allow(clippy::unwrap_used)]
 
@@ -15,7 +15,7 @@ fn on(network: &MemoryNetwork, handler: Handler, settings: &[(&str, &str)]) -> T
 }
 
 #[tokio::test]
-async fn everything_goes_through_memory() {
+async fn all_messages_pass_through_memory_network() {
     let network = MemoryNetwork::new();
     let content = pattern(3 << 20, 1);
     let file = file_of(&content);
@@ -43,7 +43,7 @@ async fn everything_goes_through_memory() {
 }
 
 #[tokio::test]
-async fn addresses_are_taken_free_and_refused() {
+async fn addresses_are_bound_once_and_unbound_on_close() {
     let network = MemoryNetwork::new();
     let context = on(&network, Handler::new(), &[]);
     let server = context.create_server("10.0.0.1:7337").await.unwrap();
@@ -57,7 +57,7 @@ async fn addresses_are_taken_free_and_refused() {
             ErrorKind::Connect
         );
     }
-    // Another network knows nothing of it.
+    // Another network has no listener at this address.
     let elsewhere = on(&MemoryNetwork::new(), Handler::new(), &[]).create_client_factory();
     let error = within(elsewhere.create_client(("10.0.0.1", 7337))).await.unwrap_err();
     let cause =
@@ -67,16 +67,16 @@ async fn addresses_are_taken_free_and_refused() {
     context.create_server("10.0.0.1:7337").await.unwrap();
 }
 
-/// Two minutes pass at once, as nothing waits for the system.
+/// The request timeout of 2 min passes at once, because no I/O is pending in the system.
 #[tokio::test(start_paused = true)]
-async fn time_may_be_paused() {
+async fn request_times_out_with_paused_clock() {
     let begun = Instant::now();
     let network = MemoryNetwork::new();
     let (keep, _kept) = std::sync::mpsc::channel();
     let silent = Handler::new().on_rpc(move |_, _, callback| drop(keep.send(callback)));
     let client = TransportContext::new(conf(&[]), NoOpRpcHandler::new()).memory_network(&network);
     let pair = pair_of(on(&network, silent, &[]), client).await;
-    let error = pair.client.send_rpc("anybody?").await.unwrap_err();
+    let error = pair.client.send_rpc("no response").await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Timeout);
     assert!(begun.elapsed() < Duration::from_secs(60));
 }

@@ -1,5 +1,4 @@
-//! Properties of the codec that hold for every message, every way to cut the bytes, and all other
-//! bytes too.
+//! Property tests of the codec: arbitrary messages, splits and bytes.
 
 #[path = "protocol/decoding.rs"]
 mod decoding;
@@ -13,14 +12,14 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use roaring::RoaringBitmap;
 
-use decoding::{Plan, decode, usual};
+use decoding::{BodyHandling, collect_or_stream, decode};
 
 fn bytes(max: usize) -> impl Strategy<Value = Bytes> {
-    // Mostly short; sometimes longer than what is decoded in one piece.
+    // Mostly short; some are longer than what is decoded in one piece.
     prop_oneof![4 => vec(any::<u8>(), 0..100), 1 => vec(any::<u8>(), 0..max)].prop_map(Bytes::from)
 }
 
-/// Any message, and the raw bytes that follow its frame.
+/// Any message, and the body that follows its frame.
 fn message() -> impl Strategy<Value = (Message<Bytes>, Bytes)> {
     let text = || prop_oneof![".{0,20}", ".{0,2000}"];
     let body = || bytes(20_000);
@@ -72,8 +71,8 @@ fn message() -> impl Strategy<Value = (Message<Bytes>, Bytes)> {
     prop_oneof![11 => plain.prop_map(|message| (message, Bytes::new())), 2 => outside]
 }
 
-/// Cuts `bytes` into pieces of these sizes, over and over.
-fn cut<'a>(mut bytes: &'a [u8], sizes: &[usize]) -> Vec<&'a [u8]> {
+/// Splits `bytes` into pieces of these sizes, repeatedly.
+fn split_by<'a>(mut bytes: &'a [u8], sizes: &[usize]) -> Vec<&'a [u8]> {
     let mut pieces = Vec::new();
     for size in sizes.iter().cycle() {
         if bytes.is_empty() {
@@ -90,12 +89,18 @@ fn sizes() -> impl Strategy<Value = Vec<usize>> {
     vec(prop_oneof![1..10_usize, 1..300_usize, 1..50_000_usize], 1..30)
 }
 
-fn plans() -> impl Strategy<Value = Vec<Plan>> {
-    let plan = [Plan::Expected, Plan::Unexpected, Plan::Stream, Plan::Discard, Plan::Silent];
+fn plans() -> impl Strategy<Value = Vec<BodyHandling>> {
+    let plan = [
+        BodyHandling::Expected,
+        BodyHandling::Unexpected,
+        BodyHandling::Stream,
+        BodyHandling::Discard,
+        BodyHandling::Silent,
+    ];
     vec(proptest::sample::select(plan.to_vec()), 1..10)
 }
 
-/// Bytes that look like frames up to a point.
+/// Bytes that look like frames up to some point.
 fn hostile() -> impl Strategy<Value = Vec<u8>> {
     let length = prop_oneof![
         1..60_i64,
@@ -113,7 +118,7 @@ fn hostile() -> impl Strategy<Value = Vec<u8>> {
             bytes
         },
     );
-    // A right length around anything.
+    // A correct length field with arbitrary content.
     let honest = (0..13_u8, vec(prop_oneof![3 => 0..4_u8, 1 => any::<u8>()], 0..60)).prop_map(
         |(kind, rest)| {
             let mut bytes = Vec::new();
@@ -131,7 +136,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
 
     #[test]
-    fn frame_01_messages_survive_every_chunking(sent in vec(message(), 1..8), sizes in sizes()) {
+    fn frame_01_messages_are_unchanged_for_every_split(sent in vec(message(), 1..8), sizes in sizes()) {
         let (mut wire, mut expected) = (Vec::new(), Vec::new());
         for (message, outside) in sent {
             wire.extend(message.encode().expect("fits"));
@@ -142,10 +147,10 @@ proptest! {
                 expected.push(Some(Event::Message(message)));
             }
         }
-        let decoded = decode(&FrameLimits::default(), cut(&wire, &sizes), usual);
+        let decoded = decode(&FrameLimits::default(), split_by(&wire, &sizes), collect_or_stream);
         prop_assert_eq!(decoded.error, None);
-        // Bodies behind frames start with an event of their own; large ones in frames are
-        // announced, then gathered.
+        // A body after a frame begins with an event of its own. Large bodies in frames are
+        // announced, then collected.
         let mut events = Vec::new();
         for event in decoded.events {
             match event {
@@ -159,20 +164,20 @@ proptest! {
         prop_assert_eq!(events, expected);
     }
 
-    /// No bytes make it panic, and where they are cut changes neither what comes out nor the error.
+    /// No input causes a panic, and splits change neither the events nor the error.
     #[test]
-    fn frame_05_any_bytes_decode_alike_in_every_chunking(wire in hostile(), sizes in sizes(), plans in plans()) {
+    fn frame_05_any_bytes_decode_equally_for_every_split(wire in hostile(), sizes in sizes(), plans in plans()) {
         let run = |pieces: Vec<&[u8]>| {
             let mut plans = plans.iter().cycle();
             decode(&FrameLimits::default(), pieces, |_, _| *plans.next().expect("endless"))
         };
         let whole = run(vec![&wire]);
-        prop_assert_eq!(&run(cut(&wire, &sizes)), &whole);
-        prop_assert_eq!(&run(cut(&wire, &[1])), &whole);
+        prop_assert_eq!(&run(split_by(&wire, &sizes)), &whole);
+        prop_assert_eq!(&run(split_by(&wire, &[1])), &whole);
     }
 
     #[test]
-    fn enc_04_primitives_survive(text in ".{0,200}", data in vec(any::<u8>(), 0..200), tail in vec(any::<u8>(), 0..9)) {
+    fn enc_04_strings_and_byte_arrays_are_unchanged(text in ".{0,200}", data in vec(any::<u8>(), 0..200), tail in vec(any::<u8>(), 0..9)) {
         let mut wire = Vec::new();
         put_string(&text, &mut wire);
         put_byte_array(&data, &mut wire);
@@ -184,7 +189,7 @@ proptest! {
     }
 
     #[test]
-    fn enc_03_bitmaps_survive(
+    fn enc_03_bitmaps_are_unchanged(
         ranges in vec(vec((any::<u32>(), 0..5_000_u32), 0..5), 0..5),
         tail in vec(any::<u8>(), 0..9),
     ) {
@@ -197,15 +202,14 @@ proptest! {
             bitmaps.push(bitmap);
         }
         let mut wire = Vec::new();
-        put_bitmap_array(&bitmaps, &mut wire).expect("a vector has room");
+        put_bitmap_array(&bitmaps, &mut wire).expect("a vector grows");
         wire.extend_from_slice(&tail);
         let mut reader = FieldReader::new(&wire);
         prop_assert_eq!(reader.bitmap_array(), Ok(bitmaps));
         prop_assert_eq!(reader.remaining(), tail.len());
     }
 
-    /// Bitmaps come from the network: no bytes make the reader panic, and it never takes more than
-    /// there is.
+    /// No input causes a panic, and the reader never advances beyond the bytes.
     #[test]
     fn enc_03_any_bytes_are_bitmaps_or_an_error(
         start in prop_oneof![
@@ -226,7 +230,7 @@ proptest! {
         if let Ok(bitmap) = reader.bitmap() {
             prop_assert!(reader.remaining() + 8 <= before, "the shortest bitmap has 8 bytes");
             let mut again = Vec::new();
-            put_bitmap_array(std::slice::from_ref(&bitmap), &mut again).expect("a vector has room");
+            put_bitmap_array(std::slice::from_ref(&bitmap), &mut again).expect("a vector grows");
             prop_assert_eq!(FieldReader::new(&again).bitmap_array(), Ok(vec![bitmap]));
         }
     }

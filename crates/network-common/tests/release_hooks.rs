@@ -1,5 +1,4 @@
-//! Release hooks are the user's code: whatever they call, also on the same connection, must not
-//! lock up.
+//! Release hooks are user code: a hook that uses its own connection must not deadlock.
 
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
@@ -11,17 +10,21 @@ use network_common::{
     TransportConf, TransportContext,
 };
 
-/// Serves chunks whose hook uses the connection that they were sent on.
+/// Serves chunks whose release hook uses their connection.
 struct Chunks(SyncSender<()>);
 
-fn hooked(client: &TransportClient, released: &SyncSender<()>, length: usize) -> ManagedBuffer {
+fn body_with_hook(
+    client: &TransportClient,
+    released: &SyncSender<()>,
+    length: usize,
+) -> ManagedBuffer {
     let (client, released) = (client.clone(), released.clone());
     ManagedBuffer::from(vec![1; length]).on_release(move || {
         client.pending_requests();
-        // The connection may be gone by now; that this returns is what counts.
+        // The connection may be closed by now; the call only has to return.
         let _ = client.send("released");
         drop(client);
-        released.send(()).expect("the test listens");
+        released.send(()).expect("the test holds the receiver");
     })
 }
 
@@ -32,7 +35,7 @@ impl StreamManager for Chunks {
         _: i64,
         length: i32,
     ) -> BoxFuture<'a, Result<ManagedBuffer, BoxError>> {
-        Box::pin(async move { Ok(hooked(client, &self.0, length as usize)) })
+        Box::pin(async move { Ok(body_with_hook(client, &self.0, length as usize)) })
     }
 }
 
@@ -55,8 +58,7 @@ impl RpcHandler for Chunks {
     }
 }
 
-/// Runs `test` with a connection of its own, on a thread that is not waited for: a hook that locks
-/// up never ends.
+/// Runs `test` with a new connection on a detached thread, because a deadlocked hook never returns.
 fn run(test: impl AsyncFnOnce(TransportClient, SyncSender<()>) + Send + 'static) -> Receiver<()> {
     let (released, releases) = sync_channel(100);
     std::thread::spawn(move || {
@@ -75,11 +77,11 @@ fn run(test: impl AsyncFnOnce(TransportClient, SyncSender<()>) + Send + 'static)
 }
 
 fn released(releases: &Receiver<()>) {
-    releases.recv_timeout(Duration::from_secs(10)).expect("the hook locked up, or never ran");
+    releases.recv_timeout(Duration::from_secs(10)).expect("the hook deadlocked or did not run");
 }
 
 #[test]
-fn mwh_06_a_hook_may_use_the_connection_when_its_body_was_written() {
+fn mwh_06_hook_can_use_connection_after_its_body_was_written() {
     let releases = run(async |client, _| {
         for length in [0, 10, 100_000] {
             let chunk = client.fetch_chunk(1, length).await.expect("chunk");
@@ -91,9 +93,9 @@ fn mwh_06_a_hook_may_use_the_connection_when_its_body_was_written() {
 }
 
 #[test]
-fn mwh_06_a_hook_may_use_the_connection_when_its_upload_was_written() {
+fn mwh_06_hook_can_use_connection_after_its_upload_was_written() {
     let releases = run(async |client, released| {
-        let data = hooked(&client, &released, 100_000);
+        let data = body_with_hook(&client, &released, 100_000);
         assert_eq!(client.upload_stream("meta", data).await.expect("answer"), "meta");
         client.closed().await;
     });
@@ -101,19 +103,19 @@ fn mwh_06_a_hook_may_use_the_connection_when_its_upload_was_written() {
 }
 
 #[test]
-fn mwh_06_a_hook_may_use_the_connection_when_its_upload_is_refused() {
+fn mwh_06_hook_can_use_connection_when_its_upload_is_rejected() {
     let releases = run(async |client, released| {
         client.close();
         client.closed().await;
-        let data = hooked(&client, &released, 100_000);
+        let data = body_with_hook(&client, &released, 100_000);
         client.upload_stream("meta", data).await.expect_err("closed");
     });
     released(&releases);
 }
 
-/// Nobody reads at the other end, so that the body is still queued when the connection ends.
+/// The peer reads nothing, so the body is still queued when the connection ends.
 #[test]
-fn mwh_06_a_hook_may_use_the_connection_when_that_ends() {
+fn mwh_06_hook_can_use_connection_when_connection_ends() {
     let (released_by, releases) = sync_channel(100);
     std::thread::spawn(move || {
         let runtime =
@@ -127,14 +129,16 @@ fn mwh_06_a_hook_may_use_the_connection_when_that_ends() {
             let client = factory.create_client(address).await.expect("client");
             let (socket, _) = silent.accept().await.expect("accepted");
             let uploads: Vec<_> = (0..2)
-                .map(|_| client.upload_stream("meta", hooked(&client, &released_by, 12 << 20)))
+                .map(|_| {
+                    client.upload_stream("meta", body_with_hook(&client, &released_by, 12 << 20))
+                })
                 .collect();
             tokio::time::sleep(Duration::from_millis(100)).await;
             drop(socket);
             for upload in uploads {
                 upload.await.expect_err("the connection ended");
             }
-            // The driver lets go of the batch that it was writing.
+            // The driver drops the batch that it was writing.
             client.closed().await;
             drop(client);
             tokio::time::sleep(Duration::from_secs(1)).await;

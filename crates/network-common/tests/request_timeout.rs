@@ -1,6 +1,7 @@
-//! RequestTimeoutIntegrationSuite (RTO), with a connection timeout of one second.
+//! The request timeout with a `connectionTimeout` of 1 s: Spark's `RequestTimeoutIntegrationSuite`
+//! (RTO rows).
 
-// Outside of the test functions themselves too.
+// Helper functions outside of tests unwrap as well.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -17,7 +18,7 @@ use tokio::time::{Instant, sleep};
 const TIMEOUT: Duration = Duration::from_secs(1);
 const SETTING: (&str, &str) = ("spark.shuffle.io.connectionTimeout", "1s");
 
-/// Echoes, but keeps `never`.
+/// Returns a handler that echoes, but never replies to `never`.
 fn handler() -> Handler {
     let kept = Mutex::new(Vec::new());
     Handler::new().on_rpc(move |_, message, callback| match &message[..] {
@@ -34,13 +35,13 @@ fn assert_timeout(error: &TransportError) {
 }
 
 #[tokio::test]
-async fn rto_01_timeout_inactive_requests() {
+async fn rto_01_request_without_response_times_out() {
     let pair = pair_with(handler(), &[], &[SETTING]).await;
     assert_eq!(within(pair.client.send_rpc("at once")).await.unwrap(), "at once");
     let begun = Instant::now();
     let error = within(pair.client.send_rpc("never")).await.unwrap_err();
     assert_timeout(&error);
-    // Between one and two timeouts after the last request; the upper end is generous to a busy
+    // Between one and two timeouts after the last request; the upper bound allows for a busy
     // machine.
     let took = begun.elapsed();
     assert!(took >= TIMEOUT && took < 4 * TIMEOUT, "{took:?}");
@@ -51,7 +52,7 @@ async fn rto_01_timeout_inactive_requests() {
 }
 
 #[tokio::test]
-async fn rto_02_timeout_cleanly_closes_client() {
+async fn rto_02_timeout_closes_client_and_pool_replaces_it() {
     let pair = pair_with(handler(), &[], &[SETTING]).await;
     let error = within(pair.client.send_rpc("never")).await.unwrap_err();
     assert_timeout(&error);
@@ -64,9 +65,9 @@ async fn rto_02_timeout_cleanly_closes_client() {
     until(|| pair.context.metrics().server().snapshot().connections == 1).await;
 }
 
-/// The clock runs from the last request, for all that are outstanding.
+/// The timeout of all pending requests starts at the last one.
 #[tokio::test]
-async fn rto_03_further_requests_delay() {
+async fn rto_03_further_requests_delay_timeout() {
     let handler =
         Handler::new().on_chunk_later(|_, _| std::future::pending::<Result<ManagedBuffer, _>>());
     let pair = pair_with(handler, &[], &[SETTING]).await;
@@ -85,19 +86,19 @@ async fn rto_03_further_requests_delay() {
     sleep(TIMEOUT * 6 / 10).await;
     assert!(
         !first.is_finished() && !second.is_finished(),
-        "1.2 timeouts after the first, 0.6 after the second"
+        "1.2 timeouts after the first request, 0.6 after the second"
     );
     for fetch in [first, second] {
         assert_timeout(&within(fetch).await.unwrap());
     }
     let ended = ended.lock();
     assert!(ended[0] >= second_sent + TIMEOUT, "{:?}", ended[0] - second_sent);
-    assert!(ended[1] - ended[0] < TIMEOUT / 2, "they fail together");
+    assert!(ended[1] - ended[0] < TIMEOUT / 2, "both requests must fail together");
 }
 
-/// All kinds of requests end with the connection, and each once.
+/// Requests of all types fail once, together with the connection.
 #[tokio::test]
-async fn every_outstanding_request_fails_with_the_timeout() {
+async fn every_pending_request_fails_with_timeout() {
     let kept = Mutex::new(Vec::new());
     let handler = handler()
         .on_chunk_later(|_, _| std::future::pending::<Result<ManagedBuffer, _>>())
@@ -123,10 +124,10 @@ async fn every_outstanding_request_fails_with_the_timeout() {
     assert_timeout(&client.send("too late").unwrap_err());
 }
 
-/// Requests received do not count as outstanding, so the side that owes the answer does not close,
-/// however long it takes.
+/// Active requests at the callee do not count as pending, so the callee never closes because of
+/// them.
 #[tokio::test]
-async fn a_slow_answer_does_not_time_out_the_server() {
+async fn slow_response_does_not_time_out_at_callee() {
     let handler = Handler::new().on_rpc(|_, message, callback| {
         tokio::spawn(async move {
             sleep(TIMEOUT * 5 / 2).await;
@@ -137,9 +138,9 @@ async fn a_slow_answer_does_not_time_out_the_server() {
     assert_eq!(within(pair.client.send_rpc("slow")).await.unwrap(), "slow");
 }
 
-/// Bytes that move keep the clock from running out: a body that takes long is not a stuck request.
+/// Bytes that move restart the timeout: a slow body is not a stuck request.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_slow_body_does_not_time_out() {
+async fn slow_body_does_not_time_out() {
     let handler = Handler::new().on_stream(|_| Ok(Some(vec![1; 8 << 20].into())));
     let pair = pair_with(handler, &[], &[SETTING]).await;
     let mut body = within(pair.client.stream("slow reader")).await.unwrap();
@@ -152,13 +153,13 @@ async fn a_slow_body_does_not_time_out() {
         }
     }
     assert_eq!(received, 8 << 20);
-    assert!(begun.elapsed() >= TIMEOUT * 2, "it was not slow");
+    assert!(begun.elapsed() >= TIMEOUT * 2, "the body was not read slowly enough");
     pair.assert_alive().await;
 }
 
-/// Core RPC: idle connections stay. The shuffle's clients: they are closed.
+/// Idle connections stay open by default and are closed with `close_idle_connections`.
 #[tokio::test]
-async fn idle_connections_are_closed_only_where_asked_for() {
+async fn idle_connections_are_closed_only_if_configured() {
     for close_idle in [false, true] {
         let client_context =
             context(conf(&[SETTING]), Handler::new()).close_idle_connections(close_idle);
@@ -176,9 +177,9 @@ async fn idle_connections_are_closed_only_where_asked_for() {
     }
 }
 
-/// Zero and less: never.
+/// A timeout of 0 or less is none.
 #[tokio::test]
-async fn without_a_timeout_requests_wait() {
+async fn requests_wait_without_limit_if_timeout_is_disabled() {
     for none in ["0", "-1"] {
         let settings =
             [("spark.network.timeout", "1s"), ("spark.shuffle.io.connectionTimeout", none)];
@@ -189,7 +190,7 @@ async fn without_a_timeout_requests_wait() {
     }
 }
 
-/// Calls `.1` when the crate says `.0`.
+/// Calls the function at every log event of this crate with this message.
 struct OnEvent<F>(&'static str, F);
 
 impl<F: Fn() + Send + Sync + 'static> tracing::Subscriber for OnEvent<F> {
@@ -198,15 +199,15 @@ impl<F: Fn() + Send + Sync + 'static> tracing::Subscriber for OnEvent<F> {
     }
 
     fn event(&self, event: &tracing::Event<'_>) {
-        struct Says<'a>(&'a str, bool);
-        impl tracing::field::Visit for Says<'_> {
+        struct MatchesMessage<'a>(&'a str, bool);
+        impl tracing::field::Visit for MatchesMessage<'_> {
             fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
                 self.1 |= field.name() == "message" && format!("{value:?}") == self.0;
             }
         }
-        let mut says = Says(self.0, false);
-        event.record(&mut says);
-        if says.1 {
+        let mut matcher = MatchesMessage(self.0, false);
+        event.record(&mut matcher);
+        if matcher.1 {
             (self.1)();
         }
     }
@@ -221,20 +222,20 @@ impl<F: Fn() + Send + Sync + 'static> tracing::Subscriber for OnEvent<F> {
     fn exit(&self, _: &tracing::span::Id) {}
 }
 
-/// The pool must not hand out a connection that the idle clock has just given up (transport 4). The
-/// moment between the two is met by asking for one when the clock tells what it does.
+/// The pool must not return a connection that is being closed as idle. The client is requested in
+/// the log event right before the close.
 #[tokio::test]
-async fn an_idle_connection_that_is_about_to_be_closed_is_not_handed_out() {
+async fn idle_connection_being_closed_is_not_returned_by_pool() {
     let client_context = context(conf(&[SETTING]), Handler::new()).close_idle_connections(true);
     let pair = pair_of(context(conf(&[]), handler()), client_context).await;
-    let (handed_out, mut asked) = tokio::sync::mpsc::unbounded_channel();
+    let (results_sender, mut results) = tokio::sync::mpsc::unbounded_channel();
     let (factory, address) = (pair.factory.clone(), pair.server.local_addr());
     let _guard =
         tracing::subscriber::set_default(OnEvent("closing an idle connection", move || {
-            handed_out.send(factory.create_client(address).now_or_never()).unwrap();
+            results_sender.send(factory.create_client(address).now_or_never()).unwrap();
         }));
     within(pair.client.closed()).await;
-    let client = match within(asked.recv()).await.unwrap() {
+    let client = match within(results.recv()).await.unwrap() {
         Some(at_once) => at_once.unwrap(),
         None => within(pair.factory.create_client(address)).await.unwrap(),
     };

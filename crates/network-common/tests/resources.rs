@@ -427,7 +427,12 @@ fn cfh_01_unsent_chunks_are_no_longer_counted_after_close() {
                 drop(raw)
             }
             eventually_or(
-                || format!("round {round}: the gauge does not return to 0: {:?}", metrics.server().snapshot()),
+                || {
+                    format!(
+                        "round {round}: the gauge does not return to 0: {:?}",
+                        metrics.server().snapshot()
+                    )
+                },
                 || metrics.server().snapshot().chunks_being_transferred == 0,
             )
             .await;
@@ -443,8 +448,10 @@ fn cfh_01_unsent_chunks_are_no_longer_counted_after_close() {
             text.contains("spark.shuffle.maxChunksBeingTransferred") && text.contains("1000"),
             "{text}"
         );
-        eventually("the gauge returns to 0", || metrics.server().snapshot().chunks_being_transferred == 0)
-            .await;
+        eventually("the gauge returns to 0", || {
+            metrics.server().snapshot().chunks_being_transferred == 0
+        })
+        .await;
         fixture.assert_serves().await;
     });
 }
@@ -472,7 +479,8 @@ fn thousand_connections_leave_no_resources() {
         for raw in &mut uploads {
             raw.send(&[upload(1, "sum", 1 << 20), vec![0; 1000]].concat()).await;
         }
-        eventually("all uploads are active", || fixture.handler.futures.now() == uploads.len()).await;
+        eventually("all uploads are active", || fixture.handler.futures.now() == uploads.len())
+            .await;
         wait_until_stalled(&fixture).await;
         drop(uploads);
         let mut after_warm_up = 0;
@@ -577,8 +585,7 @@ fn clients_and_factories_leave_no_resources() {
                 for (index, call) in calls.into_iter().enumerate() {
                     // Futures keep the connection open, so only the one with a response completes.
                     if i % 4 == 3 {
-                        // Futures keep the connection: only the one that is answered can be waited
-                        // for.
+                        // Futures keep the connection open, so only the echo completes.
                         if index == 2 {
                             assert_eq!(within("the echo", call).await.unwrap(), "echo");
                         } else {

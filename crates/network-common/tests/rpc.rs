@@ -707,7 +707,7 @@ async fn first_responses_are_sent_while_last_requests_are_handled() {
             return callback.reply(message);
         }
         // Lets another thread poll the sockets meanwhile.
-        match tokio::task::block_in_place(|| first_answer.lock().recv_timeout(PATIENCE)) {
+        match tokio::task::block_in_place(|| first_answer.lock().recv_timeout(TIMEOUT)) {
             Ok(()) => callback.reply(message),
             Err(error) => callback.fail(error),
         }

@@ -1,4 +1,4 @@
-//! What dropping a handle means for a stream body.
+//! The lifetime of a stream body after all handles of its client were dropped.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
@@ -40,9 +40,9 @@ impl StreamManager for OneStream {
     }
 }
 
-/// A body that is being read keeps its connection open, also when no handle is left.
+/// A body that is being read keeps its connection open without any handle.
 #[tokio::test]
-async fn str_02_a_body_outlives_the_last_handle() {
+async fn str_02_body_keeps_connection_open_without_handle() {
     let content = vec![7; 20 << 20];
     let context =
         TransportContext::new(TransportConf::new("test"), OneStream(content.clone().into()));

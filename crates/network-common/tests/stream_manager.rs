@@ -1,10 +1,10 @@
-//! OneForOneStreamManagerSuite (OFO), over a connection: a stream manager is only asked by one.
+//! `OneForOneStreamManager` behind a server, through a client: Spark's
+//! `OneForOneStreamManagerSuite` (OFO rows).
 //!
-//! Spark raises the first error of an iterator from `connectionTerminated`; ours has nobody to
-//! raise it to and logs it. What must hold is the rest: buffers are released, the other streams
-//! cleaned, no state is left.
+//! Spark raises an iterator's first error from `connectionTerminated`; ours logs it. The rest must
+//! hold: all buffers are released, all streams of the connection removed.
 
-// Outside of the test functions themselves too.
+// Helper functions outside of tests unwrap as well.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -19,14 +19,14 @@ use parking_lot::Mutex;
 use support::*;
 use tokio::sync::mpsc;
 
-/// A manager behind a server, and the server's side of the last connection.
-struct Managed {
+/// A server with a stream manager, and its accepted connections.
+struct Fixture {
     manager: Arc<OneForOneStreamManager>,
     pair: Pair,
     accepted: mpsc::UnboundedReceiver<TransportClient>,
 }
 
-async fn managed() -> (Managed, TransportClient) {
+async fn fixture() -> (Fixture, TransportClient) {
     let manager = Arc::new(OneForOneStreamManager::new());
     let (active, mut accepted) = mpsc::unbounded_channel();
     let handler = Handler::new()
@@ -38,10 +38,10 @@ async fn managed() -> (Managed, TransportClient) {
         });
     let pair = pair(handler).await;
     let connection = within(accepted.recv()).await.unwrap();
-    (Managed { manager, pair, accepted }, connection)
+    (Fixture { manager, pair, accepted }, connection)
 }
 
-impl Managed {
+impl Fixture {
     async fn fetch(&self, stream_id: i64, index: i32) -> Result<String, String> {
         fetch(&self.pair.client, stream_id, index).await
     }
@@ -52,7 +52,7 @@ impl Managed {
         (client, within(self.accepted.recv()).await.unwrap())
     }
 
-    /// Ends the connection and waits until the server has noticed.
+    /// Closes the connection and waits until the server has noticed.
     async fn terminate(&self) {
         self.pair.client.close();
         until(|| self.pair.context.metrics().server().snapshot().connections == 0).await;
@@ -70,185 +70,185 @@ async fn fetch(client: &TransportClient, stream_id: i64, index: i32) -> Result<S
     }
 }
 
-/// A buffer that counts its release.
-fn counted(text: &'static str, released: &Arc<Mutex<Vec<&'static str>>>) -> ManagedBuffer {
+/// Returns a buffer that records its release.
+fn recorded_buffer(text: &'static str, released: &Arc<Mutex<Vec<&'static str>>>) -> ManagedBuffer {
     let released = Arc::clone(released);
     ManagedBuffer::from(text).on_release(move || released.lock().push(text))
 }
 
 #[tokio::test]
-async fn ofo_01_missing_chunk() {
-    let (managed, connection) = managed().await;
+async fn ofo_01_missing_chunk_fails_without_ending_stream() {
+    let (fixture, connection) = fixture().await;
     let released = Arc::default();
     let buffers: Vec<Result<Option<ManagedBuffer>, BoxError>> = vec![
-        Ok(Some(counted("A", &released))),
+        Ok(Some(recorded_buffer("A", &released))),
         Ok(None),
-        Ok(Some(counted("B", &released))),
+        Ok(Some(recorded_buffer("B", &released))),
         Ok(None),
-        Ok(Some(counted("C", &released))),
+        Ok(Some(recorded_buffer("C", &released))),
     ];
     let options = StreamOptions::default().connection(&connection);
-    let id = managed.manager.register_fallible_stream(buffers, options);
-    assert_eq!(managed.fetch(id, 0).await, Ok("A".into()));
+    let id = fixture.manager.register_fallible_stream(buffers, options);
+    assert_eq!(fixture.fetch(id, 0).await, Ok("A".into()));
     let missing = "java.lang.IllegalStateException: Chunk was not found";
-    assert_eq!(managed.fetch(id, 1).await, Err(missing.into()));
-    assert_eq!(managed.fetch(id, 2).await, Ok("B".into()));
-    // A and B were released by being sent.
+    assert_eq!(fixture.fetch(id, 1).await, Err(missing.into()));
+    assert_eq!(fixture.fetch(id, 2).await, Ok("B".into()));
+    // A and B were released after they were sent.
     until(|| *released.lock() == ["A", "B"]).await;
-    assert_eq!(managed.manager.stream_count(), 1);
-    managed.terminate().await;
+    assert_eq!(fixture.manager.stream_count(), 1);
+    fixture.terminate().await;
     assert_eq!(*released.lock(), ["A", "B", "C"]);
-    assert_eq!(managed.manager.stream_count(), 0);
+    assert_eq!(fixture.manager.stream_count(), 0);
 }
 
 #[tokio::test]
-async fn ofo_02_managed_buffers_are_freed_when_connection_is_closed() {
-    let (managed, connection) = managed().await;
+async fn ofo_02_buffers_are_released_when_connection_closes() {
+    let (fixture, connection) = fixture().await;
     let released = Arc::default();
-    let buffers = vec![counted("A", &released), counted("B", &released)];
-    managed.manager.register_stream(buffers, StreamOptions::default().connection(&connection));
-    // Not of this connection: it stays.
-    let other =
-        managed.manager.register_stream(vec![counted("C", &released)], StreamOptions::default());
-    managed.terminate().await;
+    let buffers = vec![recorded_buffer("A", &released), recorded_buffer("B", &released)];
+    fixture.manager.register_stream(buffers, StreamOptions::default().connection(&connection));
+    // This stream is not bound to the connection, so it stays.
+    let other = fixture
+        .manager
+        .register_stream(vec![recorded_buffer("C", &released)], StreamOptions::default());
+    fixture.terminate().await;
     assert_eq!(*released.lock(), ["A", "B"]);
-    assert_eq!(managed.manager.stream_count(), 1);
-    let address = managed.pair.server.local_addr();
-    let client = within(managed.pair.factory.create_client(address)).await.unwrap();
+    assert_eq!(fixture.manager.stream_count(), 1);
+    let address = fixture.pair.server.local_addr();
+    let client = within(fixture.pair.factory.create_client(address)).await.unwrap();
     assert_eq!(fetch(&client, other, 0).await, Ok("C".into()));
 }
 
 #[tokio::test]
-async fn ofo_03_stream_states_are_freed_even_if_the_iterator_fails() {
-    let (managed, connection) = managed().await;
+async fn ofo_03_streams_are_removed_when_their_iterator_fails() {
+    let (fixture, connection) = fixture().await;
     let released = Arc::default();
     for name in ["A", "B"] {
-        let mut buffer = Some(counted(name, &released));
-        // As in the suite: one buffer, and every further call fails. It never ends by itself.
+        let mut buffer = Some(recorded_buffer(name, &released));
+        // Yields one buffer and then only errors, as in Spark's suite.
         let chunks = std::iter::from_fn(move || match buffer.take() {
             Some(buffer) => Some(Ok(Some(buffer))),
             None => Some(Err(BoxError::from("an iterator that fails"))),
         });
-        managed
+        fixture
             .manager
             .register_fallible_stream(chunks, StreamOptions::default().connection(&connection));
     }
-    let buffers = vec![counted("C", &released)];
-    managed.manager.register_stream(buffers, StreamOptions::default().connection(&connection));
-    managed.terminate().await;
+    let buffers = vec![recorded_buffer("C", &released)];
+    fixture.manager.register_stream(buffers, StreamOptions::default().connection(&connection));
+    fixture.terminate().await;
     let mut released = released.lock().clone();
     released.sort_unstable();
     assert_eq!(released, ["A", "B", "C"]);
-    assert_eq!(managed.manager.stream_count(), 0);
+    assert_eq!(fixture.manager.stream_count(), 0);
 }
 
-/// The same where it panics.
+/// The same for iterators that panic.
 #[tokio::test]
-async fn ofo_03_stream_states_are_freed_even_if_the_iterator_panics() {
-    let (managed, connection) = managed().await;
+async fn ofo_03_streams_are_removed_when_their_iterator_panics() {
+    let (fixture, connection) = fixture().await;
     let released = Arc::default();
     for name in ["A", "B"] {
-        let mut buffer = Some(counted(name, &released));
+        let mut buffer = Some(recorded_buffer(name, &released));
         let chunks = std::iter::from_fn(move || match buffer.take() {
             Some(buffer) => Some(buffer),
             None => panic!("an iterator that panics"),
         });
-        managed.manager.register_stream(chunks, StreamOptions::default().connection(&connection));
+        fixture.manager.register_stream(chunks, StreamOptions::default().connection(&connection));
     }
-    managed.terminate().await;
+    fixture.terminate().await;
     let mut released = released.lock().clone();
     released.sort_unstable();
     assert_eq!(released, ["A", "B"]);
-    assert_eq!(managed.manager.stream_count(), 0);
+    assert_eq!(fixture.manager.stream_count(), 0);
 }
 
 #[tokio::test]
-async fn ofo_04_a_stream_of_one_connection_is_not_read_from_another() {
-    let (mut managed, connection) = managed().await;
+async fn ofo_04_stream_of_connection_cannot_be_read_by_another() {
+    let (mut fixture, connection) = fixture().await;
     let released = Arc::default();
     let options = StreamOptions::default().connection(&connection);
-    let id = managed
-        .manager
-        .register_stream(vec![counted("A", &released), counted("B", &released)], options);
-    let (thief, _) = managed.connect().await;
-    let refused = fetch(&thief, id, 0).await.unwrap_err();
-    assert!(refused.starts_with("java.lang.SecurityException"), "{refused}");
-    let by_name = within(thief.stream(&format!("{id}_0"))).await.unwrap_err();
+    let id = fixture.manager.register_stream(
+        vec![recorded_buffer("A", &released), recorded_buffer("B", &released)],
+        options,
+    );
+    let (other_client, _) = fixture.connect().await;
+    let error = fetch(&other_client, id, 0).await.unwrap_err();
+    assert!(error.starts_with("java.lang.SecurityException"), "{error}");
+    let by_name = within(other_client.stream(&format!("{id}_0"))).await.unwrap_err();
     assert!(by_name.to_string().starts_with("java.lang.SecurityException"), "{by_name}");
-    // It has taken nothing from the owner, nor does its end.
-    thief.close();
-    until(|| managed.pair.context.metrics().server().snapshot().connections == 1).await;
-    assert_eq!(managed.fetch(id, 0).await, Ok("A".into()));
-    assert_eq!(managed.fetch(id, 1).await, Ok("B".into()));
+    // The rejected requests consumed no chunk, and closing their connection does not affect the
+    // stream.
+    other_client.close();
+    until(|| fixture.pair.context.metrics().server().snapshot().connections == 1).await;
+    assert_eq!(fixture.fetch(id, 0).await, Ok("A".into()));
+    assert_eq!(fixture.fetch(id, 1).await, Ok("B".into()));
 }
 
 #[tokio::test]
-async fn a_stream_of_one_application_is_not_read_by_another() {
+async fn stream_of_application_cannot_be_read_by_another() {
     if !is_plain() {
-        return; // It plays authentication itself.
+        return; // The handler of this test sets the client id itself.
     }
-    let (mut managed, _) = managed().await;
-    let register = |managed: &Managed| {
+    let (mut fixture, _) = fixture().await;
+    let register = |fixture: &Fixture| {
         let options = StreamOptions::default().app_id("app-1");
-        managed.manager.register_stream(vec![ManagedBuffer::from("A")], options)
+        fixture.manager.register_stream(vec![ManagedBuffer::from("A")], options)
     };
-    let id = register(&managed);
-    let (thief, _) = managed.connect().await;
-    within(thief.send_rpc("app-2")).await.unwrap();
-    let refused = fetch(&thief, id, 0).await.unwrap_err();
-    assert!(
-        refused.starts_with("java.lang.SecurityException") && refused.contains("app-2"),
-        "{refused}"
-    );
-    // Who was never authenticated is not asked (there is no authentication then).
-    assert_eq!(managed.fetch(id, 0).await, Ok("A".into()));
-    let id = register(&managed);
-    let (owner, _) = managed.connect().await;
+    let id = register(&fixture);
+    let (other_client, _) = fixture.connect().await;
+    within(other_client.send_rpc("app-2")).await.unwrap();
+    let error = fetch(&other_client, id, 0).await.unwrap_err();
+    assert!(error.starts_with("java.lang.SecurityException") && error.contains("app-2"), "{error}");
+    // A client without an id passes the check, because there is no authentication.
+    assert_eq!(fixture.fetch(id, 0).await, Ok("A".into()));
+    let id = register(&fixture);
+    let (owner, _) = fixture.connect().await;
     within(owner.send_rpc("app-1")).await.unwrap();
     assert_eq!(fetch(&owner, id, 0).await, Ok("A".into()));
 }
 
 #[tokio::test]
 async fn chunks_are_served_once_and_in_order() {
-    let (managed, _) = managed().await;
+    let (fixture, _) = fixture().await;
     let chunks = ["A", "B", "C"].map(ManagedBuffer::from);
-    let id = managed.manager.register_stream(chunks, StreamOptions::default());
+    let id = fixture.manager.register_stream(chunks, StreamOptions::default());
     let next =
-        managed.manager.register_stream([ManagedBuffer::from("D")], StreamOptions::default());
+        fixture.manager.register_stream([ManagedBuffer::from("D")], StreamOptions::default());
     assert_eq!(next, id + 1);
-    assert_eq!(managed.fetch(id, 0).await, Ok("A".into()));
+    assert_eq!(fixture.fetch(id, 0).await, Ok("A".into()));
     for wrong in [0, 2, -1] {
         let text = format!(
             "java.lang.IllegalStateException: Received out-of-order chunk index {wrong} (expected 1)"
         );
-        assert_eq!(managed.fetch(id, wrong).await, Err(text));
+        assert_eq!(fixture.fetch(id, wrong).await, Err(text));
     }
-    assert_eq!(managed.fetch(id, 1).await, Ok("B".into()));
-    // The last one ends the stream, before it is asked for again.
-    assert_eq!(managed.fetch(id, 2).await, Ok("C".into()));
+    assert_eq!(fixture.fetch(id, 1).await, Ok("B".into()));
+    // The last chunk ends the stream.
+    assert_eq!(fixture.fetch(id, 2).await, Ok("C".into()));
     let closed = format!(
         "java.lang.IllegalStateException: Requested chunk not available since streamId {id} is closed"
     );
-    assert_eq!(managed.fetch(id, 3).await, Err(closed));
-    assert_eq!(managed.manager.stream_count(), 1);
+    assert_eq!(fixture.fetch(id, 3).await, Err(closed));
+    assert_eq!(fixture.manager.stream_count(), 1);
     for malformed in ["", "1", "a_0", &format!("{next}_x"), &format!("{next}_0_0")] {
-        let error = within(managed.pair.client.stream(malformed)).await.unwrap_err();
+        let error = within(fixture.pair.client.stream(malformed)).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::StreamFailure);
         assert!(error.to_string().contains("IllegalArgument"), "{error}");
     }
-    let body = within(managed.pair.client.stream(&format!("{next}_0"))).await.unwrap();
+    let body = within(fixture.pair.client.stream(&format!("{next}_0"))).await.unwrap();
     assert_eq!(within(body.collect()).await.unwrap(), "D");
-    assert_eq!(managed.manager.stream_count(), 0);
-    // Without a chunk there is no last one.
-    let empty = managed.manager.register_stream([], StreamOptions::default());
+    assert_eq!(fixture.manager.stream_count(), 0);
+    // An empty stream ends only with an explicit request or its connection.
+    let empty = fixture.manager.register_stream([], StreamOptions::default());
     let beyond = "java.lang.IllegalStateException: Requested chunk index beyond end 0";
-    assert_eq!(managed.fetch(empty, 0).await, Err(beyond.into()));
+    assert_eq!(fixture.fetch(empty, 0).await, Err(beyond.into()));
 }
 
-/// With `materialized_on_next`, no chunk is made that was not asked for.
+/// With `materialized_on_next`, chunks that were not requested are never created.
 #[tokio::test]
-async fn chunks_that_are_made_on_demand_are_not_made_to_be_released() {
-    let (managed, connection) = managed().await;
+async fn unrequested_chunks_are_not_created_for_release() {
+    let (fixture, connection) = fixture().await;
     for (lazy, expected) in [(true, 1), (false, 5)] {
         let made = Arc::new(AtomicUsize::new(0));
         let count = Arc::clone(&made);
@@ -256,42 +256,42 @@ async fn chunks_that_are_made_on_demand_are_not_made_to_be_released() {
             count.fetch_add(1, Ordering::SeqCst);
             ManagedBuffer::from("chunk")
         });
-        // Hides how many there are.
+        // The filter hides the length of the iterator.
         let chunks = chunks.filter(|_| true);
         let options = StreamOptions::default();
         let options =
             if lazy { options.connection(&connection).materialized_on_next() } else { options };
-        let id = managed.manager.register_stream(chunks, options);
+        let id = fixture.manager.register_stream(chunks, options);
         if lazy {
-            assert_eq!(managed.fetch(id, 0).await, Ok("chunk".into()));
-            managed.terminate().await;
-            assert_eq!(managed.manager.stream_count(), 0);
+            assert_eq!(fixture.fetch(id, 0).await, Ok("chunk".into()));
+            fixture.terminate().await;
+            assert_eq!(fixture.manager.stream_count(), 0);
         } else {
-            let address = managed.pair.server.local_addr();
-            let client = within(managed.pair.factory.create_client(address)).await.unwrap();
+            let address = fixture.pair.server.local_addr();
+            let client = within(fixture.pair.factory.create_client(address)).await.unwrap();
             for index in 0..5 {
                 assert_eq!(fetch(&client, id, index).await, Ok("chunk".into()));
             }
-            assert_eq!(managed.manager.stream_count(), 0, "the last one is known by looking ahead");
+            assert_eq!(fixture.manager.stream_count(), 0, "the manager must notice the last chunk");
         }
         assert_eq!(made.load(Ordering::SeqCst), expected);
     }
 }
 
-/// A failing chunk takes its place: the next index is the next one.
+/// A failing chunk consumes its index; the next chunk is served.
 #[tokio::test]
-async fn a_chunk_that_fails_does_not_end_its_stream() {
-    let (managed, _) = managed().await;
+async fn failing_chunk_does_not_end_its_stream() {
+    let (fixture, _) = fixture().await;
     let chunks: Vec<Result<_, BoxError>> =
         vec![Err("disk on fire".into()), Ok(Some(ManagedBuffer::from("B")))];
-    let id = managed.manager.register_fallible_stream(chunks, StreamOptions::default());
-    assert_eq!(managed.fetch(id, 0).await, Err("disk on fire".into()));
-    assert_eq!(managed.fetch(id, 1).await, Ok("B".into()));
+    let id = fixture.manager.register_fallible_stream(chunks, StreamOptions::default());
+    assert_eq!(fixture.fetch(id, 0).await, Err("disk on fire".into()));
+    assert_eq!(fixture.fetch(id, 1).await, Ok("B".into()));
 }
 
-/// Ids of two managers do not start at the same place, and fit the wire's signed numbers.
+/// Stream ids of two managers start at different numbers and are not negative.
 #[test]
-fn ids_start_at_random() {
+fn stream_ids_start_at_random_numbers() {
     let ids: Vec<i64> = (0..8)
         .map(|_| OneForOneStreamManager::new().register_stream([], StreamOptions::default()))
         .collect();
@@ -299,14 +299,14 @@ fn ids_start_at_random() {
     assert!(ids.iter().any(|id| *id != ids[0]), "{ids:?}");
 }
 
-/// The chunks of a stream are made by the user's code: it may use the manager, and holds up no
-/// other stream.
+/// User code creates the chunks of a stream: it may use the manager, and must not block other
+/// streams.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn making_a_chunk_may_use_the_manager_and_holds_up_its_stream_only() {
-    let (managed, connection) = managed().await;
+async fn creating_chunk_can_use_manager_and_blocks_only_its_stream() {
+    let (fixture, connection) = fixture().await;
     let (release, gate) = std::sync::mpsc::channel::<()>();
     let (began, mut begun) = mpsc::unbounded_channel();
-    let manager = Arc::clone(&managed.manager);
+    let manager = Arc::clone(&fixture.manager);
     let mut gate = Some(gate);
     let made = (0..2).map(move |index| {
         began.send(()).unwrap();
@@ -317,21 +317,21 @@ async fn making_a_chunk_may_use_the_manager_and_holds_up_its_stream_only() {
         ManagedBuffer::from(format!("{index} {next}").into_bytes())
     });
     let slow =
-        managed.manager.register_stream(made, StreamOptions::default().connection(&connection));
+        fixture.manager.register_stream(made, StreamOptions::default().connection(&connection));
     let other =
-        managed.manager.register_stream([ManagedBuffer::from("other")], StreamOptions::default());
-    let first = managed.pair.client.fetch_chunk(slow, 0);
+        fixture.manager.register_stream([ManagedBuffer::from("other")], StreamOptions::default());
+    let first = fixture.pair.client.fetch_chunk(slow, 0);
     within(begun.recv()).await.unwrap();
-    let address = managed.pair.server.local_addr();
-    let second = within(managed.pair.factory.create_unmanaged_client(address)).await.unwrap();
+    let address = fixture.pair.server.local_addr();
+    let second = within(fixture.pair.factory.create_unmanaged_client(address)).await.unwrap();
     assert_eq!(fetch(&second, other, 0).await.unwrap(), "other");
     release.send(()).unwrap();
     let chunk = within(first).await.unwrap();
     let (index, next) = std::str::from_utf8(&chunk).unwrap().split_once(' ').unwrap();
     assert_eq!(index, "0");
-    assert_eq!(managed.fetch(next.parse().unwrap(), 0).await.unwrap(), "next");
+    assert_eq!(fixture.fetch(next.parse().unwrap(), 0).await.unwrap(), "next");
     second.close();
-    // What was not handed out is made to be released, which may use the manager too.
-    managed.terminate().await;
-    assert_eq!(managed.manager.stream_count(), 1);
+    // Chunks that were not fetched are created only to be released; that may use the manager too.
+    fixture.terminate().await;
+    assert_eq!(fixture.manager.stream_count(), 1);
 }

@@ -1,7 +1,7 @@
-//! StreamSuite (STR) and the stream half of TransportRequestHandlerSuite (TRH), in memory, by
-//! `sendfile` and by copying.
+//! Streams from memory, by `sendfile` and by copying: Spark's `StreamSuite` (STR rows) and the
+//! streams of `TransportRequestHandlerSuite` (TRH rows).
 
-// Outside of the test functions themselves too.
+// Helper functions outside of tests unwrap as well.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -27,7 +27,7 @@ struct Streams {
     _file: NamedTempFile,
 }
 
-/// The four kinds of the suite, with a file whose region is neither its start nor its end.
+/// Serves the four streams of Spark's suite; the file region is in the middle of the file.
 async fn streams(mode: &str, lazy: &str) -> Streams {
     let (large, small, content) = (pattern(100_000, 1), pattern(100, 2), pattern(512 << 10, 3));
     let file = file_of(&content);
@@ -68,7 +68,7 @@ impl Streams {
 }
 
 #[tokio::test]
-async fn str_01_zero_length_stream() {
+async fn str_01_empty_stream_has_no_pieces() {
     let streams = streams("AUTO", "true").await;
     let mut body = within(streams.pair.client.stream("emptyBuffer")).await.unwrap();
     assert!(body.is_empty());
@@ -77,15 +77,15 @@ async fn str_01_zero_length_stream() {
 }
 
 #[tokio::test]
-async fn str_02_single_stream() {
+async fn str_02_single_stream_is_complete() {
     let streams = streams("AUTO", "true").await;
     streams.check("largeBuffer").await;
     streams.pair.assert_alive().await;
 }
 
-/// The bytes of files are counted where they must have gone.
+/// The metrics show whether the bytes of files were sent by the kernel or copied.
 #[tokio::test]
-async fn str_02_single_stream_of_a_file() {
+async fn str_02_single_stream_of_file_is_complete() {
     for mode in MODES {
         for lazy in ["true", "false"] {
             let streams = streams(mode, lazy).await;
@@ -107,7 +107,7 @@ async fn str_02_single_stream_of_a_file() {
 }
 
 #[tokio::test]
-async fn str_03_multiple_streams() {
+async fn str_03_consecutive_streams_are_complete() {
     for mode in MODES {
         let streams = streams(mode, "true").await;
         for i in 0..20 {
@@ -119,7 +119,7 @@ async fn str_03_multiple_streams() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn str_04_concurrent_streams() {
+async fn str_04_concurrent_streams_are_complete() {
     for mode in MODES {
         let streams = Arc::new(streams(mode, "true").await);
         let readers: Vec<_> = (0..20)
@@ -136,10 +136,9 @@ async fn str_04_concurrent_streams() {
     }
 }
 
-/// Also a body of which everything must pass through the 1 MiB window of a reader, by all three
-/// ways of reading.
+/// A body larger than the 1 MiB window of its reader, read in all three ways.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stream_larger_than_every_buffer_arrives_however_it_is_read() {
+async fn large_stream_is_complete_for_every_way_of_reading() {
     let content = pattern(9 << 20, 8);
     let file = file_of(&content);
     for mode in MODES {
@@ -203,13 +202,13 @@ async fn streams_that_cannot_be_served_fail_alone() {
     }
 }
 
-/// TRH-01 without writes held back, which CFH-01 shows: both share the count of chunks in transfer.
+/// TRH-01 without pending writes. CFH-01 tests those; chunks and streams share one counter.
 #[tokio::test]
-async fn trh_01_handle_stream_request() {
+async fn trh_01_stream_requests_return_bodies_or_failure() {
     let manager = Arc::new(OneForOneStreamManager::new());
     let body = |text: &'static str| -> Result<_, BoxError> { Ok(Some(ManagedBuffer::from(text))) };
     let buffers = vec![body("A"), body("B"), Ok(None), body("C"), body("D")];
-    // Bound to the connection as the server sees it.
+    // The stream is bound to the connection as the server sees it.
     let (found, server_side) = std::sync::mpsc::channel();
     let handler = Handler::new()
         .with_manager(manager.clone())
@@ -234,28 +233,27 @@ async fn trh_01_handle_stream_request() {
     until(|| manager.stream_count() == 0).await;
 }
 
-/// TRH-01, the limit: with nothing allowed beyond what is in transfer, the connection is closed
-/// without an answer.
+/// TRH-01 at the limit: a stream beyond it closes the connection without a response.
 #[tokio::test(flavor = "multi_thread")]
-async fn trh_01_a_stream_beyond_the_limit_closes_the_connection() {
+async fn trh_01_stream_over_limit_closes_connection() {
     let body = pattern(32 << 20, 1);
     let served = body.clone();
     let handler = Handler::new().on_stream(move |_| Ok(Some(served.clone().into())));
     let pair = pair_with(handler, &[("spark.shuffle.maxChunksBeingTransferred", "1")], &[]).await;
     let first = within(pair.client.stream("first")).await.unwrap();
-    // Nobody reads it, so that it stays in transfer.
+    // The first body is not read, so it is still being transferred.
     let second = pair.client.stream("second");
     until(|| pair.context.metrics().server().snapshot().connections == 0).await;
-    assert!(within(first.collect()).await.is_err(), "the body was cut off");
+    assert!(within(first.collect()).await.is_err(), "the body must be incomplete");
     let kind = within(second).await.unwrap_err().kind();
     assert!(matches!(kind, ErrorKind::Closed | ErrorKind::Io), "{kind:?}");
     assert_eq!(pair.context.metrics().server().snapshot().failures, [(ErrorKind::Limit, 1)]);
     assert_eq!(pair.context.metrics().server().snapshot().chunks_being_transferred, 0);
 }
 
-/// Rule 2: the wire cannot cancel a stream, its place in line stays.
+/// A stream request cannot be cancelled on the wire, so it keeps its place in the order.
 #[tokio::test]
-async fn a_dropped_stream_future_leaves_its_place_in_line() {
+async fn cancelled_stream_keeps_its_place_in_order() {
     let (release, released) = oneshot::channel::<()>();
     let released = parking_lot::Mutex::new(Some(released));
     let handler = Handler::new().on_rpc(move |_, message, callback| match released.lock().take() {
@@ -277,7 +275,7 @@ async fn a_dropped_stream_future_leaves_its_place_in_line() {
     drop(pair.client.stream("not a number"));
     let third = pair.client.stream("7");
     drop(pair.client.stream("8"));
-    assert_eq!(pair.client.pending_requests(), 5, "tombstones count");
+    assert_eq!(pair.client.pending_requests(), 5, "cancelled streams count as pending");
     let body = within(third).await.unwrap();
     assert_eq!(body.stream_id(), "7");
     assert_eq!(within(body.collect()).await.unwrap(), content.slice(7..));
@@ -289,7 +287,7 @@ async fn a_dropped_stream_future_leaves_its_place_in_line() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_dropped_stream_body_is_skipped_and_the_connection_lives_on() {
+async fn dropped_stream_body_is_discarded_and_connection_continues() {
     for mode in MODES {
         let content = pattern(6 << 20, 1);
         let file = file_of(&content);
@@ -304,7 +302,7 @@ async fn a_dropped_stream_body_is_skipped_and_the_connection_lives_on() {
         let piece = within(next.next_piece()).await.unwrap().unwrap();
         assert!(content.starts_with(&piece));
         drop(next);
-        // It stands behind both bodies.
+        // This RPC is answered after both bodies.
         within(pair.client.send_rpc("after")).await.unwrap();
         let last = within(pair.client.stream("last")).await.unwrap();
         assert!(within(last.collect()).await.unwrap() == content);
@@ -313,22 +311,22 @@ async fn a_dropped_stream_body_is_skipped_and_the_connection_lives_on() {
     }
 }
 
-/// The documented price of an unread body, and that reading it ends the stall.
+/// An unread body blocks its connection, as documented; reading it ends that.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_unread_body_stalls_the_connection_until_it_is_read() {
+async fn unread_body_blocks_connection_until_it_is_read() {
     let handler = Handler::new().on_stream(|_| Ok(Some(Bytes::from(vec![7; 64 << 20]).into())));
     let pair = pair(handler).await;
     let body = within(pair.client.stream("large")).await.unwrap();
-    // Control frames overtake whole bodies only, and this one has begun.
-    let mut behind = pair.client.send_rpc("behind it");
-    let early = tokio::time::timeout(std::time::Duration::from_millis(200), &mut behind).await;
-    assert!(early.is_err(), "it cannot have arrived");
+    // Control messages overtake queued bodies only, and this body is being written.
+    let mut rpc = pair.client.send_rpc("rpc it");
+    let early = tokio::time::timeout(std::time::Duration::from_millis(200), &mut rpc).await;
+    assert!(early.is_err(), "the response must not overtake the body");
     assert_eq!(within(body.collect()).await.unwrap().len(), 64 << 20);
-    assert_eq!(within(behind).await.unwrap(), "behind it");
+    assert_eq!(within(rpc).await.unwrap(), "behind it");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_body_that_is_cut_off_delivers_what_came_and_then_the_reason() {
+async fn truncated_body_delivers_its_bytes_and_then_the_error() {
     let handler = Handler::new().on_stream(|_| Ok(Some(Bytes::from(vec![7; 32 << 20]).into())));
     let pair = pair(handler).await;
     let mut body = within(pair.client.stream("large")).await.unwrap();
@@ -337,7 +335,7 @@ async fn a_body_that_is_cut_off_delivers_what_came_and_then_the_reason() {
     drop(pair.server);
     let mut received = first.len();
     let error = loop {
-        match within(body.next_piece()).await.expect("an end without an error") {
+        match within(body.next_piece()).await.expect("an error before the body is complete") {
             Ok(piece) => received += piece.len(),
             Err(error) => break error,
         }

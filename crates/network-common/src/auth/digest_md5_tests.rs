@@ -1,5 +1,7 @@
+//! DIGEST-MD5 between our client and server, and against a recorded exchange with Spark.
+
 use super::*;
-use crate::auth::test_support::bits;
+use crate::auth::test_support::one_bit_flips;
 
 const NONCE: &str = "CYi97PqCTT6NYtoajOx9Up5YlDERgjLy/OJSkJu9";
 const CLIENT_NONCE: &str = "QFvZYIUw4dj7F26DUQJZvVjRXGjmIIbXj4PpJWAi";
@@ -17,7 +19,7 @@ fn client(secret: &str, quality: Qop) -> DigestClient {
 }
 
 #[test]
-fn recorded_exchange() {
+fn recorded_exchange_is_reproduced() {
     let server = DigestServer {
         credentials: credentials("secret"),
         quality: Qop::Either,
@@ -48,7 +50,7 @@ fn recorded_exchange() {
 }
 
 #[test]
-fn the_challenge_is_sparks() {
+fn challenge_has_sparks_format() {
     let server = DigestServer {
         credentials: credentials("secret"),
         quality: Qop::Plain,
@@ -63,12 +65,12 @@ fn the_challenge_is_sparks() {
     );
 }
 
-/// Spark's generated secrets encode to more than a line.
+/// The encoding of secrets that Spark generates is longer than one line.
 #[test]
-fn long_secrets_are_broken_into_lines() {
+fn long_secrets_are_encoded_with_line_breaks() {
     let encoded = wrapped("0123456789abcdef".repeat(4).as_bytes());
     assert_eq!((encoded.len(), encoded.find('\n')), (88 + 1, Some(76)));
-    // A full line is the last one.
+    // A text that fills a line exactly ends without another line.
     assert_eq!(wrapped(&[b'x'; 57]).find('\n'), None);
     assert_eq!(wrapped(&[b'x'; 57]).len(), 76);
     assert_eq!(wrapped(&[b'x'; 171]).matches('\n').count(), 2);
@@ -82,9 +84,9 @@ fn long_secrets_are_broken_into_lines() {
 }
 
 #[test]
-fn sasl_01_matching() {
-    use Qop::{Either, Encrypted, Plain};
-    let encryption = Protection::Encryption(SaslCipher::TripleDes);
+fn sasl_01_matching_secrets_succeed() {
+    use Quality::{Either, Encrypted, Plain};
+    let encryption = Protection::Encryption(Cipher::TripleDes);
     for (offered, wanted, agreed) in [
         (Plain, Plain, Protection::None),
         (Either, Plain, Protection::None),
@@ -101,16 +103,16 @@ fn sasl_01_matching() {
 }
 
 #[test]
-fn sasl_02_non_matching() {
-    let (server, client) = (server("one", Qop::Plain), client("two", Qop::Plain));
+fn sasl_02_different_secrets_fail() {
+    let (server, client) = (server("one", Quality::Plain), client("two", Quality::Plain));
     let (response, _) = client.respond(&server.challenge()).unwrap();
     let error = server.verify(&response).err().unwrap();
     assert!(error.to_string().contains("Mismatched response"), "{error}");
 }
 
 #[test]
-fn the_client_checks_the_server() {
-    let (server, client) = (server("secret", Qop::Plain), client("secret", Qop::Plain));
+fn client_verifies_server() {
+    let (server, client) = (server("secret", Quality::Plain), client("secret", Quality::Plain));
     for answer in [&b"rspauth=00000000000000000000000000000000"[..], b"", b"rspauth=", b"ok"] {
         let (_, responded) = client.respond(&server.challenge()).unwrap();
         assert!(responded.finish(answer).is_err());
@@ -118,20 +120,21 @@ fn the_client_checks_the_server() {
 }
 
 #[test]
-fn sasl_08_server_always_encrypts() {
-    let (server, client) = (server("secret", Qop::Encrypted), client("secret", Qop::Plain));
+fn sasl_08_server_requires_encryption() {
+    let (server, client) = (server("secret", Quality::Encrypted), client("secret", Quality::Plain));
     let error = client.respond(&server.challenge()).err().unwrap();
     assert!(error.to_string().contains("no common protection layer"), "{error}");
-    // A client that answers all the same.
+    // A client that responds without encryption nevertheless.
     let lenient = String::from_utf8(server.challenge()).unwrap().replace("auth-conf", "auth");
     let (response, _) = client.respond(lenient.as_bytes()).unwrap();
     assert!(matches!(server.verify(&response), Err(AuthError::NegotiationFailed(_))));
 }
 
-/// Somebody on the path takes encryption, or the better cipher, out of the offer.
+/// A proxy that removes encryption, or the better cipher, from the offer.
 #[test]
-fn downgrades_are_noticed() {
-    let (server, client) = (server("secret", Qop::Either), client("secret", Qop::Encrypted));
+fn downgrades_are_rejected() {
+    let (server, client) =
+        (server("secret", Quality::Either), client("secret", Quality::Encrypted));
     let offer = String::from_utf8(server.challenge()).unwrap();
     assert!(client.respond(offer.replace("auth-conf,auth", "auth").as_bytes()).is_err());
     assert!(client.respond(offer.replace("3des,rc4", "none").as_bytes()).is_err());
@@ -142,10 +145,10 @@ fn downgrades_are_noticed() {
 }
 
 #[test]
-fn no_damaged_token_is_accepted() {
-    let (server, client) = (server("secret", Qop::Plain), client("secret", Qop::Plain));
+fn damaged_tokens_are_rejected() {
+    let (server, client) = (server("secret", Quality::Plain), client("secret", Quality::Plain));
     let (response, _) = client.respond(&server.challenge()).unwrap();
-    // Not hashed, so not protected: names in another case, and how large the client's buffer is.
+    // The case of names and the client's buffer size are not hashed, so not protected.
     let meaning = |token: &[u8]| {
         let token = Directives::parse(token).ok()?;
         let fields =
@@ -153,7 +156,7 @@ fn no_damaged_token_is_accepted() {
         Some(fields.map(|name| token.get(name).map(str::to_owned)))
     };
     let mut refused = 0;
-    for damaged in bits(&response) {
+    for damaged in one_bit_flips(&response) {
         if meaning(&damaged) != meaning(&response) && server.verify(&damaged).is_err() {
             refused += 1;
         } else {
@@ -170,15 +173,15 @@ fn no_damaged_token_is_accepted() {
         assert!(server.verify(&response[..end]).is_err(), "cut at {end}");
     }
     let (answer, _) = server.verify(&response).unwrap();
-    for damaged in bits(&answer["rspauth=".len()..]) {
+    for damaged in one_bit_flips(&answer["rspauth=".len()..]) {
         let (_, responded) = client.respond(&server.challenge()).unwrap();
         assert!(responded.finish(&[b"rspauth=", &damaged[..]].concat()).is_err());
     }
 }
 
 #[test]
-fn a_response_is_good_for_its_own_challenge_only() {
-    let (one, two) = (server("secret", Qop::Plain), server("secret", Qop::Plain));
-    let (response, _) = client("secret", Qop::Plain).respond(&one.challenge()).unwrap();
+fn response_is_valid_only_for_its_own_challenge() {
+    let (one, two) = (server("secret", Quality::Plain), server("secret", Quality::Plain));
+    let (response, _) = client("secret", Quality::Plain).respond(&one.challenge()).unwrap();
     assert!(two.verify(&response).is_err());
 }

@@ -1,14 +1,16 @@
+//! The key exchange of Spark's auth engine, against recorded messages and with damaged ones.
+
 use std::ops::Range;
 
 use aws_lc_rs::agreement::{PrivateKey, X25519};
 use aws_lc_rs::hkdf::{HKDF_SHA256, Salt};
 
 use super::*;
-use crate::auth::session_keys::Side;
-use crate::auth::test_support::{bits, hex, unhex};
+use crate::auth::cipher::Side;
+use crate::auth::test_support::{hex, one_bit_flips, unhex};
 use crate::conf::CipherName;
 
-/// The recorded exchange of auth 3.5.
+/// An exchange recorded with Spark.
 const CLIENT_PRIVATE: &str = "efe6b68b3fce92158e3637f6ef9d937e75558928dd4b401de04b43d300a73186";
 const CLIENT_PUBLIC: &str = "fa987505e4a338d08229328dd22750491bc11de6da05d00a654c513f1c191355";
 const CHALLENGE: &str = "fb00000005617070496400000010890b6e960f48e998777267a7e4e623220000003c\
@@ -35,7 +37,7 @@ fn recorded(version: i64) -> SessionKeys {
 }
 
 #[test]
-fn ae_01_auth_engine() {
+fn ae_01_both_ends_derive_same_keys() {
     for version in [1, 2, 7] {
         let secret = secret();
         let engine = AuthEngine::new("appId", &secret, version);
@@ -51,7 +53,7 @@ fn ae_01_auth_engine() {
 }
 
 #[test]
-fn ae_08_fixed_challenge() {
+fn ae_08_recorded_challenge_is_accepted() {
     let secret = secret();
     let engine = AuthEngine::new("appId", &secret, 1);
     let challenge = AuthMessage::decode(&unhex(CHALLENGE)).unwrap();
@@ -60,7 +62,7 @@ fn ae_08_fixed_challenge() {
 }
 
 #[test]
-fn ae_09_fixed_challenge_response() {
+fn ae_09_recorded_response_yields_recorded_keys() {
     let keys = recorded(2);
     assert_eq!(hex(&keys.key), "2d6e7a9048c8265c33a8f3747bfcc84c");
     assert_eq!((hex(&keys.input_iv), hex(&keys.output_iv)), (INPUT_IV.into(), OUTPUT_IV.into()));
@@ -68,7 +70,7 @@ fn ae_09_fixed_challenge_response() {
 }
 
 #[test]
-fn ae_10_fixed_challenge_response_unsafe_version() {
+fn ae_10_recorded_response_of_version_1_yields_recorded_keys() {
     let keys = recorded(1);
     assert_eq!(hex(&keys.key), "31963f15a320d5c90333f7ecf5cf3a31c7eaf151de07fef8494663a9f47cfd31");
     assert_eq!((hex(&keys.input_iv), hex(&keys.output_iv)), (INPUT_IV.into(), OUTPUT_IV.into()));
@@ -76,7 +78,7 @@ fn ae_10_fixed_challenge_response_unsafe_version() {
 }
 
 #[test]
-fn ae_12_ctr_encrypted_message() {
+fn ae_12_ctr_stream_matches_recorded_bytes() {
     for (version, hello, world) in
         [(1, "5874774c59", "6def8c563c7f"), (2, "204da02f06", "b5d5d6a8610c")]
     {
@@ -89,7 +91,7 @@ fn ae_12_ctr_encrypted_message() {
         opened.extend(server.open_filter.transform_to_vec(&sealed).unwrap());
         assert_eq!(opened, b"helloworld!");
 
-        // Longer than a piece of the library, in both directions.
+        // Longer than one internal step of the cipher, in both directions.
         let long = vec![7; (2 << 20) + 5];
         let (mut sealed, mut opened) = (Vec::new(), Vec::new());
         sealed.extend(server.seal_filter.transform_to_vec(&long).unwrap());
@@ -102,7 +104,7 @@ fn ae_12_ctr_encrypted_message() {
 }
 
 #[test]
-fn ae_13_encrypted_message_when_transferring_zero_bytes() {
+fn ae_13_empty_writes_do_not_change_cipher_stream() {
     for cipher in [CipherName::AesCtr, CipherName::AesGcm] {
         let mut client = recorded(2).filters(cipher, Side::Client).unwrap();
         let mut server = recorded(2).filters(cipher, Side::Server).unwrap();
@@ -117,7 +119,7 @@ fn ae_13_encrypted_message_when_transferring_zero_bytes() {
 }
 
 #[test]
-fn ae_11_mismatched_secret() {
+fn ae_11_different_secrets_fail() {
     let (right, wrong) = (secret(), Secret::new("another"));
     let challenge = AuthEngine::new("appId", &right, 1).challenge().unwrap();
     let message = AuthMessage::decode(&challenge.encoded()).unwrap();
@@ -125,34 +127,34 @@ fn ae_11_mismatched_secret() {
     assert!(matches!(refused, AuthError::VerificationFailed(_)), "{refused}");
 }
 
-/// Where the fields of a message of `appId` are.
+/// The positions of the fields in a message of `appId`.
 const APP_ID: Range<usize> = 5..10;
 const SALT: Range<usize> = 14..30;
 const CIPHERTEXT: Range<usize> = 34..94;
 
-/// What the server says of every challenge with one wrong bit in these bytes.
-fn corrupt_challenges(place: Range<usize>) -> Vec<AuthError> {
+/// Returns the server's error for every challenge with one flipped bit in this range.
+fn corrupt_challenges(range: Range<usize>) -> Vec<AuthError> {
     let secret = secret();
     let engine = AuthEngine::new("appId", &secret, 2);
     let challenge = engine.challenge().unwrap().encoded();
     let respond = |challenge: &[u8]| engine.respond(&AuthMessage::decode(challenge)?).map(drop);
     respond(&challenge).unwrap();
-    let damaged = bits(&challenge).skip(8 * place.start).take(8 * place.len());
+    let damaged = one_bit_flips(&challenge).skip(8 * range.start).take(8 * range.len());
     damaged.map(|challenge| respond(&challenge).unwrap_err()).collect()
 }
 
-/// What the client says of every response with one wrong bit in these bytes.
-fn corrupt_responses(place: Range<usize>) -> Vec<AuthError> {
+/// Returns the client's error for every response with one flipped bit in this range.
+fn corrupt_responses(range: Range<usize>) -> Vec<AuthError> {
     let secret = secret();
     let engine = AuthEngine::new("appId", &secret, 2);
     let challenge = engine.challenge().unwrap();
     let response = engine.respond(&AuthMessage::decode(&challenge.encoded()).unwrap()).unwrap().0;
     engine.finish(&challenge, &response).unwrap();
-    let damaged = bits(&response).skip(8 * place.start).take(8 * place.len());
+    let damaged = one_bit_flips(&response).skip(8 * range.start).take(8 * range.len());
     damaged.map(|response| engine.finish(&challenge, &response).unwrap_err()).collect()
 }
 
-/// Another application; or no name at all, where the wrong bit made it no UTF-8.
+/// The error names another application, or invalid UTF-8 if the flipped bit caused that.
 fn assert_other_app(errors: &[AuthError]) {
     for error in errors {
         assert!(
@@ -171,62 +173,59 @@ fn assert_mismatch(errors: &[AuthError]) {
 }
 
 #[test]
-fn ae_02_corrupt_challenge_app_id() {
+fn ae_02_corrupt_app_id_in_challenge_is_rejected() {
     assert_other_app(&corrupt_challenges(APP_ID));
 }
 
 #[test]
-fn ae_03_corrupt_challenge_salt() {
+fn ae_03_corrupt_salt_in_challenge_is_rejected() {
     assert_mismatch(&corrupt_challenges(SALT));
 }
 
 #[test]
-fn ae_04_corrupt_challenge_ciphertext() {
+fn ae_04_corrupt_ciphertext_in_challenge_is_rejected() {
     assert_mismatch(&corrupt_challenges(CIPHERTEXT));
 }
 
 #[test]
-fn ae_05_corrupt_response_app_id() {
+fn ae_05_corrupt_app_id_in_response_is_rejected() {
     assert_other_app(&corrupt_responses(APP_ID));
 }
 
 #[test]
-fn ae_06_corrupt_response_salt() {
+fn ae_06_corrupt_salt_in_response_is_rejected() {
     assert_mismatch(&corrupt_responses(SALT));
 }
 
 #[test]
-fn ae_07_corrupt_server_ciphertext() {
+fn ae_07_corrupt_ciphertext_in_response_is_rejected() {
     assert_mismatch(&corrupt_responses(CIPHERTEXT));
 }
 
-/// The rest of the messages: tag and lengths.
+/// The other fields of the messages: tag and lengths.
 #[test]
-fn corrupt_tags_and_lengths() {
-    for place in [0..APP_ID.start, APP_ID.end..SALT.start, SALT.end..CIPHERTEXT.start] {
-        for error in corrupt_challenges(place.clone()).into_iter().chain(corrupt_responses(place)) {
-            assert!(
-                matches!(error, AuthError::UnexpectedMessage(_) | AuthError::Malformed(_)),
-                "{error}"
-            );
+fn corrupt_tags_and_lengths_are_rejected() {
+    for range in [0..APP_ID.start, APP_ID.end..SALT.start, SALT.end..CIPHERTEXT.start] {
+        for error in corrupt_challenges(range.clone()).into_iter().chain(corrupt_responses(range)) {
+            assert!(matches!(error, AuthError::NotOurs(_) | AuthError::Malformed(_)), "{error}");
         }
     }
 }
 
 #[test]
-fn messages_of_another_exchange_are_refused() {
+fn messages_of_another_exchange_are_rejected() {
     let secret = secret();
     let engine = AuthEngine::new("appId", &secret, 2);
     let (one, two) = (engine.challenge().unwrap(), engine.challenge().unwrap());
     let answer = engine.respond(&AuthMessage::decode(&one.encoded()).unwrap()).unwrap().0;
     engine.finish(&two, &answer).unwrap_err();
-    // A challenge is no response, also when it comes back to who made it.
+    // A challenge is not accepted as a response, even by its sender.
     engine.finish(&one, &one.encoded()).unwrap_err();
     engine.finish(&one, &answer).unwrap();
 }
 
 #[test]
-fn am_01_public_key_encode_decode() {
+fn am_01_message_is_unchanged_by_encoding_and_decoding() {
     let message = AuthMessage::new("appId", [1; 16], [2; 60]);
     let encoded = message.encode();
     assert_eq!(AuthMessage::decode(&encoded).unwrap(), message);
@@ -234,7 +233,7 @@ fn am_01_public_key_encode_decode() {
         AuthMessage::decode(&encoded[..end]).unwrap_err();
     }
     AuthMessage::decode(&[&encoded[..], &[0]].concat()).unwrap_err();
-    // Lengths that are not true.
+    // Length fields that do not match the bytes.
     for (position, length) in
         [(1, u32::MAX), (1, 1 << 30), (10, 17), (10, 15), (30, 61), (30, u32::MAX)]
     {

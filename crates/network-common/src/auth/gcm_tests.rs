@@ -1,5 +1,7 @@
+//! AES-GCM messages: sizes, segments, split input and damaged bytes (GCM rows).
+
 use super::*;
-use crate::auth::test_support::bits;
+use crate::auth::test_support::one_bit_flips;
 
 fn sealed(key: &[u8], plain: &[u8]) -> Vec<u8> {
     GcmSeal::new(key).unwrap().transform_to_vec(plain).unwrap()
@@ -20,8 +22,8 @@ const KEY: [u8; 16] = [7; 16];
 const LONG_KEY: [u8; 32] = [9; 32];
 
 #[test]
-fn gcm_10_encrypted_count_boundary() {
-    // auth 5: sizes with keys of 32 and 16 bytes.
+fn gcm_10_sizes_match_spark_at_segment_boundaries() {
+    // Sizes as in Spark, with keys of 32 and 16 bytes.
     for (plain, long, short) in [
         (1, 65, 49),
         (5, 69, 53),
@@ -43,7 +45,7 @@ fn gcm_10_encrypted_count_boundary() {
 }
 
 #[test]
-fn gcm_01_gcm_encrypted_message() {
+fn gcm_01_message_is_unchanged_by_sealing_and_opening() {
     for key in [&KEY[..], &LONG_KEY] {
         let plain = pattern(PLAIN_SEGMENT * 3 / 2);
         assert!(opened(key, [&sealed(key, &plain)[..]]).unwrap() == plain);
@@ -51,7 +53,7 @@ fn gcm_01_gcm_encrypted_message() {
 }
 
 #[test]
-fn gcm_03_unaligned_decryption() {
+fn gcm_03_message_is_opened_from_pieces_of_any_size() {
     let plain = pattern(PLAIN_SEGMENT * 3 / 2);
     let message = sealed(&KEY, &plain);
     for size in [1, 7, 8, 24, 31, 32, 33, 1000, 32_767, 32_768, 32_769] {
@@ -62,7 +64,7 @@ fn gcm_03_unaligned_decryption() {
     }
 }
 
-/// Messages of one connection, and what they hold.
+/// Returns several messages of one connection, and their content.
 fn several() -> (Vec<u8>, Vec<u8>) {
     let mut seal = GcmSeal::new(&KEY).unwrap();
     let (mut stream, mut plain) = (Vec::new(), Vec::new());
@@ -74,18 +76,18 @@ fn several() -> (Vec<u8>, Vec<u8>) {
 }
 
 #[test]
-fn gcm_04_multiple_messages() {
+fn gcm_04_several_messages_are_opened_from_small_pieces() {
     let (stream, plain) = several();
     assert!(opened(&KEY, stream.chunks(50)).unwrap() == plain);
 }
 
 #[test]
-fn gcm_05_batched_messages() {
+fn gcm_05_several_messages_are_opened_from_one_piece() {
     let (stream, plain) = several();
     assert!(opened(&KEY, [&stream[..]]).unwrap() == plain);
 }
 
-/// Nothing comes of the part before `cut`, and everything of the rest.
+/// Checks that bytes is opened before `cut`, and everything with the rest.
 fn assert_nothing_before(cut: usize) {
     let message = sealed(&KEY, &pattern(1000));
     assert_eq!(opened(&KEY, [&message[..cut]]).unwrap(), b"", "cut at {cut}");
@@ -96,29 +98,29 @@ fn assert_nothing_before(cut: usize) {
 }
 
 #[test]
-fn gcm_06_split_gcm_header() {
+fn gcm_06_message_is_opened_when_header_is_split() {
     (LENGTH..=LENGTH + 24).for_each(assert_nothing_before);
 }
 
 #[test]
-fn gcm_07_split_length_prefix() {
+fn gcm_07_message_is_opened_when_length_is_split() {
     (0..LENGTH).for_each(assert_nothing_before);
 }
 
 #[test]
-fn gcm_11_single_fire_per_message() {
+fn gcm_11_all_segments_of_complete_message_are_opened_at_once() {
     let plain = pattern(5 * PLAIN_SEGMENT);
     let message = sealed(&KEY, &plain);
     let mut open = GcmOpen::new(&KEY).unwrap();
     let fired = open.transform_to_vec(&message).unwrap();
-    assert!(fired == plain, "one call hands over all segments");
-    assert_eq!(open.needed(), LENGTH, "nothing is left of it");
+    assert!(fired == plain, "one call must yield all segments");
+    assert_eq!(open.needed(), LENGTH, "the filter must expect the next message");
 }
 
-/// What has proved genuine is handed on before a large message is complete, so that it need not fit
-/// into memory.
+/// Authenticated segments are passed on before a large message is complete, so that the message
+/// need not fit into memory.
 #[test]
-fn gcm_12_large_message_batched_flush() {
+fn gcm_12_large_message_is_opened_segment_by_segment() {
     let plain = pattern(2 << 20);
     let message = sealed(&KEY, &plain);
     let (mut open, mut out, mut pieces) = (GcmOpen::new(&KEY).unwrap(), Vec::new(), 0);
@@ -134,7 +136,7 @@ fn gcm_12_large_message_batched_flush() {
 
 /// Spark sends such a message for an empty write.
 #[test]
-fn an_empty_message_is_only_a_header() {
+fn empty_message_is_only_a_header() {
     let empty = |key: &[u8], total: u64| {
         let header = total as u8 - 8;
         [&total.to_be_bytes()[..], &[header], &vec![1; key.len() + 7]].concat()
@@ -147,20 +149,20 @@ fn an_empty_message_is_only_a_header() {
 }
 
 #[test]
-fn gcm_08_ciphertext_length_larger_than_max_int_waits() {
+fn gcm_08_message_over_max_int_waits_for_more_bytes() {
     let mut message = sealed(&KEY, b"hello");
     message[..8].copy_from_slice(&(32 + (1_u64 << 20) * 32_768).to_be_bytes());
-    // Nothing to open yet, and nothing allocated by that length.
+    // There is bytes to open yet, and the length causes no allocation.
     assert_eq!(opened(&KEY, [&message[..]]).unwrap(), b"");
 }
 
 #[test]
-fn gcm_09_invalid_expected_ciphertext_length() {
+fn gcm_09_invalid_message_length_is_rejected() {
     let message = sealed(&KEY, b"hello");
     for length in [0, 1, 8, 31, 33, 48, -1, i64::MIN] {
         let mut lying = message.clone();
         lying[..8].copy_from_slice(&i64::to_be_bytes(length));
-        // At once, before there is more than the length.
+        // The length alone is enough for the error.
         let error = opened(&KEY, [&lying[..8]]).unwrap_err();
         assert_eq!(
             error.to_string(),
@@ -172,14 +174,13 @@ fn gcm_09_invalid_expected_ciphertext_length() {
 }
 
 #[test]
-fn gcm_13_corrupt_gcm_encrypted_message() {
+fn gcm_13_corrupt_message_is_rejected() {
     let plain = pattern(40);
     let message = sealed(&KEY, &plain);
-    for damaged in bits(&message) {
+    for damaged in one_bit_flips(&message) {
         match opened(&KEY, [&damaged[..]]) {
-            // A greater length: what is there is opened with the wrong key as soon as it is whole,
-            // so never.
-            Ok(nothing) => assert_eq!(nothing, b""),
+            // With a greater length the filter waits for more bytes.
+            Ok(bytes) => assert_eq!(bytes, b""),
             Err(error) => assert!(error.is::<AuthError>()),
         }
     }
@@ -190,9 +191,9 @@ fn gcm_13_corrupt_gcm_encrypted_message() {
     assert!(opened(&LONG_KEY, [&message[..]]).is_err(), "a longer key");
 }
 
-/// Segments that change places, are left out, or are the last one too early.
+/// Segments that are swapped, omitted, or marked as the last one too early.
 #[test]
-fn segments_keep_their_places() {
+fn segments_cannot_be_moved_or_omitted() {
     let message = sealed(&KEY, &pattern(3 * PLAIN_SEGMENT));
     let (head, body) = message.split_at(32);
     let segments: Vec<&[u8]> = body.chunks(SEALED_SEGMENT).collect();

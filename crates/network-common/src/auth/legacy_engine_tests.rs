@@ -1,10 +1,12 @@
+//! The key exchange of Spark before 3.2.
+
 use super::*;
-use crate::auth::session_keys::Side;
-use crate::auth::test_support::{bits, hex};
+use crate::auth::cipher::Side;
+use crate::auth::test_support::{hex, one_bit_flips};
 use crate::conf::{CipherName, TransportConf};
 
 fn conf() -> AuthConf {
-    // Fewer rounds than the default: these tests make many keys.
+    // Fewer iterations than the default, because these tests derive many keys.
     let conf =
         TransportConf::from_settings("rpc", [("spark.network.crypto.keyFactoryIterations", "2")])
             .unwrap();
@@ -16,7 +18,7 @@ fn secret() -> Secret {
 }
 
 #[test]
-fn numbers_are_javas() {
+fn incremented_numbers_match_java() {
     for (number, sum) in [
         ("00", "01"),
         ("7f", "0080"),
@@ -37,9 +39,9 @@ fn numbers_are_javas() {
 }
 
 #[test]
-fn both_ends_agree() {
+fn both_ends_derive_same_keys() {
     let (conf, secret) = (conf(), secret());
-    // Often enough for challenges of either sign.
+    // Repeated, so that challenges of either sign occur.
     for _ in 0..20 {
         let client = LegacyClientHandshake::new("appId", &secret, &conf).unwrap();
         let message = LegacyMessage::decode(&client.encoded()).unwrap();
@@ -61,15 +63,15 @@ fn both_ends_agree() {
 }
 
 #[test]
-fn ae_14_changed_parts_fail() {
+fn ae_14_changed_messages_are_rejected() {
     let (conf, secret) = (conf(), secret());
     let challenge = LegacyClientHandshake::new("appId", &secret, &conf).unwrap().encoded();
     let answer = |bytes: &[u8]| {
         LegacyMessage::decode(bytes).and_then(|message| respond(&message, &secret, &conf))
     };
-    // The random number itself is not protected on its way there, but its echo is.
+    // The random number is not protected in the challenge, but its echo is checked.
     let unprotected = challenge.len() - 16;
-    for damaged in bits(&challenge[..unprotected]) {
+    for damaged in one_bit_flips(&challenge[..unprotected]) {
         assert!(answer(&[&damaged, &challenge[unprotected..]].concat()).is_err());
     }
     for end in 0..challenge.len() {
@@ -89,15 +91,15 @@ fn ae_14_changed_parts_fail() {
         assert!(client.finish(&damaged).is_err(), "bit {bit}");
     }
     let (one, two) = (client(), client());
-    assert!(two.finish(&reply(&one)).is_err(), "the answer to another challenge");
+    assert!(two.finish(&reply(&one)).is_err(), "the response to another challenge");
     let cut = client();
     let answer = reply(&cut);
     assert!(cut.finish(&answer[..answer.len() - 1]).is_err());
 }
 
-/// The client does not choose how long the server computes.
+/// The client does not determine the server's computing time.
 #[test]
-fn other_parameters_are_refused() {
+fn other_parameters_are_rejected() {
     let (conf, secret) = (conf(), secret());
     let message = || {
         LegacyMessage::decode(

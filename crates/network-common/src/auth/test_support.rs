@@ -1,4 +1,4 @@
-//! What the tests of the handshakes share.
+//! Support for the tests of the authentication handshakes.
 
 pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
@@ -11,8 +11,8 @@ pub(super) fn unhex(text: &str) -> Vec<u8> {
         .collect()
 }
 
-/// All that differ from `bytes` in one bit.
-pub(super) fn bits(bytes: &[u8]) -> impl Iterator<Item = Vec<u8>> {
+/// Returns all byte strings that differ from `bytes` in one bit.
+pub(super) fn one_bit_flips(bytes: &[u8]) -> impl Iterator<Item = Vec<u8>> {
     (0..8 * bytes.len()).map(|bit| {
         let mut damaged = bytes.to_vec();
         damaged[bit / 8] ^= 1 << (bit % 8);

@@ -88,21 +88,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_dropped_body_gives_its_buffer_to_the_next_one() {
+    fn buffer_of_dropped_body_is_reused() {
         let pool = Arc::new(BufferPool::default());
         let first = pool.freeze(pool.take(1 << 20), 1 << 20);
         let address = first.as_ptr();
         let slice = first.slice(5..10);
         drop(first);
         let other = pool.take(1 << 20);
-        assert_ne!(other.as_ptr(), address, "a slice still uses it");
+        assert_ne!(other.as_ptr(), address, "a slice must keep its buffer");
         drop(slice);
         let again = pool.take(1 << 20);
         assert_eq!(again.as_ptr(), address);
     }
 
     #[test]
-    fn idle_memory_is_bounded() {
+    fn idle_memory_is_limited() {
         let pool = BufferPool::default();
         for _ in 0..10 {
             pool.recycle(vec![0; 16 << 20]);
@@ -110,15 +110,15 @@ mod tests {
         assert_eq!(pool.idle.lock().bytes, MAX_IDLE);
     }
 
-    /// What is used now is kept, not what was used once.
+    /// The pool keeps buffers of the current sizes, not those of earlier ones.
     #[test]
-    fn buffers_of_a_size_that_is_no_longer_used_make_room() {
+    fn buffers_of_unused_size_are_evicted() {
         let pool = BufferPool::default();
         (0..MAX_IDLE / STEP).for_each(|_| pool.recycle(vec![0; STEP]));
         let mut buffer = pool.take(16 << 20);
         buffer[0] = 7;
         pool.recycle(buffer);
         assert!(pool.idle.lock().bytes <= MAX_IDLE);
-        assert_eq!(pool.take(16 << 20)[0], 7, "a new one is empty");
+        assert_eq!(pool.take(16 << 20)[0], 7, "the buffer must be reused");
     }
 }

@@ -39,7 +39,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_copy_of_any_length_is_the_same() {
+    fn copy_of_any_length_is_equal() {
         let body: Vec<u8> = (0..=255).cycle().take(600).collect();
         for length in 0..body.len() {
             let copy = copy_to_bytes(&body[..length]);

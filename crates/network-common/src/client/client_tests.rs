@@ -1,3 +1,5 @@
+//! The order in which authentication changes the shared state of a connection.
+
 use std::sync::atomic::AtomicBool;
 use std::task::{Wake, Waker};
 
@@ -5,6 +7,7 @@ use super::*;
 use crate::error::BoxError;
 use crate::session::{FilterOutput, WriteQueue};
 
+/// A filter that yields nothing.
 struct Idle;
 
 impl ByteFilter for Idle {
@@ -13,7 +16,7 @@ impl ByteFilter for Idle {
     }
 }
 
-/// A driver that notes what it finds when it is woken.
+/// A driver waker that records the state at its wake-up.
 struct Driver {
     shared: Arc<SharedConnection>,
     found_both: AtomicBool,
@@ -27,9 +30,10 @@ impl Wake for Driver {
     }
 }
 
-/// Otherwise sealed bytes would be read as plain ones, or as those of a stranger.
+/// Otherwise the driver could read sealed bytes as plain ones, or apply the limits for
+/// unauthenticated peers.
 #[test]
-fn a_driver_that_is_woken_finds_filters_and_identity_in_force() {
+fn woken_driver_sees_filters_and_client_id() {
     let peer = ([127, 0, 0, 1], 1).into();
     let session = Session::new(peer, WriteQueue::new(1 << 20, "spark.test.limit".into()));
     let shared = Arc::new(SharedConnection::new(session, peer, peer));

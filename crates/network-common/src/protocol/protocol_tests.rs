@@ -1,5 +1,5 @@
-//! The way into a body's own buffer, which only the connection's driver uses. All else is tested
-//! from the outside, in `tests/protocol`.
+//! Reading into a body's own buffer, which only the connection's driver does. The rest of the
+//! decoder is tested in `tests/protocol`.
 
 use std::sync::Arc;
 
@@ -8,9 +8,9 @@ use bytes::{Bytes, BytesMut};
 use super::*;
 use crate::buffer::BufferPool;
 
-/// Decodes one announced body and the frame behind it, reading directly whenever `direct` says so
-/// (and the decoder offers it), `step` bytes at most each time. Returns the body and how many bytes
-/// went the direct way.
+/// Decodes one announced body and the frame after it, at most `step` bytes at a time. Reads
+/// directly into the body's buffer if the decoder offers it and `direct` returns true. Returns the
+/// body and the number of bytes read directly.
 fn receive(
     pool: &Arc<BufferPool>,
     length: usize,
@@ -26,14 +26,14 @@ fn receive(
     wire.extend(next.encode().unwrap());
 
     let mut decoder = FrameDecoder::with_pool(Arc::default(), Arc::clone(pool));
-    assert!(decoder.body_buf_mut().is_none(), "only a body has a buffer");
+    assert!(decoder.direct().is_none(), "there is no buffer before the body");
     let (mut body, mut directly, mut ended) = (BytesMut::new(), 0, false);
     let mut rest = &wire[..];
     loop {
         let mut input: &[u8] = &[];
         match (direct(), decoder.body_buf_mut()) {
             (true, Some(target)) => {
-                assert!(!target.is_empty(), "reading nothing looks like the end of the connection");
+                assert!(!target.is_empty(), "a read into an empty buffer would look like EOF");
                 let count = step.min(target.len()).min(rest.len());
                 target[..count].copy_from_slice(&rest[..count]);
                 rest = &rest[count..];
@@ -65,8 +65,8 @@ fn receive(
 }
 
 #[test]
-fn frame_02_bodies_read_directly_are_the_same() {
-    // Buffers come back from earlier bodies of all sizes, with their old content.
+fn frame_02_bodies_read_directly_are_unchanged() {
+    // The buffers come from earlier bodies of all sizes and hold old content.
     let pool = Arc::new(BufferPool::default());
     for length in [5_000, 40_000, 65_536, 65_537, 100_000, 262_144, 300_001, 1 << 20] {
         let expected: Vec<u8> = (0..length).map(|index| (index * 31 % 251) as u8).collect();
@@ -91,9 +91,10 @@ fn frame_02_bodies_read_directly_are_the_same() {
     }
 }
 
-/// A few bytes that are kept must not keep a whole buffer: what a user holds is what is counted.
+/// A small retained piece must not keep a whole read buffer, because only its own bytes are
+/// counted.
 #[test]
-fn frame_04_a_small_piece_does_not_pin_a_large_buffer() {
+fn frame_04_small_piece_does_not_retain_large_buffer() {
     let mut head = Vec::new();
     Message::<()>::StreamResponse { stream_id: "s".into(), byte_count: 1 << 20 }
         .encode_header(0, &mut head);
@@ -111,13 +112,16 @@ fn frame_04_a_small_piece_does_not_pin_a_large_buffer() {
             other => panic!("{other:?}"),
         }
     }
-    assert!(buffers.iter().all(|buffer| *buffer == buffers[0]), "one buffer serves all reads");
+    assert!(
+        buffers.iter().all(|buffer| *buffer == buffers[0]),
+        "all reads must use the same buffer"
+    );
     assert!(kept.iter().zip(0..).all(|(piece, fill)| piece == &[fill; 100][..]));
 }
 
-/// Also those of bodies that ended otherwise than by filling them, or were cut off.
+/// Buffers of bodies that were incomplete or discarded return to the pool too.
 #[test]
-fn frame_04_every_buffer_of_a_body_returns_to_the_pool() {
+fn frame_04_every_body_buffer_returns_to_pool() {
     let mut head = Vec::new();
     Message::<()>::StreamResponse { stream_id: "s".into(), byte_count: 100_000 }
         .encode_header(0, &mut head);
@@ -136,7 +140,7 @@ fn frame_04_every_buffer_of_a_body_returns_to_the_pool() {
             while !matches!(decoder.next_event(&mut input), Ok(Some(Event::BodyEnd))) {}
         }
         drop(decoder);
-        // It is not handed back: the other round begins without.
-        assert_eq!(pool.take(100_000)[0], 7, "cut: {cut}: a new one is empty");
+        // Dropped without returning to the pool, so the next round starts with an empty pool.
+        assert_eq!(pool.take(100_000)[0], 7, "cut: {cut}: the buffer must be reused");
     }
 }

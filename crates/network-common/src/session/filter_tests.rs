@@ -1,8 +1,8 @@
-//! Where filters leave what they yield.
+//! `Output` and stacked filters.
 
 use crate::session::{ByteFilter, FilterChain, FilterOutput};
 
-/// Every byte twice.
+/// A filter that doubles every byte.
 struct Twice;
 
 impl ByteFilter for Twice {
@@ -16,9 +16,9 @@ impl ByteFilter for Twice {
     }
 }
 
-/// What fits whole goes into the place; nothing does any more once something did not.
+/// Pieces fill the given slice while they fit; after the first that does not, all go to the buffer.
 #[test]
-fn output_fills_the_place_and_then_the_buffer() {
+fn output_fills_slice_before_buffer() {
     let (mut place, mut buffer) = ([9; 5], vec![9; 3]);
     let mut output = FilterOutput::new(&mut place, &mut buffer);
     for piece in ["ab", "cd", "ef", "g", "hij"] {
@@ -29,7 +29,7 @@ fn output_fills_the_place_and_then_the_buffer() {
 }
 
 #[test]
-fn output_counts_only_what_was_written() {
+fn output_counts_only_written_bytes() {
     let (mut place, mut buffer) = ([0; 4], Vec::new());
     let mut output = FilterOutput::new(&mut place, &mut buffer);
     for length in [4, 5] {
@@ -50,7 +50,7 @@ fn output_counts_only_what_was_written() {
 }
 
 #[test]
-fn a_stack_passes_on_what_its_lower_filter_yields() {
-    let mut stack = FilterChain::join(Some(Box::new(Twice)), Some(Box::new(Twice))).unwrap();
+fn stacked_filter_receives_output_of_lower_filter() {
+    let mut stack = Stack::of(Some(Box::new(Twice)), Some(Box::new(Twice))).unwrap();
     assert_eq!(stack.transform_to_vec(b"ab").unwrap(), b"aaaabbbb");
 }

@@ -1,58 +1,58 @@
-//! TransportResponseHandlerSuite.
+//! Pending requests and their responses: Spark's `TransportResponseHandlerSuite` (RSP rows).
 
 use super::*;
 use crate::protocol::{MergedBlockMetaRequest, put_bitmap};
 use crate::session::{CloseRequest, MergedBlockMeta, StreamStart};
 
-/// Answers with success; whoever is to be woken is.
-fn answer_chunk(session: &mut Session, index: i32, outcome: RequestResult) {
-    let waker = session.requests.complete_fetch(1, index, outcome).expect("known");
+/// Completes a fetch and wakes its waiter, if any.
+fn complete_chunk(session: &mut Session, index: i32, outcome: Outcome) {
+    let waker = session.requests.answer_fetch(1, index, outcome).expect("known");
     waker.iter().for_each(Waker::wake_by_ref);
 }
 
-fn fed(start: StreamStart) -> crate::session::BodySender {
+fn start_stream(start: StreamStart) -> crate::session::PipeWriter {
     match start {
         StreamStart::Feed(pipe, _) => pipe,
-        StreamStart::Skip => panic!("nobody waits for it"),
-        StreamStart::Unsolicited => panic!("not asked for"),
+        StreamStart::Skip => panic!("the stream was cancelled"),
+        StreamStart::Unsolicited => panic!("the stream was not requested"),
     }
 }
 
 #[test]
-fn rsp_01_successful_fetch() {
+fn rsp_01_fetch_succeeds() {
     let (mut session, log) = (session(), Log::default());
     let ticket = session.fetch_chunk(1, 0).unwrap();
     wait(&mut session, ticket, &log.waker("fetch"));
     assert_eq!(session.requests.len(), 1);
     assert!(session.requests.is_chunk_pending(1, 0));
 
-    answer_chunk(&mut session, 0, body("chunk"));
+    complete_chunk(&mut session, 0, body("chunk"));
     assert_eq!(log.take(), ["fetch"]);
     assert_eq!(session.requests.len(), 0);
     assert_eq!(outcome(&mut session, ticket).unwrap().into_body().unwrap(), "chunk");
     assert!(
-        session.requests.complete_fetch(1, 0, body("again")).is_err(),
-        "a second answer meets nobody"
+        session.requests.answer_fetch(1, 0, body("again")).is_err(),
+        "a second response must match no request"
     );
 }
 
 #[test]
-fn rsp_02_failed_fetch() {
+fn rsp_02_fetch_fails() {
     let mut session = session();
     let ticket = session.fetch_chunk(1, 0).unwrap();
-    assert_eq!(session.requests.len(), 1);
-    answer_chunk(&mut session, 0, Err(failure("some error")));
+    assert_eq!(session.requests.outstanding(), 1);
+    complete_chunk(&mut session, 0, Err(failure("some error")));
     assert_eq!(outcome(&mut session, ticket).unwrap_err().to_string(), "some error");
     assert_eq!(session.requests.len(), 0);
 }
 
 #[test]
-fn rsp_03_clear_all_outstanding_requests() {
+fn rsp_03_end_fails_all_pending_requests() {
     let mut session = session();
     let tickets: Vec<_> = (0..3).map(|index| session.fetch_chunk(1, index).unwrap()).collect();
-    assert_eq!(session.requests.len(), 3);
-    answer_chunk(&mut session, 0, body("chunk"));
-    drop(session.close_with(TransportError::new(ErrorKind::Io, "duh duh duhhhh"), &mut Vec::new()));
+    assert_eq!(session.requests.outstanding(), 3);
+    complete_chunk(&mut session, 0, body("chunk"));
+    drop(session.end(TransportError::new(ErrorKind::Io, "duh duh duhhhh"), &mut Vec::new()));
 
     assert!(outcome(&mut session, tickets[0]).is_ok());
     for ticket in &tickets[1..] {
@@ -62,9 +62,9 @@ fn rsp_03_clear_all_outstanding_requests() {
     assert_eq!(session.requests.len(), 0);
 }
 
-/// Transport 6: fetches, then RPCs, then streams; each of them once.
+/// Fetches fail first, then RPCs, then streams, each once.
 #[test]
-fn rsp_03_the_order_of_failures() {
+fn rsp_03_requests_fail_in_fixed_order() {
     let (mut session, log) = (session(), Log::default());
     let tickets = [
         (session.stream("first").unwrap(), "first stream"),
@@ -81,8 +81,8 @@ fn rsp_03_the_order_of_failures() {
     assert_eq!(session.requests.len(), 7);
 
     let mut wakers = Vec::new();
-    drop(session.close_with(failure("lost"), &mut wakers));
-    assert_eq!(log.take(), Vec::<&str>::new(), "nobody is woken under the lock");
+    drop(session.end(failure("lost"), &mut wakers));
+    assert_eq!(log.take(), Vec::<&str>::new(), "no waker may run under the lock");
     wakers.drain(..).for_each(Waker::wake);
     assert_eq!(log.take(), ["fetch", "fetch", "rpc", "rpc", "first stream", "second stream"]);
     assert_eq!(session.requests.len(), 0);
@@ -94,12 +94,12 @@ fn rsp_03_the_order_of_failures() {
     assert_eq!(
         session.send_rpc(&mut Bytes::new()).unwrap_err().to_string(),
         "again",
-        "a closed session says why"
+        "a closed session must return its reason"
     );
 }
 
 #[test]
-fn rsp_04_successful_rpc() {
+fn rsp_04_rpc_succeeds() {
     let (mut session, log) = (session(), Log::default());
     let ticket = session.send_rpc(&mut Bytes::from("request")).unwrap();
     wait(&mut session, ticket, &log.waker("rpc"));
@@ -124,7 +124,7 @@ fn rsp_04_successful_rpc() {
 }
 
 #[test]
-fn rsp_05_failed_rpc() {
+fn rsp_05_rpc_fails() {
     let mut session = session();
     let ticket = session.send_rpc(&mut Bytes::from("request")).unwrap();
     assert!(session.requests.complete_rpc(ticket.id() ^ 1, Err(failure("unknown"))).is_err());
@@ -134,9 +134,9 @@ fn rsp_05_failed_rpc() {
     assert_eq!(session.requests.len(), 0);
 }
 
-/// The id on the wire is the one that the answer is matched by; ids are positive as Spark's are.
+/// Responses are matched by the id on the wire, which is positive as in Spark.
 #[test]
-fn rsp_04_ids_on_the_wire() {
+fn rsp_04_wire_ids_match_responses_to_requests() {
     let mut session = session();
     let tickets: Vec<_> =
         (0..10).map(|_| session.send_rpc(&mut Bytes::from("x")).unwrap()).collect();
@@ -149,10 +149,10 @@ fn rsp_04_ids_on_the_wire() {
     }
 }
 
-/// One wait is over before anybody waited, and a request that is polled anew wakes the newest
-/// waker.
+/// One request completes before its first poll. Another is polled twice, and the second waker is
+/// woken.
 #[test]
-fn rsp_04_answers_before_and_between_polls() {
+fn rsp_04_response_before_first_poll_and_between_polls_is_returned() {
     let (mut session, log) = (session(), Log::default());
     let early = session.send_rpc(&mut Bytes::new()).unwrap();
     assert!(session.requests.complete_rpc(early.id(), body("early")).unwrap().is_none());
@@ -166,15 +166,15 @@ fn rsp_04_answers_before_and_between_polls() {
 }
 
 #[test]
-fn rsp_06_active_streams() {
+fn rsp_06_streams_are_pending_until_their_body_ends() {
     let mut session = session();
     let ticket = session.stream("stream").unwrap();
-    assert_eq!(session.requests.len(), 1);
-    let pipe = fed(session.requests.start_stream("stream", 1234));
-    session.requests.is_receiving_stream = true;
-    assert_eq!(session.requests.len(), 1, "its body flows");
-    session.requests.is_receiving_stream = false;
-    assert_eq!(session.requests.len(), 0);
+    assert_eq!(session.requests.outstanding(), 1);
+    let pipe = start_stream(session.requests.start_stream("stream", 1234));
+    session.requests.stream_active = true;
+    assert_eq!(session.requests.outstanding(), 1, "a stream is pending while its body arrives");
+    session.requests.stream_active = false;
+    assert_eq!(session.requests.outstanding(), 0);
     let stream = outcome(&mut session, ticket).unwrap().into_stream().unwrap();
     assert_eq!((stream.len(), stream.remaining(), stream.stream_id()), (1234, 1234, "stream"));
     drop(pipe);
@@ -186,9 +186,9 @@ fn rsp_06_active_streams() {
     assert_eq!(outcome(&mut session, ticket).unwrap_err().to_string(), "no such stream");
 }
 
-/// A queued stream fails with the connection's end, whether that was a close or an exception.
+/// A queued stream fails when the connection ends, by a close or by an error.
 #[test]
-fn rsp_07_and_08_queued_streams_fail_on_close_and_on_exception() {
+fn rsp_07_and_08_queued_streams_fail_on_close_and_on_error() {
     for end in [TransportError::closed("peer:1"), TransportError::new(ErrorKind::Protocol, "Oops!")]
     {
         let (mut session, log) = (session(), Log::default());
@@ -215,7 +215,7 @@ fn meta_request() -> MergedBlockMetaRequest {
 }
 
 #[test]
-fn rsp_09_successful_merged_block_meta() {
+fn rsp_09_merged_block_meta_succeeds() {
     let mut session = session();
     let ticket = session.merged_block_meta(meta_request()).unwrap();
     let sent = messages(&drain(&mut session.outgoing));
@@ -240,12 +240,12 @@ fn rsp_09_successful_merged_block_meta() {
     let meta = outcome(&mut session, ticket).unwrap().into_meta().unwrap();
     assert_eq!((meta.num_chunks, meta.bitmaps().unwrap()), (2, vec![bitmap.clone(), bitmap]));
     let short = MergedBlockMeta { num_chunks: 3, body: meta.body };
-    assert!(short.bitmaps().is_err(), "fewer bitmaps than announced");
+    assert!(short.bitmaps().is_err(), "decoding must fail with fewer bitmaps than announced");
     assert!(MergedBlockMeta { num_chunks: -1, body: Bytes::new() }.bitmaps().is_err());
 }
 
 #[test]
-fn rsp_10_failed_merged_block_meta() {
+fn rsp_10_merged_block_meta_fails() {
     let mut session = session();
     let ticket = session.merged_block_meta(meta_request()).unwrap();
     assert!(session.requests.complete_rpc(ticket.id(), Err(failure("no meta"))).is_ok());
@@ -253,9 +253,9 @@ fn rsp_10_failed_merged_block_meta() {
     assert_eq!(session.requests.len(), 0);
 }
 
-/// Rule 2: the wire cannot cancel a fetch, so its pair stays taken until it is answered.
+/// A fetch cannot be cancelled on the wire, so its chunk stays pending until the response.
 #[test]
-fn rsp_01_a_dropped_fetch_leaves_a_tombstone() {
+fn rsp_01_cancelled_fetch_stays_pending_until_response() {
     let mut session = session();
     let dropped = session.fetch_chunk(1, 0).unwrap();
     let refused = session.fetch_chunk(1, 0).unwrap_err();
@@ -263,24 +263,27 @@ fn rsp_01_a_dropped_fetch_leaves_a_tombstone() {
     assert!(refused.to_string().contains("chunk 0 of stream 1"), "{refused}");
     let other = session.fetch_chunk(1, 1).unwrap();
 
-    assert!(session.requests.cancel(dropped).is_none());
-    assert!(!session.requests.is_chunk_pending(1, 0), "its body is not worth keeping");
-    assert_eq!(session.requests.len(), 2, "but it is still on the wire");
+    assert!(session.requests.abandon(dropped).is_none());
+    assert!(
+        !session.requests.awaits_chunk(1, 0),
+        "the body of a cancelled fetch must be discarded"
+    );
+    assert_eq!(session.requests.outstanding(), 2, "the cancelled fetch must stay pending");
     assert_eq!(session.fetch_chunk(1, 0).unwrap_err().kind(), ErrorKind::Refused);
 
     assert!(session.requests.complete_fetch(1, 0, body("late")).unwrap().is_none());
     assert_eq!(session.requests.len(), 1);
     assert!(is_pending(&mut session, other));
     let again = session.fetch_chunk(1, 0).unwrap();
-    answer_chunk(&mut session, 0, body("new"));
+    complete_chunk(&mut session, 0, body("new"));
     assert_eq!(outcome(&mut session, again).unwrap().into_body().unwrap(), "new");
-    // 3 requests went out: the refused ones sent nothing.
+    // Three requests were queued: the rejected ones sent nothing.
     assert_eq!(messages(&drain(&mut session.outgoing)).len(), 3);
 }
 
-/// Rule 2: a dropped stream keeps its place in the FIFO, and its body is skipped.
+/// A cancelled stream keeps its place in the order, and its body is discarded.
 #[test]
-fn rsp_06_a_dropped_stream_keeps_its_place() {
+fn rsp_06_cancelled_stream_keeps_its_place_in_order() {
     let mut session = session();
     let [first, second, third] =
         ["first", "second", "third"].map(|name| session.stream(name).unwrap());
@@ -290,15 +293,15 @@ fn rsp_06_a_dropped_stream_keeps_its_place() {
     assert!(matches!(session.requests.start_stream("first", 10), StreamStart::Skip));
     assert!(session.requests.fail_stream(failure("of the second")).unwrap().is_none());
     assert!(is_pending(&mut session, third));
-    assert_eq!(session.requests.len(), 1);
-    // The id in the answer is not used for matching (wire 4).
-    let _pipe = fed(session.requests.start_stream("another name", 10));
+    assert_eq!(session.requests.outstanding(), 1);
+    // Streams are matched by their order, not by the id in the response.
+    let _pipe = start_stream(session.requests.start_stream("another name", 10));
     let stream = outcome(&mut session, third).unwrap().into_stream().unwrap();
     assert_eq!((stream.len(), stream.stream_id()), (10, "another name"));
 }
 
 #[test]
-fn rsp_06_unsolicited_streams_are_told_apart() {
+fn rsp_06_unsolicited_streams_are_distinguished() {
     let mut session = session();
     assert!(matches!(session.requests.start_stream("s", 1), StreamStart::Unsolicited));
     assert!(session.requests.fail_stream(failure("s")).is_err());
@@ -309,23 +312,23 @@ fn rsp_06_unsolicited_streams_are_told_apart() {
     assert_eq!(session.requests.len(), 2);
 }
 
-/// A dropped RPC frees everything; its answer is unknown.
+/// A cancelled RPC is removed, so its response is unknown.
 #[test]
-fn rsp_04_a_dropped_rpc_leaves_nothing() {
+fn rsp_04_cancelled_rpc_is_removed() {
     let mut session = session();
     let ticket = session.send_rpc(&mut Bytes::new()).unwrap();
-    assert!(session.requests.cancel(ticket).is_none());
-    assert_eq!(session.requests.len(), 0);
-    assert!(!session.requests.is_rpc_pending(ticket.id()));
-    assert!(session.requests.complete_rpc(ticket.id(), body("late")).is_err());
-    assert!(session.requests.cancel(ticket).is_none(), "twice is harmless");
-    assert_eq!(session.requests.len(), 0);
+    assert!(session.requests.abandon(ticket).is_none());
+    assert_eq!(session.requests.outstanding(), 0);
+    assert!(!session.requests.awaits_rpc(ticket.id()));
+    assert!(session.requests.answer_rpc(ticket.id(), body("late")).is_err());
+    assert!(session.requests.abandon(ticket).is_none(), "a second cancel must have no effect");
+    assert_eq!(session.requests.outstanding(), 0);
 }
 
-/// An answer that arrived but was never looked at comes back, for the caller to drop outside the
+/// A response that was not polled is returned by the cancel, for the caller to drop outside of the
 /// lock.
 #[test]
-fn rsp_04_an_unclaimed_answer_is_given_back() {
+fn rsp_04_unread_response_is_returned_on_cancel() {
     let mut session = session();
     let ticket = session.send_rpc(&mut Bytes::new()).unwrap();
     assert!(session.requests.complete_rpc(ticket.id(), body("answer")).is_ok());
@@ -334,10 +337,10 @@ fn rsp_04_an_unclaimed_answer_is_given_back() {
     assert_eq!(session.requests.len(), 0);
 }
 
-/// Ids are never given twice in a row: the answer to a dropped request meets nobody, though its
-/// place is taken again.
+/// Ids are not reused directly: a late response matches no request, even if the slot is in use
+/// again.
 #[test]
-fn rsp_04_a_late_answer_never_meets_a_newer_request() {
+fn rsp_04_late_response_does_not_complete_newer_request() {
     let mut session = session();
     let mut dropped = Vec::new();
     for round in 0..100 {
@@ -360,9 +363,9 @@ fn rsp_04_a_late_answer_never_meets_a_newer_request() {
     assert_eq!(session.requests.len(), 100);
 }
 
-/// The id of a fetch or stream is not one of an RPC, even if it is guessed.
+/// The id of a fetch or stream matches no RPC response, even if a peer guesses it.
 #[test]
-fn rsp_04_other_kinds_are_not_answered_by_id() {
+fn rsp_04_fetches_and_streams_are_not_completed_by_id() {
     let mut session = session();
     let fetch = session.fetch_chunk(1, 0).unwrap();
     let stream = session.stream("s").unwrap();
@@ -373,10 +376,10 @@ fn rsp_04_other_kinds_are_not_answered_by_id() {
     assert_eq!(session.requests.len(), 2);
 }
 
-/// Tombstones neither wake anybody nor stay when the connection ends; neither do requests that are
-/// answered.
+/// The end of the connection removes cancelled requests without a wake-up, and keeps received
+/// responses.
 #[test]
-fn rsp_03_an_end_clears_tombstones_and_spares_answers() {
+fn rsp_03_end_removes_cancelled_requests_and_keeps_responses() {
     let (mut session, log) = (session(), Log::default());
     let fetch = session.fetch_chunk(1, 0).unwrap();
     let stream = session.stream("s").unwrap();
@@ -394,25 +397,24 @@ fn rsp_03_an_end_clears_tombstones_and_spares_answers() {
     assert_eq!(outcome(&mut session, rpc).unwrap().into_body().unwrap(), "answer");
 }
 
-/// Who waits for room, or for the end, is told once.
+/// Waiters for capacity or for the end are woken once.
 #[test]
-fn rsp_03_watchers_are_told_of_the_end() {
+fn rsp_03_capacity_waiters_are_woken_at_end() {
     let (mut session, log) = (session(), Log::default());
-    let waker = log.waker("watcher");
-    session.register_capacity_waker(&waker);
-    session.register_capacity_waker(&waker);
+    let waker = log.waker("waiter");
+    session.watch(&waker);
+    session.watch(&waker);
     let mut wakers = Vec::new();
     drop(session.close_with(failure("lost"), &mut wakers));
     wakers.drain(..).for_each(Waker::wake);
-    assert_eq!(log.take(), ["watcher"]);
-    drop(session.close_with(failure("lost"), &mut wakers));
+    assert_eq!(log.take(), ["waiter"]);
+    drop(session.end(failure("lost"), &mut wakers));
     assert!(wakers.is_empty());
 }
 
-/// A session that is to close takes no more requests; a flush may become immediate, not the
-/// reverse.
+/// A closing session accepts no requests. A flush may become an immediate close, not the reverse.
 #[test]
-fn rsp_03_a_closing_session_takes_no_requests() {
+fn rsp_03_closing_session_rejects_requests() {
     let mut session = session();
     let early = session.send_rpc(&mut Bytes::new()).unwrap();
     session.close(CloseRequest::AfterFlush(failure("flush")));
@@ -427,6 +429,6 @@ fn rsp_03_a_closing_session_takes_no_requests() {
     assert!(session.fetch_chunk(1, 0).is_err() && session.stream("s").is_err());
     assert!(session.upload(&mut Bytes::new(), &"data".into()).is_err());
     assert!(session.merged_block_meta(meta_request()).is_err());
-    assert_eq!(session.requests.len(), 1);
-    assert!(is_pending(&mut session, early), "what was asked before is still awaited");
+    assert_eq!(session.requests.outstanding(), 1);
+    assert!(is_pending(&mut session, early), "earlier requests must stay pending");
 }

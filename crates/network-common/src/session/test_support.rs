@@ -1,5 +1,4 @@
-//! One connection's state without a connection: rows RSP and MWH of Spark's suites, and rules 2, 3
-//! and 5 of the design.
+//! The session state of one connection without I/O, for the RSP and MWH rows of Spark's suites.
 
 #[path = "stream_body_tests.rs"]
 mod bodies;
@@ -26,7 +25,7 @@ use crate::error::{ErrorKind, TransportError};
 use crate::protocol::{Event, FrameDecoder, Message};
 use crate::session::pending_requests::RequestResult;
 
-/// Who was woken, in order.
+/// The names of the wakers in the order of their wake-ups.
 #[derive(Debug, Clone, Default)]
 struct Log(Arc<Mutex<Vec<&'static str>>>);
 
@@ -52,7 +51,7 @@ impl Log {
     }
 }
 
-/// A write queue of 1 MiB.
+/// The limit of the write queue: 1 MiB.
 const LIMIT: u64 = 1 << 20;
 
 fn session() -> Session {
@@ -67,16 +66,16 @@ fn body(bytes: &'static str) -> RequestResult {
     Ok(Response::Body(bytes.into()))
 }
 
-/// Registers `name` as the one who waits; the request must not be over yet.
-fn wait(session: &mut Session, ticket: RequestKey, waker: &Waker) {
+/// Polls a request that must be pending, and registers `waker`.
+fn wait(session: &mut Session, ticket: Ticket, waker: &Waker) {
     assert!(session.requests.poll(ticket, &Context::from_waker(waker)).is_pending());
 }
 
-/// The outcome of a request that is over, and that it can be had only once.
-fn outcome(session: &mut Session, ticket: RequestKey) -> RequestResult {
+/// Returns the result of a complete request, and checks that it is returned only once.
+fn outcome(session: &mut Session, ticket: Ticket) -> Outcome {
     let mut poll = || session.requests.poll(ticket, &Context::from_waker(Waker::noop()));
-    let Poll::Ready(Some(outcome)) = poll() else { panic!("{ticket:?} has no outcome yet") };
-    assert!(matches!(poll(), Poll::Ready(None)), "an outcome comes once");
+    let Poll::Ready(Some(outcome)) = poll() else { panic!("{ticket:?} is still pending") };
+    assert!(matches!(poll(), Poll::Ready(None)), "a result must be returned only once");
     outcome
 }
 
@@ -88,7 +87,7 @@ fn next_piece(body: &mut StreamBody) -> Poll<Option<Result<Bytes, TransportError
     body.poll_piece(&Context::from_waker(Waker::noop()))
 }
 
-/// All of a batch, run by run.
+/// Returns the bytes of a batch, collected in contiguous parts.
 fn bytes_of(batch: &Batch) -> Vec<u8> {
     let mut all = Vec::new();
     while all.len() < batch.len() {
@@ -97,12 +96,12 @@ fn bytes_of(batch: &Batch) -> Vec<u8> {
     all
 }
 
-/// Takes everything that is queued in memory, as the writer would; returns the bytes.
-fn drain(outgoing: &mut WriteQueue) -> Vec<u8> {
+/// Takes everything that is queued in memory, as the writer does. Returns the bytes.
+fn drain(outgoing: &mut Outgoing) -> Vec<u8> {
     let (mut all, mut batch) = (Vec::new(), Batch::default());
     while !outgoing.is_empty(true) {
-        outgoing.fill_batch(&mut batch, true);
-        assert!(!batch.is_empty(), "no files here");
+        outgoing.take(&mut batch, true);
+        assert!(!batch.is_empty(), "no files may be queued");
         all.extend(bytes_of(&batch));
         outgoing.on_batch_written(&batch.recycle());
     }
@@ -127,7 +126,7 @@ fn chunk(index: i32, body: impl Into<ManagedBuffer>) -> BulkMessage {
     BulkMessage { message, body: body.into(), upload: None }
 }
 
-/// The bytes that a vectored write from `skip` on with that many slices would be offered.
+/// Returns the bytes that a vectored write from `skip` with this number of slices offers.
 fn offered(batch: &Batch, skip: usize, slices: usize) -> Vec<u8> {
     let mut places = vec![IoSlice::new(b"stale"); slices];
     let filled = batch.slices(skip, &mut places);

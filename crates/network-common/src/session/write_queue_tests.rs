@@ -1,20 +1,20 @@
-//! MessageWithHeaderSuite: header and body on their way out, and what is counted and released
-//! meanwhile.
+//! The write queue: header and body in batches, and what is counted and released. Rows MWH of
+//! Spark's `MessageWithHeaderSuite`.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
 use crate::buffer::Content;
 
-/// More than is copied behind its header.
+/// Larger than bodies that are copied behind their header.
 const LARGE: usize = 10_000;
 
-/// A large body, its bytes told apart by position.
+/// Returns a large body whose bytes differ by position.
 fn large(length: usize, seed: usize) -> Bytes {
     (0..length).map(|index| ((index + seed) * 31 % 251) as u8).collect()
 }
 
-/// A buffer and the count of its releases.
+/// Returns a buffer and the number of its releases.
 fn counted(bytes: Bytes) -> (ManagedBuffer, Arc<AtomicUsize>) {
     let releases = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&releases);
@@ -24,9 +24,9 @@ fn counted(bytes: Bytes) -> (ManagedBuffer, Arc<AtomicUsize>) {
     (ManagedBuffer::from(bytes).on_release(hook), releases)
 }
 
-/// A header and 8 longs: header first, then 0 to 7.
+/// Writes a header and 8 longs: the header comes first, then 0 to 7.
 #[test]
-fn mwh_01_single_write() {
+fn mwh_01_header_and_body_are_written_in_order() {
     let longs: Vec<u8> = (0..8_u64).flat_map(u64::to_be_bytes).collect();
     let mut outgoing = WriteQueue::new(LIMIT, "".into());
     outgoing.push_bulk(chunk(2, longs.clone()));
@@ -35,9 +35,9 @@ fn mwh_01_single_write() {
     assert_eq!(bytes, [&header[..], &longs].concat());
 }
 
-/// A batch of small and large frames of both lanes.
-fn mixed() -> (WriteQueue, Vec<u8>) {
-    let mut outgoing = WriteQueue::new(LIMIT, "".into());
+/// Returns a queue with small and large frames in both lanes, and their bytes.
+fn mixed() -> (Outgoing, Vec<u8>) {
+    let mut outgoing = Outgoing::new(LIMIT, "".into());
     let mut expected = Vec::new();
     for (id, length) in [(1, 3), (2, LARGE), (3, 0), (4, LARGE)] {
         let body = large(length, id as usize);
@@ -53,9 +53,9 @@ fn mixed() -> (WriteQueue, Vec<u8>) {
     (outgoing, expected)
 }
 
-/// What passes through a filter is the same too.
+/// The same holds for the parts that are passed through a filter.
 #[test]
-fn runs_of_any_length_make_up_the_batch() {
+fn contiguous_parts_of_any_length_make_up_batch() {
     let (mut outgoing, expected) = mixed();
     let mut batch = Batch::default();
     outgoing.fill_batch(&mut batch, true);
@@ -70,10 +70,10 @@ fn runs_of_any_length_make_up_the_batch() {
     }
 }
 
-/// It is neither copied for a filter, nor are the small parts before and behind it torn apart.
+/// A large body is not copied for a filter, and the small parts around it stay contiguous.
 #[test]
-fn a_large_body_is_a_run_of_its_own() {
-    let mut outgoing = WriteQueue::new(LIMIT, "".into());
+fn large_body_is_contiguous_part_of_its_own() {
+    let mut outgoing = Outgoing::new(LIMIT, "".into());
     for (index, length) in [(0, 5), (1, 100_000), (2, 5)] {
         outgoing.push_bulk(chunk(index, ManagedBuffer::from(large(length, 1))));
     }
@@ -90,9 +90,9 @@ fn a_large_body_is_a_run_of_its_own() {
     assert_eq!(batch.contiguous(before + 100_000, usize::MAX).len(), 21 + 5);
 }
 
-/// However little the socket takes each time, the bytes are the same.
+/// The bytes are the same however few the socket accepts at a time.
 #[test]
-fn mwh_02_short_write() {
+fn mwh_02_short_writes_continue_where_they_stopped() {
     let (mut outgoing, expected) = mixed();
     let mut batch = Batch::default();
     outgoing.fill_batch(&mut batch, true);
@@ -106,14 +106,14 @@ fn mwh_02_short_write() {
             let before = written.len();
             let bytes = slices[..filled].iter().flat_map(|slice| slice.iter());
             written.extend(bytes.take(step));
-            assert!(written.len() > before, "there is always something to write");
+            assert!(written.len() > before, "every write must offer bytes");
         }
         assert!(written == expected, "{step} bytes at a time");
     }
 }
 
 #[test]
-fn mwh_02_every_start_and_number_of_slices() {
+fn mwh_02_slices_are_correct_for_every_start_and_count() {
     let (mut outgoing, expected) = mixed();
     let mut batch = Batch::default();
     outgoing.fill_batch(&mut batch, true);
@@ -127,10 +127,9 @@ fn mwh_02_every_start_and_number_of_slices() {
     }
 }
 
-/// MWH-03 to 05: a counted body is written and then released, once; however header and body are
-/// laid out.
+/// Rows MWH-03 to MWH-05: a body is released once, after it was written, for every layout.
 #[test]
-fn mwh_03_bodies_are_released_after_they_were_written() {
+fn mwh_03_bodies_are_released_after_write() {
     for length in [0, 8, LARGE] {
         let mut outgoing = WriteQueue::new(LIMIT, "".into());
         let (buffer, releases) = counted(large(length, 1));
@@ -138,9 +137,9 @@ fn mwh_03_bodies_are_released_after_they_were_written() {
         let mut batch = Batch::default();
         outgoing.fill_batch(&mut batch, true);
         assert_eq!(bytes_of(&batch)[21..], large(length, 1));
-        assert_eq!(releases.load(Ordering::SeqCst), 0, "not before it is written");
-        // Outside the lock, and only then is the session told.
-        let written = batch.recycle();
+        assert_eq!(releases.load(Ordering::SeqCst), 0, "no release before the write");
+        // Bodies are released outside of the lock, before the session is updated.
+        let written = batch.reset();
         assert_eq!(releases.load(Ordering::SeqCst), 1);
         outgoing.on_batch_written(&written);
         assert!(batch.is_empty());
@@ -149,7 +148,7 @@ fn mwh_03_bodies_are_released_after_they_were_written() {
     }
 }
 
-/// A clone held elsewhere puts the release off; every hook of a buffer runs.
+/// A buffer is released with its last clone, and every hook runs.
 #[test]
 fn mwh_03_clones_share_one_release() {
     let mut outgoing = WriteQueue::new(LIMIT, "".into());
@@ -167,7 +166,7 @@ fn mwh_03_clones_share_one_release() {
     assert_eq!((first.load(Ordering::SeqCst), second.load(Ordering::SeqCst)), (1, 1));
 }
 
-/// Large bodies are spliced into the write, not copied.
+/// Large bodies are written in place, without a copy.
 #[test]
 fn mwh_04_shared_bodies_are_not_copied() {
     let (rpc, block) = (large(LARGE, 1), large(LARGE, 2));
@@ -184,10 +183,10 @@ fn mwh_04_shared_bodies_are_not_copied() {
     assert_eq!(slices[3].as_ptr(), block.as_ptr());
 }
 
-/// MWH-06: given up without being written, in the queue or in the batch.
+/// Row MWH-06: bodies that are discarded from the queue or from the batch are released.
 #[test]
-fn mwh_06_bodies_are_released_when_given_up() {
-    let mut outgoing = WriteQueue::new(LIMIT, "".into());
+fn mwh_06_discarded_bodies_are_released() {
+    let mut outgoing = Outgoing::new(LIMIT, "".into());
     let (buffer, in_batch) = counted(large(LARGE, 1));
     outgoing.push_bulk(chunk(0, buffer));
     let mut batch = Batch::default();
@@ -195,7 +194,7 @@ fn mwh_06_bodies_are_released_when_given_up() {
     let (buffer, queued) = counted(large(LARGE, 1));
     outgoing.push_bulk(chunk(1, buffer));
     let released = outgoing.clear();
-    assert_eq!(queued.load(Ordering::SeqCst), 0, "not under the lock");
+    assert_eq!(queued.load(Ordering::SeqCst), 0, "no release under the lock");
     drop(released);
     assert_eq!((in_batch.load(Ordering::SeqCst), queued.load(Ordering::SeqCst)), (0, 1));
     drop(batch);
@@ -204,14 +203,14 @@ fn mwh_06_bodies_are_released_when_given_up() {
     assert_eq!(outgoing.queued(), 0);
 }
 
-/// ... or refused: a closed session releases at once.
+/// Row MWH-06: a closed session rejects bodies and releases them.
 #[test]
-fn mwh_06_a_closed_session_releases_what_it_refuses() {
+fn mwh_06_closed_session_releases_rejected_bodies() {
     let mut session = session();
     drop(session.close_with(failure("lost"), &mut Vec::new()));
     let (buffer, releases) = counted(large(LARGE, 1));
-    let refused = session.respond_bulk(chunk(0, buffer));
-    assert_eq!(releases.load(Ordering::SeqCst), 0, "not under the lock");
+    let refused = session.answer_bulk(chunk(0, buffer));
+    assert_eq!(releases.load(Ordering::SeqCst), 0, "no release under the lock");
     drop(refused);
     assert_eq!(releases.load(Ordering::SeqCst), 1);
     let (buffer, releases) = counted(large(LARGE, 1));
@@ -222,19 +221,19 @@ fn mwh_06_a_closed_session_releases_what_it_refuses() {
     assert!(session.outgoing.is_empty(true));
 }
 
-/// All that is counted while it waits and while it is written is gone in the end (rule 5).
+/// The counters of queued and written bytes return to 0.
 #[test]
-fn mwh_03_the_count_of_bytes_returns_to_zero() {
+fn mwh_03_queued_bytes_return_to_zero() {
     let (mut outgoing, expected) = mixed();
     assert!(!outgoing.is_drained());
     let bodies_queued = outgoing.queued();
-    assert!(bodies_queued >= 4 * LARGE as u64, "bodies in memory count while they wait");
+    assert!(bodies_queued >= 4 * LARGE as u64, "bodies in memory count while they are queued");
     let mut batch = Batch::default();
     outgoing.fill_batch(&mut batch, true);
     assert_eq!(
         outgoing.queued(),
         expected.len() as u64,
-        "what is being written counts to the byte"
+        "the rest of a partly written batch must count"
     );
     assert!(!outgoing.is_drained());
     outgoing.push_control(&Message::OneWayMessage { body: () }, &mut Bytes::from("abc"));
@@ -247,13 +246,13 @@ fn mwh_03_the_count_of_bytes_returns_to_zero() {
     assert!(outgoing.is_drained());
 }
 
-/// Only answers to the peer make it wait; they too are counted down.
+/// Only responses pause reading from the peer; their counter returns to 0 too.
 #[test]
-fn mwh_03_only_answers_make_the_peer_wait() {
+fn mwh_03_only_responses_pause_reading() {
     let mut session = session();
     let all = Bytes::from(vec![0; LIMIT as usize]);
     session.send_rpc(&mut all.clone()).unwrap();
-    assert!(!session.should_pause_reading(), "own requests do not count");
+    assert!(!session.peer_must_wait(), "own requests must not count");
     for bulk in [false, true] {
         if bulk {
             assert!(session.respond_bulk(chunk(0, all.clone())).is_none());
@@ -268,12 +267,10 @@ fn mwh_03_only_answers_make_the_peer_wait() {
 }
 
 #[test]
-fn mwh_03_a_full_queue_refuses_requests_but_never_answers() {
+fn mwh_03_full_queue_rejects_requests_but_never_responses() {
     let mut session = session();
     let (all, one) = (Bytes::from(vec![0; LIMIT as usize + 1]), Bytes::from("x"));
-    session
-        .send_one_way(&mut all.clone())
-        .expect("one request of any size goes into an empty queue");
+    session.send_one_way(&mut all.clone()).expect("an empty queue accepts a request of any size");
     let queued = session.outgoing.queued();
     let error = session.send_rpc(&mut one.clone()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Limit);
@@ -285,20 +282,20 @@ fn mwh_03_a_full_queue_refuses_requests_but_never_answers() {
     assert!(session.outgoing.queued() > queued);
 
     let log = Log::default();
-    session.register_capacity_waker(&log.waker("room"));
+    session.watch(&log.waker("capacity"));
     let mut wakers = Vec::new();
-    session.take_capacity_wakers(&mut wakers);
-    assert!(wakers.is_empty(), "there is none yet");
+    session.room_made(&mut wakers);
+    assert!(wakers.is_empty(), "there must be no capacity yet");
     drain(&mut session.outgoing);
     session.take_capacity_wakers(&mut wakers);
     wakers.into_iter().for_each(Waker::wake);
-    assert_eq!(log.take(), ["room"]);
+    assert_eq!(log.take(), ["capacity"]);
     assert!(session.send_rpc(&mut one.clone()).is_ok());
 }
 
-/// Wire 6: a body that no frame can carry is refused, and the text says what to do instead.
+/// A body that fits into no frame is rejected, and the error suggests an upload.
 #[test]
-fn frame_08_a_request_that_no_frame_can_carry_is_refused() {
+fn frame_08_request_over_frame_limit_is_rejected() {
     let mut session = session();
     let error = session.send_rpc(&mut Bytes::from(vec![0; 0x7fff_fffe])).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Limit);
@@ -307,11 +304,11 @@ fn frame_08_a_request_that_no_frame_can_carry_is_refused() {
     assert_eq!(session.requests.len(), 0);
 }
 
-/// Rule 3: control overtakes whole queued bodies; each lane is FIFO.
+/// Control messages overtake whole queued bodies; each lane is FIFO.
 #[test]
-fn mwh_01_control_overtakes_queued_bodies() {
+fn mwh_01_control_messages_overtake_queued_bodies() {
     let mut session = session();
-    // Too large to be gathered with others: one per batch.
+    // Too large to share a batch: one body in each.
     let block = || large(300_000, 3);
     assert!((0..3).all(|index| session.respond_bulk(chunk(index, block())).is_none()));
     (1..4).for_each(|id| {
@@ -329,7 +326,7 @@ fn mwh_01_control_overtakes_queued_bodies() {
                     assert!(body == block());
                     format!("body {chunk_index}")
                 }
-                Message::RpcResponse { request_id, .. } => format!("answer {request_id}"),
+                Message::RpcResponse { request_id, .. } => format!("response {request_id}"),
                 other => panic!("{other:?}"),
             });
         }
@@ -340,14 +337,14 @@ fn mwh_01_control_overtakes_queued_bodies() {
     }
     assert_eq!(
         order,
-        ["answer 1", "answer 2", "answer 3", "body 0", "answer 4", "body 1", "body 2"]
+        ["response 1", "response 2", "response 3", "body 0", "response 4", "body 1", "body 2"]
     );
 }
 
-/// Small bodies are gathered, but only so many: a control frame waits for no more than that.
+/// Small bodies share batches of limited size, which bounds the delay of control messages.
 #[test]
-fn mwh_01_small_bodies_are_gathered_within_bounds() {
-    let mut outgoing = WriteQueue::new(1 << 30, "".into());
+fn mwh_01_small_bodies_share_batches_of_limited_size() {
+    let mut outgoing = Outgoing::new(1 << 30, "".into());
     (0..200).for_each(|index| outgoing.push_bulk(chunk(index, large(LARGE, 1))));
     let (mut batch, mut batches, mut indexes) = (Batch::default(), 0, Vec::new());
     while !outgoing.is_empty(true) {
@@ -366,9 +363,9 @@ fn mwh_01_small_bodies_are_gathered_within_bounds() {
     assert!(indexes.into_iter().eq(0..200));
 }
 
-/// A file keeps its place among the bodies; control frames go before it.
+/// A file keeps its place among the bodies; control messages go before it.
 #[test]
-fn mwh_01_files_keep_their_turn() {
+fn mwh_01_files_keep_their_order() {
     let file = |range| ManagedBuffer::file("/nonexistent", range);
     let mut outgoing = WriteQueue::new(LIMIT, "".into());
     outgoing.push_bulk(chunk(0, large(10, 1)));
@@ -376,16 +373,16 @@ fn mwh_01_files_keep_their_turn() {
     outgoing.push_bulk(chunk(2, large(10, 1)));
     outgoing.push_control(&Message::OneWayMessage { body: () }, &mut Bytes::new());
     let mut batch = Batch::default();
-    assert!(outgoing.pop_file_body().is_none(), "a body in memory comes first");
-    outgoing.fill_batch(&mut batch, true);
-    assert_eq!(messages(&bytes_of(&batch)).len(), 2, "the control frame and the first body");
-    outgoing.on_batch_written(&batch.recycle());
+    assert!(outgoing.take_file().is_none(), "a body in memory is before the file");
+    outgoing.take(&mut batch, true);
+    assert_eq!(messages(&bytes_of(&batch)).len(), 2, "the control message and the first body");
+    outgoing.written(&batch.reset());
 
     let item = outgoing.pop_file_body().expect("the file is next");
     assert_eq!(item.in_frame(), 20);
     assert!(matches!(item.body.content(), Content::File(segment) if segment.length == 20));
-    assert!(outgoing.pop_file_body().is_none(), "what follows is no file");
-    // While it is being sent, control frames go out, but no body.
+    assert!(outgoing.take_file().is_none(), "the next body is no file");
+    // While the file is being sent, control messages are written, but no bodies.
     outgoing.push_control(&Message::OneWayMessage { body: () }, &mut Bytes::new());
     assert!(!outgoing.is_empty(false));
     outgoing.fill_batch(&mut batch, false);
@@ -396,9 +393,9 @@ fn mwh_01_files_keep_their_turn() {
     assert_eq!(outgoing.queued(), 0);
 }
 
-/// Wire 5: bodies of streams and uploads follow their frame and do not count into its length.
+/// Bodies of streams and uploads follow their frame and do not count in its length.
 #[test]
-fn mwh_01_bodies_behind_their_frame() {
+fn mwh_01_bodies_of_streams_follow_their_frame() {
     let mut session = session();
     let ticket = session.upload(&mut Bytes::from("met"), &"four".into()).unwrap();
     let message = Message::StreamResponse { stream_id: "d".into(), byte_count: 4 };
@@ -413,9 +410,9 @@ fn mwh_01_bodies_behind_their_frame() {
     assert_eq!(bytes, expected);
 }
 
-/// Wire 5: which failure replaces an answer whose body cannot be read.
+/// The failure that replaces a response whose body cannot be read.
 #[test]
-fn mwh_06_failure_twins() {
+fn mwh_06_unreadable_body_is_replaced_by_matching_failure() {
     let text = || "gone".to_owned();
     let twin = |message: Message<()>| message.into_failure(text());
     assert_eq!(
@@ -436,7 +433,8 @@ fn mwh_06_failure_twins() {
     );
 }
 
-/// Filters begin between two writes: what was queued before them goes out first, by itself.
+/// Frames that were queued before the filters were installed are written first, in a batch of their
+/// own.
 #[test]
 fn mwh_05_frames_queued_before_filters_are_written_apart() {
     let mut outgoing = WriteQueue::new(LIMIT, "".into());
@@ -461,10 +459,9 @@ fn mwh_05_frames_queued_before_filters_are_written_apart() {
     assert!(outgoing.is_drained());
 }
 
-/// Whoever drains a connection is woken by the last answer, so it must not have to wait for more
-/// than that.
+/// The last response wakes a draining connection, so the session must be idle by then.
 #[test]
-fn rule_1_a_session_is_done_when_its_last_chunk_is_written() {
+fn rule_1_session_is_idle_after_its_last_chunk_is_written() {
     let mut session = session();
     let request = || BulkRequest::Chunk { stream_id: 1, chunk_index: 0 };
     assert!(session.push_bulk_request(request(), false));
@@ -472,7 +469,7 @@ fn rule_1_a_session_is_done_when_its_last_chunk_is_written() {
     for _ in 0..2 {
         assert!(session.pop_bulk_request().is_some() && session.has_pending_output());
         assert!(session.answer_bulk_request(chunk(0, "x")).is_none());
-        assert!(session.has_pending_output(), "it is not written");
+        assert!(session.is_busy(), "the chunk is not written yet");
         drain(&mut session.outgoing);
     }
     assert!(!session.has_pending_output());

@@ -14,9 +14,9 @@ use parking_lot::Mutex;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
+use crate::fixture::*;
 use crate::proxy::{Direction, Fault, Proxy};
 use crate::support::*;
-use crate::fixture::*;
 
 /// A handler that records every call.
 #[derive(Clone, Default)]

@@ -7,9 +7,9 @@ use futures::StreamExt;
 use network_common::ErrorKind;
 use network_common::protocol::Message;
 
+use crate::fixture::*;
 use crate::proxy::{Direction, Fault, Proxy};
 use crate::support::*;
-use crate::fixture::*;
 
 /// Returns the handshake's length in bytes for each direction.
 pub async fn handshake_lengths(mode: &Mode) -> (usize, usize) {
@@ -57,15 +57,14 @@ async fn ai_03_damaged_handshake_fails_and_serves_nothing() {
             }
         }
         let (server, total) = (&server, faults.len());
-        let survived: Vec<Fault> =
-            futures::stream::iter(faults)
-                .map(|fault| async move {
-                    connects_despite(server, settings, fault.clone()).await.then_some(fault)
-                })
-                .buffer_unordered(64)
-                .filter_map(|survived| async move { survived })
-                .collect()
-                .await;
+        let survived: Vec<Fault> = futures::stream::iter(faults)
+            .map(|fault| async move {
+                connects_despite(server, settings, fault.clone()).await.then_some(fault)
+            })
+            .buffer_unordered(64)
+            .filter_map(|survived| async move { survived })
+            .collect()
+            .await;
         server.wait_until_empty().await;
         // The old engine does not protect the IVs that its server sends. With a wrong IV the server
         // still serves the request, but the client cannot decrypt the response. The offset of the

@@ -8,8 +8,8 @@ use network_common::{
     TransportError,
 };
 
-use crate::support::*;
 use crate::fixture::*;
+use crate::support::*;
 
 /// Registers two chunks for the application that the request names, if the client is authenticated
 /// as that application.
@@ -38,8 +38,9 @@ fn assert_forbidden(error: &TransportError, kind: ErrorKind) {
 async fn applications_are_isolated(mode: &Mode) {
     let both = secrets("app-1", "first");
     both.register_app("app-2", network_common::auth::Secret::new("second"));
-    let context =
-        TransportContext::new(conf(mode.settings), block_handler()).with_auth("app-1", both).unwrap();
+    let context = TransportContext::new(conf(mode.settings), block_handler())
+        .with_auth("app-1", both)
+        .unwrap();
     let server = serve(&context).await;
     let one = Client::with(mode.settings, "app-1", "first", None)
         .connect(server.local_addr())

@@ -7,9 +7,9 @@ use std::time::Duration;
 use network_common::auth::Secret;
 use network_common::{ErrorKind, ManagedBuffer, TransportContext};
 
+use crate::fixture::*;
 use crate::proxy::{Direction, Fault, Proxy};
 use crate::support::*;
-use crate::fixture::*;
 
 /// Returns a body size above that of one sealed step; smaller for SASL encryption, which is slow in
 /// unoptimised builds.
@@ -151,7 +151,10 @@ async fn sasl_12_aes_inside_sasl_is_never_negotiated() {
     assert_echoes(&end.connect(proxy.address).await.unwrap()).await;
     for direction in [Direction::ToServer, Direction::ToClient] {
         let seen = proxy.seen(direction);
-        assert!(seen.windows(12).any(|window| window == b"still there?"), "the content must not be encrypted");
+        assert!(
+            seen.windows(12).any(|window| window == b"still there?"),
+            "the content must not be encrypted"
+        );
         assert!(!seen.to_ascii_lowercase().windows(3).any(|window| window == b"aes"));
     }
 }
@@ -345,11 +348,7 @@ mod with_legacy {
         let error =
             Client::new(SASL.settings).connect(server.server.local_addr()).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Bootstrap);
-        assert!(
-            full_text(&error).contains("no common protection layer"),
-            "{}",
-            full_text(&error)
-        );
+        assert!(full_text(&error).contains("no common protection layer"), "{}", full_text(&error));
     }
 
     #[tokio::test]

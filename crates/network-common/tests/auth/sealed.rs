@@ -2,10 +2,10 @@
 
 use network_common::ManagedBuffer;
 
+use crate::fixture::*;
 use crate::hostile::handshake_lengths;
 use crate::proxy::{Direction, Fault, Proxy};
 use crate::support::*;
-use crate::fixture::*;
 
 /// Fetches an empty region of a file, then one of four bytes.
 #[tokio::test]

@@ -11,8 +11,8 @@ use network_common::protocol::{MergedBlockMetaRequest, Message};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::support::*;
 use crate::fixture::*;
+use crate::support::*;
 
 fn rpc(body: impl Into<Bytes>) -> Vec<u8> {
     Message::RpcRequest { request_id: 7, body: body.into() }.encode().unwrap().to_vec()
@@ -68,7 +68,9 @@ async fn aah_01_unauthenticated_peer_is_served_nothing() {
         let server = Server::with(mode.settings, counting_handler(&requests)).await;
         for (what, request) in &frames {
             // Sent twice, because SASL servers let a client of the auth engine try again.
-            let response = send_and_read_to_end(server.server.local_addr(), &[&request[..], request].concat()).await;
+            let response =
+                send_and_read_to_end(server.server.local_addr(), &[&request[..], request].concat())
+                    .await;
             let text = String::from_utf8_lossy(&response);
             for detail in ["secret", "app-1", "Mismatched", "0x", "expected", "127.0.0.1"] {
                 assert!(!text.contains(detail), "{what}, {}: {text}", mode.name);
@@ -200,7 +202,8 @@ async fn unauthenticated_peer_cannot_exceed_memory_limits() {
         })
         .collect();
     let settings: Settings = &[("spark.network.crypto.enabled", "true")];
-    for (what, bytes) in [("a body", &announced), ("a name", &name), ("many responses", &responses)] {
+    for (what, bytes) in [("a body", &announced), ("a name", &name), ("many responses", &responses)]
+    {
         let server = Server::new(settings).await;
         send_and_read_to_end(server.server.local_addr(), bytes).await;
         server.wait_until_empty().await;
@@ -311,8 +314,11 @@ async fn requests_sent_before_handshake_are_not_served_after_it() {
             let client = Client::new(mode.settings).connect(proxy.address).await.unwrap();
             let handshake = proxy.seen(Direction::ToServer);
             drop(client);
-            send_and_read_to_end(server.server.local_addr(), &[&request.encode().unwrap()[..], &handshake].concat())
-                .await;
+            send_and_read_to_end(
+                server.server.local_addr(),
+                &[&request.encode().unwrap()[..], &handshake].concat(),
+            )
+            .await;
             server.wait_until_empty().await;
             assert_eq!(requests.load(Ordering::SeqCst), 0, "{}: {request:?}", mode.name);
         }

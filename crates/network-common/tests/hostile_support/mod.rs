@@ -332,8 +332,8 @@ impl Obedient {
         self.seen.lock().get(&peer).cloned().unwrap_or_default()
     }
 
-    /// The error of the connection from `peer`, after checking that it was reported once and in
-    /// order.
+    /// Returns the error of the connection from `peer`, after checking that it was reported once
+    /// and in order.
     pub(crate) async fn exception(&self, peer: SocketAddr) -> (ErrorKind, String) {
         eventually_or(
             || format!("the end of {peer}: {:?}", self.seen(peer)),

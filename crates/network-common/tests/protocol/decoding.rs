@@ -1,28 +1,26 @@
-//! Drives a decoder over bytes that arrive in pieces, and checks the promises that hold for every
-//! input.
+//! Runs a decoder over bytes that arrive in pieces, and checks what must hold for every input.
 
 use bytes::{Bytes, BytesMut};
 use network_common::protocol::{Event, FrameDecoder, FrameLimits, Message, ProtocolError};
 
-/// What becomes of a body that is announced.
+/// How to handle an announced body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(dead_code, reason = "not every test binary uses all of them")]
-pub(crate) enum Plan {
+pub(crate) enum BodyHandling {
     Expected,
     Unexpected,
     Stream,
     Discard,
-    /// Say nothing: the body is to be discarded.
+    /// Makes no decision, so the decoder discards the body.
     Silent,
 }
 
-/// Everything that came out of a connection. Pieces of one body are concatenated, so that it does
-/// not depend on where the bytes were cut.
+/// All events of a connection. Pieces of one body are concatenated, so that splits make no
+/// difference.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Decoded {
     pub(crate) events: Vec<Event>,
-    /// The error that ended it: malformed bytes, or the connection's end in the middle of
-    /// something.
+    /// The error that ended the connection: malformed bytes, or EOF inside a frame.
     pub(crate) error: Option<ProtocolError>,
 }
 
@@ -30,11 +28,11 @@ pub(crate) struct Decoded {
 pub(crate) fn decode<'a>(
     limits: &FrameLimits,
     pieces: impl IntoIterator<Item = &'a [u8]>,
-    mut plan: impl FnMut(&Message<()>, u64) -> Plan,
+    mut plan: impl FnMut(&Message<()>, u64) -> BodyHandling,
 ) -> Decoded {
     let mut decoder = FrameDecoder::new(limits.clone());
     let mut events = Vec::new();
-    // The streamed body that is arriving: how much is missing, and what has come.
+    // The streamed body in progress: missing bytes, and received ones.
     let mut body: Option<(u64, BytesMut)> = None;
     for mut input in pieces {
         loop {
@@ -66,38 +64,38 @@ pub(crate) fn decode<'a>(
                     if let Event::BodyStart { message, length } = &other {
                         assert!(*length > 0, "an announced body has at least one byte");
                         match plan(message, *length) {
-                            Plan::Expected => decoder.collect_body(true),
-                            Plan::Unexpected => decoder.collect_body(false),
-                            Plan::Stream => {
+                            BodyHandling::Expected => decoder.collect_body(true),
+                            BodyHandling::Unexpected => decoder.collect_body(false),
+                            BodyHandling::Stream => {
                                 decoder.stream_body();
                                 body = Some((*length, BytesMut::new()));
                             }
-                            Plan::Discard => decoder.discard_body(),
-                            Plan::Silent => {}
+                            BodyHandling::Discard => decoder.discard_body(),
+                            BodyHandling::Silent => {}
                         }
                     }
                     events.push(other);
                 }
             }
         }
-        assert!(input.is_empty(), "None means that all of the input was taken in");
+        assert!(input.is_empty(), "`None` means that all input was consumed");
     }
     events.extend(body.map(|(_, bytes)| Event::BodyPiece(bytes.freeze())));
     Decoded { events, error: decoder.finish().err() }
 }
 
-/// Bodies within frames are gathered, those behind frames streamed.
-pub(crate) fn usual(message: &Message<()>, _: u64) -> Plan {
+/// Collects bodies in frames, and streams those after frames.
+pub(crate) fn collect_or_stream(message: &Message<()>, _: u64) -> BodyHandling {
     match message {
-        Message::StreamResponse { .. } | Message::UploadStream { .. } => Plan::Stream,
-        _ => Plan::Unexpected,
+        Message::StreamResponse { .. } | Message::UploadStream { .. } => BodyHandling::Stream,
+        _ => BodyHandling::Unexpected,
     }
 }
 
-/// All messages of well-formed bytes that arrive at once.
+/// Returns all messages of well-formed bytes that arrive at once.
 #[allow(dead_code, reason = "not every test binary uses it")]
 pub(crate) fn messages(bytes: &[u8]) -> Vec<Message<Bytes>> {
-    let decoded = decode(&FrameLimits::default(), [bytes], usual);
+    let decoded = decode(&FrameLimits::default(), [bytes], collect_or_stream);
     assert_eq!(decoded.error, None);
     let message = |event| if let Event::Message(message) = event { Some(message) } else { None };
     decoded.events.into_iter().filter_map(message).collect()

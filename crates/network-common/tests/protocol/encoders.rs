@@ -1,4 +1,4 @@
-//! EncodersSuite: the Java-compatible primitives of wire 3.
+//! The Java-compatible field formats: Spark's `EncodersSuite` (ENC rows).
 
 use bytes::BufMut as _;
 use network_common::protocol::{
@@ -11,42 +11,43 @@ use super::samples::hex;
 
 fn encoded(bitmap: &RoaringBitmap) -> Vec<u8> {
     let mut out = Vec::new();
-    put_bitmap(bitmap, &mut out).expect("a vector has room");
+    put_bitmap(bitmap, &mut out).expect("a vector grows");
     out
 }
 
 #[test]
-fn enc_01_roaring_bitmap_encode_decode() {
+fn enc_01_bitmap_is_unchanged_by_encoding_and_decoding() {
     let bitmap = RoaringBitmap::from_iter([1, 2, 3]);
     let mut bytes = encoded(&bitmap);
     bytes.push(0xee);
     let mut reader = FieldReader::new(&bytes);
     assert_eq!(reader.bitmap().expect("a bitmap"), bitmap);
-    assert_eq!(reader.remaining(), 1, "the reader advances by exactly the bitmap");
+    assert_eq!(reader.remaining(), 1, "the reader must advance by the bitmap only");
 }
 
 #[test]
-fn enc_02_roaring_bitmap_encode_fails_when_the_buffer_is_small() {
+fn enc_02_bitmap_encoding_fails_if_buffer_is_small() {
     let mut small = [0xaa; 4];
     let mut target = &mut small[..];
-    let error = put_bitmap(&RoaringBitmap::from_iter([1, 2, 3]), &mut target).expect_err("no room");
+    let error = put_bitmap(&RoaringBitmap::from_iter([1, 2, 3]), &mut target)
+        .expect_err("the buffer is too small");
     assert!(matches!(error, ProtocolError::Overflow { available: 4, .. }), "{error}");
     assert_eq!(target.remaining_mut(), 4);
-    assert_eq!(small, [0xaa; 4], "nothing is written");
+    assert_eq!(small, [0xaa; 4], "nothing may be written");
 }
 
 #[test]
-fn enc_02_bitmap_arrays_fail_when_the_buffer_is_small() {
+fn enc_02_bitmap_array_encoding_fails_if_buffer_is_small() {
     let mut small = [0; 6];
-    let error =
-        put_bitmap_array(&[RoaringBitmap::new()], &mut &mut small[..]).expect_err("no room");
+    let error = put_bitmap_array(&[RoaringBitmap::new()], &mut &mut small[..])
+        .expect_err("the buffer is too small");
     assert!(matches!(error, ProtocolError::Overflow { .. }), "{error}");
-    let error = put_bitmap_array(&[], &mut &mut small[..3]).expect_err("no room for the count");
+    let error = put_bitmap_array(&[], &mut &mut small[..3]).expect_err("the count does not fit");
     assert!(matches!(error, ProtocolError::Overflow { needed: 4, available: 3, .. }), "{error}");
 }
 
 #[test]
-fn enc_03_bitmap_arrays_encode_decode() {
+fn enc_03_bitmap_arrays_are_unchanged_by_encoding_and_decoding() {
     let bitmaps = [
         RoaringBitmap::new(),
         RoaringBitmap::from_iter([1, 2, 3]),
@@ -55,7 +56,7 @@ fn enc_03_bitmap_arrays_encode_decode() {
         RoaringBitmap::from_iter((0..200_000).step_by(3)),
     ];
     let mut bytes = Vec::new();
-    put_bitmap_array(&bitmaps, &mut bytes).expect("a vector has room");
+    put_bitmap_array(&bitmaps, &mut bytes).expect("a vector grows");
     assert_eq!(bytes[..4], [0, 0, 0, 5]);
     let mut reader = FieldReader::new(&bytes);
     assert_eq!(reader.bitmap_array().expect("five bitmaps"), bitmaps);
@@ -66,10 +67,10 @@ fn enc_03_bitmap_arrays_encode_decode() {
     );
 }
 
-/// RoaringBitmap's portable format: one container, key 0; a run is written as a run (wire 3:
-/// run-optimised first).
+/// RoaringBitmap's portable format: one container with key 0. Runs are stored as runs, because
+/// Spark calls `runOptimize` first.
 #[test]
-fn enc_03_bitmaps_are_in_the_portable_format() {
+fn enc_03_bitmaps_use_portable_format() {
     let run = RoaringBitmap::from_iter(1..100);
     let bytes = hex("3b30 0000 01 0000 6200 0100 0100 6200");
     assert_eq!(encoded(&run), bytes);
@@ -84,8 +85,8 @@ fn enc_03_bitmaps_are_in_the_portable_format() {
 }
 
 #[test]
-fn enc_03_a_bitmap_array_that_announces_too_many_is_refused() {
-    // 2 bitmaps need at least 16 bytes; 2^28 of them pass no check.
+fn enc_03_bitmap_array_with_too_large_count_is_rejected() {
+    // Two bitmaps need at least 16 bytes; 2^28 bitmaps exceed every input.
     for (count, bytes) in [(2, 15), (1 << 28, 100), (i32::MAX, 0), (-1, 100)] {
         let mut announced = Vec::new();
         announced.put_i32(count);
@@ -99,7 +100,7 @@ fn enc_03_a_bitmap_array_that_announces_too_many_is_refused() {
 }
 
 #[test]
-fn enc_03_other_bytes_are_no_bitmap() {
+fn enc_03_invalid_bytes_are_no_bitmap() {
     for bytes in
         [&b""[..], b"\x3a\x30", b"abcdefgh", b"\x3a\x30\0\0\xff\xff\xff\xff", b"\x3b\x30\xff\xff"]
     {
@@ -109,7 +110,7 @@ fn enc_03_other_bytes_are_no_bitmap() {
 }
 
 #[test]
-fn enc_04_byte_arrays_encode_decode() {
+fn enc_04_byte_arrays_are_unchanged_by_encoding_and_decoding() {
     let mut bytes = Vec::new();
     put_byte_array(b"abcde", &mut bytes);
     put_byte_array(b"", &mut bytes);
@@ -120,9 +121,9 @@ fn enc_04_byte_arrays_encode_decode() {
     assert_eq!(reader.remaining(), 0);
 }
 
-/// Wire 3: a string is its length in *bytes* and UTF-8; invalid UTF-8 is replaced, not rejected.
+/// A string is its length in bytes and UTF-8. Invalid UTF-8 is replaced, not rejected.
 #[test]
-fn enc_04_strings_encode_decode() {
+fn enc_04_strings_are_unchanged_by_encoding_and_decoding() {
     let mut bytes = Vec::new();
     put_string("für 🦀", &mut bytes);
     assert_eq!(bytes[..4], [0, 0, 0, 9]);
@@ -132,7 +133,7 @@ fn enc_04_strings_encode_decode() {
 }
 
 #[test]
-fn enc_05_byte_arrays_fail_when_the_length_is_negative() {
+fn enc_05_negative_length_of_byte_array_is_rejected() {
     for length in [-1, i32::MIN] {
         let mut bytes = length.to_be_bytes().to_vec();
         bytes.extend_from_slice(&[0; 100]);
@@ -142,9 +143,9 @@ fn enc_05_byte_arrays_fail_when_the_length_is_negative() {
     }
 }
 
-/// That nothing is allocated is asserted in `tests/memory.rs`.
+/// `tests/memory.rs` checks that nothing is allocated.
 #[test]
-fn enc_06_byte_arrays_fail_when_the_length_exceeds_what_is_left() {
+fn enc_06_length_of_byte_array_over_remaining_bytes_is_rejected() {
     for length in [6, 1000, i32::MAX] {
         let mut bytes = length.to_be_bytes().to_vec();
         bytes.extend_from_slice(b"abcde");
@@ -163,7 +164,7 @@ fn wire_3_integers_are_big_endian_and_checked() {
     let truncated = |needed| ProtocolError::Truncated { field: "more", needed, available: 1 };
     assert_eq!(reader.int("more"), Err(truncated(4)));
     assert_eq!(reader.long("more"), Err(truncated(8)));
-    assert_eq!(reader.byte("last"), Ok(1), "a failed read takes nothing");
+    assert_eq!(reader.byte("last"), Ok(1), "a failed read must consume nothing");
     assert_eq!(
         reader.byte("none"),
         Err(ProtocolError::Truncated { field: "none", needed: 1, available: 0 })

@@ -1,5 +1,5 @@
-//! TransportFrameDecoderSuite, on this decoder's model: events are pulled, and bodies are gathered,
-//! streamed or skipped.
+//! The frame decoder, whose bodies are collected, streamed or discarded: Spark's
+//! `TransportFrameDecoderSuite` (FRAME rows).
 
 use std::time::Instant;
 
@@ -12,10 +12,10 @@ fn one_way(length: usize, fill: u8) -> Message<Bytes> {
     Message::OneWayMessage { body: vec![fill; length].into() }
 }
 
-/// 100 frames of random size, fed in random slices.
+/// Decodes 100 frames of various sizes from slices of various sizes.
 #[test]
-fn frame_01_frame_decoding() {
-    // A fixed sequence is as good as a random one here; tests/properties.rs has the random ones.
+fn frame_01_frames_are_decoded_from_slices_of_any_size() {
+    // A fixed pseudo-random sequence; tests/properties.rs uses random ones.
     let mut state = 1_u64;
     let mut random = |range: std::ops::Range<u64>| {
         state =
@@ -47,10 +47,10 @@ fn frame_01_frame_decoding() {
     }
 }
 
-/// 3 frames of 300 MiB in pieces of 32 KiB. Spark varies its consolidation threshold; our
-/// counterpart is the plan.
+/// Three frames of 300 MiB in pieces of 32 KiB. Spark varies its consolidation threshold; this test
+/// varies the body mode.
 #[test]
-fn frame_02_consolidation_perf() {
+fn frame_02_large_bodies_are_decoded_in_every_mode() {
     const BODY: usize = 300 << 20;
     let mut head = Vec::new();
     Message::ChunkFetchSuccess { stream_id: 1, chunk_index: 1, body: () }
@@ -93,17 +93,17 @@ fn frame_02_consolidation_perf() {
                     }
                 }
             }
-            assert_eq!(decoder.finish(), Ok(()), "nothing is left of the frame");
+            assert_eq!(decoder.finish(), Ok(()), "the last frame must be complete");
         }
         assert_eq!((frames, bytes), (3, 3 * BODY), "{plan:?}");
         println!("{plan:?}: {:?}", start.elapsed());
     }
 }
 
-/// The interceptor that wants 3 reads is a streamed body that arrives in 3; then a frame of 8 bytes
-/// is framed normally.
+/// Spark's interceptor that takes 3 reads is a streamed body here. The frame after it is decoded
+/// normally.
 #[test]
-fn frame_03_interception() {
+fn frame_03_streamed_body_is_followed_by_frame() {
     let mut bytes = Message::<Bytes>::StreamResponse { stream_id: "s".into(), byte_count: 300 }
         .encode()
         .expect("fits");
@@ -133,10 +133,9 @@ fn frame_03_interception() {
     assert_eq!(decoder.finish(), Ok(()));
 }
 
-/// Wire 5: the interceptor takes at most its count from a read; the rest of the same read is framed
-/// [run].
+/// A streamed body ends at its announced length, even if the next frame is in the same read.
 #[test]
-fn frame_03_body_and_following_frame_in_one_read() {
+fn frame_03_body_and_next_frame_in_one_read_are_separated() {
     let upload = Message::UploadStream { request_id: 1, meta: Bytes::from("m"), byte_count: 5 };
     let mut bytes = Vec::new();
     upload.encode_header(0, &mut bytes);
@@ -160,9 +159,9 @@ fn frame_03_body_and_following_frame_in_one_read() {
     }
 }
 
-/// Every second frame is kept while later ones arrive, also those that live in recycled buffers.
+/// Keeps every second frame while later ones arrive, also those in recycled buffers.
 #[test]
-fn frame_04_retained_frames() {
+fn frame_04_retained_frames_are_unchanged() {
     for length in [10, 5_000, 100_000, 300_000] {
         let mut decoder = FrameDecoder::default();
         let mut kept = Vec::new();
@@ -188,9 +187,9 @@ fn frame_04_retained_frames() {
     }
 }
 
-/// "Kept" pieces of streamed bodies too.
+/// The same for pieces of streamed bodies.
 #[test]
-fn frame_04_retained_pieces() {
+fn frame_04_retained_pieces_are_unchanged() {
     let mut decoder = FrameDecoder::default();
     let frame = Message::<Bytes>::StreamResponse { stream_id: "s".into(), byte_count: 100 * 1000 }
         .encode()
@@ -208,26 +207,29 @@ fn frame_04_retained_pieces() {
 }
 
 #[test]
-fn frame_05_split_length_field() {
+fn frame_05_split_length_field_is_decoded() {
     let message = Message::RpcRequest { request_id: 1, body: Bytes::from("abc") };
     let frame = message.encode().expect("fits");
     for split in 0..=7 {
         let mut decoder = FrameDecoder::default();
         let (mut first, mut second) = frame.split_at(split);
-        assert_eq!(decoder.next_event(&mut first), Ok(None), "{split} bytes are no frame");
+        assert_eq!(
+            decoder.next_event(&mut first),
+            Ok(None),
+            "{split} bytes must not decode to a frame"
+        );
         assert!(first.is_empty());
         assert_eq!(
             decoder.finish().is_ok(),
             split == 0,
-            "an end within the length field is noticed"
+            "EOF inside the length field must be an error"
         );
         assert_eq!(decoder.next_event(&mut second), Ok(Some(Event::Message(message.clone()))));
         assert_eq!(decoder.next_event(&mut second), Ok(None));
     }
 }
 
-/// The error for a frame of this length, of type OneWayMessage; the same when it comes byte by
-/// byte.
+/// Returns the error for a one-way message of this frame length, decoded at once and byte by byte.
 pub(crate) fn length_error(length: i64) -> Option<ProtocolError> {
     let mut bytes = length.to_be_bytes().to_vec();
     bytes.extend_from_slice(&[9, 0, 0, 0, 0]);
@@ -244,37 +246,37 @@ pub(crate) fn length_error(length: i64) -> Option<ProtocolError> {
 }
 
 #[test]
-fn frame_06_negative_frame_size() {
+fn frame_06_negative_frame_length_is_rejected() {
     for length in [-1, -2, i64::from(i32::MIN), i64::MIN + 9] {
-        let error = length_error(length).expect("refused");
+        let error = length_error(length).expect("error");
         assert_eq!(
             error.to_string(),
             format!("Frame length should be positive: {}", length.wrapping_sub(8))
         );
     }
-    // length - 8 would wrap to a positive number.
+    // `length - 8` would wrap to a positive number.
     assert!(matches!(length_error(i64::MIN), Some(ProtocolError::FrameNotPositive(_))));
 }
 
 #[test]
-fn frame_07_empty_frame() {
+fn frame_07_empty_frame_is_rejected() {
     assert_eq!(length_error(8), Some(ProtocolError::FrameNotPositive(0)));
-    assert_eq!(length_error(8).expect("refused").to_string(), "Frame length should be positive: 0");
+    assert_eq!(length_error(8).expect("error").to_string(), "Frame length should be positive: 0");
 }
 
 #[test]
-fn frame_08_large_frame() {
+fn frame_08_too_large_frame_is_rejected() {
     assert_eq!(length_error(0x8000_0007), Some(ProtocolError::FrameTooLarge(0x7fff_ffff)));
     assert_eq!(
-        length_error(0x8000_0007).expect("refused").to_string(),
+        length_error(0x8000_0007).expect("error").to_string(),
         "Too large frame: 2147483647"
     );
     assert_eq!(length_error(i64::MAX), Some(ProtocolError::FrameTooLarge(i64::MAX - 8)));
 }
 
-/// Wire 6: the largest length that is accepted is 0x80000006 [run].
+/// 0x80000006 is the largest accepted length, as in Spark.
 #[test]
-fn frame_08_the_largest_frame_is_accepted() {
+fn frame_08_largest_frame_is_accepted() {
     for kind in [0x01, 0x03, 0x04, 0x0c] {
         let mut head = 0x8000_0006_u64.to_be_bytes().to_vec();
         head.push(kind);
@@ -287,17 +289,17 @@ fn frame_08_the_largest_frame_is_accepted() {
     assert_eq!(length_error(0x8000_0006), None);
 }
 
-/// ... and also the largest that is sent.
+/// The largest frame that is accepted is also the largest that is encoded.
 #[test]
-fn frame_08_no_larger_frame_is_encoded() {
-    // Never touched, so never backed by memory.
+fn frame_08_larger_frame_is_not_encoded() {
+    // Untouched zero pages, which take no memory.
     let body = Bytes::from(vec![0; 0x7fff_fffe - 13 + 1]);
     let message = Message::ChunkFetchSuccess { stream_id: 1, chunk_index: 2, body };
     assert_eq!(message.encode(), Err(ProtocolError::FrameTooLarge(0x7fff_ffff)));
 }
 
 #[test]
-fn frame_08_requests_over_the_own_limit_are_refused_before_they_arrive() {
+fn frame_08_request_over_configured_limit_is_rejected_by_its_header() {
     let mut limits = FrameLimits::default();
     limits.max_request = 100;
     limits.max_request_setting = "spark.test.limit".into();
@@ -307,20 +309,20 @@ fn frame_08_requests_over_the_own_limit_are_refused_before_they_arrive() {
         decode(&limits, [&head[..9]], usual).error
     };
     let request = Message::RpcRequest { request_id: 1, body: () };
-    let refused = decoded(&request, 101 - 13).expect("one byte too long");
+    let error = decoded(&request, 101 - 13).expect("one byte too long");
     assert_eq!(
-        refused,
+        error,
         ProtocolError::RequestTooLarge {
             size: 101,
             limit: 100,
             setting: "spark.test.limit".into()
         }
     );
-    assert!(refused.to_string().contains("spark.test.limit"), "{refused}");
+    assert!(error.to_string().contains("spark.test.limit"), "{error}");
     assert!(matches!(decoded(&request, 100 - 13), Some(ProtocolError::UnexpectedEnd { .. })));
     let answer = Message::RpcResponse { request_id: 1, body: () };
     assert!(
         matches!(decoded(&answer, 1000), Some(ProtocolError::UnexpectedEnd { .. })),
-        "answers are not limited"
+        "the limit must not apply to responses"
     );
 }

@@ -1,4 +1,4 @@
-//! The wire format from the outside, against `spark/wire.md` and Spark's own suites (rows PROTO,
+//! The codec for the wire format, against bytes of Spark and the rows of Spark's own suites (PROTO,
 //! FRAME, ENC, MBM).
 
 mod decoding;

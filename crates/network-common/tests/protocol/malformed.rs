@@ -1,5 +1,5 @@
-//! The table of malformed input of wire 6, row by row. Unsolicited answers belong to the
-//! connection's suites.
+//! Malformed frames, one test for each kind of error. Unsolicited responses are tested in
+//! `hostile_server.rs`.
 
 use bytes::{BufMut as _, Bytes};
 use network_common::protocol::{
@@ -9,16 +9,17 @@ use network_common::protocol::{
 use super::decoding::{decode, usual};
 use super::frames::length_error;
 
-/// A frame with a right length field around `payload`.
+/// Returns a frame with a correct length field around `payload`.
 fn frame(payload: &[u8]) -> Vec<u8> {
     let mut bytes = (8 + payload.len() as u64).to_be_bytes().to_vec();
     bytes.extend_from_slice(payload);
     bytes
 }
 
+/// Returns the error for these bytes, after checking that no event precedes it.
 fn error(bytes: &[u8]) -> ProtocolError {
     let decoded = decode(&FrameLimits::default(), [bytes], usual);
-    assert_eq!(decoded.events, [], "nothing is handed up");
+    assert_eq!(decoded.events, [], "no event may precede the error");
     let error = decoded.error.expect("malformed");
     let in_steps = decode(&FrameLimits::default(), bytes.chunks(1), usual);
     assert_eq!((in_steps.events, in_steps.error.as_ref()), (vec![], Some(&error)));
@@ -26,21 +27,21 @@ fn error(bytes: &[u8]) -> ProtocolError {
 }
 
 #[test]
-fn wire_6_lengths_without_room_for_a_type() {
+fn wire_6_length_below_type_byte_is_rejected() {
     for length in (-20..=6).chain([8]) {
-        let error = length_error(length).expect("refused");
+        let error = length_error(length).expect("an error");
         assert_eq!(error.to_string(), format!("Frame length should be positive: {}", length - 8));
     }
 }
 
-/// A quirk of Spark's, where -1 also means "no length yet"; here an error like its neighbours.
+/// Spark reads 7 as -1, which it also uses for "no length yet"; here it is an error.
 #[test]
-fn wire_6_length_7_is_an_error() {
+fn wire_6_length_7_is_rejected() {
     assert_eq!(length_error(7), Some(ProtocolError::FrameNotPositive(-1)));
 }
 
 #[test]
-fn wire_6_unknown_types() {
+fn wire_6_unknown_type_is_rejected() {
     for kind in (13..=127).chain(0x80..=0xfe) {
         let error = error(&frame(&[kind; 40]));
         assert_eq!(error.to_string(), format!("Unknown message type: {}", kind as i8));
@@ -48,11 +49,11 @@ fn wire_6_unknown_types() {
     assert_eq!(
         error(&frame(&[0xff; 40])),
         ProtocolError::UnknownType(-1),
-        "User is never on the wire"
+        "type `User` must be rejected"
     );
 }
 
-/// The smallest frame of every type, with the length of its header.
+/// The smallest message of every type.
 fn shortest() -> Vec<Message<Bytes>> {
     let (text, body) = (String::new(), Bytes::new());
     vec![
@@ -79,7 +80,7 @@ fn shortest() -> Vec<Message<Bytes>> {
 }
 
 #[test]
-fn wire_6_frames_shorter_than_their_header() {
+fn wire_6_frame_shorter_than_header_is_rejected() {
     for message in shortest() {
         let whole = message.encode().expect("fits");
         // From the type byte alone to one byte less than the header.
@@ -94,7 +95,7 @@ fn wire_6_frames_shorter_than_their_header() {
 }
 
 #[test]
-fn wire_6_bad_string_lengths_inside_a_header() {
+fn wire_6_invalid_string_length_in_header_is_rejected() {
     let heads: [&[u8]; 7] = [&[2; 13], &[5; 9], &[6], &[7], &[8], &[0x0a; 9], &[0x0b; 9]];
     for head in heads {
         for length in [-1, i32::MIN, 31, i32::MAX] {
@@ -111,9 +112,9 @@ fn wire_6_bad_string_lengths_inside_a_header() {
     assert!(matches!(error, ProtocolError::BadLength { length: 2, available: 1, .. }), "{error}");
 }
 
-/// Only types without a body ignore what is left over; to the others it *is* the body.
+/// Types without a body ignore trailing bytes; for the others these bytes are the body.
 #[test]
-fn wire_6_trailing_bytes_in_a_bodyless_frame_are_ignored() {
+fn wire_6_trailing_bytes_of_frame_without_body_are_ignored() {
     for message in shortest() {
         let mut payload = message.encode().expect("fits")[8..].to_vec();
         payload.extend_from_slice(b"left over");
@@ -143,7 +144,7 @@ fn wire_6_trailing_bytes_in_a_bodyless_frame_are_ignored() {
     }
 }
 
-/// Left-over bytes may be many: a frame is as long as its length field says.
+/// A frame is as long as its length field says, so there may be many trailing bytes.
 #[test]
 fn wire_6_many_trailing_bytes_are_ignored() {
     let mut payload = Message::<Bytes>::ChunkFetchRequest { stream_id: 1, chunk_index: 2 }
@@ -157,9 +158,9 @@ fn wire_6_many_trailing_bytes_are_ignored() {
     assert_eq!((decoded.events, decoded.error), (vec![expected], None));
 }
 
-/// Wire 2: the body is the rest of the frame, whatever the body's own length field says [run].
+/// The body is the rest of the frame; the body length field is ignored, as in Spark.
 #[test]
-fn wire_2_the_inner_body_length_is_not_trusted() {
+fn wire_2_body_length_field_is_ignored() {
     for inner in [0, 1, 0x7fff_ffff, -1] {
         let mut payload = vec![3];
         payload.put_i64(5);
@@ -172,7 +173,7 @@ fn wire_2_the_inner_body_length_is_not_trusted() {
 }
 
 #[test]
-fn wire_6_other_protocols_are_named() {
+fn wire_6_other_protocols_are_named_in_error() {
     let cases: [(&[u8], &str); 8] = [
         (b"GET /metrics HTTP/1.1\r\n", "HTTP"),
         (b"POST / HTTP/1.1\r\n", "HTTP"),
@@ -190,9 +191,9 @@ fn wire_6_other_protocols_are_named() {
     }
 }
 
-/// After a first frame such bytes are only a wrong length.
+/// After a first frame the same bytes are reported as an invalid length.
 #[test]
-fn wire_6_other_protocols_are_named_only_at_the_start() {
+fn wire_6_other_protocols_are_named_only_at_start() {
     let mut bytes =
         Message::<Bytes>::StreamRequest { stream_id: "d".into() }.encode().expect("fits");
     bytes.extend_from_slice(b"GET / HTTP/1.1\r\n");
@@ -201,9 +202,9 @@ fn wire_6_other_protocols_are_named_only_at_the_start() {
     assert!(matches!(decoded.error, Some(ProtocolError::FrameTooLarge(_))));
 }
 
-/// On close partial data is dropped; the decoder can say that there was some.
+/// The decoder reports EOF inside a frame; the partial data is dropped.
 #[test]
-fn wire_6_an_end_in_the_middle_is_noticed() {
+fn wire_6_end_inside_frame_is_reported() {
     let mut bytes =
         Message::<Bytes>::UploadStream { request_id: 1, meta: Bytes::from("m"), byte_count: 5 }
             .encode()

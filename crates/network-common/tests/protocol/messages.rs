@@ -1,4 +1,5 @@
-//! ProtocolSuite and MergedBlockMetaSuccessSuite: every message survives the way over the wire.
+//! Messages are unchanged by encoding and decoding: Spark's `ProtocolSuite` and
+//! `MergedBlockMetaSuccessSuite`.
 
 use std::io::Write as _;
 
@@ -11,8 +12,8 @@ use roaring::RoaringBitmap;
 
 use super::decoding::messages;
 
-/// Exactly one message comes out, equal to the one that went in.
-fn round_trip(message: Message<Bytes>) {
+/// Checks that the encoded message decodes to exactly the same message.
+fn check_round_trip(message: Message<Bytes>) {
     let frame = message.encode().expect("fits");
     assert_eq!(u64::from_be_bytes(frame[..8].try_into().expect("8 bytes")), frame.len() as u64);
     assert_eq!(messages(&frame), [message]);
@@ -23,14 +24,14 @@ fn body(length: usize) -> Bytes {
 }
 
 #[test]
-fn proto_01_requests() {
-    round_trip(Message::ChunkFetchRequest { stream_id: 1, chunk_index: 2 });
-    round_trip(Message::RpcRequest { request_id: 12345, body: body(0) });
-    round_trip(Message::RpcRequest { request_id: 12345, body: body(10) });
-    round_trip(Message::StreamRequest { stream_id: "abcde".into() });
-    round_trip(Message::OneWayMessage { body: body(10) });
-    round_trip(Message::UploadStream { request_id: 3, meta: body(5), byte_count: 0 });
-    round_trip(Message::MergedBlockMetaRequest(MergedBlockMetaRequest {
+fn proto_01_requests_are_unchanged_by_encoding_and_decoding() {
+    check_round_trip(Message::ChunkFetchRequest { stream_id: 1, chunk_index: 2 });
+    check_round_trip(Message::RpcRequest { request_id: 12345, body: body(0) });
+    check_round_trip(Message::RpcRequest { request_id: 12345, body: body(10) });
+    check_round_trip(Message::StreamRequest { stream_id: "abcde".into() });
+    check_round_trip(Message::OneWayMessage { body: body(10) });
+    check_round_trip(Message::UploadStream { request_id: 3, meta: body(5), byte_count: 0 });
+    check_round_trip(Message::MergedBlockMetaRequest(MergedBlockMetaRequest {
         request_id: 4,
         app_id: "application_1".into(),
         shuffle_id: 0,
@@ -40,26 +41,30 @@ fn proto_01_requests() {
 }
 
 #[test]
-fn proto_02_responses() {
-    round_trip(Message::ChunkFetchSuccess { stream_id: 1, chunk_index: 2, body: body(10) });
-    round_trip(Message::ChunkFetchSuccess { stream_id: 1, chunk_index: 2, body: body(0) });
-    round_trip(Message::ChunkFetchFailure {
+fn proto_02_responses_are_unchanged_by_encoding_and_decoding() {
+    check_round_trip(Message::ChunkFetchSuccess { stream_id: 1, chunk_index: 2, body: body(10) });
+    check_round_trip(Message::ChunkFetchSuccess { stream_id: 1, chunk_index: 2, body: body(0) });
+    check_round_trip(Message::ChunkFetchFailure {
         stream_id: 1,
         chunk_index: 2,
         error: "this is an error".into(),
     });
-    round_trip(Message::ChunkFetchFailure { stream_id: 1, chunk_index: 2, error: String::new() });
-    round_trip(Message::RpcResponse { request_id: 12345, body: body(0) });
-    round_trip(Message::RpcResponse { request_id: 12345, body: body(100) });
-    round_trip(Message::RpcFailure { request_id: 0, error: "this is an error".into() });
-    round_trip(Message::RpcFailure { request_id: 0, error: String::new() });
-    round_trip(Message::StreamFailure {
+    check_round_trip(Message::ChunkFetchFailure {
+        stream_id: 1,
+        chunk_index: 2,
+        error: String::new(),
+    });
+    check_round_trip(Message::RpcResponse { request_id: 12345, body: body(0) });
+    check_round_trip(Message::RpcResponse { request_id: 12345, body: body(100) });
+    check_round_trip(Message::RpcFailure { request_id: 0, error: "this is an error".into() });
+    check_round_trip(Message::RpcFailure { request_id: 0, error: String::new() });
+    check_round_trip(Message::StreamFailure {
         stream_id: "anId".into(),
         error: "this is an error".into(),
     });
 }
 
-/// The frame of a StreamResponse has no body; what it announces comes behind it.
+/// The frame of a StreamResponse has no body; its byte count announces bytes after the frame.
 #[test]
 fn proto_02_stream_response_announces_its_body() {
     let message = Message::<Bytes>::StreamResponse { stream_id: "anId".into(), byte_count: 12345 };
@@ -72,30 +77,33 @@ fn proto_02_stream_response_announces_its_body() {
     assert!(input.is_empty());
 }
 
-/// Wire 2: bodies in frames may have any size up to the limit, whether they come in one piece or
-/// not.
+/// Bodies in frames of many sizes, below and above the size that is decoded in one piece.
 #[test]
-fn proto_02_bodies_of_every_magnitude() {
+fn proto_02_bodies_of_many_sizes_are_unchanged() {
     for length in (0..20).flat_map(|power| [(1 << power) - 1, 1 << power]).chain(4070..4110) {
-        round_trip(Message::RpcRequest { request_id: 1, body: body(length) });
-        round_trip(Message::ChunkFetchSuccess { stream_id: 1, chunk_index: 2, body: body(length) });
-        round_trip(Message::OneWayMessage { body: body(length) });
+        check_round_trip(Message::RpcRequest { request_id: 1, body: body(length) });
+        check_round_trip(Message::ChunkFetchSuccess {
+            stream_id: 1,
+            chunk_index: 2,
+            body: body(length),
+        });
+        check_round_trip(Message::OneWayMessage { body: body(length) });
     }
 }
 
-/// Wire 4: one id in 2^62 is negative; receivers accept any and echo it unchanged.
+/// Spark's ids are rarely negative, but receivers accept any id and echo it unchanged.
 #[test]
-fn wire_4_ids_are_any_64_bits() {
+fn wire_4_ids_of_64_bits_are_unchanged() {
     for id in [i64::MIN, -1, 0, 1, i64::MAX] {
-        round_trip(Message::RpcRequest { request_id: id, body: Bytes::new() });
-        round_trip(Message::RpcResponse { request_id: id, body: Bytes::new() });
-        round_trip(Message::ChunkFetchRequest { stream_id: id, chunk_index: i32::MIN });
+        check_round_trip(Message::RpcRequest { request_id: id, body: Bytes::new() });
+        check_round_trip(Message::RpcResponse { request_id: id, body: Bytes::new() });
+        check_round_trip(Message::ChunkFetchRequest { stream_id: id, chunk_index: i32::MIN });
     }
 }
 
-/// Wire 5: a count of 0 or less means that no body follows.
+/// A byte count of 0 or less means that no body follows.
 #[test]
-fn wire_5_a_count_of_zero_or_less_announces_no_body() {
+fn wire_5_byte_count_of_zero_or_less_announces_no_body() {
     for byte_count in [0, -1, i64::MIN] {
         let response = Message::StreamResponse { stream_id: "s".into(), byte_count };
         let upload = Message::UploadStream { request_id: 1, meta: Bytes::new(), byte_count };
@@ -109,24 +117,24 @@ fn wire_5_a_count_of_zero_or_less_announces_no_body() {
 }
 
 #[test]
-fn wire_3_messages_know_whether_they_ask() {
-    let asks = |frame: &[u8]| messages(frame)[0].is_request();
-    let head = |kind: u8| {
+fn wire_3_requests_are_distinguished_from_responses() {
+    let is_request = |frame: &[u8]| messages(frame)[0].is_request();
+    let frame_of_type = |kind: u8| {
         let mut frame = vec![0, 0, 0, 0, 0, 0, 0, 49, kind];
         frame.resize(49, 0);
         frame
     };
-    let kinds: Vec<u8> = (0..13).filter(|kind| asks(&head(*kind))).collect();
+    let kinds: Vec<u8> = (0..13).filter(|kind| is_request(&frame_of_type(*kind))).collect();
     assert_eq!(kinds, [0x00, 0x03, 0x06, 0x09, 0x0a, 0x0b]);
 }
 
 #[tokio::test]
-async fn mbm_01_merged_blocks_meta_encode_decode() {
+async fn mbm_01_merged_block_meta_is_unchanged_by_encoding_and_decoding() {
     let chunks: [RoaringBitmap; 2] =
         [RoaringBitmap::from_iter([1, 2, 5]), RoaringBitmap::from_iter([3, 4, 7])];
     let mut encoded = Vec::new();
     for bitmap in &chunks {
-        put_bitmap(bitmap, &mut encoded).expect("a vector has room");
+        put_bitmap(bitmap, &mut encoded).expect("a vector grows");
     }
     let mut file = tempfile::NamedTempFile::new().expect("temporary file");
     file.write_all(&encoded).expect("written");

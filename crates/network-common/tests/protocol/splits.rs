@@ -1,5 +1,5 @@
-//! One stream of all 13 message types, cut everywhere: what comes out never depends on where the
-//! bytes were cut.
+//! All 13 message types on one connection, split at every byte: the decoded events never depend on
+//! the splits.
 
 use bytes::Bytes;
 use network_common::protocol::{Event, FrameLimits, MergedBlockMetaRequest, Message};
@@ -13,8 +13,7 @@ fn body(length: usize, seed: usize) -> Bytes {
     (0..length).map(|index| ((index + seed) * 31 % 251) as u8).collect()
 }
 
-/// The bytes of a connection and the events that they mean, with large bodies gathered or streamed
-/// as usual.
+/// Returns the bytes of a connection and their events; large bodies are collected or streamed.
 fn connection() -> (Vec<u8>, Vec<Event>) {
     let text = || String::from("a text with ünïcode");
     let mut messages = vec![
@@ -48,7 +47,7 @@ fn connection() -> (Vec<u8>, Vec<Event>) {
             },
         ]);
     }
-    // Otherwise equal neighbours would hide a mix-up.
+    // Rotated, because equal neighbours would hide a mix-up.
     messages.rotate_left(3);
 
     let (mut bytes, mut events) = (Vec::new(), Vec::new());
@@ -103,21 +102,21 @@ fn start(message: &Message<Bytes>, length: usize) -> Event {
 }
 
 #[test]
-fn frame_01_all_types_at_once() {
+fn frame_01_all_types_are_decoded_at_once() {
     let (bytes, events) = connection();
     let decoded = decode(&FrameLimits::default(), [&bytes[..]], usual);
     assert_eq!(decoded, Decoded { events, error: None });
 }
 
 #[test]
-fn frame_05_all_types_byte_by_byte() {
+fn frame_05_all_types_are_decoded_byte_by_byte() {
     let (bytes, events) = connection();
     let decoded = decode(&FrameLimits::default(), bytes.chunks(1), usual);
     assert_eq!(decoded, Decoded { events, error: None });
 }
 
 #[test]
-fn frame_05_all_types_cut_at_every_byte() {
+fn frame_05_all_types_are_decoded_when_split_at_any_byte() {
     let (bytes, events) = connection();
     let expected = Decoded { events, error: None };
     for cut in 0..=bytes.len() {
@@ -127,16 +126,16 @@ fn frame_05_all_types_cut_at_every_byte() {
     }
 }
 
-/// Whatever becomes of a body, the frames behind it are the same.
+/// The frames after a body are the same for every body mode.
 #[test]
-fn frame_05_every_plan_leaves_the_frames_behind_a_body_intact() {
+fn frame_05_frames_after_body_are_decoded_in_every_mode() {
     let (bytes, _) = connection();
     for plan in [Plan::Stream, Plan::Discard, Plan::Silent] {
         let whole = decode(&FrameLimits::default(), [&bytes[..]], |_, _| plan);
         assert_eq!(whole.error, None);
         let starts =
             whole.events.iter().filter(|event| matches!(event, Event::BodyStart { .. })).count();
-        assert_eq!(starts, 7, "5 large bodies in frames, 2 behind frames");
+        assert_eq!(starts, 7, "5 large bodies in frames and 2 after frames");
         let messages =
             whole.events.iter().filter(|event| matches!(event, Event::Message(_))).count();
         assert_eq!(messages, 25 - 7);

@@ -1,7 +1,7 @@
-//! What the suites share: patterns, files, a handler made of closures, and two ends of a
-//! connection.
+//! Support for the tests: data patterns, temporary files, a handler made of closures, and a server
+//! with one connected client.
 
-// Every suite is a crate of its own and uses a part of this.
+// Every test file is a crate of its own and uses a part of this.
 #![allow(dead_code, unreachable_pub)]
 
 mod mode;
@@ -22,10 +22,10 @@ use tempfile::NamedTempFile;
 
 pub use self::mode::*;
 
-/// Longer than anything here takes, short enough to see what hangs.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+/// The timeout of every wait: longer than any test needs.
+pub const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// `length` bytes that differ between seeds and at every place.
+/// Returns `length` pseudo-random bytes that depend on the seed.
 pub fn pattern(length: usize, seed: u64) -> Bytes {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let next = || {
@@ -37,7 +37,7 @@ pub fn pattern(length: usize, seed: u64) -> Bytes {
     std::iter::repeat_with(next).take(length).collect::<Vec<u8>>().into()
 }
 
-/// A file with this content.
+/// Returns a temporary file with this content.
 pub fn file_of(content: &[u8]) -> NamedTempFile {
     let mut file = NamedTempFile::new().unwrap();
     file.write_all(content).unwrap();
@@ -45,19 +45,19 @@ pub fn file_of(content: &[u8]) -> NamedTempFile {
     file
 }
 
-/// The result of `future`, which must not take for ever.
+/// Returns the output of `future`, or panics with the caller's position after [`TIMEOUT`].
 #[track_caller]
 pub fn within<F: Future>(future: F) -> impl Future<Output = F::Output> {
     let caller = std::panic::Location::caller();
     async move {
-        match tokio::time::timeout(PATIENCE, future).await {
+        match tokio::time::timeout(TIMEOUT, future).await {
             Ok(output) => output,
-            Err(_) => panic!("{caller}: still waiting after {PATIENCE:?}"),
+            Err(_) => panic!("{caller}: not complete within {TIMEOUT:?}"),
         }
     }
 }
 
-/// Waits for something that nothing announces, such as a gauge.
+/// Polls until `condition` holds, for values without a notification such as gauges.
 #[track_caller]
 pub fn until(condition: impl Fn() -> bool) -> impl Future<Output = ()> {
     within(async move {
@@ -82,7 +82,7 @@ type OnMeta =
     dyn Fn(&TransportClient, MergedBlockMetaRequest, MergedBlockMetaCallback) + Send + Sync;
 type OnEvent = dyn Fn(&TransportClient) + Send + Sync;
 
-/// A handler made of closures; RPCs are echoed unless said otherwise.
+/// A handler made of closures. Echoes RPCs unless `on_rpc` is set.
 #[derive(Default)]
 pub struct Handler {
     rpc: Option<Box<OnRpc>>,
@@ -129,7 +129,7 @@ impl Handler {
         self
     }
 
-    /// Chunks that are at hand.
+    /// Sets a function that returns chunks at once.
     pub fn on_chunk(
         self,
         f: impl Fn(i64, i32) -> Result<ManagedBuffer, BoxError> + Send + Sync + 'static,
@@ -180,7 +180,7 @@ impl Handler {
         self
     }
 
-    /// Chunks and streams come from there instead.
+    /// Uses this stream manager for chunks and streams instead.
     pub fn with_manager(mut self, manager: Arc<dyn StreamManager>) -> Self {
         self.manager = Some(manager);
         self
@@ -209,7 +209,7 @@ impl RpcHandler for Handler {
     ) -> BoxFuture<'static, Result<Bytes, BoxError>> {
         match &self.upload {
             Some(upload) => upload(client, meta, data),
-            None => Box::pin(async { Err("no uploads here".into()) }),
+            None => Box::pin(async { Err("this handler takes no uploads".into()) }),
         }
     }
 
@@ -225,7 +225,7 @@ impl RpcHandler for Handler {
     ) {
         match &self.meta {
             Some(meta) => meta(client, request, callback),
-            None => callback.fail("no merged blocks here"),
+            None => callback.fail("this handler has no merged blocks"),
         }
     }
 
@@ -251,7 +251,7 @@ impl StreamManager for Handler {
     ) -> BoxFuture<'a, Result<ManagedBuffer, BoxError>> {
         match &self.chunk {
             Some(chunk) => chunk(client, stream_id, chunk_index),
-            None => Box::pin(async { Err("no chunks here".into()) }),
+            None => Box::pin(async { Err("this handler has no chunks".into()) }),
         }
     }
 
@@ -262,7 +262,7 @@ impl StreamManager for Handler {
     ) -> BoxFuture<'a, Result<Option<ManagedBuffer>, BoxError>> {
         match &self.stream {
             Some(stream) => stream(client, stream_id),
-            None => Box::pin(async { Err("no streams here".into()) }),
+            None => Box::pin(async { Err("this handler has no streams".into()) }),
         }
     }
 
@@ -273,7 +273,7 @@ impl StreamManager for Handler {
     }
 }
 
-/// A server, a factory of its own context, and one pooled connection between them.
+/// A server, and a client that is connected to it through the factory of a second context.
 pub struct Pair {
     pub context: TransportContext,
     pub server: TransportServer,
@@ -283,13 +283,13 @@ pub struct Pair {
 }
 
 impl Pair {
-    /// All that both sides ever failed of, by kind: empty when nothing went wrong.
+    /// Checks that neither side has counted a failure.
     pub fn assert_no_failures(&self) {
         assert_eq!(self.context.metrics().server().snapshot().failures, []);
         assert_eq!(self.client_context.metrics().client().snapshot().failures, []);
     }
 
-    /// The connection still does what it did at first (the handler echoes).
+    /// Checks that the connection still works; the handler must echo RPCs.
     pub async fn assert_alive(&self) {
         assert_eq!(within(self.client.send_rpc("still there?")).await.unwrap(), "still there?");
         assert!(self.client.is_active());
@@ -297,7 +297,7 @@ impl Pair {
     }
 }
 
-/// Default settings on both sides; the client's side serves nothing.
+/// Connects with default settings; the client's handler serves nothing.
 pub async fn pair(handler: Handler) -> Pair {
     pair_with(handler, &[], &[]).await
 }
@@ -322,7 +322,7 @@ pub async fn serve(context: &TransportContext) -> TransportServer {
     context.create_server("127.0.0.1:0").await.unwrap()
 }
 
-/// The error's text and that of its causes.
+/// Returns the texts of the error and all its sources.
 pub fn full_text(error: &TransportError) -> String {
     let mut text = error.to_string();
     let mut source = std::error::Error::source(error);

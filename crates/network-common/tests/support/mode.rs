@@ -1,11 +1,10 @@
-//! The way in which the connections of a suite are secured: `NETWORK_COMMON_TEST_MODE` names it
-//! (CONTRIBUTING.md).
+//! The security mode of all test connections, from `NETWORK_COMMON_TEST_MODE` (CONTRIBUTING.md).
 
 use std::sync::OnceLock;
 
 use network_common::{RpcHandler, TransportConf, TransportContext};
 
-/// The module of every suite: keys are `spark.shuffle.io.*`.
+/// The module of all tests: keys are `spark.shuffle.io.*`.
 pub const MODULE: &str = "shuffle";
 
 type Settings = Vec<(&'static str, String)>;
@@ -14,8 +13,8 @@ fn name() -> String {
     std::env::var("NETWORK_COMMON_TEST_MODE").unwrap_or_else(|_| "plain".to_owned())
 }
 
-/// Whether bytes are on the wire as they are: the kernel sends files, and peers may be played by
-/// hand.
+/// Whether bytes are unencrypted on the wire. Only then does the kernel send files, and can tests
+/// use raw peers.
 pub fn is_plain() -> bool {
     name() == "plain"
 }
@@ -46,7 +45,7 @@ fn settings() -> &'static Settings {
     })
 }
 
-/// A certificate that vouches for itself.
+/// Returns settings with a self-signed certificate.
 fn tls() -> Settings {
     let key = rcgen::KeyPair::generate().unwrap();
     let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
@@ -63,13 +62,13 @@ fn tls() -> Settings {
     ]
 }
 
-/// These settings, on top of those of the mode.
+/// Returns a configuration of the mode's settings with `given` on top.
 pub fn conf(given: &[(&str, &str)]) -> TransportConf {
     let mode = settings().iter().map(|(key, value)| (*key, &value[..]));
     TransportConf::from_settings(MODULE, mode.chain(given.iter().copied())).unwrap()
 }
 
-/// A context that is secured as the mode says, with a conf of [`conf`].
+/// Returns a context that is secured according to the mode, for a configuration of [`conf`].
 pub fn context(conf: TransportConf, handler: impl RpcHandler) -> TransportContext {
     let context = TransportContext::new(conf, handler);
     match &name()[..] {

@@ -1,6 +1,6 @@
-//! Everything that connections do, over TLS: ChunkFetchIntegrationSuite and
-//! TransportClientFactorySuite in their TLS forms, the encoder's suites, and authentication above
-//! it.
+//! Everything that connections do, over TLS: the TLS variants of Spark's
+//! `ChunkFetchIntegrationSuite` and `TransportClientFactorySuite`, its encoder suites, and filters
+//! above TLS.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -19,17 +19,17 @@ use crate::support::*;
 
 const SIZE: usize = 100_000;
 
-/// Chunk 0 from memory, 1 from a file (offset 10, length size - 25), everything else fails.
+/// Serves chunk 0 from memory and chunk 1 from a file (offset 10, length `SIZE - 25`); others fail.
 struct Chunks {
     pair: Pair,
     memory: Bytes,
     of_file: Bytes,
     _file: NamedTempFile,
-    _world: World,
+    _world: Fixture,
 }
 
 async fn chunks() -> Chunks {
-    let world = World::new();
+    let fixture = Fixture::new();
     let (memory, content) = (pattern(SIZE, 1), pattern(SIZE, 2));
     let file = file_of(&content);
     let (path, served) = (file.path().to_owned(), memory.clone());
@@ -38,34 +38,34 @@ async fn chunks() -> Chunks {
         1 => Ok(ManagedBuffer::file(&path, 10..(SIZE - 15) as u64)),
         _ => Err(format!("Invalid chunk index: {index}").into()),
     });
-    let pair = world.pair(handler).await;
-    Chunks { pair, memory, of_file: content.slice(10..SIZE - 15), _file: file, _world: world }
+    let pair = fixture.pair(handler).await;
+    Chunks { pair, memory, of_file: content.slice(10..SIZE - 15), _file: file, _world: fixture }
 }
 
 #[tokio::test]
-async fn cfi_06_fetch_buffer_chunk() {
+async fn cfi_06_buffer_chunk_is_fetched() {
     let chunks = chunks().await;
     assert_eq!(within(chunks.pair.client.fetch_chunk(1, 0)).await.unwrap(), chunks.memory);
 }
 
 #[tokio::test]
-async fn cfi_07_fetch_file_chunk() {
+async fn cfi_07_file_chunk_is_fetched() {
     let chunks = chunks().await;
     assert_eq!(within(chunks.pair.client.fetch_chunk(1, 1)).await.unwrap(), chunks.of_file);
     let metrics = chunks.pair.context.metrics().server().snapshot();
-    assert_eq!(metrics.sendfile_bytes, 0, "the kernel would send it as it is");
+    assert_eq!(metrics.sendfile_bytes, 0, "`sendfile` would send the file unencrypted");
 }
 
 #[tokio::test]
-async fn cfi_08_fetch_non_existent_chunk() {
+async fn cfi_08_unknown_chunk_fails() {
     let chunks = chunks().await;
     let error = within(chunks.pair.client.fetch_chunk(1, 12345)).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ChunkFetchFailure);
-    assert_says(&error, &["12345"]);
+    assert_contains(&error, &["12345"]);
 }
 
 #[tokio::test]
-async fn cfi_09_fetch_both_chunks() {
+async fn cfi_09_buffer_and_file_chunk_are_fetched_concurrently() {
     let chunks = chunks().await;
     let client = &chunks.pair.client;
     let (first, second) =
@@ -74,7 +74,7 @@ async fn cfi_09_fetch_both_chunks() {
 }
 
 #[tokio::test]
-async fn cfi_10_fetch_chunk_and_non_existent() {
+async fn cfi_10_unknown_chunk_does_not_affect_others() {
     let chunks = chunks().await;
     let client = &chunks.pair.client;
     let (good, bad) =
@@ -86,14 +86,14 @@ async fn cfi_10_fetch_chunk_and_non_existent() {
     chunks.pair.assert_no_failures();
 }
 
-/// How many different clients `count` gets of a pool of `connections` come to.
+/// Requests `count` clients from a pool of `connections`. Returns the number of different clients.
 async fn distinct_clients(connections: usize, count: usize, at_once: bool) -> usize {
-    let mut world = World::new();
-    world.client =
-        world.client.and("spark.shuffle.io.numConnectionsPerPeer", &connections.to_string());
-    let context = world.server.context(Handler::new());
+    let mut fixture = Fixture::new();
+    fixture.client =
+        fixture.client.and("spark.shuffle.io.numConnectionsPerPeer", &connections.to_string());
+    let context = fixture.server.context(Handler::new());
     let server = serve(&context).await;
-    let factory = world.client.client_context().create_client_factory();
+    let factory = fixture.client.client_context().create_client_factory();
     let address = server.local_addr();
     let clients = if at_once {
         within(futures::future::try_join_all((0..count).map(|_| factory.create_client(address))))
@@ -111,7 +111,7 @@ async fn distinct_clients(connections: usize, count: usize, at_once: bool) -> us
 }
 
 #[tokio::test]
-async fn tcf_10_reuse_clients_up_to_config_variable() {
+async fn tcf_10_pool_reuses_clients_up_to_configured_number() {
     for connections in 1..=4 {
         let distinct = distinct_clients(connections, connections * 10, false).await;
         assert!((1..=connections).contains(&distinct), "{distinct} of {connections}");
@@ -119,7 +119,7 @@ async fn tcf_10_reuse_clients_up_to_config_variable() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn tcf_11_reuse_clients_up_to_config_variable_concurrent() {
+async fn tcf_11_pool_reuses_clients_up_to_number_for_concurrent_callers() {
     for connections in 1..=4 {
         let distinct = distinct_clients(connections, connections * 10, true).await;
         assert!((1..=connections).contains(&distinct), "{distinct} of {connections}");
@@ -127,9 +127,9 @@ async fn tcf_11_reuse_clients_up_to_config_variable_concurrent() {
 }
 
 #[tokio::test]
-async fn tcf_12_return_different_clients_for_different_servers() {
-    let world = World::new();
-    let pair = world.pair(Handler::new()).await;
+async fn tcf_12_different_servers_get_different_clients() {
+    let fixture = Fixture::new();
+    let pair = fixture.pair(Handler::new()).await;
     let other = serve(&pair.context).await;
     let second = within(pair.factory.create_client(other.local_addr())).await.unwrap();
     assert!(pair.client.is_active() && second.is_active());
@@ -137,8 +137,8 @@ async fn tcf_12_return_different_clients_for_different_servers() {
 }
 
 #[tokio::test]
-async fn tcf_13_never_return_inactive_clients() {
-    let pair = World::new().pair(Handler::new()).await;
+async fn tcf_13_inactive_client_is_never_returned() {
+    let pair = Fixture::new().pair(Handler::new()).await;
     pair.client.close();
     let second = within(pair.factory.create_client(pair.server.local_addr())).await.unwrap();
     assert_ne!(pair.client.id(), second.id());
@@ -146,37 +146,37 @@ async fn tcf_13_never_return_inactive_clients() {
 }
 
 #[tokio::test]
-async fn tcf_14_close_block_clients_with_factory() {
-    let pair = World::new().pair(Handler::new()).await;
+async fn tcf_14_closing_factory_closes_pooled_clients() {
+    let pair = Fixture::new().pair(Handler::new()).await;
     pair.factory.close();
     within(pair.client.closed()).await;
     assert!(!pair.client.is_active());
 }
 
 #[tokio::test]
-async fn tcf_15_close_idle_connection_for_request_time_out() {
-    let mut world = World::new();
-    world.client = world.client.and("spark.shuffle.io.connectionTimeout", "1s");
-    let context = world.server.context(Handler::new());
+async fn tcf_15_idle_connection_is_closed_after_timeout() {
+    let mut fixture = Fixture::new();
+    fixture.client = fixture.client.and("spark.shuffle.io.connectionTimeout", "1s");
+    let context = fixture.server.context(Handler::new());
     let server = serve(&context).await;
     let factory =
-        world.client.client_context().close_idle_connections(true).create_client_factory();
+        fixture.client.client_context().close_idle_connections(true).create_client_factory();
     let client = within(factory.create_client(server.local_addr())).await.unwrap();
     assert_eq!(within(client.closed()).await.kind(), ErrorKind::Closed);
     assert!(!client.is_active());
 }
 
 #[tokio::test]
-async fn tcf_16_close_factory_before_create_client() {
-    let pair = World::new().pair(Handler::new()).await;
+async fn tcf_16_closed_factory_creates_no_client() {
+    let pair = Fixture::new().pair(Handler::new()).await;
     pair.factory.close();
     let error = within(pair.factory.create_client(pair.server.local_addr())).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Closed);
 }
 
 #[tokio::test]
-async fn tcf_17_fast_fail_connection_in_time_window() {
-    let pair = World::new().pair(Handler::new()).await;
+async fn tcf_17_connecting_fails_fast_within_time_window() {
+    let pair = Fixture::new().pair(Handler::new()).await;
     let address = pair.server.local_addr();
     pair.server.close(Duration::ZERO).await;
     within(pair.client.closed()).await;
@@ -184,21 +184,21 @@ async fn tcf_17_fast_fail_connection_in_time_window() {
     assert_eq!(first.kind(), ErrorKind::Connect);
     let second = within(pair.factory.create_client_fast_fail(address)).await.unwrap_err();
     assert_eq!(second.kind(), ErrorKind::FastFail);
-    assert_says(&second, &["fail this connection directly"]);
+    assert_contains(&second, &["fail this connection directly"]);
 }
 
 #[tokio::test]
-async fn tcf_18_unlimited_connection_and_creation_timeouts() {
-    let mut world = World::new();
+async fn tcf_18_unlimited_timeouts_are_respected() {
+    let mut fixture = Fixture::new();
     for key in ["spark.shuffle.io.connectionTimeout", "spark.shuffle.io.connectionCreationTimeout"]
     {
-        world.client = world.client.and(key, "-1");
+        fixture.client = fixture.client.and(key, "-1");
     }
-    let context = world.server.context(Handler::new());
+    let context = fixture.server.context(Handler::new());
     let server = serve(&context).await;
     let address = server.local_addr();
     let factory =
-        world.client.client_context().close_idle_connections(true).create_client_factory();
+        fixture.client.client_context().close_idle_connections(true).create_client_factory();
     let client = within(factory.create_client(address)).await.unwrap();
     tokio::time::timeout(Duration::from_secs(2), client.closed()).await.unwrap_err();
     assert!(client.is_active());
@@ -211,12 +211,12 @@ async fn tcf_18_unlimited_connection_and_creation_timeouts() {
 
 const LARGE: usize = 5 << 20;
 
-/// Two ends that speak this version of TLS, and the content that the server has in memory and in a
-/// file.
-async fn versioned(protocol: &str) -> (Pair, Bytes, NamedTempFile) {
-    let mut world = World::new();
-    world.server = world.server.with("protocol", protocol);
-    world.client = world.client.with("protocol", protocol);
+/// Connects with this version of TLS. Returns also the content that the server has in memory and in
+/// a file.
+async fn connect_with_version(protocol: &str) -> (Pair, Bytes, NamedTempFile) {
+    let mut fixture = Fixture::new();
+    fixture.server = fixture.server.with("protocol", protocol);
+    fixture.client = fixture.client.with("protocol", protocol);
     let content = pattern(LARGE, 3);
     let file = file_of(&content);
     let (path, path2, memory) = (file.path().to_owned(), file.path().to_owned(), content.clone());
@@ -231,16 +231,16 @@ async fn versioned(protocol: &str) -> (Pair, Bytes, NamedTempFile) {
         })
         .on_stream(move |_| Ok(Some(ManagedBuffer::file(&path2, 0..LARGE as u64))))
         .on_upload(|_, data| async move { Ok(data.collect().await?) });
-    (world.pair(handler).await, content, file)
+    (fixture.pair(handler).await, content, file)
 }
 
 const VERSIONS: [&str; 3] = ["TLSv1.3", "TLSv1.2", "TLS"];
 
-/// Of every size, from memory and from files.
+/// Bodies of many sizes, from memory and from files.
 #[tokio::test(flavor = "multi_thread")]
-async fn emh_01_bodies_pass_whole() {
+async fn emh_01_bodies_arrive_complete() {
     for protocol in VERSIONS {
-        let (pair, content, _file) = versioned(protocol).await;
+        let (pair, content, _file) = connect_with_version(protocol).await;
         let client = &pair.client;
         for length in [0, 1, 128, 129, 16_383, 16_384, 16_385, 1 << 20, (1 << 20) + 1, LARGE] {
             assert_eq!(
@@ -255,18 +255,18 @@ async fn emh_01_bodies_pass_whole() {
     }
 }
 
-/// What is sent piece by piece, alone and among others.
+/// Bodies that are sent in pieces, alone and concurrently.
 #[tokio::test(flavor = "multi_thread")]
-async fn emh_02_streams_pass_whole() {
+async fn emh_02_streams_arrive_complete() {
     for protocol in VERSIONS {
-        let (pair, content, file) = versioned(protocol).await;
+        let (pair, content, file) = connect_with_version(protocol).await;
         let client = &pair.client;
         let body = within(client.stream("s")).await.unwrap();
         assert!(within(body.collect()).await.unwrap() == content);
         let file = ManagedBuffer::file(file.path(), 0..LARGE as u64);
         let (small, chunk, from_file, from_memory, stream) = within(async {
             tokio::join!(
-                client.send_rpc("among others"),
+                client.send_rpc("concurrent"),
                 client.fetch_chunk(1, LARGE as i32),
                 client.upload_stream("u", file),
                 client.upload_stream("u", content.clone()),
@@ -274,7 +274,7 @@ async fn emh_02_streams_pass_whole() {
             )
         })
         .await;
-        assert_eq!(small.unwrap(), "among others");
+        assert_eq!(small.unwrap(), "concurrent");
         for body in [chunk, from_file, from_memory, stream] {
             assert!(body.unwrap() == content);
         }
@@ -283,11 +283,11 @@ async fn emh_02_streams_pass_whole() {
     }
 }
 
-/// A body's owner hears when it has been sent, and that once.
+/// The release hook of an upload runs once, after the upload was sent.
 #[tokio::test]
-async fn sslenc_01_bodies_of_requests_are_released_after_sending() {
+async fn sslenc_01_upload_bodies_are_released_after_sending() {
     let handler = Handler::new().on_upload(|_, data| async move { Ok(data.collect().await?) });
-    let pair = World::new().pair(handler).await;
+    let pair = Fixture::new().pair(handler).await;
     let (released, mut releases) = tokio::sync::mpsc::unbounded_channel();
     for index in 0..3 {
         let released = released.clone();
@@ -300,16 +300,16 @@ async fn sslenc_01_bodies_of_requests_are_released_after_sending() {
     assert!(releases.is_empty());
 }
 
-/// The same at the server.
+/// The same for chunks at the server.
 #[tokio::test]
-async fn emh_03_bodies_of_answers_are_released_after_sending() {
+async fn emh_03_chunk_bodies_are_released_after_sending() {
     let (released, mut releases) = tokio::sync::mpsc::unbounded_channel();
     let handler = Handler::new().on_chunk(move |_, index| {
         let released = released.clone();
         Ok(ManagedBuffer::from(pattern(200_000, 4))
             .on_release(move || released.send(index).unwrap()))
     });
-    let pair = World::new().pair(handler).await;
+    let pair = Fixture::new().pair(handler).await;
     for index in 0..3 {
         within(pair.client.fetch_chunk(1, index)).await.unwrap();
         assert_eq!(within(releases.recv()).await, Some(index));
@@ -318,7 +318,7 @@ async fn emh_03_bodies_of_answers_are_released_after_sending() {
     assert!(releases.is_empty());
 }
 
-/// A cipher of sorts that an authentication installs: its key moves with every byte.
+/// A stream cipher for tests, as an authentication would install; its key changes with every byte.
 struct Rolling(u8);
 
 impl ByteFilter for Rolling {
@@ -331,6 +331,7 @@ impl ByteFilter for Rolling {
     }
 }
 
+/// A bootstrap that installs filters after a handshake of one RPC.
 struct Authentication;
 
 impl TransportClientBootstrap for Authentication {
@@ -364,12 +365,12 @@ impl TransportServerBootstrap for Authentication {
 }
 
 #[tokio::test]
-async fn filters_of_an_authentication_stack_on_tls() {
-    let world = World::new();
-    let context = world.server.context(Handler::new());
+async fn filters_of_bootstrap_work_above_tls() {
+    let fixture = Fixture::new();
+    let context = fixture.server.context(Handler::new());
     let server =
         context.create_server_with("127.0.0.1:0", vec![Arc::new(Authentication)]).await.unwrap();
-    let client_context = world.client.client_context();
+    let client_context = fixture.client.client_context();
     let factory = client_context.create_client_factory_with(vec![Arc::new(Authentication)]);
     let client = within(factory.create_client(server.local_addr())).await.unwrap();
     for length in [10, 100_000, 3_000_000] {

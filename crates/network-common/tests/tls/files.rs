@@ -1,5 +1,5 @@
-//! SSLFactorySuite, and ReloadingX509TrustManagerSuite's rows about the first load: files as
-//! `keytool` and `openssl` make them, and what is said of those that cannot be used.
+//! Key and trust store files as `keytool` and `openssl` write them, and the errors for unusable
+//! ones: Spark's `SSLFactorySuite` and the first loads of `ReloadingX509TrustManagerSuite`.
 
 use std::sync::LazyLock;
 
@@ -8,12 +8,12 @@ use proptest::prelude::*;
 
 use crate::fixture::*;
 
-/// They take long to make.
+/// The files are shared because creating them is slow.
 static TOOLS: LazyLock<Files> = LazyLock::new(tools);
 
-/// Files of the JDK's and OpenSSL's tools: `store.jks`, `store.p12` (both with an RSA key, and the
-/// passwords `store-pass` and, in the JKS file, `key-pass`), `trust.jks`, `trust.p12` and
-/// `root.pem` with who has issued it.
+/// Creates files with the JDK's `keytool`: `store.jks` and `store.p12` with an RSA key (passwords
+/// `store-pass` and, for the JKS key, `key-pass`), and their issuer in `trust.jks`, `trust.p12` and
+/// `root.pem`.
 fn tools() -> Files {
     let files = Files::kept();
     let directory = files.path("");
@@ -52,18 +52,18 @@ fn trust(files: &Files, name: &str) -> Settings {
 }
 
 #[tokio::test]
-async fn sslf_01_key_stores_with_passwords() {
+async fn sslf_01_key_stores_with_passwords_are_loaded() {
     let files = &*TOOLS;
     let right = store(files, "store.jks").with("keyPassword", "key-pass");
     for key in [&right, &store(files, "store.p12")] {
         for name in ["trust.jks", "trust.p12", "root.pem"] {
-            let error = outcome(key, &trust(files, name), "127.0.0.1").await;
+            let error = connect_error(key, &trust(files, name), "127.0.0.1").await;
             assert!(error.is_none(), "{name}: {error:?}");
         }
     }
-    // The certificates beside a key are trusted as in Java: the key's own, and entries of their
-    // own.
-    let error = outcome(
+    // As in Java, the certificates in a key store are trusted too: those of the key, and separate
+    // entries.
+    let error = connect_error(
         &right,
         &trust(files, "store.jks").with("trustStorePassword", "store-pass"),
         "localhost",
@@ -72,10 +72,9 @@ async fn sslf_01_key_stores_with_passwords() {
     assert!(error.is_none(), "{error:?}");
 }
 
-/// Where no password of the key is set, it is the store's; keys and stores of PKCS#12 always share
-/// theirs.
+/// Without a key password, the store's password is used; in PKCS#12 both are always the same.
 #[tokio::test]
-async fn sslf_03_key_store_password() {
+async fn sslf_03_key_store_password_is_used_for_key() {
     let files = Files::new();
     let directory = files.path("");
     run(
@@ -84,18 +83,18 @@ async fn sslf_03_key_store_password() {
     );
     let one = store(&files, "one.jks");
     let pinned = trust(&files, "one.jks").with("trustStorePassword", "store-pass");
-    let error = outcome(&one, &pinned, "localhost").await;
+    let error = connect_error(&one, &pinned, "localhost").await;
     assert!(error.is_none(), "{error:?}");
 }
 
 #[test]
-fn sslf_04_key_and_keystore_passwords_are_distinct() {
+fn sslf_04_key_and_store_passwords_are_distinct() {
     let files = &*TOOLS;
     let jks = store(files, "store.jks");
     for wrong in [jks.clone(), jks.with("keyPassword", "wrong")] {
-        let error = wrong.refused();
+        let error = wrong.config_error();
         assert_eq!(error.kind(), ErrorKind::Config);
-        assert_says(
+        assert_contains(
             &error,
             &["spark.ssl.rpc.keyStore", "store.jks", "'node'", "spark.ssl.rpc.keyPassword"],
         );
@@ -103,28 +102,28 @@ fn sslf_04_key_and_keystore_passwords_are_distinct() {
 }
 
 #[test]
-fn passwords_of_stores_must_be_right() {
+fn wrong_store_passwords_are_rejected() {
     let files = &*TOOLS;
     for name in ["store.jks", "store.p12"] {
-        let error = store(files, name).with("keyStorePassword", "wrong-pass").refused();
-        assert_says(&error, &["spark.ssl.rpc.keyStore", name, "password"]);
+        let error = store(files, name).with("keyStorePassword", "wrong-pass").config_error();
+        assert_contains(&error, &["spark.ssl.rpc.keyStore", name, "password"]);
     }
     for name in ["trust.jks", "trust.p12"] {
-        let error = trust(files, name).with("trustStorePassword", "wrong-pass").refused();
-        assert_says(&error, &["spark.ssl.rpc.trustStore", name, "password"]);
+        let error = trust(files, name).with("trustStorePassword", "wrong-pass").config_error();
+        assert_contains(&error, &["spark.ssl.rpc.trustStore", name, "password"]);
     }
-    // As in Java, a JKS trust store opens without a password, unchecked; one of PKCS#12 is
+    // As in Java, a JKS trust store opens unchecked without a password; a PKCS#12 store is
     // encrypted.
     let without = |name| Settings::on().with("trustStore", &files.named(name));
     without("trust.jks").client_context().check_security().unwrap();
-    without("trust.p12").refused();
-    // There is no key in a trust store, and none is made up.
-    let error = store(files, "trust.jks").with("keyStorePassword", "trust-pass").refused();
-    assert_says(&error, &["no key"]);
+    without("trust.p12").config_error();
+    // A trust store contains no private key.
+    let error = store(files, "trust.jks").with("keyStorePassword", "trust-pass").config_error();
+    assert_contains(&error, &["no key"]);
 }
 
 #[tokio::test]
-async fn stores_of_openssl() {
+async fn openssl_stores_are_loaded() {
     let files = Files::new();
     let directory = files.path("");
     run(
@@ -145,18 +144,19 @@ async fn stores_of_openssl() {
     );
     for name in ["new.p12", "old.p12"] {
         for trusted in ["trust.p12", "c.pem"] {
-            let error = outcome(&store(&files, name), &trust(&files, trusted), "localhost").await;
+            let error =
+                connect_error(&store(&files, name), &trust(&files, trusted), "localhost").await;
             assert!(error.is_none(), "{name} {trusted}: {error:?}");
         }
     }
-    // One PEM file for everything.
+    // One PEM file with certificate and key.
     let both = std::fs::read_to_string(files.path("k.pem")).unwrap()
         + &std::fs::read_to_string(files.path("c.pem")).unwrap();
     let one = Settings::on().with("keyStore", &files.write("both.pem", both));
-    assert!(outcome(&one, &trust(&files, "c.pem"), "localhost").await.is_none());
+    assert!(connect_error(&one, &trust(&files, "c.pem"), "localhost").await.is_none());
 }
 
-/// A certificate in `c.pem` and its key in `k.pem`.
+/// Creates a certificate in `c.pem` and its key in `k.pem`.
 fn pem() -> Files {
     let files = Files::new();
     run(
@@ -171,7 +171,7 @@ fn with_key(files: &Files, key: &str) -> Settings {
 }
 
 #[tokio::test]
-async fn sslf_01_encrypted_keys_in_pem() {
+async fn sslf_01_encrypted_pem_keys_are_loaded() {
     let files = pem();
     let directory = files.path("");
     for (name, cipher) in [
@@ -188,42 +188,45 @@ async fn sslf_01_encrypted_keys_in_pem() {
     let with = |key| with_key(&files, key);
     for key in ["aes.pem", "des.pem", "scrypt.pem"] {
         let right = with(key).with("privateKeyPassword", "k3y");
-        let error = outcome(&right, &right, "localhost").await;
+        let error = connect_error(&right, &right, "localhost").await;
         assert!(error.is_none(), "{key}: {error:?}");
         for wrong in [with(key), with(key).with("privateKeyPassword", "wrong")] {
-            let error = wrong.refused();
+            let error = wrong.config_error();
             assert_eq!(error.kind(), ErrorKind::Config);
-            assert_says(
+            assert_contains(
                 &error,
                 &["spark.ssl.rpc.privateKey", key, "spark.ssl.rpc.privateKeyPassword"],
             );
         }
     }
-    assert_says(
-        &with("old.pem").with("privateKeyPassword", "k3y").refused(),
+    assert_contains(
+        &with("old.pem").with("privateKeyPassword", "k3y").config_error(),
         &["old.pem", "openssl pkcs8 -topk8"],
     );
-    assert_says(&with("c.pem").refused(), &["spark.ssl.rpc.privateKey", "c.pem"]);
+    assert_contains(&with("c.pem").config_error(), &["spark.ssl.rpc.privateKey", "c.pem"]);
     let swapped = Settings::on()
         .with("certChain", &files.named("k.pem"))
         .with("privateKey", &files.named("k.pem"));
-    assert_says(&swapped.refused(), &["spark.ssl.rpc.certChain", "k.pem", "no PEM certificate"]);
+    assert_contains(
+        &swapped.config_error(),
+        &["spark.ssl.rpc.certChain", "k.pem", "no PEM certificate"],
+    );
 }
 
 #[tokio::test]
-async fn sslf_02_plain_keys_in_pem() {
+async fn sslf_02_plain_pem_keys_are_loaded() {
     let files = pem();
     run(&files.path(""), "openssl rsa -in k.pem -traditional -out pkcs1.pem");
     for key in ["k.pem", "pkcs1.pem"] {
         let settings = with_key(&files, key);
-        let error = outcome(&settings, &settings, "localhost").await;
+        let error = connect_error(&settings, &settings, "localhost").await;
         assert!(error.is_none(), "{key}: {error:?}");
     }
 }
 
 #[test]
-fn rtm_01_missing_files_are_named() {
-    let files = World::new().files;
+fn rtm_01_missing_file_is_named_in_error() {
+    let files = Fixture::new().files;
     let missing = files.named("missing");
     for settings in [
         Settings::on().with("trustStore", &missing),
@@ -231,15 +234,15 @@ fn rtm_01_missing_files_are_named() {
         Settings::on().with("certChain", &missing),
         Settings::on().with("certChain", &files.named("cert.pem")).with("privateKey", &missing),
     ] {
-        let error = settings.refused();
+        let error = settings.config_error();
         assert_eq!(error.kind(), ErrorKind::Config);
         let setting = settings.last().0;
-        assert_says(&error, &[&setting, &missing, "No such file"]);
+        assert_contains(&error, &[&setting, &missing, "No such file"]);
     }
 }
 
 #[test]
-fn rtm_02_corrupt_files_are_named() {
+fn rtm_02_corrupt_file_is_named_in_error() {
     let files = Files::new();
     for content in [
         &b"x"[..],
@@ -251,33 +254,36 @@ fn rtm_02_corrupt_files_are_named() {
     ] {
         let path = files.write("corrupt", content);
         for setting in ["trustStore", "keyStore"] {
-            let error = Settings::on().with(setting, &path).refused();
+            let error = Settings::on().with(setting, &path).config_error();
             assert_eq!(error.kind(), ErrorKind::Config);
-            assert_says(&error, &[&format!("spark.ssl.rpc.{setting}"), &path]);
+            assert_contains(&error, &[&format!("spark.ssl.rpc.{setting}"), &path]);
         }
     }
 }
 
-/// Cut anywhere or changed anywhere: never anything but an error, also where no digest tells (no
-/// password).
+/// Truncates or changes files at many offsets. All are rejected; without a password there is no
+/// digest, so only panics are excluded.
 #[test]
-fn damaged_jks_files_are_errors() {
+fn damaged_jks_files_are_rejected() {
     let files = tools();
     let stores = ["store.jks", "trust.jks"].map(|name| std::fs::read(files.path(name)).unwrap());
-    let refused = |content: &[u8], password: Option<&str>| {
+    let config_error = |content: &[u8], password: Option<&str>| {
         let path = files.write("damaged.jks", content);
         let as_trust = Settings::on().with("trustStore", &path);
         let as_key = Settings::on().with("keyStore", &path).with("keyPassword", "key-pass");
         match password {
             Some(password) => {
-                assert_says(
-                    &as_trust.with("trustStorePassword", password).refused(),
+                assert_contains(
+                    &as_trust.with("trustStorePassword", password).config_error(),
                     &["damaged.jks"],
                 );
-                assert_says(&as_key.with("keyStorePassword", password).refused(), &["damaged.jks"]);
+                assert_contains(
+                    &as_key.with("keyStorePassword", password).config_error(),
+                    &["damaged.jks"],
+                );
             }
             None => {
-                // Whatever comes of it, it comes of it without a panic.
+                // Without a digest the file may still load; it must not panic.
                 let _ = (
                     as_trust.client_context().check_security(),
                     as_key.client_context().check_security(),
@@ -287,14 +293,14 @@ fn damaged_jks_files_are_errors() {
     };
     for (content, password) in stores.iter().zip(["store-pass", "trust-pass"]) {
         for end in (0..content.len()).step_by(7) {
-            refused(&content[..end], Some(password));
-            refused(&content[..end], None);
+            config_error(&content[..end], Some(password));
+            config_error(&content[..end], None);
         }
         for position in (0..content.len()).step_by(11) {
             let mut changed = content.clone();
             changed[position] ^= 0x40;
-            refused(&changed, Some(password));
-            refused(&changed, None);
+            config_error(&changed, Some(password));
+            config_error(&changed, None);
         }
     }
 }
@@ -302,15 +308,15 @@ fn damaged_jks_files_are_errors() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(500))]
 
-    /// Lengths and counts that promise more than there is.
+    /// Lengths and counts that exceed the file.
     #[test]
-    fn hostile_jks_files_are_errors(version in 0u32..4, count in any::<u32>(), rest in prop::collection::vec(any::<u8>(), 0..200)) {
+    fn hostile_jks_files_are_rejected(version in 0u32..4, count in any::<u32>(), rest in prop::collection::vec(any::<u8>(), 0..200)) {
         let mut content = vec![0xfe, 0xed, 0xfe, 0xed];
         content.extend(version.to_be_bytes());
         content.extend(count.to_be_bytes());
         content.extend(rest);
         let files = Files::new();
-        let error = Settings::on().with("trustStore", &files.write("hostile.jks", content)).refused();
+        let error = Settings::on().with("trustStore", &files.write("hostile.jks", content)).config_error();
         prop_assert_eq!(error.kind(), ErrorKind::Config);
     }
 }

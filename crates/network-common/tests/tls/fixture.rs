@@ -1,4 +1,4 @@
-//! Certificates, files that hold them, and two ends that use them.
+//! Certificates, files that hold them, and a server and a client that use them.
 
 // As in the other support module.
 #![allow(unreachable_pub)]
@@ -34,7 +34,7 @@ impl Ca {
         Self { issuer: Issuer::new(params, key), certificate }
     }
 
-    /// One that this one has issued.
+    /// Returns an intermediate CA that this CA has issued.
     pub fn intermediate(&self, change: impl FnOnce(&mut CertificateParams)) -> Self {
         let key = KeyPair::generate().unwrap();
         let mut params = ca_params("in between");
@@ -84,7 +84,7 @@ fn params(names: &[&str], common_name: &str) -> CertificateParams {
     params
 }
 
-/// A directory of files, and settings that name them.
+/// A directory of files, and settings with their paths.
 pub struct Files(TempDir);
 
 impl Files {
@@ -92,7 +92,7 @@ impl Files {
         Self(TempDir::new().unwrap())
     }
 
-    /// Which nobody drops, in cargo's own directory.
+    /// Returns a directory in cargo's own, for a static that is never dropped.
     pub fn kept() -> Self {
         Self(TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap())
     }
@@ -110,20 +110,20 @@ impl Files {
         self.path(name).to_str().unwrap().to_owned()
     }
 
-    /// `cert.pem` and `key.pem`.
+    /// Writes `cert.pem` and `key.pem`.
     pub fn identity(&self, pem: &Pem) -> Settings {
         Settings::on()
             .with("certChain", &self.write("cert.pem", &pem.certificate))
             .with("privateKey", &self.write("key.pem", &pem.key))
     }
 
-    /// `trust.pem`.
+    /// Writes `trust.pem`.
     pub fn trust(&self, certificate: &str) -> Settings {
         Settings::on().with("trustStore", &self.write("trust.pem", certificate))
     }
 }
 
-/// Settings of TLS, without their prefix.
+/// TLS settings; names are given without their prefix.
 #[derive(Clone)]
 pub struct Settings(Vec<(String, String)>);
 
@@ -137,7 +137,7 @@ impl Settings {
         self
     }
 
-    /// Of any prefix.
+    /// Adds a setting of any prefix.
     pub fn and(mut self, key: &str, value: &str) -> Self {
         self.0.push((key.to_owned(), value.to_owned()));
         self
@@ -160,21 +160,21 @@ impl Settings {
         TransportContext::new(self.conf(), NoOpRpcHandler::new())
     }
 
-    /// Why these settings cannot be used.
-    pub fn refused(&self) -> TransportError {
+    /// Returns the error of these settings.
+    pub fn config_error(&self) -> TransportError {
         self.client_context().check_security().unwrap_err()
     }
 }
 
-/// A server whose certificate, for 127.0.0.1 and localhost, a CA has issued that the client trusts.
-pub struct World {
+/// A CA, a server with a certificate for 127.0.0.1 and localhost, and a client that trusts the CA.
+pub struct Fixture {
     pub files: Files,
     pub ca: Ca,
     pub server: Settings,
     pub client: Settings,
 }
 
-impl World {
+impl Fixture {
     pub fn new() -> Self {
         let (files, ca) = (Files::new(), Ca::new("good CA"));
         let server = files.identity(&ca.issue(&["127.0.0.1", "localhost"]));
@@ -187,21 +187,25 @@ impl World {
     }
 }
 
-/// What a client that trusts as `client` says gets to hear from a server that is as `server` says;
-/// `None`: they get on.
-pub async fn outcome(server: &Settings, client: &Settings, host: &str) -> Option<TransportError> {
+/// Connects with these settings and sends an RPC. Returns the client's error, or `None` on success.
+pub async fn connect_error(
+    server: &Settings,
+    client: &Settings,
+    host: &str,
+) -> Option<TransportError> {
     let context = server.context(Handler::new());
     let listening = serve(&context).await;
     let factory = client.client_context().create_client_factory();
     let address = (host.to_owned(), listening.local_addr().port());
     match within(factory.create_client(address)).await {
-        // In TLS 1.3 a client hears what the server thinks of its certificate only afterwards.
+        // In TLS 1.3 a client sees the server's verdict on its certificate only after the
+        // handshake.
         Ok(client) => within(client.send_rpc("hello")).await.err(),
         Err(error) => Some(error),
     }
 }
 
-pub fn assert_says(error: &TransportError, parts: &[&str]) {
+pub fn assert_contains(error: &TransportError, parts: &[&str]) {
     let text = error.to_string();
     for part in parts {
         assert!(text.contains(part), "'{text}' should contain '{part}'");

@@ -1,5 +1,5 @@
-//! Peers that do not speak TLS, stop in the middle, or whose bytes somebody changes or cuts off on
-//! the way.
+//! Raw peers that do not speak TLS, stop inside the handshake, or are reached transfer_with_fault a proxy that
+//! changes or cuts the bytes.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -24,48 +24,51 @@ use crate::support::*;
 const HALF_HELLO: [u8; 11] = [0x16, 3, 1, 0, 200, 1, 0, 0, 196, 3, 3];
 
 async fn server(
-    world: &World,
+    fixture: &Fixture,
     handler: Handler,
 ) -> (TransportContext, TransportServer, Arc<SideMetrics>) {
-    let context = world.server.context(handler);
+    let context = fixture.server.context(handler);
     let server = serve(&context).await;
     let metrics = Arc::clone(context.metrics().server());
     (context, server, metrics)
 }
 
-/// Everybody has gone, and this is what went wrong.
+/// Waits until all connections are closed, and checks the failures.
 async fn assert_failures(metrics: &SideMetrics, failures: &[(ErrorKind, u64)]) {
     until(|| metrics.snapshot().connections == 0).await;
     assert_eq!(metrics.snapshot().failures, failures);
 }
 
 #[tokio::test]
-async fn a_plain_client_is_refused_by_a_tls_server() {
-    let world = World::new();
-    let (_context, server, metrics) = server(&world, Handler::new()).await;
+async fn plain_client_is_rejected_by_tls_server() {
+    let fixture = Fixture::new();
+    let (_context, server, metrics) = server(&fixture, Handler::new()).await;
     let plain = TransportContext::new(conf(&[]), Handler::new()).create_client_factory();
     let client = within(plain.create_client(server.local_addr())).await.unwrap();
-    within(client.send_rpc("in the clear")).await.unwrap_err();
+    within(client.send_rpc("unencrypted")).await.unwrap_err();
     assert_failures(&metrics, &[(ErrorKind::Tls, 1)]).await;
     assert_eq!(metrics.snapshot().active_requests, 0);
 }
 
 #[tokio::test]
-async fn a_tls_client_refuses_a_plain_server() {
-    let world = World::new();
+async fn tls_client_rejects_plain_server() {
+    let fixture = Fixture::new();
     let plain = TransportContext::new(conf(&[]), Handler::new());
     let server = serve(&plain).await;
-    let factory = world.client.client_context().create_client_factory();
+    let factory = fixture.client.client_context().create_client_factory();
     let error = within(factory.create_client(server.local_addr())).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Io);
-    assert_says(&error, &["TLS handshake", "does it speak TLS?", &server.local_addr().to_string()]);
+    assert_contains(
+        &error,
+        &["TLS handshake", "does it speak TLS?", &server.local_addr().to_string()],
+    );
     assert_eq!(plain.metrics().server().snapshot().failures, [(ErrorKind::Protocol, 1)]);
 }
 
-/// One that speaks first: with a frame of Spark's.
+/// A peer that sends a frame of Spark's protocol first.
 #[tokio::test]
-async fn plain_bytes_are_told_from_tls() {
-    let world = World::new();
+async fn plain_bytes_from_server_are_reported_as_no_tls() {
+    let fixture = Fixture::new();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
@@ -73,41 +76,41 @@ async fn plain_bytes_are_told_from_tls() {
         peer.write_all(&[0, 0, 0, 0, 0, 0, 0, 9, 9]).await.unwrap();
         peer.read_to_end(&mut Vec::new()).await.unwrap();
     });
-    let factory = world.client.client_context().create_client_factory();
+    let factory = fixture.client.client_context().create_client_factory();
     let error = within(factory.create_client(address)).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Tls);
-    assert_says(&error, &["does not speak TLS", "spark.ssl.rpc.enabled", &address.to_string()]);
+    assert_contains(&error, &["does not speak TLS", "spark.ssl.rpc.enabled", &address.to_string()]);
 }
 
 #[tokio::test]
-async fn silence_in_a_handshake_times_out_and_frees_its_turn() {
-    let mut world = World::new();
-    world.server = world.server.with("handshakeTimeout", "300ms").with("maxHandshakes", "1");
-    let (_context, server, metrics) = server(&world, Handler::new()).await;
+async fn stalled_handshake_times_out_and_releases_its_permit() {
+    let mut fixture = Fixture::new();
+    fixture.server = fixture.server.with("handshakeTimeout", "300ms").with("maxHandshakes", "1");
+    let (_context, server, metrics) = server(&fixture, Handler::new()).await;
     let mut silent = TcpStream::connect(server.local_addr()).await.unwrap();
     let mut halfway = TcpStream::connect(server.local_addr()).await.unwrap();
     halfway.write_all(&HALF_HELLO).await.unwrap();
     until(|| metrics.snapshot().connections == 2).await;
     for peer in [&mut silent, &mut halfway] {
-        // The server hangs up.
+        // The server closes the connection.
         let _ = within(peer.read_to_end(&mut Vec::new())).await;
     }
     assert_failures(&metrics, &[(ErrorKind::ConnectTimeout, 2)]).await;
-    let factory = world.client.client_context().create_client_factory();
+    let factory = fixture.client.client_context().create_client_factory();
     let client = within(factory.create_client(server.local_addr())).await.unwrap();
     assert_eq!(within(client.send_rpc("hello")).await.unwrap(), "hello");
 }
 
-/// The others wait for their turn.
+/// Handshakes over the limit wait for a permit.
 #[tokio::test]
-async fn handshakes_beyond_the_limit_wait() {
-    let mut world = World::new();
-    world.server = world.server.with("maxHandshakes", "1");
-    let (_context, server, metrics) = server(&world, Handler::new()).await;
+async fn handshakes_over_limit_are_queued() {
+    let mut fixture = Fixture::new();
+    fixture.server = fixture.server.with("maxHandshakes", "1");
+    let (_context, server, metrics) = server(&fixture, Handler::new()).await;
     let mut halfway = TcpStream::connect(server.local_addr()).await.unwrap();
     halfway.write_all(&HALF_HELLO).await.unwrap();
     until(|| metrics.snapshot().received_bytes == HALF_HELLO.len() as u64).await;
-    let factory = world.client.client_context().create_client_factory();
+    let factory = fixture.client.client_context().create_client_factory();
     let mut waiting = tokio::spawn({
         let (factory, address) = (factory.clone(), server.local_addr());
         async move { factory.create_client(address).await }
@@ -121,42 +124,46 @@ async fn handshakes_beyond_the_limit_wait() {
 }
 
 #[tokio::test]
-async fn a_silent_server_times_out() {
-    let mut world = World::new();
-    world.client = world.client.with("handshakeTimeout", "200ms");
+async fn silent_server_times_out() {
+    let mut fixture = Fixture::new();
+    fixture.client = fixture.client.with("handshakeTimeout", "200ms");
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let context = world.client.client_context();
+    let context = fixture.client.client_context();
     let error =
         within(context.create_client_factory().create_client(listener.local_addr().unwrap()))
             .await
             .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ConnectTimeout);
     assert!(error.is_timeout() && error.is_retryable());
-    assert_says(&error, &["200ms", "spark.ssl.rpc.handshakeTimeout"]);
+    assert_contains(&error, &["200ms", "spark.ssl.rpc.handshakeTimeout"]);
     assert_eq!(context.metrics().client().snapshot().connections, 0);
 }
 
 #[tokio::test]
-async fn a_server_that_closes_does_not_wait_for_handshakes() {
-    let world = World::new();
-    let (_context, server, metrics) = server(&world, Handler::new()).await;
+async fn closing_server_does_not_wait_for_handshakes() {
+    let fixture = Fixture::new();
+    let (_context, server, metrics) = server(&fixture, Handler::new()).await;
     let _silent = TcpStream::connect(server.local_addr()).await.unwrap();
     until(|| metrics.snapshot().connections == 1).await;
-    assert_eq!(within(server.close(Duration::from_secs(20))).await, 0, "nothing had to be cut");
+    assert_eq!(
+        within(server.close(Duration::from_secs(20))).await,
+        0,
+        "no connection may count as active"
+    );
     assert_failures(&metrics, &[]).await;
 }
 
 #[tokio::test]
-async fn garbage_in_a_handshake_is_an_error() {
-    let world = World::new();
-    let (_context, server, metrics) = server(&world, Handler::new()).await;
+async fn garbage_in_handshake_is_an_error() {
+    let fixture = Fixture::new();
+    let (_context, server, metrics) = server(&fixture, Handler::new()).await;
     for (count, length) in
         (1..=20).zip([1_usize, 2, 3, 4, 5, 10, 100, 5_000, 16_384, 40_000].into_iter().cycle())
     {
         let mut peer = TcpStream::connect(server.local_addr()).await.unwrap();
         let mut garbage = vec![0x16, 3, 3, 0x10, 0];
         garbage.extend(pattern(length, count));
-        // Refused before the end, perhaps.
+        // The server may close before everything is written.
         let _ = peer.write_all(&garbage).await;
         let _ = peer.shutdown().await;
         let _ = within(peer.read_to_end(&mut Vec::new())).await;
@@ -166,16 +173,15 @@ async fn garbage_in_a_handshake_is_an_error() {
     }
 }
 
-/// What becomes of the bytes that go to one of the ends.
+/// A change to the bytes in one direction.
 #[derive(Clone, Copy)]
 enum Fault {
     Flip,
     Cut,
 }
 
-/// A proxy in front of `server` that does `fault` at byte `at` of those to the client, or to the
-/// server.
-async fn faulty(server: SocketAddr, fault: Fault, at: usize, to_client: bool) -> SocketAddr {
+/// Starts a proxy in front of `server` that applies `fault` at byte `at` of one direction.
+async fn start_proxy(server: SocketAddr, fault: Fault, at: usize, to_client: bool) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
@@ -216,11 +222,15 @@ async fn faulty(server: SocketAddr, fault: Fault, at: usize, to_client: bool) ->
 
 const CHUNK: usize = 300_000;
 
-/// Fetches a chunk and uploads as much through a fault: an error of the connection at the end that
-/// was hit, and none of the bytes are taken for good. The number of bytes that a whole exchange has
-/// in one direction is a bit more than that.
-async fn through(fault: Fault, at: usize, to_client: bool) -> (Vec<(ErrorKind, u64)>, String) {
-    let world = World::new();
+/// Fetches a chunk and uploads data transfer_with_fault a proxy with one fault; both transfers are slightly
+/// larger than `CHUNK` on the wire. The damaged transfer must fail. Returns the failures at the end
+/// that received it, and the error.
+async fn transfer_with_fault(
+    fault: Fault,
+    at: usize,
+    to_client: bool,
+) -> (Vec<(ErrorKind, u64)>, String) {
+    let fixture = Fixture::new();
     let content = pattern(CHUNK, 7);
     let (served, expected) = (content.clone(), content.clone());
     let handler = Handler::new()
@@ -232,9 +242,9 @@ async fn through(fault: Fault, at: usize, to_client: bool) -> (Vec<(ErrorKind, u
                 Ok("whole".into())
             }
         });
-    let (_context, server, at_server) = server(&world, handler).await;
-    let address = faulty(server.local_addr(), fault, at, to_client).await;
-    let client_context = world.client.client_context();
+    let (_context, server, at_server) = server(&fixture, handler).await;
+    let address = start_proxy(server.local_addr(), fault, at, to_client).await;
+    let client_context = fixture.client.client_context();
     let at_client = Arc::clone(client_context.metrics().client());
     let factory = client_context.create_client_factory();
     let error = match within(factory.create_client(address)).await {
@@ -246,7 +256,7 @@ async fn through(fault: Fault, at: usize, to_client: bool) -> (Vec<(ErrorKind, u
             if let Ok(chunk) = &chunk {
                 assert!(*chunk == content);
             }
-            // In the direction that was hit, nothing gets through.
+            // The transfer in the damaged direction must fail.
             let error = if to_client { chunk.unwrap_err() } else { upload.unwrap_err() };
             drop(client);
             error
@@ -260,11 +270,11 @@ async fn through(fault: Fault, at: usize, to_client: bool) -> (Vec<(ErrorKind, u
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn flipped_bits_end_the_connection() {
+async fn flipped_bit_ends_connection() {
     for to_client in [true, false] {
-        // In the handshake, in the first message, in the middle of a body.
+        // In the handshake, in the first message, and in the middle of a body.
         for at in [0, 40, 150, 3_000, 100_000, 200_000] {
-            let (failures, text) = through(Fault::Flip, at, to_client).await;
+            let (failures, text) = transfer_with_fault(Fault::Flip, at, to_client).await;
             assert_eq!(
                 failures.iter().map(|(_, count)| count).sum::<u64>(),
                 1,
@@ -280,13 +290,13 @@ async fn flipped_bits_end_the_connection() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn truncation_is_an_error() {
-    // In the handshake, in the first record (of which the server has nothing to miss), in the
-    // middle of a body.
+    // In the handshake, in the first record (not for the server, which misses nothing then), and in
+    // the middle of a body.
     for (to_client, places) in
         [(true, &[10, 500, 10_000, 100_000, 200_000][..]), (false, &[10, 100_000, 200_000])]
     {
         for &at in places {
-            let (failures, text) = through(Fault::Cut, at, to_client).await;
+            let (failures, text) = transfer_with_fault(Fault::Cut, at, to_client).await;
             assert_eq!(failures, [(ErrorKind::Io, 1)], "{at}, to client {to_client}: {text}");
             if to_client && at >= 10_000 {
                 assert!(text.contains("cut off without close_notify"), "{text}");
@@ -295,16 +305,17 @@ async fn truncation_is_an_error() {
     }
 }
 
-/// Who has proved nothing yet sends as little as without TLS (docs/security.md).
+/// The limits for unauthenticated peers hold with TLS too (docs/security.md).
 #[cfg(feature = "auth")]
 #[tokio::test]
-async fn strangers_cannot_send_much_behind_tls() {
-    let (world, network, secrets) = (World::new(), MemoryNetwork::new(), SecretStore::new());
+async fn unauthenticated_peer_cannot_exceed_limits_over_tls() {
+    let (fixture, network, secrets) = (Fixture::new(), MemoryNetwork::new(), SecretStore::new());
     secrets.register_app("app", Secret::new("secret"));
-    let context = world.server.context(Handler::new()).with_auth("app", Arc::new(secrets)).unwrap();
+    let context =
+        fixture.server.context(Handler::new()).with_auth("app", Arc::new(secrets)).unwrap();
     let context = context.memory_network(&network);
     let server = serve(&context).await;
-    let factory = world.client.client_context().memory_network(&network).create_client_factory();
+    let factory = fixture.client.client_context().memory_network(&network).create_client_factory();
     let client = within(factory.create_client(server.local_addr())).await.unwrap();
     (0..300).for_each(|_| client.send(vec![0; 1000]).unwrap());
     within(client.closed()).await;
@@ -312,7 +323,7 @@ async fn strangers_cannot_send_much_behind_tls() {
     assert!(snapshot.received_bytes <= 128 << 10, "{} bytes were read", snapshot.received_bytes);
 }
 
-/// A client whose records are made by hand. It trusts everybody, which only a test may.
+/// A raw client that uses rustls directly. It accepts every certificate, which is for tests only.
 struct Raw {
     socket: std::net::TcpStream,
     tls: ClientConnection,
@@ -325,7 +336,7 @@ impl Raw {
             .with_safe_default_protocol_versions()
             .unwrap()
             .dangerous()
-            .with_custom_certificate_verifier(Arc::new(Anyone))
+            .with_custom_certificate_verifier(Arc::new(AcceptsEveryCertificate))
             .with_no_client_auth();
         let mut tls =
             ClientConnection::new(Arc::new(config), "localhost".try_into().unwrap()).unwrap();
@@ -337,8 +348,8 @@ impl Raw {
         Self { socket, tls }
     }
 
-    /// Whether the server sends close_notify before it ends the connection.
-    fn hears_close_notify(&mut self) -> bool {
+    /// Whether the server sends close_notify before it closes the connection.
+    fn receives_close_notify(&mut self) -> bool {
         loop {
             match self.tls.read_tls(&mut self.socket) {
                 Ok(0) => return false,
@@ -351,9 +362,9 @@ impl Raw {
 }
 
 #[derive(Debug)]
-struct Anyone;
+struct AcceptsEveryCertificate;
 
-impl ServerCertVerifier for Anyone {
+impl ServerCertVerifier for AcceptsEveryCertificate {
     fn verify_server_cert(
         &self,
         _: &CertificateDer<'_>,
@@ -390,42 +401,43 @@ impl ServerCertVerifier for Anyone {
 
 /// The socket itself stays open.
 #[tokio::test(flavor = "multi_thread")]
-async fn close_notify_ends_a_connection() {
-    let world = World::new();
-    let (_context, server, metrics) = server(&world, Handler::new()).await;
+async fn close_notify_ends_connection() {
+    let fixture = Fixture::new();
+    let (_context, server, metrics) = server(&fixture, Handler::new()).await;
     let address = server.local_addr();
-    let talk = tokio::task::spawn_blocking(move || {
+    let raw_client = tokio::task::spawn_blocking(move || {
         let mut raw = Raw::connect(address);
         raw.tls.send_close_notify();
         raw.tls.complete_io(&mut raw.socket).unwrap();
-        assert!(raw.hears_close_notify(), "and it is answered");
+        assert!(raw.receives_close_notify(), "the server must answer with close_notify");
     });
-    within(talk).await.unwrap();
+    within(raw_client).await.unwrap();
     assert_failures(&metrics, &[]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_orderly_end_sends_close_notify() {
-    let world = World::new();
-    let (_context, server, metrics) = server(&world, Handler::new()).await;
+async fn orderly_close_sends_close_notify() {
+    let fixture = Fixture::new();
+    let (_context, server, metrics) = server(&fixture, Handler::new()).await;
     let address = server.local_addr();
-    let talk = tokio::task::spawn_blocking(move || Raw::connect(address).hears_close_notify());
+    let raw_client =
+        tokio::task::spawn_blocking(move || Raw::connect(address).receives_close_notify());
     until(|| metrics.snapshot().connections == 1 && metrics.snapshot().received_bytes > 300).await;
     assert_eq!(within(server.close(Duration::from_secs(20))).await, 0);
-    assert!(within(talk).await.unwrap());
+    assert!(within(raw_client).await.unwrap());
     assert_failures(&metrics, &[]).await;
 }
 
-/// Peers may change their keys in the middle, which must be followed.
+/// TLS 1.3 allows a peer to change its keys at any time.
 #[tokio::test(flavor = "multi_thread")]
 async fn key_updates_are_followed() {
-    let world = World::new();
-    let (_context, server, metrics) = server(&world, Handler::new()).await;
+    let fixture = Fixture::new();
+    let (_context, server, metrics) = server(&fixture, Handler::new()).await;
     let address = server.local_addr();
-    let talk = tokio::task::spawn_blocking(move || {
+    let raw_client = tokio::task::spawn_blocking(move || {
         use std::io::{Read, Write};
         let mut raw = Raw::connect(address);
-        // An RPC of 2 bytes with request id 1, and what comes back.
+        // An RPC of 2 bytes with request id 1; the response has the same size.
         let request =
             [&[0, 0, 0, 0, 0, 0, 0, 23, 3], &[0; 7][..], &[1], &[0, 0, 0, 2], b"hi"].concat();
         for _ in 0..3 {
@@ -439,6 +451,6 @@ async fn key_updates_are_followed() {
         raw.tls.send_close_notify();
         raw.tls.complete_io(&mut raw.socket).unwrap();
     });
-    within(talk).await.unwrap();
+    within(raw_client).await.unwrap();
     assert_failures(&metrics, &[]).await;
 }

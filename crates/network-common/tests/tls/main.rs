@@ -1,7 +1,7 @@
-//! TLS over real sockets: what Spark's suites hold of it, who is trusted, files and their mistakes,
-//! hostile peers.
+//! TLS between a server and a client of this crate over TCP: Spark's suites in their TLS forms,
+//! trust, files, reloading, and hostile raw peers.
 
-// Outside of the test functions themselves too.
+// Helper functions outside of tests unwrap as well.
 #![allow(clippy::unwrap_used)]
 
 #[path = "../support/mod.rs"]

@@ -1,4 +1,5 @@
-//! Files that change while connections are about: ReloadingX509TrustManagerSuite, and keys too.
+//! Certificate and key files that change while connections are open: Spark's
+//! `ReloadingX509TrustManagerSuite`, extended to keys.
 
 use std::os::unix::fs::symlink;
 use std::sync::Arc;
@@ -10,14 +11,14 @@ use network_common::{TransportClientFactory, TransportServer};
 use crate::fixture::*;
 use crate::support::*;
 
-/// Short enough that every connection is beyond it.
+/// So short that every new connection checks the files.
 const INTERVAL: Duration = Duration::from_millis(1);
 
 fn reloading(settings: Settings) -> Settings {
     settings.with("trustStoreReloadingEnabled", "true").with("trustStoreReloadIntervalMs", "1")
 }
 
-/// Servers with certificates of different issuers, and one client that trusts some of them.
+/// Servers with certificates of different issuers, and trust stores with some of the issuers.
 struct Issuers {
     files: Files,
     cas: Vec<Ca>,
@@ -36,7 +37,7 @@ impl Issuers {
         Self { files, cas, servers }
     }
 
-    /// A trust store of the first ones.
+    /// Writes a trust store with the first `count` issuers.
     fn write(&self, name: &str, count: usize) {
         let all: String = self.cas[..count].iter().map(|ca| ca.certificate.as_str()).collect();
         self.files.write(name, all);
@@ -49,7 +50,7 @@ impl Issuers {
             .create_client_factory()
     }
 
-    /// How many of the servers a new connection is made to.
+    /// Returns the number of servers that accept a new connection.
     async fn trusted(&self, factory: &TransportClientFactory) -> usize {
         tokio::time::sleep(2 * INTERVAL).await;
         let mut trusted = 0;
@@ -63,7 +64,7 @@ impl Issuers {
 }
 
 #[tokio::test]
-async fn rtm_03_a_changed_trust_store_is_taken_up() {
+async fn rtm_03_changed_trust_store_is_reloaded() {
     let issuers = Issuers::new(2).await;
     issuers.write("trust.pem", 1);
     let (changing, fixed) =
@@ -74,25 +75,25 @@ async fn rtm_03_a_changed_trust_store_is_taken_up() {
     assert_eq!(
         issuers.trusted(&fixed).await,
         1,
-        "only if spark.ssl.rpc.trustStoreReloadingEnabled"
+        "reloading must be enabled by spark.ssl.rpc.trustStoreReloadingEnabled"
     );
     issuers.write("trust.pem", 1);
-    assert_eq!(issuers.trusted(&changing).await, 1, "trust is taken away too");
+    assert_eq!(issuers.trusted(&changing).await, 1, "removed issuers must no longer be trusted");
 }
 
 #[tokio::test]
-async fn rtm_04_a_missing_trust_store_leaves_the_old_one() {
+async fn rtm_04_missing_trust_store_keeps_old_one() {
     let issuers = Issuers::new(2).await;
     issuers.write("trust.pem", 1);
     let factory = issuers.factory(reloading(Settings::on()));
     std::fs::remove_file(issuers.files.path("trust.pem")).unwrap();
     assert_eq!(issuers.trusted(&factory).await, 1);
     issuers.write("trust.pem", 2);
-    assert_eq!(issuers.trusted(&factory).await, 2, "it is back");
+    assert_eq!(issuers.trusted(&factory).await, 2, "the new file must be loaded");
 }
 
 #[tokio::test]
-async fn rtm_05_a_corrupt_trust_store_leaves_the_old_one() {
+async fn rtm_05_corrupt_trust_store_keeps_old_one() {
     let issuers = Issuers::new(2).await;
     issuers.write("trust.pem", 1);
     let factory = issuers.factory(reloading(Settings::on()));
@@ -114,16 +115,16 @@ async fn rtm_06_symbolic_links_are_followed() {
     assert_eq!(issuers.trusted(&factory).await, 1);
     std::fs::remove_file(&link).unwrap();
     symlink(issuers.files.path("two"), &link).unwrap();
-    assert_eq!(issuers.trusted(&factory).await, 2, "the link points elsewhere");
+    assert_eq!(issuers.trusted(&factory).await, 2, "a changed link must be noticed");
     issuers.write("two", 3);
-    assert_eq!(issuers.trusted(&factory).await, 3, "what it points to has changed");
+    assert_eq!(issuers.trusted(&factory).await, 3, "a changed target must be noticed");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_changed_key_is_taken_up_under_live_traffic() {
-    let mut world = World::new();
-    world.server = reloading(world.server);
-    let pair = world.pair(Handler::new()).await;
+async fn changed_key_is_reloaded_under_live_traffic() {
+    let mut fixture = Fixture::new();
+    fixture.server = reloading(fixture.server);
+    let pair = fixture.pair(Handler::new()).await;
     let stop = Arc::new(AtomicBool::new(false));
     let traffic = tokio::spawn({
         let (client, stop) = (pair.client.clone(), Arc::clone(&stop));
@@ -143,13 +144,13 @@ async fn a_changed_key_is_taken_up_under_live_traffic() {
     let strict = files.trust(&second.certificate).client_context().create_client_factory();
     let address = pair.server.local_addr();
 
-    // Half of a change is none.
-    world.files.write("cert.pem", &pem.certificate);
+    // A certificate without its key is not loaded.
+    fixture.files.write("cert.pem", &pem.certificate);
     tokio::time::sleep(2 * INTERVAL).await;
     within(strict.create_unmanaged_client(address)).await.unwrap_err();
     within(pair.factory.create_unmanaged_client(address)).await.unwrap();
 
-    world.files.write("key.pem", &pem.key);
+    fixture.files.write("key.pem", &pem.key);
     tokio::time::sleep(2 * INTERVAL).await;
     let client = within(strict.create_unmanaged_client(address)).await.unwrap();
     assert_eq!(within(client.send_rpc("new")).await.unwrap(), "new");

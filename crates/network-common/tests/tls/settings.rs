@@ -1,4 +1,4 @@
-//! TransportConfSuite's rows about TLS, and what else settings must do.
+//! TLS settings: rows CONF-01 to CONF-11 of Spark's `TransportConfSuite`, and validation.
 
 use std::path::Path;
 use std::process::Command;
@@ -19,50 +19,50 @@ fn secret(password: Option<SecretString>) -> Option<String> {
 }
 
 #[test]
-fn conf_01_key_store_path() {
+fn conf_01_key_store_path_is_read() {
     assert_eq!(with("keyStore", "/k.jks").tls().key_store(), Some(Path::new("/k.jks")));
     assert_eq!(conf(&[]).tls().key_store(), None);
 }
 
 #[test]
-fn conf_02_private_key_path() {
+fn conf_02_private_key_path_is_read() {
     assert_eq!(with("privateKey", "/key.pem").tls().private_key(), Some(Path::new("/key.pem")));
 }
 
 #[test]
-fn conf_03_cert_chain_path() {
+fn conf_03_cert_chain_path_is_read() {
     assert_eq!(with("certChain", "/cert.pem").tls().cert_chain(), Some(Path::new("/cert.pem")));
 }
 
 #[test]
-fn conf_04_trust_store_path() {
+fn conf_04_trust_store_path_is_read() {
     assert_eq!(with("trustStore", "/t.jks").tls().trust_store(), Some(Path::new("/t.jks")));
 }
 
 #[test]
-fn conf_05_trust_store_reloading_enabled() {
+fn conf_05_trust_store_reloading_is_read() {
     assert!(!conf(&[]).tls().trust_store_reloading_enabled());
     assert!(with("trustStoreReloadingEnabled", "true").tls().trust_store_reloading_enabled());
 }
 
 #[test]
-fn conf_06_open_ssl_enabled() {
+fn conf_06_open_ssl_enabled_is_read() {
     assert!(!conf(&[]).tls().open_ssl_enabled());
     assert!(with("openSslEnabled", "true").tls().open_ssl_enabled());
 }
 
 #[test]
-fn conf_07_ssl_rpc_enabled() {
+fn conf_07_ssl_rpc_enabled_is_read_and_not_inherited() {
     assert!(!conf(&[]).tls().enabled());
     assert!(with("enabled", "true").tls().enabled());
     assert!(
         !conf(&[("spark.ssl.enabled", "true")]).tls().enabled(),
-        "the one key that is not inherited"
+        "`enabled` must not be inherited"
     );
 }
 
 #[test]
-fn conf_08_key_store_password() {
+fn conf_08_key_store_password_is_read() {
     assert_eq!(
         secret(with("keyStorePassword", "s3cret").tls().key_store_password()).unwrap(),
         "s3cret"
@@ -70,14 +70,14 @@ fn conf_08_key_store_password() {
 }
 
 #[test]
-fn conf_09_key_password() {
+fn conf_09_key_passwords_are_read() {
     let conf = with("keyPassword", "k3y").with("spark.ssl.rpc.privateKeyPassword", "p3m").unwrap();
     assert_eq!(secret(conf.tls().key_password()).unwrap(), "k3y");
     assert_eq!(secret(conf.tls().private_key_password()).unwrap(), "p3m");
 }
 
 #[test]
-fn conf_10_trust_store_password() {
+fn conf_10_trust_store_password_is_read() {
     assert_eq!(
         secret(with("trustStorePassword", "tru5t").tls().trust_store_password()).unwrap(),
         "tru5t"
@@ -85,7 +85,7 @@ fn conf_10_trust_store_password() {
 }
 
 #[test]
-fn conf_11_trust_store_reload_interval_ms() {
+fn conf_11_trust_store_reload_interval_is_read() {
     assert_eq!(conf(&[]).tls().trust_store_reload_interval(), Duration::from_secs(10));
     assert_eq!(
         with("trustStoreReloadIntervalMs", "250").tls().trust_store_reload_interval(),
@@ -110,15 +110,12 @@ fn settings_are_inherited_from_spark_ssl() {
     assert_eq!(tls.trust_store(), Some(Path::new("/inherited")));
     assert_eq!(tls.protocol(), TlsProtocol::V1_2);
     assert_eq!(secret(tls.key_store_password()).unwrap(), "x");
-    assert_eq!(tls.key_store(), None, "a namespace of the user interface");
-    assert!(
-        !tls.need_client_auth(),
-        "Spark's RPC never asks, whatever is set for the user interface"
-    );
+    assert_eq!(tls.key_store(), None, "`spark.ssl.ui` is another namespace");
+    assert!(!tls.need_client_auth(), "Spark does not inherit `needClientAuth` for RPC");
 }
 
 #[test]
-fn values_that_mean_nothing_are_refused() {
+fn invalid_values_are_rejected() {
     for (name, value) in [
         ("enabled", "maybe"),
         ("protocol", "SSLv3"),
@@ -131,7 +128,7 @@ fn values_that_mean_nothing_are_refused() {
         let key = format!("spark.ssl.rpc.{name}");
         let error = TransportConf::new(MODULE).with(&key, value).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Config);
-        assert_says(&error, &[&key, value]);
+        assert_contains(&error, &[&key, value]);
     }
     let defaults = conf(&[]);
     assert!(defaults.tls().hostname_verification());
@@ -142,7 +139,7 @@ fn values_that_mean_nothing_are_refused() {
 }
 
 #[test]
-fn passwords_are_not_shown() {
+fn passwords_are_absent_from_debug_output() {
     let names = ["keyStorePassword", "keyPassword", "privateKeyPassword", "trustStorePassword"];
     let settings =
         names.iter().fold(Settings::on(), |settings, name| settings.with(name, "hunter2"));
@@ -150,9 +147,9 @@ fn passwords_are_not_shown() {
     assert!(!shown.contains("hunter2"), "{shown}");
 }
 
-/// The variables are those of a process, so it takes another one to set them.
+/// Environment variables belong to the process, so the test runs itself in another process.
 #[test]
-fn passwords_come_from_the_environment() {
+fn passwords_are_read_from_environment() {
     const INNER: &str = "NETWORK_COMMON_TLS_TEST";
     if std::env::var_os(INNER).is_some() {
         let tls = conf(&[
@@ -163,14 +160,18 @@ fn passwords_come_from_the_environment() {
         assert_eq!(
             secret(tls.key_store_password()).unwrap(),
             "environment 1",
-            "before what is inherited"
+            "before the inherited password"
         );
-        assert_eq!(secret(tls.key_password()).unwrap(), "own", "after what is set");
+        assert_eq!(
+            secret(tls.key_password()).unwrap(),
+            "own",
+            "after the password of the settings"
+        );
         assert_eq!(secret(tls.private_key_password()).unwrap(), "environment 3");
-        assert_eq!(secret(tls.trust_store_password()), None, "a blank one is none");
+        assert_eq!(secret(tls.trust_store_password()), None, "a blank password must count as none");
         return;
     }
-    let test = "settings::passwords_come_from_the_environment";
+    let test = "settings::passwords_are_read_from_environment";
     let inner = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", test])
         .env(INNER, "1")
@@ -185,48 +186,53 @@ fn passwords_come_from_the_environment() {
 }
 
 #[tokio::test]
-async fn enabled_without_keys_is_an_error_where_it_is_noticed_first() {
+async fn enabled_without_keys_is_rejected_by_server_and_client() {
     let error =
         Settings::on().context(Handler::new()).create_server("127.0.0.1:0").await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Config);
-    assert_says(
+    assert_contains(
         &error,
         &["RPC SSL encryption enabled but keys not found!", "spark.ssl.rpc.keyStore"],
     );
 
     let factory = Settings::on().client_context().create_client_factory();
     let error = within(factory.create_client(("127.0.0.1", 1))).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Config, "nobody is trusted unless a setting says whom");
-    assert_says(&error, &["spark.ssl.rpc.trustStore", "spark.ssl.rpc.certChain"]);
+    assert_eq!(
+        error.kind(),
+        ErrorKind::Config,
+        "a client without a trust setting must trust no server"
+    );
+    assert_contains(&error, &["spark.ssl.rpc.trustStore", "spark.ssl.rpc.certChain"]);
 
-    let half = Settings::on().with("privateKey", "/key.pem").refused();
-    assert_says(&half, &["spark.ssl.rpc.privateKey", "spark.ssl.rpc.certChain"]);
+    let half = Settings::on().with("privateKey", "/key.pem").config_error();
+    assert_contains(&half, &["spark.ssl.rpc.privateKey", "spark.ssl.rpc.certChain"]);
 }
 
 #[tokio::test]
-async fn only_the_wanted_algorithms_are_used() {
-    let world = World::new();
+async fn only_configured_algorithms_are_used() {
+    let fixture = Fixture::new();
     let chacha =
-        world.server.clone().with("enabledAlgorithms", "NO_SUCH, TLS_CHACHA20_POLY1305_SHA256");
-    assert!(outcome(&chacha, &world.client, "127.0.0.1").await.is_none());
-    let aes = world
+        fixture.server.clone().with("enabledAlgorithms", "NO_SUCH, TLS_CHACHA20_POLY1305_SHA256");
+    assert!(connect_error(&chacha, &fixture.client, "127.0.0.1").await.is_none());
+    let aes = fixture
         .client
         .clone()
         .with("enabledAlgorithms", "TLS_AES_128_GCM_SHA256,TLS_AES_256_GCM_SHA384");
-    let error = outcome(&chacha, &aes, "127.0.0.1").await.unwrap();
-    assert_says(&error, &["spark.ssl.rpc.enabledAlgorithms"]);
-    let none = world.client.clone().with("enabledAlgorithms", "TLS_RSA_WITH_RC4_128_MD5").refused();
+    let error = connect_error(&chacha, &aes, "127.0.0.1").await.unwrap();
+    assert_contains(&error, &["spark.ssl.rpc.enabledAlgorithms"]);
+    let none =
+        fixture.client.clone().with("enabledAlgorithms", "TLS_RSA_WITH_RC4_128_MD5").config_error();
     assert_eq!(none.kind(), ErrorKind::Config);
-    assert_says(&none, &["spark.ssl.rpc.enabledAlgorithms", "TLS_RSA_WITH_RC4_128_MD5"]);
+    assert_contains(&none, &["spark.ssl.rpc.enabledAlgorithms", "TLS_RSA_WITH_RC4_128_MD5"]);
 }
 
 #[tokio::test]
-async fn versions_must_fit() {
-    let world = World::new();
-    let (new, old) = (world.server.clone(), world.client.clone().with("protocol", "TLSv1.2"));
-    let error = outcome(&new, &old, "127.0.0.1").await.unwrap();
+async fn protocol_versions_must_overlap() {
+    let fixture = Fixture::new();
+    let (new, old) = (fixture.server.clone(), fixture.client.clone().with("protocol", "TLSv1.2"));
+    let error = connect_error(&new, &old, "127.0.0.1").await.unwrap();
     assert_eq!(error.kind(), ErrorKind::Tls);
-    assert_says(&error, &["spark.ssl.rpc.protocol"]);
-    let any = world.server.clone().with("protocol", "TLS");
-    assert!(outcome(&any, &old, "127.0.0.1").await.is_none());
+    assert_contains(&error, &["spark.ssl.rpc.protocol"]);
+    let any = fixture.server.clone().with("protocol", "TLS");
+    assert!(connect_error(&any, &old, "127.0.0.1").await.is_none());
 }
