@@ -99,14 +99,15 @@ async fn cfi_02_file_chunk_is_fetched() {
 }
 
 #[tokio::test]
-async fn cfi_03_fetch_non_existent_chunk() {
+async fn cfi_03_unknown_chunk_fails() {
     let chunks = chunks("AUTO", "true").await;
     let error = chunks.fetch(12345).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ChunkFetchFailure);
     assert!(error.is_remote() && !error.is_retryable());
     assert_eq!(
         error.to_string(),
-        "Failure while fetching StreamChunkId[streamId=1,chunkIndex=12345]: Invalid chunk index: 12345"
+        "Failure while fetching StreamChunkId[streamId=1,chunkIndex=12345]: \
+         Invalid chunk index: 12345"
     );
     assert_eq!(error.peer(), Some(chunks.pair.server.local_addr().to_string().as_str()));
     assert_eq!(chunks.pair.client.pending_requests(), 0);
@@ -319,7 +320,7 @@ async fn every_chunk_is_released_once() {
     until(|| pair.context.metrics().server().snapshot().chunks_being_transferred == 0).await;
 }
 
-/// A raw peer, which reads only when it is told to by the test.
+/// A raw peer, which reads only when the test reads.
 struct RawPeer {
     socket: TcpStream,
     decoder: FrameDecoder,
@@ -360,7 +361,7 @@ impl RawPeer {
     }
 }
 
-/// As Spark's test, with writes that are pending because the peer does not read more than its
+/// Follows Spark's test, with writes that are pending because the peer does not read more than its
 /// socket buffers hold.
 #[tokio::test(flavor = "multi_thread")]
 async fn cfh_01_chunk_requests_over_transfer_limit_close_connection() {
@@ -428,7 +429,7 @@ async fn cfh_01_chunk_requests_over_transfer_limit_close_connection() {
     until(|| transferred() == 0).await;
 }
 
-/// If the first bytes of the file cannot be read, nothing was written yet, and a failure is sent.
+/// Sends a failure if the first bytes of the file cannot be read, as nothing was written yet.
 #[tokio::test]
 async fn read_error_at_start_of_file_fails_only_its_chunk() {
     let path = file_of(&pattern(SIZE, 3)).into_temp_path();
@@ -473,14 +474,14 @@ async fn chunk_of_impossible_length_fails_alone() {
     pair.assert_alive().await;
 }
 
-/// If the error of a stream manager panics in `Display`, the later requests must still end.
+/// Later requests must end even if the error of a stream manager panics in `Display`.
 #[tokio::test]
 async fn error_that_panics_in_display_leaves_no_request_pending() {
     #[derive(Debug)]
     struct PanicsInDisplay;
     impl std::fmt::Display for PanicsInDisplay {
         fn fmt(&self, _: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-            panic!("told to")
+            panic!("scripted failure")
         }
     }
     impl std::error::Error for PanicsInDisplay {}

@@ -69,8 +69,7 @@ async fn tcf_01_pool_reuses_clients_up_to_configured_number() {
         assert!(clients.iter().all(TransportClient::is_active));
         let distinct: HashSet<_> = clients.iter().map(TransportClient::id).collect();
         assert!(distinct.len() <= limit, "{} of {limit}", distinct.len());
-        // The probability that 10 or more random choices pick one client only is below 1 in 500
-        // each time.
+        // 20 or more random choices pick only one client with a probability below 1 in 500,000.
         assert!(limit == 1 || distinct.len() > 1);
     }
 }
@@ -607,7 +606,7 @@ async fn panicking_bootstrap_rejects_only_its_connection() {
             _: &TransportClient,
             handler: Arc<dyn RpcHandler>,
         ) -> Result<Arc<dyn RpcHandler>, BoxError> {
-            assert!(!self.0.load(Ordering::SeqCst), "told to");
+            assert!(!self.0.load(Ordering::SeqCst), "scripted failure");
             Ok(handler)
         }
     }
@@ -616,7 +615,7 @@ async fn panicking_bootstrap_rejects_only_its_connection() {
             &'a self,
             _: &'a TransportClient,
         ) -> BoxFuture<'a, Result<(), BoxError>> {
-            assert!(!self.0.load(Ordering::SeqCst), "told to");
+            assert!(!self.0.load(Ordering::SeqCst), "scripted failure");
             Box::pin(async { Ok(()) })
         }
     }

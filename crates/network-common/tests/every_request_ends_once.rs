@@ -22,7 +22,7 @@ use network_common::{
 };
 use parking_lot::Mutex;
 
-/// How a request is to end, encoded in its first byte.
+/// The intended end of a request, encoded in its first byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Outcome {
     Now,
@@ -36,8 +36,8 @@ enum Outcome {
 }
 
 impl Outcome {
-    fn random(dice: &mut Dice) -> Self {
-        match dice.below(40) {
+    fn random(rng: &mut Rng) -> Self {
+        match rng.below(40) {
             0..=17 => Self::Now,
             18..=27 => Self::Later,
             28..=29 => Self::Never,
@@ -64,8 +64,8 @@ struct RandomHandler {
     rpcs: AtomicUsize,
     decided: AtomicUsize,
     kept: Mutex<Vec<RpcResponseCallback>>,
-    bodies: Alive,
-    futures: Alive,
+    bodies: LiveCount,
+    futures: LiveCount,
 }
 
 impl RpcHandler for RandomHandler {
@@ -82,8 +82,8 @@ impl RpcHandler for RandomHandler {
             }
             Outcome::Never => self.kept.lock().push(callback),
             Outcome::Drop => drop(callback),
-            Outcome::Panic => panic!("told to"),
-            Outcome::Fail => callback.fail("told to"),
+            Outcome::Panic => panic!("scripted failure"),
+            Outcome::Fail => callback.fail("scripted failure"),
             Outcome::Close => {
                 client.close();
                 callback.reply(message);
@@ -93,7 +93,7 @@ impl RpcHandler for RandomHandler {
 
     fn receive_one_way(&self, client: &TransportClient, message: Bytes) {
         match Outcome::from_byte(message[0]) {
-            Outcome::Panic => panic!("told to"),
+            Outcome::Panic => panic!("scripted failure"),
             Outcome::Close if message[1] < 32 => client.close(),
             // Sends a request back over the same connection; its response is ignored.
             Outcome::Later => drop(client.send_rpc(vec![0, 0])),
@@ -110,14 +110,14 @@ impl RpcHandler for RandomHandler {
         let alive = OnDrop::new(self.futures.up());
         let client = client.clone();
         if Outcome::from_byte(meta[0]) == Outcome::Panic && meta[1] < 128 {
-            panic!("told to");
+            panic!("scripted failure");
         }
         async move {
             let _alive = alive;
             match Outcome::from_byte(meta[0]) {
                 Outcome::Now => return Ok(Bytes::from(data.collect().await?.len().to_string())),
                 Outcome::Drop => drop(data),
-                Outcome::Panic => panic!("told to"),
+                Outcome::Panic => panic!("scripted failure"),
                 Outcome::StopReading => {
                     data.next_piece().await;
                     return Err("stopped reading".into());
@@ -136,7 +136,7 @@ impl RpcHandler for RandomHandler {
                 }
             }
             if Outcome::from_byte(meta[0]) == Outcome::Fail {
-                Err("told to".into())
+                Err("scripted failure".into())
             } else {
                 Ok(Bytes::from("done"))
             }
@@ -156,8 +156,8 @@ impl RpcHandler for RandomHandler {
                 callback.reply(1, ManagedBuffer::from(body).on_release(self.bodies.up()));
             }
             Outcome::Never | Outcome::Drop => drop(callback),
-            Outcome::Panic => panic!("told to"),
-            Outcome::Fail => callback.fail("told to"),
+            Outcome::Panic => panic!("scripted failure"),
+            Outcome::Fail => callback.fail("scripted failure"),
         }
     }
 
@@ -186,8 +186,8 @@ impl RandomHandler {
             Outcome::Now | Outcome::StopReading => {}
             Outcome::Later => tokio::time::sleep(Duration::from_micros(size % 1000)).await,
             Outcome::Never => std::future::pending().await,
-            Outcome::Drop | Outcome::Fail => return Err("told to".into()),
-            Outcome::Panic => panic!("told to"),
+            Outcome::Drop | Outcome::Fail => return Err("scripted failure".into()),
+            Outcome::Panic => panic!("scripted failure"),
             Outcome::Close => client.close(),
         }
         let body = ManagedBuffer::from(pattern(size as usize * 100));
@@ -272,10 +272,10 @@ fn spawn_request<T: Send + 'static>(
 }
 
 async fn run_seed(seed: u64) {
-    let mut dice = Dice::new(seed);
+    let mut rng = Rng::new(seed);
     let settings = [
-        ("spark.test.io.maxWriteQueueSize", ["64k", "1m", "64m"][dice.below(3) as usize]),
-        ("spark.test.io.numConnectionsPerPeer", ["1", "3"][dice.below(2) as usize]),
+        ("spark.test.io.maxWriteQueueSize", ["64k", "1m", "64m"][rng.below(3) as usize]),
+        ("spark.test.io.numConnectionsPerPeer", ["1", "3"][rng.below(2) as usize]),
     ];
     let conf = TransportConf::from_settings("test", settings).unwrap();
     let handler = Arc::new(RandomHandler::default());
@@ -284,7 +284,7 @@ async fn run_seed(seed: u64) {
     let address = server.as_ref().unwrap().local_addr();
     let mut factory = Some(context.create_client_factory());
     let mut clients = Vec::new();
-    for _ in 0..1 + dice.below(3) {
+    for _ in 0..1 + rng.below(3) {
         let connecting = factory.as_ref().unwrap().create_client(address);
         clients.push(within("connecting", connecting).await.unwrap());
     }
@@ -292,15 +292,15 @@ async fn run_seed(seed: u64) {
     let mut following = Vec::new();
     let mut server_closing = None;
     for number in 0..60 {
-        let client = clients[dice.below(clients.len() as u64) as usize].clone();
-        let fate = Outcome::random(&mut dice);
-        let salt = dice.next() as u8;
-        let bound = [10, 100, 3000][dice.below(3) as usize];
-        let size = dice.below(bound);
-        let cancel_after = (fate == Outcome::Never || dice.below(5) == 0)
-            .then(|| Duration::from_micros(dice.below(3000)));
+        let client = clients[rng.below(clients.len() as u64) as usize].clone();
+        let fate = Outcome::random(&mut rng);
+        let salt = rng.next() as u8;
+        let bound = [10, 100, 3000][rng.below(3) as usize];
+        let size = rng.below(bound);
+        let cancel_after = (fate == Outcome::Never || rng.below(5) == 0)
+            .then(|| Duration::from_micros(rng.below(3000)));
         let name = format!("seed {seed}, request {number}: {fate:?} {size}");
-        following.push(match dice.below(10) {
+        following.push(match rng.below(10) {
             0..=3 => {
                 let mut body = vec![fate as u8, salt];
                 body.extend(pattern(size as usize * 10));
@@ -319,7 +319,7 @@ async fn run_seed(seed: u64) {
             }
             6 => {
                 let request = client.stream(&format!("{} {size}", fate as u8));
-                let leave = dice.below(3) == 0;
+                let leave = rng.below(3) == 0;
                 spawn_request(&counts, name, cancel_after, request, move |mut body| {
                     async move {
                         let _connection = client;
@@ -365,12 +365,12 @@ async fn run_seed(seed: u64) {
                 })
             }
         });
-        match dice.below(150) {
-            0..=20 => drop(clients[0].send(vec![dice.next() as u8, dice.next() as u8])),
+        match rng.below(150) {
+            0..=20 => drop(clients[0].send(vec![rng.next() as u8, rng.next() as u8])),
             21 => clients[0].close(),
             22 => {
                 if let Some(factory) = factory.take() {
-                    if dice.below(2) == 0 {
+                    if rng.below(2) == 0 {
                         factory.close();
                     }
                 }
@@ -378,7 +378,7 @@ async fn run_seed(seed: u64) {
             23 => drop(server.take()),
             24 => {
                 if let Some(server) = server.take() {
-                    let deadline = Duration::from_millis(dice.below(20));
+                    let deadline = Duration::from_millis(rng.below(20));
                     server_closing = Some(tokio::spawn(server.close(deadline)));
                 }
             }
@@ -387,7 +387,7 @@ async fn run_seed(seed: u64) {
         }
     }
     // Pending requests end with their connections, at the latest now.
-    match dice.below(4) {
+    match rng.below(4) {
         0 => drop(server.take()),
         1 => {
             for client in &clients {
@@ -569,7 +569,7 @@ impl network_common::TransportServerBootstrap for RejectsEverySecond {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connection_rejected_by_bootstrap_is_never_reported() {
-    let handler = Arc::new(Obedient::default());
+    let handler = Arc::new(ScriptedHandler::default());
     let context =
         TransportContext::with_handler(TransportConf::new("test"), Arc::clone(&handler) as _);
     let server = context
@@ -577,17 +577,17 @@ async fn connection_rejected_by_bootstrap_is_never_reported() {
         .await
         .unwrap();
     for _ in 0..5 {
-        let mut accepted = Raw::connect(server.local_addr()).await;
+        let mut accepted = RawPeer::connect(server.local_addr()).await;
         accepted.echo(b"hello").await;
-        let mut rejected = Raw::connect(server.local_addr()).await;
+        let mut rejected = RawPeer::connect(server.local_addr()).await;
         let peer = local(&rejected);
-        rejected.assert_closed_silently("rejected").await;
+        rejected.assert_closed_without_data("rejected").await;
         let metrics = context.metrics();
         eventually("one connection is open", || metrics.server().snapshot().connections == 1).await;
         assert_eq!(handler.seen(peer), [], "no event may be reported");
         let peer = local(&accepted);
         drop(accepted);
-        handler.assert_ended_quietly(peer).await;
+        handler.assert_ended_without_error(peer).await;
         eventually("the gauge returns to 0", || metrics.server().snapshot().connections == 0).await;
     }
 }
@@ -606,7 +606,10 @@ impl RpcHandler for PanicsOnRelease {
         _: MergedBlockMetaRequest,
         callback: MergedBlockMetaCallback,
     ) {
-        callback.reply(1, ManagedBuffer::from(vec![1; 10_000]).on_release(|| panic!("told to")));
+        callback.reply(
+            1,
+            ManagedBuffer::from(vec![1; 10_000]).on_release(|| panic!("scripted failure")),
+        );
     }
 }
 
@@ -622,10 +625,10 @@ async fn panicking_release_hook_leaves_no_request_pending() {
         let metas: Vec<_> = (0..20).map(|_| client.merged_block_meta("app", 1, 2, 3)).collect();
         let calls: Vec<_> = (0..20).map(|_| client.send_rpc("x")).collect();
         for meta in metas {
-            drop(within("an end", meta).await);
+            drop(within("the end", meta).await);
         }
         for call in calls {
-            drop(within("an end", call).await);
+            drop(within("the end", call).await);
         }
     }
     let metrics = context.metrics();
@@ -643,7 +646,7 @@ async fn closing_server_rejects_new_requests_and_answers_earlier_ones() {
     raw.send(&rpc(1, b"never")).await;
     let handler = Arc::clone(&fixture.handler);
     eventually("the request is active", || handler.kept.lock().len() == 1).await;
-    let closing = tokio::spawn(fixture.server.take().unwrap().close(LIMIT));
+    let closing = tokio::spawn(fixture.server.take().unwrap().close(TIMEOUT));
     // Repeats until the server rejects; requests before that are still served.
     let mut open = true;
     while open {
@@ -670,10 +673,10 @@ async fn closing_server_rejects_new_requests_and_answers_earlier_ones() {
     kinds.sort_unstable();
     assert_eq!(kinds, [CHUNK_FAILURE, RPC_FAILURE, RPC_FAILURE, RPC_FAILURE, STREAM_FAILURE]);
     assert_eq!(handler.one_ways.load(Ordering::SeqCst), 0);
-    // The reply to the earlier request counts the connection.
+    // The reply to the earlier request ends the connection.
     handler.kept.lock().pop().unwrap().reply("at last");
     let answer = raw.frame().await.unwrap();
     assert_eq!((answer.long(0), &answer.rest[12..]), (1, &b"at last"[..]));
-    raw.assert_closed_silently("drained").await;
+    raw.assert_closed_without_data("drained").await;
     assert_eq!(within("closing", closing).await.unwrap(), 0, "no connection may be closed early");
 }

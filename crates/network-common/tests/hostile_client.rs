@@ -1,4 +1,4 @@
-//! Raw clients that misbehave towards a server of this crate.
+//! RawPeer clients that misbehave towards a server of this crate.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
@@ -14,7 +14,7 @@ fn length(length: i64) -> Vec<u8> {
     length.to_be_bytes().to_vec()
 }
 
-/// Returns a frame whose length field does not match what follows.
+/// Returns a frame whose length field does not match the rest of the frame.
 fn frame_announcing(kind: u8, announced: i64, rest: &[u8]) -> Vec<u8> {
     [&announced.to_be_bytes()[..], &[kind], rest].concat()
 }
@@ -102,10 +102,10 @@ async fn frame_06_07_08_malformed_bytes_close_only_their_connection() {
         ),
         ("text".into(), b"hello, is anybody there?\n".to_vec(), "Too large frame"),
     ]);
-    let mut dice = Dice::new(7);
+    let mut rng = Rng::new(7);
     for i in 0..20 {
         // The first bytes announce too large a frame, whatever follows.
-        let mut garbage: Vec<u8> = (0..64).map(|_| dice.next() as u8).collect();
+        let mut garbage: Vec<u8> = (0..64).map(|_| rng.next() as u8).collect();
         garbage[0] = garbage[0] & 0x3f | 0x01;
         garbage[1] |= 0x10;
         cases.push((format!("garbage {i}"), garbage, "rame"));
@@ -131,7 +131,7 @@ async fn frame_06_07_08_malformed_bytes_close_only_their_connection() {
                         .await;
                 }
             }
-            raw.assert_closed_silently(name).await;
+            raw.assert_closed_without_data(name).await;
             let (kind, text) = fixture.handler.exception(peer).await;
             assert_eq!(kind, ErrorKind::Protocol, "{name}");
             assert!(text.contains(expected), "{name}: {text}");
@@ -162,7 +162,7 @@ async fn other_protocols_are_named_in_error() {
         let mut raw = fixture.raw().await;
         let peer = local(&raw);
         raw.send(bytes).await;
-        raw.assert_closed_silently(name).await;
+        raw.assert_closed_without_data(name).await;
         let (kind, text) = fixture.handler.exception(peer).await;
         assert_eq!(kind, ErrorKind::Protocol);
         assert!(text.contains("not Spark's transport protocol"), "{text}");
@@ -173,7 +173,7 @@ async fn other_protocols_are_named_in_error() {
     let peer = local(&raw);
     raw.echo(b"x").await;
     raw.send(b"GET / HTTP/1.1\r\n").await;
-    raw.assert_closed_silently("late HTTP").await;
+    raw.assert_closed_without_data("late HTTP").await;
     assert!(fixture.handler.exception(peer).await.1.contains("Too large frame"));
     fixture.assert_serves().await;
 }
@@ -196,17 +196,22 @@ async fn connection_ending_inside_frame_is_reported_once_without_error() {
                 if reset {
                     raw.reset();
                     let handler = &fixture.handler;
-                    eventually("the end", || handler.seen(peer).last() == Some(&Seen::Inactive))
-                        .await;
+                    eventually("the end", || {
+                        handler.seen(peer).last() == Some(&ConnectionEvent::Inactive)
+                    })
+                    .await;
                     let seen = fixture.handler.seen(peer);
-                    let ends = seen.iter().filter(|seen| **seen == Seen::Inactive).count();
-                    let exceptions =
-                        seen.iter().filter(|seen| matches!(seen, Seen::Exception(..))).count();
+                    let ends =
+                        seen.iter().filter(|seen| **seen == ConnectionEvent::Inactive).count();
+                    let exceptions = seen
+                        .iter()
+                        .filter(|seen| matches!(seen, ConnectionEvent::Exception(..)))
+                        .count();
                     assert!(ends == 1 && exceptions <= 1, "{seen:?}");
                 } else {
                     raw.finish_sending().await;
-                    raw.assert_closed_silently("truncated").await;
-                    fixture.handler.assert_ended_quietly(peer).await;
+                    raw.assert_closed_without_data("truncated").await;
+                    fixture.handler.assert_ended_without_error(peer).await;
                 }
             }
         }
@@ -222,7 +227,7 @@ async fn requests_over_limit_are_rejected_before_they_are_buffered() {
         let peer = local(&raw);
         // Sends length and type only: the server must reject without more bytes.
         raw.send(&frame_announcing(kind, (1 << 20) + 9, b"")).await;
-        raw.assert_closed_silently("too large").await;
+        raw.assert_closed_without_data("too large").await;
         let (error, text) = fixture.handler.exception(peer).await;
         assert_eq!(error, ErrorKind::Protocol);
         for part in ["spark.test.io.maxRequestSize", "1048577", "1048576"] {
@@ -301,9 +306,9 @@ async fn chunk_flood_is_answered_in_order_to_peer_that_reads_late() {
     let mut answer = [0; 32];
     for i in 0..COUNT {
         let size = 21 + (i % 8) as usize;
-        within("an answer", read.read_exact(&mut answer[..size])).await.unwrap();
+        within("a response", read.read_exact(&mut answer[..size])).await.unwrap();
         assert_eq!(answer[..9], [&(size as u64).to_be_bytes()[..], &[CHUNK_SUCCESS]].concat());
-        assert_eq!(answer[17..21], (i % 8).to_be_bytes(), "answer {i}");
+        assert_eq!(answer[17..21], (i % 8).to_be_bytes(), "response {i}");
     }
     let write = within("the writer", writing).await.unwrap().unwrap();
     drop((read, write));
@@ -329,7 +334,7 @@ async fn rpc_flood_is_answered_in_order_to_peer_that_reads_late() {
     fixture.assert_serves().await;
     let mut answer = [0; 61];
     for i in 0..COUNT {
-        within("an answer", read.read_exact(&mut answer)).await.unwrap();
+        within("a response", read.read_exact(&mut answer)).await.unwrap();
         assert_eq!((answer[8], &answer[9..17]), (RPC_RESPONSE, &i.to_be_bytes()[..]));
     }
     let write = within("the writer", writing).await.unwrap().unwrap();
@@ -353,7 +358,7 @@ async fn stream_ids_up_to_longest_length_are_accepted() {
     raw.echo(b"alive").await;
     let mut raw = fixture.raw().await;
     raw.send(&frame_announcing(STREAM_REQUEST, 9 + 4 + LONGEST as i64 + 1, b"")).await;
-    raw.assert_closed_silently("stream id too long").await;
+    raw.assert_closed_without_data("stream id too long").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -375,14 +380,17 @@ async fn uploads_without_data_block_no_peer_and_fail_with_connection() {
     for (i, mut raw) in silent.into_iter().enumerate() {
         if i % 2 == 0 {
             raw.finish_sending().await;
-            raw.until_end().await;
+            raw.read_to_end().await;
         } else {
             raw.reset();
         }
     }
     eventually("the handlers see the end", || futures.now() == 0).await;
     for peer in peers {
-        eventually("the end", || fixture.handler.seen(peer).last() == Some(&Seen::Inactive)).await;
+        eventually("the end", || {
+            fixture.handler.seen(peer).last() == Some(&ConnectionEvent::Inactive)
+        })
+        .await;
     }
     let metrics = fixture.context.metrics();
     eventually("no request is active", || {
@@ -448,8 +456,12 @@ async fn rpc_10_failure_of_partly_read_upload_reaches_peer_that_still_sends() {
         assert_eq!(text.contains("stopped reading"), reads, "{text}");
         within("the writer sees the end", writing).await.unwrap().unwrap_err();
         let handler = &fixture.handler;
-        eventually("the end", || handler.seen(peer).last() == Some(&Seen::Inactive)).await;
-        assert_eq!(handler.seen(peer).iter().filter(|seen| **seen == Seen::Inactive).count(), 1);
+        eventually("the end", || handler.seen(peer).last() == Some(&ConnectionEvent::Inactive))
+            .await;
+        assert_eq!(
+            handler.seen(peer).iter().filter(|seen| **seen == ConnectionEvent::Inactive).count(),
+            1
+        );
     }
     fixture.assert_serves().await;
 }
@@ -501,7 +513,7 @@ async fn check_file_truncated_while_sent(mode: &str) {
         let mut some = vec![0; 1 << 20];
         within("the beginning", raw.0.read_exact(&mut some)).await.unwrap();
         file.as_file().set_len(2 << 20).unwrap();
-        let (count, _) = raw.until_end().await;
+        let (count, _) = raw.read_to_end().await;
         assert!(
             (count as u64) < LENGTH - (1 << 20),
             "{mode}: the body was sent past the end of the file"
@@ -555,9 +567,10 @@ async fn dropped_server_stops_in_middle_of_file() {
     let mut some = vec![0; 8 << 20];
     within("the beginning", raw.0.read_exact(&mut some)).await.unwrap();
     // The peer keeps reading, so that the sending task never waits for the socket.
-    let reading = tokio::spawn(async move { raw.until_end().await });
+    let reading = tokio::spawn(async move { raw.read_to_end().await });
     drop(fixture.server.take());
-    eventually("the end", || fixture.handler.seen(peer).last() == Some(&Seen::Inactive)).await;
+    eventually("the end", || fixture.handler.seen(peer).last() == Some(&ConnectionEvent::Inactive))
+        .await;
     within("the peer sees the end", reading).await.unwrap();
     eventually("the body is released", || fixture.handler.bodies.now() == 0).await;
 }
@@ -576,13 +589,14 @@ async fn flooding_peer_cannot_prevent_close() {
     stream.set_write_timeout(Some(Duration::from_secs(30))).unwrap();
     let flooding = std::thread::spawn(move || {
         use std::io::Write;
-        let until = std::time::Instant::now() + LIMIT * 2;
+        let until = std::time::Instant::now() + TIMEOUT * 2;
         let begun =
             (&stream).write_all(&flood).and_then(|()| (&stream).write_all(&one_way(b"close")));
         begun.unwrap();
         while std::time::Instant::now() < until && (&stream).write_all(&flood).is_ok() {}
     });
-    eventually("the end", || fixture.handler.seen(peer).last() == Some(&Seen::Inactive)).await;
+    eventually("the end", || fixture.handler.seen(peer).last() == Some(&ConnectionEvent::Inactive))
+        .await;
     tokio::task::spawn_blocking(move || flooding.join().unwrap()).await.unwrap();
 }
 

@@ -1,4 +1,4 @@
-//! Raw servers that misbehave towards a client of this crate.
+//! RawPeer servers that misbehave towards a client of this crate.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
@@ -20,7 +20,7 @@ use tokio::io::AsyncWriteExt;
 
 /// Returns the id of the next request, which must be of type `kind`. Reads only the frame of an
 /// upload, not its data.
-async fn request_id(raw: &mut Raw, kind: u8) -> i64 {
+async fn request_id(raw: &mut RawPeer, kind: u8) -> i64 {
     let frame = raw.frame().await.expect("a request");
     assert_eq!(frame.kind, kind);
     frame.long(0)
@@ -54,7 +54,7 @@ async fn rsp_04_05_unordered_duplicate_and_unknown_responses_complete_rpcs_once(
     }
     raw.send(&answers.concat()).await;
     for (i, call) in calls.into_iter().enumerate() {
-        let result = within("an answer", call).await;
+        let result = within("a response", call).await;
         if i == 3 {
             let error = result.unwrap_err();
             assert_eq!((error.kind(), error.is_remote()), (ErrorKind::Remote, true));
@@ -83,7 +83,7 @@ async fn late_responses_do_not_complete_newer_request_in_same_slot() {
     let late: Vec<u8> = old.iter().flat_map(|id| rpc_response(*id, b"late")).collect();
     raw.send(&late).await;
     raw.send(&rpc_response(id, b"in time")).await;
-    assert_eq!(within("the answer", call).await.unwrap(), "in time");
+    assert_eq!(within("the response", call).await.unwrap(), "in time");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -94,21 +94,21 @@ async fn responses_of_wrong_type_fail_only_their_request() {
         let call = client.send_rpc("rpc");
         let id = request_id(&mut raw, RPC_REQUEST).await;
         raw.send(&meta_success(id, 0, &body)).await;
-        let error = within("an answer", call).await.unwrap_err();
+        let error = within("a response", call).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Protocol);
         assert!(error.to_string().contains("another kind"), "{error}");
 
         let call = client.merged_block_meta("app", 1, 2, 3);
         let id = request_id(&mut raw, META_REQUEST).await;
         raw.send(&rpc_response(id, &body)).await;
-        assert_eq!(within("an answer", call).await.unwrap_err().kind(), ErrorKind::Protocol);
+        assert_eq!(within("a response", call).await.unwrap_err().kind(), ErrorKind::Protocol);
 
         let call = client.upload_stream("meta", "data");
         let id = request_id(&mut raw, UPLOAD).await;
         let mut data = [0; 4];
         within("data", tokio::io::AsyncReadExt::read_exact(&mut raw.0, &mut data)).await.unwrap();
         raw.send(&meta_success(id, 1, &body)).await;
-        assert_eq!(within("an answer", call).await.unwrap_err().kind(), ErrorKind::Protocol);
+        assert_eq!(within("a response", call).await.unwrap_err().kind(), ErrorKind::Protocol);
 
         // Chunks and streams have no request id, so these responses match no request.
         let mut chunk = client.fetch_chunk(5, 6);
@@ -159,7 +159,7 @@ async fn unsolicited_chunks_and_stream_failures_are_discarded() {
     let call = client.send_rpc("alive?");
     let id = request_id(&mut raw, RPC_REQUEST).await;
     raw.send(&rpc_response(id, b"yes")).await;
-    assert_eq!(within("the answer", call).await.unwrap(), "yes");
+    assert_eq!(within("the response", call).await.unwrap(), "yes");
     assert_eq!(client.pending_requests(), 0);
     let direct = context.metrics().client().snapshot().direct_body_bytes;
     assert!(direct <= 10 << 20, "discarded bodies must not be collected");
@@ -205,7 +205,7 @@ async fn unsolicited_stream_response_closes_connection() {
         raw.frame().await.unwrap();
         raw.frame().await.unwrap();
         raw.send(&stream_response("surprise", count)).await;
-        raw.assert_closed_silently("unsolicited stream").await;
+        raw.assert_closed_without_data("unsolicited stream").await;
         for error in [
             within("the rpc", rpc).await.unwrap_err(),
             within("the chunk", chunk).await.unwrap_err(),
@@ -361,7 +361,7 @@ async fn upload_fails_when_peer_disconnects() {
         for file in [false, true] {
             let sparse = sparse_file(1 << 30);
             let (raw, client, _context) = raw_server().await;
-            let released = Alive::default();
+            let released = LiveCount::default();
             let data = if file {
                 ManagedBuffer::file(sparse.path(), 0..1 << 30)
             } else {
@@ -390,7 +390,7 @@ async fn upload_continues_after_early_response() {
     let upload = client.upload_stream("meta", vec![5; 32 << 20]);
     let id = request_id(&mut raw, UPLOAD).await;
     raw.send(&rpc_response(id, b"early response")).await;
-    assert_eq!(within("the answer", upload).await.unwrap(), "early response");
+    assert_eq!(within("the response", upload).await.unwrap(), "early response");
     // The protocol cannot cancel an upload: the rest of the data is sent, then the next request.
     let call = client.send_rpc("next");
     let mut data = vec![0; 32 << 20];
@@ -398,7 +398,7 @@ async fn upload_continues_after_early_response() {
     assert!(data.iter().all(|byte| *byte == 5));
     let id = request_id(&mut raw, RPC_REQUEST).await;
     raw.send(&rpc_response(id, b"ok")).await;
-    assert_eq!(within("the answer", call).await.unwrap(), "ok");
+    assert_eq!(within("the response", call).await.unwrap(), "ok");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -444,11 +444,11 @@ async fn runtime_shutdown_fails_pending_requests_of_other_runtimes() {
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let context = TransportContext::new(TransportConf::new("test"), Obedient::default());
+    let context = TransportContext::new(TransportConf::new("test"), ScriptedHandler::default());
     let factory = context.create_client_factory();
     let (f, handle) = (factory.clone(), other.handle().clone());
     let connecting = handle.spawn(async move { f.create_client(address).await });
-    let mut raw = Raw::accept(&listener).await;
+    let mut raw = RawPeer::accept(&listener).await;
     let client = within("connecting", connecting).await.unwrap().unwrap();
     let peer = client.peer_addr();
     // One stream whose body has begun, and one pending request of every kind.
@@ -476,7 +476,7 @@ async fn runtime_shutdown_fails_pending_requests_of_other_runtimes() {
     let bootstrapped = context.create_client_factory_with(vec![Arc::new(EndlessBootstrap)]);
     let attempt = bootstrapped.clone();
     let in_other = handle.spawn(async move { attempt.create_client(address).await.map(drop) });
-    let waiting = Raw::accept(&listener).await;
+    let waiting = RawPeer::accept(&listener).await;
     let attempt = bootstrapped.clone();
     // Joins the attempt that runs in the other runtime.
     let mut shared = Box::pin(async move { attempt.create_client(address).await.map(drop) });
@@ -499,11 +499,11 @@ async fn runtime_shutdown_fails_pending_requests_of_other_runtimes() {
     drop((in_other, waiting));
     // The factory connects again in this runtime.
     let again = within("connecting again", factory.create_client(address)).await.unwrap();
-    let mut raw = Raw::accept(&listener).await;
+    let mut raw = RawPeer::accept(&listener).await;
     let call = again.send_rpc("hello");
     let id = request_id(&mut raw, RPC_REQUEST).await;
     raw.send(&rpc_response(id, b"again")).await;
-    assert_eq!(within("the answer", call).await.unwrap(), "again");
+    assert_eq!(within("the response", call).await.unwrap(), "again");
 }
 
 struct EndlessBootstrap;
@@ -534,8 +534,8 @@ fn server_whose_runtime_shuts_down_notifies_handler_and_frees_port() {
     }));
     drop(server_side);
     client_side.block_on(async {
-        raw.until_end().await;
-        fixture.handler.assert_ended_quietly(peer).await;
+        raw.read_to_end().await;
+        fixture.handler.assert_ended_without_error(peer).await;
         // A late reply has no effect.
         fixture.handler.kept.lock().pop().unwrap().reply("late");
         assert_eq!(fixture.handler.futures.now(), 0);
@@ -589,7 +589,7 @@ fn assert_no_deadlock(what: &str, test: impl Future<Output = ()> + Send + 'stati
         test.await;
         done.send(()).unwrap();
     });
-    let result = is_done.recv_timeout(LIMIT);
+    let result = is_done.recv_timeout(TIMEOUT);
     runtime.shutdown_background();
     result.unwrap_or_else(|_| panic!("{what}"));
 }
@@ -600,7 +600,7 @@ fn release_hooks_can_use_connection() {
         assert_no_deadlock("deadlock in a release hook that sends", async move {
             let context = TransportContext::new(TransportConf::new("test"), SendsOnRelease);
             let server = context.create_server("127.0.0.1:0").await.unwrap();
-            let mut raw = Raw::connect(server.local_addr()).await;
+            let mut raw = RawPeer::connect(server.local_addr()).await;
             let request = match kind {
                 RPC_REQUEST => rpc(1, b""),
                 _ => frame(META_REQUEST, &[&[0; 8], &text("app"), &[0; 12]]),
@@ -682,7 +682,7 @@ async fn upload_data_can_be_read_after_handler_has_completed() {
     let context = TransportContext::new(TransportConf::new("test"), PassesDataOn(sender));
     let server = context.create_server("127.0.0.1:0").await.unwrap();
     for _ in 0..5 {
-        let mut raw = Raw::connect(server.local_addr()).await;
+        let mut raw = RawPeer::connect(server.local_addr()).await;
         raw.send(&upload(1, "", 5_000_000)).await;
         let data = pattern(5_000_000);
         for piece in data.chunks(100_000) {

@@ -136,7 +136,10 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
 
     #[test]
-    fn frame_01_messages_are_unchanged_for_every_split(sent in vec(message(), 1..8), sizes in sizes()) {
+    fn frame_01_messages_are_unchanged_for_every_split(
+        sent in vec(message(), 1..8),
+        sizes in sizes(),
+    ) {
         let (mut wire, mut expected) = (Vec::new(), Vec::new());
         for (message, outside) in sent {
             wire.extend(message.encode().expect("fits"));
@@ -154,7 +157,10 @@ proptest! {
         let mut events = Vec::new();
         for event in decoded.events {
             match event {
-                Event::BodyStart { message: Message::StreamResponse { .. } | Message::UploadStream { .. }, .. } => {
+                Event::BodyStart {
+                    message: Message::StreamResponse { .. } | Message::UploadStream { .. },
+                    ..
+                } => {
                     events.push(None);
                 }
                 Event::BodyStart { .. } => {}
@@ -166,7 +172,11 @@ proptest! {
 
     /// No input causes a panic, and splits change neither the events nor the error.
     #[test]
-    fn frame_05_any_bytes_decode_equally_for_every_split(wire in hostile(), sizes in sizes(), plans in plans()) {
+    fn frame_05_any_bytes_decode_equally_for_every_split(
+        wire in hostile(),
+        sizes in sizes(),
+        plans in plans(),
+    ) {
         let run = |pieces: Vec<&[u8]>| {
             let mut plans = plans.iter().cycle();
             decode(&FrameLimits::default(), pieces, |_, _| *plans.next().expect("endless"))
@@ -177,7 +187,11 @@ proptest! {
     }
 
     #[test]
-    fn enc_04_strings_and_byte_arrays_are_unchanged(text in ".{0,200}", data in vec(any::<u8>(), 0..200), tail in vec(any::<u8>(), 0..9)) {
+    fn enc_04_strings_and_byte_arrays_are_unchanged(
+        text in ".{0,200}",
+        data in vec(any::<u8>(), 0..200),
+        tail in vec(any::<u8>(), 0..9),
+    ) {
         let mut wire = Vec::new();
         put_string(&text, &mut wire);
         put_byte_array(&data, &mut wire);

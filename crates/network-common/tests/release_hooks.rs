@@ -96,7 +96,7 @@ fn mwh_06_hook_can_use_connection_after_its_body_was_written() {
 fn mwh_06_hook_can_use_connection_after_its_upload_was_written() {
     let releases = run(async |client, released| {
         let data = body_with_hook(&client, &released, 100_000);
-        assert_eq!(client.upload_stream("meta", data).await.expect("answer"), "meta");
+        assert_eq!(client.upload_stream("meta", data).await.expect("response"), "meta");
         client.closed().await;
     });
     released(&releases);

@@ -191,10 +191,10 @@ fn large_replies_to_small_requests_are_not_created_at_once() {
         wait_until_stalled(&fixture).await;
         fixture.assert_serves().await;
         let bodies = &fixture.handler.bodies;
-        assert!((1..=8).contains(&bodies.peak()), "{} answers of 4 MiB alive", bodies.peak());
+        assert!((1..=8).contains(&bodies.peak()), "{} responses of 4 MiB alive", bodies.peak());
         let mut answer = vec![0; (4 << 20) + 21];
         for i in 0..256_i64 {
-            within("an answer", raw.0.read_exact(&mut answer)).await.unwrap();
+            within("a response", raw.0.read_exact(&mut answer)).await.unwrap();
             assert_eq!((answer[8], &answer[9..17]), (RPC_RESPONSE, &i.to_be_bytes()[..]));
         }
         raw.echo(b"alive").await;
@@ -232,7 +232,7 @@ fn merged_block_meta_responses_are_bounded() {
             let server = context.create_server("127.0.0.1:0").await.unwrap();
             let request = frame(META_REQUEST, &[&[0; 8], &text("a"), &[0; 12]]);
             let requests = request.repeat(requests);
-            let (_read, mut write) = Raw::connect(server.local_addr()).await.0.into_split();
+            let (_read, mut write) = RawPeer::connect(server.local_addr()).await.0.into_split();
             let peak = Peak::start();
             let writing = tokio::spawn(async move { write.write_all(&requests).await });
             let bytes_in = || context.metrics().server().snapshot().received_bytes;
@@ -245,7 +245,7 @@ fn merged_block_meta_responses_are_bounded() {
             }
             assert!(
                 peak.so_far() < 16 * MIB,
-                "{} MiB for answers of {size} bytes",
+                "{} MiB for responses of {size} bytes",
                 peak.so_far() / MIB
             );
             writing.abort();
@@ -282,12 +282,13 @@ fn long_stream_ids_are_counted_by_their_bytes() {
                 drop(writing.await);
             } else {
                 let mut answer = vec![0; 256 << 10];
-                let length = within("answers", read.read_u64()).await.unwrap();
+                let length = within("responses", read.read_u64()).await.unwrap();
                 let mut left = 64 * length - 8;
                 while left > 0 {
                     let count = answer.len().min(left as usize);
-                    left -= within("answers", read.read_exact(&mut answer[..count])).await.unwrap()
-                        as u64;
+                    left -= within("responses", read.read_exact(&mut answer[..count]))
+                        .await
+                        .unwrap() as u64;
                 }
                 drop(within("the writer", writing).await.unwrap().unwrap());
             }
@@ -441,7 +442,7 @@ fn cfh_01_unsent_chunks_are_no_longer_counted_after_close() {
         let mut raw = fixture.raw().await;
         let peer = local(&raw);
         raw.send(&(0..2000).flat_map(|i| chunk_request(NEVER, i)).collect::<Vec<u8>>()).await;
-        raw.assert_closed_silently("over the limit").await;
+        raw.assert_closed_without_data("over the limit").await;
         let (kind, text) = fixture.handler.exception(peer).await;
         assert_eq!(kind, ErrorKind::Limit);
         assert!(
@@ -507,7 +508,7 @@ fn thousand_connections_leave_no_resources() {
                         1 => drop(raw),
                         _ => {
                             drop(raw.0.shutdown().await);
-                            raw.until_end().await;
+                            raw.read_to_end().await;
                         }
                     }
                 }
@@ -561,7 +562,7 @@ fn clients_and_factories_leave_no_resources() {
         for round in 0..5 {
             for i in 0..40 {
                 let context =
-                    TransportContext::new(TransportConf::new("test"), Obedient::default());
+                    TransportContext::new(TransportConf::new("test"), ScriptedHandler::default());
                 let factory = context.create_client_factory();
                 let client = match i % 4 {
                     3 => within("connecting", factory.create_unmanaged_client(fixture.address))
@@ -594,7 +595,7 @@ fn clients_and_factories_leave_no_resources() {
                                 (&mut call).now_or_never().is_none_or(|result| result.is_err())
                             );
                         }
-                    } else if let Err(error) = within("an end", call).await {
+                    } else if let Err(error) = within("the end", call).await {
                         assert_lost(&error, fixture.address);
                     }
                 }
@@ -647,7 +648,8 @@ fn disconnect_is_noticed_while_stream_manager_hangs() {
                 drop(raw)
             }
             let handler = &fixture.handler;
-            eventually("the end", || handler.seen(peer).last() == Some(&Seen::Inactive)).await;
+            eventually("the end", || handler.seen(peer).last() == Some(&ConnectionEvent::Inactive))
+                .await;
             eventually("the stream manager's future is dropped", || handler.futures.now() == 0)
                 .await;
         }

@@ -143,7 +143,7 @@ async fn ofo_03_streams_are_removed_when_their_iterator_fails() {
     assert_eq!(fixture.manager.stream_count(), 0);
 }
 
-/// The same for iterators that panic.
+/// Streams whose iterator panics are removed too.
 #[tokio::test]
 async fn ofo_03_streams_are_removed_when_their_iterator_panics() {
     let (fixture, connection) = fixture().await;
@@ -219,7 +219,8 @@ async fn chunks_are_served_once_and_in_order() {
     assert_eq!(fixture.fetch(id, 0).await, Ok("A".into()));
     for wrong in [0, 2, -1] {
         let text = format!(
-            "java.lang.IllegalStateException: Received out-of-order chunk index {wrong} (expected 1)"
+            "java.lang.IllegalStateException: Received out-of-order chunk index {wrong} \
+             (expected 1)"
         );
         assert_eq!(fixture.fetch(id, wrong).await, Err(text));
     }
@@ -227,7 +228,8 @@ async fn chunks_are_served_once_and_in_order() {
     // The last chunk ends the stream.
     assert_eq!(fixture.fetch(id, 2).await, Ok("C".into()));
     let closed = format!(
-        "java.lang.IllegalStateException: Requested chunk not available since streamId {id} is closed"
+        "java.lang.IllegalStateException: Requested chunk not available since streamId {id} \
+         is closed"
     );
     assert_eq!(fixture.fetch(id, 3).await, Err(closed));
     assert_eq!(fixture.manager.stream_count(), 1);

@@ -132,7 +132,7 @@ const APP_ID: Range<usize> = 5..10;
 const SALT: Range<usize> = 14..30;
 const CIPHERTEXT: Range<usize> = 34..94;
 
-/// Returns the server's error for every challenge with one flipped bit in this range.
+/// Returns the server's error for each challenge with a bit flipped in this range.
 fn corrupt_challenges(range: Range<usize>) -> Vec<AuthError> {
     let secret = secret();
     let engine = AuthEngine::new("appId", &secret, 2);
@@ -143,7 +143,7 @@ fn corrupt_challenges(range: Range<usize>) -> Vec<AuthError> {
     damaged.map(|challenge| respond(&challenge).unwrap_err()).collect()
 }
 
-/// Returns the client's error for every response with one flipped bit in this range.
+/// Returns the client's error for each response with a bit flipped in this range.
 fn corrupt_responses(range: Range<usize>) -> Vec<AuthError> {
     let secret = secret();
     let engine = AuthEngine::new("appId", &secret, 2);

@@ -331,8 +331,8 @@ fn rsp_04_cancelled_rpc_is_removed() {
 fn rsp_04_unread_response_is_returned_on_cancel() {
     let mut session = session();
     let ticket = session.send_rpc(&mut Bytes::new()).unwrap();
-    assert!(session.requests.complete_rpc(ticket.id(), body("answer")).is_ok());
-    let unclaimed = session.requests.cancel(ticket).expect("the answer");
+    assert!(session.requests.answer_rpc(ticket.id(), body("answer")).is_ok());
+    let unclaimed = session.requests.abandon(ticket).expect("the response");
     assert_eq!(unclaimed.unwrap().into_body().unwrap(), "answer");
     assert_eq!(session.requests.len(), 0);
 }

@@ -53,7 +53,7 @@ fn mixed() -> (Outgoing, Vec<u8>) {
     (outgoing, expected)
 }
 
-/// The same holds for the parts that are passed through a filter.
+/// Checks that the parts passed through a filter make up the whole batch.
 #[test]
 fn contiguous_parts_of_any_length_make_up_batch() {
     let (mut outgoing, expected) = mixed();
@@ -127,7 +127,7 @@ fn mwh_02_slices_are_correct_for_every_start_and_count() {
     }
 }
 
-/// Rows MWH-03 to MWH-05: a body is released once, after it was written, for every layout.
+/// Rows MWH-03 to MWH-05: a body is released once, after it was written, in all layouts.
 #[test]
 fn mwh_03_bodies_are_released_after_write() {
     for length in [0, 8, LARGE] {

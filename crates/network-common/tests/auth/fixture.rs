@@ -1,4 +1,4 @@
-//! A server and a client that share a secret, for every authentication mode of this build.
+//! A server and a client that share a secret, in each authentication mode of this build.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

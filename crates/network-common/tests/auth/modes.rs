@@ -1,4 +1,4 @@
-//! What must work in every authentication mode, between a client and a server of this crate.
+//! Tests that pass in every authentication mode, between a client and a server of this crate.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -113,7 +113,7 @@ async fn ai_01_legacy_engine_carries_all_messages_encrypted() {
     check_all_messages_and_secrecy(&[LEGACY]).await;
 }
 
-/// SASL without encryption: each handler is called once when the connection has closed_connections.
+/// SASL without encryption: each handler is called once when the connection has ended.
 #[tokio::test(flavor = "multi_thread")]
 async fn sasl_03_sasl_connection_carries_all_messages_in_plain_text() {
     check_all_messages_and_secrecy(&[SASL]).await;

@@ -15,7 +15,7 @@ pub enum Direction {
     ToClient,
 }
 
-/// What happens to the bytes of one direction.
+/// A change to the bytes of one direction.
 #[derive(Debug, Clone)]
 pub enum Fault {
     None,

@@ -1,4 +1,4 @@
-//! How bodies are sealed: the sizes of sealed messages as a proxy and the metrics see them.
+//! Sealed bodies: the sizes of sealed messages as a proxy and the metrics see them.
 
 use network_common::ManagedBuffer;
 

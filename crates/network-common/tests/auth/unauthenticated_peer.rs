@@ -133,12 +133,12 @@ async fn sasl_02_auth_fails_with_wrong_secret_or_app() {
 async fn client_without_secret_reports_missing_secret() {
     let context =
         network_common::TransportContext::new(conf(&[]), network_common::NoOpRpcHandler::new());
-    let context = context.with_auth("nobody", secrets(APP, SECRET)).unwrap();
+    let context = context.with_auth("unknown-app", secrets(APP, SECRET)).unwrap();
     let server = Server::new(SASL.settings).await;
     let factory = context.create_client_factory();
     let error = within(factory.create_client(server.server.local_addr())).await.unwrap_err();
     assert!(
-        full_text(&error).contains("no secret is known for the application 'nobody'"),
+        full_text(&error).contains("no secret is known for the application 'unknown-app'"),
         "{error}"
     );
 }

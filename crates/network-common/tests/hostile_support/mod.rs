@@ -23,17 +23,17 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 /// The timeout of every single wait.
-pub(crate) const LIMIT: Duration = Duration::from_secs(15);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Returns the future's output, or panics after [`LIMIT`] with the name of what was awaited.
+/// Returns the future's output, or panics with `what` after the timeout.
 pub(crate) async fn within<F: IntoFuture>(what: &str, future: F) -> F::Output {
-    match tokio::time::timeout(LIMIT, future).await {
+    match tokio::time::timeout(TIMEOUT, future).await {
         Ok(output) => output,
-        Err(_) => panic!("not within {LIMIT:?}: {what}"),
+        Err(_) => panic!("not within {TIMEOUT:?}: {what}"),
     }
 }
 
-/// Polls `condition` until it holds, at most for [`LIMIT`].
+/// Polls `condition` until it holds, at most for [`TIMEOUT`].
 pub(crate) async fn eventually(what: &str, condition: impl FnMut() -> bool) {
     eventually_or(|| what.to_owned(), condition).await;
 }
@@ -43,19 +43,19 @@ pub(crate) async fn eventually_or(
     what: impl FnOnce() -> String,
     mut condition: impl FnMut() -> bool,
 ) {
-    let deadline = Instant::now() + LIMIT;
+    let deadline = Instant::now() + TIMEOUT;
     while !condition() {
         if Instant::now() > deadline {
-            panic!("not within {LIMIT:?}: {}", what());
+            panic!("not within {TIMEOUT:?}: {}", what());
         }
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }
 
 /// A reproducible random number generator (xorshift).
-pub(crate) struct Dice(u64);
+pub(crate) struct Rng(u64);
 
-impl Dice {
+impl Rng {
     pub(crate) fn new(seed: u64) -> Self {
         Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
     }
@@ -178,9 +178,9 @@ impl Frame {
 }
 
 /// A peer that sends and receives raw bytes.
-pub(crate) struct Raw(pub(crate) TcpStream);
+pub(crate) struct RawPeer(pub(crate) TcpStream);
 
-impl Raw {
+impl RawPeer {
     pub(crate) async fn connect(address: SocketAddr) -> Self {
         let stream = within("connecting", TcpStream::connect(address)).await.unwrap();
         stream.set_nodelay(true).unwrap();
@@ -218,7 +218,7 @@ impl Raw {
 
     /// Reads to the end of the connection, which may be a reset. Returns the number of bytes and
     /// the first ones.
-    pub(crate) async fn until_end(&mut self) -> (usize, Vec<u8>) {
+    pub(crate) async fn read_to_end(&mut self) -> (usize, Vec<u8>) {
         within("the end of the connection", async {
             let (mut count, mut all) = (0, Vec::new());
             let mut buffer = vec![0; 256 << 10];
@@ -232,8 +232,8 @@ impl Raw {
     }
 
     /// Checks that the peer closes without sending anything.
-    pub(crate) async fn assert_closed_silently(&mut self, what: &str) {
-        let (count, bytes) = self.until_end().await;
+    pub(crate) async fn assert_closed_without_data(&mut self, what: &str) {
+        let (count, bytes) = self.read_to_end().await;
         assert_eq!(count, 0, "{what}: sent {bytes:?}");
     }
 
@@ -251,7 +251,7 @@ impl Raw {
 
 /// One event that the handler saw on a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Seen {
+pub(crate) enum ConnectionEvent {
     Active,
     Exception(ErrorKind, String),
     Terminated,
@@ -260,9 +260,9 @@ pub(crate) enum Seen {
 
 /// Counts live values, and the most at any time.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Alive(Arc<AtomicUsize>, Arc<AtomicUsize>);
+pub(crate) struct LiveCount(Arc<AtomicUsize>, Arc<AtomicUsize>);
 
-impl Alive {
+impl LiveCount {
     pub(crate) fn up(&self) -> impl FnOnce() + Send + Sync + 'static {
         let now = self.0.fetch_add(1, Ordering::SeqCst) + 1;
         self.1.fetch_max(now, Ordering::SeqCst);
@@ -301,16 +301,16 @@ impl<F: FnOnce()> Drop for OnDrop<F> {
 /// Executes commands in RPC bodies, upload metas and stream ids; see the matches below. Echoes
 /// every other RPC.
 #[derive(Default)]
-pub(crate) struct Obedient {
-    pub(crate) seen: Mutex<HashMap<SocketAddr, Vec<Seen>>>,
+pub(crate) struct ScriptedHandler {
+    pub(crate) seen: Mutex<HashMap<SocketAddr, Vec<ConnectionEvent>>>,
     pub(crate) kept: Mutex<Vec<RpcResponseCallback>>,
     pub(crate) one_ways: AtomicUsize,
     pub(crate) rpcs: AtomicUsize,
     pub(crate) uploads: Mutex<Vec<Result<u64, String>>>,
     /// Bodies that were handed out and are not released yet.
-    pub(crate) bodies: Alive,
+    pub(crate) bodies: LiveCount,
     /// Futures of stream manager and uploads that have not completed.
-    pub(crate) futures: Alive,
+    pub(crate) futures: LiveCount,
     pub(crate) file: Mutex<PathBuf>,
 }
 
@@ -323,12 +323,12 @@ pub(crate) const PANIC: i64 = 5;
 pub(crate) const FAIL: i64 = 6;
 pub(crate) const LATER: i64 = 7;
 
-impl Obedient {
-    pub(crate) fn note(&self, client: &TransportClient, seen: Seen) {
+impl ScriptedHandler {
+    pub(crate) fn note(&self, client: &TransportClient, seen: ConnectionEvent) {
         self.seen.lock().entry(client.peer_addr()).or_default().push(seen);
     }
 
-    pub(crate) fn seen(&self, peer: SocketAddr) -> Vec<Seen> {
+    pub(crate) fn seen(&self, peer: SocketAddr) -> Vec<ConnectionEvent> {
         self.seen.lock().get(&peer).cloned().unwrap_or_default()
     }
 
@@ -337,33 +337,39 @@ impl Obedient {
     pub(crate) async fn exception(&self, peer: SocketAddr) -> (ErrorKind, String) {
         eventually_or(
             || format!("the end of {peer}: {:?}", self.seen(peer)),
-            || self.seen(peer).last() == Some(&Seen::Inactive),
+            || self.seen(peer).last() == Some(&ConnectionEvent::Inactive),
         )
         .await;
         match self.seen(peer).as_slice() {
-            [Seen::Active, Seen::Exception(kind, text), Seen::Terminated, Seen::Inactive] => {
-                (*kind, text.clone())
-            }
+            [
+                ConnectionEvent::Active,
+                ConnectionEvent::Exception(kind, text),
+                ConnectionEvent::Terminated,
+                ConnectionEvent::Inactive,
+            ] => (*kind, text.clone()),
             other => panic!("expected one exception and then one end, but {other:?}"),
         }
     }
 
     /// Checks that the connection ended once and without an exception.
-    pub(crate) async fn assert_ended_quietly(&self, peer: SocketAddr) {
-        eventually("the end", || self.seen(peer).last() == Some(&Seen::Inactive)).await;
-        assert_eq!(self.seen(peer), [Seen::Active, Seen::Terminated, Seen::Inactive]);
+    pub(crate) async fn assert_ended_without_error(&self, peer: SocketAddr) {
+        eventually("the end", || self.seen(peer).last() == Some(&ConnectionEvent::Inactive)).await;
+        assert_eq!(
+            self.seen(peer),
+            [ConnectionEvent::Active, ConnectionEvent::Terminated, ConnectionEvent::Inactive]
+        );
     }
 }
 
-impl RpcHandler for Obedient {
+impl RpcHandler for ScriptedHandler {
     fn receive(&self, client: &TransportClient, message: Bytes, callback: RpcResponseCallback) {
         self.rpcs.fetch_add(1, Ordering::SeqCst);
         let command = std::str::from_utf8(&message[..message.len().min(32)]).unwrap_or_default();
         match command.split_once(' ').unwrap_or((command, "")) {
             ("never", _) => self.kept.lock().push(callback),
             ("drop", _) => drop(callback),
-            ("panic", _) => panic!("told to"),
-            ("fail", _) => callback.fail("told to"),
+            ("panic", _) => panic!("scripted failure"),
+            ("fail", _) => callback.fail("scripted failure"),
             ("close", _) => {
                 client.close();
                 self.kept.lock().push(callback);
@@ -386,7 +392,7 @@ impl RpcHandler for Obedient {
     fn receive_one_way(&self, client: &TransportClient, message: Bytes) {
         self.one_ways.fetch_add(1, Ordering::SeqCst);
         match &message[..] {
-            b"panic" => panic!("told to"),
+            b"panic" => panic!("scripted failure"),
             b"close" => client.close(),
             _ => {}
         }
@@ -401,7 +407,7 @@ impl RpcHandler for Obedient {
         let alive = OnDrop::new(self.futures.up());
         let meta = String::from_utf8_lossy(&meta).into_owned();
         if meta == "panic" {
-            panic!("told to");
+            panic!("scripted failure");
         }
         async move {
             let _alive = alive;
@@ -414,13 +420,13 @@ impl RpcHandler for Obedient {
                     let _data = data;
                     std::future::pending::<()>().await;
                 }
-                "panic-later" => panic!("told to"),
-                "give-up" => {
+                "panic-later" => panic!("scripted failure"),
+                "stop-after" => {
                     while read < number {
                         read += data.next_piece().await.ok_or("too short")??.len() as u64;
                     }
                     drop(data);
-                    return Err("gave up".into());
+                    return Err("stopped reading".into());
                 }
                 _ => {
                     while let Some(piece) = data.next_piece().await {
@@ -429,7 +435,7 @@ impl RpcHandler for Obedient {
                 }
             }
             if command == "post-fail" {
-                return Err("told to".into());
+                return Err("scripted failure".into());
             }
             Ok(Bytes::from(read.to_string()))
         }
@@ -441,15 +447,15 @@ impl RpcHandler for Obedient {
     }
 
     fn on_connected(&self, client: &TransportClient) {
-        self.note(client, Seen::Active);
+        self.note(client, ConnectionEvent::Active);
     }
 
     fn on_disconnected(&self, client: &TransportClient) {
-        self.note(client, Seen::Inactive);
+        self.note(client, ConnectionEvent::Inactive);
     }
 
     fn on_network_error(&self, error: &TransportError, client: &TransportClient) {
-        self.note(client, Seen::Exception(error.kind(), error.to_string()));
+        self.note(client, ConnectionEvent::Exception(error.kind(), error.to_string()));
     }
 }
 
@@ -461,7 +467,7 @@ impl AsRef<[u8]> for Owned {
     }
 }
 
-impl StreamManager for Obedient {
+impl StreamManager for ScriptedHandler {
     fn get_chunk<'a>(
         &'a self,
         _: &'a TransportClient,
@@ -478,7 +484,7 @@ impl StreamManager for Obedient {
                     ManagedBuffer::file(self.file.lock().clone(), 0..(chunk_index as u64) << 20)
                 }
                 NEVER => std::future::pending().await,
-                PANIC => panic!("told to"),
+                PANIC => panic!("scripted failure"),
                 LATER => {
                     tokio::task::yield_now().await;
                     pattern(usize::try_from(chunk_index)?).into()
@@ -503,8 +509,8 @@ impl StreamManager for Obedient {
                 "bytes" => ManagedBuffer::from(pattern(number.parse()?)),
                 "file" => ManagedBuffer::file(self.file.lock().clone(), 0..number.parse()?),
                 "never" => std::future::pending().await,
-                "panic" => panic!("told to"),
-                "fail" => return Err("told to".into()),
+                "panic" => panic!("scripted failure"),
+                "fail" => return Err("scripted failure".into()),
                 _ => return Ok(None),
             };
             Ok(Some(body.on_release(self.bodies.up())))
@@ -513,13 +519,13 @@ impl StreamManager for Obedient {
     }
 
     fn connection_terminated(&self, client: &TransportClient) {
-        self.note(client, Seen::Terminated);
+        self.note(client, ConnectionEvent::Terminated);
     }
 }
 
-/// A server with an obedient handler.
+/// A server with a [`ScriptedHandler`].
 pub(crate) struct Fixture {
-    pub(crate) handler: Arc<Obedient>,
+    pub(crate) handler: Arc<ScriptedHandler>,
     pub(crate) context: TransportContext,
     pub(crate) server: Option<TransportServer>,
     pub(crate) address: SocketAddr,
@@ -528,55 +534,55 @@ pub(crate) struct Fixture {
 impl Fixture {
     pub(crate) async fn new(settings: &[(&str, &str)]) -> Self {
         let conf = TransportConf::from_settings("test", settings.iter().copied()).unwrap();
-        let handler = Arc::new(Obedient::default());
+        let handler = Arc::new(ScriptedHandler::default());
         let context = TransportContext::with_handler(conf, Arc::clone(&handler) as _);
         let server = context.create_server("127.0.0.1:0").await.unwrap();
         let address = server.local_addr();
         Self { handler, context, server: Some(server), address }
     }
 
-    pub(crate) async fn raw(&self) -> Raw {
-        Raw::connect(self.address).await
+    pub(crate) async fn raw(&self) -> RawPeer {
+        RawPeer::connect(self.address).await
     }
 
-    /// The server still serves newcomers.
+    /// Checks that the server serves new connections.
     pub(crate) async fn assert_serves(&self) {
         self.raw().await.echo(b"are you there?").await;
     }
 }
 
-/// A listener, and a client of ours that is connected to it.
-pub(crate) async fn raw_server() -> (Raw, TransportClient, TransportContext) {
+/// Returns a raw server connection, and the client of this crate at its other end.
+pub(crate) async fn raw_server() -> (RawPeer, TransportClient, TransportContext) {
     raw_server_with(&[]).await
 }
 
 pub(crate) async fn raw_server_with(
     settings: &[(&str, &str)],
-) -> (Raw, TransportClient, TransportContext) {
+) -> (RawPeer, TransportClient, TransportContext) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let conf = TransportConf::from_settings("test", settings.iter().copied()).unwrap();
-    let context = TransportContext::new(conf, Obedient::default());
+    let context = TransportContext::new(conf, ScriptedHandler::default());
     let factory = context.create_client_factory();
     let address = listener.local_addr().unwrap();
     let client = within("connecting", factory.create_unmanaged_client(address)).await.unwrap();
-    (Raw::accept(&listener).await, client, context)
+    (RawPeer::accept(&listener).await, client, context)
 }
 
-/// A regular file of `length` zero bytes, which take no place on the disk.
+/// Returns a regular file of `length` zero bytes, which use no disk space.
 pub(crate) fn sparse_file(length: u64) -> tempfile::NamedTempFile {
     let file = tempfile::NamedTempFile::new().unwrap();
     file.as_file().set_len(length).unwrap();
     file
 }
 
-/// The error must be that of a lost connection, and name the peer.
+/// Checks that the error is that of a lost connection and names the peer.
 pub(crate) fn assert_lost(error: &TransportError, peer: SocketAddr) {
     assert!(matches!(error.kind(), ErrorKind::Closed | ErrorKind::Io), "{error:?}");
     assert!(error.to_string().contains(&peer.to_string()), "{error} does not name {peer}");
     assert_eq!(error.peer(), Some(peer.to_string().as_str()));
 }
 
-/// Names a connection in handlers' records.
-pub(crate) fn local(raw: &Raw) -> SocketAddr {
+/// The address by which the handler records this connection.
+pub(crate) fn local(raw: &RawPeer) -> SocketAddr {
     raw.0.local_addr().unwrap()
 }

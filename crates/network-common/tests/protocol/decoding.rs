@@ -1,9 +1,9 @@
-//! Runs a decoder over bytes that arrive in pieces, and checks what must hold for every input.
+//! Runs a decoder over bytes that arrive in pieces, and checks the invariants of its events.
 
 use bytes::{Bytes, BytesMut};
 use network_common::protocol::{Event, FrameDecoder, FrameLimits, Message, ProtocolError};
 
-/// How to handle an announced body.
+/// The way in which a test handles an announced body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(dead_code, reason = "not every test binary uses all of them")]
 pub(crate) enum BodyHandling {

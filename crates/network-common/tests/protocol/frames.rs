@@ -6,7 +6,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use network_common::protocol::{Event, FrameDecoder, FrameLimits, Message, ProtocolError};
 
-use super::decoding::{Decoded, Plan, decode, usual};
+use super::decoding::{BodyHandling, Decoded, collect_or_stream, decode};
 
 fn one_way(length: usize, fill: u8) -> Message<Bytes> {
     Message::OneWayMessage { body: vec![fill; length].into() }
@@ -33,7 +33,7 @@ fn frame_01_frames_are_decoded_from_slices_of_any_size() {
         pieces.push(piece);
         rest = next;
     }
-    for plan in [Plan::Expected, Plan::Unexpected] {
+    for plan in [BodyHandling::Expected, BodyHandling::Unexpected] {
         let decoded = decode(&FrameLimits::default(), pieces.iter().copied(), |_, _| plan);
         assert_eq!(decoded.error, None);
         let whole: Vec<_> = decoded
@@ -56,7 +56,12 @@ fn frame_02_large_bodies_are_decoded_in_every_mode() {
     Message::ChunkFetchSuccess { stream_id: 1, chunk_index: 1, body: () }
         .encode_header(BODY as u64, &mut head);
     let piece = vec![7; 32 << 10];
-    for plan in [Plan::Expected, Plan::Unexpected, Plan::Stream, Plan::Discard] {
+    for plan in [
+        BodyHandling::Expected,
+        BodyHandling::Unexpected,
+        BodyHandling::Stream,
+        BodyHandling::Discard,
+    ] {
         let start = Instant::now();
         let mut decoder = FrameDecoder::default();
         let (mut frames, mut bytes) = (0, 0);
@@ -70,12 +75,14 @@ fn frame_02_large_bodies_are_decoded_in_every_mode() {
                         Event::BodyStart { length, .. } => {
                             assert_eq!(length, BODY as u64);
                             match plan {
-                                Plan::Expected => decoder.collect_body(true),
-                                Plan::Unexpected => decoder.collect_body(false),
-                                Plan::Stream => decoder.stream_body(),
-                                Plan::Discard | Plan::Silent => decoder.discard_body(),
+                                BodyHandling::Expected => decoder.collect_body(true),
+                                BodyHandling::Unexpected => decoder.collect_body(false),
+                                BodyHandling::Stream => decoder.stream_body(),
+                                BodyHandling::Discard | BodyHandling::Silent => {
+                                    decoder.discard_body()
+                                }
                             }
-                            if plan == Plan::Discard {
+                            if plan == BodyHandling::Discard {
                                 frames += 1;
                                 bytes += BODY;
                             }
@@ -144,7 +151,7 @@ fn frame_03_body_and_next_frame_in_one_read_are_separated() {
     bytes.extend(next.encode().expect("fits"));
     let start = Event::BodyStart { message: upload, length: 5 };
 
-    let streamed = decode(&FrameLimits::default(), [&bytes[..]], |_, _| Plan::Stream);
+    let streamed = decode(&FrameLimits::default(), [&bytes[..]], |_, _| BodyHandling::Stream);
     let expected = vec![
         start.clone(),
         Event::BodyPiece(Bytes::from("12345")),
@@ -152,7 +159,7 @@ fn frame_03_body_and_next_frame_in_one_read_are_separated() {
         Event::Message(next.clone()),
     ];
     assert_eq!(streamed, Decoded { events: expected, error: None });
-    for plan in [Plan::Discard, Plan::Silent] {
+    for plan in [BodyHandling::Discard, BodyHandling::Silent] {
         let skipped = decode(&FrameLimits::default(), [&bytes[..]], |_, _| plan);
         let expected = vec![start.clone(), Event::Message(next.clone())];
         assert_eq!(skipped, Decoded { events: expected, error: None }, "{plan:?}");
@@ -187,7 +194,7 @@ fn frame_04_retained_frames_are_unchanged() {
     }
 }
 
-/// The same for pieces of streamed bodies.
+/// Keeps all pieces of a streamed body while later ones arrive.
 #[test]
 fn frame_04_retained_pieces_are_unchanged() {
     let mut decoder = FrameDecoder::default();
@@ -306,7 +313,7 @@ fn frame_08_request_over_configured_limit_is_rejected_by_its_header() {
     let decoded = |message: &Message<()>, in_frame: u64| {
         let mut head = Vec::new();
         message.encode_header(in_frame, &mut head);
-        decode(&limits, [&head[..9]], usual).error
+        decode(&limits, [&head[..9]], collect_or_stream).error
     };
     let request = Message::RpcRequest { request_id: 1, body: () };
     let error = decoded(&request, 101 - 13).expect("one byte too long");

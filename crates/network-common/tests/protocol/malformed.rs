@@ -6,7 +6,7 @@ use network_common::protocol::{
     Event, FrameDecoder, FrameLimits, MergedBlockMetaRequest, Message, ProtocolError,
 };
 
-use super::decoding::{decode, usual};
+use super::decoding::{collect_or_stream, decode};
 use super::frames::length_error;
 
 /// Returns a frame with a correct length field around `payload`.
@@ -18,10 +18,10 @@ fn frame(payload: &[u8]) -> Vec<u8> {
 
 /// Returns the error for these bytes, after checking that no event precedes it.
 fn error(bytes: &[u8]) -> ProtocolError {
-    let decoded = decode(&FrameLimits::default(), [bytes], usual);
+    let decoded = decode(&FrameLimits::default(), [bytes], collect_or_stream);
     assert_eq!(decoded.events, [], "no event may precede the error");
     let error = decoded.error.expect("malformed");
-    let in_steps = decode(&FrameLimits::default(), bytes.chunks(1), usual);
+    let in_steps = decode(&FrameLimits::default(), bytes.chunks(1), collect_or_stream);
     assert_eq!((in_steps.events, in_steps.error.as_ref()), (vec![], Some(&error)));
     error
 }
@@ -103,8 +103,10 @@ fn wire_6_invalid_string_length_in_header_is_rejected() {
             payload.put_i32(length);
             payload.extend_from_slice(&[0; 30]);
             let error = error(&frame(&payload));
-            let expected = |error: &ProtocolError| matches!(error, ProtocolError::BadLength { length: bad, available: 30, .. } if *bad == length);
-            assert!(expected(&error), "type {}, length {length}: {error}", head[0]);
+            let ProtocolError::BadLength { length: reported, available: 30, .. } = error else {
+                panic!("type {}, length {length}: {error}", head[0]);
+            };
+            assert_eq!(reported, length, "type {}, length {length}: {error}", head[0]);
         }
     }
     // The second string of a StreamFailure.
@@ -121,7 +123,7 @@ fn wire_6_trailing_bytes_of_frame_without_body_are_ignored() {
         let mut bytes = frame(&payload);
         let next = Message::StreamRequest { stream_id: "next".into() };
         bytes.extend(next.encode().expect("fits"));
-        let decoded = decode(&FrameLimits::default(), [&bytes[..]], usual);
+        let decoded = decode(&FrameLimits::default(), [&bytes[..]], collect_or_stream);
         let left_over = Bytes::from("left over");
         let expected = match message {
             Message::ChunkFetchSuccess { stream_id, chunk_index, .. } => {
@@ -153,7 +155,7 @@ fn wire_6_many_trailing_bytes_are_ignored() {
         .to_vec();
     payload.resize(100_000, 0xff);
     let bytes = frame(&payload);
-    let decoded = decode(&FrameLimits::default(), bytes.chunks(1000), usual);
+    let decoded = decode(&FrameLimits::default(), bytes.chunks(1000), collect_or_stream);
     let expected = Event::Message(Message::ChunkFetchRequest { stream_id: 1, chunk_index: 2 });
     assert_eq!((decoded.events, decoded.error), (vec![expected], None));
 }
@@ -166,7 +168,7 @@ fn wire_2_body_length_field_is_ignored() {
         payload.put_i64(5);
         payload.put_i32(inner);
         payload.extend_from_slice(b"abc");
-        let decoded = decode(&FrameLimits::default(), [&frame(&payload)[..]], usual);
+        let decoded = decode(&FrameLimits::default(), [&frame(&payload)[..]], collect_or_stream);
         let expected = Message::RpcRequest { request_id: 5, body: Bytes::from("abc") };
         assert_eq!((decoded.events, decoded.error), (vec![Event::Message(expected)], None));
     }
@@ -197,7 +199,7 @@ fn wire_6_other_protocols_are_named_only_at_start() {
     let mut bytes =
         Message::<Bytes>::StreamRequest { stream_id: "d".into() }.encode().expect("fits");
     bytes.extend_from_slice(b"GET / HTTP/1.1\r\n");
-    let decoded = decode(&FrameLimits::default(), [&bytes[..]], usual);
+    let decoded = decode(&FrameLimits::default(), [&bytes[..]], collect_or_stream);
     assert_eq!(decoded.events.len(), 1);
     assert!(matches!(decoded.error, Some(ProtocolError::FrameTooLarge(_))));
 }
@@ -221,6 +223,6 @@ fn wire_6_end_inside_frame_is_reported() {
         let whole = end == 0 || end == bytes.len();
         assert_eq!(decoder.finish().is_ok(), whole, "{end} of {} bytes", bytes.len());
     }
-    let decoded = decode(&FrameLimits::default(), [&bytes[..bytes.len() - 2]], usual);
+    let decoded = decode(&FrameLimits::default(), [&bytes[..bytes.len() - 2]], collect_or_stream);
     assert_eq!(decoded.error, Some(ProtocolError::UnexpectedEnd { missing: 2 }));
 }

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use network_common::protocol::{Event, FrameLimits, MergedBlockMetaRequest, Message};
 
-use super::decoding::{decode, usual};
+use super::decoding::{collect_or_stream, decode};
 
 /// Returns the bytes of hex digits; spaces are ignored.
 pub(crate) fn hex(digits: &str) -> Vec<u8> {
@@ -19,11 +19,11 @@ pub(crate) fn hex(digits: &str) -> Vec<u8> {
 fn check_sample(message: Message<Bytes>, frame: &str) {
     let frame = hex(frame);
     assert_eq!(message.encode().expect("fits"), frame, "encoding {message:?}");
-    let decoded = decode(&FrameLimits::default(), [&frame[..]], usual);
+    let decoded = decode(&FrameLimits::default(), [&frame[..]], collect_or_stream);
     assert_eq!((decoded.events, decoded.error), (vec![Event::Message(message)], None));
 }
 
-/// The same for the two types whose body follows the frame.
+/// Checks a sample of the two types whose body follows the frame.
 fn check_sample_with_body(
     message: Message<()>,
     whole: Message<Bytes>,
@@ -36,7 +36,7 @@ fn check_sample_with_body(
     message.encode_header(0, &mut head);
     assert_eq!(head, bytes, "encoding the head of {message:?}");
     bytes.extend_from_slice(body);
-    let decoded = decode(&FrameLimits::default(), [&bytes[..]], usual);
+    let decoded = decode(&FrameLimits::default(), [&bytes[..]], collect_or_stream);
     let start = Event::BodyStart { message, length: body.len() as u64 };
     let events = vec![start, Event::BodyPiece(Bytes::from_static(body)), Event::BodyEnd];
     assert_eq!((decoded.events, decoded.error), (events, None));

@@ -4,7 +4,7 @@
 use bytes::Bytes;
 use network_common::protocol::{Event, FrameLimits, MergedBlockMetaRequest, Message};
 
-use super::decoding::{Decoded, Plan, decode, usual};
+use super::decoding::{BodyHandling, Decoded, collect_or_stream, decode};
 
 /// Longer than what is decoded in one piece.
 const LARGE: usize = 5_000;
@@ -104,14 +104,14 @@ fn start(message: &Message<Bytes>, length: usize) -> Event {
 #[test]
 fn frame_01_all_types_are_decoded_at_once() {
     let (bytes, events) = connection();
-    let decoded = decode(&FrameLimits::default(), [&bytes[..]], usual);
+    let decoded = decode(&FrameLimits::default(), [&bytes[..]], collect_or_stream);
     assert_eq!(decoded, Decoded { events, error: None });
 }
 
 #[test]
 fn frame_05_all_types_are_decoded_byte_by_byte() {
     let (bytes, events) = connection();
-    let decoded = decode(&FrameLimits::default(), bytes.chunks(1), usual);
+    let decoded = decode(&FrameLimits::default(), bytes.chunks(1), collect_or_stream);
     assert_eq!(decoded, Decoded { events, error: None });
 }
 
@@ -121,16 +121,16 @@ fn frame_05_all_types_are_decoded_when_split_at_any_byte() {
     let expected = Decoded { events, error: None };
     for cut in 0..=bytes.len() {
         let (first, second) = bytes.split_at(cut);
-        let decoded = decode(&FrameLimits::default(), [first, second], usual);
+        let decoded = decode(&FrameLimits::default(), [first, second], collect_or_stream);
         assert!(decoded == expected, "cut after {cut} bytes: {decoded:?}");
     }
 }
 
-/// The frames after a body are the same for every body mode.
+/// The frames after a body are the same in all body modes.
 #[test]
 fn frame_05_frames_after_body_are_decoded_in_every_mode() {
     let (bytes, _) = connection();
-    for plan in [Plan::Stream, Plan::Discard, Plan::Silent] {
+    for plan in [BodyHandling::Stream, BodyHandling::Discard, BodyHandling::Silent] {
         let whole = decode(&FrameLimits::default(), [&bytes[..]], |_, _| plan);
         assert_eq!(whole.error, None);
         let starts =

@@ -69,15 +69,10 @@ pub fn until(condition: impl Fn() -> bool) -> impl Future<Output = ()> {
 
 type OnRpc = dyn Fn(&TransportClient, Bytes, RpcResponseCallback) + Send + Sync;
 type OnOneWay = dyn Fn(&TransportClient, Bytes) + Send + Sync;
-type OnUpload = dyn Fn(&TransportClient, Bytes, StreamBody) -> BoxFuture<'static, Result<Bytes, BoxError>>
-    + Send
-    + Sync;
-type OnChunk = dyn Fn(&TransportClient, i64, i32) -> BoxFuture<'static, Result<ManagedBuffer, BoxError>>
-    + Send
-    + Sync;
-type OnStream = dyn Fn(&TransportClient, &str) -> BoxFuture<'static, Result<Option<ManagedBuffer>, BoxError>>
-    + Send
-    + Sync;
+type Fallible<T> = BoxFuture<'static, Result<T, BoxError>>;
+type OnUpload = dyn Fn(&TransportClient, Bytes, StreamBody) -> Fallible<Bytes> + Send + Sync;
+type OnChunk = dyn Fn(&TransportClient, i64, i32) -> Fallible<ManagedBuffer> + Send + Sync;
+type OnStream = dyn Fn(&TransportClient, &str) -> Fallible<Option<ManagedBuffer>> + Send + Sync;
 type OnMeta =
     dyn Fn(&TransportClient, MergedBlockMetaRequest, MergedBlockMetaCallback) + Send + Sync;
 type OnEvent = dyn Fn(&TransportClient) + Send + Sync;

@@ -13,8 +13,8 @@ fn name() -> String {
     std::env::var("NETWORK_COMMON_TEST_MODE").unwrap_or_else(|_| "plain".to_owned())
 }
 
-/// Whether bytes are unencrypted on the wire. Only then does the kernel send files, and can tests
-/// use raw peers.
+/// Returns true if bytes are unencrypted on the wire. Only then does the kernel send files, and can
+/// tests use raw peers.
 pub fn is_plain() -> bool {
     name() == "plain"
 }

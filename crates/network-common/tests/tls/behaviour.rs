@@ -300,7 +300,7 @@ async fn sslenc_01_upload_bodies_are_released_after_sending() {
     assert!(releases.is_empty());
 }
 
-/// The same for chunks at the server.
+/// The release hook of a chunk runs once, after the chunk was sent.
 #[tokio::test]
 async fn emh_03_chunk_bodies_are_released_after_sending() {
     let (released, mut releases) = tokio::sync::mpsc::unbounded_channel();

@@ -20,7 +20,8 @@ fn tools() -> Files {
     let keytool = |command: &str| run(&directory, &format!("keytool {command}"));
     let store = "-storetype JKS -keystore store.jks -storepass store-pass";
     keytool(
-        "-genkeypair -alias root -keyalg RSA -dname CN=root -ext bc:c -validity 7 -storetype JKS -keystore root.jks -storepass root-pass -keypass root-pass",
+        "-genkeypair -alias root -keyalg RSA -dname CN=root -ext bc:c -validity 7 -storetype JKS \
+         -keystore root.jks -storepass root-pass -keypass root-pass",
     );
     keytool("-exportcert -rfc -alias root -keystore root.jks -storepass root-pass -file root.pem");
     keytool(&format!(
@@ -28,16 +29,20 @@ fn tools() -> Files {
     ));
     keytool(&format!("-certreq -alias Node {store} -keypass key-pass -file node.csr"));
     keytool(
-        "-gencert -alias root -keystore root.jks -storepass root-pass -keypass root-pass -infile node.csr -rfc -outfile node.pem -validity 7 -ext san=ip:127.0.0.1,dns:localhost",
+        "-gencert -alias root -keystore root.jks -storepass root-pass -keypass root-pass -infile \
+         node.csr -rfc -outfile node.pem -validity 7 -ext san=ip:127.0.0.1,dns:localhost",
     );
     keytool(&format!("-importcert -noprompt -alias root {store} -file root.pem"));
     keytool(&format!("-importcert -noprompt -alias Node {store} -keypass key-pass -file node.pem"));
     keytool(
-        "-importkeystore -srckeystore store.jks -srcstorepass store-pass -srcalias node -srckeypass key-pass -destkeystore store.p12 -deststoretype PKCS12 -deststorepass store-pass -destkeypass store-pass",
+        "-importkeystore -srckeystore store.jks -srcstorepass store-pass -srcalias node \
+         -srckeypass key-pass -destkeystore store.p12 -deststoretype PKCS12 -deststorepass \
+         store-pass -destkeypass store-pass",
     );
     for (kind, name) in [("JKS", "trust.jks"), ("PKCS12", "trust.p12")] {
         keytool(&format!(
-            "-importcert -noprompt -alias root -file root.pem -storetype {kind} -keystore {name} -storepass trust-pass"
+            "-importcert -noprompt -alias root -file root.pem -storetype {kind} -keystore {name} \
+             -storepass trust-pass"
         ));
     }
     files
@@ -79,7 +84,8 @@ async fn sslf_03_key_store_password_is_used_for_key() {
     let directory = files.path("");
     run(
         &directory,
-        "keytool -genkeypair -alias one -keyalg EC -dname CN=localhost -validity 7 -storetype JKS -keystore one.jks -storepass store-pass -keypass store-pass",
+        "keytool -genkeypair -alias one -keyalg EC -dname CN=localhost -validity 7 -storetype \
+         JKS -keystore one.jks -storepass store-pass -keypass store-pass",
     );
     let one = store(&files, "one.jks");
     let pinned = trust(&files, "one.jks").with("trustStorePassword", "store-pass");
@@ -128,7 +134,8 @@ async fn openssl_stores_are_loaded() {
     let directory = files.path("");
     run(
         &directory,
-        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-384 -nodes -keyout k.pem -out c.pem -subj /CN=localhost -days 7 -addext subjectAltName=DNS:localhost",
+        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-384 -nodes -keyout k.pem -out \
+         c.pem -subj /CN=localhost -days 7 -addext subjectAltName=DNS:localhost",
     );
     run(
         &directory,
@@ -136,7 +143,8 @@ async fn openssl_stores_are_loaded() {
     );
     run(
         &directory,
-        "openssl pkcs12 -export -inkey k.pem -in c.pem -out old.p12 -passout pass:store-pass -keypbe PBE-SHA1-3DES -certpbe PBE-SHA1-3DES -macalg sha1",
+        "openssl pkcs12 -export -inkey k.pem -in c.pem -out old.p12 -passout pass:store-pass \
+         -keypbe PBE-SHA1-3DES -certpbe PBE-SHA1-3DES -macalg sha1",
     );
     run(
         &directory,
@@ -161,7 +169,8 @@ fn pem() -> Files {
     let files = Files::new();
     run(
         &files.path(""),
-        "openssl req -x509 -newkey rsa:2048 -nodes -keyout k.pem -out c.pem -subj /CN=localhost -days 7 -addext subjectAltName=DNS:localhost",
+        "openssl req -x509 -newkey rsa:2048 -nodes -keyout k.pem -out c.pem -subj /CN=localhost \
+         -days 7 -addext subjectAltName=DNS:localhost",
     );
     files
 }
@@ -310,13 +319,18 @@ proptest! {
 
     /// Lengths and counts that exceed the file.
     #[test]
-    fn hostile_jks_files_are_rejected(version in 0u32..4, count in any::<u32>(), rest in prop::collection::vec(any::<u8>(), 0..200)) {
+    fn hostile_jks_files_are_rejected(
+        version in 0u32..4,
+        count in any::<u32>(),
+        rest in prop::collection::vec(any::<u8>(), 0..200),
+    ) {
         let mut content = vec![0xfe, 0xed, 0xfe, 0xed];
         content.extend(version.to_be_bytes());
         content.extend(count.to_be_bytes());
         content.extend(rest);
         let files = Files::new();
-        let error = Settings::on().with("trustStore", &files.write("hostile.jks", content)).config_error();
+        let path = files.write("hostile.jks", content);
+        let error = Settings::on().with("trustStore", &path).config_error();
         prop_assert_eq!(error.kind(), ErrorKind::Config);
     }
 }

@@ -1,4 +1,4 @@
-//! Raw peers that do not speak TLS, stop inside the handshake, or are reached transfer_with_fault a proxy that
+//! Raw peers that do not speak TLS, stop inside the handshake, or are reached through a proxy that
 //! changes or cuts the bytes.
 
 use std::net::SocketAddr;
@@ -222,7 +222,7 @@ async fn start_proxy(server: SocketAddr, fault: Fault, at: usize, to_client: boo
 
 const CHUNK: usize = 300_000;
 
-/// Fetches a chunk and uploads data transfer_with_fault a proxy with one fault; both transfers are slightly
+/// Fetches a chunk and uploads data through a proxy with one fault; both transfers are slightly
 /// larger than `CHUNK` on the wire. The damaged transfer must fail. Returns the failures at the end
 /// that received it, and the error.
 async fn transfer_with_fault(
@@ -348,7 +348,7 @@ impl Raw {
         Self { socket, tls }
     }
 
-    /// Whether the server sends close_notify before it closes the connection.
+    /// Returns true if the server sends close_notify before it closes the connection.
     fn receives_close_notify(&mut self) -> bool {
         loop {
             match self.tls.read_tls(&mut self.socket) {
