@@ -123,7 +123,7 @@ impl RpcHandler for RandomHandler {
                     return Err("stopped reading".into());
                 }
                 Outcome::Never => {
-                    // RequestCounts with the connection, so that this test itself leaves no future.
+                    // Ends with the connection, so that the test leaves no future behind.
                     client.closed().await;
                     return Err("closed".into());
                 }
@@ -177,12 +177,12 @@ impl RpcHandler for RandomHandler {
 impl RandomHandler {
     async fn body(
         &self,
-        fate: Outcome,
+        outcome: Outcome,
         size: u64,
         client: &TransportClient,
     ) -> Result<ManagedBuffer, BoxError> {
         let _alive = OnDrop::new(self.futures.up());
-        match fate {
+        match outcome {
             Outcome::Now | Outcome::StopReading => {}
             Outcome::Later => tokio::time::sleep(Duration::from_micros(size % 1000)).await,
             Outcome::Never => std::future::pending().await,
@@ -211,8 +211,8 @@ impl StreamManager for RandomHandler {
         stream_id: &'a str,
     ) -> BoxFuture<'a, Result<Option<ManagedBuffer>, BoxError>> {
         async move {
-            let (fate, size) = stream_id.split_once(' ').unwrap();
-            Ok(Some(self.body(Outcome::from_byte(fate.parse()?), size.parse()?, client).await?))
+            let (outcome, size) = stream_id.split_once(' ').unwrap();
+            Ok(Some(self.body(Outcome::from_byte(outcome.parse()?), size.parse()?, client).await?))
         }
         .boxed()
     }
@@ -293,16 +293,16 @@ async fn run_seed(seed: u64) {
     let mut server_closing = None;
     for number in 0..60 {
         let client = clients[rng.below(clients.len() as u64) as usize].clone();
-        let fate = Outcome::random(&mut rng);
+        let outcome = Outcome::random(&mut rng);
         let salt = rng.next() as u8;
         let bound = [10, 100, 3000][rng.below(3) as usize];
         let size = rng.below(bound);
-        let cancel_after = (fate == Outcome::Never || rng.below(5) == 0)
+        let cancel_after = (outcome == Outcome::Never || rng.below(5) == 0)
             .then(|| Duration::from_micros(rng.below(3000)));
-        let name = format!("seed {seed}, request {number}: {fate:?} {size}");
+        let name = format!("seed {seed}, request {number}: {outcome:?} {size}");
         following.push(match rng.below(10) {
             0..=3 => {
-                let mut body = vec![fate as u8, salt];
+                let mut body = vec![outcome as u8, salt];
                 body.extend(pattern(size as usize * 10));
                 let expected = body.clone();
                 spawn_request(&counts, name, cancel_after, client.send_rpc(body), move |answer| {
@@ -311,14 +311,15 @@ async fn run_seed(seed: u64) {
                 })
             }
             4..=5 => {
-                let request = client.fetch_chunk(i64::from(number) * 8 + fate as i64, size as i32);
+                let request =
+                    client.fetch_chunk(i64::from(number) * 8 + outcome as i64, size as i32);
                 spawn_request(&counts, name, cancel_after, request, move |answer| {
                     assert_eq!(answer, pattern(size as usize * 100));
                     async {}.boxed()
                 })
             }
             6 => {
-                let request = client.stream(&format!("{} {size}", fate as u8));
+                let request = client.stream(&format!("{} {size}", outcome as u8));
                 let leave = rng.below(3) == 0;
                 spawn_request(&counts, name, cancel_after, request, move |mut body| {
                     async move {
@@ -349,16 +350,16 @@ async fn run_seed(seed: u64) {
             7..=8 => {
                 let data = ManagedBuffer::from(pattern(size as usize * 100))
                     .on_release(handler.bodies.up());
-                let request = client.upload_stream(vec![fate as u8, salt], data);
+                let request = client.upload_stream(vec![outcome as u8, salt], data);
                 spawn_request(&counts, name, cancel_after, request, move |answer| {
-                    if fate == Outcome::Now {
+                    if outcome == Outcome::Now {
                         assert_eq!(answer, (size * 100).to_string());
                     }
                     async {}.boxed()
                 })
             }
             _ => {
-                let request = client.merged_block_meta("app", fate as i32, 0, size as i32);
+                let request = client.merged_block_meta("app", outcome as i32, 0, size as i32);
                 spawn_request(&counts, name, cancel_after, request, move |meta| {
                     assert_eq!((meta.num_chunks, meta.body.len() as u64), (1, size * 20));
                     async {}.boxed()
@@ -466,8 +467,10 @@ fn run_seeds(seeds: std::ops::Range<u64>, workers: usize) {
     QUIET.call_once(|| {
         let usual = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |info| {
-            let expected =
-                info.payload().downcast_ref::<&str>().is_some_and(|text| *text == "expected to");
+            let expected = info
+                .payload()
+                .downcast_ref::<&str>()
+                .is_some_and(|text| *text == "scripted failure");
             if !expected {
                 usual(info);
             }

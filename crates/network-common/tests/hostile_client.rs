@@ -1,4 +1,4 @@
-//! RawPeer clients that misbehave towards a server of this crate.
+//! Raw clients that misbehave towards a server of this crate.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 

@@ -1,4 +1,4 @@
-//! RawPeer servers that misbehave towards a client of this crate.
+//! Raw servers that misbehave towards a client of this crate.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 

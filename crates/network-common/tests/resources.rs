@@ -584,7 +584,6 @@ fn clients_and_factories_leave_no_resources() {
                     _ => drop((client, factory)),
                 }
                 for (index, call) in calls.into_iter().enumerate() {
-                    // Futures keep the connection open, so only the one with a response completes.
                     if i % 4 == 3 {
                         // Futures keep the connection open, so only the echo completes.
                         if index == 2 {

@@ -241,7 +241,7 @@ async fn chunks_are_served_once_and_in_order() {
     let body = within(fixture.pair.client.stream(&format!("{next}_0"))).await.unwrap();
     assert_eq!(within(body.collect()).await.unwrap(), "D");
     assert_eq!(fixture.manager.stream_count(), 0);
-    // An empty stream ends only with an explicit request or its connection.
+    // A request for a chunk of an empty stream fails.
     let empty = fixture.manager.register_stream([], StreamOptions::default());
     let beyond = "java.lang.IllegalStateException: Requested chunk index beyond end 0";
     assert_eq!(fixture.fetch(empty, 0).await, Err(beyond.into()));

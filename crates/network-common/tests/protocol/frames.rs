@@ -255,7 +255,7 @@ pub(crate) fn length_error(length: i64) -> Option<ProtocolError> {
 #[test]
 fn frame_06_negative_frame_length_is_rejected() {
     for length in [-1, -2, i64::from(i32::MIN), i64::MIN + 9] {
-        let error = length_error(length).expect("error");
+        let error = length_error(length).expect("an error");
         assert_eq!(
             error.to_string(),
             format!("Frame length should be positive: {}", length.wrapping_sub(8))
@@ -268,14 +268,17 @@ fn frame_06_negative_frame_length_is_rejected() {
 #[test]
 fn frame_07_empty_frame_is_rejected() {
     assert_eq!(length_error(8), Some(ProtocolError::FrameNotPositive(0)));
-    assert_eq!(length_error(8).expect("error").to_string(), "Frame length should be positive: 0");
+    assert_eq!(
+        length_error(8).expect("an error").to_string(),
+        "Frame length should be positive: 0"
+    );
 }
 
 #[test]
 fn frame_08_too_large_frame_is_rejected() {
     assert_eq!(length_error(0x8000_0007), Some(ProtocolError::FrameTooLarge(0x7fff_ffff)));
     assert_eq!(
-        length_error(0x8000_0007).expect("error").to_string(),
+        length_error(0x8000_0007).expect("an error").to_string(),
         "Too large frame: 2147483647"
     );
     assert_eq!(length_error(i64::MAX), Some(ProtocolError::FrameTooLarge(i64::MAX - 8)));
