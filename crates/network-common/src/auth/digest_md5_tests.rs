@@ -70,7 +70,7 @@ fn challenge_has_sparks_format() {
 fn long_secrets_are_encoded_with_line_breaks() {
     let encoded = wrapped("0123456789abcdef".repeat(4).as_bytes());
     assert_eq!((encoded.len(), encoded.find('\n')), (88 + 1, Some(76)));
-    // A text that fills a line exactly ends without another line.
+    // A line that is exactly full has no line break behind it.
     assert_eq!(wrapped(&[b'x'; 57]).find('\n'), None);
     assert_eq!(wrapped(&[b'x'; 57]).len(), 76);
     assert_eq!(wrapped(&[b'x'; 171]).matches('\n').count(), 2);

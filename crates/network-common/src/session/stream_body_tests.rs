@@ -124,6 +124,6 @@ fn rsp_06_many_small_pieces_stop_connection() {
     assert!(next_piece(&mut body).is_pending());
     assert!(
         writer.poll_room(&Context::from_waker(Waker::noop())).is_ready(),
-        "no piece may be queued"
+        "the queue must be empty"
     );
 }

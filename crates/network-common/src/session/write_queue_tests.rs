@@ -233,7 +233,7 @@ fn mwh_03_queued_bytes_return_to_zero() {
     assert_eq!(
         outgoing.queued(),
         expected.len() as u64,
-        "the rest of a partly written batch must count"
+        "a batch that is being written must count exactly"
     );
     assert!(!outgoing.is_drained());
     outgoing.push_control(&Message::OneWayMessage { body: () }, &mut Bytes::from("abc"));
