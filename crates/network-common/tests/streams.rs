@@ -318,7 +318,7 @@ async fn unread_body_blocks_connection_until_it_is_read() {
     let pair = pair(handler).await;
     let body = within(pair.client.stream("large")).await.unwrap();
     // Control messages overtake queued bodies only, and this body is being written.
-    let mut rpc = pair.client.send_rpc("rpc it");
+    let mut rpc = pair.client.send_rpc("behind it");
     let early = tokio::time::timeout(std::time::Duration::from_millis(200), &mut rpc).await;
     assert!(early.is_err(), "the response must not overtake the body");
     assert_eq!(within(body.collect()).await.unwrap().len(), 64 << 20);
