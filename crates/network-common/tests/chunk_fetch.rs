@@ -190,11 +190,7 @@ async fn cancelled_fetch_stays_pending_until_response() {
         });
         let pair = pair(handler).await;
         drop(pair.client.fetch_chunk(STREAM, 0));
-        assert_eq!(
-            pair.client.pending_requests(),
-            1,
-            "a fetch cannot be cancelled on the wire"
-        );
+        assert_eq!(pair.client.pending_requests(), 1, "a fetch cannot be cancelled on the wire");
         let again = within(pair.client.fetch_chunk(STREAM, 0)).await.unwrap_err();
         assert_eq!(
             again.kind(),

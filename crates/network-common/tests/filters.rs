@@ -222,8 +222,10 @@ async fn all_messages_pass_through_filters() {
         assert_eq!((at_server.copied_file_bytes, at_client.copied_file_bytes), (4 * SIZE, SIZE));
         if kind == "xor" {
             // Both ends filtered all bytes of both directions except the handshake.
-            let moved =
-                at_server.received_bytes + at_server.sent_bytes + at_client.received_bytes + at_client.sent_bytes;
+            let moved = at_server.received_bytes
+                + at_server.sent_bytes
+                + at_client.received_bytes
+                + at_client.sent_bytes;
             let handshake_bytes = (8 + 13 + "handshake".len() + 8 + 13 + "welcome".len()) as u64;
             assert_eq!(handshake.seen.load(Ordering::SeqCst), moved - 2 * handshake_bytes);
         }

@@ -300,8 +300,10 @@ async fn chunk_flood_is_answered_in_order_to_peer_that_reads_late() {
     let writing = tokio::spawn(async move { write.write_all(&requests).await.map(|()| write) });
     // The server works up to its limits while the peer reads nothing, and serves other peers.
     let metrics = fixture.context.metrics();
-    eventually("the server reads the flood", || metrics.server().snapshot().received_bytes > 100_000)
-        .await;
+    eventually("the server reads the flood", || {
+        metrics.server().snapshot().received_bytes > 100_000
+    })
+    .await;
     fixture.assert_serves().await;
     let mut answer = [0; 32];
     for i in 0..COUNT {
@@ -329,8 +331,10 @@ async fn rpc_flood_is_answered_in_order_to_peer_that_reads_late() {
     let requests: Vec<u8> = (0..COUNT).flat_map(|i| rpc(i, &[9; 40])).collect();
     let writing = tokio::spawn(async move { write.write_all(&requests).await.map(|()| write) });
     let metrics = fixture.context.metrics();
-    eventually("the server reads the flood", || metrics.server().snapshot().received_bytes > 100_000)
-        .await;
+    eventually("the server reads the flood", || {
+        metrics.server().snapshot().received_bytes > 100_000
+    })
+    .await;
     fixture.assert_serves().await;
     let mut answer = [0; 61];
     for i in 0..COUNT {

@@ -79,7 +79,7 @@ async fn full_write_queue_rejects_requests_until_it_has_capacity() {
     });
     within(ready).await.unwrap().unwrap();
     client.send("after ready").unwrap();
-    until(|| context.metrics().client().snapshot().held_bytes == 0).await;
+    until(|| context.metrics().client().snapshot().write_queue_bytes == 0).await;
     drop(client);
     within(reading).await.unwrap();
 }
@@ -112,7 +112,7 @@ async fn files_do_not_count_in_write_queue() {
     let (client, _peer, context) = unread().await;
     let body = || ManagedBuffer::file(file.path(), 0..4 * LIMIT as u64);
     // Fills the socket buffers until a little stays in the queue.
-    let queued = || context.metrics().client().snapshot().held_bytes;
+    let queued = || context.metrics().client().snapshot().write_queue_bytes;
     loop {
         client.send(vec![0; 16 << 10]).unwrap();
         let written = async {
@@ -174,7 +174,7 @@ async fn server_stops_reading_from_peer_that_does_not_read() {
     assert!(stalled.is_err(), "the server read all requests");
     let now = context.metrics().server().snapshot();
     // The limit, and the requests of one read.
-    assert!(now.held_bytes < 16 << 20, "{} bytes of responses are queued", now.held_bytes);
+    assert!(now.write_queue_bytes < 16 << 20, "{} bytes of responses are queued", now.write_queue_bytes);
     assert_eq!(now.connections, 1);
     // The server continues once the peer reads.
     let mut block = vec![0; 64 << 10];

@@ -85,8 +85,8 @@ fn long_secrets_are_encoded_with_line_breaks() {
 
 #[test]
 fn sasl_01_matching_secrets_succeed() {
-    use Quality::{Either, Encrypted, Plain};
-    let encryption = Protection::Encryption(Cipher::TripleDes);
+    use Qop::{Either, Encrypted, Plain};
+    let encryption = Protection::Encryption(SaslCipher::TripleDes);
     for (offered, wanted, agreed) in [
         (Plain, Plain, Protection::None),
         (Either, Plain, Protection::None),
@@ -104,7 +104,7 @@ fn sasl_01_matching_secrets_succeed() {
 
 #[test]
 fn sasl_02_different_secrets_fail() {
-    let (server, client) = (server("one", Quality::Plain), client("two", Quality::Plain));
+    let (server, client) = (server("one", Qop::Plain), client("two", Qop::Plain));
     let (response, _) = client.respond(&server.challenge()).unwrap();
     let error = server.verify(&response).err().unwrap();
     assert!(error.to_string().contains("Mismatched response"), "{error}");
@@ -112,7 +112,7 @@ fn sasl_02_different_secrets_fail() {
 
 #[test]
 fn client_verifies_server() {
-    let (server, client) = (server("secret", Quality::Plain), client("secret", Quality::Plain));
+    let (server, client) = (server("secret", Qop::Plain), client("secret", Qop::Plain));
     for answer in [&b"rspauth=00000000000000000000000000000000"[..], b"", b"rspauth=", b"ok"] {
         let (_, responded) = client.respond(&server.challenge()).unwrap();
         assert!(responded.finish(answer).is_err());
@@ -121,7 +121,7 @@ fn client_verifies_server() {
 
 #[test]
 fn sasl_08_server_requires_encryption() {
-    let (server, client) = (server("secret", Quality::Encrypted), client("secret", Quality::Plain));
+    let (server, client) = (server("secret", Qop::Encrypted), client("secret", Qop::Plain));
     let error = client.respond(&server.challenge()).err().unwrap();
     assert!(error.to_string().contains("no common protection layer"), "{error}");
     // A client that responds without encryption nevertheless.
@@ -133,8 +133,7 @@ fn sasl_08_server_requires_encryption() {
 /// A proxy that removes encryption, or the better cipher, from the offer.
 #[test]
 fn downgrades_are_rejected() {
-    let (server, client) =
-        (server("secret", Quality::Either), client("secret", Quality::Encrypted));
+    let (server, client) = (server("secret", Qop::Either), client("secret", Qop::Encrypted));
     let offer = String::from_utf8(server.challenge()).unwrap();
     assert!(client.respond(offer.replace("auth-conf,auth", "auth").as_bytes()).is_err());
     assert!(client.respond(offer.replace("3des,rc4", "none").as_bytes()).is_err());
@@ -146,7 +145,7 @@ fn downgrades_are_rejected() {
 
 #[test]
 fn damaged_tokens_are_rejected() {
-    let (server, client) = (server("secret", Quality::Plain), client("secret", Quality::Plain));
+    let (server, client) = (server("secret", Qop::Plain), client("secret", Qop::Plain));
     let (response, _) = client.respond(&server.challenge()).unwrap();
     // The case of names and the client's buffer size are not hashed, so not protected.
     let meaning = |token: &[u8]| {
@@ -181,7 +180,7 @@ fn damaged_tokens_are_rejected() {
 
 #[test]
 fn response_is_valid_only_for_its_own_challenge() {
-    let (one, two) = (server("secret", Quality::Plain), server("secret", Quality::Plain));
-    let (response, _) = client("secret", Quality::Plain).respond(&one.challenge()).unwrap();
+    let (one, two) = (server("secret", Qop::Plain), server("secret", Qop::Plain));
+    let (response, _) = client("secret", Qop::Plain).respond(&one.challenge()).unwrap();
     assert!(two.verify(&response).is_err());
 }

@@ -1,7 +1,7 @@
 //! The key exchange of Spark before 3.2.
 
 use super::*;
-use crate::auth::cipher::Side;
+use crate::auth::session_keys::Side;
 use crate::auth::test_support::{hex, one_bit_flips};
 use crate::conf::{CipherName, TransportConf};
 

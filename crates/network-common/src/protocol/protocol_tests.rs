@@ -26,7 +26,7 @@ fn receive(
     wire.extend(next.encode().unwrap());
 
     let mut decoder = FrameDecoder::with_pool(Arc::default(), Arc::clone(pool));
-    assert!(decoder.direct().is_none(), "there is no buffer before the body");
+    assert!(decoder.body_buf_mut().is_none(), "there is no buffer before the body");
     let (mut body, mut directly, mut ended) = (BytesMut::new(), 0, false);
     let mut rest = &wire[..];
     loop {

@@ -51,6 +51,6 @@ fn output_counts_only_written_bytes() {
 
 #[test]
 fn stacked_filter_receives_output_of_lower_filter() {
-    let mut stack = Stack::of(Some(Box::new(Twice)), Some(Box::new(Twice))).unwrap();
+    let mut stack = FilterChain::join(Some(Box::new(Twice)), Some(Box::new(Twice))).unwrap();
     assert_eq!(stack.transform_to_vec(b"ab").unwrap(), b"aaaabbbb");
 }

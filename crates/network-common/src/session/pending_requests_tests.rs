@@ -5,12 +5,12 @@ use crate::protocol::{MergedBlockMetaRequest, put_bitmap};
 use crate::session::{CloseRequest, MergedBlockMeta, StreamStart};
 
 /// Completes a fetch and wakes its waiter, if any.
-fn complete_chunk(session: &mut Session, index: i32, outcome: Outcome) {
-    let waker = session.requests.answer_fetch(1, index, outcome).expect("known");
+fn complete_chunk(session: &mut Session, index: i32, outcome: RequestResult) {
+    let waker = session.requests.complete_fetch(1, index, outcome).expect("known");
     waker.iter().for_each(Waker::wake_by_ref);
 }
 
-fn start_stream(start: StreamStart) -> crate::session::PipeWriter {
+fn start_stream(start: StreamStart) -> crate::session::BodySender {
     match start {
         StreamStart::Feed(pipe, _) => pipe,
         StreamStart::Skip => panic!("the stream was cancelled"),
@@ -31,7 +31,7 @@ fn rsp_01_fetch_succeeds() {
     assert_eq!(session.requests.len(), 0);
     assert_eq!(outcome(&mut session, ticket).unwrap().into_body().unwrap(), "chunk");
     assert!(
-        session.requests.answer_fetch(1, 0, body("again")).is_err(),
+        session.requests.complete_fetch(1, 0, body("again")).is_err(),
         "a second response must match no request"
     );
 }
@@ -40,7 +40,7 @@ fn rsp_01_fetch_succeeds() {
 fn rsp_02_fetch_fails() {
     let mut session = session();
     let ticket = session.fetch_chunk(1, 0).unwrap();
-    assert_eq!(session.requests.outstanding(), 1);
+    assert_eq!(session.requests.len(), 1);
     complete_chunk(&mut session, 0, Err(failure("some error")));
     assert_eq!(outcome(&mut session, ticket).unwrap_err().to_string(), "some error");
     assert_eq!(session.requests.len(), 0);
@@ -50,9 +50,9 @@ fn rsp_02_fetch_fails() {
 fn rsp_03_end_fails_all_pending_requests() {
     let mut session = session();
     let tickets: Vec<_> = (0..3).map(|index| session.fetch_chunk(1, index).unwrap()).collect();
-    assert_eq!(session.requests.outstanding(), 3);
+    assert_eq!(session.requests.len(), 3);
     complete_chunk(&mut session, 0, body("chunk"));
-    drop(session.end(TransportError::new(ErrorKind::Io, "duh duh duhhhh"), &mut Vec::new()));
+    drop(session.close_with(TransportError::new(ErrorKind::Io, "duh duh duhhhh"), &mut Vec::new()));
 
     assert!(outcome(&mut session, tickets[0]).is_ok());
     for ticket in &tickets[1..] {
@@ -81,7 +81,7 @@ fn rsp_03_requests_fail_in_fixed_order() {
     assert_eq!(session.requests.len(), 7);
 
     let mut wakers = Vec::new();
-    drop(session.end(failure("lost"), &mut wakers));
+    drop(session.close_with(failure("lost"), &mut wakers));
     assert_eq!(log.take(), Vec::<&str>::new(), "no waker may run under the lock");
     wakers.drain(..).for_each(Waker::wake);
     assert_eq!(log.take(), ["fetch", "fetch", "rpc", "rpc", "first stream", "second stream"]);
@@ -169,12 +169,12 @@ fn rsp_04_response_before_first_poll_and_between_polls_is_returned() {
 fn rsp_06_streams_are_pending_until_their_body_ends() {
     let mut session = session();
     let ticket = session.stream("stream").unwrap();
-    assert_eq!(session.requests.outstanding(), 1);
+    assert_eq!(session.requests.len(), 1);
     let pipe = start_stream(session.requests.start_stream("stream", 1234));
-    session.requests.stream_active = true;
-    assert_eq!(session.requests.outstanding(), 1, "a stream is pending while its body arrives");
-    session.requests.stream_active = false;
-    assert_eq!(session.requests.outstanding(), 0);
+    session.requests.is_receiving_stream = true;
+    assert_eq!(session.requests.len(), 1, "a stream is pending while its body arrives");
+    session.requests.is_receiving_stream = false;
+    assert_eq!(session.requests.len(), 0);
     let stream = outcome(&mut session, ticket).unwrap().into_stream().unwrap();
     assert_eq!((stream.len(), stream.remaining(), stream.stream_id()), (1234, 1234, "stream"));
     drop(pipe);
@@ -263,12 +263,12 @@ fn rsp_01_cancelled_fetch_stays_pending_until_response() {
     assert!(refused.to_string().contains("chunk 0 of stream 1"), "{refused}");
     let other = session.fetch_chunk(1, 1).unwrap();
 
-    assert!(session.requests.abandon(dropped).is_none());
+    assert!(session.requests.cancel(dropped).is_none());
     assert!(
-        !session.requests.awaits_chunk(1, 0),
+        !session.requests.is_chunk_pending(1, 0),
         "the body of a cancelled fetch must be discarded"
     );
-    assert_eq!(session.requests.outstanding(), 2, "the cancelled fetch must stay pending");
+    assert_eq!(session.requests.len(), 2, "the cancelled fetch must stay pending");
     assert_eq!(session.fetch_chunk(1, 0).unwrap_err().kind(), ErrorKind::Refused);
 
     assert!(session.requests.complete_fetch(1, 0, body("late")).unwrap().is_none());
@@ -293,7 +293,7 @@ fn rsp_06_cancelled_stream_keeps_its_place_in_order() {
     assert!(matches!(session.requests.start_stream("first", 10), StreamStart::Skip));
     assert!(session.requests.fail_stream(failure("of the second")).unwrap().is_none());
     assert!(is_pending(&mut session, third));
-    assert_eq!(session.requests.outstanding(), 1);
+    assert_eq!(session.requests.len(), 1);
     // Streams are matched by their order, not by the id in the response.
     let _pipe = start_stream(session.requests.start_stream("another name", 10));
     let stream = outcome(&mut session, third).unwrap().into_stream().unwrap();
@@ -317,12 +317,12 @@ fn rsp_06_unsolicited_streams_are_distinguished() {
 fn rsp_04_cancelled_rpc_is_removed() {
     let mut session = session();
     let ticket = session.send_rpc(&mut Bytes::new()).unwrap();
-    assert!(session.requests.abandon(ticket).is_none());
-    assert_eq!(session.requests.outstanding(), 0);
-    assert!(!session.requests.awaits_rpc(ticket.id()));
-    assert!(session.requests.answer_rpc(ticket.id(), body("late")).is_err());
-    assert!(session.requests.abandon(ticket).is_none(), "a second cancel must have no effect");
-    assert_eq!(session.requests.outstanding(), 0);
+    assert!(session.requests.cancel(ticket).is_none());
+    assert_eq!(session.requests.len(), 0);
+    assert!(!session.requests.is_rpc_pending(ticket.id()));
+    assert!(session.requests.complete_rpc(ticket.id(), body("late")).is_err());
+    assert!(session.requests.cancel(ticket).is_none(), "a second cancel must have no effect");
+    assert_eq!(session.requests.len(), 0);
 }
 
 /// A response that was not polled is returned by the cancel, for the caller to drop outside of the
@@ -331,8 +331,8 @@ fn rsp_04_cancelled_rpc_is_removed() {
 fn rsp_04_unread_response_is_returned_on_cancel() {
     let mut session = session();
     let ticket = session.send_rpc(&mut Bytes::new()).unwrap();
-    assert!(session.requests.answer_rpc(ticket.id(), body("answer")).is_ok());
-    let unclaimed = session.requests.abandon(ticket).expect("the response");
+    assert!(session.requests.complete_rpc(ticket.id(), body("answer")).is_ok());
+    let unclaimed = session.requests.cancel(ticket).expect("the response");
     assert_eq!(unclaimed.unwrap().into_body().unwrap(), "answer");
     assert_eq!(session.requests.len(), 0);
 }
@@ -402,13 +402,13 @@ fn rsp_03_end_removes_cancelled_requests_and_keeps_responses() {
 fn rsp_03_capacity_waiters_are_woken_at_end() {
     let (mut session, log) = (session(), Log::default());
     let waker = log.waker("waiter");
-    session.watch(&waker);
-    session.watch(&waker);
+    session.register_capacity_waker(&waker);
+    session.register_capacity_waker(&waker);
     let mut wakers = Vec::new();
     drop(session.close_with(failure("lost"), &mut wakers));
     wakers.drain(..).for_each(Waker::wake);
     assert_eq!(log.take(), ["waiter"]);
-    drop(session.end(failure("lost"), &mut wakers));
+    drop(session.close_with(failure("lost"), &mut wakers));
     assert!(wakers.is_empty());
 }
 
@@ -429,6 +429,6 @@ fn rsp_03_closing_session_rejects_requests() {
     assert!(session.fetch_chunk(1, 0).is_err() && session.stream("s").is_err());
     assert!(session.upload(&mut Bytes::new(), &"data".into()).is_err());
     assert!(session.merged_block_meta(meta_request()).is_err());
-    assert_eq!(session.requests.outstanding(), 1);
+    assert_eq!(session.requests.len(), 1);
     assert!(is_pending(&mut session, early), "earlier requests must stay pending");
 }

@@ -12,7 +12,7 @@ fn take_piece(body: &mut StreamBody) -> Bytes {
 
 #[test]
 fn rsp_06_body_is_delivered_in_order_and_ends() {
-    let (writer, mut body) = pipe("s".into(), 6);
+    let (writer, mut body) = body_channel("s".into(), 6);
     assert!(next_piece(&mut body).is_pending());
     writer.push("abc".into());
     writer.push("def".into());
@@ -26,7 +26,7 @@ fn rsp_06_body_is_delivered_in_order_and_ends() {
 /// Pieces before an error are valid; the error is returned once, then `None`.
 #[test]
 fn rsp_08_lost_body_ends_with_error() {
-    let (writer, mut body) = pipe("s".into(), 6);
+    let (writer, mut body) = body_channel("s".into(), 6);
     writer.push("abc".into());
     writer.finish(Err(failure("lost")));
     assert_eq!(take_piece(&mut body), "abc");
@@ -38,7 +38,7 @@ fn rsp_08_lost_body_ends_with_error() {
 /// A body also ends if its writer is dropped without a result.
 #[test]
 fn rsp_07_body_ends_when_its_connection_is_dropped() {
-    let (writer, mut body) = pipe("s".into(), 6);
+    let (writer, mut body) = body_channel("s".into(), 6);
     let log = Log::default();
     assert!(body.poll_piece(&Context::from_waker(&log.waker("reader"))).is_pending());
     drop(writer);
@@ -50,7 +50,7 @@ fn rsp_07_body_ends_when_its_connection_is_dropped() {
 
 #[test]
 fn rsp_06_empty_body_is_complete_at_once() {
-    let (writer, mut body) = pipe("s".into(), 0);
+    let (writer, mut body) = body_channel("s".into(), 0);
     assert!(body.is_empty());
     assert!(matches!(next_piece(&mut body), Poll::Ready(None)));
     drop(writer);
@@ -60,7 +60,7 @@ fn rsp_06_empty_body_is_complete_at_once() {
 /// A full queue of 1 MiB stops the writer; reading wakes it.
 #[test]
 fn rsp_06_unread_body_stops_its_connection() {
-    let (writer, mut body) = pipe("s".into(), 10 << 20);
+    let (writer, mut body) = body_channel("s".into(), 10 << 20);
     let log = Log::default();
     let (connection, reader) = (log.waker("connection"), log.waker("reader"));
     let mut pieces = 0;
@@ -80,7 +80,7 @@ fn rsp_06_unread_body_stops_its_connection() {
 /// A dropped reader releases the queued pieces, never stops the connection, and wakes the writer.
 #[test]
 fn rsp_06_dropped_body_lets_connection_continue() {
-    let (writer, body) = pipe("s".into(), 10 << 20);
+    let (writer, body) = body_channel("s".into(), 10 << 20);
     let log = Log::default();
     let held = Bytes::from(vec![0; 1 << 20]);
     writer.push(held.clone());
@@ -92,12 +92,12 @@ fn rsp_06_dropped_body_lets_connection_continue() {
     assert!(held.is_unique(), "the queued piece must be released");
     writer.push(held.clone());
     assert!(held.is_unique(), "later pieces must not be kept");
-    assert!(writer.poll_room(&Context::from_waker(&connection)).is_ready());
+    assert!(writer.poll_capacity(&Context::from_waker(&connection)).is_ready());
 }
 
 #[test]
 fn rsp_06_probe_reports_whether_every_byte_was_read() {
-    let (writer, mut body) = pipe("s".into(), 2);
+    let (writer, mut body) = body_channel("s".into(), 2);
     let probe = writer.probe();
     writer.push("a".into());
     drop(take_piece(&mut body));
@@ -113,7 +113,7 @@ fn rsp_06_probe_reports_whether_every_byte_was_read() {
 /// memory.
 #[test]
 fn rsp_06_many_small_pieces_stop_connection() {
-    let (writer, mut body) = pipe("s".into(), 10 << 20);
+    let (writer, mut body) = body_channel("s".into(), 10 << 20);
     let mut pieces = 0;
     while writer.poll_capacity(&Context::from_waker(Waker::noop())).is_ready() && pieces < 1 << 20 {
         writer.push(vec![0].into());
@@ -123,7 +123,7 @@ fn rsp_06_many_small_pieces_stop_connection() {
     (0..pieces).for_each(|_| drop(take_piece(&mut body)));
     assert!(next_piece(&mut body).is_pending());
     assert!(
-        writer.poll_room(&Context::from_waker(Waker::noop())).is_ready(),
+        writer.poll_capacity(&Context::from_waker(Waker::noop())).is_ready(),
         "the queue must be empty"
     );
 }

@@ -67,12 +67,12 @@ fn body(bytes: &'static str) -> RequestResult {
 }
 
 /// Polls a request that must be pending, and registers `waker`.
-fn wait(session: &mut Session, ticket: Ticket, waker: &Waker) {
+fn wait(session: &mut Session, ticket: RequestKey, waker: &Waker) {
     assert!(session.requests.poll(ticket, &Context::from_waker(waker)).is_pending());
 }
 
 /// Returns the result of a complete request, and checks that it is returned only once.
-fn outcome(session: &mut Session, ticket: Ticket) -> Outcome {
+fn outcome(session: &mut Session, ticket: RequestKey) -> RequestResult {
     let mut poll = || session.requests.poll(ticket, &Context::from_waker(Waker::noop()));
     let Poll::Ready(Some(outcome)) = poll() else { panic!("{ticket:?} is still pending") };
     assert!(matches!(poll(), Poll::Ready(None)), "a result must be returned only once");
@@ -97,10 +97,10 @@ fn bytes_of(batch: &Batch) -> Vec<u8> {
 }
 
 /// Takes everything that is queued in memory, as the writer does. Returns the bytes.
-fn drain(outgoing: &mut Outgoing) -> Vec<u8> {
+fn drain(outgoing: &mut WriteQueue) -> Vec<u8> {
     let (mut all, mut batch) = (Vec::new(), Batch::default());
     while !outgoing.is_empty(true) {
-        outgoing.take(&mut batch, true);
+        outgoing.fill_batch(&mut batch, true);
         assert!(!batch.is_empty(), "no files may be queued");
         all.extend(bytes_of(&batch));
         outgoing.on_batch_written(&batch.recycle());

@@ -36,8 +36,8 @@ fn mwh_01_header_and_body_are_written_in_order() {
 }
 
 /// Returns a queue with small and large frames in both lanes, and their bytes.
-fn mixed() -> (Outgoing, Vec<u8>) {
-    let mut outgoing = Outgoing::new(LIMIT, "".into());
+fn mixed() -> (WriteQueue, Vec<u8>) {
+    let mut outgoing = WriteQueue::new(LIMIT, "".into());
     let mut expected = Vec::new();
     for (id, length) in [(1, 3), (2, LARGE), (3, 0), (4, LARGE)] {
         let body = large(length, id as usize);
@@ -73,7 +73,7 @@ fn contiguous_parts_of_any_length_make_up_batch() {
 /// A large body is not copied for a filter, and the small parts around it stay contiguous.
 #[test]
 fn large_body_is_contiguous_part_of_its_own() {
-    let mut outgoing = Outgoing::new(LIMIT, "".into());
+    let mut outgoing = WriteQueue::new(LIMIT, "".into());
     for (index, length) in [(0, 5), (1, 100_000), (2, 5)] {
         outgoing.push_bulk(chunk(index, ManagedBuffer::from(large(length, 1))));
     }
@@ -139,7 +139,7 @@ fn mwh_03_bodies_are_released_after_write() {
         assert_eq!(bytes_of(&batch)[21..], large(length, 1));
         assert_eq!(releases.load(Ordering::SeqCst), 0, "no release before the write");
         // Bodies are released outside of the lock, before the session is updated.
-        let written = batch.reset();
+        let written = batch.recycle();
         assert_eq!(releases.load(Ordering::SeqCst), 1);
         outgoing.on_batch_written(&written);
         assert!(batch.is_empty());
@@ -186,7 +186,7 @@ fn mwh_04_shared_bodies_are_not_copied() {
 /// Row MWH-06: bodies that are discarded from the queue or from the batch are released.
 #[test]
 fn mwh_06_discarded_bodies_are_released() {
-    let mut outgoing = Outgoing::new(LIMIT, "".into());
+    let mut outgoing = WriteQueue::new(LIMIT, "".into());
     let (buffer, in_batch) = counted(large(LARGE, 1));
     outgoing.push_bulk(chunk(0, buffer));
     let mut batch = Batch::default();
@@ -209,7 +209,7 @@ fn mwh_06_closed_session_releases_rejected_bodies() {
     let mut session = session();
     drop(session.close_with(failure("lost"), &mut Vec::new()));
     let (buffer, releases) = counted(large(LARGE, 1));
-    let refused = session.answer_bulk(chunk(0, buffer));
+    let refused = session.respond_bulk(chunk(0, buffer));
     assert_eq!(releases.load(Ordering::SeqCst), 0, "no release under the lock");
     drop(refused);
     assert_eq!(releases.load(Ordering::SeqCst), 1);
@@ -252,7 +252,7 @@ fn mwh_03_only_responses_pause_reading() {
     let mut session = session();
     let all = Bytes::from(vec![0; LIMIT as usize]);
     session.send_rpc(&mut all.clone()).unwrap();
-    assert!(!session.peer_must_wait(), "own requests must not count");
+    assert!(!session.should_pause_reading(), "own requests must not count");
     for bulk in [false, true] {
         if bulk {
             assert!(session.respond_bulk(chunk(0, all.clone())).is_none());
@@ -282,9 +282,9 @@ fn mwh_03_full_queue_rejects_requests_but_never_responses() {
     assert!(session.outgoing.queued() > queued);
 
     let log = Log::default();
-    session.watch(&log.waker("capacity"));
+    session.register_capacity_waker(&log.waker("capacity"));
     let mut wakers = Vec::new();
-    session.room_made(&mut wakers);
+    session.take_capacity_wakers(&mut wakers);
     assert!(wakers.is_empty(), "there must be no capacity yet");
     drain(&mut session.outgoing);
     session.take_capacity_wakers(&mut wakers);
@@ -344,7 +344,7 @@ fn mwh_01_control_messages_overtake_queued_bodies() {
 /// Small bodies share batches of limited size, which bounds the delay of control messages.
 #[test]
 fn mwh_01_small_bodies_share_batches_of_limited_size() {
-    let mut outgoing = Outgoing::new(1 << 30, "".into());
+    let mut outgoing = WriteQueue::new(1 << 30, "".into());
     (0..200).for_each(|index| outgoing.push_bulk(chunk(index, large(LARGE, 1))));
     let (mut batch, mut batches, mut indexes) = (Batch::default(), 0, Vec::new());
     while !outgoing.is_empty(true) {
@@ -373,15 +373,15 @@ fn mwh_01_files_keep_their_order() {
     outgoing.push_bulk(chunk(2, large(10, 1)));
     outgoing.push_control(&Message::OneWayMessage { body: () }, &mut Bytes::new());
     let mut batch = Batch::default();
-    assert!(outgoing.take_file().is_none(), "a body in memory is before the file");
-    outgoing.take(&mut batch, true);
+    assert!(outgoing.pop_file_body().is_none(), "a body in memory is before the file");
+    outgoing.fill_batch(&mut batch, true);
     assert_eq!(messages(&bytes_of(&batch)).len(), 2, "the control message and the first body");
-    outgoing.written(&batch.reset());
+    outgoing.on_batch_written(&batch.recycle());
 
     let item = outgoing.pop_file_body().expect("the file is next");
     assert_eq!(item.in_frame(), 20);
     assert!(matches!(item.body.content(), Content::File(segment) if segment.length == 20));
-    assert!(outgoing.take_file().is_none(), "the next body is no file");
+    assert!(outgoing.pop_file_body().is_none(), "the next body is no file");
     // While the file is being sent, control messages are written, but no bodies.
     outgoing.push_control(&Message::OneWayMessage { body: () }, &mut Bytes::new());
     assert!(!outgoing.is_empty(false));
@@ -469,7 +469,7 @@ fn rule_1_session_is_idle_after_its_last_chunk_is_written() {
     for _ in 0..2 {
         assert!(session.pop_bulk_request().is_some() && session.has_pending_output());
         assert!(session.answer_bulk_request(chunk(0, "x")).is_none());
-        assert!(session.is_busy(), "the chunk is not written yet");
+        assert!(session.has_pending_output(), "the chunk is not written yet");
         drain(&mut session.outgoing);
     }
     assert!(!session.has_pending_output());
