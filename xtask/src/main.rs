@@ -2,6 +2,7 @@
 
 mod build;
 mod compare;
+mod floors;
 mod instructions;
 mod interop;
 mod process;
@@ -30,6 +31,9 @@ enum Task {
     /// Count the instructions of messages and chunks, and compare them with committed counts
     #[command(after_help = instructions::HELP)]
     Instructions(instructions::InstructionOptions),
+    /// Check the imports of both crates against the floors in ARCHITECTURE.md
+    #[command(after_help = floors::HELP)]
+    Floors(floors::FloorOptions),
 }
 
 fn main() -> ExitCode {
@@ -38,6 +42,7 @@ fn main() -> ExitCode {
         Task::Compare(options) => compare::run(&options),
         Task::Scale(options) => compare::scale(&options),
         Task::Instructions(options) => instructions::run(&options),
+        Task::Floors(options) => floors::run(&options),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,
