@@ -6,6 +6,7 @@ mod floors;
 mod instructions;
 mod interop;
 mod process;
+mod prose;
 
 use std::process::ExitCode;
 
@@ -33,7 +34,10 @@ enum Task {
     Instructions(instructions::InstructionOptions),
     /// Check the imports of both crates against the floors in ARCHITECTURE.md
     #[command(after_help = floors::HELP)]
-    Floors(floors::FloorOptions),
+    Floors,
+    /// Count the mechanical signs of text and names that are hard to read
+    #[command(after_help = prose::HELP)]
+    Prose(prose::ProseOptions),
 }
 
 fn main() -> ExitCode {
@@ -42,7 +46,8 @@ fn main() -> ExitCode {
         Task::Compare(options) => compare::run(&options),
         Task::Scale(options) => compare::scale(&options),
         Task::Instructions(options) => instructions::run(&options),
-        Task::Floors(options) => floors::run(&options),
+        Task::Floors => floors::run(),
+        Task::Prose(options) => prose::run(&options),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,

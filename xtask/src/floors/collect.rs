@@ -46,7 +46,7 @@ struct Collector<'a> {
     tree: &'a mut Tree,
     home: ModulePath,
     scope: ModulePath,
-    /// How many function bodies surround the current item; imports in them are local.
+    /// The number of function bodies around the current item; imports in them are local.
     block_depth: usize,
     /// Declared modules with a file of their own.
     children: Vec<ModulePath>,
@@ -255,7 +255,7 @@ fn describe(item: &Item) -> (&[Attribute], Option<&Ident>) {
     }
 }
 
-/// Whether an attribute is a `cfg` that only holds in tests.
+/// Returns whether an attribute is a `cfg` that only holds in tests.
 fn is_test_only(attribute: &Attribute) -> bool {
     attribute.path().is_ident("cfg")
         && attribute.parse_args::<Meta>().is_ok_and(|condition| requires_test(&condition))

@@ -22,7 +22,6 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use clap::Args;
 
 use crate::build::ROOT;
 
@@ -32,7 +31,7 @@ type Sources = BTreeMap<String, String>;
 const CRATES: [&str; 2] = ["network-common", "rpc-core"];
 const PAGE: &str = "ARCHITECTURE.md";
 
-/// What `cargo xtask floors --help` prints below the options.
+/// The text of `cargo xtask floors --help` below the options.
 pub(crate) const HELP: &str = "\
 ARCHITECTURE.md assigns each top-level module of network-common and rpc-core to a floor.
 The command reports:
@@ -42,12 +41,8 @@ The command reports:
   - a circle of imports among the files of one folder
 The exit status is 1 if it reports anything.";
 
-/// Options of `cargo xtask floors`.
-#[derive(Args)]
-pub(crate) struct FloorOptions {}
-
 /// Checks both crates and prints one line per finding. Returns whether there is none.
-pub(crate) fn run(_options: &FloorOptions) -> Result<bool> {
+pub(crate) fn run() -> Result<bool> {
     let root = Path::new(ROOT);
     let page =
         fs::read_to_string(root.join(PAGE)).with_context(|| format!("cannot read {PAGE}"))?;

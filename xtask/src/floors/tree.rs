@@ -1,4 +1,4 @@
-//! The modules of one crate, and what a path in one of them means.
+//! The modules of one crate, and the resolution of paths in them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,10 +9,10 @@ use super::{Sources, collect};
 /// The names of a module and its parents, without `crate`.
 pub(super) type ModulePath = Vec<String>;
 
-/// How many aliases a path may pass; more is an alias of itself.
+/// The number of aliases that a path may pass. A longer chain is an alias of itself.
 const MAX_ALIASES: usize = 32;
 
-/// What a name in a module stands for.
+/// The meaning of a name in a module.
 #[derive(Debug)]
 pub(super) enum Name {
     /// An item of this module.
@@ -43,11 +43,11 @@ pub(super) struct Reference {
     pub(super) exported_as: Option<String>,
 }
 
-/// Where an item is defined.
+/// The module that defines an item.
 #[derive(Debug)]
 pub(super) struct Target {
     pub(super) module: ModulePath,
-    /// Whether the path names the module and not an item in it.
+    /// The path names the module itself and not an item in it.
     pub(super) is_module: bool,
 }
 
