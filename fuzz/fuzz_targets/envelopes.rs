@@ -25,9 +25,9 @@ use network_common::{
 };
 use prost::Message;
 use rpc_core::{
-    EndpointContext, EndpointOptions, EndpointRef, DecodeBuf, IncomingRequest, MemoryNetwork,
-    Method, EncodeBuf, RpcCallContext, RpcEndpointRef, RpcEnv, RpcError, RpcMessage, RpcRequest,
-    ThreadSafeRpcEndpoint,
+    DecodeBuf, EncodeBuf, EndpointContext, EndpointOptions, EndpointRef, IncomingRequest,
+    MemoryNetwork, Method, RpcCallContext, RpcEndpointRef, RpcEnv, RpcError, RpcMessage,
+    RpcRequest, ThreadSafeRpcEndpoint,
 };
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{mpsc, watch};
@@ -470,7 +470,7 @@ impl Fixture {
             held = env.snapshot();
         }
         assert!(held.inbox_bytes == 0 && held.route_bytes <= route_bytes, "{held:?}");
-        assert!(held.endpoints.iter().all(|endpoint| endpoint.queued == 0), "{held:?}");
+        assert!(held.endpoints.iter().all(|endpoint| endpoint.held == 0), "{held:?}");
         assert_eq!(held.pending_asks, 0, "{held:?}");
         self.gate.send_replace(false);
         let reply = self

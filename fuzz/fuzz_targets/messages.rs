@@ -11,7 +11,7 @@ use arbitrary::Arbitrary;
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
 use network_common::protocol::{
-    Event, FrameDecoder, MergedBlockMetaRequest, Message, Reader, put_bitmap, read_bitmaps,
+    Event, FieldReader, FrameDecoder, MergedBlockMetaRequest, Message, put_bitmap, read_bitmaps,
 };
 
 /// An arbitrary message.
@@ -88,16 +88,16 @@ impl AnyMessage {
 
 fn check_bitmap(bytes: Vec<u8>) {
     let body = Bytes::from(bytes);
-    let mut reader = Reader::new(&body);
+    let mut reader = FieldReader::new(&body);
     if let Ok(bitmap) = reader.bitmap() {
         let used = body.len() - reader.remaining();
         let mut encoded = Vec::new();
         put_bitmap(&bitmap, &mut encoded).expect("a vector has unlimited capacity");
-        assert_eq!(Reader::new(&encoded).bitmap(), Ok(bitmap.clone()));
+        assert_eq!(FieldReader::new(&encoded).bitmap(), Ok(bitmap.clone()));
         assert_eq!(read_bitmaps(&body.slice(..used), 1), Ok(vec![bitmap]));
     }
-    let _ = Reader::new(&body).bitmap_array();
-    let _ = Reader::new(&body).string("text");
+    let _ = FieldReader::new(&body).bitmap_array();
+    let _ = FieldReader::new(&body).string("text");
 }
 
 fuzz_target!(|input: (Vec<AnyMessage>, Vec<u8>)| {
