@@ -1,4 +1,4 @@
-//! The project's own tasks, run as `cargo xtask <task>`.
+//! The development tasks of this repository, run as `cargo xtask <task>`.
 
 mod build;
 mod compare;
@@ -13,7 +13,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
-#[command(name = "cargo xtask", about = "The project's own tasks")]
+#[command(name = "cargo xtask", about = "Runs the development tasks of this repository")]
 struct Arguments {
     #[command(subcommand)]
     task: Task,
@@ -21,15 +21,15 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Prove the transport against real Spark, in both directions
+    /// Run network-common against real Spark, as client and as server
     #[command(after_help = interop::HELP)]
-    Interop(interop::Options),
-    /// Measure ours beside the limits, other libraries and real Spark, and judge the goals
+    Interop(interop::InteropOptions),
+    /// Compare our performance with limit programs, other libraries and Spark
     #[command(after_help = compare::HELP)]
-    Compare(compare::Options),
-    /// Measure what idle connections, endpoints and outstanding asks cost, in memory and in speed
+    Compare(compare::CompareOptions),
+    /// Measure the cost of idle connections, idle endpoints and pending asks
     Scale(compare::ScaleOptions),
-    /// Count the instructions of messages and chunks, and compare them with committed counts
+    /// Count the instructions per operation and compare them with the committed counts
     #[command(after_help = instructions::HELP)]
     Instructions(instructions::InstructionOptions),
     /// Check the imports of both crates against the floors in ARCHITECTURE.md
@@ -41,7 +41,7 @@ enum Task {
 }
 
 fn main() -> ExitCode {
-    let done = match Arguments::parse().task {
+    let result = match Arguments::parse().task {
         Task::Interop(options) => interop::run(&options),
         Task::Compare(options) => compare::run(&options),
         Task::Scale(options) => compare::scale(&options),
@@ -49,7 +49,7 @@ fn main() -> ExitCode {
         Task::Floors => floors::run(),
         Task::Prose(options) => prose::run(&options),
     };
-    match done {
+    match result {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {

@@ -1,4 +1,4 @@
-//! Who is measured, and how its processes are started.
+//! The list of contenders, and the commands that start their processes.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -11,22 +11,26 @@ use crate::interop::java::{JavaPeer, Jdk};
 use crate::interop::release::Release;
 use crate::interop::spark;
 
-/// What a contender is to us.
+/// The role of a contender in a comparison.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Side {
+    /// A crate of this repository.
     Ours,
+    /// A minimal program that shows what the machine allows.
     Limit,
+    /// Another library, or Spark.
     Peer,
 }
 
-/// Who is measured.
+/// A program that is measured, with its arguments.
 #[derive(Clone, Copy)]
 pub(crate) struct Contender {
     pub(crate) name: &'static str,
     pub(crate) side: Side,
     program: Program,
-    /// What its server is called; none if everything is in one process.
+    /// The argument that selects the server, or `None` for a single process.
     pub(crate) server: Option<&'static str>,
+    /// The argument that selects the client.
     client: &'static str,
 }
 
@@ -95,10 +99,10 @@ const CONTENDERS: [Contender; 27] = [
 ];
 const SPARK_RPC: Contender = spark("spark-rpc", "core");
 
-/// The contender called `name`.
+/// Returns the contender with the given name.
 pub(crate) fn contender(name: &str) -> Contender {
     let found = CONTENDERS.into_iter().chain([SPARK_RPC]).find(|contender| contender.name == name);
-    found.unwrap_or_else(|| unreachable!("{name} is in no list of contenders"))
+    found.unwrap_or_else(|| unreachable!("there is no contender {name}"))
 }
 
 /// The built programs.
@@ -110,7 +114,7 @@ pub(crate) struct Programs {
 }
 
 impl Programs {
-    /// Builds ours, and the others as far as they are wanted.
+    /// Builds our program, the peers if `peers` is set, and the bench of a Spark release.
     pub(crate) fn build(peers: bool, release: Option<Release>) -> Result<Self> {
         let own = build::program(".", "contender", &["--package", "benches"])?;
         let peer = |place, name| peers.then(|| build::program(place, name, &[])).transpose();
@@ -126,8 +130,8 @@ impl Programs {
         jdk.bench(&cache, release, &jars)
     }
 
-    /// Whether this contender was built.
-    pub(crate) fn have(&self, contender: Contender) -> bool {
+    /// Returns whether the program of this contender was built.
+    pub(crate) fn has(&self, contender: Contender) -> bool {
         match contender.program {
             Program::Own => true,
             Program::Peers => self.peers.is_some(),
@@ -136,7 +140,7 @@ impl Programs {
         }
     }
 
-    /// The command of its server, if it has one.
+    /// Returns the command of its server, if it has one.
     pub(crate) fn server(&self, contender: Contender) -> Result<Option<Command>> {
         let Some(kind) = contender.server else { return Ok(None) };
         let mut command = self.command(contender)?;
@@ -144,7 +148,7 @@ impl Programs {
         Ok(Some(command))
     }
 
-    /// The command of its client.
+    /// Returns the command of its client.
     pub(crate) fn client(&self, contender: Contender) -> Result<Command> {
         let mut command = self.command(contender)?;
         command.args(["drive", contender.client]);
@@ -159,7 +163,9 @@ impl Programs {
             Program::Own => Command::new(&self.own),
             Program::Peers => peer(&self.peers)?,
             Program::RemoteActors => peer(&self.remote_actors)?,
-            Program::Spark => self.spark.as_ref().context("Spark is not there")?.command(),
+            Program::Spark => {
+                self.spark.as_ref().context("the bench of Spark is not built")?.command()
+            }
         })
     }
 }

@@ -1,4 +1,4 @@
-//! The goals, and whether they are met.
+//! The performance goals, and the verdicts on them.
 
 use std::collections::BTreeMap;
 
@@ -21,7 +21,7 @@ impl Results {
         self.0.entry((measurement, contender)).or_default().push(measured);
     }
 
-    /// Everything, in the order of names.
+    /// Returns all samples, ordered by measurement and contender.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&'static str, &'static str, &[Measured])> {
         self.0
             .iter()
@@ -33,45 +33,45 @@ impl Results {
         self.0.get(&(id, contender)).map_or(&[], Vec::as_slice)
     }
 
-    /// One value for each run.
-    fn values(&self, what: &What) -> Vec<f64> {
+    /// Returns one value for each run.
+    fn values(&self, what: &Quantity) -> Vec<f64> {
         let samples = self.samples(what.measurement, what.contender);
         samples.iter().filter_map(|measured| what.metric.of(measured)).collect()
     }
 
-    /// The median of a metric over the runs.
+    /// Returns the median of a metric over the runs.
     pub(crate) fn median(
         &self,
         measurement: &'static str,
         contender: &'static str,
         metric: Metric,
     ) -> Option<f64> {
-        median(self.values(&What { measurement, contender, metric }))
+        median(self.values(&Quantity { measurement, contender, metric }))
     }
 }
 
-/// What is read out of a sample.
+/// A number that is computed from a sample.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Metric {
-    /// Operations a second.
+    /// Operations per second.
     Rate,
-    /// Latency, microseconds.
+    /// Median latency in microseconds.
     P50,
     P99,
     P999,
     P9999,
-    /// The slowest, microseconds.
+    /// The highest latency in microseconds.
     Slowest,
-    /// How long an operation takes when they follow each other, microseconds.
+    /// The elapsed time divided by the operations, in microseconds.
     Each,
-    /// CPU of both ends, microseconds an operation.
+    /// CPU time of both processes in microseconds per operation.
     Cpu,
-    /// System calls of both ends an operation.
+    /// System calls of both processes per operation.
     SystemCalls,
-    /// Resident bytes of both ends at their highest.
+    /// The sum of both processes' peak resident memory in bytes.
     Peak,
-    /// A number that the measurement itself is.
+    /// The number that is stored in place of the operations.
     Value,
 }
 
@@ -80,7 +80,7 @@ impl Metric {
         let operations = measured.sample.operations as f64;
         let latency = |field: fn(Latency) -> f64| measured.sample.latency.map(field);
         match self {
-            // System calls are counted in runs of their own, which are slower.
+            // System calls are counted in separate runs, which are slower.
             Self::SystemCalls => measured.system_calls.map(|calls| calls as f64 / operations),
             _ if measured.system_calls.is_some() => None,
             Self::Rate => Some(operations / measured.sample.seconds),
@@ -98,14 +98,14 @@ impl Metric {
 }
 
 #[derive(Clone, Copy, Serialize)]
-struct What {
+struct Quantity {
     measurement: &'static str,
     contender: &'static str,
     metric: Metric,
 }
 
-impl What {
-    /// Returns its name beside one of `measurement`.
+impl Quantity {
+    /// Returns its name in a comparison with a quantity of `measurement`.
     fn beside(&self, measurement: &str) -> String {
         if self.measurement == measurement {
             return self.contender.to_owned();
@@ -114,7 +114,7 @@ impl What {
     }
 }
 
-/// What the ratio, or the value if there is nothing to compare with, has to be.
+/// The required ratio, or the required value if there is no other contender.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Bound {
@@ -135,25 +135,25 @@ impl Bound {
 
 struct Goal {
     id: &'static str,
-    ours: What,
-    /// Where there are several, the least of them is the limit.
-    against: Vec<What>,
+    ours: Quantity,
+    /// The quantities to compare with. Of several, the smallest one is used.
+    against: Vec<Quantity>,
     bound: Bound,
 }
 
-/// A goal that could be judged.
+/// The result of a goal for which there are samples.
 #[derive(Serialize)]
 pub(crate) struct Verdict {
-    /// Goal, measurement, metric and both sides: the same in every run that judges it.
+    /// Goal, measurement, metric and contenders. It is the same in all runs.
     pub(crate) name: String,
     pub(crate) goal: &'static str,
     pub(crate) measurement: &'static str,
     pub(crate) metric: Metric,
     pub(crate) contender: &'static str,
     pub(crate) ours: f64,
-    /// With what it is compared: contender, its measurement, its value.
+    /// The other contender with its measurement and value.
     pub(crate) against: Option<(&'static str, &'static str, f64)>,
-    /// The median of the ratios of the runs, or the value itself.
+    /// The median ratio over the runs, or the value if there is no other contender.
     pub(crate) ratio: f64,
     pub(crate) bound: Bound,
     pub(crate) met: bool,
@@ -175,17 +175,17 @@ fn verdict(goal: &Goal, results: &Results) -> Option<Verdict> {
         None => (ours, None),
         Some((what, limit)) => {
             let theirs = results.values(what);
-            // Run by run: what disturbed one disturbed the other.
+            // The ratio within a run, because a disturbance affects both contenders.
             let ratios = mine.iter().zip(&theirs).map(|(mine, theirs)| mine / theirs).collect();
             (median(ratios)?, Some((what.contender, what.measurement, limit)))
         }
     };
-    let What { measurement, contender, metric } = goal.ours;
+    let Quantity { measurement, contender, metric } = goal.ours;
     let met = goal.bound.holds(ratio);
     let metric_name = format!("{metric:?}").to_lowercase();
     let mut name = format!("{} {measurement} {metric_name}: {contender}", goal.id);
     if !goal.against.is_empty() {
-        // Which of several limits is the lesser one may change from run to run.
+        // All limits, because the smallest one may change from run to run.
         let limits: Vec<_> = goal.against.iter().map(|what| what.beside(measurement)).collect();
         name = format!("{name} / {}", limits.join(" or "));
     }
@@ -208,13 +208,13 @@ fn median(mut values: Vec<f64>) -> Option<f64> {
     values.get(values.len() / 2).copied()
 }
 
-/// The table of PERFORMANCE, line by line.
+/// Returns all goals except N1, which `transport` judges.
 fn goals() -> Vec<Goal> {
     use Bound::{AtLeast, AtMost, MoreThan};
     use Metric::{Cpu, Each, P50, P99, P999, Peak, Rate, Slowest, SystemCalls, Value};
-    let what = |contender, measurement, metric| What { measurement, contender, metric };
+    let what = |contender, measurement, metric| Quantity { measurement, contender, metric };
     let mut goals = Vec::new();
-    // Ours and another contender in the same measurement.
+    // Compares ours with another contender in the same measurement.
     let mut beside = |id, ours, measurement, metric, bounds: &[(&'static str, Bound)]| {
         for (contender, bound) in bounds {
             let against = vec![what(contender, measurement, metric)];
@@ -281,7 +281,7 @@ fn goals() -> Vec<Goal> {
         }
     }
 
-    let mut between = |id, ours, against: Option<What>, bound| {
+    let mut between = |id, ours, against: Option<Quantity>, bound| {
         goals.push(Goal { id, ours, against: Vec::from_iter(against), bound })
     };
     for measurement in ["echo-128", "kib-128"] {
@@ -312,7 +312,7 @@ fn goals() -> Vec<Goal> {
     ] {
         between("S2", what("scale", large, Each), Some(what("scale", small, Each)), AtMost(1.3));
     }
-    // Rounds that stall stand out from the usual one.
+    // A round that stalls takes much longer than the median.
     between(
         "S3",
         what("scale", "fan-out", Slowest),

@@ -1,5 +1,4 @@
-//! The judged ratios of recorded runs, one line of `benches/history.jsonl` for each run, and their
-//! picture over the commits.
+//! Records the ratios of runs in `benches/history.jsonl`, one line per run, and draws them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -16,7 +15,7 @@ use crate::build::ROOT;
 
 const FILE: &str = "benches/history.jsonl";
 const PICTURE: &str = "docs/history.svg";
-/// The files that recording changes, as paths that git excludes.
+/// The files that recording changes, as git pathspecs that exclude them.
 pub(super) const EXCLUDED: [&str; 2] = [":!benches/history.jsonl", ":!docs/history.svg"];
 
 /// A recorded run.
@@ -38,7 +37,7 @@ struct Machine {
 }
 
 impl Machine {
-    /// Returns whether ratios of the two machines are one series. Kernels may be updated between.
+    /// Returns whether ratios of both machines are comparable. The kernels may differ.
     fn is_like(&self, other: &Self) -> bool {
         (self.cores, &self.cpu) == (other.cores, &other.cpu)
     }
@@ -53,7 +52,7 @@ struct RecordedRatio {
 }
 
 impl RecordedRatio {
-    /// Returns how far the ratio is from its goal: 1 is the goal, more is better.
+    /// Returns the ratio relative to its goal: 1 meets the goal exactly, more is better.
     fn margin(self) -> f64 {
         match self.bound {
             Bound::AtLeast(bound) | Bound::MoreThan(bound) => self.ratio / bound,
@@ -62,9 +61,9 @@ impl RecordedRatio {
     }
 }
 
-/// Appends a run to the history, and draws the picture anew.
+/// Appends a run to the history and redraws the picture.
 pub(super) fn record(conditions: &Conditions, verdicts: &[Verdict]) -> Result<()> {
-    ensure!(!verdicts.is_empty(), "nothing was judged, so there is nothing to record");
+    ensure!(!verdicts.is_empty(), "there is no verdict to record");
     let run = RecordedRun {
         commit: conditions.commit.clone(),
         date: conditions.date.clone(),
@@ -96,23 +95,23 @@ pub(super) fn record(conditions: &Conditions, verdicts: &[Verdict]) -> Result<()
 }
 
 const WIDTH: f64 = 800.0;
-/// The horizontal range of the ratios' lines.
+/// The horizontal range of the lines.
 const CHART: (f64, f64) = (390.0, 640.0);
 /// The right end of the column of the latest ratios.
 const LATEST: f64 = 715.0;
 const ROW: f64 = 22.0;
 const HEADER: f64 = 78.0;
-/// The best and the worst margin that have a position of their own.
+/// Margins above this, or below its inverse, are drawn at the edge of the row.
 const RANGE: f64 = 2.0;
 
 /// Draws one row for each ratio: its line over the commits, its latest value and its goal.
 fn svg(runs: &[RecordedRun]) -> String {
     let Some(latest) = runs.last() else { return String::new() };
-    // Ratios of different machines are no series.
+    // Ratios of different machines are not comparable.
     let runs: Vec<_> = runs.iter().filter(|run| run.machine.is_like(&latest.machine)).collect();
     let names: BTreeSet<_> = runs.iter().flat_map(|run| run.ratios.keys()).collect();
     let x = |index: usize| {
-        // A single run is at the end of the line, where the latest run always is.
+        // The latest run is always at the right end, also if it is the only one.
         let steps = (runs.len() - 1).max(1) as f64;
         CHART.1 - (runs.len() - 1 - index) as f64 * (CHART.1 - CHART.0) / steps
     };
@@ -169,7 +168,7 @@ fn svg(runs: &[RecordedRun]) -> String {
     )
 }
 
-/// Returns a text that ends at `x`.
+/// Returns an SVG text that ends at `x`.
 fn text(x: f64, y: f64, content: &str) -> String {
     format!("<text x=\"{x:.0}\" y=\"{y:.1}\" text-anchor=\"end\">{content}</text>\n")
 }

@@ -1,8 +1,9 @@
-//! `cargo xtask compare`: ours beside the limits of the machine, other libraries and real Spark.
+//! `cargo xtask compare`: measures our crates, limit programs, other libraries and Spark.
 //!
-//! Every contender is a server process and a client process that are driven as `benches/protocol`
-//! says. In a group all of them run, and in every run each does each job once, in turns: what
-//! disturbs the machine disturbs them alike, and only ratios inside one run are judged.
+//! A contender is usually a server and a client process, which receive jobs over stdin
+//! (`benches/protocol`). All contenders of a group run at the same time and take turns: in each run
+//! each of them does each job once. A disturbance of the machine affects all of them, so only
+//! ratios within one run are judged.
 
 mod contenders;
 mod goals;
@@ -33,69 +34,72 @@ use plan::{GroupName, Measurement, measurements};
 
 use crate::interop::release::Release;
 
-/// What the options do not say.
+/// The text of `cargo xtask compare --help` below the options.
 pub(crate) const HELP: &str = "\
-Builds benches and benches/peers in release mode, and fetches Spark as `cargo xtask interop` does (here with all its jars).
-Bulk groups run in a network namespace whose loopback uses cubic, if `unshare -n` is allowed. System calls are counted if strace
-is there. Writes compare.json and a picture for each plane into the output directory. Only ratios inside one run mean anything.";
+Builds benches and benches/peers in release mode, and downloads Spark with all its jars into the
+cache of `cargo xtask interop`. The groups bulk, secure, beside and transport use a network
+namespace whose loopback has the congestion control cubic, if `unshare -n` is allowed. System calls
+are counted if strace is installed.
+Writes compare.json and SVG charts into the output directory.
+Figures of different runs are not comparable; use the ratios within one run.";
 
-/// What `cargo xtask compare` takes.
+/// The options of `cargo xtask compare`.
 #[derive(Args)]
-pub(crate) struct Options {
-    /// Only these groups
+pub(crate) struct CompareOptions {
+    /// Run only these groups
     #[arg(long, value_delimiter = ',')]
     only: Vec<GroupName>,
-    /// Interleaved runs; bulk, secure, beside and transport have two more
+    /// Number of runs; bulk, secure, beside and transport have two more
     #[arg(long, default_value_t = 3)]
     runs: usize,
-    /// How long each job takes
+    /// Duration of each job that has no fixed number of operations
     #[arg(long, value_name = "MILLISECONDS", default_value_t = 2000)]
     millis: u64,
-    /// A smoke run: one run of short jobs and small populations; says nothing about speed
+    /// Only check that everything runs: one run, short jobs, small populations
     #[arg(long)]
     quick: bool,
-    /// Exit with 1 when a goal is missed
+    /// Exit with status 1 if a goal is missed
     #[arg(long)]
     check: bool,
-    /// Append the judged ratios to benches/history.jsonl, and draw docs/history.svg anew
+    /// Append the ratios to benches/history.jsonl and redraw docs/history.svg
     #[arg(long, conflicts_with = "quick")]
     record: bool,
-    /// Leave the other libraries out
+    /// Do not measure other libraries
     #[arg(long)]
     no_peers: bool,
-    /// Leave real Spark out
+    /// Do not measure Spark
     #[arg(long)]
     no_spark: bool,
-    /// The release of real Spark
+    /// Release of Spark
     #[arg(long, default_value = "4.3.0")]
     release: Release,
-    /// Where the results go
+    /// Directory for the results
     #[arg(long, value_name = "DIRECTORY", default_value = "target/compare")]
     output: PathBuf,
 }
 
-/// What `cargo xtask scale` takes.
+/// The options of `cargo xtask scale`.
 #[derive(Args)]
 pub(crate) struct ScaleOptions {
-    /// Measurements of each population
+    /// Number of measurements of each population
     #[arg(long, default_value_t = 3)]
     runs: usize,
-    /// A smoke run with small populations
+    /// Only check that everything runs, with small populations
     #[arg(long)]
     quick: bool,
-    /// Leave the other libraries out
+    /// Do not measure other libraries
     #[arg(long)]
     no_peers: bool,
-    /// Where the results go
+    /// Directory for the results
     #[arg(long, value_name = "DIRECTORY", default_value = "target/scale")]
     output: PathBuf,
 }
 
-/// Compares; false when goals were to be checked and one was missed.
-pub(crate) fn run(options: &Options) -> Result<bool> {
+/// Runs the comparison. Returns false if `--check` is set and a goal is missed.
+pub(crate) fn run(options: &CompareOptions) -> Result<bool> {
     let release = (!options.no_spark).then_some(options.release);
     let wanted = |group| options.only.is_empty() || options.only.contains(&group);
-    // The transport group has files and programs of its own.
+    // The transport group has its own files and programs.
     let is_transport_only = options.only == [GroupName::Transport];
     let file_size = match options.quick {
         _ if is_transport_only => 0,
@@ -113,7 +117,7 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
     let mut results = Results::default();
     let measurements = measurements();
     for group in GroupName::value_variants().iter().copied().filter(|group| wanted(*group)) {
-        // Groups that are more than a list of independent jobs run themselves.
+        // These groups are more than a list of independent jobs.
         match group {
             GroupName::Scale => scale::measure(&bench, &mut results)?,
             GroupName::Rate => rate::measure(&bench, &mut results)?,
@@ -130,7 +134,7 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
     Ok(met || !options.check)
 }
 
-/// Measures populations; always true.
+/// Measures idle populations. Returns true.
 pub(crate) fn scale(options: &ScaleOptions) -> Result<bool> {
     let bench = Bench {
         programs: Programs::build(!options.no_peers, None)?,
@@ -146,7 +150,7 @@ pub(crate) fn scale(options: &ScaleOptions) -> Result<bool> {
     Ok(true)
 }
 
-/// Prints, writes, draws and records; returns whether all goals that could be judged are met.
+/// Prints and writes the results. Returns whether all judged goals are met.
 fn finish(
     bench: &Bench,
     measurements: &[Measurement],
@@ -171,7 +175,7 @@ fn finish(
     Ok(verdicts.iter().all(|verdict| verdict.met))
 }
 
-/// What all measurements need.
+/// The programs and parameters of all measurements.
 struct Bench {
     programs: Programs,
     places: Places,
@@ -182,14 +186,14 @@ struct Bench {
 }
 
 impl Bench {
-    /// Starts a contender.
+    /// Starts the processes of a contender.
     fn start(&self, place: Place, name: &str) -> Result<Pair> {
         eprintln!("starting {name}");
         Pair::start(&self.programs, &self.places, place, contender(name), &self.files.path)
             .with_context(|| name.to_owned())
     }
 
-    /// `job` as long as this run's jobs are.
+    /// Returns `job` with the duration or the number of operations of this run.
     fn timed(&self, job: Job) -> Job {
         let until = match job.until {
             Until::Millis(_) => Until::Millis(self.millis),
@@ -199,18 +203,18 @@ impl Bench {
         Job { until, ..job }
     }
 
-    /// All runs of measurements that share a place.
+    /// Does all runs of measurements that share a place.
     fn group(&self, measurements: &[&Measurement], results: &mut Results) -> Result<()> {
         let mut pairs = BTreeMap::new();
         for name in measurements.iter().flat_map(|measurement| measurement.contenders) {
-            if self.programs.have(contender(name)) && !pairs.contains_key(name) {
+            if self.programs.has(contender(name)) && !pairs.contains_key(name) {
                 pairs.insert(*name, self.start(measurements[0].place, name)?);
             }
         }
-        let more = measurements
+        let has_more_runs = measurements
             .iter()
             .any(|m| matches!(m.group, GroupName::Bulk | GroupName::Secure | GroupName::Beside));
-        let runs = if more && !self.quick { self.runs + 2 } else { self.runs };
+        let runs = if has_more_runs && !self.quick { self.runs + 2 } else { self.runs };
         for run in 0..=runs {
             for measurement in measurements {
                 let job = self.timed(measurement.job);
@@ -219,15 +223,15 @@ impl Bench {
                     let context = || format!("{name}, {}", measurement.id);
                     let measured = match pair.run(&job).with_context(context) {
                         Ok(measured) => measured,
-                        // The others can still be measured.
+                        // The other contenders can still be measured.
                         Err(error) if contender(name).side == Side::Peer => {
-                            eprintln!("left out from here on: {error:?}");
+                            eprintln!("{name} failed and is not measured further: {error:?}");
                             pairs.remove(name);
                             continue;
                         }
                         Err(error) => return Err(error),
                     };
-                    // The first one warms up: connections, allocators, and JVMs more than all.
+                    // The first run warms up connections, allocators and JVMs.
                     if run > 0 {
                         eprintln!("{:<18} {name:<14} {:.0}/s", measurement.id, rate(&measured));
                         results.add(measurement.id, name, measured);
@@ -247,14 +251,14 @@ fn rate(measured: &pair::Measured) -> f64 {
     measured.sample.operations as f64 / measured.sample.seconds
 }
 
-/// The file that chunks are taken from.
+/// The file that chunks are read from.
 struct Files {
     path: PathBuf,
     _directory: TempDir,
 }
 
 impl Files {
-    /// One of `size` bytes, which is in the page cache as it has just been written.
+    /// Creates a file of `size` bytes. It is in the page cache because it was just written.
     fn new(size: usize) -> Result<Self> {
         let directory = tempfile::tempdir()?;
         let path = directory.path().join("chunks");

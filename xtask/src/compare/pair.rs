@@ -1,4 +1,4 @@
-//! A contender at work: its server, its client, and what the system says of both.
+//! The server and client processes of a contender, with their CPU time and memory.
 
 use std::fmt::Debug;
 use std::fs;
@@ -16,24 +16,24 @@ use super::place::{Place, Places};
 use crate::process::{self, Process};
 
 /// A JVM loads most of Spark before it is ready.
-const START_LIMIT: Duration = Duration::from_secs(120);
-/// Over what a job is to take.
-const JOB_LIMIT: Duration = Duration::from_secs(180);
+const START_TIMEOUT: Duration = Duration::from_secs(120);
+/// The timeout of a job.
+const JOB_TIMEOUT: Duration = Duration::from_secs(180);
 
-/// What one job came to.
+/// The result of one job.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Measured {
     #[serde(flatten)]
     pub(crate) sample: Sample,
     /// CPU seconds of both processes together.
     pub(crate) cpu_seconds: f64,
-    /// The most memory that both processes together had resident, in bytes.
+    /// The sum of the peak resident memory of both processes, in bytes.
     pub(crate) peak_bytes: u64,
-    /// What the server had at the end; nothing if there is none.
+    /// Resident memory of the server after the job in bytes; 0 if there is no server.
     pub(crate) server_bytes: u64,
-    /// What the client had at the end.
+    /// Resident memory of the client after the job in bytes.
     pub(crate) client_bytes: u64,
-    /// System calls of both processes, where they were counted.
+    /// System calls of both processes, if they were counted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) system_calls: Option<u64>,
 }
@@ -45,7 +45,7 @@ pub(crate) struct Pair {
 }
 
 impl Pair {
-    /// Starts them and waits until they are ready.
+    /// Starts the processes and waits until they are ready.
     pub(crate) fn start(
         programs: &Programs,
         places: &Places,
@@ -53,31 +53,33 @@ impl Pair {
         contender: Contender,
         file: &Path,
     ) -> Result<Self> {
-        let deadline = Instant::now() + START_LIMIT;
+        let deadline = Instant::now() + START_TIMEOUT;
         let mut client = programs.client(contender)?;
         let mut server = None;
         if let Some(mut command) = programs.server(contender)? {
             command.arg("--file").arg(file);
             let started = Process::start(
                 format!("server {}", contender.name),
-                &mut places.put(place, command),
+                &mut places.command_in(place, command),
             )?;
             client.arg(ready(&started, deadline)?);
             server = Some(started);
         }
-        let client =
-            Process::start(format!("client {}", contender.name), &mut places.put(place, client))?;
+        let client = Process::start(
+            format!("client {}", contender.name),
+            &mut places.command_in(place, client),
+        )?;
         ready(&client, deadline)?;
         Ok(Self { server, client })
     }
 
-    /// Has the client do `job`.
+    /// Runs `job` in the client.
     pub(crate) fn run(&mut self, job: &Job) -> Result<Measured> {
         for id in self.ids() {
             reset_peak(id);
         }
         let before = self.sum(cpu_seconds)?;
-        let sample = tell(&mut self.client, job)?;
+        let sample = run_job(&mut self.client, job)?;
         Ok(Measured {
             sample,
             cpu_seconds: self.sum(cpu_seconds)? - before,
@@ -91,8 +93,9 @@ impl Pair {
         })
     }
 
-    /// The same with system calls counted, which slows it down; nothing without strace or the right
-    /// to use it.
+    /// Runs `job` under strace, which counts the system calls and slows the job down.
+    ///
+    /// Returns `None` if strace is not installed or not allowed.
     pub(crate) fn run_traced(&mut self, job: &Job) -> Result<Option<Measured>> {
         let counts = tempfile::NamedTempFile::new()?;
         let mut strace = Command::new("strace");
@@ -101,26 +104,26 @@ impl Pair {
             strace.args(["-p", &id.to_string()]);
         }
         let Ok(mut tracer) = Process::start("strace", &mut strace) else { return Ok(None) };
-        // It says on stderr when it is attached, and to how many threads; nothing else tells.
+        // strace reports only on stderr when it is attached, so this waits long enough.
         std::thread::sleep(Duration::from_millis(500));
         let mut measured = self.run(job)?;
         process::output(
             "kill",
             Command::new("kill").args(["-INT", &tracer.id().to_string()]),
-            JOB_LIMIT,
+            JOB_TIMEOUT,
         )
         .ok();
-        tracer.exit(Instant::now() + JOB_LIMIT)?;
+        tracer.exit(Instant::now() + JOB_TIMEOUT)?;
         let total = fs::read_to_string(counts.path())?;
         let total = total.lines().find(|line| line.trim_end().ends_with("total"));
         measured.system_calls = total.and_then(|line| line.split_whitespace().next()?.parse().ok());
         Ok(measured.system_calls.is_some().then_some(measured))
     }
 
-    /// Has the server do `job`.
-    pub(crate) fn server(&mut self, job: &Job) -> Result<()> {
+    /// Runs `job` in the server.
+    pub(crate) fn run_on_server(&mut self, job: &Job) -> Result<()> {
         let server = self.server.as_mut().context("there is no server")?;
-        tell::<_, Sample>(server, job).map(drop)
+        run_job::<_, Sample>(server, job).map(drop)
     }
 
     fn ids(&self) -> Vec<u32> {
@@ -132,48 +135,48 @@ impl Pair {
     }
 }
 
-/// Waits for the first line; gives what stands behind the word.
+/// Waits until the process is ready and returns the argument of its ready line.
 pub(super) fn ready(process: &Process, deadline: Instant) -> Result<String> {
-    while let Some(line) = process.line(deadline)? {
+    while let Some(line) = process.read_line(deadline)? {
         if let Some(rest) = line.strip_prefix(READY) {
             return Ok(rest.trim().to_owned());
         }
     }
-    anyhow::bail!("it ended before it was ready: {}", process.stderr().join("\n"))
+    anyhow::bail!("the process exited before it was ready: {}", process.stderr().join("\n"))
 }
 
-/// Has a process do `job`, and returns its sample.
-pub(super) fn tell<J, S>(process: &mut Process, job: &J) -> Result<S>
+/// Runs `job` in a process and returns its sample.
+pub(super) fn run_job<J, S>(process: &mut Process, job: &J) -> Result<S>
 where
     J: Serialize + Debug,
     S: DeserializeOwned,
 {
-    process.tell(&serde_json::to_string(job)?)?;
-    let answer = process.line(Instant::now() + JOB_LIMIT)?;
-    ensure!(answer.is_some(), "{job:?} failed:\n{}", process.stderr().join("\n"));
-    let answer = answer.unwrap_or_default();
-    serde_json::from_str(&answer).with_context(|| format!("not a sample: {answer}"))
+    process.write_line(&serde_json::to_string(job)?)?;
+    let line = process.read_line(Instant::now() + JOB_TIMEOUT)?;
+    ensure!(line.is_some(), "{job:?} failed:\n{}", process.stderr().join("\n"));
+    let line = line.unwrap_or_default();
+    serde_json::from_str(&line).with_context(|| format!("not a sample: {line}"))
 }
 
-/// User and system time of a process.
+/// Returns the user and system time of a process in seconds.
 fn cpu_seconds(id: u32) -> Result<f64> {
-    /// The unit of /proc, on every Linux.
+    /// The clock ticks per second in /proc, the same on all Linux systems.
     const TICKS: f64 = 100.0;
     let stat = fs::read_to_string(format!("/proc/{id}/stat"))?;
-    // The name may hold anything but ends with the last parenthesis; utime and stime are fields 14
-    // and 15.
+    // The process name may contain spaces and ends with the last parenthesis. utime and stime
+    // are fields 14 and 15.
     let fields = stat.rsplit(')').next().context("no fields")?.split_whitespace().skip(11).take(2);
     fields.map(|ticks| Ok(ticks.parse::<f64>()? / TICKS)).sum()
 }
 
 /// Resets the peak of a process's resident memory.
 ///
-/// Where that is not allowed, it stays the peak since the start.
+/// If the system does not allow it, the peak counts from the start of the process.
 pub(super) fn reset_peak(id: u32) {
     let _ = fs::write(format!("/proc/{id}/clear_refs"), "5");
 }
 
-/// A line of /proc/ID/status, in bytes.
+/// Returns the value of a line in /proc/ID/status, in bytes.
 pub(super) fn status(id: u32, name: &str) -> Result<u64> {
     let status = fs::read_to_string(format!("/proc/{id}/status"))?;
     let line = status

@@ -1,4 +1,4 @@
-//! One picture for each plane: bars of rates, ours first.
+//! Draws bar charts of the rates, one SVG file per plane.
 
 use std::fmt::Write;
 use std::fs;
@@ -11,7 +11,7 @@ use super::goals::{Metric, Results};
 use super::plan::Measurement;
 use super::report::bytes;
 
-/// File name, title, measurements.
+/// The file name, title and measurements of each chart.
 const PICTURES: [(&str, &str, &[&str]); 3] = [
     (
         "control.svg",
@@ -35,7 +35,7 @@ const LABELS: f64 = 110.0;
 const VALUES: f64 = 70.0;
 const LINE: f64 = 18.0;
 
-/// Draws those for which there are samples.
+/// Draws the charts for which there are samples.
 pub(crate) fn draw(
     directory: &Path,
     measurements: &[Measurement],
@@ -89,7 +89,10 @@ fn svg(title: &str, panels: &[Panel]) -> String {
             };
             let _ = writeln!(
                 body,
-                r#"<text x="{:.0}" y="{text:.0}" text-anchor="end">{name}</text><rect x="{LABELS}" y="{y:.0}" width="{width:.1}" height="{:.0}" fill="{colour}"/><text x="{end:.0}" y="{text:.0}">{value:.*}</text>"#,
+                "<text x=\"{:.0}\" y=\"{text:.0}\" text-anchor=\"end\">{name}</text>\
+                 <rect x=\"{LABELS}\" y=\"{y:.0}\" width=\"{width:.1}\" height=\"{:.0}\" \
+                 fill=\"{colour}\"/>\
+                 <text x=\"{end:.0}\" y=\"{text:.0}\">{value:.*}</text>",
                 LABELS - 6.0,
                 LINE - 4.0,
                 if *value < 100.0 { 1 } else { 0 },
@@ -99,7 +102,8 @@ fn svg(title: &str, panels: &[Panel]) -> String {
     }
     let height = y + 10.0;
     format!(
-        r##"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:.0}" font-family="sans-serif" font-size="12" fill="#222">
+        r##"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:.0}"
+    font-family="sans-serif" font-size="12" fill="#222">
 <rect width="100%" height="100%" fill="#fff"/>
 <text x="0" y="20" font-size="16">{title}</text>
 <text x="{WIDTH}" y="20" text-anchor="end">blue: ours, grey: limits, orange: others</text>

@@ -1,36 +1,36 @@
-//! What is measured: jobs, in groups whose contenders run at the same time and in turns.
+//! The measurements, in groups whose contenders run at the same time and take turns.
 
 use bench_protocol::{Case, Job, Until};
 use clap::ValueEnum;
 
 use super::place::Place;
 
-/// Measurements that can be asked for together.
+/// The groups of measurements that `--only` selects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum GroupName {
-    /// Echoes, one at a time, on one core and on two (E1, A1).
+    /// Echo with one request at a time, on one core and on all (E1, A1).
     Latency,
-    /// Echoes, many at a time (E2 to E5).
+    /// Echo with many concurrent requests (E2 to E5).
     Echo,
     /// Typed asks and one-way messages to another process (A2, A3).
     Ask,
     /// Messages within a process (L1).
     Local,
-    /// Chunks and files (B1 to B5).
+    /// Chunks and streams from files and memory (B1 to B5).
     Bulk,
     /// Chunks over secured connections (C1 to C3).
     Secure,
-    /// Echoes beside chunks (B6).
+    /// Echo during transfers of chunks (B6).
     Beside,
-    /// Idle populations (S1 to S3, L2).
+    /// Idle connections, endpoints, actors and pending asks (S1 to S3, L2).
     Scale,
-    /// Latency at a fixed rate (R1).
+    /// Latency at fixed request rates (R1).
     Rate,
     /// Spark's own transport benchmark (N1).
     Transport,
 }
 
-/// A job and who does it.
+/// A job and the contenders that run it.
 pub(crate) struct Measurement {
     pub(crate) id: &'static str,
     pub(crate) title: &'static str,
@@ -38,7 +38,7 @@ pub(crate) struct Measurement {
     pub(crate) place: Place,
     pub(crate) job: Job,
     pub(crate) contenders: &'static [&'static str],
-    /// System calls are counted once, too.
+    /// System calls are counted in an additional run.
     pub(crate) traced: bool,
 }
 
@@ -63,7 +63,7 @@ const MEMORY: &[&str] = &["ours", "chunks", "hyper", "flight"];
 const SECURED: &[&str] =
     &["ours", "ours-ctr", "ours-gcm", "ours-tls", "cipher-ctr", "cipher-gcm", "cipher-tls"];
 
-/// Returns the measurements of all groups but those that run themselves.
+/// Returns the measurements of all groups except `Scale`, `Rate` and `Transport`.
 pub(crate) fn measurements() -> Vec<Measurement> {
     use GroupName::{Ask, Beside, Bulk, Echo, Latency, Local, Secure};
     use Place::{Cubic, Free, Pinned};
@@ -83,7 +83,7 @@ pub(crate) fn measurements() -> Vec<Measurement> {
     let long = |job: Job| Job { bytes: 1024, ..job };
     let chunks = |case, bytes| Job { bytes, window: 4, ..Job::new(case) };
     let tasks = Job { tasks: 64, ..echo };
-    // Counted, not timed: a producer that is faster than its actor must not fill the memory.
+    // A fixed number of operations, because a producer faster than its actor could use all memory.
     let local = |tasks, population| {
         let until = Until::Operations(1_000_000);
         Job { bytes: 0, tasks, population, until, ..send }

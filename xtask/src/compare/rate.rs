@@ -1,5 +1,7 @@
-//! Latency at a fixed rate (R1): the capacity of each contender in a closed loop, its latency in an
-//! open loop at shares of that, and the latency of all at half of tonic's capacity.
+//! Measures latency at fixed request rates (R1).
+//!
+//! A closed loop measures the capacity of each contender. An open loop then measures its latency at
+//! shares of that capacity, and the latency of all contenders at half of tonic's capacity.
 
 use std::collections::BTreeMap;
 
@@ -12,19 +14,19 @@ use super::goals::{Metric, Results};
 use super::pair::{Measured, Pair};
 use super::place::Place;
 
-/// The raw limit stands for tokio. `timer` answers by itself: the latency of its calls is that of
-/// the open loop.
+/// `batched` is the limit program on plain tokio. `timer` completes its own requests, so its
+/// latency is the error of the open loop.
 const CONTENDERS: [&str; 6] = ["ours", "ours-rpc", "batched", "timer", "tarpc", "tonic"];
 const CAPACITY: &str = "capacity";
-/// The points of each contender: share of its own capacity.
+/// The names of the points, and the share of the contender's own capacity.
 const SHARES: [(&str, f64); 3] = [("rate-10", 0.1), ("rate-50", 0.5), ("rate-80", 0.8)];
-/// The point whose rate is that of the slowest contender, so that all have the same.
+/// The point at which all contenders have the same rate: half of tonic's capacity.
 const SAME_RATE: &str = "rate-tonic";
 
-/// Runs the whole group.
+/// Runs the group.
 pub(super) fn measure(bench: &Bench, results: &mut Results) -> Result<()> {
     let mut pairs = BTreeMap::new();
-    for name in CONTENDERS.into_iter().filter(|name| bench.programs.have(contender(name))) {
+    for name in CONTENDERS.into_iter().filter(|name| bench.programs.has(contender(name))) {
         pairs.insert(name, bench.start(Place::Free, name)?);
     }
     let closed_loop = bench.timed(Job { window: 128, ..Job::new(Case::Echo) });
@@ -43,7 +45,7 @@ pub(super) fn measure(bench: &Bench, results: &mut Results) -> Result<()> {
         }
         for (point, share) in SHARES {
             for (name, capacity) in &capacities {
-                let pair = pairs.get_mut(name).context("it has a capacity")?;
+                let pair = pairs.get_mut(name).context("no contender of this name")?;
                 let measured = at_rate(bench, pair, name, point, share * capacity)?;
                 results.add(point, name, measured);
             }
@@ -72,7 +74,9 @@ pub(super) fn print(results: &Results) {
             let median = |metric| results.median(point, name, metric);
             let Some(rate) = median(Metric::Rate) else { continue };
             if let Some(title) = title.take() {
-                println!("\n{title}: open loop, latency since the request was due, us");
+                println!(
+                    "\n{title}: open loop, latency from the scheduled start of the request, us"
+                );
                 println!(
                     "  {:<14} {:>10} {:>9} {:>9} {:>9} {:>9}",
                     "", "k/s", "p50", "p99", "p99.9", "p99.99"

@@ -1,4 +1,4 @@
-//! What was found, as text and as JSON.
+//! Prints the results and writes them as JSON.
 
 use std::fs;
 use std::path::Path;
@@ -18,7 +18,7 @@ use super::plan::Measurement;
 use crate::build::ROOT;
 use crate::process;
 
-/// What the figures depend on.
+/// The conditions on which the figures depend.
 #[derive(Serialize)]
 pub(crate) struct Conditions {
     smoke: bool,
@@ -32,15 +32,16 @@ pub(crate) struct Conditions {
     pub(crate) load_average: String,
 }
 
+/// Collects the conditions of this run.
 pub(crate) fn conditions(places: &Places, smoke: bool, runs: usize) -> Conditions {
-    let says = |name: &str, words: &[&str]| {
-        let said = process::output(name, Command::new(name).args(words), Duration::from_secs(10));
-        said.unwrap_or_default().join(" ")
+    let output_of = |name: &str, words: &[&str]| {
+        let lines = process::output(name, Command::new(name).args(words), Duration::from_secs(10));
+        lines.unwrap_or_default().join(" ")
     };
-    let head = says("git", &["-C", ROOT, "rev-parse", "--short=10", "HEAD"]);
+    let head = output_of("git", &["-C", ROOT, "rev-parse", "--short=10", "HEAD"]);
     let tracked = ["-C", ROOT, "status", "--porcelain", "--untracked-files=no", "--", "."];
-    // The run before may have been recorded, and not committed yet.
-    let is_changed = !says("git", &[&tracked[..], &history::EXCLUDED].concat()).is_empty();
+    // An earlier run may have been recorded and not committed.
+    let is_changed = !output_of("git", &[&tracked[..], &history::EXCLUDED].concat()).is_empty();
     let cpus = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let cpu = cpus.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
     Conditions {
@@ -49,14 +50,14 @@ pub(crate) fn conditions(places: &Places, smoke: bool, runs: usize) -> Condition
         commit: if is_changed { format!("{head}-dirty") } else { head },
         cpu: cpu.map_or_else(String::new, |(_, model)| model.to_owned()),
         cores: std::thread::available_parallelism().map_or(0, usize::from),
-        kernel: says("uname", &["-sr"]),
-        date: says("date", &["-u", "+%F"]),
+        kernel: output_of("uname", &["-sr"]),
+        date: output_of("date", &["-u", "+%F"]),
         bulk_congestion_control: places.congestion_control(),
         load_average: fs::read_to_string("/proc/loadavg").unwrap_or_default().trim().to_owned(),
     }
 }
 
-/// Prints a table of each measurement.
+/// Prints a table for each measurement.
 pub(crate) fn print(conditions: &Conditions, measurements: &[Measurement], results: &Results) {
     println!(
         "{}, {} cores, {}, {} runs, bulk under {}, load {}{}",
@@ -66,7 +67,7 @@ pub(crate) fn print(conditions: &Conditions, measurements: &[Measurement], resul
         conditions.runs,
         conditions.bulk_congestion_control,
         conditions.load_average,
-        if conditions.smoke { "\nA SMOKE RUN: the figures mean nothing" } else { "" }
+        if conditions.smoke { "\nQUICK RUN: the figures have no meaning" } else { "" }
     );
     for measurement in measurements {
         let mut title = Some(measurement.title);
@@ -95,17 +96,18 @@ pub(crate) fn print(conditions: &Conditions, measurements: &[Measurement], resul
     }
 }
 
-/// Prints the table of the goals.
+/// Prints the table of goals.
 pub(crate) fn print_goals(verdicts: &[Verdict]) {
     println!(
-        "\n| goal | measurement | of | ours | against | ratio | wanted | |\n|---|---|---|---|---|---|---|---|"
+        "\n| goal | measurement | metric | ours | other | ratio | goal | result |\n\
+         |---|---|---|---|---|---|---|---|"
     );
     for verdict in verdicts {
         println!("{}", row(verdict));
     }
 }
 
-/// The bytes of an operation, where they are what counts.
+/// Returns the bytes per operation if the rate is reported in bytes.
 pub(crate) fn bytes(measurement: &Measurement) -> Option<f64> {
     let job = &measurement.job;
     (!matches!(job.case, Case::Echo | Case::Ask | Case::Send)).then_some(job.bytes as f64)
@@ -120,14 +122,14 @@ fn row(verdict: &Verdict) -> String {
         }
         Some((name, measurement, value)) => format!("{name}, {measurement}: {}", short(value)),
     };
-    let wanted = match verdict.bound {
+    let required = match verdict.bound {
         Bound::AtLeast(bound) => format!("at least {bound}"),
         Bound::AtMost(bound) => format!("at most {bound}"),
         Bound::MoreThan(bound) => format!("more than {bound}"),
     };
     let metric = format!("{:?}", verdict.metric).to_lowercase();
     format!(
-        "| {} | {} | {metric} | {} | {against} | {:.2} | {wanted} | {} |",
+        "| {} | {} | {metric} | {} | {against} | {:.2} | {required} | {} |",
         verdict.goal,
         verdict.measurement,
         short(verdict.ours),
@@ -140,7 +142,7 @@ fn is_limit(name: &str) -> bool {
     name != "scale" && contender(name).side == Side::Limit
 }
 
-/// Three digits.
+/// Formats a value with about three digits.
 fn short(value: f64) -> String {
     match value {
         value if value >= 1e6 => format!("{:.2} M", value / 1e6),
@@ -150,7 +152,7 @@ fn short(value: f64) -> String {
     }
 }
 
-/// Everything that was measured.
+/// Writes the conditions, verdicts and samples as JSON.
 pub(crate) fn write_json(
     path: &Path,
     conditions: &Conditions,

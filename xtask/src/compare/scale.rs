@@ -1,5 +1,5 @@
-//! What grows with idle populations: memory, and (it should not) the cost of a message (S1 to S3,
-//! L2).
+//! Measures memory and message cost with many idle connections, endpoints, asks and actors (S1 to
+//! S3, L2). The cost of a message should not grow with them.
 
 use anyhow::Result;
 use bench_protocol::{Case, Job, Sample};
@@ -10,7 +10,7 @@ use super::goals::Results;
 use super::pair::{Measured, Pair};
 use super::place::Place;
 
-/// The traffic beside the idle ones.
+/// The traffic that is measured beside the idle population.
 const TRAFFIC: Job = Job { connections: 8, window: 16, population: 1000, ..job(Case::Ask) };
 const LOCAL: [&str; 5] = ["ours-local", "channel", "actix", "kameo", "ractor"];
 
@@ -31,21 +31,21 @@ const fn hold(case: Case, population: usize) -> Job {
     Job { population, ..job(case) }
 }
 
-/// Everything of it.
+/// Runs the group.
 pub(super) fn measure(bench: &Bench, results: &mut Results) -> Result<()> {
     endpoints(bench, results)?;
     asks(bench, results)?;
     connections(bench, results)?;
     fan_out(bench, results)?;
     for name in LOCAL {
-        if bench.programs.have(contender(name)) {
-            actors(bench, name, results)?;
+        if bench.programs.has(contender(name)) {
+            actor_memory(bench, name, results)?;
         }
     }
     Ok(())
 }
 
-/// Populations, of which a smoke run takes those up to 1000.
+/// Returns the populations. A quick run has only those up to 1000.
 fn steps<const N: usize>(
     bench: &Bench,
     steps: [(&'static str, usize); N],
@@ -54,7 +54,7 @@ fn steps<const N: usize>(
     steps.into_iter().filter(move |(_, population)| *population <= most)
 }
 
-/// `TRAFFIC` by `pair`, as often as there are runs.
+/// Measures `TRAFFIC` with `pair`, once per run.
 fn traffic(bench: &Bench, pair: &mut Pair, id: &'static str, results: &mut Results) -> Result<()> {
     pair.run(&bench.timed(TRAFFIC))?;
     for _ in 0..bench.runs {
@@ -65,6 +65,7 @@ fn traffic(bench: &Bench, pair: &mut Pair, id: &'static str, results: &mut Resul
     Ok(())
 }
 
+/// Measures idle endpoints.
 fn endpoints(bench: &Bench, results: &mut Results) -> Result<()> {
     let mut pair = bench.start(Place::Free, "ours-rpc")?;
     for (id, idle) in steps(
@@ -76,15 +77,16 @@ fn endpoints(bench: &Bench, results: &mut Results) -> Result<()> {
             ("endpoints-100000", 100_000),
         ],
     ) {
-        pair.server(&hold(Case::Hold, TRAFFIC.population + idle))?;
+        pair.run_on_server(&hold(Case::Hold, TRAFFIC.population + idle))?;
         traffic(bench, &mut pair, id, results)?;
     }
     Ok(())
 }
 
+/// Measures pending asks.
 fn asks(bench: &Bench, results: &mut Results) -> Result<()> {
     let mut pair = bench.start(Place::Free, "ours-rpc")?;
-    pair.server(&hold(Case::Hold, TRAFFIC.population))?;
+    pair.run_on_server(&hold(Case::Hold, TRAFFIC.population))?;
     for (id, idle) in steps(
         bench,
         [("asks-1", 1), ("asks-1000", 1000), ("asks-10000", 10_000), ("asks-100000", 100_000)],
@@ -95,7 +97,7 @@ fn asks(bench: &Bench, results: &mut Results) -> Result<()> {
     Ok(())
 }
 
-/// Idle connections of the transport. They and the traffic have a server in common.
+/// Measures idle transport connections. They share a server with the traffic.
 fn connections(bench: &Bench, results: &mut Results) -> Result<()> {
     let echo = Job { case: Case::Echo, population: 1, ..TRAFFIC };
     let mut pair = bench.start(Place::Free, "ours")?;
@@ -117,7 +119,7 @@ fn connections(bench: &Bench, results: &mut Results) -> Result<()> {
                 results.add(id, "scale", measured);
             }
         }
-        // The first ones warm allocators and tables up.
+        // The first connections also grow allocators and tables.
         match &first {
             None if idle >= 100 => first = Some((idle, held)),
             Some((before, warm)) if idle >= 1000 => {
@@ -144,9 +146,10 @@ fn connections(bench: &Bench, results: &mut Results) -> Result<()> {
     Ok(())
 }
 
+/// Measures asks to many endpoints at the same time.
 fn fan_out(bench: &Bench, results: &mut Results) -> Result<()> {
     let mut pair = bench.start(Place::Free, "ours-rpc")?;
-    pair.server(&hold(Case::Hold, 1000))?;
+    pair.run_on_server(&hold(Case::Hold, 1000))?;
     let rounds = Job { connections: 50, population: 1000, ..job(Case::FanOut) };
     for run in 0..=bench.runs {
         let measured = pair.run(&bench.timed(rounds))?;
@@ -157,8 +160,8 @@ fn fan_out(bench: &Bench, results: &mut Results) -> Result<()> {
     Ok(())
 }
 
-/// Memory of an idle actor.
-fn actors(bench: &Bench, name: &'static str, results: &mut Results) -> Result<()> {
+/// Measures the memory per idle actor.
+fn actor_memory(bench: &Bench, name: &'static str, results: &mut Results) -> Result<()> {
     let (few, many) = if bench.quick { (100, 1000) } else { (10_000, 110_000) };
     let mut pair = bench.start(Place::Free, name)?;
     let before = pair.run(&hold(Case::Hold, few))?;
@@ -168,7 +171,7 @@ fn actors(bench: &Bench, name: &'static str, results: &mut Results) -> Result<()
     Ok(())
 }
 
-/// A number that no job came to.
+/// Returns a sample for a number that was not measured by a job.
 fn value(number: u64) -> Measured {
     Measured {
         sample: Sample { operations: number, seconds: 1.0, latency: None },

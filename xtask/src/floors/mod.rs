@@ -6,8 +6,9 @@
 //! table, a line "Exceptions: `a` -> `b` because ..." allows one import between two folders on the
 //! same floor.
 //!
-//! Test-only modules and `models/` are not checked. Private imports and paths in code count.
-//! A re-export counts as an import only where the same file also uses the name.
+//! Rows with the floor `-`, test-only modules and `models/` are not checked. Imports, paths in code
+//! and paths in macros count; docs and visibilities do not. In the search for circles, a re-export
+//! counts only if its file also uses the name, and `lib.rs` is left out.
 
 mod check;
 mod circles;

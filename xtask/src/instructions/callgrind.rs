@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use bench_protocol::{Job, READY, Until};
 
-use super::{End, Processes, Row};
+use super::{End, InstructionRow, Processes};
 use crate::process::Process;
 
 const RUN_TIMEOUT: Duration = Duration::from_secs(600);
@@ -18,9 +18,9 @@ const RUN_TIMEOUT: Duration = Duration::from_secs(600);
 /// The detail of callgrind's output.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Detail {
-    /// The total is enough.
+    /// The total instructions of the process.
     Totals,
-    /// The cost of every instruction address, by which inlined functions have costs of their own.
+    /// The cost of each instruction address, which separates inlined functions.
     Addresses,
 }
 
@@ -30,14 +30,19 @@ pub(super) type Outputs = Vec<(End, PathBuf)>;
 /// A program that is run under callgrind.
 pub(super) struct Callgrind<'a> {
     pub(super) program: &'a Path,
-    /// The file that a server takes chunks from.
+    /// The file that a server reads chunks from.
     pub(super) file: &'a Path,
     pub(super) detail: Detail,
 }
 
 impl Callgrind<'_> {
-    /// Does `operations` of a row; returns the output file of each process.
-    pub(super) fn run(&self, row: &Row, operations: u64, directory: &Path) -> Result<Outputs> {
+    /// Runs `operations` of a row and returns the output file of each process.
+    pub(super) fn run(
+        &self,
+        row: &InstructionRow,
+        operations: u64,
+        directory: &Path,
+    ) -> Result<Outputs> {
         let deadline = Instant::now() + RUN_TIMEOUT;
         let mut server = None;
         let mut client_words = vec!["drive".to_owned(), row.contender.to_owned()];
@@ -55,10 +60,10 @@ impl Callgrind<'_> {
             .context("is valgrind installed? `apt-get install valgrind`")?;
         ready(&client, deadline)?;
         let job = Job { until: Until::Operations(operations), ..row.job };
-        client.tell(&serde_json::to_string(&job)?)?;
-        let sample = client.line(deadline)?;
+        client.write_line(&serde_json::to_string(&job)?)?;
+        let sample = client.read_line(deadline)?;
         ensure!(sample.is_some(), "{} failed:\n{}", row.name, client.stderr().join("\n"));
-        // Callgrind writes its totals when the process exits, which it does at the end of stdin.
+        // Callgrind writes its output when the process exits, at the end of stdin.
         let mut outputs = vec![(end, finish(client, output, deadline)?)];
         if let Some((process, output)) = server {
             outputs.push((End::Server, finish(process, output, deadline)?));
@@ -67,7 +72,7 @@ impl Callgrind<'_> {
     }
 
     fn command(&self, output: &Path, words: &[impl AsRef<std::ffi::OsStr>]) -> Command {
-        // On one core the ends take turns in the same order every time, so that batches are equal.
+        // On one core the processes run in nearly the same order each time, with equal batches.
         let mut command = Command::new("taskset");
         command.args(["-c", "0", "valgrind", "--tool=callgrind"]);
         command.arg(format!("--callgrind-out-file={}", output.display()));
@@ -79,37 +84,37 @@ impl Callgrind<'_> {
     }
 }
 
-/// Waits until a process is ready; returns the rest of the line.
+/// Waits until the process is ready and returns the argument of its ready line.
 fn ready(process: &Process, deadline: Instant) -> Result<String> {
-    while let Some(line) = process.line(deadline)? {
+    while let Some(line) = process.read_line(deadline)? {
         if let Some(rest) = line.strip_prefix(READY) {
             return Ok(rest.trim().to_owned());
         }
     }
-    anyhow::bail!("it ended before it was ready: {}", process.stderr().join("\n"))
+    anyhow::bail!("the process exited before it was ready: {}", process.stderr().join("\n"))
 }
 
 fn finish(mut process: Process, output: PathBuf, deadline: Instant) -> Result<PathBuf> {
     let status = process.exit(deadline)?;
-    ensure!(status.success(), "it failed ({status}):\n{}", process.stderr().join("\n"));
+    ensure!(status.success(), "the process failed ({status}):\n{}", process.stderr().join("\n"));
     Ok(output)
 }
 
-/// Reads the instructions of a whole run.
+/// Reads the total instructions from an output file.
 pub(super) fn total(path: &Path) -> Result<f64> {
-    let text = fs::read_to_string(path).context("callgrind wrote nothing")?;
+    let text = fs::read_to_string(path).context("cannot read the output of callgrind")?;
     let total = text.lines().find_map(|line| line.strip_prefix("totals: "));
-    Ok(total.context("callgrind counted nothing")?.trim().parse()?)
+    Ok(total.context("the output of callgrind has no totals")?.trim().parse()?)
 }
 
-/// A function as callgrind sees it: compiled code with a symbol of its own.
+/// A function that has its own symbol in the compiled program.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct CompiledFunction {
     pub(super) object: String,
     pub(super) name: String,
 }
 
-/// Costs and calls by address, of a run or of an operation.
+/// Costs and calls by address, of a whole run or per operation.
 #[derive(Debug, Default)]
 pub(super) struct Costs {
     /// Instructions executed at each address, without those of callees.
@@ -121,7 +126,7 @@ pub(super) struct Costs {
 impl Costs {
     /// Reads an output file that was written with [`Detail::Addresses`].
     pub(super) fn read(path: &Path) -> Result<Self> {
-        let text = fs::read_to_string(path).context("callgrind wrote nothing")?;
+        let text = fs::read_to_string(path).context("cannot read the output of callgrind")?;
         Self::parse(&text).with_context(|| path.display().to_string())
     }
 
@@ -129,7 +134,7 @@ impl Costs {
         let mut all = Self::default();
         let mut function = CompiledFunction { object: String::new(), name: String::new() };
         let (mut callee_object, mut callee) = (None, String::new());
-        // Set while the next line has the cost of calls instead of the function's own.
+        // Set if the next line is the cost of calls and not of the function itself.
         let mut calls: Option<f64> = None;
         for line in text.lines() {
             if let Some((key, value)) = line.split_once('=') {
@@ -146,7 +151,7 @@ impl Costs {
                 let address = u64::from_str_radix(fields.next().unwrap_or_default(), 16)?;
                 let cost: f64 = fields.nth(1).context("a line without a cost")?.parse()?;
                 if let Some(calls) = calls.take() {
-                    // The callee is in the caller's object unless `cob` says otherwise.
+                    // Without `cob` the callee is in the caller's object.
                     let object = callee_object.take().unwrap_or_else(|| function.object.clone());
                     let callee = CompiledFunction { object, name: callee.clone() };
                     let site = (function.clone(), address, callee);
@@ -159,7 +164,7 @@ impl Costs {
         Ok(all)
     }
 
-    /// Returns the costs of one of the `operations` that this run has more than `shorter`.
+    /// Returns the costs per operation, for a run with `operations` more than `shorter`.
     pub(super) fn per_operation(self, shorter: &Self, operations: u64) -> Self {
         Self {
             instructions: subtract(self.instructions, &shorter.instructions, operations as f64),

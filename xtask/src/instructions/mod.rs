@@ -1,4 +1,4 @@
-//! `cargo xtask instructions`: a cost that does not drift with the machine's load.
+//! `cargo xtask instructions`: counts instructions, which do not depend on the machine's load.
 
 mod callgrind;
 mod profile;
@@ -17,14 +17,15 @@ use tempfile::NamedTempFile;
 use crate::build::{self, ROOT};
 use callgrind::{Callgrind, Detail};
 
-/// The part of the help that the options do not cover.
+/// The text of `cargo xtask instructions --help` below the options.
 pub(crate) const HELP: &str = "\
-Needs valgrind. Runs the measured program of the benches under callgrind with one worker thread,
-twice with different numbers of operations: the difference is the cost of an operation, without
-start and end. Client and server of a remote row are two processes on one core, both under
-callgrind, and are counted apart. Fails when a row costs over 5 % more than
-xtask/instructions.json says, or over 10 % more for chunks. callgrind counts every byte that
-`rep movsb` copies as an instruction. --profile and --types also need addr2line.";
+Requires valgrind; --profile and --types also require addr2line.
+Each row runs twice under callgrind, with one worker thread and different numbers of operations.
+The difference is the cost per operation, without start and shutdown. Client and server of a remote
+row are two processes on one core and are counted separately. callgrind counts each byte that
+`rep movsb` copies as one instruction.
+The exit status is 1 if a row costs over 5 % more than in xtask/instructions.json (over 20 % for
+chunks and remote one-way messages, which vary more).";
 
 /// The options of `cargo xtask instructions`.
 #[derive(Args)]
@@ -38,18 +39,19 @@ pub(crate) struct InstructionOptions {
     /// Print the 40 functions of highest cost of the rows whose names contain this text
     #[arg(long, value_name = "TEXT", conflicts_with_all = ["bless", "row"])]
     profile: Option<String>,
-    /// List the types of rpc-core that a remote ask passes
+    /// List the types of rpc-core whose methods a remote ask executes
     #[arg(long, conflicts_with_all = ["bless", "row"])]
     types: bool,
-    /// The directory in which --profile and --types keep the output of callgrind
+    /// Directory for the callgrind output of --profile and --types
     #[arg(long, value_name = "DIRECTORY", default_value = "target/instructions")]
     output: PathBuf,
 }
 
-/// The most that a row may grow. Compilers, allocators and sizes of batches differ by less.
+/// The largest allowed growth. Compilers, allocators and batch sizes cause smaller differences.
 const TOLERANCE: f64 = 0.05;
-/// The rows of chunks and of one-way messages depend on how the two processes take turns: the
-/// chunks vary by up to 17 %, the client of one-way messages by up to 8 %.
+/// The largest allowed growth of rows that depend on the scheduling of the two processes.
+///
+/// Chunks vary by up to 17 %, the client of remote one-way messages by up to 8 %.
 const VARIABLE_TOLERANCE: f64 = 0.2;
 const REMOTE_ASK: &str = "remote ask, 128 in flight";
 const FILE_SIZE: usize = 64 << 20;
@@ -57,9 +59,9 @@ const FILE_SIZE: usize = 64 << 20;
 /// The processes of a row.
 #[derive(Clone, Copy)]
 enum Processes {
-    /// One process, which is counted as a whole.
+    /// One process, which does everything.
     One,
-    /// A server and a client, which are counted apart.
+    /// A server and a client, which are counted separately.
     ClientAndServer,
 }
 
@@ -84,7 +86,7 @@ impl End {
 
 /// A job whose instructions are counted.
 #[derive(Clone, Copy)]
-struct Row {
+struct InstructionRow {
     name: &'static str,
     /// The contender of the benches that does the job.
     contender: &'static str,
@@ -94,18 +96,18 @@ struct Row {
     operations: (u64, u64),
 }
 
-fn rows() -> [Row; 8] {
+fn rows() -> [InstructionRow; 8] {
     let (echo, send, ask) = (Job::new(Case::Echo), Job::new(Case::Send), Job::new(Case::Ask));
     let many_asks = Job { window: 128, ..ask };
     let chunks = |bytes| Job { bytes, window: 4, ..Job::new(Case::FetchFile) };
-    let one = |name, contender, job| Row {
+    let one = |name, contender, job| InstructionRow {
         name,
         contender,
         processes: Processes::One,
         job,
         operations: (20_000, 60_000),
     };
-    let remote = |name, contender, job, operations| Row {
+    let remote = |name, contender, job, operations| InstructionRow {
         name,
         contender,
         processes: Processes::ClientAndServer,
@@ -125,8 +127,8 @@ fn rows() -> [Row; 8] {
 }
 
 /// Returns the rows that have `text` in the name of one of their ends.
-fn rows_with(text: &str) -> Result<Vec<Row>> {
-    let has_text = |row: &Row| {
+fn rows_with(text: &str) -> Result<Vec<InstructionRow>> {
+    let has_text = |row: &InstructionRow| {
         [End::Whole, End::Client, End::Server].iter().any(|end| end.of(row.name).contains(text))
     };
     let found: Vec<_> = rows().into_iter().filter(has_text).collect();
@@ -134,7 +136,7 @@ fn rows_with(text: &str) -> Result<Vec<Row>> {
     Ok(found)
 }
 
-/// Counts; returns false if a row costs more than it did.
+/// Counts the instructions. Returns false if a row costs more than the tolerance allows.
 pub(crate) fn run(options: &InstructionOptions) -> Result<bool> {
     if options.types || options.profile.is_some() {
         return explain(options);
@@ -159,7 +161,7 @@ pub(crate) fn run(options: &InstructionOptions) -> Result<bool> {
 }
 
 /// Returns the instructions of an operation, for each process of `row`.
-fn per_operation(callgrind: &Callgrind<'_>, row: Row) -> Result<Vec<(String, f64)>> {
+fn per_operation(callgrind: &Callgrind<'_>, row: InstructionRow) -> Result<Vec<(String, f64)>> {
     let (few, many) = row.operations;
     let [shorter, longer] = [few, many].map(|operations| -> Result<Vec<(End, f64)>> {
         let directory = tempfile::tempdir()?;
@@ -172,7 +174,7 @@ fn per_operation(callgrind: &Callgrind<'_>, row: Row) -> Result<Vec<(String, f64
     Ok(each.collect())
 }
 
-/// Prints the counts beside the committed ones; returns false if a row costs more.
+/// Prints the new and the committed counts. Returns false if a row costs more.
 fn compare(counted: &BTreeMap<String, f64>, committed: &BTreeMap<String, f64>) -> Result<bool> {
     let mut all_within = true;
     println!("instructions per operation: now, committed");
@@ -191,13 +193,13 @@ fn compare(counted: &BTreeMap<String, f64>, committed: &BTreeMap<String, f64>) -
     Ok(all_within)
 }
 
-/// Prints profiles, or the types on the path of a remote ask; always true.
+/// Prints profiles or the types of a remote ask. Returns true.
 fn explain(options: &InstructionOptions) -> Result<bool> {
     let program = build::program_with(
         ".",
         "contender",
         &["--profile", "profiling", "--package", "benches", "--bin", "contender"],
-        // The older mangling drops the type of an inherent method's generic arguments.
+        // Legacy mangling omits the generic arguments of an inherent method's type.
         &[("RUSTFLAGS", "-Csymbol-mangling-version=v0")],
     )?;
     let file = served_file()?;
@@ -211,13 +213,13 @@ fn explain(options: &InstructionOptions) -> Result<bool> {
     }
     if options.types {
         let row = rows().into_iter().find(|row| row.name == REMOTE_ASK);
-        let row = row.context("the row of remote asks is gone")?;
+        let row = row.context("there is no row of remote asks")?;
         types::print(&profile::take(&callgrind, &row, &options.output)?);
     }
     Ok(true)
 }
 
-/// Returns the file that chunks are taken from, which is in the page cache.
+/// Creates the file that chunks are read from. It is in the page cache.
 fn served_file() -> Result<NamedTempFile> {
     let file = NamedTempFile::new()?;
     write_file(file.path(), FILE_SIZE)?;

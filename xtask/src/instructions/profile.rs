@@ -1,4 +1,4 @@
-//! Profiles of the instructions of an operation. Inlined functions are counted apart.
+//! Profiles of the instructions per operation, with inlined functions counted separately.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -8,19 +8,19 @@ use anyhow::{Context, Result};
 
 use super::callgrind::{Callgrind, CompiledFunction, Costs};
 use super::symbols::{self, Frames};
-use super::{End, Row};
+use super::{End, InstructionRow};
 
-/// The functions that are printed.
+/// The number of functions that are printed.
 const SHOWN: usize = 40;
 
-/// The cost of an operation in one process.
+/// The cost per operation in one process.
 pub(super) struct Profile {
     pub(super) end: End,
-    /// The name of the row and of its end.
+    /// The name of the row and the process.
     name: String,
-    /// The output of callgrind, which is kept.
+    /// The output file of callgrind.
     path: PathBuf,
-    /// The costs of an operation.
+    /// The costs per operation.
     pub(super) costs: Costs,
     /// The inlined functions at the addresses of the measured program.
     frames: Frames,
@@ -28,8 +28,12 @@ pub(super) struct Profile {
     program_name: String,
 }
 
-/// Takes the profile of each process of `row`, and keeps callgrind's output in `directory`.
-pub(super) fn take(callgrind: &Callgrind<'_>, row: &Row, directory: &Path) -> Result<Vec<Profile>> {
+/// Profiles each process of `row`. The output of callgrind stays in `directory`.
+pub(super) fn take(
+    callgrind: &Callgrind<'_>,
+    row: &InstructionRow,
+    directory: &Path,
+) -> Result<Vec<Profile>> {
     let directory = directory.join(row.name.replace([' ', ','], "-"));
     fs::create_dir_all(&directory).with_context(|| directory.display().to_string())?;
     let (few, many) = row.operations;
@@ -76,7 +80,7 @@ impl Profile {
         let mut functions: Vec<_> = functions.into_iter().collect();
         functions.sort_by(|one, other| other.1.total_cmp(&one.1));
         println!("\n{}: {total:.0} instructions per operation", self.name);
-        println!("self cost, share, function (without its callees, inlined functions apart)");
+        println!("self cost, share, function (without callees; inlined functions are separate)");
         for (function, cost) in functions.into_iter().take(SHOWN) {
             println!("{cost:8.1} {:5.1} %  {function}", cost / total * 100.0);
         }

@@ -1,4 +1,4 @@
-//! Names of the functions that were inlined at an address, by `addr2line`.
+//! Finds the functions that are inlined at an address, with `addr2line`.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::process::Process;
 
-/// The debug information is large and is searched for each address.
+/// `addr2line` is slow: it searches large debug information for each address.
 const TIMEOUT: Duration = Duration::from_secs(600);
 
 /// The functions of each address: the innermost inlined one first, the compiled one last.
@@ -23,18 +23,18 @@ pub(super) fn frames(program: &Path, addresses: impl Iterator<Item = u64>) -> Re
     let mut process = Process::start("addr2line", &mut command)
         .context("is addr2line installed? `apt-get install binutils`")?;
     for address in addresses {
-        process.tell(&format!("{address:#x}"))?;
+        process.write_line(&format!("{address:#x}"))?;
     }
     let status = process.exit(deadline)?;
     ensure!(status.success(), "addr2line failed: {}", process.stderr().join("\n"));
     let mut frames = Frames::new();
     let mut address = 0;
-    while let Some(line) = process.line(deadline)? {
+    while let Some(line) = process.read_line(deadline)? {
         if let Some(digits) = line.strip_prefix("0x") {
             address = u64::from_str_radix(digits, 16)?;
         } else {
             // The next line is the source file of the function.
-            process.line(deadline)?;
+            process.read_line(deadline)?;
             frames.entry(address).or_default().push(line);
         }
     }

@@ -1,10 +1,9 @@
 //! The types of rpc-core whose methods a remote ask executes.
 //!
-//! A type counts when a method of it, inlined or not, executes at least once in some
-//! operations.
-//! It is on the path of the request when the method is reached from `RpcEndpointRef::ask` in the
-//! client, or in the server without passing through the endpoint's `receive`: what is reached only
-//! through that belongs to the reply.
+//! A type is listed if its methods, inlined or not, execute at least `NEGLIGIBLE` instructions per
+//! operation. In the client it is on the path of the request if `RpcEndpointRef::ask` reaches the
+//! method. In the server it is on that path if the method is reached without the endpoint's
+//! `receive`, because the calls of `receive` belong to the reply.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -13,9 +12,9 @@ use super::callgrind::CompiledFunction;
 use super::profile::Profile;
 use super::symbols::without_generics;
 
-/// Below this many instructions per operation a type has no part in the operation.
+/// Types with fewer instructions per operation are ignored.
 const NEGLIGIBLE: f64 = 0.1;
-/// Below this many calls per operation a call has no part in the operation.
+/// Call sites with fewer calls per operation are ignored.
 const RARE: f64 = 0.01;
 const CRATE: &str = "rpc_core::";
 
@@ -24,7 +23,7 @@ struct TypeRow {
     /// Instructions per operation in the client and in the server.
     client: f64,
     server: f64,
-    /// The ends at which it is on the path of the request.
+    /// The processes in which the type is on the path of the request.
     ends: Vec<&'static str>,
 }
 
@@ -106,7 +105,7 @@ fn client_path(profile: &Profile) -> HashSet<String> {
 fn server_path(profile: &Profile) -> HashSet<String> {
     let calls = repeated_calls(profile);
     let called: HashSet<_> = calls.values().flatten().map(|(_, callee)| *callee).collect();
-    // A loop, for instance that of a worker thread, is called only once.
+    // The loop of a worker thread is called once per run, so no repeated call reaches it.
     let functions = profile.costs.instructions.keys().map(|(function, _)| function);
     let starts = functions.filter(|function| !called.contains(function)).collect();
     let is_outside = |frames: &[String]| !frames.iter().any(|frame| is_handler(frame));
@@ -121,7 +120,7 @@ fn server_path(profile: &Profile) -> HashSet<String> {
 /// The call sites and callees of each function.
 type Calls<'a> = HashMap<&'a CompiledFunction, Vec<(u64, &'a CompiledFunction)>>;
 
-/// Returns the calls that are made again with more operations.
+/// Returns the calls whose number grows with the operations.
 fn repeated_calls(profile: &Profile) -> Calls<'_> {
     let mut calls = Calls::new();
     for ((caller, address, callee), count) in &profile.costs.calls {
@@ -140,14 +139,14 @@ fn reachable<'a>(
     follow: impl Fn(&[String]) -> bool,
 ) -> HashSet<&'a CompiledFunction> {
     let mut reached = HashSet::new();
-    let mut open = starts;
-    while let Some(function) = open.pop() {
+    let mut pending = starts;
+    while let Some(function) = pending.pop() {
         if !reached.insert(function) {
             continue;
         }
         for (address, callee) in calls.get(function).into_iter().flatten() {
             if follow(&profile.frames(function, *address)) {
-                open.push(callee);
+                pending.push(callee);
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Where downloads and compiled harnesses live between runs.
+//! The directory that keeps downloads and compiled harnesses between runs.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -9,34 +9,37 @@ use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
-/// Work in progress has this prefix; a directory under any other name is complete.
+/// The name prefix of incomplete directories; all others are complete.
 const UNFINISHED: &str = "tmp-";
 
-/// Older work in progress belongs to a run that was killed.
+/// An incomplete directory that is older belongs to a run that was killed.
 const ABANDONED_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// A directory of complete directories.
+/// A directory whose subdirectories are created completely or not at all.
 pub(crate) struct Cache {
     root: PathBuf,
 }
 
 impl Cache {
-    /// Opens `$SPARK_INTEROP_CACHE`, or else `network-common-interop` in the user's cache
-    /// directory.
+    /// Opens the cache directory, and creates it if necessary.
+    ///
+    /// It is `$SPARK_INTEROP_CACHE`, else `network-common-interop` in the user's cache directory.
     pub(crate) fn open() -> Result<Self> {
         let set = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
         let root = set("SPARK_INTEROP_CACHE")
             .or_else(|| Some(set("XDG_CACHE_HOME")?.join("network-common-interop")))
             .or_else(|| Some(set("HOME")?.join(".cache/network-common-interop")))
-            .context("no place for downloads: set SPARK_INTEROP_CACHE to a directory")?;
+            .context("no cache directory is known: set SPARK_INTEROP_CACHE to a directory")?;
         fs::create_dir_all(&root).with_context(|| format!("cannot create {}", root.display()))?;
         let cache = Self { root };
-        cache.sweep()?;
+        cache.remove_abandoned()?;
         Ok(cache)
     }
 
-    /// The directory `name`, filled by `fill` when it is not there yet. It appears whole or not at
-    /// all; of two processes that fill it at once, the first to finish wins.
+    /// Returns the directory `name`. If it does not exist, `fill` writes its content.
+    ///
+    /// The directory appears only when it is complete. If two processes fill it at the same time,
+    /// the first one to finish creates it and the other one discards its content.
     pub(crate) fn directory(
         &self,
         name: &str,
@@ -58,7 +61,7 @@ impl Cache {
         }
     }
 
-    /// A directory for what need not be kept, on the same disk as what is.
+    /// Creates a temporary directory on the file system of the cache.
     pub(crate) fn scratch(&self) -> Result<TempDir> {
         tempfile::Builder::new()
             .prefix(UNFINISHED)
@@ -66,15 +69,15 @@ impl Cache {
             .with_context(|| format!("cannot write to {}", self.root.display()))
     }
 
-    fn sweep(&self) -> Result<()> {
+    /// Removes the incomplete directories of runs that were killed.
+    fn remove_abandoned(&self) -> Result<()> {
         for entry in fs::read_dir(&self.root)
             .with_context(|| format!("cannot read {}", self.root.display()))?
         {
             let entry = entry?;
             let unfinished =
                 entry.file_name().as_encoded_bytes().starts_with(UNFINISHED.as_bytes());
-            // An entry may vanish at any moment: its owner has finished, or another process sweeps
-            // too.
+            // Another process may have removed the entry.
             let Ok(changed) = entry.metadata().and_then(|metadata| metadata.modified()) else {
                 continue;
             };
@@ -87,7 +90,7 @@ impl Cache {
     }
 }
 
-/// A short name for what `parts` say: a change of any of them changes it.
+/// Returns a short hash of `parts`, each with its length.
 pub(crate) fn fingerprint<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> String {
     let mut hash = Sha256::new();
     for part in parts {
@@ -97,7 +100,7 @@ pub(crate) fn fingerprint<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> Stri
     hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The files in `directory` that end in `.extension`, sorted.
+/// Returns the files in `directory` with the given extension, sorted.
 pub(crate) fn files(directory: &Path, extension: &str) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for entry in
@@ -117,7 +120,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_failed_fill_leaves_nothing_behind() {
+    fn failed_fill_leaves_no_directory() {
         let root = tempfile::tempdir().unwrap();
         let cache = Cache { root: root.path().to_owned() };
         let broken = cache.directory("jars", |content| {
@@ -130,12 +133,12 @@ mod tests {
         let filled =
             cache.directory("jars", |content| Ok(fs::write(content.join("a.jar"), "a")?)).unwrap();
         assert_eq!(files(&filled, "jar").unwrap(), [filled.join("a.jar")]);
-        let again = cache.directory("jars", |_| panic!("is there already")).unwrap();
+        let again = cache.directory("jars", |_| panic!("the directory exists")).unwrap();
         assert_eq!(again, filled);
     }
 
     #[test]
-    fn whoever_fills_first_wins() {
+    fn first_process_to_finish_creates_the_directory() {
         let root = tempfile::tempdir().unwrap();
         let cache = Cache { root: root.path().to_owned() };
         let filled = cache.directory("jars", |slow| {
@@ -146,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn fingerprints_keep_parts_apart() {
+    fn fingerprint_depends_on_the_boundaries_of_parts() {
         let of = |parts: [&str; 2]| fingerprint(parts.map(str::as_bytes));
         assert_ne!(of(["ab", "c"]), of(["a", "bc"]));
         assert_eq!(of(["ab", "c"]), of(["ab", "c"]));

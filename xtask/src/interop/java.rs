@@ -1,4 +1,4 @@
-//! The Java harness: Spark's own transport behind the application protocol.
+//! Compiles and starts the Java programs that use Spark's own transport.
 
 use std::env;
 use std::ffi::OsString;
@@ -13,17 +13,17 @@ use super::cache::{self, Cache};
 use super::release::Release;
 use crate::process;
 
-/// What Spark 4 is compiled for.
+/// The Java version that Spark 4 requires.
 const OLDEST_JAVA: u32 = 17;
 const INSTALL: &str =
     "install a JDK of version 17 or later (Debian: apt install openjdk-17-jdk-headless)";
 
-const VERSION_LIMIT: Duration = Duration::from_secs(60);
-const COMPILE_LIMIT: Duration = Duration::from_secs(5 * 60);
+const VERSION_TIMEOUT: Duration = Duration::from_secs(60);
+const COMPILE_TIMEOUT: Duration = Duration::from_secs(5 * 60);
 
 const SOURCES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../interop/java");
 
-/// For Netty of the old releases, which reaches into the JDK.
+/// Netty in old Spark releases accesses internals of the JDK.
 const JVM_OPTIONS: [&str; 4] = [
     "--add-opens",
     "java.base/java.nio=ALL-UNNAMED",
@@ -31,13 +31,13 @@ const JVM_OPTIONS: [&str; 4] = [
     "java.base/sun.nio.ch=ALL-UNNAMED",
 ];
 
-/// A quick start, since a run of cases is short.
+/// JVM options of the interop harness, which runs briefly and has to start fast.
 const SHORT_RUN: &[&str] = &["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xmx1g"];
 
-/// The JVM's own choices, and memory enough.
+/// JVM options of the bench: the JVM's defaults, with enough memory.
 const LONG_RUN: &[&str] = &["-Xms1g", "-Xmx2g"];
 
-/// The options of Spark's own transport benchmark.
+/// JVM options of Spark's own transport benchmark.
 const SUITES: &[&str] = &[
     "-Xms1g",
     // A burst queues 5000 bodies of 1 MiB.
@@ -49,11 +49,11 @@ const SUITES: &[&str] = &[
 
 /// The installed `java` and `javac`.
 pub(crate) struct Jdk {
-    /// What javac says its version is.
+    /// The output of `javac -version`.
     version: String,
 }
 
-/// A program of ours compiled against one release.
+/// A Java program of this repository, compiled against one Spark release.
 pub(crate) struct JavaPeer {
     class_path: OsString,
     main: &'static str,
@@ -61,10 +61,10 @@ pub(crate) struct JavaPeer {
 }
 
 impl Jdk {
-    /// Looks for them on the PATH.
+    /// Finds `java` and `javac` on the PATH and checks their version.
     pub(crate) fn find() -> Result<Self> {
         let version = |tool: &str, option: &str| {
-            process::output(tool, Command::new(tool).arg(option), VERSION_LIMIT)
+            process::output(tool, Command::new(tool).arg(option), VERSION_TIMEOUT)
                 .with_context(|| format!("`{tool}` does not run: {INSTALL}"))
         };
         version("java", "-version")?;
@@ -81,10 +81,10 @@ impl Jdk {
         Ok(Self { version })
     }
 
-    /// The harness for `release`, compiled if these sources have not been compiled against it yet.
+    /// Returns the interop harness for `release`, and compiles it if necessary.
     pub(crate) fn harness(&self, cache: &Cache, release: Release, jars: &Path) -> Result<JavaPeer> {
         let sources_root = Path::new(SOURCES);
-        let generation = if release.since(3, 2) { "since-3.2" } else { "before-3.2" };
+        let generation = if release.is_at_least(3, 2) { "since-3.2" } else { "before-3.2" };
         let mut sources = cache::files(&sources_root.join("common"), "java")?;
         sources.extend(cache::files(&sources_root.join(generation), "java")?);
         let class_path =
@@ -92,25 +92,26 @@ impl Jdk {
         Ok(JavaPeer { class_path, main: "SparkPeer", options: SHORT_RUN })
     }
 
-    /// The bench for `release`; `jars` are all of the release.
+    /// Returns the bench for `release`. `jars` has all jars of the release.
     pub(crate) fn bench(&self, cache: &Cache, release: Release, jars: &Path) -> Result<JavaPeer> {
         let sources = cache::files(&Path::new(SOURCES).join("bench"), "java")?;
         let class_path = self.compile(cache, &format!("spark-{release}-bench"), jars, &sources)?;
         Ok(JavaPeer { class_path, main: "SparkBench", options: LONG_RUN })
     }
 
-    /// The suites of Spark's own transport benchmark, a part of the bench.
+    /// Returns Spark's own transport benchmark, which is a part of the bench.
     pub(crate) fn suites(&self, cache: &Cache, release: Release, jars: &Path) -> Result<JavaPeer> {
         let bench = self.bench(cache, release, jars)?;
         Ok(JavaPeer { main: "TransportSuites", options: SUITES, ..bench })
     }
 
-    /// The class path of `sources`, compiled under the name `what` if these have not been compiled
-    /// yet.
+    /// Returns the class path of `sources`, compiled into the cache directory `name`-`hash`.
+    ///
+    /// The hash covers the sources, the jars and the version of javac.
     fn compile(
         &self,
         cache: &Cache,
-        what: &str,
+        name: &str,
         jars: &Path,
         sources: &[PathBuf],
     ) -> Result<OsString> {
@@ -126,10 +127,10 @@ impl Jdk {
         let key = cache::fingerprint(parts.into_iter().chain(contents.iter().map(Vec::as_slice)));
 
         let every_jar = jars.join("*");
-        let classes = cache.directory(&format!("{what}-{key}"), |classes| {
-            eprintln!("compiling {what}");
+        let classes = cache.directory(&format!("{name}-{key}"), |classes| {
+            eprintln!("compiling {name}");
             let mut javac = Command::new("javac");
-            // Spark's classes name annotations of jars that are not needed otherwise.
+            // Spark's classes use annotations whose jars are not on the class path.
             javac.args([
                 "-Xlint:all,-classfile,-path,-processing",
                 "-encoding",
@@ -137,19 +138,19 @@ impl Jdk {
                 "-classpath",
             ]);
             javac.arg(&every_jar).arg("-d").arg(classes).args(sources);
-            process::output("javac", &mut javac, COMPILE_LIMIT)?;
+            process::output("javac", &mut javac, COMPILE_TIMEOUT)?;
             for resource in &resources {
                 fs::copy(resource, classes.join(resource.file_name().unwrap_or_default()))?;
             }
             Ok(())
         })?;
         let class_path: [PathBuf; 2] = [classes, every_jar];
-        env::join_paths(class_path).context("a path of the cache holds a separator")
+        env::join_paths(class_path).context("the cache directory has a path separator in its name")
     }
 }
 
 impl JavaPeer {
-    /// Starts it; the role and its options are to follow.
+    /// Returns the command without the role and its options, which the caller appends.
     pub(crate) fn command(&self) -> Command {
         let mut command = Command::new("java");
         command

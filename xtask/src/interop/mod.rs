@@ -1,4 +1,4 @@
-//! `cargo xtask interop`: our transport against the transport of released Spark.
+//! `cargo xtask interop`: runs network-common against released versions of Spark.
 //!
 //! Both sides run the application protocol of `interop/README.md`: the Java harness in
 //! `interop/java`, compiled against the jars of each release, and the example `spark_peer` of
@@ -24,50 +24,53 @@ use release::Release;
 use rust::RustPeer;
 use tls::Keys;
 
-/// What the options do not say.
+/// The text of `cargo xtask interop --help` below the options.
 pub(crate) const HELP: &str = "\
-The first run against a release fetches it from PyPI (200 to 450 MB, of which 15 to 30 MB of jars are kept) into
-$SPARK_INTEROP_CACHE, or else $XDG_CACHE_HOME/network-common-interop, or else ~/.cache/network-common-interop.
-Needed on the PATH: java and javac of version 17 or later, pip (or python3 -m pip), tar.
-The last line of the output is `N passed, M failed`; the exit code is 1 when a case failed or none ran.";
+The first run with a release downloads it from PyPI (200 to 450 MB) and keeps 15 to 30 MB of jars in
+$SPARK_INTEROP_CACHE, else in $XDG_CACHE_HOME/network-common-interop, else in
+~/.cache/network-common-interop.
+Requires on the PATH: java, javac and keytool of version 17 or later, pip (or python3 -m pip), tar.
+The last line of the output is `N passed, M failed`.
+The exit status is 1 if a case failed or no case ran.";
 
-/// As long as those that Spark makes, whose encoding does not fit into one line.
+/// A secret of the length that Spark generates. Its Base64 text is longer than one line.
 const SECRET: &str = "0f1e2d3c4b5a69788796a5b4c3d2e1f00f1e2d3c4b5a69788796a5b4c3d2e1f0";
 
-/// What `cargo xtask interop` takes.
+/// The options of `cargo xtask interop`.
 #[derive(Args)]
-pub(crate) struct Options {
-    /// The Spark releases to run against
+pub(crate) struct InteropOptions {
+    /// Spark releases to run against
     #[arg(long, value_delimiter = ',', default_value = "2.4.8,3.5.7,4.1.4,4.3.0")]
     releases: Vec<Release>,
-    /// How the connections authenticate
+    /// Authentication and encryption of the connections
     #[arg(long, value_delimiter = ',', default_value = "none")]
     modes: Vec<Mode>,
-    /// A setting under Spark's name for every peer; repeatable
+    /// Spark setting for all peers; can be repeated
     #[arg(long = "conf", value_name = "KEY=VALUE")]
     settings: Vec<String>,
-    /// Run Spark against Spark of the same release, to prove the harness itself
+    /// Test the harness: run Spark against Spark of the same release
     #[arg(long)]
     self_test: bool,
 }
 
-/// A row of the matrix: how the connections of both peers authenticate and encrypt.
+/// The authentication and encryption of the connections between two peers.
 #[derive(Clone, Copy, ValueEnum)]
 enum Mode {
+    /// No authentication and no encryption
     None,
     /// SASL DIGEST-MD5, without encryption
     Sasl,
     /// SASL with encryption
     SaslEncrypted,
-    /// The auth engine and AES-CTR; before Spark 3.2 the engine of then
+    /// Version 1 of the auth engine with AES-CTR; before Spark 3.2 the legacy engine
     Auth,
-    /// Version 2 of the auth engine and AES-CTR; since Spark 3.5
+    /// Version 2 of the auth engine with AES-CTR; since Spark 3.5
     Auth2,
-    /// Version 2 of the auth engine and AES-GCM; since Spark 4.1
+    /// Version 2 of the auth engine with AES-GCM; since Spark 4.1
     AuthGcm,
-    /// TLS with the key and trust stores of the JDK; since Spark 4.0
+    /// TLS with key and trust stores of the JDK; since Spark 4.0
     Tls,
-    /// TLS with PEM files, against Spark's server alone; since Spark 4.0
+    /// TLS with PEM files, only with Spark as the server; since Spark 4.0
     TlsPem,
 }
 
@@ -85,12 +88,12 @@ impl Mode {
         }
     }
 
-    fn is_in(self, release: Release) -> bool {
+    fn is_supported_by(self, release: Release) -> bool {
         match self {
             Self::None | Self::Sasl | Self::SaslEncrypted | Self::Auth => true,
-            Self::Auth2 => release.since(3, 5),
-            Self::AuthGcm => release.since(4, 1),
-            Self::Tls | Self::TlsPem => release.since(4, 0),
+            Self::Auth2 => release.is_at_least(3, 5),
+            Self::AuthGcm => release.is_at_least(4, 1),
+            Self::Tls | Self::TlsPem => release.is_at_least(4, 0),
         }
     }
 
@@ -98,8 +101,10 @@ impl Mode {
         !matches!(self, Self::None | Self::Tls | Self::TlsPem)
     }
 
-    /// Spark's client with PEM files (4.1.4, 4.3.0) asks for a host name that it has not set
-    /// itself, and so connects to nobody.
+    /// Returns whether Spark's client supports this mode.
+    ///
+    /// With PEM files it (4.1.4, 4.3.0) verifies a host name that it does not set, so it cannot
+    /// connect to any server.
     fn has_java_client(self) -> bool {
         !matches!(self, Self::TlsPem)
     }
@@ -110,7 +115,7 @@ impl Mode {
             Self::None | Self::Sasl => Vec::new(),
             Self::SaslEncrypted => vec!["spark.authenticate.enableSaslEncryption=true".to_owned()],
             Self::Auth => {
-                let legacy = !release.since(3, 2);
+                let legacy = !release.is_at_least(3, 2);
                 vec![format!("{crypto}.enabled=true"), format!("{crypto}.legacyEngine={legacy}")]
             }
             Self::Auth2 => {
@@ -127,7 +132,7 @@ impl Mode {
     }
 }
 
-/// The options that every peer of one pair gets, ours and Spark's alike.
+/// The options of both peers of a pair, the same for Rust and Java.
 struct PeerOptions(Vec<String>);
 
 impl PeerOptions {
@@ -142,40 +147,40 @@ impl PeerOptions {
         Self(words)
     }
 
-    /// Completes the command of a server on a free port.
+    /// Adds the arguments of a server on a free port to `command`.
     fn server(&self, mut command: Command) -> Command {
         command.args(["server", "0"]).args(&self.0);
         command
     }
 
-    /// Completes the command of a client of `port`.
+    /// Adds the arguments of a client of `port` to `command`.
     fn client(&self, mut command: Command, port: u16) -> Command {
         command.args(["client", "127.0.0.1", &port.to_string()]).args(&self.0);
         command
     }
 }
 
-/// Runs the matrix; false when a case failed or none ran.
-pub(crate) fn run(options: &Options) -> Result<bool> {
+/// Runs all releases and modes. Returns whether all cases passed.
+pub(crate) fn run(options: &InteropOptions) -> Result<bool> {
     let jdk = Jdk::find()?;
     let cache = Cache::open()?;
     let rust = if options.self_test { None } else { Some(RustPeer::build()?) };
-    let keys = Keys::make(&cache)?;
+    let keys = Keys::generate(&cache)?;
     let mut tally = Tally::default();
     for &release in &options.releases {
         let prepared =
             spark::jars(&cache, release).and_then(|jars| jdk.harness(&cache, release, &jars));
         let java = match prepared {
             Ok(java) => java,
-            // The other releases can still tell something.
+            // The other releases can still be tested.
             Err(error) => {
                 tally.fail(&release.to_string(), &format!("set-up: {error:#}"));
                 continue;
             }
         };
         for &mode in &options.modes {
-            if !mode.is_in(release) {
-                println!("{release} {}: skipped, as this release does not have it", mode.name());
+            if !mode.is_supported_by(release) {
+                println!("{release} {}: skipped: this release does not support it", mode.name());
                 continue;
             }
             let peers = PeerOptions::new(mode, release, &keys, &options.settings);
@@ -188,7 +193,7 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
                 Some(rust) => {
                     let rust_client = |port| {
                         let mut client = peers.client(rust.command(), port);
-                        // Decides which cases apply: before 3.2 a server cannot do all of them.
+                        // Selects the cases: before 3.2 a server does not support all of them.
                         client.arg("--spark").arg(release.to_string());
                         client
                     };
@@ -201,6 +206,6 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
         }
     }
     tally.print();
-    ensure!(tally.ran_anything(), "no case ran");
+    ensure!(tally.has_run(), "no case ran");
     Ok(tally.failed == 0)
 }

@@ -1,4 +1,4 @@
-//! One client against one server.
+//! Runs one client against one server and counts the results.
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -7,21 +7,21 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::process::Process;
 
-const START_LIMIT: Duration = Duration::from_secs(60);
-const CLIENT_LIMIT: Duration = Duration::from_secs(5 * 60);
-const STOP_LIMIT: Duration = Duration::from_secs(30);
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+const CLIENT_TIMEOUT: Duration = Duration::from_secs(5 * 60);
+const STOP_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How much of a peer's log a failure shows.
+/// The number of log lines of each peer that are printed after a failure.
 const LOG_LINES: usize = 60;
 
-/// What all pairs came to.
+/// The number of passed and failed cases of all pairs.
 #[derive(Default)]
 pub(crate) struct Tally {
     pub(crate) passed: u32,
     pub(crate) failed: u32,
 }
 
-/// What one line of a client means.
+/// A parsed line of a client's output.
 #[derive(Debug, PartialEq)]
 enum Line {
     Passed,
@@ -32,8 +32,9 @@ enum Line {
 }
 
 impl Tally {
-    /// Runs `client` against `server` and counts its cases, and one more for the pair itself: that
-    /// both ran and ended as they should.
+    /// Runs `client` against `server` and counts its cases.
+    ///
+    /// One more case is the pair itself: it passes if both processes run and exit cleanly.
     pub(crate) fn run(
         &mut self,
         label: &str,
@@ -42,7 +43,7 @@ impl Tally {
     ) {
         let failed_before = self.failed;
         let mut logs = Vec::new();
-        match self.converse(label, server, client, &mut logs) {
+        match self.run_pair(label, server, client, &mut logs) {
             Ok(()) => {
                 self.passed += 1;
                 println!("{label}: ok both peers ended cleanly");
@@ -56,22 +57,22 @@ impl Tally {
         }
     }
 
-    /// Counts a failure that is not a client's case.
+    /// Counts and prints a failure that the client did not report.
     pub(crate) fn fail(&mut self, label: &str, reason: &str) {
         self.failed += 1;
         println!("{label}: FAILED {}", reason.replace('\n', " | "));
     }
 
-    /// The line that CI reads; it stands alone and comes last.
+    /// Prints the summary, which CI reads from the last line.
     pub(crate) fn print(&self) {
         println!("{} passed, {} failed", self.passed, self.failed);
     }
 
-    pub(crate) fn ran_anything(&self) -> bool {
+    pub(crate) fn has_run(&self) -> bool {
         self.passed + self.failed > 0
     }
 
-    fn converse(
+    fn run_pair(
         &mut self,
         label: &str,
         mut server: Command,
@@ -79,12 +80,12 @@ impl Tally {
         logs: &mut Vec<String>,
     ) -> Result<()> {
         let mut server = Process::start("the server", &mut server)?;
-        let done = self.converse_with(label, &mut server, client, logs);
+        let result = self.run_client(label, &mut server, client, logs);
         add_log(logs, "server", &server);
-        done
+        result
     }
 
-    fn converse_with(
+    fn run_client(
         &mut self,
         label: &str,
         server: &mut Process,
@@ -92,34 +93,34 @@ impl Tally {
         logs: &mut Vec<String>,
     ) -> Result<()> {
         let first = server
-            .line(Instant::now() + START_LIMIT)?
-            .context("the server ended before it listened")?;
+            .read_line(Instant::now() + START_TIMEOUT)?
+            .context("the server exited before it listened")?;
         let port = first
             .strip_prefix("LISTENING ")
             .and_then(|port| port.parse().ok())
-            .with_context(|| format!("the server did not say where it listens, but: {first}"))?;
+            .with_context(|| format!("the server printed no port, but: {first}"))?;
 
         let mut client = Process::start("the client", &mut client(port))?;
-        let done = self.count_cases(label, &mut client);
+        let result = self.count_cases(label, &mut client);
         add_log(logs, "client", &client);
-        done?;
+        result?;
 
-        let status = server.exit(Instant::now() + STOP_LIMIT)?;
-        ensure!(status.success(), "the server ended with {status}");
-        for (who, process) in [("server", &*server), ("client", &client)] {
+        let status = server.exit(Instant::now() + STOP_TIMEOUT)?;
+        ensure!(status.success(), "the server exited with {status}");
+        for (role, process) in [("server", &*server), ("client", &client)] {
             if let Some(panic) = process.stderr().iter().find(|line| line.contains("panicked at")) {
-                bail!("a panic in the {who}: {panic}");
+                bail!("a panic in the {role}: {panic}");
             }
         }
         Ok(())
     }
 
-    /// Prints and counts what the client reports, until it has exited.
+    /// Prints and counts the cases of the client until it has exited.
     fn count_cases(&mut self, label: &str, client: &mut Process) -> Result<()> {
-        let deadline = Instant::now() + CLIENT_LIMIT;
+        let deadline = Instant::now() + CLIENT_TIMEOUT;
         let (mut passed, mut failed, mut summary) = (0, 0, None);
-        while let Some(line) = client.line(deadline)? {
-            match read_line(&line) {
+        while let Some(line) = client.read_line(deadline)? {
+            match parse_line(&line) {
                 Line::Passed => {
                     self.passed += 1;
                     passed += 1;
@@ -128,9 +129,9 @@ impl Tally {
                     self.failed += 1;
                     failed += 1;
                 }
-                Line::Summary(said_passed, said_failed) => {
-                    summary = Some((said_passed, said_failed));
-                    // One such line is parsed from the whole output, and it is ours.
+                Line::Summary(reported_passed, reported_failed) => {
+                    summary = Some((reported_passed, reported_failed));
+                    // CI expects one summary in the whole output: that of `print`.
                     continue;
                 }
                 Line::Other => {}
@@ -138,30 +139,30 @@ impl Tally {
             println!("{label}: {line}");
         }
         let status = client.exit(deadline)?;
-        ensure!(summary.is_some(), "the client broke off ({status})");
+        ensure!(summary.is_some(), "the client exited without a summary ({status})");
         ensure!(
             summary == Some((passed, failed)),
-            "the client's summary is {summary:?}, its lines say {passed} passed, {failed} failed"
+            "the client's summary is {summary:?}, but {passed} cases passed and {failed} failed"
         );
         ensure!(passed > 0, "the client ran no case");
         ensure!(
             status.success() == (failed == 0),
-            "the client ended with {status} after {failed} failures"
+            "the client exited with {status} after {failed} failures"
         );
         Ok(())
     }
 }
 
-fn add_log(logs: &mut Vec<String>, who: &str, process: &Process) {
+fn add_log(logs: &mut Vec<String>, role: &str, process: &Process) {
     let stderr = process.stderr();
     let skipped = stderr.len().saturating_sub(LOG_LINES);
     if skipped > 0 {
-        logs.push(format!("{who} log: ({skipped} lines before these)"));
+        logs.push(format!("{role} log: ({skipped} earlier lines are not shown)"));
     }
-    logs.extend(stderr[skipped..].iter().map(|line| format!("{who} log: {line}")));
+    logs.extend(stderr[skipped..].iter().map(|line| format!("{role} log: {line}")));
 }
 
-fn read_line(line: &str) -> Line {
+fn parse_line(line: &str) -> Line {
     if line.starts_with("ok ") {
         return Line::Passed;
     }
@@ -180,18 +181,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_of_clients() {
-        assert_eq!(read_line("ok echo of nothing (1 ms)"), Line::Passed);
-        assert_eq!(read_line("FAILED echo: 3 passed, 4 failed"), Line::Failed);
-        assert_eq!(read_line("12 passed, 3 failed"), Line::Summary(12, 3));
+    fn lines_of_clients_are_parsed() {
+        assert_eq!(parse_line("ok echo of nothing (1 ms)"), Line::Passed);
+        assert_eq!(parse_line("FAILED echo: 3 passed, 4 failed"), Line::Failed);
+        assert_eq!(parse_line("12 passed, 3 failed"), Line::Summary(12, 3));
         for other in
             ["skipped merged block meta: came with Spark 3.2", "okay", "", "x passed, 3 failed"]
         {
-            assert_eq!(read_line(other), Line::Other, "{other}");
+            assert_eq!(parse_line(other), Line::Other, "{other}");
         }
     }
 
-    /// `/bin/sh` as both peers: what is printed and how it ends is the script's.
+    /// Runs two shell scripts as the peers and returns the passed and failed cases.
     fn run_scripts(server: &str, client: &str) -> (u32, u32) {
         let shell = |script: &str| {
             let mut command = Command::new("sh");
@@ -209,7 +210,7 @@ mod tests {
     const SERVER: &str = "echo LISTENING 7; cat";
 
     #[test]
-    fn a_pair_counts_its_cases_and_itself() {
+    fn pair_counts_the_cases_of_the_client_and_one_for_itself() {
         assert_eq!(run_scripts(SERVER, "echo ok a; echo ok b; echo 2 passed, 0 failed"), (3, 0));
         assert_eq!(
             run_scripts(SERVER, "echo ok a; echo FAILED b; echo 1 passed, 1 failed; exit 1"),
@@ -218,13 +219,13 @@ mod tests {
     }
 
     #[test]
-    fn a_pair_that_went_wrong_fails() {
-        // A client that broke off, lied about its cases, ran none, or about its exit code.
+    fn pair_fails_if_a_process_misbehaves() {
+        // The client prints no summary, a wrong summary, no case, or exits with a wrong status.
         assert_eq!(run_scripts(SERVER, "echo ok a"), (1, 1));
         assert_eq!(run_scripts(SERVER, "echo ok a; echo 2 passed, 0 failed"), (1, 1));
         assert_eq!(run_scripts(SERVER, "echo 0 passed, 0 failed"), (0, 1));
         assert_eq!(run_scripts(SERVER, "echo ok a; echo 1 passed, 0 failed; exit 1"), (1, 1));
-        // A server that panicked, failed, or never listened.
+        // The server panics, exits with an error, or does not listen.
         let client = "echo ok a; echo 1 passed, 0 failed";
         assert_eq!(
             run_scripts("echo thread main panicked at x >&2; echo LISTENING 7; cat", client),

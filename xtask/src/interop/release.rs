@@ -1,11 +1,11 @@
-//! Numbers of Spark releases.
+//! Version numbers of Spark releases.
 
 use std::fmt;
 use std::str::FromStr;
 
 use anyhow::{Context, Error, Result, bail};
 
-/// A Spark release, such as 3.5.7. Ordered by age.
+/// The version of a Spark release, such as 3.5.7.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Release {
     major: u32,
@@ -14,8 +14,8 @@ pub(crate) struct Release {
 }
 
 impl Release {
-    /// Whether it came with or after `major.minor`.
-    pub(crate) fn since(self, major: u32, minor: u32) -> bool {
+    /// Returns whether this is `major.minor` or a later version.
+    pub(crate) fn is_at_least(self, major: u32, minor: u32) -> bool {
         (self.major, self.minor) >= (major, minor)
     }
 }
@@ -28,9 +28,9 @@ impl FromStr for Release {
             .split('.')
             .map(str::parse)
             .collect::<Result<_, _>>()
-            .with_context(|| format!("not a Spark release such as 3.5.7: {text}"))?;
+            .with_context(|| format!("expected a Spark release such as 3.5.7, got {text:?}"))?;
         let [major, minor, patch] = parts[..] else {
-            bail!("not a Spark release such as 3.5.7: {text}");
+            bail!("expected a Spark release such as 3.5.7, got {text:?}");
         };
         Ok(Self { major, minor, patch })
     }
@@ -47,14 +47,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parses_and_orders() {
+    fn versions_are_parsed_and_compared_by_number() {
         let release = |text: &str| text.parse::<Release>().unwrap();
         assert_eq!(release("3.5.7").to_string(), "3.5.7");
         assert!(release("3.10.0") > release("3.9.1"));
         assert!(
-            release("3.2.0").since(3, 2)
-                && release("4.0.0").since(3, 2)
-                && !release("3.1.9").since(3, 2)
+            release("3.2.0").is_at_least(3, 2)
+                && release("4.0.0").is_at_least(3, 2)
+                && !release("3.1.9").is_at_least(3, 2)
         );
         for wrong in ["", "3", "3.5", "3.5.7.1", "3.5.x", "v3.5.7"] {
             assert!(wrong.parse::<Release>().is_err(), "{wrong}");

@@ -1,4 +1,4 @@
-//! Our side: the example `spark_peer` of network-common.
+//! Builds and starts the example `spark_peer` of network-common.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -15,7 +15,7 @@ pub(crate) struct RustPeer {
 }
 
 impl RustPeer {
-    /// Builds it in release mode.
+    /// Builds the example in release mode.
     pub(crate) fn build() -> Result<Self> {
         let words =
             ["--package", "network-common", "--example", EXAMPLE, "--features", "tls,legacy-auth"];
@@ -23,7 +23,7 @@ impl RustPeer {
         Ok(Self { program })
     }
 
-    /// Starts the example; the role and its options are to follow.
+    /// Returns the command without the role and its options, which the caller appends.
     pub(crate) fn command(&self) -> Command {
         Command::new(&self.program)
     }

@@ -1,4 +1,4 @@
-//! Keys for peers that speak TLS, made anew for each run: those of a repository would expire.
+//! Generates TLS keys for each run, because keys in the repository would expire.
 
 use std::process::Command;
 use std::time::Duration;
@@ -10,14 +10,15 @@ use tempfile::TempDir;
 use super::cache::Cache;
 use crate::process;
 
-const LIMIT: Duration = Duration::from_secs(60);
+const KEYTOOL_TIMEOUT: Duration = Duration::from_secs(60);
 const PASSWORD: &str = "interop";
 
-/// Files of one identity that all peers share, as Spark's processes do.
+/// A directory with one key pair that all peers use, as Spark's processes do.
 pub(crate) struct Keys(TempDir);
 
 impl Keys {
-    pub(crate) fn make(cache: &Cache) -> Result<Self> {
+    /// Generates the key stores and PEM files.
+    pub(crate) fn generate(cache: &Cache) -> Result<Self> {
         let keys = Self(cache.scratch()?);
         let keytool = |command: &str| {
             let mut keytool = Command::new("keytool");
@@ -25,15 +26,16 @@ impl Keys {
                 .current_dir(keys.0.path())
                 .args(command.split(' '))
                 .args(["-storepass", PASSWORD]);
-            process::output("keytool", &mut keytool, LIMIT)
+            process::output("keytool", &mut keytool, KEYTOOL_TIMEOUT)
         };
         keytool(
-            "-genkeypair -alias peer -keyalg RSA -keysize 2048 -dname CN=peer -ext san=ip:127.0.0.1 -validity 2 \
-             -storetype JKS -keystore store.jks -keypass interop",
+            "-genkeypair -alias peer -keyalg RSA -keysize 2048 -dname CN=peer \
+             -ext san=ip:127.0.0.1 -validity 2 -storetype JKS -keystore store.jks -keypass interop",
         )?;
         keytool("-exportcert -alias peer -keystore store.jks -file peer.der")?;
         keytool(
-            "-importcert -noprompt -alias peer -file peer.der -storetype PKCS12 -keystore trust.p12",
+            "-importcert -noprompt -alias peer -file peer.der \
+             -storetype PKCS12 -keystore trust.p12",
         )?;
         let pem = generate_simple_self_signed(["127.0.0.1".to_owned()])?;
         std::fs::write(keys.0.path().join("cert.pem"), pem.cert.pem())?;
@@ -41,12 +43,12 @@ impl Keys {
         Ok(keys)
     }
 
-    /// Settings with a JKS key store and a PKCS#12 trust store.
+    /// Returns settings with a JKS key store and a PKCS#12 trust store.
     pub(crate) fn stores(&self) -> Vec<String> {
         self.settings(&[("keyStore", "store.jks"), ("trustStore", "trust.p12")])
     }
 
-    /// Settings with PEM files.
+    /// Returns settings with PEM files.
     pub(crate) fn pem(&self) -> Vec<String> {
         self.settings(&[
             ("certChain", "cert.pem"),

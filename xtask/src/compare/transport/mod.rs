@@ -1,7 +1,7 @@
-//! Spark's own transport benchmark: ours and plain sockets beside real Spark (goal N1).
+//! Runs Spark's own transport benchmark with ours, plain sockets and Spark (goal N1).
 //!
-//! Both ends of a contender are in one process, as in Spark's `NettyTransportBenchmark`. All
-//! processes live until the last row is done, and repeat each row in turns.
+//! Client and server of a contender are in one process, as in Spark's `NettyTransportBenchmark`.
+//! All processes run until the last row is done and take turns in repeating each row.
 
 mod rows;
 mod table;
@@ -38,10 +38,10 @@ const SPARK: &str = "spark";
 
 /// Spark's `Benchmark` class repeats a row for this long before it measures.
 const WARM_UP: Duration = Duration::from_secs(2);
-const START_LIMIT: Duration = Duration::from_secs(60);
-const EXIT_LIMIT: Duration = Duration::from_secs(20);
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+const EXIT_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// A smoke run divides the number of Spark's calls by this.
+/// A quick run divides the number of Spark's calls by this.
 const QUICK: usize = 20;
 
 /// Measures the time and the CPU time of each repetition of all rows.
@@ -51,7 +51,7 @@ pub(super) fn measure(bench: &Bench, spark: Option<Release>, results: &mut Resul
     let files = tempfile::tempdir()?;
     for index in 0..rows::FILES / share {
         let path = files.path().join(index.to_string());
-        // Written back now, so that the disk is idle while chunks are read from the page cache.
+        // Synced now, so that the disk is idle while chunks are read from the page cache.
         write_file(&path, FILE).and_then(|()| File::open(&path)?.sync_all())?;
     }
     let mut contenders = start(bench, spark, files.path())?;
@@ -72,12 +72,12 @@ pub(super) fn measure(bench: &Bench, spark: Option<Release>, results: &mut Resul
                 eprintln!("{:<18} {name:<14} {:.1} ms", row.id, measured.sample.seconds * 1e3);
                 results.add(row.id, name, measured);
             }
-            // A contender does not always follow the same other one.
+            // Each repetition has another order, so that no contender always follows the same one.
             contenders.rotate_left(1);
         }
     }
     for (_, mut process) in contenders {
-        process.exit(Instant::now() + EXIT_LIMIT)?;
+        process.exit(Instant::now() + EXIT_TIMEOUT)?;
     }
     Ok(())
 }
@@ -105,8 +105,9 @@ fn start(bench: &Bench, release: Option<Release>, files: &Path) -> Result<Vec<Co
         .into_iter()
         .map(|(name, mut command)| {
             command.arg(files);
-            let process = Process::start(name, &mut bench.places.put(Place::Cubic, command))?;
-            pair::ready(&process, Instant::now() + START_LIMIT)?;
+            let process =
+                Process::start(name, &mut bench.places.command_in(Place::Cubic, command))?;
+            pair::ready(&process, Instant::now() + START_TIMEOUT)?;
             Ok((name, process))
         })
         .collect()
@@ -115,7 +116,7 @@ fn start(bench: &Bench, release: Option<Release>, files: &Path) -> Result<Vec<Co
 /// Runs one repetition of `job`.
 fn repeat(process: &mut Process, job: &TransportJob) -> Result<Measured> {
     pair::reset_peak(process.id());
-    let TransportSample { seconds, cpu_seconds } = pair::tell(process, job)?;
+    let TransportSample { seconds, cpu_seconds } = pair::run_job(process, job)?;
     let operations = (job.calls / job.callers * job.callers) as u64;
     Ok(Measured {
         sample: Sample { operations, seconds, latency: None },

@@ -10,27 +10,27 @@ pub(super) const FILE: usize = 16 * MIB;
 /// The number of files.
 pub(super) const FILES: usize = 100;
 
-/// A row and its work.
-pub(super) struct Row {
+/// A row and its job.
+pub(super) struct TransportRow {
     pub(super) id: &'static str,
     pub(super) title: &'static str,
     pub(super) job: TransportJob,
 }
 
-impl Row {
+impl TransportRow {
     /// Returns the share of the raw limit that satisfies goal N1.
     pub(super) fn share_of_limit(&self) -> f64 {
         if self.id == "transport-1-1k" { 0.9 } else { 0.95 }
     }
 
-    /// Returns whether bytes count, and not calls.
+    /// Returns whether the rate is reported in bytes instead of calls.
     pub(super) fn is_bulk(&self) -> bool {
         self.job.bytes >= MIB
     }
 }
 
-/// Returns all rows, in the order of Spark's.
-pub(super) fn rows() -> Vec<Row> {
+/// Returns all rows in Spark's order.
+pub(super) fn rows() -> Vec<TransportRow> {
     let rpc = TransportJob {
         call: TransportCall::Rpc,
         bytes: KIB,
@@ -42,7 +42,7 @@ pub(super) fn rows() -> Vec<Row> {
         server_threads: 4,
         keeps_transport: true,
     };
-    let row = |id, title, job| Row { id, title, job };
+    let row = |id, title, job| TransportRow { id, title, job };
     let latency = |id, title, bytes, calls| row(id, title, TransportJob { bytes, calls, ..rpc });
     let of_clients = |count, job| TransportJob { connections: count, callers: count, ..job };
     let clients = |id, title, count| row(id, title, of_clients(count, rpc));
@@ -109,7 +109,7 @@ mod tests {
 
     #[test]
     fn callers_and_connections_share_all_calls_evenly() {
-        for Row { id, job, .. } in rows() {
+        for TransportRow { id, job, .. } in rows() {
             assert_eq!(job.calls % job.callers, 0, "{id}");
             assert_eq!(job.callers % job.connections, 0, "{id}");
         }

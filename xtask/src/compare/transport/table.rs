@@ -1,27 +1,27 @@
 //! The table of the transport benchmark, and the verdicts on goal N1.
 
 use super::super::goals::{Bound, Metric, Results, Verdict};
-use super::rows::{Row, rows};
+use super::rows::{TransportRow, rows};
 use super::{RAW_TASKS, RAW_THREADS, SPARK, TASKS, THREADS};
 
 /// The contenders, in the order of the columns.
 const NAMES: [&str; 5] = [TASKS, THREADS, RAW_TASKS, RAW_THREADS, SPARK];
 const COLUMNS: &str = "ours, tasks | ours, threads | raw, tasks | raw, threads | Spark";
 
-/// The forms of ours that are judged.
+/// The variants of ours that are judged.
 const FORMS: [Form; 2] = [
     Form { goal: "N1, tasks", ours: TASKS, limit: RAW_TASKS },
     Form { goal: "N1, threads", ours: THREADS, limit: RAW_THREADS },
 ];
 
-/// Tasks or threads as callers: a goal, and the contenders that it compares.
+/// A goal for one kind of caller, and the contenders that it compares.
 struct Form {
     goal: &'static str,
     ours: &'static str,
     limit: &'static str,
 }
 
-/// The multiple of Spark's rate that is enough for a row, whatever the limit.
+/// The multiple of Spark's rate that meets the goal of a row for any limit.
 const ENOUGH: f64 = 1.5;
 /// The multiple of Spark's rate that the median of all rows must reach.
 const MEDIAN: f64 = 3.0;
@@ -39,12 +39,12 @@ impl Figures {
         Some(Self { best: *values.first()?, median: values[values.len() / 2] })
     }
 
-    fn seconds(results: &Results, row: &Row, name: &'static str) -> Option<Self> {
+    fn seconds(results: &Results, row: &TransportRow, name: &'static str) -> Option<Self> {
         let samples = results.samples(row.id, name).iter();
         Self::of(samples.map(|measured| measured.sample.seconds).collect())
     }
 
-    fn cpu_seconds(results: &Results, row: &Row, name: &'static str) -> Option<Self> {
+    fn cpu_seconds(results: &Results, row: &TransportRow, name: &'static str) -> Option<Self> {
         let samples = results.samples(row.id, name).iter();
         Self::of(samples.map(|measured| measured.cpu_seconds).collect())
     }
@@ -52,7 +52,7 @@ impl Figures {
 
 /// Prints times and ratios, then rates and CPU times, then a summary.
 pub(crate) fn print(results: &Results) {
-    let measured = |row: &Row| Figures::seconds(results, row, TASKS).is_some();
+    let measured = |row: &TransportRow| Figures::seconds(results, row, TASKS).is_some();
     let rows: Vec<_> = rows().into_iter().filter(measured).collect();
     if rows.is_empty() {
         return;
@@ -88,7 +88,7 @@ pub(crate) fn print(results: &Results) {
         };
         println!(
             "\n{}: median {median:.2} times Spark (goal N1: {MEDIAN}); worst row by the goal: \
-             {title}, {worst:.2} times Spark, {share:.2} of what the goal asks for",
+             {title}, {worst:.2} times Spark, {share:.2} of the goal",
             form.ours
         );
     }
@@ -112,7 +112,7 @@ fn judge_form(results: &Results, form: &Form) -> Vec<Verdict> {
         bound: Bound::AtLeast(bound),
         met: ratio >= bound,
     };
-    let row_verdict = |row: Row| {
+    let row_verdict = |row: TransportRow| {
         let (ours, spark) = (rate(results, &row, form.ours)?, rate(results, &row, SPARK)?);
         let bound = required_ratio(results, &row, form)?;
         Some(verdict(row.id, ours, Some((SPARK, row.id, spark)), ours / spark, bound))
@@ -124,13 +124,13 @@ fn judge_form(results: &Results, form: &Form) -> Vec<Verdict> {
     verdicts
 }
 
-/// Returns the multiple of Spark's rate that goal N1 asks for in `row`, to two digits.
-fn required_ratio(results: &Results, row: &Row, form: &Form) -> Option<f64> {
+/// Returns the multiple of Spark's rate that goal N1 requires in `row`, with two digits.
+fn required_ratio(results: &Results, row: &TransportRow, form: &Form) -> Option<f64> {
     let limit = row.share_of_limit() * ratio(results, row, form.limit, SPARK)?;
     Some((limit.min(ENOUGH) * 100.0).round() / 100.0)
 }
 
-/// Returns the median over the rows of our rate in Spark's.
+/// Returns the median over the rows of our rate divided by Spark's.
 fn median_ratio(results: &Results, form: &Form) -> Option<f64> {
     let rows = rows();
     let ratios = rows.iter().filter_map(|row| ratio(results, row, form.ours, SPARK));
@@ -139,7 +139,7 @@ fn median_ratio(results: &Results, form: &Form) -> Option<f64> {
     ratios.get(ratios.len() / 2).copied()
 }
 
-/// Returns the row that is farthest from goal N1: its ratio, the part of the goal, its title.
+/// Returns the worst row by goal N1: its ratio, its share of the goal and its title.
 fn worst_of_goal(results: &Results, form: &Form) -> Option<(f64, f64, &'static str)> {
     let shares = rows().into_iter().filter_map(|row| {
         let ratio = ratio(results, &row, form.ours, SPARK)?;
@@ -148,13 +148,18 @@ fn worst_of_goal(results: &Results, form: &Form) -> Option<(f64, f64, &'static s
     shares.min_by(|one, other| one.1.total_cmp(&other.1))
 }
 
-/// Returns how many times the best rate of `other` the best rate of `name` is.
-fn ratio(results: &Results, row: &Row, name: &'static str, other: &'static str) -> Option<f64> {
+/// Returns the best rate of `name` divided by the best rate of `other`.
+fn ratio(
+    results: &Results,
+    row: &TransportRow,
+    name: &'static str,
+    other: &'static str,
+) -> Option<f64> {
     Some(rate(results, row, name)? / rate(results, row, other)?)
 }
 
 /// Returns the calls per second of the best repetition.
-fn rate(results: &Results, row: &Row, name: &'static str) -> Option<f64> {
+fn rate(results: &Results, row: &TransportRow, name: &'static str) -> Option<f64> {
     let operations = results.samples(row.id, name).first()?.sample.operations;
     Some(operations as f64 / Figures::seconds(results, row, name)?.best)
 }
