@@ -7,8 +7,8 @@ use super::tree::{ModulePath, Tree};
 /// A file or subfolder in a folder, by its module name; `None` is the module of the folder itself.
 type Node = Option<String>;
 
-/// The imports within one folder, each with the line of the first one.
-type Graph = BTreeMap<Node, BTreeMap<Node, usize>>;
+/// The imports within one folder, each with the module and line of the first one.
+type Graph = BTreeMap<Node, BTreeMap<Node, (ModulePath, usize)>>;
 
 /// The imports among the files of each folder.
 #[derive(Default)]
@@ -26,7 +26,7 @@ impl Folders {
         }
         let graph = self.graphs.entry(from[..shared].to_vec()).or_default();
         let edges = graph.entry(from.get(shared).cloned()).or_default();
-        edges.entry(to.get(shared).cloned()).or_insert(line);
+        edges.entry(to.get(shared).cloned()).or_insert_with(|| (from.clone(), line));
     }
 
     /// Returns the shortest circle through each file, as text without duplicates.
@@ -36,14 +36,14 @@ impl Folders {
             let circles: BTreeSet<Vec<Node>> =
                 graph.keys().filter_map(|start| shortest_circle(graph, start)).collect();
             for circle in circles {
-                let name = |node: &Node| file_name(tree, folder, node);
                 let place = [&[src.to_owned()], folder.as_slice()].concat().join("/");
                 let mut text = format!("{place}: circle: ");
-                for (index, node) in circle.iter().enumerate() {
-                    let next = &circle[(index + 1) % circle.len()];
-                    text += &format!("{}:{} -> ", name(node), graph[node][next]);
+                let edges = circle.iter().zip(circle.iter().cycle().skip(1));
+                for (module, line) in edges.map(|(node, next)| &graph[node][next]) {
+                    text += &format!("{}:{line} -> ", file_name(tree, folder, module));
                 }
-                found.push(text + &name(&circle[0]));
+                let (start, _) = &graph[&circle[0]][&circle[1 % circle.len()]];
+                found.push(text + file_name(tree, folder, start));
             }
         }
         found
@@ -77,10 +77,10 @@ fn shortest_circle(graph: &Graph, start: &Node) -> Option<Vec<Node>> {
     None
 }
 
-fn file_name(tree: &Tree, folder: &ModulePath, node: &Node) -> String {
-    let module: ModulePath = folder.iter().chain(node).cloned().collect();
-    let file = tree.files.get(&module).map_or("", String::as_str);
-    let is_subfolder = node.is_some() && file.ends_with("/mod.rs");
-    let name = file.rsplit('/').next().unwrap_or_default();
-    if is_subfolder { format!("{}/mod.rs", module[module.len() - 1]) } else { name.to_owned() }
+/// Returns the path of a module's file below `folder`.
+fn file_name<'a>(tree: &'a Tree, folder: &ModulePath, module: &ModulePath) -> &'a str {
+    let file = tree.files.get(module).map_or("", String::as_str);
+    let prefix = format!("{}/", folder.join("/"));
+    // The module of the folder may be beside it: `folder.rs`.
+    file.strip_prefix(&prefix).unwrap_or_else(|| file.rsplit('/').next().unwrap_or_default())
 }

@@ -217,3 +217,17 @@ fn circle_of_top_level_files_on_one_floor_is_found() {
         ["crates/demo/src: circle: base.rs:1 -> low.rs:1 -> base.rs"]
     );
 }
+
+#[test]
+fn subfolder_is_one_file_of_its_folder() {
+    let changes = [
+        ("left/mod.rs", "mod part; mod piece; pub use part::Part;"),
+        ("left/part.rs", "use super::piece::Piece; pub struct Part(Piece);"),
+        ("left/piece/mod.rs", "mod tiny; pub use tiny::Piece;"),
+        ("left/piece/tiny.rs", "\nuse crate::left::Part; pub struct Piece(Part);"),
+    ];
+    assert_eq!(
+        findings(&changes),
+        ["crates/demo/src/left: circle: part.rs:1 -> piece/tiny.rs:2 -> part.rs"]
+    );
+}
