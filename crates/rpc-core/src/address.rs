@@ -1,4 +1,4 @@
-//! Addresses of environments and endpoints, with Spark's rules for their texts (`rpc 8`).
+//! [`RpcAddress`] and [`RpcEndpointAddress`], with the text forms of Spark's classes of these names.
 
 use std::fmt;
 use std::net::Ipv6Addr;
@@ -7,14 +7,23 @@ use std::sync::Arc;
 
 use crate::error::{ErrorKind, RpcError};
 
-/// Where an environment listens: a host and a port. Cheap to clone.
+/// The host and port on which an environment listens.
 ///
-/// An IPv6 host is kept in its shortest form and in brackets: `::0:1` becomes `[::1]`. Two
-/// addresses are equal if their texts are; no name is ever looked up.
+/// Cloning is cheap. An IPv6 host is kept in its shortest form and in brackets: `::0:1` becomes
+/// `[::1]`. Two addresses are equal if their texts are equal; names are not resolved.
+///
+/// ```
+/// use rpc_core::RpcAddress;
+///
+/// let address = RpcAddress::new("10.0.0.1", 7077);
+/// assert_eq!("10.0.0.1:7077".parse::<RpcAddress>()?, address);
+/// assert_eq!(address.to_spark_url(), "spark://10.0.0.1:7077");
+/// # Ok::<(), rpc_core::RpcError>(())
+/// ```
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RpcAddress(Arc<HostPort>);
 
-/// Behind one pointer, as every message carries an address or two.
+/// Shared, because every message carries an address or two.
 #[derive(PartialEq, Eq, Hash, PartialOrd, Ord)]
 struct HostPort {
     host: Box<str>,
@@ -22,25 +31,27 @@ struct HostPort {
 }
 
 impl RpcAddress {
-    /// The address of `host` (a name, an IPv4 address, or an IPv6 address with or without brackets)
-    /// and `port`.
+    /// Returns the address of a host and a port.
+    ///
+    /// `host` is a name, an IPv4 address, or an IPv6 address with or without brackets.
     #[must_use]
     pub fn new(host: &str, port: u16) -> Self {
-        let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-        let host = match bare.parse::<Ipv6Addr>() {
+        let unbracketed =
+            host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+        let host = match unbracketed.parse::<Ipv6Addr>() {
             Ok(ip) => format!("[{ip}]").into(),
             Err(_) => host.into(),
         };
         Self(Arc::new(HostPort { host, port }))
     }
 
-    /// The host; an IPv6 address is in brackets.
+    /// Returns the host; an IPv6 address is in brackets.
     #[must_use]
     pub fn host(&self) -> &str {
         &self.0.host
     }
 
-    /// The host as name resolution takes it.
+    /// Returns the host without brackets, as name resolution takes it.
     pub(crate) fn unbracketed_host(&self) -> &str {
         self.host()
             .strip_prefix('[')
@@ -48,30 +59,30 @@ impl RpcAddress {
             .unwrap_or_else(|| self.host())
     }
 
-    /// The port.
+    /// Returns the port.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.0.port
     }
 
-    /// `host:port`.
+    /// Returns `host:port`, as `RpcAddress.hostPort` of Spark.
     #[must_use]
     pub fn host_port(&self) -> String {
         self.to_string()
     }
 
-    /// `spark://host:port`.
+    /// Returns `spark://host:port`, as `RpcAddress.toSparkURL` of Spark.
     #[must_use]
     pub fn to_spark_url(&self) -> String {
         format!("spark://{self}")
     }
 
-    /// Reads `spark://host:port`.
+    /// Parses `spark://host:port`, as `RpcAddress.fromSparkURL` of Spark.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::InvalidAddress`] for anything else: another scheme, no port, a user, a path, a query,
-    /// a fragment.
+    /// [`ErrorKind::InvalidAddress`] if `url` has another scheme, no port, a user, a path, a query
+    /// or a fragment.
     pub fn from_spark_url(url: &str) -> Result<Self, RpcError> {
         let address = url.strip_prefix("spark://").and_then(|rest| parse_host_port(rest).ok());
         address.ok_or_else(|| {
@@ -98,7 +109,7 @@ impl From<std::net::SocketAddr> for RpcAddress {
     }
 }
 
-/// Reads `host:port`.
+/// Parses `host:port`; an IPv6 host must be in brackets.
 impl FromStr for RpcAddress {
     type Err = RpcError;
 
@@ -112,9 +123,84 @@ impl FromStr for RpcAddress {
     }
 }
 
+/// A value that [`bind`], [`lookup`] and other functions accept as an address.
+///
+/// Implemented for [`RpcAddress`], [`SocketAddr`](std::net::SocketAddr), pairs `(host, port)` and
+/// texts `"host:port"`. The host is checked, but not resolved.
+///
+/// [`bind`]: crate::RpcEnvBuilder::bind
+/// [`lookup`]: crate::RpcEnv::lookup
+///
+/// ```
+/// use rpc_core::{IntoRpcAddress, RpcAddress};
+///
+/// let address = RpcAddress::new("driver", 7077);
+/// assert_eq!("driver:7077".into_rpc_address()?, address);
+/// assert_eq!(("driver", 7077).into_rpc_address()?, address);
+/// assert_eq!((&address).into_rpc_address()?, address);
+/// # Ok::<(), rpc_core::RpcError>(())
+/// ```
+pub trait IntoRpcAddress {
+    /// Converts the value into an address.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::InvalidAddress`] if the host or the port is not valid.
+    fn into_rpc_address(self) -> Result<RpcAddress, RpcError>;
+}
+
+impl IntoRpcAddress for RpcAddress {
+    fn into_rpc_address(self) -> Result<RpcAddress, RpcError> {
+        Ok(self)
+    }
+}
+
+impl IntoRpcAddress for &RpcAddress {
+    fn into_rpc_address(self) -> Result<RpcAddress, RpcError> {
+        Ok(self.clone())
+    }
+}
+
+impl IntoRpcAddress for std::net::SocketAddr {
+    fn into_rpc_address(self) -> Result<RpcAddress, RpcError> {
+        Ok(self.into())
+    }
+}
+
+impl IntoRpcAddress for &str {
+    fn into_rpc_address(self) -> Result<RpcAddress, RpcError> {
+        self.parse()
+    }
+}
+
+impl IntoRpcAddress for String {
+    fn into_rpc_address(self) -> Result<RpcAddress, RpcError> {
+        self.parse()
+    }
+}
+
+impl IntoRpcAddress for &String {
+    fn into_rpc_address(self) -> Result<RpcAddress, RpcError> {
+        self.parse()
+    }
+}
+
+impl IntoRpcAddress for (&str, u16) {
+    fn into_rpc_address(self) -> Result<RpcAddress, RpcError> {
+        // Parsing checks the host.
+        RpcAddress::new(self.0, self.1).to_string().parse()
+    }
+}
+
+impl IntoRpcAddress for (String, u16) {
+    fn into_rpc_address(self) -> Result<RpcAddress, RpcError> {
+        (self.0.as_str(), self.1).into_rpc_address()
+    }
+}
+
 fn parse_host_port(text: &str) -> Result<RpcAddress, &'static str> {
     let (host, port) = text.rsplit_once(':').ok_or("there is no port")?;
-    // u16's own parser takes a sign, which no address has.
+    // The parser of u16 accepts a sign, which an address must not have.
     if !port.bytes().all(|b| b.is_ascii_digit()) {
         return Err("the port is not a number");
     }
@@ -128,13 +214,13 @@ fn parse_host_port(text: &str) -> Result<RpcAddress, &'static str> {
             if host.is_empty() {
                 return Err("there is no host");
             }
-            // As many as names of the domain name system have.
+            // The longest name of the domain name system.
             if host.len() > 255 {
                 return Err("the host is longer than 255 bytes");
             }
             if !host.chars().all(is_host_char) {
                 return Err(
-                    "the host has a character that hosts do not have; an IPv6 address needs brackets",
+                    "the host has a character that is not allowed; an IPv6 address needs brackets",
                 );
             }
         }
@@ -142,12 +228,21 @@ fn parse_host_port(text: &str) -> Result<RpcAddress, &'static str> {
     Ok(RpcAddress::new(host, port))
 }
 
-/// Generous towards names with underscores, which container networks use, and international ones.
+/// Accepts underscores, which container networks use, and letters of any script.
 fn is_host_char(c: char) -> bool {
     c.is_alphanumeric() || matches!(c, '-' | '.' | '_')
 }
 
-/// The full address of an endpoint: its name, and where its environment listens, if it does.
+/// The name of an endpoint and the address of its environment, if that listens.
+///
+/// ```
+/// use rpc_core::{RpcAddress, RpcEndpointAddress};
+///
+/// let address = "spark://hello@10.0.0.1:7077".parse::<RpcEndpointAddress>()?;
+/// assert_eq!(address.name(), "hello");
+/// assert_eq!(address.address(), Some(&RpcAddress::new("10.0.0.1", 7077)));
+/// # Ok::<(), rpc_core::RpcError>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RpcEndpointAddress {
     address: Option<RpcAddress>,
@@ -155,25 +250,26 @@ pub struct RpcEndpointAddress {
 }
 
 impl RpcEndpointAddress {
-    /// The address of the endpoint `name` of the environment at `address`; `None`: one that does
-    /// not listen.
+    /// Returns the address of the endpoint `name` in the environment at `address`.
+    ///
+    /// `address` is `None` for an environment that does not listen.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::InvalidAddress`] if `name` is empty, longer than 65535 bytes, or has a character that
-    /// the texts could not carry. Letters, digits and `-._~!$&'()*+,;=:%` are good.
+    /// [`ErrorKind::InvalidAddress`] if `name` is empty, longer than 65535 bytes, or contains other
+    /// characters than letters, digits and `-._~!$&'()*+,;=:%`.
     pub fn new(address: Option<RpcAddress>, name: &str) -> Result<Self, RpcError> {
         check_name(name)?;
         Ok(Self { address, name: name.into() })
     }
 
-    /// Where the endpoint's environment listens.
+    /// Returns the address of the environment; `None` if it does not listen.
     #[must_use]
     pub fn address(&self) -> Option<&RpcAddress> {
         self.address.as_ref()
     }
 
-    /// The endpoint's name.
+    /// Returns the name of the endpoint.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
@@ -184,7 +280,7 @@ impl RpcEndpointAddress {
     }
 }
 
-/// The bytes that a name may have: as many as Spark's envelope carries (`rpc 6.1`).
+/// The longest name in bytes: `RequestMessage` of Spark writes a length of two bytes.
 const MAX_NAME: usize = 65_535;
 
 fn check_name(name: &str) -> Result<(), RpcError> {
@@ -207,7 +303,7 @@ fn check_name(name: &str) -> Result<(), RpcError> {
     }
 }
 
-/// `spark://name@host:port`, or `spark-client://name` of an environment that does not listen.
+/// Writes `spark://name@host:port`, or `spark-client://name` without an address.
 impl fmt::Display for RpcEndpointAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.address {
@@ -217,8 +313,9 @@ impl fmt::Display for RpcEndpointAddress {
     }
 }
 
-/// Reads `spark://name@host:port`. The other form says nothing about where the endpoint is, and is
-/// refused.
+/// Parses `spark://name@host:port`.
+///
+/// `spark-client://name` is an error, because it does not contain the address of the endpoint.
 impl FromStr for RpcEndpointAddress {
     type Err = RpcError;
 

@@ -1,4 +1,4 @@
-//! What can go wrong, told to the person who must act.
+//! [`RpcError`], the error type of this crate, its [`ErrorKind`], and [`SendError`].
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -6,71 +6,103 @@ use std::sync::Arc;
 
 use network_common::TransportError;
 
-/// Any error with any cause, as [`RpcError::application`] takes it. `?` and `.into()` make one from
-/// strings too.
+/// Any error, as [`RpcError::application`] takes it; `?` and `.into()` make one from a text, too.
+///
+/// ```
+/// use rpc_core::BoxError;
+///
+/// let error: BoxError = "no such task".into();
+/// assert_eq!(error.to_string(), "no such task");
+/// ```
 pub type BoxError = Box<dyn StdError + Send + Sync>;
 
-/// What kind of thing went wrong (`rpc 11` has Spark's kinds).
+/// The category of an [`RpcError`].
+///
+/// `docs/errors.md` in the repository lists every situation with its kind.
+///
+/// ```
+/// use rpc_core::{ErrorKind, RpcConf};
+///
+/// let error = RpcConf::new().with("spark.rpc.askTimeout", "soon").unwrap_err();
+/// assert_eq!(error.kind(), ErrorKind::Config);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// A setting, name or combination of options that cannot work. The text names it.
+    /// A setting, a name or a combination of options cannot work; the text names it.
     Config,
-    /// A text is not an address of the form it should have.
+    /// A text is not an address of the expected form.
     InvalidAddress,
-    /// The environment cannot listen at its address.
+    /// The environment cannot listen on its address.
     Bind,
     /// No endpoint of that name is registered.
     EndpointNotFound,
-    /// An endpoint of that name is registered already.
+    /// An endpoint of that name is already registered.
     EndpointExists,
-    /// The endpoint is there, but takes other messages than those of the ref asked for.
+    /// The endpoint exists, but receives other messages than the ref would send.
     ServiceMismatch,
-    /// The endpoint, or the environment it lived in, has stopped.
+    /// The endpoint, its environment or the runtime has stopped.
     Stopped,
-    /// No answer within the time given. The request may or may not have been handled.
+    /// No response arrived within the timeout. The request may have been executed.
     Timeout,
-    /// The asker gave up, with an [`AbortHandle`](crate::AbortHandle). The request may or may not
-    /// have been handled.
+    /// The caller aborted the ask with an [`AbortHandle`](crate::AbortHandle).
+    ///
+    /// The request may have been executed.
     Aborted,
-    /// The wait would hold up what it waits for: the endpoint itself, or a thread that many tasks
-    /// share.
+    /// Waiting would block what is waited for: the endpoint itself, or a thread of the runtime.
     Deadlock,
-    /// The endpoint dropped the request without an answer.
+    /// The endpoint dropped the request without a reply.
     NoReply,
-    /// The endpoint's handler panicked.
+    /// A handler or a decoder panicked.
     Panic,
-    /// The endpoint failed the request in its own terms.
+    /// The endpoint failed the request with an error of its own.
     Application,
-    /// The peer refused a message before any endpoint saw it: unknown endpoint or method,
-    /// undecodable, stopped.
+    /// The peer rejected a message before an endpoint received it.
+    ///
+    /// For example: an unknown method, bytes that cannot be decoded, another protocol version.
     Rejected,
-    /// The peer has no such file to download, or cannot read it.
+    /// The peer offers no such file for download, or cannot read it.
     FileUnavailable,
     /// The peer cannot be reached, or the connection was lost.
     Network,
-    /// This environment and the peer did not prove to each other who they are: secrets or
-    /// certificates differ, or one of them asks for security that the other does not offer. Nothing
-    /// was sent.
+    /// Authentication or the TLS handshake failed; nothing was sent.
+    ///
+    /// Secrets or certificates differ, or one side requires security that the other does not offer.
     Authentication,
-    /// A queue is full, here or at the peer; nothing was handled.
+    /// A queue is full, a message is too large, or another limit is reached; the text names it.
     Limit,
-    /// A message's bytes are not what its schema says.
+    /// The bytes of a message do not match its schema.
     Decode,
-    /// A message without a schema was to leave the process.
+    /// The message has no schema, so it cannot leave the process.
     LocalOnly,
 }
 
-/// Why something failed.
+/// An error of this crate, or the failure that an endpoint reported.
 ///
-/// Cheap to clone: when a connection breaks, everything that waited for it gets the same error.
-/// [`source`](StdError::source) gives the cause: across the network its text, in one process the
-/// object itself.
+/// The text names the peer, the operation and, for limits and timeouts, the setting. It does not
+/// repeat the cause, which is the [`source`](StdError::source); `{error:#}` prints the error and
+/// all its causes, separated by `: `. A failure that a peer reported carries at most 32 causes, each
+/// as a text.
+///
+/// Cloning is cheap. All requests that fail when a connection ends get the same error.
+///
+/// ```
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), rpc_core::RpcError> {
+/// use rpc_core::{ErrorKind, RpcEnv};
+///
+/// let error = RpcEnv::builder("server").bind("driver:http").start().await.unwrap_err();
+/// assert_eq!(error.kind(), ErrorKind::InvalidAddress);
+/// assert!(!error.is_retryable());
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct RpcError {
     inner: Arc<ErrorInner>,
-    /// A request of this process ended with it. Not in `inner`, which who failed that request may
-    /// share.
+    /// Whether a request of this process ended with the error.
+    ///
+    /// Not in `inner`, which the endpoint that failed the request may share.
     received: bool,
 }
 
@@ -81,12 +113,19 @@ struct ErrorInner {
     remote: bool,
     retryable: bool,
     timeout: bool,
-    source: Option<BoxError>,
+    cause: Option<Cause>,
 }
 
-/// The endpoint dropped a request and gave no reason.
+enum Cause {
+    /// An error that the text does not contain.
+    Source(BoxError),
+    /// An error with the same text; its source is the source.
+    Wrapped(BoxError),
+}
+
+/// Returns the error of a request that the endpoint dropped.
 pub(crate) fn no_reply_error() -> RpcError {
-    RpcError::new(ErrorKind::NoReply, "the endpoint dropped the request without an answer")
+    RpcError::new(ErrorKind::NoReply, "the endpoint dropped the request without a reply")
 }
 
 impl RpcError {
@@ -98,17 +137,17 @@ impl RpcError {
             remote: false,
             retryable: false,
             timeout: kind == ErrorKind::Timeout,
-            source: None,
+            cause: None,
         };
         Self { inner: Arc::new(inner), received: false }
     }
 
-    /// A failure in the application's own terms, for `receive` and
-    /// [`send_failure`](crate::RpcCallContext::send_failure).
+    /// Makes an error of the application, to return from `receive` or to send as a failure.
     ///
-    /// An asker in the same environment finds `cause` as the [`source`](StdError::source); a remote
-    /// one finds the text of it and of its causes. If `cause` is an `RpcError` already, it stays
-    /// what it is.
+    /// See [`send_failure`](crate::RpcCallContext::send_failure). The error has the text and the
+    /// sources of `cause`. A caller in the same process gets `cause` itself by
+    /// [`get_ref`](Self::get_ref); a remote caller gets the texts. If `cause` is an `RpcError`, it
+    /// is returned unchanged.
     ///
     /// ```
     /// use rpc_core::{ErrorKind, RpcError};
@@ -121,11 +160,18 @@ impl RpcError {
     pub fn application(cause: impl Into<BoxError>) -> Self {
         match cause.into().downcast::<Self>() {
             Ok(error) => *error,
-            Err(cause) => Self::new(ErrorKind::Application, cause.to_string()).with_source(cause),
+            Err(cause) => Self::wrap(ErrorKind::Application, cause),
         }
     }
 
-    /// What the transport reports about `peer`.
+    /// Makes an error with the text and the sources of another one.
+    fn wrap(kind: ErrorKind, error: impl Into<BoxError>) -> Self {
+        let error = error.into();
+        let text = error.to_string();
+        Self::new(kind, text).change(|inner| inner.cause = Some(Cause::Wrapped(error)))
+    }
+
+    /// Converts an error of the transport that concerns `peer`.
     pub(crate) fn from_transport(error: TransportError, peer: impl fmt::Display) -> Self {
         use network_common::ErrorKind as Transport;
         let kind = match error.kind() {
@@ -137,56 +183,68 @@ impl RpcError {
             Transport::Bootstrap | Transport::Tls => ErrorKind::Authentication,
             _ => ErrorKind::Network,
         };
-        let text = match kind {
-            ErrorKind::Rejected => format!("{peer} refused the message: {error}"),
-            _ => error.to_string(),
+        let (is_remote, is_timeout) = (error.is_remote(), error.is_timeout());
+        // With these kinds nothing was sent. A connection that was lost may have carried the
+        // request, and one that was closed for a limit of the transport, too.
+        let is_unsent = error.is_retryable()
+            && matches!(
+                error.kind(),
+                Transport::Connect
+                    | Transport::ConnectTimeout
+                    | Transport::FastFail
+                    | Transport::Limit
+            );
+        let converted = match kind {
+            ErrorKind::Rejected => {
+                Self::new(kind, format!("{peer} rejected the message")).with_source(error)
+            }
+            _ => Self::wrap(kind, error),
         };
-        let (remote, timeout) = (error.is_remote(), error.is_timeout());
-        // Only these are known to have sent nothing. A connection that is lost may have carried the
-        // request.
-        let unsent = matches!(
-            error.kind(),
-            Transport::Connect | Transport::ConnectTimeout | Transport::FastFail | Transport::Limit
-        );
-        Self::new(kind, text).with_peer(peer).with_source(error).change(|inner| {
-            inner.remote = remote;
-            inner.timeout = timeout;
-            inner.retryable = unsent;
+        converted.with_peer(peer).change(|inner| {
+            inner.remote = is_remote;
+            inner.timeout = is_timeout;
+            inner.retryable = is_unsent;
         })
     }
 
-    /// What the transport says of settings.
+    /// Converts an error of the transport about a setting.
     pub(crate) fn config(error: TransportError) -> Self {
-        Self::new(ErrorKind::Config, error.to_string()).with_source(error)
+        Self::wrap(ErrorKind::Config, error)
     }
 
-    /// This error, marked as one after which the same request may be repeated: it did no harm, and
-    /// may succeed.
+    /// Marks this error as [retryable](Self::is_retryable).
     ///
-    /// What the endpoint's *own* requests ended with is not so marked for its asker, whatever it
-    /// says itself: the endpoint has handled the request, so only the endpoint can know. Then this
-    /// makes a new error with that as the source.
+    /// A handler calls it for a failure after which the caller may repeat the request. If the error
+    /// is the result of an ask that the handler made itself, it becomes a failure of the handler:
+    /// a retryable error of a nested ask is not retryable for the outer caller without this call.
+    ///
+    /// ```
+    /// use rpc_core::RpcError;
+    ///
+    /// let error = RpcError::application("the task queue is full").retryable();
+    /// assert!(error.is_retryable());
+    /// ```
     #[must_use]
     pub fn retryable(self) -> Self {
         self.into_handler_failure().change(|inner| inner.retryable = true)
     }
 
-    /// This error, as that of a request of this process.
+    /// Marks this error as the result of a request of this process.
     pub(crate) fn mark_as_result(mut self) -> Self {
         self.received = true;
         self
     }
 
-    /// This error as the failure of a request that this process handled. If one of its own requests
-    /// ended with it, who failed that one, and whether that one may be repeated, does not hold for
-    /// the one handled.
+    /// Converts this error into the failure of a request that this process handled.
+    ///
+    /// The peer and the retryable mark of a nested request do not hold for the handled request.
     pub(crate) fn into_handler_failure(self) -> Self {
         if !self.received {
             return self;
         }
-        // A time limit that passed on the way is one for every asker on the way.
+        // A timeout of a nested request is a timeout for every caller in the chain.
         let kind = if self.is_timeout() { ErrorKind::Timeout } else { ErrorKind::Application };
-        Self::new(kind, self.to_string()).with_source(self)
+        Self::wrap(kind, self)
     }
 
     pub(crate) fn with_text(self, text: String) -> Self {
@@ -198,17 +256,15 @@ impl RpcError {
     }
 
     pub(crate) fn with_source(self, source: impl Into<BoxError>) -> Self {
-        self.change(|inner| inner.source = Some(source.into()))
+        self.change(|inner| inner.cause = Some(Cause::Source(source.into())))
     }
 
-    /// What the last of several attempts ended with. All else that it says holds for all of them.
+    /// Converts the error of the last attempt into the error of all `attempts`.
     pub(crate) fn after_attempts(self, attempts: u32) -> Self {
-        let text = format!("no success after {attempts} attempts: {self}");
+        let peer = self.peer().map(|peer| format!("{peer}: ")).unwrap_or_default();
+        let text = format!("{peer}no success after {attempts} attempts (spark.rpc.numRetries)");
         let last = self.clone();
-        self.change(|inner| {
-            inner.text = text;
-            inner.source = Some(last.into());
-        })
+        self.with_text(text).with_source(last)
     }
 
     pub(crate) fn mark_remote(self) -> Self {
@@ -221,7 +277,7 @@ impl RpcError {
                 change(inner);
                 self
             }
-            // Others hold it too: a new error that keeps the old one as its cause.
+            // Clones must not change, so this makes a new error that wraps the shared one.
             None => {
                 let received = self.received;
                 let mut inner = ErrorInner {
@@ -231,7 +287,7 @@ impl RpcError {
                     remote: self.inner.remote,
                     retryable: self.inner.retryable,
                     timeout: self.inner.timeout,
-                    source: Some(Box::new(self)),
+                    cause: Some(Cause::Wrapped(Box::new(self))),
                 };
                 change(&mut inner);
                 Self { inner: Arc::new(inner), received }
@@ -239,42 +295,78 @@ impl RpcError {
         }
     }
 
-    /// What kind of thing went wrong.
+    /// Returns the category of the error.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         self.inner.kind
     }
 
-    /// The request was certainly not handled, or whoever handled it said that repeating it does no
-    /// harm; and repeating it may succeed. A timeout is neither.
+    /// Returns whether the same request may be repeated without being executed twice.
+    ///
+    /// True only if the request was certainly not executed, or the handler said that repeating it
+    /// is safe; and if a repetition can succeed without a change of the request or of the settings.
+    /// False means that the request may have been executed, or that a repetition is useless.
+    ///
+    /// A [`Timeout`](ErrorKind::Timeout) of an ask is therefore not retryable, unless the handler
+    /// said so. A failed download is retryable if the connection caused it, because reading a file
+    /// twice is safe.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         self.inner.retryable
     }
 
-    /// A time limit passed, here or in what this error is about.
+    /// Returns whether a timeout caused the error, here or at the peer.
     #[must_use]
     pub fn is_timeout(&self) -> bool {
         self.inner.timeout
     }
 
-    /// The peer reported this error, rather than this process finding it.
+    /// Returns whether the peer reported the error, as opposed to this process.
     #[must_use]
     pub fn is_remote(&self) -> bool {
         self.inner.remote
     }
 
-    /// Whom the failed operation was addressed to: an endpoint as `spark://name@host:port` or
-    /// `spark-client://name`, an environment as `host:port`.
+    /// Returns the endpoint or the environment that the failed operation addressed.
+    ///
+    /// An endpoint is `spark://name@host:port` or `spark-client://name`, an environment `host:port`.
     #[must_use]
     pub fn peer(&self) -> Option<&str> {
         self.inner.peer.as_deref()
+    }
+
+    /// Returns the error that this error wraps, as [`std::io::Error::get_ref`] does.
+    ///
+    /// It has the same text, so it is not a [`source`](StdError::source) of this error. This is how
+    /// a caller in the same process gets the value that was passed to
+    /// [`application`](Self::application).
+    ///
+    /// ```
+    /// use rpc_core::RpcError;
+    ///
+    /// let error = RpcError::application(std::io::Error::other("disk full"));
+    /// assert!(error.get_ref().is_some_and(|cause| cause.is::<std::io::Error>()));
+    /// ```
+    #[must_use]
+    pub fn get_ref(&self) -> Option<&(dyn StdError + 'static)> {
+        match &self.inner.cause {
+            Some(Cause::Wrapped(error)) => Some(&**error),
+            Some(Cause::Source(_)) | None => None,
+        }
     }
 }
 
 impl fmt::Display for RpcError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.inner.text)
+        f.write_str(&self.inner.text)?;
+        if f.alternate() {
+            let mut next = self.source();
+            while let Some(cause) = next {
+                write!(f, ": {cause}")?;
+                next = cause.source();
+            }
+        }
+        Ok(())
     }
 }
 
@@ -288,20 +380,37 @@ impl fmt::Debug for RpcError {
         if self.inner.remote {
             out.field("remote", &true);
         }
-        if let Some(source) = &self.inner.source {
-            out.field("source", source);
-        }
+        match &self.inner.cause {
+            Some(Cause::Source(source)) => out.field("source", source),
+            Some(Cause::Wrapped(error)) => out.field("wrapped", error),
+            None => &mut out,
+        };
         out.finish_non_exhaustive()
     }
 }
 
 impl StdError for RpcError {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        self.inner.source.as_deref().map(|source| source as _)
+        match self.inner.cause.as_ref()? {
+            Cause::Source(source) => Some(&**source),
+            Cause::Wrapped(error) => error.source(),
+        }
     }
 }
 
-/// A message that was refused, and why. The message is in it: nothing is lost by trying to send.
+/// A message that was not accepted, and the reason.
+///
+/// [`send`](crate::RpcEndpointRef::send) and [`send_wait`](crate::RpcEndpointRef::send_wait) return
+/// it. It converts into its [`RpcError`] by `?`.
+///
+/// ```
+/// use rpc_core::{ErrorKind, SendError};
+///
+/// /// Returns the message if it may be sent again later.
+/// fn keep<M>(rejected: SendError<M>) -> Option<M> {
+///     (rejected.error().kind() == ErrorKind::Limit).then(|| rejected.into_message())
+/// }
+/// ```
 pub struct SendError<R> {
     message: R,
     error: RpcError,
@@ -312,19 +421,19 @@ impl<R> SendError<R> {
         Self { message, error }
     }
 
-    /// Why it was refused.
+    /// Returns the reason.
     #[must_use]
     pub fn error(&self) -> &RpcError {
         &self.error
     }
 
-    /// The message, to send it elsewhere or later.
+    /// Returns the message, to send it elsewhere or later.
     #[must_use]
     pub fn into_message(self) -> R {
         self.message
     }
 
-    /// Both.
+    /// Returns the message and the reason.
     #[must_use]
     pub fn into_parts(self) -> (R, RpcError) {
         (self.message, self.error)
@@ -343,15 +452,16 @@ impl<R> fmt::Debug for SendError<R> {
     }
 }
 
+/// The text is that of the reason, so the source is the source of the reason.
 impl<R> StdError for SendError<R> {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        Some(&self.error)
+        self.error.source()
     }
 }
 
-/// So that `?` works where the message is of no further use.
+/// Drops the message, for `?`.
 impl<R> From<SendError<R>> for RpcError {
-    fn from(refused: SendError<R>) -> Self {
-        refused.error.mark_as_result()
+    fn from(rejected: SendError<R>) -> Self {
+        rejected.error.mark_as_result()
     }
 }

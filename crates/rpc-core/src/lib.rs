@@ -302,7 +302,7 @@ mod timeout;
 mod trace;
 mod wire;
 
-pub use address::{RpcAddress, RpcEndpointAddress};
+pub use address::{IntoRpcAddress, RpcAddress, RpcEndpointAddress};
 pub use ask::{AbortHandle, AskFuture};
 pub use conf::RpcConf;
 pub use endpoint::{
