@@ -159,7 +159,12 @@ async fn ask_with_retry_repeats_only_retryable_failures() {
 
     let endpoint = setup("three-failures", 3, true).await;
     let error = soon(endpoint.ask_with_retry(hi("neo"))).await.unwrap_err();
-    assert_eq!(error.to_string(), "no success after 3 attempts: not yet, 0 to go");
+    assert_eq!(
+        format!("{error:#}"),
+        format!(
+            "{endpoint}: no success after 3 attempts (spark.rpc.numRetries): not yet, 0 to go"
+        )
+    );
     assert_eq!(error.kind(), ErrorKind::Application);
     assert!(error.is_retryable() && error.is_remote());
     assert_eq!(error.peer(), Some(endpoint.to_string().as_str()));
@@ -211,7 +216,7 @@ impl ThreadSafeRpcEndpoint for AsksSelf {
 
 /// Returns the kind of the error with which the nested ask of the handler ended.
 fn nested_error_kind(error: &RpcError) -> Option<ErrorKind> {
-    error.source().and_then(|e| e.downcast_ref::<RpcError>()).map(RpcError::kind)
+    error.get_ref().and_then(|e| e.downcast_ref::<RpcError>()).map(RpcError::kind)
 }
 
 #[tokio::test]

@@ -378,10 +378,10 @@ async fn rpc_env_19_failure_reaches_local_caller_as_same_object() {
     let error = soon(endpoint.ask(Work(1))).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Application);
     assert!(error.is_retryable() && !error.is_remote());
-    assert_eq!(error.source().and_then(|e| e.downcast_ref::<Oops>()).map(|oops| oops.0), Some(1));
+    assert_eq!(error.get_ref().and_then(|e| e.downcast_ref::<Oops>()).map(|oops| oops.0), Some(1));
     // An error that `receive` returns also reaches the caller as the same object.
     let error = soon(endpoint.ask(Work(0))).await.unwrap_err();
-    assert_eq!(error.source().and_then(|e| e.downcast_ref::<Oops>()).map(|oops| oops.0), Some(0));
+    assert_eq!(error.get_ref().and_then(|e| e.downcast_ref::<Oops>()).map(|oops| oops.0), Some(0));
 }
 
 #[tokio::test]

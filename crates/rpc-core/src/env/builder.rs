@@ -1,4 +1,4 @@
-//! How an environment starts.
+//! [`RpcEnvBuilder`], which starts an environment.
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
@@ -13,7 +13,7 @@ use tokio::sync::watch;
 
 use super::listen::{FIRST_PORT, listen};
 use super::{EnvInner, RpcEnv};
-use crate::address::{RpcAddress, RpcEndpointAddress};
+use crate::address::{IntoRpcAddress, RpcAddress, RpcEndpointAddress};
 use crate::ask::AskResources;
 #[cfg(feature = "auth")]
 use crate::auth::{self, AuthIdentity};
@@ -30,10 +30,23 @@ use crate::sync::Mutex;
 use crate::trace::{TracePropagator, Tracer};
 use crate::wire::ENDPOINT_VERIFIER;
 
-/// Makes an [`RpcEnv`]. Either [`bind`](Self::bind) or [`client_mode`](Self::client_mode) must be
-/// chosen.
+/// Configures and starts an [`RpcEnv`].
+///
+/// Either [`bind`](Self::bind) or [`client_mode`](Self::client_mode) is required.
+///
+/// ```
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), rpc_core::RpcError> {
+/// use rpc_core::{RpcConf, RpcEnv};
+///
+/// let conf = RpcConf::new().with("spark.rpc.askTimeout", "30s")?;
+/// let env = RpcEnv::builder("server").conf(conf).bind("127.0.0.1:0").start().await?;
+/// # env.shutdown().await;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
-#[must_use = "nothing happens before `start`"]
+#[must_use = "the environment is started by `start`"]
 pub struct RpcEnvBuilder {
     name: String,
     conf: RpcConf,
@@ -48,7 +61,7 @@ pub struct RpcEnvBuilder {
 #[derive(Clone, Debug)]
 enum Mode {
     Undecided,
-    Server { bind: String },
+    Server { bind: Result<RpcAddress, RpcError> },
     Client,
 }
 
@@ -66,56 +79,76 @@ impl RpcEnvBuilder {
         }
     }
 
-    /// Listen at `address`, host:port. Port 0 takes a free one; others are from 1024 on. If the
-    /// port is in use the next one is tried, `spark.port.maxRetries` times in all (`rpc 1`).
-    /// [`RpcEnv::address`] tells which it is.
-    pub fn bind(mut self, address: impl Into<String>) -> Self {
-        self.mode = Mode::Server { bind: address.into() };
+    /// Makes the environment listen on `address`.
+    ///
+    /// `address` is `"host:port"`, a pair `(host, port)` or an [`RpcAddress`]. Port 0 is any free
+    /// port; others must be at least 1024. If the port is in use, the following ports are tried, at
+    /// most `spark.port.maxRetries` of them, as by `Utils.startServiceOnPort` of Spark.
+    /// [`RpcEnv::address`] returns the port in use.
+    ///
+    /// ```
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), rpc_core::RpcError> {
+    /// use rpc_core::RpcEnv;
+    ///
+    /// let env = RpcEnv::builder("server").bind(("127.0.0.1", 0)).start().await?;
+    /// println!("listens on {}", env.address().expect("an env with `bind` has an address"));
+    /// # env.shutdown().await;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn bind(mut self, address: impl IntoRpcAddress) -> Self {
+        self.mode = Mode::Server { bind: address.into_rpc_address() };
         self
     }
 
-    /// Tell others to reach this environment at `host`, with the port that is listened at. By
-    /// default that is the host of [`bind`](Self::bind); a wildcard like 0.0.0.0 is no address to
-    /// be reached at, so it needs this. A host only, without a port (`rpc 1`).
+    /// Sets the host at which other environments reach this one; the port is the bound one.
+    ///
+    /// The default is the host of [`bind`](Self::bind). A wildcard such as `0.0.0.0` is not an
+    /// address to connect to, so an environment that binds one needs this. `host` has no port.
     pub fn advertise(mut self, host: impl Into<String>) -> Self {
         self.advertised = Some(host.into());
         self
     }
 
-    /// Do not listen. Endpoints of other environments can be reached, and answer over the
-    /// connections made to them.
+    /// Makes an environment that does not listen.
+    ///
+    /// It can look up and call endpoints of other environments. They can call its endpoints through
+    /// refs that it sends them, over the connections that it made.
     pub fn client_mode(mut self) -> Self {
         self.mode = Mode::Client;
         self
     }
 
-    /// Use these settings.
+    /// Sets the settings of the environment; see the table of [`RpcConf`].
     pub fn conf(mut self, conf: RpcConf) -> Self {
         self.conf = conf;
         self
     }
 
-    /// Carry distributed traces along with messages.
-    pub fn trace_propagator(mut self, context: impl TracePropagator) -> Self {
-        self.tracer = Tracer(Some(Arc::new(context)));
+    /// Sets the propagator that carries distributed traces along with messages.
+    pub fn trace_propagator(mut self, propagator: impl TracePropagator) -> Self {
+        self.tracer = Tracer(Some(Arc::new(propagator)));
         self
     }
 
-    /// Meet other environments on `network` instead of the system's: for tests, also in tokio's
-    /// paused time. The host to bind is any IP address.
+    /// Connects the environment to a network in memory instead of the system's.
+    ///
+    /// It is meant for tests, also with tokio's paused time. The host to bind is any IP address.
     pub fn memory_network(mut self, network: &MemoryNetwork) -> Self {
         self.network = Some(network.clone());
         self
     }
 
-    /// Authenticate every connection, in both directions, before anything else of it is read:
-    /// connect as the application `app_id`, and believe who knows the secret that `secrets` has for
-    /// the application it names (`auth 0`). How, and whether with encryption, is for the settings
-    /// to say; `spark.authenticate` need not be among them.
+    /// Authenticates every connection, in both directions, before any message is read.
     ///
-    /// Not needed where one secret serves for all: then `spark.authenticate` and
-    /// `spark.authenticate.secret` do, as in Spark. A secret that changes in `secrets` counts for
-    /// connections made later.
+    /// The environment connects as the application `app_id`. It accepts a peer that proves that it
+    /// has the secret which `secrets` holds for the application that the peer names. The settings
+    /// `spark.network.crypto.*` choose the protocol and the encryption; `spark.authenticate` need
+    /// not be set. After a change of a secret in `secrets`, new connections use the new secret.
+    ///
+    /// Where all peers share one secret, the settings `spark.authenticate` and
+    /// `spark.authenticate.secret` suffice, as in Spark.
     #[cfg(feature = "auth")]
     pub fn auth(mut self, app_id: impl Into<String>, secrets: Arc<dyn SecretKeyHolder>) -> Self {
         self.identity = Some(AuthIdentity { app_id: app_id.into(), secrets });
@@ -124,23 +157,39 @@ impl RpcEnvBuilder {
 
     /// Starts the environment on the current tokio runtime.
     ///
+    /// ```
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), rpc_core::RpcError> {
+    /// use rpc_core::RpcEnv;
+    ///
+    /// let client = RpcEnv::builder("client").client_mode().start().await?;
+    /// # client.shutdown().await;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     ///
-    /// [`ErrorKind::Config`] for options and settings that cannot work, also for security that is
-    /// asked for and cannot be had, [`ErrorKind::InvalidAddress`] if the address to bind is not host:port,
-    /// [`ErrorKind::Bind`] if it cannot be listened at, or is in use as are those that were tried
-    /// in its place.
+    /// * [`ErrorKind::Config`] if an option or a setting cannot work, or if the required security
+    ///   is not available.
+    /// * [`ErrorKind::InvalidAddress`] if the address to bind is not valid.
+    /// * [`ErrorKind::Bind`] if the environment cannot listen on the address, or if the port and
+    ///   all ports that were tried instead are in use.
     ///
     /// # Cancel safety
     ///
-    /// Dropped before it is ready, it leaves nothing behind: nobody listens.
+    /// Dropping the future releases everything; no port stays open.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
     pub async fn start(self) -> Result<RpcEnv, RpcError> {
         let bind = match &self.mode {
             Mode::Client => None,
-            Mode::Server { bind } => Some(bind.parse::<RpcAddress>()?),
+            Mode::Server { bind } => Some(bind.clone()?),
             Mode::Undecided => {
                 let text = format!(
-                    "the environment {} needs an address to bind, or client_mode()",
+                    "the environment {} has no mode: call bind(address) or client_mode()",
                     self.name
                 );
                 return Err(RpcError::new(ErrorKind::Config, text));
@@ -148,7 +197,7 @@ impl RpcEnvBuilder {
         };
         let advertised = bind.as_ref().map(|bind| self.advertised_host(bind)).transpose()?;
         let lookup_timeout = self.conf.lookup_timeout()?;
-        // The outbox promises order, which holds on one connection only (`rpc 12`).
+        // The order of messages holds on one connection only; `RpcUtils` of Spark does the same.
         let transport_conf = TransportConf::from_settings("rpc", self.conf.settings())
             .and_then(|conf| conf.with("spark.rpc.io.numConnectionsPerPeer", "1"))
             .map_err(RpcError::config)?;
@@ -211,7 +260,7 @@ impl RpcEnvBuilder {
             terminated: watch::Sender::new(None),
         };
         if let (Some(bind), Some(host)) = (bind, advertised) {
-            // Before anybody can connect, so that no lookup finds it missing.
+            // Before the first connection, because every lookup needs the verifier.
             inner.register_verifier()?;
             match listen(&context, &bind, &inner.name, max_retries).await {
                 Ok(server) => {
@@ -236,15 +285,14 @@ impl RpcEnvBuilder {
             {
                 Ok(address) => Ok(address.host().to_owned()),
                 Err(error) => {
-                    let text =
-                        format!("the environment {} cannot advertise `{host}`: {error}", self.name);
+                    let text = format!("the environment {} cannot advertise `{host}`", self.name);
                     Err(RpcError::new(ErrorKind::Config, text).with_source(error))
                 }
             },
             None if ["0.0.0.0", "[::]"].contains(&bind.host()) => {
                 let text = format!(
-                    "the environment {} binds {bind}, which others cannot connect to: \
-                     say with advertise(host) how they reach this machine",
+                    "the environment {} binds {bind}, which is not an address to connect to: set \
+                     the host of this machine with advertise(host)",
                     self.name
                 );
                 Err(RpcError::new(ErrorKind::Config, text))
@@ -257,15 +305,15 @@ impl RpcEnvBuilder {
 impl EnvInner {
     fn register_verifier(&self) -> Result<(), RpcError> {
         let address = RpcEndpointAddress::new(None, ENDPOINT_VERIFIER)?;
-        // It never looks at its environment, which is not complete yet.
+        // The environment is not complete yet; the verifier does not use it.
         let verifier = EndpointVerifier { dispatcher: Arc::downgrade(&self.dispatcher) };
         self.register(address, verifier, &EndpointOptions::new(), Arc::new(()))?;
         Ok(())
     }
 }
 
-/// Random, and never 0, which means not told.
+/// Returns a random number that is not 0, because 0 means an unknown incarnation.
 fn incarnation() -> u64 {
-    // Every RandomState has keys of its own from the system's randomness.
+    // Each RandomState gets new keys, seeded by the operating system.
     RandomState::new().build_hasher().finish() | 1
 }

@@ -1,4 +1,4 @@
-//! Files: offering and downloading them.
+//! The file server of an environment, and downloads from others.
 
 use std::sync::Arc;
 
@@ -8,7 +8,9 @@ use crate::files::Download;
 use crate::files::RpcEnvFileServer;
 
 impl RpcEnv {
-    /// Where files, jars and directories are offered for download from this environment (`rpc 10`).
+    /// Returns the file server of this environment.
+    ///
+    /// Other environments download the files that are added to it.
     #[must_use]
     pub fn file_server(&self) -> RpcEnvFileServer {
         let inner = &self.inner;
@@ -16,16 +18,18 @@ impl RpcEnv {
         RpcEnvFileServer { registry: Arc::clone(&inner.files), env, address }
     }
 
-    /// Downloads what a [file server](Self::file_server) offers at `uri`, `spark://host:port/path`;
-    /// ready as soon as the other side begins to send it.
+    /// Downloads a file from the [file server](Self::file_server) of another environment.
     ///
-    /// Goes over a connection that no messages and no other download use, with the settings
-    /// `spark.files.io.*` (those that are not set: `spark.rpc.io.*`). Must be called in a tokio
-    /// runtime.
+    /// `uri` is `spark://host:port/path`. The future completes when the peer begins to send the
+    /// file. Each download has a connection of its own, with the settings `spark.files.io.*`; for
+    /// those that are not set, `spark.rpc.io.*` apply. Must be called in a tokio runtime.
     ///
     /// ```no_run
-    /// # async fn example(env: rpc_core::RpcEnv, output: &mut (impl tokio::io::AsyncWrite + Unpin)) -> Result<(), Box<dyn std::error::Error>> {
-    /// let mut download = env.open_channel("spark://10.0.0.1:7077/files/model.bin").await?;
+    /// # use rpc_core::RpcEnv;
+    /// # use tokio::io::AsyncWrite;
+    /// # async fn example(env: RpcEnv, output: &mut (impl AsyncWrite + Unpin)) -> std::io::Result<()> {
+    /// let opened = env.open_channel("spark://10.0.0.1:7077/files/model.bin").await;
+    /// let mut download = opened.map_err(std::io::Error::other)?;
     /// println!("{} bytes", download.len());
     /// tokio::io::copy(&mut download, output).await?;
     /// # Ok(())
@@ -34,14 +38,20 @@ impl RpcEnv {
     ///
     /// # Errors
     ///
-    /// All name the URI. [`ErrorKind::InvalidAddress`](crate::ErrorKind::InvalidAddress) if it is not of that
-    /// form; [`ErrorKind::FileUnavailable`](crate::ErrorKind::FileUnavailable) if there is no such file there;
-    /// [`ErrorKind::Network`](crate::ErrorKind::Network) if the other side cannot be reached;
-    /// [`ErrorKind::Stopped`](crate::ErrorKind::Stopped) if this environment has shut down.
+    /// The text of each contains the URI.
+    ///
+    /// * [`ErrorKind::InvalidAddress`](crate::ErrorKind::InvalidAddress) if `uri` does not have
+    ///   that form.
+    /// * [`ErrorKind::FileUnavailable`](crate::ErrorKind::FileUnavailable) if the peer has no such
+    ///   file.
+    /// * [`ErrorKind::Network`](crate::ErrorKind::Network) or
+    ///   [`ErrorKind::Authentication`](crate::ErrorKind::Authentication) if the peer cannot be
+    ///   reached or is not trusted.
+    /// * [`ErrorKind::Stopped`](crate::ErrorKind::Stopped) if this environment has shut down.
     ///
     /// # Cancel safety
     ///
-    /// Can be dropped at any time.
+    /// Dropping the future ends the download.
     pub async fn open_channel(&self, uri: &str) -> Result<Download, RpcError> {
         self.inner.downloads.open(uri).await.map_err(RpcError::mark_as_result)
     }

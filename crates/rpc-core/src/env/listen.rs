@@ -1,4 +1,4 @@
-//! Listening: at the port asked for, or at one of those behind it (`rpc 1`).
+//! Listening on the requested port or on one of the next ports.
 
 use std::error::Error;
 use std::io;
@@ -8,9 +8,10 @@ use network_common::{TransportContext, TransportError, TransportServer};
 use crate::address::RpcAddress;
 use crate::error::{ErrorKind, RpcError};
 
-/// Those below need rights that servers should not have.
+/// The lowest port that needs no special rights.
 pub(super) const FIRST_PORT: u16 = 1024;
 
+/// Binds a server as `Utils.startServiceOnPort` of Spark does.
 pub(super) async fn listen(
     context: &TransportContext,
     bind: &RpcAddress,
@@ -20,7 +21,8 @@ pub(super) async fn listen(
     let start = bind.port();
     if (1..FIRST_PORT).contains(&start) {
         let text = format!(
-            "the environment {env} cannot bind {bind}: the port must be from {FIRST_PORT} to 65535, or 0 for any free one"
+            "the environment {env} cannot bind {bind}: the port must be from {FIRST_PORT} to 65535, \
+             or 0 for any free port"
         );
         return Err(RpcError::new(ErrorKind::Config, text));
     }
@@ -36,18 +38,18 @@ pub(super) async fn listen(
         }
         if retry == max_retries {
             let text = format!(
-                "{error}: '{env}' failed after {max_retries} retries (starting from {bind}). Set another port, or more \
-                 retries with spark.port.maxRetries"
+                "the environment {env} cannot listen on {bind} or a port after it: all were in use \
+                 after {max_retries} retries (spark.port.maxRetries)"
             );
-            return Err(RpcError::from_transport(error, bind).with_text(text));
+            return Err(RpcError::new(ErrorKind::Bind, text).with_peer(bind).with_source(error));
         }
         retry += 1;
         let next = port_of_attempt(start, retry);
-        tracing::warn!(env, host = bind.host(), port, "port in use, trying {next}");
+        tracing::warn!(env, host = bind.host(), port, "the port is in use, trying port {next}");
     }
 }
 
-/// Counts on from `start`, and after the last port goes on with the first.
+/// Returns the port of a retry: counts up from `start`, and from 65535 on to 1024.
 fn port_of_attempt(start: u16, retry: u32) -> u16 {
     if start == 0 {
         return 0;

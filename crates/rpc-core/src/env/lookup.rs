@@ -1,9 +1,9 @@
-//! From addresses and messages to refs.
+//! Lookup of endpoints by address and name, and refs from [`EndpointRef`] fields.
 
 use std::sync::Arc;
 
 use super::{EnvInner, RpcEnv};
-use crate::address::{RpcAddress, RpcEndpointAddress};
+use crate::address::{IntoRpcAddress, RpcAddress, RpcEndpointAddress};
 use crate::ask::EndpointInfo;
 use crate::dispatcher::endpoint_not_found;
 use crate::endpoint::EndpointRef;
@@ -16,41 +16,98 @@ use crate::wire::ENDPOINT_VERIFIER;
 use crate::wire::proto::{CheckExistence, EndpointVerifierMessage};
 
 impl RpcEnv {
-    /// Looks up the endpoint `name` of the environment at `address` and checks that it receives
-    /// `M`.
+    /// Looks up an endpoint of another environment and returns a ref to it.
     ///
-    /// Asks the endpoint verifier there and waits as long as `spark.rpc.lookupTimeout` says (`rpc
-    /// 6`). The ref of an endpoint of this environment itself is a local one: its messages are not
-    /// encoded.
+    /// Asks the environment at `address` whether an endpoint is registered under `name`, and checks
+    /// that it receives `M`. Waits at most `spark.rpc.lookupTimeout`. `address` is `"host:port"`, a
+    /// pair `(host, port)` or an [`RpcAddress`]. If it is the address of this environment, the ref
+    /// is local: its messages are not encoded.
+    ///
+    /// The ref means the endpoint of that name in whichever process listens on the address, also
+    /// after a restart.
+    ///
+    /// ```
+    /// # use rpc_core::{EndpointContext, RpcEnv, RpcError, ThreadSafeRpcEndpoint};
+    /// # mod hello { rpc_core::include_proto!("hello"); }
+    /// # use hello::{Greeting, HelloMessage, SayHi};
+    /// # struct Hello;
+    /// # impl ThreadSafeRpcEndpoint for Hello {
+    /// #     type Message = HelloMessage;
+    /// #     async fn receive(
+    /// #         &mut self,
+    /// #         message: HelloMessage,
+    /// #         _: &EndpointContext<HelloMessage>,
+    /// #     ) -> Result<(), RpcError> {
+    /// #         match message {
+    /// #             HelloMessage::SayHi(hi, context) => context.reply(Greeting { text: hi.msg }),
+    /// #             HelloMessage::SayBye(bye, context) => context.reply(Greeting { text: bye.msg }),
+    /// #         }
+    /// #     }
+    /// # }
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), RpcError> {
+    /// # let server = RpcEnv::builder("server").bind("127.0.0.1:0").start().await?;
+    /// # server.setup_endpoint("hello", Hello)?;
+    /// # let port = server.address().expect("listens").port();
+    /// # let client = RpcEnv::builder("client").client_mode().start().await?;
+    /// let hello = client.lookup::<HelloMessage>(("127.0.0.1", port), "hello").await?;
+    /// let greeting = hello.ask(SayHi { msg: "neo".to_owned() }).await?;
+    /// # assert_eq!(greeting.text, "neo");
+    /// # client.shutdown().await;
+    /// # server.shutdown().await;
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::EndpointNotFound`]; [`ErrorKind::ServiceMismatch`] if the endpoint serves other
-    /// services than those of `M`; [`ErrorKind::LocalOnly`] if `M` has none; [`ErrorKind::Timeout`]
-    /// and [`ErrorKind::Network`].
+    /// * [`ErrorKind::InvalidAddress`] if `address` or `name` is not valid.
+    /// * [`ErrorKind::EndpointNotFound`] if no endpoint is registered under `name`.
+    /// * [`ErrorKind::ServiceMismatch`] if the endpoint serves other services than those of `M`.
+    /// * [`ErrorKind::LocalOnly`] if `M` has no schema.
+    /// * [`ErrorKind::Timeout`], [`ErrorKind::Network`] or [`ErrorKind::Authentication`] if the
+    ///   environment does not respond, cannot be reached or is not trusted.
+    /// * [`ErrorKind::Stopped`] if this environment has shut down.
     ///
     /// # Cancel safety
     ///
-    /// Can be dropped at any time.
-    pub async fn setup_endpoint_ref<M: RpcMessage>(
+    /// Dropping the future cancels the lookup.
+    pub async fn lookup<M: RpcMessage>(
         &self,
-        address: RpcAddress,
+        address: impl IntoRpcAddress,
         name: &str,
     ) -> Result<RpcEndpointRef<M>, RpcError> {
+        let address = address.into_rpc_address()?;
         self.inner.look_up(address, name).await.map_err(RpcError::mark_as_result)
     }
 
-    /// [`setup_endpoint_ref`](Self::setup_endpoint_ref) of the endpoint at `uri`, which is
-    /// `spark://name@host:port`.
+    /// Does the same as [`lookup`](Self::lookup), under the name of `RpcEnv` in Spark.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::InvalidAddress`] if `uri` is not of that form, and those of
-    /// [`setup_endpoint_ref`](Self::setup_endpoint_ref).
+    /// Those of [`lookup`](Self::lookup).
     ///
     /// # Cancel safety
     ///
-    /// Can be dropped at any time.
+    /// Dropping the future cancels the lookup.
+    pub async fn setup_endpoint_ref<M: RpcMessage>(
+        &self,
+        address: impl IntoRpcAddress,
+        name: &str,
+    ) -> Result<RpcEndpointRef<M>, RpcError> {
+        self.lookup(address, name).await
+    }
+
+    /// Looks up the endpoint at `spark://name@host:port`, as [`lookup`](Self::lookup) does.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::InvalidAddress`] if `uri` does not have that form, and those of
+    /// [`lookup`](Self::lookup).
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future cancels the lookup.
     pub async fn setup_endpoint_ref_by_uri<M: RpcMessage>(
         &self,
         uri: &str,
@@ -58,33 +115,31 @@ impl RpcEnv {
         let invalid =
             || RpcError::new(ErrorKind::InvalidAddress, format!("Invalid Spark URL: {uri}"));
         let endpoint: RpcEndpointAddress = uri.parse()?;
-        let address = endpoint.address().ok_or_else(invalid)?.clone();
-        self.setup_endpoint_ref(address, endpoint.name()).await
+        let address = endpoint.address().ok_or_else(invalid)?;
+        self.lookup(address, endpoint.name()).await
     }
 
-    /// The typed ref of an endpoint that a message told of, without asking anybody whether it is
-    /// there (`rpc 6.3`).
+    /// Returns the typed ref of an endpoint from a field of a message, without a lookup.
     ///
-    /// The ref of an endpoint of this environment itself is a local one. That of an endpoint whose
-    /// environment does not listen goes over the connection which that environment has made to this
-    /// one; when it ends, what waits for an answer fails, and so does everything later
-    /// ([`ErrorKind::Network`]).
+    /// The ref of an endpoint of this environment is local. If the environment of the endpoint does
+    /// not listen, the ref uses the connection that this environment has made to this one. When
+    /// that connection ends, pending asks and all later messages fail with [`ErrorKind::Network`].
     ///
-    /// The ref stands for the endpoint of one run of its environment. When another run listens at
-    /// the address, that refuses what is sent ([`ErrorKind::Stopped`]): it knows nothing of what
-    /// was agreed with its predecessor. To reach whichever run is there, [look the endpoint
-    /// up](Self::setup_endpoint_ref); the ref of somebody who had looked it up says nothing about
-    /// the run either.
+    /// The ref means the endpoint in one incarnation (one run) of its environment. A later
+    /// incarnation at the same address rejects its messages with [`ErrorKind::Stopped`], because it
+    /// has not the state of the earlier one. A ref from [`lookup`](Self::lookup) means the address;
+    /// this also holds when it was sent in a message before.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::InvalidAddress`] if the message names no endpoint, or its address is none;
-    /// [`ErrorKind::ServiceMismatch`] if the endpoint serves other services than those of `M`, or
-    /// receives in this very environment a message of which `M` is a part: then resolve it as what
-    /// it receives and [narrow](RpcEndpointRef::narrow) that; [`ErrorKind::LocalOnly`] if `M` has
-    /// no services; [`ErrorKind::EndpointNotFound`] if it is to be in this environment and is not;
-    /// [`ErrorKind::Stopped`] if it was in an earlier run of this environment;
-    /// [`ErrorKind::Network`] if its environment does not listen and is not connected to this one.
+    /// * [`ErrorKind::InvalidAddress`] if the field has no name or an address that is not valid.
+    /// * [`ErrorKind::ServiceMismatch`] if the endpoint serves other services than those of `M`. An
+    ///   endpoint of this environment must receive exactly `M`: resolve it as what it receives, and
+    ///   [narrow](RpcEndpointRef::narrow) the ref.
+    /// * [`ErrorKind::LocalOnly`] if `M` has no schema.
+    /// * [`ErrorKind::EndpointNotFound`] if it is no longer registered in this environment.
+    /// * [`ErrorKind::Stopped`] if it belonged to an earlier incarnation of this environment.
+    /// * [`ErrorKind::Network`] if its environment does not listen and is not connected.
     pub fn resolve<M: RpcMessage>(
         &self,
         endpoint: &EndpointRef,
@@ -137,11 +192,11 @@ impl EnvInner {
             address => Some(address.parse::<RpcAddress>()?),
         };
         let full = RpcEndpointAddress::new(address.clone(), endpoint.name())?;
-        let at_home = address.is_some() && address == self.address;
-        if endpoint.incarnation == self.incarnation || (at_home && endpoint.incarnation == 0) {
+        let is_local = address.is_some() && address == self.address;
+        if endpoint.incarnation == self.incarnation || (is_local && endpoint.incarnation == 0) {
             return self.local_ref(RpcEndpointAddress::new(self.address.clone(), endpoint.name())?);
         }
-        if let (true, Some(address)) = (at_home, &address) {
+        if let (true, Some(address)) = (is_local, &address) {
             return Err(stale_incarnation_error(endpoint.name(), address).with_peer(&full));
         }
         if M::SERVICES.is_empty() {
@@ -161,7 +216,7 @@ impl EnvInner {
         Ok(self.dispatcher.inbox::<M>(&endpoint)?.make_ref())
     }
 
-    /// The ref of an endpoint at `address`, unchecked.
+    /// Returns the ref of an endpoint at `address`, without a check.
     fn remote_ref<M: RpcMessage>(
         &self,
         endpoint: RpcEndpointAddress,
@@ -175,8 +230,9 @@ impl EnvInner {
         )
     }
 
-    /// The ref of an endpoint whose environment does not listen, over the connection that this
-    /// environment opened.
+    /// Returns the ref of an endpoint whose environment does not listen.
+    ///
+    /// It uses the connection that the environment of the endpoint has made to this one.
     fn inbound_ref<M: RpcMessage>(
         &self,
         endpoint: RpcEndpointAddress,
@@ -184,7 +240,7 @@ impl EnvInner {
     ) -> Result<RpcEndpointRef<M>, RpcError> {
         if incarnation == 0 {
             let text = format!(
-                "{endpoint} says neither where its environment listens nor which one it is"
+                "the ref of {endpoint} has neither an address nor an incarnation"
             );
             return Err(RpcError::new(ErrorKind::InvalidAddress, text).with_peer(&endpoint));
         }
@@ -194,13 +250,14 @@ impl EnvInner {
         });
         let Some((peer, socket)) = connected else {
             let text = format!(
-                "{endpoint} is in an environment that does not listen, and it is not connected to this one"
+                "{endpoint} cannot be reached: its environment does not listen, and is not \
+                 connected to this one"
             );
             return Err(RpcError::new(ErrorKind::Network, text).with_peer(&endpoint));
         };
         let route = self.peers.route(peer, endpoint.name(), incarnation);
-        let mut about = EndpointInfo::new(endpoint, Arc::clone(&self.asks), incarnation);
-        about.socket = Some(socket);
-        Ok(RpcEndpointRef::remote(about, route))
+        let mut info = EndpointInfo::new(endpoint, Arc::clone(&self.asks), incarnation);
+        info.socket = Some(socket);
+        Ok(RpcEndpointRef::remote(info, route))
     }
 }

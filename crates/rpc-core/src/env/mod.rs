@@ -1,4 +1,4 @@
-//! The environment: what users start, register endpoints with, and look endpoints up in.
+//! [`RpcEnv`], the environment that registers endpoints and looks up those of other processes.
 
 mod builder;
 mod files;
@@ -36,16 +36,28 @@ use crate::peer::{Connections, PeerPool};
 use crate::sync::Mutex;
 use crate::timeout::RpcTimeout;
 
-/// A messaging environment: endpoints that others reach by name, and refs to endpoints elsewhere
-/// (`rpc 1`). Cheap to clone.
+/// An environment: the endpoints of a process, and its connections to other environments.
 ///
-/// A process usually has one. It runs on the tokio runtime that [`start`](RpcEnvBuilder::start) was
-/// awaited on.
+/// A process usually has one. Cloning is cheap; all clones are the same environment. It runs on the
+/// tokio runtime on which [`start`](RpcEnvBuilder::start) was called.
 ///
-/// It ends with [`shutdown`](Self::shutdown) only. Dropping all handles does not end it while it
-/// has endpoints, as these hold one too. One without endpoints ends when the last handle is
-/// dropped: it stops listening, and the connections that others made to it are cut; those that it
-/// made are closed with the last ref obtained from it.
+/// [`shutdown`](Self::shutdown) ends it. Dropping all handles does not end it while endpoints are
+/// registered, because each of them holds a handle. Without endpoints, dropping the last handle
+/// stops listening and closes the connections of peers; connections to peers close with the last
+/// ref that uses them.
+///
+/// ```
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), rpc_core::RpcError> {
+/// use rpc_core::RpcEnv;
+///
+/// let env = RpcEnv::builder("server").bind("127.0.0.1:0").start().await?;
+/// // Register endpoints with `setup_endpoint`, then:
+/// let report = env.shutdown().await;
+/// assert!(report.is_clean());
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct RpcEnv {
     inner: Arc<EnvInner>,
@@ -65,41 +77,78 @@ struct EnvInner {
     files: Arc<FileRegistry>,
     downloads: Arc<DownloadPool>,
     transport: TransportMetrics,
-    /// Taken by the shutdown.
+    /// `None` in client mode, and after the shutdown has taken it.
     server: Mutex<Option<TransportServer>>,
-    /// Tells this run of the process from earlier ones at the same address.
+    /// A random number that distinguishes this run from others at the same address.
     incarnation: u64,
     stopping: AtomicBool,
-    /// There when it has come to its end.
+    /// Holds the report once the shutdown has finished.
     terminated: watch::Sender<Option<ShutdownReport>>,
 }
 
 impl RpcEnv {
-    /// Begins an environment; `name` appears in logs and errors only.
+    /// Returns a builder; `name` appears in logs and errors only.
     pub fn builder(name: impl Into<String>) -> RpcEnvBuilder {
         RpcEnvBuilder::new(name.into())
     }
 
-    /// The name given to the builder.
+    /// Returns the name that was given to the builder.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.inner.name
     }
 
-    /// Where this environment is reached; `None` in client mode. Never changes.
+    /// Returns the address at which other environments reach this one.
+    ///
+    /// It is always `Some` after [`bind`](RpcEnvBuilder::bind), with the port that is in use, and
+    /// always `None` in [client mode](RpcEnvBuilder::client_mode). It never changes.
     #[must_use]
     pub fn address(&self) -> Option<&RpcAddress> {
         self.inner.address.as_ref()
     }
 
-    /// Registers `endpoint` under `name` and starts it (`rpc 4`). Messages can be sent to it at
-    /// once; they wait for its `on_start`.
+    /// Registers `endpoint` under `name`, starts it and returns a ref to it.
+    ///
+    /// Messages can be sent to it at once; they are queued until its `on_start` has finished.
+    ///
+    /// ```
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), rpc_core::RpcError> {
+    /// # mod hello { rpc_core::include_proto!("hello"); }
+    /// # use hello::{Greeting, HelloMessage, SayHi};
+    /// use rpc_core::{EndpointContext, RpcEnv, RpcError, ThreadSafeRpcEndpoint};
+    ///
+    /// struct Hello;
+    ///
+    /// impl ThreadSafeRpcEndpoint for Hello {
+    ///     type Message = HelloMessage;
+    ///
+    ///     async fn receive(
+    ///         &mut self,
+    ///         message: HelloMessage,
+    ///         _cx: &EndpointContext<HelloMessage>,
+    ///     ) -> Result<(), RpcError> {
+    ///         match message {
+    ///             HelloMessage::SayHi(hi, context) => context.reply(Greeting { text: hi.msg }),
+    ///             HelloMessage::SayBye(bye, context) => context.reply(Greeting { text: bye.msg }),
+    ///         }
+    ///     }
+    /// }
+    ///
+    /// let env = RpcEnv::builder("local").client_mode().start().await?;
+    /// let hello = env.setup_endpoint("hello", Hello)?;
+    /// assert_eq!(hello.ask(SayHi { msg: "neo".to_owned() }).await?.text, "neo");
+    /// # env.shutdown().await;
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::EndpointExists`](crate::ErrorKind::EndpointExists) if the name is taken,
-    /// [`ErrorKind::InvalidAddress`](crate::ErrorKind::InvalidAddress) if it cannot be part of an address,
-    /// [`ErrorKind::Stopped`](crate::ErrorKind::Stopped) once the environment shuts down.
+    /// * [`ErrorKind::EndpointExists`](crate::ErrorKind::EndpointExists) if the name is in use.
+    /// * [`ErrorKind::InvalidAddress`](crate::ErrorKind::InvalidAddress) if the name is not valid;
+    ///   see [`RpcEndpointAddress::new`].
+    /// * [`ErrorKind::Stopped`](crate::ErrorKind::Stopped) once the environment shuts down.
     pub fn setup_endpoint<K, E: IntoEndpoint<K>>(
         &self,
         name: &str,
@@ -108,14 +157,13 @@ impl RpcEnv {
         self.setup_endpoint_with(name, endpoint, EndpointOptions::new())
     }
 
-    /// [`setup_endpoint`](Self::setup_endpoint) with options: on threads of its own, or untold of
-    /// connections.
+    /// Registers an endpoint as [`setup_endpoint`](Self::setup_endpoint) does, with options.
     ///
     /// # Errors
     ///
     /// Those of [`setup_endpoint`](Self::setup_endpoint), and
-    /// [`ErrorKind::Config`](crate::ErrorKind::Config) for options that do not fit the endpoint or
-    /// if its threads cannot be started.
+    /// [`ErrorKind::Config`](crate::ErrorKind::Config) if the options do not fit the endpoint or
+    /// its threads cannot be started.
     pub fn setup_endpoint_with<K, E: IntoEndpoint<K>>(
         &self,
         name: &str,
@@ -127,10 +175,12 @@ impl RpcEnv {
         inner.register(address, endpoint, &options, Arc::clone(inner) as _)
     }
 
-    /// Stops an endpoint of this environment: the name is free at once, messages that are queued
-    /// are handled, then its `on_stop` runs. Goes by name, so a second call does nothing, or stops
-    /// what has taken the name since (`rpc 2`). Endpoints of other environments cannot be stopped;
-    /// nothing happens then.
+    /// Stops an endpoint of this environment.
+    ///
+    /// The name is free at once; queued messages are handled, then `on_stop` runs. The endpoint is
+    /// found by its name, as by `RpcEnv.stop` of Spark: a second call has no effect, or stops the
+    /// endpoint that has been registered under the name since. Has no effect on endpoints of other
+    /// environments.
     pub fn stop<M>(&self, endpoint: &RpcEndpointRef<M>) {
         if endpoint.incarnation() == self.inner.incarnation {
             self.inner.dispatcher.unregister(endpoint.name());
@@ -139,7 +189,7 @@ impl RpcEnv {
 }
 
 impl EnvInner {
-    /// `env` is what the endpoint's context gives out.
+    /// Registers an endpoint whose context returns `env`.
     fn register<K, E: IntoEndpoint<K>>(
         &self,
         address: RpcEndpointAddress,
@@ -147,8 +197,8 @@ impl EnvInner {
         options: &EndpointOptions,
         env: Arc<dyn Any + Send + Sync>,
     ) -> Result<RpcEndpointRef<E::Message>, RpcError> {
-        let about = EndpointInfo::new(address, Arc::clone(&self.asks), self.incarnation);
-        let inbox = Inbox::new(about, options.inbox(&self.inbox_conf));
+        let info = EndpointInfo::new(address, Arc::clone(&self.asks), self.incarnation);
+        let inbox = Inbox::new(info, options.inbox(&self.inbox_conf));
         self.dispatcher.register(endpoint, inbox, options, env)
     }
 }
@@ -163,12 +213,12 @@ impl fmt::Debug for RpcEnv {
 }
 
 impl<M> EndpointContext<M> {
-    /// The environment that the endpoint is registered with.
+    /// Returns the environment in which the endpoint is registered.
     #[must_use]
     pub fn env(&self) -> RpcEnv {
         match Arc::clone(&self.0.env).downcast::<EnvInner>() {
             Ok(inner) => RpcEnv { inner },
-            Err(_) => unreachable!("setup_endpoint puts nothing else there"),
+            Err(_) => unreachable!("setup_endpoint stores an EnvInner in the context"),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The end of an environment.
+//! Shutdown of an environment.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -12,40 +12,53 @@ use crate::ask::ActorId;
 use crate::dispatcher::Stopping;
 use crate::metrics::ShutdownReport;
 
-/// How long a shutdown waits, after the endpoints have stopped, for messages that wait for a
-/// connection or for credit, then for answers that are still being written, and then for the
-/// connections that it made to end.
+/// The time that each step of a shutdown may take once the endpoints have stopped.
+///
+/// The steps are: sending queued messages, writing pending responses, closing the connections.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl RpcEnv {
-    /// Stops all endpoints, waits until every `on_stop` has run, and closes all connections.
+    /// Stops all endpoints, sends what is queued, and closes all connections.
     ///
-    /// New messages are refused at once (`rpc 4`, `rpc 6`); those that were accepted are handled,
-    /// then each endpoint's `on_stop` runs. What `spark.rpc.shutdownTimeout` does not suffice for
-    /// is abandoned: its askers fail. Then what is still to be sent goes out, with answers and with
-    /// the connections' own queues up to 5 seconds each; when the future is ready the process may
-    /// end. The report tells which endpoint finished, refused and abandoned how much.
+    /// New messages are rejected at once. Accepted messages are handled, then each endpoint's
+    /// `on_stop` runs; what is not done within `spark.rpc.shutdownTimeout` is abandoned, and its
+    /// callers get an error. Then queued messages are sent, pending responses are written and the
+    /// connections are closed, with at most 5 seconds for each of the three steps. When the future
+    /// completes, the process may exit. The report contains the counts of every endpoint.
     ///
-    /// Begins when called, not when polled; the future waits for the end. May be called many times,
-    /// then all wait for the same end. An endpoint that shuts its own environment down gets a
-    /// report at once that says that the shutdown is [not complete](ShutdownReport::complete): else
-    /// it would wait for itself.
+    /// The shutdown begins with the call, not with the first poll. Several callers get the same
+    /// report. Inside an endpoint of this environment the future completes at once, with a report
+    /// that is not [complete](ShutdownReport::is_complete), because the endpoint would wait for
+    /// itself.
+    ///
+    /// ```
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), rpc_core::RpcError> {
+    /// # let env = rpc_core::RpcEnv::builder("doc").client_mode().start().await?;
+    /// let report = env.shutdown().await;
+    /// for endpoint in report.endpoints.iter().filter(|endpoint| endpoint.abandoned > 0) {
+    ///     eprintln!("{} abandoned {} messages", endpoint.name, endpoint.abandoned);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future stops the waiting, not the shutdown.
+    /// Dropping the future does not stop the shutdown.
     pub fn shutdown(&self) -> impl Future<Output = ShutdownReport> + Send + 'static + use<> {
         if !self.inner.stopping.swap(true, Ordering::AcqRel) {
             let stopping = self.inner.dispatcher.begin_stop();
-            let ending =
+            let task =
                 ShutdownTask { inner: Arc::clone(&self.inner), report: ShutdownReport::default() };
-            self.inner.runtime.spawn(ending.run(stopping));
+            self.inner.runtime.spawn(task.run(stopping));
         }
         self.terminated()
     }
 
-    /// Waits until [`shutdown`](Self::shutdown), called by whomever, has come to its end. Inside an
-    /// endpoint of this environment it does not wait.
+    /// Waits until a [`shutdown`](Self::shutdown) has finished, whoever called it.
+    ///
+    /// Inside an endpoint of this environment the future completes at once.
     ///
     /// # Cancel safety
     ///
@@ -62,14 +75,15 @@ impl RpcEnv {
                 return ShutdownReport::default();
             }
             let report = terminated.wait_for(Option::is_some).await.map(|report| report.clone());
-            // It fails only if the environment is gone, which is an end too.
+            // An error means that the environment was dropped, so it has ended, too.
             report.ok().flatten().unwrap_or_default()
         }
     }
 }
 
-/// A shutdown under way. It ends also when the runtime dies with it, and everything it would have
-/// stopped.
+/// A running shutdown.
+///
+/// Its destructor reports the end, so callers do not wait for a runtime that has stopped.
 struct ShutdownTask {
     inner: Arc<EnvInner>,
     report: ShutdownReport,
@@ -77,9 +91,9 @@ struct ShutdownTask {
 
 impl ShutdownTask {
     async fn run(mut self, stopping: Stopping) {
-        let (inner, begun) = (&self.inner, Instant::now());
-        // First, so that what an on_stop sends still goes out, and the connections' end is told to
-        // nobody.
+        let (inner, started) = (&self.inner, Instant::now());
+        // First, so that messages sent by `on_stop` are delivered, and no endpoint gets events
+        // about the connections that close.
         self.report.endpoints =
             inner.dispatcher.finish_stop(stopping, inner.shutdown_timeout).await;
         self.report.unsent = inner.peers.stop(FLUSH_TIMEOUT).await;
@@ -87,11 +101,10 @@ impl ShutdownTask {
         if let Some(server) = server {
             server.close(FLUSH_TIMEOUT).await;
         }
-        // Those that this environment made: they are closing, and what the runtime's end found
-        // unwritten would be lost.
+        // Without the wait, output of the connections to peers would be lost if the runtime ended.
         let _ = tokio::time::timeout(FLUSH_TIMEOUT, inner.connections.closed()).await;
         inner.downloads.close();
-        self.report.duration = begun.elapsed();
+        self.report.duration = started.elapsed();
         self.report.is_complete = true;
     }
 }

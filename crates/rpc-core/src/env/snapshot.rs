@@ -1,4 +1,4 @@
-//! What an environment tells about itself.
+//! [`RpcEnv::snapshot`].
 
 use std::sync::atomic::Ordering;
 
@@ -6,10 +6,22 @@ use super::RpcEnv;
 use crate::metrics::EnvSnapshot;
 
 impl RpcEnv {
-    /// The state of this environment now: queues, counts, times. Cheap enough for every few
-    /// seconds; it takes each endpoint's lock for a moment.
+    /// Returns the current queues, counts and durations of this environment.
     ///
-    /// Of endpoints only those that are registered are in it.
+    /// Contains the registered endpoints only. It is cheap enough to be called every few seconds;
+    /// it locks the queue of each endpoint for a moment.
+    ///
+    /// ```
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), rpc_core::RpcError> {
+    /// # let env = rpc_core::RpcEnv::builder("doc").client_mode().start().await?;
+    /// for endpoint in env.snapshot().endpoints {
+    ///     println!("{}: {} messages queued or active", endpoint.name, endpoint.held);
+    /// }
+    /// # env.shutdown().await;
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn snapshot(&self) -> EnvSnapshot {
         let inner = &self.inner;

@@ -152,7 +152,7 @@ impl Victim {
         honest_server.setup_endpoint("hello", common::Hello).unwrap();
         let found = env.setup_endpoint_ref::<HelloMessage>(address(&honest_server), "hello");
         let honest = promptly("the lookup at the honest server", found).await.unwrap();
-        let found = env.setup_endpoint_ref::<HelloMessage>(at.parse().unwrap(), "target");
+        let found = env.setup_endpoint_ref::<HelloMessage>(&at, "target");
         let target = promptly("the lookup at the raw server", found).await.unwrap();
         let peer = loop {
             match promptly("the Hello of the environment", arrivals.recv()).await.unwrap() {

@@ -67,7 +67,7 @@ async fn hostile_version_in_hello_fails_lookup_with_both_versions() {
     let mut failed = 0;
     for _ in 0..5 {
         // The response to the lookup may be read before the Hello.
-        let found = env.setup_endpoint_ref::<HelloMessage>(victim.at.parse().unwrap(), "target");
+        let found = env.setup_endpoint_ref::<HelloMessage>(&victim.at, "target");
         match crate::fixture::promptly("the lookup", found).await {
             Ok(target) => assert_names_versions(&error_of(target.ask(hi("neo"))).await),
             Err(error) => {
@@ -220,7 +220,7 @@ async fn hostile_max_routes_of_zero_fails_asks_on_new_routes_clearly() {
         let mut victim = Victim::with(None, setting("spark.rpc.askTimeout", "500ms")).await;
         let route = victim.assert_works().await;
         let found =
-            victim.env.setup_endpoint_ref::<HelloMessage>(victim.at.parse().unwrap(), "other");
+            victim.env.setup_endpoint_ref::<HelloMessage>(&victim.at, "other");
         let other = crate::fixture::promptly("the lookup", found).await.unwrap();
         let mut few = hello(1, 1);
         few.max_routes = max_routes;
