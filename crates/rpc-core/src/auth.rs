@@ -1,4 +1,4 @@
-//! How an environment proves who it is, and whom it believes (`auth 0`, `auth 8`).
+//! The secrets with which an environment authenticates itself and its peers.
 
 use std::fmt;
 use std::sync::Arc;
@@ -14,10 +14,10 @@ use crate::error::{ErrorKind, RpcError};
 
 const SECRET: &str = "spark.authenticate.secret";
 const SECRET_FILE: &str = "spark.authenticate.secret.file";
-/// The application that all of Spark's own environments are.
+/// The application id of every Spark process (`SecurityManager.getSaslUser`).
 const SPARK_APP_ID: &str = "sparkSaslUser";
 
-/// As which application an environment connects, and whose secrets it knows.
+/// The application id of an environment, and the secrets by which it authenticates peers.
 #[derive(Clone)]
 pub(crate) struct AuthIdentity {
     pub(crate) app_id: String,
@@ -25,15 +25,15 @@ pub(crate) struct AuthIdentity {
 }
 
 impl AuthIdentity {
-    /// That of every environment of Spark, with the one secret that the settings tell.
+    /// Returns the identity of a Spark process, with the secret from the settings.
     async fn from_conf(conf: &RpcConf) -> Result<Self, RpcError> {
         let secret = match (conf.get(SECRET), conf.get(SECRET_FILE)) {
             (Some(secret), _) if !secret.is_empty() => Secret::new(secret),
             (_, Some(path)) => read_secret(path).await?,
             _ => {
                 let text = format!(
-                    "spark.authenticate is true, but there is no secret: it is set by {SECRET}, {SECRET_FILE} or \
-                     RpcEnvBuilder::auth"
+                    "spark.authenticate is true, but there is no secret: set {SECRET}, {SECRET_FILE} \
+                     or RpcEnvBuilder::auth"
                 );
                 return Err(RpcError::new(ErrorKind::Config, text));
             }
@@ -46,27 +46,27 @@ impl AuthIdentity {
 
 impl fmt::Debug for AuthIdentity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Identity").field("app_id", &self.app_id).finish_non_exhaustive()
+        f.debug_struct("AuthIdentity").field("app_id", &self.app_id).finish_non_exhaustive()
     }
 }
 
-/// The file's bytes in Base64: what Spark makes of it.
+/// Returns the bytes of a file in Base64, as `SecurityManager.getSecretKey` of Spark does.
 async fn read_secret(path: &str) -> Result<Secret, RpcError> {
     let owned = path.to_owned();
     let read = tokio::task::spawn_blocking(move || std::fs::read(owned).map(Zeroizing::new));
     let bytes =
         read.await.map_err(std::io::Error::other).and_then(|read| read).map_err(|error| {
-            let text = format!("the secret cannot be read from {path} ({SECRET_FILE}): {error}");
+            let text = format!("the secret file {path} ({SECRET_FILE}) cannot be read");
             RpcError::new(ErrorKind::Config, text).with_source(error)
         })?;
     if bytes.is_empty() {
-        let text = format!("the secret in {path} ({SECRET_FILE}) is empty");
+        let text = format!("the secret file {path} ({SECRET_FILE}) is empty");
         return Err(RpcError::new(ErrorKind::Config, text));
     }
     Ok(Secret::new(BASE64_STANDARD.encode(&*bytes)))
 }
 
-/// `context` with the authentication that was `given`, or that the settings ask for.
+/// Adds authentication to `context`: `given`, or that which the settings require.
 pub(crate) async fn with_authentication(
     context: TransportContext,
     given: Option<AuthIdentity>,

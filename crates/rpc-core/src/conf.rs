@@ -1,4 +1,4 @@
-//! Settings under Spark's names.
+//! [`RpcConf`], the settings of an environment under Spark's names.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -30,7 +30,7 @@ const NUM_RETRIES: &str = "spark.rpc.numRetries";
 const RETRY_WAIT: &str = "spark.rpc.retry.wait";
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// What the asks of an environment go by.
+/// The settings for asks.
 #[derive(Clone, Debug)]
 pub(crate) struct AskConf {
     pub(crate) timeout: RpcTimeout,
@@ -41,57 +41,69 @@ pub(crate) struct AskConf {
     pub(crate) max_message: usize,
 }
 
-/// The settings of an environment, under Spark's names (`rpc 12`).
+/// The settings of an environment, under Spark's names.
 ///
 /// | key | default | effect |
 /// |---|---|---|
-/// | `spark.rpc.askTimeout` | `spark.network.timeout` | how long an ask waits for its answer |
-/// | `spark.rpc.lookupTimeout` | `spark.network.timeout` | how long a lookup waits for its answer |
-/// | `spark.network.timeout` | `120s` | the default of both |
-/// | `spark.rpc.numRetries` | `3` | how often `ask_with_retry` asks in all |
-/// | `spark.rpc.retry.wait` | `3s` | how long it waits in between |
-/// | `spark.rpc.message.maxSize` | `128` | MiB that one message may have when it leaves the process, up to 2047 |
-/// | `spark.port.maxRetries` | 16 (100 if `spark.testing` is set) | how many other ports are tried when that to bind is in use |
-/// | `spark.rpc.io.*` | see [network-common](network_common::TransportConf) | connections for messages; one per peer, whatever `numConnectionsPerPeer` says |
-/// | `spark.files.io.*` | `spark.rpc.io.*` | connections for downloads; `numConnectionsPerPeer`: how many are kept for later ones |
+/// | `spark.rpc.askTimeout` | `spark.network.timeout` | timeout of an ask |
+/// | `spark.rpc.lookupTimeout` | `spark.network.timeout` | timeout of a lookup |
+/// | `spark.network.timeout` | `120s` | default of both |
+/// | `spark.rpc.numRetries` | `3` | attempts of `ask_with_retry`, the first included |
+/// | `spark.rpc.retry.wait` | `3s` | pause between two attempts |
+/// | `spark.rpc.message.maxSize` | `128` | MiB of a message or response that leaves the process, at most 2047 |
+/// | `spark.port.maxRetries` | 16 (100 if `spark.testing` is set) | further ports to try if the port to bind is in use |
+/// | `spark.rpc.io.*` | see [network-common](network_common::TransportConf) | connections for messages; always one to each peer, so `numConnectionsPerPeer` has no effect |
+/// | `spark.files.io.*` | `spark.rpc.io.*` | connections for downloads; `numConnectionsPerPeer` is the number of idle ones to keep for each peer |
 /// | `spark.authenticate`, `spark.network.crypto.*`, `spark.ssl.rpc.*` | off | security of all connections; see [network-common](network_common::TransportConf) (features `auth`, `legacy-auth` and `tls`) |
-/// | `spark.authenticate.secret` | | the secret, if it is one for all peers |
-/// | `spark.authenticate.secret.file` | | a file with the secret, which counts in Base64 |
-/// | `spark.rpc.ask.maxPending` | 1000000 | asks of this environment that wait for an answer |
-/// | `spark.rpc.ask.maxPendingPerEndpoint` | 250000 | of them those of one endpoint; of one elsewhere, by one ref and its clones |
-/// | `spark.rpc.inbox.maxMessages` | 65536 | messages that wait for one endpoint or are being handled by it |
-/// | `spark.rpc.inbox.maxBytes` | `64m` | their bytes: of the frame, or of the object if it was sent in this process |
-/// | `spark.rpc.inbox.maxTotalBytes` | `512m` | bytes of messages from the network in all inboxes together |
-/// | `spark.rpc.maxRoutesPerConnection` | 65536 | endpoints that each side of a connection may send to over it |
-/// | `spark.rpc.route.maxQueuedMessages` | 65536 | messages to one remote endpoint that wait for a connection or for credit |
-/// | `spark.rpc.route.maxQueuedBytes` | `64m` | their bytes |
-/// | `spark.rpc.slowMessageThreshold` | `5s` | a message whose handling takes longer is logged as a warning |
-/// | `spark.rpc.shutdownTimeout` | `30s` | how long a shutdown lets endpoints finish what they have accepted |
+/// | `spark.authenticate.secret` | | the secret that all peers share |
+/// | `spark.authenticate.secret.file` | | a file whose bytes, in Base64, are the secret |
+/// | `spark.rpc.ask.maxPending` | 1000000 | pending asks of the environment |
+/// | `spark.rpc.ask.maxPendingPerEndpoint` | 250000 | pending asks of one endpoint; of a remote one, by one ref and its clones |
+/// | `spark.rpc.inbox.maxMessages` | 65536 | queued and active messages of one endpoint |
+/// | `spark.rpc.inbox.maxBytes` | `64m` | bytes of these messages: of the frame, or of the object if it was sent in this process |
+/// | `spark.rpc.inbox.maxTotalBytes` | `512m` | bytes of queued and active messages from the network, in all inboxes together |
+/// | `spark.rpc.maxRoutesPerConnection` | 65536 | endpoints to which each side of a connection may send over it |
+/// | `spark.rpc.route.maxQueuedMessages` | 65536 | messages to one remote endpoint that are queued for a connection or for credit |
+/// | `spark.rpc.route.maxQueuedBytes` | `64m` | bytes of these messages |
+/// | `spark.rpc.slowMessageThreshold` | `5s` | a message whose handler takes longer is logged as a warning |
+/// | `spark.rpc.shutdownTimeout` | `30s` | time that a shutdown gives endpoints to handle accepted messages |
 ///
-/// The last ten are not Spark's, whose queues have no limits. Sizes are numbers with a unit (`b`,
-/// `k`, `m`, `g`, `t`, `p`); without one they are bytes. Times are numbers with a unit (`us`, `ms`, `s`, `m`,
-/// `min`, `h`, `d`); without one they are seconds. Settings that this crate does not know are kept
-/// and passed on to the transport, which reads `spark.rpc.io.*`. Spark's numbers of threads mean
-/// nothing, as all run on the tokio runtime: `spark.rpc.io.threads`, `spark.rpc.connect.threads`,
-/// `spark.rpc.netty.dispatcher.numThreads`, `spark.files.io.threads`, and their variants for
-/// `spark.driver` and `spark.executor`.
+/// Spark does not have the last ten, because its queues have no limits. A size is a number with a
+/// unit (`b`, `k`, `m`, `g`, `t`, `p`), or a number of bytes. A time is a number with a unit (`us`,
+/// `ms`, `s`, `m`, `min`, `h`, `d`), or a number of seconds.
+///
+/// Unknown settings are kept and passed to the transport, which reads `spark.rpc.io.*`. Spark's
+/// numbers of threads have no effect, because everything runs on the tokio runtime:
+/// `spark.rpc.io.threads`, `spark.rpc.connect.threads`, `spark.rpc.netty.dispatcher.numThreads`,
+/// `spark.files.io.threads`, and their variants for `spark.driver` and `spark.executor`.
+///
+/// ```
+/// use rpc_core::RpcConf;
+///
+/// let conf = RpcConf::from_settings([
+///     ("spark.rpc.askTimeout", "30s"),
+///     ("spark.rpc.inbox.maxMessages", "1000"),
+/// ])?;
+/// assert_eq!(conf.get("spark.rpc.askTimeout"), Some("30s"));
+/// # Ok::<(), rpc_core::RpcError>(())
+/// ```
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct RpcConf {
     settings: BTreeMap<String, String>,
 }
 
 impl RpcConf {
-    /// All defaults.
+    /// Returns settings that all have their defaults.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The settings given, a later one of the same key replacing an earlier one.
+    /// Returns the given settings; of two with the same key, the later one counts.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Config`], naming key and value, if a value cannot be what its key needs.
+    /// [`ErrorKind::Config`] if a value is not valid; the text names the key and the value.
     pub fn from_settings<K, V>(settings: impl IntoIterator<Item = (K, V)>) -> Result<Self, RpcError>
     where
         K: AsRef<str>,
@@ -102,18 +114,18 @@ impl RpcConf {
             .try_fold(Self::new(), |conf, (key, value)| conf.with(key.as_ref(), value.as_ref()))
     }
 
-    /// These settings and one more.
+    /// Sets one setting.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Config`], naming key and value, if the value cannot be what the key needs.
+    /// [`ErrorKind::Config`] if the value is not valid; the text names the key and the value.
     pub fn with(mut self, key: &str, value: &str) -> Result<Self, RpcError> {
         self.settings.insert(key.to_owned(), value.to_owned());
         self.check()?;
         Ok(self)
     }
 
-    /// Reads all settings that this crate has.
+    /// Checks the values of all settings of this crate.
     fn check(&self) -> Result<(), RpcError> {
         self.duration(NETWORK_TIMEOUT)?;
         self.ask()?;
@@ -126,13 +138,13 @@ impl RpcConf {
         self.port_max_retries().map(drop)
     }
 
-    /// The text set for `key`.
+    /// Returns the text that is set for `key`.
     #[must_use]
     pub fn get(&self, key: &str) -> Option<&str> {
         self.settings.get(key).map(String::as_str)
     }
 
-    /// All that is set, in the order of the keys.
+    /// Returns all settings that are set, in the order of their keys.
     pub fn settings(&self) -> impl Iterator<Item = (&str, &str)> {
         self.settings.iter().map(|(key, value)| (key.as_str(), value.as_str()))
     }
@@ -144,7 +156,7 @@ impl RpcConf {
     }
 
     pub(crate) fn ask(&self) -> Result<AskConf, RpcError> {
-        let attempts = "a number from 1, as the first attempt counts";
+        let attempts = "a number of at least 1, as the first attempt counts";
         Ok(AskConf {
             timeout: RpcTimeout::from_conf(
                 self,
@@ -159,7 +171,7 @@ impl RpcConf {
         })
     }
 
-    /// The bytes that one message may have.
+    /// Returns the limit of bytes of one message.
     pub(crate) fn max_message(&self) -> Result<usize, RpcError> {
         let mib = self.integer(MAX_MESSAGE_MIB, 128, 1..=2047, "a number of MiB from 1 to 2047")?;
         Ok(mib as usize * (1 << 20))
@@ -184,7 +196,7 @@ impl RpcConf {
         Ok(ByteBudget::new(self.amount(INBOX_TOTAL_BYTES, 512 << 20)?))
     }
 
-    /// A quarter of the budget of messages.
+    /// Returns the budget of routes, a quarter of that of messages.
     pub(crate) fn route_budget(&self) -> Result<ByteBudget, RpcError> {
         Ok(ByteBudget::new(self.amount(INBOX_TOTAL_BYTES, 512 << 20)? / 4))
     }
@@ -216,7 +228,7 @@ impl RpcConf {
         Ok(self.parsed(key, expected, parse)?.unwrap_or(default))
     }
 
-    /// A number of messages or bytes; at least one, as nothing could pass a limit of none.
+    /// Parses a number of messages or bytes of at least 1; a limit of 0 would block everything.
     fn amount(&self, key: &str, default: u64) -> Result<u64, RpcError> {
         let amount = self.parsed(key, "a number above 0, such as 1000, 64k or 16m", |value| {
             u64::try_from(parse_size(value).ok()?).ok().filter(|amount| *amount > 0)
@@ -237,15 +249,15 @@ impl RpcConf {
     }
 }
 
-/// Values whose keys say so are secret.
+/// Hides the values of keys that contain `password`, `secret` or `token`.
 impl fmt::Debug for RpcConf {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let secret = |key: &str| {
+        let is_secret = |key: &str| {
             let key = key.to_ascii_lowercase();
             ["password", "secret", "token"].iter().any(|word| key.contains(word))
         };
         let shown =
-            self.settings().map(|(key, value)| (key, if secret(key) { "*****" } else { value }));
+            self.settings().map(|(key, value)| (key, if is_secret(key) { "*****" } else { value }));
         f.debug_map().entries(shown).finish()
     }
 }

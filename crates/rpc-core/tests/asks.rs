@@ -161,9 +161,7 @@ async fn ask_with_retry_repeats_only_retryable_failures() {
     let error = soon(endpoint.ask_with_retry(hi("neo"))).await.unwrap_err();
     assert_eq!(
         format!("{error:#}"),
-        format!(
-            "{endpoint}: no success after 3 attempts (spark.rpc.numRetries): not yet, 0 to go"
-        )
+        format!("{endpoint}: no success after 3 attempts (spark.rpc.numRetries): not yet, 0 to go")
     );
     assert_eq!(error.kind(), ErrorKind::Application);
     assert!(error.is_retryable() && error.is_remote());

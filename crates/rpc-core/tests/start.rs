@@ -40,7 +40,7 @@ async fn rpc_env_25_bind_tries_successive_ports() {
         assert_eq!(error.kind(), ErrorKind::Bind);
         let text = error.to_string();
         for part in [
-            "'many'",
+            "the environment many",
             &format!("after {retries} retries"),
             "10.0.0.1:65534",
             "spark.port.maxRetries",

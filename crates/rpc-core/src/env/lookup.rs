@@ -239,9 +239,7 @@ impl EnvInner {
         incarnation: u64,
     ) -> Result<RpcEndpointRef<M>, RpcError> {
         if incarnation == 0 {
-            let text = format!(
-                "the ref of {endpoint} has neither an address nor an incarnation"
-            );
+            let text = format!("the ref of {endpoint} has neither an address nor an incarnation");
             return Err(RpcError::new(ErrorKind::InvalidAddress, text).with_peer(&endpoint));
         }
         let connection = self.connections.of_incarnation(incarnation);

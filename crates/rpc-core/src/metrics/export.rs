@@ -1,4 +1,4 @@
-//! The way to the `metrics` crate and whatever it is exported to.
+//! Export of a snapshot to the recorder of the `metrics` crate.
 
 use std::time::Duration;
 
@@ -8,11 +8,11 @@ use network_common::MetricsSnapshot;
 use super::{EndpointSnapshot, EnvSnapshot, PeerSnapshot};
 
 impl EnvSnapshot {
-    /// Sets counters and gauges of the [`metrics`] crate's recorder to these values: to be called
-    /// every few seconds, or before each export.
+    /// Sets the counters and gauges of the [`metrics`] crate's recorder to these values.
     ///
-    /// Names begin with `rpc_`; labels are `env`, and `endpoint`, `peer` or `side` where they
-    /// apply. Times are in seconds. Needs the feature `metrics`.
+    /// To be called every few seconds, or before each export. The names begin with `rpc_`. The
+    /// labels are `env` and, where they apply, `endpoint`, `peer` or `side`. Durations are in
+    /// seconds. Requires the feature `metrics`.
     pub fn export(&self) {
         let env = &self.name;
         gauge!("rpc_pending_asks", "env" => env.clone()).set(self.pending_asks as f64);
@@ -20,7 +20,7 @@ impl EnvSnapshot {
         gauge!("rpc_route_bytes", "env" => env.clone()).set(self.route_bytes as f64);
         counter!("rpc_undelivered_total", "env" => env.clone()).absolute(self.undelivered);
         self.endpoints.iter().for_each(|endpoint| export_endpoint(env, endpoint));
-        self.peers.iter().for_each(|outbox| export_peer(env, outbox));
+        self.peers.iter().for_each(|peer| export_peer(env, peer));
         export_transport(env, "server", &self.server);
         export_transport(env, "client", &self.client);
     }
@@ -43,11 +43,11 @@ fn export_endpoint(env: &str, endpoint: &EndpointSnapshot) {
     gauge!("rpc_endpoint_processing_seconds_max", &labels).set(seconds(processing.max()));
 }
 
-fn export_peer(env: &str, outbox: &PeerSnapshot) {
-    let labels = [("env", env.to_owned()), ("peer", outbox.address.to_string())];
-    gauge!("rpc_peer_connected", &labels).set(f64::from(u8::from(outbox.connected)));
-    gauge!("rpc_peer_queued_messages", &labels).set(outbox.queued as f64);
-    gauge!("rpc_peer_queued_bytes", &labels).set(outbox.queued_bytes as f64);
+fn export_peer(env: &str, peer: &PeerSnapshot) {
+    let labels = [("env", env.to_owned()), ("peer", peer.address.to_string())];
+    gauge!("rpc_peer_connected", &labels).set(f64::from(u8::from(peer.connected)));
+    gauge!("rpc_peer_queued_messages", &labels).set(peer.queued as f64);
+    gauge!("rpc_peer_queued_bytes", &labels).set(peer.queued_bytes as f64);
 }
 
 fn export_transport(env: &str, side: &'static str, transport: &MetricsSnapshot) {

@@ -219,8 +219,7 @@ async fn hostile_max_routes_of_zero_fails_asks_on_new_routes_clearly() {
     for max_routes in [0, 1] {
         let mut victim = Victim::with(None, setting("spark.rpc.askTimeout", "500ms")).await;
         let route = victim.assert_works().await;
-        let found =
-            victim.env.setup_endpoint_ref::<HelloMessage>(&victim.at, "other");
+        let found = victim.env.setup_endpoint_ref::<HelloMessage>(&victim.at, "other");
         let other = crate::fixture::promptly("the lookup", found).await.unwrap();
         let mut few = hello(1, 1);
         few.max_routes = max_routes;
