@@ -1,4 +1,4 @@
-//! What an environment offers for download: files, jars and directories (`rpc 10`).
+//! [`RpcEnvFileServer`], to which files, jars and directories are added.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use super::registry::FileRegistry;
 use crate::address::RpcAddress;
 use crate::error::{ErrorKind, RpcError};
 
-/// What stands for itself in one segment of a URI's path.
+/// The characters to encode in one segment of a path; the others stand for themselves.
 const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')
     .remove(b'_')
@@ -32,25 +32,46 @@ const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'@');
 const PATH: &AsciiSet = &SEGMENT.remove(b'/');
 
-/// Offers files, jars and directories to whoever can reach the environment, for
-/// [`RpcEnv::open_channel`] there and for Spark's own (`rpc 10`). From [`RpcEnv::file_server`];
-/// cheap to clone.
+/// Offers files, jars and directories for download; from [`RpcEnv::file_server`].
+///
+/// Any environment that can connect downloads them by [`RpcEnv::open_channel`]; a Spark process
+/// does so by `NettyRpcEnv.openChannel`. Cloning is cheap.
 ///
 /// Each `add` returns the URI to download from: `spark://host:port/files/name`, `.../jars/name`, or
-/// of a directory the prefix of its files' URIs. Contents are read when they are asked for, so a
-/// file that changes is served as it is then; one that becomes shorter while it is sent breaks its
-/// download off with an error.
+/// for a directory the prefix of the URIs of its files. A file is read when it is downloaded, so a
+/// changed file is sent as it is then. If a file becomes shorter while it is sent, the download
+/// fails.
 ///
-/// Of a directory everything below it is served and nothing else, whatever a peer asks for: `..`,
-/// absolute paths and symbolic links that lead out of it find nothing, nor do symbolic links to
-/// absolute paths.
+/// Of a directory, only the files below it are served: `..`, absolute paths, and symbolic links
+/// that leave it or are absolute find nothing.
 ///
-/// In an environment that does not listen, each `add` is an error of kind [`ErrorKind::Config`].
+/// In an environment that does not listen, each `add` returns [`ErrorKind::Config`].
+///
+/// ```
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let directory = tempfile::tempdir()?;
+/// # let path = directory.path().join("model.bin");
+/// # std::fs::write(&path, "weights")?;
+/// use rpc_core::RpcEnv;
+/// use tokio::io::AsyncReadExt;
+///
+/// let server = RpcEnv::builder("server").bind("127.0.0.1:0").start().await?;
+/// let uri = server.file_server().add_file(path).await?;
+///
+/// let client = RpcEnv::builder("client").client_mode().start().await?;
+/// let mut content = String::new();
+/// client.open_channel(&uri).await?.read_to_string(&mut content).await?;
+/// assert_eq!(content, "weights");
+/// # client.shutdown().await;
+/// # server.shutdown().await;
+/// # Ok(())
+/// # }
+/// ```
 ///
 /// # Cancel safety
 ///
-/// Paths are looked at on blocking threads. When a future is dropped before it is ready, nothing
-/// has been added.
+/// Paths are checked on blocking threads. Dropping a future before it completes adds nothing.
 ///
 /// [`RpcEnv::open_channel`]: crate::RpcEnv::open_channel
 /// [`RpcEnv::file_server`]: crate::RpcEnv::file_server
@@ -62,17 +83,19 @@ pub struct RpcEnvFileServer {
 }
 
 impl RpcEnvFileServer {
-    /// Offers one file under its name. Adding the same file again changes nothing.
+    /// Offers one file under its name and returns its URI.
+    ///
+    /// Adding the same file again has no effect.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Config`] if it is not there or no regular file, if its name is not Unicode, or
-    /// if another file of that name is offered already.
+    /// [`ErrorKind::Config`] if the path does not exist or is not a regular file, if its name is
+    /// not Unicode, or if another file of that name is offered already.
     pub async fn add_file(&self, path: impl Into<PathBuf>) -> Result<String, RpcError> {
         self.add("files", path.into()).await
     }
 
-    /// Offers one file under its name, among the jars. Otherwise as [`add_file`](Self::add_file).
+    /// Offers one jar under its name, as [`add_file`](Self::add_file) does for a file.
     ///
     /// # Errors
     ///
@@ -81,16 +104,18 @@ impl RpcEnvFileServer {
         self.add("jars", path.into()).await
     }
 
-    /// Offers everything below a directory, under `uri`: the path of a URI such as `/classes`.
+    /// Offers all files below a directory and returns the prefix of their URIs.
     ///
-    /// `uri` may have several segments (a directory at `/a/b` gives `/a/b/c`); the longest that is
-    /// offered counts. Spark takes such a `uri` too, but never finds what is below it.
+    /// `uri` is the path of that prefix, such as `/classes`. It may have several segments: a file
+    /// `c` in a directory at `/a/b` is `/a/b/c`. If several directories match a request, the one
+    /// with the longest prefix is used. Spark accepts several segments, but finds no file below
+    /// them.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Config`] if the directory is not there, if `uri` has no segments, begins with
-    /// those of files or jars, or is taken. Dot segments and double slashes in it are resolved
-    /// first.
+    /// [`ErrorKind::Config`] if the directory does not exist, if `uri` has no segments or begins
+    /// with `/files` or `/jars`, or if another directory is offered there. Dot segments and double
+    /// slashes are resolved before.
     pub async fn add_directory(
         &self,
         uri: &str,
@@ -104,11 +129,11 @@ impl RpcEnvFileServer {
         }
     }
 
-    /// The same, but if `uri` is taken the directory that has it stays and there is no error.
+    /// Offers a directory unless another one is offered at `uri`.
     ///
     /// # Errors
     ///
-    /// The others of [`add_directory`](Self::add_directory).
+    /// Those of [`add_directory`](Self::add_directory), except that for a `uri` in use.
     pub async fn add_directory_if_absent(
         &self,
         uri: &str,
@@ -119,13 +144,14 @@ impl RpcEnvFileServer {
         Ok(offered)
     }
 
-    /// Offers the file no longer; `name` is the last part of its path. Downloads under way go on.
-    /// Returns whether it was offered.
+    /// Removes the file `name`, and returns whether it was offered.
+    ///
+    /// `name` is the last part of its path. Active downloads of it continue.
     pub fn remove_file(&self, name: &str) -> bool {
         self.registry.remove(&format!("files/{name}"))
     }
 
-    /// The same of a jar.
+    /// Removes the jar `name`, as [`remove_file`](Self::remove_file) does for a file.
     pub fn remove_jar(&self, name: &str) -> bool {
         self.registry.remove(&format!("jars/{name}"))
     }
@@ -133,7 +159,7 @@ impl RpcEnvFileServer {
     async fn add(&self, segment: &str, path: PathBuf) -> Result<String, RpcError> {
         let name = path.file_name().map(|name| name.to_str().map(str::to_owned));
         let shown = path.display().to_string();
-        let path = canonical(path, Path::is_file, "no regular file").await?;
+        let path = canonical(path, Path::is_file, "it is not a regular file").await?;
         let Some(Some(name)) = name else {
             let text = format!("the name of {shown} is not Unicode, so no URI can carry it");
             return Err(RpcError::new(ErrorKind::Config, text));
@@ -152,7 +178,7 @@ impl RpcEnvFileServer {
         Err(RpcError::new(ErrorKind::Config, text))
     }
 
-    /// The prefix to register, the URI to tell and the real path.
+    /// Returns the prefix to register, the URI to return and the canonical path.
     async fn directory(
         &self,
         uri: &str,
@@ -160,14 +186,14 @@ impl RpcEnvFileServer {
     ) -> Result<(String, String, PathBuf), RpcError> {
         let prefix = directory_prefix(uri)?;
         let offered = self.uri(&prefix)?;
-        let path = canonical(path, Path::is_dir, "no directory").await?;
+        let path = canonical(path, Path::is_dir, "it is not a directory").await?;
         Ok((prefix, offered, path))
     }
 
     fn uri(&self, path: &str) -> Result<String, RpcError> {
         let Some(address) = &self.address else {
             let text = format!(
-                "the environment {} does not listen, so nobody could download files",
+                "the environment {} does not listen, so it cannot offer files for download",
                 self.env
             );
             return Err(RpcError::new(ErrorKind::Config, text));
@@ -176,34 +202,34 @@ impl RpcEnvFileServer {
     }
 }
 
-/// The real path of what is at `path`, if it is what `accept` wants.
+/// Returns the canonical path of `path`, or an error if `accept` returns false for it.
 async fn canonical(
     path: PathBuf,
     accept: fn(&Path) -> bool,
     otherwise: &'static str,
 ) -> Result<PathBuf, RpcError> {
     let shown = path.display().to_string();
-    let look = move || {
-        let real = path.canonicalize()?;
-        if accept(&real) {
-            Ok(real)
+    let resolve = move || {
+        let canonical = path.canonicalize()?;
+        if accept(&canonical) {
+            Ok(canonical)
         } else {
             Err(io::Error::new(io::ErrorKind::InvalidInput, otherwise))
         }
     };
-    let looked =
-        tokio::task::spawn_blocking(look).await.map_err(io::Error::other).and_then(|real| real);
-    looked.map_err(|error| {
-        RpcError::new(ErrorKind::Config, format!("cannot offer {shown} for download: {error}"))
+    let resolved =
+        tokio::task::spawn_blocking(resolve).await.map_err(io::Error::other).and_then(|path| path);
+    resolved.map_err(|error| {
+        RpcError::new(ErrorKind::Config, format!("cannot offer {shown} for download"))
             .with_source(error)
     })
 }
 
-/// The path that `uri` stands for: dot segments resolved, no slash before or behind it.
+/// Returns the path of a directory URI with dot segments resolved and outer slashes removed.
 fn directory_prefix(uri: &str) -> Result<String, RpcError> {
-    let bad = |why: &str| Err(RpcError::new(ErrorKind::Config, why.to_owned()));
+    let config_error = |why: &str| Err(RpcError::new(ErrorKind::Config, why.to_owned()));
     let Ok(path) = percent_decode_str(uri).decode_utf8() else {
-        return bad(&format!("the directory URI {uri} is not UTF-8"));
+        return config_error(&format!("the directory URI {uri} is not UTF-8"));
     };
     let mut segments = Vec::new();
     for segment in path.split('/') {
@@ -214,9 +240,11 @@ fn directory_prefix(uri: &str) -> Result<String, RpcError> {
         }
     }
     match segments.first() {
-        None => bad(&format!("the directory URI '{uri}' has no segments, as /classes has")),
+        None => config_error(&format!(
+            "the directory URI '{uri}' has no segments; an example is /classes"
+        )),
         Some(first) if FILE_SEGMENTS.contains(first) => {
-            bad("Directory URI cannot be /files nor /jars.")
+            config_error("Directory URI cannot be /files nor /jars.")
         }
         Some(_) => Ok(segments.join("/")),
     }

@@ -2,10 +2,11 @@
 //! `NettyRpcEnv.openChannel`).
 
 mod download;
+mod download_pool;
 mod file_server;
 mod registry;
 
 pub use download::Download;
-pub(crate) use download::DownloadPool;
+pub(crate) use download_pool::DownloadPool;
 pub use file_server::RpcEnvFileServer;
 pub(crate) use registry::FileRegistry;

@@ -1,4 +1,4 @@
-//! What is offered under which name, and how it is opened for a peer.
+//! [`FileRegistry`], which maps paths of URIs to files and opens them for peers.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -14,10 +14,10 @@ use network_common::{BoxError, ManagedBuffer, StreamManager, TransportClient};
 
 use crate::sync::Mutex;
 
-/// The first segments of the URIs' paths of single files.
+/// The first path segments of single files.
 pub(super) const FILE_SEGMENTS: [&str; 2] = ["files", "jars"];
 
-/// Everything that is offered, as the transport's [`StreamManager`].
+/// All offered files and directories; the [`StreamManager`] of an environment.
 #[derive(Debug, Default)]
 pub(crate) struct FileRegistry {
     offered: Mutex<Offered>,
@@ -27,11 +27,11 @@ pub(crate) struct FileRegistry {
 struct Offered {
     /// Single files by path, which begins with one of [`FILE_SEGMENTS`].
     files: HashMap<String, PathBuf>,
-    /// By prefix, without a slash before or behind it.
+    /// Directories by prefix, without outer slashes.
     directories: HashMap<String, PathBuf>,
 }
 
-/// Where a stream's content is.
+/// The file that a stream id names.
 #[derive(Debug)]
 enum FileLocation {
     File(PathBuf),
@@ -39,12 +39,12 @@ enum FileLocation {
 }
 
 impl FileRegistry {
-    /// Returns the path of the file that is offered under the key now: `path`, or that of another.
+    /// Adds a file, unless the key is in use, and returns the file that is offered under the key.
     pub(super) fn add(&self, key: String, path: &Path) -> PathBuf {
         self.offered.lock().files.entry(key).or_insert_with(|| path.to_owned()).clone()
     }
 
-    /// Whether the prefix, written without a slash before or behind it, was free.
+    /// Adds a directory, and returns whether the prefix, without outer slashes, was free.
     pub(super) fn add_directory(&self, prefix: String, path: PathBuf) -> bool {
         match self.offered.lock().directories.entry(prefix) {
             Entry::Occupied(_) => false,
@@ -55,12 +55,12 @@ impl FileRegistry {
         }
     }
 
-    /// Whether there was one.
+    /// Removes a file, and returns whether it was offered.
     pub(super) fn remove(&self, key: &str) -> bool {
         self.offered.lock().files.remove(key).is_some()
     }
 
-    /// `None`: no file of that name.
+    /// Returns the file that a stream id names; `None` if no such file was added.
     fn locate(&self, stream_id: &str) -> Result<Option<FileLocation>, BoxError> {
         let path = stream_id.strip_prefix('/').unwrap_or(stream_id);
         let first = path.split('/').next().unwrap_or_default();
@@ -81,13 +81,15 @@ impl FileRegistry {
 }
 
 impl FileLocation {
-    /// The whole file, open, so that what is sent is what was checked. May block on the disk.
+    /// Opens the whole file; may block on the disk.
+    ///
+    /// The open file is sent, so that it is the one whose type was checked.
     fn open(self) -> io::Result<Option<ManagedBuffer>> {
-        // Asked before opening: to open a pipe would wait for its other end.
+        // Checked before opening, because opening a pipe waits for its other end.
         let file = match self {
             Self::File(path) if path.metadata()?.is_file() => File::open(path)?,
             Self::Below { directory, rest } => {
-                // Opened anew each time, as the directory may have been made anew.
+                // Opened each time, because the directory may have been replaced.
                 let directory = Dir::open_ambient_dir(directory, ambient_authority())?;
                 if !directory.metadata(&rest)?.is_file() {
                     return Ok(None);
@@ -101,8 +103,8 @@ impl FileLocation {
     }
 }
 
-/// Whether `error` says that there is nothing at a path, or nothing that it is allowed to lead to.
-fn not_found_error(error: &io::Error) -> bool {
+/// Returns whether the path does not exist, or leads out of its directory.
+fn is_not_found(error: &io::Error) -> bool {
     matches!(
         error.kind(),
         io::ErrorKind::NotFound
@@ -119,9 +121,7 @@ impl StreamManager for FileRegistry {
         _: i64,
         _: i32,
     ) -> BoxFuture<'a, Result<ManagedBuffer, BoxError>> {
-        Box::pin(async {
-            Err("java.lang.UnsupportedOperationException: files are not served in chunks".into())
-        })
+        Box::pin(async { Err("files are not served in chunks: open a stream instead".into()) })
     }
 
     fn open_stream<'a>(
@@ -130,11 +130,11 @@ impl StreamManager for FileRegistry {
         stream_id: &'a str,
     ) -> BoxFuture<'a, Result<Option<ManagedBuffer>, BoxError>> {
         Box::pin(async move {
-            let Some(place) = self.locate(stream_id)? else { return Ok(None) };
-            match tokio::task::spawn_blocking(move || place.open()).await? {
+            let Some(location) = self.locate(stream_id)? else { return Ok(None) };
+            match tokio::task::spawn_blocking(move || location.open()).await? {
                 Ok(found) => Ok(found),
-                Err(error) if not_found_error(&error) => {
-                    tracing::debug!(peer = %client.peer_addr(), stream_id, %error, "nothing to serve");
+                Err(error) if is_not_found(&error) => {
+                    tracing::debug!(peer = %client.peer_addr(), stream_id, %error, "no file to serve");
                     Ok(None)
                 }
                 Err(error) => {

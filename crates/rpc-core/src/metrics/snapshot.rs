@@ -66,7 +66,7 @@ pub struct EndpointSnapshot {
     pub held: u64,
     /// The bytes of these messages, as the limits count them.
     pub held_bytes: u64,
-    /// The time since the endpoint last had no message that was due to be handled.
+    /// How long the oldest message has been queued, or has delayed the messages behind it.
     ///
     /// Zero if the endpoint keeps up.
     pub lag: Duration,
