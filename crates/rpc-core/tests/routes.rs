@@ -144,5 +144,5 @@ async fn ask_of_one_way_rpc_fails() {
     let touch =
         envelope::message(1, "store", "/coverage.Store/Touch", &Mark::default().encode_to_vec());
     let response = soon(client.send_rpc(touch.encode_to_vec())).await.unwrap();
-    assert!(String::from_utf8_lossy(&response).contains("without an answer"), "{response:?}");
+    assert!(String::from_utf8_lossy(&response).contains("without a reply"), "{response:?}");
 }
