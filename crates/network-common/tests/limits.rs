@@ -174,7 +174,11 @@ async fn server_stops_reading_from_peer_that_does_not_read() {
     assert!(stalled.is_err(), "the server read all requests");
     let now = context.metrics().server().snapshot();
     // The limit, and the requests of one read.
-    assert!(now.write_queue_bytes < 16 << 20, "{} bytes of responses are queued", now.write_queue_bytes);
+    assert!(
+        now.write_queue_bytes < 16 << 20,
+        "{} bytes of responses are queued",
+        now.write_queue_bytes
+    );
     assert_eq!(now.connections, 1);
     // The server continues once the peer reads.
     let mut block = vec![0; 64 << 10];

@@ -465,3 +465,37 @@ impl<R> From<SendError<R>> for RpcError {
         rejected.error.mark_as_result()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::{ErrorKind, RpcError, SendError};
+
+    #[test]
+    fn alternate_display_contains_each_cause_once() {
+        let application = || RpcError::application(io::Error::other("disk full"));
+        assert_eq!(format!("{:#}", application()), "disk full");
+        let nested = application().mark_as_result().into_handler_failure();
+        assert_eq!(format!("{nested:#}"), "disk full");
+        assert_eq!(format!("{:#}", SendError::new((), nested)), "disk full");
+        let cause = io::Error::other("no such file");
+        let config = RpcError::new(ErrorKind::Config, "the secret file x cannot be read");
+        assert_eq!(
+            format!("{:#}", config.with_source(cause)),
+            "the secret file x cannot be read: no such file"
+        );
+    }
+
+    #[test]
+    fn error_is_retryable_only_if_its_handler_marked_it() {
+        let nested = RpcError::application("busy").retryable().mark_as_result();
+        assert!(nested.is_retryable());
+        assert!(!nested.clone().into_handler_failure().is_retryable());
+        assert!(nested.retryable().is_retryable());
+        let timeout = RpcError::new(ErrorKind::Timeout, "late");
+        assert!(timeout.is_timeout() && !timeout.is_retryable());
+        let shared = RpcError::application("x");
+        assert!(shared.clone().retryable().is_retryable() && !shared.is_retryable());
+    }
+}

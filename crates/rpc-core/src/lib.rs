@@ -1,12 +1,27 @@
-//! Named endpoints, typed messages, asks with deadlines: the `RpcEnv` of Apache Spark, in Rust.
+//! Named endpoints, typed messages and asks with timeouts: the `RpcEnv` of Apache Spark, in Rust.
 //!
-//! An *environment* ([`RpcEnv`]) holds the *endpoints* of a process, each under a name. An endpoint
-//! receives the messages of one type, one at a time ([`ThreadSafeRpcEndpoint`]) or concurrently
-//! ([`RpcEndpoint`]). Who holds a *ref* to it ([`RpcEndpointRef`]) [sends](RpcEndpointRef::send) or
-//! [asks](RpcEndpointRef::ask); whether the endpoint is in the same environment or across the
-//! network makes no difference to either.
+//! * An *environment* ([`RpcEnv`]) holds the endpoints of a process and its connections to other
+//!   environments. It listens on an address, or it is a client and only makes connections.
+//! * An *endpoint* is a value that is registered under a name. It receives messages of one type,
+//!   either one at a time with `&mut self` ([`ThreadSafeRpcEndpoint`]) or concurrently
+//!   ([`RpcEndpoint`]).
+//! * A *ref* ([`RpcEndpointRef`]) is a cheap, cloneable handle of an endpoint, local or remote.
+//!   Through a ref you [`send`](RpcEndpointRef::send) (no response) or
+//!   [`ask`](RpcEndpointRef::ask) (a reply or an error).
 //!
-//! Messages come from a service in a `.proto` file, by way of [rpc-build] in `build.rs`:
+//! Guarantees, for local and remote endpoints alike:
+//!
+//! * Messages through one ref and its clones arrive in the order in which they were sent.
+//! * A message is handled at most once; the crate never repeats one on its own.
+//! * Every ask ends exactly once: with the reply, the failure of the endpoint, a timeout, or the
+//!   error that prevented a response.
+//! * An accepted one-way message is lost only with its endpoint, environment or connection. If the
+//!   peer rejects it, `on_undelivered` of the sender's endpoints is called.
+//! * Every queue is bounded. A full queue slows down remote senders, and then rejects messages.
+//!
+//! # Example
+//!
+//! Messages are the rpcs of a service in a `.proto` file, which [rpc-build] compiles in `build.rs`:
 //!
 //! ```proto
 //! service Hello {
@@ -15,8 +30,8 @@
 //! }
 //! ```
 //!
-//! That makes an enum with a variant per rpc. An endpoint matches on it, and each variant brings
-//! the handle ([`RpcCallContext`]) that answers its request:
+//! The service becomes an enum with one variant for each rpc. A variant holds the request, and the
+//! [`RpcCallContext`] that replies to it:
 //!
 //! ```
 //! use rpc_core::{EndpointContext, RpcEnv, RpcError, ThreadSafeRpcEndpoint};
@@ -27,7 +42,7 @@
 //! use hello::{Greeting, HelloMessage, SayHi};
 //!
 //! struct Hello {
-//!     greeted: usize,
+//!     visitors: usize,
 //! }
 //!
 //! impl ThreadSafeRpcEndpoint for Hello {
@@ -40,26 +55,29 @@
 //!     ) -> Result<(), RpcError> {
 //!         match message {
 //!             HelloMessage::SayHi(hi, context) => {
-//!                 self.greeted += 1;
-//!                 context.reply(Greeting { text: format!("hi, {}, guest {}", hi.msg, self.greeted) })
+//!                 self.visitors += 1;
+//!                 let text = format!("hi, {}, visitor {}", hi.msg, self.visitors);
+//!                 context.reply(Greeting { text })
 //!             }
-//!             HelloMessage::SayBye(bye, context) => context.reply(Greeting { text: format!("bye, {}", bye.msg) }),
+//!             HelloMessage::SayBye(bye, context) => {
+//!                 context.reply(Greeting { text: format!("bye, {}", bye.msg) })
+//!             }
 //!         }
 //!     }
 //! }
 //!
 //! # #[tokio::main]
 //! # async fn main() -> Result<(), RpcError> {
-//! // One process listens. Port 0 is a free one.
+//! // One process listens; port 0 is any free port.
 //! let server = RpcEnv::builder("hello-server").bind("127.0.0.1:0").start().await?;
-//! server.setup_endpoint("hello-service", Hello { greeted: 0 })?;
+//! server.setup_endpoint("hello", Hello { visitors: 0 })?;
+//! let address = server.address().expect("an env with `bind` has an address");
 //!
-//! // Another one, here the same, need not.
+//! // Another process, in this example the same one, looks the endpoint up.
 //! let client = RpcEnv::builder("hello-client").client_mode().start().await?;
-//! let address = server.address().expect("a server has one").clone();
-//! let hello = client.setup_endpoint_ref::<HelloMessage>(address, "hello-service").await?;
+//! let hello = client.lookup::<HelloMessage>(address, "hello").await?;
 //! let greeting = hello.ask(SayHi { msg: "neo".to_owned() }).await?;
-//! assert_eq!(greeting.text, "hi, neo, guest 1");
+//! assert_eq!(greeting.text, "hi, neo, visitor 1");
 //!
 //! client.shutdown().await;
 //! server.shutdown().await;
@@ -67,45 +85,61 @@
 //! # }
 //! ```
 //!
-//! The type of the answer follows from the request. To send an endpoint what it does not receive
-//! does not compile; where the two sides were built from different schemas, the lookup compares the
-//! services' names, and an rpc that the other side does not know fails its ask and nothing else.
+//! The type of the reply follows from the request, so a wrong message does not compile. If the two
+//! processes were built from different schemas, the lookup compares the names of the services, and
+//! an unknown rpc fails its ask only.
+//!
+//! # Where to continue
+//!
+//! | topic | place |
+//! |---|---|
+//! | settings | the table of [`RpcConf`]; those of connections in [`TransportConf`] |
+//! | all guarantees, each with its test | `docs/semantics.md` in the repository |
+//! | all errors, each with its kind | `docs/errors.md` |
+//! | which security to choose | `docs/security.md` |
+//! | costs and measurements | `docs/performance.md` |
+//! | the design | `ARCHITECTURE.md` |
+//!
+//! | feature (none is default) | adds |
+//! |---|---|
+//! | `auth` | authentication and encryption with shared secrets |
+//! | `legacy-auth` | weak protocols for old peers: SASL encryption (3DES, RC4), Spark before 3.2 |
+//! | `tls` | TLS, by the settings `spark.ssl.rpc.*` |
+//! | `metrics` | `EnvSnapshot::export`, which writes to the `metrics` crate |
+//!
+//! [`TransportConf`]: network_common::TransportConf
 //!
 //! # Life of an endpoint
 //!
-//! `on_start`, then messages and connection events, then `on_stop`, each of the outer two once; an
-//! endpoint that is stopped still handles what was queued before. An error or panic in any of them
-//! goes to `on_error`, and, if it left a request unanswered, to the asker. It ends that message,
-//! not the endpoint.
+//! `on_start` runs once, then the endpoint receives messages and connection events, then `on_stop`
+//! runs once. An endpoint that is stopped first handles the messages that are queued. An error or
+//! panic in any of these methods calls `on_error`. It fails the message, not the endpoint: a caller
+//! whose request has no reply yet gets the error.
 //!
-//! An endpoint is one of two kinds. A [`ThreadSafeRpcEndpoint`] handles one message at a time with
-//! `&mut self`, so its state needs no locks. An [`RpcEndpoint`] begins the next message while
-//! others wait for something. Either runs on the environment's runtime and must not block it; where
-//! that cannot be helped, the endpoint gets [threads of its own](EndpointOptions::isolated). Asking
-//! itself and awaiting the answer inside `receive` is an error at once ([`ErrorKind::Deadlock`]); a
-//! circle of several thread-safe endpoints that await each other is not noticed, and ends with the
-//! first time limit.
+//! An endpoint must not block its thread, which belongs to the runtime. If it has to, it can get
+//! [threads of its own](EndpointOptions::isolated). A `ThreadSafeRpcEndpoint` that asks itself and
+//! awaits the reply in `receive` gets [`ErrorKind::Deadlock`] at once. A cycle of several
+//! thread-safe endpoints that await each other is not detected; it ends with the first timeout.
 //!
-//! # Ways to send
+//! # Sending
 //!
-//! | | waits for | fails when |
+//! | | waits for | fails if |
 //! |---|---|---|
-//! | [`send`](RpcEndpointRef::send) | nothing | the queue is full, the endpoint has stopped: the request comes back |
-//! | [`send_wait`](RpcEndpointRef::send_wait) | room in the queue | the endpoint has stopped: the request comes back |
-//! | [`ask`](RpcEndpointRef::ask) | the answer | the same, and as the endpoint says, or time is over |
-//! | [`ask_with_retry`](RpcEndpointRef::ask_with_retry) | the answer | the same, after several attempts |
-//! | [`ask_sync`](RpcEndpointRef::ask_sync) | the answer, blocking the thread | the same |
+//! | [`send`](RpcEndpointRef::send) | nothing | the queue is full or the endpoint has stopped; returns the message |
+//! | [`send_wait`](RpcEndpointRef::send_wait) | capacity of the queue | the endpoint has stopped; returns the message |
+//! | [`ask`](RpcEndpointRef::ask) | the reply | as `send`; also if the endpoint returns an error, or at the timeout |
+//! | [`ask_with_retry`](RpcEndpointRef::ask_with_retry) | the reply | as `ask`, after several attempts |
+//! | [`ask_sync`](RpcEndpointRef::ask_sync) | the reply; blocks the thread | as `ask` |
 //!
-//! All of them are on their way when the function returns, or when the future that waits for room
-//! is ready; an answer need not be awaited for that. Dropping an ask gives it up, and so do its
-//! time limit and its [abort handle](Ask::abort_handle). A request that has been given up is not
-//! handled any more if its turn has not come, and an endpoint at work on it can [find
-//! out](RpcCallContext::is_cancelled). An ask made inside `receive` waits no longer than the asker
-//! of the request being handled does.
+//! `send` and `ask` queue the message before they return, `send_wait` when its future completes. An
+//! ask is cancelled by dropping its future, by its timeout, or by its
+//! [abort handle](AskFuture::abort_handle). A cancelled ask is dropped from the queue; an endpoint
+//! that is handling it can check [`is_cancelled`](RpcCallContext::is_cancelled). An ask that is made
+//! inside `receive` inherits the remaining deadline of the request that is being handled.
 //!
 //! # Refs inside messages
 //!
-//! A worker that registers with a master sends its own ref along, and the master asks it back:
+//! A worker that registers with a master sends its own ref, so that the master can ask it:
 //!
 //! ```proto
 //! import "rpc_core.proto";
@@ -115,8 +149,8 @@
 //! }
 //! ```
 //!
-//! The field's type is [`EndpointRef`]. It is made from a typed ref, and made a typed ref again
-//! where it arrives:
+//! The type of the field is [`EndpointRef`]. It is made from a typed ref, and the receiver resolves
+//! it to a typed ref:
 //!
 //! ```
 //! # use rpc_core::{EndpointRef, RpcEndpointRef, RpcEnv, RpcError};
@@ -124,74 +158,54 @@
 //! # use hello::HelloMessage;
 //! # fn example(worker: RpcEndpointRef<HelloMessage>, env: RpcEnv) -> Result<(), RpcError> {
 //! let field = EndpointRef::try_from(&worker)?;
-//! // In the master's `receive`, where `cx.env()` gives its environment:
+//! // In `receive` of the master, where `cx.env()` returns its environment:
 //! let worker: RpcEndpointRef<HelloMessage> = env.resolve(&field)?;
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! The endpoint may be in an environment that does not listen, a driver behind a firewall say: then
-//! the connection that it has made to the reader carries what is sent to it, as long as it lasts.
-//! Such a ref cannot be passed on to a third. Any other one can, over as many hops as you like;
-//! back home it is local again.
+//! The endpoint may be in an environment that does not listen, for example behind a firewall. Its
+//! messages then use the connection that this environment has made, as long as it lasts. A ref of a
+//! client-mode environment cannot be forwarded to another process; every other ref can. A ref that
+//! returns to its own environment is a local ref.
 //!
-//! A ref in a message stands for the endpoint of one run of its environment. A successor at the
-//! same address refuses what is sent to it with [`ErrorKind::Stopped`], whereas a ref that was
-//! [looked up](RpcEnv::setup_endpoint_ref) reaches whichever run is there, as in Spark.
+//! A ref from a message means the endpoint in one incarnation (one run) of its environment. A later
+//! incarnation at the same address rejects its messages with [`ErrorKind::Stopped`]. A ref from a
+//! [`lookup`](RpcEnv::lookup) means whichever incarnation listens on the address, as in Spark.
 //!
-//! # What is promised
+//! # Limits and flow control
 //!
-//! * What one holder of a ref sends and asks arrives in that order, here and across the network.
-//! * A message is handled at most once. Nothing is sent again by itself.
-//! * Every ask ends exactly once: with the answer, the endpoint's failure, a timeout, or the news
-//!   that the way there was lost; also when an endpoint, a connection or a runtime ends with
-//!   messages queued.
-//! * A one-way message that was accepted is lost only with its endpoint, environment or connection.
-//!   If the other side refuses it, the endpoints of the sending environment are told
-//!   (`on_undelivered`).
+//! An inbox has limits of messages and bytes, which count until a message is handled. What exceeds
+//! them is rejected, or [replaces the oldest message](OverflowPolicy). Each endpoint can have [its
+//! own limits](EndpointOptions::max_messages).
 //!
-//! `docs/semantics.md` in the repository states these and all others on one page, each with the
-//! test that proves it.
+//! Each connection has *credit* for each endpoint. A message consumes credit, and the endpoint
+//! returns it when the message is handled. Without credit, messages are queued in the process of
+//! the sender, also with limits: then `send` returns the message and `send_wait` waits. Messages to
+//! other endpoints on the same connection are not delayed.
 //!
-//! # Limits
-//!
-//! Nothing grows without bounds. An inbox holds so many messages and bytes, counted until they have
-//! been handled; what does not fit is [refused, or the oldest is dropped](Overflow). The settings
-//! are in the table of [`RpcConf`]; an endpoint can have [its own](EndpointOptions::max_messages).
-//!
-//! Across the network a full inbox slows its senders down before it refuses anything: each
-//! connection has *credit* for each endpoint, which every message uses up and which comes back when
-//! it has been handled. A sender without credit queues in its own process, in an outbox with limits
-//! of its own; then `send` gives the request back and `send_wait` waits. Messages to other
-//! endpoints pass by on the same connection.
-//!
-//! What an environment does and holds is told by [`RpcEnv::snapshot`].
-//!
-//! # Files
-//!
-//! An environment that listens can offer files, jars and directories ([`RpcEnv::file_server`]), and
-//! any other one, also a Spark's, downloads them by URI ([`RpcEnv::open_channel`]), piece by piece
-//! and over a connection that no messages use.
+//! [`RpcEnv::snapshot`] returns the state of all queues.
 //!
 //! # Errors
 //!
-//! An [`RpcError`] says what [kind](RpcError::kind) of thing went wrong, [with
-//! whom](RpcError::peer), whether the [other side reported it](RpcError::is_remote), and whether
-//! the same request may be [tried again](RpcError::is_retryable) without being handled twice. Its
-//! text names the limit or time and the setting that controls it. To fail a request in its own
-//! terms an endpoint returns [`RpcError::application`] from `receive`, or calls
+//! An [`RpcError`] has a [kind](RpcError::kind), the [peer](RpcError::peer), whether the [peer
+//! reported it](RpcError::is_remote), and whether the request [may be
+//! repeated](RpcError::is_retryable) without being executed twice. To fail a request, an endpoint
+//! returns [`RpcError::application`] from `receive`, or calls
 //! [`send_failure`](RpcCallContext::send_failure).
+//!
+//! # Files
+//!
+//! An environment that listens can offer files, jars and directories ([`RpcEnv::file_server`]).
+//! Other environments, also those of Spark, download them by URI ([`RpcEnv::open_channel`]), over a
+//! connection that carries no messages.
 //!
 //! # Security
 //!
-//! By default whoever reaches the port may send and download. With the feature `auth` and the
-//! settings `spark.authenticate` and `spark.authenticate.secret` peers prove to each other that
-//! they know a secret, `spark.network.crypto.*` encrypts; with the feature `tls` `spark.ssl.rpc.*`
-//! does. All connections of an environment are under the same protection: those for messages, made
-//! by it or to it, and those for downloads; nothing of a peer is read before it has proved who it
-//! is. [`RpcEnvBuilder::auth`](crate::RpcEnvBuilder#method.auth) is for several applications and
-//! secrets that change. The table of [`TransportConf`](network_common::TransportConf) has all
-//! settings; `docs/security.md` in the repository tells which to choose.
+//! By default every process that can connect may send messages and download files. The feature
+//! `auth` and the settings below authenticate all connections, for messages and for downloads, in
+//! both directions. A peer is authenticated before any of its messages is read.
+//! `RpcEnvBuilder::auth` is for several applications, and for secrets that change.
 //!
 //! ```
 //! # #[cfg(feature = "auth")]
@@ -214,67 +228,55 @@
 //! # fn main() {}
 //! ```
 //!
-//! # Shutting down
-//!
-//! [`RpcEnv::shutdown`] refuses new messages, lets the endpoints finish what they have accepted,
-//! runs their `on_stop`, sends out what is still queued and closes the connections, all within time
-//! limits. What did not make it is in the [report](ShutdownReport):
-//!
-//! ```
-//! # #[tokio::main]
-//! # async fn main() -> Result<(), rpc_core::RpcError> {
-//! # let env = rpc_core::RpcEnv::builder("doc").client_mode().start().await?;
-//! let report = env.shutdown().await;
-//! for endpoint in report.endpoints.iter().filter(|endpoint| endpoint.abandoned > 0) {
-//!     eprintln!("{} left {} messages", endpoint.name, endpoint.abandoned);
-//! }
-//! assert!(report.is_clean());
-//! # Ok(())
-//! # }
-//! ```
-//!
 //! # Testing
 //!
-//! Environments on one [`MemoryNetwork`] meet without sockets. Messages are encoded, queued and
-//! limited as across a real network, and tokio's time may be paused, so that a time limit of two
-//! minutes passes at once:
+//! Environments on one [`MemoryNetwork`] connect without sockets. Messages are encoded, queued and
+//! limited as on a real network. Tokio's time may be paused, so a timeout of two minutes elapses at
+//! once:
 //!
 //! ```
-//! # use rpc_core::{EndpointContext, ErrorKind, MemoryNetwork, RpcEnv, RpcError, ThreadSafeRpcEndpoint};
+//! # use rpc_core::{
+//! #     EndpointContext, MemoryNetwork, RpcEnv, RpcError, ThreadSafeRpcEndpoint,
+//! # };
 //! # mod hello { rpc_core::include_proto!("hello"); }
 //! # use hello::{HelloMessage, SayHi};
 //! # struct Silent(Vec<HelloMessage>);
 //! # impl ThreadSafeRpcEndpoint for Silent {
 //! #     type Message = HelloMessage;
-//! #     async fn receive(&mut self, m: HelloMessage, _: &EndpointContext<HelloMessage>) -> Result<(), RpcError> {
-//! #         self.0.push(m);
+//! #     async fn receive(
+//! #         &mut self,
+//! #         message: HelloMessage,
+//! #         _: &EndpointContext<HelloMessage>,
+//! #     ) -> Result<(), RpcError> {
+//! #         self.0.push(message);
 //! #         Ok(())
 //! #     }
 //! # }
 //! # #[tokio::main(flavor = "current_thread", start_paused = true)]
 //! # async fn main() -> Result<(), RpcError> {
 //! let network = MemoryNetwork::new();
-//! let server = RpcEnv::builder("server").bind("10.0.0.1:7077").memory_network(&network).start().await?;
+//! let server = RpcEnv::builder("server").memory_network(&network).bind("10.0.0.1:7077");
+//! let server = server.start().await?;
 //! server.setup_endpoint("silent", Silent(Vec::new()))?;
-//! let client = RpcEnv::builder("client").client_mode().memory_network(&network).start().await?;
-//! let silent = client.setup_endpoint_ref::<HelloMessage>("10.0.0.1:7077".parse()?, "silent").await?;
-//! let error = silent.ask(SayHi { msg: "anybody?".to_owned() }).await.unwrap_err();
+//! let client = RpcEnv::builder("client").memory_network(&network).client_mode().start().await?;
+//! let silent = client.lookup::<HelloMessage>("10.0.0.1:7077", "silent").await?;
+//! let error = silent.ask(SayHi { msg: "hello?".to_owned() }).await.unwrap_err();
 //! assert!(error.is_timeout());
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! # Between two versions
+//! # Compatibility
 //!
-//! Messages travel in the envelope of `proto/rpc_envelope.proto` over the frames of
-//! [network-common]. Its fields are only ever added to.
+//! The frames are those of Spark ([network-common]); the messages in them have the format of
+//! `proto/rpc_envelope.proto`, which later versions only extend.
 //!
 //! [rpc-build]: https://docs.rs/rpc-build
 //! [network-common]: network_common
 
 #![forbid(unsafe_code)]
 
-// Generated code says `::rpc_core`, also where this crate generates for itself.
+// Generated code refers to `::rpc_core`, also inside this crate.
 extern crate self as rpc_core;
 
 mod address;
@@ -325,15 +327,16 @@ pub use timeout::RpcTimeout;
 pub use trace::TracePropagator;
 pub use wire::{DecodeBuf, EncodeBuf};
 
-/// What generated code needs and nobody else should.
+/// Items that only generated code uses.
 #[doc(hidden)]
 pub mod codegen {
     pub use crate::message_loop::LoopContext;
     pub use prost;
 }
 
-/// Includes what rpc-build generated for a package of `.proto` files. The name of the package is
-/// the literal; the module around it may have any.
+/// Includes the code that rpc-build generated for a package of `.proto` files.
+///
+/// The literal is the name of the package; the enclosing module may have any name.
 ///
 /// ```text
 /// pub mod hello {
