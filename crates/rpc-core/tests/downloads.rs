@@ -82,7 +82,7 @@ async fn rpc_env_34_incomplete_uri_is_rejected() {
     ] {
         let error = soon(client.open_channel(uri)).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidAddress, "{uri}");
-        let text = error.to_string();
+        let text = format!("{error:#}");
         assert!(
             text.starts_with(&format!("cannot download {uri}: ")) && text.contains(why),
             "{text}"

@@ -91,10 +91,8 @@ async fn rpc_env_34_files_jars_and_directories_are_downloaded() {
         let error = content(&client, &uri).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::FileUnavailable, "{error}");
         assert!(error.is_remote() && !error.is_retryable(), "{error:?}");
-        assert!(
-            error.to_string().contains(&uri) && error.to_string().contains("not found"),
-            "{error}"
-        );
+        let text = format!("{error:#}");
+        assert!(text.contains(&uri) && text.contains("not found"), "{text}");
     }
 }
 
