@@ -1,4 +1,4 @@
-//! [`RpcAddress`] and [`RpcEndpointAddress`], with the text forms of Spark's classes of these names.
+//! [`RpcAddress`] and [`RpcEndpointAddress`], with the text forms of the classes in Spark.
 
 use std::fmt;
 use std::net::Ipv6Addr;
@@ -296,7 +296,8 @@ fn check_name(name: &str) -> Result<(), RpcError> {
         Some(bad) => Err(RpcError::new(
             ErrorKind::InvalidAddress,
             format!(
-                "the endpoint name `{name:.200}` contains {bad:?}, which spark://name@host:port cannot carry"
+                "the endpoint name `{name:.200}` contains {bad:?}, which is not allowed in \
+                 spark://name@host:port"
             ),
         )),
         None => Ok(()),

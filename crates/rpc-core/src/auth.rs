@@ -32,8 +32,8 @@ impl AuthIdentity {
             (_, Some(path)) => read_secret(path).await?,
             _ => {
                 let text = format!(
-                    "spark.authenticate is true, but there is no secret: set {SECRET}, {SECRET_FILE} \
-                     or RpcEnvBuilder::auth"
+                    "spark.authenticate is true, but there is no secret: set {SECRET}, \
+                     {SECRET_FILE} or RpcEnvBuilder::auth"
                 );
                 return Err(RpcError::new(ErrorKind::Config, text));
             }

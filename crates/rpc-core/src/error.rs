@@ -81,8 +81,8 @@ pub enum ErrorKind {
 ///
 /// The text names the peer, the operation and, for limits and timeouts, the setting. It does not
 /// repeat the cause, which is the [`source`](StdError::source); `{error:#}` prints the error and
-/// all its causes, separated by `: `. A failure that a peer reported carries at most 32 causes, each
-/// as a text.
+/// all its causes, separated by `: `. A failure that a peer reported has at most 32 causes, each as
+/// a text.
 ///
 /// Cloning is cheap. All requests that fail when a connection ends get the same error.
 ///
@@ -100,7 +100,7 @@ pub enum ErrorKind {
 #[derive(Clone)]
 pub struct RpcError {
     inner: Arc<ErrorInner>,
-    /// Whether a request of this process ended with the error.
+    /// True if a request of this process ended with the error.
     ///
     /// Not in `inner`, which the endpoint that failed the request may share.
     received: bool,
@@ -242,7 +242,7 @@ impl RpcError {
         if !self.received {
             return self;
         }
-        // A timeout of a nested request is a timeout for every caller in the chain.
+        // A nested timeout is a timeout for each caller in the chain.
         let kind = if self.is_timeout() { ErrorKind::Timeout } else { ErrorKind::Application };
         Self::wrap(kind, self)
     }
@@ -329,7 +329,8 @@ impl RpcError {
 
     /// Returns the endpoint or the environment that the failed operation addressed.
     ///
-    /// An endpoint is `spark://name@host:port` or `spark-client://name`, an environment `host:port`.
+    /// An endpoint is `spark://name@host:port` or `spark-client://name`; an environment is
+    /// `host:port`.
     #[must_use]
     pub fn peer(&self) -> Option<&str> {
         self.inner.peer.as_deref()

@@ -134,8 +134,8 @@
 //! `send` and `ask` queue the message before they return, `send_wait` when its future completes. An
 //! ask is cancelled by dropping its future, by its timeout, or by its
 //! [abort handle](AskFuture::abort_handle). A cancelled ask is dropped from the queue; an endpoint
-//! that is handling it can check [`is_cancelled`](RpcCallContext::is_cancelled). An ask that is made
-//! inside `receive` inherits the remaining deadline of the request that is being handled.
+//! that is handling it can check [`is_cancelled`](RpcCallContext::is_cancelled). An ask inside
+//! `receive` inherits the remaining deadline of the request that is being handled.
 //!
 //! # Refs inside messages
 //!
