@@ -1,9 +1,9 @@
-//! Limits of queues, and what happens when they are reached.
+//! Limits of queues: `Volume`, the limits of inboxes and credit windows, and shared byte budgets.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// A number of messages, and of the bytes of their frames' bodies.
+/// A number of messages and a number of bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Volume {
     pub(crate) messages: u64,
@@ -28,7 +28,7 @@ impl Volume {
         *self = self.minus(other);
     }
 
-    /// The difference, or 0 where `other` is larger.
+    /// Returns the difference; 0 where `other` is larger.
     pub(crate) fn minus(self, other: Self) -> Self {
         Self {
             messages: self.messages.saturating_sub(other.messages),
@@ -36,33 +36,34 @@ impl Volume {
         }
     }
 
+    /// Returns one half, rounded up.
     pub(crate) fn half(self) -> Self {
         Self { messages: self.messages.div_ceil(2), bytes: self.bytes.div_ceil(2) }
     }
 
-    /// Whether one more message fits: both numbers are below those of `limit`.
-    pub(crate) fn fits(self, limit: Self) -> bool {
+    /// Returns whether both numbers are below `limit`, so that one more message is accepted.
+    pub(crate) fn is_below(self, limit: Self) -> bool {
         self.messages < limit.messages && self.bytes < limit.bytes
     }
 }
 
-/// How large the windows of the routes to one inbox may be.
+/// The sizes of the credit windows of the routes to one inbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct CreditLimits {
     /// The window of a new route.
     pub(crate) initial: Volume,
-    /// Up to here a window grows while the inbox has capacity.
+    /// A window grows up to this size while the inbox has capacity.
     pub(crate) usual: Volume,
-    /// Beyond `usual` a window grows, up to a fair share of this, while its sender waits for
-    /// credit and the endpoint keeps up.
+    /// The limits of the inbox. A window grows up to a fair share of them while its sender waits
+    /// for credit and the endpoint keeps up.
     pub(crate) inbox: Volume,
 }
 
 impl CreditLimits {
-    /// For an inbox that holds `limit`.
+    /// Derives the windows from the limits of the inbox.
     pub(crate) fn new(limit: Volume) -> Self {
-        // A sixteenth leaves capacity for other senders. The bounds keep a burst of new
-        // connections small, and let a fast sender on a near link run without waiting.
+        // 1/16 leaves capacity for other senders. The bounds keep a burst of new connections
+        // small, and are large enough for a fast sender in the same network.
         let window = |limit: u64, initial: u64, usual: u64| {
             let initial = (limit / 16).clamp(1, initial);
             (initial, (limit / 16).clamp(initial, usual))
@@ -77,48 +78,62 @@ impl CreditLimits {
     }
 }
 
-/// What an endpoint's inbox does with a message that does not fit.
+/// What a full inbox does with a new message.
 ///
-/// Senders across the network are slowed down before it comes to that (see the crate's
-/// documentation, "Limits").
+/// Credit slows remote senders down before an inbox is full; see "Limits" in the [crate's
+/// documentation](crate).
+///
+/// ```
+/// use rpc_core::{EndpointOptions, OverflowPolicy};
+///
+/// // Only the latest 100 messages matter.
+/// let options = EndpointOptions::new().max_messages(100).overflow(OverflowPolicy::DropOldest);
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum OverflowPolicy {
-    /// The new message is refused: a send gives it back, an ask fails with a retryable error, and
-    /// the sender of a one-way message in another environment is told by `on_undelivered`.
+    /// Rejects the new message with [`ErrorKind::Limit`](crate::ErrorKind::Limit), retryable.
+    ///
+    /// A local `send` returns the message. An ask fails. The environment of a remote one-way
+    /// message receives `on_undelivered`.
     #[default]
     Reject,
-    /// The message that has waited longest makes room. Its asker, if it has one, gets the error.
+    /// Drops the oldest queued message and accepts the new one.
+    ///
+    /// If the dropped message is an ask, it fails with
+    /// [`ErrorKind::Limit`](crate::ErrorKind::Limit). If all messages are being handled, the new
+    /// message is rejected.
     DropOldest,
 }
 
-/// What one inbox holds at most, and what its endpoint is watched for. Most inboxes of an
-/// environment share one.
+/// The settings of an inbox. Inboxes with the same settings share one.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct InboxConf {
     pub(crate) limit: Volume,
     pub(crate) overflow: OverflowPolicy,
-    /// A message whose handling takes longer is worth a warning.
-    pub(crate) slow: Duration,
+    /// A handler that takes this long is logged as a warning.
+    pub(crate) slow_threshold: Duration,
     pub(crate) credit: CreditLimits,
 }
 
 impl InboxConf {
-    pub(crate) fn new(limit: Volume, overflow: OverflowPolicy, slow: Duration) -> Self {
-        Self { limit, overflow, slow, credit: CreditLimits::new(limit) }
+    pub(crate) fn new(limit: Volume, overflow: OverflowPolicy, slow_threshold: Duration) -> Self {
+        Self { limit, overflow, slow_threshold, credit: CreditLimits::new(limit) }
     }
 
-    /// Why something does not fit, for error texts.
+    /// Describes the limits for error texts.
     pub(crate) fn limit_text(&self) -> String {
         let Volume { messages, bytes } = self.limit;
         format!(
-            "it holds {messages} messages (spark.rpc.inbox.maxMessages) and {bytes} bytes (spark.rpc.inbox.maxBytes)"
+            "the limits are {messages} messages (spark.rpc.inbox.maxMessages) and {bytes} bytes \
+             (spark.rpc.inbox.maxBytes)"
         )
     }
 }
 
-/// A number of bytes that many owners share: those of messages from the network in all inboxes
-/// of an environment, and of the names of routes.
+/// A limit of bytes that many owners share.
+///
+/// An environment has one for the messages from the network in all inboxes, and one for routes.
 #[derive(Debug)]
 pub(crate) struct ByteBudget {
     used: AtomicU64,
@@ -130,8 +145,9 @@ impl ByteBudget {
         Self { used: AtomicU64::new(0), limit }
     }
 
-    /// Reserves `bytes` unless all is used. The last reservation may exceed the limit, so that
-    /// one message of any size fits.
+    /// Reserves `bytes` unless the limit is reached.
+    ///
+    /// The last reservation may exceed the limit, so that a large message can make progress.
     pub(crate) fn try_reserve(&self, bytes: u64) -> bool {
         if self.used.fetch_add(bytes, Ordering::Relaxed) < self.limit {
             return true;
@@ -140,7 +156,7 @@ impl ByteBudget {
         false
     }
 
-    /// Reserves `bytes` also beyond the limit.
+    /// Reserves `bytes` even if that exceeds the limit.
     pub(crate) fn reserve(&self, bytes: u64) {
         self.used.fetch_add(bytes, Ordering::Relaxed);
     }

@@ -1,4 +1,4 @@
-//! What an inbox keeps beside a message: who waits for a reply, the trace span, the credit.
+//! What an inbox stores beside a message: its caller, its credit and its trace span.
 
 use std::sync::Arc;
 
@@ -7,14 +7,14 @@ use tokio::time::Instant;
 use crate::peer::{MessagePermit, RemoteAskKey};
 use crate::trace::TraceSpan;
 
-/// Identifies an ask among those whose contexts exist. Zero: no ask.
+/// Identifies an ask while its reply context exists. 0 stands for a one-way message.
 pub(crate) type AskId = u64;
 
-/// Where a message came from.
+/// Where a message came from, and how it is accounted for.
 pub(crate) struct MessageMetadata {
     /// `None` for a one-way message.
     pub(crate) caller: Option<MessageCaller>,
-    /// Of a message from another environment.
+    /// The credit and bytes of a message from the network. `None` for a local one.
     pub(crate) permit: Option<MessagePermit>,
     /// The span in which the message is handled.
     pub(crate) span: TraceSpan,
@@ -26,13 +26,13 @@ pub(crate) enum MessageCaller {
     Remote(RemoteAskKey),
 }
 
-/// The caller of a local ask.
+/// The type-erased reply slot of a local ask.
 pub(crate) trait LocalCaller: Send + Sync {
     fn is_pending(&self) -> bool;
     fn deadline(&self) -> Option<Instant>;
 }
 
-/// The id of a local ask: an address that is unique as long as its context lives.
+/// Returns the id of a local ask: the address of its reply slot, which its context keeps alive.
 pub(crate) fn ask_id<C: ?Sized>(caller: &Arc<C>) -> AskId {
     Arc::as_ptr(caller).cast::<()>().addr() as AskId
 }
@@ -53,13 +53,14 @@ impl MessageMetadata {
         }
     }
 
-    /// The bytes that the message counts for in an inbox of `M`: those of its frame, or the size
-    /// of the object.
+    /// Returns the bytes that the message counts for in an inbox of `M`.
+    ///
+    /// They are the bytes of its frame, or the size of the object for a local message.
     pub(crate) fn bytes<M>(&self) -> u64 {
         self.permit.as_ref().map_or(size_of::<M>() as u64, MessagePermit::bytes)
     }
 
-    /// False for an ask whose caller no longer waits.
+    /// Returns false for an ask that was cancelled or has expired.
     pub(crate) fn is_pending(&self) -> bool {
         match (&self.caller, &self.permit) {
             (Some(MessageCaller::Local(caller)), _) => caller.is_pending(),

@@ -1,6 +1,6 @@
-//! The path of one rpc, which travels in the envelope.
+//! `Method`: the path of one rpc, which messages carry in their envelope.
 
-/// The path of one rpc, as gRPC writes it: `/package.Service/Method`.
+/// The path of one rpc in the form of gRPC: `/package.Service/Method`.
 ///
 /// ```
 /// let method = rpc_core::Method::new("/hello.Hello/SayHi");
@@ -10,32 +10,32 @@
 pub struct Method(&'static str);
 
 impl Method {
-    /// The rpc with this path.
+    /// Makes a method from its path.
     #[must_use]
     pub const fn new(path: &'static str) -> Self {
         Self(path)
     }
 
-    /// The whole path: `/hello.Hello/SayHi`.
+    /// Returns the whole path, such as `/hello.Hello/SayHi`.
     #[must_use]
     pub const fn path(&self) -> &'static str {
         self.0
     }
 
-    /// The full name of the service: `hello.Hello`.
+    /// Returns the full name of the service, such as `hello.Hello`.
     #[must_use]
     pub fn service(&self) -> &'static str {
-        split(self.0).0
+        split_path(self.0).0
     }
 
-    /// The name of the rpc in the service: `SayHi`.
+    /// Returns the name of the rpc in the service, such as `SayHi`.
     #[must_use]
     pub fn name(&self) -> &'static str {
-        split(self.0).1
+        split_path(self.0).1
     }
 }
 
-/// Whether a path is `/service/` and the name of a method.
+/// Returns whether a path is `/service/` and the name of a method.
 pub(crate) fn is_of_service(path: &str, service: &str) -> bool {
     let path = path.as_bytes();
     path.first() == Some(&b'/')
@@ -43,7 +43,7 @@ pub(crate) fn is_of_service(path: &str, service: &str) -> bool {
         && &path[1..=service.len()] == service.as_bytes()
 }
 
-/// Splits a path into service and method. A text without `/` is a method of no service.
-pub(crate) fn split(path: &str) -> (&str, &str) {
+/// Splits a path into service and method. A text without `/` is a method with an empty service.
+pub(crate) fn split_path(path: &str) -> (&str, &str) {
     path.strip_prefix('/').unwrap_or(path).rsplit_once('/').unwrap_or(("", path))
 }

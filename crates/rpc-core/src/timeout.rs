@@ -1,4 +1,4 @@
-//! A time limit that knows which setting it came from.
+//! `RpcTimeout`: a timeout and the setting that it came from.
 
 use std::borrow::Cow;
 use std::fmt::Display;
@@ -7,9 +7,24 @@ use std::time::Duration;
 use crate::conf::RpcConf;
 use crate::error::{ErrorKind, RpcError};
 
-/// A time limit, and the setting that controls it, so that the error says what to change (`rpc 9`).
+/// A timeout and the name of the setting that controls it.
 ///
-/// A [`Duration`] becomes one without a setting.
+/// The error of an expired ask names the setting. A [`Duration`] converts into a timeout without a
+/// setting. The counterpart in Spark is `RpcTimeout`.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use rpc_core::{RpcConf, RpcError, RpcTimeout};
+///
+/// # fn main() -> Result<(), RpcError> {
+/// let conf = RpcConf::new().with("my.app.timeout", "30s")?;
+/// let timeout = RpcTimeout::from_conf(&conf, &["my.app.timeout", "spark.rpc.askTimeout"], None)?;
+/// assert_eq!(timeout.duration(), Duration::from_secs(30));
+/// assert_eq!(timeout.setting(), Some("my.app.timeout"));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RpcTimeout {
     duration: Duration,
@@ -17,20 +32,22 @@ pub struct RpcTimeout {
 }
 
 impl RpcTimeout {
-    /// `duration`, controlled by `setting`.
+    /// Makes a timeout that `setting` controls.
     #[must_use]
     pub fn new(duration: Duration, setting: impl Into<Cow<'static, str>>) -> Self {
         Self { duration, setting: Some(setting.into()) }
     }
 
-    /// The value of the first of `keys` that `conf` sets, remembered with that key; if none is set,
-    /// `default` with the first key. Values have Spark's form (`120s`, `500ms`); a bare number is
-    /// seconds.
+    /// Reads the first of `keys` that is set in `conf`.
+    ///
+    /// If none is set, the timeout is `default`, controlled by the first key. Values have Spark's
+    /// form, such as `120s` or `500ms`; a bare number is in seconds. The counterpart in Spark is
+    /// `RpcTimeout.apply`.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Config`] if `keys` is empty, if the value is no duration, or if none is set and
-    /// there is no default.
+    /// [`ErrorKind::Config`] if `keys` is empty, if the value is not a duration, or if no key is
+    /// set and there is no default.
     pub fn from_conf(
         conf: &RpcConf,
         keys: &[&'static str],
@@ -53,19 +70,19 @@ impl RpcTimeout {
         }
     }
 
-    /// The time limit.
+    /// Returns the timeout as a duration.
     #[must_use]
     pub fn duration(&self) -> Duration {
         self.duration
     }
 
-    /// The setting that controls it.
+    /// Returns the name of the setting that controls the timeout, if there is one.
     #[must_use]
     pub fn setting(&self) -> Option<&str> {
         self.setting.as_deref()
     }
 
-    /// The error when it has passed without an answer from `peer`.
+    /// Makes the error of an ask to `peer` that this timeout ended. The text is Spark's.
     pub(crate) fn timeout_error(&self, peer: impl Display) -> RpcError {
         let mut text = format!("Cannot receive any reply from {peer} in {:?}.", self.duration);
         if let Some(setting) = &self.setting {

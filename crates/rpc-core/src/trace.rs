@@ -1,57 +1,78 @@
-//! Distributed traces that go through messages.
+//! Propagates distributed traces in the envelopes of messages.
 
 use std::fmt;
 use std::sync::Arc;
 
 use tracing::Span;
 
-/// Carries traces along with messages, for a tracing system that has them: give one to
-/// [`RpcEnvBuilder::trace_context`](crate::RpcEnvBuilder::trace_context).
+/// Connects messages to a distributed tracing system, such as OpenTelemetry.
 ///
-/// When a message is sent or asked, [`current`](Self::current) tells where the caller is in a
-/// trace. That travels in the envelope, and around the `receive` that handles the message stands
-/// the span that [`receive`](Self::receive) makes. With OpenTelemetry both are a few lines: a
-/// propagator's `inject` of the current span's context, and a span whose parent is what it
-/// `extract`s.
+/// Pass one to [`RpcEnvBuilder::trace_context`](crate::RpcEnvBuilder::trace_context). The sender
+/// calls [`current_traceparent`](Self::current_traceparent) for each message and sends the result
+/// in the envelope. The receiver runs the handler of the message in the span that
+/// [`start_span`](Self::start_span) returns.
+///
+/// ```
+/// use rpc_core::TracePropagator;
+/// use tracing::{Span, info_span};
+///
+/// /// Logs the trace of each message. With OpenTelemetry, `inject` and `extract` go here.
+/// struct LogTraces;
+///
+/// impl TracePropagator for LogTraces {
+///     fn current_traceparent(&self) -> Option<String> {
+///         Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".to_owned())
+///     }
+///
+///     fn start_span(&self, endpoint: &str, traceparent: &str) -> Span {
+///         info_span!("receive", endpoint, traceparent)
+///     }
+/// }
+/// ```
 pub trait TracePropagator: Send + Sync + 'static {
-    /// The place of the calling code in its trace, as the W3C header `traceparent` has it:
-    /// `00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01`. None if it is not traced.
+    /// Returns the trace context of the calling code in the format of W3C `traceparent`.
+    ///
+    /// For example `00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01`. `None` if the code is
+    /// not traced.
+    #[must_use]
     fn current_traceparent(&self) -> Option<String>;
 
-    /// The span in which the endpoint named `endpoint` handles a message that came with
-    /// `traceparent`. That is whatever the sender wrote, of at most 256 bytes.
+    /// Returns the span in which `endpoint` handles a message with this `traceparent`.
+    ///
+    /// `traceparent` comes from the sender unchecked. It has at most 256 bytes.
+    #[must_use]
     fn start_span(&self, endpoint: &str, traceparent: &str) -> Span;
 }
 
-/// Of a message that is traced. Boxed, as most are not.
+/// The span of a message. Boxed, because most messages are not traced.
 pub(crate) type TraceSpan = Option<Box<Span>>;
 
-/// What the environment's builder was given.
+/// The propagator of an environment, if its builder received one.
 #[derive(Clone, Default)]
 pub(crate) struct Tracer(pub(crate) Option<Arc<dyn TracePropagator>>);
 
-/// Longer ones are not W3C's, and nobody's to keep.
+/// Longer values are ignored. Those of W3C have 55 bytes.
 const MAX_TRACEPARENT: usize = 256;
 
 impl Tracer {
-    /// Where the caller is.
-    pub(crate) fn current(&self) -> Option<String> {
+    /// Returns the trace context of the calling code.
+    pub(crate) fn current_traceparent(&self) -> Option<String> {
         self.0.as_ref()?.current_traceparent()
     }
 
-    /// For a message to `endpoint` that came with `traceparent`.
-    pub(crate) fn arrived(&self, endpoint: &str, traceparent: &str) -> TraceSpan {
-        let known = !traceparent.is_empty() && traceparent.len() <= MAX_TRACEPARENT;
+    /// Starts the span of a message from the network.
+    pub(crate) fn start_remote_span(&self, endpoint: &str, traceparent: &str) -> TraceSpan {
+        let is_traced = !traceparent.is_empty() && traceparent.len() <= MAX_TRACEPARENT;
         self.0
             .as_ref()
-            .filter(|_| known)
-            .map(|context| Box::new(context.start_span(endpoint, traceparent)))
+            .filter(|_| is_traced)
+            .map(|propagator| Box::new(propagator.start_span(endpoint, traceparent)))
     }
 
-    /// For a message that the caller leaves in an inbox of this environment.
-    pub(crate) fn local(&self, endpoint: &str) -> TraceSpan {
-        let context = self.0.as_ref()?;
-        Some(Box::new(context.start_span(endpoint, &context.current_traceparent()?)))
+    /// Starts the span of a message that the calling code sends to a local endpoint.
+    pub(crate) fn start_local_span(&self, endpoint: &str) -> TraceSpan {
+        let propagator = self.0.as_ref()?;
+        Some(Box::new(propagator.start_span(endpoint, &propagator.current_traceparent()?)))
     }
 }
 

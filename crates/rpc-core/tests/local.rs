@@ -11,7 +11,7 @@ use std::time::Duration;
 use common::{Greeting, Hello, HelloMessage, bye, client, hi, next, setting, soon};
 use rpc_core::{
     EndpointContext, ErrorKind, RpcCallContext, RpcEndpoint, RpcEnv, RpcError, RpcMessage,
-    RpcRequest, RpcTimeout, ThreadSafeRpcEndpoint,
+    RpcRequest, RpcTimeout, SendError, ThreadSafeRpcEndpoint,
 };
 use tokio::sync::{Notify, Semaphore, mpsc};
 

@@ -1,4 +1,4 @@
-//! Giving an ask up before its time limit.
+//! Aborts a pending ask with an error of the application's own.
 
 use std::fmt;
 use std::sync::{Arc, OnceLock};
@@ -9,52 +9,64 @@ use futures::task::AtomicWaker;
 use crate::address::RpcEndpointAddress;
 use crate::error::{BoxError, ErrorKind, RpcError};
 
-/// Gives up the [`Ask`](crate::Ask) that made it, from any thread and wherever the ask has gone
-/// since. Cheap to clone.
+/// Aborts one [`AskFuture`](crate::AskFuture) from any thread.
 ///
-/// Nothing holds the ask back: it may end, or be dropped, while there are handles on it.
+/// Made by [`AskFuture::abort_handle`](crate::AskFuture::abort_handle). Clones are cheap and abort
+/// the same ask. A handle does not keep the ask alive.
+///
+/// ```
+/// # use rpc_core::{AskFuture, ErrorKind};
+/// # async fn example(mut ask: AskFuture<u32>) {
+/// let abort = ask.abort_handle();
+/// let task = tokio::spawn(ask);
+/// abort.abort("the stage was cancelled");
+/// let error = task.await.expect("the task runs").unwrap_err();
+/// assert_eq!(error.kind(), ErrorKind::Aborted);
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct AbortHandle(Arc<AbortState>);
 
 struct AbortState {
-    of: RpcEndpointAddress,
+    endpoint: RpcEndpointAddress,
     error: OnceLock<RpcError>,
-    asker: AtomicWaker,
+    caller: AtomicWaker,
 }
 
 impl AbortHandle {
-    pub(crate) fn new(of: &RpcEndpointAddress) -> Self {
+    pub(super) fn new(endpoint: &RpcEndpointAddress) -> Self {
         Self(Arc::new(AbortState {
-            of: of.clone(),
+            endpoint: endpoint.clone(),
             error: OnceLock::new(),
-            asker: AtomicWaker::new(),
+            caller: AtomicWaker::new(),
         }))
     }
 
-    /// Fails the ask at once with [`ErrorKind::Aborted`], with `cause` as the source (`rpc 6`).
-    /// Only the first call counts; once the ask has ended, none does.
+    /// Fails the ask at once with [`ErrorKind::Aborted`].
     ///
-    /// The ask's task is woken and frees everything that waited for the answer. The request may be
-    /// handled all the same; an answer to it is dropped.
+    /// `cause` becomes the [`source`](std::error::Error::source) of the error. Only the first call
+    /// has an effect, and none has after the ask has completed. The request may be executed
+    /// nevertheless; its response is discarded. The counterpart in Spark is
+    /// `AbortableRpcFuture.abort`.
     pub fn abort(&self, cause: impl Into<BoxError>) {
-        let cause = cause.into();
-        let text = format!("the ask of {} was aborted: {cause}", self.0.of);
-        let error =
-            RpcError::new(ErrorKind::Aborted, text).with_peer(&self.0.of).with_source(cause);
+        let endpoint = &self.0.endpoint;
+        let error = RpcError::new(ErrorKind::Aborted, format!("the ask to {endpoint} was aborted"))
+            .with_peer(endpoint)
+            .with_source(cause);
         if self.0.error.set(error).is_ok() {
-            self.0.asker.wake();
+            self.0.caller.wake();
         }
     }
 
-    /// The error if it has been aborted; if not, `cx` is woken when it is.
-    pub(crate) fn poll_aborted(&self, cx: &Context<'_>) -> Option<RpcError> {
-        self.0.asker.register(cx.waker());
+    /// Returns the error of an aborted ask; otherwise `abort` will wake `cx`.
+    pub(super) fn poll_aborted(&self, cx: &Context<'_>) -> Option<RpcError> {
+        self.0.caller.register(cx.waker());
         self.0.error.get().cloned()
     }
 }
 
 impl fmt::Debug for AbortHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("AbortHandle").field("of", &self.0.of).finish_non_exhaustive()
+        f.debug_struct("AbortHandle").field("endpoint", &self.0.endpoint).finish_non_exhaustive()
     }
 }

@@ -1,10 +1,10 @@
-//! The time limits of an environment's asks, kept by one task.
+//! One timer task for the deadlines of all asks of an environment.
 //!
-//! A timer of the runtime per ask costs as much as the rest of a local ask. Nearly all asks are
-//! answered long before their time is over, so putting a limit in and taking it out again is what
-//! must be cheap. The task looks every [`TICK`], or earlier if one is due earlier.
+//! A runtime timer per ask would double the cost of a local ask. Nearly all asks complete long
+//! before their deadline, so the cheap operations here are `add` and `cancel`. The task wakes up
+//! every [`TICK`], or earlier for an earlier deadline.
 //!
-//! It also tells the end of the runtime, to askers that live on another one: it is dropped with it.
+//! The task also detects that the runtime has stopped, because the runtime then drops it.
 
 use std::sync::{Arc, Weak};
 use std::task::{Poll, Waker};
@@ -18,35 +18,35 @@ use crate::sync::{Mutex, Notify};
 
 const TICK: Duration = Duration::from_millis(50);
 
-/// With nothing to wait for, the task ends after this many looks; not at once, as the next ask is
-/// usually near.
-const IDLE_TICKS: u32 = 40;
+/// The task ends after this many ticks without an entry, because another ask usually follows soon.
+const MAX_IDLE_TICKS: u32 = 40;
 
+/// Wakes asks at their deadlines. Entries are named by the keys that [`add`](Self::add) returns.
 pub(crate) struct DeadlineTimer {
     state: Mutex<TimerState>,
-    /// Tells the task to look earlier than it means to.
-    sooner: Arc<Notify>,
+    /// Wakes the task before its next tick.
+    reschedule: Arc<Notify>,
     pub(crate) runtime: Handle,
 }
 
 #[derive(Default)]
 struct TimerState {
-    waiting: Slab<DeadlineEntry>,
-    /// Nothing in `waiting` that was not woken yet is due before.
+    entries: Slab<DeadlineEntry>,
+    /// A lower bound of the deadlines whose entries have not been woken yet.
     earliest: Option<Instant>,
-    /// When the task looks; none if there is no task.
-    next_look: Option<Instant>,
-    idle_looks: u32,
-    runtime_gone: bool,
+    /// `None` while there is no task.
+    next_tick: Option<Instant>,
+    idle_ticks: u32,
+    is_runtime_stopped: bool,
 }
 
 struct DeadlineEntry {
-    /// None: beyond what the clock can count.
-    due: Option<Instant>,
+    /// `None` if it exceeds the range of the clock.
+    deadline: Option<Instant>,
     waker: Waker,
 }
 
-/// Why there is nothing more to wait for.
+/// Why an ask cannot complete any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Expiry {
     Elapsed,
@@ -55,79 +55,79 @@ pub(crate) enum Expiry {
 
 impl DeadlineTimer {
     pub(crate) fn new(runtime: Handle) -> Arc<Self> {
-        Arc::new(Self { state: Mutex::default(), sooner: Arc::default(), runtime })
+        Arc::new(Self { state: Mutex::default(), reschedule: Arc::default(), runtime })
     }
 
-    /// Has `waker` woken when it is over, until [`cancel`](Self::cancel) with the key returned.
+    /// Adds a deadline at which `waker` is woken, and returns its key for `poll` and `cancel`.
     pub(crate) fn add(
         self: &Arc<Self>,
-        due: Option<Instant>,
+        deadline: Option<Instant>,
         waker: &Waker,
     ) -> Result<usize, Expiry> {
         let mut state = self.state.lock();
-        if state.runtime_gone {
+        if state.is_runtime_stopped {
             return Err(Expiry::RuntimeStopped);
         }
-        let key = state.waiting.insert(DeadlineEntry { due, waker: waker.clone() });
-        state.earliest = state.earliest.into_iter().chain(due).min();
-        match state.next_look {
+        let key = state.entries.insert(DeadlineEntry { deadline, waker: waker.clone() });
+        state.earliest = state.earliest.into_iter().chain(deadline).min();
+        match state.next_tick {
             None => {
-                state.next_look = Some(Instant::now());
-                state.idle_looks = 0;
+                state.next_tick = Some(Instant::now());
+                state.idle_ticks = 0;
                 drop(state);
                 self.runtime
-                    .spawn(run(TimerTask { deadlines: Arc::downgrade(self), ended: false }));
+                    .spawn(run(TimerTask { timer: Arc::downgrade(self), has_ended: false }));
             }
-            Some(next_look) if due.is_some_and(|due| due < next_look) => {
-                state.next_look = due;
+            Some(next_tick) if deadline.is_some_and(|deadline| deadline < next_tick) => {
+                state.next_tick = deadline;
                 drop(state);
-                self.sooner.notify_one();
+                self.reschedule.notify_one();
             }
             Some(_) => {}
         }
         Ok(key)
     }
 
-    /// Whether it is over; if not, `waker` is woken instead of the one given before.
+    /// Checks whether the deadline has passed; if not, replaces the waker of the entry.
     pub(crate) fn poll(&self, key: usize, waker: &Waker) -> Poll<Expiry> {
         let mut state = self.state.lock();
-        if state.runtime_gone {
+        if state.is_runtime_stopped {
             return Poll::Ready(Expiry::RuntimeStopped);
         }
-        let Some(waiting) = state.waiting.get_mut(key) else { return Poll::Pending };
-        // Under the lock: the task may just have woken the waker given before.
-        if waiting.due.is_some_and(|due| due <= Instant::now()) {
+        let Some(entry) = state.entries.get_mut(key) else { return Poll::Pending };
+        // Read the clock under the lock: the task may have woken the previous waker just now.
+        if entry.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
             return Poll::Ready(Expiry::Elapsed);
         }
-        waiting.waker.clone_from(waker);
+        entry.waker.clone_from(waker);
         Poll::Pending
     }
 
     pub(crate) fn cancel(&self, key: usize) {
-        let removed = self.state.lock().waiting.try_remove(key);
-        // Outside the lock: the waker may be the last handle on a task.
+        let removed = self.state.lock().entries.try_remove(key);
+        // Outside the lock, because the waker may own the last reference to a task.
         drop(removed);
     }
 
-    /// Wakes what is due. Gives the time to do so again; none if the task is to end.
+    /// Wakes the entries that are due. Returns the next tick, or `None` if the task is to end.
     fn wake_due(&self) -> Option<Instant> {
         let now = Instant::now();
         let mut state = self.state.lock();
         let mut due = Vec::new();
-        if state.waiting.is_empty() {
+        if state.entries.is_empty() {
             state.earliest = None;
-            state.idle_looks += 1;
-            if state.idle_looks == IDLE_TICKS {
-                state.next_look = None;
+            state.idle_ticks += 1;
+            if state.idle_ticks == MAX_IDLE_TICKS {
+                state.next_tick = None;
                 return None;
             }
         } else {
-            state.idle_looks = 0;
+            state.idle_ticks = 0;
             if state.earliest.is_some_and(|earliest| earliest <= now) {
                 let mut earliest: Option<Instant> = None;
-                for (_, waiting) in &state.waiting {
-                    match waiting.due {
-                        Some(time) if time <= now => due.push(waiting.waker.clone()),
+                for (_, entry) in &state.entries {
+                    match entry.deadline {
+                        Some(deadline) if deadline <= now => due.push(entry.waker.clone()),
                         later => earliest = earliest.into_iter().chain(later).min(),
                     }
                 }
@@ -135,41 +135,43 @@ impl DeadlineTimer {
             }
         }
         let tick = now + TICK;
-        let next_look = state.earliest.map_or(tick, |earliest| earliest.min(tick));
-        state.next_look = Some(next_look);
+        let next_tick = state.earliest.map_or(tick, |earliest| earliest.min(tick));
+        state.next_tick = Some(next_tick);
         drop(state);
         due.into_iter().for_each(Waker::wake);
-        Some(next_look)
+        Some(next_tick)
     }
 }
 
 struct TimerTask {
-    deadlines: Weak<DeadlineTimer>,
-    ended: bool,
+    timer: Weak<DeadlineTimer>,
+    /// The task ended because there were no entries.
+    has_ended: bool,
 }
 
+/// A task that is dropped before it has ended was dropped by its runtime.
 impl Drop for TimerTask {
     fn drop(&mut self) {
-        let Some(deadlines) = self.deadlines.upgrade().filter(|_| !self.ended) else { return };
-        let mut state = deadlines.state.lock();
-        state.runtime_gone = true;
+        let Some(timer) = self.timer.upgrade().filter(|_| !self.has_ended) else { return };
+        let mut state = timer.state.lock();
+        state.is_runtime_stopped = true;
         let wakers: Vec<Waker> =
-            state.waiting.iter().map(|(_, waiting)| waiting.waker.clone()).collect();
+            state.entries.iter().map(|(_, entry)| entry.waker.clone()).collect();
         drop(state);
         wakers.into_iter().for_each(Waker::wake);
     }
 }
 
 async fn run(mut task: TimerTask) {
-    while let Some(deadlines) = task.deadlines.upgrade() {
-        let Some(next_look) = deadlines.wake_due() else {
-            task.ended = true;
+    while let Some(timer) = task.timer.upgrade() {
+        let Some(next_tick) = timer.wake_due() else {
+            task.has_ended = true;
             return;
         };
-        let sooner = Arc::clone(&deadlines.sooner);
-        drop(deadlines);
-        // Either way it is time to look.
-        let _ = tokio::time::timeout_at(next_look, sooner.notified()).await;
+        let reschedule = Arc::clone(&timer.reschedule);
+        drop(timer);
+        // Both outcomes lead to the next tick.
+        let _ = tokio::time::timeout_at(next_tick, reschedule.notified()).await;
     }
 }
 
@@ -179,49 +181,51 @@ mod tests {
 
     use super::*;
 
-    async fn wait_for_tick(deadlines: &Arc<DeadlineTimer>, limit: Duration) -> Duration {
+    /// Waits until `timeout` has passed; returns how long that took.
+    async fn wait_for_deadline(timer: &Arc<DeadlineTimer>, timeout: Duration) -> Duration {
         let started = Instant::now();
         let mut key = None;
-        let over = poll_fn(|cx| match key {
-            Some(key) => deadlines.poll(key, cx.waker()),
-            None => match deadlines.add(Some(started + limit), cx.waker()) {
+        let expiry = poll_fn(|cx| match key {
+            Some(key) => timer.poll(key, cx.waker()),
+            None => match timer.add(Some(started + timeout), cx.waker()) {
                 Ok(new) => {
                     key = Some(new);
                     Poll::Pending
                 }
-                Err(over) => Poll::Ready(over),
+                Err(expiry) => Poll::Ready(expiry),
             },
         })
         .await;
-        assert_eq!(over, Expiry::Elapsed);
-        key.into_iter().for_each(|key| deadlines.cancel(key));
+        assert_eq!(expiry, Expiry::Elapsed);
+        key.into_iter().for_each(|key| timer.cancel(key));
         started.elapsed()
     }
 
     #[tokio::test(start_paused = true)]
-    async fn each_is_woken_when_it_is_due() {
-        let deadlines = DeadlineTimer::new(Handle::current());
-        let limits = [7_000, 5_000, 1, 49, 120_000, 0, 51, 7_000].map(Duration::from_millis);
+    async fn timer_wakes_each_entry_at_its_deadline() {
+        let timer = DeadlineTimer::new(Handle::current());
+        let timeouts = [7_000, 5_000, 1, 49, 120_000, 0, 51, 7_000].map(Duration::from_millis);
         let waits =
-            futures::future::join_all(limits.map(|limit| wait_for_tick(&deadlines, limit))).await;
-        for (limit, waited) in limits.into_iter().zip(waits) {
+            futures::future::join_all(timeouts.map(|timeout| wait_for_deadline(&timer, timeout)))
+                .await;
+        for (timeout, waited) in timeouts.into_iter().zip(waits) {
             assert!(
-                waited >= limit && waited <= limit + Duration::from_millis(2),
-                "{limit:?}: {waited:?}"
+                waited >= timeout && waited <= timeout + Duration::from_millis(2),
+                "{timeout:?}: {waited:?}"
             );
         }
-        assert!(deadlines.state.lock().waiting.is_empty());
+        assert!(timer.state.lock().entries.is_empty());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_task_ends_when_idle_and_starts_again() {
-        let deadlines = DeadlineTimer::new(Handle::current());
+    async fn timer_task_ends_when_idle_and_starts_again() {
+        let timer = DeadlineTimer::new(Handle::current());
         for _ in 0..2 {
-            let limit = Duration::from_secs(5);
-            let waited = wait_for_tick(&deadlines, limit).await;
-            assert!(waited <= limit + Duration::from_millis(2), "{waited:?}");
-            tokio::time::sleep(TICK * (IDLE_TICKS + 2)).await;
-            assert_eq!(deadlines.state.lock().next_look, None);
+            let timeout = Duration::from_secs(5);
+            let waited = wait_for_deadline(&timer, timeout).await;
+            assert!(waited <= timeout + Duration::from_millis(2), "{waited:?}");
+            tokio::time::sleep(TICK * (MAX_IDLE_TICKS + 2)).await;
+            assert_eq!(timer.state.lock().next_tick, None);
         }
     }
 }

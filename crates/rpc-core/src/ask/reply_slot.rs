@@ -1,4 +1,4 @@
-//! Where the answer to a local ask is left and waited for.
+//! The one-shot slot between the reply context of a local ask and its caller.
 
 use std::task::{Context, Poll, Waker};
 
@@ -8,86 +8,87 @@ use crate::error::RpcError;
 use crate::message_metadata::LocalCaller;
 use crate::sync::Mutex;
 
-/// One answer, written once and taken once. Smaller than a channel: the waker and the value share
-/// their place.
+/// Holds the result of one local ask; it is written once and taken once.
+///
+/// It is smaller than a oneshot channel, because the wakers and the result share their memory.
 pub(crate) struct ReplySlot<T> {
     state: Mutex<ReplyState<T>>,
-    /// Until when the asker waits.
+    /// The deadline of the ask.
     deadline: Option<Instant>,
 }
 
 enum ReplyState<T> {
-    Waiting {
-        asker: Option<Waker>,
-        answerers: Vec<Waker>,
+    Pending {
+        caller: Option<Waker>,
+        /// Tasks that wait in [`RpcCallContext::cancelled`](crate::RpcCallContext::cancelled).
+        cancel_wakers: Vec<Waker>,
     },
-    Answered(Result<T, RpcError>),
-    /// Answered and taken, or nobody waits any more.
+    Ready(Result<T, RpcError>),
+    /// The result was taken, or the ask was cancelled.
     Closed,
 }
 
 impl<T> ReplySlot<T> {
     pub(crate) fn new(deadline: Option<Instant>) -> Self {
-        Self {
-            state: Mutex::new(ReplyState::Waiting { asker: None, answerers: Vec::new() }),
-            deadline,
-        }
+        let state = ReplyState::Pending { caller: None, cancel_wakers: Vec::new() };
+        Self { state: Mutex::new(state), deadline }
     }
 
-    /// Leaves the answer, unless the asker has gone.
-    pub(crate) fn complete(&self, answer: Result<T, RpcError>) {
+    /// Stores the result and wakes the caller. A cancelled ask discards it.
+    pub(crate) fn complete(&self, result: Result<T, RpcError>) {
         let mut state = self.state.lock();
-        if let ReplyState::Waiting { asker, .. } = &mut *state {
-            let waker = asker.take();
-            let _answerers = std::mem::replace(&mut *state, ReplyState::Answered(answer));
+        if let ReplyState::Pending { caller, .. } = &mut *state {
+            let caller = caller.take();
+            let _cancel_wakers = std::mem::replace(&mut *state, ReplyState::Ready(result));
             drop(state);
-            if let Some(waker) = waker {
-                waker.wake();
+            if let Some(caller) = caller {
+                caller.wake();
             }
         }
     }
 
-    /// The asker no longer waits.
+    /// Marks the ask as cancelled by its caller, and wakes the contexts that wait for that.
     pub(crate) fn cancel(&self) {
-        let unread = std::mem::replace(&mut *self.state.lock(), ReplyState::Closed);
-        // Outside the lock, as is dropping an answer: its destructor may be anything.
-        if let ReplyState::Waiting { answerers, .. } = unread {
-            answerers.into_iter().for_each(Waker::wake);
+        let previous = std::mem::replace(&mut *self.state.lock(), ReplyState::Closed);
+        // Outside the lock: wakers and the destructor of an unread reply may run any code.
+        if let ReplyState::Pending { cancel_wakers, .. } = previous {
+            cancel_wakers.into_iter().for_each(Waker::wake);
         }
     }
 
-    /// Ready once the asker no longer waits.
+    /// Completes when the ask is no longer pending.
     pub(crate) fn poll_cancelled(&self, cx: &Context<'_>) -> Poll<()> {
         match &mut *self.state.lock() {
-            ReplyState::Waiting { answerers, .. } => {
-                if !answerers.iter().any(|waker| waker.will_wake(cx.waker())) {
-                    answerers.push(cx.waker().clone());
+            ReplyState::Pending { cancel_wakers, .. } => {
+                if !cancel_wakers.iter().any(|waker| waker.will_wake(cx.waker())) {
+                    cancel_wakers.push(cx.waker().clone());
                 }
                 Poll::Pending
             }
-            ReplyState::Answered(_) | ReplyState::Closed => Poll::Ready(()),
+            ReplyState::Ready(_) | ReplyState::Closed => Poll::Ready(()),
         }
     }
 
+    /// Takes the result out, once.
     pub(crate) fn poll(&self, cx: &Context<'_>) -> Poll<Result<T, RpcError>> {
         let mut state = self.state.lock();
-        if let ReplyState::Waiting { asker, .. } = &mut *state {
-            match asker {
+        if let ReplyState::Pending { caller, .. } = &mut *state {
+            match caller {
                 Some(waker) => waker.clone_from(cx.waker()),
-                None => *asker = Some(cx.waker().clone()),
+                None => *caller = Some(cx.waker().clone()),
             }
             return Poll::Pending;
         }
         match std::mem::replace(&mut *state, ReplyState::Closed) {
-            ReplyState::Answered(answer) => Poll::Ready(answer),
-            ReplyState::Waiting { .. } | ReplyState::Closed => Poll::Pending,
+            ReplyState::Ready(result) => Poll::Ready(result),
+            ReplyState::Pending { .. } | ReplyState::Closed => Poll::Pending,
         }
     }
 }
 
 impl<T: Send> LocalCaller for ReplySlot<T> {
     fn is_pending(&self) -> bool {
-        matches!(*self.state.lock(), ReplyState::Waiting { .. })
+        matches!(*self.state.lock(), ReplyState::Pending { .. })
     }
 
     fn deadline(&self) -> Option<Instant> {

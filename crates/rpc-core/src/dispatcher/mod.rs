@@ -69,7 +69,7 @@ impl Dispatcher {
         options: &EndpointOptions,
         env: Arc<dyn Any + Send + Sync>,
     ) -> Result<RpcEndpointRef<E::Message>, RpcError> {
-        let threads = self.threads(inbox.address(), options.isolated, E::ONE_AT_A_TIME)?;
+        let threads = self.threads(inbox.address(), options.isolated, E::IS_SERIAL)?;
         let endpoint_ref = inbox.make_ref();
         {
             let mut state = self.state.write();
@@ -133,7 +133,7 @@ impl Dispatcher {
             removed
         };
         if let Some(entry) = removed {
-            entry.inbox.stop(StopCause::EndpointStopped);
+            entry.inbox.stop(StopCause::Endpoint);
         }
     }
 

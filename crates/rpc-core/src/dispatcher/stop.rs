@@ -20,7 +20,7 @@ impl Dispatcher {
         drop(state);
         let before = entries.iter().map(|entry| {
             let before = entry.inbox.stop_counts();
-            entry.inbox.stop(StopCause::EnvStopped);
+            entry.inbox.stop(StopCause::Env);
             before
         });
         Stopping { before: before.collect(), entries }
@@ -49,9 +49,9 @@ impl Dispatcher {
                 EndpointReport {
                     name: entry.inbox.snapshot().name,
                     finished: after.handled - before.handled,
-                    refused: after.late - before.late,
+                    refused: after.rejected_after_stop - before.rejected_after_stop,
                     abandoned: after.held,
-                    stopped: after.ended,
+                    stopped: after.has_stopped,
                 }
             })
             .filter(|report| report.name != ENDPOINT_VERIFIER)

@@ -1,4 +1,4 @@
-//! The handle that answers one ask.
+//! The reply context of one request.
 
 use std::fmt;
 use std::future::poll_fn;
@@ -9,45 +9,90 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use crate::address::RpcAddress;
-use crate::ask::ReplySlot;
-use crate::ask::defer_failure;
+use crate::ask::{ReplySlot, defer_failure};
 use crate::error::{RpcError, no_reply_error};
 use crate::message_metadata::{LocalCaller as _, ask_id};
 use crate::peer::RemoteAsk;
 use crate::wire;
 
-/// Answers one ask, now or later, from anywhere (`rpc 2`): it may be kept, moved to another task,
-/// or passed on.
+/// Replies to one request, at once or later.
 ///
-/// Dropped without an answer it fails the asker. When it is dropped while the `receive` that got it
-/// still runs, the asker gets what that `receive` ends with, so `?` inside `receive` reaches the
-/// asker; dropped elsewhere, the asker learns at once that nobody will answer.
+/// To fail a request, return `Err` from `receive`. If the handler has not replied, the caller
+/// receives that error, so `?` works in a handler. [`reply`](Self::reply) completes the request.
+/// Outside of the handler, [`send_failure`](Self::send_failure) fails it.
 ///
-/// A request that was sent rather than asked has a context too; what is replied to it is discarded.
+/// A context may be kept, or moved to another task. If it is dropped without a reply, the request
+/// fails with [`ErrorKind::NoReply`](crate::ErrorKind::NoReply): at the end of the handler if that
+/// still runs and returns `Ok`, otherwise at once. The context of a one-way message discards
+/// replies. The counterpart in Spark is `RpcCallContext`.
+///
+/// ```
+/// # use rpc_core::{EndpointContext, RpcError, ThreadSafeRpcEndpoint};
+/// # mod hello { rpc_core::include_proto!("hello"); }
+/// # use hello::{Greeting, HelloMessage};
+/// struct Hello;
+///
+/// impl ThreadSafeRpcEndpoint for Hello {
+///     type Message = HelloMessage;
+///
+///     async fn receive(
+///         &mut self,
+///         message: HelloMessage,
+///         _cx: &EndpointContext<HelloMessage>,
+///     ) -> Result<(), RpcError> {
+///         match message {
+///             // The caller receives this error.
+///             HelloMessage::SayHi(hi, _) if hi.msg.is_empty() => {
+///                 Err(RpcError::application("the name is empty"))
+///             }
+///             HelloMessage::SayHi(hi, context) => {
+///                 context.reply(Greeting { text: format!("hi, {}", hi.msg) })
+///             }
+///             // Replies after `receive` has returned.
+///             HelloMessage::SayBye(bye, context) => {
+///                 tokio::spawn(async move {
+///                     context.reply(Greeting { text: format!("bye, {}", bye.msg) })
+///                 });
+///                 Ok(())
+///             }
+///         }
+///     }
+/// }
+/// ```
+#[must_use = "dropping the context without a reply fails the request"]
 pub struct RpcCallContext<T: Send + 'static> {
-    /// Taken by the reply.
+    /// Replaced by `None` when the request completes.
     pub(crate) caller: Caller<T>,
-    /// `None` for a remote ask, whose connection has it.
+    /// The sender of a local or one-way request. A remote ask has it in its connection.
     pub(crate) sender: Option<RpcAddress>,
 }
 
 pub(crate) enum Caller<T> {
-    /// The request was sent, or has its reply.
+    /// The message was one-way, or the request is complete.
     None,
     Local(Arc<ReplySlot<T>>),
     Remote(Box<RemoteAsk>, fn(&T) -> Bytes),
 }
 
 impl<T: Send + 'static> RpcCallContext<T> {
-    /// Answers the asker.
+    /// Completes the request with `value`.
     ///
-    /// Ok also when the asker has gone, timed out or never waited: an endpoint owes an answer, not
-    /// its arrival.
+    /// `Ok` does not mean that the caller receives the reply: a reply to a cancelled ask, an
+    /// expired ask, a closed connection or a one-way message is discarded.
+    ///
+    /// ```
+    /// # mod hello { rpc_core::include_proto!("hello"); }
+    /// # use hello::Greeting;
+    /// # use rpc_core::{RpcCallContext, RpcError};
+    /// fn greet(context: RpcCallContext<Greeting>) -> Result<(), RpcError> {
+    ///     context.reply(Greeting { text: "hi".to_owned() })
+    /// }
+    /// ```
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Limit`](crate::ErrorKind::Limit) if the answer is too large to leave the
-    /// process; the asker gets it too.
+    /// [`ErrorKind::Limit`](crate::ErrorKind::Limit) if the encoded reply is larger than
+    /// `spark.rpc.message.maxSize`. The caller receives this error, too.
     pub fn reply(mut self, value: T) -> Result<(), RpcError> {
         match std::mem::replace(&mut self.caller, Caller::None) {
             Caller::None => {}
@@ -57,24 +102,28 @@ impl<T: Send + 'static> RpcCallContext<T> {
         Ok(())
     }
 
-    /// Fails the asker with `error`.
+    /// Fails the request with `error`.
     ///
-    /// In the same environment it gets the very object; across the network kind, text, causes'
-    /// texts and [`is_retryable`](RpcError::is_retryable). An error of one of the endpoint's own
-    /// requests becomes the source of a new one, which is not retryable unless the endpoint [says
-    /// so](RpcError::retryable): this request was handled.
+    /// Inside of `receive`, return `Err(error)` instead. A caller in the same environment receives
+    /// the same error object. A remote caller receives its kind, its text, the texts of its sources
+    /// and [`is_retryable`](RpcError::is_retryable).
+    ///
+    /// An error of a nested ask becomes the source of a new error, which is not retryable unless
+    /// the handler calls [`retryable`](RpcError::retryable), because the outer request was
+    /// executed.
     pub fn send_failure(mut self, error: RpcError) {
         let error = error.into_handler_failure();
         match std::mem::replace(&mut self.caller, Caller::None) {
             Caller::None => {}
             Caller::Local(slot) => slot.complete(Err(error)),
-            // If the text is too large, that is what the caller gets instead.
+            // The caller receives the error of `respond` if the text is too large.
             Caller::Remote(ask, _) => drop(ask.respond(wire::encode_failure(&error))),
         }
     }
 
-    /// How long the asker still waits, zero if its time is over. `None` for ever, or if nobody
-    /// waits.
+    /// Returns the time until the deadline of the ask; zero if it has passed.
+    ///
+    /// `None` for a one-way message, and for an ask without a deadline.
     #[must_use]
     pub fn remaining(&self) -> Option<Duration> {
         let deadline = match &self.caller {
@@ -85,8 +134,10 @@ impl<T: Send + 'static> RpcCallContext<T> {
         deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()))
     }
 
-    /// Whether the asker has given up: it dropped or aborted its ask, its time is over, or the
-    /// connection to it is lost. Always false for a request that was sent rather than asked.
+    /// Returns whether the caller no longer waits for the reply.
+    ///
+    /// The caller has dropped or aborted the ask, the deadline has passed, or the connection is
+    /// closed. Always `false` for a one-way message.
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
         match &self.caller {
@@ -96,8 +147,10 @@ impl<T: Send + 'static> RpcCallContext<T> {
         }
     }
 
-    /// Waits until the asker has given up; never ends for a request that was sent. To stop work
-    /// that nobody needs:
+    /// Completes when the caller no longer waits for the reply.
+    ///
+    /// The conditions are those of [`is_cancelled`](Self::is_cancelled). Never completes for a
+    /// one-way message.
     ///
     /// ```
     /// # async fn compute() -> u64 { 1 }
@@ -111,21 +164,23 @@ impl<T: Send + 'static> RpcCallContext<T> {
     ///
     /// # Cancel safety
     ///
-    /// Can be dropped at any time.
+    /// This function is cancel safe.
     pub async fn cancelled(&self) {
         match &self.caller {
             Caller::None => std::future::pending().await,
             Caller::Local(slot) => poll_fn(|cx| slot.poll_cancelled(cx)).await,
             Caller::Remote(ask, _) => match ask.key.deadline {
-                // The deadline cancels, too.
                 Some(deadline) => drop(tokio::time::timeout_at(deadline, ask.cancelled()).await),
                 None => ask.cancelled().await,
             },
         }
     }
 
-    /// Where the asker's environment listens; for one that does not, the address of its socket.
-    /// `None` if the asker is in this environment and this environment does not listen.
+    /// Returns the address of the sender's environment.
+    ///
+    /// The sender's advertised address, or the socket address of its connection if its environment
+    /// does not listen. `None` if the sender is this environment and it does not listen. The
+    /// counterpart in Spark is `RpcCallContext.senderAddress`.
     #[must_use]
     pub fn sender_address(&self) -> Option<&RpcAddress> {
         match &self.caller {
@@ -142,8 +197,7 @@ impl<T: Send + 'static> Drop for RpcCallContext<T> {
             Caller::Local(slot) => ask_id(slot),
             Caller::Remote(ask, _) => ask.key.id,
         };
-        // A context again, so that the caller is failed also if the handler is dropped with its
-        // runtime.
+        // A new context, so that the caller also fails if the handler is dropped with its runtime.
         let caller = std::mem::replace(&mut self.caller, Caller::None);
         let context = Self { caller, sender: None };
         if let Some(fail) = defer_failure(id, Box::new(move |error| context.send_failure(error))) {

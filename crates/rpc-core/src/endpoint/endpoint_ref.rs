@@ -1,20 +1,18 @@
-//! What users hold to reach an endpoint.
+//! `RpcEndpointRef`: sends messages and asks to one endpoint.
 
 use std::cell::Cell;
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
-use futures::future::BoxFuture;
 use tokio::time::Instant;
 
 use crate::address::RpcEndpointAddress;
-use crate::ask::ReplySlot;
-use crate::ask::current_deadline;
-use crate::ask::{AskFuture, AskState, EndpointInfo};
-use crate::endpoint::InboxHandle;
-use crate::endpoint::{Caller, RpcCallContext};
-use crate::endpoint::{RpcMessage, RpcRequest, local_only};
+use crate::ask::{AskFuture, AskState, EndpointInfo, ReplySlot, current_deadline};
+use crate::endpoint::inbox_handle::Narrowed;
+use crate::endpoint::{
+    Caller, InboxHandle, RpcCallContext, RpcMessage, RpcRequest, local_only_error,
+};
 use crate::error::{ErrorKind, RpcError, SendError};
 use crate::message_metadata::{MessageCaller, MessageMetadata};
 use crate::peer::OutboundRoute;
@@ -22,19 +20,40 @@ use crate::timeout::RpcTimeout;
 use crate::wire::{self, EncodedMessage};
 
 thread_local! {
-    /// Every second message takes from tokio's budget, so who sends in a loop has a turn of 256, as
-    /// a loop has that handles them.
+    /// Whether the next `send_wait` consumes one unit of tokio's budget of 128. Every second one
+    /// does, so a task sends 256 messages per poll, the poll budget of a message loop.
     static CONSUMES_BUDGET: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Reaches one endpoint, here or elsewhere, with the messages of `M`. Cheap to clone.
+/// A ref to one endpoint of this or another environment, which receives messages of type `M`.
 ///
-/// What one holder of a ref sends and asks arrives in that order. A message is handled at most
-/// once; it is lost if the endpoint stops or the connection breaks before. Refs are equal if their
-/// endpoints' addresses are (`rpc 6.3`); where these are without host and port, the environments
-/// must be the same too.
+/// [`setup_endpoint`](crate::RpcEnv::setup_endpoint) and
+/// [`setup_endpoint_ref`](crate::RpcEnv::setup_endpoint_ref) return refs. Clones are cheap. The
+/// counterpart in Spark is `RpcEndpointRef`.
+///
+/// Messages of one holder of a ref arrive in the order of its calls. Each message is handled at
+/// most once. It is lost if the endpoint stops or the connection closes before.
+///
+/// Refs are equal if the addresses of their endpoints are equal. For endpoints of environments that
+/// do not listen, the environments must be the same, too.
+///
+/// ```
+/// # use rpc_core::{RpcEnv, RpcError};
+/// # mod hello { rpc_core::include_proto!("hello"); }
+/// # use hello::{HelloMessage, SayBye, SayHi};
+/// # async fn example(env: RpcEnv) -> Result<(), RpcError> {
+/// let server = "127.0.0.1:52345".parse()?;
+/// let hello = env.setup_endpoint_ref::<HelloMessage>(server, "hello-service").await?;
+/// // A request with a reply:
+/// let greeting = hello.ask(SayHi { msg: "neo".to_owned() }).await?;
+/// println!("{}", greeting.text);
+/// // A one-way message:
+/// hello.send(SayBye { msg: "neo".to_owned() })?;
+/// # Ok(())
+/// # }
+/// ```
 pub struct RpcEndpointRef<M> {
-    pub(crate) about: Arc<EndpointInfo>,
+    pub(crate) info: Arc<EndpointInfo>,
     target: RefTarget<M>,
 }
 
@@ -44,40 +63,40 @@ enum RefTarget<M> {
 }
 
 impl<M> RpcEndpointRef<M> {
-    pub(crate) fn local(about: Arc<EndpointInfo>, inbox: Arc<dyn InboxHandle<M>>) -> Self {
-        Self { about, target: RefTarget::Local(inbox) }
+    pub(crate) fn local(info: Arc<EndpointInfo>, inbox: Arc<dyn InboxHandle<M>>) -> Self {
+        Self { info, target: RefTarget::Local(inbox) }
     }
 
-    /// `about`: of an endpoint of another environment.
-    pub(crate) fn remote(about: EndpointInfo, route: OutboundRoute) -> Self {
-        Self { about: Arc::new(about), target: RefTarget::Remote(Arc::new(route)) }
+    pub(crate) fn remote(info: EndpointInfo, route: OutboundRoute) -> Self {
+        Self { info: Arc::new(info), target: RefTarget::Remote(Arc::new(route)) }
     }
 
     pub(crate) fn is_local(&self) -> bool {
         matches!(self.target, RefTarget::Local(_))
     }
 
-    /// Which run of its environment the endpoint belongs to; 0 if that is not known.
+    /// Returns the incarnation of the endpoint's environment, or 0 if it is unknown.
     pub(crate) fn incarnation(&self) -> u64 {
-        self.about.incarnation
+        self.info.incarnation
     }
 
-    /// The endpoint's full address.
+    /// Returns the endpoint's address: its environment and its name.
     #[must_use]
     pub fn address(&self) -> &RpcEndpointAddress {
-        &self.about.address
+        &self.info.address
     }
 
-    /// The endpoint's name.
+    /// Returns the endpoint's name.
     #[must_use]
     pub fn name(&self) -> &str {
-        self.about.address.name()
+        self.info.address.name()
     }
 }
 
 impl<M: RpcMessage> RpcEndpointRef<M> {
-    /// The ref of one of several services that the endpoint serves: `N` is a part of its message
-    /// `M`.
+    /// Returns a ref for a part `N` of the messages that the endpoint receives.
+    ///
+    /// For endpoints whose message type is an enum of the messages of several services.
     ///
     /// ```
     /// # use rpc_core::{IncomingRequest, RpcEndpointRef, RpcError, RpcMessage};
@@ -99,7 +118,7 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
     ///         Self::Hello(message)
     ///     }
     /// }
-    /// fn for_guests(endpoint: &RpcEndpointRef<Served>) -> RpcEndpointRef<HelloMessage> {
+    /// fn hello_only(endpoint: &RpcEndpointRef<Served>) -> RpcEndpointRef<HelloMessage> {
     ///     endpoint.narrow()
     /// }
     /// ```
@@ -112,28 +131,42 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
             RefTarget::Local(inbox) => RefTarget::Local(Arc::new(Narrowed(Arc::clone(inbox))) as _),
             RefTarget::Remote(route) => RefTarget::Remote(Arc::clone(route)),
         };
-        RpcEndpointRef { about: Arc::clone(&self.about), target }
+        RpcEndpointRef { info: Arc::clone(&self.info), target }
     }
 
-    /// Sends `request` and waits for no answer; one that is given is discarded. Never blocks and
-    /// never waits (`rpc 6`).
+    /// Sends a one-way message. Returns immediately and never blocks.
     ///
-    /// Ok means that it is on its way: in the endpoint's inbox if that is in this environment, else
-    /// in the queue to the other one. What becomes of it there is not told, but that it was refused
-    /// is: to the endpoints of this environment, by `on_undelivered`. Who needs to know more asks.
+    /// A reply is discarded. `Ok` means that the message is in the inbox of a local endpoint, or
+    /// sent or queued for a remote one. If the peer rejects it, the endpoints of this environment
+    /// receive `on_undelivered`. To learn whether the message was handled, [`ask`](Self::ask). The
+    /// counterpart in Spark is `RpcEndpointRef.send`.
+    ///
+    /// ```
+    /// # use rpc_core::{RpcEndpointRef, RpcError};
+    /// # mod hello { rpc_core::include_proto!("hello"); }
+    /// # use hello::{HelloMessage, SayHi};
+    /// # fn example(hello: RpcEndpointRef<HelloMessage>) -> Result<(), RpcError> {
+    /// hello.send(SayHi { msg: "neo".to_owned() })?;
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     ///
-    /// The request comes back in the error if the endpoint or the environment has stopped, or
-    /// ([`ErrorKind::Limit`](crate::ErrorKind::Limit)) if the queue is full, which is retryable, or
-    /// the message is too large to leave the process, which is not.
+    /// The error contains the request.
+    ///
+    /// * [`ErrorKind::Stopped`]: the endpoint or the environment has stopped.
+    /// * [`ErrorKind::Limit`], retryable: the inbox, or the queue to the peer, is full.
+    /// * [`ErrorKind::Limit`], not retryable: the message is larger than
+    ///   `spark.rpc.message.maxSize`.
+    /// * [`ErrorKind::LocalOnly`]: the message has no schema, and the endpoint is remote.
     pub fn send<R: RpcRequest<M>>(&self, request: R) -> Result<(), SendError<R>> {
         match &self.target {
             RefTarget::Local(inbox) => {
-                let sender = self.about.address.address().cloned();
+                let sender = self.info.address.address().cloned();
                 let context = RpcCallContext { caller: Caller::None, sender };
                 let mut parts = Some((request, context));
-                let span = self.about.asks.tracer.local(self.name());
+                let span = self.info.asks.tracer.start_local_span(self.name());
                 let metadata = MessageMetadata { caller: None, permit: None, span };
                 let posted = inbox.post(metadata, &mut || {
                     parts.take().map(|(request, context)| request.into_message(context))
@@ -150,28 +183,43 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
         }
     }
 
-    /// [`send`](Self::send), which waits while the queue is full: so a sender is slowed down to
-    /// what the endpoint handles, here and across the network.
+    /// Sends a one-way message, and waits for capacity while the queue is full.
+    ///
+    /// This slows the sender down to the speed of the endpoint, in this environment and across the
+    /// network.
+    ///
+    /// ```
+    /// # use rpc_core::{RpcEndpointRef, RpcError};
+    /// # mod hello { rpc_core::include_proto!("hello"); }
+    /// # use hello::{HelloMessage, SayHi};
+    /// # async fn example(hello: RpcEndpointRef<HelloMessage>) -> Result<(), RpcError> {
+    /// for guest in 0..1_000_000 {
+    ///     hello.send_wait(SayHi { msg: guest.to_string() }).await?;
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     ///
-    /// The request comes back in the error if the endpoint or the environment has stopped.
+    /// Those of [`send`](Self::send), except that a full queue is not an error.
     ///
     /// # Cancel safety
     ///
-    /// Dropped before it is ready, it has sent nothing, and the request is dropped.
+    /// A future that is dropped before it is ready has sent nothing. The request is dropped.
     pub async fn send_wait<R: RpcRequest<M>>(&self, mut request: R) -> Result<(), SendError<R>> {
-        // Else who sends in a loop would keep the thread from the endpoint until the queue is full.
+        // Otherwise a task that sends in a loop would not yield to the endpoint before the queue
+        // is full.
         if CONSUMES_BUDGET.replace(!CONSUMES_BUDGET.get()) {
             tokio::task::coop::consume_budget().await;
         }
         loop {
-            let refused = match self.send(request) {
-                Err(refused)
-                    if refused.error().kind() == ErrorKind::Limit
-                        && refused.error().is_retryable() =>
+            let rejected = match self.send(request) {
+                Err(rejected)
+                    if rejected.error().kind() == ErrorKind::Limit
+                        && rejected.error().is_retryable() =>
                 {
-                    refused
+                    rejected
                 }
                 sent => return sent,
             };
@@ -179,62 +227,89 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
                 RefTarget::Local(inbox) => inbox.wait_for_capacity().await,
                 RefTarget::Remote(route) => route.wait_for_capacity().await,
             }
-            request = refused.into_message();
+            request = rejected.into_message();
         }
     }
 
-    /// Sends `request` and gives a future of the answer. Waits as long as `spark.rpc.askTimeout`
-    /// says (`rpc 6`).
+    /// Sends a request and returns the future of its reply.
     ///
-    /// The request is on its way when this returns: the future need not be polled for that, and
-    /// asks made one after the other arrive in that order.
+    /// The request is sent before this function returns, so asks arrive in the order of the calls,
+    /// even if their futures are never polled. The timeout is `spark.rpc.askTimeout`, 120 s by
+    /// default. An ask inside of a handler of another ask also inherits its deadline, if that is
+    /// earlier. The counterpart in Spark is `RpcEndpointRef.ask`.
     ///
-    /// Made by an endpoint's `receive` while it handles an ask, it waits no longer than that ask's
-    /// asker does.
+    /// ```
+    /// # use rpc_core::{RpcEndpointRef, RpcError};
+    /// # mod hello { rpc_core::include_proto!("hello"); }
+    /// # use hello::{HelloMessage, SayHi};
+    /// # async fn example(hello: RpcEndpointRef<HelloMessage>) -> Result<(), RpcError> {
+    /// let greeting = hello.ask(SayHi { msg: "neo".to_owned() }).await?;
+    /// println!("{}", greeting.text);
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
-    /// To ask a one-way request does not compile:
+    /// An ask with a one-way request does not compile:
     ///
-    /// ```compile_fail
-    /// # use rpc_core::{RpcCallContext, RpcEndpointRef, RpcMessage, RpcRequest};
+    /// ```compile_fail,E0080
+    /// # use rpc_core::{AskFuture, RpcCallContext, RpcEndpointRef, RpcMessage, RpcRequest};
     /// struct Message;
     /// impl RpcMessage for Message {}
-    /// struct Tell;
-    /// impl RpcRequest<Message> for Tell {
+    /// struct OneWay;
+    /// impl RpcRequest<Message> for OneWay {
     ///     type Reply = ();
     ///     const ONE_WAY: bool = true;
     ///     fn into_message(self, _: RpcCallContext<()>) -> Message { Message }
     /// }
     /// fn main() {
-    ///     let ask: fn(&RpcEndpointRef<Message>, Tell) -> rpc_core::Ask<()> = RpcEndpointRef::ask;
+    ///     let ask: fn(&RpcEndpointRef<Message>, OneWay) -> AskFuture<()> = RpcEndpointRef::ask;
     ///     std::hint::black_box(ask);
     /// }
     /// ```
     ///
     /// # Errors
     ///
-    /// The future fails with what the endpoint failed the request with; with
-    /// [`ErrorKind::Timeout`]; and if the request cannot be delivered ([`ErrorKind::Stopped`],
-    /// [`ErrorKind::Rejected`], [`ErrorKind::Network`]). Awaited by a handler of the very
-    /// endpoint that it asks, one that handles one message at a time, it fails with
-    /// [`ErrorKind::Deadlock`].
+    /// The future fails with the error that the endpoint returned from `receive` or passed to
+    /// [`send_failure`](RpcCallContext::send_failure), or with:
+    ///
+    /// * [`ErrorKind::Timeout`]: no response arrived before the deadline.
+    /// * [`ErrorKind::NoReply`], [`ErrorKind::Panic`]: the handler dropped the request, or
+    ///   panicked.
+    /// * [`ErrorKind::Stopped`], [`ErrorKind::Rejected`], [`ErrorKind::Network`]: the request or
+    ///   its response cannot be delivered.
+    /// * [`ErrorKind::Limit`]: a queue is full, or the endpoint or the environment has too many
+    ///   pending asks (`spark.rpc.ask.maxPendingPerEndpoint`, `spark.rpc.ask.maxPending`).
+    /// * [`ErrorKind::Deadlock`]: a handler of a [`ThreadSafeRpcEndpoint`] awaits an ask to its own
+    ///   endpoint.
+    ///
+    /// [`RpcError::is_retryable`] tells whether the same request may be sent again.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future frees everything that waited for the answer. The request may be handled
-    /// all the same.
+    /// Dropping the future cancels the ask and releases everything that it holds. The request may
+    /// be executed nevertheless.
     ///
-    /// [`ErrorKind::Timeout`]: crate::ErrorKind::Timeout
-    /// [`ErrorKind::Deadlock`]: crate::ErrorKind::Deadlock
-    /// [`ErrorKind::Stopped`]: crate::ErrorKind::Stopped
-    /// [`ErrorKind::Rejected`]: crate::ErrorKind::Rejected
-    /// [`ErrorKind::Network`]: crate::ErrorKind::Network
+    /// [`ThreadSafeRpcEndpoint`]: crate::ThreadSafeRpcEndpoint
     pub fn ask<R: RpcRequest<M>>(&self, request: R) -> AskFuture<R::Reply> {
         self.start_ask(request, None)
     }
 
-    /// [`ask`](Self::ask), waiting as long as `timeout` says: a [`Duration`](std::time::Duration),
-    /// or an [`RpcTimeout`] to have the setting that controls it in the error. One of zero fails at
-    /// once, and sends nothing.
+    /// Asks like [`ask`](Self::ask), with a timeout for this request.
+    ///
+    /// `timeout` is a [`Duration`](std::time::Duration), or an [`RpcTimeout`], whose setting
+    /// appears in the error text. A timeout of zero fails at once and sends nothing.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use rpc_core::{RpcEndpointRef, RpcError};
+    /// # mod hello { rpc_core::include_proto!("hello"); }
+    /// # use hello::{HelloMessage, SayHi};
+    /// # async fn example(hello: RpcEndpointRef<HelloMessage>) -> Result<(), RpcError> {
+    /// let neo = SayHi { msg: "neo".to_owned() };
+    /// let greeting = hello.ask_with_timeout(neo, Duration::from_secs(5)).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     ///
@@ -251,7 +326,7 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
         self.start_ask(request, Some(timeout.into()))
     }
 
-    /// `timeout`: none for the environment's.
+    /// `timeout`: `None` for the environment's.
     fn start_ask<R: RpcRequest<M>>(
         &self,
         request: R,
@@ -260,32 +335,31 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
         const {
             assert!(
                 !R::ONE_WAY,
-                "this rpc returns rpc_core.OneWay: nobody answers it, so it can only be sent"
+                "this rpc returns rpc_core.OneWay and has no reply: use `send` instead of `ask`"
             );
         }
-        let usual = &self.about.asks.conf.timeout;
-        let asked = Instant::now();
-        let left = current_deadline().map(|deadline| deadline.saturating_duration_since(asked));
-        let timeout = match left {
-            Some(left) if left < timeout.as_ref().unwrap_or(usual).duration() => Some(left.into()),
+        let default = &self.info.asks.conf.timeout;
+        let now = Instant::now();
+        let inherited = current_deadline().map(|deadline| deadline.saturating_duration_since(now));
+        let timeout = match inherited {
+            Some(inherited) if inherited < timeout.as_ref().unwrap_or(default).duration() => {
+                Some(inherited.into())
+            }
             _ => timeout,
         };
-        let limit = timeout.as_ref().unwrap_or(usual);
-        let deadline = asked.checked_add(limit.duration());
-        let begun = if limit.duration().is_zero() {
-            Err(limit.timeout_error(self.about.peer()))
+        let effective = timeout.as_ref().unwrap_or(default);
+        let deadline = now.checked_add(effective.duration());
+        let state = if effective.duration().is_zero() {
+            Err(effective.timeout_error(self.info.peer()))
         } else {
-            self.about.reserve_ask().and_then(|()| {
-                let dispatched = self.send_ask(request, limit, deadline);
-                dispatched.inspect_err(|_| self.about.end())
+            self.info.reserve_ask().and_then(|guard| {
+                let state = self.send_ask(request, effective, deadline)?;
+                guard.transfer_to_future();
+                Ok(state)
             })
         };
-        AskFuture::new(
-            begun.unwrap_or_else(AskState::Refused),
-            Arc::clone(&self.about),
-            timeout,
-            deadline,
-        )
+        let state = state.unwrap_or_else(AskState::Failed);
+        AskFuture::new(state, Arc::clone(&self.info), timeout, deadline)
     }
 
     fn send_ask<R: RpcRequest<M>>(
@@ -297,16 +371,16 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
         Ok(match &self.target {
             RefTarget::Local(inbox) => {
                 let slot = Arc::new(ReplySlot::new(deadline));
-                let sender = self.about.address.address().cloned();
+                let sender = self.info.address.address().cloned();
                 let context = RpcCallContext { caller: Caller::Local(Arc::clone(&slot)), sender };
                 let caller = Some(MessageCaller::Local(Arc::clone(&slot) as _));
-                let span = self.about.asks.tracer.local(self.name());
+                let span = self.info.asks.tracer.start_local_span(self.name());
                 let metadata = MessageMetadata { caller, permit: None, span };
                 let mut parts = Some((request, context));
                 inbox.post(metadata, &mut || {
                     parts.take().map(|(request, context)| request.into_message(context))
                 })?;
-                AskState::Local { slot, answered: false }
+                AskState::Local { slot, has_result: false }
             }
             RefTarget::Remote(route) => {
                 let message = self.encode(&request, true)?;
@@ -321,30 +395,13 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
         request: &R,
         is_ask: bool,
     ) -> Result<EncodedMessage, RpcError> {
-        let method = R::METHOD.ok_or_else(local_only)?;
-        let trace = self.about.asks.tracer.current();
+        let method = R::METHOD.ok_or_else(local_only_error)?;
+        let trace = self.info.asks.tracer.current_traceparent();
         let message =
             wire::encode_message(method, is_ask, trace.as_deref(), |body| request.encode(body))?;
-        wire::check_size("the message", message.len(), self.about.asks.conf.max_message)
+        wire::check_size("the message", message.len(), self.info.asks.conf.max_message)
             .map_err(|error| error.with_peer(self.address()))?;
         Ok(message)
-    }
-}
-
-/// The inbox of an endpoint that receives more than what is put in here.
-struct Narrowed<M>(Arc<dyn InboxHandle<M>>);
-
-impl<N, M: From<N>> InboxHandle<N> for Narrowed<M> {
-    fn post(
-        &self,
-        metadata: MessageMetadata,
-        build: &mut dyn FnMut() -> Option<N>,
-    ) -> Result<(), RpcError> {
-        self.0.post(metadata, &mut || build().map(M::from))
-    }
-
-    fn wait_for_capacity(&self) -> BoxFuture<'_, ()> {
-        self.0.wait_for_capacity()
     }
 }
 
@@ -354,14 +411,14 @@ impl<M> Clone for RpcEndpointRef<M> {
             RefTarget::Local(inbox) => RefTarget::Local(Arc::clone(inbox)),
             RefTarget::Remote(route) => RefTarget::Remote(Arc::clone(route)),
         };
-        Self { about: Arc::clone(&self.about), target }
+        Self { info: Arc::clone(&self.info), target }
     }
 }
 
 impl<M> PartialEq for RpcEndpointRef<M> {
     fn eq(&self, other: &Self) -> bool {
-        // Without an address the name alone says little: every environment that does not listen may
-        // have one.
+        // The address of an endpoint whose environment does not listen is its name only, which
+        // another environment may use, too.
         self.address() == other.address()
             && (self.address().address().is_some() || self.incarnation() == other.incarnation())
     }

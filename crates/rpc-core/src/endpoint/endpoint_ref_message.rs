@@ -1,23 +1,35 @@
-//! Refs inside messages.
+//! Refs as fields of messages.
 
 use prost::Message;
 
 use crate::endpoint::RpcEndpointRef;
-use crate::endpoint::{RpcMessage, local_only};
+use crate::endpoint::{RpcMessage, local_only_error};
 use crate::error::{ErrorKind, RpcError};
 
-/// A ref as a field of a message: `rpc_core.EndpointRef` of `rpc_core.proto`. (`spark://` addresses
-/// in messages are its counterpart in Spark, where a ref is serialized: `rpc 6.3`.)
+/// A ref as a field of a message: `rpc_core.EndpointRef` of `rpc_core.proto`.
 ///
-/// Made from a typed ref with `EndpointRef::try_from(&endpoint)`; the reader makes a typed ref of
-/// it again with [`RpcEnv::resolve`](crate::RpcEnv::resolve).
+/// `EndpointRef::try_from(&endpoint)` makes one from a typed ref. The receiver calls
+/// [`RpcEnv::resolve`](crate::RpcEnv::resolve) to make a typed ref of it again. The counterpart in
+/// Spark is a serialized `NettyRpcEndpointRef`.
 ///
-/// An endpoint of an environment that does not listen can be told of too: who gets its ref from
-/// that environment reaches it over the connection that environment made, as long as it lasts.
-/// Passing such a ref on is an error, as the third has no such connection.
+/// A ref to an endpoint of an environment that does not listen is usable by the peers of that
+/// environment, over their connection and as long as it lasts. Such a ref cannot be forwarded to
+/// a third environment.
 ///
-/// It names the run of the environment as far as that is known, so that no other run takes the
-/// endpoint's messages: see [`RpcEnv::resolve`](crate::RpcEnv::resolve).
+/// The ref carries the incarnation of its environment, if that is known. No later incarnation at
+/// the same address handles messages that are sent over it.
+///
+/// ```
+/// # use rpc_core::{EndpointRef, RpcEndpointRef, RpcEnv, RpcError};
+/// # mod hello { rpc_core::include_proto!("hello"); }
+/// # use hello::HelloMessage;
+/// # fn example(worker: RpcEndpointRef<HelloMessage>, env: RpcEnv) -> Result<(), RpcError> {
+/// let field = EndpointRef::try_from(&worker)?;
+/// // In the process that receives the message:
+/// let worker: RpcEndpointRef<HelloMessage> = env.resolve(&field)?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, PartialEq, Eq, Hash, Message)]
 pub struct EndpointRef {
     #[prost(string, tag = "1")]
@@ -31,13 +43,15 @@ pub struct EndpointRef {
 }
 
 impl EndpointRef {
-    /// The endpoint's name.
+    /// Returns the endpoint's name.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Where its environment listens, as host:port. Empty if it does not.
+    /// Returns the address of the endpoint's environment as `host:port`.
+    ///
+    /// Empty if the environment does not listen.
     #[must_use]
     pub fn address(&self) -> &str {
         &self.address
@@ -49,16 +63,17 @@ impl<M: RpcMessage> TryFrom<&RpcEndpointRef<M>> for EndpointRef {
 
     /// # Errors
     ///
-    /// [`ErrorKind::LocalOnly`] if the endpoint's messages cannot leave the process;
-    /// [`ErrorKind::InvalidAddress`] if it is in another environment that does not listen.
+    /// [`ErrorKind::LocalOnly`] if `M` has no schema. [`ErrorKind::InvalidAddress`] if the endpoint
+    /// is in another environment that does not listen.
     fn try_from(endpoint: &RpcEndpointRef<M>) -> Result<Self, RpcError> {
         if M::SERVICES.is_empty() {
-            return Err(local_only());
+            return Err(local_only_error());
         }
         let address = endpoint.address().address();
         if address.is_none() && !endpoint.is_local() {
             let text = format!(
-                "{} cannot be passed on: its environment does not listen, so only who is connected to it reaches it",
+                "the ref to {} cannot be forwarded: the endpoint's environment does not listen, \
+                 so only its direct peers reach it",
                 endpoint.address()
             );
             return Err(

@@ -1,14 +1,18 @@
-//! How a ref reaches an inbox whose type it does not know.
+//! The interface by which a local ref posts to an inbox.
+
+use std::sync::Arc;
 
 use futures::future::BoxFuture;
 
 use crate::error::RpcError;
 use crate::message_metadata::MessageMetadata;
 
-/// The inbox of an endpoint of this environment.
+/// An inbox that accepts messages of type `M`: an `Inbox<M>`, or a narrowed one.
 pub(crate) trait InboxHandle<M>: Send + Sync {
-    /// Appends the message that `build` makes. `build` is called under the inbox's lock and only
-    /// if the inbox accepts the message, so that a rejected request is still the caller's.
+    /// Appends the message that `build` makes.
+    ///
+    /// `build` runs under the inbox's lock, and only if the inbox accepts the message. The caller
+    /// therefore still owns a rejected request.
     fn post(
         &self,
         metadata: MessageMetadata,
@@ -17,4 +21,21 @@ pub(crate) trait InboxHandle<M>: Send + Sync {
 
     /// Completes when the inbox may have capacity again, or is closed.
     fn wait_for_capacity(&self) -> BoxFuture<'_, ()>;
+}
+
+/// Accepts messages of a part `N` of the message type `M`, for `RpcEndpointRef::narrow`.
+pub(super) struct Narrowed<M>(pub(super) Arc<dyn InboxHandle<M>>);
+
+impl<N, M: From<N>> InboxHandle<N> for Narrowed<M> {
+    fn post(
+        &self,
+        metadata: MessageMetadata,
+        build: &mut dyn FnMut() -> Option<N>,
+    ) -> Result<(), RpcError> {
+        self.0.post(metadata, &mut || build().map(M::from))
+    }
+
+    fn wait_for_capacity(&self) -> BoxFuture<'_, ()> {
+        self.0.wait_for_capacity()
+    }
 }

@@ -1,4 +1,4 @@
-//! What a type must be to be sent to an endpoint. rpc-build writes these implementations.
+//! The traits of messages and requests, which rpc-build implements, and undecoded requests.
 
 use std::fmt;
 
@@ -7,23 +7,26 @@ use prost::Message;
 
 use crate::endpoint::{Caller, RpcCallContext};
 use crate::error::{ErrorKind, RpcError};
-use crate::method::{Method, split};
+use crate::method::{Method, split_path};
 use crate::peer::{InboundMessage, PeerConnection, RemoteAsk};
 use crate::wire::{self, DecodeBuf, EncodeBuf, MessageHeader};
 
-/// What an endpoint receives: usually the enum that rpc-build makes from a service, with a variant
-/// per rpc.
+/// The type of all messages that an endpoint receives.
 ///
-/// An enum written by hand works too. With an empty implementation it is for one process only: its
-/// contents need not be encodable, and a lookup of it at another environment is refused. It may
-/// also unite generated enums, for an endpoint that serves several services, by naming all their
-/// [`SERVICES`](Self::SERVICES) and passing each request on to the one whose
-/// [service](IncomingRequest::service) it is.
+/// Usually this is the enum that rpc-build makes from a service, with one variant per rpc. An enum
+/// written by hand works, too:
+///
+/// * With an empty implementation, messages stay in one environment. Their contents need not be
+///   encodable, and lookups in other environments fail with
+///   [`ErrorKind::LocalOnly`](crate::ErrorKind::LocalOnly).
+/// * An enum of generated enums serves several services. It lists all of their
+///   [`SERVICES`](Self::SERVICES), and its [`decode`](Self::decode) selects the inner enum by
+///   [`IncomingRequest::service`].
 ///
 /// ```
 /// use rpc_core::{RpcCallContext, RpcMessage, RpcRequest};
 ///
-/// // For one process only: the answer is a file, which cannot be encoded.
+/// // For one process only, because the reply is an open file.
 /// enum Files {
 ///     Open(Open, RpcCallContext<std::fs::File>),
 /// }
@@ -38,71 +41,97 @@ use crate::wire::{self, DecodeBuf, EncodeBuf, MessageHeader};
 /// }
 /// ```
 pub trait RpcMessage: Sized + Send + 'static {
-    /// Full names of the `.proto` services whose requests [`decode`](Self::decode) understands;
-    /// none if the message never leaves the process.
+    /// The full names of the `.proto` services whose requests [`decode`](Self::decode) accepts.
+    ///
+    /// Empty if the messages stay in one process.
     const SERVICES: &'static [&'static str] = &[];
 
-    /// Makes the message from a request that came over the network. Its service is one of
-    /// [`SERVICES`](Self::SERVICES).
+    /// Decodes a request from the network, of one of the [`SERVICES`](Self::SERVICES).
     ///
     /// # Errors
     ///
-    /// The method is unknown, or the bytes are not its request. The asker gets the error.
+    /// The method is unknown, or the bytes are not its request. The caller receives the error.
     fn decode(request: IncomingRequest<'_>) -> Result<Self, RpcError> {
         Err(request.unknown_method())
     }
 }
 
-/// One request of the endpoints that receive `M`: it knows the type of its answer.
+/// One kind of request to endpoints that receive `M`, with the type of its reply.
+///
+/// rpc-build implements it for the request type of each rpc. See [`RpcMessage`] for an example by
+/// hand.
 pub trait RpcRequest<M: RpcMessage>: Sized + Send + 'static {
-    /// What the endpoint answers.
+    /// The type of the reply.
     type Reply: Send + 'static;
 
-    /// Which rpc of which service this is; `None` if it never leaves the process.
+    /// The rpc of this request; `None` if the request stays in one process.
     const METHOD: Option<Method> = None;
 
-    /// There is no answer: to [ask](crate::RpcEndpointRef::ask) this does not compile.
+    /// Whether the request has no reply. To [ask](crate::RpcEndpointRef::ask) it does not compile.
     const ONE_WAY: bool = false;
 
-    /// Puts the request and the handle for its answer together. Runs under the inbox's lock: it
-    /// should do no more.
+    /// Makes the message of the request and its reply context.
+    ///
+    /// Runs under the lock of the inbox, so it must be short.
+    #[must_use]
     fn into_message(self, context: RpcCallContext<Self::Reply>) -> M;
 
-    /// Writes the request's bytes.
+    /// Appends the encoded request to `body`.
     ///
     /// # Errors
     ///
-    /// The request cannot travel.
+    /// The request cannot be encoded. By default: [`ErrorKind::LocalOnly`].
     fn encode(&self, body: &mut EncodeBuf<'_>) -> Result<(), RpcError> {
         let _ = body;
-        Err(local_only())
+        Err(local_only_error())
     }
 
-    /// Reads the answer's bytes.
+    /// Decodes the reply.
     ///
     /// # Errors
     ///
-    /// The bytes are not a reply.
+    /// The bytes are not a reply. By default: [`ErrorKind::LocalOnly`].
     fn decode_reply(body: DecodeBuf) -> Result<Self::Reply, RpcError> {
         let _ = body;
-        Err(local_only())
+        Err(local_only_error())
     }
 }
 
-pub(crate) fn local_only() -> RpcError {
+pub(crate) fn local_only_error() -> RpcError {
     RpcError::new(
         ErrorKind::LocalOnly,
-        "this message has no schema, so it cannot leave the process",
+        "the message has no schema, so it cannot be sent to another process",
     )
 }
 
-/// A request that came over the network, not yet decoded.
+/// A request from the network that has not been decoded yet.
+///
+/// [`RpcMessage::decode`] receives it. Generated code uses it as follows:
+///
+/// ```
+/// # use rpc_core::{IncomingRequest, RpcCallContext, RpcError, RpcMessage};
+/// # mod hello { rpc_core::include_proto!("hello"); }
+/// # use hello::{Greeting, SayHi};
+/// enum Greeter {
+///     SayHi(SayHi, RpcCallContext<Greeting>),
+/// }
+/// impl RpcMessage for Greeter {
+///     const SERVICES: &'static [&'static str] = &["hello.Hello"];
+///
+///     fn decode(mut request: IncomingRequest<'_>) -> Result<Self, RpcError> {
+///         match request.path() {
+///             "/hello.Hello/SayHi" => Ok(Self::SayHi(request.decode()?, request.context())),
+///             _ => Err(request.unknown_method()),
+///         }
+///     }
+/// }
+/// ```
 pub struct IncomingRequest<'a> {
     header: &'a MessageHeader<'a>,
-    /// The header's slices are parts of it.
+    /// The slices of `header` borrow from it.
     frame: &'a Bytes,
     connection: &'a PeerConnection,
-    /// Taken by the context. `None` for a one-way message.
+    /// Taken by `context`. `None` for a one-way message.
     ask: &'a mut Option<Box<RemoteAsk>>,
 }
 
@@ -118,37 +147,41 @@ impl<'a> IncomingRequest<'a> {
         Self { header, frame, connection, ask }
     }
 
-    /// The path of the rpc: `/hello.Hello/SayHi`.
+    /// Returns the path of the rpc, such as `/hello.Hello/SayHi`.
     #[must_use]
     pub fn path(&self) -> &str {
         self.header.path
     }
 
-    /// The full name of the service: `hello.Hello`.
+    /// Returns the full name of the service, such as `hello.Hello`.
     #[must_use]
     pub fn service(&self) -> &str {
-        split(self.header.path).0
+        split_path(self.header.path).0
     }
 
-    /// The name of the rpc: `SayHi`.
+    /// Returns the name of the rpc, such as `SayHi`.
     #[must_use]
     pub fn method(&self) -> &str {
-        split(self.header.path).1
+        split_path(self.header.path).1
     }
 
-    /// Reads the request message.
+    /// Decodes the request message.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Decode`] if the bytes are no `T`.
+    /// [`ErrorKind::Decode`] if the bytes are not a `T`.
     pub fn decode<T: Message + Default>(&mut self) -> Result<T, RpcError> {
         T::decode(self.frame.slice_ref(self.header.body)).map_err(|e| {
+            // The path is truncated, because a peer may send a text of any length.
             let text = format!("the request {:.400} cannot be decoded: {e}", self.header.path);
             RpcError::new(ErrorKind::Decode, text)
         })
     }
 
-    /// The context that replies. To be called once, after [`decode`](Self::decode).
+    /// Returns the reply context.
+    ///
+    /// Call it once, after [`decode`](Self::decode) has succeeded. Further contexts discard their
+    /// replies.
     pub fn context<T: Message + 'static>(&mut self) -> RpcCallContext<T> {
         let (caller, sender) = match self.ask.take() {
             Some(ask) => (Caller::Remote(ask, wire::encode_reply::<T>), None),
@@ -157,13 +190,15 @@ impl<'a> IncomingRequest<'a> {
         RpcCallContext { caller, sender }
     }
 
-    /// The error for a method that the service does not have: the schemas differ.
+    /// Makes the error for a method that the service does not have.
     #[must_use]
     pub fn unknown_method(&self) -> RpcError {
-        // The path is cut: a peer may send a text of any length.
+        // Both names are truncated, because a peer may send a text of any length.
         let (service, method) = (self.service(), self.method());
-        let text =
-            format!("the service {service:.200} has no method {method:.200}: the schemas differ");
+        let text = format!(
+            "the service {service:.200} has no method {method:.200}: caller and endpoint were \
+             built from different schemas"
+        );
         RpcError::new(ErrorKind::Rejected, text)
     }
 }

@@ -1,7 +1,9 @@
-//! What users implement.
+//! What applications implement and hold: endpoints, messages, refs and reply contexts.
 
-mod ask_variants;
+mod ask_blocking;
+mod ask_retry;
 mod call_context;
+mod context;
 mod endpoint_ref;
 mod endpoint_ref_message;
 mod inbox_handle;
@@ -10,28 +12,27 @@ mod options;
 
 pub(crate) use call_context::Caller;
 pub use call_context::RpcCallContext;
+pub use context::EndpointContext;
 pub use endpoint_ref::RpcEndpointRef;
 pub use endpoint_ref_message::EndpointRef;
 pub(crate) use inbox_handle::InboxHandle;
-pub(crate) use message::local_only;
+pub(crate) use message::local_only_error;
 pub use message::{IncomingRequest, RpcMessage, RpcRequest};
 pub use options::EndpointOptions;
 
-use std::any::Any;
-use std::fmt;
 use std::future::{Future, ready};
-use std::sync::Arc;
 
 use crate::address::RpcAddress;
 use crate::error::RpcError;
 
+/// The functions that both kinds of endpoint have, apart from `receive`.
 macro_rules! hooks {
     ($self:ty) => {
-        /// Runs once, before any message.
+        /// Runs once, before any message is handled.
         ///
         /// # Errors
         ///
-        /// What it returns goes to [`on_error`](Self::on_error). The endpoint stays registered.
+        /// An error is passed to [`on_error`](Self::on_error). The endpoint stays registered.
         fn on_start(
             self: $self,
             cx: &EndpointContext<Self::Message>,
@@ -40,13 +41,15 @@ macro_rules! hooks {
             ready(Ok(()))
         }
 
-        /// Runs once, alone and after everything else: the messages that were queued when the
-        /// endpoint was stopped are handled before. [`self_ref`](EndpointContext::self_ref) is none
-        /// by then.
+        /// Runs once, after all messages that were queued when the endpoint was stopped.
+        ///
+        /// No other handler runs at the same time. Messages that the endpoint sends to
+        /// [itself](EndpointContext::self_ref) fail with
+        /// [`ErrorKind::Stopped`](crate::ErrorKind::Stopped).
         ///
         /// # Errors
         ///
-        /// What it returns goes to [`on_error`](Self::on_error).
+        /// An error is passed to [`on_error`](Self::on_error).
         fn on_stop(
             self: $self,
             cx: &EndpointContext<Self::Message>,
@@ -55,12 +58,16 @@ macro_rules! hooks {
             ready(Ok(()))
         }
 
-        /// Gets what any of the other functions returned as an error or panicked with. The asker,
-        /// if `receive` had not answered it yet, has got it too.
+        /// Receives the errors and panics of all other handlers.
+        ///
+        /// If `receive` failed before it replied, the caller has received the error, too. The
+        /// default returns `error`, so that every failed request is logged at level ERROR. To
+        /// disable that, implement this function and return `Ok(())`. The counterpart in Spark is
+        /// `RpcEndpoint.onError`.
         ///
         /// # Errors
         ///
-        /// What this returns is logged, and no more. By default that is `error`.
+        /// An error is logged at level ERROR.
         fn on_error(
             self: $self,
             error: RpcError,
@@ -70,13 +77,15 @@ macro_rules! hooks {
             ready(Err(error))
         }
 
-        /// A connection to or from `remote` was made (`rpc 7`). `remote` is where the peer listens
-        /// as soon as it is known, and the peer's socket before that, so one connection may be told
-        /// twice.
+        /// Runs when a connection to or from `remote` was established.
+        ///
+        /// Can run twice for one connection: first with the socket address of the peer, and again
+        /// when its advertised address is known. The counterpart in Spark is
+        /// `RpcEndpoint.onConnected`.
         ///
         /// # Errors
         ///
-        /// What it returns goes to [`on_error`](Self::on_error).
+        /// An error is passed to [`on_error`](Self::on_error).
         fn on_connected(
             self: $self,
             remote: RpcAddress,
@@ -86,12 +95,14 @@ macro_rules! hooks {
             ready(Ok(()))
         }
 
-        /// A connection to or from `remote` has ended (`rpc 7`). Not told of connections that end
-        /// because this environment shuts down.
+        /// Runs when a connection to or from `remote` was closed.
+        ///
+        /// Does not run for connections that the shutdown of this environment closes. The
+        /// counterpart in Spark is `RpcEndpoint.onDisconnected`.
         ///
         /// # Errors
         ///
-        /// What it returns goes to [`on_error`](Self::on_error).
+        /// An error is passed to [`on_error`](Self::on_error).
         fn on_disconnected(
             self: $self,
             remote: RpcAddress,
@@ -101,12 +112,14 @@ macro_rules! hooks {
             ready(Ok(()))
         }
 
-        /// A connection to or from `remote` broke with `error` (`rpc 7`);
-        /// [`on_disconnected`](Self::on_disconnected) follows.
+        /// Runs when a connection to or from `remote` failed with `error`.
+        ///
+        /// [`on_disconnected`](Self::on_disconnected) follows. The counterpart in Spark is
+        /// `RpcEndpoint.onNetworkError`.
         ///
         /// # Errors
         ///
-        /// What it returns goes to [`on_error`](Self::on_error).
+        /// An error is passed to [`on_error`](Self::on_error).
         fn on_network_error(
             self: $self,
             error: RpcError,
@@ -117,15 +130,15 @@ macro_rules! hooks {
             ready(Ok(()))
         }
 
-        /// A message that this environment *sent* to `remote` was refused there: `error` says which
-        /// and why. An ask that is refused fails instead.
+        /// Runs when `remote` rejected a one-way message of this environment.
         ///
-        /// While an endpoint is behind, at most 1024 of these wait for it; how many there were in
-        /// all is in [`EnvSnapshot::undelivered`](crate::EnvSnapshot::undelivered).
+        /// `error` names the message and the reason. An ask that is rejected fails instead. At most
+        /// 1024 of these events are queued per endpoint;
+        /// [`EnvSnapshot::undelivered`](crate::EnvSnapshot::undelivered) counts all of them.
         ///
         /// # Errors
         ///
-        /// What it returns goes to [`on_error`](Self::on_error).
+        /// An error is passed to [`on_error`](Self::on_error).
         fn on_undelivered(
             self: $self,
             error: RpcError,
@@ -138,26 +151,59 @@ macro_rules! hooks {
     };
 }
 
-/// An endpoint that handles one message at a time, in order (`rpc 2`): its state needs no locks.
+/// An endpoint that handles one message at a time, in order, with `&mut self`.
 ///
-/// A `receive` that waits holds up the messages behind it; where that hurts, move the context to a
-/// spawned task and return, or use [`RpcEndpoint`]. A `receive` that *asks its own endpoint* and
-/// awaits the answer itself gets [`ErrorKind::Deadlock`](crate::ErrorKind::Deadlock). A circle of
-/// several endpoints that wait for each other is not noticed and lasts until the timeout.
+/// Its state therefore needs no locks. A handler that awaits delays all later messages. To avoid
+/// that, move the [context](RpcCallContext) to a spawned task and return, or implement
+/// [`RpcEndpoint`]. The counterpart in Spark is `ThreadSafeRpcEndpoint`.
 ///
-/// Handlers run on the runtime that started the environment and must not block its threads; those
-/// of an [isolated](crate::EndpointOptions::isolated) endpoint may.
+/// A handler that awaits an ask to its own endpoint fails at once with
+/// [`ErrorKind::Deadlock`](crate::ErrorKind::Deadlock). A cycle of several endpoints that await
+/// each other is not detected and lasts until the first timeout.
+///
+/// Handlers run on the runtime that started the environment and must not block its threads. The
+/// handlers of an [isolated](crate::EndpointOptions::isolated) endpoint may block.
+///
+/// ```
+/// use rpc_core::{EndpointContext, RpcError, ThreadSafeRpcEndpoint};
+/// # mod hello { rpc_core::include_proto!("hello"); }
+/// use hello::{Greeting, HelloMessage};
+///
+/// struct Hello {
+///     greeted: usize,
+/// }
+///
+/// impl ThreadSafeRpcEndpoint for Hello {
+///     type Message = HelloMessage;
+///
+///     async fn receive(
+///         &mut self,
+///         message: HelloMessage,
+///         _cx: &EndpointContext<HelloMessage>,
+///     ) -> Result<(), RpcError> {
+///         match message {
+///             HelloMessage::SayHi(hi, context) => {
+///                 self.greeted += 1;
+///                 context.reply(Greeting { text: format!("hi, {}", hi.msg) })
+///             }
+///             HelloMessage::SayBye(bye, context) => {
+///                 context.reply(Greeting { text: format!("bye, {}", bye.msg) })
+///             }
+///         }
+///     }
+/// }
+/// ```
 pub trait ThreadSafeRpcEndpoint: Sized + Send + 'static {
-    /// What it receives.
+    /// The type of the messages that the endpoint receives.
     type Message: RpcMessage;
 
     /// Handles one message.
     ///
     /// # Errors
     ///
-    /// What it returns goes to [`on_error`](Self::on_error), and to the asker if the message's
-    /// context was dropped unanswered. The endpoint goes on with the next message; so it does after
-    /// a panic, which is treated alike.
+    /// An error fails the request, if the handler has not replied: the caller receives the error.
+    /// In any case it is passed to [`on_error`](Self::on_error). A panic is handled like an error.
+    /// The endpoint goes on with the next message.
     fn receive(
         &mut self,
         message: Self::Message,
@@ -167,22 +213,56 @@ pub trait ThreadSafeRpcEndpoint: Sized + Send + 'static {
     hooks!(&mut Self);
 }
 
-/// An endpoint that handles messages concurrently, once [`on_start`](Self::on_start) has succeeded:
-/// while one `receive` waits, others begin. If `on_start` fails, it handles them one at a time
-/// (`rpc 2`).
+/// An endpoint that handles messages concurrently, with `&self`.
 ///
-/// Messages *begin* in the order of their arrival. They take turns on one task, so work that keeps
-/// a processor busy belongs on a spawned task, together with the context.
+/// While one handler awaits, the handlers of later messages start, in the order of arrival. If
+/// [`on_start`](Self::on_start) fails, the endpoint handles one message at a time. The counterpart
+/// in Spark is `RpcEndpoint`.
+///
+/// All handlers run on one task, so computations belong into spawned tasks, together with the
+/// [context](RpcCallContext). An [isolated](crate::EndpointOptions::isolated) endpoint runs each
+/// handler on one of its threads.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use rpc_core::{EndpointContext, RpcEndpoint, RpcError};
+/// # mod hello { rpc_core::include_proto!("hello"); }
+/// use hello::{Greeting, HelloMessage};
+///
+/// struct Hello;
+///
+/// impl RpcEndpoint for Hello {
+///     type Message = HelloMessage;
+///
+///     async fn receive(
+///         &self,
+///         message: HelloMessage,
+///         _cx: &EndpointContext<HelloMessage>,
+///     ) -> Result<(), RpcError> {
+///         // Other messages are handled during this time.
+///         tokio::time::sleep(Duration::from_millis(10)).await;
+///         match message {
+///             HelloMessage::SayHi(hi, context) => {
+///                 context.reply(Greeting { text: format!("hi, {}", hi.msg) })
+///             }
+///             HelloMessage::SayBye(bye, context) => {
+///                 context.reply(Greeting { text: format!("bye, {}", bye.msg) })
+///             }
+///         }
+///     }
+/// }
+/// ```
 pub trait RpcEndpoint: Sized + Send + Sync + 'static {
-    /// What it receives.
+    /// The type of the messages that the endpoint receives.
     type Message: RpcMessage;
 
     /// Handles one message.
     ///
     /// # Errors
     ///
-    /// What it returns goes to [`on_error`](Self::on_error), and to the asker if the message's
-    /// context was dropped unanswered. A panic is treated alike.
+    /// An error fails the request, if the handler has not replied: the caller receives the error.
+    /// In any case it is passed to [`on_error`](Self::on_error). A panic is handled like an error.
     fn receive(
         &self,
         message: Self::Message,
@@ -190,44 +270,4 @@ pub trait RpcEndpoint: Sized + Send + Sync + 'static {
     ) -> impl Future<Output = Result<(), RpcError>> + Send;
 
     hooks!(&Self);
-}
-
-/// What an endpoint's functions are given besides the message. Cheap to clone, for spawned tasks.
-pub struct EndpointContext<M>(pub(crate) Arc<ContextInner<M>>);
-
-pub(crate) struct ContextInner<M> {
-    self_ref: Option<RpcEndpointRef<M>>,
-    /// The `RpcEnv`'s inside, which belongs to a higher floor; `env.rs` casts it back.
-    pub(crate) env: Arc<dyn Any + Send + Sync>,
-}
-
-impl<M> EndpointContext<M> {
-    pub(crate) fn new(self_ref: RpcEndpointRef<M>, env: Arc<dyn Any + Send + Sync>) -> Self {
-        Self(Arc::new(ContextInner { self_ref: Some(self_ref), env }))
-    }
-
-    /// This, without the endpoint's own ref.
-    pub(crate) fn for_stop(&self) -> Self {
-        Self(Arc::new(ContextInner { self_ref: None, env: Arc::clone(&self.0.env) }))
-    }
-
-    /// The endpoint's own ref: to send to itself, or to give to others. None in `on_stop`.
-    #[must_use]
-    pub fn self_ref(&self) -> Option<&RpcEndpointRef<M>> {
-        self.0.self_ref.as_ref()
-    }
-}
-
-impl<M> Clone for EndpointContext<M> {
-    fn clone(&self) -> Self {
-        Self(Arc::clone(&self.0))
-    }
-}
-
-impl<M> fmt::Debug for EndpointContext<M> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("EndpointContext")
-            .field("self_ref", &self.0.self_ref)
-            .finish_non_exhaustive()
-    }
 }

@@ -1,15 +1,19 @@
-//! How an endpoint is to be run.
+//! The options of an endpoint's registration.
 
 use std::sync::Arc;
 
 use crate::limits::{InboxConf, OverflowPolicy, Volume};
 
-/// How an endpoint is to be run, for [`setup_endpoint_with`](crate::RpcEnv::setup_endpoint_with).
+/// Options of one endpoint, for [`setup_endpoint_with`](crate::RpcEnv::setup_endpoint_with).
 ///
 /// ```
-/// use rpc_core::EndpointOptions;
+/// use rpc_core::{EndpointOptions, OverflowPolicy};
 ///
-/// let options = EndpointOptions::new().isolated(4).connection_events(false);
+/// let options = EndpointOptions::new()
+///     .isolated(1)
+///     .connection_events(false)
+///     .max_messages(1000)
+///     .overflow(OverflowPolicy::DropOldest);
 /// ```
 #[derive(Clone, Debug)]
 #[must_use]
@@ -22,8 +26,9 @@ pub struct EndpointOptions {
 }
 
 impl EndpointOptions {
-    /// What [`setup_endpoint`](crate::RpcEnv::setup_endpoint) does: on the environment's runtime,
-    /// with all events.
+    /// Returns the defaults, those of [`setup_endpoint`](crate::RpcEnv::setup_endpoint).
+    ///
+    /// The endpoint runs on the environment's runtime and receives connection events.
     pub fn new() -> Self {
         Self {
             isolated: None,
@@ -34,52 +39,53 @@ impl EndpointOptions {
         }
     }
 
-    /// Run the endpoint on `threads` threads of its own, named `dispatcher-` and the endpoint's
-    /// name: all of its functions may block there, and are not held up by others that do (`rpc 2`).
+    /// Runs the endpoint on `threads` threads of its own, where its handlers may block.
     ///
-    /// An [`RpcEndpoint`](crate::RpcEndpoint) can block in as many `receive`s at a time as there
-    /// are threads; a [`ThreadSafeRpcEndpoint`](crate::ThreadSafeRpcEndpoint) takes exactly 1. What
-    /// they spawn with `tokio::spawn` runs on the environment's runtime. The threads end after
-    /// `on_stop`.
+    /// The threads are named `dispatcher-` and the endpoint's name, and end after `on_stop`. An
+    /// [`RpcEndpoint`](crate::RpcEndpoint) can block in as many handlers at a time as it has
+    /// threads. A [`ThreadSafeRpcEndpoint`](crate::ThreadSafeRpcEndpoint) needs exactly 1.
+    /// `tokio::spawn` inside of a handler spawns on the environment's runtime. The counterpart in
+    /// Spark is `IsolatedRpcEndpoint.threadCount`.
     pub fn isolated(mut self, threads: usize) -> Self {
         self.isolated = Some(threads);
         self
     }
 
-    /// Whether the endpoint is told of connections (`on_connected`, `on_disconnected`,
-    /// `on_network_error`, `on_undelivered`); it is by default.
+    /// Enables or disables connection events; they are enabled by default.
     ///
-    /// An event goes into the inbox of every endpoint that is told, so where endpoints come by the
-    /// thousand, such as one for each task or session, they should not be.
-    pub fn connection_events(mut self, told: bool) -> Self {
-        self.connection_events = told;
+    /// The events are `on_connected`, `on_disconnected`, `on_network_error` and `on_undelivered`.
+    /// Each event is queued in the inbox of every endpoint that receives events. Disable them
+    /// where there are thousands of endpoints, such as one per task.
+    pub fn connection_events(mut self, enabled: bool) -> Self {
+        self.connection_events = enabled;
         self
     }
 
-    /// How many messages its inbox holds at most, instead of `spark.rpc.inbox.maxMessages`; at
-    /// least 1. One counts until it has been handled.
+    /// Sets the most messages in the inbox, instead of `spark.rpc.inbox.maxMessages`.
+    ///
+    /// At least 1. A message counts until it has been handled.
     pub fn max_messages(mut self, messages: u64) -> Self {
         self.max_messages = Some(messages.max(1));
         self
     }
 
-    /// How many bytes they may have in all, instead of `spark.rpc.inbox.maxBytes`; at least 1.
+    /// Sets the most bytes in the inbox, instead of `spark.rpc.inbox.maxBytes`; at least 1.
     pub fn max_bytes(mut self, bytes: u64) -> Self {
         self.max_bytes = Some(bytes.max(1));
         self
     }
 
-    /// What happens to a message that does not fit; [`OverflowPolicy::Reject`] by default.
+    /// Sets what a full inbox does; by default [`OverflowPolicy::Reject`].
     pub fn overflow(mut self, overflow: OverflowPolicy) -> Self {
         self.overflow = overflow;
         self
     }
 
-    /// What the inbox goes by, where the environment's is `conf`.
+    /// Returns the limits of the inbox. `conf` has the environment's, and is shared if equal.
     pub(crate) fn inbox(&self, conf: &Arc<InboxConf>) -> Arc<InboxConf> {
         let messages = self.max_messages.unwrap_or(conf.limit.messages);
         let bytes = self.max_bytes.unwrap_or(conf.limit.bytes);
-        let own = InboxConf::new(Volume::new(messages, bytes), self.overflow, conf.slow);
+        let own = InboxConf::new(Volume::new(messages, bytes), self.overflow, conf.slow_threshold);
         if own == **conf { Arc::clone(conf) } else { Arc::new(own) }
     }
 }

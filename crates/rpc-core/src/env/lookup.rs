@@ -8,9 +8,9 @@ use crate::ask::EndpointInfo;
 use crate::dispatcher::endpoint_not_found;
 use crate::endpoint::EndpointRef;
 use crate::endpoint::RpcEndpointRef;
-use crate::endpoint::{RpcMessage, local_only};
+use crate::endpoint::{RpcMessage, local_only_error};
 use crate::error::{ErrorKind, RpcError};
-use crate::inbox::service_mismatch;
+use crate::inbox::service_mismatch_error;
 use crate::peer::stale_incarnation_error;
 use crate::wire::ENDPOINT_VERIFIER;
 use crate::wire::proto::{CheckExistence, EndpointVerifierMessage};
@@ -156,7 +156,7 @@ fn check_services<M: RpcMessage>(
         return Ok(());
     }
     let served: Vec<&str> = served.iter().map(String::as_str).collect();
-    Err(service_mismatch(endpoint, M::SERVICES, &served))
+    Err(service_mismatch_error(endpoint, M::SERVICES, &served))
 }
 
 impl EnvInner {
@@ -170,7 +170,7 @@ impl EnvInner {
             return self.local_ref(endpoint);
         }
         if M::SERVICES.is_empty() {
-            return Err(local_only());
+            return Err(local_only_error());
         }
         let verifier = RpcEndpointAddress::new(Some(address.clone()), ENDPOINT_VERIFIER)?;
         let verifier = self.remote_ref::<EndpointVerifierMessage>(verifier, &address, 0);
@@ -200,7 +200,7 @@ impl EnvInner {
             return Err(stale_incarnation_error(endpoint.name(), address).with_peer(&full));
         }
         if M::SERVICES.is_empty() {
-            return Err(local_only());
+            return Err(local_only_error());
         }
         check_services::<M>(&full, &endpoint.services)?;
         match address {

@@ -216,7 +216,7 @@ impl<M> EndpointContext<M> {
     /// Returns the environment in which the endpoint is registered.
     #[must_use]
     pub fn env(&self) -> RpcEnv {
-        match Arc::clone(&self.0.env).downcast::<EnvInner>() {
+        match Arc::clone(self.erased_env()).downcast::<EnvInner>() {
             Ok(inner) => RpcEnv { inner },
             Err(_) => unreachable!("setup_endpoint stores an EnvInner in the context"),
         }

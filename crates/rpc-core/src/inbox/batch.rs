@@ -1,4 +1,4 @@
-//! What a loop has taken out of an inbox.
+//! The items that a message loop has taken out of its inbox together.
 
 use std::collections::VecDeque;
 
@@ -14,36 +14,44 @@ use crate::message_metadata::MessageMetadata;
 use crate::peer::ReleasedVolume;
 use crate::sync::MutexGuard;
 
-/// Of messages that do not wait, the handling of one in so many is measured.
-const SAMPLE: u64 = 16;
+/// Of the handlers that complete in one poll, one in 16 is measured.
+const SAMPLE_INTERVAL: u64 = 16;
 
-/// What a loop has taken out and not handled yet. Dropped with the loop, it fails the askers in it.
+/// The items that a loop has taken and not handled yet, and the accounting of handled messages.
+///
+/// Dropping it fails the asks that are left.
 pub(crate) struct Batch<'a, M> {
     items: VecDeque<InboxItem<M>>,
-    /// Messages that have been handled and not yet been given back to the inbox.
-    done: usize,
+    /// The number of handled messages that still count in the inbox.
+    unreleased: usize,
+    /// The next three belong to these messages.
     counts: MessageCounts,
-    /// Their volume: of this environment, and from other environments.
-    local: Volume,
-    remote: ReleasedVolume,
-    /// Gives back when so many are handled.
-    share: usize,
-    /// Messages taken out so far, for sampling.
+    local_volume: Volume,
+    remote_volume: ReleasedVolume,
+    /// Handled messages are released at the latest when there are this many.
+    release_interval: usize,
+    /// The number of messages so far, for sampling.
     taken: u64,
     inbox: &'a Inbox<M>,
 }
 
 impl<'a, M> Batch<'a, M> {
     pub(crate) fn new(inbox: &'a Inbox<M>) -> Self {
-        let share = (inbox.conf.limit.messages / 8).clamp(1, 64) as usize;
-        let (items, counts) = (VecDeque::new(), MessageCounts::default());
-        let (local, remote) = (Volume::default(), ReleasedVolume::default());
-        Self { items, done: 0, counts, local, remote, share, taken: 0, inbox }
+        Self {
+            items: VecDeque::new(),
+            unreleased: 0,
+            counts: MessageCounts::default(),
+            local_volume: Volume::default(),
+            remote_volume: ReleasedVolume::default(),
+            release_interval: (inbox.conf.limit.messages / 8).clamp(1, 64) as usize,
+            taken: 0,
+            inbox,
+        }
     }
 
-    /// The next message whose asker still waits, or the next event.
+    /// Returns the next item. Skips asks that were cancelled or have expired.
     pub(crate) fn pop(&mut self) -> Option<InboxItem<M>> {
-        // Looked at where it lies: an item is large.
+        // Checked in place, because items are large.
         while let Some(InboxItem::Message { metadata, .. }) = self.items.front()
             && !metadata.is_pending()
         {
@@ -52,80 +60,80 @@ impl<'a, M> Batch<'a, M> {
         self.items.pop_front()
     }
 
-    /// Drops the next message, as its asker no longer waits.
     #[cold]
     fn discard_expired(&mut self) {
         if let Some(InboxItem::Message { message, metadata }) = self.items.pop_front() {
             self.counts.expired += 1;
             reject_message(metadata.ask_id(), message, &timeout_error(self.inbox.address()));
-            self.on_done(metadata);
+            self.add_unreleased(metadata);
         }
     }
 
-    /// A message has been handled.
-    pub(crate) fn on_handled(&mut self, metadata: MessageMetadata, failed: bool) {
+    /// Accounts for a message whose handler has completed.
+    pub(crate) fn on_handled(&mut self, metadata: MessageMetadata, has_failed: bool) {
         self.counts.handled += 1;
-        self.counts.failed += u64::from(failed);
-        self.on_done(metadata);
+        self.counts.failed += u64::from(has_failed);
+        self.add_unreleased(metadata);
     }
 
-    fn on_done(&mut self, metadata: MessageMetadata) {
-        self.done += 1;
+    fn add_unreleased(&mut self, metadata: MessageMetadata) {
+        self.unreleased += 1;
         match metadata.permit {
-            Some(permit) => permit.release_with(&mut self.remote),
-            None => self.local.add(Volume::message(size_of::<M>() as u64)),
+            Some(permit) => permit.release_with(&mut self.remote_volume),
+            None => self.local_volume.add(Volume::message(size_of::<M>() as u64)),
         }
-        if self.done >= self.share {
+        if self.unreleased >= self.release_interval {
             self.release_handled(self.inbox.state.lock(), true);
         }
     }
 
-    /// Gives back what is handled: at the latest when the loop is about to wait for something, and
-    /// not `goes_on`.
-    fn release_handled(&mut self, mut state: MutexGuard<'_, InboxState<M>>, goes_on: bool) {
-        if self.done > 0 {
-            self.done = 0;
+    /// Returns the capacity and credit of the handled messages.
+    ///
+    /// Runs at the latest before the loop waits; `is_loop_busy` is false then.
+    fn release_handled(&mut self, mut state: MutexGuard<'_, InboxState<M>>, is_loop_busy: bool) {
+        if self.unreleased > 0 {
+            self.unreleased = 0;
             let MessageCounts { handled, failed, expired, .. } = std::mem::take(&mut self.counts);
             state.counts.handled += handled;
             state.counts.failed += failed;
             state.counts.expired += expired;
-            state.held.remove(std::mem::take(&mut self.local));
-            state.held.remove(self.remote.total());
+            state.held.remove(std::mem::take(&mut self.local_volume));
+            state.held.remove(self.remote_volume.total());
         }
-        let room = state.has_capacity_for(self.inbox.conf.limit, goes_on);
+        let waiters = state.take_capacity_waiters(self.inbox.conf.limit, is_loop_busy);
         drop(state);
-        if let Some(room) = room {
-            room.notify_waiters();
+        if let Some(waiters) = waiters {
+            waiters.notify_waiters();
         }
-        self.remote.return_credit();
+        self.remote_volume.return_credit();
     }
 
-    /// The loop begins to wait for what it has in hand.
+    /// Runs when a handler of the loop, started at `since`, awaits.
     pub(crate) fn on_pending(&mut self, since: Instant) {
         self.release_handled(self.inbox.state.lock(), false);
-        self.inbox.state.lock().in_hand_since.get_or_insert(since);
+        self.inbox.state.lock().busy_since.get_or_insert(since);
     }
 
-    /// Whether the handling of the next message is to be measured also if it does not wait.
-    pub(crate) fn sample(&mut self) -> bool {
+    /// Returns whether to measure the next handler even if it completes in one poll.
+    pub(crate) fn is_sampled(&mut self) -> bool {
         self.taken += 1;
-        self.taken % SAMPLE == 1
+        self.taken % SAMPLE_INTERVAL == 1
     }
 
-    /// When all is handled: takes out what has come since. False if that is nothing.
+    /// Takes all queued items, when the previous ones are handled. False if there are none.
     pub(crate) fn refill(&mut self) -> bool {
-        // Begins at the front again, where the memory is warm.
+        // Makes the buffer begin at index 0 again, where its memory is in the cache.
         self.items.clear();
         let mut state = self.inbox.state.lock();
         std::mem::swap(&mut state.queue, &mut self.items);
         state.undelivered = 0;
-        state.in_hand_since = state.queued_since.take();
+        state.busy_since = state.queued_since.take();
         self.taken = state.counts.handled + self.counts.handled;
         self.release_handled(state, !self.items.is_empty());
         !self.items.is_empty()
     }
 
-    /// The buffer, to go on with.
+    /// Returns the empty buffer, to be reused.
     pub(crate) fn into_buffer(mut self) -> VecDeque<InboxItem<M>> {
         std::mem::take(&mut self.items)
     }
@@ -133,19 +141,19 @@ impl<'a, M> Batch<'a, M> {
 
 impl<M> Drop for Batch<'_, M> {
     fn drop(&mut self) {
-        if self.done > 0 {
+        if self.unreleased > 0 {
             self.release_handled(self.inbox.state.lock(), false);
         }
         if !self.items.is_empty() {
-            // The loop was dropped. Before they fail: no sender may slip in behind.
+            // The loop was dropped. The inbox closes before the items fail, so that no later
+            // message of their senders is accepted.
             self.inbox.close_and_fail();
-            self.inbox.discard(std::mem::take(&mut self.items), StopCause::RuntimeStopped);
+            self.inbox.fail_items(std::mem::take(&mut self.items), StopCause::Runtime);
         }
     }
 }
 
-/// What an asker would be told that no longer listens.
 fn timeout_error(endpoint: &RpcEndpointAddress) -> RpcError {
-    let text = format!("the time of the request was over before its turn came at {endpoint}");
+    let text = format!("the ask was cancelled or expired in the inbox of {endpoint}");
     RpcError::new(ErrorKind::Timeout, text).with_peer(endpoint)
 }

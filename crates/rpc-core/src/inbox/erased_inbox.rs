@@ -1,4 +1,4 @@
-//! An endpoint in the registry.
+//! The interface of an inbox for callers that do not know its message type.
 
 use std::any::Any;
 
@@ -6,12 +6,17 @@ use crate::inbox::{ConnectionEvent, StopCause, StopCounts};
 use crate::metrics::EndpointSnapshot;
 use crate::peer::RouteTarget;
 
-/// An inbox whose message type is not known here.
+/// A type-erased [`Inbox`](super::Inbox), as the dispatcher stores it.
 pub(crate) trait ErasedInbox: RouteTarget + Any {
+    /// Returns the names of the services of the endpoint.
     fn services(&self) -> &'static [&'static str];
     fn snapshot(&self) -> EndpointSnapshot;
     fn stop_counts(&self) -> StopCounts;
     fn post_event(&self, event: ConnectionEvent);
-    fn stop(&self, why: StopCause);
+    /// Rejects new messages, and ends the loop after the queued ones and `on_stop`.
+    ///
+    /// Only the first call has an effect.
+    fn stop(&self, cause: StopCause);
+    /// Returns the name of the message type for error texts.
     fn message_type(&self) -> &'static str;
 }

@@ -1,4 +1,4 @@
-//! The queue of one endpoint.
+//! The queue of one endpoint, from which its message loop takes batches.
 
 mod batch;
 mod erased_inbox;
@@ -18,34 +18,30 @@ pub(crate) use erased_inbox::ErasedInbox;
 use state::{InboxState, MessageCounts};
 
 use crate::address::{RpcAddress, RpcEndpointAddress};
-use crate::ask::EndpointInfo;
-use crate::ask::{ActorId, decode_request, reject_message};
-use crate::endpoint::InboxHandle;
-use crate::endpoint::RpcEndpointRef;
-use crate::endpoint::{IncomingRequest, RpcMessage};
+use crate::ask::{ActorId, EndpointInfo, decode_request, reject_message};
+use crate::endpoint::{InboxHandle, IncomingRequest, RpcEndpointRef, RpcMessage};
 use crate::error::{ErrorKind, RpcError};
 use crate::limits::{CreditLimits, InboxConf, OverflowPolicy, Volume};
 use crate::message_metadata::{MessageCaller, MessageMetadata};
-use crate::method::{is_of_service, split};
+use crate::method::{is_of_service, split_path};
 use crate::metrics::{EndpointSnapshot, Histogram};
 use crate::peer::{InboundMessage, RouteTarget, TargetRoutes};
 use crate::sync::{Mutex, Notify};
 
-/// A queue that keeps its buffer while parked only up to this many items.
+/// The queue of a parked loop keeps its buffer only up to this many items.
 const MAX_KEPT_CAPACITY: usize = 64;
 
-/// So many refusals of messages wait at most to be told to an endpoint: unlike connections, a peer
-/// has any number of them.
+/// The most undelivered-events in a queue. A peer can cause any number of them.
 const MAX_UNDELIVERED: u16 = 1024;
 
-/// What an endpoint is to do. Starting is not among it: a loop begins with it.
+/// What a message loop takes out of its inbox. The loop calls `on_start` by itself.
 pub(crate) enum InboxItem<M> {
     Message { message: M, metadata: MessageMetadata },
     Event(ConnectionEvent),
     Stop,
 }
 
-/// What befell a connection, or a message that went over it.
+/// An event of a connection, for the event handlers of all endpoints.
 #[derive(Clone, Debug)]
 pub(crate) enum ConnectionEvent {
     Connected(RpcAddress),
@@ -54,63 +50,67 @@ pub(crate) enum ConnectionEvent {
     Undelivered(RpcError, RpcAddress),
 }
 
-/// Many put in, one loop takes out: everything at once, so the lock is taken twice per batch and
-/// not per message.
+/// A queue with many senders and one message loop.
 ///
-/// A message counts against the limits until it has been handled, so what the loop has in hand
-/// counts too.
+/// The loop takes all items at once, so it locks twice per batch and not per message. A message
+/// counts against the limits until it has been handled.
 pub(crate) struct Inbox<M> {
     state: Mutex<InboxState<M>>,
-    /// How long messages took. There with the first that was measured.
+    /// The durations of handlers. `None` before the first measurement.
     processing: Mutex<Option<Box<Histogram>>>,
-    about: Arc<EndpointInfo>,
+    info: Arc<EndpointInfo>,
     conf: Arc<InboxConf>,
-    /// Present with the first route.
+    /// Set by the first route from a peer.
     routes: OnceLock<Box<TargetRoutes>>,
+    /// Whether `stop_cause` is set, readable without the lock.
     is_stopped: AtomicBool,
 }
 
-/// What has become of messages, for the report of a shutdown.
+/// What became of an endpoint's messages, for the report of a shutdown.
 pub(crate) struct StopCounts {
     pub(crate) handled: u64,
-    pub(crate) late: u64,
+    pub(crate) rejected_after_stop: u64,
+    /// Messages that are queued or being handled.
     pub(crate) held: u64,
-    /// The endpoint has been stopped, to the end of its `on_stop`.
-    pub(crate) ended: bool,
+    /// Whether `on_stop` has returned.
+    pub(crate) has_stopped: bool,
 }
 
-/// Why nothing goes in any more.
+/// Why an inbox accepts no more messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum StopCause {
-    EndpointStopped,
-    EnvStopped,
-    /// The loop's task was dropped, as happens when its runtime shuts down.
-    RuntimeStopped,
+    /// The endpoint was stopped.
+    Endpoint,
+    /// The environment was shut down.
+    Env,
+    /// The task of the loop was dropped, for example by a shutdown of its runtime.
+    Runtime,
 }
 
 impl<M> Inbox<M> {
-    pub(crate) fn new(about: EndpointInfo, conf: Arc<InboxConf>) -> Arc<Self> {
+    pub(crate) fn new(info: EndpointInfo, conf: Arc<InboxConf>) -> Arc<Self> {
         let (state, processing) = (Mutex::new(InboxState::new()), Mutex::default());
         let (routes, is_stopped) = (OnceLock::new(), AtomicBool::new(false));
-        Arc::new(Self { state, processing, about: Arc::new(about), conf, routes, is_stopped })
+        Arc::new(Self { state, processing, info: Arc::new(info), conf, routes, is_stopped })
     }
 
     pub(crate) fn address(&self) -> &RpcEndpointAddress {
-        &self.about.address
+        &self.info.address
     }
 
+    /// Identifies the endpoint among all actors of the process.
     pub(crate) fn id(&self) -> ActorId {
-        ActorId::of(&self.about)
+        ActorId::of(&self.info)
     }
 
     pub(crate) fn make_ref(self: &Arc<Self>) -> RpcEndpointRef<M>
     where
         M: Send + 'static,
     {
-        RpcEndpointRef::local(Arc::clone(&self.about), Arc::clone(self) as _)
+        RpcEndpointRef::local(Arc::clone(&self.info), Arc::clone(self) as _)
     }
 
-    /// Returns the credit of all messages held to their senders.
+    /// Returns the credit of all held messages to their senders.
     fn detach_routes(&self) {
         self.is_stopped.store(true, Ordering::Release);
         if let Some(routes) = self.routes.get() {
@@ -118,32 +118,34 @@ impl<M> Inbox<M> {
         }
     }
 
-    /// The loop has ended: takes nothing more and fails what is left, by dropping it after the door
-    /// is shut.
+    /// Closes the inbox and fails the queued asks, because the loop has ended.
+    ///
+    /// Closes first, so that no later message of a failed sender is accepted.
     pub(crate) fn close_and_fail(&self) {
         let mut state = self.state.lock();
-        let closed = *state.closed.get_or_insert(StopCause::RuntimeStopped);
-        let left = std::mem::take(&mut state.queue);
-        // The waker keeps an isolated endpoint's threads.
-        let (_parked, room) = (state.parked.take(), state.room_awaited.take());
+        let cause = *state.stop_cause.get_or_insert(StopCause::Runtime);
+        let items = std::mem::take(&mut state.queue);
+        // The waker owns the executor of an isolated endpoint, so it must not stay here.
+        let (_parked, waiters) = (state.parked_loop.take(), state.capacity_waiters.take());
         drop(state);
-        if let Some(room) = room {
-            room.notify_waiters();
+        if let Some(waiters) = waiters {
+            waiters.notify_waiters();
         }
         self.detach_routes();
-        self.discard(left, closed);
+        self.fail_items(items, cause);
     }
 
-    fn discard(&self, items: VecDeque<InboxItem<M>>, why: StopCause) {
+    fn fail_items(&self, items: VecDeque<InboxItem<M>>, cause: StopCause) {
         for item in items {
             if let InboxItem::Message { message, metadata } = item {
-                reject_message(metadata.ask_id(), message, &self.stopped_error(why));
+                reject_message(metadata.ask_id(), message, &self.stopped_error(cause));
             }
         }
     }
 
-    /// Has `waker` woken by the next item; false if there is one already. `spare` is an empty
-    /// buffer to go on with.
+    /// Registers the loop to be woken by the next item. Returns false if there is one already.
+    ///
+    /// The queue may take the empty buffer `spare`, to reuse its memory.
     pub(crate) fn park(&self, waker: &Waker, spare: &mut VecDeque<InboxItem<M>>) -> bool {
         let mut state = self.state.lock();
         if !state.queue.is_empty() {
@@ -157,44 +159,44 @@ impl<M> Inbox<M> {
         if state.queue.capacity() > MAX_KEPT_CAPACITY {
             state.queue = VecDeque::new();
         }
-        match &mut state.parked {
+        match &mut state.parked_loop {
             Some(parked) => parked.clone_from(waker),
-            None => state.parked = Some(waker.clone()),
+            None => state.parked_loop = Some(waker.clone()),
         }
         true
     }
 
-    /// The handling of a message has taken so long.
-    pub(crate) fn record_duration(&self, time: Duration) {
-        self.processing.lock().get_or_insert_default().record(time);
-        if time >= self.conf.slow {
+    /// Records the duration of a handler, and logs a slow one.
+    pub(crate) fn record_duration(&self, duration: Duration) {
+        self.processing.lock().get_or_insert_default().record(duration);
+        if duration >= self.conf.slow_threshold {
             tracing::warn!(
                 endpoint = %self.address(),
-                ?time,
+                ?duration,
+                threshold = ?self.conf.slow_threshold,
                 setting = "spark.rpc.slowMessageThreshold",
-                "handling a message took long"
+                "a handler was slow"
             );
         }
     }
 
-    /// The endpoint's `on_stop` has run.
+    /// Records that the endpoint's `on_stop` has returned.
     pub(crate) fn mark_stopped(&self) {
-        self.state.lock().ended = true;
+        self.state.lock().has_stopped = true;
     }
 
-    fn stopped_error(&self, closed: StopCause) -> RpcError {
-        let text = match closed {
-            StopCause::EndpointStopped => {
-                format!("the endpoint {} has been stopped", self.address())
+    fn stopped_error(&self, cause: StopCause) -> RpcError {
+        let address = self.address();
+        let text = match cause {
+            StopCause::Endpoint => format!("the endpoint {address} has been stopped"),
+            StopCause::Env => {
+                format!("RpcEnv already stopped: {address} accepts no more messages")
             }
-            StopCause::EnvStopped => {
-                format!("RpcEnv already stopped: {} takes no more messages", self.address())
-            }
-            StopCause::RuntimeStopped => {
-                format!("the runtime that ran the endpoint {} has shut down", self.address())
+            StopCause::Runtime => {
+                format!("the tokio runtime of the endpoint {address} has shut down")
             }
         };
-        RpcError::new(ErrorKind::Stopped, text).with_peer(self.address())
+        RpcError::new(ErrorKind::Stopped, text).with_peer(address)
     }
 
     fn full_error(&self) -> RpcError {
@@ -212,21 +214,22 @@ impl<M: Send> InboxHandle<M> for Inbox<M> {
         let mut dropped = None;
         let volume = Volume::message(metadata.bytes::<M>());
         let mut state = self.state.lock();
-        if let Some(closed) = state.closed {
+        if let Some(cause) = state.stop_cause {
             state.counts.rejected_after_stop += 1;
             drop(state);
-            return Err(self.stopped_error(closed));
+            return Err(self.stopped_error(cause));
         }
-        if !state.held.fits(self.conf.limit)
+        // A message within its route's credit is accepted in any case: its capacity was granted.
+        if !state.held.is_below(self.conf.limit)
             && !metadata.permit.as_ref().is_some_and(|permit| permit.is_covered)
         {
             match self.conf.overflow {
-                // None if all messages are being handled.
+                // `None` if all messages are being handled.
                 OverflowPolicy::DropOldest => dropped = state.take_oldest(),
                 OverflowPolicy::Reject => {}
             }
             if dropped.is_none() {
-                state.counts.refused += 1;
+                state.counts.rejected += 1;
                 drop(state);
                 return Err(self.full_error());
             }
@@ -234,18 +237,21 @@ impl<M: Send> InboxHandle<M> for Inbox<M> {
         }
         let Some(message) = build() else { return Ok(()) };
         state.held.add(volume);
-        let parked = state.parked.take();
-        // While the loop is parked it has nothing else to do, so the clock can be spared.
+        let parked = state.parked_loop.take();
+        // A parked loop handles the message at once, so the clock need not be read.
         if parked.is_none() && state.queue.is_empty() {
             state.queued_since = Some(Instant::now());
         }
         state.queue.push_back(InboxItem::Message { message, metadata });
         drop(state);
-        if let Some(loop_) = parked {
-            loop_.wake();
+        if let Some(parked) = parked {
+            parked.wake();
         }
         if let Some((message, metadata)) = dropped {
-            tracing::warn!(endpoint = %self.address(), "the inbox is full: its oldest message is dropped");
+            tracing::warn!(
+                endpoint = %self.address(),
+                "the inbox is full: dropped its oldest message"
+            );
             reject_message(metadata.ask_id(), message, &self.full_error());
             self.state.lock().held.remove(Volume::message(metadata.bytes::<M>()));
         }
@@ -254,15 +260,15 @@ impl<M: Send> InboxHandle<M> for Inbox<M> {
 
     fn wait_for_capacity(&self) -> BoxFuture<'_, ()> {
         Box::pin(async {
-            let room = {
+            let notified = {
                 let mut state = self.state.lock();
-                let full = state.closed.is_none() && !state.held.fits(self.conf.limit);
-                // Made under the lock: it hears of every call of `notify_waiters` from then on.
-                let room = || Arc::clone(state.room_awaited.get_or_insert_default());
-                full.then(room).map(Notify::notified_owned)
+                let is_full = state.stop_cause.is_none() && !state.held.is_below(self.conf.limit);
+                // Made under the lock, so that it receives every later `notify_waiters`.
+                let waiters = || Arc::clone(state.capacity_waiters.get_or_insert_default());
+                is_full.then(waiters).map(Notify::notified_owned)
             };
-            if let Some(room) = room {
-                room.await;
+            if let Some(notified) = notified {
+                notified.await;
             }
         })
     }
@@ -279,16 +285,16 @@ impl<M: RpcMessage> ErasedInbox for Inbox<M> {
 
     fn stop_counts(&self) -> StopCounts {
         let state = self.state.lock();
-        let MessageCounts { handled, rejected_after_stop: late, .. } = state.counts;
-        StopCounts { handled, late, held: state.held.messages, ended: state.ended }
+        let MessageCounts { handled, rejected_after_stop, .. } = state.counts;
+        let (held, has_stopped) = (state.held.messages, state.has_stopped);
+        StopCounts { handled, rejected_after_stop, held, has_stopped }
     }
 
     fn snapshot(&self) -> EndpointSnapshot {
         let processing = self.processing.lock().as_deref().cloned().unwrap_or_default();
         let state = self.state.lock();
-        let oldest = state.in_hand_since.or(state.queued_since);
-        let MessageCounts { handled, failed, refused, dropped, expired, rejected_after_stop: _ } =
-            state.counts;
+        let oldest = state.busy_since.or(state.queued_since);
+        let MessageCounts { handled, failed, rejected, dropped, expired, .. } = state.counts;
         EndpointSnapshot {
             name: self.address().name().to_owned(),
             held: state.held.messages,
@@ -296,18 +302,17 @@ impl<M: RpcMessage> ErasedInbox for Inbox<M> {
             lag: oldest.map(|since| since.elapsed()).unwrap_or_default(),
             handled,
             failed,
-            rejected: refused,
+            rejected,
             dropped,
             expired,
             processing,
         }
     }
 
-    /// Events of connections are few and bypass the limits; of messages that were refused so many
-    /// wait and no more.
+    /// Bypasses the limits, except that undelivered-events have a limit of their own.
     fn post_event(&self, event: ConnectionEvent) {
         let mut state = self.state.lock();
-        let too_many = match event {
+        let is_over_limit = match event {
             ConnectionEvent::Undelivered(..) => {
                 state.undelivered = state.undelivered.saturating_add(1);
                 state.undelivered > MAX_UNDELIVERED
@@ -316,31 +321,28 @@ impl<M: RpcMessage> ErasedInbox for Inbox<M> {
             | ConnectionEvent::Disconnected(_)
             | ConnectionEvent::NetworkError(..) => false,
         };
-        // An endpoint that has stopped is told nothing more.
-        if state.closed.is_none() && !too_many {
+        if state.stop_cause.is_none() && !is_over_limit {
             state.queue.push_back(InboxItem::Event(event));
-            let parked = state.parked.take();
+            let parked = state.parked_loop.take();
             drop(state);
-            if let Some(loop_) = parked {
-                loop_.wake();
+            if let Some(parked) = parked {
+                parked.wake();
             }
         }
     }
 
-    /// Takes nothing more; what is queued is handled, then the endpoint's `on_stop` runs. Only the
-    /// first call counts.
-    fn stop(&self, why: StopCause) {
+    fn stop(&self, cause: StopCause) {
         let mut state = self.state.lock();
-        if state.closed.is_none() {
-            state.closed = Some(why);
+        if state.stop_cause.is_none() {
+            state.stop_cause = Some(cause);
             state.queue.push_back(InboxItem::Stop);
-            let (parked, room) = (state.parked.take(), state.room_awaited.take());
+            let (parked, waiters) = (state.parked_loop.take(), state.capacity_waiters.take());
             drop(state);
-            if let Some(loop_) = parked {
-                loop_.wake();
+            if let Some(parked) = parked {
+                parked.wake();
             }
-            if let Some(room) = room {
-                room.notify_waiters();
+            if let Some(waiters) = waiters {
+                waiters.notify_waiters();
             }
             self.detach_routes();
         }
@@ -367,30 +369,34 @@ impl<M: RpcMessage> RouteTarget for Inbox<M> {
     fn deliver(self: Arc<Self>, inbound: &mut InboundMessage<'_>) -> Result<(), RpcError> {
         let path = inbound.header.path;
         if !M::SERVICES.iter().any(|service| is_of_service(path, service)) {
-            return Err(service_mismatch(self.address(), &[split(path).0], M::SERVICES));
+            return Err(service_mismatch_error(self.address(), &[split_path(path).0], M::SERVICES));
         }
-        let span =
-            self.about.asks.tracer.arrived(self.address().name(), inbound.header.traceparent);
+        let span = self
+            .info
+            .asks
+            .tracer
+            .start_remote_span(self.address().name(), inbound.header.traceparent);
         let caller = inbound.ask.as_ref().map(|ask| MessageCaller::Remote(ask.key));
         let metadata = MessageMetadata { caller, permit: inbound.permit.take(), span };
         let ask = metadata.ask_id();
         let mut message = Some(decode_request(ask, || M::decode(IncomingRequest::new(inbound)))?);
-        let appended = self.post(metadata, &mut || message.take());
-        if let (Err(why), Some(message)) = (&appended, message) {
-            reject_message(ask, message, why);
+        let posted = self.post(metadata, &mut || message.take());
+        if let (Err(error), Some(message)) = (&posted, message) {
+            reject_message(ask, message, error);
         }
-        appended
+        posted
     }
 }
 
-pub(crate) fn service_mismatch(
+/// Makes the error for a request or lookup of services that the endpoint does not have.
+pub(crate) fn service_mismatch_error(
     endpoint: &RpcEndpointAddress,
     wanted: &[&str],
     served: &[&str],
 ) -> RpcError {
     let served =
         if served.is_empty() { "local messages only".to_owned() } else { served.join(", ") };
-    // Both are cut: a peer may name any number of services.
+    // Both lists are truncated, because a peer may name any number of services.
     let text =
         format!("the endpoint {endpoint} serves {served:.500}, not {:.500}", wanted.join(", "));
     RpcError::new(ErrorKind::ServiceMismatch, text).with_peer(endpoint)

@@ -1,4 +1,4 @@
-//! The state under the lock of an inbox: its queue, and counts.
+//! The state under the lock of an inbox: its queue and its counts.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -13,32 +13,36 @@ use crate::sync::Notify;
 
 pub(super) struct InboxState<M> {
     pub(super) queue: VecDeque<InboxItem<M>>,
-    /// Of messages, queued or in hand.
+    /// The volume of all messages that are queued or being handled.
     pub(super) held: Volume,
-    /// The loop, if it waits for something to come.
-    pub(super) parked: Option<Waker>,
-    /// How many [`ConnectionEvent::Undelivered`] are in the queue.
+    /// The waker of the message loop while that waits for an item.
+    pub(super) parked_loop: Option<Waker>,
+    /// The number of queued [`ConnectionEvent::Undelivered`](super::ConnectionEvent).
     pub(super) undelivered: u16,
-    pub(super) closed: Option<StopCause>,
-    pub(super) ended: bool,
+    /// Set when the inbox no longer accepts messages.
+    pub(super) stop_cause: Option<StopCause>,
+    /// The endpoint's `on_stop` has returned.
+    pub(super) has_stopped: bool,
     pub(super) counts: MessageCounts,
-    /// Those who wait for room, if anybody does.
-    pub(super) room_awaited: Option<Arc<Notify>>,
-    /// Since when the queue has not been empty while the loop was busy.
+    /// Senders that wait for capacity. `None` while there are none.
+    pub(super) capacity_waiters: Option<Arc<Notify>>,
+    /// When the queue became non-empty while the loop was busy.
     pub(super) queued_since: Option<Instant>,
-    /// Since when what the loop has in hand keeps it busy, as far as is known.
-    pub(super) in_hand_since: Option<Instant>,
+    /// When the first item of the current batch was queued behind other work, or when the first
+    /// handler of the batch that awaited began.
+    pub(super) busy_since: Option<Instant>,
 }
 
-/// What has become of messages.
+/// Counts of messages by outcome, since the endpoint's registration.
 #[derive(Clone, Copy, Default)]
 pub(super) struct MessageCounts {
     pub(super) handled: u64,
+    /// Of `handled`, those whose handler failed.
     pub(super) failed: u64,
-    pub(super) refused: u64,
+    /// Rejected by a full inbox.
+    pub(super) rejected: u64,
     pub(super) dropped: u64,
     pub(super) expired: u64,
-    /// Came after the inbox was closed.
     pub(super) rejected_after_stop: u64,
 }
 
@@ -47,27 +51,34 @@ impl<M> InboxState<M> {
         Self {
             queue: VecDeque::new(),
             held: Volume::default(),
-            parked: None,
+            parked_loop: None,
             undelivered: 0,
-            closed: None,
-            ended: false,
+            stop_cause: None,
+            has_stopped: false,
             counts: MessageCounts::default(),
-            room_awaited: None,
+            capacity_waiters: None,
             queued_since: None,
-            in_hand_since: None,
+            busy_since: None,
         }
     }
 
-    /// Those who wait for room, if they are to be told. While the loop goes on they are told when
-    /// half is free, so that they and the loop do not wake each other for every few messages.
-    pub(super) fn has_capacity_for(&mut self, limit: Volume, goes_on: bool) -> Option<Arc<Notify>> {
-        self.room_awaited.take_if(|_| self.held.fits(if goes_on { limit.half() } else { limit }))
+    /// Takes the senders that wait for capacity, if they are to be notified.
+    ///
+    /// While the loop is busy, they are notified when half of the capacity is free. Otherwise they
+    /// and the loop would wake each other every few messages.
+    pub(super) fn take_capacity_waiters(
+        &mut self,
+        limit: Volume,
+        is_loop_busy: bool,
+    ) -> Option<Arc<Notify>> {
+        let limit = if is_loop_busy { limit.half() } else { limit };
+        self.capacity_waiters.take_if(|_| self.held.is_below(limit))
     }
 
-    /// Takes out the message that has waited longest.
+    /// Takes out the oldest queued message.
     pub(super) fn take_oldest(&mut self) -> Option<(M, MessageMetadata)> {
-        let place = self.queue.iter().position(|item| matches!(item, InboxItem::Message { .. }))?;
-        match self.queue.remove(place)? {
+        let index = self.queue.iter().position(|item| matches!(item, InboxItem::Message { .. }))?;
+        match self.queue.remove(index)? {
             InboxItem::Message { message, metadata } => Some((message, metadata)),
             InboxItem::Event(_) | InboxItem::Stop => None,
         }

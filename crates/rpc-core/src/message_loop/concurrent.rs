@@ -1,4 +1,4 @@
-//! The loop of an endpoint that handles many messages at a time.
+//! The message loop of an `RpcEndpoint`, which handles messages concurrently.
 
 use std::future::poll_fn;
 use std::pin::pin;
@@ -11,40 +11,42 @@ use futures::{FutureExt, StreamExt};
 use tokio::time::Instant;
 
 use super::{
-    Buffer, Drained, LoopContext, MessageLoop, POLL_BUDGET, handle_event, log_unhandled, measure,
-    poll_cost, supervise,
+    Buffer, IdleLoop, LoopContext, MessageLoop, POLL_BUDGET, call_event_hook, log_unhandled,
+    measure, poll_cost, run_hook,
 };
 use crate::ask::{HandlerFuture, HandlerId};
-use crate::endpoint::{EndpointContext, RpcEndpoint};
+use crate::endpoint::RpcEndpoint;
 use crate::error::RpcError;
 use crate::inbox::{Batch, ConnectionEvent, Inbox, InboxItem};
 use crate::message_metadata::MessageMetadata;
 
-/// Many messages at a time, with shared access.
+/// Handles messages concurrently with `&` access to the endpoint.
 pub(super) struct Concurrent<E: RpcEndpoint> {
-    seated: Arc<ConcurrentShared<E>>,
+    shared: Arc<ConcurrentShared<E>>,
     phase: LoopPhase,
 }
 
-/// What the handlings of messages share.
+/// Shared by the loop and all running handlers.
 struct ConcurrentShared<E: RpcEndpoint> {
     endpoint: E,
-    actor: HandlerId,
-    seat: LoopContext<E::Message>,
+    id: HandlerId,
+    context: LoopContext<E::Message>,
 }
 
 impl<E: RpcEndpoint> Concurrent<E> {
-    pub(super) fn new(endpoint: E, seat: LoopContext<E::Message>) -> Self {
-        let actor = seat.actor(false);
-        Self { seated: Arc::new(ConcurrentShared { endpoint, actor, seat }), phase: LoopPhase::New }
+    pub(super) fn new(endpoint: E, context: LoopContext<E::Message>) -> Self {
+        let id = context.handler_id(false);
+        let shared = Arc::new(ConcurrentShared { endpoint, id, context });
+        Self { shared, phase: LoopPhase::New }
     }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum LoopPhase {
+    /// `on_start` has not run yet.
     New,
     Concurrent,
-    /// `on_start` failed.
+    /// `on_start` has failed.
     Serial,
 }
 
@@ -52,64 +54,63 @@ impl<E: RpcEndpoint> MessageLoop for Concurrent<E> {
     type Message = E::Message;
 
     fn inbox(&self) -> &Inbox<E::Message> {
-        &self.seated.seat.inbox
+        &self.shared.context.inbox
     }
 
-    fn run_until_idle(mut self: Box<Self>) -> BoxFuture<'static, Drained<Self, E::Message>> {
+    fn run_until_idle(mut self: Box<Self>) -> BoxFuture<'static, IdleLoop<Self, E::Message>> {
         Box::pin(async move {
-            let Self { seated, phase } = &mut *self;
-            let ConcurrentShared { endpoint, actor, seat } = &**seated;
+            let Self { shared, phase } = &mut *self;
+            let ConcurrentShared { endpoint, id, context } = &**shared;
             if *phase == LoopPhase::New {
-                let outcome = supervise(*actor, async { endpoint.on_start(&seat.cx).await }).await;
+                let outcome = run_hook(*id, async { endpoint.on_start(&context.cx).await }).await;
                 *phase = if outcome.is_ok() { LoopPhase::Concurrent } else { LoopPhase::Serial };
                 if let Err(error) = outcome {
-                    seated.on_error(error, &seat.cx).await;
+                    shared.on_error(error).await;
                 }
             }
-            let mut batch = Batch::new(&seat.inbox);
+            let mut batch = Batch::new(&context.inbox);
             let mut running = RunningHandlers::new();
-            let mut in_a_row = 0;
-            while let Some(item) = next(&seat.inbox, &mut batch, &mut running).await {
+            let mut spent = 0;
+            while let Some(item) = next_item(&context.inbox, &mut batch, &mut running).await {
                 if matches!(item, InboxItem::Stop) {
                     while let Some(handled) = running.next().await {
-                        count(&mut batch, handled);
+                        count_handled(&mut batch, handled);
                     }
-                    let cx = seat.cx.for_stop();
-                    let on_stop = async { endpoint.on_stop(&cx).await };
-                    if let Err(error) = supervise(*actor, on_stop).await {
-                        seated.on_error(error, &cx).await;
+                    let on_stop = async { endpoint.on_stop(&context.cx).await };
+                    if let Err(error) = run_hook(*id, on_stop).await {
+                        shared.on_error(error).await;
                     }
                     drop(batch);
-                    seat.inbox.mark_stopped();
+                    context.inbox.mark_stopped();
                     return None;
                 }
-                let sample = batch.sample();
-                let share = if let InboxItem::Message { metadata, .. } = &item {
+                let is_sampled = batch.is_sampled();
+                let cost = if let InboxItem::Message { metadata, .. } = &item {
                     poll_cost(metadata)
                 } else {
                     1
                 };
-                let handling = Arc::clone(seated).handle(item, sample);
-                let mut handling: HandlerRun = match &seat.threads {
-                    None => Box::pin(handling),
-                    // Apart from this task, so that as many can block as there are threads.
-                    Some(threads) => Box::pin(threads.spawn(handling).map(Option::flatten)),
+                let handler = Arc::clone(shared).handle(item, is_sampled);
+                let mut handler: HandlerRun = match &context.executor {
+                    None => Box::pin(handler),
+                    // A task of its own, so that each thread of the executor can block in one.
+                    Some(executor) => Box::pin(executor.spawn(handler).map(Option::flatten)),
                 };
-                // Most end at once and never need a place among those that wait.
-                match poll_fn(|cx| Poll::Ready(handling.as_mut().poll(cx))).await {
-                    Poll::Ready(handled) => count(&mut batch, handled),
+                // Most handlers complete in the first poll and never enter `running`.
+                match poll_fn(|cx| Poll::Ready(handler.as_mut().poll(cx))).await {
+                    Poll::Ready(handled) => count_handled(&mut batch, handled),
                     Poll::Pending if *phase == LoopPhase::Serial => {
                         batch.on_pending(Instant::now());
-                        let handled = handling.await;
-                        count(&mut batch, handled);
+                        let handled = handler.await;
+                        count_handled(&mut batch, handled);
                     }
-                    Poll::Pending => running.push(handling),
+                    Poll::Pending => running.push(handler),
                 }
-                in_a_row += share;
-                if in_a_row >= POLL_BUDGET {
-                    in_a_row = 0;
+                spent += cost;
+                if spent >= POLL_BUDGET {
+                    spent = 0;
                     tokio::task::yield_now().await;
-                    // A batch may be long, and so may they wait for its end.
+                    // Before the batch ends, because it may be long.
                     poll_fn(|cx| poll_running(&mut batch, &mut running, cx)).await;
                 }
             }
@@ -119,32 +120,35 @@ impl<E: RpcEndpoint> MessageLoop for Concurrent<E> {
     }
 }
 
-/// One item being handled. Gives back where it came from if it was a message, which counts against
-/// the limits until then, and whether it failed.
+/// The handling of one item.
+///
+/// Its output is `None` for an event. For a message it is the metadata, which counts against the
+/// limits until then, and whether the handler failed.
 type HandlerRun = BoxFuture<'static, Option<(MessageMetadata, bool)>>;
 type RunningHandlers = FuturesUnordered<HandlerRun>;
 
-fn count<M>(batch: &mut Batch<'_, M>, handled: Option<(MessageMetadata, bool)>) {
-    if let Some((metadata, failed)) = handled {
-        batch.on_handled(metadata, failed);
+fn count_handled<M>(batch: &mut Batch<'_, M>, handled: Option<(MessageMetadata, bool)>) {
+    if let Some((metadata, has_failed)) = handled {
+        batch.on_handled(metadata, has_failed);
     }
 }
 
-/// Polls those that wait and can go on. Always ready.
+/// Polls the running handlers that were woken. Always ready.
 fn poll_running<M>(
     batch: &mut Batch<'_, M>,
     running: &mut RunningHandlers,
     cx: &mut Context<'_>,
 ) -> Poll<()> {
     while let Poll::Ready(Some(handled)) = running.poll_next_unpin(cx) {
-        count(batch, handled);
+        count_handled(batch, handled);
     }
     Poll::Ready(())
 }
 
-/// The next item, moving on meanwhile what is running. None when nothing is queued and nothing
-/// runs.
-async fn next<M>(
+/// Returns the next item, and polls the running handlers meanwhile.
+///
+/// `None` when the inbox is empty and no handler is running.
+async fn next_item<M>(
     inbox: &Inbox<M>,
     batch: &mut Batch<'_, M>,
     running: &mut RunningHandlers,
@@ -153,7 +157,7 @@ async fn next<M>(
         if let Some(item) = batch.pop() {
             return Poll::Ready(Some(item));
         }
-        // Once per batch, so that a full inbox does not keep them waiting.
+        // Once per batch, so that running handlers proceed while the inbox is never empty.
         let _ = poll_running(batch, running, cx);
         loop {
             if batch.refill() {
@@ -177,32 +181,32 @@ impl<E: RpcEndpoint> ConcurrentShared<E> {
     async fn handle(
         self: Arc<Self>,
         item: InboxItem<E::Message>,
-        sample: bool,
+        is_sampled: bool,
     ) -> Option<(MessageMetadata, bool)> {
-        let Self { endpoint, actor, seat } = &*self;
-        let cx = &seat.cx;
+        let Self { endpoint, id, context: LoopContext { inbox, cx, .. } } = &*self;
         let (outcome, metadata) = match item {
             InboxItem::Message { message, mut metadata } => {
                 let receive = pin!(async { endpoint.receive(message, cx).await });
-                let mut receive = HandlerFuture::of_message(*actor, &mut metadata, receive);
-                let outcome = measure(&seat.inbox, sample, |_| {}, &mut receive).await;
+                let mut receive = HandlerFuture::of_message(*id, &mut metadata, receive);
+                let outcome = measure(inbox, is_sampled, |_| {}, &mut receive).await;
                 (outcome, Some(metadata))
             }
             InboxItem::Event(event) => {
-                (supervise(*actor, async { handle_event!(endpoint, event, cx) }).await, None)
+                let hook = async { call_event_hook!(endpoint, event, cx) };
+                (run_hook(*id, hook).await, None)
             }
-            // The loop deals with it itself, as it comes alone.
+            // The loop handles it, because it runs after all handlers.
             InboxItem::Stop => (Ok(()), None),
         };
-        let failed = outcome.is_err();
+        let has_failed = outcome.is_err();
         if let Err(error) = outcome {
-            self.on_error(error, cx).await;
+            self.on_error(error).await;
         }
-        metadata.map(|metadata| (metadata, failed))
+        metadata.map(|metadata| (metadata, has_failed))
     }
 
-    async fn on_error(&self, error: RpcError, cx: &EndpointContext<E::Message>) {
-        let on_error = async { self.endpoint.on_error(error, cx).await };
-        log_unhandled(&self.seat.inbox, supervise(self.actor, on_error).await);
+    async fn on_error(&self, error: RpcError) {
+        let on_error = async { self.endpoint.on_error(error, &self.context.cx).await };
+        log_unhandled(&self.context.inbox, run_hook(self.id, on_error).await);
     }
 }

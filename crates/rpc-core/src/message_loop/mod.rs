@@ -1,8 +1,8 @@
-//! The task that takes an endpoint through its life.
+//! The task of an endpoint, which runs its handlers for the items of its inbox.
 //!
-//! It lives as long as the endpoint and is parked while there is nothing to do. What handles the
-//! messages is a future that exists only while there is work, so that an idle endpoint costs no
-//! more than its own state, whatever its `receive` keeps across an await.
+//! The task lives as long as the endpoint and is parked while the inbox is empty. The future that
+//! runs the handlers exists only while there are messages. An idle endpoint therefore needs memory
+//! for its own state only, however large the future of its `receive` is.
 
 mod concurrent;
 mod serial;
@@ -20,20 +20,20 @@ use tokio::task::coop::poll_proceed;
 use tokio::time::Instant;
 
 use crate::ask::{ActorId, HandlerFuture, HandlerId};
-use crate::endpoint::RpcMessage;
-use crate::endpoint::{EndpointContext, RpcEndpoint, ThreadSafeRpcEndpoint};
+use crate::endpoint::{EndpointContext, RpcEndpoint, RpcMessage, ThreadSafeRpcEndpoint};
 use crate::error::RpcError;
 use crate::inbox::{Inbox, InboxItem};
 use crate::isolated_executor::IsolatedExecutor;
 use crate::message_metadata::{MessageCaller, MessageMetadata};
 
-/// After this many messages in a row the loop lets other tasks run.
+/// After this many messages in one poll, the loop yields to other tasks.
 const POLL_BUDGET: usize = 256;
-/// As many as this one ask of a peer counts: the answers so far are to leave while others are made.
+/// An ask of a peer counts as this many messages, so that its response is sent before too many
+/// others are made.
 const REMOTE_ASK_COST: usize = 6;
 
 /// Calls the function of `$endpoint` that handles `$event`.
-macro_rules! handle_event {
+macro_rules! call_event_hook {
     ($endpoint:expr, $event:expr, $cx:expr) => {
         match $event {
             ConnectionEvent::Connected(remote) => $endpoint.on_connected(remote, $cx).await,
@@ -47,7 +47,7 @@ macro_rules! handle_event {
         }
     };
 }
-use handle_event;
+use call_event_hook;
 
 /// Marks [`ThreadSafeRpcEndpoint`]s in [`IntoEndpoint`].
 #[derive(Debug)]
@@ -59,52 +59,76 @@ pub enum ThreadSafeKind {}
 #[non_exhaustive]
 pub enum ConcurrentKind {}
 
-/// Both kinds of endpoint, so that one function registers them. `Kind` is always inferred.
+mod sealed {
+    /// Prevents implementations of [`IntoEndpoint`](super::IntoEndpoint) in other crates.
+    #[expect(unnameable_types, reason = "a sealed trait must not be nameable")]
+    pub trait Sealed<Kind> {}
+
+    impl<E: super::ThreadSafeRpcEndpoint> Sealed<super::ThreadSafeKind> for E {}
+    impl<E: super::RpcEndpoint> Sealed<super::ConcurrentKind> for E {}
+}
+
+/// Both kinds of endpoint, so that one function registers them.
 ///
-/// Implemented for every [`ThreadSafeRpcEndpoint`] and every [`RpcEndpoint`]; a type should be one
-/// of the two.
-pub trait IntoEndpoint<Kind>: Sized + Send + 'static {
-    /// What the endpoint receives.
+/// Implemented for every [`ThreadSafeRpcEndpoint`] and every [`RpcEndpoint`], and sealed: other
+/// crates implement one of those two. `Kind` is always inferred, provided that the type implements
+/// only one of them.
+///
+/// ```
+/// use rpc_core::{IntoEndpoint, RpcEndpointRef, RpcEnv, RpcError};
+///
+/// /// Registers an endpoint of either kind.
+/// fn register<Kind, E: IntoEndpoint<Kind>>(
+///     env: &RpcEnv,
+///     endpoint: E,
+/// ) -> Result<RpcEndpointRef<E::Message>, RpcError> {
+///     env.setup_endpoint("my-endpoint", endpoint)
+/// }
+/// ```
+pub trait IntoEndpoint<Kind>: sealed::Sealed<Kind> + Sized + Send + 'static {
+    /// The type of the messages that the endpoint receives.
     type Message: RpcMessage;
 
     #[doc(hidden)]
-    const ONE_AT_A_TIME: bool;
+    const IS_SERIAL: bool;
 
-    /// The endpoint's whole life.
+    /// Runs the endpoint, from `on_start` to `on_stop`.
     #[doc(hidden)]
-    fn run(self, seat: LoopContext<Self::Message>) -> impl Future<Output = ()> + Send + 'static;
+    fn run(self, context: LoopContext<Self::Message>) -> impl Future<Output = ()> + Send + 'static;
 }
 
 impl<E: ThreadSafeRpcEndpoint> IntoEndpoint<ThreadSafeKind> for E {
     type Message = E::Message;
-    const ONE_AT_A_TIME: bool = true;
+    const IS_SERIAL: bool = true;
 
-    fn run(self, seat: LoopContext<E::Message>) -> impl Future<Output = ()> + Send + 'static {
-        EndpointTask::new(Serial { endpoint: self, started: false, seat })
+    fn run(self, context: LoopContext<E::Message>) -> impl Future<Output = ()> + Send + 'static {
+        EndpointTask::new(Serial::new(self, context))
     }
 }
 
 impl<E: RpcEndpoint> IntoEndpoint<ConcurrentKind> for E {
     type Message = E::Message;
-    const ONE_AT_A_TIME: bool = false;
+    const IS_SERIAL: bool = false;
 
-    fn run(self, seat: LoopContext<E::Message>) -> impl Future<Output = ()> + Send + 'static {
-        EndpointTask::new(Concurrent::new(self, seat))
+    fn run(self, context: LoopContext<E::Message>) -> impl Future<Output = ()> + Send + 'static {
+        EndpointTask::new(Concurrent::new(self, context))
     }
 }
 
-/// What a loop is given: the inbox it empties and what it tells the endpoint.
+/// What a message loop needs besides its endpoint: the inbox and the context of the handlers.
 #[doc(hidden)]
 pub struct LoopContext<M> {
     inbox: Arc<Inbox<M>>,
     cx: EndpointContext<M>,
-    /// If the endpoint is isolated.
-    threads: Option<IsolatedExecutor>,
+    /// The threads of an isolated endpoint.
+    executor: Option<IsolatedExecutor>,
 }
 
 impl<M> std::fmt::Debug for LoopContext<M> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Seat").field("endpoint", self.inbox.address()).finish_non_exhaustive()
+        f.debug_struct("LoopContext")
+            .field("endpoint", self.inbox.address())
+            .finish_non_exhaustive()
     }
 }
 
@@ -112,18 +136,18 @@ impl<M> LoopContext<M> {
     pub(crate) fn new(
         inbox: Arc<Inbox<M>>,
         cx: EndpointContext<M>,
-        threads: Option<IsolatedExecutor>,
+        executor: Option<IsolatedExecutor>,
     ) -> Self {
-        Self { inbox, cx, threads }
+        Self { inbox, cx, executor }
     }
 
-    fn actor(&self, one_at_a_time: bool) -> HandlerId {
-        let endpoint = one_at_a_time.then(|| self.inbox.id());
-        HandlerId { env: ActorId::of(&self.cx.0.env), endpoint }
+    fn handler_id(&self, is_serial: bool) -> HandlerId {
+        let endpoint = is_serial.then(|| self.inbox.id());
+        HandlerId { env: ActorId::of(self.cx.erased_env()), endpoint }
     }
 }
 
-/// The loop has ended, or its runtime has.
+/// Runs when the loop has ended, or its runtime has dropped it.
 impl<M> Drop for LoopContext<M> {
     fn drop(&mut self) {
         self.inbox.close_and_fail();
@@ -132,58 +156,57 @@ impl<M> Drop for LoopContext<M> {
 
 type Buffer<M> = VecDeque<InboxItem<M>>;
 
-/// What [`Behaviour::drain`] ends with: itself and an empty buffer when there is nothing to do,
-/// nothing after stop.
-type Drained<B, M> = Option<(Box<B>, Buffer<M>)>;
+/// A loop that is idle, with its empty buffer. `None` after `on_stop`.
+type IdleLoop<L, M> = Option<(Box<L>, Buffer<M>)>;
 
-/// An endpoint in its seat.
+/// One of the two loops, with its endpoint.
 trait MessageLoop: Sized + Send + 'static {
     type Message: RpcMessage;
 
     fn inbox(&self) -> &Inbox<Self::Message>;
 
-    /// Handles messages until there are none.
-    fn run_until_idle(self: Box<Self>) -> BoxFuture<'static, Drained<Self, Self::Message>>;
+    /// Handles the items of the inbox until it is empty.
+    fn run_until_idle(self: Box<Self>) -> BoxFuture<'static, IdleLoop<Self, Self::Message>>;
 }
 
-enum EndpointTask<B: MessageLoop> {
-    /// Waits for something to do. None when it is over.
-    Parked(Option<Box<B>>),
-    Busy(BoxFuture<'static, Drained<B, B::Message>>),
+enum EndpointTask<L: MessageLoop> {
+    /// Waits for an item. `None` when the endpoint has stopped.
+    Parked(Option<Box<L>>),
+    Busy(BoxFuture<'static, IdleLoop<L, L::Message>>),
 }
 
-// What is pinned is in boxes.
-impl<B: MessageLoop> Unpin for EndpointTask<B> {}
+// Everything that is pinned is in boxes.
+impl<L: MessageLoop> Unpin for EndpointTask<L> {}
 
-impl<B: MessageLoop> EndpointTask<B> {
-    /// Begins with work: to start the endpoint.
-    fn new(behaviour: B) -> Self {
-        Self::Parked(Some(Box::new(behaviour)))
+impl<L: MessageLoop> EndpointTask<L> {
+    fn new(message_loop: L) -> Self {
+        Self::Parked(Some(Box::new(message_loop)))
     }
 }
 
-impl<B: MessageLoop> Future for EndpointTask<B> {
+impl<L: MessageLoop> Future for EndpointTask<L> {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             match &mut *self {
-                // It was woken, so there is something, or else it will be parked again at once.
-                Self::Parked(behaviour) => {
-                    let Some(behaviour) = behaviour.take() else { return Poll::Ready(()) };
-                    *self = Self::Busy(behaviour.run_until_idle());
+                // The first poll calls `on_start`. After a spurious wakeup the loop is idle at
+                // once.
+                Self::Parked(message_loop) => {
+                    let Some(message_loop) = message_loop.take() else { return Poll::Ready(()) };
+                    *self = Self::Busy(message_loop.run_until_idle());
                 }
-                Self::Busy(drain) => {
-                    let Some((behaviour, mut spare)) = ready!(drain.as_mut().poll(cx)) else {
+                Self::Busy(running) => {
+                    let Some((message_loop, mut spare)) = ready!(running.as_mut().poll(cx)) else {
                         *self = Self::Parked(None);
                         return Poll::Ready(());
                     };
-                    let parked = behaviour.inbox().park(cx.waker(), &mut spare);
-                    *self = Self::Parked(Some(behaviour));
-                    if parked {
+                    let is_parked = message_loop.inbox().park(cx.waker(), &mut spare);
+                    *self = Self::Parked(Some(message_loop));
+                    if is_parked {
                         return Poll::Pending;
                     }
-                    // A sender that is as fast as the endpoint must not keep the thread for ever.
+                    // Yields now and then to other tasks, even if the inbox is never empty.
                     ready!(poll_proceed(cx)).made_progress();
                 }
             }
@@ -191,24 +214,25 @@ impl<B: MessageLoop> Future for EndpointTask<B> {
     }
 }
 
-/// As how many messages in a row one with this metadata counts.
+/// Returns how much of the poll budget a message consumes.
 fn poll_cost(metadata: &MessageMetadata) -> usize {
     if let Some(MessageCaller::Remote(_)) = metadata.caller { REMOTE_ASK_COST } else { 1 }
 }
 
-/// Runs `handler` and measures it, if it waits or is to be sampled. `waits` is told each time it
-/// waits.
+/// Runs `handler`, and records its duration if it awaits or is sampled.
+///
+/// Calls `on_pending` with the start time each time it awaits.
 fn measure<M, T>(
     inbox: &Inbox<M>,
-    sample: bool,
-    mut waits: impl FnMut(Instant),
+    is_sampled: bool,
+    mut on_pending: impl FnMut(Instant),
     handler: &mut (impl Future<Output = T> + Unpin),
 ) -> impl Future<Output = T> {
-    let mut started = sample.then(Instant::now);
+    let mut started = is_sampled.then(Instant::now);
     poll_fn(move |cx| {
         let polled = Pin::new(&mut *handler).poll(cx);
         if polled.is_pending() {
-            waits(*started.get_or_insert_with(Instant::now));
+            on_pending(*started.get_or_insert_with(Instant::now));
         } else if let Some(started) = started {
             inbox.record_duration(started.elapsed());
         }
@@ -217,17 +241,21 @@ fn measure<M, T>(
 }
 
 /// Runs a handler other than `receive` to its end.
-async fn supervise(
-    actor: HandlerId,
-    handler: impl Future<Output = Result<(), RpcError>>,
+async fn run_hook(
+    id: HandlerId,
+    hook: impl Future<Output = Result<(), RpcError>>,
 ) -> Result<(), RpcError> {
-    HandlerFuture::new(actor, pin!(handler)).await
+    HandlerFuture::new(id, pin!(hook)).await
 }
 
-/// An error that on_error itself ended with, or that nobody handles.
+/// Logs the error that `on_error` returned.
 fn log_unhandled<M>(inbox: &Inbox<M>, outcome: Result<(), RpcError>) {
     if let Err(error) = outcome {
-        tracing::error!(endpoint = %inbox.address(), %error, "unhandled error in an endpoint");
+        tracing::error!(
+            endpoint = %inbox.address(),
+            %error,
+            "a handler failed, and on_error returned the error"
+        );
     }
 }
 
@@ -253,9 +281,9 @@ mod tests {
     }
 
     #[test]
-    fn the_task_of_an_endpoint_is_small() {
-        // With what the runtime and the tracker of tasks add that makes 128 bytes; one word more
-        // makes 256.
+    fn endpoint_task_has_two_words() {
+        // With the headers of the runtime and of the task tracker, the allocation has 128 bytes.
+        // One word more would make it 256 bytes.
         assert_eq!(size_of::<EndpointTask<Serial<Idle>>>(), 16);
     }
 }

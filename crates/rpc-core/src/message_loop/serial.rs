@@ -1,74 +1,74 @@
-//! The loop of an endpoint that handles one message at a time.
+//! The message loop of a `ThreadSafeRpcEndpoint`, which handles one message at a time.
 
 use std::pin::pin;
 
 use futures::future::BoxFuture;
 
 use super::{
-    Drained, LoopContext, MessageLoop, POLL_BUDGET, handle_event, log_unhandled, measure,
-    poll_cost, supervise,
+    IdleLoop, LoopContext, MessageLoop, POLL_BUDGET, call_event_hook, log_unhandled, measure,
+    poll_cost, run_hook,
 };
 use crate::ask::HandlerFuture;
-use crate::endpoint::{EndpointContext, ThreadSafeRpcEndpoint};
+use crate::endpoint::ThreadSafeRpcEndpoint;
 use crate::error::RpcError;
 use crate::inbox::{Batch, ConnectionEvent, Inbox, InboxItem};
 
-/// One message at a time, with exclusive access.
+/// Handles one message at a time with `&mut` access to the endpoint.
 pub(super) struct Serial<E: ThreadSafeRpcEndpoint> {
-    pub(super) endpoint: E,
-    pub(super) started: bool,
-    pub(super) seat: LoopContext<E::Message>,
+    endpoint: E,
+    has_started: bool,
+    context: LoopContext<E::Message>,
+}
+
+impl<E: ThreadSafeRpcEndpoint> Serial<E> {
+    pub(super) fn new(endpoint: E, context: LoopContext<E::Message>) -> Self {
+        Self { endpoint, has_started: false, context }
+    }
 }
 
 impl<E: ThreadSafeRpcEndpoint> MessageLoop for Serial<E> {
     type Message = E::Message;
 
     fn inbox(&self) -> &Inbox<E::Message> {
-        &self.seat.inbox
+        &self.context.inbox
     }
 
-    fn run_until_idle(mut self: Box<Self>) -> BoxFuture<'static, Drained<Self, E::Message>> {
+    fn run_until_idle(mut self: Box<Self>) -> BoxFuture<'static, IdleLoop<Self, E::Message>> {
         Box::pin(async move {
-            let Self { endpoint, started, seat } = &mut *self;
-            let (inbox, cx, actor) = (&seat.inbox, &seat.cx, seat.actor(true));
-            if !*started {
-                *started = true;
-                if let Err(error) = supervise(actor, async { endpoint.on_start(cx).await }).await {
-                    on_error(endpoint, error, cx, seat).await;
+            let Self { endpoint, has_started, context } = &mut *self;
+            let (inbox, cx, id) = (&context.inbox, &context.cx, context.handler_id(true));
+            if !*has_started {
+                *has_started = true;
+                if let Err(error) = run_hook(id, async { endpoint.on_start(cx).await }).await {
+                    on_error(endpoint, error, context).await;
                 }
             }
             let mut batch = Batch::new(inbox);
-            let mut in_a_row = 0;
+            let mut spent = 0;
             while batch.refill() {
                 loop {
-                    let mut share = 1;
+                    let mut cost = 1;
                     let outcome = match batch.pop() {
                         Some(InboxItem::Message { message, mut metadata }) => {
-                            share = poll_cost(&metadata);
+                            cost = poll_cost(&metadata);
                             let receive = pin!(async { endpoint.receive(message, cx).await });
-                            let mut receive =
-                                HandlerFuture::of_message(actor, &mut metadata, receive);
-                            let sample = batch.sample();
-                            let outcome = measure(
-                                inbox,
-                                sample,
-                                |since| batch.on_pending(since),
-                                &mut receive,
-                            )
-                            .await;
+                            let mut receive = HandlerFuture::of_message(id, &mut metadata, receive);
+                            let is_sampled = batch.is_sampled();
+                            let on_pending = |since| batch.on_pending(since);
+                            let outcome =
+                                measure(inbox, is_sampled, on_pending, &mut receive).await;
                             batch.on_handled(metadata, outcome.is_err());
                             outcome
                         }
                         Some(InboxItem::Event(event)) => {
-                            let event = pin!(async { handle_event!(endpoint, event, cx) });
-                            let mut event = HandlerFuture::new(actor, event);
-                            measure(inbox, false, |since| batch.on_pending(since), &mut event).await
+                            let hook = pin!(async { call_event_hook!(endpoint, event, cx) });
+                            let mut hook = HandlerFuture::new(id, hook);
+                            measure(inbox, false, |since| batch.on_pending(since), &mut hook).await
                         }
                         Some(InboxItem::Stop) => {
-                            let cx = cx.for_stop();
-                            let on_stop = async { endpoint.on_stop(&cx).await };
-                            if let Err(error) = supervise(actor, on_stop).await {
-                                on_error(endpoint, error, &cx, seat).await;
+                            let on_stop = async { endpoint.on_stop(cx).await };
+                            if let Err(error) = run_hook(id, on_stop).await {
+                                on_error(endpoint, error, context).await;
                             }
                             drop(batch);
                             inbox.mark_stopped();
@@ -77,11 +77,11 @@ impl<E: ThreadSafeRpcEndpoint> MessageLoop for Serial<E> {
                         None => break,
                     };
                     if let Err(error) = outcome {
-                        on_error(endpoint, error, cx, seat).await;
+                        on_error(endpoint, error, context).await;
                     }
-                    in_a_row += share;
-                    if in_a_row >= POLL_BUDGET {
-                        in_a_row = 0;
+                    spent += cost;
+                    if spent >= POLL_BUDGET {
+                        spent = 0;
                         tokio::task::yield_now().await;
                     }
                 }
@@ -95,9 +95,8 @@ impl<E: ThreadSafeRpcEndpoint> MessageLoop for Serial<E> {
 async fn on_error<E: ThreadSafeRpcEndpoint>(
     endpoint: &mut E,
     error: RpcError,
-    cx: &EndpointContext<E::Message>,
-    seat: &LoopContext<E::Message>,
+    context: &LoopContext<E::Message>,
 ) {
-    let on_error = async { endpoint.on_error(error, cx).await };
-    log_unhandled(&seat.inbox, supervise(seat.actor(true), on_error).await);
+    let on_error = async { endpoint.on_error(error, &context.cx).await };
+    log_unhandled(&context.inbox, run_hook(context.handler_id(true), on_error).await);
 }

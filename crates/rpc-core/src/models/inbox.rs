@@ -217,7 +217,8 @@ impl Fixture {
         let runtime = Builder::new_current_thread().build().unwrap();
         let conf = RpcConf::new();
         let usual = conf.inbox().unwrap();
-        let limits = InboxConf::new(Volume::new(limit, u64::MAX), usual.overflow, usual.slow);
+        let limits =
+            InboxConf::new(Volume::new(limit, u64::MAX), usual.overflow, usual.slow_threshold);
         let address = RpcEndpointAddress::new(None, "model").unwrap();
         let asks =
             AskResources::new(conf.ask().unwrap(), Tracer::default(), runtime.handle().clone());
@@ -319,7 +320,7 @@ fn post_wakes_loop(kind: Kind) {
     let loop_task = fixture.start(kind);
     let accepted = join([fixture.sender(0, 2, ask), fixture.sender(1, 2, ask)]);
     assert_eq!(accepted.len(), 4);
-    fixture.inbox.stop(Closed::Endpoint);
+    fixture.inbox.stop(StopCause::Endpoint);
     block_on(loop_task).unwrap();
     fixture.checker.assert_ended(kind, accepted);
 }
@@ -329,7 +330,7 @@ fn handlers_run_concurrently(kind: Kind) {
     let fixture = Fixture::new(100);
     let loop_task = fixture.start_concurrent(kind, RepliesToTwo(Barrier::new(2)));
     assert_eq!(join([fixture.sender(0, 2, ask), fixture.sender(1, 2, ask)]).len(), 4);
-    fixture.inbox.stop(Closed::Endpoint);
+    fixture.inbox.stop(StopCause::Endpoint);
     block_on(loop_task).unwrap();
 }
 
@@ -340,7 +341,7 @@ fn stop_races_with_posts(kind: Kind) {
     let senders =
         [fixture.sender(0, 2, send), fixture.sender(1, 2, send), fixture.sender(2, 1, ask)];
     let inbox = Arc::clone(&fixture.inbox);
-    let stopper = thread::spawn(move || inbox.stop(Closed::Endpoint));
+    let stopper = thread::spawn(move || inbox.stop(StopCause::Endpoint));
     block_on(loop_task).unwrap();
     stopper.join().unwrap();
     fixture.checker.assert_ended(kind, join(senders));
@@ -351,7 +352,7 @@ fn capacity_wakes_senders(kind: Kind) {
     let fixture = Fixture::new(1);
     let loop_task = fixture.start(kind);
     let accepted = join([fixture.sender(0, 3, send_wait), fixture.sender(1, 3, send_wait)]);
-    fixture.inbox.stop(Closed::Endpoint);
+    fixture.inbox.stop(StopCause::Endpoint);
     block_on(loop_task).unwrap();
     fixture.checker.assert_ended(kind, accepted);
 }

@@ -223,10 +223,10 @@ impl RouteTable {
 
     /// Whether the queue of a route is full, without cancelled asks.
     pub(super) fn is_full(&mut self, slot: usize, limits: Volume) -> bool {
-        if !self.routes[slot].volume.fits(limits) {
+        if !self.routes[slot].volume.is_below(limits) {
             self.remove_cancelled(slot);
         }
-        !self.routes[slot].volume.fits(limits)
+        !self.routes[slot].volume.is_below(limits)
     }
 
     /// Queues a message; `pool` lives until it is sent.
