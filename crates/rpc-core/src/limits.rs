@@ -78,7 +78,7 @@ impl CreditLimits {
     }
 }
 
-/// What a full inbox does with a new message.
+/// The reaction of a full inbox to a new message.
 ///
 /// Credit slows remote senders down before an inbox is full; see "Limits" in the [crate's
 /// documentation](crate).

@@ -1,4 +1,4 @@
-//! What an inbox stores beside a message: its caller, its credit and its trace span.
+//! `MessageMetadata`: the caller, the credit and the trace span of a message in an inbox.
 
 use std::sync::Arc;
 
@@ -7,10 +7,10 @@ use tokio::time::Instant;
 use crate::peer::{MessagePermit, RemoteAskKey};
 use crate::trace::TraceSpan;
 
-/// Identifies an ask while its reply context exists. 0 stands for a one-way message.
+/// Identifies an ask while its reply context exists. It is 0 for a one-way message.
 pub(crate) type AskId = u64;
 
-/// Where a message came from, and how it is accounted for.
+/// The caller, the credit and the trace span of one message.
 pub(crate) struct MessageMetadata {
     /// `None` for a one-way message.
     pub(crate) caller: Option<MessageCaller>,

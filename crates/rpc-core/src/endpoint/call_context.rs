@@ -154,7 +154,8 @@ impl<T: Send + 'static> RpcCallContext<T> {
     ///
     /// ```
     /// # async fn compute() -> u64 { 1 }
-    /// # async fn handle(context: rpc_core::RpcCallContext<u64>) -> Result<(), rpc_core::RpcError> {
+    /// # use rpc_core::{RpcCallContext, RpcError};
+    /// # async fn handle(context: RpcCallContext<u64>) -> Result<(), RpcError> {
     /// tokio::select! {
     ///     result = compute() => context.reply(result),
     ///     () = context.cancelled() => Ok(()),

@@ -1,5 +1,6 @@
 //! What applications implement and hold: endpoints, messages, refs and reply contexts.
 
+mod ask;
 mod ask_blocking;
 mod ask_retry;
 mod call_context;

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 pub(crate) use batch::Batch;
 pub(crate) use erased_inbox::ErasedInbox;
 use state::{InboxState, MessageCounts};
+pub(crate) use state::{StopCause, StopCounts};
 
 use crate::address::{RpcAddress, RpcEndpointAddress};
 use crate::ask::{ActorId, EndpointInfo, decode_request, reject_message};
@@ -64,27 +65,6 @@ pub(crate) struct Inbox<M> {
     routes: OnceLock<Box<TargetRoutes>>,
     /// Whether `stop_cause` is set, readable without the lock.
     is_stopped: AtomicBool,
-}
-
-/// What became of an endpoint's messages, for the report of a shutdown.
-pub(crate) struct StopCounts {
-    pub(crate) handled: u64,
-    pub(crate) rejected_after_stop: u64,
-    /// Messages that are queued or being handled.
-    pub(crate) held: u64,
-    /// Whether `on_stop` has returned.
-    pub(crate) has_stopped: bool,
-}
-
-/// Why an inbox accepts no more messages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum StopCause {
-    /// The endpoint was stopped.
-    Endpoint,
-    /// The environment was shut down.
-    Env,
-    /// The task of the loop was dropped, for example by a shutdown of its runtime.
-    Runtime,
 }
 
 impl<M> Inbox<M> {

@@ -1,4 +1,4 @@
-//! The state under the lock of an inbox: its queue and its counts.
+//! The state under the lock of an inbox: its queue, its counts, and why it stopped.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -6,7 +6,7 @@ use std::task::Waker;
 
 use tokio::time::Instant;
 
-use super::{InboxItem, StopCause};
+use super::InboxItem;
 use crate::limits::Volume;
 use crate::message_metadata::MessageMetadata;
 use crate::sync::Notify;
@@ -44,6 +44,27 @@ pub(super) struct MessageCounts {
     pub(super) dropped: u64,
     pub(super) expired: u64,
     pub(super) rejected_after_stop: u64,
+}
+
+/// What became of an endpoint's messages, for the report of a shutdown.
+pub(crate) struct StopCounts {
+    pub(crate) handled: u64,
+    pub(crate) rejected_after_stop: u64,
+    /// Messages that are queued or being handled.
+    pub(crate) held: u64,
+    /// Whether `on_stop` has returned.
+    pub(crate) has_stopped: bool,
+}
+
+/// Why an inbox accepts no more messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum StopCause {
+    /// The endpoint was stopped.
+    Endpoint,
+    /// The environment was shut down.
+    Env,
+    /// The task of the loop was dropped, for example by a shutdown of its runtime.
+    Runtime,
 }
 
 impl<M> InboxState<M> {
