@@ -7,9 +7,9 @@ use tracing::Span;
 
 /// Connects messages to a distributed tracing system, such as OpenTelemetry.
 ///
-/// Pass one to [`RpcEnvBuilder::trace_propagator`](crate::RpcEnvBuilder::trace_context). The sender
-/// calls [`current_traceparent`](Self::current_traceparent) for each message and sends the result
-/// in the envelope. The receiver runs the handler of the message in the span that
+/// Pass one to [`RpcEnvBuilder::trace_propagator`](crate::RpcEnvBuilder::trace_propagator). The
+/// sender calls [`current_traceparent`](Self::current_traceparent) for each message and sends the
+/// result in the envelope. The receiver runs the handler of the message in the span that
 /// [`start_span`](Self::start_span) returns.
 ///
 /// ```

@@ -71,6 +71,14 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
     /// be executed nevertheless.
     ///
     /// [`ThreadSafeRpcEndpoint`]: crate::ThreadSafeRpcEndpoint
+    /// [`ErrorKind::Timeout`]: crate::ErrorKind::Timeout
+    /// [`ErrorKind::NoReply`]: crate::ErrorKind::NoReply
+    /// [`ErrorKind::Panic`]: crate::ErrorKind::Panic
+    /// [`ErrorKind::Stopped`]: crate::ErrorKind::Stopped
+    /// [`ErrorKind::Rejected`]: crate::ErrorKind::Rejected
+    /// [`ErrorKind::Network`]: crate::ErrorKind::Network
+    /// [`ErrorKind::Limit`]: crate::ErrorKind::Limit
+    /// [`ErrorKind::Deadlock`]: crate::ErrorKind::Deadlock
     pub fn ask<R: RpcRequest<M>>(&self, request: R) -> AskFuture<R::Reply> {
         self.start_ask(request, None)
     }
