@@ -110,7 +110,7 @@ fn ask_sync_blocks_outside_runtime_and_is_rejected_inside() {
 
     let inside = runtime.block_on(async { slow.ask_sync(hi("neo")) }).unwrap_err();
     assert_eq!(inside.kind(), ErrorKind::Deadlock);
-    assert!(inside.to_string().contains("await `ask` instead"), "{inside}");
+    assert!(inside.to_string().contains("use `ask(..).await`"), "{inside}");
     let spawned = runtime.block_on(runtime.spawn(async move { slow.ask_sync(hi("neo")) })).unwrap();
     assert_eq!(spawned.unwrap_err().kind(), ErrorKind::Deadlock);
     assert!(contexts.try_recv().is_err(), "nothing was sent");
