@@ -129,7 +129,7 @@ impl SharedConnection {
 
     /// Whether client bootstraps are running.
     pub(crate) fn set_bootstrapping(&self, running: bool) {
-        self.update(|session| session.bootstrapping = running);
+        self.update(|session| session.is_bootstrapping = running);
     }
 
     pub(crate) fn drain(&self) {

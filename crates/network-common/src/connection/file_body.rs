@@ -1,6 +1,7 @@
-//! A body in a file, made ready piece by piece: a region that is in the page cache, for the kernel
-//! to send, or bytes in memory where the kernel cannot. Whatever may block, does so on a blocking
-//! thread.
+//! A body in a file, prepared piece by piece for the writer.
+//!
+//! A piece is a region in the page cache, which the kernel sends, or bytes in memory. Calls that
+//! may block run on a blocking thread.
 
 use std::fs::File;
 use std::future::ready;
@@ -18,161 +19,166 @@ use crate::error::{ErrorKind, TransportError};
 use crate::handler::cut_error;
 use crate::session::BulkMessage;
 
-/// How much is read ahead for the kernel, and how much at once into memory.
-const REGION: u64 = 4 << 20;
-const PIECE: u64 = 1 << 20;
+/// Number of bytes that are read into the page cache at once.
+const REGION_BYTES: u64 = 4 << 20;
+/// Number of bytes that are read into memory at once.
+const PIECE_BYTES: u64 = 1 << 20;
 
-/// The next piece to come.
+/// Prepares the next piece of a file.
 pub(super) type PieceFuture = BoxFuture<'static, io::Result<PreparedPiece>>;
 
-/// A message whose body is in a file, and how much of that has been made ready.
+/// A message whose body is in a file, and the state of its preparation.
 pub(super) struct FileBody {
-    item: BulkMessage,
+    bulk: BulkMessage,
     segment: FileSegment,
     /// `None` until it is open.
     file: Option<Arc<File>>,
-    done: u64,
-    /// Whether the kernel may send it.
-    native: bool,
+    prepared_bytes: u64,
+    /// The kernel may send this file to the socket.
+    can_sendfile: bool,
 }
 
+/// The content of a piece.
 pub(super) enum FilePiece {
-    /// Bytes of a file that are in the page cache.
+    /// A region of the file that is in the page cache.
     Cached(FileRegion),
     Memory(Bytes),
-    /// There is no body.
-    Nothing,
+    Empty,
 }
 
+/// A region of an open file that the kernel sends.
 #[derive(Debug)]
 pub(super) struct FileRegion {
     pub(super) file: Arc<File>,
     pub(super) position: u64,
-    pub(super) left: u64,
+    pub(super) remaining: u64,
     segment: FileSegment,
 }
 
 impl FileRegion {
-    /// The error of a file that ends too early.
-    pub(super) fn truncated(&self) -> io::Error {
+    /// Returns the error of a file that has become shorter.
+    pub(super) fn truncated_error(&self) -> io::Error {
         self.segment.truncated(self.file.metadata().map_or(0, |metadata| metadata.len()))
     }
 }
 
-/// What can be written now.
+/// A piece that can be written now, and the rest of its body.
 pub(super) struct PreparedPiece {
-    /// Header bytes, if they come before this piece.
-    pub(super) head: Vec<u8>,
+    /// The header of the message, in front of the first piece; otherwise empty.
+    pub(super) header: Vec<u8>,
     pub(super) piece: FilePiece,
-    pub(super) send: Box<FileBody>,
-    /// No piece follows.
-    pub(super) last: bool,
+    pub(super) body: Box<FileBody>,
+    pub(super) is_last: bool,
 }
 
 impl FileBody {
-    /// `None` if the body is not in a file. Boxed: most connections never send one.
-    pub(super) fn new(item: BulkMessage, native: bool) -> Option<Box<Self>> {
-        let Content::File(segment) = item.body.content() else { return None };
+    /// Returns `None` if the body of `bulk` is not in a file.
+    ///
+    /// Boxed, because most connections never send a file.
+    pub(super) fn new(bulk: BulkMessage, can_sendfile: bool) -> Option<Box<Self>> {
+        let Content::File(segment) = bulk.body.content() else { return None };
         let segment = segment.clone();
-        Some(Box::new(Self { item, segment, file: None, done: 0, native }))
+        Some(Box::new(Self { bulk, segment, file: None, prepared_bytes: 0, can_sendfile }))
     }
 
-    /// Makes the next piece ready.
+    /// Prepares the next piece: at once if it is in the page cache, else on a blocking thread.
     pub(super) fn prepare(
         mut self: Box<Self>,
         shared: &Arc<SharedConnection>,
         resources: &Arc<ConnectionResources>,
     ) -> PieceFuture {
-        // What takes microseconds is not worth another thread's wake-up.
-        let begins = self.file.is_none();
+        let is_first = self.file.is_none();
         if let Some(region) = self.next_cached() {
-            return Box::pin(ready(Ok(self.ready(begins, FilePiece::Cached(region)))));
+            let prepared = self.into_prepared(is_first, FilePiece::Cached(region));
+            return Box::pin(ready(Ok(prepared)));
         }
         let (shared, resources) = (Arc::clone(shared), Arc::clone(resources));
-        let thread = tokio::task::spawn_blocking(move || match self.next_piece(&resources) {
-            Ok(piece) => Ok(self.ready(begins, piece)),
-            Err(error) if begins => {
-                let head = self.unreadable(&error, &shared);
-                Ok(PreparedPiece { head, piece: FilePiece::Nothing, send: self, last: true })
+        let task = tokio::task::spawn_blocking(move || match self.read_next(&resources) {
+            Ok(piece) => Ok(self.into_prepared(is_first, piece)),
+            Err(error) if is_first => {
+                let header = self.fail(&error, &shared);
+                Ok(PreparedPiece { header, piece: FilePiece::Empty, body: self, is_last: true })
             }
             Err(error) => Err(error),
         });
-        Box::pin(async move { thread.await.map_err(io::Error::other)? })
+        Box::pin(async move { task.await.map_err(io::Error::other)? })
     }
 
-    /// `begins`: nothing of it was written yet.
-    fn ready(self: Box<Self>, begins: bool, piece: FilePiece) -> PreparedPiece {
-        let mut head = Vec::new();
-        if begins {
-            self.item.message.encode_header(self.item.in_frame(), &mut head);
+    fn into_prepared(self: Box<Self>, is_first: bool, piece: FilePiece) -> PreparedPiece {
+        let mut header = Vec::new();
+        if is_first {
+            self.bulk.message.encode_header(self.bulk.in_frame(), &mut header);
         }
-        let last = self.done == self.segment.length;
-        PreparedPiece { head, piece, send: self, last }
+        let is_last = self.prepared_bytes == self.segment.length;
+        PreparedPiece { header, piece, body: self, is_last }
     }
 
-    /// What can be sent at once, if that can be told without blocking.
+    /// Returns the next region if it can be found in the page cache without blocking.
     fn next_cached(&mut self) -> Option<FileRegion> {
-        let (position, length) = self.next_region().filter(|_| self.native)?;
+        let (position, length) = self.next_range().filter(|_| self.can_sendfile)?;
         let file = match &self.file {
             Some(file) => Arc::clone(file),
             None => self.segment.open_cached()?,
         };
-        sendfile::is_cached(&file, position, length).then(|| self.begin(file, length))
+        sendfile::is_cached(&file, position, length).then(|| self.take_region(file, length))
     }
 
-    /// Where the next region is, and its length.
-    fn next_region(&self) -> Option<(u64, u64)> {
-        let left = self.segment.length - self.done;
-        (left > 0).then(|| (self.segment.offset + self.done, left.min(REGION)))
+    /// Returns the position and the length of the next region.
+    fn next_range(&self) -> Option<(u64, u64)> {
+        let remaining = self.segment.length - self.prepared_bytes;
+        let position = self.segment.offset + self.prepared_bytes;
+        (remaining > 0).then(|| (position, remaining.min(REGION_BYTES)))
     }
 
-    fn begin(&mut self, file: Arc<File>, length: u64) -> FileRegion {
-        let position = self.segment.offset + self.done;
-        self.done += length;
+    fn take_region(&mut self, file: Arc<File>, length: u64) -> FileRegion {
+        let position = self.segment.offset + self.prepared_bytes;
+        self.prepared_bytes += length;
         self.file = Some(Arc::clone(&file));
-        FileRegion { file, position, left: length, segment: self.segment.clone() }
+        FileRegion { file, position, remaining: length, segment: self.segment.clone() }
     }
 
-    /// Opens the file first if that was not done yet. Blocks.
-    fn next_piece(&mut self, resources: &ConnectionResources) -> io::Result<FilePiece> {
+    /// Opens the file if necessary, and reads the next piece. Blocks.
+    fn read_next(&mut self, resources: &ConnectionResources) -> io::Result<FilePiece> {
         let file = match self.file.take() {
             Some(file) => file,
             None => self.segment.open()?,
         };
         self.file = Some(Arc::clone(&file));
-        let Some((position, length)) = self.next_region() else { return Ok(FilePiece::Nothing) };
-        if self.native {
-            let sendable = sendfile::read_ahead(&file, position, length);
-            if sendable.map_err(|error| self.segment.describe(error.kind(), &error))? {
-                return Ok(FilePiece::Cached(self.begin(file, length)));
+        let Some((position, length)) = self.next_range() else { return Ok(FilePiece::Empty) };
+        if self.can_sendfile {
+            let is_supported = sendfile::read_ahead(&file, position, length);
+            if is_supported.map_err(|error| self.segment.describe(error.kind(), &error))? {
+                return Ok(FilePiece::Cached(self.take_region(file, length)));
             }
-            self.native = false;
+            self.can_sendfile = false;
         }
-        let length = length.min(PIECE) as usize;
+        let length = length.min(PIECE_BYTES) as usize;
         let mut buffer = resources.pool.take(length);
-        self.segment.read_exact_at(&file, &mut buffer[..length], self.done)?;
-        self.done += length as u64;
+        self.segment.read_exact_at(&file, &mut buffer[..length], self.prepared_bytes)?;
+        self.prepared_bytes += length as u64;
         resources.metrics.copied_file_bytes.fetch_add(length as u64, Ordering::Relaxed);
         Ok(FilePiece::Memory(resources.pool.freeze(buffer, length)))
     }
 
-    /// The file cannot be opened or read. Nothing was written yet, so the failure twin goes out
-    /// instead (wire 5), or, for an upload, nothing at all.
-    fn unreadable(&self, error: &io::Error, shared: &SharedConnection) -> Vec<u8> {
-        let mut head = Vec::new();
-        tracing::warn!(peer = %shared.peer, %error, "a file body cannot be sent");
-        if let Some(ticket) = self.item.upload {
+    /// Fails a message whose file cannot be opened or read, before any byte of it is written.
+    ///
+    /// A response becomes a failure, whose header is returned. An upload is not sent; its request
+    /// fails.
+    fn fail(&self, error: &io::Error, shared: &SharedConnection) -> Vec<u8> {
+        let mut header = Vec::new();
+        tracing::warn!(peer = %shared.peer, %error, "a body in a file cannot be sent");
+        if let Some(key) = self.bulk.upload {
             let text = format!("upload to {} failed: {error}", shared.peer);
             let failure = TransportError::new(ErrorKind::Io, text)
                 .with_peer(shared.peer)
                 .with_source(io::Error::new(error.kind(), error.to_string()));
-            let answered = shared.session.lock().requests.complete_rpc(ticket.id(), Err(failure));
-            if let Ok(Some(waker)) = answered {
+            let waker = shared.session.lock().requests.complete_rpc(key.id(), Err(failure));
+            if let Ok(Some(waker)) = waker {
                 waker.wake();
             }
-        } else if let Some(twin) = self.item.message.clone().into_failure(cut_error(error)) {
-            twin.encode_header(0, &mut head);
+        } else if let Some(failure) = self.bulk.message.clone().into_failure(cut_error(error)) {
+            failure.encode_header(0, &mut header);
         }
-        head
+        header
     }
 }

@@ -1,5 +1,4 @@
-//! What two ends say to each other before the first frame, if connections are secured from their
-//! first byte on.
+//! The handshake of connections that are secured before the first frame (TLS).
 
 use std::sync::Arc;
 use std::task::Poll;
@@ -14,72 +13,80 @@ use crate::client::SharedConnection;
 use crate::error::{BoxError, ErrorKind, TransportError};
 use crate::session::ByteFilter;
 
-/// Enough for most handshakes' messages at once.
+/// Size of the read buffer; most handshakes fit.
 const READ_SIZE: usize = 8 << 10;
 
-/// How connections of one side are secured.
+/// Starts the handshakes of one side of a context.
 pub(crate) trait Handshaker: Send + Sync {
-    /// Begins the handshake with `peer`; may wait for its turn.
+    /// Starts the handshake with `peer`; waits if too many handshakes are running.
     fn start<'a>(
         &'a self,
         peer: &'a PeerAddress,
     ) -> BoxFuture<'a, Result<Box<dyn Handshake>, TransportError>>;
 
-    /// How long it may take in all, and the setting that says so.
+    /// Returns the timeout of a whole handshake, and the name of its setting.
     fn timeout(&self) -> (Duration, &'static str);
 }
 
-/// One side of a handshake, without a socket.
+/// One side of a handshake, without I/O.
 pub(crate) trait Handshake: Send {
-    /// Takes in what the peer has sent (nothing at first) and appends what it is to be sent; true:
-    /// that is all.
+    /// Processes bytes of the peer (none in the first step) and appends bytes to send.
     ///
-    /// What was appended before an error is sent too: it tells the peer why.
+    /// Returns true when the handshake is complete.
+    ///
+    /// # Errors
+    /// The handshake has failed. The appended bytes are sent nevertheless: they contain the reason.
     fn step(&mut self, input: &[u8], output: &mut Vec<u8>) -> Result<bool, BoxError>;
 
-    /// What it has come to.
-    fn secured(self: Box<Self>) -> HandshakeOutput;
+    /// Returns the result of a complete handshake.
+    fn into_output(self: Box<Self>) -> HandshakeOutput;
 }
 
-/// The filters that a handshake has agreed on.
+/// The result of a handshake.
 pub(crate) struct HandshakeOutput {
-    pub(crate) seal: Box<dyn ByteFilter>,
-    pub(crate) open: Box<dyn ByteFilter>,
-    /// What the peer has sent behind its part of the handshake, opened.
+    pub(crate) seal_filter: Box<dyn ByteFilter>,
+    pub(crate) open_filter: Box<dyn ByteFilter>,
+    /// Opened bytes that the peer has sent after its part of the handshake.
     pub(crate) leftover: Vec<u8>,
 }
 
 impl ConnectionDriver {
-    /// Secures the connection before it is run. After an error it is to be [given
-    /// up](Self::give_up).
+    /// Secures the connection before [`run`](Self::run).
+    ///
+    /// # Errors
+    /// The handshake failed, timed out, or the connection was closed by this side. The caller then
+    /// calls [`abort_handshake`](Self::abort_handshake).
     pub(crate) async fn handshake(
         &mut self,
-        security: &dyn Handshaker,
+        handshaker: &dyn Handshaker,
         peer: &PeerAddress,
     ) -> Result<(), TransportError> {
-        let (limit, setting) = security.timeout();
+        let (timeout, setting) = handshaker.timeout();
         let shared = Arc::clone(&self.shared);
         let attempt = async {
-            let handshake = security.start(peer).await?;
+            let handshake = handshaker.start(peer).await?;
             self.run_handshake(handshake, peer).await
         };
         tokio::select! {
-            result = tokio::time::timeout(limit, attempt) => result.unwrap_or_else(|elapsed| {
+            result = tokio::time::timeout(timeout, attempt) => result.unwrap_or_else(|elapsed| {
                 let text = format!(
-                    "the TLS handshake with {peer} took longer than {limit:?}. This timeout is controlled by {setting}"
+                    "the TLS handshake with {peer} took longer than {timeout:?}. This timeout is \
+                     controlled by {setting}"
                 );
-                Err(TransportError::new(ErrorKind::ConnectTimeout, text).with_peer(peer).with_source(elapsed))
+                let error = TransportError::new(ErrorKind::ConnectTimeout, text);
+                Err(error.with_peer(peer).with_source(elapsed))
             }),
-            closed = close_error(&shared) => Err(closed),
+            closed = wait_for_close_request(&shared) => Err(closed),
         }
     }
 
-    /// Ends a connection that could not be secured. Its handler has not heard of it, and whoever
-    /// made it counts the failure.
+    /// Closes a connection whose handshake failed.
+    ///
+    /// The handler was not notified of the connection. The caller counts the failure.
     pub(crate) async fn abort_handshake(mut self: Box<Self>, error: &TransportError) {
         self.close_with(error);
         if error.kind() == ErrorKind::Tls {
-            // The peer is to read why.
+            // The last bytes of the handshake contain the reason; a reset could destroy them.
             self.linger().await;
         }
     }
@@ -89,17 +96,14 @@ impl ConnectionDriver {
         mut handshake: Box<dyn Handshake>,
         peer: &PeerAddress,
     ) -> Result<(), TransportError> {
-        let failed = |error: BoxError| {
-            TransportError::new(
-                ErrorKind::Tls,
-                format!("the TLS handshake with {peer} failed: {error}"),
-            )
-            .with_peer(peer)
-            .with_source(error)
+        let handshake_error = |error: BoxError| {
+            let text = format!("the TLS handshake with {peer} failed: {error}");
+            TransportError::new(ErrorKind::Tls, text).with_peer(peer).with_source(error)
         };
-        let cut_off = |error: BoxError| {
-            let text =
-                format!("the TLS handshake with {peer} was cut off ({error}): does it speak TLS?");
+        let interrupted_error = |error: BoxError| {
+            let text = format!(
+                "the TLS handshake with {peer} was interrupted ({error}): does it speak TLS?"
+            );
             TransportError::new(ErrorKind::Io, text).with_peer(peer).with_source(error)
         };
         let mut input = vec![0; READ_SIZE];
@@ -108,34 +112,30 @@ impl ConnectionDriver {
             let mut output = Vec::new();
             let step = handshake.step(&input[..received], &mut output);
             let written = self.writer.write_raw(&output).await;
-            let done = step.map_err(failed)?;
-            written.map_err(|error| cut_off(error.into()))?;
-            if done {
+            let is_complete = step.map_err(handshake_error)?;
+            written.map_err(|error| interrupted_error(error.into()))?;
+            if is_complete {
                 break;
             }
-            received = self
-                .reader
-                .io_mut()
-                .read(&mut input)
-                .await
-                .map_err(|error| cut_off(error.into()))?;
+            let read = self.reader.io_mut().read(&mut input).await;
+            received = read.map_err(|error| interrupted_error(error.into()))?;
             if received == 0 {
-                return Err(cut_off("the peer ended the connection".into()));
+                return Err(interrupted_error("the peer closed the connection".into()));
             }
             self.resources.count_received(&self.shared, received);
         }
-        let HandshakeOutput { seal, open, leftover: early } = handshake.secured();
-        self.writer.install(seal);
-        self.reader.install(open, early);
+        let HandshakeOutput { seal_filter, open_filter, leftover } = handshake.into_output();
+        self.writer.install_filter(seal_filter);
+        self.reader.install_filter(open_filter, leftover);
         Ok(())
     }
 }
 
-/// Resolves when this side wants the connection to end.
-async fn close_error(shared: &SharedConnection) -> TransportError {
+/// Completes when this side requests to close or to drain the connection.
+async fn wait_for_close_request(shared: &SharedConnection) -> TransportError {
     std::future::poll_fn(|context| {
         let mut session = shared.session.lock();
-        if session.closing().is_some() || shared.is_draining() {
+        if session.close_request().is_some() || shared.is_draining() {
             return Poll::Ready(TransportError::closed(shared.peer));
         }
         session.set_driver_waker(context.waker().clone());

@@ -1,4 +1,4 @@
-//! The reading half of a connection's driver: bytes to messages, messages to whom they concern.
+//! The reading half of a connection's driver: from the socket through the decoder to the handlers.
 
 use std::cell::Cell;
 use std::pin::Pin;
@@ -18,59 +18,63 @@ use crate::session::{
     BodySender, ByteFilter, CloseNotify, CloseRequest, FilterChain, FilterOutput, Session,
 };
 
-/// Reads, and parts of them, per turn, before other tasks get theirs.
+/// Number of reads, or parts of a read, in one poll before other tasks of this thread run.
 const READS_PER_POLL: usize = 8;
-/// What was read is served in so many parts, with a write after each: the peer is at work on the
-/// first answers while the others are made.
+/// Number of writes per read, so that the peer gets the first responses while others are made.
 const FLUSHES_PER_READ: usize = 4;
-/// The answers to fewer requests are not worth a write of their own.
+/// Responses to fewer requests do not get a write of their own.
 const MIN_REQUESTS_PER_FLUSH: u64 = 16;
-/// A peer that has sent so many bytes is not read again before it has proved who it is; no
-/// handshake needs more.
+/// Number of received bytes at which an unauthenticated peer is not read any more.
+///
+/// No handshake needs more.
 const MAX_UNAUTHENTICATED_BYTES: usize = 64 << 10;
-/// Answers handed on under one lock.
+/// Number of responses that are completed under one lock of the session.
 const RESPONSES_PER_LOCK: usize = 32;
-
-/// The same of bytes that are to be opened: sealed pieces that a read cuts apart are copied once
-/// more.
+/// Number of bytes of one read if there are filters.
+///
+/// Large, because a sealed record that two reads split is copied once more.
 const SEALED_READ_BLOCK: usize = 8 * READ_BLOCK;
 
 thread_local! {
-    /// Where sockets are read to when no body's own buffer is the target: idle connections need
-    /// none.
+    /// The buffer of this thread for reads that do not go into the buffer of a body.
+    ///
+    /// An idle connection therefore owns no read buffer.
     static READ_BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
-    /// What filters make of it, unless that goes into a body's own buffer.
+    /// The output of filters that does not go into the buffer of a body.
     static PLAINTEXT_BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
+/// Reads from the socket and decodes.
 pub(super) struct Reader {
     io: ReadHalf,
     pub(super) decoder: FrameDecoder,
-    open: Option<Box<dyn ByteFilter>>,
-    /// Who gets the body that is arriving in pieces.
-    pub(super) receiving: Option<IncomingStream>,
-    /// Requests handed to handlers so far; with those answered it tells how many are being served.
-    pub(super) received: u64,
-    /// Not reading, because the peer does not read its answers.
-    pub(super) paused: bool,
+    open_filter: Option<Box<dyn ByteFilter>>,
+    /// The receiver of the stream or upload that is arriving.
+    pub(super) incoming: Option<IncomingStream>,
+    /// Number of requests that handlers have received and respond to; `Session::responded` counts
+    /// their responses.
+    pub(super) received_requests: u64,
+    /// Reading is paused ([`Session::should_pause_reading`]).
+    pub(super) is_paused: bool,
     /// The peer has ended its sending direction.
     is_eof: bool,
-    /// Read, but not taken in: it comes after the answers to what was, which may be so many that
-    /// reading pauses.
+    /// Bytes that are read and opened, but not decoded: responses are written first.
     unprocessed: Vec<u8>,
-    /// How many bytes of what was read last make a part.
+    /// Number of decoded bytes of one read after which responses may be written.
     flush_after: usize,
-    /// Reads and parts that are left in this turn.
+    /// Number of reads, or parts of a read, that are left in this poll.
     read_budget: usize,
-    /// Callers were woken in this turn.
+    /// This poll has woken callers.
     has_woken_callers: bool,
-    /// Bytes read before the peer had proved who it is.
+    /// Number of bytes received before the peer was authenticated.
     unauthenticated_bytes: usize,
     pub(super) wakers: Vec<Waker>,
 }
 
+/// A stream or upload whose body is arriving.
 pub(super) struct IncomingStream {
-    pub(super) pipe: BodySender,
+    pub(super) sender: BodySender,
+    /// A response to a stream request, not an upload.
     pub(super) is_stream: bool,
 }
 
@@ -79,13 +83,13 @@ impl Reader {
         Self {
             io,
             decoder: FrameDecoder::with_pool(
-                Arc::clone(&resources.limits),
+                Arc::clone(&resources.frame_limits),
                 Arc::clone(&resources.pool),
             ),
-            open: None,
-            receiving: None,
-            received: 0,
-            paused: false,
+            open_filter: None,
+            incoming: None,
+            received_requests: 0,
+            is_paused: false,
             is_eof: false,
             unprocessed: Vec::new(),
             flush_after: 0,
@@ -96,48 +100,52 @@ impl Reader {
         }
     }
 
-    /// All that is read from here on passes through `open`; `early` has passed already.
-    pub(super) fn install(&mut self, open: Box<dyn ByteFilter>, early: Vec<u8>) {
-        self.open = Some(open);
-        self.unprocessed = early;
+    /// Installs the filter of a handshake; `leftover` are bytes that it has already opened.
+    pub(super) fn install_filter(&mut self, open_filter: Box<dyn ByteFilter>, leftover: Vec<u8>) {
+        self.open_filter = Some(open_filter);
+        self.unprocessed = leftover;
     }
 
     fn close_notify(&self) -> CloseNotify {
-        self.open.as_ref().map_or(CloseNotify::Unsupported, |open| open.close_notify())
+        self.open_filter
+            .as_ref()
+            .map_or(CloseNotify::Unsupported, |open_filter| open_filter.close_notify())
     }
 
-    /// Before anything is read in a turn of the driver.
+    /// Resets the poll budget; called at the start of each poll of the driver.
     pub(super) fn reset_read_budget(&mut self) {
         self.read_budget = READS_PER_POLL;
         self.has_woken_callers = false;
     }
 
-    /// Whether more can be taken in at once, in this turn.
+    /// Returns whether bytes are left to decode within the poll budget.
     pub(super) fn has_unprocessed(&self) -> bool {
         self.read_budget > 0 && !self.unprocessed.is_empty()
     }
 
     pub(super) fn is_receiving(&self) -> bool {
-        self.receiving.is_some()
+        self.incoming.is_some()
     }
 
-    /// The socket, for its last bytes.
+    /// Returns the socket, for handshakes and the lingering close.
     pub(super) fn io_mut(&mut self) -> &mut ReadHalf {
         &mut self.io
     }
 
-    /// The connection has ended.
-    pub(super) fn end(&mut self, error: &TransportError) {
+    /// Ends the arriving body after the connection was closed.
+    pub(super) fn on_close(&mut self, error: &TransportError) {
         self.wakers.drain(..).for_each(Waker::wake);
-        if let Some(receiving) = self.receiving.take() {
-            receiving.pipe.finish(Err(error.clone()));
+        if let Some(incoming) = self.incoming.take() {
+            incoming.sender.finish(Err(error.clone()));
         }
     }
 }
 
 impl ConnectionDriver {
-    /// Reads and dispatches what has arrived. `Ready(Ok)`: there may be more. `Ready(Err)`: the
-    /// connection ends.
+    /// Reads, decodes and dispatches messages.
+    ///
+    /// Returns `Ready(Ok)` if more bytes may be available, and `Ready(Err)` with the reason to
+    /// close the connection.
     pub(super) fn poll_read(
         &mut self,
         context: &mut Context<'_>,
@@ -148,15 +156,15 @@ impl ConnectionDriver {
                 return Poll::Pending;
             }
             self.shared.recheck_read_pause.store(false, Ordering::Relaxed);
-            self.reader.paused = self.shared.session.lock().should_pause_reading();
-            if self.reader.paused {
+            self.reader.is_paused = self.shared.session.lock().should_pause_reading();
+            if self.reader.is_paused {
                 return Poll::Pending;
             }
-            // Those of a client's bootstrap. What waited for it to decide is theirs already.
-            let backlog = std::mem::take(&mut self.reader.unprocessed);
-            let backlog = self.install_pending_filter(&backlog)?.unwrap_or(backlog);
-            if !backlog.is_empty() {
-                self.dispatch(&backlog)?;
+            // If a client bootstrap has installed filters, the unprocessed bytes pass through them.
+            let unprocessed = std::mem::take(&mut self.reader.unprocessed);
+            let unprocessed = self.install_pending_filter(&unprocessed)?.unwrap_or(unprocessed);
+            if !unprocessed.is_empty() {
+                self.dispatch(&unprocessed)?;
                 if self.reader.unprocessed.is_empty() {
                     continue;
                 }
@@ -165,21 +173,16 @@ impl ConnectionDriver {
             if self.reader.close_notify() == CloseNotify::Received {
                 return self.on_eof();
             }
-            // Only now: in the read that reached the limit, much else may stand behind the
-            // handshake's last message.
-            if self.reader.unauthenticated_bytes >= MAX_UNAUTHENTICATED_BYTES
-                && self.shared.is_peer_unauthenticated()
-            {
-                let sent = self.reader.unauthenticated_bytes as u64;
-                return Poll::Ready(Err(self.unauthenticated_limit_error("has sent", sent)));
+            self.check_unauthenticated_bytes()?;
+            if let Some(incoming) = &self.reader.incoming {
+                ready!(incoming.sender.poll_capacity(context));
             }
-            if let Some(receiving) = &self.reader.receiving {
-                ready!(receiving.pipe.poll_capacity(context));
-            }
-            let direct =
-                if self.reader.open.is_none() { self.reader.decoder.body_buf_mut() } else { None };
-            if let Some(target) = direct {
-                let mut buffer = ReadBuf::new(target);
+            let body_buffer = match &self.reader.open_filter {
+                None => self.reader.decoder.body_buf_mut(),
+                Some(_) => None,
+            };
+            if let Some(body_buffer) = body_buffer {
+                let mut buffer = ReadBuf::new(body_buffer);
                 let read = Pin::new(&mut self.reader.io).poll_read(context, &mut buffer);
                 ready!(read).map_err(|error| io_error(self.shared.peer, "reading from", error))?;
                 let count = buffer.filled().len();
@@ -187,28 +190,27 @@ impl ConnectionDriver {
                     return self.on_eof();
                 }
                 self.reader.decoder.advance_body(count);
-                self.count_read(count);
-                self.resources.metrics.direct_body_bytes.fetch_add(count as u64, Ordering::Relaxed);
+                self.count_received(count);
+                self.count_direct(count);
                 self.dispatch(&[])?;
                 if !self.reader.decoder.is_in_body() {
-                    // Who gets it may be done with it before the next one comes, whose buffer then
-                    // is warm.
+                    // The receiver may release the buffer, still in the cache, for the next body.
                     break;
                 }
             } else {
-                let in_large_blocks =
-                    self.reader.open.is_some() && !self.shared.is_peer_unauthenticated();
-                let block = if in_large_blocks { SEALED_READ_BLOCK } else { READ_BLOCK };
-                let mut scratch = READ_BUFFER.take();
-                if scratch.len() < block {
-                    scratch.resize(block, 0);
+                let has_large_reads =
+                    self.reader.open_filter.is_some() && !self.shared.is_peer_unauthenticated();
+                let block = if has_large_reads { SEALED_READ_BLOCK } else { READ_BLOCK };
+                let mut buffer = READ_BUFFER.take();
+                if buffer.len() < block {
+                    buffer.resize(block, 0);
                 }
-                let result = self.read_scratch(context, &mut scratch[..block]);
-                READ_BUFFER.set(scratch);
+                let result = self.poll_read_buffered(context, &mut buffer[..block]);
+                READ_BUFFER.set(buffer);
                 ready!(result)?;
-                // Whoever got an answer does not wait for the body that follows.
-                let is_followed = self.reader.has_woken_callers && self.reader.decoder.is_in_body();
-                if !self.reader.unprocessed.is_empty() || is_followed {
+                // A woken caller should run before a large body is read.
+                let is_in_body = self.reader.has_woken_callers && self.reader.decoder.is_in_body();
+                if !self.reader.unprocessed.is_empty() || is_in_body {
                     break;
                 }
             }
@@ -216,117 +218,137 @@ impl ConnectionDriver {
         Poll::Ready(Ok(()))
     }
 
-    fn read_scratch(
+    /// Reads once into `buffer`, opens and dispatches the bytes.
+    fn poll_read_buffered(
         &mut self,
         context: &mut Context<'_>,
-        scratch: &mut [u8],
+        buffer: &mut [u8],
     ) -> Poll<Result<(), TransportError>> {
-        let mut buffer = ReadBuf::new(scratch);
+        let mut buffer = ReadBuf::new(buffer);
         let read = Pin::new(&mut self.reader.io).poll_read(context, &mut buffer);
         ready!(read).map_err(|error| io_error(self.shared.peer, "reading from", error))?;
         let count = buffer.filled().len();
         if count == 0 {
             return self.on_eof();
         }
-        self.count_read(count);
+        self.count_received(count);
         self.reader.flush_after = count / FLUSHES_PER_READ;
-        let Some(open) = &mut self.reader.open else {
+        let Some(open_filter) = &mut self.reader.open_filter else {
             return Poll::Ready(self.dispatch(buffer.filled()));
         };
-        let mut behind = PLAINTEXT_BUFFER.take();
-        // What belongs to a large body is opened straight into its own buffer.
-        let mut output =
-            FilterOutput::new(self.reader.decoder.body_buf_mut().unwrap_or_default(), &mut behind);
-        let opened = open.transform(buffer.filled(), &mut output);
-        let (direct, length) = output.lengths();
+        let mut plaintext = PLAINTEXT_BUFFER.take();
+        // The bytes of a large body are opened directly into its buffer.
+        let body_buffer = self.reader.decoder.body_buf_mut().unwrap_or_default();
+        let mut output = FilterOutput::new(body_buffer, &mut plaintext);
+        let opened = open_filter.transform(buffer.filled(), &mut output);
+        let (body_len, plaintext_len) = output.lengths();
         let dispatched = match opened {
             Ok(()) => {
-                self.reader.decoder.advance_body(direct);
-                self.resources
-                    .metrics
-                    .direct_body_bytes
-                    .fetch_add(direct as u64, Ordering::Relaxed);
-                self.dispatch(&behind[..length])
+                self.reader.decoder.advance_body(body_len);
+                self.count_direct(body_len);
+                self.dispatch(&plaintext[..plaintext_len])
             }
             Err(error) => Err(decode_error(&self.shared, error)),
         };
-        PLAINTEXT_BUFFER.set(behind);
+        PLAINTEXT_BUFFER.set(plaintext);
         Poll::Ready(dispatched)
     }
 
-    fn count_read(&mut self, count: usize) {
+    fn count_received(&mut self, count: usize) {
         self.resources.count_received(&self.shared, count);
         if self.shared.is_peer_unauthenticated() {
             self.reader.unauthenticated_bytes += count;
         }
     }
 
-    pub(super) fn unauthenticated_limit_error(&self, verb: &str, bytes: u64) -> TransportError {
-        let peer = self.shared.peer;
-        let text = format!("{peer} {verb} {bytes} bytes before it was authenticated");
-        TransportError::new(ErrorKind::Limit, text).with_peer(peer)
+    fn count_direct(&self, count: usize) {
+        self.resources.metrics.direct_body_bytes.fetch_add(count as u64, Ordering::Relaxed);
     }
 
-    /// Takes up a filter that was installed meanwhile, on top of what there is already; what it
-    /// makes of `rest`, which lower ones have let through. `None`: there was none.
-    fn install_pending_filter(&mut self, rest: &[u8]) -> Result<Option<Vec<u8>>, TransportError> {
-        // Asked before every read: only looking is cheaper.
+    /// Fails if an unauthenticated peer has reached its limit of received bytes.
+    ///
+    /// Called before a read instead of after it, because the read that reaches the limit may
+    /// contain the last message of the handshake.
+    fn check_unauthenticated_bytes(&self) -> Result<(), TransportError> {
+        let bytes = self.reader.unauthenticated_bytes;
+        if bytes < MAX_UNAUTHENTICATED_BYTES || !self.shared.is_peer_unauthenticated() {
+            return Ok(());
+        }
+        let peer = self.shared.peer;
+        let text = format!(
+            "{peer} sent {bytes} bytes before it was authenticated; at most \
+             {MAX_UNAUTHENTICATED_BYTES} are allowed"
+        );
+        Err(TransportError::new(ErrorKind::Limit, text).with_peer(peer))
+    }
+
+    /// Installs an open filter of the session on top of the others.
+    ///
+    /// `input` has passed through the others. Returns `input` opened by the new filter, or `None`
+    /// if there is no new filter.
+    fn install_pending_filter(&mut self, input: &[u8]) -> Result<Option<Vec<u8>>, TransportError> {
+        // Runs before every read; a load is cheaper than a swap.
         if !self.shared.filters_installed.load(Ordering::Relaxed)
             || !self.shared.filters_installed.swap(false, Ordering::Acquire)
         {
             return Ok(None);
         }
-        let Some(mut open) = self.shared.session.lock().open_filter.take() else { return Ok(None) };
-        let plain =
-            open.transform_to_vec(rest).map_err(|error| decode_error(&self.shared, error))?;
-        self.reader.open = FilterChain::join(self.reader.open.take(), Some(open));
-        Ok(Some(plain))
+        let Some(mut open_filter) = self.shared.session.lock().open_filter.take() else {
+            return Ok(None);
+        };
+        let opened = open_filter
+            .transform_to_vec(input)
+            .map_err(|error| decode_error(&self.shared, error))?;
+        self.reader.open_filter =
+            FilterChain::join(self.reader.open_filter.take(), Some(open_filter));
+        Ok(Some(opened))
     }
 
-    /// Takes in bytes and hands on every message that they complete.
+    /// Decodes `input` and dispatches its messages.
+    ///
+    /// Bytes that must be decoded later are left in `Reader::unprocessed`.
     fn dispatch(&mut self, mut input: &[u8]) -> Result<(), TransportError> {
         let shared = Arc::clone(&self.shared);
-        // Answers follow each other: one lock serves a run of them, but not so long that callers
-        // have to wait for it.
-        let mut held: Option<(MutexGuard<'_, Session>, usize)> = None;
-        let (length, received) = (input.len(), self.reader.received);
+        // The locked session and the number of responses completed under this lock. One lock covers
+        // consecutive responses, but not so many that callers wait for it.
+        let mut locked: Option<(MutexGuard<'_, Session>, usize)> = None;
+        let (length, received_before) = (input.len(), self.reader.received_requests);
         let result = loop {
             match self.reader.decoder.next_event(&mut input) {
                 Ok(Some(Event::Message(message))) if !message.is_request() => {
-                    let (session, run) = held.get_or_insert_with(|| (shared.session.lock(), 0));
-                    let answered = self.reader.on_response(session, message, &shared);
-                    *run += 1;
-                    let bootstrap_thinks = session.is_awaiting_bootstrap();
-                    if *run == RESPONSES_PER_LOCK {
-                        held = None;
+                    let (session, count) = locked.get_or_insert_with(|| (shared.session.lock(), 0));
+                    let completed = self.reader.on_response(session, message, &shared);
+                    *count += 1;
+                    let is_awaiting_bootstrap = session.is_awaiting_bootstrap();
+                    if *count == RESPONSES_PER_LOCK {
+                        locked = None;
                     }
-                    if let Err(error) = answered {
+                    if let Err(error) = completed {
                         break Err(error);
                     }
-                    if bootstrap_thinks && !input.is_empty() {
+                    if is_awaiting_bootstrap && !input.is_empty() {
                         self.reader.unprocessed = input.to_vec();
                         break Ok(());
                     }
                 }
                 Ok(Some(event)) => {
-                    held = None;
+                    locked = None;
                     if let Err(error) = self.on_event(event) {
                         break Err(error);
                     }
+                    // A handler may have installed filters: the following bytes pass through them.
                     if !input.is_empty()
-                        && let Some(plain) = self.install_pending_filter(input)?
+                        && let Some(opened) = self.install_pending_filter(input)?
                     {
-                        // A handler has just installed filters: the rest of what was read is
-                        // theirs.
-                        return self.dispatch(&plain);
+                        return self.dispatch(&opened);
                     }
-                    let requests = self.reader.received - received;
-                    let is_part = requests > 0
+                    let requests = self.reader.received_requests - received_before;
+                    let should_flush = requests > 0
                         && requests % MIN_REQUESTS_PER_FLUSH == 0
                         && length - input.len() >= self.reader.flush_after
                         && !shared.session.lock().outgoing.is_empty(false);
                     if !input.is_empty()
-                        && (is_part || shared.recheck_read_pause.load(Ordering::Relaxed))
+                        && (should_flush || shared.recheck_read_pause.load(Ordering::Relaxed))
                     {
                         self.reader.unprocessed = input.to_vec();
                         break Ok(());
@@ -336,7 +358,7 @@ impl ConnectionDriver {
                 Err(error) => break Err(protocol_error(&shared, error)),
             }
         };
-        drop(held);
+        drop(locked);
         let wakers = &mut self.reader.wakers;
         if !wakers.is_empty() {
             self.reader.has_woken_callers = true;
@@ -347,17 +369,18 @@ impl ConnectionDriver {
         result
     }
 
-    /// The peer sends no more. The answers it has earned are still written, if it takes them.
+    /// Closes the connection after the peer has ended its sending direction.
+    ///
+    /// Responses to earlier requests are still written.
     fn on_eof(&mut self) -> Poll<Result<(), TransportError>> {
         self.reader.is_eof = true;
         let unfinished = self.reader.decoder.finish().err();
         if self.reader.close_notify() == CloseNotify::Pending
             && (unfinished.is_some() || self.shared.session.lock().requests.len() > 0)
         {
-            // Not by the peer, which would have said so: perhaps by somebody who wants a part to be
-            // taken for the whole.
-            let cut = "it was cut off without close_notify";
-            return Poll::Ready(Err(io_error(self.shared.peer, "reading from", cut)));
+            // The peer would have sent close_notify: this may be a truncation attack.
+            let cause = "the connection was cut off without close_notify";
+            return Poll::Ready(Err(io_error(self.shared.peer, "reading from", cause)));
         }
         let closed = TransportError::closed(self.shared.peer);
         let error = match unfinished {
@@ -370,9 +393,10 @@ impl ConnectionDriver {
 }
 
 fn decode_error(shared: &SharedConnection, error: BoxError) -> TransportError {
-    io_error(shared.peer, "decoding what was read from", error)
+    io_error(shared.peer, "opening bytes from", error)
 }
 
+/// Creates the error of a peer that violates the protocol.
 pub(super) fn protocol_error(shared: &SharedConnection, error: ProtocolError) -> TransportError {
     let peer = shared.peer;
     TransportError::new(ErrorKind::Protocol, format!("malformed data from {peer}: {error}"))

@@ -1,4 +1,4 @@
-//! Responses to this end's requests, and the pieces of bodies on their way to their receivers.
+//! Responses to this side's requests, and bodies on the way to their receivers.
 
 use bytes::Bytes;
 
@@ -10,21 +10,24 @@ use crate::protocol::{Event, Message, ProtocolError};
 use crate::session::{BodySender, MergedBlockMeta, Response, Session, StreamStart};
 
 impl Reader {
-    /// An answer without a body of its own, or with one that has arrived.
+    /// Completes the pending request of a response that has arrived completely.
+    ///
+    /// # Errors
+    /// The peer has sent a stream that was not requested.
     pub(super) fn on_response(
         &mut self,
         session: &mut Session,
-        answer: Message<Bytes>,
+        response: Message<Bytes>,
         shared: &SharedConnection,
     ) -> Result<(), TransportError> {
-        let remote = |kind, text| TransportError::new(kind, text).with_peer(shared.peer);
+        let remote_error = |kind, text| TransportError::new(kind, text).with_peer(shared.peer);
         let requests = &mut session.requests;
-        let waker = match answer {
+        let completed = match response {
             Message::RpcResponse { request_id, body } => {
                 requests.complete_rpc(request_id, Ok(Response::Body(body)))
             }
             Message::RpcFailure { request_id, error } => {
-                requests.complete_rpc(request_id, Err(remote(ErrorKind::Remote, error)))
+                requests.complete_rpc(request_id, Err(remote_error(ErrorKind::Remote, error)))
             }
             Message::MergedBlockMetaSuccess { request_id, num_chunks, body } => {
                 let meta = MergedBlockMeta { num_chunks, body };
@@ -35,33 +38,38 @@ impl Reader {
             }
             Message::ChunkFetchFailure { stream_id, chunk_index, error } => {
                 let text = format!(
-                    "Failure while fetching StreamChunkId[streamId={stream_id},chunkIndex={chunk_index}]: {error}"
+                    "Failure while fetching \
+                     StreamChunkId[streamId={stream_id},chunkIndex={chunk_index}]: {error}"
                 );
-                let failure = remote(ErrorKind::ChunkFetchFailure, text);
+                let failure = remote_error(ErrorKind::ChunkFetchFailure, text);
                 requests.complete_fetch(stream_id, chunk_index, Err(failure))
             }
             Message::StreamFailure { error, .. } => {
-                requests.fail_stream(remote(ErrorKind::StreamFailure, error)).map_err(Err)
+                requests.fail_stream(remote_error(ErrorKind::StreamFailure, error)).map_err(Err)
             }
             Message::StreamResponse { stream_id, .. } => {
-                // Nothing follows an empty stream: its pipe is complete from the start.
+                // An empty stream: its body is complete from the start.
                 self.start_stream(session, stream_id, 0, shared)?;
                 Ok(None)
             }
-            // Requests do not come here.
+            // The caller passes responses only.
             _ => Ok(None),
         };
-        match waker {
+        match completed {
             Ok(waker) => self.wakers.extend(waker),
-            Err(outcome) => {
-                tracing::debug!(peer = %shared.peer, failed = outcome.is_err(), "an answer that nobody waits for is ignored");
-            }
+            Err(result) => tracing::debug!(
+                peer = %shared.peer,
+                is_failure = result.is_err(),
+                "ignoring a response without a pending request"
+            ),
         }
         Ok(())
     }
 
-    /// Where the body of the oldest stream request goes; `None` if its asker has gone.
-    pub(super) fn start_stream(
+    /// Completes the oldest stream request with a body of `length` bytes.
+    ///
+    /// Returns `None` if the request was cancelled.
+    fn start_stream(
         &mut self,
         session: &mut Session,
         stream_id: String,
@@ -69,11 +77,11 @@ impl Reader {
         shared: &SharedConnection,
     ) -> Result<Option<BodySender>, TransportError> {
         match session.requests.start_stream(&stream_id, length) {
-            StreamStart::Feed(pipe, waker) => {
+            StreamStart::Receive(sender, waker) => {
                 self.wakers.extend(waker);
-                Ok(Some(pipe))
+                Ok(Some(sender))
             }
-            StreamStart::Skip => Ok(None),
+            StreamStart::Discard => Ok(None),
             StreamStart::Unsolicited => {
                 Err(protocol_error(shared, ProtocolError::UnsolicitedStream(stream_id)))
             }
@@ -82,32 +90,36 @@ impl Reader {
 }
 
 impl ConnectionDriver {
+    /// Handles a request, or a part of a large body.
     pub(super) fn on_event(&mut self, event: Event) -> Result<(), TransportError> {
         match event {
             Event::Message(request) => self.on_request(request),
             Event::BodyStart { message, length } => self.on_body_start(message, length),
             Event::BodyPiece(piece) => {
-                if let Some(receiving) = &self.reader.receiving {
-                    receiving.pipe.push(piece);
+                if let Some(incoming) = &self.reader.incoming {
+                    incoming.sender.push(piece);
                 }
                 Ok(())
             }
             Event::BodyEnd => {
-                if let Some(receiving) = self.reader.receiving.take() {
-                    if receiving.is_stream {
+                if let Some(incoming) = self.reader.incoming.take() {
+                    if incoming.is_stream {
                         self.shared.session.lock().requests.is_receiving_stream = false;
                     }
-                    receiving.pipe.finish(Ok(()));
+                    incoming.sender.finish(Ok(()));
                 }
                 Ok(())
             }
         }
     }
 
-    /// Decides what becomes of a large body before it arrives.
+    /// Chooses whether the decoder collects, streams or discards a large body.
     fn on_body_start(&mut self, message: Message<()>, length: u64) -> Result<(), TransportError> {
         if self.shared.is_peer_unauthenticated() {
-            return Err(self.unauthenticated_limit_error("announces a body of", length));
+            let peer = self.shared.peer;
+            let text =
+                format!("{peer} announces a body of {length} bytes before it was authenticated");
+            return Err(TransportError::new(ErrorKind::Limit, text).with_peer(peer));
         }
         match message {
             Message::ChunkFetchSuccess { stream_id, chunk_index, .. } => {
@@ -115,11 +127,17 @@ impl ConnectionDriver {
                 if session.requests.is_chunk_pending(stream_id, chunk_index) {
                     self.reader.decoder.collect_body(true);
                 } else {
-                    // A tombstone has served its purpose; anything else was never asked for.
+                    // Removes the tombstone of a cancelled request.
                     let error = TransportError::closed(self.shared.peer);
-                    let known =
+                    let was_cancelled =
                         session.requests.complete_fetch(stream_id, chunk_index, Err(error)).is_ok();
-                    tracing::debug!(peer = %self.shared.peer, stream_id, chunk_index, known, "skipping an unwanted chunk");
+                    tracing::debug!(
+                        peer = %self.shared.peer,
+                        stream_id,
+                        chunk_index,
+                        was_cancelled,
+                        "discarding a chunk without a pending request"
+                    );
                     self.reader.decoder.discard_body();
                 }
             }
@@ -128,16 +146,20 @@ impl ConnectionDriver {
                 if self.shared.session.lock().requests.is_rpc_pending(request_id) {
                     self.reader.decoder.collect_body(false);
                 } else {
-                    tracing::debug!(peer = %self.shared.peer, request_id, "skipping an unwanted answer");
+                    tracing::debug!(
+                        peer = %self.shared.peer,
+                        request_id,
+                        "discarding a response without a pending request"
+                    );
                     self.reader.decoder.discard_body();
                 }
             }
             Message::StreamResponse { stream_id, .. } => {
                 let mut session = self.shared.session.lock();
                 match self.reader.start_stream(&mut session, stream_id, length, &self.shared)? {
-                    Some(pipe) => {
+                    Some(sender) => {
                         session.requests.is_receiving_stream = true;
-                        self.reader.receiving = Some(IncomingStream { pipe, is_stream: true });
+                        self.reader.incoming = Some(IncomingStream { sender, is_stream: true });
                         self.reader.decoder.stream_body();
                     }
                     None => self.reader.decoder.discard_body(),
@@ -145,8 +167,8 @@ impl ConnectionDriver {
             }
             Message::UploadStream { request_id, meta, .. } => {
                 match self.start_upload(request_id, meta, length) {
-                    Some(pipe) => {
-                        self.reader.receiving = Some(IncomingStream { pipe, is_stream: false });
+                    Some(sender) => {
+                        self.reader.incoming = Some(IncomingStream { sender, is_stream: false });
                         self.reader.decoder.stream_body();
                     }
                     None => self.reader.decoder.discard_body(),

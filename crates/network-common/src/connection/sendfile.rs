@@ -1,5 +1,6 @@
-//! Moving bytes from a file to a socket without copying them: Linux only, and `false` or an error
-//! elsewhere.
+//! System calls of `sendfile`: bytes go from the page cache to a socket without a copy.
+//!
+//! Linux only. On other systems `is_cached` and `read_ahead` return false, and `send` fails.
 
 #[cfg(target_os = "linux")]
 pub(super) use linux::{is_cached, read_ahead, send};
@@ -21,53 +22,55 @@ mod linux {
 
     use super::super::file_body::FileRegion;
 
-    /// Distance of the bytes that tell whether a region is cached. Each look costs a line of memory
-    /// that nobody else needs.
+    /// Distance of the bytes that are read to find out whether a region is cached.
+    ///
+    /// Every probe loads a cache line that is not needed otherwise.
     const PROBE_STEP: u64 = 512 << 10;
-    /// Bytes per system call, so that a fast receiver does not keep the thread.
+    /// Maximal number of bytes of one system call, so that a fast receiver does not block the thread.
     const MAX_SENDFILE: u64 = 1 << 20;
 
-    /// Whether the kernel can send the region from the page cache, as far as can be told without
-    /// blocking.
+    /// Returns whether the kernel can send the region from the page cache. Does not block.
     pub(in super::super) fn is_cached(file: &File, position: u64, length: u64) -> bool {
         first_uncached(file, position, length).is_none()
-            && null_sink().is_ok_and(|null| probe_sendfile(null, file, position).is_ok())
+            && null_sink().is_ok_and(|sink| probe_sendfile(sink, file, position).is_ok())
     }
 
-    /// Has the region read into the page cache; false if the kernel cannot send this file. Blocks.
+    /// Reads the region into the page cache; returns false if the kernel cannot send this file.
+    ///
+    /// Blocks.
     pub(in super::super) fn read_ahead(
         file: &File,
         position: u64,
         length: u64,
     ) -> io::Result<bool> {
-        let Ok(null) = null_sink() else { return Ok(false) };
-        match probe_sendfile(null, file, position) {
+        let Ok(sink) = null_sink() else { return Ok(false) };
+        match probe_sendfile(sink, file, position) {
             Ok(()) => {}
-            // The last one is a sandbox's.
+            // Sandboxes return EPERM.
             Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP | Errno::PERM) => return Ok(false),
             Err(error) => return Err(error.into()),
         }
         let end = position + length;
         let Some(mut position) = first_uncached(file, position, length) else { return Ok(true) };
-        // From somewhere before the first missing byte on: sending to nowhere reads without
-        // copying.
+        // `sendfile` to a null sink populates the page cache without a copy to user space. It starts
+        // before the byte found, because bytes between two probes may be uncached, too.
         position -= position % PROBE_STEP.min(length);
         while position < end {
             let count = (end - position) as usize;
-            // 0: the file is shorter; sending it will tell.
-            if retry_on_intr(|| sendfile(null, file, Some(&mut position), count))? == 0 {
+            // At 0 the file has become shorter, which `send` reports.
+            if retry_on_intr(|| sendfile(sink, file, Some(&mut position), count))? == 0 {
                 break;
             }
         }
         Ok(true)
     }
 
-    /// One byte tells whether this kind of file can be sent at all.
-    fn probe_sendfile(null: &File, file: &File, position: u64) -> Result<(), Errno> {
-        retry_on_intr(|| sendfile(null, file, Some(&mut { position }), 1)).map(drop)
+    /// Sends one byte to the null sink, to find out whether the kernel can send this kind of file.
+    fn probe_sendfile(sink: &File, file: &File, position: u64) -> Result<(), Errno> {
+        retry_on_intr(|| sendfile(sink, file, Some(&mut { position }), 1)).map(drop)
     }
 
-    /// Where the first part of the region is that is not in the page cache. Does not block.
+    /// Returns the first probed position of the region that is not cached. Does not block.
     fn first_uncached(file: &File, position: u64, length: u64) -> Option<u64> {
         let end = position + length;
         let mut byte = [0];
@@ -77,8 +80,7 @@ mod linux {
         })
     }
 
-    /// Sends the rest of a region, or as much as the socket takes; `Ready` with the bytes of one
-    /// call.
+    /// Sends the next bytes of a region in one system call; returns their number.
     pub(in super::super) fn send(
         socket: &TcpStream,
         region: &mut FileRegion,
@@ -86,16 +88,16 @@ mod linux {
     ) -> Poll<io::Result<usize>> {
         loop {
             ready!(socket.poll_write_ready(context))?;
-            let count = region.left.min(MAX_SENDFILE) as usize;
+            let count = region.remaining.min(MAX_SENDFILE) as usize;
             let sent = socket.try_io(Interest::WRITABLE, || {
                 Ok(retry_on_intr(|| {
                     sendfile(socket.as_fd(), &region.file, Some(&mut region.position), count)
                 })?)
             });
             match sent {
-                Ok(0) => return Poll::Ready(Err(region.truncated())),
+                Ok(0) => return Poll::Ready(Err(region.truncated_error())),
                 Ok(count) => {
-                    region.left -= count as u64;
+                    region.remaining -= count as u64;
                     return Poll::Ready(Ok(count));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -104,6 +106,7 @@ mod linux {
         }
     }
 
+    /// Returns the null sink, `/dev/null`.
     fn null_sink() -> io::Result<&'static File> {
         static NULL: OnceLock<File> = OnceLock::new();
         if let Some(file) = NULL.get() {
@@ -122,7 +125,7 @@ mod portable {
 
     use tokio::net::TcpStream;
 
-    use super::super::file_body::Region;
+    use super::super::file_body::FileRegion;
 
     pub(in super::super) fn is_cached(_: &File, _: u64, _: u64) -> bool {
         false
@@ -134,7 +137,7 @@ mod portable {
 
     pub(in super::super) fn send(
         _: &TcpStream,
-        _: &mut Region,
+        _: &mut FileRegion,
         _: &mut Context<'_>,
     ) -> Poll<io::Result<usize>> {
         Poll::Ready(Err(io::ErrorKind::Unsupported.into()))

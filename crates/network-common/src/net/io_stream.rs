@@ -1,4 +1,4 @@
-//! What a connection reads from and writes to: a socket, or a pipe of a
+//! The byte stream of one connection: a TCP socket, or a stream of a
 //! [`MemoryNetwork`](crate::MemoryNetwork).
 
 use std::io::{self, IoSlice};
@@ -12,6 +12,7 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
 use super::MemoryStream;
 
+/// A connected byte stream.
 #[derive(Debug)]
 pub(crate) enum IoStream {
     Tcp(TcpStream),
@@ -19,6 +20,7 @@ pub(crate) enum IoStream {
 }
 
 impl IoStream {
+    /// Returns the addresses of the peer and of this end.
     pub(crate) fn addresses(&self) -> io::Result<(SocketAddr, SocketAddr)> {
         match self {
             Self::Tcp(stream) => Ok((stream.peer_addr()?, stream.local_addr()?)),
@@ -39,6 +41,7 @@ impl IoStream {
     }
 }
 
+/// The receiving half of a byte stream.
 pub(crate) enum ReadHalf {
     Tcp(OwnedReadHalf),
     Memory(DuplexStream),
@@ -52,19 +55,19 @@ impl AsyncRead for ReadHalf {
     ) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Tcp(half) => Pin::new(half).poll_read(context, buffer),
-            Self::Memory(pipe) => Pin::new(pipe).poll_read(context, buffer),
+            Self::Memory(half) => Pin::new(half).poll_read(context, buffer),
         }
     }
 }
 
-/// Dropped, it ends the sending direction.
+/// The sending half of a byte stream; dropping it ends the sending direction.
 pub(crate) enum WriteHalf {
     Tcp(OwnedWriteHalf),
     Memory(DuplexStream),
 }
 
 impl WriteHalf {
-    /// What the kernel can send files to.
+    /// Returns the socket to which the kernel can send files, or `None` in memory.
     pub(crate) fn socket(&self) -> Option<&TcpStream> {
         match self {
             Self::Tcp(half) => Some(half.as_ref()),
@@ -81,7 +84,7 @@ impl AsyncWrite for WriteHalf {
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Tcp(half) => Pin::new(half).poll_write(context, bytes),
-            Self::Memory(pipe) => Pin::new(pipe).poll_write(context, bytes),
+            Self::Memory(half) => Pin::new(half).poll_write(context, bytes),
         }
     }
 
@@ -92,21 +95,21 @@ impl AsyncWrite for WriteHalf {
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Tcp(half) => Pin::new(half).poll_write_vectored(context, slices),
-            Self::Memory(pipe) => Pin::new(pipe).poll_write_vectored(context, slices),
+            Self::Memory(half) => Pin::new(half).poll_write_vectored(context, slices),
         }
     }
 
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Tcp(half) => Pin::new(half).poll_flush(context),
-            Self::Memory(pipe) => Pin::new(pipe).poll_flush(context),
+            Self::Memory(half) => Pin::new(half).poll_flush(context),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Tcp(half) => Pin::new(half).poll_shutdown(context),
-            Self::Memory(pipe) => Pin::new(pipe).poll_shutdown(context),
+            Self::Memory(half) => Pin::new(half).poll_shutdown(context),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! A network without sockets.
+//! A network without sockets, for tests.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -10,15 +10,17 @@ use parking_lot::Mutex;
 use tokio::io::DuplexStream;
 use tokio::sync::mpsc;
 
-/// Bytes on their way in one direction of a connection, as a socket's buffers would hold them.
-const IN_FLIGHT: usize = 256 << 10;
+/// Buffered bytes in each direction of a connection, as many as socket buffers commonly hold.
+const BUFFER_BYTES: usize = 256 << 10;
 
-/// A network inside this process, for tests: what is on it reaches each other without sockets,
-/// ports of the machine, or waiting for the system, and so also in tokio's paused time. All else is
-/// as over TCP: the same frames, the same limits.
+/// An in-memory network inside this process, for tests.
 ///
-/// Addresses are IP addresses, any that the test likes; `localhost` is `127.0.0.1`. Files are not
-/// sent by the kernel.
+/// Servers and clients on it connect without sockets and without ports of the machine, so tests can
+/// use tokio's paused time. Frames and limits are the same as over TCP, but the kernel does not
+/// send files.
+///
+/// A server may listen on any IP address and port. The host name `localhost` is `127.0.0.1`; other
+/// names do not resolve. Clones are the same network.
 ///
 /// ```
 /// # use network_common::{MemoryNetwork, NoOpRpcHandler, TransportConf, TransportContext, TransportError};
@@ -39,23 +41,24 @@ pub struct MemoryNetwork(Arc<Mutex<Table>>);
 #[derive(Default)]
 struct Table {
     listeners: HashMap<SocketAddr, mpsc::UnboundedSender<MemoryStream>>,
-    /// Ephemeral ports given out so far.
-    ports: u16,
+    /// Number of ephemeral ports assigned so far.
+    assigned_ports: u16,
 }
 
 impl MemoryNetwork {
-    /// One with nothing on it.
+    /// Creates a network without servers.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
+    /// Listens on `address`; port 0 selects an unused one.
     pub(crate) fn listen(&self, mut address: SocketAddr) -> io::Result<MemoryListener> {
         let mut table = self.0.lock();
         if address.port() == 0 {
             address.set_port(table.next_port());
         }
-        // Of a listener that is gone the entry may be left.
+        // A dropped listener leaves its entry in the table.
         if table.listeners.get(&address).is_some_and(|listener| !listener.is_closed()) {
             return Err(io::ErrorKind::AddrInUse.into());
         }
@@ -64,29 +67,31 @@ impl MemoryNetwork {
         Ok(MemoryListener { address, incoming })
     }
 
+    /// Connects to a server of this network.
     pub(crate) fn connect(&self, host: &str, port: u16) -> io::Result<MemoryStream> {
         let host = if host == "localhost" { "127.0.0.1" } else { host };
         let ip: IpAddr = host.parse().map_err(|_| {
-            io::Error::new(io::ErrorKind::NotFound, "a network in memory knows IP addresses only")
+            let text = format!("a MemoryNetwork resolves IP addresses and localhost, not '{host}'");
+            io::Error::new(io::ErrorKind::NotFound, text)
         })?;
         let server = SocketAddr::new(ip, port);
         let mut table = self.0.lock();
         let client = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), table.next_port());
-        let (requests, served) = tokio::io::duplex(IN_FLIGHT);
-        let (answers, answered) = tokio::io::duplex(IN_FLIGHT);
-        let theirs =
-            MemoryStream { incoming: served, outgoing: answers, local: server, peer: client };
+        let (client_out, server_in) = tokio::io::duplex(BUFFER_BYTES);
+        let (server_out, client_in) = tokio::io::duplex(BUFFER_BYTES);
+        let accepted =
+            MemoryStream { incoming: server_in, outgoing: server_out, local: server, peer: client };
         let refused = || io::Error::from(io::ErrorKind::ConnectionRefused);
-        table.listeners.get(&server).ok_or_else(refused)?.send(theirs).map_err(|_| refused())?;
-        Ok(MemoryStream { incoming: answered, outgoing: requests, local: client, peer: server })
+        table.listeners.get(&server).ok_or_else(refused)?.send(accepted).map_err(|_| refused())?;
+        Ok(MemoryStream { incoming: client_in, outgoing: client_out, local: client, peer: server })
     }
 }
 
 impl Table {
     fn next_port(&mut self) -> u16 {
-        self.ports = self.ports.checked_add(1).unwrap_or(1);
-        // Where systems begin with ephemeral ports.
-        32_768 | self.ports
+        self.assigned_ports = self.assigned_ports.checked_add(1).unwrap_or(1);
+        // The first ephemeral port of Linux.
+        32_768 | self.assigned_ports
     }
 }
 
@@ -96,7 +101,7 @@ impl fmt::Debug for MemoryNetwork {
     }
 }
 
-/// Where connections to one address arrive. Dropped, it frees the address.
+/// Accepts the connections to one address; dropping it frees the address.
 #[derive(Debug)]
 pub(crate) struct MemoryListener {
     pub(crate) address: SocketAddr,
@@ -109,7 +114,9 @@ impl MemoryListener {
     }
 }
 
-/// One end of a connection: a pipe for each direction, so that each ends for itself.
+/// One end of an in-memory connection, with a separate stream for each direction.
+///
+/// So either direction can end while the other one continues.
 #[derive(Debug)]
 pub(crate) struct MemoryStream {
     pub(crate) incoming: DuplexStream,

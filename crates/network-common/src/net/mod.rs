@@ -1,4 +1,4 @@
-//! Sockets, their options, and the network in memory that replaces them in tests.
+//! Byte streams below a connection: TCP sockets, and the in-memory network that replaces them.
 
 mod io_stream;
 mod memory_network;

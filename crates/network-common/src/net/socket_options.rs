@@ -1,4 +1,4 @@
-//! Options of sockets.
+//! The options that servers and client factories set on TCP sockets.
 
 use std::io;
 use std::time::Duration;
@@ -8,11 +8,14 @@ use tokio::net::{TcpSocket, TcpStream};
 
 use crate::conf::TransportConf;
 
-/// How long a silent peer is trusted before keepalive probes begin, and how often they are sent.
+/// How long a connection is silent before keepalive probes are sent.
 const KEEPALIVE_TIME: Duration = Duration::from_secs(60);
+/// The time between two keepalive probes.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 
-/// What must be set before listening or connecting: buffer sizes decide the window scale.
+/// Sets the options that must be set before listening or connecting.
+///
+/// These are the buffer sizes, which determine the TCP window scale.
 pub(crate) fn configure_new(socket: &TcpSocket, conf: &TransportConf) -> io::Result<()> {
     let size = |size: usize| u32::try_from(size).unwrap_or(u32::MAX);
     if let Some(bytes) = conf.receive_buffer() {
@@ -24,7 +27,7 @@ pub(crate) fn configure_new(socket: &TcpSocket, conf: &TransportConf) -> io::Res
     Ok(())
 }
 
-/// What is set on every connection.
+/// Sets the options of a connected socket.
 pub(crate) fn configure_connected(
     stream: &TcpStream,
     conf: &TransportConf,
@@ -36,7 +39,7 @@ pub(crate) fn configure_connected(
         let times = TcpKeepalive::new().with_time(KEEPALIVE_TIME).with_interval(KEEPALIVE_INTERVAL);
         socket.set_tcp_keepalive(&times)?;
     }
-    // Elsewhere the system's own retransmission limit applies.
+    // Other systems have no such option; their own retransmission limit applies.
     #[cfg(target_os = "linux")]
     socket.set_tcp_user_timeout(conf.tcp_user_timeout())?;
     #[cfg(not(target_os = "linux"))]

@@ -1,105 +1,132 @@
-//! The place between socket and frames where ciphers sit.
+//! Byte filters: transformations, such as ciphers, between the socket and the frames.
 
 use std::io;
 
 use crate::error::BoxError;
 
-/// Transforms the bytes of one direction of a connection, statefully and in order: a cipher, say.
+/// A stateful transformation of the bytes of one direction of a connection, such as a cipher.
 ///
-/// While filters are installed, files are read into memory instead of being sent by the kernel.
+/// [`TransportClient::install_filters`](crate::TransportClient::install_filters) installs a pair of
+/// them. While filters are installed, files are read into memory instead of sent by the kernel.
+///
+/// ```
+/// use network_common::{BoxError, ByteFilter, FilterOutput};
+///
+/// struct Xor(u8);
+///
+/// impl ByteFilter for Xor {
+///     fn transform(&mut self, input: &[u8], output: &mut FilterOutput<'_>) -> Result<(), BoxError> {
+///         output.append(input.len(), |target| {
+///             target.iter_mut().zip(input).for_each(|(to, from)| *to = from ^ self.0);
+///             Ok(input.len())
+///         })
+///     }
+/// }
+///
+/// assert_eq!(Xor(1).transform_to_vec(b"abc")?, b"`cb");
+/// # Ok::<(), BoxError>(())
+/// ```
 pub trait ByteFilter: Send {
-    /// Takes in all of `input` and appends what it yields to `output`, which may be less (the rest
-    /// is held back until more arrives) or more.
+    /// Transforms all of `input` and appends the result to `output`.
+    ///
+    /// The result may be shorter than the input, if the filter holds bytes back until more arrive,
+    /// or longer.
     ///
     /// # Errors
-    /// End the connection; nothing of `output` is used then.
+    /// An error closes the connection, which then does not use `output`.
     fn transform(&mut self, input: &[u8], output: &mut FilterOutput<'_>) -> Result<(), BoxError>;
 
-    /// The same into memory of its own.
+    /// Transforms all of `input` into a new vector.
     ///
     /// # Errors
-    /// Those of [`transform`](Self::transform).
+    /// The same as [`transform`](Self::transform).
     fn transform_to_vec(&mut self, input: &[u8]) -> Result<Vec<u8>, BoxError> {
         FilterOutput::collect(|output| self.transform(input, output))
     }
 
-    /// Of the sealing direction: this side sends nothing more. Appends what tells the peer so. By
-    /// default nothing does.
+    /// Appends the mark by which the peer recognizes the end of the sealed bytes.
+    ///
+    /// Called once on the filter of the sending direction. The default appends no bytes.
     fn finish(&mut self, output: &mut FilterOutput<'_>) {
         let _ = output;
     }
 
-    /// Of the opening direction: whether the peer has told that it sends nothing more.
+    /// Returns whether the mark of the peer's [`finish`](Self::finish) has arrived.
+    ///
+    /// Called on the filter of the receiving direction.
     fn close_notify(&self) -> CloseNotify {
         CloseNotify::Unsupported
     }
 }
 
-/// Where a filter leaves what it yields: in a place that is provided, while what comes next fits in
-/// there whole, and behind that in a buffer that grows. What either held before is overwritten, not
-/// cleared first: that costs as much as a copy.
+/// The output of a filter: a given slice first, then a growing buffer.
+///
+/// The bytes that the next [`append`](Self::append) may write go into the slice while they fit as a
+/// whole, and into the buffer from then on. Neither is cleared first, because clearing costs as
+/// much as a copy. The example of [`ByteFilter`] shows its use.
 #[derive(Debug)]
 pub struct FilterOutput<'a> {
-    place: &'a mut [u8],
-    placed: usize,
+    slice: &'a mut [u8],
+    slice_len: usize,
     buffer: &'a mut Vec<u8>,
-    buffered: usize,
+    buffer_len: usize,
 }
 
 impl<'a> FilterOutput<'a> {
-    pub(crate) fn new(place: &'a mut [u8], buffer: &'a mut Vec<u8>) -> Self {
-        Self { place, placed: 0, buffer, buffered: 0 }
+    pub(crate) fn new(slice: &'a mut [u8], buffer: &'a mut Vec<u8>) -> Self {
+        Self { slice, slice_len: 0, buffer, buffer_len: 0 }
     }
 
-    /// All that `write` leaves.
+    /// Collects the output of `write` in a new vector.
     pub(crate) fn collect<E>(
         write: impl FnOnce(&mut FilterOutput<'_>) -> Result<(), E>,
     ) -> Result<Vec<u8>, E> {
         let mut buffer = Vec::new();
         let mut output = FilterOutput::new(&mut [], &mut buffer);
         write(&mut output)?;
-        let (_, length) = output.lengths();
-        buffer.truncate(length);
+        let (_, buffer_len) = output.lengths();
+        buffer.truncate(buffer_len);
         Ok(buffer)
     }
 
-    /// How many bytes are in the place, and how many in the buffer.
+    /// Returns the number of bytes in the slice and the number of bytes in the buffer.
     pub(crate) fn lengths(&self) -> (usize, usize) {
-        (self.placed, self.buffered)
+        (self.slice_len, self.buffer_len)
     }
 
-    /// Has `write` leave the next bytes at the front of room for `length`, whose content is
-    /// arbitrary; it returns how many.
+    /// Appends the bytes that `write` writes to the front of a slice of `length` bytes.
+    ///
+    /// The slice has arbitrary content. `write` returns the number of bytes to append.
     ///
     /// # Errors
-    /// Those of `write`; nothing is left then.
+    /// Returns the error of `write`; no bytes are appended then.
     pub fn append<E>(
         &mut self,
         length: usize,
         write: impl FnOnce(&mut [u8]) -> Result<usize, E>,
     ) -> Result<(), E> {
-        if self.buffered == 0 && length <= self.place.len() - self.placed {
-            self.placed += write(&mut self.place[self.placed..][..length])?.min(length);
+        if self.buffer_len == 0 && length <= self.slice.len() - self.slice_len {
+            self.slice_len += write(&mut self.slice[self.slice_len..][..length])?.min(length);
             return Ok(());
         }
-        let end = self.buffered + length;
+        let end = self.buffer_len + length;
         if self.buffer.len() < end {
             self.buffer.resize(end, 0);
         }
-        self.buffered += write(&mut self.buffer[self.buffered..end])?.min(length);
+        self.buffer_len += write(&mut self.buffer[self.buffer_len..end])?.min(length);
         Ok(())
     }
 
     /// Appends a copy of `bytes`.
     pub fn extend_from_slice(&mut self, bytes: &[u8]) {
-        let Ok(()) = self.append(bytes.len(), |room| {
-            room.copy_from_slice(bytes);
+        let Ok(()) = self.append(bytes.len(), |target| {
+            target.copy_from_slice(bytes);
             Ok::<_, std::convert::Infallible>(bytes.len())
         });
     }
 }
 
-/// Takes everything.
+/// Appends all bytes; never fails.
 impl io::Write for FilterOutput<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.extend_from_slice(bytes);
@@ -111,38 +138,45 @@ impl io::Write for FilterOutput<'_> {
     }
 }
 
-/// Those of both directions of a connection.
+/// The filters of both directions of a connection.
 pub(crate) struct FilterPair {
     pub(crate) seal_filter: Box<dyn ByteFilter>,
     pub(crate) open_filter: Box<dyn ByteFilter>,
 }
 
-/// Whether sealed bytes say where they end, so that it is noticed when somebody cuts them off.
+/// Whether the end of the sealed bytes is marked, so that truncation is detected.
+///
+/// ```
+/// # use network_common::{ByteFilter, CloseNotify};
+/// fn is_complete(open_filter: &dyn ByteFilter) -> bool {
+///     open_filter.close_notify() != CloseNotify::Pending
+/// }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum CloseNotify {
-    /// They do not: they end with the connection.
+    /// The protocol has no such mark; the bytes end with the connection.
     Unsupported,
-    /// They do, but the mark has not come yet.
+    /// The mark has not arrived yet.
     Pending,
-    /// It has come.
+    /// The mark has arrived.
     Received,
 }
 
-/// Two filters as one: all that leaves `first` passes through `then`.
+/// Two filters as one: the output of `first` is the input of `second`.
 pub(crate) struct FilterChain {
     first: Box<dyn ByteFilter>,
-    then: Box<dyn ByteFilter>,
+    second: Box<dyn ByteFilter>,
 }
 
 impl FilterChain {
-    /// `then` alone if there is no `first`, and the other way round.
+    /// Joins two filters; returns the other one if one is `None`.
     pub(crate) fn join(
         first: Option<Box<dyn ByteFilter>>,
-        then: Option<Box<dyn ByteFilter>>,
+        second: Option<Box<dyn ByteFilter>>,
     ) -> Option<Box<dyn ByteFilter>> {
-        match (first, then) {
-            (Some(first), Some(then)) => Some(Box::new(Self { first, then })),
+        match (first, second) {
+            (Some(first), Some(second)) => Some(Box::new(Self { first, second })),
             (one, other) => one.or(other),
         }
     }
@@ -150,23 +184,23 @@ impl FilterChain {
 
 impl ByteFilter for FilterChain {
     fn transform(&mut self, input: &[u8], output: &mut FilterOutput<'_>) -> Result<(), BoxError> {
-        let between = self.first.transform_to_vec(input)?;
-        self.then.transform(&between, output)
+        let intermediate = self.first.transform_to_vec(input)?;
+        self.second.transform(&intermediate, output)
     }
 
     fn finish(&mut self, output: &mut FilterOutput<'_>) {
-        let Ok(between) = FilterOutput::collect(|between| {
-            self.first.finish(between);
+        let Ok(intermediate) = FilterOutput::collect(|intermediate| {
+            self.first.finish(intermediate);
             Ok::<_, std::convert::Infallible>(())
         });
-        // One that fails has no last words.
-        if self.then.transform(&between, output).is_ok() {
-            self.then.finish(output);
+        // A filter that has failed cannot seal its mark.
+        if self.second.transform(&intermediate, output).is_ok() {
+            self.second.finish(output);
         }
     }
 
     fn close_notify(&self) -> CloseNotify {
-        // What lies closer to the socket says it for both.
+        // When opening, `first` is closer to the socket and detects truncation for both.
         self.first.close_notify()
     }
 }

@@ -1,91 +1,75 @@
-//! The state of one connection, without sockets or clocks: who waits for what, and what waits to be
-//! written.
+//! The state of one connection, without sockets or clocks.
 //!
-//! Calls that end a wait return the waker instead of calling it, so that nobody is woken under the
-//! lock.
+//! [`Session`] holds the pending requests, the peer's bulk requests and the write queue. Clients
+//! and response callbacks change it under one lock; the connection's driver does the I/O. Methods
+//! that complete a request return its waker, because no waker may be called under the lock.
 
+mod batch;
+mod bulk_requests;
 mod filter;
 mod pending_requests;
+mod response;
 mod stream_body;
 #[cfg(test)]
 #[path = "test_support.rs"]
 mod tests;
 mod write_queue;
 
-use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::task::Waker;
 
 use bytes::Bytes;
 
+pub(crate) use batch::Batch;
+pub(crate) use bulk_requests::{BulkRequest, BulkRequests, QueuedBulkRequest};
 pub use filter::{ByteFilter, CloseNotify, FilterOutput};
 pub(crate) use filter::{FilterChain, FilterPair};
-pub use pending_requests::MergedBlockMeta;
-pub(crate) use pending_requests::{PendingRequests, RequestKey, Response, StreamStart};
+pub(crate) use pending_requests::{PendingRequests, RequestKey, StreamStart};
+pub use response::MergedBlockMeta;
+pub(crate) use response::Response;
 pub use stream_body::StreamBody;
 pub(crate) use stream_body::{BodySender, body_channel};
-pub(crate) use write_queue::{Batch, BulkMessage, DiscardedFrames, WriteQueue};
+pub(crate) use write_queue::{BulkMessage, DiscardedFrames, WriteQueue};
 
 use crate::buffer::ManagedBuffer;
 use crate::error::{ErrorKind, TransportError};
 use crate::protocol::{MAX_FRAME_PAYLOAD, MergedBlockMetaRequest, Message};
 
-/// Chunk and stream requests of the peer that wait for their turn; with more, the peer is no longer
-/// read.
-const MAX_PENDING_BULK: usize = 4096;
-/// The same in bytes of their stream names.
-const MAX_PENDING_NAMES: usize = 1 << 20;
+/// No header in front of a body is longer than this number of bytes.
+const MAX_FIXED_HEADER: u64 = 64;
 
-/// A request of the peer that is served by the stream manager, in arrival order.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum BulkRequest {
-    Chunk { stream_id: i64, chunk_index: i32 },
-    Stream { stream_id: String },
-}
-
-impl BulkRequest {
-    fn name_length(&self) -> usize {
-        match self {
-            Self::Chunk { .. } => 0,
-            Self::Stream { stream_id } => stream_id.len(),
-        }
-    }
-}
-
-/// How the driver is to end the connection.
+/// A request to close the connection, and the error that pending requests fail with.
 #[derive(Debug, Clone)]
 pub(crate) enum CloseRequest {
-    /// Write what is queued first.
+    /// Write the queued frames first.
     AfterFlush(TransportError),
     Immediate(TransportError),
 }
 
+/// The state of one connection.
 pub(crate) struct Session {
     peer: SocketAddr,
+    /// Requests to the peer.
     pub(crate) requests: PendingRequests,
     pub(crate) outgoing: WriteQueue,
-    /// The peer's requests for the stream manager, oldest first.
-    pending_bulk: VecDeque<(BulkRequest, bool)>,
-    pending_names: usize,
-    /// A task is working on `pending_bulk`.
-    bulk_server_runs: bool,
-    /// It has taken a request that is not answered yet.
-    bulk_in_hand: bool,
-    /// How many of the peer's requests were answered by handlers.
+    /// Requests of the peer for the stream manager.
+    pub(crate) bulk_requests: BulkRequests,
+    /// Number of the peer's RPCs, uploads and merged-meta requests that have their response.
     pub(crate) responded: u64,
-    /// A request was registered since the driver last looked at the clock.
+    /// A request was registered since the last tick of the idle timer.
     pub(crate) has_new_request: bool,
     /// Client bootstraps are running.
-    pub(crate) bootstrapping: bool,
-    filtered: bool,
-    /// Filters that the driver has yet to take up.
+    pub(crate) is_bootstrapping: bool,
+    has_filters: bool,
+    /// Filters that the driver has not installed yet.
     pub(crate) seal_filter: Option<Box<dyn ByteFilter>>,
     pub(crate) open_filter: Option<Box<dyn ByteFilter>>,
-    closing: Option<CloseRequest>,
-    closed: Option<TransportError>,
+    close_request: Option<CloseRequest>,
+    /// Set once the connection is closed.
+    close_reason: Option<TransportError>,
     /// Set while the driver sleeps.
-    driver: Option<Waker>,
-    /// Waiting for room in the write queue.
+    driver_waker: Option<Waker>,
+    /// Tasks that wait for capacity of the write queue.
     capacity_wakers: Vec<Waker>,
 }
 
@@ -95,25 +79,22 @@ impl Session {
             peer,
             requests: PendingRequests::default(),
             outgoing,
-            pending_bulk: VecDeque::new(),
-            pending_names: 0,
-            bulk_server_runs: false,
-            bulk_in_hand: false,
+            bulk_requests: BulkRequests::default(),
             responded: 0,
-            bootstrapping: false,
-            filtered: false,
+            has_new_request: false,
+            is_bootstrapping: false,
+            has_filters: false,
             seal_filter: None,
             open_filter: None,
-            has_new_request: false,
-            closing: None,
-            closed: None,
-            driver: None,
+            close_request: None,
+            close_reason: None,
+            driver_waker: None,
             capacity_wakers: Vec::new(),
         }
     }
 
     fn check_open(&self) -> Result<(), TransportError> {
-        match (&self.closed, &self.closing) {
+        match (&self.close_reason, &self.close_request) {
             (Some(error), _)
             | (None, Some(CloseRequest::AfterFlush(error) | CloseRequest::Immediate(error))) => {
                 Err(error.clone())
@@ -122,16 +103,19 @@ impl Session {
         }
     }
 
-    /// Checks that a request may be queued: open, within the frame, within the write queue.
+    /// Checks that a request with `in_frame` bytes of body in its frame can be queued.
+    ///
+    /// # Errors
+    /// The connection is closed or closing, the body exceeds the frame limit, or the write queue
+    /// has no capacity.
     fn check_request(&self, operation: &str, in_frame: usize) -> Result<(), TransportError> {
         self.check_open()?;
-        // 64: more than any header in front of the body.
-        if in_frame as u64 + 64 > MAX_FRAME_PAYLOAD {
+        if in_frame as u64 + MAX_FIXED_HEADER > MAX_FRAME_PAYLOAD {
             return Err(TransportError::new(
                 ErrorKind::Limit,
                 format!(
-                    "{operation} of {in_frame} bytes to {} does not fit into a frame of at most {MAX_FRAME_PAYLOAD} bytes: \
-                     upload it as a stream",
+                    "{operation} of {in_frame} bytes to {} exceeds the frame limit of \
+                     {MAX_FRAME_PAYLOAD} bytes; upload it as a stream",
                     self.peer
                 ),
             )
@@ -140,18 +124,19 @@ impl Session {
         self.outgoing.check_capacity(operation, self.peer)
     }
 
-    /// Queues an RPC. What is not taken of `body`, here and below, is the caller's to drop outside
-    /// the lock.
+    /// Queues an RPC.
+    ///
+    /// Takes `body` only if it is not copied. The caller drops what is left outside the lock,
+    /// because the owner of the bytes may run code on drop. The same holds for the bodies below.
     pub(crate) fn send_rpc(&mut self, body: &mut Bytes) -> Result<RequestKey, TransportError> {
         self.check_request("RPC", body.len())?;
-        let ticket = self.requests.register_rpc();
-        self.outgoing
-            .push_control(&Message::RpcRequest { request_id: ticket.id(), body: () }, body);
+        let key = self.requests.register_rpc();
+        self.outgoing.push_control(&Message::RpcRequest { request_id: key.id(), body: () }, body);
         self.has_new_request = true;
-        Ok(ticket)
+        Ok(key)
     }
 
-    /// Queues a message that is never answered.
+    /// Queues a one-way message.
     pub(crate) fn send_one_way(&mut self, body: &mut Bytes) -> Result<(), TransportError> {
         self.check_request("one-way message", body.len())?;
         self.outgoing.push_control(&Message::OneWayMessage { body: () }, body);
@@ -165,11 +150,12 @@ impl Session {
         chunk_index: i32,
     ) -> Result<RequestKey, TransportError> {
         self.check_request("chunk request", 0)?;
-        let Some(ticket) = self.requests.register_fetch(stream_id, chunk_index) else {
+        let Some(key) = self.requests.register_fetch(stream_id, chunk_index) else {
             return Err(TransportError::new(
                 ErrorKind::Refused,
                 format!(
-                    "chunk {chunk_index} of stream {stream_id} is already being fetched from {}",
+                    "a request for chunk {chunk_index} of stream {stream_id} is already pending \
+                     at {}",
                     self.peer
                 ),
             )
@@ -180,19 +166,21 @@ impl Session {
             &mut Bytes::new(),
         );
         self.has_new_request = true;
-        Ok(ticket)
+        Ok(key)
     }
 
-    /// Queues a stream request. One lock covers both queues, so that their orders agree.
+    /// Queues a stream request.
+    ///
+    /// Stream responses are matched by order, so registering and queueing share one lock.
     pub(crate) fn stream(&mut self, stream_id: &str) -> Result<RequestKey, TransportError> {
         self.check_request("stream request", stream_id.len())?;
-        let ticket = self.requests.register_stream();
+        let key = self.requests.register_stream();
         self.outgoing.push_control(
             &Message::StreamRequest { stream_id: stream_id.to_owned() },
             &mut Bytes::new(),
         );
         self.has_new_request = true;
-        Ok(ticket)
+        Ok(key)
     }
 
     /// Queues an upload.
@@ -205,15 +193,20 @@ impl Session {
         let Ok(byte_count) = i64::try_from(data.len()) else {
             return Err(TransportError::new(
                 ErrorKind::Limit,
-                "an upload is limited to 2^63-1 bytes",
-            ));
+                format!(
+                    "upload of {} bytes to {} exceeds the limit of 2^63-1 bytes",
+                    data.len(),
+                    self.peer
+                ),
+            )
+            .with_peer(self.peer));
         };
-        let ticket = self.requests.register_rpc();
+        let key = self.requests.register_rpc();
         let meta = std::mem::take(meta);
-        let message = Message::UploadStream { request_id: ticket.id(), meta, byte_count };
-        self.outgoing.push_bulk(BulkMessage { message, body: data.clone(), upload: Some(ticket) });
+        let message = Message::UploadStream { request_id: key.id(), meta, byte_count };
+        self.outgoing.push_bulk(BulkMessage { message, body: data.clone(), upload: Some(key) });
         self.has_new_request = true;
-        Ok(ticket)
+        Ok(key)
     }
 
     /// Queues a request for merged block meta.
@@ -222,157 +215,141 @@ impl Session {
         mut request: MergedBlockMetaRequest,
     ) -> Result<RequestKey, TransportError> {
         self.check_request("merged block meta request", request.app_id.len())?;
-        let ticket = self.requests.register_rpc();
-        request.request_id = ticket.id();
+        let key = self.requests.register_rpc();
+        request.request_id = key.id();
         self.outgoing.push_control(&Message::MergedBlockMetaRequest(request), &mut Bytes::new());
         self.has_new_request = true;
-        Ok(ticket)
+        Ok(key)
     }
 
-    /// Queues an answer to an RPC. Answers are never refused: the peer is not read while too many
-    /// wait.
+    /// Queues a response in the control lane.
+    ///
+    /// Responses are queued over the limit, too: instead the driver stops reading requests.
     pub(crate) fn respond(&mut self, message: &Message<()>, body: &mut Bytes) {
         self.responded += 1;
-        if self.closed.is_none() {
+        if self.close_reason.is_none() {
             self.outgoing.push_control(message, body);
         }
     }
 
-    /// Queues an answer with a body for the bulk lane; gives it back when it is too late.
-    pub(crate) fn respond_bulk(&mut self, item: BulkMessage) -> Option<BulkMessage> {
-        if self.closed.is_some() {
-            return Some(item);
+    /// Queues a response in the bulk lane; returns it if the connection is closed.
+    pub(crate) fn respond_bulk(&mut self, response: BulkMessage) -> Option<BulkMessage> {
+        if self.close_reason.is_some() {
+            return Some(response);
         }
-        self.outgoing.push_bulk(item);
+        self.outgoing.push_bulk(response);
         None
     }
 
-    /// Queues the answer to the request for the stream manager that was taken last.
-    pub(crate) fn answer_bulk_request(&mut self, item: BulkMessage) -> Option<BulkMessage> {
-        self.bulk_in_hand = false;
-        self.respond_bulk(item)
+    /// Queues the response to the bulk request that was popped last.
+    pub(crate) fn respond_bulk_request(&mut self, response: BulkMessage) -> Option<BulkMessage> {
+        self.bulk_requests.on_responded();
+        self.respond_bulk(response)
     }
 
-    /// A request for the stream manager, or one that is to be `refused` when its turn has come;
-    /// whether somebody must be set to work on the queue.
-    pub(crate) fn push_bulk_request(&mut self, request: BulkRequest, refused: bool) -> bool {
-        self.pending_names += request.name_length();
-        self.pending_bulk.push_back((request, refused));
-        !std::mem::replace(&mut self.bulk_server_runs, true)
-    }
-
-    /// The oldest request for the stream manager; `None`: there is none, and whoever asks stops
-    /// working.
-    pub(crate) fn pop_bulk_request(&mut self) -> Option<(BulkRequest, bool)> {
-        let request = self.pending_bulk.pop_front();
-        self.pending_names -= request.as_ref().map_or(0, |(request, _)| request.name_length());
-        self.bulk_server_runs = request.is_some();
-        self.bulk_in_hand = request.is_some();
-        request
-    }
-
-    /// How many requests for the stream manager wait.
-    pub(crate) fn bulk_requests(&self) -> usize {
-        self.pending_bulk.len()
-    }
-
-    /// Whether the peer's bytes must wait: until it has read more of its answers, or, after the
-    /// answer to a client bootstrap, until that has decided what they mean.
+    /// Returns whether the driver must not read further requests now.
+    ///
+    /// That is so while the peer does not read its responses, and between the response to a client
+    /// bootstrap and the next step of the bootstrap.
     pub(crate) fn should_pause_reading(&self) -> bool {
         self.is_awaiting_bootstrap()
-            || self.outgoing.answers_over_limit()
-            || self.pending_bulk.len() >= MAX_PENDING_BULK
-            || self.pending_names >= MAX_PENDING_NAMES
+            || self.outgoing.is_response_limit_reached()
+            || self.bulk_requests.is_full()
     }
 
-    /// Whether a client bootstrap is to go on: filters may be about to come.
+    /// Returns whether a client bootstrap must continue before more bytes are decoded.
+    ///
+    /// The bootstrap may install filters, through which the following bytes must pass.
     pub(crate) fn is_awaiting_bootstrap(&self) -> bool {
-        self.bootstrapping && !self.filtered && self.requests.len() == 0
+        self.is_bootstrapping && !self.has_filters && self.requests.len() == 0
     }
 
-    /// Whether chunks or streams are being prepared for the peer, or anything waits to be written.
+    /// Returns whether bulk requests are queued or active, or frames are not written yet.
     pub(crate) fn has_pending_output(&self) -> bool {
-        self.bulk_in_hand || !self.pending_bulk.is_empty() || !self.outgoing.is_drained()
+        !self.bulk_requests.is_idle() || !self.outgoing.is_drained()
     }
 
-    /// All bytes from here on, in both directions, pass through these filters; control frames that
-    /// are queued already are not sealed. False if there are filters.
-    pub(crate) fn install_filters(
-        &mut self,
-        FilterPair { seal_filter: seal, open_filter: open }: FilterPair,
-    ) -> bool {
-        if self.filtered {
+    /// Installs filters for all following bytes in both directions.
+    ///
+    /// Control frames that are already queued are not sealed. Returns false, and changes nothing,
+    /// if the connection has filters.
+    pub(crate) fn install_filters(&mut self, filters: FilterPair) -> bool {
+        if self.has_filters {
             return false;
         }
-        self.filtered = true;
+        self.has_filters = true;
         self.outgoing.mark_unsealed();
-        self.seal_filter = Some(seal);
-        self.open_filter = Some(open);
+        self.seal_filter = Some(filters.seal_filter);
+        self.open_filter = Some(filters.open_filter);
         true
     }
 
-    /// Asks the driver to end the connection; the first wish counts, but a flush can become
-    /// immediate.
-    pub(crate) fn close(&mut self, closing: CloseRequest) {
+    /// Requests the driver to close the connection.
+    ///
+    /// The first request wins, except that `Immediate` replaces `AfterFlush`.
+    pub(crate) fn close(&mut self, request: CloseRequest) {
         if matches!(
-            (&self.closing, &closing),
+            (&self.close_request, &request),
             (None, _) | (Some(CloseRequest::AfterFlush(_)), CloseRequest::Immediate(_))
         ) {
-            self.closing = Some(closing);
+            self.close_request = Some(request);
         }
     }
 
-    pub(crate) fn closing(&self) -> Option<&CloseRequest> {
-        self.closing.as_ref()
+    pub(crate) fn close_request(&self) -> Option<&CloseRequest> {
+        self.close_request.as_ref()
     }
 
+    /// Returns whether the connection is neither closed nor closing.
     pub(crate) fn is_open(&self) -> bool {
-        self.closed.is_none() && self.closing.is_none()
+        self.close_reason.is_none() && self.close_request.is_none()
     }
 
+    /// Returns why the connection was closed, or `None` while it is not.
     pub(crate) fn close_reason(&self) -> Option<&TransportError> {
-        self.closed.as_ref()
+        self.close_reason.as_ref()
     }
 
-    /// The connection is gone: everything outstanding fails, in the order of transport 6.
+    /// Marks the connection as closed and fails all pending requests.
+    ///
+    /// The caller drops the returned frames and calls the wakers outside the lock.
     pub(crate) fn close_with(
         &mut self,
         error: TransportError,
         wakers: &mut Vec<Waker>,
     ) -> DiscardedFrames {
         self.requests.fail_all(&error, wakers);
-        let unwritten = self.outgoing.clear();
-        self.pending_bulk = VecDeque::new();
-        self.pending_names = 0;
-        self.closed = Some(error);
+        let discarded = self.outgoing.clear();
+        self.bulk_requests.clear();
+        self.close_reason = Some(error);
         wakers.append(&mut self.capacity_wakers);
-        unwritten
+        discarded
     }
 
-    /// The driver is at work: no need to wake it.
+    /// Called when the driver runs, so that changes of the session do not wake it.
     pub(crate) fn clear_driver_waker(&mut self) {
-        self.driver = None;
+        self.driver_waker = None;
     }
 
-    /// The driver goes to sleep.
+    /// Called when the driver goes to sleep.
     pub(crate) fn set_driver_waker(&mut self, waker: Waker) {
-        self.driver = Some(waker);
+        self.driver_waker = Some(waker);
     }
 
-    /// The sleeping driver's waker; to be called, outside the lock, by whoever gave it work.
+    /// Takes the waker of the sleeping driver; the caller calls it outside the lock.
     #[must_use]
     pub(crate) fn take_driver_waker(&mut self) -> Option<Waker> {
-        self.driver.take()
+        self.driver_waker.take()
     }
 
-    /// Remembers who waits for room in the write queue; the end of the connection wakes them too.
+    /// Registers a task to wake when the write queue has capacity, or the connection closes.
     pub(crate) fn register_capacity_waker(&mut self, waker: &Waker) {
         if !self.capacity_wakers.iter().any(|known| known.will_wake(waker)) {
             self.capacity_wakers.push(waker.clone());
         }
     }
 
-    /// Called when something was written.
+    /// Moves the capacity wakers to `wakers` if the write queue has capacity.
     pub(crate) fn take_capacity_wakers(&mut self, wakers: &mut Vec<Waker>) {
         if self.outgoing.has_capacity() {
             wakers.append(&mut self.capacity_wakers);
@@ -384,9 +361,9 @@ impl std::fmt::Debug for Session {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Session")
             .field("peer", &self.peer)
-            .field("outstanding", &self.requests.len())
-            .field("queued_bytes", &self.outgoing.queued())
-            .field("closed", &self.closed)
+            .field("pending_requests", &self.requests.len())
+            .field("write_queue_bytes", &self.outgoing.queued())
+            .field("close_reason", &self.close_reason)
             .finish_non_exhaustive()
     }
 }

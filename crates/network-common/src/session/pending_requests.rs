@@ -1,64 +1,21 @@
-//! Requests this side has outstanding, and who is told what (transport 6).
+//! The requests to the peer that have no response yet, and results that are not polled yet.
+//!
+//! RPCs, uploads and merged-meta requests are matched by id, chunk requests by stream and index,
+//! stream requests by order, as in Spark's `TransportResponseHandler`. A cancelled chunk or stream
+//! request leaves its entry as a *tombstone*, because the peer responds nevertheless.
 
 use std::collections::{HashMap, VecDeque};
 use std::task::{Context, Poll, Waker};
 
-use bytes::Bytes;
-use roaring::RoaringBitmap;
 use slab::Slab;
 
-use super::StreamBody;
+use super::response::{RequestResult, Response};
 use super::stream_body::{BodySender, body_channel};
-use crate::error::{BoxError, TransportError};
-use crate::protocol::read_bitmaps;
+use crate::error::TransportError;
 
-/// The answer to [`merged_block_meta`](crate::TransportClient::merged_block_meta).
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct MergedBlockMeta {
-    /// Number of chunks of the merged block, which is the number of bitmaps in the body.
-    pub num_chunks: i32,
-    /// One bitmap per chunk, back to back.
-    pub body: Bytes,
-}
-
-impl MergedBlockMeta {
-    /// The bitmaps: which map outputs each chunk holds.
-    ///
-    /// # Errors
-    /// When the body is not `num_chunks` bitmaps in RoaringBitmap's portable format.
-    pub fn bitmaps(&self) -> Result<Vec<RoaringBitmap>, BoxError> {
-        Ok(read_bitmaps(&self.body, usize::try_from(self.num_chunks)?)?)
-    }
-}
-
-/// A successful answer.
-#[derive(Debug)]
-pub(crate) enum Response {
-    Body(Bytes),
-    MergedBlockMeta(MergedBlockMeta),
-    /// Boxed: there is room for an answer in each request that waits.
-    Stream(Box<StreamBody>),
-}
-
-impl Response {
-    pub(crate) fn into_body(self) -> Option<Bytes> {
-        if let Self::Body(body) = self { Some(body) } else { None }
-    }
-
-    pub(crate) fn into_meta(self) -> Option<MergedBlockMeta> {
-        if let Self::MergedBlockMeta(meta) = self { Some(meta) } else { None }
-    }
-
-    pub(crate) fn into_stream(self) -> Option<StreamBody> {
-        if let Self::Stream(body) = self { Some(*body) } else { None }
-    }
-}
-
-pub(crate) type RequestResult = Result<Response, TransportError>;
-
-/// Names one request; its id on the wire. Generations keep a late answer from meeting a newer
-/// request in the same place.
+/// Key of one request: a slot of the slab and a generation.
+///
+/// The generation prevents a late response from completing a newer request in the same slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct RequestKey {
     slot: u32,
@@ -66,7 +23,7 @@ pub(crate) struct RequestKey {
 }
 
 impl RequestKey {
-    /// Positive, as ids drawn by Spark are.
+    /// Returns the request id on the wire, which is positive as in Spark.
     pub(crate) fn id(self) -> i64 {
         i64::from(self.generation) << 32 | i64::from(self.slot)
     }
@@ -92,56 +49,55 @@ enum RequestKind {
 
 #[derive(Debug)]
 enum RequestState {
-    Waiting(Option<Waker>),
+    /// No response yet; the waker of the future that was polled last.
+    Pending(Option<Waker>),
+    /// The future has not taken the result yet.
     Done(RequestResult),
 }
 
-/// What becomes of an announced stream body.
+/// What to do with the body of a stream response.
 #[derive(Debug)]
 pub(crate) enum StreamStart {
-    /// Feed it; the asker is to be woken.
-    Feed(BodySender, Option<Waker>),
-    /// Its asker has gone.
-    Skip,
-    /// There was no such request.
+    /// Send it to the caller, who is woken by the waker.
+    Receive(BodySender, Option<Waker>),
+    /// Discard it: the request was cancelled.
+    Discard,
+    /// Close the connection: no stream request is pending.
     Unsolicited,
 }
 
+/// The requests of one connection that this side has sent.
 #[derive(Debug, Default)]
 pub(crate) struct PendingRequests {
     slots: Slab<PendingRequest>,
-    generation: u32,
-    /// Unanswered RPCs, uploads and merged-meta requests.
-    rpcs: usize,
-    /// Unanswered fetches. A ticket whose request is gone is a tombstone: the wire cannot cancel
-    /// it.
+    last_generation: u32,
+    /// Number of pending RPCs, uploads and merged-meta requests.
+    pending_rpcs: usize,
+    /// Pending chunk requests by stream id and chunk index. A key without a slot is a tombstone.
     fetches: HashMap<(i64, i32), RequestKey>,
-    /// Unanswered stream requests in the order they were sent, with tombstones.
+    /// Pending stream requests in the order of sending, with tombstones.
     streams: VecDeque<RequestKey>,
-    /// The body of an answered stream request is still arriving.
+    /// The body of a stream response is arriving.
     pub(crate) is_receiving_stream: bool,
 }
 
 impl PendingRequests {
     fn insert(&mut self, kind: RequestKind) -> RequestKey {
-        self.generation = (self.generation + 1) & 0x7fff_ffff;
-        let generation = self.generation;
-        let place = self.slots.insert(PendingRequest {
-            generation,
-            kind,
-            state: RequestState::Waiting(None),
-        });
-        // A slab cannot reach 2^32 entries of this size.
-        RequestKey { slot: place as u32, generation }
+        self.last_generation = (self.last_generation + 1) & 0x7fff_ffff;
+        let generation = self.last_generation;
+        let state = RequestState::Pending(None);
+        let slot = self.slots.insert(PendingRequest { generation, kind, state });
+        // A slab with 2^32 entries of this size does not fit into memory.
+        RequestKey { slot: slot as u32, generation }
     }
 
-    /// A request that is answered by id.
+    /// Registers an RPC, an upload or a merged-meta request.
     pub(super) fn register_rpc(&mut self) -> RequestKey {
-        self.rpcs += 1;
+        self.pending_rpcs += 1;
         self.insert(RequestKind::Rpc)
     }
 
-    /// `None` when this chunk is already outstanding.
+    /// Registers a chunk request; returns `None` if this chunk is already pending.
     pub(super) fn register_fetch(
         &mut self,
         stream_id: i64,
@@ -150,68 +106,78 @@ impl PendingRequests {
         if self.fetches.contains_key(&(stream_id, chunk_index)) {
             return None;
         }
-        let ticket = self.insert(RequestKind::Fetch);
-        self.fetches.insert((stream_id, chunk_index), ticket);
-        Some(ticket)
+        let key = self.insert(RequestKind::Fetch);
+        self.fetches.insert((stream_id, chunk_index), key);
+        Some(key)
     }
 
     pub(super) fn register_stream(&mut self) -> RequestKey {
-        let ticket = self.insert(RequestKind::Stream);
-        self.streams.push_back(ticket);
-        ticket
+        let key = self.insert(RequestKind::Stream);
+        self.streams.push_back(key);
+        key
     }
 
-    /// Everything that is unanswered, tombstones included, as Spark counts it.
+    /// Returns the number of pending requests, tombstones and the arriving stream included.
+    ///
+    /// Spark's `TransportResponseHandler.numOutstandingRequests` counts the same.
     pub(crate) fn len(&self) -> usize {
-        self.rpcs + self.fetches.len() + self.streams.len() + usize::from(self.is_receiving_stream)
+        self.pending_rpcs
+            + self.fetches.len()
+            + self.streams.len()
+            + usize::from(self.is_receiving_stream)
     }
 
-    fn get(&mut self, ticket: RequestKey) -> Option<&mut PendingRequest> {
-        self.slots
-            .get_mut(ticket.slot as usize)
-            .filter(|request| request.generation == ticket.generation)
+    fn get(&self, key: RequestKey) -> Option<&PendingRequest> {
+        self.slots.get(key.slot as usize).filter(|request| request.generation == key.generation)
     }
 
-    /// The outcome, once: the request is gone afterwards.
+    fn get_mut(&mut self, key: RequestKey) -> Option<&mut PendingRequest> {
+        self.slots.get_mut(key.slot as usize).filter(|request| request.generation == key.generation)
+    }
+
+    /// Polls for the result of a request, and removes the request with its result.
+    ///
+    /// Yields `None` if the request was removed before.
     pub(crate) fn poll(
         &mut self,
-        ticket: RequestKey,
+        key: RequestKey,
         context: &Context<'_>,
     ) -> Poll<Option<RequestResult>> {
-        let Some(request) = self.get(ticket) else {
+        let Some(request) = self.get_mut(key) else {
             return Poll::Ready(None);
         };
-        if let RequestState::Waiting(waker) = &mut request.state {
+        if let RequestState::Pending(waker) = &mut request.state {
             match waker {
                 Some(known) => known.clone_from(context.waker()),
                 None => *waker = Some(context.waker().clone()),
             }
             return Poll::Pending;
         }
-        match self.slots.remove(ticket.slot as usize).state {
-            RequestState::Done(outcome) => Poll::Ready(Some(outcome)),
-            RequestState::Waiting(_) => Poll::Ready(None),
+        match self.slots.remove(key.slot as usize).state {
+            RequestState::Done(result) => Poll::Ready(Some(result)),
+            RequestState::Pending(_) => Poll::Ready(None),
         }
     }
 
-    /// Nobody waits for it any more; yields an outcome that came too late. Fetches and streams
-    /// leave their tombstone.
-    pub(crate) fn cancel(&mut self, ticket: RequestKey) -> Option<RequestResult> {
-        self.get(ticket)?;
-        let request = self.slots.remove(ticket.slot as usize);
+    /// Cancels a request; returns its result if there is one.
+    ///
+    /// The caller drops the result outside the lock. Chunk and stream requests leave a tombstone.
+    pub(crate) fn cancel(&mut self, key: RequestKey) -> Option<RequestResult> {
+        self.get(key)?;
+        let request = self.slots.remove(key.slot as usize);
         match request.state {
-            RequestState::Done(outcome) => Some(outcome),
-            RequestState::Waiting(_) => {
-                self.rpcs -= usize::from(request.kind == RequestKind::Rpc);
+            RequestState::Done(result) => Some(result),
+            RequestState::Pending(_) => {
+                self.pending_rpcs -= usize::from(request.kind == RequestKind::Rpc);
                 None
             }
         }
     }
 
-    fn complete(&mut self, ticket: RequestKey, outcome: RequestResult) -> Option<Waker> {
-        let request = self.get(ticket)?;
-        match std::mem::replace(&mut request.state, RequestState::Done(outcome)) {
-            RequestState::Waiting(waker) => waker,
+    fn complete(&mut self, key: RequestKey, result: RequestResult) -> Option<Waker> {
+        let request = self.get_mut(key)?;
+        match std::mem::replace(&mut request.state, RequestState::Done(result)) {
+            RequestState::Pending(waker) => waker,
             done @ RequestState::Done(_) => {
                 request.state = done;
                 None
@@ -219,91 +185,88 @@ impl PendingRequests {
         }
     }
 
-    /// Whether an answer with this id is awaited.
+    /// Returns whether a request that is matched by this id is pending.
     pub(crate) fn is_rpc_pending(&self, id: i64) -> bool {
-        let ticket = RequestKey::from_id(id);
-        self.slots.get(ticket.slot as usize).is_some_and(|request| {
-            request.generation == ticket.generation
-                && request.kind == RequestKind::Rpc
-                && matches!(request.state, RequestState::Waiting(_))
+        self.get(RequestKey::from_id(id)).is_some_and(|request| {
+            request.kind == RequestKind::Rpc && matches!(request.state, RequestState::Pending(_))
         })
     }
 
-    /// Whether this chunk is awaited by somebody.
+    /// Returns whether this chunk is pending and not cancelled.
     pub(crate) fn is_chunk_pending(&self, stream_id: i64, chunk_index: i32) -> bool {
-        self.fetches.get(&(stream_id, chunk_index)).is_some_and(|ticket| {
-            self.slots
-                .get(ticket.slot as usize)
-                .is_some_and(|request| request.generation == ticket.generation)
-        })
+        let key = self.fetches.get(&(stream_id, chunk_index));
+        key.is_some_and(|key| self.get(*key).is_some())
     }
 
-    /// `Err` when nobody waits for this id: the answer is late, or was never asked for.
+    /// Completes an RPC, an upload or a merged-meta request.
+    ///
+    /// Returns the result as `Err` if no such request is pending.
     pub(crate) fn complete_rpc(
         &mut self,
         id: i64,
-        outcome: RequestResult,
+        result: RequestResult,
     ) -> Result<Option<Waker>, RequestResult> {
         if !self.is_rpc_pending(id) {
-            return Err(outcome);
+            return Err(result);
         }
-        self.rpcs -= 1;
-        Ok(self.complete(RequestKey::from_id(id), outcome))
+        self.pending_rpcs -= 1;
+        Ok(self.complete(RequestKey::from_id(id), result))
     }
 
-    /// `Err` when this chunk was not asked for.
+    /// Completes a chunk request or removes its tombstone.
+    ///
+    /// Returns the result as `Err` if this chunk was not requested.
     pub(crate) fn complete_fetch(
         &mut self,
         stream_id: i64,
         chunk_index: i32,
-        outcome: RequestResult,
+        result: RequestResult,
     ) -> Result<Option<Waker>, RequestResult> {
         match self.fetches.remove(&(stream_id, chunk_index)) {
-            Some(ticket) => Ok(self.complete(ticket, outcome)),
-            None => Err(outcome),
+            Some(key) => Ok(self.complete(key, result)),
+            None => Err(result),
         }
     }
 
-    /// The oldest stream request is answered with a body of `length` bytes.
+    /// Completes the oldest stream request with a body of `length` bytes.
     pub(crate) fn start_stream(&mut self, stream_id: &str, length: u64) -> StreamStart {
-        let Some(ticket) = self.streams.pop_front() else {
+        let Some(key) = self.streams.pop_front() else {
             return StreamStart::Unsolicited;
         };
-        if self.get(ticket).is_none() {
-            return StreamStart::Skip;
+        if self.get(key).is_none() {
+            return StreamStart::Discard;
         }
-        let (writer, body) = body_channel(stream_id.to_owned(), length);
-        StreamStart::Feed(writer, self.complete(ticket, Ok(Response::Stream(Box::new(body)))))
+        let (sender, body) = body_channel(stream_id.to_owned(), length);
+        StreamStart::Receive(sender, self.complete(key, Ok(Response::Stream(Box::new(body)))))
     }
 
-    /// `Err` when no stream was asked for.
+    /// Fails the oldest stream request; returns the error as `Err` if none is pending.
     pub(crate) fn fail_stream(
         &mut self,
         error: TransportError,
     ) -> Result<Option<Waker>, TransportError> {
         match self.streams.pop_front() {
-            Some(ticket) => Ok(self.complete(ticket, Err(error))),
+            Some(key) => Ok(self.complete(key, Err(error))),
             None => Err(error),
         }
     }
 
-    /// Fails fetches, RPCs and queued streams, in this order.
+    /// Fails all requests in the order of `TransportResponseHandler.failOutstandingRequests`.
+    ///
+    /// Chunk requests come first, then RPCs, then streams.
     pub(super) fn fail_all(&mut self, error: &TransportError, wakers: &mut Vec<Waker>) {
-        let fetches: Vec<RequestKey> = self.fetches.drain().map(|(_, ticket)| ticket).collect();
+        let fetches: Vec<RequestKey> = self.fetches.drain().map(|(_, key)| key).collect();
         let streams = std::mem::take(&mut self.streams);
         let rpcs: Vec<RequestKey> = self
             .slots
             .iter()
             .filter(|(_, request)| request.kind == RequestKind::Rpc)
-            .map(|(place, request)| RequestKey {
-                slot: place as u32,
-                generation: request.generation,
-            })
+            .map(|(slot, request)| RequestKey { slot: slot as u32, generation: request.generation })
             .collect();
-        for ticket in fetches.into_iter().chain(rpcs).chain(streams) {
-            wakers.extend(self.complete(ticket, Err(error.clone())));
+        for key in fetches.into_iter().chain(rpcs).chain(streams) {
+            wakers.extend(self.complete(key, Err(error.clone())));
         }
-        self.rpcs = 0;
+        self.pending_rpcs = 0;
         self.is_receiving_stream = false;
     }
 }

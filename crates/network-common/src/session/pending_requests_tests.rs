@@ -12,8 +12,8 @@ fn complete_chunk(session: &mut Session, index: i32, outcome: RequestResult) {
 
 fn start_stream(start: StreamStart) -> crate::session::BodySender {
     match start {
-        StreamStart::Feed(pipe, _) => pipe,
-        StreamStart::Skip => panic!("the stream was cancelled"),
+        StreamStart::Receive(pipe, _) => pipe,
+        StreamStart::Discard => panic!("the stream was cancelled"),
         StreamStart::Unsolicited => panic!("the stream was not requested"),
     }
 }
@@ -290,7 +290,7 @@ fn rsp_06_cancelled_stream_keeps_its_place_in_order() {
     assert!(session.requests.cancel(first).is_none());
     assert!(session.requests.cancel(second).is_none());
     assert_eq!(session.requests.len(), 3);
-    assert!(matches!(session.requests.start_stream("first", 10), StreamStart::Skip));
+    assert!(matches!(session.requests.start_stream("first", 10), StreamStart::Discard));
     assert!(session.requests.fail_stream(failure("of the second")).unwrap().is_none());
     assert!(is_pending(&mut session, third));
     assert_eq!(session.requests.len(), 1);
@@ -424,7 +424,7 @@ fn rsp_03_closing_session_rejects_requests() {
     session.close(CloseRequest::Immediate(failure("now")));
     session.close(CloseRequest::AfterFlush(failure("too late")));
     assert!(
-        matches!(session.closing(), Some(CloseRequest::Immediate(error)) if error.to_string() == "now")
+        matches!(session.close_request(), Some(CloseRequest::Immediate(error)) if error.to_string() == "now")
     );
     assert!(session.fetch_chunk(1, 0).is_err() && session.stream("s").is_err());
     assert!(session.upload(&mut Bytes::new(), &"data".into()).is_err());

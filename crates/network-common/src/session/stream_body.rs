@@ -1,4 +1,4 @@
-//! A body on its way from the connection to its reader: a bounded queue of pieces.
+//! The body of a stream or upload, between the connection's driver and its receiver.
 
 use std::any::Any;
 use std::collections::VecDeque;
@@ -13,127 +13,144 @@ use parking_lot::Mutex;
 
 use crate::error::{ErrorKind, TransportError};
 
-/// Bytes that may wait for the reader; beyond, the connection is not read.
-const PIPE_LIMIT: usize = 1 << 20;
-/// What holding a piece costs beside its bytes.
-const PIECE_COST: usize = 96;
-/// [`StreamBody::collect`] reserves no more than this at once.
-const COLLECT_STEP: u64 = 64 << 20;
+/// Number of queued bytes at which the connection stops reading.
+const MAX_QUEUED_BYTES: usize = 1 << 20;
+/// Bytes of memory that a queued piece costs in addition to its content.
+const PIECE_OVERHEAD: usize = 96;
+/// Maximal number of bytes that [`StreamBody::collect`] reserves before they arrive.
+const MAX_COLLECT_RESERVE: u64 = 64 << 20;
 
 #[derive(Debug, Default)]
 struct BodyQueue {
     pieces: VecDeque<Bytes>,
-    queued: usize,
+    queued_bytes: usize,
+    /// Set when the sender has finished.
     end: Option<Result<(), TransportError>>,
-    reader: Option<Waker>,
-    /// Waits for the end only. Not the reader: that may be another task, which goes on reading.
-    probe: Option<Waker>,
-    writer: Option<Waker>,
+    receiver_waker: Option<Waker>,
+    /// Waker of [`BodyProgress`], which may belong to another task than the receiver.
+    progress_waker: Option<Waker>,
+    sender_waker: Option<Waker>,
     is_receiver_dropped: bool,
-    writer_gone: bool,
-    /// The reader has taken every byte.
-    drained: bool,
+    is_sender_dropped: bool,
+    /// The receiver has taken every byte.
+    is_consumed: bool,
 }
 
-/// The connection's end.
+/// The sending end of a body, held by the connection's driver.
 #[derive(Debug)]
 pub(crate) struct BodySender(Arc<Mutex<BodyQueue>>);
 
-/// The body of a stream or upload as it arrives: a [`Stream`] of pieces and an
-/// [`AsyncRead`](tokio::io::AsyncRead).
+/// The body of a stream or upload while it arrives.
 ///
-/// It ends after exactly [`len`](Self::len) bytes, or with an error when the connection is lost
-/// before; what was delivered until then is valid. Reading is cancel safe. Dropping it early skips
-/// the rest and keeps the connection.
+/// It is a [`Stream`] of pieces and an [`AsyncRead`](tokio::io::AsyncRead). It ends after exactly
+/// [`len`](Self::len) bytes, or with an error if the connection is lost before; the bytes before
+/// the error are valid. Dropping it discards the rest of the body and keeps the connection.
 ///
-/// While nobody reads it, at most 1 MiB is held and then **the whole connection stalls**: answers
-/// to other requests come behind this body on the same connection. Read it promptly, or use a
-/// connection of its own.
+/// A body that is not read stalls the whole connection: after 1 MiB of queued bytes nothing more is
+/// read from the socket, responses to other requests included. Read it promptly or use a separate
+/// connection.
+///
+/// ```no_run
+/// # use network_common::{TransportClient, TransportError};
+/// # async fn example(client: TransportClient) -> Result<(), TransportError> {
+/// let mut body = client.stream("/jars/app.jar").await?;
+/// let mut received = 0;
+/// while let Some(piece) = body.next_piece().await {
+///     received += piece?.len() as u64;
+/// }
+/// assert_eq!(received, body.len());
+/// # Ok(())
+/// # }
+/// ```
 pub struct StreamBody {
-    pipe: Arc<Mutex<BodyQueue>>,
+    queue: Arc<Mutex<BodyQueue>>,
     stream_id: String,
     length: u64,
     remaining: u64,
-    /// The part of a piece that was given back.
-    rest: Bytes,
-    /// Only here to be dropped: keeps the connection open.
+    /// The rest of a piece, put back by [`unread`](Self::unread).
+    unread: Bytes,
+    /// Keeps the connection open until it is dropped.
     _connection: Option<Box<dyn Any + Send + Sync>>,
 }
 
-/// A body of `length` bytes.
+/// Creates the two ends of a body of `length` bytes.
 pub(crate) fn body_channel(stream_id: String, length: u64) -> (BodySender, StreamBody) {
     let end = (length == 0).then_some(Ok(()));
-    let pipe =
-        Arc::new(Mutex::new(BodyQueue { end, drained: length == 0, ..BodyQueue::default() }));
+    let queue =
+        Arc::new(Mutex::new(BodyQueue { end, is_consumed: length == 0, ..BodyQueue::default() }));
     let body = StreamBody {
-        pipe: Arc::clone(&pipe),
+        queue: Arc::clone(&queue),
         stream_id,
         length,
         remaining: length,
-        rest: Bytes::new(),
+        unread: Bytes::new(),
         _connection: None,
     };
-    (BodySender(pipe), body)
+    (BodySender(queue), body)
 }
 
 impl BodySender {
-    /// Whether the next piece may come. When the reader has gone the rest is dropped as it comes.
+    /// Polls for capacity for another piece.
+    ///
+    /// There always is capacity after the receiver was dropped: pieces are then discarded.
     pub(crate) fn poll_capacity(&self, context: &Context<'_>) -> Poll<()> {
-        let mut pipe = self.0.lock();
-        if pipe.is_receiver_dropped || pipe.queued < PIPE_LIMIT {
+        let mut queue = self.0.lock();
+        if queue.is_receiver_dropped || queue.queued_bytes < MAX_QUEUED_BYTES {
             return Poll::Ready(());
         }
-        pipe.writer = Some(context.waker().clone());
+        queue.sender_waker = Some(context.waker().clone());
         Poll::Pending
     }
 
+    /// Queues a piece.
     pub(crate) fn push(&self, piece: Bytes) {
-        let mut pipe = self.0.lock();
-        if pipe.is_receiver_dropped {
+        let mut queue = self.0.lock();
+        if queue.is_receiver_dropped {
             return;
         }
-        pipe.queued += piece.len() + PIECE_COST;
-        pipe.pieces.push_back(piece);
-        wake(pipe.reader.take(), pipe);
+        queue.queued_bytes += piece.len() + PIECE_OVERHEAD;
+        queue.pieces.push_back(piece);
+        unlock_and_wake(queue.receiver_waker.take(), queue);
     }
 
+    /// Ends the body.
     pub(crate) fn finish(self, result: Result<(), TransportError>) {
         self.0.lock().end = Some(result);
     }
 
-    pub(crate) fn probe(&self) -> BodyProgress {
+    pub(crate) fn progress(&self) -> BodyProgress {
         BodyProgress(Arc::clone(&self.0))
     }
 }
 
 impl Drop for BodySender {
     fn drop(&mut self) {
-        let mut pipe = self.0.lock();
-        pipe.writer_gone = true;
-        let probe = pipe.probe.take();
-        wake(pipe.reader.take(), pipe);
-        probe.into_iter().for_each(Waker::wake);
+        let mut queue = self.0.lock();
+        queue.is_sender_dropped = true;
+        let progress_waker = queue.progress_waker.take();
+        unlock_and_wake(queue.receiver_waker.take(), queue);
+        progress_waker.into_iter().for_each(Waker::wake);
     }
 }
 
-/// Tells, also after the reader has gone, how far the body came.
+/// Reports the progress of a body, also after its receiver was dropped.
 #[derive(Debug)]
 pub(crate) struct BodyProgress(Arc<Mutex<BodyQueue>>);
 
 impl BodyProgress {
-    /// Whether the reader has taken every byte.
-    pub(crate) fn drained(&self) -> bool {
-        self.0.lock().drained
+    /// Returns whether the receiver has taken every byte.
+    pub(crate) fn is_consumed(&self) -> bool {
+        self.0.lock().is_consumed
     }
 
-    /// Waits until the whole body has arrived or was lost.
+    /// Completes when the whole body has arrived or the connection was lost.
     pub(crate) async fn wait_until_received(&self) {
         std::future::poll_fn(|context| {
-            let mut pipe = self.0.lock();
-            if pipe.end.is_some() || pipe.writer_gone {
+            let mut queue = self.0.lock();
+            if queue.end.is_some() || queue.is_sender_dropped {
                 return Poll::Ready(());
             }
-            pipe.probe = Some(context.waker().clone());
+            queue.progress_waker = Some(context.waker().clone());
             Poll::Pending
         })
         .await;
@@ -141,41 +158,46 @@ impl BodyProgress {
 }
 
 impl StreamBody {
-    /// Length of the whole body in bytes.
+    /// Returns the length of the whole body in bytes.
     pub fn len(&self) -> u64 {
         self.length
     }
 
-    /// Whether the whole body has no bytes.
+    /// Returns whether the whole body has no bytes.
     pub fn is_empty(&self) -> bool {
         self.length == 0
     }
 
-    /// Bytes that were not yet handed out.
+    /// Returns the number of bytes that were not read yet.
     pub fn remaining(&self) -> u64 {
         self.remaining
     }
 
-    /// The stream id as the peer's answer gave it; empty for the data of an upload.
+    /// Returns the stream id of the peer's response; empty for the data of an upload.
     pub fn stream_id(&self) -> &str {
         &self.stream_id
     }
 
-    /// The next piece, of any size but 0; `None` at the end. Cancel safe.
+    /// Receives the next piece, which is never empty; returns `None` at the end.
     ///
     /// # Errors
-    /// The reason why the connection was lost; nothing follows it.
+    /// The reason why the connection was lost. The next call returns `None`.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: no piece is lost.
     pub async fn next_piece(&mut self) -> Option<Result<Bytes, TransportError>> {
         std::future::poll_fn(|context| self.poll_piece(context)).await
     }
 
-    /// All that was not yet handed out, in one piece of memory. Not cancel safe: what it has
-    /// gathered is lost.
+    /// Receives all remaining bytes.
     ///
     /// # Errors
     /// The reason why the connection was lost.
+    ///
+    /// # Cancel safety
+    /// Not cancel safe: the bytes received so far are lost, and the rest is discarded.
     pub async fn collect(mut self) -> Result<Bytes, TransportError> {
-        let mut all = BytesMut::with_capacity(self.remaining.min(COLLECT_STEP) as usize);
+        let mut all = BytesMut::with_capacity(self.remaining.min(MAX_COLLECT_RESERVE) as usize);
         while let Some(piece) = self.next_piece().await {
             all.extend_from_slice(&piece?);
         }
@@ -186,49 +208,50 @@ impl StreamBody {
         &mut self,
         context: &Context<'_>,
     ) -> Poll<Option<Result<Bytes, TransportError>>> {
-        if !self.rest.is_empty() {
-            let rest = std::mem::take(&mut self.rest);
+        if !self.unread.is_empty() {
+            let rest = std::mem::take(&mut self.unread);
             self.remaining -= rest.len() as u64;
             return Poll::Ready(Some(Ok(rest)));
         }
-        let mut pipe = self.pipe.lock();
-        let Some(piece) = pipe.pieces.pop_front() else {
-            return match &pipe.end {
+        let mut queue = self.queue.lock();
+        let Some(piece) = queue.pieces.pop_front() else {
+            return match &queue.end {
                 Some(Ok(())) => Poll::Ready(None),
                 Some(Err(error)) => {
                     let error = error.clone();
-                    pipe.end = Some(Ok(()));
+                    queue.end = Some(Ok(()));
                     Poll::Ready(Some(Err(error)))
                 }
-                None if pipe.writer_gone => {
-                    pipe.end = Some(Ok(()));
-                    Poll::Ready(Some(Err(TransportError::new(
-                        ErrorKind::Closed,
-                        "connection lost",
-                    ))))
+                None if queue.is_sender_dropped => {
+                    queue.end = Some(Ok(()));
+                    let text = format!(
+                        "connection lost with {} of {} bytes of the body missing",
+                        self.remaining, self.length
+                    );
+                    Poll::Ready(Some(Err(TransportError::new(ErrorKind::Closed, text))))
                 }
                 None => {
-                    pipe.reader = Some(context.waker().clone());
+                    queue.receiver_waker = Some(context.waker().clone());
                     Poll::Pending
                 }
             };
         };
-        pipe.queued -= piece.len() + PIECE_COST;
+        queue.queued_bytes -= piece.len() + PIECE_OVERHEAD;
         self.remaining -= piece.len() as u64;
-        pipe.drained = self.remaining == 0;
-        wake(pipe.writer.take(), pipe);
+        queue.is_consumed = self.remaining == 0;
+        unlock_and_wake(queue.sender_waker.take(), queue);
         Poll::Ready(Some(Ok(piece)))
     }
 
-    /// Holds on to `connection` as long as the body lives.
+    /// Keeps `connection` until this body is dropped.
     pub(crate) fn keep_alive(&mut self, connection: impl Any + Send + Sync) {
         self._connection = Some(Box::new(connection));
     }
 
-    /// Gives back the unused end of the piece that was handed out last.
+    /// Puts back the rest of the piece that was received last.
     pub(crate) fn unread(&mut self, rest: Bytes) {
         self.remaining += rest.len() as u64;
-        self.rest = rest;
+        self.unread = rest;
     }
 }
 
@@ -242,11 +265,11 @@ impl Stream for StreamBody {
 
 impl Drop for StreamBody {
     fn drop(&mut self) {
-        let mut pipe = self.pipe.lock();
-        pipe.is_receiver_dropped = true;
-        pipe.pieces.clear();
-        pipe.queued = 0;
-        wake(pipe.writer.take(), pipe);
+        let mut queue = self.queue.lock();
+        queue.is_receiver_dropped = true;
+        queue.pieces.clear();
+        queue.queued_bytes = 0;
+        unlock_and_wake(queue.sender_waker.take(), queue);
     }
 }
 
@@ -260,8 +283,8 @@ impl fmt::Debug for StreamBody {
     }
 }
 
-/// Wakes outside the lock.
-fn wake(waker: Option<Waker>, guard: parking_lot::MutexGuard<'_, BodyQueue>) {
+/// Calls the waker after unlocking the queue.
+fn unlock_and_wake(waker: Option<Waker>, guard: parking_lot::MutexGuard<'_, BodyQueue>) {
     drop(guard);
     if let Some(waker) = waker {
         waker.wake();

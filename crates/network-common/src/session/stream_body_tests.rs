@@ -98,15 +98,15 @@ fn rsp_06_dropped_body_lets_connection_continue() {
 #[test]
 fn rsp_06_probe_reports_whether_every_byte_was_read() {
     let (writer, mut body) = body_channel("s".into(), 2);
-    let probe = writer.probe();
+    let probe = writer.progress();
     writer.push("a".into());
     drop(take_piece(&mut body));
-    assert!(!probe.drained());
+    assert!(!probe.is_consumed());
     writer.push("b".into());
     writer.finish(Ok(()));
     drop(take_piece(&mut body));
     drop(body);
-    assert!(probe.drained());
+    assert!(probe.is_consumed());
 }
 
 /// A piece counts more than its bytes, so that a peer which sends single bytes cannot exhaust the

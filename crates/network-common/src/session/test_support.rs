@@ -23,7 +23,7 @@ use super::{
 use crate::buffer::ManagedBuffer;
 use crate::error::{ErrorKind, TransportError};
 use crate::protocol::{Event, FrameDecoder, Message};
-use crate::session::pending_requests::RequestResult;
+use crate::session::response::RequestResult;
 
 /// The names of the wakers in the order of their wake-ups.
 #[derive(Debug, Clone, Default)]

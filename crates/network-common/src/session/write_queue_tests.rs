@@ -464,14 +464,14 @@ fn mwh_05_frames_queued_before_filters_are_written_apart() {
 fn rule_1_session_is_idle_after_its_last_chunk_is_written() {
     let mut session = session();
     let request = || BulkRequest::Chunk { stream_id: 1, chunk_index: 0 };
-    assert!(session.push_bulk_request(request(), false));
-    assert!(!session.push_bulk_request(request(), false));
+    assert!(session.bulk_requests.push(request(), false));
+    assert!(!session.bulk_requests.push(request(), false));
     for _ in 0..2 {
-        assert!(session.pop_bulk_request().is_some() && session.has_pending_output());
-        assert!(session.answer_bulk_request(chunk(0, "x")).is_none());
+        assert!(session.bulk_requests.pop().is_some() && session.has_pending_output());
+        assert!(session.respond_bulk_request(chunk(0, "x")).is_none());
         assert!(session.has_pending_output(), "the chunk is not written yet");
         drain(&mut session.outgoing);
     }
     assert!(!session.has_pending_output());
-    assert!(session.pop_bulk_request().is_none() && !session.has_pending_output());
+    assert!(session.bulk_requests.pop().is_none() && !session.has_pending_output());
 }

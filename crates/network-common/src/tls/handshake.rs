@@ -48,11 +48,11 @@ impl Handshake for TlsHandshake {
         Ok(!self.connection.is_handshaking())
     }
 
-    fn secured(self: Box<Self>) -> HandshakeOutput {
+    fn into_output(self: Box<Self>) -> HandshakeOutput {
         let connection = Arc::new(Mutex::new(self.connection));
         HandshakeOutput {
-            seal: Box::new(TlsSeal(Arc::clone(&connection))),
-            open: Box::new(TlsOpen { connection, end_seen: false }),
+            seal_filter: Box::new(TlsSeal(Arc::clone(&connection))),
+            open_filter: Box::new(TlsOpen { connection, end_seen: false }),
             leftover: self.early,
         }
     }

@@ -1,0 +1,111 @@
+//! Requests of the peer, which are passed to the handler or queued for the stream manager.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+
+use super::bulk_server::BulkServer;
+use super::{ConnectionDriver, catch_panic};
+use crate::error::{ErrorKind, TransportError};
+use crate::handler::{MergedBlockMetaCallback, RpcResponseCallback};
+use crate::protocol::Message;
+use crate::session::BulkRequest;
+
+/// The failure of requests that arrive while the server drains its connections.
+pub(super) const SHUTTING_DOWN: &str = "the server is shutting down";
+
+impl ConnectionDriver {
+    /// Handles a request that has arrived completely.
+    ///
+    /// # Errors
+    /// The peer is not allowed to send this request now; the connection is closed.
+    pub(super) fn on_request(&mut self, request: Message<Bytes>) -> Result<(), TransportError> {
+        let is_draining = self.shared.is_draining();
+        let (handler, client) = (&self.handler, &self.client);
+        match request {
+            Message::RpcRequest { request_id, body } => {
+                self.reader.received_requests += 1;
+                let callback = RpcResponseCallback::new(Arc::clone(&self.shared), request_id);
+                if is_draining {
+                    callback.fail(SHUTTING_DOWN);
+                } else {
+                    catch_panic("RpcHandler::receive", || handler.receive(client, body, callback));
+                }
+            }
+            Message::OneWayMessage { body } => {
+                if is_draining {
+                    tracing::warn!(
+                        peer = %self.shared.peer,
+                        "discarding a one-way message: {SHUTTING_DOWN}"
+                    );
+                } else {
+                    catch_panic("RpcHandler::receive_one_way", || {
+                        handler.receive_one_way(client, body);
+                    });
+                }
+            }
+            Message::MergedBlockMetaRequest(request) => {
+                self.reader.received_requests += 1;
+                let callback =
+                    MergedBlockMetaCallback::new(Arc::clone(&self.shared), request.request_id);
+                if is_draining {
+                    callback.fail(SHUTTING_DOWN);
+                } else {
+                    catch_panic("RpcHandler::receive_merged_block_meta", || {
+                        handler.receive_merged_block_meta(client, request, callback);
+                    });
+                }
+            }
+            Message::ChunkFetchRequest { stream_id, chunk_index } => {
+                self.queue_bulk_request(BulkRequest::Chunk { stream_id, chunk_index })?;
+            }
+            Message::StreamRequest { stream_id } => {
+                self.queue_bulk_request(BulkRequest::Stream { stream_id })?;
+            }
+            Message::UploadStream { request_id, meta, .. } => {
+                // Without data; an upload with data comes as `Event::BodyStart`.
+                if let Some(sender) = self.start_upload(request_id, meta, 0) {
+                    sender.finish(Ok(()));
+                }
+            }
+            // Responses do not come here.
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Queues a request for the stream manager, and starts the bulk server task if necessary.
+    fn queue_bulk_request(&mut self, request: BulkRequest) -> Result<(), TransportError> {
+        let peer = self.shared.peer;
+        if self.shared.is_peer_unauthenticated() {
+            // Checked here, because the peer may be authenticated when the request is served.
+            let text = format!("{peer} requested a chunk or stream before it was authenticated");
+            return Err(TransportError::new(ErrorKind::Bootstrap, text).with_peer(peer));
+        }
+        let metrics = &self.resources.metrics;
+        let limit = self.resources.conf.max_chunks_being_transferred();
+        let transferred = metrics.chunks_being_transferred.load(Ordering::Relaxed);
+        if transferred >= limit {
+            let text = format!(
+                "{peer} requested a chunk or stream while {transferred} are being transferred: \
+                 spark.shuffle.maxChunksBeingTransferred allows {limit}"
+            );
+            return Err(TransportError::new(ErrorKind::Limit, text).with_peer(peer));
+        }
+        metrics.chunks_being_transferred.fetch_add(1, Ordering::Relaxed);
+        let mut session = self.shared.session.lock();
+        let must_start_server = session.bulk_requests.push(request, self.shared.is_draining());
+        drop(session);
+        if must_start_server {
+            let server = BulkServer {
+                shared: Arc::clone(&self.shared),
+                client: self.client.clone(),
+                handler: Arc::clone(&self.handler),
+                resources: Arc::clone(&self.resources),
+            };
+            self.bulk_server = Some(tokio::spawn(server.run()).abort_handle());
+        }
+        Ok(())
+    }
+}

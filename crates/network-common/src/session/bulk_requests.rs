@@ -1,0 +1,91 @@
+//! The peer's chunk and stream requests, in arrival order, until the stream manager serves them.
+//!
+//! The driver pushes requests; the bulk server task of the connection pops them.
+
+use std::collections::VecDeque;
+
+/// Number of queued requests at which the connection stops reading.
+const MAX_QUEUED: usize = 4096;
+/// Bytes of queued stream ids at which the connection stops reading.
+const MAX_NAME_BYTES: usize = 1 << 20;
+
+/// A request of the peer that the stream manager serves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum BulkRequest {
+    Chunk { stream_id: i64, chunk_index: i32 },
+    Stream { stream_id: String },
+}
+
+impl BulkRequest {
+    fn name_len(&self) -> usize {
+        match self {
+            Self::Chunk { .. } => 0,
+            Self::Stream { stream_id } => stream_id.len(),
+        }
+    }
+}
+
+/// A queued request, and whether its response is a failure.
+#[derive(Debug)]
+pub(crate) struct QueuedBulkRequest {
+    pub(crate) request: BulkRequest,
+    /// The server was shutting down when the request arrived.
+    pub(crate) is_rejected: bool,
+}
+
+/// The queue of one connection's bulk requests.
+#[derive(Debug, Default)]
+pub(crate) struct BulkRequests {
+    queue: VecDeque<QueuedBulkRequest>,
+    name_bytes: usize,
+    /// A bulk server task is popping requests.
+    is_served: bool,
+    /// The request that was popped last has no response yet.
+    has_active: bool,
+}
+
+impl BulkRequests {
+    /// Queues a request; returns whether the caller must start a bulk server task.
+    pub(crate) fn push(&mut self, request: BulkRequest, is_rejected: bool) -> bool {
+        self.name_bytes += request.name_len();
+        self.queue.push_back(QueuedBulkRequest { request, is_rejected });
+        !std::mem::replace(&mut self.is_served, true)
+    }
+
+    /// Pops the oldest request.
+    ///
+    /// Returns `None` when the queue is empty; the bulk server task then ends.
+    pub(crate) fn pop(&mut self) -> Option<QueuedBulkRequest> {
+        let queued = self.queue.pop_front();
+        self.name_bytes -= queued.as_ref().map_or(0, |queued| queued.request.name_len());
+        self.is_served = queued.is_some();
+        self.has_active = queued.is_some();
+        queued
+    }
+
+    /// Marks the popped request as having a response.
+    pub(super) fn on_responded(&mut self) {
+        self.has_active = false;
+    }
+
+    /// Returns the number of queued requests, without the active one.
+    pub(crate) fn len(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// Returns whether the queue has reached its limit of requests or of bytes.
+    pub(super) fn is_full(&self) -> bool {
+        self.queue.len() >= MAX_QUEUED || self.name_bytes >= MAX_NAME_BYTES
+    }
+
+    /// Returns whether no request is queued or active.
+    pub(super) fn is_idle(&self) -> bool {
+        !self.has_active && self.queue.is_empty()
+    }
+
+    /// Discards the queued requests.
+    pub(super) fn clear(&mut self) {
+        self.queue = VecDeque::new();
+        self.name_bytes = 0;
+    }
+}
