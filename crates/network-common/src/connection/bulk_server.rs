@@ -34,9 +34,10 @@ impl Drop for TransferGuard {
     }
 }
 
-/// Closes the connection if the task panics, because queued requests would not be served.
+/// Closes the connection if the task panics.
 ///
-/// [`catch_panic_async`] does not catch panics in the text of an error or in the drop of a body.
+/// Otherwise queued requests would get no response. [`catch_panic_async`] does not catch panics in
+/// the text of an error or in the drop of a body.
 impl Drop for BulkServer {
     fn drop(&mut self) {
         if std::thread::panicking() {
@@ -58,7 +59,7 @@ impl BulkServer {
         }
     }
 
-    /// Waits until the write queue has capacity for a response; returns the next request.
+    /// Returns the next request, once the write queue has capacity for its response.
     ///
     /// Returns `None` if no request is queued; the task then ends.
     async fn next_request(&self) -> Option<QueuedBulkRequest> {
@@ -83,7 +84,13 @@ impl BulkServer {
                         (Message::ChunkFetchSuccess { stream_id, chunk_index, body: () }, body)
                     }
                     Err(error) => {
-                        tracing::debug!(%peer, stream_id, chunk_index, %error, "chunk request failed");
+                        tracing::debug!(
+                            %peer,
+                            stream_id,
+                            chunk_index,
+                            %error,
+                            "chunk request failed"
+                        );
                         let error = cut_error(&error);
                         (
                             Message::ChunkFetchFailure { stream_id, chunk_index, error },

@@ -11,10 +11,12 @@ use super::{ConnectionDriver, catch_panic};
 use crate::error::{ErrorKind, TransportError};
 use crate::session::CloseRequest;
 
-/// How long a closing connection may take to write its queued frames.
+/// The timeout of writing the queued frames of a closing connection.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a closed connection is still read, so that pending output is delivered to the peer
-/// instead of a reset.
+/// The timeout of the lingering close.
+///
+/// The connection is read for at most this time, so that the peer gets pending output instead of a
+/// reset.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl ConnectionDriver {
@@ -101,7 +103,9 @@ impl ConnectionDriver {
     }
 }
 
-/// Closes a connection whose task was dropped by the runtime, so that all its requests fail.
+/// Closes a connection whose task was dropped by the runtime.
+///
+/// Without it the pending requests would never complete.
 impl Drop for ConnectionDriver {
     fn drop(&mut self) {
         if !self.is_closed {

@@ -40,9 +40,10 @@ pub(crate) struct ConnectionDriver {
 }
 
 impl ConnectionDriver {
-    /// Takes ownership of a connected socket; reads and writes only in [`run`](Self::run).
+    /// Creates the driver of a connected socket.
     ///
-    /// Boxed, because every future that moves a driver would otherwise contain a copy of it.
+    /// The driver reads and writes only in [`run`](Self::run). Boxed, because every future that
+    /// moves a driver would otherwise contain a copy of it.
     pub(crate) fn new(
         stream: IoStream,
         handler: Arc<dyn RpcHandler>,

@@ -81,7 +81,9 @@ impl FileBody {
         Some(Box::new(Self { bulk, segment, file: None, prepared_bytes: 0, can_sendfile }))
     }
 
-    /// Prepares the next piece: at once if it is in the page cache, else on a blocking thread.
+    /// Prepares the next piece.
+    ///
+    /// A piece in the page cache is ready at once. Others are read by a blocking thread.
     pub(super) fn prepare(
         mut self: Box<Self>,
         shared: &Arc<SharedConnection>,
@@ -160,10 +162,10 @@ impl FileBody {
         Ok(FilePiece::Memory(resources.pool.freeze(buffer, length)))
     }
 
-    /// Fails a message whose file cannot be opened or read, before any byte of it is written.
+    /// Fails a message whose file cannot be opened or read.
     ///
-    /// A response becomes a failure, whose header is returned. An upload is not sent; its request
-    /// fails.
+    /// No byte of the message is written yet. A response becomes a failure, whose header is
+    /// returned. An upload is not sent; its request fails.
     fn fail(&self, error: &io::Error, shared: &SharedConnection) -> Vec<u8> {
         let mut header = Vec::new();
         tracing::warn!(peer = %shared.peer, %error, "a body in a file cannot be sent");

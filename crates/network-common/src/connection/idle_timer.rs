@@ -1,7 +1,7 @@
 //! The idle timeout of a connection, which is also the timeout of its pending requests.
 //!
-//! The timer reads the clock four times per timeout, not for every message, so it fires between 1
-//! and 1.25 times the timeout.
+//! The timer reads the clock four times per timeout instead of once per message. So it fires after
+//! 1 to 1.25 times the timeout.
 
 use std::pin::Pin;
 use std::sync::atomic::Ordering;
@@ -40,10 +40,11 @@ impl IdleTimer {
         }
     }
 
-    /// Completes at each tick with whether the timeout has elapsed without I/O or new requests.
+    /// Completes at each tick; returns whether the connection is idle.
     ///
-    /// `observe` returns the number of bytes sent and received so far, and whether a request was
-    /// registered since its last call.
+    /// It is if the timeout has elapsed without I/O and without new requests. `observe` returns the
+    /// number of bytes sent and received so far, and whether a request was registered since its
+    /// last call.
     fn poll_expired(
         &mut self,
         context: &mut Context<'_>,
@@ -68,10 +69,11 @@ impl IdleTimer {
 }
 
 impl ConnectionDriver {
-    /// Closes the connection after the idle timeout, as Spark's `TransportChannelHandler` does.
+    /// Closes the connection after the idle timeout.
     ///
-    /// Completes with the error of pending requests. A connection without pending requests is
-    /// closed only on the sides that close idle connections.
+    /// The rules are those of `TransportChannelHandler.userEventTriggered`. Completes with the
+    /// error of pending requests. A connection without pending requests is closed only on the sides
+    /// that close idle connections.
     pub(super) fn poll_idle_timer(&mut self, context: &mut Context<'_>) -> Poll<TransportError> {
         let Some(timer) = &mut self.idle_timer else {
             return Poll::Pending;

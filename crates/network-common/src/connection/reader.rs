@@ -9,18 +9,19 @@ use std::task::{Context, Poll, Waker, ready};
 use parking_lot::MutexGuard;
 use tokio::io::{AsyncRead, ReadBuf};
 
+use super::responses::IncomingStream;
 use super::{ConnectionDriver, ConnectionResources, io_error};
 use crate::client::SharedConnection;
 use crate::error::{BoxError, ErrorKind, TransportError};
 use crate::net::ReadHalf;
 use crate::protocol::{Event, FrameDecoder, ProtocolError, READ_BLOCK};
-use crate::session::{
-    BodySender, ByteFilter, CloseNotify, CloseRequest, FilterChain, FilterOutput, Session,
-};
+use crate::session::{ByteFilter, CloseNotify, CloseRequest, FilterChain, FilterOutput, Session};
 
-/// Number of reads, or parts of a read, in one poll before other tasks of this thread run.
+/// Number of reads, or parts of a read, in one poll of the driver.
 const READS_PER_POLL: usize = 8;
-/// Number of writes per read, so that the peer gets the first responses while others are made.
+/// Number of writes per read.
+///
+/// With several writes the peer gets the first responses while the driver handles other requests.
 const FLUSHES_PER_READ: usize = 4;
 /// Responses to fewer requests do not get a write of their own.
 const MIN_REQUESTS_PER_FLUSH: u64 = 16;
@@ -51,8 +52,7 @@ pub(super) struct Reader {
     open_filter: Option<Box<dyn ByteFilter>>,
     /// The receiver of the stream or upload that is arriving.
     pub(super) incoming: Option<IncomingStream>,
-    /// Number of requests that handlers have received and respond to; `Session::responded` counts
-    /// their responses.
+    /// Number of the peer's requests that `Session::responded` counts the responses to.
     pub(super) received_requests: u64,
     /// Reading is paused ([`Session::should_pause_reading`]).
     pub(super) is_paused: bool,
@@ -69,13 +69,6 @@ pub(super) struct Reader {
     /// Number of bytes received before the peer was authenticated.
     unauthenticated_bytes: usize,
     pub(super) wakers: Vec<Waker>,
-}
-
-/// A stream or upload whose body is arriving.
-pub(super) struct IncomingStream {
-    pub(super) sender: BodySender,
-    /// A response to a stream request, not an upload.
-    pub(super) is_stream: bool,
 }
 
 impl Reader {
@@ -100,7 +93,7 @@ impl Reader {
         }
     }
 
-    /// Installs the filter of a handshake; `leftover` are bytes that it has already opened.
+    /// Installs the filter of a handshake, and bytes that it has already opened.
     pub(super) fn install_filter(&mut self, open_filter: Box<dyn ByteFilter>, leftover: Vec<u8>) {
         self.open_filter = Some(open_filter);
         self.unprocessed = leftover;
@@ -310,7 +303,7 @@ impl ConnectionDriver {
     fn dispatch(&mut self, mut input: &[u8]) -> Result<(), TransportError> {
         let shared = Arc::clone(&self.shared);
         // The locked session and the number of responses completed under this lock. One lock covers
-        // consecutive responses, but not so many that callers wait for it.
+        // at most `RESPONSES_PER_LOCK` consecutive responses, because callers wait for it.
         let mut locked: Option<(MutexGuard<'_, Session>, usize)> = None;
         let (length, received_before) = (input.len(), self.reader.received_requests);
         let result = loop {
@@ -369,7 +362,7 @@ impl ConnectionDriver {
         result
     }
 
-    /// Closes the connection after the peer has ended its sending direction.
+    /// Starts to close the connection after the end of the received bytes.
     ///
     /// Responses to earlier requests are still written.
     fn on_eof(&mut self) -> Poll<Result<(), TransportError>> {

@@ -75,7 +75,9 @@ impl ConnectionDriver {
         Ok(())
     }
 
-    /// Queues a request for the stream manager, and starts the bulk server task if necessary.
+    /// Queues a request for the stream manager.
+    ///
+    /// Starts the bulk server task if it is not running.
     fn queue_bulk_request(&mut self, request: BulkRequest) -> Result<(), TransportError> {
         let peer = self.shared.peer;
         if self.shared.is_peer_unauthenticated() {

@@ -1,4 +1,4 @@
-//! What the connections of one side of a context share, and the gauges that they report to.
+//! Objects that the connections of one side of a context share, and their gauges.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -10,7 +10,7 @@ use crate::metrics::{SideMetrics, update_gauge};
 use crate::net::MemoryNetwork;
 use crate::protocol::FrameLimits;
 
-/// Configuration, metrics and buffers that all connections of one side of a context share.
+/// Configuration, metrics and buffers of all connections of one side of a context.
 #[derive(Debug)]
 pub(crate) struct ConnectionResources {
     pub(crate) conf: Arc<TransportConf>,

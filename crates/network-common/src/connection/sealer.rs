@@ -5,12 +5,16 @@ use std::io;
 use crate::buffer::BufferPool;
 use crate::session::{Batch, ByteFilter, FilterChain, FilterOutput};
 
-/// Number of bytes that are sealed between two writes, so that they stay in the cache of the core.
+/// Number of bytes that are sealed between two writes.
+///
+/// The sealed bytes are then still in the cache of the core when they are written.
 const SEAL_STEP: usize = 512 << 10;
-/// Buffers of at least this size are recycled; fresh memory costs a page fault for every 4 KiB.
+/// Minimal size of a buffer that comes from the pool.
+///
+/// Large buffers are recycled, because fresh memory costs a page fault per 4 KiB.
 const MIN_POOLED_BUFFER: usize = 128 << 10;
 
-/// The filter of the sending direction, if there is one, and its output that is not written yet.
+/// The filter of the sending direction and its unwritten output.
 #[derive(Default)]
 pub(super) struct Sealer {
     filter: Option<Box<dyn ByteFilter>>,

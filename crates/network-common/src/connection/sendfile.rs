@@ -26,18 +26,22 @@ mod linux {
     ///
     /// Every probe loads a cache line that is not needed otherwise.
     const PROBE_STEP: u64 = 512 << 10;
-    /// Maximal number of bytes of one system call, so that a fast receiver does not block the thread.
+    /// Maximal number of bytes of one system call.
+    ///
+    /// With more, a fast receiver could occupy the thread for a long time.
     const MAX_SENDFILE: u64 = 1 << 20;
 
-    /// Returns whether the kernel can send the region from the page cache. Does not block.
+    /// Returns whether the kernel can send the region from the page cache.
+    ///
+    /// Does not block.
     pub(in super::super) fn is_cached(file: &File, position: u64, length: u64) -> bool {
         first_uncached(file, position, length).is_none()
             && null_sink().is_ok_and(|sink| probe_sendfile(sink, file, position).is_ok())
     }
 
-    /// Reads the region into the page cache; returns false if the kernel cannot send this file.
+    /// Reads the region into the page cache.
     ///
-    /// Blocks.
+    /// Returns false if the kernel cannot send this file. Blocks.
     pub(in super::super) fn read_ahead(
         file: &File,
         position: u64,
@@ -52,8 +56,8 @@ mod linux {
         }
         let end = position + length;
         let Some(mut position) = first_uncached(file, position, length) else { return Ok(true) };
-        // `sendfile` to a null sink populates the page cache without a copy to user space. It starts
-        // before the byte found, because bytes between two probes may be uncached, too.
+        // `sendfile` to a null sink populates the page cache without a copy to user space. It
+        // starts before the byte found, because bytes between two probes may be uncached, too.
         position -= position % PROBE_STEP.min(length);
         while position < end {
             let count = (end - position) as usize;
@@ -65,12 +69,14 @@ mod linux {
         Ok(true)
     }
 
-    /// Sends one byte to the null sink, to find out whether the kernel can send this kind of file.
+    /// Sends one byte to the null sink; fails if the kernel cannot send this file.
     fn probe_sendfile(sink: &File, file: &File, position: u64) -> Result<(), Errno> {
         retry_on_intr(|| sendfile(sink, file, Some(&mut { position }), 1)).map(drop)
     }
 
-    /// Returns the first probed position of the region that is not cached. Does not block.
+    /// Returns the first probed position of the region that is not cached.
+    ///
+    /// Does not block.
     fn first_uncached(file: &File, position: u64, length: u64) -> Option<u64> {
         let end = position + length;
         let mut byte = [0];

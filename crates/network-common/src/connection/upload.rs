@@ -12,10 +12,11 @@ use crate::handler::RpcResponseCallback;
 use crate::session::{BodySender, CloseRequest, body_channel};
 
 impl ConnectionDriver {
-    /// Passes an upload of `length` bytes to the handler, and spawns a task that responds to it.
+    /// Passes an upload of `length` bytes to the handler.
     ///
-    /// Returns `None` if the handler panicked or the server is shutting down; the data is then
-    /// discarded. The failure texts are those of `TransportRequestHandler.processStreamUpload`.
+    /// A new task waits for the handler and responds. Returns `None` if the handler panicked or the
+    /// server is shutting down; the data is then discarded. The failure texts are those of
+    /// `TransportRequestHandler.processStreamUpload`.
     pub(super) fn start_upload(
         &mut self,
         request_id: i64,

@@ -31,7 +31,9 @@ pub(super) struct Writer {
     region: Option<FileRegion>,
     /// The next piece of a file that is partly written.
     current_file: Option<PieceFuture>,
-    /// The first piece of the next file. No byte of it is written, so control frames go first.
+    /// The first piece of the next file.
+    ///
+    /// No byte of the file is written, so control frames go first.
     next_file: Option<PieceFuture>,
     /// The file whose last bytes are being written, kept for its release hooks.
     finished_file: Option<Box<FileBody>>,
@@ -104,7 +106,9 @@ impl Writer {
         Ok(())
     }
 
-    /// Discards what is not written after the connection was closed; runs its release hooks.
+    /// Discards all unwritten bytes of a closed connection.
+    ///
+    /// Release hooks of bodies run here.
     pub(super) fn discard(&mut self) {
         self.batch = Batch::default();
         self.batch_written = 0;
@@ -115,7 +119,7 @@ impl Writer {
         self.finished_file = None;
     }
 
-    /// Writes the end mark of the filters, if they have one, and ends the sending direction.
+    /// Ends the sending direction, after the end mark of the filters if there is one.
     pub(super) async fn shutdown(&mut self) {
         let close_notify = self.sealer.close_notify();
         if let Err(error) = self.write_raw(&close_notify).await {
@@ -202,7 +206,7 @@ impl Writer {
         Poll::Ready(Ok(()))
     }
 
-    /// Makes a prepared piece the next bytes to write, and starts to prepare the piece after it.
+    /// Starts to write a prepared piece, and to prepare the piece after it.
     fn start_piece(&mut self, prepared: PreparedPiece) -> io::Result<()> {
         self.batch = Batch::default();
         self.batch_written = 0;
@@ -236,7 +240,9 @@ impl Writer {
         Some(FileBody::new(bulk?, can_sendfile)?.prepare(&self.shared, &self.resources))
     }
 
-    /// Takes the next frames or file from the write queue; returns false if there are none.
+    /// Takes the next frames or the next file from the write queue.
+    ///
+    /// Returns false if there are none.
     fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<io::Result<bool>> {
         self.finished_file = None;
         let accounting = self.batch.recycle();

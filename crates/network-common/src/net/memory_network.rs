@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use tokio::io::DuplexStream;
 use tokio::sync::mpsc;
 
-/// Buffered bytes in each direction of a connection, as many as socket buffers commonly hold.
+/// Buffered bytes in each direction of a connection, similar to socket buffers.
 const BUFFER_BYTES: usize = 256 << 10;
 
 /// An in-memory network inside this process, for tests.
@@ -23,11 +23,13 @@ const BUFFER_BYTES: usize = 256 << 10;
 /// names do not resolve. Clones are the same network.
 ///
 /// ```
-/// # use network_common::{MemoryNetwork, NoOpRpcHandler, TransportConf, TransportContext, TransportError};
+/// # use network_common::{MemoryNetwork, NoOpRpcHandler, TransportConf, TransportContext};
+/// # use network_common::TransportError;
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), TransportError> {
 /// let network = MemoryNetwork::new();
-/// let context = TransportContext::new(TransportConf::new("test"), NoOpRpcHandler::new()).memory_network(&network);
+/// let context = TransportContext::new(TransportConf::new("test"), NoOpRpcHandler::new())
+///     .memory_network(&network);
 /// let server = context.create_server("10.0.0.1:7337").await?;
 /// let factory = context.create_client_factory();
 /// let client = factory.create_client(("10.0.0.1", 7337)).await?;

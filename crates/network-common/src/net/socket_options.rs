@@ -8,7 +8,7 @@ use tokio::net::{TcpSocket, TcpStream};
 
 use crate::conf::TransportConf;
 
-/// How long a connection is silent before keepalive probes are sent.
+/// The time without bytes from the peer before keepalive probes are sent.
 const KEEPALIVE_TIME: Duration = Duration::from_secs(60);
 /// The time between two keepalive probes.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);

@@ -10,9 +10,13 @@ use super::BulkMessage;
 use crate::buffer::Content;
 use crate::protocol::Message;
 
-/// Bodies up to this size are copied: that is cheaper than another slice in a vectored write.
+/// Maximal size of a body that is copied into the buffer of the batch.
+///
+/// Up to this size a copy is cheaper than another slice of a vectored write.
 const MAX_INLINE_BODY: usize = 4 << 10;
-/// A slice of this size is sealed by itself: a separate call of the filter costs less than a copy.
+/// Minimal size of a slice that is sealed by itself.
+///
+/// From this size on a separate call of the filter is cheaper than a copy.
 const LARGE_SLICE: usize = 64 << 10;
 /// Larger buffers are not recycled.
 const MAX_RECYCLED_BUFFER: usize = 256 << 10;
@@ -84,7 +88,7 @@ impl Batch {
         added
     }
 
-    /// Appends a bulk message whose body is in memory; returns the number of bytes appended.
+    /// Appends a message with a body in memory; returns the number of bytes appended.
     pub(super) fn push_bulk(&mut self, bulk: BulkMessage) -> u64 {
         let mut body = match bulk.body.content() {
             Content::Memory(bytes) => bytes.clone(),
@@ -110,7 +114,9 @@ impl Batch {
             })
     }
 
-    /// Fills `slices` with the bytes after the first `skip` ones; returns how many are filled.
+    /// Fills `slices` with the bytes after the first `skip` ones.
+    ///
+    /// Returns the number of slices filled.
     pub(crate) fn slices<'a>(&'a self, skip: usize, slices: &mut [IoSlice<'a>]) -> usize {
         let filled = slices
             .iter_mut()
@@ -119,10 +125,10 @@ impl Batch {
         filled.count()
     }
 
-    /// Returns at most `limit` bytes after the first `skip` ones, contiguous for a filter.
+    /// Returns contiguous bytes for a filter.
     ///
-    /// Small slices are copied together up to the next large slice. A large slice is returned by
-    /// itself and not copied.
+    /// These are at most `limit` bytes after the first `skip` ones. Small slices are copied
+    /// together up to the next large slice. A large slice is returned by itself and not copied.
     pub(crate) fn contiguous(&self, skip: usize, limit: usize) -> Cow<'_, [u8]> {
         let is_large = |slice: &&[u8]| slice.len() >= LARGE_SLICE;
         let mut slices = self.slices_from(skip).peekable();

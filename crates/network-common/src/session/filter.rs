@@ -4,7 +4,7 @@ use std::io;
 
 use crate::error::BoxError;
 
-/// A stateful transformation of the bytes of one direction of a connection, such as a cipher.
+/// A stateful transformation of the bytes of one direction, such as a cipher.
 ///
 /// [`TransportClient::install_filters`](crate::TransportClient::install_filters) installs a pair of
 /// them. While filters are installed, files are read into memory instead of sent by the kernel.
@@ -15,7 +15,11 @@ use crate::error::BoxError;
 /// struct Xor(u8);
 ///
 /// impl ByteFilter for Xor {
-///     fn transform(&mut self, input: &[u8], output: &mut FilterOutput<'_>) -> Result<(), BoxError> {
+///     fn transform(
+///         &mut self,
+///         input: &[u8],
+///         output: &mut FilterOutput<'_>,
+///     ) -> Result<(), BoxError> {
 ///         output.append(input.len(), |target| {
 ///             target.iter_mut().zip(input).for_each(|(to, from)| *to = from ^ self.0);
 ///             Ok(input.len())
@@ -144,7 +148,9 @@ pub(crate) struct FilterPair {
     pub(crate) open_filter: Box<dyn ByteFilter>,
 }
 
-/// Whether the end of the sealed bytes is marked, so that truncation is detected.
+/// The state of the mark at the end of the sealed bytes.
+///
+/// A missing mark shows that the bytes were truncated.
 ///
 /// ```
 /// # use network_common::{ByteFilter, CloseNotify};

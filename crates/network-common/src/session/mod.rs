@@ -38,7 +38,7 @@ use crate::protocol::{MAX_FRAME_PAYLOAD, MergedBlockMetaRequest, Message};
 /// No header in front of a body is longer than this number of bytes.
 const MAX_FIXED_HEADER: u64 = 64;
 
-/// A request to close the connection, and the error that pending requests fail with.
+/// A request to close the connection, with the error of pending requests.
 #[derive(Debug, Clone)]
 pub(crate) enum CloseRequest {
     /// Write the queued frames first.
@@ -54,7 +54,7 @@ pub(crate) struct Session {
     pub(crate) outgoing: WriteQueue,
     /// Requests of the peer for the stream manager.
     pub(crate) bulk_requests: BulkRequests,
-    /// Number of the peer's RPCs, uploads and merged-meta requests that have their response.
+    /// Number of responses to RPCs, uploads and merged-meta requests of the peer.
     pub(crate) responded: u64,
     /// A request was registered since the last tick of the idle timer.
     pub(crate) has_new_request: bool,
@@ -126,7 +126,7 @@ impl Session {
 
     /// Queues an RPC.
     ///
-    /// Takes `body` only if it is not copied. The caller drops what is left outside the lock,
+    /// Takes `body` only if it is not copied. The caller drops the rest outside the lock,
     /// because the owner of the bytes may run code on drop. The same holds for the bodies below.
     pub(crate) fn send_rpc(&mut self, body: &mut Bytes) -> Result<RequestKey, TransportError> {
         self.check_request("RPC", body.len())?;
@@ -264,7 +264,7 @@ impl Session {
         self.is_bootstrapping && !self.has_filters && self.requests.len() == 0
     }
 
-    /// Returns whether bulk requests are queued or active, or frames are not written yet.
+    /// Returns whether bulk requests are queued or active, or frames are unwritten.
     pub(crate) fn has_pending_output(&self) -> bool {
         !self.bulk_requests.is_idle() || !self.outgoing.is_drained()
     }
@@ -342,7 +342,9 @@ impl Session {
         self.driver_waker.take()
     }
 
-    /// Registers a task to wake when the write queue has capacity, or the connection closes.
+    /// Registers a task that waits for capacity of the write queue.
+    ///
+    /// It is also woken when the connection closes.
     pub(crate) fn register_capacity_waker(&mut self, waker: &Waker) {
         if !self.capacity_wakers.iter().any(|known| known.will_wake(waker)) {
             self.capacity_wakers.push(waker.clone());

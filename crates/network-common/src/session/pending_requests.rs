@@ -55,10 +55,10 @@ enum RequestState {
     Done(RequestResult),
 }
 
-/// What to do with the body of a stream response.
+/// The treatment of the body of a stream response.
 #[derive(Debug)]
 pub(crate) enum StreamStart {
-    /// Send it to the caller, who is woken by the waker.
+    /// Send it to the caller, which the waker wakes.
     Receive(BodySender, Option<Waker>),
     /// Discard it: the request was cancelled.
     Discard,
@@ -73,7 +73,9 @@ pub(crate) struct PendingRequests {
     last_generation: u32,
     /// Number of pending RPCs, uploads and merged-meta requests.
     pending_rpcs: usize,
-    /// Pending chunk requests by stream id and chunk index. A key without a slot is a tombstone.
+    /// Pending chunk requests by stream id and chunk index.
+    ///
+    /// A key without a slot is a tombstone.
     fetches: HashMap<(i64, i32), RequestKey>,
     /// Pending stream requests in the order of sending, with tombstones.
     streams: VecDeque<RequestKey>,
@@ -117,9 +119,10 @@ impl PendingRequests {
         key
     }
 
-    /// Returns the number of pending requests, tombstones and the arriving stream included.
+    /// Returns the number of pending requests.
     ///
-    /// Spark's `TransportResponseHandler.numOutstandingRequests` counts the same.
+    /// Tombstones and the arriving stream count, as in
+    /// `TransportResponseHandler.numOutstandingRequests`.
     pub(crate) fn len(&self) -> usize {
         self.pending_rpcs
             + self.fetches.len()
@@ -251,9 +254,9 @@ impl PendingRequests {
         }
     }
 
-    /// Fails all requests in the order of `TransportResponseHandler.failOutstandingRequests`.
+    /// Fails all requests: chunk requests first, then RPCs, then streams.
     ///
-    /// Chunk requests come first, then RPCs, then streams.
+    /// The order is that of `TransportResponseHandler.failOutstandingRequests`.
     pub(super) fn fail_all(&mut self, error: &TransportError, wakers: &mut Vec<Waker>) {
         let fetches: Vec<RequestKey> = self.fetches.drain().map(|(_, key)| key).collect();
         let streams = std::mem::take(&mut self.streams);

@@ -7,7 +7,9 @@ use super::StreamBody;
 use crate::error::{BoxError, TransportError};
 use crate::protocol::read_bitmaps;
 
-/// The response to [`merged_block_meta`](crate::TransportClient::merged_block_meta).
+/// The chunk bitmaps of a merged shuffle block.
+///
+/// [`TransportClient::merged_block_meta`](crate::TransportClient::merged_block_meta) returns it.
 ///
 /// ```no_run
 /// # use network_common::{BoxError, TransportClient};
@@ -21,7 +23,7 @@ use crate::protocol::read_bitmaps;
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct MergedBlockMeta {
-    /// The number of chunks of the merged block, which is the number of bitmaps in the body.
+    /// The number of chunks of the merged block, and of bitmaps in the body.
     pub num_chunks: i32,
     /// One serialized bitmap per chunk, without separators.
     pub body: Bytes,

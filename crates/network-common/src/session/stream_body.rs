@@ -17,7 +17,7 @@ use crate::error::{ErrorKind, TransportError};
 const MAX_QUEUED_BYTES: usize = 1 << 20;
 /// Bytes of memory that a queued piece costs in addition to its content.
 const PIECE_OVERHEAD: usize = 96;
-/// Maximal number of bytes that [`StreamBody::collect`] reserves before they arrive.
+/// Maximal number of bytes that `StreamBody::collect` reserves before they arrive.
 const MAX_COLLECT_RESERVE: u64 = 64 << 20;
 
 #[derive(Debug, Default)]

@@ -20,7 +20,7 @@ use crate::protocol::Message;
 ///
 /// A control frame therefore waits for at most this number of bytes or for one body.
 const MAX_GATHERED_BODIES: usize = 256 << 10;
-/// Number of bulk messages at which the stream manager is not asked for another body.
+/// Number of queued bulk messages at which no further body is requested.
 const MAX_BULK_MESSAGES: usize = 64;
 
 /// The frames that a closed connection does not write.
@@ -37,7 +37,7 @@ pub(crate) struct DiscardedFrames {
 pub(crate) struct BulkMessage {
     pub(crate) message: Message<()>,
     pub(crate) body: ManagedBuffer,
-    /// For an upload: the request that fails if the data cannot be read.
+    /// The request of an upload, which fails if the data cannot be read.
     pub(crate) upload: Option<RequestKey>,
 }
 
@@ -87,7 +87,7 @@ impl BulkMessage {
 /// The write queue of one connection.
 #[derive(Debug)]
 pub(crate) struct WriteQueue {
-    /// Control frames that were queued before filters were installed: sent first, not sealed.
+    /// Control frames queued before filters were installed: sent first, unsealed.
     unsealed: Option<Batch>,
     control: Batch,
     bulk: VecDeque<BulkMessage>,
@@ -183,7 +183,7 @@ impl WriteQueue {
         }
     }
 
-    /// Returns whether no unsealed frame is queued, so that the next batch must be sealed.
+    /// Returns whether no unsealed frame is queued: the next batch must be sealed.
     pub(crate) fn unsealed_is_written(&self) -> bool {
         self.unsealed.is_none()
     }
@@ -193,7 +193,9 @@ impl WriteQueue {
         self.queued_bytes == 0 && self.is_empty(true)
     }
 
-    /// Returns whether no frame is queued; without `bodies`, whether no control frame is.
+    /// Returns whether no frame is queued.
+    ///
+    /// Without `bodies` only control frames count.
     pub(crate) fn is_empty(&self, bodies: bool) -> bool {
         self.unsealed.is_none() && self.control.is_empty() && (!bodies || self.bulk.is_empty())
     }
