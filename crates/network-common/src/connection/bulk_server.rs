@@ -8,8 +8,7 @@ use std::task::Poll;
 
 use bytes::Bytes;
 
-use super::requests::SHUTTING_DOWN;
-use super::{ConnectionResources, catch_panic_async};
+use super::{ConnectionResources, SHUTTING_DOWN, catch_panic_async};
 use crate::buffer::ManagedBuffer;
 use crate::client::{SharedConnection, TransportClient};
 use crate::error::{BoxError, TransportError};

@@ -1,7 +1,7 @@
-//! The end of a connection: flush deadline, order of notifications, lingering close.
+//! The end of a connection: idle timeout, flush deadline, notifications, lingering close.
 
 use std::sync::atomic::Ordering;
-use std::task::{Context, Waker};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use tokio::io::AsyncReadExt;
@@ -41,6 +41,58 @@ impl ConnectionDriver {
     pub(super) fn is_flush_overdue(&mut self, context: &mut Context<'_>) -> bool {
         let deadline = self.flush_deadline.as_mut();
         deadline.is_some_and(|deadline| deadline.as_mut().poll(context).is_ready())
+    }
+
+    /// Closes the connection after the idle timeout.
+    ///
+    /// The rules are those of `TransportChannelHandler.userEventTriggered`. Completes with the
+    /// error of pending requests. A connection without pending requests is closed only on the sides
+    /// that close idle connections.
+    pub(super) fn poll_idle_timer(&mut self, context: &mut Context<'_>) -> Poll<TransportError> {
+        let Some(timer) = &mut self.idle_timer else {
+            return Poll::Pending;
+        };
+        let shared = &self.shared;
+        loop {
+            let is_expired = std::task::ready!(timer.poll_expired(context, || {
+                let has_new_request = std::mem::take(&mut shared.session.lock().has_new_request);
+                (shared.moved.load(Ordering::Relaxed), has_new_request)
+            }));
+            if !is_expired {
+                continue;
+            }
+            let mut session = shared.session.lock();
+            let pending = session.requests.len();
+            if session.has_new_request || (pending == 0 && !self.resources.close_idle) {
+                continue;
+            }
+            let (peer, timeout) = (shared.peer, timer.timeout);
+            let setting = self.resources.conf.setting_name("io.connectionTimeout");
+            let error = if pending > 0 {
+                let text = format!(
+                    "Connection to {peer} has been quiet for {timeout:?} while {pending} requests \
+                     are pending. This timeout is controlled by {setting}"
+                );
+                TransportError::new(ErrorKind::Timeout, text).with_peer(peer)
+            } else {
+                TransportError::closed(peer)
+            };
+            // Under the same lock, so that no request is registered before the close.
+            session.close(CloseRequest::Immediate(error.clone()));
+            drop(session);
+            if pending > 0 {
+                tracing::warn!(
+                    %peer,
+                    ?timeout,
+                    pending,
+                    setting,
+                    "closing a quiet connection with pending requests"
+                );
+            } else {
+                tracing::debug!(%peer, ?timeout, setting, "closing an idle connection");
+            }
+            return Poll::Ready(error);
+        }
     }
 
     /// Closes the connection and reports it.
@@ -97,9 +149,7 @@ impl ConnectionDriver {
         let deadline = Instant::now() + LINGER_TIMEOUT;
         let _ = timeout_at(deadline, self.writer.shutdown()).await;
         let mut discarded = vec![0; 4096];
-        while let Ok(Ok(1..)) =
-            timeout_at(deadline, self.reader.io_mut().read(&mut discarded)).await
-        {}
+        while let Ok(Ok(1..)) = timeout_at(deadline, self.reader.io.read(&mut discarded)).await {}
     }
 }
 

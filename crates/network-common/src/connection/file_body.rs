@@ -12,7 +12,8 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 
-use super::{ConnectionResources, sendfile};
+use super::ConnectionResources;
+use super::sendfile::{self, FileRegion};
 use crate::buffer::{Content, FileSegment};
 use crate::client::SharedConnection;
 use crate::error::{ErrorKind, TransportError};
@@ -44,22 +45,6 @@ pub(super) enum FilePiece {
     Cached(FileRegion),
     Memory(Bytes),
     Empty,
-}
-
-/// A region of an open file that the kernel sends.
-#[derive(Debug)]
-pub(super) struct FileRegion {
-    pub(super) file: Arc<File>,
-    pub(super) position: u64,
-    pub(super) remaining: u64,
-    segment: FileSegment,
-}
-
-impl FileRegion {
-    /// Returns the error of a file that has become shorter.
-    pub(super) fn truncated_error(&self) -> io::Error {
-        self.segment.truncated(self.file.metadata().map_or(0, |metadata| metadata.len()))
-    }
 }
 
 /// A piece that can be written now, and the rest of its body.

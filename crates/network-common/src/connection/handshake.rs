@@ -117,7 +117,7 @@ impl ConnectionDriver {
             if is_complete {
                 break;
             }
-            let read = self.reader.io_mut().read(&mut input).await;
+            let read = self.reader.io.read(&mut input).await;
             received = read.map_err(|error| interrupted_error(error.into()))?;
             if received == 0 {
                 return Err(interrupted_error("the peer closed the connection".into()));

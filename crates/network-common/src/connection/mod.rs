@@ -10,6 +10,7 @@ mod driver;
 mod file_body;
 mod handshake;
 mod idle_timer;
+mod poll_read;
 mod reader;
 mod requests;
 mod resources;
@@ -29,12 +30,25 @@ pub(crate) use self::handshake::Handshaker;
 #[cfg(feature = "tls")]
 pub(crate) use self::handshake::{Handshake, HandshakeOutput};
 pub(crate) use self::resources::ConnectionResources;
+use crate::client::SharedConnection;
 use crate::error::{BoxError, ErrorKind, TransportError};
+use crate::protocol::ProtocolError;
+
+/// The failure of requests that arrive while the server drains its connections.
+const SHUTTING_DOWN: &str = "the server is shutting down";
 
 /// Creates the error of an I/O operation: "`operation` `peer` failed".
 fn io_error(peer: SocketAddr, operation: &str, error: impl Into<BoxError>) -> TransportError {
     let error = error.into();
     TransportError::new(ErrorKind::Io, format!("{operation} {peer} failed: {error}"))
+        .with_peer(peer)
+        .with_source(error)
+}
+
+/// Creates the error of a peer that violates the protocol.
+fn protocol_error(shared: &SharedConnection, error: ProtocolError) -> TransportError {
+    let peer = shared.peer;
+    TransportError::new(ErrorKind::Protocol, format!("malformed data from {peer}: {error}"))
         .with_peer(peer)
         .with_source(error)
 }

@@ -6,14 +6,11 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 
 use super::bulk_server::BulkServer;
-use super::{ConnectionDriver, catch_panic};
+use super::{ConnectionDriver, SHUTTING_DOWN, catch_panic};
 use crate::error::{ErrorKind, TransportError};
 use crate::handler::{MergedBlockMetaCallback, RpcResponseCallback};
 use crate::protocol::Message;
 use crate::session::BulkRequest;
-
-/// The failure of requests that arrive while the server drains its connections.
-pub(super) const SHUTTING_DOWN: &str = "the server is shutting down";
 
 impl ConnectionDriver {
     /// Handles a request that has arrived completely.

@@ -2,19 +2,12 @@
 
 use bytes::Bytes;
 
-use super::ConnectionDriver;
-use super::reader::{Reader, protocol_error};
+use super::reader::{IncomingStream, Reader};
+use super::{ConnectionDriver, protocol_error};
 use crate::client::SharedConnection;
 use crate::error::{ErrorKind, TransportError};
 use crate::protocol::{Event, Message, ProtocolError};
 use crate::session::{BodySender, MergedBlockMeta, Response, Session, StreamStart};
-
-/// A stream or upload whose body is arriving.
-pub(super) struct IncomingStream {
-    pub(super) sender: BodySender,
-    /// A response to a stream request, not an upload.
-    pub(super) is_stream: bool,
-}
 
 impl Reader {
     /// Completes the pending request of a response that has arrived completely.

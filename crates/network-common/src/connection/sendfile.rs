@@ -2,10 +2,32 @@
 //!
 //! Linux only. On other systems `is_cached` and `read_ahead` return false, and `send` fails.
 
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+
 #[cfg(target_os = "linux")]
 pub(super) use linux::{is_cached, read_ahead, send};
 #[cfg(not(target_os = "linux"))]
 pub(super) use portable::{is_cached, read_ahead, send};
+
+use crate::buffer::FileSegment;
+
+/// A region of an open file that the kernel sends.
+#[derive(Debug)]
+pub(super) struct FileRegion {
+    pub(super) file: Arc<File>,
+    pub(super) position: u64,
+    pub(super) remaining: u64,
+    pub(super) segment: FileSegment,
+}
+
+impl FileRegion {
+    /// Returns the error of a file that has become shorter.
+    fn truncated_error(&self) -> io::Error {
+        self.segment.truncated(self.file.metadata().map_or(0, |metadata| metadata.len()))
+    }
+}
 
 #[cfg(target_os = "linux")]
 mod linux {
@@ -20,7 +42,7 @@ mod linux {
     use tokio::io::Interest;
     use tokio::net::TcpStream;
 
-    use super::super::file_body::FileRegion;
+    use super::FileRegion;
 
     /// Distance of the bytes that are read to find out whether a region is cached.
     ///
@@ -131,7 +153,7 @@ mod portable {
 
     use tokio::net::TcpStream;
 
-    use super::super::file_body::FileRegion;
+    use super::FileRegion;
 
     pub(in super::super) fn is_cached(_: &File, _: u64, _: u64) -> bool {
         false

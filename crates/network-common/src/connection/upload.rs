@@ -5,8 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::requests::SHUTTING_DOWN;
-use super::{ConnectionDriver, catch_panic_async};
+use super::{ConnectionDriver, SHUTTING_DOWN, catch_panic_async};
 use crate::error::TransportError;
 use crate::handler::RpcResponseCallback;
 use crate::session::{BodySender, CloseRequest, body_channel};

@@ -8,9 +8,10 @@ use std::task::{Context, Poll, Waker, ready};
 
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 
-use super::file_body::{FileBody, FilePiece, FileRegion, PieceFuture, PreparedPiece};
+use super::ConnectionResources;
+use super::file_body::{FileBody, FilePiece, PieceFuture, PreparedPiece};
 use super::sealer::Sealer;
-use super::{ConnectionResources, sendfile};
+use super::sendfile::{self, FileRegion};
 use crate::client::SharedConnection;
 use crate::net::WriteHalf;
 use crate::session::{Batch, BulkMessage, ByteFilter};

@@ -5,6 +5,7 @@
 //! that complete a request return its waker, because no waker may be called under the lock.
 
 mod batch;
+mod bulk_message;
 mod bulk_requests;
 mod filter;
 mod pending_requests;
@@ -21,6 +22,7 @@ use std::task::Waker;
 use bytes::Bytes;
 
 pub(crate) use batch::Batch;
+pub(crate) use bulk_message::BulkMessage;
 pub(crate) use bulk_requests::{BulkRequest, BulkRequests, QueuedBulkRequest};
 pub use filter::{ByteFilter, CloseNotify, FilterOutput};
 pub(crate) use filter::{FilterChain, FilterPair};
@@ -29,7 +31,7 @@ pub use response::MergedBlockMeta;
 pub(crate) use response::Response;
 pub use stream_body::StreamBody;
 pub(crate) use stream_body::{BodySender, body_channel};
-pub(crate) use write_queue::{BulkMessage, DiscardedFrames, WriteQueue};
+pub(crate) use write_queue::{DiscardedFrames, WriteQueue};
 
 use crate::buffer::ManagedBuffer;
 use crate::error::{ErrorKind, TransportError};

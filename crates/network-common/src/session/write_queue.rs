@@ -10,9 +10,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::RequestKey;
+use super::BulkMessage;
 use super::batch::{Batch, BatchAccounting};
-use crate::buffer::{Content, ManagedBuffer};
+use crate::buffer::Content;
 use crate::error::{ErrorKind, TransportError};
 use crate::protocol::Message;
 
@@ -31,57 +31,6 @@ const MAX_BULK_MESSAGES: usize = 64;
 pub(crate) struct DiscardedFrames {
     _batches: [Batch; 2],
     _bulk: VecDeque<BulkMessage>,
-}
-
-/// A message in the bulk lane, with a body of any size.
-pub(crate) struct BulkMessage {
-    pub(crate) message: Message<()>,
-    pub(crate) body: ManagedBuffer,
-    /// The request of an upload, which fails if the data cannot be read.
-    pub(crate) upload: Option<RequestKey>,
-}
-
-impl std::fmt::Debug for BulkMessage {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("BulkMessage")
-            .field("message", &self.message)
-            .field("body", &self.body)
-            .finish()
-    }
-}
-
-impl BulkMessage {
-    /// Returns the bytes of memory that the queued message holds.
-    ///
-    /// These are the struct, a body in memory, and texts whose length the peer chooses.
-    fn memory_size(&self) -> u64 {
-        let texts = match &self.message {
-            Message::StreamResponse { stream_id, .. } => stream_id.len(),
-            Message::StreamFailure { stream_id, error } => stream_id.len() + error.len(),
-            Message::ChunkFetchFailure { error, .. } => error.len(),
-            Message::UploadStream { meta, .. } => meta.len(),
-            _ => 0,
-        };
-        (size_of::<Self>() + texts + self.memory_body_len().unwrap_or(0)) as u64
-    }
-
-    /// Returns the length of a body in memory, or `None` if the body is in a file.
-    fn memory_body_len(&self) -> Option<usize> {
-        match self.body.content() {
-            Content::Memory(bytes) => Some(bytes.len()),
-            Content::File(_) => None,
-        }
-    }
-
-    /// Returns the number of body bytes that count into the length of the frame.
-    pub(crate) fn in_frame(&self) -> u64 {
-        match self.message {
-            Message::ChunkFetchSuccess { .. } | Message::MergedBlockMetaSuccess { .. } => {
-                self.body.len()
-            }
-            _ => 0,
-        }
-    }
 }
 
 /// The write queue of one connection.
