@@ -1,10 +1,29 @@
-//! Where a peer is to be found.
+//! [`PeerAddress`], the address of a peer before its name is resolved.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::str::FromStr;
 
-/// A host, not yet resolved, and a port: the key of a connection pool. Names are resolved anew for
-/// every connection.
+use crate::error::{ErrorKind, TransportError};
+
+/// An unresolved host and a port; the key of the connection pool.
+///
+/// The host is resolved again for every connection. Every function that takes an address accepts a
+/// `PeerAddress`, a [`SocketAddr`], a pair `(host, port)` or a text `"host:port"`; see
+/// [`IntoPeerAddress`].
+///
+/// ```
+/// use std::net::SocketAddr;
+///
+/// use network_common::PeerAddress;
+///
+/// let address = PeerAddress::new("10.0.0.1", 7337);
+/// assert_eq!(PeerAddress::from(SocketAddr::from(([10, 0, 0, 1], 7337))), address);
+/// assert_eq!(PeerAddress::from(("10.0.0.1", 7337)), address);
+/// assert_eq!("10.0.0.1:7337".parse::<PeerAddress>()?, address);
+/// assert_eq!(address.to_string(), "10.0.0.1:7337");
+/// # Ok::<(), network_common::TransportError>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct PeerAddress {
     host: String,
@@ -12,31 +31,39 @@ pub struct PeerAddress {
 }
 
 impl PeerAddress {
-    /// `host` is a name or an IP address; IPv6 with or without brackets.
+    /// Returns the address of a host: a name, or an IP address with or without brackets.
+    #[must_use]
     pub fn new(host: impl Into<String>, port: u16) -> Self {
         Self { host: host.into(), port }
     }
 
-    /// The host as it was given.
+    /// Returns the host as it was given.
+    #[must_use]
     pub fn host(&self) -> &str {
         &self.host
     }
 
-    /// The port.
+    /// Returns the port.
+    #[must_use]
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// What a resolver takes: no brackets.
+    /// Returns the host without the brackets of an IPv6 address, as resolvers expect it.
     pub(crate) fn unbracketed_host(&self) -> &str {
-        self.host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(&self.host)
+        unbracketed(&self.host)
     }
+}
+
+fn unbracketed(host: &str) -> &str {
+    host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host)
 }
 
 impl fmt::Display for PeerAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.unbracketed_host().contains(':') {
-            write!(f, "[{}]:{}", self.unbracketed_host(), self.port)
+        let host = self.unbracketed_host();
+        if host.contains(':') {
+            write!(f, "[{host}]:{}", self.port)
         } else {
             write!(f, "{}:{}", self.host, self.port)
         }
@@ -46,7 +73,7 @@ impl fmt::Display for PeerAddress {
 impl From<SocketAddr> for PeerAddress {
     fn from(address: SocketAddr) -> Self {
         let host = match address {
-            // Without its scope a link-local address names no peer, or another one.
+            // A link-local address without its scope is ambiguous.
             SocketAddr::V6(v6) if v6.scope_id() != 0 => format!("{}%{}", v6.ip(), v6.scope_id()),
             _ => address.ip().to_string(),
         };
@@ -54,8 +81,119 @@ impl From<SocketAddr> for PeerAddress {
     }
 }
 
-impl<H: Into<String>> From<(H, u16)> for PeerAddress {
-    fn from((host, port): (H, u16)) -> Self {
+impl From<(&str, u16)> for PeerAddress {
+    fn from((host, port): (&str, u16)) -> Self {
         Self::new(host, port)
+    }
+}
+
+impl From<(String, u16)> for PeerAddress {
+    fn from((host, port): (String, u16)) -> Self {
+        Self::new(host, port)
+    }
+}
+
+impl From<(IpAddr, u16)> for PeerAddress {
+    fn from(address: (IpAddr, u16)) -> Self {
+        SocketAddr::from(address).into()
+    }
+}
+
+impl FromStr for PeerAddress {
+    type Err = TransportError;
+
+    /// Parses `host:port`; an IPv6 address must be in brackets.
+    ///
+    /// # Errors
+    /// Kind [`InvalidAddress`](ErrorKind::InvalidAddress).
+    fn from_str(text: &str) -> Result<Self, TransportError> {
+        if let Ok(address) = text.parse::<SocketAddr>() {
+            return Ok(address.into());
+        }
+        let invalid_error = || {
+            let message = format!("'{text}' is not an address of the form host:port");
+            TransportError::new(ErrorKind::InvalidAddress, message)
+        };
+        let (host, port) = text.rsplit_once(':').ok_or_else(invalid_error)?;
+        let port = port
+            .parse()
+            .map_err(|error: std::num::ParseIntError| invalid_error().with_source(error))?;
+        let name = unbracketed(host);
+        if name.is_empty() || (name.len() == host.len() && name.contains(':')) {
+            return Err(invalid_error());
+        }
+        Ok(Self::new(name, port))
+    }
+}
+
+/// A type that [`TransportContext`] and [`TransportClientFactory`] accept as an address.
+///
+/// Implemented for everything that converts into a [`PeerAddress`], such as a [`SocketAddr`] or a
+/// pair `(host, port)`, and for texts of the form `"host:port"`.
+///
+/// [`TransportContext`]: crate::TransportContext
+/// [`TransportClientFactory`]: crate::TransportClientFactory
+///
+/// ```
+/// use network_common::{IntoPeerAddress, PeerAddress};
+///
+/// assert_eq!("driver:7077".into_peer_address()?, PeerAddress::new("driver", 7077));
+/// assert_eq!(("driver", 7077).into_peer_address()?, PeerAddress::new("driver", 7077));
+/// # Ok::<(), network_common::TransportError>(())
+/// ```
+pub trait IntoPeerAddress {
+    /// Converts the value into an address; does not resolve the host.
+    ///
+    /// # Errors
+    /// Kind [`InvalidAddress`](ErrorKind::InvalidAddress).
+    fn into_peer_address(self) -> Result<PeerAddress, TransportError>;
+}
+
+impl<T: Into<PeerAddress>> IntoPeerAddress for T {
+    fn into_peer_address(self) -> Result<PeerAddress, TransportError> {
+        Ok(self.into())
+    }
+}
+
+impl IntoPeerAddress for &str {
+    fn into_peer_address(self) -> Result<PeerAddress, TransportError> {
+        self.parse()
+    }
+}
+
+impl IntoPeerAddress for String {
+    fn into_peer_address(self) -> Result<PeerAddress, TransportError> {
+        self.parse()
+    }
+}
+
+impl IntoPeerAddress for &String {
+    fn into_peer_address(self) -> Result<PeerAddress, TransportError> {
+        self.parse()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_parses_to_host_and_port() {
+        for (text, host, port) in [
+            ("driver:7077", "driver", 7077),
+            ("127.0.0.1:0", "127.0.0.1", 0),
+            ("[::1]:80", "::1", 80),
+            ("[fe80::1%eth0]:80", "fe80::1%eth0", 80),
+        ] {
+            assert_eq!(text.parse::<PeerAddress>().unwrap(), PeerAddress::new(host, port));
+        }
+    }
+
+    #[test]
+    fn text_without_host_port_or_brackets_is_invalid() {
+        for text in ["", "driver", ":80", "[]:80", "driver:", "driver:65536", "::1:80"] {
+            let error = text.parse::<PeerAddress>().unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidAddress, "{text}");
+        }
     }
 }

@@ -1,10 +1,9 @@
-//! The root of everything: settings and a handler.
+//! [`TransportContext`]: the settings and the handler that servers and clients share.
 
 use std::fmt;
 use std::sync::Arc;
 
-use tokio::net::ToSocketAddrs;
-
+use crate::address::IntoPeerAddress;
 #[cfg(feature = "auth")]
 use crate::auth::{self, AuthPolicy, SecretKeyHolder};
 use crate::buffer::BufferPool;
@@ -19,10 +18,23 @@ use crate::server::TransportServer;
 #[cfg(feature = "tls")]
 use crate::tls::{LazyTlsContext, TlsContext};
 
-/// Settings and one [`RpcHandler`]: makes servers and client factories whose connections share them
-/// (transport 1).
+/// Creates servers and client factories that share settings and a handler.
 ///
-/// Cheap to clone. Servers and factories do not need the context to live on.
+/// Corresponds to Spark's `TransportContext`. Cloning is cheap. Servers and factories outlive the
+/// context.
+///
+/// ```
+/// use network_common::{NoOpRpcHandler, TransportConf, TransportContext};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), network_common::TransportError> {
+/// let context = TransportContext::new(TransportConf::new("rpc"), NoOpRpcHandler::new());
+/// let server = context.create_server("localhost:0").await?;
+/// let client = context.create_client_factory().create_unmanaged_client(server.local_addr()).await?;
+/// assert!(client.is_active());
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct TransportContext {
     conf: Arc<TransportConf>,
@@ -38,12 +50,14 @@ pub struct TransportContext {
 }
 
 impl TransportContext {
-    /// A context whose connections, accepted and opened ones, are served by `handler`.
+    /// Returns a context whose `handler` serves all its connections, accepted and opened ones.
+    #[must_use]
     pub fn new(conf: TransportConf, handler: impl RpcHandler) -> Self {
         Self::with_handler(conf, Arc::new(handler))
     }
 
-    /// The same with a handler that is shared with others.
+    /// Returns a context with a handler that is shared with other owners.
+    #[must_use]
     pub fn with_handler(conf: TransportConf, handler: Arc<dyn RpcHandler>) -> Self {
         let metrics = TransportMetrics::new(conf.module());
         let conf = Arc::new(conf);
@@ -61,18 +75,22 @@ impl TransportContext {
         }
     }
 
-    /// Every connection made from here on authenticates both ends to each other, and is encrypted
-    /// if the settings say so ([`auth`](crate::auth) tells how). Outgoing connections are made as
-    /// `app_id`; accepted ones by any application whose secret `secrets` knows. Afterwards
-    /// [`client_id`](crate::TransportClient::client_id) is the application's id at both ends.
+    /// Authenticates both ends of every connection that is created afterwards.
     ///
-    /// On a client it comes before other bootstraps, and those of a server see nothing of a peer
-    /// that is not authenticated. A server whose `spark.<module>.auth.maxHandshakes` are under way
-    /// refuses connections with kind [`Bootstrap`](crate::ErrorKind::Bootstrap).
+    /// The settings decide whether the connections are also encrypted; [`auth`](crate::auth)
+    /// compares the modes. Outgoing connections authenticate as `app_id`. Accepted connections may
+    /// belong to any application whose secret `secrets` contains. When a connection is
+    /// authenticated, [`client_id`](crate::TransportClient::client_id) returns the application id on
+    /// both sides.
+    ///
+    /// On a client authentication runs before other bootstraps. On a server the handlers of other
+    /// bootstraps get no messages of an unauthenticated peer. A server with
+    /// `spark.<module>.auth.maxHandshakes` handshakes in progress closes further connections with
+    /// kind [`Bootstrap`](crate::ErrorKind::Bootstrap).
     ///
     /// # Errors
-    /// Kind [`Config`](crate::ErrorKind::Config) if the settings ask for something that is not part
-    /// of this build.
+    /// Kind [`Config`](crate::ErrorKind::Config) if the settings need a feature that this build does
+    /// not have.
     #[cfg(feature = "auth")]
     pub fn with_auth(
         mut self,
@@ -83,10 +101,12 @@ impl TransportContext {
         Ok(self)
     }
 
-    /// Authenticates and encrypts as `other` does: with its secrets, its settings of
-    /// authentication, and its certificates, which are not read a second time. What this context's
-    /// own settings say about these counts no more. Servers of both count their handshakes
-    /// together. Spark's downloads share the security of its RPC in this way (rpc 10).
+    /// Uses the secrets, authentication settings and certificates of `other`.
+    ///
+    /// This context's own security settings are ignored, and the certificates are not read a second
+    /// time. The servers of both contexts share the limit `spark.<module>.auth.maxHandshakes`. Spark
+    /// does the same for file downloads (`NettyRpcEnv.downloadClient`).
+    #[must_use]
     #[cfg_attr(not(any(feature = "auth", feature = "tls")), expect(unused_mut, unused_variables))]
     pub fn share_security_with(mut self, other: &Self) -> Self {
         #[cfg(feature = "auth")]
@@ -100,52 +120,72 @@ impl TransportContext {
         self
     }
 
-    /// Whether connections on which nothing has moved for `spark.<module>.io.connectionTimeout` are
-    /// closed also when no request is outstanding. Spark does so for shuffle and file clients, not
-    /// for its core RPC. Default: false.
+    /// Sets whether idle connections without pending requests are closed; default: false.
+    ///
+    /// A connection is idle if no byte was transferred for `spark.<module>.io.connectionTimeout`.
+    /// Spark closes idle connections of shuffle and file clients, but not of its core RPC.
+    #[must_use]
     pub fn close_idle_connections(mut self, close: bool) -> Self {
         self.close_idle_connections = close;
         self
     }
 
-    /// Servers and clients meet on `network` instead of the system's: for tests.
+    /// Connects servers and clients over `network` instead of sockets; for tests.
+    #[must_use]
     pub fn memory_network(mut self, network: &MemoryNetwork) -> Self {
         self.network = Some(network.clone());
         self
     }
 
-    /// The settings.
+    /// Returns the settings.
+    #[must_use]
     pub fn conf(&self) -> &TransportConf {
         &self.conf
     }
 
-    /// What this context's connections do.
+    /// Returns the counters of this context's connections.
+    #[must_use]
     pub fn metrics(&self) -> TransportMetrics {
         self.metrics.clone()
     }
 
-    /// Listens on `address`; port 0 is an ephemeral one. Must be called in a tokio runtime.
+    /// Creates a server that listens on `address`; port 0 is a free port.
     ///
     /// # Errors
-    /// Kind [`Bind`](crate::ErrorKind::Bind). Kind [`Config`](crate::ErrorKind::Config) if TLS is
-    /// enabled but its settings or files cannot be used, or if `spark.authenticate` is true and
-    /// this context has neither been given secrets nor, here, bootstraps.
+    /// - [`InvalidAddress`](crate::ErrorKind::InvalidAddress): the text is not of the form
+    ///   `host:port`.
+    /// - [`Bind`](crate::ErrorKind::Bind): the address does not resolve or cannot be bound.
+    /// - [`Config`](crate::ErrorKind::Config): TLS is enabled, but its settings or files cannot be
+    ///   used; or `spark.authenticate` is true, but there are neither secrets nor bootstraps.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: dropping the future stops listening.
+    ///
+    /// # Panics
+    /// If it is not called in a tokio runtime.
     pub async fn create_server(
         &self,
-        address: impl ToSocketAddrs,
+        address: impl IntoPeerAddress,
     ) -> Result<TransportServer, TransportError> {
         self.create_server_with(address, Vec::new()).await
     }
 
-    /// The same with bootstraps, which run in order on every accepted connection.
+    /// Creates a server whose `bootstraps` run in order on every accepted connection.
     ///
     /// # Errors
-    /// Those of [`create_server`](Self::create_server).
+    /// As [`create_server`](Self::create_server).
+    ///
+    /// # Cancel safety
+    /// Cancel safe, as [`create_server`](Self::create_server).
+    ///
+    /// # Panics
+    /// If it is not called in a tokio runtime.
     pub async fn create_server_with(
         &self,
-        address: impl ToSocketAddrs,
+        address: impl IntoPeerAddress,
         bootstraps: Vec<Arc<dyn TransportServerBootstrap>>,
     ) -> Result<TransportServer, TransportError> {
+        let address = address.into_peer_address()?;
         #[cfg(feature = "auth")]
         let bootstraps = auth::server_bootstraps(&self.conf, self.auth.as_ref(), bootstraps)?;
         let resources = self.resources(self.metrics.server());
@@ -154,12 +194,14 @@ impl TransportContext {
             .await
     }
 
-    /// A pool of outgoing connections.
+    /// Creates a pool of outgoing connections.
+    #[must_use]
     pub fn create_client_factory(&self) -> TransportClientFactory {
         self.create_client_factory_with(Vec::new())
     }
 
-    /// The same with bootstraps, which run in order on every new connection.
+    /// Creates a pool whose `bootstraps` run in order on every new connection.
+    #[must_use]
     pub fn create_client_factory_with(
         &self,
         bootstraps: Vec<Arc<dyn TransportClientBootstrap>>,
@@ -175,13 +217,14 @@ impl TransportContext {
         )
     }
 
-    /// Checks that what the settings ask for is there: secrets, and the files that those of TLS
-    /// name. So mistakes show before the first connection. Servers do so when they are created; the
-    /// files are read once and, with `spark.ssl.rpc.trustStoreReloadingEnabled`, again when they
-    /// change.
+    /// Checks that the secrets and TLS files that the settings need are available.
+    ///
+    /// A client factory would report their absence only with its first connection; creating a server
+    /// includes the check. The files are read once and, with
+    /// `spark.ssl.rpc.trustStoreReloadingEnabled`, again when they change.
     ///
     /// # Errors
-    /// Kind [`Config`](crate::ErrorKind::Config), naming setting and file.
+    /// Kind [`Config`](crate::ErrorKind::Config); the text names setting and file.
     pub fn check_security(&self) -> Result<(), TransportError> {
         #[cfg(feature = "auth")]
         if self.auth.is_none() {

@@ -1,37 +1,56 @@
-//! The one error type of this crate, made for the person who must act on it.
+//! [`TransportError`], the one error type of this crate, and its [`ErrorKind`].
 
 use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
 
-/// Any error a user's handler, stream manager or bootstrap may return.
+/// Any error that a user's handler, stream manager or bootstrap returns.
+///
+/// ```
+/// use network_common::BoxError;
+///
+/// let error: BoxError = "no such block".into();
+/// assert_eq!(error.to_string(), "no such block");
+/// ```
 pub type BoxError = Box<dyn Error + Send + Sync>;
 
-/// What went wrong, coarsely: enough to decide what to do next.
+/// The category of a [`TransportError`].
+///
+/// [`TransportMetrics`](crate::TransportMetrics) counts failures by kind.
+///
+/// ```
+/// use network_common::{ErrorKind, TransportConf};
+///
+/// let error = TransportConf::new("rpc").with("spark.network.timeout", "soon").unwrap_err();
+/// assert_eq!(error.kind(), ErrorKind::Config);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
     /// A setting has a value that cannot be used.
     Config,
-    /// The server could not listen on its address.
+    /// A text is not an address of the form `host:port`.
+    InvalidAddress,
+    /// The server cannot listen on its address, or the address does not resolve.
     Bind,
     /// The peer refused the connection, or its name did not resolve.
     Connect,
-    /// The connection was not made within `spark.<module>.io.connectionCreationTimeout`, or TLS not
-    /// agreed on within `spark.ssl.rpc.handshakeTimeout`.
+    /// The connection took longer than its timeout to establish.
+    ///
+    /// The timeout is `spark.<module>.io.connectionCreationTimeout`, for the TLS handshake
+    /// `spark.ssl.rpc.handshakeTimeout`.
     ConnectTimeout,
-    /// Not even tried: this address failed within the fast-fail window.
+    /// No connection was attempted, because the last attempt failed within the fast-fail window.
     FastFail,
-    /// A client bootstrap (authentication, say) failed.
+    /// A bootstrap (authentication, for example) failed.
     Bootstrap,
-    /// TLS could not be agreed on: the peer speaks none, or one of the two does not trust the
-    /// other.
+    /// The TLS handshake failed: the peer does not speak TLS, or a certificate is not trusted.
     Tls,
-    /// The connection was closed by either side.
+    /// Either side closed the connection, or the client factory is closed.
     Closed,
-    /// Nothing moved for `spark.<module>.io.connectionTimeout` while requests were outstanding.
+    /// No byte was transferred for `spark.<module>.io.connectionTimeout` with requests pending.
     Timeout,
-    /// Reading or writing the socket or a local file failed.
+    /// The socket or a local file could not be read or written.
     Io,
     /// The peer sent bytes that are not this protocol.
     Protocol,
@@ -41,16 +60,21 @@ pub enum ErrorKind {
     ChunkFetchFailure,
     /// The peer could not serve a stream; the text is the peer's.
     StreamFailure,
-    /// A local limit would have been exceeded; nothing was sent.
+    /// A limit of this side would be exceeded: a request was not sent, or a connection was closed.
     Limit,
-    /// The request is not allowed in this state; nothing was sent.
-    Refused,
+    /// The same chunk is already pending on this connection; nothing was sent.
+    AlreadyPending,
+    /// The connection's state does not allow the operation; nothing was sent.
+    ///
+    /// The peer is not authenticated yet, or its client id or the filters are already set.
+    InvalidState,
 }
 
 impl ErrorKind {
-    /// Every kind, in the order of [`TransportMetrics`](crate::TransportMetrics)' failure counters.
-    pub const ALL: [Self; 16] = [
+    /// Every kind, in the order of the failure counters of [`SideMetrics`](crate::SideMetrics).
+    pub(crate) const ALL: [Self; 18] = [
         Self::Config,
+        Self::InvalidAddress,
         Self::Bind,
         Self::Connect,
         Self::ConnectTimeout,
@@ -65,16 +89,36 @@ impl ErrorKind {
         Self::ChunkFetchFailure,
         Self::StreamFailure,
         Self::Limit,
-        Self::Refused,
+        Self::AlreadyPending,
+        Self::InvalidState,
     ];
 }
 
-/// An error of the transport. Cheap to clone: all requests that one event ends share it.
+/// An error of the transport.
 ///
-/// The text names the peer, the operation and, for limits and timeouts, the setting; the cause is
-/// kept in [`source`](Error::source).
+/// The text names the peer, the operation and, for limits and timeouts, the setting. It does not
+/// repeat the cause, which is the [`source`](Error::source); `{error:#}` prints the error and all
+/// its causes, separated by `: `.
+///
+/// Cloning is cheap. All requests that are pending when a connection ends get the same error.
+///
+/// ```
+/// use network_common::{ErrorKind, PeerAddress};
+///
+/// let error = "driver:http".parse::<PeerAddress>().unwrap_err();
+/// assert_eq!(error.kind(), ErrorKind::InvalidAddress);
+/// assert!(!error.is_retryable());
+/// assert_eq!(
+///     format!("{error:#}"),
+///     "'driver:http' is not an address of the form host:port: invalid digit found in string"
+/// );
+/// ```
 #[derive(Clone)]
-pub struct TransportError(Arc<ErrorInner>);
+pub struct TransportError {
+    inner: Arc<ErrorInner>,
+    /// Beside the shared part: one error ends a connection, and later refuses new requests on it.
+    retryable: bool,
+}
 
 struct ErrorInner {
     kind: ErrorKind,
@@ -84,8 +128,12 @@ struct ErrorInner {
 }
 
 impl TransportError {
+    /// Returns an error that is retryable only if its kind means that there is no connection.
     pub(crate) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self(Arc::new(ErrorInner { kind, message: message.into(), peer: None, source: None }))
+        let inner = ErrorInner { kind, message: message.into(), peer: None, source: None };
+        let retryable =
+            matches!(kind, ErrorKind::Connect | ErrorKind::ConnectTimeout | ErrorKind::FastFail);
+        Self { inner: Arc::new(inner), retryable }
     }
 
     pub(crate) fn with_peer(self, peer: impl fmt::Display) -> Self {
@@ -96,84 +144,106 @@ impl TransportError {
         self.edit(|inner| inner.source = Some(source.into()))
     }
 
-    /// Only called while an error is being built, when nobody else holds it.
+    /// Marks this error as [retryable](Self::is_retryable); clones made before are not changed.
+    pub(crate) fn retryable(mut self) -> Self {
+        self.retryable = true;
+        self
+    }
+
+    /// Changes an error that is still being built; has no effect on one that was cloned.
     fn edit(mut self, change: impl FnOnce(&mut ErrorInner)) -> Self {
-        if let Some(inner) = Arc::get_mut(&mut self.0) {
+        if let Some(inner) = Arc::get_mut(&mut self.inner) {
             change(inner);
         }
         self
     }
 
-    /// "Connection from <peer> closed": Spark's text (transport 6).
+    /// Returns the error of a closed connection, with the text of Spark's
+    /// `TransportResponseHandler.channelInactive`.
     pub(crate) fn closed(peer: impl fmt::Display) -> Self {
         Self::new(ErrorKind::Closed, format!("Connection from {peer} closed")).with_peer(peer)
     }
 
-    /// What went wrong.
+    /// Returns the category of the error.
+    #[must_use]
     pub fn kind(&self) -> ErrorKind {
-        self.0.kind
+        self.inner.kind
     }
 
-    /// Whether the same request may succeed later, on a new connection or with less load.
+    /// Returns whether the same request may be repeated without being executed twice.
     ///
-    /// It says nothing about side effects: when a connection closes, the peer may have done the
-    /// work.
+    /// True only if the request was certainly not executed, or the handler said that repeating it
+    /// is safe; and if a repetition can succeed without a change of the request or of the settings.
+    /// Handlers of this crate report a text only, so an error that the peer reported is never
+    /// retryable here; `rpc-core` adds a mark for it.
+    ///
+    /// | kind | retryable |
+    /// |---|---|
+    /// | [`Connect`](ErrorKind::Connect), [`ConnectTimeout`](ErrorKind::ConnectTimeout), [`FastFail`](ErrorKind::FastFail) | yes: there was no connection to send over |
+    /// | [`AlreadyPending`](ErrorKind::AlreadyPending) | yes, when the first fetch has ended |
+    /// | [`Limit`](ErrorKind::Limit) | if the write queue was full; not if the request is too large |
+    /// | [`Closed`](ErrorKind::Closed), [`Timeout`](ErrorKind::Timeout), [`Io`](ErrorKind::Io), [`Protocol`](ErrorKind::Protocol) | if the connection ended before the request was made; not if the request was pending |
+    /// | others | no |
+    #[must_use]
     pub fn is_retryable(&self) -> bool {
-        matches!(
-            self.0.kind,
-            ErrorKind::Connect
-                | ErrorKind::ConnectTimeout
-                | ErrorKind::FastFail
-                | ErrorKind::Closed
-                | ErrorKind::Timeout
-                | ErrorKind::Io
-                | ErrorKind::Limit
-        )
+        self.retryable
     }
 
-    /// Whether a time limit caused it.
+    /// Returns whether a timeout caused the error.
+    #[must_use]
     pub fn is_timeout(&self) -> bool {
-        matches!(self.0.kind, ErrorKind::ConnectTimeout | ErrorKind::Timeout)
+        matches!(self.kind(), ErrorKind::ConnectTimeout | ErrorKind::Timeout)
     }
 
-    /// Whether the peer reported it (as opposed to this side or the network).
+    /// Returns whether the peer reported the error, as opposed to this side or the network.
+    #[must_use]
     pub fn is_remote(&self) -> bool {
         matches!(
-            self.0.kind,
+            self.kind(),
             ErrorKind::Remote | ErrorKind::ChunkFetchFailure | ErrorKind::StreamFailure
         )
     }
 
-    /// The peer it concerns, as `host:port`.
+    /// Returns the peer that the error concerns, as `host:port`.
+    #[must_use]
     pub fn peer(&self) -> Option<&str> {
-        self.0.peer.as_deref()
+        self.inner.peer.as_deref()
     }
 }
 
 impl fmt::Display for TransportError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0.message)
+        f.write_str(&self.inner.message)?;
+        if f.alternate() {
+            let mut next = self.source();
+            while let Some(cause) = next {
+                write!(f, ": {cause}")?;
+                next = cause.source();
+            }
+        }
+        Ok(())
     }
 }
 
 impl fmt::Debug for TransportError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("TransportError")
-            .field("kind", &self.0.kind)
-            .field("message", &self.0.message)
-            .field("peer", &self.0.peer)
-            .field("source", &self.0.source)
+            .field("kind", &self.inner.kind)
+            .field("message", &self.inner.message)
+            .field("peer", &self.inner.peer)
+            .field("retryable", &self.retryable)
+            .field("source", &self.inner.source)
             .finish()
     }
 }
 
 impl Error for TransportError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
-        self.0.source.as_ref().map(|source| source.as_ref() as _)
+        self.inner.source.as_ref().map(|source| source.as_ref() as _)
     }
 }
 
-/// A stream body read through [`tokio::io::AsyncRead`] reports its failure as an I/O error.
+/// A stream body that is read through [`tokio::io::AsyncRead`] reports its failure as an I/O error.
 impl From<TransportError> for std::io::Error {
     fn from(error: TransportError) -> Self {
         let kind = if error.is_timeout() {

@@ -137,7 +137,7 @@ mod session;
 #[cfg(feature = "tls")]
 mod tls;
 
-pub use address::PeerAddress;
+pub use address::{IntoPeerAddress, PeerAddress};
 pub use buffer::ManagedBuffer;
 pub use client::{
     ChunkFuture, ConnectionId, MergedBlockMetaFuture, RequestFuture, RpcFuture, StreamFuture,

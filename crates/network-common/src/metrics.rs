@@ -1,14 +1,23 @@
-//! Counters of one context, cheap enough to be always on.
+//! [`TransportMetrics`]: the counters of one context, which are always enabled.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::{ErrorKind, TransportError};
 
-/// What a context's connections do, seen from its two sides.
+/// The counters of a context's connections, for its servers and its clients.
 ///
-/// Clones and the context share the counters. Reading is cheap; the numbers of one
-/// [`snapshot`](SideMetrics::snapshot) are not taken at one instant.
+/// Clones and the context share the counters. Reading them is cheap. The values of one
+/// [`snapshot`](SideMetrics::snapshot) are not read at the same instant.
+///
+/// ```
+/// use network_common::{NoOpRpcHandler, TransportConf, TransportContext};
+///
+/// let context = TransportContext::new(TransportConf::new("rpc"), NoOpRpcHandler::new());
+/// let metrics = context.metrics();
+/// assert_eq!(metrics.server().prefix(), "rpc-server");
+/// assert_eq!(metrics.client().snapshot().pending_requests, 0);
+/// ```
 #[derive(Debug, Clone)]
 pub struct TransportMetrics {
     server: Arc<SideMetrics>,
@@ -23,18 +32,20 @@ impl TransportMetrics {
         Self { server: side("server"), client: side("client") }
     }
 
-    /// Connections that this context's servers accepted.
+    /// Returns the counters of the connections that this context's servers accepted.
+    #[must_use]
     pub fn server(&self) -> &Arc<SideMetrics> {
         &self.server
     }
 
-    /// Connections that this context's client factories opened.
+    /// Returns the counters of the connections that this context's client factories opened.
+    #[must_use]
     pub fn client(&self) -> &Arc<SideMetrics> {
         &self.client
     }
 }
 
-/// The counters of one side.
+/// The counters of one side of a context; see [`TransportMetrics`].
 #[derive(Debug, Default)]
 pub struct SideMetrics {
     prefix: String,
@@ -52,51 +63,52 @@ pub struct SideMetrics {
     failures: [AtomicU64; ErrorKind::ALL.len()],
 }
 
-/// The values of one side's counters.
+/// The values of the counters of one side; see [`SideMetrics::snapshot`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct MetricsSnapshot {
-    /// Open connections.
+    /// The number of open connections.
     pub connections: u64,
-    /// Connections ever opened.
+    /// The number of connections ever opened or accepted.
     pub connections_total: u64,
-    /// Requests sent that have no answer yet.
+    /// The number of sent requests without a response.
     pub pending_requests: u64,
-    /// Requests received that have no answer yet.
+    /// The number of received requests without a response.
     pub active_requests: u64,
-    /// Bytes read from sockets.
+    /// The number of bytes read from sockets.
     pub received_bytes: u64,
-    /// Bytes written to sockets.
+    /// The number of bytes written to sockets.
     pub sent_bytes: u64,
-    /// Bytes of memory waiting to be written.
+    /// The number of bytes in the write queues; file bodies do not count.
     pub write_queue_bytes: u64,
-    /// Chunks and streams asked for by peers and not yet sent.
+    /// The number of chunks and streams that peers requested and that are not sent yet.
     pub chunks_being_transferred: u64,
-    /// Bytes of files that the kernel moved to the socket.
+    /// The number of bytes of files that the kernel sent to the socket (`sendfile`).
     pub sendfile_bytes: u64,
-    /// Bytes of files that passed through memory on their way to the socket.
+    /// The number of bytes of files that were copied through memory to the socket.
     pub copied_file_bytes: u64,
-    /// Body bytes that came from the socket, or out of a cipher, straight into the body's own
-    /// buffer.
+    /// The number of body bytes that were received or decrypted directly into the body's buffer.
     pub direct_body_bytes: u64,
-    /// Connections and connection attempts that ended with an error, by kind.
+    /// The number of connections and connection attempts that ended with an error, by kind.
     pub failures: Vec<(ErrorKind, u64)>,
 }
 
 impl SideMetrics {
-    /// `<module>-server` or `<module>-client`: the prefix Spark gives the names of this side's
-    /// metrics (transport 13).
+    /// Returns `<module>-server` or `<module>-client`, the prefix of this side's metrics in Spark.
+    #[must_use]
     pub fn prefix(&self) -> &str {
         &self.prefix
     }
 
+    /// Counts a connection or connection attempt that ended with `error`.
     pub(crate) fn count_failure(&self, error: &TransportError) {
         if let Some(position) = ErrorKind::ALL.iter().position(|kind| *kind == error.kind()) {
             self.failures[position].fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    /// The values now.
+    /// Returns the current values.
+    #[must_use]
     pub fn snapshot(&self) -> MetricsSnapshot {
         let value = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         MetricsSnapshot {
@@ -120,7 +132,8 @@ impl SideMetrics {
         }
     }
 
-    /// The values now, each under its full name, as `shuffle-server.connections`.
+    /// Returns the current values with their full names, such as `shuffle-server.connections`.
+    #[must_use]
     pub fn named_values(&self) -> Vec<(String, u64)> {
         let values = self.snapshot();
         let mut named: Vec<_> = [
@@ -146,10 +159,10 @@ impl SideMetrics {
     }
 }
 
-/// Moves a gauge from what this connection last reported to `now`.
+/// Changes a gauge by the difference between the value last reported and `now`.
 pub(crate) fn update_gauge(gauge: &AtomicU64, last: &mut u64, now: u64) {
     if *last != now {
-        // Wrapping: a gauge is the sum of its connections' differences.
+        // A negative difference wraps; the sum over all connections is right.
         gauge.fetch_add(now.wrapping_sub(*last), Ordering::Relaxed);
         *last = now;
     }

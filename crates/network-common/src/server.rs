@@ -1,4 +1,4 @@
-//! Accepting connections.
+//! [`TransportServer`]: accepts connections and starts their drivers.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -7,26 +7,42 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::net::{TcpListener, TcpSocket, ToSocketAddrs, lookup_host};
 use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
+use crate::address::PeerAddress;
 use crate::client::{ConnectionId, SharedConnection};
 use crate::connection::{ConnectionDriver, ConnectionResources, Handshaker};
 use crate::error::{ErrorKind, TransportError};
 use crate::handler::{RpcHandler, TransportServerBootstrap};
-use crate::net::{IoStream, MemoryListener, socket_options};
+use crate::net::{IoStream, Listener, socket_options};
 use crate::session::CloseRequest;
 
-/// How long accepting rests after an error such as "too many open files", which would otherwise
-/// come again at once.
+/// The wait after a failed accept. Without it, "too many open files" would repeat in a busy loop.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 
-/// Listens, and serves the connections it accepts (transport 7).
+/// Listens on one address and serves the connections it accepts (Spark's `TransportServer`).
 ///
-/// Dropping it stops listening and closes its connections at once; [`close`](Self::close) lets them
-/// finish.
+/// Dropping it stops listening and closes its connections at once. [`close`](Self::close) lets
+/// their active requests end first.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use network_common::{NoOpRpcHandler, TransportConf, TransportContext};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), network_common::TransportError> {
+/// let context = TransportContext::new(TransportConf::new("rpc"), NoOpRpcHandler::new());
+/// let server = context.create_server("127.0.0.1:0").await?;
+/// assert_ne!(server.local_addr().port(), 0);
+/// let closed_early = server.close(Duration::from_secs(5)).await;
+/// assert_eq!(closed_early, 0);
+/// # Ok(())
+/// # }
+/// ```
+#[must_use = "the server stops when it is dropped"]
 #[derive(Debug)]
 pub struct TransportServer {
     address: SocketAddr,
@@ -46,56 +62,59 @@ struct ServerInner {
 #[derive(Debug, Default)]
 struct OpenConnections {
     open: HashMap<ConnectionId, Weak<SharedConnection>>,
-    /// No new ones: one that was just being accepted is dropped.
+    /// New connections are dropped.
     closed: bool,
 }
 
 impl TransportServer {
     pub(crate) async fn bind(
-        address: impl ToSocketAddrs,
+        address: PeerAddress,
         resources: Arc<ConnectionResources>,
         security: Option<Arc<dyn Handshaker>>,
         handler: Arc<dyn RpcHandler>,
         bootstraps: Vec<Arc<dyn TransportServerBootstrap>>,
     ) -> Result<Self, TransportError> {
-        let listener = listen(address, &resources).await.map_err(|(address, error)| {
-            TransportError::new(ErrorKind::Bind, format!("cannot listen on {address}: {error}"))
-                .with_source(error)
-        })?;
-        let address = listener.local_addr().map_err(|error| {
-            TransportError::new(ErrorKind::Bind, format!("cannot listen: {error}"))
-                .with_source(error)
-        })?;
+        let bind_error = |error: std::io::Error| {
+            let message = format!("the server cannot listen on {address}");
+            TransportError::new(ErrorKind::Bind, message).with_source(error)
+        };
+        let network = resources.network.as_ref();
+        let listener =
+            Listener::bind(&address, &resources.conf, network).await.map_err(bind_error)?;
+        let local_address = listener.local_addr().map_err(bind_error)?;
         let tasks = TaskTracker::new();
         let connections = Mutex::default();
         let inner =
             Arc::new(ServerInner { resources, security, handler, bootstraps, connections, tasks });
-        let accepting = tokio::spawn(accept(listener, Arc::clone(&inner)));
-        Ok(Self { address, accept_task: accepting, inner })
+        let accept_task = tokio::spawn(accept_connections(listener, Arc::clone(&inner)));
+        Ok(Self { address: local_address, accept_task, inner })
     }
 
-    /// The address it listens on, with the real port.
+    /// Returns the address that the server listens on, with the port that the system chose.
+    #[must_use]
     pub fn local_addr(&self) -> SocketAddr {
         self.address
     }
 
-    /// Stops listening, lets what was asked before be answered, and closes the connections; those
-    /// that are not finished after `deadline` are cut. New requests of connected peers fail
-    /// meanwhile. Returns how many connections were cut.
+    /// Stops listening, waits for active requests, and closes the connections.
     ///
-    /// Dropping the future cuts them all.
-    pub async fn close(mut self, deadline: Duration) -> usize {
+    /// New requests of connected peers fail meanwhile. Connections with requests that are still
+    /// active after `timeout` are closed at once; returns how many these are.
+    ///
+    /// # Cancel safety
+    /// Dropping the future closes all connections at once.
+    pub async fn close(mut self, timeout: Duration) -> usize {
         self.accept_task.abort();
-        // When it has ended the port is free.
+        // The port is free when the task has ended.
         let _ = (&mut self.accept_task).await;
         self.inner.stop_accepting(SharedConnection::drain);
         self.inner.tasks.close();
-        if tokio::time::timeout(deadline, self.inner.tasks.wait()).await.is_ok() {
+        if tokio::time::timeout(timeout, self.inner.tasks.wait()).await.is_ok() {
             return 0;
         }
-        let cut = self.inner.close_all();
+        let closed_early = self.inner.close_all();
         self.inner.tasks.wait().await;
-        cut
+        closed_early
     }
 }
 
@@ -107,7 +126,7 @@ impl Drop for TransportServer {
 }
 
 impl ServerInner {
-    /// No new connections, and `each` of the open ones is told.
+    /// Rejects new connections and calls `each` for the open ones; returns their number.
     fn stop_accepting(&self, each: impl Fn(&SharedConnection)) -> usize {
         let open: Vec<_> = {
             let mut connections = self.connections.lock();
@@ -118,6 +137,7 @@ impl ServerInner {
         open.len()
     }
 
+    /// Closes all connections at once; returns their number.
     fn close_all(&self) -> usize {
         self.stop_accepting(|shared| {
             shared.close(CloseRequest::Immediate(TransportError::closed(shared.peer)))
@@ -128,7 +148,7 @@ impl ServerInner {
         let mut connection = match self.set_up_connection(stream, peer) {
             Ok(connection) => connection,
             Err(error) => {
-                tracing::warn!(%peer, %error, "connection refused");
+                tracing::warn!(%peer, "cannot set up an accepted connection: {error:#}");
                 self.resources.metrics.count_failure(&error);
                 return;
             }
@@ -145,11 +165,11 @@ impl ServerInner {
         let span = tracing::debug_span!("connection", %peer, side = "server");
         self.tasks.spawn(
             async move {
-                let secured = match &inner.security {
+                let handshake = match &inner.security {
                     Some(security) => connection.handshake(&**security, &peer.into()).await,
                     None => Ok(()),
                 };
-                match secured {
+                match handshake {
                     Ok(()) => connection.run().await,
                     Err(error) => {
                         if error.kind() != ErrorKind::Closed {
@@ -171,12 +191,9 @@ impl ServerInner {
     ) -> Result<Box<ConnectionDriver>, TransportError> {
         let conf = &self.resources.conf;
         let io_error = |error: std::io::Error| {
-            TransportError::new(
-                ErrorKind::Io,
-                format!("setting up the connection from {peer} failed: {error}"),
-            )
-            .with_peer(peer)
-            .with_source(error)
+            TransportError::new(ErrorKind::Io, format!("cannot set up the connection from {peer}"))
+                .with_peer(peer)
+                .with_source(error)
         };
         if let IoStream::Tcp(stream) = &stream {
             socket_options::configure_connected(stream, conf, conf.tcp_keep_alive())
@@ -187,18 +204,19 @@ impl ServerInner {
                 .map_err(io_error)?;
         for bootstrap in &self.bootstraps {
             let handler = Arc::clone(connection.handler());
-            let bootstrapped = || bootstrap.do_bootstrap(connection.client(), handler);
-            // A panic is an error like any other: it must not end the accept loop.
-            let bootstrapped = catch_unwind(AssertUnwindSafe(bootstrapped));
-            let handler =
-                bootstrapped.unwrap_or_else(|_| Err("it panicked".into())).map_err(|error| {
+            let do_bootstrap = || bootstrap.do_bootstrap(connection.client(), handler);
+            // A panic must not end the accept loop.
+            let result = catch_unwind(AssertUnwindSafe(do_bootstrap));
+            let handler = result.unwrap_or_else(|_| Err("the bootstrap panicked".into())).map_err(
+                |error| {
                     TransportError::new(
                         ErrorKind::Bootstrap,
-                        format!("bootstrap for {peer} failed: {error}"),
+                        format!("a bootstrap of the connection from {peer} failed"),
                     )
                     .with_peer(peer)
                     .with_source(error)
-                })?;
+                },
+            )?;
             connection.set_handler(handler);
         }
         Ok(connection)
@@ -207,80 +225,22 @@ impl ServerInner {
 
 impl std::fmt::Debug for ServerInner {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Inner").field("connections", &self.connections).finish_non_exhaustive()
+        f.debug_struct("ServerInner")
+            .field("connections", &self.connections)
+            .finish_non_exhaustive()
     }
 }
 
-async fn accept(mut listener: Listener, inner: Arc<ServerInner>) {
+async fn accept_connections(mut listener: Listener, inner: Arc<ServerInner>) {
     loop {
         match listener.accept().await {
             Ok((stream, peer)) => inner.spawn_connection(stream, peer),
             Err(error) => {
-                // A connection that was reset while it waited, or no file descriptors left: neither
-                // ends the server.
-                tracing::warn!(%error, "accepting a connection failed");
+                // Such as a connection that was reset before it was accepted, or no free file
+                // descriptor. Neither ends the server.
+                tracing::warn!(%error, "the server cannot accept a connection");
                 tokio::time::sleep(ACCEPT_BACKOFF).await;
             }
         }
     }
-}
-
-/// Where connections arrive.
-enum Listener {
-    Tcp(TcpListener),
-    Memory(MemoryListener),
-}
-
-impl Listener {
-    fn local_addr(&self) -> std::io::Result<SocketAddr> {
-        match self {
-            Self::Tcp(listener) => listener.local_addr(),
-            Self::Memory(listener) => Ok(listener.address),
-        }
-    }
-
-    async fn accept(&mut self) -> std::io::Result<(IoStream, SocketAddr)> {
-        match self {
-            Self::Tcp(listener) => {
-                listener.accept().await.map(|(stream, peer)| (IoStream::Tcp(stream), peer))
-            }
-            Self::Memory(listener) => {
-                let stream = listener.accept().await?;
-                let peer = stream.peer;
-                Ok((IoStream::Memory(stream), peer))
-            }
-        }
-    }
-}
-
-/// Listens on the first of the resolved addresses that works.
-async fn listen(
-    address: impl ToSocketAddrs,
-    resources: &ConnectionResources,
-) -> Result<Listener, (String, std::io::Error)> {
-    let addresses =
-        lookup_host(address).await.map_err(|error| ("the given address".to_owned(), error))?;
-    let mut failure = None;
-    for address in addresses {
-        let listen = || {
-            if let Some(network) = &resources.network {
-                return network.listen(address).map(Listener::Memory);
-            }
-            let socket =
-                if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-            socket_options::configure_new(&socket, &resources.conf)?;
-            // On Windows it would let two servers share a port.
-            #[cfg(not(windows))]
-            socket.set_reuseaddr(true)?;
-            socket.bind(address)?;
-            socket.listen(resources.conf.backlog()).map(Listener::Tcp)
-        };
-        match listen() {
-            Ok(listener) => return Ok(listener),
-            Err(error) => failure = Some((address.to_string(), error)),
-        }
-    }
-    Err(failure.unwrap_or_else(|| {
-        ("the given address".to_owned(), std::io::Error::other("it resolves to nothing"))
-    }))
 }

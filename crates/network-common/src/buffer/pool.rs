@@ -1,4 +1,6 @@
-//! Recycled receive buffers: a fresh mapping costs half a second of page faults per gigabyte.
+//! [`BufferPool`]: recycled buffers for received bodies.
+//!
+//! A new mapping costs half a second of page faults per gigabyte.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -6,12 +8,12 @@ use std::sync::Arc;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-/// Idle bytes a pool keeps at most; beyond it, those that were idle longest are freed.
+/// The most idle bytes in a pool; beyond it, the buffers that were idle longest are freed.
 const MAX_IDLE: usize = 64 << 20;
-/// Buffers are made in steps of this size, so that bodies of nearly one size share them.
+/// Buffer lengths are multiples of this, so that bodies of similar length share buffers.
 const STEP: usize = 64 << 10;
 
-/// Large receive buffers of one context, handed back when the last slice of a body is dropped.
+/// The receive buffers of one context; one returns when the last slice of its body is dropped.
 #[derive(Debug, Default)]
 pub(crate) struct BufferPool {
     idle: Mutex<IdleBuffers>,
@@ -19,13 +21,13 @@ pub(crate) struct BufferPool {
 
 #[derive(Debug, Default)]
 struct IdleBuffers {
-    /// The one that came back last is last.
+    /// In the order in which they were returned.
     buffers: VecDeque<Vec<u8>>,
     bytes: usize,
 }
 
 impl BufferPool {
-    /// An initialised buffer of at least `len` bytes; its content is arbitrary.
+    /// Takes or allocates an initialised buffer of at least `len` bytes with any content.
     pub(crate) fn take(&self, len: usize) -> Vec<u8> {
         let mut idle = self.idle.lock();
         let fitting = |buffer: &Vec<u8>| buffer.len() >= len && buffer.len() / 4 <= len;
@@ -42,11 +44,12 @@ impl BufferPool {
         }
     }
 
+    /// Returns a buffer to the pool; one below 64 KiB or above 64 MiB is freed.
     pub(crate) fn recycle(&self, buffer: Vec<u8>) {
         if !(STEP..=MAX_IDLE).contains(&buffer.len()) {
             return;
         }
-        // Freed outside the lock.
+        // Dropped after the lock is released.
         let mut freed = Vec::new();
         let mut idle = self.idle.lock();
         while idle.bytes + buffer.len() > MAX_IDLE {
@@ -59,7 +62,7 @@ impl BufferPool {
         drop(idle);
     }
 
-    /// The first `len` bytes of `buffer`, which returns to the pool when they are no longer used.
+    /// Returns the first `len` bytes of `buffer`, which is recycled when they are dropped.
     pub(crate) fn freeze(self: &Arc<Self>, buffer: Vec<u8>, len: usize) -> Bytes {
         Bytes::from_owner(PooledBuffer { buffer, len, pool: Arc::clone(self) })
     }
@@ -88,21 +91,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn buffer_of_dropped_body_is_reused() {
+    fn dropped_body_returns_its_buffer_to_the_pool() {
         let pool = Arc::new(BufferPool::default());
         let first = pool.freeze(pool.take(1 << 20), 1 << 20);
         let address = first.as_ptr();
         let slice = first.slice(5..10);
         drop(first);
         let other = pool.take(1 << 20);
-        assert_ne!(other.as_ptr(), address, "a slice must keep its buffer");
+        assert_ne!(other.as_ptr(), address, "a slice still uses the buffer");
         drop(slice);
         let again = pool.take(1 << 20);
         assert_eq!(again.as_ptr(), address);
     }
 
     #[test]
-    fn idle_memory_is_limited() {
+    fn idle_bytes_do_not_exceed_the_limit() {
         let pool = BufferPool::default();
         for _ in 0..10 {
             pool.recycle(vec![0; 16 << 20]);
@@ -110,15 +113,14 @@ mod tests {
         assert_eq!(pool.idle.lock().bytes, MAX_IDLE);
     }
 
-    /// The pool keeps buffers of the current sizes, not those of earlier ones.
     #[test]
-    fn buffers_of_unused_size_are_evicted() {
+    fn full_pool_frees_the_buffers_that_were_idle_longest() {
         let pool = BufferPool::default();
         (0..MAX_IDLE / STEP).for_each(|_| pool.recycle(vec![0; STEP]));
         let mut buffer = pool.take(16 << 20);
         buffer[0] = 7;
         pool.recycle(buffer);
         assert!(pool.idle.lock().bytes <= MAX_IDLE);
-        assert_eq!(pool.take(16 << 20)[0], 7, "the buffer must be reused");
+        assert_eq!(pool.take(16 << 20)[0], 7, "the recycled buffer keeps its content");
     }
 }

@@ -1,7 +1,6 @@
-//! One connection as a caller sees it.
+//! [`TransportClient`], the handle of one connection for callers and handlers.
 
-mod future;
-mod read;
+mod request_future;
 mod shared_connection;
 
 use std::fmt;
@@ -12,7 +11,9 @@ use std::task::Poll;
 
 use bytes::Bytes;
 
-pub use future::{ChunkFuture, MergedBlockMetaFuture, RequestFuture, RpcFuture, StreamFuture};
+pub use request_future::{
+    ChunkFuture, MergedBlockMetaFuture, RequestFuture, RpcFuture, StreamFuture,
+};
 pub use shared_connection::ConnectionId;
 pub(crate) use shared_connection::SharedConnection;
 
@@ -25,28 +26,39 @@ use crate::session::{ByteFilter, CloseRequest, FilterPair, RequestKey, Response,
 #[path = "client_tests.rs"]
 mod tests;
 
-/// A handle on one connection: sends requests to the peer (transport 5). Cheap to clone.
+/// A handle of one connection that sends requests to the peer (Spark's `TransportClient`).
 ///
-/// Connections are symmetric: a server's handlers get a client too, with which they call back over
-/// the same connection.
+/// Cloning is cheap. Connections are symmetric: a server's handler also gets a client, and sends
+/// requests to the peer over the same connection.
 ///
-/// Every request is queued when the method is called, in the order of the calls; the future it
-/// returns only waits for the answer. Dropping that future frees its place: the answer to an RPC or
-/// upload is then ignored, a chunk or stream that still arrives is read and discarded. When the
-/// connection ends, every outstanding request fails.
+/// A method queues its request before it returns, so requests are sent in the order of the calls;
+/// the returned future only waits for the response. Dropping the future cancels the request on this
+/// side: the response of an RPC or upload is ignored, a chunk or stream is received and discarded.
+/// The peer is not notified. When the connection ends, all pending requests fail.
 ///
-/// Handlers are told of a connection before its peer has authenticated, if it is to: until then
-/// ([`client_id`](Self::client_id) is not set) all requests over their handles fail with kind
-/// [`Refused`](ErrorKind::Refused).
+/// A request fails at once with kind [`Limit`](ErrorKind::Limit) while the write queue holds
+/// `spark.<module>.io.maxWriteQueueSize` bytes or more (file bodies do not count).
+/// [`ready`](Self::ready) waits for capacity.
 ///
-/// Requests are refused with kind [`Limit`](ErrorKind::Limit) while
-/// `spark.<module>.io.maxWriteQueueSize` bytes or more wait to be written (files do not count);
-/// [`ready`](Self::ready) waits until there is room.
+/// If peers must authenticate, a handler's [`on_connected`](crate::RpcHandler::on_connected) runs
+/// before that. Until [`client_id`](Self::client_id) is set, requests of handlers fail with kind
+/// [`InvalidState`](ErrorKind::InvalidState).
 ///
-/// A connection that was opened by a factory ends when it is closed, when its factory is closed, or
-/// when the last handle (the pool's, for a pooled one) and the last future and stream body are
-/// dropped; what was queued before is still written. Handles that a server's handlers get never
-/// keep a connection open, and dropping them does not close it.
+/// A connection that a factory opened is closed by [`close`](Self::close), with its factory if it is
+/// pooled, or when its last handle, future and stream body are dropped; queued messages are still
+/// written. A `TransportClient` that is passed to a server's handler does not keep the connection
+/// open, and dropping it does not close the connection.
+///
+/// ```
+/// use network_common::{BoxError, TransportClient};
+///
+/// async fn greet(client: &TransportClient) -> Result<(), BoxError> {
+///     client.send("a one-way message")?;
+///     let reply = client.send_rpc("a request").await?;
+///     println!("{} replied with {} bytes", client.peer_addr(), reply.len());
+///     Ok(())
+/// }
+/// ```
 #[derive(Clone)]
 pub struct TransportClient(Arc<ClientInner>);
 
@@ -64,16 +76,17 @@ impl Drop for ClientInner {
 }
 
 impl TransportClient {
-    /// The handle of an outgoing connection: the last one closes it.
+    /// Returns the handle of an outgoing connection; dropping the last clone closes it.
     pub(crate) fn outgoing(shared: Arc<SharedConnection>) -> Self {
         Self(Arc::new(ClientInner { shared, closes_on_drop: true }))
     }
 
-    /// The handle of an accepted connection.
+    /// Returns the handle of an accepted connection, which does not close it.
     pub(crate) fn accepted(shared: Arc<SharedConnection>) -> Self {
         Self(Arc::new(ClientInner { shared, closes_on_drop: false }))
     }
 
+    /// Returns the state that the handles share with the driver.
     pub(crate) fn shared(&self) -> &Arc<SharedConnection> {
         &self.0.shared
     }
@@ -87,69 +100,88 @@ impl TransportClient {
         RequestFuture::new(self, queued, extract)
     }
 
-    /// Handlers say nothing to a stranger, whom only bootstraps talk to.
+    /// Checks that the peer is authenticated, if it must be; outgoing handles may send before.
     fn check_can_send(&self) -> Result<(), TransportError> {
         if self.0.closes_on_drop || !self.0.shared.is_peer_unauthenticated() {
             return Ok(());
         }
         let peer = self.peer_addr();
-        let text = format!("{peer} has not proved yet who it is: nothing is sent to it before");
-        Err(TransportError::new(ErrorKind::Refused, text).with_peer(peer))
+        let text = format!("cannot send to {peer} before it is authenticated");
+        Err(TransportError::new(ErrorKind::InvalidState, text).with_peer(peer))
     }
 
-    /// Asks the peer's [`RpcHandler`](crate::RpcHandler); the answer is its reply.
+    /// Sends an RPC to the peer's [`RpcHandler`](crate::RpcHandler); completes with its reply.
     ///
     /// # Errors
-    /// [`Remote`](ErrorKind::Remote): the handler failed. [`Closed`](ErrorKind::Closed),
-    /// [`Timeout`](ErrorKind::Timeout), [`Io`](ErrorKind::Io), [`Protocol`](ErrorKind::Protocol):
-    /// the connection ended. [`Limit`](ErrorKind::Limit): too much waits to be written, or the body
-    /// does not fit into a frame.
+    /// - [`Remote`](ErrorKind::Remote): the handler failed.
+    /// - [`Closed`](ErrorKind::Closed), [`Timeout`](ErrorKind::Timeout), [`Io`](ErrorKind::Io),
+    ///   [`Protocol`](ErrorKind::Protocol): the connection ended.
+    /// - [`Limit`](ErrorKind::Limit): the write queue is full, or the body is larger than a frame.
+    /// - [`InvalidState`](ErrorKind::InvalidState): the peer is not authenticated yet.
+    ///
+    /// [`is_retryable`](TransportError::is_retryable) returns whether the request may be repeated.
+    ///
+    /// # Cancel safety
+    /// Dropping the future cancels the request on this side; the peer may execute it.
     pub fn send_rpc(&self, body: impl Into<Bytes>) -> RpcFuture {
         let mut body = body.into();
         self.request(Response::into_body, |session| session.send_rpc(&mut body))
     }
 
-    /// Sends a message that is never answered. It may be lost when the connection ends.
+    /// Queues a one-way message, which is lost if the connection ends before it is written.
     ///
     /// # Errors
-    /// [`Closed`](ErrorKind::Closed) or [`Limit`](ErrorKind::Limit); nothing was queued then.
+    /// The connection has ended, or kind [`Limit`](ErrorKind::Limit) or
+    /// [`InvalidState`](ErrorKind::InvalidState). The message was not queued.
     pub fn send(&self, body: impl Into<Bytes>) -> Result<(), TransportError> {
         let mut body = body.into();
         self.check_can_send()?;
         self.0.shared.update(|session| session.send_one_way(&mut body))
     }
 
-    /// Fetches one chunk of a stream that the peer has registered, into memory.
+    /// Fetches one chunk of a registered stream of the peer into memory.
     ///
-    /// The buffer may be a recycled one of the context: it returns there when the last slice of it
-    /// is dropped.
+    /// The memory may belong to the context's buffer pool; it returns there when the last slice of
+    /// it is dropped.
     ///
     /// # Errors
-    /// [`ChunkFetchFailure`](ErrorKind::ChunkFetchFailure): the peer could not serve it.
-    /// [`Refused`](ErrorKind::Refused): the same chunk is being fetched over this connection, or
-    /// its abandoned fetch is still unanswered. Otherwise as [`send_rpc`](Self::send_rpc).
+    /// - [`ChunkFetchFailure`](ErrorKind::ChunkFetchFailure): the peer could not serve the chunk.
+    /// - [`AlreadyPending`](ErrorKind::AlreadyPending): this connection has no response yet to an
+    ///   earlier fetch of the chunk, which may be cancelled.
+    /// - Otherwise as [`send_rpc`](Self::send_rpc).
+    ///
+    /// # Cancel safety
+    /// As [`send_rpc`](Self::send_rpc); the chunk is received and discarded.
     pub fn fetch_chunk(&self, stream_id: i64, chunk_index: i32) -> ChunkFuture {
         self.request(Response::into_body, |session| session.fetch_chunk(stream_id, chunk_index))
     }
 
-    /// Asks for a whole stream by name; yields its body as soon as the peer begins to send it.
+    /// Requests a whole stream by name; completes when its body begins to arrive.
     ///
-    /// While nobody reads the [`StreamBody`](crate::StreamBody), the whole connection stalls.
+    /// The connection stops reading while the buffer of the [`StreamBody`](crate::StreamBody) is
+    /// full, so later responses wait until the body is read or dropped.
     ///
     /// # Errors
-    /// [`StreamFailure`](ErrorKind::StreamFailure): the peer could not serve it. Otherwise as
-    /// [`send_rpc`](Self::send_rpc).
+    /// - [`StreamFailure`](ErrorKind::StreamFailure): the peer could not serve the stream.
+    /// - Otherwise as [`send_rpc`](Self::send_rpc).
+    ///
+    /// # Cancel safety
+    /// As [`send_rpc`](Self::send_rpc); the stream is received and discarded.
     pub fn stream(&self, stream_id: &str) -> StreamFuture {
         self.request(Response::into_stream, |session| session.stream(stream_id))
     }
 
-    /// An RPC with data of any size, which the peer's
-    /// [`receive_stream`](crate::RpcHandler::receive_stream) reads as it arrives; the answer is
-    /// what that returns.
+    /// Sends an RPC with data of any size; completes with the peer's reply.
+    ///
+    /// The peer's [`receive_stream`](crate::RpcHandler::receive_stream) reads the data while it
+    /// arrives.
     ///
     /// # Errors
-    /// [`Io`](ErrorKind::Io): the data could not be read. Otherwise as
-    /// [`send_rpc`](Self::send_rpc).
+    /// - [`Io`](ErrorKind::Io): the data could not be read, or the connection ended.
+    /// - Otherwise as [`send_rpc`](Self::send_rpc).
+    ///
+    /// # Cancel safety
+    /// As [`send_rpc`](Self::send_rpc); the data is still sent.
     pub fn upload_stream(
         &self,
         meta: impl Into<Bytes>,
@@ -159,9 +191,12 @@ impl TransportClient {
         self.request(Response::into_body, |session| session.upload(&mut meta, &data))
     }
 
-    /// Asks which map outputs the chunks of a merged shuffle block hold (peers of 3.2 and later).
+    /// Requests the map ids in each chunk of a merged shuffle block (Spark 3.2 and later).
     ///
     /// # Errors
+    /// As [`send_rpc`](Self::send_rpc).
+    ///
+    /// # Cancel safety
     /// As [`send_rpc`](Self::send_rpc).
     pub fn merged_block_meta(
         &self,
@@ -181,10 +216,13 @@ impl TransportClient {
         self.request(Response::into_meta, |session| session.merged_block_meta(request))
     }
 
-    /// Waits until the write queue takes another request, of any size. Cancel safe.
+    /// Waits until the write queue has capacity for a request of any size.
     ///
     /// # Errors
     /// The reason why the connection ended.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
     pub async fn ready(&self) -> Result<(), TransportError> {
         std::future::poll_fn(|context| {
             let mut session = self.0.shared.session.lock();
@@ -200,70 +238,77 @@ impl TransportClient {
         .await
     }
 
-    /// Requests that have no answer yet, abandoned chunks and streams included.
+    /// Returns the number of requests without a response, with cancelled chunks and streams.
     #[doc(alias = "numOutstandingRequests")]
+    #[must_use]
     pub fn pending_requests(&self) -> usize {
         self.0.shared.session.lock().requests.len()
     }
 
-    /// False from the moment the connection is known to have ended, is being closed, or has timed
-    /// out.
+    /// Returns whether the connection is open and was not marked with [`time_out`](Self::time_out).
+    #[must_use]
     pub fn is_active(&self) -> bool {
         self.0.shared.active.load(Ordering::Acquire)
     }
 
-    /// Counts as a request for the idle clock, so that a connection just taken from the pool is not
-    /// closed as idle. Returns whether it is still active.
+    /// Restarts the idle timeout; returns whether the connection is still active.
     pub(crate) fn mark_used(&self) -> bool {
         let mut session = self.0.shared.session.lock();
         session.has_new_request = true;
         self.is_active() && session.is_open()
     }
 
-    /// Marks the connection as unusable for the pool and nothing else: requests go on (Spark's
-    /// `timeOut`).
+    /// Removes the connection from the pool (Spark's `TransportClient.timeOut`).
+    ///
+    /// The connection stays open, and its requests continue.
     pub fn time_out(&self) {
         self.0.shared.deactivate();
     }
 
-    /// Address of the peer.
+    /// Returns the socket address of the peer.
+    #[must_use]
     pub fn peer_addr(&self) -> SocketAddr {
         self.0.shared.peer
     }
 
-    /// Address of this end.
+    /// Returns the socket address of this side.
+    #[must_use]
     pub fn local_addr(&self) -> SocketAddr {
         self.0.shared.local
     }
 
-    /// The connection's name in this process: equal for all handles of one connection.
+    /// Returns the id of the connection, which is the same for all its handles.
+    #[must_use]
     pub fn id(&self) -> ConnectionId {
         self.0.shared.id
     }
 
-    /// Who the peer proved to be, once a bootstrap has set it.
+    /// Returns the authenticated application id of the peer, once a bootstrap has set it.
+    #[must_use]
     pub fn client_id(&self) -> Option<&str> {
         self.0.shared.client_id.get().map(String::as_str)
     }
 
-    /// Records who the peer proved to be; for bootstraps.
+    /// Sets the authenticated application id of the peer; for bootstraps.
     ///
     /// # Errors
-    /// [`Refused`](ErrorKind::Refused) when it is set already: an identity does not change.
+    /// [`InvalidState`](ErrorKind::InvalidState) if it is already set.
     pub fn set_client_id(&self, id: impl Into<String>) -> Result<(), TransportError> {
         self.0.shared.set_client_id(id.into())
     }
 
-    /// From here on every byte of the connection passes through these filters, in both directions;
-    /// for bootstraps.
+    /// Passes all further bytes of the connection through two filters; for bootstraps.
     ///
-    /// RPCs and answers that are queued already are sent as they are, so an answer that ends a
-    /// handshake is queued first; no chunk, stream or upload may be queued. They are installed by a
-    /// client's bootstrap, or on a server by a handler's `receive` before it returns: then `open`
-    /// gets exactly the bytes behind the last answer or request of the handshake.
+    /// `seal` transforms the bytes that are sent, `open` those that are received. RPCs and responses
+    /// that are already queued are sent unfiltered, so the last response of a handshake is queued
+    /// first. No chunk, stream or upload may be queued.
+    ///
+    /// Call this in a client's bootstrap or, on a server, in a handler's `receive` before it
+    /// returns. Then `open` starts with the first byte behind the last response or request of the
+    /// handshake.
     ///
     /// # Errors
-    /// [`Refused`](ErrorKind::Refused): this connection has filters.
+    /// [`InvalidState`](ErrorKind::InvalidState) if the connection already has filters.
     pub fn install_filters(
         &self,
         seal: Box<dyn ByteFilter>,
@@ -276,24 +321,28 @@ impl TransportClient {
         })
     }
 
-    /// Ends the connection: new requests are refused, what is queued is written (for at most 10 s),
-    /// then outstanding requests fail with kind [`Closed`](ErrorKind::Closed). Returns at once; see
-    /// [`closed`](Self::closed).
+    /// Closes the connection after the write queue is flushed, which takes at most 10 s.
+    ///
+    /// New requests fail at once. After the flush pending requests fail with kind
+    /// [`Closed`](ErrorKind::Closed). Returns immediately; [`closed`](Self::closed) waits.
     pub fn close(&self) {
         self.0.shared.close(CloseRequest::AfterFlush(TransportError::closed(self.peer_addr())));
     }
 
-    /// Resolves when the connection is gone, with the reason. Cancel safe.
+    /// Waits for the end of the connection; returns the reason.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
     pub async fn closed(&self) -> TransportError {
         let shared = &self.0.shared;
         loop {
-            let mut ended = std::pin::pin!(shared.closed_notify.notified());
-            // From here on the end is noticed, so it cannot slip in between.
-            ended.as_mut().enable();
+            let mut notified = std::pin::pin!(shared.closed_notify.notified());
+            // Registered before the check, so that an end after the check is not missed.
+            notified.as_mut().enable();
             if let Some(error) = shared.session.lock().close_reason() {
                 return error.clone();
             }
-            ended.await;
+            notified.await;
         }
     }
 }

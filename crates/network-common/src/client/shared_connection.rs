@@ -1,4 +1,6 @@
-//! What the handles of a connection, its driver and its callbacks have in common.
+//! [`SharedConnection`]: the session of a connection behind its lock, and its atomic flags.
+//!
+//! The handles, the driver and the reply callbacks of a connection share it.
 
 use std::net::SocketAddr;
 use std::sync::OnceLock;
@@ -10,32 +12,40 @@ use tokio::sync::Notify;
 use crate::error::{ErrorKind, TransportError};
 use crate::session::{CloseRequest, FilterPair, Session};
 
-/// Names one connection, unique in this process.
+/// Identifies one connection within this process.
+///
+/// ```
+/// use network_common::TransportClient;
+///
+/// fn is_same_connection(one: &TransportClient, other: &TransportClient) -> bool {
+///     one.id() == other.id()
+/// }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ConnectionId(u64);
 
-/// One connection, shared by its handles, its driver and the callbacks that answer over it.
+/// The state of one connection that its handles, driver and callbacks share.
 #[derive(Debug)]
 pub(crate) struct SharedConnection {
     pub(crate) session: Mutex<Session>,
     pub(crate) peer: SocketAddr,
     pub(crate) local: SocketAddr,
     pub(super) id: ConnectionId,
-    /// False from the moment the connection is known to be of no more use.
+    /// False once the connection is being closed, has ended or was marked as timed out.
     pub(super) active: AtomicBool,
-    /// New requests of the peer fail, and the connection ends when the earlier ones are answered.
+    /// New requests of the peer fail; the connection is closed after its active requests.
     draining: AtomicBool,
-    /// The reader had better look whether the peer must wait.
+    /// The reader must check whether to pause reading.
     pub(crate) recheck_read_pause: AtomicBool,
-    /// Filters wait in the session for the reader.
+    /// The session holds new filters that the reader must install.
     pub(crate) filters_installed: AtomicBool,
     pub(super) client_id: OnceLock<String>,
-    /// A peer without client id may only send what a handshake needs.
-    awaits_identity: AtomicBool,
-    /// Tells those who wait for the end of the connection.
+    /// The peer is unauthenticated until `client_id` is set.
+    requires_authentication: AtomicBool,
+    /// Notified at the end of the connection.
     pub(crate) closed_notify: Notify,
-    /// Bytes read and written, for the idle clock.
-    pub(crate) moved: AtomicU64,
+    /// The number of bytes read and written, for the idle timer.
+    pub(crate) io_bytes: AtomicU64,
 }
 
 impl SharedConnection {
@@ -51,21 +61,23 @@ impl SharedConnection {
             recheck_read_pause: AtomicBool::new(false),
             filters_installed: AtomicBool::new(false),
             client_id: OnceLock::new(),
-            awaits_identity: AtomicBool::new(false),
+            requires_authentication: AtomicBool::new(false),
             closed_notify: Notify::new(),
-            moved: AtomicU64::new(0),
+            io_bytes: AtomicU64::new(0),
         }
     }
 
+    /// Marks the connection as unusable for the pool.
     pub(crate) fn deactivate(&self) {
         self.active.store(false, Ordering::Release);
     }
 
-    pub(crate) fn mark_active(&self, bytes: usize) {
-        self.moved.fetch_add(bytes as u64, Ordering::Relaxed);
+    /// Counts bytes read or written.
+    pub(crate) fn count_io_bytes(&self, bytes: usize) {
+        self.io_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
-    /// Changes the session and wakes the driver if it sleeps.
+    /// Changes the session under its lock, then wakes the driver if it sleeps.
     pub(crate) fn update<T>(&self, change: impl FnOnce(&mut Session) -> T) -> T {
         let mut session = self.session.lock();
         let result = change(&mut session);
@@ -77,38 +89,38 @@ impl SharedConnection {
         result
     }
 
-    /// From here on the peer is a stranger until it has a client id.
+    /// Treats the peer as unauthenticated until it has a client id.
     #[cfg(feature = "auth")]
     pub(crate) fn require_authentication(&self) {
-        self.awaits_identity.store(true, Ordering::Relaxed);
+        self.requires_authentication.store(true, Ordering::Relaxed);
     }
 
     pub(super) fn set_client_id(&self, id: String) -> Result<(), TransportError> {
         self.client_id.set(id).map_err(|id| {
             let text = format!(
-                "client id '{id}' refused: the connection to {} has one already",
+                "cannot set the client id '{id}': the connection to {} already has one",
                 self.peer
             );
-            TransportError::new(ErrorKind::Refused, text).with_peer(self.peer)
+            TransportError::new(ErrorKind::InvalidState, text).with_peer(self.peer)
         })
     }
 
-    /// The reader learns of them under the session's lock: what it takes in afterwards is theirs.
+    /// Installs filters while the session is locked, so that the reader filters all later bytes.
     pub(super) fn install_filters(
         &self,
         session: &mut Session,
         filters: FilterPair,
     ) -> Result<(), TransportError> {
         if !session.install_filters(filters) {
-            let text = format!("filters refused: the connection to {} has some already", self.peer);
-            return Err(TransportError::new(ErrorKind::Refused, text).with_peer(self.peer));
+            let text =
+                format!("cannot install filters: the connection to {} already has some", self.peer);
+            return Err(TransportError::new(ErrorKind::InvalidState, text).with_peer(self.peer));
         }
         self.filters_installed.store(true, Ordering::Release);
         Ok(())
     }
 
-    /// The peer is no stranger any more, and all that follows passes through filters, if there are
-    /// some: both at once, so that nothing is sent or read in between.
+    /// Sets the client id and the filters in one step, so that no byte is sent in between.
     #[cfg(feature = "auth")]
     pub(crate) fn set_authenticated(
         &self,
@@ -123,26 +135,30 @@ impl SharedConnection {
         })
     }
 
+    /// Returns whether the peer must authenticate and has not yet.
     pub(crate) fn is_peer_unauthenticated(&self) -> bool {
-        self.awaits_identity.load(Ordering::Relaxed) && self.client_id.get().is_none()
+        self.requires_authentication.load(Ordering::Relaxed) && self.client_id.get().is_none()
     }
 
-    /// Whether client bootstraps are running.
+    /// Sets whether client bootstraps are running.
     pub(crate) fn set_bootstrapping(&self, running: bool) {
         self.update(|session| session.is_bootstrapping = running);
     }
 
+    /// Rejects new requests; the driver closes the connection after its active requests.
     pub(crate) fn drain(&self) {
         self.draining.store(true, Ordering::Release);
         self.update(|_| ());
     }
 
+    /// Returns whether [`drain`](Self::drain) was called.
     pub(crate) fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Acquire)
     }
 
-    pub(crate) fn close(&self, closing: CloseRequest) {
+    /// Requests the end of the connection.
+    pub(crate) fn close(&self, request: CloseRequest) {
         self.deactivate();
-        self.update(|session| session.close(closing));
+        self.update(|session| session.close(request));
     }
 }

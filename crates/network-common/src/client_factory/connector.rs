@@ -1,13 +1,11 @@
-//! Making one connection.
+//! [`Connector`]: opens one connection and runs its bootstraps.
 
 use std::io;
-use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures::FutureExt;
-use tokio::net::{TcpSocket, TcpStream, lookup_host};
 use tracing::Instrument;
 
 use crate::address::PeerAddress;
@@ -15,14 +13,12 @@ use crate::client::TransportClient;
 use crate::connection::{ConnectionDriver, ConnectionResources, Handshaker};
 use crate::error::{ErrorKind, TransportError};
 use crate::handler::{RpcHandler, TransportClientBootstrap};
-use crate::net::{IoStream, socket_options};
+use crate::net::dial;
 
-/// Resolving that takes longer is worth a warning.
-const SLOW_LOOKUP: Duration = Duration::from_secs(2);
-
+/// Opens connections for one client factory.
 pub(super) struct Connector {
     resources: Arc<ConnectionResources>,
-    /// An error: settings that ask for security cannot be met.
+    /// The error if the settings of TLS cannot be used.
     security: Result<Option<Arc<dyn Handshaker>>, TransportError>,
     handler: Arc<dyn RpcHandler>,
     bootstraps: Vec<Arc<dyn TransportClientBootstrap>>,
@@ -46,6 +42,7 @@ impl Connector {
         self.resources.conf.retry_wait()
     }
 
+    /// Opens a connection; counts a failure.
     pub(super) async fn connect(
         &self,
         address: &PeerAddress,
@@ -58,42 +55,46 @@ impl Connector {
     }
 
     async fn try_connect(&self, address: &PeerAddress) -> Result<TransportClient, TransportError> {
-        let failed = |error: io::Error| {
-            TransportError::new(
-                ErrorKind::Connect,
-                format!("Failed to connect to {address}: {error}"),
-            )
-            .with_peer(address)
-            .with_source(error)
+        let connect_error = |error: io::Error| {
+            TransportError::new(ErrorKind::Connect, format!("Failed to connect to {address}"))
+                .with_peer(address)
+                .with_source(error)
         };
+        let ConnectionResources { conf, network, .. } = &*self.resources;
         let security = self.security.as_ref().map_err(Clone::clone)?;
-        let stream = match self.resources.conf.connection_creation_timeout() {
-            None => self.dial(address).await.map_err(failed)?,
-            Some(limit) => tokio::time::timeout(limit, self.dial(address))
-                .await
-                .map_err(|elapsed| {
-                    let setting = self.resources.conf.setting_name("io.connectionCreationTimeout");
-                    let text = format!(
-                        "Connecting to {address} timed out ({} ms). This timeout is controlled by {setting}",
-                        limit.as_millis()
-                    );
-                    TransportError::new(ErrorKind::ConnectTimeout, text)
-                        .with_peer(address)
-                        .with_source(elapsed)
-                })?
-                .map_err(failed)?,
+        let dialled = dial(address, conf, network.as_ref());
+        let stream = match conf.connection_creation_timeout() {
+            None => dialled.await,
+            Some(timeout) => tokio::time::timeout(timeout, dialled).await.map_err(|elapsed| {
+                let setting = conf.setting_name("io.connectionCreationTimeout");
+                let millis = timeout.as_millis();
+                let message = format!(
+                    "Connecting to {address} timed out ({millis} ms). This timeout is controlled by \
+                     {setting}"
+                );
+                TransportError::new(ErrorKind::ConnectTimeout, message)
+                    .with_peer(address)
+                    .with_source(elapsed)
+            })?,
         };
-        let mut connection =
-            ConnectionDriver::new(stream, Arc::clone(&self.handler), Arc::clone(&self.resources))
-                .map_err(failed)?;
+        let mut connection = ConnectionDriver::new(
+            stream.map_err(connect_error)?,
+            Arc::clone(&self.handler),
+            Arc::clone(&self.resources),
+        )
+        .map_err(connect_error)?;
         if let Some(security) = security
             && let Err(error) = connection.handshake(&**security, address).await
         {
             connection.abort_handshake(&error).await;
-            return Err(error);
+            return Err(match error.kind() {
+                // No request was sent before the handshake.
+                ErrorKind::Io | ErrorKind::Closed => error.retryable(),
+                _ => error,
+            });
         }
         let client = TransportClient::outgoing(Arc::clone(connection.shared()));
-        // The first bootstrap's handler is the outermost.
+        // In reverse, so that the handler of the first bootstrap is the outermost.
         for bootstrap in self.bootstraps.iter().rev() {
             let handler =
                 bootstrap.wrap_handler(connection.client(), Arc::clone(connection.handler()));
@@ -103,50 +104,18 @@ impl Connector {
         let span = tracing::debug_span!("connection", peer = %address, side = "client");
         tokio::spawn(connection.run().instrument(span));
         for bootstrap in &self.bootstraps {
-            let bootstrapped = AssertUnwindSafe(async { bootstrap.do_bootstrap(&client).await });
-            let bootstrapped = bootstrapped.catch_unwind().await;
-            if let Err(error) = bootstrapped.unwrap_or_else(|_| Err("it panicked".into())) {
+            let do_bootstrap = AssertUnwindSafe(async { bootstrap.do_bootstrap(&client).await });
+            let result = do_bootstrap.catch_unwind().await;
+            if let Err(error) = result.unwrap_or_else(|_| Err("the bootstrap panicked".into())) {
                 client.close();
-                let text = format!("bootstrap of the connection to {address} failed: {error}");
-                return Err(TransportError::new(ErrorKind::Bootstrap, text)
+                let message = format!("a bootstrap of the connection to {address} failed");
+                return Err(TransportError::new(ErrorKind::Bootstrap, message)
                     .with_peer(address)
                     .with_source(error));
             }
         }
         client.shared().set_bootstrapping(false);
-        tracing::debug!(peer = %address, "connected");
+        tracing::debug!(peer = %address, "opened a connection");
         Ok(client)
-    }
-
-    /// Tries the resolved addresses in turn.
-    async fn dial(&self, address: &PeerAddress) -> io::Result<IoStream> {
-        if let Some(network) = &self.resources.network {
-            return network
-                .connect(address.unbracketed_host(), address.port())
-                .map(IoStream::Memory);
-        }
-        let begun = Instant::now();
-        let addresses = lookup_host((address.unbracketed_host(), address.port())).await?;
-        if begun.elapsed() > SLOW_LOOKUP {
-            tracing::warn!(peer = %address, took = ?begun.elapsed(), "resolving a peer's name is slow");
-        }
-        let mut failure =
-            io::Error::new(io::ErrorKind::NotFound, "the name resolves to no address");
-        for address in addresses {
-            match self.dial_one(address).await {
-                Ok(stream) => return Ok(IoStream::Tcp(stream)),
-                Err(error) => failure = error,
-            }
-        }
-        Err(failure)
-    }
-
-    async fn dial_one(&self, address: SocketAddr) -> io::Result<TcpStream> {
-        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-        let conf = &self.resources.conf;
-        socket_options::configure_new(&socket, conf)?;
-        let stream = socket.connect(address).await?;
-        socket_options::configure_connected(&stream, conf, true)?;
-        Ok(stream)
     }
 }

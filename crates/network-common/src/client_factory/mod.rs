@@ -1,4 +1,4 @@
-//! The pool of outgoing connections.
+//! [`TransportClientFactory`]: the pool of outgoing connections.
 
 mod connector;
 mod pool_slot;
@@ -12,34 +12,50 @@ use parking_lot::Mutex;
 
 use self::connector::Connector;
 use self::pool_slot::PoolSlot;
-use crate::address::PeerAddress;
+use crate::address::{IntoPeerAddress, PeerAddress};
 use crate::client::TransportClient;
 use crate::connection::{ConnectionResources, Handshaker};
 use crate::error::{ErrorKind, TransportError};
 use crate::handler::{RpcHandler, TransportClientBootstrap};
 
-/// Opens connections and shares them: at most `spark.<module>.io.numConnectionsPerPeer` per address
-/// (transport 4).
+/// Opens connections and pools them (Spark's `TransportClientFactory`).
 ///
-/// Cheap to clone. Its pooled connections are closed by [`close`](Self::close), or when the last
-/// clone is dropped; unmanaged ones belong to their caller.
+/// The pool holds at most `spark.<module>.io.numConnectionsPerPeer` connections per address.
+/// Cloning is cheap. [`close`](Self::close), or dropping the last clone, closes the pooled
+/// connections; an [unmanaged](Self::create_unmanaged_client) connection belongs to its caller.
+///
+/// ```
+/// use network_common::{NoOpRpcHandler, TransportConf, TransportContext};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), network_common::TransportError> {
+/// let context = TransportContext::new(TransportConf::new("rpc"), NoOpRpcHandler::new());
+/// let server = context.create_server("127.0.0.1:0").await?;
+/// let factory = context.create_client_factory();
+/// let first = factory.create_client(server.local_addr()).await?;
+/// let second = factory.create_client(("127.0.0.1", server.local_addr().port())).await?;
+/// assert_eq!(first.id(), second.id(), "one connection per address by default");
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct TransportClientFactory(Arc<FactoryInner>);
 
 struct FactoryInner {
     connector: Arc<Connector>,
-    /// `None` once closed.
+    /// `None` after `close`.
     pools: Mutex<Option<HashMap<PeerAddress, Arc<Pool>>>>,
 }
 
 /// The connections to one address.
 struct Pool {
     slots: Vec<PoolSlot>,
+    /// When the last attempt failed; `None` after a successful one.
     last_failure: Mutex<Option<Instant>>,
 }
 
 impl Pool {
-    /// Whether it holds a connection, an attempt, or a failure that is younger than `window`.
+    /// Returns whether there is a connection, an attempt, or a failure within `window`.
     fn is_occupied(&self, window: Duration) -> bool {
         self.last_failure.lock().is_some_and(|last| last.elapsed() < window)
             || self.slots.iter().any(PoolSlot::is_occupied)
@@ -57,65 +73,79 @@ impl TransportClientFactory {
         Self(Arc::new(FactoryInner { connector, pools: Mutex::new(Some(HashMap::new())) }))
     }
 
-    /// A connection to `address` from the pool: one of its slots, drawn at random, which is
-    /// connected first if it is empty or its connection has ended.
+    /// Returns a pooled connection to `address`; connects first if its slot has none.
     ///
-    /// Callers that meet in one slot share one attempt and its outcome; a slow address or slot does
-    /// not hold up others. Cancel safe: the attempt goes on for those who still wait.
+    /// The address has one slot per connection that its pool may hold; one is selected at random.
+    /// Callers that select the same slot share one connection attempt and its result. Other slots
+    /// and addresses do not wait for it.
     ///
     /// # Errors
-    /// [`Connect`](ErrorKind::Connect), [`ConnectTimeout`](ErrorKind::ConnectTimeout): naming the
-    /// address. [`Tls`](ErrorKind::Tls): TLS could not be agreed on. [`Config`](ErrorKind::Config):
-    /// its settings cannot be used. [`Bootstrap`](ErrorKind::Bootstrap): a bootstrap failed.
-    /// [`Closed`](ErrorKind::Closed): the factory is closed.
+    /// - [`InvalidAddress`](ErrorKind::InvalidAddress): the text is not of the form `host:port`.
+    /// - [`Connect`](ErrorKind::Connect), [`ConnectTimeout`](ErrorKind::ConnectTimeout),
+    ///   [`Io`](ErrorKind::Io): no connection could be opened.
+    /// - [`Tls`](ErrorKind::Tls): the TLS handshake failed.
+    /// - [`Config`](ErrorKind::Config): the settings of TLS cannot be used.
+    /// - [`Bootstrap`](ErrorKind::Bootstrap): a bootstrap failed.
+    /// - [`Closed`](ErrorKind::Closed): the factory is closed.
+    ///
+    /// # Cancel safety
+    /// Cancel safe. The attempt continues in the background, for the other callers and the pool.
     pub async fn create_client(
         &self,
-        address: impl Into<PeerAddress>,
+        address: impl IntoPeerAddress,
     ) -> Result<TransportClient, TransportError> {
-        self.get(address.into(), false).await
+        self.get_or_connect(address.into_peer_address()?, false).await
     }
 
-    /// The same, but fails at once, with kind [`FastFail`](ErrorKind::FastFail), if connecting to
-    /// this address has failed less than 95 % of `spark.<module>.io.retryWait` ago.
+    /// Does the same as [`create_client`](Self::create_client), but fails fast after a failure.
+    ///
+    /// Fails without an attempt if the last one to this address failed less than 95 % of
+    /// `spark.<module>.io.retryWait` ago.
     ///
     /// # Errors
-    /// Those of [`create_client`](Self::create_client) too.
+    /// [`FastFail`](ErrorKind::FastFail), or as [`create_client`](Self::create_client).
+    ///
+    /// # Cancel safety
+    /// Cancel safe, as [`create_client`](Self::create_client).
     pub async fn create_client_fast_fail(
         &self,
-        address: impl Into<PeerAddress>,
+        address: impl IntoPeerAddress,
     ) -> Result<TransportClient, TransportError> {
-        self.get(address.into(), true).await
+        self.get_or_connect(address.into_peer_address()?, true).await
     }
 
-    /// A connection of the caller's own: not pooled, closed when its last handle is dropped. Cancel
-    /// safe.
+    /// Opens a connection that is not pooled; it is closed when its last handle is dropped.
     ///
     /// # Errors
-    /// Those of [`create_client`](Self::create_client).
+    /// As [`create_client`](Self::create_client).
+    ///
+    /// # Cancel safety
+    /// Cancel safe: dropping the future closes the connection.
     pub async fn create_unmanaged_client(
         &self,
-        address: impl Into<PeerAddress>,
+        address: impl IntoPeerAddress,
     ) -> Result<TransportClient, TransportError> {
-        let address = address.into();
+        let address = address.into_peer_address()?;
         if self.0.pools.lock().is_none() {
             return Err(closed_error(&address));
         }
         self.0.connector.connect(&address).await
     }
 
-    /// Closes the pooled connections. Later calls fail; attempts under way are closed as soon as
-    /// they succeed.
+    /// Closes the pooled connections.
+    ///
+    /// Later calls of the `create_` methods fail. A connection that is being opened is closed when
+    /// the attempt has succeeded.
     pub fn close(&self) {
         self.0.close();
     }
 
-    async fn get(
+    async fn get_or_connect(
         &self,
         address: PeerAddress,
         fast_fail: bool,
     ) -> Result<TransportClient, TransportError> {
         let pool = self.pool(&address)?;
-        // A lone slot needs no dice.
         let slot = match pool.slots.len() {
             1 => 0,
             count => rand::random_range(0..count),
@@ -126,27 +156,28 @@ impl TransportClientFactory {
         if fast_fail {
             self.check_fast_fail(&pool, &address)?;
         }
-        let (connector, for_failures) = (Arc::clone(&self.0.connector), Arc::clone(&pool));
+        let (connector, attempt_pool) = (Arc::clone(&self.0.connector), Arc::clone(&pool));
         let target = address.clone();
-        let connected = pool.slots[slot]
+        let client = pool.slots[slot]
             .connect(move || async move {
                 let result = connector.connect(&target).await;
                 match &result {
-                    Ok(_) => *for_failures.last_failure.lock() = None,
-                    // A bootstrap that fails says nothing about the address.
+                    Ok(_) => *attempt_pool.last_failure.lock() = None,
+                    // The address itself accepted the connection.
                     Err(error) if error.kind() == ErrorKind::Bootstrap => {}
-                    Err(_) => *for_failures.last_failure.lock() = Some(Instant::now()),
+                    Err(_) => *attempt_pool.last_failure.lock() = Some(Instant::now()),
                 }
                 result
             })
             .await?;
         if self.0.pools.lock().is_none() {
-            connected.close();
+            client.close();
             return Err(closed_error(&address));
         }
-        Ok(connected)
+        Ok(client)
     }
 
+    /// Returns the pool of `address`, which is created if necessary.
     fn pool(&self, address: &PeerAddress) -> Result<Arc<Pool>, TransportError> {
         let mut pools = self.0.pools.lock();
         let pools = pools.as_mut().ok_or_else(|| closed_error(address))?;
@@ -154,7 +185,7 @@ impl TransportClientFactory {
             return Ok(Arc::clone(pool));
         }
         if pools.len() == pools.capacity() {
-            // Before it grows: addresses that are gone must not add up.
+            // Before the map grows, the pools of addresses that are no longer used are removed.
             let window = self.0.connector.retry_wait();
             pools.retain(|_, pool| Arc::strong_count(pool) > 1 || pool.is_occupied(window));
         }
@@ -167,8 +198,8 @@ impl TransportClientFactory {
 
     fn check_fast_fail(&self, pool: &Pool, address: &PeerAddress) -> Result<(), TransportError> {
         let window: Duration = self.0.connector.retry_wait().mul_f64(0.95);
-        let failed = pool.last_failure.lock().map(|last| last.elapsed());
-        match failed {
+        let since_failure = pool.last_failure.lock().map(|last| last.elapsed());
+        match since_failure {
             Some(elapsed) if elapsed < window => Err(TransportError::new(
                 ErrorKind::FastFail,
                 format!(

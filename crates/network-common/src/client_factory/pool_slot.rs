@@ -1,4 +1,4 @@
-//! One place of a pool: a connection, or an attempt that everybody who meets here shares.
+//! [`PoolSlot`]: one connection of the pool, or the shared attempt to open it.
 
 use std::future::Future;
 
@@ -11,6 +11,7 @@ use crate::error::{ErrorKind, TransportError};
 
 type ConnectAttempt = Shared<BoxFuture<'static, Result<TransportClient, TransportError>>>;
 
+/// Holds one connection of the pool, or the attempt to open it.
 #[derive(Default)]
 pub(super) struct PoolSlot {
     state: Mutex<SlotState>,
@@ -23,15 +24,15 @@ struct SlotState {
 }
 
 impl PoolSlot {
-    /// The connection, if it can be used. It counts as just used, so that the idle clock does not
-    /// close it meanwhile.
+    /// Returns the connection if it is active, and restarts its idle timeout.
     pub(super) fn active_client(&self) -> Option<TransportClient> {
         let client = self.state.lock().client.clone()?;
         client.mark_used().then_some(client)
     }
 
-    /// The connection, made by `connect` unless somebody is at it already. The attempt runs on a
-    /// task of its own: it does not end with the caller that began it.
+    /// Returns the connection, after a call of `connect` or the attempt of another caller.
+    ///
+    /// The attempt runs on a task of its own, so it continues if its caller is dropped.
     pub(super) async fn connect<C, F>(&self, connect: C) -> Result<TransportClient, TransportError>
     where
         C: FnOnce() -> F,
@@ -49,7 +50,8 @@ impl PoolSlot {
                     let task = tokio::spawn(connect());
                     let attempt = async move {
                         task.await.unwrap_or_else(|error| {
-                            let text = "connecting was cut off: the runtime shuts down";
+                            let text =
+                                "the connection attempt ended because its runtime was shut down";
                             Err(TransportError::new(ErrorKind::Closed, text).with_source(error))
                         })
                     };
@@ -62,12 +64,13 @@ impl PoolSlot {
         result
     }
 
-    /// Whether there is a connection that is not known to have ended, or an attempt.
+    /// Returns whether there is an active connection or an attempt.
     pub(super) fn is_occupied(&self) -> bool {
         let state = self.state.lock();
         state.attempt.is_some() || state.client.as_ref().is_some_and(TransportClient::is_active)
     }
 
+    /// Closes the connection. A running attempt is not cancelled.
     pub(super) fn close(&self) {
         let mut state = self.state.lock();
         state.finish_attempt();
@@ -79,13 +82,12 @@ impl PoolSlot {
 }
 
 impl SlotState {
-    /// Puts the outcome of a finished attempt in place; also of one whose callers have all gone.
+    /// Stores the result of an attempt that has finished.
     fn finish_attempt(&mut self) {
-        // Polled, not peeked at: when all callers have gone, nobody has taken the outcome out of
-        // its task yet.
-        if let Some(outcome) = self.attempt.clone().and_then(FutureExt::now_or_never) {
+        // Polls the task, because its output is still unread if all callers were dropped.
+        if let Some(result) = self.attempt.clone().and_then(FutureExt::now_or_never) {
             self.attempt = None;
-            self.client = outcome.ok();
+            self.client = result.ok();
         }
     }
 }

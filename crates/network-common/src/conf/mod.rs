@@ -1,4 +1,4 @@
-//! Settings of one module, under Spark's names and in Spark's units.
+//! [`TransportConf`], the settings of one module under Spark's names and in Spark's units.
 
 #[cfg(feature = "auth")]
 mod auth;
@@ -14,58 +14,62 @@ pub(crate) use self::auth::{AuthConf, CipherName};
 pub use self::tls::{TlsConf, TlsProtocol};
 pub use self::value_parser::{size as parse_size, time as parse_time};
 use crate::error::{ErrorKind, TransportError};
-use crate::protocol::MAX_FRAME_PAYLOAD;
 
-/// Typed view of the settings of one module ("rpc", "shuffle", "files", ...; transport 3).
+/// The largest payload of a frame in bytes: message type, header and the body in the frame.
 ///
-/// `<m>` stands for the module. Times are integers with a suffix us, ms, s, m, min, h or d, without
-/// one seconds; sizes are integers with b, k, m, g, t or p (binary; also kb, mb, ...), without one
-/// bytes.
+/// One byte less than 2^31 - 1, as in Spark's `TransportFrameDecoder`.
+pub const MAX_FRAME_PAYLOAD: u64 = (1 << 31) - 2;
+
+/// The settings of one module, such as `rpc`, `shuffle` or `files` (Spark's `TransportConf`).
+///
+/// `<m>` stands for the module. A time is an integer with a suffix us, ms, s, m, min, h or d;
+/// without a suffix it is in seconds. A size is an integer with a binary suffix b, k, m, g, t or p
+/// (also kb, mb, ...); without a suffix it is in bytes.
 ///
 /// | key | default | meaning |
 /// |---|---|---|
-/// | `spark.<m>.io.mode`, `spark.io.mode.default` | AUTO | NIO: portable calls only; EPOLL (Linux), KQUEUE (macOS), AUTO: with the system's own, as sendfile |
-/// | `spark.<m>.io.connectionTimeout` | `spark.network.timeout`, 120s | idle and request timeout of a connection; 0 or less: none |
-/// | `spark.<m>.io.connectionCreationTimeout` | connectionTimeout | limit for connecting; 0 or less: none |
+/// | `spark.<m>.io.mode`, `spark.io.mode.default` | AUTO | NIO: portable system calls only; EPOLL (Linux), KQUEUE (macOS) and AUTO: also those of the system, such as sendfile |
+/// | `spark.<m>.io.connectionTimeout` | `spark.network.timeout`, 120s | idle timeout and request timeout of a connection; 0 or less: none |
+/// | `spark.<m>.io.connectionCreationTimeout` | connectionTimeout | timeout for connecting; 0 or less: none |
 /// | `spark.<m>.io.backLog` | -1 | listen backlog; 0 or less: 1024 |
-/// | `spark.<m>.io.numConnectionsPerPeer` | 1 | pool size per address |
+/// | `spark.<m>.io.numConnectionsPerPeer` | 1 | connections in the pool per address |
 /// | `spark.<m>.io.receiveBuffer`, `.sendBuffer` | -1 | socket buffer sizes; 0 or less: the system's |
-/// | `spark.<m>.io.maxRetries`, `.retryWait` | 3, 5s | for block fetchers; 95 % of retryWait is the fast-fail window |
-/// | `spark.<m>.io.lazyFD` | true | open files when they are sent, not when they are answered |
+/// | `spark.<m>.io.maxRetries`, `.retryWait` | 3, 5s | retries of a block fetcher, and the wait between them; after a failed attempt, `create_client_fast_fail` fails at once for 95 % of retryWait |
+/// | `spark.<m>.io.lazyFD` | true | true: a file is opened when its body is sent; false: when the response is queued |
 /// | `spark.<m>.io.enableTcpKeepAlive` | false | keepalive on accepted sockets (outgoing ones always have it) |
-/// | `spark.shuffle.maxChunksBeingTransferred` | 2^63-1 | chunks and streams served at once per context; beyond it connections are closed |
+/// | `spark.shuffle.maxChunksBeingTransferred` | 2^63-1 | chunks and streams that the servers of a context transfer at once; a connection that requests more is closed |
 ///
-/// Authentication and encryption, with the feature `auth`, whose module tells which to choose;
-/// without it, the three that switch something on must not be true:
+/// Authentication and encryption need the feature `auth`; the documentation of its module compares
+/// the modes. Without the feature, `spark.authenticate`, `spark.network.crypto.enabled` and
+/// `spark.authenticate.enableSaslEncryption` must not be true:
 ///
 /// | key | default | meaning |
 /// |---|---|---|
 /// | `spark.authenticate` | false | peers must prove that they know the application's secret; see `TransportContext::with_auth` |
-/// | `spark.network.crypto.enabled` | false | by the auth engine (Spark 3.2 and later), then AES; otherwise by SASL DIGEST-MD5 |
-/// | `spark.network.crypto.authEngineVersion` | 1 | how the session key is derived; both ends must agree. 2 is the better one (Spark 3.5 and later) |
-/// | `spark.network.crypto.cipher` | AES/CTR/NoPadding | or AES/GCM/NoPadding, which alone detects changed bytes (Spark 4.1 and later) |
-/// | `spark.network.crypto.saslFallback` | false (Spark: true) | SASL when the peer does not speak the auth engine, or somebody on the path says so |
-/// | `spark.authenticate.enableSaslEncryption` | false | clients of SASL ask for encryption (feature `legacy-auth`) |
-/// | `spark.network.sasl.serverAlwaysEncrypt` | false | servers of SASL refuse clients that do not (feature `legacy-auth`) |
+/// | `spark.network.crypto.enabled` | false | true: the auth engine (Spark 3.2 and later), then AES; false: SASL DIGEST-MD5 |
+/// | `spark.network.crypto.authEngineVersion` | 1 | how the session key is derived; both peers must use the same. 2 is stronger (Spark 3.5 and later) |
+/// | `spark.network.crypto.cipher` | AES/CTR/NoPadding | or AES/GCM/NoPadding, which alone detects modified bytes (Spark 4.1 and later) |
+/// | `spark.network.crypto.saslFallback` | false (Spark: true) | use SASL if the peer rejects the auth engine; an attacker on the path can forge the rejection |
+/// | `spark.authenticate.enableSaslEncryption` | false | SASL clients request encryption (feature `legacy-auth`) |
+/// | `spark.network.sasl.serverAlwaysEncrypt` | false | SASL servers reject clients without encryption (feature `legacy-auth`) |
 /// | `spark.network.sasl.maxEncryptedBlockSize` | 64k | bytes per encrypted block of SASL |
-/// | `spark.network.auth.rpcTimeout` | `spark.<m>.sasl.timeout`, 30s | limit for each round trip of a client's handshake, and for the whole of a server's |
-/// | `spark.network.crypto.keyLength`, `.keyFactoryIterations` | 128, 1024 | of the auth engine before Spark 3.2 (feature `legacy-auth`) |
+/// | `spark.network.auth.rpcTimeout` | `spark.<m>.sasl.timeout`, 30s | timeout of each round trip of a client's handshake, and of a server's whole handshake |
+/// | `spark.network.crypto.keyLength`, `.keyFactoryIterations` | 128, 1024 | parameters of the auth engine before Spark 3.2 (feature `legacy-auth`) |
 ///
-/// These have no counterpart in Spark:
+/// These settings do not exist in Spark:
 ///
 /// | key | default | meaning |
 /// |---|---|---|
-/// | `spark.<m>.auth.maxHandshakes` | 1024 | connections of a context's servers that are not authenticated yet; more are refused |
-/// | `spark.network.crypto.legacyEngine` | false | clients speak the auth engine before Spark 3.2, servers accept it too (feature `legacy-auth`) |
-/// | `spark.<m>.io.maxRequestSize` | 256m | the longest request frame accepted from a peer (uploaded data does not count) |
-/// | `spark.<m>.io.maxWriteQueueSize` | 64m | bytes queued per connection before requests are refused and the peer's are no longer read |
-/// | `spark.<m>.io.tcpUserTimeout` | connectionTimeout | how long sent data may stay unacknowledged (Linux); 0 or less: the system's |
+/// | `spark.<m>.auth.maxHandshakes` | 1024 | unauthenticated connections of a context's servers; further connections are closed |
+/// | `spark.network.crypto.legacyEngine` | false | clients use the auth engine before Spark 3.2, servers also accept it (feature `legacy-auth`) |
+/// | `spark.<m>.io.maxRequestSize` | 256m | longest request frame that is accepted (uploaded data does not count) |
+/// | `spark.<m>.io.maxWriteQueueSize` | 64m | bytes in the write queue of a connection from which on new requests fail and the peer's requests are no longer read |
+/// | `spark.<m>.io.tcpUserTimeout` | connectionTimeout | time for which sent data may stay unacknowledged (Linux); 0 or less: the system's |
 ///
-/// `spark.ssl.rpc.*` is TLS, of all modules: see `TlsConf` (feature `tls`; without it
-/// `spark.ssl.rpc.enabled = true` is refused).
+/// `spark.ssl.rpc.*` are the TLS settings of all modules; see `TlsConf` (feature `tls`). Without
+/// the feature, `spark.ssl.rpc.enabled` must not be true.
 ///
-/// Keys of other modules, and of Spark's that mean nothing here (threads, allocators), are ignored,
-/// so that a whole Spark configuration can be passed.
+/// Other keys are ignored, so a whole Spark configuration can be passed.
 ///
 /// ```
 /// use network_common::TransportConf;
@@ -107,22 +111,31 @@ pub struct TransportConf {
     tls: TlsConf,
 }
 
-/// Which system calls move bytes; see `spark.<m>.io.mode` of [`TransportConf`].
+/// The system calls that transfer bytes: the value of `spark.<m>.io.mode`.
+///
+/// ```
+/// use network_common::{IoMode, TransportConf};
+///
+/// let conf = TransportConf::new("shuffle").with("spark.shuffle.io.mode", "nio")?;
+/// assert_eq!(conf.io_mode(), IoMode::Nio);
+/// # Ok::<(), network_common::TransportError>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum IoMode {
-    /// Calls that every system has: files pass through memory.
+    /// Portable calls only: file bodies are copied through memory.
     Nio,
-    /// Linux's own.
+    /// Those of Linux, such as `sendfile`.
     Epoll,
-    /// macOS' own.
+    /// Those of macOS.
     Kqueue,
-    /// The best this system has.
+    /// Those of the system that this process runs on.
     Auto,
 }
 
 impl TransportConf {
-    /// All defaults.
+    /// Returns the default settings of `module`.
+    #[must_use]
     pub fn new(module: impl Into<String>) -> Self {
         Self {
             module: module.into(),
@@ -150,10 +163,10 @@ impl TransportConf {
         }
     }
 
-    /// Defaults, changed by those of `settings` that concern this module.
+    /// Returns the defaults, changed by those `settings` that concern `module`.
     ///
     /// # Errors
-    /// Kind [`Config`](ErrorKind::Config), naming key, value and what is accepted.
+    /// Kind [`Config`](ErrorKind::Config); the text names key, value and the accepted values.
     pub fn from_settings<K: AsRef<str>, V: AsRef<str>>(
         module: impl Into<String>,
         settings: impl IntoIterator<Item = (K, V)>,
@@ -163,15 +176,15 @@ impl TransportConf {
         })
     }
 
-    /// These settings with one changed. Keys that are not of the table are ignored.
+    /// Returns these settings with one changed; an unknown key is ignored.
     ///
     /// # Errors
-    /// Kind [`Config`](ErrorKind::Config), naming key, value and what is accepted.
+    /// Kind [`Config`](ErrorKind::Config); the text names key, value and the accepted values.
     pub fn with(mut self, key: &str, value: &str) -> Result<Self, TransportError> {
         self.set(key, value.trim()).map_err(|accepted| {
             TransportError::new(
                 ErrorKind::Config,
-                format!("{key} has the value '{value}', but only {accepted} is accepted"),
+                format!("{key} has the invalid value '{value}'; expected {accepted}"),
             )
         })?;
         Ok(self)
@@ -200,14 +213,14 @@ impl TransportConf {
                 return Err("false (network-common was built without its feature 'auth')");
             }
             _ => {
-                let own = key
+                let module_key = key
                     .strip_prefix("spark.")
                     .and_then(|key| key.strip_prefix(self.module.as_str()));
-                if let Some(name) = own.and_then(|name| name.strip_prefix(".io.")) {
+                if let Some(name) = module_key.and_then(|key| key.strip_prefix(".io.")) {
                     self.set_io(name, value)?;
                 }
                 #[cfg(feature = "auth")]
-                self.auth.set(key, own.unwrap_or_default(), value)?;
+                self.auth.set(key, module_key.unwrap_or_default(), value)?;
             }
         }
         Ok(())
@@ -228,8 +241,8 @@ impl TransportConf {
             "receiveBuffer" => self.receive_buffer = value_parser::size(value)?,
             "sendBuffer" => self.send_buffer = value_parser::size(value)?,
             "maxRetries" => {
-                self.max_retries =
-                    u32::try_from(value_parser::integer(value)?).map_err(|_| "a count")?;
+                self.max_retries = u32::try_from(value_parser::integer(value)?)
+                    .map_err(|_| "an integer of at least 0")?;
             }
             "retryWait" => self.retry_wait = value_parser::time(value)?,
             "lazyFD" => self.lazy_fd = value_parser::boolean(value)?,
@@ -247,93 +260,114 @@ impl TransportConf {
         Ok(())
     }
 
-    /// The module these settings are of.
+    /// Returns the module.
+    #[must_use]
     pub fn module(&self) -> &str {
         &self.module
     }
 
-    /// The full name of one of this module's settings, for error texts.
+    /// Returns the full name of one of this module's settings, for error texts.
     pub(crate) fn setting_name(&self, name: &str) -> String {
         format!("spark.{}.{name}", self.module)
     }
 
-    /// `spark.<m>.io.mode`, else `spark.io.mode.default`.
+    /// Returns `spark.<m>.io.mode`, else `spark.io.mode.default`.
+    #[must_use]
     pub fn io_mode(&self) -> IoMode {
         self.mode.or(self.default_mode).unwrap_or(IoMode::Auto)
     }
 
-    /// Whether file regions may be sent by the kernel.
-    pub(crate) fn native_file_transfer(&self) -> bool {
+    /// Returns whether the kernel may send file regions to the socket (`sendfile`).
+    pub(crate) fn can_send_files_natively(&self) -> bool {
         cfg!(target_os = "linux") && self.io_mode() != IoMode::Nio
     }
 
-    /// `spark.<m>.io.connectionTimeout`; `None`: no limit.
+    /// Returns `spark.<m>.io.connectionTimeout`; `None`: no timeout.
+    #[must_use]
     pub fn connection_timeout(&self) -> Option<Duration> {
         non_zero(self.connection_timeout.unwrap_or(self.network_timeout))
     }
 
-    /// `spark.<m>.io.connectionCreationTimeout`; `None`: no limit.
+    /// Returns `spark.<m>.io.connectionCreationTimeout`; `None`: no timeout.
+    #[must_use]
     pub fn connection_creation_timeout(&self) -> Option<Duration> {
         self.connection_creation_timeout.map_or_else(|| self.connection_timeout(), non_zero)
     }
 
-    /// `spark.<m>.io.backLog`.
+    /// Returns the listen backlog, `spark.<m>.io.backLog`.
+    #[must_use]
     pub fn backlog(&self) -> u32 {
         u32::try_from(self.backlog).ok().filter(|backlog| *backlog > 0).unwrap_or(1024)
     }
 
-    /// `spark.<m>.io.numConnectionsPerPeer`.
+    /// Returns `spark.<m>.io.numConnectionsPerPeer`.
+    #[must_use]
     pub fn connections_per_peer(&self) -> usize {
         self.connections_per_peer
     }
 
-    /// `spark.<m>.io.receiveBuffer`, in bytes; `None`: the system's.
+    /// Returns `spark.<m>.io.receiveBuffer` in bytes; `None`: the system's default.
+    #[must_use]
     pub fn receive_buffer(&self) -> Option<usize> {
         usize::try_from(self.receive_buffer).ok().filter(|size| *size > 0)
     }
 
-    /// `spark.<m>.io.sendBuffer`, in bytes; `None`: the system's.
+    /// Returns `spark.<m>.io.sendBuffer` in bytes; `None`: the system's default.
+    #[must_use]
     pub fn send_buffer(&self) -> Option<usize> {
         usize::try_from(self.send_buffer).ok().filter(|size| *size > 0)
     }
 
-    /// `spark.<m>.io.maxRetries`: how often a block fetcher built on this crate should try again.
+    /// Returns `spark.<m>.io.maxRetries`: how often a block fetcher retries.
+    ///
+    /// This crate has no block fetcher; the value is for those built on it.
+    #[must_use]
     pub fn max_retries(&self) -> u32 {
         self.max_retries
     }
 
-    /// `spark.<m>.io.retryWait`: how long it should wait in between.
+    /// Returns `spark.<m>.io.retryWait`: how long a block fetcher waits before it retries.
+    ///
+    /// 95 % of it is also the fast-fail window of
+    /// [`create_client_fast_fail`](crate::TransportClientFactory::create_client_fast_fail).
+    #[must_use]
     pub fn retry_wait(&self) -> Duration {
         self.retry_wait
     }
 
-    /// `spark.<m>.io.lazyFD`.
+    /// Returns `spark.<m>.io.lazyFD`: whether files are opened when they are sent.
+    #[must_use]
     pub fn lazy_fd(&self) -> bool {
         self.lazy_fd
     }
 
-    /// `spark.<m>.io.enableTcpKeepAlive`.
+    /// Returns `spark.<m>.io.enableTcpKeepAlive`.
+    #[must_use]
     pub fn tcp_keep_alive(&self) -> bool {
         self.tcp_keep_alive
     }
 
-    /// `spark.shuffle.maxChunksBeingTransferred`.
+    /// Returns `spark.shuffle.maxChunksBeingTransferred`.
+    #[must_use]
     pub fn max_chunks_being_transferred(&self) -> u64 {
         self.max_chunks_being_transferred
     }
 
-    /// `spark.<m>.io.maxRequestSize`, in bytes.
+    /// Returns `spark.<m>.io.maxRequestSize` in bytes.
+    #[must_use]
     pub fn max_request_size(&self) -> u64 {
         self.max_request_size
     }
 
-    /// `spark.<m>.io.maxWriteQueueSize`, in bytes.
+    /// Returns `spark.<m>.io.maxWriteQueueSize` in bytes.
+    #[must_use]
     pub fn max_write_queue_size(&self) -> u64 {
         self.max_write_queue_size
     }
 
-    /// `spark.authenticate`: whether peers must authenticate.
+    /// Returns `spark.authenticate`: whether peers must authenticate.
     #[cfg(feature = "auth")]
+    #[must_use]
     pub fn authenticate(&self) -> bool {
         self.auth.authenticate
     }
@@ -343,13 +377,15 @@ impl TransportConf {
         &self.auth
     }
 
-    /// `spark.ssl.rpc.*`.
+    /// Returns the settings of TLS, `spark.ssl.rpc.*`.
     #[cfg(feature = "tls")]
+    #[must_use]
     pub fn tls(&self) -> &TlsConf {
         &self.tls
     }
 
-    /// `spark.<m>.io.tcpUserTimeout`; `None`: the system's.
+    /// Returns `spark.<m>.io.tcpUserTimeout`; `None`: the system's default.
+    #[must_use]
     pub fn tcp_user_timeout(&self) -> Option<Duration> {
         self.tcp_user_timeout.map_or_else(|| self.connection_timeout(), non_zero)
     }

@@ -1,18 +1,13 @@
-//! Spark's grammar for values.
+//! Parsers of setting values in Spark's grammar; an error is the text of what is accepted.
 
 use std::time::Duration;
 
 const TIME: &str = "an integer with us, ms, s, m, min, h or d (none: seconds)";
 const SIZE: &str = "an integer with b, k, m, g, t or p (none: bytes)";
 
-/// Reads a time as Spark writes it: an integer with a unit, without one in seconds.
-///
-/// A negative one counts as 0, which means "no limit" wherever it is used.
-///
-/// # Errors
-/// The text of what is accepted.
-pub fn time(value: &str) -> Result<Duration, &'static str> {
-    let (number, unit) = split(value, TIME)?;
+/// Parses a time; a negative one becomes 0, which the settings read as "no timeout".
+pub(super) fn time(value: &str) -> Result<Duration, &'static str> {
+    let (number, unit) = split_unit(value, TIME)?;
     let micros: u64 = match unit.as_str() {
         "us" => 1,
         "ms" => 1_000,
@@ -26,7 +21,7 @@ pub fn time(value: &str) -> Result<Duration, &'static str> {
     number.checked_mul(micros).map(Duration::from_micros).ok_or(TIME)
 }
 
-/// A time of which there must be some.
+/// Parses a time above 0.
 #[cfg(feature = "auth")]
 pub(super) fn positive_time(value: &str) -> Result<Duration, &'static str> {
     let duration = time(value)?;
@@ -37,12 +32,9 @@ pub(super) fn positive_time(value: &str) -> Result<Duration, &'static str> {
     }
 }
 
-/// Reads a size as Spark writes it: an integer with a binary unit, without one in bytes.
-///
-/// # Errors
-/// The text of what is accepted.
-pub fn size(value: &str) -> Result<i64, &'static str> {
-    let (number, unit) = split(value, SIZE)?;
+/// Parses a size in bytes, which may be negative.
+pub(super) fn size(value: &str) -> Result<i64, &'static str> {
+    let (number, unit) = split_unit(value, SIZE)?;
     let shift = match unit.as_str() {
         "b" | "" => 0,
         "k" | "kb" => 10,
@@ -55,7 +47,7 @@ pub fn size(value: &str) -> Result<i64, &'static str> {
     number.checked_mul(1 << shift).ok_or(SIZE)
 }
 
-/// A size of at least one byte, cut to `max`.
+/// Parses a size of at least 1 byte; a size above `max` becomes `max`.
 pub(super) fn positive_size(value: &str, max: u64) -> Result<u64, &'static str> {
     match u64::try_from(size(value)?) {
         Ok(size) if size > 0 => Ok(size.min(max)),
@@ -67,7 +59,7 @@ pub(super) fn integer(value: &str) -> Result<i64, &'static str> {
     value.parse().map_err(|_| "an integer")
 }
 
-/// An integer from 1 to `max`.
+/// Parses an integer from 1 to `max`.
 pub(super) fn positive(value: &str, max: u64) -> Result<u64, &'static str> {
     value
         .parse()
@@ -80,7 +72,8 @@ pub(super) fn boolean(value: &str) -> Result<bool, &'static str> {
     value.to_ascii_lowercase().parse().map_err(|_| "true or false")
 }
 
-fn split(value: &str, accepted: &'static str) -> Result<(i64, String), &'static str> {
+/// Splits a value into its number and its unit in lower case.
+fn split_unit(value: &str, accepted: &'static str) -> Result<(i64, String), &'static str> {
     let digits = value.strip_prefix('-').unwrap_or(value);
     let end = digits.find(|c: char| !c.is_ascii_digit()).unwrap_or(digits.len());
     let (number, unit) = value.split_at(end + (value.len() - digits.len()));

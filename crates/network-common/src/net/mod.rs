@@ -1,9 +1,13 @@
 //! Byte streams below a connection: TCP sockets, and the in-memory network that replaces them.
 
+mod dial;
 mod io_stream;
+mod listener;
 mod memory_network;
 pub(crate) mod socket_options;
 
+pub(crate) use dial::dial;
 pub(crate) use io_stream::{IoStream, ReadHalf, WriteHalf};
+pub(crate) use listener::Listener;
 pub use memory_network::MemoryNetwork;
 pub(crate) use memory_network::{MemoryListener, MemoryStream};

@@ -1,4 +1,7 @@
-//! Receiving one body that is too large for, or outside of, its frame.
+//! [`BodyDecoder`]: receives one body, collected, in pieces, or discarded.
+//!
+//! [`FrameDecoder`](super::FrameDecoder) uses it for bodies of large frames and those that follow a
+//! frame.
 
 use std::sync::Arc;
 
@@ -8,31 +11,32 @@ use super::frame_decoder::Event;
 use super::message::Message;
 use crate::buffer::BufferPool;
 
-/// How much a socket read asks for at once, unless a body's own buffer is the target.
+/// The size in bytes of a socket read that does not go into the buffer of a body.
 pub(crate) const READ_BLOCK: usize = 64 << 10;
-/// From this many missing bytes on, a body is read straight into its own buffer: below, one more
-/// system call costs more than the copy it saves.
+/// The missing bytes from which on the socket is read directly into the buffer of the body.
+///
+/// Below, the additional system call costs more than the copy that it saves.
 const DIRECT_MIN: u64 = 32 << 10;
-/// A body is given a buffer of its announced length only up to here, and only if we asked for it.
+/// The most bytes reserved for a body because of its announced length, if this side requested it.
 const PREALLOCATE_MAX: u64 = 64 << 20;
-/// Size of the pieces in which streamed bodies are handed on.
+/// The largest piece of a streamed body in bytes.
 const PIECE: u64 = 256 << 10;
 
 #[derive(Debug)]
 pub(super) struct BodyDecoder {
-    /// Bytes that have not arrived yet.
+    /// The number of bytes that have not arrived yet.
     missing: u64,
     buffer: Vec<u8>,
     filled: usize,
-    plan: BodyMode,
+    mode: BodyMode,
     pool: Arc<BufferPool>,
-    /// Whether buffers of this size will be needed again. Those of requests start small and grow.
-    recycled: bool,
+    /// Whether the buffer comes from the pool and returns there.
+    is_pooled: bool,
 }
 
 #[derive(Debug)]
 enum BodyMode {
-    /// `None` once the message has been handed out.
+    /// `None` once the message has been returned.
     Collect(Option<Message<()>>),
     Stream {
         ended: bool,
@@ -41,7 +45,9 @@ enum BodyMode {
 }
 
 impl BodyDecoder {
-    /// Gathers the whole body. `expected`: we asked for it, so its announced length can be trusted.
+    /// Returns a decoder that collects the whole body.
+    ///
+    /// If this side requested the body, `expected` is true, and its length is trusted.
     pub(super) fn collect(
         message: Message<()>,
         length: u64,
@@ -49,53 +55,57 @@ impl BodyDecoder {
         pool: Arc<BufferPool>,
     ) -> Self {
         let first = length.min(if expected { PREALLOCATE_MAX } else { READ_BLOCK as u64 }) as usize;
-        let recycled = expected && first >= READ_BLOCK;
-        let buffer = if recycled { pool.take(first) } else { vec![0; first] };
+        let is_pooled = expected && first >= READ_BLOCK;
+        let buffer = if is_pooled { pool.take(first) } else { vec![0; first] };
         Self {
             missing: length,
             buffer,
             filled: 0,
-            plan: BodyMode::Collect(Some(message)),
+            mode: BodyMode::Collect(Some(message)),
             pool,
-            recycled,
+            is_pooled,
         }
     }
 
+    /// Returns a decoder that delivers the body in pieces.
     pub(super) fn stream(length: u64, pool: Arc<BufferPool>) -> Self {
         Self {
             missing: length,
             buffer: Vec::new(),
             filled: 0,
-            plan: BodyMode::Stream { ended: false },
+            mode: BodyMode::Stream { ended: false },
             pool,
-            recycled: true,
+            is_pooled: true,
         }
     }
 
+    /// Returns a decoder that skips the body.
     pub(super) fn discard(length: u64, pool: Arc<BufferPool>) -> Self {
         Self {
             missing: length,
             buffer: Vec::new(),
             filled: 0,
-            plan: BodyMode::Discard,
+            mode: BodyMode::Discard,
             pool,
-            recycled: false,
+            is_pooled: false,
         }
     }
 
+    /// Returns the number of bytes that have not arrived yet.
     pub(super) fn missing(&self) -> u64 {
         self.missing
     }
 
-    /// The next event of this body from `input`; `None` when more bytes are needed or the body is
-    /// over.
+    /// Decodes the next event of this body from `input`.
+    ///
+    /// Returns `None` if more bytes are needed or the body is complete.
     pub(super) fn next_event(&mut self, input: &mut &[u8]) -> Option<Event> {
-        match &mut self.plan {
+        match &mut self.mode {
             BodyMode::Collect(message) => {
                 while self.missing > 0 && !input.is_empty() {
-                    let room = room(&mut self.buffer, self.filled, self.missing);
-                    let count = room.len().min(input.len());
-                    room[..count].copy_from_slice(&input[..count]);
+                    let free = free_part(&mut self.buffer, self.filled, self.missing);
+                    let count = free.len().min(input.len());
+                    free[..count].copy_from_slice(&input[..count]);
                     *input = &input[count..];
                     self.filled += count;
                     self.missing -= count as u64;
@@ -132,13 +142,13 @@ impl BodyDecoder {
         }
     }
 
-    /// Where the socket may write body bytes directly, if that pays.
+    /// Returns the buffer into which the socket may read, if that is faster than a copy.
     pub(super) fn body_buf_mut(&mut self) -> Option<&mut [u8]> {
         if self.missing < DIRECT_MIN {
             return None;
         }
-        match self.plan {
-            BodyMode::Collect(_) => Some(room(&mut self.buffer, self.filled, self.missing)),
+        match self.mode {
+            BodyMode::Collect(_) => Some(free_part(&mut self.buffer, self.filled, self.missing)),
             BodyMode::Stream { .. } => {
                 if self.buffer.is_empty() {
                     self.buffer = self.pool.take(self.missing.min(PIECE) as usize);
@@ -152,20 +162,23 @@ impl BodyDecoder {
         }
     }
 
+    /// Records that `count` bytes were written to [`body_buf_mut`](Self::body_buf_mut).
     pub(super) fn advance_body(&mut self, count: usize) {
         self.filled += count;
         self.missing -= count as u64;
     }
 
-    /// What has been gathered. A nearly empty pooled buffer is copied out of, so that what a user
-    /// holds is what is counted.
+    /// Takes the bytes that were read into the buffer.
+    ///
+    /// Copies them if they fill less than a quarter of it: the user holds the whole buffer, but only
+    /// the bytes in it count towards the limit of a stream body.
     fn take_filled(&mut self) -> Bytes {
         let filled = std::mem::take(&mut self.filled);
         if filled * 4 < self.buffer.len() {
             return Bytes::copy_from_slice(&self.buffer[..filled]);
         }
         let mut buffer = std::mem::take(&mut self.buffer);
-        if self.recycled {
+        if self.is_pooled {
             self.pool.freeze(buffer, filled)
         } else {
             buffer.truncate(filled);
@@ -174,17 +187,16 @@ impl BodyDecoder {
     }
 }
 
-/// Done, or cut off: a buffer that was not handed out is of use to others.
 impl Drop for BodyDecoder {
     fn drop(&mut self) {
-        if self.recycled {
+        if self.is_pooled {
             self.pool.recycle(std::mem::take(&mut self.buffer));
         }
     }
 }
 
-/// The free part of `buffer`, at most `missing` long; grown, at most doubled, when it is full.
-fn room(buffer: &mut Vec<u8>, filled: usize, missing: u64) -> &mut [u8] {
+/// Returns the free part of `buffer`, at most `missing` bytes; at most doubles a full buffer.
+fn free_part(buffer: &mut Vec<u8>, filled: usize, missing: u64) -> &mut [u8] {
     let wanted = filled + usize::try_from(missing).unwrap_or(usize::MAX - filled);
     if filled == buffer.len() {
         buffer.resize(wanted.min(buffer.len().max(READ_BLOCK / 2) * 2), 0);

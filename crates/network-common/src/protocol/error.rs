@@ -1,78 +1,88 @@
-/// Why bytes are not a frame or message of this protocol (wire 6). Every one of them ends the
-/// connection.
+//! [`ProtocolError`], malformed input.
+
+/// The reason why bytes are not a frame or message of this protocol.
+///
+/// A connection that receives such bytes is closed.
+///
+/// ```
+/// use network_common::protocol::{FrameDecoder, ProtocolError};
+///
+/// let error = FrameDecoder::default().next_event(&mut &b"GET / HTTP/1.1"[..]).unwrap_err();
+/// assert_eq!(error, ProtocolError::ForeignProtocol("HTTP"));
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ProtocolError {
-    /// The frame length leaves no room for a message type.
+    /// The frame is too short for a message type.
     #[error("Frame length should be positive: {0}")]
     FrameNotPositive(i64),
-    /// The frame is longer than the protocol allows.
+    /// The payload of the frame is longer than [`MAX_FRAME_PAYLOAD`](super::MAX_FRAME_PAYLOAD).
     #[error("Too large frame: {0}")]
     FrameTooLarge(i64),
-    /// A request is longer than this side accepts.
-    #[error("request of {size} bytes is over the limit of {limit} bytes set by {setting}")]
+    /// A request is longer than [`FrameLimits::max_request`](super::FrameLimits::max_request).
+    #[error("a request of {size} bytes exceeds the limit of {limit} bytes set by {setting}")]
     RequestTooLarge {
-        /// The announced size in bytes.
+        /// The size in bytes that the frame announces.
         size: u64,
         /// The limit in bytes.
         limit: u64,
-        /// The setting that raises it.
+        /// The setting of the limit.
         setting: String,
     },
-    /// The fields before the body are longer than this side accepts.
-    #[error("message header of {size} bytes is over the limit of {limit} bytes")]
+    /// The fields before the body are longer than 16 MiB.
+    #[error("a message header of {size} bytes exceeds the limit of {limit} bytes")]
     HeaderTooLarge {
-        /// The announced size in bytes.
+        /// The size in bytes that the frame announces.
         size: u64,
         /// The limit in bytes.
         limit: u64,
     },
-    /// No message has this type byte.
+    /// There is no message of this type.
     #[error("Unknown message type: {0}")]
     UnknownType(i8),
     /// The frame ends inside a field.
     #[error("{field} needs {needed} bytes, but the frame has {available} left")]
     Truncated {
-        /// The field.
+        /// The name of the field.
         field: &'static str,
-        /// Bytes it needs.
+        /// The number of bytes that the field needs.
         needed: usize,
-        /// Bytes that are left.
+        /// The number of bytes that are left.
         available: usize,
     },
     /// A length inside a message is negative or longer than the message.
-    #[error("{field} has length {length}, but the frame has {available} bytes left")]
+    #[error("{field} has the length {length}, but the frame has {available} bytes left")]
     BadLength {
-        /// The field.
+        /// The name of the field.
         field: &'static str,
-        /// The announced length.
+        /// The length that the message announces.
         length: i32,
-        /// Bytes that are left.
+        /// The number of bytes that are left.
         available: usize,
     },
-    /// A bitmap is not in RoaringBitmap's portable format.
-    #[error("not a portable roaring bitmap: {0}")]
+    /// A bitmap is not in the portable format of RoaringBitmap.
+    #[error("a bitmap is not in the portable format of RoaringBitmap: {0}")]
     BadBitmap(String),
-    /// The target has no room left.
-    #[error("encoding {field} needs {needed} bytes, but the target has {available} left")]
+    /// The target buffer of an encoder is too small.
+    #[error("encoding {field} needs {needed} bytes, but the target buffer has {available} left")]
     Overflow {
-        /// What was to be written.
+        /// The name of the field that is encoded.
         field: &'static str,
-        /// Bytes it needs.
+        /// The number of bytes that the field needs.
         needed: usize,
-        /// Bytes that are left.
+        /// The number of bytes that are left.
         available: usize,
     },
     /// The first bytes belong to another well-known protocol.
-    #[error("this is not Spark's transport protocol: the peer speaks {0}")]
+    #[error("the peer uses {0} instead of Spark's transport protocol")]
     ForeignProtocol(&'static str),
-    /// The peer answered a stream that nobody asked for.
-    #[error("unsolicited stream response '{0}'")]
+    /// The peer sent a response to a stream request that is not pending.
+    #[error("the peer sent a response for the stream '{0}', which was not requested")]
     UnsolicitedStream(String),
-    /// The connection ended inside a frame or body.
-    #[error("connection ended in the middle of a message, {missing} bytes missing")]
+    /// The connection ended within a frame or body.
+    #[error("the connection ended within a message; at least {missing} bytes are missing")]
     UnexpectedEnd {
-        /// How many bytes are missing at least.
+        /// The least number of bytes that are missing.
         missing: u64,
     },
 }

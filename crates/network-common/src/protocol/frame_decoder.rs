@@ -1,4 +1,6 @@
-//! The frame decoder of wire 6, with the body interception of wire 5.
+//! [`FrameDecoder`]: turns the bytes of one direction of a connection into events.
+//!
+//! The connection's reader feeds it and decides for every large body how it is received.
 
 use std::sync::Arc;
 
@@ -9,45 +11,60 @@ use super::message::{LENGTH_FIELD, Message, fixed_header_len, is_request_type};
 use super::{MAX_FRAME_PAYLOAD, ProtocolError};
 use crate::buffer::{BufferPool, copy_to_bytes};
 
-/// Frames up to this size are decoded in one piece; larger ones hand their header on first.
+/// Payload size in bytes up to which a frame is buffered and decoded at once.
+///
+/// The header of a larger frame is decoded first.
 const SMALL_FRAME: usize = 4 << 10;
-/// Limit for what must be held together before it can be decoded: all fields in front of a body.
+/// The most bytes of header fields that are buffered before they are decoded.
 const MAX_HEADER: u64 = 16 << 20;
 
-/// What one decoding step yields.
+/// An event that a [`FrameDecoder`] returns; see there for an example.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Event {
     /// A whole message.
     Message(Message<Bytes>),
-    /// A message whose body, `length` bytes, comes next. The caller says what shall become of it
-    /// with [`FrameDecoder::collect_body`], [`stream_body`](FrameDecoder::stream_body) or
-    /// [`discard_body`](FrameDecoder::discard_body); without a word it is discarded.
+    /// The header of a message whose body follows.
+    ///
+    /// The caller selects how the body is received, with [`FrameDecoder::collect_body`],
+    /// [`stream_body`](FrameDecoder::stream_body) or [`discard_body`](FrameDecoder::discard_body).
+    /// Without a selection the body is discarded.
     BodyStart {
-        /// Its header.
+        /// The header.
         message: Message<()>,
-        /// Bytes of body that follow; at least 1.
+        /// The length of the body in bytes; at least 1.
         length: u64,
     },
-    /// A piece of a streamed body, in order; never empty.
+    /// The next piece of a streamed body; never empty.
     BodyPiece(Bytes),
     /// The streamed body is complete.
     BodyEnd,
 }
 
-/// What a decoder accepts.
+/// The limits of a [`FrameDecoder`].
+///
+/// ```
+/// use network_common::protocol::{FrameDecoder, FrameLimits};
+///
+/// let mut limits = FrameLimits::default();
+/// limits.max_request = 1 << 20;
+/// let decoder = FrameDecoder::new(limits);
+/// # let _ = decoder;
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct FrameLimits {
-    /// The longest request payload in bytes. Answers are not limited: they were asked for, and grow
-    /// as they arrive.
+    /// The longest request payload in bytes.
+    ///
+    /// Responses are not limited: this side requested them, and their buffers grow with the bytes
+    /// that arrive.
     pub max_request: u64,
-    /// Name of the setting behind `max_request`, for the error text.
+    /// The name of the setting of `max_request`, for the error text.
     pub max_request_setting: String,
 }
 
 impl Default for FrameLimits {
-    /// As much as the protocol allows.
+    /// Returns the limits of the protocol itself.
     fn default() -> Self {
         Self {
             max_request: MAX_FRAME_PAYLOAD,
@@ -56,19 +73,37 @@ impl Default for FrameLimits {
     }
 }
 
-/// Turns the bytes of one direction of a connection into [`Event`]s.
+/// Decodes the bytes of one direction of a connection into [`Event`]s.
 ///
-/// It holds at most the unfinished header or small frame, and the body being collected, which grows
-/// as it arrives: memory follows what was received, not what was announced. After an error the
-/// connection is of no more use.
+/// The decoder buffers at most an incomplete header or frame of up to 4 KiB, and the body that is
+/// collected. The memory for a body grows with the bytes received, not with the announced length.
+/// After an error the decoder must not be used further.
+///
+/// ```
+/// use network_common::protocol::{Event, FrameDecoder, Message};
+///
+/// let frame = Message::RpcRequest { request_id: 1, body: vec![7; 10_000].into() }.encode()?;
+/// let (mut decoder, mut input) = (FrameDecoder::default(), &frame[..]);
+/// let Some(Event::BodyStart { length: 10_000, .. }) = decoder.next_event(&mut input)? else {
+///     panic!("the header of a large frame comes first");
+/// };
+/// decoder.stream_body();
+/// let Some(Event::BodyPiece(piece)) = decoder.next_event(&mut input)? else {
+///     panic!("then the body");
+/// };
+/// assert_eq!(piece.len(), 10_000);
+/// assert_eq!(decoder.next_event(&mut input)?, Some(Event::BodyEnd));
+/// decoder.finish()?;
+/// # Ok::<(), network_common::protocol::ProtocolError>(())
+/// ```
 #[derive(Debug)]
 pub struct FrameDecoder {
     limits: Arc<FrameLimits>,
     pool: Arc<BufferPool>,
-    /// The start of an unfinished frame.
+    /// The start of an incomplete frame.
     partial: Vec<u8>,
     state: DecoderState,
-    /// Nothing was decoded yet: a wrong start means another protocol.
+    /// Whether no frame was decoded yet; malformed first bytes indicate another protocol.
     is_first_frame: bool,
 }
 
@@ -86,7 +121,8 @@ impl Default for FrameDecoder {
 }
 
 impl FrameDecoder {
-    /// A decoder for a new connection.
+    /// Returns a decoder for a new connection.
+    #[must_use]
     pub fn new(limits: FrameLimits) -> Self {
         Self::with_pool(Arc::new(limits), Arc::default())
     }
@@ -101,11 +137,12 @@ impl FrameDecoder {
         }
     }
 
-    /// The next event from the front of `input`, which is advanced past what was used.
-    /// `None`: all of `input` was taken in, and more is needed.
+    /// Decodes the next event from the front of `input`, and advances `input` past its bytes.
+    ///
+    /// Returns `None` if all of `input` was consumed and more bytes are needed.
     ///
     /// # Errors
-    /// What makes the bytes malformed (wire 6).
+    /// The reason why the bytes are malformed.
     pub fn next_event(&mut self, input: &mut &[u8]) -> Result<Option<Event>, ProtocolError> {
         loop {
             match &mut self.state {
@@ -132,37 +169,44 @@ impl FrameDecoder {
         }
     }
 
-    /// Gather the announced body and yield it as one message. `expected`: this side asked for it,
-    /// so that a buffer of the announced length may be reserved for it. Only for bodies that are
-    /// part of their message: those of [`StreamResponse`](Message::StreamResponse) and
-    /// [`UploadStream`](Message::UploadStream) would be gathered for nothing.
+    /// Collects the body announced by [`Event::BodyStart`] into one [`Event::Message`].
+    ///
+    /// If this side requested the body, `expected` is true, and a buffer of the announced length,
+    /// at most 64 MiB, is reserved for it. The bodies of
+    /// [`StreamResponse`](Message::StreamResponse) and [`UploadStream`](Message::UploadStream) are
+    /// not part of a message: they must be streamed or discarded.
     pub fn collect_body(&mut self, expected: bool) {
         self.start_body(|message, length, pool| {
             BodyDecoder::collect(message, length, expected, pool)
         });
     }
 
-    /// Yield the announced body in pieces.
+    /// Delivers the body announced by [`Event::BodyStart`] in pieces.
     pub fn stream_body(&mut self) {
         self.start_body(|_, length, pool| BodyDecoder::stream(length, pool));
     }
 
-    /// Skip the announced body.
+    /// Skips the body announced by [`Event::BodyStart`].
     pub fn discard_body(&mut self) {
         self.start_body(|_, length, pool| BodyDecoder::discard(length, pool));
     }
 
-    fn start_body(&mut self, plan: impl FnOnce(Message<()>, u64, Arc<BufferPool>) -> BodyDecoder) {
+    fn start_body(
+        &mut self,
+        new_body: impl FnOnce(Message<()>, u64, Arc<BufferPool>) -> BodyDecoder,
+    ) {
         match std::mem::replace(&mut self.state, DecoderState::Header) {
             DecoderState::AwaitingBodyMode { message, length } => {
-                self.state = DecoderState::Body(plan(message, length, Arc::clone(&self.pool)));
+                self.state = DecoderState::Body(new_body(message, length, Arc::clone(&self.pool)));
             }
-            decided => self.state = decided,
+            state => self.state = state,
         }
     }
 
-    /// Where the socket may write the next bytes directly; [`direct_filled`](Self::direct_filled)
-    /// must be told. `None`: read elsewhere and call [`next_event`](Self::next_event).
+    /// Returns the part of the body buffer into which the socket may read directly.
+    ///
+    /// The caller then calls [`advance_body`](Self::advance_body). `None`: the caller reads into a
+    /// buffer of its own and calls [`next_event`](Self::next_event).
     pub(crate) fn body_buf_mut(&mut self) -> Option<&mut [u8]> {
         match &mut self.state {
             DecoderState::Body(body) => body.body_buf_mut(),
@@ -170,22 +214,22 @@ impl FrameDecoder {
         }
     }
 
-    /// Whether some of a body is still to come.
+    /// Returns whether bytes of a body are missing.
     pub(crate) fn is_in_body(&self) -> bool {
         matches!(self.state, DecoderState::Body(_))
     }
 
-    /// `count` bytes were written to the front of what [`direct`](Self::direct) returned.
+    /// Records that `count` bytes were written to [`body_buf_mut`](Self::body_buf_mut).
     pub(crate) fn advance_body(&mut self, count: usize) {
         if let DecoderState::Body(body) = &mut self.state {
             body.advance_body(count);
         }
     }
 
-    /// To be called when the connection ends.
+    /// Checks, at the end of the connection, that no frame or body is incomplete.
     ///
     /// # Errors
-    /// [`ProtocolError::UnexpectedEnd`] if that is in the middle of something.
+    /// [`ProtocolError::UnexpectedEnd`] if one is.
     pub fn finish(&self) -> Result<(), ProtocolError> {
         let missing = match &self.state {
             DecoderState::Header if self.partial.is_empty() => return Ok(()),
@@ -218,8 +262,7 @@ impl FrameDecoder {
         if from_input {
             *input = &input[used..];
         } else {
-            // Topped up to exactly what was needed, so nothing is left in it; an idle connection
-            // keeps no buffer.
+            // It holds exactly the bytes that were decoded. An idle connection keeps no buffer.
             self.partial = Vec::new();
         }
         if let Event::BodyStart { message, length } = &event {
@@ -229,8 +272,9 @@ impl FrameDecoder {
         Ok(Some(event))
     }
 
-    /// How many bytes of the frame that starts with `have` are needed for the next step. Every
-    /// limit is checked here, before anything is held on to.
+    /// Returns how many bytes of the frame that starts with `have` the next step needs.
+    ///
+    /// Checks every limit before bytes are buffered.
     fn required_len(&self, have: &[u8]) -> Result<usize, ProtocolError> {
         let Some((length, rest)) = have.split_first_chunk::<LENGTH_FIELD>() else {
             return Ok(LENGTH_FIELD);
@@ -259,32 +303,32 @@ impl FrameDecoder {
             });
         }
         match fixed_header_len(kind) {
-            Some(head) if payload > SMALL_FRAME as u64 => Ok(LENGTH_FIELD + head),
+            Some(header) if payload > SMALL_FRAME as u64 => Ok(LENGTH_FIELD + header),
             None if payload > MAX_HEADER => {
                 Err(ProtocolError::HeaderTooLarge { size: payload, limit: MAX_HEADER })
             }
-            // At most MAX_HEAD, so it fits.
+            // At most MAX_HEADER, so it fits into `usize`.
             _ => Ok(LENGTH_FIELD + payload as usize),
         }
     }
 }
 
-/// Decodes what [`FrameDecoder::required`] asked for; returns the bytes used.
+/// Decodes the bytes that [`FrameDecoder::required_len`] requires; returns how many were used.
 fn decode(have: &[u8]) -> Result<(Event, usize), ProtocolError> {
     let Some((length, rest)) = have.split_first_chunk::<LENGTH_FIELD>() else {
         return Err(ProtocolError::UnexpectedEnd { missing: LENGTH_FIELD as u64 });
     };
     let payload = payload_length(*length)?;
-    let in_hand = usize::try_from(payload).unwrap_or(usize::MAX).min(rest.len());
+    let available = usize::try_from(payload).unwrap_or(usize::MAX).min(rest.len());
     let kind = rest.first().copied().unwrap_or_default();
-    if let (Some(head), true) = (fixed_header_len(kind), payload > SMALL_FRAME as u64) {
-        let message = Message::decode(rest.get(..head).unwrap_or(rest), |_| ())?;
+    if let (Some(header), true) = (fixed_header_len(kind), payload > SMALL_FRAME as u64) {
+        let message = Message::decode(rest.get(..header).unwrap_or(rest), |_| ())?;
         return Ok((
-            Event::BodyStart { message, length: payload - head as u64 },
-            LENGTH_FIELD + head,
+            Event::BodyStart { message, length: payload - header as u64 },
+            LENGTH_FIELD + header,
         ));
     }
-    let event = match Message::decode(&rest[..in_hand], copy_to_bytes)? {
+    let event = match Message::decode(&rest[..available], copy_to_bytes)? {
         message @ (Message::StreamResponse { byte_count, .. }
         | Message::UploadStream { byte_count, .. })
             if byte_count > 0 =>
@@ -293,7 +337,7 @@ fn decode(have: &[u8]) -> Result<(Event, usize), ProtocolError> {
         }
         message => Event::Message(message),
     };
-    Ok((event, LENGTH_FIELD + in_hand))
+    Ok((event, LENGTH_FIELD + available))
 }
 
 fn payload_length(field: [u8; LENGTH_FIELD]) -> Result<u64, ProtocolError> {
@@ -308,7 +352,7 @@ fn payload_length(field: [u8; LENGTH_FIELD]) -> Result<u64, ProtocolError> {
     }
 }
 
-/// Protocols whose first bytes are seen on a wrong port, so that the error can name them.
+/// Recognises other protocols by the first bytes of a connection, for the error text.
 fn detect_foreign_protocol(start: [u8; LENGTH_FIELD]) -> Option<ProtocolError> {
     const METHODS: [&[u8]; 8] =
         [b"GET ", b"POST ", b"PUT ", b"HEAD ", b"DELETE ", b"OPTIONS ", b"CONNECT ", b"PATCH "];

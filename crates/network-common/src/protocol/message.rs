@@ -1,66 +1,84 @@
-//! The 13 message types of wire 2 and their headers.
+//! [`Message`]: the 13 message types of the protocol and the encoding of their headers.
 
 use bytes::{BufMut, Bytes};
 
 use super::primitives::{FieldReader, put_byte_array, put_string};
 use super::{MAX_FRAME_PAYLOAD, ProtocolError};
 
-/// Length of the length field in front of every frame.
+/// The size in bytes of the length field in front of every frame.
 pub(super) const LENGTH_FIELD: usize = 8;
 
-/// One message. `B` is what stands for its body: [`Bytes`] once it is received, `()` for the header
-/// alone.
+/// One message of the protocol (Spark's `Message.Type`).
 ///
-/// The bodies of [`StreamResponse`](Self::StreamResponse) and [`UploadStream`](Self::UploadStream)
-/// follow *after* the frame and are never part of the message (wire 5).
+/// `B` is the type of its body: [`Bytes`] for a whole message, `()` for the header alone. The
+/// bodies of [`StreamResponse`](Self::StreamResponse) and [`UploadStream`](Self::UploadStream)
+/// follow after the frame and are never part of the message.
+///
+/// ```
+/// use network_common::protocol::Message;
+///
+/// let request = Message::ChunkFetchRequest { stream_id: 7, chunk_index: 0 };
+/// assert!(request.is_request());
+/// assert_eq!(request.encode()?, b"\0\0\0\0\0\0\0\x15\0\0\0\0\0\0\0\0\x07\0\0\0\0");
+/// # Ok::<(), network_common::protocol::ProtocolError>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-#[allow(missing_docs, reason = "the fields are those of wire 2, named as there")]
+#[allow(missing_docs, reason = "the fields are those of Spark's message classes")]
 pub enum Message<B = Bytes> {
-    /// 0x00: asks for one chunk.
+    /// 0x00: requests one chunk.
     ChunkFetchRequest { stream_id: i64, chunk_index: i32 },
-    /// 0x01: the chunk.
+    /// 0x01: the requested chunk.
     ChunkFetchSuccess { stream_id: i64, chunk_index: i32, body: B },
-    /// 0x02: why there is no chunk.
+    /// 0x02: the chunk cannot be served.
     ChunkFetchFailure { stream_id: i64, chunk_index: i32, error: String },
     /// 0x03: a request to the peer's RPC handler.
     RpcRequest { request_id: i64, body: B },
-    /// 0x04: its answer; also that of an upload.
+    /// 0x04: the success of an RPC or an upload.
     RpcResponse { request_id: i64, body: B },
-    /// 0x05: its failure; also that of an upload or a merged-meta request.
+    /// 0x05: the failure of an RPC, an upload or a request for merged block meta.
     RpcFailure { request_id: i64, error: String },
-    /// 0x06: asks for a whole stream by name.
+    /// 0x06: requests a whole stream by name.
     StreamRequest { stream_id: String },
-    /// 0x07: `byte_count` raw bytes follow the frame.
+    /// 0x07: the requested stream, whose `byte_count` bytes follow the frame.
     StreamResponse { stream_id: String, byte_count: i64 },
-    /// 0x08: why there is no stream.
+    /// 0x08: the stream cannot be served.
     StreamFailure { stream_id: String, error: String },
-    /// 0x09: a message that is never answered.
+    /// 0x09: a message without a response.
     OneWayMessage { body: B },
-    /// 0x0A: an RPC whose data, `byte_count` raw bytes, follows the frame.
+    /// 0x0A: an RPC whose data, `byte_count` bytes, follows the frame.
     UploadStream { request_id: i64, meta: Bytes, byte_count: i64 },
-    /// 0x0B: asks for the chunk bitmaps of a merged shuffle block.
+    /// 0x0B: requests the chunk bitmaps of a merged shuffle block.
     MergedBlockMetaRequest(MergedBlockMetaRequest),
-    /// 0x0C: `num_chunks` bitmaps back to back.
+    /// 0x0C: the requested bitmaps; the body holds `num_chunks` of them.
     MergedBlockMetaSuccess { request_id: i64, num_chunks: i32, body: B },
 }
 
-/// The fields of message type 0x0B.
+/// A request for the chunk bitmaps of a merged shuffle block: the fields of message type 0x0B.
+///
+/// ```
+/// use network_common::protocol::{MergedBlockMetaRequest, Message};
+///
+/// let app_id = "app-1".to_owned();
+/// let request =
+///     MergedBlockMetaRequest { request_id: 1, app_id, shuffle_id: 0, shuffle_merge_id: 0, reduce_id: 2 };
+/// assert!(Message::<bytes::Bytes>::MergedBlockMetaRequest(request).is_request());
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(
     clippy::exhaustive_structs,
     reason = "the wire format of a released protocol does not grow"
 )]
 pub struct MergedBlockMetaRequest {
-    /// Echoed by the answer.
+    /// The id that the response repeats.
     pub request_id: i64,
-    /// Application that owns the shuffle.
+    /// The application that owns the shuffle.
     pub app_id: String,
-    /// Shuffle.
+    /// The shuffle.
     pub shuffle_id: i32,
-    /// Merge attempt of the shuffle.
+    /// The merge attempt of the shuffle.
     pub shuffle_merge_id: i32,
-    /// Reduce partition.
+    /// The reduce partition.
     pub reduce_id: i32,
 }
 
@@ -83,20 +101,20 @@ impl<B> Message<B> {
         }
     }
 
-    /// Whether the peer asks something of this side (as opposed to answering it).
+    /// Returns whether the message is a request or a one-way message, not a response.
+    #[must_use]
     pub fn is_request(&self) -> bool {
         is_request_type(self.message_type())
     }
 
-    /// Writes everything of the frame but the body: length, type and header fields.
+    /// Appends the frame without its body to `out`: length, message type and header fields.
     ///
-    /// `body_len` is the length of the body *inside* the frame; 0 for types without one.
+    /// `body_len` is the length in bytes of the body in the frame; 0 for types without one.
     pub fn encode_header(&self, body_len: u64, out: &mut Vec<u8>) {
         let start = out.len();
         out.put_u64(0);
         out.put_u8(self.message_type());
-        // The wire's own copy of the body length is ignored by every receiver, but Spark writes it
-        // right (wire 2).
+        // Receivers ignore this copy of the body length, but Spark's encoders write it.
         let in_frame = i32::try_from(body_len).unwrap_or(i32::MAX);
         match self {
             Self::ChunkFetchRequest { stream_id, chunk_index }
@@ -148,7 +166,7 @@ impl<B> Message<B> {
         out[start..start + LENGTH_FIELD].copy_from_slice(&length.to_be_bytes());
     }
 
-    /// The same message with another stand-in for its body.
+    /// Returns the same message with another body.
     pub(crate) fn with_body<C>(self, body: C) -> Message<C> {
         match self {
             Self::ChunkFetchRequest { stream_id, chunk_index } => {
@@ -179,8 +197,10 @@ impl<B> Message<B> {
         }
     }
 
-    /// Reads type and header fields from the front of a frame's payload. What is left makes the
-    /// body, or, for types without one, is ignored.
+    /// Decodes the payload of a frame.
+    ///
+    /// `body` converts the bytes behind the header fields; for types without a body they are
+    /// ignored.
     pub(crate) fn decode(
         payload: &[u8],
         body: impl FnOnce(&[u8]) -> B,
@@ -251,8 +271,9 @@ impl<B> Message<B> {
 }
 
 impl Message<()> {
-    /// What to send when this response's body turns out to be unreadable before anything was
-    /// written (wire 5). `None` for messages that have no failure twin.
+    /// Returns the failure response to send instead, if the body of this response is unreadable.
+    ///
+    /// Returns `None` for messages other than responses with a body from the stream manager.
     pub(crate) fn into_failure(self, error: String) -> Option<Self> {
         Some(match self {
             Self::ChunkFetchSuccess { stream_id, chunk_index, .. } => {
@@ -268,10 +289,10 @@ impl Message<()> {
 }
 
 impl Message<Bytes> {
-    /// The whole frame in one buffer.
+    /// Returns the whole frame in one buffer.
     ///
     /// # Errors
-    /// [`ProtocolError::FrameTooLarge`] when the body does not fit into a frame.
+    /// [`ProtocolError::FrameTooLarge`] if the body does not fit into a frame.
     pub fn encode(&self) -> Result<Vec<u8>, ProtocolError> {
         let body: &[u8] = match self {
             Self::ChunkFetchSuccess { body, .. }
@@ -292,7 +313,9 @@ impl Message<Bytes> {
     }
 }
 
-/// Types whose body stays in the frame, and the length of type byte and header in front of it.
+/// Returns the length of message type and header in front of a body in the frame.
+///
+/// Returns `None` for message types without such a body.
 pub(crate) fn fixed_header_len(kind: u8) -> Option<usize> {
     match kind {
         0x01 | 0x03 | 0x04 | 0x0c => Some(13),
@@ -301,6 +324,7 @@ pub(crate) fn fixed_header_len(kind: u8) -> Option<usize> {
     }
 }
 
+/// Returns whether `kind` is the type of a request or of a one-way message.
 pub(crate) fn is_request_type(kind: u8) -> bool {
     matches!(kind, 0x00 | 0x03 | 0x06 | 0x09 | 0x0a | 0x0b)
 }

@@ -1,8 +1,7 @@
-//! The wire format of Spark's transport, without sockets or clocks: bytes in, messages out, and
-//! back.
+//! The wire format of Spark's transport: encodes and decodes messages, without I/O.
 //!
-//! Everything here follows the rules of Spark 2.4 to 4.x, which are the same to the byte. There is
-//! no handshake or version number: the first byte of a connection is the first byte of a frame.
+//! The format is the same, byte for byte, in Spark 2.4 to 4.x. It has no version number and no
+//! handshake: the first byte of a connection is the first byte of a frame.
 //!
 //! ```
 //! use bytes::Bytes;
@@ -35,6 +34,4 @@ pub use primitives::{
     FieldReader, put_bitmap, put_bitmap_array, put_byte_array, put_string, read_bitmaps,
 };
 
-/// The longest payload (type, header, in-frame body) a frame can have: one byte less than 2^31 - 1
-/// (wire 6).
-pub const MAX_FRAME_PAYLOAD: u64 = (1 << 31) - 2;
+pub use crate::conf::MAX_FRAME_PAYLOAD;

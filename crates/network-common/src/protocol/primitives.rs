@@ -1,30 +1,46 @@
-//! Java-compatible primitives of wire 3: big-endian integers, length-prefixed strings and arrays,
-//! bitmaps.
+//! The field formats of messages: big-endian integers, length-prefixed strings, bitmaps.
+//!
+//! They are those of Spark's `Encoders`.
 
 use bytes::{BufMut, Bytes};
 use roaring::RoaringBitmap;
 
 use super::ProtocolError;
 
-/// Checked reads from the front of a byte slice. No length is trusted before it is compared with
-/// what is left.
+/// Reads fields from the front of a byte slice.
+///
+/// Every announced length is compared with the number of bytes left before memory is allocated.
+/// The parameter `field` of its methods is the name of the field in the error text.
+///
+/// ```
+/// use network_common::protocol::{FieldReader, put_string};
+///
+/// let mut bytes = Vec::new();
+/// put_string("app-1", &mut bytes);
+/// let mut reader = FieldReader::new(&bytes);
+/// assert_eq!(reader.string("application id")?, "app-1");
+/// assert_eq!(reader.remaining(), 0);
+/// # Ok::<(), network_common::protocol::ProtocolError>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct FieldReader<'a> {
     rest: &'a [u8],
 }
 
 impl<'a> FieldReader<'a> {
-    /// Reads from the start of `bytes`.
+    /// Returns a reader that starts at the first of `bytes`.
+    #[must_use]
     pub fn new(bytes: &'a [u8]) -> Self {
         Self { rest: bytes }
     }
 
-    /// Bytes not read yet.
+    /// Returns the number of bytes that are not read yet.
+    #[must_use]
     pub fn remaining(&self) -> usize {
         self.rest.len()
     }
 
-    /// What is left.
+    /// Returns the bytes that are not read yet.
     pub(super) fn rest(&self) -> &'a [u8] {
         self.rest
     }
@@ -51,33 +67,53 @@ impl<'a> FieldReader<'a> {
         Ok(*taken)
     }
 
-    /// One byte, signed as in Java.
+    /// Reads one signed byte.
+    ///
+    /// # Errors
+    /// [`ProtocolError::Truncated`] if fewer bytes are left.
     pub fn byte(&mut self, field: &'static str) -> Result<i8, ProtocolError> {
         Ok(i8::from_be_bytes(self.array(field)?))
     }
 
-    /// 4 bytes.
+    /// Reads a big-endian integer of 4 bytes.
+    ///
+    /// # Errors
+    /// [`ProtocolError::Truncated`] if fewer bytes are left.
     pub fn int(&mut self, field: &'static str) -> Result<i32, ProtocolError> {
         Ok(i32::from_be_bytes(self.array(field)?))
     }
 
-    /// 8 bytes.
+    /// Reads a big-endian integer of 8 bytes.
+    ///
+    /// # Errors
+    /// [`ProtocolError::Truncated`] if fewer bytes are left.
     pub fn long(&mut self, field: &'static str) -> Result<i64, ProtocolError> {
         Ok(i64::from_be_bytes(self.array(field)?))
     }
 
-    /// A 4-byte length and that many bytes.
+    /// Reads a 4-byte length and that number of bytes.
+    ///
+    /// # Errors
+    /// [`ProtocolError::Truncated`] or [`ProtocolError::BadLength`] if fewer bytes are left.
     pub fn byte_array(&mut self, field: &'static str) -> Result<&'a [u8], ProtocolError> {
         let length = self.count(field, 1)?;
         self.take(length, field)
     }
 
-    /// A 4-byte length and that many bytes of UTF-8; invalid sequences are replaced, as Java does.
+    /// Reads a 4-byte length and that number of bytes of UTF-8.
+    ///
+    /// Invalid sequences are replaced, as Java does.
+    ///
+    /// # Errors
+    /// [`ProtocolError::Truncated`] or [`ProtocolError::BadLength`] if fewer bytes are left.
     pub fn string(&mut self, field: &'static str) -> Result<String, ProtocolError> {
         Ok(String::from_utf8_lossy(self.byte_array(field)?).into_owned())
     }
 
-    /// One bitmap in RoaringBitmap's portable format, which carries no length prefix.
+    /// Reads one bitmap in RoaringBitmap's portable format, which has no length prefix.
+    ///
+    /// # Errors
+    /// [`ProtocolError::BadBitmap`] if the bytes are not in this format.
     pub fn bitmap(&mut self) -> Result<RoaringBitmap, ProtocolError> {
         let mut source = self.rest;
         let bitmap = RoaringBitmap::deserialize_from(&mut source)
@@ -86,44 +122,50 @@ impl<'a> FieldReader<'a> {
         Ok(bitmap)
     }
 
-    /// A 4-byte count and that many bitmaps.
+    /// Reads a 4-byte count and that number of bitmaps.
+    ///
+    /// # Errors
+    /// [`ProtocolError::Truncated`], [`ProtocolError::BadLength`] or [`ProtocolError::BadBitmap`].
     pub fn bitmap_array(&mut self) -> Result<Vec<RoaringBitmap>, ProtocolError> {
         let count = self.count("bitmap array", 8)?;
         (0..count).map(|_| self.bitmap()).collect()
     }
 
-    /// A count of elements of at least `element` bytes, checked against what is left before anyone
-    /// allocates by it.
-    fn count(&mut self, field: &'static str, element: usize) -> Result<usize, ProtocolError> {
+    /// Reads a count of elements and checks that `min_size` bytes are left for each of them.
+    fn count(&mut self, field: &'static str, min_size: usize) -> Result<usize, ProtocolError> {
         let length = self.int(field)?;
         let available = self.rest.len();
         match usize::try_from(length) {
-            Ok(count) if count <= available / element => Ok(count),
+            Ok(count) if count <= available / min_size => Ok(count),
             _ => Err(ProtocolError::BadLength { field, length, available }),
         }
     }
 }
 
-/// Writes a string as [`Reader::string`] reads it.
+/// Writes a string as [`FieldReader::string`] reads it.
+///
+/// # Panics
+/// If `text` is 2 GiB or longer: no frame can hold it.
 pub fn put_string(text: &str, out: &mut impl BufMut) {
     put_byte_array(text.as_bytes(), out);
 }
 
-/// Writes a byte array as [`Reader::byte_array`] reads it.
+/// Writes a byte array as [`FieldReader::byte_array`] reads it.
 ///
 /// # Panics
-/// If `bytes` is 2 GiB or longer: no frame can carry it.
+/// If `bytes` is 2 GiB or longer: no frame can hold it.
 pub fn put_byte_array(bytes: &[u8], out: &mut impl BufMut) {
     out.put_i32(
-        i32::try_from(bytes.len()).expect("a byte array of the protocol is shorter than 2 GiB"),
+        i32::try_from(bytes.len()).expect("a byte array of a message is shorter than 2 GiB"),
     );
     out.put_slice(bytes);
 }
 
-/// Writes a bitmap in the portable format, run-optimised first as Spark does.
+/// Writes a bitmap in the portable format, after run optimisation as in Spark.
 ///
 /// # Errors
-/// [`ProtocolError::Overflow`] when `out` has a fixed size and no room; nothing is written then.
+/// [`ProtocolError::Overflow`] if `out` has a fixed size and too little capacity; nothing is
+/// written then.
 pub fn put_bitmap(bitmap: &RoaringBitmap, out: &mut impl BufMut) -> Result<(), ProtocolError> {
     let mut optimised = bitmap.clone();
     optimised.optimize();
@@ -137,10 +179,13 @@ pub fn put_bitmap(bitmap: &RoaringBitmap, out: &mut impl BufMut) -> Result<(), P
         .map_err(|error| ProtocolError::BadBitmap(error.to_string()))
 }
 
-/// Writes a bitmap array as [`Reader::bitmap_array`] reads it.
+/// Writes a bitmap array as [`FieldReader::bitmap_array`] reads it.
 ///
 /// # Errors
-/// [`ProtocolError::Overflow`] when `out` has a fixed size and no room left.
+/// [`ProtocolError::Overflow`] if `out` has a fixed size and too little capacity.
+///
+/// # Panics
+/// If there are 2^31 bitmaps or more.
 pub fn put_bitmap_array(
     bitmaps: &[RoaringBitmap],
     out: &mut impl BufMut,
@@ -153,10 +198,12 @@ pub fn put_bitmap_array(
     bitmaps.iter().try_for_each(|bitmap| put_bitmap(bitmap, out))
 }
 
-/// The bitmaps of a merged-block-meta body: back to back, without a count (wire 2, type 0x0C).
+/// Reads the `count` bitmaps in the body of a [`Message::MergedBlockMetaSuccess`].
 ///
 /// # Errors
-/// [`ProtocolError::BadBitmap`] when the bytes are something else.
+/// [`ProtocolError::BadBitmap`] if the bytes are not bitmaps in the portable format.
+///
+/// [`Message::MergedBlockMetaSuccess`]: super::Message::MergedBlockMetaSuccess
 pub fn read_bitmaps(body: &Bytes, count: usize) -> Result<Vec<RoaringBitmap>, ProtocolError> {
     let mut reader = FieldReader::new(body);
     (0..count).map(|_| reader.bitmap()).collect()

@@ -99,7 +99,8 @@ impl Session {
         match (&self.close_reason, &self.close_request) {
             (Some(error), _)
             | (None, Some(CloseRequest::AfterFlush(error) | CloseRequest::Immediate(error))) => {
-                Err(error.clone())
+                // The request that is being checked was not sent.
+                Err(error.clone().retryable())
             }
             (None, None) => Ok(()),
         }
@@ -154,14 +155,15 @@ impl Session {
         self.check_request("chunk request", 0)?;
         let Some(key) = self.requests.register_fetch(stream_id, chunk_index) else {
             return Err(TransportError::new(
-                ErrorKind::Refused,
+                ErrorKind::AlreadyPending,
                 format!(
                     "a request for chunk {chunk_index} of stream {stream_id} is already pending \
                      at {}",
                     self.peer
                 ),
             )
-            .with_peer(self.peer));
+            .with_peer(self.peer)
+            .retryable());
         };
         self.outgoing.push_control(
             &Message::ChunkFetchRequest { stream_id, chunk_index },
