@@ -30,7 +30,8 @@ use crate::tls::{LazyTlsContext, TlsContext};
 /// # async fn main() -> Result<(), network_common::TransportError> {
 /// let context = TransportContext::new(TransportConf::new("rpc"), NoOpRpcHandler::new());
 /// let server = context.create_server("localhost:0").await?;
-/// let client = context.create_client_factory().create_unmanaged_client(server.local_addr()).await?;
+/// let factory = context.create_client_factory();
+/// let client = factory.create_client(server.local_addr()).await?;
 /// assert!(client.is_active());
 /// # Ok(())
 /// # }
@@ -80,8 +81,8 @@ impl TransportContext {
     /// The settings decide whether the connections are also encrypted; [`auth`](crate::auth)
     /// compares the modes. Outgoing connections authenticate as `app_id`. Accepted connections may
     /// belong to any application whose secret `secrets` contains. When a connection is
-    /// authenticated, [`client_id`](crate::TransportClient::client_id) returns the application id on
-    /// both sides.
+    /// authenticated, [`client_id`](crate::TransportClient::client_id) returns the application id
+    /// on both sides.
     ///
     /// On a client authentication runs before other bootstraps. On a server the handlers of other
     /// bootstraps get no messages of an unauthenticated peer. A server with
@@ -89,8 +90,8 @@ impl TransportContext {
     /// kind [`Bootstrap`](crate::ErrorKind::Bootstrap).
     ///
     /// # Errors
-    /// Kind [`Config`](crate::ErrorKind::Config) if the settings need a feature that this build does
-    /// not have.
+    /// Kind [`Config`](crate::ErrorKind::Config) if the settings need a feature that this build
+    /// does not have.
     #[cfg(feature = "auth")]
     pub fn with_auth(
         mut self,
@@ -104,8 +105,8 @@ impl TransportContext {
     /// Uses the secrets, authentication settings and certificates of `other`.
     ///
     /// This context's own security settings are ignored, and the certificates are not read a second
-    /// time. The servers of both contexts share the limit `spark.<module>.auth.maxHandshakes`. Spark
-    /// does the same for file downloads (`NettyRpcEnv.downloadClient`).
+    /// time. The servers of both contexts share the limit `spark.<module>.auth.maxHandshakes`.
+    /// Spark does the same for file downloads (`NettyRpcEnv.downloadClient`).
     #[must_use]
     #[cfg_attr(not(any(feature = "auth", feature = "tls")), expect(unused_mut, unused_variables))]
     pub fn share_security_with(mut self, other: &Self) -> Self {
@@ -219,8 +220,8 @@ impl TransportContext {
 
     /// Checks that the secrets and TLS files that the settings need are available.
     ///
-    /// A client factory would report their absence only with its first connection; creating a server
-    /// includes the check. The files are read once and, with
+    /// A client factory would report their absence only with its first connection; creating a
+    /// server includes the check. The files are read once and, with
     /// `spark.ssl.rpc.trustStoreReloadingEnabled`, again when they change.
     ///
     /// # Errors

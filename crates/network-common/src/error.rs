@@ -62,7 +62,7 @@ pub enum ErrorKind {
     StreamFailure,
     /// A limit of this side would be exceeded: a request was not sent, or a connection was closed.
     Limit,
-    /// The same chunk is already pending on this connection; nothing was sent.
+    /// A fetch of the same chunk is pending on this connection; nothing was sent.
     AlreadyPending,
     /// The connection's state does not allow the operation; nothing was sent.
     ///

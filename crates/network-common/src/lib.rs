@@ -1,17 +1,25 @@
-//! Apache Spark's transport for Rust: RPC, chunk and stream fetch and upload over TCP,
-//! byte-compatible with Spark 2.4 to 4.x. A JVM Spark process can be either end.
+//! Apache Spark's transport for Rust: RPC, chunk fetch, streams and uploads over TCP.
+//!
+//! Byte-compatible with Spark 2.4 to 4.x; either end of a connection may be a JVM Spark process.
 //!
 //! # The model
 //!
-//! A [`TransportContext`] holds settings ([`TransportConf`]) and one [`RpcHandler`]. It makes
-//! [`TransportServer`]s, which accept connections, and [`TransportClientFactory`]s, which open and
-//! pool them. A [`TransportClient`] is one connection as a caller sees it. Connections are
-//! symmetric: a handler gets a client too, and calls back with it over the same connection.
+//! | type | role |
+//! |---|---|
+//! | [`TransportContext`] | holds the settings ([`TransportConf`]) and one [`RpcHandler`]; creates servers and client factories |
+//! | [`TransportServer`] | listens and accepts connections |
+//! | [`TransportClientFactory`] | opens connections and pools them by address |
+//! | [`TransportClient`] | one connection: sends RPCs, one-way messages, fetches and uploads |
+//! | [`RpcHandler`] | your code that serves the peer's requests; [`StreamManager`] serves chunks and streams |
+//!
+//! Connections are symmetric: a handler gets a [`TransportClient`] and can send requests back to
+//! the peer over the same connection.
 //!
 //! ```
 //! use bytes::Bytes;
 //! use network_common::{
-//!     NoOpRpcHandler, RpcHandler, RpcResponseCallback, TransportClient, TransportConf, TransportContext,
+//!     NoOpRpcHandler, RpcHandler, RpcResponseCallback, TransportClient, TransportConf,
+//!     TransportContext,
 //! };
 //!
 //! struct Greeter;
@@ -24,20 +32,46 @@
 //!
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), network_common::TransportError> {
-//! let server = TransportContext::new(TransportConf::new("rpc"), Greeter).create_server("127.0.0.1:0").await?;
+//! let serving = TransportContext::new(TransportConf::new("rpc"), Greeter);
+//! let server = serving.create_server("127.0.0.1:0").await?;
 //!
-//! let context = TransportContext::new(TransportConf::new("rpc"), NoOpRpcHandler::new());
-//! let factory = context.create_client_factory();
+//! let calling = TransportContext::new(TransportConf::new("rpc"), NoOpRpcHandler::new());
+//! let factory = calling.create_client_factory();
 //! let client = factory.create_client(server.local_addr()).await?;
 //! assert_eq!(client.send_rpc("neo").await?, "hello, neo");
 //! # Ok(())
 //! # }
 //! ```
 //!
+//! # Guarantees
+//!
+//! * Every request ends exactly once: with a response, a failure, or the end of its connection.
+//! * Requests are sent in the order of the calls that made them, bodies in an order of their own:
+//!   an RPC or one-way message is sent before queued bodies, and waits for at most one of them.
+//! * Memory is bounded: the write queue has a limit in bytes ([`TransportClient::ready`] waits for
+//!   capacity), a peer that does not read its responses is not read, and the [`StreamManager`] is
+//!   called only while the write queue has capacity.
+//! * Tasks that serve connections do no disk I/O.
+//! * A [`TransportError`] names peer, operation and setting;
+//!   [`is_retryable`](TransportError::is_retryable) returns whether the request may be repeated.
+//!
+//! The documentation of each type describes what happens when it is dropped.
+//!
+//! # Features and settings
+//!
+//! | feature | adds | settings |
+//! |---|---|---|
+//! | none | the transport without encryption | [`TransportConf`] |
+//! | `auth` | authentication and encryption: `TransportContext::with_auth` and the module `auth` | `spark.authenticate.*`, `spark.network.crypto.*` in [`TransportConf`] |
+//! | `legacy-auth` | weak ciphers and the handshake before Spark 3.2, for old peers | `spark.network.sasl.*`, `spark.network.crypto.legacyEngine` in [`TransportConf`] |
+//! | `tls` | TLS from the first byte of every connection, as in Spark 4 | `spark.ssl.rpc.*` in `TlsConf` |
+//!
+//! No feature is enabled by default. A setting that needs a missing feature is an error.
+//!
 //! # Bulk data
 //!
-//! Chunks and streams come from the handler's [`StreamManager`]. A body is a [`ManagedBuffer`]:
-//! memory of any owner, or a region of a file, which the kernel sends without a copy through this
+//! The [`StreamManager`] of the handler returns chunks and streams. A body is a [`ManagedBuffer`]:
+//! bytes in memory, or a region of a file, which the kernel sends without a copy through this
 //! process (`sendfile` on Linux).
 //!
 //! ```
@@ -47,7 +81,7 @@
 //! struct Blocks(OneForOneStreamManager);
 //!
 //! impl RpcHandler for Blocks {
-//!     /// Registers the parts of a file; the answer is the id of the stream.
+//!     /// Registers four parts of a file; the reply is the id of the stream.
 //!     fn receive(&self, client: &TransportClient, path: Bytes, callback: RpcResponseCallback) {
 //!         let path = String::from_utf8_lossy(&path).into_owned();
 //!         let parts = (0..4).map(move |i| ManagedBuffer::file(&path, i * 1000..(i + 1) * 1000));
@@ -65,15 +99,18 @@
 //! # let file = tempfile::NamedTempFile::new()?;
 //! # std::fs::write(file.path(), vec![7; 4000])?;
 //! # let path = file.path().to_str().unwrap().to_owned();
-//! let context = TransportContext::new(TransportConf::new("shuffle"), Blocks(OneForOneStreamManager::new()));
+//! let blocks = Blocks(OneForOneStreamManager::new());
+//! let context = TransportContext::new(TransportConf::new("shuffle"), blocks);
 //! let server = context.create_server("127.0.0.1:0").await?;
-//! let client = context.create_client_factory().create_unmanaged_client(server.local_addr()).await?;
+//! let factory = context.create_client_factory();
+//! let client = factory.create_client(server.local_addr()).await?;
 //!
 //! let id = i64::from_be_bytes(client.send_rpc(path).await?[..].try_into()?);
 //! let (first, second) = tokio::try_join!(client.fetch_chunk(id, 0), client.fetch_chunk(id, 1))?;
 //! assert_eq!(first.len() + second.len(), 2000);
 //!
-//! let mut body = client.stream(&format!("{id}_2")).await?; // a Stream of pieces, and an AsyncRead
+//! // A StreamBody implements Stream and AsyncRead.
+//! let mut body = client.stream(&format!("{id}_2")).await?;
 //! assert_eq!(body.len(), 1000);
 //! while let Some(piece) = body.next_piece().await {
 //!     assert!(piece?.iter().all(|byte| *byte == 7));
@@ -82,41 +119,10 @@
 //! # }
 //! ```
 //!
-//! # Authentication and encryption
-//!
-//! With the feature `auth`, `TransportContext::with_auth` makes every connection prove who it is
-//! and encrypts it, as the settings `spark.network.crypto.*` and `spark.authenticate.*` say; the
-//! module `auth` tells which mode to choose. The feature `legacy-auth` adds what only old peers
-//! need.
-//!
-//! # TLS
-//!
-//! With the feature `tls` and `spark.ssl.rpc.enabled`, every connection of a context is TLS from
-//! its first byte, as between processes of Spark 4; nothing in the clear is accepted or sent.
-//! `TlsConf` has the settings. Without the feature that setting is refused, so it cannot be
-//! overlooked.
-//!
-//! # What is promised
-//!
-//! * Every request ends exactly once: answer, failure, or the end of its connection. Calls queue
-//!   when they are made, in their order; futures only wait. Dropping a future frees its place.
-//! * RPCs and one-way messages overtake whole queued bodies, never the other way round: a control
-//!   message waits for one body at most. Bodies keep their order among themselves.
-//! * Nothing grows without a limit: the write queue is bounded in bytes ([`TransportClient::ready`]
-//!   waits for room), a peer that does not read its answers is no longer read, and chunks are only
-//!   asked of the [`StreamManager`] when there is room.
-//! * No disk work happens on a task that serves connections.
-//! * Errors ([`TransportError`]) name peer, operation and setting, and say whether a retry makes
-//!   sense.
-//!
-//! What happens when a client, future, factory or server is dropped stands in the docs of each.
-//!
 //! # Layers
 //!
-//! [`protocol`] is the wire format without sockets: bytes in, messages out. Everything above it is
-//! described in ARCHITECTURE.md of the repository. Rules are marked with their place in the
-//! inventory of Spark's behaviour this crate was written from: "wire 5" is section 5 of its wire
-//! format, "transport 8" section 8 of its transport layer.
+//! [`protocol`] is the wire format without I/O: bytes in, messages out. `ARCHITECTURE.md` in the
+//! repository describes the layers above it.
 
 mod address;
 #[cfg(feature = "auth")]

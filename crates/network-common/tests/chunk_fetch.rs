@@ -220,7 +220,7 @@ async fn second_fetch_of_pending_chunk_is_rejected_without_affecting_first() {
     let pair = pair(handler).await;
     let first = pair.client.fetch_chunk(STREAM, 0);
     let second = within(pair.client.fetch_chunk(STREAM, 0)).await.unwrap_err();
-    assert_eq!(second.kind(), ErrorKind::Refused);
+    assert_eq!(second.kind(), ErrorKind::AlreadyPending);
     assert_eq!(pair.client.pending_requests(), 1);
     release.send(()).unwrap();
     assert_eq!(within(first).await.unwrap(), "once");

@@ -642,7 +642,7 @@ async fn panicking_bootstrap_rejects_only_its_connection() {
             }
         };
         assert_eq!(error.kind(), ErrorKind::Bootstrap, "{error}");
-        assert!(error.to_string().contains("panicked"), "{error}");
+        assert!(full_text(&error).contains("panicked"), "{error}");
     }
     until(|| server_context.metrics().server().snapshot().connections == 0).await;
 }

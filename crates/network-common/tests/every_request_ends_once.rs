@@ -262,7 +262,7 @@ fn spawn_request<T: Send + 'static>(
                         | ErrorKind::StreamFailure
                         | ErrorKind::Closed
                         | ErrorKind::Io
-                        | ErrorKind::Refused
+                        | ErrorKind::AlreadyPending
                         | ErrorKind::Limit
                 ),
                 "{name}: {error:?}"

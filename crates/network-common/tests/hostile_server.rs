@@ -342,7 +342,7 @@ async fn connection_lost_inside_response_fails_all_pending_requests() {
                 within("the upload", upload).await.unwrap_err(),
             ] {
                 assert_lost(&error, peer);
-                assert!(error.is_retryable());
+                assert!(!error.is_retryable(), "the peer may have executed it");
             }
             assert_lost(&within("closed", client.closed()).await, peer);
             let metrics = context.metrics();
@@ -629,7 +629,7 @@ fn release_hooks_of_rejected_or_unsent_uploads_can_use_connection() {
         let body = || {
             let client = client.clone();
             ManagedBuffer::from(vec![1; 16 << 20]).on_release(move || {
-                client.pending_requests();
+                let _ = client.pending_requests();
             })
         };
         let first = client.upload_stream("fits into the empty queue", body());
@@ -641,7 +641,7 @@ fn release_hooks_of_rejected_or_unsent_uploads_can_use_connection() {
             ManagedBuffer::from("").on_release({
                 let client = client.clone();
                 move || {
-                    client.pending_requests();
+                    let _ = client.pending_requests();
                 }
             }),
         );

@@ -109,7 +109,7 @@ async fn close_fails_pending_requests() {
             error.to_string(),
             format!("Connection from {} closed", pair.server.local_addr())
         );
-        assert!(error.is_retryable());
+        assert!(!error.is_retryable(), "the peer may have executed it");
     }
     assert_eq!(pair.client.pending_requests(), 0);
     // A reply after the caller has gone is no error.
@@ -273,7 +273,7 @@ async fn release_hook_can_use_connection() {
             if let Some(client) = &*connection.lock() {
                 // Takes the lock of the session; the connection may be closed already.
                 let _ = client.send("released");
-                client.pending_requests();
+                let _ = client.pending_requests();
             }
             released.send(()).unwrap_or_default();
         }
@@ -410,6 +410,6 @@ async fn client_id_can_be_set_only_once() {
     assert_eq!(pair.client.client_id(), None);
     pair.client.set_client_id("app-1").unwrap();
     let error = pair.client.set_client_id("app-2").unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Refused);
+    assert_eq!(error.kind(), ErrorKind::InvalidState);
     assert_eq!(pair.client.clone().client_id(), Some("app-1"));
 }

@@ -64,7 +64,7 @@ async fn addresses_are_bound_once_and_unbound_on_close() {
         std::error::Error::source(&error).and_then(|cause| cause.downcast_ref::<std::io::Error>());
     assert_eq!(cause.map(std::io::Error::kind), Some(IoErrorKind::ConnectionRefused));
     server.close(Duration::ZERO).await;
-    context.create_server("10.0.0.1:7337").await.unwrap();
+    drop(context.create_server("10.0.0.1:7337").await.unwrap());
 }
 
 /// The request timeout of 2 min passes at once, because no I/O is pending in the system.

@@ -29,7 +29,7 @@ fn handler() -> Handler {
 
 fn assert_timeout(error: &TransportError) {
     assert_eq!(error.kind(), ErrorKind::Timeout);
-    assert!(error.is_timeout() && error.is_retryable() && !error.is_remote());
+    assert!(error.is_timeout() && !error.is_retryable() && !error.is_remote());
     assert!(error.to_string().contains("spark.shuffle.io.connectionTimeout"), "{error}");
     assert!(error.to_string().contains("1s"), "{error}");
 }

@@ -415,7 +415,7 @@ async fn trh_02_merged_block_meta_request_returns_bitmaps_or_failure() {
         (-1, 0, "Failed to get meta"),
         (0, -1, "Failed to get meta"),
         (2, 0, "/nowhere"),
-        (3, 0, "without an answer"),
+        (3, 0, "without a response"),
         (4, 0, "panicked"),
     ] {
         assert_remote(&ask(shuffle_id, reduce_id).await.unwrap_err(), text);
@@ -510,7 +510,7 @@ async fn dropped_callback_fails_request() {
     let pair = pair(handler).await;
     for when in ["now", "later"] {
         let error = within(pair.client.send_rpc(when)).await.unwrap_err();
-        assert_remote(&error, "without an answer");
+        assert_remote(&error, "without a response");
     }
     pair.assert_alive().await;
     assert_eq!(pair.context.metrics().server().snapshot().active_requests, 0);
@@ -537,7 +537,7 @@ async fn callback_dropped_at_thread_end_fails_request() {
     drop(end);
     assert_remote(
         &within(kept).await.unwrap_err(),
-        "the handler dropped the request without an answer",
+        "the handler dropped the request without a response",
     );
 }
 

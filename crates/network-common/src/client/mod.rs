@@ -44,10 +44,10 @@ mod tests;
 /// before that. Until [`client_id`](Self::client_id) is set, requests of handlers fail with kind
 /// [`InvalidState`](ErrorKind::InvalidState).
 ///
-/// A connection that a factory opened is closed by [`close`](Self::close), with its factory if it is
-/// pooled, or when its last handle, future and stream body are dropped; queued messages are still
-/// written. A `TransportClient` that is passed to a server's handler does not keep the connection
-/// open, and dropping it does not close the connection.
+/// A connection that a factory opened is closed by [`close`](Self::close), with its factory if it
+/// is pooled, or when its last handle, future and stream body are dropped; queued messages are
+/// still written. A `TransportClient` that is passed to a server's handler does not keep the
+/// connection open, and dropping it does not close the connection.
 ///
 /// ```
 /// use network_common::{BoxError, TransportClient};
@@ -299,9 +299,9 @@ impl TransportClient {
 
     /// Passes all further bytes of the connection through two filters; for bootstraps.
     ///
-    /// `seal` transforms the bytes that are sent, `open` those that are received. RPCs and responses
-    /// that are already queued are sent unfiltered, so the last response of a handshake is queued
-    /// first. No chunk, stream or upload may be queued.
+    /// `seal` transforms the bytes that are sent, `open` those that are received. RPCs and
+    /// responses that are already queued are sent unfiltered, so the last response of a handshake
+    /// is queued first. No chunk, stream or upload may be queued.
     ///
     /// Call this in a client's bootstrap or, on a server, in a handler's `receive` before it
     /// returns. Then `open` starts with the first byte behind the last response or request of the

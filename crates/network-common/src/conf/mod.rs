@@ -123,13 +123,13 @@ pub struct TransportConf {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum IoMode {
-    /// Portable calls only: file bodies are copied through memory.
+    /// Portable system calls only: file bodies are copied through memory.
     Nio,
-    /// Those of Linux, such as `sendfile`.
+    /// The system calls of Linux, such as `sendfile`.
     Epoll,
-    /// Those of macOS.
+    /// The system calls of macOS.
     Kqueue,
-    /// Those of the system that this process runs on.
+    /// The system calls of the system that this process runs on.
     Auto,
 }
 

@@ -1,5 +1,4 @@
-//! What users implement: where requests go, where chunks and streams come from, what runs on a new
-//! connection.
+//! The traits that users implement: request handlers, stream managers and bootstraps.
 
 mod one_for_one;
 mod response_callback;
@@ -18,28 +17,43 @@ use crate::error::{BoxError, TransportError};
 use crate::protocol::MergedBlockMetaRequest;
 use crate::session::StreamBody;
 
-/// Serves the requests of peers (transport 12). One handler serves all connections of a context.
+/// Serves the requests of peers on all connections of a context (Spark's `RpcHandler`).
 ///
-/// `receive` and its siblings are called by the task that reads the connection, one request at a
-/// time and in the order of arrival: they must not block or compute for long. Whatever takes time
-/// is moved elsewhere together with the callback, which answers from anywhere. A panic fails the
-/// request (the panic text stays here) and nothing else.
+/// The task that reads a connection calls the methods, one request at a time and in the order of
+/// arrival. They must not block or compute for long: move the work and the callback to another
+/// task or thread, from which the callback may reply at any time. A panic fails the request and has
+/// no other effect; its text is not sent to the peer.
+///
+/// ```
+/// use bytes::Bytes;
+/// use network_common::{RpcHandler, RpcResponseCallback, TransportClient};
+///
+/// struct Echo;
+///
+/// impl RpcHandler for Echo {
+///     fn receive(&self, _: &TransportClient, message: Bytes, callback: RpcResponseCallback) {
+///         tokio::spawn(async move { callback.reply(message) });
+///     }
+/// }
+/// ```
 pub trait RpcHandler: Send + Sync + 'static {
-    /// An RPC. A callback that is dropped unanswered fails the asker.
+    /// Handles an RPC.
+    ///
+    /// Dropping the callback without a reply fails the request.
     fn receive(&self, client: &TransportClient, message: Bytes, callback: RpcResponseCallback);
 
-    /// A message that expects no answer. Ignored, with a warning, unless implemented.
+    /// Handles a one-way message; by default, discards it with a warning.
     fn receive_one_way(&self, client: &TransportClient, message: Bytes) {
-        tracing::warn!(peer = %client.peer_addr(), bytes = message.len(), "one-way message ignored: no handler for it");
+        tracing::warn!(peer = %client.peer_addr(), bytes = message.len(), "discarding a one-way message: the handler does not implement receive_one_way");
     }
 
-    /// An RPC with data: `meta` is its header, `data` arrives while the future runs, on a task of
-    /// its own.
+    /// Handles an upload: an RPC with the header `meta` and the body `data`.
     ///
-    /// What the future returns is the answer. Data it leaves unread is skipped. If it fails before
-    /// it has read all data, the connection is closed after the failure was sent, as Spark does; if
-    /// later, the connection lives on (transport 9). Uploads of one connection arrive one after the
-    /// other, but what follows the last byte of one may overlap the next.
+    /// The future runs on a task of its own while `data` arrives; its result is the response. Data
+    /// that it does not read is discarded. If it fails before it has read all data, the connection
+    /// is closed after the failure was sent, as in `TransportRequestHandler.processStreamUpload`;
+    /// if it fails later, the connection stays open. The uploads of one connection arrive in order,
+    /// but the next one may start before the future of the last one has completed.
     fn receive_stream(
         &self,
         client: &TransportClient,
@@ -47,15 +61,15 @@ pub trait RpcHandler: Send + Sync + 'static {
         data: StreamBody,
     ) -> BoxFuture<'static, Result<Bytes, BoxError>> {
         let _ = (client, meta, data);
-        Box::pin(async { Err("this handler does not accept uploads".into()) })
+        Box::pin(async { Err("the handler does not accept uploads".into()) })
     }
 
-    /// Where chunks and streams come from; nothing by default.
+    /// Returns the source of chunks and streams; the default one has none.
     fn stream_manager(&self) -> &dyn StreamManager {
         &NoStreams
     }
 
-    /// A question for merged shuffle blocks; fails unless implemented.
+    /// Handles a request for merged block meta; by default, fails it.
     fn receive_merged_block_meta(
         &self,
         client: &TransportClient,
@@ -63,35 +77,47 @@ pub trait RpcHandler: Send + Sync + 'static {
         callback: MergedBlockMetaCallback,
     ) {
         let _ = (client, request);
-        callback.fail("this handler has no merged blocks");
+        callback.fail("the handler has no merged blocks");
     }
 
-    /// A connection is ready, on either side. Called before anything of it is read.
+    /// Called when a connection is ready, on both sides, before its first byte is read.
+    ///
+    /// The peer may still be unauthenticated; see [`TransportClient`].
     #[doc(alias = "channelActive")]
     fn on_connected(&self, client: &TransportClient) {
         let _ = client;
     }
 
-    /// A connection that was active has ended.
+    /// Called when a connection has ended after [`on_connected`](Self::on_connected).
     #[doc(alias = "channelInactive")]
     fn on_disconnected(&self, client: &TransportClient) {
         let _ = client;
     }
 
-    /// A connection ends because of an error; [`on_disconnected`](Self::on_disconnected) follows.
+    /// Called when an error ends a connection, before [`on_disconnected`](Self::on_disconnected).
     #[doc(alias = "exceptionCaught")]
     fn on_network_error(&self, error: &TransportError, client: &TransportClient) {
         let _ = (error, client);
     }
 }
 
-/// The handler of contexts that only ask: every request of a peer fails.
+/// A handler that fails every request, for contexts that only send requests.
+///
+/// Corresponds to Spark's `NoOpRpcHandler`.
+///
+/// ```
+/// use network_common::{NoOpRpcHandler, TransportConf, TransportContext};
+///
+/// let context = TransportContext::new(TransportConf::new("rpc"), NoOpRpcHandler::new());
+/// # let _ = context;
+/// ```
 #[derive(Debug, Clone, Copy, Default)]
 #[non_exhaustive]
 pub struct NoOpRpcHandler;
 
 impl NoOpRpcHandler {
-    /// A handler that serves nothing.
+    /// Returns the handler.
+    #[must_use]
     pub fn new() -> Self {
         Self
     }
@@ -103,17 +129,37 @@ impl RpcHandler for NoOpRpcHandler {
     }
 }
 
-/// Where chunks and streams come from (transport 10).
+/// The source of chunks and streams (Spark's `StreamManager`).
 ///
-/// It is asked in the order in which the requests of a connection arrived, for the next body only
-/// when the earlier ones do not fill the write queue. The futures run on a task of their own per
-/// connection and are dropped when that ends; disk work in them still belongs into
-/// [`spawn_blocking`](tokio::task::spawn_blocking), but opening and reading files does not happen
-/// here: return [`ManagedBuffer::file`].
+/// It is called in the order in which the requests of a connection arrive, and only while the write
+/// queue of the connection has capacity. The futures of one connection run on one task, and are
+/// dropped when the connection ends. They should not open or read files, but return
+/// [`ManagedBuffer::file`]; other disk work belongs into
+/// [`spawn_blocking`](tokio::task::spawn_blocking).
+///
+/// ```
+/// use futures::future::BoxFuture;
+/// use network_common::{BoxError, ManagedBuffer, StreamManager, TransportClient};
+///
+/// struct OneFile;
+///
+/// impl StreamManager for OneFile {
+///     fn get_chunk<'a>(
+///         &'a self,
+///         _: &'a TransportClient,
+///         _: i64,
+///         index: i32,
+///     ) -> BoxFuture<'a, Result<ManagedBuffer, BoxError>> {
+///         let start = u64::from(index.unsigned_abs()) * 1000;
+///         Box::pin(async move { Ok(ManagedBuffer::file("/var/shuffle/0.data", start..start + 1000)) })
+///     }
+/// }
+/// ```
 pub trait StreamManager: Send + Sync {
-    /// One chunk of a stream.
+    /// Returns one chunk of a stream.
     ///
-    /// An error becomes a `ChunkFetchFailure` with its text; the connection lives on.
+    /// The text of an error is sent to the peer as a `ChunkFetchFailure`; the connection stays
+    /// open.
     fn get_chunk<'a>(
         &'a self,
         client: &'a TransportClient,
@@ -121,9 +167,9 @@ pub trait StreamManager: Send + Sync {
         chunk_index: i32,
     ) -> BoxFuture<'a, Result<ManagedBuffer, BoxError>>;
 
-    /// A whole stream by name; `None`: there is no such stream.
+    /// Returns a whole stream by name; `None`: there is no such stream.
     ///
-    /// An error becomes a `StreamFailure` with its text; the connection lives on.
+    /// The text of an error is sent to the peer as a `StreamFailure`; the connection stays open.
     fn open_stream<'a>(
         &'a self,
         client: &'a TransportClient,
@@ -131,11 +177,11 @@ pub trait StreamManager: Send + Sync {
     ) -> BoxFuture<'a, Result<Option<ManagedBuffer>, BoxError>> {
         let _ = (client, stream_id);
         Box::pin(async {
-            Err("java.lang.UnsupportedOperationException: no streams by name here".into())
+            Err("java.lang.UnsupportedOperationException: there are no streams with names".into())
         })
     }
 
-    /// The connection has ended: what was registered for it can go.
+    /// Called when a connection has ended, to release its streams.
     fn connection_terminated(&self, client: &TransportClient) {
         let _ = client;
     }
@@ -154,15 +200,32 @@ impl StreamManager for NoStreams {
     }
 }
 
-/// Runs once on every new outgoing connection, in order, before anybody gets its client
-/// (authentication, say).
+/// Prepares an outgoing connection, for example authenticates it.
 ///
-/// While bootstraps run, the connection is read only as long as a request is outstanding: what the
-/// peer sends behind an answer waits, and passes through
-/// [filters](TransportClient::install_filters) that follow from that answer.
+/// Corresponds to Spark's `TransportClientBootstrap`. The bootstraps of a factory run in order,
+/// before callers get the client. While they run, the connection is read only while a request is
+/// pending. So bytes behind a response are read after the bootstrap could install
+/// [filters](TransportClient::install_filters) because of that response.
+///
+/// ```
+/// use futures::future::BoxFuture;
+/// use network_common::{BoxError, TransportClient, TransportClientBootstrap};
+///
+/// struct Greeting;
+///
+/// impl TransportClientBootstrap for Greeting {
+///     fn do_bootstrap<'a>(
+///         &'a self,
+///         client: &'a TransportClient,
+///     ) -> BoxFuture<'a, Result<(), BoxError>> {
+///         Box::pin(async move { Ok(client.send("hello")?) })
+///     }
+/// }
+/// ```
 pub trait TransportClientBootstrap: Send + Sync + 'static {
-    /// The handler for this connection, called before its first byte is read: `handler` itself, or
-    /// one that wraps it.
+    /// Returns the handler of this connection: `handler` itself or a wrapper of it.
+    ///
+    /// Called before the first byte of the connection is read.
     fn wrap_handler(
         &self,
         client: &TransportClient,
@@ -172,7 +235,10 @@ pub trait TransportClientBootstrap: Send + Sync + 'static {
         handler
     }
 
-    /// An error closes the connection and fails its creation with kind
+    /// Prepares the connection.
+    ///
+    /// # Errors
+    /// An error closes the connection; `create_client` fails with kind
     /// [`Bootstrap`](crate::ErrorKind::Bootstrap).
     fn do_bootstrap<'a>(
         &'a self,
@@ -180,12 +246,32 @@ pub trait TransportClientBootstrap: Send + Sync + 'static {
     ) -> BoxFuture<'a, Result<(), BoxError>>;
 }
 
-/// Runs once on every accepted connection, in order, before its first byte is read.
+/// Prepares an accepted connection before its first byte is read.
+///
+/// Corresponds to Spark's `TransportServerBootstrap`. The bootstraps of a server run in order.
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use network_common::{BoxError, RpcHandler, TransportClient, TransportServerBootstrap};
+///
+/// struct OnlyLocal;
+///
+/// impl TransportServerBootstrap for OnlyLocal {
+///     fn do_bootstrap(
+///         &self,
+///         client: &TransportClient,
+///         handler: Arc<dyn RpcHandler>,
+///     ) -> Result<Arc<dyn RpcHandler>, BoxError> {
+///         if client.peer_addr().ip().is_loopback() { Ok(handler) } else { Err("not local".into()) }
+///     }
+/// }
+/// ```
 pub trait TransportServerBootstrap: Send + Sync + 'static {
-    /// The handler for this connection: `handler` itself, or one that wraps it.
+    /// Returns the handler of this connection: `handler` itself or a wrapper of it.
     ///
     /// # Errors
-    /// Close the connection.
+    /// An error closes the connection.
     fn do_bootstrap(
         &self,
         client: &TransportClient,

@@ -1,4 +1,4 @@
-//! Streams whose chunks are fetched once and in order.
+//! [`OneForOneStreamManager`]: streams whose chunks are fetched once and in order.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -12,12 +12,13 @@ use crate::buffer::ManagedBuffer;
 use crate::client::{ConnectionId, TransportClient};
 use crate::error::BoxError;
 
-/// One chunk as its source yields it; `Ok(None)`: there is none at this index.
+/// One item of a stream's iterator; `Ok(None)`: there is no chunk at this index.
 type Chunk = Result<Option<ManagedBuffer>, BoxError>;
 type Chunks = Box<dyn Iterator<Item = Chunk> + Send>;
 
-/// Serves registered streams: each chunk once, in order; taking the last one forgets the stream
-/// (transport 10).
+/// Serves the chunks of registered streams, each once and in order.
+///
+/// Corresponds to Spark's `OneForOneStreamManager`. A stream is removed with its last chunk.
 ///
 /// ```
 /// use network_common::{ManagedBuffer, OneForOneStreamManager, StreamOptions};
@@ -26,11 +27,11 @@ type Chunks = Box<dyn Iterator<Item = Chunk> + Send>;
 /// let chunks = (0..4).map(|i| ManagedBuffer::file("/var/shuffle/0.data", i * 100..(i + 1) * 100));
 /// let stream_id = streams.register_stream(chunks, StreamOptions::default());
 /// assert!(stream_id >= 0);
-/// assert_eq!(streams.streams(), 1);
+/// assert_eq!(streams.stream_count(), 1);
 /// ```
 #[derive(Default)]
 pub struct OneForOneStreamManager {
-    state: Mutex<StreamTable>,
+    table: Mutex<StreamTable>,
 }
 
 struct StreamTable {
@@ -39,7 +40,7 @@ struct StreamTable {
 }
 
 impl Default for StreamTable {
-    /// Ids start at random, so that those of a restarted server are not mistaken for its old ones.
+    /// Starts with a random id, so that a restarted server does not reuse the ids of its last run.
     fn default() -> Self {
         Self { next_id: rand::random::<i64>() & i64::MAX, streams: HashMap::new() }
     }
@@ -47,17 +48,25 @@ impl Default for StreamTable {
 
 struct StreamState {
     options: StreamOptions,
-    /// The user's code runs under this lock, and under no other.
-    rest: Mutex<RemainingChunks>,
+    /// The user's iterator runs under this lock and no other.
+    remaining: Mutex<RemainingChunks>,
 }
 
-/// What was not yet handed out.
+/// The chunks that were not fetched yet.
 struct RemainingChunks {
     chunks: std::iter::Peekable<Chunks>,
     next_index: i32,
 }
 
-/// Who may read a registered stream, and how long it lives.
+/// The options of a registered stream: which peers may read it, and how it is released.
+///
+/// ```
+/// use network_common::{ManagedBuffer, OneForOneStreamManager, StreamOptions};
+///
+/// let streams = OneForOneStreamManager::new();
+/// let options = StreamOptions::default().app_id("app-1").materialized_on_next();
+/// streams.register_stream([ManagedBuffer::from("chunk")], options);
+/// ```
 #[derive(Debug, Clone, Default)]
 pub struct StreamOptions {
     app_id: Option<String>,
@@ -66,20 +75,26 @@ pub struct StreamOptions {
 }
 
 impl StreamOptions {
-    /// Only a client that authenticated as this application may read it.
+    /// Restricts authenticated peers to those of this application.
+    ///
+    /// As in Spark, a peer of a connection without authentication may read the stream.
+    #[must_use]
     pub fn app_id(mut self, app_id: impl Into<String>) -> Self {
         self.app_id = Some(app_id.into());
         self
     }
 
-    /// Only this connection may read it, and it is forgotten when the connection ends.
+    /// Restricts the stream to this connection, and removes it when the connection ends.
+    #[must_use]
     pub fn connection(mut self, client: &TransportClient) -> Self {
         self.connection = Some(client.id());
         self
     }
 
-    /// Chunks are made when they are asked for: when the connection ends, those not handed out are
-    /// not made just to be released.
+    /// Declares that the iterator allocates each chunk when it is requested.
+    ///
+    /// When the connection ends, the remaining chunks are then not created just to be released.
+    #[must_use]
     pub fn materialized_on_next(mut self) -> Self {
         self.materialized_on_next = true;
         self
@@ -87,12 +102,13 @@ impl StreamOptions {
 }
 
 impl OneForOneStreamManager {
-    /// No streams.
+    /// Returns a manager without streams.
+    #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Registers chunks that cannot fail to be made; returns the stream's id.
+    /// Registers a stream of chunks that all exist; returns its id.
     pub fn register_stream<I>(&self, chunks: I, options: StreamOptions) -> i64
     where
         I: IntoIterator<Item = ManagedBuffer>,
@@ -101,64 +117,66 @@ impl OneForOneStreamManager {
         self.register_fallible_stream(chunks.into_iter().map(|chunk| Ok(Some(chunk))), options)
     }
 
-    /// Registers chunks of which each may be missing (`Ok(None)`) or fail; returns the stream's id.
+    /// Registers a stream whose chunks may fail or not exist (`Ok(None)`); returns its id.
     ///
-    /// The iterator is advanced while a chunk request is served: it must not block.
+    /// The iterator runs while a chunk request is served, so it must not block.
     pub fn register_fallible_stream<I>(&self, chunks: I, options: StreamOptions) -> i64
     where
         I: IntoIterator<Item = Result<Option<ManagedBuffer>, BoxError>>,
         I::IntoIter: Send + 'static,
     {
         let chunks: Chunks = Box::new(chunks.into_iter());
-        let mut state = self.state.lock();
-        let id = state.next_id;
-        state.next_id = id.wrapping_add(1) & i64::MAX;
-        let rest = Mutex::new(RemainingChunks { chunks: chunks.peekable(), next_index: 0 });
-        state.streams.insert(id, Arc::new(StreamState { options, rest }));
+        let mut table = self.table.lock();
+        let id = table.next_id;
+        table.next_id = id.wrapping_add(1) & i64::MAX;
+        let remaining = Mutex::new(RemainingChunks { chunks: chunks.peekable(), next_index: 0 });
+        table.streams.insert(id, Arc::new(StreamState { options, remaining }));
         id
     }
 
-    /// How many streams have chunks left.
+    /// Returns the number of streams with chunks that were not fetched yet.
+    #[must_use]
     pub fn stream_count(&self) -> usize {
-        self.state.lock().streams.len()
+        self.table.lock().streams.len()
     }
 
+    /// Takes the chunk at `index`, which must be the next one of its stream.
     fn take_chunk(&self, client: &TransportClient, stream_id: i64, index: i32) -> Chunk {
-        let Some(stream) = self.state.lock().streams.get(&stream_id).cloned() else {
+        let Some(stream) = self.table.lock().streams.get(&stream_id).cloned() else {
             return Err(format!(
                 "java.lang.IllegalStateException: Requested chunk not available since streamId {stream_id} is closed"
             )
             .into());
         };
         stream.authorize(client, stream_id)?;
-        let mut rest = stream.rest.lock();
-        let expected = rest.next_index;
+        let mut remaining = stream.remaining.lock();
+        let expected = remaining.next_index;
         if index != expected {
             return Err(format!(
                 "java.lang.IllegalStateException: Received out-of-order chunk index {index} (expected {expected})"
             )
             .into());
         }
-        let Some(chunk) = rest.chunks.next() else {
+        let Some(chunk) = remaining.chunks.next() else {
             return Err(format!(
                 "java.lang.IllegalStateException: Requested chunk index beyond end {index}"
             )
             .into());
         };
-        rest.next_index += 1;
-        // Looking ahead makes the next chunk: only where the iterator does not say how much is
-        // left.
-        let last = match rest.chunks.size_hint() {
+        remaining.next_index += 1;
+        // `peek` creates the next chunk, so it is used only if `size_hint` is not decisive.
+        let is_last = match remaining.chunks.size_hint() {
             (_, Some(0)) => true,
-            (0, _) if !stream.options.materialized_on_next => rest.chunks.peek().is_none(),
+            (0, _) if !stream.options.materialized_on_next => remaining.chunks.peek().is_none(),
             _ => false,
         };
-        if last {
-            drop(self.state.lock().streams.remove(&stream_id));
+        if is_last {
+            drop(self.table.lock().streams.remove(&stream_id));
         }
         chunk
     }
 
+    /// Does the same as `take_chunk`, but fails if there is no chunk at the index.
     fn take_existing(
         &self,
         client: &TransportClient,
@@ -171,6 +189,7 @@ impl OneForOneStreamManager {
 }
 
 impl StreamState {
+    /// Checks that the connection may read the stream.
     fn authorize(&self, client: &TransportClient, stream_id: i64) -> Result<(), BoxError> {
         if let (Some(id), Some(app_id)) = (client.client_id(), self.options.app_id.as_deref()) {
             if id != app_id {
@@ -182,7 +201,7 @@ impl StreamState {
         }
         if self.options.connection.is_some_and(|connection| connection != client.id()) {
             return Err(format!(
-                "java.lang.SecurityException: stream {stream_id} belongs to another connection"
+                "java.lang.SecurityException: Stream {stream_id} belongs to another connection"
             )
             .into());
         }
@@ -200,7 +219,7 @@ impl StreamManager for OneForOneStreamManager {
         Box::pin(async move { self.take_existing(client, stream_id, chunk_index) })
     }
 
-    /// `<stream>_<chunk>` is that chunk.
+    /// Returns a chunk; the name is `<stream id>_<chunk index>`.
     fn open_stream<'a>(
         &'a self,
         client: &'a TransportClient,
@@ -221,20 +240,20 @@ impl StreamManager for OneForOneStreamManager {
     }
 
     fn connection_terminated(&self, client: &TransportClient) {
-        let mut gone = Vec::new();
-        self.state.lock().streams.retain(|_, stream| {
-            let stays = stream.options.connection != Some(client.id());
-            if !stays {
-                gone.push(Arc::clone(stream));
+        let mut removed = Vec::new();
+        self.table.lock().streams.retain(|_, stream| {
+            let is_kept = stream.options.connection != Some(client.id());
+            if !is_kept {
+                removed.push(Arc::clone(stream));
             }
-            stays
+            is_kept
         });
-        for stream in gone {
+        for stream in removed {
             if !stream.options.materialized_on_next {
-                // Chunks that exist are released by being taken. One that fails ends that: what is
-                // left goes with the iterator, which might fail for ever.
-                if let Some(error) = stream.rest.lock().chunks.by_ref().find_map(Result::err) {
-                    tracing::warn!(%error, "a chunk of a stream whose connection ended could not be released");
+                // Existing chunks are released by taking them. An error ends the loop, because the
+                // iterator might return errors without end; the rest is dropped with the iterator.
+                if let Some(error) = stream.remaining.lock().chunks.by_ref().find_map(Result::err) {
+                    tracing::warn!(%error, "cannot release a chunk of a stream whose connection ended");
                 }
             }
         }

@@ -1,4 +1,4 @@
-//! Handles with which one request of a peer is answered, once.
+//! One-shot reply callbacks for the requests of a peer.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,29 +11,48 @@ use crate::client::SharedConnection;
 use crate::protocol::{MAX_FRAME_PAYLOAD, Message};
 use crate::session::BulkMessage;
 
-/// Error texts sent to peers are cut to this many bytes.
+/// The most bytes of an error text that is sent to a peer.
 const MAX_ERROR_TEXT: usize = 1 << 20;
 
-/// Answers one RPC, from any thread and at any time. Dropped unanswered, it fails the asker.
+/// Sends the response to one RPC, from any thread and at any time.
 ///
-/// Answering succeeds also when the asker or its connection has gone: there is nothing the answerer
-/// could do about it.
-#[must_use = "dropping it fails the asker"]
+/// Dropping it without a response fails the request. A response over a closed connection is
+/// discarded.
+///
+/// ```
+/// use bytes::Bytes;
+/// use network_common::{RpcHandler, RpcResponseCallback, TransportClient};
+///
+/// struct NonEmpty;
+///
+/// impl RpcHandler for NonEmpty {
+///     fn receive(&self, _: &TransportClient, message: Bytes, callback: RpcResponseCallback) {
+///         if message.is_empty() {
+///             callback.fail("the message is empty");
+///         } else {
+///             callback.reply(message);
+///         }
+///     }
+/// }
+/// ```
+#[must_use = "dropping it without a response fails the request"]
 pub struct RpcResponseCallback(ResponseSender);
 
 impl RpcResponseCallback {
     pub(crate) fn new(shared: Arc<SharedConnection>, request_id: i64) -> Self {
-        Self(ResponseSender { shared, request_id, answered: false })
+        Self(ResponseSender { shared, request_id, responded: false })
     }
 
-    /// The id of the request on its connection, as the asker knows it too
-    /// ([`RequestFuture::pending`](crate::RequestFuture::pending)).
+    /// Returns the id of the request on its connection.
+    ///
+    /// The caller gets the same id from
+    /// [`RequestFuture::pending_request`](crate::RequestFuture::pending_request).
     #[must_use]
     pub fn request_id(&self) -> i64 {
         self.0.request_id
     }
 
-    /// Succeeds with `body`. One that does not fit into a frame fails the asker, naming both sizes.
+    /// Sends a successful response; a `body` larger than a frame fails the request.
     pub fn reply(mut self, body: impl Into<Bytes>) {
         let body = body.into();
         match check_frame_len(body.len() as u64) {
@@ -44,7 +63,7 @@ impl RpcResponseCallback {
         }
     }
 
-    /// Fails; the asker sees the text of `error`.
+    /// Fails the request; the caller gets the text `{error:#}`, at most 1 MiB of it.
     pub fn fail(mut self, error: impl fmt::Display) {
         self.0.fail(&error);
     }
@@ -56,35 +75,53 @@ impl fmt::Debug for RpcResponseCallback {
     }
 }
 
-/// Answers one question for merged block meta. Dropped unanswered, it fails the asker.
-#[must_use = "dropping it fails the asker"]
+/// Sends the response to one request for merged block meta.
+///
+/// Dropping it without a response fails the request.
+///
+/// ```
+/// use network_common::MergedBlockMetaCallback;
+/// use network_common::protocol::{ProtocolError, put_bitmap};
+/// use roaring::RoaringBitmap;
+///
+/// fn reply(callback: MergedBlockMetaCallback) -> Result<(), ProtocolError> {
+///     let mut bitmaps = Vec::new();
+///     put_bitmap(&RoaringBitmap::from([0, 2]), &mut bitmaps)?;
+///     callback.reply(1, bitmaps);
+///     Ok(())
+/// }
+/// ```
+#[must_use = "dropping it without a response fails the request"]
 pub struct MergedBlockMetaCallback(ResponseSender);
 
 impl MergedBlockMetaCallback {
     pub(crate) fn new(shared: Arc<SharedConnection>, request_id: i64) -> Self {
-        Self(ResponseSender { shared, request_id, answered: false })
+        Self(ResponseSender { shared, request_id, responded: false })
     }
 
-    /// Succeeds with `num_chunks` serialized bitmaps (see
-    /// [`put_bitmap`](crate::protocol::put_bitmap)).
+    /// Sends a successful response with `num_chunks` serialized bitmaps.
+    ///
+    /// [`put_bitmap`](crate::protocol::put_bitmap) serializes one. A body larger than a frame fails
+    /// the request.
     pub fn reply(mut self, num_chunks: i32, bitmaps: impl Into<ManagedBuffer>) {
         let body = bitmaps.into();
         if let Some(error) = check_frame_len(body.len()) {
             return self.0.fail(&error);
         }
-        self.0.answered = true;
+        self.0.responded = true;
         let message =
             Message::MergedBlockMetaSuccess { request_id: self.0.request_id, num_chunks, body: () };
-        let (too_late, full) = self.0.shared.update(|session| {
+        let (discarded, is_full) = self.0.shared.update(|session| {
             session.responded += 1;
-            let too_late = session.respond_bulk(BulkMessage { message, body, upload: None });
-            (too_late, session.should_pause_reading())
+            let discarded = session.respond_bulk(BulkMessage { message, body, upload: None });
+            (discarded, session.should_pause_reading())
         });
-        drop(too_late);
-        self.0.recheck_read_pause(full);
+        // Outside the lock: the body may have release hooks.
+        drop(discarded);
+        self.0.recheck_read_pause(is_full);
     }
 
-    /// Fails; the asker sees the text of `error`.
+    /// Fails the request; the caller gets the text `{error:#}`, at most 1 MiB of it.
     pub fn fail(mut self, error: impl fmt::Display) {
         self.0.fail(&error);
     }
@@ -96,16 +133,16 @@ impl fmt::Debug for MergedBlockMetaCallback {
     }
 }
 
-/// Why a body of `size` bytes cannot be an answer, if so.
+/// Returns an error text if a response body of `size` bytes does not fit into a frame.
 pub(crate) fn check_frame_len(size: u64) -> Option<String> {
     (size > MAX_FRAME_PAYLOAD - 64).then(|| {
-        format!("an answer of {size} bytes does not fit into a frame of at most {MAX_FRAME_PAYLOAD} bytes")
+        format!("a response of {size} bytes does not fit into a frame of at most {MAX_FRAME_PAYLOAD} bytes")
     })
 }
 
-/// The text of an error for the peer: cut to what a frame should carry.
+/// Returns the text of an error with its causes for the peer, at most 1 MiB.
 pub(crate) fn cut_error(error: &dyn fmt::Display) -> String {
-    let mut text = error.to_string();
+    let mut text = format!("{error:#}");
     if text.len() > MAX_ERROR_TEXT {
         let end = (0..=MAX_ERROR_TEXT).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
         text.truncate(end);
@@ -113,25 +150,26 @@ pub(crate) fn cut_error(error: &dyn fmt::Display) -> String {
     text
 }
 
+/// Sends one response; sends a failure if it is dropped before.
 struct ResponseSender {
     shared: Arc<SharedConnection>,
     request_id: i64,
-    answered: bool,
+    responded: bool,
 }
 
 impl ResponseSender {
     fn respond(&mut self, message: impl FnOnce(i64) -> Message<()>, mut body: Bytes) {
-        self.answered = true;
-        let full = self.shared.update(|session| {
+        self.responded = true;
+        let is_full = self.shared.update(|session| {
             session.respond(&message(self.request_id), &mut body);
             session.should_pause_reading()
         });
-        self.recheck_read_pause(full);
+        self.recheck_read_pause(is_full);
     }
 
-    /// Has the reader look whether the peer must wait before it takes in another request.
-    fn recheck_read_pause(&self, full: bool) {
-        if full {
+    /// Makes the reader check whether to pause, if the write queue is full.
+    fn recheck_read_pause(&self, is_full: bool) {
+        if is_full {
             self.shared.recheck_read_pause.store(true, Ordering::Relaxed);
         }
     }
@@ -144,11 +182,11 @@ impl ResponseSender {
 
 impl Drop for ResponseSender {
     fn drop(&mut self) {
-        if !self.answered {
+        if !self.responded {
             self.fail(if std::thread::panicking() {
                 &"the handler panicked"
             } else {
-                &"the handler dropped the request without an answer"
+                &"the handler dropped the request without a response"
             });
         }
     }

@@ -170,8 +170,8 @@ impl BodyDecoder {
 
     /// Takes the bytes that were read into the buffer.
     ///
-    /// Copies them if they fill less than a quarter of it: the user holds the whole buffer, but only
-    /// the bytes in it count towards the limit of a stream body.
+    /// Copies them if they fill less than a quarter of it: the user holds the whole buffer, but
+    /// only the bytes in it count towards the limit of a stream body.
     fn take_filled(&mut self) -> Bytes {
         let filled = std::mem::take(&mut self.filled);
         if filled * 4 < self.buffer.len() {

@@ -259,7 +259,7 @@ fn rsp_01_cancelled_fetch_stays_pending_until_response() {
     let mut session = session();
     let dropped = session.fetch_chunk(1, 0).unwrap();
     let refused = session.fetch_chunk(1, 0).unwrap_err();
-    assert_eq!(refused.kind(), ErrorKind::Refused);
+    assert_eq!(refused.kind(), ErrorKind::AlreadyPending);
     assert!(refused.to_string().contains("chunk 0 of stream 1"), "{refused}");
     let other = session.fetch_chunk(1, 1).unwrap();
 

@@ -213,7 +213,7 @@ async fn requests_to_unauthenticated_peer_fail_and_are_not_sent() {
         for _ in 0..2 * 5 {
             assert_eq!(
                 within(outcomes.recv()).await.unwrap(),
-                Some(ErrorKind::Refused),
+                Some(ErrorKind::InvalidState),
                 "{}",
                 mode.name
             );
