@@ -74,10 +74,10 @@ pub enum ProtocolError {
         available: usize,
     },
     /// The first bytes belong to another well-known protocol.
-    #[error("the peer uses {0} instead of Spark's transport protocol")]
+    #[error("this is not Spark's transport protocol: the peer speaks {0}")]
     ForeignProtocol(&'static str),
     /// The peer sent a response to a stream request that is not pending.
-    #[error("the peer sent a response for the stream '{0}', which was not requested")]
+    #[error("unsolicited stream response '{0}'")]
     UnsolicitedStream(String),
     /// The connection ended within a frame or body.
     #[error("the connection ended within a message; at least {missing} bytes are missing")]
