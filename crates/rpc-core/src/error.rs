@@ -200,21 +200,10 @@ impl RpcError {
             }
             _ => Self::wrap(kind, error),
         };
-        let (remote, timeout) = (error.is_remote(), error.is_timeout());
-        // Only these are known to have sent nothing. A connection that is lost may have carried the
-        // request.
-        let unsent = error.is_retryable()
-            && matches!(
-                error.kind(),
-                Transport::Connect
-                    | Transport::ConnectTimeout
-                    | Transport::FastFail
-                    | Transport::Limit
-            );
-        Self::new(kind, text).with_peer(peer).with_source(error).change(|inner| {
-            inner.remote = remote;
-            inner.timeout = timeout;
-            inner.retryable = unsent;
+        converted.with_peer(peer).change(|inner| {
+            inner.remote = is_remote;
+            inner.timeout = is_timeout;
+            inner.retryable = is_unsent;
         })
     }
 

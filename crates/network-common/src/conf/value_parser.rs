@@ -5,8 +5,22 @@ use std::time::Duration;
 const TIME: &str = "an integer with us, ms, s, m, min, h or d (none: seconds)";
 const SIZE: &str = "an integer with b, k, m, g, t or p (none: bytes)";
 
-/// Parses a time; a negative one becomes 0, which the settings read as "no timeout".
-pub(super) fn time(value: &str) -> Result<Duration, &'static str> {
+/// Parses a time in Spark's notation: an integer and a unit.
+///
+/// Without a unit the value is in seconds. A negative time becomes 0, which the settings read as
+/// "no timeout" (Spark's `JavaUtils.timeStringAs`).
+///
+/// # Errors
+///
+/// The description of what is accepted, for an error text.
+///
+/// ```
+/// use std::time::Duration;
+/// use network_common::parse_time;
+///
+/// assert_eq!(parse_time("2min"), Ok(Duration::from_secs(120)));
+/// ```
+pub fn time(value: &str) -> Result<Duration, &'static str> {
     let (number, unit) = split_unit(value, TIME)?;
     let micros: u64 = match unit.as_str() {
         "us" => 1,
@@ -32,8 +46,20 @@ pub(super) fn positive_time(value: &str) -> Result<Duration, &'static str> {
     }
 }
 
-/// Parses a size in bytes, which may be negative.
-pub(super) fn size(value: &str) -> Result<i64, &'static str> {
+/// Parses a size in Spark's notation: an integer and a binary unit.
+///
+/// Without a unit the value is in bytes. It may be negative (Spark's `JavaUtils.byteStringAs`).
+///
+/// # Errors
+///
+/// The description of what is accepted, for an error text.
+///
+/// ```
+/// use network_common::parse_size;
+///
+/// assert_eq!(parse_size("4m"), Ok(4 << 20));
+/// ```
+pub fn size(value: &str) -> Result<i64, &'static str> {
     let (number, unit) = split_unit(value, SIZE)?;
     let shift = match unit.as_str() {
         "b" | "" => 0,

@@ -146,6 +146,6 @@ impl BulkServer {
 
     /// Opens a file now if `spark.<module>.io.lazyFD` is false.
     async fn open_unless_lazy(&self, body: ManagedBuffer) -> Result<ManagedBuffer, BoxError> {
-        if self.resources.conf.lazy_fd() { Ok(body) } else { Ok(body.opened().await?) }
+        if self.resources.conf.lazy_fd() { Ok(body) } else { Ok(body.open_now().await?) }
     }
 }

@@ -56,7 +56,7 @@ impl ConnectionDriver {
         loop {
             let is_expired = std::task::ready!(timer.poll_expired(context, || {
                 let has_new_request = std::mem::take(&mut shared.session.lock().has_new_request);
-                (shared.moved.load(Ordering::Relaxed), has_new_request)
+                (shared.io_bytes.load(Ordering::Relaxed), has_new_request)
             }));
             if !is_expired {
                 continue;

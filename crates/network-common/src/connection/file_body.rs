@@ -47,22 +47,7 @@ pub(super) enum FilePiece {
     Empty,
 }
 
-#[derive(Debug)]
-pub(super) struct FileRegion {
-    pub(super) file: Arc<File>,
-    pub(super) position: u64,
-    pub(super) left: u64,
-    segment: FileSegment,
-}
-
-impl FileRegion {
-    /// The error of a file that ends too early.
-    pub(super) fn truncated(&self) -> io::Error {
-        self.segment.truncated_error(self.file.metadata().map_or(0, |metadata| metadata.len()))
-    }
-}
-
-/// What can be written now.
+/// A piece that can be written now, and the rest of its body.
 pub(super) struct PreparedPiece {
     /// The header of the message, in front of the first piece; otherwise empty.
     pub(super) header: Vec<u8>,
@@ -146,11 +131,11 @@ impl FileBody {
             None => self.segment.open()?,
         };
         self.file = Some(Arc::clone(&file));
-        let Some((position, length)) = self.next_region() else { return Ok(FilePiece::Nothing) };
-        if self.native {
-            let sendable = sendfile::read_ahead(&file, position, length);
-            if sendable.map_err(|error| self.segment.read_error(error.kind(), &error))? {
-                return Ok(FilePiece::Cached(self.begin(file, length)));
+        let Some((position, length)) = self.next_range() else { return Ok(FilePiece::Empty) };
+        if self.can_sendfile {
+            let is_supported = sendfile::read_ahead(&file, position, length);
+            if is_supported.map_err(|error| self.segment.read_error(error.kind(), &error))? {
+                return Ok(FilePiece::Cached(self.take_region(file, length)));
             }
             self.can_sendfile = false;
         }

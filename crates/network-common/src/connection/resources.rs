@@ -39,7 +39,7 @@ impl ConnectionResources {
             max_request_setting: conf.setting_name("io.maxRequestSize"),
         });
         let write_queue_setting = conf.setting_name("io.maxWriteQueueSize").into();
-        let can_sendfile = conf.native_file_transfer();
+        let can_sendfile = conf.can_send_files_natively();
         Self {
             conf,
             metrics,
@@ -54,12 +54,12 @@ impl ConnectionResources {
 
     pub(super) fn count_sent(&self, shared: &SharedConnection, count: usize) {
         self.metrics.sent_bytes.fetch_add(count as u64, Ordering::Relaxed);
-        shared.mark_active(count);
+        shared.count_io_bytes(count);
     }
 
     pub(super) fn count_received(&self, shared: &SharedConnection, count: usize) {
         self.metrics.received_bytes.fetch_add(count as u64, Ordering::Relaxed);
-        shared.mark_active(count);
+        shared.count_io_bytes(count);
     }
 }
 

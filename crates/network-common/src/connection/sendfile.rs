@@ -25,7 +25,7 @@ pub(super) struct FileRegion {
 impl FileRegion {
     /// Returns the error of a file that has become shorter.
     fn truncated_error(&self) -> io::Error {
-        self.segment.truncated(self.file.metadata().map_or(0, |metadata| metadata.len()))
+        self.segment.truncated_error(self.file.metadata().map_or(0, |metadata| metadata.len()))
     }
 }
 

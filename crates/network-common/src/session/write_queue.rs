@@ -80,8 +80,7 @@ impl WriteQueue {
                 self.queued_bytes, self.limit_setting, self.limit
             ),
         )
-        .with_peer(peer)
-        .retryable())
+        .with_peer(peer))
     }
 
     pub(crate) fn has_capacity(&self) -> bool {
