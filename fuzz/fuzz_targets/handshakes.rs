@@ -12,7 +12,8 @@ use std::sync::{Arc, LazyLock, Mutex};
 
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
-use network_common::auth::{AuthMessage, SaslMessage, Secret, SecretStore};
+use network_common::auth::testing::{AuthMessage, SaslMessage};
+use network_common::auth::{Secret, SecretStore};
 use network_common::{
     MemoryNetwork, NoOpRpcHandler, RpcHandler, RpcResponseCallback, TransportClient, TransportConf,
     TransportContext,

@@ -8,7 +8,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use network_common::ByteFilter;
-use network_common::auth::{GcmOpen, GcmSeal};
+use network_common::auth::testing::{GcmOpen, GcmSeal};
 
 fuzz_target!(|input: (bool, Vec<u8>, Vec<Vec<u8>>)| {
     let (has_long_key, genuine, pieces) = input;

@@ -1,4 +1,6 @@
-//! The connecting end of a handshake.
+//! The client end of authentication, which runs on every connection that a context opens.
+//!
+//! `AuthPolicy` adds this bootstrap to the client factories of a context.
 
 use std::sync::Arc;
 
@@ -7,20 +9,23 @@ use futures::future::BoxFuture;
 
 use super::digest_md5::{Credentials, DigestClient, Qop};
 use super::engine::AuthEngine;
-use super::rpc_handler::{AuthRpcHandler, FAILED};
+use super::message::SaslMessage;
+use super::rpc_handler::{AuthRpcHandler, FAILED_TEXT};
 use super::session_keys::Side;
-use super::{AuthError, AuthPolicy, SaslMessage, Secret};
+use super::{AuthError, AuthPolicy, Secret};
 use crate::client::TransportClient;
 use crate::error::{BoxError, ErrorKind, TransportError};
 use crate::handler::{RpcHandler, TransportClientBootstrap};
 use crate::session::FilterPair;
 
-/// Proves to every server who this side is, and has it prove the same, by whatever the settings
-/// allow (Spark's `AuthClientBootstrap` and `SaslClientBootstrap`).
-pub(crate) struct AuthClientBootstrap(Arc<AuthPolicy>);
+/// Authenticates this process to a server, and the server to this process.
+///
+/// It replaces Spark's `AuthClientBootstrap` and `SaslClientBootstrap`; the settings choose the
+/// protocol.
+pub(super) struct AuthClientBootstrap(Arc<AuthPolicy>);
 
 impl AuthClientBootstrap {
-    pub(crate) fn new(policy: Arc<AuthPolicy>) -> Self {
+    pub(super) fn new(policy: Arc<AuthPolicy>) -> Self {
         Self(policy)
     }
 }
@@ -46,36 +51,40 @@ impl TransportClientBootstrap for AuthClientBootstrap {
                 .secrets
                 .secret_key(app_id)
                 .ok_or_else(|| AuthError::UnknownApp(app_id.clone()))?;
-            let filters = self.handshake(client, &secret).await?;
+            let filters = self.authenticate(client, &secret).await?;
             Ok(client.shared().set_authenticated(app_id.clone(), filters)?)
         })
     }
 }
 
 impl AuthClientBootstrap {
-    async fn handshake(
+    /// Runs the handshake; returns the filters that encrypt the connection, if any.
+    async fn authenticate(
         &self,
         client: &TransportClient,
         secret: &Secret,
     ) -> Result<Option<FilterPair>, BoxError> {
-        let sasl = self.0.client_sasl();
+        let qop = self.0.client_qop();
         if !self.0.conf.crypto {
-            let none = || AuthError::NegotiationFailed("the settings allow no protocol".to_owned());
-            return self.sasl(client, secret, sasl.ok_or_else(none)?).await;
+            let no_protocol =
+                || AuthError::NegotiationFailed("the settings allow no protocol".to_owned());
+            return self.run_sasl(client, secret, qop.ok_or_else(no_protocol)?).await;
         }
-        match (self.engine(client, secret).await, sasl) {
-            // The peer's handler refused: it may not know the auth engine. Nothing else is a
-            // reason.
-            (Err(error), Some(quality)) if is_refusal(&error) => {
+        match (self.run_engine(client, secret).await, qop) {
+            (Err(error), Some(qop)) if is_unsupported_protocol(&error) => {
                 let peer = client.peer_addr();
-                tracing::warn!(%peer, %error, "the server refused the auth engine: falling back to SASL");
-                self.sasl(client, secret, quality).await
+                tracing::warn!(
+                    %peer,
+                    %error,
+                    "the server rejected the auth engine: falling back to SASL"
+                );
+                self.run_sasl(client, secret, qop).await
             }
             (outcome, _) => outcome.map(Some),
         }
     }
 
-    async fn engine(
+    async fn run_engine(
         &self,
         client: &TransportClient,
         secret: &Secret,
@@ -83,56 +92,57 @@ impl AuthClientBootstrap {
         let conf = &self.0.conf;
         #[cfg(feature = "legacy-auth")]
         if conf.legacy_engine {
-            let challenge =
+            let handshake =
                 super::legacy_engine::LegacyClientHandshake::new(&self.0.app_id, secret, conf)?;
-            let response = self.ask(client, challenge.encoded()).await?;
-            let keys = challenge.finish(&response)?;
+            let response = self.send_step(client, handshake.message_bytes()).await?;
+            let keys = handshake.finish(&response)?;
             return Ok(keys.filters(crate::conf::CipherName::AesCtr, Side::Client)?);
         }
         let engine = AuthEngine::new(&self.0.app_id, secret, conf.engine_version);
-        let challenge = engine.challenge()?;
-        let response = self.ask(client, challenge.encoded()).await?;
+        let challenge = engine.create_challenge()?;
+        let response = self.send_step(client, challenge.message_bytes()).await?;
         let keys = engine.finish(&challenge, &response)?;
         Ok(keys.filters(conf.cipher, Side::Client)?)
     }
 
-    async fn sasl(
+    async fn run_sasl(
         &self,
         client: &TransportClient,
         secret: &Secret,
-        quality: Qop,
+        qop: Qop,
     ) -> Result<Option<FilterPair>, BoxError> {
         let app_id = &self.0.app_id;
         let credentials = Credentials::new(&self.0.secrets.sasl_user(app_id), secret);
-        let digest = DigestClient::new(credentials, quality)?;
-        let challenge = self.ask(client, SaslMessage::new(app_id, []).encode()).await?;
-        let (response, responded) = digest.respond(&challenge)?;
-        let answer = self.ask(client, SaslMessage::new(app_id, response).encode()).await?;
-        let agreed = responded.finish(&answer)?;
-        Ok(self.0.sasl_filters(&agreed, Side::Client)?)
+        let digest = DigestClient::new(credentials, qop)?;
+        let challenge = self.send_step(client, SaslMessage::new(app_id, []).encode()).await?;
+        let (response, awaiting_rspauth) = digest.respond(&challenge)?;
+        let rspauth = self.send_step(client, SaslMessage::new(app_id, response).encode()).await?;
+        let negotiated = awaiting_rspauth.finish(&rspauth)?;
+        Ok(self.0.sasl_filters(&negotiated, Side::Client)?)
     }
 
-    /// One round trip.
-    async fn ask(
+    /// Sends one message of the handshake and waits for the response.
+    async fn send_step(
         &self,
         client: &TransportClient,
         message: Vec<u8>,
     ) -> Result<Bytes, TransportError> {
-        let limit = self.0.conf.rpc_timeout();
-        tokio::time::timeout(limit, client.send_rpc(message)).await.unwrap_or_else(|elapsed| {
+        let timeout = self.0.conf.rpc_timeout();
+        tokio::time::timeout(timeout, client.send_rpc(message)).await.unwrap_or_else(|elapsed| {
             let peer = client.peer_addr();
             let text = format!(
-                "{peer} did not answer a step of the handshake within {limit:?}. This timeout is controlled by \
-                 spark.network.auth.rpcTimeout"
+                "{peer} did not respond to a message of the handshake within {timeout:?}. This \
+                 timeout is controlled by spark.network.auth.rpcTimeout"
             );
-            Err(TransportError::new(ErrorKind::Timeout, text).with_peer(peer).with_source(elapsed))
+            let error = TransportError::new(ErrorKind::Timeout, text);
+            Err(error.with_peer(peer).with_source(elapsed))
         })
     }
 }
 
-/// Whether the peer refused, and not because it knows the auth engine and found us wanting.
-fn is_refusal(error: &BoxError) -> bool {
+/// Returns whether the peer rejected the protocol, as opposed to the secret.
+fn is_unsupported_protocol(error: &BoxError) -> bool {
     error.downcast_ref::<TransportError>().is_some_and(|error| {
-        error.kind() == ErrorKind::Remote && !error.to_string().contains(FAILED)
+        error.kind() == ErrorKind::Remote && !error.to_string().contains(FAILED_TEXT)
     })
 }

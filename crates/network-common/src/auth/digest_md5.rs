@@ -1,4 +1,8 @@
-//! SASL's DIGEST-MD5 (RFC 2831) as Java and Spark use it (auth 1.3).
+//! SASL's DIGEST-MD5 (RFC 2831) as Java and Spark use it.
+//!
+//! [`DigestServer`] and [`DigestClient`] correspond to Spark's `SparkSaslServer` and
+//! `SparkSaslClient`; they process tokens without I/O. Four tokens make a handshake: an empty one
+//! of the client, the server's challenge, the client's response and the server's `rspauth`.
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use base64::Engine;
@@ -7,24 +11,25 @@ use md5::{Digest, Md5};
 use zeroize::Zeroizing;
 
 use super::directives::{self, Directives};
-use super::engine::random;
+use super::engine::fill_random;
 use super::{AuthError, Secret};
 
 const REALM: &str = "default";
 const URI: &str = "null/default";
-const COUNT: &str = "00000001";
-/// The first half of what is hashed for a response, and for the server's answer to it.
-const RESPONSE: &str = "AUTHENTICATE";
-const ANSWER: &str = "";
+const NONCE_COUNT: &str = "00000001";
+/// The first part of A2 in the client's response (RFC 2831, section 2.1.2.1).
+const RESPONSE_METHOD: &str = "AUTHENTICATE";
+/// The first part of A2 in the server's `rspauth` (RFC 2831, section 2.1.3).
+const RSPAUTH_METHOD: &str = "";
 
-/// What protects the bytes after the handshake.
+/// The protection of a connection after the handshake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Protection {
     None,
     Encryption(SaslCipher),
 }
 
-/// Ciphers of `auth-conf`, the better one first.
+/// The ciphers of `auth-conf` that this crate implements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum SaslCipher {
     TripleDes,
@@ -32,6 +37,7 @@ pub(super) enum SaslCipher {
 }
 
 impl SaslCipher {
+    /// All ciphers; a client prefers the first.
     const ALL: [Self; 2] = [Self::TripleDes, Self::Rc4];
 
     fn name(self) -> &'static str {
@@ -40,25 +46,49 @@ impl SaslCipher {
             Self::Rc4 => "rc4",
         }
     }
+
+    /// Returns the cipher that a client chose.
+    fn from_name(name: &str) -> Result<Self, AuthError> {
+        Self::ALL.into_iter().find(|cipher| cipher.name() == name).ok_or_else(|| {
+            AuthError::NegotiationFailed(format!(
+                "the client chose cipher {name:?}, which was not offered"
+            ))
+        })
+    }
+
+    /// Returns the preferred cipher among those that a server offers.
+    fn choose(offered: &str) -> Result<Self, AuthError> {
+        Self::ALL
+            .into_iter()
+            .find(|cipher| directives::list_contains(offered, cipher.name()))
+            .ok_or_else(|| {
+                AuthError::NegotiationFailed(format!(
+                    "no common cipher: the server offers {offered}, this side supports 3des and rc4"
+                ))
+            })
+    }
 }
 
-/// What a server offers and a client asks for.
+/// The quality of protection that a server offers or a client requires.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Qop {
+    /// `auth`: authentication without encryption.
     Plain,
+    /// `auth-conf`: authentication with encryption.
     Encrypted,
-    /// Only for servers: the client chooses.
+    /// A server offers both, and the client chooses.
     Either,
 }
 
-/// The outcome of a handshake. `hash` is H(A1), from which keys are derived.
+/// The result of a handshake.
 pub(super) struct NegotiatedQop {
     pub(super) protection: Protection,
+    /// H(A1) of the RFC, from which the encryption keys are derived.
     #[cfg_attr(not(any(test, feature = "legacy-auth")), expect(dead_code))]
     pub(super) hash: Zeroizing<[u8; 16]>,
 }
 
-/// User and password in the form in which Spark hands them to SASL.
+/// User name and password in the encoding that Spark passes to SASL.
 pub(super) struct Credentials {
     user: String,
     password: Zeroizing<String>,
@@ -66,12 +96,15 @@ pub(super) struct Credentials {
 
 impl Credentials {
     pub(super) fn new(user: &str, secret: &Secret) -> Self {
-        Self { user: wrapped(user.as_bytes()).to_string(), password: wrapped(secret.bytes()) }
+        let user = encode_base64_lines(user.as_bytes()).to_string();
+        Self { user, password: encode_base64_lines(secret.bytes()) }
     }
 }
 
-/// Base64 with a line break after every 76 characters but the last ones.
-fn wrapped(bytes: &[u8]) -> Zeroizing<String> {
+/// Encodes bytes in Base64 with a line break between lines of 76 characters.
+///
+/// Spark's `SparkSaslServer.encodeIdentifier` uses Netty's encoder, which breaks lines.
+fn encode_base64_lines(bytes: &[u8]) -> Zeroizing<String> {
     let encoded = Zeroizing::new(STANDARD.encode(bytes));
     let mut lines = Zeroizing::new(String::with_capacity(encoded.len() + encoded.len() / 76));
     for (index, character) in encoded.chars().enumerate() {
@@ -89,77 +122,81 @@ struct Exchange<'a> {
     realm: &'a str,
     nonce: &'a str,
     client_nonce: &'a str,
-    quality: &'a str,
+    qop: &'a str,
 }
 
 impl Exchange<'_> {
+    /// Returns H(A1) of the RFC.
     fn hash(&self) -> Zeroizing<[u8; 16]> {
         let Credentials { user, password } = self.credentials;
         let inner = md5(&[user.as_bytes(), b":", self.realm.as_bytes(), b":", password.as_bytes()]);
         md5(&[&*inner, b":", self.nonce.as_bytes(), b":", self.client_nonce.as_bytes()])
     }
 
-    /// The proof for one direction, in hex.
-    fn proof(&self, direction: &str) -> String {
-        let suffix = if self.quality == "auth" { "" } else { ":00000000000000000000000000000000" };
-        let first = Zeroizing::new(hex(&*self.hash()));
-        let second = hex(&*md5(&[format!("{direction}:{URI}{suffix}").as_bytes()]));
-        let parts = [&first, self.nonce, COUNT, self.client_nonce, self.quality, &second];
-        let all = Zeroizing::new(parts.join(":"));
-        hex(&*md5(&[all.as_bytes()]))
+    /// Returns the hexadecimal proof for one direction.
+    fn proof(&self, method: &str) -> String {
+        let suffix = if self.qop == "auth" { "" } else { ":00000000000000000000000000000000" };
+        let a1_hash = Zeroizing::new(hex(&*self.hash()));
+        let a2_hash = hex(&*md5(&[format!("{method}:{URI}{suffix}").as_bytes()]));
+        let fields = [&a1_hash, self.nonce, NONCE_COUNT, self.client_nonce, self.qop, &a2_hash];
+        let joined = Zeroizing::new(fields.join(":"));
+        hex(&*md5(&[joined.as_bytes()]))
     }
 
-    fn agreed(&self, cipher: Option<SaslCipher>) -> NegotiatedQop {
+    fn negotiated_qop(&self, cipher: Option<SaslCipher>) -> NegotiatedQop {
         let protection = cipher.map_or(Protection::None, Protection::Encryption);
         NegotiatedQop { protection, hash: self.hash() }
     }
 }
 
-/// The server's end of one handshake.
+/// The server end of one handshake.
 pub(super) struct DigestServer {
     credentials: Credentials,
-    quality: Qop,
+    qop: Qop,
     nonce: String,
 }
 
 impl DigestServer {
-    pub(super) fn new(credentials: Credentials, quality: Qop) -> Result<Self, AuthError> {
-        Ok(Self { credentials, quality, nonce: nonce()? })
+    pub(super) fn new(credentials: Credentials, qop: Qop) -> Result<Self, AuthError> {
+        Ok(Self { credentials, qop, nonce: random_nonce()? })
     }
 
-    /// The first token.
+    /// Returns the challenge, which is the server's first token.
     pub(super) fn challenge(&self) -> Vec<u8> {
-        let (qualities, ciphers) = match self.quality {
+        let (qops, ciphers) = match self.qop {
             Qop::Plain => ("auth", ""),
             Qop::Encrypted => ("auth-conf", ",cipher=\"3des,rc4\""),
             Qop::Either => ("auth-conf,auth", ",cipher=\"3des,rc4\""),
         };
         let nonce = &self.nonce;
-        format!("realm=\"{REALM}\",nonce=\"{nonce}\",qop=\"{qualities}\",charset=utf-8{ciphers},algorithm=md5-sess")
-            .into_bytes()
+        format!(
+            "realm=\"{REALM}\",nonce=\"{nonce}\",qop=\"{qops}\",charset=utf-8{ciphers},\
+             algorithm=md5-sess"
+        )
+        .into_bytes()
     }
 
-    /// Checks the client's proof; the token that proves this side, and what was agreed.
+    /// Verifies the client's response; returns the `rspauth` token and the result.
     pub(super) fn verify(&self, response: &[u8]) -> Result<(Vec<u8>, NegotiatedQop), AuthError> {
         let response = Directives::parse(response)?;
         for (name, expected) in
-            [("realm", REALM), ("nonce", &self.nonce), ("nc", COUNT), ("digest-uri", URI)]
+            [("realm", REALM), ("nonce", &self.nonce), ("nc", NONCE_COUNT), ("digest-uri", URI)]
         {
-            if response.required(name)? != expected {
+            if response.require(name)? != expected {
                 return Err(AuthError::Malformed(format!(
-                    "the response's {name} is not what it must be"
+                    "the client's response has another {name} than expected"
                 )));
             }
         }
-        let quality = response.required("qop")?;
-        let cipher = match (quality, self.quality) {
+        let qop = response.require("qop")?;
+        let cipher = match (qop, self.qop) {
             ("auth", Qop::Plain | Qop::Either) => None,
             ("auth-conf", Qop::Encrypted | Qop::Either) => {
-                Some(cipher(response.required("cipher")?)?)
+                Some(SaslCipher::from_name(response.require("cipher")?)?)
             }
             _ => {
                 return Err(AuthError::NegotiationFailed(format!(
-                    "the client chose qop {quality:?}, which was not offered"
+                    "the client chose qop {qop:?}, which was not offered"
                 )));
             }
         };
@@ -167,123 +204,110 @@ impl DigestServer {
             credentials: &self.credentials,
             realm: REALM,
             nonce: &self.nonce,
-            client_nonce: response.required("cnonce")?,
-            quality,
+            client_nonce: response.require("cnonce")?,
+            qop,
         };
-        let user = response.required("username")?.as_bytes();
-        let known = verify_slices_are_equal(user, self.credentials.user.as_bytes()).is_ok();
-        check(response.required("response")?, &exchange.proof(RESPONSE))?;
-        if !known {
-            return Err(AuthError::VerificationFailed("the client has another user name"));
+        let user = response.require("username")?.as_bytes();
+        let is_same_user = verify_slices_are_equal(user, self.credentials.user.as_bytes()).is_ok();
+        verify_proof(response.require("response")?, &exchange.proof(RESPONSE_METHOD))?;
+        if !is_same_user {
+            return Err(AuthError::VerificationFailed("the client has another SASL user name"));
         }
-        let answer = format!("rspauth={}", exchange.proof(ANSWER)).into_bytes();
-        Ok((answer, exchange.agreed(cipher)))
+        let rspauth = format!("rspauth={}", exchange.proof(RSPAUTH_METHOD)).into_bytes();
+        Ok((rspauth, exchange.negotiated_qop(cipher)))
     }
 }
 
-/// The client's end of one handshake.
+/// The client end of one handshake, before it has the server's challenge.
 pub(super) struct DigestClient {
     credentials: Credentials,
-    quality: Qop,
+    qop: Qop,
     client_nonce: String,
 }
 
-/// What a client keeps while its response is under way.
+/// The client end of one handshake, after it has sent its response.
 pub(super) struct AwaitingRspAuth {
-    answer: String,
-    agreed: NegotiatedQop,
+    expected_proof: String,
+    negotiated: NegotiatedQop,
 }
 
 impl DigestClient {
-    pub(super) fn new(credentials: Credentials, quality: Qop) -> Result<Self, AuthError> {
-        Ok(Self { credentials, quality, client_nonce: nonce()? })
+    pub(super) fn new(credentials: Credentials, qop: Qop) -> Result<Self, AuthError> {
+        Ok(Self { credentials, qop, client_nonce: random_nonce()? })
     }
 
-    /// Answers the server's challenge.
+    /// Returns the response to the server's challenge, and the next state.
     pub(super) fn respond(
         &self,
         challenge: &[u8],
     ) -> Result<(Vec<u8>, AwaitingRspAuth), AuthError> {
         let challenge = Directives::parse(challenge)?;
-        if challenge.required("algorithm")? != "md5-sess" {
-            return Err(AuthError::NegotiationFailed(
-                "the server's algorithm is not md5-sess".to_owned(),
-            ));
-        }
-        let quality = if self.quality == Qop::Plain { "auth" } else { "auth-conf" };
-        let offered = challenge.get("qop").unwrap_or("auth");
-        if !directives::items(offered).any(|item| item == quality) {
+        let algorithm = challenge.require("algorithm")?;
+        if algorithm != "md5-sess" {
             return Err(AuthError::NegotiationFailed(format!(
-                "no common protection layer: this side wants {quality}, the server offers {offered}"
+                "the server uses the algorithm {algorithm:?}, expected was md5-sess"
             )));
         }
-        let cipher = match self.quality {
+        let qop = if self.qop == Qop::Plain { "auth" } else { "auth-conf" };
+        let offered = challenge.get("qop").unwrap_or("auth");
+        if !directives::list_contains(offered, qop) {
+            return Err(AuthError::NegotiationFailed(format!(
+                "no common protection layer: this side requires qop {qop}, the server offers \
+                 {offered} \
+                 (spark.authenticate.enableSaslEncryption, \
+                 spark.network.sasl.serverAlwaysEncrypt)"
+            )));
+        }
+        let cipher = match self.qop {
             Qop::Plain => None,
-            _ => Some(best_cipher(challenge.required("cipher")?)?),
+            _ => Some(SaslCipher::choose(challenge.require("cipher")?)?),
         };
         let (realm, nonce) =
-            (challenge.get("realm").unwrap_or_default(), challenge.required("nonce")?);
+            (challenge.get("realm").unwrap_or_default(), challenge.require("nonce")?);
         let exchange = Exchange {
             credentials: &self.credentials,
             realm,
             nonce,
             client_nonce: &self.client_nonce,
-            quality,
+            qop,
         };
         let mut response = format!(
-            "charset=utf-8,username={},realm={},nonce={},nc={COUNT},cnonce={},digest-uri=\"{URI}\",maxbuf=65536,\
-             response={},qop={quality}",
-            directives::quoted(&self.credentials.user),
-            directives::quoted(realm),
-            directives::quoted(nonce),
-            directives::quoted(&self.client_nonce),
-            exchange.proof(RESPONSE),
+            "charset=utf-8,username={},realm={},nonce={},nc={NONCE_COUNT},cnonce={},\
+             digest-uri=\"{URI}\",maxbuf=65536,response={},qop={qop}",
+            directives::quote(&self.credentials.user),
+            directives::quote(realm),
+            directives::quote(nonce),
+            directives::quote(&self.client_nonce),
+            exchange.proof(RESPONSE_METHOD),
         );
         if let Some(cipher) = cipher {
             response.push_str(&format!(",cipher=\"{}\"", cipher.name()));
         }
-        let responded =
-            AwaitingRspAuth { answer: exchange.proof(ANSWER), agreed: exchange.agreed(cipher) };
-        Ok((response.into_bytes(), responded))
+        let awaiting_rspauth = AwaitingRspAuth {
+            expected_proof: exchange.proof(RSPAUTH_METHOD),
+            negotiated: exchange.negotiated_qop(cipher),
+        };
+        Ok((response.into_bytes(), awaiting_rspauth))
     }
 }
 
 impl AwaitingRspAuth {
-    /// Checks that the server knows the secret too.
-    pub(super) fn finish(self, answer: &[u8]) -> Result<NegotiatedQop, AuthError> {
-        let answer = Directives::parse(answer)?;
-        check(answer.required("rspauth")?, &self.answer)?;
-        Ok(self.agreed)
+    /// Verifies the server's `rspauth` token and returns the result.
+    pub(super) fn finish(self, token: &[u8]) -> Result<NegotiatedQop, AuthError> {
+        let token = Directives::parse(token)?;
+        verify_proof(token.require("rspauth")?, &self.expected_proof)?;
+        Ok(self.negotiated)
     }
 }
 
-fn check(proof: &str, expected: &str) -> Result<(), AuthError> {
-    verify_slices_are_equal(proof.as_bytes(), expected.as_bytes()).map_err(|_| {
-        AuthError::VerificationFailed("the peer has another secret, or the message was changed")
-    })
+fn verify_proof(proof: &str, expected: &str) -> Result<(), AuthError> {
+    verify_slices_are_equal(proof.as_bytes(), expected.as_bytes())
+        .map_err(|_| AuthError::mismatched_secret())
 }
 
-fn cipher(name: &str) -> Result<SaslCipher, AuthError> {
-    let known = SaslCipher::ALL.into_iter().find(|cipher| cipher.name() == name);
-    known.ok_or_else(|| {
-        AuthError::NegotiationFailed(format!(
-            "the client chose cipher {name:?}, which was not offered"
-        ))
-    })
-}
-
-fn best_cipher(offered: &str) -> Result<SaslCipher, AuthError> {
-    let common = SaslCipher::ALL
-        .into_iter()
-        .find(|cipher| directives::items(offered).any(|item| item == cipher.name()));
-    common.ok_or_else(|| {
-        AuthError::NegotiationFailed(format!("no common cipher: the server offers {offered}"))
-    })
-}
-
-fn nonce() -> Result<String, AuthError> {
+fn random_nonce() -> Result<String, AuthError> {
     let mut bytes = [0; 30];
-    random(&mut bytes)?;
+    fill_random(&mut bytes)?;
     Ok(STANDARD.encode(bytes))
 }
 

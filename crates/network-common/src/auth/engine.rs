@@ -1,5 +1,8 @@
-//! The auth engine of Spark 3.2 and later: an X25519 exchange whose public keys are sealed with the
-//! secret (auth 3).
+//! The auth engine of Spark 3.2 and later (Spark's `AuthEngine`).
+//!
+//! The peers exchange X25519 public keys, which are encrypted with a key derived from the secret,
+//! and derive the session keys from the result. `client_bootstrap` and `server_handshake` send the
+//! messages.
 
 use aws_lc_rs::aead::{AES_128_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use aws_lc_rs::agreement::{PrivateKey, UnparsedPublicKey, X25519, agree};
@@ -7,30 +10,32 @@ use aws_lc_rs::hkdf::{HKDF_SHA256, KeyType, Prk, Salt};
 use aws_lc_rs::rand;
 use zeroize::Zeroizing;
 
+use super::message::AuthMessage;
 use super::session_keys::SessionKeys;
-use super::{AuthError, AuthMessage, Secret};
+use super::{AuthError, Secret};
 
 const PUBLIC_KEY: usize = 32;
 const NONCE: usize = 12;
 const TAG: usize = 16;
 
-/// One end of the exchange.
+/// The parameters of one key exchange, for either side.
 pub(super) struct AuthEngine<'a> {
     app_id: &'a str,
     secret: &'a Secret,
-    /// 1: the session key is the bare agreement; any other: derived from it.
+    /// In version 1 the session key is the raw X25519 output; in others it is derived from it.
     version: i64,
 }
 
-/// What a client keeps while its challenge is under way.
+/// The client's challenge, which the client keeps until the response arrives.
 pub(super) struct EngineChallenge {
-    private: PrivateKey,
-    encoded: Vec<u8>,
+    private_key: PrivateKey,
+    message: Vec<u8>,
 }
 
 impl EngineChallenge {
-    pub(super) fn encoded(&self) -> Vec<u8> {
-        self.encoded.clone()
+    /// Returns the encoded message for the server.
+    pub(super) fn message_bytes(&self) -> Vec<u8> {
+        self.message.clone()
     }
 }
 
@@ -39,58 +44,62 @@ impl<'a> AuthEngine<'a> {
         Self { app_id, secret, version }
     }
 
-    /// The client's first step.
-    pub(super) fn challenge(&self) -> Result<EngineChallenge, AuthError> {
-        self.challenge_with(generate()?)
+    /// Creates the client's challenge (Spark's `AuthEngine.challenge`).
+    pub(super) fn create_challenge(&self) -> Result<EngineChallenge, AuthError> {
+        let private_key = generate_key_pair()?;
+        let message = self.seal_public_key(&private_key, &[])?.encode();
+        Ok(EngineChallenge { private_key, message })
     }
 
-    fn challenge_with(&self, private: PrivateKey) -> Result<EngineChallenge, AuthError> {
-        let encoded = self.seal(&private, &[])?.encode();
-        Ok(EngineChallenge { private, encoded })
-    }
-
-    /// The server's only step: its answer, and the keys to go on with.
+    /// Returns the server's response and the session keys (Spark's `AuthEngine.response`).
     pub(super) fn respond(
         &self,
         challenge: &AuthMessage,
     ) -> Result<(Vec<u8>, SessionKeys), AuthError> {
         let transcript = challenge.encode();
-        let client_key = self.open(challenge, &[])?;
-        let private = generate()?;
-        let response = self.seal(&private, &transcript)?.encode();
-        let keys = self.derive(&private, &client_key, &[&transcript, &response])?;
+        let client_key = self.open_public_key(challenge, &[])?;
+        let private_key = generate_key_pair()?;
+        let response = self.seal_public_key(&private_key, &transcript)?.encode();
+        let keys =
+            self.derive_session_keys(&private_key, &client_key, &[&transcript, &response])?;
         Ok((response, keys))
     }
 
-    /// The client's last step.
+    /// Returns the client's session keys (Spark's `AuthEngine.deriveSessionCipher`).
     pub(super) fn finish(
         &self,
         challenge: &EngineChallenge,
         response: &[u8],
     ) -> Result<SessionKeys, AuthError> {
         let message = AuthMessage::decode(response)?;
-        let server_key = self.open(&message, &challenge.encoded)?;
-        self.derive(&challenge.private, &server_key, &[&challenge.encoded, response])
+        let server_key = self.open_public_key(&message, &challenge.message)?;
+        let transcript = [&challenge.message[..], response];
+        self.derive_session_keys(&challenge.private_key, &server_key, &transcript)
     }
 
-    fn seal(&self, private: &PrivateKey, transcript: &[u8]) -> Result<AuthMessage, AuthError> {
-        let public = private.compute_public_key().map_err(|_| AuthError::Crypto("X25519"))?;
+    fn seal_public_key(
+        &self,
+        private_key: &PrivateKey,
+        transcript: &[u8],
+    ) -> Result<AuthMessage, AuthError> {
+        let public_key =
+            private_key.compute_public_key().map_err(|_| AuthError::Crypto("X25519"))?;
         let mut salt = [0; AuthMessage::SALT];
         let mut ciphertext = [0; AuthMessage::CIPHERTEXT];
-        random(&mut salt)?;
+        fill_random(&mut salt)?;
         let (nonce, sealed) = ciphertext.split_at_mut(NONCE);
-        random(nonce)?;
+        fill_random(nonce)?;
         let (key, tag) = sealed.split_at_mut(PUBLIC_KEY);
-        key.copy_from_slice(public.as_ref());
-        let (cipher, aad) = self.sealing_key(&salt, transcript)?;
+        key.copy_from_slice(public_key.as_ref());
+        let (cipher, aad) = self.exchange_cipher(&salt, transcript)?;
         let sealed_tag = Nonce::try_assume_unique_for_key(nonce)
             .and_then(|nonce| cipher.seal_in_place_separate_tag(nonce, Aad::from(aad), key))
-            .map_err(|_| AuthError::Crypto("sealing a public key"))?;
+            .map_err(|_| AuthError::Crypto("AES-GCM"))?;
         tag.copy_from_slice(sealed_tag.as_ref());
         Ok(AuthMessage::new(self.app_id, salt, ciphertext))
     }
 
-    fn open(
+    fn open_public_key(
         &self,
         message: &AuthMessage,
         transcript: &[u8],
@@ -101,64 +110,64 @@ impl<'a> AuthEngine<'a> {
         }
         let (nonce, sealed) = message.ciphertext.split_at(NONCE);
         let (key, tag) = sealed.split_at(sealed.len() - TAG);
-        let (cipher, aad) = self.sealing_key(&message.salt, transcript)?;
+        let (cipher, aad) = self.exchange_cipher(&message.salt, transcript)?;
         let mut opened = [0; PUBLIC_KEY];
         Nonce::try_assume_unique_for_key(nonce)
             .and_then(|nonce| {
                 cipher.open_separate_gather(nonce, Aad::from(aad), key, tag, &mut opened)
             })
-            .map_err(|_| {
-                AuthError::VerificationFailed(
-                    "the peer has another secret, or the message was changed",
-                )
-            })?;
+            .map_err(|_| AuthError::mismatched_secret())?;
         Ok(opened)
     }
 
-    /// The key that seals public keys, and what is authenticated with them.
-    fn sealing_key(
+    /// Returns the cipher of public keys and the data that it authenticates with them.
+    fn exchange_cipher(
         &self,
         salt: &[u8],
         transcript: &[u8],
     ) -> Result<(LessSafeKey, Vec<u8>), AuthError> {
         let aad = [self.app_id.as_bytes(), salt, transcript].concat();
         let mut key = Zeroizing::new([0; 16]);
-        expand(&Salt::new(HKDF_SHA256, salt).extract(self.secret.bytes()), &aad, &mut *key)?;
+        let prk = Salt::new(HKDF_SHA256, salt).extract(self.secret.bytes());
+        hkdf_expand(&prk, &aad, &mut *key)?;
         let key = UnboundKey::new(&AES_128_GCM, &*key).map_err(|_| AuthError::Crypto("AES-GCM"))?;
         Ok((LessSafeKey::new(key), aad))
     }
 
-    fn derive(
+    fn derive_session_keys(
         &self,
-        private: &PrivateKey,
-        peer: &[u8],
+        private_key: &PrivateKey,
+        peer_key: &[u8],
         transcript: &[&[u8]],
     ) -> Result<SessionKeys, AuthError> {
-        let peer = UnparsedPublicKey::new(&X25519, peer);
-        let failed = AuthError::VerificationFailed("the peer's public key is of no use");
-        let shared = agree(private, peer, failed, |shared| Ok(Zeroizing::new(shared.to_vec())))?;
+        let peer_key = UnparsedPublicKey::new(&X25519, peer_key);
+        let invalid = AuthError::VerificationFailed("the peer's public key is invalid");
+        let shared = agree(private_key, peer_key, invalid, |shared| {
+            Ok::<_, AuthError>(Zeroizing::new(shared.to_vec()))
+        })?;
         let prk = Salt::new(HKDF_SHA256, &transcript.concat()).extract(&shared);
         let mut keys = SessionKeys { key: shared, input_iv: [0; 16], output_iv: [0; 16] };
-        expand(&prk, b"inputIv", &mut keys.input_iv)?;
-        expand(&prk, b"outputIv", &mut keys.output_iv)?;
+        hkdf_expand(&prk, b"inputIv", &mut keys.input_iv)?;
+        hkdf_expand(&prk, b"outputIv", &mut keys.output_iv)?;
         if self.version != 1 {
             keys.key = Zeroizing::new(vec![0; 16]);
-            expand(&prk, b"derivedKey", &mut keys.key)?;
+            hkdf_expand(&prk, b"derivedKey", &mut keys.key)?;
         }
         Ok(keys)
     }
 }
 
-fn generate() -> Result<PrivateKey, AuthError> {
-    PrivateKey::generate(&X25519).map_err(|_| AuthError::Crypto("making a key pair"))
+fn generate_key_pair() -> Result<PrivateKey, AuthError> {
+    PrivateKey::generate(&X25519).map_err(|_| AuthError::Crypto("X25519 key generation"))
 }
 
-pub(super) fn random(bytes: &mut [u8]) -> Result<(), AuthError> {
-    rand::fill(bytes).map_err(|_| AuthError::Crypto("the system's random number generator"))
+/// Fills `bytes` from the system's random number generator.
+pub(super) fn fill_random(bytes: &mut [u8]) -> Result<(), AuthError> {
+    rand::fill(bytes).map_err(|_| AuthError::Crypto("system random number generator"))
 }
 
-/// Fills `out` by HKDF's second step.
-pub(super) fn expand(prk: &Prk, info: &[u8], out: &mut [u8]) -> Result<(), AuthError> {
+/// Fills `out` with the output of HKDF's expand step (RFC 5869, section 2.3).
+pub(super) fn hkdf_expand(prk: &Prk, info: &[u8], out: &mut [u8]) -> Result<(), AuthError> {
     struct Length(usize);
     impl KeyType for Length {
         fn len(&self) -> usize {
@@ -167,7 +176,7 @@ pub(super) fn expand(prk: &Prk, info: &[u8], out: &mut [u8]) -> Result<(), AuthE
     }
     prk.expand(&[info], Length(out.len()))
         .and_then(|okm| okm.fill(out))
-        .map_err(|_| AuthError::Crypto("deriving a key"))
+        .map_err(|_| AuthError::Crypto("HKDF"))
 }
 
 #[cfg(test)]

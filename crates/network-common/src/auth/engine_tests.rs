@@ -26,13 +26,13 @@ fn secret() -> Secret {
 
 fn key_id(keys: &SessionKeys) -> String {
     let mut id = [0; 32];
-    expand(&Salt::none(HKDF_SHA256).extract(&keys.key), b"keyID", &mut id).unwrap();
+    hkdf_expand(&Salt::none(HKDF_SHA256).extract(&keys.key), b"keyID", &mut id).unwrap();
     hex(&id)
 }
 
 fn recorded(version: i64) -> SessionKeys {
     let private = PrivateKey::from_private_key(&X25519, &unhex(CLIENT_PRIVATE)).unwrap();
-    let challenge = EngineChallenge { private, encoded: unhex(CHALLENGE) };
+    let challenge = EngineChallenge { private_key: private, message: unhex(CHALLENGE) };
     AuthEngine::new("appId", &secret(), version).finish(&challenge, &unhex(RESPONSE)).unwrap()
 }
 
@@ -41,14 +41,14 @@ fn ae_01_both_ends_derive_same_keys() {
     for version in [1, 2, 7] {
         let secret = secret();
         let engine = AuthEngine::new("appId", &secret, version);
-        let challenge = engine.challenge().unwrap();
-        let message = AuthMessage::decode(&challenge.encoded()).unwrap();
+        let challenge = engine.create_challenge().unwrap();
+        let message = AuthMessage::decode(&challenge.message_bytes()).unwrap();
         let (response, server) = engine.respond(&message).unwrap();
         let client = engine.finish(&challenge, &response).unwrap();
         assert_eq!(key_id(&client), key_id(&server));
         assert_eq!((client.input_iv, client.output_iv), (server.input_iv, server.output_iv));
         assert_eq!(client.key.len(), if version == 1 { 32 } else { 16 });
-        assert_eq!(challenge.encoded().len(), 1 + 4 + 5 + 4 + 16 + 4 + 60);
+        assert_eq!(challenge.message_bytes().len(), 1 + 4 + 5 + 4 + 16 + 4 + 60);
     }
 }
 
@@ -57,7 +57,7 @@ fn ae_08_recorded_challenge_is_accepted() {
     let secret = secret();
     let engine = AuthEngine::new("appId", &secret, 1);
     let challenge = AuthMessage::decode(&unhex(CHALLENGE)).unwrap();
-    assert_eq!(hex(&engine.open(&challenge, &[]).unwrap()), CLIENT_PUBLIC);
+    assert_eq!(hex(&engine.open_public_key(&challenge, &[]).unwrap()), CLIENT_PUBLIC);
     engine.respond(&challenge).unwrap();
 }
 
@@ -121,8 +121,8 @@ fn ae_13_empty_writes_do_not_change_cipher_stream() {
 #[test]
 fn ae_11_different_secrets_fail() {
     let (right, wrong) = (secret(), Secret::new("another"));
-    let challenge = AuthEngine::new("appId", &right, 1).challenge().unwrap();
-    let message = AuthMessage::decode(&challenge.encoded()).unwrap();
+    let challenge = AuthEngine::new("appId", &right, 1).create_challenge().unwrap();
+    let message = AuthMessage::decode(&challenge.message_bytes()).unwrap();
     let refused = AuthEngine::new("appId", &wrong, 1).respond(&message).unwrap_err();
     assert!(matches!(refused, AuthError::VerificationFailed(_)), "{refused}");
 }
@@ -136,7 +136,7 @@ const CIPHERTEXT: Range<usize> = 34..94;
 fn corrupt_challenges(range: Range<usize>) -> Vec<AuthError> {
     let secret = secret();
     let engine = AuthEngine::new("appId", &secret, 2);
-    let challenge = engine.challenge().unwrap().encoded();
+    let challenge = engine.create_challenge().unwrap().message_bytes();
     let respond = |challenge: &[u8]| engine.respond(&AuthMessage::decode(challenge)?).map(drop);
     respond(&challenge).unwrap();
     let damaged = one_bit_flips(&challenge).skip(8 * range.start).take(8 * range.len());
@@ -147,8 +147,9 @@ fn corrupt_challenges(range: Range<usize>) -> Vec<AuthError> {
 fn corrupt_responses(range: Range<usize>) -> Vec<AuthError> {
     let secret = secret();
     let engine = AuthEngine::new("appId", &secret, 2);
-    let challenge = engine.challenge().unwrap();
-    let response = engine.respond(&AuthMessage::decode(&challenge.encoded()).unwrap()).unwrap().0;
+    let challenge = engine.create_challenge().unwrap();
+    let response =
+        engine.respond(&AuthMessage::decode(&challenge.message_bytes()).unwrap()).unwrap().0;
     engine.finish(&challenge, &response).unwrap();
     let damaged = one_bit_flips(&response).skip(8 * range.start).take(8 * range.len());
     damaged.map(|response| engine.finish(&challenge, &response).unwrap_err()).collect()
@@ -219,8 +220,8 @@ fn corrupt_tags_and_lengths_are_rejected() {
 fn messages_of_another_exchange_are_rejected() {
     let secret = secret();
     let engine = AuthEngine::new("appId", &secret, 2);
-    let (one, two) = (engine.challenge().unwrap(), engine.challenge().unwrap());
-    let answer = engine.respond(&AuthMessage::decode(&one.encoded()).unwrap()).unwrap().0;
+    let (one, two) = (engine.create_challenge().unwrap(), engine.create_challenge().unwrap());
+    let answer = engine.respond(&AuthMessage::decode(&one.message_bytes()).unwrap()).unwrap().0;
     engine.finish(&two, &answer).unwrap_err();
     // A challenge is not accepted as a response, even by its sender.
     engine.finish(&one, &one.encoded()).unwrap_err();

@@ -1,33 +1,57 @@
-//! Why a handshake fails. The texts are for this side; the peer learns only that it failed.
+//! The reasons why a handshake or an encrypted connection fails.
+//!
+//! These errors stay on this side: the peer receives a fixed text only (see `rpc_handler`).
 
-/// The reason why a handshake failed.
+/// The reason why authentication or decryption failed.
+///
+/// It is the [`source`](std::error::Error::source) of a
+/// [`TransportError`](crate::TransportError) of kind [`Bootstrap`](crate::ErrorKind::Bootstrap).
+///
+/// ```
+/// use std::error::Error;
+/// use network_common::TransportError;
+/// use network_common::auth::AuthError;
+///
+/// /// Returns whether the peer has another secret than this process.
+/// fn is_wrong_secret(error: &TransportError) -> bool {
+///     let cause = error.source().and_then(|cause| cause.downcast_ref::<AuthError>());
+///     matches!(cause, Some(AuthError::VerificationFailed(_)))
+/// }
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum AuthError {
-    /// The message is not of the protocol that is spoken here.
+    /// The message does not belong to a protocol that this side accepts.
     #[error("not an authentication message: {0}")]
     UnexpectedMessage(String),
-    /// The message is of the right kind, but broken.
-    #[error("malformed authentication message: {0}")]
+    /// The message has the right type, but its content is invalid.
+    #[error("malformed message: {0}")]
     Malformed(String),
-    /// No secret is known for this application.
+    /// This side has no secret for the application.
     #[error("no secret is known for the application '{0}'")]
     UnknownApp(String),
     /// The message names another application than the one whose secret is used.
-    #[error("the message is for the application '{got}', but this is '{expected}'")]
+    #[error("the message is for the application '{got}', expected '{expected}'")]
     AppIdMismatch {
         /// The application whose secret is used.
         expected: String,
-        /// The one in the message.
+        /// The application in the message.
         got: String,
     },
-    /// The peer knows another secret, or the message was changed on its way.
-    #[error("Mismatched response: {0}")]
+    /// The peer has another secret, or the bytes were changed on the way.
+    #[error("verification failed: {0}")]
     VerificationFailed(&'static str),
-    /// The peers ask for things that exclude each other.
+    /// The two peers have no protocol, cipher or parameter in common.
     #[error("{0}")]
     NegotiationFailed(String),
     /// A cryptographic operation failed on this side.
-    #[error("{0} failed")]
+    #[error("cryptographic operation failed: {0}")]
     Crypto(&'static str),
+}
+
+impl AuthError {
+    /// Returns the error of a proof that the peer's secret does not explain.
+    pub(super) fn mismatched_secret() -> Self {
+        Self::VerificationFailed("the peer has another secret, or the message was changed")
+    }
 }

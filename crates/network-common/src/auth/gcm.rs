@@ -1,77 +1,91 @@
-//! AES/GCM/NoPadding: every write becomes a message of authenticated segments (auth 5).
+//! The byte filters of AES/GCM/NoPadding (Spark's `GcmTransportCipher`).
+//!
+//! The format is that of Tink's `AesGcmHkdfStreaming`: each call to seal makes one message, which
+//! is a header and segments of at most 32 KiB. Each message has a key of its own, and each segment
+//! an authentication tag.
+//!
+//! | bytes | field |
+//! |---|---|
+//! | 8 | length of the whole message |
+//! | 1 | length of the header: 1 + salt + nonce prefix |
+//! | 16 or 32 | salt, as long as the session key |
+//! | 7 | nonce prefix |
+//! | rest | segments: ciphertext and 16 bytes of tag each |
 
 use aws_lc_rs::aead::{AES_128_GCM, AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use aws_lc_rs::hkdf::{HKDF_SHA256, Salt};
 use zeroize::Zeroizing;
 
 use super::AuthError;
-use crate::auth::engine::{expand, random};
+use super::engine::{fill_random, hkdf_expand};
 use crate::error::BoxError;
 use crate::session::{ByteFilter, FilterOutput};
 
 const LENGTH: usize = 8;
 const NONCE_PREFIX: usize = 7;
 const TAG: usize = 16;
-/// A full segment on the wire, and what it holds.
+/// The length of a full segment with its tag.
 const SEALED_SEGMENT: usize = 32 << 10;
+/// The length of a full segment before encryption.
 const PLAIN_SEGMENT: usize = SEALED_SEGMENT - TAG;
 
-/// The session key, from which every message's own key is derived.
-struct Gcm(Zeroizing<Vec<u8>>);
+/// The session key, from which the key of each message is derived.
+struct GcmKey(Zeroizing<Vec<u8>>);
 
-impl Gcm {
+impl GcmKey {
     fn new(key: &[u8]) -> Result<Self, AuthError> {
         if !matches!(key.len(), 16 | 32) {
-            return Err(AuthError::Crypto("AES-GCM with a key of neither 16 nor 32 bytes"));
+            return Err(AuthError::Crypto("AES-GCM needs a key of 16 or 32 bytes"));
         }
         Ok(Self(Zeroizing::new(key.to_vec())))
     }
 
-    /// Bytes between the length and the first segment: their own count, a salt as long as the key,
-    /// the nonce's prefix.
-    fn header(&self) -> usize {
+    /// Returns the length of the header, which does not include the length of the message.
+    fn header_len(&self) -> usize {
         1 + self.0.len() + NONCE_PREFIX
     }
 
-    /// The key of the message with this length and salt.
+    /// Derives the key of the message with this length and salt.
     fn message_key(&self, length: [u8; LENGTH], salt: &[u8]) -> Result<LessSafeKey, AuthError> {
         let mut key = Zeroizing::new(vec![0; self.0.len()]);
-        expand(&Salt::new(HKDF_SHA256, salt).extract(&self.0), &length, &mut key)?;
+        hkdf_expand(&Salt::new(HKDF_SHA256, salt).extract(&self.0), &length, &mut key)?;
         let algorithm = if key.len() == 32 { &AES_256_GCM } else { &AES_128_GCM };
         let key = UnboundKey::new(algorithm, &key).map_err(|_| AuthError::Crypto("AES-GCM"))?;
         Ok(LessSafeKey::new(key))
     }
 }
 
-/// Where a message's segments have got to.
-struct Segments {
+/// The key of one message and the nonce of its next segment.
+struct MessageCipher {
     key: LessSafeKey,
-    prefix: [u8; NONCE_PREFIX],
-    next: u32,
+    nonce_prefix: [u8; NONCE_PREFIX],
+    next_segment: u32,
 }
 
-impl Segments {
-    fn nonce(&mut self, last: bool) -> Result<Nonce, AuthError> {
+impl MessageCipher {
+    fn next_nonce(&mut self, is_last: bool) -> Result<Nonce, AuthError> {
         let mut nonce = [0; 12];
-        nonce[..NONCE_PREFIX].copy_from_slice(&self.prefix);
-        nonce[NONCE_PREFIX..11].copy_from_slice(&self.next.to_be_bytes());
-        nonce[11] = u8::from(last);
-        self.next =
-            self.next.checked_add(1).ok_or(AuthError::Crypto("a message of 2^32 segments"))?;
+        nonce[..NONCE_PREFIX].copy_from_slice(&self.nonce_prefix);
+        nonce[NONCE_PREFIX..11].copy_from_slice(&self.next_segment.to_be_bytes());
+        nonce[11] = u8::from(is_last);
+        self.next_segment = self
+            .next_segment
+            .checked_add(1)
+            .ok_or(AuthError::Crypto("an AES-GCM message has more than 2^32 segments"))?;
         Ok(Nonce::assume_unique_for_key(nonce))
     }
 }
 
-/// Seals one direction: every call makes one message.
-pub struct GcmSeal(Gcm);
+/// Encrypts one direction: each call makes one message.
+pub struct GcmSeal(GcmKey);
 
 impl GcmSeal {
-    /// With a session key of 16 or 32 bytes.
+    /// Creates the filter with a session key of 16 or 32 bytes.
     ///
     /// # Errors
-    /// [`AuthError::Crypto`] for a key of another length.
+    /// [`AuthError::Crypto`] if the key has another length.
     pub fn new(key: &[u8]) -> Result<Self, AuthError> {
-        Gcm::new(key).map(Self)
+        GcmKey::new(key).map(Self)
     }
 }
 
@@ -80,89 +94,95 @@ impl ByteFilter for GcmSeal {
         if input.is_empty() {
             return Ok(());
         }
-        let segments = input.len().div_ceil(PLAIN_SEGMENT);
-        let total = LENGTH + self.0.header() + input.len() + segments * TAG;
+        let segment_count = input.len().div_ceil(PLAIN_SEGMENT);
+        let total = LENGTH + self.0.header_len() + input.len() + segment_count * TAG;
         let length = (total as u64).to_be_bytes();
-        let mut random_part = vec![0; self.0.header() - 1];
-        random(&mut random_part)?;
-        let (salt, prefix) = random_part.split_at(self.0.0.len());
-        let mut state = Segments {
+        let mut random = vec![0; self.0.header_len() - 1];
+        fill_random(&mut random)?;
+        let (salt, nonce_prefix) = random.split_at(self.0.0.len());
+        let mut cipher = MessageCipher {
             key: self.0.message_key(length, salt)?,
-            prefix: prefix.try_into().map_err(|_| AuthError::Crypto("AES-GCM"))?,
-            next: 0,
+            nonce_prefix: nonce_prefix.try_into().map_err(|_| AuthError::Crypto("AES-GCM"))?,
+            next_segment: 0,
         };
         output.extend_from_slice(&length);
-        output.extend_from_slice(&[self.0.header() as u8]);
-        output.extend_from_slice(&random_part);
-        let mut plain = input.chunks(PLAIN_SEGMENT).peekable();
-        while let Some(segment) = plain.next() {
-            let nonce = state.nonce(plain.peek().is_none())?;
-            output.append(segment.len() + TAG, |room| {
-                let (sealed, tag) = room.split_at_mut(segment.len());
-                let key = &state.key;
+        output.extend_from_slice(&[self.0.header_len() as u8]);
+        output.extend_from_slice(&random);
+        let mut segments = input.chunks(PLAIN_SEGMENT).peekable();
+        while let Some(segment) = segments.next() {
+            let nonce = cipher.next_nonce(segments.peek().is_none())?;
+            output.append(segment.len() + TAG, |buffer| {
+                let (sealed, tag) = buffer.split_at_mut(segment.len());
+                let key = &cipher.key;
                 key.seal_out_of_place_scatter(nonce, Aad::empty(), segment, sealed, &[], tag)
-                    .map_err(|_| AuthError::Crypto("sealing"))?;
-                Ok::<_, AuthError>(room.len())
+                    .map_err(|_| AuthError::Crypto("AES-GCM"))?;
+                Ok::<_, AuthError>(buffer.len())
             })?;
         }
         Ok(())
     }
 }
 
-/// Opens one direction: messages may arrive in any pieces. Every segment is handed on as soon as it
-/// has proved genuine.
+/// Decrypts one direction; the input may be cut anywhere.
+///
+/// Each segment is decrypted and passed on as soon as it is complete and its tag is verified.
 pub struct GcmOpen {
-    gcm: Gcm,
+    key: GcmKey,
     state: GcmOpenState,
-    /// The start of an unfinished header or segment.
-    held: Vec<u8>,
+    /// The received bytes of an incomplete header or segment.
+    partial: Vec<u8>,
 }
 
 enum GcmOpenState {
     Header,
-    /// This many sealed bytes of the message are to come.
-    Body(Segments, u64),
+    /// Segments follow, of this many bytes in all.
+    Segments(MessageCipher, u64),
 }
 
 impl GcmOpen {
-    /// With a session key of 16 or 32 bytes.
+    /// Creates the filter with a session key of 16 or 32 bytes.
     ///
     /// # Errors
-    /// [`AuthError::Crypto`] for a key of another length.
+    /// [`AuthError::Crypto`] if the key has another length.
     pub fn new(key: &[u8]) -> Result<Self, AuthError> {
-        Ok(Self { gcm: Gcm::new(key)?, state: GcmOpenState::Header, held: Vec::new() })
+        Ok(Self { key: GcmKey::new(key)?, state: GcmOpenState::Header, partial: Vec::new() })
     }
 
-    /// How many bytes the next step needs.
-    fn needed(&self) -> usize {
+    /// Returns the length of the next part of the message.
+    fn next_part_len(&self) -> usize {
         match &self.state {
-            // The length alone tells whether it is worth to wait for more.
-            GcmOpenState::Header if self.held.len() < LENGTH => LENGTH,
-            GcmOpenState::Header => LENGTH + self.gcm.header(),
-            GcmOpenState::Body(_, left) => (*left).min(SEALED_SEGMENT as u64) as usize,
+            // The length is checked before the rest of the header is awaited.
+            GcmOpenState::Header if self.partial.len() < LENGTH => LENGTH,
+            GcmOpenState::Header => LENGTH + self.key.header_len(),
+            GcmOpenState::Segments(_, remaining) => {
+                (*remaining).min(SEALED_SEGMENT as u64) as usize
+            }
         }
     }
 
-    /// Takes the next part of a message, which is complete.
-    fn step(&mut self, part: &[u8], output: &mut FilterOutput<'_>) -> Result<(), AuthError> {
+    /// Processes a complete header or segment.
+    fn process_part(
+        &mut self,
+        part: &[u8],
+        output: &mut FilterOutput<'_>,
+    ) -> Result<(), AuthError> {
         self.state = match &mut self.state {
-            GcmOpenState::Header => self.begin(part)?,
-            GcmOpenState::Body(segments, left) => {
-                let rest = *left - part.len() as u64;
-                let nonce = segments.nonce(rest == 0)?;
+            GcmOpenState::Header => self.parse_header(part)?,
+            GcmOpenState::Segments(cipher, remaining) => {
+                let rest = *remaining - part.len() as u64;
+                let nonce = cipher.next_nonce(rest == 0)?;
                 let (sealed, tag) = part.split_at(part.len().saturating_sub(TAG));
-                output.append(sealed.len(), |room| {
-                    let opened =
-                        segments.key.open_separate_gather(nonce, Aad::empty(), sealed, tag, room);
-                    opened.map_err(|_| {
-                        AuthError::VerificationFailed(
-                            "a sealed segment has a wrong authentication tag",
-                        )
-                    })?;
+                output.append(sealed.len(), |buffer| {
+                    cipher
+                        .key
+                        .open_separate_gather(nonce, Aad::empty(), sealed, tag, buffer)
+                        .map_err(|_| {
+                            AuthError::VerificationFailed("a segment has a wrong AES-GCM tag")
+                        })?;
                     Ok(sealed.len())
                 })?;
                 if rest > 0 {
-                    *left = rest;
+                    *remaining = rest;
                     return Ok(());
                 }
                 GcmOpenState::Header
@@ -171,42 +191,48 @@ impl GcmOpen {
         Ok(())
     }
 
-    fn begin(&self, head: &[u8]) -> Result<GcmOpenState, AuthError> {
-        let damaged = |text: &str| AuthError::Malformed(text.to_owned());
-        let (length, head) = head
+    fn parse_header(&self, header: &[u8]) -> Result<GcmOpenState, AuthError> {
+        let malformed = |text: &str| AuthError::Malformed(text.to_owned());
+        let (length, header) = header
             .split_first_chunk::<LENGTH>()
-            .ok_or_else(|| damaged("no length of a sealed message"))?;
-        let left = self.body_length(*length)?;
-        let (count, head) =
-            head.split_first().ok_or_else(|| damaged("no header of a sealed message"))?;
-        if usize::from(*count) != self.gcm.header() {
+            .ok_or_else(|| malformed("an AES-GCM message has no length"))?;
+        let remaining = self.segments_len(*length)?;
+        let (header_len, header) = header
+            .split_first()
+            .ok_or_else(|| malformed("an AES-GCM message has no header length"))?;
+        if usize::from(*header_len) != self.key.header_len() {
             return Err(AuthError::Malformed(format!(
-                "a sealed message's header of {count} bytes, where this key makes it {}",
-                self.gcm.header()
+                "the header of an AES-GCM message has {header_len} bytes, expected were {}",
+                self.key.header_len()
             )));
         }
-        let (salt, prefix) =
-            head.split_at_checked(self.gcm.0.len()).ok_or_else(|| damaged("no salt"))?;
-        let prefix = prefix.try_into().map_err(|_| damaged("no nonce"))?;
-        if left == 0 {
+        let (salt, nonce_prefix) = header
+            .split_at_checked(self.key.0.len())
+            .ok_or_else(|| malformed("an AES-GCM message has no salt"))?;
+        let nonce_prefix = nonce_prefix
+            .try_into()
+            .map_err(|_| malformed("an AES-GCM message has no nonce prefix"))?;
+        if remaining == 0 {
             return Ok(GcmOpenState::Header);
         }
-        let key = self.gcm.message_key(*length, salt)?;
-        Ok(GcmOpenState::Body(Segments { key, prefix, next: 0 }, left))
+        let key = self.key.message_key(*length, salt)?;
+        let cipher = MessageCipher { key, nonce_prefix, next_segment: 0 };
+        Ok(GcmOpenState::Segments(cipher, remaining))
     }
 
-    /// The sealed bytes behind the header of a message with this length.
-    fn body_length(&self, length: [u8; LENGTH]) -> Result<u64, AuthError> {
-        let announced = i64::from_be_bytes(length);
-        let head = (LENGTH + self.gcm.header()) as u64;
-        let body = u64::try_from(announced).ok().and_then(|total| total.checked_sub(head));
-        body.filter(|body| {
-            let last = body % SEALED_SEGMENT as u64;
-            last == 0 || last > TAG as u64
-        })
-        .ok_or_else(|| {
-            AuthError::Malformed(format!("Invalid expected ciphertext length: {announced}"))
-        })
+    /// Returns the length of the segments of a message with this length.
+    fn segments_len(&self, length: [u8; LENGTH]) -> Result<u64, AuthError> {
+        let total = i64::from_be_bytes(length);
+        let header = (LENGTH + self.key.header_len()) as u64;
+        let segments = u64::try_from(total).ok().and_then(|total| total.checked_sub(header));
+        segments
+            .filter(|segments| {
+                let last = segments % SEALED_SEGMENT as u64;
+                last == 0 || last > TAG as u64
+            })
+            .ok_or_else(|| {
+                AuthError::Malformed(format!("Invalid expected ciphertext length: {total}"))
+            })
     }
 }
 
@@ -217,27 +243,28 @@ impl ByteFilter for GcmOpen {
         output: &mut FilterOutput<'_>,
     ) -> Result<(), BoxError> {
         loop {
-            let needed = self.needed();
-            if self.held.is_empty() && input.len() >= needed && needed > LENGTH {
-                let (part, rest) = input.split_at(needed);
+            let part_len = self.next_part_len();
+            // Complete segments are decrypted without a copy into `partial`.
+            if self.partial.is_empty() && input.len() >= part_len && part_len > LENGTH {
+                let (part, rest) = input.split_at(part_len);
                 input = rest;
-                self.step(part, output)?;
+                self.process_part(part, output)?;
                 continue;
             }
-            let count = (needed - self.held.len()).min(input.len());
-            self.held.extend_from_slice(&input[..count]);
+            let count = (part_len - self.partial.len()).min(input.len());
+            self.partial.extend_from_slice(&input[..count]);
             input = &input[count..];
-            if self.held.len() < needed {
+            if self.partial.len() < part_len {
                 return Ok(());
             }
-            if needed == LENGTH {
-                let length = self.held.first_chunk().copied().unwrap_or_default();
-                self.body_length(length)?;
+            if part_len == LENGTH {
+                let length = self.partial.first_chunk().copied().unwrap_or_default();
+                self.segments_len(length)?;
                 continue;
             }
-            // Given up, so that a quiet connection keeps no buffer.
-            let part = std::mem::take(&mut self.held);
-            self.step(&part, output)?;
+            // `take` frees the buffer, so that an idle connection holds no memory.
+            let part = std::mem::take(&mut self.partial);
+            self.process_part(&part, output)?;
         }
     }
 }
@@ -250,7 +277,7 @@ impl std::fmt::Debug for GcmSeal {
 
 impl std::fmt::Debug for GcmOpen {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("GcmOpen").field("held", &self.held.len()).finish_non_exhaustive()
+        f.debug_struct("GcmOpen").field("partial", &self.partial.len()).finish_non_exhaustive()
     }
 }
 

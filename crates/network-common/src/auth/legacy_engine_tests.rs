@@ -34,7 +34,7 @@ fn incremented_numbers_match_java() {
         ("ffffff01", "ff02"),
     ] {
         let bytes = crate::auth::test_support::unhex(number);
-        assert_eq!(hex(&incremented(&bytes)), sum, "{number}");
+        assert_eq!(hex(&increment(&bytes)), sum, "{number}");
     }
 }
 
@@ -44,7 +44,7 @@ fn both_ends_derive_same_keys() {
     // Repeated, so that challenges of either sign occur.
     for _ in 0..20 {
         let client = LegacyClientHandshake::new("appId", &secret, &conf).unwrap();
-        let message = LegacyMessage::decode(&client.encoded()).unwrap();
+        let message = LegacyMessage::decode(&client.message_bytes()).unwrap();
         assert_eq!(message.app_id, "appId");
         let (reply, at_server) = respond(&message, &secret, &conf).unwrap();
         let at_client = client.finish(&reply).unwrap();
@@ -65,7 +65,7 @@ fn both_ends_derive_same_keys() {
 #[test]
 fn ae_14_changed_messages_are_rejected() {
     let (conf, secret) = (conf(), secret());
-    let challenge = LegacyClientHandshake::new("appId", &secret, &conf).unwrap().encoded();
+    let challenge = LegacyClientHandshake::new("appId", &secret, &conf).unwrap().message_bytes();
     let answer = |bytes: &[u8]| {
         LegacyMessage::decode(bytes).and_then(|message| respond(&message, &secret, &conf))
     };
@@ -82,7 +82,7 @@ fn ae_14_changed_messages_are_rejected() {
     assert!(matches!(another, Err(AuthError::VerificationFailed(_))));
 
     let client = || LegacyClientHandshake::new("appId", &secret, &conf).unwrap();
-    let reply = |client: &LegacyClientHandshake<'_>| answer(&client.encoded()).unwrap().0;
+    let reply = |client: &LegacyClientHandshake<'_>| answer(&client.message_bytes()).unwrap().0;
     let proof = 1 + 4 + reply(&client()).len() - 1 - 4 - 3 * (4 + 16);
     for bit in 0..8 * proof {
         let client = client();
@@ -103,7 +103,7 @@ fn other_parameters_are_rejected() {
     let (conf, secret) = (conf(), secret());
     let message = || {
         LegacyMessage::decode(
-            &LegacyClientHandshake::new("appId", &secret, &conf).unwrap().encoded(),
+            &LegacyClientHandshake::new("appId", &secret, &conf).unwrap().message_bytes(),
         )
         .unwrap()
     };

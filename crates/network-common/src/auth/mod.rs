@@ -1,12 +1,13 @@
-//! Authentication and encryption, byte-compatible with Spark 2.4 to 4.x.
+//! Authentication and encryption of connections, byte-compatible with Spark 2.4 to 4.x.
 //!
-//! Part of the feature `auth`, which is off by default because its ciphers need a C compiler; a
-//! configuration that asks for authentication is refused by a build without it. What only old peers
-//! need, and should not be offered to others, is part of `legacy-auth`.
+//! [`TransportContext::with_auth`](crate::TransportContext::with_auth) uses this module: it adds
+//! the handshake to every new connection, and the filters that encrypt the connection afterwards.
+//! Both peers prove that they know the secret of the application. The settings choose the protocol
+//! (see [`TransportConf`](crate::TransportConf)).
 //!
-//! [`TransportContext::with_auth`](crate::TransportContext::with_auth) makes every connection of a
-//! context prove, in both directions, that it knows the secret of its application; the settings say
-//! how (see [`TransportConf`](crate::TransportConf)).
+//! The cargo feature `auth` enables this module. It is off by default because its ciphers need a C
+//! compiler; a build without it rejects settings that enable authentication. The feature
+//! `legacy-auth` adds the weak protocols that only old peers need.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -24,66 +25,82 @@
 //! let secrets = Arc::new(SecretStore::new());
 //! secrets.register_app("app-1", Secret::new("s3cret"));
 //!
-//! let context = TransportContext::new(conf, NoOpRpcHandler::new()).with_auth("app-1", secrets.clone())?;
+//! let context = TransportContext::new(conf, NoOpRpcHandler::new());
+//! let context = context.with_auth("app-1", secrets.clone())?;
 //! let server = context.create_server("127.0.0.1:0").await?;
 //! let client = context.create_client_factory().create_client(server.local_addr()).await?;
 //! assert_eq!(client.client_id(), Some("app-1"));
 //!
-//! secrets.register_app("app-1", Secret::new("rotated")); // for new connections; this one lives on
+//! // The new secret applies to new connections; this connection stays open.
+//! secrets.register_app("app-1", Secret::new("rotated"));
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! # Which mode
+//! # Modes
 //!
-//! | mode | peers | proves | hides | detects changes |
+//! | mode | Spark | authenticates | encrypts | detects changed bytes |
 //! |---|---|---|---|---|
-//! | auth engine 2, GCM | 4.1 and later | yes | yes | of bytes |
-//! | auth engine 1 or 2, CTR | 3.2 and later | yes | yes | no |
-//! | auth engine before 3.2, CTR (`legacy-auth`) | 2.4 to 3.1 | yes | yes | no |
-//! | SASL with encryption (`legacy-auth`) | all | yes | 3DES or RC4 | of bytes, by MD5 |
+//! | auth engine 2, AES-GCM | 4.1 and later | yes | yes | yes |
+//! | auth engine 1 or 2, AES-CTR | 3.2 and later | yes | yes | no |
+//! | auth engine before 3.2, AES-CTR (`legacy-auth`) | 2.4 to 3.1 | yes | yes | no |
+//! | SASL with encryption (`legacy-auth`) | all | yes | 3DES or RC4 | yes, by HMAC-MD5 |
 //! | SASL | all | yes | no | no |
 //!
-//! Who learns the secret later can open what was recorded of SASL and of the engine before 3.2,
-//! whose keys come from it; the auth engine agrees on keys by X25519. In GCM somebody on the path
-//! can still drop, repeat, reorder or send back whole messages: Spark does not number them. TLS has
-//! neither weakness. A context that uses a mode with a weakness of its own says so once, as a
-//! warning; inside of TLS none matters.
+//! The auth engine of Spark 3.2 and later has forward secrecy: it agrees on keys by X25519. SASL
+//! and the engine before 3.2 derive their keys from the secret, so an attacker who learns the
+//! secret later can decrypt recorded connections. AES-GCM does not number messages, because Spark
+//! does not: an attacker on the network path can still drop, repeat, reorder or reflect whole
+//! messages. TLS has neither weakness.
+//!
+//! A context whose mode has a weakness logs one warning that names it, except inside of TLS, where
+//! these weaknesses do not matter.
 //!
 //! # Stricter than Spark
 //!
-//! * Before a connection is authenticated nothing of it is served, on either side: no RPC, one-way
-//!   message, chunk, stream, upload or question for merged blocks. One that tries is closed. Life
-//!   cycle callbacks are called, but what handlers send there is refused: nothing but the handshake
-//!   passes.
-//! * A server's handshake must be over within `spark.network.auth.rpcTimeout`, one context has at
-//!   most `spark.<m>.auth.maxHandshakes` of them at once, and a peer that has sent 64 KiB without
-//!   being authenticated is not read again.
-//! * A peer that fails learns only that it failed, and is closed. This side's error says why.
-//! * Falling back from the auth engine to SASL needs `spark.network.crypto.saslFallback=true` in so
-//!   many words: Spark's default lets anybody on the path switch encryption off, or to 3DES.
+//! * Neither side serves an unauthenticated peer: no RPC, one-way message, chunk, stream, upload or
+//!   merged block meta request. A peer that sends one is disconnected. The handler's `on_connected`
+//!   and `on_disconnected` are called, but messages that it sends before authentication fail.
+//! * A server's handshake times out after `spark.network.auth.rpcTimeout`. A context runs at most
+//!   `spark.<m>.auth.maxHandshakes` handshakes at a time. The connection of a peer that has sent
+//!   64 KiB without authenticating is closed.
+//! * A peer whose handshake fails receives a fixed text and is disconnected. Only the local error
+//!   contains the reason.
+//! * A client or server uses SASL instead of the auth engine only if
+//!   `spark.network.crypto.saslFallback` is set to `true`. Spark's default is `true`, with which an
+//!   attacker on the network path can disable encryption or force 3DES.
 
 mod client_bootstrap;
 mod digest_md5;
 mod directives;
 mod engine;
 mod error;
+#[cfg_attr(not(feature = "testing"), expect(unreachable_pub, reason = "public in `testing`"))]
 mod gcm;
 #[cfg(feature = "legacy-auth")]
 mod legacy_engine;
+#[cfg_attr(not(feature = "testing"), expect(unreachable_pub, reason = "public in `testing`"))]
 mod message;
 mod policy;
 mod rpc_handler;
 #[cfg(feature = "legacy-auth")]
 mod sasl_encryption;
 mod secret;
-mod server;
+mod server_bootstrap;
+mod server_handshake;
 mod session_keys;
 #[cfg(test)]
 mod test_support;
 
 pub use error::AuthError;
-pub use gcm::{GcmOpen, GcmSeal};
-pub use message::{AuthMessage, SaslMessage};
 pub(crate) use policy::{AuthPolicy, check_unauthenticated, client_bootstraps, server_bootstraps};
 pub use secret::{Secret, SecretKeyHolder, SecretStore};
+
+/// Parts of the handshake that tests and fuzz targets use; not part of the API.
+///
+/// Enabled by the cargo feature `testing`. This module may change in every release.
+#[cfg(feature = "testing")]
+pub mod testing {
+    pub use super::gcm::{GcmOpen, GcmSeal};
+    pub use super::message::{AuthMessage, SaslMessage};
+}

@@ -1,4 +1,6 @@
-//! What the settings of a context allow and ask for.
+//! The authentication settings of one context, and the bootstraps that follow from them.
+//!
+//! `TransportContext` creates the policy and asks for the bootstraps of its servers and clients.
 
 use std::sync::Arc;
 
@@ -7,7 +9,7 @@ use tokio::sync::Semaphore;
 
 use super::client_bootstrap::AuthClientBootstrap;
 use super::digest_md5::{NegotiatedQop, Protection, Qop};
-use super::server::AuthServerBootstrap;
+use super::server_bootstrap::AuthServerBootstrap;
 use super::session_keys::Side;
 use super::{AuthError, SecretKeyHolder};
 use crate::client::TransportClient;
@@ -16,35 +18,40 @@ use crate::error::{BoxError, ErrorKind, TransportError};
 use crate::handler::{TransportClientBootstrap, TransportServerBootstrap};
 use crate::session::FilterPair;
 
-/// Whether this build knows the weak modes of old.
-const LEGACY: bool = cfg!(feature = "legacy-auth");
+/// The presence of the protocols of the feature `legacy-auth` in this build.
+const HAS_LEGACY: bool = cfg!(feature = "legacy-auth");
 
-/// What all handshakes of one context share.
+/// The state that all handshakes of one context share.
 pub(crate) struct AuthPolicy {
     pub(super) conf: AuthConf,
-    /// Who this side claims to be when it connects.
+    /// The application id under which this process opens connections.
     pub(super) app_id: String,
     pub(super) secrets: Arc<dyn SecretKeyHolder>,
-    /// One permit for each handshake of a server that may be under way.
+    /// One permit for each handshake that the servers of the context may run at a time.
     pub(super) handshake_permits: Arc<Semaphore>,
+    /// The name of the setting that limits the permits, for error texts.
     pub(super) permits_setting: String,
 }
 
 impl AuthPolicy {
-    /// Checks the settings, and warns of what is weak in them.
+    /// Validates the settings and logs a warning if their mode has a weakness.
     pub(crate) fn new(
         conf: &TransportConf,
         app_id: String,
         secrets: Arc<dyn SecretKeyHolder>,
     ) -> Result<Self, TransportError> {
         let auth = conf.auth().clone();
-        let legacy = [
+        let legacy_settings = [
             ("spark.authenticate.enableSaslEncryption", auth.sasl_encryption),
             ("spark.network.sasl.serverAlwaysEncrypt", auth.server_always_encrypts),
             ("spark.network.crypto.legacyEngine", auth.legacy_engine),
         ];
-        if let Some((setting, _)) = legacy.into_iter().find(|(_, set)| *set && !LEGACY) {
-            let text = format!("{setting} is true, but this build lacks the feature `legacy-auth`");
+        if let Some((setting, _)) =
+            legacy_settings.into_iter().find(|(_, is_enabled)| *is_enabled && !HAS_LEGACY)
+        {
+            let text = format!(
+                "{setting} is true, but network-common was built without its feature `legacy-auth`"
+            );
             return Err(TransportError::new(ErrorKind::Config, text));
         }
         let policy = Self {
@@ -54,28 +61,30 @@ impl AuthPolicy {
             app_id,
             secrets,
         };
-        // Inside of TLS none of them matters.
+        // The weaknesses do not matter inside of TLS.
         #[cfg(feature = "tls")]
-        let hidden = conf.tls().enabled();
+        let is_inside_tls = conf.tls().enabled();
         #[cfg(not(feature = "tls"))]
-        let hidden = false;
-        let weak = if hidden { Vec::new() } else { policy.weaknesses() };
-        if !weak.is_empty() {
+        let is_inside_tls = false;
+        let weaknesses = if is_inside_tls { Vec::new() } else { policy.weaknesses() };
+        if !weaknesses.is_empty() {
             tracing::warn!(
                 module = conf.module(),
-                weak = weak.join("; "),
+                weaknesses = weaknesses.join("; "),
                 "authentication is weaker than it could be"
             );
         }
         Ok(policy)
     }
 
+    /// Returns the weaknesses of the configured mode, each with the setting to change.
     fn weaknesses(&self) -> Vec<&'static str> {
         let conf = &self.conf;
         let weaknesses = [
             (
                 !conf.crypto && !conf.sasl_encryption,
-                "SASL without encryption: everything but the secret can be read and changed on the way (spark.network.crypto.enabled)",
+                "SASL without encryption: an attacker on the network path can read and change \
+                 everything but the secret (spark.network.crypto.enabled)",
             ),
             (
                 !conf.crypto && conf.sasl_encryption,
@@ -87,59 +96,64 @@ impl AuthPolicy {
             ),
             (
                 conf.crypto && conf.engine_version == 1,
-                "version 1 of the auth engine uses an underived key (spark.network.crypto.authEngineVersion)",
+                "version 1 of the auth engine uses the raw X25519 output as key \
+                 (spark.network.crypto.authEngineVersion)",
             ),
             (
                 conf.crypto && conf.legacy_engine,
-                "the auth engine before Spark 3.2 (spark.network.crypto.legacyEngine)",
+                "the auth engine of Spark before 3.2 is broken by CVE-2021-38296 \
+                 (spark.network.crypto.legacyEngine)",
             ),
             (
                 conf.crypto && conf.sasl_fallback,
-                "whoever is on the path may switch to SASL (spark.network.crypto.saslFallback)",
+                "an attacker on the network path can force SASL \
+                 (spark.network.crypto.saslFallback)",
             ),
         ];
         weaknesses.into_iter().filter(|(applies, _)| *applies).map(|(_, text)| text).collect()
     }
 
-    /// What this side asks for as a client of SASL; `None`: not even as a fallback.
-    pub(super) fn client_sasl(&self) -> Option<Qop> {
-        let quality = if self.conf.sasl_encryption { Qop::Encrypted } else { Qop::Plain };
-        self.allowed_sasl(quality)
+    /// Returns what a SASL client requires, or `None` if SASL is not allowed.
+    pub(super) fn client_qop(&self) -> Option<Qop> {
+        let qop = if self.conf.sasl_encryption { Qop::Encrypted } else { Qop::Plain };
+        self.allows_sasl().then_some(qop)
     }
 
-    /// What this side offers as a server of SASL; `None`: not even as a fallback.
-    pub(super) fn server_sasl(&self) -> Option<Qop> {
-        let quality = match (LEGACY, self.conf.server_always_encrypts) {
+    /// Returns what a SASL server offers, or `None` if SASL is not allowed.
+    pub(super) fn server_qop(&self) -> Option<Qop> {
+        let qop = match (HAS_LEGACY, self.conf.server_always_encrypts) {
             (true, true) => Qop::Encrypted,
             (true, false) => Qop::Either,
             (false, _) => Qop::Plain,
         };
-        self.allowed_sasl(quality)
+        self.allows_sasl().then_some(qop)
     }
 
-    fn allowed_sasl(&self, quality: Qop) -> Option<Qop> {
-        (!self.conf.crypto || self.conf.sasl_fallback).then_some(quality)
+    fn allows_sasl(&self) -> bool {
+        !self.conf.crypto || self.conf.sasl_fallback
     }
 
-    /// The filters that a SASL handshake has agreed on.
+    /// Creates the filters that a SASL handshake has negotiated, if any.
     #[cfg_attr(not(feature = "legacy-auth"), expect(clippy::unused_self))]
     pub(super) fn sasl_filters(
         &self,
-        agreed: &NegotiatedQop,
+        negotiated: &NegotiatedQop,
         side: Side,
     ) -> Result<Option<FilterPair>, AuthError> {
-        match agreed.protection {
+        match negotiated.protection {
             Protection::None => Ok(None),
             #[cfg(feature = "legacy-auth")]
             Protection::Encryption(cipher) => {
-                let block = self.conf.max_encrypted_block;
-                super::sasl_encryption::filters(cipher, &agreed.hash, side, block).map(Some)
+                let max_block = self.conf.max_encrypted_block;
+                super::sasl_encryption::filters(cipher, &negotiated.hash, side, max_block).map(Some)
             }
             #[cfg(not(feature = "legacy-auth"))]
             Protection::Encryption(_) => {
                 let _ = side;
                 Err(AuthError::NegotiationFailed(
-                    "this build lacks the feature `legacy-auth`".to_owned(),
+                    "SASL encryption needs the feature `legacy-auth`, with which network-common \
+                     was not built"
+                        .to_owned(),
                 ))
             }
         }
@@ -149,48 +163,57 @@ impl AuthPolicy {
 type ServerBootstraps = Vec<Arc<dyn TransportServerBootstrap>>;
 type ClientBootstraps = Vec<Arc<dyn TransportClientBootstrap>>;
 
-/// What runs on accepted connections: `given`, behind authentication. Settings that ask for
-/// security are not passed over in silence.
+/// Returns the bootstraps of accepted connections: `bootstraps` and authentication.
+///
+/// # Errors
+/// Without a policy and other bootstraps, those of [`check_unauthenticated`].
 pub(crate) fn server_bootstraps(
     conf: &TransportConf,
     policy: Option<&Arc<AuthPolicy>>,
-    mut given: ServerBootstraps,
+    mut bootstraps: ServerBootstraps,
 ) -> Result<ServerBootstraps, TransportError> {
     match policy {
-        // The last one's handler is the outermost.
-        Some(policy) => given.push(Arc::new(AuthServerBootstrap::new(Arc::clone(policy)))),
-        None if given.is_empty() => check_unauthenticated(conf)?,
+        // The handler of the last bootstrap is the outermost one, so it rejects requests first.
+        Some(policy) => bootstraps.push(Arc::new(AuthServerBootstrap::new(Arc::clone(policy)))),
+        None if bootstraps.is_empty() => check_unauthenticated(conf)?,
         None => {}
     }
-    Ok(given)
+    Ok(bootstraps)
 }
 
-/// The same for outgoing connections.
+/// Returns the bootstraps of outgoing connections: authentication and `bootstraps`.
+///
+/// If the settings require authentication, but there is no policy, every connection fails.
 pub(crate) fn client_bootstraps(
     conf: &TransportConf,
     policy: Option<&Arc<AuthPolicy>>,
-    mut given: ClientBootstraps,
+    mut bootstraps: ClientBootstraps,
 ) -> ClientBootstraps {
     match policy {
-        Some(policy) => given.insert(0, Arc::new(AuthClientBootstrap::new(Arc::clone(policy)))),
-        None if given.is_empty() => {
+        Some(policy) => {
+            bootstraps.insert(0, Arc::new(AuthClientBootstrap::new(Arc::clone(policy))));
+        }
+        None if bootstraps.is_empty() => {
             if let Err(error) = check_unauthenticated(conf) {
-                given.push(Arc::new(FailingBootstrap(error)));
+                bootstraps.push(Arc::new(FailingBootstrap(error)));
             }
         }
         None => {}
     }
-    given
+    bootstraps
 }
 
-/// Whether the settings are content with connections that do not authenticate, and so are not
-/// encrypted either.
+/// Checks that the settings allow connections without authentication and encryption.
+///
+/// # Errors
+/// Kind [`Config`](ErrorKind::Config) if they do not.
 pub(crate) fn check_unauthenticated(conf: &TransportConf) -> Result<(), TransportError> {
     let auth = conf.auth();
     let text = if conf.authenticate() {
-        "spark.authenticate is true, but the context has no secrets: TransportContext::with_auth gives it some"
+        "spark.authenticate is true, but the context has no secrets: call \
+         TransportContext::with_auth"
     } else if auth.crypto || auth.sasl_encryption {
-        // Spark's text, of SparkConf.
+        // The text of Spark's `SparkConf.validateSettings`.
         "spark.authenticate must be enabled when enabling encryption."
     } else {
         return Ok(());
@@ -198,7 +221,7 @@ pub(crate) fn check_unauthenticated(conf: &TransportConf) -> Result<(), Transpor
     Err(TransportError::new(ErrorKind::Config, text))
 }
 
-/// Fails every connection.
+/// Fails every connection with the same error.
 struct FailingBootstrap(TransportError);
 
 impl TransportClientBootstrap for FailingBootstrap {

@@ -1,4 +1,6 @@
-//! Nothing is served before the peer has proved who it is.
+//! The handler that serves nothing on a connection before its peer is authenticated.
+//!
+//! Both bootstraps of this module wrap the user's handler in it.
 
 use std::sync::Arc;
 
@@ -8,41 +10,47 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use super::AuthError;
-use super::server::{HandshakeStep, ServerHandshake};
+use super::server_handshake::{HandshakeStep, ServerHandshake};
 use crate::client::TransportClient;
 use crate::error::{BoxError, ErrorKind, TransportError};
 use crate::handler::{MergedBlockMetaCallback, RpcHandler, RpcResponseCallback, StreamManager};
 use crate::protocol::MergedBlockMetaRequest;
 use crate::session::{CloseRequest, StreamBody};
 
-/// All that a peer is told, whatever the reason; Spark's texts (auth 2).
-pub(super) const FAILED: &str = "Authentication failed.";
-const UNKNOWN: &str = "Unknown challenge message.";
+/// The text that a peer receives when its handshake fails (Spark's `AuthRpcHandler`).
+pub(super) const FAILED_TEXT: &str = "Authentication failed.";
+/// The text that a peer receives when it uses another protocol (Spark's `AuthRpcHandler`).
+const UNKNOWN_PROTOCOL_TEXT: &str = "Unknown challenge message.";
 
-/// Stands before the handler of one connection. Who has a client id is authenticated.
+/// Rejects requests of one connection until the connection has a client id.
+///
+/// It covers all requests, unlike Spark's `AuthRpcHandler`. The driver rejects chunk and stream
+/// requests of unauthenticated peers itself, because it queues them before they reach a handler.
 pub(super) struct AuthRpcHandler {
     inner: Arc<dyn RpcHandler>,
-    /// `None` on the side that connects: its handshake does not come in as requests.
-    handshake: Option<Mutex<ServerAuth>>,
+    /// The server end of the handshake; `None` on the client, which sends the handshake itself.
+    server_auth: Option<Mutex<ServerAuth>>,
 }
 
+/// A running handshake, and the sender that stops its timeout.
 struct ServerAuth {
     handshake: ServerHandshake,
-    /// Ends the wait for the end of the handshake.
     done: Option<oneshot::Sender<()>>,
 }
 
 impl AuthRpcHandler {
+    /// Creates the handler of a connection that this process opened.
     pub(super) fn client(inner: Arc<dyn RpcHandler>) -> Self {
-        Self { inner, handshake: None }
+        Self { inner, server_auth: None }
     }
 
+    /// Creates the handler of an accepted connection; sends to `done` after authentication.
     pub(super) fn server(
         inner: Arc<dyn RpcHandler>,
         handshake: ServerHandshake,
-        over: oneshot::Sender<()>,
+        done: oneshot::Sender<()>,
     ) -> Self {
-        Self { inner, handshake: Some(Mutex::new(ServerAuth { handshake, done: Some(over) })) }
+        Self { inner, server_auth: Some(Mutex::new(ServerAuth { handshake, done: Some(done) })) }
     }
 }
 
@@ -50,53 +58,55 @@ fn is_authenticated(client: &TransportClient) -> bool {
     client.client_id().is_some()
 }
 
-/// Ends the connection of a peer that asks for something before it is authenticated.
-fn refuse(client: &TransportClient, what: &str) -> BoxError {
+/// Closes the connection of an unauthenticated peer; returns the error that the peer receives.
+fn reject_unauthenticated(client: &TransportClient, request: &str) -> BoxError {
     let peer = client.peer_addr();
-    let text = format!("{peer} sent {what} before it was authenticated");
-    end(client, TransportError::new(ErrorKind::Bootstrap, text).with_peer(peer));
-    FAILED.into()
+    let text = format!("{peer} sent {request} before it was authenticated");
+    close_after_flush(client, TransportError::new(ErrorKind::Bootstrap, text).with_peer(peer));
+    FAILED_TEXT.into()
 }
 
-pub(super) fn end(client: &TransportClient, error: TransportError) {
+/// Closes the connection with `error` after the queued output is written.
+pub(super) fn close_after_flush(client: &TransportClient, error: TransportError) {
     client.shared().close(CloseRequest::AfterFlush(error));
 }
 
-pub(super) fn failure(client: &TransportClient, error: impl Into<BoxError>) -> TransportError {
-    let (peer, error) = (client.peer_addr(), error.into());
-    TransportError::new(ErrorKind::Bootstrap, format!("authentication of {peer} failed: {error}"))
+fn authentication_error(client: &TransportClient, error: AuthError) -> TransportError {
+    let peer = client.peer_addr();
+    TransportError::new(ErrorKind::Bootstrap, format!("authentication of {peer} failed"))
         .with_peer(peer)
         .with_source(error)
 }
 
 impl ServerAuth {
-    /// Takes in one message of the peer, and answers it.
+    /// Processes one message of the peer and replies to it.
     fn step(&mut self, client: &TransportClient, message: &[u8], callback: RpcResponseCallback) {
-        let done = match self.handshake.step(message) {
+        let outcome = match self.handshake.step(message) {
             Ok(HandshakeStep::Continue(reply)) => return callback.reply(reply),
             Ok(HandshakeStep::UnsupportedProtocol(error)) => {
-                tracing::debug!(peer = %client.peer_addr(), %error, "a handshake in another protocol");
-                return callback.fail(UNKNOWN);
+                let peer = client.peer_addr();
+                tracing::debug!(%peer, %error, "rejected a handshake of an unsupported protocol");
+                return callback.fail(UNKNOWN_PROTOCOL_TEXT);
             }
-            Ok(HandshakeStep::Done(done)) => done,
+            Ok(HandshakeStep::Done(outcome)) => outcome,
             Err(error) => {
                 callback.fail(if matches!(error, AuthError::UnexpectedMessage(_)) {
-                    UNKNOWN
+                    UNKNOWN_PROTOCOL_TEXT
                 } else {
-                    FAILED
+                    FAILED_TEXT
                 });
-                return end(client, failure(client, error));
+                return close_after_flush(client, authentication_error(client, error));
             }
         };
-        tracing::debug!(peer = %client.peer_addr(), app_id = done.app_id, "authenticated");
-        // The reply goes out as it is; all behind it, in both directions, is sealed.
-        callback.reply(done.reply);
-        if let Err(error) = client.shared().set_authenticated(done.app_id, done.filters) {
-            return end(client, error);
+        tracing::debug!(peer = %client.peer_addr(), app_id = outcome.app_id, "authenticated");
+        // The reply is queued first, so it is the last message that is not encrypted.
+        callback.reply(outcome.reply);
+        if let Err(error) = client.shared().set_authenticated(outcome.app_id, outcome.filters) {
+            return close_after_flush(client, error);
         }
-        if let Some(over) = self.done.take() {
-            // Nobody waits any more if the time is up this very moment.
-            let _ = over.send(());
+        if let Some(done) = self.done.take() {
+            // Fails if the timeout has just expired; the connection is then being closed.
+            let _ = done.send(());
         }
     }
 }
@@ -106,9 +116,9 @@ impl RpcHandler for AuthRpcHandler {
         if is_authenticated(client) {
             return self.inner.receive(client, message, callback);
         }
-        match &self.handshake {
-            Some(pending) => pending.lock().step(client, &message, callback),
-            None => callback.fail(refuse(client, "an RPC")),
+        match &self.server_auth {
+            Some(server_auth) => server_auth.lock().step(client, &message, callback),
+            None => callback.fail(reject_unauthenticated(client, "an RPC")),
         }
     }
 
@@ -116,7 +126,7 @@ impl RpcHandler for AuthRpcHandler {
         if is_authenticated(client) {
             return self.inner.receive_one_way(client, message);
         }
-        refuse(client, "a one-way message");
+        reject_unauthenticated(client, "a one-way message");
     }
 
     fn receive_stream(
@@ -128,12 +138,10 @@ impl RpcHandler for AuthRpcHandler {
         if is_authenticated(client) {
             return self.inner.receive_stream(client, meta, data);
         }
-        let error = refuse(client, "an upload");
+        let error = reject_unauthenticated(client, "an upload");
         Box::pin(async { Err(error) })
     }
 
-    /// Serves no strangers: the connection ends when they ask for a chunk or stream, before they
-    /// come to their turn.
     fn stream_manager(&self) -> &dyn StreamManager {
         self.inner.stream_manager()
     }
@@ -147,7 +155,7 @@ impl RpcHandler for AuthRpcHandler {
         if is_authenticated(client) {
             return self.inner.receive_merged_block_meta(client, request, callback);
         }
-        callback.fail(refuse(client, "a question for merged blocks"));
+        callback.fail(reject_unauthenticated(client, "a merged block meta request"));
     }
 
     fn on_connected(&self, client: &TransportClient) {

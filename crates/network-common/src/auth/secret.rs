@@ -1,4 +1,4 @@
-//! Who may know what: secrets and where they come from.
+//! Shared secrets, and the trait by which handshakes look them up.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -8,29 +8,37 @@ use parking_lot::RwLock;
 use zeroize::Zeroizing;
 
 use super::AuthError;
-use super::engine::random;
+use super::engine::fill_random;
 
-/// The SASL user of all of Spark (auth 0).
+/// The SASL user name of every Spark process (`SecurityManager.getSaslUser`).
 const SASL_USER: &str = "sparkSaslUser";
 
-/// A shared secret. Cheap to clone; wiped from memory when the last clone is dropped; not shown by
+/// A shared secret.
+///
+/// It is cheap to clone, wiped from memory when the last clone is dropped, and not shown by
 /// `Debug`.
+///
+/// ```
+/// let secret = network_common::auth::Secret::new("s3cret");
+/// assert_eq!(format!("{secret:?}"), "Secret(..)");
+/// ```
 #[derive(Clone)]
 pub struct Secret(Arc<Zeroizing<String>>);
 
 impl Secret {
-    /// Takes over the text of a secret, as `spark.authenticate.secret` would hold it.
+    /// Creates a secret from the text that `spark.authenticate.secret` would contain.
     pub fn new(text: impl Into<String>) -> Self {
         Self(Arc::new(Zeroizing::new(text.into())))
     }
 
-    /// One that nobody knows.
+    /// Creates a secret from 256 random bits.
     pub(super) fn random() -> Result<Self, AuthError> {
         let mut bytes = Zeroizing::new([0; 32]);
-        random(&mut *bytes)?;
+        fill_random(&mut *bytes)?;
         Ok(Self::new(bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>()))
     }
 
+    /// Returns the UTF-8 bytes of the secret.
     pub(super) fn bytes(&self) -> &[u8] {
         self.0.as_bytes()
     }
@@ -42,23 +50,38 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// Knows the secret of each application (Spark's `SecretKeyHolder`; auth 0).
+/// Provides the secret of each application (Spark's `SecretKeyHolder`).
 ///
-/// It is asked once per handshake, on the task that reads the connection, so it must answer from
-/// memory. A secret that changes counts for later handshakes; connections that are authenticated
-/// live on.
+/// Every handshake calls [`secret_key`](Self::secret_key) once, on the task that reads the
+/// connection, so the method must not block. A changed secret applies to later handshakes;
+/// authenticated connections stay open.
+///
+/// ```
+/// use network_common::auth::{Secret, SecretKeyHolder};
+///
+/// /// All applications share one secret, as in Spark's core.
+/// struct OneSecret(Secret);
+///
+/// impl SecretKeyHolder for OneSecret {
+///     fn secret_key(&self, _app_id: &str) -> Option<Secret> {
+///         Some(self.0.clone())
+///     }
+/// }
+/// ```
 pub trait SecretKeyHolder: Send + Sync + 'static {
-    /// The secret of this application; `None`: there is no such application here.
+    /// Returns the secret of this application, or `None` if it is unknown.
     fn secret_key(&self, app_id: &str) -> Option<Secret>;
 
-    /// The user name of this application in SASL. Spark's is one constant.
+    /// Returns the SASL user name of this application.
+    ///
+    /// The default is `sparkSaslUser`, which all of Spark's processes use.
     fn sasl_user(&self, app_id: &str) -> String {
         let _ = app_id;
         SASL_USER.to_owned()
     }
 }
 
-/// Secrets of several applications behind one port (Spark's `ShuffleSecretManager`).
+/// The secrets of several applications (Spark's `ShuffleSecretManager`).
 ///
 /// ```
 /// use network_common::auth::{SecretKeyHolder, Secret, SecretStore};
@@ -66,7 +89,7 @@ pub trait SecretKeyHolder: Send + Sync + 'static {
 /// let secrets = SecretStore::new();
 /// secrets.register_app("app-1", Secret::new("s3cret"));
 /// assert!(secrets.secret_key("app-1").is_some());
-/// secrets.register_app("app-1", Secret::new("the next one")); // rotated
+/// secrets.register_app("app-1", Secret::new("rotated")); // replaces the first secret
 /// secrets.unregister_app("app-1");
 /// assert!(secrets.secret_key("app-1").is_none());
 /// ```
@@ -74,17 +97,19 @@ pub trait SecretKeyHolder: Send + Sync + 'static {
 pub struct SecretStore(RwLock<HashMap<String, Secret>>);
 
 impl SecretStore {
-    /// Without any application.
+    /// Creates a store without applications.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Sets the secret of an application, or replaces it.
+    /// Sets or replaces the secret of an application.
     pub fn register_app(&self, app_id: impl Into<String>, secret: Secret) {
         self.0.write().insert(app_id.into(), secret);
     }
 
-    /// Forgets an application: its connections live on, new ones are refused.
+    /// Removes an application.
+    ///
+    /// Its open connections stay open; its new connections fail to authenticate.
     pub fn unregister_app(&self, app_id: &str) {
         self.0.write().remove(app_id);
     }

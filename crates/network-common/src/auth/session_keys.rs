@@ -1,4 +1,6 @@
-//! Session keys of a handshake and the filters made from them; AES-CTR (auth 3.4 and 4).
+//! The session keys of a handshake, and the byte filters that encrypt a connection with them.
+//!
+//! Both auth engines produce [`SessionKeys`]. AES-CTR is implemented here, AES-GCM in `gcm`.
 
 use std::fmt;
 
@@ -14,13 +16,16 @@ use crate::conf::CipherName;
 use crate::error::BoxError;
 use crate::session::{ByteFilter, FilterOutput, FilterPair};
 
-/// What a handshake yields, named as the client sees it (auth 3.4).
+/// The result of an auth engine's handshake.
 pub(super) struct SessionKeys {
     pub(super) key: Zeroizing<Vec<u8>>,
+    /// The IV of the bytes that the client receives.
     pub(super) input_iv: [u8; 16],
+    /// The IV of the bytes that the client sends.
     pub(super) output_iv: [u8; 16],
 }
 
+/// The role of this process in a handshake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Side {
     Client,
@@ -28,6 +33,7 @@ pub(super) enum Side {
 }
 
 impl SessionKeys {
+    /// Creates the filters of one side; AES-GCM uses the key without the IVs.
     pub(super) fn filters(&self, cipher: CipherName, side: Side) -> Result<FilterPair, AuthError> {
         let (seal_iv, open_iv) = match side {
             Side::Client => (self.output_iv, self.input_iv),
@@ -35,8 +41,8 @@ impl SessionKeys {
         };
         Ok(match cipher {
             CipherName::AesCtr => FilterPair {
-                seal_filter: Box::new(Ctr::new(&self.key, seal_iv)?),
-                open_filter: Box::new(Ctr::new(&self.key, open_iv)?),
+                seal_filter: Box::new(CtrFilter::new(&self.key, seal_iv)?),
+                open_filter: Box::new(CtrFilter::new(&self.key, open_iv)?),
             },
             CipherName::AesGcm => FilterPair {
                 seal_filter: Box::new(GcmSeal::new(&self.key)?),
@@ -52,14 +58,16 @@ impl fmt::Debug for SessionKeys {
     }
 }
 
-/// Transformed at once: stays in the cache, and mostly fits whole into the place of a body.
+/// The number of bytes encrypted per call.
+///
+/// A piece stays in the CPU cache, and usually fits into the remaining part of an output buffer.
 const PIECE: usize = 32 << 10;
 const BLOCK: usize = 16;
 
-/// Seals and opens: in this mode they are the same.
-pub(super) struct Ctr(StreamingEncryptingKey);
+/// The AES-CTR filter of one direction; encryption and decryption are the same operation.
+pub(super) struct CtrFilter(StreamingEncryptingKey);
 
-impl Ctr {
+impl CtrFilter {
     pub(super) fn new(key: &[u8], iv: [u8; BLOCK]) -> Result<Self, AuthError> {
         let algorithm = if key.len() == 32 { &AES_256 } else { &AES_128 };
         UnboundCipherKey::new(algorithm, key)
@@ -74,13 +82,13 @@ impl Ctr {
     }
 }
 
-impl ByteFilter for Ctr {
+impl ByteFilter for CtrFilter {
     fn transform(&mut self, input: &[u8], output: &mut FilterOutput<'_>) -> Result<(), BoxError> {
         for piece in input.chunks(PIECE) {
-            // The library wants room for a block more than it fills.
-            output.append(piece.len() + BLOCK, |room| {
+            // `update` requires a buffer that is one block longer than its output.
+            output.append(piece.len() + BLOCK, |buffer| {
                 let update =
-                    self.0.update(piece, room).map_err(|_| AuthError::Crypto("AES-CTR"))?;
+                    self.0.update(piece, buffer).map_err(|_| AuthError::Crypto("AES-CTR"))?;
                 Ok::<_, AuthError>(update.written().len())
             })?;
         }
