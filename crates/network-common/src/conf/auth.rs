@@ -1,30 +1,31 @@
-//! Settings of authentication and encryption (auth 0 to 7).
+//! The settings of authentication and encryption; `TransportConf` lists and owns them.
 
 use std::time::Duration;
 
 use super::value_parser;
 
-/// Values as they were set; what follows from several of them is for the getters.
+/// The values of `spark.authenticate.*`, `spark.network.*` and the module's own settings.
 #[derive(Debug, Clone)]
 pub(crate) struct AuthConf {
     pub(super) authenticate: bool,
     pub(crate) sasl_encryption: bool,
     pub(crate) server_always_encrypts: bool,
+    /// The maximum plaintext of a SASL frame in bytes.
     pub(crate) max_encrypted_block: usize,
     pub(crate) crypto: bool,
     pub(crate) engine_version: i64,
     pub(crate) cipher: CipherName,
-    /// `None`: not said.
     pub(crate) sasl_fallback: bool,
     pub(crate) legacy_engine: bool,
     pub(crate) key_factory_iterations: u32,
+    /// The key length of the legacy auth engine in bytes.
     pub(crate) key_length: usize,
     rpc_timeout: Option<Duration>,
     sasl_timeout: Duration,
     pub(crate) max_handshakes: usize,
 }
 
-/// `spark.network.crypto.cipher`.
+/// The values of `spark.network.crypto.cipher`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum CipherName {
     AesCtr,
@@ -53,9 +54,19 @@ impl Default for AuthConf {
 }
 
 impl AuthConf {
-    /// Takes the setting `key`, which is `own` behind the module's prefix, if it is one of these.
-    pub(super) fn set(&mut self, key: &str, own: &str, value: &str) -> Result<(), &'static str> {
-        match own {
+    /// Stores the value of the setting `key` if it is one of these settings.
+    ///
+    /// `module_key` is the part of `key` after `spark.<module>`, or empty if it has another prefix.
+    ///
+    /// # Errors
+    /// The accepted values, for the error text.
+    pub(super) fn set(
+        &mut self,
+        key: &str,
+        module_key: &str,
+        value: &str,
+    ) -> Result<(), &'static str> {
+        match module_key {
             ".sasl.timeout" => self.sasl_timeout = value_parser::positive_time(value)?,
             ".auth.maxHandshakes" => {
                 self.max_handshakes = value_parser::positive(value, 1 << 20)? as usize
@@ -85,6 +96,7 @@ impl AuthConf {
         Ok(())
     }
 
+    /// Stores the value of `spark.network.crypto.<name>`.
     fn set_crypto(&mut self, name: &str, value: &str) -> Result<(), &'static str> {
         match name {
             "enabled" => self.crypto = value_parser::boolean(value)?,
@@ -118,7 +130,7 @@ impl AuthConf {
         Ok(())
     }
 
-    /// `spark.network.auth.rpcTimeout`, else `spark.<m>.sasl.timeout`.
+    /// Returns `spark.network.auth.rpcTimeout`, or else `spark.<m>.sasl.timeout`.
     pub(crate) fn rpc_timeout(&self) -> Duration {
         self.rpc_timeout.unwrap_or(self.sasl_timeout)
     }

@@ -1,4 +1,4 @@
-//! Settings of TLS (auth 6).
+//! The settings of TLS, `spark.ssl.rpc.*`.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -8,45 +8,49 @@ use secrecy::SecretString;
 use super::value_parser;
 
 const RPC_PREFIX: &str = "spark.ssl.rpc.";
-const INHERITED: &str = "spark.ssl.";
+/// The prefix of the settings that apply to all of Spark's TLS, not to RPC alone.
+const INHERITED_PREFIX: &str = "spark.ssl.";
 
-/// Settings of TLS, `spark.ssl.rpc.*` (auth 6): one set for all modules.
+/// The settings of TLS, `spark.ssl.rpc.*`, which apply to all modules (Spark's `SSLOptions`).
 ///
-/// Those that are not set are taken from the same name under `spark.ssl.`, except where "not
-/// inherited" is said. A password that is not set is taken, before that, from the environment:
+/// A setting that is absent is inherited from the same name under `spark.ssl.`, except where the
+/// table says otherwise. Before that, an absent password is taken from an environment variable:
 /// `_SPARK_SSL_RPC_KEY_STORE_PASSWORD`, `_SPARK_SSL_RPC_KEY_PASSWORD`,
 /// `_SPARK_SSL_RPC_PRIVATE_KEY_PASSWORD` or `_SPARK_SSL_RPC_TRUST_STORE_PASSWORD`.
 ///
 /// | key `spark.ssl.rpc.` | default | meaning |
 /// |---|---|---|
-/// | `enabled` | false | TLS from the first byte, at both ends; not inherited |
-/// | `certChain`, `privateKey` | - | our certificate with its chain and our key, PEM; both or neither |
-/// | `privateKeyPassword` | - | of a `privateKey` that is encrypted PKCS#8 |
-/// | `keyStore`, `keyStorePassword` | - | the same in one JKS, PKCS#12 or PEM file; its first key counts; ignored when `privateKey` is set |
-/// | `keyPassword` | `keyStorePassword` | of the key in it |
-/// | `trustStore` | `certChain` | who is trusted: JKS, PKCS#12 or PEM |
-/// | `trustStorePassword` | - | without it the integrity of a JKS file is not checked |
+/// | `enabled` | false | use TLS from the first byte, on both sides; not inherited |
+/// | `certChain`, `privateKey` | - | certificate chain and private key, PEM; both or neither |
+/// | `privateKeyPassword` | - | password of `privateKey` if that is encrypted PKCS#8 |
+/// | `keyStore` | - | first key and chain of a JKS, PKCS#12 or PEM file; `privateKey` wins |
+/// | `keyStorePassword` | - | password of `keyStore` |
+/// | `keyPassword` | `keyStorePassword` | password of the key in `keyStore` |
+/// | `trustStore` | `certChain` | trusted certificates: JKS, PKCS#12 or PEM |
+/// | `trustStorePassword` | - | if absent, the integrity of a JKS file is not verified |
 /// | `protocol` | TLSv1.3 | TLSv1.3, TLSv1.2, or TLS for both |
-/// | `enabledAlgorithms` | all | cipher suites by their Java names, separated by commas; unknown ones are skipped |
-/// | `trustStoreReloadingEnabled` | false | take up changed files, of trust store and of key, for new connections |
-/// | `trustStoreReloadIntervalMs` | 10000 | how often they are looked at |
-/// | `openSslEnabled` | false | read, but without meaning: there is one implementation here |
+/// | `enabledAlgorithms` | all | cipher suites, Java's names, comma-separated; ignores unknown |
+/// | `trustStoreReloadingEnabled` | false | use changed trust and key files for new connections |
+/// | `trustStoreReloadIntervalMs` | 10000 | minimum interval between checks for changed files |
+/// | `openSslEnabled` | false | accepted without effect |
 ///
-/// These differ from Spark, or have no counterpart there:
+/// These settings differ from Spark or do not exist there:
 ///
 /// | key `spark.ssl.rpc.` | default | meaning |
 /// |---|---|---|
-/// | `needClientAuth` | false | servers demand a certificate that their trust store vouches for (Spark ignores it); not inherited |
-/// | `hostnameVerification` | true | servers must prove the name or IP address that was connected to (Spark never asks) |
-/// | `handshakeTimeout` | 30s | limit for agreeing on TLS, waiting for a turn included |
-/// | `maxHandshakes` | 256 | handshakes at once per context, of accepted connections; others wait for their turn |
+/// | `needClientAuth` | false | servers require a trusted client certificate; not inherited |
+/// | `hostnameVerification` | true | clients verify the server's host name or IP address |
+/// | `handshakeTimeout` | 30s | timeout of a handshake, including the wait for its permit |
+/// | `maxHandshakes` | 256 | concurrent handshakes of a context's servers; others wait |
 ///
-/// There is no way to trust everybody: without `trustStore` and `certChain` no connection can be
-/// opened. What is trusted: certificates of the trust store that are presented themselves (also
-/// where no chain could be built, as self-signed ones), and chains that end in one of them. Neither
-/// may have expired.
+/// Spark ignores `needClientAuth` for RPC and never verifies host names.
 ///
-/// `spark.network.ssl.maxEncryptedBlockSize` means nothing here: files are read in pieces of 1 MiB.
+/// A client always verifies the server's certificate: without `trustStore` and `certChain`, it
+/// cannot open connections. A certificate is trusted if the trust store contains it (also a
+/// self-signed one) or contains a certificate that its chain ends in. Expired certificates are
+/// rejected.
+///
+/// `spark.network.ssl.maxEncryptedBlockSize` has no effect: files are read in pieces of 1 MiB.
 ///
 /// ```no_run
 /// use network_common::{NoOpRpcHandler, TransportConf, TransportContext};
@@ -58,15 +62,16 @@ const INHERITED: &str = "spark.ssl.";
 ///     ("spark.ssl.rpc.trustStore", "/etc/node/ca.pem"),
 /// ])?;
 /// let context = TransportContext::new(conf, NoOpRpcHandler::new());
-/// context.check_security()?; // mistakes show now, not at the first connection
+/// context.check_security()?; // reports invalid files now, not at the first connection
 /// # Ok::<(), network_common::TransportError>(())
 /// ```
 #[derive(Debug, Clone, Default)]
 pub struct TlsConf {
-    own: TlsSettings,
+    rpc: TlsSettings,
     inherited: TlsSettings,
 }
 
+/// The settings of one prefix; `None` if absent.
 #[derive(Debug, Clone, Default)]
 struct TlsSettings {
     enabled: Option<bool>,
@@ -89,15 +94,23 @@ struct TlsSettings {
     max_handshakes: Option<u64>,
 }
 
-/// Which versions of TLS are spoken; see `protocol` of [`TlsConf`].
+/// The enabled versions of TLS, the setting `protocol` of [`TlsConf`].
+///
+/// ```
+/// use network_common::{TlsProtocol, TransportConf};
+///
+/// let conf = TransportConf::new("rpc").with("spark.ssl.rpc.protocol", "TLS")?;
+/// assert_eq!(conf.tls().protocol(), TlsProtocol::Any);
+/// # Ok::<(), network_common::TransportError>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum TlsProtocol {
-    /// 1.3 alone.
+    /// Version 1.3 only.
     V1_3,
-    /// 1.2 alone.
+    /// Version 1.2 only.
     V1_2,
-    /// Both.
+    /// Versions 1.2 and 1.3.
     Any,
 }
 
@@ -111,13 +124,13 @@ impl TlsSettings {
                 let names = value.split(',').map(|name| name.trim().to_owned());
                 self.enabled_algorithms = Some(names.filter(|name| !name.is_empty()).collect());
             }
-            "keyStore" => self.key_store = path(value),
+            "keyStore" => self.key_store = parse_path(value),
             "keyStorePassword" => self.key_store_password = password(),
             "keyPassword" => self.key_password = password(),
-            "certChain" => self.cert_chain = path(value),
-            "privateKey" => self.private_key = path(value),
+            "certChain" => self.cert_chain = parse_path(value),
+            "privateKey" => self.private_key = parse_path(value),
             "privateKeyPassword" => self.private_key_password = password(),
-            "trustStore" => self.trust_store = path(value),
+            "trustStore" => self.trust_store = parse_path(value),
             "trustStorePassword" => self.trust_store_password = password(),
             "trustStoreReloadingEnabled" => {
                 self.trust_store_reloading = Some(value_parser::boolean(value)?)
@@ -132,8 +145,8 @@ impl TlsSettings {
                 self.hostname_verification = Some(value_parser::boolean(value)?)
             }
             "handshakeTimeout" => {
-                let limit = value_parser::time(value)?;
-                self.handshake_timeout = Some(limit).filter(|limit| !limit.is_zero());
+                let timeout = value_parser::time(value)?;
+                self.handshake_timeout = Some(timeout).filter(|timeout| !timeout.is_zero());
                 self.handshake_timeout.ok_or("a positive time")?;
             }
             "maxHandshakes" => {
@@ -146,20 +159,26 @@ impl TlsSettings {
 }
 
 impl TlsConf {
+    /// Stores the value of the setting `key` if it is one of these settings.
+    ///
+    /// # Errors
+    /// The accepted values, for the error text.
     pub(super) fn set(&mut self, key: &str, value: &str) -> Result<(), &'static str> {
         if let Some(name) = key.strip_prefix(RPC_PREFIX) {
-            self.own.set(name, value)
-        } else if let Some(name) = key.strip_prefix(INHERITED) {
+            self.rpc.set(name, value)
+        } else if let Some(name) = key.strip_prefix(INHERITED_PREFIX) {
             self.inherited.set(name, value)
         } else {
             Ok(())
         }
     }
 
+    /// Returns a value of the prefix `spark.ssl.rpc.`, or else the inherited one.
     fn get<'a, T>(&'a self, value: impl Fn(&'a TlsSettings) -> Option<T>) -> Option<T> {
-        value(&self.own).or_else(|| value(&self.inherited))
+        value(&self.rpc).or_else(|| value(&self.inherited))
     }
 
+    /// Returns a password: set for RPC, or else from the environment, or else inherited.
     fn password(
         &self,
         variable: &str,
@@ -171,105 +190,120 @@ impl TlsConf {
                 .filter(|value| !value.trim().is_empty())
                 .map(SecretString::from)
         };
-        value(&self.own)
+        value(&self.rpc)
             .clone()
             .or_else(from_environment)
             .or_else(|| value(&self.inherited).clone())
     }
 
-    /// `spark.ssl.rpc.enabled`.
+    /// Returns whether TLS is used: `spark.ssl.rpc.enabled`.
     pub fn enabled(&self) -> bool {
-        self.own.enabled.unwrap_or(false)
+        self.rpc.enabled.unwrap_or(false)
     }
 
-    /// `spark.ssl.rpc.protocol`.
+    /// Returns the enabled versions of TLS: `spark.ssl.rpc.protocol`.
     pub fn protocol(&self) -> TlsProtocol {
-        self.get(|values| values.protocol).unwrap_or(TlsProtocol::V1_3)
+        self.get(|settings| settings.protocol).unwrap_or(TlsProtocol::V1_3)
     }
 
-    /// `spark.ssl.rpc.enabledAlgorithms`; `None`: all.
+    /// Returns the enabled cipher suites: `spark.ssl.rpc.enabledAlgorithms`.
+    ///
+    /// It is `None` if all are enabled.
     pub fn enabled_algorithms(&self) -> Option<&[String]> {
-        self.get(|values| values.enabled_algorithms.as_deref()).filter(|names| !names.is_empty())
+        self.get(|settings| settings.enabled_algorithms.as_deref())
+            .filter(|names| !names.is_empty())
     }
 
-    /// `spark.ssl.rpc.keyStore`.
+    /// Returns the path of the key store: `spark.ssl.rpc.keyStore`.
     pub fn key_store(&self) -> Option<&Path> {
-        self.get(|values| values.key_store.as_deref())
+        self.get(|settings| settings.key_store.as_deref())
     }
 
-    /// `spark.ssl.rpc.keyStorePassword`.
+    /// Returns the password of the key store: `spark.ssl.rpc.keyStorePassword`.
     pub fn key_store_password(&self) -> Option<SecretString> {
-        self.password("_SPARK_SSL_RPC_KEY_STORE_PASSWORD", |values| &values.key_store_password)
+        self.password("_SPARK_SSL_RPC_KEY_STORE_PASSWORD", |settings| &settings.key_store_password)
     }
 
-    /// `spark.ssl.rpc.keyPassword`.
+    /// Returns the password of the key in it: `spark.ssl.rpc.keyPassword`.
     pub fn key_password(&self) -> Option<SecretString> {
-        self.password("_SPARK_SSL_RPC_KEY_PASSWORD", |values| &values.key_password)
+        self.password("_SPARK_SSL_RPC_KEY_PASSWORD", |settings| &settings.key_password)
     }
 
-    /// `spark.ssl.rpc.certChain`.
+    /// Returns the path of the certificate chain: `spark.ssl.rpc.certChain`.
     pub fn cert_chain(&self) -> Option<&Path> {
-        self.get(|values| values.cert_chain.as_deref())
+        self.get(|settings| settings.cert_chain.as_deref())
     }
 
-    /// `spark.ssl.rpc.privateKey`.
+    /// Returns the path of the private key: `spark.ssl.rpc.privateKey`.
     pub fn private_key(&self) -> Option<&Path> {
-        self.get(|values| values.private_key.as_deref())
+        self.get(|settings| settings.private_key.as_deref())
     }
 
-    /// `spark.ssl.rpc.privateKeyPassword`.
+    /// Returns the password of the key: `spark.ssl.rpc.privateKeyPassword`.
     pub fn private_key_password(&self) -> Option<SecretString> {
-        self.password("_SPARK_SSL_RPC_PRIVATE_KEY_PASSWORD", |values| &values.private_key_password)
+        self.password("_SPARK_SSL_RPC_PRIVATE_KEY_PASSWORD", |settings| {
+            &settings.private_key_password
+        })
     }
 
-    /// `spark.ssl.rpc.trustStore`.
+    /// Returns the path of the trust store: `spark.ssl.rpc.trustStore`.
     pub fn trust_store(&self) -> Option<&Path> {
-        self.get(|values| values.trust_store.as_deref())
+        self.get(|settings| settings.trust_store.as_deref())
     }
 
-    /// `spark.ssl.rpc.trustStorePassword`.
+    /// Returns the trust store's password: `spark.ssl.rpc.trustStorePassword`.
     pub fn trust_store_password(&self) -> Option<SecretString> {
-        self.password("_SPARK_SSL_RPC_TRUST_STORE_PASSWORD", |values| &values.trust_store_password)
+        self.password("_SPARK_SSL_RPC_TRUST_STORE_PASSWORD", |settings| {
+            &settings.trust_store_password
+        })
     }
 
-    /// `spark.ssl.rpc.trustStoreReloadingEnabled`.
+    /// Returns whether changed files are reloaded.
+    ///
+    /// This is `spark.ssl.rpc.trustStoreReloadingEnabled`.
     pub fn trust_store_reloading_enabled(&self) -> bool {
-        self.get(|values| values.trust_store_reloading).unwrap_or(false)
+        self.get(|settings| settings.trust_store_reloading).unwrap_or(false)
     }
 
-    /// `spark.ssl.rpc.trustStoreReloadIntervalMs`.
+    /// Returns the minimum interval between checks for changed files.
+    ///
+    /// This is `spark.ssl.rpc.trustStoreReloadIntervalMs`.
     pub fn trust_store_reload_interval(&self) -> Duration {
-        self.get(|values| values.trust_store_reload_interval).unwrap_or(Duration::from_secs(10))
+        self.get(|settings| settings.trust_store_reload_interval).unwrap_or(Duration::from_secs(10))
     }
 
-    /// `spark.ssl.rpc.openSslEnabled`.
+    /// Returns `spark.ssl.rpc.openSslEnabled`, which has no effect.
     pub fn open_ssl_enabled(&self) -> bool {
-        self.get(|values| values.open_ssl_enabled).unwrap_or(false)
+        self.get(|settings| settings.open_ssl_enabled).unwrap_or(false)
     }
 
-    /// `spark.ssl.rpc.needClientAuth`.
+    /// Returns whether servers require client certificates.
+    ///
+    /// This is `spark.ssl.rpc.needClientAuth`.
     pub fn need_client_auth(&self) -> bool {
-        self.own.need_client_auth.unwrap_or(false)
+        self.rpc.need_client_auth.unwrap_or(false)
     }
 
-    /// `spark.ssl.rpc.hostnameVerification`.
+    /// Returns whether clients verify the server's host name.
+    ///
+    /// This is `spark.ssl.rpc.hostnameVerification`.
     pub fn hostname_verification(&self) -> bool {
-        self.get(|values| values.hostname_verification).unwrap_or(true)
+        self.get(|settings| settings.hostname_verification).unwrap_or(true)
     }
 
-    /// `spark.ssl.rpc.handshakeTimeout`.
+    /// Returns the timeout of a handshake: `spark.ssl.rpc.handshakeTimeout`.
     pub fn handshake_timeout(&self) -> Duration {
-        self.get(|values| values.handshake_timeout).unwrap_or(Duration::from_secs(30))
+        self.get(|settings| settings.handshake_timeout).unwrap_or(Duration::from_secs(30))
     }
 
-    /// `spark.ssl.rpc.maxHandshakes`.
+    /// Returns the limit of handshakes: `spark.ssl.rpc.maxHandshakes`.
     pub fn max_handshakes(&self) -> usize {
-        self.get(|values| values.max_handshakes).unwrap_or(256) as usize
+        self.get(|settings| settings.max_handshakes).unwrap_or(256) as usize
     }
 }
 
-/// An empty value is none, as in a template that was left open.
-fn path(value: &str) -> Option<PathBuf> {
+/// Parses a path; an empty value counts as absent, as in an unfilled template.
+fn parse_path(value: &str) -> Option<PathBuf> {
     (!value.is_empty()).then(|| PathBuf::from(value))
 }
 

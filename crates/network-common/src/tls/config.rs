@@ -1,4 +1,4 @@
-//! Settings to configurations of rustls.
+//! The rustls configurations of both sides, made from the settings and their files.
 
 use std::sync::Arc;
 
@@ -14,57 +14,60 @@ use super::{config_error, key_store};
 use crate::conf::{TlsConf, TlsProtocol};
 use crate::error::TransportError;
 
-/// What both sides can do with the files there are.
+/// The rustls configurations for new connections.
 pub(super) struct Configs {
-    /// `None`: there is no key.
+    /// `None` if no private key is configured.
     pub(super) server: Option<Arc<ServerConfig>>,
-    /// `None`: nobody is trusted.
+    /// `None` if no trusted certificate is configured.
     pub(super) client: Option<Arc<ClientConfig>>,
 }
 
 impl Configs {
-    /// Reads the files, which blocks.
+    /// Reads the files that the settings name; blocks.
+    ///
+    /// # Errors
+    /// Kind `Config`, with the setting and the path of the file that cannot be used.
     pub(super) fn load(conf: &TlsConf) -> Result<Self, TransportError> {
         let provider = provider(conf)?;
         let versions = versions(conf.protocol());
         let identity = key_store::load_identity(conf, &provider)?
             .map(|identity| Arc::new(SingleCertAndKey::from(identity)));
-        let trust = match key_store::load_trusted(conf)? {
+        let verifier = match key_store::load_trusted(conf)? {
             Some(certificates) => {
                 Some(Arc::new(TrustStoreVerifier::new(certificates, conf, &provider)?))
             }
             None => None,
         };
-        if conf.need_client_auth() && trust.is_none() {
+        if conf.need_client_auth() && verifier.is_none() {
             return Err(config_error(
                 "spark.ssl.rpc.needClientAuth needs spark.ssl.rpc.trustStore",
             ));
         }
-        let unusable = |error: rustls::Error| {
-            config_error(format!("TLS cannot be set up: {error}")).with_source(error)
+        let setup_error = |error: rustls::Error| {
+            config_error("rustls rejected the settings spark.ssl.rpc.*").with_source(error)
         };
 
         let server = identity.clone().map(|identity| {
-            let verifier = match &trust {
-                Some(trust) if conf.need_client_auth() => Arc::clone(trust) as _,
+            let client_verifier = match &verifier {
+                Some(verifier) if conf.need_client_auth() => Arc::clone(verifier) as _,
                 _ => WebPkiClientVerifier::no_client_auth(),
             };
             let mut config = ServerConfig::builder_with_provider(Arc::clone(&provider))
                 .with_protocol_versions(versions)
-                .map_err(unusable)?
-                .with_client_cert_verifier(verifier)
+                .map_err(setup_error)?
+                .with_client_cert_verifier(client_verifier)
                 .with_cert_resolver(identity);
             config.session_storage = Arc::new(NoServerSessionStorage {});
             config.send_tls13_tickets = 0;
             Ok(Arc::new(config))
         });
-        let client = trust.map(|trust| {
+        let client = verifier.map(|verifier| {
             let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
                 .with_protocol_versions(versions)
-                .map_err(unusable)?
-                // Not webpki's own: see `Trust`.
+                .map_err(setup_error)?
+                // `TrustStoreVerifier` says why webpki's own verifier does not suffice.
                 .dangerous()
-                .with_custom_certificate_verifier(trust);
+                .with_custom_certificate_verifier(verifier);
             let mut config = match identity {
                 Some(identity) => builder.with_client_cert_resolver(identity),
                 None => builder.with_no_client_auth(),
@@ -86,20 +89,20 @@ fn versions(protocol: TlsProtocol) -> &'static [&'static SupportedProtocolVersio
     }
 }
 
-/// With the cipher suites that are wanted.
+/// Returns the crypto provider, reduced to the enabled cipher suites.
 fn provider(conf: &TlsConf) -> Result<Arc<CryptoProvider>, TransportError> {
     let mut provider = aws_lc_rs::default_provider();
     if let Some(names) = conf.enabled_algorithms() {
-        let fits = |version| versions(conf.protocol()).contains(&version);
+        let is_enabled = |version| versions(conf.protocol()).contains(&version);
         provider.cipher_suites.retain(|suite| {
-            // Java leaves the version out.
+            // Java's names are without the version: TLS_AES_128_GCM_SHA256.
             let name = suite.suite().as_str().unwrap_or_default().replace("TLS13_", "TLS_");
-            fits(suite.version()) && names.contains(&name)
+            is_enabled(suite.version()) && names.contains(&name)
         });
         if provider.cipher_suites.is_empty() {
             return Err(config_error(format!(
-                "spark.ssl.rpc.enabledAlgorithms has the value '{}', but nothing of it is supported under this \
-                 spark.ssl.rpc.protocol",
+                "spark.ssl.rpc.enabledAlgorithms has the value '{}', but none of these cipher \
+                 suites is supported with this spark.ssl.rpc.protocol",
                 names.join(",")
             )));
         }

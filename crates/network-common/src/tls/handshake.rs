@@ -1,4 +1,6 @@
-//! rustls as a handshake, and then as the two filters of a connection.
+//! rustls as the handshake of a connection, and then as its two byte filters.
+//!
+//! `connection::handshake` runs [`TlsHandshake`] and installs the filters that it returns.
 
 use std::io::{self, BufRead, Write};
 use std::sync::Arc;
@@ -11,39 +13,43 @@ use crate::connection::{Handshake, HandshakeOutput};
 use crate::error::BoxError;
 use crate::session::{ByteFilter, CloseNotify, FilterOutput};
 
-/// The types of TLS records (RFC 8446, 5.1): what a first byte may be.
+/// The possible first bytes of a TLS record (RFC 8446, section 5.1).
 const RECORD_TYPES: std::ops::RangeInclusive<u8> = 20..=24;
-/// What a full record holds (5.1).
+/// The maximum plaintext of a TLS record in bytes (RFC 8446, section 5.1).
 const RECORD: usize = 16 << 10;
 
+/// One handshake of either side.
 pub(super) struct TlsHandshake {
     connection: Connection,
-    heard: bool,
-    early: Vec<u8>,
-    /// Given back when the handshake is over.
-    _turn: Option<OwnedSemaphorePermit>,
+    has_received: bool,
+    /// Plaintext that arrived together with the end of the handshake.
+    leftover: Vec<u8>,
+    /// Limits concurrent handshakes; released when this value is dropped.
+    _permit: Option<OwnedSemaphorePermit>,
 }
 
 impl TlsHandshake {
-    pub(super) fn new(mut connection: Connection, turn: Option<OwnedSemaphorePermit>) -> Self {
-        // The write queue has a limit of its own, before anything is sealed.
+    pub(super) fn new(mut connection: Connection, permit: Option<OwnedSemaphorePermit>) -> Self {
+        // The write queue already limits the bytes that reach rustls.
         connection.set_buffer_limit(None);
-        Self { connection, heard: false, early: Vec::new(), _turn: turn }
+        Self { connection, has_received: false, leftover: Vec::new(), _permit: permit }
     }
 }
 
 impl Handshake for TlsHandshake {
     fn step(&mut self, input: &[u8], output: &mut Vec<u8>) -> Result<bool, BoxError> {
-        if let (false, Some(first)) = (self.heard, input.first()) {
-            self.heard = true;
+        if let (false, Some(first)) = (self.has_received, input.first()) {
+            self.has_received = true;
             if !RECORD_TYPES.contains(first) {
-                let text =
-                    "the peer does not speak TLS, and spark.ssl.rpc.enabled allows nothing else";
+                let text = "the peer does not speak TLS, which spark.ssl.rpc.enabled=true requires";
                 return Err(text.into());
             }
         }
-        let result = open(&mut self.connection, input, |plain| self.early.extend_from_slice(plain));
-        take_sealed(&mut self.connection, output)?;
+        let result = open_records(&mut self.connection, input, |plain| {
+            self.leftover.extend_from_slice(plain);
+        });
+        // After an error this writes the alert that reports the reason to the peer.
+        write_records(&mut self.connection, output)?;
         result?;
         Ok(!self.connection.is_handshaking())
     }
@@ -51,73 +57,77 @@ impl Handshake for TlsHandshake {
     fn into_output(self: Box<Self>) -> HandshakeOutput {
         let connection = Arc::new(Mutex::new(self.connection));
         HandshakeOutput {
-            seal_filter: Box::new(TlsSeal(Arc::clone(&connection))),
-            open_filter: Box::new(TlsOpen { connection, end_seen: false }),
-            leftover: self.early,
+            seal: Box::new(TlsSeal(Arc::clone(&connection))),
+            open: Box::new(TlsOpen { connection, is_close_notify_received: false }),
+            leftover: self.leftover,
         }
     }
 }
 
-/// Both directions share rustls' state; one task drives them, so nobody ever waits for the lock.
+/// The filter that encrypts.
+///
+/// Both filters share the state of rustls. One task drives both, so the lock is never contended.
 struct TlsSeal(Arc<Mutex<Connection>>);
 
 impl ByteFilter for TlsSeal {
     fn transform(&mut self, input: &[u8], output: &mut FilterOutput<'_>) -> Result<(), BoxError> {
         let mut connection = self.0.lock();
-        // One by one they stay in the cache, and in one piece of memory, while rustls copies them
-        // to and fro.
+        // One record at a time stays in the CPU cache and in one buffer of rustls, which copies it.
         for record in input.chunks(RECORD) {
             connection.writer().write_all(record)?;
-            take_sealed(&mut connection, output)?;
+            write_records(&mut connection, output)?;
         }
         Ok(())
     }
 
     fn finish(&mut self, output: &mut FilterOutput<'_>) {
         let mut connection = self.0.lock();
-        // After an error, the alert that says which goes out instead.
+        // After an error rustls sends the error's alert instead.
         connection.send_close_notify();
-        // The output takes everything.
-        let _ = take_sealed(&mut connection, output);
+        // Cannot fail, because `FilterOutput` accepts all bytes.
+        let _ = write_records(&mut connection, output);
     }
 }
 
+/// The filter that decrypts.
 struct TlsOpen {
     connection: Arc<Mutex<Connection>>,
-    end_seen: bool,
+    is_close_notify_received: bool,
 }
 
 impl ByteFilter for TlsOpen {
     fn transform(&mut self, input: &[u8], output: &mut FilterOutput<'_>) -> Result<(), BoxError> {
-        self.end_seen |=
-            open(&mut self.connection.lock(), input, |plain| output.extend_from_slice(plain))?;
+        self.is_close_notify_received |=
+            open_records(&mut self.connection.lock(), input, |plain| {
+                output.extend_from_slice(plain);
+            })?;
         Ok(())
     }
 
     fn close_notify(&self) -> CloseNotify {
-        if self.end_seen { CloseNotify::Received } else { CloseNotify::Pending }
+        if self.is_close_notify_received { CloseNotify::Received } else { CloseNotify::Pending }
     }
 }
 
-/// Takes in records and hands on what they hold; true: the peer has said that nothing follows.
-fn open(
+/// Decrypts records and passes on their plaintext; returns true after the peer's `close_notify`.
+fn open_records(
     connection: &mut Connection,
     mut input: &[u8],
-    mut take: impl FnMut(&[u8]),
+    mut on_plaintext: impl FnMut(&[u8]),
 ) -> Result<bool, BoxError> {
     loop {
-        // Also without input: what came behind the handshake may wait.
+        // Called without input, too: records may have arrived together with the handshake.
         let state = connection.process_new_packets().map_err(with_hint)?;
-        let mut left = state.plaintext_bytes_to_read();
-        while left > 0 {
+        let mut remaining = state.plaintext_bytes_to_read();
+        while remaining > 0 {
             let mut reader = connection.reader();
-            let piece = reader.fill_buf()?;
-            let count = piece.len();
-            take(piece);
+            let plain = reader.fill_buf()?;
+            let count = plain.len();
+            on_plaintext(plain);
             reader.consume(count);
-            left -= count;
+            remaining -= count;
         }
-        // Behind the mark of the end nothing counts.
+        // Bytes after `close_notify` are ignored (RFC 8446, section 6.1).
         if input.is_empty() || state.peer_has_closed() {
             return Ok(state.peer_has_closed());
         }
@@ -125,47 +135,54 @@ fn open(
     }
 }
 
-fn take_sealed(connection: &mut Connection, output: &mut dyn Write) -> io::Result<()> {
+/// Writes all records that rustls has produced.
+fn write_records(connection: &mut Connection, output: &mut dyn Write) -> io::Result<()> {
     while connection.wants_write() {
         connection.write_tls(output)?;
     }
     Ok(())
 }
 
-/// The same error with what can be done about it.
+/// Adds to an error the setting or the reason that a user should look at.
 fn with_hint(error: Error) -> BoxError {
-    let advice = match &error {
+    let hint = match &error {
         // The signature is wrong if the trust store has another key under the name of the issuer.
-        Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature) => {
-            "nothing in spark.ssl.rpc.trustStore vouches for it"
-        }
+        Error::InvalidCertificate(
+            CertificateError::UnknownIssuer | CertificateError::BadSignature,
+        ) => "no certificate in spark.ssl.rpc.trustStore verifies the peer's certificate",
         Error::InvalidCertificate(
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-        ) => "spark.ssl.rpc.hostnameVerification decides whether names count",
-        Error::NoCertificatesPresented => "spark.ssl.rpc.needClientAuth demands them of clients",
+        ) => "the server's certificate is for another host (spark.ssl.rpc.hostnameVerification)",
+        Error::NoCertificatesPresented => {
+            "the client has no certificate, which spark.ssl.rpc.needClientAuth=true requires"
+        }
         Error::AlertReceived(
             AlertDescription::UnknownCA
             | AlertDescription::BadCertificate
             | AlertDescription::CertificateUnknown
             | AlertDescription::CertificateExpired,
-        ) => "the peer does not accept our certificate",
+        ) => "the peer does not accept the certificate of this process",
+        // TLS 1.2 has only HandshakeFailure for a missing certificate.
         Error::AlertReceived(
-            AlertDescription::CertificateRequired
-            // TLS 1.2 has no better word for it.
-            | AlertDescription::HandshakeFailure,
-        ) => "the peer demands a certificate of ours, or there is no common spark.ssl.rpc.enabledAlgorithms",
+            AlertDescription::CertificateRequired | AlertDescription::HandshakeFailure,
+        ) => {
+            "the peer requires a certificate of this process, or there is no common cipher suite \
+             (spark.ssl.rpc.enabledAlgorithms)"
+        }
         Error::PeerIncompatible(_) | Error::AlertReceived(AlertDescription::ProtocolVersion) => {
-            "spark.ssl.rpc.protocol and spark.ssl.rpc.enabledAlgorithms must fit those of the peer"
+            "the peers have no TLS version or cipher suite in common (spark.ssl.rpc.protocol, \
+             spark.ssl.rpc.enabledAlgorithms)"
         }
         _ => return error.into(),
     };
-    Box::new(ErrorWithHint { error, advice })
+    Box::new(ErrorWithHint { hint, error })
 }
 
+/// An error of rustls behind a text that names the setting to look at.
 #[derive(Debug, thiserror::Error)]
-#[error("{error} ({advice})")]
+#[error("{hint}")]
 struct ErrorWithHint {
+    hint: &'static str,
     #[source]
     error: Error,
-    advice: &'static str,
 }

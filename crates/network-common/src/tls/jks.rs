@@ -1,7 +1,9 @@
-//! Java's own key store format, of which there is no well-kept reader.
+//! A reader of JKS, Java's own key store format.
 //!
-//! Big-endian: magic, version, count of entries; each a tag, an alias and a date, then a protected
-//! key with its chain, or one certificate. A digest that is keyed with the password ends the file.
+//! Numbers are big-endian. A file contains the magic bytes, a version and the number of entries.
+//! Each entry has a tag, an alias and a date, and then either an encrypted key with its certificate
+//! chain, or one certificate. The file ends with a digest that is keyed with the password. There is
+//! no well-maintained crate that reads this format.
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use aws_lc_rs::digest::{Context, SHA1_FOR_LEGACY_USE_ONLY, SHA1_OUTPUT_LEN};
@@ -10,27 +12,29 @@ use pkcs8::der::{Decode, Reader, SliceReader};
 use pkcs8::spki::AlgorithmIdentifierRef;
 use rustls::pki_types::CertificateDer;
 
-/// The first bytes of every such file.
+/// The first bytes of every file.
 pub(super) const MAGIC: [u8; 4] = [0xfe, 0xed, 0xfe, 0xed];
 
 const KEY: u32 = 1;
 const CERTIFICATE: u32 = 2;
-/// Part of the digest at the end.
+/// A constant that Java includes in the digest.
 const WHITENER: &[u8] = b"Mighty Aphrodite";
-/// Sun's protection of keys: an exclusive-or with a chain of SHA-1 digests.
+/// Sun's encryption of keys: an exclusive-or with a chain of SHA-1 digests.
 const KEY_PROTECTOR: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.4.1.42.2.17.1.1");
 
-/// What a file holds, in its order.
+/// The entries of a file, in file order.
 #[derive(Debug)]
 pub(super) struct Jks {
     pub(super) keys: Vec<KeyEntry>,
     pub(super) certificates: Vec<CertificateDer<'static>>,
 }
 
+/// An encrypted private key with its certificates.
 pub(super) struct KeyEntry {
     pub(super) alias: String,
-    pub(super) protected: Vec<u8>,
-    /// Our own certificate first.
+    /// A DER `EncryptedPrivateKeyInfo`, for [`decrypt_key`].
+    pub(super) encrypted_key: Vec<u8>,
+    /// The certificate of the key first, then those of its issuers.
     pub(super) chain: Vec<CertificateDer<'static>>,
 }
 
@@ -42,52 +46,52 @@ impl std::fmt::Debug for KeyEntry {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum JksError {
-    #[error("the JKS file is cut off or malformed at byte {0}")]
+    #[error("the JKS file is truncated or malformed at byte {0}")]
     Malformed(usize),
-    #[error("JKS version {0} is not known")]
+    #[error("the JKS version {0} is not supported")]
     Version(u32),
-    #[error("entry kind {0} is not known in JKS")]
+    #[error("the JKS entry type {0} is not supported")]
     Entry(u32),
-    #[error("the JKS file was changed, or its password is wrong")]
+    #[error("the password is wrong, or the JKS file was changed")]
     Digest,
-    #[error("the key is not protected in the way of JKS")]
+    #[error("the key is not encrypted with the algorithm of JKS")]
     Protection,
     #[error("the password is wrong, or the key was changed")]
     Password,
 }
 
 impl Jks {
-    /// Without a password the file's integrity is not checked, as in Java.
+    /// Parses a file; verifies its digest only if there is a password, as Java does.
     pub(super) fn read(bytes: &[u8], password: Option<&str>) -> Result<Self, JksError> {
         let end =
             bytes.len().checked_sub(SHA1_OUTPUT_LEN).ok_or(JksError::Malformed(bytes.len()))?;
         let (content, digest) = bytes.split_at(end);
         if let Some(password) = password {
-            let expected = sha1(&[&utf16(password), WHITENER, content]);
+            let expected = sha1(&[&utf16_bytes(password), WHITENER, content]);
             verify_slices_are_equal(&expected, digest).map_err(|_| JksError::Digest)?;
         }
-        let mut cursor = Cursor { bytes: content, position: 0 };
-        cursor.take(MAGIC.len())?;
-        let version = cursor.integer()?;
+        let mut cursor = ByteCursor { bytes: content, position: 0 };
+        cursor.read_bytes(MAGIC.len())?;
+        let version = cursor.read_u32()?;
         if !(1..=2).contains(&version) {
             return Err(JksError::Version(version));
         }
         let mut store = Self { keys: Vec::new(), certificates: Vec::new() };
-        for _ in 0..cursor.integer()? {
-            let tag = cursor.integer()?;
-            let alias = cursor.text()?;
-            let _date = cursor.take(8)?;
+        for _ in 0..cursor.read_u32()? {
+            let tag = cursor.read_u32()?;
+            let alias = cursor.read_string()?;
+            let _date = cursor.read_bytes(8)?;
             match tag {
                 KEY => {
-                    let protected = cursor.block()?.to_vec();
-                    // No place is made by a count that was not checked.
+                    let encrypted_key = cursor.read_block()?.to_vec();
+                    // Not preallocated, because the count has not been verified.
                     let mut chain = Vec::new();
-                    for _ in 0..cursor.integer()? {
-                        chain.push(cursor.certificate(version)?);
+                    for _ in 0..cursor.read_u32()? {
+                        chain.push(cursor.read_certificate(version)?);
                     }
-                    store.keys.push(KeyEntry { alias, protected, chain });
+                    store.keys.push(KeyEntry { alias, encrypted_key, chain });
                 }
-                CERTIFICATE => store.certificates.push(cursor.certificate(version)?),
+                CERTIFICATE => store.certificates.push(cursor.read_certificate(version)?),
                 other => return Err(JksError::Entry(other)),
             }
         }
@@ -98,80 +102,82 @@ impl Jks {
     }
 }
 
-/// The PKCS#8 key behind its protection.
-pub(super) fn recover(protected: &[u8], password: &str) -> Result<Vec<u8>, JksError> {
-    let sealed = sealed(protected).map_err(|_| JksError::Protection)?;
-    let (Some((salt, rest)), Some(length)) =
-        (sealed.split_at_checked(SHA1_OUTPUT_LEN), sealed.len().checked_sub(2 * SHA1_OUTPUT_LEN))
-    else {
+/// Decrypts a key and returns its PKCS#8 DER.
+pub(super) fn decrypt_key(encrypted_key: &[u8], password: &str) -> Result<Vec<u8>, JksError> {
+    let protected = unwrap_key_info(encrypted_key).map_err(|_| JksError::Protection)?;
+    let (Some((salt, rest)), Some(length)) = (
+        protected.split_at_checked(SHA1_OUTPUT_LEN),
+        protected.len().checked_sub(2 * SHA1_OUTPUT_LEN),
+    ) else {
         return Err(JksError::Protection);
     };
-    let (hidden, check) = rest.split_at(length);
-    let password = utf16(password);
-    let mut link = salt.to_vec();
+    let (ciphertext, digest) = rest.split_at(length);
+    let password = utf16_bytes(password);
+    let mut mask = salt.to_vec();
     let mut key = Vec::with_capacity(length);
-    for piece in hidden.chunks(SHA1_OUTPUT_LEN) {
-        link = sha1(&[&password, &link]);
-        key.extend(piece.iter().zip(&link).map(|(byte, mask)| byte ^ mask));
+    for piece in ciphertext.chunks(SHA1_OUTPUT_LEN) {
+        mask = sha1(&[&password, &mask]);
+        key.extend(piece.iter().zip(&mask).map(|(byte, mask)| byte ^ mask));
     }
-    verify_slices_are_equal(&sha1(&[&password, &key]), check).map_err(|_| JksError::Password)?;
+    verify_slices_are_equal(&sha1(&[&password, &key]), digest).map_err(|_| JksError::Password)?;
     Ok(key)
 }
 
-/// What an `EncryptedPrivateKeyInfo` of this protection wraps.
-fn sealed(protected: &[u8]) -> Result<&[u8], pkcs8::der::Error> {
-    let mut reader = SliceReader::new(protected)?;
-    let sealed = reader.sequence(|reader| {
+/// Returns the encrypted octets of an `EncryptedPrivateKeyInfo`.
+fn unwrap_key_info(encrypted_key: &[u8]) -> Result<&[u8], pkcs8::der::Error> {
+    let mut reader = SliceReader::new(encrypted_key)?;
+    let octets = reader.sequence(|reader| {
         let algorithm = AlgorithmIdentifierRef::decode(reader)?;
         algorithm.assert_algorithm_oid(KEY_PROTECTOR).map_err(|_| pkcs8::der::ErrorKind::Failed)?;
         <&OctetStringRef>::decode(reader)
     })?;
-    Ok(sealed.as_bytes())
+    Ok(octets.as_bytes())
 }
 
-struct Cursor<'a> {
+struct ByteCursor<'a> {
     bytes: &'a [u8],
     position: usize,
 }
 
-impl<'a> Cursor<'a> {
-    fn take(&mut self, count: usize) -> Result<&'a [u8], JksError> {
+impl<'a> ByteCursor<'a> {
+    fn read_bytes(&mut self, count: usize) -> Result<&'a [u8], JksError> {
         let rest = self.bytes.get(self.position..).unwrap_or_default();
-        let taken = rest.get(..count).ok_or(JksError::Malformed(self.position))?;
+        let bytes = rest.get(..count).ok_or(JksError::Malformed(self.position))?;
         self.position += count;
-        Ok(taken)
+        Ok(bytes)
     }
 
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], JksError> {
+    fn read_array<const N: usize>(&mut self) -> Result<[u8; N], JksError> {
         let position = self.position;
-        self.take(N)?.try_into().map_err(|_| JksError::Malformed(position))
+        self.read_bytes(N)?.try_into().map_err(|_| JksError::Malformed(position))
     }
 
-    fn integer(&mut self) -> Result<u32, JksError> {
-        self.array().map(u32::from_be_bytes)
+    fn read_u32(&mut self) -> Result<u32, JksError> {
+        self.read_array().map(u32::from_be_bytes)
     }
 
-    fn block(&mut self) -> Result<&'a [u8], JksError> {
-        let length = self.integer()?;
-        self.take(length as usize)
+    /// Reads bytes that are preceded by their length.
+    fn read_block(&mut self) -> Result<&'a [u8], JksError> {
+        let length = self.read_u32()?;
+        self.read_bytes(length as usize)
     }
 
-    /// Java's variant of UTF-8; only shown to people.
-    fn text(&mut self) -> Result<String, JksError> {
-        let length = self.array().map(u16::from_be_bytes)?;
-        Ok(String::from_utf8_lossy(self.take(usize::from(length))?).into_owned())
+    /// Reads a string in Java's variant of UTF-8, lossily: aliases appear in error texts only.
+    fn read_string(&mut self) -> Result<String, JksError> {
+        let length = self.read_array().map(u16::from_be_bytes)?;
+        Ok(String::from_utf8_lossy(self.read_bytes(usize::from(length))?).into_owned())
     }
 
-    fn certificate(&mut self, version: u32) -> Result<CertificateDer<'static>, JksError> {
+    fn read_certificate(&mut self, version: u32) -> Result<CertificateDer<'static>, JksError> {
         if version == 2 {
-            // "X.509": there is nothing else.
-            self.text()?;
+            // The certificate type, which is always "X.509".
+            self.read_string()?;
         }
-        self.block().map(|der| CertificateDer::from(der.to_vec()))
+        self.read_block().map(|der| CertificateDer::from(der.to_vec()))
     }
 }
 
-fn utf16(password: &str) -> Vec<u8> {
+fn utf16_bytes(password: &str) -> Vec<u8> {
     password.encode_utf16().flat_map(u16::to_be_bytes).collect()
 }
 

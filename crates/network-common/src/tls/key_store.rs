@@ -1,9 +1,10 @@
-//! Certificates and keys out of the files that the settings name: PEM, PKCS#12 or JKS, told apart
-//! by their first bytes.
+//! Reads certificates and keys from the files that the settings name.
+//!
+//! `config` calls this module. A file is JKS, PKCS#12 or PEM, which its first bytes show.
 
 use std::path::Path;
 
-use p12_keystore::Pkcs12Archive;
+use p12_keystore::{CertificateBag, Pkcs12Archive};
 use pkcs8::EncryptedPrivateKeyInfoRef;
 use pkcs8::der::SecretDocument;
 use rustls::crypto::CryptoProvider;
@@ -22,7 +23,7 @@ const ENCRYPTED_PEM: &str = "-----BEGIN ENCRYPTED PRIVATE KEY-----";
 
 type Certificates = Vec<CertificateDer<'static>>;
 
-/// Our own certificate and key; `None`: no setting names one.
+/// Reads the certificate chain and key of this process; `None` if no setting names them.
 pub(super) fn load_identity(
     conf: &TlsConf,
     provider: &CryptoProvider,
@@ -39,7 +40,7 @@ pub(super) fn load_identity(
         }
         (_, _, Some(store)) => {
             let file = ConfiguredFile::read("spark.ssl.rpc.keyStore", store)?;
-            let parsed = file.parse(|bytes| stored_identity(bytes, conf))?;
+            let parsed = file.parse(|bytes| identity_from_store(bytes, conf))?;
             (file, parsed)
         }
         (None, None, None) | (Some(_), None, None) => return Ok(None),
@@ -49,26 +50,25 @@ pub(super) fn load_identity(
     };
     let certified = file.parse(|_| {
         let key = provider.key_provider.load_private_key(key)?;
-        let certificate = chain.first().ok_or("there is no certificate of the key")?;
+        let certificate = chain.first().ok_or("there is no certificate for the key")?;
         let (_, certificate) = X509Certificate::from_der(certificate)?;
         if key.public_key().is_some_and(|key| *key != *certificate.public_key().raw) {
-            return Err(format!(
-                "the key is not that of the certificate of {}",
-                certificate.subject()
-            )
-            .into());
+            let subject = certificate.subject();
+            return Err(format!("the key does not belong to the certificate of {subject}").into());
         }
         Ok(CertifiedKey::new(chain.clone(), key))
     })?;
     Ok(Some(certified))
 }
 
-/// Whom we trust; `None`: no setting says.
+/// Reads the trusted certificates; `None` if no setting names them.
+///
+/// Without a trust store these are the certificates of `spark.ssl.rpc.certChain`.
 pub(super) fn load_trusted(conf: &TlsConf) -> Result<Option<Certificates>, TransportError> {
     if let Some(store) = conf.trust_store() {
         let password = conf.trust_store_password();
         let file = ConfiguredFile::read("spark.ssl.rpc.trustStore", store)?;
-        return file.parse(|bytes| stored_trust(bytes, password.as_ref())).map(Some);
+        return file.parse(|bytes| trusted_from_store(bytes, password.as_ref())).map(Some);
     }
     match conf.cert_chain() {
         Some(chain) => ConfiguredFile::read("spark.ssl.rpc.certChain", chain)?
@@ -78,7 +78,7 @@ pub(super) fn load_trusted(conf: &TlsConf) -> Result<Option<Certificates>, Trans
     }
 }
 
-/// A file and the setting that names it.
+/// A file and the setting that names it, for error texts.
 struct ConfiguredFile<'a> {
     setting: &'static str,
     path: &'a Path,
@@ -88,7 +88,7 @@ struct ConfiguredFile<'a> {
 impl<'a> ConfiguredFile<'a> {
     fn read(setting: &'static str, path: &'a Path) -> Result<Self, TransportError> {
         let file = Self { setting, path, bytes: Vec::new() };
-        let bytes = std::fs::read(path).map_err(|error| file.unusable(error.into()))?;
+        let bytes = std::fs::read(path).map_err(|error| file.unusable_error(error.into()))?;
         Ok(Self { bytes, ..file })
     }
 
@@ -96,11 +96,11 @@ impl<'a> ConfiguredFile<'a> {
         &self,
         parse: impl FnOnce(&[u8]) -> Result<T, BoxError>,
     ) -> Result<T, TransportError> {
-        parse(&self.bytes).map_err(|error| self.unusable(error))
+        parse(&self.bytes).map_err(|error| self.unusable_error(error))
     }
 
-    fn unusable(&self, error: BoxError) -> TransportError {
-        let text = format!("{} cannot be used ('{}'): {error}", self.setting, self.path.display());
+    fn unusable_error(&self, error: BoxError) -> TransportError {
+        let text = format!("the file '{}' of {} cannot be used", self.path.display(), self.setting);
         config_error(text).with_source(error)
     }
 }
@@ -117,17 +117,17 @@ fn open_store(bytes: &[u8], password: Option<&SecretString>) -> Result<KeyStore,
         Ok(KeyStore::Jks(Jks::read(bytes, password)?))
     } else if bytes.first() == Some(&0x30) {
         let archive = Pkcs12Archive::from_pkcs12(bytes, password.unwrap_or_default());
-        Ok(KeyStore::Pkcs12(
-            archive.map_err(|error| format!("as PKCS#12 with this password: {error}"))?,
-        ))
+        Ok(KeyStore::Pkcs12(archive.map_err(|error| {
+            format!("the PKCS#12 file is malformed or its password is wrong: {error}")
+        })?))
     } else if bytes.windows(11).any(|window| window == b"-----BEGIN ") {
         Ok(KeyStore::Pem)
     } else {
-        Err("it is neither JKS nor PKCS#12 nor PEM".into())
+        Err("the file is neither JKS nor PKCS#12 nor PEM".into())
     }
 }
 
-fn stored_identity(
+fn identity_from_store(
     bytes: &[u8],
     conf: &TlsConf,
 ) -> Result<(Certificates, PrivateKeyDer<'static>), BoxError> {
@@ -135,16 +135,19 @@ fn stored_identity(
     let key_password = conf.key_password().or_else(|| store_password.clone());
     match open_store(bytes, store_password.as_ref())? {
         KeyStore::Jks(store) => {
-            let entry = store.keys.into_iter().next().ok_or("there is no key in it")?;
-            let password = key_password.ok_or("its key needs spark.ssl.rpc.keyPassword")?;
-            let key =
-                jks::recover(&entry.protected, password.expose_secret()).map_err(|error| {
-                    format!("key '{}' with spark.ssl.rpc.keyPassword: {error}", entry.alias)
-                })?;
+            let entry = store.keys.into_iter().next().ok_or("it contains no key")?;
+            let password =
+                key_password.ok_or("its key is encrypted: set spark.ssl.rpc.keyPassword")?;
+            let key = jks::decrypt_key(&entry.encrypted_key, password.expose_secret()).map_err(
+                |error| {
+                    let alias = &entry.alias;
+                    format!("cannot decrypt key '{alias}' with spark.ssl.rpc.keyPassword: {error}")
+                },
+            )?;
             Ok((entry.chain, PrivatePkcs8KeyDer::from(key).into()))
         }
         KeyStore::Pkcs12(archive) => {
-            let entry = archive.keys.first().ok_or("there is no key in it")?;
+            let entry = archive.keys.first().ok_or("it contains no key")?;
             let key = PrivatePkcs8KeyDer::from(entry.key.as_der().to_vec()).into();
             Ok((pkcs12_chain(&archive), key))
         }
@@ -154,13 +157,13 @@ fn stored_identity(
     }
 }
 
-/// The certificate of the first key and those that vouch for it, in this order.
+/// Returns the certificate of the first key, followed by the certificates of its issuers.
 fn pkcs12_chain(archive: &Pkcs12Archive) -> Certificates {
-    let id = archive.keys.first().and_then(|key| key.local_key_id.as_ref());
-    let is_ours =
+    let key_id = archive.keys.first().and_then(|key| key.local_key_id.as_ref());
+    let find_by_id =
         |id: &[u8]| archive.certs.iter().find(|bag| bag.local_key_id.as_deref() == Some(id));
-    // Without an id there is but one key, and by custom its certificate comes first.
-    let mut next = id.and_then(|id| is_ours(&id.0)).or_else(|| archive.certs.first());
+    // A file without ids has one key, and its certificate is the first one by convention.
+    let mut next = key_id.and_then(|id| find_by_id(&id.0)).or_else(|| archive.certs.first());
     let mut chain = Vec::new();
     while let Some(bag) = next {
         chain.push(CertificateDer::from(bag.cert.as_der().to_vec()));
@@ -174,28 +177,37 @@ fn pkcs12_chain(archive: &Pkcs12Archive) -> Certificates {
     chain
 }
 
-fn stored_trust(bytes: &[u8], password: Option<&SecretString>) -> Result<Certificates, BoxError> {
+fn trusted_from_store(
+    bytes: &[u8],
+    password: Option<&SecretString>,
+) -> Result<Certificates, BoxError> {
     let certificates = match open_store(bytes, password)? {
         KeyStore::Jks(store) => {
             // As in Java, the certificate of a key in the store is trusted too.
-            let of_keys = store.keys.into_iter().filter_map(|key| key.chain.into_iter().next());
-            store.certificates.into_iter().chain(of_keys).collect()
+            let key_certificates =
+                store.keys.into_iter().filter_map(|key| key.chain.into_iter().next());
+            store.certificates.into_iter().chain(key_certificates).collect()
         }
         KeyStore::Pkcs12(archive) => {
-            // Java marks what is trusted; openssl does not, so without keys everything is.
-            let keys: Vec<_> =
+            // Java marks trusted certificates and openssl does not. So all certificates of a file
+            // without keys and marks are trusted.
+            let key_ids: Vec<_> =
                 archive.keys.iter().filter_map(|key| key.local_key_id.as_ref()).collect();
-            let of_key = |id: &[u8]| keys.iter().any(|key| key.0 == id);
-            let all = archive.keys.is_empty() && !archive.certs.iter().any(|bag| bag.trusted);
-            let bags = archive.certs.iter();
-            bags.filter(|bag| all || bag.trusted || bag.local_key_id.as_deref().is_some_and(of_key))
-                .map(|bag| CertificateDer::from(bag.cert.as_der().to_vec()))
-                .collect()
+            let is_key_certificate = |id: &[u8]| key_ids.iter().any(|key_id| key_id.0 == id);
+            let trusts_all =
+                archive.keys.is_empty() && !archive.certs.iter().any(|bag| bag.trusted);
+            let is_trusted = |bag: &&CertificateBag| {
+                trusts_all
+                    || bag.trusted
+                    || bag.local_key_id.as_deref().is_some_and(is_key_certificate)
+            };
+            let bags = archive.certs.iter().filter(is_trusted);
+            bags.map(|bag| CertificateDer::from(bag.cert.as_der().to_vec())).collect()
         }
         KeyStore::Pem => pem_certificates(bytes)?,
     };
     if certificates.is_empty() {
-        Err("there is no trusted certificate in it".into())
+        Err("it contains no trusted certificate".into())
     } else {
         Ok(certificates)
     }
@@ -205,7 +217,7 @@ fn pem_certificates(bytes: &[u8]) -> Result<Certificates, BoxError> {
     let certificates: Certificates =
         CertificateDer::pem_slice_iter(bytes).collect::<Result<_, _>>()?;
     if certificates.is_empty() {
-        Err("there is no PEM certificate in it".into())
+        Err("it contains no PEM certificate".into())
     } else {
         Ok(certificates)
     }
@@ -219,7 +231,8 @@ fn pem_key(
     let text = std::str::from_utf8(bytes)?;
     if text.contains("Proc-Type: 4,ENCRYPTED") {
         return Err(
-            "its key is encrypted in OpenSSL's old way: convert it with 'openssl pkcs8 -topk8'"
+            "its key is encrypted in OpenSSL's traditional format, which is not supported: \
+             convert it with 'openssl pkcs8 -topk8'"
                 .into(),
         );
     }

@@ -1,11 +1,12 @@
-//! TLS under all connections of a context, from their first byte on (auth 6). Settings:
-//! [`TlsConf`](crate::TlsConf).
+//! TLS for all connections of a context, from the first byte on (Spark's `SSLFactory`).
 //!
-//! rustls does the work, without a socket: what it agrees on in a handshake is installed as filters
-//! between socket and frames, under those of an authentication, if there is one.
+//! `TransportContext` creates a [`LazyTlsContext`] from the settings in
+//! [`TlsConf`](crate::TlsConf) and passes its handshakers to servers and client factories. rustls
+//! does the work without a socket: its handshake produces two byte filters between socket and
+//! frames. The filters of an authentication are on top of them.
 //!
-//! Sessions are not resumed: connections live long, and so every one of them is checked against the
-//! trust store of its time.
+//! Sessions are not resumed, so the current trust store verifies every new connection. Resumption
+//! would save little, because connections are long-lived.
 
 mod config;
 mod handshake;
@@ -31,7 +32,7 @@ use crate::conf::TransportConf;
 use crate::connection::{Handshake, Handshaker};
 use crate::error::{BoxError, ErrorKind, TransportError};
 
-/// Reads the files when they are asked for first; contexts may share it.
+/// A TLS context that reads its files on first use; several contexts can share it.
 pub(crate) struct LazyTlsContext {
     conf: Arc<TransportConf>,
     loaded: OnceLock<Result<Arc<TlsContext>, TransportError>>,
@@ -42,7 +43,10 @@ impl LazyTlsContext {
         Self { conf, loaded: OnceLock::new() }
     }
 
-    /// `None`: TLS is not enabled.
+    /// Returns the TLS context, or `None` if TLS is not enabled.
+    ///
+    /// # Errors
+    /// Kind [`Config`](ErrorKind::Config) if a file or setting cannot be used.
     pub(crate) fn get(&self) -> Result<Option<Arc<TlsContext>>, TransportError> {
         if !self.conf.tls().enabled() {
             return Ok(None);
@@ -51,71 +55,79 @@ impl LazyTlsContext {
     }
 }
 
-/// What new connections of one context are secured with.
+/// The certificates, keys and limits for new connections of one context.
 pub(crate) struct TlsContext {
     conf: Arc<TransportConf>,
     current: RwLock<Configs>,
-    watch: Option<FileWatcher>,
-    /// Accepted connections that may be in their handshake at once.
+    /// `None` if changed files are not reloaded.
+    watcher: Option<FileWatcher>,
+    /// One permit for each handshake that the servers of the context may run at a time.
     handshake_permits: Arc<Semaphore>,
 }
 
 impl TlsContext {
-    /// Reads what the settings name.
+    /// Reads the files that the settings name; blocks.
     pub(crate) fn load(conf: &Arc<TransportConf>) -> Result<Self, TransportError> {
         let tls = conf.tls();
-        let watch = tls.trust_store_reloading_enabled().then(|| FileWatcher::new(tls));
+        let watcher = tls.trust_store_reloading_enabled().then(|| FileWatcher::new(tls));
         Ok(Self {
             current: RwLock::new(Configs::load(tls)?),
-            watch,
+            watcher,
             handshake_permits: Arc::new(Semaphore::new(tls.max_handshakes())),
             conf: Arc::clone(conf),
         })
     }
 
+    /// Returns the handshaker of accepted connections.
     pub(crate) fn server_side(self: Arc<Self>) -> Result<Arc<dyn Handshaker>, TransportError> {
         if self.current.read().server.is_none() {
+            // The first sentence is the text of Spark's `SSLFactory`.
             return Err(config_error(
-                "RPC SSL encryption enabled but keys not found! A server needs spark.ssl.rpc.keyStore, or \
-                 spark.ssl.rpc.certChain and spark.ssl.rpc.privateKey",
+                "RPC SSL encryption enabled but keys not found! A server needs \
+                 spark.ssl.rpc.keyStore, or spark.ssl.rpc.certChain and spark.ssl.rpc.privateKey",
             ));
         }
         Ok(Arc::new(TlsAcceptor(self)))
     }
 
+    /// Returns the handshaker of connections that this process opens.
     pub(crate) fn client_side(self: Arc<Self>) -> Result<Arc<dyn Handshaker>, TransportError> {
         if self.current.read().client.is_none() {
             return Err(config_error(
-                "TLS is enabled but nobody is trusted: opening connections needs spark.ssl.rpc.trustStore or \
-                 spark.ssl.rpc.certChain",
+                "TLS is enabled, but no certificate is trusted: a client needs \
+                 spark.ssl.rpc.trustStore or spark.ssl.rpc.certChain",
             ));
         }
         Ok(Arc::new(TlsConnector(self)))
     }
 
-    /// Takes up files that have changed. Those that cannot be used leave everything as it was.
-    async fn refresh(&self) {
-        let Some(turn) = self.watch.as_ref().and_then(FileWatcher::try_reload) else { return };
+    /// Reloads the files if they have changed; keeps the old ones if the new ones are invalid.
+    async fn reload_if_changed(&self) {
+        let Some(permit) = self.watcher.as_ref().and_then(FileWatcher::try_reload) else { return };
         let conf = Arc::clone(&self.conf);
-        // Opening a key store takes a while on purpose.
+        // Key stores derive their keys slowly on purpose, so a blocking thread opens them.
         let loaded = tokio::task::spawn_blocking(move || {
-            let stamps = turn.changed(conf.tls())?;
-            Some((Configs::load(conf.tls()), stamps, turn))
+            let stamps = permit.changed(conf.tls())?;
+            Some((Configs::load(conf.tls()), stamps, permit))
         });
         match loaded.await {
-            Ok(Some((Ok(configs), stamps, turn))) => {
+            Ok(Some((Ok(configs), stamps, permit))) => {
                 *self.current.write() = configs;
-                turn.commit(stamps);
-                tracing::info!("TLS: changed key or trust store taken up");
+                permit.commit(stamps);
+                tracing::info!("reloaded the changed files of key and trust store for TLS");
             }
             Ok(Some((Err(error), ..))) => {
-                tracing::warn!(%error, "TLS: a changed key or trust store cannot be used, the old one stays");
+                tracing::warn!(
+                    error = format!("{error:#}"),
+                    "a changed key or trust store for TLS is invalid: the old one stays in use"
+                );
             }
             Ok(None) | Err(_) => {}
         }
     }
 
-    fn limit(&self) -> (Duration, &'static str) {
+    /// Returns the timeout of a handshake and the name of its setting.
+    fn handshake_timeout(&self) -> (Duration, &'static str) {
         (self.conf.tls().handshake_timeout(), "spark.ssl.rpc.handshakeTimeout")
     }
 }
@@ -130,20 +142,21 @@ impl Handshaker for TlsAcceptor {
     ) -> BoxFuture<'a, Result<Box<dyn Handshake>, TransportError>> {
         Box::pin(async move {
             let failed = |error| handshake_error(peer, error);
-            let turn = Arc::clone(&self.0.handshake_permits)
+            let permit = Arc::clone(&self.0.handshake_permits)
                 .acquire_owned()
                 .await
                 .map_err(|error| failed(error.into()))?;
-            self.0.refresh().await;
+            self.0.reload_if_changed().await;
+            let config = self.0.current.read().server.clone();
             let config =
-                self.0.current.read().server.clone().ok_or_else(|| failed("no key".into()))?;
+                config.ok_or_else(|| failed("the reloaded files contain no key".into()))?;
             let connection = ServerConnection::new(config).map_err(|error| failed(error.into()))?;
-            Ok(Box::new(TlsHandshake::new(connection.into(), Some(turn))) as _)
+            Ok(Box::new(TlsHandshake::new(connection.into(), Some(permit))) as _)
         })
     }
 
     fn timeout(&self) -> (Duration, &'static str) {
-        self.0.limit()
+        self.0.handshake_timeout()
     }
 }
 
@@ -154,9 +167,10 @@ impl Handshaker for TlsConnector {
     ) -> BoxFuture<'a, Result<Box<dyn Handshake>, TransportError>> {
         Box::pin(async move {
             let failed = |error| handshake_error(peer, error);
-            self.0.refresh().await;
+            self.0.reload_if_changed().await;
+            let config = self.0.current.read().client.clone();
             let config =
-                self.0.current.read().client.clone().ok_or_else(|| failed("no trust".into()))?;
+                config.ok_or_else(|| failed("the reloaded files contain no certificate".into()))?;
             let name = ServerName::try_from(peer.unbracketed_host().to_owned());
             let name = name.map_err(|error| failed(error.into()))?;
             let connection =
@@ -166,17 +180,13 @@ impl Handshaker for TlsConnector {
     }
 
     fn timeout(&self) -> (Duration, &'static str) {
-        self.0.limit()
+        self.0.handshake_timeout()
     }
 }
 
 fn handshake_error(peer: &PeerAddress, error: BoxError) -> TransportError {
-    TransportError::new(
-        ErrorKind::Tls,
-        format!("the TLS handshake with {peer} cannot begin: {error}"),
-    )
-    .with_peer(peer)
-    .with_source(error)
+    let text = format!("the TLS handshake with {peer} cannot start");
+    TransportError::new(ErrorKind::Tls, text).with_peer(peer).with_source(error)
 }
 
 fn config_error(text: impl Into<String>) -> TransportError {

@@ -1,6 +1,7 @@
-//! Which files have changed since they were read (auth 6).
+//! Detects that key and trust store files have changed since they were read.
 //!
-//! Nothing runs while nobody connects: the first handshake after an interval looks.
+//! It replaces the polling thread of Spark's `ReloadingX509TrustManager`: the first handshake after
+//! an interval checks the files, so an idle process does nothing.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,60 +11,64 @@ use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use crate::conf::TlsConf;
 
+/// Decides when the files are checked, and remembers their state when they were read.
 pub(super) struct FileWatcher {
     interval: Duration,
     state: Arc<Mutex<WatchState>>,
 }
 
 struct WatchState {
-    looked: Instant,
-    /// Of the files that are in use.
+    last_check: Instant,
+    /// The stamps of the files in use.
     stamps: Stamps,
 }
 
-/// The files behind all links, and when they were written: a link that is set anew is a change too.
-/// `None`: it is missing.
+/// The path behind all symbolic links and the modification time of each file.
+///
+/// The path detects a link that points to another file. It is `None` if the file is missing.
 type Stamps = Vec<Option<(PathBuf, SystemTime)>>;
 
-/// The right to look, which one handshake has at a time; the others go on with what there is.
+/// The right to check and reload the files, which one handshake has at a time.
+///
+/// Other handshakes use the loaded files meanwhile.
 pub(super) struct ReloadPermit(OwnedMutexGuard<WatchState>);
 
 impl FileWatcher {
     pub(super) fn new(conf: &TlsConf) -> Self {
-        let state = WatchState { looked: Instant::now(), stamps: stamps(conf) };
+        let state = WatchState { last_check: Instant::now(), stamps: read_stamps(conf) };
         Self { interval: conf.trust_store_reload_interval(), state: Arc::new(Mutex::new(state)) }
     }
 
-    /// `None`: somebody has looked, or is looking.
+    /// Returns a permit if the interval has passed and no other handshake has the permit.
     pub(super) fn try_reload(&self) -> Option<ReloadPermit> {
         let mut state = Arc::clone(&self.state).try_lock_owned().ok()?;
-        if state.looked.elapsed() < self.interval {
+        if state.last_check.elapsed() < self.interval {
             return None;
         }
-        state.looked = Instant::now();
+        state.last_check = Instant::now();
         Some(ReloadPermit(state))
     }
 }
 
 impl ReloadPermit {
-    /// What the files are now, if that is something else.
+    /// Returns the current stamps if they differ from those of the files in use.
     pub(super) fn changed(&self, conf: &TlsConf) -> Option<Stamps> {
-        let now = stamps(conf);
-        (now != self.0.stamps).then_some(now)
+        let stamps = read_stamps(conf);
+        (stamps != self.0.stamps).then_some(stamps)
     }
 
-    /// They are in use.
+    /// Records the stamps of the files that are now in use.
     pub(super) fn commit(mut self, stamps: Stamps) {
         self.0.stamps = stamps;
     }
 }
 
-fn stamps(conf: &TlsConf) -> Stamps {
+fn read_stamps(conf: &TlsConf) -> Stamps {
     let files = [conf.trust_store(), conf.key_store(), conf.cert_chain(), conf.private_key()];
-    files.into_iter().flatten().map(stamp).collect()
+    files.into_iter().flatten().map(read_stamp).collect()
 }
 
-fn stamp(file: &Path) -> Option<(PathBuf, SystemTime)> {
+fn read_stamp(file: &Path) -> Option<(PathBuf, SystemTime)> {
     let file = file.canonicalize().ok()?;
     let modified = file.metadata().ok()?.modified().ok()?;
     Some((file, modified))

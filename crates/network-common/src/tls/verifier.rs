@@ -1,4 +1,7 @@
-//! Who is trusted: whose certificate is in the trust store, or whose chain ends there.
+//! The verifier of peer certificates, which rustls calls during a handshake.
+//!
+//! A certificate is trusted if the trust store contains it, or a certificate that its chain ends
+//! in.
 
 use std::sync::Arc;
 
@@ -21,16 +24,18 @@ use super::config_error;
 use crate::conf::TlsConf;
 use crate::error::TransportError;
 
-/// A trust store as rustls asks it.
+/// A trust store that verifies certificates as Java does.
 ///
-/// webpki alone would refuse what Java's users have: one self-signed certificate, often marked as a
-/// CA or of version 1, that is the server's and in everybody's trust store. Such a one is as good
-/// as its key, so no chain is asked for; dates and name are still checked.
+/// Java's users often have one self-signed certificate of the server in every trust store, with the
+/// mark of a CA or of X.509 version 1. webpki rejects these as server certificates. A certificate
+/// in the trust store therefore needs no chain; its dates and host name are still verified.
 #[derive(Debug)]
 pub(super) struct TrustStoreVerifier {
+    /// The certificates of the trust store.
     certificates: Vec<CertificateDer<'static>>,
+    /// The same certificates as trust anchors, except those that webpki cannot parse.
     anchors: Arc<RootCertStore>,
-    chains_of_clients: Arc<dyn ClientCertVerifier>,
+    client_chain_verifier: Arc<dyn ClientCertVerifier>,
     algorithms: WebPkiSupportedAlgorithms,
     hostname_verification: bool,
 }
@@ -44,32 +49,34 @@ impl TrustStoreVerifier {
         let mut anchors = RootCertStore::empty();
         anchors.add_parsable_certificates(certificates.iter().cloned());
         let anchors = Arc::new(anchors);
-        let chains_of_clients =
+        let client_chain_verifier =
             WebPkiClientVerifier::builder_with_provider(Arc::clone(&anchors), Arc::clone(provider))
                 .build()
                 .map_err(|error| {
-                    config_error(format!(
-                        "spark.ssl.rpc.trustStore holds no usable certificate: {error}"
-                    ))
-                    .with_source(error)
+                    config_error("spark.ssl.rpc.trustStore contains no valid certificate")
+                        .with_source(error)
                 })?;
         Ok(Self {
             certificates,
             anchors,
-            chains_of_clients,
+            client_chain_verifier,
             algorithms: provider.signature_verification_algorithms,
             hostname_verification: conf.hostname_verification(),
         })
     }
 
-    /// Whether this very certificate is in the trust store. If it is, it must be valid today.
+    /// Returns whether the trust store contains this certificate.
+    ///
+    /// # Errors
+    /// It does, but the certificate has expired or is not valid yet.
     fn is_pinned(&self, certificate: &CertificateDer<'_>, now: UnixTime) -> Result<bool, Error> {
         if !self.certificates.contains(certificate) {
             return Ok(false);
         }
-        let parsed = parse(certificate)?;
-        let (not_before, not_after) =
-            (unix(parsed.validity().not_before), unix(parsed.validity().not_after));
+        let parsed = parse_certificate(certificate)?;
+        let validity = parsed.validity();
+        let not_before = to_unix_time(validity.not_before);
+        let not_after = to_unix_time(validity.not_after);
         if now > not_after {
             return Err(CertificateError::ExpiredContext { time: now, not_after }.into());
         }
@@ -121,8 +128,8 @@ impl ServerCertVerifier for TrustStoreVerifier {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        // By the key alone: webpki does not read certificates of version 1.
-        let parsed = parse(certificate)?;
+        // Verified with the public key alone, because webpki cannot parse X.509 version 1.
+        let parsed = parse_certificate(certificate)?;
         let key = SubjectPublicKeyInfoDer::from(parsed.public_key().raw);
         verify_tls13_signature_with_raw_key(message, &key, signature, &self.algorithms)
     }
@@ -134,7 +141,7 @@ impl ServerCertVerifier for TrustStoreVerifier {
 
 impl ClientCertVerifier for TrustStoreVerifier {
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        self.chains_of_clients.root_hint_subjects()
+        self.client_chain_verifier.root_hint_subjects()
     }
 
     fn verify_client_cert(
@@ -146,7 +153,7 @@ impl ClientCertVerifier for TrustStoreVerifier {
         if self.is_pinned(end_entity, now)? {
             return Ok(ClientCertVerified::assertion());
         }
-        self.chains_of_clients.verify_client_cert(end_entity, intermediates, now)
+        self.client_chain_verifier.verify_client_cert(end_entity, intermediates, now)
     }
 
     fn verify_tls12_signature(
@@ -172,18 +179,19 @@ impl ClientCertVerifier for TrustStoreVerifier {
     }
 }
 
-/// The names of a certificate are its alternative names; its common name only counts where it has
-/// none, as in Java.
+/// Checks the host name: the alternative names of the certificate, or its common name.
+///
+/// As in Java, the common name counts only if the certificate has no alternative names.
 fn verify_name(certificate: &CertificateDer<'_>, name: &ServerName<'_>) -> Result<(), Error> {
-    let parsed = parse(certificate)?;
-    let has_names = !matches!(parsed.subject_alternative_name(), Ok(None));
-    if has_names {
+    let parsed = parse_certificate(certificate)?;
+    let has_alternative_names = !matches!(parsed.subject_alternative_name(), Ok(None));
+    if has_alternative_names {
         return verify_server_name(&ParsedCertificate::try_from(certificate)?, name);
     }
-    let wanted = name.to_str();
+    let expected = name.to_str();
     let mut common_names =
         parsed.subject().iter_common_name().filter_map(|name| name.as_str().ok());
-    if common_names.any(|common_name| common_name.eq_ignore_ascii_case(&wanted)) {
+    if common_names.any(|common_name| common_name.eq_ignore_ascii_case(&expected)) {
         return Ok(());
     }
     let presented = parsed.subject().iter_common_name().filter_map(|name| name.as_str().ok());
@@ -194,14 +202,16 @@ fn verify_name(certificate: &CertificateDer<'_>, name: &ServerName<'_>) -> Resul
     .into())
 }
 
-fn parse<'a>(certificate: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, Error> {
+fn parse_certificate<'a>(
+    certificate: &'a CertificateDer<'_>,
+) -> Result<X509Certificate<'a>, Error> {
     match X509Certificate::from_der(certificate) {
         Ok((_, parsed)) => Ok(parsed),
         Err(_) => Err(CertificateError::BadEncoding.into()),
     }
 }
 
-fn unix(time: ASN1Time) -> UnixTime {
+fn to_unix_time(time: ASN1Time) -> UnixTime {
     UnixTime::since_unix_epoch(std::time::Duration::from_secs(
         u64::try_from(time.timestamp()).unwrap_or(0),
     ))
