@@ -4,7 +4,7 @@
 
 /// The reason why authentication or decryption failed.
 ///
-/// It is the [`source`](std::error::Error::source) of a
+/// After a failed handshake it is the [`source`](std::error::Error::source) of a
 /// [`TransportError`](crate::TransportError) of kind [`Bootstrap`](crate::ErrorKind::Bootstrap).
 ///
 /// ```

@@ -18,7 +18,7 @@ use crate::error::{BoxError, ErrorKind, TransportError};
 use crate::handler::{TransportClientBootstrap, TransportServerBootstrap};
 use crate::session::FilterPair;
 
-/// The presence of the protocols of the feature `legacy-auth` in this build.
+/// Is true in builds with the feature `legacy-auth`.
 const HAS_LEGACY: bool = cfg!(feature = "legacy-auth");
 
 /// The state that all handshakes of one context share.
