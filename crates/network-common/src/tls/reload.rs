@@ -25,7 +25,8 @@ struct WatchState {
 
 /// The path behind all symbolic links and the modification time of each file.
 ///
-/// The path detects a link that points to another file. An element is `None` if its file is missing.
+/// The path detects a link that points to another file. An element is `None` if its file is
+/// missing.
 type Stamps = Vec<Option<(PathBuf, SystemTime)>>;
 
 /// The right to check and reload the files, which one handshake has at a time.

@@ -33,7 +33,7 @@ use crate::error::TransportError;
 pub(super) struct TrustStoreVerifier {
     /// The certificates of the trust store.
     certificates: Vec<CertificateDer<'static>>,
-    /// The same certificates as trust anchors, except those that webpki cannot parse.
+    /// Trust anchors: those of `certificates` that webpki can parse.
     anchors: Arc<RootCertStore>,
     client_chain_verifier: Arc<dyn ClientCertVerifier>,
     algorithms: WebPkiSupportedAlgorithms,
