@@ -1,63 +1,60 @@
-//! Sending notices to a peer.
+//! The queue of notices that wait for capacity in the write queue of one connection.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 
 use bytes::Bytes;
-use network_common::ErrorKind;
+use network_common::{ErrorKind, TransportClient};
 
-use super::connection::PeerConnection;
-use crate::wire::{self, proto};
-
-/// The most bytes of notices that wait for capacity in the connection's write queue.
+/// The most bytes of queued notices: 4 MiB. A peer that reads never lets so many queue up.
 const MAX_NOTICE_BYTES: usize = 4 << 20;
 
-/// Notices that wait for capacity, in order. While there are any, a task flushes them.
+/// Encoded notices in the order in which they are sent.
 #[derive(Default)]
 pub(super) struct NoticeQueue {
     notices: VecDeque<Bytes>,
     bytes: usize,
 }
 
-impl PeerConnection {
-    /// Sends a notice, now or as soon as the write queue has capacity: a lost credit would
-    /// block its route forever. If too many wait, the peer does not read, and the connection
-    /// is closed.
-    pub(crate) fn send_notice(self: &Arc<Self>, notice: proto::notice::Notice) {
-        let notice = wire::encode_notice(notice);
-        let mut queue = self.notices.lock();
-        if queue.notices.is_empty() && self.is_sent(&notice) {
-            return;
+/// What became of a notice, and what the connection has to do next.
+pub(super) enum NoticeOutcome {
+    /// The notice was sent, or a task that flushes the queue exists.
+    Accepted,
+    /// The notice is the only one in the queue: a task must flush the queue.
+    FlushNeeded,
+    /// The queue exceeded [`MAX_NOTICE_BYTES`] and was cleared: the connection must be closed.
+    Overflow,
+}
+
+impl NoticeQueue {
+    /// Sends a notice, or queues it if the write queue is full or others are queued.
+    pub(super) fn send(&mut self, notice: Bytes, client: &TransportClient) -> NoticeOutcome {
+        if self.notices.is_empty() && is_sent(&notice, client) {
+            return NoticeOutcome::Accepted;
         }
-        queue.bytes += notice.len();
-        queue.notices.push_back(notice);
-        if queue.bytes > MAX_NOTICE_BYTES {
-            *queue = NoticeQueue::default();
-            drop(queue);
-            tracing::warn!(peer = %self.socket, "closing a connection whose peer does not read");
-            self.client.close();
-        } else if queue.notices.len() == 1 {
-            drop(queue);
-            self.shared.runtime.spawn(Arc::clone(self).flush_notices());
+        self.bytes += notice.len();
+        self.notices.push_back(notice);
+        if self.bytes > MAX_NOTICE_BYTES {
+            *self = Self::default();
+            NoticeOutcome::Overflow
+        } else if self.notices.len() == 1 {
+            NoticeOutcome::FlushNeeded
+        } else {
+            NoticeOutcome::Accepted
         }
     }
 
-    async fn flush_notices(self: Arc<Self>) {
-        while self.client.ready().await.is_ok() {
-            let mut queue = self.notices.lock();
-            while queue.notices.front().is_some_and(|notice| self.is_sent(notice)) {
-                let sent = queue.notices.pop_front();
-                queue.bytes -= sent.map_or(0, |notice| notice.len());
-            }
-            if queue.notices.is_empty() {
-                return;
-            }
+    /// Sends queued notices while there is capacity. Returns whether the queue is empty.
+    pub(super) fn flush(&mut self, client: &TransportClient) -> bool {
+        while self.notices.front().is_some_and(|notice| is_sent(notice, client)) {
+            let sent = self.notices.pop_front();
+            self.bytes -= sent.map_or(0, |notice| notice.len());
         }
+        self.notices.is_empty()
     }
+}
 
-    /// False if the write queue is full. On a closed connection nothing is left to send.
-    fn is_sent(&self, notice: &Bytes) -> bool {
-        let sent = self.client.send(notice.clone());
-        sent.map_or_else(|error| error.kind() != ErrorKind::Limit, |()| true)
-    }
+/// Returns false if the write queue is full. A closed connection discards the notice.
+fn is_sent(notice: &Bytes, client: &TransportClient) -> bool {
+    let sent = client.send(notice.clone());
+    sent.map_or_else(|error| error.kind() != ErrorKind::Limit, |()| true)
 }

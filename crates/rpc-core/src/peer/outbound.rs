@@ -1,4 +1,4 @@
-//! What refs hold: a route to one endpoint of another environment.
+//! The handle of a ref on the route to an endpoint of another environment.
 
 use std::sync::Arc;
 
@@ -7,29 +7,34 @@ use network_common::TransportClient;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::pool::{ConnectPhase, ConnectTask, Peer, PeerPool, PeerState};
+use super::peer_state::{ConnectPhase, Peer, PeerState};
+use super::pool::{ConnectTask, PeerPool};
 use super::reply::{RemoteReplyFuture, RemoteReplyState};
-use super::route_table::{QueuedMessage, QueuedResult, push_ask};
-use crate::address::RpcAddress;
+use super::route::{QueuedMessage, QueuedResult, push_ask};
 use crate::error::{ErrorKind, RpcError};
 use crate::limits::Volume;
 use crate::sync::Notify;
 use crate::timeout::RpcTimeout;
 use crate::wire::EncodedMessage;
 
-/// A route to one endpoint of a peer, shared by all refs to it. Messages are sent in the order
-/// of the calls.
+/// A route to one endpoint of a peer, shared by all clones of a ref.
+///
+/// Messages are sent in the order of the calls.
 pub(crate) struct OutboundRoute {
     pool: Arc<PeerPool>,
     peer: Arc<Peer>,
+    /// The slot of the route in the peer's table.
     slot: usize,
+    /// Notified when the queue of the route has capacity again.
     capacity: Arc<Notify>,
     /// The incarnation that the ref is bound to, or 0.
     incarnation: u64,
 }
 
 impl PeerPool {
-    /// The route of `peer` to `endpoint`. `incarnation`: 0 for whichever is there.
+    /// Returns the route of `peer` to `endpoint`.
+    ///
+    /// `incarnation` is the process run that the ref is bound to, or 0.
     pub(crate) fn route(
         self: &Arc<Self>,
         peer: Arc<Peer>,
@@ -43,6 +48,11 @@ impl PeerPool {
 
 impl OutboundRoute {
     /// Sends a one-way message, or queues it.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Limit`] if the queue of the route is full, otherwise the reason why the peer
+    /// cannot be reached.
     pub(crate) fn send(&self, message: EncodedMessage) -> Result<(), RpcError> {
         let push = |client: &TransportClient, frame| {
             let sent = client.send(frame);
@@ -54,6 +64,10 @@ impl OutboundRoute {
     }
 
     /// Sends an ask, or queues it. Dropping the future cancels the ask.
+    ///
+    /// # Errors
+    ///
+    /// The same as those of [`send`](Self::send).
     pub(crate) fn ask(
         &self,
         mut message: EncodedMessage,
@@ -76,8 +90,9 @@ impl OutboundRoute {
         Ok(RemoteReplyFuture { state, peer: Arc::clone(&self.peer) })
     }
 
-    /// Pushes a message to the connection, if one stands and nothing is in the way; otherwise
-    /// queues it with the sender that `queue` returns.
+    /// Pushes a message to the connection by `push`, or queues it if that is not possible now.
+    ///
+    /// A queued ask is reported to its caller by the sender that `queue` returns.
     fn push<T>(
         &self,
         mut message: EncodedMessage,
@@ -101,8 +116,8 @@ impl OutboundRoute {
         routes.enqueue(slot, QueuedMessage { message, incarnation, caller, deadline }, &self.pool);
         if matches!(phase, ConnectPhase::Idle | ConnectPhase::Rejected(..)) {
             *phase = ConnectPhase::Connecting;
-            // Without the lock: if the runtime is gone, the task is dropped at once, and fails
-            // the queue.
+            // Without the lock: a runtime that has shut down drops the task at once, and the task
+            // then fails the queue.
             drop(guard);
             ConnectTask::start(&self.pool, &self.peer);
         }
@@ -113,26 +128,30 @@ impl OutboundRoute {
     fn full_error(&self) -> RpcError {
         let (peer, Volume { messages, bytes }) = (&self.peer.address, self.pool.limits);
         let text = format!(
-            "the queue to an endpoint at {peer} is full: it holds {messages} messages \
+            "the queue to an endpoint at {peer} is full: its limits are {messages} messages \
              (spark.rpc.route.maxQueuedMessages) and {bytes} bytes (spark.rpc.route.maxQueuedBytes)"
         );
         RpcError::new(ErrorKind::Limit, text).with_peer(peer).retryable()
     }
 
-    /// Waits until the queue may have capacity again, or the peer is gone.
+    /// Waits until the queue may have capacity again, or the peer fails all messages.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future has no effect on the route.
     pub(crate) async fn wait_for_capacity(&self) {
         let mut notified = std::pin::pin!(self.capacity.notified());
         notified.as_mut().enable();
-        let (is_full, client, pool) = {
+        let (is_full, client, keep_alive) = {
             let mut state = self.peer.state.lock();
             let is_full = state.routes.is_full(self.slot, self.pool.limits);
             let client = state.phase.connection().map(|connection| connection.client.clone());
-            (is_full, client, state.routes.release_pool())
+            (is_full, client, state.routes.release_keep_alive())
         };
-        drop(pool);
+        drop(keep_alive);
         match client {
             _ if is_full => notified.await,
-            // The connection's write queue may be what is full.
+            // The write queue of the connection may be full instead.
             Some(client) => drop(client.ready().await),
             None => {}
         }
@@ -143,12 +162,4 @@ impl Drop for OutboundRoute {
     fn drop(&mut self) {
         self.peer.remove_ref(self.slot);
     }
-}
-
-/// The endpoint belonged to another run of its environment than the one that is there.
-pub(crate) fn stale_incarnation_error(endpoint: &str, address: &RpcAddress) -> RpcError {
-    let text = format!(
-        "{endpoint:.200} was an endpoint of an earlier run of the environment at {address}, and ended with that"
-    );
-    RpcError::new(ErrorKind::Stopped, text).with_peer(address)
 }

@@ -1,4 +1,4 @@
-//! The response to an ask of another environment.
+//! The future of an ask to another environment.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -9,18 +9,20 @@ use bytes::Bytes;
 use network_common::RpcFuture;
 use tokio::sync::oneshot;
 
-use super::pool::Peer;
+use super::peer_state::Peer;
 use crate::error::RpcError;
 
-/// Resolves to the bytes of the response. Dropped before, it cancels the request.
+/// Resolves to the bytes of the response. Dropping it cancels the ask.
 pub(crate) struct RemoteReplyFuture {
     pub(super) state: RemoteReplyState,
     pub(super) peer: Arc<Peer>,
 }
 
+/// The state of an ask.
 pub(super) enum RemoteReplyState {
+    /// The transport awaits the response.
     Sent(RpcFuture),
-    /// In the queue of the route in this slot.
+    /// The ask is in the queue of the route in this slot.
     Queued(oneshot::Receiver<Result<RpcFuture, RpcError>>, usize),
 }
 
@@ -32,7 +34,7 @@ impl Future for RemoteReplyFuture {
         if let RemoteReplyState::Queued(result, _) = state {
             let sent = ready!(Pin::new(result).poll(cx)).unwrap_or_else(|_| {
                 // The task that connects was dropped with its runtime.
-                Err(peer.runtime_error())
+                Err(peer.runtime_stopped_error())
             });
             *state = RemoteReplyState::Sent(sent?);
         }
@@ -48,7 +50,7 @@ impl Drop for RemoteReplyFuture {
             RemoteReplyState::Sent(response) => self.peer.cancel(response),
             RemoteReplyState::Queued(result, slot) => {
                 result.close();
-                // It may have been sent without having been polled since.
+                // The ask may have been sent since the last poll.
                 match result.try_recv() {
                     Ok(Ok(response)) => self.peer.cancel(&response),
                     Ok(Err(_)) => {}

@@ -1,0 +1,104 @@
+//! The requests of one connection that its peer has cancelled.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::{Poll, Waker};
+
+use foldhash::HashMap;
+
+use crate::sync::Mutex;
+
+/// The most slots of one connection: 1 048 576, more than a peer of this crate uses.
+const MAX_SLOTS: usize = 1 << 20;
+
+/// The cancelled requests of one connection, by the slot in their id.
+///
+/// A request id has the slot of the request at the caller in its lower half, and the generation of
+/// the slot in its upper half. A slot is reused only when its request has ended, so a cancellation
+/// also covers all earlier generations, and one entry for each slot is enough: no cancellation is
+/// lost, and the number of pending requests of the caller bounds the memory.
+#[derive(Default)]
+pub(super) struct CancelledRequests {
+    /// False until the first cancellation, so that most connections never take the lock.
+    is_used: AtomicBool,
+    /// The number of entries in `wakers`.
+    waker_count: AtomicUsize,
+    state: Mutex<CancelState>,
+}
+
+#[derive(Default)]
+struct CancelState {
+    generation_by_slot: HashMap<u32, u32>,
+    /// The tasks that await the cancellation of a request, by request id.
+    wakers: HashMap<i64, Vec<Waker>>,
+    is_closed: bool,
+}
+
+/// Splits a request id into its slot and the generation of the slot.
+fn split_id(request_id: i64) -> (u32, u32) {
+    (request_id as u32, (request_id >> 32) as u32)
+}
+
+impl CancelState {
+    fn contains(&self, request_id: i64) -> bool {
+        let (slot, generation) = split_id(request_id);
+        let cancelled = self.generation_by_slot.get(&slot);
+        self.is_closed || cancelled.is_some_and(|cancelled| *cancelled >= generation)
+    }
+}
+
+impl CancelledRequests {
+    /// Whether the peer has cancelled a request, or its connection has ended.
+    pub(super) fn contains(&self, request_id: i64) -> bool {
+        self.is_used.load(Ordering::Acquire) && self.state.lock().contains(request_id)
+    }
+
+    /// Polls for the cancellation of a request. Wakes `waker` when it arrives.
+    pub(super) fn poll(&self, request_id: i64, waker: &Waker) -> Poll<()> {
+        let mut state = self.state.lock();
+        if state.contains(request_id) {
+            return Poll::Ready(());
+        }
+        let wakers = state.wakers.entry(request_id).or_default();
+        if !wakers.iter().any(|other| other.will_wake(waker)) {
+            wakers.push(waker.clone());
+        }
+        self.waker_count.store(state.wakers.len(), Ordering::Release);
+        Poll::Pending
+    }
+
+    /// Marks a request as cancelled.
+    ///
+    /// Returns false if the peer has cancelled requests in more than [`MAX_SLOTS`] slots.
+    pub(super) fn add(&self, request_id: i64) -> bool {
+        let (slot, generation) = split_id(request_id);
+        let mut state = self.state.lock();
+        self.is_used.store(true, Ordering::Release);
+        let cancelled = state.generation_by_slot.entry(slot).or_insert(generation);
+        *cancelled = generation.max(*cancelled);
+        let is_bounded = state.generation_by_slot.len() <= MAX_SLOTS;
+        drop(state);
+        self.remove_wakers(request_id).into_iter().for_each(Waker::wake);
+        is_bounded
+    }
+
+    /// Marks all requests as cancelled, because the connection has ended.
+    pub(super) fn add_all(&self) {
+        let mut state = self.state.lock();
+        self.is_used.store(true, Ordering::Release);
+        state.is_closed = true;
+        let wakers = std::mem::take(&mut state.wakers);
+        drop(state);
+        wakers.into_values().flatten().for_each(Waker::wake);
+    }
+
+    /// Removes and returns the wakers of a request.
+    pub(super) fn remove_wakers(&self, request_id: i64) -> Vec<Waker> {
+        if self.waker_count.load(Ordering::Acquire) == 0 {
+            return Vec::new();
+        }
+        let mut state = self.state.lock();
+        let wakers = state.wakers.remove(&request_id);
+        self.waker_count.store(state.wakers.len(), Ordering::Release);
+        wakers.unwrap_or_default()
+    }
+}

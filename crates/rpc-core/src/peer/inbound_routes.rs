@@ -1,0 +1,139 @@
+//! The table of the routes that the peer of one connection has opened.
+
+use std::sync::{Arc, Weak};
+
+use foldhash::HashMap;
+
+use super::credit::RecvCredit;
+use super::message_permit::RouteKey;
+use super::route_target::RouteTarget;
+use crate::error::{ErrorKind, RpcError};
+use crate::limits::ByteBudget;
+
+/// The most bytes of the names of all open routes of a connection: 1 MiB.
+const MAX_NAME_BYTES: usize = 1 << 20;
+/// The number of bytes that the budget counts for one route beside its name.
+const ROUTE_BYTES: u64 = 256;
+/// The number of routes with short names that every connection may open, even when the routes of
+/// others hold the whole budget.
+const GUARANTEED_ROUTES: usize = 8;
+
+/// The routes that the peer of one connection has opened, by their number.
+#[derive(Default)]
+pub(crate) struct InboundRoutes {
+    pub(super) by_number: HashMap<u32, InboundRoute>,
+    by_name: HashMap<Arc<str>, u32>,
+    name_bytes: usize,
+    next_epoch: u32,
+}
+
+/// The receiver's state of one route.
+pub(super) struct InboundRoute {
+    pub(super) endpoint: Arc<str>,
+    pub(super) credit: RecvCredit,
+    /// `None` while no endpoint has the name.
+    pub(super) target: Option<Weak<dyn RouteTarget>>,
+    pub(super) epoch: u32,
+}
+
+impl InboundRoute {
+    /// Returns the target, if its inbox still exists.
+    pub(super) fn target(&self) -> Option<Arc<dyn RouteTarget>> {
+        self.target.as_ref()?.upgrade()
+    }
+
+    /// Changes the credit of the route, and with it the sum of the target.
+    pub(super) fn change_credit<T>(
+        &mut self,
+        target: Option<&dyn RouteTarget>,
+        change: impl FnOnce(&mut RecvCredit) -> T,
+    ) -> T {
+        let before = self.credit.outstanding();
+        let result = change(&mut self.credit);
+        if let Some(target) = target {
+            target.routes().replace_outstanding(before, self.credit.outstanding());
+        }
+        result
+    }
+}
+
+impl InboundRoutes {
+    /// Returns the route, unless its number leads to another target by now.
+    pub(super) fn find(&mut self, key: RouteKey) -> Option<&mut InboundRoute> {
+        self.by_number.get_mut(&key.number).filter(|route| route.epoch == key.epoch)
+    }
+
+    /// Returns an epoch that no route of this connection has had.
+    pub(super) fn new_epoch(&mut self) -> u32 {
+        self.next_epoch = self.next_epoch.wrapping_add(1);
+        self.next_epoch
+    }
+
+    /// Adds a route to `endpoint`, which has no target yet.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Limit`] if the number is not valid or in use, if another route leads to the
+    /// endpoint, or if the names of the routes take up too much memory.
+    pub(super) fn open(
+        &mut self,
+        number: u32,
+        endpoint: &str,
+        max_routes: u32,
+        budget: &ByteBudget,
+    ) -> Result<(), RpcError> {
+        let rejected = |why: String| {
+            let text = format!("route {number} to {endpoint:.200} cannot be opened: {why}");
+            Err(RpcError::new(ErrorKind::Limit, text))
+        };
+        if number == 0 || number > max_routes {
+            return rejected(format!(
+                "routes have numbers from 1 to {max_routes} (spark.rpc.maxRoutesPerConnection)"
+            ));
+        }
+        if self.by_number.contains_key(&number) {
+            return rejected("the number is in use".to_owned());
+        }
+        if self.by_name.contains_key(endpoint) {
+            return rejected("another route leads to this endpoint".to_owned());
+        }
+        if self.name_bytes + endpoint.len() > MAX_NAME_BYTES {
+            return rejected(format!(
+                "the names of all routes of a connection may have {MAX_NAME_BYTES} bytes"
+            ));
+        }
+        let bytes = ROUTE_BYTES + endpoint.len() as u64;
+        if self.by_number.len() < GUARANTEED_ROUTES && endpoint.len() <= ROUTE_BYTES as usize {
+            budget.reserve(bytes);
+        } else if !budget.try_reserve(bytes) {
+            return Err(budget_error("routes", budget));
+        }
+        let endpoint: Arc<str> = endpoint.into();
+        self.name_bytes += endpoint.len();
+        self.by_name.insert(Arc::clone(&endpoint), number);
+        let epoch = self.new_epoch();
+        let route = InboundRoute { endpoint, credit: RecvCredit::new(), target: None, epoch };
+        self.by_number.insert(number, route);
+        Ok(())
+    }
+
+    /// Removes a route and returns its bytes to the budget.
+    pub(super) fn close(&mut self, number: u32, budget: &ByteBudget) -> Option<InboundRoute> {
+        let route = self.by_number.remove(&number)?;
+        self.by_name.remove(&route.endpoint);
+        self.name_bytes -= route.endpoint.len();
+        budget.release(ROUTE_BYTES + route.endpoint.len() as u64);
+        Some(route)
+    }
+}
+
+/// Returns the error for a budget that is exhausted. `what` uses it up.
+#[cold]
+pub(super) fn budget_error(what: &str, budget: &ByteBudget) -> RpcError {
+    let text = format!(
+        "{what} use all of the {} bytes that this environment reserves for them \
+         (spark.rpc.inbox.maxTotalBytes)",
+        budget.limit
+    );
+    RpcError::new(ErrorKind::Limit, text).retryable()
+}

@@ -1,0 +1,360 @@
+//! One peer: its connection phase, the routes to its endpoints, and the messages queued for it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use network_common::{ConnectionId, RpcFuture, TransportError};
+use tokio::time::Instant;
+
+use super::connection::{PeerConnection, PeerShared};
+use super::route::UnsentMessages;
+use super::route_table::RouteTable;
+use crate::address::RpcAddress;
+use crate::error::{ErrorKind, RpcError};
+use crate::limits::Volume;
+use crate::metrics::PeerSnapshot;
+use crate::sync::{Mutex, MutexGuard, Notify};
+use crate::wire::proto;
+use crate::wire::proto::notice::Notice;
+
+/// After a rejected Hello, messages fail for 5 s before a new connection is attempted.
+const REJECTION_TIME: Duration = Duration::from_secs(5);
+
+/// Another environment: its connection, and the routes to its endpoints.
+///
+/// Messages that are queued while there is no connection are sent once it is established. If the
+/// connection cannot be established, or ends, all queued messages fail, and the next message
+/// connects again (Spark's `Outbox`). Nothing is sent twice.
+pub(crate) struct Peer {
+    pub(super) address: RpcAddress,
+    shared: Arc<PeerShared>,
+    /// Whether the peer opened its connection itself and does not listen. Then no other connection
+    /// can replace this one.
+    pub(super) is_bound: bool,
+    pub(super) state: Mutex<PeerState>,
+    /// Notified when all queues are empty.
+    flushed: Notify,
+}
+
+/// The state of a peer under its lock.
+pub(super) struct PeerState {
+    pub(super) phase: ConnectPhase,
+    pub(super) routes: RouteTable,
+    /// Whether a task waits for capacity in the connection's write queue. It flushes the queues.
+    is_blocked: bool,
+}
+
+/// The phase of the connection to a peer.
+pub(super) enum ConnectPhase {
+    /// Never connected, or the connection failed.
+    Idle,
+    /// A task connects. Messages are queued.
+    Connecting,
+    /// Messages are pushed to the connection by their senders, as credit allows.
+    Connected(Arc<PeerConnection>),
+    /// The peer's Hello was rejected and its connection closed. Messages fail with the error until
+    /// the deadline. Later ones connect again.
+    Rejected(RpcError, Instant),
+    /// The only connection has ended. Messages fail.
+    Lost,
+    /// The environment has been shut down. Messages fail.
+    Stopped,
+}
+
+impl ConnectPhase {
+    /// Returns the connection, if it is established.
+    pub(super) fn connection(&self) -> Option<&Arc<PeerConnection>> {
+        match self {
+            Self::Connected(connection) => Some(connection),
+            Self::Idle | Self::Connecting | Self::Rejected(..) | Self::Lost | Self::Stopped => None,
+        }
+    }
+
+    fn has_connection(&self, id: ConnectionId) -> bool {
+        self.connection().is_some_and(|connection| connection.client.id() == id)
+    }
+}
+
+impl Peer {
+    pub(super) fn new(
+        address: &RpcAddress,
+        shared: &Arc<PeerShared>,
+        phase: ConnectPhase,
+        is_bound: bool,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            address: address.clone(),
+            shared: Arc::clone(shared),
+            is_bound,
+            state: Mutex::new(PeerState {
+                phase,
+                routes: RouteTable::default(),
+                is_blocked: false,
+            }),
+            flushed: Notify::new(),
+        })
+    }
+
+    /// Locks the state, unless messages to the peer fail in its phase.
+    ///
+    /// A connection whose end has not been handled yet is dropped first, so that only the messages
+    /// queued before fail with it.
+    pub(super) fn lock_usable(&self) -> Result<MutexGuard<'_, PeerState>, RpcError> {
+        loop {
+            let state = self.state.lock();
+            let ended = match &state.phase {
+                ConnectPhase::Connected(connection) if !connection.client.is_active() => {
+                    connection.client.id()
+                }
+                ConnectPhase::Lost => return Err(self.closed_error()),
+                ConnectPhase::Stopped => return Err(self.stopped_error()),
+                ConnectPhase::Rejected(error, until) if Instant::now() < *until => {
+                    return Err(error.clone());
+                }
+                _ => return Ok(state),
+            };
+            drop(state);
+            self.on_disconnected(ended);
+        }
+    }
+
+    /// Removes one ref to the route in `slot`.
+    pub(super) fn remove_ref(&self, slot: usize) {
+        let PeerState { phase, routes, .. } = &mut *self.state.lock();
+        routes.remove_ref(slot, phase.connection());
+    }
+
+    /// Makes an established connection the one of this peer. Returns false if it has ended.
+    pub(super) fn on_connected(self: &Arc<Self>, connection: &Arc<PeerConnection>) -> bool {
+        let owner = connection.set_route_owner(|| Arc::clone(self));
+        if !owner.is_some_and(|owner| Arc::ptr_eq(&owner, self)) {
+            return false;
+        }
+        // Before any message, because a peer rejects messages that arrive before the Hello.
+        connection.send_hello();
+        {
+            let mut state = self.state.lock();
+            // If the connection ends after this check, `on_disconnected` finds it in the phase.
+            if !connection.client.is_active() {
+                return false;
+            }
+            if matches!(state.phase, ConnectPhase::Connecting) {
+                state.phase = ConnectPhase::Connected(Arc::clone(connection));
+            }
+        }
+        // The peer's Hello may have arrived already.
+        self.on_hello(connection);
+        true
+    }
+
+    /// Sends messages that waited for the Hello of the peer, or fails all if it was rejected.
+    pub(super) fn on_hello(self: &Arc<Self>, connection: &Arc<PeerConnection>) {
+        match connection.rejected_hello() {
+            Some(error) => {
+                let id = connection.client.id();
+                let rejected =
+                    ConnectPhase::Rejected(error.clone(), Instant::now() + REJECTION_TIME);
+                self.fail(rejected, error, |phase| phase.has_connection(id));
+                // Pending requests fail with the connection.
+                connection.client.close();
+            }
+            None => self.flush(self.state.lock(), None),
+        }
+    }
+
+    /// Locks the state, if `connection` is the current connection.
+    fn lock_connected(&self, connection: &PeerConnection) -> Option<MutexGuard<'_, PeerState>> {
+        let state = self.state.lock();
+        state.phase.has_connection(connection.client.id()).then_some(state)
+    }
+
+    /// Handles Credit: sends the messages that waited for it.
+    pub(crate) fn on_credit(self: &Arc<Self>, connection: &PeerConnection, credit: &proto::Credit) {
+        let Some(mut state) = self.lock_connected(connection) else { return };
+        if let Some(slot) = state.routes.on_credit(credit) {
+            // If the route stays open, messages that wait for its number must evict another route,
+            // so all queues are flushed.
+            self.flush(state, Some(slot).filter(|_| !credit.keeps_open));
+        }
+    }
+
+    /// Handles RouteClosed: sends the messages that waited for a free number.
+    pub(crate) fn on_route_closed(self: &Arc<Self>, connection: &PeerConnection, number: u32) {
+        let Some(mut state) = self.lock_connected(connection) else { return };
+        if let Some(slots) = state.routes.on_route_closed(number) {
+            self.flush(state, slots);
+        }
+    }
+
+    /// Returns the name of the endpoint that a route leads to.
+    pub(crate) fn endpoint(&self, number: u32) -> Option<Arc<str>> {
+        self.state.lock().routes.endpoint(number)
+    }
+
+    /// Sends the queued messages of one route, or of all, as far as credit allows.
+    ///
+    /// It keeps the lock, so that no new message overtakes a queued one.
+    fn flush(self: &Arc<Self>, mut guard: MutexGuard<'_, PeerState>, slot: Option<usize>) {
+        let mut unsent = UnsentMessages::default();
+        let PeerState { phase, routes, is_blocked } = &mut *guard;
+        if let ConnectPhase::Connected(connection) = phase
+            && !*is_blocked
+            && !routes.flush(slot, connection, &mut unsent)
+        {
+            *is_blocked = true;
+            let (client, peer) = (connection.client.clone(), Arc::downgrade(self));
+            self.shared.runtime.spawn(async move {
+                // If the connection ends instead, the queues fail with it.
+                let _ = client.ready().await;
+                if let Some(peer) = peer.upgrade() {
+                    let mut state = peer.state.lock();
+                    state.is_blocked = false;
+                    peer.flush(state, None);
+                }
+            });
+        }
+        let (is_flushed, keep_alive) = (routes.queued == 0, routes.release_keep_alive());
+        drop(guard);
+        drop(keep_alive);
+        if is_flushed {
+            self.flushed.notify_waiters();
+        }
+        self.fail_unsent(unsent, None);
+    }
+
+    /// Fails all queued messages and changes to the phase `next`, if the phase matches `from`.
+    ///
+    /// Returns the number of failed messages.
+    pub(super) fn fail(
+        &self,
+        next: ConnectPhase,
+        error: &RpcError,
+        from: impl FnOnce(&ConnectPhase) -> bool,
+    ) -> u64 {
+        let mut state = self.state.lock();
+        if !from(&state.phase) {
+            return 0;
+        }
+        let _before = std::mem::replace(&mut state.phase, next);
+        let (unsent, _keep_alive) = (state.routes.reset(), state.routes.release_keep_alive());
+        drop(state);
+        self.flushed.notify_waiters();
+        self.fail_unsent(unsent, Some(error))
+    }
+
+    /// Fails messages that were taken out of the queues. `error` is for those without a reason.
+    ///
+    /// Returns their number, without cancelled asks.
+    fn fail_unsent(&self, unsent: UnsentMessages, error: Option<&RpcError>) -> u64 {
+        let (mut asks, mut one_way) = (0_u64, 0_u64);
+        for (queued, reason) in unsent.0 {
+            let is_reported = reason.is_some();
+            let Some(error) = reason.or_else(|| error.cloned()) else { continue };
+            match queued.caller {
+                Some(caller) => asks += u64::from(caller.send(Err(error)).is_ok()),
+                None if is_reported => {
+                    one_way += 1;
+                    self.shared.report_undelivered(error, self.address.clone());
+                }
+                None => one_way += 1,
+            }
+        }
+        if let (1.., Some(error)) = (one_way, error) {
+            tracing::warn!(%error, messages = one_way, "queued one-way messages were discarded");
+        }
+        asks + one_way
+    }
+
+    /// Waits until all queues are empty.
+    pub(super) async fn wait_flushed(&self) {
+        let mut flushed = std::pin::pin!(self.flushed.notified());
+        flushed.as_mut().enable();
+        let has_queued = {
+            let mut state = self.state.lock();
+            state.routes.remove_all_cancelled();
+            state.routes.queued > 0
+        };
+        if has_queued {
+            flushed.await;
+        }
+    }
+
+    /// Returns the error of a request that failed on the connection.
+    pub(super) fn request_error(&self, error: TransportError) -> RpcError {
+        match &self.state.lock().phase {
+            ConnectPhase::Rejected(rejection, _) => rejection.clone(),
+            _ => RpcError::from_transport(error, &self.address),
+        }
+    }
+
+    /// Handles the cancellation of an ask in the queue of the route in `slot`.
+    pub(super) fn on_queued_cancelled(self: &Arc<Self>, slot: usize) {
+        let mut state = self.state.lock();
+        if state.routes.on_cancelled(slot) {
+            self.flush(state, Some(slot));
+        }
+    }
+
+    /// Fails all queued messages, if `id` is the current connection, which has ended.
+    pub(super) fn on_disconnected(&self, id: ConnectionId) {
+        let next = if self.is_bound { ConnectPhase::Lost } else { ConnectPhase::Idle };
+        self.fail(next, &self.closed_error(), |phase| phase.has_connection(id));
+    }
+
+    /// Notifies the peer that a request is cancelled, if it is still pending.
+    pub(super) fn cancel(&self, response: &RpcFuture) {
+        let Some((client, request_id)) = response.pending_request() else { return };
+        let connection = self.state.lock().phase.connection().cloned();
+        // If the peer has another connection by now, the request has failed with its own.
+        if let Some(connection) =
+            connection.filter(|connection| connection.client.id() == client.id())
+        {
+            connection.send_notice(Notice::Cancel(proto::Cancel { request_id }));
+        }
+    }
+
+    /// Closes idle routes.
+    pub(super) fn sweep(&self) {
+        let PeerState { phase, routes, .. } = &mut *self.state.lock();
+        if let ConnectPhase::Connected(connection) = phase {
+            routes.sweep(connection);
+        }
+    }
+
+    /// Returns the state of the peer, for [`RpcEnv::snapshot`](crate::RpcEnv::snapshot).
+    pub(super) fn snapshot(&self) -> PeerSnapshot {
+        let state = self.state.lock();
+        let Volume { messages, bytes } = state.routes.volume();
+        PeerSnapshot {
+            address: self.address.clone(),
+            connected: state
+                .phase
+                .connection()
+                .is_some_and(|connection| connection.client.is_active()),
+            endpoints: state.routes.len() as u64,
+            queued: messages,
+            queued_bytes: bytes,
+        }
+    }
+
+    /// Returns the error when the connection has ended (Spark's text).
+    fn closed_error(&self) -> RpcError {
+        let text = format!("Connection from {} closed", self.address);
+        RpcError::new(ErrorKind::Network, text).with_peer(&self.address)
+    }
+
+    /// Returns the error when the task that connects was dropped with its runtime.
+    pub(super) fn runtime_stopped_error(&self) -> RpcError {
+        let text = format!("the runtime shut down before {} was connected", self.address);
+        RpcError::new(ErrorKind::Stopped, text).with_peer(&self.address)
+    }
+
+    /// Returns the error when the environment has been shut down (Spark's text in `Outbox.send`).
+    pub(super) fn stopped_error(&self) -> RpcError {
+        let text = format!(
+            "Message to {} is dropped because Outbox is stopped: RpcEnv already stopped.",
+            self.address
+        );
+        RpcError::new(ErrorKind::Stopped, text).with_peer(&self.address)
+    }
+}
