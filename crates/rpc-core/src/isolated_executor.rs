@@ -1,9 +1,9 @@
-//! The own threads of an isolated endpoint.
+//! The threads that run the tasks of one isolated endpoint.
 //!
-//! Not a tokio runtime: one keeps tasks that were woken last for the thread that woke them, which
-//! waits for ever where handlers block for each other; and what handlers spawn would end with it.
-//! Here any free thread takes the next task. Timers and sockets are those of the environment's
-//! runtime.
+//! This is not a tokio runtime, for two reasons. A tokio worker keeps the task that was woken last
+//! for itself, so handlers that block for each other would deadlock; here any free thread takes the
+//! next task. And tasks that a handler spawns must outlive the endpoint. Timers, sockets and
+//! spawned tasks are those of the environment's runtime.
 
 use std::cell::Cell;
 use std::future::Future;
@@ -20,23 +20,28 @@ thread_local! {
     static CAN_BLOCK: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Whether blocking this thread holds up nobody but the isolated endpoint that it belongs to.
+/// Whether this thread belongs to an isolated endpoint, and so may be blocked.
 pub(crate) fn can_block() -> bool {
     CAN_BLOCK.with(Cell::get)
 }
 
-/// A handle on threads that end with its last clone and the last task.
+/// A handle to the threads, which end with its last clone and the last task.
 #[derive(Clone)]
 pub(crate) struct IsolatedExecutor(mpsc::Sender<Runnable>);
 
 impl IsolatedExecutor {
+    /// Starts `count` threads in the context of `runtime`.
+    ///
+    /// # Errors
+    ///
+    /// The error of the operating system if a thread cannot be started.
     pub(crate) fn start(name: &str, count: usize, runtime: &Handle) -> io::Result<Self> {
         let (sender, receiver) = mpsc::channel();
         let receiver = Arc::new(Mutex::new(receiver));
         for _ in 0..count {
             let (receiver, runtime) = (Arc::clone(&receiver), runtime.clone());
             thread::Builder::new().name(name.to_owned()).spawn(move || {
-                CAN_BLOCK.with(|may| may.set(true));
+                CAN_BLOCK.with(|can_block| can_block.set(true));
                 let _context = enter(&runtime);
                 run_worker(&receiver);
             })?;
@@ -44,16 +49,17 @@ impl IsolatedExecutor {
         Ok(Self(sender))
     }
 
-    /// Runs `future` on the threads. Dropping the handle cancels it; it gives nothing if it
-    /// panicked.
+    /// Runs `future` on the threads.
+    ///
+    /// Dropping the returned task cancels the future. The task returns `None` if it panicked.
     pub(crate) fn spawn<T: Send + 'static>(
         &self,
         future: impl Future<Output = T> + Send + 'static,
     ) -> FallibleTask<T> {
-        let threads = self.0.clone();
+        let sender = self.0.clone();
         let schedule = move |runnable| {
-            // The threads are there as long as this sender is.
-            let _ = threads.send(runnable);
+            // The threads exist as long as this sender does.
+            let _ = sender.send(runnable);
         };
         let (runnable, task) = async_task::spawn(future, schedule);
         runnable.schedule();
@@ -61,11 +67,12 @@ impl IsolatedExecutor {
     }
 }
 
+/// Runs tasks until all senders have been dropped.
 fn run_worker(runnables: &Mutex<mpsc::Receiver<Runnable>>) {
     loop {
         let next = runnables.lock().recv();
         let Ok(runnable) = next else { return };
-        // Handlers' panics are dealt with further up; this is a destructor's.
+        // `HandlerFuture` catches the panics of handlers. This one comes from a destructor.
         if catch_unwind(AssertUnwindSafe(|| runnable.run())).is_err() {
             tracing::error!("a task of an isolated endpoint panicked");
         }

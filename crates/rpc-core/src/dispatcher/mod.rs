@@ -1,4 +1,5 @@
-//! The registry of an environment's endpoints, and the way of every message to one of them.
+//! The registry of an environment's endpoints. It starts and stops their loops, and finds the inbox
+//! of a message by the name of its endpoint.
 
 mod rpc_handler;
 mod stop;
@@ -10,17 +11,14 @@ use std::sync::Arc;
 use async_task::FallibleTask;
 use foldhash::HashMap;
 pub(crate) use rpc_handler::EnvRpcHandler;
-pub(crate) use stop::Stopping;
+pub(crate) use stop::StoppingEndpoints;
 use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
 use tokio_util::task::TaskTracker;
 pub(crate) use verifier::EndpointVerifier;
 
 use crate::address::RpcEndpointAddress;
-use crate::endpoint::EndpointContext;
-use crate::endpoint::EndpointOptions;
-use crate::endpoint::RpcEndpointRef;
-use crate::endpoint::RpcMessage;
+use crate::endpoint::{EndpointContext, EndpointOptions, RpcEndpointRef, RpcMessage};
 use crate::error::{ErrorKind, RpcError};
 use crate::inbox::{ConnectionEvent, ErasedInbox, Inbox, StopCause};
 use crate::isolated_executor::IsolatedExecutor;
@@ -29,10 +27,11 @@ use crate::metrics::EndpointSnapshot;
 use crate::peer::RouteTarget;
 use crate::sync::RwLock;
 
+/// The endpoints of one environment (Spark's `Dispatcher`).
 pub(crate) struct Dispatcher {
     state: RwLock<DispatcherState>,
     runtime: Handle,
-    /// The loops of all endpoints, also of those that are no longer registered but not yet done.
+    /// The loops of all endpoints, including those that are stopping.
     loops: TaskTracker,
 }
 
@@ -40,19 +39,22 @@ pub(crate) struct Dispatcher {
 struct DispatcherState {
     /// The registered endpoints, by name.
     endpoints: HashMap<Arc<str>, Registration>,
-    /// Those that are no longer registered and not yet done.
-    leaving: Vec<Registration>,
-    stopped: bool,
+    /// Endpoints that are no longer registered and whose loop has not ended.
+    stopping: Vec<Registration>,
+    is_stopped: bool,
 }
 
+/// One endpoint, from its set-up until its loop has ended.
 #[derive(Clone)]
 struct Registration {
     inbox: Arc<dyn ErasedInbox>,
     task: AbortHandle,
-    connection_events: bool,
+    /// Whether the endpoint receives connection events.
+    with_events: bool,
 }
 
-pub(crate) fn env_stopped() -> RpcError {
+/// Returns the error of an environment that has been shut down (Spark's `RpcEnvStoppedException`).
+fn env_stopped_error() -> RpcError {
     RpcError::new(ErrorKind::Stopped, "RpcEnv already stopped.")
 }
 
@@ -61,7 +63,13 @@ impl Dispatcher {
         Self { state: RwLock::default(), runtime, loops: TaskTracker::new() }
     }
 
-    /// Registers `endpoint` under the name that `inbox` has, and starts its loop.
+    /// Registers `endpoint` under the name of `inbox`, and starts its loop.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::EndpointExists`] if the name is in use, [`ErrorKind::Stopped`] after
+    /// [`begin_stop`](Self::begin_stop), [`ErrorKind::Config`] if the threads of an isolated
+    /// endpoint cannot be started.
     pub(crate) fn register<K, E: IntoEndpoint<K>>(
         &self,
         endpoint: E,
@@ -69,11 +77,11 @@ impl Dispatcher {
         options: &EndpointOptions,
         env: Arc<dyn Any + Send + Sync>,
     ) -> Result<RpcEndpointRef<E::Message>, RpcError> {
-        let threads = self.threads(inbox.address(), options.isolated, E::IS_SERIAL)?;
+        let executor = self.start_executor(inbox.address(), options.isolated, E::ONE_AT_A_TIME)?;
         let endpoint_ref = inbox.make_ref();
         {
             let mut state = self.state.write();
-            if state.stopped {
+            if state.is_stopped {
                 return Err(RpcError::new(ErrorKind::Stopped, "RpcEnv has been stopped"));
             }
             let name = inbox.address().shared_name();
@@ -81,36 +89,39 @@ impl Dispatcher {
                 let text = format!("There is already an RpcEndpoint called {name}");
                 return Err(RpcError::new(ErrorKind::EndpointExists, text));
             }
-            // Under the lock, so that a stop that follows waits for this loop too.
+            // Under the lock, so that a stop that follows also waits for this loop.
             let cx = EndpointContext::new(endpoint_ref.clone(), env);
-            let life = endpoint.run(LoopContext::new(Arc::clone(&inbox), cx, threads.clone()));
-            let task = match threads {
-                None => self.loops.spawn_on(life, &self.runtime),
-                Some(threads) => {
-                    let tie = FailOnDrop(Arc::clone(&inbox));
-                    self.loops.spawn_on(tie.with(threads.spawn(life)), &self.runtime)
+            let context = LoopContext::new(Arc::clone(&inbox), cx, executor.clone());
+            let endpoint_loop = endpoint.run(context);
+            let task = match executor {
+                None => self.loops.spawn_on(endpoint_loop, &self.runtime),
+                Some(executor) => {
+                    let guard = FailOnDrop(Arc::clone(&inbox));
+                    let isolated = guard.wait_for(executor.spawn(endpoint_loop));
+                    self.loops.spawn_on(isolated, &self.runtime)
                 }
             };
-            let (task, connection_events) = (task.abort_handle(), options.connection_events);
-            state.endpoints.insert(name, Registration { inbox, task, connection_events });
+            let (task, with_events) = (task.abort_handle(), options.connection_events);
+            state.endpoints.insert(name, Registration { inbox, task, with_events });
         }
         Ok(endpoint_ref)
     }
 
-    fn threads(
+    /// Starts the threads of an isolated endpoint, if `count` is given.
+    fn start_executor(
         &self,
         address: &RpcEndpointAddress,
         count: Option<usize>,
-        one_at_a_time: bool,
+        is_serial: bool,
     ) -> Result<Option<IsolatedExecutor>, RpcError> {
         let Some(count) = count else { return Ok(None) };
-        let refuse =
-            |why| RpcError::new(ErrorKind::Config, format!("{address}: isolated({count}): {why}"));
+        let config_error = |reason| {
+            RpcError::new(ErrorKind::Config, format!("{address}: isolated({count}): {reason}"))
+        };
         match count {
-            0 => Err(refuse("an isolated endpoint needs a thread".to_owned())),
-            2.. if one_at_a_time => Err(refuse(
-                "a ThreadSafeRpcEndpoint handles one message at a time, so it takes 1 thread"
-                    .to_owned(),
+            0 => Err(config_error("an isolated endpoint needs a thread")),
+            2.. if is_serial => Err(config_error(
+                "a ThreadSafeRpcEndpoint handles one message at a time, so it uses 1 thread",
             )),
             _ => IsolatedExecutor::start(
                 &format!("dispatcher-{}", address.name()),
@@ -118,18 +129,19 @@ impl Dispatcher {
                 &self.runtime,
             )
             .map(Some)
-            .map_err(|e| refuse(format!("the threads cannot be started: {e}")).with_source(e)),
+            .map_err(|error| config_error("the threads cannot be started").with_source(error)),
         }
     }
 
-    /// Frees the name at once; the endpoint handles what is queued and then stops. Nothing if there
-    /// is none.
+    /// Removes the endpoint `name`, if there is one. It stops after its queued messages.
+    ///
+    /// Another endpoint may be registered under the name at once.
     pub(crate) fn unregister(&self, name: &str) {
         let removed = {
             let mut state = self.state.write();
-            state.leaving.retain(|entry| !entry.task.is_finished());
+            state.stopping.retain(|entry| !entry.task.is_finished());
             let removed = state.endpoints.remove(name);
-            state.leaving.extend(removed.clone());
+            state.stopping.extend(removed.clone());
             removed
         };
         if let Some(entry) = removed {
@@ -137,35 +149,47 @@ impl Dispatcher {
         }
     }
 
-    /// The inbox of `address`, if it takes messages of type `M`.
+    /// Returns the inbox of a local endpoint.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::EndpointNotFound`] if the name is not registered,
+    /// [`ErrorKind::ServiceMismatch`] if the endpoint does not receive messages of type `M`,
+    /// [`ErrorKind::Stopped`] after [`begin_stop`](Self::begin_stop).
     pub(crate) fn inbox<M: RpcMessage>(
         &self,
         address: &RpcEndpointAddress,
     ) -> Result<Arc<Inbox<M>>, RpcError> {
-        let inbox = self.get(address.name())?.ok_or_else(|| endpoint_not_found(address))?;
-        let name = inbox.message_type();
+        let inbox = self.get(address.name())?.ok_or_else(|| endpoint_not_found_error(address))?;
+        let received = inbox.message_type();
         (inbox as Arc<dyn Any + Send + Sync>).downcast().map_err(|_| {
+            let requested = std::any::type_name::<M>();
             let text = format!(
-                "the endpoint {address} receives {name}, not {}; where that is a part of it, `narrow` its ref",
-                std::any::type_name::<M>()
+                "the endpoint {address} receives {received}, not {requested} (`narrow` makes a ref \
+                 to a part of a message type)"
             );
             RpcError::new(ErrorKind::ServiceMismatch, text).with_peer(address)
         })
     }
 
-    /// The services of the endpoint `name`; none if there is no such endpoint.
+    /// Returns the services of the endpoint `name`, or `None` if there is no such endpoint.
     pub(crate) fn services(&self, name: &str) -> Option<&'static [&'static str]> {
         self.get(name).ok().flatten().map(|inbox| inbox.services())
     }
 
-    /// The inbox of the endpoint `name`, for messages from the network.
+    /// Returns the inbox of the endpoint `name`, for messages from the network.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::EndpointNotFound`] if the name is not registered, [`ErrorKind::Stopped`] after
+    /// [`begin_stop`](Self::begin_stop).
     pub(crate) fn target(&self, name: &str) -> Result<Arc<dyn RouteTarget>, RpcError> {
         let not_found =
             || RpcError::new(ErrorKind::EndpointNotFound, format!("Could not find {name:.200}."));
         Ok(self.get(name)?.ok_or_else(not_found)?)
     }
 
-    /// The state of every endpoint, by name.
+    /// Returns the state of every endpoint, sorted by name.
     pub(crate) fn snapshot(&self) -> Vec<EndpointSnapshot> {
         let entries: Vec<_> = self.state.read().endpoints.values().cloned().collect();
         let mut all: Vec<_> = entries.iter().map(|entry| entry.inbox.snapshot()).collect();
@@ -173,12 +197,13 @@ impl Dispatcher {
         all
     }
 
+    /// Posts a connection event to all endpoints that receive such events.
     pub(crate) fn post_to_all(&self, event: &ConnectionEvent) {
         let state = self.state.read();
-        // Nobody is told of connections that end because all does.
-        if !state.stopped {
-            let told = state.endpoints.values().filter(|entry| entry.connection_events);
-            told.for_each(|entry| entry.inbox.post_event(event.clone()));
+        // A shutdown closes all connections, which endpoints need no events of.
+        if !state.is_stopped {
+            let with_events = state.endpoints.values().filter(|entry| entry.with_events);
+            with_events.for_each(|entry| entry.inbox.post_event(event.clone()));
         }
     }
 
@@ -186,28 +211,29 @@ impl Dispatcher {
         let state = self.state.read();
         match state.endpoints.get(name) {
             Some(entry) => Ok(Some(Arc::clone(&entry.inbox))),
-            None if state.stopped => Err(env_stopped()),
+            None if state.is_stopped => Err(env_stopped_error()),
             None => Ok(None),
         }
     }
 }
 
-/// Only endpoints that do not hold their environment can be left: the verifier, whose loop would
-/// wait for ever.
+/// Stops the verifier, whose loop would otherwise never end. All other endpoints own their
+/// environment, so they have ended when the dispatcher is dropped.
 impl Drop for Dispatcher {
     fn drop(&mut self) {
         self.begin_stop();
     }
 }
 
-/// Keeps an isolated endpoint to the runtime: dropped with it, it fails what waits in the inbox and
-/// ends the loop.
+/// Ties an isolated endpoint to the environment's runtime.
+///
+/// When the runtime shuts down and drops it, it fails the queued messages, which ends the loop.
 struct FailOnDrop<M>(Arc<Inbox<M>>);
 
 impl<M> FailOnDrop<M> {
-    async fn with(self, life: FallibleTask<()>) {
-        // The loop tells by ending that all is done; also when a destructor panicked in it.
-        let _ = life.await;
+    /// Waits until the loop has ended, also if a destructor panicked in it.
+    async fn wait_for(self, endpoint_loop: FallibleTask<()>) {
+        let _ = endpoint_loop.await;
     }
 }
 
@@ -217,97 +243,12 @@ impl<M> Drop for FailOnDrop<M> {
     }
 }
 
-pub(crate) fn endpoint_not_found(address: &RpcEndpointAddress) -> RpcError {
+/// Returns the error of a local lookup without success.
+pub(crate) fn endpoint_not_found_error(address: &RpcEndpointAddress) -> RpcError {
     RpcError::new(ErrorKind::EndpointNotFound, format!("Cannot find endpoint: {address}"))
         .with_peer(address)
 }
 
 #[cfg(test)]
-mod tests {
-    use tokio::sync::mpsc;
-
-    use super::*;
-    use crate::address::RpcAddress;
-    use crate::ask::{AskResources, EndpointInfo};
-    use crate::conf::RpcConf;
-    use crate::endpoint::ThreadSafeRpcEndpoint;
-    use crate::trace::Tracer;
-
-    struct Nothing;
-    impl RpcMessage for Nothing {}
-
-    struct Watch(mpsc::UnboundedSender<String>);
-
-    impl ThreadSafeRpcEndpoint for Watch {
-        type Message = Nothing;
-        async fn receive(
-            &mut self,
-            _: Nothing,
-            _: &EndpointContext<Nothing>,
-        ) -> Result<(), RpcError> {
-            Ok(())
-        }
-        async fn on_connected(
-            &mut self,
-            from: RpcAddress,
-            _: &EndpointContext<Nothing>,
-        ) -> Result<(), RpcError> {
-            self.0.send(format!("connected {from}")).map_err(RpcError::application)
-        }
-        async fn on_disconnected(
-            &mut self,
-            from: RpcAddress,
-            _: &EndpointContext<Nothing>,
-        ) -> Result<(), RpcError> {
-            self.0.send(format!("disconnected {from}")).map_err(RpcError::application)
-        }
-        async fn on_network_error(
-            &mut self,
-            error: RpcError,
-            from: RpcAddress,
-            _: &EndpointContext<Nothing>,
-        ) -> Result<(), RpcError> {
-            self.0.send(format!("{error} {from}")).map_err(RpcError::application)
-        }
-    }
-
-    /// Has two endpoints told of `event`, then stops them, then tells it again. What each was told.
-    async fn told_of(event: ConnectionEvent) -> [Vec<String>; 2] {
-        let runtime = Handle::current();
-        let asks =
-            AskResources::new(RpcConf::new().ask().unwrap(), Tracer::default(), runtime.clone());
-        let dispatcher = Dispatcher::new(runtime);
-        let received = ["a", "b"].map(|name| {
-            let (told, events) = mpsc::unbounded_channel();
-            let address = RpcEndpointAddress::new(None, name).unwrap();
-            let about = EndpointInfo::new(address, Arc::clone(&asks), 1);
-            let inbox = Inbox::new(about, Arc::new(RpcConf::new().inbox().unwrap()));
-            dispatcher.register(Watch(told), inbox, &EndpointOptions::new(), Arc::new(())).unwrap();
-            events
-        });
-        dispatcher.post_to_all(&event);
-        let stopping = dispatcher.begin_stop();
-        dispatcher.finish_stop(stopping, std::time::Duration::from_secs(10)).await;
-        dispatcher.post_to_all(&event);
-        received.map(|mut events| std::iter::from_fn(|| events.try_recv().ok()).collect())
-    }
-
-    #[tokio::test]
-    async fn inb_04_each_endpoint_is_told_of_a_connection_once() {
-        let told = told_of(ConnectionEvent::Connected(RpcAddress::new("peer", 1))).await;
-        assert_eq!(told, [["connected peer:1"], ["connected peer:1"]]);
-    }
-
-    #[tokio::test]
-    async fn inb_05_each_endpoint_is_told_of_a_connections_end_once() {
-        let told = told_of(ConnectionEvent::Disconnected(RpcAddress::new("peer", 1))).await;
-        assert_eq!(told, [["disconnected peer:1"], ["disconnected peer:1"]]);
-    }
-
-    #[tokio::test]
-    async fn inb_06_each_endpoint_is_told_of_a_network_error_once() {
-        let error = RpcError::new(ErrorKind::Network, "reset");
-        let told = told_of(ConnectionEvent::NetworkError(error, RpcAddress::new("peer", 1))).await;
-        assert_eq!(told, [["reset peer:1"], ["reset peer:1"]]);
-    }
-}
+#[path = "dispatcher_tests.rs"]
+mod tests;

@@ -1,5 +1,5 @@
-//! The transport's handler: messages go to endpoints, notices to the state of their connection,
-//! connections become events.
+//! The transport's handler. It passes messages to endpoints and notices to the state of their
+//! connection, and reports connections to endpoints as events.
 
 use std::fmt;
 use std::sync::Arc;
@@ -19,6 +19,7 @@ use crate::peer::{Connections, InboundMessage, PeerConnection, RemoteAsk};
 use crate::wire::proto::notice::Notice;
 use crate::wire::{self, MessageHeader, proto};
 
+/// The handler of all connections of an environment.
 pub(crate) struct EnvRpcHandler {
     pub(crate) dispatcher: Arc<Dispatcher>,
     pub(crate) connections: Arc<Connections>,
@@ -26,8 +27,11 @@ pub(crate) struct EnvRpcHandler {
 }
 
 impl EnvRpcHandler {
-    /// Hands a message to the endpoint that its route leads to. If that fails, `message.ask` is
-    /// left for the caller to reject.
+    /// Passes a message to the endpoint that its route leads to.
+    ///
+    /// # Errors
+    ///
+    /// The reason why the message was rejected. The caller then rejects `message.ask`.
     fn dispatch(&self, message: &mut InboundMessage<'_>) -> Result<(), RpcError> {
         let bytes = message.frame.len() as u64;
         let look_up = |name: &str| self.dispatcher.target(name);
@@ -36,6 +40,7 @@ impl EnvRpcHandler {
         target.deliver(message)
     }
 
+    /// Returns the state of the connection of `client`.
     fn connection(&self, client: &TransportClient) -> Result<Arc<PeerConnection>, RpcError> {
         self.connections.get(client).ok_or_else(|| {
             let text = format!("the connection from {} has ended", client.peer_addr());
@@ -43,6 +48,7 @@ impl EnvRpcHandler {
         })
     }
 
+    /// Handles a one-way message, or a notice. Notifies the peer if the message is rejected.
     fn on_one_way(&self, client: &TransportClient, frame: &Bytes) -> Result<(), RpcError> {
         let connection = &self.connection(client)?;
         let header =
@@ -53,7 +59,7 @@ impl EnvRpcHandler {
         let (route, path) = (header.route, header.path);
         let mut message = InboundMessage { header, frame, connection, ask: None, permit: None };
         let dispatched = self.dispatch(&mut message);
-        // Returns the credit if nobody else has.
+        // Returns the credit, unless the inbox has taken the permit.
         drop(message);
         if let Err(error) = &dispatched {
             connection.send_notice(Notice::Undelivered(proto::Undelivered {
@@ -65,6 +71,7 @@ impl EnvRpcHandler {
         dispatched
     }
 
+    /// Handles a notice. Ignores one of a newer version.
     fn on_notice(&self, connection: &Arc<PeerConnection>, body: &[u8]) -> Result<(), RpcError> {
         let notice =
             proto::Notice::decode(body).map_err(|error| malformed_error(connection, &error))?;
@@ -87,27 +94,28 @@ impl EnvRpcHandler {
             }
             Some(Notice::Cancel(cancel)) => connection.on_cancel(cancel.request_id),
             Some(Notice::Undelivered(undelivered)) => self.on_undelivered(connection, undelivered),
-            // A notice of a newer version.
             None => {}
         }
         Ok(())
     }
 
+    /// Reports a one-way message of this environment that the peer rejected.
     fn on_undelivered(&self, connection: &PeerConnection, undelivered: proto::Undelivered) {
         let proto::Undelivered { route, path, failure } = undelivered;
         let remote = connection.address().clone();
         let endpoint = connection.route_owner().and_then(|peer| peer.endpoint(route));
         let endpoint = endpoint.as_deref().unwrap_or("an unknown endpoint");
-        let why = wire::decode_failure(failure.unwrap_or_default());
-        let text = format!("{remote} rejected a message {path:.400} to {endpoint:.200}: {why}");
-        let error = RpcError::new(why.kind(), text).with_peer(&remote).with_source(why);
+        let reason = wire::decode_failure(failure.unwrap_or_default());
+        let text = format!("{remote} rejected a message {path:.400} to {endpoint:.200}: {reason}");
+        let error = RpcError::new(reason.kind(), text).with_peer(&remote).with_source(reason);
         connection.shared.report_undelivered(error.mark_remote(), remote);
     }
 }
 
-fn malformed_error(connection: &PeerConnection, why: &dyn fmt::Display) -> RpcError {
+/// Returns the error for a frame that is not a valid envelope.
+fn malformed_error(connection: &PeerConnection, reason: &dyn fmt::Display) -> RpcError {
     let socket = &connection.socket;
-    let text = format!("the message from {socket} is no envelope of this protocol: {why}");
+    let text = format!("the message from {socket} is not a valid envelope: {reason}");
     RpcError::new(ErrorKind::Decode, text)
 }
 
@@ -135,9 +143,9 @@ impl RpcHandler for EnvRpcHandler {
     fn receive_one_way(&self, client: &TransportClient, frame: Bytes) {
         if let Err(error) = self.on_one_way(client, &frame) {
             if error.kind() == ErrorKind::Stopped {
-                tracing::debug!(peer = %client.peer_addr(), %error, "one-way message dropped");
+                tracing::debug!(peer = %client.peer_addr(), %error, "one-way message rejected");
             } else {
-                tracing::warn!(peer = %client.peer_addr(), %error, "one-way message dropped");
+                tracing::warn!(peer = %client.peer_addr(), %error, "one-way message rejected");
             }
         }
     }

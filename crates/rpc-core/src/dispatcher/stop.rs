@@ -1,4 +1,4 @@
-//! The end of all endpoints.
+//! Stops all endpoints of an environment, and reports what became of their messages.
 
 use std::time::Duration;
 
@@ -7,43 +7,44 @@ use crate::inbox::{StopCause, StopCounts};
 use crate::metrics::EndpointReport;
 use crate::wire::ENDPOINT_VERIFIER;
 
-/// How long loops that were told to end at once may take for that.
-const ABORT: Duration = Duration::from_secs(1);
+/// After the shutdown timeout, aborted loops have 1 s to end.
+const ABORT_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl Dispatcher {
-    /// Refuses new endpoints and messages, and has every endpoint stop after those it has accepted.
-    pub(crate) fn begin_stop(&self) -> Stopping {
+    /// Rejects new endpoints and messages, and stops every endpoint after its accepted messages.
+    pub(crate) fn begin_stop(&self) -> StoppingEndpoints {
         let mut state = self.state.write();
-        state.stopped = true;
-        let leaving = std::mem::take(&mut state.leaving);
-        let entries: Vec<_> = state.endpoints.values().cloned().chain(leaving).collect();
+        state.is_stopped = true;
+        let stopping = std::mem::take(&mut state.stopping);
+        let entries: Vec<_> = state.endpoints.values().cloned().chain(stopping).collect();
         drop(state);
-        let before = entries.iter().map(|entry| {
+        let counts_before = entries.iter().map(|entry| {
             let before = entry.inbox.stop_counts();
             entry.inbox.stop(StopCause::Env);
             before
         });
-        Stopping { before: before.collect(), entries }
+        StoppingEndpoints { counts_before: counts_before.collect(), entries }
     }
 
-    /// Waits until the last `on_stop` has run, or until `limit` has passed: then what is left is
-    /// abandoned, and its askers fail. Tells what became of each endpoint, by name.
+    /// Waits until the last `on_stop` has run, for at most `timeout`, then aborts the other loops.
+    ///
+    /// The pending asks of aborted loops fail. Returns a report on each endpoint, sorted by name.
     pub(crate) async fn finish_stop(
         &self,
-        stopping: Stopping,
-        limit: Duration,
+        stopping: StoppingEndpoints,
+        timeout: Duration,
     ) -> Vec<EndpointReport> {
-        let Stopping { entries, before } = stopping;
+        let StoppingEndpoints { entries, counts_before } = stopping;
         self.loops.close();
-        if tokio::time::timeout(limit, self.loops.wait()).await.is_err() {
+        if tokio::time::timeout(timeout, self.loops.wait()).await.is_err() {
             entries.iter().for_each(|entry| entry.task.abort());
-            // One whose thread is blocked does not come back.
-            let _ = tokio::time::timeout(ABORT, self.loops.wait()).await;
+            // A loop whose thread is blocked cannot be aborted.
+            let _ = tokio::time::timeout(ABORT_TIMEOUT, self.loops.wait()).await;
         }
         self.state.write().endpoints.clear();
         let mut reports: Vec<_> = entries
             .iter()
-            .zip(before)
+            .zip(counts_before)
             .map(|(entry, before)| {
                 let after = entry.inbox.stop_counts();
                 EndpointReport {
@@ -61,9 +62,9 @@ impl Dispatcher {
     }
 }
 
-/// Endpoints that have been told to stop.
-pub(crate) struct Stopping {
+/// Endpoints between [`Dispatcher::begin_stop`] and [`Dispatcher::finish_stop`].
+pub(crate) struct StoppingEndpoints {
     entries: Vec<Registration>,
-    /// What had become of their messages until then.
-    before: Vec<StopCounts>,
+    /// The counts of each endpoint before it was stopped.
+    counts_before: Vec<StopCounts>,
 }

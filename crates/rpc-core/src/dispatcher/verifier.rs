@@ -1,16 +1,18 @@
-//! The endpoint that lookups ask.
+//! The endpoint that serves the lookups of other environments (Spark's `RpcEndpointVerifier`).
 
 use std::sync::Weak;
 
-use crate::dispatcher::Dispatcher;
+use super::Dispatcher;
 use crate::endpoint::{EndpointContext, RpcEndpoint};
 use crate::error::RpcError;
 use crate::wire::proto::{CheckExistenceReply, EndpointVerifierMessage};
 
-/// Tells whether a name is registered, and which services its endpoint serves. Registered in server
-/// mode.
+/// Reports whether a name is registered, and which services its endpoint serves.
+///
+/// Every environment that listens registers it under
+/// [`ENDPOINT_VERIFIER`](crate::wire::ENDPOINT_VERIFIER).
 pub(crate) struct EndpointVerifier {
-    /// The dispatcher runs the verifier, so the verifier must not keep it.
+    /// Weak, because the dispatcher owns the verifier.
     pub(crate) dispatcher: Weak<Dispatcher>,
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{EnvInner, RpcEnv};
 use crate::address::{IntoRpcAddress, RpcAddress, RpcEndpointAddress};
 use crate::ask::EndpointInfo;
-use crate::dispatcher::endpoint_not_found;
+use crate::dispatcher::endpoint_not_found_error;
 use crate::endpoint::EndpointRef;
 use crate::endpoint::RpcEndpointRef;
 use crate::endpoint::{RpcMessage, local_only_error};
@@ -177,7 +177,7 @@ impl EnvInner {
         let check = CheckExistence { endpoint: name.to_owned() };
         let found = verifier.ask_with_timeout(check, self.lookup_timeout.clone()).await?;
         if !found.exists {
-            return Err(endpoint_not_found(&endpoint));
+            return Err(endpoint_not_found_error(&endpoint));
         }
         check_services::<M>(&endpoint, &found.services)?;
         Ok(self.remote_ref(endpoint, &address, 0))

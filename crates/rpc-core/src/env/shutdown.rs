@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::{EnvInner, RpcEnv};
 use crate::ask::ActorId;
-use crate::dispatcher::Stopping;
+use crate::dispatcher::StoppingEndpoints;
 use crate::metrics::ShutdownReport;
 
 /// The time that each step of a shutdown may take once the endpoints have stopped.
@@ -90,10 +90,10 @@ struct ShutdownTask {
 }
 
 impl ShutdownTask {
-    async fn run(mut self, stopping: Stopping) {
-        let (inner, started) = (&self.inner, Instant::now());
-        // First, so that messages sent by `on_stop` are delivered, and no endpoint gets events
-        // about the connections that close.
+    async fn run(mut self, stopping: StoppingEndpoints) {
+        let (inner, begun) = (&self.inner, Instant::now());
+        // First, so that what an on_stop sends still goes out, and the connections' end is told to
+        // nobody.
         self.report.endpoints =
             inner.dispatcher.finish_stop(stopping, inner.shutdown_timeout).await;
         self.report.unsent = inner.peers.stop(FLUSH_TIMEOUT).await;

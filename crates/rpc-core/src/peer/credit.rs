@@ -1,16 +1,16 @@
-//! Credit-based flow control of one route, without I/O. Sender and receiver keep the same count;
-//! the receiver grants.
+//! Credit-based flow control of one route, without I/O. Sender and receiver keep the same count,
+//! and the receiver grants.
 
 use crate::limits::{CreditLimits, Volume};
 
-/// What a new route begins with: one message of any size.
+/// The credit of a new route: one message of any size.
 const INITIAL: Volume = Volume::new(1, 1);
 
 /// Flags of [`RoutedMessage.blocked_by`](crate::wire::proto::RoutedMessage).
 const BLOCKED_BY_MESSAGES: u32 = 1;
 const BLOCKED_BY_BYTES: u32 = 2;
 
-/// The sender's count of what it may send.
+/// The sender's count of the messages and bytes that it may still send.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct SendCredit {
     messages: i64,
@@ -18,32 +18,37 @@ pub(crate) struct SendCredit {
 }
 
 impl SendCredit {
+    /// Returns the credit of a new route.
     pub(crate) fn new() -> Self {
         Self { messages: INITIAL.messages as i64, bytes: INITIAL.bytes as i64 }
     }
 
+    /// Returns the credit of a route that is being closed.
     pub(crate) fn none() -> Self {
         Self { messages: 0, bytes: 0 }
     }
 
-    /// Whether one more message may be sent. It may overdraw the bytes, so that a message of
-    /// any size can make progress.
+    /// Whether one more message may be sent.
+    ///
+    /// It may overdraw the bytes, so that a message of any size can make progress.
     pub(crate) fn has_credit(&self) -> bool {
         self.messages > 0 && self.bytes > 0
     }
 
-    /// Which credit is exhausted, for the receiver.
+    /// Returns the exhausted kinds of credit as flags, for the receiver.
     pub(crate) fn blocked_by(&self) -> u8 {
         let flag = |is_exhausted, flag: u32| if is_exhausted { flag } else { 0 };
         (flag(self.messages <= 0, BLOCKED_BY_MESSAGES) | flag(self.bytes <= 0, BLOCKED_BY_BYTES))
             as u8
     }
 
+    /// Consumes the credit of one message.
     pub(crate) fn consume(&mut self, bytes: usize) {
         self.messages -= 1;
         self.bytes = self.bytes.saturating_sub_unsigned(bytes as u64);
     }
 
+    /// Adds credit that the receiver granted.
     pub(crate) fn add(&mut self, more: Volume) {
         self.messages = self.messages.saturating_add_unsigned(more.messages);
         self.bytes = self.bytes.saturating_add_unsigned(more.bytes);
@@ -57,7 +62,7 @@ pub(crate) struct RecvCredit {
     bytes: CreditWindow,
 }
 
-/// Totals since the route was opened.
+/// The count of messages, or of bytes. All totals begin when the route is opened.
 #[derive(Debug)]
 struct CreditWindow {
     received: u64,
@@ -74,27 +79,31 @@ impl RecvCredit {
         Self { messages: window(INITIAL.messages), bytes: window(INITIAL.bytes) }
     }
 
-    /// What the sender may still send.
+    /// Returns the credit that the sender holds.
     pub(crate) fn outstanding(&self) -> Volume {
         Volume::new(self.messages.outstanding(), self.bytes.outstanding())
     }
 
-    /// Whether the next message is within the credit, so that the inbox must accept it.
+    /// Whether the sender holds credit, so that the inbox must accept its next message.
     pub(crate) fn has_outstanding(&self) -> bool {
         self.messages.outstanding() > 0 && self.bytes.outstanding() > 0
     }
 
+    /// Whether a received message has not been handled.
     pub(crate) fn has_unhandled(&self) -> bool {
         self.messages.received > self.messages.handled
     }
 
+    /// Counts one received message.
     pub(crate) fn on_received(&mut self, bytes: u64) {
         self.messages.received += 1;
         self.bytes.received += bytes;
     }
 
-    /// Returns what to grant after `done` has been handled, if that is worth a notice.
-    /// `free`: what the inbox could still grant to anyone; it resizes the window.
+    /// Counts handled messages. Returns the credit to grant, if half of a window is free.
+    ///
+    /// `free` returns the volume that the inbox could still grant to its senders, by which the
+    /// window is resized.
     pub(crate) fn on_handled<'a>(
         &mut self,
         done: Volume,
@@ -112,8 +121,10 @@ impl RecvCredit {
         self.grant()
     }
 
-    /// The sender had to wait for credit. Returns what to grant, if the endpoint keeps up.
-    /// `routes`: how many share the inbox.
+    /// Widens the window of a sender that waited for credit. Returns the credit to grant.
+    ///
+    /// The window stays as it is if the endpoint is slower than the sender. `routes` is the number
+    /// of routes that share the inbox.
     pub(crate) fn on_sender_blocked(
         &mut self,
         blocked_by: u32,
@@ -131,8 +142,10 @@ impl RecvCredit {
         self.grant()
     }
 
-    /// The route leads to an inbox with these limits from now on, or to none. All received
-    /// messages count as handled; granted credit stays granted.
+    /// Restarts the count for a new target with these limits, or for none.
+    ///
+    /// All received messages count as handled. Granted credit stays granted. Returns the credit to
+    /// grant.
     pub(crate) fn restart(&mut self, limits: Option<&CreditLimits>) -> Option<Volume> {
         let window = limits.map_or(INITIAL, |limits| limits.initial);
         self.messages.restart(window.messages);
@@ -140,13 +153,14 @@ impl RecvCredit {
         self.grant()
     }
 
-    /// The sender has returned all of its credit. The window is granted anew.
+    /// Counts all credit as returned by the sender. Returns the new credit to grant.
     pub(crate) fn on_credit_returned(&mut self) -> Option<Volume> {
         self.messages.granted = self.messages.received;
         self.bytes.granted = self.bytes.received;
         self.grant()
     }
 
+    /// Grants the credit that both windows allow, if it is any.
     fn grant(&mut self) -> Option<Volume> {
         let more = Volume::new(self.messages.grant(), self.bytes.grant());
         (more != Volume::default()).then_some(more)
@@ -163,6 +177,7 @@ impl CreditWindow {
         (self.handled + self.window).saturating_sub(self.granted) >= self.window.div_ceil(2)
     }
 
+    /// Doubles the window up to `usual` while the inbox has capacity, or halves it if it has none.
     fn resize(&mut self, free: u64, initial: u64, usual: u64) {
         if free >= self.window {
             self.window = self.window.max(usual.min(2 * self.window));
@@ -171,7 +186,7 @@ impl CreditWindow {
         }
     }
 
-    /// Grows the window unless the endpoint is what limits the sender: then much is unhandled.
+    /// Doubles the window up to `share`, unless more than a quarter of it is unhandled.
     fn widen(&mut self, free: u64, share: u64) {
         let unhandled = self.received.saturating_sub(self.handled);
         if free >= self.window && unhandled <= self.window / 4 {
@@ -184,7 +199,7 @@ impl CreditWindow {
         self.window = window;
     }
 
-    /// Grants what the window allows; returns how much more that is.
+    /// Grants the credit that the window allows. Returns the increase.
     fn grant(&mut self) -> u64 {
         let granted = self.granted.max(self.handled + self.window);
         granted - std::mem::replace(&mut self.granted, granted)

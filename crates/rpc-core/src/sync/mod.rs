@@ -1,5 +1,5 @@
-//! What threads meet at: locks, notifications, threads themselves. Built with `--cfg shuttle` they
-//! are those of the model checker, which chooses at each use of one who goes on (`models`).
+//! Locks, notifications, channels and threads. With `--cfg shuttle` they are those of the model
+//! checker, which chooses at each use of one which thread continues (see `models`).
 
 #[cfg(shuttle)]
 mod model;

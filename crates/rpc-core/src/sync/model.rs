@@ -1,4 +1,4 @@
-//! Those of a model.
+//! The primitives of a build with `--cfg shuttle`.
 
 use std::sync::Arc;
 
@@ -8,15 +8,17 @@ pub(crate) use shuttle_parking_lot::{Mutex, MutexGuard, RwLock};
 use tokio::runtime::{EnterGuard, Handle};
 use tokio::sync::futures::{Notified, OwnedNotified};
 
-/// The threads of a model are one to tokio, which would have them leave in the reverse order.
+/// Does nothing. tokio sees all threads of a model as one, and requires that the contexts of one
+/// thread end in reverse order, which those of several threads do not.
 pub(crate) fn enter(_: &Handle) -> Option<EnterGuard<'_>> {
     None
 }
 
-/// tokio's, and others may go on before each use.
+/// tokio's `Notify`. Other threads of the model may run before each use.
 #[derive(Default)]
 pub(crate) struct Notify {
     notify: Arc<tokio::sync::Notify>,
+    /// Locked before each use, which is a step of the model.
     before: Mutex<()>,
 }
 

@@ -1,4 +1,4 @@
-//! Those of a program.
+//! The primitives of a normal build.
 
 pub(crate) use std::sync::mpsc;
 pub(crate) use std::{thread, thread_local};
@@ -7,7 +7,7 @@ pub(crate) use parking_lot::{Mutex, MutexGuard, RwLock};
 use tokio::runtime::{EnterGuard, Handle};
 pub(crate) use tokio::sync::Notify;
 
-/// Gives this thread the timers and sockets of `runtime`.
+/// Makes the timers and sockets of `runtime` usable on this thread.
 pub(crate) fn enter(runtime: &Handle) -> EnterGuard<'_> {
     runtime.enter()
 }

@@ -1,4 +1,4 @@
-//! Reading the envelope of a message. Every message passes here, so nothing is allocated.
+//! Decodes the envelope of every message from the network, without allocation.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -7,24 +7,30 @@ use std::time::Duration;
 use prost::DecodeError;
 use prost::encoding::{DecodeContext, decode_key, decode_varint, skip_field};
 
-/// `proto::RoutedMessage` as it is read: texts and the body are slices of the frame.
+/// A decoded `proto::RoutedMessage`. Its texts and its body are slices of the frame.
 #[derive(Debug, Default)]
 pub(crate) struct MessageHeader<'a> {
     pub(crate) route: u32,
     timeout_us: u64,
     pub(crate) path: &'a str,
     pub(crate) traceparent: &'a str,
-    /// The name of the endpoint to which the message opens a route; otherwise empty.
+    /// The name of the endpoint to which the message opens a route. Empty if it opens none.
     pub(crate) endpoint: &'a str,
+    /// The kinds of credit that the message waited for, as flags.
     pub(crate) blocked_by: u32,
     pub(crate) body: &'a [u8],
 }
 
 impl<'a> MessageHeader<'a> {
+    /// Decodes the envelope in a frame.
+    ///
+    /// # Errors
+    ///
+    /// [`MalformedEnvelope`] if the frame is not a valid envelope.
     pub(crate) fn decode(message: &'a [u8]) -> Result<Self, MalformedEnvelope> {
         let mut header = Self::default();
         let mut rest = message;
-        // How this crate begins a message.
+        // This crate writes the route first.
         if let [0x0d, a, b, c, d, after @ ..] = message {
             header.route = u32::from_le_bytes([*a, *b, *c, *d]);
             rest = after;
@@ -49,13 +55,13 @@ impl<'a> MessageHeader<'a> {
         Ok(header)
     }
 
-    /// How long the caller waits from now; `None`: forever, or it is a one-way message.
+    /// Returns the timeout of an ask, if the message is an ask that has one.
     pub(crate) fn timeout(&self) -> Option<Duration> {
         (self.timeout_us > 0).then(|| Duration::from_micros(self.timeout_us))
     }
 }
 
-/// Why the bytes of a message are no envelope.
+/// The reason why a frame is not a valid envelope.
 #[derive(Debug)]
 pub(crate) struct MalformedEnvelope(Cow<'static, str>);
 
@@ -76,6 +82,7 @@ fn truncated() -> MalformedEnvelope {
     MalformedEnvelope("a field is truncated".into())
 }
 
+/// Reads a field of `N` bytes. Returns its value and the bytes after it.
 fn fixed<T, const N: usize>(
     bytes: &[u8],
     read: impl FnOnce([u8; N]) -> T,
@@ -84,6 +91,7 @@ fn fixed<T, const N: usize>(
     Ok((read(*value), rest))
 }
 
+/// Reads a field with a length in front. Returns its bytes and those after it.
 fn delimited(bytes: &[u8]) -> Result<(&[u8], &[u8]), MalformedEnvelope> {
     let (len, rest) = match bytes.split_first() {
         Some((len @ ..0x80, rest)) => (usize::from(*len), rest),
@@ -95,14 +103,19 @@ fn delimited(bytes: &[u8]) -> Result<(&[u8], &[u8]), MalformedEnvelope> {
     rest.split_at_checked(len).ok_or_else(truncated)
 }
 
+/// Reads a text. Returns it and the bytes after it.
 fn text(bytes: &[u8]) -> Result<(&str, &[u8]), MalformedEnvelope> {
     let (text, rest) = delimited(bytes)?;
-    let text =
-        std::str::from_utf8(text).map_err(|_| MalformedEnvelope("a text is not UTF-8".into()))?;
+    let text = std::str::from_utf8(text)
+        .map_err(|_| MalformedEnvelope("a text field is not UTF-8".into()))?;
     Ok((text, rest))
 }
 
-/// Skips a field of a newer peer, or a known field with another wire type, which is an error.
+/// Skips a field of a newer version.
+///
+/// # Errors
+///
+/// [`MalformedEnvelope`] for a known field, which has another wire type then.
 #[cold]
 fn skip_unknown(rest: &mut &[u8]) -> Result<(), MalformedEnvelope> {
     let (field, wire_type) = decode_key(rest)?;

@@ -1,5 +1,4 @@
-//! The bytes of the envelope (`proto/rpc_envelope.proto`), written and read without copying
-//! bodies more than once.
+//! Encodes and decodes the envelope (`proto/rpc_envelope.proto`). Bodies are copied at most once.
 
 mod buf;
 mod encode_block;
@@ -21,8 +20,8 @@ pub(crate) mod proto {
     include!(concat!(env!("OUT_DIR"), "/rpc_core.envelope.rs"));
 }
 
-/// The versions of the protocol that this crate speaks, lowest and highest.
+/// The lowest and the highest version of the protocol that this crate supports.
 pub(crate) const VERSIONS: (u32, u32) = (1, 1);
 
-/// The name of the endpoint that lookups ask (Spark's `RpcEndpointVerifier.NAME`).
+/// The name of the endpoint that serves lookups (Spark's `RpcEndpointVerifier.NAME`).
 pub(crate) const ENDPOINT_VERIFIER: &str = "endpoint-verifier";

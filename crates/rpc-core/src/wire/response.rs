@@ -1,4 +1,4 @@
-//! Responses: the result of an ask, success or failure.
+//! Encodes and decodes responses: the reply or the failure of an ask.
 
 use std::fmt::Display;
 
@@ -12,35 +12,35 @@ use crate::error::{ErrorKind, RpcError};
 /// Key of `Response.value`: field number and wire type 2, length-delimited.
 const VALUE_KEY: u8 = 1 << 3 | 2;
 
-/// The most causes that travel with an error. Each source is dropped by the one before it,
-/// on the stack.
+/// The most causes in a failure. Dropping an error drops its sources recursively, so their number
+/// must be limited.
 const MAX_CAUSES: usize = 32;
 
-/// Writes the response of a successful ask.
+/// Encodes the response of a successful ask.
 pub(crate) fn encode_reply<T: Message>(value: &T) -> Bytes {
     encode_field(VALUE_KEY, value)
 }
 
-/// Writes the response for a request that an endpoint failed.
+/// Encodes the response for a request that an endpoint failed.
 pub(crate) fn encode_failure(error: &RpcError) -> Bytes {
     let kind = match error.kind() {
         ErrorKind::Panic => Kind::Panic,
         ErrorKind::NoReply => Kind::NoReply,
         ErrorKind::Stopped => Kind::Stopped,
         ErrorKind::Timeout => Kind::Timeout,
-        // The inbox's own limit. One that the endpoint reached elsewhere is not retryable here.
+        // The limit of the inbox. A limit that the endpoint reached elsewhere is not retryable.
         ErrorKind::Limit if error.is_retryable() => Kind::Limit,
         _ => Kind::Application,
     };
     encode(failure(kind, error))
 }
 
-/// Writes the response for a request that no endpoint received.
+/// Encodes the response for a request that no endpoint received.
 pub(crate) fn encode_rejection(error: &RpcError) -> Bytes {
     encode(rejection(error))
 }
 
-/// Why no endpoint received a message.
+/// Returns the failure for a message that no endpoint received.
 pub(crate) fn rejection(error: &RpcError) -> proto::Failure {
     let kind = match error.kind() {
         ErrorKind::EndpointNotFound => Kind::EndpointNotFound,
@@ -52,14 +52,18 @@ pub(crate) fn rejection(error: &RpcError) -> proto::Failure {
     failure(kind, error)
 }
 
-/// Checks the size of a message or response that leaves the process.
+/// Checks the size of a message or response to another environment.
+///
+/// # Errors
+///
+/// [`ErrorKind::Limit`] if it exceeds `max`, the value of `spark.rpc.message.maxSize`.
 pub(crate) fn check_size(what: &str, bytes: usize, max: usize) -> Result<(), RpcError> {
     if bytes <= max {
         return Ok(());
     }
     let text = format!(
-        "{what} has {bytes} bytes, and {max} is the limit of spark.rpc.message.maxSize: \
-         large data travels as chunks or streams of the transport"
+        "{what} has {bytes} bytes, and the limit is {max} (spark.rpc.message.maxSize): send large \
+         data as chunks or streams of the transport"
     );
     Err(RpcError::new(ErrorKind::Limit, text))
 }
@@ -82,7 +86,11 @@ fn failure(kind: Kind, error: &RpcError) -> proto::Failure {
     proto::Failure { kind: kind.into(), message, causes: texts, retryable: error.is_retryable() }
 }
 
-/// Returns the reply in a response, or the error that its failure describes.
+/// Decodes the reply in a response.
+///
+/// # Errors
+///
+/// The error that the failure in the response describes, or [`ErrorKind::Decode`].
 pub(crate) fn decode_reply<T>(
     response: Bytes,
     peer: &dyn Display,
@@ -98,9 +106,9 @@ fn decode_response(response: Bytes, peer: &dyn Display) -> Result<DecodeBuf, Rpc
     if let Some(value) = sole_value(&response) {
         return Ok(DecodeBuf(value));
     }
-    let response = proto::Response::decode(response).map_err(|e| {
-        RpcError::new(ErrorKind::Decode, format!("the response from {peer} cannot be decoded: {e}"))
-            .with_peer(peer)
+    let response = proto::Response::decode(response).map_err(|error| {
+        let text = format!("the response from {peer} cannot be decoded");
+        RpcError::new(ErrorKind::Decode, text).with_peer(peer).with_source(error)
     })?;
     match response.result {
         Some(ResponseResult::Value(value)) => Ok(DecodeBuf(value)),
@@ -113,13 +121,14 @@ fn decode_response(response: Bytes, peer: &dyn Display) -> Result<DecodeBuf, Rpc
     }
 }
 
-/// The value of a response that consists of nothing else, which is the usual case.
+/// Returns the value of a response without other fields, which is the usual case.
 fn sole_value(response: &Bytes) -> Option<Bytes> {
     let mut rest = response.strip_prefix(&[VALUE_KEY])?;
     let len = prost::decode_length_delimiter(&mut rest).ok()?;
     (len == rest.len()).then(|| response.slice(response.len() - len..))
 }
 
+/// Returns the error that a failure describes.
 pub(crate) fn decode_failure(failure: proto::Failure) -> RpcError {
     let kind = match failure.kind() {
         Kind::Application => ErrorKind::Application,
