@@ -261,3 +261,35 @@ impl fmt::Debug for RpcConf {
         f.debug_map().entries(shown).finish()
     }
 }
+
+impl RpcTimeout {
+    /// Reads the first of `keys` that is set in `conf`.
+    ///
+    /// If none is set, the timeout is `default`, controlled by the first key. Values have Spark's
+    /// form, such as `120s` or `500ms`; a bare number is in seconds. The counterpart in Spark is
+    /// `RpcTimeout.apply`.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Config`] if `keys` is empty, if the value is not a duration, or if no key is
+    /// set and there is no default.
+    pub fn from_conf(
+        conf: &RpcConf,
+        keys: &[&'static str],
+        default: Option<Duration>,
+    ) -> Result<Self, RpcError> {
+        let Some(first) = keys.first() else {
+            let text = "RpcTimeout::from_conf needs at least one key";
+            return Err(RpcError::new(ErrorKind::Config, text));
+        };
+        for key in keys {
+            if let Some(duration) = conf.duration(key)? {
+                return Ok(Self::new(duration, *key));
+            }
+        }
+        match default {
+            Some(duration) => Ok(Self::new(duration, *first)),
+            None => Err(RpcError::new(ErrorKind::Config, format!("{first} is not set"))),
+        }
+    }
+}

@@ -20,7 +20,7 @@ thread_local! {
     static CAN_BLOCK: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Whether this thread belongs to an isolated endpoint, and so may be blocked.
+/// Returns whether this thread belongs to an isolated endpoint, so that it may be blocked.
 pub(crate) fn can_block() -> bool {
     CAN_BLOCK.with(Cell::get)
 }

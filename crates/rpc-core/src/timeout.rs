@@ -4,7 +4,6 @@ use std::borrow::Cow;
 use std::fmt::Display;
 use std::time::Duration;
 
-use crate::conf::RpcConf;
 use crate::error::{ErrorKind, RpcError};
 
 /// A timeout and the name of the setting that controls it.
@@ -38,39 +37,7 @@ impl RpcTimeout {
         Self { duration, setting: Some(setting.into()) }
     }
 
-    /// Reads the first of `keys` that is set in `conf`.
-    ///
-    /// If none is set, the timeout is `default`, controlled by the first key. Values have Spark's
-    /// form, such as `120s` or `500ms`; a bare number is in seconds. The counterpart in Spark is
-    /// `RpcTimeout.apply`.
-    ///
-    /// # Errors
-    ///
-    /// [`ErrorKind::Config`] if `keys` is empty, if the value is not a duration, or if no key is
-    /// set and there is no default.
-    pub fn from_conf(
-        conf: &RpcConf,
-        keys: &[&'static str],
-        default: Option<Duration>,
-    ) -> Result<Self, RpcError> {
-        let Some(first) = keys.first() else {
-            return Err(RpcError::new(
-                ErrorKind::Config,
-                "RpcTimeout::from_conf needs at least one key",
-            ));
-        };
-        for key in keys {
-            if let Some(duration) = conf.duration(key)? {
-                return Ok(Self::new(duration, *key));
-            }
-        }
-        match default {
-            Some(duration) => Ok(Self::new(duration, *first)),
-            None => Err(RpcError::new(ErrorKind::Config, format!("{first} is not set"))),
-        }
-    }
-
-    /// Returns the timeout as a duration.
+    /// The time limit.
     #[must_use]
     pub fn duration(&self) -> Duration {
         self.duration
