@@ -1,21 +1,25 @@
-//! The RPC-level state of one connection to another environment.
+//! The RPC-level state of one connection to another environment, and the types that refer to it and
+//! that it refers to. Their methods are in the file of each type.
 
+use std::any::Any;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 
-use network_common::TransportClient;
+use bytes::Bytes;
+use foldhash::HashMap;
+use network_common::{ConnectionId, RpcResponseCallback, TransportClient};
 use tokio::runtime::Handle;
+use tokio::time::Instant;
 
 use super::cancelled::CancelledRequests;
-use super::inbound_routes::InboundRoutes;
+use super::credit::RecvCredit;
 use super::notices::{NoticeOutcome, NoticeQueue};
-use super::peer_state::Peer;
 use crate::address::RpcAddress;
 use crate::error::{ErrorKind, RpcError};
-use crate::limits::ByteBudget;
+use crate::limits::{ByteBudget, CreditLimits, Volume};
 use crate::sync::Mutex;
 use crate::wire::proto::notice::Notice;
-use crate::wire::{VERSIONS, encode_notice, proto};
+use crate::wire::{MessageHeader, VERSIONS, encode_notice, proto};
 
 /// The state that all connections of an environment share.
 pub(crate) struct PeerShared {
@@ -60,8 +64,7 @@ pub(super) struct PeerIdentity {
 
 /// The RPC-level state of one connection.
 ///
-/// It owns the state of both directions. The files of that state extend it by their methods:
-/// `inbound` those of routes that the peer opened, `remote_ask` those of its requests.
+/// It owns the state of both directions. `inbound` has its methods for routes that the peer opened.
 pub(crate) struct PeerConnection {
     pub(super) client: TransportClient,
     /// The address of the other end of the socket.
@@ -75,7 +78,123 @@ pub(crate) struct PeerConnection {
     pub(super) inbound: Mutex<InboundRoutes>,
     /// The owner of the routes that this environment opened over the connection. It lives as long
     /// as the connection, since the peer counts these routes as long.
-    owner: Mutex<Option<Arc<Peer>>>,
+    owner: Mutex<Option<Arc<dyn RouteOwner>>>,
+}
+
+/// The owner of the routes that this environment opened over a connection: a
+/// [`Peer`](super::peer_state::Peer).
+///
+/// A trait, because the files of the sender's side are above this one.
+pub(crate) trait RouteOwner: Any + Send + Sync {
+    /// Handles the Hello of the peer.
+    fn on_hello(self: Arc<Self>, connection: &Arc<PeerConnection>);
+    /// Handles Credit: sends the messages that waited for it.
+    fn on_credit(self: Arc<Self>, connection: &PeerConnection, credit: &proto::Credit);
+    /// Handles RouteClosed: sends the messages that waited for a free number.
+    fn on_route_closed(self: Arc<Self>, connection: &PeerConnection, number: u32);
+    /// Fails all queued messages, because the connection has ended.
+    fn on_disconnected(&self, id: ConnectionId);
+    /// Returns the name of the endpoint that a route leads to.
+    fn endpoint(&self, number: u32) -> Option<Arc<str>>;
+}
+
+/// The routes that the peer of one connection has opened, by their number.
+#[derive(Default)]
+pub(crate) struct InboundRoutes {
+    pub(super) by_number: HashMap<u32, InboundRoute>,
+    pub(super) by_name: HashMap<Arc<str>, u32>,
+    pub(super) name_bytes: usize,
+    pub(super) next_epoch: u32,
+}
+
+/// The receiver's state of one route.
+pub(super) struct InboundRoute {
+    pub(super) endpoint: Arc<str>,
+    pub(super) credit: RecvCredit,
+    /// `None` while no endpoint has the name.
+    pub(super) target: Option<Weak<dyn RouteTarget>>,
+    pub(super) epoch: u32,
+}
+
+/// Identifies a route of a connection for as long as it leads to the same target.
+///
+/// Numbers are reused, epochs are not.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct RouteKey {
+    pub(super) number: u32,
+    pub(super) epoch: u32,
+}
+
+/// One received message, counted in the credit of its route and in the budget of its environment.
+///
+/// Dropping the permit returns both.
+pub(crate) struct MessagePermit {
+    pub(crate) connection: Arc<PeerConnection>,
+    pub(super) key: RouteKey,
+    /// A frame has less than 4 GiB. The permit is small because it is moved with its message.
+    pub(super) bytes: u32,
+    /// Whether the sender had credit, so that the inbox must accept the message.
+    pub(crate) is_covered: bool,
+    /// False once the credit has been added to a `ReleasedVolume`.
+    pub(super) holds_credit: bool,
+}
+
+/// The destination of a route: the inbox of an endpoint.
+pub(crate) trait RouteTarget: Send + Sync {
+    /// Whether the endpoint has been stopped, so that another one may have its name.
+    fn is_stopped(&self) -> bool;
+    /// The limits of the credit windows of all routes to it.
+    fn credit_limits(&self) -> &CreditLimits;
+    /// The routes that lead to it.
+    fn routes(&self) -> &TargetRoutes;
+    /// The volume of its queued and active messages.
+    fn held(&self) -> Volume;
+    /// Decodes and enqueues a message.
+    ///
+    /// # Errors
+    ///
+    /// The reason why the message was rejected. `message.ask` is still present unless a call
+    /// context has taken it.
+    fn deliver(self: Arc<Self>, message: &mut InboundMessage<'_>) -> Result<(), RpcError>;
+}
+
+/// A message that arrived over a route and is not decoded yet.
+pub(crate) struct InboundMessage<'a> {
+    pub(crate) header: MessageHeader<'a>,
+    /// The whole frame. The slices of the header are parts of it.
+    pub(crate) frame: &'a Bytes,
+    pub(crate) connection: &'a Arc<PeerConnection>,
+    /// `None` for a one-way message.
+    pub(crate) ask: Option<Box<RemoteAsk>>,
+    /// Moves to the inbox with the message.
+    pub(crate) permit: Option<MessagePermit>,
+}
+
+/// The routes that lead to one endpoint, and the sum of the credit that their senders hold.
+#[derive(Default)]
+pub(crate) struct TargetRoutes {
+    pub(super) outstanding_messages: AtomicU64,
+    pub(super) outstanding_bytes: AtomicU64,
+    pub(super) routes: Mutex<HashMap<(ConnectionId, u32), AttachedRoute>>,
+}
+
+pub(super) type AttachedRoute = (Weak<PeerConnection>, RouteKey);
+
+/// One ask of a peer. The call context of the ask owns it and responds through it.
+pub(crate) struct RemoteAsk {
+    pub(crate) key: RemoteAskKey,
+    pub(crate) connection: Arc<PeerConnection>,
+    /// `None` after the response.
+    pub(super) callback: Option<RpcResponseCallback>,
+}
+
+/// Identifies an ask of a peer, also after its context has responded.
+#[derive(Clone, Copy)]
+pub(crate) struct RemoteAskKey {
+    /// Unique in this process.
+    pub(crate) id: u64,
+    pub(super) request_id: i64,
+    pub(crate) deadline: Option<Instant>,
 }
 
 impl PeerConnection {
@@ -193,14 +312,17 @@ impl PeerConnection {
     }
 
     /// Returns the owner of the routes over this connection, if there is one.
-    pub(crate) fn route_owner(&self) -> Option<Arc<Peer>> {
+    pub(crate) fn route_owner(&self) -> Option<Arc<dyn RouteOwner>> {
         self.owner.lock().clone()
     }
 
     /// Returns the owner of the routes over this connection, which is `new()` if there is none.
     ///
     /// Returns `None` if the connection has ended.
-    pub(super) fn set_route_owner(&self, new: impl FnOnce() -> Arc<Peer>) -> Option<Arc<Peer>> {
+    pub(super) fn set_route_owner(
+        &self,
+        new: impl FnOnce() -> Arc<dyn RouteOwner>,
+    ) -> Option<Arc<dyn RouteOwner>> {
         let mut owner = self.owner.lock();
         // Under the lock, so that `on_closed` finds the owner.
         self.client.is_active().then(|| Arc::clone(owner.get_or_insert_with(new)))

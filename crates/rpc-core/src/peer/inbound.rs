@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use super::connection::PeerConnection;
+use super::connection::{
+    InboundRoute, InboundRoutes, MessagePermit, PeerConnection, RouteKey, RouteTarget,
+};
 use super::credit::RecvCredit;
-use super::inbound_routes::{InboundRoute, InboundRoutes, budget_error};
-use super::message_permit::{MessagePermit, RouteKey};
-use super::route_target::RouteTarget;
+use super::inbound_routes::budget_error;
 use crate::error::{ErrorKind, RpcError};
 use crate::limits::Volume;
 use crate::wire::proto::notice::Notice;

@@ -1,12 +1,9 @@
 //! The table of the routes that the peer of one connection has opened.
 
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
-use foldhash::HashMap;
-
+use super::connection::{InboundRoute, InboundRoutes, RouteKey, RouteTarget};
 use super::credit::RecvCredit;
-use super::message_permit::RouteKey;
-use super::route_target::RouteTarget;
 use crate::error::{ErrorKind, RpcError};
 use crate::limits::ByteBudget;
 
@@ -17,24 +14,6 @@ const ROUTE_BYTES: u64 = 256;
 /// The number of routes with short names that every connection may open, even when the routes of
 /// others hold the whole budget.
 const GUARANTEED_ROUTES: usize = 8;
-
-/// The routes that the peer of one connection has opened, by their number.
-#[derive(Default)]
-pub(crate) struct InboundRoutes {
-    pub(super) by_number: HashMap<u32, InboundRoute>,
-    by_name: HashMap<Arc<str>, u32>,
-    name_bytes: usize,
-    next_epoch: u32,
-}
-
-/// The receiver's state of one route.
-pub(super) struct InboundRoute {
-    pub(super) endpoint: Arc<str>,
-    pub(super) credit: RecvCredit,
-    /// `None` while no endpoint has the name.
-    pub(super) target: Option<Weak<dyn RouteTarget>>,
-    pub(super) epoch: u32,
-}
 
 impl InboundRoute {
     /// Returns the target, if its inbox still exists.

@@ -2,31 +2,8 @@
 
 use std::sync::Arc;
 
-use super::connection::PeerConnection;
+use super::connection::{MessagePermit, PeerConnection, RouteKey};
 use crate::limits::Volume;
-
-/// Identifies a route of a connection for as long as it leads to the same target.
-///
-/// Numbers are reused, epochs are not.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) struct RouteKey {
-    pub(super) number: u32,
-    pub(super) epoch: u32,
-}
-
-/// One received message, counted in the credit of its route and in the budget of its environment.
-///
-/// Dropping the permit returns both.
-pub(crate) struct MessagePermit {
-    pub(crate) connection: Arc<PeerConnection>,
-    key: RouteKey,
-    /// A frame has less than 4 GiB. The permit is small because it is moved with its message.
-    bytes: u32,
-    /// Whether the sender had credit, so that the inbox must accept the message.
-    pub(crate) is_covered: bool,
-    /// False once the credit has been added to a [`ReleasedVolume`].
-    holds_credit: bool,
-}
 
 impl MessagePermit {
     /// Creates the permit of a message of `bytes` bytes that both counts already include.

@@ -22,12 +22,13 @@ mod route_queue;
 mod route_table;
 mod route_target;
 
-pub(crate) use connection::{PeerConnection, PeerShared};
+pub(crate) use connection::{
+    InboundMessage, MessagePermit, PeerConnection, PeerShared, RemoteAsk, RemoteAskKey,
+    RouteTarget, TargetRoutes,
+};
 pub(crate) use connections::Connections;
-pub(crate) use message_permit::{MessagePermit, ReleasedVolume};
+pub(crate) use message_permit::ReleasedVolume;
 pub(crate) use outbound::OutboundRoute;
 pub(crate) use pool::PeerPool;
-pub(crate) use remote_ask::{RemoteAsk, RemoteAskKey};
 pub(crate) use reply::RemoteReplyFuture;
 pub(crate) use route::stale_incarnation_error;
-pub(crate) use route_target::{InboundMessage, RouteTarget, TargetRoutes};

@@ -6,7 +6,7 @@ use std::time::Duration;
 use network_common::{ConnectionId, RpcFuture, TransportError};
 use tokio::time::Instant;
 
-use super::connection::{PeerConnection, PeerShared};
+use super::connection::{PeerConnection, PeerShared, RouteOwner};
 use super::route::UnsentMessages;
 use super::route_table::RouteTable;
 use crate::address::RpcAddress;
@@ -126,8 +126,8 @@ impl Peer {
 
     /// Makes an established connection the one of this peer. Returns false if it has ended.
     pub(super) fn on_connected(self: &Arc<Self>, connection: &Arc<PeerConnection>) -> bool {
-        let owner = connection.set_route_owner(|| Arc::clone(self));
-        if !owner.is_some_and(|owner| Arc::ptr_eq(&owner, self)) {
+        let owner = connection.set_route_owner(|| Arc::clone(self) as _);
+        if !owner.is_some_and(|owner| std::ptr::addr_eq(&raw const *owner, &raw const **self)) {
             return false;
         }
         // Before any message, because a peer rejects messages that arrive before the Hello.
@@ -143,52 +143,14 @@ impl Peer {
             }
         }
         // The peer's Hello may have arrived already.
-        self.on_hello(connection);
+        Arc::clone(self).on_hello(connection);
         true
-    }
-
-    /// Sends messages that waited for the Hello of the peer, or fails all if it was rejected.
-    pub(super) fn on_hello(self: &Arc<Self>, connection: &Arc<PeerConnection>) {
-        match connection.rejected_hello() {
-            Some(error) => {
-                let id = connection.client.id();
-                let rejected =
-                    ConnectPhase::Rejected(error.clone(), Instant::now() + REJECTION_TIME);
-                self.fail(rejected, error, |phase| phase.has_connection(id));
-                // Pending requests fail with the connection.
-                connection.client.close();
-            }
-            None => self.flush(self.state.lock(), None),
-        }
     }
 
     /// Locks the state, if `connection` is the current connection.
     fn lock_connected(&self, connection: &PeerConnection) -> Option<MutexGuard<'_, PeerState>> {
         let state = self.state.lock();
         state.phase.has_connection(connection.client.id()).then_some(state)
-    }
-
-    /// Handles Credit: sends the messages that waited for it.
-    pub(crate) fn on_credit(self: &Arc<Self>, connection: &PeerConnection, credit: &proto::Credit) {
-        let Some(mut state) = self.lock_connected(connection) else { return };
-        if let Some(slot) = state.routes.on_credit(credit) {
-            // If the route stays open, messages that wait for its number must evict another route,
-            // so all queues are flushed.
-            self.flush(state, Some(slot).filter(|_| !credit.keeps_open));
-        }
-    }
-
-    /// Handles RouteClosed: sends the messages that waited for a free number.
-    pub(crate) fn on_route_closed(self: &Arc<Self>, connection: &PeerConnection, number: u32) {
-        let Some(mut state) = self.lock_connected(connection) else { return };
-        if let Some(slots) = state.routes.on_route_closed(number) {
-            self.flush(state, slots);
-        }
-    }
-
-    /// Returns the name of the endpoint that a route leads to.
-    pub(crate) fn endpoint(&self, number: u32) -> Option<Arc<str>> {
-        self.state.lock().routes.endpoint(number)
     }
 
     /// Sends the queued messages of one route, or of all, as far as credit allows.
@@ -295,12 +257,6 @@ impl Peer {
         }
     }
 
-    /// Fails all queued messages, if `id` is the current connection, which has ended.
-    pub(super) fn on_disconnected(&self, id: ConnectionId) {
-        let next = if self.is_bound { ConnectPhase::Lost } else { ConnectPhase::Idle };
-        self.fail(next, &self.closed_error(), |phase| phase.has_connection(id));
-    }
-
     /// Notifies the peer that a request is cancelled, if it is still pending.
     pub(super) fn cancel(&self, response: &RpcFuture) {
         let Some((client, request_id)) = response.pending_request() else { return };
@@ -356,5 +312,46 @@ impl Peer {
             self.address
         );
         RpcError::new(ErrorKind::Stopped, text).with_peer(&self.address)
+    }
+}
+
+impl RouteOwner for Peer {
+    fn on_hello(self: Arc<Self>, connection: &Arc<PeerConnection>) {
+        match connection.rejected_hello() {
+            Some(error) => {
+                let id = connection.client.id();
+                let rejected =
+                    ConnectPhase::Rejected(error.clone(), Instant::now() + REJECTION_TIME);
+                self.fail(rejected, error, |phase| phase.has_connection(id));
+                // Pending requests fail with the connection.
+                connection.client.close();
+            }
+            None => self.flush(self.state.lock(), None),
+        }
+    }
+
+    fn on_credit(self: Arc<Self>, connection: &PeerConnection, credit: &proto::Credit) {
+        let Some(mut state) = self.lock_connected(connection) else { return };
+        if let Some(slot) = state.routes.on_credit(credit) {
+            // If the route stays open, messages that wait for its number must evict another route,
+            // so all queues are flushed.
+            self.flush(state, Some(slot).filter(|_| !credit.keeps_open));
+        }
+    }
+
+    fn on_route_closed(self: Arc<Self>, connection: &PeerConnection, number: u32) {
+        let Some(mut state) = self.lock_connected(connection) else { return };
+        if let Some(slots) = state.routes.on_route_closed(number) {
+            self.flush(state, slots);
+        }
+    }
+
+    fn on_disconnected(&self, id: ConnectionId) {
+        let next = if self.is_bound { ConnectPhase::Lost } else { ConnectPhase::Idle };
+        self.fail(next, &self.closed_error(), |phase| phase.has_connection(id));
+    }
+
+    fn endpoint(&self, number: u32) -> Option<Arc<str>> {
+        self.state.lock().routes.endpoint(number)
     }
 }

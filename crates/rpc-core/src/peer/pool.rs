@@ -1,5 +1,6 @@
 //! The peers of an environment by address, and the task that connects to one of them.
 
+use std::any::Any;
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
@@ -8,7 +9,7 @@ use futures::future::join_all;
 use network_common::{ConnectionId, TransportClientFactory, TransportError};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::connection::PeerConnection;
+use super::connection::{PeerConnection, RouteOwner};
 use super::connections::Connections;
 use super::peer_state::{ConnectPhase, Peer};
 use crate::address::RpcAddress;
@@ -58,6 +59,11 @@ impl PeersByAddress {
     }
 }
 
+/// Returns the peer that a [`RouteOwner`] always is.
+fn into_peer(owner: Arc<dyn RouteOwner>) -> Option<Arc<Peer>> {
+    (owner as Arc<dyn Any + Send + Sync>).downcast().ok()
+}
+
 impl PeerPool {
     /// Creates a pool. `limits` are those of the queue of one route.
     pub(crate) fn new(
@@ -94,12 +100,12 @@ impl PeerPool {
         self: &Arc<Self>,
         connection: &Arc<PeerConnection>,
     ) -> Option<Arc<Peer>> {
-        if let Some(peer) = connection.route_owner() {
-            return Some(peer);
+        if let Some(owner) = connection.route_owner() {
+            return into_peer(owner);
         }
         let mut peers = self.peers.lock();
         let is_stopped = peers.is_stopped;
-        let peer = connection.set_route_owner(|| {
+        let owner = connection.set_route_owner(|| {
             let phase = if is_stopped {
                 ConnectPhase::Stopped
             } else {
@@ -107,6 +113,7 @@ impl PeerPool {
             };
             Peer::new(&connection.socket, &self.connections.shared, phase, true)
         })?;
+        let peer = into_peer(owner)?;
         if peer.is_bound {
             peers.add(&peer, Some(connection.client.id()));
         }

@@ -8,26 +8,9 @@ use bytes::Bytes;
 use network_common::RpcResponseCallback;
 use tokio::time::Instant;
 
-use super::connection::PeerConnection;
+use super::connection::{PeerConnection, RemoteAsk, RemoteAskKey};
 use crate::error::RpcError;
 use crate::wire;
-
-/// One ask of a peer. The call context of the ask owns it and responds through it.
-pub(crate) struct RemoteAsk {
-    pub(crate) key: RemoteAskKey,
-    pub(crate) connection: Arc<PeerConnection>,
-    /// `None` after the response.
-    callback: Option<RpcResponseCallback>,
-}
-
-/// Identifies an ask of a peer, also after its context has responded.
-#[derive(Clone, Copy)]
-pub(crate) struct RemoteAskKey {
-    /// Unique in this process.
-    pub(crate) id: u64,
-    request_id: i64,
-    pub(crate) deadline: Option<Instant>,
-}
 
 impl RemoteAskKey {
     /// Whether the ask is neither cancelled nor past its deadline.

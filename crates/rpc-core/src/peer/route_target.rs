@@ -1,51 +1,14 @@
 //! The endpoint's side of the routes that peers opened: where a route leads, and which routes lead
 //! there.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-use bytes::Bytes;
-use foldhash::HashMap;
 use network_common::ConnectionId;
 
-use super::connection::PeerConnection;
-use super::message_permit::{MessagePermit, RouteKey};
-use super::remote_ask::RemoteAsk;
-use crate::error::{RpcError, no_reply_error};
-use crate::limits::{CreditLimits, Volume};
-use crate::sync::Mutex;
-use crate::wire::MessageHeader;
-
-/// The destination of a route: the inbox of an endpoint.
-pub(crate) trait RouteTarget: Send + Sync {
-    /// Whether the endpoint has been stopped, so that another one may have its name.
-    fn is_stopped(&self) -> bool;
-    /// The limits of the credit windows of all routes to it.
-    fn credit_limits(&self) -> &CreditLimits;
-    /// The routes that lead to it.
-    fn routes(&self) -> &TargetRoutes;
-    /// The volume of its queued and active messages.
-    fn held(&self) -> Volume;
-    /// Decodes and enqueues a message.
-    ///
-    /// # Errors
-    ///
-    /// The reason why the message was rejected. `message.ask` is still present unless a call
-    /// context has taken it.
-    fn deliver(self: Arc<Self>, message: &mut InboundMessage<'_>) -> Result<(), RpcError>;
-}
-
-/// A message that arrived over a route and is not decoded yet.
-pub(crate) struct InboundMessage<'a> {
-    pub(crate) header: MessageHeader<'a>,
-    /// The whole frame. The slices of the header are parts of it.
-    pub(crate) frame: &'a Bytes,
-    pub(crate) connection: &'a Arc<PeerConnection>,
-    /// `None` for a one-way message.
-    pub(crate) ask: Option<Box<RemoteAsk>>,
-    /// Moves to the inbox with the message.
-    pub(crate) permit: Option<MessagePermit>,
-}
+use super::connection::{InboundMessage, PeerConnection, RouteKey, TargetRoutes};
+use crate::error::no_reply_error;
+use crate::limits::Volume;
 
 /// Fails an ask that no call context has taken, so that every request gets a response.
 impl Drop for InboundMessage<'_> {
@@ -55,16 +18,6 @@ impl Drop for InboundMessage<'_> {
         }
     }
 }
-
-/// The routes that lead to one endpoint, and the sum of the credit that their senders hold.
-#[derive(Default)]
-pub(crate) struct TargetRoutes {
-    outstanding_messages: AtomicU64,
-    outstanding_bytes: AtomicU64,
-    routes: Mutex<HashMap<(ConnectionId, u32), AttachedRoute>>,
-}
-
-type AttachedRoute = (Weak<PeerConnection>, RouteKey);
 
 impl TargetRoutes {
     /// The credit that all senders hold together.
