@@ -194,7 +194,7 @@ async fn cancelled_fetch_stays_pending_until_response() {
         let again = within(pair.client.fetch_chunk(STREAM, 0)).await.unwrap_err();
         assert_eq!(
             again.kind(),
-            ErrorKind::Refused,
+            ErrorKind::AlreadyPending,
             "a fetch of the cancelled chunk must be rejected"
         );
         let other = pair.client.fetch_chunk(STREAM, 1);

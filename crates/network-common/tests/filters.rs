@@ -212,7 +212,7 @@ async fn all_messages_pass_through_filters() {
             assert!(body.unwrap() == content);
         }
         // Filters can be installed only once.
-        assert_eq!(handshake.install(client, true).unwrap_err().kind(), ErrorKind::Refused);
+        assert_eq!(handshake.install(client, true).unwrap_err().kind(), ErrorKind::InvalidState);
         // No file bypassed the filter.
         let (at_server, at_client) = (
             pair.context.metrics().server().snapshot(),

@@ -20,7 +20,7 @@ fn body_with_hook(
 ) -> ManagedBuffer {
     let (client, released) = (client.clone(), released.clone());
     ManagedBuffer::from(vec![1; length]).on_release(move || {
-        client.pending_requests();
+        let _ = client.pending_requests();
         // The connection may be closed by now; the call only has to return.
         let _ = client.send("released");
         drop(client);

@@ -42,7 +42,7 @@ impl ThreadSafeRpcEndpoint for HeartbeatReceiver {
         &mut self,
         cx: &EndpointContext<HeartbeatReceiverMessage>,
     ) -> Result<(), RpcError> {
-        let Some(self_ref) = cx.self_ref().cloned() else { return Ok(()) };
+        let self_ref = cx.self_ref().clone();
         // The timer sends messages, so the state of the endpoint needs no lock.
         tokio::spawn(async move {
             while self_ref.send(ExpireDeadHosts {}).is_ok() {

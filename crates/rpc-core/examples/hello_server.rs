@@ -21,9 +21,7 @@ impl RpcEndpoint for Hello {
     type Message = HelloMessage;
 
     async fn on_start(&self, cx: &EndpointContext<HelloMessage>) -> Result<(), RpcError> {
-        if let Some(self_ref) = cx.self_ref() {
-            println!("start {self_ref}");
-        }
+        println!("start {}", cx.self_ref());
         Ok(())
     }
 

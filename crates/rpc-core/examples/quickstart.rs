@@ -38,9 +38,7 @@ impl ThreadSafeRpcEndpoint for Hello {
     type Message = HelloMessage;
 
     async fn on_start(&mut self, cx: &EndpointContext<HelloMessage>) -> Result<(), RpcError> {
-        if let Some(self_ref) = cx.self_ref() {
-            println!("[server] on_start         {self_ref}");
-        }
+        println!("[server] on_start         {}", cx.self_ref());
         Ok(())
     }
 

@@ -194,7 +194,7 @@ impl ThreadSafeRpcEndpoint for AsksSelf {
         message: HelloMessage,
         cx: &EndpointContext<HelloMessage>,
     ) -> Result<(), RpcError> {
-        let self_ref = cx.self_ref().expect("running");
+        let self_ref = cx.self_ref();
         match message {
             HelloMessage::SayBye(_, context) => context.reply(Greeting { text: "bye".to_owned() }),
             HelloMessage::SayHi(hi, context) if hi.msg == "await" => {

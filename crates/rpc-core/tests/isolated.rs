@@ -186,7 +186,7 @@ impl RpcEndpoint for AsksItself {
     ) -> Result<(), RpcError> {
         match message {
             HelloMessage::SayHi(_, context) => {
-                let self_ref: &RpcEndpointRef<HelloMessage> = cx.self_ref().expect("running");
+                let self_ref: &RpcEndpointRef<HelloMessage> = cx.self_ref();
                 context.reply(self_ref.ask_sync(bye("neo"))?)
             }
             HelloMessage::SayBye(_, context) => context.reply(Greeting { text: "bye".to_owned() }),

@@ -28,7 +28,10 @@ impl Probe {
     }
 
     fn report(&self, call: &str, cx: &EndpointContext<HelloMessage>) -> Result<(), RpcError> {
-        let self_state = if cx.self_ref().is_some() { "" } else { " without self" };
+        let is_stopped = |error: SendError<_>| error.error().kind() == ErrorKind::Stopped;
+        let stopped =
+            call == "stop" && cx.self_ref().send(common::hi("self")).is_err_and(is_stopped);
+        let self_state = if stopped { " without self" } else { "" };
         let _ = self.events.send(format!("{call}{self_state}"));
         if self.fail_in == call {
             Err(RpcError::application(format!("Oops in {call}")))
@@ -260,7 +263,7 @@ impl ThreadSafeRpcEndpoint for SendsToItself {
     type Message = Local;
     async fn on_start(&mut self, cx: &EndpointContext<Local>) -> Result<(), RpcError> {
         if self.sends_in == "on_start" {
-            cx.self_ref().expect("registered").send(OneWay(1))?;
+            cx.self_ref().send(OneWay(1))?;
         }
         Ok(())
     }
@@ -271,7 +274,7 @@ impl ThreadSafeRpcEndpoint for SendsToItself {
     ) -> Result<(), RpcError> {
         let Local::OneWay(OneWay(n)) = message else { return Ok(()) };
         if self.sends_in == "receive" && n == 0 {
-            cx.self_ref().expect("registered").send(OneWay(2))?;
+            cx.self_ref().send(OneWay(2))?;
         }
         self.received.send(n).map_err(RpcError::application)
     }

@@ -10,21 +10,18 @@ fn credentials(secret: &str) -> Credentials {
     Credentials::new("sparkSaslUser", &Secret::new(secret))
 }
 
-fn server(secret: &str, quality: Qop) -> DigestServer {
-    DigestServer::new(credentials(secret), quality).unwrap()
+fn server(secret: &str, qop: Qop) -> DigestServer {
+    DigestServer::new(credentials(secret), qop).unwrap()
 }
 
-fn client(secret: &str, quality: Qop) -> DigestClient {
-    DigestClient::new(credentials(secret), quality).unwrap()
+fn client(secret: &str, qop: Qop) -> DigestClient {
+    DigestClient::new(credentials(secret), qop).unwrap()
 }
 
 #[test]
 fn recorded_exchange_is_reproduced() {
-    let server = DigestServer {
-        credentials: credentials("secret"),
-        quality: Qop::Either,
-        nonce: NONCE.into(),
-    };
+    let server =
+        DigestServer { credentials: credentials("secret"), qop: Qop::Either, nonce: NONCE.into() };
     let client = DigestClient {
         credentials: credentials("secret"),
         qop: Qop::Plain,
@@ -51,11 +48,8 @@ fn recorded_exchange_is_reproduced() {
 
 #[test]
 fn challenge_has_sparks_format() {
-    let server = DigestServer {
-        credentials: credentials("secret"),
-        quality: Qop::Plain,
-        nonce: NONCE.into(),
-    };
+    let server =
+        DigestServer { credentials: credentials("secret"), qop: Qop::Plain, nonce: NONCE.into() };
     assert_eq!(
         server.challenge(),
         format!(
@@ -68,12 +62,12 @@ fn challenge_has_sparks_format() {
 /// The encoding of secrets that Spark generates is longer than one line.
 #[test]
 fn long_secrets_are_encoded_with_line_breaks() {
-    let encoded = wrapped("0123456789abcdef".repeat(4).as_bytes());
+    let encoded = encode_base64_lines("0123456789abcdef".repeat(4).as_bytes());
     assert_eq!((encoded.len(), encoded.find('\n')), (88 + 1, Some(76)));
     // A line that is exactly full has no line break behind it.
-    assert_eq!(wrapped(&[b'x'; 57]).find('\n'), None);
-    assert_eq!(wrapped(&[b'x'; 57]).len(), 76);
-    assert_eq!(wrapped(&[b'x'; 171]).matches('\n').count(), 2);
+    assert_eq!(encode_base64_lines(&[b'x'; 57]).find('\n'), None);
+    assert_eq!(encode_base64_lines(&[b'x'; 57]).len(), 76);
+    assert_eq!(encode_base64_lines(&[b'x'; 171]).matches('\n').count(), 2);
     let user =
         "a user name that is so long that its encoding does not fit into one line either".repeat(2);
     let credentials = || Credentials::new(&user, &Secret::new("s".repeat(200)));

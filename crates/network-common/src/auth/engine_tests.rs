@@ -224,7 +224,7 @@ fn messages_of_another_exchange_are_rejected() {
     let answer = engine.respond(&AuthMessage::decode(&one.message_bytes()).unwrap()).unwrap().0;
     engine.finish(&two, &answer).unwrap_err();
     // A challenge is not accepted as a response, even by its sender.
-    engine.finish(&one, &one.encoded()).unwrap_err();
+    engine.finish(&one, &one.message_bytes()).unwrap_err();
     engine.finish(&one, &answer).unwrap();
 }
 

@@ -114,7 +114,7 @@ fn gcm_11_all_segments_of_complete_message_are_opened_at_once() {
     let mut open = GcmOpen::new(&KEY).unwrap();
     let fired = open.transform_to_vec(&message).unwrap();
     assert!(fired == plain, "one call must yield all segments");
-    assert_eq!(open.needed(), LENGTH, "the filter must expect the next message");
+    assert_eq!(open.next_part_len(), LENGTH, "the filter must expect the next message");
 }
 
 /// Authenticated segments are passed on before a large message is complete, so that the message

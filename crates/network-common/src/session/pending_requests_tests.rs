@@ -269,7 +269,7 @@ fn rsp_01_cancelled_fetch_stays_pending_until_response() {
         "the body of a cancelled fetch must be discarded"
     );
     assert_eq!(session.requests.len(), 2, "the cancelled fetch must stay pending");
-    assert_eq!(session.fetch_chunk(1, 0).unwrap_err().kind(), ErrorKind::Refused);
+    assert_eq!(session.fetch_chunk(1, 0).unwrap_err().kind(), ErrorKind::AlreadyPending);
 
     assert!(session.requests.complete_fetch(1, 0, body("late")).unwrap().is_none());
     assert_eq!(session.requests.len(), 1);

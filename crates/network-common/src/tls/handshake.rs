@@ -57,8 +57,8 @@ impl Handshake for TlsHandshake {
     fn into_output(self: Box<Self>) -> HandshakeOutput {
         let connection = Arc::new(Mutex::new(self.connection));
         HandshakeOutput {
-            seal: Box::new(TlsSeal(Arc::clone(&connection))),
-            open: Box::new(TlsOpen { connection, is_close_notify_received: false }),
+            seal_filter: Box::new(TlsSeal(Arc::clone(&connection))),
+            open_filter: Box::new(TlsOpen { connection, is_close_notify_received: false }),
             leftover: self.leftover,
         }
     }

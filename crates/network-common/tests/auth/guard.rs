@@ -231,7 +231,7 @@ async fn requests_to_unauthenticated_peer_fail_and_are_not_sent() {
 async fn aah_01_request_after_first_sasl_message_is_rejected() {
     let calls = Calls::default();
     let server = recording_server(&SASL, &calls).await;
-    let first = network_common::auth::SaslMessage::new(APP, []).encode();
+    let first = network_common::auth::testing::SaslMessage::new(APP, []).encode();
     let first = Message::RpcRequest { request_id: 1, body: Bytes::from(first) }.encode().unwrap();
     let chunk =
         Message::<Bytes>::ChunkFetchRequest { stream_id: 1, chunk_index: 0 }.encode().unwrap();

@@ -106,10 +106,8 @@ fn task(task_id: u32) -> LaunchTask {
 
 /// Makes the scheduler assign queued tasks after the current message.
 fn revive_offers(cx: &EndpointContext<CoarseGrainedSchedulerMessage>) {
-    if let Some(self_ref) = cx.self_ref() {
-        // This fails only if the scheduler is being stopped.
-        let _ = self_ref.send(ReviveOffers {});
-    }
+    // This fails only if the scheduler is being stopped.
+    let _ = cx.self_ref().send(ReviveOffers {});
 }
 
 impl ThreadSafeRpcEndpoint for Scheduler {
@@ -194,11 +192,10 @@ impl ThreadSafeRpcEndpoint for AppClient {
     type Message = AppClientMessage;
 
     async fn on_start(&mut self, cx: &EndpointContext<AppClientMessage>) -> Result<(), RpcError> {
-        let Some(self_ref) = cx.self_ref() else { return Ok(()) };
         let application = RegisterApplication {
             name: "count primes".to_owned(),
             executors: 2,
-            app_client: Some(EndpointRef::try_from(self_ref)?),
+            app_client: Some(EndpointRef::try_from(cx.self_ref())?),
             driver: Some(self.driver.clone()),
         };
         let registered = self.master.ask(application).await?;

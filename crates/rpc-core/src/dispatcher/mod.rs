@@ -77,7 +77,7 @@ impl Dispatcher {
         options: &EndpointOptions,
         env: Arc<dyn Any + Send + Sync>,
     ) -> Result<RpcEndpointRef<E::Message>, RpcError> {
-        let executor = self.start_executor(inbox.address(), options.isolated, E::ONE_AT_A_TIME)?;
+        let executor = self.start_executor(inbox.address(), options.isolated, E::IS_SERIAL)?;
         let endpoint_ref = inbox.make_ref();
         {
             let mut state = self.state.write();

@@ -91,7 +91,7 @@ struct ShutdownTask {
 
 impl ShutdownTask {
     async fn run(mut self, stopping: StoppingEndpoints) {
-        let (inner, begun) = (&self.inner, Instant::now());
+        let (inner, started) = (&self.inner, Instant::now());
         // First, so that what an on_stop sends still goes out, and the connections' end is told to
         // nobody.
         self.report.endpoints =

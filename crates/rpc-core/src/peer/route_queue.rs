@@ -20,10 +20,10 @@ const MAX_FAILURES: u32 = 3;
 impl RouteTable {
     /// Whether the queue of a route is full. Cancelled asks do not count.
     pub(super) fn is_full(&mut self, slot: usize, limits: Volume) -> bool {
-        if !self.routes[slot].volume.fits(limits) {
+        if !self.routes[slot].volume.is_below(limits) {
             self.remove_cancelled(slot);
         }
-        !self.routes[slot].volume.fits(limits)
+        !self.routes[slot].volume.is_below(limits)
     }
 
     /// Queues a message, and keeps `pool` until all queues are empty.

@@ -263,7 +263,7 @@ impl CallChecker {
                 context.reply(done)
             }
             Action::Stop => {
-                cx.self_ref().into_iter().for_each(|self_ref| cx.env().stop(self_ref));
+                cx.env().stop(cx.self_ref());
                 context.reply(done)
             }
         }
