@@ -35,7 +35,7 @@ enum Task {
     /// Check the imports of both crates against the floors in ARCHITECTURE.md
     #[command(after_help = floors::HELP)]
     Floors,
-    /// Count the mechanical signs of text and names that are hard to read
+    /// Find text and names that are probably hard to read
     #[command(after_help = prose::HELP)]
     Prose(prose::ProseOptions),
 }

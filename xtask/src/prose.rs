@@ -1,4 +1,4 @@
-//! `cargo xtask prose`: finds text and names that are hard to read, by mechanical signs.
+//! `cargo xtask prose`: finds text and names that are hard to read, with mechanical checks.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -22,7 +22,7 @@ const MAX_FUNCTION_NAME: usize = 70;
 const LIST_TIMEOUT: Duration = Duration::from_secs(60);
 
 const TOO_LONG: &str = "line over 100 columns";
-const RIDDLE: &str = "riddling word";
+const UNCLEAR_WORD: &str = "unclear word";
 const FRAGMENT: &str = "doc summary is a fragment";
 const LONG_NAME: &str = "function name over 70 characters";
 const DUPLICATE_TYPE: &str = "type name is not unique in its crate";
@@ -32,7 +32,7 @@ const SKIPPED: &str = r"(^|/)(target|fuzz/seeds)/|(^|/)CHANGELOG\.md$|/generated
 
 /// Words that hide who does what, and what to write instead. The brackets around a letter keep
 /// this list from matching itself.
-const RIDDLES: [(&str, &str); 16] = [
+const UNCLEAR_WORDS: [(&str, &str); 16] = [
     (r"(?:un)?[t]old|[t]ells?|[t]elling", "notify, report, send"),
     (r"[s]trangers?|[g]uests?", "unauthenticated peer"),
     (r"[l]ast words|in so [m]any words", "pending output; the literal value"),
@@ -64,23 +64,23 @@ The command reads the tracked .rs, .md and .proto files and counts:
   - doc comments whose first line is no whole sentence
   - type names that occur twice in the sources of a crate, except in tests
   - function names over 70 characters
-A sign is a place to look at, and text without signs can still be hard to read.
-The exit status is 1 if there are more signs than --allow.";
+A finding is a place to look at. Text without findings can still be hard to read.
+The exit status is 1 if there are more findings than --allow.";
 
 /// Options of `cargo xtask prose`.
 #[derive(Args)]
 pub(crate) struct ProseOptions {
     /// Files and folders to read; the whole repository if there are none
     paths: Vec<String>,
-    /// Number of places to print for each kind of sign
+    /// Number of places to print for each kind of finding
     #[arg(long, value_name = "N", default_value_t = 5)]
     max: usize,
-    /// Number of signs above which the command fails
+    /// Number of findings above which the command fails
     #[arg(long, value_name = "N", default_value_t = 150)]
     allow: usize,
 }
 
-/// Prints the signs by kind. Returns whether their number is allowed.
+/// Prints the findings by kind. Returns whether their number is allowed.
 pub(crate) fn run(options: &ProseOptions) -> Result<bool> {
     let mut list = Command::new("git");
     list.current_dir(ROOT).args(["ls-files", "--"]).args(&options.paths);
@@ -95,8 +95,8 @@ pub(crate) fn run(options: &ProseOptions) -> Result<bool> {
         reader.read(file, &text);
         count += 1;
     }
-    let signs = reader.signs();
-    let mut kinds: Vec<_> = signs.iter().collect();
+    let findings = reader.findings();
+    let mut kinds: Vec<_> = findings.iter().collect();
     kinds.sort_by_key(|(_, places)| usize::MAX - places.len());
     for (kind, places) in kinds {
         println!("{:5}  {kind}", places.len());
@@ -104,35 +104,35 @@ pub(crate) fn run(options: &ProseOptions) -> Result<bool> {
             println!("         {place}");
         }
     }
-    let total = signs.values().map(Vec::len).sum::<usize>();
-    println!("{total} signs in {count} files, {} allowed", options.allow);
+    let total = findings.values().map(Vec::len).sum::<usize>();
+    println!("{total} findings in {count} files, {} allowed", options.allow);
     Ok(total <= options.allow)
 }
 
-/// The places of each kind of sign.
-type Signs = BTreeMap<&'static str, Vec<String>>;
+/// The places of each kind of finding.
+type Findings = BTreeMap<&'static str, Vec<String>>;
 
-/// Collects the signs of all files.
+/// Collects the findings of all files.
 struct Reader {
-    riddles: Vec<(Regex, &'static str)>,
+    unclear_words: Vec<(Regex, &'static str)>,
     comment_or_string: Regex,
     code_in_text: Regex,
     fragment: Regex,
     type_name: Regex,
     function_name: Regex,
-    signs: Signs,
+    findings: Findings,
     /// The places of each type, by crate and name.
     types: BTreeMap<(String, String), Vec<String>>,
 }
 
 impl Reader {
     fn new() -> Result<Self> {
-        let riddles = RIDDLES.iter().map(|(words, instead)| {
+        let unclear_words = UNCLEAR_WORDS.iter().map(|(words, instead)| {
             // There is no word boundary after a full stop.
             Ok((Regex::new(&format!(r"(?i)\b(?:{words})(?:\b|$|\s)"))?, *instead))
         });
         Ok(Self {
-            riddles: riddles.collect::<Result<_>>()?,
+            unclear_words: unclear_words.collect::<Result<_>>()?,
             comment_or_string: Regex::new(r#"//.*|".*""#)?,
             code_in_text: Regex::new("`[^`]*`")?,
             fragment: Regex::new(&format!(r"^\s*//[/!] (?:{FRAGMENTS})\b"))?,
@@ -140,7 +140,7 @@ impl Reader {
                 r"^\s*(?:pub(?:\([a-z]+\))? )?(?:struct|enum|union|trait) (\w+)",
             )?,
             function_name: Regex::new(r"\bfn (\w+)")?,
-            signs: Signs::new(),
+            findings: Findings::new(),
             types: BTreeMap::new(),
         })
     }
@@ -173,7 +173,7 @@ impl Reader {
     }
 
     fn add(&mut self, kind: &'static str, place: String) {
-        self.signs.entry(kind).or_default().push(place);
+        self.findings.entry(kind).or_default().push(place);
     }
 
     fn check_width(&mut self, place: &str, line: &str) {
@@ -185,12 +185,12 @@ impl Reader {
 
     fn check_words(&mut self, place: &str, prose: &str) {
         let text = self.code_in_text.replace_all(prose, "");
-        let found = self.riddles.iter().find_map(|(words, instead)| {
+        let found = self.unclear_words.iter().find_map(|(words, instead)| {
             let word = words.find(&text)?.as_str().trim();
             Some(format!("{place}: {word:?} (write: {instead}): {}", shortened(prose.trim())))
         });
-        if let Some(sign) = found {
-            self.add(RIDDLE, sign);
+        if let Some(finding) = found {
+            self.add(UNCLEAR_WORD, finding);
         }
     }
 
@@ -222,13 +222,13 @@ impl Reader {
         }
     }
 
-    fn signs(mut self) -> Signs {
+    fn findings(mut self) -> Findings {
         for ((folder, name), places) in std::mem::take(&mut self.types) {
             if places.len() > 1 {
                 self.add(DUPLICATE_TYPE, format!("{folder}: {name}: {}", places.join(", ")));
             }
         }
-        self.signs
+        self.findings
     }
 }
 
