@@ -21,7 +21,7 @@ use tokio::task::JoinHandle;
 const CHUNK_SIZE: u64 = 4 << 20;
 const IN_FLIGHT: usize = 4;
 
-/// Writes pieces in order on a blocking thread. At most `IN_FLIGHT` of them are queued.
+/// Writes the pieces of a body in order on a blocking thread. At most `IN_FLIGHT` are queued.
 struct FileWriter {
     pieces: mpsc::Sender<Bytes>,
     thread: JoinHandle<std::io::Result<()>>,
@@ -56,15 +56,16 @@ impl FileWriter {
 
 async fn fetch_chunks(client: &TransportClient, name: &str, output: &str) -> anyhow::Result<u64> {
     let response = client.send_rpc(format!("open:{CHUNK_SIZE}:{name}")).await?;
+    // The response is `STREAM_ID CHUNK_COUNT SIZE`.
     let numbers: Vec<i64> =
         std::str::from_utf8(&response)?.split(' ').map(str::parse).collect::<Result<_, _>>()?;
-    let &[stream_id, chunks, size] = numbers.as_slice() else {
+    let &[stream_id, chunk_count, size] = numbers.as_slice() else {
         anyhow::bail!("the response to `open` does not contain three numbers");
     };
     let size = u64::try_from(size)?;
     let writer = FileWriter::new(output, progress_bar(size))?;
     let mut pending = VecDeque::new();
-    for index in 0..i32::try_from(chunks)? {
+    for index in 0..i32::try_from(chunk_count)? {
         if pending.len() == IN_FLIGHT {
             writer.write(next_chunk(&mut pending).await?).await?;
         }

@@ -13,8 +13,11 @@ use network_common::{
 };
 use tempfile::NamedTempFile;
 
-use crate::client::{Report, closes, equal, equal_text, fails, receive, whole_stream};
-use crate::protocol::{digest_of, pattern};
+use crate::client::{
+    Report, check_equal, check_equal_text, collect_stream, expect_close, expect_failure,
+    expect_success,
+};
+use crate::protocol::{digest_response_for, pattern};
 
 const MIB: usize = 1 << 20;
 /// Two chunks of 4 MiB and a rest, so that segments can begin and end at any offset.
@@ -79,15 +82,20 @@ impl TestedServer {
         report.check("echo of 1 MiB", self.echo(&pattern(1, MIB))).await;
         // From 20 MiB on, Spark's frame decoder consolidates the received buffers.
         report.check("echo of 24 MiB", self.echo(&pattern(2, 24 * MIB))).await;
-        let fails = |request: &'static str, part: &'static str| {
-            fails(self.client.send_rpc(request), ErrorKind::Remote, part)
+        let expect_failure = |request: &'static str, part: &'static str| {
+            expect_failure(self.client.send_rpc(request), ErrorKind::Remote, part)
         };
         report
-            .check("fail carries its message", fails("fail:out of cheese ü ✓", "out of cheese ü ✓"))
+            .check(
+                "fail carries its message",
+                expect_failure("fail:out of cheese ü ✓", "out of cheese ü ✓"),
+            )
             .await;
-        report.check("fail without a message", fails("fail:", "")).await;
-        report.check("unknown request fails", fails("nonsense:1", "unknown request")).await;
-        report.check("empty request fails", fails("", "unknown request")).await;
+        report.check("fail without a message", expect_failure("fail:", "")).await;
+        report
+            .check("unknown request fails", expect_failure("nonsense:1", "unknown request"))
+            .await;
+        report.check("empty request fails", expect_failure("", "unknown request")).await;
         report.check("100 concurrent echoes", self.echoes(100, 997)).await;
         report.check("5000 pipelined echoes", self.echoes(5000, 3)).await;
         report.check("one-way messages are counted and get no response", self.one_ways()).await;
@@ -106,28 +114,31 @@ impl TestedServer {
         report.check("a file in one chunk", self.file_chunks(1, FILE_SIZE)).await;
         report.check("two streams read alternately", self.two_chunk_streams()).await;
 
-        let fails = |id, index, part| {
-            fails(self.client.fetch_chunk(id, index), ErrorKind::ChunkFetchFailure, part)
+        let expect_failure = |id, index, part| {
+            expect_failure(self.client.fetch_chunk(id, index), ErrorKind::ChunkFetchFailure, part)
         };
         let case = async {
             let id = self.open("open:3:10").await?;
-            fails(id, 1, "out-of-order chunk index").await?;
-            fails(id, -1, "out-of-order chunk index").await?;
+            expect_failure(id, 1, "out-of-order chunk index").await?;
+            expect_failure(id, -1, "out-of-order chunk index").await?;
             for i in 0..3 {
-                equal(&pattern(i, 10), &receive(self.client.fetch_chunk(id, i as i32)).await?)?;
+                check_equal(
+                    &pattern(i, 10),
+                    &expect_success(self.client.fetch_chunk(id, i as i32)).await?,
+                )?;
             }
             Ok(())
         };
         report.check("chunk out of order fails, the stream continues", case).await;
         let case = async {
             let id = self.open("open:1:10").await?;
-            equal(&pattern(0, 10), &receive(self.client.fetch_chunk(id, 0)).await?)?;
-            fails(id, 1, "").await?;
+            check_equal(&pattern(0, 10), &expect_success(self.client.fetch_chunk(id, 0)).await?)?;
+            expect_failure(id, 1, "").await?;
             self.alive().await
         };
         report.check("chunk beyond the end fails", case).await;
         let case = async {
-            fails(NO_SUCH_STREAM_ID, 0, "").await?;
+            expect_failure(NO_SUCH_STREAM_ID, 0, "").await?;
             self.alive().await
         };
         report.check("chunk of an unknown stream fails", case).await;
@@ -145,13 +156,13 @@ impl TestedServer {
         };
         report.check("stream of an empty file", case).await;
 
-        let fails = |id: String, part| async move {
-            fails(self.client.stream(&id), ErrorKind::StreamFailure, part).await?;
+        let expect_failure = |id: String, part| async move {
+            expect_failure(self.client.stream(&id), ErrorKind::StreamFailure, part).await?;
             self.alive().await
         };
-        let case = fails("no such ü".to_owned(), "Stream 'no such ü' was not found");
+        let case = expect_failure("no such ü".to_owned(), "Stream 'no such ü' was not found");
         report.check("unknown stream fails", case).await;
-        let case = fails(self.file_stream() + ".missing", "was not found");
+        let case = expect_failure(self.file_stream() + ".missing", "was not found");
         report.check("stream of a missing file fails", case).await;
         report.check("20 concurrent streams, some failing", self.concurrent_streams()).await;
     }
@@ -165,8 +176,12 @@ impl TestedServer {
         report.check("10 concurrent uploads", self.concurrent_uploads()).await;
         let case = async {
             let own = self.own_connection().await?;
-            fails(own.upload_stream("nonsense", every_byte()), ErrorKind::Remote, "unknown upload")
-                .await
+            expect_failure(
+                own.upload_stream("nonsense", every_byte()),
+                ErrorKind::Remote,
+                "unknown upload",
+            )
+            .await
         };
         report.check("upload of an unknown kind fails", case).await;
     }
@@ -178,13 +193,13 @@ impl TestedServer {
         let succeeds = |app_id, shuffle_id, shuffle_merge_id, reduce_id| async move {
             let request =
                 self.client.merged_block_meta(app_id, shuffle_id, shuffle_merge_id, reduce_id);
-            let meta = receive(request).await?;
+            let meta = expect_success(request).await?;
             ensure!(
                 meta.num_chunks == 3,
                 "the response has {} chunks instead of 3",
                 meta.num_chunks
             );
-            equal_text(
+            check_equal_text(
                 &format!("merged:{app_id}:{shuffle_id}:{shuffle_merge_id}:{reduce_id}"),
                 &meta.body,
             )
@@ -195,14 +210,17 @@ impl TestedServer {
             .await;
         let request = self.client.merged_block_meta("app-1", 7, 2, -1);
         report
-            .check("merged block meta fails", fails(request, ErrorKind::Remote, "no merged block"))
+            .check(
+                "merged block meta fails",
+                expect_failure(request, ErrorKind::Remote, "no merged block"),
+            )
             .await;
     }
 
     async fn callbacks(&self, report: &mut Report) {
         let callback = |count| async move {
-            let done = receive(self.client.send_rpc(format!("callback:{count}"))).await?;
-            equal_text(&format!("done:{count}"), &done)
+            let done = expect_success(self.client.send_rpc(format!("callback:{count}"))).await?;
+            check_equal_text(&format!("done:{count}"), &done)
         };
         report.check("no callback", callback(0)).await;
         report.check("5 callbacks", callback(5)).await;
@@ -214,48 +232,48 @@ impl TestedServer {
             let own = self.own_connection().await?;
             let (mut first, mut second) = (own.send_rpc("hang"), own.send_rpc("hang"));
             // The server handles requests in order, so it has received both now.
-            equal(b"", &receive(own.send_rpc("echo:")).await?)?;
+            check_equal(b"", &expect_success(own.send_rpc("echo:")).await?)?;
             let has_response =
                 (&mut first).now_or_never().is_some() || (&mut second).now_or_never().is_some();
             ensure!(!has_response, "the server responded to hang");
             own.close();
-            fails(first, ErrorKind::Closed, "").await?;
-            fails(second, ErrorKind::Closed, "").await
+            expect_failure(first, ErrorKind::Closed, "").await?;
+            expect_failure(second, ErrorKind::Closed, "").await
         };
         report.check("closing the connection fails pending requests", case).await;
         let case = async {
             let own = self.own_connection().await?;
             let hanging = own.send_rpc("hang");
-            fails(own.send_rpc("close"), ErrorKind::Closed, "").await?;
-            fails(hanging, ErrorKind::Closed, "").await?;
-            closes(&own).await
+            expect_failure(own.send_rpc("close"), ErrorKind::Closed, "").await?;
+            expect_failure(hanging, ErrorKind::Closed, "").await?;
+            expect_close(&own).await
         };
         report.check("close by the server fails pending requests", case).await;
         report.check("8 connections at once", self.eight_connections()).await;
         report.check("the shared connection is still open", self.alive()).await;
         let case = async {
-            fails(self.client.send_rpc("close"), ErrorKind::Closed, "").await?;
-            closes(&self.client).await?;
+            expect_failure(self.client.send_rpc("close"), ErrorKind::Closed, "").await?;
+            expect_close(&self.client).await?;
             let next = self.factory.create_client((self.host.as_str(), self.port)).await?;
             ensure!(next.id() != self.client.id(), "the pool returned the closed connection");
-            equal(b"alive", &receive(next.send_rpc("echo:alive")).await?)
+            check_equal(b"alive", &expect_success(next.send_rpc("echo:alive")).await?)
         };
         report.check("the pool replaces a connection that the server closed", case).await;
     }
 
     async fn echo(&self, body: &[u8]) -> Result<()> {
-        equal(body, &receive(echo(&self.client, body)).await?)
+        check_equal(body, &expect_success(echo(&self.client, body)).await?)
     }
 
     async fn echoes(&self, count: usize, step: usize) -> Result<()> {
         let body = |i| pattern(i, i * step % 20_000);
         let mut responses = Vec::new();
         for i in 0..count {
-            receive(self.client.ready()).await?;
+            expect_success(self.client.ready()).await?;
             responses.push(echo(&self.client, &body(i)));
         }
         for (i, echoed) in responses.into_iter().enumerate() {
-            equal(&body(i), &receive(echoed).await?)?;
+            check_equal(&body(i), &expect_success(echoed).await?)?;
         }
         Ok(())
     }
@@ -263,7 +281,7 @@ impl TestedServer {
     async fn one_ways(&self) -> Result<()> {
         const SENT: usize = 50;
         let count = async || -> Result<usize> {
-            let text = receive(self.client.send_rpc("count")).await?;
+            let text = expect_success(self.client.send_rpc("count")).await?;
             Ok(std::str::from_utf8(&text)?.parse()?)
         };
         let before = count().await?;
@@ -298,11 +316,11 @@ impl TestedServer {
         if pipelined {
             let chunks: Vec<_> = (0..count).map(fetch).collect();
             for (i, chunk) in chunks.into_iter().enumerate() {
-                equal(&expected(i), &receive(chunk).await?)?;
+                check_equal(&expected(i), &expect_success(chunk).await?)?;
             }
         } else {
             for i in 0..count {
-                equal(&expected(i), &receive(fetch(i)).await?)?;
+                check_equal(&expected(i), &expect_success(fetch(i)).await?)?;
             }
         }
         Ok(())
@@ -315,8 +333,8 @@ impl TestedServer {
         for i in 0..4 {
             let first = self.client.fetch_chunk(memory, i as i32);
             let second = self.client.fetch_chunk(segments, i as i32);
-            equal(&pattern(i, 1000), &receive(first).await?)?;
-            equal(&self.segment(i, 2000), &receive(second).await?)?;
+            check_equal(&pattern(i, 1000), &expect_success(first).await?)?;
+            check_equal(&self.segment(i, 2000), &expect_success(second).await?)?;
         }
         Ok(())
     }
@@ -326,10 +344,10 @@ impl TestedServer {
     }
 
     async fn stream(&self, id: &str, expected: &[u8]) -> Result<()> {
-        let body = receive(self.client.stream(id)).await?;
+        let body = expect_success(self.client.stream(id)).await?;
         ensure!(body.stream_id() == id, "requested stream {id}, received {}", body.stream_id());
         ensure!(body.len() == expected.len() as u64, "the announced length is {}", body.len());
-        equal(expected, &receive(body.collect()).await?)
+        check_equal(expected, &expect_success(body.collect()).await?)
     }
 
     async fn concurrent_streams(&self) -> Result<()> {
@@ -338,13 +356,13 @@ impl TestedServer {
             3 => format!("missing-{i}"),
             _ => format!("pattern:{}", i * 10_000),
         };
-        let streams: Vec<_> = (0..20).map(|i| whole_stream(&self.client, &id(i))).collect();
+        let streams: Vec<_> = (0..20).map(|i| collect_stream(&self.client, &id(i))).collect();
         // The bodies are read concurrently, because an unread body blocks the following ones.
         let checks = streams.into_iter().enumerate().map(|(i, stream)| async move {
             match i % 4 {
-                1 => equal(&self.content, &receive(stream).await?),
-                3 => fails(stream, ErrorKind::StreamFailure, "was not found").await,
-                _ => equal(&pattern(0, i * 10_000), &receive(stream).await?),
+                1 => check_equal(&self.content, &expect_success(stream).await?),
+                3 => expect_failure(stream, ErrorKind::StreamFailure, "was not found").await,
+                _ => check_equal(&pattern(0, i * 10_000), &expect_success(stream).await?),
             }
         });
         join_all(checks).await.into_iter().collect()
@@ -379,12 +397,15 @@ impl TestedServer {
 
     /// Checks an upload's response. A server before 3.2 responds without bytes.
     async fn check_upload(&self, bytes: &[u8], upload: RpcFuture) -> Result<()> {
-        let expected = if self.since_3_2 { digest_of(bytes) } else { String::new() };
-        equal_text(&expected, &receive(upload).await?)
+        let expected = if self.since_3_2 { digest_response_for(bytes) } else { String::new() };
+        check_equal_text(&expected, &expect_success(upload).await?)
     }
 
     async fn check_last_upload(&self, bytes: &[u8]) -> Result<()> {
-        equal_text(&digest_of(bytes), &receive(self.client.send_rpc("lastdigest")).await?)
+        check_equal_text(
+            &digest_response_for(bytes),
+            &expect_success(self.client.send_rpc("lastdigest")).await?,
+        )
     }
 
     async fn everything_at_once(&self) -> Result<()> {
@@ -397,7 +418,7 @@ impl TestedServer {
             let bytes = Bytes::from(pattern(i, SIZE));
             let part = self.segment(i, SIZE);
             checks.push(expect(bytes.clone(), client.fetch_chunk(memory, i as i32)));
-            let stream = whole_stream(client, &format!("pattern:{}", i * SIZE));
+            let stream = collect_stream(client, &format!("pattern:{}", i * SIZE));
             checks.push(expect(pattern(0, i * SIZE).into(), stream));
             checks.push(expect(part.clone(), client.fetch_chunk(segments, i as i32)));
             checks.push(expect(part.clone(), echo(client, &part)));
@@ -417,7 +438,7 @@ impl TestedServer {
             connections.push((own, echoed));
         }
         for (i, (_own, echoed)) in connections.into_iter().enumerate() {
-            equal(&body(i), &receive(echoed).await?)?;
+            check_equal(&body(i), &expect_success(echoed).await?)?;
         }
         Ok(())
     }
@@ -431,7 +452,7 @@ impl TestedServer {
     }
 
     async fn open(&self, request: &str) -> Result<i64> {
-        let id = receive(self.client.send_rpc(request.to_owned())).await?;
+        let id = expect_success(self.client.send_rpc(request.to_owned())).await?;
         let id = <[u8; 8]>::try_from(&id[..]);
         Ok(i64::from_be_bytes(id.context("a stream id has 8 bytes")?))
     }
@@ -458,7 +479,7 @@ fn expect<'a>(
     expected: Bytes,
     request: impl Future<Output = Result<Bytes, TransportError>> + Send + 'a,
 ) -> BoxFuture<'a, Result<()>> {
-    Box::pin(async move { equal(&expected, &receive(request).await?) })
+    Box::pin(async move { check_equal(&expected, &expect_success(request).await?) })
 }
 
 fn every_byte() -> Bytes {

@@ -1,4 +1,4 @@
-//! Helpers of the cases: requests with a timeout, checks of responses, and the report.
+//! Helpers of the test cases: requests with a timeout, checks of responses, and the report.
 
 use std::future::Future;
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use crate::protocol::split_verb;
 
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Counts cases and prints a line for each.
+/// Counts the passed and failed cases, and prints a line for each case.
 #[derive(Default)]
 pub(crate) struct Report {
     passed: u32,
@@ -40,7 +40,7 @@ impl Report {
         println!("skipped {name}: {reason}");
     }
 
-    /// Prints the counts, and returns whether no case failed.
+    /// Prints the counts, and returns whether all cases passed.
     pub(crate) fn finish(self) -> bool {
         println!("{} passed, {} failed", self.passed, self.failed);
         self.failed == 0
@@ -48,14 +48,14 @@ impl Report {
 }
 
 /// Returns the response to a request that must succeed within the timeout.
-pub(crate) async fn receive<T>(
+pub(crate) async fn expect_success<T>(
     request: impl Future<Output = Result<T, TransportError>>,
 ) -> Result<T> {
     Ok(within(request).await??)
 }
 
 /// Checks that a request fails with `kind`, and that the error text contains `part`.
-pub(crate) async fn fails<T>(
+pub(crate) async fn expect_failure<T>(
     request: impl Future<Output = Result<T, TransportError>>,
     kind: ErrorKind,
     part: &str,
@@ -72,8 +72,8 @@ pub(crate) async fn fails<T>(
     Ok(())
 }
 
-/// Checks that a connection closes.
-pub(crate) async fn closes(client: &TransportClient) -> Result<()> {
+/// Checks that a connection closes within the timeout.
+pub(crate) async fn expect_close(client: &TransportClient) -> Result<()> {
     within(client.closed()).await?;
     ensure!(!client.is_active(), "the connection is still active");
     Ok(())
@@ -84,8 +84,8 @@ async fn within<T>(event: impl Future<Output = T>) -> Result<T> {
     result.with_context(|| format!("the timeout of {} s has elapsed", TIMEOUT.as_secs()))
 }
 
-/// Requests a stream immediately, and returns a future of all its bytes.
-pub(crate) fn whole_stream(
+/// Sends a stream request immediately, and returns a future that collects the body.
+pub(crate) fn collect_stream(
     client: &TransportClient,
     stream_id: &str,
 ) -> impl Future<Output = Result<Bytes, TransportError>> + use<> {
@@ -94,7 +94,7 @@ pub(crate) fn whole_stream(
 }
 
 /// Checks that two byte strings are equal. The error contains only the first difference.
-pub(crate) fn equal(expected: &[u8], actual: &[u8]) -> Result<()> {
+pub(crate) fn check_equal(expected: &[u8], actual: &[u8]) -> Result<()> {
     let (length, actual_length) = (expected.len(), actual.len());
     ensure!(length == actual_length, "expected {length} bytes, received {actual_length}");
     match expected.iter().zip(actual).position(|(expected, actual)| expected != actual) {
@@ -103,13 +103,13 @@ pub(crate) fn equal(expected: &[u8], actual: &[u8]) -> Result<()> {
     }
 }
 
-pub(crate) fn equal_text(expected: &str, actual: &[u8]) -> Result<()> {
+pub(crate) fn check_equal_text(expected: &str, actual: &[u8]) -> Result<()> {
     let actual = String::from_utf8_lossy(actual);
     ensure!(expected == actual, "expected \"{expected}\", received \"{actual}\"");
     Ok(())
 }
 
-/// Responds to the server's callbacks.
+/// Responds to the RPCs that the server sends for a `callback` request.
 pub(crate) struct CallbackHandler;
 
 impl RpcHandler for CallbackHandler {

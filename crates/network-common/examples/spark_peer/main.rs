@@ -1,6 +1,6 @@
 //! A client and a server of the application protocol of `interop/README.md`.
 //!
-//! `cargo xtask interop` runs both against real Spark.
+//! `cargo xtask interop` runs them against Spark's own server and client.
 //!
 //! ```text
 //! cargo run --release -p network-common --example spark_peer -- server PORT [options]
@@ -59,7 +59,7 @@ enum Role {
 
 #[derive(Args)]
 struct Options {
-    /// Authenticate with this secret; the settings select the kind of authentication
+    /// Authenticate with this secret; --conf selects the kind of authentication
     #[arg(long)]
     secret: Option<String>,
     /// A setting under Spark's name; can be repeated
@@ -117,7 +117,7 @@ async fn main() -> ExitCode {
     }
 }
 
-/// Runs the role, and returns whether no case failed.
+/// Runs the server or the client, and returns whether all cases passed.
 async fn run(arguments: Arguments) -> Result<bool> {
     match arguments.role {
         Role::Server { port, options } => {

@@ -9,12 +9,12 @@ pub(crate) fn split_verb(request: &[u8]) -> (&[u8], &[u8]) {
     request.split_at(end)
 }
 
-/// Returns memory chunk `chunk` of `size` bytes.
+/// Returns the first `size` bytes of memory chunk `chunk`, as `interop/README.md` defines them.
 pub(crate) fn pattern(chunk: usize, size: usize) -> Vec<u8> {
     (0..size).map(|j| ((chunk * 131 + j * 7 + 13) % 251) as u8).collect()
 }
 
-/// Returns the response to an upload with meta `digest`.
+/// Returns the response to an upload whose meta is `digest`: its SHA-256 in hex and its length.
 pub(crate) fn digest_response(digest: Sha256, length: u64) -> String {
     use std::fmt::Write as _;
 
@@ -26,7 +26,7 @@ pub(crate) fn digest_response(digest: Sha256, length: u64) -> String {
     format!("{text} {length}")
 }
 
-/// Returns the expected response to an upload of `bytes`.
-pub(crate) fn digest_of(bytes: &[u8]) -> String {
+/// Returns the response to an upload of `bytes` whose meta is `digest`.
+pub(crate) fn digest_response_for(bytes: &[u8]) -> String {
     digest_response(Sha256::new_with_prefix(bytes), bytes.len() as u64)
 }
