@@ -1,5 +1,8 @@
-//! Row C2: an endpoint is replaced while clients hold credit of its predecessor. Each accepted
-//! message is handled by one of the two, or reported as undelivered.
+//! Row `fault_c2` of docs/conformance.md: an endpoint is replaced while clients hold credit that
+//! it granted.
+//!
+//! The predecessor or the successor handles each accepted message, or it is reported to
+//! its client as undelivered.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,7 +19,7 @@ use crate::fixture::{
 };
 
 type Ref = RpcEndpointRef<HelloMessage>;
-const LIMIT: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A client whose messages contain its number.
 struct Sender {
@@ -42,12 +45,12 @@ impl Sender {
         senders
     }
 
-    /// Sends the messages `numbers`, and awaits the acceptance of each.
+    /// Sends the messages `numbers` with `send_wait`, one after the other.
     async fn send(&self, numbers: std::ops::Range<usize>) {
         send_numbered(self.number, &self.remote, numbers).await;
     }
 
-    /// Returns the number of undelivered messages, and the error of one of them.
+    /// Returns the number of undelivered messages, and the next error that was reported for one.
     fn undelivered(&mut self) -> (u64, Option<RpcError>) {
         (self.env.snapshot().undelivered, self.undelivered.try_recv().ok())
     }
@@ -56,11 +59,12 @@ impl Sender {
 async fn send_numbered(sender: usize, remote: &Ref, numbers: std::ops::Range<usize>) {
     for n in numbers {
         let sent = remote.send_wait(hi(&format!("{sender}:{n}")));
-        within(LIMIT, &format!("client {sender}: send_wait {n}"), sent).await.unwrap();
+        within(TIMEOUT, &format!("client {sender}: send_wait {n}"), sent).await.unwrap();
     }
 }
 
-fn limit(messages: u64) -> EndpointOptions {
+/// Returns options with an inbox limit of `messages`.
+fn inbox_limit(messages: u64) -> EndpointOptions {
     EndpointOptions::new().max_messages(messages)
 }
 
@@ -70,16 +74,19 @@ async fn send_from_all(senders: &[Sender], numbers: std::ops::Range<usize>) {
     futures::future::join_all(sent).await;
 }
 
-/// Asks from each client, and awaits the reply, which follows all its earlier messages.
+/// Asks from each client, and checks that the endpoint with `label` replies.
+///
+/// A reply shows that this endpoint has handled all earlier messages that it received from the
+/// client.
 async fn ask_from_all(senders: &[Sender], label: &str) {
     for sender in senders {
-        let what = format!("client {}: the reply behind its messages", sender.number);
-        let reply = within(LIMIT, &what, ask(&sender.remote, "last")).await;
+        let what = format!("client {}: the reply after its messages", sender.number);
+        let reply = within(TIMEOUT, &what, ask(&sender.remote, "last")).await;
         assert_eq!(reply.unwrap(), label);
     }
 }
 
-/// Checks that no message was handled twice or out of order, and returns their number.
+/// Checks that no message was handled twice or out of order, and returns the number of messages.
 fn assert_in_order(handled: &[String], senders: usize) -> usize {
     let mut next = vec![0; senders];
     let numbered = handled.iter().filter_map(|text| text.split_once(':'));
@@ -91,7 +98,7 @@ fn assert_in_order(handled: &[String], senders: usize) -> usize {
     handled.iter().filter(|text| text.contains(':')).count()
 }
 
-/// Stops the last endpoint and returns what all have handled, in the order of their registration.
+/// Stops the endpoint `last`, and returns what all endpoints handled, in registration order.
 async fn stop_and_collect(server: &RpcEnv, last: &Ref, gates: &mut [Gate]) -> Vec<String> {
     server.stop(last);
     let mut handled = Vec::new();
@@ -101,21 +108,23 @@ async fn stop_and_collect(server: &RpcEnv, last: &Ref, gates: &mut [Gate]) -> Ve
     handled
 }
 
-/// Grows the clients' credit at a predecessor with the limit `before`, then checks that a stuck
-/// successor with the limit `after` handles all messages sent with this credit.
+/// Checks that a successor handles all messages that were sent with its predecessor's credit.
+///
+/// The predecessor has the inbox limit `before`, and the clients' credit grows while they send to
+/// it. The successor has the inbox limit `after`, and is stuck until all messages are sent.
 async fn assert_all_are_handled(before: u64, after: u64, clients: usize, messages: usize) {
     let server = server().await;
     let (endpoint, first) = working("first");
-    let local: Ref = server.setup_endpoint_with(NAME, endpoint, limit(before)).unwrap();
+    let local: Ref = server.setup_endpoint_with(NAME, endpoint, inbox_limit(before)).unwrap();
     let mut senders = Sender::start_many(clients, &server).await;
     let warm_up = 10_000 / clients;
     send_from_all(&senders, 0..warm_up).await;
     ask_from_all(&senders, "first").await;
 
     let (endpoint, second) = stuck("second");
-    let local = replace(&server, &local, endpoint, limit(after));
+    let local = replace(&server, &local, endpoint, inbox_limit(after));
     send_from_all(&senders, warm_up..warm_up + messages).await;
-    // A lookup follows the messages that had credit.
+    // The server responds to a lookup after it has received the messages that had credit.
     for sender in &senders {
         look_up(&sender.env, &server).await;
     }
@@ -131,39 +140,39 @@ async fn assert_all_are_handled(before: u64, after: u64, clients: usize, message
 }
 
 #[tokio::test]
-async fn fault_c2_smaller_successor_handles_every_accepted_message() {
+async fn fault_c2_successor_with_smaller_limit_handles_accepted_messages() {
     assert_all_are_handled(65_536, 256, 1, 3000).await;
 }
 
 #[tokio::test]
-async fn fault_c2_smallest_successor_handles_messages_of_several_clients() {
+async fn fault_c2_successor_with_limit_of_1_handles_messages_of_4_clients() {
     assert_all_are_handled(65_536, 1, 4, 1000).await;
 }
 
 #[tokio::test]
-async fn fault_c2_equal_successor_handles_messages_of_24_clients() {
+async fn fault_c2_successor_with_equal_limit_handles_messages_of_24_clients() {
     assert_all_are_handled(1024, 1024, 24, 200).await;
 }
 
 #[tokio::test]
-async fn fault_c2_larger_successor_handles_messages_of_24_clients() {
+async fn fault_c2_successor_with_larger_limit_handles_messages_of_24_clients() {
     assert_all_are_handled(512, 1024, 24, 200).await;
 }
 
-/// The predecessor is stuck and holds all the credit; the successor handles the other messages.
+/// Checks that a successor handles the messages that its stuck predecessor had no credit for.
 async fn assert_rest_is_handled(before: u64, after: u64) {
     const CLIENTS: usize = 24;
     const MESSAGES: usize = 200;
     let server = server().await;
     let (endpoint, first) = stuck("first");
-    let local: Ref = server.setup_endpoint_with(NAME, endpoint, limit(before)).unwrap();
+    let local: Ref = server.setup_endpoint_with(NAME, endpoint, inbox_limit(before)).unwrap();
     let mut senders = Sender::start_many(CLIENTS, &server).await;
     send_from_all(&senders, 0..MESSAGES).await;
     for sender in &senders {
         look_up(&sender.env, &server).await;
     }
     let (endpoint, second) = working("second");
-    let local = replace(&server, &local, endpoint, limit(after));
+    let local = replace(&server, &local, endpoint, inbox_limit(after));
     ask_from_all(&senders, "second").await;
     let mut gates = [first, second];
     gates[0].open();
@@ -182,14 +191,14 @@ async fn fault_c2_successor_handles_rest_while_predecessor_is_stuck() {
     }
 }
 
-/// Endpoints with different limits replace each other while clients send; all of them work.
+/// Endpoints with different limits replace each other while clients send, without a loss.
 #[tokio::test]
 async fn fault_c2_repeated_replacements_lose_no_message() {
     const CLIENTS: usize = 6;
     const MESSAGES: usize = 2000;
     let server = server().await;
     let (endpoint, gate) = working("first");
-    let mut local: Ref = server.setup_endpoint_with(NAME, endpoint, limit(65_536)).unwrap();
+    let mut local: Ref = server.setup_endpoint_with(NAME, endpoint, inbox_limit(65_536)).unwrap();
     let mut gates = vec![gate];
     let mut senders = Sender::start_many(CLIENTS, &server).await;
     let mut sending = JoinSet::new();
@@ -206,21 +215,21 @@ async fn fault_c2_repeated_replacements_lose_no_message() {
     }
     let limits = [16, 65_536, 1, 4096, 64, 2, 256, 8];
     for (n, after) in limits.into_iter().enumerate() {
-        let mark = n * CLIENTS * MESSAGES / (limits.len() + 1);
+        let threshold = n * CLIENTS * MESSAGES / (limits.len() + 1);
         let progress = async {
-            while accepted.load(Ordering::Relaxed) < mark {
+            while accepted.load(Ordering::Relaxed) < threshold {
                 tokio::task::yield_now().await;
             }
         };
-        within(LIMIT, &format!("{mark} messages are accepted"), progress).await;
+        within(TIMEOUT, &format!("{threshold} messages are accepted"), progress).await;
         // The next messages arrive at a stuck endpoint with credit that a working one granted.
         let (endpoint, gate) = stuck("next");
-        local = replace(&server, &local, endpoint, limit(after));
+        local = replace(&server, &local, endpoint, inbox_limit(after));
         gates.push(gate);
         look_up(&senders[0].env, &server).await;
         gates.iter_mut().rev().take(2).for_each(Gate::open);
     }
-    while let Some(done) = within(LIMIT, "the clients' sends", sending.join_next()).await {
+    while let Some(done) = within(TIMEOUT, "the clients' sends", sending.join_next()).await {
         done.unwrap();
     }
     ask_from_all(&senders, "next").await;
@@ -232,15 +241,15 @@ async fn fault_c2_repeated_replacements_lose_no_message() {
     assert_eq!(assert_in_order(&handled, CLIENTS), CLIENTS * MESSAGES);
 }
 
-/// Only the messages that arrive between the stop and the next setup are reported.
+/// Only messages that arrive between the stop and the next registration are reported.
 #[tokio::test]
 async fn fault_c2_messages_without_endpoint_are_reported_and_counted() {
-    // The number exceeds the predecessor's inbox and the initial windows of all clients together.
+    // 4 * 600 messages exceed the predecessor's inbox and the clients' initial windows of 64.
     const CLIENTS: usize = 4;
     const MESSAGES: usize = 600;
     let server = server().await;
     let (endpoint, first) = stuck("first");
-    let local: Ref = server.setup_endpoint_with(NAME, endpoint, limit(1024)).unwrap();
+    let local: Ref = server.setup_endpoint_with(NAME, endpoint, inbox_limit(1024)).unwrap();
     let mut senders = Sender::start_many(CLIENTS, &server).await;
     send_from_all(&senders, 0..MESSAGES).await;
     for sender in &senders {
@@ -248,21 +257,21 @@ async fn fault_c2_messages_without_endpoint_are_reported_and_counted() {
     }
     server.stop(&local);
     for sender in &senders {
-        let what = format!("client {}: the failure of an ask without endpoint", sender.number);
+        let what = format!("client {}: the failure of an ask without an endpoint", sender.number);
         let error = promptly(&what, ask(&sender.remote, "gap")).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::EndpointNotFound);
     }
     let (endpoint, second) = working("second");
-    let local = server.setup_endpoint_with(NAME, endpoint, limit(16)).unwrap();
+    let local = server.setup_endpoint_with(NAME, endpoint, inbox_limit(16)).unwrap();
     send_from_all(&senders, MESSAGES..2 * MESSAGES).await;
     ask_from_all(&senders, "second").await;
     let mut gates = [first, second];
     gates[0].open();
     let handled = stop_and_collect(&server, &local, &mut gates).await;
     let handled = assert_in_order(&handled, CLIENTS);
-    assert!(handled >= CLIENTS * MESSAGES, "the successor handles all that was sent to it");
+    assert!(handled >= CLIENTS * MESSAGES, "only {handled} messages were handled");
     let reported: u64 = senders.iter_mut().map(|sender| sender.undelivered().0).sum();
-    assert_ne!(reported, 0, "messages arrived without an endpoint");
+    assert_ne!(reported, 0, "no message arrived while there was no endpoint");
     assert_eq!(handled as u64 + reported, 2 * (CLIENTS * MESSAGES) as u64, "{handled} handled");
     for sender in &mut senders {
         while let Ok(error) = sender.undelivered.try_recv() {
@@ -271,23 +280,25 @@ async fn fault_c2_messages_without_endpoint_are_reported_and_counted() {
     }
 }
 
-/// The number of accepted and unhandled messages stays within the predecessor's credit and the
-/// limits of both queues.
+/// Accepted but unhandled messages stay within the predecessor's credit, the successor's inbox and
+/// the client's queue.
 #[tokio::test]
-async fn fault_c2_send_wait_slows_down_for_smaller_successor() {
-    // The largest credit that the predecessor can have granted, plus the limits of the two queues.
-    const MAX_HELD: usize = 1024 + 64 + 16 + 64;
+async fn fault_c2_send_wait_slows_down_to_smaller_limit_of_successor() {
+    const QUEUE: usize = 64;
+    // The predecessor grants at most its inbox limit and one initial window, which is a 16th of it.
+    const MAX_CREDIT: usize = 1024 + 1024 / 16;
+    const MAX_UNHANDLED: usize = MAX_CREDIT + 16 + QUEUE;
     const MESSAGES: usize = 6000;
     let server = server().await;
     let (endpoint, first) = working("first");
-    let local: Ref = server.setup_endpoint_with(NAME, endpoint, limit(1024)).unwrap();
-    let client = client_with_queue(64).await;
+    let local: Ref = server.setup_endpoint_with(NAME, endpoint, inbox_limit(1024)).unwrap();
+    let client = client_with_queue(QUEUE).await;
     let remote = look_up(&client, &server).await;
     send_numbered(0, &remote, 0..2000).await;
-    promptly("the reply behind the warm-up", ask(&remote, "last")).await.unwrap();
+    promptly("the reply after the warm-up", ask(&remote, "last")).await.unwrap();
 
     let (endpoint, mut second) = stuck("second");
-    let local = replace(&server, &local, endpoint, limit(16));
+    let local = replace(&server, &local, endpoint, inbox_limit(16));
     let accepted = Arc::new(AtomicUsize::new(0));
     let sending = tokio::spawn({
         let (remote, accepted) = (remote.clone(), Arc::clone(&accepted));
@@ -298,18 +309,18 @@ async fn fault_c2_send_wait_slows_down_for_smaller_successor() {
             }
         }
     });
-    // After two lookups the client has used all its credit, also that of the first message.
+    // The arrival of the first message can grant more credit. The second lookup follows its use.
     look_up(&client, &server).await;
     look_up(&client, &server).await;
     second.open();
     for handled in 0..MESSAGES {
         second.next().await;
         let handled = handled + 1 + second.buffered();
-        let ahead = accepted.load(Ordering::Relaxed).saturating_sub(handled);
-        assert!(ahead <= MAX_HELD, "{ahead} messages are accepted and not handled");
+        let unhandled = accepted.load(Ordering::Relaxed).saturating_sub(handled);
+        assert!(unhandled <= MAX_UNHANDLED, "{unhandled} messages are accepted and not handled");
     }
-    within(LIMIT, "the client's sends", sending).await.unwrap();
-    assert_eq!(client.snapshot().undelivered, 0, "messages are undelivered");
+    within(TIMEOUT, "the client's sends", sending).await.unwrap();
+    assert_eq!(client.snapshot().undelivered, 0, "a message was reported as undelivered");
     let handled = stop_and_collect(&server, &local, &mut [first]).await;
     assert_eq!(assert_in_order(&handled, 1), 2000);
 }
