@@ -1,4 +1,4 @@
-//! Generates the client and the server of tonic.
+//! Generates tonic's client and server from `proto/echo.proto`.
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let files = protox::compile(["proto/echo.proto"], ["proto"])?;

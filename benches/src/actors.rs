@@ -10,13 +10,13 @@ use futures::TryFutureExt;
 use crate::load::{Client, Meter, Request, Target, run};
 use crate::process::unsupported;
 
-/// The state of every measured actor.
+/// The state of a measured actor: a count of its messages and a check of their order.
 #[derive(Debug, Default)]
 pub struct Received {
     count: u64,
     /// The last sequence number of each producer. Empty until the first message.
     last_sequences: Vec<u64>,
-    has_disorder: bool,
+    is_out_of_order: bool,
 }
 
 impl Received {
@@ -26,23 +26,23 @@ impl Received {
         if producer >= self.last_sequences.len() {
             self.last_sequences.resize(producer + 1, 0);
         }
-        self.has_disorder |= sequence <= self.last_sequences[producer];
+        self.is_out_of_order |= sequence <= self.last_sequences[producer];
         self.last_sequences[producer] = sequence;
         self.count += 1;
     }
 
-    /// Returns the count, and whether each producer's messages were in order, and resets both.
+    /// Returns the count and whether each producer's messages were in order. Resets both.
     pub fn report(&mut self) -> (u64, bool) {
-        let report = (self.count, !self.has_disorder);
+        let report = (self.count, !self.is_out_of_order);
         self.last_sequences.fill(0);
-        (self.count, self.has_disorder) = (0, false);
+        (self.count, self.is_out_of_order) = (0, false);
         report
     }
 }
 
-/// A ref to an actor that holds [`Received`].
+/// A reference to an actor whose state is [`Received`].
 pub trait Actor: Clone + Send + Sync + 'static {
-    /// [`Target::IS_EAGER`] of its asks.
+    /// `true` if [`ask`](Self::ask) queues the message before its future is polled.
     const IS_EAGER: bool;
 
     /// Sends a one-way message. Waits if the mailbox is bounded and full.
@@ -60,7 +60,7 @@ pub trait Actor: Clone + Send + Sync + 'static {
 /// Sends one-way messages to `actors`, and then asks each actor for its count.
 ///
 /// Each of `job.connections` has `job.tasks` producers, and each producer sends to the actors of
-/// its connection in turn. `actors` begins with the actors of the first connection.
+/// its connection in turn. `actors` is ordered by connection.
 ///
 /// # Errors
 /// Fails if a message was lost or received out of order.
@@ -105,7 +105,7 @@ pub async fn run_sends<A: Actor>(actors: &[A], job: &Job) -> anyhow::Result<Samp
     Ok(sample)
 }
 
-/// A [`Client`] of actors in its own process.
+/// A [`Client`] whose actors are in its own process.
 #[derive(Debug)]
 pub struct LocalActors<A, F> {
     start: F,
@@ -130,6 +130,7 @@ impl<A: Actor, F: FnMut() -> anyhow::Result<A> + Send + 'static> Client for Loca
             Case::Ask => {
                 run(&actors.iter().cloned().map(ActorTarget).collect::<Vec<_>>(), &job).await
             }
+            // The actors exist now. `cargo xtask compare` measures their memory.
             Case::Hold => Ok(Sample::default()),
             other => Err(unsupported(other)),
         }
@@ -149,7 +150,7 @@ impl<A: Actor> Target for ActorTarget<A> {
     }
 
     fn call(&self, _: &Request) -> impl Future<Output = anyhow::Result<()>> + Send + 'static {
-        // An async block would store the inner future twice.
+        // An async block would store the awaited future twice.
         self.0.ask().map_ok(drop)
     }
 }

@@ -1,8 +1,10 @@
 //! Benchmarks of network-common and rpc-core, and the programs they are compared with.
 //!
-//! [`ours`] calls the public API of the two crates. [`limits`] are small programs of plain tokio
-//! that do the same work without a library. Other libraries are in `benches/peers`, which is a
-//! workspace of its own.
+//! A *contender* is a program or library that is measured.
+//!
+//! [`ours`] calls the public API of the two crates. The modules of [`limits`] use plain tokio for
+//! the same work, and so show what a library could reach. Other libraries are in `benches/peers`,
+//! which is a workspace of its own.
 //!
 //! `cargo xtask compare` runs all of them, and the Java program in `interop/java/bench`, as
 //! processes that speak [`bench_protocol`]. `cargo bench` runs the same code with both ends in one
@@ -26,7 +28,7 @@ use anyhow::Context;
 
 /// The file that a server reads chunks from.
 #[derive(Clone, Debug)]
-#[allow(clippy::exhaustive_structs, reason = "a bench")]
+#[allow(clippy::exhaustive_structs, reason = "the crate is not published")]
 pub struct Chunks {
     /// The path of the file, which should be in the page cache.
     pub path: PathBuf,

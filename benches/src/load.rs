@@ -1,4 +1,4 @@
-//! The loops that call every contender: each keeps a window of calls in flight and measures them.
+//! Calls a contender in a closed loop: each task keeps a fixed number of calls in flight.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -14,10 +14,10 @@ use hdrhistogram::Histogram;
 use crate::open_loop;
 use crate::process::unsupported;
 
-/// A fast loop reads the clock once in this number of operations.
+/// One in this number of operations is timed if the operations are short.
 const CLOCK_INTERVAL: u64 = 64;
 
-/// A contender that runs jobs.
+/// Runs the jobs of a measured process: the client or the server of a contender.
 pub trait Client: Send + 'static {
     /// Runs one job.
     fn run(&mut self, job: Job) -> impl Future<Output = anyhow::Result<Sample>> + Send;
@@ -48,7 +48,7 @@ impl Request {
 pub trait Target: Clone + Send + Sync + 'static {
     /// The cases that this contender supports.
     const CASES: &'static [Case];
-    /// Indicates that [`call`](Self::call) queues the request without a poll of its future.
+    /// `true` if [`call`](Self::call) queues the request before its future is polled.
     const IS_EAGER: bool;
 
     /// Connects to the server at `address`.
@@ -58,29 +58,29 @@ pub trait Target: Clone + Send + Sync + 'static {
     fn call(&self, request: &Request) -> impl Future<Output = anyhow::Result<()>> + Send + 'static;
 }
 
-/// A [`Client`] that calls a server through [`Target`]s.
+/// A [`Client`] that calls a server over a pool of connections.
 #[derive(Debug)]
 pub struct CallClient<T> {
     address: SocketAddr,
-    open: Vec<T>,
+    connections: Vec<T>,
 }
 
 impl<T: Target> CallClient<T> {
     /// Creates a client of the server at `address`, without a connection.
     #[must_use]
     pub fn new(address: SocketAddr) -> Self {
-        Self { address, open: Vec::new() }
+        Self { address, connections: Vec::new() }
     }
 
     /// Returns `count` connections, and opens those that do not exist yet.
     ///
     /// # Errors
-    /// Fails if a connection unsupported be opened.
+    /// Fails if a connection cannot be opened.
     pub async fn connections(&mut self, count: usize) -> anyhow::Result<&[T]> {
-        while self.open.len() < count {
-            self.open.push(T::connect(self.address).await?);
+        while self.connections.len() < count {
+            self.connections.push(T::connect(self.address).await?);
         }
-        Ok(&self.open[..count])
+        Ok(&self.connections[..count])
     }
 }
 
@@ -155,12 +155,12 @@ async fn run_task<T: Target>(
     }
 }
 
-/// Counts and times the operations of one task, and ends its job.
+/// Counts and times the operations of one task, and decides when the task stops.
 #[derive(Debug)]
 pub struct Meter {
     until: Until,
     start: Instant,
-    /// The clock is read once in this number of operations.
+    /// One in this number of operations is timed.
     clock_interval: u64,
     is_finished: bool,
     begun: u64,
@@ -172,13 +172,13 @@ impl Meter {
     /// Creates the meter of a job that one task runs.
     #[must_use]
     pub fn new(job: &Job) -> Self {
-        let is_slow = job.connections * job.tasks * job.window == 1 || job.bytes >= 64 << 10;
+        let is_each_timed = job.connections * job.tasks * job.window == 1 || job.bytes >= 64 << 10;
         #[allow(clippy::expect_used, reason = "a histogram supports 0 to 5 significant digits")]
         let latency = Histogram::new(3).expect("3 significant digits are supported");
         Self {
             until: job.until,
             start: Instant::now(),
-            clock_interval: if is_slow { 1 } else { CLOCK_INTERVAL },
+            clock_interval: if is_each_timed { 1 } else { CLOCK_INTERVAL },
             is_finished: false,
             begun: 0,
             completed: 0,
@@ -191,17 +191,17 @@ impl Meter {
         let job = *job;
         (0..tasks as u64).map(move |index| {
             let mut meter = Self::new(&job);
-            if let Until::Operations(all) = job.until {
+            if let Until::Operations(total) = job.until {
                 let tasks = tasks as u64;
-                meter.until = Until::Operations(all / tasks + u64::from(index < all % tasks));
+                meter.until = Until::Operations(total / tasks + u64::from(index < total % tasks));
             }
             meter
         })
     }
 
-    /// Begins an operation; `None` if the job has ended.
+    /// Begins an operation. Returns `None` if the job has ended.
     ///
-    /// Returns the current time if the operation is to be timed.
+    /// The inner value is the current time if this operation is timed.
     pub fn begin(&mut self) -> Option<Option<Instant>> {
         let now = (self.begun.is_multiple_of(self.clock_interval)).then(Instant::now);
         self.is_finished = self.is_finished
@@ -231,7 +231,7 @@ impl Meter {
         Ok(())
     }
 
-    /// Adds the figures of another task.
+    /// Adds the counts and latencies of another task.
     ///
     /// # Errors
     /// Fails if a latency exceeds the range of the histogram.
@@ -240,7 +240,7 @@ impl Meter {
         Ok(self.latency.add(&other.latency)?)
     }
 
-    /// Returns the figures of the job, which took `duration`.
+    /// Returns the result of the job, which took `duration`.
     #[must_use]
     pub fn sample(&self, duration: Duration) -> Sample {
         let latency = latency(&self.latency);

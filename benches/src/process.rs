@@ -1,4 +1,4 @@
-//! The measured process's side of [`bench_protocol`].
+//! The part of [`bench_protocol`] that runs in a measured process.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -14,7 +14,7 @@ use crate::load::Client;
 
 /// The command line of all measured programs.
 #[derive(Debug, Parser)]
-#[allow(clippy::exhaustive_structs, reason = "a bench")]
+#[allow(clippy::exhaustive_structs, reason = "the crate is not published")]
 pub struct Arguments {
     /// The role of this process.
     #[command(subcommand)]
@@ -23,7 +23,7 @@ pub struct Arguments {
 
 /// The role of a process.
 #[derive(Debug, Subcommand)]
-#[allow(clippy::exhaustive_enums, reason = "a bench")]
+#[allow(clippy::exhaustive_enums, reason = "the crate is not published")]
 pub enum Role {
     /// Runs the server of a contender.
     Serve {
@@ -37,12 +37,12 @@ pub enum Role {
     Drive {
         /// The name of the contender.
         kind: String,
-        /// The server's address; absent for contenders of one process.
+        /// The server's address; absent for contenders without a server process.
         address: Option<SocketAddr>,
     },
 }
 
-/// Measures the time and the CPU time of a repetition in this process.
+/// Measures the elapsed time and the CPU time of this process.
 #[derive(Debug)]
 pub struct Stopwatch {
     started: Instant,
@@ -56,7 +56,7 @@ impl Stopwatch {
         Self { started: Instant::now(), cpu_seconds: cpu_seconds() }
     }
 
-    /// Returns the time and the CPU time since the start.
+    /// Returns the elapsed time and the CPU time since the start.
     #[must_use]
     pub fn stop(&self) -> TransportSample {
         let seconds = self.started.elapsed().as_secs_f64();
@@ -71,7 +71,7 @@ fn cpu_seconds() -> f64 {
 
 /// Keeps a server alive and rejects all jobs.
 #[derive(Debug)]
-#[allow(clippy::exhaustive_structs, reason = "a bench")]
+#[allow(clippy::exhaustive_structs, reason = "the crate is not published")]
 pub struct ServerOnly<S>(pub S);
 
 impl<S: Send + 'static> Client for ServerOnly<S> {
@@ -99,8 +99,8 @@ pub async fn drive(client: impl Client) -> anyhow::Result<()> {
 }
 
 async fn run_jobs(mut client: impl Client) -> anyhow::Result<()> {
-    // The main thread is not a worker, so every wake-up of a connection's task from it would
-    // cross threads. A spawned task runs on a worker.
+    // A spawned task runs on a worker thread. The main thread is none, so each wake-up between it
+    // and the task of a connection would cross threads.
     let task = tokio::spawn(async move {
         let mut lines = BufReader::new(tokio::io::stdin()).lines();
         while let Some(line) = lines.next_line().await? {

@@ -1,13 +1,13 @@
-//! ractor without spans for each message and without its feature `cluster`.
+//! ractor without its features for tracing spans and for clusters.
 //!
-//! That feature would convert every message.
+//! Both add a field to every message: its span, and its serialized form for remote actors.
 
 use benches::actors::{self, Received};
 use bytes::Bytes;
 use ractor::rpc::CallResult;
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 
-/// A ref to an actor.
+/// A reference to an actor.
 #[derive(Clone)]
 pub struct Ractor(ActorRef<CounterMessage>);
 

@@ -1,4 +1,6 @@
-//! The measured processes of this workspace and of the limits.
+//! Runs the server or the client of one contender: `ours*` or a limit.
+//!
+//! `docs/performance.md` describes the limits, such as `smallest`.
 
 use anyhow::Context;
 use benches::codec::Codec;
@@ -50,7 +52,7 @@ async fn main() -> anyhow::Result<()> {
             "cipher-tls" => drive(Cipher::Tls).await,
             "channel" => drive(actors::LocalActors::new(|| Ok(Channel::start()))).await,
             "timer" => drive(Timer::default()).await,
-            other => anyhow::bail!("there is no contender {other} that needs no server"),
+            other => anyhow::bail!("unknown contender {other}, or the server's address is missing"),
         },
         Role::Drive { kind, address: Some(address) } => match kind.as_str() {
             "ours" | "ours-ctr" | "ours-gcm" | "ours-tls" => {
@@ -63,7 +65,7 @@ async fn main() -> anyhow::Result<()> {
             "yielding" => drive(CallClient::<Smallest<true>>::new(address)).await,
             "chunks" => drive(RawChunks::connect(address).await?).await,
             "mixed" => drive(Mixed::new(address)).await,
-            other => anyhow::bail!("there is no contender {other} that needs a server"),
+            other => anyhow::bail!("unknown contender {other}, or it has no server"),
         },
     }
 }

@@ -1,4 +1,4 @@
-//! The measured processes of Spark's `NettyTransportBenchmark`: network-common and plain sockets.
+//! Runs Spark's `NettyTransportBenchmark` with network-common, or with plain tokio as the limit.
 
 use std::path::PathBuf;
 
@@ -10,7 +10,7 @@ use clap::{Parser, ValueEnum};
 
 #[derive(Parser)]
 struct TransportArguments {
-    /// The transport and the kind of its callers
+    /// The transport, and whether tasks or threads call it
     contender: Contender,
     /// The directory of the files that chunks are read from
     files: PathBuf,
@@ -22,9 +22,9 @@ enum Contender {
     Tasks,
     /// network-common, called by threads
     Threads,
-    /// Plain tokio without an API, called by tasks
+    /// Plain tokio instead of network-common, called by tasks
     RawTasks,
-    /// Plain tokio without an API, called by threads
+    /// Plain tokio instead of network-common, called by threads
     RawThreads,
 }
 

@@ -11,7 +11,7 @@ use crate::load::{Client, Meter};
 
 /// Seals and opens a body piece by piece, so that each piece is still in the core's cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(clippy::exhaustive_enums, reason = "a bench")]
+#[allow(clippy::exhaustive_enums, reason = "the crate is not published")]
 pub enum Cipher {
     /// AES-256-CTR in pieces of 32 KiB.
     Ctr,

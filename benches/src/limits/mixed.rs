@@ -28,7 +28,7 @@ const ECHO: [u8; 72] = [0; 72];
 /// Starts a server that sends regions of a file with `sendfile`, and echoes between them.
 ///
 /// # Errors
-/// Fails if the server unsupported listen.
+/// Fails if the server cannot listen.
 pub async fn serve_mixed(chunks: Chunks) -> anyhow::Result<SocketAddr> {
     let file = Arc::new(File::open(&chunks.path)?);
     listen(move |stream| serve(stream, Arc::clone(&file), chunks.clone())).await

@@ -19,7 +19,7 @@ impl PingPong {
     /// Connects to the server at `address`.
     ///
     /// # Errors
-    /// Fails if the connection unsupported be opened.
+    /// Fails if the connection cannot be opened.
     pub async fn connect(address: SocketAddr) -> anyhow::Result<Self> {
         Ok(Self(connect(address).await?))
     }

@@ -8,7 +8,7 @@ use network_common::{RpcHandler, TransportConf, TransportContext};
 
 /// The security mode of the connections of a server or client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(clippy::exhaustive_enums, reason = "a bench")]
+#[allow(clippy::exhaustive_enums, reason = "the crate is not published")]
 pub enum Security {
     /// No authentication and no encryption.
     Plain,

@@ -21,7 +21,7 @@ const RESPONSE: Bytes = Bytes::from_static(&[0, 0, 0, 0, 0, 0, 0, 1]);
 
 /// The kind of callers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(clippy::exhaustive_enums, reason = "a bench")]
+#[allow(clippy::exhaustive_enums, reason = "the crate is not published")]
 pub enum Callers {
     /// The callers are tasks that await each response.
     Tasks,

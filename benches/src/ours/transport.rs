@@ -148,7 +148,7 @@ fn targets<T>(clients: &[TransportClient], target: impl FnMut(TransportClient) -
 
 /// Makes one echo RPC per call.
 #[derive(Clone, Debug)]
-#[allow(clippy::exhaustive_structs, reason = "a bench")]
+#[allow(clippy::exhaustive_structs, reason = "the crate is not published")]
 pub struct EchoTarget(pub TransportClient);
 
 impl Target for EchoTarget {
