@@ -541,7 +541,8 @@ fn server_whose_runtime_shuts_down_notifies_handler_and_frees_port() {
         assert_eq!(fixture.handler.futures.now(), 0);
         let now = fixture.context.metrics().server().snapshot();
         assert_eq!((now.connections, now.active_requests, now.chunks_being_transferred), (0, 0, 0));
-        let _ = fixture.context.create_server(fixture.address).await.expect("the port must be free");
+        let _ =
+            fixture.context.create_server(fixture.address).await.expect("the port must be free");
     });
 }
 

@@ -429,9 +429,9 @@ async fn malformed_envelope_fails_only_its_request() {
     // A truncated varint, a length beyond the end, a path that is not UTF-8, no route, a route
     // that is not open, an endpoint that does not exist.
     let rejected: [(&[u8], &str); 7] = [
-        (b"\xff", "no envelope"),
-        (b"\x7a\xff\xff\xff\xff\x0f", "no envelope"),
-        (b"\x1a\x01\xff", "no envelope"),
+        (b"\xff", "not a valid envelope"),
+        (b"\x7a\xff\xff\xff\xff\x0f", "not a valid envelope"),
+        (b"\x1a\x01\xff", "not a valid envelope"),
         (b"", "no route 0 has been opened"),
         (&request("", "/hello.Hello/SayHi", b""), "no route 1 has been opened"),
         (&request("hallo", "/hello.Hello/SayHi", b""), "Could not find hallo."),

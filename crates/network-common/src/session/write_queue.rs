@@ -80,7 +80,8 @@ impl WriteQueue {
                 self.queued_bytes, self.limit_setting, self.limit
             ),
         )
-        .with_peer(peer))
+        .with_peer(peer)
+        .retryable())
     }
 
     pub(crate) fn has_capacity(&self) -> bool {

@@ -206,7 +206,7 @@ pub async fn connect_error(
 }
 
 pub fn assert_contains(error: &TransportError, parts: &[&str]) {
-    let text = error.to_string();
+    let text = full_text(error);
     for part in parts {
         assert!(text.contains(part), "'{text}' should contain '{part}'");
     }

@@ -156,7 +156,7 @@ async fn certificate_with_foreign_key_is_rejected() {
     let error = files.identity(&mismatched).config_error();
     assert_contains(
         &error,
-        &["spark.ssl.rpc.privateKey", "not that of the certificate", "lone node"],
+        &["spark.ssl.rpc.privateKey", "does not belong to the certificate", "lone node"],
     );
 }
 
@@ -172,7 +172,7 @@ async fn mutual_tls_requires_client_certificate() {
             .with("protocol", protocol);
         let anonymous = fixture.client.with("protocol", protocol);
         let error = connect_error(&server, &anonymous, "127.0.0.1").await.unwrap();
-        assert_contains(&error, &["the peer demands a certificate of ours"]);
+        assert_contains(&error, &["the peer requires a certificate of this process"]);
 
         let known = mine
             .identity(&fixture.ca.issue(&["client"]))
@@ -183,12 +183,12 @@ async fn mutual_tls_requires_client_certificate() {
         let unknown = theirs.identity(&Ca::new("other").issue(&["client"]));
         let unknown = unknown.with("trustStore", &trust).with("protocol", protocol);
         let error = connect_error(&server, &unknown, "127.0.0.1").await.unwrap();
-        assert_contains(&error, &["the peer does not accept our certificate"]);
+        assert_contains(&error, &["the peer does not accept the certificate of this process"]);
 
         let old = theirs.identity(&fixture.ca.issue_with(&["client"], expired));
         let old = old.with("trustStore", &trust).with("protocol", protocol);
         let error = connect_error(&server, &old, "127.0.0.1").await.unwrap();
-        assert_contains(&error, &["the peer does not accept our certificate"]);
+        assert_contains(&error, &["the peer does not accept the certificate of this process"]);
     }
 }
 

@@ -39,7 +39,7 @@ thread_local! {
 /// # mod hello { rpc_core::include_proto!("hello"); }
 /// # use hello::{HelloMessage, SayBye, SayHi};
 /// # async fn example(env: RpcEnv) -> Result<(), RpcError> {
-/// let server = "127.0.0.1:52345".parse()?;
+/// let server = "127.0.0.1:52345";
 /// let hello = env.setup_endpoint_ref::<HelloMessage>(server, "hello-service").await?;
 /// // A request with a reply:
 /// let greeting = hello.ask(SayHi { msg: "neo".to_owned() }).await?;
