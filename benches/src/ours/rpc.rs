@@ -54,7 +54,7 @@ impl ThreadSafeRpcEndpoint for BenchEndpoint {
     }
 }
 
-/// A ref to a local or remote [`BenchEndpoint`].
+/// A ref to a local or remote `BenchEndpoint`.
 #[derive(Clone, Debug)]
 pub struct BenchRef(RpcEndpointRef<BenchMessage>);
 

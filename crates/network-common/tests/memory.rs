@@ -25,8 +25,8 @@ fn count(change: isize) {
     PEAK.set(PEAK.get().max(held));
 }
 
-// Every call is passed to the system's allocator; the counters are thread-local cells that do not
-// allocate.
+// SAFETY: every call is passed to the allocator of the system; the counters are thread-local cells
+// that do not allocate.
 unsafe impl GlobalAlloc for CountingAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count(layout.size() as isize);

@@ -1,6 +1,6 @@
 //! `cargo xtask floors`: checks the imports of both crates against the floors in ARCHITECTURE.md.
 //!
-//! ARCHITECTURE.md lists the floors of a crate in the first table under "## <crate>: floors". The
+//! ARCHITECTURE.md lists the floors of a crate in the first table under `## <crate>: floors`. The
 //! first column is the floor. Each name in backticks in the second column is a top-level module;
 //! the slash after the name of a folder is optional, and text in parentheses is ignored. Below the
 //! table, a line "Exceptions: `a` -> `b` because ..." allows one import between two folders on the
