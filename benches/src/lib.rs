@@ -10,6 +10,8 @@
 //! processes that speak [`bench_protocol`]. `cargo bench` runs the same code with both ends in one
 //! process.
 
+#![forbid(unsafe_code)]
+
 pub mod actors;
 pub mod codec;
 pub mod groups;

@@ -1,5 +1,7 @@
 //! The development tasks of this repository, run as `cargo xtask <task>`.
 
+#![forbid(unsafe_code)]
+
 mod build;
 mod compare;
 mod floors;

@@ -8,6 +8,8 @@
 //! The processes live for all jobs, so connections stay open, JVMs stay warm, and `compare` can run
 //! the programs in turns.
 
+#![forbid(unsafe_code)]
+
 use std::fs::File;
 use std::io::{self, Write};
 use std::ops::Range;

@@ -124,6 +124,8 @@
 //! [`protocol`] is the wire format without I/O: bytes in, messages out. `ARCHITECTURE.md` in the
 //! repository describes the layers above it.
 
+#![forbid(unsafe_code)]
+
 mod address;
 #[cfg(feature = "auth")]
 pub mod auth;
