@@ -271,7 +271,7 @@ impl Fixture {
                 .expect("the client cannot start");
             let gated = GatedEndpoint(gate_receiver);
             client.setup_endpoint_with("gated", gated, options).expect("the name is free");
-            let address = SERVER.parse().expect("the address is valid");
+            let address = SERVER;
             let open = client.setup_endpoint_ref::<Echo>(address, "open").await;
             let open = open.expect("the endpoint is registered");
             // The first message opens the route, which stays open.
