@@ -10,8 +10,8 @@ use base64::engine::general_purpose::STANDARD;
 use md5::{Digest, Md5};
 use zeroize::Zeroizing;
 
+use super::crypto::fill_random;
 use super::directives::{self, Directives};
-use super::engine::fill_random;
 use super::{AuthError, Secret};
 
 const REALM: &str = "default";

@@ -6,10 +6,10 @@
 
 use aws_lc_rs::aead::{AES_128_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use aws_lc_rs::agreement::{PrivateKey, UnparsedPublicKey, X25519, agree};
-use aws_lc_rs::hkdf::{HKDF_SHA256, KeyType, Prk, Salt};
-use aws_lc_rs::rand;
+use aws_lc_rs::hkdf::{HKDF_SHA256, Salt};
 use zeroize::Zeroizing;
 
+use super::crypto::{fill_random, hkdf_expand};
 use super::message::AuthMessage;
 use super::session_keys::SessionKeys;
 use super::{AuthError, Secret};
@@ -159,24 +159,6 @@ impl<'a> AuthEngine<'a> {
 
 fn generate_key_pair() -> Result<PrivateKey, AuthError> {
     PrivateKey::generate(&X25519).map_err(|_| AuthError::Crypto("X25519 key generation"))
-}
-
-/// Fills `bytes` from the system's random number generator.
-pub(super) fn fill_random(bytes: &mut [u8]) -> Result<(), AuthError> {
-    rand::fill(bytes).map_err(|_| AuthError::Crypto("system random number generator"))
-}
-
-/// Fills `out` with the output of HKDF's expand step (RFC 5869, section 2.3).
-pub(super) fn hkdf_expand(prk: &Prk, info: &[u8], out: &mut [u8]) -> Result<(), AuthError> {
-    struct Length(usize);
-    impl KeyType for Length {
-        fn len(&self) -> usize {
-            self.0
-        }
-    }
-    prk.expand(&[info], Length(out.len()))
-        .and_then(|okm| okm.fill(out))
-        .map_err(|_| AuthError::Crypto("HKDF"))
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ use aws_lc_rs::hkdf::{HKDF_SHA256, Salt};
 use zeroize::Zeroizing;
 
 use super::AuthError;
-use super::engine::{fill_random, hkdf_expand};
+use super::crypto::{fill_random, hkdf_expand};
 use crate::error::BoxError;
 use crate::session::{ByteFilter, FilterOutput};
 

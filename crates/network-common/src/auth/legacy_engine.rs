@@ -9,7 +9,7 @@ use aws_lc_rs::constant_time::verify_slices_are_equal;
 use aws_lc_rs::pbkdf2::{self, PBKDF2_HMAC_SHA1};
 use zeroize::Zeroizing;
 
-use super::engine::fill_random;
+use super::crypto::fill_random;
 use super::message::{expect_end, malformed_error, read_string, strip_tag};
 use super::session_keys::{CtrFilter, SessionKeys};
 use super::{AuthError, Secret};

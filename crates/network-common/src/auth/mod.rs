@@ -70,7 +70,9 @@
 //!   `spark.network.crypto.saslFallback` is set to `true`. Spark's default is `true`, with which an
 //!   attacker on the network path can disable encryption or force 3DES.
 
+mod bootstraps;
 mod client_bootstrap;
+mod crypto;
 mod digest_md5;
 mod directives;
 mod engine;
@@ -92,8 +94,9 @@ mod session_keys;
 #[cfg(test)]
 mod test_support;
 
+pub(crate) use bootstraps::{check_unauthenticated, client_bootstraps, server_bootstraps};
 pub use error::AuthError;
-pub(crate) use policy::{AuthPolicy, check_unauthenticated, client_bootstraps, server_bootstraps};
+pub(crate) use policy::AuthPolicy;
 pub use secret::{Secret, SecretKeyHolder, SecretStore};
 
 /// Parts of the handshake that tests and fuzz targets use; not part of the API.

@@ -8,7 +8,7 @@ use parking_lot::RwLock;
 use zeroize::Zeroizing;
 
 use super::AuthError;
-use super::engine::fill_random;
+use super::crypto::fill_random;
 
 /// The SASL user name of every Spark process (`SecurityManager.getSaslUser`).
 const SASL_USER: &str = "sparkSaslUser";

@@ -5,7 +5,7 @@ use std::task::{Wake, Waker};
 
 use super::*;
 use crate::error::BoxError;
-use crate::session::{FilterOutput, WriteQueue};
+use crate::session::{FilterOutput, Session, WriteQueue};
 
 /// A filter that yields nothing.
 struct Idle;

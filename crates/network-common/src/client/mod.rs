@@ -1,6 +1,7 @@
 //! [`TransportClient`], the handle of one connection for callers and handlers.
 
 mod request_future;
+mod requests;
 mod shared_connection;
 
 use std::fmt;
@@ -17,10 +18,8 @@ pub use request_future::{
 pub use shared_connection::ConnectionId;
 pub(crate) use shared_connection::SharedConnection;
 
-use crate::buffer::ManagedBuffer;
 use crate::error::{ErrorKind, TransportError};
-use crate::protocol::MergedBlockMetaRequest;
-use crate::session::{ByteFilter, CloseRequest, FilterPair, RequestKey, Response, Session};
+use crate::session::{ByteFilter, CloseRequest, FilterPair};
 
 #[cfg(all(test, feature = "auth"))]
 #[path = "client_tests.rs"]
@@ -91,15 +90,6 @@ impl TransportClient {
         &self.0.shared
     }
 
-    fn request<T>(
-        &self,
-        extract: fn(Response) -> Option<T>,
-        queue: impl FnOnce(&mut Session) -> Result<RequestKey, TransportError>,
-    ) -> RequestFuture<T> {
-        let queued = self.check_can_send().and_then(|()| self.0.shared.update(queue));
-        RequestFuture::new(self, queued, extract)
-    }
-
     /// Checks that the peer is authenticated, if it must be; outgoing handles may send before.
     fn check_can_send(&self) -> Result<(), TransportError> {
         if self.0.closes_on_drop || !self.0.shared.is_peer_unauthenticated() {
@@ -108,24 +98,6 @@ impl TransportClient {
         let peer = self.peer_addr();
         let text = format!("cannot send to {peer} before it is authenticated");
         Err(TransportError::new(ErrorKind::InvalidState, text).with_peer(peer))
-    }
-
-    /// Sends an RPC to the peer's [`RpcHandler`](crate::RpcHandler); completes with its reply.
-    ///
-    /// # Errors
-    /// - [`Remote`](ErrorKind::Remote): the handler failed.
-    /// - [`Closed`](ErrorKind::Closed), [`Timeout`](ErrorKind::Timeout), [`Io`](ErrorKind::Io),
-    ///   [`Protocol`](ErrorKind::Protocol): the connection ended.
-    /// - [`Limit`](ErrorKind::Limit): the write queue is full, or the body is larger than a frame.
-    /// - [`InvalidState`](ErrorKind::InvalidState): the peer is not authenticated yet.
-    ///
-    /// [`is_retryable`](TransportError::is_retryable) returns whether the request may be repeated.
-    ///
-    /// # Cancel safety
-    /// Dropping the future cancels the request on this side; the peer may execute it.
-    pub fn send_rpc(&self, body: impl Into<Bytes>) -> RpcFuture {
-        let mut body = body.into();
-        self.request(Response::into_body, |session| session.send_rpc(&mut body))
     }
 
     /// Queues a one-way message, which is lost if the connection ends before it is written.
@@ -137,83 +109,6 @@ impl TransportClient {
         let mut body = body.into();
         self.check_can_send()?;
         self.0.shared.update(|session| session.send_one_way(&mut body))
-    }
-
-    /// Fetches one chunk of a registered stream of the peer into memory.
-    ///
-    /// The memory may belong to the context's buffer pool; it returns there when the last slice of
-    /// it is dropped.
-    ///
-    /// # Errors
-    /// - [`ChunkFetchFailure`](ErrorKind::ChunkFetchFailure): the peer could not serve the chunk.
-    /// - [`AlreadyPending`](ErrorKind::AlreadyPending): this connection has no response yet to an
-    ///   earlier fetch of the chunk, which may be cancelled.
-    /// - Otherwise as [`send_rpc`](Self::send_rpc).
-    ///
-    /// # Cancel safety
-    /// As [`send_rpc`](Self::send_rpc); the chunk is received and discarded.
-    pub fn fetch_chunk(&self, stream_id: i64, chunk_index: i32) -> ChunkFuture {
-        self.request(Response::into_body, |session| session.fetch_chunk(stream_id, chunk_index))
-    }
-
-    /// Requests a whole stream by name; completes when its body begins to arrive.
-    ///
-    /// The connection stops reading while the buffer of the [`StreamBody`](crate::StreamBody) is
-    /// full, so later responses wait until the body is read or dropped.
-    ///
-    /// # Errors
-    /// - [`StreamFailure`](ErrorKind::StreamFailure): the peer could not serve the stream.
-    /// - Otherwise as [`send_rpc`](Self::send_rpc).
-    ///
-    /// # Cancel safety
-    /// As [`send_rpc`](Self::send_rpc); the stream is received and discarded.
-    pub fn stream(&self, stream_id: &str) -> StreamFuture {
-        self.request(Response::into_stream, |session| session.stream(stream_id))
-    }
-
-    /// Sends an RPC with data of any size; completes with the peer's reply.
-    ///
-    /// The peer's [`receive_stream`](crate::RpcHandler::receive_stream) reads the data while it
-    /// arrives.
-    ///
-    /// # Errors
-    /// - [`Io`](ErrorKind::Io): the data could not be read, or the connection ended.
-    /// - Otherwise as [`send_rpc`](Self::send_rpc).
-    ///
-    /// # Cancel safety
-    /// As [`send_rpc`](Self::send_rpc); the data is still sent.
-    pub fn upload_stream(
-        &self,
-        meta: impl Into<Bytes>,
-        data: impl Into<ManagedBuffer>,
-    ) -> RpcFuture {
-        let (mut meta, data) = (meta.into(), data.into());
-        self.request(Response::into_body, |session| session.upload(&mut meta, &data))
-    }
-
-    /// Requests the map ids in each chunk of a merged shuffle block (Spark 3.2 and later).
-    ///
-    /// # Errors
-    /// As [`send_rpc`](Self::send_rpc).
-    ///
-    /// # Cancel safety
-    /// As [`send_rpc`](Self::send_rpc).
-    pub fn merged_block_meta(
-        &self,
-        app_id: &str,
-        shuffle_id: i32,
-        shuffle_merge_id: i32,
-        reduce_id: i32,
-    ) -> MergedBlockMetaFuture {
-        let app_id = app_id.to_owned();
-        let request = MergedBlockMetaRequest {
-            request_id: 0,
-            app_id,
-            shuffle_id,
-            shuffle_merge_id,
-            reduce_id,
-        };
-        self.request(Response::into_meta, |session| session.merged_block_meta(request))
     }
 
     /// Waits until the write queue has capacity for a request of any size.

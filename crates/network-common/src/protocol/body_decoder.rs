@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::frame_decoder::Event;
+use super::event::Event;
 use super::message::Message;
 use crate::buffer::BufferPool;
 

@@ -4,9 +4,8 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
-
 use super::body_decoder::BodyDecoder;
+use super::event::Event;
 use super::message::{LENGTH_FIELD, Message, fixed_header_len, is_request_type};
 use super::{MAX_FRAME_PAYLOAD, ProtocolError};
 use crate::buffer::{BufferPool, copy_to_bytes};
@@ -17,29 +16,6 @@ use crate::buffer::{BufferPool, copy_to_bytes};
 const SMALL_FRAME: usize = 4 << 10;
 /// The most bytes of header fields that are buffered before they are decoded.
 const MAX_HEADER: u64 = 16 << 20;
-
-/// An event that a [`FrameDecoder`] returns; see there for an example.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Event {
-    /// A whole message.
-    Message(Message<Bytes>),
-    /// The header of a message whose body follows.
-    ///
-    /// The caller selects how the body is received, with [`FrameDecoder::collect_body`],
-    /// [`stream_body`](FrameDecoder::stream_body) or [`discard_body`](FrameDecoder::discard_body).
-    /// Without a selection the body is discarded.
-    BodyStart {
-        /// The header.
-        message: Message<()>,
-        /// The length of the body in bytes; at least 1.
-        length: u64,
-    },
-    /// The next piece of a streamed body; never empty.
-    BodyPiece(Bytes),
-    /// The streamed body is complete.
-    BodyEnd,
-}
 
 /// The limits of a [`FrameDecoder`].
 ///

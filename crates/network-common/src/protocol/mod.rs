@@ -19,6 +19,7 @@
 
 mod body_decoder;
 mod error;
+mod event;
 mod frame_decoder;
 mod message;
 mod primitives;
@@ -28,7 +29,8 @@ mod tests;
 
 pub(crate) use body_decoder::READ_BLOCK;
 pub use error::ProtocolError;
-pub use frame_decoder::{Event, FrameDecoder, FrameLimits};
+pub use event::Event;
+pub use frame_decoder::{FrameDecoder, FrameLimits};
 pub use message::{MergedBlockMetaRequest, Message};
 pub use primitives::{
     FieldReader, put_bitmap, put_bitmap_array, put_byte_array, put_string, read_bitmaps,

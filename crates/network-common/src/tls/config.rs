@@ -9,8 +9,9 @@ use rustls::sign::SingleCertAndKey;
 use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, ServerConfig, SupportedProtocolVersion};
 
+use super::error::config_error;
+use super::key_store;
 use super::verifier::TrustStoreVerifier;
-use super::{config_error, key_store};
 use crate::conf::{TlsConf, TlsProtocol};
 use crate::error::TransportError;
 

@@ -14,7 +14,7 @@ use rustls::sign::CertifiedKey;
 use secrecy::{ExposeSecret, SecretString};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::config_error;
+use super::error::config_error;
 use super::jks::{self, Jks};
 use crate::conf::TlsConf;
 use crate::error::{BoxError, TransportError};

@@ -9,6 +9,7 @@
 //! would save little, because connections are long-lived.
 
 mod config;
+mod error;
 mod handshake;
 mod jks;
 mod key_store;
@@ -25,6 +26,7 @@ use rustls::{ClientConnection, ServerConnection};
 use tokio::sync::Semaphore;
 
 use self::config::Configs;
+use self::error::config_error;
 use self::handshake::TlsHandshake;
 use self::reload::FileWatcher;
 use crate::address::PeerAddress;
@@ -187,8 +189,4 @@ impl Handshaker for TlsConnector {
 fn handshake_error(peer: &PeerAddress, error: BoxError) -> TransportError {
     let text = format!("the TLS handshake with {peer} cannot start");
     TransportError::new(ErrorKind::Tls, text).with_peer(peer).with_source(error)
-}
-
-fn config_error(text: impl Into<String>) -> TransportError {
-    TransportError::new(ErrorKind::Config, text)
 }

@@ -20,7 +20,7 @@ use rustls::{
 };
 use x509_parser::prelude::{ASN1Time, FromDer, X509Certificate};
 
-use super::config_error;
+use super::error::config_error;
 use crate::conf::TlsConf;
 use crate::error::TransportError;
 

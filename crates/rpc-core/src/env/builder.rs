@@ -65,6 +65,13 @@ enum Mode {
     Client,
 }
 
+impl RpcEnv {
+    /// Returns a builder; `name` appears in logs and errors only.
+    pub fn builder(name: impl Into<String>) -> RpcEnvBuilder {
+        RpcEnvBuilder::new(name.into())
+    }
+}
+
 impl RpcEnvBuilder {
     pub(super) fn new(name: String) -> Self {
         Self {

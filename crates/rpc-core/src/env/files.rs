@@ -53,6 +53,6 @@ impl RpcEnv {
     ///
     /// Dropping the future ends the download.
     pub async fn open_channel(&self, uri: &str) -> Result<Download, RpcError> {
-        self.inner.downloads.open(uri).await.map_err(RpcError::mark_as_result)
+        Download::open(&self.inner.downloads, uri).await.map_err(RpcError::mark_as_result)
     }
 }

@@ -87,11 +87,6 @@ struct EnvInner {
 }
 
 impl RpcEnv {
-    /// Returns a builder; `name` appears in logs and errors only.
-    pub fn builder(name: impl Into<String>) -> RpcEnvBuilder {
-        RpcEnvBuilder::new(name.into())
-    }
-
     /// Returns the name that was given to the builder.
     #[must_use]
     pub fn name(&self) -> &str {

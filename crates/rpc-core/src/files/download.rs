@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -11,7 +12,7 @@ use network_common::{StreamBody, TransportError};
 use percent_encoding::percent_decode_str;
 use tokio::io::{AsyncRead, ReadBuf};
 
-use super::download_pool::ConnectionLease;
+use super::download_pool::{ConnectionLease, DownloadPool};
 use crate::address::RpcAddress;
 use crate::error::{ErrorKind, RpcError};
 
@@ -35,12 +36,23 @@ use crate::error::{ErrorKind, RpcError};
 /// ```
 #[must_use = "dropping it stops the download"]
 pub struct Download {
-    pub(super) uri: String,
-    pub(super) body: StreamBody,
-    pub(super) lease: ConnectionLease,
+    uri: String,
+    body: StreamBody,
+    lease: ConnectionLease,
 }
 
 impl Download {
+    /// Requests the file at `uri` over a connection of `pool`.
+    pub(crate) async fn open(pool: &Arc<DownloadPool>, uri: &str) -> Result<Self, RpcError> {
+        let (address, stream_id) = parse_uri(uri)?;
+        match pool.stream(&address, &stream_id).await {
+            Ok((lease, body)) => Ok(Self { uri: uri.to_owned(), body, lease }),
+            Err(error) => {
+                Err(pool.download_error(format!("cannot download {uri}"), &address, error))
+            }
+        }
+    }
+
     /// Returns the URI that was given to `open_channel`.
     #[must_use]
     pub fn uri(&self) -> &str {
@@ -133,7 +145,7 @@ impl fmt::Debug for Download {
 }
 
 /// Returns the address and the decoded path of a URI.
-pub(super) fn parse_uri(uri: &str) -> Result<(RpcAddress, String), RpcError> {
+fn parse_uri(uri: &str) -> Result<(RpcAddress, String), RpcError> {
     let invalid_error = |why: &str| {
         RpcError::new(ErrorKind::InvalidAddress, format!("cannot download {uri}: {why}"))
     };

@@ -8,7 +8,6 @@ use network_common::{
     TransportClientFactory, TransportConf, TransportContext, TransportError,
 };
 
-use super::download::{Download, parse_uri};
 use crate::address::RpcAddress;
 use crate::conf::RpcConf;
 use crate::error::{ErrorKind, RpcError};
@@ -50,17 +49,8 @@ impl DownloadPool {
         Ok(Arc::new(Self { factory, idle_per_peer, connections: Mutex::default() }))
     }
 
-    pub(crate) async fn open(self: &Arc<Self>, uri: &str) -> Result<Download, RpcError> {
-        let (address, stream_id) = parse_uri(uri)?;
-        match self.stream(&address, &stream_id).await {
-            Ok((lease, body)) => Ok(Download { uri: uri.to_owned(), body, lease }),
-            Err(error) => {
-                Err(self.download_error(format!("cannot download {uri}"), &address, error))
-            }
-        }
-    }
-
-    async fn stream(
+    /// Requests a stream over an idle connection or a new one.
+    pub(super) async fn stream(
         self: &Arc<Self>,
         address: &RpcAddress,
         stream_id: &str,

@@ -2,7 +2,8 @@
 
 use std::any::Any;
 
-use crate::inbox::{ConnectionEvent, StopCause, StopCounts};
+use super::item::ConnectionEvent;
+use super::state::{StopCause, StopCounts};
 use crate::metrics::EndpointSnapshot;
 use crate::peer::RouteTarget;
 

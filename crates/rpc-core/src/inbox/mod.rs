@@ -2,6 +2,7 @@
 
 mod batch;
 mod erased_inbox;
+mod item;
 mod state;
 
 use std::collections::VecDeque;
@@ -15,10 +16,11 @@ use tokio::time::Instant;
 
 pub(crate) use batch::Batch;
 pub(crate) use erased_inbox::ErasedInbox;
+pub(crate) use item::{ConnectionEvent, InboxItem};
 use state::{InboxState, MessageCounts};
 pub(crate) use state::{StopCause, StopCounts};
 
-use crate::address::{RpcAddress, RpcEndpointAddress};
+use crate::address::RpcEndpointAddress;
 use crate::ask::{ActorId, EndpointInfo, decode_request, reject_message};
 use crate::endpoint::{InboxHandle, IncomingRequest, RpcEndpointRef, RpcMessage};
 use crate::error::{ErrorKind, RpcError};
@@ -34,22 +36,6 @@ const MAX_KEPT_CAPACITY: usize = 64;
 
 /// The most undelivered-events in a queue. A peer can cause any number of them.
 const MAX_UNDELIVERED: u16 = 1024;
-
-/// What a message loop takes out of its inbox. The loop calls `on_start` by itself.
-pub(crate) enum InboxItem<M> {
-    Message { message: M, metadata: MessageMetadata },
-    Event(ConnectionEvent),
-    Stop,
-}
-
-/// An event of a connection, for the event handlers of all endpoints.
-#[derive(Clone, Debug)]
-pub(crate) enum ConnectionEvent {
-    Connected(RpcAddress),
-    Disconnected(RpcAddress),
-    NetworkError(RpcError, RpcAddress),
-    Undelivered(RpcError, RpcAddress),
-}
 
 /// A queue with many senders and one message loop.
 ///

@@ -6,7 +6,7 @@ use std::task::Waker;
 
 use tokio::time::Instant;
 
-use super::InboxItem;
+use super::item::InboxItem;
 use crate::limits::Volume;
 use crate::message_metadata::MessageMetadata;
 use crate::sync::Notify;

@@ -10,7 +10,7 @@ use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
 use tokio::time::Instant;
 
-use super::{
+use super::endpoint_task::{
     Buffer, IdleLoop, LoopContext, MessageLoop, POLL_BUDGET, call_event_hook, log_unhandled,
     measure, poll_cost, run_hook,
 };

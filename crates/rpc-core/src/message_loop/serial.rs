@@ -4,7 +4,7 @@ use std::pin::pin;
 
 use futures::future::BoxFuture;
 
-use super::{
+use super::endpoint_task::{
     IdleLoop, LoopContext, MessageLoop, POLL_BUDGET, call_event_hook, log_unhandled, measure,
     poll_cost, run_hook,
 };

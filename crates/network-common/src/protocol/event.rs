@@ -1,0 +1,28 @@
+//! What the frame decoder makes of the bytes of a connection.
+
+use bytes::Bytes;
+
+use super::message::Message;
+
+/// An event that a [`FrameDecoder`](super::FrameDecoder) returns; see there for an example.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Event {
+    /// A whole message.
+    Message(Message<Bytes>),
+    /// The header of a message whose body follows.
+    ///
+    /// The caller selects how the body is received, with [`collect_body`](super::FrameDecoder::collect_body),
+    /// [`stream_body`](super::FrameDecoder::stream_body) or [`discard_body`](super::FrameDecoder::discard_body).
+    /// Without a selection the body is discarded.
+    BodyStart {
+        /// The header.
+        message: Message<()>,
+        /// The length of the body in bytes; at least 1.
+        length: u64,
+    },
+    /// The next piece of a streamed body; never empty.
+    BodyPiece(Bytes),
+    /// The streamed body is complete.
+    BodyEnd,
+}
