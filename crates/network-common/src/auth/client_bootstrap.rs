@@ -75,7 +75,7 @@ impl AuthClientBootstrap {
                 let peer = client.peer_addr();
                 tracing::warn!(
                     %peer,
-                    %error,
+                    error = %format_args!("{error:#}"),
                     "the server rejected the auth engine: falling back to SASL"
                 );
                 self.run_sasl(client, secret, qop).await

@@ -87,7 +87,7 @@ impl BulkServer {
                             %peer,
                             stream_id,
                             chunk_index,
-                            %error,
+                            error = %format_args!("{error:#}"),
                             "chunk request failed"
                         );
                         let error = cut_error(&error);
@@ -104,7 +104,7 @@ impl BulkServer {
                     (Message::StreamResponse { stream_id, byte_count }, body)
                 }
                 Err(error) => {
-                    tracing::debug!(%peer, stream_id, %error, "stream request failed");
+                    tracing::debug!(%peer, stream_id, error = %format_args!("{error:#}"), "stream request failed");
                     let error = cut_error(&error);
                     (Message::StreamFailure { stream_id, error }, Bytes::new().into())
                 }

@@ -52,7 +52,7 @@ impl ConnectionDriver {
                     callback.fail(format_args!("Destination failed while reading stream: {error}"));
                     tracing::warn!(
                         peer = %shared.peer,
-                        %error,
+                        error = %format_args!("{error:#}"),
                         "closing the connection: the handler of an upload failed before it had \
                          read all data"
                     );

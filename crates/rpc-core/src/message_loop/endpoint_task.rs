@@ -182,7 +182,7 @@ pub(super) fn log_unhandled<M>(inbox: &Inbox<M>, outcome: Result<(), RpcError>) 
     if let Err(error) = outcome {
         tracing::error!(
             endpoint = %inbox.address(),
-            %error,
+            error = %format_args!("{error:#}"),
             "a handler failed, and on_error returned the error"
         );
     }

@@ -45,7 +45,7 @@ pub(crate) struct PeerShared {
 impl PeerShared {
     /// Counts and reports a one-way message that a peer rejected or that was never sent.
     pub(crate) fn report_undelivered(&self, error: RpcError, peer: RpcAddress) {
-        tracing::warn!(%peer, %error, "one-way message was not delivered");
+        tracing::warn!(%peer, error = %format_args!("{error:#}"), "one-way message was not delivered");
         self.undelivered.fetch_add(1, Ordering::Relaxed);
         (self.on_undelivered)(error, peer);
     }

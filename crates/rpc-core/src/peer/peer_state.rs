@@ -222,7 +222,7 @@ impl Peer {
             }
         }
         if let (1.., Some(error)) = (one_way, error) {
-            tracing::warn!(%error, messages = one_way, "queued one-way messages were discarded");
+            tracing::warn!(error = %format_args!("{error:#}"), messages = one_way, "queued one-way messages were discarded");
         }
         asks + one_way
     }
