@@ -36,9 +36,7 @@ impl RpcAddress {
     /// `host` is a name, an IPv4 address, or an IPv6 address with or without brackets.
     #[must_use]
     pub fn new(host: &str, port: u16) -> Self {
-        let unbracketed =
-            host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-        let host = match unbracketed.parse::<Ipv6Addr>() {
+        let host = match unbracketed(host).parse::<Ipv6Addr>() {
             Ok(ip) => format!("[{ip}]").into(),
             Err(_) => host.into(),
         };
@@ -53,10 +51,7 @@ impl RpcAddress {
 
     /// Returns the host without brackets, as name resolution takes it.
     pub(crate) fn unbracketed_host(&self) -> &str {
-        self.host()
-            .strip_prefix('[')
-            .and_then(|host| host.strip_suffix(']'))
-            .unwrap_or_else(|| self.host())
+        unbracketed(self.host())
     }
 
     /// Returns the port.
@@ -89,6 +84,10 @@ impl RpcAddress {
             RpcError::new(ErrorKind::InvalidAddress, format!("Invalid master URL: {url}"))
         })
     }
+}
+
+fn unbracketed(host: &str) -> &str {
+    host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host)
 }
 
 impl fmt::Display for RpcAddress {

@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use common::{
-    Greeting, Hello, HelloMessage, Keep, address, bye, client, envelope, hi, next, server, setting,
-    soon,
+    Greeting, Hello, HelloMessage, Keep, UndeliveredWatch, address, bye, client, envelope, hi,
+    next, server, setting, soon,
 };
 use prost::Message;
 use rpc_core::{
@@ -171,33 +171,11 @@ async fn cancelled_asks_free_capacity_of_route_queue() {
     soon(first).await.unwrap();
 }
 
-/// An endpoint that sends the errors of undelivered messages, with the peer, to the test.
-struct UndeliveredEvents(mpsc::UnboundedSender<(RpcError, RpcAddress)>);
-
-impl ThreadSafeRpcEndpoint for UndeliveredEvents {
-    type Message = HelloMessage;
-    async fn receive(
-        &mut self,
-        _: HelloMessage,
-        _: &EndpointContext<HelloMessage>,
-    ) -> Result<(), RpcError> {
-        Ok(())
-    }
-    async fn on_undelivered(
-        &mut self,
-        error: RpcError,
-        remote: RpcAddress,
-        _: &EndpointContext<HelloMessage>,
-    ) -> Result<(), RpcError> {
-        self.0.send((error, remote)).map_err(RpcError::application)
-    }
-}
-
 #[tokio::test]
 async fn sender_of_rejected_one_way_message_is_notified() {
     let (server, client) = (server().await, client().await);
     let (tx, mut undelivered) = mpsc::unbounded_channel();
-    client.setup_endpoint("undelivered", UndeliveredEvents(tx)).unwrap();
+    client.setup_endpoint("undelivered", UndeliveredWatch(tx)).unwrap();
     let hello = server.setup_endpoint("hello", Hello).unwrap();
     let remote = lookup(&client, &server, "hello").await;
     server.stop(&hello);

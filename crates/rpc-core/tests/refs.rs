@@ -391,7 +391,7 @@ async fn messages_for_stale_incarnation_are_rejected() {
     other.setup_endpoint("undelivered", UndeliveredWatch(undelivered_tx)).unwrap();
     let other_bound = other.resolve::<HelloMessage>(&in_message).unwrap();
     other_bound.send(hi("neo")).unwrap();
-    assert_eq!(next(&mut undelivered).await.kind(), ErrorKind::Stopped);
+    assert_eq!(next(&mut undelivered).await.0.kind(), ErrorKind::Stopped);
     assert_eq!(soon(other_bound.ask(hi("neo"))).await.unwrap_err().kind(), ErrorKind::Stopped);
     // The second environment detects a ref with its own address and another incarnation.
     let error = second.resolve::<HelloMessage>(&in_message).unwrap_err();

@@ -2,8 +2,7 @@
 
 use prost::Message;
 
-use crate::endpoint::RpcEndpointRef;
-use crate::endpoint::{RpcMessage, local_only_error};
+use crate::endpoint::{RpcEndpointRef, RpcMessage, local_only_error};
 use crate::error::{ErrorKind, RpcError};
 
 /// A ref as a field of a message: `rpc_core.EndpointRef` of `rpc_core.proto`.

@@ -18,12 +18,10 @@ use crate::ask::AskResources;
 #[cfg(feature = "auth")]
 use crate::auth::{self, AuthIdentity};
 use crate::conf::RpcConf;
-use crate::dispatcher::EndpointVerifier;
-use crate::dispatcher::{Dispatcher, EnvRpcHandler};
+use crate::dispatcher::{Dispatcher, EndpointVerifier, EnvRpcHandler};
 use crate::endpoint::EndpointOptions;
 use crate::error::{ErrorKind, RpcError};
-use crate::files::DownloadPool;
-use crate::files::FileRegistry;
+use crate::files::{DownloadPool, FileRegistry};
 use crate::inbox::ConnectionEvent;
 use crate::peer::{Connections, PeerPool, PeerShared};
 use crate::sync::Mutex;

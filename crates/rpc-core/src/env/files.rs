@@ -4,8 +4,7 @@ use std::sync::Arc;
 
 use super::RpcEnv;
 use crate::error::RpcError;
-use crate::files::Download;
-use crate::files::RpcEnvFileServer;
+use crate::files::{Download, RpcEnvFileServer};
 
 impl RpcEnv {
     /// Returns the file server of this environment.

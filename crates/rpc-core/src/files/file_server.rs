@@ -6,8 +6,7 @@ use std::sync::Arc;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
-use super::registry::FILE_SEGMENTS;
-use super::registry::FileRegistry;
+use super::registry::{FILE_SEGMENTS, FileRegistry};
 use crate::address::RpcAddress;
 use crate::error::{ErrorKind, RpcError};
 

@@ -11,10 +11,10 @@ use super::check;
 use crate::address::RpcEndpointAddress;
 use crate::ask::{AskResources, EndpointInfo};
 use crate::conf::RpcConf;
-use crate::endpoint::RpcCallContext;
-use crate::endpoint::RpcEndpointRef;
-use crate::endpoint::{EndpointContext, RpcEndpoint, ThreadSafeRpcEndpoint};
-use crate::endpoint::{RpcMessage, RpcRequest};
+use crate::endpoint::{
+    EndpointContext, RpcCallContext, RpcEndpoint, RpcEndpointRef, RpcMessage, RpcRequest,
+    ThreadSafeRpcEndpoint,
+};
 use crate::error::{ErrorKind, RpcError};
 use crate::inbox::ErasedInbox as _;
 use crate::inbox::{Inbox, StopCause};

@@ -59,8 +59,8 @@ pub fn hi(msg: &str) -> SayHi {
     SayHi { msg: msg.to_owned() }
 }
 
-/// An endpoint that sends the errors of undelivered messages to the test.
-pub struct UndeliveredWatch(pub mpsc::UnboundedSender<RpcError>);
+/// An endpoint that sends the errors of undelivered messages, with the peer, to the test.
+pub struct UndeliveredWatch(pub mpsc::UnboundedSender<(RpcError, RpcAddress)>);
 
 impl ThreadSafeRpcEndpoint for UndeliveredWatch {
     type Message = HelloMessage;
@@ -76,10 +76,10 @@ impl ThreadSafeRpcEndpoint for UndeliveredWatch {
     async fn on_undelivered(
         &mut self,
         error: RpcError,
-        _: RpcAddress,
+        remote: RpcAddress,
         _: &EndpointContext<HelloMessage>,
     ) -> Result<(), RpcError> {
-        self.0.send(error).map_err(RpcError::application)
+        self.0.send((error, remote)).map_err(RpcError::application)
     }
 }
 

@@ -134,7 +134,7 @@ async fn fault_c3_sends_are_reported_undelivered_when_decode_panics() {
             promptly("send_wait", case.remote.send_wait(hi(text))).await.unwrap();
             let error =
                 promptly(&format!("report {n} of an undelivered send"), undelivered.recv()).await;
-            let error = error.unwrap();
+            let (error, _) = error.unwrap();
             assert!(error.to_string().contains("hello.Hello/SayHi"), "{error}");
         }
         case.assert_serves().await;

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rpc_core::{
-    EndpointContext, EndpointOptions, ErrorKind, RpcConf, RpcEndpointRef, RpcEnv, RpcError,
-    RpcMessage, ThreadSafeRpcEndpoint,
+    EndpointContext, EndpointOptions, ErrorKind, RpcAddress, RpcConf, RpcEndpointRef, RpcEnv,
+    RpcError, RpcMessage, ThreadSafeRpcEndpoint,
 };
 use tokio::sync::{OwnedRwLockWriteGuard, RwLock, mpsc};
 
@@ -127,7 +127,7 @@ impl<M: RpcMessage + Into<HelloMessage>> ThreadSafeRpcEndpoint for Gated<M> {
 }
 
 /// Registers an endpoint with `env` whose `on_undelivered` sends the errors to the channel.
-pub fn watch_undelivered(env: &RpcEnv) -> mpsc::UnboundedReceiver<RpcError> {
+pub fn watch_undelivered(env: &RpcEnv) -> mpsc::UnboundedReceiver<(RpcError, RpcAddress)> {
     let (sender, errors) = mpsc::unbounded_channel();
     env.setup_endpoint("undelivered-watch", UndeliveredWatch(sender)).unwrap();
     errors
@@ -135,10 +135,9 @@ pub fn watch_undelivered(env: &RpcEnv) -> mpsc::UnboundedReceiver<RpcError> {
 
 /// Starts a client whose queue to each remote endpoint holds at most `messages`.
 pub async fn client_with_queue(messages: usize) -> RpcEnv {
-    // The setting under its former name and its planned one.
-    let names = ["spark.rpc.route.maxQueuedMessages", "spark.rpc.route.maxQueuedMessages"];
     let limit = messages.to_string();
-    let conf = RpcConf::from_settings(names.map(|name| (name, limit.as_str()))).unwrap();
+    let setting = ("spark.rpc.route.maxQueuedMessages", limit.as_str());
+    let conf = RpcConf::from_settings([setting]).unwrap();
     RpcEnv::builder("client").client_mode().conf(conf).start().await.unwrap()
 }
 

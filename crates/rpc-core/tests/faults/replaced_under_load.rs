@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use rpc_core::{EndpointOptions, ErrorKind, RpcEndpointRef, RpcEnv, RpcError};
+use rpc_core::{EndpointOptions, ErrorKind, RpcAddress, RpcEndpointRef, RpcEnv, RpcError};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
@@ -26,7 +26,7 @@ struct Sender {
     number: usize,
     env: RpcEnv,
     remote: Ref,
-    undelivered: mpsc::UnboundedReceiver<RpcError>,
+    undelivered: mpsc::UnboundedReceiver<(RpcError, RpcAddress)>,
 }
 
 impl Sender {
@@ -52,7 +52,7 @@ impl Sender {
 
     /// Returns the number of undelivered messages, and the next error that was reported for one.
     fn undelivered(&mut self) -> (u64, Option<RpcError>) {
-        (self.env.snapshot().undelivered, self.undelivered.try_recv().ok())
+        (self.env.snapshot().undelivered, self.undelivered.try_recv().ok().map(|(error, _)| error))
     }
 }
 
@@ -274,7 +274,7 @@ async fn fault_c2_messages_without_endpoint_are_reported_and_counted() {
     assert_ne!(reported, 0, "no message arrived while there was no endpoint");
     assert_eq!(handled as u64 + reported, 2 * (CLIENTS * MESSAGES) as u64, "{handled} handled");
     for sender in &mut senders {
-        while let Ok(error) = sender.undelivered.try_recv() {
+        while let Ok((error, _)) = sender.undelivered.try_recv() {
             assert_eq!(error.kind(), ErrorKind::EndpointNotFound, "client {}", sender.number);
         }
     }

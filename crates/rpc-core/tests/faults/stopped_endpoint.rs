@@ -48,7 +48,7 @@ async fn fault_c1_sends_are_reported_undelivered_without_successor() {
             promptly("send_wait", case.remote.send_wait(hi("late"))).await.unwrap();
             let error =
                 promptly(&format!("report {n} of an undelivered send"), undelivered.recv()).await;
-            assert_eq!(error.unwrap().kind(), ErrorKind::EndpointNotFound, "{load:?}");
+            assert_eq!(error.unwrap().0.kind(), ErrorKind::EndpointNotFound, "{load:?}");
         }
         case.gate.open();
         assert_held_ask_succeeds(case.held, "first").await;

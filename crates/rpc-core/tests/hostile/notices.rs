@@ -132,7 +132,7 @@ async fn hostile_undelivered_with_long_text_is_reported_or_ignored() {
         victim.assert_works().await;
     }
     // At least the last notice is reported, as its route is open.
-    let error = next(&mut errors).await;
+    let (error, _) = next(&mut errors).await;
     println!("{} bytes", error.to_string().len());
     let undelivered = victim.env.snapshot().undelivered;
     assert!((1..=10).contains(&undelivered), "{undelivered}");
