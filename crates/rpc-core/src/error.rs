@@ -100,7 +100,7 @@ pub enum ErrorKind {
 #[derive(Clone)]
 pub struct RpcError {
     inner: Arc<ErrorInner>,
-    /// True if a request of this process ended with the error.
+    /// Is true if a request of this process ended with the error.
     ///
     /// Not in `inner`, which the endpoint that failed the request may share.
     received: bool,

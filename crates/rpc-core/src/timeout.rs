@@ -37,7 +37,7 @@ impl RpcTimeout {
         Self { duration, setting: Some(setting.into()) }
     }
 
-    /// The time limit.
+    /// Returns the length of the timeout.
     #[must_use]
     pub fn duration(&self) -> Duration {
         self.duration

@@ -31,7 +31,7 @@ pub(crate) struct SharedConnection {
     pub(crate) peer: SocketAddr,
     pub(crate) local: SocketAddr,
     pub(super) id: ConnectionId,
-    /// False once the connection is being closed, has ended or was marked as timed out.
+    /// Is false once the connection is being closed, has ended or was marked as timed out.
     pub(super) active: AtomicBool,
     /// New requests of the peer fail; the connection is closed after its active requests.
     draining: AtomicBool,

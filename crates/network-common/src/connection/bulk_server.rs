@@ -104,7 +104,12 @@ impl BulkServer {
                     (Message::StreamResponse { stream_id, byte_count }, body)
                 }
                 Err(error) => {
-                    tracing::debug!(%peer, stream_id, error = %format_args!("{error:#}"), "stream request failed");
+                    tracing::debug!(
+                        %peer,
+                        stream_id,
+                        error = %format_args!("{error:#}"),
+                        "stream request failed"
+                    );
                     let error = cut_error(&error);
                     (Message::StreamFailure { stream_id, error }, Bytes::new().into())
                 }

@@ -107,7 +107,11 @@ impl ConnectionDriver {
         if error.kind() == ErrorKind::Closed {
             tracing::debug!(peer = %self.shared.peer, "connection closed");
         } else {
-            tracing::warn!(peer = %self.shared.peer, error = %format_args!("{error:#}"), "connection closed after an error");
+            tracing::warn!(
+                peer = %self.shared.peer,
+                error = %format_args!("{error:#}"),
+                "connection closed after an error"
+            );
             // The server or client factory counts the failures of handshakes.
             if self.is_announced {
                 self.resources.metrics.count_failure(error);

@@ -44,7 +44,11 @@ pub trait RpcHandler: Send + Sync + 'static {
 
     /// Handles a one-way message; by default, discards it with a warning.
     fn receive_one_way(&self, client: &TransportClient, message: Bytes) {
-        tracing::warn!(peer = %client.peer_addr(), bytes = message.len(), "discarding a one-way message: the handler does not implement receive_one_way");
+        tracing::warn!(
+            peer = %client.peer_addr(),
+            bytes = message.len(),
+            "discarding a one-way message: the handler does not implement receive_one_way"
+        );
     }
 
     /// Handles an upload: an RPC with the header `meta` and the body `data`.

@@ -253,7 +253,10 @@ impl StreamManager for OneForOneStreamManager {
                 // Existing chunks are released by taking them. An error ends the loop, because the
                 // iterator might return errors without end; the rest is dropped with the iterator.
                 if let Some(error) = stream.remaining.lock().chunks.by_ref().find_map(Result::err) {
-                    tracing::warn!(error = %format_args!("{error:#}"), "cannot release a chunk of a stream whose connection ended");
+                    tracing::warn!(
+                        error = %format_args!("{error:#}"),
+                        "cannot release a chunk of a stream whose connection ended"
+                    );
                 }
             }
         }

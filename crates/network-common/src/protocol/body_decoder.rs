@@ -30,7 +30,7 @@ pub(super) struct BodyDecoder {
     filled: usize,
     mode: BodyMode,
     pool: Arc<BufferPool>,
-    /// Whether the buffer comes from the pool and returns there.
+    /// Is true if the buffer comes from the pool and returns there.
     is_pooled: bool,
 }
 

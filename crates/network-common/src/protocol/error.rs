@@ -37,7 +37,7 @@ pub enum ProtocolError {
         /// The limit in bytes.
         limit: u64,
     },
-    /// There is no message of this type.
+    /// The message type is unknown.
     #[error("Unknown message type: {0}")]
     UnknownType(i8),
     /// The frame ends inside a field.

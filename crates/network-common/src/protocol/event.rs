@@ -1,4 +1,4 @@
-//! What the frame decoder makes of the bytes of a connection.
+//! [`Event`], the output of the frame decoder.
 
 use bytes::Bytes;
 
@@ -12,9 +12,11 @@ pub enum Event {
     Message(Message<Bytes>),
     /// The header of a message whose body follows.
     ///
-    /// The caller selects how the body is received, with [`collect_body`](super::FrameDecoder::collect_body),
-    /// [`stream_body`](super::FrameDecoder::stream_body) or [`discard_body`](super::FrameDecoder::discard_body).
-    /// Without a selection the body is discarded.
+    /// The caller selects how the body is received, with
+    /// [`collect_body`](super::FrameDecoder::collect_body),
+    /// [`stream_body`](super::FrameDecoder::stream_body) or
+    /// [`discard_body`](super::FrameDecoder::discard_body). Without a selection the body is
+    /// discarded.
     BodyStart {
         /// The header.
         message: Message<()>,

@@ -79,7 +79,7 @@ pub struct FrameDecoder {
     /// The start of an incomplete frame.
     partial: Vec<u8>,
     state: DecoderState,
-    /// Whether no frame was decoded yet; malformed first bytes indicate another protocol.
+    /// Is true if no frame was decoded yet; malformed first bytes indicate another protocol.
     is_first_frame: bool,
 }
 

@@ -38,7 +38,7 @@ impl ActorId {
         Self(NonNull::from(&**state).cast::<()>().addr())
     }
 
-    /// Whether this thread runs a handler of this endpoint or environment.
+    /// Returns whether this thread runs a handler of this endpoint or environment.
     pub(crate) fn is_current(self) -> bool {
         read_current(|scope| scope.handler)
             .is_some_and(|HandlerId { env, endpoint }| env == self || endpoint == Some(self))

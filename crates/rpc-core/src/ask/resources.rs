@@ -1,4 +1,4 @@
-//! What all refs of an environment share for their asks, and the limits of pending asks.
+//! The state that all refs of an environment share for their asks, and the limits of pending asks.
 
 use std::fmt;
 use std::sync::Arc;

@@ -49,7 +49,7 @@ struct DispatcherState {
 struct Registration {
     inbox: Arc<dyn ErasedInbox>,
     task: AbortHandle,
-    /// Whether the endpoint receives connection events.
+    /// Is true if the endpoint receives connection events.
     with_events: bool,
 }
 

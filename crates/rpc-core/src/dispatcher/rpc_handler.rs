@@ -133,7 +133,11 @@ impl RpcHandler for EnvRpcHandler {
         let ask = Some(RemoteAsk::new(callback, connection, deadline));
         let mut message = InboundMessage { header, frame: &frame, connection, ask, permit: None };
         if let Err(error) = self.dispatch(&mut message) {
-            tracing::debug!(peer = %client.peer_addr(), error = %format_args!("{error:#}"), "request rejected");
+            tracing::debug!(
+                peer = %client.peer_addr(),
+                error = %format_args!("{error:#}"),
+                "request rejected"
+            );
             if let Some(ask) = message.ask.take() {
                 ask.reject(&error);
             }
@@ -143,9 +147,17 @@ impl RpcHandler for EnvRpcHandler {
     fn receive_one_way(&self, client: &TransportClient, frame: Bytes) {
         if let Err(error) = self.on_one_way(client, &frame) {
             if error.kind() == ErrorKind::Stopped {
-                tracing::debug!(peer = %client.peer_addr(), error = %format_args!("{error:#}"), "one-way message rejected");
+                tracing::debug!(
+                    peer = %client.peer_addr(),
+                    error = %format_args!("{error:#}"),
+                    "one-way message rejected"
+                );
             } else {
-                tracing::warn!(peer = %client.peer_addr(), error = %format_args!("{error:#}"), "one-way message rejected");
+                tracing::warn!(
+                    peer = %client.peer_addr(),
+                    error = %format_args!("{error:#}"),
+                    "one-way message rejected"
+                );
             }
         }
     }

@@ -63,7 +63,7 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
     /// * [`ErrorKind::Deadlock`]: a handler of a [`ThreadSafeRpcEndpoint`] awaits an ask to its own
     ///   endpoint.
     ///
-    /// [`RpcError::is_retryable`] tells whether the same request may be sent again.
+    /// [`RpcError::is_retryable`] returns whether the same request may be sent again.
     ///
     /// # Cancel safety
     ///

@@ -45,7 +45,12 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
             if attempt == conf.attempts || !error.is_retryable() {
                 return Err(if attempt == 1 { error } else { error.after_attempts(attempt) });
             }
-            tracing::debug!(endpoint = %self.address(), error = %format_args!("{error:#}"), attempt, "retrying an ask");
+            tracing::debug!(
+                endpoint = %self.address(),
+                error = %format_args!("{error:#}"),
+                attempt,
+                "retrying an ask"
+            );
             // On the environment's runtime, because this future may be polled by any executor.
             let wait = conf.retry_wait;
             let waited =

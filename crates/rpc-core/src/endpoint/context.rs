@@ -1,4 +1,4 @@
-//! What an endpoint's handlers receive besides the message.
+//! [`EndpointContext`], which the handlers of an endpoint receive besides the message.
 
 use std::any::Any;
 use std::fmt;

@@ -17,7 +17,7 @@ use crate::peer::OutboundRoute;
 use crate::wire::{self, EncodedMessage};
 
 thread_local! {
-    /// Whether the next `send_wait` consumes one unit of tokio's budget of 128. Every second one
+    /// Is true if the next `send_wait` consumes one unit of tokio's budget of 128. Every second one
     /// does, so a task sends 256 messages per poll, the poll budget of a message loop.
     static CONSUMES_BUDGET: Cell<bool> = const { Cell::new(false) };
 }
@@ -190,8 +190,8 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
     /// # mod hello { rpc_core::include_proto!("hello"); }
     /// # use hello::{HelloMessage, SayHi};
     /// # async fn example(hello: RpcEndpointRef<HelloMessage>) -> Result<(), RpcError> {
-    /// for guest in 0..1_000_000 {
-    ///     hello.send_wait(SayHi { msg: guest.to_string() }).await?;
+    /// for number in 0..1_000_000 {
+    ///     hello.send_wait(SayHi { msg: number.to_string() }).await?;
     /// }
     /// # Ok(())
     /// # }

@@ -67,7 +67,8 @@ pub trait RpcRequest<M: RpcMessage>: Sized + Send + 'static {
     /// The rpc of this request; `None` if the request stays in one process.
     const METHOD: Option<Method> = None;
 
-    /// Whether the request has no reply. To [ask](crate::RpcEndpointRef::ask) it does not compile.
+    /// Is true if the request has no reply. To [ask](crate::RpcEndpointRef::ask) it does not
+    /// compile.
     const ONE_WAY: bool = false;
 
     /// Makes the message of the request and its reply context.

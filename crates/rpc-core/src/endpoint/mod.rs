@@ -1,4 +1,4 @@
-//! What applications implement and hold: endpoints, messages, refs and reply contexts.
+//! The types that applications implement and hold: endpoints, messages, refs, reply contexts.
 
 mod ask;
 mod ask_blocking;

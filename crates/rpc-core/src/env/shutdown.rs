@@ -92,8 +92,8 @@ struct ShutdownTask {
 impl ShutdownTask {
     async fn run(mut self, stopping: StoppingEndpoints) {
         let (inner, started) = (&self.inner, Instant::now());
-        // First, so that what an on_stop sends still goes out, and the connections' end is told to
-        // nobody.
+        // First, so that messages sent by `on_stop` are still delivered, and no endpoint receives
+        // the end of the connections.
         self.report.endpoints =
             inner.dispatcher.finish_stop(stopping, inner.shutdown_timeout).await;
         self.report.unsent = inner.peers.stop(FLUSH_TIMEOUT).await;
@@ -115,7 +115,11 @@ impl Drop for ShutdownTask {
         if report.is_clean() {
             tracing::debug!(env = %self.inner.name, ?report, "environment has shut down");
         } else {
-            tracing::warn!(env = %self.inner.name, ?report, "environment has shut down and abandoned messages");
+            tracing::warn!(
+                env = %self.inner.name,
+                ?report,
+                "environment has shut down and abandoned messages"
+            );
         }
         self.inner.terminated.send_replace(Some(report));
     }

@@ -134,7 +134,7 @@ pub(super) struct ConnectionLease {
     pub(super) pool: Arc<DownloadPool>,
     pub(super) address: RpcAddress,
     client: TransportClient,
-    /// Whether no more data of the download will arrive.
+    /// Is true if no more data of the download will arrive.
     pub(super) is_reusable: bool,
 }
 

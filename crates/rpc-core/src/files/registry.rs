@@ -134,7 +134,12 @@ impl StreamManager for FileRegistry {
             match tokio::task::spawn_blocking(move || location.open()).await? {
                 Ok(found) => Ok(found),
                 Err(error) if is_not_found(&error) => {
-                    tracing::debug!(peer = %client.peer_addr(), stream_id, error = %format_args!("{error:#}"), "no file to serve");
+                    tracing::debug!(
+                        peer = %client.peer_addr(),
+                        stream_id,
+                        error = %format_args!("{error:#}"),
+                        "no file to serve"
+                    );
                     Ok(None)
                 }
                 Err(error) => {

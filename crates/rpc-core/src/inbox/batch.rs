@@ -14,7 +14,7 @@ use crate::message_metadata::MessageMetadata;
 use crate::peer::ReleasedVolume;
 use crate::sync::MutexGuard;
 
-/// Of the handlers that complete in one poll, one in 16 is measured.
+/// One in 16 of the handlers that complete in one poll is measured.
 const SAMPLE_INTERVAL: u64 = 16;
 
 /// The items that a loop has taken and not handled yet, and the accounting of handled messages.

@@ -49,7 +49,7 @@ pub(crate) struct Inbox<M> {
     conf: Arc<InboxConf>,
     /// Set by the first route from a peer.
     routes: OnceLock<Box<TargetRoutes>>,
-    /// Whether `stop_cause` is set, readable without the lock.
+    /// Is true if `stop_cause` is set, readable without the lock.
     is_stopped: AtomicBool,
 }
 

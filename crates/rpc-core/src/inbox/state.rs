@@ -37,7 +37,7 @@ pub(super) struct InboxState<M> {
 #[derive(Clone, Copy, Default)]
 pub(super) struct MessageCounts {
     pub(super) handled: u64,
-    /// Of `handled`, those whose handler failed.
+    /// The number of messages in `handled` whose handler failed.
     pub(super) failed: u64,
     /// Rejected by a full inbox.
     pub(super) rejected: u64,
@@ -46,13 +46,13 @@ pub(super) struct MessageCounts {
     pub(super) rejected_after_stop: u64,
 }
 
-/// What became of an endpoint's messages, for the report of a shutdown.
+/// Counts the fates of an endpoint's messages, for the report of a shutdown.
 pub(crate) struct StopCounts {
     pub(crate) handled: u64,
     pub(crate) rejected_after_stop: u64,
     /// Messages that are queued or being handled.
     pub(crate) held: u64,
-    /// Whether `on_stop` has returned.
+    /// Is true if `on_stop` has returned.
     pub(crate) has_stopped: bool,
 }
 

@@ -44,7 +44,7 @@ macro_rules! call_event_hook {
 }
 pub(super) use call_event_hook;
 
-/// What a message loop needs besides its endpoint: the inbox and the context of the handlers.
+/// Holds the inbox of a message loop and the context of its handlers.
 #[doc(hidden)]
 pub struct LoopContext<M> {
     pub(super) inbox: Arc<Inbox<M>>,

@@ -1,4 +1,4 @@
-//! What an environment reports: snapshots of its state, and the report of its shutdown.
+//! The reports of an environment: snapshots of its state, and the report of its shutdown.
 
 #[cfg(feature = "metrics")]
 mod export;

@@ -22,7 +22,7 @@ pub struct ShutdownReport {
     pub unsent: u64,
     /// The duration of the shutdown.
     pub duration: Duration,
-    /// Whether the shutdown ran to its end.
+    /// Is true if the shutdown ran to its end.
     ///
     /// False if the runtime ended before, or if an endpoint of the environment awaited it.
     pub is_complete: bool,
@@ -62,6 +62,6 @@ pub struct EndpointReport {
     ///
     /// Their callers got an error.
     pub abandoned: u64,
-    /// Whether `on_stop` has returned.
+    /// Is true if `on_stop` has returned.
     pub stopped: bool,
 }

@@ -66,7 +66,7 @@ pub struct EndpointSnapshot {
     pub held: u64,
     /// The bytes of these messages, as the limits count them.
     pub held_bytes: u64,
-    /// How long the oldest message has been queued, or has delayed the messages behind it.
+    /// The time since the oldest message was queued, or began to delay the messages behind it.
     ///
     /// Zero if the endpoint keeps up.
     pub lag: Duration,
@@ -103,7 +103,7 @@ pub struct EndpointSnapshot {
 pub struct PeerSnapshot {
     /// The address of the other environment.
     pub address: RpcAddress,
-    /// Whether there is a connection.
+    /// Is true if there is a connection.
     pub connected: bool,
     /// The number of its endpoints that have a queue here.
     ///

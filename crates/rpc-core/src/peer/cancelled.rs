@@ -18,7 +18,7 @@ const MAX_SLOTS: usize = 1 << 20;
 /// lost, and the number of pending requests of the caller bounds the memory.
 #[derive(Default)]
 pub(super) struct CancelledRequests {
-    /// False until the first cancellation, so that most connections never take the lock.
+    /// Is false until the first cancellation, so that most connections never take the lock.
     is_used: AtomicBool,
     /// The number of entries in `wakers`.
     waker_count: AtomicUsize,
@@ -47,7 +47,7 @@ impl CancelState {
 }
 
 impl CancelledRequests {
-    /// Whether the peer has cancelled a request, or its connection has ended.
+    /// Returns whether the peer has cancelled a request, or its connection has ended.
     pub(super) fn contains(&self, request_id: i64) -> bool {
         self.is_used.load(Ordering::Acquire) && self.state.lock().contains(request_id)
     }

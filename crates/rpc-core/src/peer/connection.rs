@@ -45,7 +45,11 @@ pub(crate) struct PeerShared {
 impl PeerShared {
     /// Counts and reports a one-way message that a peer rejected or that was never sent.
     pub(crate) fn report_undelivered(&self, error: RpcError, peer: RpcAddress) {
-        tracing::warn!(%peer, error = %format_args!("{error:#}"), "one-way message was not delivered");
+        tracing::warn!(
+            %peer,
+            error = %format_args!("{error:#}"),
+            "one-way message was not delivered"
+        );
         self.undelivered.fetch_add(1, Ordering::Relaxed);
         (self.on_undelivered)(error, peer);
     }
@@ -58,7 +62,7 @@ pub(super) struct PeerIdentity {
     pub(super) address: Option<RpcAddress>,
     /// The most routes that may be opened to the peer over the connection.
     pub(super) max_routes: u32,
-    /// Whether the peer opened the connection.
+    /// Is true if the peer opened the connection.
     pub(super) is_accepted: bool,
 }
 
@@ -133,15 +137,15 @@ pub(crate) struct MessagePermit {
     pub(super) key: RouteKey,
     /// A frame has less than 4 GiB. The permit is small because it is moved with its message.
     pub(super) bytes: u32,
-    /// Whether the sender had credit, so that the inbox must accept the message.
+    /// Is true if the sender had credit, so that the inbox must accept the message.
     pub(crate) is_covered: bool,
-    /// False once the credit has been added to a `ReleasedVolume`.
+    /// Is false once the credit has been added to a `ReleasedVolume`.
     pub(super) holds_credit: bool,
 }
 
 /// The destination of a route: the inbox of an endpoint.
 pub(crate) trait RouteTarget: Send + Sync {
-    /// Whether the endpoint has been stopped, so that another one may have its name.
+    /// Returns whether the endpoint has been stopped, so that another one may have its name.
     fn is_stopped(&self) -> bool;
     /// The limits of the credit windows of all routes to it.
     fn credit_limits(&self) -> &CreditLimits;

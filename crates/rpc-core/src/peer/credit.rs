@@ -28,7 +28,7 @@ impl SendCredit {
         Self { messages: 0, bytes: 0 }
     }
 
-    /// Whether one more message may be sent.
+    /// Returns whether one more message may be sent.
     ///
     /// It may overdraw the bytes, so that a message of any size can make progress.
     pub(crate) fn has_credit(&self) -> bool {
@@ -84,12 +84,12 @@ impl RecvCredit {
         Volume::new(self.messages.outstanding(), self.bytes.outstanding())
     }
 
-    /// Whether the sender holds credit, so that the inbox must accept its next message.
+    /// Returns whether the sender holds credit, so that the inbox must accept its next message.
     pub(crate) fn has_outstanding(&self) -> bool {
         self.messages.outstanding() > 0 && self.bytes.outstanding() > 0
     }
 
-    /// Whether a received message has not been handled.
+    /// Returns whether a received message has not been handled.
     pub(crate) fn has_unhandled(&self) -> bool {
         self.messages.received > self.messages.handled
     }
@@ -172,7 +172,7 @@ impl CreditWindow {
         self.granted.saturating_sub(self.received)
     }
 
-    /// Whether half of the window has been used and handled.
+    /// Returns whether half of the window has been used and handled.
     fn is_grant_due(&self) -> bool {
         (self.handled + self.window).saturating_sub(self.granted) >= self.window.div_ceil(2)
     }

@@ -15,7 +15,7 @@ pub(super) struct NoticeQueue {
     bytes: usize,
 }
 
-/// What became of a notice, and what the connection has to do next.
+/// The fate of a notice, and the next step of the connection.
 pub(super) enum NoticeOutcome {
     /// The notice was sent, or a task that flushes the queue exists.
     Accepted,

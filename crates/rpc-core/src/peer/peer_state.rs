@@ -28,8 +28,8 @@ const REJECTION_TIME: Duration = Duration::from_secs(5);
 pub(crate) struct Peer {
     pub(super) address: RpcAddress,
     shared: Arc<PeerShared>,
-    /// Whether the peer opened its connection itself and does not listen. Then no other connection
-    /// can replace this one.
+    /// Is true if the peer opened its connection itself and does not listen. Then no other
+    /// connection can replace this one.
     pub(super) is_bound: bool,
     pub(super) state: Mutex<PeerState>,
     /// Notified when all queues are empty.
@@ -40,7 +40,7 @@ pub(crate) struct Peer {
 pub(super) struct PeerState {
     pub(super) phase: ConnectPhase,
     pub(super) routes: RouteTable,
-    /// Whether a task waits for capacity in the connection's write queue. It flushes the queues.
+    /// Is true if a task waits for capacity in the connection's write queue. It flushes the queues.
     is_blocked: bool,
 }
 
@@ -222,7 +222,11 @@ impl Peer {
             }
         }
         if let (1.., Some(error)) = (one_way, error) {
-            tracing::warn!(error = %format_args!("{error:#}"), messages = one_way, "queued one-way messages were discarded");
+            tracing::warn!(
+                error = %format_args!("{error:#}"),
+                messages = one_way,
+                "queued one-way messages were discarded"
+            );
         }
         asks + one_way
     }

@@ -13,7 +13,7 @@ use crate::error::RpcError;
 use crate::wire;
 
 impl RemoteAskKey {
-    /// Whether the ask is neither cancelled nor past its deadline.
+    /// Returns whether the ask is neither cancelled nor past its deadline.
     pub(crate) fn is_pending(&self, connection: &PeerConnection) -> bool {
         !connection.cancelled.contains(self.request_id)
             && self.deadline.is_none_or(|deadline| Instant::now() < deadline)

@@ -28,7 +28,7 @@ pub(super) struct Route {
     pub(super) volume: Volume,
     /// Notified when the queue has capacity again.
     pub(super) capacity: Arc<Notify>,
-    /// Whether an ask in the queue may be cancelled.
+    /// Is true if an ask in the queue may be cancelled.
     pub(super) has_cancelled: bool,
     pub(super) refs: usize,
     /// The number of sweeps since the last message.
@@ -61,7 +61,8 @@ pub(super) struct QueuedMessage {
 /// Reports to the caller of a queued ask that it was sent, or the reason why it was not.
 pub(super) type QueuedResult = oneshot::Sender<Result<RpcFuture, RpcError>>;
 
-/// Messages that will not be sent, with the reason if they have one. They are failed without a lock.
+/// Messages that will not be sent, with the reason if they have one. They are failed without a
+/// lock.
 #[derive(Default)]
 pub(super) struct UnsentMessages(pub(super) Vec<(QueuedMessage, Option<RpcError>)>);
 
@@ -81,7 +82,7 @@ impl Route {
         }
     }
 
-    /// Whether the route is open and its queue is empty.
+    /// Returns whether the route is open and its queue is empty.
     pub(super) fn is_open_and_empty(&self) -> bool {
         matches!(self.number, RouteNumber::Open(_)) && self.queue.is_empty()
     }
@@ -100,7 +101,7 @@ impl Route {
 }
 
 impl QueuedMessage {
-    /// Whether the caller of a queued ask has cancelled it.
+    /// Returns whether the caller of a queued ask has cancelled it.
     pub(super) fn is_cancelled(&self) -> bool {
         self.caller.as_ref().is_some_and(oneshot::Sender::is_closed)
     }

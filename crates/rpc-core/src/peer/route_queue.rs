@@ -18,7 +18,7 @@ use crate::wire::EncodedMessage;
 const MAX_FAILURES: u32 = 3;
 
 impl RouteTable {
-    /// Whether the queue of a route is full. Cancelled asks do not count.
+    /// Returns whether the queue of a route is full. Cancelled asks do not count.
     pub(super) fn is_full(&mut self, slot: usize, limits: Volume) -> bool {
         if !self.routes[slot].volume.is_below(limits) {
             self.remove_cancelled(slot);

@@ -32,7 +32,7 @@ pub(super) struct RouteTable {
     pub(super) queued: usize,
     /// The number of routes without a ref.
     unused: usize,
-    /// Whether a queue waits for a free number.
+    /// Is true if a queue waits for a free number.
     is_number_awaited: bool,
     /// The pool, while messages are queued. It keeps the connections open when no ref exists.
     /// Type-erased, because the pool is above this file.

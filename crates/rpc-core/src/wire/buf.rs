@@ -137,7 +137,8 @@ impl EncodedMessage {
         self.bytes.len()
     }
 
-    /// Moves the message to memory of its own, so that a queued message does not keep a block alive.
+    /// Moves the message to memory of its own, so that a queued message does not keep a block
+    /// alive.
     pub(crate) fn detach(&mut self) {
         if self.bytes.len() <= MAX_SHARED {
             self.bytes = BytesMut::from(&self.bytes[..]);
