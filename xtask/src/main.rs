@@ -5,6 +5,7 @@
 mod build;
 mod compare;
 mod floors;
+mod generate;
 mod instructions;
 mod interop;
 mod process;
@@ -37,6 +38,8 @@ enum Task {
     /// Check the imports of both crates against the floors in ARCHITECTURE.md
     #[command(after_help = floors::HELP)]
     Floors,
+    /// Generate the committed code of the envelope's and the tests' schemas
+    Generate(generate::GenerateOptions),
     /// Find text and names that are probably hard to read
     #[command(after_help = prose::HELP)]
     Prose(prose::ProseOptions),
@@ -49,6 +52,7 @@ fn main() -> ExitCode {
         Task::Scale(options) => compare::scale(&options),
         Task::Instructions(options) => instructions::run(&options),
         Task::Floors => floors::run(),
+        Task::Generate(options) => generate::run(&options),
         Task::Prose(options) => prose::run(&options),
     };
     match result {

@@ -5,12 +5,10 @@ mod decoding;
 
 use bytes::{BufMut as _, Bytes};
 use network_common::protocol::{
-    Event, FieldReader, FrameLimits, MergedBlockMetaRequest, Message, put_bitmap_array,
-    put_byte_array, put_string, read_bitmaps,
+    Event, FieldReader, FrameLimits, MergedBlockMetaRequest, Message, put_byte_array, put_string,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
-use roaring::RoaringBitmap;
 
 use decoding::{BodyHandling, collect_or_stream, decode};
 
@@ -200,52 +198,5 @@ proptest! {
         prop_assert_eq!(reader.string("text"), Ok(text));
         prop_assert_eq!(reader.byte_array("data"), Ok(&data[..]));
         prop_assert_eq!(reader.remaining(), tail.len());
-    }
-
-    #[test]
-    fn enc_03_bitmaps_are_unchanged(
-        ranges in vec(vec((any::<u32>(), 0..5_000_u32), 0..5), 0..5),
-        tail in vec(any::<u8>(), 0..9),
-    ) {
-        let mut bitmaps = Vec::new();
-        for ranges in ranges {
-            let mut bitmap = RoaringBitmap::new();
-            for (start, length) in ranges {
-                bitmap.insert_range(start..start.saturating_add(length));
-            }
-            bitmaps.push(bitmap);
-        }
-        let mut wire = Vec::new();
-        put_bitmap_array(&bitmaps, &mut wire).expect("a vector grows");
-        wire.extend_from_slice(&tail);
-        let mut reader = FieldReader::new(&wire);
-        prop_assert_eq!(reader.bitmap_array(), Ok(bitmaps));
-        prop_assert_eq!(reader.remaining(), tail.len());
-    }
-
-    /// No input causes a panic, and the reader never advances beyond the bytes.
-    #[test]
-    fn enc_03_any_bytes_are_bitmaps_or_an_error(
-        start in prop_oneof![
-            Just(vec![]),
-            Just(vec![0x3a, 0x30, 0, 0]),
-            Just(vec![0x3b, 0x30]),
-            Just(vec![0x3b, 0x30, 0, 0, 1]),
-        ],
-        rest in vec(prop_oneof![3 => 0..4_u8, 1 => any::<u8>()], 0..200),
-        count in 0..5_usize,
-    ) {
-        let wire = Bytes::from([start, rest].concat());
-        if let Ok(bitmaps) = read_bitmaps(&wire, count) {
-            prop_assert_eq!(bitmaps.len(), count);
-        }
-        let mut reader = FieldReader::new(&wire);
-        let before = reader.remaining();
-        if let Ok(bitmap) = reader.bitmap() {
-            prop_assert!(reader.remaining() + 8 <= before, "the shortest bitmap has 8 bytes");
-            let mut again = Vec::new();
-            put_bitmap_array(std::slice::from_ref(&bitmap), &mut again).expect("a vector grows");
-            prop_assert_eq!(FieldReader::new(&again).bitmap_array(), Ok(vec![bitmap]));
-        }
     }
 }

@@ -1,6 +1,5 @@
-//! RPCs, uploads and merged-block metas between two ends of this crate: Spark's
-//! `RpcIntegrationSuite` (RPC rows), row TRH-02, calls in both directions, and handlers that panic
-//! or never reply.
+//! RPCs and uploads between two ends of this crate: Spark's `RpcIntegrationSuite` (RPC rows), calls
+//! in both directions, and handlers that panic or never reply.
 
 // Helper functions outside of tests unwrap as well.
 #![allow(clippy::unwrap_used)]
@@ -11,12 +10,10 @@ use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use futures::future::join_all;
-use network_common::protocol::put_bitmap;
 use network_common::{BoxError, ErrorKind, ManagedBuffer, RpcResponseCallback, TransportError};
 use parking_lot::Mutex;
-use roaring::RoaringBitmap;
 use support::*;
 use tokio::sync::{mpsc, oneshot};
 
@@ -381,47 +378,6 @@ async fn upload_of_missing_file_fails_only_that_upload() {
             pair.assert_no_failures();
         }
     }
-}
-
-#[tokio::test]
-async fn trh_02_merged_block_meta_request_returns_bitmaps_or_failure() {
-    let bitmaps: Vec<RoaringBitmap> = vec![(1..4).collect(), (5..1000).step_by(2).collect()];
-    let mut body = BytesMut::new().writer();
-    bitmaps.iter().for_each(|bitmap| put_bitmap(bitmap, body.get_mut()).unwrap());
-    let body = body.into_inner().freeze();
-    let file = file_of(&body);
-    let (path, size, memory) = (file.path().to_owned(), body.len() as u64, body.clone());
-    let handler = Handler::new().on_meta(move |_, request, callback| {
-        assert_eq!((&request.app_id[..], request.shuffle_merge_id), ("app1", 3));
-        match (request.shuffle_id, request.reduce_id) {
-            (-1, _) | (_, -1) => callback.fail("Failed to get meta"),
-            (0, _) => callback.reply(2, memory.clone()),
-            (1, _) => callback.reply(2, ManagedBuffer::file(&path, 0..size)),
-            (2, _) => callback.reply(1, ManagedBuffer::file("/nowhere", 0..1)),
-            (3, _) => drop(callback),
-            _ => panic!("unknown shuffle id"),
-        }
-    });
-    let pair = pair(handler).await;
-    let ask = |shuffle_id, reduce_id| {
-        within(pair.client.merged_block_meta("app1", shuffle_id, 3, reduce_id))
-    };
-    for shuffle_id in [0, 1] {
-        let meta = ask(shuffle_id, 0).await.unwrap();
-        assert_eq!((meta.num_chunks, &meta.body), (2, &body));
-        assert_eq!(meta.bitmaps().unwrap(), bitmaps);
-    }
-    for (shuffle_id, reduce_id, text) in [
-        (-1, 0, "Failed to get meta"),
-        (0, -1, "Failed to get meta"),
-        (2, 0, "/nowhere"),
-        (3, 0, "without a response"),
-        (4, 0, "panicked"),
-    ] {
-        assert_remote(&ask(shuffle_id, reduce_id).await.unwrap_err(), text);
-    }
-    pair.assert_alive().await;
-    pair.assert_no_failures();
 }
 
 /// The default handler ignores one-way messages and fails all other requests.

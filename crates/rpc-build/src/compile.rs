@@ -29,18 +29,26 @@ pub fn compile_protos(
 ) -> Result<(), Error> {
     let out = env::var_os("OUT_DIR")
         .ok_or_else(|| Error::new("OUT_DIR is not set: call this from build.rs"))?;
-    for file in compile_into(Path::new(&out), protos, includes)? {
+    for file in compile_protos_into(Path::new(&out), protos, includes)? {
         println!("cargo:rerun-if-changed={}", file.display());
     }
     Ok(())
 }
 
 /// Compiles `protos` into the directory `out`, and returns the paths of the files it read.
-pub(crate) fn compile_into(
-    out: &Path,
+///
+/// This is for crates that commit the generated code, so that their users need no build script.
+/// `include!` includes a file of `out`.
+///
+/// # Errors
+///
+/// Fails as [`compile_protos`], or if `out` is not writable.
+pub fn compile_protos_into(
+    out: impl AsRef<Path>,
     protos: &[impl AsRef<Path>],
     includes: &[impl AsRef<Path>],
 ) -> Result<Vec<PathBuf>, Error> {
+    let out = out.as_ref();
     let mut resolver = ChainFileResolver::new();
     for include in includes {
         resolver.add(IncludeFileResolver::new(include.as_ref().to_owned()));
@@ -152,7 +160,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("a.proto"), source).unwrap();
         let out = dir.path().join("out");
-        compile_into(&out, &["a.proto"], &[dir.path()])?;
+        compile_protos_into(&out, &["a.proto"], &[dir.path()])?;
         Ok(fs::read_to_string(out.join("pkg.rs")).unwrap())
     }
 

@@ -56,4 +56,4 @@
 mod compile;
 mod service;
 
-pub use compile::{Error, compile_protos};
+pub use compile::{Error, compile_protos, compile_protos_into};

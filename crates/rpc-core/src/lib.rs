@@ -36,9 +36,8 @@
 //! ```
 //! use rpc_core::{EndpointContext, RpcEnv, RpcError, ThreadSafeRpcEndpoint};
 //!
-//! mod hello {
-//!     rpc_core::include_proto!("hello");
-//! }
+//! # mod hello { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/generated/hello.rs")); }
+//! // `mod hello { rpc_core::include_proto!("hello"); }` includes what build.rs generated.
 //! use hello::{Greeting, HelloMessage, SayHi};
 //!
 //! struct Hello {
@@ -154,7 +153,7 @@
 //!
 //! ```
 //! # use rpc_core::{EndpointRef, RpcEndpointRef, RpcEnv, RpcError};
-//! # mod hello { rpc_core::include_proto!("hello"); }
+//! # mod hello { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/generated/hello.rs")); }
 //! # use hello::HelloMessage;
 //! # fn example(worker: RpcEndpointRef<HelloMessage>, env: RpcEnv) -> Result<(), RpcError> {
 //! let field = EndpointRef::try_from(&worker)?;
@@ -238,7 +237,7 @@
 //! # use rpc_core::{
 //! #     EndpointContext, MemoryNetwork, RpcEnv, RpcError, ThreadSafeRpcEndpoint,
 //! # };
-//! # mod hello { rpc_core::include_proto!("hello"); }
+//! # mod hello { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/generated/hello.rs")); }
 //! # use hello::{HelloMessage, SayHi};
 //! # struct Silent(Vec<HelloMessage>);
 //! # impl ThreadSafeRpcEndpoint for Silent {
@@ -288,6 +287,7 @@ mod dispatcher;
 mod endpoint;
 mod env;
 mod error;
+#[cfg(feature = "files")]
 mod files;
 mod inbox;
 mod isolated_executor;
@@ -313,6 +313,7 @@ pub use endpoint::{
 };
 pub use env::{RpcEnv, RpcEnvBuilder};
 pub use error::{BoxError, ErrorKind, RpcError, SendError};
+#[cfg(feature = "files")]
 pub use files::{Download, RpcEnvFileServer};
 pub use limits::OverflowPolicy;
 pub use message_loop::{ConcurrentKind, IntoEndpoint, ThreadSafeKind};

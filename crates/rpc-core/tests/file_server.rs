@@ -36,6 +36,14 @@ async fn raw_client(env: &RpcEnv) -> TransportClient {
     context.create_client_factory().create_unmanaged_client((at.host(), at.port())).await.unwrap()
 }
 
+#[test]
+fn file_server_and_download_are_send() {
+    fn is_sync<T: Send + Sync + std::fmt::Debug>() {}
+    is_sync::<rpc_core::RpcEnvFileServer>();
+    fn is_send<T: Send + std::fmt::Debug>() {}
+    is_send::<rpc_core::Download>();
+}
+
 #[tokio::test]
 async fn rpc_env_34_files_jars_and_directories_are_downloaded() {
     let (server, client, temp) = (server().await, client().await, TempDir::new().unwrap());

@@ -3,7 +3,7 @@
 /// The generated code of a service with every form of rpc.
 #[deny(warnings, missing_docs, unreachable_pub, clippy::all, clippy::pedantic, clippy::unwrap_used)]
 pub mod coverage {
-    rpc_core::include_proto!("coverage");
+    include!("generated/coverage.rs");
 }
 
 use std::collections::BTreeMap;

@@ -17,7 +17,7 @@ use rpc_core::{
 use tokio::sync::mpsc;
 
 mod refs {
-    rpc_core::include_proto!("refs");
+    include!("generated/refs.rs");
 }
 
 use refs::{Call, Name, Registration, RegistryMessage, Said};

@@ -3,7 +3,7 @@
 mod common;
 
 mod coverage {
-    rpc_core::include_proto!("coverage");
+    include!("generated/coverage.rs");
 }
 
 use std::cell::RefCell;

@@ -15,7 +15,7 @@ use rpc_core::{
 };
 
 mod coverage {
-    rpc_core::include_proto!("coverage");
+    include!("generated/coverage.rs");
 }
 
 use coverage::{Mark, StoreMessage};

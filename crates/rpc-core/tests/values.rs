@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use rpc_core::{
-    AbortHandle, AskFuture, Download, EndpointContext, EndpointRef, EnvSnapshot, ErrorKind,
-    RpcAddress, RpcCallContext, RpcConf, RpcEndpointAddress, RpcEndpointRef, RpcEnv, RpcEnvBuilder,
-    RpcEnvFileServer, RpcError, RpcTimeout, SendError, ShutdownReport,
+    AbortHandle, AskFuture, EndpointContext, EndpointRef, EnvSnapshot, ErrorKind, RpcAddress,
+    RpcCallContext, RpcConf, RpcEndpointAddress, RpcEndpointRef, RpcEnv, RpcEnvBuilder, RpcError,
+    RpcTimeout, SendError, ShutdownReport,
 };
 
 /// Handles are `Send` and `Sync` for any message type, also for one that is only `Send`.
@@ -16,7 +16,6 @@ fn public_types_are_send_and_sync() {
     type Message = std::cell::Cell<u8>;
     is::<RpcEnv>();
     is::<RpcEnvBuilder>();
-    is::<RpcEnvFileServer>();
     is::<RpcEndpointRef<Message>>();
     is::<EndpointContext<Message>>();
     is::<RpcCallContext<Message>>();
@@ -27,7 +26,6 @@ fn public_types_are_send_and_sync() {
     is::<(EnvSnapshot, ShutdownReport)>();
     fn is_send<T: Send + std::fmt::Debug>() {}
     is_send::<AskFuture<Message>>();
-    is_send::<Download>();
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Builds and starts the example `spark_peer` of network-common.
+//! Builds and starts the example `spark_peer`.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -17,8 +17,7 @@ pub(crate) struct RustPeer {
 impl RustPeer {
     /// Builds the example in release mode.
     pub(crate) fn build() -> Result<Self> {
-        let words =
-            ["--package", "network-common", "--example", EXAMPLE, "--features", "tls,legacy-auth"];
+        let words = ["--package", "examples", "--example", EXAMPLE, "--features", "security"];
         let program = build::program(".", EXAMPLE, &words)?;
         Ok(Self { program })
     }

@@ -80,6 +80,8 @@ impl fmt::Debug for RpcResponseCallback {
 /// Dropping it without a response fails the request.
 ///
 /// ```
+/// # #[cfg(feature = "merged-blocks")]
+/// # mod example {
 /// use network_common::MergedBlockMetaCallback;
 /// use network_common::protocol::{ProtocolError, put_bitmap};
 /// use roaring::RoaringBitmap;
@@ -90,6 +92,7 @@ impl fmt::Debug for RpcResponseCallback {
 ///     callback.reply(1, bitmaps);
 ///     Ok(())
 /// }
+/// # }
 /// ```
 #[must_use = "dropping it without a response fails the request"]
 pub struct MergedBlockMetaCallback(ResponseSender);
@@ -101,8 +104,8 @@ impl MergedBlockMetaCallback {
 
     /// Sends a successful response with `num_chunks` serialized bitmaps.
     ///
-    /// [`put_bitmap`](crate::protocol::put_bitmap) serializes one. A body larger than a frame fails
-    /// the request.
+    /// `protocol::put_bitmap` of the feature `merged-blocks` serializes one. A body larger than a
+    /// frame fails the request.
     pub fn reply(mut self, num_chunks: i32, bitmaps: impl Into<ManagedBuffer>) {
         let body = bitmaps.into();
         if let Some(error) = check_frame_len(body.len()) {

@@ -17,6 +17,8 @@
 //! # Ok::<(), network_common::protocol::ProtocolError>(())
 //! ```
 
+#[cfg(feature = "merged-blocks")]
+mod bitmaps;
 mod body_decoder;
 mod error;
 mod event;
@@ -27,13 +29,13 @@ mod primitives;
 #[path = "protocol_tests.rs"]
 mod tests;
 
+#[cfg(feature = "merged-blocks")]
+pub use bitmaps::{put_bitmap, put_bitmap_array, read_bitmaps};
 pub(crate) use body_decoder::READ_BLOCK;
 pub use error::ProtocolError;
 pub use event::Event;
 pub use frame_decoder::{FrameDecoder, FrameLimits};
 pub use message::{MergedBlockMetaRequest, Message};
-pub use primitives::{
-    FieldReader, put_bitmap, put_bitmap_array, put_byte_array, put_string, read_bitmaps,
-};
+pub use primitives::{FieldReader, put_byte_array, put_string};
 
 pub use crate::conf::MAX_FRAME_PAYLOAD;

@@ -1,10 +1,14 @@
 //! Successful responses to this side's requests.
 
 use bytes::Bytes;
+#[cfg(feature = "merged-blocks")]
 use roaring::RoaringBitmap;
 
 use super::StreamBody;
-use crate::error::{BoxError, TransportError};
+#[cfg(feature = "merged-blocks")]
+use crate::error::BoxError;
+use crate::error::TransportError;
+#[cfg(feature = "merged-blocks")]
 use crate::protocol::read_bitmaps;
 
 /// The chunk bitmaps of a merged shuffle block.
@@ -15,8 +19,8 @@ use crate::protocol::read_bitmaps;
 /// # use network_common::{BoxError, TransportClient};
 /// # async fn example(client: TransportClient) -> Result<(), BoxError> {
 /// let meta = client.merged_block_meta("app", 1, 0, 7).await?;
-/// let bitmaps = meta.bitmaps()?;
-/// assert_eq!(bitmaps.len(), meta.num_chunks as usize);
+/// # #[cfg(feature = "merged-blocks")]
+/// assert_eq!(meta.bitmaps()?.len(), meta.num_chunks as usize);
 /// # Ok(())
 /// # }
 /// ```
@@ -29,6 +33,7 @@ pub struct MergedBlockMeta {
     pub body: Bytes,
 }
 
+#[cfg(feature = "merged-blocks")]
 impl MergedBlockMeta {
     /// Decodes the bitmaps, one per chunk, of the map outputs that the chunk contains.
     ///

@@ -1,14 +1,7 @@
-//! Messages are unchanged by encoding and decoding: Spark's `ProtocolSuite` and
-//! `MergedBlockMetaSuccessSuite`.
-
-use std::io::Write as _;
+//! Messages are unchanged by encoding and decoding: Spark's `ProtocolSuite`.
 
 use bytes::Bytes;
-use network_common::ManagedBuffer;
-use network_common::protocol::{
-    Event, FrameDecoder, MergedBlockMetaRequest, Message, put_bitmap, read_bitmaps,
-};
-use roaring::RoaringBitmap;
+use network_common::protocol::{Event, FrameDecoder, MergedBlockMetaRequest, Message};
 
 use super::decoding::messages;
 
@@ -126,27 +119,4 @@ fn wire_3_requests_are_distinguished_from_responses() {
     };
     let kinds: Vec<u8> = (0..13).filter(|kind| is_request(&frame_of_type(*kind))).collect();
     assert_eq!(kinds, [0x00, 0x03, 0x06, 0x09, 0x0a, 0x0b]);
-}
-
-#[tokio::test]
-async fn mbm_01_merged_block_meta_is_unchanged_by_encoding_and_decoding() {
-    let chunks: [RoaringBitmap; 2] =
-        [RoaringBitmap::from_iter([1, 2, 5]), RoaringBitmap::from_iter([3, 4, 7])];
-    let mut encoded = Vec::new();
-    for bitmap in &chunks {
-        put_bitmap(bitmap, &mut encoded).expect("a vector grows");
-    }
-    let mut file = tempfile::NamedTempFile::new().expect("temporary file");
-    file.write_all(&encoded).expect("written");
-    let body =
-        ManagedBuffer::file(file.path(), 0..encoded.len() as u64).read().await.expect("read");
-
-    let message = Message::MergedBlockMetaSuccess { request_id: 22, num_chunks: 2, body };
-    let frame = message.encode().expect("fits");
-    let received = messages(&frame);
-    let [Message::MergedBlockMetaSuccess { request_id: 22, num_chunks: 2, body }] = &received[..]
-    else {
-        panic!("{received:?}");
-    };
-    assert_eq!(read_bitmaps(body, 2).expect("two bitmaps"), chunks);
 }

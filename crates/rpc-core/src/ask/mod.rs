@@ -36,7 +36,7 @@ use crate::wire::{self, DecodeBuf};
 ///
 /// ```
 /// # use rpc_core::{RpcEndpointRef, RpcError};
-/// # mod hello { rpc_core::include_proto!("hello"); }
+/// # mod hello { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/generated/hello.rs")); }
 /// # use hello::{HelloMessage, SayHi};
 /// # async fn example(hello: RpcEndpointRef<HelloMessage>) -> Result<(), RpcError> {
 /// // Both requests are sent before the first reply is awaited.

@@ -5,14 +5,15 @@ use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use network_common::{
-    RpcHandler, RpcResponseCallback, StreamManager, TransportClient, TransportError,
-};
+#[cfg(feature = "files")]
+use network_common::StreamManager;
+use network_common::{RpcHandler, RpcResponseCallback, TransportClient, TransportError};
 use prost::Message;
 use tokio::time::Instant;
 
 use super::Dispatcher;
 use crate::error::{ErrorKind, RpcError};
+#[cfg(feature = "files")]
 use crate::files::FileRegistry;
 use crate::inbox::ConnectionEvent;
 use crate::peer::{Connections, InboundMessage, PeerConnection, RemoteAsk};
@@ -23,6 +24,7 @@ use crate::wire::{self, MessageHeader, proto};
 pub(crate) struct EnvRpcHandler {
     pub(crate) dispatcher: Arc<Dispatcher>,
     pub(crate) connections: Arc<Connections>,
+    #[cfg(feature = "files")]
     pub(crate) files: Arc<FileRegistry>,
 }
 
@@ -162,6 +164,7 @@ impl RpcHandler for EnvRpcHandler {
         }
     }
 
+    #[cfg(feature = "files")]
     fn stream_manager(&self) -> &dyn StreamManager {
         &*self.files
     }

@@ -21,7 +21,7 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
     ///
     /// ```
     /// # use rpc_core::{RpcEndpointRef, RpcError};
-    /// # mod hello { rpc_core::include_proto!("hello"); }
+    /// # mod hello { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/generated/hello.rs")); }
     /// # use hello::{HelloMessage, SayHi};
     /// # async fn example(hello: RpcEndpointRef<HelloMessage>) -> Result<(), RpcError> {
     /// let greeting = hello.ask(SayHi { msg: "neo".to_owned() }).await?;
@@ -91,7 +91,7 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
     /// ```
     /// # use std::time::Duration;
     /// # use rpc_core::{RpcEndpointRef, RpcError};
-    /// # mod hello { rpc_core::include_proto!("hello"); }
+    /// # mod hello { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/generated/hello.rs")); }
     /// # use hello::{HelloMessage, SayHi};
     /// # async fn example(hello: RpcEndpointRef<HelloMessage>) -> Result<(), RpcError> {
     /// let neo = SayHi { msg: "neo".to_owned() };

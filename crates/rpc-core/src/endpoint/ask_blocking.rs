@@ -17,7 +17,7 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
     ///
     /// ```
     /// # use rpc_core::{RpcEndpointRef, RpcError};
-    /// # mod hello { rpc_core::include_proto!("hello"); }
+    /// # mod hello { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/generated/hello.rs")); }
     /// # use hello::{HelloMessage, SayHi};
     /// fn greet(hello: &RpcEndpointRef<HelloMessage>) -> Result<String, RpcError> {
     ///     Ok(hello.ask_sync(SayHi { msg: "neo".to_owned() })?.text)

@@ -13,7 +13,7 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
     ///
     /// ```
     /// # use rpc_core::{RpcEndpointRef, RpcError};
-    /// # mod hello { rpc_core::include_proto!("hello"); }
+    /// # mod hello { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/generated/hello.rs")); }
     /// # use hello::{HelloMessage, SayHi};
     /// # async fn example(hello: RpcEndpointRef<HelloMessage>) -> Result<(), RpcError> {
     /// let greeting = hello.ask_with_retry(SayHi { msg: "neo".to_owned() }).await?;

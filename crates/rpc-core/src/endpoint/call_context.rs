@@ -28,7 +28,7 @@ use crate::wire;
 ///
 /// ```
 /// # use rpc_core::{EndpointContext, RpcError, ThreadSafeRpcEndpoint};
-/// # mod hello { rpc_core::include_proto!("hello"); }
+/// # mod hello { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/generated/hello.rs")); }
 /// # use hello::{Greeting, HelloMessage};
 /// struct Hello;
 ///
@@ -81,7 +81,7 @@ impl<T: Send + 'static> RpcCallContext<T> {
     /// expired ask, a closed connection or a one-way message is discarded.
     ///
     /// ```
-    /// # mod hello { rpc_core::include_proto!("hello"); }
+    /// # mod hello { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/generated/hello.rs")); }
     /// # use hello::Greeting;
     /// # use rpc_core::{RpcCallContext, RpcError};
     /// fn greet(context: RpcCallContext<Greeting>) -> Result<(), RpcError> {

@@ -12,7 +12,7 @@ use crate::endpoint::RpcEndpointRef;
 ///
 /// ```
 /// # use rpc_core::EndpointContext;
-/// # mod hello { rpc_core::include_proto!("hello"); }
+/// # mod hello { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/generated/hello.rs")); }
 /// # use hello::{HelloMessage, SayHi};
 /// fn greet_later(cx: &EndpointContext<HelloMessage>) {
 ///     let endpoint = cx.self_ref().clone();

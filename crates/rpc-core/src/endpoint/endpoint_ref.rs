@@ -36,7 +36,7 @@ thread_local! {
 ///
 /// ```
 /// # use rpc_core::{RpcEnv, RpcError};
-/// # mod hello { rpc_core::include_proto!("hello"); }
+/// # mod hello { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/generated/hello.rs")); }
 /// # use hello::{HelloMessage, SayBye, SayHi};
 /// # async fn example(env: RpcEnv) -> Result<(), RpcError> {
 /// let server = "127.0.0.1:52345";
@@ -97,7 +97,7 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
     ///
     /// ```
     /// # use rpc_core::{IncomingRequest, RpcEndpointRef, RpcError, RpcMessage};
-    /// # mod hello { rpc_core::include_proto!("hello"); }
+    /// # mod hello { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/generated/hello.rs")); }
     /// # use hello::HelloMessage;
     /// # struct Admin;
     /// enum Served {
@@ -140,7 +140,7 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
     ///
     /// ```
     /// # use rpc_core::{RpcEndpointRef, RpcError};
-    /// # mod hello { rpc_core::include_proto!("hello"); }
+    /// # mod hello { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/generated/hello.rs")); }
     /// # use hello::{HelloMessage, SayHi};
     /// # fn example(hello: RpcEndpointRef<HelloMessage>) -> Result<(), RpcError> {
     /// hello.send(SayHi { msg: "neo".to_owned() })?;
@@ -187,7 +187,7 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
     ///
     /// ```
     /// # use rpc_core::{RpcEndpointRef, RpcError};
-    /// # mod hello { rpc_core::include_proto!("hello"); }
+    /// # mod hello { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/generated/hello.rs")); }
     /// # use hello::{HelloMessage, SayHi};
     /// # async fn example(hello: RpcEndpointRef<HelloMessage>) -> Result<(), RpcError> {
     /// for number in 0..1_000_000 {

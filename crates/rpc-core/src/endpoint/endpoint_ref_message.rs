@@ -20,7 +20,7 @@ use crate::error::{ErrorKind, RpcError};
 ///
 /// ```
 /// # use rpc_core::{EndpointRef, RpcEndpointRef, RpcEnv, RpcError};
-/// # mod hello { rpc_core::include_proto!("hello"); }
+/// # mod hello { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/generated/hello.rs")); }
 /// # use hello::HelloMessage;
 /// # fn example(worker: RpcEndpointRef<HelloMessage>, env: RpcEnv) -> Result<(), RpcError> {
 /// let field = EndpointRef::try_from(&worker)?;

@@ -111,7 +111,7 @@ pub(crate) fn local_only_error() -> RpcError {
 ///
 /// ```
 /// # use rpc_core::{IncomingRequest, RpcCallContext, RpcError, RpcMessage};
-/// # mod hello { rpc_core::include_proto!("hello"); }
+/// # mod hello { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/generated/hello.rs")); }
 /// # use hello::{Greeting, SayHi};
 /// enum Greeter {
 ///     SayHi(SayHi, RpcCallContext<Greeting>),

@@ -167,7 +167,7 @@ macro_rules! hooks {
 ///
 /// ```
 /// use rpc_core::{EndpointContext, RpcError, ThreadSafeRpcEndpoint};
-/// # mod hello { rpc_core::include_proto!("hello"); }
+/// # mod hello { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/generated/hello.rs")); }
 /// use hello::{Greeting, HelloMessage};
 ///
 /// struct Hello {
@@ -228,7 +228,7 @@ pub trait ThreadSafeRpcEndpoint: Sized + Send + 'static {
 /// use std::time::Duration;
 ///
 /// use rpc_core::{EndpointContext, RpcEndpoint, RpcError};
-/// # mod hello { rpc_core::include_proto!("hello"); }
+/// # mod hello { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/generated/hello.rs")); }
 /// use hello::{Greeting, HelloMessage};
 ///
 /// struct Hello;

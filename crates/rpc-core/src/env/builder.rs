@@ -21,6 +21,7 @@ use crate::conf::RpcConf;
 use crate::dispatcher::{Dispatcher, EndpointVerifier, EnvRpcHandler};
 use crate::endpoint::EndpointOptions;
 use crate::error::{ErrorKind, RpcError};
+#[cfg(feature = "files")]
 use crate::files::{DownloadPool, FileRegistry};
 use crate::inbox::ConnectionEvent;
 use crate::peer::{Connections, PeerPool, PeerShared};
@@ -226,10 +227,12 @@ impl RpcEnvBuilder {
                 }
             }),
         }));
+        #[cfg(feature = "files")]
         let files = Arc::<FileRegistry>::default();
         let handler = EnvRpcHandler {
             dispatcher: Arc::clone(&dispatcher),
             connections: Arc::clone(&connections),
+            #[cfg(feature = "files")]
             files: Arc::clone(&files),
         };
         let mut context = TransportContext::new(transport_conf, handler);
@@ -239,6 +242,7 @@ impl RpcEnvBuilder {
         #[cfg(feature = "auth")]
         let context = auth::with_authentication(context, self.identity, &self.conf).await?;
         context.check_security().map_err(RpcError::config)?;
+        #[cfg(feature = "files")]
         let downloads = DownloadPool::new(&self.conf, self.network.as_ref(), &context)?;
         let max_retries = self.conf.port_max_retries()?;
         let queue_limits = self.conf.route_queue_limits()?;
@@ -255,7 +259,9 @@ impl RpcEnvBuilder {
             dispatcher,
             peers,
             connections,
+            #[cfg(feature = "files")]
             files,
+            #[cfg(feature = "files")]
             downloads,
             transport: context.metrics(),
             server: Mutex::new(None),

@@ -26,7 +26,7 @@ impl RpcEnv {
     ///
     /// ```
     /// # use rpc_core::{EndpointContext, RpcEnv, RpcError, ThreadSafeRpcEndpoint};
-    /// # mod hello { rpc_core::include_proto!("hello"); }
+    /// # mod hello { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/generated/hello.rs")); }
     /// # use hello::{Greeting, HelloMessage, SayHi};
     /// # struct Hello;
     /// # impl ThreadSafeRpcEndpoint for Hello {

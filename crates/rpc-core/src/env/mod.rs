@@ -1,6 +1,7 @@
 //! [`RpcEnv`], the environment that registers endpoints and looks up those of other processes.
 
 mod builder;
+#[cfg(feature = "files")]
 mod files;
 mod listen;
 mod lookup;
@@ -24,6 +25,7 @@ use crate::ask::{AskResources, EndpointInfo};
 use crate::dispatcher::Dispatcher;
 use crate::endpoint::{EndpointContext, EndpointOptions, RpcEndpointRef};
 use crate::error::RpcError;
+#[cfg(feature = "files")]
 use crate::files::{DownloadPool, FileRegistry};
 use crate::inbox::Inbox;
 use crate::limits::InboxConf;
@@ -71,7 +73,9 @@ struct EnvInner {
     dispatcher: Arc<Dispatcher>,
     peers: Arc<PeerPool>,
     connections: Arc<Connections>,
+    #[cfg(feature = "files")]
     files: Arc<FileRegistry>,
+    #[cfg(feature = "files")]
     downloads: Arc<DownloadPool>,
     transport: TransportMetrics,
     /// `None` in client mode, and after the shutdown has taken it.
@@ -106,7 +110,7 @@ impl RpcEnv {
     /// ```
     /// # #[tokio::main]
     /// # async fn main() -> Result<(), rpc_core::RpcError> {
-    /// # mod hello { rpc_core::include_proto!("hello"); }
+    /// # mod hello { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/generated/hello.rs")); }
     /// # use hello::{Greeting, HelloMessage, SayHi};
     /// use rpc_core::{EndpointContext, RpcEnv, RpcError, ThreadSafeRpcEndpoint};
     ///

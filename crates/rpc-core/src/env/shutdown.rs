@@ -103,6 +103,7 @@ impl ShutdownTask {
         }
         // Without the wait, output of the connections to peers would be lost if the runtime ended.
         let _ = tokio::time::timeout(FLUSH_TIMEOUT, inner.connections.closed()).await;
+        #[cfg(feature = "files")]
         inner.downloads.close();
         self.report.duration = started.elapsed();
         self.report.is_complete = true;

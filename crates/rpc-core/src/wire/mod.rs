@@ -15,9 +15,9 @@ pub(crate) use response::{
     rejection,
 };
 
-/// Code generated from `proto/rpc_envelope.proto`.
+/// Code that `cargo xtask generate` made from `proto/rpc_envelope.proto`.
 pub(crate) mod proto {
-    include!(concat!(env!("OUT_DIR"), "/rpc_core.envelope.rs"));
+    include!("generated/rpc_core.envelope.rs");
 }
 
 /// The lowest and the highest version of the protocol that this crate supports.

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 pub mod envelope;
 
 pub mod hello {
-    rpc_core::include_proto!("hello");
+    include!("../generated/hello.rs");
 }
 
 pub use hello::{Greeting, HelloMessage, SayBye, SayHi};

@@ -28,7 +28,7 @@ use tokio::runtime::{Builder, Runtime};
 use record::RunRecord;
 
 mod messages {
-    rpc_core::include_proto!("random");
+    include!("../generated/random.rs");
 }
 
 /// The text of errors and panics that are part of a run.

@@ -3,8 +3,8 @@
 //! `cargo xtask interop` runs them against Spark's own server and client.
 //!
 //! ```text
-//! cargo run --release -p network-common --example spark_peer -- server PORT [options]
-//! cargo run --release -p network-common --example spark_peer -- client HOST PORT [options]
+//! cargo run --release --package examples --features security --example spark_peer -- server PORT [options]
+//! cargo run --release --package examples --features security --example spark_peer -- client HOST PORT [options]
 //! ```
 //!
 //! The server prints `LISTENING <port>`. The last line of the client is `N passed, M failed`.
@@ -15,15 +15,16 @@ mod protocol;
 mod server;
 
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
+use network_common::auth::{Secret, SecretStore};
 use network_common::{RpcHandler, TransportConf, TransportContext};
 
 /// Spark's module name: the `shuffle` in `spark.shuffle.io.serverThreads`.
 const MODULE: &str = "shuffle";
 
-#[cfg(feature = "auth")]
 const APP_ID: &str = "app-1";
 
 #[derive(Parser)]
@@ -79,17 +80,10 @@ impl Options {
     }
 }
 
-#[cfg(feature = "auth")]
 fn with_auth(context: TransportContext, secret: &str) -> Result<TransportContext> {
-    use network_common::auth::{Secret, SecretStore};
     let secrets = SecretStore::new();
     secrets.register_app(APP_ID, Secret::new(secret));
-    Ok(context.with_auth(APP_ID, std::sync::Arc::new(secrets))?)
-}
-
-#[cfg(not(feature = "auth"))]
-fn with_auth(_: TransportContext, _: &str) -> Result<TransportContext> {
-    bail!("--secret needs the feature `auth`");
+    Ok(context.with_auth(APP_ID, Arc::new(secrets))?)
 }
 
 fn key_and_value(text: &str) -> Result<(String, String)> {

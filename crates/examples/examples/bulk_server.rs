@@ -1,7 +1,7 @@
 //! Serves the files of a directory in chunks and as streams.
 //!
 //! ```text
-//! cargo run --release -p network-common --example bulk_server -- DIRECTORY [ADDRESS]
+//! cargo run --release --example bulk_server -- DIRECTORY [ADDRESS]
 //! ```
 //!
 //! `bulk_fetch` is the client. The RPC `open:<chunk size>:<name>` registers the chunks of a file.

@@ -1,6 +1,6 @@
 //! A driver serves files, a jar and a directory to an executor.
 //!
-//! Run it with `cargo run --release --example file_server`. The driver starts the executor as a
+//! Run it with `cargo run --release --features files --example file_server`. The driver starts the executor as a
 //! second process and passes it the URIs. The executor downloads all files into a directory of its
 //! own, and shows the progress.
 

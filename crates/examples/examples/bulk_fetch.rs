@@ -1,7 +1,7 @@
 //! Downloads a file from `bulk_server` in chunks or as one stream, and shows the progress.
 //!
 //! ```text
-//! cargo run --release -p network-common --example bulk_fetch -- HOST:PORT NAME [OUTPUT] [--stream]
+//! cargo run --release --example bulk_fetch -- HOST:PORT NAME [OUTPUT] [--stream]
 //! ```
 //!
 //! Without `--stream`, four chunks of 4 MiB are in flight at a time.

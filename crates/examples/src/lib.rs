@@ -1,0 +1,3 @@
+//! The programs are in the folder `examples` of this crate.
+
+#![forbid(unsafe_code)]
