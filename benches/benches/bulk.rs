@@ -3,9 +3,13 @@
 mod support;
 
 use benches::groups::bodies;
-use benches::limits::{Cipher, RawChunks, serve_chunks};
+#[cfg(feature = "security")]
+use benches::limits::Cipher;
+use benches::limits::{RawChunks, serve_chunks};
 use benches::ours::{self, Security, TransportCallClient};
-use benches::protocol::{Case, Job};
+use benches::protocol::Case;
+#[cfg(feature = "security")]
+use benches::protocol::Job;
 use benches::{Chunks, write_file};
 use criterion::{Criterion, criterion_group, criterion_main};
 use support::{bench, group};
@@ -45,6 +49,7 @@ fn bulk(criterion: &mut Criterion) {
     }
 }
 
+#[cfg(feature = "security")]
 /// Compares each security mode with its cipher alone, which seals and opens on one core.
 fn secured(criterion: &mut Criterion) {
     let runtime = Runtime::new().expect("the runtime cannot be created");
@@ -74,5 +79,8 @@ fn secured(criterion: &mut Criterion) {
     }
 }
 
+#[cfg(feature = "security")]
 criterion_group!(benches, bulk, secured);
+#[cfg(not(feature = "security"))]
+criterion_group!(benches, bulk);
 criterion_main!(benches);

@@ -22,6 +22,12 @@ pub(crate) fn program(place: &str, name: &str, words: &[&str]) -> Result<PathBuf
     program_with(place, name, &[&["--release"], words].concat(), &[])
 }
 
+/// Builds the program `name` of the package `benches` and returns its path.
+pub(crate) fn bench_program(name: &str) -> Result<PathBuf> {
+    let words = ["--profile", "bench", "--package", "benches", "--features", "security"];
+    program_with(".", name, &[&words[..], &["--bin", name]].concat(), &[])
+}
+
 /// Builds the program `name` with the profile in `words` and additional environment variables.
 pub(crate) fn program_with(
     place: &str,

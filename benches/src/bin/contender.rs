@@ -4,9 +4,11 @@
 
 use anyhow::Context;
 use benches::codec::Codec;
+#[cfg(feature = "security")]
+use benches::limits::Cipher;
 use benches::limits::{
-    Batched, Channel, Cipher, Mixed, PingPong, RawChunks, Smallest, Timer, serve_chunks,
-    serve_echo, serve_mixed,
+    Batched, Channel, Mixed, PingPong, RawChunks, Smallest, Timer, serve_chunks, serve_echo,
+    serve_mixed,
 };
 use benches::load::CallClient;
 use benches::ours::{self, RpcClient, RpcServer, Security, TransportCallClient};
@@ -47,8 +49,11 @@ async fn main() -> anyhow::Result<()> {
                 let server = RpcServer::start().await?;
                 drive(RpcClient::new(server.address()?)?).await
             }
+            #[cfg(feature = "security")]
             "cipher-ctr" => drive(Cipher::Ctr).await,
+            #[cfg(feature = "security")]
             "cipher-gcm" => drive(Cipher::Gcm).await,
+            #[cfg(feature = "security")]
             "cipher-tls" => drive(Cipher::Tls).await,
             "channel" => drive(actors::LocalActors::new(|| Ok(Channel::start()))).await,
             "timer" => drive(Timer::default()).await,

@@ -2,6 +2,7 @@
 
 mod batched;
 mod bulk;
+#[cfg(feature = "security")]
 mod cipher;
 mod echo_server;
 mod local;
@@ -13,6 +14,7 @@ mod timer;
 
 pub use batched::Batched;
 pub use bulk::{RawChunks, serve_chunks};
+#[cfg(feature = "security")]
 pub use cipher::Cipher;
 pub use echo_server::serve_echo;
 pub use local::Channel;

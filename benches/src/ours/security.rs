@@ -1,8 +1,10 @@
 //! The measured security modes of network-common.
 
+#[cfg(feature = "security")]
 use std::sync::Arc;
 
 use anyhow::Context;
+#[cfg(feature = "security")]
 use network_common::auth::{Secret, SecretStore};
 use network_common::{RpcHandler, TransportConf, TransportContext};
 
@@ -24,6 +26,7 @@ pub enum Security {
 ///
 /// The key is not secret; only these benches use it.
 const KEYS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/keys");
+#[cfg(feature = "security")]
 const APP: &str = "bench";
 
 impl Security {
@@ -73,8 +76,18 @@ impl Security {
         if matches!(self, Self::Plain | Self::Tls) {
             return Ok(context);
         }
-        let secrets = SecretStore::new();
-        secrets.register_app(APP, Secret::new("s3cret"));
-        Ok(context.with_auth(APP, Arc::new(secrets))?)
+        with_auth(context)
     }
+}
+
+#[cfg(feature = "security")]
+fn with_auth(context: TransportContext) -> anyhow::Result<TransportContext> {
+    let secrets = SecretStore::new();
+    secrets.register_app(APP, Secret::new("s3cret"));
+    Ok(context.with_auth(APP, Arc::new(secrets))?)
+}
+
+#[cfg(not(feature = "security"))]
+fn with_auth(_: TransportContext) -> anyhow::Result<TransportContext> {
+    anyhow::bail!("the benches are built without the feature `security`")
 }

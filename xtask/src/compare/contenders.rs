@@ -116,7 +116,7 @@ pub(crate) struct Programs {
 impl Programs {
     /// Builds our program, the peers if `peers` is set, and the bench of a Spark release.
     pub(crate) fn build(peers: bool, release: Option<Release>) -> Result<Self> {
-        let own = build::program(".", "contender", &["--package", "benches"])?;
+        let own = build::bench_program("contender")?;
         let peer = |place, name| peers.then(|| build::program(place, name, &[])).transpose();
         let remote_actors = peer("benches/peers/remote-actors", "remote-actors")?;
         let peers = peer("benches/peers", "peers")?;

@@ -141,8 +141,7 @@ pub(crate) fn run(options: &InstructionOptions) -> Result<bool> {
     if options.types || options.profile.is_some() {
         return explain(options);
     }
-    let words = ["--package", "benches", "--bin", "contender"];
-    let program = build::program(".", "contender", &words)?;
+    let program = build::bench_program("contender")?;
     let file = served_file()?;
     let callgrind = Callgrind { program: &program, file: file.path(), detail: Detail::Totals };
     let rows = options.row.as_deref().map_or_else(|| Ok(rows().to_vec()), rows_with)?;

@@ -148,7 +148,7 @@ impl TransportClientFactory {
         let pool = self.pool(&address)?;
         let slot = match pool.slots.len() {
             1 => 0,
-            count => rand::random_range(0..count),
+            count => fastrand::usize(0..count),
         };
         if let Some(client) = pool.slots[slot].active_client() {
             return Ok(client);

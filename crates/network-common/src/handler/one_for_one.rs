@@ -42,7 +42,7 @@ struct StreamTable {
 impl Default for StreamTable {
     /// Starts with a random id, so that a restarted server does not reuse the ids of its last run.
     fn default() -> Self {
-        Self { next_id: rand::random::<i64>() & i64::MAX, streams: HashMap::new() }
+        Self { next_id: fastrand::i64(0..i64::MAX), streams: HashMap::new() }
     }
 }
 

@@ -86,7 +86,7 @@ type Contender = (&'static str, Process);
 
 /// Starts a process for each contender.
 fn start(bench: &Bench, release: Option<Release>, files: &Path) -> Result<Vec<Contender>> {
-    let program = build::program(".", "transport", &["--package", "benches"])?;
+    let program = build::bench_program("transport")?;
     let mut commands = Vec::new();
     let forms = [("tasks", TASKS, RAW_TASKS), ("threads", THREADS, RAW_THREADS)];
     let ours = forms.map(|(callers, ours, _)| (ours, callers.to_owned()));
