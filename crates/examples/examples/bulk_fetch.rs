@@ -1,4 +1,4 @@
-//! Downloads a file from `bulk_server` in chunks or as one stream, and shows the progress.
+//! Downloads a file from `bulk_server` in chunks or as one stream.
 //!
 //! ```text
 //! cargo run --release --example bulk_fetch -- HOST:PORT NAME [OUTPUT] [--stream]
@@ -13,7 +13,6 @@ use std::time::Instant;
 
 use anyhow::{Context, ensure};
 use bytes::Bytes;
-use indicatif::{ProgressBar, ProgressStyle};
 use network_common::{NoOpRpcHandler, TransportClient, TransportConf, TransportContext};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -25,11 +24,10 @@ const IN_FLIGHT: usize = 4;
 struct FileWriter {
     pieces: mpsc::Sender<Bytes>,
     thread: JoinHandle<std::io::Result<()>>,
-    progress: ProgressBar,
 }
 
 impl FileWriter {
-    fn new(output: &str, progress: ProgressBar) -> anyhow::Result<Self> {
+    fn new(output: &str) -> anyhow::Result<Self> {
         let mut file = File::create(output).with_context(|| format!("cannot write {output}"))?;
         let (pieces, mut queue) = mpsc::channel::<Bytes>(IN_FLIGHT);
         let thread = tokio::task::spawn_blocking(move || {
@@ -38,18 +36,16 @@ impl FileWriter {
             }
             file.flush()
         });
-        Ok(Self { pieces, thread, progress })
+        Ok(Self { pieces, thread })
     }
 
     async fn write(&self, piece: Bytes) -> anyhow::Result<()> {
-        self.progress.inc(piece.len() as u64);
         self.pieces.send(piece).await.context("the output cannot be written")
     }
 
     async fn finish(self) -> anyhow::Result<()> {
         drop(self.pieces);
         self.thread.await??;
-        self.progress.finish();
         Ok(())
     }
 }
@@ -63,7 +59,7 @@ async fn fetch_chunks(client: &TransportClient, name: &str, output: &str) -> any
         anyhow::bail!("the response to `open` does not contain three numbers");
     };
     let size = u64::try_from(size)?;
-    let writer = FileWriter::new(output, progress_bar(size))?;
+    let writer = FileWriter::new(output)?;
     let mut pending = VecDeque::new();
     for index in 0..i32::try_from(chunk_count)? {
         if pending.len() == IN_FLIGHT {
@@ -84,18 +80,12 @@ async fn next_chunk(pending: &mut VecDeque<network_common::ChunkFuture>) -> anyh
 
 async fn read_stream(client: &TransportClient, name: &str, output: &str) -> anyhow::Result<u64> {
     let mut body = client.stream(name).await?;
-    let writer = FileWriter::new(output, progress_bar(body.len()))?;
+    let writer = FileWriter::new(output)?;
     while let Some(piece) = body.next_piece().await {
         writer.write(piece?).await?;
     }
     writer.finish().await?;
     Ok(body.len())
-}
-
-fn progress_bar(size: u64) -> ProgressBar {
-    let style =
-        ProgressStyle::with_template("{bar:40} {bytes}/{total_bytes} {binary_bytes_per_sec} {eta}");
-    ProgressBar::new(size).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
 #[tokio::main]

@@ -2,18 +2,17 @@
 //!
 //! Run it with `cargo run --release --features files --example file_server`. The driver starts the executor as a
 //! second process and passes it the URIs. The executor downloads all files into a directory of its
-//! own, and shows the progress.
+//! own.
 
 use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, ensure};
-use indicatif::{ProgressBar, ProgressStyle};
 use rpc_core::{Download, RpcEnv};
 use tokio::fs::{self, File};
 use tokio::io::{AsyncWriteExt, BufWriter};
 
-/// The length of the largest file, which takes long enough for a progress bar.
+/// The length of the largest file.
 const LARGE: usize = 256 << 20;
 
 /// Creates the files, registers them, and returns their URIs.
@@ -50,18 +49,11 @@ async fn download(uris: &[String], into: &Path) -> anyhow::Result<()> {
 }
 
 async fn save(mut download: Download, path: &Path) -> anyhow::Result<()> {
-    let style = "{msg:30} {bar:40} {bytes}/{total_bytes} {binary_bytes_per_sec}";
-    let progress =
-        ProgressBar::new(download.len()).with_style(ProgressStyle::with_template(style)?);
-    progress.set_message(download.uri().to_owned());
     let mut file = BufWriter::new(File::create(path).await?);
     while let Some(piece) = download.next_piece().await {
-        let piece = piece?;
-        file.write_all(&piece).await?;
-        progress.inc(piece.len() as u64);
+        file.write_all(&piece?).await?;
     }
     file.flush().await?;
-    progress.finish();
     println!("executor: {} has {} bytes", path.display(), download.len());
     Ok(())
 }

@@ -15,7 +15,6 @@ use std::time::Instant;
 use anyhow::{Context, ensure};
 use bytes::Bytes;
 use futures::future::BoxFuture;
-use indicatif::{ProgressBar, ProgressStyle};
 use network_common::{
     BoxError, ManagedBuffer, OneForOneStreamManager, RpcHandler, RpcResponseCallback,
     StreamManager, StreamOptions, TransportClient, TransportConf, TransportContext,
@@ -214,23 +213,19 @@ fn generate() -> anyhow::Result<tempfile::NamedTempFile> {
     Ok(file)
 }
 
-/// Compares the received bytes with the content of the file, and shows the progress.
+/// Compares the received bytes with the content of the file.
 struct ContentCheck {
     /// "in chunks" or "as a stream".
     method: &'static str,
     position: u64,
     expected: Vec<u8>,
-    progress: ProgressBar,
     start: Instant,
 }
 
 impl ContentCheck {
     fn start(method: &'static str) -> Self {
-        let style = ProgressStyle::with_template("[client] {bar:40} {bytes}/{total_bytes}");
-        let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
         let expected = (0..CHUNK_SIZE + PERIOD).map(|i| (i % PERIOD) as u8).collect();
-        let progress = ProgressBar::new(FILE_SIZE).with_style(style);
-        Self { method, position: 0, expected, progress, start: Instant::now() }
+        Self { method, position: 0, expected, start: Instant::now() }
     }
 
     fn update(&mut self, piece: &[u8]) -> anyhow::Result<()> {
@@ -241,14 +236,12 @@ impl ContentCheck {
             self.position
         );
         self.position += piece.len() as u64;
-        self.progress.set_position(self.position);
         Ok(())
     }
 
     fn finish(self) -> anyhow::Result<()> {
         ensure!(self.position == FILE_SIZE, "received {} of {FILE_SIZE} bytes", self.position);
         let seconds = self.start.elapsed().as_secs_f64();
-        self.progress.finish_and_clear();
         let rate = FILE_SIZE as f64 / seconds / 1e9;
         println!(
             "[client] 256 MiB {:<11} in {seconds:.3} s, {rate:.2} GB/s, every byte checked",
