@@ -1,8 +1,8 @@
 //! A driver serves files, a jar and a directory to an executor.
 //!
-//! Run it with `cargo run --release --features files --example file_server`. The driver starts the executor as a
-//! second process and passes it the URIs. The executor downloads all files into a directory of its
-//! own.
+//! Run it with `cargo run --release --features files --example file_server`. The driver starts the
+//! executor as a second process and passes it the URIs. The executor downloads all files into a
+//! directory of its own.
 
 use std::path::Path;
 use std::process::Command;

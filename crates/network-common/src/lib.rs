@@ -125,6 +125,8 @@
 //! repository describes the layers above it.
 
 #![forbid(unsafe_code)]
+// Shows the feature that an item needs. docs.rs sets `docsrs`.
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod address;
 #[cfg(feature = "auth")]

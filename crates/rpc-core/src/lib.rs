@@ -274,6 +274,8 @@
 //! [network-common]: network_common
 
 #![forbid(unsafe_code)]
+// Shows the feature that an item needs. docs.rs sets `docsrs`.
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 // Generated code refers to `::rpc_core`, also inside this crate.
 extern crate self as rpc_core;
