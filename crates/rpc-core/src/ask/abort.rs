@@ -1,4 +1,4 @@
-//! Aborts a pending ask with an error of the application's own.
+//! `AbortHandle`, with which an application fails a pending ask.
 
 use std::fmt;
 use std::sync::{Arc, OnceLock};
@@ -11,8 +11,8 @@ use crate::error::{BoxError, ErrorKind, RpcError};
 
 /// Aborts one [`AskFuture`](crate::AskFuture) from any thread.
 ///
-/// Made by [`AskFuture::abort_handle`](crate::AskFuture::abort_handle). Clones are cheap and abort
-/// the same ask. A handle does not keep the ask alive.
+/// [`AskFuture::abort_handle`](crate::AskFuture::abort_handle) creates it. Clones are cheap and
+/// abort the same ask. A handle does not keep the ask alive.
 ///
 /// ```
 /// # use rpc_core::{AskFuture, ErrorKind};
@@ -30,6 +30,7 @@ pub struct AbortHandle(Arc<AbortState>);
 struct AbortState {
     endpoint: RpcEndpointAddress,
     error: OnceLock<RpcError>,
+    /// Wakes the task that polls the ask.
     caller: AtomicWaker,
 }
 
@@ -44,10 +45,9 @@ impl AbortHandle {
 
     /// Fails the ask at once with [`ErrorKind::Aborted`].
     ///
-    /// `cause` becomes the [`source`](std::error::Error::source) of the error. Only the first call
-    /// has an effect, and none has after the ask has completed. The request may be executed
-    /// nevertheless; its response is discarded. The counterpart in Spark is
-    /// `AbortableRpcFuture.abort`.
+    /// `cause` becomes the [`source`](std::error::Error::source) of the error. Later calls have no
+    /// effect, nor has a call after the ask has completed. The request may still be executed; its
+    /// response is discarded. The counterpart in Spark is `AbortableRpcFuture.abort`.
     pub fn abort(&self, cause: impl Into<BoxError>) {
         let endpoint = &self.0.endpoint;
         let error = RpcError::new(ErrorKind::Aborted, format!("the ask to {endpoint} was aborted"))
@@ -58,7 +58,7 @@ impl AbortHandle {
         }
     }
 
-    /// Returns the error of an aborted ask; otherwise `abort` will wake `cx`.
+    /// Returns the error if the ask was aborted. Registers the waker of `cx` for `abort`.
     pub(super) fn poll_aborted(&self, cx: &Context<'_>) -> Option<RpcError> {
         self.0.caller.register(cx.waker());
         self.0.error.get().cloned()

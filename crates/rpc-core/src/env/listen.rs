@@ -1,4 +1,4 @@
-//! Listening on the requested port or on one of the next ports.
+//! Binds the server of an environment to the requested port, or to one of the next ports.
 
 use std::error::Error;
 use std::io;
@@ -11,7 +11,9 @@ use crate::error::{ErrorKind, RpcError};
 /// The lowest port that needs no special rights.
 pub(super) const FIRST_PORT: u16 = 1024;
 
-/// Binds a server as `Utils.startServiceOnPort` of Spark does.
+/// Binds a server. If the port is in use, tries at most `max_retries` next ports.
+///
+/// Port 0 binds any free port. The counterpart in Spark is `Utils.startServiceOnPort`.
 pub(super) async fn listen(
     context: &TransportContext,
     bind: &RpcAddress,
@@ -21,8 +23,8 @@ pub(super) async fn listen(
     let start = bind.port();
     if (1..FIRST_PORT).contains(&start) {
         let text = format!(
-            "the environment {env} cannot bind {bind}: the port must be from {FIRST_PORT} to 65535, \
-             or 0 for any free port"
+            "the environment {env} cannot bind {bind}: the port must be from {FIRST_PORT} to \
+             65535, or 0 for any free port"
         );
         return Err(RpcError::new(ErrorKind::Config, text));
     }
@@ -49,13 +51,13 @@ pub(super) async fn listen(
     }
 }
 
-/// Returns the port of a retry: counts up from `start`, and from 65535 on to 1024.
+/// Returns `start` plus `retry`, where port 1024 follows port 65535. Returns 0 for 0.
 fn port_of_attempt(start: u16, retry: u32) -> u16 {
     if start == 0 {
         return 0;
     }
-    let (first, ports) = (u32::from(FIRST_PORT), 65_536 - u32::from(FIRST_PORT));
-    let offset = (u32::from(start) - first + retry % ports) % ports;
+    let (first, port_count) = (u32::from(FIRST_PORT), 65_536 - u32::from(FIRST_PORT));
+    let offset = (u32::from(start) - first + retry % port_count) % port_count;
     (first + offset) as u16
 }
 

@@ -31,16 +31,18 @@ use crate::metrics::{EndpointSnapshot, Histogram};
 use crate::peer::{InboundMessage, RouteTarget, TargetRoutes};
 use crate::sync::{Mutex, Notify};
 
-/// The queue of a parked loop keeps its buffer only up to this many items.
+/// A queue keeps a buffer for at most this many items while its loop is parked.
 const MAX_KEPT_CAPACITY: usize = 64;
 
-/// The most undelivered-events in a queue. A peer can cause any number of them.
+/// The most events of the kind [`ConnectionEvent::Undelivered`] in a queue.
+///
+/// Without a limit, a peer could fill the memory with them.
 const MAX_UNDELIVERED: u16 = 1024;
 
 /// A queue with many senders and one message loop.
 ///
-/// The loop takes all items at once, so it locks twice per batch and not per message. A message
-/// counts against the limits until it has been handled.
+/// The loop takes all queued items at once, so it does not lock the state for every message. A
+/// message counts against the limits until it has been handled.
 pub(crate) struct Inbox<M> {
     state: Mutex<InboxState<M>>,
     /// The durations of handlers. `None` before the first measurement.
@@ -49,7 +51,7 @@ pub(crate) struct Inbox<M> {
     conf: Arc<InboxConf>,
     /// Set by the first route from a peer.
     routes: OnceLock<Box<TargetRoutes>>,
-    /// Is true if `stop_cause` is set, readable without the lock.
+    /// Is set soon after `stop_cause`, and is read without the lock.
     is_stopped: AtomicBool,
 }
 
@@ -76,7 +78,9 @@ impl<M> Inbox<M> {
         RpcEndpointRef::local(Arc::clone(&self.info), Arc::clone(self) as _)
     }
 
-    /// Returns the credit of all held messages to their senders.
+    /// Marks the inbox as stopped for remote senders, and detaches their routes.
+    ///
+    /// This returns the credit of all held messages. See [`TargetRoutes::detach_all`].
     fn detach_routes(&self) {
         self.is_stopped.store(true, Ordering::Release);
         if let Some(routes) = self.routes.get() {
@@ -86,12 +90,12 @@ impl<M> Inbox<M> {
 
     /// Closes the inbox and fails the queued asks, because the loop has ended.
     ///
-    /// Closes first, so that no later message of a failed sender is accepted.
+    /// The inbox closes first, so that a sender whose ask fails cannot enqueue another message.
     pub(crate) fn close_and_fail(&self) {
         let mut state = self.state.lock();
         let cause = *state.stop_cause.get_or_insert(StopCause::Runtime);
         let items = std::mem::take(&mut state.queue);
-        // The waker owns the executor of an isolated endpoint, so it must not stay here.
+        // The waker is dropped, because it keeps the threads of an isolated endpoint alive.
         let (_parked, waiters) = (state.parked_loop.take(), state.capacity_waiters.take());
         drop(state);
         if let Some(waiters) = waiters {
@@ -109,9 +113,10 @@ impl<M> Inbox<M> {
         }
     }
 
-    /// Registers the loop to be woken by the next item. Returns false if there is one already.
+    /// Registers the waker of the loop. Returns false if the queue already has an item.
     ///
-    /// The queue may take the empty buffer `spare`, to reuse its memory.
+    /// `spare` is an empty buffer. The queue keeps the larger of the two buffers that does not
+    /// exceed [`MAX_KEPT_CAPACITY`]. The caller drops the other one.
     pub(crate) fn park(&self, waker: &Waker, spare: &mut VecDeque<InboxItem<M>>) -> bool {
         let mut state = self.state.lock();
         if !state.queue.is_empty() {
@@ -190,7 +195,7 @@ impl<M: Send> InboxHandle<M> for Inbox<M> {
             && !metadata.permit.as_ref().is_some_and(|permit| permit.is_covered)
         {
             match self.conf.overflow {
-                // `None` if all messages are being handled.
+                // `None` if no message is queued because all are being handled.
                 OverflowPolicy::DropOldest => dropped = state.take_oldest(),
                 OverflowPolicy::Reject => {}
             }
@@ -201,6 +206,7 @@ impl<M: Send> InboxHandle<M> for Inbox<M> {
             }
             state.counts.dropped += 1;
         }
+        // `build` returns `None` only if it is called twice.
         let Some(message) = build() else { return Ok(()) };
         state.held.add(volume);
         let parked = state.parked_loop.take();
@@ -229,9 +235,9 @@ impl<M: Send> InboxHandle<M> for Inbox<M> {
             let notified = {
                 let mut state = self.state.lock();
                 let is_full = state.stop_cause.is_none() && !state.held.is_below(self.conf.limit);
-                // Made under the lock, so that it receives every later `notify_waiters`.
-                let waiters = || Arc::clone(state.capacity_waiters.get_or_insert_default());
-                is_full.then(waiters).map(Notify::notified_owned)
+                // The future is created under the lock, so that it misses no `notify_waiters`.
+                let notify = || Arc::clone(state.capacity_waiters.get_or_insert_default());
+                is_full.then(notify).map(Notify::notified_owned)
             };
             if let Some(notified) = notified {
                 notified.await;
@@ -275,7 +281,9 @@ impl<M: RpcMessage> ErasedInbox for Inbox<M> {
         }
     }
 
-    /// Bypasses the limits, except that undelivered-events have a limit of their own.
+    /// Enqueues an event, even if the inbox is full.
+    ///
+    /// Discards an undelivered-event beyond [`MAX_UNDELIVERED`], and all events after the stop.
     fn post_event(&self, event: ConnectionEvent) {
         let mut state = self.state.lock();
         let is_over_limit = match event {

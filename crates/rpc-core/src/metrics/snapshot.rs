@@ -1,4 +1,4 @@
-//! The state of an environment at one time.
+//! The types of a snapshot of an environment, its endpoints and its peers.
 
 use std::time::Duration;
 
@@ -27,24 +27,24 @@ pub struct EnvSnapshot {
     pub name: String,
     /// The address of the environment; `None` in client mode.
     pub address: Option<RpcAddress>,
-    /// The registered endpoints, by name.
+    /// The registered endpoints, sorted by name.
     pub endpoints: Vec<EndpointSnapshot>,
-    /// The other environments to which it sends messages, by address.
+    /// The environments to which this one sends messages, sorted by address.
     pub peers: Vec<PeerSnapshot>,
     /// The number of pending asks.
     pub pending_asks: u64,
     /// The bytes of queued and active messages from the network, in all inboxes.
     pub inbox_bytes: u64,
-    /// The bytes of the routes that other environments opened.
+    /// The memory that is charged for the routes that other environments opened, in bytes.
     ///
-    /// A route counts 256 bytes and the name of the endpoint. The limit is a quarter of
-    /// `spark.rpc.inbox.maxTotalBytes`.
+    /// A route is charged 256 bytes plus the length of the endpoint's name. The limit is a quarter
+    /// of `spark.rpc.inbox.maxTotalBytes`.
     pub route_bytes: u64,
     /// The number of one-way messages of this environment that peers rejected.
     pub undelivered: u64,
-    /// The counts of the connections that peers made to this environment.
+    /// The transport metrics of the connections that peers opened.
     pub server: MetricsSnapshot,
-    /// The counts of the connections that this environment made.
+    /// The transport metrics of the connections that this environment opened.
     pub client: MetricsSnapshot,
 }
 
@@ -66,9 +66,10 @@ pub struct EndpointSnapshot {
     pub held: u64,
     /// The bytes of these messages, as the limits count them.
     pub held_bytes: u64,
-    /// The time since the oldest message was queued, or began to delay the messages behind it.
+    /// The time for which the endpoint has been behind. Zero if it keeps up.
     ///
-    /// Zero if the endpoint keeps up.
+    /// It counts from the time when the oldest unfinished messages were queued behind other work.
+    /// If there was no such work, it counts from the start of the first handler that awaited.
     pub lag: Duration,
     /// The number of messages that were handled, successfully or not.
     pub handled: u64,
@@ -84,12 +85,12 @@ pub struct EndpointSnapshot {
     pub expired: u64,
     /// The durations of `receive`.
     ///
-    /// They are sampled: all calls that awaited something, and 1 of 16 of the others. So
-    /// [`count`](Histogram::count) is less than `handled`.
+    /// The histogram contains all calls that were pending at least once, and 1 of 16 of the others.
+    /// Therefore [`count`](Histogram::count) is usually less than `handled`.
     pub processing: Histogram,
 }
 
-/// The messages that are queued for one other environment.
+/// The connection to one other environment, and the messages that are queued for it.
 ///
 /// ```
 /// use rpc_core::PeerSnapshot;
@@ -103,13 +104,14 @@ pub struct EndpointSnapshot {
 pub struct PeerSnapshot {
     /// The address of the other environment.
     pub address: RpcAddress,
-    /// Is true if there is a connection.
+    /// Is true if the connection is established.
     pub connected: bool,
-    /// The number of its endpoints that have a queue here.
+    /// The number of the peer's endpoints to which this environment has a route.
     ///
-    /// These are the endpoints of existing refs, and at most 64 others.
+    /// These are the endpoints of existing refs, endpoints with queued messages, and at most 64
+    /// others whose route stays open for the next ref.
     pub endpoints: u64,
-    /// The number of messages that are queued for a connection or for credit.
+    /// The number of messages that are queued until there is a connection or credit.
     pub queued: u64,
     /// The bytes of these messages.
     pub queued_bytes: u64,

@@ -7,18 +7,20 @@ use foldhash::HashMap;
 
 use crate::sync::Mutex;
 
-/// The most slots of one connection: 1 048 576, more than a peer of this crate uses.
+/// The most slots of one connection: 1 048 576.
+///
+/// A peer of this crate has fewer pending requests. Beyond that the connection is closed.
 const MAX_SLOTS: usize = 1 << 20;
 
 /// The cancelled requests of one connection, by the slot in their id.
 ///
-/// A request id has the slot of the request at the caller in its lower half, and the generation of
-/// the slot in its upper half. A slot is reused only when its request has ended, so a cancellation
-/// also covers all earlier generations, and one entry for each slot is enough: no cancellation is
-/// lost, and the number of pending requests of the caller bounds the memory.
+/// The lower half of a request id is the caller's slot of the request, and the upper half is the
+/// generation of the slot. The caller reuses a slot only after its request has ended, so a
+/// cancellation also covers all earlier generations. One entry for each slot is therefore enough.
+/// The number of slots at the caller limits the memory.
 #[derive(Default)]
 pub(super) struct CancelledRequests {
-    /// Is false until the first cancellation, so that most connections never take the lock.
+    /// Is false until the first cancellation, so that `contains` rarely takes the lock.
     is_used: AtomicBool,
     /// The number of entries in `wakers`.
     waker_count: AtomicUsize,
@@ -27,6 +29,7 @@ pub(super) struct CancelledRequests {
 
 #[derive(Default)]
 struct CancelState {
+    /// The newest cancelled generation of each slot.
     generation_by_slot: HashMap<u32, u32>,
     /// The tasks that await the cancellation of a request, by request id.
     wakers: HashMap<i64, Vec<Waker>>,
@@ -41,18 +44,18 @@ fn split_id(request_id: i64) -> (u32, u32) {
 impl CancelState {
     fn contains(&self, request_id: i64) -> bool {
         let (slot, generation) = split_id(request_id);
-        let cancelled = self.generation_by_slot.get(&slot);
-        self.is_closed || cancelled.is_some_and(|cancelled| *cancelled >= generation)
+        let newest = self.generation_by_slot.get(&slot);
+        self.is_closed || newest.is_some_and(|newest| *newest >= generation)
     }
 }
 
 impl CancelledRequests {
-    /// Returns whether the peer has cancelled a request, or its connection has ended.
+    /// Returns whether the peer has cancelled this request, or the connection has ended.
     pub(super) fn contains(&self, request_id: i64) -> bool {
         self.is_used.load(Ordering::Acquire) && self.state.lock().contains(request_id)
     }
 
-    /// Polls for the cancellation of a request. Wakes `waker` when it arrives.
+    /// Polls for the cancellation of a request, which wakes `waker`.
     pub(super) fn poll(&self, request_id: i64, waker: &Waker) -> Poll<()> {
         let mut state = self.state.lock();
         if state.contains(request_id) {
@@ -68,13 +71,14 @@ impl CancelledRequests {
 
     /// Marks a request as cancelled.
     ///
-    /// Returns false if the peer has cancelled requests in more than [`MAX_SLOTS`] slots.
+    /// Returns false if the peer has cancelled requests in more than [`MAX_SLOTS`] slots. The
+    /// caller then closes the connection.
     pub(super) fn add(&self, request_id: i64) -> bool {
         let (slot, generation) = split_id(request_id);
         let mut state = self.state.lock();
         self.is_used.store(true, Ordering::Release);
-        let cancelled = state.generation_by_slot.entry(slot).or_insert(generation);
-        *cancelled = generation.max(*cancelled);
+        let newest = state.generation_by_slot.entry(slot).or_insert(generation);
+        *newest = generation.max(*newest);
         let is_bounded = state.generation_by_slot.len() <= MAX_SLOTS;
         drop(state);
         self.remove_wakers(request_id).into_iter().for_each(Waker::wake);
@@ -91,7 +95,7 @@ impl CancelledRequests {
         wakers.into_values().flatten().for_each(Waker::wake);
     }
 
-    /// Removes and returns the wakers of a request.
+    /// Removes and returns the wakers of a request that was cancelled or has ended.
     pub(super) fn remove_wakers(&self, request_id: i64) -> Vec<Waker> {
         if self.waker_count.load(Ordering::Acquire) == 0 {
             return Vec::new();

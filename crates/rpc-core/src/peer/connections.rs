@@ -1,4 +1,4 @@
-//! All connections of an environment, and the check of the Hello that a peer sends over one.
+//! All connections of an environment, and the check of the Hello that each peer sends.
 
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ impl Connections {
         Arc::new(Self { by_id: RwLock::default(), shared })
     }
 
-    /// Returns the state of the connection of `client`, new or existing.
+    /// Returns the RPC-level state of the connection `client`, and creates it if needed.
     ///
     /// Returns `None` if the connection has ended. This is checked under the lock, so that
     /// [`remove`](Self::remove) finds every entry.
@@ -35,19 +35,21 @@ impl Connections {
         Some(Arc::clone(by_id.entry(client.id()).or_insert_with(new)))
     }
 
-    /// Returns the state of the connection of `client`, if the connection is open.
+    /// Returns the RPC-level state of the connection `client`, if that is open.
     pub(crate) fn get(&self, client: &TransportClient) -> Option<Arc<PeerConnection>> {
         self.by_id.read().get(&client.id()).cloned()
     }
 
-    /// Removes a connection that has ended, and fails everything that depends on it.
+    /// Removes a connection that has ended.
+    ///
+    /// Fails its queued messages, closes its routes, and cancels the requests of the peer.
     pub(crate) fn remove(&self, client: &TransportClient) -> Option<Arc<PeerConnection>> {
         let connection = self.by_id.write().remove(&client.id())?;
         connection.on_closed();
         Some(connection)
     }
 
-    /// Returns the latest open connection to a process run.
+    /// Returns the newest open connection to the process run `incarnation`.
     pub(crate) fn of_incarnation(&self, incarnation: u64) -> Option<Arc<PeerConnection>> {
         let by_id = self.by_id.read();
         let open = by_id.values().filter(|connection| {
@@ -65,9 +67,9 @@ impl Connections {
         }
     }
 
-    /// Handles the Hello of a peer.
+    /// Handles the Hello of a peer: stores its identity, or the reason why it was rejected.
     ///
-    /// Returns the address at which the peer listens, if the peer opened the connection.
+    /// If the peer opened the connection, returns the address at which the peer listens.
     ///
     /// # Errors
     ///
@@ -78,15 +80,17 @@ impl Connections {
         hello: &proto::Hello,
     ) -> Result<Option<RpcAddress>, RpcError> {
         {
-            // Exclusive, so that of two peers with one incarnation the second finds the first.
+            // The write lock serializes Hellos. If two peers send the same incarnation, the check
+            // of the second one finds the identity of the first one.
             let by_id = self.by_id.write();
             if connection.identity.get().is_some() {
                 let text = format!("{} sent more than one Hello", connection.address());
                 return Err(RpcError::new(ErrorKind::Decode, text));
             }
+            // The side that opens the connection sends the first Hello.
             let is_accepted = connection.hello_sent.get().is_none();
             let checked = check_hello(&by_id, connection, hello, is_accepted);
-            // Before the peer can be found by its incarnation, and messages be sent to it.
+            // Sent before `identity` is set, because other tasks may then send messages.
             connection.send_hello();
             let (incarnation, max_routes) = (hello.incarnation, hello.max_routes);
             let _ = connection.identity.set(checked.map(|address| PeerIdentity {
@@ -124,13 +128,12 @@ fn check_hello(
     if hello.incarnation == 0 {
         return Err(rejected(format!("the Hello of {socket} has no incarnation")));
     }
-    // Of a connection that this environment opened, the client id is its own.
+    // If this environment opened the connection, the client id is that of this environment.
     let id = connection.client.client_id().filter(|_| is_accepted);
     let is_claimed = |other: &PeerConnection| {
-        other
-            .known_identity()
-            .is_some_and(|other| other.incarnation == hello.incarnation && other.is_accepted)
-            && other.client.is_active()
+        other.known_identity().is_some_and(|identity| {
+            identity.incarnation == hello.incarnation && identity.is_accepted
+        }) && other.client.is_active()
             && other.client.client_id() != id
     };
     if id.is_some() && by_id.values().any(|other| is_claimed(other)) {

@@ -1,9 +1,9 @@
-//! Credit-based flow control of one route, without I/O. Sender and receiver keep the same count,
-//! and the receiver grants.
+//! Credit-based flow control of one route, without I/O. Sender and receiver count the same
+//! messages, and the receiver grants credit for more.
 
 use crate::limits::{CreditLimits, Volume};
 
-/// The credit of a new route: one message of any size.
+/// The credit of a new route: one message. Its size may exceed the one byte of credit.
 const INITIAL: Volume = Volume::new(1, 1);
 
 /// Flags of [`RoutedMessage.blocked_by`](crate::wire::proto::RoutedMessage).
@@ -23,14 +23,14 @@ impl SendCredit {
         Self { messages: INITIAL.messages as i64, bytes: INITIAL.bytes as i64 }
     }
 
-    /// Returns the credit of a route that is being closed.
+    /// Returns zero credit, for a route that is being closed.
     pub(crate) fn none() -> Self {
         Self { messages: 0, bytes: 0 }
     }
 
     /// Returns whether one more message may be sent.
     ///
-    /// It may overdraw the bytes, so that a message of any size can make progress.
+    /// The message may consume more bytes than are left, so that any size can make progress.
     pub(crate) fn has_credit(&self) -> bool {
         self.messages > 0 && self.bytes > 0
     }
@@ -49,9 +49,9 @@ impl SendCredit {
     }
 
     /// Adds credit that the receiver granted.
-    pub(crate) fn add(&mut self, more: Volume) {
-        self.messages = self.messages.saturating_add_unsigned(more.messages);
-        self.bytes = self.bytes.saturating_add_unsigned(more.bytes);
+    pub(crate) fn add(&mut self, granted: Volume) {
+        self.messages = self.messages.saturating_add_unsigned(granted.messages);
+        self.bytes = self.bytes.saturating_add_unsigned(granted.bytes);
     }
 }
 
@@ -62,13 +62,13 @@ pub(crate) struct RecvCredit {
     bytes: CreditWindow,
 }
 
-/// The count of messages, or of bytes. All totals begin when the route is opened.
+/// The window and the totals of one unit, messages or bytes, since the route was opened.
 #[derive(Debug)]
 struct CreditWindow {
     received: u64,
     handled: u64,
     granted: u64,
-    /// The most that may be outstanding or unhandled.
+    /// The most that may be outstanding and unhandled together.
     window: u64,
 }
 
@@ -100,10 +100,10 @@ impl RecvCredit {
         self.bytes.received += bytes;
     }
 
-    /// Counts handled messages. Returns the credit to grant, if half of a window is free.
+    /// Counts handled messages. Returns credit to grant once half of a window is free.
     ///
-    /// `free` returns the volume that the inbox could still grant to its senders, by which the
-    /// window is resized.
+    /// Resizes the windows before it grants. `free` returns the volume that the inbox can still
+    /// grant, and the limits of the windows. It returns `None` if the route has no target.
     pub(crate) fn on_handled<'a>(
         &mut self,
         done: Volume,
@@ -123,8 +123,8 @@ impl RecvCredit {
 
     /// Widens the window of a sender that waited for credit. Returns the credit to grant.
     ///
-    /// The window stays as it is if the endpoint is slower than the sender. `routes` is the number
-    /// of routes that share the inbox.
+    /// Keeps the window if more than a quarter of it is unhandled, because the endpoint is then
+    /// slower than the sender. `routes` is the number of routes that share the inbox.
     pub(crate) fn on_sender_blocked(
         &mut self,
         blocked_by: u32,
@@ -132,6 +132,7 @@ impl RecvCredit {
         limits: &CreditLimits,
         routes: u64,
     ) -> Option<Volume> {
+        // One route gets at most a half of the inbox, and two routes get a third each.
         let share = |limit: u64| limit / (routes + 1);
         if blocked_by & BLOCKED_BY_MESSAGES != 0 {
             self.messages.widen(free.messages, share(limits.inbox.messages));
@@ -142,7 +143,7 @@ impl RecvCredit {
         self.grant()
     }
 
-    /// Restarts the count for a new target with these limits, or for none.
+    /// Restarts the count for a new target. `limits` is `None` if the route has no target.
     ///
     /// All received messages count as handled. Granted credit stays granted. Returns the credit to
     /// grant.
@@ -153,17 +154,19 @@ impl RecvCredit {
         self.grant()
     }
 
-    /// Counts all credit as returned by the sender. Returns the new credit to grant.
+    /// Sets the outstanding credit to 0, because CloseRoute has returned it.
+    ///
+    /// Returns the new credit to grant.
     pub(crate) fn on_credit_returned(&mut self) -> Option<Volume> {
         self.messages.granted = self.messages.received;
         self.bytes.granted = self.bytes.received;
         self.grant()
     }
 
-    /// Grants the credit that both windows allow, if it is any.
+    /// Grants the credit that the windows allow. Returns `None` if there is none.
     fn grant(&mut self) -> Option<Volume> {
-        let more = Volume::new(self.messages.grant(), self.bytes.grant());
-        (more != Volume::default()).then_some(more)
+        let granted = Volume::new(self.messages.grant(), self.bytes.grant());
+        (granted != Volume::default()).then_some(granted)
     }
 }
 
@@ -172,12 +175,15 @@ impl CreditWindow {
         self.granted.saturating_sub(self.received)
     }
 
-    /// Returns whether half of the window has been used and handled.
+    /// Returns whether half of the window is free: neither granted nor unhandled.
     fn is_grant_due(&self) -> bool {
         (self.handled + self.window).saturating_sub(self.granted) >= self.window.div_ceil(2)
     }
 
-    /// Doubles the window up to `usual` while the inbox has capacity, or halves it if it has none.
+    /// Adapts the window to the free capacity of the inbox.
+    ///
+    /// Doubles it up to `usual` if the inbox has capacity for one more window. Halves it down to
+    /// `initial` if the inbox has no capacity.
     fn resize(&mut self, free: u64, initial: u64, usual: u64) {
         if free >= self.window {
             self.window = self.window.max(usual.min(2 * self.window));
@@ -186,7 +192,9 @@ impl CreditWindow {
         }
     }
 
-    /// Doubles the window up to `share`, unless more than a quarter of it is unhandled.
+    /// Doubles the window up to `share`, for a sender that waited for credit.
+    ///
+    /// Keeps it if the inbox lacks capacity, or if more than a quarter of it is unhandled.
     fn widen(&mut self, free: u64, share: u64) {
         let unhandled = self.received.saturating_sub(self.handled);
         if free >= self.window && unhandled <= self.window / 4 {
@@ -201,8 +209,8 @@ impl CreditWindow {
 
     /// Grants the credit that the window allows. Returns the increase.
     fn grant(&mut self) -> u64 {
-        let granted = self.granted.max(self.handled + self.window);
-        granted - std::mem::replace(&mut self.granted, granted)
+        let total = self.granted.max(self.handled + self.window);
+        total - std::mem::replace(&mut self.granted, total)
     }
 }
 

@@ -1,4 +1,4 @@
-//! The receiver's side of a connection: counts messages on their routes, and returns credit.
+//! The receiver's side of routes: counts received messages, grants credit, and closes routes.
 
 use std::sync::Arc;
 
@@ -12,20 +12,21 @@ use crate::limits::Volume;
 use crate::wire::proto::notice::Notice;
 use crate::wire::{MessageHeader, proto};
 
-/// Returns the volume that an endpoint could still grant to its senders.
+/// Returns the volume for which the endpoint can still grant credit to its senders.
 fn free_capacity(target: &dyn RouteTarget) -> Volume {
     target.credit_limits().inbox.minus(target.held()).minus(target.routes().outstanding())
 }
 
 impl PeerConnection {
-    /// Counts a message on its route. Opens the route first if the message says so.
+    /// Counts a message on its route. Opens the route first if the message names an endpoint.
     ///
-    /// Returns the target of the route and the permit that returns the credit of the message.
-    /// `look_up` finds an endpoint by name. It runs without a lock.
+    /// Returns the target of the route, and the permit of the message. `look_up` finds an endpoint
+    /// by name. It is called without a lock.
     ///
     /// # Errors
     ///
-    /// The reason why no endpoint receives the message. Its credit has been returned.
+    /// The reason why no endpoint receives the message. If the message was counted, its credit has
+    /// been returned.
     pub(crate) fn receive(
         self: &Arc<Self>,
         header: &MessageHeader<'_>,
@@ -40,6 +41,7 @@ impl PeerConnection {
             let text = format!("no route {} has been opened over this connection", header.route);
             return Err(RpcError::new(ErrorKind::Rejected, text));
         };
+        // `Err` is the reason why no endpoint has the name.
         let mut target = route.target().filter(|target| !target.is_stopped()).map(Ok);
         if target.is_none() {
             let endpoint = Arc::clone(&route.endpoint);
@@ -55,28 +57,32 @@ impl PeerConnection {
             return Err(RpcError::new(ErrorKind::Network, "the connection has ended"));
         };
         let is_covered = route.credit.has_outstanding();
-        let counted = target.as_ref().ok().map(|target| &**target);
-        let more = route.change_credit(counted, |credit| {
-            let more = counted.filter(|_| header.blocked_by != 0).and_then(|target| {
+        let live_target = target.as_ref().ok().map(|target| &**target);
+        let granted = route.change_credit(live_target, |credit| {
+            let granted = live_target.filter(|_| header.blocked_by != 0).and_then(|target| {
                 let routes = target.routes().count();
                 let (free, limits) = (free_capacity(target), target.credit_limits());
                 credit.on_sender_blocked(header.blocked_by, free, limits, routes)
             });
             credit.on_received(bytes);
-            more
+            granted
         });
         let key = RouteKey { number: header.route, epoch: route.epoch };
-        self.send_credit(key.number, more);
+        self.send_credit(key.number, granted);
         drop(inbound);
         if !self.shared.budget.try_reserve(bytes) {
+            // A permit would also return the bytes, which are not reserved.
             self.release(key, Volume::message(bytes));
             return Err(budget_error("messages from the network", &self.shared.budget));
         }
         let permit = MessagePermit::new(Arc::clone(self), key, bytes, is_covered);
+        // If there is no target, dropping the permit returns the credit.
         Ok((target?, permit))
     }
 
-    /// Opens the route of a message, or notifies the peer that its number is free again.
+    /// Opens the route that a message names.
+    ///
+    /// Otherwise notifies the peer that the number of the route is free, unless it is in use.
     fn open_inbound(
         self: &Arc<Self>,
         inbound: &mut InboundRoutes,
@@ -92,7 +98,7 @@ impl PeerConnection {
         opened
     }
 
-    /// Makes a route lead to `target` from now on.
+    /// Replaces the target of a route, unless `target` has stopped.
     fn attach(
         self: &Arc<Self>,
         inbound: &mut InboundRoutes,
@@ -108,54 +114,61 @@ impl PeerConnection {
         route.epoch = epoch;
         route.target = Some(Arc::downgrade(target));
         target.routes().attach(self, RouteKey { number, epoch });
-        let more = route.credit.restart(Some(target.credit_limits()));
-        // The new target must honor the credit that the sender already holds.
+        let granted = route.credit.restart(Some(target.credit_limits()));
+        // The new target must accept messages for the credit that the sender already holds.
         target.routes().replace_outstanding(Volume::default(), route.credit.outstanding());
-        self.send_credit(number, more);
+        self.send_credit(number, granted);
     }
 
     /// Removes the target of a route, because the endpoint has stopped.
+    ///
+    /// The credit stays in the target's sum, which a stopped endpoint no longer uses.
     pub(super) fn detach(self: &Arc<Self>, key: RouteKey) {
         let mut inbound = self.inbound.lock();
         let epoch = inbound.new_epoch();
         let Some(route) = inbound.find(key) else { return };
         route.epoch = epoch;
         route.target = None;
-        let more = route.credit.restart(None);
-        self.send_credit(key.number, more);
+        let granted = route.credit.restart(None);
+        self.send_credit(key.number, granted);
     }
 
-    /// Counts messages of a route as handled, and grants credit when enough were handled.
+    /// Counts messages as handled. Grants credit if half of a window is free.
     pub(super) fn release(self: &Arc<Self>, key: RouteKey, done: Volume) {
         let mut inbound = self.inbound.lock();
         let Some(route) = inbound.find(key) else { return };
         let target = route.target();
         let target = target.as_deref();
         let free = || target.map(|target| (free_capacity(target), target.credit_limits()));
-        let more = route.change_credit(target, |credit| credit.on_handled(done, free));
-        self.send_credit(key.number, more);
-        // `target` may be the last reference to an inbox, which must be dropped without a lock.
+        let granted = route.change_credit(target, |credit| credit.on_handled(done, free));
+        self.send_credit(key.number, granted);
+        // Unlocks before `target` is dropped, because it may be the last reference to an inbox.
         drop(inbound);
     }
 
-    /// Grants credit to the sender of a route. The caller holds the lock of the routes, because
-    /// the number may belong to another route afterwards.
-    fn send_credit(self: &Arc<Self>, route: u32, more: Option<Volume>) {
-        if let Some(Volume { messages, bytes }) = more {
+    /// Notifies the sender of a route of the granted credit.
+    ///
+    /// The caller holds the lock of the routes, because the route may be closed and its number
+    /// reused once the lock is released.
+    fn send_credit(self: &Arc<Self>, route: u32, granted: Option<Volume>) {
+        if let Some(Volume { messages, bytes }) = granted {
             let credit = proto::Credit { route, messages, bytes, keeps_open: false };
             self.send_notice(Notice::Credit(credit));
         }
     }
 
-    /// Handles CloseRoute: closes the route, or keeps it open while messages are unhandled.
+    /// Handles CloseRoute: closes the route, or keeps it open if messages are unhandled.
+    ///
+    /// CloseRoute returns all credit that the sender holds. The reply grants new credit if the
+    /// route stays open.
     pub(crate) fn on_close_route(self: &Arc<Self>, number: u32) {
         let mut inbound = self.inbound.lock();
         let Some(route) = inbound.by_number.get_mut(&number) else { return };
         if route.credit.has_unhandled() {
             let target = route.target();
-            let more = route.change_credit(target.as_deref(), RecvCredit::on_credit_returned);
+            let granted = route.change_credit(target.as_deref(), RecvCredit::on_credit_returned);
             // The peer needs a reply even if nothing is granted.
-            let Volume { messages, bytes } = more.unwrap_or_default();
+            let Volume { messages, bytes } = granted.unwrap_or_default();
             let credit = proto::Credit { route: number, messages, bytes, keeps_open: true };
             self.send_notice(Notice::Credit(credit));
         } else if let Some(route) = inbound.close(number, &self.shared.route_budget) {
@@ -164,7 +177,7 @@ impl PeerConnection {
         }
     }
 
-    /// Removes a route and its credit from its target.
+    /// Removes a route from the list of its target, and its credit from the sum.
     fn leave_target(&self, number: u32, route: &InboundRoute) {
         if let Some(target) = route.target() {
             target.routes().replace_outstanding(route.credit.outstanding(), Volume::default());

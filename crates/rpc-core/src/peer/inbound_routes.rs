@@ -7,9 +7,9 @@ use super::credit::RecvCredit;
 use crate::error::{ErrorKind, RpcError};
 use crate::limits::ByteBudget;
 
-/// The most bytes of the names of all open routes of a connection: 1 MiB.
+/// The most bytes that the endpoint names of the open routes of one connection have: 1 MiB.
 const MAX_NAME_BYTES: usize = 1 << 20;
-/// The number of bytes that the budget counts for one route beside its name.
+/// The number of bytes that the budget counts for one route in addition to its name.
 const ROUTE_BYTES: u64 = 256;
 /// The number of routes with short names that every connection may open, even when the routes of
 /// others hold the whole budget.
@@ -21,7 +21,7 @@ impl InboundRoute {
         self.target.as_ref()?.upgrade()
     }
 
-    /// Changes the credit of the route, and with it the sum of the target.
+    /// Changes the credit of the route, and updates the outstanding credit of its target.
     pub(super) fn change_credit<T>(
         &mut self,
         target: Option<&dyn RouteTarget>,
@@ -37,23 +37,24 @@ impl InboundRoute {
 }
 
 impl InboundRoutes {
-    /// Returns the route, unless its number leads to another target by now.
+    /// Returns the route, unless it was closed or its target has changed.
     pub(super) fn find(&mut self, key: RouteKey) -> Option<&mut InboundRoute> {
         self.by_number.get_mut(&key.number).filter(|route| route.epoch == key.epoch)
     }
 
-    /// Returns an epoch that no route of this connection has had.
+    /// Returns the next epoch. Epochs repeat only after 2^32 changes of a target.
     pub(super) fn new_epoch(&mut self) -> u32 {
         self.next_epoch = self.next_epoch.wrapping_add(1);
         self.next_epoch
     }
 
-    /// Adds a route to `endpoint`, which has no target yet.
+    /// Adds a route to the endpoint of this name. The route has no target yet.
     ///
     /// # Errors
     ///
     /// [`ErrorKind::Limit`] if the number is not valid or in use, if another route leads to the
-    /// endpoint, or if the names of the routes take up too much memory.
+    /// endpoint, or if the names of the routes are too long together. It is retryable if the
+    /// budget is exhausted.
     pub(super) fn open(
         &mut self,
         number: u32,
@@ -61,24 +62,24 @@ impl InboundRoutes {
         max_routes: u32,
         budget: &ByteBudget,
     ) -> Result<(), RpcError> {
-        let rejected = |why: String| {
+        let fail = |why: String| {
             let text = format!("route {number} to {endpoint:.200} cannot be opened: {why}");
             Err(RpcError::new(ErrorKind::Limit, text))
         };
         if number == 0 || number > max_routes {
-            return rejected(format!(
+            return fail(format!(
                 "routes have numbers from 1 to {max_routes} (spark.rpc.maxRoutesPerConnection)"
             ));
         }
         if self.by_number.contains_key(&number) {
-            return rejected("the number is in use".to_owned());
+            return fail("the number is in use".to_owned());
         }
         if self.by_name.contains_key(endpoint) {
-            return rejected("another route leads to this endpoint".to_owned());
+            return fail("another route leads to this endpoint".to_owned());
         }
         if self.name_bytes + endpoint.len() > MAX_NAME_BYTES {
-            return rejected(format!(
-                "the names of all routes of a connection may have {MAX_NAME_BYTES} bytes"
+            return fail(format!(
+                "the names of all routes of a connection may have at most {MAX_NAME_BYTES} bytes"
             ));
         }
         let bytes = ROUTE_BYTES + endpoint.len() as u64;
@@ -106,7 +107,7 @@ impl InboundRoutes {
     }
 }
 
-/// Returns the error for a budget that is exhausted. `what` uses it up.
+/// Returns the error for an exhausted budget. `what` names what the budget is for.
 #[cold]
 pub(super) fn budget_error(what: &str, budget: &ByteBudget) -> RpcError {
     let text = format!(

@@ -18,18 +18,18 @@ use crate::limits::Volume;
 use crate::metrics::PeerSnapshot;
 use crate::sync::Mutex;
 
-/// The interval at which idle routes are closed. A route is idle after 2 to 3 of them.
+/// The interval at which idle routes are closed: after 2 to 3 intervals without a message.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
 
-/// All environments that this one sends to.
+/// The peers to which this environment sends, and the factory of the connections to them.
 ///
-/// A [`Peer`] lives as long as a ref to one of its endpoints, or its connection. Refs and queued
-/// messages keep the pool alive, and the pool keeps the connections open.
+/// The refs to the endpoints of a [`Peer`] and its connection keep the peer alive. Refs and queued
+/// messages keep the pool alive. Dropping the pool drops `factory`, which closes its connections.
 pub(crate) struct PeerPool {
     peers: Mutex<PeersByAddress>,
     factory: TransportClientFactory,
     connections: Arc<Connections>,
-    /// The limits of the queue of one route.
+    /// The most that the queue of one route holds.
     pub(super) limits: Volume,
     /// The task that closes idle routes. It starts with the first connection.
     sweeper: OnceLock<AbortOnDropHandle<()>>,
@@ -37,7 +37,8 @@ pub(crate) struct PeerPool {
 
 #[derive(Default)]
 struct PeersByAddress {
-    /// The key contains the connection of a peer that does not listen.
+    /// The key has a connection only if the peer does not listen. Its address is then that of the
+    /// socket.
     by_address: HashMap<(RpcAddress, Option<ConnectionId>), Weak<Peer>>,
     /// At this size, entries of dropped peers are removed.
     prune_at: usize,
@@ -59,13 +60,13 @@ impl PeersByAddress {
     }
 }
 
-/// Returns the peer that a [`RouteOwner`] always is.
+/// Downcasts a route owner to [`Peer`], the only type that implements [`RouteOwner`].
 fn into_peer(owner: Arc<dyn RouteOwner>) -> Option<Arc<Peer>> {
     (owner as Arc<dyn Any + Send + Sync>).downcast().ok()
 }
 
 impl PeerPool {
-    /// Creates a pool. `limits` are those of the queue of one route.
+    /// Creates a pool. `limits` is the most that the queue of one route holds.
     pub(crate) fn new(
         factory: TransportClientFactory,
         connections: Arc<Connections>,
@@ -80,7 +81,7 @@ impl PeerPool {
         })
     }
 
-    /// Returns the environment at `address`.
+    /// Returns the peer at `address`, a new one if none exists.
     pub(crate) fn peer(&self, address: &RpcAddress) -> Arc<Peer> {
         let mut peers = self.peers.lock();
         let known = peers.by_address.get(&(address.clone(), None)).and_then(Weak::upgrade);
@@ -93,9 +94,10 @@ impl PeerPool {
         peer
     }
 
-    /// Returns the environment at the other end of `connection`, which does not listen.
+    /// Returns the peer at the other end of `connection`, a new one if none exists.
     ///
-    /// It can be reached over this connection only. Returns `None` if the connection has ended.
+    /// A new peer is bound to the connection: it does not listen, so it can be reached over this
+    /// connection only. Returns `None` if the connection has ended.
     pub(crate) fn connected_peer(
         self: &Arc<Self>,
         connection: &Arc<PeerConnection>,
@@ -114,6 +116,7 @@ impl PeerPool {
             Peer::new(&connection.socket, &self.connections.shared, phase, true)
         })?;
         let peer = into_peer(owner)?;
+        // False if `Peer::on_connected` has set the owner meanwhile.
         if peer.is_bound {
             peers.add(&peer, Some(connection.client.id()));
         }
@@ -153,7 +156,7 @@ impl PeerPool {
         unsent
     }
 
-    /// Starts the task that closes idle routes, unless it runs.
+    /// Starts the task that closes idle routes, unless it has been started.
     fn start_sweeping(self: &Arc<Self>) {
         self.sweeper.get_or_init(|| {
             let task = self.connections.shared.runtime.spawn(Self::sweep(Arc::downgrade(self)));
@@ -191,7 +194,7 @@ impl ConnectTask {
                 matches!(phase, ConnectPhase::Connecting)
             });
         }
-        // The peer may be connecting again already, by another task, which `drop` must not fail.
+        // Another task may be connecting the peer again. `drop` must not fail its messages.
         self.0 = None;
     }
 
@@ -200,6 +203,7 @@ impl ConnectTask {
         let client = pool.factory.create_client(address).await?;
         let connection = pool.connections.add(&client);
         if !connection.is_some_and(|connection| peer.on_connected(&connection)) {
+            // `closed` returns the reason why the connection has ended.
             return Err(client.closed().await);
         }
         pool.start_sweeping();
@@ -207,7 +211,7 @@ impl ConnectTask {
     }
 }
 
-/// Fails the queues of the peer if the runtime drops the task before it has finished.
+/// Fails the queued messages if the runtime drops the task before it has finished.
 impl Drop for ConnectTask {
     fn drop(&mut self) {
         if let Some((_, peer)) = self.0.take() {

@@ -1,5 +1,5 @@
-//! The endpoint's side of the routes that peers opened: where a route leads, and which routes lead
-//! there.
+//! The methods of `TargetRoutes`, the routes that lead to one endpoint, and the destructor of
+//! `InboundMessage`.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -10,7 +10,7 @@ use super::connection::{InboundMessage, PeerConnection, RouteKey, TargetRoutes};
 use crate::error::no_reply_error;
 use crate::limits::Volume;
 
-/// Fails an ask that no call context has taken, so that every request gets a response.
+/// Rejects the ask if no call context owns it yet, so that every request gets a response.
 impl Drop for InboundMessage<'_> {
     fn drop(&mut self) {
         if let Some(ask) = self.ask.take() {
@@ -20,7 +20,7 @@ impl Drop for InboundMessage<'_> {
 }
 
 impl TargetRoutes {
-    /// The credit that all senders hold together.
+    /// Returns the sum of the credit that the senders hold.
     pub(super) fn outstanding(&self) -> Volume {
         let messages = self.outstanding_messages.load(Ordering::Relaxed);
         Volume::new(messages, self.outstanding_bytes.load(Ordering::Relaxed))
@@ -32,12 +32,12 @@ impl TargetRoutes {
             (&self.outstanding_messages, before.messages, after.messages),
             (&self.outstanding_bytes, before.bytes, after.bytes),
         ] {
-            // Wraps where the sum decreases.
+            // The difference wraps if it is negative, and so does the addition.
             sum.fetch_add(after.wrapping_sub(before), Ordering::Relaxed);
         }
     }
 
-    /// The number of routes that lead to the endpoint.
+    /// Returns the number of routes that lead to the endpoint.
     pub(super) fn count(&self) -> u64 {
         self.routes.lock().len() as u64
     }
@@ -48,15 +48,15 @@ impl TargetRoutes {
         self.routes.lock().insert((connection.client.id(), key.number), entry);
     }
 
-    /// Removes the route with this number of a connection.
+    /// Removes the route with this number and connection.
     pub(super) fn remove(&self, connection: ConnectionId, number: u32) {
         self.routes.lock().remove(&(connection, number));
     }
 
     /// Detaches all routes, because the endpoint has stopped.
     ///
-    /// Its senders get back the credit of all messages that it holds, so that their next message
-    /// reaches its successor, or fails because there is none.
+    /// Senders get back the credit of all messages that the endpoint holds. Their next message
+    /// reaches the next endpoint of the same name, or fails if there is none.
     pub(crate) fn detach_all(&self) {
         let routes = std::mem::take(&mut *self.routes.lock());
         for (connection, key) in routes.into_values() {
