@@ -161,10 +161,11 @@ impl ServerInner {
             }
             connections.open.insert(id, Arc::downgrade(connection.shared()));
         }
-        let inner = Arc::clone(self);
+        let entry = OpenEntry { inner: Arc::clone(self), id };
         let span = tracing::debug_span!("connection", %peer, side = "server");
         self.tasks.spawn(
             async move {
+                let inner = &entry.inner;
                 let handshake = match &inner.security {
                     Some(security) => connection.handshake(&**security, &peer.into()).await,
                     None => Ok(()),
@@ -178,7 +179,6 @@ impl ServerInner {
                         connection.abort_handshake(&error).await;
                     }
                 }
-                inner.connections.lock().open.remove(&id);
             }
             .instrument(span),
         );
@@ -220,6 +220,18 @@ impl ServerInner {
             connection.set_handler(handler);
         }
         Ok(connection)
+    }
+}
+
+/// Removes a connection from the open ones when its task ends, also by a panic.
+struct OpenEntry {
+    inner: Arc<ServerInner>,
+    id: ConnectionId,
+}
+
+impl Drop for OpenEntry {
+    fn drop(&mut self) {
+        self.inner.connections.lock().open.remove(&self.id);
     }
 }
 

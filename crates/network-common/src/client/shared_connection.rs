@@ -67,6 +67,11 @@ impl SharedConnection {
         }
     }
 
+    /// Returns whether the connection has ended.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.session.lock().close_reason().is_some()
+    }
+
     /// Marks the connection as unusable for the pool.
     pub(crate) fn deactivate(&self) {
         self.active.store(false, Ordering::Release);

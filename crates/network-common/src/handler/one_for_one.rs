@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 
 use super::StreamManager;
 use crate::buffer::ManagedBuffer;
-use crate::client::{ConnectionId, TransportClient};
+use crate::client::{SharedConnection, TransportClient};
 use crate::error::BoxError;
 
 /// One item of a stream's iterator; `Ok(None)`: there is no chunk at this index.
@@ -70,7 +70,7 @@ struct RemainingChunks {
 #[derive(Debug, Clone, Default)]
 pub struct StreamOptions {
     app_id: Option<String>,
-    connection: Option<ConnectionId>,
+    connection: Option<Arc<SharedConnection>>,
     materialized_on_next: bool,
 }
 
@@ -85,10 +85,16 @@ impl StreamOptions {
     }
 
     /// Restricts the stream to this connection, and removes it when the connection ends.
+    ///
+    /// A stream that is registered after the end of the connection is released at once.
     #[must_use]
     pub fn connection(mut self, client: &TransportClient) -> Self {
-        self.connection = Some(client.id());
+        self.connection = Some(Arc::clone(client.shared()));
         self
+    }
+
+    fn is_of(&self, client: &TransportClient) -> bool {
+        self.connection.as_ref().is_some_and(|connection| Arc::ptr_eq(connection, client.shared()))
     }
 
     /// Declares that the iterator allocates each chunk when it is requested.
@@ -126,11 +132,20 @@ impl OneForOneStreamManager {
         I::IntoIter: Send + 'static,
     {
         let chunks: Chunks = Box::new(chunks.into_iter());
+        let remaining = Mutex::new(RemainingChunks { chunks: chunks.peekable(), next_index: 0 });
+        let stream = Arc::new(StreamState { options, remaining });
         let mut table = self.table.lock();
         let id = table.next_id;
         table.next_id = id.wrapping_add(1) & i64::MAX;
-        let remaining = Mutex::new(RemainingChunks { chunks: chunks.peekable(), next_index: 0 });
-        table.streams.insert(id, Arc::new(StreamState { options, remaining }));
+        // Checked under the lock: a connection that ends later finds the stream in the table.
+        let is_ended = stream.options.connection.as_ref().is_some_and(|shared| shared.is_closed());
+        if !is_ended {
+            table.streams.insert(id, Arc::clone(&stream));
+        }
+        drop(table);
+        if is_ended {
+            stream.release();
+        }
         id
     }
 
@@ -199,13 +214,30 @@ impl StreamState {
                 .into());
             }
         }
-        if self.options.connection.is_some_and(|connection| connection != client.id()) {
+        if self.options.connection.is_some() && !self.options.is_of(client) {
             return Err(format!(
                 "java.lang.SecurityException: Stream {stream_id} belongs to another connection"
             )
             .into());
         }
         Ok(())
+    }
+}
+
+impl StreamState {
+    /// Releases the remaining chunks of a stream whose connection has ended.
+    fn release(&self) {
+        if self.options.materialized_on_next {
+            return;
+        }
+        // Existing chunks are released by taking them. An error ends the loop, because the
+        // iterator might return errors without end; the rest is dropped with the iterator.
+        if let Some(error) = self.remaining.lock().chunks.by_ref().find_map(Result::err) {
+            tracing::warn!(
+                error = %format_args!("{error:#}"),
+                "cannot release a chunk of a stream whose connection ended"
+            );
+        }
     }
 }
 
@@ -242,24 +274,13 @@ impl StreamManager for OneForOneStreamManager {
     fn connection_terminated(&self, client: &TransportClient) {
         let mut removed = Vec::new();
         self.table.lock().streams.retain(|_, stream| {
-            let is_kept = stream.options.connection != Some(client.id());
+            let is_kept = !stream.options.is_of(client);
             if !is_kept {
                 removed.push(Arc::clone(stream));
             }
             is_kept
         });
-        for stream in removed {
-            if !stream.options.materialized_on_next {
-                // Existing chunks are released by taking them. An error ends the loop, because the
-                // iterator might return errors without end; the rest is dropped with the iterator.
-                if let Some(error) = stream.remaining.lock().chunks.by_ref().find_map(Result::err) {
-                    tracing::warn!(
-                        error = %format_args!("{error:#}"),
-                        "cannot release a chunk of a stream whose connection ended"
-                    );
-                }
-            }
-        }
+        removed.iter().for_each(|stream| stream.release());
     }
 }
 

@@ -1,0 +1,11 @@
+//! Rules that public bug reports and hostile input have tried on the transport. The name of each
+//! test begins with the id of its rule in docs/conformance.md.
+
+// Helper functions outside of tests unwrap as well.
+#![allow(clippy::unwrap_used, unreachable_pub)]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod addresses;
+mod streams_of_ended_connections;
