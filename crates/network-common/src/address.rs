@@ -1,7 +1,7 @@
 //! [`PeerAddress`], the address of a peer before its name is resolved.
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::str::FromStr;
 
 use crate::error::{ErrorKind, TransportError};
@@ -11,6 +11,10 @@ use crate::error::{ErrorKind, TransportError};
 /// The host is resolved again for every connection. Every function that takes an address accepts a
 /// `PeerAddress`, a [`SocketAddr`], a pair `(host, port)` or a text `"host:port"`; see
 /// [`IntoPeerAddress`].
+///
+/// The host is kept in its canonical form, so that all spellings of one host are equal: names in
+/// lower case, IP addresses in the form of [`IpAddr`] without brackets, and IPv4-mapped addresses
+/// as IPv4.
 ///
 /// ```
 /// use std::net::SocketAddr;
@@ -22,6 +26,7 @@ use crate::error::{ErrorKind, TransportError};
 /// assert_eq!(PeerAddress::from(("10.0.0.1", 7337)), address);
 /// assert_eq!("10.0.0.1:7337".parse::<PeerAddress>()?, address);
 /// assert_eq!(address.to_string(), "10.0.0.1:7337");
+/// assert_eq!(PeerAddress::new("[0:0::1]", 7337), PeerAddress::new("::1", 7337));
 /// # Ok::<(), network_common::TransportError>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -34,10 +39,10 @@ impl PeerAddress {
     /// Returns the address of a host: a name, or an IP address with or without brackets.
     #[must_use]
     pub fn new(host: impl Into<String>, port: u16) -> Self {
-        Self { host: host.into(), port }
+        Self { host: canonical_host(host.into()), port }
     }
 
-    /// Returns the host as it was given.
+    /// Returns the host in its canonical form, without brackets.
     #[must_use]
     pub fn host(&self) -> &str {
         &self.host
@@ -49,9 +54,47 @@ impl PeerAddress {
         self.port
     }
 
-    /// Returns the host without the brackets of an IPv6 address, as resolvers expect it.
-    pub(crate) fn unbracketed_host(&self) -> &str {
-        unbracketed(&self.host)
+    /// Returns the socket address if the host is an IP address, which needs no resolver.
+    pub(crate) fn as_socket_addr(&self) -> Option<SocketAddr> {
+        if let Ok(ip) = self.host.parse::<IpAddr>() {
+            return Some(SocketAddr::new(ip, self.port));
+        }
+        let (ip, zone) = self.host.split_once('%')?;
+        let (ip, scope_id) = (ip.parse().ok()?, zone.parse().ok()?);
+        Some(SocketAddrV6::new(ip, self.port, 0, scope_id).into())
+    }
+
+    /// Returns the name that the peer's certificate must contain.
+    ///
+    /// The scope of an IPv6 address has a meaning on this machine only.
+    #[cfg(feature = "tls")]
+    pub(crate) fn certificate_name(&self) -> &str {
+        match self.host.split_once('%') {
+            Some((ip, _)) if ip.parse::<Ipv6Addr>().is_ok() => ip,
+            _ => &self.host,
+        }
+    }
+}
+
+/// Returns the one spelling of a host by which the pool finds it.
+fn canonical_host(host: String) -> String {
+    let unbracketed = unbracketed(&host);
+    if let Ok(ip) = unbracketed.parse::<IpAddr>() {
+        return ip.to_canonical().to_string();
+    }
+    if let Some((ip, zone)) = unbracketed.split_once('%')
+        && let Ok(ip) = ip.parse::<Ipv6Addr>()
+    {
+        return format!("{ip}%{zone}");
+    }
+    host.to_ascii_lowercase()
+}
+
+/// Returns the address of an IPv4 peer of an IPv6 socket as an IPv4 address.
+pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
+    match address.ip().to_canonical() {
+        ip @ IpAddr::V4(_) => SocketAddr::new(ip, address.port()),
+        IpAddr::V6(_) => address,
     }
 }
 
@@ -61,9 +104,8 @@ fn unbracketed(host: &str) -> &str {
 
 impl fmt::Display for PeerAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let host = self.unbracketed_host();
-        if host.contains(':') {
-            write!(f, "[{host}]:{}", self.port)
+        if self.host.contains(':') {
+            write!(f, "[{}]:{}", self.host, self.port)
         } else {
             write!(f, "{}:{}", self.host, self.port)
         }

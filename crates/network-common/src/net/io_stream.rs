@@ -11,6 +11,7 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
 use super::MemoryStream;
+use crate::address::canonical;
 
 /// A connected byte stream.
 #[derive(Debug)]
@@ -23,7 +24,9 @@ impl IoStream {
     /// Returns the addresses of the peer and of this end.
     pub(crate) fn addresses(&self) -> io::Result<(SocketAddr, SocketAddr)> {
         match self {
-            Self::Tcp(stream) => Ok((stream.peer_addr()?, stream.local_addr()?)),
+            Self::Tcp(stream) => {
+                Ok((canonical(stream.peer_addr()?), canonical(stream.local_addr()?)))
+            }
             Self::Memory(stream) => Ok((stream.peer, stream.local)),
         }
     }

@@ -3,10 +3,11 @@
 use std::io;
 use std::net::SocketAddr;
 
-use tokio::net::{TcpListener, TcpSocket, lookup_host};
+use tokio::net::{TcpListener, TcpSocket};
 
+use super::lookup::lookup;
 use super::{IoStream, MemoryListener, MemoryNetwork, socket_options};
-use crate::address::PeerAddress;
+use crate::address::{PeerAddress, canonical};
 use crate::conf::TransportConf;
 
 /// A listening TCP socket, or a listener of a [`MemoryNetwork`].
@@ -27,7 +28,7 @@ impl Listener {
     ) -> io::Result<Self> {
         let mut last_error =
             io::Error::new(io::ErrorKind::NotFound, "the name resolves to no address");
-        for address in lookup_host((address.unbracketed_host(), address.port())).await? {
+        for address in lookup(address).await? {
             let bound = match network {
                 Some(network) => network.listen(address).map(Self::Memory),
                 None => listen(address, conf).map(Self::Tcp),
@@ -53,7 +54,7 @@ impl Listener {
         match self {
             Self::Tcp(listener) => {
                 let (stream, peer) = listener.accept().await?;
-                Ok((IoStream::Tcp(stream), peer))
+                Ok((IoStream::Tcp(stream), canonical(peer)))
             }
             Self::Memory(listener) => {
                 let stream = listener.accept().await?;

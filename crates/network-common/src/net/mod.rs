@@ -3,6 +3,7 @@
 mod dial;
 mod io_stream;
 mod listener;
+mod lookup;
 mod memory_network;
 pub(crate) mod socket_options;
 

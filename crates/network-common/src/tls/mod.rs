@@ -173,7 +173,7 @@ impl Handshaker for TlsConnector {
             let config = self.0.current.read().client.clone();
             let config =
                 config.ok_or_else(|| failed("the reloaded files contain no certificate".into()))?;
-            let name = ServerName::try_from(peer.unbracketed_host().to_owned());
+            let name = ServerName::try_from(peer.certificate_name().to_owned());
             let name = name.map_err(|error| failed(error.into()))?;
             let connection =
                 ClientConnection::new(config, name).map_err(|error| failed(error.into()))?;
