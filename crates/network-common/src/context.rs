@@ -85,9 +85,10 @@ impl TransportContext {
     /// on both sides.
     ///
     /// On a client authentication runs before other bootstraps. On a server the handlers of other
-    /// bootstraps get no messages of an unauthenticated peer. A server with
-    /// `spark.<module>.auth.maxHandshakes` handshakes in progress closes further connections with
-    /// kind [`Bootstrap`](crate::ErrorKind::Bootstrap).
+    /// bootstraps get no messages of an unauthenticated peer. While
+    /// `spark.<module>.auth.maxHandshakes` handshakes are in progress, further ones wait; a
+    /// connection that waits longer than `spark.network.auth.rpcTimeout` is closed with kind
+    /// [`Bootstrap`](crate::ErrorKind::Bootstrap).
     ///
     /// # Errors
     /// Kind [`Config`](crate::ErrorKind::Config) if the settings need a feature that this build

@@ -180,6 +180,7 @@ impl TransportError {
     /// | kind | retryable |
     /// |---|---|
     /// | [`Connect`](ErrorKind::Connect), [`ConnectTimeout`](ErrorKind::ConnectTimeout), [`FastFail`](ErrorKind::FastFail) | yes: there was no connection to send over |
+    /// | [`Bootstrap`](ErrorKind::Bootstrap) | if the connection was cut or timed out meanwhile |
     /// | [`AlreadyPending`](ErrorKind::AlreadyPending) | yes, when the first fetch has ended |
     /// | [`Limit`](ErrorKind::Limit) | if the write queue was full; not if the request is too large |
     /// | [`Closed`](ErrorKind::Closed), [`Timeout`](ErrorKind::Timeout), [`Io`](ErrorKind::Io), [`Protocol`](ErrorKind::Protocol) | if the connection ended before the request was made; not if the request was pending |
@@ -192,7 +193,14 @@ impl TransportError {
     /// Returns whether a timeout caused the error.
     #[must_use]
     pub fn is_timeout(&self) -> bool {
-        matches!(self.kind(), ErrorKind::ConnectTimeout | ErrorKind::Timeout)
+        match self.kind() {
+            ErrorKind::ConnectTimeout | ErrorKind::Timeout => true,
+            ErrorKind::Bootstrap => self
+                .source()
+                .and_then(|cause| cause.downcast_ref::<Self>())
+                .is_some_and(Self::is_timeout),
+            _ => false,
+        }
     }
 
     /// Returns whether the peer reported the error, as opposed to this side or the network.

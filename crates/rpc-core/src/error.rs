@@ -184,16 +184,8 @@ impl RpcError {
             _ => ErrorKind::Network,
         };
         let (is_remote, is_timeout) = (error.is_remote(), error.is_timeout());
-        // With these kinds nothing was sent. A connection that was lost may have carried the
-        // request, and one that was closed for a limit of the transport, too.
-        let is_unsent = error.is_retryable()
-            && matches!(
-                error.kind(),
-                Transport::Connect
-                    | Transport::ConnectTimeout
-                    | Transport::FastFail
-                    | Transport::Limit
-            );
+        // The transport marks only errors of requests that were certainly not sent.
+        let is_unsent = error.is_retryable();
         let converted = match kind {
             ErrorKind::Rejected => {
                 Self::new(kind, format!("{peer} rejected the message")).with_source(error)

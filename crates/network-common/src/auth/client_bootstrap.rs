@@ -52,7 +52,7 @@ impl TransportClientBootstrap for AuthClientBootstrap {
                 .secret_key(app_id)
                 .ok_or_else(|| AuthError::UnknownApp(app_id.clone()))?;
             let filters = self.authenticate(client, &secret).await?;
-            Ok(client.shared().set_authenticated(app_id.clone(), filters)?)
+            Ok(client.shared().set_authenticated(app_id.clone(), filters, false)?)
         })
     }
 }

@@ -62,8 +62,10 @@
 //!   merged block meta request. A peer that sends one is disconnected. The handler's `on_connected`
 //!   and `on_disconnected` are called, but messages that it sends before authentication fail.
 //! * A server's handshake times out after `spark.network.auth.rpcTimeout`. A context runs at most
-//!   `spark.<m>.auth.maxHandshakes` handshakes at a time. The connection of a peer that has sent
-//!   64 KiB without authenticating is closed.
+//!   `spark.<m>.auth.maxHandshakes` handshakes at a time; others wait, at most for the same time.
+//!   The connection of a peer that has sent 64 KiB without authenticating is closed.
+//! * A handshake of an auth engine could be a replay of recorded messages. It is complete, for both
+//!   limits, when the first encrypted message of the client has arrived.
 //! * A peer whose handshake fails receives a fixed text and is disconnected. Only the local error
 //!   contains the reason.
 //! * A client or server uses SASL instead of the auth engine only if

@@ -7,10 +7,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
-use tokio::sync::oneshot;
 
 use super::AuthError;
-use super::server_handshake::{HandshakeStep, ServerHandshake};
+use super::server_handshake::{AuthOutcome, HandshakeStep, ServerHandshake};
 use crate::client::TransportClient;
 use crate::error::{BoxError, ErrorKind, TransportError};
 use crate::handler::{MergedBlockMetaCallback, RpcHandler, RpcResponseCallback, StreamManager};
@@ -29,13 +28,7 @@ const UNKNOWN_PROTOCOL_TEXT: &str = "Unknown challenge message.";
 pub(super) struct AuthRpcHandler {
     inner: Arc<dyn RpcHandler>,
     /// The server end of the handshake; `None` on the client, which sends the handshake itself.
-    server_auth: Option<Mutex<ServerAuth>>,
-}
-
-/// A running handshake, and the sender that stops its timeout.
-struct ServerAuth {
-    handshake: ServerHandshake,
-    done: Option<oneshot::Sender<()>>,
+    server_auth: Option<Mutex<ServerHandshake>>,
 }
 
 impl AuthRpcHandler {
@@ -44,13 +37,9 @@ impl AuthRpcHandler {
         Self { inner, server_auth: None }
     }
 
-    /// Creates the handler of an accepted connection; sends to `done` after authentication.
-    pub(super) fn server(
-        inner: Arc<dyn RpcHandler>,
-        handshake: ServerHandshake,
-        done: oneshot::Sender<()>,
-    ) -> Self {
-        Self { inner, server_auth: Some(Mutex::new(ServerAuth { handshake, done: Some(done) })) }
+    /// Creates the handler of an accepted connection.
+    pub(super) fn server(inner: Arc<dyn RpcHandler>, handshake: ServerHandshake) -> Self {
+        Self { inner, server_auth: Some(Mutex::new(handshake)) }
     }
 }
 
@@ -78,36 +67,36 @@ fn authentication_error(client: &TransportClient, error: AuthError) -> Transport
         .with_source(error)
 }
 
-impl ServerAuth {
-    /// Processes one message of the peer and replies to it.
-    fn step(&mut self, client: &TransportClient, message: &[u8], callback: RpcResponseCallback) {
-        let outcome = match self.handshake.step(message) {
-            Ok(HandshakeStep::Continue(reply)) => return callback.reply(reply),
-            Ok(HandshakeStep::UnsupportedProtocol(error)) => {
-                let peer = client.peer_addr();
-                tracing::debug!(%peer, %error, "rejected a handshake of an unsupported protocol");
-                return callback.fail(UNKNOWN_PROTOCOL_TEXT);
-            }
-            Ok(HandshakeStep::Done(outcome)) => outcome,
-            Err(error) => {
-                callback.fail(if matches!(error, AuthError::UnexpectedMessage(_)) {
-                    UNKNOWN_PROTOCOL_TEXT
-                } else {
-                    FAILED_TEXT
-                });
-                return close_after_flush(client, authentication_error(client, error));
-            }
-        };
-        tracing::debug!(peer = %client.peer_addr(), app_id = outcome.app_id, "authenticated");
-        // The reply is queued first, so it is the last message that is not encrypted.
-        callback.reply(outcome.reply);
-        if let Err(error) = client.shared().set_authenticated(outcome.app_id, outcome.filters) {
-            return close_after_flush(client, error);
+/// Processes one message of an unauthenticated peer and replies to it.
+fn run_step(
+    handshake: &mut ServerHandshake,
+    client: &TransportClient,
+    message: &[u8],
+    callback: RpcResponseCallback,
+) {
+    let outcome = match handshake.step(message) {
+        Ok(HandshakeStep::Continue(reply)) => return callback.reply(reply),
+        Ok(HandshakeStep::UnsupportedProtocol(error)) => {
+            let peer = client.peer_addr();
+            tracing::debug!(%peer, %error, "rejected a handshake of an unsupported protocol");
+            return callback.fail(UNKNOWN_PROTOCOL_TEXT);
         }
-        if let Some(done) = self.done.take() {
-            // Fails if the timeout has just expired; the connection is then being closed.
-            let _ = done.send(());
+        Ok(HandshakeStep::Done(outcome)) => outcome,
+        Err(error) => {
+            callback.fail(if matches!(error, AuthError::UnexpectedMessage(_)) {
+                UNKNOWN_PROTOCOL_TEXT
+            } else {
+                FAILED_TEXT
+            });
+            return close_after_flush(client, authentication_error(client, error));
         }
+    };
+    tracing::debug!(peer = %client.peer_addr(), app_id = outcome.app_id, "authenticated");
+    // The reply is queued first, so it is the last message that is not encrypted.
+    callback.reply(outcome.reply);
+    let AuthOutcome { app_id, filters, is_replayable, .. } = outcome;
+    if let Err(error) = client.shared().set_authenticated(app_id, filters, is_replayable) {
+        close_after_flush(client, error);
     }
 }
 
@@ -117,7 +106,7 @@ impl RpcHandler for AuthRpcHandler {
             return self.inner.receive(client, message, callback);
         }
         match &self.server_auth {
-            Some(server_auth) => server_auth.lock().step(client, &message, callback),
+            Some(handshake) => run_step(&mut handshake.lock(), client, &message, callback),
             None => callback.fail(reject_unauthenticated(client, "an RPC")),
         }
     }

@@ -4,7 +4,8 @@
 
 use std::sync::Arc;
 
-use tokio::sync::oneshot;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::error::Elapsed;
 
 use super::AuthPolicy;
 use super::rpc_handler::{AuthRpcHandler, close_after_flush};
@@ -31,28 +32,59 @@ impl TransportServerBootstrap for AuthServerBootstrap {
         client: &TransportClient,
         handler: Arc<dyn RpcHandler>,
     ) -> Result<Arc<dyn RpcHandler>, BoxError> {
-        let policy = &self.0;
-        let permit = Arc::clone(&policy.handshake_permits).try_acquire_owned().map_err(|_| {
-            let (setting, limit) = (&policy.permits_setting, policy.conf.max_handshakes);
-            format!("{limit} connections are not authenticated yet, the limit of {setting}")
-        })?;
+        let policy = Arc::clone(&self.0);
+        let permit = Arc::clone(&policy.handshake_permits).try_acquire_owned().ok();
         client.shared().require_authentication();
-        let (done_sender, done_receiver) = oneshot::channel();
-        let (timeout, client) = (policy.conf.rpc_timeout(), client.clone());
-        tokio::spawn(async move {
-            // If the connection closes first, the sender is dropped and the task ends, too.
-            if tokio::time::timeout(timeout, done_receiver).await.is_err() {
-                let peer = client.peer_addr();
-                let text = format!(
-                    "{peer} did not authenticate within {timeout:?}. This timeout is controlled \
-                     by spark.network.auth.rpcTimeout"
-                );
-                let error = TransportError::new(ErrorKind::Bootstrap, text).with_peer(peer);
-                close_after_flush(&client, error);
+        // Before the first byte is read.
+        client.shared().update(|session| session.is_handshake_queued = permit.is_none());
+        tokio::spawn(supervise(policy, client.clone(), permit));
+        let handshake = ServerHandshake::new(Arc::clone(&self.0));
+        Ok(Arc::new(AuthRpcHandler::server(handler, handshake)))
+    }
+}
+
+/// Waits for a permit, and closes the connection if it is not authenticated in time.
+///
+/// The permit is kept until the peer has proved that it knows the secret. A peer that waits for a
+/// permit is not read.
+async fn supervise(
+    policy: Arc<AuthPolicy>,
+    client: TransportClient,
+    permit: Option<OwnedSemaphorePermit>,
+) {
+    let timeout = policy.conf.rpc_timeout();
+    let handshake = async {
+        let permit = match permit {
+            Some(permit) => Some(permit),
+            None => {
+                let permit = Arc::clone(&policy.handshake_permits).acquire_owned();
+                let permit = tokio::time::timeout(timeout, permit).await?.ok();
+                client.shared().update(|session| session.is_handshake_queued = false);
+                permit
             }
-            drop(permit);
-        });
-        let handshake = ServerHandshake::new(Arc::clone(policy));
-        Ok(Arc::new(AuthRpcHandler::server(handler, handshake, done_sender)))
+        };
+        tokio::time::timeout(timeout, client.shared().wait_until_proved()).await?;
+        drop(permit);
+        Ok::<_, Elapsed>(())
+    };
+    let is_timed_out = tokio::select! {
+        result = handshake => result.is_err(),
+        _ = client.closed() => false,
+    };
+    if is_timed_out {
+        let peer = client.peer_addr();
+        let reason = if client.shared().session.lock().is_handshake_queued {
+            let (setting, limit) = (&policy.permits_setting, policy.conf.max_handshakes);
+            format!("it waited for one of the {limit} handshakes that {setting} allows")
+        } else if client.shared().awaits_sealed_frame() {
+            "it sent no encrypted message after its handshake".to_owned()
+        } else {
+            "it did not complete its handshake".to_owned()
+        };
+        let text = format!(
+            "{peer} did not authenticate within {timeout:?}: {reason}. This timeout is controlled \
+             by spark.network.auth.rpcTimeout"
+        );
+        close_after_flush(&client, TransportError::new(ErrorKind::Bootstrap, text).with_peer(peer));
     }
 }

@@ -29,6 +29,8 @@ pub(super) struct AuthOutcome {
     pub(super) app_id: String,
     /// The filters that encrypt the connection; `None` if it is not encrypted.
     pub(super) filters: Option<FilterPair>,
+    /// An attacker could have recorded the client's messages, and sent them again.
+    pub(super) is_replayable: bool,
 }
 
 /// The state of one handshake.
@@ -72,7 +74,9 @@ impl ServerHandshake {
                 }
                 let (reply, negotiated) = verified?;
                 let filters = self.policy.sasl_filters(&negotiated, Side::Server)?;
-                Ok(HandshakeStep::Done(AuthOutcome { reply, app_id, filters }))
+                // The client's response depends on the server's nonce.
+                let is_replayable = false;
+                Ok(HandshakeStep::Done(AuthOutcome { reply, app_id, filters, is_replayable }))
             }
             HandshakeStage::Finished => {
                 Err(AuthError::UnexpectedMessage("the handshake has ended".to_owned()))
@@ -117,7 +121,7 @@ impl ServerHandshake {
         let (reply, keys) =
             AuthEngine::new(&app_id, &secret, conf.engine_version).respond(challenge)?;
         let filters = Some(keys.filters(conf.cipher, Side::Server)?);
-        Ok(AuthOutcome { reply, app_id, filters })
+        Ok(AuthOutcome { reply, app_id, filters, is_replayable: true })
     }
 
     #[cfg(feature = "legacy-auth")]
@@ -127,7 +131,7 @@ impl ServerHandshake {
         let secret = self.find_secret(&challenge.app_id)?;
         let (reply, keys) = respond(&challenge, &secret, &self.policy.conf)?;
         let filters = Some(keys.filters(crate::conf::CipherName::AesCtr, Side::Server)?);
-        Ok(AuthOutcome { reply, app_id: challenge.app_id, filters })
+        Ok(AuthOutcome { reply, app_id: challenge.app_id, filters, is_replayable: true })
     }
 
     fn start_sasl(&mut self, message: SaslMessage, qop: Qop) -> Result<HandshakeStep, AuthError> {

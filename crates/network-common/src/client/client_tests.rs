@@ -41,6 +41,6 @@ fn woken_driver_sees_filters_and_client_id() {
         Arc::new(Driver { shared: Arc::clone(&shared), found_both: AtomicBool::new(false) });
     shared.session.lock().set_driver_waker(Waker::from(Arc::clone(&driver)));
     let filters = FilterPair { seal_filter: Box::new(Idle), open_filter: Box::new(Idle) };
-    shared.set_authenticated("app-1".to_owned(), Some(filters)).unwrap();
+    shared.set_authenticated("app-1".to_owned(), Some(filters), true).unwrap();
     assert!(driver.found_both.load(Ordering::Relaxed));
 }

@@ -231,7 +231,7 @@ impl TransportClient {
     pub async fn closed(&self) -> TransportError {
         let shared = &self.0.shared;
         loop {
-            let mut notified = std::pin::pin!(shared.closed_notify.notified());
+            let mut notified = std::pin::pin!(shared.state_notify.notified());
             // Registered before the check, so that an end after the check is not missed.
             notified.as_mut().enable();
             if let Some(error) = shared.session.lock().close_reason() {

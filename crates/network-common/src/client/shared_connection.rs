@@ -42,8 +42,10 @@ pub(crate) struct SharedConnection {
     pub(super) client_id: OnceLock<String>,
     /// The peer is unauthenticated until `client_id` is set.
     requires_authentication: AtomicBool,
-    /// Notified at the end of the connection.
-    pub(crate) closed_notify: Notify,
+    /// The peer may have replayed its handshake: no sealed frame of it has opened yet.
+    awaits_sealed_frame: AtomicBool,
+    /// Notified when the peer is authenticated, and at the end of the connection.
+    pub(crate) state_notify: Notify,
     /// The number of bytes read and written, for the idle timer.
     pub(crate) io_bytes: AtomicU64,
 }
@@ -62,7 +64,8 @@ impl SharedConnection {
             filters_installed: AtomicBool::new(false),
             client_id: OnceLock::new(),
             requires_authentication: AtomicBool::new(false),
-            closed_notify: Notify::new(),
+            awaits_sealed_frame: AtomicBool::new(false),
+            state_notify: Notify::new(),
             io_bytes: AtomicU64::new(0),
         }
     }
@@ -126,18 +129,50 @@ impl SharedConnection {
     }
 
     /// Sets the client id and the filters in one step, so that no byte is sent in between.
+    ///
+    /// If the handshake `is_replayable`, the first sealed frame proves that the peer has the keys.
     #[cfg(feature = "auth")]
     pub(crate) fn set_authenticated(
         &self,
         id: String,
         filters: Option<FilterPair>,
+        is_replayable: bool,
     ) -> Result<(), TransportError> {
         self.update(|session| {
             if let Some(filters) = filters {
                 self.install_filters(session, filters)?;
+                self.awaits_sealed_frame.store(is_replayable, Ordering::Relaxed);
             }
             self.set_client_id(id)
-        })
+        })?;
+        self.state_notify.notify_waiters();
+        Ok(())
+    }
+
+    /// Returns whether the peer has to prove by a sealed frame that its handshake is no replay.
+    pub(crate) fn awaits_sealed_frame(&self) -> bool {
+        self.awaits_sealed_frame.load(Ordering::Relaxed)
+    }
+
+    /// Called when the first sealed frame of the peer has opened.
+    pub(crate) fn on_sealed_frame(&self) {
+        self.awaits_sealed_frame.store(false, Ordering::Relaxed);
+        self.state_notify.notify_waiters();
+    }
+
+    /// Completes when the peer has proved that it knows the secret, or the connection has ended.
+    #[cfg(feature = "auth")]
+    pub(crate) async fn wait_until_proved(&self) {
+        loop {
+            let mut notified = std::pin::pin!(self.state_notify.notified());
+            // Registered before the check, so that a change after the check is not missed.
+            notified.as_mut().enable();
+            let is_proved = self.client_id.get().is_some() && !self.awaits_sealed_frame();
+            if is_proved || self.is_closed() {
+                return;
+            }
+            notified.await;
+        }
     }
 
     /// Returns whether the peer must authenticate and has not yet.

@@ -11,7 +11,7 @@ use tracing::Instrument;
 use crate::address::PeerAddress;
 use crate::client::TransportClient;
 use crate::connection::{ConnectionDriver, ConnectionResources, Handshaker};
-use crate::error::{ErrorKind, TransportError};
+use crate::error::{BoxError, ErrorKind, TransportError};
 use crate::handler::{RpcHandler, TransportClientBootstrap};
 use crate::net::dial;
 
@@ -108,14 +108,25 @@ impl Connector {
             let result = do_bootstrap.catch_unwind().await;
             if let Err(error) = result.unwrap_or_else(|_| Err("the bootstrap panicked".into())) {
                 client.close();
-                let message = format!("a bootstrap of the connection to {address} failed");
-                return Err(TransportError::new(ErrorKind::Bootstrap, message)
-                    .with_peer(address)
-                    .with_source(error));
+                return Err(bootstrap_error(address, error));
             }
         }
         client.shared().set_bootstrapping(false);
         tracing::debug!(peer = %address, "opened a connection");
         Ok(client)
     }
+}
+
+/// Returns the error of a failed bootstrap.
+///
+/// If the connection was cut or timed out, another attempt may succeed. No request was sent.
+fn bootstrap_error(address: &PeerAddress, error: BoxError) -> TransportError {
+    let cause = error.downcast_ref::<TransportError>().map(TransportError::kind);
+    let is_interrupted =
+        matches!(cause, Some(ErrorKind::Closed | ErrorKind::Io | ErrorKind::Timeout));
+    let outcome = if is_interrupted { "was interrupted" } else { "failed" };
+    let message = format!("a bootstrap of the connection to {address} {outcome}");
+    let failure = TransportError::new(ErrorKind::Bootstrap, message).with_peer(address);
+    let failure = failure.with_source(error);
+    if is_interrupted { failure.retryable() } else { failure }
 }

@@ -53,14 +53,14 @@ pub const MAX_FRAME_PAYLOAD: u64 = (1 << 31) - 2;
 /// | `spark.authenticate.enableSaslEncryption` | false | SASL clients request encryption (feature `legacy-auth`) |
 /// | `spark.network.sasl.serverAlwaysEncrypt` | false | SASL servers reject clients without encryption (feature `legacy-auth`) |
 /// | `spark.network.sasl.maxEncryptedBlockSize` | 64k | bytes per encrypted block of SASL |
-/// | `spark.network.auth.rpcTimeout` | `spark.<m>.sasl.timeout`, 30s | timeout of each round trip of a client's handshake, and of a server's whole handshake |
+/// | `spark.network.auth.rpcTimeout` | `spark.<m>.sasl.timeout`, 30s | timeout of each round trip of a client's handshake, of a server's whole handshake, and of the wait for it |
 /// | `spark.network.crypto.keyLength`, `.keyFactoryIterations` | 128, 1024 | parameters of the auth engine before Spark 3.2 (feature `legacy-auth`) |
 ///
 /// These settings do not exist in Spark:
 ///
 /// | key | default | meaning |
 /// |---|---|---|
-/// | `spark.<m>.auth.maxHandshakes` | 1024 | unauthenticated connections of a context's servers; further connections are closed |
+/// | `spark.<m>.auth.maxHandshakes` | 1024 | concurrent handshakes of a context's servers; others wait |
 /// | `spark.network.crypto.legacyEngine` | false | clients use the auth engine before Spark 3.2, servers also accept it (feature `legacy-auth`) |
 /// | `spark.<m>.io.maxRequestSize` | 256m | longest request frame that is accepted (uploaded data does not count) |
 /// | `spark.<m>.io.maxWriteQueueSize` | 64m | bytes in the write queue of a connection from which on new requests fail and the peer's requests are no longer read |

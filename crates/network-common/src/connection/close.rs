@@ -128,7 +128,7 @@ impl ConnectionDriver {
         let metrics = &self.resources.metrics;
         metrics.chunks_being_transferred.fetch_sub(queued_chunks, Ordering::Relaxed);
         wakers.into_iter().for_each(Waker::wake);
-        self.shared.closed_notify.notify_waiters();
+        self.shared.state_notify.notify_waiters();
         self.reader.on_close(error);
         catch_panic("ManagedBuffer::on_release", || drop(discarded_frames));
         catch_panic("ManagedBuffer::on_release", || self.writer.discard());

@@ -209,6 +209,7 @@ impl ConnectionDriver {
     /// Bytes that must be decoded later are left in `Reader::unprocessed`.
     fn dispatch(&mut self, mut input: &[u8]) -> Result<(), TransportError> {
         let shared = Arc::clone(&self.shared);
+        let (awaits_sealed_frame, mut has_event) = (shared.awaits_sealed_frame(), false);
         // The locked session and the number of responses completed under this lock. One lock covers
         // at most `RESPONSES_PER_LOCK` consecutive responses, because callers wait for it.
         let mut locked: Option<(MutexGuard<'_, Session>, usize)> = None;
@@ -216,6 +217,7 @@ impl ConnectionDriver {
         let result = loop {
             match self.reader.decoder.next_event(&mut input) {
                 Ok(Some(Event::Message(message))) if !message.is_request() => {
+                    has_event = true;
                     let (session, count) = locked.get_or_insert_with(|| (shared.session.lock(), 0));
                     let completed = self.reader.on_response(session, message, &shared);
                     *count += 1;
@@ -232,6 +234,7 @@ impl ConnectionDriver {
                     }
                 }
                 Ok(Some(event)) => {
+                    has_event = true;
                     locked = None;
                     if let Err(error) = self.on_event(event) {
                         break Err(error);
@@ -259,6 +262,9 @@ impl ConnectionDriver {
             }
         };
         drop(locked);
+        if awaits_sealed_frame && has_event {
+            shared.on_sealed_frame();
+        }
         let wakers = &mut self.reader.wakers;
         if !wakers.is_empty() {
             self.reader.has_woken_callers = true;

@@ -19,6 +19,10 @@ impl ConnectionDriver {
     /// The peer is not allowed to send this request now; the connection is closed.
     pub(super) fn on_request(&mut self, request: Message<Bytes>) -> Result<(), TransportError> {
         let is_draining = self.shared.is_draining();
+        if is_draining && self.shared.is_peer_unauthenticated() {
+            // A failure would mean that the handshake was rejected, which is final.
+            return Err(TransportError::closed(self.shared.peer));
+        }
         let (handler, client) = (&self.handler, &self.client);
         match request {
             Message::RpcRequest { request_id, body } => {

@@ -62,6 +62,8 @@ pub(crate) struct Session {
     pub(crate) has_new_request: bool,
     /// Client bootstraps are running.
     pub(crate) is_bootstrapping: bool,
+    /// The peer's handshake waits for its permit.
+    pub(crate) is_handshake_queued: bool,
     has_filters: bool,
     /// Filters that the driver has not installed yet.
     pub(crate) seal_filter: Option<Box<dyn ByteFilter>>,
@@ -85,6 +87,7 @@ impl Session {
             responded: 0,
             has_new_request: false,
             is_bootstrapping: false,
+            is_handshake_queued: false,
             has_filters: false,
             seal_filter: None,
             open_filter: None,
@@ -253,10 +256,11 @@ impl Session {
 
     /// Returns whether the driver must not read further requests now.
     ///
-    /// That is so while the peer does not read its responses, and between the response to a client
-    /// bootstrap and the next step of the bootstrap.
+    /// That is so while the peer does not read its responses, while its handshake is queued, and
+    /// between the response to a client bootstrap and the next step of the bootstrap.
     pub(crate) fn should_pause_reading(&self) -> bool {
         self.is_awaiting_bootstrap()
+            || self.is_handshake_queued
             || self.outgoing.is_response_limit_reached()
             || self.bulk_requests.is_full()
     }

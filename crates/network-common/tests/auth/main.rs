@@ -7,6 +7,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod faults_handshake;
 mod fixture;
 mod guard;
 mod hostile;
