@@ -48,7 +48,10 @@ pub enum ErrorKind {
     Tls,
     /// Either side closed the connection, or the client factory is closed.
     Closed,
-    /// No byte was transferred for `spark.<module>.io.connectionTimeout` with requests pending.
+    /// The peer has sent no byte for `spark.<module>.io.connectionTimeout` after a request.
+    ///
+    /// Or the response has waited that long behind a body that this side does not read; or the
+    /// peer has not acknowledged or read any bytes for `spark.<module>.io.tcpUserTimeout`.
     Timeout,
     /// The socket or a local file could not be read or written.
     Io,

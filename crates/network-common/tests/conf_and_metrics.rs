@@ -84,7 +84,7 @@ fn durations_are_parsed_with_units() {
             TransportConf::connection_creation_timeout,
             Some(secs(120)),
         ),
-        ("spark.shuffle.io.tcpUserTimeout", TransportConf::tcp_user_timeout, Some(secs(120))),
+        ("spark.shuffle.io.tcpUserTimeout", TransportConf::tcp_user_timeout, None),
         ("spark.shuffle.io.retryWait", |conf| Some(conf.retry_wait()), Some(secs(5))),
     ];
     for (key, get, default) in keys {
@@ -122,11 +122,10 @@ fn timeouts_default_to_each_other() {
     let conf = conf(&[("spark.network.timeout", "7s")]);
     assert_eq!(conf.connection_timeout(), Some(secs(7)));
     assert_eq!(conf.connection_creation_timeout(), Some(secs(7)));
-    assert_eq!(conf.tcp_user_timeout(), Some(secs(7)));
+    assert_eq!(conf.tcp_user_timeout(), None, "the system's");
     let conf = conf.with("spark.shuffle.io.connectionTimeout", "3s").unwrap();
     assert_eq!(conf.connection_timeout(), Some(secs(3)));
     assert_eq!(conf.connection_creation_timeout(), Some(secs(3)));
-    assert_eq!(conf.tcp_user_timeout(), Some(secs(3)));
     let conf = conf.with("spark.shuffle.io.connectionCreationTimeout", "0").unwrap();
     let conf = conf.with("spark.shuffle.io.tcpUserTimeout", "1s").unwrap();
     assert_eq!(conf.connection_timeout(), Some(secs(3)));

@@ -46,8 +46,10 @@ pub(crate) struct SharedConnection {
     awaits_sealed_frame: AtomicBool,
     /// Notified when the peer is authenticated, and at the end of the connection.
     pub(crate) state_notify: Notify,
-    /// The number of bytes read and written, for the idle timer.
-    pub(crate) io_bytes: AtomicU64,
+    /// The number of bytes read, for the idle timer.
+    pub(crate) received_bytes: AtomicU64,
+    /// The number of bytes written, for the idle timer.
+    pub(crate) sent_bytes: AtomicU64,
 }
 
 impl SharedConnection {
@@ -66,7 +68,8 @@ impl SharedConnection {
             requires_authentication: AtomicBool::new(false),
             awaits_sealed_frame: AtomicBool::new(false),
             state_notify: Notify::new(),
-            io_bytes: AtomicU64::new(0),
+            received_bytes: AtomicU64::new(0),
+            sent_bytes: AtomicU64::new(0),
         }
     }
 
@@ -78,11 +81,6 @@ impl SharedConnection {
     /// Marks the connection as unusable for the pool.
     pub(crate) fn deactivate(&self) {
         self.active.store(false, Ordering::Release);
-    }
-
-    /// Counts bytes read or written.
-    pub(crate) fn count_io_bytes(&self, bytes: usize) {
-        self.io_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
     /// Changes the session under its lock, then wakes the driver if it sleeps.

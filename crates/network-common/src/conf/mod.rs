@@ -64,7 +64,7 @@ pub const MAX_FRAME_PAYLOAD: u64 = (1 << 31) - 2;
 /// | `spark.network.crypto.legacyEngine` | false | clients use the auth engine before Spark 3.2, servers also accept it (feature `legacy-auth`) |
 /// | `spark.<m>.io.maxRequestSize` | 256m | longest request frame that is accepted (uploaded data does not count) |
 /// | `spark.<m>.io.maxWriteQueueSize` | 64m | bytes in the write queue of a connection from which on new requests fail and the peer's requests are no longer read |
-/// | `spark.<m>.io.tcpUserTimeout` | connectionTimeout | time for which sent data may stay unacknowledged (Linux); 0 or less: the system's |
+/// | `spark.<m>.io.tcpUserTimeout` | the system's | time for which sent data may stay unacknowledged (Linux), and for which a peer may not read what it is sent; 0 or less: the system's, which is about 15 min, and no limit for a peer that does not read |
 ///
 /// `spark.ssl.rpc.*` are the TLS settings of all modules; see `TlsConf` (feature `tls`). Without
 /// the feature, `spark.ssl.rpc.enabled` must not be true.
@@ -387,7 +387,7 @@ impl TransportConf {
     /// Returns `spark.<m>.io.tcpUserTimeout`; `None`: the system's default.
     #[must_use]
     pub fn tcp_user_timeout(&self) -> Option<Duration> {
-        self.tcp_user_timeout.map_or_else(|| self.connection_timeout(), non_zero)
+        self.tcp_user_timeout.and_then(non_zero)
     }
 }
 

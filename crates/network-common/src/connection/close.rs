@@ -1,13 +1,16 @@
 //! The end of a connection: idle timeout, flush deadline, notifications, lingering close.
 
 use std::sync::atomic::Ordering;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use tokio::io::AsyncReadExt;
 use tokio::time::{Instant, sleep, timeout_at};
 
+use super::idle_timer::Observation;
+use super::reader::{IncomingStream, Reader};
 use super::{ConnectionDriver, catch_panic};
+use crate::client::SharedConnection;
 use crate::error::{ErrorKind, TransportError};
 use crate::session::CloseRequest;
 
@@ -45,42 +48,59 @@ impl ConnectionDriver {
 
     /// Closes the connection after the idle timeout.
     ///
-    /// The rules are those of `TransportChannelHandler.userEventTriggered`. Completes with the
-    /// error of pending requests. A connection without pending requests is closed only on the sides
-    /// that close idle connections.
+    /// The rules are those of `TransportChannelHandler.userEventTriggered`, and a cancelled request
+    /// counts until the peer sends a byte. Completes with the error of pending requests. An idle
+    /// connection is closed only on the sides that close idle connections.
     pub(super) fn poll_idle_timer(&mut self, context: &mut Context<'_>) -> Poll<TransportError> {
-        let Some(timer) = &mut self.idle_timer else {
-            return Poll::Pending;
-        };
-        let shared = &self.shared;
         loop {
-            let is_expired = std::task::ready!(timer.poll_expired(context, || {
-                let has_new_request = std::mem::take(&mut shared.session.lock().has_new_request);
-                (shared.io_bytes.load(Ordering::Relaxed), has_new_request)
+            let Some(timer) = &mut self.idle_timer else {
+                return Poll::Pending;
+            };
+            let (shared, reader, writer) = (&self.shared, &self.reader, &self.writer);
+            let (has_flushed, mut unread) = (self.has_flushed, None);
+            let elapsed = ready!(timer.poll_tick(context, || {
+                unread = unread_text(reader, shared);
+                let mut session = shared.session.lock();
+                Observation {
+                    received_bytes: shared.received_bytes.load(Ordering::Relaxed),
+                    sent_bytes: shared.sent_bytes.load(Ordering::Relaxed),
+                    is_writing: !has_flushed || writer.is_sending_file(),
+                    has_new_request: std::mem::take(&mut session.has_new_request),
+                    has_cancelled: std::mem::take(&mut session.requests.has_cancelled),
+                    is_paused: unread.is_some(),
+                }
             }));
-            if !is_expired {
-                continue;
-            }
-            let mut session = shared.session.lock();
-            let pending = session.requests.len();
-            if session.has_new_request || (pending == 0 && !self.resources.close_idle) {
-                continue;
-            }
             let (peer, timeout) = (shared.peer, timer.timeout);
             let setting = self.resources.conf.setting_name("io.connectionTimeout");
-            let error = if pending > 0 {
+            if let Some(unread) = unread.filter(|_| elapsed.is_paused) {
+                self.fail_requests_behind(&unread, timeout, &setting);
+            }
+            let is_serving = self.is_serving();
+            let mut session = self.shared.session.lock();
+            if session.has_new_request {
+                continue;
+            }
+            let pending = session.requests.len();
+            let quiet_error = |reason: std::fmt::Arguments<'_>| {
                 let text = format!(
-                    "Connection to {peer} has been quiet for {timeout:?} while {pending} requests \
-                     are pending. This timeout is controlled by {setting}"
+                    "Connection to {peer} has been quiet for {timeout:?} {reason}. This timeout is \
+                     controlled by {setting}"
                 );
                 TransportError::new(ErrorKind::Timeout, text).with_peer(peer)
-            } else {
+            };
+            let error = if pending > 0 && elapsed.is_silent {
+                quiet_error(format_args!("while {pending} requests are pending"))
+            } else if elapsed.is_silent_since_cancel {
+                quiet_error(format_args!("since requests were sent that were then cancelled"))
+            } else if pending == 0 && elapsed.is_idle && self.resources.close_idle && !is_serving {
                 TransportError::closed(peer)
+            } else {
+                continue;
             };
             // Under the same lock, so that no request is registered before the close.
             session.close(CloseRequest::Immediate(error.clone()));
             drop(session);
-            if pending > 0 {
+            if error.is_timeout() {
                 tracing::warn!(
                     %peer,
                     ?timeout,
@@ -93,6 +113,35 @@ impl ConnectionDriver {
             }
             return Poll::Ready(error);
         }
+    }
+
+    /// Returns whether requests of the peer are active, or a handshake is.
+    fn is_serving(&self) -> bool {
+        let session = self.shared.session.lock();
+        self.reader.received_requests != session.responded
+            || session.has_pending_output()
+            || session.is_bootstrapping
+            || session.is_handshake_queued
+            || self.reader.is_receiving()
+            || self.writer.is_sending_file()
+    }
+
+    /// Fails the requests whose responses wait behind something that this side does not read.
+    fn fail_requests_behind(&self, unread: &str, timeout: Duration, setting: &str) {
+        let peer = self.shared.peer;
+        let mut wakers = Vec::new();
+        let error = |count: usize| {
+            let text = format!(
+                "{count} requests to {peer} have waited for {timeout:?} behind {unread}. This \
+                 timeout is controlled by {setting}"
+            );
+            TransportError::new(ErrorKind::Timeout, text).with_peer(peer)
+        };
+        let failed = self.shared.session.lock().requests.fail_unanswered(error, &mut wakers);
+        if failed > 0 {
+            tracing::warn!(%peer, ?timeout, failed, unread, "failing requests behind an unread body");
+        }
+        wakers.into_iter().for_each(Waker::wake);
     }
 
     /// Closes the connection and reports it.
@@ -167,4 +216,21 @@ impl Drop for ConnectionDriver {
             self.close_with(&TransportError::closed(self.shared.peer));
         }
     }
+}
+
+/// Describes what this side has not taken, if it stops the reader.
+fn unread_text(reader: &Reader, shared: &SharedConnection) -> Option<String> {
+    if let Some(IncomingStream { sender, is_stream, stream_id, length }) = &reader.incoming {
+        let unread = sender.unread_if_full()?;
+        let body = if *is_stream { format!("stream '{stream_id}'") } else { "an upload".into() };
+        return Some(format!(
+            "the body of {body}, of which {unread} of {length} bytes are unread: read or drop \
+             the body, or use another connection for one of them"
+        ));
+    }
+    let session = shared.session.lock();
+    session.bulk_requests.is_full().then(|| {
+        let count = session.bulk_requests.len();
+        format!("{count} requests of the peer that the stream manager has not served")
+    })
 }

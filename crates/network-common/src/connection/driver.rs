@@ -12,7 +12,7 @@ use super::idle_timer::IdleTimer;
 use super::reader::Reader;
 use super::resources::{ConnectionResources, ReportedGauges};
 use super::writer::Writer;
-use super::{catch_panic, io_error};
+use super::{catch_panic, socket_error};
 use crate::client::{SharedConnection, TransportClient};
 use crate::error::{ErrorKind, TransportError};
 use crate::handler::RpcHandler;
@@ -29,6 +29,8 @@ pub(crate) struct ConnectionDriver {
     pub(super) reader: Reader,
     pub(super) writer: Writer,
     pub(super) idle_timer: Option<IdleTimer>,
+    /// The last poll has written everything.
+    pub(super) has_flushed: bool,
     /// Set when the connection starts to close.
     pub(super) flush_deadline: Option<Pin<Box<Sleep>>>,
     pub(super) gauges: ReportedGauges,
@@ -64,6 +66,7 @@ impl ConnectionDriver {
             reader: Reader::new(read_half, &resources),
             writer: Writer::new(write_half, Arc::clone(&shared), Arc::clone(&resources)),
             idle_timer: conf.connection_timeout().map(IdleTimer::new),
+            has_flushed: true,
             flush_deadline: None,
             gauges: ReportedGauges::default(),
             bulk_server: None,
@@ -119,12 +122,14 @@ impl ConnectionDriver {
             };
             let has_flushed = match self.writer.poll_write(context) {
                 Poll::Ready(Err(error)) => {
-                    let error = io_error(self.shared.peer, "writing to", error);
+                    let error =
+                        socket_error(self.shared.peer, "writing to", error, &self.resources.conf);
                     return Poll::Ready(self.prefer_close_reason(error));
                 }
                 Poll::Ready(Ok(())) => true,
                 Poll::Pending => false,
             };
+            self.has_flushed = has_flushed;
             if let Poll::Ready(error) = self.poll_idle_timer(context) {
                 return Poll::Ready(error);
             }

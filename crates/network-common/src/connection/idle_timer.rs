@@ -4,7 +4,7 @@
 //! 1 to 1.25 times the timeout.
 
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::time::{Instant, Sleep, sleep};
@@ -16,49 +16,112 @@ const TICKS_PER_TIMEOUT: u32 = 4;
 pub(super) struct IdleTimer {
     pub(super) timeout: Duration,
     tick: Pin<Box<Sleep>>,
-    /// Tick that has last noticed sent or received bytes.
-    last_io: Instant,
-    /// Number of bytes sent and received until then.
-    io_bytes: u64,
+    received_bytes: u64,
+    sent_bytes: u64,
+    /// Tick that has last noticed received bytes, or that this side does not read.
+    last_received: Instant,
+    /// Tick that has last noticed sent bytes.
+    last_sent: Instant,
+    /// Tick that has last noticed sent bytes of a long transfer.
+    last_transfer: Instant,
     /// Tick that has last noticed a new request; `None` before the first one.
     last_request: Option<Instant>,
+    /// Tick that has noticed a cancelled request; `None` if bytes were received since.
+    cancelled_since: Option<Instant>,
+    /// Tick since which this side does not read.
+    paused_since: Option<Instant>,
+}
+
+/// The state of a connection at a tick.
+pub(super) struct Observation {
+    pub(super) received_bytes: u64,
+    pub(super) sent_bytes: u64,
+    /// Bytes are being written that the socket does not accept at once.
+    pub(super) is_writing: bool,
+    /// A request was registered since the last tick.
+    pub(super) has_new_request: bool,
+    /// A request was cancelled since the last tick.
+    pub(super) has_cancelled: bool,
+    /// This side does not read, because its own code does not take what it has read.
+    pub(super) is_paused: bool,
+}
+
+/// What has lasted for the whole timeout.
+#[derive(Debug, Default)]
+pub(super) struct Elapsed {
+    /// No byte was sent or received, and no request made.
+    pub(super) is_idle: bool,
+    /// The peer has sent nothing since the last request.
+    pub(super) is_silent: bool,
+    /// The peer has sent nothing since a request that was cancelled.
+    pub(super) is_silent_since_cancel: bool,
+    /// This side has read nothing.
+    pub(super) is_paused: bool,
 }
 
 impl IdleTimer {
     pub(super) fn new(timeout: Duration) -> Self {
+        let now = Instant::now();
         Self {
             timeout,
             tick: Box::pin(sleep(timeout / TICKS_PER_TIMEOUT)),
-            last_io: Instant::now(),
-            io_bytes: 0,
+            received_bytes: 0,
+            sent_bytes: 0,
+            last_received: now,
+            last_sent: now,
+            last_transfer: now,
             last_request: None,
+            cancelled_since: None,
+            paused_since: None,
         }
     }
 
-    /// Completes at each tick; returns whether the connection is idle.
-    ///
-    /// It is if the timeout has elapsed without I/O and without new requests. `observe` returns the
-    /// number of bytes sent and received so far, and whether a request was registered since its
-    /// last call.
-    pub(super) fn poll_expired(
+    /// Completes at each tick; returns what has lasted for the timeout.
+    pub(super) fn poll_tick(
         &mut self,
         context: &mut Context<'_>,
-        observe: impl FnOnce() -> (u64, bool),
-    ) -> Poll<bool> {
-        if self.tick.as_mut().poll(context).is_pending() {
-            return Poll::Pending;
-        }
+        observe: impl FnOnce() -> Observation,
+    ) -> Poll<Elapsed> {
+        ready!(self.tick.as_mut().poll(context));
         let now = Instant::now();
         self.tick.as_mut().reset(now + self.timeout / TICKS_PER_TIMEOUT);
-        let (io_bytes, has_new_request) = observe();
-        if io_bytes != self.io_bytes {
-            self.io_bytes = io_bytes;
-            self.last_io = now;
-        }
-        if has_new_request {
+        Poll::Ready(self.update(now, &observe()))
+    }
+
+    fn update(&mut self, now: Instant, observed: &Observation) -> Elapsed {
+        if observed.has_new_request {
             self.last_request = Some(now);
         }
+        if observed.has_cancelled && self.cancelled_since.is_none() {
+            self.cancelled_since = Some(now);
+        }
+        if observed.sent_bytes != self.sent_bytes {
+            self.sent_bytes = observed.sent_bytes;
+            self.last_sent = now;
+            if observed.is_writing {
+                self.last_transfer = now;
+            }
+        }
+        let has_received = observed.received_bytes != self.received_bytes;
+        self.received_bytes = observed.received_bytes;
+        if has_received || !observed.is_paused {
+            self.paused_since = None;
+        }
+        if observed.is_paused {
+            self.paused_since.get_or_insert(now);
+        }
+        if has_received || observed.is_paused {
+            self.last_received = now;
+            self.cancelled_since = None;
+        }
         let has_elapsed = |since: Instant| now.duration_since(since) >= self.timeout;
-        Poll::Ready(has_elapsed(self.last_io) && self.last_request.is_none_or(has_elapsed))
+        let is_request_old = self.last_request.is_none_or(has_elapsed);
+        let is_quiet = has_elapsed(self.last_received) && has_elapsed(self.last_transfer);
+        Elapsed {
+            is_idle: is_quiet && has_elapsed(self.last_sent) && is_request_old,
+            is_silent: is_quiet && is_request_old,
+            is_silent_since_cancel: is_quiet && self.cancelled_since.is_some_and(has_elapsed),
+            is_paused: self.paused_since.is_some_and(has_elapsed) && is_request_old,
+        }
     }
 }

@@ -20,6 +20,7 @@ mod sendfile;
 mod upload;
 mod writer;
 
+use std::io;
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -31,6 +32,7 @@ pub(crate) use self::handshake::Handshaker;
 pub(crate) use self::handshake::{Handshake, HandshakeOutput};
 pub(crate) use self::resources::ConnectionResources;
 use crate::client::SharedConnection;
+use crate::conf::TransportConf;
 use crate::error::{BoxError, ErrorKind, TransportError};
 use crate::protocol::ProtocolError;
 
@@ -43,6 +45,25 @@ fn io_error(peer: SocketAddr, operation: &str, error: impl Into<BoxError>) -> Tr
     TransportError::new(ErrorKind::Io, format!("{operation} {peer} failed: {error}"))
         .with_peer(peer)
         .with_source(error)
+}
+
+/// Creates the error of a system call on the socket: "`operation` `peer` failed".
+fn socket_error(
+    peer: SocketAddr,
+    operation: &str,
+    error: io::Error,
+    conf: &TransportConf,
+) -> TransportError {
+    let Some(timeout) = conf.tcp_user_timeout().filter(|_| error.kind() == io::ErrorKind::TimedOut)
+    else {
+        return io_error(peer, operation, error);
+    };
+    let text = format!(
+        "{operation} {peer} failed: it did not take what it was sent for {timeout:?}. This timeout \
+         is controlled by {}",
+        conf.setting_name("io.tcpUserTimeout")
+    );
+    TransportError::new(ErrorKind::Timeout, text).with_peer(peer).with_source(error)
 }
 
 /// Creates the error of a peer that violates the protocol.

@@ -9,7 +9,7 @@ use std::task::{Context, Poll, Waker, ready};
 use parking_lot::MutexGuard;
 use tokio::io::{AsyncRead, ReadBuf};
 
-use super::{ConnectionDriver, io_error, protocol_error};
+use super::{ConnectionDriver, io_error, protocol_error, socket_error};
 use crate::client::SharedConnection;
 use crate::error::{BoxError, ErrorKind, TransportError};
 use crate::protocol::{Event, READ_BLOCK};
@@ -84,7 +84,9 @@ impl ConnectionDriver {
             if let Some(body_buffer) = body_buffer {
                 let mut buffer = ReadBuf::new(body_buffer);
                 let read = Pin::new(&mut self.reader.io).poll_read(context, &mut buffer);
-                ready!(read).map_err(|error| io_error(self.shared.peer, "reading from", error))?;
+                ready!(read).map_err(|error| {
+                    socket_error(self.shared.peer, "reading from", error, &self.resources.conf)
+                })?;
                 let count = buffer.filled().len();
                 if count == 0 {
                     return self.on_eof();
@@ -126,7 +128,9 @@ impl ConnectionDriver {
     ) -> Poll<Result<(), TransportError>> {
         let mut buffer = ReadBuf::new(buffer);
         let read = Pin::new(&mut self.reader.io).poll_read(context, &mut buffer);
-        ready!(read).map_err(|error| io_error(self.shared.peer, "reading from", error))?;
+        ready!(read).map_err(|error| {
+            socket_error(self.shared.peer, "reading from", error, &self.resources.conf)
+        })?;
         let count = buffer.filled().len();
         if count == 0 {
             return self.on_eof();

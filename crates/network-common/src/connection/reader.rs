@@ -43,6 +43,8 @@ pub(super) struct IncomingStream {
     pub(super) sender: BodySender,
     /// A response to a stream request, not an upload.
     pub(super) is_stream: bool,
+    pub(super) stream_id: String,
+    pub(super) length: u64,
 }
 
 impl Reader {

@@ -54,12 +54,12 @@ impl ConnectionResources {
 
     pub(super) fn count_sent(&self, shared: &SharedConnection, count: usize) {
         self.metrics.sent_bytes.fetch_add(count as u64, Ordering::Relaxed);
-        shared.count_io_bytes(count);
+        shared.sent_bytes.fetch_add(count as u64, Ordering::Relaxed);
     }
 
     pub(super) fn count_received(&self, shared: &SharedConnection, count: usize) {
         self.metrics.received_bytes.fetch_add(count as u64, Ordering::Relaxed);
-        shared.count_io_bytes(count);
+        shared.received_bytes.fetch_add(count as u64, Ordering::Relaxed);
     }
 }
 

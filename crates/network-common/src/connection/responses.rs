@@ -156,10 +156,13 @@ impl ConnectionDriver {
             }
             Message::StreamResponse { stream_id, .. } => {
                 let mut session = self.shared.session.lock();
-                match self.reader.start_stream(&mut session, stream_id, length, &self.shared)? {
+                let name = stream_id.clone();
+                match self.reader.start_stream(&mut session, name, length, &self.shared)? {
                     Some(sender) => {
                         session.requests.is_receiving_stream = true;
-                        self.reader.incoming = Some(IncomingStream { sender, is_stream: true });
+                        let incoming =
+                            IncomingStream { sender, is_stream: true, stream_id, length };
+                        self.reader.incoming = Some(incoming);
                         self.reader.decoder.stream_body();
                     }
                     None => self.reader.decoder.discard_body(),
@@ -168,7 +171,10 @@ impl ConnectionDriver {
             Message::UploadStream { request_id, meta, .. } => {
                 match self.start_upload(request_id, meta, length) {
                     Some(sender) => {
-                        self.reader.incoming = Some(IncomingStream { sender, is_stream: false });
+                        let stream_id = String::new();
+                        let incoming =
+                            IncomingStream { sender, is_stream: false, stream_id, length };
+                        self.reader.incoming = Some(incoming);
                         self.reader.decoder.stream_body();
                     }
                     None => self.reader.decoder.discard_body(),

@@ -39,7 +39,8 @@ pub(crate) fn configure_connected(
         let times = TcpKeepalive::new().with_time(KEEPALIVE_TIME).with_interval(KEEPALIVE_INTERVAL);
         socket.set_tcp_keepalive(&times)?;
     }
-    // Other systems have no such option; their own retransmission limit applies.
+    // Not by default: Linux applies it also to a peer that is alive and does not read. Other
+    // systems have no such option; their own retransmission limit applies.
     #[cfg(target_os = "linux")]
     socket.set_tcp_user_timeout(conf.tcp_user_timeout())?;
     #[cfg(not(target_os = "linux"))]

@@ -74,7 +74,7 @@ impl BulkRequests {
     }
 
     /// Returns whether the queue has reached its limit of requests or of bytes.
-    pub(super) fn is_full(&self) -> bool {
+    pub(crate) fn is_full(&self) -> bool {
         self.queue.len() >= MAX_QUEUED || self.name_bytes >= MAX_NAME_BYTES
     }
 

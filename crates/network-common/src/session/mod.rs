@@ -161,7 +161,8 @@ impl Session {
                 ErrorKind::AlreadyPending,
                 format!(
                     "a request for chunk {chunk_index} of stream {stream_id} is already pending \
-                     at {}",
+                     at {}, maybe a cancelled one: fetch the chunk over another connection, or \
+                     again when the first response has arrived",
                     self.peer
                 ),
             )

@@ -81,6 +81,8 @@ pub(crate) struct PendingRequests {
     streams: VecDeque<RequestKey>,
     /// The body of a stream response is arriving.
     pub(crate) is_receiving_stream: bool,
+    /// A request was cancelled since the last tick of the idle timer.
+    pub(crate) has_cancelled: bool,
 }
 
 impl PendingRequests {
@@ -171,6 +173,7 @@ impl PendingRequests {
         match request.state {
             RequestState::Done(result) => Some(result),
             RequestState::Pending(_) => {
+                self.has_cancelled = true;
                 self.pending_rpcs -= usize::from(request.kind == RequestKind::Rpc);
                 None
             }
@@ -252,6 +255,31 @@ impl PendingRequests {
             Some(key) => Ok(self.complete(key, Err(error))),
             None => Err(error),
         }
+    }
+
+    /// Fails the requests that have no response yet; the connection stays open.
+    ///
+    /// Chunk and stream requests leave tombstones. Returns the number of requests.
+    pub(crate) fn fail_unanswered(
+        &mut self,
+        error: impl FnOnce(usize) -> TransportError,
+        wakers: &mut Vec<Waker>,
+    ) -> usize {
+        let is_pending =
+            |request: &PendingRequest| matches!(request.state, RequestState::Pending(_));
+        let count = self.slots.iter().filter(|(_, request)| is_pending(request)).count();
+        if count == 0 {
+            return 0;
+        }
+        let error = error(count);
+        for (_, request) in self.slots.iter_mut().filter(|(_, request)| is_pending(request)) {
+            let failed = RequestState::Done(Err(error.clone()));
+            if let RequestState::Pending(waker) = std::mem::replace(&mut request.state, failed) {
+                wakers.extend(waker);
+            }
+        }
+        self.pending_rpcs = 0;
+        count
     }
 
     /// Fails all requests: chunk requests first, then RPCs, then streams.

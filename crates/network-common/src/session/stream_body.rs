@@ -32,8 +32,8 @@ struct BodyQueue {
     sender_waker: Option<Waker>,
     is_receiver_dropped: bool,
     is_sender_dropped: bool,
-    /// The receiver has taken every byte.
-    is_consumed: bool,
+    /// Number of bytes that the receiver has not taken.
+    unread: u64,
 }
 
 /// The sending end of a body, held by the connection's driver.
@@ -47,7 +47,9 @@ pub(crate) struct BodySender(Arc<Mutex<BodyQueue>>);
 /// the error are valid. Dropping it discards the rest of the body and keeps the connection.
 ///
 /// A body that is not read stalls the whole connection: after 1 MiB of queued bytes nothing more is
-/// read from the socket, responses to other requests included. Read it promptly or use a separate
+/// read from the socket, responses to other requests included. After
+/// `spark.<module>.io.connectionTimeout` these requests fail with kind
+/// [`Timeout`](ErrorKind::Timeout) and a text that names the body. Read it promptly or use a separate
 /// connection.
 ///
 /// ```no_run
@@ -76,8 +78,7 @@ pub struct StreamBody {
 /// Creates the two ends of a body of `length` bytes.
 pub(crate) fn body_channel(stream_id: String, length: u64) -> (BodySender, StreamBody) {
     let end = (length == 0).then_some(Ok(()));
-    let queue =
-        Arc::new(Mutex::new(BodyQueue { end, is_consumed: length == 0, ..BodyQueue::default() }));
+    let queue = Arc::new(Mutex::new(BodyQueue { end, unread: length, ..BodyQueue::default() }));
     let body = StreamBody {
         queue: Arc::clone(&queue),
         stream_id,
@@ -100,6 +101,13 @@ impl BodySender {
         }
         queue.sender_waker = Some(context.waker().clone());
         Poll::Pending
+    }
+
+    /// Returns the number of bytes that the receiver has not taken, if they stop the reader.
+    pub(crate) fn unread_if_full(&self) -> Option<u64> {
+        let queue = self.0.lock();
+        let is_full = !queue.is_receiver_dropped && queue.queued_bytes >= MAX_QUEUED_BYTES;
+        is_full.then_some(queue.unread)
     }
 
     /// Queues a piece.
@@ -140,7 +148,7 @@ pub(crate) struct BodyProgress(Arc<Mutex<BodyQueue>>);
 impl BodyProgress {
     /// Returns whether the receiver has taken every byte.
     pub(crate) fn is_consumed(&self) -> bool {
-        self.0.lock().is_consumed
+        self.0.lock().unread == 0
     }
 
     /// Completes when the whole body has arrived or the connection was lost.
@@ -238,7 +246,7 @@ impl StreamBody {
         };
         queue.queued_bytes -= piece.len() + PIECE_OVERHEAD;
         self.remaining -= piece.len() as u64;
-        queue.is_consumed = self.remaining == 0;
+        queue.unread = self.remaining;
         unlock_and_wake(queue.sender_waker.take(), queue);
         Poll::Ready(Some(Ok(piece)))
     }

@@ -8,4 +8,5 @@
 mod support;
 
 mod addresses;
+mod quiet_connections;
 mod streams_of_ended_connections;
