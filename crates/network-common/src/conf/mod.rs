@@ -62,7 +62,7 @@ pub const MAX_FRAME_PAYLOAD: u64 = (1 << 31) - 2;
 /// |---|---|---|
 /// | `spark.<m>.auth.maxHandshakes` | 1024 | concurrent handshakes of a context's servers; others wait |
 /// | `spark.network.crypto.legacyEngine` | false | clients use the auth engine before Spark 3.2, servers also accept it (feature `legacy-auth`) |
-/// | `spark.<m>.io.maxRequestSize` | 256m | longest request frame that is accepted (uploaded data does not count) |
+/// | `spark.<m>.io.maxRequestSize` | 256m | longest request frame that is accepted (uploaded data does not count); a longer RPC or upload fails, a longer one-way message is discarded |
 /// | `spark.<m>.io.maxWriteQueueSize` | 64m | bytes in the write queue of a connection from which on new requests fail and the peer's requests are no longer read |
 /// | `spark.<m>.io.tcpUserTimeout` | the system's | time for which sent data may stay unacknowledged (Linux), and for which a peer may not read what it is sent; 0 or less: the system's, which is about 15 min, and no limit for a peer that does not read |
 ///

@@ -12,7 +12,7 @@ use tokio::io::{AsyncRead, ReadBuf};
 use super::{ConnectionDriver, io_error, protocol_error, socket_error};
 use crate::client::SharedConnection;
 use crate::error::{BoxError, ErrorKind, TransportError};
-use crate::protocol::{Event, READ_BLOCK};
+use crate::protocol::{Event, ProtocolError, READ_BLOCK};
 use crate::session::{CloseNotify, CloseRequest, FilterChain, FilterOutput, Session};
 
 /// Number of writes per read.
@@ -262,6 +262,9 @@ impl ConnectionDriver {
                     }
                 }
                 Ok(None) => break Ok(()),
+                Err(
+                    ProtocolError::RequestTooLarge { .. } | ProtocolError::HeaderTooLarge { .. },
+                ) if !shared.is_peer_unauthenticated() && self.reader.decoder.skip_request() => {}
                 Err(error) => break Err(protocol_error(&shared, error)),
             }
         };

@@ -9,7 +9,7 @@ use super::bulk_server::BulkServer;
 use super::{ConnectionDriver, SHUTTING_DOWN, catch_panic};
 use crate::error::{ErrorKind, TransportError};
 use crate::handler::{MergedBlockMetaCallback, RpcResponseCallback};
-use crate::protocol::Message;
+use crate::protocol::{Message, ProtocolError};
 use crate::session::BulkRequest;
 
 impl ConnectionDriver {
@@ -74,6 +74,21 @@ impl ConnectionDriver {
             _ => {}
         }
         Ok(())
+    }
+
+    /// Fails a request that exceeds a limit; the decoder skips its body.
+    pub(super) fn on_skipped_request(&mut self, request: &Message<()>, error: &ProtocolError) {
+        match request {
+            Message::RpcRequest { request_id, .. } | Message::UploadStream { request_id, .. } => {
+                self.reader.received_requests += 1;
+                RpcResponseCallback::new(Arc::clone(&self.shared), *request_id).fail(error);
+            }
+            _ => tracing::warn!(
+                peer = %self.shared.peer,
+                %error,
+                "discarding a one-way message"
+            ),
+        }
     }
 
     /// Queues a request for the stream manager.

@@ -101,6 +101,10 @@ impl ConnectionDriver {
                 }
                 Ok(())
             }
+            Event::RequestSkipped { request, error } => {
+                self.on_skipped_request(&request, &error);
+                Ok(())
+            }
             Event::BodyEnd => {
                 if let Some(incoming) = self.reader.incoming.take() {
                     if incoming.is_stream {

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 
+use super::ProtocolError;
 use super::message::Message;
 
 /// An event that a [`FrameDecoder`](super::FrameDecoder) returns; see there for an example.
@@ -27,4 +28,11 @@ pub enum Event {
     BodyPiece(Bytes),
     /// The streamed body is complete.
     BodyEnd,
+    /// The header of a request that [`skip_request`](super::FrameDecoder::skip_request) skips.
+    RequestSkipped {
+        /// The header: an RPC, a one-way message, or an upload without its meta and data.
+        request: Message<()>,
+        /// The limit that the request exceeds.
+        error: ProtocolError,
+    },
 }

@@ -4,9 +4,12 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use super::body_decoder::BodyDecoder;
 use super::event::Event;
 use super::message::{LENGTH_FIELD, Message, fixed_header_len, is_request_type};
+use super::primitives::FieldReader;
 use super::{MAX_FRAME_PAYLOAD, ProtocolError};
 use crate::buffer::{BufferPool, copy_to_bytes};
 
@@ -53,7 +56,8 @@ impl Default for FrameLimits {
 ///
 /// The decoder buffers at most an incomplete header or frame of up to 4 KiB, and the body that is
 /// collected. The memory for a body grows with the bytes received, not with the announced length.
-/// After an error the decoder must not be used further.
+/// After an error the decoder must not be used further, except by
+/// [`skip_request`](Self::skip_request).
 ///
 /// ```
 /// use network_common::protocol::{Event, FrameDecoder, Message};
@@ -81,13 +85,20 @@ pub struct FrameDecoder {
     state: DecoderState,
     /// Is true if no frame was decoded yet; malformed first bytes indicate another protocol.
     is_first_frame: bool,
+    /// The next request exceeds a limit and is skipped.
+    is_skipping: bool,
 }
 
 #[derive(Debug)]
 enum DecoderState {
     Header,
-    AwaitingBodyMode { message: Message<()>, length: u64 },
+    AwaitingBodyMode {
+        message: Message<()>,
+        length: u64,
+    },
     Body(BodyDecoder),
+    /// The meta of a skipped upload, in front of the length of its data.
+    SkippedMeta(BodyDecoder),
 }
 
 impl Default for FrameDecoder {
@@ -110,6 +121,7 @@ impl FrameDecoder {
             partial: Vec::new(),
             state: DecoderState::Header,
             is_first_frame: true,
+            is_skipping: false,
         }
     }
 
@@ -141,8 +153,33 @@ impl FrameDecoder {
                         return Ok(None);
                     }
                 }
+                DecoderState::SkippedMeta(meta) => {
+                    meta.next_event(input);
+                    let count = input.len().min(LENGTH_FIELD - self.partial.len());
+                    if meta.missing() > 0 {
+                        return Ok(None);
+                    }
+                    self.partial.extend_from_slice(&input[..count]);
+                    *input = &input[count..];
+                    let Ok(length) = self.partial[..].try_into().map(i64::from_be_bytes) else {
+                        return Ok(None);
+                    };
+                    self.partial = Vec::new();
+                    let length = u64::try_from(length).unwrap_or_default();
+                    let data = BodyDecoder::discard(length, Arc::clone(&self.pool));
+                    self.state = DecoderState::Body(data);
+                }
             }
         }
+    }
+
+    /// Skips a request after [`RequestTooLarge`](ProtocolError::RequestTooLarge) or
+    /// [`HeaderTooLarge`](ProtocolError::HeaderTooLarge).
+    ///
+    /// The next event is [`Event::RequestSkipped`], or the same error if the message is neither an
+    /// RPC, a one-way message nor an upload. Returns false if that has happened.
+    pub fn skip_request(&mut self) -> bool {
+        !std::mem::replace(&mut self.is_skipping, true)
     }
 
     /// Collects the body announced by [`Event::BodyStart`] into one [`Event::Message`].
@@ -213,6 +250,7 @@ impl FrameDecoder {
             DecoderState::AwaitingBodyMode { length, .. } => *length,
             DecoderState::Body(body) if body.missing() == 0 => return Ok(()),
             DecoderState::Body(body) => body.missing(),
+            DecoderState::SkippedMeta(meta) => meta.missing() + LENGTH_FIELD as u64,
         };
         Err(ProtocolError::UnexpectedEnd { missing })
     }
@@ -220,7 +258,10 @@ impl FrameDecoder {
     fn next_frame(&mut self, input: &mut &[u8]) -> Result<Option<Event>, ProtocolError> {
         loop {
             let have: &[u8] = if self.partial.is_empty() { input } else { &self.partial };
-            let need = self.required_len(have)?;
+            let need = match self.required_len(have) {
+                Err(error) if self.is_skipping => skipped_header_len(have).ok_or(error)?,
+                need => need?,
+            };
             if have.len() >= need {
                 break;
             }
@@ -234,6 +275,9 @@ impl FrameDecoder {
         self.is_first_frame = false;
         let from_input = self.partial.is_empty();
         let have: &[u8] = if from_input { input } else { &self.partial };
+        if self.is_skipping {
+            return self.skip_frame(input).map(Some);
+        }
         let (event, used) = decode(have)?;
         if from_input {
             *input = &input[used..];
@@ -246,6 +290,42 @@ impl FrameDecoder {
                 DecoderState::AwaitingBodyMode { message: message.clone(), length: *length };
         }
         Ok(Some(event))
+    }
+
+    /// Decodes the header of a request that exceeds a limit, and discards the rest of its frame.
+    fn skip_frame(&mut self, input: &mut &[u8]) -> Result<Event, ProtocolError> {
+        let from_input = self.partial.is_empty();
+        let have: &[u8] = if from_input { input } else { &self.partial };
+        let error = self.required_len(have).err();
+        let used = skipped_header_len(have).unwrap_or(have.len());
+        let mut reader = FieldReader::new(have.get(..used).unwrap_or(have));
+        let payload = reader.long("frame length")?.unsigned_abs() - LENGTH_FIELD as u64;
+        let request = match reader.byte("message type")? {
+            0x03 => Message::RpcRequest { request_id: reader.long("request id")?, body: () },
+            0x09 => Message::OneWayMessage { body: () },
+            _ => Message::UploadStream {
+                request_id: reader.long("request id")?,
+                meta: Bytes::new(),
+                byte_count: 0,
+            },
+        };
+        if from_input {
+            *input = &input[used..];
+        } else {
+            self.partial = Vec::new();
+        }
+        self.is_skipping = false;
+        let rest = payload.saturating_sub((used - LENGTH_FIELD) as u64);
+        let discard = |length| BodyDecoder::discard(length, Arc::clone(&self.pool));
+        self.state = match request {
+            Message::UploadStream { .. } => {
+                DecoderState::SkippedMeta(discard(rest.saturating_sub(LENGTH_FIELD as u64)))
+            }
+            _ => DecoderState::Body(discard(rest)),
+        };
+        // The decoder skips only after an error.
+        let error = error.unwrap_or(ProtocolError::FrameTooLarge(payload as i64));
+        Ok(Event::RequestSkipped { request, error })
     }
 
     /// Returns how many bytes of the frame that starts with `have` the next step needs.
@@ -286,6 +366,16 @@ impl FrameDecoder {
             // At most MAX_HEADER, so it fits into `usize`.
             _ => Ok(LENGTH_FIELD + payload as usize),
         }
+    }
+}
+
+/// Returns the length of the header of a skipped request, or `None` if it cannot be skipped.
+fn skipped_header_len(have: &[u8]) -> Option<usize> {
+    match have.get(LENGTH_FIELD)? {
+        // Message type and request id.
+        0x03 | 0x0a => Some(LENGTH_FIELD + 9),
+        0x09 => Some(LENGTH_FIELD + 1),
+        _ => None,
     }
 }
 

@@ -58,6 +58,7 @@ fn receive(
                     assert_eq!(decoder.finish(), Ok(()));
                     return (body.freeze(), directly);
                 }
+                Event::RequestSkipped { request, .. } => panic!("{request:?} was skipped"),
             }
         }
         assert!(input.is_empty());

@@ -8,5 +8,6 @@
 mod support;
 
 mod addresses;
+mod large_requests;
 mod quiet_connections;
 mod streams_of_ended_connections;
