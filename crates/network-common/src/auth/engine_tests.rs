@@ -1,4 +1,4 @@
-//! The key exchange of Spark's auth engine, against recorded messages and with damaged ones.
+//! Tests the key exchange of `AuthEngine` with recorded and corrupt messages.
 
 use std::ops::Range;
 
@@ -10,7 +10,7 @@ use crate::auth::session_keys::Side;
 use crate::auth::test_support::{hex, one_bit_flips, unhex};
 use crate::conf::CipherName;
 
-/// An exchange recorded with Spark.
+// One exchange recorded with Spark: the client's keys, both messages and both derived IVs.
 const CLIENT_PRIVATE: &str = "efe6b68b3fce92158e3637f6ef9d937e75558928dd4b401de04b43d300a73186";
 const CLIENT_PUBLIC: &str = "fa987505e4a338d08229328dd22750491bc11de6da05d00a654c513f1c191355";
 const CHALLENGE: &str = "fb00000005617070496400000010890b6e960f48e998777267a7e4e623220000003c\
@@ -24,20 +24,23 @@ fn secret() -> Secret {
     Secret::new("secret")
 }
 
+/// Returns the key id by which Spark's tests compare keys (`TransportCipherUtil.getKeyId`).
 fn key_id(keys: &SessionKeys) -> String {
     let mut id = [0; 32];
     hkdf_expand(&Salt::none(HKDF_SHA256).extract(&keys.key), b"keyID", &mut id).unwrap();
     hex(&id)
 }
 
+/// Returns the client's session keys of the recorded exchange.
 fn recorded(version: i64) -> SessionKeys {
-    let private = PrivateKey::from_private_key(&X25519, &unhex(CLIENT_PRIVATE)).unwrap();
-    let challenge = EngineChallenge { private_key: private, message: unhex(CHALLENGE) };
+    let private_key = PrivateKey::from_private_key(&X25519, &unhex(CLIENT_PRIVATE)).unwrap();
+    let challenge = EngineChallenge { private_key, message: unhex(CHALLENGE) };
     AuthEngine::new("appId", &secret(), version).finish(&challenge, &unhex(RESPONSE)).unwrap()
 }
 
 #[test]
 fn ae_01_both_ends_derive_same_keys() {
+    // Every version except 1 derives the key as version 2 does.
     for version in [1, 2, 7] {
         let secret = secret();
         let engine = AuthEngine::new("appId", &secret, version);
@@ -48,6 +51,7 @@ fn ae_01_both_ends_derive_same_keys() {
         assert_eq!(key_id(&client), key_id(&server));
         assert_eq!((client.input_iv, client.output_iv), (server.input_iv, server.output_iv));
         assert_eq!(client.key.len(), if version == 1 { 32 } else { 16 });
+        // Tag, and length and bytes of application id, salt and ciphertext.
         assert_eq!(challenge.message_bytes().len(), 1 + 4 + 5 + 4 + 16 + 4 + 60);
     }
 }
@@ -79,7 +83,7 @@ fn ae_10_recorded_response_of_version_1_yields_recorded_keys() {
 
 #[test]
 fn ae_12_ctr_stream_matches_recorded_bytes() {
-    for (version, hello, world) in
+    for (version, sealed_hello, sealed_world) in
         [(1, "5874774c59", "6def8c563c7f"), (2, "204da02f06", "b5d5d6a8610c")]
     {
         let mut client = recorded(version).filters(CipherName::AesCtr, Side::Client).unwrap();
@@ -87,11 +91,11 @@ fn ae_12_ctr_stream_matches_recorded_bytes() {
         let (mut sealed, mut opened) = (Vec::new(), Vec::new());
         sealed.extend(client.seal_filter.transform_to_vec(b"hello").unwrap());
         sealed.extend(client.seal_filter.transform_to_vec(b"world!").unwrap());
-        assert_eq!(hex(&sealed), format!("{hello}{world}"));
+        assert_eq!(hex(&sealed), format!("{sealed_hello}{sealed_world}"));
         opened.extend(server.open_filter.transform_to_vec(&sealed).unwrap());
         assert_eq!(opened, b"helloworld!");
 
-        // Longer than one internal step of the cipher, in both directions.
+        // The server seals more than one `PIECE`; the client opens it in pieces of another size.
         let long = vec![7; (2 << 20) + 5];
         let (mut sealed, mut opened) = (Vec::new(), Vec::new());
         sealed.extend(server.seal_filter.transform_to_vec(&long).unwrap());
@@ -123,27 +127,27 @@ fn ae_11_different_secrets_fail() {
     let (right, wrong) = (secret(), Secret::new("another"));
     let challenge = AuthEngine::new("appId", &right, 1).create_challenge().unwrap();
     let message = AuthMessage::decode(&challenge.message_bytes()).unwrap();
-    let refused = AuthEngine::new("appId", &wrong, 1).respond(&message).unwrap_err();
-    assert!(matches!(refused, AuthError::VerificationFailed(_)), "{refused}");
+    let error = AuthEngine::new("appId", &wrong, 1).respond(&message).unwrap_err();
+    assert!(matches!(error, AuthError::VerificationFailed(_)), "{error}");
 }
 
-/// The positions of the fields in a message of `appId`.
+// The byte ranges of the fields in a message with the application id `appId`.
 const APP_ID: Range<usize> = 5..10;
 const SALT: Range<usize> = 14..30;
 const CIPHERTEXT: Range<usize> = 34..94;
 
-/// Returns the server's error for each challenge with a bit flipped in this range.
+/// Returns the server's error for each challenge with one bit flipped in `range`, in bytes.
 fn corrupt_challenges(range: Range<usize>) -> Vec<AuthError> {
     let secret = secret();
     let engine = AuthEngine::new("appId", &secret, 2);
     let challenge = engine.create_challenge().unwrap().message_bytes();
     let respond = |challenge: &[u8]| engine.respond(&AuthMessage::decode(challenge)?).map(drop);
     respond(&challenge).unwrap();
-    let damaged = one_bit_flips(&challenge).skip(8 * range.start).take(8 * range.len());
-    damaged.map(|challenge| respond(&challenge).unwrap_err()).collect()
+    let corrupt = one_bit_flips(&challenge).skip(8 * range.start).take(8 * range.len());
+    corrupt.map(|challenge| respond(&challenge).unwrap_err()).collect()
 }
 
-/// Returns the client's error for each response with a bit flipped in this range.
+/// Returns the client's error for each response with one bit flipped in `range`, in bytes.
 fn corrupt_responses(range: Range<usize>) -> Vec<AuthError> {
     let secret = secret();
     let engine = AuthEngine::new("appId", &secret, 2);
@@ -151,11 +155,11 @@ fn corrupt_responses(range: Range<usize>) -> Vec<AuthError> {
     let response =
         engine.respond(&AuthMessage::decode(&challenge.message_bytes()).unwrap()).unwrap().0;
     engine.finish(&challenge, &response).unwrap();
-    let damaged = one_bit_flips(&response).skip(8 * range.start).take(8 * range.len());
-    damaged.map(|response| engine.finish(&challenge, &response).unwrap_err()).collect()
+    let corrupt = one_bit_flips(&response).skip(8 * range.start).take(8 * range.len());
+    corrupt.map(|response| engine.finish(&challenge, &response).unwrap_err()).collect()
 }
 
-/// The error names another application, or invalid UTF-8 if the flipped bit caused that.
+/// Checks that each error reports another application id, or one that is invalid UTF-8.
 fn assert_other_app(errors: &[AuthError]) {
     for error in errors {
         assert!(
@@ -166,6 +170,7 @@ fn assert_other_app(errors: &[AuthError]) {
     assert!(errors.iter().any(|error| matches!(error, AuthError::AppIdMismatch { .. })));
 }
 
+/// Checks that each error reports a failed verification, as with a different secret.
 fn assert_mismatch(errors: &[AuthError]) {
     assert!(
         errors.iter().all(|error| matches!(error, AuthError::VerificationFailed(_))),
@@ -203,7 +208,7 @@ fn ae_07_corrupt_ciphertext_in_response_is_rejected() {
     assert_mismatch(&corrupt_responses(CIPHERTEXT));
 }
 
-/// The other fields of the messages: tag and lengths.
+/// Flips bits in the other fields of the messages: the tag and the lengths.
 #[test]
 fn corrupt_tags_and_lengths_are_rejected() {
     for range in [0..APP_ID.start, APP_ID.end..SALT.start, SALT.end..CIPHERTEXT.start] {
@@ -220,12 +225,12 @@ fn corrupt_tags_and_lengths_are_rejected() {
 fn messages_of_another_exchange_are_rejected() {
     let secret = secret();
     let engine = AuthEngine::new("appId", &secret, 2);
-    let (one, two) = (engine.create_challenge().unwrap(), engine.create_challenge().unwrap());
-    let answer = engine.respond(&AuthMessage::decode(&one.message_bytes()).unwrap()).unwrap().0;
-    engine.finish(&two, &answer).unwrap_err();
-    // A challenge is not accepted as a response, even by its sender.
-    engine.finish(&one, &one.message_bytes()).unwrap_err();
-    engine.finish(&one, &answer).unwrap();
+    let (first, second) = (engine.create_challenge().unwrap(), engine.create_challenge().unwrap());
+    let response = engine.respond(&AuthMessage::decode(&first.message_bytes()).unwrap()).unwrap().0;
+    engine.finish(&second, &response).unwrap_err();
+    // The sender of a challenge does not accept the challenge itself as the response.
+    engine.finish(&first, &first.message_bytes()).unwrap_err();
+    engine.finish(&first, &response).unwrap();
 }
 
 #[test]
@@ -237,12 +242,12 @@ fn am_01_message_is_unchanged_by_encoding_and_decoding() {
         AuthMessage::decode(&encoded[..end]).unwrap_err();
     }
     AuthMessage::decode(&[&encoded[..], &[0]].concat()).unwrap_err();
-    // Length fields that do not match the bytes.
+    // The length of the application id, the salt or the ciphertext does not match its bytes.
     for (position, length) in
         [(1, u32::MAX), (1, 1 << 30), (10, 17), (10, 15), (30, 61), (30, u32::MAX)]
     {
-        let mut lying = encoded.clone();
-        lying[position..position + 4].copy_from_slice(&u32::to_be_bytes(length));
-        AuthMessage::decode(&lying).unwrap_err();
+        let mut corrupt = encoded.clone();
+        corrupt[position..position + 4].copy_from_slice(&u32::to_be_bytes(length));
+        AuthMessage::decode(&corrupt).unwrap_err();
     }
 }

@@ -1,12 +1,13 @@
-//! The write queue: header and body in batches, and what is counted and released. Rows MWH of
-//! Spark's `MessageWithHeaderSuite`.
+//! Tests the batches, byte counters and released bodies of the write queue.
+//!
+//! The rows `mwh_*` correspond to Spark's `MessageWithHeaderSuite`.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
 use crate::buffer::Content;
 
-/// Larger than bodies that are copied behind their header.
+/// A body of this number of bytes is larger than those that are copied into the batch.
 const LARGE: usize = 10_000;
 
 /// Returns a large body whose bytes differ by position.
@@ -28,43 +29,43 @@ fn counted(bytes: Bytes) -> (ManagedBuffer, Arc<AtomicUsize>) {
 #[test]
 fn mwh_01_header_and_body_are_written_in_order() {
     let longs: Vec<u8> = (0..8_u64).flat_map(u64::to_be_bytes).collect();
-    let mut outgoing = WriteQueue::new(LIMIT, "".into());
-    outgoing.push_bulk(chunk(2, longs.clone()));
-    let bytes = drain(&mut outgoing);
+    let mut queue = WriteQueue::new(LIMIT, "".into());
+    queue.push_bulk(chunk(2, longs.clone()));
+    let bytes = drain(&mut queue);
     let header = b"\0\0\0\0\0\0\0\x55\x01\0\0\0\0\0\0\0\x01\0\0\0\x02";
     assert_eq!(bytes, [&header[..], &longs].concat());
 }
 
 /// Returns a queue with small and large frames in both lanes, and their bytes.
 fn mixed() -> (WriteQueue, Vec<u8>) {
-    let mut outgoing = WriteQueue::new(LIMIT, "".into());
+    let mut queue = WriteQueue::new(LIMIT, "".into());
     let mut expected = Vec::new();
     for (id, length) in [(1, 3), (2, LARGE), (3, 0), (4, LARGE)] {
         let body = large(length, id as usize);
-        outgoing.push_control(&Message::RpcRequest { request_id: id, body: () }, &mut body.clone());
+        queue.push_control(&Message::RpcRequest { request_id: id, body: () }, &mut body.clone());
         expected.extend(Message::RpcRequest { request_id: id, body }.encode().unwrap());
     }
     for (index, length) in [(0, LARGE), (1, 5), (2, LARGE)] {
         let body = large(length, 7);
-        outgoing.push_bulk(chunk(index, body.clone()));
+        queue.push_bulk(chunk(index, body.clone()));
         let message = Message::ChunkFetchSuccess { stream_id: 1, chunk_index: index, body };
         expected.extend(message.encode().unwrap());
     }
-    (outgoing, expected)
+    (queue, expected)
 }
 
-/// Checks that the parts passed through a filter make up the whole batch.
+/// Checks that the parts that a filter would receive make up the whole batch.
 #[test]
 fn contiguous_parts_of_any_length_make_up_batch() {
-    let (mut outgoing, expected) = mixed();
+    let (mut queue, expected) = mixed();
     let mut batch = Batch::default();
-    outgoing.fill_batch(&mut batch, true);
+    queue.fill_batch(&mut batch, true);
     for limit in [1, 7, 100, LARGE, 2 * LARGE, 1 << 20] {
         let mut all = Vec::new();
         while all.len() < expected.len() {
-            let run = batch.contiguous(all.len(), limit);
-            assert!((1..=limit).contains(&run.len()), "{} of {limit}", run.len());
-            all.extend_from_slice(&run);
+            let part = batch.contiguous(all.len(), limit);
+            assert!((1..=limit).contains(&part.len()), "{} of {limit}", part.len());
+            all.extend_from_slice(&part);
         }
         assert_eq!(all, expected, "{limit}");
     }
@@ -73,19 +74,20 @@ fn contiguous_parts_of_any_length_make_up_batch() {
 /// A large body is not copied for a filter, and the small parts around it stay contiguous.
 #[test]
 fn large_body_is_contiguous_part_of_its_own() {
-    let mut outgoing = WriteQueue::new(LIMIT, "".into());
+    let mut queue = WriteQueue::new(LIMIT, "".into());
     for (index, length) in [(0, 5), (1, 100_000), (2, 5)] {
-        outgoing.push_bulk(chunk(index, ManagedBuffer::from(large(length, 1))));
+        queue.push_bulk(chunk(index, ManagedBuffer::from(large(length, 1))));
     }
     let mut batch = Batch::default();
-    outgoing.fill_batch(&mut batch, true);
+    queue.fill_batch(&mut batch, true);
+    // A chunk header has 21 bytes.
     let before = 21 + 5 + 21;
     assert_eq!(batch.contiguous(0, usize::MAX).len(), before);
     assert!(
-        matches!(batch.contiguous(before, usize::MAX), Cow::Borrowed(run) if run.len() == 100_000)
+        matches!(batch.contiguous(before, usize::MAX), Cow::Borrowed(part) if part.len() == 100_000)
     );
     assert!(
-        matches!(batch.contiguous(before + 5, 60_000), Cow::Borrowed(run) if run.len() == 60_000)
+        matches!(batch.contiguous(before + 5, 60_000), Cow::Borrowed(part) if part.len() == 60_000)
     );
     assert_eq!(batch.contiguous(before + 100_000, usize::MAX).len(), 21 + 5);
 }
@@ -93,9 +95,9 @@ fn large_body_is_contiguous_part_of_its_own() {
 /// The bytes are the same however few the socket accepts at a time.
 #[test]
 fn mwh_02_short_writes_continue_where_they_stopped() {
-    let (mut outgoing, expected) = mixed();
+    let (mut queue, expected) = mixed();
     let mut batch = Batch::default();
-    outgoing.fill_batch(&mut batch, true);
+    queue.fill_batch(&mut batch, true);
     assert_eq!(batch.len(), expected.len());
     assert_eq!(bytes_of(&batch), expected);
     for step in [1, 8, 21, 1000, LARGE, expected.len()] {
@@ -114,36 +116,41 @@ fn mwh_02_short_writes_continue_where_they_stopped() {
 
 #[test]
 fn mwh_02_slices_are_correct_for_every_start_and_count() {
-    let (mut outgoing, expected) = mixed();
+    let (mut queue, expected) = mixed();
     let mut batch = Batch::default();
-    outgoing.fill_batch(&mut batch, true);
+    queue.fill_batch(&mut batch, true);
     for skip in (0..expected.len()).step_by(97).chain(expected.len() - 3..=expected.len()) {
-        for slices in [1, 2, 100] {
-            let offer = offered(&batch, skip, slices);
-            assert!(expected[skip..].starts_with(&offer), "{skip} bytes skipped, {slices} slices");
-            assert_eq!(offer.is_empty(), skip == expected.len());
-            assert!(slices < 100 || offer.len() == expected.len() - skip);
+        for slice_count in [1, 2, 100] {
+            let bytes = offered(&batch, skip, slice_count);
+            assert!(
+                expected[skip..].starts_with(&bytes),
+                "{skip} bytes skipped, {slice_count} slices"
+            );
+            assert_eq!(bytes.is_empty(), skip == expected.len());
+            assert!(slice_count < 100 || bytes.len() == expected.len() - skip);
         }
     }
 }
 
-/// Rows MWH-03 to MWH-05: a body is released once, after it was written, in all layouts.
+/// Rows MWH-03 to MWH-05: a body is released once, after it was written.
+///
+/// The layouts are no body, a body copied into the batch, and a body written in place.
 #[test]
 fn mwh_03_bodies_are_released_after_write() {
     for length in [0, 8, LARGE] {
-        let mut outgoing = WriteQueue::new(LIMIT, "".into());
+        let mut queue = WriteQueue::new(LIMIT, "".into());
         let (buffer, releases) = counted(large(length, 1));
-        outgoing.push_bulk(chunk(0, buffer));
+        queue.push_bulk(chunk(0, buffer));
         let mut batch = Batch::default();
-        outgoing.fill_batch(&mut batch, true);
+        queue.fill_batch(&mut batch, true);
         assert_eq!(bytes_of(&batch)[21..], large(length, 1));
         assert_eq!(releases.load(Ordering::SeqCst), 0, "no release before the write");
-        // Bodies are released outside of the lock, before the session is updated.
-        let written = batch.recycle();
+        // Bodies are released outside the lock, before the session is updated.
+        let accounting = batch.recycle();
         assert_eq!(releases.load(Ordering::SeqCst), 1);
-        outgoing.on_batch_written(&written);
+        queue.on_batch_written(&accounting);
         assert!(batch.is_empty());
-        drop((outgoing, batch));
+        drop((queue, batch));
         assert_eq!(releases.load(Ordering::SeqCst), 1);
     }
 }
@@ -151,16 +158,16 @@ fn mwh_03_bodies_are_released_after_write() {
 /// A buffer is released with its last clone, and every hook runs.
 #[test]
 fn mwh_03_clones_share_one_release() {
-    let mut outgoing = WriteQueue::new(LIMIT, "".into());
+    let mut queue = WriteQueue::new(LIMIT, "".into());
     let (buffer, first) = counted(large(LARGE, 1));
     let second = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&second);
     let buffer = buffer.on_release(move || {
         count.fetch_add(1, Ordering::SeqCst);
     });
-    outgoing.push_bulk(chunk(0, buffer.clone()));
-    outgoing.push_bulk(chunk(1, buffer.clone()));
-    drain(&mut outgoing);
+    queue.push_bulk(chunk(0, buffer.clone()));
+    queue.push_bulk(chunk(1, buffer.clone()));
+    drain(&mut queue);
     assert_eq!((first.load(Ordering::SeqCst), second.load(Ordering::SeqCst)), (0, 0));
     drop(buffer);
     assert_eq!((first.load(Ordering::SeqCst), second.load(Ordering::SeqCst)), (1, 1));
@@ -170,11 +177,11 @@ fn mwh_03_clones_share_one_release() {
 #[test]
 fn mwh_04_shared_bodies_are_not_copied() {
     let (rpc, block) = (large(LARGE, 1), large(LARGE, 2));
-    let mut outgoing = WriteQueue::new(LIMIT, "".into());
-    outgoing.push_control(&Message::RpcRequest { request_id: 1, body: () }, &mut rpc.clone());
-    outgoing.push_bulk(chunk(0, block.clone()));
+    let mut queue = WriteQueue::new(LIMIT, "".into());
+    queue.push_control(&Message::RpcRequest { request_id: 1, body: () }, &mut rpc.clone());
+    queue.push_bulk(chunk(0, block.clone()));
     let mut batch = Batch::default();
-    outgoing.fill_batch(&mut batch, true);
+    queue.fill_batch(&mut batch, true);
     let mut slices = [IoSlice::new(&[]); 9];
     let filled = batch.slices(0, &mut slices);
     let lengths: Vec<usize> = slices[..filled].iter().map(|slice| slice.len()).collect();
@@ -186,21 +193,21 @@ fn mwh_04_shared_bodies_are_not_copied() {
 /// Row MWH-06: bodies that are discarded from the queue or from the batch are released.
 #[test]
 fn mwh_06_discarded_bodies_are_released() {
-    let mut outgoing = WriteQueue::new(LIMIT, "".into());
+    let mut queue = WriteQueue::new(LIMIT, "".into());
     let (buffer, in_batch) = counted(large(LARGE, 1));
-    outgoing.push_bulk(chunk(0, buffer));
+    queue.push_bulk(chunk(0, buffer));
     let mut batch = Batch::default();
-    outgoing.fill_batch(&mut batch, true);
+    queue.fill_batch(&mut batch, true);
     let (buffer, queued) = counted(large(LARGE, 1));
-    outgoing.push_bulk(chunk(1, buffer));
-    let released = outgoing.clear();
+    queue.push_bulk(chunk(1, buffer));
+    let released = queue.clear();
     assert_eq!(queued.load(Ordering::SeqCst), 0, "no release under the lock");
     drop(released);
     assert_eq!((in_batch.load(Ordering::SeqCst), queued.load(Ordering::SeqCst)), (0, 1));
     drop(batch);
     assert_eq!((in_batch.load(Ordering::SeqCst), queued.load(Ordering::SeqCst)), (1, 1));
-    assert!(outgoing.is_empty(true));
-    assert_eq!(outgoing.queued(), 0);
+    assert!(queue.is_empty(true));
+    assert_eq!(queue.queued(), 0);
 }
 
 /// Row MWH-06: a closed session rejects bodies and releases them.
@@ -209,9 +216,9 @@ fn mwh_06_closed_session_releases_rejected_bodies() {
     let mut session = session();
     drop(session.close_with(failure("lost"), &mut Vec::new()));
     let (buffer, releases) = counted(large(LARGE, 1));
-    let refused = session.respond_bulk(chunk(0, buffer));
+    let rejected = session.respond_bulk(chunk(0, buffer));
     assert_eq!(releases.load(Ordering::SeqCst), 0, "no release under the lock");
-    drop(refused);
+    drop(rejected);
     assert_eq!(releases.load(Ordering::SeqCst), 1);
     let (buffer, releases) = counted(large(LARGE, 1));
     assert!(session.upload(&mut Bytes::new(), &buffer).is_err());
@@ -224,40 +231,40 @@ fn mwh_06_closed_session_releases_rejected_bodies() {
 /// The counters of queued and written bytes return to 0.
 #[test]
 fn mwh_03_queued_bytes_return_to_zero() {
-    let (mut outgoing, expected) = mixed();
-    assert!(!outgoing.is_drained());
-    let bodies_queued = outgoing.queued();
-    assert!(bodies_queued >= 4 * LARGE as u64, "bodies in memory count while they are queued");
+    let (mut queue, expected) = mixed();
+    assert!(!queue.is_drained());
+    let queued_bytes = queue.queued();
+    assert!(queued_bytes >= 4 * LARGE as u64, "bodies in memory count while they are queued");
     let mut batch = Batch::default();
-    outgoing.fill_batch(&mut batch, true);
+    queue.fill_batch(&mut batch, true);
     assert_eq!(
-        outgoing.queued(),
+        queue.queued(),
         expected.len() as u64,
         "a batch that is being written must count exactly"
     );
-    assert!(!outgoing.is_drained());
-    outgoing.push_control(&Message::OneWayMessage { body: () }, &mut Bytes::from("abc"));
-    assert_eq!(outgoing.queued(), expected.len() as u64 + 16);
-    outgoing.on_batch_written(&batch.recycle());
-    assert_eq!(outgoing.queued(), 16);
-    assert!(!outgoing.is_drained());
-    drain(&mut outgoing);
-    assert_eq!(outgoing.queued(), 0);
-    assert!(outgoing.is_drained());
+    assert!(!queue.is_drained());
+    queue.push_control(&Message::OneWayMessage { body: () }, &mut Bytes::from("abc"));
+    assert_eq!(queue.queued(), expected.len() as u64 + 16);
+    queue.on_batch_written(&batch.recycle());
+    assert_eq!(queue.queued(), 16);
+    assert!(!queue.is_drained());
+    drain(&mut queue);
+    assert_eq!(queue.queued(), 0);
+    assert!(queue.is_drained());
 }
 
-/// Only responses pause reading from the peer; their counter returns to 0 too.
+/// Only queued responses pause reading from the peer; their counter returns to 0, too.
 #[test]
 fn mwh_03_only_responses_pause_reading() {
     let mut session = session();
-    let all = Bytes::from(vec![0; LIMIT as usize]);
-    session.send_rpc(&mut all.clone()).unwrap();
+    let body = Bytes::from(vec![0; LIMIT as usize]);
+    session.send_rpc(&mut body.clone()).unwrap();
     assert!(!session.should_pause_reading(), "own requests must not count");
     for bulk in [false, true] {
         if bulk {
-            assert!(session.respond_bulk(chunk(0, all.clone())).is_none());
+            assert!(session.respond_bulk(chunk(0, body.clone())).is_none());
         } else {
-            session.respond(&Message::RpcResponse { request_id: 1, body: () }, &mut all.clone());
+            session.respond(&Message::RpcResponse { request_id: 1, body: () }, &mut body.clone());
         }
         assert!(session.should_pause_reading());
         drain(&mut session.outgoing);
@@ -269,16 +276,16 @@ fn mwh_03_only_responses_pause_reading() {
 #[test]
 fn mwh_03_full_queue_rejects_requests_but_never_responses() {
     let mut session = session();
-    let (all, one) = (Bytes::from(vec![0; LIMIT as usize + 1]), Bytes::from("x"));
-    session.send_one_way(&mut all.clone()).expect("an empty queue accepts a request of any size");
+    let (large, small) = (Bytes::from(vec![0; LIMIT as usize + 1]), Bytes::from("x"));
+    session.send_one_way(&mut large.clone()).expect("an empty queue accepts a request of any size");
     let queued = session.outgoing.queued();
-    let error = session.send_rpc(&mut one.clone()).unwrap_err();
+    let error = session.send_rpc(&mut small.clone()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Limit);
     assert!(error.to_string().contains("spark.test.limit"), "{error}");
-    assert!(session.send_one_way(&mut one.clone()).is_err() && session.stream("s").is_err());
-    assert!(session.upload(&mut one.clone(), &one.clone().into()).is_err());
+    assert!(session.send_one_way(&mut small.clone()).is_err() && session.stream("s").is_err());
+    assert!(session.upload(&mut small.clone(), &small.clone().into()).is_err());
     assert_eq!((session.outgoing.queued(), session.requests.len()), (queued, 0));
-    session.respond(&Message::RpcResponse { request_id: 1, body: () }, &mut one.clone());
+    session.respond(&Message::RpcResponse { request_id: 1, body: () }, &mut small.clone());
     assert!(session.outgoing.queued() > queued);
 
     let log = Log::default();
@@ -290,10 +297,10 @@ fn mwh_03_full_queue_rejects_requests_but_never_responses() {
     session.take_capacity_wakers(&mut wakers);
     wakers.into_iter().for_each(Waker::wake);
     assert_eq!(log.take(), ["capacity"]);
-    assert!(session.send_rpc(&mut one.clone()).is_ok());
+    assert!(session.send_rpc(&mut small.clone()).is_ok());
 }
 
-/// A body that fits into no frame is rejected, and the error suggests an upload.
+/// A request body over the frame limit is rejected, and the error suggests an upload.
 #[test]
 fn frame_08_request_over_frame_limit_is_rejected() {
     let mut session = session();
@@ -308,7 +315,7 @@ fn frame_08_request_over_frame_limit_is_rejected() {
 #[test]
 fn mwh_01_control_messages_overtake_queued_bodies() {
     let mut session = session();
-    // Too large to share a batch: one body in each.
+    // Two such bodies exceed the limit of a batch, so each batch has one.
     let block = || large(300_000, 3);
     assert!((0..3).all(|index| session.respond_bulk(chunk(index, block())).is_none()));
     (1..4).for_each(|id| {
@@ -344,11 +351,11 @@ fn mwh_01_control_messages_overtake_queued_bodies() {
 /// Small bodies share batches of limited size, which bounds the delay of control messages.
 #[test]
 fn mwh_01_small_bodies_share_batches_of_limited_size() {
-    let mut outgoing = WriteQueue::new(1 << 30, "".into());
-    (0..200).for_each(|index| outgoing.push_bulk(chunk(index, large(LARGE, 1))));
+    let mut queue = WriteQueue::new(1 << 30, "".into());
+    (0..200).for_each(|index| queue.push_bulk(chunk(index, large(LARGE, 1))));
     let (mut batch, mut batches, mut indexes) = (Batch::default(), 0, Vec::new());
-    while !outgoing.is_empty(true) {
-        outgoing.fill_batch(&mut batch, true);
+    while !queue.is_empty(true) {
+        queue.fill_batch(&mut batch, true);
         assert!(batch.len() <= (256 << 10) + 100 * 21, "{}", batch.len());
         batches += 1;
         for message in messages(&bytes_of(&batch)) {
@@ -357,78 +364,78 @@ fn mwh_01_small_bodies_share_batches_of_limited_size() {
             };
             indexes.push(chunk_index);
         }
-        outgoing.on_batch_written(&batch.recycle());
+        queue.on_batch_written(&batch.recycle());
     }
     assert!(batches < 20, "{batches} writes for 200 small bodies");
     assert!(indexes.into_iter().eq(0..200));
 }
 
-/// A file keeps its place among the bodies; control messages go before it.
+/// A file keeps its position among the bodies; control messages overtake it.
 #[test]
 fn mwh_01_files_keep_their_order() {
     let file = |range| ManagedBuffer::file("/nonexistent", range);
-    let mut outgoing = WriteQueue::new(LIMIT, "".into());
-    outgoing.push_bulk(chunk(0, large(10, 1)));
-    outgoing.push_bulk(chunk(1, file(5..25)));
-    outgoing.push_bulk(chunk(2, large(10, 1)));
-    outgoing.push_control(&Message::OneWayMessage { body: () }, &mut Bytes::new());
+    let mut queue = WriteQueue::new(LIMIT, "".into());
+    queue.push_bulk(chunk(0, large(10, 1)));
+    queue.push_bulk(chunk(1, file(5..25)));
+    queue.push_bulk(chunk(2, large(10, 1)));
+    queue.push_control(&Message::OneWayMessage { body: () }, &mut Bytes::new());
     let mut batch = Batch::default();
-    assert!(outgoing.pop_file_body().is_none(), "a body in memory is before the file");
-    outgoing.fill_batch(&mut batch, true);
+    assert!(queue.pop_file_body().is_none(), "a body in memory is before the file");
+    queue.fill_batch(&mut batch, true);
     assert_eq!(messages(&bytes_of(&batch)).len(), 2, "the control message and the first body");
-    outgoing.on_batch_written(&batch.recycle());
+    queue.on_batch_written(&batch.recycle());
 
-    let item = outgoing.pop_file_body().expect("the file is next");
+    let item = queue.pop_file_body().expect("the file is next");
     assert_eq!(item.in_frame(), 20);
     assert!(matches!(item.body.content(), Content::File(segment) if segment.length == 20));
-    assert!(outgoing.pop_file_body().is_none(), "the next body is no file");
+    assert!(queue.pop_file_body().is_none(), "the next body is no file");
     // While the file is being sent, control messages are written, but no bodies.
-    outgoing.push_control(&Message::OneWayMessage { body: () }, &mut Bytes::new());
-    assert!(!outgoing.is_empty(false));
-    outgoing.fill_batch(&mut batch, false);
+    queue.push_control(&Message::OneWayMessage { body: () }, &mut Bytes::new());
+    assert!(!queue.is_empty(false));
+    queue.fill_batch(&mut batch, false);
     assert_eq!(messages(&bytes_of(&batch)), [Message::OneWayMessage { body: Bytes::new() }]);
-    outgoing.on_batch_written(&batch.recycle());
-    assert!(outgoing.is_empty(false) && !outgoing.is_empty(true));
-    assert_eq!(messages(&drain(&mut outgoing)).len(), 1);
-    assert_eq!(outgoing.queued(), 0);
+    queue.on_batch_written(&batch.recycle());
+    assert!(queue.is_empty(false) && !queue.is_empty(true));
+    assert_eq!(messages(&drain(&mut queue)).len(), 1);
+    assert_eq!(queue.queued(), 0);
 }
 
 /// Bodies of streams and uploads follow their frame and do not count in its length.
 #[test]
 fn mwh_01_bodies_of_streams_follow_their_frame() {
     let mut session = session();
-    let ticket = session.upload(&mut Bytes::from("met"), &"four".into()).unwrap();
+    let key = session.upload(&mut Bytes::from("met"), &"four".into()).unwrap();
     let message = Message::StreamResponse { stream_id: "d".into(), byte_count: 4 };
     assert!(
         session.respond_bulk(BulkMessage { message, body: "DATA".into(), upload: None }).is_none()
     );
     let bytes = drain(&mut session.outgoing);
     let mut expected = b"\0\0\0\0\0\0\0\x20\x0a".to_vec();
-    expected.extend(ticket.id().to_be_bytes());
+    expected.extend(key.id().to_be_bytes());
     expected.extend_from_slice(b"\0\0\0\x03met\0\0\0\0\0\0\0\x04four");
     expected.extend_from_slice(b"\0\0\0\0\0\0\0\x16\x07\0\0\0\x01d\0\0\0\0\0\0\0\x04DATA");
     assert_eq!(bytes, expected);
 }
 
-/// The failure that replaces a response whose body cannot be read.
+/// A response whose body cannot be read is replaced by the failure of the same request.
 #[test]
 fn mwh_06_unreadable_body_is_replaced_by_matching_failure() {
     let text = || "gone".to_owned();
-    let twin = |message: Message<()>| message.into_failure(text());
+    let failure_of = |message: Message<()>| message.into_failure(text());
     assert_eq!(
-        twin(Message::ChunkFetchSuccess { stream_id: 1, chunk_index: 2, body: () }),
+        failure_of(Message::ChunkFetchSuccess { stream_id: 1, chunk_index: 2, body: () }),
         Some(Message::ChunkFetchFailure { stream_id: 1, chunk_index: 2, error: text() })
     );
     assert_eq!(
-        twin(Message::MergedBlockMetaSuccess { request_id: 3, num_chunks: 4, body: () }),
+        failure_of(Message::MergedBlockMetaSuccess { request_id: 3, num_chunks: 4, body: () }),
         Some(Message::RpcFailure { request_id: 3, error: text() })
     );
     assert_eq!(
-        twin(Message::StreamResponse { stream_id: "s".into(), byte_count: 5 }),
+        failure_of(Message::StreamResponse { stream_id: "s".into(), byte_count: 5 }),
         Some(Message::StreamFailure { stream_id: "s".into(), error: text() })
     );
     assert_eq!(
-        twin(Message::UploadStream { request_id: 1, meta: Bytes::new(), byte_count: 5 }),
+        failure_of(Message::UploadStream { request_id: 1, meta: Bytes::new(), byte_count: 5 }),
         None
     );
 }
@@ -437,29 +444,30 @@ fn mwh_06_unreadable_body_is_replaced_by_matching_failure() {
 /// own.
 #[test]
 fn mwh_05_frames_queued_before_filters_are_written_apart() {
-    let mut outgoing = WriteQueue::new(LIMIT, "".into());
-    let push = |outgoing: &mut WriteQueue, text: &'static str| {
-        outgoing.push_control(&Message::OneWayMessage { body: () }, &mut Bytes::from(text));
+    let mut queue = WriteQueue::new(LIMIT, "".into());
+    let push = |queue: &mut WriteQueue, text: &'static str| {
+        queue.push_control(&Message::OneWayMessage { body: () }, &mut Bytes::from(text));
     };
-    push(&mut outgoing, "plain");
-    outgoing.mark_unsealed();
-    push(&mut outgoing, "sealed");
-    assert!(!outgoing.unsealed_is_written());
+    push(&mut queue, "plain");
+    queue.mark_unsealed();
+    push(&mut queue, "sealed");
+    assert!(!queue.unsealed_is_written());
+    // `fill_batch` returns the unsealed frames alone, and the following batches must be sealed.
     let mut batch = Batch::default();
     for text in ["plain", "sealed"] {
-        assert!(!outgoing.is_empty(true));
-        outgoing.fill_batch(&mut batch, true);
-        assert!(outgoing.unsealed_is_written());
+        assert!(!queue.is_empty(true));
+        queue.fill_batch(&mut batch, true);
+        assert!(queue.unsealed_is_written());
         assert_eq!(
             messages(&bytes_of(&batch)),
             [Message::OneWayMessage { body: Bytes::from(text) }]
         );
-        outgoing.on_batch_written(&batch.recycle());
+        queue.on_batch_written(&batch.recycle());
     }
-    assert!(outgoing.is_drained());
+    assert!(queue.is_drained());
 }
 
-/// The last response wakes a draining connection, so the session must be idle by then.
+/// Writing the last chunk wakes a connection in graceful shutdown, which closes only when idle.
 #[test]
 fn rule_1_session_is_idle_after_its_last_chunk_is_written() {
     let mut session = session();
