@@ -1,6 +1,6 @@
-//! Chooses the bootstraps of servers and clients by the policy of their context.
+//! Adds the bootstrap that authenticates to the other bootstraps of servers and clients.
 //!
-//! `TransportContext` calls it for every server and every client factory.
+//! `TransportContext` calls these functions for every server and every client factory.
 
 use std::sync::Arc;
 
@@ -17,17 +17,20 @@ use crate::handler::{TransportClientBootstrap, TransportServerBootstrap};
 type ServerBootstraps = Vec<Arc<dyn TransportServerBootstrap>>;
 type ClientBootstraps = Vec<Arc<dyn TransportClientBootstrap>>;
 
-/// Returns the bootstraps of accepted connections: `bootstraps` and authentication.
+/// Returns the bootstraps of accepted connections: `bootstraps`, then authentication.
+///
+/// Bootstraps of the user may authenticate instead of a policy, so they disable the check.
 ///
 /// # Errors
-/// Without a policy and other bootstraps, those of [`check_unauthenticated`].
+/// Those of [`check_unauthenticated`] if there is neither a policy nor a bootstrap.
 pub(crate) fn server_bootstraps(
     conf: &TransportConf,
     policy: Option<&Arc<AuthPolicy>>,
     mut bootstraps: ServerBootstraps,
 ) -> Result<ServerBootstraps, TransportError> {
     match policy {
-        // The handler of the last bootstrap is the outermost one, so it rejects requests first.
+        // The last bootstrap's handler is the outermost: it rejects unauthenticated requests
+        // before another handler receives them.
         Some(policy) => bootstraps.push(Arc::new(AuthServerBootstrap::new(Arc::clone(policy)))),
         None if bootstraps.is_empty() => check_unauthenticated(conf)?,
         None => {}
@@ -35,9 +38,10 @@ pub(crate) fn server_bootstraps(
     Ok(bootstraps)
 }
 
-/// Returns the bootstraps of outgoing connections: authentication and `bootstraps`.
+/// Returns the bootstraps of outgoing connections: authentication, then `bootstraps`.
 ///
-/// If the settings require authentication, but there is no policy, every connection fails.
+/// If there is neither a policy nor a bootstrap, and [`check_unauthenticated`] fails, then every
+/// connection fails with its error: creating a client factory cannot fail.
 pub(crate) fn client_bootstraps(
     conf: &TransportConf,
     policy: Option<&Arc<AuthPolicy>>,
@@ -63,7 +67,7 @@ pub(crate) fn client_bootstraps(
 /// Kind [`Config`](ErrorKind::Config) if they do not.
 pub(crate) fn check_unauthenticated(conf: &TransportConf) -> Result<(), TransportError> {
     let auth = conf.auth();
-    let text = if conf.authenticate() {
+    let message = if conf.authenticate() {
         "spark.authenticate is true, but the context has no secrets: call \
          TransportContext::with_auth"
     } else if auth.crypto || auth.sasl_encryption {
@@ -72,7 +76,7 @@ pub(crate) fn check_unauthenticated(conf: &TransportConf) -> Result<(), Transpor
     } else {
         return Ok(());
     };
-    Err(TransportError::new(ErrorKind::Config, text))
+    Err(TransportError::new(ErrorKind::Config, message))
 }
 
 /// Fails every connection with the same error.

@@ -19,10 +19,12 @@ use crate::session::StreamBody;
 
 /// Serves the requests of peers on all connections of a context (Spark's `RpcHandler`).
 ///
-/// The task that reads a connection calls the methods, one request at a time and in the order of
-/// arrival. They must not block or compute for long: move the work and the callback to another
-/// task or thread, from which the callback may reply at any time. A panic fails the request and has
-/// no other effect; its text is not sent to the peer.
+/// The task that reads a connection calls the methods one at a time, in the order of arrival. A
+/// method must not block or compute for long: move the work and the callback to another task or
+/// thread, and reply from there at any time.
+///
+/// A panic in a method fails the request, if the method handles one, and the connection stays open.
+/// The text of the panic is not sent to the peer.
 ///
 /// ```
 /// use bytes::Bytes;
@@ -53,11 +55,13 @@ pub trait RpcHandler: Send + Sync + 'static {
 
     /// Handles an upload: an RPC with the header `meta` and the body `data`.
     ///
-    /// The future runs on a task of its own while `data` arrives; its result is the response. Data
-    /// that it does not read is discarded. If it fails before it has read all data, the connection
-    /// is closed after the failure was sent, as in `TransportRequestHandler.processStreamUpload`;
-    /// if it fails later, the connection stays open. The uploads of one connection arrive in order,
-    /// but the next one may start before the future of the last one has completed.
+    /// The future runs on a task of its own while `data` arrives, and its output is the response.
+    /// Data that the future does not read is discarded. The uploads of one connection arrive in
+    /// order, but one may start before the future of the previous one has completed.
+    ///
+    /// If the future fails before it has read all data, the failure is sent and the connection is
+    /// closed, as in `TransportRequestHandler.processStreamUpload`. If it fails later, the
+    /// connection stays open.
     fn receive_stream(
         &self,
         client: &TransportClient,
@@ -68,7 +72,7 @@ pub trait RpcHandler: Send + Sync + 'static {
         Box::pin(async { Err("the handler does not accept uploads".into()) })
     }
 
-    /// Returns the source of chunks and streams; the default one has none.
+    /// Returns the source of chunks and streams; the default one fails every request.
     fn stream_manager(&self) -> &dyn StreamManager {
         &NoStreams
     }
@@ -84,15 +88,16 @@ pub trait RpcHandler: Send + Sync + 'static {
         callback.fail("the handler has no merged blocks");
     }
 
-    /// Called when a connection is ready, on both sides, before its first byte is read.
+    /// Called on both sides before the first message of a connection is read.
     ///
-    /// The peer may still be unauthenticated; see [`TransportClient`].
+    /// The TLS handshake, if any, has completed; client bootstraps may still run. The peer may
+    /// still be unauthenticated; see [`TransportClient`].
     #[doc(alias = "channelActive")]
     fn on_connected(&self, client: &TransportClient) {
         let _ = client;
     }
 
-    /// Called when a connection has ended after [`on_connected`](Self::on_connected).
+    /// Called when a connection ends for which [`on_connected`](Self::on_connected) was called.
     #[doc(alias = "channelInactive")]
     fn on_disconnected(&self, client: &TransportClient) {
         let _ = client;
@@ -135,11 +140,12 @@ impl RpcHandler for NoOpRpcHandler {
 
 /// The source of chunks and streams (Spark's `StreamManager`).
 ///
-/// It is called in the order in which the requests of a connection arrive, and only while the write
-/// queue of the connection has capacity. The futures of one connection run on one task, and are
-/// dropped when the connection ends. They should not open or read files, but return
-/// [`ManagedBuffer::file`]; other disk work belongs into
-/// [`spawn_blocking`](tokio::task::spawn_blocking).
+/// One task per connection requests chunks and streams in the order of arrival, and only while the
+/// write queue has capacity. It runs one future at a time, and drops the future when the connection
+/// ends.
+///
+/// A future should return [`ManagedBuffer::file`] instead of opening or reading the file. Other
+/// disk work belongs into [`spawn_blocking`](tokio::task::spawn_blocking).
 ///
 /// ```
 /// use futures::future::BoxFuture;
@@ -171,9 +177,10 @@ pub trait StreamManager: Send + Sync {
         chunk_index: i32,
     ) -> BoxFuture<'a, Result<ManagedBuffer, BoxError>>;
 
-    /// Returns a whole stream by name; `None`: there is no such stream.
+    /// Returns a whole stream by name, or `None` if there is no such stream.
     ///
-    /// The text of an error is sent to the peer as a `StreamFailure`; the connection stays open.
+    /// The peer receives a `StreamFailure` for `None`, and one with the text of the error for an
+    /// error. The connection stays open.
     fn open_stream<'a>(
         &'a self,
         client: &'a TransportClient,
@@ -181,11 +188,11 @@ pub trait StreamManager: Send + Sync {
     ) -> BoxFuture<'a, Result<Option<ManagedBuffer>, BoxError>> {
         let _ = (client, stream_id);
         Box::pin(async {
-            Err("java.lang.UnsupportedOperationException: there are no streams with names".into())
+            Err("java.lang.UnsupportedOperationException: streams are not served by name".into())
         })
     }
 
-    /// Called when a connection has ended, to release its streams.
+    /// Releases the streams of a connection that has ended.
     fn connection_terminated(&self, client: &TransportClient) {
         let _ = client;
     }
@@ -207,9 +214,11 @@ impl StreamManager for NoStreams {
 /// Prepares an outgoing connection, for example authenticates it.
 ///
 /// Corresponds to Spark's `TransportClientBootstrap`. The bootstraps of a factory run in order,
-/// before callers get the client. While they run, the connection is read only while a request is
-/// pending. So bytes behind a response are read after the bootstrap could install
-/// [filters](TransportClient::install_filters) because of that response.
+/// before callers get the client.
+///
+/// While they run and have not installed [filters](TransportClient::install_filters), received
+/// bytes are decoded only while a request is pending. A bootstrap that has received a response can
+/// therefore install filters before the bytes after the response are decoded.
 ///
 /// ```
 /// use futures::future::BoxFuture;
@@ -229,7 +238,8 @@ impl StreamManager for NoStreams {
 pub trait TransportClientBootstrap: Send + Sync + 'static {
     /// Returns the handler of this connection: `handler` itself or a wrapper of it.
     ///
-    /// Called before the first byte of the connection is read.
+    /// Called before the first message is read and before any [`do_bootstrap`](Self::do_bootstrap).
+    /// The handler of the first bootstrap is the outermost one.
     fn wrap_handler(
         &self,
         client: &TransportClient,
@@ -252,7 +262,8 @@ pub trait TransportClientBootstrap: Send + Sync + 'static {
 
 /// Prepares an accepted connection before its first byte is read.
 ///
-/// Corresponds to Spark's `TransportServerBootstrap`. The bootstraps of a server run in order.
+/// Corresponds to Spark's `TransportServerBootstrap`. The bootstraps of a server run in order, and
+/// the handler of the last one is the outermost one.
 ///
 /// ```
 /// use std::sync::Arc;

@@ -11,7 +11,7 @@ use crate::client::SharedConnection;
 use crate::protocol::{MAX_FRAME_PAYLOAD, Message};
 use crate::session::BulkMessage;
 
-/// The most bytes of an error text that is sent to a peer.
+/// The maximum number of bytes in an error text that is sent to a peer.
 const MAX_ERROR_TEXT: usize = 1 << 20;
 
 /// Sends the response to one RPC, from any thread and at any time.
@@ -114,14 +114,15 @@ impl MergedBlockMetaCallback {
         self.0.responded = true;
         let message =
             Message::MergedBlockMetaSuccess { request_id: self.0.request_id, num_chunks, body: () };
-        let (discarded, is_full) = self.0.shared.update(|session| {
+        // `respond_bulk` returns the response if the connection is closed.
+        let (discarded, should_pause) = self.0.shared.update(|session| {
             session.responded += 1;
             let discarded = session.respond_bulk(BulkMessage { message, body, upload: None });
             (discarded, session.should_pause_reading())
         });
-        // Outside the lock: the body may have release hooks.
+        // Dropped outside the lock of the session, because the body may have release hooks.
         drop(discarded);
-        self.0.recheck_read_pause(is_full);
+        self.0.recheck_read_pause(should_pause);
     }
 
     /// Fails the request; the caller gets the text `{error:#}`, at most 1 MiB of it.
@@ -137,13 +138,18 @@ impl fmt::Debug for MergedBlockMetaCallback {
 }
 
 /// Returns an error text if a response body of `size` bytes does not fit into a frame.
+///
+/// 64 bytes of the frame are reserved for the header.
 pub(crate) fn check_frame_len(size: u64) -> Option<String> {
     (size > MAX_FRAME_PAYLOAD - 64).then(|| {
-        format!("a response of {size} bytes does not fit into a frame of at most {MAX_FRAME_PAYLOAD} bytes")
+        format!(
+            "a response body of {size} bytes does not fit into a frame of at most \
+             {MAX_FRAME_PAYLOAD} bytes with a header"
+        )
     })
 }
 
-/// Returns the text of an error with its causes for the peer, at most 1 MiB.
+/// Returns the text `{error:#}` for the peer, cut to at most 1 MiB.
 pub(crate) fn cut_error(error: &dyn fmt::Display) -> String {
     let mut text = format!("{error:#}");
     if text.len() > MAX_ERROR_TEXT {
@@ -153,7 +159,7 @@ pub(crate) fn cut_error(error: &dyn fmt::Display) -> String {
     text
 }
 
-/// Sends one response; sends a failure if it is dropped before.
+/// Sends one response; sends a failure if it is dropped without a response.
 struct ResponseSender {
     shared: Arc<SharedConnection>,
     request_id: i64,
@@ -161,18 +167,19 @@ struct ResponseSender {
 }
 
 impl ResponseSender {
+    /// Queues the response and wakes the driver.
     fn respond(&mut self, message: impl FnOnce(i64) -> Message<()>, mut body: Bytes) {
         self.responded = true;
-        let is_full = self.shared.update(|session| {
+        let should_pause = self.shared.update(|session| {
             session.respond(&message(self.request_id), &mut body);
             session.should_pause_reading()
         });
-        self.recheck_read_pause(is_full);
+        self.recheck_read_pause(should_pause);
     }
 
-    /// Makes the reader check whether to pause, if the write queue is full.
-    fn recheck_read_pause(&self, is_full: bool) {
-        if is_full {
+    /// Makes the reader stop dispatching and check whether to pause, if `should_pause`.
+    fn recheck_read_pause(&self, should_pause: bool) {
+        if should_pause {
             self.shared.recheck_read_pause.store(true, Ordering::Relaxed);
         }
     }

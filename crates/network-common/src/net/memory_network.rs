@@ -10,17 +10,17 @@ use parking_lot::Mutex;
 use tokio::io::DuplexStream;
 use tokio::sync::mpsc;
 
-/// Buffered bytes in each direction of a connection, similar to socket buffers.
+/// The buffer capacity of each direction of a connection, similar to socket buffers.
 const BUFFER_BYTES: usize = 256 << 10;
 
 /// An in-memory network inside this process, for tests.
 ///
-/// Servers and clients on it connect without sockets and without ports of the machine, so tests can
-/// use tokio's paused time. Frames and limits are the same as over TCP, but the kernel does not
-/// send files.
+/// Servers and clients on it use no sockets and no TCP ports, so tests can use tokio's paused time.
+/// Frames and limits are the same as over TCP. Files are read into memory instead of sent with
+/// `sendfile`.
 ///
 /// A server may listen on any IP address and port. The host name `localhost` is `127.0.0.1`; other
-/// names do not resolve. Clones are the same network.
+/// names do not resolve. Clones share one network.
 ///
 /// ```
 /// # use network_common::{MemoryNetwork, NoOpRpcHandler, TransportConf, TransportContext};
@@ -42,8 +42,9 @@ pub struct MemoryNetwork(Arc<Mutex<Table>>);
 
 #[derive(Default)]
 struct Table {
+    /// The sender of accepted streams to each listener.
     listeners: HashMap<SocketAddr, mpsc::UnboundedSender<MemoryStream>>,
-    /// Number of ephemeral ports assigned so far.
+    /// Number of ephemeral ports assigned so far; starts again at 1 after 65 535.
     assigned_ports: u16,
 }
 
@@ -54,45 +55,66 @@ impl MemoryNetwork {
         Self::default()
     }
 
-    /// Listens on `address`; port 0 selects an unused one.
+    /// Listens on `address`; port 0 selects the next ephemeral port.
+    ///
+    /// # Errors
+    /// Kind `AddrInUse` if another listener has the address and port.
     pub(crate) fn listen(&self, mut address: SocketAddr) -> io::Result<MemoryListener> {
         let mut table = self.0.lock();
         if address.port() == 0 {
             address.set_port(table.next_port());
         }
         // A dropped listener leaves its entry in the table.
-        if table.listeners.get(&address).is_some_and(|listener| !listener.is_closed()) {
+        if table.listeners.get(&address).is_some_and(|accepted| !accepted.is_closed()) {
             return Err(io::ErrorKind::AddrInUse.into());
         }
-        let (listener, incoming) = mpsc::unbounded_channel();
-        table.listeners.insert(address, listener);
+        let (accepted, incoming) = mpsc::unbounded_channel();
+        table.listeners.insert(address, accepted);
         Ok(MemoryListener { address, incoming })
     }
 
     /// Connects to a server of this network.
+    ///
+    /// # Errors
+    /// Kind `NotFound` if `host` does not resolve, `ConnectionRefused` if no server listens there.
     pub(crate) fn connect(&self, host: &str, port: u16) -> io::Result<MemoryStream> {
         let host = if host == "localhost" { "127.0.0.1" } else { host };
         let ip: IpAddr = host.parse().map_err(|_| {
-            let text = format!("a MemoryNetwork resolves IP addresses and localhost, not '{host}'");
-            io::Error::new(io::ErrorKind::NotFound, text)
+            let message =
+                format!("a MemoryNetwork resolves IP addresses and localhost, not '{host}'");
+            io::Error::new(io::ErrorKind::NotFound, message)
         })?;
-        let server = SocketAddr::new(ip, port);
+        let server_addr = SocketAddr::new(ip, port);
         let mut table = self.0.lock();
-        let client = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), table.next_port());
+        let client_addr = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), table.next_port());
         let (client_out, server_in) = tokio::io::duplex(BUFFER_BYTES);
         let (server_out, client_in) = tokio::io::duplex(BUFFER_BYTES);
-        let accepted =
-            MemoryStream { incoming: server_in, outgoing: server_out, local: server, peer: client };
+        let server_end = MemoryStream {
+            incoming: server_in,
+            outgoing: server_out,
+            local: server_addr,
+            peer: client_addr,
+        };
         let refused = || io::Error::from(io::ErrorKind::ConnectionRefused);
-        table.listeners.get(&server).ok_or_else(refused)?.send(accepted).map_err(|_| refused())?;
-        Ok(MemoryStream { incoming: client_in, outgoing: client_out, local: client, peer: server })
+        table
+            .listeners
+            .get(&server_addr)
+            .ok_or_else(refused)?
+            .send(server_end)
+            .map_err(|_| refused())?;
+        Ok(MemoryStream {
+            incoming: client_in,
+            outgoing: client_out,
+            local: client_addr,
+            peer: server_addr,
+        })
     }
 }
 
 impl Table {
     fn next_port(&mut self) -> u16 {
         self.assigned_ports = self.assigned_ports.checked_add(1).unwrap_or(1);
-        // The first ephemeral port of Linux.
+        // 32 768 is the first ephemeral port of Linux. The ports repeat after 32 768 calls.
         32_768 | self.assigned_ports
     }
 }
@@ -103,7 +125,7 @@ impl fmt::Debug for MemoryNetwork {
     }
 }
 
-/// Accepts the connections to one address; dropping it frees the address.
+/// Accepts the connections to one address; dropping the listener frees the address.
 #[derive(Debug)]
 pub(crate) struct MemoryListener {
     pub(crate) address: SocketAddr,
@@ -111,6 +133,7 @@ pub(crate) struct MemoryListener {
 }
 
 impl MemoryListener {
+    /// Returns the server's end of the next connection.
     pub(crate) async fn accept(&mut self) -> io::Result<MemoryStream> {
         self.incoming.recv().await.ok_or_else(|| io::ErrorKind::NotConnected.into())
     }
@@ -118,7 +141,7 @@ impl MemoryListener {
 
 /// One end of an in-memory connection, with a separate stream for each direction.
 ///
-/// So either direction can end while the other one continues.
+/// Either direction can therefore end while the other one continues.
 #[derive(Debug)]
 pub(crate) struct MemoryStream {
     pub(crate) incoming: DuplexStream,

@@ -8,26 +8,30 @@ use tokio::net::{TcpSocket, TcpStream};
 
 use crate::conf::TransportConf;
 
-/// The time without bytes from the peer before keepalive probes are sent.
+/// The idle time after which keepalive probes are sent.
+///
+/// On Linux `TCP_USER_TIMEOUT`, if it is set, decides when the connection then fails.
 const KEEPALIVE_TIME: Duration = Duration::from_secs(60);
 /// The time between two keepalive probes.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Sets the options that must be set before listening or connecting.
 ///
-/// These are the buffer sizes, which determine the TCP window scale.
+/// These are the buffer sizes, from which the TCP handshake derives the window scale.
 pub(crate) fn configure_new(socket: &TcpSocket, conf: &TransportConf) -> io::Result<()> {
-    let size = |size: usize| u32::try_from(size).unwrap_or(u32::MAX);
+    let to_u32 = |bytes: usize| u32::try_from(bytes).unwrap_or(u32::MAX);
     if let Some(bytes) = conf.receive_buffer() {
-        socket.set_recv_buffer_size(size(bytes))?;
+        socket.set_recv_buffer_size(to_u32(bytes))?;
     }
     if let Some(bytes) = conf.send_buffer() {
-        socket.set_send_buffer_size(size(bytes))?;
+        socket.set_send_buffer_size(to_u32(bytes))?;
     }
     Ok(())
 }
 
 /// Sets the options of a connected socket.
+///
+/// Clients always set `keep_alive`, servers with `spark.<m>.io.enableTcpKeepAlive`.
 pub(crate) fn configure_connected(
     stream: &TcpStream,
     conf: &TransportConf,

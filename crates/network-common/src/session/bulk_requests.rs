@@ -1,18 +1,20 @@
-//! The peer's chunk and stream requests, in arrival order, until the stream manager serves them.
+//! Queues the peer's chunk and stream requests until the stream manager serves them.
 //!
-//! The driver pushes requests; the bulk server task of the connection pops them.
+//! The driver pushes requests; the task `connection::bulk_server` pops them in arrival order.
 
 use std::collections::VecDeque;
 
 /// Number of queued requests at which the connection stops reading.
 const MAX_QUEUED: usize = 4096;
-/// Bytes of queued stream ids at which the connection stops reading.
+/// Number of bytes in the names of queued stream requests at which the connection stops reading.
 const MAX_NAME_BYTES: usize = 1 << 20;
 
 /// A request of the peer that the stream manager serves.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum BulkRequest {
+    /// A chunk of a stream that is registered under a number.
     Chunk { stream_id: i64, chunk_index: i32 },
+    /// A whole stream by name; Spark calls the name a stream id, too.
     Stream { stream_id: String },
 }
 
@@ -25,11 +27,13 @@ impl BulkRequest {
     }
 }
 
-/// A queued request, and whether its response is a failure.
+/// A queued request, and whether the server rejects it.
 #[derive(Debug)]
 pub(crate) struct QueuedBulkRequest {
     pub(crate) request: BulkRequest,
-    /// The server was shutting down when the request arrived.
+    /// Whether the server was shutting down when the request arrived.
+    ///
+    /// The response is then a failure, and the stream manager is not called.
     pub(crate) is_rejected: bool,
 }
 
@@ -38,9 +42,9 @@ pub(crate) struct QueuedBulkRequest {
 pub(crate) struct BulkRequests {
     queue: VecDeque<QueuedBulkRequest>,
     name_bytes: usize,
-    /// A bulk server task is popping requests.
+    /// Whether a bulk server task is running, which pops requests until the queue is empty.
     is_served: bool,
-    /// The request that was popped last has no response yet.
+    /// Whether the request that was popped last has no response yet.
     has_active: bool,
 }
 
@@ -63,7 +67,7 @@ impl BulkRequests {
         queued
     }
 
-    /// Marks the popped request as having a response.
+    /// Called when the response to the request that was popped last is queued.
     pub(super) fn on_responded(&mut self) {
         self.has_active = false;
     }
@@ -83,7 +87,9 @@ impl BulkRequests {
         !self.has_active && self.queue.is_empty()
     }
 
-    /// Discards the queued requests.
+    /// Discards the queued requests and frees their memory.
+    ///
+    /// The active request stays active.
     pub(super) fn clear(&mut self) {
         self.queue = VecDeque::new();
         self.name_bytes = 0;

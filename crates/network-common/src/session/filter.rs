@@ -1,4 +1,4 @@
-//! Byte filters: transformations, such as ciphers, between the socket and the frames.
+//! [`ByteFilter`] transforms the bytes between socket and frames, for example encrypts them.
 
 use std::io;
 
@@ -6,8 +6,9 @@ use crate::error::BoxError;
 
 /// A stateful transformation of the bytes of one direction, such as a cipher.
 ///
-/// [`TransportClient::install_filters`](crate::TransportClient::install_filters) installs a pair of
-/// them. While filters are installed, files are read into memory instead of sent by the kernel.
+/// [`TransportClient::install_filters`](crate::TransportClient::install_filters) installs a filter
+/// that seals the sent bytes and one that opens the received bytes. Files are then read into memory
+/// instead of sent with `sendfile`.
 ///
 /// ```
 /// use network_common::{BoxError, ByteFilter, FilterOutput};
@@ -33,11 +34,11 @@ use crate::error::BoxError;
 pub trait ByteFilter: Send {
     /// Transforms all of `input` and appends the result to `output`.
     ///
-    /// The result may be shorter than the input, if the filter holds bytes back until more arrive,
-    /// or longer.
+    /// The result may be longer than the input. It may also be shorter, because a filter may hold
+    /// bytes back until more arrive.
     ///
     /// # Errors
-    /// An error closes the connection, which then does not use `output`.
+    /// An error closes the connection, and `output` is discarded.
     fn transform(&mut self, input: &[u8], output: &mut FilterOutput<'_>) -> Result<(), BoxError>;
 
     /// Transforms all of `input` into a new vector.
@@ -48,14 +49,15 @@ pub trait ByteFilter: Send {
         FilterOutput::collect(|output| self.transform(input, output))
     }
 
-    /// Appends the mark by which the peer recognizes the end of the sealed bytes.
+    /// Appends the end mark, by which the peer detects the end of the bytes.
     ///
-    /// Called once on the filter of the sending direction. The default appends no bytes.
+    /// Called once, when the connection closes, on the filter of the sending direction. The default
+    /// appends no bytes.
     fn finish(&mut self, output: &mut FilterOutput<'_>) {
         let _ = output;
     }
 
-    /// Returns whether the mark of the peer's [`finish`](Self::finish) has arrived.
+    /// Returns the state of the end mark that the peer's [`finish`](Self::finish) appends.
     ///
     /// Called on the filter of the receiving direction.
     fn close_notify(&self) -> CloseNotify {
@@ -63,16 +65,19 @@ pub trait ByteFilter: Send {
     }
 }
 
-/// The output of a filter: a given slice first, then a growing buffer.
+/// The output of a filter: a slice of fixed size, followed by a growing buffer.
 ///
-/// The bytes that the next [`append`](Self::append) may write go into the slice while they fit as a
-/// whole, and into the buffer from then on. Neither is cleared first, because clearing costs as
-/// much as a copy. The example of [`ByteFilter`] shows its use.
+/// An [`append`](Self::append) writes to the slice if its whole length fits there, and otherwise to
+/// the buffer. Once the buffer has bytes, all later ones follow there. The example of
+/// [`ByteFilter`] shows the use.
 #[derive(Debug)]
 pub struct FilterOutput<'a> {
     slice: &'a mut [u8],
+    /// Number of bytes written to the front of `slice`.
     slice_len: usize,
+    /// Keeps old bytes behind `buffer_len`, because clearing them costs as much as a copy.
     buffer: &'a mut Vec<u8>,
+    /// Number of bytes written to the front of `buffer`.
     buffer_len: usize,
 }
 
@@ -93,14 +98,15 @@ impl<'a> FilterOutput<'a> {
         Ok(buffer)
     }
 
-    /// Returns the number of bytes in the slice and the number of bytes in the buffer.
+    /// Returns the numbers of bytes written to the slice and to the buffer.
     pub(crate) fn lengths(&self) -> (usize, usize) {
         (self.slice_len, self.buffer_len)
     }
 
-    /// Appends the bytes that `write` writes to the front of a slice of `length` bytes.
+    /// Appends up to `length` bytes that `write` writes.
     ///
-    /// The slice has arbitrary content. `write` returns the number of bytes to append.
+    /// `write` receives a slice of `length` bytes with arbitrary content, writes to its front, and
+    /// returns the number of bytes to append.
     ///
     /// # Errors
     /// Returns the error of `write`; no bytes are appended then.
@@ -130,7 +136,7 @@ impl<'a> FilterOutput<'a> {
     }
 }
 
-/// Appends all bytes; never fails.
+/// Writes never fail and always accept all bytes.
 impl io::Write for FilterOutput<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.extend_from_slice(bytes);
@@ -148,9 +154,9 @@ pub(crate) struct FilterPair {
     pub(crate) open_filter: Box<dyn ByteFilter>,
 }
 
-/// The state of the mark at the end of the sealed bytes.
+/// The state of the end mark of the received bytes (`close_notify` in TLS).
 ///
-/// A missing mark shows that the bytes were truncated.
+/// If the connection ends without the mark, the bytes may have been truncated.
 ///
 /// ```
 /// # use network_common::{ByteFilter, CloseNotify};
@@ -161,11 +167,11 @@ pub(crate) struct FilterPair {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum CloseNotify {
-    /// The protocol has no such mark; the bytes end with the connection.
+    /// The filter's protocol has no end mark, so truncation cannot be detected.
     Unsupported,
-    /// The mark has not arrived yet.
+    /// The end mark has not arrived yet.
     Pending,
-    /// The mark has arrived.
+    /// The end mark has arrived.
     Received,
 }
 
@@ -176,14 +182,14 @@ pub(crate) struct FilterChain {
 }
 
 impl FilterChain {
-    /// Joins two filters; returns the other one if one is `None`.
+    /// Joins two filters, of which either or both may be missing.
     pub(crate) fn join(
         first: Option<Box<dyn ByteFilter>>,
         second: Option<Box<dyn ByteFilter>>,
     ) -> Option<Box<dyn ByteFilter>> {
         match (first, second) {
             (Some(first), Some(second)) => Some(Box::new(Self { first, second })),
-            (one, other) => one.or(other),
+            (first, second) => first.or(second),
         }
     }
 }
@@ -199,14 +205,15 @@ impl ByteFilter for FilterChain {
             self.first.finish(intermediate);
             Ok::<_, std::convert::Infallible>(())
         });
-        // A filter that has failed cannot seal its mark.
+        // `second` has no valid end mark after it failed to transform the one of `first`.
         if self.second.transform(&intermediate, output).is_ok() {
             self.second.finish(output);
         }
     }
 
     fn close_notify(&self) -> CloseNotify {
-        // When opening, `first` is closer to the socket and detects truncation for both.
+        // Only called on filters that open bytes. There `first` is closer to the socket, and its
+        // end mark covers the bytes of both.
         self.first.close_notify()
     }
 }

@@ -1,8 +1,8 @@
-//! The requests to the peer that have no response yet, and results that are not polled yet.
+//! Keeps each request to the peer until its future has polled the result.
 //!
-//! RPCs, uploads and merged-meta requests are matched by id, chunk requests by stream and index,
-//! stream requests by order, as in Spark's `TransportResponseHandler`. A cancelled chunk or stream
-//! request leaves its entry as a *tombstone*, because the peer responds nevertheless.
+//! Responses to RPCs, uploads and merged-meta requests are matched by id, to chunk requests by
+//! stream and index, to stream requests by order, as in Spark's `TransportResponseHandler`. A
+//! cancelled chunk or stream request leaves a *tombstone*, because the peer still responds to it.
 
 use std::collections::{HashMap, VecDeque};
 use std::task::{Context, Poll, Waker};
@@ -42,6 +42,7 @@ struct PendingRequest {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum RequestKind {
+    /// An RPC, an upload or a merged-meta request: responses have its id.
     Rpc,
     Fetch,
     Stream,
@@ -49,18 +50,18 @@ enum RequestKind {
 
 #[derive(Debug)]
 enum RequestState {
-    /// No response yet; the waker of the future that was polled last.
+    /// The request has no response yet. The waker is set once its future was polled.
     Pending(Option<Waker>),
-    /// The future has not taken the result yet.
+    /// The request has a result, which its future has not polled yet.
     Done(RequestResult),
 }
 
-/// The treatment of the body of a stream response.
+/// What the connection must do with the body of a stream response.
 #[derive(Debug)]
 pub(crate) enum StreamStart {
-    /// Send it to the caller, which the waker wakes.
+    /// Send the body to the caller and wake the waker.
     Receive(BodySender, Option<Waker>),
-    /// Discard it: the request was cancelled.
+    /// Discard the body: the request was cancelled.
     Discard,
     /// Close the connection: no stream request is pending.
     Unsolicited,
@@ -75,13 +76,13 @@ pub(crate) struct PendingRequests {
     pending_rpcs: usize,
     /// Pending chunk requests by stream id and chunk index.
     ///
-    /// A key without a slot is a tombstone.
+    /// A key whose request was removed from its slot is a tombstone.
     fetches: HashMap<(i64, i32), RequestKey>,
     /// Pending stream requests in the order of sending, with tombstones.
     streams: VecDeque<RequestKey>,
-    /// The body of a stream response is arriving.
+    /// Whether the body of a stream response is arriving; set by the driver.
     pub(crate) is_receiving_stream: bool,
-    /// A request was cancelled since the last tick of the idle timer.
+    /// Whether a request was cancelled since the last tick of the idle timer.
     pub(crate) has_cancelled: bool,
 }
 
@@ -101,7 +102,9 @@ impl PendingRequests {
         self.insert(RequestKind::Rpc)
     }
 
-    /// Registers a chunk request; returns `None` if this chunk is already pending.
+    /// Registers a chunk request; returns `None` if this chunk already has an entry.
+    ///
+    /// The entry may be a tombstone: a cancelled chunk cannot be requested before its response.
     pub(super) fn register_fetch(
         &mut self,
         stream_id: i64,
@@ -123,7 +126,7 @@ impl PendingRequests {
 
     /// Returns the number of pending requests.
     ///
-    /// Tombstones and the arriving stream count, as in
+    /// Tombstones and the arriving stream are included, as in
     /// `TransportResponseHandler.numOutstandingRequests`.
     pub(crate) fn len(&self) -> usize {
         self.pending_rpcs
@@ -142,7 +145,7 @@ impl PendingRequests {
 
     /// Polls for the result of a request, and removes the request with its result.
     ///
-    /// Yields `None` if the request was removed before.
+    /// Completes with `None` if the request was polled to completion or cancelled before.
     pub(crate) fn poll(
         &mut self,
         key: RequestKey,
@@ -153,7 +156,7 @@ impl PendingRequests {
         };
         if let RequestState::Pending(waker) = &mut request.state {
             match waker {
-                Some(known) => known.clone_from(context.waker()),
+                Some(registered) => registered.clone_from(context.waker()),
                 None => *waker = Some(context.waker().clone()),
             }
             return Poll::Pending;
@@ -166,7 +169,8 @@ impl PendingRequests {
 
     /// Cancels a request; returns its result if there is one.
     ///
-    /// The caller drops the result outside the lock. Chunk and stream requests leave a tombstone.
+    /// The caller must drop the result outside the lock of the session. A pending chunk or stream
+    /// request leaves a tombstone.
     pub(crate) fn cancel(&mut self, key: RequestKey) -> Option<RequestResult> {
         self.get(key)?;
         let request = self.slots.remove(key.slot as usize);
@@ -180,6 +184,9 @@ impl PendingRequests {
         }
     }
 
+    /// Sets the result of a request and returns the waker to wake.
+    ///
+    /// Discards `result` if the request was cancelled or already has a result.
     fn complete(&mut self, key: RequestKey, result: RequestResult) -> Option<Waker> {
         let request = self.get_mut(key)?;
         match std::mem::replace(&mut request.state, RequestState::Done(result)) {
@@ -191,14 +198,14 @@ impl PendingRequests {
         }
     }
 
-    /// Returns whether a request that is matched by this id is pending.
+    /// Returns whether an RPC, upload or merged-meta request with this id is pending.
     pub(crate) fn is_rpc_pending(&self, id: i64) -> bool {
         self.get(RequestKey::from_id(id)).is_some_and(|request| {
             request.kind == RequestKind::Rpc && matches!(request.state, RequestState::Pending(_))
         })
     }
 
-    /// Returns whether this chunk is pending and not cancelled.
+    /// Returns whether a request for this chunk is pending; a tombstone is not.
     pub(crate) fn is_chunk_pending(&self, stream_id: i64, chunk_index: i32) -> bool {
         let key = self.fetches.get(&(stream_id, chunk_index));
         key.is_some_and(|key| self.get(*key).is_some())
@@ -206,7 +213,7 @@ impl PendingRequests {
 
     /// Completes an RPC, an upload or a merged-meta request.
     ///
-    /// Returns the result as `Err` if no such request is pending.
+    /// Returns the waker to wake, or the result as `Err` if no such request is pending.
     pub(crate) fn complete_rpc(
         &mut self,
         id: i64,
@@ -221,7 +228,7 @@ impl PendingRequests {
 
     /// Completes a chunk request or removes its tombstone.
     ///
-    /// Returns the result as `Err` if this chunk was not requested.
+    /// Returns the waker to wake, or the result as `Err` if this chunk has no entry.
     pub(crate) fn complete_fetch(
         &mut self,
         stream_id: i64,
@@ -235,6 +242,8 @@ impl PendingRequests {
     }
 
     /// Completes the oldest stream request with a body of `length` bytes.
+    ///
+    /// Requests are matched by order; `stream_id` is not compared.
     pub(crate) fn start_stream(&mut self, stream_id: &str, length: u64) -> StreamStart {
         let Some(key) = self.streams.pop_front() else {
             return StreamStart::Unsolicited;
@@ -246,7 +255,9 @@ impl PendingRequests {
         StreamStart::Receive(sender, self.complete(key, Ok(Response::Stream(Box::new(body)))))
     }
 
-    /// Fails the oldest stream request; returns the error as `Err` if none is pending.
+    /// Fails the oldest stream request or removes its tombstone.
+    ///
+    /// Returns the waker to wake, or the error as `Err` if there is neither.
     pub(crate) fn fail_stream(
         &mut self,
         error: TransportError,
@@ -282,9 +293,10 @@ impl PendingRequests {
         count
     }
 
-    /// Fails all requests: chunk requests first, then RPCs, then streams.
+    /// Fails all pending requests: chunk requests first, then RPCs, then streams.
     ///
-    /// The order is that of `TransportResponseHandler.failOutstandingRequests`.
+    /// The order is that of `TransportResponseHandler.failOutstandingRequests`. The wakers to wake
+    /// are appended to `wakers`. Results that are not polled yet are kept.
     pub(super) fn fail_all(&mut self, error: &TransportError, wakers: &mut Vec<Waker>) {
         let fetches: Vec<RequestKey> = self.fetches.drain().map(|(_, key)| key).collect();
         let streams = std::mem::take(&mut self.streams);

@@ -1,4 +1,4 @@
-//! The rustls configurations of both sides, made from the settings and their files.
+//! Builds the rustls configurations of servers and clients from [`TlsConf`].
 
 use std::sync::Arc;
 
@@ -24,7 +24,7 @@ pub(super) struct Configs {
 }
 
 impl Configs {
-    /// Reads the files that the settings name; blocks.
+    /// Builds both configurations from the files that the settings name; blocks.
     ///
     /// # Errors
     /// Kind `Config`, with the setting and the path of the file that cannot be used.
@@ -58,6 +58,7 @@ impl Configs {
                 .map_err(setup_error)?
                 .with_client_cert_verifier(client_verifier)
                 .with_cert_resolver(identity);
+            // A resumed session would skip the current trust store: see the module `tls`.
             config.session_storage = Arc::new(NoServerSessionStorage {});
             config.send_tls13_tickets = 0;
             Ok(Arc::new(config))
@@ -66,7 +67,7 @@ impl Configs {
             let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
                 .with_protocol_versions(versions)
                 .map_err(setup_error)?
-                // `TrustStoreVerifier` says why webpki's own verifier does not suffice.
+                // The docs of `TrustStoreVerifier` explain why webpki's verifier does not suffice.
                 .dangerous()
                 .with_custom_certificate_verifier(verifier);
             let mut config = match identity {
@@ -90,20 +91,21 @@ fn versions(protocol: TlsProtocol) -> &'static [&'static SupportedProtocolVersio
     }
 }
 
-/// Returns the crypto provider, reduced to the enabled cipher suites.
+/// Returns the crypto provider with the enabled cipher suites only.
 fn provider(conf: &TlsConf) -> Result<Arc<CryptoProvider>, TransportError> {
     let mut provider = aws_lc_rs::default_provider();
     if let Some(names) = conf.enabled_algorithms() {
         let is_enabled = |version| versions(conf.protocol()).contains(&version);
         provider.cipher_suites.retain(|suite| {
-            // Java's names are without the version: TLS_AES_128_GCM_SHA256.
+            // The setting has Java's names, such as TLS_AES_128_GCM_SHA256 instead of
+            // TLS13_AES_128_GCM_SHA256 in rustls.
             let name = suite.suite().as_str().unwrap_or_default().replace("TLS13_", "TLS_");
             is_enabled(suite.version()) && names.contains(&name)
         });
         if provider.cipher_suites.is_empty() {
             return Err(config_error(format!(
                 "spark.ssl.rpc.enabledAlgorithms has the value '{}', but none of these cipher \
-                 suites is supported with this spark.ssl.rpc.protocol",
+                 suites is supported with the value of spark.ssl.rpc.protocol",
                 names.join(",")
             )));
         }

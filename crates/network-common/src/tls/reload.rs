@@ -1,7 +1,7 @@
 //! Detects that key and trust store files have changed since they were read.
 //!
-//! It replaces the polling thread of Spark's `ReloadingX509TrustManager`: the first handshake after
-//! an interval checks the files, so an idle process does nothing.
+//! Spark's `ReloadingX509TrustManager` polls the files in a thread. Here the first handshake after
+//! an interval checks them, so an idle process does nothing.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use crate::conf::TlsConf;
 
-/// Decides when the files are checked, and remembers their state when they were read.
+/// Stores when the files were last checked, and the stamps of the files in use.
 pub(super) struct FileWatcher {
     interval: Duration,
     state: Arc<Mutex<WatchState>>,
@@ -19,22 +19,23 @@ pub(super) struct FileWatcher {
 
 struct WatchState {
     last_check: Instant,
-    /// The stamps of the files in use.
+    /// The stamps of the files that are in use.
     stamps: Stamps,
 }
 
-/// The path behind all symbolic links and the modification time of each file.
+/// The stamp of each file: its path without symbolic links, and its modification time.
 ///
-/// The path detects a link that points to another file. An element is `None` if its file is
-/// missing.
+/// The path changes if a link is replaced by one to another file, which may be older. A stamp is
+/// `None` if its file is missing.
 type Stamps = Vec<Option<(PathBuf, SystemTime)>>;
 
-/// The right to check and reload the files, which one handshake has at a time.
+/// Permits one handshake to check and reload the files.
 ///
 /// Other handshakes use the loaded files meanwhile.
 pub(super) struct ReloadPermit(OwnedMutexGuard<WatchState>);
 
 impl FileWatcher {
+    /// Reads the stamps; call this before loading the files, so that no later change is missed.
     pub(super) fn new(conf: &TlsConf) -> Self {
         let state = WatchState { last_check: Instant::now(), stamps: read_stamps(conf) };
         Self { interval: conf.trust_store_reload_interval(), state: Arc::new(Mutex::new(state)) }
@@ -46,6 +47,7 @@ impl FileWatcher {
         if state.last_check.elapsed() < self.interval {
             return None;
         }
+        // Set before the files are loaded: invalid files are tried again after the next interval.
         state.last_check = Instant::now();
         Some(ReloadPermit(state))
     }
