@@ -61,6 +61,9 @@ impl TransportContext {
     #[must_use]
     pub fn with_handler(conf: TransportConf, handler: Arc<dyn RpcHandler>) -> Self {
         let metrics = TransportMetrics::new(conf.module());
+        for key in conf.unknown_keys() {
+            tracing::warn!(module = conf.module(), "{key}");
+        }
         let conf = Arc::new(conf);
         Self {
             #[cfg(feature = "tls")]

@@ -154,7 +154,7 @@ pub use client::{
     TransportClient,
 };
 pub use client_factory::TransportClientFactory;
-pub use conf::{IoMode, TransportConf, parse_size, parse_time};
+pub use conf::{IoMode, TransportConf, UnknownKey, load_settings, parse_size, parse_time};
 #[cfg(feature = "tls")]
 pub use conf::{TlsConf, TlsProtocol};
 pub use context::TransportContext;

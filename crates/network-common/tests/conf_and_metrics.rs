@@ -107,7 +107,7 @@ fn durations_are_parsed_with_units() {
         for wrong in
             ["soon", "", "s", "1.5s", "1y", "99999999999999999999s", "9223372036854775807d", "1s2"]
         {
-            assert_rejected(key, wrong, "an integer with us, ms, s, m, min, h or d");
+            assert_rejected(key, wrong, "a whole number with us, ms, s, m, min, h or d");
         }
         if key != "spark.shuffle.io.retryWait" {
             for none in ["0", "-1", "-5min"] {
@@ -202,7 +202,7 @@ fn counts_and_switches_are_parsed() {
     for (value, expected) in [("-1", 1024), ("0", 1024), ("1", 1), ("77", 77)] {
         assert_eq!(with("spark.shuffle.io.backLog", value).backlog(), expected);
     }
-    assert_rejected("spark.shuffle.io.backLog", "many", "an integer");
+    assert_rejected("spark.shuffle.io.backLog", "many", "a whole number");
 
     assert_eq!(default.connections_per_peer(), 1);
     assert_eq!(with("spark.shuffle.io.numConnectionsPerPeer", "8").connections_per_peer(), 8);
@@ -240,6 +240,99 @@ fn counts_and_switches_are_parsed() {
 }
 
 /// A complete Spark configuration can be passed: unknown keys are ignored.
+/// Returns the setting and the value type in each row of the settings table.
+fn documented_settings(table: &str) -> Vec<(String, String)> {
+    let rows = table.lines().filter(|row| row.starts_with("| `spark."));
+    let cells = rows.map(|row| row.split('|').map(str::trim).collect::<Vec<_>>());
+    let key = |cell: &str| cell.trim_matches('`').replace("<m>", "shuffle");
+    cells.map(|cells| (key(cells[1]), cells[2].to_owned())).collect()
+}
+
+/// The secured modes are read only by builds that have them.
+#[cfg(all(feature = "auth", feature = "tls"))]
+#[test]
+fn every_documented_setting_is_read() {
+    let (with_effect, _) =
+        TransportConf::SETTINGS.split_once("**Accepted without effect**").expect("the last table");
+    let mut tested = 0;
+    for (key, value) in documented_settings(with_effect) {
+        let has_no_values = ["path", "text"].contains(&&*value) || key.ends_with("openSslEnabled");
+        if has_no_values {
+            continue;
+        }
+        let error = TransportConf::new("shuffle").with(&key, "?").expect_err(&key);
+        assert!(error.to_string().contains(&key), "{error}");
+        tested += 1;
+    }
+    assert!(tested > 40, "only {tested} settings were tested");
+}
+
+#[test]
+fn fault_u2_documented_settings_are_known() {
+    for (key, _) in documented_settings(TransportConf::SETTINGS) {
+        let key = key.replace('*', "example");
+        let value = ["true", "1", "NIO", "16", "AES", "TLS", "AES/CTR/NoPadding", "128"];
+        let others = ["PBKDF2WithHmacSHA1", "false"];
+        let conf = value
+            .iter()
+            .chain(&others)
+            .find_map(|value| TransportConf::new("shuffle").with(&key, value).ok());
+        assert_eq!(conf.expect(&key).unknown_keys(), [], "{key}");
+    }
+}
+
+#[test]
+fn fault_u2_misspelt_keys_are_reported_with_nearest_setting() {
+    for (key, nearest) in [
+        ("spark.shuffle.io.backlog", Some("spark.shuffle.io.backLog")),
+        ("spark.shuffle.io.numConectionsPerPeer", Some("spark.shuffle.io.numConnectionsPerPeer")),
+        ("spark.shuffle.io.completelyDifferent", None),
+        ("spark.shuffle.maxChunksBeingTransfered", Some("spark.shuffle.maxChunksBeingTransferred")),
+        ("spark.network.timeot", Some("spark.network.timeout")),
+        ("spark.network.crypto.enable", Some("spark.network.crypto.enabled")),
+        ("spark.authentcate", Some("spark.authenticate")),
+        ("spark.ssl.rpc.trustStorePasword", Some("spark.ssl.rpc.trustStorePassword")),
+    ] {
+        let conf = TransportConf::new("shuffle").with(key, "1").expect(key);
+        let [unknown] = conf.unknown_keys() else { panic!("{key}: {:?}", conf.unknown_keys()) };
+        assert_eq!((&*unknown.key, unknown.nearest.as_deref()), (key, nearest));
+        assert!(
+            unknown.to_string().contains(key) && !unknown.to_string().ends_with("; did you mean")
+        );
+    }
+}
+
+#[test]
+fn fault_u2_keys_of_other_parts_of_spark_are_not_reported() {
+    for key in [
+        "spark.shuffle.compress",
+        "spark.shuffle.service.enabled",
+        "spark.shuffle.sort.bypassMergeThreshold",
+        "spark.rpc.io.backlog",
+        "spark.network.timeoutInterval",
+        "spark.executor.memory",
+        "other.key",
+        "",
+    ] {
+        let conf = TransportConf::new("shuffle").with(key, "1").expect(key);
+        assert_eq!(conf.unknown_keys(), [], "{key}");
+    }
+}
+
+#[test]
+fn load_prefers_overrides_to_file() {
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    let text = "# settings\nspark.shuffle.io.backLog = 7\nspark.shuffle.io.maxRetries 8\n";
+    std::fs::write(file.path(), text).expect("written");
+    let overrides = [("spark.shuffle.io.maxRetries", "9")];
+    let conf = TransportConf::load("shuffle", Some(file.path()), overrides).expect("valid");
+    assert_eq!((conf.backlog(), conf.max_retries()), (7, 9));
+    std::fs::write(file.path(), "spark.shuffle.io.backLog many").expect("written");
+    let none: [(&str, &str); 0] = [];
+    let error = TransportConf::load("shuffle", Some(file.path()), none).expect_err("not a number");
+    assert!(error.to_string().contains("spark.shuffle.io.backLog"), "{error}");
+}
+
 #[test]
 fn keys_of_other_modules_are_ignored() {
     let conf = conf(&[

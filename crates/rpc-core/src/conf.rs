@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::RangeInclusive;
+use std::path::Path;
 use std::time::Duration;
 
-use network_common::{parse_size, parse_time};
+use network_common::{TransportConf, UnknownKey, load_settings, parse_size, parse_time};
 
 use crate::error::{ErrorKind, RpcError};
 use crate::limits::{ByteBudget, InboxConf, OverflowPolicy, Volume};
@@ -30,6 +31,21 @@ const NUM_RETRIES: &str = "spark.rpc.numRetries";
 const RETRY_WAIT: &str = "spark.rpc.retry.wait";
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(120);
 
+/// The namespaces below `spark.` that only this crate and the transport read.
+const NAMESPACES: [&str; 7] = [
+    "rpc.",
+    "files.io.",
+    "network.auth.",
+    "network.crypto.",
+    "network.sasl.",
+    "authenticate",
+    "ssl.rpc.",
+];
+
+/// The tables of settings, and the modules that they are for.
+const TABLES: [(&str, &str); 3] =
+    [(RpcConf::SETTINGS, ""), (TransportConf::SETTINGS, "rpc"), (TransportConf::SETTINGS, "files")];
+
 /// The settings for asks.
 #[derive(Clone, Debug)]
 pub(crate) struct AskConf {
@@ -43,39 +59,9 @@ pub(crate) struct AskConf {
 
 /// The settings of an environment, under Spark's names.
 ///
-/// | key | default | effect |
-/// |---|---|---|
-/// | `spark.rpc.askTimeout` | `spark.network.timeout` | timeout of an ask |
-/// | `spark.rpc.lookupTimeout` | `spark.network.timeout` | timeout of a lookup |
-/// | `spark.network.timeout` | `120s` | default of both |
-/// | `spark.rpc.numRetries` | `3` | attempts of `ask_with_retry`, the first included |
-/// | `spark.rpc.retry.wait` | `3s` | pause between two attempts |
-/// | `spark.rpc.message.maxSize` | `128` | MiB of a message or response that leaves the process, at most 2047 |
-/// | `spark.port.maxRetries` | 16 (100 if `spark.testing` is set) | further ports to try if the port to bind is in use |
-/// | `spark.rpc.io.*` | see [network-common](network_common::TransportConf) | connections for messages; always one to each peer, so `numConnectionsPerPeer` has no effect |
-/// | `spark.files.io.*` | `spark.rpc.io.*` | connections for downloads; `numConnectionsPerPeer` is the number of idle ones to keep for each peer |
-/// | `spark.authenticate`, `spark.network.crypto.*`, `spark.ssl.rpc.*` | off | security of all connections; see [network-common](network_common::TransportConf) (features `auth`, `legacy-auth` and `tls`) |
-/// | `spark.authenticate.secret` | | the secret that all peers share |
-/// | `spark.authenticate.secret.file` | | a file whose bytes, in Base64, are the secret |
-/// | `spark.rpc.ask.maxPending` | 1000000 | pending asks of the environment |
-/// | `spark.rpc.ask.maxPendingPerEndpoint` | 250000 | pending asks of one endpoint; of a remote one, by one ref and its clones |
-/// | `spark.rpc.inbox.maxMessages` | 65536 | queued and active messages of one endpoint |
-/// | `spark.rpc.inbox.maxBytes` | `64m` | bytes of these messages: of the frame, or of the object if it was sent in this process |
-/// | `spark.rpc.inbox.maxTotalBytes` | `512m` | bytes of queued and active messages from the network, in all inboxes together |
-/// | `spark.rpc.maxRoutesPerConnection` | 65536 | endpoints to which each side of a connection may send over it |
-/// | `spark.rpc.route.maxQueuedMessages` | 65536 | messages to one remote endpoint that are queued for a connection or for credit |
-/// | `spark.rpc.route.maxQueuedBytes` | `64m` | bytes of these messages |
-/// | `spark.rpc.slowMessageThreshold` | `5s` | a message whose handler takes longer is logged as a warning |
-/// | `spark.rpc.shutdownTimeout` | `30s` | time that a shutdown gives endpoints to handle accepted messages |
-///
-/// Spark does not have the last ten, because its queues have no limits. A size is a number with a
-/// unit (`b`, `k`, `m`, `g`, `t`, `p`), or a number of bytes. A time is a number with a unit (`us`,
-/// `ms`, `s`, `m`, `min`, `h`, `d`), or a number of seconds.
-///
-/// Unknown settings are kept and passed to the transport, which reads `spark.rpc.io.*`. Spark's
-/// numbers of threads have no effect, because everything runs on the tokio runtime:
-/// `spark.rpc.io.threads`, `spark.rpc.connect.threads`, `spark.rpc.netty.dispatcher.numThreads`,
-/// `spark.files.io.threads`, and their variants for `spark.driver` and `spark.executor`.
+/// Keys of other parts of Spark are ignored, so a whole Spark configuration can be passed. A key that
+/// is probably a typing error is in [`unknown_keys`](Self::unknown_keys), and the start of an
+/// environment logs a warning for it.
 ///
 /// ```
 /// use rpc_core::RpcConf;
@@ -87,12 +73,19 @@ pub(crate) struct AskConf {
 /// assert_eq!(conf.get("spark.rpc.askTimeout"), Some("30s"));
 /// # Ok::<(), rpc_core::RpcError>(())
 /// ```
+///
+/// # Settings
+///
+#[doc = include_str!("settings.md")]
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct RpcConf {
     settings: BTreeMap<String, String>,
 }
 
 impl RpcConf {
+    /// All settings of this crate as a table in Markdown.
+    pub const SETTINGS: &str = include_str!("settings.md");
+
     /// Returns settings that all have their defaults.
     #[must_use]
     pub fn new() -> Self {
@@ -112,6 +105,36 @@ impl RpcConf {
         settings
             .into_iter()
             .try_fold(Self::new(), |conf, (key, value)| conf.with(key.as_ref(), value.as_ref()))
+    }
+
+    /// Returns the settings of a properties file and of the environment, changed by `overrides`.
+    ///
+    /// [`load_settings`] describes both.
+    ///
+    /// ```no_run
+    /// use std::path::Path;
+    /// use rpc_core::RpcConf;
+    ///
+    /// let file = Path::new("/etc/spark/spark-defaults.conf");
+    /// let conf = RpcConf::load(Some(file), [("spark.rpc.askTimeout", "30s")])?;
+    /// # Ok::<(), rpc_core::RpcError>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Config`] if the file cannot be read, or a value is not valid.
+    pub fn load<K, V>(
+        file: Option<&Path>,
+        overrides: impl IntoIterator<Item = (K, V)>,
+    ) -> Result<Self, RpcError>
+    where
+        K: AsRef<str>,
+        V: AsRef<str>,
+    {
+        let loaded = load_settings(file, &TABLES).map_err(RpcError::config)?;
+        overrides.into_iter().try_fold(Self::from_settings(loaded)?, |conf, (key, value)| {
+            conf.with(key.as_ref(), value.as_ref())
+        })
     }
 
     /// Sets one setting.
@@ -149,8 +172,25 @@ impl RpcConf {
         self.settings.iter().map(|(key, value)| (key.as_str(), value.as_str()))
     }
 
+    /// Returns the keys that are probably typing errors, in the order of the keys.
+    ///
+    /// A key is unknown if no setting of this crate or of the transport has it, and if it is in a
+    /// namespace that only these read, such as `spark.rpc.`, or differs from a setting by at most
+    /// two letters.
+    #[must_use]
+    pub fn unknown_keys(&self) -> Vec<UnknownKey> {
+        let check = |(key, _): (&str, &str)| UnknownKey::check(key, &TABLES, &NAMESPACES);
+        self.settings().filter_map(check).collect()
+    }
+
+    /// Returns the settings without unknown keys, which the start of an environment has reported.
+    pub(crate) fn known_settings(&self) -> impl Iterator<Item = (&str, &str)> {
+        let unknown = self.unknown_keys();
+        self.settings().filter(move |(key, _)| unknown.iter().all(|unknown| unknown.key != *key))
+    }
+
     pub(crate) fn duration(&self, key: &str) -> Result<Option<Duration>, RpcError> {
-        self.parsed(key, "a time such as 120s, 500ms or 2min", |value| {
+        self.parsed(key, "a whole number with a unit, such as 120s, 500ms or 2min", |value| {
             parse_time(value).ok().filter(|_| !value.starts_with('-'))
         })
     }

@@ -323,9 +323,9 @@ pub use method::Method;
 pub use metrics::{
     EndpointReport, EndpointSnapshot, EnvSnapshot, Histogram, PeerSnapshot, ShutdownReport,
 };
-pub use network_common::MemoryNetwork;
 #[cfg(feature = "auth")]
 pub use network_common::auth::{Secret, SecretKeyHolder, SecretStore};
+pub use network_common::{MemoryNetwork, UnknownKey};
 pub use timeout::RpcTimeout;
 pub use trace::TracePropagator;
 pub use wire::{DecodeBuf, EncodeBuf};

@@ -205,6 +205,47 @@ fn invalid_setting_is_rejected_by_with() {
     assert_eq!(error.kind(), ErrorKind::Config);
     assert_eq!(
         error.to_string(),
-        "spark.rpc.askTimeout is `soon`; it takes a time such as 120s, 500ms or 2min"
+        "spark.rpc.askTimeout is `soon`; it takes a whole number with a unit, such as 120s, 500ms or 2min"
     );
+}
+
+#[test]
+fn fault_u2_misspelt_keys_are_reported_with_nearest_setting() {
+    let conf = RpcConf::from_settings([
+        ("spark.rpc.askTimout", "1"),
+        ("spark.rpc.io.backlog", "1"),
+        ("spark.files.io.maxretries", "1"),
+        ("spark.network.timeuot", "1"),
+        ("spark.rpc.something", "1"),
+    ]);
+    let shown: Vec<_> = conf.unwrap().unknown_keys().iter().map(ToString::to_string).collect();
+    assert_eq!(
+        shown,
+        [
+            "there is no setting spark.files.io.maxretries; did you mean spark.files.io.maxRetries?",
+            "there is no setting spark.network.timeuot; did you mean spark.network.timeout?",
+            "there is no setting spark.rpc.askTimout; did you mean spark.rpc.askTimeout?",
+            "there is no setting spark.rpc.io.backlog; did you mean spark.rpc.io.backLog?",
+            "there is no setting spark.rpc.something",
+        ]
+    );
+}
+
+#[test]
+fn fault_u2_documented_settings_and_those_of_spark_are_known() {
+    let rows = RpcConf::SETTINGS.lines().filter_map(|row| row.strip_prefix("| `"));
+    let documented = rows.filter_map(|row| row.split('`').next());
+    let others = [
+        "spark.rpc.io.threads",
+        "spark.rpc.io.numConnectionsPerPeer",
+        "spark.files.io.connectionTimeout",
+        "spark.executor.memory",
+        "spark.driver.host",
+        "spark.authenticate.secret.driver.file",
+        "spark.network.maxRemoteBlockSizeFetchToMem",
+    ];
+    let keys: Vec<_> = documented.chain(others).collect();
+    assert!(keys.len() > 25, "the table has no rows");
+    let conf = RpcConf::from_settings(keys.iter().map(|key| (key, "1"))).unwrap();
+    assert_eq!(conf.unknown_keys(), []);
 }

@@ -2,14 +2,19 @@
 
 #[cfg(feature = "auth")]
 mod auth;
+mod known_keys;
+mod load;
 #[cfg(feature = "tls")]
 mod tls;
 mod value_parser;
 
+use std::path::Path;
 use std::time::Duration;
 
 #[cfg(feature = "auth")]
 pub(crate) use self::auth::{AuthConf, CipherName};
+pub use self::known_keys::UnknownKey;
+pub use self::load::load_settings;
 #[cfg(feature = "tls")]
 pub use self::tls::{TlsConf, TlsProtocol};
 pub use self::value_parser::{size as parse_size, time as parse_time};
@@ -22,54 +27,9 @@ pub const MAX_FRAME_PAYLOAD: u64 = (1 << 31) - 2;
 
 /// The settings of one module, such as `rpc`, `shuffle` or `files` (Spark's `TransportConf`).
 ///
-/// `<m>` stands for the module. A time is an integer with a suffix us, ms, s, m, min, h or d;
-/// without a suffix it is in seconds. A size is an integer with a binary suffix b, k, m, g, t or p
-/// (also kb, mb, ...); without a suffix it is in bytes.
-///
-/// | key | default | meaning |
-/// |---|---|---|
-/// | `spark.<m>.io.mode`, `spark.io.mode.default` | AUTO | NIO: portable system calls only; EPOLL (Linux), KQUEUE (macOS) and AUTO: also those of the system, such as sendfile |
-/// | `spark.<m>.io.connectionTimeout` | `spark.network.timeout`, 120s | idle timeout and request timeout of a connection; 0 or less: none |
-/// | `spark.<m>.io.connectionCreationTimeout` | connectionTimeout | timeout for connecting; 0 or less: none |
-/// | `spark.<m>.io.backLog` | -1 | listen backlog; 0 or less: 1024 |
-/// | `spark.<m>.io.numConnectionsPerPeer` | 1 | connections in the pool per address |
-/// | `spark.<m>.io.receiveBuffer`, `.sendBuffer` | -1 | socket buffer sizes; 0 or less: the system's |
-/// | `spark.<m>.io.maxRetries`, `.retryWait` | 3, 5s | retries of a block fetcher, and the wait between them; after a failed attempt, `create_client_fast_fail` fails at once for 95 % of retryWait |
-/// | `spark.<m>.io.lazyFD` | true | true: a file is opened when its body is sent; false: when the response is queued |
-/// | `spark.<m>.io.enableTcpKeepAlive` | false | keepalive on accepted sockets (outgoing ones always have it) |
-/// | `spark.shuffle.maxChunksBeingTransferred` | 2^63-1 | chunks and streams that the servers of a context transfer at once; a connection that requests more is closed |
-///
-/// Authentication and encryption need the feature `auth`; the documentation of its module compares
-/// the modes. Without the feature, `spark.authenticate`, `spark.network.crypto.enabled` and
-/// `spark.authenticate.enableSaslEncryption` must not be true:
-///
-/// | key | default | meaning |
-/// |---|---|---|
-/// | `spark.authenticate` | false | peers must prove that they know the application's secret; see `TransportContext::with_auth` |
-/// | `spark.network.crypto.enabled` | false | true: the auth engine (Spark 3.2 and later), then AES; false: SASL DIGEST-MD5 |
-/// | `spark.network.crypto.authEngineVersion` | 1 | how the session key is derived; both peers must use the same. 2 is stronger (Spark 3.5 and later) |
-/// | `spark.network.crypto.cipher` | AES/CTR/NoPadding | or AES/GCM/NoPadding, which alone detects modified bytes (Spark 4.1 and later) |
-/// | `spark.network.crypto.saslFallback` | false (Spark: true) | use SASL if the peer rejects the auth engine; an attacker on the path can forge the rejection |
-/// | `spark.authenticate.enableSaslEncryption` | false | SASL clients request encryption (feature `legacy-auth`) |
-/// | `spark.network.sasl.serverAlwaysEncrypt` | false | SASL servers reject clients without encryption (feature `legacy-auth`) |
-/// | `spark.network.sasl.maxEncryptedBlockSize` | 64k | bytes per encrypted block of SASL |
-/// | `spark.network.auth.rpcTimeout` | `spark.<m>.sasl.timeout`, 30s | timeout of each round trip of a client's handshake, of a server's whole handshake, and of the wait for it |
-/// | `spark.network.crypto.keyLength`, `.keyFactoryIterations` | 128, 1024 | parameters of the auth engine before Spark 3.2 (feature `legacy-auth`) |
-///
-/// These settings do not exist in Spark:
-///
-/// | key | default | meaning |
-/// |---|---|---|
-/// | `spark.<m>.auth.maxHandshakes` | 1024 | concurrent handshakes of a context's servers; others wait |
-/// | `spark.network.crypto.legacyEngine` | false | clients use the auth engine before Spark 3.2, servers also accept it (feature `legacy-auth`) |
-/// | `spark.<m>.io.maxRequestSize` | 256m | longest request frame that is accepted (uploaded data does not count); a longer RPC or upload fails, a longer one-way message is discarded |
-/// | `spark.<m>.io.maxWriteQueueSize` | 64m | bytes in the write queue of a connection from which on new requests fail and the peer's requests are no longer read |
-/// | `spark.<m>.io.tcpUserTimeout` | the system's | time for which sent data may stay unacknowledged (Linux), and for which a peer may not read what it is sent; 0 or less: the system's, which is about 15 min, and no limit for a peer that does not read |
-///
-/// `spark.ssl.rpc.*` are the TLS settings of all modules; see `TlsConf` (feature `tls`). Without
-/// the feature, `spark.ssl.rpc.enabled` must not be true.
-///
-/// Other keys are ignored, so a whole Spark configuration can be passed.
+/// A whole Spark configuration can be passed: keys of other parts of Spark are ignored. A key that is
+/// probably a typing error is in [`unknown_keys`](Self::unknown_keys), and
+/// [`TransportContext`](crate::TransportContext) logs a warning for it.
 ///
 /// ```
 /// use network_common::TransportConf;
@@ -85,9 +45,18 @@ pub const MAX_FRAME_PAYLOAD: u64 = (1 << 31) - 2;
 /// assert!(error.to_string().contains("spark.shuffle.io.retryWait"));
 /// # Ok::<(), network_common::TransportError>(())
 /// ```
+///
+/// Without the feature `auth`, `spark.authenticate`, `spark.network.crypto.enabled` and
+/// `spark.authenticate.enableSaslEncryption` must not be true; without the feature `tls`,
+/// `spark.ssl.rpc.enabled` must not be true.
+///
+/// # Settings
+///
+#[doc = include_str!("settings.md")]
 #[derive(Debug, Clone)]
 pub struct TransportConf {
     module: String,
+    unknown_keys: Vec<UnknownKey>,
     mode: Option<IoMode>,
     default_mode: Option<IoMode>,
     network_timeout: Duration,
@@ -134,11 +103,15 @@ pub enum IoMode {
 }
 
 impl TransportConf {
+    /// All settings as tables in Markdown; `<m>` stands for the module.
+    pub const SETTINGS: &str = include_str!("settings.md");
+
     /// Returns the default settings of `module`.
     #[must_use]
     pub fn new(module: impl Into<String>) -> Self {
         Self {
             module: module.into(),
+            unknown_keys: Vec::new(),
             mode: None,
             default_mode: None,
             network_timeout: Duration::from_secs(120),
@@ -176,7 +149,35 @@ impl TransportConf {
         })
     }
 
-    /// Returns these settings with one changed; an unknown key is ignored.
+    /// Returns the settings of a properties file and of the environment, changed by `overrides`.
+    ///
+    /// [`load_settings`] describes both.
+    ///
+    /// ```no_run
+    /// use std::path::Path;
+    /// use network_common::TransportConf;
+    ///
+    /// let file = Path::new("/etc/spark/spark-defaults.conf");
+    /// let conf = TransportConf::load("shuffle", Some(file), [("spark.shuffle.io.backLog", "64")])?;
+    /// # Ok::<(), network_common::TransportError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Kind [`Config`](ErrorKind::Config) if the file cannot be read, or a value is not valid.
+    pub fn load<K: AsRef<str>, V: AsRef<str>>(
+        module: impl Into<String>,
+        file: Option<&Path>,
+        overrides: impl IntoIterator<Item = (K, V)>,
+    ) -> Result<Self, TransportError> {
+        let module = module.into();
+        let loaded = load_settings(file, &[(Self::SETTINGS, &module)])?;
+        let conf = Self::from_settings(module, loaded)?;
+        overrides
+            .into_iter()
+            .try_fold(conf, |conf, (key, value)| conf.with(key.as_ref(), value.as_ref()))
+    }
+
+    /// Returns these settings with one changed; a key of another part of Spark is ignored.
     ///
     /// # Errors
     /// Kind [`Config`](ErrorKind::Config); the text names key, value and the accepted values.
@@ -187,7 +188,17 @@ impl TransportConf {
                 format!("{key} has the invalid value '{value}'; expected {accepted}"),
             )
         })?;
+        self.unknown_keys.extend(known_keys::check(&self.module, key));
         Ok(self)
+    }
+
+    /// Returns the keys that are probably typing errors, in the order in which they were set.
+    ///
+    /// A key is unknown if no setting has it, and if it is in a namespace that only this crate
+    /// reads, such as `spark.<m>.io.`, or differs from a setting by at most two letters.
+    #[must_use]
+    pub fn unknown_keys(&self) -> &[UnknownKey] {
+        &self.unknown_keys
     }
 
     fn set(&mut self, key: &str, value: &str) -> Result<(), &'static str> {
@@ -242,7 +253,7 @@ impl TransportConf {
             "sendBuffer" => self.send_buffer = value_parser::size(value)?,
             "maxRetries" => {
                 self.max_retries = u32::try_from(value_parser::integer(value)?)
-                    .map_err(|_| "an integer of at least 0")?;
+                    .map_err(|_| "a whole number of at least 0")?;
             }
             "retryWait" => self.retry_wait = value_parser::time(value)?,
             "lazyFD" => self.lazy_fd = value_parser::boolean(value)?,

@@ -13,35 +13,12 @@ const INHERITED_PREFIX: &str = "spark.ssl.";
 
 /// The settings of TLS, `spark.ssl.rpc.*`, which apply to all modules (Spark's `SSLOptions`).
 ///
-/// A setting that is absent is inherited from the same name under `spark.ssl.`, except where the
-/// table says otherwise. Before that, an absent password is taken from an environment variable:
+/// A setting that is absent is inherited from the same name under `spark.ssl.`, except `enabled` and
+/// `needClientAuth`. Before that, an absent password is taken from an environment variable:
 /// `_SPARK_SSL_RPC_KEY_STORE_PASSWORD`, `_SPARK_SSL_RPC_KEY_PASSWORD`,
 /// `_SPARK_SSL_RPC_PRIVATE_KEY_PASSWORD` or `_SPARK_SSL_RPC_TRUST_STORE_PASSWORD`.
 ///
-/// | key `spark.ssl.rpc.` | default | meaning |
-/// |---|---|---|
-/// | `enabled` | false | use TLS from the first byte, on both sides; not inherited |
-/// | `certChain`, `privateKey` | - | certificate chain and private key, PEM; both or neither |
-/// | `privateKeyPassword` | - | password of `privateKey` if that is encrypted PKCS#8 |
-/// | `keyStore` | - | first key and chain of a JKS, PKCS#12 or PEM file; `privateKey` wins |
-/// | `keyStorePassword` | - | password of `keyStore` |
-/// | `keyPassword` | `keyStorePassword` | password of the key in `keyStore` |
-/// | `trustStore` | `certChain` | trusted certificates: JKS, PKCS#12 or PEM |
-/// | `trustStorePassword` | - | if absent, the integrity of a JKS file is not verified |
-/// | `protocol` | TLSv1.3 | TLSv1.3, TLSv1.2, or TLS for both |
-/// | `enabledAlgorithms` | all | cipher suites, Java's names, comma-separated; ignores unknown |
-/// | `trustStoreReloadingEnabled` | false | use changed trust and key files for new connections |
-/// | `trustStoreReloadIntervalMs` | 10000 | minimum interval between checks for changed files |
-/// | `openSslEnabled` | false | accepted without effect |
-///
-/// These settings differ from Spark or do not exist there:
-///
-/// | key `spark.ssl.rpc.` | default | meaning |
-/// |---|---|---|
-/// | `needClientAuth` | false | servers require a trusted client certificate; not inherited |
-/// | `hostnameVerification` | true | clients verify the server's host name or IP address |
-/// | `handshakeTimeout` | 30s | timeout of a handshake, including the wait for its permit |
-/// | `maxHandshakes` | 256 | concurrent handshakes of a context's servers; others wait |
+/// The table is in the documentation of [`TransportConf`](super::TransportConf).
 ///
 /// Spark ignores `needClientAuth` for RPC and never verifies host names.
 ///

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-const TIME: &str = "an integer with us, ms, s, m, min, h or d (none: seconds)";
-const SIZE: &str = "an integer with b, k, m, g, t or p (none: bytes)";
+const TIME: &str = "a whole number with us, ms, s, m, min, h or d (none: seconds)";
+const SIZE: &str = "a whole number with b, k, m, g, t or p (none: bytes)";
 
-/// Parses a time in Spark's notation: an integer and a unit.
+/// Parses a time in Spark's notation: a whole number and a unit.
 ///
 /// Without a unit the value is in seconds. A negative time becomes 0, which the settings read as
 /// "no timeout" (Spark's `JavaUtils.timeStringAs`).
@@ -40,13 +40,13 @@ pub fn time(value: &str) -> Result<Duration, &'static str> {
 pub(super) fn positive_time(value: &str) -> Result<Duration, &'static str> {
     let duration = time(value)?;
     if duration.is_zero() {
-        Err("a time above 0 (an integer with us, ms, s, m, min, h or d)")
+        Err("a time above 0 (a whole number with us, ms, s, m, min, h or d)")
     } else {
         Ok(duration)
     }
 }
 
-/// Parses a size in Spark's notation: an integer and a binary unit.
+/// Parses a size in Spark's notation: a whole number and a binary unit.
 ///
 /// Without a unit the value is in bytes. It may be negative (Spark's `JavaUtils.byteStringAs`).
 ///
@@ -77,21 +77,21 @@ pub fn size(value: &str) -> Result<i64, &'static str> {
 pub(super) fn positive_size(value: &str, max: u64) -> Result<u64, &'static str> {
     match u64::try_from(size(value)?) {
         Ok(size) if size > 0 => Ok(size.min(max)),
-        _ => Err("a positive size (an integer with b, k, m, g, t or p)"),
+        _ => Err("a positive size (a whole number with b, k, m, g, t or p)"),
     }
 }
 
 pub(super) fn integer(value: &str) -> Result<i64, &'static str> {
-    value.parse().map_err(|_| "an integer")
+    value.parse().map_err(|_| "a whole number")
 }
 
-/// Parses an integer from 1 to `max`.
+/// Parses a whole number from 1 to `max`.
 pub(super) fn positive(value: &str, max: u64) -> Result<u64, &'static str> {
     value
         .parse()
         .ok()
         .filter(|number| (1..=max).contains(number))
-        .ok_or("a positive integer in range")
+        .ok_or("a whole number above 0, in range")
 }
 
 pub(super) fn boolean(value: &str) -> Result<bool, &'static str> {

@@ -202,9 +202,12 @@ impl RpcEnvBuilder {
             }
         };
         let advertised = bind.as_ref().map(|bind| self.advertised_host(bind)).transpose()?;
+        for key in self.conf.unknown_keys() {
+            tracing::warn!(env = self.name, "{key}");
+        }
         let lookup_timeout = self.conf.lookup_timeout()?;
         // The order of messages holds on one connection only; `RpcUtils` of Spark does the same.
-        let transport_conf = TransportConf::from_settings("rpc", self.conf.settings())
+        let transport_conf = TransportConf::from_settings("rpc", self.conf.known_settings())
             .and_then(|conf| conf.with("spark.rpc.io.numConnectionsPerPeer", "1"))
             .map_err(RpcError::config)?;
 
