@@ -207,7 +207,7 @@ fn counts_and_switches_are_parsed() {
     assert_eq!(default.connections_per_peer(), 1);
     assert_eq!(with("spark.shuffle.io.numConnectionsPerPeer", "8").connections_per_peer(), 8);
     for wrong in ["0", "-1", "few", "100000"] {
-        assert_rejected("spark.shuffle.io.numConnectionsPerPeer", wrong, "a positive integer");
+        assert_rejected("spark.shuffle.io.numConnectionsPerPeer", wrong, "a whole number above 0");
     }
 
     assert_eq!(default.max_retries(), 3);
@@ -235,7 +235,7 @@ fn counts_and_switches_are_parsed() {
         5
     );
     for wrong in ["0", "-1", "lots", "9223372036854775808"] {
-        assert_rejected("spark.shuffle.maxChunksBeingTransferred", wrong, "a positive integer");
+        assert_rejected("spark.shuffle.maxChunksBeingTransferred", wrong, "a whole number above 0");
     }
 }
 

@@ -370,10 +370,10 @@ async fn run_seed(seed: u64) {
             0..=20 => drop(clients[0].send(vec![rng.next() as u8, rng.next() as u8])),
             21 => clients[0].close(),
             22 => {
-                if let Some(factory) = factory.take() {
-                    if rng.below(2) == 0 {
-                        factory.close();
-                    }
+                if let Some(factory) = factory.take()
+                    && rng.below(2) == 0
+                {
+                    factory.close();
                 }
             }
             23 => drop(server.take()),

@@ -44,11 +44,11 @@ impl Check<'_> {
     fn table(&mut self) {
         let src = &self.src;
         for (path, file) in &self.tree.files {
-            if let [module] = path.as_slice() {
-                if !self.floors.modules.contains_key(module) {
-                    let text = format!("{src}/{file}: {module} has no floor in {PAGE}");
-                    self.findings.push((file.clone(), 0, text));
-                }
+            if let [module] = path.as_slice()
+                && !self.floors.modules.contains_key(module)
+            {
+                let text = format!("{src}/{file}: {module} has no floor in {PAGE}");
+                self.findings.push((file.clone(), 0, text));
             }
         }
         for (module, entries) in &self.floors.modules {
@@ -118,10 +118,10 @@ impl Check<'_> {
         let tree = self.tree;
         let home = &tree.modules[&reference.scope].home;
         // A re-export is an import only if this file uses the name itself.
-        if let Some(name) = &reference.exported_as {
-            if !tree.used_names.get(home).is_some_and(|names| names.contains(name)) {
-                return;
-            }
+        if let Some(name) = &reference.exported_as
+            && !tree.used_names.get(home).is_some_and(|names| names.contains(name))
+        {
+            return;
         }
         let target = tree
             .absolute(&reference.scope, &reference.path)

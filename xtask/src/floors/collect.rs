@@ -59,10 +59,10 @@ impl Collector<'_> {
     }
 
     fn define(&mut self, name: String, meaning: Name) {
-        if self.block_depth == 0 {
-            if let Some(module) = self.tree.modules.get_mut(&self.scope) {
-                module.names.insert(name, meaning);
-            }
+        if self.block_depth == 0
+            && let Some(module) = self.tree.modules.get_mut(&self.scope)
+        {
+            module.names.insert(name, meaning);
         }
     }
 
@@ -112,10 +112,10 @@ impl Collector<'_> {
         let is_glob = name == "*";
         if !is_glob {
             self.define(bound.clone(), Name::Alias(whole.clone()));
-        } else if self.block_depth == 0 {
-            if let Some(module) = self.tree.modules.get_mut(&self.scope) {
-                module.globs.push(whole.clone());
-            }
+        } else if self.block_depth == 0
+            && let Some(module) = self.tree.modules.get_mut(&self.scope)
+        {
+            module.globs.push(whole.clone());
         }
         let exported_as = is_export.then_some(bound);
         let scope = self.scope.clone();

@@ -73,6 +73,7 @@ impl ThreadSafeRpcEndpoint for Executor {
 }
 
 fn primes(from: u32, to: u32) -> Vec<u32> {
-    let is_prime = |n: &u32| *n > 1 && (2..).take_while(|d| d * d <= *n).all(|d| n % d != 0);
+    let is_prime =
+        |n: &u32| *n > 1 && (2..).take_while(|d| d * d <= *n).all(|d| !n.is_multiple_of(d));
     (from..to).filter(is_prime).collect()
 }

@@ -251,7 +251,7 @@ impl ConnectionDriver {
                     }
                     let requests = self.reader.received_requests - received_before;
                     let should_flush = requests > 0
-                        && requests % MIN_REQUESTS_PER_FLUSH == 0
+                        && requests.is_multiple_of(MIN_REQUESTS_PER_FLUSH)
                         && length - input.len() >= self.reader.flush_after
                         && !shared.session.lock().outgoing.is_empty(false);
                     if !input.is_empty()

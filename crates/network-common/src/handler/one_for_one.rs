@@ -206,13 +206,13 @@ impl OneForOneStreamManager {
 impl StreamState {
     /// Checks that the connection may read the stream.
     fn authorize(&self, client: &TransportClient, stream_id: i64) -> Result<(), BoxError> {
-        if let (Some(id), Some(app_id)) = (client.client_id(), self.options.app_id.as_deref()) {
-            if id != app_id {
-                return Err(format!(
+        if let (Some(id), Some(app_id)) = (client.client_id(), self.options.app_id.as_deref())
+            && id != app_id
+        {
+            return Err(format!(
                     "java.lang.SecurityException: Client {id} not authorized to read stream {stream_id} (app {app_id})."
                 )
                 .into());
-            }
         }
         if self.options.connection.is_some() && !self.options.is_of(client) {
             return Err(format!(

@@ -45,7 +45,7 @@ fn receive(
         while let Some(event) = decoder.next_event(&mut input).unwrap() {
             match event {
                 Event::BodyStart { .. } if stream => decoder.stream_body(),
-                Event::BodyStart { .. } => decoder.collect_body(length % 2 == 0),
+                Event::BodyStart { .. } => decoder.collect_body(length.is_multiple_of(2)),
                 Event::BodyPiece(piece) => body.extend_from_slice(&piece),
                 Event::BodyEnd => ended = true,
                 Event::Message(Message::ChunkFetchSuccess { body: whole, .. }) if !stream => {

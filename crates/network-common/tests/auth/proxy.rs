@@ -83,10 +83,11 @@ async fn forward(
     };
     let (mut buffer, mut offset) = (vec![0; width], 0);
     loop {
-        if let Fault::Gather(gathered, pause) = fault {
-            if gathered == direction && from.readable().await.is_ok() {
-                tokio::time::sleep(pause).await;
-            }
+        if let Fault::Gather(gathered, pause) = fault
+            && gathered == direction
+            && from.readable().await.is_ok()
+        {
+            tokio::time::sleep(pause).await;
         }
         let Ok(count @ 1..) = from.read(&mut buffer).await else { return };
         let bytes = &mut buffer[..count];

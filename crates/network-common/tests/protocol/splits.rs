@@ -69,10 +69,9 @@ fn connection() -> (Vec<u8>, Vec<Event>) {
         | Message::RpcResponse { body, .. }
         | Message::OneWayMessage { body }
         | Message::MergedBlockMetaSuccess { body, .. } = &message
+            && body.len() >= LARGE
         {
-            if body.len() >= LARGE {
-                events.push(start(&message, body.len()));
-            }
+            events.push(start(&message, body.len()));
         }
         events.push(Event::Message(message));
     }

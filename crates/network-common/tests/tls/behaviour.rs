@@ -223,7 +223,7 @@ async fn connect_with_version(protocol: &str) -> (Pair, Bytes, NamedTempFile) {
     let handler = Handler::new()
         .on_chunk(move |_, length| {
             let length = length as usize;
-            Ok(if length % 2 == 0 {
+            Ok(if length.is_multiple_of(2) {
                 memory.slice(..length).into()
             } else {
                 ManagedBuffer::file(&path, 0..length as u64)

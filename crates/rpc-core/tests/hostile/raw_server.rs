@@ -76,11 +76,11 @@ impl RpcHandler for Handler {
         let arrival = if message.route == 0 {
             let notice =
                 Notice::decode(&message.body[..]).expect("the environment writes valid notices");
-            if notice.hello.is_some() {
-                if let Some(hello) = self.greeting.lock().unwrap().clone() {
-                    let reply = Notice { hello: Some(hello), ..Notice::default() };
-                    client.send(reply.envelope()).unwrap();
-                }
+            if notice.hello.is_some()
+                && let Some(hello) = self.greeting.lock().unwrap().clone()
+            {
+                let reply = Notice { hello: Some(hello), ..Notice::default() };
+                client.send(reply.envelope()).unwrap();
             }
             Arrival::Notice(notice, client.clone())
         } else {

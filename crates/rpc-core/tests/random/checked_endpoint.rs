@@ -161,13 +161,13 @@ impl CallChecker {
         // Several threads of an isolated endpoint start messages in any order.
         if self.history.kind != EndpointKind::IsolatedConcurrent {
             let mut state = self.history.state.lock().unwrap();
-            if let Some(before) = state.last_numbers.insert(order.holder, order.number) {
-                if before >= order.number {
-                    self.report_violation(&format!(
-                        "message {} of holder {} arrives after {before}",
-                        order.number, order.holder
-                    ));
-                }
+            if let Some(before) = state.last_numbers.insert(order.holder, order.number)
+                && before >= order.number
+            {
+                self.report_violation(&format!(
+                    "message {} of holder {} arrives after {before}",
+                    order.number, order.holder
+                ));
             }
         }
     }

@@ -49,7 +49,7 @@ async fn forward(mut client: TcpStream, from: SocketAddr, target: String, close_
     tokio::select! {
         () = close_all.notified() => {
             // About half of the connections end with a reset.
-            if from.port() % 2 == 0 {
+            if from.port().is_multiple_of(2) {
                 let _ = (client.set_zero_linger(), server.set_zero_linger());
             }
         }
