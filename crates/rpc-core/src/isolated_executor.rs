@@ -5,24 +5,51 @@
 //! next task. And tasks that a handler spawns must outlive the endpoint. Timers, sockets and
 //! spawned tasks are those of the environment's runtime.
 
-use std::cell::Cell;
+use std::cell::RefCell;
 use std::future::Future;
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use async_task::{FallibleTask, Runnable};
 use tokio::runtime::Handle;
 
+use crate::panics::catch_panic;
 use crate::sync::{Mutex, enter, mpsc, thread, thread_local};
 
 thread_local! {
-    static CAN_BLOCK: Cell<bool> = const { Cell::new(false) };
+    /// The threads of the isolated endpoint to which this thread belongs.
+    static WORKERS: RefCell<Option<Arc<Workers>>> = const { RefCell::new(None) };
+}
+
+/// The threads of one isolated endpoint.
+struct Workers {
+    count: usize,
+    /// The number of threads that are blocked by their own endpoint.
+    blocked: AtomicUsize,
 }
 
 /// Returns whether this thread belongs to an isolated endpoint, so that it may be blocked.
 pub(crate) fn can_block() -> bool {
-    CAN_BLOCK.with(Cell::get)
+    WORKERS.with_borrow(Option::is_some)
+}
+
+/// Counts this thread as blocked by its own endpoint, until the returned value is dropped.
+///
+/// `None` if no thread of the endpoint would be left that could end the wait.
+pub(crate) fn block_on_own_endpoint() -> Option<BlockedWorker> {
+    let blocked = BlockedWorker(WORKERS.with_borrow(Clone::clone)?);
+    let before = blocked.0.blocked.fetch_add(1, Ordering::Relaxed);
+    (before + 1 < blocked.0.count).then_some(blocked)
+}
+
+/// A thread that is blocked by its own endpoint.
+pub(crate) struct BlockedWorker(Arc<Workers>);
+
+impl Drop for BlockedWorker {
+    fn drop(&mut self) {
+        self.0.blocked.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// A handle to the threads, which end with its last clone and the last task.
@@ -38,10 +65,12 @@ impl IsolatedExecutor {
     pub(crate) fn start(name: &str, count: usize, runtime: &Handle) -> io::Result<Self> {
         let (sender, receiver) = mpsc::channel();
         let receiver = Arc::new(Mutex::new(receiver));
+        let workers = Arc::new(Workers { count, blocked: AtomicUsize::new(0) });
         for _ in 0..count {
             let (receiver, runtime) = (Arc::clone(&receiver), runtime.clone());
+            let workers = Arc::clone(&workers);
             thread::Builder::new().name(name.to_owned()).spawn(move || {
-                CAN_BLOCK.with(|can_block| can_block.set(true));
+                WORKERS.set(Some(workers));
                 let _context = enter(&runtime);
                 run_worker(&receiver);
             })?;
@@ -73,8 +102,8 @@ fn run_worker(runnables: &Mutex<mpsc::Receiver<Runnable>>) {
         let next = runnables.lock().recv();
         let Ok(runnable) = next else { return };
         // `HandlerFuture` catches the panics of handlers. This one comes from a destructor.
-        if catch_unwind(AssertUnwindSafe(|| runnable.run())).is_err() {
-            tracing::error!("a task of an isolated endpoint panicked");
+        if let Err(panic) = catch_panic(|| runnable.run()) {
+            tracing::error!(panic, "a task of an isolated endpoint panicked");
         }
     }
 }

@@ -300,6 +300,7 @@ mod method;
 mod metrics;
 #[cfg(all(test, shuttle))]
 mod models;
+mod panics;
 mod peer;
 mod sync;
 mod timeout;

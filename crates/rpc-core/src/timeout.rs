@@ -28,13 +28,15 @@ use crate::error::{ErrorKind, RpcError};
 pub struct RpcTimeout {
     duration: Duration,
     setting: Option<Cow<'static, str>>,
+    /// The timeout that the caller chose, if a handler's request has an earlier deadline.
+    shortened_from: Option<Duration>,
 }
 
 impl RpcTimeout {
     /// Makes a timeout that `setting` controls.
     #[must_use]
     pub fn new(duration: Duration, setting: impl Into<Cow<'static, str>>) -> Self {
-        Self { duration, setting: Some(setting.into()) }
+        Self { duration, setting: Some(setting.into()), shortened_from: None }
     }
 
     /// Returns the length of the timeout.
@@ -49,11 +51,41 @@ impl RpcTimeout {
         self.setting.as_deref()
     }
 
+    /// Returns this timeout shortened to the `rest` of the deadline that a nested ask inherits.
+    pub(crate) fn inherit(&self, rest: Duration) -> Self {
+        let shortened_from = Some(self.duration);
+        Self { duration: rest, setting: self.setting.clone(), shortened_from }
+    }
+
     /// Makes the error of an ask to `peer` that this timeout ended. The text is Spark's.
     pub(crate) fn timeout_error(&self, peer: impl Display) -> RpcError {
-        let mut text = format!("Cannot receive any reply from {peer} in {:?}.", self.duration);
-        if let Some(setting) = &self.setting {
-            text.push_str(&format!(" This timeout is controlled by {setting}"));
+        let mut text = if self.duration.is_zero() {
+            format!("The ask to {peer} was not sent.")
+        } else {
+            format!("Cannot receive any reply from {peer} in {:?}.", self.duration)
+        };
+        let setting = self.setting.as_ref();
+        match self.shortened_from {
+            Some(own) => {
+                text.push_str(
+                    " It inherited the deadline of the request that the calling handler serves",
+                );
+                if self.duration.is_zero() {
+                    text.push_str(", which has passed");
+                }
+                text.push_str(&format!("; its own timeout is {own:?}"));
+                if let Some(setting) = setting {
+                    text.push_str(&format!(" ({setting})"));
+                }
+            }
+            None => {
+                if self.duration.is_zero() {
+                    text.push_str(" Its timeout is zero.");
+                }
+                if let Some(setting) = setting {
+                    text.push_str(&format!(" This timeout is controlled by {setting}"));
+                }
+            }
         }
         RpcError::new(ErrorKind::Timeout, text).with_peer(peer)
     }
@@ -61,6 +93,6 @@ impl RpcTimeout {
 
 impl From<Duration> for RpcTimeout {
     fn from(duration: Duration) -> Self {
-        Self { duration, setting: None }
+        Self { duration, setting: None, shortened_from: None }
     }
 }

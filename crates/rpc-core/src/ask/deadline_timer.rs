@@ -4,6 +4,10 @@
 //! before their deadline, so the cheap operations here are `add` and `cancel`. The task wakes up
 //! every [`TICK`], or earlier for an earlier deadline.
 //!
+//! If the process was suspended, deadlines pass while responses are in the sockets. The task then
+//! waits one more tick before it ends asks, so that the responses are read first. Only the task ends
+//! asks: an ask that is polled after its deadline is pending until then.
+//!
 //! The task also detects that the runtime has stopped, because the runtime then drops it.
 
 use std::sync::{Arc, Weak};
@@ -16,7 +20,7 @@ use tokio::time::Instant;
 
 use crate::sync::{Mutex, Notify};
 
-const TICK: Duration = Duration::from_millis(50);
+pub(super) const TICK: Duration = Duration::from_millis(50);
 
 /// The task ends after this many ticks without an entry, because another ask usually follows soon.
 const MAX_IDLE_TICKS: u32 = 40;
@@ -34,6 +38,8 @@ struct TimerState {
     entries: Slab<DeadlineEntry>,
     /// A lower bound of the deadlines whose entries have not been woken yet.
     earliest: Option<Instant>,
+    /// The asks with a deadline up to here have expired.
+    reached: Option<Instant>,
     /// `None` while there is no task.
     next_tick: Option<Instant>,
     idle_ticks: u32,
@@ -88,18 +94,23 @@ impl DeadlineTimer {
         Ok(key)
     }
 
-    /// Checks whether the deadline has passed; if not, replaces the waker of the entry.
+    /// Checks whether the entry has expired; if not, replaces its waker.
     pub(crate) fn poll(&self, key: usize, waker: &Waker) -> Poll<Expiry> {
         let mut state = self.state.lock();
         if state.is_runtime_stopped {
             return Poll::Ready(Expiry::RuntimeStopped);
         }
+        let reached = state.reached;
         let Some(entry) = state.entries.get_mut(key) else { return Poll::Pending };
-        // Read the clock under the lock: the task may have woken the previous waker just now.
-        if entry.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+        if entry.deadline.is_some_and(|deadline| reached.is_some_and(|now| deadline <= now)) {
             return Poll::Ready(Expiry::Elapsed);
         }
-        entry.waker.clone_from(waker);
+        if !entry.waker.will_wake(waker) {
+            let replaced = std::mem::replace(&mut entry.waker, waker.clone());
+            drop(state);
+            // Outside the lock, because the waker may own the last reference to a task.
+            drop(replaced);
+        }
         Poll::Pending
     }
 
@@ -109,10 +120,17 @@ impl DeadlineTimer {
         drop(removed);
     }
 
+    /// Returns whether the task runs more than a tick later than planned.
+    fn is_late(&self) -> bool {
+        let next_tick = self.state.lock().next_tick;
+        next_tick.is_some_and(|next_tick| Instant::now() > next_tick + TICK)
+    }
+
     /// Wakes the entries that are due. Returns the next tick, or `None` if the task is to end.
     fn wake_due(&self) -> Option<Instant> {
         let now = Instant::now();
         let mut state = self.state.lock();
+        state.reached = Some(now);
         let mut due = Vec::new();
         if state.entries.is_empty() {
             state.earliest = None;
@@ -163,7 +181,15 @@ impl Drop for TimerTask {
 }
 
 async fn run(mut task: TimerTask) {
+    let mut has_waited = false;
     while let Some(timer) = task.timer.upgrade() {
+        if !has_waited && timer.is_late() {
+            has_waited = true;
+            drop(timer);
+            tokio::time::sleep(TICK).await;
+            continue;
+        }
+        has_waited = false;
         let Some(next_tick) = timer.wake_due() else {
             task.has_ended = true;
             return;

@@ -3,11 +3,9 @@
 //! Asks read it to inherit the deadline of the request and to detect that a handler awaits its own
 //! endpoint. A dropped reply context reads it to wait for the result of its handler.
 
-use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::num::NonZero;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -16,8 +14,9 @@ use std::task::{Context, Poll};
 use tokio::time::Instant;
 use tracing::Span;
 
-use crate::error::{ErrorKind, RpcError, no_reply_error};
+use crate::error::{ErrorKind, RpcError};
 use crate::message_metadata::{AskId, MessageMetadata};
+use crate::panics::catch_panic;
 use crate::sync::thread_local;
 use crate::trace::TraceSpan;
 
@@ -29,20 +28,39 @@ pub(crate) struct ActorId(NonZero<usize>);
 #[derive(Clone, Copy)]
 pub(crate) struct HandlerId {
     pub(crate) env: ActorId,
-    /// `None` for a concurrent endpoint, whose handlers can await each other.
-    pub(crate) endpoint: Option<ActorId>,
+    pub(crate) endpoint: ActorId,
+    /// Is true if no other handler of the endpoint runs before this one has ended.
+    pub(crate) is_exclusive: bool,
 }
+
+/// Identifies one running handler of a message among all that exist at the same time.
+pub(crate) type HandlerKey = usize;
 
 impl ActorId {
     pub(crate) fn of<T: ?Sized>(state: &Arc<T>) -> Self {
         Self(NonNull::from(&**state).cast::<()>().addr())
     }
 
-    /// Returns whether this thread runs a handler of this endpoint or environment.
-    pub(crate) fn is_current(self) -> bool {
-        read_current(|scope| scope.handler)
-            .is_some_and(|HandlerId { env, endpoint }| env == self || endpoint == Some(self))
+    /// Returns whether this thread runs a handler of this environment.
+    pub(crate) fn is_current_env(self) -> bool {
+        read_current(|scope| scope.handler).is_some_and(|handler| handler.env == self)
     }
+
+    /// Returns whether this thread runs a handler of this endpoint.
+    pub(crate) fn is_current_endpoint(self) -> bool {
+        read_current(|scope| scope.handler).is_some_and(|handler| handler.endpoint == self)
+    }
+
+    /// Returns whether this endpoint handles no message before the current handler has ended.
+    pub(crate) fn is_blocked_by_current(self) -> bool {
+        read_current(|scope| scope.handler)
+            .is_some_and(|handler| handler.endpoint == self && handler.is_exclusive)
+    }
+}
+
+/// Returns the key of the current handler, if that handles a message.
+pub(crate) fn current_message_handler() -> Option<HandlerKey> {
+    read_current(|scope| Some(scope.message).filter(|key| *key != 0))
 }
 
 /// Returns the deadline of the request that this thread handles.
@@ -50,8 +68,8 @@ pub(crate) fn current_deadline() -> Option<Instant> {
     read_current(|scope| scope.deadline)
 }
 
-/// Fails the caller of a request.
-type FailCaller = Box<dyn FnOnce(RpcError) + Send>;
+/// Fails the caller of a request: with the error of the handler, or because there was no reply.
+type FailCaller = Box<dyn FnOnce(Option<RpcError>) + Send>;
 
 #[derive(Clone, Copy)]
 struct HandlerScope {
@@ -59,10 +77,12 @@ struct HandlerScope {
     /// 0 for a one-way message or an event.
     ask: AskId,
     deadline: Option<Instant>,
+    /// 0 for other handlers than `receive`.
+    message: HandlerKey,
 }
 
 impl HandlerScope {
-    const NONE: Self = Self { handler: None, ask: 0, deadline: None };
+    const NONE: Self = Self { handler: None, ask: 0, deadline: None, message: 0 };
 }
 
 thread_local! {
@@ -101,6 +121,13 @@ fn run_in_scope<T>(scope: HandlerScope, action: impl FnOnce() -> T) -> (T, Optio
     (result, DEFERRED_FAILURE.with(|deferred| deferred.replace(outer.1)))
 }
 
+/// The error or the panic of a handler.
+pub(crate) struct HandlerFailure {
+    pub(crate) error: RpcError,
+    /// Is true if the caller of the request receives the error that the handler returned.
+    pub(crate) is_reported: bool,
+}
+
 /// Runs one handler in its scope, and turns a panic into an error.
 ///
 /// If the handler dropped the context of its request without a reply, the caller receives the
@@ -114,7 +141,7 @@ pub(crate) struct HandlerFuture<'a, F> {
 
 impl<'a, F> HandlerFuture<'a, F> {
     pub(crate) fn new(id: HandlerId, handler: Pin<&'a mut F>) -> Self {
-        let scope = HandlerScope { handler: Some(id), ask: 0, deadline: None };
+        let scope = HandlerScope { handler: Some(id), ..HandlerScope::NONE };
         Self { handler, scope, span: None, deferred_failure: None }
     }
 
@@ -125,30 +152,55 @@ impl<'a, F> HandlerFuture<'a, F> {
         handler: Pin<&'a mut F>,
     ) -> Self {
         let (ask, deadline) = (metadata.ask_id(), metadata.deadline());
-        let scope = HandlerScope { handler: Some(id), ask, deadline };
+        let message = (&raw const *handler).addr();
+        let scope = HandlerScope { handler: Some(id), ask, deadline, message };
         Self { handler, scope, span: metadata.span.take(), deferred_failure: None }
     }
 }
 
 impl<F: Future<Output = Result<(), RpcError>>> Future for HandlerFuture<'_, F> {
-    type Output = Result<(), RpcError>;
+    type Output = Result<(), HandlerFailure>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let Self { handler, scope, span, deferred_failure } = &mut *self;
         let _entered = span.as_deref().map(Span::enter);
-        let poll = || catch_unwind(AssertUnwindSafe(|| handler.as_mut().poll(cx)));
+        let poll = || catch_panic(|| handler.as_mut().poll(cx));
         let (polled, deferred) = run_in_scope(*scope, poll);
         if deferred.is_some() {
             *deferred_failure = deferred;
         }
         let outcome = match polled {
-            Ok(polled) => std::task::ready!(polled),
-            Err(payload) => Err(panic_error(&*payload)),
+            Ok(Poll::Pending) => return Poll::Pending,
+            Ok(Poll::Ready(outcome)) => {
+                outcome.map_err(|error| HandlerFailure { error, is_reported: false })
+            }
+            Err(text) => Err(HandlerFailure { error: panic_error(&text), is_reported: false }),
         };
-        if let Some(fail) = deferred_failure.take() {
-            fail(outcome.as_ref().err().cloned().unwrap_or_else(no_reply_error));
+        match deferred_failure.take() {
+            None => Poll::Ready(outcome),
+            Some(fail) => Poll::Ready(fail_caller(fail, outcome)),
         }
-        Poll::Ready(outcome)
+    }
+}
+
+/// Fails the caller of a request whose handler dropped the context without a reply.
+#[cold]
+fn fail_caller(
+    fail: FailCaller,
+    mut outcome: Result<(), HandlerFailure>,
+) -> Result<(), HandlerFailure> {
+    if let Err(failure) = &mut outcome {
+        failure.is_reported = failure.error.kind() != ErrorKind::Panic;
+    }
+    let error = outcome.as_ref().err().map(|failure| failure.error.clone());
+    fail_or_log(fail, error);
+    outcome
+}
+
+/// Fails the caller of a request. The texts of the error may come from code of the application.
+fn fail_or_log(fail: FailCaller, error: Option<RpcError>) {
+    if let Err(panic) = catch_panic(|| fail(error)) {
+        tracing::error!(panic, "encoding the failure of a request panicked");
     }
 }
 
@@ -159,15 +211,13 @@ pub(crate) fn decode_request<M>(
     ask: AskId,
     decode: impl FnOnce() -> Result<M, RpcError>,
 ) -> Result<M, RpcError> {
-    let scope = HandlerScope { handler: None, ask, deadline: None };
-    let (decoded, deferred) = run_in_scope(scope, || catch_unwind(AssertUnwindSafe(decode)));
-    let decoded = decoded.unwrap_or_else(|payload| {
-        let text = format!("RpcMessage::decode panicked: {}", panic_text(&*payload));
-        drop_payload(payload);
-        Err(RpcError::new(ErrorKind::Panic, text))
+    let scope = HandlerScope { ask, ..HandlerScope::NONE };
+    let (decoded, deferred) = run_in_scope(scope, || catch_panic(decode));
+    let decoded = decoded.unwrap_or_else(|panic| {
+        Err(RpcError::new(ErrorKind::Panic, format!("RpcMessage::decode panicked: {panic}")))
     });
     if let Some(fail) = deferred {
-        fail(decoded.as_ref().err().cloned().unwrap_or_else(no_reply_error));
+        fail_or_log(fail, decoded.as_ref().err().cloned());
     }
     decoded
 }
@@ -175,32 +225,20 @@ pub(crate) fn decode_request<M>(
 /// Drops a message that no endpoint will handle. If it is the ask `ask`, its caller receives
 /// `error`.
 pub(crate) fn reject_message<M>(ask: AskId, message: M, error: &RpcError) {
-    let scope = HandlerScope { handler: None, ask, deadline: None };
-    let drop_message = || catch_unwind(AssertUnwindSafe(|| drop(message)));
-    let (dropped, deferred) = run_in_scope(scope, drop_message);
+    let scope = HandlerScope { ask, ..HandlerScope::NONE };
+    let (dropped, deferred) = run_in_scope(scope, || catch_panic(|| drop(message)));
     if let Some(fail) = deferred {
-        fail(error.clone());
+        fail_or_log(fail, Some(error.clone()));
     }
-    if let Err(payload) = dropped {
+    if let Err(panic) = dropped {
         tracing::error!(
             message_type = std::any::type_name::<M>(),
+            panic,
             "the destructor of a rejected message panicked"
         );
-        drop_payload(payload);
     }
 }
 
-/// Drops the payload of a panic, whose destructor may panic, too.
-fn drop_payload(payload: Box<dyn Any + Send>) {
-    let _ = catch_unwind(AssertUnwindSafe(|| drop(payload)));
-}
-
-fn panic_error(payload: &(dyn Any + Send)) -> RpcError {
-    let text = format!("the endpoint's handler panicked: {}", panic_text(payload));
-    RpcError::new(ErrorKind::Panic, text)
-}
-
-fn panic_text(payload: &(dyn Any + Send)) -> &str {
-    let text = payload.downcast_ref::<&str>().copied();
-    text.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("(no text)")
+fn panic_error(text: &str) -> RpcError {
+    RpcError::new(ErrorKind::Panic, format!("the endpoint's handler panicked: {text}"))
 }

@@ -5,12 +5,13 @@ mod deadline_timer;
 mod handler_scope;
 mod reply_slot;
 mod resources;
+mod wait;
 
 pub use abort::AbortHandle;
 pub(crate) use deadline_timer::{DeadlineTimer, Expiry};
 pub(crate) use handler_scope::{
-    ActorId, HandlerFuture, HandlerId, current_deadline, decode_request, defer_failure,
-    reject_message,
+    ActorId, HandlerFailure, HandlerFuture, HandlerId, HandlerKey, current_deadline,
+    current_message_handler, decode_request, defer_failure, reject_message,
 };
 pub(crate) use reply_slot::ReplySlot;
 pub(crate) use resources::{AskResources, EndpointInfo};
@@ -100,18 +101,18 @@ impl<T> Future for AskFuture<T> {
             AskState::Done => panic!("AskFuture polled after completion"),
         };
         let outcome = match polled {
-            // The peer has the same deadline, and its timeout may arrive first.
+            // The callee has the same deadline, and its timeout may arrive first.
             Poll::Ready(Err(error))
-                if error.is_remote() && error.is_timeout() && this.is_past_deadline() =>
+                if error.kind() == ErrorKind::Timeout && this.is_past_deadline() =>
             {
-                Err(this.timeout().timeout_error(this.info.peer()).with_source(error))
+                Err(this.timeout_error().with_source(error))
             }
             Poll::Ready(outcome) => outcome,
-            Poll::Pending if ActorId::of(&this.info).is_current() => {
+            Poll::Pending if ActorId::of(&this.info).is_blocked_by_current() => {
                 Err(deadlock_error(&this.info.address))
             }
             Poll::Pending => Err(match std::task::ready!(this.poll_deadline(cx)) {
-                Expiry::Elapsed => this.timeout().timeout_error(this.info.peer()),
+                Expiry::Elapsed => this.timeout_error(),
                 Expiry::RuntimeStopped => runtime_stopped_error(&this.info.address),
             }),
         };
@@ -154,6 +155,10 @@ impl<T> AskFuture<T> {
         self.timeout.as_deref().unwrap_or(&self.info.asks.conf.timeout)
     }
 
+    fn timeout_error(&self) -> RpcError {
+        self.timeout().timeout_error(self.info.peer())
+    }
+
     fn is_past_deadline(&self) -> bool {
         self.deadline.is_some_and(|deadline| deadline <= Instant::now())
     }
@@ -174,28 +179,25 @@ impl<T> AskFuture<T> {
 
     /// Releases everything that a pending ask holds.
     fn finish(&mut self) {
-        match &self.state {
-            AskState::Local { slot, has_result } => {
-                if !has_result {
-                    slot.cancel();
-                }
-                self.info.release_ask();
-            }
-            AskState::Remote { .. } => self.info.release_ask(),
-            AskState::Failed(_) => {}
-            AskState::Done => return,
-        }
-        self.state = AskState::Done;
+        let state = std::mem::replace(&mut self.state, AskState::Done);
         if let Some(key) = self.deadline_key.take() {
             self.info.asks.timer.cancel(key);
+        }
+        if matches!(state, AskState::Local { .. } | AskState::Remote { .. }) {
+            self.info.release_ask();
+        }
+        // At the end, because the destructor of an unread reply may panic.
+        if let AskState::Local { slot, has_result: false } = &state {
+            slot.cancel();
         }
     }
 }
 
-fn deadlock_error(endpoint: &RpcEndpointAddress) -> RpcError {
+pub(crate) fn deadlock_error(endpoint: &RpcEndpointAddress) -> RpcError {
     let text = format!(
-        "deadlock: a handler of {endpoint} awaits an ask to its own endpoint, which handles one \
-         message at a time: await the ask in a spawned task, or implement RpcEndpoint"
+        "deadlock: a handler of {endpoint} awaits an ask to its own endpoint, which handles no \
+         other message meanwhile: await the ask in a spawned task, or in `receive` of an \
+         RpcEndpoint"
     );
     RpcError::new(ErrorKind::Deadlock, text).with_peer(endpoint)
 }

@@ -73,9 +73,11 @@ impl<T> ReplySlot<T> {
     pub(crate) fn poll(&self, cx: &Context<'_>) -> Poll<Result<T, RpcError>> {
         let mut state = self.state.lock();
         if let ReplyState::Pending { caller, .. } = &mut *state {
-            match caller {
-                Some(waker) => waker.clone_from(cx.waker()),
-                None => *caller = Some(cx.waker().clone()),
+            if !caller.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+                let replaced = caller.replace(cx.waker().clone());
+                drop(state);
+                // Outside the lock, because the waker may own the last reference to a task.
+                drop(replaced);
             }
             return Poll::Pending;
         }

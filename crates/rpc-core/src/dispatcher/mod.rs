@@ -6,7 +6,7 @@ mod stop;
 mod verifier;
 
 use std::any::Any;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use async_task::FallibleTask;
 use foldhash::HashMap;
@@ -18,6 +18,7 @@ use tokio_util::task::TaskTracker;
 pub(crate) use verifier::EndpointVerifier;
 
 use crate::address::RpcEndpointAddress;
+use crate::ask::ActorId;
 use crate::endpoint::{EndpointContext, EndpointOptions, RpcEndpointRef, RpcMessage};
 use crate::error::{ErrorKind, RpcError};
 use crate::inbox::{ConnectionEvent, ErasedInbox, Inbox, StopCause};
@@ -48,9 +49,17 @@ struct DispatcherState {
 #[derive(Clone)]
 struct Registration {
     inbox: Arc<dyn ErasedInbox>,
-    task: AbortHandle,
+    /// The task of the loop. Unset until it is spawned, which is after the registration.
+    task: Arc<OnceLock<AbortHandle>>,
     /// Is true if the endpoint receives connection events.
     with_events: bool,
+}
+
+impl Registration {
+    /// Returns whether the loop has ended.
+    fn has_ended(&self) -> bool {
+        self.task.get().is_some_and(AbortHandle::is_finished)
+    }
 }
 
 /// Returns the error of an environment that has been shut down (Spark's `RpcEnvStoppedException`).
@@ -68,7 +77,7 @@ impl Dispatcher {
     /// # Errors
     ///
     /// [`ErrorKind::EndpointExists`] if the name is in use, [`ErrorKind::Stopped`] after
-    /// [`begin_stop`](Self::begin_stop), [`ErrorKind::Config`] if the threads of an isolated
+    /// [`begin_stop`](Self::begin_stop) or the end of the runtime, [`ErrorKind::Config`] if the threads of an isolated
     /// endpoint cannot be started.
     pub(crate) fn register<K, E: IntoEndpoint<K>>(
         &self,
@@ -79,7 +88,8 @@ impl Dispatcher {
     ) -> Result<RpcEndpointRef<E::Message>, RpcError> {
         let executor = self.start_executor(inbox.address(), options.isolated, E::IS_SERIAL)?;
         let endpoint_ref = inbox.make_ref();
-        {
+        let task = Arc::new(OnceLock::new());
+        let token = {
             let mut state = self.state.write();
             if state.is_stopped {
                 return Err(RpcError::new(ErrorKind::Stopped, "RpcEnv has been stopped"));
@@ -89,20 +99,30 @@ impl Dispatcher {
                 let text = format!("There is already an RpcEndpoint called {name}");
                 return Err(RpcError::new(ErrorKind::EndpointExists, text));
             }
-            // Under the lock, so that a stop that follows also waits for this loop.
-            let cx = EndpointContext::new(endpoint_ref.clone(), env);
-            let context = LoopContext::new(Arc::clone(&inbox), cx, executor.clone());
-            let endpoint_loop = endpoint.run(context);
-            let task = match executor {
-                None => self.loops.spawn_on(endpoint_loop, &self.runtime),
-                Some(executor) => {
-                    let guard = FailOnDrop(Arc::clone(&inbox));
-                    let isolated = guard.wait_for(executor.spawn(endpoint_loop));
-                    self.loops.spawn_on(isolated, &self.runtime)
-                }
-            };
-            let (task, with_events) = (task.abort_handle(), options.connection_events);
+            let (inbox, task) = (Arc::clone(&inbox) as _, Arc::clone(&task));
+            let with_events = options.connection_events;
             state.endpoints.insert(name, Registration { inbox, task, with_events });
+            // Under the lock, so that a stop that follows also waits for this loop.
+            self.loops.token()
+        };
+        // Without the lock: a runtime that has shut down drops the endpoint at once.
+        let cx = EndpointContext::new(endpoint_ref.clone(), env);
+        let context = LoopContext::new(Arc::clone(&inbox), cx, executor.clone());
+        let endpoint_loop = endpoint.run(context);
+        let spawned = match executor {
+            None => self.loops.spawn_on(endpoint_loop, &self.runtime),
+            Some(executor) => {
+                let guard = FailOnDrop(Arc::clone(&inbox));
+                let isolated = guard.wait_for(executor.spawn(endpoint_loop));
+                self.loops.spawn_on(isolated, &self.runtime)
+            }
+        };
+        let _ = task.set(spawned.abort_handle());
+        drop(token);
+        if inbox.is_abandoned() {
+            self.unregister(inbox.address().name(), inbox.id());
+            let text = "RpcEnv already stopped: its tokio runtime has shut down";
+            return Err(RpcError::new(ErrorKind::Stopped, text));
         }
         Ok(endpoint_ref)
     }
@@ -133,16 +153,22 @@ impl Dispatcher {
         }
     }
 
-    /// Removes the endpoint `name`, if there is one. It stops after its queued messages.
+    /// Removes the endpoint `id`, if it is registered under `name`. It stops after its queued
+    /// messages.
     ///
     /// Another endpoint may be registered under the name at once.
-    pub(crate) fn unregister(&self, name: &str) {
-        let removed = {
+    pub(crate) fn unregister(&self, name: &str, id: ActorId) {
+        let (removed, _ended) = {
             let mut state = self.state.write();
-            state.stopping.retain(|entry| !entry.task.is_finished());
-            let removed = state.endpoints.remove(name);
+            let (ended, stopping) =
+                std::mem::take(&mut state.stopping).into_iter().partition(Registration::has_ended);
+            state.stopping = stopping;
+            let is_registered =
+                state.endpoints.get(name).is_some_and(|entry| entry.inbox.id() == id);
+            let removed = if is_registered { state.endpoints.remove(name) } else { None };
             state.stopping.extend(removed.clone());
-            removed
+            let ended: Vec<Registration> = ended;
+            (removed, ended)
         };
         if let Some(entry) = removed {
             entry.inbox.stop(StopCause::Endpoint);
@@ -199,12 +225,15 @@ impl Dispatcher {
 
     /// Posts a connection event to all endpoints that receive such events.
     pub(crate) fn post_to_all(&self, event: &ConnectionEvent) {
-        let state = self.state.read();
-        // A shutdown closes all connections, which endpoints need no events of.
-        if !state.is_stopped {
+        // Posted without the lock, because it wakes the loops.
+        let inboxes: Vec<_> = {
+            let state = self.state.read();
             let with_events = state.endpoints.values().filter(|entry| entry.with_events);
-            with_events.for_each(|entry| entry.inbox.post_event(event.clone()));
-        }
+            // A shutdown closes all connections, which endpoints need no events of.
+            let with_events = with_events.filter(|_| !state.is_stopped);
+            with_events.map(|entry| Arc::clone(&entry.inbox)).collect()
+        };
+        inboxes.iter().for_each(|inbox| inbox.post_event(event.clone()));
     }
 
     fn get(&self, name: &str) -> Result<Option<Arc<dyn ErasedInbox>>, RpcError> {

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use tokio::task::AbortHandle;
+
 use super::{Dispatcher, Registration};
 use crate::inbox::{StopCause, StopCounts};
 use crate::metrics::EndpointReport;
@@ -37,11 +39,12 @@ impl Dispatcher {
         let StoppingEndpoints { entries, counts_before } = stopping;
         self.loops.close();
         if tokio::time::timeout(timeout, self.loops.wait()).await.is_err() {
-            entries.iter().for_each(|entry| entry.task.abort());
+            entries.iter().filter_map(|entry| entry.task.get()).for_each(AbortHandle::abort);
             // A loop whose thread is blocked cannot be aborted.
             let _ = tokio::time::timeout(ABORT_TIMEOUT, self.loops.wait()).await;
         }
-        self.state.write().endpoints.clear();
+        let registered = std::mem::take(&mut self.state.write().endpoints);
+        drop(registered);
         let mut reports: Vec<_> = entries
             .iter()
             .zip(counts_before)

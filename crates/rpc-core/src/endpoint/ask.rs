@@ -60,8 +60,8 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
     ///   its response cannot be delivered.
     /// * [`ErrorKind::Limit`]: a queue is full, or the endpoint or the environment has too many
     ///   pending asks (`spark.rpc.ask.maxPendingPerEndpoint`, `spark.rpc.ask.maxPending`).
-    /// * [`ErrorKind::Deadlock`]: a handler of a [`ThreadSafeRpcEndpoint`] awaits an ask to its own
-    ///   endpoint.
+    /// * [`ErrorKind::Deadlock`]: a handler of a [`ThreadSafeRpcEndpoint`], or `on_start` of any
+    ///   endpoint, awaits an ask to its own endpoint.
     ///
     /// [`RpcError::is_retryable`] returns whether the same request may be sent again.
     ///
@@ -131,8 +131,8 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
         let now = Instant::now();
         let inherited = current_deadline().map(|deadline| deadline.saturating_duration_since(now));
         let timeout = match inherited {
-            Some(inherited) if inherited < timeout.as_ref().unwrap_or(default).duration() => {
-                Some(inherited.into())
+            Some(rest) if rest < timeout.as_ref().unwrap_or(default).duration() => {
+                Some(timeout.as_ref().unwrap_or(default).inherit(rest))
             }
             _ => timeout,
         };
@@ -173,6 +173,8 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
             }
             RefTarget::Remote(route) => {
                 let message = self.encode(&request, true)?;
+                // Before the ask is sent, because the destructor of the request may panic.
+                drop(request);
                 let reply = route.ask(message, timeout, deadline)?;
                 AskState::Remote { reply, decode: R::decode_reply }
             }

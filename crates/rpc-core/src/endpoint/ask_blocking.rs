@@ -2,9 +2,10 @@
 
 use tokio::runtime::Handle;
 
+use crate::ask::{ActorId, deadlock_error};
 use crate::endpoint::{RpcEndpointRef, RpcMessage, RpcRequest};
 use crate::error::{ErrorKind, RpcError};
-use crate::isolated_executor::can_block;
+use crate::isolated_executor::{block_on_own_endpoint, can_block};
 use crate::timeout::RpcTimeout;
 
 impl<M: RpcMessage> RpcEndpointRef<M> {
@@ -26,8 +27,10 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
     ///
     /// # Errors
     ///
-    /// Those of [`ask`](Self::ask). [`ErrorKind::Deadlock`] on a thread of a tokio runtime; the
-    /// request was not sent then.
+    /// Those of [`ask`](Self::ask). [`ErrorKind::Deadlock`] on a thread of a tokio runtime, and on
+    /// the last thread of an isolated endpoint that does not wait for that endpoint already; the
+    /// request was not sent then. The timeout also holds if no thread drives the runtime of the
+    /// environment.
     pub fn ask_sync<R: RpcRequest<M>>(&self, request: R) -> Result<R::Reply, RpcError> {
         self.ask_sync_with_timeout(request, self.info.asks.conf.timeout.clone())
     }
@@ -50,6 +53,13 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
             );
             return Err(RpcError::new(ErrorKind::Deadlock, text).with_peer(self.address()));
         }
-        self.info.asks.timer.runtime.block_on(self.ask_with_timeout(request, timeout))
+        let blocked = if ActorId::of(&self.info).is_current_endpoint() {
+            Some(block_on_own_endpoint().ok_or_else(|| deadlock_error(self.address()))?)
+        } else {
+            None
+        };
+        let result = self.ask_with_timeout(request, timeout).wait();
+        drop(blocked);
+        result
     }
 }

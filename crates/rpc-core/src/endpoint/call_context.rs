@@ -3,14 +3,16 @@
 use std::fmt;
 use std::future::poll_fn;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::runtime::Handle;
 use tokio::time::Instant;
 
 use crate::address::RpcAddress;
 use crate::ask::{ReplySlot, defer_failure};
-use crate::error::{RpcError, no_reply_error};
+use crate::error::{ErrorKind, RpcError, no_reply_error};
 use crate::message_metadata::{LocalCaller as _, ask_id};
 use crate::peer::RemoteAsk;
 use crate::wire;
@@ -22,9 +24,9 @@ use crate::wire;
 /// Outside of the handler, [`send_failure`](Self::send_failure) fails it.
 ///
 /// A context may be kept, or moved to another task. If it is dropped without a reply, the request
-/// fails with [`ErrorKind::NoReply`](crate::ErrorKind::NoReply): at the end of the handler if that
-/// still runs and returns `Ok`, otherwise at once. The context of a one-way message discards
-/// replies. The counterpart in Spark is `RpcCallContext`.
+/// fails with [`ErrorKind::NoReply`], or with [`ErrorKind::Timeout`] if the request [is
+/// cancelled](Self::is_cancelled) by then: at the end of the handler if that still runs and returns
+/// `Ok`, otherwise at once. The context of a one-way message discards replies. The counterpart in Spark is `RpcCallContext`.
 ///
 /// ```
 /// # use rpc_core::{EndpointContext, RpcError, ThreadSafeRpcEndpoint};
@@ -91,7 +93,7 @@ impl<T: Send + 'static> RpcCallContext<T> {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Limit`](crate::ErrorKind::Limit) if the encoded reply is larger than
+    /// [`ErrorKind::Limit`] if the encoded reply is larger than
     /// `spark.rpc.message.maxSize`. The caller receives this error, too.
     pub fn reply(mut self, value: T) -> Result<(), RpcError> {
         match std::mem::replace(&mut self.caller, Caller::None) {
@@ -126,12 +128,15 @@ impl<T: Send + 'static> RpcCallContext<T> {
     /// `None` for a one-way message, and for an ask without a deadline.
     #[must_use]
     pub fn remaining(&self) -> Option<Duration> {
-        let deadline = match &self.caller {
+        self.deadline().map(|deadline| deadline.saturating_duration_since(Instant::now()))
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        match &self.caller {
             Caller::None => None,
             Caller::Local(slot) => slot.deadline(),
             Caller::Remote(ask, _) => ask.key.deadline,
-        };
-        deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()))
+        }
     }
 
     /// Returns whether the caller no longer waits for the reply.
@@ -142,7 +147,7 @@ impl<T: Send + 'static> RpcCallContext<T> {
     pub fn is_cancelled(&self) -> bool {
         match &self.caller {
             Caller::None => false,
-            Caller::Local(slot) => !slot.is_pending(),
+            Caller::Local(slot) => !slot.is_pending() || self.remaining() == Some(Duration::ZERO),
             Caller::Remote(ask, _) => !ask.key.is_pending(&ask.connection),
         }
     }
@@ -167,14 +172,26 @@ impl<T: Send + 'static> RpcCallContext<T> {
     ///
     /// This function is cancel safe.
     pub async fn cancelled(&self) {
-        match &self.caller {
-            Caller::None => std::future::pending().await,
-            Caller::Local(slot) => poll_fn(|cx| slot.poll_cancelled(cx)).await,
-            Caller::Remote(ask, _) => match ask.key.deadline {
-                Some(deadline) => drop(tokio::time::timeout_at(deadline, ask.cancelled()).await),
-                None => ask.cancelled().await,
-            },
+        let cancelled = poll_fn(|cx| match &self.caller {
+            Caller::None => Poll::Pending,
+            Caller::Local(slot) => slot.poll_cancelled(cx),
+            Caller::Remote(ask, _) => ask.poll_cancelled(cx),
+        });
+        // Outside of a runtime there is no timer. The caller then cancels at its own deadline.
+        match self.deadline().filter(|_| Handle::try_current().is_ok()) {
+            Some(deadline) => drop(tokio::time::timeout_at(deadline, cancelled).await),
+            None => cancelled.await,
         }
+    }
+
+    /// Returns the error of a request whose context is dropped without a reply.
+    fn unanswered_error(&self) -> RpcError {
+        if self.is_cancelled() {
+            let text = "the deadline of the ask passed, or its caller cancelled it, before the \
+                        endpoint replied";
+            return RpcError::new(ErrorKind::Timeout, text);
+        }
+        no_reply_error()
     }
 
     /// Returns the address of the sender's environment.
@@ -201,8 +218,12 @@ impl<T: Send + 'static> Drop for RpcCallContext<T> {
         // A new context, so that the caller also fails if the handler is dropped with its runtime.
         let caller = std::mem::replace(&mut self.caller, Caller::None);
         let context = Self { caller, sender: None };
-        if let Some(fail) = defer_failure(id, Box::new(move |error| context.send_failure(error))) {
-            fail(no_reply_error());
+        let fail = move |error: Option<RpcError>| {
+            let error = error.unwrap_or_else(|| context.unanswered_error());
+            context.send_failure(error);
+        };
+        if let Some(fail) = defer_failure(id, Box::new(fail)) {
+            fail(None);
         }
     }
 }

@@ -199,7 +199,9 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
     ///
     /// # Errors
     ///
-    /// Those of [`send`](Self::send), except that a full queue is not an error.
+    /// Those of [`send`](Self::send), except that a full queue is not an error. Inside a handler,
+    /// [`ErrorKind::Deadlock`] if the inbox of its own endpoint is full and cannot have capacity
+    /// before this handler ends.
     ///
     /// # Cancel safety
     ///
@@ -220,11 +222,15 @@ impl<M: RpcMessage> RpcEndpointRef<M> {
                 }
                 sent => return sent,
             };
+            request = rejected.into_message();
             match &self.target {
-                RefTarget::Local(inbox) => inbox.wait_for_capacity().await,
+                RefTarget::Local(inbox) => {
+                    if let Err(error) = inbox.wait_for_capacity().await {
+                        return Err(SendError::new(request, error));
+                    }
+                }
                 RefTarget::Remote(route) => route.wait_for_capacity().await,
             }
-            request = rejected.into_message();
         }
     }
 

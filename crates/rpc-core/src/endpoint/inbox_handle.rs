@@ -11,8 +11,8 @@ use crate::message_metadata::MessageMetadata;
 pub(crate) trait InboxHandle<M>: Send + Sync {
     /// Appends the message that `build` makes.
     ///
-    /// `build` runs under the inbox's lock, and only if the inbox accepts the message. The caller
-    /// therefore still owns a rejected request.
+    /// `build` runs without a lock, and only if the inbox accepts the message. The caller therefore
+    /// still owns a rejected request.
     fn post(
         &self,
         metadata: MessageMetadata,
@@ -20,7 +20,12 @@ pub(crate) trait InboxHandle<M>: Send + Sync {
     ) -> Result<(), RpcError>;
 
     /// Completes when the inbox may have capacity again, or is closed.
-    fn wait_for_capacity(&self) -> BoxFuture<'_, ()>;
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Deadlock`](crate::ErrorKind::Deadlock) if the handler that this thread runs
+    /// waits for its own endpoint.
+    fn wait_for_capacity(&self) -> BoxFuture<'_, Result<(), RpcError>>;
 }
 
 /// Accepts messages of a part `N` of the message type `M`, for `RpcEndpointRef::narrow`.
@@ -35,7 +40,7 @@ impl<N, M: From<N>> InboxHandle<N> for Narrowed<M> {
         self.0.post(metadata, &mut || build().map(M::from))
     }
 
-    fn wait_for_capacity(&self) -> BoxFuture<'_, ()> {
+    fn wait_for_capacity(&self) -> BoxFuture<'_, Result<(), RpcError>> {
         self.0.wait_for_capacity()
     }
 }

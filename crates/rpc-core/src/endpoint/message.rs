@@ -72,8 +72,6 @@ pub trait RpcRequest<M: RpcMessage>: Sized + Send + 'static {
     const ONE_WAY: bool = false;
 
     /// Makes the message of the request and its reply context.
-    ///
-    /// Runs under the lock of the inbox, so it must be short.
     #[must_use]
     fn into_message(self, context: RpcCallContext<Self::Reply>) -> M;
 

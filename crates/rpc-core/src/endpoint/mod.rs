@@ -62,13 +62,13 @@ macro_rules! hooks {
         /// Receives the errors and panics of all other handlers.
         ///
         /// If `receive` failed before it replied, the caller has received the error, too. The
-        /// default returns `error`, so that every failed request is logged at level ERROR. To
-        /// disable that, implement this function and return `Ok(())`. The counterpart in Spark is
-        /// `RpcEndpoint.onError`.
+        /// default returns `error`, so that every failure is logged. To disable that, implement
+        /// this function and return `Ok(())`. The counterpart in Spark is `RpcEndpoint.onError`.
         ///
         /// # Errors
         ///
-        /// An error is logged at level ERROR.
+        /// An error is logged: at level DEBUG if the caller of an ask has received the failure of
+        /// its handler, and at level ERROR for panics, one-way messages and all other handlers.
         fn on_error(
             self: $self,
             error: RpcError,
@@ -158,8 +158,8 @@ macro_rules! hooks {
 /// that, move the [context](RpcCallContext) to a spawned task and return, or implement
 /// [`RpcEndpoint`]. The counterpart in Spark is `ThreadSafeRpcEndpoint`.
 ///
-/// A handler that awaits an ask to its own endpoint fails at once with
-/// [`ErrorKind::Deadlock`](crate::ErrorKind::Deadlock). A cycle of several endpoints that await
+/// A handler that awaits an ask to its own endpoint, or capacity of its own full inbox, fails at
+/// once with [`ErrorKind::Deadlock`](crate::ErrorKind::Deadlock). A cycle of several endpoints that await
 /// each other is not detected and lasts until the first timeout.
 ///
 /// Handlers run on the runtime that started the environment and must not block its threads. The

@@ -18,8 +18,8 @@ impl RpcEnv {
     ///
     /// Asks the environment at `address` whether an endpoint is registered under `name`, and checks
     /// that it receives `M`. Waits at most `spark.rpc.lookupTimeout`. `address` is `"host:port"`, a
-    /// pair `(host, port)` or an [`RpcAddress`]. If it is the address of this environment, the ref
-    /// is local: its messages are not encoded.
+    /// pair `(host, port)` or an [`RpcAddress`]. If this environment has the address, the ref is
+    /// local: its messages are not encoded.
     ///
     /// The ref means the endpoint of that name in whichever process listens on the address, also
     /// after a restart.
@@ -178,6 +178,12 @@ impl EnvInner {
             return Err(endpoint_not_found_error(&endpoint));
         }
         check_services::<M>(&endpoint, &found.services)?;
+        // Another address of this environment: a ref to a part of `M` is remote nevertheless.
+        if self.peers.peer(&address).incarnation() == Some(self.incarnation)
+            && let Ok(local) = self.local_ref(endpoint.clone())
+        {
+            return Ok(local);
+        }
         Ok(self.remote_ref(endpoint, &address, 0))
     }
 

@@ -21,7 +21,7 @@ use tokio::sync::watch;
 pub use builder::RpcEnvBuilder;
 
 use crate::address::{RpcAddress, RpcEndpointAddress};
-use crate::ask::{AskResources, EndpointInfo};
+use crate::ask::{ActorId, AskResources, EndpointInfo};
 use crate::dispatcher::Dispatcher;
 use crate::endpoint::{EndpointContext, EndpointOptions, RpcEndpointRef};
 use crate::error::RpcError;
@@ -144,7 +144,8 @@ impl RpcEnv {
     /// * [`ErrorKind::EndpointExists`](crate::ErrorKind::EndpointExists) if the name is in use.
     /// * [`ErrorKind::InvalidAddress`](crate::ErrorKind::InvalidAddress) if the name is not valid;
     ///   see [`RpcEndpointAddress::new`].
-    /// * [`ErrorKind::Stopped`](crate::ErrorKind::Stopped) once the environment shuts down.
+    /// * [`ErrorKind::Stopped`](crate::ErrorKind::Stopped) once the environment shuts down, or its
+    ///   runtime has ended.
     pub fn setup_endpoint<K, E: IntoEndpoint<K>>(
         &self,
         name: &str,
@@ -173,14 +174,11 @@ impl RpcEnv {
 
     /// Stops an endpoint of this environment.
     ///
-    /// The name is free at once; queued messages are handled, then `on_stop` runs. The endpoint is
-    /// found by its name, as by `RpcEnv.stop` of Spark: a second call has no effect, or stops the
-    /// endpoint that has been registered under the name since. Has no effect on endpoints of other
-    /// environments.
+    /// The name is free at once; queued messages are handled, then `on_stop` runs. A second call
+    /// has no effect, even if another endpoint has been registered under the name since; `RpcEnv`
+    /// of Spark would stop that one. Has no effect on endpoints of other environments.
     pub fn stop<M>(&self, endpoint: &RpcEndpointRef<M>) {
-        if endpoint.incarnation() == self.inner.incarnation {
-            self.inner.dispatcher.unregister(endpoint.name());
-        }
+        self.inner.dispatcher.unregister(endpoint.name(), ActorId::of(&endpoint.info));
     }
 }
 

@@ -71,7 +71,7 @@ impl RpcEnv {
     fn terminated(&self) -> impl Future<Output = ShutdownReport> + Send + 'static + use<> {
         let (env, mut terminated) = (ActorId::of(&self.inner), self.inner.terminated.subscribe());
         async move {
-            if env.is_current() {
+            if env.is_current_env() {
                 return ShutdownReport::default();
             }
             let report = terminated.wait_for(Option::is_some).await.map(|report| report.clone());

@@ -4,11 +4,14 @@ use std::any::Any;
 
 use super::item::ConnectionEvent;
 use super::state::{StopCause, StopCounts};
+use crate::ask::ActorId;
 use crate::metrics::EndpointSnapshot;
 use crate::peer::RouteTarget;
 
 /// A type-erased [`Inbox`](super::Inbox), as the dispatcher stores it.
 pub(crate) trait ErasedInbox: RouteTarget + Any {
+    /// Identifies the endpoint among all actors of the process.
+    fn id(&self) -> ActorId;
     /// Returns the names of the services of the endpoint.
     fn services(&self) -> &'static [&'static str];
     fn snapshot(&self) -> EndpointSnapshot;

@@ -3,6 +3,7 @@
 mod batch;
 mod erased_inbox;
 mod item;
+mod reservation;
 mod state;
 
 use std::collections::VecDeque;
@@ -12,7 +13,6 @@ use std::task::Waker;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
-use tokio::time::Instant;
 
 pub(crate) use batch::Batch;
 pub(crate) use erased_inbox::ErasedInbox;
@@ -21,15 +21,17 @@ use state::{InboxState, MessageCounts};
 pub(crate) use state::{StopCause, StopCounts};
 
 use crate::address::RpcEndpointAddress;
-use crate::ask::{ActorId, EndpointInfo, decode_request, reject_message};
+use crate::ask::{
+    ActorId, EndpointInfo, HandlerKey, current_message_handler, decode_request, reject_message,
+};
 use crate::endpoint::{InboxHandle, IncomingRequest, RpcEndpointRef, RpcMessage};
 use crate::error::{ErrorKind, RpcError};
-use crate::limits::{CreditLimits, InboxConf, OverflowPolicy, Volume};
+use crate::limits::{CreditLimits, InboxConf, Volume};
 use crate::message_metadata::{MessageCaller, MessageMetadata};
 use crate::method::{is_of_service, split_path};
 use crate::metrics::{EndpointSnapshot, Histogram};
 use crate::peer::{InboundMessage, RouteTarget, TargetRoutes};
-use crate::sync::{Mutex, Notify};
+use crate::sync::Mutex;
 
 /// A queue keeps a buffer for at most this many items while its loop is parked.
 const MAX_KEPT_CAPACITY: usize = 64;
@@ -94,6 +96,7 @@ impl<M> Inbox<M> {
     pub(crate) fn close_and_fail(&self) {
         let mut state = self.state.lock();
         let cause = *state.stop_cause.get_or_insert(StopCause::Runtime);
+        state.is_closed = true;
         let items = std::mem::take(&mut state.queue);
         // The waker is dropped, because it keeps the threads of an isolated endpoint alive.
         let (_parked, waiters) = (state.parked_loop.take(), state.capacity_waiters.take());
@@ -156,6 +159,12 @@ impl<M> Inbox<M> {
         self.state.lock().has_stopped = true;
     }
 
+    /// Returns whether the loop was dropped before `on_stop` returned, as by a runtime that ends.
+    pub(crate) fn is_abandoned(&self) -> bool {
+        let state = self.state.lock();
+        state.is_closed && !state.has_stopped
+    }
+
     fn stopped_error(&self, cause: StopCause) -> RpcError {
         let address = self.address();
         let text = match cause {
@@ -170,6 +179,16 @@ impl<M> Inbox<M> {
         RpcError::new(ErrorKind::Stopped, text).with_peer(address)
     }
 
+    fn self_wait_error(&self) -> RpcError {
+        let text = format!(
+            "deadlock: a handler of {} waits for capacity of its own inbox, which is full until \
+             this handler ends: use `send`, or `send_wait` in a spawned task; {}",
+            self.address(),
+            self.conf.limit_text()
+        );
+        RpcError::new(ErrorKind::Deadlock, text).with_peer(self.address())
+    }
+
     fn full_error(&self) -> RpcError {
         let text = format!("the inbox of {} is full: {}", self.address(), self.conf.limit_text());
         RpcError::new(ErrorKind::Limit, text).with_peer(self.address()).retryable()
@@ -182,71 +201,61 @@ impl<M: Send> InboxHandle<M> for Inbox<M> {
         metadata: MessageMetadata,
         build: &mut dyn FnMut() -> Option<M>,
     ) -> Result<(), RpcError> {
-        let mut dropped = None;
-        let volume = Volume::message(metadata.bytes::<M>());
-        let mut state = self.state.lock();
-        if let Some(cause) = state.stop_cause {
-            state.counts.rejected_after_stop += 1;
-            drop(state);
-            return Err(self.stopped_error(cause));
-        }
         // A message within its route's credit is accepted in any case: its capacity was granted.
-        if !state.held.is_below(self.conf.limit)
-            && !metadata.permit.as_ref().is_some_and(|permit| permit.is_covered)
-        {
-            match self.conf.overflow {
-                // `None` if no message is queued because all are being handled.
-                OverflowPolicy::DropOldest => dropped = state.take_oldest(),
-                OverflowPolicy::Reject => {}
-            }
-            if dropped.is_none() {
-                state.counts.rejected += 1;
-                drop(state);
-                return Err(self.full_error());
-            }
-            state.counts.dropped += 1;
-        }
-        // `build` returns `None` only if it is called twice.
-        let Some(message) = build() else { return Ok(()) };
-        state.held.add(volume);
-        let parked = state.parked_loop.take();
-        // A parked loop handles the message at once, so the clock need not be read.
-        if parked.is_none() && state.queue.is_empty() {
-            state.queued_since = Some(Instant::now());
-        }
-        state.queue.push_back(InboxItem::Message { message, metadata });
-        drop(state);
-        if let Some(parked) = parked {
-            parked.wake();
-        }
-        if let Some((message, metadata)) = dropped {
-            tracing::warn!(
-                endpoint = %self.address(),
-                "the inbox is full: dropped its oldest message"
-            );
-            reject_message(metadata.ask_id(), message, &self.full_error());
-            self.state.lock().held.remove(Volume::message(metadata.bytes::<M>()));
+        let is_covered = metadata.permit.as_ref().is_some_and(|permit| permit.is_covered);
+        let reserved = self.reserve(Volume::message(metadata.bytes::<M>()), is_covered)?;
+        if let Some(message) = build() {
+            reserved.push(message, metadata);
         }
         Ok(())
     }
 
-    fn wait_for_capacity(&self) -> BoxFuture<'_, ()> {
+    fn wait_for_capacity(&self) -> BoxFuture<'_, Result<(), RpcError>> {
         Box::pin(async {
+            let mut waiting = WaitingHandler { inbox: self, handler: None };
             let notified = {
                 let mut state = self.state.lock();
-                let is_full = state.stop_cause.is_none() && !state.held.is_below(self.conf.limit);
-                // The future is created under the lock, so that it misses no `notify_waiters`.
-                let notify = || Arc::clone(state.capacity_waiters.get_or_insert_default());
-                is_full.then(notify).map(Notify::notified_owned)
+                if state.stop_cause.is_some() || state.held.is_below(self.conf.limit) {
+                    return Ok(());
+                }
+                if self.id().is_current_endpoint() {
+                    waiting.handler = current_message_handler();
+                    waiting.handler.inspect(|handler| state.add_waiting_handler(*handler));
+                    if self.id().is_blocked_by_current() || state.is_blocked_by_handlers() {
+                        drop(state);
+                        return Err(self.self_wait_error());
+                    }
+                }
+                // Made under the lock, so that it receives every later `notify_waiters`.
+                Arc::clone(state.capacity_waiters.get_or_insert_default()).notified_owned()
             };
-            if let Some(notified) = notified {
-                notified.await;
-            }
+            notified.await;
+            drop(waiting);
+            Ok(())
         })
     }
 }
 
+/// A handler of an endpoint that waits for capacity of the endpoint's own inbox.
+struct WaitingHandler<'a, M> {
+    inbox: &'a Inbox<M>,
+    /// `None` if it is not registered in the state of the inbox.
+    handler: Option<HandlerKey>,
+}
+
+impl<M> Drop for WaitingHandler<'_, M> {
+    fn drop(&mut self) {
+        if let Some(handler) = self.handler {
+            self.inbox.state.lock().remove_waiting_handler(handler);
+        }
+    }
+}
+
 impl<M: RpcMessage> ErasedInbox for Inbox<M> {
+    fn id(&self) -> ActorId {
+        Self::id(self)
+    }
+
     fn services(&self) -> &'static [&'static str] {
         M::SERVICES
     }
@@ -309,8 +318,8 @@ impl<M: RpcMessage> ErasedInbox for Inbox<M> {
         let mut state = self.state.lock();
         if state.stop_cause.is_none() {
             state.stop_cause = Some(cause);
-            state.queue.push_back(InboxItem::Stop);
-            let (parked, waiters) = (state.parked_loop.take(), state.capacity_waiters.take());
+            state.is_stop_due = true;
+            let (parked, waiters) = (state.push_due_stop(), state.capacity_waiters.take());
             drop(state);
             if let Some(parked) = parked {
                 parked.wake();
@@ -345,15 +354,15 @@ impl<M: RpcMessage> RouteTarget for Inbox<M> {
         if !M::SERVICES.iter().any(|service| is_of_service(path, service)) {
             return Err(service_mismatch_error(self.address(), &[split_path(path).0], M::SERVICES));
         }
-        let span = self
-            .info
-            .asks
-            .tracer
-            .start_remote_span(self.address().name(), inbound.header.traceparent);
         let caller = inbound.ask.as_ref().map(|ask| MessageCaller::Remote(ask.key));
-        let metadata = MessageMetadata { caller, permit: inbound.permit.take(), span };
+        let mut metadata = MessageMetadata { caller, permit: inbound.permit.take(), span: None };
         let ask = metadata.ask_id();
-        let mut message = Some(decode_request(ask, || M::decode(IncomingRequest::new(inbound)))?);
+        let decode = || {
+            let (tracer, header) = (&self.info.asks.tracer, &inbound.header);
+            metadata.span = tracer.start_remote_span(self.address().name(), header.traceparent);
+            M::decode(IncomingRequest::new(inbound))
+        };
+        let mut message = Some(decode_request(ask, decode)?);
         let posted = self.post(metadata, &mut || message.take());
         if let (Err(error), Some(message)) = (&posted, message) {
             reject_message(ask, message, error);

@@ -14,9 +14,8 @@ use super::endpoint_task::{
     Buffer, IdleLoop, LoopContext, MessageLoop, POLL_BUDGET, call_event_hook, log_unhandled,
     measure, poll_cost, run_hook,
 };
-use crate::ask::{HandlerFuture, HandlerId};
+use crate::ask::{HandlerFailure, HandlerFuture, HandlerId};
 use crate::endpoint::RpcEndpoint;
-use crate::error::RpcError;
 use crate::inbox::{Batch, ConnectionEvent, Inbox, InboxItem};
 use crate::message_metadata::MessageMetadata;
 
@@ -29,14 +28,12 @@ pub(super) struct Concurrent<E: RpcEndpoint> {
 /// Shared by the loop and all running handlers.
 struct ConcurrentShared<E: RpcEndpoint> {
     endpoint: E,
-    id: HandlerId,
     context: LoopContext<E::Message>,
 }
 
 impl<E: RpcEndpoint> Concurrent<E> {
     pub(super) fn new(endpoint: E, context: LoopContext<E::Message>) -> Self {
-        let id = context.handler_id(false);
-        let shared = Arc::new(ConcurrentShared { endpoint, id, context });
+        let shared = Arc::new(ConcurrentShared { endpoint, context });
         Self { shared, phase: LoopPhase::New }
     }
 }
@@ -60,14 +57,17 @@ impl<E: RpcEndpoint> MessageLoop for Concurrent<E> {
     fn run_until_idle(mut self: Box<Self>) -> BoxFuture<'static, IdleLoop<Self, E::Message>> {
         Box::pin(async move {
             let Self { shared, phase } = &mut *self;
-            let ConcurrentShared { endpoint, id, context } = &**shared;
+            let ConcurrentShared { endpoint, context } = &**shared;
+            let exclusive = context.handler_id(true);
             if *phase == LoopPhase::New {
-                let outcome = run_hook(*id, async { endpoint.on_start(&context.cx).await }).await;
+                let outcome =
+                    run_hook(exclusive, async { endpoint.on_start(&context.cx).await }).await;
                 *phase = if outcome.is_ok() { LoopPhase::Concurrent } else { LoopPhase::Serial };
-                if let Err(error) = outcome {
-                    shared.on_error(error).await;
+                if let Err(failure) = outcome {
+                    shared.on_error(exclusive, failure).await;
                 }
             }
+            let id = context.handler_id(*phase == LoopPhase::Serial);
             let mut batch = Batch::new(&context.inbox);
             let mut running = RunningHandlers::new();
             let mut spent = 0;
@@ -77,8 +77,8 @@ impl<E: RpcEndpoint> MessageLoop for Concurrent<E> {
                         count_handled(&mut batch, handled);
                     }
                     let on_stop = async { endpoint.on_stop(&context.cx).await };
-                    if let Err(error) = run_hook(*id, on_stop).await {
-                        shared.on_error(error).await;
+                    if let Err(failure) = run_hook(exclusive, on_stop).await {
+                        shared.on_error(exclusive, failure).await;
                     }
                     drop(batch);
                     context.inbox.mark_stopped();
@@ -90,7 +90,7 @@ impl<E: RpcEndpoint> MessageLoop for Concurrent<E> {
                 } else {
                     1
                 };
-                let handler = Arc::clone(shared).handle(item, is_sampled);
+                let handler = Arc::clone(shared).handle(id, item, is_sampled);
                 let mut handler: HandlerRun = match &context.executor {
                     None => Box::pin(handler),
                     // A task of its own, so that each thread of the executor can block in one.
@@ -180,33 +180,35 @@ async fn next_item<M>(
 impl<E: RpcEndpoint> ConcurrentShared<E> {
     async fn handle(
         self: Arc<Self>,
+        id: HandlerId,
         item: InboxItem<E::Message>,
         is_sampled: bool,
     ) -> Option<(MessageMetadata, bool)> {
-        let Self { endpoint, id, context: LoopContext { inbox, cx, .. } } = &*self;
+        let Self { endpoint, context: LoopContext { inbox, cx, .. } } = &*self;
         let (outcome, metadata) = match item {
             InboxItem::Message { message, mut metadata } => {
                 let receive = pin!(async { endpoint.receive(message, cx).await });
-                let mut receive = HandlerFuture::of_message(*id, &mut metadata, receive);
+                let mut receive = HandlerFuture::of_message(id, &mut metadata, receive);
                 let outcome = measure(inbox, is_sampled, |_| {}, &mut receive).await;
                 (outcome, Some(metadata))
             }
             InboxItem::Event(event) => {
                 let hook = async { call_event_hook!(endpoint, event, cx) };
-                (run_hook(*id, hook).await, None)
+                (run_hook(id, hook).await, None)
             }
             // The loop handles it, because it runs after all handlers.
             InboxItem::Stop => (Ok(()), None),
         };
         let has_failed = outcome.is_err();
-        if let Err(error) = outcome {
-            self.on_error(error).await;
+        if let Err(failure) = outcome {
+            self.on_error(id, failure).await;
         }
         metadata.map(|metadata| (metadata, has_failed))
     }
 
-    async fn on_error(&self, error: RpcError) {
+    async fn on_error(&self, id: HandlerId, failure: HandlerFailure) {
+        let HandlerFailure { error, is_reported } = failure;
         let on_error = async { self.endpoint.on_error(error, &self.context.cx).await };
-        log_unhandled(&self.context.inbox, run_hook(self.id, on_error).await);
+        log_unhandled(&self.context.inbox, is_reported, run_hook(id, on_error).await);
     }
 }

@@ -14,12 +14,13 @@ use futures::future::BoxFuture;
 use tokio::task::coop::poll_proceed;
 use tokio::time::Instant;
 
-use crate::ask::{ActorId, HandlerFuture, HandlerId};
+use crate::ask::{ActorId, HandlerFailure, HandlerFuture, HandlerId};
 use crate::endpoint::{EndpointContext, RpcMessage};
-use crate::error::RpcError;
+use crate::error::{ErrorKind, RpcError};
 use crate::inbox::{Inbox, InboxItem};
 use crate::isolated_executor::IsolatedExecutor;
 use crate::message_metadata::{MessageCaller, MessageMetadata};
+use crate::panics::catch_panic;
 
 /// After this many messages in one poll, the loop yields to other tasks.
 pub(super) const POLL_BUDGET: usize = 256;
@@ -70,9 +71,10 @@ impl<M> LoopContext<M> {
         Self { inbox, cx, executor }
     }
 
-    pub(super) fn handler_id(&self, is_serial: bool) -> HandlerId {
-        let endpoint = is_serial.then(|| self.inbox.id());
-        HandlerId { env: ActorId::of(self.cx.erased_env()), endpoint }
+    /// `is_exclusive`: no other handler runs before this one has ended.
+    pub(super) fn handler_id(&self, is_exclusive: bool) -> HandlerId {
+        let env = ActorId::of(self.cx.erased_env());
+        HandlerId { env, endpoint: self.inbox.id(), is_exclusive }
     }
 }
 
@@ -173,17 +175,33 @@ pub(super) fn measure<M, T>(
 pub(super) async fn run_hook(
     id: HandlerId,
     hook: impl Future<Output = Result<(), RpcError>>,
-) -> Result<(), RpcError> {
+) -> Result<(), HandlerFailure> {
     HandlerFuture::new(id, pin!(hook)).await
 }
 
-/// Logs the error that `on_error` returned.
-pub(super) fn log_unhandled<M>(inbox: &Inbox<M>, outcome: Result<(), RpcError>) {
-    if let Err(error) = outcome {
-        tracing::error!(
-            endpoint = %inbox.address(),
-            error = %format_args!("{error:#}"),
-            "a handler failed, and on_error returned the error"
-        );
+/// Logs the error that `on_error` returned for the failure of a handler.
+///
+/// The level is DEBUG if the caller of the request has received the failure, and ERROR otherwise.
+pub(super) fn log_unhandled<M>(
+    inbox: &Inbox<M>,
+    is_reported: bool,
+    outcome: Result<(), HandlerFailure>,
+) {
+    let Err(HandlerFailure { error, .. }) = outcome else { return };
+    let endpoint = inbox.address();
+    // The error may have a source of the application, whose `Display` and `Drop` may panic.
+    let logged = catch_panic(move || {
+        if is_reported && error.kind() != ErrorKind::Panic {
+            tracing::debug!(%endpoint, error = %format_args!("{error:#}"), "a request failed");
+        } else {
+            tracing::error!(
+                %endpoint,
+                error = %format_args!("{error:#}"),
+                "a handler failed, and on_error returned the error"
+            );
+        }
+    });
+    if let Err(panic) = logged {
+        tracing::error!(%endpoint, panic, "a handler failed, and logging its error panicked");
     }
 }

@@ -8,9 +8,8 @@ use super::endpoint_task::{
     IdleLoop, LoopContext, MessageLoop, POLL_BUDGET, call_event_hook, log_unhandled, measure,
     poll_cost, run_hook,
 };
-use crate::ask::HandlerFuture;
+use crate::ask::{HandlerFailure, HandlerFuture};
 use crate::endpoint::ThreadSafeRpcEndpoint;
-use crate::error::RpcError;
 use crate::inbox::{Batch, ConnectionEvent, Inbox, InboxItem};
 
 /// Handles one message at a time with `&mut` access to the endpoint.
@@ -39,8 +38,8 @@ impl<E: ThreadSafeRpcEndpoint> MessageLoop for Serial<E> {
             let (inbox, cx, id) = (&context.inbox, &context.cx, context.handler_id(true));
             if !*has_started {
                 *has_started = true;
-                if let Err(error) = run_hook(id, async { endpoint.on_start(cx).await }).await {
-                    on_error(endpoint, error, context).await;
+                if let Err(failure) = run_hook(id, async { endpoint.on_start(cx).await }).await {
+                    on_error(endpoint, failure, context).await;
                 }
             }
             let mut batch = Batch::new(inbox);
@@ -67,8 +66,8 @@ impl<E: ThreadSafeRpcEndpoint> MessageLoop for Serial<E> {
                         }
                         Some(InboxItem::Stop) => {
                             let on_stop = async { endpoint.on_stop(cx).await };
-                            if let Err(error) = run_hook(id, on_stop).await {
-                                on_error(endpoint, error, context).await;
+                            if let Err(failure) = run_hook(id, on_stop).await {
+                                on_error(endpoint, failure, context).await;
                             }
                             drop(batch);
                             inbox.mark_stopped();
@@ -76,8 +75,8 @@ impl<E: ThreadSafeRpcEndpoint> MessageLoop for Serial<E> {
                         }
                         None => break,
                     };
-                    if let Err(error) = outcome {
-                        on_error(endpoint, error, context).await;
+                    if let Err(failure) = outcome {
+                        on_error(endpoint, failure, context).await;
                     }
                     spent += cost;
                     if spent >= POLL_BUDGET {
@@ -94,9 +93,10 @@ impl<E: ThreadSafeRpcEndpoint> MessageLoop for Serial<E> {
 
 async fn on_error<E: ThreadSafeRpcEndpoint>(
     endpoint: &mut E,
-    error: RpcError,
+    HandlerFailure { error, is_reported }: HandlerFailure,
     context: &LoopContext<E::Message>,
 ) {
     let on_error = async { endpoint.on_error(error, &context.cx).await };
-    log_unhandled(&context.inbox, run_hook(context.handler_id(true), on_error).await);
+    let outcome = run_hook(context.handler_id(true), on_error).await;
+    log_unhandled(&context.inbox, is_reported, outcome);
 }

@@ -7,7 +7,7 @@ use network_common::{ConnectionId, RpcFuture, TransportError};
 use tokio::time::Instant;
 
 use super::connection::{PeerConnection, PeerShared, RouteOwner};
-use super::route::UnsentMessages;
+use super::route::FlushOutcome;
 use super::route_table::RouteTable;
 use crate::address::RpcAddress;
 use crate::error::{ErrorKind, RpcError};
@@ -118,6 +118,11 @@ impl Peer {
         }
     }
 
+    /// Returns the process run of the peer, if it is connected and its Hello was accepted.
+    pub(crate) fn incarnation(&self) -> Option<u64> {
+        self.state.lock().phase.connection()?.incarnation()
+    }
+
     /// Removes one ref to the route in `slot`.
     pub(super) fn remove_ref(&self, slot: usize) {
         let PeerState { phase, routes, .. } = &mut *self.state.lock();
@@ -157,11 +162,11 @@ impl Peer {
     ///
     /// It keeps the lock, so that no new message overtakes a queued one.
     fn flush(self: &Arc<Self>, mut guard: MutexGuard<'_, PeerState>, slot: Option<usize>) {
-        let mut unsent = UnsentMessages::default();
+        let mut outcome = FlushOutcome::default();
         let PeerState { phase, routes, is_blocked } = &mut *guard;
         if let ConnectPhase::Connected(connection) = phase
             && !*is_blocked
-            && !routes.flush(slot, connection, &mut unsent)
+            && !routes.flush(slot, connection, &mut outcome)
         {
             *is_blocked = true;
             let (client, peer) = (connection.client.clone(), Arc::downgrade(self));
@@ -181,7 +186,7 @@ impl Peer {
         if is_flushed {
             self.flushed.notify_waiters();
         }
-        self.fail_unsent(unsent, None);
+        self.notify_senders(outcome, None);
     }
 
     /// Fails all queued messages and changes to the phase `next`, if the phase matches `from`.
@@ -198,18 +203,26 @@ impl Peer {
             return 0;
         }
         let _before = std::mem::replace(&mut state.phase, next);
-        let (unsent, _keep_alive) = (state.routes.reset(), state.routes.release_keep_alive());
+        let (outcome, _keep_alive) = (state.routes.reset(), state.routes.release_keep_alive());
         drop(state);
         self.flushed.notify_waiters();
-        self.fail_unsent(unsent, Some(error))
+        self.notify_senders(outcome, Some(error))
     }
 
-    /// Fails messages that were taken out of the queues. `error` is for those without a reason.
+    /// Notifies the senders of messages that were taken out of the queues.
     ///
-    /// Returns their number, without cancelled asks.
-    fn fail_unsent(&self, unsent: UnsentMessages, error: Option<&RpcError>) -> u64 {
+    /// `error` is for unsent messages without a reason. Returns the number of unsent messages,
+    /// without cancelled asks.
+    fn notify_senders(&self, outcome: FlushOutcome, error: Option<&RpcError>) -> u64 {
+        outcome.emptied.iter().for_each(|capacity| capacity.notify_waiters());
+        for (caller, response) in outcome.sent {
+            // The caller may have cancelled the ask while it was sent.
+            if let Err(Ok(response)) = caller.send(Ok(response)) {
+                self.cancel(&response);
+            }
+        }
         let (mut asks, mut one_way) = (0_u64, 0_u64);
-        for (queued, reason) in unsent.0 {
+        for (queued, reason) in outcome.unsent {
             let is_reported = reason.is_some();
             let Some(error) = reason.or_else(|| error.cloned()) else { continue };
             match queued.caller {
@@ -256,9 +269,13 @@ impl Peer {
     /// Handles the cancellation of an ask in the queue of the route in `slot`.
     pub(super) fn on_queued_cancelled(self: &Arc<Self>, slot: usize) {
         let mut state = self.state.lock();
-        if state.routes.on_cancelled(slot) {
+        let Some((is_unblocked, capacity)) = state.routes.on_cancelled(slot) else { return };
+        if is_unblocked {
             self.flush(state, Some(slot));
+        } else {
+            drop(state);
         }
+        capacity.notify_waiters();
     }
 
     /// Notifies the peer that a request is cancelled, if it is still pending.

@@ -1,15 +1,15 @@
 //! The asks of a peer: their identity, and the handle that responds to one of them.
 
-use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use network_common::RpcResponseCallback;
 use tokio::time::Instant;
 
 use super::connection::{PeerConnection, RemoteAsk, RemoteAskKey};
-use crate::error::RpcError;
+use crate::error::{ErrorKind, RpcError, no_reply_error};
 use crate::wire;
 
 impl RemoteAskKey {
@@ -34,11 +34,11 @@ impl RemoteAsk {
         Box::new(Self { key, connection: Arc::clone(connection), callback: Some(callback) })
     }
 
-    /// Completes when the caller has cancelled the ask or its connection has ended.
+    /// Is ready when the caller has cancelled the ask or its connection has ended.
     ///
-    /// The deadline of the ask does not complete it.
-    pub(crate) async fn cancelled(&self) {
-        poll_fn(|cx| self.connection.cancelled.poll(self.key.request_id, cx.waker())).await;
+    /// The deadline of the ask does not make it ready.
+    pub(crate) fn poll_cancelled(&self, cx: &Context<'_>) -> Poll<()> {
+        self.connection.cancelled.poll(self.key.request_id, cx.waker())
     }
 
     /// Sends the response of an endpoint.
@@ -69,8 +69,16 @@ impl RemoteAsk {
     }
 }
 
+/// Fails the ask if it has no response, for example because encoding the reply panicked.
 impl Drop for RemoteAsk {
     fn drop(&mut self) {
+        if self.callback.is_some() {
+            self.send(wire::encode_rejection(&if std::thread::panicking() {
+                RpcError::new(ErrorKind::Panic, "encoding the response panicked")
+            } else {
+                no_reply_error()
+            }));
+        }
         self.connection.cancelled.remove_wakers(self.key.request_id);
     }
 }

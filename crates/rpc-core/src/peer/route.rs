@@ -61,10 +61,16 @@ pub(super) struct QueuedMessage {
 /// Reports to the caller of a queued ask that it was sent, or the reason why it was not.
 pub(super) type QueuedResult = oneshot::Sender<Result<RpcFuture, RpcError>>;
 
-/// Messages that will not be sent, with the reason if they have one. They are failed without a
-/// lock.
+/// The results of queued messages. Their senders are notified without a lock.
 #[derive(Default)]
-pub(super) struct UnsentMessages(pub(super) Vec<(QueuedMessage, Option<RpcError>)>);
+pub(super) struct FlushOutcome {
+    /// Messages that will not be sent, with the reason if they have one.
+    pub(super) unsent: Vec<(QueuedMessage, Option<RpcError>)>,
+    /// Asks that were sent.
+    pub(super) sent: Vec<(QueuedResult, RpcFuture)>,
+    /// The queues that have capacity again.
+    pub(super) emptied: Vec<Arc<Notify>>,
+}
 
 impl Route {
     pub(super) fn new(endpoint: &Arc<str>) -> Self {

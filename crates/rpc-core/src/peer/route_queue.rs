@@ -9,13 +9,23 @@ use network_common::TransportClient;
 use tokio::time::Instant;
 
 use super::connection::PeerConnection;
-use super::route::{QueuedMessage, UnsentMessages, push_ask};
+use super::route::{FlushOutcome, QueuedMessage, push_ask};
 use super::route_table::RouteTable;
+use crate::error::{ErrorKind, RpcError};
 use crate::limits::Volume;
+use crate::sync::Notify;
 use crate::wire::EncodedMessage;
 
 /// After this many failures to push a message, its route is flushed later.
 const MAX_FAILURES: u32 = 3;
+
+/// Returns the error of an ask whose deadline passed in the queue. Its caller has the same deadline.
+#[cold]
+fn unsent_error(connection: &PeerConnection) -> RpcError {
+    let peer = connection.address();
+    let text = format!("the deadline of the ask passed before it was sent to {peer}");
+    RpcError::new(ErrorKind::Timeout, text).with_peer(peer)
+}
 
 impl RouteTable {
     /// Returns whether the queue of a route is full. Cancelled asks do not count.
@@ -42,22 +52,21 @@ impl RouteTable {
 
     /// Pushes the queued messages of one route, or of all, as far as numbers and credit allow.
     ///
-    /// Returns false if the write queue of the connection is full before that. Messages that cannot
-    /// be sent any more are moved to `unsent`.
+    /// Returns false if the write queue of the connection is full before that.
     pub(super) fn flush(
         &mut self,
         slot: Option<usize>,
         connection: &Arc<PeerConnection>,
-        unsent: &mut UnsentMessages,
+        outcome: &mut FlushOutcome,
     ) -> bool {
         if let Some(slot) = slot {
-            return self.flush_route(slot, connection, unsent);
+            return self.flush_route(slot, connection, outcome);
         }
         if self.queued == 0 {
             return true;
         }
         let slots: Vec<usize> = self.routes.iter().map(|(slot, _)| slot).collect();
-        slots.into_iter().all(|slot| self.flush_route(slot, connection, unsent))
+        slots.into_iter().all(|slot| self.flush_route(slot, connection, outcome))
     }
 
     /// Pushes the queued messages of one route. See [`flush`](Self::flush).
@@ -65,13 +74,15 @@ impl RouteTable {
         &mut self,
         slot: usize,
         connection: &Arc<PeerConnection>,
-        unsent: &mut UnsentMessages,
+        outcome: &mut FlushOutcome,
     ) -> bool {
         let mut failures = 0;
         while let Some(queued) = self.routes.get(slot).and_then(|route| route.queue.front()) {
             let (is_cancelled, incarnation) = (queued.is_cancelled(), queued.incarnation);
             let can_push = if is_cancelled {
                 Ok(true)
+            } else if queued.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+                Err(unsent_error(connection))
             } else {
                 self.can_push(slot, connection, incarnation, true)
             };
@@ -87,10 +98,10 @@ impl RouteTable {
             }
             let Some(queued) = self.pop(slot) else { break };
             match can_push {
-                Err(error) => unsent.0.push((queued, Some(error))),
+                Err(error) => outcome.unsent.push((queued, Some(error))),
                 Ok(_) if is_cancelled => {}
                 Ok(_) => {
-                    if let Err(queued) = self.push_queued(slot, queued, client) {
+                    if let Err(queued) = self.push_queued(slot, queued, client, outcome) {
                         self.put_back(slot, queued);
                         // The write queue has become full, or the connection has ended. A message
                         // that fails for another reason must not be pushed again without end.
@@ -102,7 +113,10 @@ impl RouteTable {
                     }
                 }
             }
-            self.routes[slot].capacity.notify_waiters();
+            let capacity = &self.routes[slot].capacity;
+            if !outcome.emptied.last().is_some_and(|last| Arc::ptr_eq(last, capacity)) {
+                outcome.emptied.push(Arc::clone(capacity));
+            }
         }
         self.remove_unused(slot);
         true
@@ -138,6 +152,7 @@ impl RouteTable {
         slot: usize,
         queued: QueuedMessage,
         client: &TransportClient,
+        outcome: &mut FlushOutcome,
     ) -> Result<(), QueuedMessage> {
         let QueuedMessage { mut message, incarnation, caller, deadline } = queued;
         let (len, blocked_by) = (message.len(), std::mem::take(&mut self.routes[slot].blocked_by));
@@ -160,9 +175,7 @@ impl RouteTable {
             ((future, is_sent), is_sent)
         });
         if is_sent {
-            if let Some((caller, future)) = caller.zip(future) {
-                let _ = caller.send(Ok(future));
-            }
+            outcome.sent.extend(caller.zip(future));
             return Ok(());
         }
         self.routes[slot].blocked_by = blocked_by;
@@ -198,18 +211,19 @@ impl RouteTable {
 
     /// Handles the cancellation of an ask in a queue.
     ///
-    /// Returns whether it was the first of its queue, so that others can be pushed now.
-    pub(super) fn on_cancelled(&mut self, slot: usize) -> bool {
-        let Some(route) = self.routes.get_mut(slot) else { return false };
+    /// Returns whether it was the first of its queue, so that others can be pushed now, and what
+    /// the caller notifies of free capacity.
+    pub(super) fn on_cancelled(&mut self, slot: usize) -> Option<(bool, Arc<Notify>)> {
+        let route = self.routes.get_mut(slot)?;
         route.has_cancelled = true;
-        route.capacity.notify_waiters();
+        let capacity = Arc::clone(&route.capacity);
         let before = route.queue.len();
         while self.routes[slot].queue.front().is_some_and(QueuedMessage::is_cancelled) {
             self.pop(slot);
         }
         let is_unblocked = self.routes[slot].queue.len() < before;
         self.remove_unused(slot);
-        is_unblocked
+        Some((is_unblocked, capacity))
     }
 
     /// The volume of all queues.

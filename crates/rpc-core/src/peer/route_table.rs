@@ -10,7 +10,7 @@ use slab::Slab;
 
 use super::connection::PeerConnection;
 use super::credit::SendCredit;
-use super::route::{Route, RouteNumber, UnsentMessages, stale_incarnation_error};
+use super::route::{FlushOutcome, Route, RouteNumber, stale_incarnation_error};
 use crate::error::{ErrorKind, RpcError};
 use crate::limits::Volume;
 use crate::sync::Notify;
@@ -241,14 +241,14 @@ impl RouteTable {
     }
 
     /// Resets all numbers and credit, because the connection has ended. Returns the queues.
-    pub(super) fn reset(&mut self) -> UnsentMessages {
-        let mut unsent = UnsentMessages::default();
+    pub(super) fn reset(&mut self) -> FlushOutcome {
+        let mut outcome = FlushOutcome::default();
         for (_, route) in &mut self.routes {
-            unsent.0.extend(route.queue.drain(..).map(|queued| (queued, None)));
+            outcome.unsent.extend(route.queue.drain(..).map(|queued| (queued, None)));
             route.volume = Volume::default();
             route.credit = SendCredit::new();
             route.number = RouteNumber::Unopened;
-            route.capacity.notify_waiters();
+            outcome.emptied.push(Arc::clone(&route.capacity));
         }
         self.numbers.clear();
         let slots: Vec<usize> = self.routes.iter().map(|(slot, _)| slot).collect();
@@ -256,6 +256,6 @@ impl RouteTable {
             self.remove_unused(slot);
         }
         self.queued = 0;
-        unsent
+        outcome
     }
 }

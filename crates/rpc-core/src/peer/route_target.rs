@@ -1,23 +1,12 @@
-//! The methods of `TargetRoutes`, the routes that lead to one endpoint, and the destructor of
-//! `InboundMessage`.
+//! The methods of `TargetRoutes`, the routes that lead to one endpoint.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use network_common::ConnectionId;
 
-use super::connection::{InboundMessage, PeerConnection, RouteKey, TargetRoutes};
-use crate::error::no_reply_error;
+use super::connection::{PeerConnection, RouteKey, TargetRoutes};
 use crate::limits::Volume;
-
-/// Rejects the ask if no call context owns it yet, so that every request gets a response.
-impl Drop for InboundMessage<'_> {
-    fn drop(&mut self) {
-        if let Some(ask) = self.ask.take() {
-            ask.reject(&no_reply_error());
-        }
-    }
-}
 
 impl TargetRoutes {
     /// Returns the sum of the credit that the senders hold.

@@ -8,6 +8,7 @@ use prost::Message;
 use super::buf::{DecodeBuf, encode_field};
 use super::proto::{self, failure::Kind, response::Result as ResponseResult};
 use crate::error::{ErrorKind, RpcError};
+use crate::panics::catch_panic;
 
 /// Key of `Response.value`: field number and wire type 2, length-delimited.
 const VALUE_KEY: u8 = 1 << 3 | 2;
@@ -90,13 +91,19 @@ fn failure(kind: Kind, error: &RpcError) -> proto::Failure {
 ///
 /// # Errors
 ///
-/// The error that the failure in the response describes, or [`ErrorKind::Decode`].
+/// The error that the failure in the response describes, [`ErrorKind::Decode`], or
+/// [`ErrorKind::Panic`] if `decode` panicked.
 pub(crate) fn decode_reply<T>(
     response: Bytes,
     peer: &dyn Display,
     decode: impl FnOnce(DecodeBuf) -> Result<T, RpcError>,
 ) -> Result<T, RpcError> {
-    decode(decode_response(response, peer)?).map_err(|error| {
+    let body = decode_response(response, peer)?;
+    let decoded = catch_panic(|| decode(body)).unwrap_or_else(|panic| {
+        let text = format!("RpcRequest::decode_reply panicked: {panic}");
+        Err(RpcError::new(ErrorKind::Panic, text))
+    });
+    decoded.map_err(|error| {
         let text = format!("from {peer}: {error}");
         error.with_text(text).with_peer(peer)
     })

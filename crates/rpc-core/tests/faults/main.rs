@@ -6,11 +6,19 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod actions;
 mod cancelled_asks;
+mod codec_panics;
+mod deadlines;
 mod decode_panic;
 mod far_link;
 mod fixture;
+mod locks;
+mod log_levels;
 mod replaced_under_load;
+mod self_waits;
 mod stopped_endpoint;
 mod stuck_predecessor;
+mod suspended;
+mod user_panics;
 mod window_sharing;
