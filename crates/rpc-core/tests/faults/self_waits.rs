@@ -47,6 +47,19 @@ async fn ask_self(cx: Cx) -> Result<u32, RpcError> {
     cx.self_ref().ask_with_timeout(reply(), LONG).await
 }
 
+/// Checks that the endpoint handles new messages, once its inbox has capacity.
+async fn assert_replies(endpoint: &RpcEndpointRef<Action>) {
+    let replied = async {
+        loop {
+            match endpoint.ask(reply()).await {
+                Err(full) if full.kind() == ErrorKind::Limit => tokio::task::yield_now().await,
+                replied => return replied,
+            }
+        }
+    };
+    assert_eq!(promptly("the next reply", replied).await.unwrap(), 1);
+}
+
 fn assert_deadlock<T: std::fmt::Debug>(result: Result<T, RpcError>, what: &str) {
     let error = result.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Deadlock, "{what}: {error:?}");
@@ -137,7 +150,7 @@ async fn fault_c7_ask_sync_of_itself_fails_when_no_thread_is_left() {
     for ask in asks {
         promptly("the end of a blocking handler", ask).await.unwrap();
     }
-    assert_eq!(promptly("the next reply", endpoint.ask(reply())).await.unwrap(), 1);
+    assert_replies(&endpoint).await;
 }
 
 /// The endpoint is looked up by another address of its environment.
@@ -242,7 +255,7 @@ async fn fault_c8_send_wait_to_own_full_inbox_fails_as_deadlock() {
             let (sent, error) = in_receive(&endpoint, send_until_error).await;
             assert_eq!(sent as u64, limit - 1, "{kind:?}: the message itself is in the inbox");
             assert_deadlock(error, &format!("{kind:?}"));
-            assert_eq!(promptly("the next reply", endpoint.ask(reply())).await.unwrap(), 1);
+            assert_replies(&endpoint).await;
         }
     }
 }
@@ -286,7 +299,7 @@ async fn fault_c8_handlers_that_wait_for_each_other_end() {
         for ask in asks {
             within(Duration::from_secs(5), "a handler that waits", ask).await.unwrap();
         }
-        assert_eq!(promptly("the next reply", endpoint.ask(reply())).await.unwrap(), 1);
+        assert_replies(&endpoint).await;
     }
 }
 
