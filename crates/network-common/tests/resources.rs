@@ -578,7 +578,10 @@ fn clients_and_factories_leave_no_resources() {
                     client.send_rpc("echo"),
                 ];
                 match i % 4 {
-                    0 => drop(factory),
+                    0 => {
+                        drop(factory);
+                        client.close();
+                    }
                     1 => factory.close(),
                     2 => client.close(),
                     _ => drop((client, factory)),

@@ -43,9 +43,10 @@ mod tests;
 /// before that. Until [`client_id`](Self::client_id) is set, requests of handlers fail with kind
 /// [`InvalidState`](ErrorKind::InvalidState).
 ///
-/// A connection that a factory opened is closed by [`close`](Self::close), with its factory if it
-/// is pooled, or when its last handle, future and stream body are dropped; queued messages are
-/// still written. A `TransportClient` that is passed to a server's handler does not keep the
+/// A connection that a factory opened is closed by [`close`](Self::close), by
+/// [`TransportClientFactory::close`](crate::TransportClientFactory::close) if it is pooled, or when
+/// its last handle, future and stream body are dropped; the pool of a factory holds a handle. Queued
+/// messages are still written. A `TransportClient` that is passed to a server's handler does not keep the
 /// connection open, and dropping it does not close the connection.
 ///
 /// ```

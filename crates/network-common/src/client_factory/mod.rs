@@ -21,8 +21,9 @@ use crate::handler::{RpcHandler, TransportClientBootstrap};
 /// Opens connections and pools them (Spark's `TransportClientFactory`).
 ///
 /// The pool holds at most `spark.<module>.io.numConnectionsPerPeer` connections per address.
-/// Cloning is cheap. [`close`](Self::close), or dropping the last clone, closes the pooled
-/// connections; an [unmanaged](Self::create_unmanaged_client) connection belongs to its caller.
+/// Cloning is cheap. [`close`](Self::close) closes the pooled connections. Dropping the last clone
+/// ends the pooling only: each connection stays open as long as a [`TransportClient`], request or
+/// body of it lives. An [unmanaged](Self::create_unmanaged_client) connection belongs to its caller.
 ///
 /// ```
 /// use network_common::{NoOpRpcHandler, TransportConf, TransportContext};
@@ -137,7 +138,10 @@ impl TransportClientFactory {
     /// Later calls of the `create_` methods fail. A connection that is being opened is closed when
     /// the attempt has succeeded.
     pub fn close(&self) {
-        self.0.close();
+        let pools = self.0.pools.lock().take();
+        for pool in pools.into_iter().flat_map(HashMap::into_values) {
+            pool.slots.iter().for_each(PoolSlot::close);
+        }
     }
 
     async fn get_or_connect(
@@ -210,21 +214,6 @@ impl TransportClientFactory {
             .with_peer(address)),
             _ => Ok(()),
         }
-    }
-}
-
-impl FactoryInner {
-    fn close(&self) {
-        let pools = self.pools.lock().take();
-        for pool in pools.into_iter().flat_map(HashMap::into_values) {
-            pool.slots.iter().for_each(PoolSlot::close);
-        }
-    }
-}
-
-impl Drop for FactoryInner {
-    fn drop(&mut self) {
-        self.close();
     }
 }
 

@@ -8,6 +8,7 @@
 mod support;
 
 mod addresses;
+mod factories;
 mod large_requests;
 mod quiet_connections;
 mod streams_of_ended_connections;
