@@ -7,7 +7,7 @@ use tokio::sync::Semaphore;
 
 use super::digest_md5::{NegotiatedQop, Protection, Qop};
 use super::session_keys::Side;
-use super::{AuthError, SecretKeyHolder};
+use super::{AuthError, Secret, SecretKeyHolder};
 use crate::conf::{AuthConf, CipherName, TransportConf};
 use crate::error::{ErrorKind, TransportError};
 use crate::session::FilterPair;
@@ -21,6 +21,8 @@ pub(crate) struct AuthPolicy {
     /// The application id under which this process opens connections.
     pub(super) app_id: String,
     pub(super) secrets: Arc<dyn SecretKeyHolder>,
+    /// The secret of unknown applications, which no peer knows.
+    pub(super) decoy: Secret,
     /// One permit for each handshake that the servers of the context may run at a time.
     pub(super) handshake_permits: Arc<Semaphore>,
     /// The name of the setting that limits the permits, for error texts.
@@ -54,6 +56,10 @@ impl AuthPolicy {
             conf: auth,
             app_id,
             secrets,
+            decoy: Secret::random().map_err(|error| {
+                TransportError::new(ErrorKind::Config, "this system has no random numbers")
+                    .with_source(error)
+            })?,
         };
         // The weaknesses do not matter inside of TLS.
         #[cfg(feature = "tls")]

@@ -108,18 +108,29 @@ impl ServerHandshake {
         }
     }
 
-    fn find_secret(&self, app_id: &str) -> Result<Secret, AuthError> {
-        self.policy
-            .secrets
-            .secret_key(app_id)
-            .ok_or_else(|| AuthError::UnknownApp(app_id.to_owned()))
+    /// Calls `verify` with the secret of the application.
+    ///
+    /// For an unknown application it does the same work with a secret that no peer knows, so that a
+    /// peer cannot measure which applications exist.
+    fn with_secret<T>(
+        &self,
+        app_id: &str,
+        verify: impl FnOnce(&Secret) -> Result<T, AuthError>,
+    ) -> Result<T, AuthError> {
+        let known = self.policy.secrets.secret_key(app_id);
+        let result = verify(known.as_ref().unwrap_or(&self.policy.decoy));
+        if known.is_none() {
+            return Err(AuthError::UnknownApp(app_id.to_owned()));
+        }
+        result
     }
 
     fn run_engine(&self, challenge: &AuthMessage) -> Result<AuthOutcome, AuthError> {
         let app_id = challenge.app_id.clone();
-        let (secret, conf) = (self.find_secret(&app_id)?, &self.policy.conf);
-        let (reply, keys) =
-            AuthEngine::new(&app_id, &secret, conf.engine_version).respond(challenge)?;
+        let conf = &self.policy.conf;
+        let (reply, keys) = self.with_secret(&app_id, |secret| {
+            AuthEngine::new(&app_id, secret, conf.engine_version).respond(challenge)
+        })?;
         let filters = Some(keys.filters(conf.cipher, Side::Server)?);
         Ok(AuthOutcome { reply, app_id, filters, is_replayable: true })
     }
@@ -128,8 +139,9 @@ impl ServerHandshake {
     fn run_legacy_engine(&self, message: &[u8]) -> Result<AuthOutcome, AuthError> {
         use super::legacy_engine::{LegacyMessage, respond};
         let challenge = LegacyMessage::decode(message)?;
-        let secret = self.find_secret(&challenge.app_id)?;
-        let (reply, keys) = respond(&challenge, &secret, &self.policy.conf)?;
+        let (reply, keys) = self.with_secret(&challenge.app_id, |secret| {
+            respond(&challenge, secret, &self.policy.conf)
+        })?;
         let filters = Some(keys.filters(crate::conf::CipherName::AesCtr, Side::Server)?);
         Ok(AuthOutcome { reply, app_id: challenge.app_id, filters, is_replayable: true })
     }
@@ -139,12 +151,12 @@ impl ServerHandshake {
             return Err(AuthError::Malformed("the first SASL token is not empty".to_owned()));
         }
         let app_id = message.app_id;
-        let secret = self.find_secret(&app_id);
-        let is_known_app = secret.is_ok();
+        let known = self.policy.secrets.secret_key(&app_id);
+        let is_known_app = known.is_some();
         // The handshake of an unknown application fails at its end, as with a wrong secret, so
         // that a peer cannot find out which applications exist.
-        let secret = secret.or_else(|_| Secret::random())?;
-        let credentials = Credentials::new(&self.policy.secrets.sasl_user(&app_id), &secret);
+        let secret = known.as_ref().unwrap_or(&self.policy.decoy);
+        let credentials = Credentials::new(&self.policy.secrets.sasl_user(&app_id), secret);
         let digest = DigestServer::new(credentials, qop)?;
         let challenge = digest.challenge();
         self.stage = HandshakeStage::Sasl { app_id, is_known_app, digest };

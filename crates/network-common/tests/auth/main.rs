@@ -8,6 +8,7 @@
 mod support;
 
 mod faults_handshake;
+mod faults_timing;
 mod fixture;
 mod guard;
 mod hostile;
