@@ -4,6 +4,7 @@
 
 mod build;
 mod compare;
+mod conformance;
 mod floors;
 mod generate;
 mod instructions;
@@ -40,6 +41,9 @@ enum Task {
     Floors,
     /// Generate the committed code of the envelope's and the tests' schemas
     Generate(generate::GenerateOptions),
+    /// Write the tests of each row into docs/conformance.md
+    #[command(after_help = conformance::HELP)]
+    Conformance(conformance::ConformanceOptions),
     /// Find text and names that are probably hard to read
     #[command(after_help = prose::HELP)]
     Prose(prose::ProseOptions),
@@ -53,6 +57,7 @@ fn main() -> ExitCode {
         Task::Instructions(options) => instructions::run(&options),
         Task::Floors => floors::run(),
         Task::Generate(options) => generate::run(&options),
+        Task::Conformance(options) => conformance::run(&options),
         Task::Prose(options) => prose::run(&options),
     };
     match result {
