@@ -1,5 +1,5 @@
 //! Chunks from memory, by `sendfile` and by copying: Spark's `ChunkFetchIntegrationSuite` and
-//! `ChunkFetchRequestHandlerSuite` (CFI and CFH rows).
+//! `ChunkFetchRequestHandlerSuite` (rows `cfi_01` to `cfi_05` and `cfh_01`).
 
 // Helper functions outside of tests unwrap as well.
 #![allow(clippy::unwrap_used)]

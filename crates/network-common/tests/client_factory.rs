@@ -1,5 +1,5 @@
-//! The client factory: Spark's `TransportClientFactorySuite` and `TransportClientSuite` (TCF and
-//! TCL rows), and callers that share a connection attempt.
+//! The client factory: Spark's `TransportClientFactorySuite` and `TransportClientSuite` (rows
+//! `tcf_01` to `tcf_09` and `tcl_01`), and callers that share a connection attempt.
 
 // Helper functions outside of tests unwrap as well.
 #![allow(clippy::unwrap_used)]

@@ -1,9 +1,9 @@
-//! Settings except TLS, and metrics: Spark's `TransportConfSuite` (CONF-12 and all keys of
-//! `TransportConf`) and `NettyMemoryMetricsSuite` (MET-01).
+//! Settings except TLS, and metrics: Spark's `TransportConfSuite` (row `conf_12` and all keys of
+//! `TransportConf`) and `NettyMemoryMetricsSuite` (row `met_01`).
 //!
-//! CONF-01 to CONF-11 concern TLS and are in `tests/tls/settings.rs`. MET-02 counts a JVM allocator
-//! and has no counterpart. MET-01 keeps the prefixes of names; our gauges replace heap and direct
-//! memory.
+//! Rows `conf_01` to `conf_11` concern TLS and are in `tests/tls/settings.rs`. Row `met_02` counts
+//! a JVM allocator and has no counterpart. Row `met_01` keeps the prefixes of names; our gauges
+//! replace heap and direct memory.
 
 // Helper functions outside of tests unwrap as well.
 #![allow(clippy::unwrap_used)]

@@ -1,4 +1,4 @@
-//! Bitmaps of merged shuffle blocks: rows ENC-01 to ENC-03, MBM-01 and TRH-02.
+//! Bitmaps of merged shuffle blocks: rows `enc_01` to `enc_03`, `mbm_01` and `trh_02`.
 
 // Helper functions outside of tests unwrap as well.
 #![allow(clippy::unwrap_used)]

@@ -1,5 +1,5 @@
 //! The request timeout with a `connectionTimeout` of 1 s: Spark's `RequestTimeoutIntegrationSuite`
-//! (RTO rows).
+//! (rows `rto_01` to `rto_03`).
 
 // Helper functions outside of tests unwrap as well.
 #![allow(clippy::unwrap_used)]

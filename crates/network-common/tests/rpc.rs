@@ -1,5 +1,5 @@
-//! RPCs and uploads between two ends of this crate: Spark's `RpcIntegrationSuite` (RPC rows), calls
-//! in both directions, and handlers that panic or never reply.
+//! RPCs and uploads between two ends of this crate: Spark's `RpcIntegrationSuite` (rows `rpc_01` to
+//! `rpc_10`), calls in both directions, and handlers that panic or never reply.
 
 // Helper functions outside of tests unwrap as well.
 #![allow(clippy::unwrap_used)]
@@ -159,7 +159,7 @@ async fn rpcs_and_one_way_messages_arrive_in_call_order() {
 type Received = Arc<Mutex<Vec<(Bytes, Bytes)>>>;
 
 /// Returns a handler that stores each upload's data and replies with the number of bytes. Metas
-/// `fail/...` fail in the three ways of row RPC-10.
+/// `fail/...` fail in the three ways of row `rpc_10`.
 fn upload_handler() -> (Handler, Received) {
     let received = Received::default();
     let store = Arc::clone(&received);

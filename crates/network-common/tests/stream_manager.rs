@@ -1,5 +1,5 @@
 //! `OneForOneStreamManager` behind a server, through a client: Spark's
-//! `OneForOneStreamManagerSuite` (OFO rows).
+//! `OneForOneStreamManagerSuite` (rows `ofo_01` to `ofo_04`).
 //!
 //! Spark raises an iterator's first error from `connectionTerminated`; ours logs it. The rest must
 //! hold: all buffers are released, all streams of the connection removed.

@@ -1,5 +1,5 @@
-//! Streams from memory, by `sendfile` and by copying: Spark's `StreamSuite` (STR rows) and the
-//! streams of `TransportRequestHandlerSuite` (TRH rows).
+//! Streams from memory, by `sendfile` and by copying: Spark's `StreamSuite` (rows `str_01` to
+//! `str_04`) and the streams of `TransportRequestHandlerSuite` (row `trh_01`).
 
 // Helper functions outside of tests unwrap as well.
 #![allow(clippy::unwrap_used)]
@@ -202,7 +202,8 @@ async fn streams_that_cannot_be_served_fail_alone() {
     }
 }
 
-/// TRH-01 without pending writes. CFH-01 tests those; chunks and streams share one counter.
+/// Row `trh_01` without pending writes. Row `cfh_01` tests those; chunks and streams share one
+/// counter.
 #[tokio::test]
 async fn trh_01_stream_requests_return_bodies_or_failure() {
     let manager = Arc::new(OneForOneStreamManager::new());
@@ -233,7 +234,7 @@ async fn trh_01_stream_requests_return_bodies_or_failure() {
     until(|| manager.stream_count() == 0).await;
 }
 
-/// TRH-01 at the limit: a stream beyond it closes the connection without a response.
+/// Row `trh_01` at the limit: a stream beyond it closes the connection without a response.
 #[tokio::test(flavor = "multi_thread")]
 async fn trh_01_stream_over_limit_closes_connection() {
     let body = pattern(32 << 20, 1);

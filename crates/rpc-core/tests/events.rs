@@ -1,5 +1,5 @@
-//! Connection events of endpoints: rows RPC-ENV-21 to 23 and 35, NRH-01 and 02. The peers are
-//! other environments and bare transport clients.
+//! Connection events of endpoints: rows `rpc_env_21` to `rpc_env_23`, `rpc_env_35`, `nrh_01`
+//! and `nrh_02`. The peers are other environments and bare transport clients.
 
 mod common;
 

@@ -1,4 +1,5 @@
-//! Isolated endpoints, which have threads of their own: row RPC-ENV-36. No network is involved.
+//! Isolated endpoints, which have threads of their own: row `rpc_env_36`. No network is
+//! involved.
 
 mod common;
 

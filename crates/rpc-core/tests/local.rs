@@ -1,4 +1,5 @@
-//! Endpoints and refs within one environment, without a network: rows RPC-ENV, INB and NRE-04.
+//! Endpoints and refs within one environment, without a network: rows of the areas
+//! `rpc_env` and `inb`, and row `nre_04`.
 
 mod common;
 
@@ -780,7 +781,7 @@ fn dropped_request_fails_when_runtime_drops_its_receive() {
     assert_eq!(error.kind(), ErrorKind::NoReply, "{error}");
 }
 
-/// A panic stands for the fatal error (JVM `Error`) of the row; the handler no longer counts as
+/// A panic replaces the fatal error (JVM `Error`) of Spark's test; the handler no longer counts as
 /// running.
 #[tokio::test]
 async fn inb_07_panicked_handler_does_not_count_as_running() {

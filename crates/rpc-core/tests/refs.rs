@@ -1,5 +1,5 @@
 //! Refs in messages, refs to client-mode environments, stale incarnations, narrowed refs: rows
-//! RPC-ENV-03 and NRE-05. The peers are other environments.
+//! `rpc_env_03` and `nre_05`. The peers are other environments.
 
 #![allow(missing_docs, clippy::unwrap_used)]
 

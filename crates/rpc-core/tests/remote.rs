@@ -1,4 +1,4 @@
-//! Endpoints of another environment, over TCP: rows RPC-ENV and NRE.
+//! Endpoints of another environment, over TCP: rows of the areas `rpc_env` and `nre`.
 
 mod common;
 

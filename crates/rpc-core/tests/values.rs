@@ -1,4 +1,5 @@
-//! Addresses, timeouts and settings, without a peer: rows ADR, NRA and RPC-ENV-32.
+//! Addresses, timeouts and settings, without a peer: rows of the areas `adr` and `nra`, and
+//! row `rpc_env_32`.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! AES-GCM messages: sizes, segments, split input and damaged bytes (GCM rows).
+//! AES-GCM messages: sizes, segments, split input and damaged bytes (rows `gcm_01` to `gcm_13`).
 
 use super::*;
 use crate::auth::test_support::one_bit_flips;

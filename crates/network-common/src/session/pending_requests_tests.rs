@@ -1,4 +1,5 @@
-//! Pending requests and their responses: Spark's `TransportResponseHandlerSuite` (RSP rows).
+//! Pending requests and their responses: rows `rsp_01` to `rsp_10`, from Spark's
+//! `TransportResponseHandlerSuite`.
 
 use super::*;
 use crate::protocol::MergedBlockMetaRequest;

@@ -1,4 +1,4 @@
-//! The session state of one connection without I/O, for the RSP and MWH rows of Spark's suites.
+//! The session state of one connection without I/O, for rows of the areas `rsp` and `mwh`.
 
 #[path = "stream_body_tests.rs"]
 mod bodies;

@@ -132,7 +132,7 @@ fn mwh_02_slices_are_correct_for_every_start_and_count() {
     }
 }
 
-/// Rows MWH-03 to MWH-05: a body is released once, after it was written.
+/// Rows `mwh_03` to `mwh_05`: a body is released once, after it was written.
 ///
 /// The layouts are no body, a body copied into the batch, and a body written in place.
 #[test]
@@ -190,7 +190,7 @@ fn mwh_04_shared_bodies_are_not_copied() {
     assert_eq!(slices[3].as_ptr(), block.as_ptr());
 }
 
-/// Row MWH-06: bodies that are discarded from the queue or from the batch are released.
+/// Row `mwh_06`: bodies that are discarded from the queue or from the batch are released.
 #[test]
 fn mwh_06_discarded_bodies_are_released() {
     let mut queue = WriteQueue::new(LIMIT, "".into());
@@ -210,7 +210,7 @@ fn mwh_06_discarded_bodies_are_released() {
     assert_eq!(queue.queued(), 0);
 }
 
-/// Row MWH-06: a closed session rejects bodies and releases them.
+/// Row `mwh_06`: a closed session rejects bodies and releases them.
 #[test]
 fn mwh_06_closed_session_releases_rejected_bodies() {
     let mut session = session();
@@ -469,7 +469,7 @@ fn mwh_05_frames_queued_before_filters_are_written_apart() {
 
 /// Writing the last chunk wakes a connection in graceful shutdown, which closes only when idle.
 #[test]
-fn rule_1_session_is_idle_after_its_last_chunk_is_written() {
+fn session_is_idle_after_its_last_chunk_is_written() {
     let mut session = session();
     let request = || BulkRequest::Chunk { stream_id: 1, chunk_index: 0 };
     assert!(session.bulk_requests.push(request(), false));

@@ -28,7 +28,7 @@ async fn send_and_read_to_end(address: std::net::SocketAddr, bytes: &[u8]) -> Ve
     response
 }
 
-/// Row AAH-01, extended to every type of request.
+/// Row `aah_01`, extended to every type of request.
 #[tokio::test(flavor = "multi_thread")]
 async fn aah_01_unauthenticated_peer_is_served_nothing() {
     let meta = MergedBlockMetaRequest {

@@ -1,4 +1,4 @@
-//! The Java-compatible field formats: Spark's `EncodersSuite` (ENC rows).
+//! The Java-compatible field formats: Spark's `EncodersSuite` (rows `enc_01` to `enc_06`).
 
 use network_common::protocol::{FieldReader, ProtocolError, put_byte_array, put_string};
 

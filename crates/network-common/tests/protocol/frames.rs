@@ -1,5 +1,5 @@
 //! The frame decoder, whose bodies are collected, streamed or discarded: Spark's
-//! `TransportFrameDecoderSuite` (FRAME rows).
+//! `TransportFrameDecoderSuite` (rows `frame_01` to `frame_08`).
 
 use std::time::Instant;
 

@@ -1,5 +1,5 @@
-//! The codec for the wire format, against bytes of Spark and the rows of Spark's own suites (PROTO,
-//! FRAME, ENC, MBM).
+//! The codec for the wire format, against bytes of Spark and the rows of the areas `wire`, `proto`,
+//! `frame`, `enc` and `mbm`.
 
 mod decoding;
 mod encoders;

@@ -1,4 +1,4 @@
-//! TLS settings: rows CONF-01 to CONF-11 of Spark's `TransportConfSuite`, and validation.
+//! TLS settings: rows `conf_01` to `conf_11` of Spark's `TransportConfSuite`, and validation.
 
 use std::path::Path;
 use std::process::Command;

@@ -1,4 +1,4 @@
-//! Row M5: many asks are cancelled at once, and each of their contexts shows it.
+//! Row `fault_m5`: many asks are cancelled at once, and each of their contexts shows it.
 
 use std::future::Future;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! Row C3: `RpcMessage::decode` panics for single requests, and only these requests fail.
+//! Row `fault_c3`: `RpcMessage::decode` panics for single requests, and only these requests fail.
 
 use rpc_core::{
     EndpointContext, EndpointRef, ErrorKind, IncomingRequest, RpcEndpointRef, RpcEnv, RpcError,

@@ -1,4 +1,4 @@
-//! Row C14: the window of a route grows on a link with a long round trip.
+//! Row `fault_c14`: the window of a route grows on a link with a long round trip.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
 //! Tests of the faults in docs/conformance.md, through the public API only. The peers are other
-//! environments, for row C14 behind a proxy with a long round trip.
+//! environments, for row `fault_c14` behind a proxy with a long round trip.
 
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used)]
 

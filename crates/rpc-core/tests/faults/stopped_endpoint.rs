@@ -1,5 +1,5 @@
-//! Row C1: an endpoint is stuck in `receive` with messages of remote clients, is stopped, and has
-//! no successor. Its callers get errors at once.
+//! Row `fault_c1`: an endpoint is stuck in `receive` with messages of remote clients, is stopped,
+//! and has no successor. Its callers get errors at once.
 
 use std::time::{Duration, Instant};
 

@@ -1,5 +1,5 @@
-//! Row C1: an endpoint is stuck in `receive` with messages of remote clients, and is replaced. Its
-//! successor must serve the clients although the predecessor holds their credit.
+//! Row `fault_c1`: an endpoint is stuck in `receive` with messages of remote clients, and is
+//! replaced. Its successor must serve the clients although the predecessor holds their credit.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,4 @@
-//! Row C14: the grown windows of several clients share the inbox limits of an endpoint.
+//! Row `fault_c14`: the grown windows of several clients share the inbox limits of an endpoint.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;

@@ -52,7 +52,7 @@ pub fn sasl_encrypted() -> Mode {
     authenticated("sasl, encrypted", true, &settings)
 }
 
-/// The settings of rows RPC-ENV-28 and 31: encryption on, SASL fallback off.
+/// The settings of rows `rpc_env_28` and `rpc_env_31`: encryption on, SASL fallback off.
 const CRYPTO: [(&str, &str); 2] =
     [("spark.network.crypto.enabled", "true"), ("spark.network.crypto.saslFallback", "false")];
 

@@ -1,5 +1,6 @@
 //! Environments that authenticate and encrypt, in every mode that the features of this build
-//! include: rows RPC-ENV-26 to 31. The peers are other environments and bare TCP clients.
+//! include: rows `rpc_env_26` to `rpc_env_31`. The peers are other environments and bare TCP
+//! clients.
 
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used)]
 
