@@ -222,7 +222,7 @@ async fn connection_ending_inside_frame_is_reported_once_without_error() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn requests_over_limit_are_rejected_before_they_are_buffered() {
     let fixture = Fixture::new(&[("spark.test.io.maxRequestSize", "1m")]).await;
-    // RPCs, one-way messages and uploads are skipped: see the tests of T6.
+    // RPCs, one-way messages and uploads are skipped: see row `fault_t6`.
     for kind in [STREAM_REQUEST, CHUNK_REQUEST, META_REQUEST] {
         let mut raw = fixture.raw().await;
         let peer = local(&raw);

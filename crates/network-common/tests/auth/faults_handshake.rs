@@ -1,5 +1,5 @@
-//! T3, M4: handshakes beyond the limit wait, interrupted ones may be repeated, and a replayed one
-//! does not count as authentication.
+//! Rows `fault_t3` and `fault_m4`: handshakes beyond the limit wait, interrupted ones may be
+//! repeated, and a replayed one does not count as authentication.
 
 use std::time::Duration;
 

@@ -1,4 +1,5 @@
-//! T8, T12: one pool for all spellings of an address, and canonical addresses of peers.
+//! One pool for all spellings of an address, and canonical addresses of peers: rows `fault_t8` and
+//! `fault_t12`.
 
 use std::net::{IpAddr, SocketAddr};
 

@@ -1,4 +1,4 @@
-//! T6: a request over `maxRequestSize` fails alone, and its connection lives.
+//! Row `fault_t6`: a request over `maxRequestSize` fails alone, and its connection lives.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

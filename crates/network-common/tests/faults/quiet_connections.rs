@@ -1,4 +1,5 @@
-//! T2, T5, T11: which connections count as quiet or idle, with a `connectionTimeout` of 1 s.
+//! Connections that count as quiet or idle, with a `connectionTimeout` of 1 s: rows `fault_t1`,
+//! `fault_t2`, `fault_t5`, `fault_t10` and `fault_t11`.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

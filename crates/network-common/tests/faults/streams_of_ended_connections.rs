@@ -1,4 +1,5 @@
-//! T4: streams that are registered after the end of their connection are released at once.
+//! Row `fault_t4`: streams that are registered after the end of their connection are released at
+//! once.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
