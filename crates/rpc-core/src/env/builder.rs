@@ -266,7 +266,9 @@ impl RpcEnvBuilder {
             files,
             #[cfg(feature = "files")]
             downloads,
-            transport: context.metrics(),
+            conf: self.conf,
+            network: self.network,
+            context: context.clone(),
             server: Mutex::new(None),
             incarnation,
             runtime,

@@ -1,6 +1,7 @@
 //! [`RpcEnv`], the environment that registers endpoints and looks up those of other processes.
 
 mod builder;
+mod bulk;
 #[cfg(feature = "files")]
 mod files;
 mod listen;
@@ -14,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use network_common::{TransportMetrics, TransportServer};
+use network_common::{MemoryNetwork, TransportContext, TransportServer};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
@@ -22,6 +23,7 @@ pub use builder::RpcEnvBuilder;
 
 use crate::address::{RpcAddress, RpcEndpointAddress};
 use crate::ask::{ActorId, AskResources, EndpointInfo};
+use crate::conf::RpcConf;
 use crate::dispatcher::Dispatcher;
 use crate::endpoint::{EndpointContext, EndpointOptions, RpcEndpointRef};
 use crate::error::RpcError;
@@ -77,7 +79,10 @@ struct EnvInner {
     files: Arc<FileRegistry>,
     #[cfg(feature = "files")]
     downloads: Arc<DownloadPool>,
-    transport: TransportMetrics,
+    conf: RpcConf,
+    network: Option<MemoryNetwork>,
+    /// The context of the connections for messages.
+    context: TransportContext,
     /// `None` in client mode, and after the shutdown has taken it.
     server: Mutex<Option<TransportServer>>,
     /// A random number that distinguishes this run from others at the same address.

@@ -25,7 +25,7 @@ impl RpcEnv {
     #[must_use]
     pub fn snapshot(&self) -> EnvSnapshot {
         let inner = &self.inner;
-        let shared = &inner.connections.shared;
+        let (shared, transport) = (&inner.connections.shared, inner.context.metrics());
         EnvSnapshot {
             name: inner.name.clone(),
             address: inner.address.clone(),
@@ -35,8 +35,8 @@ impl RpcEnv {
             inbox_bytes: shared.budget.used(),
             route_bytes: shared.route_budget.used(),
             undelivered: shared.undelivered.load(Ordering::Relaxed),
-            server: inner.transport.server().snapshot(),
-            client: inner.transport.client().snapshot(),
+            server: transport.server().snapshot(),
+            client: transport.client().snapshot(),
         }
     }
 }

@@ -4,6 +4,8 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use bytes::Bytes;
+use network_common::{RpcHandler, RpcResponseCallback, TransportClient};
 use parking_lot::Mutex;
 use rpc_core::{
     EndpointContext, MemoryNetwork, RpcAddress, RpcConf, RpcEndpointRef, RpcEnv, RpcEnvBuilder,
@@ -253,4 +255,13 @@ async fn forward(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, recorded: Arc<
 
 pub fn contains(bytes: &[u8], part: &[u8]) -> bool {
     bytes.windows(part.len()).any(|window| window == part)
+}
+
+/// Replies to every RPC with its body.
+pub struct Echo;
+
+impl RpcHandler for Echo {
+    fn receive(&self, _: &TransportClient, message: Bytes, callback: RpcResponseCallback) {
+        callback.reply(message);
+    }
 }

@@ -3,6 +3,7 @@
 use std::fs;
 use std::sync::Arc;
 
+use network_common::{NoOpRpcHandler, TransportConf, TransportContext};
 use rpc_core::{EndpointRef, RpcEndpointRef, RpcEnv, Secret, SecretStore};
 use tempfile::TempDir;
 use tokio::io::AsyncReadExt;
@@ -108,6 +109,26 @@ async fn rpc_env_34_download_works_in_every_mode() {
             let mut download = soon(client.open_channel(&uri)).await.unwrap();
             soon(download.read_to_end(&mut arrived)).await.unwrap();
             assert!(arrived == content[..length], "{}", mode.name);
+        }
+    }
+}
+
+/// Bulk data of a transport context has the mode of the environment that made it.
+#[tokio::test]
+async fn transport_context_has_security_of_its_env_in_every_mode() {
+    for mode in modes() {
+        for (server, client) in mode.pairs().await {
+            let echo = server.transport_context("shuffle", Echo).unwrap();
+            let bulk = soon(echo.create_server("127.0.0.1:0")).await.unwrap();
+            let context = client.transport_context("shuffle", NoOpRpcHandler::new()).unwrap();
+            let factory = context.create_client_factory();
+            let client = soon(factory.create_client(bulk.local_addr())).await.unwrap();
+            assert_eq!(soon(client.send_rpc("ping")).await.unwrap(), "ping", "{}", mode.name);
+
+            let plain = TransportContext::new(TransportConf::new("shuffle"), NoOpRpcHandler::new());
+            let plain = plain.create_client_factory();
+            let reply = async { plain.create_client(bulk.local_addr()).await?.send_rpc("x").await };
+            soon(reply).await.unwrap_err();
         }
     }
 }
