@@ -1,4 +1,4 @@
-//! Generates [rpc-core] messages from the services of `.proto` files.
+//! Generates rpc-core messages from the services of `.proto` files.
 //!
 //! Call [`compile_protos`] in `build.rs`, and include the generated file of each package:
 //!
@@ -49,7 +49,6 @@
 //!
 //! The files are compiled by [protox], so `protoc` is not needed.
 //!
-//! [rpc-core]: https://docs.rs/rpc-core
 
 #![forbid(unsafe_code)]
 

@@ -21,7 +21,7 @@
 //!
 //! # Example
 //!
-//! Messages are the rpcs of a service in a `.proto` file, which [rpc-build] compiles in `build.rs`:
+//! Messages are the rpcs of a service in a `.proto` file, which `rpc-build` compiles in `build.rs`:
 //!
 //! ```proto
 //! service Hello {
@@ -270,7 +270,6 @@
 //! The frames are those of Spark ([network-common]); the messages in them have the format of
 //! `proto/rpc_envelope.proto`, which later versions only extend.
 //!
-//! [rpc-build]: https://docs.rs/rpc-build
 //! [network-common]: network_common
 
 #![forbid(unsafe_code)]
