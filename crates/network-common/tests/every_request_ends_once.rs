@@ -588,7 +588,11 @@ async fn connection_rejected_by_bootstrap_is_never_reported() {
         let metrics = context.metrics();
         eventually("one connection is open", || metrics.server().snapshot().connections == 1).await;
         // `connection_terminated` is called, because a bootstrap may have registered streams.
-        assert_eq!(handler.seen(peer), [ConnectionEvent::Terminated], "no other event may be reported");
+        assert_eq!(
+            handler.seen(peer),
+            [ConnectionEvent::Terminated],
+            "no other event may be reported"
+        );
         let peer = local(&accepted);
         drop(accepted);
         handler.assert_ended_without_error(peer).await;

@@ -6,6 +6,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use crate::error::{ErrorKind, RpcError};
+use crate::peer_text::peer_name;
 
 /// The host and port on which an environment listens.
 ///
@@ -81,7 +82,10 @@ impl RpcAddress {
     pub fn from_spark_url(url: &str) -> Result<Self, RpcError> {
         let address = url.strip_prefix("spark://").and_then(|rest| parse_host_port(rest).ok());
         address.ok_or_else(|| {
-            RpcError::new(ErrorKind::InvalidAddress, format!("Invalid master URL: {url}"))
+            RpcError::new(
+                ErrorKind::InvalidAddress,
+                format!("Invalid master URL: {}", peer_name(url)),
+            )
         })
     }
 }
@@ -116,7 +120,10 @@ impl FromStr for RpcAddress {
         parse_host_port(text).map_err(|why| {
             RpcError::new(
                 ErrorKind::InvalidAddress,
-                format!("`{text:.200}` is not host:port, for example 127.0.0.1:7077: {why}"),
+                format!(
+                    "`{}` is not host:port, for example 127.0.0.1:7077: {why}",
+                    peer_name(text)
+                ),
             )
         })
     }
@@ -287,7 +294,8 @@ fn check_name(name: &str) -> Result<(), RpcError> {
         return Err(RpcError::new(ErrorKind::InvalidAddress, "RpcEndpoint name must be provided."));
     }
     if name.len() > MAX_NAME {
-        let text = format!("the endpoint name `{name:.200}`... is longer than {MAX_NAME} bytes");
+        let name = peer_name(name);
+        let text = format!("the endpoint name `{name}` is longer than {MAX_NAME} bytes");
         return Err(RpcError::new(ErrorKind::InvalidAddress, text));
     }
     let good = |c: char| c.is_alphanumeric() || "-._~!$&'()*+,;=:%".contains(c);
@@ -295,8 +303,9 @@ fn check_name(name: &str) -> Result<(), RpcError> {
         Some(bad) => Err(RpcError::new(
             ErrorKind::InvalidAddress,
             format!(
-                "the endpoint name `{name:.200}` contains {bad:?}, which is not allowed in \
-                 spark://name@host:port"
+                "the endpoint name `{}` contains {bad:?}, which is not allowed in \
+                 spark://name@host:port",
+                peer_name(name)
             ),
         )),
         None => Ok(()),
@@ -325,7 +334,10 @@ impl FromStr for RpcEndpointAddress {
             Self::new(Some(parse_host_port(address).ok()?), name).ok()
         };
         parse().ok_or_else(|| {
-            RpcError::new(ErrorKind::InvalidAddress, format!("Invalid Spark URL: {text}"))
+            RpcError::new(
+                ErrorKind::InvalidAddress,
+                format!("Invalid Spark URL: {}", peer_name(text)),
+            )
         })
     }
 }

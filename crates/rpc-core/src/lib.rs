@@ -193,6 +193,27 @@
 //! returns [`RpcError::application`] from `receive`, or calls
 //! [`send_failure`](RpcCallContext::send_failure).
 //!
+//! A failure may have a [code](RpcError::with_code) and a protobuf message with
+//! [details](RpcError::with_details), which a local and a remote caller read alike:
+//!
+//! ```
+//! # use rpc_core::{RpcEndpointRef, RpcError};
+//! # mod hello { rpc_core::include_proto!("hello"); }
+//! # use hello::{Greeting, HelloMessage, SayHi};
+//! const NAME_TAKEN: i32 = 1;
+//!
+//! /// Returns a free name, which the endpoint suggests if `name` is in use.
+//! async fn choose(hello: RpcEndpointRef<HelloMessage>, name: &str) -> Result<String, RpcError> {
+//!     match hello.ask(SayHi { msg: name.to_owned() }).await {
+//!         Ok(_) => Ok(name.to_owned()),
+//!         Err(error) if error.code() == Some(NAME_TAKEN) => {
+//!             Ok(error.details::<Greeting>().ok_or(error)?.text)
+//!         }
+//!         Err(error) => Err(error),
+//!     }
+//! }
+//! ```
+//!
 //! # Files
 //!
 //! An environment that listens can offer files, jars and directories ([`RpcEnv::file_server`]).
@@ -301,6 +322,7 @@ mod metrics;
 mod models;
 mod panics;
 mod peer;
+mod peer_text;
 mod sync;
 mod timeout;
 mod trace;

@@ -1,5 +1,6 @@
 //! Limits of queues: `Volume`, the limits of inboxes and credit windows, and shared byte budgets.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -133,7 +134,8 @@ impl InboxConf {
 
 /// A limit of bytes that many owners share.
 ///
-/// An environment has one for the messages from the network in all inboxes, and one for routes.
+/// An environment has one for the messages from the network and the events in all inboxes, and one
+/// for routes.
 #[derive(Debug)]
 pub(crate) struct ByteBudget {
     used: AtomicU64,
@@ -161,11 +163,35 @@ impl ByteBudget {
         self.used.fetch_add(bytes, Ordering::Relaxed);
     }
 
+    /// Reserves `bytes` as [`try_reserve`](Self::try_reserve) does, until the value is dropped.
+    pub(crate) fn try_hold(budget: &Arc<Self>, bytes: u64) -> Option<ReservedBytes> {
+        budget.try_reserve(bytes).then(|| ReservedBytes { budget: Arc::clone(budget), bytes })
+    }
+
+    /// Reserves `bytes` as [`reserve`](Self::reserve) does, until the value is dropped.
+    pub(crate) fn hold(budget: &Arc<Self>, bytes: u64) -> ReservedBytes {
+        budget.reserve(bytes);
+        ReservedBytes { budget: Arc::clone(budget), bytes }
+    }
+
     pub(crate) fn release(&self, bytes: u64) {
         self.used.fetch_sub(bytes, Ordering::Relaxed);
     }
 
     pub(crate) fn used(&self) -> u64 {
         self.used.load(Ordering::Relaxed)
+    }
+}
+
+/// Bytes of a budget, which are released when this is dropped.
+#[derive(Debug)]
+pub(crate) struct ReservedBytes {
+    budget: Arc<ByteBudget>,
+    bytes: u64,
+}
+
+impl Drop for ReservedBytes {
+    fn drop(&mut self) {
+        self.budget.release(self.bytes);
     }
 }

@@ -5,6 +5,7 @@ use std::fmt::Display;
 use std::time::Duration;
 
 use crate::error::{ErrorKind, RpcError};
+use crate::peer_text::peer_name;
 
 /// A timeout and the name of the setting that controls it.
 ///
@@ -59,6 +60,8 @@ impl RpcTimeout {
 
     /// Makes the error of an ask to `peer` that this timeout ended. The text is Spark's.
     pub(crate) fn timeout_error(&self, peer: impl Display) -> RpcError {
+        let peer = peer.to_string();
+        let peer = peer_name(&peer);
         let mut text = if self.duration.is_zero() {
             format!("The ask to {peer} was not sent.")
         } else {

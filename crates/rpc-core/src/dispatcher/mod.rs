@@ -23,10 +23,15 @@ use crate::endpoint::{EndpointContext, EndpointOptions, RpcEndpointRef, RpcMessa
 use crate::error::{ErrorKind, RpcError};
 use crate::inbox::{ConnectionEvent, ErasedInbox, Inbox, StopCause};
 use crate::isolated_executor::IsolatedExecutor;
+use crate::limits::ByteBudget;
 use crate::message_loop::{IntoEndpoint, LoopContext};
 use crate::metrics::EndpointSnapshot;
 use crate::peer::RouteTarget;
+use crate::peer_text::peer_name;
 use crate::sync::RwLock;
+
+/// The number of bytes that the budget counts for one event in one queue.
+const QUEUED_EVENT_BYTES: u64 = 256;
 
 /// The endpoints of one environment (Spark's `Dispatcher`).
 pub(crate) struct Dispatcher {
@@ -34,6 +39,7 @@ pub(crate) struct Dispatcher {
     runtime: Handle,
     /// The loops of all endpoints, including those that are stopping.
     loops: TaskTracker,
+    budget: Arc<ByteBudget>,
 }
 
 #[derive(Default)]
@@ -68,8 +74,9 @@ fn env_stopped_error() -> RpcError {
 }
 
 impl Dispatcher {
-    pub(crate) fn new(runtime: Handle) -> Self {
-        Self { state: RwLock::default(), runtime, loops: TaskTracker::new() }
+    /// `budget` counts the bytes of queued events.
+    pub(crate) fn new(runtime: Handle, budget: Arc<ByteBudget>) -> Self {
+        Self { state: RwLock::default(), runtime, loops: TaskTracker::new(), budget }
     }
 
     /// Registers `endpoint` under the name of `inbox`, and starts its loop.
@@ -210,8 +217,12 @@ impl Dispatcher {
     /// [`ErrorKind::EndpointNotFound`] if the name is not registered, [`ErrorKind::Stopped`] after
     /// [`begin_stop`](Self::begin_stop).
     pub(crate) fn target(&self, name: &str) -> Result<Arc<dyn RouteTarget>, RpcError> {
-        let not_found =
-            || RpcError::new(ErrorKind::EndpointNotFound, format!("Could not find {name:.200}."));
+        let not_found = || {
+            RpcError::new(
+                ErrorKind::EndpointNotFound,
+                format!("Could not find {}.", peer_name(name)),
+            )
+        };
         Ok(self.get(name)?.ok_or_else(not_found)?)
     }
 
@@ -224,6 +235,9 @@ impl Dispatcher {
     }
 
     /// Posts a connection event to all endpoints that receive such events.
+    ///
+    /// Its bytes count in the budget until the last endpoint has handled it. An undelivered-event
+    /// over the budget is discarded, because a peer can cause any number of them.
     pub(crate) fn post_to_all(&self, event: &ConnectionEvent) {
         // Posted without the lock, because it wakes the loops.
         let inboxes: Vec<_> = {
@@ -233,7 +247,15 @@ impl Dispatcher {
             let with_events = with_events.filter(|_| !state.is_stopped);
             with_events.map(|entry| Arc::clone(&entry.inbox)).collect()
         };
-        inboxes.iter().for_each(|inbox| inbox.post_event(event.clone()));
+        let bytes = event.bytes() + QUEUED_EVENT_BYTES * inboxes.len() as u64;
+        let reserved = match event {
+            ConnectionEvent::Undelivered(..) => ByteBudget::try_hold(&self.budget, bytes),
+            ConnectionEvent::Connected(_)
+            | ConnectionEvent::Disconnected(_)
+            | ConnectionEvent::NetworkError(..) => Some(ByteBudget::hold(&self.budget, bytes)),
+        };
+        let Some(reserved) = reserved.map(Arc::new) else { return };
+        inboxes.iter().for_each(|inbox| inbox.post_event(event.clone(), Arc::clone(&reserved)));
     }
 
     fn get(&self, name: &str) -> Result<Option<Arc<dyn ErasedInbox>>, RpcError> {

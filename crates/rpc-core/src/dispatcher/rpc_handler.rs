@@ -17,6 +17,7 @@ use crate::error::{ErrorKind, RpcError};
 use crate::files::FileRegistry;
 use crate::inbox::ConnectionEvent;
 use crate::peer::{Connections, InboundMessage, PeerConnection, RemoteAsk};
+use crate::peer_text::peer_name;
 use crate::wire::proto::notice::Notice;
 use crate::wire::{self, MessageHeader, proto};
 
@@ -108,7 +109,8 @@ impl EnvRpcHandler {
         let endpoint = connection.route_owner().and_then(|peer| peer.endpoint(route));
         let endpoint = endpoint.as_deref().unwrap_or("an unknown endpoint");
         let reason = wire::decode_failure(failure.unwrap_or_default());
-        let text = format!("{remote} rejected a message {path:.400} to {endpoint:.200}: {reason}");
+        let (path, endpoint) = (peer_name(&path), peer_name(endpoint));
+        let text = format!("{remote} rejected a message {path} to {endpoint}");
         let error = RpcError::new(reason.kind(), text).with_peer(&remote).with_source(reason);
         connection.shared.report_undelivered(error.mark_remote(), remote);
     }

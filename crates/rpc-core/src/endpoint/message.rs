@@ -9,6 +9,7 @@ use crate::endpoint::{Caller, RpcCallContext};
 use crate::error::{ErrorKind, RpcError};
 use crate::method::{Method, split_path};
 use crate::peer::{InboundMessage, PeerConnection, RemoteAsk};
+use crate::peer_text::peer_name;
 use crate::wire::{self, DecodeBuf, EncodeBuf, MessageHeader};
 
 /// The type of all messages that an endpoint receives.
@@ -170,10 +171,9 @@ impl<'a> IncomingRequest<'a> {
     ///
     /// [`ErrorKind::Decode`] if the bytes are not a `T`.
     pub fn decode<T: Message + Default>(&mut self) -> Result<T, RpcError> {
-        T::decode(self.frame.slice_ref(self.header.body)).map_err(|e| {
-            // The path is truncated, because a peer may send a text of any length.
-            let text = format!("the request {:.400} cannot be decoded: {e}", self.header.path);
-            RpcError::new(ErrorKind::Decode, text)
+        T::decode(self.frame.slice_ref(self.header.body)).map_err(|error| {
+            let text = format!("the request {} cannot be decoded", peer_name(self.header.path));
+            RpcError::new(ErrorKind::Decode, text).with_decode_error(error)
         })
     }
 
@@ -192,11 +192,10 @@ impl<'a> IncomingRequest<'a> {
     /// Makes the error for a method that the service does not have.
     #[must_use]
     pub fn unknown_method(&self) -> RpcError {
-        // Both names are truncated, because a peer may send a text of any length.
-        let (service, method) = (self.service(), self.method());
+        let (service, method) = (peer_name(self.service()), peer_name(self.method()));
         let text = format!(
-            "the service {service:.200} has no method {method:.200}: caller and endpoint were \
-             built from different schemas"
+            "the service {service} has no method {method}: caller and endpoint were built from \
+             different schemas"
         );
         RpcError::new(ErrorKind::Rejected, text)
     }

@@ -212,11 +212,12 @@ impl RpcEnvBuilder {
             .map_err(RpcError::config)?;
 
         let runtime = Handle::current();
-        let dispatcher = Arc::new(Dispatcher::new(runtime.clone()));
+        let budget = Arc::new(self.conf.inbox_budget()?);
+        let dispatcher = Arc::new(Dispatcher::new(runtime.clone(), Arc::clone(&budget)));
         let incarnation = incarnation();
         let endpoints = Arc::downgrade(&dispatcher);
         let connections = Connections::new(Arc::new(PeerShared {
-            budget: self.conf.inbox_budget()?,
+            budget,
             max_message: self.conf.max_message()?,
             max_routes: self.conf.max_routes()?,
             route_budget: self.conf.route_budget()?,

@@ -10,6 +10,7 @@ use crate::endpoint::{EndpointRef, RpcEndpointRef, RpcMessage, local_only_error}
 use crate::error::{ErrorKind, RpcError};
 use crate::inbox::service_mismatch_error;
 use crate::peer::stale_incarnation_error;
+use crate::peer_text::peer_name;
 use crate::wire::ENDPOINT_VERIFIER;
 use crate::wire::proto::{CheckExistence, EndpointVerifierMessage};
 
@@ -110,8 +111,10 @@ impl RpcEnv {
         &self,
         uri: &str,
     ) -> Result<RpcEndpointRef<M>, RpcError> {
-        let invalid =
-            || RpcError::new(ErrorKind::InvalidAddress, format!("Invalid Spark URL: {uri}"));
+        let invalid = || {
+            let text = format!("Invalid Spark URL: {}", peer_name(uri));
+            RpcError::new(ErrorKind::InvalidAddress, text)
+        };
         let endpoint: RpcEndpointAddress = uri.parse()?;
         let address = endpoint.address().ok_or_else(invalid)?;
         self.lookup(address, endpoint.name()).await
@@ -243,7 +246,9 @@ impl EnvInner {
         incarnation: u64,
     ) -> Result<RpcEndpointRef<M>, RpcError> {
         if incarnation == 0 {
-            let text = format!("the ref of {endpoint} has neither an address nor an incarnation");
+            let endpoint = endpoint.to_string();
+            let shown = peer_name(&endpoint);
+            let text = format!("the ref of {shown} has neither an address nor an incarnation");
             return Err(RpcError::new(ErrorKind::InvalidAddress, text).with_peer(&endpoint));
         }
         let connection = self.connections.of_incarnation(incarnation);
@@ -252,8 +257,9 @@ impl EnvInner {
         });
         let Some((peer, socket)) = connected else {
             let text = format!(
-                "{endpoint} cannot be reached: its environment does not listen, and is not \
-                 connected to this one"
+                "{} cannot be reached: its environment does not listen, and is not connected to \
+                 this one",
+                peer_name(&endpoint.to_string())
             );
             return Err(RpcError::new(ErrorKind::Network, text).with_peer(&endpoint));
         };

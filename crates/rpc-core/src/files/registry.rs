@@ -12,6 +12,7 @@ use cap_std::fs::Dir;
 use futures::future::BoxFuture;
 use network_common::{BoxError, ManagedBuffer, StreamManager, TransportClient};
 
+use crate::peer_text::peer_name;
 use crate::sync::Mutex;
 
 /// The first path segments of single files.
@@ -73,8 +74,8 @@ impl FileRegistry {
             (rest.is_empty() || rest.starts_with('/')).then_some((prefix.len(), directory, rest))
         });
         let longest = below.max_by_key(|(length, ..)| *length);
-        let (_, directory, rest) =
-            longest.ok_or_else(|| format!("Invalid stream URI: {first:.200} not found."))?;
+        let (_, directory, rest) = longest
+            .ok_or_else(|| format!("Invalid stream URI: {} not found.", peer_name(first)))?;
         let rest = rest.strip_prefix('/').unwrap_or(rest).to_owned();
         Ok(Some(FileLocation::Below { directory: directory.clone(), rest }))
     }
@@ -136,14 +137,15 @@ impl StreamManager for FileRegistry {
                 Err(error) if is_not_found(&error) => {
                     tracing::debug!(
                         peer = %client.peer_addr(),
-                        stream_id,
+                        stream_id = %peer_name(stream_id),
                         error = %format_args!("{error:#}"),
                         "no file to serve"
                     );
                     Ok(None)
                 }
                 Err(error) => {
-                    Err(format!("Stream '{stream_id:.200}' cannot be opened: {error}").into())
+                    let stream_id = peer_name(stream_id);
+                    Err(format!("Stream '{stream_id}' cannot be opened: {error}").into())
                 }
             }
         })

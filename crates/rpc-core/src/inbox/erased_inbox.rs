@@ -1,10 +1,12 @@
 //! The interface of an inbox for callers that do not know its message type.
 
 use std::any::Any;
+use std::sync::Arc;
 
 use super::item::ConnectionEvent;
 use super::state::{StopCause, StopCounts};
 use crate::ask::ActorId;
+use crate::limits::ReservedBytes;
 use crate::metrics::EndpointSnapshot;
 use crate::peer::RouteTarget;
 
@@ -16,7 +18,8 @@ pub(crate) trait ErasedInbox: RouteTarget + Any {
     fn services(&self) -> &'static [&'static str];
     fn snapshot(&self) -> EndpointSnapshot;
     fn stop_counts(&self) -> StopCounts;
-    fn post_event(&self, event: ConnectionEvent);
+    /// Queues an event, whose bytes are `reserved` until it has been handled.
+    fn post_event(&self, event: ConnectionEvent, reserved: Arc<ReservedBytes>);
     /// Rejects new messages, and ends the loop after the queued ones and `on_stop`.
     ///
     /// Only the first call has an effect.

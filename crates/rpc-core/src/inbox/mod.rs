@@ -26,11 +26,12 @@ use crate::ask::{
 };
 use crate::endpoint::{InboxHandle, IncomingRequest, RpcEndpointRef, RpcMessage};
 use crate::error::{ErrorKind, RpcError};
-use crate::limits::{CreditLimits, InboxConf, Volume};
+use crate::limits::{CreditLimits, InboxConf, ReservedBytes, Volume};
 use crate::message_metadata::{MessageCaller, MessageMetadata};
 use crate::method::{is_of_service, split_path};
 use crate::metrics::{EndpointSnapshot, Histogram};
 use crate::peer::{InboundMessage, RouteTarget, TargetRoutes};
+use crate::peer_text::peer_name;
 use crate::sync::Mutex;
 
 /// A queue keeps a buffer for at most this many items while its loop is parked.
@@ -293,7 +294,7 @@ impl<M: RpcMessage> ErasedInbox for Inbox<M> {
     /// Enqueues an event, even if the inbox is full.
     ///
     /// Discards an undelivered-event beyond [`MAX_UNDELIVERED`], and all events after the stop.
-    fn post_event(&self, event: ConnectionEvent) {
+    fn post_event(&self, event: ConnectionEvent, reserved: Arc<ReservedBytes>) {
         let mut state = self.state.lock();
         let is_over_limit = match event {
             ConnectionEvent::Undelivered(..) => {
@@ -305,7 +306,7 @@ impl<M: RpcMessage> ErasedInbox for Inbox<M> {
             | ConnectionEvent::NetworkError(..) => false,
         };
         if state.stop_cause.is_none() && !is_over_limit {
-            state.queue.push_back(InboxItem::Event(event));
+            state.queue.push_back(InboxItem::Event(event, reserved));
             let parked = state.parked_loop.take();
             drop(state);
             if let Some(parked) = parked {
@@ -379,8 +380,9 @@ pub(crate) fn service_mismatch_error(
 ) -> RpcError {
     let served =
         if served.is_empty() { "local messages only".to_owned() } else { served.join(", ") };
-    // Both lists are truncated, because a peer may name any number of services.
+    let wanted = wanted.join(", ");
+    let (served, wanted) = (peer_name(&served), peer_name(&wanted));
     let text =
-        format!("the endpoint {endpoint} serves {served:.500}, not {:.500}", wanted.join(", "));
+        format!("the endpoint {} serves {served}, not {wanted}", peer_name(&endpoint.to_string()));
     RpcError::new(ErrorKind::ServiceMismatch, text).with_peer(endpoint)
 }

@@ -150,7 +150,7 @@ impl<M> InboxState<M> {
         let index = self.queue.iter().position(|item| matches!(item, InboxItem::Message { .. }))?;
         match self.queue.remove(index)? {
             InboxItem::Message { message, metadata } => Some((message, metadata)),
-            InboxItem::Event(_) | InboxItem::Stop => None,
+            InboxItem::Event(..) | InboxItem::Stop => None,
         }
     }
 }

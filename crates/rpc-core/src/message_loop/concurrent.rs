@@ -192,7 +192,7 @@ impl<E: RpcEndpoint> ConcurrentShared<E> {
                 let outcome = measure(inbox, is_sampled, |_| {}, &mut receive).await;
                 (outcome, Some(metadata))
             }
-            InboxItem::Event(event) => {
+            InboxItem::Event(event, _reserved) => {
                 let hook = async { call_event_hook!(endpoint, event, cx) };
                 (run_hook(id, hook).await, None)
             }

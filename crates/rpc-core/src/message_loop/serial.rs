@@ -59,7 +59,7 @@ impl<E: ThreadSafeRpcEndpoint> MessageLoop for Serial<E> {
                             batch.on_handled(metadata, outcome.is_err());
                             outcome
                         }
-                        Some(InboxItem::Event(event)) => {
+                        Some(InboxItem::Event(event, _reserved)) => {
                             let hook = pin!(async { call_event_hook!(endpoint, event, cx) });
                             let mut hook = HandlerFuture::new(id, hook);
                             measure(inbox, false, |since| batch.on_pending(since), &mut hook).await

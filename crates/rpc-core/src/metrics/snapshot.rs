@@ -33,7 +33,8 @@ pub struct EnvSnapshot {
     pub peers: Vec<PeerSnapshot>,
     /// The number of pending asks.
     pub pending_asks: u64,
-    /// The bytes of queued and active messages from the network, in all inboxes.
+    /// The bytes of queued and active messages from the network, and of connection events, in all
+    /// inboxes.
     pub inbox_bytes: u64,
     /// The memory that is charged for the routes that other environments opened, in bytes.
     ///

@@ -23,8 +23,8 @@ use crate::wire::{MessageHeader, VERSIONS, encode_notice, proto};
 
 /// The state that all connections of an environment share.
 pub(crate) struct PeerShared {
-    /// The bytes of all messages from the network that are not handled yet.
-    pub(crate) budget: ByteBudget,
+    /// The bytes of all messages from the network, and of all events, that are not handled yet.
+    pub(crate) budget: Arc<ByteBudget>,
     /// The most bytes of one message or response.
     pub(crate) max_message: usize,
     /// The most routes in one direction of one connection.

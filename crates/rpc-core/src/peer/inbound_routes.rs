@@ -6,6 +6,7 @@ use super::connection::{InboundRoute, InboundRoutes, RouteKey, RouteTarget};
 use super::credit::RecvCredit;
 use crate::error::{ErrorKind, RpcError};
 use crate::limits::ByteBudget;
+use crate::peer_text::peer_name;
 
 /// The most bytes that the endpoint names of the open routes of one connection have: 1 MiB.
 const MAX_NAME_BYTES: usize = 1 << 20;
@@ -63,7 +64,8 @@ impl InboundRoutes {
         budget: &ByteBudget,
     ) -> Result<(), RpcError> {
         let fail = |why: String| {
-            let text = format!("route {number} to {endpoint:.200} cannot be opened: {why}");
+            let endpoint = peer_name(endpoint);
+            let text = format!("route {number} to {endpoint} cannot be opened: {why}");
             Err(RpcError::new(ErrorKind::Limit, text))
         };
         if number == 0 || number > max_routes {

@@ -13,6 +13,7 @@ use super::credit::SendCredit;
 use crate::address::RpcAddress;
 use crate::error::{ErrorKind, RpcError};
 use crate::limits::Volume;
+use crate::peer_text::peer_name;
 use crate::sync::Notify;
 use crate::wire::proto::notice::Notice;
 use crate::wire::{EncodedMessage, proto};
@@ -123,8 +124,9 @@ pub(super) fn push_ask(client: &TransportClient, frame: Bytes) -> (RpcFuture, bo
 /// Returns the error of a ref whose endpoint belonged to another process run than the peer's.
 pub(crate) fn stale_incarnation_error(endpoint: &str, address: &RpcAddress) -> RpcError {
     let text = format!(
-        "the endpoint {endpoint:.200} belonged to an earlier run of the environment at {address}, \
-         which has ended"
+        "the endpoint {} belonged to an earlier run of the environment at {address}, which has \
+         ended",
+        peer_name(endpoint)
     );
     RpcError::new(ErrorKind::Stopped, text).with_peer(address)
 }

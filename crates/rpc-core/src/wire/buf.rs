@@ -47,7 +47,7 @@ impl DecodeBuf {
     /// [`ErrorKind::Decode`] if the bytes are not a valid `T`.
     pub fn decode<T: Message + Default>(self) -> Result<T, RpcError> {
         T::decode(self.0).map_err(|error| {
-            RpcError::new(ErrorKind::Decode, "the reply cannot be decoded").with_source(error)
+            RpcError::new(ErrorKind::Decode, "the reply cannot be decoded").with_decode_error(error)
         })
     }
 }

@@ -9,6 +9,7 @@ use super::buf::{DecodeBuf, encode_field};
 use super::proto::{self, failure::Kind, response::Result as ResponseResult};
 use crate::error::{ErrorKind, RpcError};
 use crate::panics::catch_panic;
+use crate::peer_text::{MAX_PEER_TEXT, peer_text};
 
 /// Key of `Response.value`: field number and wire type 2, length-delimited.
 const VALUE_KEY: u8 = 1 << 3 | 2;
@@ -16,6 +17,9 @@ const VALUE_KEY: u8 = 1 << 3 | 2;
 /// The most causes in a failure. Dropping an error drops its sources recursively, so their number
 /// must be limited.
 const MAX_CAUSES: usize = 32;
+
+/// The most bytes of the texts of all causes in a failure that a peer sent.
+const MAX_CAUSES_LEN: usize = 4 * MAX_PEER_TEXT;
 
 /// Encodes the response of a successful ask.
 pub(crate) fn encode_reply<T: Message>(value: &T) -> Bytes {
@@ -84,7 +88,14 @@ fn failure(kind: Kind, error: &RpcError) -> proto::Failure {
     // An error that wraps another one often has the same text.
     texts.dedup();
     let message = texts.remove(0);
-    proto::Failure { kind: kind.into(), message, causes: texts, retryable: error.is_retryable() }
+    proto::Failure {
+        kind: kind.into(),
+        message,
+        causes: texts,
+        retryable: error.is_retryable(),
+        code: error.code(),
+        details: error.encoded_details().cloned(),
+    }
 }
 
 /// Decodes the reply in a response.
@@ -115,7 +126,7 @@ fn decode_response(response: Bytes, peer: &dyn Display) -> Result<DecodeBuf, Rpc
     }
     let response = proto::Response::decode(response).map_err(|error| {
         let text = format!("the response from {peer} cannot be decoded");
-        RpcError::new(ErrorKind::Decode, text).with_peer(peer).with_source(error)
+        RpcError::new(ErrorKind::Decode, text).with_peer(peer).with_decode_error(error)
     })?;
     match response.result {
         Some(ResponseResult::Value(value)) => Ok(DecodeBuf(value)),
@@ -147,15 +158,24 @@ pub(crate) fn decode_failure(failure: proto::Failure) -> RpcError {
         Kind::Rejected => ErrorKind::Rejected,
         Kind::Limit => ErrorKind::Limit,
     };
+    let mut causes_len = 0;
+    let causes = failure.causes.iter().take(MAX_CAUSES).map(|text| peer_text(text));
+    let causes: Vec<_> = causes
+        .take_while(|text| {
+            causes_len += text.len();
+            causes_len <= MAX_CAUSES_LEN
+        })
+        .collect();
     // Each cause is the source of the one before it.
-    let cause = failure.causes.into_iter().take(MAX_CAUSES).rev().fold(None, |inner, text| {
+    let cause = causes.into_iter().rev().fold(None, |inner, text| {
         let error = RpcError::new(kind, text).mark_remote();
         Some(match inner {
             Some(inner) => error.with_source(inner),
             None => error,
         })
     });
-    let mut error = RpcError::new(kind, failure.message).mark_remote();
+    let error = RpcError::new(kind, peer_text(&failure.message)).mark_remote();
+    let mut error = error.with_payload(failure.code, failure.details);
     if failure.retryable {
         error = error.retryable();
     }

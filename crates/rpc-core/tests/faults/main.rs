@@ -20,5 +20,6 @@ mod self_waits;
 mod stopped_endpoint;
 mod stuck_predecessor;
 mod suspended;
+mod typed_errors;
 mod user_panics;
 mod window_sharing;

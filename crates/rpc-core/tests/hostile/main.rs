@@ -19,4 +19,5 @@ mod raw_peer;
 mod raw_server;
 mod responses;
 mod routes;
+mod texts;
 mod versions;

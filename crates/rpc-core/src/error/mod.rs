@@ -1,10 +1,19 @@
 //! [`RpcError`], the error type of this crate, its [`ErrorKind`], and [`SendError`].
 
+mod convert;
+mod details;
+mod kind;
+mod send_error;
+
 use std::error::Error as StdError;
 use std::fmt;
 use std::sync::Arc;
 
-use network_common::TransportError;
+use bytes::Bytes;
+pub use kind::ErrorKind;
+pub use send_error::SendError;
+
+use crate::peer_text::peer_text;
 
 /// Any error, as [`RpcError::application`] takes it; `?` and `.into()` make one from a text, too.
 ///
@@ -15,67 +24,6 @@ use network_common::TransportError;
 /// assert_eq!(error.to_string(), "no such task");
 /// ```
 pub type BoxError = Box<dyn StdError + Send + Sync>;
-
-/// The category of an [`RpcError`].
-///
-/// `docs/errors.md` in the repository lists every situation with its kind.
-///
-/// ```
-/// use rpc_core::{ErrorKind, RpcConf};
-///
-/// let error = RpcConf::new().with("spark.rpc.askTimeout", "soon").unwrap_err();
-/// assert_eq!(error.kind(), ErrorKind::Config);
-/// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum ErrorKind {
-    /// A setting, a name or a combination of options cannot work; the text names it.
-    Config,
-    /// A text is not an address of the expected form.
-    InvalidAddress,
-    /// The environment cannot listen on its address.
-    Bind,
-    /// No endpoint of that name is registered.
-    EndpointNotFound,
-    /// An endpoint of that name is already registered.
-    EndpointExists,
-    /// The endpoint exists, but receives other messages than the ref would send.
-    ServiceMismatch,
-    /// The endpoint, its environment or the runtime has stopped.
-    Stopped,
-    /// No response arrived within the timeout. The request may have been executed.
-    Timeout,
-    /// The caller aborted the ask with an [`AbortHandle`](crate::AbortHandle).
-    ///
-    /// The request may have been executed.
-    Aborted,
-    /// Waiting would block what is waited for: the endpoint itself, or a thread of the runtime.
-    Deadlock,
-    /// The endpoint dropped the request without a reply.
-    NoReply,
-    /// A handler or a decoder panicked.
-    Panic,
-    /// The endpoint failed the request with an error of its own.
-    Application,
-    /// The peer rejected a message before an endpoint received it.
-    ///
-    /// For example: an unknown method, bytes that cannot be decoded, another protocol version.
-    Rejected,
-    /// The peer offers no such file for download, or cannot read it.
-    FileUnavailable,
-    /// The peer cannot be reached, or the connection was lost.
-    Network,
-    /// Authentication or the TLS handshake failed; nothing was sent.
-    ///
-    /// Secrets or certificates differ, or one side requires security that the other does not offer.
-    Authentication,
-    /// A queue is full, a message is too large, or another limit is reached; the text names it.
-    Limit,
-    /// The bytes of a message do not match its schema.
-    Decode,
-    /// The message has no schema, so it cannot leave the process.
-    LocalOnly,
-}
 
 /// An error of this crate, or the failure that an endpoint reported.
 ///
@@ -113,6 +61,9 @@ struct ErrorInner {
     remote: bool,
     retryable: bool,
     timeout: bool,
+    code: Option<i32>,
+    /// An encoded message of the application.
+    details: Option<Bytes>,
     cause: Option<Cause>,
 }
 
@@ -137,6 +88,8 @@ impl RpcError {
             remote: false,
             retryable: false,
             timeout: kind == ErrorKind::Timeout,
+            code: None,
+            details: None,
             cause: None,
         };
         Self { inner: Arc::new(inner), received: false }
@@ -146,7 +99,8 @@ impl RpcError {
     ///
     /// See [`send_failure`](crate::RpcCallContext::send_failure). The error has the text and the
     /// sources of `cause`. A caller in the same process gets `cause` itself by
-    /// [`get_ref`](Self::get_ref); a remote caller gets the texts. If `cause` is an `RpcError`, it
+    /// [`get_ref`](Self::get_ref); a remote caller gets the texts. Both get the
+    /// [code](Self::with_code) and the [details](Self::with_details). If `cause` is an `RpcError`, it
     /// is returned unchanged.
     ///
     /// ```
@@ -169,39 +123,6 @@ impl RpcError {
         let error = error.into();
         let text = error.to_string();
         Self::new(kind, text).change(|inner| inner.cause = Some(Cause::Wrapped(error)))
-    }
-
-    /// Converts an error of the transport that concerns `peer`.
-    pub(crate) fn from_transport(error: TransportError, peer: impl fmt::Display) -> Self {
-        use network_common::ErrorKind as Transport;
-        let kind = match error.kind() {
-            Transport::Config => ErrorKind::Config,
-            Transport::Bind => ErrorKind::Bind,
-            Transport::Remote => ErrorKind::Rejected,
-            Transport::StreamFailure => ErrorKind::FileUnavailable,
-            Transport::Limit => ErrorKind::Limit,
-            Transport::Bootstrap | Transport::Tls => ErrorKind::Authentication,
-            _ => ErrorKind::Network,
-        };
-        let (is_remote, is_timeout) = (error.is_remote(), error.is_timeout());
-        // The transport marks only errors of requests that were certainly not sent.
-        let is_unsent = error.is_retryable();
-        let converted = match kind {
-            ErrorKind::Rejected => {
-                Self::new(kind, format!("{peer} rejected the message")).with_source(error)
-            }
-            _ => Self::wrap(kind, error),
-        };
-        converted.with_peer(peer).change(|inner| {
-            inner.remote = is_remote;
-            inner.timeout = is_timeout;
-            inner.retryable = is_unsent;
-        })
-    }
-
-    /// Converts an error of the transport about a setting.
-    pub(crate) fn config(error: TransportError) -> Self {
-        Self::wrap(ErrorKind::Config, error)
     }
 
     /// Marks this error as [retryable](Self::is_retryable).
@@ -236,7 +157,8 @@ impl RpcError {
         }
         // A nested timeout is a timeout for each caller in the chain.
         let kind = if self.is_timeout() { ErrorKind::Timeout } else { ErrorKind::Application };
-        Self::wrap(kind, self)
+        let (code, details) = (self.inner.code, self.inner.details.clone());
+        Self::wrap(kind, self).with_payload(code, details)
     }
 
     pub(crate) fn with_text(self, text: String) -> Self {
@@ -244,11 +166,20 @@ impl RpcError {
     }
 
     pub(crate) fn with_peer(self, peer: impl fmt::Display) -> Self {
-        self.change(|inner| inner.peer = Some(peer.to_string()))
+        let peer = peer_text(&peer.to_string()).into_owned();
+        self.change(|inner| inner.peer = Some(peer))
     }
 
     pub(crate) fn with_source(self, source: impl Into<BoxError>) -> Self {
         self.change(|inner| inner.cause = Some(Cause::Source(source.into())))
+    }
+
+    /// Returns the number of bytes of the texts of the error and all its causes.
+    pub(crate) fn text_len(&self) -> usize {
+        let sources = std::iter::successors(self.source(), |&error| error.source());
+        let sources: usize = sources.map(|error| error.to_string().len()).sum();
+        let details = self.inner.details.as_ref().map_or(0, Bytes::len);
+        self.inner.text.len() + sources + details
     }
 
     /// Converts the error of the last attempt into the error of all `attempts`.
@@ -279,6 +210,8 @@ impl RpcError {
                     remote: self.inner.remote,
                     retryable: self.inner.retryable,
                     timeout: self.inner.timeout,
+                    code: self.inner.code,
+                    details: self.inner.details.clone(),
                     cause: Some(Cause::Wrapped(Box::new(self))),
                 };
                 change(&mut inner);
@@ -332,7 +265,8 @@ impl RpcError {
     ///
     /// It has the same text, so it is not a [`source`](StdError::source) of this error. This is how
     /// a caller in the same process gets the value that was passed to
-    /// [`application`](Self::application).
+    /// [`application`](Self::application). A caller in another process cannot, so where both must
+    /// work, use [`code`](Self::code) and [`details`](Self::details).
     ///
     /// ```
     /// use rpc_core::RpcError;
@@ -373,6 +307,12 @@ impl fmt::Debug for RpcError {
         if self.inner.remote {
             out.field("remote", &true);
         }
+        if let Some(code) = self.inner.code {
+            out.field("code", &code);
+        }
+        if let Some(details) = &self.inner.details {
+            out.field("details", &format_args!("{} bytes", details.len()));
+        }
         match &self.inner.cause {
             Some(Cause::Source(source)) => out.field("source", source),
             Some(Cause::Wrapped(error)) => out.field("wrapped", error),
@@ -388,74 +328,6 @@ impl StdError for RpcError {
             Cause::Source(source) => Some(&**source),
             Cause::Wrapped(error) => error.source(),
         }
-    }
-}
-
-/// A message that was not accepted, and the reason.
-///
-/// [`send`](crate::RpcEndpointRef::send) and [`send_wait`](crate::RpcEndpointRef::send_wait) return
-/// it. It converts into its [`RpcError`] by `?`.
-///
-/// ```
-/// use rpc_core::{ErrorKind, SendError};
-///
-/// /// Returns the message if it may be sent again later.
-/// fn keep<M>(rejected: SendError<M>) -> Option<M> {
-///     (rejected.error().kind() == ErrorKind::Limit).then(|| rejected.into_message())
-/// }
-/// ```
-pub struct SendError<R> {
-    message: R,
-    error: RpcError,
-}
-
-impl<R> SendError<R> {
-    pub(crate) fn new(message: R, error: RpcError) -> Self {
-        Self { message, error }
-    }
-
-    /// Returns the reason.
-    #[must_use]
-    pub fn error(&self) -> &RpcError {
-        &self.error
-    }
-
-    /// Returns the message, to send it elsewhere or later.
-    #[must_use]
-    pub fn into_message(self) -> R {
-        self.message
-    }
-
-    /// Returns the message and the reason.
-    #[must_use]
-    pub fn into_parts(self) -> (R, RpcError) {
-        (self.message, self.error)
-    }
-}
-
-impl<R> fmt::Display for SendError<R> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(&self.error, f)
-    }
-}
-
-impl<R> fmt::Debug for SendError<R> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SendError").field("error", &self.error).finish_non_exhaustive()
-    }
-}
-
-/// The text is that of the reason, so the source is the source of the reason.
-impl<R> StdError for SendError<R> {
-    fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        self.error.source()
-    }
-}
-
-/// Drops the message, for `?`.
-impl<R> From<SendError<R>> for RpcError {
-    fn from(rejected: SendError<R>) -> Self {
-        rejected.error.mark_as_result()
     }
 }
 
