@@ -24,8 +24,8 @@ impl Wake for ThreadWaker {
 impl<T> AskFuture<T> {
     /// Blocks this thread until the ask has ended.
     ///
-    /// The thread has a timer of its own, because nobody may drive the runtime of the environment,
-    /// which has the deadline timer.
+    /// The thread has a timer of its own, because the deadline timer is a task of the
+    /// environment's runtime, which may have no thread that drives it.
     pub(crate) fn wait(mut self) -> Result<T, RpcError> {
         let waker = Waker::from(Arc::new(ThreadWaker(thread::current())));
         let mut cx = Context::from_waker(&waker);

@@ -41,7 +41,7 @@ pub fn reply() -> Do {
     act(|context, _| async { context.reply(1) })
 }
 
-/// How an endpoint runs.
+/// The kinds of endpoints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     ThreadSafe,
@@ -58,7 +58,7 @@ pub const KINDS: [Kind; 5] = [
     Kind::Isolated(2),
 ];
 
-/// What an endpoint does in `on_start` and `on_stop`.
+/// The closures that run in `on_start` and `on_stop`.
 #[derive(Default)]
 pub struct Hooks {
     start: Mutex<Option<Run<()>>>,

@@ -15,7 +15,7 @@ use tracing::Span;
 use crate::common::{Greeting, Hello, HelloMessage, client, hi, server, setting};
 use crate::fixture::{NAME, ask, look_up, promptly, watch_undelivered};
 
-/// Where the code of a request panics in the process of the caller.
+/// The function of a request that panics in the process of the caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Panics {
     Encode,

@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 use crate::common::{Greeting, HelloMessage, bye, client, hi, server};
 use crate::fixture::{LONG, NAME, look_up, promptly, stuck, within};
 
-/// How an endpoint ends a request whose deadline has passed.
+/// The ways to end a request whose deadline has passed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ends {
     /// `receive` waits for the cancellation, and returns `Ok`.

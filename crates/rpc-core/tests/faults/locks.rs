@@ -15,7 +15,7 @@ use crate::actions::{Action, Hooks, KINDS, Kind, act, reply, set_up};
 use crate::common::{Greeting, Hello, HelloMessage, address, client, hi, server};
 use crate::fixture::{LONG, NAME, look_up, promptly, stuck, within};
 
-/// An endpoint whose destructor uses its environment, and then tells the test.
+/// An endpoint whose destructor uses its environment, and then notifies the test.
 struct UsesEnvInDrop {
     env: RpcEnv,
     other: RpcEndpointRef<HelloMessage>,
@@ -50,7 +50,7 @@ impl ThreadSafeRpcEndpoint for UsesEnvInDrop {
     }
 }
 
-/// The same as an [`RpcEndpoint`].
+/// Owns the same endpoint as an [`RpcEndpoint`].
 struct Concurrent {
     _endpoint: UsesEnvInDrop,
 }
