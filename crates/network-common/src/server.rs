@@ -16,7 +16,9 @@ use crate::client::{ConnectionId, SharedConnection};
 use crate::connection::{ConnectionDriver, ConnectionResources, Handshaker};
 use crate::error::{ErrorKind, TransportError};
 use crate::handler::{RpcHandler, TransportServerBootstrap};
+use crate::log_limit::log_limited;
 use crate::net::{IoStream, Listener, socket_options};
+use crate::peer_text::LogText;
 use crate::session::CloseRequest;
 
 /// The wait after a failed accept. Without it, "too many open files" would repeat in a busy loop.
@@ -148,7 +150,10 @@ impl ServerInner {
         let mut connection = match self.set_up_connection(stream, peer) {
             Ok(connection) => connection,
             Err(error) => {
-                tracing::warn!(%peer, "cannot set up an accepted connection: {error:#}");
+                log_limited(|suppressed| {
+                    let error = LogText(&error);
+                    tracing::warn!(suppressed, %peer, %error, "cannot set up an accepted connection");
+                });
                 self.resources.metrics.count_failure(&error);
                 return;
             }
@@ -250,7 +255,9 @@ async fn accept_connections(mut listener: Listener, inner: Arc<ServerInner>) {
             Err(error) => {
                 // Such as a connection that was reset before it was accepted, or no free file
                 // descriptor. Neither ends the server.
-                tracing::warn!(%error, "the server cannot accept a connection");
+                log_limited(|suppressed| {
+                    tracing::warn!(suppressed, %error, "the server cannot accept a connection");
+                });
                 tokio::time::sleep(ACCEPT_BACKOFF).await;
             }
         }

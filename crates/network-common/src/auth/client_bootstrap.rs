@@ -16,6 +16,7 @@ use super::{AuthError, AuthPolicy, Secret};
 use crate::client::TransportClient;
 use crate::error::{BoxError, ErrorKind, TransportError};
 use crate::handler::{RpcHandler, TransportClientBootstrap};
+use crate::peer_text::LogText;
 use crate::session::FilterPair;
 
 /// Authenticates this process to a server, and the server to this process.
@@ -51,7 +52,7 @@ impl TransportClientBootstrap for AuthClientBootstrap {
                 .secrets
                 .secret_key(app_id)
                 .ok_or_else(|| AuthError::UnknownApp(app_id.clone()))?;
-            let filters = self.authenticate(client, &secret).await?;
+            let filters = self.authenticate(client, &secret).await.map_err(escape_peer_text)?;
             Ok(client.shared().set_authenticated(app_id.clone(), filters, false)?)
         })
     }
@@ -75,7 +76,7 @@ impl AuthClientBootstrap {
                 let peer = client.peer_addr();
                 tracing::warn!(
                     %peer,
-                    error = %format_args!("{error:#}"),
+                    error = %LogText(&error),
                     "the server rejected the auth engine: falling back to SASL"
                 );
                 self.run_sasl(client, secret, qop).await
@@ -137,6 +138,14 @@ impl AuthClientBootstrap {
             let error = TransportError::new(ErrorKind::Timeout, text);
             Err(error.with_peer(peer).with_source(elapsed))
         })
+    }
+}
+
+/// Escapes the names of the peer in an error of the handshake.
+fn escape_peer_text(error: BoxError) -> BoxError {
+    match error.downcast::<AuthError>() {
+        Ok(error) => error.escape_peer_text().into(),
+        Err(error) => error,
     }
 }
 

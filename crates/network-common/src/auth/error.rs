@@ -2,6 +2,8 @@
 //!
 //! These errors stay on this side: the peer receives a fixed text only (see `rpc_handler`).
 
+use crate::peer_text::{peer_name, peer_text};
+
 /// The reason why authentication or decryption failed.
 ///
 /// After a failed handshake it is the [`source`](std::error::Error::source) of a
@@ -50,6 +52,20 @@ pub enum AuthError {
 }
 
 impl AuthError {
+    /// Cuts and escapes the texts that the peer chose; called where a handshake has failed.
+    pub(super) fn escape_peer_text(self) -> Self {
+        match self {
+            Self::UnexpectedMessage(text) => Self::UnexpectedMessage(peer_text(text)),
+            Self::Malformed(text) => Self::Malformed(peer_text(text)),
+            Self::UnknownApp(app_id) => Self::UnknownApp(peer_name(app_id)),
+            Self::AppIdMismatch { expected, got } => {
+                Self::AppIdMismatch { expected: peer_name(expected), got: peer_name(got) }
+            }
+            Self::NegotiationFailed(text) => Self::NegotiationFailed(peer_text(text)),
+            Self::VerificationFailed(_) | Self::Crypto(_) => self,
+        }
+    }
+
     /// Returns the error of a proof that the peer's secret does not explain.
     pub(super) fn mismatched_secret() -> Self {
         Self::VerificationFailed("the peer has another secret, or the message was changed")

@@ -13,6 +13,7 @@ use super::server_handshake::{AuthOutcome, HandshakeStep, ServerHandshake};
 use crate::client::TransportClient;
 use crate::error::{BoxError, ErrorKind, TransportError};
 use crate::handler::{MergedBlockMetaCallback, RpcHandler, RpcResponseCallback, StreamManager};
+use crate::peer_text::{LogText, peer_name};
 use crate::protocol::MergedBlockMetaRequest;
 use crate::session::{CloseRequest, StreamBody};
 
@@ -78,6 +79,7 @@ fn run_step(
         Ok(HandshakeStep::Continue(reply)) => return callback.reply(reply),
         Ok(HandshakeStep::UnsupportedProtocol(error)) => {
             let peer = client.peer_addr();
+            let error = LogText(error);
             tracing::debug!(%peer, %error, "rejected a handshake of an unsupported protocol");
             return callback.fail(UNKNOWN_PROTOCOL_TEXT);
         }
@@ -91,7 +93,7 @@ fn run_step(
             return close_after_flush(client, authentication_error(client, error));
         }
     };
-    tracing::debug!(peer = %client.peer_addr(), app_id = outcome.app_id, "authenticated");
+    tracing::debug!(peer = %client.peer_addr(), app_id = %peer_name(&outcome.app_id), "authenticated");
     // The reply is queued first, so it is the last message that is not encrypted.
     callback.reply(outcome.reply);
     let AuthOutcome { app_id, filters, is_replayable, .. } = outcome;

@@ -60,6 +60,10 @@ impl ServerHandshake {
 
     /// Processes the next message of the peer. An error ends the handshake.
     pub(super) fn step(&mut self, message: &[u8]) -> Result<HandshakeStep, AuthError> {
+        self.run_step(message).map_err(AuthError::escape_peer_text)
+    }
+
+    fn run_step(&mut self, message: &[u8]) -> Result<HandshakeStep, AuthError> {
         match std::mem::replace(&mut self.stage, HandshakeStage::Finished) {
             HandshakeStage::Start { has_rejected } => self.start(message, has_rejected),
             HandshakeStage::Sasl { app_id, is_known_app, digest } => {

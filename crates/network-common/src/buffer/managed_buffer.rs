@@ -10,6 +10,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::file_segment::{FileSegment, FileSource};
+use crate::log_limit::log_limited;
 
 /// The body of a chunk, stream or upload: bytes in memory or a region of a file.
 ///
@@ -189,7 +190,9 @@ impl Drop for ReleaseHook {
         let Some(hook) = self.hook.take() else { return };
         // During a panic several bodies may be dropped, and a second panic would abort the process.
         if std::panic::catch_unwind(std::panic::AssertUnwindSafe(hook)).is_err() {
-            tracing::error!("an on_release hook of a ManagedBuffer panicked");
+            log_limited(|suppressed| {
+                tracing::error!(suppressed, "an on_release hook of a ManagedBuffer panicked");
+            });
         }
     }
 }

@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::error::{ErrorKind, TransportError};
+use crate::peer_text::peer_name;
 use crate::session::{CloseRequest, FilterPair, Session};
 
 /// Identifies one connection within this process.
@@ -104,7 +105,8 @@ impl SharedConnection {
     pub(super) fn set_client_id(&self, id: String) -> Result<(), TransportError> {
         self.client_id.set(id).map_err(|id| {
             let text = format!(
-                "cannot set the client id '{id}': the connection to {} already has one",
+                "cannot set the client id '{}': the connection to {} already has one",
+                peer_name(id),
                 self.peer
             );
             TransportError::new(ErrorKind::InvalidState, text).with_peer(self.peer)

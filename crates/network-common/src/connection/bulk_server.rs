@@ -13,6 +13,7 @@ use crate::buffer::ManagedBuffer;
 use crate::client::{SharedConnection, TransportClient};
 use crate::error::{BoxError, TransportError};
 use crate::handler::{RpcHandler, check_frame_len, cut_error};
+use crate::peer_text::{LogText, peer_name};
 use crate::protocol::Message;
 use crate::session::{BulkMessage, BulkRequest, CloseRequest, QueuedBulkRequest};
 
@@ -87,7 +88,7 @@ impl BulkServer {
                             %peer,
                             stream_id,
                             chunk_index,
-                            error = %format_args!("{error:#}"),
+                            error = %LogText(&error),
                             "chunk request failed"
                         );
                         let error = cut_error(&error);
@@ -106,8 +107,8 @@ impl BulkServer {
                 Err(error) => {
                     tracing::debug!(
                         %peer,
-                        stream_id,
-                        error = %format_args!("{error:#}"),
+                        stream_id = %peer_name(&stream_id),
+                        error = %LogText(&error),
                         "stream request failed"
                     );
                     let error = cut_error(&error);
@@ -145,7 +146,7 @@ impl BulkServer {
         });
         match body.await? {
             Some(body) => self.open_unless_lazy(body).await,
-            None => Err(format!("Stream '{stream_id}' was not found.").into()),
+            None => Err(format!("Stream '{}' was not found.", peer_name(stream_id)).into()),
         }
     }
 

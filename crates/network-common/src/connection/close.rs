@@ -12,6 +12,8 @@ use super::reader::{IncomingStream, Reader};
 use super::{ConnectionDriver, catch_panic};
 use crate::client::SharedConnection;
 use crate::error::{ErrorKind, TransportError};
+use crate::log_limit::log_limited;
+use crate::peer_text::{LogText, peer_name};
 use crate::session::CloseRequest;
 
 /// The timeout of writing the queued frames of a closing connection.
@@ -101,13 +103,16 @@ impl ConnectionDriver {
             session.close(CloseRequest::Immediate(error.clone()));
             drop(session);
             if error.is_timeout() {
-                tracing::warn!(
-                    %peer,
-                    ?timeout,
-                    pending,
-                    setting,
-                    "closing a quiet connection with pending requests"
-                );
+                log_limited(|suppressed| {
+                    tracing::warn!(
+                        suppressed,
+                        %peer,
+                        ?timeout,
+                        pending,
+                        setting,
+                        "closing a quiet connection with pending requests"
+                    );
+                });
             } else {
                 tracing::debug!(%peer, ?timeout, setting, "closing an idle connection");
             }
@@ -139,7 +144,17 @@ impl ConnectionDriver {
         };
         let failed = self.shared.session.lock().requests.fail_unanswered(error, &mut wakers);
         if failed > 0 {
-            tracing::warn!(%peer, ?timeout, failed, unread, "failing requests behind an unread body");
+            log_limited(|suppressed| {
+                let unread = LogText(unread);
+                tracing::warn!(
+                    suppressed,
+                    %peer,
+                    ?timeout,
+                    failed,
+                    %unread,
+                    "failing requests behind an unread body"
+                );
+            });
         }
         wakers.into_iter().for_each(Waker::wake);
     }
@@ -156,11 +171,14 @@ impl ConnectionDriver {
         if error.kind() == ErrorKind::Closed {
             tracing::debug!(peer = %self.shared.peer, "connection closed");
         } else {
-            tracing::warn!(
-                peer = %self.shared.peer,
-                error = %format_args!("{error:#}"),
-                "connection closed after an error"
-            );
+            log_limited(|suppressed| {
+                tracing::warn!(
+                    suppressed,
+                    peer = %self.shared.peer,
+                    error = %LogText(error),
+                    "connection closed after an error"
+                );
+            });
             // The server or client factory counts the failures of handshakes.
             if self.is_announced {
                 self.resources.metrics.count_failure(error);
@@ -184,11 +202,10 @@ impl ConnectionDriver {
         if let Some(bulk_server) = self.bulk_server.take() {
             bulk_server.abort();
         }
-        // Also if the handshake failed: a bootstrap may have registered streams before it.
-        catch_panic("StreamManager::connection_terminated", || {
-            handler.stream_manager().connection_terminated(client)
-        });
         if self.is_announced {
+            catch_panic("StreamManager::connection_terminated", || {
+                handler.stream_manager().connection_terminated(client)
+            });
             catch_panic("RpcHandler::on_disconnected", || handler.on_disconnected(client));
         }
         metrics.connections.fetch_sub(1, Ordering::Relaxed);
@@ -222,7 +239,11 @@ impl Drop for ConnectionDriver {
 fn unread_text(reader: &Reader, shared: &SharedConnection) -> Option<String> {
     if let Some(IncomingStream { sender, is_stream, stream_id, length }) = &reader.incoming {
         let unread = sender.unread_if_full()?;
-        let body = if *is_stream { format!("stream '{stream_id}'") } else { "an upload".into() };
+        let body = if *is_stream {
+            format!("stream '{}'", peer_name(stream_id))
+        } else {
+            "an upload".into()
+        };
         return Some(format!(
             "the body of {body}, of which {unread} of {length} bytes are unread: read or drop \
              the body, or use another connection for one of them"

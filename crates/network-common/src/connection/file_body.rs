@@ -18,6 +18,8 @@ use crate::buffer::{Content, FileSegment};
 use crate::client::SharedConnection;
 use crate::error::{ErrorKind, TransportError};
 use crate::handler::cut_error;
+use crate::log_limit::log_limited;
+use crate::peer_text::LogText;
 use crate::session::BulkMessage;
 
 /// Number of bytes that are read into the page cache at once.
@@ -153,7 +155,10 @@ impl FileBody {
     /// returned. An upload is not sent; its request fails.
     fn fail(&self, error: &io::Error, shared: &SharedConnection) -> Vec<u8> {
         let mut header = Vec::new();
-        tracing::warn!(peer = %shared.peer, %error, "a body in a file cannot be sent");
+        log_limited(|suppressed| {
+            let (peer, error) = (shared.peer, LogText(error));
+            tracing::warn!(suppressed, %peer, %error, "a body in a file cannot be sent");
+        });
         if let Some(key) = self.bulk.upload {
             let text = format!("upload to {} failed: {error}", shared.peer);
             let failure = TransportError::new(ErrorKind::Io, text)

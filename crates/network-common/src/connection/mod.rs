@@ -34,6 +34,7 @@ pub(crate) use self::resources::ConnectionResources;
 use crate::client::SharedConnection;
 use crate::conf::TransportConf;
 use crate::error::{BoxError, ErrorKind, TransportError};
+use crate::log_limit::log_limited;
 use crate::protocol::ProtocolError;
 
 /// The failure of requests that arrive while the server drains its connections.
@@ -77,8 +78,12 @@ fn protocol_error(shared: &SharedConnection, error: ProtocolError) -> TransportE
 /// Calls a user's callback; logs a panic, which has no caller to report it to.
 fn catch_panic(callback: &str, call: impl FnOnce()) {
     if catch_unwind(AssertUnwindSafe(call)).is_err() {
-        tracing::error!(callback, "a callback panicked");
+        log_panic(callback);
     }
+}
+
+fn log_panic(callback: &str) {
+    log_limited(|suppressed| tracing::error!(suppressed, callback, "a callback panicked"));
 }
 
 /// Runs a user's future; turns a panic into an error.

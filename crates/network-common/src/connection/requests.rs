@@ -9,6 +9,7 @@ use super::bulk_server::BulkServer;
 use super::{ConnectionDriver, SHUTTING_DOWN, catch_panic};
 use crate::error::{ErrorKind, TransportError};
 use crate::handler::{MergedBlockMetaCallback, RpcResponseCallback};
+use crate::log_limit::log_limited;
 use crate::protocol::{Message, ProtocolError};
 use crate::session::BulkRequest;
 
@@ -36,10 +37,7 @@ impl ConnectionDriver {
             }
             Message::OneWayMessage { body } => {
                 if is_draining {
-                    tracing::warn!(
-                        peer = %self.shared.peer,
-                        "discarding a one-way message: {SHUTTING_DOWN}"
-                    );
+                    self.log_discarded(&SHUTTING_DOWN);
                 } else {
                     catch_panic("RpcHandler::receive_one_way", || {
                         handler.receive_one_way(client, body);
@@ -83,12 +81,15 @@ impl ConnectionDriver {
                 self.reader.received_requests += 1;
                 RpcResponseCallback::new(Arc::clone(&self.shared), *request_id).fail(error);
             }
-            _ => tracing::warn!(
-                peer = %self.shared.peer,
-                %error,
-                "discarding a one-way message"
-            ),
+            _ => self.log_discarded(error),
         }
+    }
+
+    fn log_discarded(&self, reason: &dyn std::fmt::Display) {
+        log_limited(|suppressed| {
+            let peer = self.shared.peer;
+            tracing::warn!(suppressed, %peer, %reason, "discarding a one-way message");
+        });
     }
 
     /// Queues a request for the stream manager.

@@ -6,6 +6,7 @@ use super::reader::{IncomingStream, Reader};
 use super::{ConnectionDriver, protocol_error};
 use crate::client::SharedConnection;
 use crate::error::{ErrorKind, TransportError};
+use crate::peer_text::{peer_name, peer_text};
 use crate::protocol::{Event, Message, ProtocolError};
 use crate::session::{BodySender, MergedBlockMeta, Response, Session, StreamStart};
 
@@ -20,15 +21,15 @@ impl Reader {
         response: Message<Bytes>,
         shared: &SharedConnection,
     ) -> Result<(), TransportError> {
-        let remote_error = |kind, text| TransportError::new(kind, text).with_peer(shared.peer);
+        let remote_error =
+            |kind, text: String| TransportError::new(kind, text).with_peer(shared.peer);
         let requests = &mut session.requests;
         let completed = match response {
             Message::RpcResponse { request_id, body } => {
                 requests.complete_rpc(request_id, Ok(Response::Body(body)))
             }
-            Message::RpcFailure { request_id, error } => {
-                requests.complete_rpc(request_id, Err(remote_error(ErrorKind::Remote, error)))
-            }
+            Message::RpcFailure { request_id, error } => requests
+                .complete_rpc(request_id, Err(remote_error(ErrorKind::Remote, peer_text(error)))),
             Message::MergedBlockMetaSuccess { request_id, num_chunks, body } => {
                 let meta = MergedBlockMeta { num_chunks, body };
                 requests.complete_rpc(request_id, Ok(Response::MergedBlockMeta(meta)))
@@ -37,6 +38,7 @@ impl Reader {
                 requests.complete_fetch(stream_id, chunk_index, Ok(Response::Body(body)))
             }
             Message::ChunkFetchFailure { stream_id, chunk_index, error } => {
+                let error = peer_text(error);
                 let text = format!(
                     "Failure while fetching \
                      StreamChunkId[streamId={stream_id},chunkIndex={chunk_index}]: {error}"
@@ -45,7 +47,8 @@ impl Reader {
                 requests.complete_fetch(stream_id, chunk_index, Err(failure))
             }
             Message::StreamFailure { error, .. } => {
-                requests.fail_stream(remote_error(ErrorKind::StreamFailure, error)).map_err(Err)
+                let failure = remote_error(ErrorKind::StreamFailure, peer_text(error));
+                requests.fail_stream(failure).map_err(Err)
             }
             Message::StreamResponse { stream_id, .. } => {
                 // An empty stream: its body is complete from the start.
@@ -83,7 +86,7 @@ impl Reader {
             }
             StreamStart::Discard => Ok(None),
             StreamStart::Unsolicited => {
-                Err(protocol_error(shared, ProtocolError::UnsolicitedStream(stream_id)))
+                Err(protocol_error(shared, ProtocolError::UnsolicitedStream(peer_name(stream_id))))
             }
         }
     }

@@ -5,9 +5,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{ConnectionDriver, SHUTTING_DOWN, catch_panic_async};
+use super::{ConnectionDriver, SHUTTING_DOWN, catch_panic_async, log_panic};
 use crate::error::TransportError;
 use crate::handler::RpcResponseCallback;
+use crate::log_limit::log_limited;
+use crate::peer_text::LogText;
 use crate::session::{BodySender, CloseRequest, body_channel};
 
 impl ConnectionDriver {
@@ -32,7 +34,7 @@ impl ConnectionDriver {
         let progress = sender.progress();
         let receive = || self.handler.receive_stream(&self.client, meta, data);
         let Ok(receiving) = catch_unwind(AssertUnwindSafe(receive)) else {
-            tracing::error!(callback = "RpcHandler::receive_stream", "a callback panicked");
+            log_panic("RpcHandler::receive_stream");
             callback.fail("the handler panicked");
             return None;
         };
@@ -50,12 +52,15 @@ impl ConnectionDriver {
                 )),
                 Err(error) => {
                     callback.fail(format_args!("Destination failed while reading stream: {error}"));
-                    tracing::warn!(
-                        peer = %shared.peer,
-                        error = %format_args!("{error:#}"),
-                        "closing the connection: the handler of an upload failed before it had \
-                         read all data"
-                    );
+                    log_limited(|suppressed| {
+                        tracing::warn!(
+                            suppressed,
+                            peer = %shared.peer,
+                            error = %LogText(error),
+                            "closing the connection: the handler of an upload failed before it had \
+                             read all data"
+                        );
+                    });
                     shared.close(CloseRequest::AfterFlush(TransportError::closed(shared.peer)));
                 }
             }

@@ -14,6 +14,7 @@ pub(crate) use response_callback::{check_frame_len, cut_error};
 use crate::buffer::ManagedBuffer;
 use crate::client::TransportClient;
 use crate::error::{BoxError, TransportError};
+use crate::log_limit::log_limited;
 use crate::protocol::MergedBlockMetaRequest;
 use crate::session::StreamBody;
 
@@ -46,11 +47,14 @@ pub trait RpcHandler: Send + Sync + 'static {
 
     /// Handles a one-way message; by default, discards it with a warning.
     fn receive_one_way(&self, client: &TransportClient, message: Bytes) {
-        tracing::warn!(
-            peer = %client.peer_addr(),
-            bytes = message.len(),
-            "discarding a one-way message: the handler does not implement receive_one_way"
-        );
+        log_limited(|suppressed| {
+            tracing::warn!(
+                suppressed,
+                peer = %client.peer_addr(),
+                bytes = message.len(),
+                "discarding a one-way message: the handler does not implement receive_one_way"
+            );
+        });
     }
 
     /// Handles an upload: an RPC with the header `meta` and the body `data`.

@@ -11,6 +11,8 @@ use super::StreamManager;
 use crate::buffer::ManagedBuffer;
 use crate::client::{SharedConnection, TransportClient};
 use crate::error::BoxError;
+use crate::log_limit::log_limited;
+use crate::peer_text::{LogText, peer_name};
 
 /// One item of a stream's iterator; `Ok(None)`: there is no chunk at this index.
 type Chunk = Result<Option<ManagedBuffer>, BoxError>;
@@ -209,6 +211,7 @@ impl StreamState {
         if let (Some(id), Some(app_id)) = (client.client_id(), self.options.app_id.as_deref())
             && id != app_id
         {
+            let id = peer_name(id);
             return Err(format!(
                     "java.lang.SecurityException: Client {id} not authorized to read stream {stream_id} (app {app_id})."
                 )
@@ -233,10 +236,13 @@ impl StreamState {
         // Existing chunks are released by taking them. An error ends the loop, because the
         // iterator might return errors without end; the rest is dropped with the iterator.
         if let Some(error) = self.remaining.lock().chunks.by_ref().find_map(Result::err) {
-            tracing::warn!(
-                error = %format_args!("{error:#}"),
-                "cannot release a chunk of a stream whose connection ended"
-            );
+            log_limited(|suppressed| {
+                tracing::warn!(
+                    suppressed,
+                    error = %LogText(error),
+                    "cannot release a chunk of a stream whose connection ended"
+                );
+            });
         }
     }
 }
@@ -262,6 +268,7 @@ impl StreamManager for OneForOneStreamManager {
                 .split_once('_')
                 .and_then(|(id, index)| Some((id.parse().ok()?, index.parse().ok()?)));
             let Some((id, index)) = parts else {
+                let stream_id = peer_name(stream_id);
                 return Err(format!(
                     "java.lang.IllegalArgumentException: stream id '{stream_id}' is not of the form <stream>_<chunk>"
                 )

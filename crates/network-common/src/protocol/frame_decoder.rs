@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use super::body_decoder::BodyDecoder;
 use super::event::Event;
-use super::message::{LENGTH_FIELD, Message, fixed_header_len, is_request_type};
+use super::message::{LENGTH_FIELD, Message, fixed_header_len, is_failure_type, is_request_type};
 use super::primitives::FieldReader;
 use super::{MAX_FRAME_PAYLOAD, ProtocolError};
 use crate::buffer::{BufferPool, copy_to_bytes};
@@ -19,6 +19,10 @@ use crate::buffer::{BufferPool, copy_to_bytes};
 const SMALL_FRAME: usize = 4 << 10;
 /// The most bytes of header fields that are buffered before they are decoded.
 const MAX_HEADER: u64 = 16 << 20;
+/// The most bytes of the name in the response to a stream request.
+pub(crate) const MAX_STREAM_ID: usize = 64 << 10;
+/// The most bytes of a failure that are kept: a name and the start of a text.
+const MAX_FAILURE: usize = 2 * MAX_STREAM_ID;
 
 /// The limits of a [`FrameDecoder`].
 ///
@@ -97,6 +101,11 @@ enum DecoderState {
         length: u64,
     },
     Body(BodyDecoder),
+    /// The rest of a long failure, after which its message is returned.
+    CutFailure {
+        message: Message<Bytes>,
+        rest: BodyDecoder,
+    },
     /// The meta of a skipped upload, in front of the length of its data.
     SkippedMeta(BodyDecoder),
 }
@@ -134,10 +143,12 @@ impl FrameDecoder {
     pub fn next_event(&mut self, input: &mut &[u8]) -> Result<Option<Event>, ProtocolError> {
         loop {
             match &mut self.state {
-                DecoderState::Header => match self.next_frame(input)? {
-                    Some(event) => return Ok(Some(event)),
-                    None => return Ok(None),
-                },
+                DecoderState::Header => {
+                    let event = self.next_frame(input)?;
+                    if event.is_some() || !matches!(self.state, DecoderState::CutFailure { .. }) {
+                        return Ok(event);
+                    }
+                }
                 DecoderState::AwaitingBodyMode { .. } => self.discard_body(),
                 DecoderState::Body(body) => {
                     let event = body.next_event(input);
@@ -152,6 +163,15 @@ impl FrameDecoder {
                     if input.is_empty() {
                         return Ok(None);
                     }
+                }
+                DecoderState::CutFailure { message, rest } => {
+                    rest.next_event(input);
+                    if rest.missing() > 0 {
+                        return Ok(None);
+                    }
+                    let message = message.clone();
+                    self.state = DecoderState::Header;
+                    return Ok(Some(Event::Message(message)));
                 }
                 DecoderState::SkippedMeta(meta) => {
                     meta.next_event(input);
@@ -250,6 +270,7 @@ impl FrameDecoder {
             DecoderState::AwaitingBodyMode { length, .. } => *length,
             DecoderState::Body(body) if body.missing() == 0 => return Ok(()),
             DecoderState::Body(body) => body.missing(),
+            DecoderState::CutFailure { rest, .. } => rest.missing(),
             DecoderState::SkippedMeta(meta) => meta.missing() + LENGTH_FIELD as u64,
         };
         Err(ProtocolError::UnexpectedEnd { missing })
@@ -278,7 +299,7 @@ impl FrameDecoder {
         if self.is_skipping {
             return self.skip_frame(input).map(Some);
         }
-        let (event, used) = decode(have)?;
+        let (event, used, rest) = decode(have)?;
         if from_input {
             *input = &input[used..];
         } else {
@@ -288,6 +309,11 @@ impl FrameDecoder {
         if let Event::BodyStart { message, length } = &event {
             self.state =
                 DecoderState::AwaitingBodyMode { message: message.clone(), length: *length };
+        }
+        if let (Event::Message(message), 1..) = (&event, rest) {
+            let (message, rest) = (message.clone(), BodyDecoder::discard(rest, self.pool.clone()));
+            self.state = DecoderState::CutFailure { message, rest };
+            return Ok(None);
         }
         Ok(Some(event))
     }
@@ -358,14 +384,30 @@ impl FrameDecoder {
                 setting: self.limits.max_request_setting.clone(),
             });
         }
-        match fixed_header_len(kind) {
-            Some(header) if payload > SMALL_FRAME as u64 => Ok(LENGTH_FIELD + header),
-            None if payload > MAX_HEADER => {
-                Err(ProtocolError::HeaderTooLarge { size: payload, limit: MAX_HEADER })
-            }
-            // At most MAX_HEADER, so it fits into `usize`.
-            _ => Ok(LENGTH_FIELD + payload as usize),
+        if payload <= SMALL_FRAME as u64 {
+            return Ok(LENGTH_FIELD + payload as usize);
         }
+        if let Some(header) = fixed_header_len(kind) {
+            return Ok(LENGTH_FIELD + header);
+        }
+        if payload > MAX_HEADER {
+            return Err(ProtocolError::HeaderTooLarge { size: payload, limit: MAX_HEADER });
+        }
+        if matches!(kind, 0x07 | 0x08) {
+            let Some(name) = rest[1..].first_chunk::<4>() else {
+                return Ok(LENGTH_FIELD + 5);
+            };
+            let (size, limit) = (u64::from(u32::from_be_bytes(*name)), MAX_STREAM_ID as u64);
+            // A longer name than the frame is found when the field is decoded.
+            if size > limit && size <= payload {
+                return Err(ProtocolError::HeaderTooLarge { size, limit });
+            }
+        }
+        if is_failure_type(kind) {
+            return Ok(LENGTH_FIELD + (payload as usize).min(MAX_FAILURE));
+        }
+        // At most MAX_HEADER, so it fits into `usize`.
+        Ok(LENGTH_FIELD + payload as usize)
     }
 }
 
@@ -379,8 +421,10 @@ fn skipped_header_len(have: &[u8]) -> Option<usize> {
     }
 }
 
-/// Decodes the bytes that [`FrameDecoder::required_len`] requires; returns how many were used.
-fn decode(have: &[u8]) -> Result<(Event, usize), ProtocolError> {
+/// Decodes the bytes that [`FrameDecoder::required_len`] requires.
+///
+/// Returns how many were used, and how many bytes of the frame are to be discarded.
+fn decode(have: &[u8]) -> Result<(Event, usize, u64), ProtocolError> {
     let Some((length, rest)) = have.split_first_chunk::<LENGTH_FIELD>() else {
         return Err(ProtocolError::UnexpectedEnd { missing: LENGTH_FIELD as u64 });
     };
@@ -392,7 +436,14 @@ fn decode(have: &[u8]) -> Result<(Event, usize), ProtocolError> {
         return Ok((
             Event::BodyStart { message, length: payload - header as u64 },
             LENGTH_FIELD + header,
+            0,
         ));
+    }
+    if is_failure_type(kind) && payload > MAX_FAILURE as u64 {
+        let start = rest.get(..MAX_FAILURE).unwrap_or(rest);
+        let message = Message::decode_failure_start(start)?;
+        let rest = payload - start.len() as u64;
+        return Ok((Event::Message(message), LENGTH_FIELD + start.len(), rest));
     }
     let event = match Message::decode(&rest[..available], copy_to_bytes)? {
         message @ (Message::StreamResponse { byte_count, .. }
@@ -403,7 +454,7 @@ fn decode(have: &[u8]) -> Result<(Event, usize), ProtocolError> {
         }
         message => Event::Message(message),
     };
-    Ok((event, LENGTH_FIELD + available))
+    Ok((event, LENGTH_FIELD + available, 0))
 }
 
 fn payload_length(field: [u8; LENGTH_FIELD]) -> Result<u64, ProtocolError> {

@@ -270,6 +270,32 @@ impl<B> Message<B> {
     }
 }
 
+impl Message<Bytes> {
+    /// Decodes a failure from the start of its payload; the rest of its text is lost.
+    pub(super) fn decode_failure_start(start: &[u8]) -> Result<Self, ProtocolError> {
+        let mut reader = FieldReader::new(start);
+        let kind = reader.byte("message type")?;
+        let text = |mut reader: FieldReader<'_>| {
+            reader.int("error text")?;
+            Ok(String::from_utf8_lossy(reader.rest()).into_owned())
+        };
+        Ok(match kind {
+            0x02 => Self::ChunkFetchFailure {
+                stream_id: reader.long("stream id")?,
+                chunk_index: reader.int("chunk index")?,
+                error: text(reader)?,
+            },
+            0x05 => {
+                Self::RpcFailure { request_id: reader.long("request id")?, error: text(reader)? }
+            }
+            0x08 => {
+                Self::StreamFailure { stream_id: reader.string("stream id")?, error: text(reader)? }
+            }
+            other => return Err(ProtocolError::UnknownType(other)),
+        })
+    }
+}
+
 impl Message<()> {
     /// Returns the failure response to send instead, if the body of this response is unreadable.
     ///
@@ -322,6 +348,11 @@ pub(crate) fn fixed_header_len(kind: u8) -> Option<usize> {
         0x09 => Some(5),
         _ => None,
     }
+}
+
+/// Returns whether `kind` is the type of a failure, which ends with a text.
+pub(crate) fn is_failure_type(kind: u8) -> bool {
+    matches!(kind, 0x02 | 0x05 | 0x08)
 }
 
 /// Returns whether `kind` is the type of a request or of a one-way message.

@@ -35,7 +35,7 @@ pub(crate) use write_queue::{DiscardedFrames, WriteQueue};
 
 use crate::buffer::ManagedBuffer;
 use crate::error::{ErrorKind, TransportError};
-use crate::protocol::{MAX_FRAME_PAYLOAD, MergedBlockMetaRequest, Message};
+use crate::protocol::{MAX_FRAME_PAYLOAD, MAX_STREAM_ID, MergedBlockMetaRequest, Message};
 
 /// No header in front of a body is longer than this number of bytes.
 const MAX_FIXED_HEADER: u64 = 64;
@@ -182,6 +182,14 @@ impl Session {
     /// Stream responses are matched by order, so registering and queueing share one lock.
     pub(crate) fn stream(&mut self, stream_id: &str) -> Result<RequestKey, TransportError> {
         self.check_request("stream request", stream_id.len())?;
+        if stream_id.len() > MAX_STREAM_ID {
+            let (length, peer) = (stream_id.len(), self.peer);
+            let text = format!(
+                "the id of a stream request to {peer} has {length} bytes; at most {MAX_STREAM_ID} \
+                 are allowed"
+            );
+            return Err(TransportError::new(ErrorKind::Limit, text).with_peer(peer));
+        }
         let key = self.requests.register_stream();
         self.outgoing.push_control(
             &Message::StreamRequest { stream_id: stream_id.to_owned() },

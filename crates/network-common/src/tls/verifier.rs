@@ -23,6 +23,7 @@ use x509_parser::prelude::{ASN1Time, FromDer, X509Certificate};
 use super::error::config_error;
 use crate::conf::TlsConf;
 use crate::error::TransportError;
+use crate::peer_text::peer_name;
 
 /// A trust store that verifies certificates as Java does.
 ///
@@ -197,7 +198,7 @@ fn verify_name(certificate: &CertificateDer<'_>, name: &ServerName<'_>) -> Resul
     let presented = parsed.subject().iter_common_name().filter_map(|name| name.as_str().ok());
     Err(CertificateError::NotValidForNameContext {
         expected: name.to_owned(),
-        presented: presented.map(|name| format!("CN={name}")).collect(),
+        presented: presented.map(|name| format!("CN={}", peer_name(name))).collect(),
     }
     .into())
 }

@@ -10,5 +10,6 @@ mod support;
 mod addresses;
 mod factories;
 mod large_requests;
+mod peer_texts;
 mod quiet_connections;
 mod streams_of_ended_connections;

@@ -5,10 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use network_common::{
-    BoxError, ErrorKind, ManagedBuffer, NoOpRpcHandler, OneForOneStreamManager, RpcHandler,
-    StreamOptions, TransportClient, TransportServerBootstrap,
-};
+use network_common::{ManagedBuffer, OneForOneStreamManager, StreamOptions, TransportClient};
 use tokio::sync::mpsc;
 
 use crate::support::*;
@@ -100,35 +97,6 @@ async fn fault_t4_streams_registered_while_clients_leave_are_released() {
         client.close();
         within(registrations.recv()).await.unwrap();
     }
-    until(|| manager.stream_count() == 0 && live.load(Ordering::Relaxed) == 0).await;
-}
-
-/// Registers a stream for each connection before it is secured.
-struct RegistersStream(Arc<OneForOneStreamManager>, Arc<AtomicUsize>);
-
-impl TransportServerBootstrap for RegistersStream {
-    fn do_bootstrap(
-        &self,
-        client: &TransportClient,
-        _: Arc<dyn RpcHandler>,
-    ) -> Result<Arc<dyn RpcHandler>, BoxError> {
-        let options = StreamOptions::default().connection(client);
-        self.0.register_stream(chunks(&self.1), options);
-        Err("rejected".into())
-    }
-}
-
-#[tokio::test]
-async fn fault_t4_stream_of_bootstrap_is_released_if_connection_is_rejected() {
-    let (manager, live) = (Arc::new(OneForOneStreamManager::new()), Arc::<AtomicUsize>::default());
-    let serving = context(conf(&[]), Handler::new().with_manager(Arc::clone(&manager) as _));
-    let bootstrap = Arc::new(RegistersStream(Arc::clone(&manager), Arc::clone(&live)));
-    let server = serving.create_server_with("127.0.0.1:0", vec![bootstrap]).await.unwrap();
-    let factory = context(conf(&[]), NoOpRpcHandler::new()).create_client_factory();
-    if let Ok(client) = within(factory.create_client(server.local_addr())).await {
-        within(client.closed()).await;
-    }
-    until(|| serving.metrics().server().snapshot().failures == [(ErrorKind::Bootstrap, 1)]).await;
     until(|| manager.stream_count() == 0 && live.load(Ordering::Relaxed) == 0).await;
 }
 
