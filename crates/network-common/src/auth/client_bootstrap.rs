@@ -52,7 +52,8 @@ impl TransportClientBootstrap for AuthClientBootstrap {
                 .secrets
                 .secret_key(app_id)
                 .ok_or_else(|| AuthError::UnknownApp(app_id.clone()))?;
-            let filters = self.authenticate(client, &secret).await.map_err(escape_peer_text)?;
+            let filters = self.authenticate(client, &secret).await;
+            let filters = filters.map_err(|error| handshake_error(client, error))?;
             Ok(client.shared().set_authenticated(app_id.clone(), filters, false)?)
         })
     }
@@ -141,12 +142,26 @@ impl AuthClientBootstrap {
     }
 }
 
-/// Escapes the names of the peer in an error of the handshake.
-fn escape_peer_text(error: BoxError) -> BoxError {
-    match error.downcast::<AuthError>() {
+/// Escapes the names of the peer in an error, and adds a question if it may not authenticate.
+fn handshake_error(client: &TransportClient, error: BoxError) -> BoxError {
+    let is_no_handshake = matches!(
+        error.downcast_ref(),
+        Some(AuthError::UnexpectedMessage(_) | AuthError::Malformed(_))
+    );
+    let asks = is_no_handshake || is_unsupported_protocol(&error);
+    let error: BoxError = match error.downcast::<AuthError>() {
         Ok(error) => error.escape_peer_text().into(),
         Err(error) => error,
+    };
+    if !asks {
+        return error;
     }
+    let peer = client.peer_addr();
+    let text = format!(
+        "{peer} did not answer as a peer that authenticates: does it require authentication \
+         (spark.authenticate=true and the same protocol at both ends)?"
+    );
+    TransportError::new(ErrorKind::Bootstrap, text).with_peer(peer).with_source(error).into()
 }
 
 /// Returns whether the peer rejected the protocol, as opposed to the secret.

@@ -63,9 +63,14 @@ pub(super) fn close_after_flush(client: &TransportClient, error: TransportError)
 
 fn authentication_error(client: &TransportClient, error: AuthError) -> TransportError {
     let peer = client.peer_addr();
-    TransportError::new(ErrorKind::Bootstrap, format!("authentication of {peer} failed"))
-        .with_peer(peer)
-        .with_source(error)
+    let question = match error {
+        AuthError::UnexpectedMessage(_) => {
+            ": does the peer authenticate (spark.authenticate=true at both ends)?"
+        }
+        _ => "",
+    };
+    let text = format!("authentication of {peer} failed{question}");
+    TransportError::new(ErrorKind::Bootstrap, text).with_peer(peer).with_source(error)
 }
 
 /// Processes one message of an unauthenticated peer and replies to it.

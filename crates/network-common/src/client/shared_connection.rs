@@ -175,6 +175,10 @@ impl SharedConnection {
         }
     }
 
+    pub(crate) fn has_client_id(&self) -> bool {
+        self.client_id.get().is_some()
+    }
+
     /// Returns whether the peer must authenticate and has not yet.
     pub(crate) fn is_peer_unauthenticated(&self) -> bool {
         self.requires_authentication.load(Ordering::Relaxed) && self.client_id.get().is_none()

@@ -12,7 +12,7 @@ use super::idle_timer::IdleTimer;
 use super::reader::Reader;
 use super::resources::{ConnectionResources, ReportedGauges};
 use super::writer::Writer;
-use super::{catch_panic, socket_error};
+use super::{TLS_ALERT, catch_panic, socket_error};
 use crate::client::{SharedConnection, TransportClient};
 use crate::error::{ErrorKind, TransportError};
 use crate::handler::RpcHandler;
@@ -101,7 +101,12 @@ impl ConnectionDriver {
         catch_panic("RpcHandler::on_connected", || self.handler.on_connected(&self.client));
         let error = std::future::poll_fn(|context| self.poll(context)).await;
         self.close_with(&error);
-        if error.kind() == ErrorKind::Closed || self.writer.has_filter() {
+        let is_tls_refused = error.kind() == ErrorKind::Tls && !self.writer.has_filter();
+        if is_tls_refused && self.shared.sent_bytes.load(Ordering::Relaxed) == 0 {
+            // Fails if the peer has gone.
+            let _ = self.writer.write_raw(&TLS_ALERT).await;
+        }
+        if error.kind() == ErrorKind::Closed || self.writer.has_filter() || is_tls_refused {
             self.linger().await;
         }
     }

@@ -35,10 +35,13 @@ use crate::client::SharedConnection;
 use crate::conf::TransportConf;
 use crate::error::{BoxError, ErrorKind, TransportError};
 use crate::log_limit::log_limited;
-use crate::protocol::ProtocolError;
+use crate::protocol::{ProtocolError, TLS};
 
 /// The failure of requests that arrive while the server drains its connections.
 const SHUTTING_DOWN: &str = "the server is shutting down";
+
+/// A fatal alert of TLS, `unexpected_message`, with which a peer that speaks TLS knows the reason.
+pub(crate) const TLS_ALERT: [u8; 7] = [0x15, 3, 3, 0, 2, 2, 10];
 
 /// Creates the error of an I/O operation: "`operation` `peer` failed".
 fn io_error(peer: SocketAddr, operation: &str, error: impl Into<BoxError>) -> TransportError {
@@ -70,9 +73,17 @@ fn socket_error(
 /// Creates the error of a peer that violates the protocol.
 fn protocol_error(shared: &SharedConnection, error: ProtocolError) -> TransportError {
     let peer = shared.peer;
-    TransportError::new(ErrorKind::Protocol, format!("malformed data from {peer}: {error}"))
-        .with_peer(peer)
-        .with_source(error)
+    let (kind, text) = match error {
+        ProtocolError::ForeignProtocol(TLS) => (
+            ErrorKind::Tls,
+            format!(
+                "{peer} speaks TLS and this side does not: does the peer require TLS \
+                 (spark.ssl.rpc.enabled=true at both ends)?"
+            ),
+        ),
+        _ => (ErrorKind::Protocol, format!("malformed data from {peer}: {error}")),
+    };
+    TransportError::new(kind, text).with_peer(peer).with_source(error)
 }
 
 /// Calls a user's callback; logs a panic, which has no caller to report it to.

@@ -295,6 +295,9 @@ impl ConnectionDriver {
             let cause = "the connection was cut off without close_notify";
             return Poll::Ready(Err(io_error(self.shared.peer, "reading from", cause)));
         }
+        if let Some(error @ ProtocolError::ForeignProtocol(_)) = unfinished {
+            return Poll::Ready(Err(protocol_error(&self.shared, error)));
+        }
         let closed = TransportError::closed(self.shared.peer);
         let error = match unfinished {
             None => closed,

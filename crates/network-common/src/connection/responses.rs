@@ -10,6 +10,16 @@ use crate::peer_text::{peer_name, peer_text};
 use crate::protocol::{Event, Message, ProtocolError};
 use crate::session::{BodySender, MergedBlockMeta, Response, Session, StreamStart};
 
+/// The failures with which servers of this crate and of Spark reject unauthenticated requests.
+///
+/// They are in `AuthRpcHandler.doAuthChallenge` and `SaslMessage.decode`.
+const UNAUTHENTICATED: [&str; 4] = [
+    "Authentication failed.",
+    "Unknown challenge message.",
+    "java.lang.IllegalArgumentException: Unknown challenge message.",
+    "java.lang.IllegalStateException: Expected SaslMessage",
+];
+
 impl Reader {
     /// Completes the pending request of a response that has arrived completely.
     ///
@@ -23,13 +33,17 @@ impl Reader {
     ) -> Result<(), TransportError> {
         let remote_error =
             |kind, text: String| TransportError::new(kind, text).with_peer(shared.peer);
+        let is_bootstrapping = session.is_bootstrapping;
         let requests = &mut session.requests;
         let completed = match response {
             Message::RpcResponse { request_id, body } => {
                 requests.complete_rpc(request_id, Ok(Response::Body(body)))
             }
-            Message::RpcFailure { request_id, error } => requests
-                .complete_rpc(request_id, Err(remote_error(ErrorKind::Remote, peer_text(error)))),
+            Message::RpcFailure { request_id, error } => {
+                let failure = requires_authentication(&error, is_bootstrapping, shared)
+                    .unwrap_or_else(|| remote_error(ErrorKind::Remote, peer_text(error)));
+                requests.complete_rpc(request_id, Err(failure))
+            }
             Message::MergedBlockMetaSuccess { request_id, num_chunks, body } => {
                 let meta = MergedBlockMeta { num_chunks, body };
                 requests.complete_rpc(request_id, Ok(Response::MergedBlockMeta(meta)))
@@ -90,6 +104,29 @@ impl Reader {
             }
         }
     }
+}
+
+/// Returns the error of an RPC that a server with authentication rejected, or `None`.
+///
+/// Only a side that does not authenticate gets such a failure of a request.
+fn requires_authentication(
+    failure: &str,
+    is_bootstrapping: bool,
+    shared: &SharedConnection,
+) -> Option<TransportError> {
+    if is_bootstrapping
+        || shared.has_client_id()
+        || !UNAUTHENTICATED.iter().any(|text| failure.starts_with(text))
+    {
+        return None;
+    }
+    let peer = shared.peer;
+    let text = format!(
+        "{peer} rejected a request of an unauthenticated peer: does it require authentication \
+         (spark.authenticate=true at both ends)? Its failure: {}",
+        peer_text(failure)
+    );
+    Some(TransportError::new(ErrorKind::Bootstrap, text).with_peer(peer))
 }
 
 impl ConnectionDriver {

@@ -262,10 +262,13 @@ impl FrameDecoder {
     /// Checks, at the end of the connection, that no frame or body is incomplete.
     ///
     /// # Errors
-    /// [`ProtocolError::UnexpectedEnd`] if one is.
+    /// [`ProtocolError::UnexpectedEnd`] if one is, or [`ProtocolError::ForeignProtocol`].
     pub fn finish(&self) -> Result<(), ProtocolError> {
         let missing = match &self.state {
             DecoderState::Header if self.partial.is_empty() => return Ok(()),
+            DecoderState::Header if self.is_first_frame && is_tls(&self.partial) => {
+                return Err(ProtocolError::ForeignProtocol(TLS));
+            }
             DecoderState::Header => 1,
             DecoderState::AwaitingBodyMode { length, .. } => *length,
             DecoderState::Body(body) if body.missing() == 0 => return Ok(()),
@@ -469,6 +472,16 @@ fn payload_length(field: [u8; LENGTH_FIELD]) -> Result<u64, ProtocolError> {
     }
 }
 
+/// The name of TLS in [`ProtocolError::ForeignProtocol`].
+pub(crate) const TLS: &str = "TLS";
+
+/// Returns whether a connection begins with an alert or a handshake message of TLS.
+///
+/// An alert is shorter than the length field of a frame.
+fn is_tls(start: &[u8]) -> bool {
+    matches!(start, [0x15 | 0x16, 0x03, ..])
+}
+
 /// Recognises other protocols by the first bytes of a connection, for the error text.
 fn detect_foreign_protocol(start: [u8; LENGTH_FIELD]) -> Option<ProtocolError> {
     const METHODS: [&[u8]; 8] =
@@ -478,8 +491,8 @@ fn detect_foreign_protocol(start: [u8; LENGTH_FIELD]) -> Option<ProtocolError> {
             "HTTP"
         } else if start.starts_with(b"PRI * HT") {
             "HTTP/2"
-        } else if start.starts_with(&[0x16, 0x03]) {
-            "TLS"
+        } else if is_tls(&start) {
+            TLS
         } else if start.starts_with(b"SSH-") {
             "SSH"
         } else {

@@ -34,8 +34,8 @@ pub use bitmaps::{put_bitmap, put_bitmap_array, read_bitmaps};
 pub(crate) use body_decoder::READ_BLOCK;
 pub use error::ProtocolError;
 pub use event::Event;
-pub(crate) use frame_decoder::MAX_STREAM_ID;
 pub use frame_decoder::{FrameDecoder, FrameLimits};
+pub(crate) use frame_decoder::{MAX_STREAM_ID, TLS};
 pub use message::{MergedBlockMetaRequest, Message};
 pub use primitives::{FieldReader, put_byte_array, put_string};
 

@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use rustls::{AlertDescription, CertificateError, Connection, Error};
 use tokio::sync::OwnedSemaphorePermit;
 
-use crate::connection::{Handshake, HandshakeOutput};
+use crate::connection::{Handshake, HandshakeOutput, TLS_ALERT};
 use crate::error::BoxError;
 use crate::session::{ByteFilter, CloseNotify, FilterOutput};
 
@@ -41,6 +41,7 @@ impl Handshake for TlsHandshake {
         if let (false, Some(first)) = (self.has_received, input.first()) {
             self.has_received = true;
             if !RECORD_TYPES.contains(first) {
+                output.extend_from_slice(&TLS_ALERT);
                 let text = "the peer does not speak TLS, which spark.ssl.rpc.enabled=true requires";
                 return Err(text.into());
             }
@@ -168,6 +169,9 @@ fn with_hint(error: Error) -> BoxError {
         ) => {
             "the peer requires a certificate of this process, or there is no common cipher suite \
              (spark.ssl.rpc.enabledAlgorithms)"
+        }
+        Error::AlertReceived(AlertDescription::UnexpectedMessage) => {
+            "the peer does not expect TLS (is spark.ssl.rpc.enabled=true there?)"
         }
         Error::PeerIncompatible(_) | Error::AlertReceived(AlertDescription::ProtocolVersion) => {
             "the peers have no TLS version or cipher suite in common (spark.ssl.rpc.protocol, \

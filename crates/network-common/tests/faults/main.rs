@@ -10,6 +10,8 @@ mod support;
 mod addresses;
 mod factories;
 mod large_requests;
+#[cfg(all(feature = "auth", feature = "tls"))]
+mod mismatched_security;
 mod peer_texts;
 mod quiet_connections;
 mod streams_of_ended_connections;

@@ -45,7 +45,9 @@ async fn plain_client_is_rejected_by_tls_server() {
     let (_context, server, metrics) = server(&fixture, Handler::new()).await;
     let plain = TransportContext::new(conf(&[]), Handler::new()).create_client_factory();
     let client = within(plain.create_client(server.local_addr())).await.unwrap();
-    within(client.send_rpc("unencrypted")).await.unwrap_err();
+    let error = within(client.send_rpc("unencrypted")).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Tls);
+    assert_contains(&error, &["does the peer require TLS", "spark.ssl.rpc.enabled"]);
     assert_failures(&metrics, &[(ErrorKind::Tls, 1)]).await;
     assert_eq!(metrics.snapshot().active_requests, 0);
 }
@@ -57,12 +59,16 @@ async fn tls_client_rejects_plain_server() {
     let server = serve(&plain).await;
     let factory = fixture.client.client_context().create_client_factory();
     let error = within(factory.create_client(server.local_addr())).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Io);
+    assert_eq!(error.kind(), ErrorKind::Tls);
     assert_contains(
         &error,
-        &["TLS handshake", "does it speak TLS?", &server.local_addr().to_string()],
+        &[
+            "TLS handshake",
+            "is spark.ssl.rpc.enabled=true there?",
+            &server.local_addr().to_string(),
+        ],
     );
-    assert_eq!(plain.metrics().server().snapshot().failures, [(ErrorKind::Protocol, 1)]);
+    assert_failures(&plain.metrics().server(), &[(ErrorKind::Tls, 1)]).await;
 }
 
 /// A peer that sends a frame of Spark's protocol first.
