@@ -114,6 +114,13 @@ pub struct Failure {
     /// marked the failure as retryable.
     #[prost(bool, tag = "4")]
     pub retryable: bool,
+    /// The code that the endpoint has set. Its meaning depends on the service.
+    #[prost(sint32, optional, tag = "5")]
+    pub code: ::core::option::Option<i32>,
+    /// A message of the service that describes the failure, at most 64 KiB. Readers ignore
+    /// longer ones.
+    #[prost(bytes = "bytes", optional, tag = "6")]
+    pub details: ::core::option::Option<::rpc_core::codegen::prost::bytes::Bytes>,
 }
 /// Nested message and enum types in `Failure`.
 #[allow(dead_code, missing_docs, unreachable_pub, unnameable_types, non_camel_case_types, clippy::all, clippy::pedantic, clippy::restriction)]
