@@ -79,6 +79,13 @@ macro_rules! chapters_with_features {
 chapters! {
     introduction: "src/introduction.md",
     first_program: "src/first-program.md",
+    endpoints: "src/endpoints.md",
+    errors: "src/errors.md",
+    deadlines: "src/deadlines.md",
+    back_pressure: "src/back-pressure.md",
+    refs: "src/refs.md",
+    testing: "src/testing.md",
+    shutdown: "src/shutdown.md",
 }
 
 chapters_with_features! {
