@@ -86,7 +86,14 @@ chapters! {
     refs: "src/refs.md",
     testing: "src/testing.md",
     shutdown: "src/shutdown.md",
+    bulk: "src/bulk.md",
+    jvm: "src/jvm.md",
+    settings: "src/settings.md",
+    troubleshooting: "src/troubleshooting.md",
 }
 
 chapters_with_features! {
+    files: "src/files.md",
+    security: "src/security.md",
+    metrics: "src/metrics.md",
 }
