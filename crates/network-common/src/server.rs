@@ -152,7 +152,12 @@ impl ServerInner {
             Err(error) => {
                 log_limited(|suppressed| {
                     let error = LogText(&error);
-                    tracing::warn!(suppressed, %peer, %error, "cannot set up an accepted connection");
+                    tracing::warn!(
+                        suppressed,
+                        %peer,
+                        %error,
+                        "cannot set up an accepted connection"
+                    );
                 });
                 self.resources.metrics.count_failure(&error);
                 return;

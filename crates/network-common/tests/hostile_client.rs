@@ -149,13 +149,12 @@ async fn frame_06_07_08_malformed_bytes_close_only_their_connection() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn other_protocols_are_named_in_error() {
     let fixture = Fixture::new(&[]).await;
-    let cases: [(&[u8], &str); 7] = [
+    let cases: [(&[u8], &str); 6] = [
         (b"GET / HTTP/1.1\r\nHost: spark\r\n\r\n", "HTTP"),
         (b"POST /submit HTTP/1.1\r\n\r\n", "HTTP"),
         (b"PUT / HTTP/1.1\r\n\r\n", "HTTP"),
         (b"OPTIONS * HTTP/1.1\r\n\r\n", "HTTP"),
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "HTTP/2"),
-        (b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03", "TLS"),
         (b"SSH-2.0-OpenSSH_9.6\r\n", "SSH"),
     ];
     for (bytes, name) in cases {
@@ -168,6 +167,14 @@ async fn other_protocols_are_named_in_error() {
         assert!(text.contains("not Spark's transport protocol"), "{text}");
         assert!(text.ends_with(&format!("the peer speaks {name}")), "{text}");
     }
+    // A peer that speaks TLS gets an alert of TLS, so that it knows the reason.
+    let mut raw = fixture.raw().await;
+    let peer = local(&raw);
+    raw.send(b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03").await;
+    assert_eq!(raw.read_to_end().await.1, [0x15, 3, 3, 0, 2, 2, 10]);
+    let (kind, text) = fixture.handler.exception(peer).await;
+    assert_eq!(kind, ErrorKind::Tls);
+    assert!(text.contains("does the peer require TLS"), "{text}");
     // After a valid frame the same bytes are reported as an invalid length.
     let mut raw = fixture.raw().await;
     let peer = local(&raw);

@@ -72,6 +72,14 @@ enum Mode {
     Tls,
     /// TLS with PEM files, only with Spark as the server; since Spark 4.0
     TlsPem,
+    /// TLS and SASL without encryption
+    TlsSasl,
+    /// TLS and SASL with encryption
+    TlsSaslEncrypted,
+    /// TLS and version 1 of the auth engine with AES-CTR
+    TlsAuth,
+    /// TLS and version 2 of the auth engine with AES-GCM; since Spark 4.1
+    TlsAuthGcm,
 }
 
 impl Mode {
@@ -85,6 +93,21 @@ impl Mode {
             Self::AuthGcm => "auth-gcm",
             Self::Tls => "tls",
             Self::TlsPem => "tls-pem",
+            Self::TlsSasl => "tls-sasl",
+            Self::TlsSaslEncrypted => "tls-sasl-encrypted",
+            Self::TlsAuth => "tls-auth",
+            Self::TlsAuthGcm => "tls-auth-gcm",
+        }
+    }
+
+    /// Returns the authentication that runs inside of TLS, if this mode has both.
+    fn inside_tls(self) -> Option<Self> {
+        match self {
+            Self::TlsSasl => Some(Self::Sasl),
+            Self::TlsSaslEncrypted => Some(Self::SaslEncrypted),
+            Self::TlsAuth => Some(Self::Auth),
+            Self::TlsAuthGcm => Some(Self::AuthGcm),
+            _ => None,
         }
     }
 
@@ -92,8 +115,10 @@ impl Mode {
         match self {
             Self::None | Self::Sasl | Self::SaslEncrypted | Self::Auth => true,
             Self::Auth2 => release.is_at_least(3, 5),
-            Self::AuthGcm => release.is_at_least(4, 1),
-            Self::Tls | Self::TlsPem => release.is_at_least(4, 0),
+            Self::AuthGcm | Self::TlsAuthGcm => release.is_at_least(4, 1),
+            Self::Tls | Self::TlsPem | Self::TlsSasl | Self::TlsSaslEncrypted | Self::TlsAuth => {
+                release.is_at_least(4, 0)
+            }
         }
     }
 
@@ -128,6 +153,10 @@ impl Mode {
             ],
             Self::Tls => keys.stores(),
             Self::TlsPem => keys.pem(),
+            Self::TlsSasl | Self::TlsSaslEncrypted | Self::TlsAuth | Self::TlsAuthGcm => {
+                let inside = self.inside_tls().map(|mode| mode.settings(release, keys));
+                keys.stores().into_iter().chain(inside.into_iter().flatten()).collect()
+            }
         }
     }
 }

@@ -98,7 +98,8 @@ fn run_step(
             return close_after_flush(client, authentication_error(client, error));
         }
     };
-    tracing::debug!(peer = %client.peer_addr(), app_id = %peer_name(&outcome.app_id), "authenticated");
+    let app_id = peer_name(&outcome.app_id);
+    tracing::debug!(peer = %client.peer_addr(), %app_id, "authenticated");
     // The reply is queued first, so it is the last message that is not encrypted.
     callback.reply(outcome.reply);
     let AuthOutcome { app_id, filters, is_replayable, .. } = outcome;

@@ -45,8 +45,8 @@ mod tests;
 ///
 /// A connection that a factory opened is closed by [`close`](Self::close), by
 /// [`TransportClientFactory::close`](crate::TransportClientFactory::close) if it is pooled, or when
-/// its last handle, future and stream body are dropped; the pool of a factory holds a handle. Queued
-/// messages are still written. A `TransportClient` that is passed to a server's handler does not keep the
+/// its last handle, future and stream body are dropped; the pool of a factory holds a handle.
+/// Queued messages are still written. A `TransportClient` that is passed to a server's handler does not keep the
 /// connection open, and dropping it does not close the connection.
 ///
 /// ```
@@ -195,7 +195,8 @@ impl TransportClient {
 
     /// Passes all further bytes of the connection through two filters; for bootstraps.
     ///
-    /// `seal` transforms the bytes that are sent, `open` those that are received. RPCs and
+    /// `seal` transforms the bytes that are sent, `open` those that are received. They are next to
+    /// the socket: with TLS, `seal` transforms its records. RPCs and
     /// responses that are already queued are sent unfiltered, so the last response of a handshake
     /// is queued first. No chunk, stream or upload may be queued.
     ///

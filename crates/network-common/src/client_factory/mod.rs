@@ -23,7 +23,8 @@ use crate::handler::{RpcHandler, TransportClientBootstrap};
 /// The pool holds at most `spark.<module>.io.numConnectionsPerPeer` connections per address.
 /// Cloning is cheap. [`close`](Self::close) closes the pooled connections. Dropping the last clone
 /// ends the pooling only: each connection stays open as long as a [`TransportClient`], request or
-/// body of it lives. An [unmanaged](Self::create_unmanaged_client) connection belongs to its caller.
+/// body of it lives. An [unmanaged](Self::create_unmanaged_client) connection belongs to its
+/// caller.
 ///
 /// ```
 /// use network_common::{NoOpRpcHandler, TransportConf, TransportContext};

@@ -46,7 +46,7 @@ pub(super) struct Observation {
     pub(super) is_paused: bool,
 }
 
-/// What has lasted for the whole timeout.
+/// The conditions that have lasted for the whole timeout.
 #[derive(Debug, Default)]
 pub(super) struct Elapsed {
     /// No byte was sent or received, and no request made.
@@ -76,7 +76,7 @@ impl IdleTimer {
         }
     }
 
-    /// Completes at each tick; returns what has lasted for the timeout.
+    /// Completes at each tick; returns the conditions that have lasted for the timeout.
     pub(super) fn poll_tick(
         &mut self,
         context: &mut Context<'_>,

@@ -70,6 +70,11 @@ impl ConnectionDriver {
                 }
                 break;
             }
+            if !self.reader.unopened.is_empty() {
+                let unopened = std::mem::take(&mut self.reader.unopened);
+                self.open_records(&unopened)?;
+                continue;
+            }
             if self.reader.close_notify() == CloseNotify::Received {
                 return self.on_eof();
             }
@@ -137,6 +142,9 @@ impl ConnectionDriver {
         }
         self.count_received(count);
         self.reader.flush_after = count / FLUSHES_PER_READ;
+        if self.reader.open_filter.is_some() && self.shared.is_peer_unauthenticated() {
+            return Poll::Ready(self.open_records(buffer.filled()));
+        }
         let Some(open_filter) = &mut self.reader.open_filter else {
             return Poll::Ready(self.dispatch(buffer.filled()));
         };
@@ -186,10 +194,37 @@ impl ConnectionDriver {
         Err(TransportError::new(ErrorKind::Limit, text).with_peer(peer))
     }
 
-    /// Installs an open filter of the session on top of the others.
+    /// Opens and dispatches bytes record by record, until a handshake must continue.
     ///
-    /// `input` has passed through the others. Returns `input` opened by the new filter, or `None`
-    /// if there is no new filter.
+    /// The filter that a handshake inside TLS installs opens the bytes behind the record with its
+    /// last message.
+    fn open_records(&mut self, mut input: &[u8]) -> Result<(), TransportError> {
+        while !input.is_empty() {
+            let Some(open_filter) = &mut self.reader.open_filter else {
+                return self.dispatch(input);
+            };
+            let mut plaintext = Vec::new();
+            let mut output = FilterOutput::new(&mut [], &mut plaintext);
+            let count = open_filter
+                .transform_record(input, &mut output)
+                .map_err(|error| decode_error(&self.shared, error))?;
+            let (_, plaintext_len) = output.lengths();
+            input = &input[count..];
+            self.dispatch(&plaintext[..plaintext_len])?;
+            let must_wait = !self.reader.unprocessed.is_empty()
+                || self.shared.session.lock().is_awaiting_bootstrap();
+            if must_wait {
+                self.reader.unopened = input.to_vec();
+                return Ok(());
+            }
+            self.install_pending_filter(&[])?;
+        }
+        Ok(())
+    }
+
+    /// Installs an open filter of the session between the socket and the other filters.
+    ///
+    /// Returns `input` opened by the new filter, or `None` if there is no new filter.
     fn install_pending_filter(&mut self, input: &[u8]) -> Result<Option<Vec<u8>>, TransportError> {
         // Runs before every read; a load is cheaper than a swap.
         if !self.shared.filters_installed.load(Ordering::Relaxed)
@@ -200,11 +235,14 @@ impl ConnectionDriver {
         let Some(mut open_filter) = self.shared.session.lock().open_filter.take() else {
             return Ok(None);
         };
-        let opened = open_filter
-            .transform_to_vec(input)
-            .map_err(|error| decode_error(&self.shared, error))?;
+        let opened = match &self.reader.open_filter {
+            None => open_filter.transform_to_vec(input),
+            Some(_) if input.is_empty() => Ok(Vec::new()),
+            Some(_) => Err("bytes follow the last message of the handshake in its record".into()),
+        };
+        let opened = opened.map_err(|error| decode_error(&self.shared, error))?;
         self.reader.open_filter =
-            FilterChain::join(self.reader.open_filter.take(), Some(open_filter));
+            FilterChain::join(Some(open_filter), self.reader.open_filter.take());
         Ok(Some(opened))
     }
 

@@ -27,6 +27,8 @@ pub(super) struct Reader {
     pub(super) is_eof: bool,
     /// Bytes that are read and opened, but not decoded: responses are written first.
     pub(super) unprocessed: Vec<u8>,
+    /// Bytes that are read, but not opened: a handshake may install another filter for them.
+    pub(super) unopened: Vec<u8>,
     /// Number of decoded bytes of one read after which responses may be written.
     pub(super) flush_after: usize,
     /// Number of reads, or parts of a read, that are left in this poll.
@@ -61,6 +63,7 @@ impl Reader {
             is_paused: false,
             is_eof: false,
             unprocessed: Vec::new(),
+            unopened: Vec::new(),
             flush_after: 0,
             read_budget: 0,
             has_woken_callers: false,
@@ -89,7 +92,7 @@ impl Reader {
 
     /// Returns whether bytes are left to decode within the poll budget.
     pub(super) fn has_unprocessed(&self) -> bool {
-        self.read_budget > 0 && !self.unprocessed.is_empty()
+        self.read_budget > 0 && !(self.unprocessed.is_empty() && self.unopened.is_empty())
     }
 
     pub(super) fn is_receiving(&self) -> bool {

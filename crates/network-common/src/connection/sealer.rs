@@ -32,9 +32,9 @@ impl Sealer {
         self.filter.is_some()
     }
 
-    /// Installs a filter, whose output passes through the filters installed before.
+    /// Installs a filter between the filters installed before and the socket, as Spark does.
     pub(super) fn install(&mut self, filter: Option<Box<dyn ByteFilter>>) {
-        self.filter = FilterChain::join(filter, self.filter.take());
+        self.filter = FilterChain::join(self.filter.take(), filter);
     }
 
     pub(super) fn has_unwritten(&self) -> bool {

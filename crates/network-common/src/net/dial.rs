@@ -83,7 +83,7 @@ async fn dial_one(address: SocketAddr, conf: &TransportConf) -> io::Result<TcpSt
     Ok(stream)
 }
 
-/// Fails if the socket is connected to itself, which means that nobody listens.
+/// Fails if the socket is connected to itself, which means that no server listens.
 ///
 /// TCP permits this if the system chooses the port of the peer as local port (simultaneous open).
 fn reject_self_connect(stream: &TcpStream) -> io::Result<()> {
@@ -92,7 +92,7 @@ fn reject_self_connect(stream: &TcpStream) -> io::Result<()> {
     }
     // Without lingering, so that a server can bind the port at once.
     SockRef::from(stream).set_linger(Some(Duration::ZERO))?;
-    let text = "nobody listens there: the socket was connected to itself";
+    let text = "no server listens there: the socket was connected to itself";
     Err(io::Error::new(io::ErrorKind::ConnectionRefused, text))
 }
 

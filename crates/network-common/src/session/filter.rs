@@ -41,6 +41,22 @@ pub trait ByteFilter: Send {
     /// An error closes the connection, and `output` is discarded.
     fn transform(&mut self, input: &[u8], output: &mut FilterOutput<'_>) -> Result<(), BoxError>;
 
+    /// Transforms the first record of `input`, or all of it; returns the number of bytes.
+    ///
+    /// Called instead of [`transform`](Self::transform) while a handshake may install a filter
+    /// between this one and the socket. A filter without records transforms all bytes.
+    ///
+    /// # Errors
+    /// The same as [`transform`](Self::transform).
+    fn transform_record(
+        &mut self,
+        input: &[u8],
+        output: &mut FilterOutput<'_>,
+    ) -> Result<usize, BoxError> {
+        self.transform(input, output)?;
+        Ok(input.len())
+    }
+
     /// Transforms all of `input` into a new vector.
     ///
     /// # Errors
@@ -212,8 +228,11 @@ impl ByteFilter for FilterChain {
     }
 
     fn close_notify(&self) -> CloseNotify {
-        // Only called on filters that open bytes. There `first` is closer to the socket, and its
-        // end mark covers the bytes of both.
-        self.first.close_notify()
+        // Only called on filters that open bytes. There `first` is closer to the socket, and an end
+        // mark of it covers the bytes of both.
+        match self.first.close_notify() {
+            CloseNotify::Unsupported => self.second.close_notify(),
+            known => known,
+        }
     }
 }

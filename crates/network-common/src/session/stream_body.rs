@@ -49,8 +49,8 @@ pub(crate) struct BodySender(Arc<Mutex<BodyQueue>>);
 /// A body that is not read stalls the whole connection: after 1 MiB of queued bytes nothing more is
 /// read from the socket, responses to other requests included. After
 /// `spark.<module>.io.connectionTimeout` these requests fail with kind
-/// [`Timeout`](ErrorKind::Timeout) and a text that names the body. Read it promptly or use a separate
-/// connection.
+/// [`Timeout`](ErrorKind::Timeout) and a text that names the body. Read it promptly or use a
+/// separate connection.
 ///
 /// ```no_run
 /// # use network_common::{TransportClient, TransportError};

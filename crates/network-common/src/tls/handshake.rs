@@ -18,12 +18,16 @@ const RECORD_TYPES: std::ops::RangeInclusive<u8> = 20..=24;
 /// The maximum plaintext of a TLS record in bytes (RFC 8446, section 5.1).
 const RECORD: usize = 16 << 10;
 
+/// The length of the header of a record in bytes.
+const RECORD_HEADER: usize = 5;
+
 /// One handshake of either side.
 pub(super) struct TlsHandshake {
     connection: Connection,
     has_received: bool,
     /// Plaintext that arrived together with the end of the handshake.
     leftover: Vec<u8>,
+    records: RecordBoundaries,
     /// Limits concurrent handshakes; released when this value is dropped.
     _permit: Option<OwnedSemaphorePermit>,
 }
@@ -32,7 +36,13 @@ impl TlsHandshake {
     pub(super) fn new(mut connection: Connection, permit: Option<OwnedSemaphorePermit>) -> Self {
         // The write queue already limits the bytes that reach rustls.
         connection.set_buffer_limit(None);
-        Self { connection, has_received: false, leftover: Vec::new(), _permit: permit }
+        Self {
+            connection,
+            has_received: false,
+            leftover: Vec::new(),
+            records: RecordBoundaries::default(),
+            _permit: permit,
+        }
     }
 }
 
@@ -46,6 +56,7 @@ impl Handshake for TlsHandshake {
                 return Err(text.into());
             }
         }
+        self.records.pass(input);
         let result = open_records(&mut self.connection, input, |plain| {
             self.leftover.extend_from_slice(plain);
         });
@@ -59,7 +70,11 @@ impl Handshake for TlsHandshake {
         let connection = Arc::new(Mutex::new(self.connection));
         HandshakeOutput {
             seal_filter: Box::new(TlsSeal(Arc::clone(&connection))),
-            open_filter: Box::new(TlsOpen { connection, is_close_notify_received: false }),
+            open_filter: Box::new(TlsOpen {
+                connection,
+                is_close_notify_received: false,
+                records: self.records,
+            }),
             leftover: self.leftover,
         }
     }
@@ -94,6 +109,44 @@ impl ByteFilter for TlsSeal {
 struct TlsOpen {
     connection: Arc<Mutex<Connection>>,
     is_close_notify_received: bool,
+    /// Followed only until the first call of `transform`: later no filter is installed.
+    records: RecordBoundaries,
+}
+
+/// Finds the ends of the records in a byte stream.
+#[derive(Debug, Default)]
+struct RecordBoundaries {
+    header: [u8; RECORD_HEADER],
+    header_len: usize,
+    /// Missing bytes of the record behind its header.
+    missing: usize,
+}
+
+impl RecordBoundaries {
+    /// Returns the number of bytes of `input` that belong to the current record.
+    fn next_record(&mut self, input: &[u8]) -> usize {
+        let mut used = 0;
+        if self.missing == 0 {
+            used = (RECORD_HEADER - self.header_len).min(input.len());
+            self.header[self.header_len..][..used].copy_from_slice(&input[..used]);
+            self.header_len += used;
+            if self.header_len < RECORD_HEADER {
+                return used;
+            }
+            self.header_len = 0;
+            self.missing = usize::from(u16::from_be_bytes([self.header[3], self.header[4]]));
+        }
+        let count = self.missing.min(input.len() - used);
+        self.missing -= count;
+        used + count
+    }
+
+    /// Follows all records of `input`.
+    fn pass(&mut self, mut input: &[u8]) {
+        while !input.is_empty() {
+            input = &input[self.next_record(input)..];
+        }
+    }
 }
 
 impl ByteFilter for TlsOpen {
@@ -103,6 +156,16 @@ impl ByteFilter for TlsOpen {
                 output.extend_from_slice(plain);
             })?;
         Ok(())
+    }
+
+    fn transform_record(
+        &mut self,
+        input: &[u8],
+        output: &mut FilterOutput<'_>,
+    ) -> Result<usize, BoxError> {
+        let count = self.records.next_record(input);
+        self.transform(&input[..count], output)?;
+        Ok(count)
     }
 
     fn close_notify(&self) -> CloseNotify {

@@ -3,7 +3,7 @@
 //! `TransportContext` creates a [`LazyTlsContext`] from the settings in
 //! [`TlsConf`](crate::TlsConf) and passes its handshakers to servers and client factories. rustls
 //! does the work without a socket: its handshake produces two byte filters between socket and
-//! frames. The filters of an authentication are on top of them.
+//! frames. The cipher of an authentication is between them and the socket, as in Spark.
 //!
 //! Sessions are not resumed, so the current trust store verifies every new connection. Resumption
 //! would save little, because connections are long-lived.

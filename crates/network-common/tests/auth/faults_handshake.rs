@@ -133,7 +133,7 @@ async fn fault_t3_handshake_that_times_out_is_retryable() {
     }
 }
 
-/// What the peer decides stays final.
+/// A rejection by the peer is final.
 #[tokio::test]
 async fn fault_t3_rejected_handshake_is_not_retryable() {
     for mode in MODES {

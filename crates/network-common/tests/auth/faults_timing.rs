@@ -70,7 +70,7 @@ async fn fault_m6_unknown_application_takes_as_long_as_known_one() {
     }
 }
 
-/// What the peer receives does not differ either.
+/// The responses do not differ either.
 #[tokio::test]
 async fn fault_m6_unknown_application_gets_same_response_as_wrong_secret() {
     for mode in MODES.iter().filter(|mode| mode.name != SASL.name) {

@@ -8,6 +8,8 @@
 mod support;
 
 mod faults_handshake;
+#[cfg(feature = "tls")]
+mod faults_inside_tls;
 mod faults_timing;
 mod fixture;
 mod guard;

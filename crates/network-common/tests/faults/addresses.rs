@@ -113,14 +113,14 @@ async fn fault_t8_retries_to_unused_ephemeral_port_never_succeed() {
     // Linux chooses the other parity for connecting than for listening.
     let port = probe.local_addr().unwrap().port() ^ 1;
     if std::net::TcpListener::bind(("127.0.0.1", port)).is_err() {
-        return; // In use by somebody.
+        return; // In use by another process.
     }
     drop(probe);
     let begun = std::time::Instant::now();
     let mut self_connects = 0;
     for _ in 0..40_000 {
         let connecting = factory.create_unmanaged_client(("127.0.0.1", port));
-        let error = within(connecting).await.expect_err("nobody listens");
+        let error = within(connecting).await.expect_err("no server listens");
         assert_eq!(error.kind(), ErrorKind::Connect);
         assert!(error.is_retryable());
         self_connects += usize::from(full_text(&error).contains("connected to itself"));

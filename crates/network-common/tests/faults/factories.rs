@@ -4,7 +4,7 @@ use network_common::{ErrorKind, NoOpRpcHandler};
 
 use crate::support::*;
 
-/// As in README: the factory is dropped at the end of the statement.
+/// README does the same: the factory is dropped at the end of the statement.
 #[tokio::test]
 async fn fault_u7_client_of_temporary_factory_works_while_its_handle_lives() {
     let (gone, mut going) = tokio::sync::mpsc::unbounded_channel();

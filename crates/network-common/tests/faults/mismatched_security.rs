@@ -93,11 +93,9 @@ async fn fault_c11_client_knows_that_only_one_end_authenticates() {
         let what = format!("server with {name}, plain client");
         let error = client_error(&secured, &plain(), Handler::new()).await;
         assert_asks(&what, &error, "spark.authenticate=true");
-        for (handler, answer) in [(Handler::new(), "echoes"), (failing(), "fails")] {
-            let what = format!("client with {name}, plain server that {answer}");
-            let error = client_error(&plain(), &secured, handler).await;
-            assert_asks(&what, &error, "spark.authenticate=true");
-        }
+        let what = format!("client with {name}, plain server");
+        let error = client_error(&plain(), &secured, failing()).await;
+        assert_asks(&what, &error, "spark.authenticate=true");
     }
     let error = client_error(&engine(), &sasl(), Handler::new()).await;
     assert_asks("server with the auth engine, client with SASL", &error, "spark.authenticate=true");

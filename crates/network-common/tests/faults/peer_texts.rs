@@ -263,7 +263,7 @@ async fn fault_u6_peers_cause_at_most_10_lines_a_second() {
         let mut peer = TcpStream::connect(server.local_addr()).await.unwrap();
         peer.write_all(b"hello, is anybody there?").await.unwrap();
         for _ in 0..10 {
-            client.send("nobody takes it").unwrap();
+            client.send("discarded").unwrap();
         }
         until(|| {
             let failures = serving.metrics().server().snapshot().failures;

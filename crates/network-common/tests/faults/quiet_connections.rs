@@ -150,7 +150,7 @@ async fn plain_client(address: std::net::SocketAddr) -> TransportClient {
     within(context.create_client_factory().create_unmanaged_client(address)).await.unwrap()
 }
 
-/// Every caller gives up after half of the timeout, one after the other.
+/// Each caller cancels its request after half of the timeout, one after the other.
 #[tokio::test]
 async fn fault_t5_dead_connection_ends_although_callers_give_up() {
     let (address, _swallowing) = black_hole().await;
