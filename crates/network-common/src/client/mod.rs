@@ -46,8 +46,8 @@ mod tests;
 /// A connection that a factory opened is closed by [`close`](Self::close), by
 /// [`TransportClientFactory::close`](crate::TransportClientFactory::close) if it is pooled, or when
 /// its last handle, future and stream body are dropped; the pool of a factory holds a handle.
-/// Queued messages are still written. A `TransportClient` that is passed to a server's handler does not keep the
-/// connection open, and dropping it does not close the connection.
+/// Queued messages are still written. A `TransportClient` that is passed to a server's handler does
+/// not keep the connection open, and dropping it does not close the connection.
 ///
 /// ```
 /// use network_common::{BoxError, TransportClient};
