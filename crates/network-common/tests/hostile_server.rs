@@ -58,7 +58,7 @@ async fn rsp_04_05_unordered_duplicate_and_unknown_responses_complete_rpcs_once(
         if i == 3 {
             let error = result.unwrap_err();
             assert_eq!((error.kind(), error.is_remote()), (ErrorKind::Remote, true));
-            assert!(error.to_string().contains("the third fails"));
+            assert!(format!("{error:#}").contains("the third fails"));
         } else {
             assert_eq!(result.unwrap(), [i as u8, 1][..]);
         }
@@ -96,7 +96,7 @@ async fn responses_of_wrong_type_fail_only_their_request() {
         raw.send(&meta_success(id, 0, &body)).await;
         let error = within("a response", call).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Protocol);
-        assert!(error.to_string().contains("another kind"), "{error}");
+        assert!(format!("{error:#}").contains("another kind"), "{error}");
 
         let call = client.merged_block_meta("app", 1, 2, 3);
         let id = request_id(&mut raw, META_REQUEST).await;
@@ -128,7 +128,7 @@ async fn responses_of_wrong_type_fail_only_their_request() {
         raw.send(&stream_failure("whatever name", "this stream")).await;
         let error = within("the chunk", chunk).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::ChunkFetchFailure);
-        assert!(error.to_string().contains("this chunk"));
+        assert!(format!("{error:#}").contains("this chunk"));
         let error = within("the stream", stream).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::StreamFailure);
     }
@@ -212,7 +212,7 @@ async fn unsolicited_stream_response_closes_connection() {
             within("the chunk", chunk).await.unwrap_err(),
         ] {
             assert_eq!(error.kind(), ErrorKind::Protocol);
-            let text = error.to_string();
+            let text = format!("{error:#}");
             assert!(text.contains("unsolicited stream response 'surprise'"), "{text}");
             assert!(text.contains(&peer.to_string()), "{text}");
         }
@@ -423,8 +423,8 @@ async fn malformed_responses_close_connection_and_fail_pending_requests() {
         for call in calls {
             let error = within("a failure", call).await.unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Protocol);
-            assert!(error.to_string().contains(part), "{error}");
-            assert!(error.to_string().contains(&client.peer_addr().to_string()));
+            assert!(format!("{error:#}").contains(part), "{error}");
+            assert!(format!("{error:#}").contains(&client.peer_addr().to_string()));
         }
         assert_eq!(within("the stream", stream).await.unwrap_err().kind(), ErrorKind::Protocol);
     }

@@ -368,7 +368,7 @@ async fn upload_of_missing_file_fails_only_that_upload() {
             for (failed, text) in [(missing, "/nowhere/at/all"), (short, "Reached EOF")] {
                 let error = within(failed).await.unwrap_err();
                 assert_eq!(error.kind(), ErrorKind::Io);
-                assert!(error.to_string().contains(text), "{error}");
+                assert!(format!("{error:#}").contains(text), "{error}");
                 assert!(error.peer().is_some() && std::error::Error::source(&error).is_some());
             }
             assert_eq!(within(after).await.unwrap(), "20");

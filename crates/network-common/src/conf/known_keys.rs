@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-use super::TransportConf;
+/// All settings, in tables that the documentation shows.
+pub(super) const SETTINGS: &str = include_str!("settings.md");
 
 /// The namespaces below `spark.` that only this crate reads; `<m>` is the module.
 const NAMESPACES: [&str; 8] = [
@@ -79,7 +80,7 @@ pub(super) fn names<'a>(table: &'a str, module: &'a str) -> impl Iterator<Item =
 pub(super) fn check(module: &str, key: &str) -> Option<UnknownKey> {
     let namespaces = NAMESPACES.map(|namespace| namespace.replace("<m>", module));
     let namespaces: Vec<&str> = namespaces.iter().map(String::as_str).collect();
-    UnknownKey::check(key, &[(TransportConf::SETTINGS, module)], &namespaces)
+    UnknownKey::check(key, &[(SETTINGS, module)], &namespaces)
 }
 
 impl fmt::Display for UnknownKey {

@@ -104,7 +104,7 @@ pub enum IoMode {
 
 impl TransportConf {
     /// All settings as tables in Markdown; `<m>` stands for the module.
-    pub const SETTINGS: &str = include_str!("settings.md");
+    pub const SETTINGS: &str = known_keys::SETTINGS;
 
     /// Returns the default settings of `module`.
     #[must_use]

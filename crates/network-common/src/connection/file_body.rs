@@ -160,7 +160,7 @@ impl FileBody {
             tracing::warn!(suppressed, %peer, %error, "a body in a file cannot be sent");
         });
         if let Some(key) = self.bulk.upload {
-            let text = format!("upload to {} failed: {error}", shared.peer);
+            let text = format!("upload to {} failed", shared.peer);
             let failure = TransportError::new(ErrorKind::Io, text)
                 .with_peer(shared.peer)
                 .with_source(io::Error::new(error.kind(), error.to_string()));

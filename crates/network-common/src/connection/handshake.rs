@@ -97,13 +97,12 @@ impl ConnectionDriver {
         peer: &PeerAddress,
     ) -> Result<(), TransportError> {
         let handshake_error = |error: BoxError| {
-            let text = format!("the TLS handshake with {peer} failed: {error}");
+            let text = format!("the TLS handshake with {peer} failed");
             TransportError::new(ErrorKind::Tls, text).with_peer(peer).with_source(error)
         };
         let interrupted_error = |error: BoxError| {
-            let text = format!(
-                "the TLS handshake with {peer} was interrupted ({error}): does it speak TLS?"
-            );
+            let text =
+                format!("the TLS handshake with {peer} was interrupted: does the peer speak TLS?");
             TransportError::new(ErrorKind::Io, text).with_peer(peer).with_source(error)
         };
         let mut input = vec![0; READ_SIZE];

@@ -45,8 +45,7 @@ pub(crate) const TLS_ALERT: [u8; 7] = [0x15, 3, 3, 0, 2, 2, 10];
 
 /// Creates the error of an I/O operation: "`operation` `peer` failed".
 fn io_error(peer: SocketAddr, operation: &str, error: impl Into<BoxError>) -> TransportError {
-    let error = error.into();
-    TransportError::new(ErrorKind::Io, format!("{operation} {peer} failed: {error}"))
+    TransportError::new(ErrorKind::Io, format!("{operation} {peer} failed"))
         .with_peer(peer)
         .with_source(error)
 }
@@ -81,7 +80,7 @@ fn protocol_error(shared: &SharedConnection, error: ProtocolError) -> TransportE
                  (spark.ssl.rpc.enabled=true at both ends)?"
             ),
         ),
-        _ => (ErrorKind::Protocol, format!("malformed data from {peer}: {error}")),
+        _ => (ErrorKind::Protocol, format!("malformed data from {peer}")),
     };
     TransportError::new(kind, text).with_peer(peer).with_source(error)
 }

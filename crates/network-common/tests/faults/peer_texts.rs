@@ -145,7 +145,7 @@ async fn fault_m2_long_names_in_responses_are_rejected_at_once() {
         server.write_all(&response.encode().unwrap()[..13]).await.unwrap();
         let error = within(client.closed()).await;
         assert_eq!(error.kind(), ErrorKind::Protocol);
-        assert!(error.to_string().contains("8388608"), "{error}");
+        assert!(format!("{error:#}").contains("8388608"), "{error}");
         assert_short_and_unforged(&format!("{error:#}"));
     }
     let (_server, client) = raw_server().await;

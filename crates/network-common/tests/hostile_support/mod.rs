@@ -455,7 +455,7 @@ impl RpcHandler for ScriptedHandler {
     }
 
     fn on_network_error(&self, error: &TransportError, client: &TransportClient) {
-        self.note(client, ConnectionEvent::Exception(error.kind(), error.to_string()));
+        self.note(client, ConnectionEvent::Exception(error.kind(), format!("{error:#}")));
     }
 }
 

@@ -1,6 +1,6 @@
 //! [`ErrorKind`], the category of an error.
 
-/// The category of an [`RpcError`].
+/// The category of an [`RpcError`](super::RpcError).
 ///
 /// `docs/errors.md` in the repository lists every situation with its kind.
 ///
