@@ -198,7 +198,7 @@
 //!
 //! ```
 //! # use rpc_core::{RpcEndpointRef, RpcError};
-//! # mod hello { rpc_core::include_proto!("hello"); }
+//! # mod hello { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/generated/hello.rs")); }
 //! # use hello::{Greeting, HelloMessage, SayHi};
 //! const NAME_TAKEN: i32 = 1;
 //!

@@ -29,7 +29,7 @@ impl RpcError {
     /// code and the text they count in `spark.rpc.message.maxSize`.
     ///
     /// ```
-    /// # mod hello { rpc_core::include_proto!("hello"); }
+    /// # mod hello { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/generated/hello.rs")); }
     /// # use hello::Greeting;
     /// use rpc_core::RpcError;
     ///
