@@ -31,14 +31,14 @@ struct Workers {
 
 /// Returns whether this thread belongs to an isolated endpoint, so that it may be blocked.
 pub(crate) fn can_block() -> bool {
-    WORKERS.with_borrow(Option::is_some)
+    WORKERS.with(|workers| workers.borrow().is_some())
 }
 
 /// Counts this thread as blocked by its own endpoint, until the returned value is dropped.
 ///
 /// `None` if no thread of the endpoint would be left that could end the wait.
 pub(crate) fn block_on_own_endpoint() -> Option<BlockedWorker> {
-    let blocked = BlockedWorker(WORKERS.with_borrow(Clone::clone)?);
+    let blocked = BlockedWorker(WORKERS.with(|workers| workers.borrow().clone())?);
     let before = blocked.0.blocked.fetch_add(1, Ordering::Relaxed);
     (before + 1 < blocked.0.count).then_some(blocked)
 }
@@ -70,7 +70,7 @@ impl IsolatedExecutor {
             let (receiver, runtime) = (Arc::clone(&receiver), runtime.clone());
             let workers = Arc::clone(&workers);
             thread::Builder::new().name(name.to_owned()).spawn(move || {
-                WORKERS.set(Some(workers));
+                WORKERS.with(|own| own.replace(Some(workers)));
                 let _context = enter(&runtime);
                 run_worker(&receiver);
             })?;

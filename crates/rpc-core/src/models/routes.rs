@@ -123,7 +123,7 @@ impl Fixture {
             .memory_network(&network);
         let listener = runtime.block_on(listener.create_server("127.0.0.1:0")).unwrap();
         let connections = Connections::new(Arc::new(PeerShared {
-            budget: ByteBudget::new(u64::MAX),
+            budget: Arc::new(ByteBudget::new(u64::MAX)),
             max_message: usize::MAX,
             max_routes: 1,
             route_budget: ByteBudget::new(u64::MAX),
