@@ -48,11 +48,11 @@ async fn shutdown_handles_accepted_messages_and_rejects_later_ones() {
     assert!(report.is_clean(), "{report:?}");
     let [idle, slow] = &report.endpoints[..] else { panic!("{report:?}") };
     assert_eq!(
-        (&*idle.name, idle.finished, idle.refused, idle.abandoned, idle.stopped),
+        (&*idle.name, idle.finished, idle.rejected, idle.abandoned, idle.stopped),
         ("idle", 0, 0, 0, true)
     );
     assert_eq!(
-        (&*slow.name, slow.finished, slow.refused, slow.abandoned, slow.stopped),
+        (&*slow.name, slow.finished, slow.rejected, slow.abandoned, slow.stopped),
         ("slow", 3, 2, 0, true)
     );
     // A later call returns the same report.

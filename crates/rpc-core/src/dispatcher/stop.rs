@@ -53,7 +53,7 @@ impl Dispatcher {
                 EndpointReport {
                     name: entry.inbox.snapshot().name,
                     finished: after.handled - before.handled,
-                    refused: after.rejected_after_stop - before.rejected_after_stop,
+                    rejected: after.rejected_after_stop - before.rejected_after_stop,
                     abandoned: after.held,
                     stopped: after.has_stopped,
                 }

@@ -57,7 +57,7 @@ pub struct EndpointReport {
     /// The number of messages that were handled after the shutdown had begun.
     pub finished: u64,
     /// The number of messages that were rejected because the shutdown had begun.
-    pub refused: u64,
+    pub rejected: u64,
     /// The number of messages that were queued or active when the time had elapsed.
     ///
     /// Their callers got an error.
