@@ -68,7 +68,7 @@ async fn tls_client_rejects_plain_server() {
             &server.local_addr().to_string(),
         ],
     );
-    assert_failures(&plain.metrics().server(), &[(ErrorKind::Tls, 1)]).await;
+    assert_failures(plain.metrics().server(), &[(ErrorKind::Tls, 1)]).await;
 }
 
 /// A peer that sends a frame of Spark's protocol first.
