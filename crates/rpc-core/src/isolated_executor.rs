@@ -8,8 +8,10 @@
 use std::cell::RefCell;
 use std::future::Future;
 use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
 
 use async_task::{FallibleTask, Runnable};
 use tokio::runtime::Handle;
@@ -90,9 +92,38 @@ impl IsolatedExecutor {
             // The threads exist as long as this sender does.
             let _ = sender.send(runnable);
         };
-        let (runnable, task) = async_task::spawn(future, schedule);
+        let (runnable, task) = async_task::spawn(DropGuard::new(future), schedule);
         runnable.schedule();
         task.fallible()
+    }
+}
+
+/// A future whose destructor does not panic, because async-task would abort the process.
+struct DropGuard<F>(Option<Pin<Box<F>>>);
+
+impl<F> DropGuard<F> {
+    fn new(future: F) -> Self {
+        Self(Some(Box::pin(future)))
+    }
+}
+
+impl<F: Future> Future for DropGuard<F> {
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        match &mut self.0 {
+            Some(future) => future.as_mut().poll(cx),
+            None => Poll::Pending,
+        }
+    }
+}
+
+impl<F> Drop for DropGuard<F> {
+    fn drop(&mut self) {
+        let future = self.0.take();
+        if let Err(panic) = catch_panic(|| drop(future)) {
+            tracing::error!(panic, "a destructor of an isolated endpoint panicked");
+        }
     }
 }
 

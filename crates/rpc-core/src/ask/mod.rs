@@ -179,15 +179,19 @@ impl<T> AskFuture<T> {
 
     /// Releases everything that a pending ask holds.
     fn finish(&mut self) {
-        let state = std::mem::replace(&mut self.state, AskState::Done);
         if let Some(key) = self.deadline_key.take() {
             self.info.asks.timer.cancel(key);
         }
-        if matches!(state, AskState::Local { .. } | AskState::Remote { .. }) {
+        if matches!(self.state, AskState::Local { .. } | AskState::Remote { .. }) {
             self.info.release_ask();
         }
+        let is_unread = matches!(self.state, AskState::Local { has_result: false, .. });
+        if !is_unread {
+            self.state = AskState::Done;
+            return;
+        }
         // At the end, because the destructor of an unread reply may panic.
-        if let AskState::Local { slot, has_result: false } = &state {
+        if let AskState::Local { slot, .. } = std::mem::replace(&mut self.state, AskState::Done) {
             slot.cancel();
         }
     }

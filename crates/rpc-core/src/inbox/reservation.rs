@@ -60,6 +60,29 @@ impl<M> Inbox<M> {
         Ok(reserved)
     }
 
+    /// Queues a message that was accepted before the endpoint was stopped.
+    #[cold]
+    fn push_while_stopping(
+        &self,
+        mut state: MutexGuard<'_, InboxState<M>>,
+        volume: Volume,
+        message: M,
+        metadata: MessageMetadata,
+    ) {
+        if let (true, Some(cause)) = (state.is_closed, state.stop_cause) {
+            end(state, volume);
+            return reject_message(metadata.ask_id(), message, &self.stopped_error(cause));
+        }
+        state.reserved -= 1;
+        state.queue.push_back(InboxItem::Message { message, metadata });
+        let parked = state.parked_loop.take();
+        let parked = state.push_due_stop().or(parked);
+        drop(state);
+        if let Some(parked) = parked {
+            parked.wake();
+        }
+    }
+
     #[cold]
     fn reject_dropped(&self, message: M, metadata: MessageMetadata) {
         tracing::warn!(endpoint = %self.address(), "the inbox is full: dropped its oldest message");
@@ -74,10 +97,8 @@ impl<M> Reservation<'_, M> {
         let (inbox, volume) = (self.inbox, self.volume);
         std::mem::forget(self);
         let mut state = inbox.state.lock();
-        if let (true, Some(cause)) = (state.is_closed, state.stop_cause) {
-            end(state, volume);
-            reject_message(metadata.ask_id(), message, &inbox.stopped_error(cause));
-            return;
+        if state.stop_cause.is_some() {
+            return inbox.push_while_stopping(state, volume, message, metadata);
         }
         state.reserved -= 1;
         let parked = state.parked_loop.take();
@@ -86,7 +107,6 @@ impl<M> Reservation<'_, M> {
             state.queued_since = Some(Instant::now());
         }
         state.queue.push_back(InboxItem::Message { message, metadata });
-        let parked = state.push_due_stop().or(parked);
         drop(state);
         if let Some(parked) = parked {
             parked.wake();

@@ -18,6 +18,7 @@ use crate::ask::{HandlerFailure, HandlerFuture, HandlerId};
 use crate::endpoint::RpcEndpoint;
 use crate::inbox::{Batch, ConnectionEvent, Inbox, InboxItem};
 use crate::message_metadata::MessageMetadata;
+use crate::panics::catch_panic;
 
 /// Handles messages concurrently with `&` access to the endpoint.
 pub(super) struct Concurrent<E: RpcEndpoint> {
@@ -69,11 +70,11 @@ impl<E: RpcEndpoint> MessageLoop for Concurrent<E> {
             }
             let id = context.handler_id(*phase == LoopPhase::Serial);
             let mut batch = Batch::new(&context.inbox);
-            let mut running = RunningHandlers::new();
+            let mut running = RunningHandlers::default();
             let mut spent = 0;
             while let Some(item) = next_item(&context.inbox, &mut batch, &mut running).await {
                 if matches!(item, InboxItem::Stop) {
-                    while let Some(handled) = running.next().await {
+                    while let Some(handled) = running.0.next().await {
                         count_handled(&mut batch, handled);
                     }
                     let on_stop = async { endpoint.on_stop(&context.cx).await };
@@ -104,7 +105,7 @@ impl<E: RpcEndpoint> MessageLoop for Concurrent<E> {
                         let handled = handler.await;
                         count_handled(&mut batch, handled);
                     }
-                    Poll::Pending => running.push(handler),
+                    Poll::Pending => running.0.push(handler),
                 }
                 spent += cost;
                 if spent >= POLL_BUDGET {
@@ -125,7 +126,22 @@ impl<E: RpcEndpoint> MessageLoop for Concurrent<E> {
 /// Its output is `None` for an event. For a message it is the metadata, which counts against the
 /// limits until then, and whether the handler failed.
 type HandlerRun = BoxFuture<'static, Option<(MessageMetadata, bool)>>;
-type RunningHandlers = FuturesUnordered<HandlerRun>;
+
+/// The handlers that were polled and have not completed.
+///
+/// When the loop is dropped, the destructors of each handler run, even if those of another panic.
+#[derive(Default)]
+struct RunningHandlers(FuturesUnordered<HandlerRun>);
+
+impl Drop for RunningHandlers {
+    fn drop(&mut self) {
+        for handler in std::mem::take(&mut self.0) {
+            if let Err(panic) = catch_panic(|| drop(handler)) {
+                tracing::error!(panic, "dropping a handler panicked");
+            }
+        }
+    }
+}
 
 fn count_handled<M>(batch: &mut Batch<'_, M>, handled: Option<(MessageMetadata, bool)>) {
     if let Some((metadata, has_failed)) = handled {
@@ -139,7 +155,7 @@ fn poll_running<M>(
     running: &mut RunningHandlers,
     cx: &mut Context<'_>,
 ) -> Poll<()> {
-    while let Poll::Ready(Some(handled)) = running.poll_next_unpin(cx) {
+    while let Poll::Ready(Some(handled)) = running.0.poll_next_unpin(cx) {
         count_handled(batch, handled);
     }
     Poll::Ready(())
@@ -166,7 +182,7 @@ async fn next_item<M>(
                 }
                 continue;
             }
-            if running.is_empty() {
+            if running.0.is_empty() {
                 return Poll::Ready(None);
             }
             if inbox.park(cx.waker(), &mut Buffer::new()) {

@@ -139,7 +139,7 @@ impl Drop for BadReply {
     }
 }
 
-/// What `into_message` of a [`Build`] does.
+/// The closure that `into_message` of a [`Build`] runs.
 type Builder = Box<dyn FnOnce() + Send>;
 
 /// A request that runs a closure in `into_message`.
@@ -270,4 +270,48 @@ async fn fault_c6_asks_fail_when_destructors_of_queued_messages_panic() {
     assert_eq!(dropped, 8);
     assert_eq!(promptly("the next reply", endpoint.ask(reply())).await.unwrap(), 1);
     assert!(promptly("the shutdown", env.shutdown()).await.is_clean());
+}
+
+/// Handlers that are dropped with their runtime, or at the end of a shutdown, panic in destructors.
+#[test]
+fn fault_c6_asks_end_when_dropped_handlers_panic() {
+    for kind in KINDS {
+        for by_shutdown in [true, false] {
+            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+            let (env, endpoint) = runtime.block_on(async {
+                let conf = crate::common::setting("spark.rpc.shutdownTimeout", "100ms");
+                let env = RpcEnv::builder("client").client_mode().conf(conf).start().await.unwrap();
+                let endpoint = set_up(&env, kind, Hooks::default());
+                (env, endpoint)
+            });
+            let (started, starts) = std::sync::mpsc::channel();
+            let asks: Vec<_> = (0..4)
+                .map(|_| {
+                    let started = started.clone();
+                    endpoint.ask_with_timeout(
+                        act(move |_context, _| async move {
+                            let _payload = PanicsInDrop(1);
+                            started.send(()).map_err(RpcError::application)?;
+                            std::future::pending().await
+                        }),
+                        crate::fixture::LONG,
+                    )
+                })
+                .collect();
+            starts.recv_timeout(std::time::Duration::from_secs(5)).unwrap();
+            if by_shutdown {
+                drop(env.shutdown());
+            } else {
+                runtime.shutdown_timeout(std::time::Duration::from_secs(5));
+            }
+            let waits = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            for ask in asks {
+                let ended = waits.block_on(promptly(&format!("{kind:?}: an ask"), ask));
+                let error = ended.unwrap_err();
+                let kinds = [ErrorKind::NoReply, ErrorKind::Stopped];
+                assert!(kinds.contains(&error.kind()), "{kind:?}: {error:?}");
+            }
+            assert_eq!(env.snapshot().pending_asks, 0);
+        }
+    }
 }
