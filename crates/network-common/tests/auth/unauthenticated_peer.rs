@@ -162,7 +162,9 @@ async fn stalled_handshake_times_out_and_releases_its_permit() {
     stopped.write_all(&sasl).await.unwrap();
     let mut challenge = [0; 64];
     within(stopped.read_exact(&mut challenge)).await.unwrap();
-    // Both handshake permits are in use, so the next handshake waits.
+    // Both handshake permits are in use, so the next handshake waits. It begins later, so that its
+    // own time ends clearly after theirs.
+    tokio::time::sleep(Duration::from_millis(200)).await;
     let waiting = Client::new(CTR_1.settings).connect(address).await.unwrap();
     assert_echoes(&waiting).await;
     drop(waiting);

@@ -68,8 +68,9 @@ async fn files_are_not_served_to_unauthenticated_peers() {
         let server = mode.server().await;
         let uri =
             soon(server.file_server().add_file(directory.path().join("secret"))).await.unwrap();
-        // A client without security gets NotServed if the server can parse its request.
-        let expected = [ErrorKind::FileUnavailable, ErrorKind::Network];
+        // A client without security gets `FileUnavailable` if the server can parse its request, and
+        // `Authentication` if it sees that the server speaks TLS.
+        let expected = [ErrorKind::FileUnavailable, ErrorKind::Network, ErrorKind::Authentication];
         let mut peers = vec![(client_with(RpcConf::new()).await, &expected[..])];
         if mode.authenticates() {
             peers
