@@ -209,9 +209,13 @@ impl ServerInner {
             socket_options::configure_connected(stream, conf, conf.tcp_keep_alive())
                 .map_err(io_error)?;
         }
-        let mut connection =
-            ConnectionDriver::new(stream, Arc::clone(&self.handler), Arc::clone(&self.resources))
-                .map_err(io_error)?;
+        let mut connection = ConnectionDriver::new(
+            stream,
+            true,
+            Arc::clone(&self.handler),
+            Arc::clone(&self.resources),
+        )
+        .map_err(io_error)?;
         for bootstrap in &self.bootstraps {
             let handler = Arc::clone(connection.handler());
             let do_bootstrap = || bootstrap.do_bootstrap(connection.client(), handler);

@@ -36,7 +36,7 @@ impl Wake for Driver {
 fn woken_driver_sees_filters_and_client_id() {
     let peer = ([127, 0, 0, 1], 1).into();
     let session = Session::new(peer, WriteQueue::new(1 << 20, "spark.test.limit".into()));
-    let shared = Arc::new(SharedConnection::new(session, peer, peer));
+    let shared = Arc::new(SharedConnection::new(session, (peer, peer), false));
     let driver =
         Arc::new(Driver { shared: Arc::clone(&shared), found_both: AtomicBool::new(false) });
     shared.session.lock().set_driver_waker(Waker::from(Arc::clone(&driver)));

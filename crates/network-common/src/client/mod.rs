@@ -173,6 +173,12 @@ impl TransportClient {
         self.0.shared.local
     }
 
+    /// Returns whether the peer opened the connection.
+    #[must_use]
+    pub fn is_accepted(&self) -> bool {
+        self.0.shared.is_accepted
+    }
+
     /// Returns the id of the connection, which is the same for all its handles.
     #[must_use]
     pub fn id(&self) -> ConnectionId {

@@ -32,6 +32,8 @@ pub(crate) struct SharedConnection {
     pub(crate) peer: SocketAddr,
     pub(crate) local: SocketAddr,
     pub(super) id: ConnectionId,
+    /// Whether the peer opened the connection.
+    pub(super) is_accepted: bool,
     /// Is false once the connection is being closed, has ended or was marked as timed out.
     pub(super) active: AtomicBool,
     /// New requests of the peer fail; the connection is closed after its active requests.
@@ -54,13 +56,18 @@ pub(crate) struct SharedConnection {
 }
 
 impl SharedConnection {
-    pub(crate) fn new(session: Session, peer: SocketAddr, local: SocketAddr) -> Self {
+    pub(crate) fn new(
+        session: Session,
+        (peer, local): (SocketAddr, SocketAddr),
+        is_accepted: bool,
+    ) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         Self {
             session: Mutex::new(session),
             peer,
             local,
             id: ConnectionId(NEXT.fetch_add(1, Ordering::Relaxed)),
+            is_accepted,
             active: AtomicBool::new(true),
             draining: AtomicBool::new(false),
             recheck_read_pause: AtomicBool::new(false),

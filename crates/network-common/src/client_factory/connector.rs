@@ -79,6 +79,7 @@ impl Connector {
         };
         let mut connection = ConnectionDriver::new(
             stream.map_err(connect_error)?,
+            false,
             Arc::clone(&self.handler),
             Arc::clone(&self.resources),
         )

@@ -202,10 +202,11 @@ impl ConnectionDriver {
         if let Some(bulk_server) = self.bulk_server.take() {
             bulk_server.abort();
         }
+        // Also without the announcement, because a bootstrap may have registered streams.
+        catch_panic("StreamManager::connection_terminated", || {
+            handler.stream_manager().connection_terminated(client)
+        });
         if self.is_announced {
-            catch_panic("StreamManager::connection_terminated", || {
-                handler.stream_manager().connection_terminated(client)
-            });
             catch_panic("RpcHandler::on_disconnected", || handler.on_disconnected(client));
         }
         metrics.connections.fetch_sub(1, Ordering::Relaxed);

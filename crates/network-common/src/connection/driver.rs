@@ -48,6 +48,7 @@ impl ConnectionDriver {
     /// moves a driver would otherwise contain a copy of it.
     pub(crate) fn new(
         stream: IoStream,
+        is_accepted: bool,
         handler: Arc<dyn RpcHandler>,
         resources: Arc<ConnectionResources>,
     ) -> std::io::Result<Box<Self>> {
@@ -57,7 +58,8 @@ impl ConnectionDriver {
             conf.max_write_queue_size(),
             Arc::clone(&resources.write_queue_setting),
         );
-        let shared = Arc::new(SharedConnection::new(Session::new(peer, write_queue), peer, local));
+        let session = Session::new(peer, write_queue);
+        let shared = Arc::new(SharedConnection::new(session, (peer, local), is_accepted));
         let (read_half, write_half) = stream.into_split();
         resources.metrics.connections.fetch_add(1, Ordering::Relaxed);
         resources.metrics.connections_total.fetch_add(1, Ordering::Relaxed);

@@ -230,8 +230,10 @@ async fn fault_m3_application_ids_are_escaped_and_cut() {
 }
 
 /// A handler that passes on the errors that end connections.
+#[cfg(feature = "auth")]
 struct Reports(tokio::sync::mpsc::UnboundedSender<network_common::TransportError>);
 
+#[cfg(feature = "auth")]
 impl network_common::RpcHandler for Reports {
     fn receive(
         &self,

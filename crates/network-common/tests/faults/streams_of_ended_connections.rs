@@ -5,7 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use network_common::{ManagedBuffer, OneForOneStreamManager, StreamOptions, TransportClient};
+use network_common::{
+    BoxError, ManagedBuffer, OneForOneStreamManager, RpcHandler, StreamOptions, TransportClient,
+    TransportConf, TransportContext, TransportServerBootstrap,
+};
 use tokio::sync::mpsc;
 
 use crate::support::*;
@@ -98,6 +101,41 @@ async fn fault_t4_streams_registered_while_clients_leave_are_released() {
         within(registrations.recv()).await.unwrap();
     }
     until(|| manager.stream_count() == 0 && live.load(Ordering::Relaxed) == 0).await;
+}
+
+/// Registers a stream for each connection, and rejects the connection.
+struct RegistersAndRejects {
+    manager: Arc<OneForOneStreamManager>,
+    live: Arc<AtomicUsize>,
+}
+
+impl TransportServerBootstrap for RegistersAndRejects {
+    fn do_bootstrap(
+        &self,
+        client: &TransportClient,
+        _: Arc<dyn RpcHandler>,
+    ) -> Result<Arc<dyn RpcHandler>, BoxError> {
+        assert!(client.is_accepted());
+        let options = StreamOptions::default().connection(client);
+        self.manager.register_stream(chunks(&self.live), options);
+        Err("rejected".into())
+    }
+}
+
+#[tokio::test]
+async fn fault_t4_stream_of_bootstrap_that_rejects_is_released() {
+    let (manager, live) = (Arc::new(OneForOneStreamManager::new()), Arc::<AtomicUsize>::default());
+    let handler = Handler::new().with_manager(Arc::clone(&manager) as _);
+    let context = TransportContext::new(TransportConf::new("test"), handler);
+    let rejects = RegistersAndRejects { manager: Arc::clone(&manager), live: Arc::clone(&live) };
+    let server = context.create_server_with("127.0.0.1:0", vec![Arc::new(rejects)]).await.unwrap();
+    let factory = context.create_client_factory();
+    let client = within(factory.create_client(server.local_addr())).await.unwrap();
+    assert!(!client.is_accepted());
+    within(client.closed()).await;
+    until(|| manager.stream_count() == 0 && live.load(Ordering::Relaxed) == 0).await;
+    let registered = context.metrics().server().snapshot().connections_total;
+    assert_eq!(registered, 1, "a connection was rejected after it registered a stream");
 }
 
 /// A panic in a release hook or iterator neither keeps the stream nor poisons the manager.

@@ -87,8 +87,7 @@ impl Connections {
                 let text = format!("{} sent more than one Hello", connection.address());
                 return Err(RpcError::new(ErrorKind::Decode, text));
             }
-            // The side that opens the connection sends the first Hello.
-            let is_accepted = connection.hello_sent.get().is_none();
+            let is_accepted = connection.client.is_accepted();
             let checked = check_hello(&by_id, connection, hello, is_accepted);
             // Sent before `identity` is set, because other tasks may then send messages.
             connection.send_hello();

@@ -3,8 +3,15 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
+use network_common::{
+    RpcHandler, RpcResponseCallback, TransportClient, TransportConf, TransportContext,
+};
 use prost::Message;
+use rpc_core::{EndpointContext, RpcAddress, RpcEnv, RpcError, ThreadSafeRpcEndpoint};
+use tokio::sync::mpsc;
 
+use crate::common::HelloMessage;
 use crate::common::envelope::{self, Hello, Notice, RoutedMessage};
 use crate::fixture::{Fixture, promptly};
 use crate::raw_peer::{Outcome, RawPeer, say_hi};
@@ -222,4 +229,71 @@ async fn hostile_incarnation_of_server_itself_is_harmless() {
     tokio::time::timeout(Duration::from_secs(5), fixture.finish(peer))
         .await
         .expect("nothing remains");
+}
+
+/// Sends a Hello with an address of another host as soon as a peer has connected.
+struct EagerServer;
+
+impl RpcHandler for EagerServer {
+    fn receive(&self, client: &TransportClient, _: Bytes, callback: RpcResponseCallback) {
+        callback.fail("this server has no endpoints");
+        client.close();
+    }
+
+    fn on_connected(&self, client: &TransportClient) {
+        let notice = hello(|hello| hello.address = "10.9.9.9:1".to_owned());
+        client.send(notice.envelope()).unwrap();
+    }
+}
+
+/// Sends the addresses of connected peers, and `None` at the end of a connection.
+struct Watch(mpsc::UnboundedSender<Option<RpcAddress>>);
+
+impl ThreadSafeRpcEndpoint for Watch {
+    type Message = HelloMessage;
+
+    async fn receive(
+        &mut self,
+        _: HelloMessage,
+        _: &EndpointContext<HelloMessage>,
+    ) -> Result<(), RpcError> {
+        Ok(())
+    }
+
+    async fn on_connected(
+        &mut self,
+        peer: RpcAddress,
+        _: &EndpointContext<HelloMessage>,
+    ) -> Result<(), RpcError> {
+        let _ = self.0.send(Some(peer));
+        Ok(())
+    }
+
+    async fn on_disconnected(
+        &mut self,
+        _: RpcAddress,
+        _: &EndpointContext<HelloMessage>,
+    ) -> Result<(), RpcError> {
+        let _ = self.0.send(None);
+        Ok(())
+    }
+}
+
+/// A server cannot pass for the peer at another address: only the side that opens a connection
+/// announces an address.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hostile_early_hello_of_server_announces_no_address() {
+    let context = TransportContext::new(TransportConf::new("rpc"), EagerServer);
+    let server = context.create_server("127.0.0.1:0").await.unwrap();
+    let at = RpcAddress::new("127.0.0.1", server.local_addr().port());
+    let env = RpcEnv::builder("client").client_mode().start().await.unwrap();
+    let (sender, mut events) = mpsc::unbounded_channel();
+    env.setup_endpoint("watch", Watch(sender)).unwrap();
+    for _ in 0..20 {
+        promptly("the lookup", env.lookup::<HelloMessage>(&at, "x")).await.unwrap_err();
+        while let Some(peer) = promptly("an event", events.recv()).await.unwrap() {
+            assert_eq!(peer, at);
+        }
+    }
+    promptly("the shutdown", env.shutdown()).await;
 }
