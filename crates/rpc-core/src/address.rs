@@ -1,7 +1,7 @@
 //! [`RpcAddress`] and [`RpcEndpointAddress`], with the text forms of the classes in Spark.
 
 use std::fmt;
-use std::net::Ipv6Addr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -34,13 +34,11 @@ struct HostPort {
 impl RpcAddress {
     /// Returns the address of a host and a port.
     ///
-    /// `host` is a name, an IPv4 address, or an IPv6 address with or without brackets.
+    /// `host` is a name, an IPv4 address, or an IPv6 address with or without brackets. All spellings
+    /// of a host become one: a name is in lower case, and an IPv4 address is no IPv6 address.
     #[must_use]
     pub fn new(host: &str, port: u16) -> Self {
-        let host = match unbracketed(host).parse::<Ipv6Addr>() {
-            Ok(ip) => format!("[{ip}]").into(),
-            Err(_) => host.into(),
-        };
+        let host = canonical_host(host).into();
         Self(Arc::new(HostPort { host, port }))
     }
 
@@ -87,6 +85,22 @@ impl RpcAddress {
                 format!("Invalid master URL: {}", peer_name(url)),
             )
         })
+    }
+}
+
+fn canonical_host(host: &str) -> String {
+    let bare = unbracketed(host);
+    match bare.parse::<IpAddr>().map(|ip| ip.to_canonical()) {
+        Ok(IpAddr::V4(ip)) => return ip.to_string(),
+        Ok(IpAddr::V6(ip)) => return format!("[{ip}]"),
+        Err(_) => {}
+    }
+    match bare.split_once('%') {
+        Some((ip, zone)) => match ip.parse::<Ipv6Addr>() {
+            Ok(ip) => format!("[{ip}%{zone}]"),
+            Err(_) => host.to_ascii_lowercase(),
+        },
+        None => host.to_ascii_lowercase(),
     }
 }
 

@@ -183,10 +183,14 @@ impl RpcConf {
         self.settings().filter_map(check).collect()
     }
 
-    /// Returns the settings without unknown keys, which the start of an environment has reported.
-    pub(crate) fn known_settings(&self) -> impl Iterator<Item = (&str, &str)> {
-        let unknown = self.unknown_keys();
-        self.settings().filter(move |(key, _)| unknown.iter().all(|unknown| unknown.key != *key))
+    /// Returns the settings without the unknown keys of other modules than `module`.
+    ///
+    /// The start of an environment has reported those, so that the transport need not.
+    pub(crate) fn settings_of(&self, module: &str) -> impl Iterator<Item = (&str, &str)> {
+        let (unknown, own) = (self.unknown_keys(), format!("spark.{module}."));
+        self.settings().filter(move |(key, _)| {
+            key.starts_with(&own) || unknown.iter().all(|unknown| unknown.key != *key)
+        })
     }
 
     pub(crate) fn duration(&self, key: &str) -> Result<Option<Duration>, RpcError> {

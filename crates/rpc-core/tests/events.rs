@@ -182,6 +182,19 @@ async fn endpoint_without_connection_events_receives_none() {
     assert_eq!(next(&mut silent).await.0, "stop");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn fault_u7_connections_close_when_env_is_dropped_on_several_threads() {
+    let server = server().await;
+    let mut events = watch(&server);
+    for _ in 0..30 {
+        let client = client().await;
+        let found = client.setup_endpoint_ref::<HelloMessage>(address(&server), "watch");
+        drop(soon(found).await.unwrap());
+        drop(client);
+        until(&mut events, "disconnected", |_| true).await;
+    }
+}
+
 #[tokio::test]
 async fn client_connections_close_when_env_and_refs_are_dropped() {
     let (server, client) = (server().await, client().await);

@@ -466,3 +466,28 @@ async fn oversized_message_is_returned_to_sender() {
     assert!(error.to_string().contains("spark.rpc.message.maxSize"), "{error}");
     assert_eq!(soon(remote.ask(hi("fits"))).await.unwrap().text, "xxxx");
 }
+
+/// The credit of a message that the transport has skipped must not block the messages behind it.
+#[tokio::test]
+async fn fault_t6_asks_work_after_one_over_max_request_size() {
+    let conf = RpcConf::new().with("spark.rpc.io.maxRequestSize", "1m").unwrap();
+    let server = RpcEnv::builder("server").bind("127.0.0.1:0").conf(conf).start().await.unwrap();
+    server.setup_endpoint("hello", Hello).unwrap();
+    let client = common::client().await;
+    let hello = soon(client.lookup::<HelloMessage>(address(&server), "hello")).await.unwrap();
+    for round in 0..3 {
+        let error = soon(hello.ask(hi(&"x".repeat(2 << 20)))).await.unwrap_err();
+        assert!(!error.is_retryable(), "{round}: {error:#}");
+        assert!(format!("{error:#}").contains("maxRequestSize"), "{round}: {error:#}");
+        // The connection is closed then, and opened again by the next message.
+        let small = async {
+            loop {
+                match hello.ask(hi("neo")).await {
+                    Err(error) if error.kind() == ErrorKind::Network => {}
+                    reply => return reply,
+                }
+            }
+        };
+        assert_eq!(soon(small).await.unwrap().text, "hi, neo");
+    }
+}

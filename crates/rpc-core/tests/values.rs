@@ -250,3 +250,18 @@ fn fault_u2_documented_settings_and_those_of_spark_are_known() {
     let conf = RpcConf::from_settings(keys.iter().map(|key| (key, "1"))).unwrap();
     assert_eq!(conf.unknown_keys(), []);
 }
+
+#[test]
+fn fault_t12_all_spellings_of_host_are_equal() {
+    for (one, other) in [
+        ("Host-A", "host-a"),
+        ("::1", "[::1]"),
+        ("::ffff:10.0.0.1", "10.0.0.1"),
+        ("[0:0:0:0:0:0:0:1]", "::1"),
+        ("FE80::1%eth0", "[fe80::1%eth0]"),
+    ] {
+        let (one, other) = (RpcAddress::new(one, 7077), RpcAddress::new(other, 7077));
+        assert_eq!(one, other);
+        assert_eq!(one.to_string(), other.to_string());
+    }
+}

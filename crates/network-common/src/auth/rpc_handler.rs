@@ -159,6 +159,10 @@ impl RpcHandler for AuthRpcHandler {
         self.inner.on_connected(client);
     }
 
+    fn on_skipped_request(&self, client: &TransportClient) {
+        self.inner.on_skipped_request(client);
+    }
+
     fn on_disconnected(&self, client: &TransportClient) {
         self.inner.on_disconnected(client);
     }

@@ -83,6 +83,9 @@ impl ConnectionDriver {
             }
             _ => self.log_discarded(error),
         }
+        catch_panic("RpcHandler::on_skipped_request", || {
+            self.handler.on_skipped_request(&self.client);
+        });
     }
 
     fn log_discarded(&self, reason: &dyn std::fmt::Display) {

@@ -107,6 +107,14 @@ pub trait RpcHandler: Send + Sync + 'static {
         let _ = client;
     }
 
+    /// Called when a request of the peer was skipped, because it exceeds `maxRequestSize`.
+    ///
+    /// The peer gets a failure, except for a one-way message. By default, the connection stays
+    /// open. A handler whose state depends on every message can [close](TransportClient::close) it.
+    fn on_skipped_request(&self, client: &TransportClient) {
+        let _ = client;
+    }
+
     /// Called when an error ends a connection, before [`on_disconnected`](Self::on_disconnected).
     #[doc(alias = "exceptionCaught")]
     fn on_network_error(&self, error: &TransportError, client: &TransportClient) {

@@ -88,6 +88,7 @@ impl<T> Future for AskFuture<T> {
             this.finish();
             return Poll::Ready(Err(error.mark_as_result()));
         }
+        let is_failed = matches!(this.state, AskState::Failed(_));
         let polled = match &mut this.state {
             AskState::Local { slot, has_result } => {
                 let polled = slot.poll(cx);
@@ -103,7 +104,7 @@ impl<T> Future for AskFuture<T> {
         let outcome = match polled {
             // The callee has the same deadline, and its timeout may arrive first.
             Poll::Ready(Err(error))
-                if error.kind() == ErrorKind::Timeout && this.is_past_deadline() =>
+                if !is_failed && error.kind() == ErrorKind::Timeout && this.is_past_deadline() =>
             {
                 Err(this.timeout_error().with_source(error))
             }

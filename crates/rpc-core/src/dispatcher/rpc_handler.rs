@@ -177,6 +177,11 @@ impl RpcHandler for EnvRpcHandler {
         }
     }
 
+    /// Closes the connection: the skipped body contains the route whose credit was consumed.
+    fn on_skipped_request(&self, client: &TransportClient) {
+        client.close();
+    }
+
     fn on_disconnected(&self, client: &TransportClient) {
         let Some(connection) = self.connections.remove(client) else { return };
         for address in connection.addresses() {

@@ -207,7 +207,7 @@ impl RpcEnvBuilder {
         }
         let lookup_timeout = self.conf.lookup_timeout()?;
         // The order of messages holds on one connection only; `RpcUtils` of Spark does the same.
-        let transport_conf = TransportConf::from_settings("rpc", self.conf.known_settings())
+        let transport_conf = TransportConf::from_settings("rpc", self.conf.settings_of(""))
             .and_then(|conf| conf.with("spark.rpc.io.numConnectionsPerPeer", "1"))
             .map_err(RpcError::config)?;
 

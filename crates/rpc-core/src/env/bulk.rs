@@ -35,7 +35,7 @@ impl RpcEnv {
         handler: impl RpcHandler,
     ) -> Result<TransportContext, RpcError> {
         let inner = &self.inner;
-        let conf = TransportConf::from_settings(module, inner.conf.known_settings())
+        let conf = TransportConf::from_settings(module, inner.conf.settings_of(module))
             .map_err(RpcError::config)?;
         let context = TransportContext::new(conf, handler).share_security_with(&inner.context);
         Ok(match &inner.network {

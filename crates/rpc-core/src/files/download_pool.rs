@@ -160,12 +160,12 @@ impl Drop for ConnectionLease {
 ///
 /// `NettyRpcEnv.downloadClient` of Spark does the same.
 fn transport_conf(conf: &RpcConf) -> Result<TransportConf, RpcError> {
-    let inherited = conf.known_settings().filter_map(|(key, value)| {
+    let inherited = conf.settings_of("").filter_map(|(key, value)| {
         let key = format!("spark.files.io.{}", key.strip_prefix("spark.rpc.io.")?);
         conf.get(&key).is_none().then(|| (key, value.to_owned()))
     });
     let all = conf
-        .known_settings()
+        .settings_of("")
         .map(|(key, value)| (key.to_owned(), value.to_owned()))
         .chain(inherited);
     TransportConf::from_settings("files", all).map_err(RpcError::config)

@@ -24,7 +24,7 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
 /// The peers to which this environment sends, and the factory of the connections to them.
 ///
 /// The refs to the endpoints of a [`Peer`] and its connection keep the peer alive. Refs and queued
-/// messages keep the pool alive. Dropping the pool drops `factory`, which closes its connections.
+/// messages keep the pool alive. Dropping the pool closes its connections.
 pub(crate) struct PeerPool {
     peers: Mutex<PeersByAddress>,
     factory: TransportClientFactory,
@@ -33,6 +33,13 @@ pub(crate) struct PeerPool {
     pub(super) limits: Volume,
     /// The task that closes idle routes. It starts with the first connection.
     sweeper: OnceLock<AbortOnDropHandle<()>>,
+}
+
+/// The state of a connection has a handle of the connection, so it does not end by itself.
+impl Drop for PeerPool {
+    fn drop(&mut self) {
+        self.factory.close();
+    }
 }
 
 #[derive(Default)]
@@ -203,7 +210,8 @@ impl ConnectTask {
         let client = pool.factory.create_client(address).await?;
         let connection = pool.connections.add(&client);
         if !connection.is_some_and(|connection| peer.on_connected(&connection)) {
-            // `closed` returns the reason why the connection has ended.
+            // It has ended; or the peer has made itself the owner by a message before its Hello.
+            client.close();
             return Err(client.closed().await);
         }
         pool.start_sweeping();
