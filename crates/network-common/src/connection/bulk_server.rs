@@ -8,7 +8,7 @@ use std::task::Poll;
 
 use bytes::Bytes;
 
-use super::{ConnectionResources, SHUTTING_DOWN, catch_panic_async};
+use super::{ConnectionResources, catch_panic_async};
 use crate::buffer::ManagedBuffer;
 use crate::client::{SharedConnection, TransportClient};
 use crate::error::{BoxError, TransportError};
@@ -48,10 +48,10 @@ impl Drop for BulkServer {
 
 impl BulkServer {
     pub(super) async fn run(self) {
-        while let Some(QueuedBulkRequest { request, is_rejected }) = self.next_request().await {
+        while let Some(QueuedBulkRequest { request, rejection }) = self.next_request().await {
             // The driver has counted the request when it queued it.
             let guard = TransferGuard(Arc::clone(&self.resources));
-            let (message, body) = self.serve(request, is_rejected).await;
+            let (message, body) = self.serve(request, rejection).await;
             let body = body.on_release(move || drop(guard));
             let response = BulkMessage { message, body, upload: None };
             let discarded = self.shared.update(|session| session.respond_bulk_request(response));
@@ -75,11 +75,15 @@ impl BulkServer {
     }
 
     /// Returns the response to a request: a message and its body.
-    async fn serve(&self, request: BulkRequest, is_rejected: bool) -> (Message<()>, ManagedBuffer) {
+    async fn serve(
+        &self,
+        request: BulkRequest,
+        rejection: Option<String>,
+    ) -> (Message<()>, ManagedBuffer) {
         let peer = self.shared.peer;
         match request {
             BulkRequest::Chunk { stream_id, chunk_index } => {
-                match self.chunk(stream_id, chunk_index, is_rejected).await {
+                match self.chunk(stream_id, chunk_index, rejection).await {
                     Ok(body) => {
                         (Message::ChunkFetchSuccess { stream_id, chunk_index, body: () }, body)
                     }
@@ -99,7 +103,7 @@ impl BulkServer {
                     }
                 }
             }
-            BulkRequest::Stream { stream_id } => match self.stream(&stream_id, is_rejected).await {
+            BulkRequest::Stream { stream_id } => match self.stream(&stream_id, rejection).await {
                 Ok(body) => {
                     let byte_count = i64::try_from(body.len()).unwrap_or(i64::MAX);
                     (Message::StreamResponse { stream_id, byte_count }, body)
@@ -122,10 +126,10 @@ impl BulkServer {
         &self,
         stream_id: i64,
         chunk_index: i32,
-        is_rejected: bool,
+        rejection: Option<String>,
     ) -> Result<ManagedBuffer, BoxError> {
-        if is_rejected {
-            return Err(SHUTTING_DOWN.into());
+        if let Some(rejection) = rejection {
+            return Err(rejection.into());
         }
         let body = catch_panic_async(async {
             self.handler.stream_manager().get_chunk(&self.client, stream_id, chunk_index).await
@@ -137,9 +141,13 @@ impl BulkServer {
         self.open_unless_lazy(body).await
     }
 
-    async fn stream(&self, stream_id: &str, is_rejected: bool) -> Result<ManagedBuffer, BoxError> {
-        if is_rejected {
-            return Err(SHUTTING_DOWN.into());
+    async fn stream(
+        &self,
+        stream_id: &str,
+        rejection: Option<String>,
+    ) -> Result<ManagedBuffer, BoxError> {
+        if let Some(rejection) = rejection {
+            return Err(rejection.into());
         }
         let body = catch_panic_async(async {
             self.handler.stream_manager().open_stream(&self.client, stream_id).await

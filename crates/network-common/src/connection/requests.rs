@@ -10,7 +10,7 @@ use super::{ConnectionDriver, SHUTTING_DOWN, catch_panic};
 use crate::error::{ErrorKind, TransportError};
 use crate::handler::{MergedBlockMetaCallback, RpcResponseCallback};
 use crate::log_limit::log_limited;
-use crate::protocol::{Message, ProtocolError};
+use crate::protocol::{MergedBlockMetaRequest, Message, ProtocolError};
 use crate::session::BulkRequest;
 
 impl ConnectionDriver {
@@ -57,10 +57,10 @@ impl ConnectionDriver {
                 }
             }
             Message::ChunkFetchRequest { stream_id, chunk_index } => {
-                self.queue_bulk_request(BulkRequest::Chunk { stream_id, chunk_index })?;
+                self.queue_bulk_request(BulkRequest::Chunk { stream_id, chunk_index }, None)?;
             }
             Message::StreamRequest { stream_id } => {
-                self.queue_bulk_request(BulkRequest::Stream { stream_id })?;
+                self.queue_bulk_request(BulkRequest::Stream { stream_id }, None)?;
             }
             Message::UploadStream { request_id, meta, .. } => {
                 // Without data; an upload with data comes as `Event::BodyStart`.
@@ -75,17 +75,32 @@ impl ConnectionDriver {
     }
 
     /// Fails a request that exceeds a limit; the decoder skips its body.
-    pub(super) fn on_skipped_request(&mut self, request: &Message<()>, error: &ProtocolError) {
+    ///
+    /// # Errors
+    /// The peer is not allowed to send this request now; the connection is closed.
+    pub(super) fn on_skipped_request(
+        &mut self,
+        request: Message<()>,
+        error: &ProtocolError,
+    ) -> Result<(), TransportError> {
         match request {
-            Message::RpcRequest { request_id, .. } | Message::UploadStream { request_id, .. } => {
+            Message::RpcRequest { request_id, .. }
+            | Message::UploadStream { request_id, .. }
+            | Message::MergedBlockMetaRequest(MergedBlockMetaRequest { request_id, .. }) => {
                 self.reader.received_requests += 1;
-                RpcResponseCallback::new(Arc::clone(&self.shared), *request_id).fail(error);
+                RpcResponseCallback::new(Arc::clone(&self.shared), request_id).fail(error);
+            }
+            Message::StreamRequest { stream_id } => {
+                // Queued, because clients match the responses of streams by their order.
+                let rejection = Some(error.to_string());
+                self.queue_bulk_request(BulkRequest::Stream { stream_id }, rejection)?;
             }
             _ => self.log_discarded(error),
         }
         catch_panic("RpcHandler::on_skipped_request", || {
             self.handler.on_skipped_request(&self.client);
         });
+        Ok(())
     }
 
     fn log_discarded(&self, reason: &dyn std::fmt::Display) {
@@ -95,10 +110,14 @@ impl ConnectionDriver {
         });
     }
 
-    /// Queues a request for the stream manager.
+    /// Queues a request for the stream manager, or its `rejection`.
     ///
     /// Starts the bulk server task if it is not running.
-    fn queue_bulk_request(&mut self, request: BulkRequest) -> Result<(), TransportError> {
+    fn queue_bulk_request(
+        &mut self,
+        request: BulkRequest,
+        rejection: Option<String>,
+    ) -> Result<(), TransportError> {
         let peer = self.shared.peer;
         if self.shared.is_peer_unauthenticated() {
             // Checked here, because the peer may be authenticated when the request is served.
@@ -117,7 +136,9 @@ impl ConnectionDriver {
         }
         metrics.chunks_being_transferred.fetch_add(1, Ordering::Relaxed);
         let mut session = self.shared.session.lock();
-        let must_start_server = session.bulk_requests.push(request, self.shared.is_draining());
+        let shutdown = || self.shared.is_draining().then(|| SHUTTING_DOWN.to_owned());
+        let rejection = rejection.or_else(shutdown);
+        let must_start_server = session.bulk_requests.push(request, rejection);
         drop(session);
         if must_start_server {
             let server = BulkServer {

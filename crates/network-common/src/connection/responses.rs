@@ -141,10 +141,7 @@ impl ConnectionDriver {
                 }
                 Ok(())
             }
-            Event::RequestSkipped { request, error } => {
-                self.on_skipped_request(&request, &error);
-                Ok(())
-            }
+            Event::RequestSkipped { request, error } => self.on_skipped_request(request, &error),
             Event::BodyEnd => {
                 if let Some(incoming) = self.reader.incoming.take() {
                     if incoming.is_stream {

@@ -29,7 +29,7 @@ pub enum ProtocolError {
         /// The setting of the limit.
         setting: String,
     },
-    /// The fields before the body are longer than 16 MiB, or the name of a stream than 64 KiB.
+    /// The fields before the body are longer than 16 MiB, or a name is longer than 64 KiB.
     #[error("a message header of {size} bytes exceeds the limit of {limit} bytes")]
     HeaderTooLarge {
         /// The size in bytes that the frame announces.

@@ -30,7 +30,8 @@ pub enum Event {
     BodyEnd,
     /// The header of a request that [`skip_request`](super::FrameDecoder::skip_request) skips.
     RequestSkipped {
-        /// The header: an RPC, a one-way message, or an upload without its meta and data.
+        /// The header: an RPC, a one-way message, an upload without its meta and data, a stream
+        /// request whose name is cut, or a merged block meta request with only its id.
         request: Message<()>,
         /// The limit that the request exceeds.
         error: ProtocolError,

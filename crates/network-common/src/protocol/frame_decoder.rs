@@ -8,7 +8,10 @@ use bytes::Bytes;
 
 use super::body_decoder::BodyDecoder;
 use super::event::Event;
-use super::message::{LENGTH_FIELD, Message, fixed_header_len, is_failure_type, is_request_type};
+use super::message::{
+    LENGTH_FIELD, MergedBlockMetaRequest, Message, fixed_header_len, is_failure_type,
+    is_request_type,
+};
 use super::primitives::FieldReader;
 use super::{MAX_FRAME_PAYLOAD, ProtocolError};
 use crate::buffer::{BufferPool, copy_to_bytes};
@@ -19,8 +22,10 @@ use crate::buffer::{BufferPool, copy_to_bytes};
 const SMALL_FRAME: usize = 4 << 10;
 /// The most bytes of header fields that are buffered before they are decoded.
 const MAX_HEADER: u64 = 16 << 20;
-/// The most bytes of the name in the response to a stream request.
+/// The most bytes of the name in a request or in the response to a stream request.
 pub(crate) const MAX_STREAM_ID: usize = 64 << 10;
+/// The most bytes of the name of a skipped stream request that are kept.
+const MAX_SKIPPED_NAME: u64 = 256;
 /// The most bytes of a failure that are kept: a name and the start of a text.
 const MAX_FAILURE: usize = 2 * MAX_STREAM_ID;
 
@@ -196,8 +201,8 @@ impl FrameDecoder {
     /// Skips a request after [`RequestTooLarge`](ProtocolError::RequestTooLarge) or
     /// [`HeaderTooLarge`](ProtocolError::HeaderTooLarge).
     ///
-    /// The next event is [`Event::RequestSkipped`], or the same error if the message is neither an
-    /// RPC, a one-way message nor an upload. Returns false if that has happened.
+    /// The next event is [`Event::RequestSkipped`], or the same error if the message is a response
+    /// or a chunk request. Returns false if that has happened.
     pub fn skip_request(&mut self) -> bool {
         !std::mem::replace(&mut self.is_skipping, true)
     }
@@ -330,6 +335,21 @@ impl FrameDecoder {
         let mut reader = FieldReader::new(have.get(..used).unwrap_or(have));
         let payload = reader.long("frame length")?.unsigned_abs() - LENGTH_FIELD as u64;
         let request = match reader.byte("message type")? {
+            0x06 => {
+                let length = reader.int("stream id")?;
+                let mut stream_id = String::from_utf8_lossy(reader.rest()).into_owned();
+                if usize::try_from(length).unwrap_or(usize::MAX) > reader.remaining() {
+                    stream_id.push_str("...");
+                }
+                Message::StreamRequest { stream_id }
+            }
+            0x0b => Message::MergedBlockMetaRequest(MergedBlockMetaRequest {
+                request_id: reader.long("request id")?,
+                app_id: String::new(),
+                shuffle_id: 0,
+                shuffle_merge_id: 0,
+                reduce_id: 0,
+            }),
             0x03 => Message::RpcRequest { request_id: reader.long("request id")?, body: () },
             0x09 => Message::OneWayMessage { body: () },
             _ => Message::UploadStream {
@@ -396,9 +416,16 @@ impl FrameDecoder {
         if payload > MAX_HEADER {
             return Err(ProtocolError::HeaderTooLarge { size: payload, limit: MAX_HEADER });
         }
-        if matches!(kind, 0x07 | 0x08) {
-            let Some(name) = rest[1..].first_chunk::<4>() else {
-                return Ok(LENGTH_FIELD + 5);
+        let name_start = match kind {
+            0x06..=0x08 => Some(1),
+            // Behind the request id.
+            0x0b => Some(9),
+            _ => None,
+        };
+        if let Some(start) = name_start {
+            let name = rest.get(start..).and_then(<[u8]>::first_chunk::<4>);
+            let Some(name) = name else {
+                return Ok(LENGTH_FIELD + start + 4);
             };
             let (size, limit) = (u64::from(u32::from_be_bytes(*name)), MAX_STREAM_ID as u64);
             // A longer name than the frame is found when the field is decoded.
@@ -416,12 +443,21 @@ impl FrameDecoder {
 
 /// Returns the length of the header of a skipped request, or `None` if it cannot be skipped.
 fn skipped_header_len(have: &[u8]) -> Option<usize> {
-    match have.get(LENGTH_FIELD)? {
+    let (length, rest) = have.split_first_chunk::<LENGTH_FIELD>()?;
+    let header = match rest.first()? {
         // Message type and request id.
-        0x03 | 0x0a => Some(LENGTH_FIELD + 9),
-        0x09 => Some(LENGTH_FIELD + 1),
-        _ => None,
-    }
+        0x03 | 0x0a => return Some(LENGTH_FIELD + 9),
+        0x09 => return Some(LENGTH_FIELD + 1),
+        // Message type, request id and the length of the name, by which the limit was exceeded.
+        0x0b => 13,
+        // Message type, the length of the name and its start.
+        0x06 => match rest[1..].first_chunk::<4>() {
+            Some(name) => 5 + u64::from(u32::from_be_bytes(*name)).min(MAX_SKIPPED_NAME),
+            None => 5,
+        },
+        _ => return None,
+    };
+    Some(LENGTH_FIELD + payload_length(*length).ok()?.min(header) as usize)
 }
 
 /// Decodes the bytes that [`FrameDecoder::required_len`] requires.

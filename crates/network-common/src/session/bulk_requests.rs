@@ -27,14 +27,12 @@ impl BulkRequest {
     }
 }
 
-/// A queued request, and whether the server rejects it.
+/// A queued request, or one that the server rejects.
 #[derive(Debug)]
 pub(crate) struct QueuedBulkRequest {
     pub(crate) request: BulkRequest,
-    /// Whether the server was shutting down when the request arrived.
-    ///
-    /// The response is then a failure, and the stream manager is not called.
-    pub(crate) is_rejected: bool,
+    /// The text of the failure, if the stream manager is not called.
+    pub(crate) rejection: Option<String>,
 }
 
 /// The queue of one connection's bulk requests.
@@ -50,9 +48,9 @@ pub(crate) struct BulkRequests {
 
 impl BulkRequests {
     /// Queues a request; returns whether the caller must start a bulk server task.
-    pub(crate) fn push(&mut self, request: BulkRequest, is_rejected: bool) -> bool {
+    pub(crate) fn push(&mut self, request: BulkRequest, rejection: Option<String>) -> bool {
         self.name_bytes += request.name_len();
-        self.queue.push_back(QueuedBulkRequest { request, is_rejected });
+        self.queue.push_back(QueuedBulkRequest { request, rejection });
         !std::mem::replace(&mut self.is_served, true)
     }
 

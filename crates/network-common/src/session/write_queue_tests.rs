@@ -472,8 +472,8 @@ fn mwh_05_frames_queued_before_filters_are_written_apart() {
 fn session_is_idle_after_its_last_chunk_is_written() {
     let mut session = session();
     let request = || BulkRequest::Chunk { stream_id: 1, chunk_index: 0 };
-    assert!(session.bulk_requests.push(request(), false));
-    assert!(!session.bulk_requests.push(request(), false));
+    assert!(session.bulk_requests.push(request(), None));
+    assert!(!session.bulk_requests.push(request(), None));
     for _ in 0..2 {
         assert!(session.bulk_requests.pop().is_some() && session.has_pending_output());
         assert!(session.respond_bulk_request(chunk(0, "x")).is_none());

@@ -1,9 +1,12 @@
-//! Row `fault_t6`: a request over `maxRequestSize` fails alone, and its connection lives.
+//! Rows `fault_t6` and `fault_m2`: a request over `maxRequestSize`, or with a name over 64 KiB,
+//! fails alone, and its connection lives.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use network_common::protocol::{Event, FrameDecoder, FrameLimits, Message, ProtocolError};
+use network_common::protocol::{
+    Event, FrameDecoder, FrameLimits, MergedBlockMetaRequest, Message, ProtocolError,
+};
 use network_common::{ErrorKind, ManagedBuffer, NoOpRpcHandler, TransportError};
 
 use crate::support::*;
@@ -170,13 +173,62 @@ fn fault_t6_decoder_skips_requests_at_every_split() {
     }
 }
 
+/// The decoder keeps the start of a name over 64 KiB, at every split of the frame's start.
+#[test]
+fn fault_m2_decoder_skips_long_names_at_every_split() {
+    let requests: [Message; 2] = [
+        Message::StreamRequest { stream_id: "n".repeat(70_000) },
+        Message::MergedBlockMetaRequest(MergedBlockMetaRequest {
+            request_id: 5,
+            app_id: "a".repeat(70_000),
+            shuffle_id: 1,
+            shuffle_merge_id: 2,
+            reduce_id: 3,
+        }),
+    ];
+    let next = Message::RpcRequest { request_id: 4, body: "x".into() };
+    for request in requests {
+        let frames = [request.encode().unwrap(), next.encode().unwrap()].concat();
+        for split in 1..300 {
+            let mut decoder = FrameDecoder::default();
+            let mut seen = Vec::new();
+            for mut part in [&frames[..split], &frames[split..]] {
+                loop {
+                    match decoder.next_event(&mut part) {
+                        Ok(Some(event)) => seen.push(event),
+                        Ok(None) => break,
+                        Err(ProtocolError::HeaderTooLarge { size: 70_000, limit: 65_536 }) => {
+                            assert!(decoder.skip_request());
+                        }
+                        Err(error) => panic!("{error} at split {split}"),
+                    }
+                }
+            }
+            let [Event::RequestSkipped { request, .. }, Event::Message(message)] = &seen[..] else {
+                panic!("{seen:?} at split {split}");
+            };
+            match request {
+                Message::StreamRequest { stream_id } => {
+                    assert_eq!(*stream_id, "n".repeat(256) + "...");
+                }
+                Message::MergedBlockMetaRequest(request) => assert_eq!(request.request_id, 5),
+                request => panic!("{request:?}"),
+            }
+            assert_eq!(*message, next);
+            decoder.finish().unwrap();
+        }
+    }
+}
+
 /// Other messages over a limit still end the connection.
 #[test]
 fn fault_t6_decoder_skips_only_requests_with_id() {
     let mut limits = FrameLimits::default();
     limits.max_request = 20;
-    let request = Message::<bytes::Bytes>::StreamRequest { stream_id: "n".repeat(100) };
-    let frame = request.encode().unwrap();
+    let request = Message::<bytes::Bytes>::ChunkFetchRequest { stream_id: 1, chunk_index: 2 };
+    let mut frame = request.encode().unwrap();
+    frame.resize(100, 0);
+    frame[7] = 100;
     let mut decoder = FrameDecoder::new(limits);
     assert!(decoder.next_event(&mut &frame[..]).is_err());
     assert!(decoder.skip_request());

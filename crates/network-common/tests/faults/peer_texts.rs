@@ -3,7 +3,7 @@
 use std::fmt::{Debug, Write};
 use std::sync::Arc;
 
-use network_common::protocol::Message;
+use network_common::protocol::{MergedBlockMetaRequest, Message};
 use network_common::{ErrorKind, NoOpRpcHandler, TransportClient, TransportConf, TransportContext};
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -169,6 +169,56 @@ async fn fault_m2_names_nobody_asked_for_are_cut_in_error_and_log() {
             assert_eq!(error.kind(), ErrorKind::Protocol);
             assert_short_and_unforged(&format!("{error:#}"));
         }
+    }
+    lines.assert_bounded_and_unforged();
+}
+
+/// A request with a name over 64 KiB fails in its turn, and the next ones are served.
+#[tokio::test]
+async fn fault_m2_long_names_in_requests_are_skipped_and_cut() {
+    let lines = Lines::default();
+    let _guard = tracing::subscriber::set_default(lines.clone());
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let names = Arc::clone(&asked);
+    let handler = Handler::new().on_stream(move |name| {
+        names.lock().push(name.to_owned());
+        Ok(None)
+    });
+    let server = serve(&plain(handler)).await;
+    let mut peer = TcpStream::connect(server.local_addr()).await.unwrap();
+    let lengths = [1, 64 << 10, (64 << 10) + 1, 2, 12 << 20, 17 << 20, 3];
+    let request = |length| Message::StreamRequest { stream_id: "n".repeat(length) };
+    let app_id = "a".repeat(1 << 20);
+    let (request_id, shuffle_id, shuffle_merge_id, reduce_id) = (77, 0, 0, 0);
+    let meta =
+        MergedBlockMetaRequest { request_id, app_id, shuffle_id, shuffle_merge_id, reduce_id };
+    for length in lengths {
+        let request: Message = request(length);
+        peer.write_all(&request.encode().unwrap()).await.unwrap();
+        let failure = read_frame(&mut peer).await;
+        let is_skipped = length > 64 << 10;
+        let name_length = u32::from_be_bytes(failure[1..5].try_into().unwrap()) as usize;
+        assert_eq!((failure[0], name_length), (8, if is_skipped { 259 } else { length }));
+        let text = String::from_utf8_lossy(&failure[9 + name_length..]);
+        assert_eq!(text.contains("exceeds the limit of"), is_skipped, "{text}");
+        assert_eq!(failure[5..5 + name_length].ends_with(b"n..."), is_skipped);
+    }
+    let served: Vec<_> = asked.lock().iter().map(String::len).collect();
+    assert_eq!(served, [1, 64 << 10, 2, 3]);
+    let meta: Message = Message::MergedBlockMetaRequest(meta);
+    peer.write_all(&meta.encode().unwrap()).await.unwrap();
+    let failure = read_frame(&mut peer).await;
+    assert_eq!((failure[0], &failure[1..9]), (5, &77_i64.to_be_bytes()[..]));
+    assert!(String::from_utf8_lossy(&failure[13..]).contains("65536"));
+    // Pipelined, the failure of the skipped request keeps its place.
+    let frames = [1, 100_000, 2].map(|length| -> Vec<u8> {
+        let request: Message = request(length);
+        request.encode().unwrap()
+    });
+    peer.write_all(&frames.concat()).await.unwrap();
+    for name_length in [1, 259, 2] {
+        let failure = read_frame(&mut peer).await;
+        assert_eq!(&failure[..5], [8, 0, 0, (name_length >> 8) as u8, name_length as u8]);
     }
     lines.assert_bounded_and_unforged();
 }
