@@ -4,8 +4,13 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-/// Maximal number of such lines of this process in one second.
+/// Maximal number of lines from one place in one second.
 const LINES_PER_SECOND: u32 = 10;
+
+/// The rate limit of one place in the code; a static there.
+///
+/// One limit for all places would let a peer that sends garbage hide the lines about other peers.
+pub(crate) struct LogLimit(Mutex<Window>);
 
 struct Window {
     /// `None` before the first line.
@@ -14,18 +19,31 @@ struct Window {
     suppressed: u64,
 }
 
-static WINDOW: Mutex<Window> = Mutex::new(Window { start: None, lines: 0, suppressed: 0 });
+impl LogLimit {
+    pub(crate) const fn new() -> Self {
+        Self(Mutex::new(Window { start: None, lines: 0, suppressed: 0 }))
+    }
 
-/// Calls `log`, unless ten lines were logged in this second.
-///
-/// Passes the number of lines that were suppressed since the last one, if there are any.
-pub(crate) fn log_limited(log: impl FnOnce(Option<u64>)) {
-    let admitted = WINDOW.lock().admit(Instant::now());
-    // Not under the lock: the subscriber is the user's code.
-    if let Some(suppressed) = admitted {
-        log((suppressed > 0).then_some(suppressed));
+    /// Calls `log`, unless ten lines were logged from this place in this second.
+    ///
+    /// Passes the number of lines that were suppressed since the last one, if there are any.
+    pub(crate) fn log(&self, log: impl FnOnce(Option<u64>)) {
+        let admitted = self.0.lock().admit(Instant::now());
+        // Not under the lock: the subscriber is the user's code.
+        if let Some(suppressed) = admitted {
+            log((suppressed > 0).then_some(suppressed));
+        }
     }
 }
+
+/// Calls a closure as [`LogLimit::log`] does, with a limit for this place in the code.
+macro_rules! log_limited {
+    ($log:expr) => {{
+        static LIMIT: $crate::log_limit::LogLimit = $crate::log_limit::LogLimit::new();
+        LIMIT.log($log);
+    }};
+}
+pub(crate) use log_limited;
 
 impl Window {
     /// Returns the number of suppressed lines if another line may be logged.
@@ -60,5 +78,20 @@ mod tests {
             expected[0] = if second == 0 { 0 } else { 990 };
             assert_eq!(admitted, expected);
         }
+    }
+
+    #[test]
+    fn fault_u6_each_place_has_its_own_limit() {
+        let (mut flood, mut other) = (0, 0);
+        // Fewer than 10 seconds pass, so the limit of the first place applies.
+        for _ in 0..1000 {
+            log_limited!(|_| flood += 1);
+        }
+        log_limited!(|suppressed: Option<u64>| {
+            assert_eq!(suppressed, None);
+            other += 1;
+        });
+        assert!((10..=100).contains(&flood), "{flood}");
+        assert_eq!(other, 1);
     }
 }

@@ -150,7 +150,7 @@ impl ServerInner {
         let mut connection = match self.set_up_connection(stream, peer) {
             Ok(connection) => connection,
             Err(error) => {
-                log_limited(|suppressed| {
+                log_limited!(|suppressed| {
                     let error = LogText(&error);
                     tracing::warn!(
                         suppressed,
@@ -264,7 +264,7 @@ async fn accept_connections(mut listener: Listener, inner: Arc<ServerInner>) {
             Err(error) => {
                 // Such as a connection that was reset before it was accepted, or no free file
                 // descriptor. Neither ends the server.
-                log_limited(|suppressed| {
+                log_limited!(|suppressed| {
                     tracing::warn!(suppressed, %error, "the server cannot accept a connection");
                 });
                 tokio::time::sleep(ACCEPT_BACKOFF).await;

@@ -190,7 +190,7 @@ impl Drop for ReleaseHook {
         let Some(hook) = self.hook.take() else { return };
         // During a panic several bodies may be dropped, and a second panic would abort the process.
         if std::panic::catch_unwind(std::panic::AssertUnwindSafe(hook)).is_err() {
-            log_limited(|suppressed| {
+            log_limited!(|suppressed| {
                 tracing::error!(suppressed, "an on_release hook of a ManagedBuffer panicked");
             });
         }

@@ -103,7 +103,7 @@ impl ConnectionDriver {
             session.close(CloseRequest::Immediate(error.clone()));
             drop(session);
             if error.is_timeout() {
-                log_limited(|suppressed| {
+                log_limited!(|suppressed| {
                     tracing::warn!(
                         suppressed,
                         %peer,
@@ -144,7 +144,7 @@ impl ConnectionDriver {
         };
         let failed = self.shared.session.lock().requests.fail_unanswered(error, &mut wakers);
         if failed > 0 {
-            log_limited(|suppressed| {
+            log_limited!(|suppressed| {
                 let unread = LogText(unread);
                 tracing::warn!(
                     suppressed,
@@ -171,14 +171,19 @@ impl ConnectionDriver {
         if error.kind() == ErrorKind::Closed {
             tracing::debug!(peer = %self.shared.peer, "connection closed");
         } else {
-            log_limited(|suppressed| {
+            let log = |suppressed: Option<u64>| {
                 tracing::warn!(
                     suppressed,
                     peer = %self.shared.peer,
                     error = %LogText(error),
                     "connection closed after an error"
                 );
-            });
+            };
+            // A peer that sends garbage must not hide failed authentications.
+            match error.kind() {
+                ErrorKind::Bootstrap => log_limited!(log),
+                _ => log_limited!(log),
+            }
             // The server or client factory counts the failures of handshakes.
             if self.is_announced {
                 self.resources.metrics.count_failure(error);

@@ -155,7 +155,7 @@ impl FileBody {
     /// returned. An upload is not sent; its request fails.
     fn fail(&self, error: &io::Error, shared: &SharedConnection) -> Vec<u8> {
         let mut header = Vec::new();
-        log_limited(|suppressed| {
+        log_limited!(|suppressed| {
             let (peer, error) = (shared.peer, LogText(error));
             tracing::warn!(suppressed, %peer, %error, "a body in a file cannot be sent");
         });

@@ -93,7 +93,7 @@ fn catch_panic(callback: &str, call: impl FnOnce()) {
 }
 
 fn log_panic(callback: &str) {
-    log_limited(|suppressed| tracing::error!(suppressed, callback, "a callback panicked"));
+    log_limited!(|suppressed| tracing::error!(suppressed, callback, "a callback panicked"));
 }
 
 /// Runs a user's future; turns a panic into an error.

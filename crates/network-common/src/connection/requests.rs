@@ -104,7 +104,7 @@ impl ConnectionDriver {
     }
 
     fn log_discarded(&self, reason: &dyn std::fmt::Display) {
-        log_limited(|suppressed| {
+        log_limited!(|suppressed| {
             let peer = self.shared.peer;
             tracing::warn!(suppressed, %peer, %reason, "discarding a one-way message");
         });

@@ -52,7 +52,7 @@ impl ConnectionDriver {
                 )),
                 Err(error) => {
                     callback.fail(format_args!("Destination failed while reading stream: {error}"));
-                    log_limited(|suppressed| {
+                    log_limited!(|suppressed| {
                         tracing::warn!(
                             suppressed,
                             peer = %shared.peer,

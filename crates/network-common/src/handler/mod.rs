@@ -47,7 +47,7 @@ pub trait RpcHandler: Send + Sync + 'static {
 
     /// Handles a one-way message; by default, discards it with a warning.
     fn receive_one_way(&self, client: &TransportClient, message: Bytes) {
-        log_limited(|suppressed| {
+        log_limited!(|suppressed| {
             tracing::warn!(
                 suppressed,
                 peer = %client.peer_addr(),

@@ -236,7 +236,7 @@ impl StreamState {
         // Existing chunks are released by taking them. An error ends the loop, because the
         // iterator might return errors without end; the rest is dropped with the iterator.
         if let Some(error) = self.remaining.lock().chunks.by_ref().find_map(Result::err) {
-            log_limited(|suppressed| {
+            log_limited!(|suppressed| {
                 tracing::warn!(
                     suppressed,
                     error = %LogText(error),

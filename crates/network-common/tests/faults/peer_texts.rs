@@ -329,5 +329,50 @@ async fn fault_u6_peers_cause_at_most_10_lines_a_second() {
     let warnings: Vec<_> =
         logged.iter().filter(|(level, _)| *level <= tracing::Level::WARN).collect();
     assert!(round > 50, "{round}");
-    assert!(!warnings.is_empty() && warnings.len() <= 10 * seconds, "{}", warnings.len());
+    for place in ["connection closed after an error", "discarding a one-way message"] {
+        let count = warnings.iter().filter(|(_, line)| line.contains(place)).count();
+        assert!(count > 0 && count <= 10 * seconds, "{count}: {place}");
+    }
+}
+
+/// Each round sends more garbage than one second of the log has lines for.
+#[cfg(feature = "auth")]
+#[tokio::test]
+async fn fault_u6_garbage_does_not_hide_failed_authentication() {
+    use network_common::auth::{Secret, SecretStore};
+
+    let lines = Lines::default();
+    let _guard = tracing::subscriber::set_default(lines.clone());
+    let context = |app: &str, secret: &str| {
+        let secrets = Arc::new(SecretStore::new());
+        secrets.register_app(app, Secret::new(secret));
+        plain(NoOpRpcHandler::new()).with_auth(app, secrets).unwrap()
+    };
+    let serving = context("app-1", "s3cret");
+    let server = serve(&serving).await;
+    let garbage = async || {
+        for _ in 0..30 {
+            let mut peer = TcpStream::connect(server.local_addr()).await.unwrap();
+            peer.write_all(b"hello, is anybody there?").await.unwrap();
+            let _ = within(peer.read(&mut [0])).await;
+        }
+    };
+    let is_logged = || {
+        let is_failure = |line: &str| {
+            line.contains("connection closed after an error") && line.contains("authentication of")
+        };
+        lines.0.lock().iter().any(|(_, line)| is_failure(line))
+    };
+    // Tests that run at the same time may use up the lines of one second.
+    for _ in 0..5 {
+        garbage().await;
+        let factory = context("app-1", "guessed").create_client_factory();
+        within(factory.create_client(server.local_addr())).await.unwrap_err();
+        until(|| serving.metrics().server().snapshot().connections == 0).await;
+        if is_logged() {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    }
+    panic!("{:?}", lines.0.lock());
 }

@@ -110,12 +110,18 @@ async fn fault_t2_every_request_behind_unread_body_names_it() {
 /// A request of the server waits behind an upload that the server itself does not read.
 #[tokio::test]
 async fn fault_t2_server_request_behind_its_unread_upload_names_it() {
+    // The upload is read once the request has failed.
+    let failed = Arc::new(tokio::sync::Notify::new());
+    let at_upload = Arc::clone(&failed);
     let (connected, mut clients) = tokio::sync::mpsc::unbounded_channel();
     let handler = Handler::new()
         .on_active(move |client| connected.send(client.clone()).unwrap())
-        .on_upload(|_, data| async move {
-            sleep(TIMEOUT * 4).await;
-            Ok(data.collect().await?.len().to_string().into())
+        .on_upload(move |_, data| {
+            let failed = Arc::clone(&at_upload);
+            async move {
+                failed.notified().await;
+                Ok(data.collect().await?.len().to_string().into())
+            }
         });
     let server_context = context(conf(&[SETTING]), handler);
     let pair = pair_of(server_context, context(conf(&[]), Handler::new())).await;
@@ -124,6 +130,7 @@ async fn fault_t2_server_request_behind_its_unread_upload_names_it() {
     until(|| pair.context.metrics().server().snapshot().received_bytes > 1 << 20).await;
     let error = within(at_server.send_rpc("to the client")).await.unwrap_err();
     assert!(error.to_string().contains("the body of an upload"), "{error}");
+    failed.notify_one();
     assert_eq!(within(uploading).await.unwrap(), LARGE.to_string());
 }
 
