@@ -56,7 +56,11 @@ impl ConnectionDriver {
                 return Poll::Pending;
             }
             self.shared.recheck_read_pause.store(false, Ordering::Relaxed);
-            self.reader.is_paused = self.shared.session.lock().should_pause_reading();
+            {
+                let session = self.shared.session.lock();
+                self.reader.is_paused = session.should_pause_reading();
+                self.reader.is_bootstrapping = session.is_bootstrapping;
+            }
             if self.reader.is_paused {
                 return Poll::Pending;
             }
@@ -106,7 +110,7 @@ impl ConnectionDriver {
                 }
             } else {
                 let has_large_reads =
-                    self.reader.open_filter.is_some() && !self.shared.is_peer_unauthenticated();
+                    self.reader.open_filter.is_some() && !self.may_install_filters();
                 let block = if has_large_reads { SEALED_READ_BLOCK } else { READ_BLOCK };
                 let mut buffer = READ_BUFFER.take();
                 if buffer.len() < block {
@@ -142,7 +146,7 @@ impl ConnectionDriver {
         }
         self.count_received(count);
         self.reader.flush_after = count / FLUSHES_PER_READ;
-        if self.reader.open_filter.is_some() && self.shared.is_peer_unauthenticated() {
+        if self.reader.open_filter.is_some() && self.may_install_filters() {
             return Poll::Ready(self.open_records(buffer.filled()));
         }
         let Some(open_filter) = &mut self.reader.open_filter else {
@@ -164,6 +168,13 @@ impl ConnectionDriver {
         };
         PLAINTEXT_BUFFER.set(plaintext);
         Poll::Ready(dispatched)
+    }
+
+    /// Returns whether a handshake is running inside of the filters, for example of TLS.
+    ///
+    /// It may install filters for the bytes behind one of its messages.
+    fn may_install_filters(&self) -> bool {
+        self.reader.is_bootstrapping || self.shared.is_peer_unauthenticated()
     }
 
     fn count_received(&mut self, count: usize) {

@@ -23,6 +23,8 @@ pub(super) struct Reader {
     pub(super) received_requests: u64,
     /// Reading is paused (`Session::should_pause_reading`).
     pub(super) is_paused: bool,
+    /// Client bootstraps were running before the last read (`Session::is_bootstrapping`).
+    pub(super) is_bootstrapping: bool,
     /// The peer has ended its sending direction.
     pub(super) is_eof: bool,
     /// Bytes that are read and opened, but not decoded: responses are written first.
@@ -61,6 +63,7 @@ impl Reader {
             incoming: None,
             received_requests: 0,
             is_paused: false,
+            is_bootstrapping: false,
             is_eof: false,
             unprocessed: Vec::new(),
             unopened: Vec::new(),

@@ -1,15 +1,21 @@
 //! T13: with TLS and an authentication that encrypts, the session's cipher is outside of TLS.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use network_common::ManagedBuffer;
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use network_common::{
+    BoxError, ByteFilter, FilterOutput, ManagedBuffer, RpcHandler, RpcResponseCallback,
+    TransportClient, TransportClientBootstrap,
+};
 
 use crate::fixture::*;
 use crate::proxy::{Direction, Fault, Proxy};
 use crate::support::*;
 
-/// Returns each mode of authentication inside of TLS.
-fn modes() -> Vec<Mode> {
+/// Returns the settings of TLS with a new certificate.
+fn tls_settings() -> [(&'static str, &'static str); 3] {
     let key = rcgen::KeyPair::generate().unwrap();
     let params = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
     let certificate = params.self_signed(&key).unwrap();
@@ -18,11 +24,16 @@ fn modes() -> Vec<Mode> {
         path.to_str().unwrap().to_owned().leak()
     };
     let (chain, key) = (file(certificate.pem()), file(key.serialize_pem()));
-    let tls = [
+    [
         ("spark.ssl.rpc.enabled", "true"),
         ("spark.ssl.rpc.certChain", chain),
         ("spark.ssl.rpc.privateKey", key),
-    ];
+    ]
+}
+
+/// Returns each mode of authentication inside of TLS.
+fn modes() -> Vec<Mode> {
+    let tls = tls_settings();
     let inside_tls = |mode: &Mode| Mode {
         settings: mode.settings.iter().copied().chain(tls).collect::<Vec<_>>().leak(),
         ..*mode
@@ -158,4 +169,63 @@ async fn fault_t13_changed_bytes_are_detected_by_tls() {
         };
         within(error).await;
     }
+}
+
+/// A cipher of a user's bootstrap.
+struct Invert;
+
+impl ByteFilter for Invert {
+    fn transform(&mut self, input: &[u8], output: &mut FilterOutput<'_>) -> Result<(), BoxError> {
+        output.extend_from_slice(&input.iter().map(|byte| !byte).collect::<Vec<_>>());
+        Ok(())
+    }
+}
+
+/// A user's bootstrap that installs a filter at both ends.
+struct Inverting;
+
+impl TransportClientBootstrap for Inverting {
+    fn do_bootstrap<'a>(
+        &'a self,
+        client: &'a TransportClient,
+    ) -> BoxFuture<'a, Result<(), BoxError>> {
+        Box::pin(async move {
+            client.send_rpc("handshake").await?;
+            Ok(client.install_filters(Box::new(Invert), Box::new(Invert))?)
+        })
+    }
+}
+
+impl RpcHandler for Inverting {
+    fn receive(&self, client: &TransportClient, message: Bytes, callback: RpcResponseCallback) {
+        let is_handshake = message == "handshake";
+        callback.reply(message);
+        if is_handshake {
+            client.install_filters(Box::new(Invert), Box::new(Invert)).unwrap();
+            client.send("at once").unwrap();
+        }
+    }
+}
+
+/// The bytes of the new filter arrive in the same read as the response to the bootstrap.
+#[tokio::test(flavor = "multi_thread")]
+async fn fault_t13_filters_of_user_bootstrap_are_installed_inside_tls() {
+    let settings = tls_settings();
+    let serving = network_common::TransportContext::new(conf(&settings), Inverting);
+    let server = serve(&serving).await;
+    for fault in [Fault::None, Fault::Gather(Direction::ToClient, Duration::from_millis(50))] {
+        let proxy = Proxy::before(server.local_addr(), fault).await;
+        let (arrived, mut arrivals) = tokio::sync::mpsc::unbounded_channel();
+        let handler = Handler::new().on_one_way(move |_, body| arrived.send(body).unwrap());
+        let factory = network_common::TransportContext::new(conf(&settings), handler)
+            .create_client_factory_with(vec![Arc::new(Inverting)]);
+        let client = within(factory.create_unmanaged_client(proxy.address)).await.unwrap();
+        assert_eq!(within(arrivals.recv()).await.unwrap(), "at once");
+        assert_echoes(&client).await;
+        let large = pattern(300_000, 4);
+        assert_eq!(within(client.send_rpc(large.clone())).await.unwrap(), large);
+        client.close();
+    }
+    until(|| serving.metrics().server().snapshot().connections == 0).await;
+    assert_eq!(serving.metrics().server().snapshot().failures, []);
 }
