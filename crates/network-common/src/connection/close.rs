@@ -50,9 +50,10 @@ impl ConnectionDriver {
 
     /// Closes the connection after the idle timeout.
     ///
-    /// The rules are those of `TransportChannelHandler.userEventTriggered`, and a cancelled request
-    /// counts until the peer sends a byte. Completes with the error of pending requests. An idle
-    /// connection is closed only on the sides that close idle connections.
+    /// The rules are those of `TransportChannelHandler.userEventTriggered`, but a cancelled request
+    /// counts until the peer sends a byte, and new requests delay the timeout at most once.
+    /// Completes with the error of pending requests. An idle connection is closed only on the sides
+    /// that close idle connections.
     pub(super) fn poll_idle_timer(&mut self, context: &mut Context<'_>) -> Poll<TransportError> {
         loop {
             let Some(timer) = &mut self.idle_timer else {
@@ -67,6 +68,7 @@ impl ConnectionDriver {
                     received_bytes: shared.received_bytes.load(Ordering::Relaxed),
                     sent_bytes: shared.sent_bytes.load(Ordering::Relaxed),
                     is_writing: !has_flushed || writer.is_sending_file(),
+                    has_pending: session.requests.len() > 0,
                     has_new_request: std::mem::take(&mut session.has_new_request),
                     has_cancelled: std::mem::take(&mut session.requests.has_cancelled),
                     is_paused: unread.is_some(),

@@ -11,6 +11,8 @@ use tokio::time::{Instant, Sleep, sleep};
 
 /// Number of ticks per timeout.
 const TICKS_PER_TIMEOUT: u32 = 4;
+/// Number of timeouts for which new requests can delay the timeout of the pending ones.
+const MAX_DELAYED_TIMEOUTS: u32 = 2;
 
 #[derive(Debug)]
 pub(super) struct IdleTimer {
@@ -26,6 +28,8 @@ pub(super) struct IdleTimer {
     last_transfer: Instant,
     /// Tick that has last noticed a new request; `None` before the first one.
     last_request: Option<Instant>,
+    /// Tick since which requests are pending and no byte was received; `None` without requests.
+    unanswered_since: Option<Instant>,
     /// Tick that has noticed a cancelled request; `None` if bytes were received since.
     cancelled_since: Option<Instant>,
     /// Tick since which this side does not read.
@@ -38,6 +42,8 @@ pub(super) struct Observation {
     pub(super) sent_bytes: u64,
     /// Bytes are being written that the socket does not accept at once.
     pub(super) is_writing: bool,
+    /// Requests of this side have no response yet.
+    pub(super) has_pending: bool,
     /// A request was registered since the last tick.
     pub(super) has_new_request: bool,
     /// A request was cancelled since the last tick.
@@ -51,7 +57,7 @@ pub(super) struct Observation {
 pub(super) struct Elapsed {
     /// No byte was sent or received, and no request made.
     pub(super) is_idle: bool,
-    /// The peer has sent nothing since the last request.
+    /// The peer has sent nothing since the last request, or for two timeouts of pending requests.
     pub(super) is_silent: bool,
     /// The peer has sent nothing since a request that was cancelled.
     pub(super) is_silent_since_cancel: bool,
@@ -71,6 +77,7 @@ impl IdleTimer {
             last_sent: now,
             last_transfer: now,
             last_request: None,
+            unanswered_since: None,
             cancelled_since: None,
             paused_since: None,
         }
@@ -95,11 +102,13 @@ impl IdleTimer {
         if observed.has_cancelled && self.cancelled_since.is_none() {
             self.cancelled_since = Some(now);
         }
+        let mut is_alive = observed.is_paused;
         if observed.sent_bytes != self.sent_bytes {
             self.sent_bytes = observed.sent_bytes;
             self.last_sent = now;
             if observed.is_writing {
                 self.last_transfer = now;
+                is_alive = true;
             }
         }
         let has_received = observed.received_bytes != self.received_bytes;
@@ -113,13 +122,24 @@ impl IdleTimer {
         if has_received || observed.is_paused {
             self.last_received = now;
             self.cancelled_since = None;
+            is_alive = true;
+        }
+        if is_alive || !observed.has_pending {
+            self.unanswered_since = None;
+        }
+        if observed.has_pending {
+            self.unanswered_since.get_or_insert(now);
         }
         let has_elapsed = |since: Instant| now.duration_since(since) >= self.timeout;
         let is_request_old = self.last_request.is_none_or(has_elapsed);
+        // Otherwise steady requests would keep a dead connection for ever.
+        let max_delay = self.timeout.saturating_mul(MAX_DELAYED_TIMEOUTS);
+        let is_unanswered =
+            self.unanswered_since.is_some_and(|since| now.duration_since(since) >= max_delay);
         let is_quiet = has_elapsed(self.last_received) && has_elapsed(self.last_transfer);
         Elapsed {
             is_idle: is_quiet && has_elapsed(self.last_sent) && is_request_old,
-            is_silent: is_quiet && is_request_old,
+            is_silent: is_quiet && (is_request_old || is_unanswered),
             is_silent_since_cancel: is_quiet && self.cancelled_since.is_some_and(has_elapsed),
             is_paused: self.paused_since.is_some_and(has_elapsed) && is_request_old,
         }

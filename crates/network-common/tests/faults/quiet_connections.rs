@@ -214,6 +214,48 @@ async fn fault_t5_sent_messages_are_no_sign_of_life() {
     }
 }
 
+/// New requests delay the timeout of the first one, but not beyond two timeouts.
+#[tokio::test]
+async fn fault_t5_steady_requests_do_not_keep_dead_connection() {
+    let (address, _swallowing) = black_hole().await;
+    let client = plain_client(address).await;
+    let (started, mut pending) = (Instant::now(), Vec::new());
+    while client.is_active() {
+        assert!(started.elapsed() < TIMEOUT * 5, "the dead connection stays");
+        pending.push(client.send_rpc("x"));
+        sleep(TIMEOUT / 5).await;
+    }
+    assert!(started.elapsed() >= TIMEOUT * 2, "{:?}", started.elapsed());
+    assert!(pending.len() >= 5, "{}", pending.len());
+    for rpc in pending {
+        assert_eq!(within(rpc).await.unwrap_err().kind(), ErrorKind::Timeout);
+    }
+}
+
+/// Slow responses to steady requests are signs of life, also after a time without requests.
+#[tokio::test]
+async fn fault_t5_steady_requests_with_slow_responses_do_not_time_out() {
+    let handler = Handler::new().on_rpc(|_, message, callback| {
+        tokio::spawn(async move {
+            sleep(TIMEOUT / 2).await;
+            callback.reply(message);
+        });
+    });
+    let pair = pair_with(handler, &[], &[SETTING]).await;
+    for _ in 0..2 {
+        let mut pending = Vec::new();
+        for _ in 0..15 {
+            pending.push(pair.client.send_rpc("x"));
+            sleep(TIMEOUT / 5).await;
+        }
+        for rpc in pending {
+            assert_eq!(within(rpc).await.unwrap(), "x");
+        }
+        sleep(TIMEOUT * 5 / 2).await;
+    }
+    pair.assert_no_failures();
+}
+
 /// A peer that answers other requests is alive.
 #[tokio::test]
 async fn fault_t5_live_connection_survives_cancelled_requests() {
