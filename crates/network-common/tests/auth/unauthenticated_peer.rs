@@ -202,19 +202,27 @@ async fn unauthenticated_peer_cannot_exceed_memory_limits() {
         .unwrap()
         .to_vec();
     name.truncate(200 << 10);
+    let meta = Bytes::from(vec![1; 1 << 20]);
+    let mut meta =
+        Message::<Bytes>::UploadStream { request_id: 1, meta, byte_count: 0 }.encode().unwrap();
+    meta.truncate(200 << 10);
     let responses: Vec<u8> = (0..10_000)
         .flat_map(|_| {
             Message::RpcResponse { request_id: 1, body: Bytes::from("x") }.encode().unwrap()
         })
         .collect();
     let settings: Settings = &[("spark.network.crypto.enabled", "true")];
-    for (what, bytes) in [("a body", &announced), ("a name", &name), ("many responses", &responses)]
-    {
+    for (what, bytes, kind) in [
+        ("a body", &announced, ErrorKind::Limit),
+        ("a name", &name, ErrorKind::Protocol),
+        ("a meta", &meta, ErrorKind::Limit),
+        ("many responses", &responses, ErrorKind::Limit),
+    ] {
         let server = Server::new(settings).await;
         send_and_read_to_end(server.server.local_addr(), bytes).await;
         server.wait_until_empty().await;
         let snapshot = server.context.metrics().server().snapshot();
-        assert_eq!(snapshot.failures, [(ErrorKind::Limit, 1)], "{what}");
+        assert_eq!(snapshot.failures, [(kind, 1)], "{what}");
         assert!(
             snapshot.received_bytes <= 128 << 10,
             "{what}: {} bytes were read",
