@@ -65,6 +65,7 @@
 //! | `auth` | authentication and encryption: `TransportContext::with_auth` and the module `auth` | `spark.authenticate.*`, `spark.network.crypto.*` in [`TransportConf`] |
 //! | `legacy-auth` | weak ciphers and the handshake before Spark 3.2, for old peers | `spark.network.sasl.*`, `spark.network.crypto.legacyEngine` in [`TransportConf`] |
 //! | `tls` | TLS from the first byte of every connection, as in Spark 4 | `spark.ssl.rpc.*` in `TlsConf` |
+//! | `merged-blocks` | the bitmaps of merged shuffle blocks, with the crate `roaring` | none |
 //!
 //! No feature is enabled by default. A setting that needs a missing feature is an error.
 //!

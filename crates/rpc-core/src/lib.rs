@@ -98,12 +98,14 @@
 //! | which security to choose | `docs/security.md` |
 //! | costs and measurements | `docs/performance.md` |
 //! | the design | `ARCHITECTURE.md` |
+//! | the guide, chapter by chapter | `docs/guide/src/SUMMARY.md` |
 //!
 //! | feature (none is default) | adds |
 //! |---|---|
 //! | `auth` | authentication and encryption with shared secrets |
 //! | `legacy-auth` | weak protocols for old peers: SASL encryption (3DES, RC4), Spark before 3.2 |
 //! | `tls` | TLS, by the settings `spark.ssl.rpc.*` |
+//! | `files` | the file server and downloads: `RpcEnv::file_server`, `open_channel` |
 //! | `metrics` | `EnvSnapshot::export`, which writes to the `metrics` crate |
 //!
 //! [`TransportConf`]: network_common::TransportConf
