@@ -103,7 +103,7 @@ fn ask_sync_blocks_outside_runtime_and_is_rejected_inside() {
 
     let (endpoint, mut contexts) = Forwarding::new();
     let slow = env.setup_endpoint("slow", endpoint).unwrap();
-    let limit = Duration::from_millis(1);
+    let limit = Duration::from_millis(300);
     let error = slow.ask_sync_with_timeout(hi("neo"), limit).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Timeout);
     assert!(contexts.blocking_recv().is_some());
