@@ -3,8 +3,8 @@
 //! `cargo xtask interop` runs them against Spark's own server and client.
 //!
 //! ```text
-//! cargo run --release --package examples --features security --example spark_peer -- server PORT [options]
-//! cargo run --release --package examples --features security --example spark_peer -- client HOST PORT [options]
+//! cargo run --release -p examples -F security --example spark_peer -- server PORT [options]
+//! cargo run --release -p examples -F security --example spark_peer -- client HOST PORT [options]
 //! ```
 //!
 //! The server prints `LISTENING <port>`. The last line of the client is `N passed, M failed`.
