@@ -150,6 +150,10 @@ mod session;
 #[cfg(feature = "tls")]
 mod tls;
 
+/// Used by rpc-core, which cuts texts of peers at other places.
+#[doc(hidden)]
+pub use peer_text::can_forge;
+
 pub use address::{IntoPeerAddress, PeerAddress};
 pub use buffer::ManagedBuffer;
 pub use client::{

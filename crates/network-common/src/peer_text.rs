@@ -81,7 +81,8 @@ impl Escaped {
 /// Returns whether a character could forge or hide a part of a line.
 ///
 /// These are control characters, line and paragraph separators, and marks of text direction.
-fn can_forge(character: char) -> bool {
+#[must_use]
+pub fn can_forge(character: char) -> bool {
     character.is_control()
         || matches!(character,
             '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}'

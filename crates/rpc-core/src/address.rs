@@ -1,9 +1,11 @@
 //! [`RpcAddress`] and [`RpcEndpointAddress`], with the text forms of the classes in Spark.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::Ipv6Addr;
 use std::str::FromStr;
 use std::sync::Arc;
+
+use network_common::PeerAddress;
 
 use crate::error::{ErrorKind, RpcError};
 use crate::peer_text::peer_name;
@@ -38,7 +40,12 @@ impl RpcAddress {
     /// of a host become one: a name is in lower case, and an IPv4 address is no IPv6 address.
     #[must_use]
     pub fn new(host: &str, port: u16) -> Self {
-        let host = canonical_host(host).into();
+        let peer = PeerAddress::new(host, port);
+        let ip = peer.host().split('%').next().unwrap_or_default();
+        let host = match ip.parse::<Ipv6Addr>() {
+            Ok(_) => format!("[{}]", peer.host()).into(),
+            Err(_) => peer.host().into(),
+        };
         Self(Arc::new(HostPort { host, port }))
     }
 
@@ -46,11 +53,6 @@ impl RpcAddress {
     #[must_use]
     pub fn host(&self) -> &str {
         &self.0.host
-    }
-
-    /// Returns the host without brackets, as name resolution takes it.
-    pub(crate) fn unbracketed_host(&self) -> &str {
-        unbracketed(self.host())
     }
 
     /// Returns the port.
@@ -86,26 +88,6 @@ impl RpcAddress {
             )
         })
     }
-}
-
-fn canonical_host(host: &str) -> String {
-    let bare = unbracketed(host);
-    match bare.parse::<IpAddr>().map(|ip| ip.to_canonical()) {
-        Ok(IpAddr::V4(ip)) => return ip.to_string(),
-        Ok(IpAddr::V6(ip)) => return format!("[{ip}]"),
-        Err(_) => {}
-    }
-    match bare.split_once('%') {
-        Some((ip, zone)) => match ip.parse::<Ipv6Addr>() {
-            Ok(ip) => format!("[{ip}%{zone}]"),
-            Err(_) => host.to_ascii_lowercase(),
-        },
-        None => host.to_ascii_lowercase(),
-    }
-}
-
-fn unbracketed(host: &str) -> &str {
-    host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host)
 }
 
 impl fmt::Display for RpcAddress {

@@ -102,9 +102,16 @@ impl RpcConf {
         K: AsRef<str>,
         V: AsRef<str>,
     {
+        Self::new().with_all(settings)
+    }
+
+    fn with_all<K: AsRef<str>, V: AsRef<str>>(
+        self,
+        settings: impl IntoIterator<Item = (K, V)>,
+    ) -> Result<Self, RpcError> {
         settings
             .into_iter()
-            .try_fold(Self::new(), |conf, (key, value)| conf.with(key.as_ref(), value.as_ref()))
+            .try_fold(self, |conf, (key, value)| conf.with(key.as_ref(), value.as_ref()))
     }
 
     /// Returns the settings of a properties file and of the environment, changed by `overrides`.
@@ -132,9 +139,7 @@ impl RpcConf {
         V: AsRef<str>,
     {
         let loaded = load_settings(file, &TABLES).map_err(RpcError::config)?;
-        overrides.into_iter().try_fold(Self::from_settings(loaded)?, |conf, (key, value)| {
-            conf.with(key.as_ref(), value.as_ref())
-        })
+        Self::from_settings(loaded)?.with_all(overrides)
     }
 
     /// Sets one setting.

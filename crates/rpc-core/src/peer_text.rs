@@ -4,6 +4,8 @@
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
+use network_common::can_forge;
+
 /// The most bytes of one text of a peer: 1 KiB.
 pub(crate) const MAX_PEER_TEXT: usize = 1 << 10;
 /// The most bytes of one name, path or address of a peer.
@@ -24,7 +26,7 @@ pub(crate) fn peer_name(name: &str) -> Cow<'_, str> {
 
 /// Returns `text`, escaped as by [`peer_text`] and shortened to at most `max` bytes.
 pub(crate) fn shorten(text: &str, max: usize) -> Cow<'_, str> {
-    if text.len() <= max && !text.chars().any(needs_escape) {
+    if text.len() <= max && !text.chars().any(can_forge) {
         return Cow::Borrowed(text);
     }
     // The number of removed bytes has at most 20 digits.
@@ -65,21 +67,11 @@ pub(crate) fn shorten(text: &str, max: usize) -> Cow<'_, str> {
 }
 
 fn push_escaped(out: &mut String, c: char) {
-    if needs_escape(c) {
+    if can_forge(c) {
         out.extend(c.escape_default());
     } else {
         out.push(c);
     }
-}
-
-/// Returns whether a character may begin a line, control a terminal, or hide or reorder others.
-fn needs_escape(c: char) -> bool {
-    c.is_control()
-        || matches!(
-            c,
-            '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}'
-                | '\u{feff}'
-        )
 }
 
 #[cfg(test)]
@@ -110,7 +102,7 @@ mod tests {
             assert!(
                 cut.starts_with("begin ") && cut.ends_with(" end") && cut.contains(" bytes ...] ")
             );
-            assert!(!cut.chars().any(needs_escape));
+            assert!(!cut.chars().any(can_forge));
         }
         assert_eq!(shorten(&"x".repeat(100), 50).matches('x').count(), 12);
     }

@@ -32,7 +32,7 @@ pub(crate) struct SharedConnection {
     pub(crate) peer: SocketAddr,
     pub(crate) local: SocketAddr,
     pub(super) id: ConnectionId,
-    /// Whether the peer opened the connection.
+    /// The peer opened the connection.
     pub(super) is_accepted: bool,
     /// Is false once the connection is being closed, has ended or was marked as timed out.
     pub(super) active: AtomicBool,
@@ -174,7 +174,7 @@ impl SharedConnection {
             let mut notified = std::pin::pin!(self.state_notify.notified());
             // Registered before the check, so that a change after the check is not missed.
             notified.as_mut().enable();
-            let is_proved = self.client_id.get().is_some() && !self.awaits_sealed_frame();
+            let is_proved = self.has_client_id() && !self.awaits_sealed_frame();
             if is_proved || self.is_closed() {
                 return;
             }

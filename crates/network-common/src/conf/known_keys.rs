@@ -59,9 +59,12 @@ impl UnknownKey {
         if settings().any(is_known) {
             return None;
         }
-        let nearest = settings().map(|known| (strsim::osa_distance(&known, name), known)).min();
         let is_ours = namespaces.iter().any(|prefix| name.starts_with(prefix));
         let max = if is_ours { name.len() / 3 } else { MAX_ERRORS };
+        // Comparing two texts is slow, and most keys of a Spark configuration differ in length.
+        let letters = name.chars().count();
+        let candidates = settings().filter(|known| known.len().abs_diff(letters) <= max);
+        let nearest = candidates.map(|known| (strsim::osa_distance(&known, name), known)).min();
         let nearest = nearest.filter(|(errors, _)| *errors <= max).map(|(_, known)| known);
         (is_ours || nearest.is_some()).then(|| Self {
             key: key.to_owned(),

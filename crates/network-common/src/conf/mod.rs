@@ -27,8 +27,8 @@ pub const MAX_FRAME_PAYLOAD: u64 = (1 << 31) - 2;
 
 /// The settings of one module, such as `rpc`, `shuffle` or `files` (Spark's `TransportConf`).
 ///
-/// A whole Spark configuration can be passed: keys of other parts of Spark are ignored. A key that is
-/// probably a typing error is in [`unknown_keys`](Self::unknown_keys), and
+/// A whole Spark configuration can be passed: keys of other parts of Spark are ignored. A key that
+/// is probably a typing error is in [`unknown_keys`](Self::unknown_keys), and
 /// [`TransportContext`](crate::TransportContext) logs a warning for it.
 ///
 /// ```
@@ -144,9 +144,16 @@ impl TransportConf {
         module: impl Into<String>,
         settings: impl IntoIterator<Item = (K, V)>,
     ) -> Result<Self, TransportError> {
-        settings.into_iter().try_fold(Self::new(module), |conf, (key, value)| {
-            conf.with(key.as_ref(), value.as_ref())
-        })
+        Self::new(module).with_all(settings)
+    }
+
+    fn with_all<K: AsRef<str>, V: AsRef<str>>(
+        self,
+        settings: impl IntoIterator<Item = (K, V)>,
+    ) -> Result<Self, TransportError> {
+        settings
+            .into_iter()
+            .try_fold(self, |conf, (key, value)| conf.with(key.as_ref(), value.as_ref()))
     }
 
     /// Returns the settings of a properties file and of the environment, changed by `overrides`.
@@ -171,10 +178,7 @@ impl TransportConf {
     ) -> Result<Self, TransportError> {
         let module = module.into();
         let loaded = load_settings(file, &[(Self::SETTINGS, &module)])?;
-        let conf = Self::from_settings(module, loaded)?;
-        overrides
-            .into_iter()
-            .try_fold(conf, |conf, (key, value)| conf.with(key.as_ref(), value.as_ref()))
+        Self::from_settings(module, loaded)?.with_all(overrides)
     }
 
     /// Returns these settings with one changed; a key of another part of Spark is ignored.

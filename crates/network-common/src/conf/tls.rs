@@ -13,8 +13,8 @@ const INHERITED_PREFIX: &str = "spark.ssl.";
 
 /// The settings of TLS, `spark.ssl.rpc.*`, which apply to all modules (Spark's `SSLOptions`).
 ///
-/// A setting that is absent is inherited from the same name under `spark.ssl.`, except `enabled` and
-/// `needClientAuth`. Before that, an absent password is taken from an environment variable:
+/// A setting that is absent is inherited from the same name under `spark.ssl.`, except `enabled`
+/// and `needClientAuth`. Before that, an absent password is taken from an environment variable:
 /// `_SPARK_SSL_RPC_KEY_STORE_PASSWORD`, `_SPARK_SSL_RPC_KEY_PASSWORD`,
 /// `_SPARK_SSL_RPC_PRIVATE_KEY_PASSWORD` or `_SPARK_SSL_RPC_TRUST_STORE_PASSWORD`.
 ///

@@ -132,7 +132,7 @@ impl IdleTimer {
         }
         let has_elapsed = |since: Instant| now.duration_since(since) >= self.timeout;
         let is_request_old = self.last_request.is_none_or(has_elapsed);
-        // Otherwise steady requests would keep a dead connection for ever.
+        // Otherwise steady requests would keep a dead connection open.
         let max_delay = self.timeout.saturating_mul(MAX_DELAYED_TIMEOUTS);
         let is_unanswered =
             self.unanswered_since.is_some_and(|since| now.duration_since(since) >= max_delay);

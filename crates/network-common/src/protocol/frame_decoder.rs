@@ -302,18 +302,12 @@ impl FrameDecoder {
             }
         }
         self.is_first_frame = false;
-        let from_input = self.partial.is_empty();
-        let have: &[u8] = if from_input { input } else { &self.partial };
+        let have: &[u8] = if self.partial.is_empty() { input } else { &self.partial };
         if self.is_skipping {
             return self.skip_frame(input).map(Some);
         }
         let (event, used, rest) = decode(have)?;
-        if from_input {
-            *input = &input[used..];
-        } else {
-            // It holds exactly the bytes that were decoded. An idle connection keeps no buffer.
-            self.partial = Vec::new();
-        }
+        self.consume(used, input);
         if let Event::BodyStart { message, length } = &event {
             self.state =
                 DecoderState::AwaitingBodyMode { message: message.clone(), length: *length };
@@ -326,10 +320,19 @@ impl FrameDecoder {
         Ok(Some(event))
     }
 
+    /// Advances past the `used` bytes of `input`, or of the partial frame, that were decoded.
+    fn consume(&mut self, used: usize, input: &mut &[u8]) {
+        if self.partial.is_empty() {
+            *input = &input[used..];
+        } else {
+            // It holds exactly the bytes that were decoded. An idle connection keeps no buffer.
+            self.partial = Vec::new();
+        }
+    }
+
     /// Decodes the header of a request that exceeds a limit, and discards the rest of its frame.
     fn skip_frame(&mut self, input: &mut &[u8]) -> Result<Event, ProtocolError> {
-        let from_input = self.partial.is_empty();
-        let have: &[u8] = if from_input { input } else { &self.partial };
+        let have: &[u8] = if self.partial.is_empty() { input } else { &self.partial };
         let error = self.required_len(have).err();
         let used = skipped_header_len(have).unwrap_or(have.len());
         let mut reader = FieldReader::new(have.get(..used).unwrap_or(have));
@@ -358,11 +361,7 @@ impl FrameDecoder {
                 byte_count: 0,
             },
         };
-        if from_input {
-            *input = &input[used..];
-        } else {
-            self.partial = Vec::new();
-        }
+        self.consume(used, input);
         self.is_skipping = false;
         let rest = payload.saturating_sub((used - LENGTH_FIELD) as u64);
         let discard = |length| BodyDecoder::discard(length, Arc::clone(&self.pool));

@@ -40,9 +40,9 @@ pub(crate) struct QueuedBulkRequest {
 pub(crate) struct BulkRequests {
     queue: VecDeque<QueuedBulkRequest>,
     name_bytes: usize,
-    /// Whether a bulk server task is running, which pops requests until the queue is empty.
+    /// A bulk server task is running, which pops requests until the queue is empty.
     is_served: bool,
-    /// Whether the request that was popped last has no response yet.
+    /// The request that was popped last has no response yet.
     has_active: bool,
 }
 

@@ -80,9 +80,9 @@ pub(crate) struct PendingRequests {
     fetches: HashMap<(i64, i32), RequestKey>,
     /// Pending stream requests in the order of sending, with tombstones.
     streams: VecDeque<RequestKey>,
-    /// Whether the body of a stream response is arriving; set by the driver.
+    /// The body of a stream response is arriving; set by the driver.
     pub(crate) is_receiving_stream: bool,
-    /// Whether a request was cancelled since the last tick of the idle timer.
+    /// A request was cancelled since the last tick of the idle timer.
     pub(crate) has_cancelled: bool,
 }
 

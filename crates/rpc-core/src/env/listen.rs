@@ -31,7 +31,7 @@ pub(super) async fn listen(
     let mut retry = 0;
     loop {
         let port = port_of_attempt(start, retry);
-        let error = match context.create_server((bind.unbracketed_host(), port)).await {
+        let error = match context.create_server((bind.host(), port)).await {
             Ok(server) => return Ok(server),
             Err(error) => error,
         };

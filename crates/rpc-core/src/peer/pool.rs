@@ -206,7 +206,7 @@ impl ConnectTask {
     }
 
     async fn connect(pool: &Arc<PeerPool>, peer: &Arc<Peer>) -> Result<(), TransportError> {
-        let address = (peer.address.unbracketed_host(), peer.address.port());
+        let address = (peer.address.host(), peer.address.port());
         let client = pool.factory.create_client(address).await?;
         let connection = pool.connections.add(&client);
         if !connection.is_some_and(|connection| peer.on_connected(&connection)) {
