@@ -29,7 +29,7 @@ use crate::error::{ErrorKind, TransportError};
 /// assert_eq!(PeerAddress::new("[0:0::1]", 7337), PeerAddress::new("::1", 7337));
 /// # Ok::<(), network_common::TransportError>(())
 /// ```
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PeerAddress {
     host: String,
     port: u16,

@@ -65,6 +65,7 @@
 //! | `auth` | authentication and encryption: `TransportContext::with_auth` and the module `auth` | `spark.authenticate.*`, `spark.network.crypto.*` in [`TransportConf`] |
 //! | `legacy-auth` | weak ciphers and the handshake before Spark 3.2, for old peers | `spark.network.sasl.*`, `spark.network.crypto.legacyEngine` in [`TransportConf`] |
 //! | `tls` | TLS from the first byte of every connection, as in Spark 4 | `spark.ssl.rpc.*` in `TlsConf` |
+//! | `sim` | a deterministic simulated network and clock for tests: the module `sim` | none |
 //! | `merged-blocks` | the bitmaps of merged shuffle blocks, with the crate `roaring` | none |
 //!
 //! No feature is enabled by default. A setting that needs a missing feature is an error.
@@ -132,6 +133,7 @@
 mod address;
 #[cfg(feature = "auth")]
 pub mod auth;
+mod blocking;
 mod buffer;
 mod client;
 mod client_factory;
@@ -147,12 +149,18 @@ mod peer_text;
 pub mod protocol;
 mod server;
 mod session;
+#[cfg(feature = "sim")]
+pub mod sim;
 #[cfg(feature = "tls")]
 mod tls;
 
 /// Used by rpc-core, which cuts texts of peers at other places.
 #[doc(hidden)]
 pub use peer_text::can_forge;
+
+/// Used by rpc-core, whose file server must be repeatable in a simulation, too.
+#[doc(hidden)]
+pub use blocking::{is_simulated, run_blocking};
 
 pub use address::{IntoPeerAddress, PeerAddress};
 pub use buffer::ManagedBuffer;

@@ -1,6 +1,6 @@
 //! [`TransportServer`]: accepts connections and starts their drivers.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Weak};
@@ -63,7 +63,7 @@ struct ServerInner {
 
 #[derive(Debug, Default)]
 struct OpenConnections {
-    open: HashMap<ConnectionId, Weak<SharedConnection>>,
+    open: BTreeMap<ConnectionId, Weak<SharedConnection>>,
     /// New connections are dropped.
     closed: bool,
 }

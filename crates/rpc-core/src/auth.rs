@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
-use network_common::TransportContext;
 use network_common::auth::{Secret, SecretKeyHolder, SecretStore};
+use network_common::{TransportContext, run_blocking};
 use zeroize::Zeroizing;
 
 use crate::conf::RpcConf;
@@ -53,12 +53,11 @@ impl fmt::Debug for AuthIdentity {
 /// Returns the bytes of a file in Base64, as `SecurityManager.getSecretKey` of Spark does.
 async fn read_secret(path: &str) -> Result<Secret, RpcError> {
     let owned = path.to_owned();
-    let read = tokio::task::spawn_blocking(move || std::fs::read(owned).map(Zeroizing::new));
-    let bytes =
-        read.await.map_err(std::io::Error::other).and_then(|read| read).map_err(|error| {
-            let text = format!("the secret file {path} ({SECRET_FILE}) cannot be read");
-            RpcError::new(ErrorKind::Config, text).with_source(error)
-        })?;
+    let read = run_blocking(move || std::fs::read(owned).map(Zeroizing::new));
+    let bytes = read.await.map_err(|error| {
+        let text = format!("the secret file {path} ({SECRET_FILE}) cannot be read");
+        RpcError::new(ErrorKind::Config, text).with_source(error)
+    })?;
     if bytes.is_empty() {
         let text = format!("the secret file {path} ({SECRET_FILE}) is empty");
         return Err(RpcError::new(ErrorKind::Config, text));

@@ -106,6 +106,7 @@
 //! | `legacy-auth` | weak protocols for old peers: SASL encryption (3DES, RC4), Spark before 3.2 |
 //! | `tls` | TLS, by the settings `spark.ssl.rpc.*` |
 //! | `files` | the file server and downloads: `RpcEnv::file_server`, `open_channel` |
+//! | `sim` | a deterministic simulated network and clock for tests: the module `sim` |
 //! | `metrics` | `EnvSnapshot::export`, which writes to the `metrics` crate |
 //!
 //! [`TransportConf`]: network_common::TransportConf
@@ -349,6 +350,8 @@ pub use metrics::{
 };
 #[cfg(feature = "auth")]
 pub use network_common::auth::{Secret, SecretKeyHolder, SecretStore};
+#[cfg(feature = "sim")]
+pub use network_common::sim;
 pub use network_common::{MemoryNetwork, UnknownKey};
 pub use timeout::RpcTimeout;
 pub use trace::TracePropagator;

@@ -68,6 +68,7 @@ async fn supervise(
         Ok::<_, Elapsed>(())
     };
     let is_timed_out = tokio::select! {
+        biased;
         result = handshake => result.is_err(),
         _ = client.closed() => false,
     };

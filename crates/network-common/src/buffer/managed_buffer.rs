@@ -10,6 +10,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::file_segment::{FileSegment, FileSource};
+use crate::blocking::run_blocking;
 use crate::log_limit::log_limited;
 
 /// The body of a chunk, stream or upload: bytes in memory or a region of a file.
@@ -123,7 +124,7 @@ impl ManagedBuffer {
                     segment.read_exact_at(&file, &mut buffer, 0)?;
                     Ok(Bytes::from(buffer))
                 };
-                tokio::task::spawn_blocking(read).await.map_err(io::Error::other)?
+                run_blocking(read).await
             }
         }
     }
@@ -137,9 +138,7 @@ impl ManagedBuffer {
     pub(crate) async fn open_now(mut self) -> io::Result<Self> {
         if let Content::File(segment) = &self.content {
             let opening = segment.clone();
-            let file = tokio::task::spawn_blocking(move || opening.open())
-                .await
-                .map_err(io::Error::other)??;
+            let file = run_blocking(move || opening.open()).await?;
             self.content =
                 Content::File(FileSegment { source: FileSource::Open(file), ..segment.clone() });
         }

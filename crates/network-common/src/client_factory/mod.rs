@@ -3,12 +3,13 @@
 mod connector;
 mod pool_slot;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
 use self::connector::Connector;
 use self::pool_slot::PoolSlot;
@@ -140,7 +141,9 @@ impl TransportClientFactory {
     /// the attempt has succeeded.
     pub fn close(&self) {
         let pools = self.0.pools.lock().take();
-        for pool in pools.into_iter().flat_map(HashMap::into_values) {
+        // Sorted, so that a simulation can be repeated.
+        let pools: BTreeMap<_, _> = pools.into_iter().flatten().collect();
+        for pool in pools.into_values() {
             pool.slots.iter().for_each(PoolSlot::close);
         }
     }

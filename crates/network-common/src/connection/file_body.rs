@@ -14,6 +14,7 @@ use futures::future::BoxFuture;
 
 use super::ConnectionResources;
 use super::sendfile::{self, FileRegion};
+use crate::blocking::run_blocking;
 use crate::buffer::{Content, FileSegment};
 use crate::client::SharedConnection;
 use crate::error::{ErrorKind, TransportError};
@@ -82,15 +83,14 @@ impl FileBody {
             return Box::pin(ready(Ok(prepared)));
         }
         let (shared, resources) = (Arc::clone(shared), Arc::clone(resources));
-        let task = tokio::task::spawn_blocking(move || match self.read_next(&resources) {
+        Box::pin(run_blocking(move || match self.read_next(&resources) {
             Ok(piece) => Ok(self.into_prepared(is_first, piece)),
             Err(error) if is_first => {
                 let header = self.fail(&error, &shared);
                 Ok(PreparedPiece { header, piece: FilePiece::Empty, body: self, is_last: true })
             }
             Err(error) => Err(error),
-        });
-        Box::pin(async move { task.await.map_err(io::Error::other)? })
+        }))
     }
 
     fn into_prepared(self: Box<Self>, is_first: bool, piece: FilePiece) -> PreparedPiece {

@@ -68,6 +68,7 @@ impl ConnectionDriver {
             self.run_handshake(handshake, peer).await
         };
         tokio::select! {
+            biased;
             result = tokio::time::timeout(timeout, attempt) => result.unwrap_or_else(|elapsed| {
                 let text = format!(
                     "the TLS handshake with {peer} took longer than {timeout:?}. This timeout is \

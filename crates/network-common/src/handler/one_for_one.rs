@@ -1,6 +1,6 @@
 //! [`OneForOneStreamManager`]: streams whose chunks are fetched once and in order.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -38,13 +38,13 @@ pub struct OneForOneStreamManager {
 
 struct StreamTable {
     next_id: i64,
-    streams: HashMap<i64, Arc<StreamState>>,
+    streams: BTreeMap<i64, Arc<StreamState>>,
 }
 
 impl Default for StreamTable {
     /// Starts with a random id, so that a restarted server does not reuse the ids of its last run.
     fn default() -> Self {
-        Self { next_id: fastrand::i64(0..i64::MAX), streams: HashMap::new() }
+        Self { next_id: fastrand::i64(0..i64::MAX), streams: BTreeMap::new() }
     }
 }
 

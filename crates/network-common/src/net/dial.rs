@@ -1,22 +1,17 @@
 //! Resolves the address of a peer and opens a socket to it; called by the client factory.
 
-use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use futures::StreamExt;
-use futures::stream::FuturesUnordered;
 use socket2::SockRef;
 use tokio::net::{TcpSocket, TcpStream};
 
+use super::happy_eyeballs::dial_any;
 use super::lookup::lookup;
 use super::{IoStream, MemoryNetwork, socket_options};
 use crate::address::PeerAddress;
 use crate::conf::TransportConf;
-
-/// The time after which the next address is tried as well (RFC 8305, section 5).
-const NEXT_ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 
 /// Connects to the first of the resolved addresses that accepts.
 ///
@@ -28,50 +23,10 @@ pub(crate) async fn dial(
     network: Option<&MemoryNetwork>,
 ) -> io::Result<IoStream> {
     if let Some(network) = network {
-        return network.connect(address.host(), address.port()).map(IoStream::Memory);
+        return network.connect(address).await;
     }
-    dial_any(lookup(address).await?, conf).await.map(IoStream::Tcp)
-}
-
-/// Connects to one of several addresses of a host, as RFC 8305 ("Happy Eyeballs") describes.
-///
-/// The families alternate. The next address is tried when an attempt fails, or 250 ms after the
-/// last one started. The first connection wins; the other attempts are dropped.
-async fn dial_any(addresses: Vec<SocketAddr>, conf: &TransportConf) -> io::Result<TcpStream> {
-    let mut untried = alternate_families(addresses);
-    let mut attempts = FuturesUnordered::new();
-    let mut last_error = io::Error::new(io::ErrorKind::NotFound, "no address to connect to");
-    loop {
-        match untried.pop_front() {
-            Some(address) => attempts.push(dial_one(address, conf)),
-            None if attempts.is_empty() => return Err(last_error),
-            None => {}
-        }
-        tokio::select! {
-            biased;
-            Some(result) = attempts.next() => match result {
-                Ok(stream) => return Ok(stream),
-                Err(error) => last_error = error,
-            },
-            () = tokio::time::sleep(NEXT_ATTEMPT_DELAY), if !untried.is_empty() => {}
-        }
-    }
-}
-
-/// Orders addresses so that the families alternate, beginning with the family of the first one.
-fn alternate_families(addresses: Vec<SocketAddr>) -> VecDeque<SocketAddr> {
-    let is_first_ipv4 = addresses.first().is_some_and(SocketAddr::is_ipv4);
-    let (first, second): (Vec<_>, Vec<_>) =
-        addresses.into_iter().partition(|address| address.is_ipv4() == is_first_ipv4);
-    let (mut first, mut second) = (first.into_iter(), second.into_iter());
-    let mut ordered = VecDeque::new();
-    loop {
-        let pair = [first.next(), second.next()];
-        if pair == [None, None] {
-            return ordered;
-        }
-        ordered.extend(pair.into_iter().flatten());
-    }
+    let dial_one = |address| dial_one(address, conf);
+    dial_any(lookup(address).await?, dial_one).await.map(IoStream::Tcp)
 }
 
 async fn dial_one(address: SocketAddr, conf: &TransportConf) -> io::Result<TcpStream> {

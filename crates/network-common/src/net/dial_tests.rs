@@ -6,6 +6,11 @@ use tokio::net::TcpListener;
 use tokio::time::timeout;
 
 use super::*;
+use crate::net::happy_eyeballs::{NEXT_ATTEMPT_DELAY, alternate_families};
+
+async fn dial_tcp(addresses: Vec<SocketAddr>, conf: &TransportConf) -> io::Result<TcpStream> {
+    dial_any(addresses, |address| dial_one(address, conf)).await
+}
 
 fn conf() -> TransportConf {
     TransportConf::new("rpc")
@@ -35,7 +40,7 @@ async fn fault_t7_next_address_is_tried_while_first_swallows_syns() {
     let expected = listening.local_addr().unwrap();
     let started = Instant::now();
     let addresses = vec![swallowing.local_addr().unwrap(), expected];
-    let stream = dial_any(addresses, &conf()).await.unwrap();
+    let stream = dial_tcp(addresses, &conf()).await.unwrap();
     assert_eq!(stream.peer_addr().unwrap(), expected);
     let took = started.elapsed();
     assert!(took >= NEXT_ATTEMPT_DELAY && took < 8 * NEXT_ATTEMPT_DELAY, "{took:?}");
@@ -53,7 +58,7 @@ async fn fault_t7_refused_address_is_skipped_at_once() {
     let listening = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let expected = listening.local_addr().unwrap();
     let started = Instant::now();
-    let stream = dial_any(vec![refusing, refusing, expected], &conf()).await.unwrap();
+    let stream = dial_tcp(vec![refusing, refusing, expected], &conf()).await.unwrap();
     assert_eq!(stream.peer_addr().unwrap(), expected);
     assert!(started.elapsed() < NEXT_ATTEMPT_DELAY, "{:?}", started.elapsed());
 }
@@ -61,9 +66,9 @@ async fn fault_t7_refused_address_is_skipped_at_once() {
 #[tokio::test]
 async fn fault_t7_error_of_last_address_is_reported() {
     let refusing = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    let error = dial_any(vec![refusing, refusing], &conf()).await.unwrap_err();
+    let error = dial_tcp(vec![refusing, refusing], &conf()).await.unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
-    assert_eq!(dial_any(Vec::new(), &conf()).await.unwrap_err().kind(), io::ErrorKind::NotFound);
+    assert_eq!(dial_tcp(Vec::new(), &conf()).await.unwrap_err().kind(), io::ErrorKind::NotFound);
 }
 
 #[test]
@@ -101,6 +106,6 @@ async fn fault_t8_socket_connected_to_itself_counts_as_refused() {
 #[tokio::test]
 async fn fault_t8_connection_within_one_process_is_accepted() {
     let listening = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let stream = dial_any(vec![listening.local_addr().unwrap()], &conf()).await.unwrap();
+    let stream = dial_tcp(vec![listening.local_addr().unwrap()], &conf()).await.unwrap();
     assert_ne!(stream.local_addr().unwrap(), stream.peer_addr().unwrap());
 }

@@ -10,14 +10,18 @@ use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
-use super::MemoryStream;
+use super::memory_stream::MemoryStream;
 use crate::address::canonical;
+#[cfg(feature = "sim")]
+use crate::sim::{SimReadHalf, SimStream, SimWriteHalf};
 
 /// A connected byte stream.
 #[derive(Debug)]
 pub(crate) enum IoStream {
     Tcp(TcpStream),
     Memory(MemoryStream),
+    #[cfg(feature = "sim")]
+    Sim(SimStream),
 }
 
 impl IoStream {
@@ -28,6 +32,8 @@ impl IoStream {
                 Ok((canonical(stream.peer_addr()?), canonical(stream.local_addr()?)))
             }
             Self::Memory(stream) => Ok((stream.peer, stream.local)),
+            #[cfg(feature = "sim")]
+            Self::Sim(stream) => stream.addresses(),
         }
     }
 
@@ -40,6 +46,11 @@ impl IoStream {
             Self::Memory(stream) => {
                 (ReadHalf::Memory(stream.incoming), WriteHalf::Memory(stream.outgoing))
             }
+            #[cfg(feature = "sim")]
+            Self::Sim(stream) => {
+                let (read, write) = stream.into_split();
+                (ReadHalf::Sim(read), WriteHalf::Sim(write))
+            }
         }
     }
 }
@@ -48,6 +59,8 @@ impl IoStream {
 pub(crate) enum ReadHalf {
     Tcp(OwnedReadHalf),
     Memory(DuplexStream),
+    #[cfg(feature = "sim")]
+    Sim(SimReadHalf),
 }
 
 impl AsyncRead for ReadHalf {
@@ -59,6 +72,8 @@ impl AsyncRead for ReadHalf {
         match self.get_mut() {
             Self::Tcp(half) => Pin::new(half).poll_read(context, buffer),
             Self::Memory(half) => Pin::new(half).poll_read(context, buffer),
+            #[cfg(feature = "sim")]
+            Self::Sim(half) => Pin::new(half).poll_read(context, buffer),
         }
     }
 }
@@ -67,6 +82,8 @@ impl AsyncRead for ReadHalf {
 pub(crate) enum WriteHalf {
     Tcp(OwnedWriteHalf),
     Memory(DuplexStream),
+    #[cfg(feature = "sim")]
+    Sim(SimWriteHalf),
 }
 
 impl WriteHalf {
@@ -75,6 +92,8 @@ impl WriteHalf {
         match self {
             Self::Tcp(half) => Some(half.as_ref()),
             Self::Memory(_) => None,
+            #[cfg(feature = "sim")]
+            Self::Sim(_) => None,
         }
     }
 }
@@ -88,6 +107,8 @@ impl AsyncWrite for WriteHalf {
         match self.get_mut() {
             Self::Tcp(half) => Pin::new(half).poll_write(context, bytes),
             Self::Memory(half) => Pin::new(half).poll_write(context, bytes),
+            #[cfg(feature = "sim")]
+            Self::Sim(half) => Pin::new(half).poll_write(context, bytes),
         }
     }
 
@@ -99,6 +120,8 @@ impl AsyncWrite for WriteHalf {
         match self.get_mut() {
             Self::Tcp(half) => Pin::new(half).poll_write_vectored(context, slices),
             Self::Memory(half) => Pin::new(half).poll_write_vectored(context, slices),
+            #[cfg(feature = "sim")]
+            Self::Sim(half) => Pin::new(half).poll_write_vectored(context, slices),
         }
     }
 
@@ -106,6 +129,8 @@ impl AsyncWrite for WriteHalf {
         match self.get_mut() {
             Self::Tcp(half) => Pin::new(half).poll_flush(context),
             Self::Memory(half) => Pin::new(half).poll_flush(context),
+            #[cfg(feature = "sim")]
+            Self::Sim(half) => Pin::new(half).poll_flush(context),
         }
     }
 
@@ -113,6 +138,8 @@ impl AsyncWrite for WriteHalf {
         match self.get_mut() {
             Self::Tcp(half) => Pin::new(half).poll_shutdown(context),
             Self::Memory(half) => Pin::new(half).poll_shutdown(context),
+            #[cfg(feature = "sim")]
+            Self::Sim(half) => Pin::new(half).poll_shutdown(context),
         }
     }
 }

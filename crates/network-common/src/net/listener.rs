@@ -26,15 +26,14 @@ impl Listener {
         conf: &TransportConf,
         network: Option<&MemoryNetwork>,
     ) -> io::Result<Self> {
+        if let Some(network) = network {
+            return network.listen(address).map(Self::Memory);
+        }
         let mut last_error =
             io::Error::new(io::ErrorKind::NotFound, "the name resolves to no address");
         for address in lookup(address).await? {
-            let bound = match network {
-                Some(network) => network.listen(address).map(Self::Memory),
-                None => listen(address, conf).map(Self::Tcp),
-            };
-            match bound {
-                Ok(listener) => return Ok(listener),
+            match listen(address, conf) {
+                Ok(listener) => return Ok(Self::Tcp(listener)),
                 Err(error) => last_error = error,
             }
         }
@@ -45,7 +44,7 @@ impl Listener {
     pub(crate) fn local_addr(&self) -> io::Result<SocketAddr> {
         match self {
             Self::Tcp(listener) => listener.local_addr(),
-            Self::Memory(listener) => Ok(listener.address),
+            Self::Memory(listener) => Ok(listener.address()),
         }
     }
 
@@ -58,8 +57,8 @@ impl Listener {
             }
             Self::Memory(listener) => {
                 let stream = listener.accept().await?;
-                let peer = stream.peer;
-                Ok((IoStream::Memory(stream), peer))
+                let (peer, _) = stream.addresses()?;
+                Ok((stream, peer))
             }
         }
     }

@@ -3,12 +3,21 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+#[cfg(feature = "sim")]
+use std::net::IpAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use tokio::io::DuplexStream;
 use tokio::sync::mpsc;
+
+#[cfg(feature = "sim")]
+use super::happy_eyeballs::dial_any;
+use super::io_stream::IoStream;
+use super::memory_stream::MemoryStream;
+use crate::address::PeerAddress;
+#[cfg(feature = "sim")]
+use crate::sim::{SimHost, SimListener, Simulation};
 
 /// The buffer capacity of each direction of a connection, similar to socket buffers.
 const BUFFER_BYTES: usize = 256 << 10;
@@ -38,7 +47,20 @@ const BUFFER_BYTES: usize = 256 << 10;
 /// # }
 /// ```
 #[derive(Clone, Default)]
-pub struct MemoryNetwork(Arc<Mutex<Table>>);
+pub struct MemoryNetwork(NetworkKind);
+
+#[derive(Clone)]
+enum NetworkKind {
+    Plain(Arc<Mutex<Table>>),
+    #[cfg(feature = "sim")]
+    Simulated(SimHost),
+}
+
+impl Default for NetworkKind {
+    fn default() -> Self {
+        Self::Plain(Arc::default())
+    }
+}
 
 #[derive(Default)]
 struct Table {
@@ -55,12 +77,59 @@ impl MemoryNetwork {
         Self::default()
     }
 
-    /// Listens on `address`; port 0 selects the next ephemeral port.
+    /// Listens on the first of the addresses of a host that is free; port 0 selects a free port.
     ///
     /// # Errors
-    /// Kind `AddrInUse` if another listener has the address and port.
-    pub(crate) fn listen(&self, mut address: SocketAddr) -> io::Result<MemoryListener> {
-        let mut table = self.0.lock();
+    /// Kind `AddrInUse` if another listener has the address and port; kind `NotFound` if the name
+    /// does not resolve.
+    pub(crate) fn listen(&self, address: &PeerAddress) -> io::Result<MemoryListener> {
+        match &self.0 {
+            NetworkKind::Plain(table) => Table::listen(table, resolve(address)?),
+            #[cfg(feature = "sim")]
+            NetworkKind::Simulated(host) => {
+                let mut listener = Err(io::ErrorKind::NotFound.into());
+                for address in host.lookup(address)? {
+                    listener = host.listen(address).map(MemoryListener::Simulated);
+                    if listener.is_ok() {
+                        break;
+                    }
+                }
+                listener
+            }
+        }
+    }
+
+    /// Connects to a server of this network.
+    ///
+    /// # Errors
+    /// Kind `NotFound` if the host does not resolve, `ConnectionRefused` if no server listens there.
+    pub(crate) async fn connect(&self, address: &PeerAddress) -> io::Result<IoStream> {
+        match &self.0 {
+            NetworkKind::Plain(table) => table.lock().connect(resolve(address)?),
+            #[cfg(feature = "sim")]
+            NetworkKind::Simulated(host) => {
+                let dialled = dial_any(host.lookup(address)?, |address| host.connect(address));
+                dialled.await.map(IoStream::Sim)
+            }
+        }
+    }
+}
+
+/// Returns the address of a host of a plain network, which has no names but `localhost`.
+fn resolve(address: &PeerAddress) -> io::Result<SocketAddr> {
+    if address.host() == "localhost" {
+        return Ok(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), address.port()));
+    }
+    address.as_socket_addr().ok_or_else(|| {
+        let host = address.host();
+        let message = format!("a MemoryNetwork resolves IP addresses and localhost, not '{host}'");
+        io::Error::new(io::ErrorKind::NotFound, message)
+    })
+}
+
+impl Table {
+    fn listen(this: &Mutex<Self>, mut address: SocketAddr) -> io::Result<MemoryListener> {
+        let mut table = this.lock();
         if address.port() == 0 {
             address.set_port(table.next_port());
         }
@@ -70,23 +139,11 @@ impl MemoryNetwork {
         }
         let (accepted, incoming) = mpsc::unbounded_channel();
         table.listeners.insert(address, accepted);
-        Ok(MemoryListener { address, incoming })
+        Ok(MemoryListener::Plain { address, incoming })
     }
 
-    /// Connects to a server of this network.
-    ///
-    /// # Errors
-    /// Kind `NotFound` if `host` does not resolve, `ConnectionRefused` if no server listens there.
-    pub(crate) fn connect(&self, host: &str, port: u16) -> io::Result<MemoryStream> {
-        let host = if host == "localhost" { "127.0.0.1" } else { host };
-        let ip: IpAddr = host.parse().map_err(|_| {
-            let message =
-                format!("a MemoryNetwork resolves IP addresses and localhost, not '{host}'");
-            io::Error::new(io::ErrorKind::NotFound, message)
-        })?;
-        let server_addr = SocketAddr::new(ip, port);
-        let mut table = self.0.lock();
-        let client_addr = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), table.next_port());
+    fn connect(&mut self, server_addr: SocketAddr) -> io::Result<IoStream> {
+        let client_addr = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), self.next_port());
         let (client_out, server_in) = tokio::io::duplex(BUFFER_BYTES);
         let (server_out, client_in) = tokio::io::duplex(BUFFER_BYTES);
         let server_end = MemoryStream {
@@ -96,22 +153,19 @@ impl MemoryNetwork {
             peer: client_addr,
         };
         let refused = || io::Error::from(io::ErrorKind::ConnectionRefused);
-        table
-            .listeners
+        self.listeners
             .get(&server_addr)
             .ok_or_else(refused)?
             .send(server_end)
             .map_err(|_| refused())?;
-        Ok(MemoryStream {
+        Ok(IoStream::Memory(MemoryStream {
             incoming: client_in,
             outgoing: client_out,
             local: client_addr,
             peer: server_addr,
-        })
+        }))
     }
-}
 
-impl Table {
     fn next_port(&mut self) -> u16 {
         self.assigned_ports = self.assigned_ports.checked_add(1).unwrap_or(1);
         // 32 768 is the first ephemeral port of Linux. The ports repeat after 32 768 calls.
@@ -121,31 +175,54 @@ impl Table {
 
 impl fmt::Debug for MemoryNetwork {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("MemoryNetwork").field("listeners", &self.0.lock().listeners.len()).finish()
+        let listeners = match &self.0 {
+            NetworkKind::Plain(table) => Some(table.lock().listeners.len()),
+            #[cfg(feature = "sim")]
+            NetworkKind::Simulated(_) => None,
+        };
+        f.debug_struct("MemoryNetwork").field("listeners", &listeners).finish()
     }
 }
 
 /// Accepts the connections to one address; dropping the listener frees the address.
 #[derive(Debug)]
-pub(crate) struct MemoryListener {
-    pub(crate) address: SocketAddr,
-    incoming: mpsc::UnboundedReceiver<MemoryStream>,
+pub(crate) enum MemoryListener {
+    Plain {
+        address: SocketAddr,
+        incoming: mpsc::UnboundedReceiver<MemoryStream>,
+    },
+    #[cfg(feature = "sim")]
+    Simulated(SimListener),
 }
 
 impl MemoryListener {
+    /// Returns the address with the port that was chosen.
+    pub(crate) fn address(&self) -> SocketAddr {
+        match self {
+            Self::Plain { address, .. } => *address,
+            #[cfg(feature = "sim")]
+            Self::Simulated(listener) => listener.address,
+        }
+    }
+
     /// Returns the server's end of the next connection.
-    pub(crate) async fn accept(&mut self) -> io::Result<MemoryStream> {
-        self.incoming.recv().await.ok_or_else(|| io::ErrorKind::NotConnected.into())
+    pub(crate) async fn accept(&mut self) -> io::Result<IoStream> {
+        let accepted = match self {
+            Self::Plain { incoming, .. } => incoming.recv().await.map(IoStream::Memory),
+            #[cfg(feature = "sim")]
+            Self::Simulated(listener) => listener.incoming.recv().await.map(IoStream::Sim),
+        };
+        accepted.ok_or_else(|| io::ErrorKind::NotConnected.into())
     }
 }
 
-/// One end of an in-memory connection, with a separate stream for each direction.
-///
-/// Either direction can therefore end while the other one continues.
-#[derive(Debug)]
-pub(crate) struct MemoryStream {
-    pub(crate) incoming: DuplexStream,
-    pub(crate) outgoing: DuplexStream,
-    pub(crate) local: SocketAddr,
-    pub(crate) peer: SocketAddr,
+#[cfg(feature = "sim")]
+impl Simulation {
+    /// Returns the network as the host with this address uses it.
+    ///
+    /// A host can listen on its own address and on `0.0.0.0`. Loopback addresses lead to itself.
+    #[must_use]
+    pub fn network(&self, host: impl Into<IpAddr>) -> MemoryNetwork {
+        MemoryNetwork(NetworkKind::Simulated(self.host(host.into())))
+    }
 }

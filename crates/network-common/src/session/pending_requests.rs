@@ -4,7 +4,7 @@
 //! stream and index, to stream requests by order, as in Spark's `TransportResponseHandler`. A
 //! cancelled chunk or stream request leaves a *tombstone*, because the peer still responds to it.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::task::{Context, Poll, Waker};
 
 use slab::Slab;
@@ -298,7 +298,8 @@ impl PendingRequests {
     /// The order is that of `TransportResponseHandler.failOutstandingRequests`. The wakers to wake
     /// are appended to `wakers`. Results that are not polled yet are kept.
     pub(super) fn fail_all(&mut self, error: &TransportError, wakers: &mut Vec<Waker>) {
-        let fetches: Vec<RequestKey> = self.fetches.drain().map(|(_, key)| key).collect();
+        // Sorted, so that a simulation can be repeated.
+        let fetches: BTreeMap<_, _> = self.fetches.drain().collect();
         let streams = std::mem::take(&mut self.streams);
         let rpcs: Vec<RequestKey> = self
             .slots
@@ -306,7 +307,7 @@ impl PendingRequests {
             .filter(|(_, request)| request.kind == RequestKind::Rpc)
             .map(|(slot, request)| RequestKey { slot: slot as u32, generation: request.generation })
             .collect();
-        for key in fetches.into_iter().chain(rpcs).chain(streams) {
+        for key in fetches.into_values().chain(rpcs).chain(streams) {
             wakers.extend(self.complete(key, Err(error.clone())));
         }
         self.pending_rpcs = 0;

@@ -30,6 +30,7 @@ use self::error::config_error;
 use self::handshake::TlsHandshake;
 use self::reload::FileWatcher;
 use crate::address::PeerAddress;
+use crate::blocking::run_blocking;
 use crate::conf::TransportConf;
 use crate::connection::{Handshake, Handshaker};
 use crate::error::{BoxError, ErrorKind, TransportError};
@@ -108,9 +109,9 @@ impl TlsContext {
         let Some(permit) = self.watcher.as_ref().and_then(FileWatcher::try_reload) else { return };
         let conf = Arc::clone(&self.conf);
         // Key stores derive their keys slowly on purpose, so a blocking thread opens them.
-        let loaded = tokio::task::spawn_blocking(move || {
-            let stamps = permit.changed(conf.tls())?;
-            Some((Configs::load(conf.tls()), stamps, permit))
+        let loaded = run_blocking(move || {
+            let changed = permit.changed(conf.tls());
+            Ok(changed.map(|stamps| (Configs::load(conf.tls()), stamps, permit)))
         });
         match loaded.await {
             Ok(Some((Ok(configs), stamps, permit))) => {

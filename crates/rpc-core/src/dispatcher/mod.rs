@@ -6,10 +6,11 @@ mod stop;
 mod verifier;
 
 use std::any::Any;
+use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
 use async_task::FallibleTask;
-use foldhash::HashMap;
+use network_common::is_simulated;
 pub(crate) use rpc_handler::EnvRpcHandler;
 pub(crate) use stop::StoppingEndpoints;
 use tokio::runtime::Handle;
@@ -45,7 +46,7 @@ pub(crate) struct Dispatcher {
 #[derive(Default)]
 struct DispatcherState {
     /// The registered endpoints, by name.
-    endpoints: HashMap<Arc<str>, Registration>,
+    endpoints: BTreeMap<Arc<str>, Registration>,
     /// Endpoints that are no longer registered and whose loop has not ended.
     stopping: Vec<Registration>,
     is_stopped: bool,
@@ -150,6 +151,8 @@ impl Dispatcher {
             2.. if is_serial => Err(config_error(
                 "a ThreadSafeRpcEndpoint handles one message at a time, so it uses 1 thread",
             )),
+            // Everything of a simulation runs on its thread.
+            _ if is_simulated() => Ok(None),
             _ => IsolatedExecutor::start(
                 &format!("dispatcher-{}", address.name()),
                 count,

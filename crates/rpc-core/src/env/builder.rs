@@ -1,7 +1,5 @@
 //! [`RpcEnvBuilder`], which starts an environment.
 
-use std::collections::hash_map::RandomState;
-use std::hash::{BuildHasher, Hasher};
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, OnceLock};
 
@@ -331,6 +329,5 @@ impl EnvInner {
 
 /// Returns a random number that is not 0, because 0 means an unknown incarnation.
 fn incarnation() -> u64 {
-    // Each RandomState gets new keys, seeded by the operating system.
-    RandomState::new().build_hasher().finish() | 1
+    fastrand::u64(1..)
 }

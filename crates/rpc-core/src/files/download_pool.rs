@@ -1,6 +1,6 @@
 //! [`DownloadPool`], which makes and keeps the connections of downloads.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use network_common::{
@@ -25,8 +25,8 @@ pub(crate) struct DownloadPool {
 
 #[derive(Default)]
 struct IdleConnections {
-    busy: HashMap<ConnectionId, TransportClient>,
-    idle: HashMap<RpcAddress, Vec<TransportClient>>,
+    busy: BTreeMap<ConnectionId, TransportClient>,
+    idle: BTreeMap<RpcAddress, Vec<TransportClient>>,
     is_closed: bool,
 }
 

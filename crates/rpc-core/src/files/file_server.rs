@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use network_common::run_blocking;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
 use super::registry::{FILE_SEGMENTS, FileRegistry};
@@ -216,9 +217,7 @@ async fn canonical(
             Err(io::Error::new(io::ErrorKind::InvalidInput, otherwise))
         }
     };
-    let resolved =
-        tokio::task::spawn_blocking(resolve).await.map_err(io::Error::other).and_then(|path| path);
-    resolved.map_err(|error| {
+    run_blocking(resolve).await.map_err(|error| {
         RpcError::new(ErrorKind::Config, format!("cannot offer {shown} for download"))
             .with_source(error)
     })

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use cap_std::ambient_authority;
 use cap_std::fs::Dir;
 use futures::future::BoxFuture;
-use network_common::{BoxError, ManagedBuffer, StreamManager, TransportClient};
+use network_common::{BoxError, ManagedBuffer, StreamManager, TransportClient, run_blocking};
 
 use crate::peer_text::peer_name;
 use crate::sync::Mutex;
@@ -132,7 +132,7 @@ impl StreamManager for FileRegistry {
     ) -> BoxFuture<'a, Result<Option<ManagedBuffer>, BoxError>> {
         Box::pin(async move {
             let Some(location) = self.locate(stream_id)? else { return Ok(None) };
-            match tokio::task::spawn_blocking(move || location.open()).await? {
+            match run_blocking(move || location.open()).await {
                 Ok(found) => Ok(found),
                 Err(error) if is_not_found(&error) => {
                     tracing::debug!(

@@ -1,5 +1,6 @@
 //! The requests of one connection that its peer has cancelled.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Poll, Waker};
 
@@ -32,7 +33,7 @@ struct CancelState {
     /// The newest cancelled generation of each slot.
     generation_by_slot: HashMap<u32, u32>,
     /// The tasks that await the cancellation of a request, by request id.
-    wakers: HashMap<i64, Vec<Waker>>,
+    wakers: BTreeMap<i64, Vec<Waker>>,
     is_closed: bool,
 }
 

@@ -2,6 +2,7 @@
 //! that it refers to. Their methods are in the file of each type.
 
 use std::any::Any;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
@@ -179,7 +180,7 @@ pub(crate) struct InboundMessage<'a> {
 pub(crate) struct TargetRoutes {
     pub(super) outstanding_messages: AtomicU64,
     pub(super) outstanding_bytes: AtomicU64,
-    pub(super) routes: Mutex<HashMap<(ConnectionId, u32), AttachedRoute>>,
+    pub(super) routes: Mutex<BTreeMap<(ConnectionId, u32), AttachedRoute>>,
 }
 
 pub(super) type AttachedRoute = (Weak<PeerConnection>, RouteKey);

@@ -1,5 +1,6 @@
 //! All connections of an environment, and the check of the Hello that each peer sends.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use foldhash::HashMap;
@@ -60,9 +61,12 @@ impl Connections {
 
     /// Waits until every connection that is open now has ended.
     pub(crate) async fn closed(&self) {
-        let clients: Vec<_> =
-            self.by_id.read().values().map(|connection| connection.client.clone()).collect();
-        for client in clients {
+        // Sorted, so that a simulation can be repeated.
+        let clients: BTreeMap<_, _> = {
+            let by_id = self.by_id.read();
+            by_id.iter().map(|(id, connection)| (*id, connection.client.clone())).collect()
+        };
+        for client in clients.into_values() {
             client.closed().await;
         }
     }

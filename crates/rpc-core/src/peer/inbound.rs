@@ -1,5 +1,6 @@
 //! The receiver's side of routes: counts received messages, grants credit, and closes routes.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::connection::{
@@ -188,7 +189,8 @@ impl PeerConnection {
     /// Closes all routes of the peer, because the connection has ended.
     pub(super) fn close_inbound(&self) {
         let mut inbound = self.inbound.lock();
-        let numbers: Vec<u32> = inbound.by_number.keys().copied().collect();
+        // Sorted, so that a simulation can be repeated.
+        let numbers: BTreeSet<u32> = inbound.by_number.keys().copied().collect();
         for number in numbers {
             if let Some(route) = inbound.close(number, &self.shared.route_budget) {
                 self.leave_target(number, &route);

@@ -1,7 +1,7 @@
 //! The peers of an environment by address, and the task that connects to one of them.
 
 use std::any::Any;
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
@@ -46,7 +46,7 @@ impl Drop for PeerPool {
 struct PeersByAddress {
     /// The key has a connection only if the peer does not listen. Its address is then that of the
     /// socket.
-    by_address: HashMap<(RpcAddress, Option<ConnectionId>), Weak<Peer>>,
+    by_address: BTreeMap<(RpcAddress, Option<ConnectionId>), Weak<Peer>>,
     /// At this size, entries of dropped peers are removed.
     prune_at: usize,
     is_stopped: bool,
