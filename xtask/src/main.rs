@@ -11,6 +11,7 @@ mod instructions;
 mod interop;
 mod process;
 mod prose;
+mod simulate;
 
 use std::process::ExitCode;
 
@@ -44,6 +45,9 @@ enum Task {
     /// Write the tests of each row into docs/conformance.md
     #[command(after_help = conformance::HELP)]
     Conformance(conformance::ConformanceOptions),
+    /// Run seeded plays on the simulated network, or find the planted bugs
+    #[command(after_help = simulate::HELP)]
+    Simulate(simulate::SimulateOptions),
     /// Find text and names that are probably hard to read
     #[command(after_help = prose::HELP)]
     Prose(prose::ProseOptions),
@@ -59,6 +63,7 @@ fn main() -> ExitCode {
         Task::Generate(options) => generate::run(&options),
         Task::Conformance(options) => conformance::run(&options),
         Task::Prose(options) => prose::run(&options),
+        Task::Simulate(options) => simulate::run(&options),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,

@@ -58,8 +58,8 @@ pub(crate) fn is_simulated() -> bool {
 ///     let client = factory.create_client(server.local_addr()).await.unwrap();
 ///
 ///     simulation.partition(server_ip, client_ip);
-///     let request = client.send_rpc("lost", Duration::from_secs(60));
-///     assert!(request.await.is_err());
+///     let request = client.send_rpc("held back");
+///     assert!(tokio::time::timeout(Duration::from_secs(60), request).await.is_err());
 ///     assert!(simulation.now() >= Duration::from_secs(60));
 /// });
 /// ```
