@@ -33,6 +33,7 @@ struct Holder {
 }
 
 struct Play {
+    seed: u64,
     simulation: Simulation,
     auditor: Arc<Auditor>,
     envs: RefCell<BTreeMap<u8, RpcEnv>>,
@@ -56,6 +57,7 @@ pub(crate) fn run(seed: u64, steps: &[Step<Action>], with_timeline: bool) -> Out
     let auditor = Auditor::new();
     simulation.run(async {
         let play = Play {
+            seed,
             simulation: simulation.clone(),
             auditor: Arc::clone(&auditor),
             envs: RefCell::default(),
@@ -83,8 +85,11 @@ pub(crate) fn run(seed: u64, steps: &[Step<Action>], with_timeline: bool) -> Out
     }
 }
 
-fn conf() -> Result<RpcConf, RpcError> {
+/// In every fifth play routes are closed and their numbers reused all the time.
+fn conf(seed: u64) -> Result<RpcConf, RpcError> {
+    let max_routes = if seed % 5 == 2 { ENDPOINTS.len().to_string() } else { "1000".to_owned() };
     RpcConf::from_settings([
+        ("spark.rpc.maxRoutesPerConnection", max_routes.as_str()),
         ("spark.rpc.askTimeout", "30s"),
         ("spark.rpc.lookupTimeout", "20s"),
         ("spark.rpc.shutdownTimeout", "20s"),
@@ -98,7 +103,7 @@ impl Play {
         let [a, b, c, d] = ip(host);
         let started = async {
             let builder = RpcEnv::builder(&name)
-                .conf(conf()?)
+                .conf(conf(self.seed)?)
                 .trace_propagator(self.auditor.environment_token())
                 .memory_network(&self.simulation.network(ip(host)));
             if host <= SERVERS {
