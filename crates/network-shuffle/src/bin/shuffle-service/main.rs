@@ -1,0 +1,2 @@
+//! The program `shuffle-service`.
+fn main() {}
