@@ -154,9 +154,9 @@ pub mod sim;
 #[cfg(feature = "tls")]
 mod tls;
 
-/// Used by rpc-core, which cuts texts of peers at other places.
+/// Used by rpc-core and network-shuffle for texts of peers.
 #[doc(hidden)]
-pub use peer_text::can_forge;
+pub use peer_text::{LogText, can_forge, peer_name};
 
 /// Used by rpc-core, whose file server must be repeatable in a simulation, too.
 #[doc(hidden)]

@@ -20,12 +20,15 @@ pub(crate) fn peer_text(text: impl fmt::Display) -> String {
 }
 
 /// Returns a name that a peer sent, for an error of this side.
-pub(crate) fn peer_name(name: impl fmt::Display) -> String {
+#[must_use]
+pub fn peer_name(name: impl fmt::Display) -> String {
     escape(&name, MAX_NAME)
 }
 
 /// Displays an error with its causes, or another text, in one log line.
-pub(crate) struct LogText<T>(pub(crate) T);
+#[derive(Debug)]
+#[allow(clippy::exhaustive_structs, reason = "not part of the API")]
+pub struct LogText<T>(pub T);
 
 impl<T: fmt::Display> fmt::Display for LogText<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -2,4 +2,23 @@
 
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "service")]
+mod conf;
+#[cfg(feature = "service")]
+mod metrics;
 pub mod protocol;
+#[cfg(feature = "service")]
+mod registry;
+#[cfg(feature = "service")]
+mod request_error;
+#[cfg(feature = "service")]
+mod resolver;
+#[cfg(feature = "service")]
+mod service;
+
+#[cfg(feature = "service")]
+pub use conf::{ConfError, ShuffleServiceConf};
+#[cfg(feature = "service")]
+pub use metrics::ServiceMetricsSnapshot;
+#[cfg(feature = "service")]
+pub use service::ShuffleService;

@@ -20,5 +20,6 @@ mod lists;
 mod message;
 
 pub use block_id::{BlockId, BlockIdError};
+pub(crate) use lists::IntCursor;
 pub use lists::{IntLists, StringList};
 pub use message::{BlockTransferMessage, CorruptionCause, ExecutorShuffleInfo, PushReturnCode};

@@ -1,0 +1,178 @@
+//! [`ExternalBlockHandler`]: serves the requests of executors.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use network_common::{
+    BoxError, LogText, RpcHandler, RpcResponseCallback, StreamBody, StreamManager, TransportClient,
+    peer_name,
+};
+
+use super::requests::{Requests, Response};
+use super::stream_blocks::StreamBlocks;
+use super::streams::{BlockStreams, StreamOwner};
+use crate::metrics::{ServiceMetrics, add};
+use crate::protocol::BlockTransferMessage;
+use crate::request_error::RequestError;
+use crate::resolver::NO_MERGE;
+
+/// The longest `RegisterExecutor` in bytes.
+const MAX_REGISTRATION: usize = 1 << 20;
+const REGISTER_EXECUTOR: u8 = 2;
+
+/// Serves the requests of executors (Spark's `ExternalBlockHandler`).
+pub(super) struct ExternalBlockHandler {
+    pub(super) streams: BlockStreams,
+    pub(super) requests: Arc<Requests>,
+    pub(super) metrics: Arc<ServiceMetrics>,
+}
+
+impl RpcHandler for ExternalBlockHandler {
+    fn receive(&self, client: &TransportClient, message: Bytes, callback: RpcResponseCallback) {
+        match self.handle(client, &message) {
+            Ok(Response::Ready(body)) => callback.reply(body),
+            Ok(Response::Later(work)) => {
+                let (peer, metrics) = (client.peer_addr(), Arc::clone(&self.metrics));
+                tokio::spawn(async move {
+                    match work.await {
+                        Ok(body) => callback.reply(body),
+                        Err(error) => fail(&metrics, peer, callback, &error),
+                    }
+                });
+            }
+            Err(error) => fail(&self.metrics, client.peer_addr(), callback, &error),
+        }
+    }
+
+    fn receive_one_way(&self, client: &TransportClient, message: Bytes) {
+        // The only one-way message is RemoveShuffleMerge, and nothing is merged.
+        if let Err(error) = self.handle(client, &message) {
+            let peer = client.peer_addr();
+            tracing::debug!(%peer, error = %LogText(error), "one-way message failed");
+        }
+    }
+
+    fn receive_stream(
+        &self,
+        _: &TransportClient,
+        _: Bytes,
+        _: StreamBody,
+    ) -> BoxFuture<'static, Result<Bytes, BoxError>> {
+        add(&self.metrics.failed_requests, 1);
+        Box::pin(async { Err(RequestError::unsupported(NO_MERGE).into()) })
+    }
+
+    fn stream_manager(&self) -> &dyn StreamManager {
+        &self.streams
+    }
+
+    fn receive_merged_block_meta(
+        &self,
+        _: &TransportClient,
+        _: network_common::MergedBlockMetaRequest,
+        callback: network_common::MergedBlockMetaCallback,
+    ) {
+        add(&self.metrics.failed_requests, 1);
+        callback.fail(RequestError::unsupported(NO_MERGE));
+    }
+}
+
+fn fail(
+    metrics: &ServiceMetrics,
+    peer: std::net::SocketAddr,
+    callback: RpcResponseCallback,
+    error: &RequestError,
+) {
+    add(&metrics.failed_requests, 1);
+    tracing::debug!(%peer, error = %LogText(error), "request failed");
+    callback.fail(error);
+}
+
+impl ExternalBlockHandler {
+    fn handle(&self, client: &TransportClient, message: &Bytes) -> Result<Response, RequestError> {
+        if message.first() == Some(&REGISTER_EXECUTOR) && message.len() > MAX_REGISTRATION {
+            return Err(RequestError::illegal_argument(format!(
+                "a registration of {} bytes exceeds the limit of {MAX_REGISTRATION} bytes",
+                message.len()
+            )));
+        }
+        let len = message.len();
+        let message = BlockTransferMessage::decode(message)
+            .map_err(|error| RequestError::illegal_argument(error.to_string()))?;
+        let metrics = &self.metrics;
+        match message {
+            BlockTransferMessage::OpenBlocks { app_id, exec_id, block_ids } => {
+                add(&metrics.open_blocks_requests, 1);
+                check_auth(client, &app_id)?;
+                let blocks = StreamBlocks::open_blocks(block_ids)?;
+                self.open(client, StreamOwner { app_id, exec_id }, blocks, len)
+            }
+            BlockTransferMessage::FetchShuffleBlocks {
+                app_id,
+                exec_id,
+                shuffle_id,
+                map_ids,
+                reduce_ids,
+                batch,
+            } => {
+                add(&metrics.fetch_requests, 1);
+                check_auth(client, &app_id)?;
+                let blocks = StreamBlocks::shuffle(shuffle_id, map_ids, reduce_ids, batch)?;
+                self.open(client, StreamOwner { app_id, exec_id }, blocks, len)
+            }
+            BlockTransferMessage::FetchShuffleBlockChunks {
+                app_id,
+                exec_id,
+                shuffle_id,
+                shuffle_merge_id,
+                reduce_ids,
+                chunk_ids,
+            } => {
+                check_auth(client, &app_id)?;
+                let blocks =
+                    StreamBlocks::merged(shuffle_id, shuffle_merge_id, &reduce_ids, &chunk_ids)?;
+                self.open(client, StreamOwner { app_id, exec_id }, blocks, 0)
+            }
+            BlockTransferMessage::RegisterExecutor { app_id, exec_id, info } => {
+                add(&metrics.register_requests, 1);
+                check_auth(client, &app_id)?;
+                self.requests.register(app_id, exec_id, info)
+            }
+            BlockTransferMessage::GetLocalDirsForExecutors { app_id, exec_ids } => {
+                add(&metrics.local_dirs_requests, 1);
+                check_auth(client, &app_id)?;
+                self.requests.local_dirs(&app_id, &exec_ids)
+            }
+            BlockTransferMessage::FinalizeShuffleMerge { app_id, .. }
+            | BlockTransferMessage::RemoveShuffleMerge { app_id, .. } => {
+                check_auth(client, &app_id)?;
+                Err(RequestError::unsupported(NO_MERGE))
+            }
+            _ => Err(RequestError::unsupported("Unexpected message")),
+        }
+    }
+
+    fn open(
+        &self,
+        client: &TransportClient,
+        owner: StreamOwner,
+        blocks: StreamBlocks,
+        len: usize,
+    ) -> Result<Response, RequestError> {
+        let (stream_id, num_chunks) = self.streams.open(client, owner, blocks, len)?;
+        Ok(BlockTransferMessage::StreamHandle { stream_id, num_chunks }.into())
+    }
+}
+
+/// Checks that an authenticated peer names its own application.
+fn check_auth(client: &TransportClient, app_id: &str) -> Result<(), RequestError> {
+    match client.client_id() {
+        Some(client_id) if client_id != app_id => Err(RequestError::security(format!(
+            "Client for {} not authorized for application {}.",
+            peer_name(client_id),
+            peer_name(app_id)
+        ))),
+        _ => Ok(()),
+    }
+}
