@@ -47,6 +47,25 @@ const SUITES: &[&str] = &[
     "-Dio.netty.noUnsafe=false",
 ];
 
+/// JVM options of Spark's driver (`JavaModuleOptions`); executors get theirs from Spark.
+const DRIVER: &[&str] = &[
+    "-Xmx1g",
+    "-XX:+IgnoreUnrecognizedVMOptions",
+    "--add-opens=java.base/java.lang=ALL-UNNAMED",
+    "--add-opens=java.base/java.lang.invoke=ALL-UNNAMED",
+    "--add-opens=java.base/java.lang.reflect=ALL-UNNAMED",
+    "--add-opens=java.base/java.io=ALL-UNNAMED",
+    "--add-opens=java.base/java.net=ALL-UNNAMED",
+    "--add-opens=java.base/java.util=ALL-UNNAMED",
+    "--add-opens=java.base/java.util.concurrent=ALL-UNNAMED",
+    "--add-opens=java.base/java.util.concurrent.atomic=ALL-UNNAMED",
+    "--add-opens=java.base/jdk.internal.ref=ALL-UNNAMED",
+    "--add-opens=java.base/sun.nio.cs=ALL-UNNAMED",
+    "--add-opens=java.base/sun.security.action=ALL-UNNAMED",
+    "--add-opens=java.base/sun.util.calendar=ALL-UNNAMED",
+    "-Dio.netty.tryReflectionSetAccessible=true",
+];
+
 /// The installed `java` and `javac`.
 pub(crate) struct Jdk {
     /// The output of `javac -version`.
@@ -97,6 +116,13 @@ impl Jdk {
         let sources = cache::files(&Path::new(SOURCES).join("bench"), "java")?;
         let class_path = self.compile(cache, &format!("spark-{release}-bench"), jars, &sources)?;
         Ok(JavaPeer { class_path, main: "SparkBench", options: LONG_RUN })
+    }
+
+    /// Returns the job that reads a shuffle. `jars` has all jars of the release.
+    pub(crate) fn job(&self, cache: &Cache, release: Release, jars: &Path) -> Result<JavaPeer> {
+        let sources = cache::files(&Path::new(SOURCES).join("shuffle-job"), "java")?;
+        let class_path = self.compile(cache, &format!("spark-{release}-job"), jars, &sources)?;
+        Ok(JavaPeer { class_path, main: "ShuffleJob", options: DRIVER })
     }
 
     /// Returns Spark's own transport benchmark, which is a part of the bench.
@@ -150,6 +176,11 @@ impl Jdk {
 }
 
 impl JavaPeer {
+    /// Returns the directory of the compiled classes.
+    pub(crate) fn classes(&self) -> Result<PathBuf> {
+        env::split_paths(&self.class_path).next().context("the class path is empty")
+    }
+
     /// Returns the command without the role and its options, which the caller appends.
     pub(crate) fn command(&self) -> Command {
         let mut command = Command::new("java");

@@ -6,6 +6,9 @@
 
 pub(crate) mod cache;
 pub(crate) mod java;
+mod jobs;
+mod jobs_cluster;
+mod jobs_service;
 mod pair;
 pub(crate) mod release;
 mod rust;
@@ -19,6 +22,7 @@ use clap::{Args, ValueEnum};
 
 use cache::Cache;
 use java::Jdk;
+use jobs::Job;
 use pair::Tally;
 use release::Release;
 use rust::RustPeer;
@@ -39,12 +43,15 @@ const SECRET: &str = "0f1e2d3c4b5a69788796a5b4c3d2e1f00f1e2d3c4b5a69788796a5b4c3
 /// The options of `cargo xtask interop`.
 #[derive(Args)]
 pub(crate) struct InteropOptions {
-    /// Spark releases to run against
-    #[arg(long, value_delimiter = ',', default_value = "2.4.8,3.5.7,4.1.4,4.3.0")]
+    /// Spark releases to run against; default: 2.4.8,3.5.7,4.1.4,4.3.0, or 3.5.7,4.3.0 for --jobs
+    #[arg(long, value_delimiter = ',')]
     releases: Vec<Release>,
     /// Authentication and encryption of the connections
     #[arg(long, value_delimiter = ',', default_value = "none")]
     modes: Vec<Mode>,
+    /// Run these jobs on local clusters of Spark against shuffle-service, instead of the peers
+    #[arg(long, value_delimiter = ',', conflicts_with_all = ["modes", "settings", "self_test"])]
+    jobs: Vec<Job>,
     /// Spark setting for all peers; can be repeated
     #[arg(long = "conf", value_name = "KEY=VALUE")]
     settings: Vec<String>,
@@ -191,12 +198,33 @@ impl PeerOptions {
 
 /// Runs all releases and modes. Returns whether all cases passed.
 pub(crate) fn run(options: &InteropOptions) -> Result<bool> {
+    let mut tally = Tally::default();
+    if options.jobs.is_empty() {
+        run_peers(options, &mut tally)?;
+    } else {
+        let releases = options.releases_or(&["3.5.7", "4.3.0"])?;
+        jobs::run(&options.jobs, &releases, &mut tally)?;
+    }
+    tally.print();
+    ensure!(tally.has_run(), "no case ran");
+    Ok(tally.failed == 0)
+}
+
+impl InteropOptions {
+    fn releases_or(&self, default: &[&str]) -> Result<Vec<Release>> {
+        if self.releases.is_empty() {
+            return default.iter().map(|release| release.parse()).collect();
+        }
+        Ok(self.releases.clone())
+    }
+}
+
+fn run_peers(options: &InteropOptions, tally: &mut Tally) -> Result<()> {
     let jdk = Jdk::find()?;
     let cache = Cache::open()?;
     let rust = if options.self_test { None } else { Some(RustPeer::build()?) };
     let keys = Keys::generate(&cache)?;
-    let mut tally = Tally::default();
-    for &release in &options.releases {
+    for release in options.releases_or(&["2.4.8", "3.5.7", "4.1.4", "4.3.0"])? {
         let prepared =
             spark::jars(&cache, release).and_then(|jars| jdk.harness(&cache, release, &jars));
         let java = match prepared {
@@ -234,7 +262,5 @@ pub(crate) fn run(options: &InteropOptions) -> Result<bool> {
             }
         }
     }
-    tally.print();
-    ensure!(tally.has_run(), "no case ran");
-    Ok(tally.failed == 0)
+    Ok(())
 }
