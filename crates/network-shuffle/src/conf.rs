@@ -37,6 +37,7 @@ pub struct ShuffleServiceConf {
     fetch_rdd_enabled: bool,
     max_open_streams_size: u64,
     max_registrations_size: u64,
+    max_pending_requests: usize,
     db_enabled: bool,
     db_dir: Option<PathBuf>,
     db_required: bool,
@@ -73,6 +74,7 @@ impl Default for ShuffleServiceConf {
             fetch_rdd_enabled: false,
             max_open_streams_size: 256 << 20,
             max_registrations_size: 256 << 20,
+            max_pending_requests: 256,
             db_enabled: true,
             db_dir: None,
             db_required: false,
@@ -121,6 +123,9 @@ impl ShuffleServiceConf {
             "fetch.rdd.enabled" => self.fetch_rdd_enabled = boolean(value)?,
             "maxOpenStreamsSize" => self.max_open_streams_size = size(value)?,
             "maxRegistrationsSize" => self.max_registrations_size = size(value)?,
+            "maxPendingRequestsPerConnection" => {
+                self.max_pending_requests = value.parse().map_err(|_| "a number")?;
+            }
             "db.enabled" => self.db_enabled = boolean(value)?,
             "db.dir" => self.db_dir = Some(non_empty(value, "a path")?.into()),
             "db.required" => self.db_required = boolean(value)?,
@@ -181,6 +186,12 @@ impl ShuffleServiceConf {
     #[must_use]
     pub fn max_registrations_size(&self) -> u64 {
         self.max_registrations_size
+    }
+
+    /// Returns `spark.shuffle.service.maxPendingRequestsPerConnection`.
+    #[must_use]
+    pub fn max_pending_requests(&self) -> usize {
+        self.max_pending_requests
     }
 
     /// Returns the path of the store of registrations; `None` if it is disabled.

@@ -21,4 +21,6 @@ pub use conf::{ConfError, ShuffleServiceConf};
 #[cfg(feature = "service")]
 pub use metrics::ServiceMetricsSnapshot;
 #[cfg(feature = "service")]
-pub use service::ShuffleService;
+pub use registry::StoreError;
+#[cfg(feature = "service")]
+pub use service::{ServiceError, ShuffleService};

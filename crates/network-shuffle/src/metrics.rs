@@ -75,6 +75,8 @@ counters! {
     open_streams_bytes: "openStreamsBytes",
     /// The number of registered executors.
     registered_executors: "registeredExecutorsSize",
+    /// The number of requests that wait for the disk; chunks do not count.
+    pending_requests: "pendingRequests",
     /// The number of index files that were read.
     index_reads: "indexReads",
     /// The number of bytes of the index cache, with keys.

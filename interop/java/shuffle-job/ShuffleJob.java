@@ -181,7 +181,7 @@ public final class ShuffleJob {
     boolean isReached = false;
     while (!isReached) {
       // The driver is in the list, too.
-      int executors = context.statusTracker().getExecutorInfos().length - 1;
+      int executors = context.sc().statusTracker().getExecutorInfos().length - 1;
       isReached = count == 0 ? executors < EXECUTORS : executors >= count;
       check(System.currentTimeMillis() < deadline, "there are " + executors + " executors");
       Thread.sleep(50);

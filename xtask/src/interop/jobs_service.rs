@@ -85,7 +85,7 @@ impl RunningService {
     }
 
     /// Ends the service at once (SIGKILL).
-    pub(crate) fn kill(mut self) -> Result<()> {
+    pub(crate) fn kill(&mut self) -> Result<()> {
         self.signal("KILL")?;
         self.process.exit(Instant::now() + KILL_TIMEOUT)?;
         Ok(())

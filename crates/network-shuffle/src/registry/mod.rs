@@ -1,80 +1,82 @@
 //! [`ExecutorRegistry`]: which executors are registered, and where their files are.
 
-use std::collections::HashMap;
+mod local_roots;
+mod store;
+mod store_file;
+mod table;
+
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use network_common::peer_name;
-use parking_lot::RwLock;
 
+pub use self::store_file::StoreError;
+pub(crate) use self::table::RegisteredExecutor;
+
+use self::local_roots::LocalRoots;
+use self::store::RegistrationStore;
+use self::store_file::Change;
+use self::table::ExecutorTable;
 use crate::conf::ShuffleServiceConf;
+use crate::metrics::{ServiceMetrics, add};
 use crate::protocol::ExecutorShuffleInfo;
 use crate::request_error::RequestError;
 
-/// Estimated bytes of an executor beside its texts.
-const ENTRY_LEN: u64 = 200;
-
-/// A registered executor.
-#[derive(Debug)]
-pub(crate) struct RegisteredExecutor {
-    /// Differs for each registration of this process.
-    pub(crate) registration: u64,
-    pub(crate) info: ExecutorShuffleInfo,
-}
-
-impl RegisteredExecutor {
-    /// Returns the estimated bytes of the entry in memory.
-    fn len(&self) -> u64 {
-        let texts = self.info.local_dirs.iter().map(|dir| dir.len() + size_of::<String>());
-        ENTRY_LEN + (texts.sum::<usize>() + self.info.shuffle_manager.len()) as u64
-    }
-}
-
-/// The executors by application and id.
-type Applications = HashMap<String, HashMap<String, Arc<RegisteredExecutor>>>;
-
-/// The registered executors of all applications, bounded in bytes.
+/// The registered executors of all applications, in memory and on the disk.
 pub(crate) struct ExecutorRegistry {
-    table: RwLock<Table>,
-    next_registration: AtomicU64,
-    max_len: u64,
-}
-
-#[derive(Default)]
-struct Table {
-    applications: Applications,
-    /// The estimated bytes of all entries.
-    len: u64,
-    executors: u64,
+    table: Arc<ExecutorTable>,
+    store: Option<RegistrationStore>,
+    /// A registration that cannot be stored fails.
+    store_is_required: bool,
+    roots: Arc<LocalRoots>,
+    metrics: Arc<ServiceMetrics>,
 }
 
 impl ExecutorRegistry {
-    pub(crate) fn new(conf: &ShuffleServiceConf) -> Self {
-        let max_len = conf.max_registrations_size();
-        Self { table: RwLock::default(), next_registration: AtomicU64::new(0), max_len }
+    /// Opens the registry with the registrations of earlier runs. Does disk I/O.
+    pub(crate) fn open(
+        conf: &ShuffleServiceConf,
+        metrics: Arc<ServiceMetrics>,
+    ) -> Result<Self, StoreError> {
+        let table = Arc::new(ExecutorTable::new(conf.max_registrations_size()));
+        let open = |path| RegistrationStore::open(path, conf.db_required(), &table);
+        Ok(Self {
+            store: conf.db_file().as_deref().map(open).transpose()?,
+            table,
+            store_is_required: conf.db_required(),
+            roots: Arc::new(LocalRoots::new(conf.local_dirs())),
+            metrics,
+        })
     }
 
-    /// Adds or replaces an executor.
-    pub(crate) fn register(
+    /// Adds or replaces an executor; it survives the process when this returns.
+    pub(crate) async fn register(
         &self,
-        app_id: &str,
-        exec_id: &str,
+        app_id: String,
+        exec_id: String,
         info: ExecutorShuffleInfo,
     ) -> Result<(), RequestError> {
-        let registration = self.next_registration.fetch_add(1, Ordering::Relaxed);
-        let executor = Arc::new(RegisteredExecutor { registration, info });
-        let added = executor.len() + (app_id.len() + exec_id.len()) as u64;
-        let mut table = self.table.write();
-        if table.len + added > self.max_len {
-            return Err(RequestError::illegal_state(format!(
+        check_registration(&info)?;
+        self.roots.check(&info).await?;
+        let full = || {
+            RequestError::illegal_state(format!(
                 "the registrations of all executors would exceed {} bytes: raise \
                  spark.shuffle.service.maxRegistrationsSize",
-                self.max_len
-            )));
+                self.table.max_len()
+            ))
+        };
+        if !self.table.has_capacity([&app_id, &exec_id], &info) {
+            return Err(full());
         }
-        table.insert(app_id, exec_id, executor);
-        Ok(())
+        let change = Change::Register {
+            app_id: app_id.clone(),
+            exec_id: exec_id.clone(),
+            info: info.clone(),
+        };
+        self.store(change)
+            .await
+            .map_err(|error| RequestError::runtime(format!("{error}: {}", error.source)))?;
+        if self.table.insert([&app_id, &exec_id], info) { Ok(()) } else { Err(full()) }
     }
 
     /// Returns a registered executor, or Spark's error.
@@ -83,9 +85,7 @@ impl ExecutorRegistry {
         app_id: &str,
         exec_id: &str,
     ) -> Result<Arc<RegisteredExecutor>, RequestError> {
-        let table = self.table.read();
-        let executor = table.applications.get(app_id).and_then(|executors| executors.get(exec_id));
-        executor.cloned().ok_or_else(|| {
+        self.table.get([app_id, exec_id]).ok_or_else(|| {
             let (app_id, exec_id) = (peer_name(app_id), peer_name(exec_id));
             RequestError::runtime(format!(
                 "Executor is not registered (appId={app_id}, execId={exec_id})"
@@ -93,37 +93,55 @@ impl ExecutorRegistry {
         })
     }
 
-    /// Removes an application; returns its executors.
-    pub(crate) fn remove_application(&self, app_id: &str) -> Vec<Arc<RegisteredExecutor>> {
-        let mut table = self.table.write();
-        let Some(executors) = table.applications.remove(app_id) else { return Vec::new() };
-        for (exec_id, executor) in &executors {
-            table.len -= executor.len() + (app_id.len() + exec_id.len()) as u64;
-            table.executors -= 1;
+    /// Removes an application; returns its executors, and whether the removal was stored.
+    pub(crate) async fn remove_application(
+        &self,
+        app_id: &str,
+    ) -> (Vec<Arc<RegisteredExecutor>>, Result<(), Arc<StoreError>>) {
+        let executors = self.table.remove_application(app_id);
+        let stored = self.store(Change::RemoveApplication { app_id: app_id.to_owned() }).await;
+        (executors, stored)
+    }
+
+    /// Stores a change; fails only if the store is required.
+    async fn store(&self, change: Change) -> Result<(), Arc<StoreError>> {
+        let Some(store) = &self.store else { return Ok(()) };
+        match store.write(change).await {
+            Err(error) if self.store_is_required => Err(error),
+            // The thread of the store has logged the error.
+            Err(_) => {
+                add(&self.metrics.unstored_registrations, 1);
+                Ok(())
+            }
+            Ok(()) => Ok(()),
         }
-        executors.into_values().collect()
+    }
+
+    /// Closes the store after all changes; later ones are not stored.
+    pub(crate) async fn close(&self) {
+        if let Some(store) = &self.store {
+            store.close().await;
+        }
+    }
+
+    /// Returns the ids of all applications.
+    pub(crate) fn applications(&self) -> Vec<String> {
+        self.table.applications()
+    }
+
+    /// Returns the executors of an application.
+    pub(crate) fn executors(&self, app_id: &str) -> Vec<Arc<RegisteredExecutor>> {
+        self.table.executors(app_id).into_iter().map(|(_, executor)| executor).collect()
     }
 
     /// Returns the number of registered executors.
     pub(crate) fn executor_count(&self) -> u64 {
-        self.table.read().executors
-    }
-}
-
-impl Table {
-    fn insert(&mut self, app_id: &str, exec_id: &str, executor: Arc<RegisteredExecutor>) {
-        let ids_len = (app_id.len() + exec_id.len()) as u64;
-        self.len += executor.len() + ids_len;
-        let executors = self.applications.entry(app_id.to_owned()).or_default();
-        match executors.insert(exec_id.to_owned(), executor) {
-            Some(replaced) => self.len -= replaced.len() + ids_len,
-            None => self.executors += 1,
-        }
+        self.table.executor_count()
     }
 }
 
 /// Checks what an executor registers, without disk I/O.
-pub(crate) fn check_registration(info: &ExecutorShuffleInfo) -> Result<(), RequestError> {
+fn check_registration(info: &ExecutorShuffleInfo) -> Result<(), RequestError> {
     let invalid = |text: String| Err(RequestError::illegal_argument(text));
     if info.local_dirs.is_empty() {
         return invalid("an executor must register at least one local directory".to_owned());

@@ -41,17 +41,12 @@ impl ShuffleIndex {
         verify_paths: bool,
         max_len: u64,
     ) -> Result<Self, RequestError> {
-        let path = |extension: &str| {
-            let name = format!("shuffle_{shuffle_id}_{map_id}_0.{extension}");
-            let path = file_path(info, &name).ok_or_else(invalid_registration)?;
-            let verified = if verify_paths { verified_path(info, &path) } else { Ok(path.clone()) };
-            Ok((path, verified))
-        };
-        let (index_path, verified_index) = path("index")?;
+        let file = |extension| shuffle_file(info, shuffle_id, map_id, extension, verify_paths);
+        let (index_path, verified_index) = file("index")?;
         let offsets = verified_index
             .and_then(|verified| read_offsets(&verified, max_len))
             .map_err(|error| open_error(&index_path, &error))?;
-        let (data_path, verified_data) = path("data")?;
+        let (data_path, verified_data) = file("data")?;
         let data = match verified_data {
             Ok(verified) => Some(verified.into()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
@@ -122,6 +117,30 @@ impl ShuffleIndex {
         }
         Ok(i64::from_be_bytes(bytes))
     }
+}
+
+/// Opens the index of a map output without reading it. Does disk I/O.
+pub(super) fn open_index(
+    info: &ExecutorShuffleInfo,
+    shuffle_id: i32,
+    map_id: i64,
+    verify_paths: bool,
+) -> Result<ShuffleIndex, RequestError> {
+    ShuffleIndex::open(info, shuffle_id, map_id, verify_paths, 0)
+}
+
+/// Returns the path of a file of a map output, and its path for opening or why it cannot be used.
+pub(super) fn shuffle_file(
+    info: &ExecutorShuffleInfo,
+    shuffle_id: i32,
+    map_id: i64,
+    extension: &str,
+    verify_paths: bool,
+) -> Result<(PathBuf, io::Result<PathBuf>), RequestError> {
+    let name = format!("shuffle_{shuffle_id}_{map_id}_0.{extension}");
+    let path = file_path(info, &name).ok_or_else(invalid_registration)?;
+    let verified = if verify_paths { verified_path(info, &path) } else { Ok(path.clone()) };
+    Ok((path, verified))
 }
 
 fn read_offsets(path: &Path, max_len: u64) -> io::Result<Offsets> {

@@ -1,5 +1,7 @@
 //! [`BlockResolver`]: finds the files of blocks on the disk.
 
+mod cleaner;
+mod diagnose;
 mod index_cache;
 mod index_file;
 mod paths;
@@ -9,12 +11,14 @@ use std::sync::Arc;
 use bytes::Bytes;
 use network_common::ManagedBuffer;
 
+pub(crate) use self::cleaner::{DirectoryCleaner, KeptFiles};
+pub(crate) use self::diagnose::CorruptBlock;
 use self::index_cache::IndexCache;
 use self::index_file::{invalid_registration, open_file};
-use self::paths::{file_path, verified_path};
+use self::paths::{file_path, is_plain_name, verified_dir, verified_path};
 use crate::conf::ShuffleServiceConf;
 use crate::metrics::ServiceMetrics;
-use crate::protocol::BlockId;
+use crate::protocol::{BlockId, CorruptionCause, ExecutorShuffleInfo, StringList};
 use crate::registry::{ExecutorRegistry, RegisteredExecutor};
 use crate::request_error::RequestError;
 
@@ -76,6 +80,35 @@ impl BlockResolver {
         }
     }
 
+    /// Deletes files of an executor; returns how many existed.
+    ///
+    /// A name that could lead to another directory is skipped, as in Spark 4.3.
+    pub(crate) async fn remove_blocks(
+        &self,
+        executor: Arc<RegisteredExecutor>,
+        names: StringList,
+    ) -> Result<i32, RequestError> {
+        let remove_all = move || {
+            let removed = names.iter().filter(|name| {
+                is_plain_name(name) && remove_file(&executor.info, name).unwrap_or_default()
+            });
+            Ok(i32::try_from(removed.count()).unwrap_or(i32::MAX))
+        };
+        run_blocking(remove_all).await
+    }
+
+    /// Returns why a block is corrupt.
+    pub(crate) async fn diagnose(
+        &self,
+        executor: Option<Arc<RegisteredExecutor>>,
+        block: CorruptBlock,
+    ) -> CorruptionCause {
+        let Some(executor) = executor else { return CorruptionCause::UnknownIssue };
+        let verify_paths = self.verify_paths;
+        let diagnose = move || Ok(diagnose::diagnose(&executor.info, &block, verify_paths));
+        run_blocking(diagnose).await.unwrap_or(CorruptionCause::UnknownIssue)
+    }
+
     /// Returns the bytes of the index cache.
     pub(crate) fn index_cache_bytes(&self) -> u64 {
         self.indexes.bytes()
@@ -99,6 +132,20 @@ impl BlockResolver {
             }
         };
         run_blocking(find).await
+    }
+}
+
+/// Deletes a file of an executor; returns whether it existed.
+fn remove_file(info: &ExecutorShuffleInfo, name: &str) -> std::io::Result<bool> {
+    let Some(path) = file_path(info, name) else { return Ok(false) };
+    let removed = verified_dir(info, &path).and_then(|dir| std::fs::remove_file(dir.join(name)));
+    match removed {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(error) => {
+            tracing::debug!(path = %path.display(), %error, "a block cannot be deleted");
+            Err(error)
+        }
     }
 }
 

@@ -50,6 +50,16 @@ pub(super) fn verified_path(info: &ExecutorShuffleInfo, path: &Path) -> io::Resu
     ))
 }
 
+/// Returns the directory of a file without symbolic links, if it is a directory of the executor.
+///
+/// Does disk I/O.
+pub(super) fn verified_dir(info: &ExecutorShuffleInfo, path: &Path) -> io::Result<PathBuf> {
+    match path.parent() {
+        Some(dir) => verified_path(info, dir),
+        None => Err(io::ErrorKind::NotFound.into()),
+    }
+}
+
 /// Returns whether a file of this name can be deleted for a peer.
 ///
 /// As in Spark 4.3, a name that could lead to another directory cannot.

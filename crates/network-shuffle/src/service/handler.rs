@@ -9,13 +9,14 @@ use network_common::{
     peer_name,
 };
 
+use super::pending::PendingRequests;
 use super::requests::{Requests, Response};
 use super::stream_blocks::StreamBlocks;
 use super::streams::{BlockStreams, StreamOwner};
 use crate::metrics::{ServiceMetrics, add};
 use crate::protocol::BlockTransferMessage;
 use crate::request_error::RequestError;
-use crate::resolver::NO_MERGE;
+use crate::resolver::{CorruptBlock, NO_MERGE};
 
 /// The longest `RegisterExecutor` in bytes.
 const MAX_REGISTRATION: usize = 1 << 20;
@@ -25,6 +26,7 @@ const REGISTER_EXECUTOR: u8 = 2;
 pub(super) struct ExternalBlockHandler {
     pub(super) streams: BlockStreams,
     pub(super) requests: Arc<Requests>,
+    pub(super) pending: Arc<PendingRequests>,
     pub(super) metrics: Arc<ServiceMetrics>,
 }
 
@@ -32,15 +34,7 @@ impl RpcHandler for ExternalBlockHandler {
     fn receive(&self, client: &TransportClient, message: Bytes, callback: RpcResponseCallback) {
         match self.handle(client, &message) {
             Ok(Response::Ready(body)) => callback.reply(body),
-            Ok(Response::Later(work)) => {
-                let (peer, metrics) = (client.peer_addr(), Arc::clone(&self.metrics));
-                tokio::spawn(async move {
-                    match work.await {
-                        Ok(body) => callback.reply(body),
-                        Err(error) => fail(&metrics, peer, callback, &error),
-                    }
-                });
-            }
+            Ok(Response::Later(work)) => self.run(client, work, callback),
             Err(error) => fail(&self.metrics, client.peer_addr(), callback, &error),
         }
     }
@@ -90,6 +84,30 @@ fn fail(
 }
 
 impl ExternalBlockHandler {
+    /// Runs work that may do disk I/O on a task of its own.
+    ///
+    /// The work continues if the connection ends meanwhile.
+    fn run(
+        &self,
+        client: &TransportClient,
+        work: BoxFuture<'static, Result<Bytes, RequestError>>,
+        callback: RpcResponseCallback,
+    ) {
+        let (peer, metrics) = (client.peer_addr(), Arc::clone(&self.metrics));
+        let pending = match self.pending.start(client.id()) {
+            Ok(pending) => pending,
+            Err(error) => return fail(&metrics, peer, callback, &error),
+        };
+        tokio::spawn(async move {
+            let result = work.await;
+            drop(pending);
+            match result {
+                Ok(body) => callback.reply(body),
+                Err(error) => fail(&metrics, peer, callback, &error),
+            }
+        });
+    }
+
     fn handle(&self, client: &TransportClient, message: &Bytes) -> Result<Response, RequestError> {
         if message.first() == Some(&REGISTER_EXECUTOR) && message.len() > MAX_REGISTRATION {
             return Err(RequestError::illegal_argument(format!(
@@ -137,12 +155,31 @@ impl ExternalBlockHandler {
             BlockTransferMessage::RegisterExecutor { app_id, exec_id, info } => {
                 add(&metrics.register_requests, 1);
                 check_auth(client, &app_id)?;
-                self.requests.register(app_id, exec_id, info)
+                Ok(self.requests.register(app_id, exec_id, info))
             }
             BlockTransferMessage::GetLocalDirsForExecutors { app_id, exec_ids } => {
                 add(&metrics.local_dirs_requests, 1);
                 check_auth(client, &app_id)?;
                 self.requests.local_dirs(&app_id, &exec_ids)
+            }
+            BlockTransferMessage::RemoveBlocks { app_id, exec_id, block_ids } => {
+                add(&metrics.remove_requests, 1);
+                check_auth(client, &app_id)?;
+                self.requests.remove_blocks(&app_id, &exec_id, block_ids)
+            }
+            BlockTransferMessage::DiagnoseCorruption {
+                app_id,
+                exec_id,
+                shuffle_id,
+                map_id,
+                reduce_id,
+                checksum,
+                algorithm,
+            } => {
+                add(&metrics.diagnose_requests, 1);
+                check_auth(client, &app_id)?;
+                let block = CorruptBlock { shuffle_id, map_id, reduce_id, checksum, algorithm };
+                Ok(self.requests.diagnose_corruption(&app_id, &exec_id, block))
             }
             BlockTransferMessage::FinalizeShuffleMerge { app_id, .. }
             | BlockTransferMessage::RemoveShuffleMerge { app_id, .. } => {

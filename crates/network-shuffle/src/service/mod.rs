@@ -1,6 +1,8 @@
 //! [`ShuffleService`], the external shuffle service.
 
+mod error;
 mod handler;
+mod pending;
 mod requests;
 mod stream_blocks;
 mod streams;
@@ -11,15 +13,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use network_common::auth::SecretKeyHolder;
-use network_common::{TransportConf, TransportContext, TransportError, TransportServer};
+use network_common::{TransportConf, TransportContext, TransportServer};
 
+pub use self::error::ServiceError;
 use self::handler::ExternalBlockHandler;
+use self::pending::PendingRequests;
 use self::requests::Requests;
 use self::streams::BlockStreams;
 use crate::conf::ShuffleServiceConf;
 use crate::metrics::{ServiceMetrics, ServiceMetricsSnapshot};
 use crate::registry::ExecutorRegistry;
-use crate::resolver::BlockResolver;
+use crate::resolver::{BlockResolver, DirectoryCleaner, KeptFiles};
 
 /// The application id that a server never sends.
 const NO_APP: &str = "shuffle-service";
@@ -52,6 +56,8 @@ pub struct ShuffleService {
     context: TransportContext,
     registry: Arc<ExecutorRegistry>,
     resolver: Arc<BlockResolver>,
+    cleaner: DirectoryCleaner,
+    fetch_rdd_enabled: bool,
     metrics: Arc<ServiceMetrics>,
 }
 
@@ -62,20 +68,28 @@ impl ShuffleService {
     /// the secret of each application; an application reads only its own blocks.
     ///
     /// # Errors
-    /// The address cannot be bound, or the settings of authentication or TLS cannot be used.
+    /// The address cannot be bound; the settings of authentication or TLS cannot be used; or the
+    /// store of registrations cannot be used and is required.
     pub async fn start(
         conf: &ShuffleServiceConf,
         transport: TransportConf,
         secrets: Option<Arc<dyn SecretKeyHolder>>,
-    ) -> Result<Self, TransportError> {
+    ) -> Result<Self, ServiceError> {
         let metrics = Arc::new(ServiceMetrics::default());
-        let registry = Arc::new(ExecutorRegistry::new(conf));
+        let registry = Arc::new(open_registry(conf, &metrics).await?);
         let resolver =
             Arc::new(BlockResolver::new(conf, Arc::clone(&registry), Arc::clone(&metrics)));
         let max_streams = conf.max_open_streams_size();
+        let requests = Requests {
+            registry: Arc::clone(&registry),
+            resolver: Arc::clone(&resolver),
+            metrics: Arc::clone(&metrics),
+        };
+        let pending = PendingRequests::new(conf.max_pending_requests(), Arc::clone(&metrics));
         let handler = ExternalBlockHandler {
             streams: BlockStreams::new(Arc::clone(&resolver), Arc::clone(&metrics), max_streams),
-            requests: Arc::new(Requests { registry: Arc::clone(&registry) }),
+            requests: Arc::new(requests),
+            pending: Arc::new(pending),
             metrics: Arc::clone(&metrics),
         };
         let authenticate = transport.authenticate();
@@ -84,7 +98,15 @@ impl ShuffleService {
             context = context.with_auth(NO_APP, secrets)?;
         }
         let server = context.create_server((conf.host(), conf.port())).await?;
-        Ok(Self { server, context, registry, resolver, metrics })
+        Ok(Self {
+            server,
+            context,
+            registry,
+            resolver,
+            cleaner: DirectoryCleaner::start(),
+            fetch_rdd_enabled: conf.fetch_rdd_enabled(),
+            metrics,
+        })
     }
 
     /// Returns the address that the service listens on, with the port that the system chose.
@@ -108,6 +130,39 @@ impl ShuffleService {
         self.context.metrics()
     }
 
+    /// Forgets an application that has ended (Spark's `applicationRemoved`).
+    ///
+    /// With `clean_up`, its directories are deleted in the background; directories whose names do
+    /// not begin with `blockmgr-` are not Spark's and stay.
+    ///
+    /// # Errors
+    /// The change cannot be stored, and `spark.shuffle.service.db.required` is set; the application
+    /// is forgotten until the service is restarted.
+    ///
+    /// # Cancel safety
+    /// If the future is dropped, the application may be forgotten only until a restart.
+    pub async fn application_removed(
+        &self,
+        app_id: &str,
+        clean_up: bool,
+    ) -> Result<(), ServiceError> {
+        let (executors, stored) = self.registry.remove_application(app_id).await;
+        if clean_up {
+            executors.into_iter().for_each(|one| self.cleaner.clean(one, KeptFiles::None));
+        }
+        Ok(stored?)
+    }
+
+    /// Deletes the files of an ended executor that the service does not serve.
+    ///
+    /// Corresponds to Spark's `executorRemoved`. The executor stays registered. Shuffle files stay,
+    /// and with `spark.shuffle.service.fetch.rdd.enabled` also cached partitions.
+    pub fn executor_removed(&self, app_id: &str, exec_id: &str) {
+        if let Ok(executor) = self.registry.executor(app_id, exec_id) {
+            self.cleaner.clean(executor, KeptFiles::Served { rdds: self.fetch_rdd_enabled });
+        }
+    }
+
     /// Stops listening, waits for active requests, and closes the connections.
     ///
     /// Connections with requests that are still active after `timeout` are closed at once; returns
@@ -116,7 +171,21 @@ impl ShuffleService {
     /// # Cancel safety
     /// Dropping the future closes all connections at once.
     pub async fn close(self, timeout: Duration) -> usize {
-        self.server.close(timeout).await
+        let closed_early = self.server.close(timeout).await;
+        self.registry.close().await;
+        closed_early
+    }
+}
+
+async fn open_registry(
+    conf: &ShuffleServiceConf,
+    metrics: &Arc<ServiceMetrics>,
+) -> Result<ExecutorRegistry, ServiceError> {
+    let (conf, metrics) = (conf.clone(), Arc::clone(metrics));
+    let open = move || ExecutorRegistry::open(&conf, metrics);
+    match tokio::task::spawn_blocking(open).await {
+        Ok(registry) => Ok(registry?),
+        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
     }
 }
 

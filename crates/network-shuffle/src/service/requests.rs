@@ -5,10 +5,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 
+use crate::metrics::{ServiceMetrics, add};
 use crate::protocol::{BlockTransferMessage, ExecutorShuffleInfo, StringList};
-use crate::registry::{ExecutorRegistry, check_registration};
+use crate::registry::ExecutorRegistry;
 use crate::request_error::RequestError;
-use crate::resolver::NO_MERGE;
+use crate::resolver::{BlockResolver, CorruptBlock, NO_MERGE};
 
 /// The executor id by which Spark asks for the directories of merged blocks.
 const SHUFFLE_MERGER: &str = "shuffle-push-merger";
@@ -25,21 +26,25 @@ impl From<BlockTransferMessage> for Response {
     }
 }
 
-/// Registers executors, and answers questions about them.
+/// Registers executors, answers questions about them, and deletes their blocks.
 pub(super) struct Requests {
     pub(super) registry: Arc<ExecutorRegistry>,
+    pub(super) resolver: Arc<BlockResolver>,
+    pub(super) metrics: Arc<ServiceMetrics>,
 }
 
 impl Requests {
     pub(super) fn register(
-        &self,
+        self: &Arc<Self>,
         app_id: String,
         exec_id: String,
         info: ExecutorShuffleInfo,
-    ) -> Result<Response, RequestError> {
-        check_registration(&info)?;
-        self.registry.register(&app_id, &exec_id, info)?;
-        Ok(Response::Ready(Bytes::new()))
+    ) -> Response {
+        let requests = Arc::clone(self);
+        Response::Later(Box::pin(async move {
+            requests.registry.register(app_id, exec_id, info).await?;
+            Ok(Bytes::new())
+        }))
     }
 
     /// Returns the directories of each executor; an unknown one fails the request.
@@ -57,5 +62,37 @@ impl Requests {
         };
         let local_dirs = exec_ids.iter().map(|exec_id| dirs(&exec_id)).collect::<Result<_, _>>()?;
         Ok(BlockTransferMessage::LocalDirsForExecutors { local_dirs }.into())
+    }
+
+    /// Deletes files of an executor.
+    pub(super) fn remove_blocks(
+        self: &Arc<Self>,
+        app_id: &str,
+        exec_id: &str,
+        block_ids: StringList,
+    ) -> Result<Response, RequestError> {
+        let executor = self.registry.executor(app_id, exec_id)?;
+        let requests = Arc::clone(self);
+        Ok(Response::Later(Box::pin(async move {
+            let removed = requests.resolver.remove_blocks(executor, block_ids).await?;
+            add(&requests.metrics.removed_blocks, u64::try_from(removed).unwrap_or_default());
+            Ok(BlockTransferMessage::BlocksRemoved { count: removed }.encode())
+        })))
+    }
+
+    /// Compares the checksums of the writer, of the disk and of the reader.
+    pub(super) fn diagnose_corruption(
+        self: &Arc<Self>,
+        app_id: &str,
+        exec_id: &str,
+        block: CorruptBlock,
+    ) -> Response {
+        let executor = self.registry.executor(app_id, exec_id).ok();
+        let requests = Arc::clone(self);
+        Response::Later(Box::pin(async move {
+            let cause = requests.resolver.diagnose(executor, block).await;
+            tracing::warn!(%cause, "an executor received a corrupt block");
+            Ok(BlockTransferMessage::CorruptionCause { cause }.encode())
+        }))
     }
 }
