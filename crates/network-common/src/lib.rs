@@ -162,6 +162,10 @@ pub use peer_text::{LogText, can_forge, peer_name};
 #[doc(hidden)]
 pub use blocking::{is_simulated, run_blocking};
 
+/// Used by network-shuffle for files of which a peer controls the directory.
+#[doc(hidden)]
+pub use buffer::open_real_path;
+
 pub use address::{IntoPeerAddress, PeerAddress};
 pub use buffer::ManagedBuffer;
 pub use client::{

@@ -1,8 +1,12 @@
 //! [`ShuffleServiceConf`], the settings of the service under Spark's names.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use network_common::{UnknownKey, parse_size};
+use network_common::auth::Secret;
+use network_common::{UnknownKey, parse_size, parse_time};
+
+use crate::secrets::SecretSource;
 
 /// The settings of the external shuffle service, beside those of its transport.
 ///
@@ -38,6 +42,10 @@ pub struct ShuffleServiceConf {
     max_open_streams_size: u64,
     max_registrations_size: u64,
     max_pending_requests: usize,
+    application_timeout: Duration,
+    authenticate_secret: Option<Secret>,
+    secret_file: Option<PathBuf>,
+    secrets_dir: Option<PathBuf>,
     db_enabled: bool,
     db_dir: Option<PathBuf>,
     db_required: bool,
@@ -75,6 +83,10 @@ impl Default for ShuffleServiceConf {
             max_open_streams_size: 256 << 20,
             max_registrations_size: 256 << 20,
             max_pending_requests: 256,
+            application_timeout: Duration::from_secs(60 * 60),
+            authenticate_secret: None,
+            secret_file: None,
+            secrets_dir: None,
             db_enabled: true,
             db_dir: None,
             db_required: false,
@@ -126,6 +138,14 @@ impl ShuffleServiceConf {
             "maxPendingRequestsPerConnection" => {
                 self.max_pending_requests = value.parse().map_err(|_| "a number")?;
             }
+            "applicationTimeout" => self.application_timeout = parse_time(value)?,
+            "spark.authenticate.secret" => {
+                self.authenticate_secret = Some(Secret::new(non_empty(value, "a secret")?));
+            }
+            "spark.authenticate.secret.file" => {
+                self.secret_file = Some(non_empty(value, "a path")?.into());
+            }
+            "secrets.dir" => self.secrets_dir = Some(non_empty(value, "a path")?.into()),
             "db.enabled" => self.db_enabled = boolean(value)?,
             "db.dir" => self.db_dir = Some(non_empty(value, "a path")?.into()),
             "db.required" => self.db_required = boolean(value)?,
@@ -192,6 +212,27 @@ impl ShuffleServiceConf {
     #[must_use]
     pub fn max_pending_requests(&self) -> usize {
         self.max_pending_requests
+    }
+
+    /// Returns `spark.shuffle.service.applicationTimeout`; `None`: applications are not forgotten.
+    #[must_use]
+    pub fn application_timeout(&self) -> Option<Duration> {
+        Some(self.application_timeout).filter(|timeout| !timeout.is_zero())
+    }
+
+    /// Returns where the secrets are, if exactly one setting says it.
+    pub(crate) fn secret_source(&self) -> Result<SecretSource, &'static str> {
+        match (&self.authenticate_secret, &self.secret_file, &self.secrets_dir) {
+            (Some(secret), None, None) => Ok(SecretSource::Text(secret.clone())),
+            (None, Some(file), None) => Ok(SecretSource::File(file.clone())),
+            (None, None, Some(dir)) => Ok(SecretSource::Directory(dir.clone())),
+            (None, None, None) => Err(
+                "spark.authenticate is true, but there are no secrets: set                  spark.shuffle.service.secrets.dir, or spark.authenticate.secret.file or                  spark.authenticate.secret for one secret of all applications",
+            ),
+            _ => Err(
+                "there are several sources of secrets: set only one of                  spark.shuffle.service.secrets.dir, spark.authenticate.secret.file and                  spark.authenticate.secret",
+            ),
+        }
     }
 
     /// Returns the path of the store of registrations; `None` if it is disabled.

@@ -14,6 +14,8 @@ mod request_error;
 #[cfg(feature = "service")]
 mod resolver;
 #[cfg(feature = "service")]
+mod secrets;
+#[cfg(feature = "service")]
 mod service;
 
 #[cfg(feature = "service")]
@@ -23,4 +25,4 @@ pub use metrics::ServiceMetricsSnapshot;
 #[cfg(feature = "service")]
 pub use registry::StoreError;
 #[cfg(feature = "service")]
-pub use service::{ServiceError, ShuffleService};
+pub use service::{ServiceError, ShuffleService, ShutdownReport};

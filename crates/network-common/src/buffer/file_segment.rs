@@ -19,6 +19,8 @@ pub(crate) struct FileSegment {
 #[derive(Clone)]
 pub(super) enum FileSource {
     Path(Arc<Path>),
+    /// A path without symbolic links; opening it fails if it has one.
+    RealPath(Arc<Path>),
     Open(Arc<File>),
 }
 
@@ -26,9 +28,8 @@ impl FileSegment {
     /// Returns the open file after a check that it contains the whole region.
     pub(crate) fn open(&self) -> io::Result<Arc<File>> {
         let file = match &self.source {
-            FileSource::Path(path) => {
-                Arc::new(open(path).map_err(|error| self.read_error(error.kind(), &error))?)
-            }
+            FileSource::Path(path) => Arc::new(self.named_error(open(path))?),
+            FileSource::RealPath(path) => Arc::new(self.named_error(open_real_path(path))?),
             FileSource::Open(file) => Arc::clone(file),
         };
         self.check(file)
@@ -37,10 +38,15 @@ impl FileSegment {
     /// Does the same without blocking; `None` if it would block or fail.
     pub(crate) fn open_cached(&self) -> Option<Arc<File>> {
         let file = match &self.source {
-            FileSource::Path(path) => Arc::new(open_cached(path)?),
+            FileSource::Path(path) => Arc::new(open_cached(path, false)?),
+            FileSource::RealPath(path) => Arc::new(open_cached(path, true)?),
             FileSource::Open(file) => Arc::clone(file),
         };
         self.check(file).ok()
+    }
+
+    fn named_error(&self, opened: io::Result<File>) -> io::Result<File> {
+        opened.map_err(|error| self.read_error(error.kind(), &error))
     }
 
     fn check(&self, file: Arc<File>) -> io::Result<Arc<File>> {
@@ -90,7 +96,7 @@ impl fmt::Debug for FileSegment {
 impl fmt::Display for FileSegment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let path = match &self.source {
-            FileSource::Path(path) => path.display().to_string(),
+            FileSource::Path(path) | FileSource::RealPath(path) => path.display().to_string(),
             FileSource::Open(_) => "<open file>".to_owned(),
         };
         write!(f, "FileSegment{{file={path}, offset={}, length={}}}", self.offset, self.length)
@@ -104,16 +110,40 @@ fn open(path: &Path) -> io::Result<File> {
     File::options().read(true).custom_flags(rustix::fs::OFlags::NONBLOCK.bits() as i32).open(path)
 }
 
+/// Opens a file for reading; fails if a part of its path is a symbolic link.
+///
+/// # Errors
+/// The file cannot be opened; the text of a symbolic link is that of the system.
+pub fn open_real_path(path: &Path) -> io::Result<File> {
+    #[cfg(target_os = "linux")]
+    match open_resolved(path, rustix::fs::ResolveFlags::NO_SYMLINKS) {
+        // An old kernel, or a sandbox that does not know the system call.
+        Err(rustix::io::Errno::NOSYS | rustix::io::Errno::PERM) => {}
+        opened => return Ok(opened?),
+    }
+    if path.canonicalize()? != path {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the path has a symbolic link"));
+    }
+    open(path)
+}
+
+#[cfg(target_os = "linux")]
+fn open_resolved(path: &Path, resolve: rustix::fs::ResolveFlags) -> rustix::io::Result<File> {
+    use rustix::fs::{CWD, Mode, OFlags, openat2};
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    openat2(CWD, path, flags, Mode::empty(), resolve).map(File::from)
+}
+
 /// Opens a file if the kernel has all directories of its path in its cache.
 #[cfg(target_os = "linux")]
-fn open_cached(path: &Path) -> Option<File> {
-    use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    openat2(CWD, path, flags, Mode::empty(), ResolveFlags::CACHED).ok().map(File::from)
+fn open_cached(path: &Path, is_real: bool) -> Option<File> {
+    use rustix::fs::ResolveFlags;
+    let links = if is_real { ResolveFlags::NO_SYMLINKS } else { ResolveFlags::empty() };
+    open_resolved(path, ResolveFlags::CACHED | links).ok()
 }
 
 #[cfg(not(target_os = "linux"))]
-fn open_cached(_: &Path) -> Option<File> {
+fn open_cached(_: &Path, _: bool) -> Option<File> {
     None
 }
 

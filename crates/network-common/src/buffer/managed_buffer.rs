@@ -4,7 +4,7 @@ use std::fmt;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -61,6 +61,15 @@ impl ManagedBuffer {
     #[must_use]
     pub fn file(path: impl Into<PathBuf>, range: Range<u64>) -> Self {
         Self::segment(FileSource::Path(path.into().into()), range)
+    }
+
+    /// Returns a buffer of the bytes `range` of the file at a path without symbolic links.
+    ///
+    /// If a part of the path is one when the buffer is sent, sending fails. So a path that was
+    /// checked to be in a directory is still in it, although others can write to the directory.
+    #[must_use]
+    pub fn real_file(path: impl Into<Arc<Path>>, range: Range<u64>) -> Self {
+        Self::segment(FileSource::RealPath(path.into()), range)
     }
 
     /// Returns a buffer of the bytes `range` of an open file.

@@ -6,6 +6,7 @@ mod pool;
 mod small_body;
 
 pub(crate) use file_segment::FileSegment;
+pub use file_segment::open_real_path;
 pub(crate) use managed_buffer::Content;
 pub use managed_buffer::ManagedBuffer;
 pub(crate) use pool::BufferPool;

@@ -188,11 +188,8 @@ fn read_code<T>(
     find: fn(i8) -> Option<T>,
 ) -> Result<T, ProtocolError> {
     let code = reader.byte(field)?;
-    find(code).ok_or(ProtocolError::BadLength {
-        field,
-        length: i32::from(code),
-        available: reader.remaining(),
-    })
+    let (length, available) = (i32::from(code), reader.remaining());
+    find(code).ok_or(ProtocolError::BadLength { field, length, available })
 }
 
 fn bad_length(field: &'static str, length: usize, available: usize) -> ProtocolError {

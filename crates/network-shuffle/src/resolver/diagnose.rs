@@ -1,12 +1,11 @@
 //! Finds out why a block is corrupt (Spark's `ShuffleChecksumHelper.diagnoseCorruption`).
 
-use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
 
-use super::index_file::{open_file, open_index, shuffle_file};
+use super::block_path::BlockPath;
+use super::index_file::{open_index, shuffle_file};
 use crate::protocol::{CorruptionCause, ExecutorShuffleInfo};
 
 /// The number of bytes that are read at once.
@@ -98,20 +97,20 @@ fn checksums(
     let range = index
         .range(block.reduce_id..block.reduce_id.saturating_add(1))
         .map_err(|error| error.to_string())?;
-    let data = index.data.as_deref().ok_or("there is no data file")?;
+    let data = index.data.as_ref().ok_or("there is no data file")?;
     let on_disk = calculate(data, range, checksum).map_err(|error| error.to_string())?;
     Ok((written, on_disk))
 }
 
-fn read_checksum(path: &Path, reduce_id: i32) -> io::Result<i64> {
+fn read_checksum(path: &BlockPath, reduce_id: i32) -> io::Result<i64> {
     let position = u64::try_from(reduce_id).map_err(io::Error::other)? * CHECKSUM_LEN;
     let mut bytes = [0; CHECKSUM_LEN as usize];
-    open_file(path)?.read_exact_at(&mut bytes, position)?;
+    path.open()?.read_exact_at(&mut bytes, position)?;
     Ok(i64::from_be_bytes(bytes))
 }
 
-fn calculate(path: &Path, range: Range<u64>, mut checksum: Checksum) -> io::Result<i64> {
-    let mut file: File = open_file(path)?;
+fn calculate(path: &BlockPath, range: Range<u64>, mut checksum: Checksum) -> io::Result<i64> {
+    let mut file = path.open()?;
     file.seek(SeekFrom::Start(range.start))?;
     let mut left = range.end - range.start;
     let mut buffer = vec![0; BUFFER_LEN];

@@ -1,13 +1,12 @@
 //! [`ShuffleIndex`], the offsets of the blocks of one map output.
 
-use std::fs::File;
 use std::io::{self, Read};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use super::paths::{file_path, verified_path};
+use super::block_path::BlockPath;
+use super::paths::file_path;
 use crate::protocol::ExecutorShuffleInfo;
 use crate::request_error::RequestError;
 
@@ -18,7 +17,7 @@ const OFFSET_LEN: u64 = 8;
 #[derive(Debug)]
 pub(super) struct ShuffleIndex {
     /// The data file; `None` if it does not exist, because all blocks are empty.
-    pub(super) data: Option<Arc<Path>>,
+    pub(super) data: Option<BlockPath>,
     offsets: Offsets,
 }
 
@@ -27,7 +26,7 @@ enum Offsets {
     /// The content of the index file.
     Loaded(Box<[u8]>),
     /// The index file is too large for the cache, so that single offsets are read.
-    File { path: PathBuf, len: u64 },
+    File { path: BlockPath, len: u64 },
 }
 
 impl ShuffleIndex {
@@ -48,7 +47,7 @@ impl ShuffleIndex {
             .map_err(|error| open_error(&index_path, &error))?;
         let (data_path, verified_data) = file("data")?;
         let data = match verified_data {
-            Ok(verified) => Some(verified.into()),
+            Ok(verified) => Some(verified),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(open_error(&data_path, &error)),
         };
@@ -59,7 +58,7 @@ impl ShuffleIndex {
     pub(super) fn cached_len(&self) -> Option<u64> {
         match (&self.offsets, &self.data) {
             (Offsets::Loaded(bytes), Some(data)) => {
-                Some(bytes.len() as u64 + data.as_os_str().len() as u64)
+                Some(bytes.len() as u64 + data.as_path().as_os_str().len() as u64)
             }
             _ => None,
         }
@@ -111,9 +110,10 @@ impl ShuffleIndex {
                 let start = position as usize;
                 bytes.copy_from_slice(&content[start..start + OFFSET_LEN as usize]);
             }
-            Offsets::File { path, .. } => open_file(path)
+            Offsets::File { path, .. } => path
+                .open()
                 .and_then(|file| file.read_exact_at(&mut bytes, position))
-                .map_err(|error| open_error(path, &error))?,
+                .map_err(|error| open_error(path.as_path(), &error))?,
         }
         Ok(i64::from_be_bytes(bytes))
     }
@@ -136,35 +136,23 @@ pub(super) fn shuffle_file(
     map_id: i64,
     extension: &str,
     verify_paths: bool,
-) -> Result<(PathBuf, io::Result<PathBuf>), RequestError> {
+) -> Result<(PathBuf, io::Result<BlockPath>), RequestError> {
     let name = format!("shuffle_{shuffle_id}_{map_id}_0.{extension}");
     let path = file_path(info, &name).ok_or_else(invalid_registration)?;
-    let verified = if verify_paths { verified_path(info, &path) } else { Ok(path.clone()) };
+    let verified = BlockPath::new(info, &path, verify_paths);
     Ok((path, verified))
 }
 
-fn read_offsets(path: &Path, max_len: u64) -> io::Result<Offsets> {
-    let file = open_file(path)?;
+fn read_offsets(path: &BlockPath, max_len: u64) -> io::Result<Offsets> {
+    let file = path.open()?;
     let len = file.metadata()?.len();
     if len > max_len {
-        return Ok(Offsets::File { path: path.to_owned(), len });
+        return Ok(Offsets::File { path: path.clone(), len });
     }
     let mut content = Vec::with_capacity(len as usize);
     // A file that grows meanwhile is read up to the length that was checked.
     file.take(len).read_to_end(&mut content)?;
     Ok(Offsets::Loaded(content.into()))
-}
-
-/// Opens a regular file for reading.
-pub(super) fn open_file(path: &Path) -> io::Result<File> {
-    use std::os::unix::fs::OpenOptionsExt;
-    // NONBLOCK: a named pipe fails in the check instead of blocking a thread here.
-    let flags = rustix::fs::OFlags::NONBLOCK.bits() as i32;
-    let file = File::options().read(true).custom_flags(flags).open(path)?;
-    if !file.metadata()?.is_file() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "this is not a regular file"));
-    }
-    Ok(file)
 }
 
 /// Returns the error for a file that cannot be used, with Spark's text.

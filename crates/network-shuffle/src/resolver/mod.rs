@@ -1,5 +1,6 @@
 //! [`BlockResolver`]: finds the files of blocks on the disk.
 
+mod block_path;
 mod cleaner;
 mod diagnose;
 mod index_cache;
@@ -11,11 +12,12 @@ use std::sync::Arc;
 use bytes::Bytes;
 use network_common::ManagedBuffer;
 
+use self::block_path::BlockPath;
 pub(crate) use self::cleaner::{DirectoryCleaner, KeptFiles};
 pub(crate) use self::diagnose::CorruptBlock;
 use self::index_cache::IndexCache;
-use self::index_file::{invalid_registration, open_file};
-use self::paths::{file_path, is_plain_name, verified_dir, verified_path};
+use self::index_file::invalid_registration;
+use self::paths::{file_path, is_plain_name, verified_dir};
 use crate::conf::ShuffleServiceConf;
 use crate::metrics::ServiceMetrics;
 use crate::protocol::{BlockId, CorruptionCause, ExecutorShuffleInfo, StringList};
@@ -75,7 +77,7 @@ impl BlockResolver {
         };
         match &index.data {
             _ if range.is_empty() => Ok(Some(Bytes::new().into())),
-            Some(data) => Ok(Some(ManagedBuffer::file(&**data, range))),
+            Some(data) => Ok(Some(data.buffer(range))),
             None => Err(RequestError::runtime(format!("the data file of {block} does not exist"))),
         }
     }
@@ -123,10 +125,10 @@ impl BlockResolver {
         let find = move || {
             let info = &executor.info;
             let path = file_path(info, &block.to_string()).ok_or_else(invalid_registration)?;
-            let verified = if verify_paths { verified_path(info, &path) } else { Ok(path) };
-            let opened = verified.and_then(|path| Ok((open_file(&path)?.metadata()?.len(), path)));
+            let opened = BlockPath::new(info, &path, verify_paths)
+                .and_then(|path| Ok((path.open()?.metadata()?.len(), path)));
             match opened {
-                Ok((len, path)) => Ok(Some(ManagedBuffer::file(path, 0..len))),
+                Ok((len, path)) => Ok(Some(path.buffer(0..len))),
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
                 Err(error) => Err(RequestError::runtime(format!("{block}: {error}"))),
             }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use network_common::TransportError;
+use network_common::{BoxError, TransportError};
 
 use crate::registry::StoreError;
 
@@ -28,6 +28,9 @@ pub enum ServiceError {
     /// The address cannot be bound, or the settings of authentication or TLS cannot be used.
     #[error(transparent)]
     Transport(#[from] TransportError),
+    /// The secrets of applications cannot be used; the text of the cause names the setting.
+    #[error("the secrets of applications cannot be used")]
+    Secrets(#[source] BoxError),
     /// The store of registrations cannot be used.
     #[error(transparent)]
     Store(#[from] Arc<StoreError>),

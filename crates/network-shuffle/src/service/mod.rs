@@ -6,6 +6,7 @@ mod pending;
 mod requests;
 mod stream_blocks;
 mod streams;
+mod sweep;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -14,6 +15,7 @@ use std::time::Duration;
 
 use network_common::auth::SecretKeyHolder;
 use network_common::{TransportConf, TransportContext, TransportServer};
+use tokio_util::task::AbortOnDropHandle;
 
 pub use self::error::ServiceError;
 use self::handler::ExternalBlockHandler;
@@ -24,6 +26,7 @@ use crate::conf::ShuffleServiceConf;
 use crate::metrics::{ServiceMetrics, ServiceMetricsSnapshot};
 use crate::registry::ExecutorRegistry;
 use crate::resolver::{BlockResolver, DirectoryCleaner, KeptFiles};
+use crate::secrets::WatchedSecrets;
 
 /// The application id that a server never sends.
 const NO_APP: &str = "shuffle-service";
@@ -59,16 +62,18 @@ pub struct ShuffleService {
     cleaner: DirectoryCleaner,
     fetch_rdd_enabled: bool,
     metrics: Arc<ServiceMetrics>,
+    _sweeper: Option<AbortOnDropHandle<()>>,
 }
 
 impl ShuffleService {
     /// Starts a service that listens on the address of `conf`.
     ///
-    /// `transport` has the settings of connections. With `spark.authenticate`, `secrets` provides
-    /// the secret of each application; an application reads only its own blocks.
+    /// `transport` has the settings of connections. With `spark.authenticate`, the secrets of
+    /// applications are those of `secrets`, or those of `conf` if it is `None`; an application
+    /// reads only its own blocks.
     ///
     /// # Errors
-    /// The address cannot be bound; the settings of authentication or TLS cannot be used; or the
+    /// The address cannot be bound; the secrets cannot be read; the settings of authentication or TLS cannot be used; or the
     /// store of registrations cannot be used and is required.
     pub async fn start(
         conf: &ShuffleServiceConf,
@@ -94,10 +99,17 @@ impl ShuffleService {
         };
         let authenticate = transport.authenticate();
         let mut context = TransportContext::new(transport, handler);
-        if let Some(secrets) = secrets.filter(|_| authenticate) {
+        if authenticate {
+            let secrets = match secrets {
+                Some(secrets) => secrets,
+                None => open_secrets(conf).await?,
+            };
             context = context.with_auth(NO_APP, secrets)?;
         }
         let server = context.create_server((conf.host(), conf.port())).await?;
+        let sweeper = conf.application_timeout().map(|timeout| {
+            AbortOnDropHandle::new(tokio::spawn(sweep::sweep(Arc::clone(&registry), timeout)))
+        });
         Ok(Self {
             server,
             context,
@@ -106,6 +118,7 @@ impl ShuffleService {
             cleaner: DirectoryCleaner::start(),
             fetch_rdd_enabled: conf.fetch_rdd_enabled(),
             metrics,
+            _sweeper: sweeper,
         })
     }
 
@@ -118,10 +131,7 @@ impl ShuffleService {
     /// Returns the counters of the service.
     #[must_use]
     pub fn metrics(&self) -> ServiceMetricsSnapshot {
-        let mut values = self.metrics.snapshot();
-        values.registered_executors = self.registry.executor_count();
-        values.index_cache_bytes = self.resolver.index_cache_bytes();
-        values
+        snapshot(&self.metrics, &self.registry, &self.resolver)
     }
 
     /// Returns the counters of the connections.
@@ -165,16 +175,51 @@ impl ShuffleService {
 
     /// Stops listening, waits for active requests, and closes the connections.
     ///
-    /// Connections with requests that are still active after `timeout` are closed at once; returns
-    /// how many these are.
+    /// Connections with requests that are still active after `timeout` are closed at once.
     ///
     /// # Cancel safety
     /// Dropping the future closes all connections at once.
-    pub async fn close(self, timeout: Duration) -> usize {
-        let closed_early = self.server.close(timeout).await;
-        self.registry.close().await;
-        closed_early
+    pub async fn close(self, timeout: Duration) -> ShutdownReport {
+        let Self { server, registry, resolver, metrics, .. } = self;
+        let closed_early = server.close(timeout).await;
+        registry.close().await;
+        ShutdownReport { closed_early, metrics: snapshot(&metrics, &registry, &resolver) }
     }
+}
+
+/// What a service did until it was closed.
+///
+/// ```
+/// use network_shuffle::ShutdownReport;
+///
+/// fn is_clean(report: &ShutdownReport) -> bool {
+///     report.closed_early == 0
+/// }
+/// ```
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct ShutdownReport {
+    /// The number of connections that were closed with active requests.
+    pub closed_early: usize,
+    /// The last values of the counters.
+    pub metrics: ServiceMetricsSnapshot,
+}
+
+fn snapshot(
+    metrics: &ServiceMetrics,
+    registry: &ExecutorRegistry,
+    resolver: &BlockResolver,
+) -> ServiceMetricsSnapshot {
+    let mut values = metrics.snapshot();
+    values.registered_executors = registry.executor_count();
+    values.index_cache_bytes = resolver.index_cache_bytes();
+    values
+}
+
+async fn open_secrets(conf: &ShuffleServiceConf) -> Result<Arc<dyn SecretKeyHolder>, ServiceError> {
+    let source = conf.secret_source().map_err(|text| ServiceError::Secrets(text.into()))?;
+    let secrets = WatchedSecrets::open(source).await;
+    Ok(Arc::new(secrets.map_err(|error| ServiceError::Secrets(error.into()))?))
 }
 
 async fn open_registry(

@@ -1,6 +1,7 @@
 //! The program `shuffle-service`: Spark's external shuffle service.
 
 mod arguments;
+mod modes;
 mod run;
 
 use std::process::ExitCode;
