@@ -11,18 +11,17 @@ import java.util.List;
 import java.util.Set;
 import java.util.concurrent.TimeoutException;
 import java.util.concurrent.atomic.AtomicLong;
+import java.util.function.BooleanSupplier;
 
 import org.apache.spark.HashPartitioner;
 import org.apache.spark.SparkConf;
 import org.apache.spark.SparkEnv;
 import org.apache.spark.TaskContext;
 import org.apache.spark.api.java.JavaPairRDD;
-import org.apache.spark.api.java.JavaRDD;
 import org.apache.spark.api.java.JavaSparkContext;
 import org.apache.spark.executor.ShuffleReadMetrics;
 import org.apache.spark.scheduler.SparkListener;
 import org.apache.spark.scheduler.SparkListenerTaskEnd;
-import org.apache.spark.storage.StorageLevel;
 
 import scala.Tuple2;
 
@@ -35,7 +34,6 @@ import scala.Tuple2;
  *   <li>action: reads the whole shuffle, and checks each record
  *   <li>kill: kills all executors, and waits for new ones
  *   <li>idle: waits until all executors have ended, which needs dynamic allocation
- *   <li>persist: stores a cached partition on the disk of each executor; later actions read it
  *   <li>pause: prints PAUSED, and waits for a line
  * </ul>
  *
@@ -52,8 +50,6 @@ public final class ShuffleJob {
   private final JavaSparkContext context;
   private final Sums sums = new Sums();
   private final JavaPairRDD<Integer, byte[]> shuffled;
-  private final JavaRDD<Integer> cached;
-  private boolean isPersisted;
 
   private ShuffleJob(SparkConf conf) {
     context = new JavaSparkContext(conf);
@@ -67,7 +63,6 @@ public final class ShuffleJob {
             .parallelize(maps, MAPS)
             .flatMapToPair(map -> new Records(map))
             .partitionBy(new HashPartitioner(REDUCES));
-    cached = context.parallelize(maps, MAPS).map(ShuffleJob::slowly);
   }
 
   public static void main(String[] arguments) throws Exception {
@@ -112,12 +107,7 @@ public final class ShuffleJob {
           kill();
           break;
         case "idle":
-          awaitExecutors(0);
-          break;
-        case "persist":
-          cached.persist(StorageLevel.DISK_ONLY());
-          check(cached.count() == MAPS, "wrong number of cached records");
-          isPersisted = true;
+          await(() -> executors().isEmpty());
           break;
         case "pause":
           System.out.println("PAUSED");
@@ -147,10 +137,6 @@ public final class ShuffleJob {
     }
     check(records == (long) MAPS * RECORDS_PER_MAP, "wrong number of records: " + records);
     check(sum == expected, "wrong sum of keys: " + sum + " instead of " + expected);
-    if (isPersisted) {
-      List<Integer> values = cached.collect();
-      check(values.size() == MAPS, "wrong number of cached records");
-    }
     context.sc().listenerBus().waitUntilEmpty();
     System.out.println("ACTION " + sums);
   }
@@ -169,29 +155,32 @@ public final class ShuffleJob {
                   })
               .collect());
     }
+    Set<String> killed = executors();
     for (long pid : pids) {
       ProcessHandle.of(pid).ifPresent(ProcessHandle::destroyForcibly);
     }
-    awaitExecutors(0);
-    awaitExecutors(EXECUTORS);
+    await(
+        () -> {
+          Set<String> executors = executors();
+          return executors.size() >= EXECUTORS && executors.stream().noneMatch(killed::contains);
+        });
   }
 
-  private void awaitExecutors(int count) throws InterruptedException {
+  private Set<String> executors() {
+    Set<String> executors = new HashSet<>();
+    scala.collection.Iterator<String> ids = context.sc().getExecutorIds().iterator();
+    while (ids.hasNext()) {
+      executors.add(ids.next());
+    }
+    return executors;
+  }
+
+  private void await(BooleanSupplier condition) throws InterruptedException {
     long deadline = System.currentTimeMillis() + EXECUTORS_TIMEOUT_MS;
-    boolean isReached = false;
-    while (!isReached) {
-      // The driver is in the list, too.
-      int executors = context.sc().statusTracker().getExecutorInfos().length - 1;
-      isReached = count == 0 ? executors < EXECUTORS : executors >= count;
-      check(System.currentTimeMillis() < deadline, "there are " + executors + " executors");
+    while (!condition.getAsBoolean()) {
+      check(System.currentTimeMillis() < deadline, "the executors are " + executors());
       Thread.sleep(50);
     }
-  }
-
-  private static Integer slowly(Integer value) throws InterruptedException {
-    // Both executors get tasks.
-    Thread.sleep(100);
-    return value;
   }
 
   private static void check(boolean isRight, String message) {

@@ -1,21 +1,22 @@
 //! `cargo xtask interop --jobs`: real Spark jobs that read their shuffle from `shuffle-service`.
 
-use std::fs;
-use std::path::{Path, PathBuf};
-
 use anyhow::{Result, bail, ensure};
 use clap::ValueEnum;
 
 use super::cache::Cache;
-use super::java::{JavaPeer, Jdk};
-use super::jobs_cluster::{ActionMetrics, Cluster, Event, RunningJob};
-use super::jobs_service::{RunningService, ServiceProgram, ServiceReport};
+use super::java::Jdk;
+use super::jobs_cluster::ActionMetrics;
+use super::jobs_run::Environment;
+use super::jobs_service::{ServiceProgram, ServiceReport};
 use super::pair::Tally;
 use super::release::Release;
 use super::spark;
+use super::tls::Keys;
 
-/// The log lines of each process that are printed after a failure.
-const LOG_LINES: usize = 60;
+/// The secrets of the first and second application.
+pub(super) const SECRETS: [&str; 2] = [super::SECRET, "another secret"];
+
+const AUTHENTICATE: &str = "spark.authenticate=true";
 
 /// The number of blocks that an action of `ShuffleJob` reads: 8 maps by 8 reduces.
 const BLOCKS: u64 = 64;
@@ -35,43 +36,57 @@ pub(crate) enum Job {
     Disk,
     /// As kill, and executors ask for local directories and read the files themselves
     Hostlocal,
-    /// Executors end when they are idle, and new ones read their blocks and cached partitions
+    /// With dynamic allocation, executors end when they are idle, and new ones read their blocks
     Dynamic,
     /// As kill, and the data files are damaged between the actions
     Corrupt,
+    /// As kill, with SASL DIGEST-MD5 and a secret of the application
+    Sasl,
+    /// As sasl, with encryption
+    SaslEncrypted,
+    /// As kill, with version 1 of the auth engine and AES-CTR
+    AuthCtr,
+    /// As kill, with version 2 of the auth engine and AES-GCM; since Spark 4.1
+    AuthGcm,
+    /// As kill, with TLS; since Spark 4.0
+    Tls,
+    /// As kill, with TLS, authentication and AES-CTR; since Spark 4.0
+    TlsAuth,
+    /// The service has another secret than the job, so no executor can register
+    WrongSecret,
+    /// Two jobs with different secrets at once
+    TwoApps,
 }
 
 /// How one job runs.
-struct Plan {
+pub(super) struct Plan {
     /// The steps of `ShuffleJob`.
-    steps: &'static str,
+    pub(super) steps: &'static str,
     /// Settings of the job.
-    job: Vec<String>,
-    /// Options of the service.
-    service: Vec<String>,
+    pub(super) job: Vec<String>,
+    /// Settings of the service.
+    pub(super) service: Vec<String>,
 }
 
-/// What a job and its services reported.
-struct Outcome {
-    actions: Vec<ActionMetrics>,
-    failures: Vec<String>,
-    report: ServiceReport,
+impl Plan {
+    pub(super) fn authenticates(&self) -> bool {
+        self.service.iter().any(|setting| setting == AUTHENTICATE)
+    }
 }
 
-/// What all jobs of one release share.
-#[allow(dead_code)]
-struct Environment<'a> {
-    release: Release,
-    cache: &'a Cache,
-    java: JavaPeer,
-    jars: PathBuf,
-    program: &'a ServiceProgram,
+/// What the applications of a job and its service reported.
+pub(super) struct Outcome {
+    /// By step, the sum of all applications.
+    pub(super) actions: Vec<ActionMetrics>,
+    /// The reasons of failed tasks.
+    pub(super) failures: Vec<String>,
+    pub(super) report: ServiceReport,
 }
 
 /// Runs the jobs on each release, and counts each as one case.
 pub(super) fn run(jobs: &[Job], releases: &[Release], tally: &mut Tally) -> Result<()> {
     let (jdk, cache) = (Jdk::find()?, Cache::open()?);
-    let program = ServiceProgram::build()?;
+    let (program, keys) = (ServiceProgram::build()?, Keys::generate(&cache)?);
     for &release in releases {
         let prepared = spark::every_jar(&cache, release)
             .and_then(|jars| Ok((jdk.job(&cache, release, &jars)?, jars)));
@@ -83,11 +98,15 @@ pub(super) fn run(jobs: &[Job], releases: &[Release], tally: &mut Tally) -> Resu
                 continue;
             }
         };
-        let environment = Environment { release, cache: &cache, java, jars, program: &program };
+        let environment = Environment { cache: &cache, java, jars, program: &program, keys: &keys };
         for &job in jobs {
             let label = format!("{release} job {}", job.name());
+            if !job.is_supported_by(release) {
+                println!("{label}: skipped: this release does not support it");
+                continue;
+            }
             match environment.run(job, &label) {
-                Ok(()) => tally.pass(&label, "the job read its shuffle from the service"),
+                Ok(()) => tally.pass(&label, job.success()),
                 Err(error) => tally.fail(&label, &format!("{error:#}")),
             }
         }
@@ -100,12 +119,25 @@ impl Job {
         self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
     }
 
-    fn plan(self) -> Plan {
+    /// Returns what a passed job has shown.
+    fn success(self) -> &'static str {
+        match self {
+            Self::WrongSecret => "no executor could register",
+            _ => "the job read its shuffle from the service",
+        }
+    }
+
+    /// Returns the number of applications that run at once.
+    pub(super) fn applications(self) -> usize {
+        if self == Self::TwoApps { 2 } else { 1 }
+    }
+
+    pub(super) fn plan(self, keys: &Keys) -> Plan {
         let steps = match self {
             Self::Plain => "action,action",
-            Self::Kill | Self::Oldfetch | Self::Disk | Self::Hostlocal => "action,kill,action",
             Self::Restart | Self::Corrupt => "action,kill,pause,action",
-            Self::Dynamic => "persist,action,idle,action",
+            Self::Dynamic => "action,idle,action",
+            _ => "action,kill,action",
         };
         let job: &[&str] = match self {
             Self::Oldfetch => &["spark.shuffle.useOldFetchProtocol=true"],
@@ -115,21 +147,47 @@ impl Job {
                 "spark.dynamicAllocation.enabled=true",
                 "spark.dynamicAllocation.initialExecutors=2",
                 "spark.dynamicAllocation.executorIdleTimeout=3s",
-                "spark.dynamicAllocation.cachedExecutorIdleTimeout=3s",
-                "spark.shuffle.service.fetch.rdd.enabled=true",
             ],
             _ => &[],
         };
-        let service: &[&str] = match self {
-            Self::Dynamic => &["--conf", "spark.shuffle.service.fetch.rdd.enabled=true"],
-            _ => &[],
-        };
-        let owned = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
-        Plan { steps, job: owned(job), service: owned(service) }
+        let mut job: Vec<String> = job.iter().map(|word| (*word).to_owned()).collect();
+        let security = self.security(keys);
+        job.extend_from_slice(&security);
+        Plan { steps, job, service: security }
+    }
+
+    /// Returns the settings of both sides that protect their connections.
+    fn security(self, keys: &Keys) -> Vec<String> {
+        let authenticate = AUTHENTICATE.to_owned();
+        let crypto = "spark.network.crypto.enabled=true".to_owned();
+        match self {
+            Self::Sasl | Self::WrongSecret => vec![authenticate],
+            Self::SaslEncrypted => {
+                vec![authenticate, "spark.authenticate.enableSaslEncryption=true".to_owned()]
+            }
+            Self::AuthCtr | Self::TwoApps => vec![authenticate, crypto],
+            Self::AuthGcm => vec![
+                authenticate,
+                crypto,
+                "spark.network.crypto.authEngineVersion=2".to_owned(),
+                "spark.network.crypto.cipher=AES/GCM/NoPadding".to_owned(),
+            ],
+            Self::Tls => keys.stores(),
+            Self::TlsAuth => keys.stores().into_iter().chain([authenticate, crypto]).collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    fn is_supported_by(self, release: Release) -> bool {
+        match self {
+            Self::AuthGcm => release.is_at_least(4, 1),
+            Self::Tls | Self::TlsAuth => release.is_at_least(4, 0),
+            _ => true,
+        }
     }
 
     /// Checks where the blocks came from.
-    fn check(self, outcome: &Outcome) -> Result<()> {
+    pub(super) fn check(self, outcome: &Outcome) -> Result<()> {
         let Outcome { actions, failures, report } = outcome;
         let [first, last] = actions[..] else {
             bail!("the job ran {} actions instead of 2", actions.len());
@@ -144,6 +202,7 @@ impl Job {
             return Ok(());
         }
         ensure!(failures.is_empty(), "tasks failed: {}", failures.join(" | "));
+        // A handshake before the service has read the secret fails without a request.
         check_equal("failed requests", report.value("failedRequests")?, 0)?;
         check_equal("failed chunks", report.value("failedChunks")?, 0)?;
         if self == Self::Hostlocal {
@@ -155,15 +214,14 @@ impl Job {
         let counted = if self == Self::Restart { ActionMetrics::default() } else { first };
         let blocks = report.value("blockTransferRate")?;
         let bytes = report.value("blockTransferRateBytes")?;
-        if self == Self::Dynamic {
-            ensure!(blocks > first.remote_blocks + last.remote_blocks, "no RDD block was fetched");
-        } else {
-            check_equal("blocks", blocks, counted.remote_blocks + last.remote_blocks)?;
-            check_equal("bytes", bytes, counted.remote_bytes + last.remote_bytes)?;
-        }
+        check_equal("blocks", blocks, counted.remote_blocks + last.remote_blocks)?;
+        check_equal("bytes", bytes, counted.remote_bytes + last.remote_bytes)?;
         match self {
             Self::Plain => ensure!(last.remote_blocks > 0, "no block came over the network"),
-            _ => check_equal("remote blocks", last.remote_blocks, BLOCKS)?,
+            _ => {
+                let expected = BLOCKS * self.applications() as u64;
+                check_equal("remote blocks", last.remote_blocks, expected)?;
+            }
         }
         match self {
             Self::Oldfetch => {
@@ -182,86 +240,4 @@ impl Job {
 fn check_equal(name: &str, reported: u64, expected: u64) -> Result<()> {
     ensure!(reported == expected, "the number of {name} is {reported} instead of {expected}");
     Ok(())
-}
-
-impl Environment<'_> {
-    fn run(&self, job: Job, label: &str) -> Result<()> {
-        let cluster = Cluster::create(self.cache, &self.java, &self.jars)?;
-        let plan = job.plan();
-        let db = cluster.create_directory("db")?;
-        let mut options =
-            vec!["--conf".to_owned(), format!("spark.shuffle.service.db.dir={}", db.display())];
-        options.extend(plan.service);
-        let mut service = self.program.start(0, &options)?;
-        let mut running = cluster.start_job(plan.steps, service.port, None, &plan.job)?;
-        let on_pause = |service: &mut RunningService| match job {
-            Job::Restart => {
-                service.kill()?;
-                *service = self.program.start(service.port, &options)?;
-                Ok(())
-            }
-            Job::Corrupt => damage_files(&cluster.local_dir()),
-            _ => bail!("the job {} has no pause", job.name()),
-        };
-        let result = follow(&mut running, &mut service, label, on_pause);
-        if result.is_err() {
-            print_log(label, "job", &running.log());
-            print_log(label, "service", &service.log());
-        }
-        let (actions, failures) = result?;
-        let report = service.stop()?;
-        job.check(&Outcome { actions, failures, report })
-    }
-}
-
-/// Follows a job until it has ended; returns its actions and the reasons of failed tasks.
-fn follow(
-    running: &mut RunningJob,
-    service: &mut RunningService,
-    label: &str,
-    on_pause: impl Fn(&mut RunningService) -> Result<()>,
-) -> Result<(Vec<ActionMetrics>, Vec<String>)> {
-    let (mut actions, mut failures) = (Vec::new(), Vec::new());
-    loop {
-        match running.next_event(label)? {
-            Event::App(_) => {}
-            Event::Action(metrics) => actions.push(metrics),
-            Event::Failure(reason) => failures.push(reason),
-            Event::Paused => {
-                on_pause(service)?;
-                running.resume()?;
-            }
-            Event::Done => break,
-        }
-    }
-    running.finish()?;
-    Ok((actions, failures))
-}
-
-/// Changes bytes in the middle of each shuffle data file below `directory`.
-fn damage_files(directory: &Path) -> Result<()> {
-    let mut damaged = 0;
-    let mut directories = vec![directory.to_owned()];
-    while let Some(directory) = directories.pop() {
-        for entry in fs::read_dir(&directory)? {
-            let path = entry?.path();
-            if path.is_dir() {
-                directories.push(path);
-            } else if path.extension() == Some("data".as_ref()) {
-                let mut content = fs::read(&path)?;
-                let middle = content.len() / 2;
-                content[middle..middle + 100].iter_mut().for_each(|byte| *byte = !*byte);
-                fs::write(&path, content)?;
-                damaged += 1;
-            }
-        }
-    }
-    ensure!(damaged > 0, "there are no data files in {}", directory.display());
-    Ok(())
-}
-
-fn print_log(label: &str, process: &str, lines: &[String]) {
-    for line in &lines[lines.len().saturating_sub(LOG_LINES)..] {
-        println!("{label}: {process} log: {line}");
-    }
 }

@@ -49,6 +49,17 @@ pub(crate) enum Event {
     Done,
 }
 
+impl ActionMetrics {
+    /// Adds the metrics of another application.
+    pub(crate) fn add(&mut self, other: Self) {
+        self.remote_blocks += other.remote_blocks;
+        self.remote_bytes += other.remote_bytes;
+        self.remote_bytes_to_disk += other.remote_bytes_to_disk;
+        self.local_blocks += other.local_blocks;
+        self.failed_tasks += other.failed_tasks;
+    }
+}
+
 impl<'a> Cluster<'a> {
     /// Creates the directories; `jars` has all jars of the release.
     pub(crate) fn create(cache: &Cache, java: &'a JavaPeer, jars: &Path) -> Result<Self> {

@@ -38,7 +38,7 @@ impl ServiceProgram {
     }
 
     /// Starts a service on `port`, or a free port if it is 0, and waits until it listens.
-    pub(crate) fn start(&self, port: u16, options: &[String]) -> Result<RunningService> {
+    pub(crate) fn start(&self, port: u16, settings: &[String]) -> Result<RunningService> {
         let mut command = Command::new(&self.path);
         command
             // The settings of this machine must not change the result.
@@ -47,7 +47,7 @@ impl ServiceProgram {
             .args(["--log-level", "debug"])
             .args(["--conf", "spark.shuffle.service.host=127.0.0.1"])
             .args(["--conf", &format!("spark.shuffle.service.port={port}")])
-            .args(options);
+            .args(settings.iter().flat_map(|setting| ["--conf", setting]));
         let process = Process::start(PROGRAM, &mut command)?;
         let deadline = Instant::now() + START_TIMEOUT;
         while let Some(line) = process.read_line(deadline)? {

@@ -8,6 +8,7 @@ pub(crate) mod cache;
 pub(crate) mod java;
 mod jobs;
 mod jobs_cluster;
+mod jobs_run;
 mod jobs_service;
 mod pair;
 pub(crate) mod release;
