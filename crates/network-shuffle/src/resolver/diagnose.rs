@@ -68,9 +68,9 @@ pub(super) fn diagnose(
         return CorruptionCause::UnsupportedChecksumAlgorithm;
     };
     match checksums(info, block, verify_paths, checksum) {
-        Ok((written, _)) if written == block.checksum => CorruptionCause::ChecksumVerifyPass,
         Ok((written, on_disk)) if written != on_disk => CorruptionCause::DiskIssue,
-        Ok(_) => CorruptionCause::NetworkIssue,
+        Ok((written, _)) if written != block.checksum => CorruptionCause::NetworkIssue,
+        Ok(_) => CorruptionCause::ChecksumVerifyPass,
         Err(error) => {
             tracing::debug!(error, "a corrupt block cannot be diagnosed");
             CorruptionCause::UnknownIssue
