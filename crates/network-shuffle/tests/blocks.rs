@@ -1,4 +1,5 @@
 //! Blocks of registered executors are served as in Spark's `ExternalShuffleIntegrationSuite`.
+#![allow(clippy::unwrap_used, reason = "a failure ends the test")]
 
 mod support;
 

@@ -1,4 +1,5 @@
 //! The program `shuffle-service`: its output, its errors, and its end at any moment.
+#![allow(clippy::unwrap_used, reason = "a failure ends the test")]
 
 mod support;
 

@@ -1,5 +1,6 @@
 //! The messages have the bytes of Spark's `BlockTransferMessage`; see also the suite
 //! `BlockTransferMessagesSuite`.
+#![allow(clippy::unwrap_used, reason = "a failure ends the test")]
 
 use bytes::Bytes;
 use network_common::protocol::ProtocolError;

@@ -1,4 +1,5 @@
 //! Registrations of executors: the store, the checks, and the end of executors.
+#![allow(clippy::unwrap_used, reason = "a failure ends the test")]
 
 mod support;
 

@@ -1,4 +1,5 @@
 //! Authentication: an application reads and changes only what is its own.
+#![allow(clippy::unwrap_used, reason = "a failure ends the test")]
 
 mod support;
 

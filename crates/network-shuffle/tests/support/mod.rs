@@ -1,5 +1,6 @@
 //! A service, an executor's files, and a client, for tests.
 #![allow(dead_code, reason = "each test file uses a part of this")]
+#![allow(clippy::unwrap_used, reason = "a failure ends the test")]
 
 use std::fs;
 use std::path::{Path, PathBuf};
