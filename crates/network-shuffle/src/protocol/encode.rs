@@ -3,6 +3,7 @@
 use bytes::{BufMut, Bytes};
 use network_common::protocol::{put_bitmap_array, put_byte_array, put_string};
 
+use super::lists::{array_len, put_int_array};
 use super::{BlockTransferMessage, ExecutorShuffleInfo};
 
 impl BlockTransferMessage {
@@ -183,16 +184,7 @@ fn put_list(len: usize, encoded: &Bytes, out: &mut Vec<u8>) {
     out.put_slice(encoded);
 }
 
-pub(super) fn put_int_array(ints: &[i32], out: &mut Vec<u8>) {
-    out.put_i32(array_len(ints.len()));
-    ints.iter().for_each(|int| out.put_i32(*int));
-}
-
 fn put_long_array(longs: &[i64], out: &mut Vec<u8>) {
     out.put_i32(array_len(longs.len()));
     longs.iter().for_each(|long| out.put_i64(*long));
-}
-
-fn array_len(len: usize) -> i32 {
-    i32::try_from(len).expect("an array of a message has fewer than 2^31 elements")
 }

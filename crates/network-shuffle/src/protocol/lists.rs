@@ -3,10 +3,8 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use bytes::{Buf, Bytes};
+use bytes::{Buf, BufMut, Bytes};
 use network_common::protocol::{FieldReader, ProtocolError, put_string};
-
-use super::encode::put_int_array;
 
 /// A list of strings, in the encoded form of Spark's `Encoders.StringArrays`.
 ///
@@ -266,4 +264,18 @@ pub(super) fn read_count(
         Ok(count) if count <= available / min_size => Ok(count),
         _ => Err(ProtocolError::BadLength { field, length, available }),
     }
+}
+
+/// Writes a count and that many integers.
+pub(super) fn put_int_array(ints: &[i32], out: &mut Vec<u8>) {
+    out.put_i32(array_len(ints.len()));
+    ints.iter().for_each(|int| out.put_i32(*int));
+}
+
+/// Returns the number of elements as it is written in front of them.
+///
+/// # Panics
+/// If there are 2^31 elements or more.
+pub(super) fn array_len(len: usize) -> i32 {
+    i32::try_from(len).expect("an array of a message has fewer than 2^31 elements")
 }

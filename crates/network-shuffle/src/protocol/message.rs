@@ -117,7 +117,7 @@ pub enum BlockTransferMessage {
     },
 }
 
-/// Where an executor stores its blocks (Spark's `ExecutorShuffleInfo`).
+/// The directories of an executor's blocks (Spark's `ExecutorShuffleInfo`).
 ///
 /// ```
 /// use network_shuffle::protocol::ExecutorShuffleInfo;
@@ -152,7 +152,7 @@ impl ExecutorShuffleInfo {
     }
 }
 
-/// Why a block is corrupt (Spark's `Cause`).
+/// The cause of a corrupt block (Spark's `Cause`).
 ///
 /// ```
 /// use network_shuffle::protocol::CorruptionCause;

@@ -57,7 +57,7 @@ pub(super) struct StoredExecutor {
 pub struct StoreError {
     /// The file of the store.
     pub path: PathBuf,
-    /// Whether the content of the file is damaged, so that a new file would help.
+    /// True if the content of the file is damaged, so that a new file would help.
     pub is_damaged: bool,
     /// The cause.
     #[source]

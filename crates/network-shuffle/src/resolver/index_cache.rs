@@ -5,6 +5,7 @@ use std::sync::Arc;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 
+use super::blocking::run_blocking;
 use super::index_file::ShuffleIndex;
 use crate::metrics::{ServiceMetrics, add};
 use crate::registry::RegisteredExecutor;
@@ -71,7 +72,7 @@ impl IndexCache {
             (Arc::clone(executor), self.verify_paths, self.max_len);
         let open =
             move || ShuffleIndex::open(&executor.info, shuffle_id, map_id, verify_paths, max_len);
-        let index = Arc::new(super::run_blocking(open).await?);
+        let index = Arc::new(run_blocking(open).await?);
         if index.cached_len().is_some() {
             // Fails if the entry was removed meanwhile; the index is then read again.
             let _ = placeholder.insert(Arc::clone(&index));

@@ -13,7 +13,7 @@ use crate::request_error::RequestError;
 /// The number of bytes of one offset in an index file.
 const OFFSET_LEN: u64 = 8;
 
-/// One map output on the disk: its data file, and its index file or what was read of it.
+/// One map output on the disk: its data file, and its index in memory or on the disk.
 #[derive(Debug)]
 pub(super) struct ShuffleIndex {
     /// The data file; `None` if it does not exist, because all blocks are empty.

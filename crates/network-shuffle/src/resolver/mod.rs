@@ -1,6 +1,7 @@
 //! [`BlockResolver`]: finds the files of blocks on the disk.
 
 mod block_path;
+mod blocking;
 mod cleaner;
 mod diagnose;
 mod index_cache;
@@ -13,6 +14,7 @@ use bytes::Bytes;
 use network_common::ManagedBuffer;
 
 use self::block_path::BlockPath;
+use self::blocking::run_blocking;
 pub(crate) use self::cleaner::{DirectoryCleaner, KeptFiles};
 pub(crate) use self::diagnose::CorruptBlock;
 use self::index_cache::IndexCache;
@@ -148,15 +150,5 @@ fn remove_file(info: &ExecutorShuffleInfo, name: &str) -> std::io::Result<bool> 
             tracing::debug!(path = %path.display(), %error, "a block cannot be deleted");
             Err(error)
         }
-    }
-}
-
-/// Runs disk I/O on a blocking thread of the runtime.
-async fn run_blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, RequestError> + Send + 'static,
-) -> Result<T, RequestError> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(error) => Err(RequestError::runtime(format!("disk access failed: {error}"))),
     }
 }

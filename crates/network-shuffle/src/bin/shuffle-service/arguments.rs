@@ -22,7 +22,7 @@ pub(crate) struct Arguments {
     /// A setting under Spark's name; can be repeated, replaces the value of the file
     #[arg(long = "conf", value_name = "KEY=VALUE", value_parser = key_and_value)]
     pub(crate) settings: Vec<(String, String)>,
-    /// How long active requests may take after SIGTERM
+    /// The time that active requests have after SIGTERM
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = time)]
     pub(crate) drain_timeout: Duration,
     /// Log lines on stderr: error, warn, info, debug, trace

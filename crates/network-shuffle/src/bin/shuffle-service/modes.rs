@@ -5,7 +5,7 @@ use std::fmt;
 
 use network_common::TransportConf;
 
-/// How connections are protected, in words for the operator.
+/// Describes to the operator how connections are protected.
 pub(crate) struct Modes {
     authentication: String,
     tls: bool,
