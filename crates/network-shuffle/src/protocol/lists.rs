@@ -66,6 +66,7 @@ impl StringList {
     }
 
     /// Removes and returns the first string.
+    #[cfg(feature = "service")]
     pub(crate) fn pop_first(&mut self) -> Option<String> {
         self.len = self.len.checked_sub(1)?;
         let length = self.encoded.get_i32();
@@ -168,6 +169,7 @@ impl IntLists {
     }
 
     /// Returns the length of the lists in order, without allocating their integers.
+    #[cfg(feature = "service")]
     pub(crate) fn lens(&self) -> impl Iterator<Item = usize> {
         let mut rest = self.encoded.clone();
         (0..self.len).map(move |_| {
@@ -183,18 +185,21 @@ impl IntLists {
     }
 
     /// Returns a cursor over the lists and their integers.
+    #[cfg(feature = "service")]
     pub(crate) fn into_cursor(self) -> IntCursor {
         IntCursor { rest: self.encoded, left_in_list: 0 }
     }
 }
 
 /// A position in [`IntLists`].
+#[cfg(feature = "service")]
 #[derive(Debug, Clone)]
 pub(crate) struct IntCursor {
     rest: Bytes,
     left_in_list: i32,
 }
 
+#[cfg(feature = "service")]
 impl IntCursor {
     /// Starts the next list if the current one has no integer left; returns whether it did.
     pub(crate) fn start_list_if_done(&mut self) -> bool {

@@ -20,6 +20,7 @@ mod lists;
 mod message;
 
 pub use block_id::{BlockId, BlockIdError};
+#[cfg(feature = "service")]
 pub(crate) use lists::IntCursor;
 pub use lists::{IntLists, StringList};
 pub use message::{BlockTransferMessage, CorruptionCause, ExecutorShuffleInfo, PushReturnCode};
