@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::address::IntoPeerAddress;
 #[cfg(feature = "auth")]
 use crate::auth::{self, AuthPolicy, SecretKeyHolder};
+use crate::budget::ByteBudget;
 use crate::buffer::BufferPool;
 use crate::client_factory::TransportClientFactory;
 use crate::conf::TransportConf;
@@ -42,6 +43,8 @@ pub struct TransportContext {
     handler: Arc<dyn RpcHandler>,
     metrics: TransportMetrics,
     pool: Arc<BufferPool>,
+    /// `None` is the budget of the process.
+    budget: Option<ByteBudget>,
     close_idle_connections: bool,
     #[cfg(feature = "auth")]
     auth: Option<Arc<AuthPolicy>>,
@@ -72,6 +75,7 @@ impl TransportContext {
             handler,
             metrics,
             pool: Arc::default(),
+            budget: None,
             close_idle_connections: false,
             network: None,
             #[cfg(feature = "auth")]
@@ -133,6 +137,25 @@ impl TransportContext {
     pub fn close_idle_connections(mut self, close: bool) -> Self {
         self.close_idle_connections = close;
         self
+    }
+
+    /// Counts the bytes of this context's connections in `budget` instead of the process's one.
+    #[must_use]
+    pub fn with_byte_budget(mut self, budget: &ByteBudget) -> Self {
+        self.budget = Some(budget.clone());
+        self
+    }
+
+    /// Returns the budget in which the bytes of this context's connections count.
+    #[must_use]
+    pub fn byte_budget(&self) -> ByteBudget {
+        self.budget.clone().unwrap_or_else(|| {
+            let process = ByteBudget::process();
+            if let Some(limit) = self.conf.max_held_bytes() {
+                process.set_limit(limit);
+            }
+            process
+        })
     }
 
     /// Connects servers and clients over `network` instead of sockets; for tests.
@@ -265,6 +288,7 @@ impl TransportContext {
             Arc::clone(&self.conf),
             Arc::clone(metrics),
             Arc::clone(&self.pool),
+            self.byte_budget(),
             self.close_idle_connections,
             self.network.clone(),
         ))

@@ -134,6 +134,7 @@ mod address;
 #[cfg(feature = "auth")]
 pub mod auth;
 mod blocking;
+mod budget;
 mod buffer;
 mod client;
 mod client_factory;
@@ -167,6 +168,7 @@ pub use blocking::{is_simulated, run_blocking};
 pub use buffer::open_real_path;
 
 pub use address::{IntoPeerAddress, PeerAddress};
+pub use budget::{BudgetShare, ByteBudget};
 pub use buffer::ManagedBuffer;
 pub use client::{
     ChunkFuture, ConnectionId, MergedBlockMetaFuture, RequestFuture, RpcFuture, StreamFuture,
@@ -179,7 +181,7 @@ pub use conf::{TlsConf, TlsProtocol};
 pub use context::TransportContext;
 pub use error::{BoxError, ErrorKind, TransportError};
 pub use handler::{
-    MergedBlockMetaCallback, NoOpRpcHandler, OneForOneStreamManager, RpcHandler,
+    MergedBlockMetaCallback, NoOpRpcHandler, OneForOneStreamManager, RefusedRequest, RpcHandler,
     RpcResponseCallback, StreamManager, StreamOptions, TransportClientBootstrap,
     TransportServerBootstrap,
 };

@@ -60,6 +60,9 @@ pub struct SideMetrics {
     pub(crate) sendfile_bytes: AtomicU64,
     pub(crate) copied_file_bytes: AtomicU64,
     pub(crate) direct_body_bytes: AtomicU64,
+    pub(crate) held_bytes: AtomicU64,
+    pub(crate) refused_requests: AtomicU64,
+    pub(crate) closed_for_budget: AtomicU64,
     failures: [AtomicU64; ErrorKind::ALL.len()],
 }
 
@@ -89,6 +92,12 @@ pub struct MetricsSnapshot {
     pub copied_file_bytes: u64,
     /// The number of body bytes that were received or decrypted directly into the body's buffer.
     pub direct_body_bytes: u64,
+    /// The number of bytes that the connections hold of their [`ByteBudget`](crate::ByteBudget).
+    pub held_bytes: u64,
+    /// The number of requests of peers that were refused because of the budget.
+    pub refused_requests: u64,
+    /// The number of connections that were closed because of the budget.
+    pub closed_for_budget: u64,
     /// The number of connections and connection attempts that ended with an error, by kind.
     pub failures: Vec<(ErrorKind, u64)>,
 }
@@ -123,6 +132,9 @@ impl SideMetrics {
             sendfile_bytes: value(&self.sendfile_bytes),
             copied_file_bytes: value(&self.copied_file_bytes),
             direct_body_bytes: value(&self.direct_body_bytes),
+            held_bytes: value(&self.held_bytes),
+            refused_requests: value(&self.refused_requests),
+            closed_for_budget: value(&self.closed_for_budget),
             failures: ErrorKind::ALL
                 .into_iter()
                 .zip(&self.failures)
@@ -148,6 +160,9 @@ impl SideMetrics {
             ("sendfileBytes", values.sendfile_bytes),
             ("copiedFileBytes", values.copied_file_bytes),
             ("directBodyBytes", values.direct_body_bytes),
+            ("heldBytes", values.held_bytes),
+            ("refusedRequests", values.refused_requests),
+            ("closedForBudget", values.closed_for_budget),
         ]
         .map(|(name, value)| (format!("{}.{name}", self.prefix), value))
         .into();

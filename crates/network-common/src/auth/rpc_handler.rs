@@ -12,7 +12,9 @@ use super::AuthError;
 use super::server_handshake::{AuthOutcome, HandshakeStep, ServerHandshake};
 use crate::client::TransportClient;
 use crate::error::{BoxError, ErrorKind, TransportError};
-use crate::handler::{MergedBlockMetaCallback, RpcHandler, RpcResponseCallback, StreamManager};
+use crate::handler::{
+    MergedBlockMetaCallback, RefusedRequest, RpcHandler, RpcResponseCallback, StreamManager,
+};
 use crate::peer_text::{LogText, peer_name};
 use crate::protocol::MergedBlockMetaRequest;
 use crate::session::{CloseRequest, StreamBody};
@@ -157,6 +159,10 @@ impl RpcHandler for AuthRpcHandler {
 
     fn on_connected(&self, client: &TransportClient) {
         self.inner.on_connected(client);
+    }
+
+    fn on_refused_request(&self, client: &TransportClient, request: RefusedRequest) {
+        self.inner.on_refused_request(client, request);
     }
 
     fn on_skipped_request(&self, client: &TransportClient) {

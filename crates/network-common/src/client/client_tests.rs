@@ -4,6 +4,7 @@ use std::sync::atomic::AtomicBool;
 use std::task::{Wake, Waker};
 
 use super::*;
+use crate::budget::ConnectionAccount;
 use crate::error::BoxError;
 use crate::session::{FilterOutput, Session, WriteQueue};
 
@@ -35,8 +36,10 @@ impl Wake for Driver {
 #[test]
 fn woken_driver_sees_filters_and_client_id() {
     let peer = ([127, 0, 0, 1], 1).into();
-    let session = Session::new(peer, WriteQueue::new(1 << 20, "spark.test.limit".into()));
-    let shared = Arc::new(SharedConnection::new(session, (peer, peer), false));
+    let account = ConnectionAccount::unlimited();
+    let queue = WriteQueue::new(1 << 20, "spark.test.limit".into(), account.unread());
+    let session = Session::new(peer, queue);
+    let shared = Arc::new(SharedConnection::new(session, account, (peer, peer), false));
     let driver =
         Arc::new(Driver { shared: Arc::clone(&shared), found_both: AtomicBool::new(false) });
     shared.session.lock().set_driver_waker(Waker::from(Arc::clone(&driver)));

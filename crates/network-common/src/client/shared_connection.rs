@@ -3,12 +3,13 @@
 //! The handles, the driver and the reply callbacks of a connection share it.
 
 use std::net::SocketAddr;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use crate::budget::ConnectionAccount;
 use crate::error::{ErrorKind, TransportError};
 use crate::peer_text::peer_name;
 use crate::session::{CloseRequest, FilterPair, Session};
@@ -49,15 +50,14 @@ pub(crate) struct SharedConnection {
     awaits_sealed_frame: AtomicBool,
     /// Notified when the peer is authenticated, and at the end of the connection.
     pub(crate) state_notify: Notify,
-    /// The number of bytes read, for the idle timer.
-    pub(crate) received_bytes: AtomicU64,
-    /// The number of bytes written, for the idle timer.
-    pub(crate) sent_bytes: AtomicU64,
+    /// What the connection holds of the budget, and the bytes that it has transferred.
+    pub(crate) account: Arc<ConnectionAccount>,
 }
 
 impl SharedConnection {
     pub(crate) fn new(
         session: Session,
+        account: Arc<ConnectionAccount>,
         (peer, local): (SocketAddr, SocketAddr),
         is_accepted: bool,
     ) -> Self {
@@ -76,8 +76,7 @@ impl SharedConnection {
             requires_authentication: AtomicBool::new(false),
             awaits_sealed_frame: AtomicBool::new(false),
             state_notify: Notify::new(),
-            received_bytes: AtomicU64::new(0),
-            sent_bytes: AtomicU64::new(0),
+            account,
         }
     }
 
@@ -101,6 +100,25 @@ impl SharedConnection {
             driver.wake();
         }
         result
+    }
+
+    /// Queues a response as [`update`](Self::update) does, then keeps the budget.
+    ///
+    /// The budget may close a connection and drop its frames, which runs release hooks.
+    pub(crate) fn respond<T>(&self, queue: impl FnOnce(&mut Session) -> T) -> T {
+        let result = self.update(queue);
+        self.account.budget.close_largest_if_overrun();
+        result
+    }
+
+    /// Lets the budget close the connection and drop its queued frames.
+    pub(crate) fn register_in_budget(self: &Arc<Self>) {
+        let shared = Arc::downgrade(self);
+        self.account.on_end(move |error| {
+            let Some(shared) = shared.upgrade() else { return };
+            shared.deactivate();
+            drop(shared.update(|session| session.close_now(error)));
+        });
     }
 
     /// Treats the peer as unauthenticated until it has a client id.

@@ -73,6 +73,7 @@ pub struct TransportConf {
     max_chunks_being_transferred: u64,
     max_request_size: u64,
     max_write_queue_size: u64,
+    max_held_bytes: Option<u64>,
     tcp_user_timeout: Option<Duration>,
     #[cfg(feature = "auth")]
     auth: AuthConf,
@@ -128,6 +129,7 @@ impl TransportConf {
             max_chunks_being_transferred: i64::MAX.unsigned_abs(),
             max_request_size: 256 << 20,
             max_write_queue_size: 64 << 20,
+            max_held_bytes: None,
             tcp_user_timeout: None,
             #[cfg(feature = "auth")]
             auth: AuthConf::default(),
@@ -209,6 +211,10 @@ impl TransportConf {
         match key {
             "spark.io.mode.default" => self.default_mode = Some(parse_mode(value)?),
             "spark.network.timeout" => self.network_timeout = value_parser::time(value)?,
+            crate::budget::SETTING => {
+                let bytes = value_parser::positive_size(value, i64::MAX.unsigned_abs())?;
+                self.max_held_bytes = Some(bytes);
+            }
             "spark.shuffle.maxChunksBeingTransferred" => {
                 self.max_chunks_being_transferred =
                     value_parser::positive(value, i64::MAX.unsigned_abs())?;
@@ -378,6 +384,15 @@ impl TransportConf {
     #[must_use]
     pub fn max_write_queue_size(&self) -> u64 {
         self.max_write_queue_size
+    }
+
+    /// Returns `spark.network.maxHeldBytes`; `None`: a quarter of the memory.
+    ///
+    /// It is a setting of the process: the context that opens or accepts connections last, and whose
+    /// settings have it, decides. See [`ByteBudget`](crate::ByteBudget).
+    #[must_use]
+    pub fn max_held_bytes(&self) -> Option<u64> {
+        self.max_held_bytes
     }
 
     /// Returns `spark.authenticate`: whether peers must authenticate.

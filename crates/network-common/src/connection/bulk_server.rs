@@ -48,28 +48,36 @@ impl Drop for BulkServer {
 
 impl BulkServer {
     pub(super) async fn run(self) {
-        while let Some(QueuedBulkRequest { request, rejection }) = self.next_request().await {
+        while let Some(estimate) = self.next_estimate().await {
+            let permit = self.shared.account.admit_body(estimate).await;
+            let next = self.shared.session.lock().bulk_requests.pop();
+            let Some(QueuedBulkRequest { request, rejection }) = next else { return };
             // The driver has counted the request when it queued it.
             let guard = TransferGuard(Arc::clone(&self.resources));
             let (message, body) = self.serve(request, rejection).await;
             let body = body.on_release(move || drop(guard));
             let response = BulkMessage { message, body, upload: None };
-            let discarded = self.shared.update(|session| session.respond_bulk_request(response));
+            let discarded = self.shared.respond(|session| session.respond_bulk_request(response));
             drop(discarded);
+            // The queued response is counted now.
+            drop(permit);
         }
     }
 
-    /// Returns the next request, once the write queue has capacity for its response.
+    /// Returns the size estimate of the next response, once the write queue has capacity for it.
     ///
     /// Returns `None` if no request is queued; the task then ends.
-    async fn next_request(&self) -> Option<QueuedBulkRequest> {
+    async fn next_estimate(&self) -> Option<Option<u64>> {
         std::future::poll_fn(|context| {
             let mut session = self.shared.session.lock();
-            if session.bulk_requests.len() > 0 && !session.outgoing.can_queue_body() {
+            if session.bulk_requests.end_if_empty() {
+                return Poll::Ready(None);
+            }
+            if !session.outgoing.can_queue_body() {
                 session.register_capacity_waker(context.waker());
                 return Poll::Pending;
             }
-            Poll::Ready(session.bulk_requests.pop())
+            Poll::Ready(Some(session.bulk_requests.size_estimate()))
         })
         .await
     }

@@ -65,8 +65,8 @@ impl ConnectionDriver {
                 unread = unread_text(reader, shared);
                 let mut session = shared.session.lock();
                 Observation {
-                    received_bytes: shared.received_bytes.load(Ordering::Relaxed),
-                    sent_bytes: shared.sent_bytes.load(Ordering::Relaxed),
+                    received_bytes: shared.account.received_bytes.load(Ordering::Relaxed),
+                    sent_bytes: shared.account.sent_bytes.load(Ordering::Relaxed),
                     is_writing: !has_flushed || writer.is_sending_file(),
                     has_pending: session.requests.len() > 0,
                     has_new_request: std::mem::take(&mut session.has_new_request),

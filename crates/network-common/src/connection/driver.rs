@@ -13,6 +13,7 @@ use super::reader::Reader;
 use super::resources::{ConnectionResources, ReportedGauges};
 use super::writer::Writer;
 use super::{TLS_ALERT, catch_panic, socket_error};
+use crate::budget::ConnectionAccount;
 use crate::client::{SharedConnection, TransportClient};
 use crate::error::{ErrorKind, TransportError};
 use crate::handler::RpcHandler;
@@ -54,18 +55,22 @@ impl ConnectionDriver {
     ) -> std::io::Result<Box<Self>> {
         let (peer, local) = stream.addresses()?;
         let conf = &resources.conf;
+        let account = ConnectionAccount::new(&resources.budget, &resources.metrics, peer);
         let write_queue = WriteQueue::new(
             conf.max_write_queue_size(),
             Arc::clone(&resources.write_queue_setting),
+            account.unread(),
         );
         let session = Session::new(peer, write_queue);
-        let shared = Arc::new(SharedConnection::new(session, (peer, local), is_accepted));
+        let shared = SharedConnection::new(session, account, (peer, local), is_accepted);
+        let shared = Arc::new(shared);
+        shared.register_in_budget();
         let (read_half, write_half) = stream.into_split();
         resources.metrics.connections.fetch_add(1, Ordering::Relaxed);
         resources.metrics.connections_total.fetch_add(1, Ordering::Relaxed);
         Ok(Box::new(Self {
             client: TransportClient::accepted(Arc::clone(&shared)),
-            reader: Reader::new(read_half, &resources),
+            reader: Reader::new(read_half, &resources, &shared.account),
             writer: Writer::new(write_half, Arc::clone(&shared), Arc::clone(&resources)),
             idle_timer: conf.connection_timeout().map(IdleTimer::new),
             has_flushed: true,
@@ -104,7 +109,7 @@ impl ConnectionDriver {
         let error = std::future::poll_fn(|context| self.poll(context)).await;
         self.close_with(&error);
         let is_tls_refused = error.kind() == ErrorKind::Tls && !self.writer.has_filter();
-        if is_tls_refused && self.shared.sent_bytes.load(Ordering::Relaxed) == 0 {
+        if is_tls_refused && self.shared.account.sent_bytes.load(Ordering::Relaxed) == 0 {
             // Fails if the peer has gone.
             let _ = self.writer.write_raw(&TLS_ALERT).await;
         }
@@ -178,7 +183,12 @@ impl ConnectionDriver {
                 continue;
             }
             // Anything that changed under the lock meanwhile would not wake this task.
-            let can_resume_reading = self.reader.is_paused && !session.should_pause_reading();
+            let budget = &self.resources.budget;
+            let waits_for_budget =
+                session.outgoing.holds_back_requests() && budget.wake_when_kept(context.waker());
+            let can_resume_reading = self.reader.is_paused
+                && !waits_for_budget
+                && !session.should_pause_for_connection();
             let can_write_control =
                 self.writer.can_write_control() && !session.outgoing.is_empty(false);
             if can_resume_reading
@@ -193,8 +203,12 @@ impl ConnectionDriver {
                 self.reader.received_requests.saturating_sub(session.responded),
                 session.outgoing.queued(),
             );
+            session.count_held();
             session.set_driver_waker(context.waker().clone());
             drop(session);
+            if self.resources.budget.is_exceeded() {
+                self.resources.budget.start_monitor();
+            }
             if self.is_flush_overdue(context) {
                 return Poll::Ready(TransportError::closed(self.shared.peer));
             }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::task::Waker;
 
 use super::ConnectionResources;
+use crate::budget::ConnectionAccount;
 use crate::error::TransportError;
 use crate::net::ReadHalf;
 use crate::protocol::FrameDecoder;
@@ -52,12 +53,17 @@ pub(super) struct IncomingStream {
 }
 
 impl Reader {
-    pub(super) fn new(io: ReadHalf, resources: &ConnectionResources) -> Self {
+    pub(super) fn new(
+        io: ReadHalf,
+        resources: &ConnectionResources,
+        account: &Arc<ConnectionAccount>,
+    ) -> Self {
         Self {
             io,
             decoder: FrameDecoder::with_pool(
                 Arc::clone(&resources.frame_limits),
                 Arc::clone(&resources.pool),
+                Some(Arc::clone(account)),
             ),
             open_filter: None,
             incoming: None,

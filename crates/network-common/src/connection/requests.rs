@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::bulk_server::BulkServer;
 use super::{ConnectionDriver, SHUTTING_DOWN, catch_panic};
 use crate::error::{ErrorKind, TransportError};
-use crate::handler::{MergedBlockMetaCallback, RpcResponseCallback};
+use crate::handler::{MergedBlockMetaCallback, RefusedRequest, RpcResponseCallback};
 use crate::log_limit::log_limited;
 use crate::protocol::{MergedBlockMetaRequest, Message, ProtocolError};
 use crate::session::BulkRequest;
@@ -101,6 +101,26 @@ impl ConnectionDriver {
             self.handler.on_skipped_request(&self.client);
         });
         Ok(())
+    }
+
+    /// Fails a request that the budget does not allow; the decoder skips its body.
+    pub(super) fn on_refused_request(&mut self, request: Message<()>, length: u64, start: Bytes) {
+        let request_id = match request {
+            Message::RpcRequest { request_id, .. } | Message::UploadStream { request_id, .. } => {
+                self.reader.received_requests += 1;
+                Some(request_id)
+            }
+            _ => None,
+        };
+        let refused = RefusedRequest::new(&self.shared, request_id, length, start);
+        if request_id.is_none() {
+            self.log_discarded(&refused);
+        }
+        self.shared.account.count_refused(refused.is_retryable());
+        self.resources.budget.start_monitor();
+        catch_panic("RpcHandler::on_refused_request", || {
+            self.handler.on_refused_request(&self.client, refused);
+        });
     }
 
     fn log_discarded(&self, reason: &dyn std::fmt::Display) {

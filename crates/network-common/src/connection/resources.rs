@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use crate::budget::ByteBudget;
 use crate::buffer::BufferPool;
 use crate::client::SharedConnection;
 use crate::conf::TransportConf;
@@ -16,6 +17,7 @@ pub(crate) struct ConnectionResources {
     pub(crate) conf: Arc<TransportConf>,
     pub(crate) metrics: Arc<SideMetrics>,
     pub(crate) pool: Arc<BufferPool>,
+    pub(crate) budget: ByteBudget,
     pub(super) frame_limits: Arc<FrameLimits>,
     pub(super) write_queue_setting: Arc<str>,
     /// The settings allow `sendfile`.
@@ -31,6 +33,7 @@ impl ConnectionResources {
         conf: Arc<TransportConf>,
         metrics: Arc<SideMetrics>,
         pool: Arc<BufferPool>,
+        budget: ByteBudget,
         close_idle: bool,
         network: Option<MemoryNetwork>,
     ) -> Self {
@@ -44,6 +47,7 @@ impl ConnectionResources {
             conf,
             metrics,
             pool,
+            budget,
             frame_limits,
             write_queue_setting,
             can_sendfile,
@@ -54,12 +58,12 @@ impl ConnectionResources {
 
     pub(super) fn count_sent(&self, shared: &SharedConnection, count: usize) {
         self.metrics.sent_bytes.fetch_add(count as u64, Ordering::Relaxed);
-        shared.sent_bytes.fetch_add(count as u64, Ordering::Relaxed);
+        shared.account.sent_bytes.fetch_add(count as u64, Ordering::Relaxed);
     }
 
     pub(super) fn count_received(&self, shared: &SharedConnection, count: usize) {
         self.metrics.received_bytes.fetch_add(count as u64, Ordering::Relaxed);
-        shared.received_bytes.fetch_add(count as u64, Ordering::Relaxed);
+        shared.account.received_bytes.fetch_add(count as u64, Ordering::Relaxed);
     }
 }
 

@@ -6,6 +6,7 @@ use super::reader::{IncomingStream, Reader};
 use super::{ConnectionDriver, protocol_error};
 use crate::client::SharedConnection;
 use crate::error::{ErrorKind, TransportError};
+use crate::handler::is_refusal;
 use crate::peer_text::{peer_name, peer_text};
 use crate::protocol::{Event, Message, ProtocolError};
 use crate::session::{BodySender, MergedBlockMeta, Response, Session, StreamStart};
@@ -40,8 +41,10 @@ impl Reader {
                 requests.complete_rpc(request_id, Ok(Response::Body(body)))
             }
             Message::RpcFailure { request_id, error } => {
+                let is_refusal = is_refusal(&error);
                 let failure = requires_authentication(&error, is_bootstrapping, shared)
                     .unwrap_or_else(|| remote_error(ErrorKind::Remote, peer_text(error)));
+                let failure = if is_refusal { failure.retryable() } else { failure };
                 requests.complete_rpc(request_id, Err(failure))
             }
             Message::MergedBlockMetaSuccess { request_id, num_chunks, body } => {
@@ -142,6 +145,10 @@ impl ConnectionDriver {
                 Ok(())
             }
             Event::RequestSkipped { request, error } => self.on_skipped_request(request, &error),
+            Event::RequestRefused { request, length, start } => {
+                self.on_refused_request(request, length, start);
+                Ok(())
+            }
             Event::BodyEnd => {
                 if let Some(incoming) = self.reader.incoming.take() {
                     if incoming.is_stream {

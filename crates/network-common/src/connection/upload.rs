@@ -31,6 +31,7 @@ impl ConnectionDriver {
             return None;
         }
         let (sender, data) = body_channel(String::new(), length);
+        sender.count_in(&self.resources.budget);
         let progress = sender.progress();
         let receive = || self.handler.receive_stream(&self.client, meta, data);
         let Ok(receiving) = catch_unwind(AssertUnwindSafe(receive)) else {

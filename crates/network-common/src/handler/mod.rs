@@ -1,6 +1,7 @@
 //! The traits that users implement: request handlers, stream managers and bootstraps.
 
 mod one_for_one;
+mod refused_request;
 mod response_callback;
 
 use bytes::Bytes;
@@ -8,6 +9,8 @@ use futures::future::BoxFuture;
 use std::sync::Arc;
 
 pub use one_for_one::{OneForOneStreamManager, StreamOptions};
+pub use refused_request::RefusedRequest;
+pub(crate) use refused_request::is_refusal;
 pub use response_callback::{MergedBlockMetaCallback, RpcResponseCallback};
 pub(crate) use response_callback::{check_frame_len, cut_error};
 
@@ -113,6 +116,15 @@ pub trait RpcHandler: Send + Sync + 'static {
     /// open. A handler whose state depends on every message can [close](TransportClient::close) it.
     fn on_skipped_request(&self, client: &TransportClient) {
         let _ = client;
+    }
+
+    /// Called when a request of the peer was not received, because the
+    /// [`ByteBudget`](crate::ByteBudget) does not allow it.
+    ///
+    /// By default, the request fails with a retryable error that names the setting; a one-way
+    /// message is discarded. The connection stays open.
+    fn on_refused_request(&self, client: &TransportClient, request: RefusedRequest) {
+        let _ = (client, request);
     }
 
     /// Called when an error ends a connection, before [`on_disconnected`](Self::on_disconnected).

@@ -115,7 +115,7 @@ impl MergedBlockMetaCallback {
         let message =
             Message::MergedBlockMetaSuccess { request_id: self.0.request_id, num_chunks, body: () };
         // `respond_bulk` returns the response if the connection is closed.
-        let (discarded, should_pause) = self.0.shared.update(|session| {
+        let (discarded, should_pause) = self.0.shared.respond(|session| {
             session.responded += 1;
             let discarded = session.respond_bulk(BulkMessage { message, body, upload: None });
             (discarded, session.should_pause_reading())
@@ -170,7 +170,7 @@ impl ResponseSender {
     /// Queues the response and wakes the driver.
     fn respond(&mut self, message: impl FnOnce(i64) -> Message<()>, mut body: Bytes) {
         self.responded = true;
-        let should_pause = self.shared.update(|session| {
+        let should_pause = self.shared.respond(|session| {
             session.respond(&message(self.request_id), &mut body);
             session.should_pause_reading()
         });

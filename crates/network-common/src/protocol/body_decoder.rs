@@ -9,6 +9,7 @@ use bytes::Bytes;
 
 use super::event::Event;
 use super::message::Message;
+use crate::budget::Reservation;
 use crate::buffer::BufferPool;
 
 /// The size in bytes of a socket read that does not go into the buffer of a body.
@@ -19,6 +20,8 @@ pub(crate) const READ_BLOCK: usize = 64 << 10;
 const DIRECT_MIN: u64 = 32 << 10;
 /// The most bytes reserved for a body because of its announced length, if this side requested it.
 const PREALLOCATE_MAX: u64 = 64 << 20;
+/// The most bytes of a refused request that are kept.
+const MAX_REFUSED_START: usize = 4 << 10;
 /// The largest piece of a streamed body in bytes.
 const PIECE: u64 = 256 << 10;
 
@@ -32,12 +35,16 @@ pub(super) struct BodyDecoder {
     pool: Arc<BufferPool>,
     /// Is true if the buffer comes from the pool and returns there.
     is_pooled: bool,
+    /// Counts the buffer of a request in the budget, beyond the first 64 KiB.
+    held: Option<Reservation>,
 }
 
 #[derive(Debug)]
 enum BodyMode {
     /// `None` once the message has been returned.
     Collect(Option<Message<()>>),
+    /// The budget does not allow the rest; the start and the length are reported.
+    Refused(Option<Message<()>>, u64, Bytes),
     Stream {
         ended: bool,
     },
@@ -53,6 +60,7 @@ impl BodyDecoder {
         length: u64,
         expected: bool,
         pool: Arc<BufferPool>,
+        held: Option<Reservation>,
     ) -> Self {
         let first = length.min(if expected { PREALLOCATE_MAX } else { READ_BLOCK as u64 }) as usize;
         let is_pooled = expected && first >= READ_BLOCK;
@@ -64,6 +72,7 @@ impl BodyDecoder {
             mode: BodyMode::Collect(Some(message)),
             pool,
             is_pooled,
+            held,
         }
     }
 
@@ -76,6 +85,7 @@ impl BodyDecoder {
             mode: BodyMode::Stream { ended: false },
             pool,
             is_pooled: true,
+            held: None,
         }
     }
 
@@ -88,6 +98,7 @@ impl BodyDecoder {
             mode: BodyMode::Discard,
             pool,
             is_pooled: false,
+            held: None,
         }
     }
 
@@ -103,6 +114,10 @@ impl BodyDecoder {
         match &mut self.mode {
             BodyMode::Collect(message) => {
                 while self.missing > 0 && !input.is_empty() {
+                    if !is_allowed(&self.buffer, self.filled, self.missing, &mut self.held) {
+                        self.refuse();
+                        return self.next_event(input);
+                    }
                     let free = free_part(&mut self.buffer, self.filled, self.missing);
                     let count = free.len().min(input.len());
                     free[..count].copy_from_slice(&input[..count]);
@@ -133,6 +148,15 @@ impl BodyDecoder {
                 }
                 None
             }
+            BodyMode::Refused(message, length, start) => {
+                let refused = message.take().map(|request| Event::RequestRefused {
+                    request,
+                    length: *length,
+                    start: std::mem::take(start),
+                });
+                self.mode = BodyMode::Discard;
+                refused.or_else(|| self.next_event(input))
+            }
             BodyMode::Discard => {
                 let count = input.len().min(usize::try_from(self.missing).unwrap_or(usize::MAX));
                 *input = &input[count..];
@@ -147,6 +171,11 @@ impl BodyDecoder {
         if self.missing < DIRECT_MIN {
             return None;
         }
+        if matches!(self.mode, BodyMode::Collect(_))
+            && !is_allowed(&self.buffer, self.filled, self.missing, &mut self.held)
+        {
+            self.refuse();
+        }
         match self.mode {
             BodyMode::Collect(_) => Some(free_part(&mut self.buffer, self.filled, self.missing)),
             BodyMode::Stream { .. } => {
@@ -158,8 +187,19 @@ impl BodyDecoder {
                     end.min(self.filled + usize::try_from(self.missing).unwrap_or(usize::MAX));
                 Some(&mut self.buffer[self.filled..limit])
             }
-            BodyMode::Discard => None,
+            BodyMode::Refused(..) | BodyMode::Discard => None,
         }
+    }
+
+    /// Skips the rest of a request, and frees what has arrived.
+    fn refuse(&mut self) {
+        let BodyMode::Collect(message) = &mut self.mode else { return };
+        let start = &self.buffer[..self.filled.min(MAX_REFUSED_START)];
+        let length = self.filled as u64 + self.missing;
+        self.mode = BodyMode::Refused(message.take(), length, Bytes::copy_from_slice(start));
+        self.buffer = Vec::new();
+        self.filled = 0;
+        self.held = None;
     }
 
     /// Records that `count` bytes were written to [`body_buf_mut`](Self::body_buf_mut).
@@ -195,11 +235,28 @@ impl Drop for BodyDecoder {
     }
 }
 
+/// Returns whether the budget allows that a full buffer grows.
+///
+/// When it grows first, the whole request must fit, but only the growth is reserved.
+fn is_allowed(buffer: &[u8], filled: usize, missing: u64, held: &mut Option<Reservation>) -> bool {
+    let Some(held) = held.as_mut().filter(|_| filled == buffer.len()) else { return true };
+    if filled <= READ_BLOCK && !held.would_fit(filled as u64 + missing) {
+        return false;
+    }
+    held.try_grow(grown_len(buffer, filled, missing) as u64)
+}
+
+/// Returns the length of a full buffer when it has grown.
+fn grown_len(buffer: &[u8], filled: usize, missing: u64) -> usize {
+    let wanted = filled + usize::try_from(missing).unwrap_or(usize::MAX - filled);
+    wanted.min(buffer.len().max(READ_BLOCK / 2) * 2)
+}
+
 /// Returns the free part of `buffer`, at most `missing` bytes; at most doubles a full buffer.
 fn free_part(buffer: &mut Vec<u8>, filled: usize, missing: u64) -> &mut [u8] {
     let wanted = filled + usize::try_from(missing).unwrap_or(usize::MAX - filled);
     if filled == buffer.len() {
-        buffer.resize(wanted.min(buffer.len().max(READ_BLOCK / 2) * 2), 0);
+        buffer.resize(grown_len(buffer, filled, missing), 0);
     }
     let end = buffer.len().min(wanted);
     &mut buffer[filled..end]

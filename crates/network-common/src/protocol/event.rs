@@ -28,6 +28,18 @@ pub enum Event {
     BodyPiece(Bytes),
     /// The streamed body is complete.
     BodyEnd,
+    /// A request that a connection does not receive, because its budget does not allow it.
+    ///
+    /// A decoder that does not belong to a connection never returns it. The rest of the request is
+    /// skipped.
+    RequestRefused {
+        /// The header: an RPC, a one-way message, or an upload without its meta and data.
+        request: Message<()>,
+        /// The length of the body in bytes; of an upload, that of its header.
+        length: u64,
+        /// The first bytes of the body of an RPC or a one-way message; at most 4 KiB.
+        start: Bytes,
+    },
     /// The header of a request that [`skip_request`](super::FrameDecoder::skip_request) skips.
     RequestSkipped {
         /// The header: an RPC, a one-way message, an upload without its meta and data, a stream

@@ -6,14 +6,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::body_decoder::BodyDecoder;
+use super::body_decoder::{BodyDecoder, READ_BLOCK};
 use super::event::Event;
-use super::message::{
-    LENGTH_FIELD, MergedBlockMetaRequest, Message, fixed_header_len, is_failure_type,
-    is_request_type,
-};
-use super::primitives::FieldReader;
+use super::message::{LENGTH_FIELD, Message, fixed_header_len, is_failure_type, is_request_type};
 use super::{MAX_FRAME_PAYLOAD, ProtocolError};
+use crate::budget::{ConnectionAccount, Reservation};
 use crate::buffer::{BufferPool, copy_to_bytes};
 
 /// Payload size in bytes up to which a frame is buffered and decoded at once.
@@ -24,8 +21,6 @@ const SMALL_FRAME: usize = 4 << 10;
 const MAX_HEADER: u64 = 16 << 20;
 /// The most bytes of the name in a request or in the response to a stream request.
 pub(crate) const MAX_STREAM_ID: usize = 64 << 10;
-/// The most bytes of the name of a skipped stream request that are kept.
-const MAX_SKIPPED_NAME: u64 = 256;
 /// The most bytes of a failure that are kept: a name and the start of a text.
 const MAX_FAILURE: usize = 2 * MAX_STREAM_ID;
 
@@ -87,19 +82,23 @@ impl Default for FrameLimits {
 /// ```
 #[derive(Debug)]
 pub struct FrameDecoder {
-    limits: Arc<FrameLimits>,
-    pool: Arc<BufferPool>,
+    pub(super) limits: Arc<FrameLimits>,
+    pub(super) pool: Arc<BufferPool>,
     /// The start of an incomplete frame.
-    partial: Vec<u8>,
-    state: DecoderState,
+    pub(super) partial: Vec<u8>,
+    pub(super) state: DecoderState,
     /// Is true if no frame was decoded yet; malformed first bytes indicate another protocol.
     is_first_frame: bool,
     /// The next request exceeds a limit and is skipped.
-    is_skipping: bool,
+    pub(super) is_skipping: bool,
+    /// Counts requests in the budget of the connection.
+    account: Option<Arc<ConnectionAccount>>,
+    /// The bytes of `partial`, if they are many.
+    partial_held: Option<Reservation>,
 }
 
 #[derive(Debug)]
-enum DecoderState {
+pub(super) enum DecoderState {
     Header,
     AwaitingBodyMode {
         message: Message<()>,
@@ -125,10 +124,15 @@ impl FrameDecoder {
     /// Returns a decoder for a new connection.
     #[must_use]
     pub fn new(limits: FrameLimits) -> Self {
-        Self::with_pool(Arc::new(limits), Arc::default())
+        Self::with_pool(Arc::new(limits), Arc::default(), None)
     }
 
-    pub(crate) fn with_pool(limits: Arc<FrameLimits>, pool: Arc<BufferPool>) -> Self {
+    /// Requests of a connection with an account are refused if its budget does not allow them.
+    pub(crate) fn with_pool(
+        limits: Arc<FrameLimits>,
+        pool: Arc<BufferPool>,
+        account: Option<Arc<ConnectionAccount>>,
+    ) -> Self {
         Self {
             limits,
             pool,
@@ -136,6 +140,8 @@ impl FrameDecoder {
             state: DecoderState::Header,
             is_first_frame: true,
             is_skipping: false,
+            account,
+            partial_held: None,
         }
     }
 
@@ -198,15 +204,6 @@ impl FrameDecoder {
         }
     }
 
-    /// Skips a request after [`RequestTooLarge`](ProtocolError::RequestTooLarge) or
-    /// [`HeaderTooLarge`](ProtocolError::HeaderTooLarge).
-    ///
-    /// The next event is [`Event::RequestSkipped`], or the same error if the message is a response
-    /// or a chunk request. Returns false if that has happened.
-    pub fn skip_request(&mut self) -> bool {
-        !std::mem::replace(&mut self.is_skipping, true)
-    }
-
     /// Collects the body announced by [`Event::BodyStart`] into one [`Event::Message`].
     ///
     /// If this side requested the body, `expected` is true, and a buffer of the announced length,
@@ -214,8 +211,10 @@ impl FrameDecoder {
     /// [`StreamResponse`](Message::StreamResponse) and [`UploadStream`](Message::UploadStream) are
     /// not part of a message: they must be streamed or discarded.
     pub fn collect_body(&mut self, expected: bool) {
+        let account = self.account.clone();
         self.start_body(|message, length, pool| {
-            BodyDecoder::collect(message, length, expected, pool)
+            let held = account.filter(|_| message.is_request()).map(|account| account.incomplete());
+            BodyDecoder::collect(message, length, expected, pool, held)
         });
     }
 
@@ -288,13 +287,18 @@ impl FrameDecoder {
         loop {
             let have: &[u8] = if self.partial.is_empty() { input } else { &self.partial };
             let need = match self.required_len(have) {
-                Err(error) if self.is_skipping => skipped_header_len(have).ok_or(error)?,
+                Err(error) if self.is_skipping => Self::skipped_header_len(have).ok_or(error)?,
                 need => need?,
             };
             if have.len() >= need {
                 break;
             }
             let count = (need - self.partial.len()).min(input.len());
+            if self.partial.len() + count > READ_BLOCK
+                && let Some(refused) = self.count_partial(need, count)
+            {
+                return Ok(Some(refused));
+            }
             self.partial.extend_from_slice(&input[..count]);
             *input = &input[count..];
             if self.partial.len() < need {
@@ -321,65 +325,36 @@ impl FrameDecoder {
     }
 
     /// Advances past the `used` bytes of `input`, or of the partial frame, that were decoded.
-    fn consume(&mut self, used: usize, input: &mut &[u8]) {
+    pub(super) fn consume(&mut self, used: usize, input: &mut &[u8]) {
         if self.partial.is_empty() {
             *input = &input[used..];
         } else {
             // It holds exactly the bytes that were decoded. An idle connection keeps no buffer.
             self.partial = Vec::new();
+            self.partial_held = None;
         }
     }
 
-    /// Decodes the header of a request that exceeds a limit, and discards the rest of its frame.
-    fn skip_frame(&mut self, input: &mut &[u8]) -> Result<Event, ProtocolError> {
-        let have: &[u8] = if self.partial.is_empty() { input } else { &self.partial };
-        let error = self.required_len(have).err();
-        let used = skipped_header_len(have).unwrap_or(have.len());
-        let mut reader = FieldReader::new(have.get(..used).unwrap_or(have));
-        let payload = reader.long("frame length")?.unsigned_abs() - LENGTH_FIELD as u64;
-        let request = match reader.byte("message type")? {
-            0x06 => {
-                let length = reader.int("stream id")?;
-                let mut stream_id = String::from_utf8_lossy(reader.rest()).into_owned();
-                if usize::try_from(length).unwrap_or(usize::MAX) > reader.remaining() {
-                    stream_id.push_str("...");
-                }
-                Message::StreamRequest { stream_id }
-            }
-            0x0b => Message::MergedBlockMetaRequest(MergedBlockMetaRequest {
-                request_id: reader.long("request id")?,
-                app_id: String::new(),
-                shuffle_id: 0,
-                shuffle_merge_id: 0,
-                reduce_id: 0,
-            }),
-            0x03 => Message::RpcRequest { request_id: reader.long("request id")?, body: () },
-            0x09 => Message::OneWayMessage { body: () },
-            _ => Message::UploadStream {
-                request_id: reader.long("request id")?,
-                meta: Bytes::new(),
-                byte_count: 0,
-            },
-        };
-        self.consume(used, input);
-        self.is_skipping = false;
-        let rest = payload.saturating_sub((used - LENGTH_FIELD) as u64);
-        let discard = |length| BodyDecoder::discard(length, Arc::clone(&self.pool));
-        self.state = match request {
-            Message::UploadStream { .. } => {
-                DecoderState::SkippedMeta(discard(rest.saturating_sub(LENGTH_FIELD as u64)))
-            }
-            _ => DecoderState::Body(discard(rest)),
-        };
-        // The decoder skips only after an error.
-        let error = error.unwrap_or(ProtocolError::FrameTooLarge(payload as i64));
-        Ok(Event::RequestSkipped { request, error })
+    /// Counts an incomplete upload header with the next `count` of its `need` bytes.
+    ///
+    /// Returns the request if the budget does not allow it.
+    fn count_partial(&mut self, need: usize, count: usize) -> Option<Event> {
+        let account = self.account.as_ref()?;
+        let held = self.partial_held.get_or_insert_with(|| account.incomplete());
+        // A growing buffer is at most twice as large as its content.
+        let size = (2 * (self.partial.len() + count)).min(need);
+        if held.try_grow(size as u64) {
+            return None;
+        }
+        let refused = self.refuse_upload()?;
+        self.partial_held = None;
+        Some(refused)
     }
 
     /// Returns how many bytes of the frame that starts with `have` the next step needs.
     ///
     /// Checks every limit before bytes are buffered.
-    fn required_len(&self, have: &[u8]) -> Result<usize, ProtocolError> {
+    pub(super) fn required_len(&self, have: &[u8]) -> Result<usize, ProtocolError> {
         let Some((length, rest)) = have.split_first_chunk::<LENGTH_FIELD>() else {
             return Ok(LENGTH_FIELD);
         };
@@ -440,25 +415,6 @@ impl FrameDecoder {
     }
 }
 
-/// Returns the length of the header of a skipped request, or `None` if it cannot be skipped.
-fn skipped_header_len(have: &[u8]) -> Option<usize> {
-    let (length, rest) = have.split_first_chunk::<LENGTH_FIELD>()?;
-    let header = match rest.first()? {
-        // Message type and request id.
-        0x03 | 0x0a => return Some(LENGTH_FIELD + 9),
-        0x09 => return Some(LENGTH_FIELD + 1),
-        // Message type, request id and the length of the name, by which the limit was exceeded.
-        0x0b => 13,
-        // Message type, the length of the name and its start.
-        0x06 => match rest[1..].first_chunk::<4>() {
-            Some(name) => 5 + u64::from(u32::from_be_bytes(*name)).min(MAX_SKIPPED_NAME),
-            None => 5,
-        },
-        _ => return None,
-    };
-    Some(LENGTH_FIELD + payload_length(*length).ok()?.min(header) as usize)
-}
-
 /// Decodes the bytes that [`FrameDecoder::required_len`] requires.
 ///
 /// Returns how many were used, and how many bytes of the frame are to be discarded.
@@ -495,7 +451,7 @@ fn decode(have: &[u8]) -> Result<(Event, usize, u64), ProtocolError> {
     Ok((event, LENGTH_FIELD + available, 0))
 }
 
-fn payload_length(field: [u8; LENGTH_FIELD]) -> Result<u64, ProtocolError> {
+pub(super) fn payload_length(field: [u8; LENGTH_FIELD]) -> Result<u64, ProtocolError> {
     let length = i64::from_be_bytes(field);
     let payload = length.wrapping_sub(LENGTH_FIELD as i64);
     if length < 0 || payload <= 0 {

@@ -25,6 +25,7 @@ mod event;
 mod frame_decoder;
 mod message;
 mod primitives;
+mod skipping;
 #[cfg(test)]
 #[path = "protocol_tests.rs"]
 mod tests;

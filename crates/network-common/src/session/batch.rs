@@ -143,15 +143,16 @@ impl Batch {
         Cow::Owned(joined)
     }
 
+    pub(super) fn accounting(&self) -> BatchAccounting {
+        BatchAccounting { queued_bytes: self.queued_bytes, response_bytes: self.response_bytes }
+    }
+
     /// Empties the batch and recycles its buffer; an idle connection holds no buffer.
     ///
     /// Release hooks of bodies run here, so the session must not be locked. Pass the result to
     /// [`WriteQueue::on_batch_written`](super::WriteQueue::on_batch_written).
     pub(crate) fn recycle(&mut self) -> BatchAccounting {
-        let accounting = BatchAccounting {
-            queued_bytes: self.queued_bytes,
-            response_bytes: self.response_bytes,
-        };
+        let accounting = self.accounting();
         let mut bytes = std::mem::take(&mut self.bytes);
         if (1..=MAX_RECYCLED_BUFFER).contains(&bytes.capacity()) {
             bytes.clear();

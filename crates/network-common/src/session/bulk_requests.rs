@@ -44,6 +44,8 @@ pub(crate) struct BulkRequests {
     is_served: bool,
     /// The request that was popped last has no response yet.
     has_active: bool,
+    /// The estimated size of the next response in memory; `None` before the first one.
+    size_estimate: Option<u64>,
 }
 
 impl BulkRequests {
@@ -54,20 +56,38 @@ impl BulkRequests {
         !std::mem::replace(&mut self.is_served, true)
     }
 
+    /// Returns whether the queue is empty; the bulk server task then ends.
+    pub(crate) fn end_if_empty(&mut self) -> bool {
+        self.is_served = !self.queue.is_empty();
+        !self.is_served
+    }
+
     /// Pops the oldest request.
-    ///
-    /// Returns `None` when the queue is empty; the bulk server task then ends.
     pub(crate) fn pop(&mut self) -> Option<QueuedBulkRequest> {
         let queued = self.queue.pop_front();
         self.name_bytes -= queued.as_ref().map_or(0, |queued| queued.request.name_len());
-        self.is_served = queued.is_some();
         self.has_active = queued.is_some();
         queued
     }
 
     /// Called when the response to the request that was popped last is queued.
-    pub(super) fn on_responded(&mut self) {
+    ///
+    /// `size` is the number of bytes of memory that it holds.
+    pub(super) fn on_responded(&mut self, size: u64) {
         self.has_active = false;
+        // Follows larger responses at once, and smaller ones slowly.
+        let estimate = self.size_estimate.unwrap_or_default();
+        self.size_estimate = Some(size.max(estimate - estimate / 8));
+    }
+
+    /// Returns the estimated size of the next response, or `None` before the first one.
+    pub(crate) fn size_estimate(&self) -> Option<u64> {
+        self.size_estimate
+    }
+
+    /// Returns the bytes of memory of the queued requests.
+    pub(super) fn memory_size(&self) -> u64 {
+        (self.name_bytes + self.queue.len() * size_of::<QueuedBulkRequest>()) as u64
     }
 
     /// Returns the number of queued requests, without the active one.

@@ -33,6 +33,7 @@ pub use stream_body::StreamBody;
 pub(crate) use stream_body::{BodySender, body_channel};
 pub(crate) use write_queue::{DiscardedFrames, WriteQueue};
 
+use crate::budget::Reservation;
 use crate::buffer::ManagedBuffer;
 use crate::error::{ErrorKind, TransportError};
 use crate::protocol::{MAX_FRAME_PAYLOAD, MAX_STREAM_ID, MergedBlockMetaRequest, Message};
@@ -56,6 +57,8 @@ pub(crate) struct Session {
     pub(crate) outgoing: WriteQueue,
     /// Requests of the peer for the stream manager.
     pub(crate) bulk_requests: BulkRequests,
+    /// Counts the bulk requests in the budget.
+    bulk_requests_held: Reservation,
     /// Number of responses to RPCs, uploads and merged-meta requests of the peer.
     pub(crate) responded: u64,
     /// A request was registered since the last tick of the idle timer.
@@ -82,6 +85,7 @@ impl Session {
         Self {
             peer,
             requests: PendingRequests::default(),
+            bulk_requests_held: outgoing.new_reservation(),
             outgoing,
             bulk_requests: BulkRequests::default(),
             responded: 0,
@@ -243,14 +247,20 @@ impl Session {
     /// Responses are queued over the limit, too: instead the driver stops reading requests.
     pub(crate) fn respond(&mut self, message: &Message<()>, body: &mut Bytes) {
         self.responded += 1;
-        if self.close_reason.is_none() {
+        if !self.discards_output() {
             self.outgoing.push_control(message, body);
         }
     }
 
+    /// Returns whether nothing is written any more.
+    fn discards_output(&self) -> bool {
+        self.close_reason.is_some()
+            || matches!(self.close_request, Some(CloseRequest::Immediate(_)))
+    }
+
     /// Queues a response in the bulk lane; returns it if the connection is closed.
     pub(crate) fn respond_bulk(&mut self, response: BulkMessage) -> Option<BulkMessage> {
-        if self.close_reason.is_some() {
+        if self.discards_output() {
             return Some(response);
         }
         self.outgoing.push_bulk(response);
@@ -259,7 +269,7 @@ impl Session {
 
     /// Queues the response to the bulk request that was popped last.
     pub(crate) fn respond_bulk_request(&mut self, response: BulkMessage) -> Option<BulkMessage> {
-        self.bulk_requests.on_responded();
+        self.bulk_requests.on_responded(response.memory_size());
         self.respond_bulk(response)
     }
 
@@ -268,6 +278,11 @@ impl Session {
     /// That is so while the peer does not read its responses, while its handshake is queued, and
     /// between the response to a client bootstrap and the next step of the bootstrap.
     pub(crate) fn should_pause_reading(&self) -> bool {
+        self.should_pause_for_connection() || self.outgoing.holds_back_requests()
+    }
+
+    /// Returns whether the driver must not read, whatever other connections hold.
+    pub(crate) fn should_pause_for_connection(&self) -> bool {
         self.is_awaiting_bootstrap()
             || self.is_handshake_queued
             || self.outgoing.is_response_limit_reached()
@@ -313,6 +328,14 @@ impl Session {
         }
     }
 
+    /// Requests the driver to close the connection, and discards the queued frames now.
+    ///
+    /// The caller drops the returned frames outside the lock.
+    pub(crate) fn close_now(&mut self, error: TransportError) -> DiscardedFrames {
+        self.close(CloseRequest::Immediate(error));
+        self.outgoing.discard()
+    }
+
     pub(crate) fn close_request(&self) -> Option<&CloseRequest> {
         self.close_request.as_ref()
     }
@@ -338,6 +361,7 @@ impl Session {
         self.requests.fail_all(&error, wakers);
         let discarded = self.outgoing.clear();
         self.bulk_requests.clear();
+        self.bulk_requests_held.set(0);
         self.close_reason = Some(error);
         wakers.append(&mut self.capacity_wakers);
         discarded
@@ -346,6 +370,14 @@ impl Session {
     /// Called when the driver runs, so that changes of the session do not wake it.
     pub(crate) fn clear_driver_waker(&mut self) {
         self.driver_waker = None;
+    }
+
+    /// Counts what the connection holds for its peer in the budget.
+    ///
+    /// Called when the driver goes to sleep.
+    pub(crate) fn count_held(&mut self) {
+        self.outgoing.count_held();
+        self.bulk_requests_held.set(self.bulk_requests.memory_size());
     }
 
     /// Called when the driver goes to sleep.

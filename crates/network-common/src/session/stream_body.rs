@@ -11,6 +11,7 @@ use bytes::{Bytes, BytesMut};
 use futures::Stream;
 use parking_lot::Mutex;
 
+use crate::budget::{BudgetShare, ByteBudget};
 use crate::error::{ErrorKind, TransportError};
 
 /// Number of queued bytes at which the connection stops reading.
@@ -34,6 +35,16 @@ struct BodyQueue {
     is_sender_dropped: bool,
     /// Number of bytes that the receiver has not taken.
     unread: u64,
+    /// Counts the queued bytes of an upload in the budget.
+    held: Option<BudgetShare>,
+}
+
+impl BodyQueue {
+    fn count_held(&self) {
+        if let Some(held) = &self.held {
+            held.update(self.queued_bytes as u64);
+        }
+    }
 }
 
 /// The sending end of a body, held by the connection's driver.
@@ -110,6 +121,11 @@ impl BodySender {
         is_full.then_some(queue.unread)
     }
 
+    /// Counts the queued bytes in `budget`.
+    pub(crate) fn count_in(&self, budget: &ByteBudget) {
+        self.0.lock().held = Some(budget.share());
+    }
+
     /// Queues a piece.
     pub(crate) fn push(&self, piece: Bytes) {
         let mut queue = self.0.lock();
@@ -118,6 +134,7 @@ impl BodySender {
         }
         queue.queued_bytes += piece.len() + PIECE_OVERHEAD;
         queue.pieces.push_back(piece);
+        queue.count_held();
         unlock_and_wake(queue.receiver_waker.take(), queue);
     }
 
@@ -247,6 +264,7 @@ impl StreamBody {
         queue.queued_bytes -= piece.len() + PIECE_OVERHEAD;
         self.remaining -= piece.len() as u64;
         queue.unread = self.remaining;
+        queue.count_held();
         unlock_and_wake(queue.sender_waker.take(), queue);
         Poll::Ready(Some(Ok(piece)))
     }
@@ -277,6 +295,7 @@ impl Drop for StreamBody {
         queue.is_receiver_dropped = true;
         queue.pieces.clear();
         queue.queued_bytes = 0;
+        queue.held = None;
         unlock_and_wake(queue.sender_waker.take(), queue);
     }
 }

@@ -20,6 +20,7 @@ use parking_lot::Mutex;
 use super::{
     Batch, BulkMessage, BulkRequest, RequestKey, Response, Session, StreamBody, WriteQueue,
 };
+use crate::budget::ConnectionAccount;
 use crate::buffer::ManagedBuffer;
 use crate::error::{ErrorKind, TransportError};
 use crate::protocol::{Event, FrameDecoder, Message};
@@ -55,7 +56,9 @@ impl Log {
 const LIMIT: u64 = 1 << 20;
 
 fn session() -> Session {
-    Session::new(([127, 0, 0, 1], 1).into(), WriteQueue::new(LIMIT, "spark.test.limit".into()))
+    let unread = ConnectionAccount::unlimited().unread();
+    let queue = WriteQueue::new(LIMIT, "spark.test.limit".into(), unread);
+    Session::new(([127, 0, 0, 1], 1).into(), queue)
 }
 
 fn failure(text: &str) -> TransportError {

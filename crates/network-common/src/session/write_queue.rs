@@ -12,6 +12,7 @@ use bytes::Bytes;
 
 use super::BulkMessage;
 use super::batch::{Batch, BatchAccounting};
+use crate::budget::{Reservation, STEP};
 use crate::buffer::Content;
 use crate::error::{ErrorKind, TransportError};
 use crate::protocol::Message;
@@ -46,11 +47,13 @@ pub(crate) struct WriteQueue {
     response_bytes: u64,
     limit: u64,
     limit_setting: Arc<str>,
+    /// Counts `queued_bytes` in the budget.
+    held: Reservation,
 }
 
 impl WriteQueue {
     /// Creates an empty queue with a limit in bytes and the name of its setting.
-    pub(crate) fn new(limit: u64, limit_setting: Arc<str>) -> Self {
+    pub(crate) fn new(limit: u64, limit_setting: Arc<str>, held: Reservation) -> Self {
         Self {
             unsealed: None,
             control: Batch::default(),
@@ -59,6 +62,7 @@ impl WriteQueue {
             response_bytes: 0,
             limit,
             limit_setting,
+            held,
         }
     }
 
@@ -73,24 +77,47 @@ impl WriteQueue {
         if self.has_capacity() {
             return Ok(());
         }
-        Err(TransportError::new(
-            ErrorKind::Limit,
-            format!(
-                "{operation} to {peer} rejected: the write queue holds {} bytes, and {} allows {}",
-                self.queued_bytes, self.limit_setting, self.limit
-            ),
-        )
-        .with_peer(peer)
-        .retryable())
+        let queued = self.queued_bytes;
+        let limit = match queued < self.limit {
+            true => self.held.account().budget.limit_text(),
+            false => format!("{} allows {}", self.limit_setting, self.limit),
+        };
+        let text = format!(
+            "{operation} to {peer} rejected: the write queue holds {queued} bytes, {limit}"
+        );
+        Err(TransportError::new(ErrorKind::Limit, text).with_peer(peer).retryable())
     }
 
     pub(crate) fn has_capacity(&self) -> bool {
-        self.queued_bytes < self.limit
+        self.queued_bytes < self.limit && !self.is_over_budget(self.queued_bytes)
     }
 
     /// Returns whether responses alone reach the limit.
     pub(super) fn is_response_limit_reached(&self) -> bool {
         self.response_bytes >= self.limit
+    }
+
+    /// Returns whether the peer must read responses before its next requests, because the budget
+    /// is exceeded.
+    pub(crate) fn holds_back_requests(&self) -> bool {
+        self.is_over_budget(self.response_bytes)
+    }
+
+    /// Returns whether the budget is exceeded, and `bytes` of this connection are a part of it.
+    fn is_over_budget(&self, bytes: u64) -> bool {
+        bytes >= STEP && self.held.account().budget.is_exceeded()
+    }
+
+    /// Returns a reservation of the connection for what is queued elsewhere.
+    pub(super) fn new_reservation(&self) -> Reservation {
+        self.held.account().unread()
+    }
+
+    /// Counts the queued bytes in the budget exactly.
+    ///
+    /// Otherwise differences of less than 64 KiB are not counted.
+    pub(crate) fn count_held(&mut self) {
+        self.held.set(self.queued_bytes);
     }
 
     /// Returns whether the stream manager may be asked for another body.
@@ -108,6 +135,7 @@ impl WriteQueue {
         let before = self.control.response_bytes();
         self.queued_bytes += self.control.push(message, body.len() as u64, body);
         self.response_bytes += self.control.response_bytes() - before;
+        self.held.update(self.queued_bytes);
     }
 
     /// Queues a message in the bulk lane.
@@ -115,6 +143,7 @@ impl WriteQueue {
         self.queued_bytes += bulk.memory_size();
         self.response_bytes += if bulk.message.is_request() { 0 } else { bulk.memory_size() };
         self.bulk.push_back(bulk);
+        self.held.update(self.queued_bytes);
     }
 
     fn pop_bulk(&mut self) -> Option<BulkMessage> {
@@ -185,15 +214,29 @@ impl WriteQueue {
     pub(crate) fn on_batch_written(&mut self, accounting: &BatchAccounting) {
         self.queued_bytes = self.queued_bytes.saturating_sub(accounting.queued_bytes);
         self.response_bytes = self.response_bytes.saturating_sub(accounting.response_bytes);
+        self.held.update(self.queued_bytes);
     }
 
-    /// Discards all queued frames.
+    /// Discards all queued frames and the batch that is being written.
     pub(super) fn clear(&mut self) -> DiscardedFrames {
+        let discarded = self.discard();
         self.queued_bytes = 0;
         self.response_bytes = 0;
-        DiscardedFrames {
-            _batches: [self.unsealed.take().unwrap_or_default(), std::mem::take(&mut self.control)],
-            _bulk: std::mem::take(&mut self.bulk),
+        self.held.set(0);
+        discarded
+    }
+
+    /// Discards all queued frames, except the batch that is being written.
+    pub(super) fn discard(&mut self) -> DiscardedFrames {
+        let unsealed = self.unsealed.take().unwrap_or_default();
+        let control = std::mem::take(&mut self.control);
+        for batch in [&unsealed, &control] {
+            self.on_batch_written(&batch.accounting());
         }
+        let bulk = std::mem::take(&mut self.bulk);
+        // Nothing is queued after this, so the share of the responses does not matter.
+        let queued_bytes = bulk.iter().map(BulkMessage::memory_size).sum();
+        self.on_batch_written(&BatchAccounting { queued_bytes, response_bytes: 0 });
+        DiscardedFrames { _batches: [unsealed, control], _bulk: bulk }
     }
 }

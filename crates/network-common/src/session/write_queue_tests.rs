@@ -29,7 +29,7 @@ fn counted(bytes: Bytes) -> (ManagedBuffer, Arc<AtomicUsize>) {
 #[test]
 fn mwh_01_header_and_body_are_written_in_order() {
     let longs: Vec<u8> = (0..8_u64).flat_map(u64::to_be_bytes).collect();
-    let mut queue = WriteQueue::new(LIMIT, "".into());
+    let mut queue = WriteQueue::new(LIMIT, "".into(), ConnectionAccount::unlimited().unread());
     queue.push_bulk(chunk(2, longs.clone()));
     let bytes = drain(&mut queue);
     let header = b"\0\0\0\0\0\0\0\x55\x01\0\0\0\0\0\0\0\x01\0\0\0\x02";
@@ -38,7 +38,7 @@ fn mwh_01_header_and_body_are_written_in_order() {
 
 /// Returns a queue with small and large frames in both lanes, and their bytes.
 fn mixed() -> (WriteQueue, Vec<u8>) {
-    let mut queue = WriteQueue::new(LIMIT, "".into());
+    let mut queue = WriteQueue::new(LIMIT, "".into(), ConnectionAccount::unlimited().unread());
     let mut expected = Vec::new();
     for (id, length) in [(1, 3), (2, LARGE), (3, 0), (4, LARGE)] {
         let body = large(length, id as usize);
@@ -74,7 +74,7 @@ fn contiguous_parts_of_any_length_make_up_batch() {
 /// A large body is not copied for a filter, and the small parts around it stay contiguous.
 #[test]
 fn large_body_is_contiguous_part_of_its_own() {
-    let mut queue = WriteQueue::new(LIMIT, "".into());
+    let mut queue = WriteQueue::new(LIMIT, "".into(), ConnectionAccount::unlimited().unread());
     for (index, length) in [(0, 5), (1, 100_000), (2, 5)] {
         queue.push_bulk(chunk(index, ManagedBuffer::from(large(length, 1))));
     }
@@ -138,7 +138,7 @@ fn mwh_02_slices_are_correct_for_every_start_and_count() {
 #[test]
 fn mwh_03_bodies_are_released_after_write() {
     for length in [0, 8, LARGE] {
-        let mut queue = WriteQueue::new(LIMIT, "".into());
+        let mut queue = WriteQueue::new(LIMIT, "".into(), ConnectionAccount::unlimited().unread());
         let (buffer, releases) = counted(large(length, 1));
         queue.push_bulk(chunk(0, buffer));
         let mut batch = Batch::default();
@@ -158,7 +158,7 @@ fn mwh_03_bodies_are_released_after_write() {
 /// A buffer is released with its last clone, and every hook runs.
 #[test]
 fn mwh_03_clones_share_one_release() {
-    let mut queue = WriteQueue::new(LIMIT, "".into());
+    let mut queue = WriteQueue::new(LIMIT, "".into(), ConnectionAccount::unlimited().unread());
     let (buffer, first) = counted(large(LARGE, 1));
     let second = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&second);
@@ -177,7 +177,7 @@ fn mwh_03_clones_share_one_release() {
 #[test]
 fn mwh_04_shared_bodies_are_not_copied() {
     let (rpc, block) = (large(LARGE, 1), large(LARGE, 2));
-    let mut queue = WriteQueue::new(LIMIT, "".into());
+    let mut queue = WriteQueue::new(LIMIT, "".into(), ConnectionAccount::unlimited().unread());
     queue.push_control(&Message::RpcRequest { request_id: 1, body: () }, &mut rpc.clone());
     queue.push_bulk(chunk(0, block.clone()));
     let mut batch = Batch::default();
@@ -193,7 +193,7 @@ fn mwh_04_shared_bodies_are_not_copied() {
 /// Row `mwh_06`: bodies that are discarded from the queue or from the batch are released.
 #[test]
 fn mwh_06_discarded_bodies_are_released() {
-    let mut queue = WriteQueue::new(LIMIT, "".into());
+    let mut queue = WriteQueue::new(LIMIT, "".into(), ConnectionAccount::unlimited().unread());
     let (buffer, in_batch) = counted(large(LARGE, 1));
     queue.push_bulk(chunk(0, buffer));
     let mut batch = Batch::default();
@@ -351,7 +351,7 @@ fn mwh_01_control_messages_overtake_queued_bodies() {
 /// Small bodies share batches of limited size, which bounds the delay of control messages.
 #[test]
 fn mwh_01_small_bodies_share_batches_of_limited_size() {
-    let mut queue = WriteQueue::new(1 << 30, "".into());
+    let mut queue = WriteQueue::new(1 << 30, "".into(), ConnectionAccount::unlimited().unread());
     (0..200).for_each(|index| queue.push_bulk(chunk(index, large(LARGE, 1))));
     let (mut batch, mut batches, mut indexes) = (Batch::default(), 0, Vec::new());
     while !queue.is_empty(true) {
@@ -374,7 +374,7 @@ fn mwh_01_small_bodies_share_batches_of_limited_size() {
 #[test]
 fn mwh_01_files_keep_their_order() {
     let file = |range| ManagedBuffer::file("/nonexistent", range);
-    let mut queue = WriteQueue::new(LIMIT, "".into());
+    let mut queue = WriteQueue::new(LIMIT, "".into(), ConnectionAccount::unlimited().unread());
     queue.push_bulk(chunk(0, large(10, 1)));
     queue.push_bulk(chunk(1, file(5..25)));
     queue.push_bulk(chunk(2, large(10, 1)));
@@ -444,7 +444,7 @@ fn mwh_06_unreadable_body_is_replaced_by_matching_failure() {
 /// own.
 #[test]
 fn mwh_05_frames_queued_before_filters_are_written_apart() {
-    let mut queue = WriteQueue::new(LIMIT, "".into());
+    let mut queue = WriteQueue::new(LIMIT, "".into(), ConnectionAccount::unlimited().unread());
     let push = |queue: &mut WriteQueue, text: &'static str| {
         queue.push_control(&Message::OneWayMessage { body: () }, &mut Bytes::from(text));
     };
