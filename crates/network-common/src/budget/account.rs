@@ -5,34 +5,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use super::{ByteBudget, STEP};
+use super::byte_budget::{ByteBudget, ConnectionAccount, STEP};
 use crate::error::{ErrorKind, TransportError};
 use crate::metrics::SideMetrics;
-
-/// Ends a connection with an error, and drops its queued frames.
-type EndConnection = Box<dyn Fn(TransportError) + Send + Sync>;
-
-/// The bytes that one connection holds of a budget, and its progress.
-pub(crate) struct ConnectionAccount {
-    pub(crate) budget: ByteBudget,
-    metrics: Arc<SideMetrics>,
-    peer: SocketAddr,
-    /// The key in the accounts of the budget.
-    key: usize,
-    /// The bytes that the peer has not read.
-    unread: AtomicU64,
-    /// The bytes of requests that have not arrived completely.
-    incomplete: AtomicU64,
-    /// The number of bytes read from the socket.
-    pub(crate) received_bytes: AtomicU64,
-    /// The number of bytes written to the socket.
-    pub(crate) sent_bytes: AtomicU64,
-    /// The peer had made no progress when the monitor checked last.
-    pub(super) is_stalled: AtomicBool,
-    /// The connection is being closed because of the budget.
-    is_closed: AtomicBool,
-    end: OnceLock<EndConnection>,
-}
 
 impl ConnectionAccount {
     pub(crate) fn new(
@@ -187,7 +162,7 @@ impl Reservation {
     /// Returns whether the budget allows `bytes` more than are held.
     pub(crate) fn would_fit(&self, bytes: u64) -> bool {
         let budget = &self.account.budget;
-        budget.held().saturating_add(bytes) <= budget.limit()
+        budget.held().saturating_add(bytes) <= budget.usual_limit()
     }
 
     /// Changes the number of bytes if the budget allows a larger one.

@@ -8,23 +8,18 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use super::{Budget, ByteBudget, ConnectionAccount, STEP};
+use super::byte_budget::{Budget, ByteBudget, ConnectionAccount, STEP};
 
 /// The time without progress after which a connection is closed if the budget needs its bytes.
-const GRACE: Duration = Duration::from_secs(1);
+///
+/// The sockets of both ends hold some MiB, so that the progress of a slow reader is seen in bursts.
+const GRACE: Duration = Duration::from_secs(2);
 /// The interval between two checks.
 const TICK: Duration = Duration::from_millis(100);
 /// The fewest bytes in [`GRACE`] that are progress.
 const MIN_PROGRESS: u64 = STEP;
 
-/// Whether a task checks the connections of a budget.
-#[derive(Debug, Default)]
-pub(super) struct Monitor {
-    /// When the task has run last. The runtime of the task may not be driven any more.
-    last_tick: Option<Instant>,
-}
-
-/// What the task has seen of one connection.
+/// The progress of one connection since the task has checked it first.
 struct Progress {
     transferred: u64,
     since: Instant,
@@ -54,12 +49,12 @@ impl ByteBudget {
         tokio::spawn(watch(Arc::downgrade(&self.0)));
     }
 
-    /// Closes the connections that hold the most bytes, if the limit is far exceeded.
+    /// Closes the connections that hold the most bytes, if the limit is exceeded.
     ///
     /// Prefers connections without progress. Must not be called under the lock of a session.
     #[inline]
-    pub(crate) fn close_largest_if_overrun(&self) {
-        if self.held() > self.hard_limit() {
+    pub(crate) fn close_largest_if_exceeded(&self) {
+        if self.held() > self.limit() {
             self.close_largest();
         }
     }
@@ -70,7 +65,13 @@ impl ByteBudget {
         let closing: u64 = open.iter().filter(|one| one.is_closed()).map(|one| one.held()).sum();
         open.retain(|account| !account.is_closed());
         open.sort_by_key(|account| (account.is_stalled.load(Ordering::Relaxed), account.held()));
-        let mut excess = self.held().saturating_sub(closing).saturating_sub(self.hard_limit());
+        // One body that is larger than the limit is sent nevertheless, beside little else.
+        let large = self.limit() / 4 * 3;
+        let is_stalled = |one: &ConnectionAccount| one.is_stalled.load(Ordering::Relaxed);
+        let exempt = open.pop_if(|one| one.held() > large && !is_stalled(one));
+        let exempt = exempt.map_or(0, |one| one.held());
+        let allowed = self.limit().max(exempt + self.limit() / 4);
+        let mut excess = self.held().saturating_sub(closing).saturating_sub(allowed);
         while let Some(largest) = open.pop().filter(|_| excess > 0) {
             excess = excess.saturating_sub(largest.held());
             largest.close(None);
@@ -87,9 +88,15 @@ impl ByteBudget {
         all.into_iter().filter(|account| account.held() >= STEP).collect()
     }
 
-    /// Closes connections without progress whose bytes others need.
-    fn check_progress(&self, seen: &mut HashMap<usize, Progress>, has_refused: bool) {
+    /// Closes connections without progress, whose bytes others have needed since `needed_since`.
+    fn check_progress(
+        &self,
+        seen: &mut HashMap<usize, Progress>,
+        needed_since: Option<Instant>,
+        has_refused: bool,
+    ) {
         let now = Instant::now();
+        let needed = needed_since.map(|since| now.duration_since(since)).unwrap_or_default();
         let (mut stalled, mut next) = (Vec::new(), HashMap::new());
         let holders = self.holders();
         for account in holders.iter().filter(|account| !account.is_closed()) {
@@ -100,8 +107,8 @@ impl ByteBudget {
                 _ => new,
             };
             let quiet = now.duration_since(progress.since);
-            account.is_stalled.store(quiet >= TICK, Ordering::Relaxed);
-            if quiet >= GRACE {
+            account.is_stalled.store(quiet >= GRACE, Ordering::Relaxed);
+            if quiet.min(needed) >= GRACE {
                 stalled.push((account, quiet));
             }
             next.insert(account.key(), progress);
@@ -111,7 +118,7 @@ impl ByteBudget {
         stalled.sort_by_key(|(account, quiet)| {
             Reverse(u128::from(account.held()) * quiet.as_millis())
         });
-        let mut excess = self.held().saturating_sub(self.limit());
+        let mut excess = self.held().saturating_sub(self.usual_limit());
         for (account, quiet) in &stalled {
             if excess == 0 {
                 break;
@@ -130,11 +137,11 @@ impl ByteBudget {
     }
 }
 
-/// Checks the connections while their bytes are needed.
+/// Checks the connections while the limit is near.
 async fn watch(budget: Weak<Budget>) {
     let guard = MonitorGuard(budget);
     let mut seen = HashMap::new();
-    let (mut refused, mut needed) = (None, Instant::now());
+    let (mut refused, mut needed_since, mut active) = (None, None, Instant::now());
     loop {
         sleep(TICK).await;
         let Some(budget) = guard.0.upgrade().map(ByteBudget) else { return };
@@ -143,9 +150,15 @@ async fn watch(budget: Weak<Budget>) {
             refused = Some(now);
         }
         let has_refused = refused.is_some_and(|at: Instant| now.duration_since(at) < 2 * GRACE);
-        if has_refused || budget.is_exceeded() || !budget.waiting_fairly().is_empty() {
-            needed = now;
-        } else if now.duration_since(needed) >= GRACE {
+        if has_refused || budget.is_exhausted() || !budget.waiting_fairly().is_empty() {
+            needed_since.get_or_insert(now);
+            active = now;
+        } else {
+            needed_since = None;
+        }
+        if budget.is_nearly_used() {
+            active = now;
+        } else if now.duration_since(active) >= GRACE {
             budget.0.monitor.lock().last_tick = None;
             // A request that began to wait before did not start another task.
             if !budget.waiting_fairly().is_empty() {
@@ -154,6 +167,6 @@ async fn watch(budget: Weak<Budget>) {
             return;
         }
         budget.0.monitor.lock().last_tick = Some(now);
-        budget.check_progress(&mut seen, has_refused);
+        budget.check_progress(&mut seen, needed_since, has_refused);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{ByteBudget, STEP};
+use super::byte_budget::{ByteBudget, STEP};
 
 /// A count of bytes that are held outside of connections, such as queued messages.
 ///
@@ -27,8 +27,16 @@ pub struct BudgetShare {
     counted: AtomicU64,
 }
 
+impl ByteBudget {
+    /// Returns a count of bytes that are held outside of connections, which starts with 0.
+    #[must_use]
+    pub fn share(&self) -> BudgetShare {
+        BudgetShare::new(self.clone())
+    }
+}
+
 impl BudgetShare {
-    pub(super) fn new(budget: ByteBudget) -> Self {
+    fn new(budget: ByteBudget) -> Self {
         Self { budget, counted: AtomicU64::new(0) }
     }
 

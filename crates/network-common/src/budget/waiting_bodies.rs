@@ -1,38 +1,16 @@
 //! The order in which connections ask their stream managers for bodies.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use tokio::sync::oneshot;
 
-use super::{ByteBudget, ConnectionAccount, STEP};
+use super::byte_budget::{
+    BodyPermit, ByteBudget, ConnectionAccount, STEP, WaitingBodies, WaitingBody,
+};
 
 /// The estimate for the first body of a connection; at most a quarter of the limit.
 const UNKNOWN_SIZE: u64 = 64 << 20;
-
-/// The connections that wait until they may ask for their next body, the oldest first.
-#[derive(Debug, Default)]
-pub(super) struct WaitingBodies {
-    queue: VecDeque<WaitingBody>,
-    /// A body of unknown size was admitted over the estimate and has not arrived yet.
-    has_exception: bool,
-}
-
-#[derive(Debug)]
-struct WaitingBody {
-    account: Arc<ConnectionAccount>,
-    estimate: Option<u64>,
-    admission: oneshot::Sender<BodyPermit>,
-}
-
-/// Allows to ask for one body, whose estimated size it reserves until it is dropped.
-#[derive(Debug)]
-pub(crate) struct BodyPermit {
-    budget: ByteBudget,
-    estimate: u64,
-    is_exception: bool,
-}
 
 impl Drop for BodyPermit {
     fn drop(&mut self) {
@@ -50,7 +28,7 @@ impl ConnectionAccount {
     /// `None` if the connection has not asked for a body yet.
     ///
     /// # Cancel safety
-    /// Cancel safe: dropping the future gives up the position in the queue.
+    /// Cancel safe: dropping the future leaves the queue.
     pub(crate) async fn admit_body(self: &Arc<Self>, estimate: Option<u64>) -> BodyPermit {
         let budget = &self.budget;
         if budget.0.waiting_count.load(Ordering::SeqCst) == 0
@@ -79,10 +57,8 @@ impl ConnectionAccount {
 
 impl ByteBudget {
     /// Returns the limit for bodies whose estimate is not small.
-    ///
-    /// The rest is for small ones, so that they pass while large ones wait.
     fn body_limit(&self) -> u64 {
-        self.limit() / 8 * 7
+        self.limit() / 4 * 3
     }
 
     /// Returns the bytes that an estimate reserves.
@@ -90,7 +66,7 @@ impl ByteBudget {
     /// Below the limit, so that a larger body is admitted while little else is held.
     fn reserved_for(&self, estimate: Option<u64>) -> u64 {
         match estimate {
-            Some(estimate) => estimate.min(self.limit() / 4 * 3),
+            Some(estimate) => estimate.min(self.limit() / 2),
             None => UNKNOWN_SIZE.min(self.limit() / 4),
         }
     }
@@ -98,9 +74,13 @@ impl ByteBudget {
     /// Reserves an estimate if it fits.
     fn try_admit(&self, account: &ConnectionAccount, estimate: Option<u64>) -> Option<BodyPermit> {
         let bytes = self.reserved_for(estimate);
-        let limit = if bytes <= STEP { self.limit() } else { self.body_limit() };
         let before = self.0.requested.fetch_add(bytes, Ordering::SeqCst) + self.held();
-        if before + bytes <= limit && self.is_fair(account, before) {
+        let fits = match bytes <= STEP && account.held() < STEP {
+            // As the response to an RPC.
+            true => before <= self.limit(),
+            false => before + bytes <= self.body_limit() && self.is_fair(account, before),
+        };
+        if fits {
             return Some(BodyPermit { budget: self.clone(), estimate: bytes, is_exception: false });
         }
         self.0.requested.fetch_sub(bytes, Ordering::SeqCst);
@@ -141,7 +121,7 @@ impl ByteBudget {
                 let total = self.held() + self.0.requested.load(Ordering::SeqCst);
                 let mut permit = None;
                 if !entry.admission.is_closed() {
-                    if (is_blocked && !is_small) || !self.is_fair(&entry.account, total) {
+                    if !is_small && (is_blocked || !self.is_fair(&entry.account, total)) {
                         index += 1;
                         continue;
                     }

@@ -50,7 +50,7 @@ pub(crate) struct SharedConnection {
     awaits_sealed_frame: AtomicBool,
     /// Notified when the peer is authenticated, and at the end of the connection.
     pub(crate) state_notify: Notify,
-    /// What the connection holds of the budget, and the bytes that it has transferred.
+    /// The bytes that the connection holds of the budget and has transferred.
     pub(crate) account: Arc<ConnectionAccount>,
 }
 
@@ -107,7 +107,7 @@ impl SharedConnection {
     /// The budget may close a connection and drop its frames, which runs release hooks.
     pub(crate) fn respond<T>(&self, queue: impl FnOnce(&mut Session) -> T) -> T {
         let result = self.update(queue);
-        self.account.budget.close_largest_if_overrun();
+        self.account.budget.close_largest_if_exceeded();
         result
     }
 

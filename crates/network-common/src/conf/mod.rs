@@ -211,7 +211,7 @@ impl TransportConf {
         match key {
             "spark.io.mode.default" => self.default_mode = Some(parse_mode(value)?),
             "spark.network.timeout" => self.network_timeout = value_parser::time(value)?,
-            crate::budget::SETTING => {
+            "spark.network.maxHeldBytes" => {
                 let bytes = value_parser::positive_size(value, i64::MAX.unsigned_abs())?;
                 self.max_held_bytes = Some(bytes);
             }

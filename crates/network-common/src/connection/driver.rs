@@ -184,8 +184,8 @@ impl ConnectionDriver {
             }
             // Anything that changed under the lock meanwhile would not wake this task.
             let budget = &self.resources.budget;
-            let waits_for_budget =
-                session.outgoing.holds_back_requests() && budget.wake_when_kept(context.waker());
+            let waits_for_budget = session.outgoing.holds_back_requests()
+                && budget.wake_when_available(context.waker());
             let can_resume_reading = self.reader.is_paused
                 && !waits_for_budget
                 && !session.should_pause_for_connection();
@@ -206,8 +206,9 @@ impl ConnectionDriver {
             session.count_held();
             session.set_driver_waker(context.waker().clone());
             drop(session);
-            if self.resources.budget.is_exceeded() {
+            if self.resources.budget.is_nearly_used() {
                 self.resources.budget.start_monitor();
+                self.resources.budget.close_largest_if_exceeded();
             }
             if self.is_flush_overdue(context) {
                 return Poll::Ready(TransportError::closed(self.shared.peer));

@@ -32,7 +32,7 @@ pub(crate) const REFUSED: &str = "Refused for now: ";
 ///     }
 ///
 ///     fn on_refused_request(&self, client: &TransportClient, request: RefusedRequest) {
-///         eprintln!("{} is told to wait: {request}", client.peer_addr());
+///         eprintln!("{} must repeat a request: {request}", client.peer_addr());
 ///     }
 /// }
 /// ```
@@ -52,11 +52,15 @@ impl RefusedRequest {
         start: Bytes,
     ) -> Self {
         let budget = &shared.account.budget;
-        let limit = budget.limit();
-        let is_retryable = length <= limit;
+        let max = budget.max_request();
+        let is_retryable = length <= max;
         let reason = match is_retryable {
             true => format!("{REFUSED}a request of {length} bytes; {}", budget.limit_text()),
-            false => format!("a request of {length} bytes exceeds {SETTING}, {limit} bytes"),
+            false => format!(
+                "a request of {length} bytes exceeds the limit of {max} bytes, which follows from \
+                 {SETTING} = {}",
+                budget.limit()
+            ),
         };
         let callback = request_id.map(|id| RpcResponseCallback::new(Arc::clone(shared), id));
         Self { reason, start, length, is_retryable, callback }
@@ -74,7 +78,8 @@ impl RefusedRequest {
         self.length
     }
 
-    /// Returns whether a repetition may succeed; not if the request exceeds the limit by itself.
+    /// Returns whether a repetition may succeed; not if the request is too large for an
+    /// empty budget.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         self.is_retryable

@@ -20,6 +20,8 @@ pub(crate) const READ_BLOCK: usize = 64 << 10;
 const DIRECT_MIN: u64 = 32 << 10;
 /// The most bytes reserved for a body because of its announced length, if this side requested it.
 const PREALLOCATE_MAX: u64 = 64 << 20;
+/// The most bytes by which the length of a buffer grows at once.
+const GROWTH: usize = 1 << 20;
 /// The most bytes of a refused request that are kept.
 const MAX_REFUSED_START: usize = 4 << 10;
 /// The largest piece of a streamed body in bytes.
@@ -191,7 +193,7 @@ impl BodyDecoder {
         }
     }
 
-    /// Skips the rest of a request, and frees what has arrived.
+    /// Skips the rest of a request, and frees its buffer.
     fn refuse(&mut self) {
         let BodyMode::Collect(message) = &mut self.mode else { return };
         let start = &self.buffer[..self.filled.min(MAX_REFUSED_START)];
@@ -238,26 +240,47 @@ impl Drop for BodyDecoder {
 /// Returns whether the budget allows that a full buffer grows.
 ///
 /// When it grows first, the whole request must fit, but only the growth is reserved.
-fn is_allowed(buffer: &[u8], filled: usize, missing: u64, held: &mut Option<Reservation>) -> bool {
+fn is_allowed(
+    buffer: &Vec<u8>,
+    filled: usize,
+    missing: u64,
+    held: &mut Option<Reservation>,
+) -> bool {
     let Some(held) = held.as_mut().filter(|_| filled == buffer.len()) else { return true };
-    if filled <= READ_BLOCK && !held.would_fit(filled as u64 + missing) {
+    if filled <= READ_BLOCK && !held.would_fit(held_for(filled as u64 + missing)) {
         return false;
     }
-    held.try_grow(grown_len(buffer, filled, missing) as u64)
+    held.try_grow(held_for(grown_len(buffer, filled, missing) as u64))
+}
+
+/// Returns the memory of a growing buffer: smaller ones that it had may stay with the allocator.
+fn held_for(length: u64) -> u64 {
+    length + length / 2
 }
 
 /// Returns the length of a full buffer when it has grown.
-fn grown_len(buffer: &[u8], filled: usize, missing: u64) -> usize {
-    let wanted = filled + usize::try_from(missing).unwrap_or(usize::MAX - filled);
-    wanted.min(buffer.len().max(READ_BLOCK / 2) * 2)
+fn grown_len(buffer: &Vec<u8>, filled: usize, missing: u64) -> usize {
+    capacity(buffer, filled, missing).min(buffer.len() + GROWTH)
 }
 
-/// Returns the free part of `buffer`, at most `missing` bytes; at most doubles a full buffer.
-fn free_part(buffer: &mut Vec<u8>, filled: usize, missing: u64) -> &mut [u8] {
+/// Returns the capacity for `missing` more bytes, at most four times the present one.
+///
+/// Bytes beyond the length occupy no memory yet.
+fn capacity(buffer: &Vec<u8>, filled: usize, missing: u64) -> usize {
     let wanted = filled + usize::try_from(missing).unwrap_or(usize::MAX - filled);
+    match buffer.len() < buffer.capacity() {
+        true => buffer.capacity().min(wanted),
+        false => wanted.min(buffer.len().max(READ_BLOCK / 4) * 4),
+    }
+}
+
+/// Returns the free part of `buffer`, at most `missing` bytes; extends a full buffer.
+fn free_part(buffer: &mut Vec<u8>, filled: usize, missing: u64) -> &mut [u8] {
     if filled == buffer.len() {
+        buffer.reserve_exact(capacity(buffer, filled, missing) - filled);
         buffer.resize(grown_len(buffer, filled, missing), 0);
     }
-    let end = buffer.len().min(wanted);
+    let end = filled + usize::try_from(missing).unwrap_or(usize::MAX - filled);
+    let end = end.min(buffer.len());
     &mut buffer[filled..end]
 }

@@ -166,6 +166,20 @@ impl<B> Message<B> {
         out[start..start + LENGTH_FIELD].copy_from_slice(&length.to_be_bytes());
     }
 
+    /// Returns the number of bytes in texts and meta, whose lengths vary.
+    pub(crate) fn texts_len(&self) -> usize {
+        match self {
+            Self::StreamRequest { stream_id } | Self::StreamResponse { stream_id, .. } => {
+                stream_id.len()
+            }
+            Self::StreamFailure { stream_id, error } => stream_id.len() + error.len(),
+            Self::ChunkFetchFailure { error, .. } | Self::RpcFailure { error, .. } => error.len(),
+            Self::UploadStream { meta, .. } => meta.len(),
+            Self::MergedBlockMetaRequest(request) => request.app_id.len(),
+            _ => 0,
+        }
+    }
+
     /// Returns the same message with another body.
     pub(crate) fn with_body<C>(self, body: C) -> Message<C> {
         match self {

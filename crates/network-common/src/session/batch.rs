@@ -14,10 +14,16 @@ use crate::protocol::Message;
 ///
 /// Up to this size a copy is cheaper than another slice of a vectored write.
 const MAX_INLINE_BODY: usize = 4 << 10;
+/// No header without its texts is longer than this number of bytes.
+const MAX_HEADER_FIELDS: usize = 64;
 /// Minimal size of a slice that is sealed by itself.
 ///
 /// From this size on a separate call of the filter is cheaper than a copy.
 const LARGE_SLICE: usize = 64 << 10;
+/// Size from which on a buffer is not extended.
+///
+/// A growing buffer leaves memory of several times its size that is not used.
+const FULL_BUFFER: usize = 240 << 10;
 /// Larger buffers are not recycled.
 const MAX_RECYCLED_BUFFER: usize = 256 << 10;
 
@@ -34,6 +40,8 @@ thread_local! {
 #[derive(Debug, Default)]
 pub(crate) struct Batch {
     bytes: Vec<u8>,
+    /// The parts in front of `bytes` and `bodies`.
+    front: Vec<Bytes>,
     /// Each body goes before the byte of `bytes` with this index.
     bodies: Vec<(usize, Bytes)>,
     body_bytes: usize,
@@ -71,10 +79,21 @@ impl Batch {
     /// must not happen under the lock of the session.
     pub(super) fn push(&mut self, message: &Message<()>, in_frame: u64, body: &mut Bytes) -> u64 {
         let before = self.len();
+        if self.bytes.len() >= FULL_BUFFER {
+            self.move_to_front();
+        }
         if self.bytes.capacity() == 0 {
             self.bytes = BATCH_BUFFER.try_with(Cell::take).unwrap_or_default();
         }
-        message.encode_header(in_frame, &mut self.bytes);
+        let texts = message.texts_len();
+        if texts <= MAX_INLINE_BODY {
+            message.encode_header(in_frame, &mut self.bytes);
+        } else {
+            // Growing the common buffer would leave unused memory of several times its size.
+            let mut header = Vec::with_capacity(texts + MAX_HEADER_FIELDS);
+            message.encode_header(in_frame, &mut header);
+            self.push_piece(header.into());
+        }
         if body.len() <= MAX_INLINE_BODY {
             self.bytes.extend_from_slice(body);
         } else {
@@ -86,6 +105,21 @@ impl Batch {
             self.response_bytes += added;
         }
         added
+    }
+
+    /// Starts a new buffer.
+    #[cold]
+    fn move_to_front(&mut self) {
+        // One more message fits behind `FULL_BUFFER`.
+        let next = Vec::with_capacity(MAX_RECYCLED_BUFFER);
+        let bytes = Bytes::from(std::mem::replace(&mut self.bytes, next));
+        self.body_bytes += bytes.len();
+        let mut start = 0;
+        for (position, body) in std::mem::take(&mut self.bodies) {
+            self.front.extend([bytes.slice(start..position), body]);
+            start = position;
+        }
+        self.front.push(bytes.slice(start..));
     }
 
     /// Appends a message with a body in memory; returns the number of bytes appended.
@@ -104,14 +138,14 @@ impl Batch {
         let starts = std::iter::once(0).chain(self.bodies.iter().map(|(position, _)| *position));
         let spliced = self.bodies.iter().zip(starts);
         let last = self.bodies.last().map_or(0, |(position, _)| *position);
-        spliced
-            .flat_map(|((position, body), start)| [&self.bytes[start..*position], &body[..]])
-            .chain([&self.bytes[last..]])
-            .filter_map(move |slice| {
-                let skipped = skip.min(slice.len());
-                skip -= skipped;
-                Some(&slice[skipped..]).filter(|slice| !slice.is_empty())
-            })
+        let current = spliced
+            .flat_map(|((position, body), start)| [&self.bytes[start..*position], &body[..]]);
+        let front = self.front.iter().map(|part| &part[..]);
+        front.chain(current).chain([&self.bytes[last..]]).filter_map(move |slice| {
+            let skipped = skip.min(slice.len());
+            skip -= skipped;
+            Some(&slice[skipped..]).filter(|slice| !slice.is_empty())
+        })
     }
 
     /// Fills `slices` with the bytes after the first `skip` ones.
@@ -158,6 +192,7 @@ impl Batch {
             bytes.clear();
             BATCH_BUFFER.set(bytes);
         }
+        self.front = Vec::new();
         self.bodies = Vec::new();
         self.bulk = Vec::new();
         self.body_bytes = 0;

@@ -26,14 +26,8 @@ impl BulkMessage {
     ///
     /// These are the struct, a body in memory, and texts whose length the peer chooses.
     pub(super) fn memory_size(&self) -> u64 {
-        let texts = match &self.message {
-            Message::StreamResponse { stream_id, .. } => stream_id.len(),
-            Message::StreamFailure { stream_id, error } => stream_id.len() + error.len(),
-            Message::ChunkFetchFailure { error, .. } => error.len(),
-            Message::UploadStream { meta, .. } => meta.len(),
-            _ => 0,
-        };
-        (size_of::<Self>() + texts + self.memory_body_len().unwrap_or(0)) as u64
+        let body = self.memory_body_len().unwrap_or(0);
+        (size_of::<Self>() + self.message.texts_len() + body) as u64
     }
 
     /// Returns the length of a body in memory, or `None` if the body is in a file.

@@ -98,14 +98,14 @@ impl WriteQueue {
     }
 
     /// Returns whether the peer must read responses before its next requests, because the budget
-    /// is exceeded.
+    /// is exhausted.
     pub(crate) fn holds_back_requests(&self) -> bool {
         self.is_over_budget(self.response_bytes)
     }
 
-    /// Returns whether the budget is exceeded, and `bytes` of this connection are a part of it.
+    /// Returns whether the budget is exhausted, and `bytes` of this connection are a part of it.
     fn is_over_budget(&self, bytes: u64) -> bool {
-        bytes >= STEP && self.held.account().budget.is_exceeded()
+        bytes >= STEP && self.held.account().budget.is_exhausted()
     }
 
     /// Returns a reservation of the connection for what is queued elsewhere.

@@ -149,6 +149,14 @@ impl Handler {
         self
     }
 
+    pub fn on_stream_later<F>(mut self, f: impl Fn(String) -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = Result<Option<ManagedBuffer>, BoxError>> + Send + 'static,
+    {
+        self.stream = Some(Box::new(move |_, stream_id| Box::pin(f(stream_id.to_owned()))));
+        self
+    }
+
     pub fn on_meta(
         mut self,
         f: impl Fn(&TransportClient, MergedBlockMetaRequest, MergedBlockMetaCallback)
