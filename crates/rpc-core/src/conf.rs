@@ -6,10 +6,12 @@ use std::ops::RangeInclusive;
 use std::path::Path;
 use std::time::Duration;
 
-use network_common::{TransportConf, UnknownKey, load_settings, parse_size, parse_time};
+use network_common::{
+    ByteBudget, TransportConf, UnknownKey, load_settings, parse_size, parse_time,
+};
 
 use crate::error::{ErrorKind, RpcError};
-use crate::limits::{ByteBudget, InboxConf, OverflowPolicy, Volume};
+use crate::limits::{ByteLimit, InboxConf, OverflowPolicy, Volume};
 use crate::timeout::RpcTimeout;
 
 const ASK_TIMEOUT: &str = "spark.rpc.askTimeout";
@@ -159,7 +161,7 @@ impl RpcConf {
         self.ask()?;
         self.lookup_timeout()?;
         self.inbox()?;
-        self.inbox_budget()?;
+        self.amount(INBOX_TOTAL_BYTES, 1)?;
         self.route_queue_limits()?;
         self.max_routes()?;
         self.shutdown_timeout()?;
@@ -241,13 +243,13 @@ impl RpcConf {
         Ok(self.duration(SHUTDOWN_TIMEOUT)?.unwrap_or(Duration::from_secs(30)))
     }
 
-    pub(crate) fn inbox_budget(&self) -> Result<ByteBudget, RpcError> {
-        Ok(ByteBudget::new(self.amount(INBOX_TOTAL_BYTES, 512 << 20)?))
+    pub(crate) fn inbox_budget(&self, process: &ByteBudget) -> Result<ByteLimit, RpcError> {
+        Ok(ByteLimit::new(self.amount(INBOX_TOTAL_BYTES, 512 << 20)?, process))
     }
 
     /// Returns the budget of routes, a quarter of that of messages.
-    pub(crate) fn route_budget(&self) -> Result<ByteBudget, RpcError> {
-        Ok(ByteBudget::new(self.amount(INBOX_TOTAL_BYTES, 512 << 20)? / 4))
+    pub(crate) fn route_budget(&self, process: &ByteBudget) -> Result<ByteLimit, RpcError> {
+        Ok(ByteLimit::new(self.amount(INBOX_TOTAL_BYTES, 512 << 20)? / 4, process))
     }
 
     pub(crate) fn route_queue_limits(&self) -> Result<Volume, RpcError> {

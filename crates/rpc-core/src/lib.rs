@@ -352,7 +352,7 @@ pub use metrics::{
 pub use network_common::auth::{Secret, SecretKeyHolder, SecretStore};
 #[cfg(feature = "sim")]
 pub use network_common::sim;
-pub use network_common::{MemoryNetwork, UnknownKey};
+pub use network_common::{ByteBudget, MemoryNetwork, UnknownKey};
 pub use timeout::RpcTimeout;
 pub use trace::TracePropagator;
 pub use wire::{DecodeBuf, EncodeBuf};

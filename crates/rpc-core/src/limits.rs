@@ -1,8 +1,13 @@
-//! Limits of queues: `Volume`, the limits of inboxes and credit windows, and shared byte budgets.
+//! Limits of queues: `Volume`, the limits of inboxes and credit windows, and shared limits of bytes.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+
+use network_common::{BudgetShare, ByteBudget};
+
+/// Messages from this size on are rejected while the budget of the process is exhausted.
+const LARGE_MESSAGE: u64 = 64 << 10;
 
 /// A number of messages and a number of bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -136,31 +141,39 @@ impl InboxConf {
 ///
 /// An environment has one for the messages from the network and the events in all inboxes, and one
 /// for routes.
+///
+/// The bytes also count in the budget of the process, whose limit applies, too.
 #[derive(Debug)]
-pub(crate) struct ByteBudget {
+pub(crate) struct ByteLimit {
     used: AtomicU64,
-    pub(crate) limit: u64,
+    limit: u64,
+    share: BudgetShare,
 }
 
-impl ByteBudget {
-    pub(crate) fn new(limit: u64) -> Self {
-        Self { used: AtomicU64::new(0), limit }
+impl ByteLimit {
+    pub(crate) fn new(limit: u64, process: &ByteBudget) -> Self {
+        Self { used: AtomicU64::new(0), limit, share: process.share() }
     }
 
     /// Reserves `bytes` unless the limit is reached.
     ///
-    /// The last reservation may exceed the limit, so that a large message can make progress.
+    /// The last reservation may exceed the limit, so that a large message can make progress; but
+    /// not while the budget of the process is exhausted.
     pub(crate) fn try_reserve(&self, bytes: u64) -> bool {
-        if self.used.fetch_add(bytes, Ordering::Relaxed) < self.limit {
+        let before = self.used.fetch_add(bytes, Ordering::Relaxed);
+        let process = self.share.budget();
+        let is_below = before < self.limit && before < process.limit();
+        if is_below && (bytes < LARGE_MESSAGE || !process.is_exhausted()) {
+            self.share.update(before + bytes);
             return true;
         }
-        self.release(bytes);
+        self.used.fetch_sub(bytes, Ordering::Relaxed);
         false
     }
 
     /// Reserves `bytes` even if that exceeds the limit.
     pub(crate) fn reserve(&self, bytes: u64) {
-        self.used.fetch_add(bytes, Ordering::Relaxed);
+        self.share.update(self.used.fetch_add(bytes, Ordering::Relaxed) + bytes);
     }
 
     /// Reserves `bytes` as [`try_reserve`](Self::try_reserve) does, until the value is dropped.
@@ -175,7 +188,23 @@ impl ByteBudget {
     }
 
     pub(crate) fn release(&self, bytes: u64) {
-        self.used.fetch_sub(bytes, Ordering::Relaxed);
+        self.share.update(self.used.fetch_sub(bytes, Ordering::Relaxed) - bytes);
+    }
+
+    /// Describes the limit that is exhausted, for error texts.
+    pub(crate) fn limit_text(&self) -> String {
+        let process = self.share.budget();
+        if process.is_exhausted() || process.limit() < self.limit {
+            let (held, limit) = (process.held(), process.limit());
+            return format!(
+                "{held} of {limit} bytes (spark.network.maxHeldBytes) are held for peers"
+            );
+        }
+        format!(
+            "they use all of the {} bytes that this environment reserves for them \
+             (spark.rpc.inbox.maxTotalBytes)",
+            self.limit
+        )
     }
 
     pub(crate) fn used(&self) -> u64 {
@@ -186,7 +215,7 @@ impl ByteBudget {
 /// Bytes of a budget, which are released when this is dropped.
 #[derive(Debug)]
 pub(crate) struct ReservedBytes {
-    budget: Arc<ByteBudget>,
+    budget: Arc<ByteLimit>,
     bytes: u64,
 }
 

@@ -46,10 +46,11 @@ impl BudgetShare {
         &self.budget
     }
 
-    /// Changes the number of bytes, unless it differs from the counted one by less than 64 KiB.
+    /// Changes the number of bytes, unless the difference is below 64 KiB and it is not 0.
     #[inline]
     pub fn update(&self, bytes: u64) {
-        if bytes.abs_diff(self.counted.load(Ordering::Relaxed)) >= STEP {
+        let counted = self.counted.load(Ordering::Relaxed);
+        if bytes.abs_diff(counted) >= STEP || (bytes == 0 && counted > 0) {
             self.set(bytes);
         }
     }

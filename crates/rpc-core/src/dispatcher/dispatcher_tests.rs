@@ -62,7 +62,8 @@ impl ThreadSafeRpcEndpoint for EventRecorder {
 async fn received_events(event: ConnectionEvent) -> [Vec<String>; 2] {
     let runtime = Handle::current();
     let asks = AskResources::new(RpcConf::new().ask().unwrap(), Tracer::default(), runtime.clone());
-    let budget = Arc::new(RpcConf::new().inbox_budget().unwrap());
+    let budget =
+        Arc::new(RpcConf::new().inbox_budget(&network_common::ByteBudget::new(u64::MAX)).unwrap());
     let dispatcher = Dispatcher::new(runtime, budget);
     let receivers = ["a", "b"].map(|name| {
         let (sender, receiver) = mpsc::unbounded_channel();

@@ -24,7 +24,7 @@ use crate::endpoint::{EndpointContext, EndpointOptions, RpcEndpointRef, RpcMessa
 use crate::error::{ErrorKind, RpcError};
 use crate::inbox::{ConnectionEvent, ErasedInbox, Inbox, StopCause};
 use crate::isolated_executor::IsolatedExecutor;
-use crate::limits::ByteBudget;
+use crate::limits::ByteLimit;
 use crate::message_loop::{IntoEndpoint, LoopContext};
 use crate::metrics::EndpointSnapshot;
 use crate::peer::RouteTarget;
@@ -40,7 +40,7 @@ pub(crate) struct Dispatcher {
     runtime: Handle,
     /// The loops of all endpoints, including those that are stopping.
     loops: TaskTracker,
-    budget: Arc<ByteBudget>,
+    budget: Arc<ByteLimit>,
 }
 
 #[derive(Default)]
@@ -76,7 +76,7 @@ fn env_stopped_error() -> RpcError {
 
 impl Dispatcher {
     /// `budget` counts the bytes of queued events.
-    pub(crate) fn new(runtime: Handle, budget: Arc<ByteBudget>) -> Self {
+    pub(crate) fn new(runtime: Handle, budget: Arc<ByteLimit>) -> Self {
         Self { state: RwLock::default(), runtime, loops: TaskTracker::new(), budget }
     }
 
@@ -252,10 +252,10 @@ impl Dispatcher {
         };
         let bytes = event.bytes() + QUEUED_EVENT_BYTES * inboxes.len() as u64;
         let reserved = match event {
-            ConnectionEvent::Undelivered(..) => ByteBudget::try_hold(&self.budget, bytes),
+            ConnectionEvent::Undelivered(..) => ByteLimit::try_hold(&self.budget, bytes),
             ConnectionEvent::Connected(_)
             | ConnectionEvent::Disconnected(_)
-            | ConnectionEvent::NetworkError(..) => Some(ByteBudget::hold(&self.budget, bytes)),
+            | ConnectionEvent::NetworkError(..) => Some(ByteLimit::hold(&self.budget, bytes)),
         };
         let Some(reserved) = reserved.map(Arc::new) else { return };
         inboxes.iter().for_each(|inbox| inbox.post_event(event.clone(), Arc::clone(&reserved)));

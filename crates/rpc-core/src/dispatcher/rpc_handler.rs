@@ -7,7 +7,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 #[cfg(feature = "files")]
 use network_common::StreamManager;
-use network_common::{RpcHandler, RpcResponseCallback, TransportClient, TransportError};
+use network_common::{
+    RefusedRequest, RpcHandler, RpcResponseCallback, TransportClient, TransportError,
+};
 use prost::Message;
 use tokio::time::Instant;
 
@@ -65,11 +67,7 @@ impl EnvRpcHandler {
         // Returns the credit, unless the inbox has taken the permit.
         drop(message);
         if let Err(error) = &dispatched {
-            connection.send_notice(Notice::Undelivered(proto::Undelivered {
-                route,
-                path: format!("{path:.400}"),
-                failure: Some(wire::rejection(error)),
-            }));
+            connection.send_undelivered(route, path, error);
         }
         dispatched
     }
@@ -174,6 +172,25 @@ impl RpcHandler for EnvRpcHandler {
     fn on_connected(&self, client: &TransportClient) {
         if let Some(connection) = self.connections.add(client) {
             self.dispatcher.post_to_all(&ConnectionEvent::Connected(connection.socket.clone()));
+        }
+    }
+
+    /// Rejects the message, and returns its credit. The start of its frame contains the route.
+    fn on_refused_request(&self, client: &TransportClient, mut request: RefusedRequest) {
+        let start = request.start().clone();
+        let header = MessageHeader::decode_start(&start).ok().filter(|header| header.route != 0);
+        let Some((connection, header)) = self.connection(client).ok().zip(header) else {
+            // The route, whose credit was consumed, is not known.
+            return client.close();
+        };
+        connection.refuse(header.route, request.message_len());
+        let mut error = RpcError::new(ErrorKind::Limit, request.to_string());
+        if request.is_retryable() {
+            error = error.retryable();
+        }
+        match request.take_callback() {
+            Some(callback) => callback.reply(wire::encode_rejection(&error)),
+            None => connection.send_undelivered(header.route, header.path, &error),
         }
     }
 

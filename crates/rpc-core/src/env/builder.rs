@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 #[cfg(feature = "auth")]
 use network_common::auth::SecretKeyHolder;
-use network_common::{MemoryNetwork, TransportConf, TransportContext};
+use network_common::{ByteBudget, MemoryNetwork, TransportConf, TransportContext};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
@@ -51,6 +51,7 @@ pub struct RpcEnvBuilder {
     advertised: Option<String>,
     tracer: Tracer,
     network: Option<MemoryNetwork>,
+    budget: Option<ByteBudget>,
     #[cfg(feature = "auth")]
     identity: Option<AuthIdentity>,
 }
@@ -78,6 +79,7 @@ impl RpcEnvBuilder {
             advertised: None,
             tracer: Tracer::default(),
             network: None,
+            budget: None,
             #[cfg(feature = "auth")]
             identity: None,
         }
@@ -141,6 +143,15 @@ impl RpcEnvBuilder {
     /// It is meant for tests, also with tokio's paused time. The host to bind is any IP address.
     pub fn memory_network(mut self, network: &MemoryNetwork) -> Self {
         self.network = Some(network.clone());
+        self
+    }
+
+    /// Counts what this environment holds for its peers in `budget`, not in the process's one.
+    ///
+    /// By default, all environments and transports of a process share one budget, with the limit
+    /// `spark.network.maxHeldBytes`.
+    pub fn byte_budget(mut self, budget: &ByteBudget) -> Self {
+        self.budget = Some(budget.clone());
         self
     }
 
@@ -210,7 +221,9 @@ impl RpcEnvBuilder {
             .map_err(RpcError::config)?;
 
         let runtime = Handle::current();
-        let budget = Arc::new(self.conf.inbox_budget()?);
+        let has_own_budget = self.budget.is_some();
+        let process = self.budget.unwrap_or_else(ByteBudget::process);
+        let budget = Arc::new(self.conf.inbox_budget(&process)?);
         let dispatcher = Arc::new(Dispatcher::new(runtime.clone(), Arc::clone(&budget)));
         let incarnation = incarnation();
         let endpoints = Arc::downgrade(&dispatcher);
@@ -218,7 +231,7 @@ impl RpcEnvBuilder {
             budget,
             max_message: self.conf.max_message()?,
             max_routes: self.conf.max_routes()?,
-            route_budget: self.conf.route_budget()?,
+            route_budget: self.conf.route_budget(&process)?,
             runtime: runtime.clone(),
             incarnation,
             address: OnceLock::new(),
@@ -238,6 +251,9 @@ impl RpcEnvBuilder {
             files: Arc::clone(&files),
         };
         let mut context = TransportContext::new(transport_conf, handler);
+        if has_own_budget {
+            context = context.with_byte_budget(&process);
+        }
         if let Some(network) = &self.network {
             context = context.memory_network(network);
         }

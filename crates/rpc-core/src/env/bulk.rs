@@ -10,8 +10,8 @@ impl RpcEnv {
     ///
     /// It is for bulk data beside the messages, with ports and connections of its own. `module`
     /// selects settings, such as `spark.shuffle.io.*` for `shuffle`. The secrets and certificates
-    /// are those of this environment, and so is its [`MemoryNetwork`](crate::MemoryNetwork), if it
-    /// has one. Servers and clients of the context live on after the shutdown of the environment.
+    /// are those of this environment, and so are its byte budget and its
+    /// [`MemoryNetwork`](crate::MemoryNetwork), if it has one. Servers and clients of the context live on after the shutdown of the environment.
     ///
     /// ```
     /// # use network_common::NoOpRpcHandler;
@@ -37,7 +37,9 @@ impl RpcEnv {
         let inner = &self.inner;
         let conf = TransportConf::from_settings(module, inner.conf.settings_of(module))
             .map_err(RpcError::config)?;
-        let context = TransportContext::new(conf, handler).share_security_with(&inner.context);
+        let context = TransportContext::new(conf, handler)
+            .share_security_with(&inner.context)
+            .with_byte_budget(&inner.context.byte_budget());
         Ok(match &inner.network {
             Some(network) => context.memory_network(network),
             None => context,

@@ -41,7 +41,8 @@ impl DownloadPool {
         let idle_per_peer = conf.connections_per_peer();
         let mut context = TransportContext::new(conf, NoOpRpcHandler::new())
             .close_idle_connections(true)
-            .share_security_with(messages);
+            .share_security_with(messages)
+            .with_byte_budget(&messages.byte_budget());
         if let Some(network) = network {
             context = context.memory_network(network);
         }

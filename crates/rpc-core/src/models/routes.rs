@@ -17,7 +17,7 @@ use tokio::runtime::{Builder, Handle, Runtime};
 use super::check;
 use crate::address::RpcAddress;
 use crate::error::{ErrorKind, RpcError};
-use crate::limits::{ByteBudget, Volume};
+use crate::limits::{ByteLimit, Volume};
 use crate::method::Method;
 use crate::peer::{Connections, OutboundRoute, PeerPool, PeerShared};
 use crate::timeout::RpcTimeout;
@@ -123,10 +123,10 @@ impl Fixture {
             .memory_network(&network);
         let listener = runtime.block_on(listener.create_server("127.0.0.1:0")).unwrap();
         let connections = Connections::new(Arc::new(PeerShared {
-            budget: Arc::new(ByteBudget::new(u64::MAX)),
+            budget: Arc::new(ByteLimit::new(u64::MAX, &network_common::ByteBudget::new(u64::MAX))),
             max_message: usize::MAX,
             max_routes: 1,
-            route_budget: ByteBudget::new(u64::MAX),
+            route_budget: ByteLimit::new(u64::MAX, &network_common::ByteBudget::new(u64::MAX)),
             runtime: handle.clone(),
             incarnation: 1,
             address: OnceLock::new(),

@@ -17,7 +17,7 @@ use super::credit::RecvCredit;
 use super::notices::{NoticeOutcome, NoticeQueue};
 use crate::address::RpcAddress;
 use crate::error::{ErrorKind, RpcError};
-use crate::limits::{ByteBudget, CreditLimits, Volume};
+use crate::limits::{ByteLimit, CreditLimits, Volume};
 use crate::sync::Mutex;
 use crate::wire::proto::notice::Notice;
 use crate::wire::{MessageHeader, VERSIONS, encode_notice, proto};
@@ -25,13 +25,13 @@ use crate::wire::{MessageHeader, VERSIONS, encode_notice, proto};
 /// The state that all connections of an environment share.
 pub(crate) struct PeerShared {
     /// The bytes of all messages from the network, and of all events, that are not handled yet.
-    pub(crate) budget: Arc<ByteBudget>,
+    pub(crate) budget: Arc<ByteLimit>,
     /// The most bytes of one message or response.
     pub(crate) max_message: usize,
     /// The most routes in one direction of one connection.
     pub(crate) max_routes: u32,
     /// The bytes of all routes that peers have opened.
-    pub(crate) route_budget: ByteBudget,
+    pub(crate) route_budget: ByteLimit,
     pub(crate) runtime: Handle,
     /// The process run of this environment.
     pub(crate) incarnation: u64,

@@ -11,7 +11,7 @@ use super::inbound_routes::budget_error;
 use crate::error::{ErrorKind, RpcError};
 use crate::limits::Volume;
 use crate::wire::proto::notice::Notice;
-use crate::wire::{MessageHeader, proto};
+use crate::wire::{self, MessageHeader, proto};
 
 /// Returns the volume for which the endpoint can still grant credit to its senders.
 fn free_capacity(target: &dyn RouteTarget) -> Volume {
@@ -79,6 +79,32 @@ impl PeerConnection {
         let permit = MessagePermit::new(Arc::clone(self), key, bytes, is_covered);
         // If there is no target, dropping the permit returns the credit.
         Ok((target?, permit))
+    }
+
+    /// Counts a message as received and handled, because the transport has refused it.
+    ///
+    /// A message that would have opened the route has not done so.
+    pub(crate) fn refuse(self: &Arc<Self>, route: u32, bytes: u64) {
+        let mut inbound = self.inbound.lock();
+        let Some(found) = inbound.by_number.get_mut(&route) else {
+            self.send_notice(Notice::RouteClosed(proto::RouteClosed { route }));
+            return;
+        };
+        let key = RouteKey { number: route, epoch: found.epoch };
+        let target = found.target();
+        found.change_credit(target.as_deref(), |credit| credit.on_received(bytes));
+        // Unlocks before `target` is dropped, because it may be the last reference to an inbox.
+        drop(inbound);
+        self.release(key, Volume::message(bytes));
+    }
+
+    /// Notifies the peer of a one-way message that no endpoint receives.
+    pub(crate) fn send_undelivered(self: &Arc<Self>, route: u32, path: &str, error: &RpcError) {
+        self.send_notice(Notice::Undelivered(proto::Undelivered {
+            route,
+            path: format!("{path:.400}"),
+            failure: Some(wire::rejection(error)),
+        }));
     }
 
     /// Opens the route that a message names.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::connection::{InboundRoute, InboundRoutes, RouteKey, RouteTarget};
 use super::credit::RecvCredit;
 use crate::error::{ErrorKind, RpcError};
-use crate::limits::ByteBudget;
+use crate::limits::ByteLimit;
 use crate::peer_text::peer_name;
 
 /// The most bytes that the endpoint names of the open routes of one connection have: 1 MiB.
@@ -61,7 +61,7 @@ impl InboundRoutes {
         number: u32,
         endpoint: &str,
         max_routes: u32,
-        budget: &ByteBudget,
+        budget: &ByteLimit,
     ) -> Result<(), RpcError> {
         let fail = |why: String| {
             let endpoint = peer_name(endpoint);
@@ -100,7 +100,7 @@ impl InboundRoutes {
     }
 
     /// Removes a route and returns its bytes to the budget.
-    pub(super) fn close(&mut self, number: u32, budget: &ByteBudget) -> Option<InboundRoute> {
+    pub(super) fn close(&mut self, number: u32, budget: &ByteLimit) -> Option<InboundRoute> {
         let route = self.by_number.remove(&number)?;
         self.by_name.remove(&route.endpoint);
         self.name_bytes -= route.endpoint.len();
@@ -111,11 +111,7 @@ impl InboundRoutes {
 
 /// Returns the error for an exhausted budget. `what` names what the budget is for.
 #[cold]
-pub(super) fn budget_error(what: &str, budget: &ByteBudget) -> RpcError {
-    let text = format!(
-        "{what} use all of the {} bytes that this environment reserves for them \
-         (spark.rpc.inbox.maxTotalBytes)",
-        budget.limit
-    );
+pub(super) fn budget_error(what: &str, budget: &ByteLimit) -> RpcError {
+    let text = format!("no further {what} are accepted: {}", budget.limit_text());
     RpcError::new(ErrorKind::Limit, text).retryable()
 }

@@ -28,6 +28,20 @@ impl<'a> MessageHeader<'a> {
     ///
     /// [`MalformedEnvelope`] if the frame is not a valid envelope.
     pub(crate) fn decode(message: &'a [u8]) -> Result<Self, MalformedEnvelope> {
+        Self::decode_fields(message, false)
+    }
+
+    /// Decodes the fields in front of the body, which is cut.
+    ///
+    /// # Errors
+    ///
+    /// [`MalformedEnvelope`] if a field in front of the body is cut, too, or is not valid.
+    pub(crate) fn decode_start(start: &'a [u8]) -> Result<Self, MalformedEnvelope> {
+        Self::decode_fields(start, true)
+    }
+
+    #[inline]
+    fn decode_fields(message: &'a [u8], is_cut: bool) -> Result<Self, MalformedEnvelope> {
         let mut header = Self::default();
         let mut rest = message;
         // This crate writes the route first.
@@ -48,6 +62,7 @@ impl<'a> MessageHeader<'a> {
                     rest = known;
                     header.blocked_by = decode_varint(&mut rest)? as u32;
                 }
+                0x7a if is_cut => return Ok(header),
                 0x7a => (header.body, rest) = delimited(known)?,
                 _ => skip_unknown(&mut rest)?,
             }

@@ -15,6 +15,7 @@ mod far_link;
 mod fixture;
 mod locks;
 mod log_levels;
+mod process_budget;
 mod replaced_under_load;
 mod self_waits;
 mod stopped_endpoint;
