@@ -148,6 +148,7 @@ mod metrics;
 mod net;
 mod peer_text;
 pub mod protocol;
+mod retry;
 mod server;
 mod session;
 #[cfg(feature = "sim")]
@@ -188,5 +189,6 @@ pub use handler::{
 pub use metrics::{MetricsSnapshot, SideMetrics, TransportMetrics};
 pub use net::MemoryNetwork;
 pub use protocol::MergedBlockMetaRequest;
+pub use retry::{RetryAttempt, RetryBudget, RetryPolicy, RetrySchedule};
 pub use server::TransportServer;
 pub use session::{ByteFilter, CloseNotify, FilterOutput, MergedBlockMeta, StreamBody};
