@@ -190,6 +190,19 @@ mod tests {
     }
 
     #[test]
+    fn retry_10_idempotent_rpc_is_marked() {
+        let compile = |level| {
+            let options = format!("{{ option idempotency_level = {level}; }}");
+            compile_service(&format!("rpc Get(A) returns (B) {options}")).unwrap()
+        };
+        let mark = "const IDEMPOTENT: bool = true;";
+        assert!(compile("IDEMPOTENT").contains(mark));
+        assert!(compile("NO_SIDE_EFFECTS").contains(mark));
+        assert!(!compile("IDEMPOTENCY_UNKNOWN").contains("IDEMPOTENT: bool"));
+        assert!(!compile_service("rpc Get(A) returns (B);").unwrap().contains("IDEMPOTENT: bool"));
+    }
+
+    #[test]
     fn empty_return_type_becomes_unit_reply() {
         let text = compile_service("rpc Get(A) returns (google.protobuf.Empty);").unwrap();
         assert!(text.contains("Get(A, ::rpc_core::RpcCallContext<()>),"), "{text}");

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fmt::Write;
 
 use prost_build::{Comments, Method, Service, ServiceGenerator};
+use prost_types::method_options::IdempotencyLevel;
 
 /// The return type of rpcs without a reply.
 pub(crate) const ONE_WAY: &str = ".rpc_core.OneWay";
@@ -162,6 +163,9 @@ fn write_request(
         "    const METHOD: ::core::option::Option<::rpc_core::Method> = \
          ::core::option::Option::Some(::rpc_core::Method::new(\"/{full_name}/{name}\"));"
     )?;
+    if rpc.method.options.idempotency_level() != IdempotencyLevel::IdempotencyUnknown {
+        writeln!(out, "    const IDEMPOTENT: bool = true;")?;
+    }
     if rpc.is_one_way {
         writeln!(out, "    const ONE_WAY: bool = true;")?;
         writeln!(

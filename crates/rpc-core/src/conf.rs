@@ -31,6 +31,7 @@ const MAX_MESSAGE_MIB: &str = "spark.rpc.message.maxSize";
 const PORT_MAX_RETRIES: &str = "spark.port.maxRetries";
 const NUM_RETRIES: &str = "spark.rpc.numRetries";
 const RETRY_WAIT: &str = "spark.rpc.retry.wait";
+const RETRY_BUDGET: &str = "spark.rpc.retry.budget";
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// The namespaces below `spark.` that only this crate and the transport read.
@@ -164,6 +165,7 @@ impl RpcConf {
         self.amount(INBOX_TOTAL_BYTES, 1)?;
         self.route_queue_limits()?;
         self.max_routes()?;
+        self.retry_budget()?;
         self.shutdown_timeout()?;
         self.port_max_retries().map(drop)
     }
@@ -261,6 +263,11 @@ impl RpcConf {
 
     pub(crate) fn max_routes(&self) -> Result<u32, RpcError> {
         Ok(u32::try_from(self.amount(MAX_ROUTES, 65_536)?).unwrap_or(u32::MAX))
+    }
+
+    /// Returns the tokens of the retry budget of each peer.
+    pub(crate) fn retry_budget(&self) -> Result<u32, RpcError> {
+        self.integer(RETRY_BUDGET, 100, 0..=1_000_000, "a number from 0 to 1000000")
     }
 
     pub(crate) fn port_max_retries(&self) -> Result<u32, RpcError> {

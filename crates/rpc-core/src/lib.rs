@@ -335,10 +335,10 @@ pub use address::{IntoRpcAddress, RpcAddress, RpcEndpointAddress};
 pub use ask::{AbortHandle, AskFuture};
 pub use conf::RpcConf;
 pub use endpoint::{
-    EndpointContext, EndpointOptions, EndpointRef, IncomingRequest, RpcCallContext, RpcEndpoint,
-    RpcEndpointRef, RpcMessage, RpcRequest, ThreadSafeRpcEndpoint,
+    EndpointContext, EndpointOptions, EndpointRef, IncomingRequest, RetryingAsk, RpcCallContext,
+    RpcEndpoint, RpcEndpointRef, RpcMessage, RpcRequest, ThreadSafeRpcEndpoint,
 };
-pub use env::{RpcEnv, RpcEnvBuilder};
+pub use env::{Lookup, RpcEnv, RpcEnvBuilder};
 pub use error::{BoxError, ErrorKind, RpcError, SendError};
 #[cfg(feature = "files")]
 pub use files::{Download, RpcEnvFileServer};
@@ -352,7 +352,7 @@ pub use metrics::{
 pub use network_common::auth::{Secret, SecretKeyHolder, SecretStore};
 #[cfg(feature = "sim")]
 pub use network_common::sim;
-pub use network_common::{ByteBudget, MemoryNetwork, UnknownKey};
+pub use network_common::{ByteBudget, MemoryNetwork, RetryPolicy, UnknownKey};
 pub use timeout::RpcTimeout;
 pub use trace::TracePropagator;
 pub use wire::{DecodeBuf, EncodeBuf};

@@ -41,6 +41,7 @@ pub struct RetryBudget {
     /// In thousandths of a token.
     max: u64,
     left: AtomicU64,
+    refused: AtomicU64,
 }
 
 impl RetryBudget {
@@ -48,7 +49,7 @@ impl RetryBudget {
     #[must_use]
     pub const fn new(tokens: u32) -> Self {
         let max = tokens as u64 * TOKEN;
-        Self { max, left: AtomicU64::new(max) }
+        Self { max, left: AtomicU64::new(max), refused: AtomicU64::new(0) }
     }
 
     /// Takes a token for a failure, and returns whether the request may be repeated.
@@ -59,7 +60,23 @@ impl RetryBudget {
         let take = |left: u64| Some(left.saturating_sub(TOKEN));
         // Relaxed, because no other memory depends on the number.
         let before = self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take);
-        before.unwrap_or_default().saturating_sub(TOKEN) > self.max / 2
+        let permits = before.unwrap_or_default().saturating_sub(TOKEN) > self.max / 2;
+        if !permits {
+            self.refused.fetch_add(1, Ordering::Relaxed);
+        }
+        permits
+    }
+
+    /// Returns whether more than half of the tokens are left, so that requests are repeated.
+    #[must_use]
+    pub fn permits_retries(&self) -> bool {
+        self.left.load(Ordering::Relaxed) > self.max / 2
+    }
+
+    /// Returns how often [`on_failure`](Self::on_failure) did not permit a repetition.
+    #[must_use]
+    pub fn refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
     }
 
     /// Returns a tenth of a token for a request that succeeded.

@@ -130,6 +130,13 @@ impl RetryPolicy {
         self
     }
 
+    /// Shortens the total timeout to `timeout`, if it is longer or not set.
+    #[must_use]
+    pub fn limit_total_timeout(mut self, timeout: Duration) -> Self {
+        self.total_timeout = Some(self.total_timeout.map_or(timeout, |own| own.min(timeout)));
+        self
+    }
+
     /// Returns the wait after the `failed`-th attempt has failed, a random one with jitter.
     #[must_use]
     pub fn wait_after(&self, failed: u32) -> Duration {

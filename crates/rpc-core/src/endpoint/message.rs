@@ -72,6 +72,13 @@ pub trait RpcRequest<M: RpcMessage>: Sized + Send + 'static {
     /// compile.
     const ONE_WAY: bool = false;
 
+    /// Is true if executing the request twice has the effect of executing it once.
+    ///
+    /// Then [`ask_with`](crate::RpcEndpointRef::ask_with) repeats it also if it may have been
+    /// executed. rpc-build sets it for an rpc with
+    /// `option idempotency_level = IDEMPOTENT;` or `NO_SIDE_EFFECTS` in its `.proto` file.
+    const IDEMPOTENT: bool = false;
+
     /// Makes the message of the request and its reply context.
     #[must_use]
     fn into_message(self, context: RpcCallContext<Self::Reply>) -> M;

@@ -11,6 +11,8 @@ mod inbox_handle;
 mod message;
 mod options;
 
+pub use ask_retry::RetryingAsk;
+pub(crate) use ask_retry::is_transient;
 pub(crate) use call_context::Caller;
 pub use call_context::RpcCallContext;
 pub use context::EndpointContext;

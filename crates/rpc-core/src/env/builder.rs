@@ -232,6 +232,7 @@ impl RpcEnvBuilder {
             max_message: self.conf.max_message()?,
             max_routes: self.conf.max_routes()?,
             route_budget: self.conf.route_budget(&process)?,
+            retry_budget: self.conf.retry_budget()?,
             runtime: runtime.clone(),
             incarnation,
             address: OnceLock::new(),

@@ -1,16 +1,26 @@
 //! Lookup of endpoints by address and name, and refs from [`EndpointRef`] fields.
 
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use network_common::{RetryAttempt, RetryPolicy};
+use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::{EnvInner, RpcEnv};
 use crate::address::{IntoRpcAddress, RpcAddress, RpcEndpointAddress};
-use crate::ask::EndpointInfo;
+use crate::ask::{EndpointInfo, current_deadline};
 use crate::dispatcher::endpoint_not_found_error;
-use crate::endpoint::{EndpointRef, RpcEndpointRef, RpcMessage, local_only_error};
+use crate::endpoint::{EndpointRef, RpcEndpointRef, RpcMessage, is_transient, local_only_error};
 use crate::error::{ErrorKind, RpcError};
 use crate::inbox::service_mismatch_error;
 use crate::peer::stale_incarnation_error;
 use crate::peer_text::peer_name;
+use crate::timeout::RpcTimeout;
 use crate::wire::ENDPOINT_VERIFIER;
 use crate::wire::proto::{CheckExistence, EndpointVerifierMessage};
 
@@ -23,7 +33,8 @@ impl RpcEnv {
     /// local: its messages are not encoded.
     ///
     /// The ref means the endpoint of that name in whichever process listens on the address, also
-    /// after a restart.
+    /// after a restart. [`wait_up_to`](Lookup::wait_up_to) waits for an endpoint that is not there
+    /// yet.
     ///
     /// ```
     /// # use rpc_core::{EndpointContext, RpcEnv, RpcError, ThreadSafeRpcEndpoint};
@@ -70,14 +81,9 @@ impl RpcEnv {
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future cancels the lookup.
-    pub async fn lookup<M: RpcMessage>(
-        &self,
-        address: impl IntoRpcAddress,
-        name: &str,
-    ) -> Result<RpcEndpointRef<M>, RpcError> {
-        let address = address.into_rpc_address()?;
-        self.inner.look_up(address, name).await.map_err(RpcError::mark_as_result)
+    /// Dropping the future cancels the lookup. Nothing is sent before it is polled.
+    pub fn lookup<M: RpcMessage>(&self, address: impl IntoRpcAddress, name: &str) -> Lookup<M> {
+        Lookup::new(self, address.into_rpc_address(), name)
     }
 
     /// Does the same as [`lookup`](Self::lookup), under the name of `RpcEnv` in Spark.
@@ -89,12 +95,12 @@ impl RpcEnv {
     /// # Cancel safety
     ///
     /// Dropping the future cancels the lookup.
-    pub async fn setup_endpoint_ref<M: RpcMessage>(
+    pub fn setup_endpoint_ref<M: RpcMessage>(
         &self,
         address: impl IntoRpcAddress,
         name: &str,
-    ) -> Result<RpcEndpointRef<M>, RpcError> {
-        self.lookup(address, name).await
+    ) -> Lookup<M> {
+        self.lookup(address, name)
     }
 
     /// Looks up the endpoint at `spark://name@host:port`, as [`lookup`](Self::lookup) does.
@@ -107,17 +113,11 @@ impl RpcEnv {
     /// # Cancel safety
     ///
     /// Dropping the future cancels the lookup.
-    pub async fn setup_endpoint_ref_by_uri<M: RpcMessage>(
-        &self,
-        uri: &str,
-    ) -> Result<RpcEndpointRef<M>, RpcError> {
-        let invalid = || {
-            let text = format!("Invalid Spark URL: {}", peer_name(uri));
-            RpcError::new(ErrorKind::InvalidAddress, text)
-        };
-        let endpoint: RpcEndpointAddress = uri.parse()?;
-        let address = endpoint.address().ok_or_else(invalid)?;
-        self.lookup(address, endpoint.name()).await
+    pub fn setup_endpoint_ref_by_uri<M: RpcMessage>(&self, uri: &str) -> Lookup<M> {
+        match address_and_name(uri) {
+            Ok((address, endpoint)) => Lookup::new(self, Ok(address), endpoint.name()),
+            Err(error) => Lookup::new(self, Err(error), ""),
+        }
     }
 
     /// Returns the typed ref of an endpoint from a field of a message, without a lookup.
@@ -149,6 +149,127 @@ impl RpcEnv {
     }
 }
 
+/// Splits the address of an endpoint that must have the address of an environment.
+fn address_and_name(uri: &str) -> Result<(RpcAddress, RpcEndpointAddress), RpcError> {
+    let endpoint: RpcEndpointAddress = uri.parse()?;
+    let address = endpoint.address().cloned().ok_or_else(|| {
+        let text = format!("Invalid Spark URL: {}", peer_name(uri));
+        RpcError::new(ErrorKind::InvalidAddress, text)
+    })?;
+    Ok((address, endpoint))
+}
+
+/// The future ref of an endpoint, from [`RpcEnv::lookup`].
+///
+/// ```
+/// # use std::time::Duration;
+/// # use rpc_core::{RpcEnv, RpcError};
+/// # mod hello { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/generated/hello.rs")); }
+/// # use hello::HelloMessage;
+/// # async fn example(env: RpcEnv) -> Result<(), RpcError> {
+/// // The server may start up to a minute later than this process.
+/// let hello = env
+///     .lookup::<HelloMessage>("driver:7077", "hello")
+///     .wait_up_to(Duration::from_secs(60))
+///     .await?;
+/// # Ok(())
+/// # }
+/// ```
+#[must_use = "the lookup starts when this is awaited"]
+pub struct Lookup<M> {
+    env: Arc<EnvInner>,
+    address: Result<RpcAddress, RpcError>,
+    name: String,
+    max_wait: Option<Duration>,
+    /// `None` before the first poll.
+    running: Option<RunningLookup<M>>,
+}
+
+type RunningLookup<M> = Pin<Box<dyn Future<Output = Result<RpcEndpointRef<M>, RpcError>> + Send>>;
+
+impl<M: RpcMessage> Lookup<M> {
+    fn new(env: &RpcEnv, address: Result<RpcAddress, RpcError>, name: &str) -> Self {
+        let env = Arc::clone(&env.inner);
+        Self { env, address, name: name.to_owned(), max_wait: None, running: None }
+    }
+
+    /// Waits for at most `max_wait` until the endpoint is there; to be called before the first poll.
+    ///
+    /// The lookup is repeated while the environment cannot be reached or does not respond, or has
+    /// no endpoint of this name: after a random time of at most 100 ms, which doubles up to 1 s.
+    /// Other errors end it at once. In a handler, it also ends at the deadline of the request that
+    /// is being handled. The error of the last attempt is the
+    /// [`source`](std::error::Error::source) of the error.
+    pub fn wait_up_to(mut self, max_wait: Duration) -> Self {
+        self.max_wait = Some(max_wait);
+        self
+    }
+}
+
+impl<M: RpcMessage> Future for Lookup<M> {
+    type Output = Result<RpcEndpointRef<M>, RpcError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let Self { env, address, name, max_wait, running } = self.get_mut();
+        let running = running.get_or_insert_with(|| {
+            let (env, address, name) = (Arc::clone(env), address.clone(), std::mem::take(name));
+            match *max_wait {
+                None => Box::pin(async move { env.look_up(address?, &name, None).await }),
+                Some(max_wait) => {
+                    Box::pin(async move { wait(env, address?, name, max_wait).await })
+                }
+            }
+        });
+        running.as_mut().poll(cx).map_err(RpcError::mark_as_result)
+    }
+}
+
+impl<M> fmt::Debug for Lookup<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lookup").field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
+/// Looks up an endpoint until it is there, for at most `max_wait`.
+async fn wait<M: RpcMessage>(
+    env: Arc<EnvInner>,
+    address: RpcAddress,
+    name: String,
+    max_wait: Duration,
+) -> Result<RpcEndpointRef<M>, RpcError> {
+    let policy = RetryPolicy::new().attempts(u32::MAX).max_wait(Duration::from_secs(1));
+    let mut policy = policy.total_timeout(max_wait);
+    if let Some(deadline) = current_deadline() {
+        policy = policy.limit_total_timeout(deadline.saturating_duration_since(Instant::now()));
+    }
+    let runtime = env.runtime.clone();
+    let stopped = runtime_stopped_error(&address);
+    let looking_up = async move {
+        let mut attempts = 0;
+        let attempt = |attempt: RetryAttempt| {
+            attempts = attempt.number;
+            env.look_up(address.clone(), &name, attempt.remaining)
+        };
+        let found = policy.run(attempt, is_worth_waiting).await;
+        found.map_err(|error| match attempts {
+            1 => error,
+            _ => error.after_attempts(attempts, &format!("wait_up_to {max_wait:?}")),
+        })
+    };
+    // On the environment's runtime, because this future may be polled by any executor.
+    AbortOnDropHandle::new(runtime.spawn(looking_up)).await.unwrap_or(Err(stopped))
+}
+
+/// Returns whether a failed lookup may succeed later.
+fn is_worth_waiting(error: &RpcError) -> bool {
+    error.kind() == ErrorKind::EndpointNotFound || error.is_retryable() || is_transient(error)
+}
+
+fn runtime_stopped_error(peer: &RpcAddress) -> RpcError {
+    let text = format!("the tokio runtime of this environment shut down during a lookup at {peer}");
+    RpcError::new(ErrorKind::Stopped, text).with_peer(peer)
+}
+
 fn check_services<M: RpcMessage>(
     endpoint: &RpcEndpointAddress,
     served: &[String],
@@ -165,6 +286,7 @@ impl EnvInner {
         &self,
         address: RpcAddress,
         name: &str,
+        remaining: Option<Duration>,
     ) -> Result<RpcEndpointRef<M>, RpcError> {
         let endpoint = RpcEndpointAddress::new(Some(address.clone()), name)?;
         if self.address.as_ref() == Some(&address) {
@@ -176,7 +298,11 @@ impl EnvInner {
         let verifier = RpcEndpointAddress::new(Some(address.clone()), ENDPOINT_VERIFIER)?;
         let verifier = self.remote_ref::<EndpointVerifierMessage>(verifier, &address, 0);
         let check = CheckExistence { endpoint: name.to_owned() };
-        let found = verifier.ask_with_timeout(check, self.lookup_timeout.clone()).await?;
+        let timeout = match remaining.filter(|rest| *rest < self.lookup_timeout.duration()) {
+            Some(rest) => RpcTimeout::new(rest, "wait_up_to"),
+            None => self.lookup_timeout.clone(),
+        };
+        let found = verifier.ask_with_timeout(check, timeout).await?;
         if !found.exists {
             return Err(endpoint_not_found_error(&endpoint));
         }

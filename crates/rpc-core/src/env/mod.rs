@@ -20,6 +20,7 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 pub use builder::RpcEnvBuilder;
+pub use lookup::Lookup;
 
 use crate::address::{RpcAddress, RpcEndpointAddress};
 use crate::ask::{ActorId, AskResources, EndpointInfo};

@@ -183,9 +183,12 @@ impl RpcError {
     }
 
     /// Converts the error of the last attempt into the error of all `attempts`.
-    pub(crate) fn after_attempts(self, attempts: u32) -> Self {
+    ///
+    /// `limit` is what limits their number.
+    pub(crate) fn after_attempts(self, attempts: u32, limit: &str) -> Self {
         let peer = self.peer().map(|peer| format!("{peer}: ")).unwrap_or_default();
-        let text = format!("{peer}no success after {attempts} attempts (spark.rpc.numRetries)");
+        let plural = if attempts == 1 { "" } else { "s" };
+        let text = format!("{peer}no success after {attempts} attempt{plural} ({limit})");
         let last = self.clone();
         self.with_text(text).with_source(last)
     }

@@ -48,6 +48,7 @@ fn export_peer(env: &str, peer: &PeerSnapshot) {
     gauge!("rpc_peer_connected", &labels).set(f64::from(u8::from(peer.connected)));
     gauge!("rpc_peer_queued_messages", &labels).set(peer.queued as f64);
     gauge!("rpc_peer_queued_bytes", &labels).set(peer.queued_bytes as f64);
+    counter!("rpc_peer_refused_retries_total", &labels).absolute(peer.refused_retries);
 }
 
 fn export_transport(env: &str, side: &'static str, transport: &MetricsSnapshot) {

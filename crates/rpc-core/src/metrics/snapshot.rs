@@ -116,4 +116,8 @@ pub struct PeerSnapshot {
     pub queued: u64,
     /// The bytes of these messages.
     pub queued_bytes: u64,
+    /// The number of failed asks that were not repeated, because too many to the peer had failed.
+    ///
+    /// The limit is `spark.rpc.retry.budget`.
+    pub refused_retries: u64,
 }

@@ -127,6 +127,7 @@ impl Fixture {
             max_message: usize::MAX,
             max_routes: 1,
             route_budget: ByteLimit::new(u64::MAX, &network_common::ByteBudget::new(u64::MAX)),
+            retry_budget: 0,
             runtime: handle.clone(),
             incarnation: 1,
             address: OnceLock::new(),

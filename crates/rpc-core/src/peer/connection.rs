@@ -32,6 +32,8 @@ pub(crate) struct PeerShared {
     pub(crate) max_routes: u32,
     /// The bytes of all routes that peers have opened.
     pub(crate) route_budget: ByteLimit,
+    /// The tokens of the retry budget of each peer.
+    pub(crate) retry_budget: u32,
     pub(crate) runtime: Handle,
     /// The process run of this environment.
     pub(crate) incarnation: u64,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use network_common::TransportClient;
+use network_common::{RetryBudget, TransportClient};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -122,6 +122,11 @@ impl OutboundRoute {
             ConnectTask::start(&self.pool, &self.peer);
         }
         Ok(queued)
+    }
+
+    /// Returns the retry budget of the peer.
+    pub(crate) fn retry_budget(&self) -> &RetryBudget {
+        &self.peer.retry_budget
     }
 
     #[cold]

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use network_common::{ConnectionId, RpcFuture, TransportError};
+use network_common::{ConnectionId, RetryBudget, RetryPolicy, RpcFuture, TransportError};
 use tokio::time::Instant;
 
 use super::connection::{PeerConnection, PeerShared, RouteOwner};
@@ -20,11 +20,18 @@ use crate::wire::proto::notice::Notice;
 /// After a rejected Hello, messages fail for 5 s before a new connection is attempted.
 const REJECTION_TIME: Duration = Duration::from_secs(5);
 
+/// The waits before connection attempts that follow failed ones: at most 50 ms, doubled up to 1 s.
+const RECONNECT: RetryPolicy =
+    RetryPolicy::new().first_wait(Duration::from_millis(50)).max_wait(Duration::from_secs(1));
+
 /// Another environment: its connection, and the routes to its endpoints.
 ///
 /// Messages that are queued while there is no connection are sent once it is established. If the
 /// connection cannot be established, or ends, all queued messages fail, and the next message
 /// connects again (Spark's `Outbox`). Nothing is sent twice.
+///
+/// After a failed attempt to connect, the next one waits, so that many asks to a dead peer do not
+/// become as many attempts. The messages are queued meanwhile.
 pub(crate) struct Peer {
     pub(super) address: RpcAddress,
     shared: Arc<PeerShared>,
@@ -32,6 +39,8 @@ pub(crate) struct Peer {
     /// connection can replace this one.
     pub(super) is_bound: bool,
     pub(super) state: Mutex<PeerState>,
+    /// Limits the repetitions of failed asks, for all refs to this peer.
+    pub(super) retry_budget: RetryBudget,
     /// Notified when all queues are empty.
     flushed: Notify,
 }
@@ -40,6 +49,10 @@ pub(crate) struct Peer {
 pub(super) struct PeerState {
     pub(super) phase: ConnectPhase,
     pub(super) routes: RouteTable,
+    /// The number of failed connection attempts since the last successful one.
+    failed_connects: u32,
+    /// The time before which no connection attempt begins.
+    next_connect: Option<Instant>,
     /// Is true if a task waits for capacity in the connection's write queue. It flushes the queues.
     is_blocked: bool,
 }
@@ -89,8 +102,11 @@ impl Peer {
             state: Mutex::new(PeerState {
                 phase,
                 routes: RouteTable::default(),
+                failed_connects: 0,
+                next_connect: None,
                 is_blocked: false,
             }),
+            retry_budget: RetryBudget::new(shared.retry_budget),
             flushed: Notify::new(),
         })
     }
@@ -145,11 +161,40 @@ impl Peer {
             }
             if matches!(state.phase, ConnectPhase::Connecting) {
                 state.phase = ConnectPhase::Connected(Arc::clone(connection));
+                (state.failed_connects, state.next_connect) = (0, None);
             }
         }
         // The peer's Hello may have arrived already.
         Arc::clone(self).on_hello(connection);
         true
+    }
+
+    /// Counts a failed connection attempt, which delays the next one.
+    pub(super) fn on_connect_failed(&self) {
+        let mut state = self.state.lock();
+        state.failed_connects = state.failed_connects.saturating_add(1);
+        let wait = RECONNECT.wait_after(state.failed_connects);
+        state.next_connect = Some(Instant::now() + wait);
+    }
+
+    /// Waits until a connection attempt may begin, or the environment is shut down.
+    pub(super) async fn wait_to_connect(&self) {
+        loop {
+            let mut changed = std::pin::pin!(self.flushed.notified());
+            changed.as_mut().enable();
+            let next_connect = {
+                let state = self.state.lock();
+                let is_connecting = matches!(state.phase, ConnectPhase::Connecting);
+                state.next_connect.filter(|_| is_connecting)
+            };
+            let Some(next_connect) = next_connect else { return };
+            tokio::select! {
+                biased;
+                () = tokio::time::sleep_until(next_connect) => return,
+                // Shutting down notifies this; so do cancelled asks.
+                () = changed => {}
+            }
+        }
     }
 
     /// Locks the state, if `connection` is the current connection.
@@ -163,7 +208,7 @@ impl Peer {
     /// It keeps the lock, so that no new message overtakes a queued one.
     fn flush(self: &Arc<Self>, mut guard: MutexGuard<'_, PeerState>, slot: Option<usize>) {
         let mut outcome = FlushOutcome::default();
-        let PeerState { phase, routes, is_blocked } = &mut *guard;
+        let PeerState { phase, routes, is_blocked, .. } = &mut *guard;
         if let ConnectPhase::Connected(connection) = phase
             && !*is_blocked
             && !routes.flush(slot, connection, &mut outcome)
@@ -311,6 +356,7 @@ impl Peer {
             endpoints: state.routes.len() as u64,
             queued: messages,
             queued_bytes: bytes,
+            refused_retries: self.retry_budget.refused(),
         }
     }
 

@@ -195,7 +195,9 @@ impl ConnectTask {
 
     async fn run(mut self) {
         let Some((pool, peer)) = &self.0 else { return };
+        peer.wait_to_connect().await;
         if let Err(error) = Self::connect(pool, peer).await {
+            peer.on_connect_failed();
             let error = RpcError::from_transport(error, &peer.address);
             peer.fail(ConnectPhase::Idle, &error, |phase| {
                 matches!(phase, ConnectPhase::Connecting)

@@ -111,6 +111,7 @@ impl ::rpc_core::RpcRequest<HelloMessage> for SayHi {
     const METHOD: ::core::option::Option<::rpc_core::Method> = ::core::option::Option::Some(
         ::rpc_core::Method::new("/hello.Hello/SayHi"),
     );
+    const IDEMPOTENT: bool = true;
     fn into_message(
         self,
         context: ::rpc_core::RpcCallContext<Greeting>,
