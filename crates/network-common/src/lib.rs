@@ -156,6 +156,10 @@ pub mod sim;
 #[cfg(feature = "tls")]
 mod tls;
 
+/// Used by rpc-core and network-shuffle for log lines that peers cause.
+#[doc(hidden)]
+pub use log_limit::LogLimit;
+
 /// Used by rpc-core and network-shuffle for texts of peers.
 #[doc(hidden)]
 pub use peer_text::{LogText, can_forge, peer_name};

@@ -10,8 +10,10 @@ const LINES_PER_SECOND: u32 = 10;
 /// The rate limit of one place in the code; a static there.
 ///
 /// One limit for all places would let a peer that sends garbage hide the lines about other peers.
-pub(crate) struct LogLimit(Mutex<Window>);
+#[derive(Debug)]
+pub struct LogLimit(Mutex<Window>);
 
+#[derive(Debug)]
 struct Window {
     /// `None` before the first line.
     start: Option<Instant>,
@@ -20,14 +22,17 @@ struct Window {
 }
 
 impl LogLimit {
-    pub(crate) const fn new() -> Self {
+    /// Creates a limit that has admitted no line.
+    #[must_use]
+    #[expect(clippy::new_without_default, reason = "only statics")]
+    pub const fn new() -> Self {
         Self(Mutex::new(Window { start: None, lines: 0, suppressed: 0 }))
     }
 
     /// Calls `log`, unless ten lines were logged from this place in this second.
     ///
     /// Passes the number of lines that were suppressed since the last one, if there are any.
-    pub(crate) fn log(&self, log: impl FnOnce(Option<u64>)) {
+    pub fn log(&self, log: impl FnOnce(Option<u64>)) {
         let admitted = self.0.lock().admit(Instant::now());
         // Not under the lock: the subscriber is the user's code.
         if let Some(suppressed) = admitted {
@@ -36,10 +41,12 @@ impl LogLimit {
     }
 }
 
-/// Calls a closure as [`LogLimit::log`] does, with a limit for this place in the code.
+/// Calls a closure as `LogLimit::log` does, with a limit for this place in the code.
+#[doc(hidden)]
+#[macro_export]
 macro_rules! log_limited {
     ($log:expr) => {{
-        static LIMIT: $crate::log_limit::LogLimit = $crate::log_limit::LogLimit::new();
+        static LIMIT: $crate::LogLimit = $crate::LogLimit::new();
         LIMIT.log($log);
     }};
 }

@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
 use async_task::{FallibleTask, Runnable};
+use network_common::log_limited;
 use tokio::runtime::Handle;
 
 use crate::panics::catch_panic;
@@ -122,7 +123,11 @@ impl<F> Drop for DropGuard<F> {
     fn drop(&mut self) {
         let future = self.0.take();
         if let Err(panic) = catch_panic(|| drop(future)) {
-            tracing::error!(panic, "a destructor of an isolated endpoint panicked");
+            log_limited!(|suppressed| tracing::error!(
+                suppressed,
+                panic,
+                "a destructor of an isolated endpoint panicked"
+            ));
         }
     }
 }
@@ -134,7 +139,11 @@ fn run_worker(runnables: &Mutex<mpsc::Receiver<Runnable>>) {
         let Ok(runnable) = next else { return };
         // `HandlerFuture` catches the panics of handlers. This one comes from a destructor.
         if let Err(panic) = catch_panic(|| runnable.run()) {
-            tracing::error!(panic, "a task of an isolated endpoint panicked");
+            log_limited!(|suppressed| tracing::error!(
+                suppressed,
+                panic,
+                "a task of an isolated endpoint panicked"
+            ));
         }
     }
 }

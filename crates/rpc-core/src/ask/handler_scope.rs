@@ -11,6 +11,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use network_common::log_limited;
 use tokio::time::Instant;
 use tracing::Span;
 
@@ -200,7 +201,11 @@ fn fail_caller(
 /// Fails the caller of a request. The texts of the error may come from code of the application.
 fn fail_or_log(fail: FailCaller, error: Option<RpcError>) {
     if let Err(panic) = catch_panic(|| fail(error)) {
-        tracing::error!(panic, "encoding the failure of a request panicked");
+        log_limited!(|suppressed| tracing::error!(
+            suppressed,
+            panic,
+            "encoding the failure of a request panicked"
+        ));
     }
 }
 
@@ -231,11 +236,12 @@ pub(crate) fn reject_message<M>(ask: AskId, message: M, error: &RpcError) {
         fail_or_log(fail, Some(error.clone()));
     }
     if let Err(panic) = dropped {
-        tracing::error!(
+        log_limited!(|suppressed| tracing::error!(
+            suppressed,
             message_type = std::any::type_name::<M>(),
             panic,
             "the destructor of a rejected message panicked"
-        );
+        ));
     }
 }
 

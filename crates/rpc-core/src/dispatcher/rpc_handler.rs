@@ -5,11 +5,11 @@ use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
-#[cfg(feature = "files")]
-use network_common::StreamManager;
 use network_common::{
     RefusedRequest, RpcHandler, RpcResponseCallback, TransportClient, TransportError,
 };
+#[cfg(feature = "files")]
+use network_common::{StreamManager, log_limited};
 use prost::Message;
 use tokio::time::Instant;
 
@@ -155,11 +155,9 @@ impl RpcHandler for EnvRpcHandler {
                     "one-way message rejected"
                 );
             } else {
-                tracing::warn!(
-                    peer = %client.peer_addr(),
+                log_limited!(|suppressed| tracing::warn!(suppressed, peer = %client.peer_addr(),
                     error = %format_args!("{error:#}"),
-                    "one-way message rejected"
-                );
+                    "one-way message rejected"));
             }
         }
     }

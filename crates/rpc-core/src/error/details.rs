@@ -1,6 +1,7 @@
 //! The code and the details that an endpoint adds to an error, and its caller reads.
 
 use bytes::Bytes;
+use network_common::log_limited;
 use prost::Message;
 
 use super::RpcError;
@@ -48,7 +49,12 @@ impl RpcError {
         let details = Bytes::from(details.encode_to_vec());
         let len = details.len();
         if len > MAX_DETAILS {
-            tracing::warn!(len, limit = MAX_DETAILS, "the details of an error are left out");
+            log_limited!(|suppressed| tracing::warn!(
+                suppressed,
+                len,
+                limit = MAX_DETAILS,
+                "the details of an error are left out"
+            ));
             return self;
         }
         self.into_handler_failure().change(|inner| inner.details = Some(details))

@@ -1,5 +1,6 @@
 //! Capacity of an inbox that is reserved for a message before the message is built.
 
+use network_common::log_limited;
 use tokio::time::Instant;
 
 use super::state::InboxState;
@@ -85,7 +86,9 @@ impl<M> Inbox<M> {
 
     #[cold]
     fn reject_dropped(&self, message: M, metadata: MessageMetadata) {
-        tracing::warn!(endpoint = %self.address(), "the inbox is full: dropped its oldest message");
+        log_limited!(
+            |suppressed| tracing::warn!(suppressed, endpoint = %self.address(), "the inbox is full: dropped its oldest message")
+        );
         reject_message(metadata.ask_id(), message, &self.full_error());
         self.state.lock().held.remove(Volume::message(metadata.bytes::<M>()));
     }

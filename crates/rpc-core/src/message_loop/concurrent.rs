@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
+use network_common::log_limited;
 use tokio::time::Instant;
 
 use super::endpoint_task::{
@@ -137,7 +138,11 @@ impl Drop for RunningHandlers {
     fn drop(&mut self) {
         for handler in std::mem::take(&mut self.0) {
             if let Err(panic) = catch_panic(|| drop(handler)) {
-                tracing::error!(panic, "dropping a handler panicked");
+                log_limited!(|suppressed| tracing::error!(
+                    suppressed,
+                    panic,
+                    "dropping a handler panicked"
+                ));
             }
         }
     }

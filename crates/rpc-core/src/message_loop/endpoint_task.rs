@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use futures::future::BoxFuture;
+use network_common::log_limited;
 use tokio::task::coop::poll_proceed;
 use tokio::time::Instant;
 
@@ -194,14 +195,14 @@ pub(super) fn log_unhandled<M>(
         if is_reported && error.kind() != ErrorKind::Panic {
             tracing::debug!(%endpoint, error = %format_args!("{error:#}"), "a request failed");
         } else {
-            tracing::error!(
-                %endpoint,
+            log_limited!(|suppressed| tracing::error!(suppressed, %endpoint,
                 error = %format_args!("{error:#}"),
-                "a handler failed, and on_error returned the error"
-            );
+                "a handler failed, and on_error returned the error"));
         }
     });
     if let Err(panic) = logged {
-        tracing::error!(%endpoint, panic, "a handler failed, and logging its error panicked");
+        log_limited!(
+            |suppressed| tracing::error!(suppressed, %endpoint, panic, "a handler failed, and logging its error panicked")
+        );
     }
 }

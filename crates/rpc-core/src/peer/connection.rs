@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock, Weak};
 
 use bytes::Bytes;
 use foldhash::HashMap;
-use network_common::{ConnectionId, RpcResponseCallback, TransportClient};
+use network_common::{ConnectionId, RpcResponseCallback, TransportClient, log_limited};
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
@@ -48,11 +48,9 @@ pub(crate) struct PeerShared {
 impl PeerShared {
     /// Counts and reports a one-way message that a peer rejected or that was never sent.
     pub(crate) fn report_undelivered(&self, error: RpcError, peer: RpcAddress) {
-        tracing::warn!(
-            %peer,
+        log_limited!(|suppressed| tracing::warn!(suppressed, %peer,
             error = %format_args!("{error:#}"),
-            "one-way message was not delivered"
-        );
+            "one-way message was not delivered"));
         self.undelivered.fetch_add(1, Ordering::Relaxed);
         (self.on_undelivered)(error, peer);
     }
@@ -304,7 +302,9 @@ impl PeerConnection {
             }
             NoticeOutcome::Overflow => {
                 let peer = &self.socket;
-                tracing::warn!(%peer, "connection closed: its peer does not read what it is sent");
+                log_limited!(
+                    |suppressed| tracing::warn!(suppressed, %peer, "connection closed: its peer does not read what it is sent")
+                );
                 self.client.close();
             }
         }
@@ -339,7 +339,9 @@ impl PeerConnection {
     pub(crate) fn on_cancel(&self, request_id: i64) {
         if !self.cancelled.add(request_id) {
             let peer = &self.socket;
-            tracing::warn!(%peer, "connection closed: its peer cancelled too many requests");
+            log_limited!(
+                |suppressed| tracing::warn!(suppressed, %peer, "connection closed: its peer cancelled too many requests")
+            );
             self.client.close();
         }
     }

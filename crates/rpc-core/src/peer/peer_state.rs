@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use network_common::{ConnectionId, RetryBudget, RetryPolicy, RpcFuture, TransportError};
+use network_common::{
+    ConnectionId, RetryBudget, RetryPolicy, RpcFuture, TransportError, log_limited,
+};
 use tokio::time::Instant;
 
 use super::connection::{PeerConnection, PeerShared, RouteOwner};
@@ -280,10 +282,10 @@ impl Peer {
             }
         }
         if let (1.., Some(error)) = (one_way, error) {
-            tracing::warn!(
-                error = %format_args!("{error:#}"),
+            log_limited!(
+                |suppressed| tracing::warn!(suppressed, error = %format_args!("{error:#}"),
                 messages = one_way,
-                "queued one-way messages were discarded"
+                "queued one-way messages were discarded")
             );
         }
         asks + one_way

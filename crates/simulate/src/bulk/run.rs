@@ -329,7 +329,7 @@ async fn exchange(
     report: &Mutex<Report>,
     retry_wait: Duration,
 ) -> Result<(), TransportError> {
-    let address = (std::net::IpAddr::from(ip(server)).to_string(), PORT);
+    let address = (play::name(server), PORT);
     let connected = match request {
         Request::FastFail => factory.create_client_fast_fail(address).await,
         _ => factory.create_client(address).await,
