@@ -324,7 +324,8 @@ async fn ess_20_million_block_ids_need_the_memory_of_their_message() {
         let (stream, chunks) = open(&client, &message).await.unwrap();
         assert_eq!(chunks as usize, COUNT);
         let held = service.metrics().open_streams_bytes;
-        assert!((len..len + 1000).contains(&held), "{held} bytes for {len}");
+        // The ids of maps are copied.
+        assert!((len..3 * len / 2 + 1000).contains(&held), "{held} bytes for {len}");
         for index in 0..100 {
             assert_eq!(client.fetch_chunk(stream, index).await.unwrap(), expected);
         }

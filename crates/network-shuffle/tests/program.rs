@@ -309,3 +309,76 @@ async fn register_until_closed(
     }
     acknowledged
 }
+
+/// Starts the program with its store on a file system of 8 MiB, in namespaces of its own.
+///
+/// Returns `None` if this machine does not allow that to this user.
+fn start_on_small_disk(dir: &Path, required: bool) -> Option<Program> {
+    let is_allowed = Command::new("unshare").args(["-rm", "true"]).status();
+    if !is_allowed.is_ok_and(|status| status.success()) {
+        eprintln!("this user cannot create namespaces, so a full disk is not tested");
+        return None;
+    }
+    let required = required.to_string();
+    let settings = settings(dir, &[("spark.shuffle.service.db.required", &required)]);
+    let program = command(&settings);
+    let mount =
+        format!("mount -t tmpfs -o size=8m,mode=700 none {} && exec \"$0\" \"$@\"", path_text(dir));
+    let mut unshare = Command::new("unshare");
+    unshare
+        .args(["-rm", "sh", "-c", &mount])
+        .arg(program.get_program())
+        .args(program.get_args())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null());
+    Some(Program::start(&mut unshare))
+}
+
+#[tokio::test]
+async fn ess_08_full_disk_fails_registrations_only_if_store_is_required() {
+    for required in [false, true] {
+        let (dir, executor) = (tempfile::tempdir().unwrap(), Executor::new(1));
+        let Some(program) = start_on_small_disk(dir.path(), required) else { return };
+        executor.write_map(0, &[b"block"]);
+        let client = program.connect().await;
+        executor.register(&client).await;
+        let mut failed = 0;
+        for index in 0..40 {
+            let large = ExecutorShuffleInfo::new(["/data/blockmgr-0"], 64, "x".repeat(500_000));
+            let message = BlockTransferMessage::RegisterExecutor {
+                app_id: APP.to_owned(),
+                exec_id: format!("large-{index}"),
+                info: large,
+            };
+            if let Err(error) = client.send_rpc(message.encode()).await {
+                let text = text(&error);
+                assert!(text.contains("spark.shuffle.service.db.dir"), "{text}");
+                failed += 1;
+            }
+        }
+        assert_eq!(failed > 0, required);
+        let (stream, _) = open(&client, &fetch_blocks(&[0], &[&[0]], false)).await.unwrap();
+        assert_eq!(client.fetch_chunk(stream, 0).await.unwrap(), "block");
+        program.signal("TERM");
+        let report = program.wait();
+        assert_eq!(value(&report, "unstoredRegistrations") > 0, !required);
+        assert_eq!(value(&report, "registeredExecutorsSize"), 41 - failed);
+    }
+}
+
+#[test]
+fn ess_17_help_lists_all_settings() {
+    let help = command(&[]).arg("--help").output().unwrap();
+    let help = String::from_utf8(help.stdout).unwrap();
+    for part in [
+        "--properties-file",
+        "--drain-timeout",
+        "spark.shuffle.service.port\n      number, default 7337: port",
+        "spark.shuffle.io.backLog",
+        "spark.ssl.rpc.keyStore",
+    ] {
+        assert!(help.contains(part), "{part} is not in {help}");
+    }
+    let short = command(&[]).arg("-h").output().unwrap();
+    assert!(short.stdout.len() < 2000);
+}

@@ -155,7 +155,7 @@ async fn ess_08_store_that_becomes_usable_gets_all_registrations() {
     let client = connect(&service).await;
     client.send_rpc(register(APP, "first", executor.info()).encode()).await.unwrap();
     fs::remove_file(&dir).unwrap();
-    // The store is opened again at most once per second.
+    // The store is opened again at most once in 5 s.
     let unstored = || service.metrics().unstored_registrations;
     let mut last = unstored();
     for attempt in 0.. {

@@ -16,7 +16,7 @@ const QUEUE_LEN: usize = 1024;
 /// The most changes of one transaction.
 const BATCH_LEN: usize = 256;
 /// After an error, the store is opened again at most once in this time.
-const REOPEN_INTERVAL: Duration = Duration::from_secs(1);
+const REOPEN_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Writes registrations to the disk, several of them in one transaction.
 ///
@@ -125,9 +125,6 @@ impl StoreWriter {
         let mut batch = Vec::new();
         while queue.blocking_recv_many(&mut batch, BATCH_LEN) > 0 {
             let result = self.write(&batch).map_err(Arc::new);
-            if let Err(error) = &result {
-                warn(error, "registrations are not stored");
-            }
             let is_end = batch.iter().any(|queued| queued.change.is_none());
             if is_end {
                 queue.close();
@@ -146,8 +143,17 @@ impl StoreWriter {
     fn write(&mut self, batch: &[QueuedChange]) -> Result<(), StoreError> {
         let file = match self.file.take() {
             Some(file) => file,
+            // Not logged: peers would write the log.
+            None if self.last_open.elapsed() < REOPEN_INTERVAL => {
+                let source = "an earlier attempt has just failed".into();
+                return Err(StoreError { path: self.path.clone(), is_damaged: false, source });
+            }
             None => self.reopen()?,
         };
+        self.write_to(file, batch).inspect_err(|error| warn(error, "registrations are not stored"))
+    }
+
+    fn write_to(&mut self, file: StoreFile, batch: &[QueuedChange]) -> Result<(), StoreError> {
         let stored = if self.is_incomplete { self.table_content() } else { Vec::new() };
         // Kept in `is_incomplete` until it is written.
         self.is_incomplete = true;
@@ -159,13 +165,11 @@ impl StoreWriter {
     }
 
     fn reopen(&mut self) -> Result<StoreFile, StoreError> {
-        if self.last_open.elapsed() < REOPEN_INTERVAL {
-            let source = "an earlier attempt has just failed".into();
-            return Err(StoreError { path: self.path.clone(), is_damaged: false, source });
-        }
         self.last_open = Instant::now();
-        StoreFile::open(&self.path)
-            .or_else(|error| replace_damaged(&self.path, &error).ok_or(error))
+        StoreFile::open(&self.path).or_else(|error| {
+            warn(&error, "the store cannot be opened again");
+            replace_damaged(&self.path, &error).ok_or(error)
+        })
     }
 
     /// Returns the registrations of all executors.

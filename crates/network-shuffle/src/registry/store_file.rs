@@ -41,10 +41,10 @@ pub(super) struct StoredExecutor {
 /// The store of registrations cannot be used.
 ///
 /// ```
-/// use network_shuffle::{ServiceError, StoreError};
+/// use network_shuffle::ServiceError;
 ///
 /// fn is_damaged(error: &ServiceError) -> bool {
-///     matches!(error, ServiceError::Store(StoreError { is_damaged: true, .. }))
+///     matches!(error, ServiceError::Store(store) if store.is_damaged)
 /// }
 /// ```
 #[derive(Debug, thiserror::Error)]

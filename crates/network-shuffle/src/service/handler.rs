@@ -22,6 +22,9 @@ use crate::resolver::{CorruptBlock, NO_MERGE};
 const MAX_REGISTRATION: usize = 1 << 20;
 const REGISTER_EXECUTOR: u8 = 2;
 
+/// The longest message in bytes that is decoded and checked on the task of its connection.
+const MAX_SHORT_MESSAGE: usize = 256 << 10;
+
 /// Serves the requests of executors (Spark's `ExternalBlockHandler`).
 pub(super) struct ExternalBlockHandler {
     pub(super) streams: BlockStreams,
@@ -30,18 +33,24 @@ pub(super) struct ExternalBlockHandler {
     pub(super) metrics: Arc<ServiceMetrics>,
 }
 
-impl RpcHandler for ExternalBlockHandler {
+/// The handler of all connections, shared with the tasks of requests.
+pub(super) struct ConnectionHandler(pub(super) Arc<ExternalBlockHandler>);
+
+impl RpcHandler for ConnectionHandler {
     fn receive(&self, client: &TransportClient, message: Bytes, callback: RpcResponseCallback) {
-        match self.handle(client, &message) {
+        if message.len() > MAX_SHORT_MESSAGE {
+            return self.receive_long(client, message, callback);
+        }
+        match self.0.handle(client, &message) {
             Ok(Response::Ready(body)) => callback.reply(body),
-            Ok(Response::Later(work)) => self.run(client, work, callback),
-            Err(error) => fail(&self.metrics, client.peer_addr(), callback, &error),
+            Ok(Response::Later(work)) => self.0.run(client, work, callback),
+            Err(error) => self.0.fail(client, callback, &error),
         }
     }
 
     fn receive_one_way(&self, client: &TransportClient, message: Bytes) {
         // The only one-way message is RemoveShuffleMerge, and nothing is merged.
-        if let Err(error) = self.handle(client, &message) {
+        if let Err(error) = self.0.handle(client, &message) {
             let peer = client.peer_addr();
             tracing::debug!(%peer, error = %LogText(error), "one-way message failed");
         }
@@ -53,12 +62,12 @@ impl RpcHandler for ExternalBlockHandler {
         _: Bytes,
         _: StreamBody,
     ) -> BoxFuture<'static, Result<Bytes, BoxError>> {
-        add(&self.metrics.failed_requests, 1);
+        add(&self.0.metrics.failed_requests, 1);
         Box::pin(async { Err(RequestError::unsupported(NO_MERGE).into()) })
     }
 
     fn stream_manager(&self) -> &dyn StreamManager {
-        &self.streams
+        &self.0.streams
     }
 
     fn receive_merged_block_meta(
@@ -67,20 +76,31 @@ impl RpcHandler for ExternalBlockHandler {
         _: network_common::MergedBlockMetaRequest,
         callback: network_common::MergedBlockMetaCallback,
     ) {
-        add(&self.metrics.failed_requests, 1);
+        add(&self.0.metrics.failed_requests, 1);
         callback.fail(RequestError::unsupported(NO_MERGE));
     }
 }
 
-fn fail(
-    metrics: &ServiceMetrics,
-    peer: std::net::SocketAddr,
-    callback: RpcResponseCallback,
-    error: &RequestError,
-) {
-    add(&metrics.failed_requests, 1);
-    tracing::debug!(%peer, error = %LogText(error), "request failed");
-    callback.fail(error);
+impl ConnectionHandler {
+    /// Decodes and checks a long message on a blocking thread: it can name millions of blocks.
+    fn receive_long(
+        &self,
+        client: &TransportClient,
+        message: Bytes,
+        callback: RpcResponseCallback,
+    ) {
+        let (handler, owned_client) = (Arc::clone(&self.0), client.clone());
+        let work = Box::pin(async move {
+            let handle = move || handler.handle(&owned_client, &message);
+            match tokio::task::spawn_blocking(handle).await {
+                Ok(Ok(Response::Ready(body))) => Ok(body),
+                Ok(Ok(Response::Later(work))) => work.await,
+                Ok(Err(error)) => Err(error),
+                Err(error) => Err(RequestError::runtime(format!("the request failed: {error}"))),
+            }
+        });
+        self.0.run(client, work, callback);
+    }
 }
 
 impl ExternalBlockHandler {
@@ -88,24 +108,31 @@ impl ExternalBlockHandler {
     ///
     /// The work continues if the connection ends meanwhile.
     fn run(
-        &self,
+        self: &Arc<Self>,
         client: &TransportClient,
         work: BoxFuture<'static, Result<Bytes, RequestError>>,
         callback: RpcResponseCallback,
     ) {
-        let (peer, metrics) = (client.peer_addr(), Arc::clone(&self.metrics));
         let pending = match self.pending.start(client.id()) {
             Ok(pending) => pending,
-            Err(error) => return fail(&metrics, peer, callback, &error),
+            Err(error) => return self.fail(client, callback, &error),
         };
+        let (handler, client) = (Arc::clone(self), client.clone());
         tokio::spawn(async move {
             let result = work.await;
             drop(pending);
             match result {
                 Ok(body) => callback.reply(body),
-                Err(error) => fail(&metrics, peer, callback, &error),
+                Err(error) => handler.fail(&client, callback, &error),
             }
         });
+    }
+
+    fn fail(&self, client: &TransportClient, callback: RpcResponseCallback, error: &RequestError) {
+        add(&self.metrics.failed_requests, 1);
+        let peer = client.peer_addr();
+        tracing::debug!(%peer, error = %LogText(error), "request failed");
+        callback.fail(error);
     }
 
     fn handle(&self, client: &TransportClient, message: &Bytes) -> Result<Response, RequestError> {
@@ -136,6 +163,8 @@ impl ExternalBlockHandler {
             } => {
                 add(&metrics.fetch_requests, 1);
                 check_auth(client, &app_id)?;
+                // The stream keeps the message, and a copy of the map ids.
+                let len = len + size_of_val(&map_ids[..]);
                 let blocks = StreamBlocks::shuffle(shuffle_id, map_ids, reduce_ids, batch)?;
                 self.open(client, StreamOwner { app_id, exec_id }, blocks, len)
             }

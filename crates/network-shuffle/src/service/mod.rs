@@ -18,7 +18,7 @@ use network_common::{TransportConf, TransportContext, TransportServer};
 use tokio_util::task::AbortOnDropHandle;
 
 pub use self::error::ServiceError;
-use self::handler::ExternalBlockHandler;
+use self::handler::{ConnectionHandler, ExternalBlockHandler};
 use self::pending::PendingRequests;
 use self::requests::Requests;
 use self::streams::BlockStreams;
@@ -97,8 +97,10 @@ impl ShuffleService {
             pending: Arc::new(pending),
             metrics: Arc::clone(&metrics),
         };
+        let handler = ConnectionHandler(Arc::new(handler));
         let authenticate = transport.authenticate();
-        let mut context = TransportContext::new(transport, handler);
+        // As in Spark's ExternalShuffleService, an idle executor connects again.
+        let mut context = TransportContext::new(transport, handler).close_idle_connections(true);
         if authenticate {
             let secrets = match secrets {
                 Some(secrets) => secrets,

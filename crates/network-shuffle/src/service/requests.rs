@@ -1,5 +1,6 @@
 //! [`Requests`]: the requests that do not open a stream.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -60,7 +61,9 @@ impl Requests {
             let executor = self.registry.executor(app_id, exec_id)?;
             Ok((exec_id.to_owned(), executor.info.local_dirs.clone()))
         };
-        let local_dirs = exec_ids.iter().map(|exec_id| dirs(&exec_id)).collect::<Result<_, _>>()?;
+        // An id that is repeated a million times needs one entry, as in the map of Spark.
+        let exec_ids: BTreeSet<_> = exec_ids.iter().collect();
+        let local_dirs = exec_ids.iter().map(|exec_id| dirs(exec_id)).collect::<Result<_, _>>()?;
         Ok(BlockTransferMessage::LocalDirsForExecutors { local_dirs }.into())
     }
 
