@@ -81,6 +81,7 @@ chapters! {
     first_program: "src/first-program.md",
     endpoints: "src/endpoints.md",
     errors: "src/errors.md",
+    retries: "src/retries.md",
     deadlines: "src/deadlines.md",
     back_pressure: "src/back-pressure.md",
     refs: "src/refs.md",

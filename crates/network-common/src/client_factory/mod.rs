@@ -27,6 +27,11 @@ use crate::handler::{RpcHandler, TransportClientBootstrap};
 /// body of it lives. An [unmanaged](Self::create_unmanaged_client) connection belongs to its
 /// caller.
 ///
+/// The factory repeats no attempt, as in Spark, where the block fetcher does
+/// (`spark.<module>.io.maxRetries`). A [`RetryPolicy`](crate::RetryPolicy) repeats the errors that
+/// are [retryable](TransportError::is_retryable): connecting that failed or timed out, fast-fail,
+/// and handshakes that were cut. Settings, addresses, and secrets that are wrong are not repeated.
+///
 /// ```
 /// use network_common::{NoOpRpcHandler, TransportConf, TransportContext};
 ///

@@ -341,7 +341,8 @@ impl TransportConf {
 
     /// Returns `spark.<m>.io.maxRetries`: how often a block fetcher retries.
     ///
-    /// This crate has no block fetcher; the value is for those built on it.
+    /// This crate has no block fetcher; the value is for those built on it. Attempts of a
+    /// [`RetryPolicy`](crate::RetryPolicy) contain the first one, so they are one more.
     #[must_use]
     pub fn max_retries(&self) -> u32 {
         self.max_retries

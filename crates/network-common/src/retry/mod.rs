@@ -53,7 +53,7 @@ use tokio::time::Instant;
 /// # use network_common::{RetryPolicy, TransportConf};
 /// # let conf = TransportConf::new("shuffle");
 /// let policy = RetryPolicy::new()
-///     .attempts(1 + 3)
+///     .attempts(1 + conf.max_retries())
 ///     .first_wait(conf.retry_wait())
 ///     .factor(1.0)
 ///     .jitter(false);
