@@ -131,6 +131,7 @@
 //! | [`send_wait`](RpcEndpointRef::send_wait) | capacity of the queue | the endpoint has stopped; returns the message |
 //! | [`ask`](RpcEndpointRef::ask) | the reply | as `send`; also if the endpoint returns an error, or at the timeout |
 //! | [`ask_with_retry`](RpcEndpointRef::ask_with_retry) | the reply | as `ask`, after several attempts |
+//! | [`ask_with`](RpcEndpointRef::ask_with) | the reply | as `ask`, repeated by a [`RetryPolicy`] |
 //! | [`ask_sync`](RpcEndpointRef::ask_sync) | the reply; blocks the thread | as `ask` |
 //!
 //! `send` and `ask` queue the message before they return, `send_wait` when its future completes. An

@@ -14,8 +14,8 @@ use tokio::time::Instant;
 /// How often and when a failed operation is repeated; a plain value.
 ///
 /// The wait before attempt `n + 1` is `first_wait * factor^(n - 1)`, at most `max_wait`. With
-/// jitter it is a random time between zero and that ("full jitter"), so that the clients of a server
-/// that restarts do not all return at once. [`run`](Self::run) executes the policy.
+/// jitter it is a random time between zero and that ("full jitter"), so that the clients of a
+/// server that restarts do not all return at once. [`run`](Self::run) executes the policy.
 ///
 /// | property | default |
 /// |---|---|

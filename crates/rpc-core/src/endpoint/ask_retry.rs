@@ -160,7 +160,7 @@ impl<M: RpcMessage, R: RpcRequest<M> + Clone> RetryingAsk<M, R> {
     ///
     /// ```compile_fail,E0080
     /// # use std::time::Duration;
-    /// # use rpc_core::{RetryPolicy, RetryingAsk, RpcCallContext, RpcEndpointRef, RpcMessage, RpcRequest};
+    /// # use rpc_core::{RetryingAsk, RpcCallContext, RpcMessage, RpcRequest};
     /// struct Message;
     /// impl RpcMessage for Message {}
     /// #[derive(Clone)]
@@ -170,8 +170,8 @@ impl<M: RpcMessage, R: RpcRequest<M> + Clone> RetryingAsk<M, R> {
     ///     fn into_message(self, _: RpcCallContext<()>) -> Message { Message }
     /// }
     /// fn main() {
-    ///     let hedge: fn(RetryingAsk<Message, Increment>, Duration) -> RetryingAsk<Message, Increment> =
-    ///         RetryingAsk::hedge_after;
+    ///     type Ask = RetryingAsk<Message, Increment>;
+    ///     let hedge: fn(Ask, Duration) -> Ask = Ask::hedge_after;
     ///     std::hint::black_box(hedge);
     /// }
     /// ```

@@ -193,7 +193,9 @@ impl<M: RpcMessage> Lookup<M> {
         Self { env, address, name: name.to_owned(), max_wait: None, running: None }
     }
 
-    /// Waits for at most `max_wait` until the endpoint is there; to be called before the first poll.
+    /// Waits for at most `max_wait` until the endpoint is there.
+    ///
+    /// To be called before the first poll; later it has no effect.
     ///
     /// The lookup is repeated while the environment cannot be reached or does not respond, or has
     /// no endpoint of this name: after a random time of at most 100 ms, which doubles up to 1 s.
