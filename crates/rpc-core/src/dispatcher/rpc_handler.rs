@@ -5,11 +5,11 @@ use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use network_common::{
-    RefusedRequest, RpcHandler, RpcResponseCallback, TransportClient, TransportError,
-};
 #[cfg(feature = "files")]
-use network_common::{StreamManager, log_limited};
+use network_common::StreamManager;
+use network_common::{
+    RefusedRequest, RpcHandler, RpcResponseCallback, TransportClient, TransportError, log_limited,
+};
 use prost::Message;
 use tokio::time::Instant;
 

@@ -32,13 +32,16 @@ struct Holder {
     endpoint: RpcEndpointRef<WorkMessage>,
 }
 
+/// A ref that a lookup has found.
+type FoundRef = (HolderKey, RpcEndpointRef<WorkMessage>);
+
 struct Play {
     seed: u64,
     simulation: Simulation,
     auditor: Arc<Auditor>,
     envs: RefCell<BTreeMap<u8, RpcEnv>>,
     holders: RefCell<BTreeMap<HolderKey, Rc<Holder>>>,
-    lookups: RefCell<JoinSet<Option<(HolderKey, RpcEndpointRef<WorkMessage>)>>>,
+    lookups: RefCell<JoinSet<Option<FoundRef>>>,
     tasks: RefCell<JoinSet<()>>,
     next_id: Cell<u64>,
     /// The pair of hosts between which each one-way message travels.
