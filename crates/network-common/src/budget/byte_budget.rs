@@ -79,7 +79,7 @@ pub(super) struct Budget {
     pub(super) monitor: Mutex<Monitor>,
 }
 
-/// Ends a connection with an error, and drops its queued frames.
+/// Ends a connection with an error, and drops its queued control frames.
 pub(super) type EndConnection = Box<dyn Fn(TransportError) + Send + Sync>;
 
 /// The bytes that one connection holds of a budget, and its progress.

@@ -145,6 +145,8 @@ async fn watch(budget: Weak<Budget>) {
     loop {
         sleep(TICK).await;
         let Some(budget) = guard.0.upgrade().map(ByteBudget) else { return };
+        // Also removes the entries of connections that have ended.
+        budget.admit_waiting();
         let now = Instant::now();
         if budget.0.has_refused.swap(false, Ordering::Relaxed) {
             refused = Some(now);

@@ -98,7 +98,8 @@ impl ByteBudget {
     pub(super) fn waiting_fairly(&self) -> Vec<usize> {
         let total = self.held() + self.0.requested.load(Ordering::SeqCst);
         let waiting = self.0.waiting.lock();
-        let fair = waiting.queue.iter().filter(|entry| self.is_fair(&entry.account, total));
+        let open = waiting.queue.iter().filter(|entry| !entry.admission.is_closed());
+        let fair = open.filter(|entry| self.is_fair(&entry.account, total));
         fair.map(|entry| entry.account.key()).collect()
     }
 

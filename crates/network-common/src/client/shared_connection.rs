@@ -104,14 +104,14 @@ impl SharedConnection {
 
     /// Queues a response as [`update`](Self::update) does, then keeps the budget.
     ///
-    /// The budget may close a connection and drop its frames, which runs release hooks.
+    /// The budget may close another connection and drop its control frames.
     pub(crate) fn respond<T>(&self, queue: impl FnOnce(&mut Session) -> T) -> T {
         let result = self.update(queue);
         self.account.budget.close_largest_if_exceeded();
         result
     }
 
-    /// Lets the budget close the connection and drop its queued frames.
+    /// Lets the budget close the connection and drop its queued control frames.
     pub(crate) fn register_in_budget(self: &Arc<Self>) {
         let shared = Arc::downgrade(self);
         self.account.on_end(move |error| {

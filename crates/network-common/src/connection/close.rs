@@ -206,6 +206,7 @@ impl ConnectionDriver {
         self.reader.on_close(error);
         catch_panic("ManagedBuffer::on_release", || drop(discarded_frames));
         catch_panic("ManagedBuffer::on_release", || self.writer.discard());
+        self.buffers.set(0);
         if let Some(bulk_server) = self.bulk_server.take() {
             bulk_server.abort();
         }

@@ -13,7 +13,7 @@ use super::reader::Reader;
 use super::resources::{ConnectionResources, ReportedGauges};
 use super::writer::Writer;
 use super::{TLS_ALERT, catch_panic, socket_error};
-use crate::budget::ConnectionAccount;
+use crate::budget::{ConnectionAccount, Reservation};
 use crate::client::{SharedConnection, TransportClient};
 use crate::error::{ErrorKind, TransportError};
 use crate::handler::RpcHandler;
@@ -35,6 +35,8 @@ pub(crate) struct ConnectionDriver {
     /// Set when the connection starts to close.
     pub(super) flush_deadline: Option<Pin<Box<Sleep>>>,
     pub(super) gauges: ReportedGauges,
+    /// Counts the buffers of the reader and the writer in the budget.
+    pub(super) buffers: Reservation,
     /// The bulk server task, which is aborted when the connection closes.
     pub(super) bulk_server: Option<AbortHandle>,
     /// `RpcHandler::on_connected` was called.
@@ -76,6 +78,7 @@ impl ConnectionDriver {
             has_flushed: true,
             flush_deadline: None,
             gauges: ReportedGauges::default(),
+            buffers: shared.account.unread(),
             bulk_server: None,
             is_announced: false,
             is_closed: false,
@@ -204,6 +207,7 @@ impl ConnectionDriver {
                 session.outgoing.queued(),
             );
             session.count_held();
+            self.buffers.set((self.reader.buffer_size() + self.writer.buffer_size()) as u64);
             session.set_driver_waker(context.waker().clone());
             drop(session);
             if self.resources.budget.is_nearly_used() {

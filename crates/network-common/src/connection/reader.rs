@@ -104,6 +104,11 @@ impl Reader {
         self.read_budget > 0 && !(self.unprocessed.is_empty() && self.unopened.is_empty())
     }
 
+    /// Returns the bytes of memory of what is received and not decoded.
+    pub(super) fn buffer_size(&self) -> usize {
+        self.unprocessed.capacity() + self.unopened.capacity()
+    }
+
     pub(super) fn is_receiving(&self) -> bool {
         self.incoming.is_some()
     }

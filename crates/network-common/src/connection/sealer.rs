@@ -46,6 +46,11 @@ impl Sealer {
         &self.buffer[self.written..self.len]
     }
 
+    /// Returns the bytes of memory of the buffer.
+    pub(super) fn buffer_size(&self) -> usize {
+        self.buffer.capacity()
+    }
+
     /// Marks sealed bytes as written.
     pub(super) fn advance(&mut self, count: usize) {
         self.written += count;

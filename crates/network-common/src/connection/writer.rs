@@ -38,6 +38,8 @@ pub(super) struct Writer {
     next_file: Option<PieceFuture>,
     /// The file whose last bytes are being written, kept for its release hooks.
     finished_file: Option<Box<FileBody>>,
+    /// The bytes of the batch that are a piece of a file in memory.
+    piece_bytes: usize,
     sealer: Sealer,
     /// The last responses woke several tasks, which probably send further requests.
     pub(super) has_concurrent_callers: bool,
@@ -64,6 +66,7 @@ impl Writer {
             current_file: None,
             next_file: None,
             finished_file: None,
+            piece_bytes: 0,
             sealer: Sealer::default(),
             has_concurrent_callers: false,
             has_yielded: false,
@@ -81,6 +84,13 @@ impl Writer {
     /// Returns whether a file that has left the write queue is not completely written.
     pub(super) fn is_sending_file(&self) -> bool {
         self.current_file.is_some() || self.next_file.is_some() || self.finished_file.is_some()
+    }
+
+    /// Returns the bytes of memory that the write queue does not count.
+    ///
+    /// These are sealed bytes, and the current and the next piece of a file in memory.
+    pub(super) fn buffer_size(&self) -> usize {
+        2 * self.piece_bytes + self.sealer.buffer_size()
     }
 
     /// Returns whether control frames can be written while the next file is prepared.
@@ -113,6 +123,7 @@ impl Writer {
     pub(super) fn discard(&mut self) {
         self.batch = Batch::default();
         self.batch_written = 0;
+        self.piece_bytes = 0;
         self.sealer.discard(&self.resources.pool);
         self.region = None;
         self.current_file = None;
@@ -215,7 +226,10 @@ impl Writer {
             self.batch.push_piece(prepared.header.into());
         }
         match prepared.piece {
-            FilePiece::Memory(bytes) => self.batch.push_piece(bytes),
+            FilePiece::Memory(bytes) => {
+                self.piece_bytes = bytes.len();
+                self.batch.push_piece(bytes);
+            }
             FilePiece::Cached(_) if self.sealer.has_filter() => {
                 return Err(io::Error::other(
                     "filters were installed after a file was prepared for sendfile",
@@ -246,6 +260,7 @@ impl Writer {
     /// Returns false if there are none.
     fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<io::Result<bool>> {
         self.finished_file = None;
+        self.piece_bytes = 0;
         let accounting = self.batch.recycle();
         let shared = Arc::clone(&self.shared);
         let mut session = shared.session.lock();

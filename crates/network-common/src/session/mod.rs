@@ -328,12 +328,12 @@ impl Session {
         }
     }
 
-    /// Requests the driver to close the connection, and discards the queued frames now.
+    /// Requests the driver to close the connection, and discards queued control frames now.
     ///
     /// The caller drops the returned frames outside the lock.
     pub(crate) fn close_now(&mut self, error: TransportError) -> DiscardedFrames {
         self.close(CloseRequest::Immediate(error));
-        self.outgoing.discard()
+        self.outgoing.discard_control()
     }
 
     pub(crate) fn close_request(&self) -> Option<&CloseRequest> {

@@ -219,24 +219,22 @@ impl WriteQueue {
 
     /// Discards all queued frames and the batch that is being written.
     pub(super) fn clear(&mut self) -> DiscardedFrames {
-        let discarded = self.discard();
+        let discarded = self.discard_control();
         self.queued_bytes = 0;
         self.response_bytes = 0;
         self.held.set(0);
-        discarded
+        DiscardedFrames { _bulk: std::mem::take(&mut self.bulk), ..discarded }
     }
 
-    /// Discards all queued frames, except the batch that is being written.
-    pub(super) fn discard(&mut self) -> DiscardedFrames {
+    /// Discards the queued frames of the control lane.
+    ///
+    /// They have no release hooks, which must run on the task of their connection.
+    pub(super) fn discard_control(&mut self) -> DiscardedFrames {
         let unsealed = self.unsealed.take().unwrap_or_default();
         let control = std::mem::take(&mut self.control);
         for batch in [&unsealed, &control] {
             self.on_batch_written(&batch.accounting());
         }
-        let bulk = std::mem::take(&mut self.bulk);
-        // Nothing is queued after this, so the share of the responses does not matter.
-        let queued_bytes = bulk.iter().map(BulkMessage::memory_size).sum();
-        self.on_batch_written(&BatchAccounting { queued_bytes, response_bytes: 0 });
-        DiscardedFrames { _batches: [unsealed, control], _bulk: bulk }
+        DiscardedFrames { _batches: [unsealed, control], _bulk: VecDeque::new() }
     }
 }

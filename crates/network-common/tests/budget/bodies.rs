@@ -197,7 +197,7 @@ async fn fault_m7_closed_connection_names_budget() {
     assert!(metrics.failures.contains(&(ErrorKind::Io, 1)), "{metrics:?}");
 }
 
-/// A connection that nobody needs the bytes of stays open.
+/// A connection stays open while no other one needs its bytes.
 #[tokio::test(flavor = "multi_thread")]
 async fn fault_m7_unread_connection_stays_open_within_budget() {
     let budget = ByteBudget::new(64 << 20);

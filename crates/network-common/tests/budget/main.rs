@@ -7,6 +7,5 @@
 mod support;
 
 mod bodies;
-mod memory;
 mod refused_requests;
 mod unread_responses;

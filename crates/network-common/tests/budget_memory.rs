@@ -1,7 +1,12 @@
-//! Peers that do not read, or do not complete their requests, and the memory of this process.
+//! Row `fault_m7`: the memory of this process while peers do not read, or do not complete their
+//! requests. It has one test, because others would change the memory.
 
-#![allow(unsafe_code, reason = "malloc_trim")]
 #![cfg(all(target_os = "linux", target_env = "gnu"))]
+#![allow(unsafe_code, reason = "malloc_trim")]
+// Helper functions outside of tests unwrap as well.
+#![allow(clippy::unwrap_used, unreachable_pub)]
+
+mod support;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -13,7 +18,7 @@ use network_common::{ByteBudget, ManagedBuffer};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
-use crate::support::*;
+use support::*;
 
 const MIB: u64 = 1 << 20;
 const PEERS: usize = 50;
@@ -38,7 +43,7 @@ fn trimmed_memory() -> u64 {
     status("VmRSS")
 }
 
-/// What hostile peers ask for.
+/// The requests of hostile peers.
 #[derive(Clone, Copy, Debug)]
 enum Demand {
     Streams,
@@ -130,7 +135,7 @@ async fn run(demand: Demand, limit: u64) -> String {
     let server = serve(&context).await;
     let address = server.local_addr();
     let other = ByteBudget::new(u64::MAX);
-    let clients = crate::support::context(conf(&[]), Handler::new()).with_byte_budget(&other);
+    let clients = support::context(conf(&[]), Handler::new()).with_byte_budget(&other);
     let factory = clients.create_client_factory();
     let client = within(factory.create_unmanaged_client(address)).await.unwrap();
     within(client.fetch_chunk(2, 0)).await.unwrap();
@@ -209,7 +214,6 @@ async fn run(demand: Demand, limit: u64) -> String {
     text
 }
 
-/// One test, because the memory is that of the process.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fault_m7_memory_stays_within_budget_while_peers_do_not_read() {
     let demands = [
