@@ -89,12 +89,12 @@ fn retry_11_ask_on_lost_connection_is_repeated_only_if_rpc_is_idempotent() {
         let keep = look_up(&client, "keep").await;
 
         let ask = tokio::spawn(keep.ask_with(bye("neo"), policy()).into_future());
-        drop(contexts.recv().await.unwrap());
+        let _pending = contexts.recv().await.unwrap();
         assert_eq!(simulation.reset_connections(SERVER, CLIENT), 1);
         assert_eq!(ask.await.unwrap().unwrap_err().kind(), ErrorKind::Network);
 
         let ask = tokio::spawn(keep.ask_with(hi("neo"), policy()).into_future());
-        drop(contexts.recv().await.unwrap());
+        let _pending = contexts.recv().await.unwrap();
         assert_eq!(simulation.reset_connections(SERVER, CLIENT), 1);
         contexts.recv().await.unwrap().reply(Greeting { text: "again".to_owned() }).unwrap();
         assert_eq!(ask.await.unwrap().unwrap().text, "again");
