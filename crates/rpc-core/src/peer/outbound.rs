@@ -114,7 +114,7 @@ impl OutboundRoute {
         message.detach();
         let (caller, queued) = queue();
         routes.enqueue(slot, QueuedMessage { message, incarnation, caller, deadline }, &self.pool);
-        if matches!(phase, ConnectPhase::Idle | ConnectPhase::Rejected(..)) {
+        if phase.is_disconnected() {
             *phase = ConnectPhase::Connecting;
             // Without the lock: a runtime that has shut down drops the task at once, and the task
             // then fails the queue.

@@ -22,9 +22,9 @@ use crate::wire::proto::notice::Notice;
 /// After a rejected Hello, messages fail for 5 s before a new connection is attempted.
 const REJECTION_TIME: Duration = Duration::from_secs(5);
 
-/// The waits before connection attempts that follow failed ones: at most 50 ms, doubled up to 1 s.
+/// After a failed connection attempt, messages fail for at most 50 ms, doubled up to 500 ms.
 const RECONNECT: RetryPolicy =
-    RetryPolicy::new().first_wait(Duration::from_millis(50)).max_wait(Duration::from_secs(1));
+    RetryPolicy::new().first_wait(Duration::from_millis(50)).max_wait(Duration::from_millis(500));
 
 /// Another environment: its connection, and the routes to its endpoints.
 ///
@@ -32,8 +32,8 @@ const RECONNECT: RetryPolicy =
 /// connection cannot be established, or ends, all queued messages fail, and the next message
 /// connects again (Spark's `Outbox`). Nothing is sent twice.
 ///
-/// After a failed attempt to connect, the next one waits, so that many asks to a dead peer do not
-/// become as many attempts. The messages are queued meanwhile.
+/// After a failed attempt to connect, messages fail without another one for up to 500 ms, so that
+/// many asks to a dead peer do not become as many attempts.
 pub(crate) struct Peer {
     pub(super) address: RpcAddress,
     shared: Arc<PeerShared>,
@@ -53,8 +53,6 @@ pub(super) struct PeerState {
     pub(super) routes: RouteTable,
     /// The number of failed connection attempts since the last successful one.
     failed_connects: u32,
-    /// The time before which no connection attempt begins.
-    next_connect: Option<Instant>,
     /// Is true if a task waits for capacity in the connection's write queue. It flushes the queues.
     is_blocked: bool,
 }
@@ -65,6 +63,9 @@ pub(super) enum ConnectPhase {
     Idle,
     /// A task connects. Messages are queued.
     Connecting,
+    /// The last connection attempt failed. Messages fail with its error until the deadline. Later
+    /// ones connect again.
+    Unreachable(RpcError, Instant),
     /// Messages are pushed to the connection by their senders, as credit allows.
     Connected(Arc<PeerConnection>),
     /// The peer's Hello was rejected and its connection closed. Messages fail with the error until
@@ -81,8 +82,14 @@ impl ConnectPhase {
     pub(super) fn connection(&self) -> Option<&Arc<PeerConnection>> {
         match self {
             Self::Connected(connection) => Some(connection),
-            Self::Idle | Self::Connecting | Self::Rejected(..) | Self::Lost | Self::Stopped => None,
+            Self::Idle | Self::Connecting | Self::Unreachable(..) => None,
+            Self::Rejected(..) | Self::Lost | Self::Stopped => None,
         }
+    }
+
+    /// Returns whether a message starts a connection attempt.
+    pub(super) fn is_disconnected(&self) -> bool {
+        matches!(self, Self::Idle | Self::Unreachable(..) | Self::Rejected(..))
     }
 
     fn has_connection(&self, id: ConnectionId) -> bool {
@@ -105,7 +112,6 @@ impl Peer {
                 phase,
                 routes: RouteTable::default(),
                 failed_connects: 0,
-                next_connect: None,
                 is_blocked: false,
             }),
             retry_budget: RetryBudget::new(shared.retry_budget),
@@ -126,7 +132,9 @@ impl Peer {
                 }
                 ConnectPhase::Lost => return Err(self.closed_error()),
                 ConnectPhase::Stopped => return Err(self.stopped_error()),
-                ConnectPhase::Rejected(error, until) if Instant::now() < *until => {
+                ConnectPhase::Unreachable(error, until) | ConnectPhase::Rejected(error, until)
+                    if Instant::now() < *until =>
+                {
                     return Err(error.clone());
                 }
                 _ => return Ok(state),
@@ -163,7 +171,7 @@ impl Peer {
             }
             if matches!(state.phase, ConnectPhase::Connecting) {
                 state.phase = ConnectPhase::Connected(Arc::clone(connection));
-                (state.failed_connects, state.next_connect) = (0, None);
+                state.failed_connects = 0;
             }
         }
         // The peer's Hello may have arrived already.
@@ -171,32 +179,15 @@ impl Peer {
         true
     }
 
-    /// Counts a failed connection attempt, which delays the next one.
-    pub(super) fn on_connect_failed(&self) {
-        let mut state = self.state.lock();
-        state.failed_connects = state.failed_connects.saturating_add(1);
-        let wait = RECONNECT.wait_after(state.failed_connects);
-        state.next_connect = Some(Instant::now() + wait);
-    }
-
-    /// Waits until a connection attempt may begin, or the environment is shut down.
-    pub(super) async fn wait_to_connect(&self) {
-        loop {
-            let mut changed = std::pin::pin!(self.flushed.notified());
-            changed.as_mut().enable();
-            let next_connect = {
-                let state = self.state.lock();
-                let is_connecting = matches!(state.phase, ConnectPhase::Connecting);
-                state.next_connect.filter(|_| is_connecting)
-            };
-            let Some(next_connect) = next_connect else { return };
-            tokio::select! {
-                biased;
-                () = tokio::time::sleep_until(next_connect) => return,
-                // Shutting down notifies this; so do cancelled asks.
-                () = changed => {}
-            }
-        }
+    /// Fails the queued messages after a failed connection attempt, and later ones for a while.
+    pub(super) fn on_connect_failed(&self, error: &RpcError) {
+        let wait = {
+            let mut state = self.state.lock();
+            state.failed_connects = state.failed_connects.saturating_add(1);
+            RECONNECT.wait_after(state.failed_connects)
+        };
+        let next = ConnectPhase::Unreachable(error.clone(), Instant::now() + wait);
+        self.fail(next, error, |phase| matches!(phase, ConnectPhase::Connecting));
     }
 
     /// Locks the state, if `connection` is the current connection.

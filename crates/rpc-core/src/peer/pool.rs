@@ -195,13 +195,8 @@ impl ConnectTask {
 
     async fn run(mut self) {
         let Some((pool, peer)) = &self.0 else { return };
-        peer.wait_to_connect().await;
         if let Err(error) = Self::connect(pool, peer).await {
-            peer.on_connect_failed();
-            let error = RpcError::from_transport(error, &peer.address);
-            peer.fail(ConnectPhase::Idle, &error, |phase| {
-                matches!(phase, ConnectPhase::Connecting)
-            });
+            peer.on_connect_failed(&RpcError::from_transport(error, &peer.address));
         }
         // Another task may be connecting the peer again. `drop` must not fail its messages.
         self.0 = None;
