@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use network_common::auth::Secret;
-use network_common::{UnknownKey, parse_size, parse_time};
+use network_common::{UnknownKey, parse_time};
 
+use crate::conf_error::{ConfError, boolean, size};
 use crate::secrets::SecretSource;
 
 /// The settings of the external shuffle service, beside those of its transport.
@@ -49,25 +50,6 @@ pub struct ShuffleServiceConf {
     db_enabled: bool,
     db_dir: Option<PathBuf>,
     db_required: bool,
-}
-
-/// A setting has a value that cannot be used.
-///
-/// ```
-/// use network_shuffle::ShuffleServiceConf;
-///
-/// let error = ShuffleServiceConf::from_settings([("spark.shuffle.service.port", "99999")]);
-/// assert_eq!(
-///     error.unwrap_err().to_string(),
-///     "spark.shuffle.service.port has the invalid value '99999'; expected a number up to 65535"
-/// );
-/// ```
-#[derive(Debug, Clone, thiserror::Error)]
-#[error("{key} has the invalid value '{value}'; expected {expected}")]
-pub struct ConfError {
-    key: String,
-    value: String,
-    expected: &'static str,
 }
 
 impl Default for ShuffleServiceConf {
@@ -251,18 +233,6 @@ impl ShuffleServiceConf {
     pub fn db_required(&self) -> bool {
         self.db_required
     }
-}
-
-fn boolean(value: &str) -> Result<bool, &'static str> {
-    match value.to_ascii_lowercase().as_str() {
-        "true" => Ok(true),
-        "false" => Ok(false),
-        _ => Err("true or false"),
-    }
-}
-
-fn size(value: &str) -> Result<u64, &'static str> {
-    u64::try_from(parse_size(value)?).map_err(|_| "a size of 0 bytes or more")
 }
 
 fn non_empty<'a>(value: &'a str, expected: &'static str) -> Result<&'a str, &'static str> {

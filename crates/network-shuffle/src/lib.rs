@@ -51,8 +51,12 @@
 
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "client")]
+pub mod client;
 #[cfg(feature = "service")]
 mod conf;
+#[cfg(any(feature = "client", feature = "service"))]
+mod conf_error;
 #[cfg(feature = "service")]
 mod metrics;
 pub mod protocol;
@@ -68,7 +72,9 @@ mod secrets;
 mod service;
 
 #[cfg(feature = "service")]
-pub use conf::{ConfError, ShuffleServiceConf};
+pub use conf::ShuffleServiceConf;
+#[cfg(any(feature = "client", feature = "service"))]
+pub use conf_error::ConfError;
 #[cfg(feature = "service")]
 pub use metrics::ServiceMetricsSnapshot;
 #[cfg(feature = "service")]
