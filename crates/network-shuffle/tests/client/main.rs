@@ -1,0 +1,12 @@
+//! Tests of the block client: against the service of this crate, and against servers that misbehave.
+#![allow(clippy::unwrap_used, reason = "a failure ends the test")]
+
+mod cancel;
+mod fetch;
+mod hostile;
+mod requests;
+mod retry;
+mod server;
+mod shuffle_read;
+#[path = "../support/mod.rs"]
+mod support;
