@@ -14,7 +14,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::error::BlockError;
 use super::location::BlockLocation;
 use super::retrying::RetryingBlockTransferor;
-use super::store_client::BlockStore;
+use super::store::BlockStore;
 use super::target::FetchTarget;
 use crate::protocol::BlockId;
 

@@ -14,13 +14,14 @@ use super::block_fetch::BlockFetch;
 use super::error::BlockError;
 use super::governor::{FetchRequest, Governor};
 use super::location::BlockLocation;
-use super::store_client::ExternalBlockStoreClient;
+use super::store::BlockStore;
 use super::target::FetchTarget;
 use crate::protocol::BlockId;
 
 /// The blocks of a shuffle read (Spark's `ShuffleBlockFetcherIterator`), each of them once.
 ///
-/// [`ExternalBlockStoreClient::fetch_shuffle`] returns it. A block is in flight from its request
+/// [`ExternalBlockStoreClient::fetch_shuffle`](super::ExternalBlockStoreClient::fetch_shuffle)
+/// returns it. A block is in flight from its request
 /// until the stream returns it. Limits of what is in flight:
 ///
 /// * the sum of the expected sizes: `spark.reducer.maxSizeInFlight`. A request has about a fifth of
@@ -32,7 +33,7 @@ use crate::protocol::BlockId;
 ///   to files.
 ///
 /// Requests are sent when the stream is polled, in random order; each is fetched and repeated as by
-/// [`fetch_blocks`](ExternalBlockStoreClient::fetch_blocks). A block that fails does not end the
+/// [`fetch_blocks`](super::ExternalBlockStoreClient::fetch_blocks). A block that fails does not end the
 /// stream. Dropping the stream cancels everything, as with [`BlockFetch`].
 ///
 /// ```no_run
@@ -56,7 +57,7 @@ use crate::protocol::BlockId;
 /// ```
 #[must_use = "the read is cancelled when the stream is dropped"]
 pub struct ShuffleBlockStream {
-    client: ExternalBlockStoreClient,
+    store: Arc<BlockStore>,
     governor: Governor,
     locations: Vec<Arc<BlockLocation>>,
     active: SelectAll<ActiveRequest>,
@@ -120,17 +121,17 @@ impl Stream for ActiveRequest {
 
 impl ShuffleBlockStream {
     pub(super) fn new(
-        client: ExternalBlockStoreClient,
+        store: Arc<BlockStore>,
         blocks: impl IntoIterator<Item = (BlockLocation, Vec<(BlockId, u64)>)>,
     ) -> Self {
-        let mut governor = Governor::new(client.conf().governor_limits());
+        let mut governor = Governor::new(store.conf.governor_limits());
         let mut locations = Vec::new();
         for (location, blocks) in blocks {
             locations.push(Arc::new(location));
             governor.add_location(blocks);
         }
         governor.shuffle();
-        Self { client, governor, locations, active: SelectAll::new() }
+        Self { store, governor, locations, active: SelectAll::new() }
     }
 
     /// Returns the expected bytes of the blocks in flight.
@@ -160,15 +161,15 @@ impl ShuffleBlockStream {
     }
 
     fn send(&mut self, request: FetchRequest) {
-        let conf = self.client.conf();
+        let conf = &self.store.conf;
         let target = if request.size > conf.max_remote_block_size_fetch_to_mem() {
             FetchTarget::Files(conf.local_dir())
         } else {
             FetchTarget::Memory
         };
-        let location = &self.locations[request.location];
+        let location = BlockLocation::clone(&self.locations[request.location]);
         let (blocks, sizes): (Vec<_>, _) = request.blocks.into_iter().unzip();
-        let fetch = self.client.fetch_blocks(location, blocks, target);
+        let fetch = BlockFetch::start(Arc::clone(&self.store), location, blocks, target);
         self.active.push(ActiveRequest { location: request.location, sizes, fetch });
     }
 }

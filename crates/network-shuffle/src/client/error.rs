@@ -8,6 +8,9 @@ use std::{fmt, io};
 
 use network_common::{PeerAddress, TransportError};
 
+/// The operation of a fetch, for error texts.
+pub(super) const FETCH: &str = "fetching blocks";
+
 /// An error of an [`ExternalBlockStoreClient`](super::ExternalBlockStoreClient).
 ///
 /// The text names the operation, the peer and the setting of a timeout. It does not repeat the

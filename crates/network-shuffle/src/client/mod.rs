@@ -15,6 +15,7 @@ mod location;
 mod one_for_one;
 mod open_request;
 mod retrying;
+mod store;
 mod store_client;
 mod target;
 

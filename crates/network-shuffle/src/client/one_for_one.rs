@@ -4,12 +4,10 @@ use std::collections::VecDeque;
 
 use network_common::{ManagedBuffer, PeerAddress, RequestFuture, TransportClient};
 
-use super::error::BlockError;
+use super::error::{BlockError, FETCH};
 use super::open_request::OpenRequest;
 use super::target::{FetchTarget, download};
 use crate::protocol::BlockTransferMessage;
-
-pub(super) const FETCH: &str = "fetching blocks";
 
 /// The number of chunks that are requested before the first of them has arrived.
 ///

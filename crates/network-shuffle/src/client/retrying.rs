@@ -8,10 +8,10 @@ use std::time::Duration;
 use network_common::{ErrorKind, ManagedBuffer, RetrySchedule, TransportError};
 use tokio::sync::mpsc;
 
-use super::error::BlockError;
+use super::error::{BlockError, FETCH};
 use super::location::BlockLocation;
-use super::one_for_one::{self, FETCH};
-use super::store_client::BlockStore;
+use super::one_for_one;
+use super::store::BlockStore;
 use super::target::FetchTarget;
 use crate::protocol::BlockId;
 
@@ -33,7 +33,7 @@ impl RetryingBlockTransferor {
             let Err(error) = self.attempt(&mut retries).await else { return };
             let wait = if self.store.is_closed() { None } else { retries.next_wait(&error) };
             let Some(wait) = wait else {
-                // Fails only if nobody waits for the blocks.
+                // Fails only if the reader was dropped.
                 let _ = self.results.send(Err(error));
                 return;
             };
@@ -87,7 +87,7 @@ impl Retries {
     fn new(store: &BlockStore) -> Self {
         Self {
             schedule: store.retry_policy().start(),
-            repeats_auth_timeouts: store.conf().sasl_enable_retries(),
+            repeats_auth_timeouts: store.conf.sasl_enable_retries(),
             before_auth_timeouts: None,
         }
     }

@@ -4,21 +4,18 @@ use std::collections::HashMap;
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use network_common::{
-    PeerAddress, RetryPolicy, TransportClient, TransportClientFactory, TransportContext,
-    TransportError,
-};
+use network_common::{PeerAddress, RetryPolicy, TransportContext};
 
 use super::block_fetch::BlockFetch;
 use super::block_stream::ShuffleBlockStream;
 use super::conf::BlockClientConf;
 use super::error::BlockError;
 use super::location::BlockLocation;
-use super::open_request::{OpenRequest, in_chunk_order};
+use super::open_request::in_chunk_order;
+use super::store::BlockStore;
 use super::target::FetchTarget;
 use crate::protocol::{
     BlockId, BlockTransferMessage, CorruptionCause, ExecutorShuffleInfo, StringList,
@@ -79,72 +76,6 @@ pub struct ExternalBlockStoreClient {
     store: Arc<BlockStore>,
 }
 
-/// What the tasks of a client share.
-pub(super) struct BlockStore {
-    factory: TransportClientFactory,
-    app_id: String,
-    conf: BlockClientConf,
-    max_retries: u32,
-    retry_wait: Duration,
-    request_timeout: Option<Duration>,
-    is_closed: AtomicBool,
-}
-
-impl BlockStore {
-    pub(super) fn conf(&self) -> &BlockClientConf {
-        &self.conf
-    }
-
-    pub(super) fn is_closed(&self) -> bool {
-        self.is_closed.load(Ordering::Acquire)
-    }
-
-    /// Returns the policy of fetches: `spark.shuffle.io.maxRetries` more attempts.
-    pub(super) fn retry_policy(&self) -> RetryPolicy {
-        RetryPolicy::new()
-            .attempts(self.max_retries.saturating_add(1))
-            .first_wait(self.retry_wait)
-            .max_wait(self.retry_wait)
-            .factor(1.0)
-            .jitter(false)
-    }
-
-    pub(super) fn open_request(
-        &self,
-        exec_id: &str,
-        blocks: &[BlockId],
-    ) -> Result<OpenRequest, BlockError> {
-        OpenRequest::new(&self.app_id, exec_id, blocks, self.conf.use_old_fetch_protocol())
-    }
-
-    /// Returns a connection; with retries, fails at once if the last attempt has just failed.
-    pub(super) async fn connect_to_fetch(
-        &self,
-        address: &PeerAddress,
-    ) -> Result<TransportClient, TransportError> {
-        if self.max_retries > 0 {
-            self.factory.create_client_fast_fail(address.clone()).await
-        } else {
-            self.factory.create_client(address.clone()).await
-        }
-    }
-
-    /// Sends a message over a pooled connection and returns the answer.
-    async fn ask(
-        &self,
-        operation: &'static str,
-        address: &PeerAddress,
-        message: &BlockTransferMessage,
-    ) -> Result<BlockTransferMessage, BlockError> {
-        let client = self.factory.create_client(address.clone()).await;
-        let client = client.map_err(BlockError::transport(operation, address))?;
-        let answer = client.send_rpc(message.encode()).await;
-        let answer = answer.map_err(BlockError::transport(operation, address))?;
-        BlockTransferMessage::decode(&answer)
-            .map_err(|error| BlockError::unexpected(operation, address, error.to_string()))
-    }
-}
-
 impl ExternalBlockStoreClient {
     /// Creates a client of the application `app_id`.
     ///
@@ -161,20 +92,7 @@ impl ExternalBlockStoreClient {
         for key in conf.unknown_keys() {
             tracing::warn!("{key}");
         }
-        let (max_retries, retry_wait) = (context.conf().max_retries(), context.conf().retry_wait());
-        let request_timeout = context.conf().connection_timeout();
-        let factory = context.close_idle_connections(true).create_client_factory();
-        Self {
-            store: Arc::new(BlockStore {
-                factory,
-                app_id: app_id.into(),
-                conf,
-                max_retries,
-                retry_wait,
-                request_timeout,
-                is_closed: AtomicBool::new(false),
-            }),
-        }
+        Self { store: Arc::new(BlockStore::new(context, app_id.into(), conf)) }
     }
 
     /// Registers an executor with the shuffle service at its location.
@@ -261,7 +179,7 @@ impl ExternalBlockStoreClient {
         &self,
         blocks: impl IntoIterator<Item = (BlockLocation, Vec<(BlockId, u64)>)>,
     ) -> ShuffleBlockStream {
-        ShuffleBlockStream::new(self.clone(), blocks)
+        ShuffleBlockStream::new(Arc::clone(&self.store), blocks)
     }
 
     /// Deletes blocks of an executor at a shuffle service; returns how many it has deleted.
@@ -365,12 +283,7 @@ impl ExternalBlockStoreClient {
 
     /// Closes the pooled connections. Fetches that are active fail, and are not repeated.
     pub fn close(&self) {
-        self.store.is_closed.store(true, Ordering::Release);
-        self.store.factory.close();
-    }
-
-    pub(super) fn conf(&self) -> &BlockClientConf {
-        &self.store.conf
+        self.store.close();
     }
 
     async fn within_timeout<T>(&self, work: impl Future<Output = T>) -> Option<T> {

@@ -9,8 +9,7 @@ use tempfile::{NamedTempFile, TempPath};
 use tokio::fs::File;
 use tokio::io::AsyncWriteExt;
 
-use super::error::BlockError;
-use super::one_for_one::FETCH;
+use super::error::{BlockError, FETCH};
 
 /// Where fetched blocks are stored.
 ///

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use network_common::ErrorKind;
-use network_shuffle::client::{BlockError, BlockLocation, FetchTarget};
+use network_shuffle::client::{BlockClientConf, BlockError, BlockLocation, FetchTarget};
 use network_shuffle::protocol::{BlockId, CorruptionCause};
 
 use crate::server::{Answer, BlockServer, block, client, collect, text, within};
@@ -43,7 +43,7 @@ async fn bc_06_removed_blocks_are_counted_and_gone() {
 #[tokio::test]
 async fn bc_06_registration_without_answer_times_out_and_names_setting() {
     let server = BlockServer::start(|_| Answer::Serve).await;
-    // A listener whose connections nobody accepts: the kernel does.
+    // The kernel accepts its connections, and no program reads them.
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let location = BlockLocation::new(silent.local_addr().unwrap(), EXEC);
     let settings = [
@@ -118,4 +118,49 @@ async fn bc_06_unregistered_executor_fails_blocks_with_text_of_service() {
     let fetch = client(&[]).fetch_blocks(&location, [block(0, 0)], FetchTarget::Memory);
     let error = text(collect(fetch).await[0].1.as_ref().unwrap_err());
     assert!(error.contains("Executor is not registered (appId=app-1, execId=other)"), "{error}");
+}
+
+#[test]
+fn bc_11_settings_have_names_units_and_defaults_of_spark() {
+    let conf = BlockClientConf::default();
+    assert!(!conf.use_old_fetch_protocol() && !conf.sasl_enable_retries());
+    assert_eq!(conf.max_size_in_flight(), 48 << 20);
+    assert_eq!(conf.max_reqs_in_flight(), 2_147_483_647);
+    assert_eq!(conf.max_blocks_in_flight_per_address(), 2_147_483_647);
+    assert_eq!(conf.max_remote_block_size_fetch_to_mem(), 200 << 20);
+    assert_eq!(conf.registration_timeout(), Duration::from_secs(5));
+    assert_eq!(conf.registration_max_attempts(), 3);
+    let conf = BlockClientConf::from_settings([
+        ("spark.shuffle.registration.timeout", "2500"),
+        ("spark.reducer.maxSizeInFlight", "1g"),
+        ("spark.local.dir", "/data1, /data2"),
+        ("spark.shuffle.registration.maxAttemps", "4"),
+        ("spark.executor.memory", "4g"),
+    ])
+    .unwrap();
+    assert_eq!(conf.registration_timeout(), Duration::from_millis(2500));
+    assert_eq!(conf.max_size_in_flight(), 1 << 30);
+    assert_eq!(conf.local_dir().to_str(), Some("/data1"));
+    let [unknown] = conf.unknown_keys() else { panic!("{:?}", conf.unknown_keys()) };
+    assert!(unknown.to_string().contains("spark.shuffle.registration.maxAttempts"), "{unknown}");
+    let conf = conf.with("spark.shuffle.registration.timeout", "2min").unwrap();
+    assert_eq!(conf.registration_timeout(), Duration::from_secs(120));
+}
+
+#[test]
+fn bc_11_invalid_values_name_their_setting() {
+    for (key, value) in [
+        ("spark.shuffle.useOldFetchProtocol", "yes"),
+        ("spark.reducer.maxSizeInFlight", "0"),
+        ("spark.reducer.maxReqsInFlight", "-1"),
+        ("spark.reducer.maxBlocksInFlightPerAddress", "2147483648"),
+        ("spark.network.maxRemoteBlockSizeFetchToMem", "-1"),
+        ("spark.local.dir", ""),
+        ("spark.shuffle.registration.timeout", "0"),
+        ("spark.shuffle.registration.maxAttempts", "0"),
+        ("spark.shuffle.sasl.enableRetries", "1"),
+    ] {
+        let error = BlockClientConf::default().with(key, value).unwrap_err().to_string();
+        assert!(error.starts_with(key), "{error}");
+    }
 }

@@ -4,12 +4,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use network_common::ErrorKind;
-use network_shuffle::client::{BlockError, BlockLocation, FetchTarget};
+use network_common::auth::{Secret, SecretStore};
+use network_common::{ErrorKind, NoOpRpcHandler, TransportConf, TransportContext};
+use network_shuffle::client::{
+    BlockClientConf, BlockError, BlockLocation, ExternalBlockStoreClient, FetchTarget,
+};
 use network_shuffle::protocol::BlockId;
 
 use crate::server::{Answer, BlockServer, Request, assert_all, block, client, collect, text};
-use crate::support::EXEC;
+use crate::support::{APP, EXEC};
 
 /// Closes the connection at chunk 1 of the first `closes` streams.
 fn closing(closes: usize) -> impl Fn(&Request) -> Answer {
@@ -164,4 +167,59 @@ async fn bc_10_closed_client_fails_fetches_without_repeating_them() {
     let late = client.fetch_blocks(&server.location(), blocks, FetchTarget::Memory);
     assert!(collect(late).await.iter().all(|(_, result)| result.is_err()));
     assert_eq!(opened.load(Ordering::Relaxed), 1);
+}
+
+/// Fetches from a server that never answers the authentication; returns the connections it got.
+///
+/// It keeps the first `silent` connections open, and closes the later ones.
+async fn connections_of_failed_authentication(
+    silent: usize,
+    enable_retries: &str,
+    max_retries: &str,
+) -> usize {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let location = BlockLocation::new(listener.local_addr().unwrap(), EXEC);
+    let accepted = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&accepted);
+    let server = tokio::spawn(async move {
+        let mut open = Vec::new();
+        while let Ok((socket, _)) = listener.accept().await {
+            if count.fetch_add(1, Ordering::Relaxed) < silent {
+                open.push(socket);
+            }
+        }
+    });
+    let settings = [
+        ("spark.authenticate", "true"),
+        ("spark.network.crypto.enabled", "true"),
+        ("spark.network.auth.rpcTimeout", "200ms"),
+        ("spark.shuffle.io.retryWait", "20ms"),
+        ("spark.shuffle.io.maxRetries", max_retries),
+        ("spark.shuffle.sasl.enableRetries", enable_retries),
+    ];
+    let secrets = SecretStore::new();
+    secrets.register_app(APP, Secret::new("secret"));
+    let conf = TransportConf::from_settings("shuffle", settings).unwrap();
+    let context = TransportContext::new(conf, NoOpRpcHandler::new());
+    let context = context.with_auth(APP, Arc::new(secrets)).unwrap();
+    let conf = BlockClientConf::from_settings(settings).unwrap();
+    let client = ExternalBlockStoreClient::new(context, APP, conf);
+    let fetch = client.fetch_blocks(&location, [block(0, 0)], FetchTarget::Memory);
+    let results = collect(fetch).await;
+    assert_eq!(kind(results[0].1.as_ref().unwrap_err()), ErrorKind::Bootstrap);
+    server.abort();
+    accepted.load(Ordering::Relaxed)
+}
+
+#[tokio::test]
+async fn bc_03_authentication_timeouts_are_repeated_only_if_enabled() {
+    assert_eq!(connections_of_failed_authentication(usize::MAX, "false", "2").await, 1);
+    assert_eq!(connections_of_failed_authentication(usize::MAX, "true", "2").await, 3);
+}
+
+#[tokio::test]
+async fn bc_03_authentication_timeouts_do_not_count_when_another_error_follows() {
+    // One that times out, one that is closed, and its one repetition.
+    assert_eq!(connections_of_failed_authentication(1, "true", "1").await, 3);
+    assert_eq!(connections_of_failed_authentication(0, "true", "1").await, 2);
 }
