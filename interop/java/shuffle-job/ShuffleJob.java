@@ -34,6 +34,7 @@ import scala.Tuple2;
  *   <li>action: reads the whole shuffle, and checks each record
  *   <li>kill: kills all executors, and waits for new ones
  *   <li>idle: waits until all executors have ended, which needs dynamic allocation
+ *   <li>dump: reads all blocks with Spark's client, and prints them
  *   <li>pause: prints PAUSED, and waits for a line
  * </ul>
  *
@@ -109,6 +110,10 @@ public final class ShuffleJob {
         case "idle":
           await(() -> executors().isEmpty());
           break;
+        case "dump":
+          int port = context.getConf().getInt("spark.shuffle.service.port", 7337);
+          ShuffleDump.run(app, shuffleId(), REDUCES, port);
+          break;
         case "pause":
           System.out.println("PAUSED");
           check(input.readLine() != null, "the input has ended");
@@ -117,6 +122,11 @@ public final class ShuffleJob {
           throw new IllegalArgumentException("unknown step " + step);
       }
     }
+  }
+
+  private int shuffleId() {
+    return ((org.apache.spark.ShuffleDependency<?, ?, ?>) shuffled.rdd().dependencies().head())
+        .shuffleId();
   }
 
   /** Reads the whole shuffle, checks every record, and prints the sums of the task metrics. */

@@ -36,6 +36,15 @@ pub(crate) struct ActionMetrics {
     pub(crate) failed_tasks: u64,
 }
 
+/// A block that a client has read from the output of an executor.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct DumpedBlock {
+    pub(crate) exec_id: String,
+    pub(crate) block_id: String,
+    pub(crate) len: u64,
+    pub(crate) digest: String,
+}
+
 /// A line of a job's output.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Event {
@@ -44,6 +53,12 @@ pub(crate) enum Event {
     Action(ActionMetrics),
     /// A task failed for this reason.
     Failure(String),
+    /// Spark's client has read this block.
+    Block(DumpedBlock),
+    /// A live executor has this id and port.
+    Executor(String, u16),
+    /// A service of Spark listens on this port.
+    SparkService(u16),
     /// The job waits for a line.
     Paused,
     Done,
@@ -161,10 +176,24 @@ fn parse_event(line: &str) -> Result<Option<Event>> {
         "APP" => Event::App(rest.to_owned()),
         "ACTION" => Event::Action(parse_metrics(rest)?),
         "FAILURE" => Event::Failure(rest.to_owned()),
+        "BLOCK" => Event::Block(parse_block(rest)?),
+        "EXECUTOR" => {
+            let (id, port) = rest.split_once(' ').context("an executor has no port")?;
+            Event::Executor(id.to_owned(), port.parse()?)
+        }
+        "SPARK_SERVICE" => Event::SparkService(rest.parse()?),
         "PAUSED" => Event::Paused,
         "DONE" => Event::Done,
         _ => return Ok(None),
     }))
+}
+
+fn parse_block(text: &str) -> Result<DumpedBlock> {
+    let [exec_id, block_id, len, digest] = text.split(' ').collect::<Vec<_>>()[..] else {
+        bail!("a block is not EXECUTOR ID LENGTH DIGEST: {text}");
+    };
+    let (exec_id, block_id) = (exec_id.to_owned(), block_id.to_owned());
+    Ok(DumpedBlock { exec_id, block_id, len: len.parse()?, digest: digest.to_owned() })
 }
 
 fn parse_metrics(text: &str) -> Result<ActionMetrics> {
@@ -195,6 +224,8 @@ mod tests {
             ("APP app-1", Some(Event::App("app-1".to_owned()))),
             ("ACTION remoteBlocks=3 localBlocks=4", Some(Event::Action(metrics))),
             ("FAILURE lost executor", Some(Event::Failure("lost executor".to_owned()))),
+            ("EXECUTOR 1 4000", Some(Event::Executor("1".to_owned(), 4000))),
+            ("SPARK_SERVICE 7337", Some(Event::SparkService(7337))),
             ("PAUSED", Some(Event::Paused)),
             ("DONE", Some(Event::Done)),
             ("Picked up JAVA_TOOL_OPTIONS", None),

@@ -10,6 +10,7 @@ use anyhow::{Result, bail, ensure};
 use super::cache::Cache;
 use super::java::JavaPeer;
 use super::jobs::{Job, Outcome, Plan, SECRETS};
+use super::jobs_client::Dump;
 use super::jobs_cluster::{ActionMetrics, Cluster, Event, RunningJob};
 use super::jobs_service::{RunningService, ServiceProgram};
 use super::tls::Keys;
@@ -53,13 +54,15 @@ impl Environment<'_> {
         if job == Job::WrongSecret {
             return expect_rejection(&running[0], service);
         }
-        let on_pause = |service: &mut RunningService| match job {
+        let on_pause = |service: &mut RunningService, dump: &Dump| match job {
             Job::Restart => {
                 service.kill()?;
                 *service = self.program.start(service.port, &settings)?;
                 Ok(())
             }
             Job::Corrupt => damage_files(&clusters[0].local_dir()),
+            Job::Client => dump.check(label, service.port, false),
+            Job::ClientOldfetch => dump.check(label, service.port, true),
             _ => bail!("the job has no pause"),
         };
         let mut outcomes = Vec::new();
@@ -128,19 +131,19 @@ fn follow(
     running: &mut RunningJob,
     service: &mut RunningService,
     label: &str,
-    on_pause: impl Fn(&mut RunningService) -> Result<()>,
+    on_pause: impl Fn(&mut RunningService, &Dump) -> Result<()>,
 ) -> Result<(Vec<ActionMetrics>, Vec<String>)> {
-    let (mut actions, mut failures) = (Vec::new(), Vec::new());
+    let (mut actions, mut failures, mut dump) = (Vec::new(), Vec::new(), Dump::default());
     loop {
         match running.next_event(label)? {
-            Event::App(_) => {}
             Event::Action(metrics) => actions.push(metrics),
             Event::Failure(reason) => failures.push(reason),
             Event::Paused => {
-                on_pause(service)?;
+                on_pause(service, &dump)?;
                 running.resume()?;
             }
             Event::Done => break,
+            event => dump.record(event),
         }
     }
     running.finish()?;

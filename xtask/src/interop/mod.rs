@@ -7,6 +7,7 @@
 pub(crate) mod cache;
 pub(crate) mod java;
 mod jobs;
+mod jobs_client;
 mod jobs_cluster;
 mod jobs_run;
 mod jobs_service;
