@@ -9,6 +9,7 @@
 //! |---|---|
 //! | [`protocol`] | the messages of Spark's block transfer protocol, without I/O |
 //! | `ShuffleService` | the service; `ShuffleServiceConf` has its settings under Spark's names |
+//! | `client` | the block client: `ExternalBlockStoreClient` registers executors and fetches blocks |
 //!
 //! ```
 //! # #[cfg(feature = "service")]
@@ -47,6 +48,7 @@
 //! |---|---|
 //! | none | the protocol |
 //! | `service` | the service as a library |
+//! | `client` (default) | the block client |
 //! | `binary` (default) | the program `shuffle-service` |
 
 #![forbid(unsafe_code)]
