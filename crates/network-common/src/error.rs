@@ -54,6 +54,9 @@ pub enum ErrorKind {
     /// peer has not acknowledged or read any bytes for `spark.<module>.io.tcpUserTimeout`.
     Timeout,
     /// The socket or a local file could not be read or written.
+    ///
+    /// Or the connection was closed, because its peer left bytes unread that the
+    /// [`ByteBudget`](crate::ByteBudget) needs.
     Io,
     /// The peer sent bytes that are not this protocol.
     Protocol,
@@ -177,7 +180,7 @@ impl TransportError {
     ///
     /// True only if the request was certainly not executed, or the handler said that repeating it
     /// is safe; and if a repetition can succeed without a change of the request or of the settings.
-    /// Handlers of this crate report a text only, so an error that the peer reported is never
+    /// Handlers of this crate report a text only, so an error of the peer's handler is never
     /// retryable here; `rpc-core` adds a mark for it.
     ///
     /// | kind | retryable |
@@ -186,6 +189,7 @@ impl TransportError {
     /// | [`Bootstrap`](ErrorKind::Bootstrap) | if the connection was cut or timed out meanwhile |
     /// | [`AlreadyPending`](ErrorKind::AlreadyPending) | yes, when the first fetch has ended |
     /// | [`Limit`](ErrorKind::Limit) | if the write queue was full; not if the request is too large |
+    /// | [`Remote`](ErrorKind::Remote) | if the peer's [`ByteBudget`](crate::ByteBudget) did not allow the request for now |
     /// | [`Closed`](ErrorKind::Closed), [`Timeout`](ErrorKind::Timeout), [`Io`](ErrorKind::Io), [`Protocol`](ErrorKind::Protocol) | if the connection ended before the request was made; not if the request was pending |
     /// | others | no |
     #[must_use]
