@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// How often and when a failed operation is repeated; a plain value.
+/// Defines how often and when a failed operation is repeated. It is a plain value.
 ///
 /// The wait before attempt `n + 1` is `first_wait * factor^(n - 1)`, at most `max_wait`. With
 /// jitter it is a random time between zero and that ("full jitter"), so that the clients of a
