@@ -220,10 +220,9 @@ impl ShuffleServiceConf {
     /// Returns the path of the store of registrations; `None` if it is disabled.
     #[must_use]
     pub fn db_file(&self) -> Option<PathBuf> {
-        let default = || match self.local_dirs.first() {
-            Some(first) => first.clone(),
-            None => std::env::temp_dir().join("spark-shuffle-service"),
-        };
+        // A directory of its own, because others can write to local directories.
+        let parent = || self.local_dirs.first().cloned().unwrap_or_else(std::env::temp_dir);
+        let default = || parent().join("spark-shuffle-service");
         let dir = self.db_dir.as_deref().map_or_else(default, Path::to_owned);
         self.db_enabled.then(|| dir.join("registeredExecutors.redb"))
     }

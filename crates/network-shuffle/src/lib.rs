@@ -44,6 +44,8 @@
 //!
 //! # Features
 //!
+//! The service runs on Unix systems.
+//!
 //! | feature | adds |
 //! |---|---|
 //! | none | the protocol |

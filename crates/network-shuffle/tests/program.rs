@@ -310,6 +310,69 @@ async fn register_until_closed(
     acknowledged
 }
 
+/// Returns the most memory that a process has used, in KiB.
+fn peak_memory(process: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+/// Returns the number of open files of a process.
+fn open_files(process: u32) -> usize {
+    fs::read_dir(format!("/proc/{process}/fd")).unwrap().count()
+}
+
+#[tokio::test]
+async fn ess_20_memory_and_files_stay_bounded_with_many_executors_and_streams() {
+    const EXECUTORS: usize = 4000;
+    const CONNECTIONS: usize = 100;
+    const STREAMS: usize = 20;
+    let (dir, executor) = (tempfile::tempdir().unwrap(), Executor::new(1));
+    let no_store = [("spark.shuffle.service.db.enabled", "false")];
+    let mut program = Program::start(&mut command(&settings(dir.path(), &no_store)));
+    let client = program.connect().await;
+    let info = executor.info();
+    for first in (0..EXECUTORS).step_by(200) {
+        let requests = (first..first + 200).map(|index| {
+            let message = BlockTransferMessage::RegisterExecutor {
+                app_id: APP.to_owned(),
+                exec_id: index.to_string(),
+                info: info.clone(),
+            };
+            client.send_rpc(message.encode())
+        });
+        futures::future::try_join_all(requests).await.unwrap();
+    }
+    let files = open_files(program.child.id());
+    let maps: Vec<i64> = (0..1000).collect();
+    let lists: Vec<&[i32]> = vec![&[0, 1, 2]; maps.len()];
+    let message = fetch_blocks(&maps, &lists, false);
+    let mut clients = Vec::new();
+    for _ in 0..CONNECTIONS {
+        let client = program.connect().await;
+        let requests = (0..STREAMS).map(|_| open(&client, &message));
+        futures::future::try_join_all(requests).await.unwrap();
+        clients.push(client);
+    }
+    // 2000 streams of 28 KB each, 16 MB at most for the rest.
+    let peak = peak_memory(program.child.id());
+    assert!(peak < 120 << 10, "{peak} KiB");
+    clients.iter().for_each(TransportClient::close);
+    program.signal("USR1");
+    for _ in 0..1000 {
+        let report = program.read_until("shuffle-server.sentBytes");
+        if value(&report, "openStreams") == 0 && value(&report, "shuffle-server.connections") == 1 {
+            assert_eq!(value(&report, "openStreamsBytes"), 0);
+            assert_eq!(value(&report, "registeredExecutorsSize"), EXECUTORS as u64);
+            assert_eq!(open_files(program.child.id()), files);
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        program.signal("USR1");
+    }
+    panic!("the streams are not released");
+}
+
 /// Starts the program with its store on a file system of 8 MiB, in namespaces of its own.
 ///
 /// Returns `None` if this machine does not allow that to this user.

@@ -34,7 +34,7 @@ use tls::Keys;
 pub(crate) const HELP: &str = "\
 The first run with a release downloads it from PyPI (200 to 450 MB) and keeps 15 to 30 MB of jars in
 $SPARK_INTEROP_CACHE, else in $XDG_CACHE_HOME/network-common-interop, else in
-~/.cache/network-common-interop.
+~/.cache/network-common-interop. --jobs keeps 350 MB for each release.
 Requires on the PATH: java, javac and keytool of version 17 or later, pip (or python3 -m pip), tar.
 The last line of the output is `N passed, M failed`.
 The exit status is 1 if a case failed or no case ran.";
