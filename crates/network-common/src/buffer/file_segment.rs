@@ -170,3 +170,30 @@ fn read_exact_at(file: &File, mut buffer: &mut [u8], mut offset: u64) -> io::Res
     }
     Ok(())
 }
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn real_path_with_a_symbolic_link_is_not_opened() {
+        let root = tempfile::tempdir().unwrap();
+        let root = root.path().canonicalize().unwrap();
+        let dir = root.join("dir");
+        std::fs::create_dir(&dir).unwrap();
+        std::fs::write(dir.join("file"), "abc").unwrap();
+        std::os::unix::fs::symlink(&dir, root.join("linked-dir")).unwrap();
+        std::os::unix::fs::symlink(dir.join("file"), root.join("link")).unwrap();
+
+        assert!(open_real_path(&dir.join("file")).is_ok());
+        assert!(open_real_path(&root.join("link")).is_err());
+        assert!(open_real_path(&root.join("linked-dir/file")).is_err());
+        let segment = |path: &str| FileSegment {
+            source: FileSource::RealPath(root.join(path).into()),
+            offset: 0,
+            length: 3,
+        };
+        assert!(segment("dir/file").open().is_ok());
+        assert!(segment("link").open().is_err() && segment("link").open_cached().is_none());
+    }
+}
