@@ -208,12 +208,12 @@ impl ShuffleServiceConf {
             (Some(secret), None, None) => Ok(SecretSource::Text(secret.clone())),
             (None, Some(file), None) => Ok(SecretSource::File(file.clone())),
             (None, None, Some(dir)) => Ok(SecretSource::Directory(dir.clone())),
-            (None, None, None) => Err(
-                "spark.authenticate is true, but there are no secrets: set                  spark.shuffle.service.secrets.dir, or spark.authenticate.secret.file or                  spark.authenticate.secret for one secret of all applications",
-            ),
-            _ => Err(
-                "there are several sources of secrets: set only one of                  spark.shuffle.service.secrets.dir, spark.authenticate.secret.file and                  spark.authenticate.secret",
-            ),
+            (None, None, None) => Err("spark.authenticate is true, but there are no secrets: set \
+                 spark.shuffle.service.secrets.dir, or spark.authenticate.secret.file or \
+                 spark.authenticate.secret for one secret of all applications"),
+            _ => Err("there are several sources of secrets: set only one of \
+                 spark.shuffle.service.secrets.dir, spark.authenticate.secret.file and \
+                 spark.authenticate.secret"),
         }
     }
 

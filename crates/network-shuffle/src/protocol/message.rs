@@ -24,7 +24,9 @@ use super::{IntLists, StringList};
 #[non_exhaustive]
 #[allow(missing_docs, reason = "the fields are those of Spark's classes and are named like them")]
 pub enum BlockTransferMessage {
-    /// Type 0: opens a stream of blocks, named by texts. Answer: [`StreamHandle`](Self::StreamHandle).
+    /// Type 0: opens a stream of blocks, named by texts.
+    ///
+    /// Answer: [`StreamHandle`](Self::StreamHandle).
     OpenBlocks { app_id: String, exec_id: String, block_ids: StringList },
     /// Type 1: stores a block at an executor. `metadata` is a serialized Java object.
     UploadBlock { app_id: String, exec_id: String, block_id: String, metadata: Bytes, data: Bytes },

@@ -14,10 +14,13 @@ use crate::registry::StoreError;
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), network_common::BoxError> {
-/// let settings =
-///     [("spark.shuffle.service.host", "no such host"), ("spark.shuffle.service.db.enabled", "false")];
+/// let settings = [
+///     ("spark.shuffle.service.host", "no such host"),
+///     ("spark.shuffle.service.db.enabled", "false"),
+/// ];
 /// let conf = ShuffleServiceConf::from_settings(settings)?;
-/// let error = ShuffleService::start(&conf, TransportConf::new("shuffle"), None).await.unwrap_err();
+/// let transport = TransportConf::new("shuffle");
+/// let error = ShuffleService::start(&conf, transport, None).await.unwrap_err();
 /// assert!(matches!(error, ServiceError::Transport(_)));
 /// # Ok(())
 /// # }

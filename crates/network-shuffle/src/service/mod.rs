@@ -73,8 +73,8 @@ impl ShuffleService {
     /// reads only its own blocks.
     ///
     /// # Errors
-    /// The address cannot be bound; the secrets cannot be read; the settings of authentication or TLS cannot be used; or the
-    /// store of registrations cannot be used and is required.
+    /// The address cannot be bound; the secrets cannot be read; the settings of authentication or
+    /// TLS cannot be used; or the store of registrations cannot be used and is required.
     pub async fn start(
         conf: &ShuffleServiceConf,
         transport: TransportConf,
