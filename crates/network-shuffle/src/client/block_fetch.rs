@@ -13,6 +13,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::error::BlockError;
 use super::location::BlockLocation;
+use super::read_ahead::ReadAhead;
 use super::retrying::RetryingBlockTransferor;
 use super::store::BlockStore;
 use super::target::FetchTarget;
@@ -43,6 +44,7 @@ pub struct BlockFetch {
     /// The blocks without a result, in the order of the results.
     missing: VecDeque<BlockId>,
     results: mpsc::UnboundedReceiver<Result<ManagedBuffer, BlockError>>,
+    read_ahead: Arc<ReadAhead>,
     /// The error of all missing blocks.
     error: Option<BlockError>,
     _task: AbortOnDropHandle<()>,
@@ -50,12 +52,16 @@ pub struct BlockFetch {
 
 impl BlockFetch {
     /// Starts the task that fetches `blocks`, which are in the order of their chunks.
+    ///
+    /// The task waits for the reader if it receives much more than `expected_bytes`.
     pub(super) fn start(
         store: Arc<BlockStore>,
         location: BlockLocation,
         blocks: Vec<BlockId>,
         target: FetchTarget,
+        expected_bytes: Option<u64>,
     ) -> Self {
+        let read_ahead = Arc::new(ReadAhead::new(expected_bytes));
         let missing = VecDeque::from(blocks);
         let (sender, results) = mpsc::unbounded_channel();
         let transferor = RetryingBlockTransferor {
@@ -63,10 +69,11 @@ impl BlockFetch {
             location,
             missing: missing.clone(),
             target,
+            read_ahead: Arc::clone(&read_ahead),
             results: sender,
         };
         let task = AbortOnDropHandle::new(tokio::spawn(transferor.run()));
-        Self { missing, results, error: None, _task: task }
+        Self { missing, results, read_ahead, error: None, _task: task }
     }
 
     /// Returns the number of blocks that have not been taken out.
@@ -96,8 +103,11 @@ impl Stream for BlockFetch {
                 ready!(self.results.poll_recv(context)).unwrap_or(Err(BlockError::RuntimeStopped))
             }
         };
-        if let Err(error) = &result {
-            self.error.get_or_insert_with(|| error.clone());
+        match &result {
+            Ok(block) => self.read_ahead.on_taken(block.len()),
+            Err(error) => {
+                self.error.get_or_insert_with(|| error.clone());
+            }
         }
         Poll::Ready(self.missing.pop_front().map(|block| (block, result)))
     }

@@ -29,6 +29,8 @@ use crate::protocol::BlockId;
 /// * the number of requests: `spark.reducer.maxReqsInFlight`.
 /// * the blocks of one location: `spark.reducer.maxBlocksInFlightPerAddress`. A request beyond that
 ///   waits, and those of other locations overtake it.
+/// * the bytes of a request whose blocks are larger than expected: twice the expected bytes, or
+///   2 MiB if that is more, beyond the first 8 blocks. The rest waits for the reader.
 /// * A request that expects more bytes than `spark.network.maxRemoteBlockSizeFetchToMem` is fetched
 ///   to files.
 ///
@@ -162,14 +164,15 @@ impl ShuffleBlockStream {
 
     fn send(&mut self, request: FetchRequest) {
         let conf = &self.store.conf;
-        let target = if request.size > conf.max_remote_block_size_fetch_to_mem() {
-            FetchTarget::Files(conf.local_dir())
+        let (target, expected_bytes) = if request.size > conf.max_remote_block_size_fetch_to_mem() {
+            (FetchTarget::Files(conf.local_dir()), None)
         } else {
-            FetchTarget::Memory
+            (FetchTarget::Memory, Some(request.size))
         };
         let location = BlockLocation::clone(&self.locations[request.location]);
         let (blocks, sizes): (Vec<_>, _) = request.blocks.into_iter().unzip();
-        let fetch = BlockFetch::start(Arc::clone(&self.store), location, blocks, target);
+        let store = Arc::clone(&self.store);
+        let fetch = BlockFetch::start(store, location, blocks, target, expected_bytes);
         self.active.push(ActiveRequest { location: request.location, sizes, fetch });
     }
 }

@@ -14,6 +14,7 @@ mod governor;
 mod location;
 mod one_for_one;
 mod open_request;
+mod read_ahead;
 mod retrying;
 mod store;
 mod store_client;

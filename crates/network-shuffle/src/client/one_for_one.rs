@@ -6,14 +6,9 @@ use network_common::{ManagedBuffer, PeerAddress, RequestFuture, TransportClient}
 
 use super::error::{BlockError, FETCH};
 use super::open_request::OpenRequest;
+use super::read_ahead::{Progress, ReadAhead};
 use super::target::{FetchTarget, download};
 use crate::protocol::BlockTransferMessage;
-
-/// The number of chunks that are requested before the first of them has arrived.
-///
-/// Spark requests all at once. A limit keeps the table of pending requests small, and the rest of
-/// a cancelled fetch does not occupy the connection.
-const MAX_PENDING: usize = 256;
 
 /// Opens a stream, and passes its blocks to `on_block` in the order of the request.
 ///
@@ -25,22 +20,22 @@ pub(super) async fn fetch(
     address: &PeerAddress,
     request: &OpenRequest,
     target: &FetchTarget,
+    read_ahead: &ReadAhead,
     mut on_block: impl FnMut(ManagedBuffer),
 ) -> Result<(), BlockError> {
     let (stream_id, chunks) = open(client, address, request).await?;
     match target {
         FetchTarget::Memory => {
-            let mut responses = Responses::new(client, address, chunks, |index| {
-                client.fetch_chunk(stream_id, index)
-            });
+            let request = |index| client.fetch_chunk(stream_id, index);
+            let mut responses = Responses::new(client, address, chunks, read_ahead, request);
             while let Some(body) = responses.next().await? {
+                responses.progress.received_bytes += body.len() as u64;
                 on_block(body.into());
             }
         }
         FetchTarget::Files(directory) => {
-            let mut responses = Responses::new(client, address, chunks, |index| {
-                client.stream(&format!("{stream_id}_{index}"))
-            });
+            let request = |index| client.stream(&format!("{stream_id}_{index}"));
+            let mut responses = Responses::new(client, address, chunks, read_ahead, request);
             while let Some(body) = responses.next().await? {
                 on_block(download(body, directory, address).await?);
             }
@@ -54,25 +49,49 @@ struct Responses<'a, T, R> {
     client: &'a TransportClient,
     address: &'a PeerAddress,
     chunks: i32,
+    read_ahead: &'a ReadAhead,
     request: R,
     next_request: i32,
     pending: VecDeque<RequestFuture<T>>,
+    progress: Progress,
 }
 
 impl<'a, T, R: Fn(i32) -> RequestFuture<T>> Responses<'a, T, R> {
-    fn new(client: &'a TransportClient, address: &'a PeerAddress, chunks: i32, request: R) -> Self {
-        Self { client, address, chunks, request, next_request: 0, pending: VecDeque::new() }
+    fn new(
+        client: &'a TransportClient,
+        address: &'a PeerAddress,
+        chunks: i32,
+        read_ahead: &'a ReadAhead,
+        request: R,
+    ) -> Self {
+        Self {
+            client,
+            address,
+            chunks,
+            read_ahead,
+            request,
+            next_request: 0,
+            pending: VecDeque::new(),
+            progress: Progress::default(),
+        }
     }
 
     async fn next(&mut self) -> Result<Option<T>, BlockError> {
-        while self.next_request < self.chunks && self.pending.len() < MAX_PENDING {
+        while self.next_request < self.chunks {
+            self.progress.pending = self.pending.len();
+            self.read_ahead.wait(&self.progress).await;
+            if !self.read_ahead.permits(&self.progress) {
+                break;
+            }
             let ready = self.client.ready().await;
             ready.map_err(BlockError::transport(FETCH, self.address))?;
             self.pending.push_back((self.request)(self.next_request));
             self.next_request += 1;
         }
         let Some(response) = self.pending.pop_front() else { return Ok(None) };
-        response.await.map(Some).map_err(BlockError::transport(FETCH, self.address))
+        let response = response.await.map_err(BlockError::transport(FETCH, self.address))?;
+        self.progress.received_chunks += 1;
+        Ok(Some(response))
     }
 }
 

@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 use super::error::{BlockError, FETCH};
 use super::location::BlockLocation;
 use super::one_for_one;
+use super::read_ahead::ReadAhead;
 use super::store::BlockStore;
 use super::target::FetchTarget;
 use crate::protocol::BlockId;
@@ -22,6 +23,7 @@ pub(super) struct RetryingBlockTransferor {
     /// The blocks without a result, in the order of their chunks.
     pub(super) missing: VecDeque<BlockId>,
     pub(super) target: FetchTarget,
+    pub(super) read_ahead: Arc<ReadAhead>,
     /// A buffer for each block, in order; an error is that of all the blocks behind.
     pub(super) results: mpsc::UnboundedSender<Result<ManagedBuffer, BlockError>>,
 }
@@ -49,17 +51,19 @@ impl RetryingBlockTransferor {
     }
 
     async fn attempt(&mut self, retries: &mut Retries) -> Result<(), BlockError> {
-        let Self { store, location, missing, target, results } = self;
+        let Self { store, location, missing, target, read_ahead, results } = self;
         let blocks = missing.make_contiguous();
         let request = store.open_request(&location.exec_id, blocks)?;
         let client = store.connect_to_fetch(&location.address).await;
         let client = client.map_err(BlockError::transport(FETCH, &location.address))?;
-        let on_block = |block| {
+        let on_block = |block: ManagedBuffer| {
             retries.on_success();
+            read_ahead.on_received(block.len());
             missing.pop_front();
             let _ = results.send(Ok(block));
         };
-        one_for_one::fetch(&client, &location.address, &request, target, on_block).await
+        let address = &location.address;
+        one_for_one::fetch(&client, address, &request, target, read_ahead, on_block).await
     }
 }
 

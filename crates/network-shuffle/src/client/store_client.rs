@@ -143,8 +143,8 @@ impl ExternalBlockStoreClient {
 
     /// Begins to fetch blocks of one location; each of them appears once in the stream.
     ///
-    /// All blocks are requested at once. [`fetch_shuffle`](Self::fetch_shuffle) limits what is in
-    /// flight. After an I/O error the missing blocks are requested again, as in Spark's
+    /// All blocks are fetched, also if the reader does not take them;
+    /// [`fetch_shuffle`](Self::fetch_shuffle) limits what is in flight. After an I/O error the missing blocks are requested again, as in Spark's
     /// `RetryingBlockTransferor`: at most `spark.shuffle.io.maxRetries` times,
     /// `spark.shuffle.io.retryWait` apart. A failure that the peer reports is not repeated.
     ///
@@ -165,7 +165,7 @@ impl ExternalBlockStoreClient {
         if !self.store.conf.use_old_fetch_protocol() {
             blocks = in_chunk_order(blocks, |block| *block);
         }
-        BlockFetch::start(Arc::clone(&self.store), location.clone(), blocks, target)
+        BlockFetch::start(Arc::clone(&self.store), location.clone(), blocks, target, None)
     }
 
     /// Reads blocks of many locations as one stream, within the limits of the settings.

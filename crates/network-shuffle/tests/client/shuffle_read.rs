@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use futures::StreamExt;
 use network_shuffle::client::{BlockLocation, ShuffleBlockStream};
@@ -222,6 +224,32 @@ async fn bc_08_requests_above_memory_limit_are_fetched_to_files() {
     assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
     drop(buffers);
     assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
+}
+
+#[tokio::test]
+async fn bc_08_blocks_larger_than_expected_wait_for_their_reader() {
+    const LEN: usize = 1 << 20;
+    let served = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&served);
+    let servers = Servers::start(1, move |_, request| {
+        if request.chunk.is_some() {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+        if request.chunk.is_some() { Answer::Bytes(vec![7; LEN].into()) } else { Answer::Serve }
+    })
+    .await;
+    let mut stream = client(&[]).fetch_shuffle(servers.locations(&[vec![1000; 100]]));
+    let (mut taken, mut ahead) = (0, 0);
+    while let Some(fetched) = within(stream.next()).await {
+        assert_eq!(fetched.result.unwrap().len(), LEN as u64);
+        taken += 1;
+        ahead = ahead.max(served.load(Ordering::Relaxed) - taken);
+        // The server gets time to serve what it was asked for.
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        ahead = ahead.max(served.load(Ordering::Relaxed) - taken);
+    }
+    assert_eq!(taken, 100);
+    assert!((2..=8).contains(&ahead), "{ahead} blocks were read ahead");
 }
 
 #[tokio::test]
