@@ -55,6 +55,8 @@
 
 #![forbid(unsafe_code)]
 
+#[cfg(any(feature = "client", feature = "service"))]
+mod checksum;
 #[cfg(feature = "client")]
 pub mod client;
 #[cfg(feature = "service")]

@@ -25,5 +25,5 @@ pub use block_stream::{FetchedBlock, ShuffleBlockStream};
 pub use conf::BlockClientConf;
 pub use error::BlockError;
 pub use location::BlockLocation;
-pub use store_client::ExternalBlockStoreClient;
+pub use store_client::{ExternalBlockStoreClient, block_checksum};
 pub use target::FetchTarget;

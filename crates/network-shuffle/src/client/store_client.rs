@@ -17,6 +17,7 @@ use super::location::BlockLocation;
 use super::open_request::in_chunk_order;
 use super::store::BlockStore;
 use super::target::FetchTarget;
+use crate::checksum::Checksum;
 use crate::protocol::{
     BlockId, BlockTransferMessage, CorruptionCause, ExecutorShuffleInfo, StringList,
 };
@@ -27,6 +28,24 @@ const REGISTER: &str = "registering an executor";
 const REMOVE: &str = "removing blocks";
 const LOCAL_DIRS: &str = "getting the local directories of executors";
 const DIAGNOSE: &str = "diagnosing a corrupt block";
+
+/// Returns the checksum of a block's bytes; `None` if the algorithm is not known.
+///
+/// The algorithm is that of the writer, `spark.shuffle.checksum.algorithm`: `ADLER32` (the default
+/// of Spark), `CRC32` or `CRC32C`.
+///
+/// ```
+/// use network_shuffle::client::block_checksum;
+///
+/// assert_eq!(block_checksum("ADLER32", b"Wikipedia"), Some(0x11e6_0398));
+/// assert_eq!(block_checksum("MD5", b"Wikipedia"), None);
+/// ```
+#[must_use]
+pub fn block_checksum(algorithm: &str, bytes: &[u8]) -> Option<u32> {
+    let mut checksum = Checksum::new(algorithm)?;
+    checksum.update(bytes);
+    Some(checksum.finish())
+}
 
 /// Fetches blocks from shuffle services and executors (Spark's `ExternalBlockStoreClient`).
 ///
@@ -245,9 +264,8 @@ impl ExternalBlockStoreClient {
 
     /// Asks the server of a corrupt block for the cause.
     ///
-    /// `checksum` is that of the received bytes; the algorithm is that of the writer
-    /// (`spark.shuffle.checksum.algorithm`: `ADLER32`, `CRC32` or `CRC32C`). As in Spark, every
-    /// failure and a block that is not a shuffle block give [`CorruptionCause::UnknownIssue`].
+    /// `checksum` is the [`block_checksum`] of the received bytes. As in Spark, every failure and a
+    /// block that is not a shuffle block give [`CorruptionCause::UnknownIssue`].
     ///
     /// # Cancel safety
     /// Cancel safe.

@@ -6,6 +6,7 @@ use std::os::unix::fs::FileExt;
 
 use super::block_path::BlockPath;
 use super::index_file::{open_index, shuffle_file};
+use crate::checksum::Checksum;
 use crate::protocol::{CorruptionCause, ExecutorShuffleInfo};
 
 /// The number of bytes that are read at once.
@@ -22,40 +23,6 @@ pub(crate) struct CorruptBlock {
     /// The checksum of the bytes that the reader received.
     pub(crate) checksum: i64,
     pub(crate) algorithm: String,
-}
-
-/// The checksum algorithms of Spark 4; 3.x has the first two.
-enum Checksum {
-    Adler32(simd_adler32::Adler32),
-    Crc32(crc32fast::Hasher),
-    Crc32c(u32),
-}
-
-impl Checksum {
-    fn new(algorithm: &str) -> Option<Self> {
-        match algorithm {
-            "ADLER32" => Some(Self::Adler32(simd_adler32::Adler32::new())),
-            "CRC32" => Some(Self::Crc32(crc32fast::Hasher::new())),
-            "CRC32C" => Some(Self::Crc32c(0)),
-            _ => None,
-        }
-    }
-
-    fn update(&mut self, bytes: &[u8]) {
-        match self {
-            Self::Adler32(checksum) => checksum.write(bytes),
-            Self::Crc32(checksum) => checksum.update(bytes),
-            Self::Crc32c(checksum) => *checksum = crc32c::crc32c_append(*checksum, bytes),
-        }
-    }
-
-    fn finish(self) -> i64 {
-        i64::from(match self {
-            Self::Adler32(checksum) => checksum.finish(),
-            Self::Crc32(checksum) => checksum.finalize(),
-            Self::Crc32c(checksum) => checksum,
-        })
-    }
 }
 
 /// Compares the checksums of the writer, of the data file and of the reader. Does disk I/O.
@@ -120,5 +87,5 @@ fn calculate(path: &BlockPath, range: Range<u64>, mut checksum: Checksum) -> io:
         checksum.update(&buffer[..wanted]);
         left -= wanted as u64;
     }
-    Ok(checksum.finish())
+    Ok(i64::from(checksum.finish()))
 }

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use network_common::ErrorKind;
-use network_shuffle::client::{BlockClientConf, BlockError, BlockLocation, FetchTarget};
+use network_shuffle::client::{
+    BlockClientConf, BlockError, BlockLocation, FetchTarget, block_checksum,
+};
 use network_shuffle::protocol::{BlockId, CorruptionCause};
 
 use crate::server::{Answer, BlockServer, block, client, collect, text, within};
@@ -81,8 +83,7 @@ async fn bc_07_corrupt_block_is_diagnosed_by_its_server() {
     let location = BlockLocation::new(service.local_addr(), EXEC);
     client.register(&location, executor.info()).await.unwrap();
     executor.write_map(0, &[b"Wikipedia"]);
-    // The Adler-32 of "Wikipedia".
-    let right = 0x11e6_0398;
+    let right = block_checksum("ADLER32", b"Wikipedia").unwrap();
     executor.write("shuffle_0_0_0.checksum.ADLER32", &i64::from(right).to_be_bytes());
     let diagnose = |block, checksum, algorithm| {
         client.diagnose_corruption(&location, block, checksum, algorithm)
@@ -95,6 +96,15 @@ async fn bc_07_corrupt_block_is_diagnosed_by_its_server() {
     assert_eq!(cause, CorruptionCause::UnsupportedChecksumAlgorithm);
     executor.write_map(0, &[b"Wikipedi0"]);
     assert_eq!(diagnose(block(0, 0), 5, "ADLER32").await, CorruptionCause::DiskIssue);
+}
+
+#[test]
+fn bc_07_checksums_have_the_check_values_of_their_algorithms() {
+    for (algorithm, expected) in
+        [("ADLER32", 0x091e_01de), ("CRC32", 0xcbf4_3926), ("CRC32C", 0xe306_9283)]
+    {
+        assert_eq!(block_checksum(algorithm, b"123456789"), Some(expected), "{algorithm}");
+    }
 }
 
 #[tokio::test]
