@@ -34,9 +34,9 @@ use crate::protocol::BlockId;
 /// * A request that expects more bytes than `spark.network.maxRemoteBlockSizeFetchToMem` is fetched
 ///   to files.
 ///
-/// Requests are sent when the stream is polled, in random order; each is fetched and repeated as by
-/// [`fetch_blocks`](super::ExternalBlockStoreClient::fetch_blocks). A block that fails does not end the
-/// stream. Dropping the stream cancels everything, as with [`BlockFetch`].
+/// Requests are sent when the stream is polled, in random order. Each is fetched and repeated as by
+/// [`fetch_blocks`](super::ExternalBlockStoreClient::fetch_blocks). A block that fails does not end
+/// the stream. Dropping the stream cancels everything, as with [`BlockFetch`].
 ///
 /// ```no_run
 /// use futures::StreamExt;

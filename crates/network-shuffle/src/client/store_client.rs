@@ -73,8 +73,9 @@ pub fn block_checksum(algorithm: &str, bytes: &[u8]) -> Option<u32> {
 /// # let directory = tempfile::tempdir()?;
 /// # let local_dir = directory.path().to_str().unwrap();
 /// # std::fs::create_dir(directory.path().join("00"))?;
-/// # std::fs::write(directory.path().join("00/shuffle_0_7_0.index"), [0_u64, 4].map(u64::to_be_bytes).concat())?;
-/// # std::fs::write(directory.path().join("00/shuffle_0_7_0.data"), "rows")?;
+/// # let file = |name| directory.path().join("00").join(name);
+/// # std::fs::write(file("shuffle_0_7_0.index"), [0_u64, 4].map(u64::to_be_bytes).concat())?;
+/// # std::fs::write(file("shuffle_0_7_0.data"), "rows")?;
 /// let context = TransportContext::new(TransportConf::new("shuffle"), NoOpRpcHandler::new());
 /// let client = ExternalBlockStoreClient::new(context, "app-1", BlockClientConf::default());
 ///
@@ -163,9 +164,10 @@ impl ExternalBlockStoreClient {
     /// Begins to fetch blocks of one location; each of them appears once in the stream.
     ///
     /// All blocks are fetched, also if the reader does not take them;
-    /// [`fetch_shuffle`](Self::fetch_shuffle) limits what is in flight. After an I/O error the missing blocks are requested again, as in Spark's
-    /// `RetryingBlockTransferor`: at most `spark.shuffle.io.maxRetries` times,
-    /// `spark.shuffle.io.retryWait` apart. A failure that the peer reports is not repeated.
+    /// [`fetch_shuffle`](Self::fetch_shuffle) limits what is in flight. After an I/O error the
+    /// missing blocks are requested again, as in Spark's `RetryingBlockTransferor`: at most
+    /// `spark.shuffle.io.maxRetries` times, `spark.shuffle.io.retryWait` apart. A failure that the
+    /// peer reports is not repeated.
     ///
     /// Blocks of one shuffle are requested with `FetchShuffleBlocks`, merged chunks with
     /// `FetchShuffleBlockChunks`, and others, or with `spark.shuffle.useOldFetchProtocol` all, with

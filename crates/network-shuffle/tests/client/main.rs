@@ -1,4 +1,4 @@
-//! Tests of the block client: against the service of this crate, and against servers that misbehave.
+//! Tests of the block client, with the service of this crate and with servers that misbehave.
 #![allow(clippy::unwrap_used, reason = "a failure ends the test")]
 
 mod cancel;

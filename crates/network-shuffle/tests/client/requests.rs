@@ -54,9 +54,8 @@ async fn bc_06_registration_without_answer_times_out_and_names_setting() {
     ];
     let info = Executor::new(1).info();
     let error = within(client(&settings).register(&location, info.clone())).await.unwrap_err();
-    assert!(
-        matches!(error, BlockError::Timeout { timeout, .. } if timeout == Duration::from_millis(100))
-    );
+    let BlockError::Timeout { timeout, .. } = error else { panic!("{error:?}") };
+    assert_eq!(timeout, Duration::from_millis(100));
     assert!(text(&error).contains("spark.shuffle.registration.timeout"), "{error:#}");
     // A server that refuses it.
     let refused = client(&settings).register(&server.location(), info).await.unwrap_err();
