@@ -151,6 +151,9 @@ fn finds(tree: &Path, bug: &PlantedBug) -> Result<bool> {
     let built = Command::new(env!("CARGO"))
         .args(["build", "--quiet", "--package", "simulate"])
         .env("CARGO_TARGET_DIR", &target)
+        // Builds of two patches differ in few modules.
+        .env("CARGO_INCREMENTAL", "1")
+        .env("CARGO_PROFILE_DEV_DEBUG", "0")
         .current_dir(tree)
         .status()?;
     ensure!(built.success(), "the tree with {} does not build", bug.patch.display());
