@@ -26,6 +26,9 @@ const SOON: Duration = Duration::from_secs(900);
 
 const PORT: u16 = 7337;
 
+/// The longest time that a connection attempt takes.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(61);
+
 /// Both pooled connections to a crashed host may be half-open until they are used.
 const PROBE_ATTEMPTS: usize = 3;
 
@@ -203,7 +206,11 @@ impl Play {
             };
             let mut report = report.lock();
             match result {
-                None => report.counts.add("requests cancelled", 1),
+                None => {
+                    report.counts.add("requests cancelled", 1);
+                    // Its connection attempt continues, and may fail later.
+                    report.failures.insert(pair, Instant::now() + ATTEMPT_TIMEOUT);
+                }
                 Some(Ok(())) if must_fail => {
                     report.violations.push(format!("{request:?} passed with a wrong secret"));
                 }

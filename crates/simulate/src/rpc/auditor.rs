@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
-use rpc_core::{RpcCallContext, RpcError, TracePropagator};
+use rpc_core::{ErrorKind, RpcCallContext, RpcError, TracePropagator};
 use tokio::time::Instant;
 use tracing::Span;
 
@@ -170,7 +170,7 @@ impl Auditor {
             Err(error) => {
                 state.counts.add(&format!("asks failed: {:?}", error.kind()), 1);
                 state.messages.entry(id).or_default().is_rejected |= error.is_retryable();
-                if error.is_timeout() && elapsed < timeout {
+                if error.kind() == ErrorKind::Timeout && elapsed < timeout {
                     let text = format!("ask {id} timed out after {elapsed:?}, not {timeout:?}");
                     state.violations.push(text);
                 }

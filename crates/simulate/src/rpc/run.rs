@@ -22,6 +22,9 @@ use crate::play::{self, Fault, HOSTS, SERVERS, Step, ip};
 /// A time in which everything ends that a step has started, after the faults have ended.
 const SOON: Duration = Duration::from_secs(400);
 
+/// The time in which the two ends of a connection notice that it was reset.
+const NOTICE_TIME: Duration = Duration::from_millis(100);
+
 /// The asks that every ref sends at the end of a play, to find capacity that was lost.
 const PROBES: usize = 40;
 
@@ -46,8 +49,8 @@ struct Play {
     next_id: Cell<u64>,
     /// The pair of hosts between which each one-way message travels.
     ways: RefCell<BTreeMap<u64, (u8, u8)>>,
-    /// Between these hosts messages may be lost, because a crash may be noticed late.
-    lossy: RefCell<Vec<(u8, u8)>>,
+    /// Until when messages between two hosts may be lost.
+    lossy: RefCell<BTreeMap<(u8, u8), Instant>>,
 }
 
 /// Runs `steps` with the network of `seed`.
@@ -89,8 +92,13 @@ pub(crate) fn run(seed: u64, steps: &[Step<Action>], with_timeline: bool) -> Out
 }
 
 /// In every fifth play routes are closed and their numbers reused all the time.
+fn has_few_routes(seed: u64) -> bool {
+    seed % 5 == 2
+}
+
 fn conf(seed: u64) -> Result<RpcConf, RpcError> {
-    let max_routes = if seed % 5 == 2 { ENDPOINTS.len().to_string() } else { "1000".to_owned() };
+    let max_routes =
+        if has_few_routes(seed) { ENDPOINTS.len().to_string() } else { "1000".to_owned() };
     RpcConf::from_settings([
         ("spark.rpc.maxRoutesPerConnection", max_routes.as_str()),
         ("spark.rpc.askTimeout", "30s"),
@@ -240,17 +248,27 @@ impl Play {
         own.map(|holder| holder.endpoint.clone())
     }
 
+    /// Allows the loss of all messages so far, and of those in the next moments.
     fn lose(&self, is_affected: impl Fn(u8, u8) -> bool) {
+        self.lose_until(Instant::now() + NOTICE_TIME, is_affected);
+    }
+
+    /// Allows losses until the end of the play, because a fault may be noticed at any time.
+    fn lose_always(&self, is_affected: impl Fn(u8, u8) -> bool) {
+        self.lose_until(Instant::now() + Duration::from_secs(1 << 20), is_affected);
+    }
+
+    fn lose_until(&self, until: Instant, is_affected: impl Fn(u8, u8) -> bool) {
+        let hosts = || 1..=HOSTS;
+        let pairs = hosts().flat_map(|from| hosts().map(move |to| (from, to)));
+        for pair in pairs.filter(|(from, to)| is_affected(*from, *to)) {
+            let mut lossy = self.lossy.borrow_mut();
+            let known = lossy.entry(pair).or_insert(until);
+            *known = until.max(*known);
+        }
         let ways = self.ways.borrow();
         self.auditor
             .allow_losses(|id| ways.get(&id).is_some_and(|(from, to)| is_affected(*from, *to)));
-    }
-
-    fn lose_always(&self, is_affected: impl Fn(u8, u8) -> bool) {
-        let hosts = || 1..=HOSTS;
-        let pairs = hosts().flat_map(|from| hosts().map(move |to| (from, to)));
-        self.lossy.borrow_mut().extend(pairs.filter(|(from, to)| is_affected(*from, *to)));
-        self.lose(is_affected);
     }
 
     fn look_up(&self, key: HolderKey) {
@@ -315,7 +333,12 @@ impl Play {
     }
 
     fn must_arrive(&self, key: HolderKey) -> bool {
-        !self.lossy.borrow().contains(&(key.0, key.1))
+        // A queued message is discarded, with a report, while a lookup has the last route.
+        if has_few_routes(self.seed) {
+            return false;
+        }
+        let lossy = self.lossy.borrow();
+        lossy.get(&(key.0, key.1)).is_none_or(|until| *until < Instant::now())
     }
 
     fn send(&self, key: HolderKey, count: usize, payload: usize) {
