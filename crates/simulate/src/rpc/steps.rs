@@ -68,6 +68,11 @@ fn random_holder(random: &mut fastrand::Rng) -> HolderKey {
     (from, server, random.usize(0..ENDPOINTS.len()))
 }
 
+/// Returns a number of messages; one of eight exceeds the queue of a route.
+fn random_count(random: &mut fastrand::Rng) -> usize {
+    if random.u8(0..8) == 0 { random.usize(51..90) } else { random.usize(1..12) }
+}
+
 fn random_action(random: &mut fastrand::Rng, has_faults: bool) -> Action {
     let holder = random_holder(random);
     let server = random.u8(1..=SERVERS);
@@ -90,8 +95,8 @@ fn random_action(random: &mut fastrand::Rng, has_faults: bool) -> Action {
             cancel_after: (random.u8(0..6) == 0).then(|| random.u64(0..40)),
             payload: if random.u8(0..10) == 0 { random.usize(0..100_000) } else { 10 },
         },
-        55..68 => Action::Send { holder, count: random.usize(1..12), payload: 20 },
-        68..75 => Action::SendWait { holder, count: random.usize(1..12) },
+        55..68 => Action::Send { holder, count: random_count(random), payload: 20 },
+        68..75 => Action::SendWait { holder, count: random_count(random) },
         75..80 => Action::ReplyToKept,
         _ if !has_faults => Action::LookUp(holder),
         80..84 => Action::Replace { server, endpoint: random.usize(0..ENDPOINTS.len()) },
