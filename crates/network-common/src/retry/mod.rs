@@ -55,6 +55,7 @@ use tokio::time::Instant;
 /// let policy = RetryPolicy::new()
 ///     .attempts(1 + conf.max_retries())
 ///     .first_wait(conf.retry_wait())
+///     .max_wait(conf.retry_wait())
 ///     .factor(1.0)
 ///     .jitter(false);
 /// assert_eq!(policy.wait_after(1), policy.wait_after(3));
