@@ -8,7 +8,9 @@ mod common;
 use std::time::Duration;
 
 use rpc_core::sim::Simulation;
-use rpc_core::{ErrorKind, RpcEnv};
+use rpc_core::{
+    EndpointContext, EndpointOptions, ErrorKind, RpcEnv, RpcError, ThreadSafeRpcEndpoint,
+};
 
 use common::{Hello, HelloMessage, hi};
 
@@ -80,4 +82,42 @@ fn sim_22_same_seed_makes_the_same_run_of_two_environments() {
         assert_eq!(run(seed), run(seed), "seed {seed}");
     }
     assert_ne!(run(0), run(1));
+}
+
+/// An endpoint that handles its first message without end.
+struct Stuck;
+
+impl ThreadSafeRpcEndpoint for Stuck {
+    type Message = HelloMessage;
+
+    async fn receive(
+        &mut self,
+        _: HelloMessage,
+        _: &EndpointContext<HelloMessage>,
+    ) -> Result<(), RpcError> {
+        std::future::pending().await
+    }
+}
+
+#[test]
+fn sim_23_messages_without_credit_end_after_restart_of_host() {
+    let simulation = Simulation::new(7);
+    simulation.run(async {
+        let (server, client) = start_both(&simulation).await;
+        let small = EndpointOptions::new().max_messages(4);
+        server.setup_endpoint_with("stuck", Stuck, small).unwrap();
+        let stuck = client.lookup::<HelloMessage>("10.0.0.1:7077", "stuck").await.unwrap();
+        (0..100).for_each(|_| stuck.send(hi("Neo")).unwrap());
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let queued = || client.snapshot().peers.iter().map(|peer| peer.queued).sum::<u64>();
+        assert!(queued() > 0, "some messages wait for credit");
+        simulation.crash(SERVER);
+        let ended = tokio::spawn(async move { server.shutdown().await });
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        simulation.restart(SERVER);
+        ended.abort();
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert_eq!(queued(), 0);
+        assert!(simulation.fault_counts().stale_resets > 0);
+    });
 }

@@ -14,6 +14,7 @@ use super::route::{FlushOutcome, Route, RouteNumber, stale_incarnation_error};
 use crate::error::{ErrorKind, RpcError};
 use crate::limits::Volume;
 use crate::sync::Notify;
+use crate::wire::proto::notice::Notice;
 use crate::wire::{EncodedMessage, proto};
 
 /// The most routes without a ref that stay open, for the next ref to the same endpoint.
@@ -237,6 +238,11 @@ impl RouteTable {
             if route.idle_sweeps > IDLE_SWEEPS && route.is_open_and_empty() {
                 route.close(connection);
             }
+        }
+        // Queued messages wait for a notice of the peer. If its host has restarted, only a write
+        // detects that. Routes have numbers from 1, so the peer ignores this one.
+        if self.queued > 0 {
+            connection.send_notice(Notice::Credit(proto::Credit::default()));
         }
     }
 
