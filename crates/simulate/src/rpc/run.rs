@@ -22,8 +22,9 @@ use crate::play::{self, Fault, HOSTS, SERVERS, Step, ip};
 /// A time in which everything ends that a step has started, after the faults have ended.
 const SOON: Duration = Duration::from_secs(400);
 
-/// The time in which the two ends of a connection notice that it was reset.
-const NOTICE_TIME: Duration = Duration::from_millis(100);
+/// The time in which both ends notice a reset: also that of a connection that is being opened,
+/// whose packets are repeated every second.
+const NOTICE_TIME: Duration = Duration::from_millis(2500);
 
 /// The asks that every ref sends at the end of a play, to find capacity that was lost.
 const PROBES: usize = 40;
