@@ -158,7 +158,7 @@ fn finds(tree: &Path, bug: &PlantedBug) -> Result<bool> {
         .status()?;
     ensure!(built.success(), "the tree with {} does not build", bug.patch.display());
     let output = Command::new(target.join("debug/simulate"))
-        .args(["--play", &bug.play, "--from", &bug.seed, "--seeds", "1"])
+        .args(["--play", &bug.play, "--from", &bug.seed, "--seeds", "1", "--no-shrink"])
         .output()?;
     Ok(output.status.code() == Some(1))
 }

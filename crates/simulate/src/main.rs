@@ -38,6 +38,9 @@ struct Options {
     /// Print the timeline of the seed `--from` instead
     #[arg(long)]
     timeline: bool,
+    /// Do not look for fewer steps that fail as well
+    #[arg(long)]
+    no_shrink: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
@@ -126,7 +129,7 @@ fn run_seeds(kind: PlayKind, options: &Options) -> bool {
     let counts = counts.into_inner();
     counts.0.iter().for_each(|(name, count)| println!("  {name}: {count}"));
     if let Some((seed, violations)) = failed.into_inner() {
-        report(kind, seed, &violations);
+        report(kind, seed, &violations, !options.no_shrink);
         return false;
     }
     let never: Vec<&String> =
@@ -138,10 +141,13 @@ fn run_seeds(kind: PlayKind, options: &Options) -> bool {
     true
 }
 
-/// Prints the violations of a seed, and the fewest steps that still cause one.
-fn report(kind: PlayKind, seed: u64, violations: &[String]) {
+/// Prints the violations of a seed, and if `shrinks` the fewest steps that still cause one.
+fn report(kind: PlayKind, seed: u64, violations: &[String], shrinks: bool) {
     println!("{} play of seed {seed} violates:", name(kind));
     violations.iter().for_each(|text| println!("  {text}"));
+    if !shrinks {
+        return;
+    }
     let timeline = match kind {
         PlayKind::Bulk => shrink::shrink(bulk::generate_steps(seed), |steps, with_timeline| {
             bulk::run(seed, steps, with_timeline)
