@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
-use clap::{Args, ValueEnum};
+use clap::Args;
 
 /// The text of `cargo xtask simulate --help` below the options.
 pub(crate) const HELP: &str = "\
+`cargo run --release -p simulate -- --help` lists the options of the program.
 A seed determines the steps, the faults and the times of a play, so it can be replayed. A failing
 seed is printed with the timeline of the fewest steps that still fail. With 2000 seeds or more, the
 run also fails if a kind of fault never occurred.
@@ -21,44 +22,12 @@ const PLANTED: &str = "fuzz/planted";
 /// The options of `cargo xtask simulate`.
 #[derive(Args)]
 pub(crate) struct SimulateOptions {
-    /// Number of seeds to run
-    #[arg(long, default_value_t = 20_000)]
-    seeds: u64,
-    /// First seed
-    #[arg(long, default_value_t = 0)]
-    from: u64,
-    /// Plays to run
-    #[arg(long, value_enum, default_value_t = Play::All)]
-    play: Play,
-    /// Run this many seeds twice and compare the traces
-    #[arg(long, default_value_t = 0)]
-    replay: u64,
-    /// Print the timeline of the seed `--from` instead
-    #[arg(long)]
-    timeline: bool,
     /// Check that the planted bugs are found
-    #[arg(long, conflicts_with_all = ["seeds", "from", "play", "replay", "timeline"])]
+    #[arg(long)]
     planted: bool,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum Play {
-    /// Environments, endpoints and messages
-    Rpc,
-    /// Chunks, streams, uploads and handshakes
-    Bulk,
-    /// Both, one after the other
-    All,
-}
-
-impl Play {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Rpc => "rpc",
-            Self::Bulk => "bulk",
-            Self::All => "all",
-        }
-    }
+    /// Options of the program `simulate`, such as `--seeds 1000` and `--play bulk`
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, conflicts_with = "planted")]
+    arguments: Vec<String>,
 }
 
 /// Runs the plays. Returns whether all promises held, or all planted bugs were found.
@@ -66,12 +35,9 @@ pub(crate) fn run(options: &SimulateOptions) -> Result<bool> {
     if options.planted {
         return find_planted_bugs();
     }
-    let SimulateOptions { seeds, from, play, replay, timeline, .. } = options;
     let mut command = Command::new(env!("CARGO"));
     command.args(["run", "--quiet", "--release", "--package", "simulate", "--"]);
-    command.args(["--seeds", &seeds.to_string(), "--from", &from.to_string()]);
-    command.args(["--play", play.name(), "--replay", &replay.to_string()]);
-    command.args(timeline.then_some("--timeline"));
+    command.args(&options.arguments);
     Ok(command.status().context("cargo cannot be run")?.success())
 }
 

@@ -24,7 +24,7 @@ const SEEDS_FOR_EVERY_KIND: u64 = 2_000;
 #[derive(Parser)]
 struct Options {
     /// Number of seeds to run
-    #[arg(long, default_value_t = 1_000)]
+    #[arg(long, default_value_t = 20_000)]
     seeds: u64,
     /// First seed
     #[arg(long, default_value_t = 0)]

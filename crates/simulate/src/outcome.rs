@@ -8,7 +8,7 @@ pub(crate) struct Outcome {
     /// Promises that did not hold.
     pub(crate) violations: Vec<String>,
     pub(crate) trace_hash: u64,
-    /// How often each kind of fault and of result occurred.
+    /// The number of occurrences of each kind of fault and of result.
     pub(crate) counts: Counts,
     pub(crate) timeline: Vec<String>,
 }

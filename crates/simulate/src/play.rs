@@ -137,6 +137,28 @@ impl Fault {
     }
 }
 
+/// A way in which a server ends; another one then starts at its address.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum ServerEnd {
+    /// It shuts down.
+    Restart,
+    /// It ends at once with its connections; the next one starts after a time.
+    Kill { millis: u64 },
+    /// Its host disappears for a time.
+    Crash { millis: u64 },
+}
+
+impl ServerEnd {
+    /// Chooses an end by `roll`, a random number from 0 to 4.
+    pub(crate) fn of_roll(roll: u8, random: &mut fastrand::Rng) -> Self {
+        match roll {
+            0..2 => Self::Restart,
+            2..4 => Self::Kill { millis: random.u64(0..3_000) },
+            _ => Self::Crash { millis: random.u64(0..40_000) },
+        }
+    }
+}
+
 /// Generates the steps of a seed; `action` chooses each one.
 pub(crate) fn generate<A>(
     seed: u64,

@@ -1,6 +1,6 @@
 //! The server of the plays of network-common.
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures::future::BoxFuture;
 use network_common::{
     BoxError, ManagedBuffer, OneForOneStreamManager, RpcHandler, RpcResponseCallback, StreamBody,
@@ -68,15 +68,9 @@ impl RpcHandler for BulkHandler {
         &self,
         _: &TransportClient,
         _: Bytes,
-        mut data: StreamBody,
+        data: StreamBody,
     ) -> BoxFuture<'static, Result<Bytes, BoxError>> {
-        Box::pin(async move {
-            let mut all = BytesMut::new();
-            while let Some(piece) = data.next_piece().await {
-                all.extend_from_slice(&piece?);
-            }
-            Ok(digest(&all))
-        })
+        Box::pin(async move { Ok(digest(&data.collect().await?)) })
     }
 
     fn stream_manager(&self) -> &dyn StreamManager {

@@ -17,9 +17,9 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
 use super::handler::{BulkHandler, digest, pattern};
-use super::steps::{Action, Request};
+use super::steps::{BulkAction, Request};
 use crate::outcome::{Counts, Outcome};
-use crate::play::{self, HOSTS, SERVERS, Step, ip};
+use crate::play::{self, HOSTS, SERVERS, ServerEnd, Step, ip};
 
 /// A time in which everything ends that a step has started, after the faults have ended.
 const SOON: Duration = Duration::from_secs(900);
@@ -32,7 +32,7 @@ const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(61);
 /// Both pooled connections to a crashed host may be half-open until they are used.
 const PROBE_ATTEMPTS: usize = 3;
 
-/// What the requests of a play report.
+/// The reports of the requests of a play.
 #[derive(Default)]
 struct Report {
     violations: Vec<String>,
@@ -47,7 +47,7 @@ struct Server {
     running: Option<TransportServer>,
 }
 
-struct Play {
+struct BulkPlay {
     simulation: Simulation,
     seed: u64,
     report: Arc<Mutex<Report>>,
@@ -57,7 +57,7 @@ struct Play {
 }
 
 /// Runs `steps` with the network of `seed`.
-pub(crate) fn run(seed: u64, steps: &[Step<Action>], with_timeline: bool) -> Outcome {
+pub(crate) fn run(seed: u64, steps: &[Step<BulkAction>], with_timeline: bool) -> Outcome {
     let simulation = Simulation::new(seed);
     if with_timeline {
         simulation.record_timeline();
@@ -65,7 +65,7 @@ pub(crate) fn run(seed: u64, steps: &[Step<Action>], with_timeline: bool) -> Out
     play::set_links(seed, &simulation);
     let report = Arc::<Mutex<Report>>::default();
     simulation.run(async {
-        let mut play = Play {
+        let mut play = BulkPlay {
             simulation: simulation.clone(),
             seed,
             report: Arc::clone(&report),
@@ -107,7 +107,7 @@ fn has_wrong_secret(seed: u64, host: u8) -> bool {
     host == HOSTS && seed % 12 == 1
 }
 
-impl Play {
+impl BulkPlay {
     fn context(&self, host: u8, handler: Arc<BulkHandler>) -> TransportContext {
         let mut settings = vec![
             ("spark.shuffle.io.numConnectionsPerPeer", "2"),
@@ -160,35 +160,41 @@ impl Play {
         self.servers.borrow_mut().get_mut(&host)?.running.take()
     }
 
-    async fn act(&self, action: &Action) {
+    async fn act(&self, action: &BulkAction) {
         match *action {
-            Action::Request { client, server, request, cancel_after } => {
+            BulkAction::Request { client, server, request, cancel_after } => {
                 self.request(client, server, request, cancel_after);
             }
-            Action::Fault(fault) => fault.start(&self.simulation),
-            Action::Restart { server } => {
-                self.report.lock().counts.add("servers restarted", 1);
+            BulkAction::Fault(fault) => fault.start(&self.simulation),
+            BulkAction::EndServer { server, end } => self.end_server(server, end).await,
+        }
+    }
+
+    /// Ends a server, and starts it again.
+    async fn end_server(&self, server: u8, end: ServerEnd) {
+        let count = |name| self.report.lock().counts.add(name, 1);
+        match end {
+            ServerEnd::Restart => {
+                count("servers restarted");
                 if let Some(running) = self.stop(server) {
                     running.close(Duration::from_secs(5)).await;
                 }
-                self.start(server).await;
             }
-            Action::Kill { server, millis } => {
-                self.report.lock().counts.add("servers killed", 1);
+            ServerEnd::Kill { millis } => {
+                count("servers killed");
                 self.simulation.reset_host(ip(server));
                 drop(self.stop(server));
                 tokio::time::sleep(Duration::from_millis(millis)).await;
-                self.start(server).await;
             }
-            Action::Crash { server, millis } => {
-                self.report.lock().counts.add("servers crashed", 1);
+            ServerEnd::Crash { millis } => {
+                count("servers crashed");
                 self.simulation.crash(ip(server));
                 drop(self.stop(server));
                 tokio::time::sleep(Duration::from_millis(millis)).await;
                 self.simulation.restart(ip(server));
-                self.start(server).await;
             }
         }
+        self.start(server).await;
     }
 
     fn request(&self, client: u8, server: u8, request: Request, cancel_after: Option<u64>) {

@@ -1,6 +1,6 @@
 //! The steps of a play of network-common.
 
-use crate::play::{self, Fault, HOSTS, SERVERS, Step};
+use crate::play::{self, Fault, HOSTS, SERVERS, ServerEnd, Step};
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Request {
@@ -27,7 +27,7 @@ pub(crate) enum Request {
 }
 
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Action {
+pub(crate) enum BulkAction {
     Request {
         client: u8,
         server: u8,
@@ -36,24 +36,14 @@ pub(crate) enum Action {
         cancel_after: Option<u64>,
     },
     Fault(Fault),
-    /// Closes the server after its active requests, and starts it again.
-    Restart {
+    EndServer {
         server: u8,
-    },
-    /// Ends the server and its connections at once, and starts it again after a time.
-    Kill {
-        server: u8,
-        millis: u64,
-    },
-    /// The host of the server disappears for a time.
-    Crash {
-        server: u8,
-        millis: u64,
+        end: ServerEnd,
     },
 }
 
 /// Returns the steps of a seed. Every fourth play has no faults.
-pub(crate) fn generate_steps(seed: u64) -> Vec<Step<Action>> {
+pub(crate) fn generate_steps(seed: u64) -> Vec<Step<BulkAction>> {
     let has_faults = !seed.is_multiple_of(4);
     play::generate(seed, |random| random_action(random, has_faults))
 }
@@ -67,14 +57,14 @@ fn random_size(random: &mut fastrand::Rng) -> usize {
     }
 }
 
-fn random_action(random: &mut fastrand::Rng, has_faults: bool) -> Action {
+fn random_action(random: &mut fastrand::Rng, has_faults: bool) -> BulkAction {
     let server = random.u8(1..=SERVERS);
     match random.u8(0..100) {
-        84..95 if has_faults => Action::Fault(Fault::random(random)),
-        95..97 if has_faults => Action::Restart { server },
-        97..99 if has_faults => Action::Kill { server, millis: random.u64(0..3_000) },
-        99 if has_faults => Action::Crash { server, millis: random.u64(0..40_000) },
-        choice => Action::Request {
+        84..95 if has_faults => BulkAction::Fault(Fault::random(random)),
+        roll @ 95.. if has_faults => {
+            BulkAction::EndServer { server, end: ServerEnd::of_roll(roll - 95, random) }
+        }
+        choice => BulkAction::Request {
             client: random.u8(SERVERS + 1..=HOSTS),
             server,
             request: match choice {

@@ -31,13 +31,13 @@ impl TracePropagator for LifeToken {
     }
 }
 
-/// What is known of one message.
+/// The record of one message.
 #[derive(Default)]
 struct MessageRecord {
     handled: u64,
-    /// The caller was told that it succeeded.
+    /// The caller got a reply.
     is_ok: bool,
-    /// The message was certainly not executed, as the caller was told.
+    /// The caller got an error by which the message was certainly not executed.
     is_rejected: bool,
     /// An accepted one-way message that nothing may lose.
     must_arrive: bool,

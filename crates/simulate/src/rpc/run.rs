@@ -2,12 +2,13 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use network_common::sim::Simulation;
-use rpc_core::{RpcConf, RpcEndpointRef, RpcEnv, RpcError};
+use rpc_core::{ErrorKind, RpcConf, RpcEndpointRef, RpcEnv, RpcError};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
@@ -15,9 +16,9 @@ use super::auditor::Auditor;
 use super::endpoint::set_up;
 use super::messages::order::Behaviour;
 use super::messages::{Done, Order, WorkDo, WorkMessage, WorkNotify};
-use super::steps::{Action, ENDPOINTS, HolderKey};
+use super::steps::{ENDPOINTS, HolderKey, RpcAction};
 use crate::outcome::Outcome;
-use crate::play::{self, Fault, HOSTS, SERVERS, Step, ip};
+use crate::play::{self, Fault, HOSTS, SERVERS, ServerEnd, Step, ip};
 
 /// A time in which everything ends that a step has started, after the faults have ended.
 const SOON: Duration = Duration::from_secs(400);
@@ -25,6 +26,9 @@ const SOON: Duration = Duration::from_secs(400);
 /// The time in which both ends notice a reset: also that of a connection that is being opened,
 /// whose packets are repeated every second.
 const NOTICE_TIME: Duration = Duration::from_millis(2500);
+
+/// The attempts to start a server, one each second.
+const START_ATTEMPTS: usize = 100;
 
 /// The asks that every ref sends at the end of a play, to find capacity that was lost.
 const PROBES: usize = 40;
@@ -39,7 +43,7 @@ struct Holder {
 /// A ref that a lookup has found.
 type FoundRef = (HolderKey, RpcEndpointRef<WorkMessage>);
 
-struct Play {
+struct RpcPlay {
     seed: u64,
     simulation: Simulation,
     auditor: Arc<Auditor>,
@@ -50,12 +54,12 @@ struct Play {
     next_id: Cell<u64>,
     /// The pair of hosts between which each one-way message travels.
     ways: RefCell<BTreeMap<u64, (u8, u8)>>,
-    /// Until when messages between two hosts may be lost.
+    /// The end of the time in which messages between two hosts may be lost.
     lossy: RefCell<BTreeMap<(u8, u8), Instant>>,
 }
 
 /// Runs `steps` with the network of `seed`.
-pub(crate) fn run(seed: u64, steps: &[Step<Action>], with_timeline: bool) -> Outcome {
+pub(crate) fn run(seed: u64, steps: &[Step<RpcAction>], with_timeline: bool) -> Outcome {
     let simulation = Simulation::new(seed);
     if with_timeline {
         simulation.record_timeline();
@@ -63,7 +67,7 @@ pub(crate) fn run(seed: u64, steps: &[Step<Action>], with_timeline: bool) -> Out
     play::set_links(seed, &simulation);
     let auditor = Auditor::new();
     simulation.run(async {
-        let play = Play {
+        let play = RpcPlay {
             seed,
             simulation: simulation.clone(),
             auditor: Arc::clone(&auditor),
@@ -102,6 +106,8 @@ fn conf(seed: u64) -> Result<RpcConf, RpcError> {
         if has_few_routes(seed) { ENDPOINTS.len().to_string() } else { "1000".to_owned() };
     RpcConf::from_settings([
         ("spark.rpc.maxRoutesPerConnection", max_routes.as_str()),
+        // The next port would be another address.
+        ("spark.port.maxRetries", "0"),
         ("spark.rpc.askTimeout", "30s"),
         ("spark.rpc.lookupTimeout", "20s"),
         ("spark.rpc.shutdownTimeout", "20s"),
@@ -109,42 +115,49 @@ fn conf(seed: u64) -> Result<RpcConf, RpcError> {
     ])
 }
 
-impl Play {
+impl RpcPlay {
+    /// Starts an environment; a server as soon as the last one has freed its port.
     async fn start(&self, host: u8) {
-        let name = format!("env{host}");
-        let [a, b, c, d] = ip(host);
-        let started = async {
-            let builder = RpcEnv::builder(&name)
-                .conf(conf(self.seed)?)
-                .trace_propagator(self.auditor.environment_token())
-                .memory_network(&self.simulation.network(ip(host)));
-            if host <= SERVERS {
-                let builder = builder.bind(format!("{a}.{b}.{c}.{d}:7000"));
-                builder.advertise(play::name(host)).start().await
-            } else {
-                builder.client_mode().start().await
+        let mut started = self.try_start(host).await;
+        for _ in 0..START_ATTEMPTS {
+            if !matches!(&started, Err(error) if error.kind() == ErrorKind::Bind) {
+                break;
             }
-        };
-        match started.await {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            started = self.try_start(host).await;
+        }
+        match started {
             Ok(env) => {
                 if host <= SERVERS {
                     (0..ENDPOINTS.len()).for_each(|index| set_up(&env, index, &self.auditor));
                 }
                 self.envs.borrow_mut().insert(host, env);
             }
-            Err(error) => self.auditor.violation(format!("{name} cannot start: {error:#}")),
+            Err(error) => self.auditor.violation(format!("env{host} cannot start: {error:#}")),
         }
+    }
+
+    async fn try_start(&self, host: u8) -> Result<RpcEnv, RpcError> {
+        let builder = RpcEnv::builder(format!("env{host}"))
+            .conf(conf(self.seed)?)
+            .trace_propagator(self.auditor.environment_token())
+            .memory_network(&self.simulation.network(ip(host)));
+        if host > SERVERS {
+            return builder.client_mode().start().await;
+        }
+        let address = SocketAddr::from((ip(host), 7000));
+        builder.bind(address.to_string()).advertise(play::name(host)).start().await
     }
 
     fn env(&self, host: u8) -> Option<RpcEnv> {
         self.envs.borrow().get(&host).cloned()
     }
 
-    async fn act(&self, action: &Action) {
+    async fn act(&self, action: &RpcAction) {
         self.collect_lookups();
         match action {
-            Action::LookUp(holder) => self.look_up(*holder),
-            Action::Ask { holder, behaviour, millis, timeout, cancel_after, payload } => {
+            RpcAction::LookUp(holder) => self.look_up(*holder),
+            RpcAction::Ask { holder, behaviour, millis, timeout, cancel_after, payload } => {
                 let order = Order {
                     behaviour: (*behaviour).into(),
                     millis: *millis,
@@ -153,14 +166,14 @@ impl Play {
                 };
                 self.ask(*holder, order, Duration::from_millis(*timeout), *cancel_after);
             }
-            Action::Send { holder, count, payload } => self.send(*holder, *count, *payload),
-            Action::SendWait { holder, count } => self.send_wait(*holder, *count),
-            Action::ReplyToKept => {
+            RpcAction::Send { holder, count, payload } => self.send(*holder, *count, *payload),
+            RpcAction::SendWait { holder, count } => self.send_wait(*holder, *count),
+            RpcAction::ReplyToKept => {
                 if let Some((id, context)) = self.auditor.take_kept() {
                     drop(context.reply(Done { id }));
                 }
             }
-            Action::Replace { server, endpoint } => {
+            RpcAction::Replace { server, endpoint } => {
                 if let Some(env) = self.env(*server) {
                     self.auditor.count("endpoints replaced");
                     self.lose(|_, to| to == *server);
@@ -170,7 +183,7 @@ impl Play {
                     set_up(&env, *endpoint, &self.auditor);
                 }
             }
-            Action::Fault(fault) => {
+            RpcAction::Fault(fault) => {
                 self.lose(|from, to| fault.resets(from, to));
                 if fault.is_long() {
                     // The connection may end at any time until the fault ends.
@@ -182,58 +195,43 @@ impl Play {
                 }
                 fault.start(&self.simulation);
             }
-            Action::Restart { server } => {
-                let Some(env) = self.env(*server) else { return };
-                self.auditor.count("servers restarted");
-                // A partition may hide the end of the connections from the clients.
-                self.lose_always(|from, to| from == *server || to == *server);
-                if timeout(SOON, env.shutdown()).await.is_err() {
-                    self.auditor.violation("a shutdown does not complete");
-                }
-                drop(env);
-                self.start(*server).await;
-            }
-            Action::Kill { server, millis } => {
-                self.auditor.count("servers killed");
-                self.lose_always(|from, to| from == *server || to == *server);
-                let env = self.envs.borrow_mut().remove(server);
-                self.simulation.reset_host(ip(*server));
-                drop(env.map(|env| tokio::spawn(async move { env.shutdown().await })));
-                self.forget_refs_of(*server);
-                tokio::time::sleep(Duration::from_millis(*millis)).await;
-                self.start_after_end(*server).await;
-            }
-            Action::Crash { server, millis } => {
-                self.auditor.count("servers crashed");
-                self.lose_always(|from, to| from == *server || to == *server);
-                self.simulation.crash(ip(*server));
-                let env = self.envs.borrow_mut().remove(server);
-                let ended = env.map(|env| tokio::spawn(async move { env.shutdown().await }));
-                self.forget_refs_of(*server);
-                tokio::time::sleep(Duration::from_millis(*millis)).await;
-                if let Some(ended) = ended {
-                    drop(timeout(SOON, ended).await);
-                }
-                self.simulation.restart(ip(*server));
-                self.start_after_end(*server).await;
-            }
+            RpcAction::EndServer { server, end } => self.end_server(*server, *end).await,
         }
     }
 
-    /// Starts a server as soon as the last one has freed its port.
-    async fn start_after_end(&self, server: u8) {
-        for _ in 0..100 {
-            let listener = self.simulation.network(ip(server));
-            let conf = network_common::TransportConf::new("probe");
-            let context =
-                network_common::TransportContext::new(conf, network_common::NoOpRpcHandler::new());
-            let address = (std::net::IpAddr::from(ip(server)), 7000);
-            let probe = context.memory_network(&listener).create_server(address).await;
-            if let Ok(probe) = probe {
-                probe.close(Duration::ZERO).await;
-                break;
+    /// Ends a server, and starts another incarnation.
+    async fn end_server(&self, server: u8, end: ServerEnd) {
+        let Some(env) = self.env(server) else { return };
+        // A partition or a crash may hide the end of the connections from the clients.
+        self.lose_always(|from, to| from == server || to == server);
+        if let ServerEnd::Restart = end {
+            self.auditor.count("servers restarted");
+            if timeout(SOON, env.shutdown()).await.is_err() {
+                self.auditor.violation("a shutdown does not complete");
             }
-            tokio::time::sleep(Duration::from_secs(1)).await;
+            drop(env);
+            return self.start(server).await;
+        }
+        self.envs.borrow_mut().remove(&server);
+        let shutdown = async move { env.shutdown().await };
+        match end {
+            ServerEnd::Restart => {}
+            ServerEnd::Kill { millis } => {
+                self.auditor.count("servers killed");
+                self.simulation.reset_host(ip(server));
+                tokio::spawn(shutdown);
+                self.forget_refs_of(server);
+                tokio::time::sleep(Duration::from_millis(millis)).await;
+            }
+            ServerEnd::Crash { millis } => {
+                self.auditor.count("servers crashed");
+                self.simulation.crash(ip(server));
+                let ended = tokio::spawn(shutdown);
+                self.forget_refs_of(server);
+                tokio::time::sleep(Duration::from_millis(millis)).await;
+                drop(timeout(SOON, ended).await);
+                self.simulation.restart(ip(server));
+            }
         }
         self.start(server).await;
     }

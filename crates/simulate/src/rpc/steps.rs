@@ -1,7 +1,7 @@
 //! The steps of a play of rpc-core.
 
 use super::messages::order::Behaviour;
-use crate::play::{self, Fault, HOSTS, SERVERS, Step};
+use crate::play::{self, Fault, HOSTS, SERVERS, ServerEnd, Step};
 
 /// The endpoints that each server has.
 pub(super) const ENDPOINTS: [&str; 4] = ["serial", "concurrent", "small", "isolated"];
@@ -10,7 +10,7 @@ pub(super) const ENDPOINTS: [&str; 4] = ["serial", "concurrent", "small", "isola
 pub(crate) type HolderKey = (u8, u8, usize);
 
 #[derive(Clone, Debug)]
-pub(crate) enum Action {
+pub(crate) enum RpcAction {
     LookUp(HolderKey),
     Ask {
         holder: HolderKey,
@@ -38,24 +38,14 @@ pub(crate) enum Action {
         endpoint: usize,
     },
     Fault(Fault),
-    /// Shuts a server down, and starts another incarnation.
-    Restart {
+    EndServer {
         server: u8,
-    },
-    /// Ends a server at once, and starts another incarnation after a time.
-    Kill {
-        server: u8,
-        millis: u64,
-    },
-    /// The host of a server disappears for a time; then another incarnation starts.
-    Crash {
-        server: u8,
-        millis: u64,
+        end: ServerEnd,
     },
 }
 
 /// Returns the steps of a seed. Every fourth play has no faults.
-pub(crate) fn generate_steps(seed: u64) -> Vec<Step<Action>> {
+pub(crate) fn generate_steps(seed: u64) -> Vec<Step<RpcAction>> {
     let has_faults = !seed.is_multiple_of(4);
     play::generate(seed, |random| random_action(random, has_faults))
 }
@@ -73,12 +63,12 @@ fn random_count(random: &mut fastrand::Rng) -> usize {
     if random.u8(0..8) == 0 { random.usize(51..90) } else { random.usize(1..12) }
 }
 
-fn random_action(random: &mut fastrand::Rng, has_faults: bool) -> Action {
+fn random_action(random: &mut fastrand::Rng, has_faults: bool) -> RpcAction {
     let holder = random_holder(random);
     let server = random.u8(1..=SERVERS);
     match random.u8(0..100) {
-        0..20 => Action::LookUp(holder),
-        20..55 => Action::Ask {
+        0..20 => RpcAction::LookUp(holder),
+        20..55 => RpcAction::Ask {
             holder,
             behaviour: match random.u8(0..20) {
                 0..9 => Behaviour::Reply,
@@ -95,14 +85,12 @@ fn random_action(random: &mut fastrand::Rng, has_faults: bool) -> Action {
             cancel_after: (random.u8(0..6) == 0).then(|| random.u64(0..40)),
             payload: if random.u8(0..10) == 0 { random.usize(0..100_000) } else { 10 },
         },
-        55..68 => Action::Send { holder, count: random_count(random), payload: 20 },
-        68..75 => Action::SendWait { holder, count: random_count(random) },
-        75..80 => Action::ReplyToKept,
-        _ if !has_faults => Action::LookUp(holder),
-        80..84 => Action::Replace { server, endpoint: random.usize(0..ENDPOINTS.len()) },
-        84..95 => Action::Fault(Fault::random(random)),
-        95..97 => Action::Restart { server },
-        97..99 => Action::Kill { server, millis: random.u64(0..3_000) },
-        _ => Action::Crash { server, millis: random.u64(0..40_000) },
+        55..68 => RpcAction::Send { holder, count: random_count(random), payload: 20 },
+        68..75 => RpcAction::SendWait { holder, count: random_count(random) },
+        75..80 => RpcAction::ReplyToKept,
+        _ if !has_faults => RpcAction::LookUp(holder),
+        80..84 => RpcAction::Replace { server, endpoint: random.usize(0..ENDPOINTS.len()) },
+        84..95 => RpcAction::Fault(Fault::random(random)),
+        roll => RpcAction::EndServer { server, end: ServerEnd::of_roll(roll - 95, random) },
     }
 }
