@@ -226,17 +226,26 @@ impl TransportError {
     }
 }
 
+/// Writes all causes of `error`, each after a colon, if `f` has the form `{:#}`.
+///
+/// # Errors
+/// The error of `f`.
+pub fn write_causes(
+    error: &(dyn std::error::Error + 'static),
+    f: &mut fmt::Formatter<'_>,
+) -> fmt::Result {
+    let mut next = error.source().filter(|_| f.alternate());
+    while let Some(cause) = next {
+        write!(f, ": {cause}")?;
+        next = cause.source();
+    }
+    Ok(())
+}
+
 impl fmt::Display for TransportError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.inner.message)?;
-        if f.alternate() {
-            let mut next = self.source();
-            while let Some(cause) = next {
-                write!(f, ": {cause}")?;
-                next = cause.source();
-            }
-        }
-        Ok(())
+        write_causes(self, f)
     }
 }
 

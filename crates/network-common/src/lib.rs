@@ -156,6 +156,10 @@ pub mod sim;
 #[cfg(feature = "tls")]
 mod tls;
 
+/// Used by rpc-core and network-shuffle for the form `{:#}` of their errors.
+#[doc(hidden)]
+pub use error::write_causes;
+
 /// Used by rpc-core and network-shuffle for log lines that peers cause.
 #[doc(hidden)]
 pub use log_limit::LogLimit;

@@ -31,7 +31,7 @@ pub enum BlockError {
     /// There was no connection, the connection ended, or the peer reported a failure.
     #[non_exhaustive]
     Transport {
-        /// What the client tried to do.
+        /// The operation that the client tried.
         operation: &'static str,
         /// The peer.
         address: PeerAddress,
@@ -41,17 +41,17 @@ pub enum BlockError {
     /// The peer's answer is not one that the request has.
     #[non_exhaustive]
     UnexpectedAnswer {
-        /// What the client tried to do.
+        /// The operation that the client tried.
         operation: &'static str,
         /// The peer.
         address: PeerAddress,
-        /// What is wrong with the answer.
+        /// The reason why the answer is wrong.
         problem: String,
     },
     /// The peer did not answer within the timeout.
     #[non_exhaustive]
     Timeout {
-        /// What the client tried to do.
+        /// The operation that the client tried.
         operation: &'static str,
         /// The peer.
         address: PeerAddress,
@@ -71,7 +71,7 @@ pub enum BlockError {
     /// The blocks cannot be requested together, or not at all.
     #[non_exhaustive]
     InvalidRequest {
-        /// What is wrong with the request.
+        /// The reason why the request is wrong.
         reason: &'static str,
     },
     /// The runtime that fetched the blocks has stopped.
@@ -113,14 +113,7 @@ impl fmt::Display for BlockError {
             Self::InvalidRequest { reason } => write!(f, "invalid request of blocks: {reason}")?,
             Self::RuntimeStopped => f.write_str("the runtime that fetched the blocks stopped")?,
         }
-        if f.alternate() {
-            let mut next = self.source();
-            while let Some(cause) = next {
-                write!(f, ": {cause}")?;
-                next = cause.source();
-            }
-        }
-        Ok(())
+        network_common::write_causes(self, f)
     }
 }
 
