@@ -196,7 +196,7 @@ impl ShuffleServiceConf {
         self.max_pending_requests
     }
 
-    /// Returns `spark.shuffle.service.applicationTimeout`; `None`: applications are not forgotten.
+    /// Returns `spark.shuffle.service.applicationTimeout`; `None` keeps all applications.
     #[must_use]
     pub fn application_timeout(&self) -> Option<Duration> {
         Some(self.application_timeout).filter(|timeout| !timeout.is_zero())

@@ -11,7 +11,7 @@ use network_common::auth::{Secret, SecretKeyHolder};
 use parking_lot::{Mutex, RwLock};
 use tokio::task::AbortHandle;
 
-/// How often files are checked for changes.
+/// The interval between two checks of the files.
 ///
 /// Polling also sees the changes of mounted Kubernetes secrets, which are swapped symbolic links,
 /// and of network file systems, which report no events.
@@ -19,7 +19,7 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// The longest secret in bytes.
 const MAX_LEN: u64 = 64 << 10;
 
-/// Where the secrets are.
+/// The place of the secrets.
 #[derive(Debug, Clone)]
 pub(crate) enum SecretSource {
     /// One secret for all applications.

@@ -1,4 +1,5 @@
-//! Limits of queues: `Volume`, the limits of inboxes and credit windows, and shared limits of bytes.
+//! Limits of queues: `Volume`, the limits of inboxes and credit windows, and shared limits of
+//! bytes.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -389,8 +389,8 @@ impl TransportConf {
 
     /// Returns `spark.network.maxHeldBytes`; `None`: a quarter of the memory.
     ///
-    /// It is a setting of the process: the context that opens or accepts connections last, and whose
-    /// settings have it, decides. See [`ByteBudget`](crate::ByteBudget).
+    /// It is a setting of the process. The last context with this setting that opens or accepts
+    /// connections decides. See [`ByteBudget`](crate::ByteBudget).
     #[must_use]
     pub fn max_held_bytes(&self) -> Option<u64> {
         self.max_held_bytes

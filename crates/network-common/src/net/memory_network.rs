@@ -102,7 +102,7 @@ impl MemoryNetwork {
     /// Connects to a server of this network.
     ///
     /// # Errors
-    /// Kind `NotFound` if the host does not resolve, `ConnectionRefused` if no server listens there.
+    /// Kind `NotFound` if the host does not resolve, `ConnectionRefused` if there is no server.
     pub(crate) async fn connect(&self, address: &PeerAddress) -> io::Result<IoStream> {
         match &self.0 {
             NetworkKind::Plain(table) => table.lock().connect(resolve(address)?),

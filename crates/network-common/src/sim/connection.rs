@@ -117,7 +117,7 @@ impl Pipe {
         self.buffered = 0;
     }
 
-    /// Drops what has not arrived yet.
+    /// Drops the segments that have not arrived yet.
     pub(super) fn discard_unarrived(&mut self, now: Instant) {
         while self.segments.back().is_some_and(|segment| segment.arrival > now) {
             if let Some(Segment { content: SegmentContent::Data(bytes), .. }) =

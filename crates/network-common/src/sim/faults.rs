@@ -1,6 +1,6 @@
 //! [`FaultCounts`]: how often each kind of fault has affected a connection.
 
-/// How often each kind of fault of a simulation has affected a connection.
+/// Counts how often each kind of fault has affected a connection.
 ///
 /// A fault that is requested but affects no connection is not counted. A test that depends on a
 /// fault can therefore assert that it has occurred.

@@ -1,4 +1,4 @@
-//! How one host of a simulated network listens, resolves names and connects.
+//! [`SimHost`]: listens, resolves names and connects for one host of a simulated network.
 
 use std::collections::BTreeMap;
 use std::io;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 /// The latency and the bandwidth from one host of a simulation to another.
 ///
-/// The default is a latency of 0 to 2 ms, different for every write, and no limit of bandwidth.
+/// The default is a random latency of 0 to 2 ms for each write, and no limit of bandwidth.
 ///
 /// ```
 /// use std::time::Duration;

@@ -273,7 +273,7 @@ impl Simulation {
         self.state.lock().trace.hash()
     }
 
-    /// Keeps a line of text for every event from now on.
+    /// Keeps a line of text for each later event.
     pub fn record_timeline(&self) {
         self.state.lock().trace.record_lines();
     }

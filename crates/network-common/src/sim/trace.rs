@@ -6,7 +6,7 @@ use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-/// What happened on the network. Contains lengths but no bytes, because some bytes are random keys.
+/// An event on the network, with lengths and no bytes, because some bytes are random keys.
 #[derive(Debug, Hash)]
 pub(super) enum TraceEvent {
     Connected { id: u64, client: SocketAddr, server: SocketAddr },

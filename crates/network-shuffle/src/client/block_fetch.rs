@@ -98,7 +98,7 @@ impl Stream for BlockFetch {
         }
         let result = match &self.error {
             Some(error) => Err(error.clone()),
-            // The task sends a result or an error for every block, unless its runtime ended it.
+            // The task sends a result or an error for each block, unless its runtime ended it.
             None => {
                 ready!(self.results.poll_recv(context)).unwrap_or(Err(BlockError::RuntimeStopped))
             }

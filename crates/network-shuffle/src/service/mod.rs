@@ -189,7 +189,7 @@ impl ShuffleService {
     }
 }
 
-/// What a service did until it was closed.
+/// The report on a service that was closed.
 ///
 /// ```
 /// use network_shuffle::ShutdownReport;

@@ -133,7 +133,7 @@ pub struct RetryingAsk<M, R> {
     endpoint: RpcEndpointRef<M>,
     request: R,
     policy: RetryPolicy,
-    /// What limits the number of attempts, for the error text.
+    /// The limit of attempts in the error text.
     limit: &'static str,
     /// `None` for the environment's timeout of asks.
     attempt_timeout: Option<RpcTimeout>,

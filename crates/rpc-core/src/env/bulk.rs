@@ -11,7 +11,8 @@ impl RpcEnv {
     /// It is for bulk data beside the messages, with ports and connections of its own. `module`
     /// selects settings, such as `spark.shuffle.io.*` for `shuffle`. The secrets and certificates
     /// are those of this environment, and so are its byte budget and its
-    /// [`MemoryNetwork`](crate::MemoryNetwork), if it has one. Servers and clients of the context live on after the shutdown of the environment.
+    /// [`MemoryNetwork`](crate::MemoryNetwork), if it has one. Servers and clients of the context
+    /// live on after the shutdown of the environment.
     ///
     /// ```
     /// # use network_common::NoOpRpcHandler;

@@ -303,7 +303,7 @@ impl PeerConnection {
             NoticeOutcome::Overflow => {
                 let peer = &self.socket;
                 log_limited!(
-                    |suppressed| tracing::warn!(suppressed, %peer, "connection closed: its peer does not read what it is sent")
+                    |suppressed| tracing::warn!(suppressed, %peer, "connection closed: its peer does not read its notices")
                 );
                 self.client.close();
             }
