@@ -452,13 +452,25 @@ async fn run_seed(seed: u64) {
         },
     )
     .await;
+    // The server may accept a connection that its client has closed already. Without a server, no
+    // connection begins from here on.
+    drop(server.take());
     let count = |counter: &AtomicUsize| counter.load(Ordering::SeqCst);
-    assert_eq!(
-        count(&handler.active),
-        count(&handler.inactive),
-        "seed {seed}: every connection must end once"
-    );
-    assert_eq!(count(&handler.active), count(&handler.terminated), "seed {seed}");
+    eventually_or(
+        || {
+            format!(
+                "seed {seed}: {} connections began, {} disconnected, {} terminated",
+                count(&handler.active),
+                count(&handler.inactive),
+                count(&handler.terminated)
+            )
+        },
+        || {
+            let active = count(&handler.active);
+            (count(&handler.inactive), count(&handler.terminated)) == (active, active)
+        },
+    )
+    .await;
 }
 
 fn run_seeds(seeds: std::ops::Range<u64>, workers: usize) {
