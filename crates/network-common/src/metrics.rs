@@ -61,7 +61,7 @@ pub struct SideMetrics {
     pub(crate) copied_file_bytes: AtomicU64,
     pub(crate) direct_body_bytes: AtomicU64,
     pub(crate) held_bytes: AtomicU64,
-    pub(crate) refused_requests: AtomicU64,
+    pub(crate) refused_messages: AtomicU64,
     pub(crate) closed_for_budget: AtomicU64,
     failures: [AtomicU64; ErrorKind::ALL.len()],
 }
@@ -94,8 +94,8 @@ pub struct MetricsSnapshot {
     pub direct_body_bytes: u64,
     /// The number of bytes that the connections hold of their [`ByteBudget`](crate::ByteBudget).
     pub held_bytes: u64,
-    /// The number of requests of peers that were refused because of the budget.
-    pub refused_requests: u64,
+    /// The number of requests and responses of peers that were refused because of the budget.
+    pub refused_messages: u64,
     /// The number of connections that were closed because of the budget.
     pub closed_for_budget: u64,
     /// The number of connections and connection attempts that ended with an error, by kind.
@@ -133,7 +133,7 @@ impl SideMetrics {
             copied_file_bytes: value(&self.copied_file_bytes),
             direct_body_bytes: value(&self.direct_body_bytes),
             held_bytes: value(&self.held_bytes),
-            refused_requests: value(&self.refused_requests),
+            refused_messages: value(&self.refused_messages),
             closed_for_budget: value(&self.closed_for_budget),
             failures: ErrorKind::ALL
                 .into_iter()
@@ -161,7 +161,7 @@ impl SideMetrics {
             ("copiedFileBytes", values.copied_file_bytes),
             ("directBodyBytes", values.direct_body_bytes),
             ("heldBytes", values.held_bytes),
-            ("refusedRequests", values.refused_requests),
+            ("refusedMessages", values.refused_messages),
             ("closedForBudget", values.closed_for_budget),
         ]
         .map(|(name, value)| (format!("{}.{name}", self.prefix), value))

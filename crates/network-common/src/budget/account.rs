@@ -72,14 +72,14 @@ impl ConnectionAccount {
         Reservation { account: Arc::clone(self), is_unread: true, bytes: 0 }
     }
 
-    /// Returns a reservation of 0 bytes for an incomplete request.
+    /// Returns a reservation of 0 bytes for an incomplete message.
     pub(crate) fn incomplete(self: &Arc<Self>) -> Reservation {
         Reservation { account: Arc::clone(self), is_unread: false, bytes: 0 }
     }
 
-    /// Counts a request that was refused; `is_needed` if others hold the bytes that it needs.
+    /// Counts a message that was refused; `is_needed` if others hold the bytes that it needs.
     pub(crate) fn count_refused(&self, is_needed: bool) {
-        self.metrics.refused_requests.fetch_add(1, Ordering::Relaxed);
+        self.metrics.refused_messages.fetch_add(1, Ordering::Relaxed);
         self.budget.0.has_refused.fetch_or(is_needed, Ordering::Relaxed);
     }
 
@@ -93,7 +93,7 @@ impl ConnectionAccount {
         let (peer, held) = (self.peer, self.held());
         let cause = match unread >= STEP {
             true => format!("has left {unread} bytes unread"),
-            false => format!("has sent {held} bytes of requests that are not complete"),
+            false => format!("has sent {held} bytes of messages that are not complete"),
         };
         let since = quiet.map(|quiet| format!(" for {quiet:.1?}")).unwrap_or_default();
         let text = format!(

@@ -28,9 +28,9 @@ const MAX_RESERVE: u64 = 16 << 20;
 /// A limit of the bytes that connections hold for their peers.
 ///
 /// It counts what a peer has not read yet (responses, chunks and streams in memory, notices, texts
-/// of failures), requests that have not arrived completely, and the names in queued requests. The
-/// content of files, and the responses to requests of this side, do not count. Each connection may
-/// hold 64 KiB that are not counted.
+/// of failures), requests and responses that have not arrived completely, and the names in queued
+/// requests. The content of files, and responses that have arrived completely, do not count. Each
+/// connection may hold 64 KiB that are not counted.
 ///
 /// The connections of a process share one budget, whose limit is the setting
 /// `spark.network.maxHeldBytes`; by default, a quarter of the memory of the machine or of the
@@ -44,8 +44,9 @@ const MAX_RESERVE: u64 = 16 << 20;
 ///   [exhausted](Self::is_exhausted): requests over 64 KiB are refused with a retryable error, and
 ///   the requests of a connection are not read while its peer leaves responses unread. A request
 ///   counts one and a half times while it arrives; one that is too large for an empty budget is
-///   refused finally.
-/// * While it is exhausted, or a body waits, or a request was refused, a connection is closed if
+///   refused finally. A response over 64 KiB for which no bytes are left is skipped, and its
+///   request fails with [`ErrorKind::Limit`](crate::ErrorKind::Limit).
+/// * While it is exhausted, or a body waits, or a message was refused, a connection is closed if
 ///   the system of its peer takes or sends less than 64 KiB in 2 s: the one that holds the most
 ///   bytes for the longest time first.
 /// * Over the limit, the connection that holds the most bytes is closed at once.
@@ -70,7 +71,7 @@ pub(super) struct Budget {
     /// The number of entries of `waiting`.
     pub(super) waiting_count: AtomicUsize,
     pub(super) waiting: Mutex<WaitingBodies>,
-    /// A request was refused since the monitor checked last.
+    /// A message was refused since the monitor checked last.
     pub(super) has_refused: AtomicBool,
     /// The drivers that do not read requests while the budget is exhausted.
     pub(super) paused: Mutex<Vec<Waker>>,
@@ -91,7 +92,7 @@ pub(crate) struct ConnectionAccount {
     pub(super) key: usize,
     /// The bytes that the peer has not read.
     pub(super) unread: AtomicU64,
-    /// The bytes of requests that have not arrived completely.
+    /// The bytes of messages that have not arrived completely.
     pub(super) incomplete: AtomicU64,
     /// The number of bytes read from the socket.
     pub(crate) received_bytes: AtomicU64,

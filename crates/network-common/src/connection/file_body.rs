@@ -142,11 +142,12 @@ impl FileBody {
             self.can_sendfile = false;
         }
         let length = length.min(PIECE_BYTES) as usize;
-        let mut buffer = resources.pool.take(length);
-        self.segment.read_exact_at(&file, &mut buffer[..length], self.prepared_bytes)?;
+        let (mut buffer, start) = resources.pool.take_at_page_offset(length, position);
+        let range = start..start + length;
+        self.segment.read_exact_at(&file, &mut buffer[range.clone()], self.prepared_bytes)?;
         self.prepared_bytes += length as u64;
         resources.metrics.copied_file_bytes.fetch_add(length as u64, Ordering::Relaxed);
-        Ok(FilePiece::Memory(resources.pool.freeze(buffer, length)))
+        Ok(FilePiece::Memory(resources.pool.freeze(buffer, range)))
     }
 
     /// Fails a message whose file cannot be opened or read.

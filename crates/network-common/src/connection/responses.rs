@@ -145,8 +145,11 @@ impl ConnectionDriver {
                 Ok(())
             }
             Event::RequestSkipped { request, error } => self.on_skipped_request(request, &error),
-            Event::RequestRefused { request, length, start } => {
-                self.on_refused_request(request, length, start);
+            Event::MessageRefused { message, length, start } => {
+                match message.is_request() {
+                    true => self.on_refused_request(message, length, start),
+                    false => self.on_refused_response(message, length),
+                }
                 Ok(())
             }
             Event::BodyEnd => {
@@ -159,6 +162,33 @@ impl ConnectionDriver {
                 Ok(())
             }
         }
+    }
+
+    /// Fails the request of a response that the byte budget does not allow.
+    fn on_refused_response(&mut self, response: Message<()>, length: u64) {
+        let account = &self.shared.account;
+        let text = format!(
+            "cannot receive a response of {length} bytes from {}: {}",
+            self.shared.peer,
+            account.budget.limit_text()
+        );
+        let error = TransportError::new(ErrorKind::Limit, text).with_peer(self.shared.peer);
+        account.count_refused(length <= account.budget.max_request());
+        self.resources.budget.start_monitor();
+        let mut session = self.shared.session.lock();
+        let completed = match response {
+            Message::ChunkFetchSuccess { stream_id, chunk_index, .. } => {
+                session.requests.complete_fetch(stream_id, chunk_index, Err(error))
+            }
+            Message::RpcResponse { request_id, .. }
+            | Message::MergedBlockMetaSuccess { request_id, .. } => {
+                session.requests.complete_rpc(request_id, Err(error))
+            }
+            // Only these responses have bodies that are collected.
+            _ => Ok(None),
+        };
+        // A request that was cancelled meanwhile has no waker.
+        self.reader.wakers.extend(completed.ok().flatten());
     }
 
     /// Chooses whether the decoder collects, streams or discards a large body.

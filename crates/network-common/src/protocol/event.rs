@@ -28,16 +28,16 @@ pub enum Event {
     BodyPiece(Bytes),
     /// The streamed body is complete.
     BodyEnd,
-    /// A request that a connection does not receive, because its budget does not allow it.
+    /// A message that a connection does not receive, because its budget does not allow it.
     ///
-    /// A decoder that does not belong to a connection never returns it. The rest of the request is
+    /// A decoder that does not belong to a connection never returns it. The rest of the message is
     /// skipped.
-    RequestRefused {
-        /// The header: an RPC, a one-way message, or an upload without its meta and data.
-        request: Message<()>,
+    MessageRefused {
+        /// The header; of an upload, without its meta and data.
+        message: Message<()>,
         /// The length of the body in bytes; of an upload, that of its header.
         length: u64,
-        /// The first bytes of the body of an RPC or a one-way message; at most 4 KiB.
+        /// The first bytes of the body, at most 4 KiB; none of an upload.
         start: Bytes,
     },
     /// The header of a request that [`skip_request`](super::FrameDecoder::skip_request) skips.

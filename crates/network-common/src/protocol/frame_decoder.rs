@@ -91,7 +91,7 @@ pub struct FrameDecoder {
     is_first_frame: bool,
     /// The next request exceeds a limit and is skipped.
     pub(super) is_skipping: bool,
-    /// Counts requests in the budget of the connection.
+    /// Counts incomplete messages in the budget of the connection.
     account: Option<Arc<ConnectionAccount>>,
     /// The bytes of `partial`, if they are many.
     partial_held: Option<Reservation>,
@@ -213,7 +213,7 @@ impl FrameDecoder {
     pub fn collect_body(&mut self, expected: bool) {
         let account = self.account.clone();
         self.start_body(|message, length, pool| {
-            let held = account.filter(|_| message.is_request()).map(|account| account.incomplete());
+            let held = account.map(|account| account.incomplete());
             BodyDecoder::collect(message, length, expected, pool, held)
         });
     }

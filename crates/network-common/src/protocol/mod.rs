@@ -19,6 +19,7 @@
 
 #[cfg(feature = "merged-blocks")]
 mod bitmaps;
+mod body_buffer;
 mod body_decoder;
 mod error;
 mod event;

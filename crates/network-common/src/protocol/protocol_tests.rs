@@ -131,8 +131,7 @@ fn frame_04_every_body_buffer_returns_to_pool() {
         let mut decoder = FrameDecoder::with_pool(Arc::default(), Arc::clone(&pool), None);
         assert!(matches!(decoder.next_event(&mut &head[..]), Ok(Some(Event::BodyStart { .. }))));
         decoder.stream_body();
-        let buffer = decoder.body_buf_mut().unwrap();
-        buffer[0] = 7;
+        assert!(decoder.body_buf_mut().is_some());
         decoder.advance_body(100);
         while let Ok(Some(Event::BodyPiece(_))) = decoder.next_event(&mut &b""[..]) {}
         if !cut {
@@ -141,7 +140,36 @@ fn frame_04_every_body_buffer_returns_to_pool() {
             while !matches!(decoder.next_event(&mut input), Ok(Some(Event::BodyEnd))) {}
         }
         drop(decoder);
-        // Dropped without returning to the pool, so the next round starts with an empty pool.
-        assert_eq!(pool.take(100_000)[0], 7, "cut: {cut}: the buffer must be reused");
+        // Taken out of the pool, so that the next round starts with an empty one.
+        assert!(pool.take_idle(100_000).is_some(), "cut: {cut}: the buffer must be reused");
     }
+}
+
+#[test]
+fn frame_04_later_large_request_uses_memory_of_the_first() {
+    let pool = Arc::new(BufferPool::default());
+    let body: Vec<u8> = (0..3 << 20).map(|index| (index % 251) as u8).collect();
+    let frame = Message::RpcRequest { request_id: 1, body: Bytes::from(body.clone()) }.encode();
+    let frame = frame.unwrap();
+    let receive = || {
+        let mut decoder = FrameDecoder::with_pool(Arc::default(), Arc::clone(&pool), None);
+        for mut part in frame.chunks(10_000) {
+            match decoder.next_event(&mut part).unwrap() {
+                None => continue,
+                Some(Event::BodyStart { .. }) => decoder.collect_body(false),
+                Some(Event::Message(Message::RpcRequest { body, .. })) => return body,
+                Some(event) => panic!("{event:?}"),
+            }
+            assert_eq!(decoder.next_event(&mut part), Ok(None));
+        }
+        panic!("the request is incomplete")
+    };
+    let first = receive();
+    assert!(first == body);
+    let memory = first.as_ptr();
+    drop(first);
+    let second = receive();
+    assert!(second == body && second.as_ptr() == memory, "the memory must be reused");
+    let third = receive();
+    assert!(third == body && third.as_ptr() != memory, "the second request uses it");
 }

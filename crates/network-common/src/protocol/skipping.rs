@@ -84,7 +84,7 @@ impl FrameDecoder {
         self.state = DecoderState::SkippedMeta(discard);
         self.partial = Vec::new();
         let request = Message::UploadStream { request_id, meta: Bytes::new(), byte_count: 0 };
-        Some(Event::RequestRefused { request, length: payload, start: Bytes::new() })
+        Some(Event::MessageRefused { message: request, length: payload, start: Bytes::new() })
     }
 
     /// Returns the length of the header of a skipped request, or `None` if it cannot be skipped.

@@ -8,4 +8,5 @@ mod support;
 
 mod bodies;
 mod refused_requests;
+mod refused_responses;
 mod unread_responses;

@@ -50,7 +50,7 @@ async fn fault_m7_large_request_is_refused_by_its_id() {
     }
     assert_eq!(within(behind).await.unwrap(), (60 << 10).to_string());
     let metrics = pair.context.metrics().server().snapshot();
-    assert_eq!((metrics.refused_requests, metrics.active_requests), (2, 0), "{metrics:?}");
+    assert_eq!((metrics.refused_messages, metrics.active_requests), (2, 0), "{metrics:?}");
     assert!(pair.client.is_active());
     drop(half);
     until(|| budget.held() == 0).await;
@@ -64,7 +64,7 @@ async fn fault_m7_large_one_way_message_is_discarded() {
     let (pair, _budget, _half) = exhausted().await;
     pair.client.send(vec![1; 10 * MIB]).unwrap();
     assert_eq!(within(pair.client.send_rpc("x")).await.unwrap(), "1");
-    assert_eq!(pair.context.metrics().server().snapshot().refused_requests, 1);
+    assert_eq!(pair.context.metrics().server().snapshot().refused_messages, 1);
 }
 
 /// The meta of an upload is a part of the request; its data is received piece by piece.

@@ -135,6 +135,8 @@ fn classify_transport(error: &TransportError) -> Failure {
         | ErrorKind::FastFail
         | ErrorKind::Closed
         | ErrorKind::Timeout
+        // The budget of this process had no bytes left for the response.
+        | ErrorKind::Limit
         | ErrorKind::Io => Failure::Io,
         ErrorKind::Bootstrap if error.is_timeout() => Failure::AuthTimeout,
         // The connection was lost during the authentication.

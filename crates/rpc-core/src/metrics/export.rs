@@ -56,7 +56,7 @@ fn export_transport(env: &str, side: &'static str, transport: &MetricsSnapshot) 
     gauge!("rpc_connections", &labels).set(transport.connections as f64);
     gauge!("rpc_write_queue_bytes", &labels).set(transport.write_queue_bytes as f64);
     gauge!("rpc_held_bytes", &labels).set(transport.held_bytes as f64);
-    counter!("rpc_refused_requests_total", &labels).absolute(transport.refused_requests);
+    counter!("rpc_refused_messages_total", &labels).absolute(transport.refused_messages);
     counter!("rpc_closed_for_budget_total", &labels).absolute(transport.closed_for_budget);
     counter!("rpc_connections_total", &labels).absolute(transport.connections_total);
     counter!("rpc_received_bytes_total", &labels).absolute(transport.received_bytes);

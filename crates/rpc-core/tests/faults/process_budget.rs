@@ -63,7 +63,7 @@ async fn fault_m7_large_asks_are_rejected_and_keep_their_connection() {
         assert_eq!(reply.unwrap(), "reply", "no credit was lost");
     }
     let transport = server.snapshot().server;
-    assert_eq!((transport.connections_total, transport.refused_requests), (1, 80));
+    assert_eq!((transport.connections_total, transport.refused_messages), (1, 80));
     until(|| budget.held() == 0).await;
 }
 
