@@ -273,7 +273,7 @@ async fn ess_14_executor_removed_keeps_files_that_are_served() {
 }
 
 #[tokio::test]
-async fn ess_14_application_without_directories_is_forgotten() {
+async fn ess_14_application_without_directories_is_removed() {
     let service = start(&[("spark.shuffle.service.applicationTimeout", "100ms")]).await;
     let (executor, other) = (Executor::new(2), Executor::new(1));
     let client = connect(&service).await;

@@ -142,17 +142,17 @@ impl ShuffleService {
         self.context.metrics()
     }
 
-    /// Forgets an application that has ended (Spark's `applicationRemoved`).
+    /// Removes an application that has ended (Spark's `applicationRemoved`).
     ///
     /// With `clean_up`, its directories are deleted in the background; directories whose names do
     /// not begin with `blockmgr-` are not Spark's and stay.
     ///
     /// # Errors
     /// The change cannot be stored, and `spark.shuffle.service.db.required` is set; the application
-    /// is forgotten until the service is restarted.
+    /// is removed until the service is restarted.
     ///
     /// # Cancel safety
-    /// If the future is dropped, the application may be forgotten only until a restart.
+    /// If the future is dropped, the application may be removed only until a restart.
     pub async fn application_removed(
         &self,
         app_id: &str,

@@ -1,4 +1,4 @@
-//! Forgets applications whose directories have been deleted.
+//! Removes applications whose directories have been deleted.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use crate::registry::ExecutorRegistry;
 
-/// The number of checks in the time after which an application is forgotten.
+/// The number of checks in the time after which an application is removed.
 const CHECKS: u32 = 6;
 
-/// Forgets each application whose local directories did not exist for `timeout`.
+/// Removes each application whose local directories did not exist for `timeout`.
 ///
 /// A standalone Worker deletes the directories of an application that has ended, and no process
 /// reports the end to a service of its own. Never returns.

@@ -1,5 +1,6 @@
 //! [`Arguments`], the command line.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -25,6 +26,9 @@ pub(crate) struct Arguments {
     /// A setting under Spark's name; can be repeated, replaces the value of the file
     #[arg(long = "conf", value_name = "KEY=VALUE", value_parser = key_and_value)]
     pub(crate) settings: Vec<(String, String)>,
+    /// Serves metrics, health and the removal of applications over HTTP, without authentication
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) admin_address: Option<SocketAddr>,
     /// The time that active requests have after SIGTERM
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = time)]
     pub(crate) drain_timeout: Duration,

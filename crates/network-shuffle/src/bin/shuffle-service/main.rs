@@ -1,5 +1,6 @@
 //! The program `shuffle-service`: Spark's external shuffle service.
 
+mod admin;
 mod arguments;
 mod modes;
 mod run;

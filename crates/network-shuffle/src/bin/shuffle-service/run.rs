@@ -7,6 +7,7 @@ use network_common::{ErrorKind, TransportConf, TransportMetrics, load_settings};
 use network_shuffle::{ServiceError, ServiceMetricsSnapshot, ShuffleService, ShuffleServiceConf};
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::admin::AdminEndpoint;
 use crate::arguments::Arguments;
 use crate::modes::Modes;
 
@@ -34,12 +35,19 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<()> {
     let service = ShuffleService::start(&conf, transport, None).await.map_err(explain)?;
     println!("shuffle-service is listening on {}", service.local_addr());
     print_modes(&conf, &service, &modes);
-    let stop = loop {
-        tokio::select! {
-            _ = terminate.recv() => break "SIGTERM",
-            _ = interrupt.recv() => break "SIGINT",
-            _ = report.recv() => print_values(&service.metrics(), &service.transport_metrics()),
+    let admin = AdminEndpoint::bind(arguments.admin_address).await?;
+    if let Some(address) = admin.local_addr()? {
+        println!("administration: http://{address}/metrics");
+    }
+    let report = async {
+        while report.recv().await.is_some() {
+            print_values(&service.metrics(), &service.transport_metrics());
         }
+    };
+    let stop = tokio::select! {
+        _ = terminate.recv() => "SIGTERM",
+        _ = interrupt.recv() => "SIGINT",
+        never = async { tokio::join!(report, admin.serve(&service)).1 } => match never {},
     };
 
     let timeout = arguments.drain_timeout;
