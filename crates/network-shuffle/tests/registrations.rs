@@ -282,8 +282,7 @@ async fn ess_14_application_without_directories_is_removed() {
     // One directory is enough to keep an application.
     fs::remove_dir_all(&executor.dirs[0]).unwrap();
     fs::remove_dir_all(&other.dirs[0]).unwrap();
-    eventually("the application is forgotten", || service.metrics().registered_executors == 1)
-        .await;
+    eventually("the application is removed", || service.metrics().registered_executors == 1).await;
     let message = BlockTransferMessage::GetLocalDirsForExecutors {
         app_id: APP.to_owned(),
         exec_ids: StringList::from_iter([EXEC]),

@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::body_decoder::READ_BLOCK;
 use crate::budget::Reservation;
 use crate::buffer::BufferPool;
 
+/// The size in bytes of a socket read that does not go into the buffer of a body.
+pub(crate) const READ_BLOCK: usize = 64 << 10;
 /// The most bytes reserved for a body because of its announced length, if this side requested it.
 const PREALLOCATE_MAX: u64 = 64 << 20;
 /// The most bytes by which the length of a buffer grows at once.

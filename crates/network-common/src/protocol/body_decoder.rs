@@ -7,14 +7,12 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::body_buffer::BodyBuffer;
+use super::body_buffer::{BodyBuffer, READ_BLOCK};
 use super::event::Event;
 use super::message::Message;
 use crate::budget::Reservation;
 use crate::buffer::BufferPool;
 
-/// The size in bytes of a socket read that does not go into the buffer of a body.
-pub(crate) const READ_BLOCK: usize = 64 << 10;
 /// The missing bytes from which on the socket is read directly into the buffer of the body.
 ///
 /// Below, the additional system call costs more than the copy that it saves.

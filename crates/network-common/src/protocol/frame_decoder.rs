@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::body_decoder::{BodyDecoder, READ_BLOCK};
+use super::body_buffer::READ_BLOCK;
+use super::body_decoder::BodyDecoder;
 use super::event::Event;
 use super::message::{LENGTH_FIELD, Message, fixed_header_len, is_failure_type, is_request_type};
 use super::{MAX_FRAME_PAYLOAD, ProtocolError};

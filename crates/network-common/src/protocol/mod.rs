@@ -33,7 +33,7 @@ mod tests;
 
 #[cfg(feature = "merged-blocks")]
 pub use bitmaps::{put_bitmap, put_bitmap_array, read_bitmaps};
-pub(crate) use body_decoder::READ_BLOCK;
+pub(crate) use body_buffer::READ_BLOCK;
 pub use error::ProtocolError;
 pub use event::Event;
 pub use frame_decoder::{FrameDecoder, FrameLimits};

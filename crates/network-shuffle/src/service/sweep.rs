@@ -35,7 +35,7 @@ pub(super) async fn sweep(registry: Arc<ExecutorRegistry>, timeout: Duration) {
             missing_since.remove(&app_id);
             let (executors, stored) = registry.remove_application(&app_id).await;
             let executors = executors.len();
-            tracing::info!(app_id, executors, "forgot an application without directories");
+            tracing::info!(app_id, executors, "removed an application without directories");
             if let Err(error) = stored {
                 tracing::warn!(%error, cause = %error.source, "this is not stored");
             }
