@@ -10,6 +10,7 @@ use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use super::goals::{Bound, Verdict};
+use super::picture::label;
 use super::report::Conditions;
 use crate::build::ROOT;
 
@@ -94,11 +95,11 @@ pub(super) fn record(conditions: &Conditions, verdicts: &[Verdict]) -> Result<()
     Ok(())
 }
 
-const WIDTH: f64 = 800.0;
+const WIDTH: f64 = 900.0;
 /// The horizontal range of the lines.
-const CHART: (f64, f64) = (390.0, 640.0);
+const CHART: (f64, f64) = (490.0, 740.0);
 /// The right end of the column of the latest ratios.
-const LATEST: f64 = 715.0;
+const LATEST: f64 = 815.0;
 const ROW: f64 = 22.0;
 const HEADER: f64 = 78.0;
 /// Margins above this, or below its inverse, are drawn at the edge of the row.
@@ -142,7 +143,7 @@ fn svg(runs: &[RecordedRun]) -> String {
             let _ = writeln!(body, r#"<circle cx="{x:.1}" cy="{y:.1}" r="2.5" fill="{colour}"/>"#);
         }
         let baseline = middle + 4.0;
-        body += &text(CHART.0 - 12.0, baseline, name);
+        body += &text(CHART.0 - 12.0, baseline, &labelled(name));
         body += &text(LATEST, baseline, &short(last.ratio));
         body += &text(WIDTH, baseline, &goal(last.bound));
     }
@@ -171,6 +172,11 @@ fn svg(runs: &[RecordedRun]) -> String {
 /// Returns an SVG text that ends at `x`.
 fn text(x: f64, y: f64, content: &str) -> String {
     format!("<text x=\"{x:.0}\" y=\"{y:.1}\" text-anchor=\"end\">{content}</text>\n")
+}
+
+/// Returns the name of a ratio with labels in place of the names of programs.
+fn labelled(name: &str) -> String {
+    name.split(' ').map(label).collect::<Vec<_>>().join(" ")
 }
 
 fn goal(bound: Bound) -> String {

@@ -114,7 +114,7 @@ fn svg(title: &str, panels: &[Panel]) -> String {
 }
 
 /// Returns what a bar shows, for readers who do not know the names of the programs.
-fn label(name: &str) -> &str {
+pub(super) fn label(name: &str) -> &str {
     match name {
         "ours" => "network-common",
         "ours-ctr" => "network-common, AES-CTR",
