@@ -80,7 +80,7 @@ impl EndpointInfo {
             "cannot ask {}: {limit} asks {scope} are already pending, the limit of {setting}",
             self.address
         );
-        Err(RpcError::new(ErrorKind::Limit, text).with_peer(&self.address).retryable())
+        Err(RpcError::new(ErrorKind::Limit, text).with_peer(&self.address).mark_retryable())
     }
 
     /// Counts one pending ask less.

@@ -184,7 +184,7 @@ impl RpcHandler for EnvRpcHandler {
         connection.refuse(header.route, request.message_len());
         let mut error = RpcError::new(ErrorKind::Limit, request.to_string());
         if request.is_retryable() {
-            error = error.retryable();
+            error = error.mark_retryable();
         }
         match request.take_callback() {
             Some(callback) => callback.reply(wire::encode_rejection(&error)),

@@ -139,7 +139,12 @@ impl RpcError {
     /// ```
     #[must_use]
     pub fn retryable(self) -> Self {
-        self.into_handler_failure().change(|inner| inner.retryable = true)
+        self.into_handler_failure().mark_retryable()
+    }
+
+    /// Marks this error as retryable, whatever its kind.
+    pub(crate) fn mark_retryable(self) -> Self {
+        self.change(|inner| inner.retryable = true)
     }
 
     /// Marks this error as the result of a request of this process.
@@ -150,9 +155,20 @@ impl RpcError {
 
     /// Converts this error into the failure of a request that this process handled.
     ///
-    /// The peer and the retryable mark of a nested request do not hold for the handled request.
+    /// The peer and the retryable mark of a nested request do not hold for the handled request. The
+    /// kinds are those that [`encode_failure`](crate::wire::encode_failure) distinguishes, so that
+    /// local and remote callers get the same one.
     pub(crate) fn into_handler_failure(self) -> Self {
-        if !self.received {
+        let is_kept = match self.kind() {
+            ErrorKind::Application
+            | ErrorKind::Panic
+            | ErrorKind::NoReply
+            | ErrorKind::Stopped
+            | ErrorKind::Timeout => true,
+            ErrorKind::Limit => self.is_retryable(),
+            _ => false,
+        };
+        if is_kept && !self.received {
             return self;
         }
         // A nested timeout is a timeout for each caller in the chain.
@@ -354,6 +370,10 @@ mod tests {
         assert!(nested.is_retryable());
         assert!(!nested.clone().into_handler_failure().is_retryable());
         assert!(nested.retryable().is_retryable());
+        // The queue that was full is not that of the request.
+        let full = RpcError::new(ErrorKind::Limit, "full").mark_retryable();
+        let (_, full) = SendError::new((), full).into_parts();
+        assert!(full.is_retryable() && !full.into_handler_failure().is_retryable());
         let timeout = RpcError::new(ErrorKind::Timeout, "late");
         assert!(timeout.is_timeout() && !timeout.is_retryable());
         let shared = RpcError::application("x");

@@ -25,7 +25,7 @@ pub struct SendError<R> {
 
 impl<R> SendError<R> {
     pub(crate) fn new(message: R, error: RpcError) -> Self {
-        Self { message, error }
+        Self { message, error: error.mark_as_result() }
     }
 
     /// Returns the reason.
@@ -69,6 +69,6 @@ impl<R> StdError for SendError<R> {
 /// Drops the message, for `?`.
 impl<R> From<SendError<R>> for RpcError {
     fn from(rejected: SendError<R>) -> Self {
-        rejected.error.mark_as_result()
+        rejected.error
     }
 }

@@ -126,7 +126,7 @@ impl DownloadPool {
         let source = error.clone();
         let error =
             RpcError::from_transport(error, address).with_text(operation).with_source(source);
-        if is_retryable { error.retryable() } else { error }
+        if is_retryable { error.mark_retryable() } else { error }
     }
 }
 

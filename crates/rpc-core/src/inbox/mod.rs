@@ -192,7 +192,7 @@ impl<M> Inbox<M> {
 
     fn full_error(&self) -> RpcError {
         let text = format!("the inbox of {} is full: {}", self.address(), self.conf.limit_text());
-        RpcError::new(ErrorKind::Limit, text).with_peer(self.address()).retryable()
+        RpcError::new(ErrorKind::Limit, text).with_peer(self.address()).mark_retryable()
     }
 }
 

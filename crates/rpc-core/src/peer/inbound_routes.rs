@@ -113,5 +113,5 @@ impl InboundRoutes {
 #[cold]
 pub(super) fn budget_error(what: &str, budget: &ByteLimit) -> RpcError {
     let text = format!("no further {what} are accepted: {}", budget.limit_text());
-    RpcError::new(ErrorKind::Limit, text).retryable()
+    RpcError::new(ErrorKind::Limit, text).mark_retryable()
 }

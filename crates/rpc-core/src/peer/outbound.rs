@@ -136,7 +136,7 @@ impl OutboundRoute {
             "the queue to an endpoint at {peer} is full: its limits are {messages} messages \
              (spark.rpc.route.maxQueuedMessages) and {bytes} bytes (spark.rpc.route.maxQueuedBytes)"
         );
-        RpcError::new(ErrorKind::Limit, text).with_peer(peer).retryable()
+        RpcError::new(ErrorKind::Limit, text).with_peer(peer).mark_retryable()
     }
 
     /// Waits until the queue may have capacity again, or the peer fails all messages.

@@ -177,7 +177,7 @@ pub(crate) fn decode_failure(failure: proto::Failure) -> RpcError {
     let error = RpcError::new(kind, peer_text(&failure.message)).mark_remote();
     let mut error = error.with_payload(failure.code, failure.details);
     if failure.retryable {
-        error = error.retryable();
+        error = error.mark_retryable();
     }
     match cause {
         Some(cause) => error.with_source(cause),
@@ -206,7 +206,7 @@ mod tests {
         assert_eq!(decode_response(value, &"peer").unwrap().decode::<Text>().unwrap(), text("yes"));
 
         let cause = RpcError::application("inner").with_source(RpcError::application("innermost"));
-        let error = RpcError::new(ErrorKind::Timeout, "outer").with_source(cause).retryable();
+        let error = RpcError::new(ErrorKind::Timeout, "outer").with_source(cause).mark_retryable();
         let failure = encode_failure(&error);
         assert_eq!(
             &failure[..],

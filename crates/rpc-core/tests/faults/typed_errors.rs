@@ -3,8 +3,9 @@
 
 use prost::Message;
 use rpc_core::{
-    DecodeBuf, EncodeBuf, EndpointContext, ErrorKind, IncomingRequest, Method, RpcCallContext,
-    RpcEndpointRef, RpcEnv, RpcError, RpcMessage, RpcRequest, ThreadSafeRpcEndpoint,
+    DecodeBuf, EncodeBuf, EndpointContext, ErrorKind, IncomingRequest, Method, RpcAddress,
+    RpcCallContext, RpcConf, RpcEndpointRef, RpcEnv, RpcError, RpcMessage, RpcRequest,
+    ThreadSafeRpcEndpoint,
 };
 
 use crate::common::{Greeting, HelloMessage, bye, client, hi, server};
@@ -143,6 +144,43 @@ async fn fault_u5_code_and_details_are_equal_for_local_and_remote_callers() {
             assert_eq!((error.code(), error.is_retryable()), (Some(77), false));
             assert_eq!(error.details::<QueueFull>(), *details, "the details are kept");
         }
+    }
+}
+
+/// Fails requests with errors of this crate that the handler caused itself.
+struct Misuses;
+
+impl ThreadSafeRpcEndpoint for Misuses {
+    type Message = HelloMessage;
+    async fn receive(
+        &mut self,
+        message: HelloMessage,
+        cx: &EndpointContext<HelloMessage>,
+    ) -> Result<(), RpcError> {
+        let HelloMessage::SayHi(hi, context) = message else { return Ok(()) };
+        match &hi.msg[..] {
+            "exists" => drop(cx.env().setup_endpoint(NAME, Fails)?),
+            "address" => drop("driver:http".parse::<RpcAddress>()?),
+            "setting" => drop(RpcConf::from_settings([("spark.rpc.askTimeout", "x")])?),
+            _ => {}
+        }
+        context.reply(Greeting { text: hi.msg })
+    }
+}
+
+#[tokio::test]
+async fn fault_u5_errors_of_handlers_have_one_kind_for_local_and_remote_callers() {
+    let (server, client) = (server().await, client().await);
+    let local = server.setup_endpoint(NAME, Misuses).unwrap();
+    let remote = look_up(&client, &server).await;
+    for text in ["exists", "address", "setting"] {
+        let mut texts = Vec::new();
+        for endpoint in [&local, &remote] {
+            let error = promptly(text, endpoint.ask(hi(text))).await.unwrap_err();
+            assert_eq!((error.kind(), error.is_retryable()), (ErrorKind::Application, false));
+            texts.push(error.to_string());
+        }
+        assert_eq!(texts[0], texts[1]);
     }
 }
 
