@@ -1,7 +1,7 @@
 //! `cargo xtask generate`: the committed code of `.proto` files.
 //!
-//! Users of rpc-core compile no schema of ours, so the code of the envelope and of rpc-core's tests
-//! is committed.
+//! Users of rpc-core compile no schema of ours, so the code of the envelope, of rpc-core's tests and
+//! of the examples is committed. `cargo run --example quickstart` then needs no code generator.
 
 use std::fs;
 use std::path::Path;
@@ -12,13 +12,17 @@ use clap::Args;
 use crate::build::ROOT;
 
 /// The committed files: schema, package, and folder of the generated code.
-const SCHEMAS: [(&str, &str, &str); 5] = [
+const SCHEMAS: [(&str, &str, &str); 8] = [
     ("rpc_envelope.proto", "rpc_core.envelope", "crates/rpc-core/src/wire/generated"),
     ("hello.proto", "hello", TESTS),
     ("coverage.proto", "coverage", TESTS),
     ("random.proto", "random", TESTS),
     ("refs.proto", "refs", TESTS),
+    ("hello.proto", "hello", EXAMPLES),
+    ("heartbeat.proto", "heartbeat", EXAMPLES),
+    ("standalone.proto", "standalone", EXAMPLES),
 ];
+const EXAMPLES: &str = "crates/examples/src/generated";
 const TESTS: &str = "crates/rpc-core/tests/generated";
 const INCLUDES: [&str; 2] = ["proto", "crates/rpc-core/tests/protos"];
 

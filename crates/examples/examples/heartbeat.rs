@@ -13,11 +13,9 @@ use rpc_core::{EndpointContext, RpcAddress, RpcEnv, RpcError, ThreadSafeRpcEndpo
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use crate::heartbeat::{ExpireDeadHosts, Heartbeat, HeartbeatReceiverMessage, HeartbeatResponse};
-
-mod heartbeat {
-    rpc_core::include_proto!("heartbeat");
-}
+use examples::heartbeat::{
+    ExpireDeadHosts, Heartbeat, HeartbeatReceiverMessage, HeartbeatResponse,
+};
 
 const INTERVAL: Duration = Duration::from_millis(200);
 /// The driver removes an executor whose last heartbeat is older.

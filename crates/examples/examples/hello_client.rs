@@ -2,11 +2,7 @@
 
 use rpc_core::{RpcAddress, RpcEnv};
 
-use crate::hello::{HelloMessage, SayBye, SayHi};
-
-mod hello {
-    rpc_core::include_proto!("hello");
-}
+use examples::hello::{HelloMessage, SayBye, SayHi};
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {

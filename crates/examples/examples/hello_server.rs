@@ -5,11 +5,7 @@
 
 use rpc_core::{EndpointContext, RpcEndpoint, RpcEnv, RpcError};
 
-use crate::hello::{Greeting, HelloMessage};
-
-mod hello {
-    rpc_core::include_proto!("hello");
-}
+use examples::hello::{Greeting, HelloMessage};
 
 /// An endpoint that handles requests concurrently.
 ///

@@ -22,11 +22,7 @@ use network_common::{
 use rpc_core::{EndpointContext, RpcAddress, RpcEnv, RpcError, ThreadSafeRpcEndpoint};
 use tokio::sync::Notify;
 
-use crate::hello::{Greeting, HelloMessage, SayBye, SayHi};
-
-mod hello {
-    rpc_core::include_proto!("hello");
-}
+use examples::hello::{Greeting, HelloMessage, SayBye, SayHi};
 
 /// An endpoint that prints all calls of its methods.
 struct Hello {

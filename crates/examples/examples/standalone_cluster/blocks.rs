@@ -10,7 +10,7 @@ use network_common::{
     TransportClientFactory, TransportConf, TransportContext, TransportServer,
 };
 
-use crate::standalone::Block;
+use examples::standalone::Block;
 
 /// Serves the blocks of an executor.
 pub(crate) struct BlockServer {

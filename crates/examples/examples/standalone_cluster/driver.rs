@@ -10,12 +10,12 @@ use rpc_core::{
 use tokio::sync::mpsc;
 
 use crate::blocks::BlockFetcher;
-use crate::standalone::{
+use crate::worker::find_master;
+use examples::standalone::{
     AppClientMessage, Block, CoarseGrainedSchedulerMessage, ExecutorMessage, LaunchTask,
     MasterMessage, RegisterApplication, RegisterExecutor, RegisteredExecutor, RequestExecutors,
     ReviveOffers, StatusUpdate, StopAppClient, UnregisterApplication,
 };
-use crate::worker::find_master;
 
 /// The application counts the primes below this number.
 pub(crate) const LIMIT: u32 = 1_000_000;

@@ -7,7 +7,7 @@ use rpc_core::{
 };
 
 use crate::blocks::BlockServer;
-use crate::standalone::{
+use examples::standalone::{
     CoarseGrainedSchedulerMessage, ExecutorMessage, LaunchExecutor, LaunchTask, RegisterExecutor,
     StatusUpdate,
 };

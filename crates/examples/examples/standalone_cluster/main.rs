@@ -25,10 +25,6 @@ mod executor;
 mod master;
 mod worker;
 
-mod standalone {
-    rpc_core::include_proto!("standalone");
-}
-
 use anyhow::{Context, bail};
 use rpc_core::{RpcAddress, RpcEnv};
 

@@ -7,7 +7,7 @@ use rpc_core::{
     ThreadSafeRpcEndpoint,
 };
 
-use crate::standalone::{
+use examples::standalone::{
     AppClientMessage, ApplicationRemoved, ExecutorAdded, ExecutorState, ExecutorStateChanged,
     ExecutorUpdated, KillExecutor, LaunchExecutor, MasterMessage, RegisterApplication,
     RegisterWorker, RegisteredApplication, RegisteredWorker, WorkerMessage, WorkerRemoved,

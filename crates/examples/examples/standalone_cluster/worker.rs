@@ -11,7 +11,7 @@ use rpc_core::{
 };
 
 use crate::executor;
-use crate::standalone::{
+use examples::standalone::{
     ExecutorState, ExecutorStateChanged, KillExecutor, LaunchExecutor, MasterMessage,
     RegisterWorker, WorkerMessage,
 };
