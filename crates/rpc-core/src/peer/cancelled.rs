@@ -12,6 +12,8 @@ use crate::sync::Mutex;
 ///
 /// A peer of this crate has fewer pending requests. Beyond that the connection is closed.
 const MAX_SLOTS: usize = 1 << 20;
+/// The largest generation of a request; after it, the caller begins again at 0.
+const MAX_GENERATION: u32 = i32::MAX as u32;
 
 /// The cancelled requests of one connection, by the slot in their id.
 ///
@@ -32,6 +34,8 @@ pub(super) struct CancelledRequests {
 struct CancelState {
     /// The newest cancelled generation of each slot.
     generation_by_slot: HashMap<u32, u32>,
+    /// The generation of the latest request that was checked or cancelled.
+    latest_generation: u32,
     /// The tasks that await the cancellation of a request, by request id.
     wakers: BTreeMap<i64, Vec<Waker>>,
     is_closed: bool,
@@ -43,10 +47,22 @@ fn split_id(request_id: i64) -> (u32, u32) {
 }
 
 impl CancelState {
-    fn contains(&self, request_id: i64) -> bool {
+    fn contains(&mut self, request_id: i64) -> bool {
         let (slot, generation) = split_id(request_id);
+        self.on_generation(generation);
         let newest = self.generation_by_slot.get(&slot);
         self.is_closed || newest.is_some_and(|newest| *newest >= generation)
+    }
+
+    /// Discards the cancellations when the generations have begun again at 0.
+    ///
+    /// They do so after 2^31 requests of the connection. The cancelled requests have ended by then,
+    /// but their generations are larger than those of new requests.
+    fn on_generation(&mut self, generation: u32) {
+        if self.latest_generation.saturating_sub(generation) > MAX_GENERATION / 2 {
+            self.generation_by_slot.clear();
+        }
+        self.latest_generation = generation;
     }
 }
 
@@ -78,6 +94,7 @@ impl CancelledRequests {
         let (slot, generation) = split_id(request_id);
         let mut state = self.state.lock();
         self.is_used.store(true, Ordering::Release);
+        state.on_generation(generation);
         let newest = state.generation_by_slot.entry(slot).or_insert(generation);
         *newest = generation.max(*newest);
         let is_bounded = state.generation_by_slot.len() <= MAX_SLOTS;
@@ -105,5 +122,34 @@ impl CancelledRequests {
         let wakers = state.wakers.remove(&request_id);
         self.waker_count.store(state.wakers.len(), Ordering::Release);
         wakers.unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request_id(slot: u32, generation: u32) -> i64 {
+        i64::from(generation) << 32 | i64::from(slot)
+    }
+
+    #[test]
+    fn cancellation_covers_earlier_generations_of_its_slot_only() {
+        let cancelled = CancelledRequests::default();
+        assert!(!cancelled.contains(request_id(1, 7)));
+        assert!(cancelled.add(request_id(1, 7)));
+        assert!(cancelled.contains(request_id(1, 7)) && cancelled.contains(request_id(1, 3)));
+        assert!(!cancelled.contains(request_id(1, 8)) && !cancelled.contains(request_id(2, 7)));
+    }
+
+    #[test]
+    fn cancellation_ends_when_generations_begin_again() {
+        let cancelled = CancelledRequests::default();
+        assert!(cancelled.add(request_id(1, MAX_GENERATION - 100)));
+        // Another slot reaches the end of the generations.
+        assert!(!cancelled.contains(request_id(2, MAX_GENERATION)));
+        assert!(!cancelled.contains(request_id(1, 0)), "a new request is not cancelled");
+        assert!(cancelled.add(request_id(1, 5)));
+        assert!(cancelled.contains(request_id(1, 5)) && !cancelled.contains(request_id(1, 6)));
     }
 }
