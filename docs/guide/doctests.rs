@@ -88,6 +88,7 @@ chapters! {
     testing: "src/testing.md",
     shutdown: "src/shutdown.md",
     bulk: "src/bulk.md",
+    operations: "src/operations.md",
     jvm: "src/jvm.md",
     settings: "src/settings.md",
     troubleshooting: "src/troubleshooting.md",
