@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use base64::prelude::{BASE64_STANDARD, Engine};
 use network_common::auth::{Secret, SecretKeyHolder};
 use parking_lot::{Mutex, RwLock};
 use tokio::task::AbortHandle;
@@ -24,9 +25,9 @@ const MAX_LEN: u64 = 64 << 10;
 pub(crate) enum SecretSource {
     /// One secret for all applications.
     Text(Secret),
-    /// One secret for all applications, in this file.
+    /// One secret for all applications: the Base64 of the bytes of this file, as in Spark.
     File(PathBuf),
-    /// One file for each application, whose name is the id of the application.
+    /// The text of one file for each application, whose name is the id of the application.
     Directory(PathBuf),
 }
 
@@ -103,8 +104,8 @@ impl Secrets {
         match source {
             SecretSource::Text(_) => Ok(()),
             SecretSource::File(file) => {
-                if let Some(secret) = self.read_if_changed(file)? {
-                    *self.for_all.write() = Some(secret);
+                if let Some(bytes) = self.read_if_changed(file)? {
+                    *self.for_all.write() = Some(Secret::new(BASE64_STANDARD.encode(bytes)));
                 }
                 Ok(())
             }
@@ -122,7 +123,11 @@ impl Secrets {
             if app_id.starts_with('.') || !path.is_file() {
                 continue;
             }
-            match self.read_if_changed(&path) {
+            let read = self.read_if_changed(&path).and_then(|bytes| match bytes {
+                Some(bytes) => text_secret(&path, bytes).map(Some),
+                None => Ok(None),
+            });
+            match read {
                 Ok(Some(secret)) => {
                     tracing::info!(app_id, "read the secret of an application");
                     self.by_app.write().insert(app_id.to_owned(), secret);
@@ -141,8 +146,8 @@ impl Secrets {
         Ok(())
     }
 
-    /// Returns the secret in a file, if the file has changed since the last call.
-    fn read_if_changed(&self, path: &Path) -> io::Result<Option<Secret>> {
+    /// Returns the bytes of a file, if the file has changed since the last call.
+    fn read_if_changed(&self, path: &Path) -> io::Result<Option<Vec<u8>>> {
         use std::os::unix::fs::MetadataExt;
         let error = |error| named(path, &error);
         let metadata = fs::metadata(path).map_err(error)?;
@@ -154,17 +159,26 @@ impl Secrets {
         if self.files.lock().get(path) == Some(&version) {
             return Ok(None);
         }
-        let mut text = String::new();
+        let mut bytes = Vec::new();
         File::open(path)
-            .and_then(|file| file.take(MAX_LEN + 1).read_to_string(&mut text))
+            .and_then(|file| file.take(MAX_LEN + 1).read_to_end(&mut bytes))
             .map_err(error)?;
-        let secret = text.trim_end_matches(['\r', '\n']);
-        if secret.is_empty() || text.len() as u64 > MAX_LEN {
-            let reason = format!("a secret has 1 to {MAX_LEN} bytes, not {}", text.len());
+        if bytes.is_empty() || bytes.len() as u64 > MAX_LEN {
+            let reason = format!("a secret has 1 to {MAX_LEN} bytes, not {}", bytes.len());
             return Err(named(path, &io::Error::new(io::ErrorKind::InvalidData, reason)));
         }
         self.files.lock().insert(path.to_owned(), version);
-        Ok(Some(Secret::new(secret)))
+        Ok(Some(bytes))
+    }
+}
+
+/// Returns the text of a file without the end of its line.
+fn text_secret(path: &Path, bytes: Vec<u8>) -> io::Result<Secret> {
+    let invalid = |reason| named(path, &io::Error::new(io::ErrorKind::InvalidData, reason));
+    let text = String::from_utf8(bytes).map_err(|_| invalid("a secret is a text in UTF-8"))?;
+    match text.trim_end_matches(['\r', '\n']) {
+        "" => Err(invalid("a secret has at least 1 byte")),
+        secret => Ok(Secret::new(secret)),
     }
 }
 

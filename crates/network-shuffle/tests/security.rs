@@ -139,18 +139,19 @@ async fn ess_18_one_secret_can_serve_all_applications() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("secret");
     fs::write(&file, "shared\n").unwrap();
-    for source in [
-        ("spark.authenticate.secret", "shared"),
-        ("spark.authenticate.secret.file", path_text(&file)),
+    for (key, value, secret) in [
+        ("spark.authenticate.secret", "shared", "shared"),
+        // Spark's applications use the Base64 of all bytes of the file.
+        ("spark.authenticate.secret.file", path_text(&file), "c2hhcmVkCg=="),
     ] {
         let service = start(&[
             ("spark.authenticate", "true"),
             ("spark.network.crypto.enabled", "true"),
-            source,
+            (key, value),
         ])
         .await;
         for app_id in [APP, "app-2"] {
-            connect_as(&service, app_id, "shared").await.unwrap();
+            connect_as(&service, app_id, secret).await.unwrap();
         }
         assert!(connect_as(&service, APP, "other").await.is_err());
     }
