@@ -16,6 +16,13 @@ const MAX_IDLE: usize = 64 << 20;
 const STEP: usize = 64 << 10;
 /// Buffers are longer by this, so that a body can begin at any offset within a page.
 const PAGE: usize = 4 << 10;
+/// The lengths of the buffers for small bodies, which need no offset within a page.
+///
+/// glibc would return their memory to the kernel and request it again: a quarter of the time of a
+/// client that fetches blocks of 20 KiB.
+const SMALL: [usize; 6] = [12 << 10, 16 << 10, 24 << 10, 32 << 10, 48 << 10, 64 << 10];
+/// The most bytes of idle buffers for small bodies.
+const MAX_IDLE_SMALL: usize = 8 << 20;
 
 /// The receive buffers of one context; one returns when the last slice of its body is dropped.
 #[derive(Debug, Default)]
@@ -28,12 +35,27 @@ struct IdleBuffers {
     /// In the order in which they were returned.
     buffers: VecDeque<Vec<u8>>,
     bytes: usize,
+    /// By the index of their length.
+    small: [Vec<Vec<u8>>; SMALL.len()],
+    small_bytes: usize,
 }
 
 impl BufferPool {
     /// Takes or allocates an initialised buffer of at least `len` bytes with any content.
     pub(crate) fn take(&self, len: usize) -> Vec<u8> {
         self.take_idle(len).unwrap_or_else(|| vec![0; Self::capacity_for(len)])
+    }
+
+    /// Takes a buffer for a small body of at most 64 KiB, with any content.
+    pub(crate) fn take_small(&self, len: usize) -> Vec<u8> {
+        let Some(index) = SMALL.iter().position(|one| *one >= len) else { return self.take(len) };
+        let mut idle = self.idle.lock();
+        let Some(buffer) = idle.small[index].pop() else {
+            drop(idle);
+            return vec![0; SMALL[index]];
+        };
+        idle.small_bytes -= buffer.len();
+        buffer
     }
 
     /// Takes a buffer for `len` bytes, and returns the index of the first one.
@@ -61,8 +83,16 @@ impl BufferPool {
         len.next_multiple_of(STEP) + PAGE
     }
 
-    /// Returns a buffer to the pool; one below 64 KiB or above 64 MiB is freed.
+    /// Returns a buffer to the pool; one that is larger than 64 MiB is freed.
     pub(crate) fn recycle(&self, buffer: Vec<u8>) {
+        if let Some(index) = SMALL.iter().position(|one| *one == buffer.len()) {
+            let mut idle = self.idle.lock();
+            if idle.small_bytes + buffer.len() <= MAX_IDLE_SMALL {
+                idle.small_bytes += buffer.len();
+                idle.small[index].push(buffer);
+            }
+            return;
+        }
         if !(STEP..=MAX_IDLE + PAGE).contains(&buffer.len()) {
             return;
         }
@@ -156,5 +186,21 @@ mod tests {
             assert_eq!(address % PAGE, offset as usize % PAGE, "offset {offset}");
             pool.recycle(buffer);
         }
+    }
+
+    #[test]
+    fn small_buffers_are_reused_up_to_their_limit() {
+        let pool = BufferPool::default();
+        let buffer = pool.take_small(20 << 10);
+        assert_eq!(buffer.len(), 24 << 10);
+        let address = buffer.as_ptr();
+        pool.recycle(buffer);
+        let again = pool.take_small(17 << 10);
+        assert_eq!(again.as_ptr(), address);
+        let buffers: Vec<_> = (0..1000).map(|_| pool.take_small(20 << 10)).collect();
+        buffers.into_iter().for_each(|buffer| pool.recycle(buffer));
+        let idle = pool.idle.lock();
+        assert!(idle.small_bytes <= MAX_IDLE_SMALL && idle.bytes == 0);
+        assert_eq!(idle.small_bytes, idle.small.iter().flatten().map(Vec::len).sum());
     }
 }

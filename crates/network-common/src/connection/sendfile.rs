@@ -1,15 +1,15 @@
 //! System calls of `sendfile`: bytes go from the page cache to a socket without a copy.
 //!
-//! Linux only. On other systems `is_cached` and `read_ahead` return false, and `send` fails.
+//! Linux only. On other systems `is_cached` and `read_ahead` return false, and the others fail.
 
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
 #[cfg(target_os = "linux")]
-pub(super) use linux::{is_cached, read_ahead, send};
+pub(super) use linux::{is_cached, read_ahead, send, send_header};
 #[cfg(not(target_os = "linux"))]
-pub(super) use portable::{is_cached, read_ahead, send};
+pub(super) use portable::{is_cached, read_ahead, send, send_header};
 
 use crate::buffer::FileSegment;
 
@@ -39,6 +39,7 @@ mod linux {
 
     use rustix::fs::sendfile;
     use rustix::io::{Errno, ReadWriteFlags, preadv2, retry_on_intr};
+    use rustix::net::SendFlags;
     use tokio::io::Interest;
     use tokio::net::TcpStream;
 
@@ -108,30 +109,49 @@ mod linux {
         })
     }
 
+    /// Sends bytes of the header in front of a region; returns their number.
+    ///
+    /// The kernel puts them into one segment with the region, and wakes the receiver once.
+    pub(in super::super) fn send_header(
+        socket: &TcpStream,
+        header: &[u8],
+        context: &mut Context<'_>,
+    ) -> Poll<io::Result<usize>> {
+        let flags = SendFlags::MORE | SendFlags::NOSIGNAL;
+        poll_write_with(socket, context, || rustix::net::send(socket, header, flags))
+    }
+
+    /// Calls `write` when the socket is writable, until it does not fail with `EAGAIN`.
+    fn poll_write_with(
+        socket: &TcpStream,
+        context: &mut Context<'_>,
+        mut write: impl FnMut() -> Result<usize, Errno>,
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(socket.poll_write_ready(context))?;
+            let written = socket.try_io(Interest::WRITABLE, || Ok(retry_on_intr(&mut write)?));
+            match written {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                written => return Poll::Ready(written),
+            }
+        }
+    }
+
     /// Sends the next bytes of a region in one system call; returns their number.
     pub(in super::super) fn send(
         socket: &TcpStream,
         region: &mut FileRegion,
         context: &mut Context<'_>,
     ) -> Poll<io::Result<usize>> {
-        loop {
-            ready!(socket.poll_write_ready(context))?;
-            let count = region.remaining.min(MAX_SENDFILE) as usize;
-            let sent = socket.try_io(Interest::WRITABLE, || {
-                Ok(retry_on_intr(|| {
-                    sendfile(socket.as_fd(), &region.file, Some(&mut region.position), count)
-                })?)
-            });
-            match sent {
-                Ok(0) => return Poll::Ready(Err(region.truncated_error())),
-                Ok(count) => {
-                    region.remaining -= count as u64;
-                    return Poll::Ready(Ok(count));
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Poll::Ready(Err(error)),
-            }
+        let count = region.remaining.min(MAX_SENDFILE) as usize;
+        let sent = ready!(poll_write_with(socket, context, || {
+            sendfile(socket.as_fd(), &region.file, Some(&mut region.position), count)
+        }))?;
+        if sent == 0 {
+            return Poll::Ready(Err(region.truncated_error()));
         }
+        region.remaining -= sent as u64;
+        Poll::Ready(Ok(sent))
     }
 
     /// Returns the null sink, `/dev/null`.
@@ -161,6 +181,14 @@ mod portable {
 
     pub(in super::super) fn read_ahead(_: &File, _: u64, _: u64) -> io::Result<bool> {
         Ok(false)
+    }
+
+    pub(in super::super) fn send_header(
+        _: &TcpStream,
+        _: &[u8],
+        _: &mut Context<'_>,
+    ) -> Poll<io::Result<usize>> {
+        Poll::Ready(Err(io::ErrorKind::Unsupported.into()))
     }
 
     pub(in super::super) fn send(

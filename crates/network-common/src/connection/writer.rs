@@ -185,6 +185,14 @@ impl Writer {
     }
 
     fn poll_batch(&mut self, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let socket = self.io.as_ref().and_then(WriteHalf::socket);
+        if let Some(socket) = socket.filter(|_| self.region.is_some()) {
+            // The batch is the header of the region.
+            let header =
+                self.batch.contiguous(self.batch_written, self.batch.len() - self.batch_written);
+            let count = ready!(sendfile::send_header(socket, &header, context))?;
+            return Poll::Ready(self.count_sent(count));
+        }
         let mut slices = [IoSlice::new(&[]); MAX_SLICES];
         let filled = self.batch.slices(self.batch_written, &mut slices);
         let io = self.io.as_mut().ok_or(io::ErrorKind::NotConnected)?;

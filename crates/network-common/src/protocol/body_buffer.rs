@@ -9,10 +9,14 @@ use crate::buffer::BufferPool;
 
 /// The size in bytes of a socket read that does not go into the buffer of a body.
 pub(crate) const READ_BLOCK: usize = 64 << 10;
+/// The length of a body that is received without growing.
+const LARGEST_SMALL: u64 = READ_BLOCK as u64;
 /// The most bytes reserved for a body because of its announced length, if this side requested it.
 const PREALLOCATE_MAX: u64 = 64 << 20;
 /// The most bytes by which the length of a buffer grows at once.
 const GROWTH: usize = 1 << 20;
+/// The length in bytes from which on a body is received into a buffer of the pool.
+const MIN_POOLED: usize = 8 << 10;
 /// The length in bytes from which on the buffer of a request comes from the pool and returns there.
 const MIN_POOLED_REQUEST: usize = 256 << 10;
 
@@ -38,7 +42,7 @@ impl BodyBuffer {
     pub(super) fn for_response(length: u64, pool: Arc<BufferPool>) -> Self {
         let mut buffer = Self::empty(pool);
         match length.min(PREALLOCATE_MAX) as usize {
-            small @ ..READ_BLOCK => buffer.memory = vec![0; small],
+            small @ ..=READ_BLOCK => buffer.allocate_small(small),
             large => buffer.allocate(large, 0),
         }
         buffer
@@ -47,8 +51,16 @@ impl BodyBuffer {
     /// Returns a buffer for a request of `length` bytes, which grows as they arrive.
     pub(super) fn for_request(length: u64, pool: Arc<BufferPool>) -> Self {
         let mut buffer = Self::empty(pool);
-        buffer.memory = vec![0; length.min(READ_BLOCK as u64) as usize];
+        match length {
+            small @ ..=LARGEST_SMALL => buffer.allocate_small(small as usize),
+            _ => buffer.memory = vec![0; READ_BLOCK],
+        }
         buffer
+    }
+
+    fn allocate_small(&mut self, len: usize) {
+        self.is_pooled = len >= MIN_POOLED;
+        self.memory = if self.is_pooled { self.pool.take_small(len) } else { vec![0; len] };
     }
 
     /// Provides memory for `len` bytes, which begin at `offset` in the body.
