@@ -136,9 +136,11 @@ impl RecvCredit {
         let share = |limit: u64| limit / (routes + 1);
         if blocked_by & BLOCKED_BY_MESSAGES != 0 {
             self.messages.widen(free.messages, share(limits.inbox.messages));
+            self.messages.shrink_to(free.messages, limits.initial.messages);
         }
         if blocked_by & BLOCKED_BY_BYTES != 0 {
             self.bytes.widen(free.bytes, share(limits.inbox.bytes));
+            self.bytes.shrink_to(free.bytes, limits.initial.bytes);
         }
         self.grant()
     }
@@ -190,6 +192,13 @@ impl CreditWindow {
         } else if free == 0 {
             self.window = initial.max(self.window / 2);
         }
+        self.shrink_to(free, initial);
+    }
+
+    /// Shrinks the window so that the next grant is within `free`, but not below `initial`.
+    fn shrink_to(&mut self, free: u64, initial: u64) {
+        let held = self.granted.saturating_sub(self.handled);
+        self.window = self.window.min(held.saturating_add(free)).max(initial);
     }
 
     /// Doubles the window up to `share`, for a sender that waited for credit.

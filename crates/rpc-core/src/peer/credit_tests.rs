@@ -96,6 +96,49 @@ proptest! {
     }
 }
 
+/// One sender has half of the inbox before the others begin.
+#[test]
+fn fault_c14_windows_stay_within_limit_when_more_senders_begin() {
+    const LIMIT: u64 = 4096;
+    let limits = CreditLimits::new(Volume::new(LIMIT, u64::MAX / 4));
+    // The granted and the unhandled messages.
+    let total = |all: &[RecvCredit]| -> u64 {
+        all.iter().map(|one| one.messages.granted - one.messages.handled).sum()
+    };
+    let free = |all: &[RecvCredit]| Volume::new(LIMIT.saturating_sub(total(all)), u64::MAX / 8);
+    for senders in 2..7_usize {
+        let mut all: Vec<_> = (0..senders).map(|_| RecvCredit::new()).collect();
+        for one in &mut all {
+            one.restart(Some(&limits));
+        }
+        let bound = LIMIT + senders as u64 * limits.initial.messages;
+        let alone = std::iter::repeat_n((0, 1), 12);
+        let rounds = alone.chain((0..40).map(|round| (round % senders, senders as u64)));
+        for (number, (sender, routes)) in rounds.enumerate() {
+            let available = free(&all);
+            all[sender].on_sender_blocked(BLOCKED_BY_MESSAGES, available, &limits, routes);
+            // Sometimes less than half of a window is sent, and not granted again yet.
+            let sent = all[sender].outstanding().messages * (1 + number as u64 % 5) / 5;
+            (0..sent).for_each(|_| all[sender].on_received(1));
+            for _ in 0..sent {
+                let mut available = free(&all);
+                available.messages += 1;
+                let done = Volume::message(1);
+                all[sender].on_handled(done, || Some((available, &limits)));
+            }
+        }
+        // All senders wait for credit at the same time.
+        for sender in 0..senders {
+            let available = free(&all);
+            let routes = senders as u64;
+            all[sender].on_sender_blocked(BLOCKED_BY_MESSAGES, available, &limits, routes);
+            assert!(total(&all) <= bound, "{senders} senders: {} of {LIMIT}", total(&all));
+        }
+        let least = all.iter().map(|one| one.messages.window).min();
+        assert!(least >= Some(LIMIT / 16), "{senders} senders: a window of {least:?}");
+    }
+}
+
 /// A peer opens a route, sends a message and closes the route in a loop.
 #[test]
 fn peer_that_returns_credit_in_loop_gains_none() {

@@ -59,8 +59,10 @@ impl PeerConnection {
         };
         let is_covered = route.credit.has_outstanding();
         let live_target = target.as_ref().ok().map(|target| &**target);
+        let mut granting = None;
         let granted = route.change_credit(live_target, |credit| {
             let granted = live_target.filter(|_| header.blocked_by != 0).and_then(|target| {
+                granting = Some(target.routes().granting.lock());
                 let routes = target.routes().count();
                 let (free, limits) = (free_capacity(target), target.credit_limits());
                 credit.on_sender_blocked(header.blocked_by, free, limits, routes)
@@ -68,6 +70,7 @@ impl PeerConnection {
             credit.on_received(bytes);
             granted
         });
+        drop(granting);
         let key = RouteKey { number: header.route, epoch: route.epoch };
         self.send_credit(key.number, granted);
         drop(inbound);
@@ -166,8 +169,14 @@ impl PeerConnection {
         let Some(route) = inbound.find(key) else { return };
         let target = route.target();
         let target = target.as_deref();
-        let free = || target.map(|target| (free_capacity(target), target.credit_limits()));
+        let mut granting = None;
+        let free = || {
+            let target = target?;
+            granting = Some(target.routes().granting.lock());
+            Some((free_capacity(target), target.credit_limits()))
+        };
         let granted = route.change_credit(target, |credit| credit.on_handled(done, free));
+        drop(granting);
         self.send_credit(key.number, granted);
         // Unlocks before `target` is dropped, because it may be the last reference to an inbox.
         drop(inbound);
