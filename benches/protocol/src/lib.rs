@@ -203,6 +203,54 @@ pub struct TransportSample {
     pub cpu_seconds: f64,
 }
 
+/// One step of the comparison of external shuffle services.
+///
+/// `benches/shuffle` and the Java program `ShuffleBench` receive it on stdin, as one line of flat
+/// JSON, and answer with one line, a [`Sample`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(clippy::exhaustive_structs, reason = "both sides are built from one tree")]
+pub struct ShuffleJob {
+    /// The work of this step.
+    pub step: ShuffleStep,
+    /// The length of each block. It is also the id of the shuffle.
+    pub bytes: usize,
+    /// The number of maps of the shuffle, each of which has one data file.
+    pub maps: usize,
+    /// The number of reducers, each of which reads one block of every map.
+    pub reducers: usize,
+    /// The number of executors, or of connections, that the step creates.
+    pub population: usize,
+    /// The duration of reads in milliseconds.
+    ///
+    /// A reducer ends with the last block of a shuffle, so 0 reads the shuffle once.
+    pub millis: u64,
+}
+
+/// The work of a [`ShuffleJob`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[allow(clippy::exhaustive_enums, reason = "both sides are built from one tree")]
+pub enum ShuffleStep {
+    /// Writes the files of a shuffle.
+    Write,
+    /// Registers the executor of all shuffles, and repeats this until the service accepts it.
+    Register,
+    /// Reads the shuffle with all reducers at the same time, over one connection for each.
+    ///
+    /// An operation is a block.
+    Read,
+    /// Fetches single blocks one after the other. Each has a stream of its own.
+    ///
+    /// The sample has the latency of the fetches.
+    Fetch,
+    /// Creates the local directories of `population` executors.
+    CreateExecutors,
+    /// Registers these executors.
+    RegisterExecutors,
+    /// Opens `population` connections and fetches a block over each. They stay open.
+    Connect,
+}
+
 /// Points of a latency histogram, in microseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[allow(clippy::exhaustive_structs, reason = "both sides are built from one tree")]

@@ -105,9 +105,10 @@ pub(crate) fn contender(name: &str) -> Contender {
     found.unwrap_or_else(|| unreachable!("there is no contender {name}"))
 }
 
-/// The built programs.
+/// The built programs. The default has none.
+#[derive(Default)]
 pub(crate) struct Programs {
-    own: PathBuf,
+    own: Option<PathBuf>,
     peers: Option<PathBuf>,
     remote_actors: Option<PathBuf>,
     spark: Option<JavaPeer>,
@@ -116,7 +117,7 @@ pub(crate) struct Programs {
 impl Programs {
     /// Builds our program, the peers if `peers` is set, and the bench of a Spark release.
     pub(crate) fn build(peers: bool, release: Option<Release>) -> Result<Self> {
-        let own = build::bench_program("contender")?;
+        let own = Some(build::bench_program("contender")?);
         let peer = |place, name| peers.then(|| build::program(place, name, &[])).transpose();
         let remote_actors = peer("benches/peers/remote-actors", "remote-actors")?;
         let peers = peer("benches/peers", "peers")?;
@@ -133,7 +134,7 @@ impl Programs {
     /// Returns whether the program of this contender was built.
     pub(crate) fn has(&self, contender: Contender) -> bool {
         match contender.program {
-            Program::Own => true,
+            Program::Own => self.own.is_some(),
             Program::Peers => self.peers.is_some(),
             Program::RemoteActors => self.remote_actors.is_some(),
             Program::Spark => self.spark.is_some(),
@@ -156,13 +157,13 @@ impl Programs {
     }
 
     fn command(&self, contender: Contender) -> Result<Command> {
-        let peer = |built: &Option<PathBuf>| {
-            built.as_ref().map(Command::new).context("the peers are not built")
+        let built = |program: &Option<PathBuf>| {
+            program.as_ref().map(Command::new).context("the program is not built")
         };
         Ok(match contender.program {
-            Program::Own => Command::new(&self.own),
-            Program::Peers => peer(&self.peers)?,
-            Program::RemoteActors => peer(&self.remote_actors)?,
+            Program::Own => built(&self.own)?,
+            Program::Peers => built(&self.peers)?,
+            Program::RemoteActors => built(&self.remote_actors)?,
             Program::Spark => {
                 self.spark.as_ref().context("the bench of Spark is not built")?.command()
             }

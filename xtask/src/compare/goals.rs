@@ -269,6 +269,17 @@ fn goals() -> Vec<Goal> {
         beside("R1", ours, "rate-tonic", P999, &bounds);
     }
 
+    for measurement in ["shuffle-4m", "shuffle-200k", "shuffle-20k"] {
+        beside("S4", "ours", measurement, Cpu, &[("spark", AtMost(0.25))]);
+    }
+    beside("S5", "ours", "shuffle-population", Peak, &[("spark", AtMost(0.1))]);
+    for measurement in ["shuffle-20k", "shuffle-20k-16"] {
+        beside("S6", "ours", measurement, Rate, &[("spark", AtLeast(3.0))]);
+    }
+    beside("S7", "ours", "shuffle-beside", P99, &[("spark", AtMost(0.33))]);
+    beside("S8", "ours", "client-20k", Rate, &[("spark", AtLeast(2.0))]);
+    beside("S8", "ours", "client-4m", Rate, &[("spark", AtLeast(1.3))]);
+
     for measurement in ["secured-file", "secured-memory"] {
         for (id, ours, cipher) in [
             ("C1", "ours-ctr", "cipher-ctr"),
@@ -302,6 +313,8 @@ fn goals() -> Vec<Goal> {
     between("B5", ours("to-file", Peak), Some(ours("file-4-short", Peak)), AtMost(1.1));
     between("B6", ours("beside", P99), Some(ours("beside", Each)), AtMost(1.5));
     between("B6", ours("apart", P99), Some(ours("alone", P99)), AtMost(3.0));
+    between("S5", ours("shuffle-population", Peak), None, AtMost(120e6));
+    between("S8", ours("client-4m", Peak), Some(ours("client-4m-short", Peak)), AtMost(1.1));
     for contender in ["server", "client"] {
         between("S1", what(contender, "bytes-per-connection", Value), None, AtMost(3072.0));
     }

@@ -15,6 +15,7 @@ mod plan;
 mod rate;
 mod report;
 mod scale;
+mod shuffle;
 mod transport;
 
 use std::collections::BTreeMap;
@@ -37,9 +38,9 @@ use crate::interop::release::Release;
 /// The text of `cargo xtask compare --help` below the options.
 pub(crate) const HELP: &str = "\
 Builds benches and benches/peers in release mode, and downloads Spark with all its jars into the
-cache of `cargo xtask interop`. The groups bulk, secure, beside and transport use a network
-namespace whose loopback has the congestion control cubic, if `unshare -n` is allowed. System calls
-are counted if strace is installed.
+cache of `cargo xtask interop`. The groups bulk, secure, beside, transport and shuffle use
+a network namespace whose loopback has the congestion control cubic, if `unshare -n` is allowed.
+System calls are counted if strace is installed.
 Writes compare.json and SVG charts into the output directory.
 Figures of different runs are not comparable; use the ratios within one run.";
 
@@ -49,7 +50,7 @@ pub(crate) struct CompareOptions {
     /// Run only these groups
     #[arg(long, value_delimiter = ',')]
     only: Vec<GroupName>,
-    /// Number of runs; bulk, secure, beside and transport have two more
+    /// Number of runs; bulk, secure, beside, transport and shuffle have two more
     #[arg(long, default_value_t = 3)]
     runs: usize,
     /// Duration of each job that has no fixed number of operations
@@ -99,15 +100,20 @@ pub(crate) struct ScaleOptions {
 pub(crate) fn run(options: &CompareOptions) -> Result<bool> {
     let release = (!options.no_spark).then_some(options.release);
     let wanted = |group| options.only.is_empty() || options.only.contains(&group);
-    // The transport group has its own files and programs.
-    let is_transport_only = options.only == [GroupName::Transport];
+    // These groups have their own files and programs.
+    let is_separate = |group| matches!(group, GroupName::Transport | GroupName::Shuffle);
+    let only_separate = !options.only.is_empty() && options.only.iter().copied().all(is_separate);
     let file_size = match options.quick {
-        _ if is_transport_only => 0,
+        _ if only_separate => 0,
         true => 64 << 20,
         false => 1 << 30,
     };
     let bench = Bench {
-        programs: Programs::build(!is_transport_only && !options.no_peers, release)?,
+        programs: if only_separate {
+            Programs::default()
+        } else {
+            Programs::build(!options.no_peers, release)?
+        },
         places: Places::new(),
         files: Files::new(file_size)?,
         runs: if options.quick { 1 } else { options.runs },
@@ -122,6 +128,9 @@ pub(crate) fn run(options: &CompareOptions) -> Result<bool> {
             GroupName::Scale => scale::measure(&bench, &mut results)?,
             GroupName::Rate => rate::measure(&bench, &mut results)?,
             GroupName::Transport => transport::measure(&bench, release, &mut results)?,
+            GroupName::Shuffle => {
+                shuffle::measure(&bench, release, &options.output, &mut results)?;
+            }
             _ => {}
         }
         for place in [Place::Pinned, Place::Free, Place::Cubic] {
@@ -164,6 +173,7 @@ fn finish(
     report::print(&conditions, measurements, results);
     rate::print(results);
     transport::print(results);
+    shuffle::print(results);
     report::print_goals(&verdicts);
     fs::create_dir_all(output).with_context(|| output.display().to_string())?;
     report::write_json(&output.join("compare.json"), &conditions, results, &verdicts)?;

@@ -25,9 +25,9 @@ const JOB_TIMEOUT: Duration = Duration::from_secs(180);
 pub(crate) struct Measured {
     #[serde(flatten)]
     pub(crate) sample: Sample,
-    /// CPU seconds of both processes together.
+    /// CPU seconds of both processes together; in the group shuffle, of the measured process.
     pub(crate) cpu_seconds: f64,
-    /// The sum of the peak resident memory of both processes, in bytes.
+    /// The sum of the peak resident memory of these processes, in bytes.
     pub(crate) peak_bytes: u64,
     /// Resident memory of the server after the job in bytes; 0 if there is no server.
     pub(crate) server_bytes: u64,
@@ -151,15 +151,25 @@ where
     J: Serialize + Debug,
     S: DeserializeOwned,
 {
-    process.write_line(&serde_json::to_string(job)?)?;
+    send_job(process, job)?;
+    read_sample(process).with_context(|| format!("{job:?}"))
+}
+
+/// Begins `job` in a process.
+pub(super) fn send_job<J: Serialize>(process: &mut Process, job: &J) -> Result<()> {
+    process.write_line(&serde_json::to_string(job)?)
+}
+
+/// Returns the sample of the job that a process has begun.
+pub(super) fn read_sample<S: DeserializeOwned>(process: &Process) -> Result<S> {
     let line = process.read_line(Instant::now() + JOB_TIMEOUT)?;
-    ensure!(line.is_some(), "{job:?} failed:\n{}", process.stderr().join("\n"));
+    ensure!(line.is_some(), "the job failed:\n{}", process.stderr().join("\n"));
     let line = line.unwrap_or_default();
     serde_json::from_str(&line).with_context(|| format!("not a sample: {line}"))
 }
 
 /// Returns the user and system time of a process in seconds.
-fn cpu_seconds(id: u32) -> Result<f64> {
+pub(super) fn cpu_seconds(id: u32) -> Result<f64> {
     /// The clock ticks per second in /proc, the same on all Linux systems.
     const TICKS: f64 = 100.0;
     let stat = fs::read_to_string(format!("/proc/{id}/stat"))?;

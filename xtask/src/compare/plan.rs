@@ -28,6 +28,8 @@ pub(crate) enum GroupName {
     Rate,
     /// Spark's own transport benchmark (N1).
     Transport,
+    /// External shuffle services and block clients (S4 to S8).
+    Shuffle,
 }
 
 /// A job and the contenders that run it.
@@ -63,7 +65,7 @@ const MEMORY: &[&str] = &["ours", "chunks", "hyper", "flight"];
 const SECURED: &[&str] =
     &["ours", "ours-ctr", "ours-gcm", "ours-tls", "cipher-ctr", "cipher-gcm", "cipher-tls"];
 
-/// Returns the measurements of all groups except `Scale`, `Rate` and `Transport`.
+/// Returns the measurements of all groups except `Scale`, `Rate`, `Transport` and `Shuffle`.
 pub(crate) fn measurements() -> Vec<Measurement> {
     use GroupName::{Ask, Beside, Bulk, Echo, Latency, Local, Secure};
     use Place::{Cubic, Free, Pinned};

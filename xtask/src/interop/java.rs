@@ -47,7 +47,9 @@ const SUITES: &[&str] = &[
     "-Dio.netty.noUnsafe=false",
 ];
 
-/// JVM options of Spark's driver (`JavaModuleOptions`); executors get theirs from Spark.
+/// JVM options of Spark's driver and daemons (`JavaModuleOptions`, `SPARK_DAEMON_MEMORY`).
+///
+/// Executors get theirs from Spark.
 const DRIVER: &[&str] = &[
     "-Xmx1g",
     "-XX:+IgnoreUnrecognizedVMOptions",
@@ -129,6 +131,28 @@ impl Jdk {
     pub(crate) fn suites(&self, cache: &Cache, release: Release, jars: &Path) -> Result<JavaPeer> {
         let bench = self.bench(cache, release, jars)?;
         Ok(JavaPeer { main: "TransportSuites", options: SUITES, ..bench })
+    }
+
+    /// Returns Spark's external shuffle service, with the logging of the bench.
+    pub(crate) fn shuffle_service(
+        &self,
+        cache: &Cache,
+        release: Release,
+        jars: &Path,
+    ) -> Result<JavaPeer> {
+        let bench = self.bench(cache, release, jars)?;
+        let main = "org.apache.spark.deploy.ExternalShuffleService";
+        Ok(JavaPeer { main, options: DRIVER, ..bench })
+    }
+
+    /// Returns Spark's block client, which is a part of the bench.
+    pub(crate) fn shuffle_client(
+        &self,
+        cache: &Cache,
+        release: Release,
+        jars: &Path,
+    ) -> Result<JavaPeer> {
+        Ok(JavaPeer { main: "ShuffleBench", ..self.bench(cache, release, jars)? })
     }
 
     /// Returns the class path of `sources`, compiled into the cache directory `name`-`hash`.
