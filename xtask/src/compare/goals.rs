@@ -48,6 +48,23 @@ impl Results {
     ) -> Option<f64> {
         median(self.values(&Quantity { measurement, contender, metric }))
     }
+
+    /// Returns the median over the runs of the first contender's value divided by the second's.
+    pub(crate) fn ratio(
+        &self,
+        measurement: &'static str,
+        contenders: [&'static str; 2],
+        metric: Metric,
+    ) -> Option<f64> {
+        let of = |contender| Quantity { measurement, contender, metric };
+        self.ratio_of(&of(contenders[0]), &of(contenders[1]))
+    }
+
+    /// Returns the median ratio within a run, because a disturbance affects both contenders.
+    fn ratio_of(&self, one: &Quantity, other: &Quantity) -> Option<f64> {
+        let (one, other) = (self.values(one), self.values(other));
+        median(one.iter().zip(&other).map(|(one, other)| one / other).collect())
+    }
 }
 
 /// A number that is computed from a sample.
@@ -167,17 +184,14 @@ pub(crate) fn judge(results: &Results) -> Vec<Verdict> {
 }
 
 fn verdict(goal: &Goal, results: &Results) -> Option<Verdict> {
-    let mine = results.values(&goal.ours);
-    let ours = median(mine.clone())?;
+    let ours = median(results.values(&goal.ours))?;
     let limits = goal.against.iter().map(|what| Some((what, median(results.values(what))?)));
     let limits = limits.collect::<Option<Vec<_>>>()?;
     let (ratio, against) = match limits.into_iter().min_by(|one, other| one.1.total_cmp(&other.1)) {
         None => (ours, None),
         Some((what, limit)) => {
-            let theirs = results.values(what);
-            // The ratio within a run, because a disturbance affects both contenders.
-            let ratios = mine.iter().zip(&theirs).map(|(mine, theirs)| mine / theirs).collect();
-            (median(ratios)?, Some((what.contender, what.measurement, limit)))
+            let ratio = results.ratio_of(&goal.ours, what)?;
+            (ratio, Some((what.contender, what.measurement, limit)))
         }
     };
     let Quantity { measurement, contender, metric } = goal.ours;

@@ -119,6 +119,7 @@ pub(crate) fn run(options: &CompareOptions) -> Result<bool> {
         runs: if options.quick { 1 } else { options.runs },
         millis: if options.quick { 100 } else { options.millis },
         quick: options.quick,
+        release,
     };
     let mut results = Results::default();
     let measurements = measurements();
@@ -127,10 +128,8 @@ pub(crate) fn run(options: &CompareOptions) -> Result<bool> {
         match group {
             GroupName::Scale => scale::measure(&bench, &mut results)?,
             GroupName::Rate => rate::measure(&bench, &mut results)?,
-            GroupName::Transport => transport::measure(&bench, release, &mut results)?,
-            GroupName::Shuffle => {
-                shuffle::measure(&bench, release, &options.output, &mut results)?;
-            }
+            GroupName::Transport => transport::measure(&bench, &mut results)?,
+            GroupName::Shuffle => shuffle::measure(&bench, &options.output, &mut results)?,
             _ => {}
         }
         for place in [Place::Pinned, Place::Free, Place::Cubic] {
@@ -152,6 +151,7 @@ pub(crate) fn scale(options: &ScaleOptions) -> Result<bool> {
         runs: if options.quick { 1 } else { options.runs },
         millis: if options.quick { 100 } else { 2000 },
         quick: options.quick,
+        release: None,
     };
     let mut results = Results::default();
     scale::measure(&bench, &mut results)?;
@@ -178,6 +178,7 @@ fn finish(
     fs::create_dir_all(output).with_context(|| output.display().to_string())?;
     report::write_json(&output.join("compare.json"), &conditions, results, &verdicts)?;
     picture::draw(output, measurements, results)?;
+    shuffle::draw(output, bench.release, results)?;
     println!("\nwritten to {}", output.display());
     if is_recorded {
         history::record(&conditions, &verdicts)?;
@@ -193,6 +194,8 @@ struct Bench {
     runs: usize,
     millis: u64,
     quick: bool,
+    /// The release of Spark, if it is measured.
+    release: Option<Release>,
 }
 
 impl Bench {

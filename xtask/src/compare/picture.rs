@@ -52,21 +52,31 @@ pub(crate) fn draw(
     Ok(())
 }
 
-struct Panel {
-    title: &'static str,
-    bars: Vec<(&'static str, f64)>,
+/// Bars of one quantity.
+pub(super) struct Panel {
+    pub(super) title: String,
+    pub(super) bars: Vec<Bar>,
+}
+
+/// The value of one contender.
+pub(super) struct Bar {
+    pub(super) label: String,
+    pub(super) side: Side,
+    pub(super) value: f64,
 }
 
 fn panel(measurement: &Measurement, results: &Results) -> Option<Panel> {
     let scale = bytes(measurement).map_or(1e-3, |bytes| bytes / 1e9);
     let bar = |name: &&'static str| {
-        Some((*name, results.median(measurement.id, name, Metric::Rate)? * scale))
+        let value = results.median(measurement.id, name, Metric::Rate)? * scale;
+        Some(Bar { label: label(name).to_owned(), side: contender(name).side, value })
     };
     let bars: Vec<_> = measurement.contenders.iter().filter_map(bar).collect();
-    (!bars.is_empty()).then_some(Panel { title: measurement.title, bars })
+    (!bars.is_empty()).then_some(Panel { title: measurement.title.to_owned(), bars })
 }
 
-fn svg(title: &str, panels: &[Panel]) -> String {
+/// Returns a picture with a scale of its own for each panel.
+pub(super) fn svg(title: &str, panels: &[Panel]) -> String {
     let mut body = String::new();
     let mut y = 30.0;
     // Writing to a string cannot fail.
@@ -78,25 +88,24 @@ fn svg(title: &str, panels: &[Panel]) -> String {
             y - 6.0,
             panel.title
         );
-        let longest = panel.bars.iter().map(|bar| bar.1).fold(f64::MIN_POSITIVE, f64::max);
-        for (name, value) in &panel.bars {
+        let longest = panel.bars.iter().map(|bar| bar.value).fold(f64::MIN_POSITIVE, f64::max);
+        for Bar { label, side, value } in &panel.bars {
             let width = (value / longest * (WIDTH - LABELS - VALUES)).max(1.0);
             let (text, end) = (y + LINE - 5.0, LABELS + width + 6.0);
-            let colour = match contender(name).side {
+            let colour = match side {
                 Side::Ours => "#1f77b4",
                 Side::Limit => "#999999",
                 Side::Peer => "#e6994d",
             };
             let _ = writeln!(
                 body,
-                "<text x=\"{:.0}\" y=\"{text:.0}\" text-anchor=\"end\">{}</text>\
+                "<text x=\"{:.0}\" y=\"{text:.0}\" text-anchor=\"end\">{label}</text>\
                  <rect x=\"{LABELS}\" y=\"{y:.0}\" width=\"{width:.1}\" height=\"{:.0}\" \
                  fill=\"{colour}\"/>\
                  <text x=\"{end:.0}\" y=\"{text:.0}\">{value:.*}</text>",
                 LABELS - 6.0,
-                label(name),
                 LINE - 4.0,
-                if *value < 100.0 { 1 } else { 0 },
+                digits(*value),
             );
             y += LINE;
         }
@@ -111,6 +120,15 @@ fn svg(title: &str, panels: &[Panel]) -> String {
 {body}</svg>
 "##
     )
+}
+
+/// Returns the number of digits behind the point.
+fn digits(value: f64) -> usize {
+    match value {
+        value if value >= 100.0 => 0,
+        value if value >= 10.0 => 1,
+        _ => 2,
+    }
 }
 
 /// Returns what a bar shows, for readers who do not know the names of the programs.

@@ -3,6 +3,7 @@
 //! Both services serve the same files to the same load, `benches/shuffle`. They run until the last
 //! row is done and take turns.
 
+mod bars;
 mod rows;
 mod services;
 mod table;
@@ -17,9 +18,9 @@ use tempfile::TempDir;
 use super::Bench;
 use super::goals::Results;
 use super::pair::{self, Measured};
-use crate::interop::release::Release;
 use crate::process::Process;
 
+pub(crate) use bars::draw;
 use rows::{Blocks, CLIENT_ROWS, LARGE, MEDIUM, READ_ROWS, SMALL};
 use services::{ServiceSetup, ShufflePrograms};
 pub(crate) use table::print;
@@ -35,13 +36,8 @@ const EXECUTORS: usize = 50_000;
 const CONNECTIONS: usize = 5000;
 
 /// Measures all rows. The shuffle files are in a temporary directory below `output`.
-pub(super) fn measure(
-    bench: &Bench,
-    release: Option<Release>,
-    output: &Path,
-    results: &mut Results,
-) -> Result<()> {
-    let programs = ShufflePrograms::build(release)?;
+pub(super) fn measure(bench: &Bench, output: &Path, results: &mut Results) -> Result<()> {
+    let programs = ShufflePrograms::build(bench.release)?;
     std::fs::create_dir_all(output)?;
     let directory = tempfile::Builder::new().prefix("shuffle-").tempdir_in(output)?;
     let executors = directory.path().canonicalize()?;

@@ -24,12 +24,12 @@ const fn line(
 }
 
 /// Converts blocks of this many KiB per second to GB/s.
-const fn gigabytes(kib: f64) -> f64 {
+pub(super) const fn gigabytes(kib: f64) -> f64 {
     kib * 1024.0 / 1e9
 }
 
 /// Converts microseconds per block of this many KiB to seconds per GB.
-const fn per_gigabyte(kib: f64) -> f64 {
+pub(super) const fn per_gigabyte(kib: f64) -> f64 {
     1e-6 / gigabytes(kib)
 }
 
@@ -89,7 +89,7 @@ fn print_table(title: &str, lines: &[Line], results: &Results) {
         }
         let spark = median(SPARK);
         let cell = |value: Option<f64>| value.map_or(String::new(), short);
-        let ratio = cell(spark.map(|spark| ours / spark));
+        let ratio = cell(results.ratio(id, [OURS, SPARK], *metric));
         println!("| {row} | {unit} | {} | {} | {ratio} |", short(ours), cell(spark));
     }
 }

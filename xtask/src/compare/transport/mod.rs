@@ -21,7 +21,6 @@ use super::place::Place;
 use crate::build;
 use crate::interop::cache::Cache;
 use crate::interop::java::Jdk;
-use crate::interop::release::Release;
 use crate::interop::spark;
 use crate::process::Process;
 
@@ -45,7 +44,7 @@ const EXIT_TIMEOUT: Duration = Duration::from_secs(20);
 const QUICK: usize = 20;
 
 /// Measures the time and the CPU time of each repetition of all rows.
-pub(super) fn measure(bench: &Bench, spark: Option<Release>, results: &mut Results) -> Result<()> {
+pub(super) fn measure(bench: &Bench, results: &mut Results) -> Result<()> {
     let rows = rows();
     let share = if bench.quick { QUICK } else { 1 };
     let files = tempfile::tempdir()?;
@@ -54,7 +53,7 @@ pub(super) fn measure(bench: &Bench, spark: Option<Release>, results: &mut Resul
         // Synced now, so that the disk is idle while chunks are read from the page cache.
         write_file(&path, FILE).and_then(|()| File::open(&path)?.sync_all())?;
     }
-    let mut contenders = start(bench, spark, files.path())?;
+    let mut contenders = start(bench, files.path())?;
     let repetitions = if bench.quick { 1 } else { bench.runs + 2 };
     for row in rows {
         let job = TransportJob { calls: row.job.calls / share, ..row.job };
@@ -85,7 +84,7 @@ pub(super) fn measure(bench: &Bench, spark: Option<Release>, results: &mut Resul
 type Contender = (&'static str, Process);
 
 /// Starts a process for each contender.
-fn start(bench: &Bench, release: Option<Release>, files: &Path) -> Result<Vec<Contender>> {
+fn start(bench: &Bench, files: &Path) -> Result<Vec<Contender>> {
     let program = build::bench_program("transport")?;
     let mut commands = Vec::new();
     let forms = [("tasks", TASKS, RAW_TASKS), ("threads", THREADS, RAW_THREADS)];
@@ -96,7 +95,7 @@ fn start(bench: &Bench, release: Option<Release>, files: &Path) -> Result<Vec<Co
         command.arg(argument);
         commands.push((name, command));
     }
-    if let Some(release) = release {
+    if let Some(release) = bench.release {
         let (jdk, cache) = (Jdk::find()?, Cache::open()?);
         let jars = spark::every_jar(&cache, release)?;
         commands.push((SPARK, jdk.suites(&cache, release, &jars)?.command()));
