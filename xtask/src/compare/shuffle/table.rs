@@ -4,7 +4,7 @@ use super::super::goals::{Metric, Results};
 use super::{OURS, SPARK};
 
 /// A line of the table: a metric of a measurement, and its unit.
-struct Line {
+struct TableLine {
     id: &'static str,
     title: &'static str,
     metric: Metric,
@@ -19,8 +19,8 @@ const fn line(
     metric: Metric,
     unit: &'static str,
     factor: f64,
-) -> Line {
-    Line { id, title, metric, unit, factor }
+) -> TableLine {
+    TableLine { id, title, metric, unit, factor }
 }
 
 /// Converts blocks of this many KiB per second to GB/s.
@@ -33,7 +33,7 @@ pub(super) const fn per_gigabyte(kib: f64) -> f64 {
     1e-6 / gigabytes(kib)
 }
 
-const SERVICES: [Line; 18] = {
+const SERVICES: [TableLine; 18] = {
     use Metric::{Cpu, Each, P50, P99, Peak, Rate};
     [
         line("shuffle-4m", "4 MiB, 1 reducer", Rate, "GB/s", gigabytes(4096.0)),
@@ -57,7 +57,7 @@ const SERVICES: [Line; 18] = {
     ]
 };
 
-const CLIENTS: [Line; 6] = {
+const CLIENTS: [TableLine; 6] = {
     use Metric::{Cpu, Peak, Rate};
     [
         line("client-4m", "4 MiB", Rate, "GB/s", gigabytes(4096.0)),
@@ -79,9 +79,9 @@ pub(crate) fn print(results: &Results) {
     );
 }
 
-fn print_table(title: &str, lines: &[Line], results: &Results) {
+fn print_table(title: &str, lines: &[TableLine], results: &Results) {
     let mut title = Some(title);
-    for Line { id, title: row, metric, unit, factor } in lines {
+    for TableLine { id, title: row, metric, unit, factor } in lines {
         let median = |name| results.median(id, name, *metric).map(|value| value * factor);
         let Some(ours) = median(OURS) else { continue };
         if let Some(title) = title.take() {
