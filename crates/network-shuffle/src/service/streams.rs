@@ -1,6 +1,7 @@
 //! [`BlockStreams`]: the open streams, which belong to their connections.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
@@ -153,9 +154,14 @@ impl BlockStreams {
         stream.next_index += 1;
         let executor = Arc::clone(&stream.executor);
         let block = stream.blocks.next();
-        if stream.blocks.left() == 0 {
-            let streams = table.streams.get_mut(&connection);
-            let removed = streams.and_then(|streams| streams.remove(&stream_id));
+        if stream.blocks.left() == 0
+            && let Entry::Occupied(mut streams) = table.streams.entry(connection)
+        {
+            let removed = streams.get_mut().remove(&stream_id);
+            // A connection without open streams occupies no memory here.
+            if streams.get().is_empty() {
+                streams.remove();
+            }
             removed.iter().for_each(|stream| self.release(&mut table, stream));
         }
         let end =
