@@ -252,8 +252,9 @@ fn documented_settings(table: &str) -> Vec<(String, String)> {
 #[cfg(all(feature = "auth", feature = "tls"))]
 #[test]
 fn every_documented_setting_is_read() {
-    let (with_effect, _) =
-        TransportConf::SETTINGS.split_once("**Without effect in this crate**").expect("the last table");
+    let (with_effect, _) = TransportConf::SETTINGS
+        .split_once("**Without effect in this crate**")
+        .expect("the last table");
     let mut tested = 0;
     for (key, value) in documented_settings(with_effect) {
         let has_no_values = ["path", "text"].contains(&&*value) || key.ends_with("openSslEnabled");
