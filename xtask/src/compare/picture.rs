@@ -142,7 +142,7 @@ pub(super) fn label(name: &str) -> &str {
         "ping-pong" => "plain tokio, one at a time",
         "batched" => "plain tokio, batched by hand",
         "smallest" => "smallest RPC client on tokio",
-        "yielding" => "the same, yields before writing",
+        "yielding" => "smallest client, yields first",
         "chunks" => "plain system calls",
         "channel" => "tokio mpsc and oneshot",
         "flight" => "arrow-flight",
