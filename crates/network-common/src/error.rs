@@ -66,7 +66,9 @@ pub enum ErrorKind {
     ChunkFetchFailure,
     /// The peer could not serve a stream; the text is the peer's.
     StreamFailure,
-    /// A limit of this side would be exceeded: a request was not sent, or a connection was closed.
+    /// A limit of this side would be exceeded.
+    ///
+    /// A request was not sent, a response was not received, or a connection was closed.
     Limit,
     /// A fetch of the same chunk is pending on this connection; nothing was sent.
     AlreadyPending,
@@ -188,7 +190,7 @@ impl TransportError {
     /// | [`Connect`](ErrorKind::Connect), [`ConnectTimeout`](ErrorKind::ConnectTimeout), [`FastFail`](ErrorKind::FastFail) | yes: there was no connection to send over |
     /// | [`Bootstrap`](ErrorKind::Bootstrap) | if the connection was cut or timed out meanwhile |
     /// | [`AlreadyPending`](ErrorKind::AlreadyPending) | yes, when the first fetch has ended |
-    /// | [`Limit`](ErrorKind::Limit) | if the write queue was full; not if the request is too large |
+    /// | [`Limit`](ErrorKind::Limit) | if the write queue was full; not if the request is too large, or the response was not received |
     /// | [`Remote`](ErrorKind::Remote) | if the peer's [`ByteBudget`](crate::ByteBudget) did not allow the request for now |
     /// | [`Closed`](ErrorKind::Closed), [`Timeout`](ErrorKind::Timeout), [`Io`](ErrorKind::Io), [`Protocol`](ErrorKind::Protocol) | if the connection ended before the request was made; not if the request was pending |
     /// | others | no |

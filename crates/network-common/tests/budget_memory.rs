@@ -38,7 +38,7 @@ fn return_freed_memory() {
     const M_TRIM_THRESHOLD: i32 = -1;
     const M_MMAP_THRESHOLD: i32 = -3;
     for parameter in [M_TRIM_THRESHOLD, M_MMAP_THRESHOLD] {
-        // SAFETY: no other thread of this test allocates yet.
+        // SAFETY: the threads of the runtime do not exist yet.
         let is_set = unsafe { mallopt(parameter, 128 << 10) };
         assert_eq!(is_set, 1);
     }
@@ -228,9 +228,11 @@ async fn run(demand: Demand, limit: u64) -> String {
     text
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn fault_m7_memory_stays_within_budget_while_peers_do_not_read() {
+#[test]
+fn fault_m7_memory_stays_within_budget_while_peers_do_not_read() {
     return_freed_memory();
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = runtime.worker_threads(2).enable_all().build().unwrap();
     let demands = [
         Demand::Streams,
         Demand::LateStreams,
@@ -244,7 +246,7 @@ async fn fault_m7_memory_stays_within_budget_while_peers_do_not_read() {
     ];
     for limit in [128 * MIB, 256 * MIB] {
         for demand in demands {
-            println!("{}", run(demand, limit).await);
+            println!("{}", runtime.block_on(run(demand, limit)));
         }
     }
 }

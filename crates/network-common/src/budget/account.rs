@@ -165,6 +165,11 @@ impl Reservation {
         budget.held().saturating_add(bytes) <= budget.usual_limit()
     }
 
+    /// Returns whether an empty budget allows `bytes`.
+    pub(crate) fn may_ever_hold(&self, bytes: u64) -> bool {
+        bytes <= self.account.budget.usual_limit()
+    }
+
     /// Changes the number of bytes if the budget allows a larger one.
     pub(crate) fn try_grow(&mut self, bytes: u64) -> bool {
         let fits = self.account.budget.try_add(bytes.saturating_sub(self.bytes));

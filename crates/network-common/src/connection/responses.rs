@@ -173,7 +173,11 @@ impl ConnectionDriver {
             account.budget.limit_text()
         );
         let error = TransportError::new(ErrorKind::Limit, text).with_peer(self.shared.peer);
-        account.count_refused(length <= account.budget.max_request());
+        let max = match response {
+            Message::ChunkFetchSuccess { .. } => account.budget.usual_limit(),
+            _ => account.budget.max_request(),
+        };
+        account.count_refused(length <= max);
         self.resources.budget.start_monitor();
         let mut session = self.shared.session.lock();
         let completed = match response {

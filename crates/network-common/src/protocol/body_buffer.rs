@@ -30,26 +30,48 @@ pub(super) struct BodyBuffer {
     pool: Arc<BufferPool>,
     /// Is true if the memory comes from the pool and returns there.
     is_pooled: bool,
+    /// Is true if the memory was allocated for the announced length.
+    is_preallocated: bool,
 }
 
 impl BodyBuffer {
     /// Returns a buffer without memory.
     pub(super) fn empty(pool: Arc<BufferPool>) -> Self {
-        Self { memory: Vec::new(), start: 0, filled: 0, pool, is_pooled: false }
+        Self {
+            memory: Vec::new(),
+            start: 0,
+            filled: 0,
+            pool,
+            is_pooled: false,
+            is_preallocated: false,
+        }
     }
 
-    /// Returns a buffer for a body of `length` bytes that this side requested.
-    pub(super) fn for_response(length: u64, pool: Arc<BufferPool>) -> Self {
+    /// Returns a buffer with the memory for a body of `length` bytes, at most 64 MiB of it.
+    ///
+    /// Returns `None` if the budget of `held` does not allow that memory, or ever the whole body.
+    pub(super) fn preallocated(
+        length: u64,
+        pool: Arc<BufferPool>,
+        held: &mut Option<Reservation>,
+    ) -> Option<Self> {
+        if let Some(held) = held
+            && length > READ_BLOCK as u64
+            && !(held.may_ever_hold(length) && held.try_grow(length.min(PREALLOCATE_MAX)))
+        {
+            return None;
+        }
         let mut buffer = Self::empty(pool);
+        buffer.is_preallocated = true;
         match length.min(PREALLOCATE_MAX) as usize {
             small @ ..=READ_BLOCK => buffer.allocate_small(small),
             large => buffer.allocate(large, 0),
         }
-        buffer
+        Some(buffer)
     }
 
-    /// Returns a buffer for a request of `length` bytes, which grows as they arrive.
-    pub(super) fn for_request(length: u64, pool: Arc<BufferPool>) -> Self {
+    /// Returns a buffer for a body of `length` bytes, which grows as they arrive.
+    pub(super) fn growing(length: u64, pool: Arc<BufferPool>) -> Self {
         let mut buffer = Self::empty(pool);
         match length {
             small @ ..=LARGEST_SMALL => buffer.allocate_small(small as usize),
@@ -98,7 +120,7 @@ impl BodyBuffer {
 
     /// Extends a full buffer for `missing` more bytes, if the budget of `held` allows it.
     ///
-    /// When a buffer grows first, the whole request must fit, but only the growth is reserved.
+    /// When a buffer grows first, the whole body must fit, but only the growth is reserved.
     pub(super) fn try_extend(&mut self, missing: u64, held: &mut Option<Reservation>) -> bool {
         if self.start + self.filled < self.memory.len() {
             return true;
@@ -106,18 +128,21 @@ impl BodyBuffer {
         let missing = usize::try_from(missing).unwrap_or(usize::MAX / 2);
         let total = self.filled + missing;
         if self.filled <= READ_BLOCK {
-            if held.as_ref().is_some_and(|held| !held.would_fit(held_for(total))) {
+            let needed = self.held_for(total);
+            if held.as_ref().is_some_and(|held| !held.would_fit(needed)) {
                 return false;
             }
             if total >= MIN_POOLED_REQUEST
                 && let Some(idle) = self.pool.take_idle(total)
+                && self.move_to(idle, needed, held)
             {
-                return self.move_to(idle, held);
+                return true;
             }
         }
         let capacity = self.extended_capacity(total);
         let len = capacity.min(self.memory.len() + GROWTH);
-        if held.as_mut().is_some_and(|held| !held.try_grow(held_for(len))) {
+        let needed = self.held_for(len.min(total));
+        if held.as_mut().is_some_and(|held| !held.try_grow(needed)) {
             return false;
         }
         self.memory.reserve_exact(capacity - self.memory.len());
@@ -125,9 +150,19 @@ impl BodyBuffer {
         true
     }
 
-    /// Moves the received bytes to idle memory of the pool, which has enough for the whole request.
-    fn move_to(&mut self, mut idle: Vec<u8>, held: &mut Option<Reservation>) -> bool {
-        if held.as_mut().is_some_and(|held| !held.try_grow(idle.len() as u64)) {
+    /// Returns the bytes that a body of `len` bytes holds.
+    ///
+    /// Of a growing buffer, smaller ones that it had may stay with the allocator.
+    fn held_for(&self, len: usize) -> u64 {
+        let len = len as u64;
+        if self.is_preallocated { len } else { len + len / 2 }
+    }
+
+    /// Moves the received bytes to idle memory of the pool, which has enough for the whole body.
+    ///
+    /// Returns false if the budget does not allow `needed` bytes.
+    fn move_to(&mut self, mut idle: Vec<u8>, needed: u64, held: &mut Option<Reservation>) -> bool {
+        if held.as_mut().is_some_and(|held| !held.try_grow(needed)) {
             self.pool.recycle(idle);
             return false;
         }
@@ -183,9 +218,4 @@ impl Drop for BodyBuffer {
             self.pool.recycle(std::mem::take(&mut self.memory));
         }
     }
-}
-
-/// Returns the memory of a growing buffer: smaller ones that it had may stay with the allocator.
-fn held_for(length: usize) -> u64 {
-    length as u64 + length as u64 / 2
 }

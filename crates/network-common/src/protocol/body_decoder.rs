@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::body_buffer::{BodyBuffer, READ_BLOCK};
+use super::body_buffer::BodyBuffer;
 use super::event::Event;
 use super::message::Message;
 use crate::budget::Reservation;
@@ -17,7 +17,7 @@ use crate::buffer::BufferPool;
 ///
 /// Below, the additional system call costs more than the copy that it saves.
 const DIRECT_MIN: u64 = 32 << 10;
-/// The most bytes of a refused request that are kept.
+/// The most bytes of a refused message that are kept.
 const MAX_REFUSED_START: usize = 4 << 10;
 /// The largest piece of a streamed body in bytes.
 const PIECE: u64 = 256 << 10;
@@ -30,7 +30,7 @@ pub(super) struct BodyDecoder {
     missing: u64,
     buffer: BodyBuffer,
     mode: BodyMode,
-    /// Counts the buffer of a request in the budget, beyond the first 64 KiB.
+    /// Counts the buffer of a collected body in the budget, beyond the first 64 KiB.
     held: Option<Reservation>,
 }
 
@@ -49,7 +49,7 @@ enum BodyMode {
 impl BodyDecoder {
     /// Returns a decoder that collects the whole body.
     ///
-    /// If `expected` is true, memory for the announced length is provided and reserved at once.
+    /// If `expected` is true, memory for the announced length is allocated at once.
     pub(super) fn collect(
         message: Message<()>,
         length: u64,
@@ -57,16 +57,13 @@ impl BodyDecoder {
         pool: Arc<BufferPool>,
         mut held: Option<Reservation>,
     ) -> Self {
-        if expected
-            && length > READ_BLOCK as u64
-            && held.as_mut().is_some_and(|held| !held.try_grow(length))
-        {
+        let buffer = match expected {
+            true => BodyBuffer::preallocated(length, Arc::clone(&pool), &mut held),
+            false => Some(BodyBuffer::growing(length, Arc::clone(&pool))),
+        };
+        let Some(buffer) = buffer else {
             let mode = BodyMode::Refused(Some(message), Bytes::new());
             return Self::without_message(length, mode, pool);
-        }
-        let buffer = match expected {
-            true => BodyBuffer::for_response(length, pool),
-            false => BodyBuffer::for_request(length, pool),
         };
         Self { length, missing: length, buffer, mode: BodyMode::Collect(Some(message)), held }
     }
@@ -173,7 +170,7 @@ impl BodyDecoder {
         }
     }
 
-    /// Skips the rest of a request, and frees its buffer.
+    /// Skips the rest of a message, and frees its buffer.
     fn refuse(&mut self) {
         let BodyMode::Collect(message) = &mut self.mode else { return };
         let received = self.buffer.received();

@@ -40,8 +40,7 @@ const MAX_FAILURE: usize = 2 * MAX_STREAM_ID;
 pub struct FrameLimits {
     /// The longest request payload in bytes.
     ///
-    /// Responses are not limited: this side requested them, and their buffers grow with the bytes
-    /// that arrive.
+    /// Responses have no limit of their own: this side requested them.
     pub max_request: u64,
     /// The name of the setting of `max_request`, for the error text.
     pub max_request_setting: String,
@@ -128,7 +127,7 @@ impl FrameDecoder {
         Self::with_pool(Arc::new(limits), Arc::default(), None)
     }
 
-    /// Requests of a connection with an account are refused if its budget does not allow them.
+    /// Messages of a connection with an account are refused if its budget does not allow them.
     pub(crate) fn with_pool(
         limits: Arc<FrameLimits>,
         pool: Arc<BufferPool>,
@@ -207,8 +206,8 @@ impl FrameDecoder {
 
     /// Collects the body announced by [`Event::BodyStart`] into one [`Event::Message`].
     ///
-    /// If this side requested the body, `expected` is true, and a buffer of the announced length,
-    /// at most 64 MiB, is reserved for it. The bodies of
+    /// If `expected` is true, a buffer of the announced length, at most 64 MiB, is allocated for it.
+    /// Connections do so for chunks, whose length the program has chosen. The bodies of
     /// [`StreamResponse`](Message::StreamResponse) and [`UploadStream`](Message::UploadStream) are
     /// not part of a message: they must be streamed or discarded.
     pub fn collect_body(&mut self, expected: bool) {

@@ -48,6 +48,30 @@ async fn fault_m7_response_over_budget_fails_its_request_alone() {
     until(|| budget.held() == 0).await;
 }
 
+/// Beyond 64 MiB the memory of a chunk grows as it arrives, and counts once.
+#[tokio::test]
+async fn fault_m7_chunk_over_64_mib_arrives_if_it_fits() {
+    let (pair, budget) = pair(120 * MIB).await;
+    let body = within(pair.client.fetch_chunk(1, 100 * MIB as i32)).await.unwrap();
+    assert!(body == pattern(100 * MIB, 2));
+    drop(body);
+    assert_refused(&within(pair.client.fetch_chunk(1, 110 * MIB as i32)).await.unwrap_err());
+    until(|| budget.held() == 0).await;
+}
+
+/// Idle memory that is much larger than a message does not count for it.
+#[tokio::test]
+async fn fault_m7_large_idle_buffer_does_not_refuse_a_message_that_fits() {
+    let (pair, budget) = pair(64 * MIB).await;
+    let chunk = within(pair.client.fetch_chunk(1, 48 * MIB as i32)).await.unwrap();
+    drop(chunk);
+    for _ in 0..3 {
+        let reply = within(pair.client.send_rpc((20 * MIB).to_string())).await.unwrap();
+        assert!(reply == pattern(20 * MIB, 1));
+    }
+    until(|| budget.held() == 0).await;
+}
+
 /// A server announces a chunk of 2 GiB, and sends only its start.
 #[tokio::test]
 async fn fault_m7_hostile_chunk_length_reserves_no_memory() {

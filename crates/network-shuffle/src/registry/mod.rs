@@ -93,14 +93,13 @@ impl ExecutorRegistry {
         })
     }
 
-    /// Removes an application; returns its executors, and whether the removal was stored.
-    pub(crate) async fn remove_application(
+    /// Removes an application; returns its executors, and a future that stores the removal.
+    pub(crate) fn remove_application(
         &self,
         app_id: &str,
-    ) -> (Vec<Arc<RegisteredExecutor>>, Result<(), Arc<StoreError>>) {
+    ) -> (Vec<Arc<RegisteredExecutor>>, impl Future<Output = Result<(), Arc<StoreError>>>) {
         let executors = self.table.remove_application(app_id);
-        let stored = self.store(Change::RemoveApplication { app_id: app_id.to_owned() }).await;
-        (executors, stored)
+        (executors, self.store(Change::RemoveApplication { app_id: app_id.to_owned() }))
     }
 
     /// Stores a change; fails only if the store is required.

@@ -158,11 +158,11 @@ impl ShuffleService {
         app_id: &str,
         clean_up: bool,
     ) -> Result<(), ServiceError> {
-        let (executors, stored) = self.registry.remove_application(app_id).await;
+        let (executors, stored) = self.registry.remove_application(app_id);
         if clean_up {
             executors.into_iter().for_each(|one| self.cleaner.clean(one, KeptFiles::None));
         }
-        Ok(stored?)
+        Ok(stored.await?)
     }
 
     /// Deletes the files of an ended executor that the service does not serve.

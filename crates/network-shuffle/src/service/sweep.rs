@@ -33,7 +33,8 @@ pub(super) async fn sweep(registry: Arc<ExecutorRegistry>, timeout: Duration) {
                 continue;
             }
             missing_since.remove(&app_id);
-            let (executors, stored) = registry.remove_application(&app_id).await;
+            let (executors, stored) = registry.remove_application(&app_id);
+            let stored = stored.await;
             let executors = executors.len();
             tracing::info!(app_id, executors, "removed an application without directories");
             if let Err(error) = stored {

@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
 
 use crate::running_program::{Program, command, error_of, settings, value};
 use crate::support::*;
@@ -19,10 +20,13 @@ fn start(dir: &std::path::Path) -> (Program, SocketAddr) {
 /// Sends a request; returns the status and the body of the response.
 fn request(address: SocketAddr, method_and_path: &str) -> (u16, String) {
     let mut socket = TcpStream::connect(address).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
     write!(socket, "{method_and_path} HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
     let mut response = String::new();
     socket.read_to_string(&mut response).unwrap();
     let (head, body) = response.split_once("\r\n\r\n").unwrap();
+    // Prometheus rejects a response without it.
+    assert!(head.contains("content-type: text/plain; version=0.0.4"), "{head}");
     (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
 }
 
@@ -60,7 +64,13 @@ async fn ess_21_malformed_admin_requests_do_not_end_the_service() {
     // More connections than are served at the same time, which send nothing and end.
     let silent: Vec<_> = (0..20).map(|_| TcpStream::connect(address).unwrap()).collect();
     drop(silent);
-    for text in ["GET /other", "DELETE /applications/", "POST /metrics", "DELETE /metrics"] {
+    for text in [
+        "GET /other",
+        "DELETE /applications/",
+        "DELETE /applications//executors/1",
+        "POST /metrics",
+        "DELETE /metrics",
+    ] {
         let (status, help) = request(address, text);
         assert_eq!(status, 404, "{text}");
         assert!(help.contains("GET /metrics"), "{help}");

@@ -34,8 +34,8 @@ pub(super) struct CancelledRequests {
 struct CancelState {
     /// The newest cancelled generation of each slot.
     generation_by_slot: HashMap<u32, u32>,
-    /// The generation of the latest request that was checked or cancelled.
-    latest_generation: u32,
+    /// The newest generation of all requests that were checked or cancelled.
+    newest_generation: Option<u32>,
     /// The tasks that await the cancellation of a request, by request id.
     wakers: BTreeMap<i64, Vec<Waker>>,
     is_closed: bool,
@@ -59,10 +59,15 @@ impl CancelState {
     /// They do so after 2^31 requests of the connection. The cancelled requests have ended by then,
     /// but their generations are larger than those of new requests.
     fn on_generation(&mut self, generation: u32) {
-        if self.latest_generation.saturating_sub(generation) > MAX_GENERATION / 2 {
+        let newest = *self.newest_generation.get_or_insert(generation);
+        // A request that is older than the newest one does not count.
+        if generation.wrapping_sub(newest) & MAX_GENERATION > MAX_GENERATION / 2 {
+            return;
+        }
+        if generation < newest {
             self.generation_by_slot.clear();
         }
-        self.latest_generation = generation;
+        self.newest_generation = Some(generation);
     }
 }
 
@@ -136,7 +141,6 @@ mod tests {
     #[test]
     fn cancellation_covers_earlier_generations_of_its_slot_only() {
         let cancelled = CancelledRequests::default();
-        assert!(!cancelled.contains(request_id(1, 7)));
         assert!(cancelled.add(request_id(1, 7)));
         assert!(cancelled.contains(request_id(1, 7)) && cancelled.contains(request_id(1, 3)));
         assert!(!cancelled.contains(request_id(1, 8)) && !cancelled.contains(request_id(2, 7)));
@@ -149,6 +153,10 @@ mod tests {
         // Another slot reaches the end of the generations.
         assert!(!cancelled.contains(request_id(2, MAX_GENERATION)));
         assert!(!cancelled.contains(request_id(1, 0)), "a new request is not cancelled");
+        assert!(cancelled.add(request_id(3, 1)));
+        // A handler of an old request is still running.
+        assert!(!cancelled.contains(request_id(2, MAX_GENERATION)));
+        assert!(cancelled.contains(request_id(3, 1)), "the cancellation was not discarded");
         assert!(cancelled.add(request_id(1, 5)));
         assert!(cancelled.contains(request_id(1, 5)) && !cancelled.contains(request_id(1, 6)));
     }

@@ -123,6 +123,7 @@ impl RecvCredit {
 
     /// Widens the window of a sender that waited for credit. Returns the credit to grant.
     ///
+    /// Shrinks it instead if the inbox has less free capacity.
     /// Keeps the window if more than a quarter of it is unhandled, because the endpoint is then
     /// slower than the sender. `routes` is the number of routes that share the inbox.
     pub(crate) fn on_sender_blocked(

@@ -9,10 +9,11 @@ use anyhow::{Context, Result};
 use futures::StreamExt;
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
+use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use network_shuffle::ShuffleService;
 use tokio::net::{TcpListener, TcpStream};
 
@@ -20,6 +21,10 @@ use tokio::net::{TcpListener, TcpStream};
 const MAX_CONNECTIONS: usize = 16;
 /// The time that a connection may last; it has one request.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
+/// The time in which the header of the request must arrive.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(1);
+/// The content type of texts for Prometheus.
+const TEXT: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
 /// The pause after an error of `accept`, for example when all file descriptors are in use.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
@@ -71,8 +76,11 @@ async fn accept(listener: &TcpListener) -> TcpStream {
 
 async fn serve_connection(socket: TcpStream, service: &ShuffleService) {
     let respond = service_fn(|request| respond(request, service));
-    let connection =
-        http1::Builder::new().keep_alive(false).serve_connection(TokioIo::new(socket), respond);
+    let connection = http1::Builder::new()
+        .keep_alive(false)
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .serve_connection(TokioIo::new(socket), respond);
     match tokio::time::timeout(CONNECTION_TIMEOUT, connection).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::debug!(%error, "a request of an administrator failed"),
@@ -94,7 +102,9 @@ async fn respond(
                 Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
             }
         }
-        (&Method::DELETE, ["applications", app_id, "executors", exec_id]) => {
+        (&Method::DELETE, ["applications", app_id, "executors", exec_id])
+            if !app_id.is_empty() && !exec_id.is_empty() =>
+        {
             service.executor_removed(app_id, exec_id);
             (StatusCode::OK, String::from("removed\n"))
         }
@@ -102,6 +112,7 @@ async fn respond(
     };
     let mut response = Response::new(Full::from(text));
     *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, TEXT);
     Ok(response)
 }
 

@@ -32,10 +32,10 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<()> {
         signal(SignalKind::interrupt())?,
         signal(SignalKind::user_defined1())?,
     );
+    let admin = AdminEndpoint::bind(arguments.admin_address).await?;
     let service = ShuffleService::start(&conf, transport, None).await.map_err(explain)?;
     println!("shuffle-service is listening on {}", service.local_addr());
     print_modes(&conf, &service, &modes);
-    let admin = AdminEndpoint::bind(arguments.admin_address).await?;
     if let Some(address) = admin.local_addr()? {
         println!("administration: http://{address}/metrics");
     }
