@@ -1,7 +1,7 @@
 //! `cargo xtask generate`: the committed code of `.proto` files.
 //!
-//! Users of rpc-core compile no schema of ours, so the code of the envelope, of rpc-core's tests and
-//! of the examples is committed. `cargo run --example quickstart` then needs no code generator.
+//! Users of rpc-core compile no schema of ours, so the code of the envelope, of rpc-core's tests
+//! and of the examples is committed. `cargo run --example quickstart` then needs no code generator.
 
 use std::fs;
 use std::path::Path;

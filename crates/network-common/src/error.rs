@@ -190,7 +190,7 @@ impl TransportError {
     /// | [`Connect`](ErrorKind::Connect), [`ConnectTimeout`](ErrorKind::ConnectTimeout), [`FastFail`](ErrorKind::FastFail) | yes: there was no connection to send over |
     /// | [`Bootstrap`](ErrorKind::Bootstrap) | if the connection was cut or timed out meanwhile |
     /// | [`AlreadyPending`](ErrorKind::AlreadyPending) | yes, when the first fetch has ended |
-    /// | [`Limit`](ErrorKind::Limit) | if the write queue was full; not if the request is too large, or the response was not received |
+    /// | [`Limit`](ErrorKind::Limit) | if the write queue was full; not if a request or a response is too large |
     /// | [`Remote`](ErrorKind::Remote) | if the peer's [`ByteBudget`](crate::ByteBudget) did not allow the request for now |
     /// | [`Closed`](ErrorKind::Closed), [`Timeout`](ErrorKind::Timeout), [`Io`](ErrorKind::Io), [`Protocol`](ErrorKind::Protocol) | if the connection ended before the request was made; not if the request was pending |
     /// | others | no |

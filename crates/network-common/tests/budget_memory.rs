@@ -33,7 +33,7 @@ unsafe extern "C" {
 /// Makes glibc return large freed blocks to the system at once.
 ///
 /// By default it raises its thresholds and keeps up to 64 MiB for each thread, so that the resident
-/// bytes would show what was freed, too. docs/guide/src/back-pressure.md describes the settings.
+/// bytes would include freed blocks. docs/guide/src/back-pressure.md describes the settings.
 fn return_freed_memory() {
     const M_TRIM_THRESHOLD: i32 = -1;
     const M_MMAP_THRESHOLD: i32 = -3;

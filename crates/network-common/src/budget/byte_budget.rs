@@ -44,8 +44,8 @@ const MAX_RESERVE: u64 = 16 << 20;
 ///   [exhausted](Self::is_exhausted): requests over 64 KiB are refused with a retryable error, and
 ///   the requests of a connection are not read while its peer leaves responses unread. A request
 ///   or the response to an RPC counts one and a half times while it arrives; one that is too large
-///   for an empty budget is refused finally. A response over 64 KiB for which no bytes are left is skipped, and its
-///   request fails with [`ErrorKind::Limit`](crate::ErrorKind::Limit).
+///   for an empty budget is refused finally. A response over 64 KiB for which no bytes are left is
+///   skipped, and its request fails with [`ErrorKind::Limit`](crate::ErrorKind::Limit).
 /// * While it is exhausted, or a body waits, or a message was refused, a connection is closed if
 ///   the system of its peer takes or sends less than 64 KiB in 2 s: the one that holds the most
 ///   bytes for the longest time first.

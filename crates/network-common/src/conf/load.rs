@@ -105,7 +105,9 @@ fn split_property(line: &str) -> (String, String) {
     (unescape(key), unescape(rest))
 }
 
-/// Replaces `\t`, `\n`, `\r`, `\f` and `\uXXXX`; any other escaped character stands for itself.
+/// Replaces `\t`, `\n`, `\r`, `\f`, and `\u` with four hexadecimal digits.
+///
+/// Any other escaped character stands for itself.
 fn unescape(text: &str) -> String {
     let mut output = String::with_capacity(text.len());
     let mut rest = text.chars();

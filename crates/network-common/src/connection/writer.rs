@@ -185,8 +185,9 @@ impl Writer {
     }
 
     fn poll_batch(&mut self, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        let socket = self.io.as_ref().and_then(WriteHalf::socket);
-        if let Some(socket) = socket.filter(|_| self.region.is_some()) {
+        if self.region.is_some()
+            && let Some(socket) = self.io.as_ref().and_then(WriteHalf::socket)
+        {
             // The batch is the header of the region.
             let header =
                 self.batch.contiguous(self.batch_written, self.batch.len() - self.batch_written);

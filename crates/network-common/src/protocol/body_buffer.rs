@@ -186,7 +186,7 @@ impl BodyBuffer {
         }
     }
 
-    /// Frees the memory, and discards what was received.
+    /// Frees the memory, and discards the received bytes.
     pub(super) fn clear(&mut self) {
         *self = Self::empty(Arc::clone(&self.pool));
     }

@@ -206,8 +206,8 @@ impl FrameDecoder {
 
     /// Collects the body announced by [`Event::BodyStart`] into one [`Event::Message`].
     ///
-    /// If `expected` is true, a buffer of the announced length, at most 64 MiB, is allocated for it.
-    /// Connections do so for chunks, whose length the program has chosen. The bodies of
+    /// If `expected` is true, a buffer of the announced length, at most 64 MiB, is allocated for
+    /// it. Connections do so for chunks, whose length the program has chosen. The bodies of
     /// [`StreamResponse`](Message::StreamResponse) and [`UploadStream`](Message::UploadStream) are
     /// not part of a message: they must be streamed or discarded.
     pub fn collect_body(&mut self, expected: bool) {

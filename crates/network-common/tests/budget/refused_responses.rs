@@ -48,7 +48,7 @@ async fn fault_m7_response_over_budget_fails_its_request_alone() {
     until(|| budget.held() == 0).await;
 }
 
-/// Beyond 64 MiB the memory of a chunk grows as it arrives, and counts once.
+/// The memory of a chunk over 64 MiB grows as the chunk arrives, and counts once.
 #[tokio::test]
 async fn fault_m7_chunk_over_64_mib_arrives_if_it_fits() {
     let (pair, budget) = pair(120 * MIB).await;

@@ -1,4 +1,4 @@
-//! What the program prints when it starts, and the errors at its start.
+//! Tests the output and the errors of the program at its start.
 
 use std::fs;
 use std::io::Read;

@@ -165,6 +165,7 @@ impl RpcError {
             | ErrorKind::NoReply
             | ErrorKind::Stopped
             | ErrorKind::Timeout => true,
+            // The limit of the inbox. One that the endpoint reached elsewhere is not retryable.
             ErrorKind::Limit => self.is_retryable(),
             _ => false,
         };

@@ -180,7 +180,7 @@ pub(crate) struct InboundMessage<'a> {
 pub(crate) struct TargetRoutes {
     pub(super) outstanding_messages: AtomicU64,
     pub(super) outstanding_bytes: AtomicU64,
-    /// Held from reading the free capacity of the inbox to counting what was granted of it.
+    /// Keeps two connections from granting the same free capacity of the inbox.
     pub(super) granting: Mutex<()>,
     pub(super) routes: Mutex<BTreeMap<(ConnectionId, u32), AttachedRoute>>,
 }

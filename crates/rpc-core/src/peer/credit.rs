@@ -123,9 +123,9 @@ impl RecvCredit {
 
     /// Widens the window of a sender that waited for credit. Returns the credit to grant.
     ///
-    /// Shrinks it instead if the inbox has less free capacity.
     /// Keeps the window if more than a quarter of it is unhandled, because the endpoint is then
-    /// slower than the sender. `routes` is the number of routes that share the inbox.
+    /// slower than the sender. Shrinks it if the inbox has less free capacity. `routes` is the
+    /// number of routes that share the inbox.
     pub(crate) fn on_sender_blocked(
         &mut self,
         blocked_by: u32,
@@ -136,12 +136,11 @@ impl RecvCredit {
         // One route gets at most a half of the inbox, and two routes get a third each.
         let share = |limit: u64| limit / (routes + 1);
         if blocked_by & BLOCKED_BY_MESSAGES != 0 {
-            self.messages.widen(free.messages, share(limits.inbox.messages));
-            self.messages.shrink_to(free.messages, limits.initial.messages);
+            let share = share(limits.inbox.messages);
+            self.messages.widen(free.messages, limits.initial.messages, share);
         }
         if blocked_by & BLOCKED_BY_BYTES != 0 {
-            self.bytes.widen(free.bytes, share(limits.inbox.bytes));
-            self.bytes.shrink_to(free.bytes, limits.initial.bytes);
+            self.bytes.widen(free.bytes, limits.initial.bytes, share(limits.inbox.bytes));
         }
         self.grant()
     }
@@ -205,11 +204,12 @@ impl CreditWindow {
     /// Doubles the window up to `share`, for a sender that waited for credit.
     ///
     /// Keeps it if the inbox lacks capacity, or if more than a quarter of it is unhandled.
-    fn widen(&mut self, free: u64, share: u64) {
+    fn widen(&mut self, free: u64, initial: u64, share: u64) {
         let unhandled = self.received.saturating_sub(self.handled);
         if free >= self.window && unhandled <= self.window / 4 {
             self.window = self.window.max(share.min(2 * self.window));
         }
+        self.shrink_to(free, initial);
     }
 
     fn restart(&mut self, window: u64) {

@@ -27,14 +27,15 @@ pub(crate) fn encode_reply<T: Message>(value: &T) -> Bytes {
 }
 
 /// Encodes the response for a request that an endpoint failed.
+///
+/// `error` has a kind that [`RpcError::into_handler_failure`] keeps.
 pub(crate) fn encode_failure(error: &RpcError) -> Bytes {
     let kind = match error.kind() {
         ErrorKind::Panic => Kind::Panic,
         ErrorKind::NoReply => Kind::NoReply,
         ErrorKind::Stopped => Kind::Stopped,
         ErrorKind::Timeout => Kind::Timeout,
-        // The limit of the inbox. A limit that the endpoint reached elsewhere is not retryable.
-        ErrorKind::Limit if error.is_retryable() => Kind::Limit,
+        ErrorKind::Limit => Kind::Limit,
         _ => Kind::Application,
     };
     encode(failure(kind, error))
