@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use base64::prelude::{BASE64_STANDARD, Engine};
 use network_common::auth::{Secret, SecretKeyHolder};
 use parking_lot::{Mutex, RwLock};
 use tokio::task::AbortHandle;
@@ -105,7 +104,7 @@ impl Secrets {
             SecretSource::Text(_) => Ok(()),
             SecretSource::File(file) => {
                 if let Some(bytes) = self.read_if_changed(file)? {
-                    *self.for_all.write() = Some(Secret::new(BASE64_STANDARD.encode(bytes)));
+                    *self.for_all.write() = Some(Secret::from_file_content(&bytes));
                 }
                 Ok(())
             }

@@ -3,8 +3,6 @@
 use std::fmt;
 use std::sync::Arc;
 
-use base64::Engine;
-use base64::prelude::BASE64_STANDARD;
 use network_common::auth::{Secret, SecretKeyHolder, SecretStore};
 use network_common::{TransportContext, run_blocking};
 use zeroize::Zeroizing;
@@ -50,7 +48,7 @@ impl fmt::Debug for AuthIdentity {
     }
 }
 
-/// Returns the bytes of a file in Base64, as `SecurityManager.getSecretKey` of Spark does.
+/// Reads the secret of a file on a blocking thread.
 async fn read_secret(path: &str) -> Result<Secret, RpcError> {
     let owned = path.to_owned();
     let read = run_blocking(move || std::fs::read(owned).map(Zeroizing::new));
@@ -62,7 +60,7 @@ async fn read_secret(path: &str) -> Result<Secret, RpcError> {
         let text = format!("the secret file {path} ({SECRET_FILE}) is empty");
         return Err(RpcError::new(ErrorKind::Config, text));
     }
-    Ok(Secret::new(BASE64_STANDARD.encode(&*bytes)))
+    Ok(Secret::from_file_content(&bytes))
 }
 
 /// Adds authentication to `context`: `given`, or that which the settings require.

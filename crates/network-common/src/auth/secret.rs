@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use parking_lot::RwLock;
 use zeroize::Zeroizing;
 
@@ -29,6 +31,19 @@ impl Secret {
     /// Creates a secret from the text that `spark.authenticate.secret` would contain.
     pub fn new(text: impl Into<String>) -> Self {
         Self(Arc::new(Zeroizing::new(text.into())))
+    }
+
+    /// Creates the secret of a process with `spark.authenticate.secret.file`.
+    ///
+    /// It is the Base64 of all bytes of the file, as in `SecurityManager.getSecretKey`.
+    ///
+    /// ```
+    /// let secret = network_common::auth::Secret::from_file_content(b"s3cret\n");
+    /// # let _ = secret;
+    /// ```
+    #[must_use]
+    pub fn from_file_content(content: &[u8]) -> Self {
+        Self::new(BASE64_STANDARD.encode(content))
     }
 
     /// Creates a secret from 256 random bits.

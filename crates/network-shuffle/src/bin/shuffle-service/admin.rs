@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use futures::StreamExt;
+use heck::AsSnakeCase;
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{CONTENT_TYPE, HeaderValue};
@@ -121,7 +122,7 @@ fn metrics_text(service: &ShuffleService) -> String {
     let mut text = String::new();
     let mut add = |prefix, name: &str, value| {
         // Writing to a string succeeds.
-        let _ = writeln!(text, "shuffle_service_{prefix}{} {value}", snake_case(name));
+        let _ = writeln!(text, "shuffle_service_{prefix}{} {value}", AsSnakeCase(name));
     };
     for (name, value) in service.metrics().named_values() {
         add("", name, value);
@@ -132,18 +133,4 @@ fn metrics_text(service: &ShuffleService) -> String {
         add("transport_", name, value);
     }
     text
-}
-
-/// Returns names like `openStreams` and `failures.Io` as `open_streams` and `failures_io`.
-fn snake_case(name: &str) -> String {
-    let mut result = String::new();
-    for character in name.chars() {
-        if !character.is_ascii_lowercase() && !result.ends_with('_') {
-            result.push('_');
-        }
-        if character.is_ascii_alphanumeric() {
-            result.push(character.to_ascii_lowercase());
-        }
-    }
-    result
 }
